@@ -1,0 +1,122 @@
+"""The entry point: finds commands without importing them, and turns errors into one line and an exit code.
+
+Exit codes: 0 done, 1 a check failed, 2 usage or configuration, 3 a dependency is unreachable.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from rtfm import errors
+
+EXIT_CHECK_FAILED = 1
+EXIT_USAGE = 2
+EXIT_UNREACHABLE = 3
+
+# name: (module, attribute, help). The help stands here so that --help imports no command.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "local": ("cli.local", "local", "Run Kafka, the registry, Chroma and PostgreSQL on this machine."),
+    "topics": ("cli.topics", "topics", "Create, list and check the Kafka topics."),
+    "schemas": ("cli.schemas", "schemas", "Register, check and release the Avro contracts."),
+    "run": ("cli.run", "run", "Run a service: the bot or the processor."),
+    "import": ("cli.import_", "import_", "Import chat exports through discord-messages."),
+    "search": ("cli.search", "search", "Show what retrieval finds, with scores."),
+    "ask": ("cli.ask", "ask", "Ask a question through Kafka."),
+    "dlq": ("cli.dlq", "dlq", "List and show dead letters."),
+    "selftest": ("cli.selftest", "selftest", "Try every part of a running system."),
+    "status": ("cli.status", "status", "Show topics, groups, lag and stores."),
+    "doctor": ("cli.doctor", "doctor", "Check configuration and surroundings, with a mend for each finding."),
+    "demo": ("cli.demo", "demo", "Show the whole journey on this machine, with sample data."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+@click.command(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Start with `rtfm-cli demo`. Settings come from flags, the environment and .env; see docs/configuration.md.",
+)
+@click.version_option(package_name="rtfm-events", prog_name="rtfm-cli")
+@click.option("--debug", is_flag=True, help="Log everything and show tracebacks.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Answers from what your community said before, over Kafka with Avro contracts.
+
+    \b
+    rtfm-cli demo                          the whole journey on this machine
+    rtfm-cli local up                      real Kafka, registry, Chroma and PostgreSQL
+    rtfm-cli topics init                   create the topics
+    rtfm-cli schemas register              register the contracts
+    rtfm-cli run processor                 archive messages and answer questions
+    rtfm-cli ask "how do I mount NTFS?"    ask through Kafka
+    """
+    ctx.ensure_object(dict)["debug"] = debug
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(run(args))
+
+
+def run(args: list[str] | None = None) -> int:
+    """Run the command line and give its exit code."""
+    arguments = sys.argv[1:] if args is None else args
+    debug = "--debug" in arguments
+    try:
+        result: Any = cli.main(args=arguments, prog_name="rtfm-cli", standalone_mode=False)
+    except click.ClickException as exc:
+        exc.show()
+        return exc.exit_code
+    except click.exceptions.Exit as exc:
+        return exc.exit_code
+    except click.Abort:
+        click.echo("Stopped.", err=True)
+        return 130
+    except errors.RtfmError as exc:
+        if debug:
+            raise
+        click.echo(f"Error: {exc}", err=True)
+        if exc.hint:
+            click.echo(f"Hint: {exc.hint}", err=True)
+        return exit_code(exc)
+    except BrokenPipeError:
+        return 0
+    except Exception as exc:
+        if debug:
+            raise
+        click.echo(f"Error: {type(exc).__name__}: {exc}", err=True)
+        click.echo("Hint: this is a defect; run again with --debug for the traceback.", err=True)
+        return EXIT_CHECK_FAILED
+    return result if isinstance(result, int) else 0
+
+
+def exit_code(error: errors.RtfmError) -> int:
+    """The exit code that tells a script who must act."""
+    match error:
+        case errors.ConfigError():
+            return EXIT_USAGE
+        case errors.TransientError():
+            return EXIT_UNREACHABLE
+        case _:
+            return EXIT_CHECK_FAILED

@@ -1,0 +1,48 @@
+"""Options that several commands share, and the settings they lead to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from rtfm import settings
+
+bootstrap_servers_option = click.option(
+    "--bootstrap-servers",
+    "kafka_bootstrap_servers",
+    metavar="HOST:PORT",
+    help="Kafka brokers; default KAFKA_BOOTSTRAP_SERVERS.",
+)
+registry_option = click.option(
+    "--registry", "schema_registry_url", metavar="URL", help="Schema registry; default SCHEMA_REGISTRY_URL."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+
+
+def load_settings(**flags: Any) -> settings.Settings:
+    """The settings with a command's flags on top; logging is set up on the way."""
+    from rtfm import telemetry
+
+    loaded = settings.load().with_flags(**flags)
+    context = click.get_current_context(silent=True)
+    debug = bool(context and (context.find_root().obj or {}).get("debug"))
+    telemetry.configure_logging("DEBUG" if debug else loaded.log_level, loaded.log_format)
+    return loaded
+
+
+def echo_json(value: Any) -> None:
+    """One JSON document on one line."""
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def examples(text: str) -> Callable[[Any], Any]:
+    """Examples for the end of a command's --help."""
+
+    def attach(command: Any) -> Any:
+        command.epilog = "\b\n" + text.strip("\n")
+        return command
+
+    return attach

@@ -1,0 +1,8 @@
+"""RTFM: answers questions in Discord communities from what was said there before, over an event platform."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("rtfm-events")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"

@@ -1,0 +1,1 @@
+"""Answering: from a question and passages to an answer."""

@@ -1,0 +1,1 @@
+"""The Discord service: messages and questions in, replies out."""

@@ -1,0 +1,1 @@
+"""Contracts: the catalogue, the codec, the rules of compatibility and the registry."""

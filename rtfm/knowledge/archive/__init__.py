@@ -1,0 +1,1 @@
+"""The archive: every message and passage, in PostgreSQL."""

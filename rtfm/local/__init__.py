@@ -1,0 +1,1 @@
+"""The real services on this machine, without Docker."""

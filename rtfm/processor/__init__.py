@@ -1,0 +1,1 @@
+"""The message processor: ingests messages and answers questions."""

@@ -1,0 +1,371 @@
+"""Configuration: the only reader of the environment.
+
+Owns every setting's name, default and meaning. A value comes from, in this order: a command's flag, the environment,
+``.env`` in the working directory, the local stack that runs in ``RTFM_HOME`` (addresses only), the default. A
+secret may be given as ``NAME_FILE``, a file that holds it. Nothing else in the project reads ``os.environ``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from attrs import Attribute, Factory, evolve, field, fields, frozen
+
+from rtfm.errors import ConfigError
+
+LOCAL_STACK_FILE = "run/stack.json"
+
+
+def _text(value: str) -> str:
+    return value
+
+
+def _seconds(value: str) -> float:
+    number = float(value)
+    if not 0 < number < 1e9:
+        raise ValueError("a positive number of seconds")
+    return number
+
+
+def _count(value: str) -> int:
+    number = int(value)
+    if number < 1:
+        raise ValueError("a whole number of at least 1")
+    return number
+
+
+def _port(value: str) -> int:
+    number = int(value)
+    if not 0 <= number <= 65535:
+        raise ValueError("a port between 0 and 65535")
+    return number
+
+
+def _boolean(value: str) -> bool:
+    match value.lower():
+        case "1" | "true" | "yes" | "on":
+            return True
+        case "0" | "false" | "no" | "off":
+            return False
+    raise ValueError("true or false")
+
+
+def _url(*schemes: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in schemes or not (parts.hostname or parts.scheme.startswith("postgresql")):
+            raise ValueError(f"an address such as {schemes[0]}://host:port")
+        _ = parts.port  # raises ValueError for a port that is no number
+        return value.rstrip("/")
+
+    return parse
+
+
+def _one_of(*values: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in values:
+            raise ValueError("one of " + ", ".join(values))
+        return value
+
+    return parse
+
+
+def _bootstrap_servers(value: str) -> str:
+    for server in value.split(","):
+        host, separator, port = server.strip().rpartition(":")
+        if not (host and separator and port.isdigit() and 0 < int(port) < 65536):
+            raise ValueError("host:port, several separated by commas")
+    return value
+
+
+def _topic_prefix(value: str) -> str:
+    if not all(c.isascii() and (c.isalnum() or c in "._-") for c in value) or len(value) > 100:
+        raise ValueError("at most 100 letters, digits, dots, dashes and underscores")
+    return value
+
+
+def _setting(
+    env: str,
+    default: Any,
+    doc: str,
+    parse: Callable[[str], Any] = _text,
+    *,
+    secret: bool = False,
+    group: str,
+) -> Any:
+    return field(
+        default=default,
+        repr=not secret,
+        metadata={"env": env, "doc": doc, "parse": parse, "secret": secret, "group": group},
+    )
+
+
+def _hostname() -> str:
+    return socket.gethostname()
+
+
+@frozen(kw_only=True)
+class Settings:
+    """Every setting, parsed. Secrets are left out of ``repr``."""
+
+    home: Path = _setting(
+        "RTFM_HOME", Path(".rtfm"), "Folder for the local services, downloads and caches.", Path, group="General"
+    )
+    instance_id: str = _setting(
+        "RTFM_INSTANCE_ID",
+        Factory(_hostname),
+        "Name of this instance, stable over restarts and different for each replica. Default: the host name.",
+        group="General",
+    )
+    log_level: str = _setting(
+        "LOG_LEVEL",
+        "INFO",
+        "Least severe level that is logged.",
+        _one_of("DEBUG", "INFO", "WARNING", "ERROR"),
+        group="General",
+    )
+    log_format: str = _setting(
+        "LOG_FORMAT",
+        "auto",
+        "`console`, `json`, or `auto`: console on a terminal, JSON elsewhere.",
+        _one_of("auto", "console", "json"),
+        group="General",
+    )
+    metrics_host: str = _setting(
+        "METRICS_HOST", "127.0.0.1", "Address on which a service opens its metrics and health port.", group="General"
+    )
+    metrics_port: int = _setting(
+        "METRICS_PORT",
+        0,
+        "Port of /metrics, /healthz and /readyz; 0 takes a free one and logs it.",
+        _port,
+        group="General",
+    )
+    shutdown_grace_s: float = _setting(
+        "SHUTDOWN_GRACE_S", 20.0, "Seconds that a service may take to finish on SIGTERM.", _seconds, group="General"
+    )
+    kafka_bootstrap_servers: str = _setting(
+        "KAFKA_BOOTSTRAP_SERVERS", "localhost:29092", "Kafka brokers to start from.", _bootstrap_servers, group="Kafka"
+    )
+    kafka_topic_prefix: str = _setting(
+        "KAFKA_TOPIC_PREFIX",
+        "",
+        "Put before every topic, consumer group, subject and collection, for a shared cluster.",
+        _topic_prefix,
+        group="Kafka",
+    )
+    kafka_replication_factor: int = _setting(
+        "KAFKA_REPLICATION_FACTOR",
+        1,
+        "Replicas of each topic that `topics init` makes; 3 in production.",
+        _count,
+        group="Kafka",
+    )
+    kafka_queue_max_messages: int = _setting(
+        "KAFKA_QUEUE_MAX_MESSAGES",
+        10_000,
+        "Records that a producer holds before it makes its caller wait.",
+        _count,
+        group="Kafka",
+    )
+    kafka_delivery_timeout_s: float = _setting(
+        "KAFKA_DELIVERY_TIMEOUT_S",
+        30.0,
+        "Seconds after which a record that no broker took is reported as not delivered.",
+        _seconds,
+        group="Kafka",
+    )
+    schema_registry_url: str = _setting(
+        "SCHEMA_REGISTRY_URL",
+        "http://localhost:8081",
+        "Schema registry with Confluent's API, path included.",
+        _url("http", "https"),
+        group="Contracts",
+    )
+    schemas_dir: Path | None = _setting(
+        "RTFM_SCHEMAS_DIR",
+        None,
+        "Folder that replaces the packaged schemas, released/ and contracts.toml included.",
+        Path,
+        group="Contracts",
+    )
+    database_url: str = _setting(
+        "DATABASE_URL",
+        "postgresql://rtfm:rtfm@localhost:5432/rtfm",
+        "PostgreSQL database of the archive.",
+        _url("postgresql", "postgres"),
+        secret=True,
+        group="Knowledge",
+    )
+    chroma_url: str = _setting(
+        "CHROMA_URL", "http://localhost:8000", "Chroma server.", _url("http", "https"), group="Knowledge"
+    )
+    embedding_model_dir: Path | None = _setting(
+        "RTFM_EMBEDDING_MODEL_DIR",
+        None,
+        "Folder of all-MiniLM-L6-v2 in ONNX (model.onnx and tokenizer.json). Default: where it was fetched to in"
+        " RTFM_HOME; without it search is lexical.",
+        Path,
+        group="Knowledge",
+    )
+    embedding_threads: int = _setting(
+        "EMBEDDING_THREADS", 2, "Threads of the embedding model.", _count, group="Knowledge"
+    )
+    passages_per_answer: int = _setting(
+        "PASSAGES_PER_ANSWER", 8, "Passages that an answer may rest on.", _count, group="Knowledge"
+    )
+    gemini_api_key: str | None = _setting(
+        "GEMINI_API_KEY",
+        None,
+        "Key of the Gemini API. Without it answers are extracts.",
+        secret=True,
+        group="Answering",
+    )
+    gemini_model: str = _setting("GEMINI_MODEL", "gemini-flash-latest", "Model that writes answers.", group="Answering")
+    gemini_api_endpoint: str | None = _setting(
+        "GEMINI_API_ENDPOINT",
+        None,
+        "Another address of the Gemini REST API: a proxy or a stub.",
+        _url("http", "https"),
+        group="Answering",
+    )
+    gemini_timeout_s: float = _setting(
+        "GEMINI_TIMEOUT_S", 20.0, "Seconds to wait for the model.", _seconds, group="Answering"
+    )
+    processor_concurrency: int = _setting(
+        "PROCESSOR_CONCURRENCY", 16, "Questions that one processor answers at a time.", _count, group="Answering"
+    )
+    query_expiry_s: float = _setting(
+        "QUERY_EXPIRY_S", 600.0, "Seconds after which a question is no longer answered.", _seconds, group="Answering"
+    )
+    discord_token: str | None = _setting("DISCORD_TOKEN", None, "Token of the bot.", secret=True, group="Discord")
+    discord_api: str | None = _setting(
+        "RTFM_DISCORD_API",
+        None,
+        "REST address of another Discord-compatible server.",
+        _url("http", "https"),
+        group="Discord",
+    )
+    discord_gateway: str | None = _setting(
+        "RTFM_DISCORD_GATEWAY",
+        None,
+        "Gateway address of another Discord-compatible server.",
+        _url("ws", "wss"),
+        group="Discord",
+    )
+
+    def with_flags(self, **flags: Any) -> Settings:
+        """These settings with the flags that were given (not None) put in their place.
+
+        Raises ConfigError for a value that does not parse.
+        """
+        given = {
+            name: _parse(_attribute(name), value, f"--{name.replace('_', '-')}")
+            for name, value in flags.items()
+            if value is not None
+        }
+        return evolve(self, **given)
+
+
+def describe() -> Iterator[tuple[str, str, str, str, bool]]:
+    """One (group, variable, default, meaning, is secret) for each setting, in order."""
+    for attribute in fields(Settings):
+        meta = attribute.metadata
+        default = "" if attribute.default is None or isinstance(attribute.default, Factory) else attribute.default  # type: ignore[arg-type]  # attrs types Factory as a function
+        yield meta["group"], meta["env"], str(default), meta["doc"], meta["secret"]
+
+
+def load(environ: Mapping[str, str] | None = None, *, dotenv: Path | None = Path(".env")) -> Settings:
+    """The settings of this process.
+
+    Raises ConfigError that names the variable, where it stands and what it should be.
+    """
+    process = dict(os.environ if environ is None else environ)
+    sources = [("the environment", process), (str(dotenv), _dotenv(dotenv))]
+    values: dict[str, Any] = {}
+    for attribute in fields(Settings):
+        found = _find(attribute.metadata["env"], sources, secret=attribute.metadata["secret"])
+        if found is not None:
+            text, where = found
+            values[attribute.name] = _parse(attribute, text, f"{attribute.metadata['env']} in {where}")
+    home = values.get("home", Path(".rtfm"))
+    return Settings(**(_local_addresses(home) | values))
+
+
+def _attribute(name: str) -> Attribute[Any]:
+    return cast("Attribute[Any]", getattr(fields(Settings), name))
+
+
+def _parse(attribute: Attribute[Any], value: Any, where: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return attribute.metadata["parse"](value)
+    except ValueError as exc:
+        shown = "its value" if attribute.metadata["secret"] else repr(value)
+        raise ConfigError(f"{where}: {shown} is not {_wanted(exc)}") from exc
+
+
+def _wanted(error: ValueError) -> str:
+    text = str(error)
+    return "a number" if text.startswith(("invalid literal", "could not convert")) else text
+
+
+def _dotenv(path: Path | None) -> dict[str, str]:
+    if path is None or not path.is_file():
+        return {}
+    from dotenv import dotenv_values
+
+    try:
+        return {key: value for key, value in dotenv_values(path).items() if value is not None}
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path} cannot be read: {exc}") from exc
+
+
+def _find(name: str, sources: list[tuple[str, dict[str, str]]], *, secret: bool) -> tuple[str, str] | None:
+    for where, variables in sources:
+        if value := variables.get(name, "").strip():
+            return value, where
+        if secret and (path := variables.get(f"{name}_FILE", "").strip()):
+            try:
+                return Path(path).read_text(encoding="utf-8").strip(), path
+            except (OSError, UnicodeDecodeError) as exc:
+                raise ConfigError(f"{name}_FILE in {where}: {path} cannot be read", hint=str(exc)) from exc
+    return None
+
+
+def _local_addresses(home: Path) -> dict[str, str]:
+    """Addresses of the local services that run in ``home``; none where none do."""
+    try:
+        services = json.loads((home / LOCAL_STACK_FILE).read_text(encoding="utf-8"))["services"]
+    except (OSError, ValueError, KeyError):
+        return {}
+    names = {
+        "kafka": "kafka_bootstrap_servers",
+        "schema-registry": "schema_registry_url",
+        "chroma": "chroma_url",
+        "postgres": "database_url",
+    }
+    return {
+        names[name]: service["address"]
+        for name, service in services.items()
+        if name in names and _alive(service.get("pid"))
+    }
+
+
+def _alive(pid: object) -> bool:
+    if not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

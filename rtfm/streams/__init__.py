@@ -1,0 +1,1 @@
+"""Streams: topics, producers, the pipeline and dead letters, on Kafka."""

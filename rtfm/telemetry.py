@@ -1,0 +1,195 @@
+"""What a running service shows: logs, metrics, health and the trace that travels in Kafka headers.
+
+Owns every metric's name and help. No message content and no secret is logged at INFO or above.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import structlog
+from attrs import define, field
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram, generate_latest
+
+# Names follow OpenTelemetry's messaging conventions where they have one.
+CONSUMED = Counter(
+    "messaging_client_consumed_messages_total",
+    "Records taken from Kafka.",
+    ["messaging_destination_name", "messaging_consumer_group_name"],
+)
+SENT = Counter(
+    "messaging_client_sent_messages_total",
+    "Records that a broker acknowledged, or refused with error_type.",
+    ["messaging_destination_name", "error_type"],
+)
+PROCESS_SECONDS = Histogram(
+    "messaging_process_duration_seconds",
+    "Handling one batch of records.",
+    ["messaging_destination_name"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10),
+)
+DEAD_LETTERS = Counter("rtfm_dlq_messages_total", "Records sent to dead-letters.", ["topic", "reason"])
+LOST_RECORDS = Counter(
+    "rtfm_lost_records_total", "Records that retention removed before they were read.", ["topic", "group"]
+)
+IGNORED_EVENTS = Counter("rtfm_ignored_events_total", "Events that a reader did nothing with.", ["topic", "reason"])
+ANSWERS = Counter("rtfm_answers_total", "Answers by outcome.", ["outcome"])
+ANSWER_SECONDS = Histogram("rtfm_answer_duration_seconds", "From reading a question to its answer.")
+MODEL_FAILURES = Counter("rtfm_model_failures_total", "Calls of the model that failed.", ["reason"])
+ARCHIVED = Counter("rtfm_archived_messages_total", "Messages written to the archive.", ["change"])
+EMBEDDED = Counter("rtfm_embedded_texts_total", "Texts turned into vectors.")
+RESPONSES_DELIVERED = Counter("rtfm_responses_delivered_total", "Responses by what became of them.", ["result"])
+PIPELINE_PAUSED = Gauge("rtfm_pipeline_paused", "1 while a pipeline waits for a dependency.", ["group", "dependency"])
+BUILD_INFO = Gauge("rtfm_build_info", "Always 1; the version is in the label.", ["version"])
+
+
+def configure_logging(level: str, output: str = "auto") -> None:
+    """Send all logs to standard error; ``output`` is ``console``, ``json`` or ``auto`` (console on a terminal)."""
+    as_json = output == "json" or (output == "auto" and not sys.stderr.isatty())
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    final: list[Any] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        if as_json
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("rtfm").setLevel(level)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.processors.StackInfoRenderer(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+
+
+def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+    """The logger of a module; events are short sentences, facts go into key-value pairs."""
+    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
+    return logger
+
+
+def new_traceparent() -> str:
+    """A W3C ``traceparent`` header value that begins a trace (https://www.w3.org/TR/trace-context/)."""
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+
+
+def child_traceparent(parent: str | None) -> str:
+    """A ``traceparent`` in the same trace as ``parent``, or a new trace where there is none or it is malformed."""
+    parts = (parent or "").split("-")
+    if len(parts) != 4 or len(parts[1]) != 32:
+        return new_traceparent()
+    return f"00-{parts[1]}-{secrets.token_hex(8)}-{parts[3]}"
+
+
+@define
+class Health:
+    """Whether a service lives and is ready; loops report to it, the HTTP port and the watchdog read it.
+
+    A loop calls ``beat(name)`` on every pass. ``ready_when(name, check)`` adds a condition of readiness; a check
+    gives None when all is well, else one line of what is wrong.
+    """
+
+    max_gap_s: float = 60.0
+    clock: Callable[[], float] = time.monotonic
+    _beats: dict[str, float] = field(factory=dict)
+    _checks: dict[str, Callable[[], str | None]] = field(factory=dict)
+
+    def beat(self, name: str) -> None:
+        """Note that the loop ``name`` passed."""
+        self._beats[name] = self.clock()
+
+    def ready_when(self, name: str, check: Callable[[], str | None]) -> None:
+        """Add a condition of readiness."""
+        self._checks[name] = check
+
+    def liveness(self) -> dict[str, str]:
+        """What keeps the service from being alive: loop → line. Empty when all is well."""
+        now = self.clock()
+        return {
+            name: f"no pass for {now - at:.0f} s" for name, at in list(self._beats.items()) if now - at > self.max_gap_s
+        }
+
+    def readiness(self) -> dict[str, str]:
+        """What keeps the service from being ready: condition → line. Empty when all is well."""
+        wrong = self.liveness()
+        for name, check in list(self._checks.items()):
+            if (line := check()) is not None:
+                wrong[name] = line
+        return wrong
+
+
+class MetricsServer:
+    """One small HTTP port with /metrics, /healthz and /readyz, served from a daemon thread."""
+
+    def __init__(self, health: Health, host: str, port: int) -> None:
+        """Open the port; 0 takes a free one. Raises OSError when it cannot be had."""
+        self._server = ThreadingHTTPServer((host, port), _handler(health))
+        self._server.daemon_threads = True
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Close the port."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _handler(health: Health) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            match self.path.partition("?")[0]:
+                case "/metrics":
+                    self._answer(200, generate_latest(REGISTRY), CONTENT_TYPE_LATEST)
+                case "/healthz":
+                    self._verdict(health.liveness())
+                case "/readyz":
+                    self._verdict(health.readiness())
+                case _:
+                    self._answer(404, b"not found\n", "text/plain")
+
+        def _verdict(self, wrong: dict[str, str]) -> None:
+            body = json.dumps({"ok": not wrong, "wrong": wrong}).encode()
+            self._answer(503 if wrong else 200, body, "application/json")
+
+        def _answer(self, status: int, body: bytes, content_type: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is the base class's
+            return
+
+    return Handler
