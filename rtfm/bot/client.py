@@ -1,0 +1,225 @@
+"""The Discord client: listens to the gateway and turns what it hears into events.
+
+Owns the connection, its addresses and intents, and the way from a message to a ``DiscordMessage`` or a ``BotQuery``.
+Handlers publish before they first wait, so that events keep the order in which Discord sent them. What is asked of
+the bot is not published as conversation: a search would find the question itself first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Any, Protocol
+
+import aiohttp
+import discord
+import yarl
+from discord.gateway import DiscordWebSocket
+from discord.http import Route
+
+from rtfm.bot import messages, triggers, visibility
+from rtfm.bot.replies import EMPTY_QUESTION
+from rtfm.events import (
+    Audience,
+    BotQuery,
+    ContextMessage,
+    DiscordMessage,
+    MessageChange,
+    QueryOrigin,
+    Speaker,
+    TimestampMillis,
+)
+from rtfm.telemetry import IGNORED_EVENTS, get_logger
+
+log = get_logger(__name__)
+
+_DISCORD_API = Route.BASE
+_DISCORD_GATEWAY = DiscordWebSocket.DEFAULT_GATEWAY
+_ASK_IN_A_CHANNEL = "Please ask me in a channel of the server that you mean."
+
+
+class Publish(Protocol):
+    """Takes an event for a topic, at once; False when it had to be dropped."""
+
+    def __call__(self, topic: str, event: DiscordMessage | BotQuery) -> bool: ...
+
+
+class RtfmClient(discord.Client):
+    """A gateway client that publishes what it hears."""
+
+    def __init__(
+        self,
+        publish: Publish,
+        *,
+        query_expiry_s: float,
+        api: str | None = None,
+        gateway: str | None = None,
+    ) -> None:
+        """``api`` and ``gateway`` are the addresses of another Discord-compatible server; they hold for the process,
+        as discord.py keeps its own in class attributes. With ``api`` alone, that server is asked for its gateway.
+        """
+        super().__init__(
+            intents=discord.Intents(guilds=True, guild_messages=True, dm_messages=True, message_content=True),
+            allowed_mentions=discord.AllowedMentions.none(),
+            max_messages=None,
+            chunk_guilds_at_startup=False,
+            member_cache_flags=discord.MemberCacheFlags.none(),
+        )
+        Route.BASE = api or _DISCORD_API
+        DiscordWebSocket.DEFAULT_GATEWAY = yarl.URL(gateway) if gateway else _DISCORD_GATEWAY
+        self._ask_for_gateway = api is not None and gateway is None
+        self._publish = publish
+        self._query_expiry_ms = int(query_expiry_s * 1000)
+        self._connected = False
+
+    def trouble(self) -> str | None:
+        """One line while there is no connection to the gateway, for readiness."""
+        return None if self._connected else "not connected to Discord's gateway"
+
+    async def setup_hook(self) -> None:
+        if self._ask_for_gateway:
+            _, address, _ = await self.http.get_bot_gateway()
+            DiscordWebSocket.DEFAULT_GATEWAY = yarl.URL(address)
+
+    async def on_connect(self) -> None:
+        """The gateway has taken our identification."""
+        self._connected = True
+        log.info("connected to Discord", bot_id=self._own_id())
+
+    async def on_resumed(self) -> None:
+        """The gateway has replayed what we missed."""
+        self._connected = True
+        log.info("resumed the session with Discord")
+
+    async def on_disconnect(self) -> None:
+        """The gateway is gone; discord.py connects again."""
+        if self._connected:
+            log.warning("disconnected from Discord")
+        self._connected = False
+
+    async def on_message(self, message: discord.Message) -> None:
+        """Publish a new message, or ask the question that it is."""
+        if not messages.is_said_by_a_person(message):
+            return
+        question = self._question(message)
+        if question is None:
+            self._publish_said(message, MessageChange.CREATED)
+        elif message.guild is None:
+            await self._ask_directly(message, question)
+        else:
+            await self._ask_in_channel(message, question)
+
+    async def on_raw_message_edit(self, payload: discord.RawMessageUpdateEvent) -> None:
+        """Publish an edit; Discord also reports as one that it fetched a link's preview."""
+        message = payload.message
+        if message.edited_at is not None and self._question(message) is None:
+            self._publish_said(message, MessageChange.EDITED)
+
+    async def on_raw_message_delete(self, payload: discord.RawMessageDeleteEvent) -> None:
+        """Publish a deletion."""
+        self._publish_deleted([payload.message_id], payload.channel_id, payload.guild_id)
+
+    async def on_raw_bulk_message_delete(self, payload: discord.RawBulkMessageDeleteEvent) -> None:
+        """Publish a moderator's deletion of many messages."""
+        self._publish_deleted(sorted(payload.message_ids), payload.channel_id, payload.guild_id)
+
+    async def on_error(self, event_method: str, /, *args: Any, **kwargs: Any) -> None:
+        """Log what a handler could not do; without the event, which holds what people wrote."""
+        error = sys.exc_info()[1]
+        log.error("an event of Discord was not handled", handler=event_method, error=f"{type(error).__name__}")
+        log.debug("traceback", exc_info=True)
+
+    def _publish_said(self, message: discord.Message, change: MessageChange) -> None:
+        event = messages.said(message, change)
+        if event is None:
+            IGNORED_EVENTS.labels("discord-messages", "not_listened_to").inc()
+        else:
+            self._publish("discord-messages", event)
+
+    def _publish_deleted(self, message_ids: list[int], channel_id: int, guild_id: int | None) -> None:
+        if guild_id is None:
+            return
+        guild = self.get_guild(guild_id)
+        channel = guild.get_channel_or_thread(channel_id) if guild else None
+        for message_id in message_ids:
+            self._publish("discord-messages", messages.deleted(message_id, channel_id, guild_id, channel))
+
+    def _question(self, message: discord.Message) -> triggers.Question | None:
+        role = message.guild.self_role if message.guild else None
+        return triggers.find_question(
+            triggers.Incoming(
+                content=message.content,
+                bot_id=str(self._own_id()),
+                bot_role_ids=(str(role.id),) if role else (),
+                replies_to_bot=self._replied_to(message) is not None,
+                direct=message.guild is None,
+            )
+        )
+
+    def _replied_to(self, message: discord.Message) -> discord.Message | None:
+        """The bot's own message that ``message`` replies to."""
+        resolved = message.reference.resolved if message.reference else None
+        if isinstance(resolved, discord.Message) and resolved.author.id == self._own_id():
+            return resolved
+        return None
+
+    def _own_id(self) -> int:
+        return self.user.id if self.user else 0
+
+    async def _ask_in_channel(self, message: discord.Message, question: triggers.Question) -> None:
+        channel = message.channel
+        if not isinstance(channel, discord.TextChannel | discord.Thread):
+            IGNORED_EVENTS.labels("bot-queries", "not_listened_to").inc()
+        elif not question.text:
+            await message.reply(EMPTY_QUESTION, mention_author=False)
+        else:
+            self._publish_query(
+                message, question, channel.guild.id, Audience.PUBLIC, visibility.visible_to_readers_of(channel)
+            )
+            with contextlib.suppress(discord.HTTPException, aiohttp.ClientError, OSError):
+                await channel.typing()
+
+    async def _ask_directly(self, message: discord.Message, question: triggers.Question) -> None:
+        guild = await self._only_guild_of(message.author)
+        if guild is None or not question.text:
+            await message.channel.send(_ASK_IN_A_CHANNEL if guild is None else EMPTY_QUESTION)
+        else:
+            self._publish_query(message, question, guild.id, Audience.ASKER, visibility.visible_to_all(guild))
+
+    async def _only_guild_of(self, person: discord.abc.User) -> discord.Guild | None:
+        """The bot's guild, when it has one and ``person`` is a member; who has left reads nothing any more."""
+        if len(self.guilds) != 1:
+            return None
+        try:
+            await self.guilds[0].fetch_member(person.id)
+        except (discord.NotFound, discord.Forbidden):
+            return None
+        return self.guilds[0]
+
+    def _publish_query(
+        self,
+        message: discord.Message,
+        question: triggers.Question,
+        guild_id: int,
+        audience: Audience,
+        visible_channel_ids: list[str],
+    ) -> None:
+        asked_at = messages.created_at(message.id)
+        answered = self._replied_to(message)
+        self._publish(
+            "bot-queries",
+            BotQuery(
+                query_id=f"m{message.id}",
+                guild_id=str(guild_id),
+                channel_id=str(message.channel.id),
+                message_id=str(message.id),
+                asker_id=str(message.author.id),
+                question=question.text,
+                asked_at=asked_at,
+                expires_at=TimestampMillis(asked_at + self._query_expiry_ms),
+                audience=audience,
+                visible_channel_ids=visible_channel_ids,
+                context=[ContextMessage(speaker=Speaker.BOT, content=answered.content)] if answered else [],
+                origin=question.origin if message.guild else QueryOrigin.DIRECT,
+            ),
+        )

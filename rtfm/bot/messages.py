@@ -1,0 +1,98 @@
+"""From what Discord reports to the events of ``discord-messages``.
+
+Promises an event only for what people said: default messages and replies in text channels, threads and forum posts
+of guilds. Bots, webhooks, joins, pins, voice channels and direct messages give none.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import discord
+
+from rtfm.events import Attachment, ChannelKind, DiscordMessage, MessageChange, TimestampMillis
+
+# Most answers are replies; a bot that reads only default messages never sees them.
+SAID = frozenset({discord.MessageType.default, discord.MessageType.reply})
+_UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DISCORD_EPOCH_MS = 1_420_070_400_000  # 2015-01-01, the zero of snowflakes (Discord's reference, "Snowflakes")
+
+
+def created_at(snowflake: int) -> TimestampMillis:
+    """When the thing with this id was made."""
+    return TimestampMillis((snowflake >> 22) + _DISCORD_EPOCH_MS)
+
+
+def snowflake_at(timestamp: TimestampMillis) -> int:
+    """The least id that could have been made at ``timestamp``; 0 before Discord's epoch."""
+    return max(0, timestamp - _DISCORD_EPOCH_MS) << 22
+
+
+def is_said_by_a_person(message: discord.Message) -> bool:
+    """Whether ``message`` is something that a person said."""
+    return message.type in SAID and not message.author.bot and message.webhook_id is None
+
+
+def said(message: discord.Message, change: MessageChange) -> DiscordMessage | None:
+    """The event for a message that was written or edited, or None for what is not listened to."""
+    kind, parent_channel_id = _place(message.channel)
+    if message.guild is None or kind is ChannelKind.UNKNOWN or not is_said_by_a_person(message):
+        return None
+    reference = message.reference if message.type is discord.MessageType.reply else None
+    return DiscordMessage(
+        message_id=str(message.id),
+        guild_id=str(message.guild.id),
+        channel_id=str(message.channel.id),
+        channel_kind=kind,
+        parent_channel_id=parent_channel_id,
+        author_id=str(message.author.id),
+        author_name=message.author.display_name,
+        content=message.content,
+        created_at=created_at(message.id),
+        edited_at=_millis(message.edited_at),
+        change=change,
+        reply_to_message_id=str(reference.message_id) if reference and reference.message_id else None,
+        mentioned_user_ids=[str(user.id) for user in message.mentions],
+        attachments=[
+            Attachment(
+                filename=attachment.filename,
+                url=attachment.url,
+                content_type=attachment.content_type,
+                size_bytes=attachment.size,
+            )
+            for attachment in message.attachments
+        ],
+    )
+
+
+def deleted(message_id: int, channel_id: int, guild_id: int, channel: object | None) -> DiscordMessage:
+    """The event for a message that is gone; Discord names it by its ids only. ``channel`` is what we know of it."""
+    kind, parent_channel_id = _place(channel)
+    return DiscordMessage(
+        message_id=str(message_id),
+        guild_id=str(guild_id),
+        channel_id=str(channel_id),
+        channel_kind=kind,
+        parent_channel_id=parent_channel_id,
+        created_at=created_at(message_id),
+        change=MessageChange.DELETED,
+    )
+
+
+def _place(channel: object | None) -> tuple[ChannelKind, str | None]:
+    match channel:
+        case discord.TextChannel():
+            return ChannelKind.TEXT, None
+        case discord.Thread() if channel.is_private():
+            return ChannelKind.PRIVATE_THREAD, str(channel.parent_id)
+        case discord.Thread() if isinstance(channel.parent, discord.ForumChannel):
+            return ChannelKind.FORUM_POST, str(channel.parent_id)
+        case discord.Thread():
+            return ChannelKind.PUBLIC_THREAD, str(channel.parent_id)
+        case discord.DMChannel():
+            return ChannelKind.DIRECT, None
+    return ChannelKind.UNKNOWN, None
+
+
+def _millis(moment: datetime | None) -> TimestampMillis | None:
+    return None if moment is None else TimestampMillis((moment - _UNIX_EPOCH) // timedelta(milliseconds=1))

@@ -1,0 +1,161 @@
+"""Events on their way from Discord's event loop to Kafka.
+
+``put`` never blocks; one thread hands events to the producer in order and keeps each until a broker has it. While
+Kafka or the registry is down the outbox fills; what comes after it is full is dropped, counted and shown by readiness.
+Failed events are sent again, in their order, after all that was under way has been settled.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from attrs import frozen
+
+from rtfm.errors import RtfmError, TransientError
+from rtfm.events import BotQuery, DiscordMessage
+from rtfm.telemetry import IGNORED_EVENTS, OUTBOX_EVENTS, get_logger
+
+LIMIT = 10_000  # events; some 20 MB
+_RETRY_S = 1.0
+
+log = get_logger(__name__)
+
+
+class Acknowledgement(Protocol):
+    """What became of a record, as the producer tells it."""
+
+    @property
+    def error(self) -> str | None:
+        """One line when no broker has the record."""
+
+
+class Sender(Protocol):
+    """The part of the event producer that is used here."""
+
+    def send(
+        self, topic: str, event: DiscordMessage | BotQuery, *, on_delivery: Callable[[Acknowledgement], None]
+    ) -> None:
+        """Hand over one event; may wait for room."""
+
+
+@frozen
+class _Entry:
+    number: int
+    topic: str
+    event: DiscordMessage | BotQuery
+
+
+class Outbox:
+    """A bounded queue in front of the producer; safe to use from any thread."""
+
+    def __init__(self, sender: Sender, *, limit: int = LIMIT, retry_s: float = _RETRY_S) -> None:
+        self._sender = sender
+        self._limit = limit
+        self._retry_s = retry_s
+        self._changed = threading.Condition()
+        self._waiting: deque[_Entry] = deque()
+        self._under_way: dict[int, _Entry] = {}
+        self._failed: list[_Entry] = []
+        self._count = 0
+        self._dropping = False
+        self._trouble: str | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+
+    def start(self) -> None:
+        """Begin to send."""
+        self._thread.start()
+
+    def put(self, topic: str, event: DiscordMessage | BotQuery) -> bool:
+        """Take ``event`` to be sent, at once; False when there is no room and it was dropped."""
+        with self._changed:
+            if self._size() >= self._limit:
+                IGNORED_EVENTS.labels(topic, "outbox_full").inc()
+                if not self._dropping:
+                    log.error("the outbox is full, events are dropped", events=self._size(), trouble=self._trouble)
+                self._dropping = True
+                return False
+            self._dropping = False
+            self._count += 1
+            self._waiting.append(_Entry(self._count, topic, event))
+            self._note_change()
+            return True
+
+    def trouble(self) -> str | None:
+        """One line when events do not get through, for readiness."""
+        with self._changed:
+            if self._dropping:
+                return f"the outbox is full ({self._size()} events): {self._trouble or 'Kafka is too slow'}"
+            return self._trouble
+
+    def close(self, timeout_s: float) -> int:
+        """Wait up to ``timeout_s`` until all is sent, then stop; gives the number of events that were not."""
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            self._changed.wait_for(lambda: not self._size(), timeout=max(0.0, deadline - time.monotonic()))
+            self._closed = True
+            self._changed.notify_all()
+            return self._size()
+
+    def _size(self) -> int:
+        return len(self._waiting) + len(self._under_way) + len(self._failed)
+
+    def _note_change(self) -> None:
+        OUTBOX_EVENTS.set(self._size())
+        self._changed.notify_all()
+
+    def _run(self) -> None:
+        while (entry := self._next()) is not None:
+            try:
+                self._sender.send(entry.topic, entry.event, on_delivery=partial(self._settled, entry))
+            except TransientError as exc:
+                self._fail(entry, str(exc))
+            except RtfmError as exc:
+                # It will not fit its contract the next time either.
+                log.error("an event cannot be sent and is dropped", topic=entry.topic, error=str(exc))
+                IGNORED_EVENTS.labels(entry.topic, "unsendable").inc()
+                with self._changed:
+                    self._under_way.pop(entry.number, None)
+                    self._note_change()
+
+    def _next(self) -> _Entry | None:
+        with self._changed:
+            while not self._closed:
+                if self._failed and not self._under_way:
+                    # Kept in the queue while waiting, so that `close` and readiness count them.
+                    self._waiting.extendleft(sorted(self._failed, key=lambda entry: entry.number, reverse=True))
+                    self._failed.clear()
+                    self._changed.wait_for(lambda: self._closed, timeout=self._retry_s)
+                elif self._waiting and not self._failed:
+                    entry = self._waiting.popleft()
+                    self._under_way[entry.number] = entry
+                    return entry
+                else:
+                    self._changed.wait()
+        return None
+
+    def _settled(self, entry: _Entry, acknowledgement: Acknowledgement) -> None:
+        if acknowledgement.error is not None:
+            self._fail(entry, acknowledgement.error)
+            return
+        with self._changed:
+            self._under_way.pop(entry.number, None)
+            if self._trouble is not None:
+                log.info("events get through again")
+                self._trouble = None
+            self._note_change()
+
+    def _fail(self, entry: _Entry, trouble: str) -> None:
+        with self._changed:
+            if self._under_way.pop(entry.number, None) is None:
+                return
+            if self._trouble is None:
+                log.warning("events do not get through, they are kept and tried again", error=trouble)
+            self._trouble = trouble
+            self._failed.append(entry)
+            self._note_change()

@@ -1,0 +1,191 @@
+"""The bot as a service: puts client, outbox and delivery together, from login to drained shutdown.
+
+On SIGTERM or SIGINT the responses under way are posted and committed, the gateway is left, and what was heard is
+handed to Kafka, all within ``SHUTDOWN_GRACE_S``. While Discord or Kafka is down it waits, says so once and is not
+ready; only what an operator must change ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import threading
+import time
+from collections.abc import Sequence
+
+import aiohttp
+import discord
+
+from rtfm.bot.client import RtfmClient
+from rtfm.bot.delivery import ReplyDelivery
+from rtfm.bot.outbox import Outbox
+from rtfm.contracts import Contracts, open_contracts
+from rtfm.errors import ConfigError, Unavailable
+from rtfm.events import TimestampMillis
+from rtfm.settings import Settings
+from rtfm.streams.pipeline import Handler, Output, Pipeline, Record
+from rtfm.streams.producer import EventProducer
+from rtfm.telemetry import Health, MetricsServer, get_logger
+
+log = get_logger(__name__)
+
+GROUP = "rtfm-bot-responses"
+_CONCURRENT_REPLIES = 8  # so that a channel's rate limit holds up no other channel
+_POLL_S = 0.1
+_LONGEST_LOGIN_WAIT_S = 30.0
+_AUTHENTICATION_FAILED = 4004  # Discord's close event codes
+_REFUSED_MEND = "Make a new token at https://discord.com/developers/applications under Bot, and set DISCORD_TOKEN."
+_SWITCH_ON_INTENT = (
+    "Switch on Message Content Intent at https://discord.com/developers/applications, under Bot,"
+    " Privileged Gateway Intents."
+)
+
+
+def run_bot(settings: Settings, stop: threading.Event | None = None) -> None:
+    """Run the bot until SIGTERM, SIGINT or ``stop``.
+
+    Raises ConfigError for a token that is missing or refused, an intent that is off and whatever the contracts
+    refuse, and Unavailable when Discord closes the connection for good.
+    """
+    if not settings.discord_token:
+        raise ConfigError(
+            "DISCORD_TOKEN is not set",
+            hint="Make a bot at https://discord.com/developers/applications and put its token into .env.",
+        )
+    asyncio.run(_serve(settings, settings.discord_token, stop or threading.Event()))
+
+
+async def _serve(settings: Settings, token: str, stop: threading.Event) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    health = Health()
+    metrics = MetricsServer(health, settings.metrics_host, settings.metrics_port)
+    metrics.start()
+    log.info("metrics and health", address=f"http://{settings.metrics_host}:{metrics.port}")
+    try:
+        contracts = open_contracts(settings)
+        with EventProducer(settings, contracts) as producer:
+            outbox = Outbox(producer)
+            outbox.start()
+            health.ready_when("outbox", outbox.trouble)
+            try:
+                await _run(settings, token, contracts, outbox, health, stop)
+            finally:
+                left = await asyncio.to_thread(outbox.close, settings.shutdown_grace_s)
+                if left:
+                    log.error("events could not be handed to Kafka before the end", events=left)
+    finally:
+        metrics.stop()
+        log.info("stopped")
+
+
+async def _run(
+    settings: Settings, token: str, contracts: Contracts, outbox: Outbox, health: Health, stop: threading.Event
+) -> None:
+    """Run gateway and responses side by side until ``stop``, or until one of them ends with an error."""
+    stopped = asyncio.create_task(_wait(stop, health))
+    client = await _log_in(settings, token, outbox, health, stop)
+    if client is None:
+        return
+    draining = threading.Event()
+    pipeline = Pipeline(
+        settings,
+        contracts,
+        group=GROUP,
+        topic="bot-responses",
+        handler=_handler(ReplyDelivery(client, clock_ms=_now_ms), asyncio.get_running_loop()),
+        health=health,
+        concurrency=_CONCURRENT_REPLIES,
+        stop=draining,
+    )
+    async with client:
+        gateway = asyncio.create_task(_listen(client))
+        responses = asyncio.create_task(_answer(client, pipeline, draining))
+        try:
+            await asyncio.wait({stopped, gateway, responses}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            draining.set()
+            stop.set()
+            # Replies under way need the client, so it is closed after them.
+            await asyncio.wait({responses})
+    for task in (gateway, responses):
+        if task.done():
+            task.result()
+
+
+async def _wait(stop: threading.Event, health: Health) -> None:
+    while not stop.is_set():
+        health.beat("event loop")
+        await asyncio.sleep(_POLL_S)
+
+
+async def _log_in(
+    settings: Settings, token: str, outbox: Outbox, health: Health, stop: threading.Event
+) -> RtfmClient | None:
+    """A client that is logged in, however long Discord is down; None when ``stop`` came first."""
+    delay_s, said = 1.0, False
+    while not stop.is_set():
+        client = RtfmClient(
+            outbox.put,
+            query_expiry_s=settings.query_expiry_s,
+            api=settings.discord_api,
+            gateway=settings.discord_gateway,
+        )
+        health.ready_when("discord", client.trouble)
+        try:
+            await client.login(token)
+        except discord.LoginFailure as exc:
+            await client.close()
+            raise ConfigError("Discord refused DISCORD_TOKEN", hint=_REFUSED_MEND) from exc
+        except (discord.HTTPException, discord.GatewayNotFound, aiohttp.ClientError, OSError) as exc:
+            await client.close()
+            if not said:
+                log.warning("Discord does not answer, waiting for it", error=f"{type(exc).__name__}: {exc}")
+            said = True
+            wait_until = time.monotonic() + delay_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
+            while time.monotonic() < wait_until and not stop.is_set():
+                await asyncio.sleep(_POLL_S)
+            delay_s = min(delay_s * 2, _LONGEST_LOGIN_WAIT_S)
+        else:
+            return client
+    return None
+
+
+async def _listen(client: RtfmClient) -> None:
+    """Hold the gateway's connection until the client is closed; discord.py connects again by itself."""
+    try:
+        await client.connect()
+    except discord.PrivilegedIntentsRequired as exc:
+        raise ConfigError(
+            "the bot may not read messages: its Message Content Intent is off", hint=_SWITCH_ON_INTENT
+        ) from exc
+    except discord.ConnectionClosed as exc:
+        if exc.code == _AUTHENTICATION_FAILED:
+            raise ConfigError("Discord refused DISCORD_TOKEN", hint=_REFUSED_MEND) from exc
+        raise Unavailable("Discord", f"Discord closed the connection for good, code {exc.code}") from exc
+
+
+async def _answer(client: RtfmClient, pipeline: Pipeline, draining: threading.Event) -> None:
+    """Post responses once the client knows its guilds, until ``draining``."""
+    while not client.is_ready():
+        if draining.is_set():
+            return
+        await asyncio.sleep(_POLL_S)
+    await asyncio.to_thread(pipeline.run)
+
+
+def _handler(delivery: ReplyDelivery, loop: asyncio.AbstractEventLoop) -> Handler:
+    """What the pipeline's threads call; the posting itself happens on Discord's event loop."""
+
+    def handle(records: Sequence[Record]) -> Sequence[Output]:
+        for record in records:
+            asyncio.run_coroutine_threadsafe(delivery.deliver(record.event), loop).result()
+        return []
+
+    return handle
+
+
+def _now_ms() -> TimestampMillis:
+    return TimestampMillis(time.time_ns() // 1_000_000)

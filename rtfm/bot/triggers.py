@@ -1,0 +1,76 @@
+"""What is a question to the bot, decided from plain values: no Discord objects, no I/O.
+
+A message is a question when it starts with ``!rtfm``, mentions the bot in its own words (or the role that Discord
+makes for the bot), replies to the bot, or comes by direct message. Mentions inside code or quoted lines are talk
+about the bot, not to it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from attrs import frozen
+
+from rtfm.events import QueryOrigin
+
+PREFIX = "!rtfm"
+_PREFIX = re.compile(rf"\s*{re.escape(PREFIX)}(?=\s|$)", re.IGNORECASE)
+_NOT_SAID = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`|^>>> .*\Z|^> .*$", re.DOTALL | re.MULTILINE)
+_MENTION = re.compile(r"<@([!&]?)(\d+)>")
+_WORD = re.compile(r"\w+")
+
+
+@frozen(kw_only=True)
+class Incoming:
+    """What decides whether a message is a question."""
+
+    content: str
+    bot_id: str
+    bot_role_ids: Collection[str] = ()
+    replies_to_bot: bool = False
+    direct: bool = False
+
+
+@frozen(kw_only=True)
+class Question:
+    """A question to the bot; ``text`` is empty when only the bot's name was said."""
+
+    text: str
+    origin: QueryOrigin
+
+
+def find_question(message: Incoming) -> Question | None:
+    """The question that ``message`` asks the bot, or None.
+
+    A reply to the bot of up to three words and without a question mark ("thanks a lot") is talk.
+    """
+    if prefix := _PREFIX.match(message.content):
+        return Question(text=_tidy(message.content[prefix.end() :]), origin=QueryOrigin.COMMAND)
+    text = _tidy(_without_bot(message.content, message))
+    if _is_mentioned(message):
+        return Question(text=text, origin=QueryOrigin.MENTION)
+    if message.direct:
+        return Question(text=text, origin=QueryOrigin.DIRECT)
+    if message.replies_to_bot and ("?" in text or len(_WORD.findall(text)) > 3):
+        return Question(text=text, origin=QueryOrigin.REPLY)
+    return None
+
+
+def _is_mentioned(message: Incoming) -> bool:
+    said = _NOT_SAID.sub(" ", message.content)
+    return any(_names_bot(match, message) for match in _MENTION.finditer(said))
+
+
+def _without_bot(content: str, message: Incoming) -> str:
+    return _MENTION.sub(lambda match: " " if _names_bot(match, message) else match[0], content)
+
+
+def _names_bot(match: re.Match[str], message: Incoming) -> bool:
+    sign, number = match.groups()
+    return number in message.bot_role_ids if sign == "&" else number == message.bot_id
+
+
+def _tidy(text: str) -> str:
+    lines = (re.sub(r"[ \t]+", " ", line).rstrip() for line in text.strip().splitlines())
+    return "\n".join(lines).strip(" ,:\n")

@@ -1,0 +1,136 @@
+"""How answers are worded and cut."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rtfm.bot.replies import PART_LIMIT, compose, nonce, split
+from rtfm.events import Audience, BotResponse, ChannelKind, Citation, Outcome, TimestampMillis
+
+LINK = re.compile(r"https://example\.org/[a-z0-9]+")
+
+
+def response(
+    outcome: Outcome, answer: str = "", *, author_name: str = "penguin", sources: int = 0, guild_id: str | None = "1"
+) -> BotResponse:
+    return BotResponse(
+        query_id="m5",
+        guild_id=guild_id,
+        channel_id="2",
+        query_message_id="5",
+        asker_id="9",
+        audience=Audience.PUBLIC,
+        outcome=outcome,
+        answer=answer,
+        citations=[
+            Citation(
+                number=number,
+                guild_id=guild_id,
+                channel_id="2",
+                channel_kind=ChannelKind.TEXT,
+                message_id=str(number),
+                author_name=author_name,
+                created_at=TimestampMillis(1_700_000_000_000),
+                excerpt="",
+                score=1.0,
+            )
+            for number in range(1, sources + 1)
+        ],
+        answered_at=TimestampMillis(0),
+        elapsed_ms=0,
+    )
+
+
+def units(text: str) -> int:
+    return len(text.encode("utf-16-le")) // 2
+
+
+def test_an_unknown_outcome_is_not_posted() -> None:
+    """A later version's outcome means nothing to this one."""
+    assert compose(response(Outcome.UNKNOWN, "an answer")) == []
+
+
+@pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome is not Outcome.UNKNOWN])
+def test_every_outcome_has_words(outcome: Outcome) -> None:
+    """An empty message cannot be sent; the asker is told something."""
+    (part,) = compose(response(outcome, " \n"))
+    assert part.strip()
+
+
+def test_sources_are_numbered_jump_links() -> None:
+    """Each source stands under the answer with its number, link, author and day."""
+    (part,) = compose(response(Outcome.ANSWERED, "Use ntfs-3g [1].", sources=2))
+    assert part.splitlines()[0] == "Use ntfs-3g [1]."
+    assert "[2] https://discord.com/channels/1/2/2 · penguin, 2023-11-14" in part
+
+
+def test_a_direct_channel_has_its_own_kind_of_link() -> None:
+    """Discord writes @me where there is no guild."""
+    (part,) = compose(response(Outcome.ANSWERED, "Yes.", sources=1, guild_id=None))
+    assert "https://discord.com/channels/@me/2/1" in part
+
+
+def test_a_name_cannot_write_markdown() -> None:
+    """A name that looks like a masked link stays text."""
+    (part,) = compose(response(Outcome.ANSWERED, "Yes.", sources=1, author_name="[free](x) **y** `z`"))
+    assert r"\[free\](x) \*\*y\*\* \`z\`" in part
+
+
+def test_nonces_are_stable_and_differ() -> None:
+    """A redelivered part has the nonce of the first send; another part or answer has another."""
+    assert nonce("m5", 0) == nonce("m5", 0)
+    assert len({nonce("m5", 0), nonce("m5", 1), nonce("m6", 0), nonce("m50", 0)}) == 4
+    assert len(nonce("m5", 0)) == 24
+
+
+def test_a_long_answer_keeps_its_words_in_order() -> None:
+    """Nothing is lost between parts."""
+    words = [f"word{number}" for number in range(2_000)]
+    parts = split(" ".join(words))
+    assert len(parts) > 5
+    assert " ".join(parts).split() == words
+
+
+def test_a_fence_is_closed_and_opened_again_in_its_language() -> None:
+    """Code stays code in every part."""
+    parts = split("Try:\n```python\n" + "\n".join(f"line_{n} = {n}" for n in range(300)) + "\n```\nDone.")
+    assert len(parts) > 1
+    assert all(part.count("```") % 2 == 0 for part in parts)
+    assert all(part.startswith("```python\n") for part in parts[1:])
+    assert parts[-1].endswith("```\nDone.")
+
+
+def test_a_masked_link_is_not_cut() -> None:
+    """The words and the address of a link stay together."""
+    link = "[the long manual page](<https://example.org/manual>)"
+    parts = split("x" * 1_940 + " " + link + " " + "y" * 100)
+    assert any(link in part for part in parts)
+
+
+def test_wide_characters_count_twice() -> None:
+    """Emoji take two units in Discord's own client."""
+    assert all(units(part) <= PART_LIMIT for part in split("🐧" * 3_000))
+
+
+_LINES = st.lists(
+    st.one_of(
+        st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"]), max_size=300),
+        st.sampled_from(["```", "```python", "text ```", "", "   ", "x" * 400]),
+        st.integers(0, 10**30).map(lambda number: f"see https://example.org/{number} there"),
+    ),
+    max_size=40,
+)
+
+
+@given(_LINES)
+def test_any_text_is_cut_into_parts_that_can_be_sent(lines: list[str]) -> None:
+    """Parts fit, none is blank, fences are balanced and links whole."""
+    text = "\n".join(lines)
+    parts = split(text, limit=200)
+    assert all(0 < units(part) <= 200 and part.strip() for part in parts)
+    assert all(part.count("```") % 2 == 0 for part in parts)
+    assert [link for part in parts for link in LINK.findall(part)] == LINK.findall(text)

@@ -1,0 +1,77 @@
+"""What the bot takes for a question."""
+
+from __future__ import annotations
+
+import pytest
+
+from rtfm.bot.triggers import Incoming, Question, find_question
+from rtfm.events import QueryOrigin
+
+BOT = "77"
+ROLE = "88"
+
+
+def ask(content: str, *, replies_to_bot: bool = False, direct: bool = False) -> Question | None:
+    return find_question(
+        Incoming(content=content, bot_id=BOT, bot_role_ids={ROLE}, replies_to_bot=replies_to_bot, direct=direct)
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "how do I mount NTFS?",
+        "!rtfmx how",
+        "say `<@77> help` to ask",
+        "```\n<@77> help\n```",
+        "```\n<@77> an unclosed fence",
+        "> <@77> how do I mount NTFS?\nthat was asked before",
+        ">>> quoted\n<@77> how?",
+        "<@78> how?",
+        "<@&77> how?",
+        "<@88> how?",
+        "@everyone look",
+        "I typed !rtfm and nothing came",
+        "",
+    ],
+)
+def test_talk_is_no_question(content: str) -> None:
+    """Only what is said to the bot is a question."""
+    assert ask(content) is None
+
+
+@pytest.mark.parametrize("content", ["thanks", "thanks a lot", "👍", ""])
+def test_courtesy_in_reply_to_the_bot_is_no_question(content: str) -> None:
+    """A thank-you needs no answer."""
+    assert ask(content, replies_to_bot=True) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "text", "origin"),
+    [
+        ("!rtfm how do I mount NTFS?", "how do I mount NTFS?", QueryOrigin.COMMAND),
+        ("  !RTFM\nhow?", "how?", QueryOrigin.COMMAND),
+        ("!rtfm", "", QueryOrigin.COMMAND),
+        ("<@77> how do I mount NTFS?", "how do I mount NTFS?", QueryOrigin.MENTION),
+        ("<@!77>, how?", "how?", QueryOrigin.MENTION),
+        ("hey <@77>   how?", "hey how?", QueryOrigin.MENTION),
+        ("<@&88> how?", "how?", QueryOrigin.MENTION),
+        ("<@77>", "", QueryOrigin.MENTION),
+        ("<@77> ask <@78> how?", "ask <@78> how?", QueryOrigin.MENTION),
+        ("<@77> why?\n```\nmount  -t ntfs\n```", "why?\n```\nmount -t ntfs\n```", QueryOrigin.MENTION),
+    ],
+)
+def test_what_is_said_to_the_bot_is_a_question(content: str, text: str, origin: QueryOrigin) -> None:
+    """The bot's name and the prefix are taken out, the words stay."""
+    assert ask(content) == Question(text=text, origin=origin)
+
+
+@pytest.mark.parametrize("content", ["and on Windows?", "it does not work for me"])
+def test_a_reply_to_the_bot_asks_on(content: str) -> None:
+    """A follow-up needs no mention."""
+    assert ask(content, replies_to_bot=True) == Question(text=content, origin=QueryOrigin.REPLY)
+
+
+def test_a_direct_message_is_a_question() -> None:
+    """Nobody else is there to be meant."""
+    assert ask("mount NTFS", direct=True) == Question(text="mount NTFS", origin=QueryOrigin.DIRECT)
