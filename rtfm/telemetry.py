@@ -47,6 +47,7 @@ MODEL_FAILURES = Counter("rtfm_model_failures_total", "Calls of the model that f
 ARCHIVED = Counter("rtfm_archived_messages_total", "Messages written to the archive.", ["change"])
 EMBEDDED = Counter("rtfm_embedded_texts_total", "Texts turned into vectors.")
 RESPONSES_DELIVERED = Counter("rtfm_responses_delivered_total", "Responses by what became of them.", ["result"])
+OUTBOX_EVENTS = Gauge("rtfm_outbox_events", "Events that the bot heard and no broker has yet.")
 PIPELINE_PAUSED = Gauge("rtfm_pipeline_paused", "1 while a pipeline waits for a dependency.", ["group", "dependency"])
 BUILD_INFO = Gauge("rtfm_build_info", "Always 1; the version is in the label.", ["version"])
 
