@@ -1,1 +1,53 @@
-"""Knowledge: what was said, where it is kept and how it is found."""
+"""Knowledge: what was said, where it is kept and how it is found.
+
+Owns the archive (SQL, the record), the vectors (Chroma, derived), the embedding model and retrieval. ``open_knowledge``
+puts them together. Does not read Kafka and writes no answers' texts.
+"""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from rtfm.knowledge.archive import SqlArchive
+from rtfm.knowledge.embedding import OnnxEmbedding, find_model
+from rtfm.knowledge.retrieval import Passage, PassageMessage, Retriever, SearchResult, console_scope
+from rtfm.knowledge.vectors import ChromaVectors
+from rtfm.settings import Settings
+
+__all__ = [
+    "Knowledge",
+    "Passage",
+    "PassageMessage",
+    "Retriever",
+    "SearchResult",
+    "console_scope",
+    "open_knowledge",
+]
+
+
+@frozen(kw_only=True)
+class Knowledge:
+    """The parts of the room, put together. ``embedding`` is None when search is lexical."""
+
+    archive: SqlArchive
+    vectors: ChromaVectors
+    embedding: OnnxEmbedding | None
+    retriever: Retriever
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.archive.close()
+        self.vectors.close()
+
+
+def open_knowledge(settings: Settings) -> Knowledge:
+    """The knowledge of the settings; the first use connects.
+
+    Raises ConfigError when an address or the model's folder is wrong.
+    """
+    archive = SqlArchive(settings.database_url)
+    vectors = ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)
+    embedding = find_model(settings)
+    return Knowledge(
+        archive=archive, vectors=vectors, embedding=embedding, retriever=Retriever(archive, vectors, embedding)
+    )

@@ -1,1 +1,29 @@
-"""The archive: every message and passage, in PostgreSQL."""
+"""The archive: every message and passage, in PostgreSQL.
+
+Owns the record of what was said, with versions and deletions, and of what was answered and sent. Promises that a late
+event never undoes a newer one, and that writing twice is writing once. Does not embed, link or rank.
+"""
+
+from __future__ import annotations
+
+from rtfm.knowledge.archive.rows import (
+    Change,
+    Channel,
+    Erasures,
+    StoredMessage,
+    StoredPassage,
+    acl_channel_id,
+    guild_key,
+)
+from rtfm.knowledge.archive.sql import SqlArchive
+
+__all__ = [
+    "Change",
+    "Channel",
+    "Erasures",
+    "SqlArchive",
+    "StoredMessage",
+    "StoredPassage",
+    "acl_channel_id",
+    "guild_key",
+]

@@ -1,0 +1,116 @@
+"""The connection to PostgreSQL: one engine, short transactions, and its errors in the project's own words."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from alembic import command
+from alembic.config import Config
+from psycopg.errors import UndefinedColumn, UndefinedTable
+from sqlalchemy import Connection, create_engine, exc, text
+
+from rtfm.errors import ConfigError, InvalidEvent, RtfmError, Unavailable
+
+CONNECT_TIMEOUT_S = 5
+STATEMENT_TIMEOUT_S = 60
+
+# Any number will do, as long as no other program takes advisory locks with it in this database.
+_MIGRATION_LOCK = 7_305_108_171
+
+
+class Database:
+    """PostgreSQL as the archive uses it. Thread-safe; every ``begin`` is one short transaction."""
+
+    def __init__(self, database_url: str) -> None:
+        """Prepare; nothing is connected yet. Raises ConfigError for an address that is none."""
+        scheme, separator, rest = database_url.partition("://")
+        if not separator or scheme.split("+")[0] not in ("postgresql", "postgres"):
+            raise ConfigError(
+                "DATABASE_URL is not a PostgreSQL address", hint="Write postgresql://user:password@host:port/name."
+            )
+        self.address = _without_secrets(database_url)
+        try:
+            self._engine = create_engine(
+                f"postgresql+psycopg://{rest}",
+                pool_pre_ping=True,
+                pool_size=5,
+                max_overflow=15,
+                connect_args={
+                    "connect_timeout": CONNECT_TIMEOUT_S,
+                    "options": f"-c statement_timeout={STATEMENT_TIMEOUT_S * 1000} -c timezone=UTC",
+                    "application_name": "rtfm",
+                },
+            )
+        except (exc.ArgumentError, ValueError) as error:
+            raise ConfigError("DATABASE_URL cannot be read as an address") from error
+        self._migrating = threading.Lock()
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """One transaction; commits at the end of the block.
+
+        Raises Unavailable when PostgreSQL does not answer, ConfigError when the tables are not there, InvalidEvent when
+        a value can never be stored.
+        """
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except exc.ProgrammingError as error:
+            if not isinstance(error.orig, (UndefinedTable, UndefinedColumn)):
+                raise RtfmError(f"PostgreSQL refused a statement: {_line(error)}") from error
+            raise ConfigError(
+                f"the archive at {self.address} does not have the tables that this version needs: {_line(error)}",
+                hint="`rtfm-cli run processor` makes them when it starts.",
+            ) from error
+        except exc.DataError as error:
+            raise InvalidEvent(f"the archive cannot store a value: {_line(error)}") from error
+        except exc.DBAPIError as error:
+            raise self._unavailable(error) from error
+        except exc.TimeoutError as error:
+            raise self._unavailable(error) from error
+
+    def migrate(self) -> None:
+        """Bring the tables to this version; safe to call from several processes at once."""
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config.set_main_option("path_separator", "os")
+        with self._migrating, self.begin() as connection:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def check(self) -> None:
+        """Raise what keeps the archive from being used: Unavailable, or ConfigError when tables are missing."""
+        with self.begin() as connection:
+            connection.execute(text("SELECT 1 FROM messages LIMIT 1"))
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def _unavailable(self, error: Exception) -> Unavailable:
+        return Unavailable(
+            "PostgreSQL",
+            f"PostgreSQL at {self.address}: {_line(error)}",
+            hint="Start it with `rtfm-cli local up`, or set DATABASE_URL.",
+        )
+
+
+def _without_secrets(database_url: str) -> str:
+    parts = urlsplit(database_url)
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError("DATABASE_URL: the port is no number") from error
+    return f"{parts.hostname or 'localhost'}:{port or 5432}{parts.path}"
+
+
+def _line(error: Exception) -> str:
+    """The driver's own first line: no statement, no parameters, since these hold what people said."""
+    cause = getattr(error, "orig", None) or error
+    diagnosis = getattr(getattr(cause, "diag", None), "message_primary", None)
+    return str(diagnosis or str(cause).strip().partition("\n")[0] or type(cause).__name__)

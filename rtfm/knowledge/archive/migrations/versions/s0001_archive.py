@@ -1,0 +1,93 @@
+"""The archive's first tables."""
+
+from __future__ import annotations
+
+from alembic import op
+
+revision = "0001"
+down_revision = None
+
+_STATEMENTS = (
+    """
+    CREATE TABLE channels (
+        channel_id text PRIMARY KEY,
+        guild_id text NOT NULL,
+        parent_channel_id text,
+        kind text NOT NULL,
+        acl_channel_id text NOT NULL,
+        name text
+    )
+    """,
+    "CREATE INDEX channels_guild ON channels (guild_id)",
+    """
+    CREATE TABLE messages (
+        message_id text PRIMARY KEY,
+        guild_id text NOT NULL,
+        channel_id text NOT NULL,
+        author_id text,
+        author_name text,
+        author_is_bot boolean NOT NULL,
+        content text NOT NULL,
+        created_at bigint NOT NULL,
+        edited_at bigint,
+        version bigint NOT NULL,
+        deleted boolean NOT NULL,
+        reply_to_message_id text,
+        mentioned_user_ids text[] NOT NULL,
+        attachments jsonb NOT NULL,
+        conversation_id text,
+        passage_id text,
+        vector bytea
+    )
+    """,
+    "CREATE INDEX messages_channel_time ON messages (channel_id, created_at)",
+    "CREATE INDEX messages_conversation ON messages (conversation_id)",
+    "CREATE INDEX messages_passage ON messages (passage_id)",
+    "CREATE INDEX messages_author ON messages (author_id)",
+    """
+    CREATE TABLE passages (
+        passage_id text PRIMARY KEY,
+        conversation_id text NOT NULL,
+        guild_id text NOT NULL,
+        channel_id text NOT NULL,
+        acl_channel_id text NOT NULL,
+        text text NOT NULL,
+        terms tsvector NOT NULL,
+        length integer NOT NULL,
+        vector bytea,
+        first_at bigint NOT NULL,
+        last_at bigint NOT NULL
+    )
+    """,
+    "CREATE INDEX passages_conversation ON passages (conversation_id)",
+    "CREATE INDEX passages_acl ON passages (guild_id, acl_channel_id)",
+    "CREATE INDEX passages_channel ON passages (channel_id)",
+    "CREATE INDEX passages_terms ON passages USING gin (terms)",
+    """
+    CREATE TABLE document_frequencies (
+        guild_id text NOT NULL,
+        term text NOT NULL,
+        passages bigint NOT NULL,
+        PRIMARY KEY (guild_id, term)
+    )
+    """,
+    "CREATE TABLE corpora (guild_id text PRIMARY KEY, passages bigint NOT NULL, terms bigint NOT NULL)",
+    "CREATE TABLE answers (query_id text PRIMARY KEY, response jsonb NOT NULL, answered_at bigint NOT NULL)",
+    "CREATE TABLE erasures (scope text NOT NULL, id text NOT NULL, before bigint NOT NULL, PRIMARY KEY (scope, id))",
+    """
+    CREATE TABLE sent (
+        query_id text NOT NULL,
+        part integer NOT NULL,
+        channel_id text NOT NULL,
+        message_id text NOT NULL,
+        sent_at bigint NOT NULL,
+        PRIMARY KEY (query_id, part)
+    )
+    """,
+)
+
+
+def upgrade() -> None:
+    """Make the tables."""
+    for statement in _STATEMENTS:
+        op.execute(statement)

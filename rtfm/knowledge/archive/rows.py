@@ -1,0 +1,116 @@
+"""What the archive hands out and takes in, as frozen values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import field, frozen
+
+from rtfm.events import ChannelKind, TimestampMillis
+
+
+def guild_key(guild_id: str | None) -> str:
+    """The archive's form of a guild id: '' for direct messages."""
+    return guild_id or ""
+
+
+def acl_channel_id(channel_id: str, parent_channel_id: str | None, kind: ChannelKind) -> str:
+    """The channel whose readers may read this one.
+
+    The parent for public threads and forum posts, since archived ones cannot be enumerated; else the channel itself.
+    """
+    if kind in (ChannelKind.PUBLIC_THREAD, ChannelKind.FORUM_POST) and parent_channel_id:
+        return parent_channel_id
+    return channel_id
+
+
+@frozen(kw_only=True)
+class Channel:
+    """A channel that something was said in. ``guild_id`` is '' for direct messages."""
+
+    channel_id: str
+    guild_id: str
+    parent_channel_id: str | None
+    kind: ChannelKind
+    name: str | None = None
+
+    @property
+    def acl_channel_id(self) -> str:
+        """The channel whose readers may read this one."""
+        return acl_channel_id(self.channel_id, self.parent_channel_id, self.kind)
+
+
+@frozen(kw_only=True)
+class StoredMessage:
+    """A message as the archive keeps it; a deleted one has neither author nor content."""
+
+    message_id: str
+    guild_id: str
+    channel_id: str
+    author_id: str | None
+    author_name: str | None
+    author_is_bot: bool
+    content: str
+    created_at: TimestampMillis
+    edited_at: TimestampMillis | None
+    version: int
+    deleted: bool
+    reply_to_message_id: str | None
+    mentioned_user_ids: list[str]
+    attachments: list[dict[str, Any]]
+    conversation_id: str | None = None
+    passage_id: str | None = None
+
+    @property
+    def position(self) -> tuple[int, int, str]:
+        """Where the message stands in its channel: by time, then by id as a number."""
+        return self.created_at, len(self.message_id), self.message_id
+
+
+@frozen(kw_only=True)
+class StoredPassage:
+    """A part of a conversation: what is embedded, searched and shown.
+
+    ``vector`` holds float32 values in the machine's little-endian order, None without an embedding model.
+    """
+
+    passage_id: str
+    conversation_id: str
+    guild_id: str
+    channel_id: str
+    acl_channel_id: str
+    text: str
+    vector: bytes | None
+    first_at: TimestampMillis
+    last_at: TimestampMillis
+
+
+@frozen(kw_only=True)
+class Change:
+    """Everything that one batch writes, in one transaction. ``removed_passages`` are whole, to undo their terms."""
+
+    channels: list[Channel]
+    messages: list[StoredMessage]
+    message_vectors: dict[str, bytes] = field(factory=dict)
+    passage_of_message: dict[str, str | None] = field(factory=dict)
+    passages: list[StoredPassage] = field(factory=list)
+    replaced_passages: list[StoredPassage] = field(factory=list)
+    removed_passages: list[StoredPassage] = field(factory=list)
+
+
+@frozen(kw_only=True)
+class Erasures:
+    """What was erased: (scope, id) → time before which nothing may be kept. Scopes: guild, channel, user."""
+
+    before: dict[tuple[str, str], TimestampMillis]
+
+    def covers(
+        self, *, guild_id: str, channel_id: str, parent_channel_id: str | None, author_id: str | None, created_at: int
+    ) -> bool:
+        """Whether a message must not be kept."""
+        keys = [("guild", guild_id), ("channel", channel_id)]
+        if parent_channel_id:
+            keys.append(("channel", parent_channel_id))
+        if author_id:
+            keys.append(("user", author_id))
+        return any(created_at < self.before.get(key, 0) for key in keys)

@@ -1,0 +1,120 @@
+"""``SqlArchive``: the archive's front door."""
+
+from __future__ import annotations
+
+import attrs
+from sqlalchemy import func, select, text
+from sqlalchemy.dialects.postgresql import insert
+
+from rtfm.events import Audience, BotResponse, ChannelKind, Citation, Outcome, TimestampMillis
+from rtfm.knowledge.archive.database import Database
+from rtfm.knowledge.archive.reading import ArchiveReading
+from rtfm.knowledge.archive.rows import Channel
+from rtfm.knowledge.archive.tables import answers, channels, messages, passages, sent
+from rtfm.knowledge.archive.writing import ArchiveWriting, to_channel
+
+
+class SqlArchive:
+    """The archive in PostgreSQL. Thread-safe.
+
+    Every method raises Unavailable when the database does not answer, and ConfigError when ``migrate`` has not run.
+    """
+
+    def __init__(self, database_url: str) -> None:
+        """Prepare; the first use connects. Raises ConfigError for an address that is none."""
+        self._database = Database(database_url)
+        self.writing = ArchiveWriting(self._database)
+        self.reading = ArchiveReading(self._database)
+
+    def migrate(self) -> None:
+        """Bring the tables to this version; several processes may do so at once."""
+        self._database.migrate()
+
+    def check(self) -> None:
+        """Raise what keeps the archive from being used; else nothing."""
+        self._database.check()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._database.close()
+
+    def guilds(self) -> list[str]:
+        """Ids of the guilds that something was said in, without direct messages."""
+        statement = select(channels.c.guild_id).where(channels.c.guild_id != "").distinct()
+        with self._database.begin() as connection:
+            return sorted(connection.execute(statement).scalars())
+
+    def channels(self, guild_id: str | None) -> list[Channel]:
+        """The channels of a guild, or of direct messages for None."""
+        statement = select(channels).where(channels.c.guild_id == (guild_id or "")).order_by(channels.c.channel_id)
+        with self._database.begin() as connection:
+            return [to_channel(row) for row in connection.execute(statement)]
+
+    def counts(self) -> dict[str, int]:
+        """How much there is: messages (without deleted ones), deleted, passages, vectors, channels, answers."""
+        with self._database.begin() as connection:
+            row = connection.execute(
+                select(
+                    func.count().filter(~messages.c.deleted).label("messages"),
+                    func.count().filter(messages.c.deleted).label("deleted"),
+                )
+            ).one()
+            found = {"messages": row.messages, "deleted": row.deleted}
+            found["passages"] = connection.execute(select(func.count()).select_from(passages)).scalar_one()
+            found["vectors"] = connection.execute(select(func.count(passages.c.vector))).scalar_one()
+            found["channels"] = connection.execute(select(func.count()).select_from(channels)).scalar_one()
+            found["answers"] = connection.execute(select(func.count()).select_from(answers)).scalar_one()
+        return found
+
+    def answer(self, query_id: str) -> BotResponse | None:
+        """The answer that was given to a question; None if there is none yet."""
+        with self._database.begin() as connection:
+            stored = connection.execute(
+                select(answers.c.response).where(answers.c.query_id == query_id)
+            ).scalar_one_or_none()
+        return None if stored is None else _to_response(stored)
+
+    def save_answer(self, response: BotResponse) -> BotResponse:
+        """Keep an answer under its ``query_id``. The first one stays: gives the one that is kept."""
+        with self._database.begin() as connection:
+            kept = connection.execute(
+                insert(answers)
+                .values(query_id=response.query_id, response=attrs.asdict(response), answered_at=response.answered_at)
+                .on_conflict_do_update(index_elements=["query_id"], set_={"query_id": answers.c.query_id})
+                .returning(answers.c.response)
+            ).scalar_one()
+        return _to_response(kept)
+
+    def sent(self, query_id: str, part: int) -> str | None:
+        """Id of the Discord message that holds this part of an answer; None if it was not sent."""
+        with self._database.begin() as connection:
+            return connection.execute(
+                select(sent.c.message_id).where(sent.c.query_id == query_id, sent.c.part == part)
+            ).scalar_one_or_none()
+
+    def record_sent(
+        self, query_id: str, part: int, *, channel_id: str, message_id: str, sent_at: TimestampMillis
+    ) -> None:
+        """Note that a part of an answer was sent. The first record stays."""
+        statement = insert(sent).values(
+            query_id=query_id, part=part, channel_id=channel_id, message_id=message_id, sent_at=sent_at
+        )
+        with self._database.begin() as connection:
+            connection.execute(statement.on_conflict_do_nothing())
+
+    def own_messages(self, message_ids: list[str]) -> set[str]:
+        """Those of ``message_ids`` that are parts of answers which this project sent."""
+        statement = text("SELECT message_id FROM sent WHERE message_id = ANY(:ids)")
+        with self._database.begin() as connection:
+            return set(connection.execute(statement, {"ids": message_ids}).scalars())
+
+
+def _to_response(stored: dict[str, object]) -> BotResponse:
+    values = dict(stored)
+    values["audience"] = Audience(str(values["audience"]))
+    values["outcome"] = Outcome(str(values["outcome"]))
+    values["citations"] = [
+        Citation(**{**citation, "channel_kind": ChannelKind(citation["channel_kind"])})
+        for citation in values["citations"]  # type: ignore[attr-defined]  # JSON holds a list here
+    ]
+    return BotResponse(**values)  # type: ignore[arg-type]  # the keys are BotResponse's own fields

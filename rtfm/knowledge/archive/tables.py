@@ -1,0 +1,126 @@
+"""The archive's tables as SQLAlchemy sees them; the migrations make them.
+
+Ids are Discord snowflakes as text. Times are whole milliseconds since the epoch, UTC. A guild id is '' for direct
+messages, so that it can stand in keys and comparisons.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR
+
+metadata = MetaData()
+
+channels = Table(
+    "channels",
+    metadata,
+    Column("channel_id", Text, primary_key=True),
+    Column("guild_id", Text, nullable=False),
+    Column("parent_channel_id", Text),
+    Column("kind", Text, nullable=False),
+    Column("acl_channel_id", Text, nullable=False),
+    Column("name", Text),
+    Index("channels_guild", "guild_id"),
+)
+
+messages = Table(
+    "messages",
+    metadata,
+    Column("message_id", Text, primary_key=True),
+    Column("guild_id", Text, nullable=False),
+    Column("channel_id", Text, nullable=False),
+    Column("author_id", Text),
+    Column("author_name", Text),
+    Column("author_is_bot", Boolean, nullable=False),
+    Column("content", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("edited_at", BigInteger),
+    Column("version", BigInteger, nullable=False),
+    Column("deleted", Boolean, nullable=False),
+    Column("reply_to_message_id", Text),
+    Column("mentioned_user_ids", ARRAY(Text), nullable=False),
+    Column("attachments", JSONB, nullable=False),
+    Column("conversation_id", Text),
+    Column("passage_id", Text),
+    Column("vector", LargeBinary),
+    Index("messages_channel_time", "channel_id", "created_at"),
+    Index("messages_conversation", "conversation_id"),
+    Index("messages_passage", "passage_id"),
+    Index("messages_author", "author_id"),
+)
+
+passages = Table(
+    "passages",
+    metadata,
+    Column("passage_id", Text, primary_key=True),
+    Column("conversation_id", Text, nullable=False),
+    Column("guild_id", Text, nullable=False),
+    Column("channel_id", Text, nullable=False),
+    Column("acl_channel_id", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("terms", TSVECTOR, nullable=False),
+    Column("length", Integer, nullable=False),
+    Column("vector", LargeBinary),
+    Column("first_at", BigInteger, nullable=False),
+    Column("last_at", BigInteger, nullable=False),
+    Index("passages_conversation", "conversation_id"),
+    Index("passages_acl", "guild_id", "acl_channel_id"),
+    Index("passages_channel", "channel_id"),
+    Index("passages_terms", "terms", postgresql_using="gin"),
+)
+
+document_frequencies = Table(
+    "document_frequencies",
+    metadata,
+    Column("guild_id", Text, nullable=False),
+    Column("term", Text, nullable=False),
+    Column("passages", BigInteger, nullable=False),
+    PrimaryKeyConstraint("guild_id", "term"),
+)
+
+corpora = Table(
+    "corpora",
+    metadata,
+    Column("guild_id", Text, primary_key=True),
+    Column("passages", BigInteger, nullable=False),
+    Column("terms", BigInteger, nullable=False),
+)
+
+answers = Table(
+    "answers",
+    metadata,
+    Column("query_id", Text, primary_key=True),
+    Column("response", JSONB, nullable=False),
+    Column("answered_at", BigInteger, nullable=False),
+)
+
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("scope", Text, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("before", BigInteger, nullable=False),
+    PrimaryKeyConstraint("scope", "id"),
+)
+
+sent = Table(
+    "sent",
+    metadata,
+    Column("query_id", Text, nullable=False),
+    Column("part", Integer, nullable=False),
+    Column("channel_id", Text, nullable=False),
+    Column("message_id", Text, nullable=False),
+    Column("sent_at", BigInteger, nullable=False),
+    PrimaryKeyConstraint("query_id", "part"),
+)

@@ -1,0 +1,317 @@
+"""Ingest's side of the archive: what it reads before a batch and the one transaction that it writes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, and_, bindparam, delete, func, or_, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+
+from rtfm.errors import InvalidEvent
+from rtfm.events import ChannelKind, TimestampMillis
+from rtfm.knowledge.archive.database import Database
+from rtfm.knowledge.archive.rows import Change, Channel, Erasures, StoredMessage, StoredPassage
+from rtfm.knowledge.archive.tables import channels, corpora, document_frequencies, erasures, messages, passages
+from rtfm.knowledge.words import terms
+
+# A tsvector keeps at most this many positions for a lexeme, and none above 16383 (PostgreSQL, "Text Search Types").
+_POSITIONS = 255
+
+_MESSAGE_COLUMNS = [column for column in messages.c if column.name != "vector"]
+
+
+class ArchiveWriting:
+    """Reads and writes of the ingest."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def erasures(self) -> Erasures:
+        """Everything that was erased."""
+        with self._database.begin() as connection:
+            rows = connection.execute(select(erasures)).all()
+        return Erasures(before={(row.scope, row.id): TimestampMillis(row.before) for row in rows})
+
+    def messages(self, message_ids: Collection[str]) -> dict[str, StoredMessage]:
+        """The messages among ``message_ids`` that the archive knows, deleted ones included."""
+        return self._select_messages(messages.c.message_id.in_(bindparam("ids", expanding=True)), ids=list(message_ids))
+
+    def channels(self, channel_ids: Collection[str]) -> dict[str, Channel]:
+        """The channels among ``channel_ids`` that the archive knows."""
+        statement = select(channels).where(channels.c.channel_id.in_(channel_ids))
+        with self._database.begin() as connection:
+            return {row.channel_id: to_channel(row) for row in connection.execute(statement)}
+
+    def context(self, channel_id: str, *, first_at: int, last_at: int, window: int) -> list[StoredMessage]:
+        """Linked messages of a channel around a batch, in order.
+
+        The ``window`` last ones up to ``first_at``, and up to 20 times as many between there and ``last_at``.
+        """
+        linked = and_(messages.c.channel_id == channel_id, messages.c.conversation_id.is_not(None), ~messages.c.deleted)
+        before = (
+            select(*_MESSAGE_COLUMNS)
+            .where(linked, messages.c.created_at <= first_at)
+            .order_by(
+                messages.c.created_at.desc(), func.length(messages.c.message_id).desc(), messages.c.message_id.desc()
+            )
+            .limit(window)
+        )
+        between = (
+            select(*_MESSAGE_COLUMNS)
+            .where(linked, messages.c.created_at > first_at, messages.c.created_at <= last_at)
+            .order_by(messages.c.created_at)
+            .limit(window * 20)
+        )
+        with self._database.begin() as connection:
+            rows = [*connection.execute(before), *connection.execute(between)]
+        return sorted((_to_message(row) for row in rows), key=lambda message: message.position)
+
+    def conversations(self, conversation_ids: Collection[str]) -> dict[str, StoredMessage]:
+        """All messages of these conversations, by id."""
+        return self._select_messages(
+            messages.c.conversation_id.in_(bindparam("ids", expanding=True)), ids=list(conversation_ids)
+        )
+
+    def passages_of(self, conversation_ids: Collection[str]) -> dict[str, StoredPassage]:
+        """The passages of these conversations, by id."""
+        statement = select(passages).where(passages.c.conversation_id.in_(conversation_ids))
+        with self._database.begin() as connection:
+            return {row.passage_id: to_passage(row) for row in connection.execute(statement)}
+
+    def write(self, change: Change) -> None:
+        """Write a batch in one transaction. Writing it again leaves everything as it is.
+
+        A row that is newer than the one given, or deleted, stays.
+        """
+        with self._database.begin() as connection:
+            _write_channels(connection, change.channels)
+            _move_passages(connection, change.channels)
+            _write_messages(connection, change)
+            gone = [passage.passage_id for passage in change.removed_passages]
+            if gone:
+                connection.execute(delete(passages).where(passages.c.passage_id.in_(gone)))
+            _write_passages(connection, change.passages)
+            _assign_passages(connection, change.passage_of_message)
+            _count_terms(connection, change)
+
+    def _select_messages(self, condition: Any, **parameters: Any) -> dict[str, StoredMessage]:
+        with self._database.begin() as connection:
+            rows = connection.execute(select(*_MESSAGE_COLUMNS).where(condition), parameters)
+            return {row.message_id: _to_message(row) for row in rows}
+
+
+def to_channel(row: Row[Any]) -> Channel:
+    """A row of ``channels``."""
+    return Channel(
+        channel_id=row.channel_id,
+        guild_id=row.guild_id,
+        parent_channel_id=row.parent_channel_id,
+        kind=ChannelKind(row.kind),
+        name=row.name,
+    )
+
+
+def to_passage(row: Row[Any]) -> StoredPassage:
+    """A row of ``passages``."""
+    return StoredPassage(
+        passage_id=row.passage_id,
+        conversation_id=row.conversation_id,
+        guild_id=row.guild_id,
+        channel_id=row.channel_id,
+        acl_channel_id=row.acl_channel_id,
+        text=row.text,
+        vector=row.vector,
+        first_at=TimestampMillis(row.first_at),
+        last_at=TimestampMillis(row.last_at),
+    )
+
+
+def _to_message(row: Row[Any]) -> StoredMessage:
+    return StoredMessage(**row._mapping)
+
+
+def _write_channels(connection: Connection, rows: Sequence[Channel]) -> None:
+    if not rows:
+        return
+    statement = insert(channels)
+    new = statement.excluded
+    statement = statement.on_conflict_do_update(
+        index_elements=["channel_id"],
+        set_={
+            "guild_id": new.guild_id,
+            "parent_channel_id": new.parent_channel_id,
+            "kind": new.kind,
+            "acl_channel_id": new.acl_channel_id,
+        },
+        # A deletion does not know what kind of channel it happened in.
+        where=new.kind != ChannelKind.UNKNOWN.value,
+    )
+    connection.execute(
+        statement,
+        [
+            {
+                "channel_id": channel.channel_id,
+                "guild_id": channel.guild_id,
+                "parent_channel_id": channel.parent_channel_id,
+                "kind": channel.kind.value,
+                "acl_channel_id": channel.acl_channel_id,
+            }
+            for channel in sorted(rows, key=lambda channel: channel.channel_id)
+        ],
+    )
+
+
+def _move_passages(connection: Connection, rows: Sequence[Channel]) -> None:
+    """Passages follow what became known of their channel: who may read it."""
+    known = [channel for channel in rows if channel.kind is not ChannelKind.UNKNOWN]
+    if not known:
+        return
+    statement = (
+        update(passages)
+        .where(passages.c.channel_id == bindparam("of_channel"), passages.c.acl_channel_id != bindparam("acl"))
+        .values(acl_channel_id=bindparam("acl"))
+    )
+    connection.execute(
+        statement, [{"of_channel": channel.channel_id, "acl": channel.acl_channel_id} for channel in known]
+    )
+
+
+def _write_messages(connection: Connection, change: Change) -> None:
+    if not change.messages:
+        return
+    statement = insert(messages)
+    new = statement.excluded
+    kept = ("message_id", "passage_id")
+    statement = statement.on_conflict_do_update(
+        index_elements=["message_id"],
+        set_={column.name: new[column.name] for column in messages.c if column.name not in kept},
+        where=and_(~messages.c.deleted, or_(messages.c.version < new.version, new.deleted)),
+    )
+    rows = []
+    for message in sorted(change.messages, key=lambda message: message.message_id):
+        row = {column.name: getattr(message, column.name) for column in _MESSAGE_COLUMNS}
+        row["vector"] = change.message_vectors.get(message.message_id)
+        rows.append(row)
+    connection.execute(statement, rows)
+
+
+_PASSAGE_UPSERT = text(
+    """
+    INSERT INTO passages (passage_id, conversation_id, guild_id, channel_id, acl_channel_id, text, terms, length,
+                          vector, first_at, last_at)
+    VALUES (:passage_id, :conversation_id, :guild_id, :channel_id, :acl_channel_id, :text, CAST(:terms AS tsvector),
+            :length, :vector, :first_at, :last_at)
+    ON CONFLICT (passage_id) DO UPDATE SET
+        conversation_id = excluded.conversation_id, guild_id = excluded.guild_id, channel_id = excluded.channel_id,
+        acl_channel_id = excluded.acl_channel_id, text = excluded.text, terms = excluded.terms,
+        length = excluded.length, vector = excluded.vector, first_at = excluded.first_at, last_at = excluded.last_at
+    """
+)
+
+
+def _write_passages(connection: Connection, rows: Sequence[StoredPassage]) -> None:
+    if not rows:
+        return
+    values = []
+    for passage in sorted(rows, key=lambda passage: passage.passage_id):
+        words = terms(passage.text)
+        values.append(
+            {
+                "passage_id": passage.passage_id,
+                "conversation_id": passage.conversation_id,
+                "guild_id": passage.guild_id,
+                "channel_id": passage.channel_id,
+                "acl_channel_id": passage.acl_channel_id,
+                "text": passage.text,
+                "terms": as_tsvector(words),
+                "length": len(words),
+                "vector": passage.vector,
+                "first_at": passage.first_at,
+                "last_at": passage.last_at,
+            }
+        )
+    connection.execute(_PASSAGE_UPSERT, values)
+
+
+def _assign_passages(connection: Connection, passage_of_message: Mapping[str, str | None]) -> None:
+    if not passage_of_message:
+        return
+    statement = (
+        update(messages)
+        .where(
+            messages.c.message_id == bindparam("of_message"),
+            messages.c.passage_id.is_distinct_from(bindparam("to_passage")),
+        )
+        .values(passage_id=bindparam("to_passage"))
+    )
+    connection.execute(
+        statement,
+        [{"of_message": message, "to_passage": passage} for message, passage in sorted(passage_of_message.items())],
+    )
+
+
+def _count_terms(connection: Connection, change: Change) -> None:
+    """Keep, per guild, in how many passages a term occurs: what BM25 needs and a tsvector index does not know."""
+    frequencies: Counter[tuple[str, str]] = Counter()
+    totals: dict[str, list[int]] = {}
+    changes: list[tuple[int, Iterable[StoredPassage]]] = [
+        (1, change.passages),
+        (-1, change.replaced_passages),
+        (-1, change.removed_passages),
+    ]
+    for sign, rows in changes:
+        for passage in rows:
+            words = terms(passage.text)
+            total = totals.setdefault(passage.guild_id, [0, 0])
+            total[0] += sign
+            total[1] += sign * len(words)
+            for word in set(words):
+                frequencies[passage.guild_id, word] += sign
+    _add_up(
+        connection,
+        document_frequencies,
+        [
+            {"guild_id": guild, "term": term, "passages": count}
+            for (guild, term), count in sorted(frequencies.items())
+            if count
+        ],
+        ("guild_id", "term"),
+    )
+    _add_up(
+        connection,
+        corpora,
+        [
+            {"guild_id": guild, "passages": total[0], "terms": total[1]}
+            for guild, total in sorted(totals.items())
+            if any(total)
+        ],
+        ("guild_id",),
+    )
+
+
+def _add_up(connection: Connection, table: Any, rows: list[dict[str, Any]], key: tuple[str, ...]) -> None:
+    if not rows:
+        return
+    statement = insert(table)
+    sums = {column.name: column + statement.excluded[column.name] for column in table.c if column.name not in key}
+    # Rows come sorted by key, so that two processes take their locks in the same order.
+    connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=sums), rows)
+
+
+def as_tsvector(words: Sequence[str]) -> str:
+    """The text form of a tsvector with every word at its positions."""
+    positions: dict[str, list[str]] = {}
+    for place, word in enumerate(words, start=1):
+        places = positions.setdefault(word, [])
+        if len(places) < _POSITIONS and place < 16384:
+            places.append(str(place))
+    return " ".join(f"{quoted(word)}:{','.join(places)}" for word, places in positions.items() if places)
+
+
+def quoted(word: str) -> str:
+    """A lexeme as tsvector and tsquery read it."""
+    if "\x00" in word:
+        raise InvalidEvent("a word holds a NUL character")
+    return "'" + word.replace("\\", "\\\\").replace("'", "''") + "'"

@@ -1,0 +1,159 @@
+"""The embedding model: all-MiniLM-L6-v2 in ONNX, the model that Chroma uses by default.
+
+Owns the model's files once they are there, and batching. Promises the vectors of Chroma's own embedding function (the
+same files, 256 tokens, mean pooling, unit length), but pads a batch to its longest text only. Never downloads: the
+model is fetched by `rtfm-cli local up`, `demo` or `doctor --fetch-model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rtfm.errors import ConfigError
+from rtfm.settings import Settings
+from rtfm.telemetry import EMBEDDED, get_logger
+
+MODEL_NAME = "all-MiniLM-L6-v2"
+DIMENSION = 384
+MAX_TOKENS = 256
+"""What Chroma's embedding function and sentence-transformers cut texts at."""
+
+_FILES = ("model.onnx", "tokenizer.json")
+_TOKENS_PER_RUN = 4096
+"""Tokens, padding included, that go through the model at once: beyond that memory grows and speed does not."""
+
+_log = get_logger(__name__)
+
+Vectors = NDArray[np.float32]
+
+
+class OnnxEmbedding:
+    """The model, loaded. Thread-safe: onnxruntime's ``run`` and the tokenizer are."""
+
+    name = MODEL_NAME
+    dimension = DIMENSION
+
+    def __init__(self, session: Any, tokenizer: Any) -> None:
+        """Use ``load``."""
+        self._session = session
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, directory: Path, threads: int) -> OnnxEmbedding:
+        """Load from ``directory`` or its ``onnx`` child.
+
+        Raises ConfigError that names the missing or unreadable file.
+        """
+        folder = model_folder(directory)
+        if folder is None:
+            raise ConfigError(
+                f"{directory} is not a folder of {MODEL_NAME}: it needs {' and '.join(_FILES)}",
+                hint="`rtfm-cli doctor --fetch-model` fetches the model.",
+            )
+        import onnxruntime
+        from tokenizers import Tokenizer
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # The arena keeps the memory of the largest batch for ever.
+        options.enable_cpu_mem_arena = False
+        try:
+            session = onnxruntime.InferenceSession(
+                str(folder / "model.onnx"), sess_options=options, providers=["CPUExecutionProvider"]
+            )
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as exc:  # both libraries raise their own untyped errors
+            raise ConfigError(
+                f"the embedding model in {folder} cannot be loaded: {str(exc).partition(chr(10))[0]}",
+                hint="Delete the folder and run `rtfm-cli doctor --fetch-model`.",
+            ) from exc
+        tokenizer.enable_truncation(max_length=MAX_TOKENS)
+        tokenizer.no_padding()
+        return cls(session, tokenizer)
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """One unit vector a text: float32, shape (len(texts), 384). An empty text has a vector, too."""
+        vectors = np.empty((len(texts), DIMENSION), dtype=np.float32)
+        if not texts:
+            return vectors
+        encoded = self._tokenizer.encode_batch_fast(list(texts))
+        tokens = [encoding.ids for encoding in encoded]
+        # Texts of like length share a run, so that little of it is padding.
+        order = sorted(range(len(texts)), key=lambda i: len(tokens[i]))
+        start = 0
+        while start < len(order):
+            stop = _end_of_run(order, tokens, start)
+            chosen = order[start:stop]
+            vectors[chosen] = self._run([tokens[i] for i in chosen])
+            start = stop
+        EMBEDDED.inc(len(texts))
+        return vectors
+
+    def _run(self, tokens: list[list[int]]) -> Vectors:
+        width = max(len(ids) for ids in tokens)
+        input_ids = np.zeros((len(tokens), width), dtype=np.int64)
+        mask = np.zeros((len(tokens), width), dtype=np.int64)
+        for row, ids in enumerate(tokens):
+            input_ids[row, : len(ids)] = ids
+            mask[row, : len(ids)] = 1
+        (states, *_) = self._session.run(
+            None, {"input_ids": input_ids, "attention_mask": mask, "token_type_ids": np.zeros_like(input_ids)}
+        )
+        sums = np.einsum("btd,bt->bd", states, mask.astype(np.float32))
+        vectors: Vectors = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+        return vectors.astype(np.float32)
+
+
+def _end_of_run(order: list[int], tokens: list[list[int]], start: int) -> int:
+    stop = start + 1
+    while stop < len(order) and len(tokens[order[stop]]) * (stop + 1 - start) <= _TOKENS_PER_RUN:
+        stop += 1
+    return stop
+
+
+def model_folder(directory: Path) -> Path | None:
+    """Where the model's files stand: ``directory`` itself or its ``onnx`` child; None if in neither."""
+    for folder in (directory, directory / "onnx"):
+        if all((folder / name).is_file() for name in _FILES):
+            return folder
+    return None
+
+
+def default_model_dir(home: Path) -> Path:
+    """Where the model is fetched to."""
+    return home / "models" / MODEL_NAME
+
+
+def find_model(settings: Settings) -> OnnxEmbedding | None:
+    """The model of the settings, or the one that was fetched; None, with one line in the log, when there is none.
+
+    Raises ConfigError when RTFM_EMBEDDING_MODEL_DIR is given and is no model folder.
+    """
+    if settings.embedding_model_dir is not None:
+        return OnnxEmbedding.load(settings.embedding_model_dir, settings.embedding_threads)
+    directory = default_model_dir(settings.home)
+    if model_folder(directory) is None:
+        _log.warning(
+            "search is lexical: no embedding model", looked_in=str(directory), mend="rtfm-cli doctor --fetch-model"
+        )
+        return None
+    return OnnxEmbedding.load(directory, settings.embedding_threads)
+
+
+def to_bytes(vector: Vectors) -> bytes:
+    """A vector as the archive keeps it: little-endian float32."""
+    return vector.astype("<f4").tobytes()
+
+
+def from_bytes(vectors: Sequence[bytes]) -> Vectors:
+    """Vectors from the archive: float32, shape (len(vectors), 384)."""
+    if not vectors:
+        return np.empty((0, DIMENSION), dtype=np.float32)
+    return np.frombuffer(b"".join(vectors), dtype="<f4").reshape(len(vectors), -1)

@@ -1,0 +1,79 @@
+"""What counts as a word in chat: the terms of lexical search and of linking.
+
+Owns the tokenizer, its stop words and its stemming. Pure. A change here changes what is stored in the archive's term
+index, so that passages must be made anew.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+MAX_TERM_LENGTH = 64
+"""Characters of the longest term that is indexed; longer runs are blobs that nobody types again."""
+
+_MENTION = re.compile(r"<(?:@[!&]?|#|a?:\w+:)\d+>")
+_RUN = re.compile(r"[^\W_]?[\w./+\-~']*[\w+~]|[~/][\w./+\-~']+")
+_PARTS = re.compile(r"[./+\-~_']+")
+
+_STOP_WORDS = frozenset(
+    """
+    a about after all also am an and any are as at be because been before being but by can could did do does doing done
+    dont for from get gets getting go going got had has have he her here him his how i if im in into is isnt it its ive
+    just let like me more most my no nor not now of off on or other our out over own really same she should so some such
+    than that thats the their them then there these they this those to too up us very was we were what when where which
+    while who why will with would you your youre
+    anybody anyone anything cant guys hello help here hey hi know lol maybe ok okay please pls plz someone something
+    sorry sure thank thanks thanx thx try trying want way well yeah yep yes need think see make one thing things u ur
+    """.split()  # noqa: SIM905 - a list of quoted words is harder to read
+)
+
+
+def terms(text: str) -> list[str]:
+    """The terms of ``text`` in order, repeated ones included.
+
+    Runs of letters, digits and ``_./+-~'`` in lower case; a path, version or compound also gives its parts. Stop words
+    and chat words are left out, plain words are stemmed lightly.
+    """
+    found: list[str] = []
+    for match in _RUN.finditer(strip_mentions(text).lower()):
+        run = match.group().strip(".'-")
+        if not run:
+            continue
+        _add(found, run)
+        parts = [part for part in _PARTS.split(run) if part]
+        if len(parts) > 1:
+            for part in parts:
+                _add(found, part)
+    return found
+
+
+def strip_mentions(text: str) -> str:
+    """``text`` without Discord's markup for users, roles, channels and custom emoji."""
+    return _MENTION.sub(" ", text)
+
+
+def _add(found: list[str], word: str) -> None:
+    if len(word) <= MAX_TERM_LENGTH and word.replace("'", "") not in _STOP_WORDS:
+        found.append(_stem(word))
+
+
+@lru_cache(maxsize=50_000)
+def _stem(word: str) -> str:
+    """Cut plural, -ing, -ed and -ly from plain ASCII words; anything with a digit or sign stays as it is."""
+    word = word.removesuffix("'s")
+    if len(word) < 4 or not (word.isascii() and word.isalpha()):
+        return word
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    if word.endswith(("sses", "shes", "ches", "xes", "zes")):
+        word = word[:-2]
+    elif word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        word = word[:-1]
+    for suffix in ("ing", "ed", "ly"):
+        stem = word.removesuffix(suffix)
+        if stem != word and len(stem) >= 3 and any(vowel in stem for vowel in "aeiouy"):
+            if len(stem) > 3 and stem[-1] == stem[-2] and stem[-1] not in "lsz":
+                stem = stem[:-1]
+            return stem.removesuffix("e")
+    return word.removesuffix("e") if len(word) > 4 else word
