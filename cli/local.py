@@ -1,0 +1,160 @@
+"""`rtfm-cli local`: Kafka, the registry, Chroma and PostgreSQL on this machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.options import echo_json, examples, json_option, load_settings
+
+if TYPE_CHECKING:
+    from rtfm.local.artifacts import Progress
+    from rtfm.local.stack import LocalStack, ServiceStatus
+
+_NAMES = ("kafka", "schema-registry", "chroma", "postgres")
+
+
+@click.group()
+def local() -> None:
+    """Run Kafka, the registry, Chroma and PostgreSQL on this machine, without Docker.
+
+    Their data is in RTFM_HOME (.rtfm/), and every other command finds them there while they run.
+    """
+
+
+@examples(
+    """
+rtfm-cli local up
+rtfm-cli local up --kafka-port 19092
+rtfm-cli local status --json
+"""
+)
+@local.command()
+@click.option("--kafka-port", type=click.IntRange(1, 65535), help="Port of Kafka; default 29092 where it is free.")
+@click.option("--registry-port", type=click.IntRange(1, 65535), help="Port of the registry; default 8081.")
+@click.option("--chroma-port", type=click.IntRange(1, 65535), help="Port of Chroma; default 8000.")
+@click.option("--postgres-port", type=click.IntRange(1, 65535), help="Port of PostgreSQL; default 5432.")
+@json_option
+def up(
+    kafka_port: int | None,
+    registry_port: int | None,
+    chroma_port: int | None,
+    postgres_port: int | None,
+    as_json: bool,
+) -> None:
+    """Start what does not run yet. The first time it fetches about 200 MB."""
+    given = {
+        "kafka": kafka_port,
+        "schema-registry": registry_port,
+        "chroma": chroma_port,
+        "postgres": postgres_port,
+    }
+    with download_progress() as progress:
+        statuses = open_stack().up(
+            ports={name: port for name, port in given.items() if port is not None}, progress=progress
+        )
+    _print(statuses, as_json)
+
+
+@local.command()
+@json_option
+def down(as_json: bool) -> None:
+    """Stop what `local up` started. The data stays."""
+    stack = open_stack()
+    stopped = stack.down()
+    if as_json:
+        _print(stack.status(), as_json)
+    else:
+        click.echo("Stopped " + ", ".join(stopped) + "." if stopped else "Nothing was running.")
+
+
+@local.command()
+@json_option
+def status(as_json: bool) -> None:
+    """Show each service with its address. Exits with 1 unless all run."""
+    statuses = open_stack().status()
+    _print(statuses, as_json)
+    if any(service.state != "running" for service in statuses):
+        click.get_current_context().exit(1)
+
+
+@local.command()
+@click.argument("service", type=click.Choice(_NAMES))
+@click.option("-f", "--follow", is_flag=True, help="Go on as lines come.")
+@click.option("-n", "--lines", default=50, show_default=True, type=click.IntRange(1), help="Lines to begin with.")
+def logs(service: str, follow: bool, lines: int) -> None:
+    """Show what SERVICE had to say."""
+    from rtfm.errors import ConfigError
+
+    path = open_stack().log_path(service)
+    if not path.is_file():
+        raise ConfigError(f"{service} has no log yet at {path}", hint="start it with `rtfm-cli local up`")
+    if follow:
+        subprocess.run(["tail", "-n", str(lines), "-f", str(path)], check=False)
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]:
+        click.echo(line)
+
+
+def open_stack() -> LocalStack:
+    """The stack of RTFM_HOME.
+
+    Raises ConfigError where the packages for it are not installed.
+    """
+    from rtfm.errors import ConfigError
+
+    try:
+        from rtfm.local.stack import LocalStack
+    except ImportError as exc:
+        raise ConfigError(
+            f"the local services need the package {exc.name}", hint="pip install 'rtfm-events[local]'"
+        ) from exc
+    return LocalStack(load_settings().home)
+
+
+@contextmanager
+def download_progress() -> Iterator[Progress]:
+    """A progress bar on a terminal, a line every 10 % elsewhere; silent while nothing is fetched."""
+    if not sys.stderr.isatty():
+        yield _plain_progress()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    columns = (TextColumn("Fetching"), BarColumn(), DownloadColumn(), TextColumn("{task.fields[file]}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("fetch", total=None, visible=False, file="")
+        yield lambda file, done, total: bar.update(task, completed=done, total=total, visible=True, file=file)
+
+
+def _plain_progress() -> Progress:
+    shown = -1
+
+    def show(file: str, done: int, total: int) -> None:
+        nonlocal shown
+        tenth = 10 * done // total
+        if tenth > shown:
+            shown = tenth
+            click.echo(f"Fetching {done / 1e6:.0f} of {total / 1e6:.0f} MB ({file})", err=True)
+
+    return show
+
+
+def _print(statuses: list[ServiceStatus], as_json: bool) -> None:
+    if as_json:
+        echo_json(
+            {"services": [{"name": s.name, "state": s.state, "address": s.address, "pid": s.pid} for s in statuses]}
+        )
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("service", "state", "address", "pid", box=None)
+    for service in statuses:
+        table.add_row(service.name, service.state, service.address, str(service.pid or ""))
+    Console().print(table)
