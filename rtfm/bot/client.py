@@ -35,6 +35,7 @@ log = get_logger(__name__)
 
 _DISCORD_API = Route.BASE
 _DISCORD_GATEWAY = DiscordWebSocket.DEFAULT_GATEWAY
+discord.VoiceClient.warn_nacl = discord.VoiceClient.warn_dave = False  # no voice here, so no warnings of it
 _ASK_IN_A_CHANNEL = "Please ask me in a channel of the server that you mean."
 
 
@@ -93,7 +94,7 @@ class RtfmClient(discord.Client):
 
     async def on_disconnect(self) -> None:
         """The gateway is gone; discord.py connects again."""
-        if self._connected:
+        if self._connected and not self.is_closed():
             log.warning("disconnected from Discord")
         self._connected = False
 

@@ -48,6 +48,7 @@ class ReplyDelivery:
         if response.outcome is Outcome.UNKNOWN:
             IGNORED_EVENTS.labels("bot-responses", "unknown_outcome").inc()
             return
+        _check_ids(response)
         try:
             async with _discord_errors(response), asyncio.timeout(_TIMEOUT_S):
                 result = await self._post(response)
@@ -129,6 +130,12 @@ class ReplyDelivery:
         except discord.Forbidden:
             log.warning("an earlier reply cannot be looked for without the right to read history", channel=channel.id)
         return found
+
+
+def _check_ids(response: BotResponse) -> None:
+    ids = (response.guild_id or "0", response.channel_id, response.query_message_id or "0", response.asker_id)
+    if not all(value.isascii() and value.isdigit() for value in ids):
+        raise InvalidEvent(f"the response to {response.query_id} names a place or person by what is no Discord id")
 
 
 def _is_part(message: discord.Message, reference: discord.MessageReference | None, part: str) -> bool:

@@ -178,6 +178,10 @@ class FakeDiscord:
         body = {"code": code, "message": "made to fail", "retry_after": retry_after_s, "global": False}
         self._faults.append(Fault(method, re.compile(rf".*{path}$"), status, times, after_doing_it, body))
 
+    def heals(self) -> None:
+        """Let nothing fail any more."""
+        self._faults.clear()
+
     def forgets_nonces(self) -> None:
         """Let some minutes pass, after which Discord knows no nonce any more."""
         self._nonces.clear()

@@ -1,0 +1,114 @@
+"""The outbox in front of the producer, with senders of our own that fail on demand."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from attrs import define, field, frozen
+
+from rtfm.bot.messages import deleted
+from rtfm.bot.outbox import Acknowledgement, Outbox
+from rtfm.errors import PermanentError, Unavailable
+from rtfm.events import BotQuery, DiscordMessage
+
+
+@frozen
+class Ack:
+    """What became of a record."""
+
+    error: str | None = None
+
+
+def event(number: int) -> DiscordMessage:
+    return deleted(number, 1, 1, None)
+
+
+@define
+class FlakySender:
+    """Acknowledges at once, but for what a test made fail."""
+
+    raises: list[Exception] = field(factory=list)
+    refuses: list[str] = field(factory=list)
+    open_gate: threading.Event = field(factory=threading.Event)
+    taken: list[str] = field(factory=list)
+    sent: list[str] = field(factory=list)
+
+    def send(
+        self, topic: str, event: DiscordMessage | BotQuery, *, on_delivery: Callable[[Acknowledgement], None]
+    ) -> None:
+        assert self.open_gate.wait(30)
+        assert isinstance(event, DiscordMessage)
+        self.taken.append(event.message_id)
+        if self.raises:
+            raise self.raises.pop(0)
+        if event.message_id in self.refuses:
+            self.refuses.remove(event.message_id)
+            on_delivery(Ack("no broker took it"))
+        else:
+            self.sent.append(event.message_id)
+            on_delivery(Ack())
+
+
+@pytest.fixture
+def sender() -> FlakySender:
+    sender = FlakySender()
+    sender.open_gate.set()
+    return sender
+
+
+@pytest.fixture
+def outbox(sender: FlakySender) -> Iterator[Outbox]:
+    box = Outbox(sender, limit=5, retry_s=0.01)
+    box.start()
+    yield box
+    sender.open_gate.set()
+    box.close(0)
+
+
+def test_what_is_too_much_is_dropped_and_told(outbox: Outbox, sender: FlakySender) -> None:
+    """The event loop is never made to wait; readiness says what is wrong."""
+    sender.open_gate.clear()
+    taken = [outbox.put("discord-messages", event(number)) for number in range(7)]
+    assert taken == [True] * 5 + [False] * 2
+    assert "full" in str(outbox.trouble())
+    sender.open_gate.set()
+    assert outbox.close(30) == 0
+    assert sender.sent == ["0", "1", "2", "3", "4"]
+
+
+def test_an_event_that_no_broker_took_is_sent_again(outbox: Outbox, sender: FlakySender) -> None:
+    """A delivery that failed is not a loss."""
+    sender.refuses = ["0", "0", "2"]
+    for number in range(4):
+        outbox.put("discord-messages", event(number))
+    assert outbox.close(30) == 0
+    assert sorted(sender.sent) == ["0", "1", "2", "3"]
+    assert outbox.trouble() is None
+
+
+def test_a_producer_that_is_down_is_waited_for_in_order(outbox: Outbox, sender: FlakySender) -> None:
+    """Nothing overtakes an event that could not be handed over."""
+    sender.raises = [Unavailable("Kafka", "down"), Unavailable("Kafka", "down")]
+    for number in range(3):
+        outbox.put("discord-messages", event(number))
+    assert outbox.close(30) == 0
+    assert sender.sent == ["0", "1", "2"]
+
+
+def test_an_event_that_fits_no_contract_holds_nothing_up(outbox: Outbox, sender: FlakySender) -> None:
+    """It can never be sent, so it goes; the rest follows."""
+    sender.raises = [PermanentError("does not fit")]
+    for number in range(2):
+        outbox.put("discord-messages", event(number))
+    assert outbox.close(30) == 0
+    assert sender.sent == ["1"]
+
+
+def test_closing_tells_what_was_not_sent(outbox: Outbox, sender: FlakySender) -> None:
+    """An operator learns of what is lost with the process."""
+    sender.open_gate.clear()
+    outbox.put("discord-messages", event(0))
+    outbox.put("discord-messages", event(1))
+    assert outbox.close(0.01) == 2
