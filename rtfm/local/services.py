@@ -200,13 +200,13 @@ def _postgres(data_dir: Path, port: int) -> Launch:
     )
 
 
-def create_database(port: int) -> None:
-    """Make the database of the local stack where it is not there yet."""
+def create_database(port: int, name: str = DATABASE) -> None:
+    """Make a database of the local stack where it is not there yet; ``name`` is letters, digits and underscores."""
     import psycopg
 
     with psycopg.connect(host="127.0.0.1", port=port, user=DATABASE, dbname="postgres", autocommit=True) as connection:
-        if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone() is None:
-            connection.execute(f'CREATE DATABASE "{DATABASE}"')
+        if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone() is None:
+            connection.execute(f'CREATE DATABASE "{name}"')
 
 
 def port_is_free(port: int) -> bool:
