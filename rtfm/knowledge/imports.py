@@ -98,7 +98,7 @@ def read_export(path: Path) -> ChatExport:
         guild_id=None if guild_id == _DIRECT_GUILD else guild_id,
         channel_id=channel_id,
         channel_kind=kind,
-        channel_name=str(channel.get("name") or channel_id),
+        channel_name=_clean(str(channel.get("name") or channel_id)),
         # The exporter names a thread's parent in the category's fields.
         parent_channel_id=str(parent) if kind in _THREADS and parent else None,
         messages=[],
@@ -157,6 +157,7 @@ def _message(message: object, export: ChatExport) -> DiscordMessage:
         guild_id=export.guild_id,
         channel_id=export.channel_id,
         channel_kind=export.channel_kind,
+        channel_name=export.channel_name,
         parent_channel_id=export.parent_channel_id,
         author_id=_snowflake(author, "id", "author.id"),
         author_name=_clean(str(author.get("nickname") or _string(author, "name", "author.name"))),

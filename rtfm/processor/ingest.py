@@ -196,7 +196,7 @@ def _apply(state: _BatchState, event: DiscordMessage, erasures: Erasures) -> Non
         guild_id=guild_id,
         parent_channel_id=event.parent_channel_id,
         kind=event.channel_kind,
-        name=known.name if known else None,
+        name=_storable(event.channel_name) if event.channel_name else known.name if known else None,
     )
     if erasures.covers(
         guild_id=guild_id,

@@ -144,6 +144,7 @@ def _write_channels(connection: Connection, rows: Sequence[Channel]) -> None:
             "parent_channel_id": new.parent_channel_id,
             "kind": new.kind,
             "acl_channel_id": new.acl_channel_id,
+            "name": func.coalesce(new.name, channels.c.name),
         },
         # A deletion does not know what kind of channel it happened in.
         where=new.kind != ChannelKind.UNKNOWN.value,
@@ -157,6 +158,7 @@ def _write_channels(connection: Connection, rows: Sequence[Channel]) -> None:
                 "parent_channel_id": channel.parent_channel_id,
                 "kind": channel.kind.value,
                 "acl_channel_id": channel.acl_channel_id,
+                "name": channel.name,
             }
             for channel in sorted(rows, key=lambda channel: channel.channel_id)
         ],

@@ -1,0 +1,73 @@
+"""`rtfm-cli eval`: how good retrieval is, on questions whose answers are known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from cli.options import echo_json, examples, json_option, load_settings
+from rtfm.errors import ConfigError
+
+
+@examples("""
+Examples:
+  rtfm-cli eval questions.jsonl
+  rtfm-cli eval questions.jsonl --out results.jsonl --json
+""")
+@click.command("eval")
+@click.argument("questions", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Write one JSON object a question to this file.")
+@json_option
+def eval_(questions: Path, out: Path | None, as_json: bool) -> None:
+    """Measure retrieval on QUESTIONS: one JSON object a line.
+
+    Each holds question, message_id, guild_id and relevant_message_ids. Prints hit@5, MRR@10 and coverage: the share of
+    the relevant messages inside the first 300 words of what is found.
+    """
+    from rtfm.knowledge import console_scope, open_knowledge
+    from rtfm.knowledge.evaluation import measure, read_questions, summarise
+
+    asked = read_questions(questions)
+    knowledge = open_knowledge(load_settings())
+    try:
+        visible = {
+            guild_id: console_scope(knowledge.archive, guild_id)[1]
+            for guild_id in {question.guild_id for question in asked}
+        }
+        results = [measure(knowledge.retriever, question, visible[question.guild_id]) for question in asked]
+    finally:
+        knowledge.close()
+    if out is not None:
+        try:
+            with out.open("w", encoding="utf-8") as file:
+                for result in results:
+                    line = {
+                        "message_id": result.message_id,
+                        "retrieved": result.retrieved,
+                        "hit_rank": result.hit_rank,
+                        "coverage": round(result.coverage, 4),
+                    }
+                    file.write(json.dumps(line) + "\n")
+        except OSError as exc:
+            raise ConfigError(f"{out} cannot be written: {exc.strerror or exc}") from exc
+    summary = summarise(results)
+    figures = {
+        "hit@5": round(summary.hit_at_5, 4),
+        "MRR@10": round(summary.mrr_at_10, 4),
+        "cover@300w": round(summary.coverage, 4),
+    }
+    if as_json:
+        echo_json(
+            {
+                "mode": results[0].mode,
+                "questions": summary.questions,
+                "nothing_found": summary.nothing_found,
+                **figures,
+            }
+        )
+        return
+    for name, value in figures.items():
+        click.echo(f"{name:12} {value:.3f}")
+    click.echo(f"{summary.questions} questions, {summary.nothing_found} found nothing ({results[0].mode} search)")

@@ -1,0 +1,67 @@
+"""`rtfm-cli search`: what retrieval finds, with scores."""
+
+from __future__ import annotations
+
+import click
+
+from cli.options import echo_json, examples, json_option, load_settings
+
+
+@examples("""
+Examples:
+  rtfm-cli search "mount an NTFS disk"
+  rtfm-cli search --guild 1163874448331508 --limit 3 --json "mount an NTFS disk"
+""")
+@click.command("search")
+@click.argument("query")
+@click.option("--guild", metavar="ID", help="Search this guild; default: the archive's only one.")
+@click.option("--channel", "channels", multiple=True, metavar="ID", help="Search this channel only; may be repeated.")
+@click.option("--limit", type=click.IntRange(1, 100), default=10, show_default=True, help="Most passages to show.")
+@json_option
+def search(query: str, guild: str | None, channels: tuple[str, ...], limit: int, as_json: bool) -> None:
+    """Show what retrieval finds for QUERY, best first, with scores.
+
+    Private threads and direct messages are searched only where --channel names them.
+    """
+    from rtfm.knowledge import console_scope, open_knowledge
+
+    settings = load_settings()
+    knowledge = open_knowledge(settings)
+    try:
+        guild_id, visible = console_scope(knowledge.archive, guild, channels)
+        result = knowledge.retriever.search(query, guild_id=guild_id, visible_channel_ids=visible, limit=limit)
+    finally:
+        knowledge.close()
+    if as_json:
+        echo_json(
+            {
+                "mode": result.mode,
+                "results": [
+                    {
+                        "passage_id": passage.passage_id,
+                        "score": passage.score,
+                        "message_ids": [message.message_id for message in passage.messages],
+                        "text": passage.text,
+                    }
+                    for passage in result.passages
+                ],
+            }
+        )
+        return
+    if not result.found:
+        click.echo(f"Nothing is near enough ({result.mode} search).")
+        return
+    for number, passage in enumerate(result.passages, start=1):
+        first = passage.messages[0]
+        place = f"https://discord.com/channels/{first.guild_id or '@me'}/{first.channel_id}/{first.message_id}"
+        click.echo(click.style(f"{number}. {passage.score:.2f}  {place}", bold=True))
+        for message in passage.messages[:6]:
+            click.echo(f"   {message.author_name}: {_one_line(message.content)}")
+        if len(passage.messages) > 6:
+            click.echo(f"   … {len(passage.messages) - 6} more messages")
+    click.echo(f"{len(result.passages)} passages ({result.mode} search)")
+
+
+def _one_line(text: str) -> str:
+    line = " ".join("".join(c for c in text if c.isprintable() or c.isspace()).split())
+    return line if len(line) <= 160 else line[:159] + "…"
