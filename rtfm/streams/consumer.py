@@ -1,0 +1,172 @@
+"""Reading one topic record by record, for the command line and tests: no handler, no group unless one is named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+from attrs import frozen
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
+
+from rtfm.contracts import Contracts
+from rtfm.errors import ConfigError, PermanentError
+from rtfm.settings import Settings
+from rtfm.streams.connection import REQUEST_TIMEOUT_S, client_config, group_name, topic_name, translated
+
+
+@frozen(kw_only=True)
+class Record:
+    """A record as it was read. ``topic`` is without prefix; ``timestamp_ms`` is when it was produced.
+
+    ``event`` is the decoded value, or None where the topic has no contract or ``error`` tells why it did not decode.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes]]
+    timestamp_ms: int
+    event: Any
+    error: PermanentError | None = None
+
+    def header(self, name: str) -> bytes | None:
+        """The last header of this name."""
+        return next((value for key, value in reversed(self.headers) if key == name), None)
+
+
+class EventReader:
+    """Reads ``topic`` from its start, from its end, or where ``group`` had come to.
+
+    Raises Unavailable when Kafka does not answer, ConfigError for a topic that does not exist.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        contracts: Contracts,
+        topic: str,
+        *,
+        group: str | None = None,
+        from_end: bool = False,
+    ) -> None:
+        self._settings = settings
+        self._contracts = contracts
+        self._topic = topic
+        self._consumer = Consumer(
+            {
+                **client_config(settings),
+                "group.id": group_name(settings, group or f"rtfm-reader-{settings.instance_id}"),
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+                "isolation.level": "read_committed",
+                "enable.partition.eof": True,
+                "fetch.wait.max.ms": 50,
+            }
+        )
+        self._ends: set[int] = set()
+        name = topic_name(settings, topic)
+        try:
+            metadata = self._consumer.list_topics(name, timeout=REQUEST_TIMEOUT_S)
+            found = metadata.topics[name]
+            if found.error is not None:
+                raise translated(found.error, settings, f"reading {name}")
+            self._partitions = sorted(found.partitions)
+            if group is not None:
+                self._consumer.subscribe([name])
+            else:
+                self._consumer.assign(
+                    [TopicPartition(name, p, self._start(name, p, from_end)) for p in self._partitions]
+                )
+        except KafkaException as exc:
+            self._consumer.close()
+            raise translated(exc, settings, f"reading {name}") from exc
+        except ConfigError:
+            self._consumer.close()
+            raise
+
+    def _start(self, name: str, partition: int, from_end: bool) -> int:
+        if not from_end:
+            return int(OFFSET_BEGINNING)
+        # A number, not OFFSET_END: that would be looked up at the first poll, after what the caller produces next.
+        _, end = self._consumer.get_watermark_offsets(TopicPartition(name, partition), timeout=REQUEST_TIMEOUT_S)
+        return int(end) if end >= 0 else int(OFFSET_END)
+
+    def poll(self, timeout_s: float) -> Record | None:
+        """The next record, or None when none came within ``timeout_s``."""
+        message = self._consumer.poll(timeout_s)
+        if message is None:
+            return None
+        if (error := message.error()) is not None:
+            if error.code() == KafkaError._PARTITION_EOF:
+                self._ends.add(message.partition())
+                return None
+            raise translated(error, self._settings, f"reading {self._topic}")
+        return record_of(self._topic, message, self._contracts)
+
+    def read_to_end(self) -> Iterator[Record]:
+        """Every record up to the present end of the topic."""
+        self._ends.clear()
+        idle = 0
+        while len(self._ends) < len(self._partitions):
+            record = self.poll(REQUEST_TIMEOUT_S)
+            if record is not None:
+                yield record
+            idle = idle + 1 if record is None else 0
+            if idle > len(self._partitions) + 3:
+                raise translated(KafkaError(KafkaError._TIMED_OUT), self._settings, f"reading {self._topic}")
+
+    def commit(self, record: Record) -> None:
+        """Note for the group that everything up to ``record`` in its partition is done."""
+        name = topic_name(self._settings, record.topic)
+        try:
+            self._consumer.commit(
+                offsets=[TopicPartition(name, record.partition, record.offset + 1)], asynchronous=False
+            )
+        except KafkaException as exc:
+            raise translated(exc, self._settings, f"committing {name}") from exc
+
+    def close(self) -> None:
+        """Leave."""
+        self._consumer.close()
+
+    def __iter__(self) -> Iterator[Record]:
+        while True:
+            record = self.poll(1.0)
+            if record is not None:
+                yield record
+
+    def __enter__(self) -> EventReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def record_of(topic: str, message: Any, contracts: Contracts) -> Record:
+    """The record of a message of confluent_kafka; what does not decode has an ``error``.
+
+    Raises Unavailable where the registry is needed and does not answer.
+    """
+    event, error = None, None
+    contract = contracts.catalogue.topics.get(topic)
+    if contract is not None and contract.schema is not None:
+        try:
+            event = contracts.decode(topic, message.value())
+        except PermanentError as exc:
+            error = exc
+    return Record(
+        topic=topic,
+        partition=message.partition(),
+        offset=message.offset(),
+        key=message.key(),
+        value=message.value(),
+        headers=list(message.headers() or []),
+        timestamp_ms=message.timestamp()[1],
+        event=event,
+        error=error,
+    )

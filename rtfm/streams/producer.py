@@ -1,0 +1,179 @@
+"""Producing events: idempotent, acknowledged by all in-sync replicas, zstd on the wire.
+
+The queue is bounded: a caller waits for room up to the delivery timeout and then gets an error. Every record is
+either delivered or reported, to ``on_delivery`` and at the next ``flush``.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from attrs import frozen
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from rtfm.contracts import Contracts
+from rtfm.errors import Unavailable
+from rtfm.settings import Settings
+from rtfm.streams.connection import client_config, topic_name, translated, unreachable
+from rtfm.telemetry import SENT, child_traceparent, get_logger
+
+CONTENT_TYPE = b"application/vnd.confluent.avro"
+_POLL_S = 0.1
+
+_log = get_logger(__name__)
+
+Headers = list[tuple[str, bytes]]
+
+
+@frozen(kw_only=True)
+class Delivery:
+    """What became of one record; ``error`` is None when the brokers have it. ``topic`` is without prefix."""
+
+    topic: str
+    partition: int
+    offset: int
+    error: str | None
+
+
+class EventProducer:
+    """Produces the events of the catalogue's topics. Safe to use from several threads."""
+
+    def __init__(self, settings: Settings, contracts: Contracts) -> None:
+        self._settings = settings
+        self._contracts = contracts
+        self._failed: list[Delivery] = []
+        self._producer = Producer(
+            {
+                **client_config(settings),
+                "enable.idempotence": True,
+                "acks": "all",
+                "compression.type": "zstd",
+                "linger.ms": 10,
+                "queue.buffering.max.messages": settings.kafka_queue_max_messages,
+                "message.timeout.ms": int(settings.kafka_delivery_timeout_s * 1000),
+                "message.max.bytes": 1_000_000,
+            }
+        )
+        self._closed = threading.Event()
+        self._poller = threading.Thread(target=self._poll, name="producer-poll", daemon=True)
+        self._poller.start()
+
+    def send(
+        self,
+        topic: str,
+        event: Any,
+        *,
+        headers: Mapping[str, bytes | str] | None = None,
+        on_delivery: Callable[[Delivery], None] | None = None,
+    ) -> None:
+        """Queue ``event`` for ``topic``, waiting for room in the queue.
+
+        Raises InvalidEvent for an event that the schema does not allow, ConfigError where the schema is not
+        registered, Unavailable when the queue stays full or the registry does not answer.
+        """
+        value = self._contracts.encode(topic, event)
+        self.send_raw(topic, self._contracts.key(topic, event), value, event_headers(headers), on_delivery=on_delivery)
+
+    def send_raw(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers,
+        *,
+        on_delivery: Callable[[Delivery], None] | None = None,
+    ) -> None:
+        """Queue bytes as they are, as dead letters need it."""
+
+        def report(error: KafkaError | None, message: Any) -> None:
+            self._report(topic, error, message, on_delivery)
+
+        deadline = time.monotonic() + self._settings.kafka_delivery_timeout_s
+        while True:
+            try:
+                self._producer.produce(
+                    topic_name(self._settings, topic), value, key, headers=headers, on_delivery=report
+                )
+                return
+            except BufferError as exc:
+                if time.monotonic() > deadline:
+                    raise unreachable(
+                        self._settings, f"{topic}: the queue of {len(self._producer)} stays full"
+                    ) from exc
+                self._producer.poll(_POLL_S)
+            except KafkaException as exc:
+                raise translated(exc, self._settings, f"producing to {topic}") from exc
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Wait until everything sent is acknowledged; default the delivery timeout.
+
+        Raises Unavailable when something was not delivered since the last flush, with the count and the first reason.
+        """
+        waiting = self._producer.flush(self._settings.kafka_delivery_timeout_s + 1 if timeout_s is None else timeout_s)
+        failed, self._failed = self._failed, []
+        if waiting or failed:
+            reason = failed[0].error if failed else "no acknowledgement yet"
+            raise Unavailable(
+                "kafka",
+                f"{waiting + len(failed)} records were not delivered to Kafka at"
+                f" {self._settings.kafka_bootstrap_servers}: {reason}",
+                hint="see that Kafka runs and its topics exist (`rtfm-cli topics check`)",
+            )
+
+    def __len__(self) -> int:
+        """Records that wait for their acknowledgement."""
+        return len(self._producer)
+
+    def close(self) -> None:
+        """Stop. What is queued is given the delivery timeout; what was not delivered is logged."""
+        try:
+            self.flush()
+        except Unavailable as exc:
+            _log.error("records lost at the end", reason=str(exc))
+        self._closed.set()
+        self._poller.join(timeout=2)
+
+    def __enter__(self) -> EventProducer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _poll(self) -> None:
+        # Delivery reports are served from here, so that a caller that only sends hears of them too.
+        while not self._closed.is_set():
+            self._producer.poll(_POLL_S)
+
+    def _report(
+        self, topic: str, error: KafkaError | None, message: Any, on_delivery: Callable[[Delivery], None] | None
+    ) -> None:
+        delivery = Delivery(
+            topic=topic,
+            partition=-1 if message.partition() is None else message.partition(),
+            offset=-1 if message.offset() is None else message.offset(),
+            error=None if error is None else error.str(),
+        )
+        SENT.labels(topic, "" if error is None else error.name()).inc()
+        if error is not None:
+            self._failed.append(delivery)
+        if on_delivery is None:
+            return
+        try:
+            on_delivery(delivery)
+        except Exception:  # it would come out of an unrelated call of another thread
+            _log.exception("a delivery report's receiver failed", topic=topic)
+
+
+def event_headers(given: Mapping[str, bytes | str] | None) -> Headers:
+    """A record's headers: those given, a trace and the content type."""
+    headers = {key: value.encode() if isinstance(value, str) else value for key, value in (given or {}).items()}
+    if "traceparent" not in headers:
+        headers["traceparent"] = child_traceparent(None).encode()
+    headers.setdefault("content-type", CONTENT_TYPE)
+    return list(headers.items())

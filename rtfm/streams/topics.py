@@ -1,0 +1,216 @@
+"""Topics: what the catalogue wants, what the cluster has, and the steps from one to the other.
+
+The whole plan is made and checked before the first change. Partitions are added, never taken away.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import Any
+
+from attrs import frozen
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewPartitions,
+    NewTopic,
+    ResourceType,
+)
+
+from rtfm.contracts.catalogue import Catalogue, Topic
+from rtfm.errors import ConfigError
+from rtfm.settings import Settings
+from rtfm.streams.connection import REQUEST_TIMEOUT_S, client_config, group_name, topic_name, translated, unreachable
+
+GROUPS = {
+    "discord-messages": ("discord-message-processor",),
+    "bot-queries": ("discord-message-processor-answer",),
+    "bot-responses": ("rtfm-bot-responses",),
+}
+"""Consumer groups by the topic that they read, without prefix."""
+
+
+@frozen(kw_only=True)
+class Step:
+    """One change to one topic: ``create``, ``add partitions``, ``configure``, or ``none``."""
+
+    topic: str
+    action: str
+    detail: str
+    partitions: int = 0
+    config: dict[str, str] | None = None
+
+
+@frozen(kw_only=True)
+class TopicState:
+    """What a topic is on the cluster. ``end_offsets`` and ``lag`` count records."""
+
+    topic: str
+    partitions: int
+    config: dict[str, str]
+    records: int
+    lag: dict[str, int]
+
+
+class TopicAdmin:
+    """The cluster's topics, as far as the catalogue knows them."""
+
+    def __init__(self, settings: Settings, catalogue: Catalogue) -> None:
+        self._settings = settings
+        self._catalogue = catalogue
+        self._client = AdminClient(client_config(settings))
+
+    def plan(self) -> list[Step]:
+        """The steps that `topics init` would take, one for each topic; ``none`` where all is as it should be.
+
+        Raises Unavailable without an answer from Kafka.
+        """
+        partitions = self._partitions()
+        existing = [topic for topic in self._catalogue.topics.values() if topic.name in partitions]
+        configs = self._configs(existing)
+        return [
+            step
+            for topic in self._catalogue.topics.values()
+            for step in self._steps(topic, partitions.get(topic.name), configs.get(topic.name, {}))
+        ]
+
+    def apply(self, plan: list[Step]) -> int:
+        """Take the steps of ``plan``; how many changes that were.
+
+        Raises ConfigError when the cluster refuses one, Unavailable without an answer.
+        """
+        changes = 0
+        for step in plan:
+            name = topic_name(self._settings, step.topic)
+            match step.action:
+                case "create":
+                    replicas = self._settings.kafka_replication_factor
+                    new = NewTopic(name, step.partitions, replicas, config=step.config or {})
+                    self._wait(self._client.create_topics([new])[name], f"creating {name}", already_there=True)
+                case "add partitions":
+                    more = self._client.create_partitions([NewPartitions(name, step.partitions)])
+                    self._wait(more[name], f"adding partitions to {name}")
+                case "configure":
+                    entries = [
+                        ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
+                        for key, value in (step.config or {}).items()
+                    ]
+                    resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
+                    (future,) = self._client.incremental_alter_configs([resource]).values()
+                    self._wait(future, f"configuring {name}")
+                case _:
+                    continue
+            changes += 1
+        return changes
+
+    def states(self) -> list[TopicState]:
+        """Each topic of the catalogue that exists, with its records and the lag of its groups."""
+        partitions = self._partitions()
+        topics = [topic for topic in self._catalogue.topics.values() if topic.name in partitions]
+        configs = self._configs(topics)
+        consumer = Consumer({**client_config(self._settings), "group.id": "rtfm-offsets"})
+        try:
+            return [self._state(consumer, topic, partitions[topic.name], configs[topic.name]) for topic in topics]
+        except KafkaException as exc:
+            raise translated(exc, self._settings, "reading offsets") from exc
+        finally:
+            consumer.close()
+
+    def delete(self) -> None:
+        """Delete every topic of the catalogue under this prefix. Refused without a prefix."""
+        if not self._settings.kafka_topic_prefix:
+            raise ConfigError("topics are deleted only under a prefix", hint="set KAFKA_TOPIC_PREFIX")
+        names = [topic_name(self._settings, name) for name in self._partitions()]
+        if names:
+            for future in self._client.delete_topics(names).values():
+                self._wait(future, "deleting topics")
+
+    def _state(self, consumer: Consumer, topic: Topic, partitions: int, config: dict[str, str]) -> TopicState:
+        name = topic_name(self._settings, topic.name)
+        marks = [
+            consumer.get_watermark_offsets(TopicPartition(name, number), timeout=REQUEST_TIMEOUT_S)
+            for number in range(partitions)
+        ]
+        lag = {}
+        for group in GROUPS.get(topic.name, ()):
+            asked = [TopicPartition(name, number) for number in range(partitions)]
+            committed = self._committed(group_name(self._settings, group), asked)
+            lag[group] = sum(
+                max(0, high - max(low, committed.get(number, low))) for number, (low, high) in enumerate(marks)
+            )
+        return TopicState(
+            topic=topic.name,
+            partitions=partitions,
+            config={key: config.get(key, "") for key in _wanted(topic)},
+            records=sum(high - low for low, high in marks),
+            lag=lag,
+        )
+
+    def _committed(self, group: str, partitions: list[TopicPartition]) -> dict[int, int]:
+        request = [ConsumerGroupTopicPartitions(group, partitions)]
+        future = self._client.list_consumer_group_offsets(request)[group]
+        found = self._wait(future, f"reading the offsets of {group}")
+        return {entry.partition: entry.offset for entry in found.topic_partitions if entry.offset >= 0}
+
+    def _partitions(self) -> dict[str, int]:
+        try:
+            metadata = self._client.list_topics(timeout=REQUEST_TIMEOUT_S)
+        except KafkaException as exc:
+            raise translated(exc, self._settings, "listing topics") from exc
+        found = {name: len(topic.partitions) for name, topic in metadata.topics.items() if topic.error is None}
+        prefixed = {name: topic_name(self._settings, name) for name in self._catalogue.topics}
+        return {name: found[full] for name, full in prefixed.items() if full in found}
+
+    def _configs(self, topics: list[Topic]) -> dict[str, dict[str, str]]:
+        if not topics:
+            return {}
+        by_resource = {
+            ConfigResource(ResourceType.TOPIC, topic_name(self._settings, topic.name)): topic.name for topic in topics
+        }
+        futures = self._client.describe_configs(list(by_resource), request_timeout=REQUEST_TIMEOUT_S)
+        return {
+            by_resource[resource]: {
+                key: entry.value for key, entry in self._wait(future, "reading topic settings").items()
+            }
+            for resource, future in futures.items()
+        }
+
+    def _steps(self, topic: Topic, partitions: int | None, config: dict[str, str]) -> list[Step]:
+        wanted = _wanted(topic)
+        if partitions is None:
+            detail = f"{topic.partitions} partitions, kept for {topic.retention_h} h"
+            return [Step(topic=topic.name, action="create", detail=detail, partitions=topic.partitions, config=wanted)]
+        steps = []
+        if partitions < topic.partitions:
+            detail = f"{partitions} to {topic.partitions} partitions"
+            steps.append(Step(topic=topic.name, action="add partitions", detail=detail, partitions=topic.partitions))
+        drift = {key: value for key, value in wanted.items() if config.get(key) != value}
+        if drift:
+            detail = ", ".join(f"{key} {config.get(key)} to {value}" for key, value in drift.items())
+            steps.append(Step(topic=topic.name, action="configure", detail=detail, config=drift))
+        more = f"{partitions} partitions, more than the {topic.partitions} wanted; partitions are never taken away"
+        return steps or [
+            Step(topic=topic.name, action="none", detail=more if partitions > topic.partitions else "up to date")
+        ]
+
+    def _wait(self, future: Future[Any], what: str, *, already_there: bool = False) -> Any:
+        try:
+            return future.result(timeout=REQUEST_TIMEOUT_S * 2)
+        except KafkaException as exc:
+            if already_there and exc.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                return None
+            raise translated(exc, self._settings, what) from exc
+        except TimeoutError as exc:
+            raise unreachable(self._settings, what) from exc
+
+
+def _wanted(topic: Topic) -> dict[str, str]:
+    return {
+        "retention.ms": str(topic.retention_h * 3_600_000),
+        "cleanup.policy": "delete",
+        # The time that Kafka keeps is the time of producing: an import of old messages must not expire at once.
+        "message.timestamp.type": "LogAppendTime",
+    }
