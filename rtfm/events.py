@@ -103,6 +103,7 @@ class DiscordMessage:
     guild_id: str | None = None
     channel_id: str
     channel_kind: ChannelKind
+    channel_name: str | None = None
     parent_channel_id: str | None = None
     author_id: str | None = None
     author_name: str | None = None

@@ -1,1 +1,101 @@
-"""Contracts: the catalogue, the codec, the rules of compatibility and the registry."""
+"""The contracts: what stands in Kafka, by schema, and the way between events and bytes.
+
+Owns schemas, codecs and the registry client. It does not talk to Kafka: ``rtfm.streams`` does, with a ``Contracts``
+that is built once a process.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rtfm.contracts import catalogue as catalogues
+from rtfm.contracts.catalogue import Catalogue, Schema, Topic
+from rtfm.contracts.codec import EventCodec, schema_id_of
+from rtfm.contracts.registry import SchemaRegistry
+from rtfm.errors import ConfigError
+from rtfm.events import BotQuery, BotResponse, DiscordMessage
+
+if TYPE_CHECKING:
+    from rtfm.settings import Settings
+
+__all__ = [
+    "EVENT_OF_TOPIC",
+    "Catalogue",
+    "Contracts",
+    "EventCodec",
+    "SchemaRegistry",
+    "Topic",
+    "open_contracts",
+    "open_registry",
+    "schema_id_of",
+]
+
+EVENT_OF_TOPIC: dict[str, type[Any]] = {
+    "discord-messages": DiscordMessage,
+    "bot-queries": BotQuery,
+    "bot-responses": BotResponse,
+}
+
+
+class Contracts:
+    """Events of every topic to bytes and back. Built once a process, safe to share between threads."""
+
+    def __init__(self, catalogue: Catalogue, registry: SchemaRegistry) -> None:
+        """Build the codecs; ConfigError names the topic or the field where class and schema differ."""
+        self.catalogue = catalogue
+        self.registry = registry
+        self._codecs: dict[str, EventCodec[Any]] = {}
+        for name, event_class in EVENT_OF_TOPIC.items():
+            topic = catalogue.topic(name)
+            if topic.schema is None:
+                raise ConfigError(
+                    f"the topic {name} has no schema in {catalogue.directory / catalogues.CATALOGUE_FILE}"
+                )
+            self._codecs[name] = EventCodec(event_class, topic.schema)
+        self._writers: dict[tuple[str, int], Schema | None] = {}
+
+    def encode(self, topic_name: str, event: Any) -> bytes:
+        """The value of a record: ``event`` in Confluent's wire format.
+
+        Raises InvalidEvent when it does not fit the schema, ConfigError when the schema is not registered and
+        Unavailable when the registry does not answer.
+        """
+        codec = self.codec(topic_name)
+        return codec.encode(event, self.registry.id_for(topic_name, codec.schema))
+
+    def decode(self, topic_name: str, data: bytes) -> Any:
+        """The event in the value of a record, whichever version of the schema it was written with.
+
+        Raises UndecodableRecord, UnknownSchema, and Unavailable when the registry has to be asked and does not answer.
+        """
+        codec = self.codec(topic_name)
+        key = (topic_name, schema_id_of(data))
+        if key not in self._writers:
+            writer = self.registry.schema(key[1])
+            self._writers[key] = None if writer == codec.schema else writer
+        return codec.decode(data, self._writers[key])
+
+    def key(self, topic_name: str, event: Any) -> bytes:
+        """The key of a record: the field of ``event`` that the catalogue names, as UTF-8."""
+        return str(getattr(event, self.catalogue.topic(topic_name).key)).encode()
+
+    def codec(self, topic_name: str) -> EventCodec[Any]:
+        """The codec of a topic; ConfigError when it has none."""
+        try:
+            return self._codecs[topic_name]
+        except KeyError:
+            raise ConfigError(f"the topic {topic_name} carries no events") from None
+
+
+def open_registry(settings: Settings) -> SchemaRegistry:
+    """The registry client of this process."""
+    return SchemaRegistry(
+        settings.schema_registry_url,
+        cache_dir=settings.home / "cache" / "registry",
+        prefix=settings.kafka_topic_prefix,
+    )
+
+
+def open_contracts(settings: Settings) -> Contracts:
+    """The contracts as the settings have them; asks no registry yet. Raises ConfigError."""
+    return Contracts(catalogues.load(settings.schemas_dir), open_registry(settings))

@@ -1,0 +1,204 @@
+"""The catalogue of contracts: which topics there are, with which schema, key, retention and readers.
+
+Owns the reading of ``contracts.toml``, of the schemas beside it and of their released versions, and says what is wrong
+with them by file and place. It knows nothing of Kafka or of a registry, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, cast
+
+import fastavro
+from attrs import field, frozen
+
+from rtfm.errors import ConfigError
+
+Schema = dict[str, Any]
+"""An Avro schema as parsed JSON."""
+
+CATALOGUE_FILE = "contracts.toml"
+RELEASED_DIRECTORY = "released"
+
+# https://docs.confluent.io/platform/current/schema-registry/fundamentals/schema-evolution.html
+COMPATIBILITY_LEVELS = (
+    "NONE",
+    "BACKWARD",
+    "BACKWARD_TRANSITIVE",
+    "FORWARD",
+    "FORWARD_TRANSITIVE",
+    "FULL",
+    "FULL_TRANSITIVE",
+)
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
+_TOPIC_KEYS = ("doc", "schema", "key", "partitions", "retention_h", "compatibility", "producers", "consumers")
+
+
+@frozen(kw_only=True)
+class Topic:
+    """One topic of the catalogue; ``schema`` and ``compatibility`` are None where values have no schema."""
+
+    name: str
+    doc: str
+    key: str
+    partitions: int
+    retention_h: int
+    schema: Schema | None = field(repr=False)
+    schema_file: str | None
+    compatibility: str | None
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+
+    @property
+    def subject(self) -> str:
+        """The registry's name for the values of this topic, without a prefix (TopicNameStrategy)."""
+        return f"{self.name}-value"
+
+
+@frozen
+class Catalogue:
+    """All topics by their name without a prefix, in the order of the file."""
+
+    directory: Path
+    namespace: str
+    topics: dict[str, Topic]
+
+    def topic(self, name: str) -> Topic:
+        """The topic ``name``; ConfigError when the catalogue has none of that name."""
+        try:
+            return self.topics[name]
+        except KeyError:
+            raise ConfigError(
+                f"{name} is not a topic of {self.directory / CATALOGUE_FILE}",
+                hint="Topics are " + ", ".join(self.topics) + ".",
+            ) from None
+
+    def with_schema(self) -> list[Topic]:
+        """The topics whose values have a schema."""
+        return [topic for topic in self.topics.values() if topic.schema is not None]
+
+    def released(self, topic_name: str) -> dict[int, Schema]:
+        """Version → schema, ascending, of what was released for the topic; empty when nothing was.
+
+        Raises ConfigError for a file that is no schema or whose name is no version.
+        """
+        directory = self.released_directory(topic_name)
+        found = {}
+        for path in sorted(directory.glob("*.avsc")) if directory.is_dir() else ():
+            if not re.fullmatch("[1-9][0-9]*", path.stem):
+                raise ConfigError(f"{path}: a released schema is named <version>.avsc, such as 1.avsc")
+            found[int(path.stem)] = read_schema(path)
+        return dict(sorted(found.items()))
+
+    def released_directory(self, topic_name: str) -> Path:
+        """Where the released versions of the topic's subject stand."""
+        return self.directory / RELEASED_DIRECTORY / self.topic(topic_name).subject
+
+
+def load(schemas_dir: Path | None = None) -> Catalogue:
+    """The catalogue in ``schemas_dir``, or the project's own where that is None.
+
+    Raises ConfigError that names file and place for whatever is missing or malformed.
+    """
+    directory = schemas_dir or _own_directory()
+    path = directory / CATALOGUE_FILE
+    try:
+        document = tomllib.loads(_read(path))
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{path}: {exc}") from exc
+    namespace = _take(document, "namespace", str, str(path))
+    topics = _take(document, "topics", dict, str(path))
+    return Catalogue(directory, namespace, {name: _topic(directory, path, name, topics[name]) for name in topics})
+
+
+def read_schema(path: Path) -> Schema:
+    """The Avro record schema in ``path``; ConfigError naming file and place when it is none."""
+    try:
+        schema = json.loads(_read(path))
+    except json.JSONDecodeError as exc:
+        raise ConfigError(f"{path}:{exc.lineno}:{exc.colno}: not JSON: {exc.msg}") from exc
+    if not isinstance(schema, dict) or schema.get("type") != "record":
+        raise ConfigError(f"{path}: not an Avro record")
+    try:
+        fastavro.parse_schema(json.loads(json.dumps(schema)))
+    except Exception as exc:  # fastavro raises its own errors, KeyError and TypeError for malformed schemas
+        what = f"the key {exc} is missing" if isinstance(exc, KeyError) else str(exc)
+        raise ConfigError(f"{path}: not an Avro schema: {what}") from exc
+    return cast("Schema", schema)
+
+
+def _own_directory() -> Path:
+    beside = _PACKAGE.parent / "schemas"
+    if (_PACKAGE.parent / "pyproject.toml").is_file() and beside.is_dir():
+        return beside  # a checkout, whose schemas a stale copy in an editable install must not shadow
+    return _PACKAGE / "schemas"
+
+
+def _topic(directory: Path, path: Path, name: str, table: object) -> Topic:
+    where = f"{path}: [topics.{name}]"
+    if not isinstance(table, dict):
+        raise ConfigError(f"{where} is not a table")
+    if not _TOPIC_NAME.fullmatch(name):
+        raise ConfigError(f"{where}: a topic is named with at most 200 letters, digits, dots, dashes and underscores")
+    if unknown := sorted(set(table) - set(_TOPIC_KEYS)):
+        raise ConfigError(f"{where}: unknown key {unknown[0]}", hint="Keys are " + ", ".join(_TOPIC_KEYS) + ".")
+    schema_file = _take(table, "schema", str, where) if "schema" in table else None
+    schema = read_schema(directory / schema_file) if schema_file else None
+    level = _take(table, "compatibility", str, where) if schema else None
+    if level is not None and level not in COMPATIBILITY_LEVELS:
+        raise ConfigError(
+            f"{where} compatibility: {level!r} is no level", hint="Levels are " + ", ".join(COMPATIBILITY_LEVELS) + "."
+        )
+    key = _take(table, "key", str, where)
+    if schema and key not in {entry["name"] for entry in schema["fields"] if entry["type"] == "string"}:
+        raise ConfigError(f"{where} key: {key!r} is not a string field of {schema_file}")
+    return Topic(
+        name=name,
+        doc=_take(table, "doc", str, where),
+        key=key,
+        partitions=_positive(table, "partitions", where),
+        retention_h=_positive(table, "retention_h", where),
+        schema=schema,
+        schema_file=schema_file,
+        compatibility=level,
+        producers=_names(table, "producers", where),
+        consumers=_names(table, "consumers", where),
+    )
+
+
+def _take(table: dict[str, Any], key: str, kind: type, where: str) -> Any:
+    if key not in table:
+        raise ConfigError(f"{where}: {key} is missing")
+    if type(table[key]) is not kind:
+        wanted = {str: "a text", int: "a whole number", list: "a list", dict: "a table"}[kind]
+        raise ConfigError(f"{where} {key}: {table[key]!r} is not {wanted}")
+    return table[key]
+
+
+def _positive(table: dict[str, Any], key: str, where: str) -> int:
+    number: int = _take(table, key, int, where)
+    if number < 1:
+        raise ConfigError(f"{where} {key}: {number} is not at least 1")
+    return number
+
+
+def _names(table: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
+    names = _take(table, key, list, where)
+    if not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{where} {key}: a list of texts is wanted")
+    return tuple(names)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(
+            f"{path} cannot be read: {exc.strerror if isinstance(exc, OSError) else exc}",
+            hint="RTFM_SCHEMAS_DIR, where set, must hold contracts.toml, the schemas and released/.",
+        ) from exc

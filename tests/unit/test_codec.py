@@ -1,0 +1,81 @@
+"""Events to bytes and back: what is refused, and what comes out."""
+
+import struct
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from rtfm.contracts import EVENT_OF_TOPIC, catalogue, schema_id_of
+from rtfm.contracts.codec import EventCodec
+from rtfm.errors import ConfigError, InvalidEvent, UndecodableRecord
+from rtfm.events import Attachment, ChannelKind, DiscordMessage, MessageChange, TimestampMillis
+
+MESSAGE = DiscordMessage(
+    message_id="1286754213907726336",
+    guild_id="81384788765712384",
+    channel_id="381870553235193857",
+    channel_kind=ChannelKind.FORUM_POST,
+    channel_name="Où est le câble ?",
+    parent_channel_id="381870129706958858",
+    author_id="297045071457681409",
+    author_name="quillfeather",
+    content="E_TIDE_7 again 🌊",
+    created_at=TimestampMillis(1_726_854_000_123),
+    change=MessageChange.CREATED,
+    mentioned_user_ids=["1", "22"],
+    attachments=[Attachment(filename="a.log", url="https://cdn.example/a.log", size_bytes=70_000)],
+)
+
+
+def codec() -> EventCodec[DiscordMessage]:
+    schema = catalogue.load().topics["discord-messages"].schema
+    assert schema is not None
+    return EventCodec(DiscordMessage, schema)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x00\x00\x00\x00", b"\x01\x00\x00\x00\x07abc"])
+def test_bytes_without_a_schema_id_are_undecodable(data: bytes) -> None:
+    """Too short, or another magic byte."""
+    with pytest.raises(UndecodableRecord):
+        schema_id_of(data)
+
+
+def test_a_byte_too_few_or_too_many_is_undecodable() -> None:
+    """A record is read to its last byte, and no further."""
+    data = codec().encode(MESSAGE, 7)
+    for broken in (data[:-1], data + b"\x00", data[:5]):
+        with pytest.raises(UndecodableRecord):
+            codec().decode(broken)
+
+
+def test_a_value_of_the_wrong_type_is_refused_with_its_field() -> None:
+    """The field's name is in the error."""
+    wrong: Any = 5
+    with pytest.raises(InvalidEvent, match="author_name"):
+        codec().encode(evolve(MESSAGE, author_name=wrong), 7)
+
+
+def test_a_class_that_drifted_from_its_schema_is_refused_with_the_field() -> None:
+    """The codec cannot be built, so that no service starts on it."""
+    schema = catalogue.load().topics["discord-messages"].schema
+    assert schema is not None
+    fields = [entry for entry in schema["fields"] if entry["name"] != "content"]
+    with pytest.raises(ConfigError, match=r"DiscordMessage\.content"):
+        EventCodec(DiscordMessage, {**schema, "fields": fields})
+
+
+def test_an_event_comes_back_as_it_was() -> None:
+    """Through Confluent's frame with the id in it."""
+    data = codec().encode(MESSAGE, 70_000)
+    assert data[:5] == b"\x00" + struct.pack(">I", 70_000)
+    assert schema_id_of(data) == 70_000
+    assert codec().decode(data) == MESSAGE
+
+
+@pytest.mark.parametrize("topic_name", EVENT_OF_TOPIC)
+def test_every_event_class_matches_its_schema(topic_name: str) -> None:
+    """Building the codec compares them field by field."""
+    schema = catalogue.load().topics[topic_name].schema
+    assert schema is not None
+    EventCodec(EVENT_OF_TOPIC[topic_name], schema)
