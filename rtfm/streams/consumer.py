@@ -96,7 +96,7 @@ class EventReader:
 
     def poll(self, timeout_s: float) -> Record | None:
         """The next record, or None when none came within ``timeout_s``."""
-        message = self._consumer.poll(timeout_s)
+        message: Any = self._consumer.poll(timeout_s)
         if message is None:
             return None
         if (error := message.error()) is not None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from attrs import field, frozen
@@ -155,9 +156,7 @@ class Pipeline:
             error = message.error()
             if error is None:
                 good.append(message)
-            elif error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
-                raise translated(error, self._settings, f"reading {self._topic}")
-            elif error.fatal():
+            elif error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC) or error.fatal():
                 raise translated(error, self._settings, f"reading {self._topic}")
             else:
                 _log.warning("kafka", group=self._group, error=error.str())
@@ -195,7 +194,7 @@ class Pipeline:
                 paused = consumer.assignment()
                 consumer.pause(paused)
             self._health.beat(self._group)
-            stray = consumer.poll(0)
+            stray: Any = consumer.poll(0)
             if stray is not None and stray.error() is None:
                 # Of a partition that was assigned meanwhile: put it back and let it wait with the others.
                 part = TopicPartition(stray.topic(), stray.partition(), stray.offset())
@@ -218,9 +217,7 @@ class Pipeline:
             return self._until_available(action, moved)
 
         started = time.monotonic()
-        records = [
-            steadily(lambda message=message: record_of(self._topic, message, self._contracts)) for message in messages
-        ]  # type: ignore[misc]  # mypy cannot see the default's type
+        records = [steadily(partial(record_of, self._topic, message, self._contracts)) for message in messages]
         for record in records:
             if record.error is not None:
                 self._bury(producer, record, record.error, "DECODE")
@@ -257,7 +254,7 @@ class Pipeline:
             headers = dict(output.headers)
             if trace is not None:
                 headers.setdefault("traceparent", child_traceparent(trace.decode("ascii", "replace")))
-            steadily(lambda output=output, headers=headers: producer.send(output.topic, output.event, headers=headers))
+            steadily(partial(producer.send, output.topic, output.event, headers=headers))
 
     def _bury(self, producer: EventProducer, record: Record, error: PermanentError, stage: str) -> None:
         headers = dead_letters.headers_for(record, error, group=self._group, stage=stage)

@@ -46,7 +46,7 @@ class EventProducer:
         self._settings = settings
         self._contracts = contracts
         self._failed: list[Delivery] = []
-        self._producer = Producer(
+        self._producer: Any = Producer(
             {
                 **client_config(settings),
                 "enable.idempotence": True,

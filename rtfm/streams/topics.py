@@ -8,9 +8,10 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import Any
 
+import stamina
 from attrs import frozen
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import (
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # not all of them are in its __all__
     AdminClient,
     AlterConfigOpType,
     ConfigEntry,
@@ -21,7 +22,7 @@ from confluent_kafka.admin import (
 )
 
 from rtfm.contracts.catalogue import Catalogue, Topic
-from rtfm.errors import ConfigError
+from rtfm.errors import ConfigError, Unavailable
 from rtfm.settings import Settings
 from rtfm.streams.connection import REQUEST_TIMEOUT_S, client_config, group_name, topic_name, translated, unreachable
 
@@ -150,9 +151,13 @@ class TopicAdmin:
         )
 
     def _committed(self, group: str, partitions: list[TopicPartition]) -> dict[int, int]:
-        request = [ConsumerGroupTopicPartitions(group, partitions)]
-        future = self._client.list_consumer_group_offsets(request)[group]
-        found = self._wait(future, f"reading the offsets of {group}")
+        found = None
+        for attempt in stamina.retry_context(on=Unavailable, attempts=4, wait_initial=0.3, timeout=REQUEST_TIMEOUT_S):
+            with attempt:  # a coordinator that has just started asks to be asked again
+                request = [ConsumerGroupTopicPartitions(group, partitions)]
+                future = self._client.list_consumer_group_offsets(request)[group]
+                found = self._wait(future, f"reading the offsets of {group}")
+        assert found is not None  # noqa: S101 - the last attempt raised otherwise
         return {entry.partition: entry.offset for entry in found.topic_partitions if entry.offset >= 0}
 
     def _partitions(self) -> dict[str, int]:

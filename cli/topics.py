@@ -1,0 +1,108 @@
+"""`rtfm-cli topics`: the Kafka topics of the catalogue."""
+
+from __future__ import annotations
+
+import click
+
+from cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings
+
+
+@click.group()
+def topics() -> None:
+    """Create, list and check the Kafka topics that contracts.toml names."""
+
+
+@examples(
+    """
+rtfm-cli topics init --dry-run
+rtfm-cli topics init
+rtfm-cli topics init --bootstrap-servers kafka:9092 --json
+"""
+)
+@topics.command()
+@bootstrap_servers_option
+@click.option("--dry-run", is_flag=True, help="Show the plan and change nothing.")
+@json_option
+def init(kafka_bootstrap_servers: str | None, dry_run: bool, as_json: bool) -> None:
+    """Create what is missing and set right what has drifted; a second run changes nothing.
+
+    Partitions are added, never taken away.
+    """
+    from rtfm.contracts import catalogue
+    from rtfm.streams.topics import TopicAdmin
+
+    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)
+    admin = TopicAdmin(settings, catalogue.load(settings.schemas_dir))
+    plan = admin.plan()
+    planned = sum(step.action != "none" for step in plan)
+    changes = planned if dry_run else admin.apply(plan)
+    if as_json:
+        items = [{"topic": step.topic, "action": step.action, "detail": step.detail} for step in plan]
+        echo_json({"changes": changes, "items": items})
+        return
+    for step in plan:
+        click.echo(f"{step.topic}: {step.detail if step.action == 'none' else f'{step.action} ({step.detail})'}")
+    click.echo(f"{changes} changes" + (" (dry run)" if dry_run and changes else ""))
+
+
+@topics.command("list")
+@bootstrap_servers_option
+@json_option
+def list_(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
+    """List the topics with their records and the lag of their consumer groups."""
+    from rtfm.contracts import catalogue
+    from rtfm.streams.topics import TopicAdmin
+
+    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)
+    states = TopicAdmin(settings, catalogue.load(settings.schemas_dir)).states()
+    if as_json:
+        echo_json(
+            {
+                "topics": [
+                    {
+                        "topic": state.topic,
+                        "partitions": state.partitions,
+                        "records": state.records,
+                        "lag": state.lag,
+                        "config": state.config,
+                    }
+                    for state in states
+                ]
+            }
+        )
+        return
+    if not states:
+        click.echo("There are no topics yet; `rtfm-cli topics init` makes them.")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("topic", "partitions", "records", "retention", "lag", box=None)
+    for state in states:
+        lag = ", ".join(f"{group}: {records}" for group, records in state.lag.items())
+        hours = int(state.config.get("retention.ms") or 0) // 3_600_000
+        table.add_row(state.topic, str(state.partitions), str(state.records), f"{hours} h", lag)
+    Console().print(table)
+
+
+@topics.command()
+@bootstrap_servers_option
+@json_option
+def check(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
+    """Compare the topics with the catalogue and change nothing. Exits with 1 when something is missing or drifted."""
+    from rtfm.contracts import catalogue
+    from rtfm.streams.topics import TopicAdmin
+
+    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)
+    wrong = [
+        step for step in TopicAdmin(settings, catalogue.load(settings.schemas_dir)).plan() if step.action != "none"
+    ]
+    if as_json:
+        items = [{"topic": step.topic, "action": step.action, "detail": step.detail} for step in wrong]
+        echo_json({"ok": not wrong, "items": items})
+    else:
+        for step in wrong:
+            click.echo(f"{step.topic}: needs {step.action} ({step.detail})")
+        click.echo(f"{len(wrong)} topics need `rtfm-cli topics init`" if wrong else "All topics are as they should be.")
+    if wrong:
+        click.get_current_context().exit(1)
