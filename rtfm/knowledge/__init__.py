@@ -9,7 +9,7 @@ from __future__ import annotations
 from attrs import frozen
 
 from rtfm.knowledge.archive import SqlArchive
-from rtfm.knowledge.embedding import OnnxEmbedding, find_model
+from rtfm.knowledge.embedding import Embedding, find_model
 from rtfm.knowledge.retrieval import Passage, PassageMessage, Retriever, SearchResult, console_scope
 from rtfm.knowledge.vectors import ChromaVectors
 from rtfm.settings import Settings
@@ -31,7 +31,7 @@ class Knowledge:
 
     archive: SqlArchive
     vectors: ChromaVectors
-    embedding: OnnxEmbedding | None
+    embedding: Embedding | None
     retriever: Retriever
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,14 @@ _TOKENS_PER_RUN = 4096
 _log = get_logger(__name__)
 
 Vectors = NDArray[np.float32]
+
+
+class Embedding(Protocol):
+    """What turns texts into vectors."""
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """One unit vector a text: float32, shape (len(texts), 384)."""
+        ...
 
 
 class OnnxEmbedding:

@@ -19,7 +19,7 @@ from rtfm.errors import ConfigError, InvalidEvent
 from rtfm.events import ChannelKind, TimestampMillis
 from rtfm.knowledge.archive import SqlArchive, guild_key
 from rtfm.knowledge.archive.reading import Candidate, Corpus, FoundMessage
-from rtfm.knowledge.embedding import OnnxEmbedding, Vectors, from_bytes
+from rtfm.knowledge.embedding import Embedding, Vectors, from_bytes
 from rtfm.knowledge.vectors import ChromaVectors
 from rtfm.knowledge.words import terms
 
@@ -40,8 +40,8 @@ HYBRID_FLOOR = 0.40
 LEXICAL_FLOOR = 0.20
 """The same without the embedding model, on BM25 normalised by the question's maximum."""
 
-_EXACT_LIMIT = 2_000
-"""Visible passages up to which every vector is compared; above, Chroma finds the nearest."""
+EXACT_LIMIT = 2_000
+"""Visible passages that are compared one by one in less time than Chroma takes to find as many that may be seen."""
 
 _DENSE_CANDIDATES = 100
 _LEXICAL_CANDIDATES = 50
@@ -95,11 +95,22 @@ class SearchResult:
 class Retriever:
     """Searches one guild within visible channels. Thread-safe."""
 
-    def __init__(self, archive: SqlArchive, vectors: ChromaVectors, embedding: OnnxEmbedding | None) -> None:
-        """``embedding`` None makes search lexical."""
+    def __init__(
+        self,
+        archive: SqlArchive,
+        vectors: ChromaVectors,
+        embedding: Embedding | None,
+        *,
+        exact_limit: int = EXACT_LIMIT,
+    ) -> None:
+        """``embedding`` None makes search lexical.
+
+        Up to ``exact_limit`` visible passages every vector is compared; above, Chroma finds the nearest.
+        """
         self._archive = archive
         self._vectors = vectors
         self._embedding = embedding
+        self._exact_limit = exact_limit
 
     def search(
         self, question: str, *, guild_id: str | None, visible_channel_ids: Collection[str], limit: int
@@ -112,7 +123,7 @@ class Retriever:
         if len(visible_channel_ids) > MAX_VISIBLE_CHANNELS:
             raise InvalidEvent(f"{len(visible_channel_ids)} visible channels are more than {MAX_VISIBLE_CHANNELS}")
         mode: Literal["hybrid", "lexical"] = "lexical" if self._embedding is None else "hybrid"
-        asked = question[:MAX_QUESTION_CHARACTERS].strip()
+        asked = question[:MAX_QUESTION_CHARACTERS].replace("\x00", " ").strip()
         visible = sorted(set(visible_channel_ids))
         if not visible or not asked or limit < 1:
             return SearchResult(mode=mode, passages=[])
@@ -148,7 +159,7 @@ class Retriever:
         return set(best[:_LEXICAL_CANDIDATES])
 
     def _dense_candidates(self, guild: str, visible: Sequence[str], vector: Vectors) -> set[str]:
-        exact = self._archive.reading.visible_vectors(guild, visible, limit=_EXACT_LIMIT)
+        exact = self._archive.reading.visible_vectors(guild, visible, limit=self._exact_limit)
         if exact is not None:
             ids = list(exact)
             near = np.argsort(-(from_bytes(list(exact.values())) @ vector), kind="stable")[:_DENSE_CANDIDATES]

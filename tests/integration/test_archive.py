@@ -1,0 +1,140 @@
+"""The archive on real PostgreSQL: tables, answers, what was sent, and errors in plain words."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import attrs
+import psycopg
+import pytest
+
+from rtfm.errors import ConfigError, RtfmError, Unavailable
+from rtfm.events import Audience, BotResponse, ChannelKind, Citation, Outcome, TimestampMillis
+from rtfm.knowledge.archive import SqlArchive
+from rtfm.settings import Settings
+
+RESPONSE = BotResponse(
+    query_id="m1",
+    guild_id="100",
+    channel_id="200",
+    query_message_id="1",
+    asker_id="7",
+    audience=Audience.PUBLIC,
+    outcome=Outcome.EXTRACTED,
+    answer="Use **ntfs-3g** [1]",
+    citations=[
+        Citation(
+            number=1,
+            guild_id="100",
+            channel_id="200",
+            channel_kind=ChannelKind.TEXT,
+            message_id="1002",
+            author_name="bo",
+            created_at=TimestampMillis(5),
+            excerpt="use ntfs-3g",
+            score=0.75,
+        )
+    ],
+    answered_at=TimestampMillis(9),
+    elapsed_ms=12,
+)
+
+
+@pytest.fixture
+def archive(bare_settings: Settings) -> Iterator[SqlArchive]:
+    opened = SqlArchive(bare_settings.database_url)
+    opened.migrate()
+    yield opened
+    opened.close()
+
+
+def test_without_tables_the_error_says_what_makes_them(bare_settings: Settings) -> None:
+    """A command before the processor's first start is a configuration matter, not a defect."""
+    archive = SqlArchive(bare_settings.database_url)
+    with pytest.raises(ConfigError, match="does not have the tables") as caught:
+        archive.check()
+    assert "rtfm-cli run processor" in str(caught.value.hint)
+    archive.close()
+
+
+@pytest.mark.parametrize("address", ["sqlite:///x", "localhost:5432", "postgresql://host:port/x"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    """Before anything is connected."""
+    with pytest.raises(ConfigError, match="DATABASE_URL"):
+        SqlArchive(address)
+
+
+def test_no_password_is_in_an_error() -> None:
+    """Errors go into logs and chats."""
+    archive = SqlArchive("postgresql://rtfm:tulip@127.0.0.1:9/rtfm")
+    with pytest.raises(Unavailable) as caught:
+        archive.check()
+    assert "tulip" not in str(caught.value)
+    assert "127.0.0.1:9/rtfm" in str(caught.value)
+
+
+def test_several_processes_may_migrate_at_once(bare_settings: Settings) -> None:
+    """Scaled processors start together; and a second run changes nothing."""
+    errors: list[BaseException] = []
+
+    def migrate() -> None:
+        archive = SqlArchive(bare_settings.database_url)
+        try:
+            archive.migrate()
+            archive.migrate()
+            archive.check()
+        except RtfmError as exc:
+            errors.append(exc)
+        finally:
+            archive.close()
+
+    threads = [threading.Thread(target=migrate) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_the_tables_of_the_migrations_are_those_of_the_code(archive: SqlArchive, bare_settings: Settings) -> None:
+    """A column that stands in one place only would be found by the first user."""
+    from rtfm.knowledge.archive.tables import metadata
+
+    with psycopg.connect(bare_settings.database_url) as connection:
+        rows = connection.execute(
+            "SELECT table_name, column_name, is_nullable = 'YES' FROM information_schema.columns"
+            " WHERE table_schema = 'public' AND table_name <> 'alembic_version'"
+        ).fetchall()
+    coded = {(table.name, column.name, column.nullable) for table in metadata.tables.values() for column in table.c}
+    assert set(rows) == coded
+
+
+def test_the_first_answer_to_a_question_stays(archive: SqlArchive) -> None:
+    """A replay gives the answer that was given, whatever the model says now."""
+    assert archive.answer("m1") is None
+    assert archive.save_answer(RESPONSE) == RESPONSE
+    assert archive.save_answer(attrs.evolve(RESPONSE, answer="something else")) == RESPONSE
+    assert archive.answer("m1") == RESPONSE
+    assert archive.counts()["answers"] == 1
+
+
+def test_the_first_record_of_a_sent_part_stays(archive: SqlArchive) -> None:
+    """It leads to the message that is really there."""
+    assert archive.sent("m1", 0) is None
+    archive.record_sent("m1", 0, channel_id="200", message_id="5", sent_at=TimestampMillis(1))
+    archive.record_sent("m1", 0, channel_id="200", message_id="6", sent_at=TimestampMillis(2))
+    assert archive.sent("m1", 0) == "5"
+    assert archive.sent("m1", 1) is None
+    assert archive.own_messages(["5", "6"]) == {"5"}
+
+
+def test_a_connection_that_died_is_replaced(archive: SqlArchive, bare_settings: Settings) -> None:
+    """PostgreSQL may restart under a service that runs for months."""
+    archive.check()
+    with psycopg.connect(bare_settings.database_url, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    archive.check()

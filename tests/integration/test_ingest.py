@@ -1,0 +1,251 @@
+"""From changed messages to what can be found, on real PostgreSQL and Chroma."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import psycopg
+import pytest
+from attrs import evolve
+
+from rtfm.errors import InvalidEvent, Unavailable
+from rtfm.events import Attachment, ChannelKind, DiscordMessage, MessageChange, TimestampMillis
+from rtfm.knowledge import Knowledge
+from rtfm.knowledge.archive import SqlArchive
+from rtfm.processor.ingest import Ingest
+from rtfm.settings import Settings
+from tests.knowledge import GUILD, START, Heard, WordEmbedding, deletion, knowledge_of, message
+
+
+@pytest.fixture
+def embedding() -> WordEmbedding:
+    return WordEmbedding()
+
+
+@pytest.fixture
+def knowledge(bare_settings: Settings, embedding: WordEmbedding) -> Iterator[Knowledge]:
+    opened = knowledge_of(bare_settings, embedding)
+    yield opened
+    opened.vectors.forget_guild(GUILD)
+    opened.close()
+
+
+def ingest(knowledge: Knowledge, *events: DiscordMessage) -> None:
+    Ingest(knowledge=knowledge)([Heard(event) for event in events])
+
+
+def found(knowledge: Knowledge, question: str, *visible: str) -> list[str]:
+    result = knowledge.retriever.search(question, guild_id=GUILD, visible_channel_ids=visible or ["200"], limit=10)
+    return [one.message_id for passage in result.passages for one in passage.messages]
+
+
+def dump(settings: Settings) -> list[tuple[object, ...]]:
+    """Everything that ingest writes, in order."""
+    rows: list[tuple[object, ...]] = []
+    with psycopg.connect(settings.database_url) as connection:
+        for table in ("channels", "messages", "passages", "corpora", "document_frequencies"):
+            rows += connection.execute(f"SELECT '{table}', t::text FROM {table} AS t ORDER BY 2").fetchall()  # noqa: S608 - names from above
+    # A term that is gone from every passage may stay with a count of zero.
+    return [row for row in rows if not (row[0] == "document_frequencies" and str(row[1]).endswith(",0)"))]
+
+
+TALK = (
+    message(1, "how do I mount an ntfs disk?"),
+    message(2, "use ntfs-3g to mount the disk", author_id="2", author_name="bo", mentioned_user_ids=["1"]),
+    message(3, "my printer prints blank pages", author_id="3", author_name="cy"),
+)
+
+
+def test_a_late_creation_never_undoes_a_deletion(knowledge: Knowledge) -> None:
+    """A backfill may bring what was deleted meanwhile."""
+    ingest(knowledge, deletion(1))
+    ingest(knowledge, message(1, "the secret word is tulip"))
+    assert found(knowledge, "secret word tulip") == []
+    assert knowledge.archive.counts()["messages"] == 0
+
+
+def test_a_late_creation_or_edit_never_undoes_a_newer_edit(knowledge: Knowledge) -> None:
+    """Whatever the order in which they arrive, the newest stands."""
+    newest = message(1, "use exfat", change=MessageChange.EDITED, edited_at=TimestampMillis(START + 900_000))
+    older = message(1, "use vfat", change=MessageChange.EDITED, edited_at=TimestampMillis(START + 800_000))
+    ingest(knowledge, newest)
+    ingest(knowledge, older, message(1, "use ext2"))
+    assert found(knowledge, "exfat") == ["1001"]
+    assert found(knowledge, "ext2 vfat") == []
+
+
+def test_an_edit_within_the_millisecond_of_an_import_that_holds_it_changes_nothing(knowledge: Knowledge) -> None:
+    """An export carries the edited text; the edit itself may still be in Kafka."""
+    at = TimestampMillis(START + 900_000)
+    ingest(knowledge, message(1, "use exfat", edited_at=at))
+    ingest(knowledge, message(1, "use exfat", change=MessageChange.EDITED, edited_at=at), message(1, "use ext2"))
+    assert found(knowledge, "exfat") == ["1001"]
+
+
+def test_deleting_removes_text_and_vectors_and_leaves_a_tombstone(
+    knowledge: Knowledge, bare_settings: Settings
+) -> None:
+    """Nothing of what was said stays, in the archive, the term index or Chroma."""
+    ingest(knowledge, *TALK)
+    ingest(knowledge, deletion(1), deletion(2), deletion(3))
+    assert found(knowledge, "mount ntfs disk printer") == []
+    assert knowledge.vectors.count(GUILD) == 0
+    rows = "".join(str(row) for row in dump(bare_settings))
+    assert "ntfs" not in rows
+    assert "printer" not in rows
+    assert knowledge.archive.counts() | {"channels": 1} == {
+        "messages": 0,
+        "deleted": 3,
+        "passages": 0,
+        "vectors": 0,
+        "channels": 1,
+        "answers": 0,
+    }
+
+
+def test_deleting_one_message_leaves_the_rest_of_its_conversation(knowledge: Knowledge) -> None:
+    """The passage is made anew from what is left, under its old id."""
+    ingest(knowledge, *TALK)
+    ingest(knowledge, deletion(1))
+    result = knowledge.retriever.search("ntfs-3g mount", guild_id=GUILD, visible_channel_ids=["200"], limit=1)
+    assert [one.message_id for one in result.passages[0].messages] == ["1002"]
+    assert result.passages[0].passage_id == "1001"
+
+
+def test_a_replay_leaves_everything_as_it_was(
+    knowledge: Knowledge, bare_settings: Settings, embedding: WordEmbedding
+) -> None:
+    """In any batches, and without embedding anything again."""
+    history = [
+        *TALK,
+        message(2, "use ntfs-3g", author_id="2", change=MessageChange.EDITED, edited_at=START),
+        deletion(3),
+    ]
+    ingest(knowledge, *history)
+    before, calls, entries = dump(bare_settings), len(embedding.calls), knowledge.vectors.count(GUILD)
+    ingest(knowledge, *history)
+    for event in history:
+        ingest(knowledge, event)
+    assert dump(bare_settings) == before
+    assert len(embedding.calls) == calls
+    assert knowledge.vectors.count(GUILD) == entries
+
+
+def test_one_batch_is_one_embedding_call(knowledge: Knowledge, embedding: WordEmbedding) -> None:
+    """Three messages and two conversations: five texts."""
+    ingest(knowledge, *TALK)
+    assert embedding.calls == [5]
+
+
+def test_batches_of_one_give_what_one_batch_gives(bare_settings: Settings, knowledge: Knowledge) -> None:
+    """How records happen to be grouped must not show."""
+    ingest(knowledge, *TALK)
+    at_once = dump(bare_settings)
+    with psycopg.connect(bare_settings.database_url) as connection:
+        connection.execute("TRUNCATE channels, messages, passages, corpora, document_frequencies")
+    for event in TALK:
+        ingest(knowledge, event)
+    assert dump(bare_settings) == at_once
+
+
+def test_a_change_that_is_not_known_is_ignored(knowledge: Knowledge) -> None:
+    """A later version of the contract may have more of them."""
+    ingest(knowledge, message(1, "hello tulip", change=MessageChange.UNKNOWN))
+    assert knowledge.archive.counts()["messages"] == 0
+
+
+@pytest.mark.parametrize("broken", [message(1, "x", author_id=None), message(1, "x", message_id="")])
+def test_an_event_that_breaks_a_rule_is_refused(knowledge: Knowledge, broken: DiscordMessage) -> None:
+    """It can never succeed, so it belongs in dead-letters."""
+    with pytest.raises(InvalidEvent):
+        ingest(knowledge, broken)
+
+
+def test_text_that_postgresql_cannot_hold_is_kept_without_the_character(knowledge: Knowledge) -> None:
+    """A NUL in a message must not stop a channel."""
+    ingest(
+        knowledge, message(1, "a\x00b tulip bulbs", attachments=[Attachment(filename="\x00", url="u", size_bytes=1)])
+    )
+    assert found(knowledge, "tulip bulbs") == ["1001"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "😀", "\u202eabc", "```py\nprint(1)\n```", "word " * 10_000, "'; \\ : | & !"]
+)
+def test_odd_messages_are_kept(knowledge: Knowledge, text: str) -> None:
+    """Empty, emoji-only, right-to-left, code, very long, full of signs that tsquery knows."""
+    ingest(knowledge, message(1, text), message(2, "a tulip"))
+    assert knowledge.archive.counts()["messages"] == 2
+    found(knowledge, text or "tulip")
+
+
+def test_what_a_bot_says_is_kept_but_not_found(knowledge: Knowledge) -> None:
+    """An own answer must never become a source."""
+    ingest(knowledge, message(1, "tulips grow in spring", author_is_bot=True))
+    assert knowledge.archive.counts()["messages"] == 1
+    assert found(knowledge, "tulips spring") == []
+
+
+def test_an_outage_of_chroma_loses_nothing(bare_settings: Settings, knowledge: Knowledge) -> None:
+    """The batch fails as a whole, and handled again it is complete."""
+    unplugged = evolve(
+        knowledge, vectors=knowledge_of(evolve(bare_settings, chroma_url="http://127.0.0.1:9"), None).vectors
+    )
+    with pytest.raises(Unavailable, match="Chroma"):
+        ingest(unplugged, *TALK)
+    assert knowledge.archive.counts()["messages"] == 0
+    ingest(knowledge, *TALK)
+    assert knowledge.vectors.count(GUILD) == 5
+    assert found(knowledge, "blank pages printer") == ["1003"]
+
+
+def test_an_outage_of_postgresql_is_no_failure_of_the_event(bare_settings: Settings) -> None:
+    """The pipeline waits; nothing goes to dead-letters."""
+    away = evolve(bare_settings, database_url="postgresql://rtfm@127.0.0.1:9/rtfm")
+    knowledge = evolve(knowledge_of(bare_settings, None), archive=_archive(away))
+    with pytest.raises(Unavailable, match=r"PostgreSQL at 127\.0\.0\.1:9"):
+        ingest(knowledge, *TALK)
+
+
+def test_what_was_erased_is_not_taken_again(knowledge: Knowledge, bare_settings: Settings) -> None:
+    """Records of it may still be in Kafka. What is said afterwards counts."""
+    with psycopg.connect(bare_settings.database_url) as connection:
+        connection.execute(f"INSERT INTO erasures VALUES ('user', '2', {START + 150_000})")  # noqa: S608 - a number
+    ingest(knowledge, *TALK, message(4, "tulips", author_id="2"))
+    assert "1002" not in found(knowledge, "ntfs-3g mount")
+    assert found(knowledge, "tulips") == ["1004"]
+
+
+def test_a_thread_is_read_by_the_readers_of_its_parent(knowledge: Knowledge) -> None:
+    """Also when its kind becomes known only after its first message."""
+    late = {"channel_id": "201", "parent_channel_id": "200"}
+    ingest(knowledge, message(1, "tulips grow here", channel_kind=ChannelKind.UNKNOWN, **late))
+    assert found(knowledge, "tulips") == []
+    ingest(knowledge, message(2, "and roses grow there", channel_kind=ChannelKind.PUBLIC_THREAD, **late))
+    assert sorted(found(knowledge, "tulips roses grow")) == ["1001", "1002"]
+
+
+def test_chroma_holds_its_collection_under_the_prefix(knowledge: Knowledge, bare_settings: Settings) -> None:
+    """So that several installations share a server."""
+    ingest(knowledge, *TALK)
+    assert knowledge.vectors.counts() == {f"{bare_settings.kafka_topic_prefix}rtfm-{GUILD}": 5}
+
+
+def test_a_collection_that_was_removed_behind_our_back_is_an_outage_once(
+    knowledge: Knowledge, bare_settings: Settings
+) -> None:
+    """The next attempt makes it again instead of failing for ever."""
+    ingest(knowledge, TALK[0])
+    name = f"{bare_settings.kafka_topic_prefix}rtfm-{GUILD}"
+    address = f"{bare_settings.chroma_url}/api/v2/tenants/default_tenant/databases/default_database/collections/{name}"
+    httpx.delete(address).raise_for_status()
+    with pytest.raises(Unavailable):
+        ingest(knowledge, TALK[2])
+    ingest(knowledge, TALK[2])
+    assert knowledge.vectors.count(GUILD) == 2
+
+
+def _archive(settings: Settings) -> SqlArchive:
+
+    return SqlArchive(settings.database_url)

@@ -1,0 +1,88 @@
+"""What tests of the knowledge need: messages that read like a chat, and a small embedding in the model's place."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from attrs import frozen
+
+from rtfm.events import ChannelKind, DiscordMessage, MessageChange, TimestampMillis
+from rtfm.knowledge import Knowledge, Retriever
+from rtfm.knowledge.archive import SqlArchive
+from rtfm.knowledge.embedding import DIMENSION, Vectors
+from rtfm.knowledge.vectors import ChromaVectors
+from rtfm.knowledge.words import terms
+from rtfm.settings import Settings
+
+GUILD = "100"
+START = TimestampMillis(1_700_000_000_000)
+
+
+@frozen
+class Heard:
+    """A record as ingest sees it."""
+
+    event: object
+
+
+class WordEmbedding:
+    """Texts that share words are near: each word has a direction of its own. Counts its calls."""
+
+    name = "words"
+    dimension = DIMENSION
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Unit vectors, shape (len(texts), 384)."""
+        self.calls.append(len(texts))
+        vectors = np.zeros((len(texts), DIMENSION), dtype=np.float32)
+        for row, text in enumerate(texts):
+            for word in set(terms(text)) or {""}:
+                seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big")
+                vectors[row] += np.random.default_rng(seed).standard_normal(DIMENSION, dtype=np.float32)
+            vectors[row] /= np.linalg.norm(vectors[row])
+        return vectors
+
+
+def knowledge_of(settings: Settings, embedding: WordEmbedding | None) -> Knowledge:
+    """Knowledge over the real stores of ``settings``, migrated."""
+    archive = SqlArchive(settings.database_url)
+    archive.migrate()
+    vectors = ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)
+    return Knowledge(
+        archive=archive, vectors=vectors, embedding=embedding, retriever=Retriever(archive, vectors, embedding)
+    )
+
+
+def message(number: int, content: str, **fields: Any) -> DiscordMessage:
+    """Message ``number`` of channel 200, said ``number`` minutes after the start, by author 1 unless given."""
+    values: dict[str, Any] = {
+        "message_id": str(1000 + number),
+        "guild_id": GUILD,
+        "channel_id": "200",
+        "channel_kind": ChannelKind.TEXT,
+        "author_id": "1",
+        "author_name": "ada",
+        "content": content,
+        "created_at": TimestampMillis(START + number * 60_000),
+        "change": MessageChange.CREATED,
+    }
+    return DiscordMessage(**{**values, **fields})
+
+
+def deletion(number: int, **fields: Any) -> DiscordMessage:
+    """What Discord tells of a deletion: ids only."""
+    values: dict[str, Any] = {
+        "message_id": str(1000 + number),
+        "guild_id": GUILD,
+        "channel_id": "200",
+        "channel_kind": ChannelKind.UNKNOWN,
+        "created_at": TimestampMillis(START + number * 60_000),
+        "change": MessageChange.DELETED,
+    }
+    return DiscordMessage(**{**values, **fields})

@@ -1,0 +1,159 @@
+"""What a chat export becomes, and what is said of a file that is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rtfm.errors import ConfigError
+from rtfm.events import ChannelKind, MessageChange
+from rtfm.knowledge.imports import read_export
+
+
+def export(messages: list[Any], **channel: Any) -> dict[str, Any]:
+    return {
+        "guild": {"id": "100", "name": "Guild"},
+        "channel": {"id": "200", "type": "GuildTextChat", "categoryId": "9", "name": "help", **channel},
+        "messages": messages,
+    }
+
+
+def entry(number: int, **fields: Any) -> dict[str, Any]:
+    return {
+        "id": str(1000 + number),
+        "type": "Default",
+        "timestamp": "2024-05-01T12:00:00.250+00:00",
+        "timestampEdited": None,
+        "content": "hello",
+        "author": {"id": "1", "name": "ada", "nickname": "Ada L", "isBot": False},
+        "attachments": [],
+        "mentions": [],
+        **fields,
+    }
+
+
+def written(path: Path, document: Any) -> Path:
+    file = path / "export.json"
+    file.write_text(document if isinstance(document, str) else json.dumps(document), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("document", "place"),
+    [
+        ('{"guild": {"id": "1"},\n "channel": ', "line 2"),
+        ("[]", "no JSON object"),
+        ("", "line 1"),
+        ({"messages": []}, "guild is missing"),
+        ({"guild": {"id": "100"}, "messages": []}, "channel is missing"),
+        ({"guild": {"id": "x"}, "channel": {"id": "1", "type": "GuildTextChat"}, "messages": []}, "guild.id"),
+        ({"guild": {"id": "1"}, "channel": {"id": 5, "type": "GuildTextChat"}, "messages": []}, "channel.id"),
+        ({"guild": {"id": "1"}, "channel": {"id": "5"}, "messages": []}, "channel.type"),
+        ({"guild": {"id": "1"}, "channel": {"id": "5", "type": "GuildTextChat"}, "messages": {}}, "messages"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_foreign_file_is_named_with_the_place_in_it(document: Any, place: str, tmp_path: Path) -> None:
+    """The person who gave it can look there."""
+    file = written(tmp_path, document)
+    with pytest.raises(ConfigError) as caught:
+        read_export(file)
+    assert str(file) in str(caught.value)
+    assert place in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
+    """Both are the caller's to mend."""
+    with pytest.raises(ConfigError, match=r"none\.json cannot be read"):
+        read_export(tmp_path / "none.json")
+    picture = tmp_path / "picture.json"
+    picture.write_bytes(b'{"guild"\xff')
+    with pytest.raises(ConfigError, match="byte 8: not UTF-8"):
+        read_export(picture)
+
+
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        ("text", "no JSON object"),
+        (entry(2, id=None), "id is missing"),
+        (entry(2, id="1e3"), "id is no id"),
+        (entry(2, content=None), "content is missing"),
+        (entry(2, content=5), "content is no text"),
+        (entry(2, author=None), "author is missing"),
+        (entry(2, author={"name": "x"}), "author.id is missing"),
+        (entry(2, timestamp="yesterday"), "no ISO 8601"),
+        (entry(2, timestampEdited=7), "timestampEdited"),
+        (entry(2, mentions={}), "mentions is no list"),
+        (entry(2, attachments=[{"url": "x"}]), "attachments.fileName is missing"),
+        (entry(2, type="GuildMemberJoin"), "a notice of type GuildMemberJoin"),
+    ],
+)
+def test_a_broken_message_is_left_out_and_the_rest_is_read(broken: Any, why: str, tmp_path: Path) -> None:
+    """With its place and the reason."""
+    read = read_export(written(tmp_path, export([entry(1), broken, entry(3)])))
+    assert [message.message_id for message in read.messages] == ["1001", "1003"]
+    (left_out,) = read.left_out
+    assert left_out.where.startswith("messages[1]")
+    assert why in left_out.why
+
+
+def test_a_message_keeps_everything_that_the_event_has_room_for(tmp_path: Path) -> None:
+    """Time in milliseconds, the nickname, the reply, mentions as Discord writes them, attachments."""
+    document = export(
+        [
+            entry(
+                1,
+                type="Reply",
+                content="@Bob B try this, not @Bobby",
+                timestampEdited="2024-05-01T13:00:00+01:00",
+                mentions=[{"id": "2", "name": "bob", "nickname": "Bob B"}],
+                reference={"messageId": "999", "channelId": "200", "guildId": "100"},
+                attachments=[{"id": "5", "url": "https://cdn.example/a.log", "fileName": "a.log", "fileSizeBytes": 12}],
+            )
+        ]
+    )
+    (message,) = read_export(written(tmp_path, document)).messages
+    assert message.created_at == 1_714_564_800_250
+    assert message.edited_at == 1_714_564_800_000
+    assert message.author_name == "Ada L"
+    assert message.content == "<@2> try this, not @Bobby"
+    assert message.mentioned_user_ids == ["2"]
+    assert message.reply_to_message_id == "999"
+    assert message.change is MessageChange.CREATED
+    assert (message.guild_id, message.channel_id, message.channel_name) == ("100", "200", "help")
+    assert message.parent_channel_id is None
+    assert message.attachments[0].size_bytes == 12
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected", "parent"),
+    [
+        ("GuildPublicThread", ChannelKind.PUBLIC_THREAD, "9"),
+        ("GuildPrivateThread", ChannelKind.PRIVATE_THREAD, "9"),
+        ("DirectTextChat", ChannelKind.DIRECT, None),
+        ("SomethingNew", ChannelKind.UNKNOWN, None),
+    ],
+)
+def test_the_kind_of_channel_decides_who_may_read_it(
+    kind: str, expected: ChannelKind, parent: str | None, tmp_path: Path
+) -> None:
+    """A kind that is not known is private, and only a thread has a parent."""
+    read = read_export(written(tmp_path, export([entry(1)], type=kind)))
+    assert (read.messages[0].channel_kind, read.messages[0].parent_channel_id) == (expected, parent)
+
+
+def test_direct_messages_are_of_no_guild(tmp_path: Path) -> None:
+    """The exporter calls their guild 0."""
+    document = export([entry(1)], type="DirectTextChat")
+    document["guild"]["id"] = "0"
+    assert read_export(written(tmp_path, document)).messages[0].guild_id is None
+
+
+def test_half_a_surrogate_pair_becomes_a_character_that_can_be_sent(tmp_path: Path) -> None:
+    """UTF-8 cannot carry it, and one message must not stop an import."""
+    file = written(tmp_path, export([entry(1, content="a\ud800b")]))
+    assert read_export(file).messages[0].content == "a\N{REPLACEMENT CHARACTER}b"
