@@ -1,0 +1,121 @@
+"""What surrounds the code agrees with it: generated pages, locks, compose file, documented commands."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml  # type: ignore[import-untyped]  # the package carries no types
+
+from cli.main import COMMANDS, LazyGroup, cli
+from rtfm import settings
+
+CHECKOUT = Path(__file__).parents[2]
+PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
+
+
+def pins(name: str) -> dict[str, str]:
+    """Package → version and marker, of a lock."""
+    text = (CHECKOUT / name).read_text(encoding="utf-8")
+    return dict(re.findall(r"^([a-z0-9._-]+)==(\S+(?: ; [^\\\n]+)?)", text, re.MULTILINE))
+
+
+def compose() -> dict[str, Any]:
+    """The parsed docker-compose.yml."""
+    document: dict[str, Any] = yaml.safe_load((CHECKOUT / "docker-compose.yml").read_text(encoding="utf-8"))
+    return document
+
+
+def test_a_missing_or_edited_page_is_stale(tmp_path: Path) -> None:
+    """The check of generated pages finds both a page that is not there and one that was changed by hand."""
+    generate = runpy.run_path(str(CHECKOUT / "docs" / "generate.py"))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / ".env.example").write_text(generate["env_example"](), encoding="utf-8")
+    assert generate["stale"](tmp_path) == ["docs/configuration.md"]
+    (tmp_path / "docs" / "configuration.md").write_text(generate["configuration"]() + "more\n", encoding="utf-8")
+    assert generate["stale"](tmp_path) == ["docs/configuration.md"]
+
+
+def test_generated_pages_are_fresh() -> None:
+    """docs/configuration.md and .env.example say what the settings say."""
+    done = subprocess.run(
+        [sys.executable, "docs/generate.py", "--check"], cwd=CHECKOUT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_example_environment_changes_nothing(tmp_path: Path) -> None:
+    """A copy of .env.example as .env leaves every setting at its default."""
+    (tmp_path / ".env").write_text((CHECKOUT / ".env.example").read_text(encoding="utf-8"), encoding="utf-8")
+    assert settings.load({"RTFM_HOME": str(tmp_path)}, dotenv=tmp_path / ".env") == settings.load(
+        {"RTFM_HOME": str(tmp_path)}, dotenv=None
+    )
+
+
+def test_image_lock_is_a_part_of_the_lock() -> None:
+    """The image gets the versions that the tests ran with."""
+    everything, part = pins("requirements.lock"), pins("requirements-services.lock")
+    differing = {name for name, pin in part.items() if everything.get(name, "").split()[:1] != pin.split()[:1]}
+    assert part
+    assert differing == set()
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-services.lock"])
+def test_locks_pin_hashes_and_name_no_index(name: str) -> None:
+    """Every package has an exact version with hashes, and the lock works with any mirror."""
+    text = (CHECKOUT / name).read_text(encoding="utf-8")
+    blocks = re.split(r"^(?=[a-z0-9])", text, flags=re.MULTILINE)[1:]
+    without = [block.split("==")[0] for block in blocks if "--hash=sha256:" not in block]
+    assert without == []
+    assert "://" not in text
+
+
+def test_compose_images_are_pinned_and_ports_local() -> None:
+    """Nothing follows `latest`, and nothing is open to the network."""
+    services = compose()["services"]
+    for name, service in services.items():
+        if "build" not in service:
+            assert re.search(r":v?\d", service["image"]), name
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), name
+
+
+def test_compose_runs_the_chroma_that_the_client_was_tested_with() -> None:
+    """Server and client of Chroma have the same version."""
+    assert compose()["services"]["chromadb"]["image"] == f"chromadb/chroma:{pins('requirements.lock')['chromadb']}"
+
+
+def test_compose_gives_only_settings_that_exist() -> None:
+    """A misspelled variable would be ignored in silence."""
+    known = {variable for _, variable, _, _, _ in settings.describe()}
+    for name in ("init", "message-processor", "bot"):
+        assert set(compose()["services"][name]["environment"]) <= known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CHECKOUT)))
+def test_documented_commands_exist(page: Path) -> None:
+    """Each `rtfm-cli …` and `make …` in the documentation can be typed."""
+    text = page.read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z%-]+):", (CHECKOUT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE):
+        assert target in targets
+    assert isinstance(cli, LazyGroup)
+    context = click.Context(cli)
+    for name, follows in re.findall(r"rtfm-cli ([a-z]+)(?: ([a-z]+))?", text):
+        assert name in COMMANDS
+        command = cli.get_command(context, name)
+        if follows and isinstance(command, click.Group):
+            assert follows in command.commands, f"rtfm-cli {name} {follows}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CHECKOUT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every relative link of a page has its file."""
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
