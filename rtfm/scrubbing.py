@@ -1,0 +1,31 @@
+"""Secrets and e-mail addresses out of text that leaves the archive: to the model, into answers, into logs.
+
+Owns the patterns. Pure. Promises nothing about secrets that have no recognisable form.
+"""
+
+from __future__ import annotations
+
+import re
+
+# The published forms of tokens that people paste into help channels; a word boundary on both sides keeps hashes out.
+_SECRETS = (
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
+    r"\b[MNO][\w-]{23,27}\.[\w-]{6}\.[\w-]{27,45}\b",  # Discord
+    r"\bAIza[\w-]{35}\b",  # Google
+    r"\b(?:gh[opsur]_[A-Za-z0-9]{36,}|github_pat_\w{40,})\b",  # GitHub
+    r"\bsk-[\w-]{20,}\b",  # several providers of models
+    r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",  # AWS
+    r"\bxox[abeprs]-[\w-]{10,}\b",  # Slack
+    r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",  # a JSON web token
+    r"(?<=://)[^\s/:@]{1,64}:[^\s/@]{1,64}(?=@)",  # user and password in an address
+)
+_SECRET = re.compile("|".join(_SECRETS), re.DOTALL)
+_EMAIL = re.compile(r"\b[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b")
+
+SECRET_REMOVED = "(secret removed)"  # noqa: S105 - says that one was there
+EMAIL_REMOVED = "(e-mail removed)"
+
+
+def scrub(text: str) -> str:
+    """``text`` with a note in place of each token, key, password in an address, and e-mail address."""
+    return _EMAIL.sub(EMAIL_REMOVED, _SECRET.sub(SECRET_REMOVED, text))
