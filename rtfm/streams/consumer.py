@@ -10,7 +10,7 @@ from attrs import frozen
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
 
 from rtfm.contracts import Contracts
-from rtfm.errors import ConfigError, PermanentError
+from rtfm.errors import ConfigError, PermanentError, UndecodableRecord
 from rtfm.settings import Settings
 from rtfm.streams.connection import REQUEST_TIMEOUT_S, client_config, group_name, topic_name, translated
 
@@ -156,6 +156,8 @@ def record_of(topic: str, message: Any, contracts: Contracts) -> Record:
     contract = contracts.catalogue.topics.get(topic)
     if contract is not None and contract.schema is not None:
         try:
+            if message.value() is None:
+                raise UndecodableRecord("the record has no value (a tombstone)")
             event = contracts.decode(topic, message.value())
         except PermanentError as exc:
             error = exc

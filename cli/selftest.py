@@ -1,0 +1,192 @@
+"""`rtfm-cli selftest`: a round trip through every part of a running system."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings, registry_option
+
+if TYPE_CHECKING:
+    from rtfm.settings import Settings
+
+TESTS = ("connection", "topics", "schemas", "messages", "queries", "dead-letters")
+_ANSWER_TIMEOUT_S = 15.0
+
+
+class SkippedCheck(Exception):
+    """The check has nothing to try; the text says why and what would change that."""
+
+
+@examples(
+    """
+rtfm-cli selftest
+rtfm-cli selftest --bootstrap-servers localhost:29092 --test all
+rtfm-cli selftest --test queries --json
+"""
+)
+@click.command()
+@click.option(
+    "--test", "which", type=click.Choice(["all", *TESTS]), default="all", show_default=True, help="What to try."
+)
+@bootstrap_servers_option
+@registry_option
+@json_option
+def selftest(which: str, kafka_bootstrap_servers: str | None, schema_registry_url: str | None, as_json: bool) -> None:
+    """Try the running system from outside. Leaves nothing in the archive.
+
+    Exits with 1 when a check fails, with 3 when Kafka or the registry does not answer.
+    """
+    from rtfm.errors import ConfigError, PermanentError
+
+    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
+    checks: dict[str, Callable[[Settings], str]] = {
+        "connection": _connection,
+        "topics": _topics,
+        "schemas": _schemas,
+        "messages": _messages,
+        "queries": _queries,
+        "dead-letters": _dead_letters,
+    }
+    results = []
+    for name in TESTS if which == "all" else (which,):
+        started = time.monotonic()
+        try:
+            state, detail = "ok", checks[name](settings)
+        except SkippedCheck as exc:
+            state, detail = "skipped", str(exc)
+        except (ConfigError, PermanentError) as exc:
+            state, detail = "failed", f"{exc}" + (f" ({exc.hint})" if exc.hint else "")
+        results.append(
+            {"test": name, "result": state, "detail": detail, "ms": round(1000 * (time.monotonic() - started))}
+        )
+    _print(results, as_json)
+    if any(result["result"] == "failed" for result in results):
+        click.get_current_context().exit(1)
+
+
+def _connection(settings: Settings) -> str:
+    from rtfm.contracts import catalogue
+    from rtfm.streams.topics import TopicAdmin
+
+    TopicAdmin(settings, catalogue.load(settings.schemas_dir)).plan()
+    return f"Kafka answers at {settings.kafka_bootstrap_servers}"
+
+
+def _topics(settings: Settings) -> str:
+    from rtfm.contracts import catalogue
+    from rtfm.errors import ConfigError
+    from rtfm.streams.topics import TopicAdmin
+
+    plan = TopicAdmin(settings, catalogue.load(settings.schemas_dir)).plan()
+    wrong = [step.topic for step in plan if step.action != "none"]
+    if wrong:
+        raise ConfigError(", ".join(wrong) + " missing or drifted", hint="run `rtfm-cli topics init`")
+    return f"{len({step.topic for step in plan})} topics are as they should be"
+
+
+def _schemas(settings: Settings) -> str:
+    from rtfm.contracts import open_contracts
+
+    contracts = open_contracts(settings)
+    ids = [
+        contracts.registry.id_for(topic.name, topic.schema)
+        for topic in contracts.catalogue.with_schema()
+        if topic.schema is not None
+    ]
+    return f"{len(ids)} contracts are registered at {settings.schema_registry_url}"
+
+
+def _messages(settings: Settings) -> str:
+    from rtfm.contracts import open_contracts
+    from rtfm.errors import ConfigError
+    from rtfm.events import ChannelKind, DiscordMessage, MessageChange, TimestampMillis
+    from rtfm.streams.consumer import EventReader
+    from rtfm.streams.producer import EventProducer
+
+    now = TimestampMillis(time.time_ns() // 1_000_000)
+    # Ingest does nothing with an UNKNOWN change, so this leaves no message behind.
+    message = DiscordMessage(
+        message_id="0",
+        channel_id=f"selftest-{uuid.uuid4()}",
+        channel_kind=ChannelKind.UNKNOWN,
+        created_at=now,
+        change=MessageChange.UNKNOWN,
+    )
+    contracts = open_contracts(settings)
+    with EventReader(settings, contracts, "discord-messages", from_end=True) as reader:
+        with EventProducer(settings, contracts) as producer:
+            producer.send("discord-messages", message)
+            producer.flush()
+        deadline = time.monotonic() + _ANSWER_TIMEOUT_S
+        while time.monotonic() < deadline:
+            record = reader.poll(0.5)
+            if record is not None and record.event == message:
+                return "a message went to discord-messages and came back the same"
+    raise ConfigError(f"a message that was acknowledged did not come back within {_ANSWER_TIMEOUT_S:.0f} s")
+
+
+def _queries(settings: Settings) -> str:
+    from rtfm.contracts import open_contracts
+    from rtfm.errors import ConfigError
+    from rtfm.events import Audience, BotQuery, QueryOrigin, TimestampMillis
+    from rtfm.streams.consumer import EventReader
+    from rtfm.streams.producer import EventProducer
+    from rtfm.streams.progress import GroupProgress
+
+    with closing(GroupProgress(settings, "discord-message-processor-answer")) as progress:
+        if progress.members() == 0:
+            raise SkippedCheck("no processor answers; start one with `rtfm-cli run processor`")
+    now = TimestampMillis(time.time_ns() // 1_000_000)
+    query = BotQuery(
+        query_id=f"c{uuid.uuid4()}",
+        channel_id="0",
+        asker_id="0",
+        question="selftest",
+        asked_at=now,
+        expires_at=TimestampMillis(now + int(_ANSWER_TIMEOUT_S * 1000)),
+        audience=Audience.ASKER,
+        visible_channel_ids=[],
+        origin=QueryOrigin.CONSOLE,
+    )
+    contracts = open_contracts(settings)
+    with EventReader(settings, contracts, "bot-responses", from_end=True) as reader:
+        with EventProducer(settings, contracts) as producer:
+            producer.send("bot-queries", query)
+            producer.flush()
+        deadline = time.monotonic() + _ANSWER_TIMEOUT_S
+        while time.monotonic() < deadline:
+            record = reader.poll(0.5)
+            if record is not None and record.event is not None and record.event.query_id == query.query_id:
+                return f"a question was answered with {record.event.outcome.value}"
+    raise ConfigError(f"a question was not answered within {_ANSWER_TIMEOUT_S:.0f} s", hint="see the processor's log")
+
+
+def _dead_letters(settings: Settings) -> str:
+    from rtfm.contracts import open_contracts
+    from rtfm.streams.consumer import EventReader
+    from rtfm.streams.dead_letters import TOPIC
+
+    with EventReader(settings, open_contracts(settings), TOPIC) as reader:
+        count = sum(1 for _ in reader.read_to_end())
+    return f"{count} dead letters" + ("; see `rtfm-cli dlq list`" if count else "")
+
+
+def _print(results: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        echo_json({"ok": all(result["result"] != "failed" for result in results), "tests": results})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("test", "result", "detail", "ms", box=None)
+    colours = {"ok": "green", "failed": "red", "skipped": "yellow"}
+    for result in results:
+        colour = colours[result["result"]]
+        table.add_row(result["test"], f"[{colour}]{result['result']}[/]", result["detail"], str(result["ms"]))
+    Console().print(table)
