@@ -7,6 +7,7 @@ from typing import Protocol
 from attrs import frozen
 
 from rtfm.answering.prompt import Prompt
+from rtfm.settings import Settings
 
 
 @frozen(kw_only=True)
@@ -29,3 +30,18 @@ class LanguageModel(Protocol):
         UnusableAnswer when the model answered with nothing that can be used.
         """
         ...
+
+
+def open_model(settings: Settings) -> LanguageModel | None:
+    """The model of the settings; None without GEMINI_API_KEY."""
+    if not settings.gemini_api_key:
+        return None
+    # Its import takes half a second and 40 MB, which only those pay who have a key.
+    from rtfm.answering.gemini import GeminiModel
+
+    return GeminiModel(
+        api_key=settings.gemini_api_key,
+        model=settings.gemini_model,
+        timeout_s=settings.gemini_timeout_s,
+        endpoint=settings.gemini_api_endpoint,
+    )

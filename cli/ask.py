@@ -1,0 +1,177 @@
+"""`rtfm-cli ask`: a question through Kafka and its answer back."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.main import EXIT_CHECK_FAILED
+from cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings, registry_option
+
+if TYPE_CHECKING:
+    from rtfm.events import BotQuery, BotResponse, Citation
+    from rtfm.settings import Settings
+
+ANSWER_GROUP = "discord-message-processor-answer"
+CONSOLE_ID = "0"
+
+_LINES = {
+    "NOT_FOUND": "Nothing that was said is near enough to this question.",
+    "EXPIRED": "The question was too old when it was read.",
+    "REFUSED": "The question was refused.",
+    "FAILED": "Answering failed; the processor's log says why.",
+    "UNKNOWN": "The answer is of a kind that this version does not know.",
+}
+
+
+@examples("""
+Examples:
+  rtfm-cli ask "how do I mount an NTFS disk?"
+  rtfm-cli ask --guild 1163874448331508 --timeout 10 --json "how do I mount an NTFS disk?"
+""")
+@click.command("ask")
+@click.argument("question")
+@click.option("--guild", metavar="ID", help="Answer from this guild; default: the archive's only one.")
+@click.option("--channel", "channels", multiple=True, metavar="ID", help="Use this channel only; may be repeated.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Seconds to wait for the answer.",
+)
+@bootstrap_servers_option
+@registry_option
+@json_option
+def ask(
+    question: str,
+    guild: str | None,
+    channels: tuple[str, ...],
+    timeout_s: float,
+    kafka_bootstrap_servers: str | None,
+    schema_registry_url: str | None,
+    as_json: bool,
+) -> None:
+    """Ask QUESTION through bot-queries and print the answer from bot-responses.
+
+    Private threads and direct messages are used only where --channel names them. Exits with 1 when answering failed and
+    with 3 when no answer came in time.
+    """
+    if not question.strip():
+        raise click.BadParameter("it is empty", param_hint="QUESTION")
+    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
+    query = _query(settings, question, guild, channels)
+    response, elapsed_ms = _exchange(settings, query, timeout_s)
+    if as_json:
+        echo_json(_as_json(response, elapsed_ms))
+    else:
+        _show(response, elapsed_ms)
+    if response.outcome.value in ("FAILED", "UNKNOWN"):
+        click.get_current_context().exit(EXIT_CHECK_FAILED)
+
+
+def _query(settings: Settings, question: str, guild: str | None, channels: tuple[str, ...]) -> BotQuery:
+    from rtfm.events import Audience, BotQuery, QueryOrigin, TimestampMillis
+    from rtfm.knowledge import console_scope
+    from rtfm.knowledge.archive import SqlArchive
+
+    archive = SqlArchive(settings.database_url)
+    try:
+        guild_id, visible = console_scope(archive, guild, channels)
+    finally:
+        archive.close()
+    asked_at = time.time_ns() // 1_000_000
+    return BotQuery(
+        query_id=f"c{uuid.uuid4()}",
+        guild_id=guild_id,
+        channel_id=visible[0] if visible else CONSOLE_ID,
+        asker_id=CONSOLE_ID,
+        question=question,
+        asked_at=TimestampMillis(asked_at),
+        expires_at=TimestampMillis(asked_at + int(settings.query_expiry_s * 1000)),
+        audience=Audience.ASKER,
+        visible_channel_ids=visible,
+        origin=QueryOrigin.CONSOLE,
+    )
+
+
+def _exchange(settings: Settings, query: BotQuery, timeout_s: float) -> tuple[BotResponse, int]:
+    """The response to ``query`` and the milliseconds that it took. Raises Unavailable when none comes in time."""
+    from rtfm.contracts import open_contracts
+    from rtfm.errors import Unavailable
+    from rtfm.streams.consumer import EventReader
+    from rtfm.streams.producer import EventProducer
+
+    contracts = open_contracts(settings)
+    # The end is looked up before the question goes out, so that no answer can be missed.
+    with EventReader(settings, contracts, "bot-responses", from_end=True) as reader:
+        began = time.monotonic()
+        with EventProducer(settings, contracts) as producer:
+            producer.send("bot-queries", query)
+            producer.flush(min(timeout_s, settings.kafka_delivery_timeout_s))
+        until = began + timeout_s
+        while (left := until - time.monotonic()) > 0:
+            record = reader.poll(min(left, 0.5))
+            if record is not None and record.event is not None and record.event.query_id == query.query_id:
+                response: BotResponse = record.event
+                return response, round((time.monotonic() - began) * 1000)
+    raise Unavailable("processor", f"no answer within {timeout_s:g} s", hint=_hint(settings))
+
+
+def _hint(settings: Settings) -> str:
+    from rtfm.errors import Unavailable
+    from rtfm.streams.progress import GroupProgress
+
+    try:
+        members = GroupProgress(settings, ANSWER_GROUP).members()
+    except Unavailable as exc:
+        return str(exc)
+    if members:
+        return "A processor is running; its log and `rtfm-cli status` say what it waits for."
+    return "No processor is running. Start one with `rtfm-cli run processor`."
+
+
+def _as_json(response: BotResponse, elapsed_ms: int) -> dict[str, Any]:
+    return {
+        "query_id": response.query_id,
+        "outcome": response.outcome.value,
+        "answer": response.answer,
+        "citations": [
+            {
+                "number": citation.number,
+                "message_id": citation.message_id,
+                "channel_id": citation.channel_id,
+                "url": _url(citation),
+                "excerpt": citation.excerpt,
+                "score": citation.score,
+            }
+            for citation in response.citations
+        ],
+        "elapsed_ms": elapsed_ms,
+    }
+
+
+def _show(response: BotResponse, elapsed_ms: int) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from rtfm.events import to_datetime
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(Text(response.answer or _LINES.get(response.outcome.value, response.outcome.value)))
+    if response.citations:
+        console.print(Text("\nSources", style="bold"))
+    for citation in response.citations:
+        console.print(Text(f"[{citation.number}] {_url(citation)}", style="cyan"))
+        said = f"{to_datetime(citation.created_at):%Y-%m-%d} {citation.author_name}: {citation.excerpt}"
+        console.print(Text(f"    {said}", style="dim"))
+    by = f" by {response.model}" if response.model else ""
+    console.print(Text(f"\n{response.outcome.value.lower()}{by} in {elapsed_ms} ms", style="dim"))
+
+
+def _url(citation: Citation) -> str:
+    return f"https://discord.com/channels/{citation.guild_id or '@me'}/{citation.channel_id}/{citation.message_id}"

@@ -1,0 +1,143 @@
+"""`rtfm-cli status`: what runs, how far it has come and how much there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.main import EXIT_UNREACHABLE
+from cli.options import bootstrap_servers_option, echo_json, json_option, load_settings, registry_option
+
+if TYPE_CHECKING:
+    from rtfm.contracts import Catalogue
+    from rtfm.settings import Settings
+
+
+@click.command("status")
+@bootstrap_servers_option
+@registry_option
+@json_option
+def status(kafka_bootstrap_servers: str | None, schema_registry_url: str | None, as_json: bool) -> None:
+    """Show topics, consumer groups with their lag, the registry and the stores.
+
+    Shows what it can reach, and exits with 3 when something does not answer.
+    """
+    from rtfm.contracts import catalogue
+    from rtfm.errors import RtfmError
+
+    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
+    contracts = catalogue.load(settings.schemas_dir)
+    parts: dict[str, Callable[[], Any]] = {
+        "topics": lambda: _topics(settings, contracts),
+        "schemas": lambda: _schemas(settings, contracts),
+        "archive": lambda: _archive(settings),
+        "chroma": lambda: _chroma(settings),
+    }
+    found: dict[str, Any] = {}
+    wrong: dict[str, str] = {}
+    for name, part in parts.items():
+        try:
+            found[name] = part()
+        except RtfmError as exc:
+            found[name] = None
+            wrong[name] = str(exc)
+    if as_json:
+        echo_json({**found, "wrong": wrong})
+    else:
+        _show(found, wrong)
+    if wrong:
+        click.get_current_context().exit(EXIT_UNREACHABLE)
+
+
+def _topics(settings: Settings, contracts: Catalogue) -> list[dict[str, Any]]:
+    from rtfm.streams.progress import GroupProgress
+    from rtfm.streams.topics import TopicAdmin
+
+    found = []
+    states = {state.topic: state for state in TopicAdmin(settings, contracts).states()}
+    for name in contracts.topics:
+        if name not in states:
+            found.append({"topic": name, "exists": False, "partitions": 0, "records": 0, "groups": []})
+            continue
+        state = states[name]
+        groups = []
+        for group, lag in state.lag.items():
+            groups.append({"group": group, "members": GroupProgress(settings, group).members(), "lag": lag})
+        found.append(
+            {
+                "topic": name,
+                "exists": True,
+                "partitions": state.partitions,
+                "records": state.records,
+                "groups": groups,
+            }
+        )
+    return found
+
+
+def _schemas(settings: Settings, contracts: Catalogue) -> list[dict[str, Any]]:
+    from rtfm.contracts import open_registry
+
+    registry = open_registry(settings)
+    found = []
+    for topic in contracts.with_schema():
+        registered = registry.lookup(topic.name, topic.schema) if topic.schema else None
+        schema_id, version = registered or (None, None)
+        found.append(
+            {"subject": topic.subject, "registered": registered is not None, "id": schema_id, "version": version}
+        )
+    return found
+
+
+def _archive(settings: Settings) -> dict[str, int]:
+    from rtfm.knowledge.archive import SqlArchive
+
+    archive = SqlArchive(settings.database_url)
+    try:
+        return archive.counts()
+    finally:
+        archive.close()
+
+
+def _chroma(settings: Settings) -> dict[str, int]:
+    from rtfm.knowledge.vectors import ChromaVectors
+
+    vectors = ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)
+    try:
+        return dict(vectors.counts())
+    finally:
+        vectors.close()
+
+
+def _show(found: dict[str, Any], wrong: dict[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if found["topics"] is not None:
+        table = Table("topic", "partitions", "records", "group", "members", "lag", box=None, pad_edge=False)
+        for topic in found["topics"]:
+            groups = topic["groups"] or [{"group": "-", "members": "-", "lag": "-"}]
+            for number, group in enumerate(groups):
+                first = (topic["topic"], topic["partitions"] if topic["exists"] else "missing", topic["records"])
+                shown = first if number == 0 else ("", "", "")
+                table.add_row(*map(str, (*shown, group["group"], group["members"], group["lag"])))
+        console.print(table)
+    if found["schemas"] is not None:
+        table = Table("subject", "version", "id", box=None, pad_edge=False)
+        for schema in found["schemas"]:
+            table.add_row(
+                schema["subject"],
+                str(schema["version"]) if schema["registered"] else "not registered",
+                str(schema["id"]),
+            )
+        console.print(table)
+    for name in ("archive", "chroma"):
+        if found[name] is not None:
+            counts = ", ".join(f"{count} {what}" for what, count in found[name].items()) or "empty"
+            console.print(Text(f"{name}: {counts}"), soft_wrap=True)
+    for name, line in wrong.items():
+        console.print(Text(f"{name}: {line}", style="red"), soft_wrap=True)

@@ -1,0 +1,262 @@
+"""The message processor as a service: both pipelines, from start to drained shutdown.
+
+Owns the order of starting and stopping. While a dependency is down it waits, says so once and is not ready; only what
+an operator must change ends it. On SIGTERM or SIGINT it finishes what is in hand within ``SHUTDOWN_GRACE_S``; a second
+signal ends it at once.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Literal
+
+from attrs import define, field
+
+from rtfm.answering.answerer import Answerer
+from rtfm.answering.model import open_model
+from rtfm.contracts import Contracts, open_contracts
+from rtfm.errors import ConfigError, RtfmError, TransientError
+from rtfm.events import TimestampMillis
+from rtfm.knowledge import Knowledge, open_knowledge
+from rtfm.processor import answer, ingest
+from rtfm.settings import Settings
+from rtfm.streams.pipeline import Handler, Output, Pipeline, Record
+from rtfm.telemetry import Health, MetricsServer, get_logger
+
+INGEST_GROUP = "discord-message-processor"
+ANSWER_GROUP = "discord-message-processor-answer"
+
+Part = Literal["ingest", "answer"]
+
+_POLL_S = 0.1
+_FIRST_WAIT_S = 0.5
+_LONGEST_WAIT_S = 15.0
+_STORE_CHECK_EVERY_S = 5.0
+
+_log = get_logger(__name__)
+
+
+class Unfinished(RtfmError):
+    """Work was still under way when the time for stopping was over; what it read will be read again."""
+
+
+@define(kw_only=True)
+class _StopState:
+    """Whether the service was asked to end."""
+
+    event: threading.Event
+    signals: int = 0
+
+    def asked(self) -> bool:
+        # A signal's handler may interrupt whoever holds the event's lock, so it only counts.
+        if self.signals:
+            self.event.set()
+        return self.event.is_set()
+
+
+@define(kw_only=True)
+class _StoreCheckState:
+    """What a store said when it was last asked; it is asked at most every few seconds."""
+
+    check: Callable[[], None]
+    asked_at_s: float = float("-inf")
+    line: str | None = None
+    _lock: threading.Lock = field(factory=threading.Lock, init=False)
+
+    def __call__(self) -> str | None:
+        with self._lock:
+            if time.monotonic() - self.asked_at_s >= _STORE_CHECK_EVERY_S:
+                try:
+                    self.check()
+                    self.line = None
+                except RtfmError as exc:
+                    self.line = str(exc)
+                self.asked_at_s = time.monotonic()
+            return self.line
+
+
+def run_processor(settings: Settings, only: Part | None = None, stop: threading.Event | None = None) -> None:
+    """Run ingest and answering, or ``only`` one, until SIGTERM, SIGINT or ``stop``.
+
+    Raises ConfigError for what an operator must change: a contract that is not registered, a topic that does not exist,
+    an address that is none. Raises Unfinished when the work in hand took longer than ``SHUTDOWN_GRACE_S``.
+    """
+    state = _StopState(event=stop or threading.Event())
+    health = Health()
+    starting = {"start": "the service is starting"}
+    health.ready_when("start", lambda: starting.get("start"))
+    with _signals(state), _metrics(settings, health):
+        contracts = open_contracts(settings)
+        knowledge = open_knowledge(settings)
+        try:
+            if not _prepared(contracts, knowledge, only, state, health, starting):
+                return
+            health.ready_when("archive", _StoreCheckState(check=knowledge.archive.check))
+            health.ready_when("Chroma", _StoreCheckState(check=knowledge.vectors.check))
+            starting.clear()
+            _run(settings, _pipelines(settings, contracts, knowledge, only, health, state.event), state, health)
+        finally:
+            knowledge.close()
+    _log.info("stopped")
+
+
+def _prepared(
+    contracts: Contracts,
+    knowledge: Knowledge,
+    only: Part | None,
+    state: _StopState,
+    health: Health,
+    starting: dict[str, str],
+) -> bool:
+    """Wait until what the service needs is there and the archive is of this version; False if stopped meanwhile."""
+    steps: list[Callable[[], object]] = [knowledge.archive.migrate, knowledge.vectors.check]
+    if only != "ingest":
+        codec = contracts.codec(answer.RESPONSES)
+        steps.insert(0, partial(contracts.registry.id_for, answer.RESPONSES, codec.schema))
+    for step in steps:
+        wait_s, said = _FIRST_WAIT_S, False
+        while not state.asked():
+            health.beat("start")
+            try:
+                step()
+                break
+            except TransientError as exc:
+                starting["start"] = str(exc)
+                if not said:
+                    _log.warning("waiting to start", reason=str(exc), mend=exc.hint)
+                said = True
+            until = time.monotonic() + wait_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
+            while time.monotonic() < until and not state.asked():
+                time.sleep(_POLL_S)
+            wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
+    return not state.asked()
+
+
+def _pipelines(
+    settings: Settings,
+    contracts: Contracts,
+    knowledge: Knowledge,
+    only: Part | None,
+    health: Health,
+    stop: threading.Event,
+) -> list[Pipeline]:
+    pipelines = []
+    if only != "answer":
+        pipelines.append(
+            Pipeline(
+                settings,
+                contracts,
+                group=INGEST_GROUP,
+                topic=ingest.TOPIC,
+                handler=_ingesting(ingest.Ingest(knowledge=knowledge)),
+                health=health,
+                stop=stop,
+            )
+        )
+    if only != "ingest":
+        model = open_model(settings)
+        answerer = Answerer(knowledge.retriever, model, clock=_now_ms, passages_per_answer=settings.passages_per_answer)
+        _log.info("answering", by="extract" if model is None else settings.gemini_model)
+        pipelines.append(
+            Pipeline(
+                settings,
+                contracts,
+                group=ANSWER_GROUP,
+                topic=answer.TOPIC,
+                handler=answer.Answering(answerer=answerer, archive=knowledge.archive),
+                health=health,
+                concurrency=settings.processor_concurrency,
+                stop=stop,
+            )
+        )
+    return pipelines
+
+
+def _run(settings: Settings, pipelines: Sequence[Pipeline], state: _StopState, health: Health) -> None:
+    """Run ``pipelines`` side by side until stopped, or until one ends with an error, which is raised."""
+    failures: list[BaseException] = []
+
+    def work(pipeline: Pipeline) -> None:
+        try:
+            pipeline.run()
+        except BaseException as exc:
+            failures.append(exc)
+        finally:
+            state.event.set()
+
+    threads = [
+        threading.Thread(target=work, args=(pipeline,), name=f"pipeline-{number}", daemon=True)
+        for number, pipeline in enumerate(pipelines)
+    ]
+    for thread in threads:
+        thread.start()
+    while not state.asked():
+        health.beat("start")
+        time.sleep(_POLL_S)
+    _log.info("stopping")
+    until = time.monotonic() + settings.shutdown_grace_s
+    for thread in threads:
+        thread.join(max(until - time.monotonic(), 0))
+    if failures:
+        raise failures[0]
+    if any(thread.is_alive() for thread in threads):
+        raise Unfinished(
+            f"the work in hand was not finished within {settings.shutdown_grace_s:g} s",
+            hint="Nothing is lost: it is read again at the next start. SHUTDOWN_GRACE_S gives it longer.",
+        )
+
+
+def _ingesting(handler: ingest.Ingest) -> Handler:
+    def handle(records: Sequence[Record]) -> Sequence[Output]:
+        handler(records)
+        return []
+
+    return handle
+
+
+@contextmanager
+def _metrics(settings: Settings, health: Health) -> Iterator[None]:
+    try:
+        server = MetricsServer(health, settings.metrics_host, settings.metrics_port)
+    except OSError as exc:
+        raise ConfigError(
+            f"METRICS_PORT: {settings.metrics_host}:{settings.metrics_port} cannot be opened: {exc.strerror}",
+            hint="Choose another METRICS_PORT; 0 takes a free one.",
+        ) from exc
+    server.start()
+    _log.info("metrics and health", address=f"http://{settings.metrics_host}:{server.port}")
+    try:
+        yield
+    finally:
+        server.stop()
+
+
+@contextmanager
+def _signals(state: _StopState) -> Iterator[None]:
+    """SIGTERM and SIGINT ask for the end, a second one does not wait for it. Nothing outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def received(*_: object) -> None:
+        if state.signals:
+            os._exit(1)
+        state.signals += 1
+
+    before = {number: signal.signal(number, received) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _now_ms() -> TimestampMillis:
+    return TimestampMillis(time.time_ns() // 1_000_000)
