@@ -61,6 +61,7 @@ async def _serve(settings: Settings, token: str, stop: threading.Event) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
     health = Health()
+    health.ready_when("discord", lambda: "not logged in to Discord yet")
     metrics = MetricsServer(health, settings.metrics_host, settings.metrics_port)
     metrics.start()
     log.info("metrics and health", address=f"http://{settings.metrics_host}:{metrics.port}")

@@ -43,6 +43,7 @@ class Gateway:
     guilds: list[FakeGuild]
     address: Callable[[], str]
     allows_message_content: bool = True
+    refuses_with: int | None = None
     heartbeats: int = 0
     identified: int = 0
     resumed: int = 0
@@ -86,8 +87,8 @@ class Gateway:
         return socket
 
     async def _identify(self, socket: web.WebSocketResponse, data: dict[str, Any]) -> None:
-        if data["token"] != self.token:
-            await socket.close(code=AUTHENTICATION_FAILED)
+        if self.refuses_with is not None or data["token"] != self.token:
+            await socket.close(code=self.refuses_with or AUTHENTICATION_FAILED)
             return
         if data["intents"] & MESSAGE_CONTENT and not self.allows_message_content:
             await socket.close(code=DISALLOWED_INTENTS)

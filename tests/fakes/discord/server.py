@@ -23,6 +23,7 @@ from tests.fakes.discord.world import ChannelType, FakeChannel, FakeGuild, FakeM
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _ROOT = "/api/v10"
+_NEVER = -1  # in place of a status
 
 
 @define
@@ -178,6 +179,10 @@ class FakeDiscord:
         body = {"code": code, "message": "made to fail", "retry_after": retry_after_s, "global": False}
         self._faults.append(Fault(method, re.compile(rf".*{path}$"), status, times, after_doing_it, body))
 
+    def stalls(self, method: str, path: str) -> None:
+        """Do the next such request's work, and never answer it."""
+        self._faults.append(Fault(method, re.compile(rf".*{path}$"), _NEVER, 1, True, {}))
+
     def heals(self) -> None:
         """Let nothing fail any more."""
         self._faults.clear()
@@ -193,6 +198,10 @@ class FakeDiscord:
     def closes_gateway(self, code: int) -> None:
         """Close every connection to the gateway."""
         self._do(self._gateway.close(code))
+
+    def closes_every_gateway(self, code: int) -> None:
+        """Close every coming connection to the gateway when it identifies."""
+        self._gateway.refuses_with = code
 
     def asks_to_reconnect(self) -> None:
         """Send every client a RECONNECT."""
@@ -279,6 +288,8 @@ class FakeDiscord:
                     self._faults.remove(fault)
                 if fault.after_doing_it:
                     await handler(request)
+                if fault.status == _NEVER:
+                    await asyncio.Event().wait()
                 if fault.status == 0:
                     assert request.transport is not None
                     request.transport.close()

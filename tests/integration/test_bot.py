@@ -1,0 +1,288 @@
+"""The bot between the fake Discord and real Kafka, as a whole service."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+
+import pytest
+from attrs import evolve
+
+from rtfm.bot.service import run_bot
+from rtfm.contracts import open_contracts
+from rtfm.errors import ConfigError
+from rtfm.events import Audience, BotQuery, BotResponse, DiscordMessage, MessageChange, Outcome, TimestampMillis
+from rtfm.settings import Settings
+from rtfm.streams.consumer import EventReader
+from rtfm.streams.pipeline import Record
+from rtfm.streams.producer import EventProducer
+from tests.conftest import environment_of
+from tests.fakes.discord import FakeDiscord, FakeGuild, FakeMessage
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeDiscord]:
+    with FakeDiscord() as server:
+        yield server
+
+
+@pytest.fixture
+def guild(fake: FakeDiscord) -> FakeGuild:
+    guild = fake.guild()
+    guild.channel("general")
+    fake.person("ada", guild)
+    return guild
+
+
+@pytest.fixture
+def bot_settings(settings: Settings, fake: FakeDiscord) -> Settings:
+    return _on_discord(settings, fake)
+
+
+def _on_discord(settings: Settings, fake: FakeDiscord) -> Settings:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return evolve(
+        settings,
+        discord_token=fake.token,
+        discord_api=fake.api,
+        discord_gateway=fake.gateway,
+        metrics_port=port,
+        shutdown_grace_s=10.0,
+    )
+
+
+@contextlib.contextmanager
+def running_bot(settings: Settings, fake: FakeDiscord) -> Iterator[None]:
+    """The bot in a thread of this process, stopped and checked at the end."""
+    stop = threading.Event()
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            run_bot(settings, stop)
+        except BaseException as exc:
+            raised.append(exc)
+
+    thread = threading.Thread(target=run, name="bot")
+    thread.start()
+    try:
+        fake.wait_until(lambda: bool(raised) or _readiness(settings) == (200, {}), "the bot is not ready")
+        if not raised:
+            yield
+    finally:
+        stop.set()
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+    if raised:
+        raise raised[0]
+
+
+@contextlib.contextmanager
+def bot_process(settings: Settings, fake: FakeDiscord) -> Iterator[subprocess.Popen[str]]:
+    """The bot in a process of its own, ready; killed at the end if it still runs."""
+    program = "from rtfm import settings; from rtfm.bot.service import run_bot; run_bot(settings.load(dotenv=None))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], env=environment_of(settings), stderr=subprocess.PIPE, text=True
+    )
+    try:
+        fake.wait_until(lambda: _readiness(settings) == (200, {}), "the bot is not ready")
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _readiness(settings: Settings) -> tuple[int, dict[str, str]]:
+    address = f"http://127.0.0.1:{settings.metrics_port}/readyz"
+    try:
+        with urllib.request.urlopen(address, timeout=5) as answer:
+            return answer.status, json.load(answer)["wrong"]
+    except urllib.error.HTTPError as exc:
+        return exc.code, json.load(exc)["wrong"]
+    except OSError:
+        return 0, {}
+
+
+def records(settings: Settings, topic: str, count: int) -> list[Record]:
+    """The first ``count`` records of a topic, by the time they were produced."""
+    found: list[Record] = []
+    deadline = time.monotonic() + 30
+    with contextlib.closing(EventReader(settings, open_contracts(settings), topic, group=None)) as reader:
+        while len(found) < count and time.monotonic() < deadline:
+            if (record := reader.poll(0.2)) is not None:
+                found.append(record)
+    assert len(found) == count
+    return found
+
+
+def produce(settings: Settings, *responses: BotResponse) -> None:
+    with EventProducer(settings, open_contracts(settings)) as producer:
+        for response in responses:
+            producer.send("bot-responses", response)
+        producer.flush(30)
+
+
+def response_to(asked: FakeMessage, *, answer: str = "Use ntfs-3g.", ago_ms: int = 0) -> BotResponse:
+    assert asked.channel.guild is not None
+    return BotResponse(
+        query_id=f"m{asked.id}",
+        guild_id=asked.channel.guild.id,
+        channel_id=asked.channel.id,
+        query_message_id=asked.id,
+        asker_id=asked.author.id,
+        audience=Audience.PUBLIC,
+        outcome=Outcome.ANSWERED,
+        answer=answer,
+        answered_at=TimestampMillis(time.time_ns() // 1_000_000 - ago_ms),
+        elapsed_ms=5,
+    )
+
+
+def test_a_missing_token_is_named() -> None:
+    """The operator learns which setting it is, before anything is started."""
+    with pytest.raises(ConfigError, match="DISCORD_TOKEN"):
+        run_bot(Settings())
+
+
+def test_a_refused_token_ends_the_service(bot_settings: Settings) -> None:
+    """Waiting would not help, and trying often gets a bot banned."""
+    with pytest.raises(ConfigError, match="refused DISCORD_TOKEN") as caught:
+        run_bot(evolve(bot_settings, discord_token="another-token"))
+    assert "developers/applications" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("make_it_so", "complaint"),
+    [
+        (lambda fake: fake.refuses_message_content(), "Message Content Intent"),
+        (lambda fake: fake.closes_every_gateway(4004), "refused DISCORD_TOKEN"),
+    ],
+    ids=["intent", "token"],
+)
+def test_what_the_gateway_refuses_ends_the_service(
+    bot_settings: Settings, fake: FakeDiscord, make_it_so: Callable[[FakeDiscord], None], complaint: str
+) -> None:
+    """A privileged intent that is off, or a token that was reset, is said in words."""
+    make_it_so(fake)
+    with pytest.raises(ConfigError, match=complaint):
+        run_bot(bot_settings)
+
+
+def test_messages_edits_and_deletions_reach_kafka(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
+    """One channel stays in order, under its key."""
+    (general,), (ada,) = guild.channels, guild.members
+    with running_bot(bot_settings, fake):
+        message = fake.says(general, ada, "how do I mount NTFS?")
+        fake.edits(message, "how do I mount NTFS on Linux?")
+        fake.deletes(message)
+        found = records(bot_settings, "discord-messages", 3)
+    events = [record.event for record in found]
+    assert all(isinstance(event, DiscordMessage) for event in events)
+    assert [event.change for event in events] == [MessageChange.CREATED, MessageChange.EDITED, MessageChange.DELETED]
+    assert [event.content for event in events] == ["how do I mount NTFS?", "how do I mount NTFS on Linux?", ""]
+    assert {record.key for record in found} == {general.id.encode()}
+
+
+def test_a_mention_is_asked_and_its_answer_is_replied_once(
+    bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild
+) -> None:
+    """The journey of a question, with the processor's part played by the test; a copy of the answer changes nothing."""
+    (general,), (ada,) = guild.channels, guild.members
+    with running_bot(bot_settings, fake):
+        asked = fake.says(general, ada, f"<@{fake.bot.id}> how do I mount NTFS?", mentions=(fake.bot,))
+        (record,) = records(bot_settings, "bot-queries", 1)
+        response = response_to(asked)
+        produce(bot_settings, response, response, evolve(response, query_id="c0ffee"))
+        fake.wait_until(lambda: bool(fake.replies_to(asked)), "no reply")
+        last = fake.says(general, ada, "!rtfm and then?")
+        produce(bot_settings, response_to(last))
+        fake.wait_until(lambda: bool(fake.replies_to(last)), "no second reply")
+    assert isinstance(record.event, BotQuery)
+    assert (record.event.query_id, record.event.visible_channel_ids) == (f"m{asked.id}", [general.id])
+    (reply,) = fake.replies_to(asked)
+    assert (reply.content, reply.pings()) == ("Use ntfs-3g.", [])
+    assert reply.sent["allowed_mentions"] == {"parse": []}
+    assert len(fake.posted_in(general)) == 2
+
+
+def test_an_answer_is_not_repeated_by_the_next_bot(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
+    """What was committed is not read again, and what is redelivered much later is found in the channel."""
+    (general,), (ada,) = guild.channels, guild.members
+    asked = fake.says(general, ada, "!rtfm how?", announce=False)
+    response = response_to(asked)
+    with running_bot(bot_settings, fake):
+        produce(bot_settings, response)
+        fake.wait_until(lambda: bool(fake.replies_to(asked)), "no reply")
+    fake.forgets_nonces()
+    produce(bot_settings, evolve(response, answered_at=TimestampMillis(response.answered_at - 61_000)))
+    with running_bot(bot_settings, fake):
+        last = fake.says(general, ada, "!rtfm and then?", announce=False)
+        produce(bot_settings, response_to(last))
+        fake.wait_until(lambda: bool(fake.replies_to(last)), "no second reply")
+    assert len(fake.posted_in(general)) == 2
+
+
+def test_an_answer_waits_while_discord_is_down(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
+    """An error of Discord's is tried again, not dropped."""
+    (general,), (ada,) = guild.channels, guild.members
+    with running_bot(bot_settings, fake):
+        asked = fake.says(general, ada, "!rtfm how?", announce=False)
+        fake.fails("POST", "/messages", 503, times=2)
+        produce(bot_settings, response_to(asked))
+        fake.wait_until(lambda: bool(fake.replies_to(asked)), "no reply")
+    assert len(fake.replies_to(asked)) == 1
+
+
+def test_a_bot_that_starts_before_discord_waits(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
+    """It is not ready, and then it is."""
+    fake.fails("GET", "/users/@me", 0)
+    with running_bot(bot_settings, fake):
+        assert fake.count("GET", "/users/@me") == 2
+
+
+def test_a_bot_killed_before_its_commit_makes_no_second_reply(
+    bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild
+) -> None:
+    """The reply is on Discord, the offset is not committed and the nonce is forgotten: the channel tells."""
+    (general,), (ada,) = guild.channels, guild.members
+    asked = fake.says(general, ada, "!rtfm how?", announce=False)
+    last = fake.says(general, ada, "!rtfm and then?", announce=False)
+    fake.stalls("POST", "/messages")
+    with bot_process(bot_settings, fake) as process:
+        produce(bot_settings, response_to(asked, ago_ms=61_000))
+        fake.wait_until(lambda: bool(fake.replies_to(asked)), "no reply")
+        process.kill()
+        process.wait()
+    fake.forgets_nonces()
+    with running_bot(bot_settings, fake):
+        produce(bot_settings, response_to(last))
+        fake.wait_until(lambda: bool(fake.replies_to(last)), "no second reply")
+        fake.wait_until(lambda: fake.count("GET", "/messages") >= 2, "the first answer was not looked for again")
+    assert len(fake.posted_in(general)) == 2
+
+
+def test_sigterm_hands_over_what_was_heard(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
+    """The process ends with 0, and nothing that it heard is lost."""
+    (general,), (ada,) = guild.channels, guild.members
+    with bot_process(bot_settings, fake) as process:
+        for number in range(200):
+            fake.says(general, ada, f"message {number}")
+        time.sleep(0.2)  # the gateway's frames are read; what is tested is the way from there
+        os.kill(process.pid, signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert fake.token not in said
+    found = records(bot_settings, "discord-messages", 200)
+    assert [record.event.content for record in found] == [f"message {number}" for number in range(200)]
