@@ -96,7 +96,7 @@ def demo(keep: bool, as_json: bool) -> None:
             _import(console, environment)
             mode = json.loads(_cli(environment, "search", "--json", "--limit", "1", "backup"))["mode"]
             replies = [_ask(console, environment, question) for question in questions()]
-        dead_letters = len(json.loads(_cli(environment, "dlq", "list", "--json"))["items"])
+        dead_letters = len(json.loads(_cli(environment, "dlq", "list", "--json"))["dead_letters"])
     summary = {
         "questions": len(replies),
         "answered": sum(reply.answered for reply in replies),
