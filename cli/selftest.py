@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -139,9 +138,8 @@ def _queries(settings: Settings) -> str:
     from rtfm.streams.producer import EventProducer
     from rtfm.streams.progress import GroupProgress
 
-    with closing(GroupProgress(settings, "discord-message-processor-answer")) as progress:
-        if progress.members() == 0:
-            raise SkippedCheck("no processor answers; start one with `rtfm-cli run processor`")
+    if GroupProgress(settings, "discord-message-processor-answer").members() == 0:
+        raise SkippedCheck("no processor answers; start one with `rtfm-cli run processor`")
     now = TimestampMillis(time.time_ns() // 1_000_000)
     query = BotQuery(
         query_id=f"c{uuid.uuid4()}",
