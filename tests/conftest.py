@@ -1,27 +1,29 @@
-"""The real services that integration tests talk to, started once a run, and settings of its own for each test."""
+"""The real services that integration tests talk to, started once a run, and settings of its own for each test.
+
+Containers where an engine has the images of docker-compose.yml, else processes of this machine;
+``RTFM_TEST_STACK=local`` wants processes in any case.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
-from attrs import evolve, frozen
+from attrs import evolve, fields, frozen
 
 from rtfm.settings import Settings
 
 CHECKOUT = Path(__file__).parent.parent
-IMAGES = {
-    "kafka": "apache/kafka:4.1.1",
-    "schema-registry": "confluentinc/cp-schema-registry:8.0.0",
-    "chroma": "chromadb/chroma:1.5.9",
-    "postgres": "postgres:17",
-}
+CACHE_DIR = CHECKOUT / ".rtfm" / "cache"
 
 
 @frozen(kw_only=True)
@@ -35,66 +37,70 @@ class StackAddresses:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackAddresses]:
-    """Kafka, registry, Chroma and PostgreSQL: containers where an engine has their images, else local processes."""
-    if _images_are_there():
-        from tests.containers import containers
+def stack() -> Iterator[StackAddresses]:
+    """Kafka, registry, Chroma and PostgreSQL, running."""
+    if os.environ.get("RTFM_TEST_STACK") == "docker":
+        from tests import containers
 
-        with containers(IMAGES) as addresses:
-            yield StackAddresses(**addresses)
-        return
+        if containers.are_there():
+            with containers.running() as addresses:
+                yield StackAddresses(**addresses)
+            return
     from rtfm.local.stack import LocalStack
 
-    home = tmp_path_factory.mktemp("home")
-    local = LocalStack(home, cache_dir=CHECKOUT / ".rtfm" / "cache")
-    try:
-        running = {service.name.replace("-", "_"): service.address for service in local.up()}
-        yield StackAddresses(**running)
-    finally:
-        local.down()
+    with stack_home() as home:
+        local = LocalStack(home, cache_dir=CACHE_DIR)
+        try:
+            yield StackAddresses(**{service.name.replace("-", "_"): service.address for service in local.up()})
+        finally:
+            local.down()
+
+
+@pytest.fixture(scope="session")
+def migrated_database(stack: StackAddresses) -> str:
+    """The name of an archive that is migrated and empty, which tests get copies of."""
+    from rtfm.knowledge.archive import SqlArchive
+
+    name = f"template_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(stack.postgres, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    archive = SqlArchive(_database(stack, name))
+    archive.migrate()
+    archive.close()
+    return name
 
 
 @pytest.fixture
 def bare_settings(stack: StackAddresses, tmp_path: Path) -> Iterator[Settings]:
     """Settings with a prefix and a database of their own; no topics, no schemas, no tables."""
-    name = f"t{uuid.uuid4().hex[:12]}"
-    server, _, _ = stack.postgres.rpartition("/")
-    with psycopg.connect(stack.postgres, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')
-    yield evolve(
-        Settings(),
-        home=tmp_path / "rtfm-home",
-        instance_id=name,
-        kafka_bootstrap_servers=stack.kafka,
-        kafka_topic_prefix=f"{name}.",
-        schema_registry_url=stack.schema_registry,
-        chroma_url=stack.chroma,
-        database_url=f"{server}/{name}",
-    )
-    with psycopg.connect(stack.postgres, autocommit=True) as connection:
-        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    with _settings(stack, tmp_path, template="template1") as settings:
+        yield settings
 
 
 @pytest.fixture
-def settings(bare_settings: Settings) -> Settings:
-    """Settings with topics made, contracts registered and the archive migrated."""
-    from rtfm.knowledge.archive import SqlArchive
+def settings(stack: StackAddresses, migrated_database: str, tmp_path: Path) -> Iterator[Settings]:
+    """Settings with topics made, contracts registered and the archive migrated; the topics are deleted at the end."""
+    from rtfm.contracts import catalogue as catalogues
+    from rtfm.contracts import open_registry, registration
+    from rtfm.streams.topics import TopicAdmin
 
-    environment = environment_of(bare_settings)
-    for command in (["topics", "init"], ["schemas", "register"]):
-        run_cli(command, environment)
-    archive = SqlArchive(bare_settings.database_url)
-    archive.migrate()
-    archive.close()
-    return bare_settings
+    with _settings(stack, tmp_path, template=migrated_database) as settings:
+        catalogue = catalogues.load()
+        topics = TopicAdmin(settings, catalogue)
+        topics.apply(topics.plan())
+        registry = open_registry(settings)
+        registration.apply(catalogue, registry, registration.plan(catalogue, registry))
+        registry.close()
+        yield settings
+        topics.delete()
 
 
 @pytest.fixture
 def model_dir() -> Path | None:
     """The embedding model for tests, where RTFM_EMBEDDING_MODEL_DIR or the folder beside the checkout has one."""
     given = os.environ.get("RTFM_EMBEDDING_MODEL_DIR")
-    candidates = [Path(given)] if given else [CHECKOUT.parent / "shared" / "models" / "all-MiniLM-L6-v2"]
-    return next((folder for folder in candidates if folder.is_dir()), None)
+    folder = Path(given) if given else CHECKOUT.parent / "shared" / "models" / "all-MiniLM-L6-v2"
+    return folder if folder.is_dir() else None
 
 
 @pytest.fixture
@@ -111,8 +117,6 @@ def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 def environment_of(settings: Settings) -> dict[str, str]:
     """The environment variables that lead a process to ``settings``."""
-    from attrs import fields
-
     variables = {
         attribute.metadata["env"]: str(value)
         for attribute in fields(Settings)
@@ -126,7 +130,7 @@ def run_cli(
     arguments: list[str], environment: dict[str, str], *, check: bool = True, timeout_s: float = 120
 ) -> subprocess.CompletedProcess[str]:
     """Run `rtfm-cli` in a process of its own; a failure shows what it printed."""
-    program = shutil.which("rtfm-cli", path=str(CHECKOUT / ".venv" / "bin")) or "rtfm-cli"
+    program = Path(sys.executable).with_name("rtfm-cli")
     done = subprocess.run(
         [program, *arguments], capture_output=True, text=True, check=False, env=environment, timeout=timeout_s
     )
@@ -137,13 +141,38 @@ def run_cli(
     return done
 
 
-def _images_are_there() -> bool:
-    if shutil.which("docker") is None:
-        return False
+@contextmanager
+def stack_home() -> Iterator[Path]:
+    """A folder for the data of local services.
+
+    Not below ``tmp_path``: pytest shuts its folders to other accounts, and for root PostgreSQL runs as another one.
+    """
+    home = Path(tempfile.mkdtemp(prefix="rtfm-test-"))
     try:
-        done = subprocess.run(
-            ["docker", "image", "inspect", *IMAGES.values()], capture_output=True, check=False, timeout=10
-        )
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0
+        yield home
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@contextmanager
+def _settings(stack: StackAddresses, tmp_path: Path, *, template: str) -> Iterator[Settings]:
+    name = f"t{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(stack.postgres, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    yield evolve(
+        Settings(),
+        home=tmp_path / "rtfm-home",
+        instance_id=name,
+        kafka_bootstrap_servers=stack.kafka,
+        kafka_topic_prefix=f"{name}.",
+        schema_registry_url=stack.schema_registry,
+        chroma_url=stack.chroma,
+        database_url=_database(stack, name),
+    )
+    with psycopg.connect(stack.postgres, autocommit=True) as connection:
+        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def _database(stack: StackAddresses, name: str) -> str:
+    server, _, _ = stack.postgres.rpartition("/")
+    return f"{server}/{name}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import re
 import shutil
 import socket
@@ -15,6 +16,7 @@ import urllib.request
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from attrs import field, frozen
 
@@ -41,11 +43,11 @@ _UNPRIVILEGED_USER = "nobody"
 
 @frozen(kw_only=True)
 class Launch:
-    """How to start one service. ``user`` is the account to run it as, where it may not be this one."""
+    """How to start one service. ``account`` goes to Popen: user and groups, where they must be others."""
 
     command: list[str]
     environment: Mapping[str, str] = field(factory=dict)
-    user: str | None = None
+    account: Mapping[str, Any] = field(factory=dict)
 
 
 def artifacts_of(name: str) -> list[Artifact]:
@@ -201,8 +203,8 @@ def _chroma(data_dir: Path, port: int) -> Launch:
 def _postgres(data_dir: Path, port: int) -> Launch:
     programs = _postgres_programs()
     data = data_dir / "data"
-    user = _UNPRIVILEGED_USER if os.geteuid() == 0 else None
-    if user:
+    account = _unprivileged() if os.geteuid() == 0 else {}
+    if account:
         _let_through(data_dir)
         _let_through(programs)
     if not data.is_dir():
@@ -210,10 +212,10 @@ def _postgres(data_dir: Path, port: int) -> Launch:
         partial = data_dir / "data.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(mode=0o700)
-        if user:
-            shutil.chown(partial, user)
+        if account:
+            os.chown(partial, account["user"], account["group"])
         how = ["--auth=trust", "--encoding=utf8", "--locale=C", "-U", DATABASE, "-D", str(partial)]
-        _run([str(programs / "initdb"), *how], "postgres", user)
+        _run([str(programs / "initdb"), *how], "postgres", account)
         partial.rename(data)
     settings = {
         "listen_addresses": "127.0.0.1",
@@ -222,7 +224,12 @@ def _postgres(data_dir: Path, port: int) -> Launch:
         "max_connections": "200",
     }
     options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
-    return Launch(command=[str(programs / "postgres"), "-D", str(data), *options], user=user)
+    return Launch(command=[str(programs / "postgres"), "-D", str(data), *options], account=account)
+
+
+def _unprivileged() -> dict[str, Any]:
+    entry = pwd.getpwnam(_UNPRIVILEGED_USER)
+    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
 
 
 def _postgres_programs() -> Path:
@@ -279,7 +286,7 @@ def _responds(url: str) -> bool:
         return False
 
 
-def _run(command: list[str], service: str, user: str | None = None) -> None:
+def _run(command: list[str], service: str, account: Mapping[str, Any] | None = None) -> None:
     done = subprocess.run(
         command,
         capture_output=True,
@@ -287,8 +294,8 @@ def _run(command: list[str], service: str, user: str | None = None) -> None:
         encoding="utf-8",
         errors="replace",
         env=ENVIRONMENT,
-        user=user,
-        cwd="/" if user else None,
+        cwd="/",
+        **(account or {}),
     )
     if done.returncode != 0:
         raise ConfigError(f"{service} could not lay out its data: {reason(done.stdout + done.stderr)}")

@@ -157,8 +157,8 @@ class LocalStack:
             stderr=subprocess.STDOUT,
             env={**services.ENVIRONMENT, "HOME": str(data_dir), **launch.environment},
             cwd=data_dir,  # which is how a later start knows what is left of a killed one
-            user=launch.user,
             start_new_session=True,
+            **launch.account,
         )
 
     def _await(self, name: str, entry: dict[str, Any]) -> None:
