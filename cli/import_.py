@@ -61,6 +61,8 @@ def import_(
 def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) -> dict[int, int]:
     """Send all messages; partition → offset after the last one. Raises RtfmError when one was not delivered."""
     from rtfm.contracts import open_contracts
+    from rtfm.errors import PermanentError
+    from rtfm.knowledge.imports import LeftOut
     from rtfm.streams.producer import EventProducer
 
     ends: dict[int, int] = {}
@@ -74,8 +76,12 @@ def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) 
     total = sum(len(export.messages) for export in exports)
     with EventProducer(settings, open_contracts(settings)) as producer, _Progress("Sending", total, quiet) as progress:
         for export in exports:
-            for number, message in enumerate(export.messages, start=1):
-                producer.send(TOPIC, message, on_delivery=delivered)
+            for number, message in enumerate(list(export.messages), start=1):
+                try:
+                    producer.send(TOPIC, message, on_delivery=delivered)
+                except PermanentError as exc:
+                    export.messages.remove(message)
+                    export.left_out.append(LeftOut(where=f"message {message.message_id}", why=str(exc)))
                 if number % 100 == 0:
                     progress.advance(100)
             progress.advance(len(export.messages) % 100)
@@ -87,29 +93,28 @@ def _wait(settings: Settings, ends: dict[int, int], *, quiet: bool) -> bool:
     """Wait until ingest has passed ``ends``; False when there is no processor."""
     from rtfm.streams.progress import GroupProgress
 
-    with GroupProgress(settings, GROUP) as group:
-        committed = group.committed(TOPIC, ends)
-        started = {partition: committed.get(partition, 0) for partition in ends}
-        left = _left(ends, committed)
-        alone_since: float | None = None
-        with _Progress("Indexing", left, quiet) as progress:
-            while left:
-                if group.members():
-                    alone_since = None
-                else:
-                    alone_since = alone_since or time.monotonic()
-                    if time.monotonic() - alone_since >= PATIENCE_S:
-                        click.echo(
-                            "No processor is running: the messages wait in Kafka. Start one with"
-                            " `rtfm-cli run processor`.",
-                            err=True,
-                        )
-                        return False
-                time.sleep(0.2)
-                committed = {**started, **group.committed(TOPIC, ends)}
-                now = _left(ends, committed)
-                progress.advance(left - now)
-                left = now
+    group = GroupProgress(settings, GROUP)
+    committed = group.committed(TOPIC, ends)
+    started = {partition: committed.get(partition, 0) for partition in ends}
+    left = _left(ends, committed)
+    alone_since: float | None = None
+    with _Progress("Indexing", left, quiet) as progress:
+        while left:
+            if group.members():
+                alone_since = None
+            else:
+                alone_since = alone_since or time.monotonic()
+                if time.monotonic() - alone_since >= PATIENCE_S:
+                    click.echo(
+                        "No processor is running: the messages wait in Kafka. Start one with `rtfm-cli run processor`.",
+                        err=True,
+                    )
+                    return False
+            time.sleep(0.2)
+            committed = {**started, **group.committed(TOPIC, ends)}
+            now = _left(ends, committed)
+            progress.advance(left - now)
+            left = now
     return True
 
 

@@ -2,12 +2,11 @@
 
 Two legs find candidates: Chroma (meaning) and the archive's term index (words). Every candidate is then scored exactly,
 from the archive's vectors and term counts, so that it does not matter which leg found it. Both legs are limited to one
-guild and to the visible channels. Owns the weights and the floor below which nothing is found. Does not write.
+guild and to the visible channels. Does not write.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
@@ -15,11 +14,12 @@ from typing import Literal
 import numpy as np
 from attrs import frozen
 
-from rtfm.errors import ConfigError, InvalidEvent
+from rtfm.errors import InvalidEvent
 from rtfm.events import ChannelKind, TimestampMillis
 from rtfm.knowledge.archive import SqlArchive, guild_key
-from rtfm.knowledge.archive.reading import Candidate, Corpus, FoundMessage
+from rtfm.knowledge.archive.reading import Candidate, FoundMessage
 from rtfm.knowledge.embedding import Embedding, Vectors, from_bytes
+from rtfm.knowledge.scoring import Lexical, Nearness, near_enough, nearness
 from rtfm.knowledge.vectors import ChromaVectors
 from rtfm.knowledge.words import terms
 
@@ -28,17 +28,6 @@ MAX_VISIBLE_CHANNELS = 20_000
 
 MAX_QUESTION_CHARACTERS = 4_000
 """What Discord lets a member with Nitro write; the rest of a longer question is not read."""
-
-CONVERSATION_WEIGHT = 0.6
-BEST_MESSAGE_WEIGHT = 0.4
-LEXICAL_WEIGHT = 0.5
-"""Weights of the mixed score; quality is flat around them (docs/decisions/)."""
-
-HYBRID_FLOOR = 0.40
-"""Mixed score below which a passage is not shown: off-topic questions stay under it."""
-
-LEXICAL_FLOOR = 0.20
-"""The same without the embedding model, on BM25 normalised by the question's maximum."""
 
 EXACT_LIMIT = 2_000
 """Visible passages that are compared one by one in less time than Chroma takes to find as many that may be seen."""
@@ -49,8 +38,6 @@ _NEAREST = 200
 _MOST_NEAREST = 12_800
 _POSTINGS = 3_000
 """Passages that the words of a question may bring up together; the rarest words come first."""
-
-_K1, _B = 1.2, 0.75  # BM25 as in its first description; quality is flat around them
 
 _USER = re.compile(r"<@!?(\d+)>")
 
@@ -130,32 +117,31 @@ class Retriever:
         guild = guild_key(guild_id)
         words = list(dict.fromkeys(terms(asked)))
         frequencies = self._archive.reading.frequencies(guild, words)
-        scale = _Lexical.of(words, frequencies, self._archive.reading.corpus(guild))
+        corpus = self._archive.reading.corpus(guild)
+        lexical = Lexical.of(words, frequencies, corpus)
         vector = None if self._embedding is None else self._embedding.embed([asked])[0]
 
-        ids = self._lexical_candidates(guild, visible, scale)
+        ids = self._lexical_candidates(guild, visible, lexical)
         if vector is not None:
             ids |= self._dense_candidates(guild, visible, vector)
-        scored = [
-            (_score(candidate, vector, scale), candidate)
-            for candidate in self._archive.reading.candidates(guild, visible, ids, words)
-        ]
-        floor = LEXICAL_FLOOR if vector is None else HYBRID_FLOOR
-        scored = [(score, candidate) for score, candidate in scored if score >= floor]
-        scored.sort(key=lambda pair: (-pair[0], pair[1].passage_id))
+        candidates = self._archive.reading.candidates(guild, visible, ids, words)
+        scored = [(nearness(candidate, vector, lexical), candidate) for candidate in candidates]
+        if not near_enough([near for near, _ in scored], lexical, corpus):
+            return SearchResult(mode=mode, passages=[])
+        scored.sort(key=lambda pair: (-pair[0].score, pair[1].passage_id))
         return SearchResult(mode=mode, passages=self._with_messages(scored[:limit], visible))
 
-    def _lexical_candidates(self, guild: str, visible: Sequence[str], scale: _Lexical) -> set[str]:
+    def _lexical_candidates(self, guild: str, visible: Sequence[str], lexical: Lexical) -> set[str]:
         chosen: list[str] = []
         brought_up = 0
-        for word in sorted(scale.frequencies, key=lambda word: scale.frequencies[word]):
-            brought_up += scale.frequencies[word]
+        for word in sorted(lexical.frequencies, key=lambda word: lexical.frequencies[word]):
+            brought_up += lexical.frequencies[word]
             if chosen and brought_up > _POSTINGS:
                 break
             chosen.append(word)
         counts = self._archive.reading.containing(guild, visible, chosen, limit=_POSTINGS)
         lengths = self._archive.reading.lengths(counts)
-        best = sorted(counts, key=lambda found: (-scale.score(counts[found], lengths.get(found, 0)), found))
+        best = sorted(counts, key=lambda found: (-lexical.points(counts[found], lengths.get(found, 0)), found))
         return set(best[:_LEXICAL_CANDIDATES])
 
     def _dense_candidates(self, guild: str, visible: Sequence[str], vector: Vectors) -> set[str]:
@@ -172,7 +158,7 @@ class Retriever:
                 return set([found for found in nearest if found in seen][:_DENSE_CANDIDATES])
             count *= 2
 
-    def _with_messages(self, scored: Sequence[tuple[float, Candidate]], visible: Sequence[str]) -> list[Passage]:
+    def _with_messages(self, scored: Sequence[tuple[Nearness, Candidate]], visible: Sequence[str]) -> list[Passage]:
         by_passage: dict[str, list[FoundMessage]] = {}
         for message in self._archive.reading.messages_of([found.passage_id for _, found in scored], visible):
             by_passage.setdefault(message.passage_id, []).append(message)
@@ -183,97 +169,13 @@ class Retriever:
         return [
             Passage(
                 passage_id=candidate.passage_id,
-                score=round(float(score), 4),
+                score=round(near.score, 4),
                 text=candidate.text,
                 messages=[_shown(message, names) for message in by_passage[candidate.passage_id]],
             )
-            for score, candidate in scored
+            for near, candidate in scored
             if candidate.passage_id in by_passage
         ]
-
-
-def console_scope(
-    archive: SqlArchive, guild_id: str | None = None, channel_ids: Sequence[str] = ()
-) -> tuple[str | None, list[str]]:
-    """What somebody at the console may see: (guild id, visible channel ids).
-
-    All channels of ``guild_id``, or ``channel_ids``; without either, of the archive's only guild. Private threads,
-    direct messages and channels of unknown kind only where they are named. Raises ConfigError when there are several
-    guilds to choose from, or when a named guild or channel is not in the archive.
-    """
-    guilds = archive.guilds()
-    if channel_ids:
-        return _scope_of_channels(archive, guild_id, channel_ids)
-    if guild_id is None:
-        if len(guilds) > 1:
-            raise ConfigError(
-                "the archive holds several guilds", hint=f"Choose one with --guild: {', '.join(guilds[:20])}."
-            )
-        if not guilds:
-            return None, []
-        (guild_id,) = guilds
-    elif guild_id not in guilds:
-        raise ConfigError(
-            f"guild {guild_id} is not in the archive", hint=f"It holds: {', '.join(guilds[:20]) or 'none'}."
-        )
-    public = (ChannelKind.TEXT, ChannelKind.PUBLIC_THREAD, ChannelKind.FORUM_POST)
-    # A public thread whose parent is silent is only reached by the parent's id.
-    return guild_id, sorted({c.acl_channel_id for c in archive.channels(guild_id) if c.kind in public})
-
-
-def _scope_of_channels(
-    archive: SqlArchive, guild_id: str | None, channel_ids: Sequence[str]
-) -> tuple[str | None, list[str]]:
-    known = archive.writing.channels(channel_ids)
-    parents = {c.acl_channel_id: c for guild in ["", *archive.guilds()] for c in archive.channels(guild or None)}
-    found = {channel_id: known.get(channel_id) or parents.get(channel_id) for channel_id in channel_ids}
-    if missing := [channel_id for channel_id, channel in found.items() if channel is None]:
-        raise ConfigError(f"channel {missing[0]} is not in the archive", hint="`rtfm-cli status` shows what is.")
-    of = {channel.guild_id for channel in found.values() if channel is not None}
-    if guild_id is not None:
-        of.add(guild_id)
-    if len(of) > 1:
-        raise ConfigError("the channels are of several guilds", hint="Name channels of one guild.")
-    return of.pop() or None, sorted(channel_ids)
-
-
-@frozen(kw_only=True)
-class _Lexical:
-    """BM25 for one question in one guild, normalised by the most that the question's words can reach."""
-
-    rarity: Mapping[str, float]
-    frequencies: Mapping[str, int]
-    mean_length: float
-
-    @classmethod
-    def of(cls, words: Sequence[str], frequencies: Mapping[str, int], corpus: Corpus) -> _Lexical:
-        total = max(corpus.passages, 1)
-        return cls(
-            rarity={
-                word: math.log(1 + (max(total - count, 0) + 0.5) / (count + 0.5))
-                for word in words
-                for count in [frequencies.get(word, 0)]
-            },
-            frequencies=frequencies,
-            mean_length=corpus.terms / total or 1.0,
-        )
-
-    def score(self, counts: Mapping[str, int], length: int) -> float:
-        """0..1."""
-        most = sum(self.rarity.values()) * (_K1 + 1)
-        if not most:
-            return 0.0
-        norm = _K1 * (1 - _B + _B * length / self.mean_length)
-        return sum(self.rarity[word] * count * (_K1 + 1) / (count + norm) for word, count in counts.items()) / most
-
-
-def _score(candidate: Candidate, vector: Vectors | None, scale: _Lexical) -> float:
-    lexical = scale.score(candidate.counts, candidate.length)
-    if vector is None:
-        return lexical
-    conversation = float(from_bytes([candidate.vector])[0] @ vector) if candidate.vector else 0.0
-    best = max((from_bytes(candidate.message_vectors) @ vector).tolist(), default=conversation)
-    return CONVERSATION_WEIGHT * conversation + BEST_MESSAGE_WEIGHT * best + LEXICAL_WEIGHT * lexical
 
 
 def _shown(message: FoundMessage, names: Mapping[str, str]) -> PassageMessage:

@@ -6,13 +6,20 @@ Reads the group's committed offsets; joins nothing and commits nothing.
 from __future__ import annotations
 
 from collections.abc import Collection
-from types import TracebackType
 from typing import Any
 
-from rtfm.errors import Unavailable
-from rtfm.settings import Settings
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
 
-REQUEST_TIMEOUT_S = 5.0
+from rtfm.settings import Settings
+from rtfm.streams.connection import (
+    REQUEST_TIMEOUT_S,
+    client_config,
+    group_name,
+    topic_name,
+    translated,
+    unreachable,
+)
 
 
 class GroupProgress:
@@ -20,33 +27,19 @@ class GroupProgress:
 
     def __init__(self, settings: Settings, group: str) -> None:
         """Prepare; the first use connects."""
-        from confluent_kafka.admin import AdminClient
-
-        self._prefix = settings.kafka_topic_prefix
-        self._group = f"{self._prefix}{group}"
-        self._brokers = settings.kafka_bootstrap_servers
-        self._admin: Any = AdminClient(
-            {
-                "bootstrap.servers": settings.kafka_bootstrap_servers,
-                "socket.timeout.ms": int(REQUEST_TIMEOUT_S * 1000),
-                "log_level": 0,
-            }
-        )
+        self._settings = settings
+        self._group = group_name(settings, group)
+        self._admin: Any = AdminClient(client_config(settings))
 
     def committed(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
         """The committed offset of each partition that has one: the offset that is read next.
 
         Raises Unavailable when Kafka does not answer.
         """
-        from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
-
-        name = f"{self._prefix}{topic}"
+        name = topic_name(self._settings, topic)
         asked = ConsumerGroupTopicPartitions(self._group, [TopicPartition(name, number) for number in partitions])
-        try:
-            futures = self._admin.list_consumer_group_offsets([asked], request_timeout=REQUEST_TIMEOUT_S)
-            found = futures[self._group].result(timeout=REQUEST_TIMEOUT_S * 2)
-        except (KafkaException, TimeoutError) as exc:
-            raise self._unavailable(exc) from exc
+        futures = self._admin.list_consumer_group_offsets([asked], request_timeout=REQUEST_TIMEOUT_S)
+        found = self._result(futures[self._group])
         return {part.partition: part.offset for part in found.topic_partitions if part.offset >= 0}
 
     def members(self) -> int:
@@ -54,33 +47,19 @@ class GroupProgress:
 
         Raises Unavailable when Kafka does not answer.
         """
-        from confluent_kafka import KafkaError, KafkaException
-
+        futures = self._admin.describe_consumer_groups([self._group], request_timeout=REQUEST_TIMEOUT_S)
         try:
-            futures = self._admin.describe_consumer_groups([self._group], request_timeout=REQUEST_TIMEOUT_S)
-            return len(futures[self._group].result(timeout=REQUEST_TIMEOUT_S * 2).members)
+            return len(self._result(futures[self._group]).members)
+        except LookupError:
+            return 0
+
+    def _result(self, future: Any) -> Any:
+        what = f"asking where group {self._group} is"
+        try:
+            return future.result(timeout=REQUEST_TIMEOUT_S * 2)
         except KafkaException as exc:
-            if exc.args and exc.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
-                return 0
-            raise self._unavailable(exc) from exc
+            if exc.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+                raise LookupError(self._group) from exc
+            raise translated(exc, self._settings, what) from exc
         except TimeoutError as exc:
-            raise self._unavailable(exc) from exc
-
-    def close(self) -> None:
-        """Let go of the connection."""
-        self._admin = None
-
-    def __enter__(self) -> GroupProgress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _unavailable(self, exc: Exception) -> Unavailable:
-        return Unavailable(
-            "Kafka",
-            f"Kafka at {self._brokers} does not tell where group {self._group} is: {exc}",
-            hint="Start it with `rtfm-cli local up`, or set KAFKA_BOOTSTRAP_SERVERS.",
-        )
+            raise unreachable(self._settings, what) from exc

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import attrs
 from sqlalchemy import func, select, text
 from sqlalchemy.dialects.postgresql import insert
@@ -49,6 +51,17 @@ class SqlArchive:
         statement = select(channels).where(channels.c.guild_id == (guild_id or "")).order_by(channels.c.channel_id)
         with self._database.begin() as connection:
             return [to_channel(row) for row in connection.execute(statement)]
+
+    def guild_of_channels(self, channel_ids: Sequence[str]) -> dict[str, str]:
+        """The guild ('' for direct messages) of each channel that is known, be it only as the parent of a thread."""
+        statement = select(channels.c.channel_id, channels.c.acl_channel_id, channels.c.guild_id).where(
+            channels.c.channel_id.in_(channel_ids) | channels.c.acl_channel_id.in_(channel_ids)
+        )
+        found: dict[str, str] = {}
+        with self._database.begin() as connection:
+            for row in connection.execute(statement):
+                found |= {row.channel_id: row.guild_id, row.acl_channel_id: row.guild_id}
+        return found
 
     def counts(self) -> dict[str, int]:
         """How much there is: messages (without deleted ones), deleted, passages, vectors, channels, answers."""
