@@ -16,7 +16,7 @@ from typing import Protocol
 
 from attrs import frozen
 
-from rtfm.errors import RtfmError, TransientError
+from rtfm.errors import PermanentError, RtfmError
 from rtfm.events import BotQuery, DiscordMessage
 from rtfm.telemetry import IGNORED_EVENTS, OUTBOX_EVENTS, get_logger
 
@@ -113,15 +113,15 @@ class Outbox:
         while (entry := self._next()) is not None:
             try:
                 self._sender.send(entry.topic, entry.event, on_delivery=partial(self._settled, entry))
-            except TransientError as exc:
-                self._fail(entry, str(exc))
-            except RtfmError as exc:
+            except PermanentError as exc:
                 # It will not fit its contract the next time either.
                 log.error("an event cannot be sent and is dropped", topic=entry.topic, error=str(exc))
                 IGNORED_EVENTS.labels(entry.topic, "unsendable").inc()
                 with self._changed:
                     self._under_way.pop(entry.number, None)
                     self._note_change()
+            except RtfmError as exc:
+                self._fail(entry, str(exc))
 
     def _next(self) -> _Entry | None:
         with self._changed:

@@ -12,7 +12,9 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 import aiohttp
 import discord
@@ -21,7 +23,7 @@ from rtfm.bot.client import RtfmClient
 from rtfm.bot.delivery import ReplyDelivery
 from rtfm.bot.outbox import Outbox
 from rtfm.contracts import Contracts, open_contracts
-from rtfm.errors import ConfigError, Unavailable
+from rtfm.errors import ConfigError, TransientError, Unavailable
 from rtfm.events import TimestampMillis
 from rtfm.settings import Settings
 from rtfm.streams.pipeline import Handler, Output, Pipeline, Record
@@ -29,11 +31,13 @@ from rtfm.streams.producer import EventProducer
 from rtfm.telemetry import Health, MetricsServer, get_logger
 
 log = get_logger(__name__)
+T = TypeVar("T")
 
 GROUP = "rtfm-bot-responses"
 _CONCURRENT_REPLIES = 8  # so that a channel's rate limit holds up no other channel
 _POLL_S = 0.1
-_LONGEST_LOGIN_WAIT_S = 30.0
+_FIRST_WAIT_S = 1.0
+_LONGEST_WAIT_S = 30.0
 _AUTHENTICATION_FAILED = 4004  # Discord's close event codes
 _REFUSED_MEND = "Make a new token at https://discord.com/developers/applications under Bot, and set DISCORD_TOKEN."
 _SWITCH_ON_INTENT = (
@@ -62,7 +66,13 @@ async def _serve(settings: Settings, token: str, stop: threading.Event) -> None:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
     health = Health()
     health.ready_when("discord", lambda: "not logged in to Discord yet")
-    metrics = MetricsServer(health, settings.metrics_host, settings.metrics_port)
+    try:
+        metrics = MetricsServer(health, settings.metrics_host, settings.metrics_port)
+    except OSError as exc:
+        where = f"{settings.metrics_host}:{settings.metrics_port}"
+        raise ConfigError(
+            f"METRICS_PORT: {where} cannot be opened: {exc.strerror}", hint="Choose another port."
+        ) from exc
     metrics.start()
     log.info("metrics and health", address=f"http://{settings.metrics_host}:{metrics.port}")
     try:
@@ -87,7 +97,9 @@ async def _run(
 ) -> None:
     """Run gateway and responses side by side until ``stop``, or until one of them ends with an error."""
     stopped = asyncio.create_task(_wait(stop, health))
-    client = await _log_in(settings, token, outbox, health, stop)
+    if await _once_available(partial(_contracts_are_registered, contracts), stop) is None:
+        return
+    client = await _once_available(partial(_log_in, settings, token, outbox, health), stop)
     if client is None:
         return
     draining = threading.Event()
@@ -122,36 +134,48 @@ async def _wait(stop: threading.Event, health: Health) -> None:
         await asyncio.sleep(_POLL_S)
 
 
-async def _log_in(
-    settings: Settings, token: str, outbox: Outbox, health: Health, stop: threading.Event
-) -> RtfmClient | None:
-    """A client that is logged in, however long Discord is down; None when ``stop`` came first."""
-    delay_s, said = 1.0, False
+async def _once_available(action: Callable[[], Awaitable[T]], stop: threading.Event) -> T | None:
+    """The result of ``action``, however long what it needs is down; None when ``stop`` came first."""
+    delay_s, said = _FIRST_WAIT_S, False
     while not stop.is_set():
-        client = RtfmClient(
-            outbox.put,
-            query_expiry_s=settings.query_expiry_s,
-            api=settings.discord_api,
-            gateway=settings.discord_gateway,
-        )
-        health.ready_when("discord", client.trouble)
         try:
-            await client.login(token)
-        except discord.LoginFailure as exc:
-            await client.close()
-            raise ConfigError("Discord refused DISCORD_TOKEN", hint=_REFUSED_MEND) from exc
-        except (discord.HTTPException, discord.GatewayNotFound, aiohttp.ClientError, OSError) as exc:
-            await client.close()
+            return await action()
+        except TransientError as exc:
             if not said:
-                log.warning("Discord does not answer, waiting for it", error=f"{type(exc).__name__}: {exc}")
+                log.warning("waiting to start", reason=str(exc))
             said = True
-            wait_until = time.monotonic() + delay_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
-            while time.monotonic() < wait_until and not stop.is_set():
-                await asyncio.sleep(_POLL_S)
-            delay_s = min(delay_s * 2, _LONGEST_LOGIN_WAIT_S)
-        else:
-            return client
+        wait_until = time.monotonic() + delay_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
+        while time.monotonic() < wait_until and not stop.is_set():
+            await asyncio.sleep(_POLL_S)
+        delay_s = min(delay_s * 2, _LONGEST_WAIT_S)
     return None
+
+
+async def _contracts_are_registered(contracts: Contracts) -> bool:
+    """Look the schemas up that the bot writes with; ConfigError, with its mend, when one is not registered."""
+    for topic in ("discord-messages", "bot-queries"):
+        await asyncio.to_thread(contracts.registry.id_for, topic, contracts.codec(topic).schema)
+    return True
+
+
+async def _log_in(settings: Settings, token: str, outbox: Outbox, health: Health) -> RtfmClient:
+    """A client that is logged in; a new one each time, as discord.py's cannot log in twice."""
+    client = RtfmClient(
+        outbox.put,
+        query_expiry_s=settings.query_expiry_s,
+        api=settings.discord_api,
+        gateway=settings.discord_gateway,
+    )
+    health.ready_when("discord", client.trouble)
+    try:
+        await client.login(token)
+    except discord.LoginFailure as exc:
+        await client.close()
+        raise ConfigError("Discord refused DISCORD_TOKEN", hint=_REFUSED_MEND) from exc
+    except (discord.HTTPException, discord.GatewayNotFound, aiohttp.ClientError, OSError) as exc:
+        await client.close()
+        raise Unavailable("Discord", f"Discord does not answer: {type(exc).__name__}: {exc}") from exc
+    return client
 
 
 async def _listen(client: RtfmClient) -> None:

@@ -22,6 +22,8 @@ from rtfm.bot.service import run_bot
 from rtfm.contracts import open_contracts
 from rtfm.errors import ConfigError
 from rtfm.events import Audience, BotQuery, BotResponse, DiscordMessage, MessageChange, Outcome, TimestampMillis
+from rtfm.knowledge.archive import SqlArchive
+from rtfm.processor.service import run_processor
 from rtfm.settings import Settings
 from rtfm.streams.consumer import EventReader
 from rtfm.streams.pipeline import Record
@@ -87,6 +89,28 @@ def running_bot(settings: Settings, fake: FakeDiscord) -> Iterator[None]:
         assert not thread.is_alive()
     if raised:
         raise raised[0]
+
+
+@contextlib.contextmanager
+def running_processor(settings: Settings) -> Iterator[None]:
+    """The processor in a thread of this process."""
+    stop = threading.Event()
+    thread = threading.Thread(target=run_processor, args=(evolve(settings, metrics_port=0), None, stop))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+
+
+def _until_archived(settings: Settings, messages: int) -> None:
+    with contextlib.closing(SqlArchive(settings.database_url)) as archive:
+        deadline = time.monotonic() + 60
+        while archive.counts()["messages"] < messages:
+            assert time.monotonic() < deadline, "not archived"
+            time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -156,11 +180,25 @@ def test_a_missing_token_is_named() -> None:
         run_bot(Settings())
 
 
+def test_a_metrics_port_that_is_taken_is_named() -> None:
+    """Two services on one machine is how it happens."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"METRICS_PORT: 127.0.0.1:{port}"):
+            run_bot(evolve(Settings(), discord_token="made-up-token", metrics_port=port))
+
+
 def test_a_refused_token_ends_the_service(bot_settings: Settings) -> None:
     """Waiting would not help, and trying often gets a bot banned."""
     with pytest.raises(ConfigError, match="refused DISCORD_TOKEN") as caught:
         run_bot(evolve(bot_settings, discord_token="another-token"))
     assert "developers/applications" in str(caught.value.hint)
+
+
+def test_contracts_that_are_not_registered_end_the_service(bare_settings: Settings, fake: FakeDiscord) -> None:
+    """It would hear everything and be able to hand over nothing."""
+    with pytest.raises(ConfigError, match="not registered"):
+        run_bot(_on_discord(bare_settings, fake))
 
 
 @pytest.mark.parametrize(
@@ -215,6 +253,23 @@ def test_a_mention_is_asked_and_its_answer_is_replied_once(
     assert (reply.content, reply.pings()) == ("Use ntfs-3g.", [])
     assert reply.sent["allowed_mentions"] == {"parse": []}
     assert len(fake.posted_in(general)) == 2
+
+
+def test_a_question_is_answered_from_what_was_said(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
+    """With the processor between: the answer quotes a message of this server and links to it, and pings nobody."""
+    (general,), (ada,) = guild.channels, guild.members
+    staff = guild.hidden_channel("staff", shown_to=guild.role("staff"))
+    with running_processor(bot_settings), running_bot(bot_settings, fake):
+        said = fake.says(general, ada, "To mount an NTFS partition read-write, install ntfs-3g and add it to fstab.")
+        hidden = fake.says(staff, ada, "The NTFS partition of the backup server mounts with the passphrase wombat.")
+        _until_archived(bot_settings, 2)
+        asked = fake.says(general, ada, "!rtfm how do I mount an NTFS partition?")
+        fake.wait_until(lambda: bool(fake.replies_to(asked)), "no reply", timeout_s=60)
+    (reply,) = fake.replies_to(asked)
+    assert f"https://discord.com/channels/{guild.id}/{general.id}/{said.id}" in reply.content
+    assert "wombat" not in reply.content
+    assert hidden.id not in reply.content
+    assert reply.pings() == []
 
 
 def test_an_answer_is_not_repeated_by_the_next_bot(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
