@@ -20,38 +20,67 @@ from rtfm.knowledge.words import terms
 MAX_QUOTES = 3
 MAX_QUOTE_CHARACTERS = 450
 WORTH_SHOWING = 0.7
-"""Share of the best passage's score below which another passage is not quoted."""
+"""Share of the best score below which another passage, or another turn of a passage, is not quoted."""
 
 INTRODUCTION = "This was said about it:"
 
-_CARRY = 0.6  # how much of the words of an earlier message counts for one that may answer it
-_REACH = 8  # messages
+_ONE_THOUGHT_MS = 120_000
+_REACH = 6  # turns
+# Factors for a turn's score, set by eye on the sample chat and on public help channels.
+_CARRY = 0.6  # the words of an earlier turn, for one that may answer it
+_OPENER = 0.5  # who opens a conversation says what is wrong, the others what to do
+_ASKING = 0.5
+_BRIEF = 0.5
+_CONCRETE = 1.25
+
 _QUESTION = re.compile(
     r"\?\s*$|^\s*(?:hi\W+|hello\W+)?"
     r"(?:how|what|where|why|who|when|which|does|do|is|are|can|could|any ?one|any ?body)\b",
     re.IGNORECASE,
 )
-_CONCRETE = re.compile(r"`|https?://|(?:^|\s)(?:sudo|\./|/[\w.]+/|--?\w)|\w+\.\w{2,4}\b|[\w-]+=\S")
+_COMMAND = re.compile(r"`|https?://|(?:^|\s)(?:sudo|\./|/[\w.]+/|--?\w)|\w+\.\w{2,4}\b|[\w-]+=\S")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _FENCE = "```"
 
 
 @frozen(kw_only=True)
 class Quote:
-    """A message worth showing, with what is shown of it."""
+    """Something worth showing: its words, and the message at which it begins."""
 
     passage: Passage
     message: PassageMessage
     text: str
 
 
+@frozen(kw_only=True)
+class _Turn:
+    """What one author said in one go."""
+
+    first: PassageMessage
+    text: str
+    terms: frozenset[str]
+
+
 def quotes(question: str, passages: Sequence[Passage]) -> list[Quote]:
-    """At most three quotes, one a passage, the best first."""
+    """At most three quotes: of passages in their order, at most two turns of one, in the order they were said."""
     if not passages:
         return []
     rarity = _rarity(question, passages)
     worth = [p for p in passages if p.messages and p.score >= WORTH_SHOWING * passages[0].score][:MAX_QUOTES]
-    return [_quote(rarity, passage) for passage in worth]
+    chosen: list[tuple[int, int]] = []
+    seconds: list[tuple[int, int]] = []
+    turns = [_turns(passage) for passage in worth]
+    for rank in range(len(worth)):
+        scores = _scores(rarity, turns[rank])
+        order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
+        chosen.append((rank, order[0]))
+        if len(order) > 1 and scores[order[1]] >= WORTH_SHOWING * scores[order[0]] > 0:
+            seconds.append((rank, order[1]))
+    chosen += seconds[: MAX_QUOTES - len(chosen)]
+    return [
+        Quote(passage=worth[rank], message=turns[rank][at].first, text=_shortened(rarity, turns[rank][at].text))
+        for rank, at in sorted(chosen)
+    ]
 
 
 def best_message(text: str, passage: Passage) -> PassageMessage:
@@ -70,18 +99,20 @@ def compose(found: Sequence[Quote]) -> str:
     return "\n\n".join([INTRODUCTION, *blocks])
 
 
-def _quote(rarity: Mapping[str, float], passage: Passage) -> Quote:
-    scores = _scores(rarity, passage.messages)
-    at = max(range(len(scores)), key=lambda i: scores[i])
-    message = passage.messages[at]
-    text = _shortened(rarity, _quotable(message.content))
-    # People spread one thought over several lines; what its author said next belongs to it.
-    for following in passage.messages[at + 1 : at + 3]:
-        more = _quotable(following.content)
-        if following.author_name != message.author_name or len(text) + len(more) >= MAX_QUOTE_CHARACTERS:
-            break
-        text = f"{text}\n{more}"
-    return Quote(passage=passage, message=message, text=text)
+def _turns(passage: Passage) -> list[_Turn]:
+    runs: list[list[PassageMessage]] = []
+    for message in passage.messages:
+        last = runs[-1][-1] if runs else None
+        if (
+            last is not None
+            and last.author_name == message.author_name
+            and message.created_at - last.created_at <= _ONE_THOUGHT_MS
+        ):
+            runs[-1].append(message)
+        else:
+            runs.append([message])
+    texts = ["\n".join(_quotable(message.content) for message in run) for run in runs]
+    return [_Turn(first=run[0], text=text, terms=frozenset(terms(text))) for run, text in zip(runs, texts, strict=True)]
 
 
 def _quotable(content: str) -> str:
@@ -90,26 +121,29 @@ def _quotable(content: str) -> str:
     return without_foreign_links(text, links(text))
 
 
-def _scores(rarity: Mapping[str, float], messages: Sequence[PassageMessage]) -> list[float]:
-    words = [terms(message.content) for message in messages]
-    overlaps = [_overlap(rarity, found) for found in words]
+def _scores(rarity: Mapping[str, float], turns: Sequence[_Turn]) -> list[float]:
+    overlaps = [_overlap(rarity, turn.terms) for turn in turns]
+    opener = turns[0].first.author_name
+    alone = all(turn.first.author_name == opener for turn in turns)
     scores = []
-    for i, message in enumerate(messages):
+    for i, turn in enumerate(turns):
         carried = max(
             (
                 overlaps[j] * _CARRY * (1 - (i - j - 1) / _REACH)
                 for j in range(max(0, i - _REACH), i)
-                if messages[j].author_name != message.author_name
+                if turns[j].first.author_name != turn.first.author_name
             ),
             default=0.0,
         )
         score = overlaps[i] + carried
-        if _QUESTION.search(message.content):
-            score *= 0.4
-        if len(words[i]) < 3:
-            score *= 0.5
-        if _CONCRETE.search(message.content):
-            score *= 1.25
+        if turn.first.author_name == opener and not alone:
+            score *= _OPENER
+        if _QUESTION.search(turn.text):
+            score *= _ASKING
+        if len(turn.terms) < 3:
+            score *= _BRIEF
+        if _COMMAND.search(turn.text):
+            score *= _CONCRETE
         scores.append(score)
     return scores
 
