@@ -118,14 +118,15 @@ def demo(keep: bool, as_json: bool) -> None:
 
 def exports() -> list[Path]:
     """The files of the sample chat, one for each channel."""
-    return sorted(path for path in SAMPLE.glob("*.json") if path.name != "questions.json")
+    return sorted(SAMPLE.glob("*.json"))
 
 
 def questions() -> list[Question]:
-    """The five questions that the demo asks."""
+    """The five questions that the demo asks, in the form that `rtfm-cli eval` reads too."""
+    lines = (SAMPLE / "questions.jsonl").read_text(encoding="utf-8").splitlines()
     return [
-        Question(text=entry["question"], relevant_message_ids=frozenset(entry["relevant_message_ids"]))
-        for entry in json.loads((SAMPLE / "questions.json").read_text(encoding="utf-8"))
+        Question(text=row["question"], relevant_message_ids=frozenset(row["relevant_message_ids"]))
+        for row in map(json.loads, lines)
     ]
 
 
