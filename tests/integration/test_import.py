@@ -1,0 +1,170 @@
+"""`rtfm-cli import` from file to search, over real Kafka, registry, PostgreSQL and Chroma."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rtfm.settings import Settings
+from tests.conftest import CHECKOUT, environment_of
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def entry(number: int, content: str, author: str = "1", **fields: Any) -> dict[str, Any]:
+    return {
+        "id": str(1000 + number),
+        "type": "Default",
+        "timestamp": f"2004-11-15T03:{number:02}:00+00:00",
+        "content": content,
+        "author": {"id": author, "name": f"nick{author}", "isBot": False},
+        **fields,
+    }
+
+
+def written(folder: Path, name: str, messages: list[Any], channel: str = "200") -> Path:
+    file = folder / name
+    document = {
+        "guild": {"id": "100", "name": "Guild"},
+        "channel": {"id": channel, "type": "GuildTextChat", "name": "help"},
+        "messages": messages,
+    }
+    file.write_text(json.dumps(document), encoding="utf-8")
+    return file
+
+
+TALK = [
+    entry(1, "how do I mount an ntfs disk from the old laptop?"),
+    entry(2, "install ntfs-3g and mount the disk with it", "2", mentions=[{"id": "1", "name": "nick1"}]),
+    entry(3, "my printer prints blank pages", "3"),
+]
+
+
+@contextmanager
+def processor(settings: Settings) -> Iterator[None]:
+    """A processor that ingests, in a process of its own, stopped as an operator would."""
+    program = shutil.which("rtfm-cli", path=str(CHECKOUT / ".venv" / "bin")) or "rtfm-cli"
+    running = subprocess.Popen(
+        [program, "run", "processor", "--only", "ingest"],
+        env=environment_of(settings),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(30) == 0
+
+
+def messages_in_kafka(settings: Settings) -> int:
+    from rtfm.contracts import open_contracts
+    from rtfm.streams.consumer import EventReader
+
+    with EventReader(settings, open_contracts(settings), "discord-messages", group=None) as reader:
+        return len(list(reader.read_to_end()))
+
+
+def test_one_foreign_file_stops_the_import_before_anything_is_sent(
+    settings: Settings, cli: Cli, tmp_path: Path
+) -> None:
+    """Exit 2, the file and the place in it, and nothing half done."""
+    good = written(tmp_path, "good.json", TALK)
+    foreign = tmp_path / "foreign.json"
+    foreign.write_text('{"guild": \n oops}', encoding="utf-8")
+    done = cli(settings, "import", str(good), str(foreign), check=False)
+    assert done.returncode == 2
+    assert f"{foreign}, line 2, column 2" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert messages_in_kafka(settings) == 0
+
+
+def test_an_unreachable_kafka_is_exit_3(settings: Settings, cli: Cli, tmp_path: Path) -> None:
+    """A script can tell it from a wrong file."""
+    file = written(tmp_path, "good.json", TALK)
+    done = cli(
+        settings, "import", str(file), check=False, KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:9", KAFKA_DELIVERY_TIMEOUT_S="2"
+    )
+    assert done.returncode == 3
+    assert "127.0.0.1:9" in done.stderr
+
+
+def test_without_a_processor_the_messages_wait_and_import_says_so(settings: Settings, cli: Cli, tmp_path: Path) -> None:
+    """Nothing is lost by it, so it is no failure."""
+    done = cli(settings, "import", str(written(tmp_path, "talk.json", TALK)))
+    assert "No processor is running" in done.stderr
+    assert done.stdout.strip().splitlines()[-1] == "1 file: 3 messages sent, 0 left out"
+    assert messages_in_kafka(settings) == 3
+
+
+def test_what_was_imported_can_be_found_when_import_returns(settings: Settings, cli: Cli, tmp_path: Path) -> None:
+    """Messages that are broken are left out and counted on the last line; a second import changes nothing."""
+    broken = [*TALK, {"id": "1004"}, entry(5, "x", type="GuildMemberJoin")]
+    files = [
+        str(written(tmp_path, "one.json", broken)),
+        str(written(tmp_path, "two.json", [entry(9, "roses need compost")], channel="300")),
+    ]
+    with processor(settings):
+        done = cli(settings, "import", *files)
+        assert done.stdout.strip().splitlines()[-1] == (
+            "2 files: 4 messages imported and searchable, 2 left out"
+            " (1 × author is missing; 1 × a notice of type GuildMemberJoin)"
+        )
+        assert "messages[3] (id 1004)" in done.stderr
+        found = json.loads(cli(settings, "search", "mount ntfs disk", "--json").stdout)
+        again = json.loads(cli(settings, "import", *files, "--json").stdout)
+        found_again = json.loads(cli(settings, "search", "mount ntfs disk", "--json").stdout)
+    assert found["mode"] == "lexical"
+    assert found["results"][0]["message_ids"] == ["1001", "1002"]
+    assert found_again == found
+    assert (again["messages"], again["ingested"], len(again["left_out"])) == (4, True, 2)
+
+
+def test_search_and_eval_say_what_is_wrong_in_one_line(settings: Settings, cli: Cli, tmp_path: Path) -> None:
+    """A guild that is not there, a file of questions that is none, a database that does not answer."""
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"question": "x"}\n', encoding="utf-8")
+    for arguments, code, text in (
+        (["search", "x", "--guild", "5"], 2, "guild 5 is not in the archive"),
+        (["search", "x", "--channel", "5"], 2, "channel 5 is not in the archive"),
+        (["eval", str(questions)], 2, "line 1"),
+        (["eval", str(tmp_path / "none.jsonl")], 2, "none.jsonl cannot be read"),
+    ):
+        done = cli(settings, *arguments, check=False)
+        assert (done.returncode, text in done.stderr) == (code, True), done.stderr
+    assert json.loads(cli(settings, "search", "x", "--json").stdout) == {"mode": "lexical", "results": []}
+    away = cli(settings, "search", "x", check=False, DATABASE_URL="postgresql://127.0.0.1:9/rtfm")
+    assert away.returncode == 3
+    assert "PostgreSQL at 127.0.0.1:9" in away.stderr
+
+
+def test_eval_measures_what_is_found(settings: Settings, cli: Cli, tmp_path: Path) -> None:
+    """A line a question with --out, the figures on standard output."""
+    questions = tmp_path / "questions.jsonl"
+    rows = [
+        {"question": "mount ntfs disk", "message_id": "1", "guild_id": "100", "relevant_message_ids": ["1002", "1001"]},
+        {"question": "bake a cake", "message_id": "2", "guild_id": "100", "relevant_message_ids": ["1003"]},
+    ]
+    questions.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    out = tmp_path / "out.jsonl"
+    with processor(settings):
+        cli(settings, "import", str(written(tmp_path, "talk.json", TALK)))
+        done = cli(settings, "eval", str(questions), "--out", str(out), "--json")
+    assert json.loads(done.stdout) == {
+        "mode": "lexical",
+        "questions": 2,
+        "nothing_found": 1,
+        "hit@5": 0.5,
+        "MRR@10": 0.5,
+        "cover@300w": 0.5,
+    }
+    assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] == [
+        {"message_id": "1", "retrieved": ["1001", "1002"], "hit_rank": 1, "coverage": 1.0},
+        {"message_id": "2", "retrieved": [], "hit_rank": None, "coverage": 0.0},
+    ]
