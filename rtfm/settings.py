@@ -214,6 +214,13 @@ class Settings:
         Path,
         group="Knowledge",
     )
+    embedding_model_url: str = _setting(
+        "RTFM_EMBEDDING_MODEL_URL",
+        "https://chroma-onnx-models.s3.amazonaws.com/all-MiniLM-L6-v2/onnx.tar.gz",
+        "Where the model is fetched from; a mirror must serve the same archive.",
+        _url("http", "https"),
+        group="Knowledge",
+    )
     embedding_threads: int = _setting(
         "EMBEDDING_THREADS", 2, "Threads of the embedding model.", _count, group="Knowledge"
     )

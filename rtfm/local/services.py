@@ -97,6 +97,7 @@ def answers(name: str, port: int) -> bool:
             return _responds(f"{address(name, port)}/api/v2/heartbeat")
         case _:
             ready = [str(_postgres_programs() / "pg_isready"), "-q", "-t", "2", "-h", "127.0.0.1", "-p", str(port)]
+            ready += ["-U", DATABASE, "-d", DATABASE]  # or its log names whoever asks
             return subprocess.run(ready, check=False).returncode == 0
 
 
