@@ -56,6 +56,6 @@ def _class_name(error: BaseException) -> str:
 
 def _schema_id(record: Record) -> str:
     try:
-        return str(schema_id_of(record.value))
+        return str(schema_id_of(record.value or b""))
     except UndecodableRecord:
         return ""

@@ -232,8 +232,18 @@ class Pipeline:
             futures = [pool.submit(self._lane, producer, lane, steadily) for lane in lanes.values()]
             for future in futures:
                 future.result()
-        steadily(producer.flush)
+        self._deliver(producer)
         PROCESS_SECONDS.labels(self._topic).observe(time.monotonic() - started)
+
+    def _deliver(self, producer: EventProducer) -> None:
+        try:
+            producer.flush()
+        except Unavailable as exc:
+            # What was not delivered is gone from the producer: only doing the batch again brings it back.
+            self._note_waiting(exc)
+            self._stop.wait(FIRST_BACKOFF_S)
+            raise _Stopped from exc
+        self._note_going_on()
 
     def _lane(self, producer: EventProducer, records: list[Record], steadily: Callable[..., Any]) -> None:
         for record in records:
@@ -271,21 +281,28 @@ class Pipeline:
             try:
                 result = action()
             except TransientError as exc:
-                dependency = exc.dependency if isinstance(exc, Unavailable) else "throttled"
-                if self.paused_for is None:
-                    _log.warning("waiting", group=self._group, dependency=dependency, reason=str(exc))
-                    PIPELINE_PAUSED.labels(self._group, dependency).set(1)
-                self.paused_for = dependency
+                self._note_waiting(exc)
                 wait_s = getattr(exc, "retry_after_s", 0) or backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
                 if self._stop.wait(wait_s) or moved():
                     raise _Stopped from exc
                 backoff_s = min(MAX_BACKOFF_S, backoff_s * 2)
                 continue
-            if self.paused_for is not None:
-                _log.info("going on", group=self._group, dependency=self.paused_for)
-                PIPELINE_PAUSED.labels(self._group, self.paused_for).set(0)
-                self.paused_for = None
+            if self.paused_for != "kafka":  # whether it takes records again is known at the next delivery
+                self._note_going_on()
             return result
+
+    def _note_waiting(self, exc: TransientError) -> None:
+        dependency = exc.dependency if isinstance(exc, Unavailable) else "throttled"
+        if self.paused_for is None:
+            _log.warning("waiting", group=self._group, dependency=dependency, reason=str(exc))
+            PIPELINE_PAUSED.labels(self._group, dependency).set(1)
+        self.paused_for = dependency
+
+    def _note_going_on(self) -> None:
+        if self.paused_for is not None:
+            _log.info("going on", group=self._group, dependency=self.paused_for)
+            PIPELINE_PAUSED.labels(self._group, self.paused_for).set(0)
+            self.paused_for = None
 
     def _commit(self, consumer: Consumer, messages: list[Any]) -> None:
         ends: dict[int, int] = {}

@@ -145,7 +145,7 @@ class TopicAdmin:
         return TopicState(
             topic=topic.name,
             partitions=partitions,
-            config={key: config.get(key, "") for key in _wanted(topic)},
+            config={key: config.get(key, "") for key in _wanted(topic, self._settings.kafka_replication_factor)},
             records=sum(high - low for low, high in marks),
             lag=lag,
         )
@@ -184,7 +184,7 @@ class TopicAdmin:
         }
 
     def _steps(self, topic: Topic, partitions: int | None, config: dict[str, str]) -> list[Step]:
-        wanted = _wanted(topic)
+        wanted = _wanted(topic, self._settings.kafka_replication_factor)
         if partitions is None:
             detail = f"{topic.partitions} partitions, kept for {topic.retention_h} h"
             return [Step(topic=topic.name, action="create", detail=detail, partitions=topic.partitions, config=wanted)]
@@ -212,10 +212,12 @@ class TopicAdmin:
             raise unreachable(self._settings, what) from exc
 
 
-def _wanted(topic: Topic) -> dict[str, str]:
+def _wanted(topic: Topic, replicas: int) -> dict[str, str]:
     return {
         "retention.ms": str(topic.retention_h * 3_600_000),
         "cleanup.policy": "delete",
+        # One broker of three may be away, and an acknowledged record is still on two.
+        "min.insync.replicas": str(max(1, replicas - 1)),
         # The time that Kafka keeps is the time of producing: an import of old messages must not expire at once.
         "message.timestamp.type": "LogAppendTime",
     }

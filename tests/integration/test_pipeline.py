@@ -1,0 +1,320 @@
+"""The pipeline on real Kafka: what becomes of records that fail, of what is down, and of the offsets."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
+from typing import Any
+
+import httpx
+import pytest
+from attrs import evolve
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from rtfm.contracts import Contracts, open_contracts
+from rtfm.errors import ConfigError, InvalidEvent, Unavailable
+from rtfm.settings import Settings
+from rtfm.streams.pipeline import Output, Record
+from rtfm.streams.topics import TopicAdmin
+from rtfm.telemetry import LOST_RECORDS, Health
+from tests.streams import (
+    GROUP,
+    MESSAGES,
+    QUERIES,
+    RESPONSES,
+    Noting,
+    answered,
+    asked,
+    committed,
+    dead_letters,
+    eventually,
+    produce,
+    produce_raw,
+    records,
+    running,
+    said,
+)
+
+
+@pytest.fixture
+def contracts(settings: Settings) -> Iterator[Contracts]:
+    opened = open_contracts(settings)
+    yield opened
+    opened.registry.close()
+
+
+def header(record: Record, name: str) -> str:
+    return (record.header(name) or b"").decode()
+
+
+def test_whatever_does_not_decode_is_one_dead_letter_and_the_next_record_is_handled(
+    settings: Settings, contracts: Contracts
+) -> None:
+    """Empty, a tombstone, another format, an unknown schema, cut short, too long, another topic's schema."""
+    good = contracts.encode(MESSAGES, said(1))
+    query = contracts.encode(QUERIES, asked(1))
+    poison = [
+        None,
+        b"",
+        b"\x00",
+        b"\x01" + good[1:],
+        b"\x00\x7f\xff\xff\xff" + good[5:],
+        good[:-3],
+        good + b"\x00",
+        query,
+    ]
+    for value in poison:
+        produce_raw(settings, MESSAGES, value)
+    produce(settings, contracts, MESSAGES, said(7))
+    noting = Noting()
+    with running(settings, contracts, noting):
+        eventually(lambda: committed(settings) == len(poison) + 1)
+    assert noting.ids == ["7"]
+    letters = dead_letters(settings, contracts)
+    assert [letter.value for letter in letters] == poison
+    assert {header(letter, "__connect.errors.stage") for letter in letters} == {"DECODE"}
+    assert header(letters[4], "rtfm.error_class") == "UnknownSchema"
+    assert header(letters[5], "rtfm.error_class") == "UndecodableRecord"
+
+
+def test_a_dead_letter_is_the_original_byte_for_byte_and_says_where_and_why(
+    settings: Settings, contracts: Contracts
+) -> None:
+    """Key, value and headers in their order, then Kafka Connect's ten names."""
+    original = [("traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"), ("odd", b"\xff\x00"), ("odd", b"")]
+    produce_raw(settings, MESSAGES, b"\xde\xad", key=b"\xfe\x00key", headers=original)
+    with running(settings, contracts, Noting()):
+        eventually(lambda: committed(settings) == 1)
+    (letter,) = dead_letters(settings, contracts)
+    assert (letter.key, letter.value) == (b"\xfe\x00key", b"\xde\xad")
+    assert letter.headers[:3] == original
+    connect = {name: value.decode() for name, value in letter.headers if name.startswith("__connect.errors.")}
+    assert len(connect) == 10
+    assert connect["__connect.errors.topic"] == MESSAGES
+    assert connect["__connect.errors.offset"] == "0"
+    assert "Traceback" in connect["__connect.errors.exception.stacktrace"]
+    assert header(letter, "rtfm.consumer_group") == GROUP
+
+
+def test_one_invalid_event_does_not_take_its_batch_with_it(settings: Settings, contracts: Contracts) -> None:
+    """The batch is tried one by one; only the failing record is a dead letter."""
+    produce(settings, contracts, MESSAGES, *(said(n) for n in range(1, 6)))
+    done: list[str] = []
+
+    def handler(batch: Sequence[Record]) -> list[Output]:
+        if any(record.event.message_id == "3" for record in batch):
+            raise InvalidEvent("three is not welcome")
+        done.extend(record.event.message_id for record in batch)
+        return []
+
+    with running(settings, contracts, handler):
+        eventually(lambda: committed(settings) == 5)
+    assert done == ["1", "2", "4", "5"]
+    (letter,) = dead_letters(settings, contracts)
+    assert contracts.decode(MESSAGES, letter.value or b"").message_id == "3"
+    assert header(letter, "__connect.errors.stage") == "HANDLE"
+    assert header(letter, "__connect.errors.exception.message") == "three is not welcome"
+
+
+def test_a_defect_of_the_handler_ends_the_service_and_skips_nothing(settings: Settings, contracts: Contracts) -> None:
+    """An error that nobody foresaw is not a reason to drop the record."""
+    produce(settings, contracts, MESSAGES, said(1))
+
+    def handler(_: Sequence[Record]) -> list[Output]:
+        raise ZeroDivisionError("a defect")
+
+    with pytest.raises(ZeroDivisionError), running(settings, contracts, handler) as thread:
+        eventually(lambda: not thread.is_alive())
+    assert committed(settings) == 0
+    assert dead_letters(settings, contracts) == []
+
+
+def test_what_is_down_for_everyone_pauses_and_then_everything_is_handled_in_order(
+    settings: Settings, contracts: Contracts
+) -> None:
+    """Not ready, and named, while it waits; no dead letter, nothing skipped."""
+    produce(settings, contracts, MESSAGES, *(said(n) for n in range(1, 4)))
+    back, health, noting, tries = threading.Event(), Health(), Noting(), []
+
+    def handler(batch: Sequence[Record]) -> list[Output]:
+        tries.append(len(batch))
+        if not back.is_set():
+            raise Unavailable("archive", "the archive does not answer")
+        return noting(batch)
+
+    with running(settings, contracts, handler, health=health):
+        eventually(lambda: len(tries) > 2)
+        assert health.readiness() == {GROUP: "waiting for archive"}
+        assert committed(settings) == 0
+        produce(settings, contracts, MESSAGES, said(4))
+        back.set()
+        eventually(lambda: committed(settings) == 4)
+        assert eventually(lambda: health.readiness() == {})
+    assert noting.ids == ["1", "2", "3", "4"]
+    assert dead_letters(settings, contracts) == []
+
+
+class _Registry:
+    """A registry that is down until told otherwise: 503, then what the real one says."""
+
+    def __init__(self, real: str) -> None:
+        self.up = threading.Event()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                answer = httpx.get(real + self.path) if outer.up.is_set() else None
+                self.send_response(answer.status_code if answer else 503)
+                self.end_headers()
+                self.wfile.write(answer.content if answer else b"down")
+
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is the base class's
+                return
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+def test_a_registry_that_is_down_makes_no_dead_letters(settings: Settings, contracts: Contracts) -> None:
+    """A record that cannot be decoded just now waits; it is not poison."""
+    produce(settings, contracts, MESSAGES, said(1), said(2))
+    registry = _Registry(settings.schema_registry_url)
+    elsewhere = evolve(settings, schema_registry_url=registry.url, home=settings.home / "other")
+    health, noting = Health(), Noting()
+    with running(elsewhere, open_contracts(elsewhere), noting, health=health):
+        eventually(lambda: health.readiness() == {GROUP: "waiting for schema registry"})
+        registry.up.set()
+        eventually(lambda: committed(settings) == 2)
+    registry.server.shutdown()
+    assert noting.ids == ["1", "2"]
+    assert dead_letters(settings, contracts) == []
+
+
+def test_an_output_that_no_broker_takes_holds_back_its_offset(settings: Settings, contracts: Contracts) -> None:
+    """The topic of the answers is gone for a while; the question is not lost."""
+    hasty = evolve(settings, kafka_delivery_timeout_s=1.0)
+    name = f"{settings.kafka_topic_prefix}{RESPONSES}"
+    admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
+    admin.delete_topics([name])[name].result(20)
+    produce(settings, contracts, QUERIES, asked(1))
+    noting = Noting(lambda record: [Output(topic=RESPONSES, event=answered(record.event))])
+    health = Health()
+    with running(hasty, contracts, noting, topic=QUERIES, health=health):
+        eventually(lambda: health.readiness() == {GROUP: "waiting for kafka"})
+        assert committed(settings, QUERIES) == 0
+        topics = TopicAdmin(settings, contracts.catalogue)
+        topics.apply(topics.plan())
+        eventually(lambda: committed(settings, QUERIES) == 1)
+    assert [record.event.query_id for record in records(settings, contracts, RESPONSES)] == ["c1"]
+
+
+def test_stopping_finishes_what_is_in_hand_commits_it_and_repeats_none_of_it(
+    settings: Settings, contracts: Contracts
+) -> None:
+    """What was handled before the end is not handled again after it."""
+    produce(settings, contracts, QUERIES, *(asked(n) for n in range(20)))
+    begun = threading.Event()
+    first = Noting()
+
+    def slow(batch: Sequence[Record]) -> list[Output]:
+        begun.set()
+        time.sleep(0.2)
+        return first(batch)
+
+    with running(settings, contracts, slow, topic=QUERIES, concurrency=2):
+        assert begun.wait(40)
+    second = Noting()
+    with running(settings, contracts, second, topic=QUERIES):
+        eventually(lambda: committed(settings, QUERIES) == 20)
+    assert first.ids
+    assert sorted(first.ids + second.ids) == sorted(f"c{n}" for n in range(20))
+
+
+def test_records_of_one_key_are_handled_one_after_another_and_of_others_meanwhile(
+    settings: Settings, contracts: Contracts
+) -> None:
+    """Order is kept where it matters; one slow key does not hold up the others of its partition."""
+    others = [asked(n) for n in range(1, 30)]
+    slow_down, noting = threading.Event(), Noting()
+    produce(settings, contracts, QUERIES, asked(0), asked(0, "again"), *others)
+    order: list[str] = []
+
+    def handler(batch: Sequence[Record]) -> list[Output]:
+        (record,) = batch
+        if record.event.query_id == "c0":
+            order.append(f"+{record.event.question}")
+            assert slow_down.wait(60)
+            order.append(f"-{record.event.question}")
+        return noting(batch)
+
+    with running(settings, contracts, handler, topic=QUERIES, concurrency=8):
+        eventually(lambda: len(noting.ids) == len(others))
+        slow_down.set()
+        eventually(lambda: committed(settings, QUERIES) == len(others) + 2)
+    assert order == ["+how?", "-how?", "+again", "-again"]
+
+
+def test_a_second_worker_takes_its_share_and_nothing_is_left_out(settings: Settings, contracts: Contracts) -> None:
+    """Partitions move to whoever joins and back to whoever stays; the order in a channel stays."""
+    first, second, numbers = Noting(), Noting(), count(1000)
+
+    def second_has_work() -> bool:
+        produce(settings, contracts, MESSAGES, *(said(next(numbers), channel=str(n)) for n in range(12)))
+        return bool(second.ids)
+
+    with running(settings, contracts, first):
+        produce(settings, contracts, MESSAGES, *(said(n, channel=str(n % 30)) for n in range(300)))
+        with running(evolve(settings, instance_id="second"), contracts, second):
+            eventually(second_has_work)
+        produce(settings, contracts, MESSAGES, *(said(n, channel=str(n % 30)) for n in range(9000, 9100)))
+        eventually(lambda: set(map(str, range(9000, 9100))) <= set(first.ids))
+        total = sum(1 for _ in records(settings, contracts, MESSAGES))
+        eventually(lambda: committed(settings) == total)
+    written = {record.event.message_id for record in records(settings, contracts, MESSAGES)}
+    assert set(first.ids) | set(second.ids) == written
+    assert dead_letters(settings, contracts) == []
+
+
+def test_records_that_retention_removed_unread_are_counted(settings: Settings, contracts: Contracts) -> None:
+    """A committed offset below the start of the log is an alarm, not a silent jump."""
+    produce(settings, contracts, MESSAGES, *(said(n) for n in range(10)))
+    with running(settings, contracts, Noting()):
+        eventually(lambda: committed(settings) == 10)
+    produce(settings, contracts, MESSAGES, *(said(n) for n in range(10, 20)))
+    partition = next(r.partition for r in records(settings, contracts, MESSAGES))
+    admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
+    gone = TopicPartition(f"{settings.kafka_topic_prefix}{MESSAGES}", partition, 14)
+    admin.delete_records([gone])[gone].result(20)
+    before = LOST_RECORDS.labels(MESSAGES, GROUP)._value.get()
+    noting = Noting()
+    with running(settings, contracts, noting):
+        eventually(lambda: committed(settings) == 20)
+    assert noting.ids == [str(n) for n in range(14, 20)]
+    assert LOST_RECORDS.labels(MESSAGES, GROUP)._value.get() - before == 4
+
+
+def test_an_output_continues_the_trace_of_its_record(settings: Settings, contracts: Contracts) -> None:
+    """One trace from the question to its answer."""
+    trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
+    produce(settings, contracts, QUERIES, asked(1), headers={"traceparent": trace})
+    noting = Noting(lambda record: [Output(topic=RESPONSES, event=answered(record.event))])
+    with running(settings, contracts, noting, topic=QUERIES, concurrency=2):
+        eventually(lambda: committed(settings, QUERIES) == 1)
+    (response,) = records(settings, contracts, RESPONSES)
+    given = header(response, "traceparent").split("-")
+    assert given[1] == "a" * 32
+    assert given[2] != "b" * 16
+
+
+def test_a_topic_that_is_not_there_is_the_operators_to_make(
+    bare_settings: Settings, settings: Settings, contracts: Contracts
+) -> None:
+    """It ends with an error that names the command, rather than waiting for ever."""
+    lost = evolve(settings, kafka_topic_prefix="nowhere.")
+    with pytest.raises(ConfigError, match="does not exist"), running(lost, contracts, Noting()) as thread:
+        eventually(lambda: not thread.is_alive())

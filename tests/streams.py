@@ -1,0 +1,198 @@
+"""What tests of the streams need: a running pipeline, a handler that notes what it got, raw records, waiting."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from confluent_kafka import Producer
+
+from rtfm.contracts import Contracts
+from rtfm.events import Audience, BotQuery, BotResponse, ChannelKind, DiscordMessage, MessageChange, Outcome
+from rtfm.events import TimestampMillis as At
+from rtfm.settings import Settings
+from rtfm.streams.consumer import EventReader, Record
+from rtfm.streams.dead_letters import TOPIC as DEAD_LETTERS
+from rtfm.streams.pipeline import Handler, Output, Pipeline
+from rtfm.streams.producer import EventProducer
+from rtfm.streams.progress import GroupProgress
+from rtfm.streams.topics import TopicAdmin
+from rtfm.telemetry import Health
+
+GROUP = "test-group"
+MESSAGES = "discord-messages"
+QUERIES = "bot-queries"
+RESPONSES = "bot-responses"
+
+
+def said(number: int, *, channel: str = "200", content: str = "hello") -> DiscordMessage:
+    """A message; its id is its number."""
+    return DiscordMessage(
+        message_id=str(number),
+        guild_id="100",
+        channel_id=channel,
+        channel_kind=ChannelKind.TEXT,
+        author_id="1",
+        author_name="ada",
+        content=content,
+        created_at=At(1_700_000_000_000 + number),
+        change=MessageChange.CREATED,
+    )
+
+
+def asked(number: int, question: str = "how?") -> BotQuery:
+    """A query of the console."""
+    return BotQuery(
+        query_id=f"c{number}",
+        channel_id="0",
+        asker_id="0",
+        question=question,
+        asked_at=At(0),
+        expires_at=At(9_999_999_999_999),
+        audience=Audience.ASKER,
+        visible_channel_ids=[],
+    )
+
+
+def answered(query: BotQuery, answer: str = "so") -> BotResponse:
+    """An answer to ``query``."""
+    return BotResponse(
+        query_id=query.query_id,
+        channel_id=query.channel_id,
+        asker_id=query.asker_id,
+        audience=query.audience,
+        outcome=Outcome.EXTRACTED,
+        answer=answer,
+        answered_at=At(1),
+        elapsed_ms=1,
+    )
+
+
+def eventually(check: Callable[[], Any], *, timeout_s: float = 40.0) -> Any:
+    """The first true value of ``check``; AssertionError when there is none in time."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if found := check():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"not within {timeout_s:.0f} s: {check}")
+
+
+class Noting:
+    """A handler that keeps what it was given, and gives what ``outputs`` makes of each record."""
+
+    def __init__(self, outputs: Callable[[Record], Sequence[Output]] = lambda _: ()) -> None:
+        self.batches: list[list[Record]] = []
+        self._outputs = outputs
+        self._lock = threading.Lock()
+
+    def __call__(self, records: Sequence[Record]) -> list[Output]:
+        with self._lock:
+            self.batches.append(list(records))
+        return [output for record in records for output in self._outputs(record)]
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the messages or queries, in the order in which they were handled."""
+        with self._lock:
+            records = [record for batch in self.batches for record in batch]
+        return [getattr(r.event, "message_id" if isinstance(r.event, DiscordMessage) else "query_id") for r in records]
+
+
+@contextmanager
+def running(
+    settings: Settings,
+    contracts: Contracts,
+    handler: Handler,
+    *,
+    topic: str = MESSAGES,
+    health: Health | None = None,
+    **options: Any,
+) -> Iterator[threading.Thread]:
+    """A pipeline at work in a thread, which is given; it is stopped at the end, and its error is raised."""
+    stop = threading.Event()
+    pipeline = Pipeline(
+        settings,
+        contracts,
+        group=GROUP,
+        topic=topic,
+        handler=handler,
+        health=health or Health(),
+        stop=stop,
+        **options,
+    )
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            pipeline.run()
+        except BaseException as exc:
+            errors.append(exc)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        stop.set()
+        thread.join(60)
+        if errors:
+            raise errors[0]
+        assert not thread.is_alive(), "the pipeline did not stop"
+
+
+def produce(settings: Settings, contracts: Contracts, topic: str, *events: Any, headers: Any = None) -> None:
+    """Produce events and wait for the acknowledgements."""
+    with EventProducer(settings, contracts) as producer:
+        for event in events:
+            producer.send(topic, event, headers=headers)
+        producer.flush()
+
+
+def produce_raw(
+    settings: Settings,
+    topic: str,
+    value: bytes | None,
+    *,
+    key: bytes | None = b"200",
+    headers: Sequence[tuple[str, bytes]] = (),
+    timestamp_ms: int = 0,
+) -> None:
+    """Produce bytes as some other program might, without this project's producer."""
+    failed: list[Any] = []
+    producer: Any = Producer({"bootstrap.servers": settings.kafka_bootstrap_servers})
+    producer.produce(
+        f"{settings.kafka_topic_prefix}{topic}",
+        value,
+        key,
+        headers=list(headers),
+        timestamp=timestamp_ms,
+        on_delivery=lambda error, _: failed.append(error) if error else None,
+    )
+    assert producer.flush(20) == 0
+    assert not failed, failed
+
+
+def records(settings: Settings, contracts: Contracts, topic: str) -> list[Record]:
+    """Everything that is in ``topic``."""
+    with EventReader(settings, contracts, topic) as reader:
+        return list(reader.read_to_end())
+
+
+def dead_letters(settings: Settings, contracts: Contracts) -> list[Record]:
+    """Everything that is in dead-letters."""
+    return records(settings, contracts, DEAD_LETTERS)
+
+
+def committed(settings: Settings, topic: str = MESSAGES) -> int:
+    """How many records the group is done with."""
+    return sum(GroupProgress(settings, GROUP).committed(topic, range(3)).values())
+
+
+def produced(settings: Settings, contracts: Contracts, topic: str) -> int:
+    """How many records ``topic`` has."""
+    states = TopicAdmin(settings, contracts.catalogue).states()
+    return next(state.records for state in states if state.topic == topic)
