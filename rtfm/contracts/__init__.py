@@ -6,11 +6,12 @@ that is built once a process.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rtfm.contracts import catalogue as catalogues
-from rtfm.contracts.catalogue import Catalogue, Schema, Topic
-from rtfm.contracts.codec import EventCodec, schema_id_of
+from rtfm.contracts.catalogue import CATALOGUE_FILE, Catalogue, Topic
+from rtfm.contracts.codec import FRAME_BYTES, EventCodec, schema_id_of
 from rtfm.contracts.registry import SchemaRegistry
 from rtfm.errors import ConfigError
 from rtfm.events import BotQuery, BotResponse, DiscordMessage
@@ -48,11 +49,10 @@ class Contracts:
         for name, event_class in EVENT_OF_TOPIC.items():
             topic = catalogue.topic(name)
             if topic.schema is None:
-                raise ConfigError(
-                    f"the topic {name} has no schema in {catalogue.directory / catalogues.CATALOGUE_FILE}"
-                )
+                raise ConfigError(f"the topic {name} has no schema in {catalogue.directory / CATALOGUE_FILE}")
             self._codecs[name] = EventCodec(event_class, topic.schema)
-        self._writers: dict[tuple[str, int], Schema | None] = {}
+        # Topic → the five bytes that name a schema → its decoder.
+        self._decoders: dict[str, dict[bytes, Callable[[bytes], Any]]] = {name: {} for name in self._codecs}
 
     def encode(self, topic_name: str, event: Any) -> bytes:
         """The value of a record: ``event`` in Confluent's wire format.
@@ -68,12 +68,17 @@ class Contracts:
 
         Raises UndecodableRecord, UnknownSchema, and Unavailable when the registry has to be asked and does not answer.
         """
+        try:
+            decode = self._decoders[topic_name][data[:FRAME_BYTES]]
+        except KeyError:
+            decode = self._find_decoder(topic_name, data)
+        return decode(data)
+
+    def _find_decoder(self, topic_name: str, data: bytes) -> Callable[[bytes], Any]:
         codec = self.codec(topic_name)
-        key = (topic_name, schema_id_of(data))
-        if key not in self._writers:
-            writer = self.registry.schema(key[1])
-            self._writers[key] = None if writer == codec.schema else writer
-        return codec.decode(data, self._writers[key])
+        decode = codec.decoder(self.registry.schema(schema_id_of(data)))
+        self._decoders[topic_name][data[:FRAME_BYTES]] = decode
+        return decode
 
     def key(self, topic_name: str, event: Any) -> bytes:
         """The key of a record: the field of ``event`` that the catalogue names, as UTF-8."""

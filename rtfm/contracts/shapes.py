@@ -1,7 +1,7 @@
 """What an event looks like to a codec: an attrs class and an Avro schema, matched field by field.
 
-Owns the rules of that match and names the field that drifted. A shape is made once, when a codec is built; it holds no
-values and does no I/O. Every Avro type has a shape; ``Other`` marks those that only fastavro reads and writes.
+Owns the rules of that match, and says which field drifted, or which value does not fit. A shape is made once, when a
+codec is built. ``Other`` marks the types that the contracts do not use: only fastavro reads and writes those.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import attrs
 from attrs import frozen
 
 from rtfm.contracts.catalogue import Schema
+from rtfm.contracts.tree import Field, Node, parse
 from rtfm.errors import ConfigError
 from rtfm.events import TimestampMillis
 
@@ -27,6 +28,7 @@ PRIMITIVES: dict[str, type] = {
     "double": float,
     "bytes": bytes,
 }
+RANGES = {"int": (-(2**31), 2**31 - 1), "long": (-(2**63), 2**63 - 1)}
 
 
 @frozen
@@ -34,11 +36,12 @@ class Primitive:
     """A value of one of Avro's primitive types; a timestamp in milliseconds is a ``long``."""
 
     kind: str
+    logical: str | None
 
 
 @frozen
 class Enumeration:
-    """One of ``symbols``, as a member of ``enum_class`` whose value is the symbol."""
+    """One of ``symbols``, as the member of ``enum_class`` whose value is the symbol."""
 
     enum_class: type[Enum]
     symbols: tuple[str, ...]
@@ -61,12 +64,21 @@ class Nullable:
 
 
 @frozen
+class Slot:
+    """One field of a record: its shape, and its default as JSON (attrs.NOTHING where there is none)."""
+
+    name: str
+    shape: Shape
+    default: Any
+
+
+@frozen
 class Record:
-    """An attrs class whose fields are ``fields``, in the order of the schema."""
+    """An attrs class, with its fields in the order of the schema."""
 
     event_class: type[Any]
     name: str
-    fields: tuple[tuple[str, Shape], ...]
+    slots: tuple[Slot, ...]
 
 
 @frozen
@@ -84,105 +96,134 @@ def match(event_class: type[Any], schema: Schema) -> Record:
 
     Raises ConfigError that names the class, the field and the difference.
     """
-    shape = _record(event_class, schema, event_class.__name__, {}, schema.get("namespace", ""))
-    if event_class.__name__ != schema["name"].rpartition(".")[2]:
-        raise ConfigError(f"{event_class.__name__} does not match the schema {schema['name']}: the names differ")
-    return shape
+    node = parse(schema)
+    if event_class.__name__ != node.short_name:
+        raise ConfigError(f"{event_class.__name__} does not match the schema {node.name}: the names differ")
+    return _record(event_class, node, event_class.__name__, ())
 
 
 def is_covered(shape: Shape) -> bool:
     """Whether the compiled codec reads and writes all of ``shape``."""
     match shape:
-        case Other():
+        case Other() | Record(slots=()):
             return False
         case Sequence(items=inner) | Nullable(value=inner):
             return is_covered(inner)
-        case Record(fields=fields):
-            return all(is_covered(inner) for _, inner in fields)
+        case Record(slots=slots):
+            return all(is_covered(slot.shape) for slot in slots)
         case _:
             return True
 
 
-def _record(event_class: type[Any], schema: Schema, path: str, named: dict[str, Any], namespace: str) -> Record:
-    if not attrs.has(event_class):
-        raise ConfigError(f"{path} is {event_class!r}, but the schema has a record {schema['name']}")
-    namespace = _register(schema, named, namespace)
+def misfit(shape: Shape, value: Any, path: str) -> str | None:
+    """What of ``value`` does not fit ``shape``, with its path and never with its content; None when all fits."""
+    match shape:
+        case Record(event_class=event_class, slots=slots):
+            if type(value) is not event_class:
+                return _unlike(value, event_class.__name__, path)
+            found = (misfit(slot.shape, getattr(value, slot.name), f"{path}.{slot.name}") for slot in slots)
+            return next((text for text in found if text), None)
+        case Sequence(items=items):
+            if type(value) is not list:
+                return _unlike(value, "a list", path)
+            found = (misfit(items, item, f"{path}[{place}]") for place, item in enumerate(value))
+            return next((text for text in found if text), None)
+        case Nullable(value=inner):
+            return None if value is None else misfit(inner, value, path)
+        case Enumeration(enum_class=enum_class):
+            return None if type(value) is enum_class else _unlike(value, enum_class.__name__, path)
+        case Primitive(kind=kind):
+            return _misfit_primitive(kind, value, path)
+        case _:
+            return None
+
+
+def _misfit_primitive(kind: str, value: Any, path: str) -> str | None:
+    wanted = PRIMITIVES[kind]
+    fits = (
+        isinstance(value, str) if kind == "string" else type(value) in ((float, int) if wanted is float else (wanted,))
+    )
+    if not fits:
+        return _unlike(value, kind, path)
+    if kind in RANGES and not RANGES[kind][0] <= value <= RANGES[kind][1]:
+        return f"{path} is out of the range of {kind}"
+    if kind == "string":
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return f"{path} holds half of a surrogate pair, which UTF-8 cannot write"
+    return None
+
+
+def _unlike(value: Any, wanted: str, path: str) -> str:
+    return f"{path} is {type(value).__name__}, not {wanted}"
+
+
+def _record(event_class: Any, node: Node, path: str, above: tuple[str, ...]) -> Record:
+    if node.name in above:
+        raise ConfigError(f"{path}: {node.name} contains itself, which events may not")
+    if not (isinstance(event_class, type) and attrs.has(event_class)):
+        raise _drift(path, event_class, f"the record {node.name}")
     hints = typing.get_type_hints(event_class)
     of_class = {attribute.name: attribute for attribute in attrs.fields(event_class)}
-    of_schema = [entry["name"] for entry in schema["fields"]]
+    of_schema = [entry.name for entry in node.fields]
     if missing := [name for name in of_schema if name not in of_class]:
-        raise ConfigError(f"{path}.{missing[0]} is in the schema {schema['name']}, but not in the class")
+        raise ConfigError(f"{path}.{missing[0]} is in the schema {node.name}, but not in the class")
     if extra := [name for name in of_class if name not in of_schema]:
-        raise ConfigError(f"{path}.{extra[0]} is in the class, but not in the schema {schema['name']}")
+        raise ConfigError(f"{path}.{extra[0]} is in the class, but not in the schema {node.name}")
     if list(of_class) != of_schema:
         first = next(name for name, other in zip(of_class, of_schema, strict=True) if name != other)
-        raise ConfigError(f"{path}.{first} stands in another place than in the schema {schema['name']}")
-    fields = []
-    for entry in schema["fields"]:
-        where = f"{path}.{entry['name']}"
-        shape = _shape(hints[entry["name"]], entry["type"], where, named, namespace)
-        _check_default(of_class[entry["name"]], entry, where)
-        fields.append((entry["name"], shape))
-    return Record(event_class, schema["name"], tuple(fields))
+        raise ConfigError(f"{path}.{first} stands in another place than in the schema {node.name}")
+    slots = []
+    for entry in node.fields:
+        where = f"{path}.{entry.name}"
+        _check_default(of_class[entry.name], entry, where)
+        shape = _shape(hints[entry.name], entry.node, where, (*above, node.name))
+        slots.append(Slot(entry.name, Other("an alias") if entry.aliases else shape, entry.default))
+    return Record(event_class, node.name, tuple(slots))
 
 
-def _shape(hint: Any, schema: Any, path: str, named: dict[str, Any], namespace: str) -> Shape:
-    if isinstance(schema, str) and schema not in PRIMITIVES and schema != "null":
-        schema = named[schema if "." in schema else f"{namespace}.{schema}".lstrip(".")]
-    kind = schema if isinstance(schema, str) else "union" if isinstance(schema, list) else schema["type"]
-    if kind == "union" and len(schema) == 2 and "null" in schema:
-        return _nullable(hint, schema, path, named, namespace)
-    if kind == "record":
-        return _record(hint, schema, path, named, namespace)
-    if kind == "enum":
-        return _enumeration(hint, schema, path, named, namespace)
-    if kind == "array":
+def _shape(hint: Any, node: Node, path: str, above: tuple[str, ...]) -> Shape:
+    if node.is_nullable:
+        options = [option for option in typing.get_args(hint) if option is not type(None)]
+        is_union = typing.get_origin(hint) in (Union, types.UnionType)
+        if not is_union or len(typing.get_args(hint)) != 2 or len(options) != 1:
+            raise _drift(path, hint, "a union with null, which is … | None")
+        null_first = node.branches[0].kind == "null"
+        return Nullable(_shape(options[0], node.branches[1 if null_first else 0], path, above), null_first)
+    if node.kind == "record":
+        return _record(hint, node, path, above)
+    if node.kind == "enum":
+        return _enumeration(hint, node, path)
+    if node.kind == "array" and node.items is not None:
         if typing.get_origin(hint) is not list:
             raise _drift(path, hint, "an array, which is list[…]")
-        return Sequence(_shape(typing.get_args(hint)[0], schema["items"], f"{path}[]", named, namespace))
-    if kind in PRIMITIVES:
-        logical = schema.get("logicalType") if isinstance(schema, dict) else None
-        wanted: Any = TimestampMillis if logical == "timestamp-millis" else PRIMITIVES[kind]
+        return Sequence(_shape(typing.get_args(hint)[0], node.items, f"{path}[]", above))
+    if node.kind in PRIMITIVES:
+        wanted: Any = TimestampMillis if node.logical == "timestamp-millis" else PRIMITIVES[node.kind]
         if hint is not wanted:
-            raise _drift(path, hint, f"{logical or kind}, which is {wanted.__name__}")
-        return Primitive(kind)
-    return Other(kind)
+            raise _drift(path, hint, f"{node.logical or node.kind}, which is {wanted.__name__}")
+        return Primitive(node.kind, node.logical)
+    return Other(node.kind)
 
 
-def _nullable(hint: Any, schema: list[Any], path: str, named: dict[str, Any], namespace: str) -> Nullable:
-    options = [option for option in typing.get_args(hint) if option is not type(None)]
-    if typing.get_origin(hint) not in (Union, types.UnionType) or len(typing.get_args(hint)) != 2 or len(options) != 1:
-        raise _drift(path, hint, "a union with null, which is … | None")
-    null_first = schema[0] == "null"
-    return Nullable(_shape(options[0], schema[1 if null_first else 0], path, named, namespace), null_first)
-
-
-def _enumeration(hint: Any, schema: Schema, path: str, named: dict[str, Any], namespace: str) -> Enumeration:
-    _register(schema, named, namespace)
-    symbols = tuple(schema["symbols"])
+def _enumeration(hint: Any, node: Node, path: str) -> Enumeration:
     if not (isinstance(hint, type) and issubclass(hint, Enum)):
-        raise _drift(path, hint, f"the enum {schema['name']}")
+        raise _drift(path, hint, f"the enum {node.name}")
     members = tuple(str(member.value) for member in hint)
-    if members != symbols:
-        raise ConfigError(f"{path}: {hint.__name__} is {', '.join(members)}; the schema has {', '.join(symbols)}")
-    return Enumeration(hint, symbols, schema.get("default"))
+    if members != node.symbols:
+        raise ConfigError(f"{path}: {hint.__name__} is {', '.join(members)}; the schema has {', '.join(node.symbols)}")
+    return Enumeration(hint, node.symbols, node.default)
 
 
-def _register(schema: Schema, named: dict[str, Any], namespace: str) -> str:
-    name = schema["name"]
-    full = name if "." in name else f"{schema.get('namespace', namespace)}.{name}".lstrip(".")
-    named[full] = schema
-    return full.rpartition(".")[0]
-
-
-def _check_default(attribute: attrs.Attribute[Any], entry: Schema, path: str) -> None:
+def _check_default(attribute: attrs.Attribute[Any], entry: Field, path: str) -> None:
     default: Any = attribute.default
     if hasattr(default, "factory"):
         default = default.factory()
-    if (default is attrs.NOTHING) != ("default" not in entry):
+    if (default is attrs.NOTHING) == entry.has_default:
         raise ConfigError(f"{path}: the class and the schema disagree on whether there is a default")
-    if default is not attrs.NOTHING and default != entry["default"]:
-        raise ConfigError(f"{path}: the default is {default!r} in the class and {entry['default']!r} in the schema")
+    if entry.has_default and default != entry.default:
+        raise ConfigError(f"{path}: the default is {default!r} in the class and {entry.default!r} in the schema")
 
 
 def _drift(path: str, hint: Any, wanted: str) -> ConfigError:

@@ -1,0 +1,172 @@
+"""The source of an encoder: from the shape of an event to a Python function that writes it.
+
+The function takes the event and the frame, runs straight through the fields, and joins everything once. All texts are
+expected to be ASCII and short, and take a slower way where they are not. It raises whatever comes of a value that
+does not fit; who calls it asks ``shapes.misfit`` what that was.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import define, field
+
+from rtfm.contracts import shapes, varints
+
+
+@define
+class EncoderState:
+    """The lines written so far and the names that they use."""
+
+    names: dict[str, Any] = field(factory=dict)
+    lines: list[str] = field(factory=list)
+    functions: list[str] = field(factory=list)
+    counter: int = 0
+
+    def line(self, depth: int, text: str) -> None:
+        """Add a line, ``depth`` levels deep."""
+        self.lines.append("    " * depth + text)
+
+    def name(self, prefix: str, value: Any) -> str:
+        """A name under which the source finds ``value``."""
+        for known, other in self.names.items():
+            if other is value:
+                return known
+        name = f"{prefix}_{len(self.names)}"
+        self.names[name] = value
+        return name
+
+    def variable(self) -> str:
+        """A fresh variable."""
+        self.counter += 1
+        return f"v{self.counter}"
+
+
+def source(shape: shapes.Record) -> tuple[str, dict[str, Any]]:
+    """(source, names that it uses) of ``encode(event, frame) -> bytes`` for ``shape``, which must be covered."""
+    state = EncoderState(names={name: getattr(varints, name) for name in _RUNTIME})
+    state.names.update(
+        is_ascii=str.isascii, write_float=varints.floating("f")[0], write_double=varints.floating("d")[0]
+    )
+    body = _function(state, shape, "encode", "event, frame", "{frame}", '.encode("latin-1")')
+    return "\n\n\n".join([*state.functions, body]) + "\n", state.names
+
+
+_RUNTIME = [
+    *("Misfit", "LENGTH", "SOME_LENGTH", "PAIR", "TAIL", "TIME_MIN", "TIME_MAX"),
+    *("encode_long", "encode_int", "encode_wide", "encode_bytes", "encode_texts"),
+]
+
+
+def _function(state: EncoderState, shape: shapes.Record, name: str, parameters: str, before: str, behind: str) -> str:
+    outer, state.lines = state.lines, []
+    state.line(0, f"def {name}({parameters}):")
+    known_class = state.name(shape.event_class.__name__, shape.event_class)
+    state.line(1, f"if event.__class__ is not {known_class}:")
+    state.line(2, "raise Misfit(event)")
+    parts = [_value(state, slot.shape, f"event.{slot.name}", 1) for slot in shape.slots]
+    state.line(1, f'return f"{before}{"".join(parts)}"{behind}')
+    text, state.lines = "\n".join(state.lines), outer
+    return text
+
+
+def _value(state: EncoderState, shape: shapes.Shape, expression: str, depth: int) -> str:
+    """Write the lines that prepare a value; the replacement fields of an f-string that are its bytes."""
+    v = state.variable()
+    state.line(depth, f"{v} = {expression}")
+    match shape:
+        case shapes.Primitive(kind="string"):
+            state.line(depth, f"if is_ascii({v}) and (n := len({v})) < {varints.LIMIT}:")
+            state.line(depth + 1, f"{v}n = LENGTH[n]")
+            state.line(depth, "else:")
+            state.line(depth + 1, f"{v}n, {v} = encode_wide({v})")
+            return f"{{{v}n}}{{{v}}}"
+        case shapes.Nullable(value=shapes.Primitive(kind="string"), null_first=null_first):
+            index, none = (1, "\\x00") if null_first else (0, "\\x02")
+            state.line(depth, f"if {v} is None:")
+            state.line(depth + 1, f'{v}n = "{none}"')
+            state.line(depth + 1, f'{v} = ""')
+            state.line(depth, f"elif is_ascii({v}) and (n := len({v})) < {varints.LIMIT}:")
+            state.line(depth + 1, f"{v}n = {state.name('SOME_LENGTH', varints.SOME_LENGTH[index])}[n]")
+            state.line(depth, "else:")
+            state.line(depth + 1, f"{v}n, {v} = encode_wide({v})")
+            state.line(depth + 1, f'{v}n = "\\x{index << 1:02x}" + {v}n')
+            return f"{{{v}n}}{{{v}}}"
+        case shapes.Nullable(value=inner, null_first=null_first):
+            some, none = ("\\x02", "\\x00") if null_first else ("\\x00", "\\x02")
+            state.line(depth, f"if {v} is None:")
+            state.line(depth + 1, f'{v} = "{none}"')
+            state.line(depth, "else:")
+            parts = _value(state, inner, v, depth + 1)
+            state.line(depth + 1, f'{v} = f"{some}{parts}"')
+        case shapes.Enumeration(enum_class=enum_class, symbols=symbols):
+            _enumeration(state, enum_class, symbols, v, depth)
+        case shapes.Sequence(items=shapes.Primitive(kind="string")):
+            state.line(depth, f"{v} = encode_texts({v})")
+        case shapes.Sequence(items=items):
+            _sequence(state, items, v, depth)
+        case shapes.Record():
+            name = f"encode_{shape.event_class.__name__}_{state.counter}"
+            state.functions.append(_function(state, shape, name, "event", "", ""))
+            state.line(depth, f"{v} = {name}({v})")
+        case shapes.Primitive(kind=kind, logical=logical):
+            _primitive(state, kind, logical, v, depth)
+        case _:
+            raise NotImplementedError(shape)
+    return f"{{{v}}}"
+
+
+def _primitive(state: EncoderState, kind: str, logical: str | None, v: str, depth: int) -> None:
+    if kind == "boolean":
+        state.line(depth, f"if {v} is False:")
+        state.line(depth + 1, f'{v} = "\\x00"')
+        state.line(depth, f"elif {v} is True:")
+        state.line(depth + 1, f'{v} = "\\x01"')
+        state.line(depth, "else:")
+        state.line(depth + 1, f"raise Misfit({v})")
+    elif kind == "long" and logical == "timestamp-millis":
+        state.line(depth, f"if {v}.__class__ is int and TIME_MIN <= {v} < TIME_MAX:")
+        state.line(depth + 1, f"n = {v} << 1")
+        state.line(depth + 1, f'{v} = f"{{PAIR[n & 0x3FFF]}}{{PAIR[n >> 14 & 0x3FFF]}}{{TAIL[n >> 28]}}"')
+        state.line(depth, "else:")
+        state.line(depth + 1, f"{v} = encode_long({v})")
+    elif kind in ("int", "long"):
+        state.line(depth, f"if {v}.__class__ is int and 0 <= {v} < {varints.LIMIT}:")
+        state.line(depth + 1, f"{v} = LENGTH[{v}]")
+        state.line(depth, "else:")
+        state.line(depth + 1, f"{v} = encode_{kind}({v})")
+    elif kind == "bytes":
+        state.line(depth, f"{v} = encode_bytes({v})")
+    else:
+        state.line(depth, f"{v} = write_{kind}({v})")
+
+
+def _enumeration(state: EncoderState, enum_class: Any, symbols: tuple[str, ...], v: str, depth: int) -> None:
+    # By identity: hashing a member would run Python code. UNKNOWN comes first in the schema and last in practice.
+    order = [*range(1, len(symbols)), 0]
+    for place, index in enumerate(order):
+        member = state.name(f"{enum_class.__name__}_{symbols[index]}", enum_class(symbols[index]))
+        state.line(depth, f"{'elif' if place else 'if'} {v} is {member}:")
+        state.line(depth + 1, f'{v} = "{_escaped(varints.encode_long(index))}"')
+    state.line(depth, "else:")
+    state.line(depth + 1, f"raise Misfit({v})")
+
+
+def _sequence(state: EncoderState, items: shapes.Shape, v: str, depth: int) -> None:
+    state.line(depth, f"if {v}.__class__ is not list:")
+    state.line(depth + 1, f"raise Misfit({v})")
+    state.line(depth, f"if {v}:")
+    state.line(depth + 1, f"{v}s = [LENGTH[n] if (n := len({v})) < {varints.LIMIT} else encode_long(n)]")
+    state.line(depth + 1, f"{v}a = {v}s.append")
+    state.line(depth + 1, f"for {v}i in {v}:")
+    parts = _value(state, items, f"{v}i", depth + 2)
+    single = parts == f"{{{parts[1:-1]}}}" and parts[1:-1].isidentifier()
+    state.line(depth + 2, f"{v}a({parts[1:-1]})" if single else f'{v}a(f"{parts}")')
+    state.line(depth + 1, f'{v}a("\\x00")')
+    state.line(depth + 1, f'{v} = "".join({v}s)')
+    state.line(depth, "else:")
+    state.line(depth + 1, f'{v} = "\\x00"')
+
+
+def _escaped(text: str) -> str:
+    return "".join(f"\\x{ord(character):02x}" for character in text)

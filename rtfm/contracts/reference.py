@@ -1,0 +1,101 @@
+"""Events through fastavro: slower than the compiled codec, and complete.
+
+It is what the compiled codec is held against in tests and benchmarks, and the path for a schema or a writer's version
+with types that the compiled codec leaves out. Timestamps are plain numbers here too.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from enum import Enum
+from typing import IO, Any, cast
+
+import attrs
+import fastavro
+
+from rtfm.contracts import shapes
+from rtfm.contracts.catalogue import Schema
+
+Plain = dict[str, Any]
+
+
+def parsed(schema: Schema) -> Any:
+    """``schema`` as fastavro wants it, with timestamps as plain numbers."""
+    return fastavro.parse_schema(json.loads(json.dumps(schema), object_hook=_without_logical_type))
+
+
+def encoder(schema: Schema) -> Callable[[Any, bytes], bytes]:
+    """A function from (event, the bytes to begin with) to bytes; it raises what fastavro raises."""
+    own = parsed(schema)
+
+    def encode(event: Any, frame: bytes) -> bytes:
+        out = io.BytesIO()
+        out.write(frame)
+        fastavro.schemaless_writer(out, own, plain(event), strict=True)
+        return out.getvalue()
+
+    return encode
+
+
+def decoder(shape: shapes.Record, schema: Schema, writer_schema: Schema, skip: int) -> Callable[[bytes], Any]:
+    """A function from bytes, of which the first ``skip`` are the frame, to the event; it raises what fastavro raises.
+
+    EOFError for a record that is not exactly as long as the bytes.
+    """
+    writer, own = parsed(writer_schema), parsed(schema)
+    same = writer_schema == schema
+
+    def decode(data: bytes) -> Any:
+        source = _Bounded(data, skip)
+        event = build(shape, fastavro.schemaless_reader(cast("IO[bytes]", source), writer, None if same else own))
+        if source.position != len(data):
+            raise EOFError(f"{len(data) - source.position} bytes follow the record")
+        return event
+
+    return decode
+
+
+def plain(value: Any) -> Any:
+    """An event as dictionaries, lists and symbols."""
+    if attrs.has(type(value)):
+        return {attribute.name: plain(getattr(value, attribute.name)) for attribute in attrs.fields(type(value))}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return str(value.value) if isinstance(value, Enum) else value
+
+
+def build(shape: shapes.Shape, value: Any) -> Any:
+    """The event that ``value``, as ``plain`` makes it, stands for."""
+    match shape:
+        case shapes.Record(event_class=event_class, slots=slots):
+            return event_class(**{slot.name: build(slot.shape, value[slot.name]) for slot in slots})
+        case shapes.Sequence(items=items):
+            return [build(items, item) for item in value]
+        case shapes.Nullable(value=inner):
+            return None if value is None else build(inner, value)
+        case shapes.Enumeration(enum_class=enum_class):
+            return enum_class(value)
+        case _:
+            return value
+
+
+class _Bounded:
+    """A file that refuses to read past its end or by a negative count; fastavro would take what there is."""
+
+    def __init__(self, data: bytes, position: int) -> None:
+        self._data = data
+        self.position = position
+
+    def read(self, size: int) -> bytes:
+        end = self.position + size
+        if size < 0 or end > len(self._data):
+            raise EOFError("the record is cut short, or holds a length that is none")
+        start, self.position = self.position, end
+        return self._data[start:end]
+
+
+def _without_logical_type(node: dict[str, Any]) -> dict[str, Any]:
+    node.pop("logicalType", None)
+    return node

@@ -1,0 +1,111 @@
+"""An Avro schema as a tree: names resolved, namespaces spelled out, ready to be walked.
+
+Pure. It takes schemas that parse (``catalogue.read_schema`` saw to that) and judges nothing; what a tree means is for
+the codec, the compatibility rules and the lints to say.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import NOTHING, define, field, frozen
+
+PRIMITIVES = ("null", "boolean", "int", "long", "float", "double", "bytes", "string")
+
+
+@define(eq=False)
+class Node:
+    """One type of a schema. ``kind`` is a primitive's name, or record, enum, fixed, array, map, union.
+
+    A named type that occurs twice is one node, and a recursive one contains itself.
+    """
+
+    kind: str
+    name: str = ""
+    logical: str | None = None
+    doc: str | None = None
+    aliases: tuple[str, ...] = ()
+    fields: tuple[Field, ...] = field(default=(), repr=False)
+    symbols: tuple[str, ...] = ()
+    default: str | None = None
+    items: Node | None = None
+    branches: tuple[Node, ...] = ()
+    size: int = 0
+
+    @property
+    def short_name(self) -> str:
+        """The name without its namespace."""
+        return self.name.rpartition(".")[2]
+
+    @property
+    def is_nullable(self) -> bool:
+        """Whether this is a union of null and one other type."""
+        return len(self.branches) == 2 and any(branch.kind == "null" for branch in self.branches)
+
+
+@frozen(eq=False)
+class Field:
+    """One field of a record; ``default`` is attrs.NOTHING where there is none."""
+
+    name: str
+    node: Node
+    doc: str | None
+    default: Any
+    aliases: tuple[str, ...]
+
+    @property
+    def has_default(self) -> bool:
+        """Whether a reader can do without the field."""
+        return self.default is not NOTHING
+
+
+def parse(schema: Any) -> Node:
+    """The tree of ``schema``."""
+    return _node(schema, "", {})
+
+
+def _node(schema: Any, namespace: str, named: dict[str, Node]) -> Node:
+    if isinstance(schema, list):
+        return Node("union", branches=tuple(_node(branch, namespace, named) for branch in schema))
+    if isinstance(schema, str):
+        return Node(schema) if schema in PRIMITIVES else named[_full(schema, namespace)]
+    kind = schema["type"]
+    if isinstance(kind, (dict, list)):
+        return _node(kind, namespace, named)
+    if kind in ("array", "map"):
+        return Node(kind, items=_node(schema["items" if kind == "array" else "values"], namespace, named))
+    if kind in PRIMITIVES:
+        return Node(kind, logical=schema.get("logicalType"))
+    if kind not in ("record", "enum", "fixed"):
+        return named[_full(kind, namespace)]
+    return _named(schema, namespace, named)
+
+
+def _named(schema: dict[str, Any], namespace: str, named: dict[str, Node]) -> Node:
+    name = _full(schema["name"], schema.get("namespace", namespace))
+    inner = name.rpartition(".")[0]
+    node = named[name] = Node(
+        schema["type"],
+        name=name,
+        logical=schema.get("logicalType"),
+        doc=schema.get("doc"),
+        aliases=tuple(_full(alias, inner) for alias in schema.get("aliases", ())),
+        symbols=tuple(schema.get("symbols", ())),
+        default=schema.get("default") if schema["type"] == "enum" else None,
+        size=schema.get("size", 0),
+    )
+    node.fields = tuple(
+        Field(
+            entry["name"],
+            _node(entry["type"], inner, named),
+            entry.get("doc"),
+            entry.get("default", NOTHING),
+            tuple(entry.get("aliases", ())),
+        )
+        for entry in schema.get("fields", ())
+    )
+    return node
+
+
+def _full(name: str, namespace: str) -> str:
+    return name if "." in name or not namespace else f"{namespace}.{name}"

@@ -1,0 +1,187 @@
+"""Avro's numbers for the generated codecs: tables for the short ones, functions for the rest.
+
+Encoders build text of the code points 0 to 255 and turn it into bytes once, at the end; that is what ``str`` means
+for bytes in this module. Avro's int and long are zigzag varints of at most 32 and 64 bits
+(https://avro.apache.org/docs/1.12.0/specification/#binary-encoding).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from itertools import chain
+
+LIMIT = 8192
+"""Lengths and counts below this come from a table."""
+
+
+class Misfit(ValueError):
+    """A value does not fit its type, or bytes are no value of it."""
+
+
+def _unsigned(number: int) -> str:
+    out = []
+    while number > 127:
+        out.append(chr(number & 127 | 128))
+        number >>= 7
+    return "".join(out) + chr(number)
+
+
+# Two continued bytes for 14 bits, and the one or two bytes that end a number.
+PAIR = tuple(chr(number & 127 | 128) + chr(number >> 7 | 128) for number in range(1 << 14))
+TAIL = tuple(_unsigned(number) for number in range(1 << 14))
+# By length: the length; and the second branch of a union before it.
+LENGTH = tuple(TAIL[length << 1] for length in range(LIMIT))
+SOME_LENGTH = {index: tuple(chr(index << 1) + text for text in LENGTH) for index in (0, 1)}
+
+# Times in milliseconds from 1974 to 2039 take six bytes, which these three tables make of 14 bits each.
+TIME_MIN, TIME_MAX = 1 << 27, 1 << 41
+
+
+def encode_long(number: int) -> str:
+    """Any number of 64 bits; Misfit for what is none."""
+    if type(number) is not int or not -0x8000000000000000 <= number <= 0x7FFFFFFFFFFFFFFF:
+        raise Misfit(number)
+    number = number << 1 if number >= 0 else ~(number << 1)
+    out = ""
+    while number > 0x3FFF:
+        out += PAIR[number & 0x3FFF]
+        number >>= 14
+    return out + TAIL[number]
+
+
+def encode_int(number: int) -> str:
+    """Any number of 32 bits; Misfit for what is none."""
+    if type(number) is not int or not -0x80000000 <= number <= 0x7FFFFFFF:
+        raise Misfit(number)
+    return encode_long(number)
+
+
+def encode_wide(text: str) -> tuple[str, str]:
+    """(length, UTF-8) of a text that is long or not ASCII."""
+    content = text.encode().decode("latin-1")
+    return encode_long(len(content)), content
+
+
+def encode_texts(texts: list[str]) -> str:
+    """A list of texts as one block."""
+    if type(texts) is not list:
+        raise Misfit(texts)
+    if not texts:
+        return "\x00"
+    count = encode_long(len(texts))
+    try:
+        # Ids mostly are of one length, and joining is cheaper than adding to each.
+        if len(texts[0]) == len(texts[-1]) and len(set(map(len, texts))) == 1:
+            length = LENGTH[len(texts[0])]
+            items = length + length.join(texts)
+        else:
+            items = "".join([LENGTH[len(text)] + text for text in texts])
+    except IndexError:
+        items = "é"  # one is long
+    if not items.isascii():
+        items = "".join(chain.from_iterable(map(encode_wide, texts)))
+    return f"{count}{items}\x00"
+
+
+def encode_bytes(content: bytes) -> str:
+    """Length and content."""
+    if type(content) is not bytes:
+        raise Misfit(content)
+    return encode_long(len(content)) + content.decode("latin-1")
+
+
+def floating(code: str) -> tuple[Callable[[float], str], Callable[[bytes, int], tuple[float]]]:
+    """Encoder and decoder of ``f`` (4 bytes) or ``d`` (8 bytes)."""
+    layout = struct.Struct("<" + code)
+    pack = layout.pack
+
+    def encode(number: float) -> str:
+        if type(number) is not float and type(number) is not int:
+            raise Misfit(number)
+        return pack(number).decode("latin-1")
+
+    return encode, layout.unpack_from
+
+
+# By a first byte: the length that it stands for, -1 where more bytes follow or it is negative.
+SHORT_LENGTH = tuple(-1 if byte & 1 or byte > 127 else byte >> 1 for byte in range(256))
+
+# The same and one more, for the way from one length to the next; what is no short length leads out of any data.
+SHORT_STEP = tuple(1 << 62 if length < 0 else length + 1 for length in SHORT_LENGTH)
+
+# By two little-endian bytes: the part of a time that they hold. KeyError where they hold none, as in negative times.
+read_three_pairs = struct.Struct("<HHH").unpack_from
+TIME_LOW = {low | 128 | (high | 128) << 8: (low >> 1) + (high << 6) for low in range(0, 128, 2) for high in range(128)}
+TIME_MIDDLE = {low | 128 | (high | 128) << 8: (low + (high << 7)) << 13 for low in range(128) for high in range(128)}
+TIME_HIGH = {low | 128 | high << 8: (low + (high << 7)) << 27 for low in range(128) for high in range(128)}
+
+
+def decode_long(data: bytes, position: int) -> tuple[int, int]:
+    """(number, position behind it); Misfit for more than 64 bits, IndexError at the end of the data."""
+    byte = data[position]
+    position += 1
+    number = byte & 127
+    shift = 7
+    while byte > 127:
+        byte = data[position]
+        position += 1
+        number |= (byte & 127) << shift
+        shift += 7
+        if shift > 70:
+            raise Misfit("a number of more than 64 bits")
+    if number > 0xFFFFFFFFFFFFFFFF:
+        raise Misfit("a number of more than 64 bits")
+    return (number >> 1) ^ -(number & 1), position
+
+
+def decode_int(data: bytes, position: int) -> tuple[int, int]:
+    """(number, position behind it); Misfit for more than 32 bits."""
+    number, position = decode_long(data, position)
+    if not -0x80000000 <= number <= 0x7FFFFFFF:
+        raise Misfit("a number of more than 32 bits")
+    return number, position
+
+
+def decode_length(data: bytes, position: int) -> tuple[int, int]:
+    """(length, position behind it); Misfit when it is negative or longer than the data."""
+    length, position = decode_long(data, position)
+    if length < 0 or length > len(data) - position:
+        raise Misfit("a length beyond the end of the record")
+    return length, position
+
+
+def decode_count(data: bytes, position: int) -> tuple[int, int, int]:
+    """(items of a block, its size in bytes or -1, position behind both); Misfit when it cannot hold as many."""
+    count, position = decode_long(data, position)
+    size = -1
+    if count < 0:
+        count = -count
+        size, position = decode_length(data, position)
+    if count > len(data) - position:
+        raise Misfit("a count of more items than there are bytes")
+    return count, size, position
+
+
+def decode_texts(data: bytes, text: str, position: int) -> tuple[list[str], int]:
+    """(the texts of an array, position behind it); ``text`` is ``data`` as Latin-1."""
+    texts: list[str] = []
+    while data[position]:
+        count, _, position = decode_count(data, position)
+        start, known = position, len(texts)
+        try:
+            for _ in range(count):
+                end = position + SHORT_STEP[data[position]]
+                texts.append(text[position + 1 : end])
+                position = end
+            if text[start:position].isascii():
+                continue
+        except IndexError:
+            pass
+        del texts[known:]
+        position = start
+        for _ in range(count):
+            length, position = decode_length(data, position)
+            texts.append(data[position : position + length].decode())
+            position += length
+    return texts, position + 1
