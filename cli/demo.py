@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import click
 from attrs import frozen
 
-from cli.local import download_progress, open_stack
+from cli.local import download_progress, offer_model, open_stack
 from cli.main import EXIT_CHECK_FAILED, EXIT_UNREACHABLE, EXIT_USAGE
 from cli.options import echo_json, json_option, load_settings
 from rtfm.errors import ConfigError, RtfmError, Unavailable
@@ -90,7 +90,7 @@ def demo(keep: bool, as_json: bool) -> None:
     stack = open_stack()
     with _services(console, stack, keep=keep):
         environment = _environment(stack)
-        _fetch_model(console, settings)
+        offer_model(stack.home)
         _prepare(console, environment)
         with _processor(settings, environment):
             _import(console, environment)
@@ -163,14 +163,6 @@ def _environment(stack: LocalStack) -> dict[str, str]:
         "METRICS_PORT": "0",
         "LOG_FORMAT": "console",
     }
-
-
-def _fetch_model(console: Console, settings: Settings) -> None:
-    """Fetch the embedding model where it is not there yet; without it search is lexical."""
-    from rtfm.knowledge.embedding import find_model
-
-    if find_model(settings) is None:
-        console.print("  embedding model not there: search is lexical", style="dim")
 
 
 def _prepare(console: Console, environment: Mapping[str, str]) -> None:

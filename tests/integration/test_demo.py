@@ -1,0 +1,81 @@
+"""The demo, from nothing to five answers, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import CHECKOUT, run_cli
+
+TIMEOUT_S = 240.0
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home of its own that shares what was downloaded; nothing runs in it at the end."""
+    folder = tmp_path_factory.mktemp("demo")
+    cache = CHECKOUT / ".rtfm" / "cache"
+    cache.mkdir(parents=True, exist_ok=True)
+    (folder / "cache").symlink_to(cache)
+    yield folder
+    run_cli(["local", "down"], environment(folder))
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """The variables of somebody whose own settings lead elsewhere."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+    elsewhere = {"KAFKA_BOOTSTRAP_SERVERS": "localhost:1", "DATABASE_URL": "postgresql://nobody@localhost:1/none"}
+    return kept | elsewhere | {"RTFM_HOME": str(home)} | more
+
+
+def states(home: Path) -> dict[str, str]:
+    """Service → state."""
+    done = run_cli(["local", "status", "--json"], environment(home), check=False)
+    return {service["name"]: service["state"] for service in json.loads(done.stdout)["services"]}
+
+
+def summary(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """The last line of what the demo printed."""
+    parsed: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return parsed
+
+
+def test_demo_answers_from_nothing_and_again(home: Path, model_dir: Path | None) -> None:
+    """By words alone, then with the model where there is one: at least four of five right each time.
+
+    The services that the first run keeps are used by the second, which leaves them running.
+    """
+    first = run_cli(["demo", "--json", "--keep"], environment(home), timeout_s=TIMEOUT_S)
+    assert summary(first)["questions"] == 5
+    assert summary(first)["right"] >= 4
+    assert summary(first)["dead_letters"] == 0
+    assert set(states(home).values()) == {"running"}
+
+    model = {} if model_dir is None else {"RTFM_EMBEDDING_MODEL_DIR": str(model_dir)}
+    second = run_cli(["demo"], environment(home, **model), timeout_s=TIMEOUT_S)
+    assert "of 5 answers link to the right conversation, 0 dead letters" in second.stdout
+    assert model_dir is None or "hybrid search" in second.stdout
+    assert set(states(home).values()) == {"running"}
+    run_cli(["local", "down"], environment(home))
+
+
+def test_demo_says_why_the_processor_ended(home: Path) -> None:
+    """A model folder that holds no model ends the processor; the demo points at its log and leaves nothing running."""
+    folder = home / "no-model-here"
+    folder.mkdir()
+    done = run_cli(
+        ["demo", "--json"],
+        environment(home, RTFM_EMBEDDING_MODEL_DIR=str(folder)),
+        check=False,
+        timeout_s=TIMEOUT_S,
+    )
+    assert done.returncode == 1
+    assert "Error: the processor ended with 2" in done.stderr
+    assert "demo-processor.log" in done.stderr
+    assert set(states(home).values()) == {"stopped"}
