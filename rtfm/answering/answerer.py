@@ -129,8 +129,7 @@ class Answerer:
         if not used:
             raise UnusableAnswer("uncited", "the model's answer cites nothing that it was given")
         known = set().union(*(cleaning.links(m.content) for number in used for m in passages[number - 1].messages))
-        text = cleaning.without_foreign_links(cleaning.without_pings(scrub(reply.answer)), known)
-        text = cleaning.renumbered(text, {old: new for new, old in enumerate(used, start=1)})
+        text = cleaning.cleaned(scrub(reply.answer), {old: new for new, old in enumerate(used, start=1)}, known)
         if not text:
             raise UnusableAnswer("empty", "nothing is left of the model's answer")
         about = f"{query.question}\n{text}"

@@ -13,17 +13,40 @@ MAX_EXCERPT_CHARACTERS = 300
 LINK_REMOVED = "(link removed)"
 
 _CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
-_CITATION = re.compile(r"[ \t]*\[(\d{1,9}(?:\s*[,;]\s*\d{1,9})*)\]")
+_CITATION = re.compile(r"[ \t]*\[\s*(\d{1,9}(?:\s*[,;]\s*\d{1,9})*)\s*\]")
 _NUMBER = re.compile(r"\d+")
 _MASKED_LINK = re.compile(r"\[([^\[\]\n]{0,300})\]\(\s*<?([^\s()<>]+)>?[^)\n]{0,100}\)")
-_LINK = re.compile(r"(?:\b[a-z][a-z0-9+.-]{0,30}://|\bmailto:|\bwww\.|\bdiscord\.gg/)[^\s<>\"`|]+", re.IGNORECASE)
+_LINK = re.compile(
+    r"(?:\b[a-z][a-z0-9+.-]{0,30}://|\bmailto:|\bwww\.|\bdiscord\.gg/)[^\s<>\[\]\"`|\ue000\ue001]+", re.IGNORECASE
+)
 _LINK_END = ".,;:!?'*_~)]}"
 _PINGED = re.compile(r"<@([!&]?)\d{1,25}>")
 _EVERYONE = re.compile(r"@(?=everyone|here)", re.IGNORECASE)
 _ZERO_WIDTH_SPACE = "\N{ZERO WIDTH SPACE}"
 # Control characters, marks that turn the direction of text, halves of surrogate pairs.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# What stands for a citation that is sure, while the text is being cleaned; a bracket after it would make it a link.
+_OPEN, _CLOSE = "\ue000", "\ue001"
+_MARKS = re.compile(f"[{_OPEN}{_CLOSE}]")
+_MARKED = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
+_LINKED_MARK = re.compile(f"{_CLOSE}(?=\\()")
+_MOST_ROUNDS = 10
 _MARKDOWN = re.compile(r"([\\*_~`|<>\[\]()#])")
+
+
+def cleaned(text: str, numbers: Mapping[int, int], known_links: Collection[str]) -> str:
+    """What of a model's ``text`` may be shown: citations in their new ``numbers``, links of ``known_links``, no pings.
+
+    Taking one thing out may join what stands around it to another, so it is done until nothing changes. Text that is
+    made to go on for ever comes out empty.
+    """
+    text = renumbered(_MARKS.sub("", without_pings(text)), numbers, form=f"{_OPEN}{{}}{_CLOSE}")
+    for _ in range(_MOST_ROUNDS):
+        before = text
+        text = without_pings(without_foreign_links(renumbered(text, {}), known_links))
+        if text == before:
+            return _MARKED.sub(r"[\1]", _LINKED_MARK.sub(f"{_CLOSE} ", text)).strip()
+    return ""
 
 
 def without_pings(text: str) -> str:
@@ -67,17 +90,15 @@ def cited_numbers(text: str) -> list[int]:
     return list(found)
 
 
-def renumbered(text: str, numbers: Mapping[int, int]) -> str:
+def renumbered(text: str, numbers: Mapping[int, int], *, form: str = "[{}]") -> str:
     """``text`` with its citations in the new numbers; one that has none is removed. Code stays as it is."""
 
     def replaced(match: re.Match[str]) -> str:
         new = sorted({numbers[old] for old in map(int, _NUMBER.findall(match[1])) if old in numbers})
         space = match.group()[: match.group().index("[")]
-        return space + "".join(f"[{number}]" for number in new) if new else ""
+        return space + "".join(form.format(number) for number in new) if new else ""
 
-    return "".join(
-        part if _CODE.fullmatch(part) else _CITATION.sub(replaced, part) for part in _CODE.split(text)
-    ).strip()
+    return "".join(part if _CODE.fullmatch(part) else _CITATION.sub(replaced, part) for part in _CODE.split(text))
 
 
 def plain(name: str) -> str:

