@@ -1,0 +1,79 @@
+"""The embedding model: its files, its vectors, and what happens without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from attrs import evolve
+
+from rtfm.errors import ConfigError
+from rtfm.knowledge.embedding import (
+    DIMENSION,
+    OnnxEmbedding,
+    default_model_dir,
+    find_model,
+    from_bytes,
+    model_folder,
+    to_bytes,
+)
+from rtfm.settings import Settings
+
+
+def test_a_folder_with_a_file_missing_is_named(tmp_path: Path) -> None:
+    """With both files that it needs, before anything is loaded."""
+    (tmp_path / "model.onnx").write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"model\.onnx and tokenizer\.json") as caught:
+        OnnxEmbedding.load(tmp_path, 1)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_corrupted_model_is_one_line_with_the_mend(tmp_path: Path) -> None:
+    """An interrupted copy must not look like a defect of ours."""
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match="cannot be loaded") as caught:
+        OnnxEmbedding.load(tmp_path, 1)
+    assert "\n" not in str(caught.value)
+    assert "fetch-model" in str(caught.value.hint)
+
+
+def test_without_a_model_search_is_lexical_unless_one_was_asked_for(tmp_path: Path) -> None:
+    """A folder that is named and wrong is the operator's error; none at all is not."""
+    settings = evolve(Settings(), home=tmp_path)
+    assert find_model(settings) is None
+    with pytest.raises(ConfigError):
+        find_model(evolve(settings, embedding_model_dir=tmp_path / "none"))
+
+
+def test_the_folder_or_its_onnx_child_is_accepted(tmp_path: Path) -> None:
+    """The model's archive unpacks to such a child."""
+    child = default_model_dir(tmp_path) / "onnx"
+    child.mkdir(parents=True)
+    for name in ("model.onnx", "tokenizer.json"):
+        (child / name).touch()
+    assert model_folder(default_model_dir(tmp_path)) == model_folder(child) == child
+
+
+def test_vectors_come_back_from_the_archive_as_they_were() -> None:
+    """Little-endian float32, whatever machine wrote them."""
+    vectors = np.random.default_rng(1).standard_normal((3, DIMENSION), dtype=np.float32)
+    assert np.array_equal(from_bytes([to_bytes(vector) for vector in vectors]), vectors)
+    assert from_bytes([]).shape == (0, DIMENSION)
+
+
+def test_the_real_model_gives_the_same_vector_in_any_company(model_dir: Path | None) -> None:
+    """Padding to the longest of a batch must not show; texts of like meaning are near."""
+    if model_dir is None:
+        pytest.skip("no embedding model: set RTFM_EMBEDDING_MODEL_DIR")
+    model = OnnxEmbedding.load(model_dir, 1)
+    texts = ["how do I mount a disk?", "word " * 1000, "", "mounting a hard drive", "roses need compost"]
+    together = model.embed(texts)
+    alone = np.concatenate([model.embed([text]) for text in texts])
+    assert together.shape == (5, DIMENSION)
+    assert together.dtype == np.float32
+    assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+    assert np.all(np.sum(together * alone, axis=1) > 0.999)
+    assert together[0] @ together[3] > together[0] @ together[4] + 0.3
+    assert model.embed([]).shape == (0, DIMENSION)
