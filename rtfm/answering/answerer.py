@@ -132,9 +132,8 @@ class Answerer:
         text = cleaning.cleaned(scrub(reply.answer), {old: new for new, old in enumerate(used, start=1)}, known)
         if not text:
             raise UnusableAnswer("empty", "nothing is left of the model's answer")
-        about = f"{query.question}\n{text}"
         citations = [
-            _citation(number, passages[old - 1], extractive.best_message(about, passages[old - 1]))
+            _citation(number, passages[old - 1], extractive.best_message(query.question, text, passages[old - 1]))
             for number, old in enumerate(used, start=1)
         ]
         return _Draft(outcome=Outcome.ANSWERED, answer=_capped(text), citations=citations, completion=completion)

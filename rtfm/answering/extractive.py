@@ -83,10 +83,13 @@ def quotes(question: str, passages: Sequence[Passage]) -> list[Quote]:
     ]
 
 
-def best_message(text: str, passage: Passage) -> PassageMessage:
-    """The message of ``passage`` that ``text`` (a question with its answer) most likely rests on."""
-    rarity = _rarity(text, [passage])
-    return max(passage.messages, key=lambda message: _overlap(rarity, terms(message.content)))
+def best_message(question: str, answer: str, passage: Passage) -> PassageMessage:
+    """The message of ``passage`` that ``answer`` most likely rests on; without a word in common, the one to quote."""
+    rarity = _rarity(answer, [passage])
+    overlaps = [_overlap(rarity, terms(message.content)) for message in passage.messages]
+    if not any(overlaps):
+        return quotes(question, [passage])[0].message
+    return passage.messages[overlaps.index(max(overlaps))]
 
 
 def compose(found: Sequence[Quote]) -> str:

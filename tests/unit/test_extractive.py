@@ -95,7 +95,8 @@ def test_a_quoted_ping_and_a_masked_link_are_defused() -> None:
 
 def test_a_citation_points_to_the_message_behind_the_words() -> None:
     """The link leads to the answer, not to the top of the conversation."""
-    assert best_message("remove it with skerry unlock --stale", LOCK).message_id == "70006"
+    assert best_message(QUESTION, "remove it with skerry unlock --stale", LOCK).message_id == "70006"
+    assert best_message(QUESTION, "ganz anders", LOCK).message_id == "70006"
 
 
 @given(
