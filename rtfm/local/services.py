@@ -115,7 +115,7 @@ def _kafka(data_dir: Path, cache_dir: Path, port: int, controller_port: int) -> 
         shutil.rmtree(partial, ignore_errors=True)
         config = _kafka_config(data_dir / "format.properties", partial, port, controller_port)
         program = _kafka_program(data_dir, cache_dir, "kafka.tools.StorageTool")
-        _run([*program, "format", "-t", _CLUSTER_ID, "-c", str(config)], "kafka")
+        _run([*program, "format", "-t", _CLUSTER_ID, "-c", str(config)], "kafka", data_dir)
         partial.rename(log_dir)
     config = _kafka_config(data_dir / "server.properties", log_dir, port, controller_port)
     return Launch(command=[*_kafka_program(data_dir, cache_dir, "kafka.Kafka"), str(config)])
@@ -216,7 +216,7 @@ def _postgres(data_dir: Path, port: int) -> Launch:
         if account:
             os.chown(partial, account["user"], account["group"])
         how = ["--auth=trust", "--encoding=utf8", "--locale=C", "-U", DATABASE, "-D", str(partial)]
-        _run([str(programs / "initdb"), *how], "postgres", account)
+        _run([str(programs / "initdb"), *how], "postgres", data_dir, account)
         partial.rename(data)
     settings = {
         "listen_addresses": "127.0.0.1",
@@ -287,7 +287,7 @@ def _responds(url: str) -> bool:
         return False
 
 
-def _run(command: list[str], service: str, account: Mapping[str, Any] | None = None) -> None:
+def _run(command: list[str], service: str, data_dir: Path, account: Mapping[str, Any] | None = None) -> None:
     done = subprocess.run(
         command,
         capture_output=True,
@@ -295,7 +295,7 @@ def _run(command: list[str], service: str, account: Mapping[str, Any] | None = N
         encoding="utf-8",
         errors="replace",
         env=ENVIRONMENT,
-        cwd="/",
+        cwd=data_dir,
         **(account or {}),
     )
     if done.returncode != 0:

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,8 @@ class LocalStack:
 
     def _start(self, name: str, ports: Mapping[str, int]) -> None:
         data_dir = self.home / "data" / name
-        self._await_orphans(name, data_dir)
+        self._clear_orphans(name, data_dir)
+        self._note(name, {"begun": True})
         launch = services.prepare(name, data_dir, self.cache_dir, ports)
         log = self.log_path(name)
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -180,13 +181,19 @@ class LocalStack:
             log.seek(entry["log_offset"])
             return services.reason(log.read().decode("utf-8", errors="replace"))
 
-    def _await_orphans(self, name: str, data_dir: Path) -> None:
+    def _clear_orphans(self, name: str, data_dir: Path) -> None:
+        """Wait for what a killed service left behind, and end what an ``up`` left that was killed while it started."""
+        begun = "begun" in self._state().get(name, {})
         deadline = self._clock() + ORPHANS_TIMEOUT_S
         while left := _at_work_in(data_dir):
-            if self._clock() > deadline:
+            if begun:
+                for process in left:
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+            elif self._clock() > deadline:
                 raise ConfigError(
                     f"{name}: {data_dir} is in use by processes that this stack does not know: "
-                    + ", ".join(map(str, left)),
+                    + ", ".join(str(process.pid) for process in left),
                     hint="end them, then start again",
                 )
             self._sleep(_POLL_S)
@@ -297,13 +304,13 @@ def _process(entry: dict[str, Any] | None) -> psutil.Process | None:
     return process if same else None
 
 
-def _at_work_in(data_dir: Path) -> list[int]:
+def _at_work_in(data_dir: Path) -> list[psutil.Process]:
     """Processes of our programs whose working folder is ``data_dir`` or below, which is where services have theirs."""
     return [
-        process.pid
+        process
         for process in psutil.process_iter(["cwd", "name", "status"])
         if process.info["cwd"]
         and Path(process.info["cwd"]).is_relative_to(data_dir)
         and process.info["status"] != psutil.STATUS_ZOMBIE
-        and process.info["name"].startswith(("java", "postgres", "python"))
+        and process.info["name"].startswith(("java", "postgres", "initdb", "python"))
     ]

@@ -1,0 +1,259 @@
+"""The local services: killed at any moment they come back with what they held, and nobody else's process is touched."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import chromadb
+import httpx
+import psutil
+import psycopg
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # not in its __all__
+
+from rtfm.errors import ConfigError, Unavailable
+from rtfm.local.stack import LocalStack
+from tests.conftest import CACHE_DIR, run_cli, stack_home
+
+LOST = signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[LocalStack]:
+    """A stack of its own, which tests may kill service by service."""
+    with stack_home() as home:
+        stack = LocalStack(home, cache_dir=CACHE_DIR)
+        try:
+            stack.up()
+            yield stack
+        finally:
+            stack.down()
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A home in which nothing runs; whatever a test starts there is stopped."""
+    with stack_home() as folder:
+        (folder / "cache").symlink_to(CACHE_DIR)
+        try:
+            yield folder
+        finally:
+            LocalStack(folder).down()
+
+
+def _address(stack: LocalStack, name: str) -> str:
+    return next(service.address for service in stack.status() if service.name == name)
+
+
+def _pids(stack: LocalStack) -> dict[str, int | None]:
+    return {service.name: service.pid for service in stack.status()}
+
+
+def _kill(stack: LocalStack, name: str) -> None:
+    pid = _pids(stack)[name]
+    assert pid is not None
+    process = psutil.Process(pid)
+    process.kill()
+    process.wait(10)
+
+
+def test_a_registry_that_is_killed_right_after_a_registration_keeps_its_ids(running: LocalStack) -> None:
+    """Same ids for the same schemas after the kill, and a new schema gets an id that none had."""
+    url = _address(running, "schema-registry")
+
+    def register(name: str) -> int:
+        schema = json.dumps({"type": "record", "name": name, "fields": [{"name": "x", "type": "string"}]})
+        response = httpx.post(f"{url}/subjects/{name}-value/versions", json={"schema": schema}, timeout=10)
+        response.raise_for_status()
+        return int(response.json()["id"])
+
+    names = [f"Made{number}" for number in range(5)]
+    ids = {name: register(name) for name in names}
+    _kill(running, "schema-registry")
+    running.up()
+    assert {name: register(name) for name in names} == ids
+    assert register("Other") not in ids.values()
+    held = httpx.get(f"{url}/schemas/ids/{ids['Made4']}", timeout=10).json()
+    assert json.loads(held["schema"])["name"] == "Made4"
+
+
+def test_kafka_that_is_killed_keeps_every_acknowledged_record(running: LocalStack) -> None:
+    """Acknowledged is on the disk, and the address is the one that clients were given."""
+    address = _address(running, "kafka")
+    admin = AdminClient({"bootstrap.servers": address})
+    admin.create_topics([NewTopic("kept", 1)])["kept"].result(10)
+    refused: list[object] = []
+    producer = Producer({"bootstrap.servers": address, "acks": "all"})
+    for number in range(100):
+        producer.produce("kept", str(number).encode(), on_delivery=lambda error, _: refused.append(error))
+    assert producer.flush(20) == 0
+    assert refused == [None] * 100
+    _kill(running, "kafka")
+    running.up()
+    assert _address(running, "kafka") == address
+    consumer = Consumer({"bootstrap.servers": address, "group.id": "reader", "enable.auto.commit": False})
+    consumer.assign([TopicPartition("kept", 0, 0)])
+    records = consumer.consume(100, timeout=20)
+    consumer.close()
+    assert [record.value() for record in records] == [str(number).encode() for number in range(100)]
+
+
+def test_postgresql_that_is_killed_amid_its_clients_keeps_committed_rows(running: LocalStack) -> None:
+    """A stale postmaster.pid and workers that still serve a client do not keep it from starting at once."""
+    url = _address(running, "postgres")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE kept (x int)")
+        connection.execute("INSERT INTO kept VALUES (7)")
+        _kill(running, "postgres")
+        running.up()
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT x FROM kept").fetchall() == [(7,)]
+
+
+def test_chroma_that_is_killed_keeps_added_vectors(running: LocalStack) -> None:
+    """What was added is found again, nearest first."""
+    port = int(_address(running, "chroma").rpartition(":")[2])
+    vectors = [[1.0, 0.0], [0.0, 1.0], [0.7, 0.7]]
+    client = chromadb.HttpClient("localhost", port)
+    client.create_collection("kept", embedding_function=None).add(["a", "b", "c"], embeddings=vectors)  # type: ignore[arg-type]  # its types ask for arrays
+    _kill(running, "chroma")
+    running.up()
+    found = chromadb.HttpClient("localhost", port).get_collection("kept", embedding_function=None)
+    assert found.query(query_embeddings=[[0.1, 0.9]], n_results=3)["ids"] == [["b", "c", "a"]]  # type: ignore[arg-type]
+
+
+def test_a_second_up_changes_nothing(running: LocalStack) -> None:
+    """Same processes, same addresses."""
+    before = running.status()
+    assert running.up() == before
+    assert [service.state for service in before] == ["running"] * 4
+
+
+def test_another_port_for_a_running_service_is_refused(running: LocalStack) -> None:
+    """A flag that cannot be honoured is not passed over."""
+    with pytest.raises(ConfigError, match="chroma runs at port"):
+        running.up(ports={"chroma": 1})
+
+
+def test_services_listen_on_the_loopback_address_only(running: LocalStack) -> None:
+    """Nothing of the stack, management ports included, can be reached from another machine."""
+    hosts = {
+        connection.laddr.ip.removeprefix("::ffff:")
+        for pid in _pids(running).values()
+        for connection in psutil.Process(pid).net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert hosts == {"127.0.0.1"}
+
+
+def test_a_taken_port_is_named_before_anything_starts(home: Path) -> None:
+    """One line with the port and the service."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port} for chroma is taken"):
+            LocalStack(home).up(["chroma"], ports={"chroma": port})
+    assert _pids(LocalStack(home))["chroma"] is None
+
+
+def test_a_full_disk_is_named_before_anything_starts(home: Path) -> None:
+    """The line says what is free and what is needed."""
+    with pytest.raises(ConfigError, match="has 1 MB free, the services need 200 MB"):
+        LocalStack(home, free_bytes=lambda _: 1_000_000).up(["chroma"])
+
+
+def test_a_home_that_cannot_be_made_is_a_config_error(tmp_path: Path) -> None:
+    """A file where the folder should be is named."""
+    (tmp_path / "home").write_text("", encoding="utf-8")
+    with pytest.raises(ConfigError, match="home"):
+        LocalStack(tmp_path / "home").up(["chroma"])
+
+
+def test_a_service_that_dies_at_its_start_says_why_and_where_its_log_is(home: Path) -> None:
+    """PostgreSQL with a broken configuration: its own reason, one line; mended, it starts."""
+    stack = LocalStack(home)
+    stack.up(["postgres"])
+    stack.down()
+    config = home / "data" / "postgres" / "data" / "postgresql.auto.conf"
+    good = config.read_text(encoding="utf-8")
+    config.write_text("no_such_setting = 1\n", encoding="utf-8")
+    with pytest.raises(Unavailable, match=r"postgres ended at its start: .*FATAL") as caught:
+        stack.up(["postgres"])
+    assert str(stack.log_path("postgres")) in str(caught.value.hint)
+    assert _pids(stack)["postgres"] is None
+    config.write_text(good, encoding="utf-8")
+    stack.up(["postgres"])
+
+
+def test_down_leaves_a_process_alone_that_got_a_killed_services_number(home: Path) -> None:
+    """A number alone is no proof: another program with it is neither stopped nor taken for the service."""
+    stack = LocalStack(home)
+    stack.up(["chroma"])
+    _kill(stack, "chroma")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as bystander:
+        state = home / "run" / "stack.json"
+        entries = json.loads(state.read_text(encoding="utf-8"))
+        entries["services"]["chroma"]["pid"] = bystander.pid
+        entries["services"]["chroma"]["started"] -= 3600
+        state.write_text(json.dumps(entries), encoding="utf-8")
+        assert stack.down() == []
+        assert bystander.poll() is None
+        bystander.communicate(b"\n")
+
+
+def test_a_service_that_the_stack_lost_sight_of_is_not_started_a_second_time(home: Path) -> None:
+    """Two servers on one data folder would ruin it: with run/ deleted, the line names the process."""
+    stack = LocalStack(home)
+    stack.up(["chroma"])
+    state = home / "run" / "stack.json"
+    remembered = state.read_text(encoding="utf-8")
+    pid = _pids(stack)["chroma"]
+    state.unlink()
+    hasty = LocalStack(home, clock=itertools.count(0, 60).__next__)
+    with pytest.raises(ConfigError, match=f"in use by processes that this stack does not know: {pid}"):
+        hasty.up(["chroma"])
+    state.write_text(remembered, encoding="utf-8")
+
+
+def test_an_up_that_was_killed_is_finished_by_the_next(home: Path) -> None:
+    """Whatever the first had begun, the second ends with four services that answer."""
+    environment = {"RTFM_HOME": str(home), "PATH": os.environ["PATH"]}
+    program = Path(sys.executable).with_name("rtfm-cli")
+    with subprocess.Popen([program, "local", "up"], env=environment, stderr=subprocess.DEVNULL) as first:
+        state = home / "run" / "stack.json"
+        while not state.is_file():
+            assert first.poll() is None, "the first start was over before it could be killed"
+        first.send_signal(LOST)
+    statuses = LocalStack(home).up()
+    assert [service.state for service in statuses] == ["running"] * 4
+
+
+def test_the_command_line_shows_the_addresses_and_every_other_command_finds_them(home: Path) -> None:
+    """`local status --json` has the agreed shape and exits with 1 unless all run; `down` stops and keeps the data."""
+    environment = {"RTFM_HOME": str(home), "PATH": os.environ["PATH"]}
+    done = run_cli(["local", "status", "--json"], environment, check=False)
+    assert done.returncode == 1
+    assert [service["state"] for service in json.loads(done.stdout)["services"]] == ["stopped"] * 4
+
+    run_cli(["local", "up"], environment)
+    services = json.loads(run_cli(["local", "status", "--json"], environment).stdout)["services"]
+    assert [service["name"] for service in services] == ["kafka", "schema-registry", "chroma", "postgres"]
+    assert services[1]["address"].endswith("/apis/ccompat/v7")
+    run_cli(["topics", "init"], environment)
+    run_cli(["schemas", "register"], environment)
+    assert "kafka" in run_cli(["local", "logs", "-n", "3"], environment).stdout
+    assert run_cli(["local", "down"], environment).stdout.startswith("Stopped kafka")
+
+    run_cli(["local", "up", "--json"], environment)
+    assert "\n0 changes" in run_cli(["topics", "init"], environment).stdout
+    assert "\n0 changes" in run_cli(["schemas", "register"], environment).stdout

@@ -1,0 +1,125 @@
+"""What was fetched is whole, or not used."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from rtfm.errors import ConfigError
+from rtfm.local import artifacts, services
+from rtfm.local.artifacts import Artifact
+
+
+def _artifact(content: bytes, packaging: str = "jar", size_bytes: int | None = None) -> Artifact:
+    sha256 = hashlib.sha256(content).hexdigest()
+    return Artifact("made-up", "org.example", "thing", "1.0", "", packaging, size_bytes or len(content), sha256)
+
+
+def _archive(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def test_a_corrupted_jar_is_named_with_what_to_do(tmp_path: Path) -> None:
+    """One line names the file, the hint mends it; nothing is fetched over it behind the operator's back."""
+    (tmp_path / "thing-1.0.jar").write_bytes(b"not what was locked")
+    with pytest.raises(ConfigError, match=r"thing-1\.0\.jar is corrupted") as caught:
+        artifacts.ensure(tmp_path, [_artifact(b"content")])
+    assert "delete the file" in str(caught.value.hint)
+
+
+def test_a_jar_that_changes_after_it_was_checked_is_found_corrupted(tmp_path: Path) -> None:
+    """What spares hashing at every start does not hide a change, not even one of the same length."""
+    jar = tmp_path / "thing-1.0.jar"
+    jar.write_bytes(b"content")
+    artifacts.ensure(tmp_path, [_artifact(b"content")])
+    jar.write_bytes(b"CONTENT")
+    with pytest.raises(ConfigError, match="corrupted"):
+        artifacts.ensure(tmp_path, [_artifact(b"content")])
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
+    """The line says how much there is and how much is needed."""
+    with pytest.raises(ConfigError, match=r"MB free, the services need 3000000000 MB"):
+        artifacts.ensure(tmp_path, [_artifact(b"content", size_bytes=10**15)])
+    assert not (tmp_path / "partial").exists()
+
+
+def test_what_is_whole_is_not_fetched_again(tmp_path: Path) -> None:
+    """With every file there, nothing needs the network; progress is never reported."""
+    (tmp_path / "thing-1.0.jar").write_bytes(b"content")
+    reports: list[tuple[str, int, int]] = []
+    for _ in range(2):
+        artifacts.ensure(tmp_path, [_artifact(b"content")], lambda *report: reports.append(report))
+    assert reports == []
+
+
+def test_an_unpacked_folder_that_was_damaged_is_unpacked_again(tmp_path: Path) -> None:
+    """A changed and a missing file both come back from the archive, whose SHA-256 is known."""
+    content = _archive({"lib/a.jar": b"first", "lib/b.jar": b"second"})
+    artifact = _artifact(content, "tar.gz")
+    (tmp_path / artifact.filename).write_bytes(content)
+    folder = artifacts.unpacked(tmp_path, artifact)
+    (folder / "lib" / "a.jar").write_bytes(b"damaged")
+    (folder / "lib" / "b.jar").unlink()
+    assert artifacts.unpacked(tmp_path, artifact) == folder
+    assert (folder / "lib" / "a.jar").read_bytes() == b"first"
+    assert (folder / "lib" / "b.jar").read_bytes() == b"second"
+
+
+def test_unpacking_that_was_killed_halfway_is_begun_again(tmp_path: Path) -> None:
+    """A folder without its listing was not finished."""
+    content = _archive({"lib/a.jar": b"first"})
+    artifact = _artifact(content, "tar.gz")
+    (tmp_path / artifact.filename).write_bytes(content)
+    half = tmp_path / "thing-1.0"
+    half.mkdir()
+    (half / "rest").write_bytes(b"")
+    folder = artifacts.unpacked(tmp_path, artifact)
+    assert [path.name for path in folder.rglob("*.jar")] == ["a.jar"]
+    assert not (folder / "rest").exists()
+
+
+def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path) -> None:
+    """A member that climbs out is refused."""
+    content = _archive({"../climbed": b""})
+    artifact = _artifact(content, "tar.gz")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / artifact.filename).write_bytes(content)
+    with pytest.raises(tarfile.OutsideDestinationError):
+        artifacts.unpacked(cache, artifact)
+    assert not (tmp_path / "climbed").exists()
+
+
+@pytest.mark.parametrize("service", ["kafka", "schema-registry"])
+def test_the_lock_names_every_file_with_size_and_digest(service: str) -> None:
+    """Each line is complete, and no two files of a service would overwrite each other."""
+    locked = services.artifacts_of(service)
+    assert locked
+    assert all(len(artifact.sha256) == 64 and artifact.size_bytes > 0 for artifact in locked)
+    assert len({artifact.filename for artifact in locked}) == len(locked)
+
+
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        ("", "no message"),
+        ("starting\nready\n", "ready"),
+        ("ERROR could not bind\n\tat java.base/x.y(Z.java:1)\n\t... 3 more\nshutting down\n", "ERROR could not bind"),
+        ("Error: outer\nCaused by: java.net.BindException: Address already in use\n at x\n",
+         "Caused by: java.net.BindException: Address already in use"),
+    ],
+)  # fmt: skip
+def test_the_telling_line_is_found_in_a_programs_last_words(log: str, line: str) -> None:
+    """Neither a stack trace nor a farewell hides the reason."""
+    assert services.reason(log) == line

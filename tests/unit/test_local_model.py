@@ -1,0 +1,117 @@
+"""The embedding model is fetched whole or not at all, from a server on the loopback address."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import socket
+import tarfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from rtfm.errors import ConfigError, RtfmError, Unavailable
+from rtfm.knowledge.embedding import default_model_dir, model_folder
+from rtfm.local import model
+
+
+def _archive() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name in ("onnx/model.onnx", "onnx/tokenizer.json"):
+            member = tarfile.TarInfo(name)
+            member.size = 4
+            archive.addfile(member, io.BytesIO(b"made"))
+    return buffer.getvalue()
+
+
+ARCHIVE = _archive()
+SHA256 = hashlib.sha256(ARCHIVE).hexdigest()
+
+
+@contextmanager
+def _server(body: bytes, *, status: int = 200, length: int | None = None) -> Iterator[tuple[str, list[str]]]:
+    requests: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requests.append(self.path)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body) if length is None else length))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is the base class's
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/onnx.tar.gz", requests
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_file_that_is_not_the_model_is_refused(tmp_path: Path) -> None:
+    """What a captive portal serves is not unpacked, and nothing is left of it."""
+    with _server(b"<html>please log in</html>") as (url, _), pytest.raises(RtfmError, match="not the expected one"):
+        model.fetch(tmp_path, url=url, sha256=SHA256)
+    assert list(model.model_dir(tmp_path).parent.iterdir()) == []
+
+
+def test_a_download_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+    """Half a model is none."""
+    with _server(ARCHIVE[:50], length=len(ARCHIVE)) as (url, _), pytest.raises(Unavailable):
+        model.fetch(tmp_path, url=url, sha256=SHA256)
+    assert not model.is_there(tmp_path)
+
+
+def test_a_server_that_refuses_is_named_with_its_answer(tmp_path: Path) -> None:
+    """The line holds the address and the status."""
+    with _server(b"", status=503) as (url, _), pytest.raises(Unavailable, match=r"onnx\.tar\.gz answers 503"):
+        model.fetch(tmp_path, url=url, sha256=SHA256)
+
+
+def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
+    """A port that takes connections and says nothing does not hold up a start."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/onnx.tar.gz"
+        with pytest.raises(Unavailable, match="no answer within"):
+            model.fetch(tmp_path, url=url, sha256=SHA256, connect_timeout_s=0.2)
+
+
+def test_a_port_where_nobody_listens_is_unavailable(tmp_path: Path) -> None:
+    """An offline machine gets one line."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}/onnx.tar.gz"
+        with pytest.raises(Unavailable, match="embedding model cannot be fetched") as caught:
+            model.fetch(tmp_path, url=url, sha256=SHA256)
+    assert "search is lexical" in str(caught.value.hint)
+
+
+def test_a_home_that_cannot_be_written_is_a_config_error(tmp_path: Path) -> None:
+    """The line names the folder."""
+    (tmp_path / "models").write_text("a file where a folder should be", encoding="utf-8")
+    with _server(ARCHIVE) as (url, _), pytest.raises(ConfigError, match="models"):
+        model.fetch(tmp_path, url=url, sha256=SHA256)
+
+
+def test_the_model_is_fetched_once_to_where_the_services_look(tmp_path: Path) -> None:
+    """The second call asks nobody; progress ends at the whole size."""
+    reports: list[tuple[str, int, int]] = []
+    with _server(ARCHIVE) as (url, requests):
+        for _ in range(2):
+            folder = model.fetch(tmp_path, url=url, sha256=SHA256, progress=lambda *report: reports.append(report))
+    assert requests == ["/onnx.tar.gz"]
+    assert reports[-1] == ("all-MiniLM-L6-v2", len(ARCHIVE), len(ARCHIVE))
+    assert folder == default_model_dir(tmp_path)
+    assert model_folder(folder) == folder / "onnx"
