@@ -36,7 +36,10 @@ from rtfm.events import (
     TimestampMillis,
 )
 
-WORDS = ("how", "do", "I", "mount", "the", "disk", "error", "again", "why", "café", "log", "says", "nothing", "update")
+WORDS = (
+    *("how", "do", "I", "mount", "the", "disk", "error", "again", "why", "log", "says", "nothing", "update", "after"),
+    *("restore", "fails", "with", "code", "seven", "and", "it", "is", "a", "new", "server", "café"),
+)
 EVENTS = 2_000
 _IDS = (10**18, 15 * 10**17)
 ENCODE_TARGET, DECODE_TARGET, VERSION_TARGET = 2.5, 1.7, 0.5

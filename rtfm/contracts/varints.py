@@ -60,7 +60,8 @@ def encode_int(number: int) -> str:
 def encode_wide(text: str) -> tuple[str, str]:
     """(length, UTF-8) of a text that is long or not ASCII."""
     content = text.encode().decode("latin-1")
-    return encode_long(len(content)), content
+    length = len(content)
+    return LENGTH[length] if length < LIMIT else encode_long(length), content
 
 
 def encode_texts(texts: list[str]) -> str:
@@ -71,11 +72,12 @@ def encode_texts(texts: list[str]) -> str:
         return "\x00"
     count = encode_long(len(texts))
     try:
-        # Ids mostly are of one length, and joining is cheaper than adding to each.
-        if len(texts[0]) == len(texts[-1]) and len(set(map(len, texts))) == 1:
-            length = LENGTH[len(texts[0])]
-            items = length + length.join(texts)
-        else:
+        # Ids mostly are of one length, and joining costs less than adding to each. They are when the length stands
+        # where one of that length ends, and nowhere else.
+        size = len(texts[0])
+        length = LENGTH[size]
+        items = length + length.join(texts)
+        if len(length) != 1 or items[:: size + 1] != length * len(texts) or items.count(length) != len(texts):
             items = "".join([LENGTH[len(text)] + text for text in texts])
     except IndexError:
         items = "é"  # one is long
@@ -169,6 +171,15 @@ def decode_texts(data: bytes, text: str, position: int) -> tuple[list[str], int]
     while data[position]:
         count, _, position = decode_count(data, position)
         start, known = position, len(texts)
+        step = SHORT_STEP[data[position]]
+        items = text[position : position + step * count]
+        prefix = items[0]
+        # Texts of one length, as ids mostly are, are cut apart at once.
+        regular = items[::step] == prefix * count and items.count(prefix) == count
+        if regular and len(items) == step * count and items.isascii():
+            texts += items[1:].split(prefix)
+            position += len(items)
+            continue
         try:
             for _ in range(count):
                 end = position + SHORT_STEP[data[position]]
