@@ -77,7 +77,8 @@ def encode_texts(texts: list[str]) -> str:
         size = len(texts[0])
         length = LENGTH[size]
         items = length + length.join(texts)
-        if len(length) != 1 or items[:: size + 1] != length * len(texts) or items.count(length) != len(texts):
+        regular = items[:: size + 1] == length * len(texts) and items.count(length) == len(texts)
+        if not regular or len(items) != (size + 1) * len(texts) or len(length) != 1:
             items = "".join([LENGTH[len(text)] + text for text in texts])
     except IndexError:
         items = "é"  # one is long
