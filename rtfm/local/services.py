@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import urllib.error
@@ -89,8 +90,8 @@ def address(name: str, port: int) -> str:
 def answers(name: str, port: int) -> bool:
     """Whether the service ``name`` answers at ``port`` now; waits at most 2 s."""
     match name:
-        case "kafka":  # the broker opens its port when it is ready for clients
-            return _accepts(port)
+        case "kafka":
+            return _answers_api_versions(port)
         case "schema-registry":
             return _responds(f"{address(name, port)}/subjects")
         case "chroma":
@@ -146,6 +147,9 @@ def _kafka_config(path: Path, log_dir: Path, port: int, controller_port: int) ->
         "inter.broker.listener.name": "PLAINTEXT",
         "log.dirs": str(log_dir),
         "auto.create.topics.enable": "false",
+        # A broker that was killed may register again when its session is over: within 3 s, not 9.
+        "broker.session.timeout.ms": "3000",
+        "broker.heartbeat.interval.ms": "500",
         "offsets.topic.replication.factor": "1",
         "offsets.topic.num.partitions": "10",
         "transaction.state.log.replication.factor": "1",
@@ -271,10 +275,17 @@ def free_port() -> int:
         return port
 
 
-def _accepts(port: int) -> bool:
+def _answers_api_versions(port: int) -> bool:
+    """Whether a broker answers the one request that needs no agreement; its port is open long before it does.
+
+    The request is ApiVersions, key 18 in version 0, with correlation id 1 and no client id
+    (https://kafka.apache.org/protocol).
+    """
+    header = struct.pack(">hhih", 18, 0, 1, -1)
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1):
-            return True
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+            connection.sendall(struct.pack(">i", len(header)) + header)
+            return connection.recv(8, socket.MSG_WAITALL)[4:] == struct.pack(">i", 1)
     except OSError:
         return False
 

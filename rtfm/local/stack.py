@@ -88,15 +88,17 @@ class LocalStack:
         with self._sole_use():
             running = {name: entry for name in names if (entry := self._running(name))}
             self._refuse_to_move(running, ports or {})
-            missing = [name for name in names if name not in running]
+            with ThreadPoolExecutor(len(SERVICES)) as pool:
+                # One that was killed a moment ago may still be there.
+                answering = list(pool.map(self._await, running, running.values()))
+            missing = [name for name in names if not dict(zip(running, answering, strict=True)).get(name)]
             if missing:
                 self._make_sure_of_room()
                 artifacts.ensure(self.cache_dir, [a for name in missing for a in services.artifacts_of(name)], progress)
             chosen = self._choose_ports(missing, ports or {})
             with ThreadPoolExecutor(len(SERVICES)) as pool:
                 starts = [pool.submit(self._start, name, chosen) for name in missing]
-                waits = [pool.submit(self._await, name, entry) for name, entry in running.items()]
-            for future in (*starts, *waits):
+            for future in starts:
                 future.result()
             if "postgres" in names:
                 services.create_database(self._state()["postgres"]["port"])
@@ -148,7 +150,12 @@ class LocalStack:
             "log_offset": written,
         }
         self._note(name, entry)
-        self._await(name, entry)
+        if not self._await(name, entry):
+            raise Unavailable(
+                name,
+                f"{name} ended at its start: {self._last_words(name, entry)}",
+                hint=f"its log is {self.log_path(name)}",
+            )
 
     def _spawn(self, launch: Launch, data_dir: Path, output: Any) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -162,19 +169,24 @@ class LocalStack:
             **launch.account,
         )
 
-    def _await(self, name: str, entry: dict[str, Any]) -> None:
-        """Wait until the service answers. One that does not is stopped, so that the next start begins anew."""
+    def _await(self, name: str, entry: dict[str, Any]) -> bool:
+        """Wait until the service answers; False when its process ends.
+
+        One that does neither is stopped, so that the next start begins anew.
+        """
         deadline = self._clock() + START_TIMEOUT_S
-        hint = f"its log is {self.log_path(name)}"
         while not services.answers(name, entry["port"]):
             if _process(entry) is None:
-                raise Unavailable(name, f"{name} ended at its start: {self._last_words(name, entry)}", hint=hint)
+                return False
             if self._clock() > deadline:
                 self._stop(name)
                 raise Unavailable(
-                    name, f"{name} did not answer at {entry['address']} within {START_TIMEOUT_S:.0f} s", hint=hint
+                    name,
+                    f"{name} did not answer at {entry['address']} within {START_TIMEOUT_S:.0f} s",
+                    hint=f"its log is {self.log_path(name)}",
                 )
             self._sleep(_POLL_S)
+        return True
 
     def _last_words(self, name: str, entry: dict[str, Any]) -> str:
         with self.log_path(name).open("rb") as log:
