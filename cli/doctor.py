@@ -1,23 +1,38 @@
-"""`rtfm-cli doctor`: what is wrong with this installation, each finding with its mend."""
+"""`rtfm-cli doctor`: what keeps this installation from working, each finding with its mend."""
 
 from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 import click
+from attrs import frozen
 
+from cli.main import EXIT_CHECK_FAILED
 from cli.options import echo_json, examples, json_option, load_settings
 
 if TYPE_CHECKING:
     from rtfm.settings import Settings
 
-_ROOM_NEEDED_MB = 1000
+ROOM_BYTES = 1_000_000_000
+"""Downloads take 0.5 GB, an archive of 100,000 messages about as much."""
 
-Finding = tuple[str, str | None, str]
-"""(what was looked at, the mend or None when it is well, what was found)."""
+MAX_CLOCK_GAP_S = 5.0
+"""Answers expire by the clock; a gap that is seen by a reader of dates in whole seconds."""
+
+
+@frozen(kw_only=True)
+class Finding:
+    """One check: ``state`` is ``ok``, ``note`` (works, with less) or ``wrong``; ``mend`` says what to do."""
+
+    check: str
+    state: str
+    detail: str
+    mend: str | None = None
 
 
 @examples(
@@ -28,10 +43,13 @@ rtfm-cli doctor --json
 """
 )
 @click.command()
-@click.option("--fetch-model", is_flag=True, help="Fetch the embedding model first, if it is not there.")
+@click.option("--fetch-model", is_flag=True, help="Fetch the embedding model first (80 MB).")
 @json_option
 def doctor(fetch_model: bool, as_json: bool) -> None:
-    """Check configuration and surroundings. Exits with 1 when something needs a mend."""
+    """Check configuration and surroundings, with a mend for each finding.
+
+    Changes nothing, unless told to fetch the model. Exits with 1 when something is wrong.
+    """
     settings = load_settings()
     if fetch_model:
         from cli.local import download_progress
@@ -39,107 +57,180 @@ def doctor(fetch_model: bool, as_json: bool) -> None:
 
         with download_progress() as progress:
             model.fetch(settings.home, url=settings.embedding_model_url, progress=progress)
-    findings = [
-        finding
-        for look in (_python, _room, _kafka, _registry, _archive, _chroma, _model, _gemini)
-        for finding in look(settings)
-    ]
+    findings = list(examine(settings))
     if as_json:
         echo_json(
             {
-                "ok": all(mend is None for _, mend, _ in findings),
-                "findings": [{"check": name, "detail": found, "mend": mend} for name, mend, found in findings],
+                "ok": all(finding.state != "wrong" for finding in findings),
+                "findings": [
+                    {"check": f.check, "state": f.state, "detail": f.detail, "mend": f.mend} for f in findings
+                ],
             }
         )
     else:
-        for name, mend, found in findings:
-            click.echo(f"{'ok  ' if mend is None else 'MEND'} {name}: {found}" + (f"\n     {mend}" if mend else ""))
-    if any(mend is not None for _, mend, _ in findings):
-        click.get_current_context().exit(1)
+        _show(findings)
+    if any(finding.state == "wrong" for finding in findings):
+        click.get_current_context().exit(EXIT_CHECK_FAILED)
 
 
-def _python(_: Settings) -> Iterator[Finding]:
-    yield "python", None, sys.version.split()[0]
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Make every check, one after the other; none of them changes anything."""
+    for name, check in _CHECKS.items():
+        yield _examined(name, check, settings)
 
 
-def _room(settings: Settings) -> Iterator[Finding]:
-    folder = settings.home if settings.home.is_dir() else settings.home.absolute().parent
-    free_mb = shutil.disk_usage(folder).free // 10**6
-    mend = None if free_mb >= _ROOM_NEEDED_MB else f"free at least {_ROOM_NEEDED_MB} MB, or set RTFM_HOME"
-    yield "disk", mend, f"{free_mb} MB free at {folder}"
-
-
-def _kafka(settings: Settings) -> Iterator[Finding]:
-    from rtfm.contracts import catalogue
+def _examined(name: str, check: Callable[[Settings], Finding], settings: Settings) -> Finding:
     from rtfm.errors import RtfmError
+
+    try:
+        return check(settings)
+    except RtfmError as exc:
+        return Finding(check=name, state="wrong", detail=str(exc), mend=exc.hint)
+
+
+def _python(_settings: Settings) -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Finding(check="python", state="ok", detail=f"{version} in {sys.prefix}")
+
+
+def _room(settings: Settings) -> Finding:
+    folder = settings.home.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    detail = f"{free / 1e9:.1f} GB free in {folder}"
+    if free < ROOM_BYTES:
+        return Finding(
+            check="room", state="wrong", detail=detail, mend="make room, or set RTFM_HOME to a folder on another disk"
+        )
+    return Finding(check="room", state="ok", detail=detail)
+
+
+def _topics(settings: Settings) -> Finding:
+    from rtfm.contracts import catalogue
     from rtfm.streams.topics import TopicAdmin
 
+    plan = TopicAdmin(settings, catalogue.load(settings.schemas_dir)).plan()
+    changes = [f"{step.topic}: {step.action}" for step in plan if step.action != "none"]
+    if changes:
+        return Finding(check="kafka", state="wrong", detail="; ".join(changes), mend="rtfm-cli topics init")
+    where = settings.kafka_bootstrap_servers
+    return Finding(check="kafka", state="ok", detail=f"{len(plan)} topics as they should be at {where}")
+
+
+def _schemas(settings: Settings) -> Finding:
+    from rtfm import contracts
+    from rtfm.contracts import catalogue, registration
+
+    registry = contracts.open_registry(settings)
     try:
-        plan = TopicAdmin(settings, catalogue.load(settings.schemas_dir)).plan()
-    except RtfmError as exc:
-        yield "kafka", exc.hint or "start Kafka", str(exc)
-        return
-    yield "kafka", None, f"answers at {settings.kafka_bootstrap_servers}"
-    wrong = [step.topic for step in plan if step.action != "none"]
-    mend = "run `rtfm-cli topics init`" if wrong else None
-    yield "topics", mend, f"missing or drifted: {', '.join(wrong)}" if wrong else "as they should be"
+        plan = registration.plan(catalogue.load(settings.schemas_dir), registry)
+    finally:
+        registry.close()
+    changes = [f"{item.subject}: {item.change}" for item in plan if item.changes]
+    if changes:
+        detail = "; ".join(changes)
+        return Finding(check="schema registry", state="wrong", detail=detail, mend="rtfm-cli schemas register")
+    return Finding(
+        check="schema registry",
+        state="ok",
+        detail=f"{len(plan)} contracts registered at {settings.schema_registry_url}",
+    )
 
 
-def _registry(settings: Settings) -> Iterator[Finding]:
-    from rtfm.contracts import open_contracts
-    from rtfm.errors import RtfmError
-
-    try:
-        contracts = open_contracts(settings)
-        for topic in contracts.catalogue.with_schema():
-            if topic.schema is not None:
-                contracts.registry.id_for(topic.name, topic.schema)
-    except RtfmError as exc:
-        yield "contracts", exc.hint or "start the registry", str(exc)
-        return
-    yield "contracts", None, f"registered at {settings.schema_registry_url}"
-
-
-def _archive(settings: Settings) -> Iterator[Finding]:
-    from rtfm.errors import RtfmError
+def _archive(settings: Settings) -> Finding:
     from rtfm.knowledge.archive import SqlArchive
 
     archive = SqlArchive(settings.database_url)
     try:
         archive.check()
-        counts = archive.counts()
-    except RtfmError as exc:
-        yield "archive", exc.hint or "start PostgreSQL; a processor makes the tables when it starts", str(exc)
-        return
     finally:
         archive.close()
-    yield "archive", None, ", ".join(f"{count} {name}" for name, count in counts.items())
+    return Finding(check="archive", state="ok", detail="PostgreSQL answers and has the tables")
 
 
-def _chroma(settings: Settings) -> Iterator[Finding]:
+def _vectors(settings: Settings) -> Finding:
+    from rtfm.knowledge.vectors import ChromaVectors
+
+    vectors = ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)
+    try:
+        vectors.check()
+    finally:
+        vectors.close()
+    return Finding(check="chroma", state="ok", detail=f"answers at {settings.chroma_url}")
+
+
+def _model(settings: Settings) -> Finding:
+    from rtfm.knowledge.embedding import default_model_dir, model_folder
+
+    folder = settings.embedding_model_dir or default_model_dir(settings.home)
+    if model_folder(folder) is not None:
+        return Finding(check="embedding model", state="ok", detail=str(folder))
+    if settings.embedding_model_dir is not None:
+        return Finding(
+            check="embedding model",
+            state="wrong",
+            detail=f"{folder} is no folder of the model",
+            mend="set RTFM_EMBEDDING_MODEL_DIR to one that holds model.onnx and tokenizer.json, or to nothing",
+        )
+    return Finding(
+        check="embedding model",
+        state="note",
+        detail=f"not in {folder}: search is lexical",
+        mend="rtfm-cli doctor --fetch-model",
+    )
+
+
+def _clock(settings: Settings) -> Finding:
+    """The registry's clock against this one: services of one system must agree on when a question expires."""
     import httpx
 
     try:
-        httpx.get(f"{settings.chroma_url}/api/v2/heartbeat", timeout=3).raise_for_status()
-    except httpx.HTTPError as exc:
-        mend = "start it (`rtfm-cli local up`) or set CHROMA_URL"
-        yield "chroma", mend, f"does not answer at {settings.chroma_url}: {type(exc).__name__}"
-        return
-    yield "chroma", None, f"answers at {settings.chroma_url}"
+        reply = httpx.head(settings.schema_registry_url, timeout=2)
+        theirs = parsedate_to_datetime(reply.headers["Date"]).timestamp()
+    except (httpx.HTTPError, KeyError, ValueError):
+        return Finding(check="clock", state="note", detail="no server to compare it with")
+    gap_s = abs(time.time() - theirs)
+    if gap_s > MAX_CLOCK_GAP_S:
+        detail = f"{gap_s:.0f} s away from the registry's"
+        return Finding(check="clock", state="wrong", detail=detail, mend="set both machines' clocks by NTP")
+    return Finding(check="clock", state="ok", detail="agrees with the registry's")
 
 
-def _model(settings: Settings) -> Iterator[Finding]:
-    from rtfm.errors import ConfigError
-    from rtfm.knowledge.embedding import find_model
-
-    try:
-        found = find_model(settings) is not None
-    except ConfigError as exc:
-        yield "embedding model", exc.hint or "fetch it anew with `rtfm-cli doctor --fetch-model`", str(exc)
-        return
-    # Search without it is lexical, which is worse but works.
-    yield "embedding model", None, "there" if found else "not there, search is lexical; --fetch-model fetches it"
+def _discord(settings: Settings) -> Finding:
+    if settings.discord_token is None:
+        return Finding(
+            check="discord", state="note", detail="no token: the bot cannot start", mend="set DISCORD_TOKEN in .env"
+        )
+    return Finding(check="discord", state="ok", detail="a token is set")
 
 
-def _gemini(settings: Settings) -> Iterator[Finding]:
-    yield "gemini", None, "a key is set" if settings.gemini_api_key else "no key, answers are extracts"
+def _gemini(settings: Settings) -> Finding:
+    if settings.gemini_api_key is None:
+        return Finding(
+            check="gemini", state="note", detail="no key: answers are extracts", mend="set GEMINI_API_KEY in .env"
+        )
+    return Finding(check="gemini", state="ok", detail=f"a key is set; the model is {settings.gemini_model}")
+
+
+_CHECKS: dict[str, Callable[[Settings], Finding]] = {
+    "python": _python,
+    "room": _room,
+    "kafka": _topics,
+    "schema registry": _schemas,
+    "archive": _archive,
+    "chroma": _vectors,
+    "embedding model": _model,
+    "clock": _clock,
+    "discord": _discord,
+    "gemini": _gemini,
+}
+
+
+def _show(findings: list[Finding]) -> None:
+    width = max(len(finding.check) for finding in findings)
+    for finding in findings:
+        color = {"ok": "green", "note": "yellow", "wrong": "red"}[finding.state]
+        click.echo(f"{click.style(finding.state.ljust(5), fg=color)} {finding.check.ljust(width)}  {finding.detail}")
+        if finding.mend:
+            click.echo(f"{' ' * (width + 8)}→ {finding.mend}")
