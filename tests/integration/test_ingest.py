@@ -197,7 +197,7 @@ def test_an_outage_of_chroma_loses_nothing(bare_settings: Settings, knowledge: K
     assert knowledge.archive.counts()["messages"] == 0
     ingest(knowledge, *TALK)
     assert knowledge.vectors.count(GUILD) == 5
-    assert found(knowledge, "blank pages printer") == ["1003"]
+    assert found(knowledge, "blank pages printer")[0] == "1003"
 
 
 def test_an_outage_of_postgresql_is_no_failure_of_the_event(bare_settings: Settings) -> None:
@@ -214,7 +214,7 @@ def test_what_was_erased_is_not_taken_again(knowledge: Knowledge, bare_settings:
         connection.execute(f"INSERT INTO erasures VALUES ('user', '2', {START + 150_000})")  # noqa: S608 - a number
     ingest(knowledge, *TALK, message(4, "tulips", author_id="2"))
     assert "1002" not in found(knowledge, "ntfs-3g mount")
-    assert found(knowledge, "tulips") == ["1004"]
+    assert found(knowledge, "tulips")[0] == "1004"
 
 
 def test_a_thread_is_read_by_the_readers_of_its_parent(knowledge: Knowledge) -> None:
