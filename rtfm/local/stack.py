@@ -110,8 +110,9 @@ class LocalStack:
             running = [name for name in names if self._running(name)]
             with ThreadPoolExecutor(len(SERVICES)) as pool:
                 list(pool.map(self._stop, running))
-            for name in names:
-                self._note(name, None)
+            with suppress(OSError):  # on a full disk: what has ended is known to have ended without the note
+                for name in names:
+                    self._note(name, None)
             return running
 
     def status(self) -> list[ServiceStatus]:
@@ -262,7 +263,8 @@ class LocalStack:
             chosen[name] = next(
                 port for port in candidates if port and port not in others and services.port_is_free(port)
             )
-        self._write("run/ports.json", chosen)
+        if chosen != remembered:
+            self._write("run/ports.json", chosen)
         return chosen
 
     @contextmanager
