@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.main import EXIT_UNREACHABLE
+from cli.main import exit_code
 from cli.options import bootstrap_servers_option, echo_json, json_option, load_settings, registry_option
 
 if TYPE_CHECKING:
     from rtfm.contracts import Catalogue
+    from rtfm.errors import RtfmError
     from rtfm.settings import Settings
 
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 def status(kafka_bootstrap_servers: str | None, schema_registry_url: str | None, as_json: bool) -> None:
     """Show topics, consumer groups with their lag, the registry and the stores.
 
-    Shows what it can reach, and exits with 3 when something does not answer.
+    Shows what it can reach, and exits with 3 when something does not answer, with 2 when something is not set up.
     """
     from rtfm.contracts import catalogue
     from rtfm.errors import RtfmError
@@ -36,19 +37,19 @@ def status(kafka_bootstrap_servers: str | None, schema_registry_url: str | None,
         "chroma": lambda: _chroma(settings),
     }
     found: dict[str, Any] = {}
-    wrong: dict[str, str] = {}
+    wrong: dict[str, RtfmError] = {}
     for name, part in parts.items():
         try:
             found[name] = part()
         except RtfmError as exc:
             found[name] = None
-            wrong[name] = str(exc)
+            wrong[name] = exc
     if as_json:
-        echo_json({**found, "wrong": wrong})
+        echo_json({**found, "wrong": {name: str(error) for name, error in wrong.items()}})
     else:
         _show(found, wrong)
     if wrong:
-        click.get_current_context().exit(EXIT_UNREACHABLE)
+        click.get_current_context().exit(max(map(exit_code, wrong.values())))
 
 
 def _topics(settings: Settings, contracts: Catalogue) -> list[dict[str, Any]]:
@@ -111,7 +112,7 @@ def _chroma(settings: Settings) -> dict[str, int]:
         vectors.close()
 
 
-def _show(found: dict[str, Any], wrong: dict[str, str]) -> None:
+def _show(found: dict[str, Any], wrong: dict[str, RtfmError]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -139,5 +140,6 @@ def _show(found: dict[str, Any], wrong: dict[str, str]) -> None:
         if found[name] is not None:
             counts = ", ".join(f"{count} {what}" for what, count in found[name].items()) or "empty"
             console.print(Text(f"{name}: {counts}"), soft_wrap=True)
-    for name, line in wrong.items():
-        console.print(Text(f"{name}: {line}", style="red"), soft_wrap=True)
+    for name, error in wrong.items():
+        hint = f" ({error.hint})" if error.hint else ""
+        console.print(Text(f"{name}: {error}{hint}", style="red"), soft_wrap=True)

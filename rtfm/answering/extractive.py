@@ -25,6 +25,7 @@ WORTH_SHOWING = 0.7
 INTRODUCTION = "This was said about it:"
 
 _ONE_THOUGHT_MS = 120_000
+_ONE_THOUGHT_MESSAGES = 4  # who talks on is by then somewhere else
 _REACH = 6  # turns
 # Factors for a turn's score, set by eye on the sample chat and on public help channels.
 _CARRY = 0.6  # the words of an earlier turn, for one that may answer it
@@ -110,6 +111,7 @@ def _turns(passage: Passage) -> list[_Turn]:
             last is not None
             and last.author_name == message.author_name
             and message.created_at - last.created_at <= _ONE_THOUGHT_MS
+            and len(runs[-1]) < _ONE_THOUGHT_MESSAGES
         ):
             runs[-1].append(message)
         else:

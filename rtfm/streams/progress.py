@@ -5,12 +5,14 @@ Reads the group's committed offsets; joins nothing and commits nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+import time
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from rtfm.errors import Unavailable
 from rtfm.settings import Settings
 from rtfm.streams.connection import (
     REQUEST_TIMEOUT_S,
@@ -20,6 +22,9 @@ from rtfm.streams.connection import (
     translated,
     unreachable,
 )
+
+_AGAIN_S = 0.3
+T = TypeVar("T")
 
 
 class GroupProgress:
@@ -37,29 +42,50 @@ class GroupProgress:
         Raises Unavailable when Kafka does not answer.
         """
         name = topic_name(self._settings, topic)
-        asked = ConsumerGroupTopicPartitions(self._group, [TopicPartition(name, number) for number in partitions])
-        futures = self._admin.list_consumer_group_offsets([asked], request_timeout=REQUEST_TIMEOUT_S)
-        found = self._result(futures[self._group])
-        return {part.partition: part.offset for part in found.topic_partitions if part.offset >= 0}
+        asked = [TopicPartition(name, number) for number in partitions]
+        # A consumer that never joins, for the admin client's list_consumer_group_offsets ends the process with a
+        # segmentation fault while the cluster makes its offsets topic (confluent-kafka 2.16.0).
+        consumer = Consumer({**client_config(self._settings), "group.id": self._group})
+        try:
+            found = _steadily(lambda: self._translated(lambda: consumer.committed(asked, timeout=REQUEST_TIMEOUT_S)))
+        finally:
+            consumer.close()
+        return {part.partition: part.offset for part in found if part.offset >= 0}
 
     def members(self) -> int:
         """How many consumers the group has; 0 for a group that never was.
 
         Raises Unavailable when Kafka does not answer.
         """
+        return _steadily(self._members)
+
+    def _members(self) -> int:
         futures = self._admin.describe_consumer_groups([self._group], request_timeout=REQUEST_TIMEOUT_S)
         try:
-            return len(self._result(futures[self._group]).members)
+            found = self._translated(lambda: futures[self._group].result(timeout=REQUEST_TIMEOUT_S * 2))
         except LookupError:
             return 0
+        return len(found.members)
 
-    def _result(self, future: Any) -> Any:
+    def _translated(self, ask: Callable[[], Any]) -> Any:
         what = f"asking where group {self._group} is"
         try:
-            return future.result(timeout=REQUEST_TIMEOUT_S * 2)
+            return ask()
         except KafkaException as exc:
             if exc.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
                 raise LookupError(self._group) from exc
             raise translated(exc, self._settings, what) from exc
         except TimeoutError as exc:
             raise unreachable(self._settings, what) from exc
+
+
+def _steadily(ask: Callable[[], T]) -> T:
+    """The result of ``ask``, asked again for a moment: a coordinator that has just started wants that."""
+    until = time.monotonic() + REQUEST_TIMEOUT_S
+    while True:
+        try:
+            return ask()
+        except Unavailable:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(_AGAIN_S)

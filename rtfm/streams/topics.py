@@ -8,9 +8,8 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import Any
 
-import stamina
 from attrs import frozen
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # not all of them are in its __all__
     AdminClient,
     AlterConfigOpType,
@@ -22,9 +21,10 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # not all of 
 )
 
 from rtfm.contracts.catalogue import Catalogue, Topic
-from rtfm.errors import ConfigError, Unavailable
+from rtfm.errors import ConfigError
 from rtfm.settings import Settings
-from rtfm.streams.connection import REQUEST_TIMEOUT_S, client_config, group_name, topic_name, translated, unreachable
+from rtfm.streams.connection import REQUEST_TIMEOUT_S, client_config, topic_name, translated, unreachable
+from rtfm.streams.progress import GroupProgress
 
 GROUPS = {
     "discord-messages": ("discord-message-processor",),
@@ -137,8 +137,7 @@ class TopicAdmin:
         ]
         lag = {}
         for group in GROUPS.get(topic.name, ()):
-            asked = [TopicPartition(name, number) for number in range(partitions)]
-            committed = self._committed(group_name(self._settings, group), asked)
+            committed = GroupProgress(self._settings, group).committed(topic.name, range(partitions))
             lag[group] = sum(
                 max(0, high - max(low, committed.get(number, low))) for number, (low, high) in enumerate(marks)
             )
@@ -149,16 +148,6 @@ class TopicAdmin:
             records=sum(high - low for low, high in marks),
             lag=lag,
         )
-
-    def _committed(self, group: str, partitions: list[TopicPartition]) -> dict[int, int]:
-        found = None
-        for attempt in stamina.retry_context(on=Unavailable, attempts=4, wait_initial=0.3, timeout=REQUEST_TIMEOUT_S):
-            with attempt:  # a coordinator that has just started asks to be asked again
-                request = [ConsumerGroupTopicPartitions(group, partitions)]
-                future = self._client.list_consumer_group_offsets(request)[group]
-                found = self._wait(future, f"reading the offsets of {group}")
-        assert found is not None  # noqa: S101 - the last attempt raised otherwise
-        return {entry.partition: entry.offset for entry in found.topic_partitions if entry.offset >= 0}
 
     def _partitions(self) -> dict[str, int]:
         try:

@@ -51,6 +51,14 @@ def test_lines_said_in_one_go_are_quoted_together() -> None:
     assert quote.message.content == "remove the lock like this:"
 
 
+def test_one_who_talks_on_and_on_is_not_quoted_whole() -> None:
+    """Four messages are a thought, a whole monologue is not."""
+    monologue = passage(
+        [said("tallow", "remove the lock?")] + [said("ninefold", f"line {i}", minute=1) for i in range(9)]
+    )
+    assert max(quote.text.count("\n") for quote in quotes("line 1?", [monologue])) == 3
+
+
 def test_passages_far_behind_the_best_are_not_quoted() -> None:
     """Two right ones are shown, a third of half the score is not."""
     near = passage([said("wrenlet", "a lock is removed with skerry unlock", minute=20)], score=0.75)

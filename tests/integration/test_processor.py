@@ -1,0 +1,273 @@
+"""The processor as a process, and asking it through Kafka: start, outage, answers, signals."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from attrs import evolve, frozen
+
+from rtfm.settings import Settings
+from tests.conftest import environment_of
+from tests.fakes import gemini as fake
+from tests.fakes.gemini import FakeGemini
+from tests.streams import eventually
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+QUESTION = "how do I mount an ntfs disk?"
+
+
+@frozen
+class Running:
+    """A processor in a process of its own."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line["event"] == event]
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and body of the metrics port; waits until it is open."""
+        (line, *_) = eventually(lambda: self.logged("metrics and health"))
+        response = httpx.get(line["address"] + path, timeout=10)
+        return response.status_code, response.text
+
+    def stop(self) -> int:
+        """Stop it as an operator would; its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+
+@contextmanager
+def processor(settings: Settings, *arguments: str, **environment: str) -> Iterator[Running]:
+    """`rtfm-cli run processor`, killed at the end if it still runs."""
+    program = Path(sys.executable).with_name("rtfm-cli")
+    settings.home.mkdir(parents=True, exist_ok=True)
+    log = settings.home / f"processor-{time.monotonic_ns()}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [program, "run", "processor", *arguments],
+            env=environment_of(settings) | {"LOG_FORMAT": "json"} | environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield Running(process, log)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(30)
+
+
+def imported(settings: Settings, cli: Cli, folder: Path) -> None:
+    """A guild with one answered question."""
+    document = {
+        "guild": {"id": "100", "name": "Guild"},
+        "channel": {"id": "200", "type": "GuildTextChat", "name": "help"},
+        "messages": [
+            {
+                "id": str(1000 + number),
+                "type": "Default",
+                "timestamp": f"2024-11-15T03:{number:02}:00+00:00",
+                "content": content,
+                "author": {"id": str(number), "name": f"nick{number}", "isBot": False},
+                "mentions": [{"id": "0", "name": "nick0"}] if number else [],
+            }
+            for number, content in enumerate(
+                [
+                    "how do I mount an ntfs disk from the old laptop?",
+                    "mount the ntfs disk with `ntfs-3g /dev/sdb1 /mnt`",
+                ]
+            )
+        ],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "help.json"
+    file.write_text(json.dumps(document), encoding="utf-8")
+    assert json.loads(cli(settings, "import", "--json", str(file)).stdout)["ingested"] is True
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_contracts_that_are_not_registered_end_it_with_the_mend(bare_settings: Settings, cli: Cli) -> None:
+    """One line, one hint, exit 2."""
+    done = cli(bare_settings, "run", "processor", check=False)
+    assert done.returncode == 2
+    assert "Error: " in done.stderr
+    assert "rtfm-cli schemas register" in done.stderr
+
+
+def test_a_metrics_port_that_is_taken_is_named(bare_settings: Settings, cli: Cli, silent_port: int) -> None:
+    """The variable, the address, exit 2."""
+    done = cli(evolve(bare_settings, metrics_port=silent_port), "run", "processor", check=False)
+    assert done.returncode == 2
+    assert f"METRICS_PORT: 127.0.0.1:{silent_port} cannot be opened" in done.stderr
+
+
+def test_a_database_that_is_down_is_waited_for(settings: Settings) -> None:
+    """Alive but not ready, said once, and stopped in order."""
+    with processor(settings, DATABASE_URL="postgresql://nobody@127.0.0.1:9/nothing") as running:
+        eventually(lambda: running.logged("waiting to start"))
+        time.sleep(2)  # several attempts
+        assert len(running.logged("waiting to start")) == 1
+        status, body = running.get("/readyz")
+        assert status == 503
+        assert "127.0.0.1:9" in body
+        assert running.get("/healthz")[0] == 200
+        assert running.stop() == 0
+
+
+def test_a_second_signal_does_not_wait(settings: Settings, silent_port: int) -> None:
+    """A dependency that never answers cannot hold up an operator in a hurry."""
+    with processor(settings, DATABASE_URL=f"postgresql://nobody@127.0.0.1:{silent_port}/nothing") as running:
+        assert running.get("/healthz")[0] == 200
+        running.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(30) == 1
+
+
+def test_a_question_goes_through_kafka_and_comes_back_answered(settings: Settings, cli: Cli, tmp_path: Path) -> None:
+    """Import, ask, status, metrics, drained stop: the main job without a model."""
+    with processor(settings) as running:
+        imported(settings, cli, tmp_path)
+        eventually(lambda: running.get("/readyz")[0] == 200)
+        answer = json.loads(cli(settings, "ask", "--json", QUESTION).stdout)
+        assert answer["outcome"] == "EXTRACTED"
+        assert answer["query_id"].startswith("c")
+        assert "ntfs-3g" in answer["answer"]
+        (citation,) = answer["citations"]
+        assert set(citation) == {"number", "message_id", "channel_id", "url", "excerpt", "score"}
+        assert citation["url"] == "https://discord.com/channels/100/200/1001"
+        assert isinstance(answer["elapsed_ms"], int)
+
+        nothing = cli(settings, "ask", "who won the chess championship in Reykjavik?")
+        assert "Nothing that was said is near enough" in nothing.stdout
+
+        metrics = running.get("/metrics")[1]
+        assert 'rtfm_answers_total{outcome="EXTRACTED"} 1.0' in metrics
+        assert 'rtfm_answers_total{outcome="NOT_FOUND"} 1.0' in metrics
+
+        found = json.loads(cli(settings, "status", "--json").stdout)
+        assert found["wrong"] == {}
+        topics = {topic["topic"]: topic for topic in found["topics"]}
+        assert topics["bot-responses"]["records"] == 2
+        assert topics["bot-queries"]["groups"] == [
+            {"group": "discord-message-processor-answer", "members": 1, "lag": 0}
+        ]
+        assert found["archive"]["answers"] == 2
+        assert all(schema["registered"] for schema in found["schemas"])
+        assert running.stop() == 0
+    assert running.logged("stopped")
+    # What is said stays out of the log.
+    assert "ntfs" not in running.log.read_text(encoding="utf-8")
+
+
+def test_a_question_is_answered_by_the_model_where_there_is_a_key(settings: Settings, cli: Cli, tmp_path: Path) -> None:
+    """Key, model and address come from the environment; the key is not logged."""
+    with FakeGemini() as gemini:
+        environment = {"GEMINI_API_KEY": fake.KEY, "GEMINI_API_ENDPOINT": gemini.address}
+        with processor(settings, **environment) as running:
+            imported(settings, cli, tmp_path)
+            answer = json.loads(cli(settings, "ask", "--json", QUESTION).stdout)
+            assert running.stop() == 0
+    assert answer["outcome"] == "ANSWERED"
+    assert "ntfs-3g" in answer["answer"]
+    assert answer["citations"]
+    assert fake.KEY not in running.log.read_text(encoding="utf-8")
+
+
+def test_work_that_outlasts_the_time_for_stopping_is_done_at_the_next_start(
+    settings: Settings, cli: Cli, tmp_path: Path
+) -> None:
+    """Exit 1 with a line that says so, and the question is answered by whoever comes next."""
+    with FakeGemini() as gemini:
+        gemini.faults = [fake.slow(60)]
+        environment = {"GEMINI_API_KEY": fake.KEY, "GEMINI_API_ENDPOINT": gemini.address, "SHUTDOWN_GRACE_S": "1"}
+        with processor(settings, GEMINI_TIMEOUT_S="60", **environment) as running:
+            imported(settings, cli, tmp_path)
+            assert cli(settings, "ask", "--timeout", "3", QUESTION, check=False).returncode == 3
+            assert running.stop() == 1
+        assert "was not finished within 1 s" in running.log.read_text(encoding="utf-8")
+        with processor(settings, **environment) as running:
+            (line,) = eventually(lambda: running.logged("answered"))
+            assert line["outcome"] == "ANSWERED"
+            assert running.stop() == 0
+
+
+def test_a_question_asked_before_the_processor_starts_is_answered_when_it_does(
+    settings: Settings, cli: Cli, tmp_path: Path
+) -> None:
+    """Without one that answers, `ask` ends with 3 and says what to do; the question waits in Kafka."""
+    with processor(settings, "--only", "ingest") as running:
+        imported(settings, cli, tmp_path)
+        done = cli(settings, "ask", "--timeout", "2", QUESTION, check=False)
+        assert done.returncode == 3
+        assert "no answer within 2 s" in done.stderr
+        assert "rtfm-cli run processor" in done.stderr
+        assert running.stop() == 0
+    with processor(settings, "--only", "answer") as running:
+        (line,) = eventually(lambda: running.logged("answered"))
+        assert line["outcome"] == "EXTRACTED"
+        assert running.stop() == 0
+
+
+def test_a_question_past_its_time_comes_back_expired(settings: Settings, cli: Cli) -> None:
+    """The outcome is shown, and it is no failure."""
+    with processor(settings, "--only", "answer") as running:
+        eventually(lambda: running.logged("assigned"))
+        done = cli(settings, "ask", "--json", QUESTION, QUERY_EXPIRY_S="0.001")
+        assert json.loads(done.stdout)["outcome"] == "EXPIRED"
+        assert running.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["ask", "  "], "it is empty"),
+        (["ask", "--timeout", "0", QUESTION], "--timeout"),
+        (["ask", "--guild", "999", QUESTION], "guild 999 is not in the archive"),
+        (["ask", "--channel", "999", QUESTION], "channel 999 is not in the archive"),
+    ],
+)
+def test_a_wrong_question_is_a_matter_of_usage(
+    settings: Settings, cli: Cli, arguments: list[str], expected: str
+) -> None:
+    """Exit 2, and nothing is sent."""
+    done = cli(settings, *arguments, check=False)
+    assert done.returncode == 2
+    assert expected in done.stderr
+
+
+def test_commands_say_that_kafka_is_not_there(settings: Settings, cli: Cli) -> None:
+    """Exit 3 within seconds; `status` shows the rest."""
+    away = evolve(settings, kafka_bootstrap_servers="127.0.0.1:9")
+    asked = cli(away, "ask", QUESTION, check=False)
+    assert asked.returncode == 3
+    assert "127.0.0.1:9" in asked.stderr
+    shown = cli(away, "status", "--json", check=False)
+    assert shown.returncode == 3
+    found = json.loads(shown.stdout)
+    assert set(found["wrong"]) == {"topics"}
+    assert found["archive"]["messages"] == 0
