@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.options import echo_json, examples, json_option, load_settings, registry_option
+
+if TYPE_CHECKING:
+    from rtfm.contracts.catalogue import Catalogue
+    from rtfm.contracts.release import Finding
 
 
 @click.group()
@@ -22,9 +28,7 @@ rtfm-cli schemas list --json
 @json_option
 def list_(as_json: bool) -> None:
     """Show the contracts of the catalogue. Asks no registry."""
-    from rtfm.contracts import catalogue as catalogues
-
-    catalogue = catalogues.load(load_settings().schemas_dir)
+    catalogue = _catalogue()
     rows = [
         {
             "subject": topic.subject,
@@ -55,13 +59,15 @@ rtfm-cli schemas register --registry http://localhost:8081
 @click.option("--dry-run", is_flag=True, help="Show the plan and change nothing.")
 @json_option
 def register(schema_registry_url: str | None, dry_run: bool, as_json: bool) -> None:
-    """Register the contracts and their compatibility levels. A second run changes nothing."""
+    """Register the contracts and their compatibility levels, all or nothing. A second run changes nothing."""
     from rtfm import contracts
     from rtfm.contracts import catalogue as catalogues
-    from rtfm.contracts import registration
+    from rtfm.contracts import lock, registration
 
     settings = load_settings(schema_registry_url=schema_registry_url)
     catalogue = catalogues.load(settings.schemas_dir)
+    if not (catalogue.directory / lock.LOCK_FILE).is_file() and not dry_run:
+        lock.write(catalogue)
     registry = contracts.open_registry(settings)
     contracts.Contracts(catalogue, registry)  # a class that drifted from its schema is found before anything is written
     items = registration.plan(catalogue, registry)
@@ -82,20 +88,175 @@ def register(schema_registry_url: str | None, dry_run: bool, as_json: bool) -> N
     click.echo(f"{changes} change{'' if changes == 1 else 's'}" + (" planned" if dry_run and changes else ""))
 
 
+@examples("""
+rtfm-cli schemas check
+rtfm-cli schemas check --format json
+rtfm-cli schemas check --registry http://localhost:8081
+""")
 @schemas.command("check")
-def check() -> int:
-    """Compare the schemas with the released ones, offline; exit 1 when one breaks a reader or writer."""
-    from rtfm.contracts import catalogue as catalogues
-    from rtfm.contracts.compatibility import violations
+@click.option("--format", "output", type=click.Choice(["text", "json", "github"]), default="text", show_default=True)
+@click.option("--registry", "url", metavar="URL", help="Ask this registry too; a verdict unlike ours is an error.")
+def check(output: str, url: str | None) -> int:
+    """Compare the schemas with every released version, without a network; exit 1 when one breaks somebody.
 
-    catalogue = catalogues.load(load_settings().schemas_dir)
-    found = 0
-    for topic in catalogue.with_schema():
-        for line in violations(topic.schema or {}, catalogue.released(topic.name), topic.compatibility or "NONE"):
-            click.echo(f"{topic.subject}: {line}", err=True)
-            found += 1
-    click.echo(f"{len(catalogue.with_schema())} subjects checked, {found} violations")
+    Also looks for what is wrong with a schema by itself, and for released files that were changed or removed.
+    """
+    from rtfm import contracts
+    from rtfm.contracts import release
+
+    catalogue = _catalogue()
+    found = release.findings(catalogue)
+    if url:
+        found += release.disagreements(catalogue, contracts.open_registry(load_settings(schema_registry_url=url)))
+    subjects = len(catalogue.with_schema())
+    if output == "json":
+        from attrs import asdict
+
+        echo_json({"subjects": subjects, "findings": [asdict(finding) for finding in found]})
+    elif output == "github":
+        for finding in found:
+            file = catalogue.directory / (finding.file or "")
+            click.echo(f"::error file={_relative(file)},title=Contracts: {finding.rule}::{finding.message}")
+    else:
+        for finding in found:
+            click.echo(_text(finding))
+    if output != "json":
+        click.echo(f"{subjects} subjects checked, {len(found)} finding{'' if len(found) == 1 else 's'}")
     return 1 if found else 0
+
+
+@examples("""
+rtfm-cli schemas diff
+rtfm-cli schemas diff bot-queries
+rtfm-cli schemas diff bot-queries --from 1
+""")
+@schemas.command("diff")
+@click.argument("topic", required=False)
+@click.option("--from", "version", type=int, help="Released version to start from; default the newest.")
+@json_option
+def diff(topic: str | None, version: int | None, as_json: bool) -> None:
+    """Show in words what changed since a released version."""
+    from rtfm.contracts import difference
+    from rtfm.errors import ConfigError
+
+    catalogue = _catalogue()
+    rows: list[dict[str, Any]] = []
+    for entry in [catalogue.topic(topic)] if topic else catalogue.with_schema():
+        released = catalogue.released(entry.name)
+        if entry.schema is None or (version or max(released, default=0)) not in released:
+            raise ConfigError(f"{entry.subject} has no released version {version or 1}")
+        start = version or max(released)
+        rows.append(
+            {"subject": entry.subject, "from": start, "changes": difference.changes(released[start], entry.schema)}
+        )
+    if as_json:
+        echo_json({"subjects": rows})
+        return
+    for row in rows:
+        click.echo(f"{row['subject']} since v{row['from']}: {'' if row['changes'] else 'no change'}")
+        for line in row["changes"]:
+            click.echo(f"  {line}")
+
+
+@examples("""
+rtfm-cli schemas release --dry-run
+rtfm-cli schemas release
+""")
+@schemas.command("release")
+@click.option("--dry-run", is_flag=True, help="Say what would be released and change nothing.")
+@click.option("--reset-v1", is_flag=True, help="Make the schemas version 1 again; only before the project's first tag.")
+def release(dry_run: bool, reset_v1: bool) -> int:
+    """Freeze the schemas that changed as their next version; refuses an incompatible or an unchanged one."""
+    from rtfm.contracts import compatibility
+    from rtfm.contracts import release as releases
+    from rtfm.errors import ConfigError
+
+    catalogue = _catalogue()
+    if reset_v1:
+        if _tags(catalogue.directory):
+            raise ConfigError(
+                "version 1 stands since the project's first tag", hint="Release a compatible version instead."
+            )
+        planned = {topic.name: 1 for topic in catalogue.with_schema()}
+    else:
+        planned = releases.plan(catalogue)
+        found = releases.findings(catalogue)
+        for finding in found:
+            click.echo(_text(finding), err=True)
+        if found:
+            click.echo("Nothing was released.", err=True)
+            return 1
+        if not planned:
+            click.echo("Nothing to release: every schema is as it was last released.", err=True)
+            return 1
+    if not dry_run:
+        if reset_v1:
+            releases.reset(catalogue)
+        else:
+            releases.release(catalogue, planned)
+    for name, version in planned.items():
+        topic = catalogue.topic(name)
+        click.echo(f"{topic.subject} v{version}" + (" would be released" if dry_run else " released"))
+        fixed = compatibility.never_removable({version: topic.schema or {}}, topic.compatibility or "NONE")
+        click.echo("  fields that can never be removed: " + (", ".join(fixed) or "none"))
+    return 0
+
+
+@examples("""
+rtfm-cli schemas show discord-messages
+rtfm-cli schemas show bot-queries --codec
+""")
+@schemas.command("show")
+@click.argument("topic")
+@click.option("--version", type=int, help="A released version; default the schema as it stands.")
+@click.option("--codec", is_flag=True, help="Show the Python source of its encoder and decoder.")
+def show(topic: str, version: int | None, codec: bool) -> None:
+    """Print a schema, or the source of the codec that is made from it."""
+    import json
+
+    from rtfm.contracts import EVENT_OF_TOPIC, EventCodec
+    from rtfm.errors import ConfigError
+
+    catalogue = _catalogue()
+    entry = catalogue.topic(topic)
+    schema = entry.schema if version is None else catalogue.released(topic).get(version)
+    if schema is None or (codec and topic not in EVENT_OF_TOPIC):
+        raise ConfigError(f"{topic} has no {'codec' if codec else 'such schema'}")
+    if not codec:
+        click.echo(json.dumps(schema, indent=2, ensure_ascii=False))
+        return
+    made = EventCodec[Any](EVENT_OF_TOPIC[topic], entry.schema or {})
+    reader = made.decoder_source if version is None else made.source_for(schema)
+    click.echo(made.encoder_source + "\n\n" + reader)
+
+
+def _catalogue() -> Catalogue:
+    from rtfm.contracts import catalogue as catalogues
+
+    return catalogues.load(load_settings().schemas_dir)
+
+
+def _text(finding: Finding) -> str:
+    text = finding.message
+    if finding.direction == "backward" and finding.consumers:
+        text += f"\n  breaks for records still in Kafka: {', '.join(finding.consumers)}"
+    elif finding.direction is not None and finding.consumers:
+        text += f"\n  breaks: {', '.join(finding.consumers)} (written by {', '.join(finding.producers)})"
+    return f"{text}\n  rule: {finding.rule}" + (f", at {finding.path}" if finding.path else "")
+
+
+def _tags(directory: Path) -> list[str]:
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(directory), "tag", "--list"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return []  # not a checkout: schemas of somebody's own
+    return result.stdout.split()
+
+
+def _relative(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> None:

@@ -124,6 +124,8 @@ def read_schema(path: Path) -> Schema:
         raise ConfigError(f"{path}:{exc.lineno}:{exc.colno}: not JSON: {exc.msg}") from exc
     if not isinstance(schema, dict) or schema.get("type") != "record":
         raise ConfigError(f"{path}: not an Avro record")
+    if not isinstance(schema.get("fields"), list):
+        raise ConfigError(f"{path}: the record has no list of fields")
     try:
         fastavro.parse_schema(json.loads(json.dumps(schema)))
     except Exception as exc:  # fastavro raises its own errors, KeyError and TypeError for malformed schemas

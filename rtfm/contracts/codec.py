@@ -92,6 +92,13 @@ class EventCodec(Generic[Event]):
             known = self._decoders[id(writer_schema)] = (writer_schema, self._resolved(writer_schema))
         return known[1]
 
+    def source_for(self, writer_schema: Schema) -> str:
+        """The source of the decoder for records of ``writer_schema``.
+
+        Raises decoding.Unresolvable when they cannot be such events, decoding.NotCovered when fastavro reads them.
+        """
+        return compiled.decoder(self.shape, writer_schema)[1]
+
     def _resolved(self, writer_schema: Schema) -> Callable[[bytes], Event]:
         if writer_schema == self.schema:
             return self._decode

@@ -1,98 +1,133 @@
 """Registering the contracts: what a registry lacks, and the writing of it, all or nothing.
 
-A plan is made and checked whole before the first write. It never removes or changes a version that a registry holds.
+A plan is made and checked whole before the first write; should a write fail all the same, what was written before it
+is taken back. Versions that a registry holds are never changed.
 """
 
 from __future__ import annotations
 
-from attrs import frozen
+from collections.abc import Callable
+from functools import partial
 
-from rtfm.contracts.catalogue import Catalogue, Topic
+from attrs import evolve, field, frozen
+
+from rtfm.contracts import release
+from rtfm.contracts.catalogue import Catalogue, Schema, Topic
 from rtfm.contracts.registry import SchemaRefused, SchemaRegistry
-from rtfm.errors import ConfigError
+from rtfm.errors import ConfigError, RtfmError
 
 
 @frozen(kw_only=True)
 class Registration:
-    """What one subject needs: ``change`` is "register", "set level", "register, set level" or "none"."""
+    """What one subject needs: schemas to register, oldest first, and whether its level has to be set.
+
+    ``schema_id`` and ``version`` are the registry's for the current schema, None while it is not registered.
+    """
 
     topic: str
     subject: str
     level: str
-    registers: bool
+    missing: tuple[Schema, ...] = field(repr=False)
     sets_level: bool
-    schema_id: int | None
-    version: int | None
+    schema_id: int | None = None
+    version: int | None = None
 
     @property
     def changes(self) -> bool:
         """Whether anything has to be written."""
-        return self.registers or self.sets_level
+        return bool(self.missing) or self.sets_level
 
     @property
     def change(self) -> str:
         """The change in words."""
-        parts = [text for wanted, text in ((self.registers, "register"), (self.sets_level, "set level")) if wanted]
+        register = "register" if len(self.missing) == 1 else f"register {len(self.missing)} versions"
+        parts = [text for wanted, text in ((self.missing, register), (self.sets_level, "set level")) if wanted]
         return ", ".join(parts) or "none"
 
 
 def plan(catalogue: Catalogue, registry: SchemaRegistry) -> list[Registration]:
-    """What each subject of the catalogue needs; changes nothing.
+    """What each subject needs; changes nothing.
 
-    Raises ConfigError when the registry holds a version that a schema is incompatible with, Unavailable when it does
-    not answer.
+    Raises ConfigError when the contracts break a rule by themselves, or a version that the registry holds;
+    Unavailable when it does not answer.
     """
-    return [_plan_one(topic, registry) for topic in catalogue.with_schema()]
+    if found := release.findings(catalogue):
+        raise ConfigError(
+            f"{found[0].message}; nothing was registered",
+            hint="`rtfm-cli schemas check` shows everything that is wrong.",
+        )
+    return [_plan_one(catalogue, topic, registry) for topic in catalogue.with_schema()]
 
 
 def apply(catalogue: Catalogue, registry: SchemaRegistry, planned: list[Registration]) -> list[Registration]:
-    """Write what ``planned`` says and give it back with the ids and versions that came of it."""
-    done = []
-    for item in planned:
-        topic = catalogue.topic(item.topic)
-        assert topic.schema is not None  # noqa: S101 - only topics with a schema are planned
-        if item.sets_level:
-            registry.set_compatibility(topic.name, item.level)
-        if item.registers:
-            try:
-                registry.register(topic.name, topic.schema)
-            except SchemaRefused as exc:
-                raise ConfigError(f"{item.subject} was not registered: {exc}") from exc
-        found = registry.lookup(topic.name, topic.schema)
-        if found is None:
-            raise ConfigError(f"{item.subject} is not found right after it was registered at {registry.url}")
-        done.append(
-            Registration(
-                topic=item.topic,
-                subject=item.subject,
-                level=item.level,
-                registers=item.registers,
-                sets_level=item.sets_level,
-                schema_id=found[0],
-                version=found[1],
-            )
-        )
-    return done
+    """Write what ``planned`` says, and give it back with the ids and versions that came of it.
+
+    Raises ConfigError when the registry refuses something, Unavailable when it goes away; then what was registered
+    before is taken back as far as the registry can be reached.
+    """
+    undo: list[Callable[[], None]] = []
+    result = []
+    try:
+        for item in planned:
+            name, current = item.topic, catalogue.topic(item.topic).schema or {}
+            if item.sets_level:
+                undo.append(partial(registry.set_compatibility, name, registry.compatibility(name)))
+                registry.set_compatibility(name, item.level)
+            for schema in item.missing:
+                registry.register(name, schema)
+                undo.append(partial(registry.unregister, name, _found(registry, name, schema)[1]))
+            schema_id, version = _found(registry, name, current)
+            result.append(evolve(item, schema_id=schema_id, version=version))
+    except RtfmError as exc:
+        _take_back(undo)
+        if isinstance(exc, SchemaRefused):
+            raise ConfigError(f"{exc}; nothing was registered") from exc
+        raise
+    registry.forget_cached()
+    for item in result:
+        registry.keep(item.topic, catalogue.topic(item.topic).schema or {}, item.schema_id or 0)
+    return result
 
 
-def _plan_one(topic: Topic, registry: SchemaRegistry) -> Registration:
-    assert topic.schema is not None  # noqa: S101 - see Catalogue.with_schema
-    assert topic.compatibility is not None  # noqa: S101 - a topic with a schema has a level
-    found = registry.lookup(topic.name, topic.schema)
-    if found is None:
-        for version in registry.versions(topic.name):
-            if not registry.is_compatible(topic.name, topic.schema, version):
+def _plan_one(catalogue: Catalogue, topic: Topic, registry: SchemaRegistry) -> Registration:
+    schema, level = topic.schema or {}, topic.compatibility or "NONE"
+    released = catalogue.released(topic.name)
+    history = [*released.values()] + ([] if schema in released.values() else [schema])
+    found = registry.lookup(topic.name, schema)
+    held = [known for _, known in registry.versions(topic.name).values()]
+    # A registry that has the current schema has its past too, or had a reason to drop it.
+    missing = () if found else tuple(version for version in history if registry.lookup(topic.name, version) is None)
+    for version in missing:
+        for number, known in enumerate(held, 1):
+            if not release.accepts(version, known, level):
                 raise ConfigError(
-                    f"{registry.subject(topic.name)}: the schema is incompatible with version {version} at"
-                    f" {registry.url}; nothing was changed",
-                    hint="`rtfm-cli schemas check` says what breaks.",
+                    f"{registry.subject(topic.name)}: the schema is incompatible with version {number} at"
+                    f" {registry.url}; nothing was registered",
+                    hint=f"`rtfm-cli schemas check --registry {registry.url}` compares the two.",
                 )
     return Registration(
         topic=topic.name,
         subject=registry.subject(topic.name),
-        level=topic.compatibility,
-        registers=found is None,
-        sets_level=registry.compatibility(topic.name) != topic.compatibility,
+        level=level,
+        missing=missing,
+        sets_level=registry.compatibility(topic.name) != level,
         schema_id=found[0] if found else None,
         version=found[1] if found else None,
     )
+
+
+def _found(registry: SchemaRegistry, topic_name: str, schema: Schema) -> tuple[int, int]:
+    found = registry.lookup(topic_name, schema)
+    if found is None:
+        raise ConfigError(
+            f"{registry.subject(topic_name)} is not found right after it was registered at {registry.url}"
+        )
+    return found
+
+
+def _take_back(undo: list[Callable[[], None]]) -> None:
+    for step in reversed(undo):
+        try:
+            step()
+        except RtfmError:
+            return  # it is out of reach; the next run continues where this one stopped

@@ -1,0 +1,76 @@
+"""What changed between two versions of a schema, in words. Pure."""
+
+from __future__ import annotations
+
+from rtfm.contracts.catalogue import Schema
+from rtfm.contracts.compatibility import walk
+from rtfm.contracts.tree import Field, Node, parse
+
+
+def changes(old: Schema, new: Schema) -> list[str]:
+    """One line for each difference from ``old`` to ``new``, in the order of the fields; empty when there is none."""
+    before, after = _fields(parse(old)), _fields(parse(new))
+    gone, new_ones = before.keys() - after.keys(), after.keys() - before.keys()
+    # What is inside a record that came or went as a whole is not told again.
+    lines = [f"field {path} is removed" for path in before if path in gone and _parent(path) not in gone]
+    for path, entry in after.items():
+        if path not in before:
+            if _parent(path) not in new_ones:
+                default = f"default {entry.default!r}" if entry.has_default else "no default"
+                lines.append(f"field {path} is added: {_type(entry.node)}, {default}")
+            continue
+        lines += [f"field {path}: {line}" for line in _of_field(before[path], entry)]
+    if list(before) != list(after) and sorted(before) == sorted(after):
+        lines.append("the fields stand in another order")
+    lines += _of_types(parse(old), parse(new))
+    return lines
+
+
+def _fields(node: Node) -> dict[str, Field]:
+    return {f"{path}.{entry.name}" if path else entry.name: entry for path, part in walk(node) for entry in part.fields}
+
+
+def _parent(path: str) -> str:
+    return path.rpartition(".")[0].removesuffix("[]")
+
+
+def _of_field(old: Field, new: Field) -> list[str]:
+    lines = []
+    if _type(old.node) != _type(new.node):
+        lines.append(f"type {_type(old.node)} becomes {_type(new.node)}")
+    if old.has_default != new.has_default:
+        lines.append(f"gets the default {new.default!r}" if new.has_default else "loses its default")
+    elif old.default != new.default:
+        lines.append(f"default {old.default!r} becomes {new.default!r}")
+    if old.doc != new.doc:
+        lines.append(f"doc becomes {new.doc!r}")
+    return lines
+
+
+def _of_types(old: Node, new: Node) -> list[str]:
+    before = {part.name: part for _, part in walk(old) if part.name}
+    lines = []
+    for name, part in {part.name: part for _, part in walk(new) if part.name}.items():
+        if (was := before.get(name)) is None:
+            continue
+        lines += [
+            f"enum {part.short_name}: symbol {symbol} is added" for symbol in part.symbols if symbol not in was.symbols
+        ]
+        lines += [
+            f"enum {part.short_name}: symbol {symbol} is removed"
+            for symbol in was.symbols
+            if symbol not in part.symbols
+        ]
+        if was.default != part.default:
+            lines.append(f"enum {part.short_name}: default {was.default} becomes {part.default}")
+        if was.doc != part.doc:
+            lines.append(f"{part.kind} {part.short_name}: doc becomes {part.doc!r}")
+    return lines
+
+
+def _type(node: Node) -> str:
+    if node.kind == "union":
+        return " or ".join(_type(branch) for branch in node.branches)
+    if node.items is not None:
+        return f"{node.kind} of {_type(node.items)}"
+    return node.logical or node.name or node.kind

@@ -1,0 +1,124 @@
+"""What is wrong with a schema by itself, whatever came before it. Pure.
+
+Avro's libraries disagree on these, so they are errors here: what one accepts, another cannot read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from attrs import frozen
+
+from rtfm.contracts.catalogue import Schema
+from rtfm.contracts.compatibility import walk
+from rtfm.contracts.shapes import RANGES
+from rtfm.contracts.tree import Field, Node, parse
+
+# https://avro.apache.org/docs/1.12.0/specification/#logical-types
+BASES: dict[str, tuple[str, ...]] = {
+    "decimal": ("bytes", "fixed"),
+    "uuid": ("string", "fixed"),
+    "date": ("int",),
+    "time-millis": ("int",),
+    "time-micros": ("long",),
+    "timestamp-millis": ("long",),
+    "timestamp-micros": ("long",),
+    "timestamp-nanos": ("long",),
+    "local-timestamp-millis": ("long",),
+    "local-timestamp-micros": ("long",),
+    "local-timestamp-nanos": ("long",),
+    "duration": ("fixed",),
+}
+
+
+@frozen(kw_only=True)
+class Fault:
+    """One thing that is wrong: where, by which rule, and how to mend it."""
+
+    subject: str
+    path: str
+    rule: str
+    what: str
+    mend: str
+
+    @property
+    def message(self) -> str:
+        """The fault in one line."""
+        return f"{self.subject}: {self.what}; {self.mend}"
+
+
+def faults(subject: str, schema: Schema) -> list[Fault]:
+    """Everything that is wrong with ``schema``."""
+    found = {}
+    for path, node in walk(parse(schema)):
+        for place, rule, what, mend in _of_type(path, node):
+            found[place, rule] = Fault(subject=subject, path=place, rule=rule, what=what, mend=mend)
+    return list(found.values())
+
+
+def _of_type(path: str, node: Node) -> Iterator[tuple[str, str, str, str]]:
+    at = f"`{path}`" if path else "the record"
+    if node.kind in ("record", "enum") and not node.doc:
+        yield path, "doc", f"the {node.kind} {node.short_name} has no doc", "say what it is"
+    if node.logical is not None:
+        if node.logical not in BASES:
+            yield path, "logical-type", f"{at} has the unknown logicalType {node.logical}", "take one of Avro's"
+        elif node.kind not in BASES[node.logical]:
+            wanted = " or ".join(BASES[node.logical])
+            yield path, "logical-type", f"{at} has {node.logical} on {node.kind}", f"put it on {wanted}"
+    if node.kind == "enum":
+        if node.default is None:
+            yield path, "enum-default", f"{at} is an enum without a default", "add one, or no symbol can be added later"
+        elif node.default not in node.symbols:
+            yield (
+                path,
+                "enum-default",
+                f"{at} has the enum default {node.default}, no symbol",
+                "take one of its symbols",
+            )
+    for entry in node.fields:
+        yield from _of_field(f"{path}.{entry.name}" if path else entry.name, entry)
+
+
+def _of_field(path: str, entry: Field) -> Iterator[tuple[str, str, str, str]]:
+    if not entry.doc:
+        yield path, "doc", f"field `{path}` has no doc", "say what it is, and its unit"
+    if not entry.has_default or fits(entry.default, entry.node):
+        return
+    if entry.node.kind == "union" and any(fits(entry.default, branch) for branch in entry.node.branches):
+        mend = "put the branch of the default first"
+        yield path, "default", f"the default of `{path}` is not of the first branch of its union", mend
+    else:
+        yield path, "default", f"the default of `{path}` is not of its type", "give one of its type"
+
+
+def fits(value: Any, node: Node) -> bool:
+    """Whether ``value``, as JSON, is a default of ``node``; of a union, the first branch counts."""
+    match node.kind:
+        case "null":
+            return value is None
+        case "boolean":
+            return isinstance(value, bool)
+        case "int" | "long":
+            low, high = RANGES[node.kind]
+            return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+        case "float" | "double":
+            return isinstance(value, (int, float)) and not isinstance(value, bool)
+        case "string" | "bytes" | "fixed":
+            return isinstance(value, str) and (node.kind != "fixed" or len(value) == node.size)
+        case "enum":
+            return value in node.symbols
+        case "array":
+            return isinstance(value, list) and all(node.items is not None and fits(item, node.items) for item in value)
+        case "map":
+            return isinstance(value, dict) and all(
+                node.items is not None and fits(item, node.items) for item in value.values()
+            )
+        case "record":
+            return isinstance(value, dict) and all(
+                fits(value[entry.name], entry.node) if entry.name in value else entry.has_default
+                for entry in node.fields
+            )
+        case _:
+            return fits(value, node.branches[0])

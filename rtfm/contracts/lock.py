@@ -1,0 +1,126 @@
+"""``contracts.lock``: which versions were released, and what they were; released files never change.
+
+Owns the fingerprint of a schema: the same for two texts that mean the same contract, whatever their layout and docs.
+Reads and writes files, asks no registry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from attrs import NOTHING, frozen
+
+from rtfm.contracts.catalogue import Catalogue, Schema, Topic
+from rtfm.contracts.tree import Node, parse
+from rtfm.errors import ConfigError
+
+LOCK_FILE = "contracts.lock"
+
+
+@frozen(kw_only=True)
+class Locked:
+    """One released version: the fingerprint of its schema and the SHA-256 of its file, both in hexadecimal."""
+
+    fingerprint: str
+    sha256: str
+
+
+def fingerprint(schema: Schema) -> str:
+    """SHA-256, in hexadecimal, of what ``schema`` says to a codec: all of it but docs and layout."""
+    text = json.dumps(_canonical(parse(schema), set()), separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read(catalogue: Catalogue) -> dict[str, dict[int, Locked]]:
+    """Subject → version → what was released; empty without a lock file. ConfigError when it is malformed."""
+    path = catalogue.directory / LOCK_FILE
+    if not path.is_file():
+        return {}
+    try:
+        subjects = json.loads(path.read_text(encoding="utf-8"))["subjects"]
+        return {
+            subject: {int(version): Locked(**entry) for version, entry in versions.items()}
+            for subject, versions in subjects.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise ConfigError(
+            f"{path} is malformed: {exc}", hint="It is written by `rtfm-cli schemas release`; take it from git."
+        ) from exc
+
+
+def write(catalogue: Catalogue) -> None:
+    """Lock every released version as it stands. OSError when the file cannot be written."""
+    subjects = {
+        topic.subject: {
+            str(version): {"fingerprint": locked.fingerprint, "sha256": locked.sha256}
+            for version, locked in _released(catalogue, topic).items()
+        }
+        for topic in catalogue.with_schema()
+    }
+    replace(catalogue.directory / LOCK_FILE, json.dumps({"subjects": subjects}, indent=2) + "\n")
+
+
+def breaches(catalogue: Catalogue) -> list[tuple[str, str]]:
+    """(subject, what is wrong) for every released version that is missing, changed or unknown to the lock."""
+    locked = read(catalogue)
+    found = []
+    for topic in catalogue.with_schema():
+        known, there = locked.get(topic.subject, {}), _released(catalogue, topic)
+        for version in sorted(known.keys() | there.keys()):
+            where = f"released/{topic.subject}/{version}.avsc"
+            if version not in there:
+                found.append((topic.subject, f"{where} is missing, but it was released; restore it from git"))
+            elif version not in known:
+                found.append((topic.subject, f"{where} is not in {LOCK_FILE}; only `schemas release` makes versions"))
+            elif known[version] != there[version]:
+                found.append((topic.subject, f"{where} was changed after its release; restore it from git"))
+    gone = locked.keys() - {topic.subject for topic in catalogue.with_schema()}
+    return found + [
+        (subject, f"{subject} was released, but the catalogue has no such topic") for subject in sorted(gone)
+    ]
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _released(catalogue: Catalogue, topic: Topic) -> dict[int, Locked]:
+    directory = catalogue.released_directory(topic.name)
+    return {
+        version: Locked(
+            fingerprint=fingerprint(schema),
+            sha256=hashlib.sha256((directory / f"{version}.avsc").read_bytes()).hexdigest(),
+        )
+        for version, schema in catalogue.released(topic.name).items()
+    }
+
+
+def _canonical(node: Node, seen: set[str]) -> Any:
+    if node.name and node.name in seen:
+        return node.name
+    seen.add(node.name)
+    attributes = {
+        "name": node.name,
+        "logicalType": node.logical,
+        "aliases": list(node.aliases),
+        "symbols": list(node.symbols),
+        "default": node.default,
+        "size": node.size,
+        "items": node.items and _canonical(node.items, seen),
+        "branches": [_canonical(branch, seen) for branch in node.branches],
+    }
+    parts: dict[str, Any] = {"type": node.kind} | {key: value for key, value in attributes.items() if value}
+    if node.kind == "record":
+        parts["fields"] = [
+            {"name": entry.name, "aliases": list(entry.aliases), "type": _canonical(entry.node, seen)}
+            | ({} if entry.default is NOTHING else {"default": entry.default})
+            for entry in node.fields
+        ]
+    return parts

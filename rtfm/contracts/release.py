@@ -1,0 +1,229 @@
+"""Checking the contracts as a whole, and freezing them as released versions.
+
+A release writes ``released/<subject>/<n>.avsc``, an example of it with its bytes, and ``contracts.lock``. Nothing is
+written unless everything checks.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import fastavro
+from attrs import evolve, frozen
+
+from rtfm.contracts import lint, lock
+from rtfm.contracts.catalogue import Catalogue, Schema, Topic
+from rtfm.contracts.compatibility import can_read, violations
+from rtfm.contracts.reference import parsed
+from rtfm.contracts.registry import SchemaRegistry
+from rtfm.contracts.tree import Node, parse
+from rtfm.errors import ConfigError
+
+_SNOWFLAKE = "1286754213907726336"
+_TIME_MS = 1_726_854_000_123
+
+
+@frozen(kw_only=True)
+class Finding:
+    """One thing that is wrong with the contracts. ``kind``: lock, lint, compatibility, registry."""
+
+    kind: str
+    subject: str
+    rule: str
+    path: str
+    message: str
+    version: int | None = None
+    direction: str | None = None
+    mend: str | None = None
+    producers: tuple[str, ...] = ()
+    consumers: tuple[str, ...] = ()
+    file: str | None = None
+
+
+def findings(catalogue: Catalogue) -> list[Finding]:
+    """Everything that is wrong with the catalogue, from its files alone. Raises ConfigError for malformed ones."""
+    found = [
+        Finding(
+            kind="lock", subject=subject, rule="released", path="", message=f"{subject}: {what}", file=lock.LOCK_FILE
+        )
+        for subject, what in lock.breaches(catalogue)
+    ]
+    for topic in catalogue.with_schema():
+        found += findings_of(catalogue, topic)
+    return found
+
+
+def findings_of(catalogue: Catalogue, topic: Topic) -> list[Finding]:
+    """What is wrong with one schema: by itself, and against its released versions."""
+    assert topic.schema is not None  # noqa: S101 - see Catalogue.with_schema
+    found = [
+        Finding(
+            kind="lint",
+            subject=topic.subject,
+            rule=fault.rule,
+            path=fault.path,
+            message=fault.message,
+            mend=fault.mend,
+            file=topic.schema_file,
+        )
+        for fault in lint.faults(topic.subject, topic.schema)
+    ]
+    found += [
+        Finding(
+            kind="compatibility",
+            subject=entry.subject,
+            rule=entry.rule,
+            path=entry.path,
+            message=entry.message,
+            version=entry.version,
+            direction=entry.direction,
+            mend=entry.mend,
+            producers=entry.producers,
+            consumers=entry.consumers,
+            file=topic.schema_file,
+        )
+        for entry in violations(
+            topic.subject,
+            topic.schema,
+            catalogue.released(topic.name),
+            topic.compatibility or "NONE",
+            producers=topic.producers,
+            consumers=topic.consumers,
+        )
+    ]
+    return found
+
+
+def disagreements(catalogue: Catalogue, registry: SchemaRegistry) -> list[Finding]:
+    """Where the registry's verdict on a schema against a version that it holds is not ours by Avro's rules.
+
+    Raises Unavailable when the registry does not answer.
+    """
+    found = []
+    for topic in catalogue.with_schema():
+        schema, level = topic.schema or {}, topic.compatibility or "NONE"
+        for version, (_, held) in registry.versions(topic.name).items():
+            theirs = registry.is_compatible(topic.name, schema, version)
+            ours = accepts(schema, held, level)
+            if theirs is not ours:
+                said = (
+                    f"the registry at {registry.url} {'takes' if theirs else 'refuses'} it after its version {version}"
+                )
+                found.append(
+                    Finding(
+                        kind="registry",
+                        subject=topic.subject,
+                        rule="registry-disagrees",
+                        path="",
+                        message=f"{topic.subject}: {said}, this check {'takes' if ours else 'refuses'} it",
+                        version=version,
+                        file=topic.schema_file,
+                    )
+                )
+    return found
+
+
+def accepts(schema: Schema, held: Schema, level: str) -> bool:
+    """Whether ``schema`` may follow ``held`` under ``level``, by Avro's rules alone."""
+    backward = can_read(schema, held) if level.startswith(("BACKWARD", "FULL")) else True
+    return backward and (can_read(held, schema) if level.startswith(("FORWARD", "FULL")) else True)
+
+
+def plan(catalogue: Catalogue) -> dict[str, int]:
+    """Topic → the version that its schema would be released as, for those that changed since the last release."""
+    changed = {}
+    for topic in catalogue.with_schema():
+        released = catalogue.released(topic.name)
+        if not released or topic.schema != released[max(released)]:
+            changed[topic.name] = max(released, default=0) + 1
+    return changed
+
+
+def release(catalogue: Catalogue, planned: dict[str, int]) -> None:
+    """Freeze the schemas as planned; refuses with ConfigError, and writes nothing, when anything is wrong."""
+    if found := findings(catalogue):
+        raise ConfigError(
+            f"nothing was released: {found[0].message}", hint="`rtfm-cli schemas check` shows everything that is wrong."
+        )
+    for name, version in planned.items():
+        _freeze(catalogue, catalogue.topic(name), version)
+    lock.write(catalogue)
+
+
+def reset(catalogue: Catalogue) -> None:
+    """Make the schemas as they stand version 1 of each subject; all that was released is forgotten.
+
+    Raises ConfigError when a schema is wrong by itself. Whether a reset is still allowed is the caller's to know.
+    """
+    without_past = evolve(catalogue, topics={n: evolve(t, compatibility="NONE") for n, t in catalogue.topics.items()})
+    for topic in without_past.with_schema():
+        if found := findings_of(without_past, topic):
+            raise ConfigError(f"nothing was reset: {found[0].message}")
+    for topic in catalogue.with_schema():
+        for path in sorted(catalogue.released_directory(topic.name).glob("*")):
+            path.unlink()
+        _freeze(catalogue, topic, 1)
+    lock.write(catalogue)
+
+
+def _freeze(catalogue: Catalogue, topic: Topic, version: int) -> None:
+    assert topic.schema is not None  # noqa: S101 - see Catalogue.with_schema
+    directory = catalogue.released_directory(topic.name)
+    text = (catalogue.directory / str(topic.schema_file)).read_text(encoding="utf-8")
+    lock.replace(directory / f"{version}.avsc", text)
+    lock.replace(directory / f"{version}.examples.json", _json(examples(topic.schema)))
+
+
+def examples(schema: Schema) -> list[dict[str, Any]]:
+    """Two records of ``schema`` as JSON and as the hexadecimal of their Avro bytes: a full one and the least one."""
+    node = parse(schema)
+    return [
+        {"value": value, "avro": _encoded(schema, value)}
+        for value in (_example(node, "", full=True), _example(node, "", full=False))
+    ]
+
+
+def examples_path(catalogue: Catalogue, topic: Topic, version: int) -> Path:
+    """Where the examples of a released version stand."""
+    return catalogue.released_directory(topic.name) / f"{version}.examples.json"
+
+
+def _encoded(schema: Schema, value: Any) -> str:
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, parsed(schema), value)
+    return out.getvalue().hex()
+
+
+def _example(node: Node, name: str, *, full: bool) -> Any:
+    match node.kind:
+        case "record":
+            return {entry.name: _example(entry.node, entry.name, full=full) for entry in node.fields}
+        case "array":
+            return [_example(node.items, name, full=full) for _ in range(2)] if full and node.items else []
+        case "map":
+            return {"key": _example(node.items, name, full=full)} if full and node.items else {}
+        case "union":
+            null = next((branch for branch in node.branches if branch.kind == "null"), None)
+            others = [branch for branch in node.branches if branch.kind != "null"]
+            return None if null and not full else _example(others[0], name, full=full)
+        case "enum":
+            return node.symbols[-1] if full else node.symbols[0]
+        case "string":
+            return (_SNOWFLAKE if name.endswith(("_id", "_ids")) else f"{name} – ñ 🌊") if full else ""
+        case "int" | "long":
+            return 0 if not full else _TIME_MS if node.logical == "timestamp-millis" else 70_000
+        case "float" | "double":
+            return 0.75 if full else 0.0
+        case "boolean":
+            return full
+        case "bytes" | "fixed":
+            return b"\x01" * (node.size or int(full))
+        case _:
+            return None
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, default=lambda data: data.decode("latin-1")) + "\n"

@@ -1,0 +1,176 @@
+"""The catalogue's files: what is malformed, what was released, and the commands that look after them."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fastavro
+import pytest
+
+from cli.main import run
+from rtfm.contracts import EVENT_OF_TOPIC, EventCodec, catalogue, reference, release
+from rtfm.errors import ConfigError
+
+QUERY = "bot-query.avsc"
+
+
+@pytest.fixture
+def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the project's schemas that the command line uses."""
+    directory = tmp_path / "schemas"
+    shutil.copytree(catalogue.load().directory, directory)
+    monkeypatch.setenv("RTFM_SCHEMAS_DIR", str(directory))
+    monkeypatch.setenv("RTFM_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return directory
+
+
+def change(path: Path, edit: Callable[[Any], None]) -> None:
+    schema = json.loads(path.read_text(encoding="utf-8"))
+    edit(schema)
+    path.write_text(json.dumps(schema), encoding="utf-8")
+
+
+def add_field(path: Path, **more: Any) -> None:
+    entry = {"name": "locale", "type": "string", "doc": "Language of the asker."} | more
+    change(path, lambda schema: schema["fields"].append(entry))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("namespace = ", "contracts.toml"),
+        ("topics = {}", "namespace is missing"),
+        ('namespace = "a"\n[topics.t]\ndoc = "d"\nkey = "k"\npartitions = 0', "partitions: 0"),
+        ('namespace = "a"\n[topics.t]\nretention = 1', "unknown key retention"),
+        ('namespace = "a"\n[topics.t]\nschema = "bot-query.avsc"\ncompatibility = "ALL"', "'ALL' is no level"),
+        ('namespace = "a"\n[topics.t]\nschema = "gone.avsc"', "gone.avsc cannot be read"),
+    ],
+)
+def test_a_malformed_catalogue_is_named_with_its_place(copy: Path, text: str, said: str) -> None:
+    """File and key are in the one line."""
+    (copy / "contracts.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=said):
+        catalogue.load(copy)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"type": "record", "name": "A"}',
+        '{"type": "record", "name": "A", "fields": [{"name": "x", "type": "text"}]}',
+    ],
+)
+def test_a_schema_that_does_not_parse_is_named(copy: Path, text: str) -> None:
+    """Not JSON, no record, or no Avro."""
+    (copy / QUERY).write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=QUERY):
+        catalogue.load(copy)
+
+
+def test_check_names_field_rule_and_consumers(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A field without a default is exit 1."""
+    add_field(copy / QUERY)
+    assert run(["schemas", "check"]) == 1
+    said = capsys.readouterr().out
+    assert "new field `locale` has no default, so readers of v2 cannot read v1; add a default" in said
+    assert "processor: answer" in said
+    assert "rule: default" in said
+
+
+@pytest.mark.parametrize("damage", ["removed", "changed", "added"])
+def test_a_released_file_that_is_not_as_it_was_fails_the_check(
+    copy: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Released versions are immutable; the lock knows what they were."""
+    released = copy / "released" / "bot-queries-value" / "1.avsc"
+    match damage:
+        case "removed":
+            released.unlink()
+        case "changed":
+            released.write_text(released.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+        case _:
+            shutil.copy(released, released.with_name("2.avsc"))
+    assert run(["schemas", "check"]) == 1
+    assert "released/bot-queries-value/" in capsys.readouterr().out
+
+
+def test_check_speaks_json_and_github(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For scripts and for annotations of a pull request."""
+    add_field(copy / QUERY)
+    assert run(["schemas", "check", "--format", "json"]) == 1
+    found = json.loads(capsys.readouterr().out)["findings"]
+    assert [(entry["subject"], entry["path"], entry["rule"]) for entry in found] == [
+        ("bot-queries-value", "locale", "default")
+    ]
+    assert run(["schemas", "check", "--format", "github"]) == 1
+    assert capsys.readouterr().out.startswith(f"::error file=schemas/{QUERY},title=Contracts: default::")
+
+
+def test_release_refuses_what_is_incompatible_or_unchanged(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit 1 and nothing written."""
+    assert run(["schemas", "release"]) == 1
+    assert "Nothing to release" in capsys.readouterr().err
+    add_field(copy / QUERY)
+    assert run(["schemas", "release"]) == 1
+    assert not (copy / "released" / "bot-queries-value" / "2.avsc").exists()
+
+
+def test_release_freezes_the_next_version_and_lists_what_can_never_go(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Afterwards the check passes and the lock holds both versions."""
+    add_field(copy / QUERY, default="")
+    assert run(["schemas", "release"]) == 0
+    said = capsys.readouterr().out
+    assert "bot-queries-value v2 released" in said
+    assert "query_id" in said.partition("never be removed")[2]
+    assert list(catalogue.load(copy).released("bot-queries")) == [1, 2]
+    assert run(["schemas", "check"]) == 0
+
+
+def test_diff_tells_what_changed(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In words, since the newest release."""
+    add_field(copy / QUERY, default="")
+    assert run(["schemas", "diff", "bot-queries"]) == 0
+    assert "field locale is added: string, default ''" in capsys.readouterr().out
+
+
+def test_show_prints_the_source_of_a_codec(capsys: pytest.CaptureFixture[str]) -> None:
+    """What runs can be read."""
+    assert run(["schemas", "show", "bot-queries", "--codec"]) == 0
+    said = capsys.readouterr().out
+    assert "def encode(event, frame):" in said
+    assert "def decode(data):" in said
+
+
+@pytest.mark.parametrize("topic_name", EVENT_OF_TOPIC)
+def test_every_released_example_is_read_by_every_later_schema(topic_name: str) -> None:
+    """The bytes of each version's examples, through each later version and the event class."""
+    known = catalogue.load()
+    topic = known.topic(topic_name)
+    codec: EventCodec[Any] = EventCodec(EVENT_OF_TOPIC[topic_name], topic.schema or {})
+    released = known.released(topic_name)
+    assert released
+    for version, schema in released.items():
+        examples = json.loads(release.examples_path(known, topic, version).read_text(encoding="utf-8"))
+        assert examples
+        for example in examples:
+            data = bytes.fromhex(example["avro"])
+            event = codec.decode(b"\x00\x00\x00\x00\x07" + data, schema)
+            later = [released[number] for number in released if number >= version] + [codec.schema]
+            for reader in later:
+                value = fastavro.schemaless_reader(io.BytesIO(data), reference.parsed(schema), reference.parsed(reader))
+                assert isinstance(value, dict)
+                for name in example["value"].keys() & value.keys():
+                    assert value[name] == example["value"][name]
+            plain = reference.plain(event)
+            for name in example["value"].keys() & plain.keys():
+                assert plain[name] == example["value"][name]
