@@ -12,8 +12,10 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from operator import mul
 
+import attrs
 from attrs import define, field, frozen
 
 from rtfm.events import ChannelKind, TimestampMillis
@@ -77,10 +79,12 @@ class Weights:
 
 
 LEARNED = Weights()
+_KNOWN_FEATURES = 19
+"""Weights that concern a conversation that exists; the others concern a new one."""
 
 
 @frozen(kw_only=True)
-class _Seen:
+class Seen:
     """A message in the window. ``place`` counts messages from the start of the run."""
 
     place: int
@@ -133,7 +137,7 @@ class _ConversationState:
     last: int = -1
     size: int = 0
     last_of: dict[str, int] = field(factory=dict)
-    spoke_to: dict[str, int] = field(factory=dict)
+    spoke_to: set[str] = field(factory=set)
     pairs: set[tuple[str, str]] = field(factory=set)
     words: set[str] = field(factory=set)
 
@@ -141,7 +145,7 @@ class _ConversationState:
 @define(kw_only=True)
 class _LinkerState:
     weights: Weights
-    window: deque[_Seen] = field(factory=lambda: deque(maxlen=WINDOW))
+    window: deque[Seen] = field(factory=lambda: deque(maxlen=WINDOW))
     names: dict[str, str] = field(factory=dict)
     place: int = 0
 
@@ -158,7 +162,7 @@ class _LinkerState:
 
     def add(self, message: Said, addressees: tuple[str, ...], words: frozenset[str], conversation_id: str) -> None:
         self.window.append(
-            _Seen(
+            Seen(
                 place=self.place,
                 author_id=message.author_id,
                 addressees=addressees,
@@ -171,94 +175,97 @@ class _LinkerState:
             self.names[message.author_name.lower()] = message.author_id
 
     def best(self, message: Said, addressees: tuple[str, ...], words: frozenset[str]) -> str:
-        return _best(self.weights, list(self.window), self.place, message, addressees, words)
+        weights = attrs.astuple(self.weights)
+        best, best_score = message.message_id, -math.inf
+        for conversation_id, features in choices(self.window, self.place, message, addressees, words):
+            score = sum(map(mul, weights, features))
+            if score > best_score:
+                best, best_score = conversation_id or message.message_id, score
+        return best
 
 
-def _best(
-    w: Weights,
-    window: Sequence[_Seen],
-    place: int,
-    message: Said,
-    addressees: tuple[str, ...],
-    words: frozenset[str],
-) -> str:
+def choices(
+    window: Iterable[Seen], place: int, message: Said, addressees: tuple[str, ...], words: frozenset[str]
+) -> list[tuple[str | None, tuple[float, ...]]]:
+    """Where a message may belong: (conversation id, or None for a new one; a value for each of ``Weights``' fields)."""
     speaker = message.author_id
+    seen_last: Seen | None = None
     conversations: dict[str, _ConversationState] = {}
     last_by: dict[str, tuple[int, str]] = {}
     last_to_speaker: tuple[int, str] | None = None
     frequency: Counter[str] = Counter()
+    count = 0
     for seen in window:
+        count += 1
         state = conversations.setdefault(seen.conversation_id, _ConversationState())
         state.last = seen.place
         state.size += 1
         state.last_of[seen.author_id] = seen.place
         for user in seen.addressees:
-            state.spoke_to[user] = seen.place
+            state.spoke_to.add(user)
             state.pairs.add((seen.author_id, user))
         state.words |= seen.words
         frequency.update(seen.words)
         last_by[seen.author_id] = (seen.place, seen.conversation_id)
         if speaker in seen.addressees:
             last_to_speaker = (seen.place, seen.conversation_id)
-    addressee: str | None = next((user for user in addressees if user in last_by), next(iter(addressees), None))
-    rarity = {word: math.log((len(window) + 2) / (frequency[word] + 1)) for word in words}
-    total_rarity = sum(rarity.values())
-    is_question = bool(_QUESTION.search(message.content))
-
+        seen_last = seen
+    addressee = next((user for user in addressees if user in last_by), next(iter(addressees), None))
+    rarity = {word: math.log((count + 2) / (frequency[word] + 1)) for word in words}
+    total_rarity = sum(rarity.values()) or 1.0
     own_last = last_by.get(speaker)
-    score = w.new + w.new_speaker_distance * (math.log2(1 + place - own_last[0]) if own_last else 7.0)
-    if own_last is None:
-        score += w.new_speaker_unseen
-    if addressee is None and is_question:
-        score += w.new_open_question
-    if addressee is not None and addressee not in last_by:
-        score += w.new_addressee_unseen
-    best, best_score = message.message_id, score
+    is_open = addressee is None
 
-    candidates = sorted(conversations.items(), key=lambda item: -item[1].last)[:MAX_CANDIDATES]
-    for conversation_id, state in candidates:
-        score = w.known + w.size * math.log2(1 + state.size)
+    found: list[tuple[str | None, tuple[float, ...]]] = [
+        (
+            None,
+            (0.0,) * _KNOWN_FEATURES
+            + (
+                1.0,
+                float(own_last is None),
+                float(is_open and bool(_QUESTION.search(message.content))),
+                math.log2(1 + place - own_last[0]) if own_last else 7.0,
+                float(addressee is not None and addressee not in last_by),
+            ),
+        )
+    ]
+    for conversation_id, state in sorted(conversations.items(), key=lambda item: -item[1].last)[:MAX_CANDIDATES]:
         speaker_at = state.last_of.get(speaker)
-        if speaker_at is not None:
-            score += w.speaker_here + w.speaker_distance * math.log2(1 + place - speaker_at)
-            if own_last is not None and own_last[1] == conversation_id:
-                score += w.speaker_last_here
-        if speaker in state.spoke_to:
-            score += w.spoken_to_here
-        if (
+        addressee_at = None if addressee is None else state.last_of.get(addressee)
+        here = addressee_at is not None
+        absent = is_open and speaker_at is None
+        shared = sum(value for word, value in rarity.items() if word in state.words) / total_rarity
+        answers_speaker = (
             last_to_speaker is not None
             and last_to_speaker[1] == conversation_id
             and (own_last is None or last_to_speaker[0] > own_last[0])
-        ):
-            score += w.spoken_to_last_here
-        if addressee is None:
-            score += w.open_distance * math.log2(1 + place - state.last)
-            if speaker_at is None:
-                score += w.open_speaker_absent
-            elif place - speaker_at <= 5:
-                score += w.open_speaker_near
-        else:
-            addressee_at = state.last_of.get(addressee)
-            if addressee_at is None:
-                score += w.addressee_elsewhere
-            else:
-                score += w.addressee_here + w.addressee_distance * math.log2(1 + place - addressee_at)
-                if last_by[addressee][1] == conversation_id:
-                    score += w.addressee_last_here
-                if speaker_at is not None:
-                    score += w.both_here
-            if (addressee, speaker) in state.pairs or (speaker, addressee) in state.pairs:
-                score += w.pair_here
-        if window[-1].conversation_id == conversation_id and window[-1].author_id == speaker:
-            score += w.same_as_previous
-        if total_rarity:
-            shared = sum(value for word, value in rarity.items() if word in state.words) / total_rarity
-            score += w.overlap * shared
-            if addressee is None and speaker_at is None:
-                score += w.overlap_open_absent * shared
-        if score > best_score:
-            best, best_score = conversation_id, score
-    return best
+        )
+        goes_on = (
+            seen_last is not None and seen_last.conversation_id == conversation_id and seen_last.author_id == speaker
+        )
+        features = (
+            here,
+            here and addressee is not None and last_by[addressee][1] == conversation_id,
+            0.0 if addressee_at is None else math.log2(1 + place - addressee_at),
+            speaker_at is not None,
+            own_last is not None and own_last[1] == conversation_id,
+            0.0 if speaker_at is None else math.log2(1 + place - speaker_at),
+            speaker in state.spoke_to,
+            answers_speaker,
+            not is_open and ((addressee, speaker) in state.pairs or (speaker, addressee) in state.pairs),
+            here and speaker_at is not None,
+            not is_open and not here,
+            math.log2(1 + place - state.last) if is_open else 0.0,
+            absent,
+            is_open and speaker_at is not None and place - speaker_at <= 5,
+            goes_on,
+            shared,
+            shared if absent else 0.0,
+            math.log2(1 + state.size),
+            1.0,
+        )
+        found.append((conversation_id, (*map(float, features), 0.0, 0.0, 0.0, 0.0, 0.0)))
+    return found
 
 
 @frozen(kw_only=True)

@@ -29,6 +29,9 @@ MAX_VISIBLE_CHANNELS = 20_000
 MAX_QUESTION_CHARACTERS = 4_000
 """What Discord lets a member with Nitro write; the rest of a longer question is not read."""
 
+TAIL = 0.35
+"""Share of the best passage's score below which a passage only fills the list. At a half, coverage falls by a point."""
+
 EXACT_LIMIT = 2_000
 """Visible passages that are compared one by one in less time than Chroma takes to find as many that may be seen."""
 
@@ -129,6 +132,8 @@ class Retriever:
         if not near_enough([near for near, _ in scored], lexical, corpus):
             return SearchResult(mode=mode, passages=[])
         scored.sort(key=lambda pair: (-pair[0].score, pair[1].passage_id))
+        lowest = scored[0][0].score * TAIL
+        scored = [(near, candidate) for near, candidate in scored if near.score >= lowest]
         return SearchResult(mode=mode, passages=self._with_messages(scored[:limit], visible))
 
     def _lexical_candidates(self, guild: str, visible: Sequence[str], lexical: Lexical) -> set[str]:
