@@ -181,6 +181,21 @@ class Settings:
         _seconds,
         group="Kafka",
     )
+    kafka_group_protocol: str = _setting(
+        "KAFKA_GROUP_PROTOCOL",
+        "classic",
+        "`classic` notices a dead worker within 6 s; `consumer` (KIP-848) moves partitions with less ado, and notices"
+        " within the broker's session timeout, 45 s unless set.",
+        _one_of("classic", "consumer"),
+        group="Kafka",
+    )
+    kafka_static_membership: bool = _setting(
+        "KAFKA_STATIC_MEMBERSHIP",
+        False,
+        "Keep a worker's partitions for it while it is restarted in place under the same RTFM_INSTANCE_ID.",
+        _boolean,
+        group="Kafka",
+    )
     schema_registry_url: str = _setting(
         "SCHEMA_REGISTRY_URL",
         "http://localhost:8081",

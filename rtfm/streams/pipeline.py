@@ -1,78 +1,55 @@
-"""The pipeline of a service: poll, decode, handle, produce, commit.
+"""The pipeline of a service: poll, handle, and commit outputs with offsets in one transaction.
 
-Promises at least once: an offset is committed when its record's outputs, or its dead letter, are acknowledged.
-What can never succeed becomes a dead letter; what is down for everyone pauses the pipeline, which keeps polling and
-tries again with backoff, so nothing is skipped and no member is evicted for slow work.
+Promises that in Kafka every record has its outputs, or its dead letter, exactly once; a handler may run again after a
+crash. One thread owns the consumer, the transactions and all state; handlers run in a pool (``lanes``), records of one
+key one after another, and what finishes early is committed early (``commits``): the offset's metadata holds the map of
+what is finished above it (``position``). What is down pauses the pipeline, which keeps its place in the group.
+docs/delivery.md has the promises, and what they do not cover.
 """
 
 from __future__ import annotations
 
-import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from attrs import field, frozen
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
 
 from rtfm.contracts import Contracts
-from rtfm.errors import ConfigError, PermanentError, RtfmError, TransientError, Unavailable
+from rtfm.errors import ConfigError, TransientError, Unavailable
 from rtfm.settings import Settings
-from rtfm.streams import dead_letters
-from rtfm.streams.connection import REQUEST_TIMEOUT_S, client_config, group_name, topic_name, translated
-from rtfm.streams.consumer import Record, record_of
-from rtfm.streams.producer import EventProducer
-from rtfm.telemetry import (
-    CONSUMED,
-    DEAD_LETTERS,
-    LOST_RECORDS,
-    PIPELINE_PAUSED,
-    PROCESS_SECONDS,
-    Health,
-    child_traceparent,
-    get_logger,
-)
+from rtfm.streams.commits import Commits
+from rtfm.streams.connection import client_config, group_name, topic_name, translated
+from rtfm.streams.consumer import Record
+from rtfm.streams.handling import FIRST_BACKOFF_S, MAX_BACKOFF_S, Handler, Handling, Output, WaitingState
+from rtfm.streams.lanes import Lanes
+from rtfm.streams.position import PartitionState
+from rtfm.telemetry import CONSUMED, LOST_RECORDS, Health, get_logger
 
-POLL_S = 0.2
-FIRST_BACKOFF_S = 0.2
-MAX_BACKOFF_S = 10.0
+POLL_S = 0.1
+IDLE_S = 0.01
+REJOIN_AFTER_S = 1.0
+TAKE = 200
+HIGH_WATER = 500
+"""Unfinished records of a partition; with those of one intake they bound the map in the offset's metadata."""
+
+PATIENCE_S = 1.0
+"""Crowded that long, partitions are paused; a resume costs up to a second, not polling costs nothing."""
+
+ASSIGN_TIMEOUT_S = 25.0
+"""A committed offset is known when the transaction that holds it has ended: 10 s and the broker's own interval."""
 
 _log = get_logger(__name__)
-T = TypeVar("T")
 
 __all__ = ["Handler", "Output", "Pipeline", "Record"]
-
-
-@frozen(kw_only=True)
-class Output:
-    """An event that a handler wants produced; ``topic`` is without prefix."""
-
-    topic: str
-    event: Any
-    headers: Mapping[str, bytes | str] = field(factory=dict)
-
-
-Handler = Callable[[Sequence[Record]], Sequence[Output]]
-"""Does a batch's work and gives what is to be produced.
-
-It may be called again with the same records. It raises TransientError for what is down (the batch is tried again) and
-PermanentError for what can never succeed (the batch's records are tried one by one, and the failing one is a dead
-letter).
-"""
-
-
-class _Stopped(Exception):
-    """The service is stopping, or the partitions went elsewhere, while work waited for a dependency."""
 
 
 class Pipeline:
     """Reads one topic as one consumer group and hands its records to ``handler``.
 
-    With ``concurrency`` 1 the handler gets batches of up to ``batch_size`` records in order; with more it gets one
-    record a call, records of one key one after another.
+    With ``concurrency`` 1 the handler gets batches of up to ``batch_size`` records of one partition, in order; with
+    more it gets one record a call, records of one key one after another.
     """
 
     def __init__(
@@ -91,261 +68,242 @@ class Pipeline:
         if topic not in contracts.catalogue.topics:
             raise ConfigError(f"there is no topic {topic} in contracts.toml")
         self._settings = settings
-        self._contracts = contracts
-        self._group = group
         self._topic = topic
-        self._handler = handler
+        self._full_topic = topic_name(settings, topic)
+        self._group = group
         self._health = health
-        self._batch_size = batch_size
-        self._concurrency = concurrency
+        self._high_water = max(HIGH_WATER, 2 * batch_size) if concurrency == 1 else HIGH_WATER
         self._stop = stop
-        self._assigned: set[int] = set()
-        self._generation = 0
-        self.paused_for: str | None = None
-        """The dependency that the pipeline waits for, or None."""
+        self._waiting = WaitingState(group)
+        handling = Handling(contracts, topic=topic, group=group, handler=handler, waiting=self._waiting, stop=stop)
+        self._lanes = Lanes(handling, name=group, concurrency=concurrency, batch_size=batch_size, stop=stop)
+        self._commits = Commits(settings, topic=topic, group=group, waiting=self._waiting)
+        self._parts: dict[int, PartitionState] = {}
+        self._consumer: Any = None
+        self._crowded_since_s: float | None = None
+        self._callback_error: BaseException | None = None
+        self._broken = False
 
     def run(self) -> None:
         """Work until ``stop`` is set, then finish what is in hand, commit and leave the group.
 
-        Raises ConfigError for a topic that does not exist, or a fatal error of the client.
+        Raises ConfigError for a topic that does not exist, Fenced when another process has this one's name, and
+        whatever defect the handler has.
         """
         self._health.ready_when(self._group, self._not_ready)
-        producer = EventProducer(self._settings, self._contracts)
-        consumer = Consumer(
+        if not self._opened():
+            return
+        self._lanes.open()
+        try:
+            self._join()
+            while not self._stop.is_set():
+                self._step()
+            self._drain()
+        except BaseException:
+            self._broken = True
+            raise
+        finally:
+            self._leave()
+
+    # The loop
+
+    def _opened(self) -> bool:
+        """Start transactions, waiting for Kafka; False when stopped meanwhile."""
+        backoff_s = FIRST_BACKOFF_S
+        while not self._stop.is_set():
+            self._health.beat(self._group)
+            try:
+                self._commits.open()
+            except Unavailable as exc:
+                self._waiting.note(self, exc)
+                self._stop.wait(backoff_s)
+                backoff_s = min(MAX_BACKOFF_S, 2 * backoff_s)
+                continue
+            self._waiting.clear(self)
+            return True
+        return False
+
+    def _step(self) -> None:
+        self._health.beat(self._group)
+        if self._lanes:
+            self._settle(wait_s=0.005)  # poll() cannot be woken from another thread
+        if self._has_room():
+            due_s = self._commits.due_in_s()
+            self._take(0 if self._lanes else POLL_S if due_s is None else min(POLL_S, due_s))
+        elif not self._lanes:
+            self._stop.wait(IDLE_S)
+        if self._commits.due_in_s() == 0:
+            self._commits.commit(self._consumer)
+
+    def _settle(self, wait_s: float = 0.0) -> None:
+        for finished in self._lanes.settle(wait_s):
+            self._commits.add(finished)
+
+    def _drain(self) -> None:
+        """Let what runs finish; the pool skips what it has not begun."""
+        deadline_s = time.monotonic() + self._settings.shutdown_grace_s * 0.8
+        self._pause(list(self._parts.values()))
+        while self._lanes and time.monotonic() < deadline_s:
+            self._step()
+        self._settle()
+        while self._commits and time.monotonic() < deadline_s:
+            self._commits.commit(self._consumer)
+            time.sleep(IDLE_S)
+
+    def _take(self, wait_s: float) -> None:
+        # consume(n, t) waits for all of t unless n records come; a poll for the first does not.
+        first = self._consumer.poll(wait_s)
+        messages = [] if first is None else [first, *self._consumer.consume(TAKE - 1, 0)]
+        if self._callback_error is not None:
+            error, self._callback_error = self._callback_error, None
+            if not isinstance(error, TransientError):
+                raise error
+            self._rejoin(error)
+            return
+        for message in messages:
+            if (error := message.error()) is not None:
+                self._read_error(error)
+                continue
+            part = self._parts.get(message.partition())
+            if part is not None and part.admit(message.offset()):
+                CONSUMED.labels(self._topic, self._group).inc()
+                self._lanes.put(part, message)
+        self._lanes.start()
+
+    def _read_error(self, error: KafkaError) -> None:
+        if error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC) or error.fatal():
+            raise translated(error, self._settings, f"reading {self._full_topic}")
+        _log.warning("kafka", group=self._group, error=error.str())
+
+    # Backpressure
+
+    def _has_room(self) -> bool:
+        """Whether to poll: first not polling holds back, which is free, then pausing, so that the group keeps us."""
+        now_s = time.monotonic()
+        parts = self._parts.values()
+        full = [part for part in parts if not part.paused and len(part.unfinished) >= self._high_water]
+        all_wait = self._lanes.crowded or self._commits.stuck
+        if not (full or all_wait):
+            self._crowded_since_s = None
+            ready = [part for part in parts if part.paused and len(part.unfinished) <= self._high_water // 2]
+            if ready and not self._stop.is_set():
+                self._consumer.resume([TopicPartition(self._full_topic, part.number) for part in ready])
+                for part in ready:
+                    part.paused = False
+            return True
+        if self._crowded_since_s is None:
+            self._crowded_since_s = now_s
+        if now_s - self._crowded_since_s < PATIENCE_S:
+            return False
+        self._pause([part for part in parts if not part.paused] if all_wait else full)
+        return True
+
+    def _pause(self, parts: list[PartitionState]) -> None:
+        if parts:
+            self._consumer.pause([TopicPartition(self._full_topic, part.number) for part in parts])
+        for part in parts:
+            part.paused = True
+
+    # Membership. Callbacks run inside poll() and close(); an exception would come out of those as a SystemError.
+
+    def _join(self) -> None:
+        classic = {
+            "partition.assignment.strategy": "cooperative-sticky",
+            "session.timeout.ms": 6000,
+            # A cooperative hand-over is two rounds, each noticed at a heartbeat.
+            "heartbeat.interval.ms": 1000,
+        }
+        static = {"group.instance.id": f"{group_name(self._settings, self._group)}-{self._settings.instance_id}"}
+        self._consumer = Consumer(
             {
                 **client_config(self._settings),
                 "group.id": group_name(self._settings, self._group),
-                "partition.assignment.strategy": "cooperative-sticky",
+                "group.protocol": self._settings.kafka_group_protocol,
+                **(classic if self._settings.kafka_group_protocol == "classic" else {}),
+                **(static if self._settings.kafka_static_membership else {}),
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "earliest",
                 "isolation.level": "read_committed",
-                "session.timeout.ms": 6000,
-                "heartbeat.interval.ms": 1000,
-                "max.poll.interval.ms": 40000,
-                "fetch.wait.max.ms": 50,
+                # Well above ASSIGN_TIMEOUT_S, which is spent inside poll().
+                "max.poll.interval.ms": 60_000,
+                "queued.max.messages.kbytes": 16_384,
             }
         )
-        work = ThreadPoolExecutor(1, thread_name_prefix=f"{self._group}-work")
-        pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix=self._group) if self._concurrency > 1 else None
-        try:
-            consumer.subscribe(
-                [topic_name(self._settings, self._topic)], on_assign=self._on_assign, on_revoke=self._on_revoke,
-                on_lost=self._on_revoke,
-            )  # fmt: skip
-            while not self._stop.is_set():
-                self._health.beat(self._group)
-                messages = self._take(consumer)
-                if messages:
-                    self._process(consumer, producer, work, pool, messages)
-        finally:
-            work.shutdown()
-            if pool is not None:
-                pool.shutdown()
-            consumer.close()
-            producer.close()
-
-    def _take(self, consumer: Consumer) -> list[Any]:
-        # consume(n, t) waits for all of t unless n records come; a poll for the first does not.
-        first = consumer.poll(POLL_S)
-        if first is None:
-            return []
-        messages = [first, *consumer.consume(self._batch_size - 1, 0)] if self._batch_size > 1 else [first]
-        good = []
-        for message in messages:
-            error = message.error()
-            if error is None:
-                good.append(message)
-            elif error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC) or error.fatal():
-                raise translated(error, self._settings, f"reading {self._topic}")
-            else:
-                _log.warning("kafka", group=self._group, error=error.str())
-        CONSUMED.labels(self._topic, self._group).inc(len(good))
-        return good
-
-    def _process(
-        self,
-        consumer: Consumer,
-        producer: EventProducer,
-        work: ThreadPoolExecutor,
-        pool: ThreadPoolExecutor | None,
-        messages: list[Any],
-    ) -> None:
-        """Do the batch's work in another thread while this one keeps polling, then commit."""
-        generation = self._generation
-        future = work.submit(self._work, producer, pool, messages, lambda: self._generation != generation)
-        self._poll_until(consumer, future)
-        try:
-            future.result()
-        except _Stopped:
-            self._rewind(consumer, messages)
-            return
-        self._commit(consumer, messages)
-
-    def _poll_until(self, consumer: Consumer, future: Future[None]) -> None:
-        """Wait for the work; past a second, poll with the partitions paused so that the group keeps this member."""
-        started = time.monotonic()
-        paused: list[TopicPartition] = []
-        while not future.done():
-            if time.monotonic() - started < 1.0:
-                _wait(future, 0.05)
-                continue
-            if not paused:
-                paused = consumer.assignment()
-                consumer.pause(paused)
-            self._health.beat(self._group)
-            stray: Any = consumer.poll(0)
-            if stray is not None and stray.error() is None:
-                # Of a partition that was assigned meanwhile: put it back and let it wait with the others.
-                part = TopicPartition(stray.topic(), stray.partition(), stray.offset())
-                consumer.pause([part])
-                consumer.seek(part)
-                paused.append(part)
-            _wait(future, 0.1)
-        if paused:
-            current = {(part.topic, part.partition) for part in consumer.assignment()}
-            consumer.resume([part for part in paused if (part.topic, part.partition) in current])
-
-    def _work(
-        self,
-        producer: EventProducer,
-        pool: ThreadPoolExecutor | None,
-        messages: list[Any],
-        moved: Callable[[], bool],
-    ) -> None:
-        def steadily(action: Callable[[], T]) -> T:
-            return self._until_available(action, moved)
-
-        started = time.monotonic()
-        records = [steadily(partial(record_of, self._topic, message, self._contracts)) for message in messages]
-        for record in records:
-            if record.error is not None:
-                self._bury(producer, record, record.error, "DECODE")
-        good = [record for record in records if record.error is None]
-        if pool is None:
-            if good:
-                self._handle(producer, good, steadily)
-        else:
-            lanes: dict[bytes | None, list[Record]] = {}
-            for record in good:
-                lanes.setdefault(record.key, []).append(record)
-            futures = [pool.submit(self._lane, producer, lane, steadily) for lane in lanes.values()]
-            for future in futures:
-                future.result()
-        self._deliver(producer)
-        PROCESS_SECONDS.labels(self._topic).observe(time.monotonic() - started)
-
-    def _deliver(self, producer: EventProducer) -> None:
-        try:
-            producer.flush()
-        except Unavailable as exc:
-            # What was not delivered is gone from the producer: only doing the batch again brings it back.
-            self._note_waiting(exc)
-            self._stop.wait(FIRST_BACKOFF_S)
-            raise _Stopped from exc
-        self._note_going_on()
-
-    def _lane(self, producer: EventProducer, records: list[Record], steadily: Callable[..., Any]) -> None:
-        for record in records:
-            self._handle(producer, [record], steadily)
-
-    def _handle(self, producer: EventProducer, records: list[Record], steadily: Callable[..., Any]) -> None:
-        try:
-            outputs = steadily(lambda: self._handler(records))
-        except PermanentError as exc:
-            if len(records) == 1:
-                self._bury(producer, records[0], exc, "HANDLE")
-                return
-            for record in records:
-                self._handle(producer, [record], steadily)
-            return
-        trace = records[0].header("traceparent") if len(records) == 1 else None
-        for output in outputs:
-            headers = dict(output.headers)
-            if trace is not None:
-                headers.setdefault("traceparent", child_traceparent(trace.decode("ascii", "replace")))
-            steadily(partial(producer.send, output.topic, output.event, headers=headers))
-
-    def _bury(self, producer: EventProducer, record: Record, error: PermanentError, stage: str) -> None:
-        headers = dead_letters.headers_for(record, error, group=self._group, stage=stage)
-        producer.send_raw(dead_letters.TOPIC, record.key, record.value, headers)
-        DEAD_LETTERS.labels(self._topic, dead_letters.reason(error)).inc()
-        _log.warning(
-            "dead letter", topic=self._topic, partition=record.partition, offset=record.offset, reason=str(error)
+        self._consumer.subscribe(
+            [self._full_topic],
+            on_assign=self._guarded(self._on_assign),
+            on_revoke=self._guarded(self._on_revoke),
+            on_lost=self._guarded(self._on_lost),
         )
 
-    def _until_available(self, action: Callable[[], T], moved: Callable[[], bool]) -> T:
-        """The result of ``action``, tried again while a dependency is down."""
-        backoff_s = FIRST_BACKOFF_S
-        while True:
+    def _rejoin(self, error: TransientError) -> None:
+        """Leave and come back: where a partition stands could not be read, so it must not be worked on."""
+        self._waiting.note(self, error)
+        self._forget(list(self._parts))
+        self._consumer.close()
+        self._callback_error = None
+        self._stop.wait(REJOIN_AFTER_S)
+        self._join()
+
+    def _leave(self) -> None:
+        if self._consumer is not None:
+            self._consumer.close()
+        self._forget(list(self._parts))
+        self._commits.close()
+        self._lanes.close()
+
+    def _guarded(
+        self, callback: Callable[[Any, Sequence[TopicPartition]], None]
+    ) -> Callable[[Any, list[TopicPartition]], None]:
+        def call(consumer: Any, partitions: list[TopicPartition]) -> None:
             try:
-                result = action()
-            except TransientError as exc:
-                self._note_waiting(exc)
-                wait_s = getattr(exc, "retry_after_s", 0) or backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
-                if self._stop.wait(wait_s) or moved():
-                    raise _Stopped from exc
-                backoff_s = min(MAX_BACKOFF_S, backoff_s * 2)
-                continue
-            if self.paused_for != "kafka":  # whether it takes records again is known at the next delivery
-                self._note_going_on()
-            return result
+                callback(consumer, partitions)
+            except BaseException as exc:
+                self._callback_error = exc
 
-    def _note_waiting(self, exc: TransientError) -> None:
-        dependency = exc.dependency if isinstance(exc, Unavailable) else "throttled"
-        if self.paused_for is None:
-            _log.warning("waiting", group=self._group, dependency=dependency, reason=str(exc))
-            PIPELINE_PAUSED.labels(self._group, dependency).set(1)
-        self.paused_for = dependency
+        return call
 
-    def _note_going_on(self) -> None:
-        if self.paused_for is not None:
-            _log.info("going on", group=self._group, dependency=self.paused_for)
-            PIPELINE_PAUSED.labels(self._group, self.paused_for).set(0)
-            self.paused_for = None
-
-    def _commit(self, consumer: Consumer, messages: list[Any]) -> None:
-        ends: dict[int, int] = {}
-        for message in messages:
-            ends[message.partition()] = max(ends.get(message.partition(), 0), message.offset() + 1)
-        name = topic_name(self._settings, self._topic)
-        offsets = [TopicPartition(name, part, end) for part, end in ends.items() if part in self._assigned]
-        if not offsets:
+    def _on_assign(self, consumer: Any, partitions: Sequence[TopicPartition]) -> None:
+        if not partitions:
             return
+        stored = self._commits.stored(consumer, [part.partition for part in partitions], ASSIGN_TIMEOUT_S)
+        for part in stored:
+            self._parts[part.partition] = PartitionState.restored(part.partition, part.offset, part.metadata or "")
+        consumer.incremental_assign([TopicPartition(p.topic, p.partition, p.offset) for p in stored])
+        consumer.resume([TopicPartition(p.topic, p.partition) for p in stored])
+        _log.info("assigned", group=self._group, partitions=sorted(self._parts))
+        self._waiting.clear(self)
+        self._report_lost(stored)
+
+    def _on_revoke(self, consumer: Any, partitions: Sequence[TopicPartition]) -> None:
         try:
-            consumer.commit(offsets=offsets, asynchronous=False)
-        except KafkaException as exc:
-            # The records are done; whoever has the partition now does them again, which is at least once.
-            _log.warning("commit refused", group=self._group, reason=str(exc.args[0]))
+            if not self._broken:
+                self._settle()
+                self._commits.commit(consumer)
+        finally:
+            self._on_lost(consumer, partitions)
 
-    def _rewind(self, consumer: Consumer, messages: list[Any]) -> None:
-        """Forget an unfinished batch: what is still assigned is read again."""
-        starts: dict[int, int] = {}
-        for message in messages:
-            starts[message.partition()] = min(starts.get(message.partition(), message.offset()), message.offset())
-        name = topic_name(self._settings, self._topic)
-        for part, offset in starts.items():
-            if part in self._assigned and not self._stop.is_set():
-                consumer.seek(TopicPartition(name, part, offset))
-
-    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        try:
-            self._assigned |= {part.partition for part in partitions}
-            self._report_lost(consumer, partitions)
-            _log.info("assigned", group=self._group, partitions=sorted(self._assigned))
-        except (KafkaException, RtfmError) as exc:  # out of here it would become a SystemError of poll()
-            _log.warning("assignment not checked", group=self._group, reason=str(exc))
-
-    def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
-        self._assigned -= {part.partition for part in partitions}
-        self._generation += 1
+    def _on_lost(self, consumer: Any, partitions: Sequence[TopicPartition]) -> None:
+        self._forget([part.partition for part in partitions])
+        consumer.incremental_unassign(list(partitions))
         _log.info("revoked", group=self._group, partitions=sorted(part.partition for part in partitions))
 
-    def _report_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        for part in consumer.committed(partitions, timeout=REQUEST_TIMEOUT_S):
+    def _forget(self, numbers: list[int]) -> None:
+        for number in numbers:
+            if (part := self._parts.pop(number, None)) is not None:
+                part.live = False
+        self._commits.keep_live()
+
+    def _report_lost(self, stored: Sequence[TopicPartition]) -> None:
+        for part in stored:
             if part.offset == OFFSET_INVALID or part.offset < 0:
                 continue
-            low, _ = consumer.get_watermark_offsets(part, timeout=REQUEST_TIMEOUT_S)
+            try:
+                low, _ = self._consumer.get_watermark_offsets(part, timeout=5.0)
+            except KafkaException as exc:
+                _log.warning("start of the log unknown", group=self._group, reason=exc.args[0].str())
+                continue
             if part.offset < low:
                 LOST_RECORDS.labels(self._topic, self._group).inc(low - part.offset)
                 _log.error(
@@ -356,12 +314,5 @@ class Pipeline:
                 )
 
     def _not_ready(self) -> str | None:
-        if self.paused_for is not None:
-            return f"waiting for {self.paused_for}"
-        return None
-
-
-def _wait(future: Future[None], timeout_s: float) -> None:
-    done = threading.Event()
-    future.add_done_callback(lambda _: done.set())
-    done.wait(timeout_s)
+        dependency = self._waiting.dependency
+        return None if dependency is None else f"waiting for {dependency}"

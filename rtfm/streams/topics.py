@@ -209,4 +209,6 @@ def _wanted(topic: Topic, replicas: int) -> dict[str, str]:
         "min.insync.replicas": str(max(1, replicas - 1)),
         # The time that Kafka keeps is the time of producing: an import of old messages must not expire at once.
         "message.timestamp.type": "LogAppendTime",
+        # A dead letter is a record of any topic and the headers that say why.
+        **({"max.message.bytes": "2097152"} if topic.schema is None else {}),
     }

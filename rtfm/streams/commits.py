@@ -1,0 +1,186 @@
+"""Commits: what is finished, until its transaction is known to be committed.
+
+Owns the transactions, when they are due and what follows a failed one. Nothing that is finished is handled again for
+a failed transaction: it goes with the next. Where a transaction's outcome is unknown, the group's own offsets tell.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from attrs import define, field, frozen
+from confluent_kafka import KafkaException, TopicPartition
+
+from rtfm.errors import RtfmError, Unavailable
+from rtfm.settings import Settings
+from rtfm.streams.connection import topic_name, translated
+from rtfm.streams.handling import FIRST_BACKOFF_S, MAX_BACKOFF_S, WaitingState
+from rtfm.streams.lanes import Finished
+from rtfm.streams.position import PartitionState
+from rtfm.streams.transactions import NotCommitted, OutcomeUnknown, Transactions, is_member
+from rtfm.telemetry import DEAD_LETTERS, get_logger
+
+EVERY_S = 0.02
+"""With no gap at all, every fourth transaction waits 100 ms for the markers of the last one."""
+
+RECORDS = 500
+MAX_RECORDS = 2000
+RESOLVE_TIMEOUT_S = 5.0
+
+_log = get_logger(__name__)
+
+
+@frozen
+class _Position:
+    """A position that was sent, and the assignment that it is of."""
+
+    part: PartitionState
+    offset: int
+    metadata: str
+
+
+@define
+class _CommitState:
+    pending: list[Finished] = field(factory=list)
+    sent: list[Finished] = field(factory=list)
+    """What the last transaction held, while nobody knows whether it was committed."""
+    positions: list[_Position] = field(factory=list)
+    records: int = 0
+    last_s: float = 0.0
+    not_before_s: float = 0.0
+    failures: int = 0
+
+
+class Commits:
+    """The commits of one instance to one topic's group. Used by one thread."""
+
+    def __init__(self, settings: Settings, *, topic: str, group: str, waiting: WaitingState) -> None:
+        self._settings = settings
+        self._topic = topic
+        self._full_topic = topic_name(settings, topic)
+        self._group = group
+        self._waiting = waiting
+        self._transactions = Transactions(settings, group)
+        self._state = _CommitState()
+
+    def open(self) -> None:
+        """Start transactions. Raises Unavailable, Fenced."""
+        self._transactions.open()
+
+    def close(self) -> None:
+        """Drop the producer; what is not committed is not."""
+        self._transactions.close()
+
+    def add(self, finished: Finished) -> None:
+        """Take ``finished`` into the next transaction."""
+        for offset in finished.offsets:
+            finished.part.finish(offset)
+        self._state.pending.append(finished)
+        self._state.records += len(finished.offsets)
+
+    def __len__(self) -> int:
+        """How many finished records are not known to be committed."""
+        return self._state.records
+
+    @property
+    def stuck(self) -> bool:
+        """Whether too much waits for a transaction."""
+        return self._state.records >= MAX_RECORDS
+
+    def due_in_s(self) -> float | None:
+        """Seconds until ``commit`` is wanted; None when there is nothing to commit."""
+        if not self._state.records:
+            return None
+        if self._state.records >= RECORDS:
+            return 0.0
+        return max(0.0, self._state.last_s + EVERY_S - time.monotonic())
+
+    def keep_live(self) -> None:
+        """Forget what is of partitions that went elsewhere."""
+        state = self._state
+        state.pending = [finished for finished in state.pending if finished.part.live]
+        state.sent = [finished for finished in state.sent if finished.part.live]
+        state.positions = [position for position in state.positions if position.part.live]
+        state.records = sum(len(finished.offsets) for finished in [*state.pending, *state.sent])
+
+    def commit(self, consumer: Any) -> None:
+        """Commit what is finished, or put it off. Raises Fenced."""
+        state = self._state
+        now_s = time.monotonic()
+        if now_s < state.not_before_s:
+            return
+        state.last_s = now_s
+        try:
+            if state.sent:
+                self._resolve(consumer)
+            # Asked anew each time: the generation changes without a word to us.
+            member = consumer.consumer_group_metadata()
+            if not state.pending or not is_member(member):
+                return
+            state.sent, state.pending = state.pending, []
+            parts = dict.fromkeys(finished.part for finished in state.sent)
+            state.positions = [_Position(part, *part.position()) for part in parts]
+            self._transactions.commit(
+                [record for finished in state.sent for record in finished.result.produced],
+                [TopicPartition(self._full_topic, p.part.number, p.offset, p.metadata) for p in state.positions],
+                member,
+            )
+        except NotCommitted as exc:
+            self._not_committed()
+            if exc.rebalancing:
+                _log.info("commit put off", group=self._group, reason=str(exc))
+                state.not_before_s = now_s + EVERY_S
+            else:
+                self._hold_back(exc)
+        except (OutcomeUnknown, Unavailable) as exc:
+            self._hold_back(exc)
+        else:
+            self._committed()
+
+    def stored(self, consumer: Any, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
+        """The group's committed positions. Waits for a transaction that holds one. Raises Unavailable."""
+        what = f"reading the offsets of {self._group}"
+        try:
+            found = consumer.committed([TopicPartition(self._full_topic, number) for number in numbers], timeout_s)
+        except KafkaException as exc:
+            raise translated(exc, self._settings, what) from exc
+        for part in found:
+            if part.error is not None:
+                raise translated(part.error, self._settings, what)
+        return list(found)
+
+    def _resolve(self, consumer: Any) -> None:
+        """Find out whether the last transaction was committed. Raises Unavailable without an answer.
+
+        Every commit changes offset or metadata, so equality tells. It is one transaction, so what is still assigned
+        tells for all of it.
+        """
+        self._transactions.open()  # ends the transaction either way
+        sent = self._state.positions
+        found = self.stored(consumer, [position.part.number for position in sent], RESOLVE_TIMEOUT_S)
+        stored = {part.partition: (part.offset, part.metadata or "") for part in found}
+        if all(stored[position.part.number] == (position.offset, position.metadata) for position in sent):
+            self._committed()
+        else:
+            self._not_committed()
+
+    def _committed(self) -> None:
+        state = self._state
+        for finished in state.sent:
+            state.records -= len(finished.offsets)
+            for reason in finished.result.dead:
+                DEAD_LETTERS.labels(self._topic, reason).inc()
+        state.sent, state.positions, state.failures, state.not_before_s = [], [], 0, 0.0
+        self._waiting.clear(self)
+
+    def _not_committed(self) -> None:
+        state = self._state
+        state.pending, state.sent, state.positions = state.sent + state.pending, [], []
+
+    def _hold_back(self, error: RtfmError) -> None:
+        """Say that Kafka takes nothing, and wait before the next try."""
+        self._waiting.note(self, Unavailable("kafka", str(error)))
+        backoff_s = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(self._state.failures, 10))
+        self._state.failures += 1
+        self._state.not_before_s = time.monotonic() + backoff_s

@@ -1,0 +1,191 @@
+"""Handling records in the pool: decode, call the handler, encode its outputs, and tell failures apart.
+
+Owns what becomes of a failure: what can never succeed is a dead letter, what is down is waited for, and a defect is
+raised. Knows nothing of offsets, transactions or assignments.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from attrs import define, field, frozen
+
+from rtfm.contracts import Contracts
+from rtfm.errors import InvalidEvent, PermanentError, Throttled, TransientError, Unavailable
+from rtfm.streams import dead_letters
+from rtfm.streams.consumer import Record, record_of
+from rtfm.streams.producer import event_headers
+from rtfm.streams.transactions import Produced
+from rtfm.telemetry import PIPELINE_PAUSED, PROCESS_SECONDS, child_traceparent, get_logger
+
+FIRST_BACKOFF_S = 0.2
+MAX_BACKOFF_S = 10.0
+MAX_OUTPUT_BYTES = 1_000_000
+"""Kafka's default limit of a record is 1,048,588 bytes, headers and framing included."""
+
+_log = get_logger(__name__)
+T = TypeVar("T")
+
+
+@frozen(kw_only=True)
+class Output:
+    """An event that a handler wants produced; ``topic`` is without prefix."""
+
+    topic: str
+    event: Any
+    headers: Mapping[str, bytes | str] = field(factory=dict)
+
+
+Handler = Callable[[Sequence[Record]], Sequence[Output]]
+"""Does a batch's work and gives what is to be produced.
+
+It may be called again with the same records. It raises TransientError for what is down (the batch is tried again) and
+PermanentError for what can never succeed (the batch's records are tried one by one, and the failing one is a dead
+letter). Anything else is a defect and ends the pipeline.
+"""
+
+
+@frozen
+class Result:
+    """What handling came to: records to produce, and the reasons of those that are dead letters."""
+
+    produced: tuple[Produced, ...] = ()
+    dead: tuple[str, ...] = ()
+
+
+class GaveUp(Exception):
+    """The service is stopping, or the partition went elsewhere, while work waited for a dependency."""
+
+
+@define
+class WaitingState:
+    """What a pipeline waits for; its threads note it, readiness and metrics show it."""
+
+    group: str
+    _by: dict[object, str] = field(factory=dict)
+    _lock: threading.Lock = field(factory=threading.Lock)
+
+    def note(self, who: object, error: TransientError) -> None:
+        """``who`` waits for what ``error`` names."""
+        dependency = error.dependency if isinstance(error, Unavailable) else "throttled"
+        with self._lock:
+            if dependency not in self._by.values():
+                _log.warning("waiting", group=self.group, dependency=dependency, reason=str(error))
+                PIPELINE_PAUSED.labels(self.group, dependency).set(1)
+            self._by[who] = dependency
+
+    def clear(self, who: object) -> None:
+        """``who`` goes on."""
+        if who not in self._by:
+            return
+        with self._lock:
+            dependency = self._by.pop(who)
+            if dependency not in self._by.values():
+                _log.info("going on", group=self.group, dependency=dependency)
+                PIPELINE_PAUSED.labels(self.group, dependency).set(0)
+
+    @property
+    def dependency(self) -> str | None:
+        """One of the dependencies that are waited for."""
+        with self._lock:
+            return next(iter(self._by.values()), None)
+
+
+class Handling:
+    """Handles records of one topic for one group. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        contracts: Contracts,
+        *,
+        topic: str,
+        group: str,
+        handler: Handler,
+        waiting: WaitingState,
+        stop: threading.Event,
+    ) -> None:
+        self._contracts = contracts
+        self._topic = topic
+        self._group = group
+        self._handler = handler
+        self._waiting = waiting
+        self._stop = stop
+
+    def handle(self, messages: Sequence[Any], moved: Callable[[], bool]) -> Result:
+        """Handle ``messages`` of confluent_kafka as one batch.
+
+        Raises GaveUp when stopped, or ``moved``, while waiting; and whatever defect the handler has.
+        """
+        started = time.monotonic()
+        steadily = partial(self._steadily, moved)
+        try:
+            records = [steadily(partial(record_of, self._topic, message, self._contracts)) for message in messages]
+            good = [record for record in records if record.error is None]
+            bad = [self._buried(record, record.error, "DECODE") for record in records if record.error is not None]
+            result = _merged([*bad, self._handled(good, steadily)] if good else bad)
+        finally:
+            self._waiting.clear(threading.get_ident())
+        PROCESS_SECONDS.labels(self._topic).observe(time.monotonic() - started)
+        return result
+
+    def _handled(self, records: Sequence[Record], steadily: Callable[[Callable[[], Any]], Any]) -> Result:
+        try:
+            outputs = steadily(lambda: self._handler(records))
+            trace = records[0].header("traceparent") if len(records) == 1 else None
+            return Result(tuple(steadily(partial(self._encoded, output, trace)) for output in outputs))
+        except PermanentError as exc:
+            if len(records) == 1:
+                return self._buried(records[0], exc, "HANDLE")
+        return _merged([self._handled([record], steadily) for record in records])
+
+    def _encoded(self, output: Output, trace: bytes | None) -> Produced:
+        given = dict(output.headers)
+        if trace is not None:
+            given.setdefault("traceparent", child_traceparent(trace.decode("ascii", "replace")))
+        key, value = self._contracts.key(output.topic, output.event), self._contracts.encode(output.topic, output.event)
+        headers = event_headers(given)
+        size = len(key) + len(value) + sum(len(name) + len(text) for name, text in headers)
+        if size > MAX_OUTPUT_BYTES:
+            raise InvalidEvent(f"an event for {output.topic} has {size} bytes, more than {MAX_OUTPUT_BYTES}")
+        return Produced(output.topic, key, value, headers)
+
+    def _buried(self, record: Record, error: PermanentError, stage: str) -> Result:
+        headers = dead_letters.headers_for(record, error, group=self._group, stage=stage)
+        _log.warning(
+            "dead letter",
+            topic=self._topic,
+            partition=record.partition,
+            offset=record.offset,
+            reason=dead_letters.reason(error),
+        )
+        letter = Produced(dead_letters.TOPIC, record.key, record.value, headers)
+        return Result((letter,), (dead_letters.reason(error),))
+
+    def _steadily(self, moved: Callable[[], bool], action: Callable[[], T]) -> T:
+        """The result of ``action``, tried again while a dependency is down."""
+        backoff_s = FIRST_BACKOFF_S
+        while True:
+            try:
+                result = action()
+            except TransientError as exc:
+                self._waiting.note(threading.get_ident(), exc)
+                jittered_s = backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
+                if self._stop.wait(exc.retry_after_s if isinstance(exc, Throttled) else jittered_s) or moved():
+                    raise GaveUp from exc
+                backoff_s = min(MAX_BACKOFF_S, backoff_s * 2)
+                continue
+            self._waiting.clear(threading.get_ident())
+            return result
+
+
+def _merged(results: Iterable[Result]) -> Result:
+    parts = list(results)
+    return Result(
+        tuple(record for part in parts for record in part.produced),
+        tuple(reason for part in parts for reason in part.dead),
+    )

@@ -1,0 +1,136 @@
+"""Where a group is in a partition when records are finished out of order.
+
+Owns the form of a committed position: the lowest unfinished offset, and in its metadata a run-length map of what is
+finished above it. Pure: no Kafka, no clock. The map is as long as there are runs, and runs are separated by unfinished
+records, so a bound on unfinished records is a bound on the map; it is never cut, which would repeat finished work.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections import deque
+from collections.abc import Iterable
+
+from attrs import define, field
+
+from rtfm.errors import ConfigError, RtfmError
+
+_VERSION = "1"
+
+
+def encode(unfinished: Iterable[int], end: int) -> str:
+    """The map of ``unfinished`` (ascending offsets, the first of them the committed one) below ``end``.
+
+    Runs of unfinished and finished offsets take turns, as varints in base64 after the form's version. Empty when
+    nothing above the committed offset is finished.
+    """
+    runs: list[int] = []
+    start = stop = -1
+    for offset in unfinished:
+        if offset == stop:
+            stop += 1
+            continue
+        if stop >= 0:
+            runs += (stop - start, offset - stop)
+        start, stop = offset, offset + 1
+    if 0 <= stop < end:
+        runs += (stop - start, end - stop)
+    if not runs:
+        return ""
+    out = bytearray()
+    for run in runs:
+        while run > 127:
+            out.append(run & 127 | 128)
+            run >>= 7
+        out.append(run)
+    return _VERSION + base64.b64encode(out).decode().rstrip("=")
+
+
+def decode(offset: int, metadata: str) -> tuple[list[int], int]:
+    """The unfinished offsets, and the end, of a position. Raises ConfigError for metadata of another form."""
+    if not metadata:
+        return [], offset
+    wrong = ConfigError(
+        f"the group's offset metadata is of another program or version: {metadata[:20]!r}",
+        hint="stop the group and reset its offsets with Kafka's own tools, or run the version that wrote them",
+    )
+    if metadata[0] != _VERSION:
+        raise wrong
+    try:
+        packed = base64.b64decode(metadata[1:] + "=" * (-(len(metadata) - 1) % 4), validate=True)
+    except binascii.Error as exc:
+        raise wrong from exc
+    runs, number, shift = [], 0, 0
+    for byte in packed:
+        number |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            runs.append(number)
+            number = shift = 0
+    if shift or len(runs) % 2:
+        raise wrong
+    unfinished: list[int] = []
+    for undone, done in zip(runs[::2], runs[1::2], strict=True):
+        unfinished += range(offset, offset + undone)
+        offset += undone + done
+    return unfinished, offset
+
+
+@define(eq=False)
+class PartitionState:
+    """One assignment of one partition: what is taken in and not finished.
+
+    A new assignment is a new object, so its identity tells whether a result is still wanted: ``live`` is False once the
+    partition went elsewhere. Everything from the lowest unfinished offset to ``end`` that is not in ``unfinished`` is
+    finished, gaps of transactions and compaction included.
+    """
+
+    number: int
+    committed: int = 0
+    """The offset that was committed when it was assigned; 0 where none was."""
+    end: int = 0
+    """The highest offset taken in, plus one."""
+    unfinished: dict[int, None] = field(factory=dict)
+    awaited: deque[int] = field(factory=deque)
+    """Restored unfinished offsets that have not come from the log again yet."""
+    live: bool = True
+    paused: bool = False
+    _last_seen: int = -1
+
+    @classmethod
+    def restored(cls, number: int, offset: int, metadata: str) -> PartitionState:
+        """The state that a committed position stands for; a negative ``offset`` is none. Raises ConfigError."""
+        offset = max(offset, 0)
+        unfinished, end = decode(offset, metadata)
+        return cls(
+            number=number, committed=offset, end=end, unfinished=dict.fromkeys(unfinished), awaited=deque(unfinished)
+        )
+
+    def admit(self, offset: int) -> bool:
+        """Whether the record at ``offset`` is still to be done. Raises RtfmError for a record out of order."""
+        if offset <= self._last_seen:
+            raise RtfmError(f"partition {self.number} gave offset {offset} after {self._last_seen}")
+        self._last_seen = offset
+        if offset < self.committed:  # the topic was made anew: nothing of what was committed is of this log
+            self.unfinished.clear()
+            self.awaited.clear()
+            self.committed = self.end = offset
+        while self.awaited and self.awaited[0] < offset:
+            del self.unfinished[self.awaited.popleft()]  # gone from the log
+        if self.awaited and self.awaited[0] == offset:
+            self.awaited.popleft()
+            return True
+        if offset < self.end:
+            return False
+        self.unfinished[offset] = None
+        self.end = offset + 1
+        return True
+
+    def finish(self, offset: int) -> None:
+        """Note that the record at ``offset`` is done."""
+        del self.unfinished[offset]
+
+    def position(self) -> tuple[int, str]:
+        """Offset and metadata to commit."""
+        return next(iter(self.unfinished), self.end), encode(self.unfinished, self.end)

@@ -1,0 +1,181 @@
+"""Transactions: records and offsets of a group that become visible together or not at all.
+
+Owns the transactional producer. Promises that after ``commit`` returns all of it is committed, after ``NotCommitted``
+none of it, and after ``OutcomeUnknown`` that only the group's offsets can tell, once ``open`` has ended the old
+transaction. Does not decide when to try again.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from attrs import frozen
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+
+from rtfm.errors import RtfmError
+from rtfm.settings import Settings
+from rtfm.streams.connection import client_config, group_name, topic_name, translated
+from rtfm.telemetry import SENT
+
+OPEN_TIMEOUT_S = 5.0
+COMMIT_TIMEOUT_S = 8.0
+MAX_RECORD_BYTES = 2_000_000
+"""A dead letter is a record of up to a megabyte, Kafka's default limit, with headers that say why."""
+
+_REBALANCING = {
+    KafkaError.ILLEGAL_GENERATION,
+    KafkaError.REBALANCE_IN_PROGRESS,
+    KafkaError.UNKNOWN_MEMBER_ID,
+    KafkaError._STATE,
+}
+
+
+@frozen
+class Produced:
+    """A record to produce; ``topic`` is without prefix."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes]]
+
+
+class Fenced(RtfmError):
+    """Another process has taken this one's place; it must end, and may be started again."""
+
+
+class NotCommitted(RtfmError):
+    """Nothing of the transaction was committed. ``rebalancing``: the group is about to move partitions, as it may."""
+
+    def __init__(self, message: str, *, rebalancing: bool = False) -> None:
+        super().__init__(message)
+        self.rebalancing = rebalancing
+
+
+class OutcomeUnknown(RtfmError):
+    """The transaction was or was not committed."""
+
+
+class Transactions:
+    """The transactional producer of one instance in one group. Used by one thread."""
+
+    def __init__(self, settings: Settings, group: str) -> None:
+        self._settings = settings
+        self._id = f"{group_name(settings, group)}-{settings.instance_id}"
+        self._producer: Any = None
+        self._refused: str | None = None
+
+    def open(self) -> None:
+        """Make a producer anew, which ends whatever transaction a predecessor left open.
+
+        Raises Unavailable without an answer, Fenced when another process is doing the same.
+        """
+        self.close()
+        producer: Any = Producer(
+            {
+                **client_config(self._settings),
+                "transactional.id": self._id,
+                "transaction.timeout.ms": 10_000,
+                "message.timeout.ms": 9_000,
+                "compression.type": "zstd",
+                "linger.ms": 5,
+                "message.max.bytes": MAX_RECORD_BYTES,
+                # How long a topic that is not there may still turn up; the default of 30 s outlasts a transaction.
+                "topic.metadata.propagation.max.ms": 3_000,
+            }
+        )
+        try:
+            producer.init_transactions(OPEN_TIMEOUT_S)
+        except KafkaException as exc:
+            error = exc.args[0]
+            if _fenced(error):
+                raise self._fenced(error) from exc
+            raise translated(exc, self._settings, f"starting transactions of {self._id}") from exc
+        self._producer = producer
+
+    def commit(self, records: Iterable[Produced], positions: list[TopicPartition], member: object) -> None:
+        """Produce ``records`` and commit ``positions`` of the group in one transaction.
+
+        Raises NotCommitted, OutcomeUnknown or Fenced.
+        """
+        if self._producer is None:
+            raise OutcomeUnknown("the producer is not open")
+        self._refused = None
+        try:
+            self._producer.begin_transaction()
+            counts: dict[str, int] = {}
+            for record in records:
+                self._produce(record)
+                counts[record.topic] = counts.get(record.topic, 0) + 1
+            self._producer.send_offsets_to_transaction(positions, member, COMMIT_TIMEOUT_S)
+            self._producer.commit_transaction(COMMIT_TIMEOUT_S)
+        except KafkaException as exc:
+            self._failed(exc.args[0], exc)
+        for topic, count in counts.items():
+            SENT.labels(topic, "").inc(count)
+
+    def close(self) -> None:
+        """Drop the producer; a transaction that is open stays so until the broker ends it, or ``open``."""
+        if self._producer is not None:
+            self._producer.purge()
+            self._producer = None
+
+    def _produce(self, record: Produced) -> None:
+        deadline = time.monotonic() + COMMIT_TIMEOUT_S
+        while True:
+            try:
+                self._producer.produce(
+                    topic_name(self._settings, record.topic),
+                    record.value,
+                    record.key,
+                    headers=record.headers,
+                    on_delivery=self._delivered,
+                )
+                return
+            except BufferError as exc:
+                if time.monotonic() > deadline:
+                    raise OutcomeUnknown("the producer's queue stays full") from exc
+                self._producer.poll(0.05)
+
+    def _delivered(self, error: KafkaError | None, message: Any) -> None:
+        if error is not None:
+            SENT.labels(message.topic().removeprefix(self._settings.kafka_topic_prefix), error.name()).inc()
+            self._refused = self._refused or f"{message.topic()}: {error.str()}"
+
+    def _failed(self, error: KafkaError, exc: KafkaException) -> None:
+        """Raise what ``error`` means for the transaction, having ended it where that can be known."""
+        if _fenced(error):
+            raise self._fenced(error) from exc
+        reason = self._refused or error.str()
+        if not error.txn_requires_abort():
+            raise OutcomeUnknown(reason) from exc
+        try:
+            self._producer.abort_transaction(COMMIT_TIMEOUT_S)
+        except KafkaException as failed:
+            if _fenced(failed.args[0]):
+                raise self._fenced(failed.args[0]) from failed
+            raise OutcomeUnknown(reason) from failed
+        raise NotCommitted(reason, rebalancing=error.code() in _REBALANCING) from exc
+
+    def _fenced(self, error: KafkaError) -> Fenced:
+        return Fenced(
+            f"another process took the place of {self._id}: {error.str()}",
+            hint="RTFM_INSTANCE_ID must differ between instances; a process that was frozen is started again",
+        )
+
+
+def is_member(metadata: bytes) -> bool:
+    """Whether group ``metadata`` of a consumer is of a member.
+
+    A broker takes offsets of generation -1 unchecked, beside live members, so they must not be sent. The bytes are
+    librdkafka's: a signature, then the generation (rd_kafka_consumer_group_metadata_write).
+    """
+    (generation,) = struct.unpack_from("<i", metadata, len("CGMDv2:"))
+    return bool(generation >= 0)
+
+
+def _fenced(error: KafkaError) -> bool:
+    return bool(error.fatal()) or error.code() in (KafkaError._FENCED, KafkaError._FATAL)

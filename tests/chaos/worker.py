@@ -1,0 +1,66 @@
+"""A worker of the chaos tests: answers every message with one response, keyed by channel, until SIGTERM.
+
+``python -m tests.chaos.worker HANDLER_MS PADDING_BYTES CONCURRENCY``; settings come from the environment. The answer is
+the message's id, so that a reader of bot-responses can account for every message and its order in the channel.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+from attrs import evolve
+
+from rtfm import settings
+from rtfm.contracts import open_contracts
+from rtfm.errors import RtfmError
+from rtfm.events import BotResponse
+from rtfm.streams.pipeline import Output, Pipeline, Record
+from rtfm.telemetry import Health, configure_logging
+from tests.streams import GROUP, MESSAGES, RESPONSES, answered, asked
+
+SLEEPER = "sleep"
+"""The content of a message whose handling takes 20 s."""
+
+
+def main(handler_ms: float, padding_bytes: int, concurrency: int) -> int:
+    """Run until SIGTERM; 1 when the pipeline ended with an error."""
+    configured = settings.load(dotenv=None)
+    configure_logging("INFO", "console")
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+
+    def handle(records: Sequence[Record]) -> list[Output]:
+        time.sleep(20 if any(r.event.content == SLEEPER for r in records) else handler_ms / 1000)
+        return [Output(topic=RESPONSES, event=_response(record)) for record in records]
+
+    def _response(record: Record) -> BotResponse:
+        answer = f"{record.event.message_id}|{secrets.token_hex(padding_bytes // 2)}"
+        return evolve(answered(asked(0), answer), query_id=record.event.channel_id)
+
+    pipeline = Pipeline(
+        configured,
+        open_contracts(configured),
+        group=GROUP,
+        topic=MESSAGES,
+        handler=handle,
+        health=Health(),
+        concurrency=concurrency,
+        stop=stop,
+    )
+    try:
+        pipeline.run()
+    except RtfmError as exc:
+        print(f"{type(exc).__name__}: {exc}", file=sys.stderr, flush=True)  # noqa: T201 - the test reads it
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    code = main(float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    os._exit(code)  # handlers that still sleep are not waited for

@@ -1,0 +1,101 @@
+"""Where a group is when records are finished out of order."""
+
+from __future__ import annotations
+
+import pytest
+from confluent_kafka import Consumer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rtfm.errors import ConfigError, RtfmError
+from rtfm.streams.position import PartitionState, decode, encode
+from rtfm.streams.transactions import is_member
+
+
+@pytest.mark.parametrize("metadata", ["2AQE", "hello", "1***", "1gA", "1AQ"])
+def test_metadata_of_another_form_stops_the_worker(metadata: str) -> None:
+    """To ignore it would repeat what is finished, or skip what is not."""
+    with pytest.raises(ConfigError, match="another program or version"):
+        decode(7, metadata)
+
+
+def test_records_out_of_order_stop_the_worker() -> None:
+    """One stale record would count what lies between as finished."""
+    part = PartitionState(number=0)
+    assert part.admit(5)
+    with pytest.raises(RtfmError, match="offset 5 after 5"):
+        part.admit(5)
+
+
+def test_a_consumer_that_is_in_no_group_is_no_member() -> None:
+    """A broker takes its offsets unchecked, so the form of librdkafka's bytes is held here."""
+    consumer = Consumer({"bootstrap.servers": "localhost:1", "group.id": "none", "log_level": 0})
+    assert not is_member(consumer.consumer_group_metadata())
+    assert is_member(b"CGMDv2:" + (3).to_bytes(4, "little") + b"rest")
+    consumer.close()
+
+
+def test_without_gaps_there_is_no_map() -> None:
+    """Reset by Kafka's own tools writes empty metadata, which is the same."""
+    part = PartitionState(number=0)
+    for offset in range(10):
+        part.admit(offset)
+        part.finish(offset)
+    assert part.position() == (10, "")
+    assert decode(10, "") == ([], 10)
+
+
+def test_the_position_is_the_lowest_unfinished_record_and_the_rest_is_not_done_again() -> None:
+    """A new assignment does what is unfinished and skips what is not."""
+    part = PartitionState(number=0)
+    for offset in range(10):
+        part.admit(offset)
+    for offset in (0, 1, 3, 4, 8):
+        part.finish(offset)
+    offset, metadata = part.position()
+    assert offset == 2
+    again = PartitionState.restored(0, offset, metadata)
+    assert [n for n in range(2, 12) if again.admit(n)] == [2, 5, 6, 7, 9, 10, 11]
+
+
+def test_restored_records_that_the_log_has_no_more_are_let_go() -> None:
+    """Retention or compaction took them; the position must not wait for them."""
+    part = PartitionState.restored(0, 2, encode([2, 5, 6], 9))
+    assert [offset for offset in (6, 9) if part.admit(offset)] == [6, 9]
+    assert part.position()[0] == 6
+
+
+def test_a_topic_that_was_made_anew_is_read_from_its_start() -> None:
+    """Its offsets are below what was committed of the old one."""
+    part = PartitionState.restored(0, 100, encode([100], 105))
+    assert [part.admit(offset) for offset in (0, 1)] == [True, True]
+    assert part.position() == (0, "")
+
+
+@given(st.integers(0, 2**40), st.lists(st.tuples(st.integers(1, 300), st.integers(1, 20_000)), max_size=50))
+def test_a_position_says_what_is_unfinished(start: int, runs: list[tuple[int, int]]) -> None:
+    """Whatever the runs, what is written is what is read."""
+    unfinished: list[int] = []
+    end = start
+    for undone, done in runs:
+        unfinished += range(end, end + undone)
+        end += undone + done
+    assert decode(start, encode(unfinished, end)) == (unfinished, end)
+
+
+@given(st.sets(st.integers(0, 400)), st.sets(st.integers(0, 400)))
+def test_after_a_restart_exactly_the_unfinished_is_done(taken: set[int], finished: set[int]) -> None:
+    """Gaps in the log, as transactions leave them, included."""
+    part = PartitionState(number=0)
+    for offset in sorted(taken):
+        assert part.admit(offset)
+        if offset in finished:
+            part.finish(offset)
+    restored = PartitionState.restored(0, *part.position())
+    again = [offset for offset in sorted(taken) if offset >= restored.committed and restored.admit(offset)]
+    assert again == sorted(taken - finished)
+
+
+def test_the_map_stays_within_what_a_broker_takes() -> None:
+    """4,096 bytes of metadata; at worst every other record is finished."""
+    assert len(encode(range(0, 1400, 2), 1401)) < 4096
