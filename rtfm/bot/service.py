@@ -85,6 +85,8 @@ async def _serve(settings: Settings, token: str, stop: threading.Event) -> None:
                 await _run(settings, token, contracts, outbox, health, stop)
             finally:
                 left = await asyncio.to_thread(outbox.close, settings.shutdown_grace_s)
+                # The outbox has waited for its records as long as there is time; the producer need not wait again.
+                await asyncio.to_thread(producer.close, 0)
                 if left:
                     log.error("events could not be handed to Kafka before the end", events=left)
     finally:

@@ -1,7 +1,8 @@
 """Producing events: idempotent, acknowledged by all in-sync replicas, zstd on the wire.
 
-The queue is bounded: a caller waits for room up to the delivery timeout and then gets an error. Every record is
-either delivered or reported, to ``on_delivery`` and at the next ``flush``.
+The queue is bounded: a caller waits for room up to the delivery timeout and then gets an error. Every record that was
+taken is either delivered or reported, to ``on_delivery`` and at the next ``flush``, also when the producer is closed
+before it could be sent. Of failures only their number and the first reason are kept, so a service need never flush.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from attrs import frozen
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from rtfm.contracts import Contracts
-from rtfm.errors import Unavailable
+from rtfm.errors import RtfmError, Unavailable
 from rtfm.settings import Settings
 from rtfm.streams.connection import client_config, topic_name, translated, unreachable
 from rtfm.telemetry import SENT, child_traceparent, get_logger
 
 CONTENT_TYPE = b"application/vnd.confluent.avro"
 _POLL_S = 0.1
+_REPORTS_S = 2.0  # for the reports of records that are given up; they need no broker
 
 _log = get_logger(__name__)
 
@@ -42,10 +44,13 @@ class Delivery:
 class EventProducer:
     """Produces the events of the catalogue's topics. Safe to use from several threads."""
 
-    def __init__(self, settings: Settings, contracts: Contracts) -> None:
+    def __init__(
+        self, settings: Settings, contracts: Contracts, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._settings = settings
         self._contracts = contracts
-        self._failed: list[Delivery] = []
+        self._clock = clock
+        self._failures = _Failures()
         self._producer: Any = Producer(
             {
                 **client_config(settings),
@@ -87,12 +92,17 @@ class EventProducer:
         *,
         on_delivery: Callable[[Delivery], None] | None = None,
     ) -> None:
-        """Queue bytes as they are, as dead letters need it."""
+        """Queue bytes as they are, as dead letters need it.
+
+        Raises Unavailable when the queue stays full for the delivery timeout.
+        """
+        if self._closed.is_set():
+            raise RtfmError(f"{topic}: the producer is closed")
 
         def report(error: KafkaError | None, message: Any) -> None:
             self._report(topic, error, message, on_delivery)
 
-        deadline = time.monotonic() + self._settings.kafka_delivery_timeout_s
+        deadline = self._clock() + self._settings.kafka_delivery_timeout_s
         while True:
             try:
                 self._producer.produce(
@@ -100,7 +110,7 @@ class EventProducer:
                 )
                 return
             except BufferError as exc:
-                if time.monotonic() > deadline:
+                if self._clock() >= deadline:
                     raise unreachable(
                         self._settings, f"{topic}: the queue of {len(self._producer)} stays full"
                     ) from exc
@@ -114,13 +124,12 @@ class EventProducer:
         Raises Unavailable when something was not delivered since the last flush, with the count and the first reason.
         """
         waiting = self._producer.flush(self._settings.kafka_delivery_timeout_s + 1 if timeout_s is None else timeout_s)
-        failed, self._failed = self._failed, []
+        failed, first_reason = self._failures.take()
         if waiting or failed:
-            reason = failed[0].error if failed else "no acknowledgement yet"
             raise Unavailable(
                 "kafka",
-                f"{waiting + len(failed)} records were not delivered to Kafka at"
-                f" {self._settings.kafka_bootstrap_servers}: {reason}",
+                f"{waiting + failed} records were not delivered to Kafka at"
+                f" {self._settings.kafka_bootstrap_servers}: {first_reason or 'no acknowledgement yet'}",
                 hint="see that Kafka runs and its topics exist (`rtfm-cli topics check`)",
             )
 
@@ -128,12 +137,19 @@ class EventProducer:
         """Records that wait for their acknowledgement."""
         return len(self._producer)
 
-    def close(self) -> None:
-        """Stop. What is queued is given the delivery timeout; what was not delivered is logged."""
+    def close(self, timeout_s: float | None = None) -> None:
+        """Stop. What is queued is given ``timeout_s``, default the delivery timeout.
+
+        What was not delivered by then is given up: reported to its ``on_delivery``, counted and logged.
+        """
+        if self._closed.is_set():
+            return
         try:
-            self.flush()
+            self.flush(timeout_s)
         except Unavailable as exc:
             _log.error("records lost at the end", reason=str(exc))
+        self._producer.purge()
+        self._producer.flush(_REPORTS_S)
         self._closed.set()
         self._poller.join(timeout=2)
 
@@ -143,7 +159,8 @@ class EventProducer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        # An error has its own way out, which does not wait for Kafka a second time.
+        self.close(None if error is None else 0)
 
     def _poll(self) -> None:
         # Delivery reports are served from here, so that a caller that only sends hears of them too.
@@ -160,14 +177,34 @@ class EventProducer:
             error=None if error is None else error.str(),
         )
         SENT.labels(topic, "" if error is None else error.name()).inc()
-        if error is not None:
-            self._failed.append(delivery)
+        if delivery.error is not None:
+            self._failures.add(delivery.error)
         if on_delivery is None:
             return
         try:
             on_delivery(delivery)
         except Exception:  # it would come out of an unrelated call of another thread
             _log.exception("a delivery report's receiver failed", topic=topic)
+
+
+class _Failures:
+    """How many records failed since somebody asked, and why the first did."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+        self._first_reason = ""
+
+    def add(self, reason: str) -> None:
+        with self._lock:
+            self._first_reason = self._first_reason or reason
+            self._count += 1
+
+    def take(self) -> tuple[int, str]:
+        with self._lock:
+            taken = self._count, self._first_reason
+            self._count, self._first_reason = 0, ""
+        return taken
 
 
 def event_headers(given: Mapping[str, bytes | str] | None) -> Headers:

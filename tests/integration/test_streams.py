@@ -22,7 +22,7 @@ from rtfm.events import ChannelKind, DiscordMessage, MessageChange, TimestampMil
 from rtfm.settings import Settings
 from rtfm.streams.consumer import EventReader
 from rtfm.streams.pipeline import Handler, Output, Pipeline, Record
-from rtfm.streams.producer import Delivery, EventProducer
+from rtfm.streams.producer import EventProducer
 from rtfm.streams.topics import TopicAdmin
 from rtfm.telemetry import Health
 
@@ -156,29 +156,6 @@ def test_an_event_that_the_schema_does_not_allow_is_refused_before_it_is_sent(
     with EventProducer(settings, contracts) as producer, pytest.raises(InvalidEvent):
         producer.send("discord-messages", evolve(message(1), content=5))  # type: ignore[arg-type]  # that is the point
     assert read_all(settings, contracts, "discord-messages") == []
-
-
-def test_a_full_queue_makes_the_caller_wait_and_then_fail(settings: Settings, contracts: Contracts) -> None:
-    """With a broker that never answers, nothing is dropped in silence."""
-    stalled = evolve(
-        settings,
-        kafka_bootstrap_servers="localhost:1",
-        kafka_queue_max_messages=5,
-        kafka_delivery_timeout_s=0.5,
-    )
-    reports: list[Delivery] = []
-    producer = EventProducer(stalled, contracts)
-
-    def send_until_refused() -> None:
-        for number in range(100):
-            producer.send("discord-messages", message(number), on_delivery=reports.append)
-        producer.flush(2)
-
-    with pytest.raises(Unavailable):
-        send_until_refused()
-    producer.close()
-    assert reports
-    assert all(report.error for report in reports)
 
 
 def test_a_record_comes_back_as_it_was_sent_with_trace_and_content_type(

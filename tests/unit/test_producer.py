@@ -1,0 +1,164 @@
+"""The producer with a broker that takes connections and never answers: it waits, then says so, and loses track of none."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import psutil
+import pytest
+from attrs import evolve
+
+from rtfm.contracts import Contracts, open_contracts
+from rtfm.errors import RtfmError, Unavailable
+from rtfm.settings import Settings
+from rtfm.streams.producer import Delivery, EventProducer
+
+HEADERS = [("traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"), ("content-type", b"text/plain")]
+
+
+@pytest.fixture
+def stalled() -> Iterator[Settings]:
+    """Settings that lead to a listening socket behind which nobody speaks Kafka."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        yield evolve(
+            Settings(),
+            kafka_bootstrap_servers=f"127.0.0.1:{silent.getsockname()[1]}",
+            kafka_queue_max_messages=1000,
+            kafka_delivery_timeout_s=60.0,
+        )
+
+
+@pytest.fixture
+def contracts(stalled: Settings) -> Contracts:
+    return open_contracts(stalled)
+
+
+class Reports:
+    """Counts what was reported for each record."""
+
+    def __init__(self) -> None:
+        self.of: Counter[int] = Counter()
+        self.errors: set[str | None] = set()
+
+    def add(self, number: int, delivery: Delivery) -> None:
+        self.of[number] += 1
+        self.errors.add(delivery.error)
+
+
+def send(producer: EventProducer, reports: Reports, number: int) -> None:
+    producer.send_raw(
+        "discord-messages",
+        b"7",
+        b"value",
+        HEADERS,
+        on_delivery=lambda delivery: reports.add(number, delivery),
+    )
+
+
+def test_a_full_queue_holds_the_caller_up_to_the_deadline_and_then_is_unavailable(
+    stalled: Settings, contracts: Contracts
+) -> None:
+    """The queue takes what it is set to and no more; whoever comes after waits out the deadline and is told."""
+    now_s = itertools.count(step=7)
+    producer = EventProducer(stalled, contracts, clock=lambda: float(next(now_s)))
+    reports = Reports()
+    for number in range(1000):
+        send(producer, reports, number)
+    began_s = next(now_s)
+    with pytest.raises(Unavailable, match=r"the queue of 1000 stays full: Kafka at 127\.0\.0\.1") as caught:
+        send(producer, reports, 1000)
+    assert next(now_s) - began_s > stalled.kafka_delivery_timeout_s
+    assert caught.value.hint
+    producer.close(timeout_s=0)
+
+
+def test_every_record_that_was_taken_is_reported_once_when_the_producer_closes(
+    stalled: Settings, contracts: Contracts
+) -> None:
+    """What never left the queue is a failed delivery, not a lost one; what was refused is not reported."""
+    reports = Reports()
+    producer = EventProducer(evolve(stalled, kafka_delivery_timeout_s=0.2), contracts)
+    taken = 0
+    try:
+        for taken in itertools.count():
+            send(producer, reports, taken)
+    except Unavailable:
+        pass
+    producer.close(timeout_s=0)
+    assert taken >= 1000
+    assert reports.of == Counter(range(taken))
+    assert None not in reports.errors
+
+
+def test_a_flush_that_leaves_records_over_is_an_error_with_their_number(
+    stalled: Settings, contracts: Contracts
+) -> None:
+    """A command that ends with records in its queue must not exit with 0."""
+    producer = EventProducer(stalled, contracts)
+    for number in range(3):
+        send(producer, Reports(), number)
+    with pytest.raises(Unavailable, match="3 records were not delivered"):
+        producer.flush(0.1)
+    producer.close(timeout_s=0)
+
+
+def test_an_error_in_the_block_is_not_followed_by_a_wait_for_kafka(stalled: Settings, contracts: Contracts) -> None:
+    """The delivery timeout is a minute here and the test's is five: an error leaves at once, and records are reported."""
+    reports = Reports()
+    with pytest.raises(ZeroDivisionError), EventProducer(stalled, contracts) as producer:
+        send(producer, reports, 1)
+        raise ZeroDivisionError
+    assert reports.of == {1: 1}
+
+
+def test_a_closed_producer_takes_nothing(stalled: Settings, contracts: Contracts) -> None:
+    """A record that nobody would ever send is refused."""
+    producer = EventProducer(stalled, contracts)
+    producer.close(timeout_s=0)
+    producer.close()
+    with pytest.raises(RtfmError, match="closed"):
+        send(producer, Reports(), 1)
+
+
+def grown_bytes(action: Callable[[int], None], count: int) -> int:
+    """How much more memory the process holds after ``count`` times; as many as fill the allocator's pools go before."""
+    action(20_000)
+    before: int = psutil.Process().memory_info().rss
+    action(count)
+    grown: int = psutil.Process().memory_info().rss - before
+    return grown
+
+
+def test_failed_deliveries_that_nobody_asks_about_take_no_memory(stalled: Settings, contracts: Contracts) -> None:
+    """A service never flushes. 100 bytes kept of each of the 80,000 failures would be 8 MB."""
+    settings = evolve(stalled, kafka_delivery_timeout_s=0.1, kafka_queue_max_messages=20_000)
+    producer = EventProducer(settings, contracts)
+
+    def fail(count: int) -> None:
+        while count:
+            with suppress(Unavailable):  # no room yet: the same one again
+                producer.send_raw("discord-messages", b"7", b"value", HEADERS)
+                count -= 1
+
+    assert grown_bytes(fail, 80_000) < 6_000_000
+    producer.close(timeout_s=0)
+
+
+def test_refused_records_take_no_memory(stalled: Settings, contracts: Contracts) -> None:
+    """Neither do those that the full queue refuses, whose headers were already made ready for the wire."""
+    now_s = itertools.count(step=100)
+    producer = EventProducer(stalled, contracts, clock=lambda: float(next(now_s)))
+    for number in range(1000):
+        send(producer, Reports(), number)
+
+    def refuse(count: int) -> None:
+        for _ in range(count):
+            with pytest.raises(Unavailable):
+                producer.send_raw("discord-messages", b"7", b"value", HEADERS)
+
+    assert grown_bytes(refuse, 80_000) < 6_000_000
+    producer.close(timeout_s=0)
