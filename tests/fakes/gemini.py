@@ -1,25 +1,35 @@
 """A stand-in for Gemini's REST API: a real HTTP server with its shape, and its faults on demand.
 
-It answers ``POST /v1beta/models/<model>:generateContent`` for one key and one model, keeps every request, and by
-default obeys its sources: the answer is what the first one says. Faults are used up in the order they were given.
+It answers ``POST /v1beta/models/<model>:generateContent`` for one key and one model, and ``POST /v1/chat/completions``
+in the form of OpenAI, keeps every request, and by default repeats its sources: the answer is what the first one says.
+``faults`` are used up in the order they were given; ``behaviour`` holds until it is changed.
+
+``python -m tests.fakes.gemini --port 8099 --delay-s 0.2 --fail-share 0.5 --status 503`` runs it as a process of its
+own. Its first line on standard output is ``{"address": …}``. ``GET /control`` gives what it was asked so far,
+``POST /control`` with ``{"delay_s": …, "status": …, "fail_share": …, "hang": …, "retry_after": …, "reply": …}``
+changes what it does.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import random
 import threading
+from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, cast
+from typing import Any
 
+import attrs
 from attrs import define, field, frozen
 
 KEY = "made-up-key"
 MODEL = "gemini-flash-latest"
 STATUS = {400: "INVALID_ARGUMENT", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 429: "RESOURCE_EXHAUSTED"}
 
-Reply = Callable[[dict[str, Any]], str]
-"""From the prompt's document to the text that the model writes."""
+Reply = Callable[[dict[str, Any], str], str]
+"""From the prompt's document and its instructions to the text that the model writes."""
 
 
 @frozen(kw_only=True)
@@ -32,9 +42,33 @@ class Fault:
     delay_s: float = 0.0
 
 
-def throttled(retry_after: str = "7") -> Fault:
+@frozen(kw_only=True)
+class Behaviour:
+    """What the server does with every request: ``fail_share`` (0..1) of them get ``status``, or hang for a minute."""
+
+    delay_s: float = 0.0
+    status: int = 503
+    fail_share: float = 0.0
+    hang: bool = False
+    retry_after: str | None = None
+    reply: str = "first_source"
+
+    def fault(self, chance: float) -> Fault:
+        """What becomes of a request that drew ``chance`` (0..1)."""
+        if chance >= self.fail_share:
+            return Fault(delay_s=self.delay_s)
+        if self.hang:
+            return Fault(delay_s=60.0)
+        headers = {"Retry-After": self.retry_after} if self.retry_after else {}
+        return Fault(
+            status=self.status, body=_error(self.status, "told to fail"), headers=headers, delay_s=self.delay_s
+        )
+
+
+def throttled(retry_after: str | None = "7") -> Fault:
     """429, as when the quota is used up."""
-    return Fault(status=429, body=_error(429, "Resource has been exhausted"), headers={"Retry-After": retry_after})
+    headers = {} if retry_after is None else {"Retry-After": retry_after}
+    return Fault(status=429, body=_error(429, "Resource has been exhausted"), headers=headers)
 
 
 def failing(status: int = 500) -> Fault:
@@ -67,13 +101,39 @@ def finished(reason: str, text: str = "") -> Fault:
     return Fault(body=json.dumps(_response(text, reason)))
 
 
-def first_source(document: dict[str, Any]) -> str:
-    """What the first source says, cited."""
+def first_source(document: dict[str, Any], instructions: str = "") -> str:
+    """What the first source says, cited; a question that stands alone where no sources are given."""
+    if "sources" not in document:
+        return standalone(document)
+    if not document["sources"]:
+        return written("", [], sufficient=False)
     source = document["sources"][0]
     said = " ".join(message["text"] for message in source["messages"])
-    return json.dumps(
-        {"answer": f"{said} [{source['number']}]", "cited": [source["number"]], "sufficient": True}, ensure_ascii=False
-    )
+    return written(f"{said} [{source['number']}]", [source["number"]])
+
+
+def insufficient(document: dict[str, Any], instructions: str = "") -> str:
+    """The sources do not answer the question."""
+    return standalone(document) if "sources" not in document else written("", [], sufficient=False)
+
+
+def standalone(document: dict[str, Any]) -> str:
+    """The question with what its asker said before."""
+    before = [message["text"] for message in document["context"] if message["speaker"] == "asker"]
+    return json.dumps({"question": " ".join([document["question"], *before[-1:]])}, ensure_ascii=False)
+
+
+def written(answer: str, cited: list[int], *, sufficient: bool = True, disagree: bool = False) -> str:
+    """An answer in the form that the prompt asks for."""
+    reply = {"answer": answer, "cited": cited, "sufficient": sufficient, "sources_disagree": disagree}
+    return json.dumps(reply, ensure_ascii=False)
+
+
+def replies() -> dict[str, Reply]:
+    """The replies that can be chosen by name."""
+    from tests.fakes.obedient import obedient
+
+    return {"first_source": first_source, "insufficient": insufficient, "obedient": obedient}
 
 
 @define
@@ -82,10 +142,16 @@ class FakeGemini:
 
     reply: Reply = first_source
     faults: list[Fault] = field(factory=list)
+    behaviour: Behaviour = Behaviour()
     requests: list[dict[str, Any]] = field(factory=list)
     keys: list[str | None] = field(factory=list)
+    port: int = 0
+    keep_requests: bool = True
+    counts: Counter[str] = field(factory=Counter)
     _server: ThreadingHTTPServer | None = None
     _released: threading.Event = field(factory=threading.Event)
+    _random: random.Random = field(factory=lambda: random.Random(1))
+    _lock: threading.Lock = field(factory=threading.Lock)
 
     @property
     def address(self) -> str:
@@ -96,27 +162,43 @@ class FakeGemini:
     @property
     def documents(self) -> list[dict[str, Any]]:
         """The data of each prompt, as the model got it."""
-        return [json.loads(request["contents"][-1]["parts"][0]["text"]) for request in self.requests]
+        return [_document(request) for request in self.requests]
 
     def answer(self, path: str, key: str | None, request: dict[str, Any]) -> tuple[int, dict[str, str], str]:
         """Status, headers and body for one request."""
-        self.requests.append(request)
-        self.keys.append(key)
+        with self._lock:
+            self.counts["requests"] += 1
+            if self.keep_requests:
+                self.requests.append(request)
+                self.keys.append(key)
+            fault = self.faults.pop(0) if self.faults else self.behaviour.fault(self._random.random())
         if key != KEY:
             return 400, {}, _error(400, "API key not valid. Please pass a valid API key.")
-        if path != f"/v1beta/models/{MODEL}:generateContent":
+        as_openai = path == "/v1/chat/completions"
+        if not as_openai and path != f"/v1beta/models/{MODEL}:generateContent":
             return 404, {}, _error(404, f"{path} is not found for API version v1beta")
-        fault = self.faults.pop(0) if self.faults else Fault()
         if fault.delay_s:
             self._released.wait(fault.delay_s)
         if fault.body is not None:
+            self._count("failed")
             return fault.status, fault.headers, fault.body
-        text = self.reply(json.loads(request["contents"][-1]["parts"][0]["text"]))
-        return 200, {}, json.dumps(_response(text, "STOP"))
+        text = self.reply(_document(request), _instructions(request))
+        self._count("answered")
+        return 200, {}, json.dumps(_completion(text, "stop") if as_openai else _response(text, "STOP"))
+
+    def control(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """Change what the server does; gives what it does now and what it was asked so far."""
+        with self._lock:
+            self.behaviour = attrs.evolve(self.behaviour, **changes)
+            self.reply = replies()[self.behaviour.reply] if "reply" in changes else self.reply
+            return {"behaviour": attrs.asdict(self.behaviour), **self.counts}
+
+    def _count(self, what: str) -> None:
+        with self._lock:
+            self.counts[what] += 1
 
     def __enter__(self) -> FakeGemini:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", self.port), _handler(self))
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
@@ -128,6 +210,18 @@ class FakeGemini:
 
 
 _USAGE = {"promptTokenCount": 120, "candidatesTokenCount": 30, "thoughtsTokenCount": 10, "totalTokenCount": 160}
+
+
+def _document(request: dict[str, Any]) -> dict[str, Any]:
+    text = request["messages"][-1]["content"] if "messages" in request else request["contents"][-1]["parts"][0]["text"]
+    document: dict[str, Any] = json.loads(text)
+    return document
+
+
+def _instructions(request: dict[str, Any]) -> str:
+    if "messages" in request:
+        return str(request["messages"][0]["content"])
+    return str(request["systemInstruction"]["parts"][0]["text"])
 
 
 def _response(text: str, reason: str) -> dict[str, Any]:
@@ -145,18 +239,43 @@ def _response(text: str, reason: str) -> dict[str, Any]:
     }
 
 
+def _completion(text: str, reason: str) -> dict[str, Any]:
+    return {
+        "object": "chat.completion",
+        "model": MODEL,
+        "choices": [{"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": text}}],
+        "usage": {"prompt_tokens": 120, "completion_tokens": 40, "total_tokens": 160},
+    }
+
+
 def _error(status: int, message: str) -> str:
     return json.dumps({"error": {"code": status, "message": message, "status": STATUS.get(status, "INTERNAL")}})
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+
 def _handler(gemini: FakeGemini) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        wbufsize = -1  # one packet an answer
+        disable_nagle_algorithm = True
+
+        def do_GET(self) -> None:
+            self._send(200, {}, json.dumps(gemini.control({})))
+
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
             path = self.path.partition("?")[0]
-            status, headers, text = gemini.answer(
-                path, self.headers.get("x-goog-api-key"), cast("dict[str, Any]", json.loads(body))
-            )
+            if path == "/control":
+                self._send(200, {}, json.dumps(gemini.control(body)))
+                return
+            bearer = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            self._send(*gemini.answer(path, self.headers.get("x-goog-api-key") or bearer or None, body))
+
+        def _send(self, status: int, headers: dict[str, str], text: str) -> None:
             data = text.encode()
             try:
                 self.send_response(status)
@@ -165,10 +284,32 @@ def _handler(gemini: FakeGemini) -> type[BaseHTTPRequestHandler]:
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
+                self.wfile.flush()
             except (BrokenPipeError, ConnectionResetError):
-                return  # the client gave up waiting
+                self.close_connection = True  # the client gave up waiting
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is the base class's
             return
 
     return Handler
+
+
+def main() -> None:
+    """Serve until the process is ended."""
+    parser = argparse.ArgumentParser(description="A stand-in for Gemini's REST API.")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--delay-s", type=float, default=0.0, help="seconds before each answer")
+    parser.add_argument("--fail-share", type=float, default=0.0, help="share of requests that fail, 0..1")
+    parser.add_argument("--status", type=int, default=503, help="status of those that fail")
+    parser.add_argument("--retry-after", help="their Retry-After header")
+    parser.add_argument("--hang", action="store_true", help="those that fail get no answer for a minute")
+    parser.add_argument("--reply", choices=["first_source", "insufficient", "obedient"], default="first_source")
+    given = vars(parser.parse_args())
+    with FakeGemini(port=given.pop("port"), keep_requests=False) as gemini:
+        gemini.control(given)
+        print(json.dumps({"address": gemini.address}), flush=True)  # noqa: T201 - for whoever started it
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

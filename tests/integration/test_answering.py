@@ -90,8 +90,8 @@ def answerer(knowledge: Knowledge, gemini: FakeGemini | None = None, *, timeout_
     return Answerer(knowledge.retriever, model, clock=lambda: NOW)
 
 
-def replying(answer: str, cited: list[int], *, sufficient: bool = True) -> Callable[[dict[str, Any]], str]:
-    return lambda _: json.dumps({"answer": answer, "cited": cited, "sufficient": sufficient})
+def replying(answer: str, cited: list[int], *, sufficient: bool = True) -> Callable[[dict[str, Any], str], str]:
+    return lambda *_: json.dumps({"answer": answer, "cited": cited, "sufficient": sufficient})
 
 
 def add(knowledge: Knowledge, *events: DiscordMessage) -> None:
