@@ -32,6 +32,7 @@ from rtfm.events import (
     MessageChange,
     Outcome,
     QueryOrigin,
+    SourceKind,
     Speaker,
     TimestampMillis,
 )
@@ -102,6 +103,7 @@ def _response(chance: random.Random, number: int) -> BotResponse:
     citations = [
         Citation(
             number=place,
+            kind=SourceKind.MESSAGE,
             guild_id=_snowflake(chance),
             channel_id=_snowflake(chance),
             channel_kind=ChannelKind.TEXT,
@@ -119,6 +121,7 @@ def _response(chance: random.Random, number: int) -> BotResponse:
         channel_id=_snowflake(chance),
         query_message_id=_snowflake(chance),
         asker_id=_snowflake(chance),
+        asked_at=TimestampMillis(0),
         audience=Audience.PUBLIC,
         outcome=Outcome.ANSWERED,
         answer=_text(chance, 120),

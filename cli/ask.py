@@ -167,11 +167,14 @@ def _show(response: BotResponse, elapsed_ms: int) -> None:
         console.print(Text("\nSources", style="bold"))
     for citation in response.citations:
         console.print(Text(f"[{citation.number}] {_url(citation)}", style="cyan"))
-        said = f"{to_datetime(citation.created_at):%Y-%m-%d} {citation.author_name}: {citation.excerpt}"
+        written = f"{to_datetime(citation.created_at):%Y-%m-%d}" if citation.created_at is not None else ""
+        said = f"{written} {citation.author_name or citation.title or ''}: {citation.excerpt}".strip()
         console.print(Text(f"    {said}", style="dim"))
     by = f" by {response.model}" if response.model else ""
     console.print(Text(f"\n{response.outcome.value.lower()}{by} in {elapsed_ms} ms", style="dim"))
 
 
 def _url(citation: Citation) -> str:
+    if citation.url:
+        return citation.url
     return f"https://discord.com/channels/{citation.guild_id or '@me'}/{citation.channel_id}/{citation.message_id}"

@@ -70,6 +70,7 @@ class QueryOrigin(StrEnum):
     FORUM = "FORUM"
     DIRECT = "DIRECT"
     CONSOLE = "CONSOLE"
+    MESSAGE_COMMAND = "MESSAGE_COMMAND"
 
 
 class Outcome(StrEnum):
@@ -82,6 +83,29 @@ class Outcome(StrEnum):
     EXPIRED = "EXPIRED"
     REFUSED = "REFUSED"
     FAILED = "FAILED"
+
+
+class OutcomeReason(StrEnum):
+    """Why an outcome is what it is."""
+
+    UNKNOWN = "UNKNOWN"
+    NOTHING_NEAR = "NOTHING_NEAR"
+    INSUFFICIENT = "INSUFFICIENT"
+    NO_MODEL = "NO_MODEL"
+    MODEL_UNAVAILABLE = "MODEL_UNAVAILABLE"
+    OVER_BUDGET = "OVER_BUDGET"
+    BLOCKED = "BLOCKED"
+    UNUSABLE_OUTPUT = "UNUSABLE_OUTPUT"
+    TOO_MANY_CHANNELS = "TOO_MANY_CHANNELS"
+
+
+class SourceKind(StrEnum):
+    """What a source is; a reader shows none of UNKNOWN kind."""
+
+    UNKNOWN = "UNKNOWN"
+    MESSAGE = "MESSAGE"
+    DOCUMENT = "DOCUMENT"
+    TAUGHT = "TAUGHT"
 
 
 @frozen(kw_only=True)
@@ -123,6 +147,7 @@ class ContextMessage:
 
     speaker: Speaker
     content: str
+    message_id: str | None = None
 
 
 @frozen(kw_only=True)
@@ -135,27 +160,44 @@ class BotQuery:
     message_id: str | None = None
     asker_id: str
     question: str
+    language: str | None = None
     asked_at: TimestampMillis
     expires_at: TimestampMillis
     audience: Audience
     visible_channel_ids: list[str]
     context: list[ContextMessage] = field(factory=list)
+    attachments: list[Attachment] = field(factory=list)
     origin: QueryOrigin = QueryOrigin.UNKNOWN
 
 
 @frozen(kw_only=True)
 class Citation:
-    """A message that an answer rests on."""
+    """A source that an answer rests on; the ids are those of a message, the address that of anything else."""
 
     number: int
+    kind: SourceKind
     guild_id: str | None = None
-    channel_id: str
+    channel_id: str | None = None
     parent_channel_id: str | None = None
-    channel_kind: ChannelKind
-    message_id: str
-    author_name: str
-    created_at: TimestampMillis
+    channel_kind: ChannelKind = ChannelKind.UNKNOWN
+    message_id: str | None = None
+    url: str | None = None
+    title: str | None = None
+    author_id: str | None = None
+    author_name: str | None = None
+    created_at: TimestampMillis | None = None
     excerpt: str
+    score: float
+
+
+@frozen(kw_only=True)
+class RetrievedPassage:
+    """A passage that answering looked at, cited or not; ``acl_channel_id`` None: all of the guild may read it."""
+
+    passage_id: str
+    kind: SourceKind
+    acl_channel_id: str | None = None
+    message_ids: list[str] = field(factory=list)
     score: float
 
 
@@ -168,10 +210,14 @@ class BotResponse:
     channel_id: str
     query_message_id: str | None = None
     asker_id: str
+    asked_at: TimestampMillis
+    origin: QueryOrigin = QueryOrigin.UNKNOWN
     audience: Audience
     outcome: Outcome
+    reason: OutcomeReason | None = None
     answer: str
     citations: list[Citation] = field(factory=list)
+    retrieved: list[RetrievedPassage] = field(factory=list)
     model: str | None = None
     prompt_tokens: int | None = None
     output_tokens: int | None = None

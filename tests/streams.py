@@ -63,6 +63,7 @@ def answered(query: BotQuery, answer: str = "so") -> BotResponse:
         query_id=query.query_id,
         channel_id=query.channel_id,
         asker_id=query.asker_id,
+        asked_at=At(0),
         audience=query.audience,
         outcome=Outcome.EXTRACTED,
         answer=answer,

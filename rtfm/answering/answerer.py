@@ -22,6 +22,9 @@ from rtfm.events import (
     ChannelKind,
     Citation,
     Outcome,
+    OutcomeReason,
+    RetrievedPassage,
+    SourceKind,
     Speaker,
     TimestampMillis,
 )
@@ -46,8 +49,10 @@ class _Draft:
     """What an answer consists of, before it is addressed."""
 
     outcome: Outcome
+    reason: OutcomeReason | None = None
     answer: str = ""
     citations: Sequence[Citation] = ()
+    passages: Sequence[Passage] = ()
     completion: Completion | None = None
 
 
@@ -77,10 +82,14 @@ class Answerer:
             channel_id=query.channel_id,
             query_message_id=query.message_id,
             asker_id=query.asker_id,
+            asked_at=query.asked_at,
+            origin=query.origin,
             audience=Audience.ASKER if query.audience is Audience.UNKNOWN else query.audience,
             outcome=draft.outcome,
+            reason=draft.reason,
             answer=draft.answer,
             citations=list(draft.citations),
+            retrieved=[_retrieved(passage) for passage in draft.passages],
             model=completion.model if completion else None,
             prompt_tokens=completion.prompt_tokens if completion else None,
             output_tokens=completion.output_tokens if completion else None,
@@ -92,7 +101,7 @@ class Answerer:
         if now > query.expires_at:
             return _Draft(outcome=Outcome.EXPIRED)
         if len(query.visible_channel_ids) > MAX_VISIBLE_CHANNELS:
-            return _Draft(outcome=Outcome.REFUSED)
+            return _Draft(outcome=Outcome.REFUSED, reason=OutcomeReason.TOO_MANY_CHANNELS)
         found = self._retriever.search(
             _standalone(query),
             guild_id=query.guild_id,
@@ -101,14 +110,18 @@ class Answerer:
         )
         passages = [_scrubbed(passage) for passage in visible(found.passages, query)]
         if not passages:
-            return _Draft(outcome=Outcome.NOT_FOUND)
-        if self._model is not None:
-            try:
-                return self._written(self._model, query, passages)
-            except RtfmError as exc:
-                MODEL_FAILURES.labels(reason=_reason(exc)).inc()
-                _log.warning("the model gave no answer, quoting instead", reason=_reason(exc), error=str(exc))
-        return _extracted(query, passages)
+            return _Draft(outcome=Outcome.NOT_FOUND, reason=OutcomeReason.NOTHING_NEAR)
+        return attrs.evolve(self._from(query, passages), passages=passages)
+
+    def _from(self, query: BotQuery, passages: Sequence[Passage]) -> _Draft:
+        if self._model is None:
+            return _extracted(query, passages, OutcomeReason.NO_MODEL)
+        try:
+            return self._written(self._model, query, passages)
+        except RtfmError as exc:
+            MODEL_FAILURES.labels(reason=_reason(exc)).inc()
+            _log.warning("the model gave no answer, quoting instead", reason=_reason(exc), error=str(exc))
+            return _extracted(query, passages, _outcome_reason(exc))
 
     def _written(self, model: LanguageModel, query: BotQuery, passages: Sequence[Passage]) -> _Draft:
         """The model's answer. Raises RtfmError when there is none that can be used."""
@@ -120,7 +133,7 @@ class Answerer:
         completion = model.complete(prompt.build(scrub(query.question), sources, context))
         reply = prompt.parse(completion.text)
         if not reply.sufficient:
-            return _Draft(outcome=Outcome.NOT_FOUND, completion=completion)
+            return _Draft(outcome=Outcome.NOT_FOUND, reason=OutcomeReason.INSUFFICIENT, completion=completion)
         used = [
             number
             for number in dict.fromkeys([*cleaning.cited_numbers(reply.answer), *reply.cited])
@@ -164,15 +177,27 @@ def _standalone(query: BotQuery) -> str:
     return f"{query.question}\n{before[-1]}" if before else query.question
 
 
-def _extracted(query: BotQuery, passages: Sequence[Passage]) -> _Draft:
+def _extracted(query: BotQuery, passages: Sequence[Passage], reason: OutcomeReason) -> _Draft:
     found = extractive.quotes(_standalone(query), passages)
     citations = [_citation(number, quote.passage, quote.message) for number, quote in enumerate(found, start=1)]
-    return _Draft(outcome=Outcome.EXTRACTED, answer=extractive.compose(found), citations=citations)
+    return _Draft(outcome=Outcome.EXTRACTED, reason=reason, answer=extractive.compose(found), citations=citations)
+
+
+def _retrieved(passage: Passage) -> RetrievedPassage:
+    first = passage.messages[0]
+    return RetrievedPassage(
+        passage_id=passage.passage_id,
+        kind=SourceKind.MESSAGE,
+        acl_channel_id=first.parent_channel_id if first.channel_kind in _PARENT_DECIDES else first.channel_id,
+        message_ids=[message.message_id for message in passage.messages],
+        score=passage.score,
+    )
 
 
 def _citation(number: int, passage: Passage, message: PassageMessage) -> Citation:
     return Citation(
         number=number,
+        kind=SourceKind.MESSAGE,
         guild_id=message.guild_id,
         channel_id=message.channel_id,
         parent_channel_id=message.parent_channel_id,
@@ -198,6 +223,15 @@ def _capped(text: str) -> str:
         return text
     cut = text[: MAX_ANSWER_CHARACTERS - 5].rsplit(maxsplit=1)[0] + "…"
     return f"{cut}\n```" if cut.count("```") % 2 else cut
+
+
+def _outcome_reason(error: RtfmError) -> OutcomeReason:
+    match error:
+        case UnusableAnswer(reason="blocked"):
+            return OutcomeReason.BLOCKED
+        case UnusableAnswer():
+            return OutcomeReason.UNUSABLE_OUTPUT
+    return OutcomeReason.MODEL_UNAVAILABLE
 
 
 def _reason(error: RtfmError) -> str:

@@ -220,7 +220,9 @@ class RtfmClient(discord.Client):
                 expires_at=TimestampMillis(asked_at + self._query_expiry_ms),
                 audience=audience,
                 visible_channel_ids=visible_channel_ids,
-                context=[ContextMessage(speaker=Speaker.BOT, content=answered.content)] if answered else [],
+                context=[ContextMessage(speaker=Speaker.BOT, content=answered.content, message_id=str(answered.id))]
+                if answered
+                else [],
                 origin=question.origin if message.guild else QueryOrigin.DIRECT,
             ),
         )

@@ -81,7 +81,7 @@ class ReplyDelivery:
         channel: discord.TextChannel | discord.Thread | discord.DMChannel,
         visible: list[str],
     ) -> str:
-        if visibility.may_cite(response.citations, visible):
+        if visibility.may_show(response.citations, response.retrieved, visible):
             parts, result = replies.compose(response), "posted"
         else:
             parts, result = [replies.NO_LONGER_SHOWN], "withheld"

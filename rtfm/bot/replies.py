@@ -76,9 +76,10 @@ def split(text: str, limit: int = PART_LIMIT) -> list[str]:
 
 
 def _source(citation: Citation) -> str:
-    link = jump_link(citation.guild_id, citation.channel_id, citation.message_id)
-    name = _MARKDOWN.sub(r"\\\1", citation.author_name)
-    return f"[{citation.number}] {link} · {name}, {to_datetime(citation.created_at):%Y-%m-%d}"
+    link = citation.url or jump_link(citation.guild_id, citation.channel_id or "", citation.message_id or "")
+    about = _MARKDOWN.sub(r"\\\1", citation.author_name or citation.title or "")
+    written = f"{to_datetime(citation.created_at):%Y-%m-%d}" if citation.created_at is not None else ""
+    return f"[{citation.number}] {link} · " + ", ".join(part for part in (about, written) if part)
 
 
 def _pieces(line: str, limit: int) -> Iterator[str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import discord
 
-from rtfm.events import ChannelKind, Citation
+from rtfm.events import ChannelKind, Citation, RetrievedPassage, SourceKind
 
 # Voice and stage channels ask for another permission to be read; they are not listened to either.
 ReadableChannel = discord.TextChannel | discord.ForumChannel
@@ -50,13 +50,19 @@ def visible_to_all(guild: discord.Guild) -> list[str]:
     )
 
 
-def may_cite(citations: Iterable[Citation], visible_channel_ids: Iterable[str]) -> bool:
-    """Whether every message behind an answer stands where its readers can read."""
+def may_show(
+    citations: Iterable[Citation], retrieved: Iterable[RetrievedPassage], visible_channel_ids: Iterable[str]
+) -> bool:
+    """Whether everything behind an answer, cited or only looked at, stands where its readers can read."""
     visible = set(visible_channel_ids)
-    return all(_access_id(citation) in visible for citation in citations)
+    return all(_access_id(citation) in visible for citation in citations) and all(
+        passage.kind is SourceKind.MESSAGE and passage.acl_channel_id in visible for passage in retrieved
+    )
 
 
 def _access_id(citation: Citation) -> str | None:
+    if citation.kind is not SourceKind.MESSAGE:
+        return None
     match citation.channel_kind:
         case ChannelKind.TEXT | ChannelKind.PRIVATE_THREAD:
             return citation.channel_id

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from rtfm.errors import ConfigError, RtfmError, Unavailable
-from rtfm.events import Audience, BotResponse, ChannelKind, Citation, Outcome, TimestampMillis
+from rtfm.events import Audience, BotResponse, ChannelKind, Citation, Outcome, SourceKind, TimestampMillis
 from rtfm.knowledge.archive import SqlArchive
 from rtfm.settings import Settings
 
@@ -20,12 +20,14 @@ RESPONSE = BotResponse(
     channel_id="200",
     query_message_id="1",
     asker_id="7",
+    asked_at=TimestampMillis(0),
     audience=Audience.PUBLIC,
     outcome=Outcome.EXTRACTED,
     answer="Use **ntfs-3g** [1]",
     citations=[
         Citation(
             number=1,
+            kind=SourceKind.MESSAGE,
             guild_id="100",
             channel_id="200",
             channel_kind=ChannelKind.TEXT,

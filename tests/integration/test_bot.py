@@ -166,6 +166,7 @@ def response_to(asked: FakeMessage, *, answer: str = "Use ntfs-3g.", ago_ms: int
         channel_id=asked.channel.id,
         query_message_id=asked.id,
         asker_id=asked.author.id,
+        asked_at=TimestampMillis(0),
         audience=Audience.PUBLIC,
         outcome=Outcome.ANSWERED,
         answer=answer,

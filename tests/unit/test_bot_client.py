@@ -207,7 +207,7 @@ async def test_a_reply_to_the_bot_carries_what_it_replies_to(fake: FakeDiscord, 
         await until(lambda: bool(published.queries), "a query")
     (query,) = published.queries
     assert (query.question, query.origin) == ("and on Windows?", QueryOrigin.REPLY)
-    assert query.context == [ContextMessage(speaker=Speaker.BOT, content="Use ntfs-3g.")]
+    assert query.context == [ContextMessage(speaker=Speaker.BOT, content="Use ntfs-3g.", message_id=answer.id)]
 
 
 async def test_a_name_alone_is_told_how_to_ask(fake: FakeDiscord, guild: FakeGuild) -> None:

@@ -15,7 +15,7 @@ from rtfm.bot import replies
 from rtfm.bot.client import RtfmClient
 from rtfm.bot.delivery import ReplyDelivery
 from rtfm.errors import InvalidEvent, Unavailable
-from rtfm.events import Audience, BotResponse, ChannelKind, Citation, Outcome, TimestampMillis
+from rtfm.events import Audience, BotResponse, ChannelKind, Citation, Outcome, SourceKind, TimestampMillis
 from tests.fakes.discord import FakeDiscord, FakeGuild, FakeMessage
 from tests.fakes.discord.world import new_id
 
@@ -49,6 +49,7 @@ def answer_to(asked: FakeMessage, text: str = "Use ntfs-3g.") -> BotResponse:
         channel_id=asked.channel.id,
         query_message_id=asked.id,
         asker_id=asked.author.id,
+        asked_at=TimestampMillis(0),
         audience=Audience.PUBLIC,
         outcome=Outcome.ANSWERED,
         answer=text,
@@ -60,6 +61,7 @@ def answer_to(asked: FakeMessage, text: str = "Use ntfs-3g.") -> BotResponse:
 def citing(response: BotResponse, channel_id: str) -> BotResponse:
     citation = Citation(
         number=1,
+        kind=SourceKind.MESSAGE,
         guild_id=response.guild_id,
         channel_id=channel_id,
         channel_kind=ChannelKind.TEXT,

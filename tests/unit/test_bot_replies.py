@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rtfm.bot.replies import PART_LIMIT, compose, nonce, split
-from rtfm.events import Audience, BotResponse, ChannelKind, Citation, Outcome, TimestampMillis
+from rtfm.events import Audience, BotResponse, ChannelKind, Citation, Outcome, SourceKind, TimestampMillis
 
 LINK = re.compile(r"https://example\.org/[a-z0-9]+")
 
@@ -23,12 +23,14 @@ def response(
         channel_id="2",
         query_message_id="5",
         asker_id="9",
+        asked_at=TimestampMillis(0),
         audience=Audience.PUBLIC,
         outcome=outcome,
         answer=answer,
         citations=[
             Citation(
                 number=number,
+                kind=SourceKind.MESSAGE,
                 guild_id=guild_id,
                 channel_id="2",
                 channel_kind=ChannelKind.TEXT,

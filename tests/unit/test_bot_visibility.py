@@ -8,8 +8,8 @@ from typing import Any
 import discord
 import pytest
 
-from rtfm.bot.visibility import may_cite, visible_to_all, visible_to_readers_of
-from rtfm.events import ChannelKind, Citation, TimestampMillis
+from rtfm.bot.visibility import may_show, visible_to_all, visible_to_readers_of
+from rtfm.events import ChannelKind, Citation, RetrievedPassage, SourceKind, TimestampMillis
 from tests.fakes.discord import FakeChannel, FakeGuild
 from tests.fakes.discord.world import (
     READ_AND_WRITE,
@@ -121,6 +121,7 @@ def test_all_members_read_the_open_channels_only(guild: FakeGuild) -> None:
 def citation(kind: ChannelKind, channel_id: str, parent_channel_id: str | None = None) -> Citation:
     return Citation(
         number=1,
+        kind=SourceKind.MESSAGE,
         channel_id=channel_id,
         parent_channel_id=parent_channel_id,
         channel_kind=kind,
@@ -147,7 +148,24 @@ def citation(kind: ChannelKind, channel_id: str, parent_channel_id: str | None =
 )
 def test_only_what_readers_see_may_be_cited(cited: Citation, allowed: bool) -> None:
     """Public threads and posts go with their parent, private threads stand alone, unknown kinds are hidden."""
-    assert may_cite([cited], ["1"]) is allowed
+    assert may_show([cited], [], ["1"]) is allowed
+
+
+@pytest.mark.parametrize(
+    ("kind", "acl_channel_id", "allowed"),
+    [
+        (SourceKind.MESSAGE, "1", True),
+        (SourceKind.MESSAGE, "2", False),
+        (SourceKind.MESSAGE, None, False),
+        (SourceKind.UNKNOWN, "1", False),
+    ],
+)
+def test_what_was_looked_at_counts_although_it_is_not_cited(
+    kind: SourceKind, acl_channel_id: str | None, allowed: bool
+) -> None:
+    """A model may repeat what it cites nowhere."""
+    passage = RetrievedPassage(passage_id="p", kind=kind, acl_channel_id=acl_channel_id, score=1.0)
+    assert may_show([citation(ChannelKind.TEXT, "1")], [passage], ["1"]) is allowed
 
 
 def test_no_member_is_shown_what_they_cannot_read() -> None:

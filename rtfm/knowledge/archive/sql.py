@@ -8,7 +8,18 @@ import attrs
 from sqlalchemy import func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
-from rtfm.events import Audience, BotResponse, ChannelKind, Citation, Outcome, TimestampMillis
+from rtfm.events import (
+    Audience,
+    BotResponse,
+    ChannelKind,
+    Citation,
+    Outcome,
+    OutcomeReason,
+    QueryOrigin,
+    RetrievedPassage,
+    SourceKind,
+    TimestampMillis,
+)
 from rtfm.knowledge.archive.database import Database
 from rtfm.knowledge.archive.reading import ArchiveReading
 from rtfm.knowledge.archive.rows import Channel
@@ -126,8 +137,14 @@ def _to_response(stored: dict[str, object]) -> BotResponse:
     values = dict(stored)
     values["audience"] = Audience(str(values["audience"]))
     values["outcome"] = Outcome(str(values["outcome"]))
+    values["origin"] = QueryOrigin(str(values["origin"]))
+    values["reason"] = None if values["reason"] is None else OutcomeReason(str(values["reason"]))
     values["citations"] = [
-        Citation(**{**citation, "channel_kind": ChannelKind(citation["channel_kind"])})
-        for citation in values["citations"]  # type: ignore[attr-defined]  # JSON holds a list here
+        Citation(**{**row, "kind": SourceKind(row["kind"]), "channel_kind": ChannelKind(row["channel_kind"])})
+        for row in values["citations"]  # type: ignore[attr-defined]  # JSON holds a list here
+    ]
+    values["retrieved"] = [
+        RetrievedPassage(**{**row, "kind": SourceKind(row["kind"])})
+        for row in values["retrieved"]  # type: ignore[attr-defined]  # JSON holds a list here
     ]
     return BotResponse(**values)  # type: ignore[arg-type]  # the keys are BotResponse's own fields
