@@ -1,7 +1,7 @@
 """The real services that integration tests talk to, started once a run, and settings of its own for each test.
 
-Containers where an engine has the images of docker-compose.yml, else processes of this machine;
-``RTFM_TEST_STACK=local`` wants processes in any case.
+Containers where an engine has the images of docker-compose.yml and they serve, else processes of this machine;
+``RTFM_TEST_STACK=local`` or ``=docker`` wants the one or the other. The summary says which they were.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psycopg
@@ -36,24 +36,41 @@ class StackAddresses:
     postgres: str
 
 
+STACK = pytest.StashKey[str]()
+
+
 @pytest.fixture(scope="session")
-def stack() -> Iterator[StackAddresses]:
+def stack(request: pytest.FixtureRequest) -> Iterator[StackAddresses]:
     """Kafka, registry, Chroma and PostgreSQL, running."""
-    if os.environ.get("RTFM_TEST_STACK") == "docker":
+    with ExitStack() as exits:
+        addresses, what = _start_stack(exits, os.environ.get("RTFM_TEST_STACK", ""))
+        request.config.stash[STACK] = what
+        yield addresses
+
+
+def _start_stack(exits: ExitStack, wanted: str) -> tuple[StackAddresses, str]:
+    why = ""
+    if wanted != "local":
         from tests import containers
 
-        if containers.are_there():
-            with containers.running() as addresses:
-                yield StackAddresses(**addresses)
-            return
+        try:
+            return StackAddresses(**exits.enter_context(containers.running())), "containers"
+        except containers.Unusable as exc:
+            if wanted == "docker":
+                raise
+            why = f"; no containers: {exc}"
     from rtfm.local.stack import LocalStack
 
-    with stack_home() as home:
-        local = LocalStack(home, cache_dir=CACHE_DIR)
-        try:
-            yield StackAddresses(**{service.name.replace("-", "_"): service.address for service in local.up()})
-        finally:
-            local.down()
+    local = LocalStack(exits.enter_context(stack_home()), cache_dir=CACHE_DIR)
+    exits.callback(local.down)
+    addresses = {service.name.replace("-", "_"): service.address for service in local.up()}
+    return StackAddresses(**addresses), f"processes of this machine{why}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what the integration tests ran on."""
+    if what := config.stash.get(STACK, ""):
+        terminalreporter.write_line(f"Kafka, registry, Chroma and PostgreSQL: {what}")
 
 
 @pytest.fixture(scope="session")

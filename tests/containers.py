@@ -1,28 +1,35 @@
-"""The services of docker-compose.yml as containers of one test run, for machines that have their images."""
+"""The services of docker-compose.yml as containers of one test run, for machines that have their images.
+
+Nothing is pulled for a test. Whatever keeps the containers from serving is ``Unusable``, so that a run can go on with
+local processes: no engine, an image that is missing or of another kind, a container that ends or does not answer.
+"""
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx
 import psycopg
-from testcontainers.core.config import testcontainers_config
-from testcontainers.core.container import DockerContainer
-from testcontainers.core.network import Network
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # not in its __all__
 
-from rtfm.local.services import free_port
+from rtfm.local.services import BROKER_SETTINGS, free_port
 
 COMPOSE_FILE = Path(__file__).parent.parent / "docker-compose.yml"
-SERVICES = ("kafka", "schema-registry", "chromadb", "postgres")
-START_TIMEOUT_S = 120.0
+SERVICES = {"kafka": 9092, "schema-registry": 8081, "chromadb": 8000, "postgres": 5432}
+"""Each service with its port inside."""
+
+ENGINE_TIMEOUT_S = 20
+START_TIMEOUT_S = 90.0
 PASSWORD = "rtfm"
+
+
+class Unusable(Exception):
+    """Why this machine's containers cannot serve, in one line."""
 
 
 def images() -> dict[str, str]:
@@ -36,94 +43,125 @@ def images() -> dict[str, str]:
     return found
 
 
-def are_there() -> bool:
-    """Whether an engine answers and has every image; nothing is ever pulled for a test."""
-    if shutil.which("docker") is None:
-        return False
-    command = ["docker", "image", "inspect", *images().values()]
-    try:
-        return subprocess.run(command, capture_output=True, check=False, timeout=10).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
-
-
 @contextmanager
-def running() -> Iterator[dict[str, str]]:
-    """Start the four services; gives the address of each."""
+def running(
+    image_of: dict[str, str] | None = None, *, start_timeout_s: float = START_TIMEOUT_S
+) -> Iterator[dict[str, str]]:
+    """Start the four services; gives the address of each, by the names of ``StackAddresses``.
+
+    ``image_of`` replaces the compose file's images. Raises Unusable.
+    """
+    from testcontainers.core.config import testcontainers_config
+    from testcontainers.core.network import Network
+
     testcontainers_config.ryuk_disabled = True  # an image of its own, which would have to be pulled
-    image = images()
-    ports = {name: free_port() for name in SERVICES}
     with ExitStack() as stack:
-        network = stack.enter_context(Network())
-
-        def start(name: str, inner_port: int, **environment: str) -> DockerContainer:
-            container = DockerContainer(image[name]).with_bind_ports(inner_port, ports[name])
-            for variable, value in environment.items():
-                container = container.with_env(variable, value)
-            return stack.enter_context(container.with_network(network).with_network_aliases(name))
-
-        start("kafka", ports["kafka"], **_kafka_environment(ports["kafka"]))
-        start(
-            "schema-registry",
-            8081,
-            SCHEMA_REGISTRY_HOST_NAME="schema-registry",
-            SCHEMA_REGISTRY_LISTENERS="http://0.0.0.0:8081",
-            SCHEMA_REGISTRY_KAFKASTORE_BOOTSTRAP_SERVERS="PLAINTEXT://kafka:9092",
-        )
-        start("chromadb", 8000, ANONYMIZED_TELEMETRY="FALSE")
-        start("postgres", 5432, POSTGRES_USER="rtfm", POSTGRES_PASSWORD=PASSWORD, POSTGRES_DB="rtfm")
-        addresses = {
-            "kafka": f"localhost:{ports['kafka']}",
-            "schema_registry": f"http://localhost:{ports['schema-registry']}",
-            "chroma": f"http://localhost:{ports['chromadb']}",
-            "postgres": f"postgresql://rtfm:{PASSWORD}@localhost:{ports['postgres']}/rtfm",
-        }
-        _until("registry", lambda: _responds(f"{addresses['schema_registry']}/subjects"))
-        _until("Chroma", lambda: _responds(f"{addresses['chroma']}/api/v2/heartbeat"))
-        _until("PostgreSQL", lambda: _connects(addresses["postgres"]))
+        try:
+            client = _engine()
+            image_of = image_of or images()
+            for image in image_of.values():
+                _look_for(client, image)
+            network = stack.enter_context(Network())
+            addresses = _start(stack, client.host(), network, image_of, time.monotonic() + start_timeout_s)
+        except Unusable:
+            raise
+        except Exception as exc:  # of testcontainers, docker, requests and the system
+            raise Unusable(" ".join(str(exc).split())[:200]) from exc
         yield addresses
 
 
-def _kafka_environment(port: int) -> dict[str, str]:
-    return {
-        "KAFKA_NODE_ID": "1",
-        "KAFKA_PROCESS_ROLES": "broker,controller",
-        "KAFKA_CONTROLLER_QUORUM_VOTERS": "1@localhost:9093",
-        "KAFKA_CONTROLLER_LISTENER_NAMES": "CONTROLLER",
-        "KAFKA_LISTENERS": f"INTERNAL://:9092,CONTROLLER://:9093,HOST://:{port}",
-        "KAFKA_ADVERTISED_LISTENERS": f"INTERNAL://kafka:9092,HOST://localhost:{port}",
-        "KAFKA_LISTENER_SECURITY_PROTOCOL_MAP": "INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT,HOST:PLAINTEXT",
-        "KAFKA_INTER_BROKER_LISTENER_NAME": "INTERNAL",
-        "KAFKA_AUTO_CREATE_TOPICS_ENABLE": "false",
-        "KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR": "1",
-        "KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR": "1",
-        "KAFKA_TRANSACTION_STATE_LOG_MIN_ISR": "1",
-        "KAFKA_TRANSACTION_ABORT_TIMED_OUT_TRANSACTION_CLEANUP_INTERVAL_MS": "1000",
-        "KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS": "0",
-        "KAFKA_GROUP_MIN_SESSION_TIMEOUT_MS": "1000",
-        "KAFKA_LOG_RETENTION_CHECK_INTERVAL_MS": "5000",
-        "KAFKA_HEAP_OPTS": "-Xmx512m",
+def _engine() -> Any:
+    from docker.errors import DockerException
+    from testcontainers.core.docker_client import DockerClient
+
+    try:
+        return DockerClient(timeout=ENGINE_TIMEOUT_S)
+    except DockerException as exc:
+        raise Unusable("no engine answers") from exc
+
+
+def _look_for(client: Any, image: str) -> None:
+    from docker.errors import ImageNotFound
+
+    try:
+        client.client.images.get(image)
+    except ImageNotFound as exc:
+        raise Unusable(f"the engine does not have {image}") from exc
+
+
+def _start(stack: ExitStack, host: str, network: Any, image_of: dict[str, str], deadline: float) -> dict[str, str]:
+    from testcontainers.core.container import DockerContainer
+
+    port_of = {name: free_port() for name in SERVICES}
+    environment_of = {
+        "kafka": _kafka_environment(host, port_of["kafka"]),
+        "schema-registry": {
+            "SCHEMA_REGISTRY_HOST_NAME": "schema-registry",
+            "SCHEMA_REGISTRY_LISTENERS": "http://0.0.0.0:8081",
+            "SCHEMA_REGISTRY_KAFKASTORE_BOOTSTRAP_SERVERS": "PLAINTEXT://kafka:9092",
+        },
+        "chromadb": {"ANONYMIZED_TELEMETRY": "FALSE"},
+        "postgres": {"POSTGRES_USER": "rtfm", "POSTGRES_PASSWORD": PASSWORD, "POSTGRES_DB": "rtfm"},
     }
+    containers: dict[str, Any] = {}
+    for name, inner_port in SERVICES.items():
+        container: Any = DockerContainer(image_of[name]).with_network(network).with_network_aliases(name)
+        # Kafka names to clients the port at which they find it, so inside and outside it is the same one.
+        inner = port_of["kafka"] if name == "kafka" else inner_port
+        container.ports[inner] = ("127.0.0.1", port_of[name]) if host == "localhost" else port_of[name]
+        containers[name] = stack.enter_context(container.with_envs(**environment_of[name]))
+    addresses = {
+        "kafka": f"{host}:{port_of['kafka']}",
+        "schema_registry": f"http://{host}:{port_of['schema-registry']}",
+        "chroma": f"http://{host}:{port_of['chromadb']}",
+        "postgres": f"postgresql://rtfm:{PASSWORD}@{host}:{port_of['postgres']}/rtfm",
+    }
+    checks = {
+        "postgres": lambda: psycopg.connect(addresses["postgres"], connect_timeout=2).close(),
+        "chromadb": lambda: httpx.get(f"{addresses['chroma']}/api/v2/heartbeat", timeout=2).raise_for_status(),
+        "schema-registry": lambda: httpx.get(f"{addresses['schema_registry']}/subjects", timeout=2).raise_for_status(),
+        "kafka": lambda: _make_a_topic(addresses["kafka"]),
+    }
+    for name, check in checks.items():
+        _until(name, check, containers, deadline)
+    return addresses
 
 
-def _until(name: str, ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not ready():
-        assert time.monotonic() < deadline, f"{name} did not answer within {START_TIMEOUT_S:.0f} s"
-        time.sleep(0.2)
+def _kafka_environment(host: str, port: int) -> dict[str, str]:
+    settings = {
+        "node.id": "1",
+        "process.roles": "broker,controller",
+        "controller.quorum.voters": "1@localhost:9093",
+        "controller.listener.names": "CONTROLLER",
+        "listeners": f"INTERNAL://:9092,CONTROLLER://:9093,HOST://:{port}",
+        "advertised.listeners": f"INTERNAL://kafka:9092,HOST://{host}:{port}",
+        "listener.security.protocol.map": "INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT,HOST:PLAINTEXT",
+        "inter.broker.listener.name": "INTERNAL",
+        **BROKER_SETTINGS,
+    }
+    # The image's own way to write a setting as a variable.
+    variables = {f"KAFKA_{name.upper().replace('.', '_')}": value for name, value in settings.items()}
+    return {**variables, "KAFKA_HEAP_OPTS": "-Xmx512m"}
 
 
-def _responds(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310 - an address of our own
-            return bool(response.status == 200)
-    except (OSError, urllib.error.URLError):
-        return False
+def _make_a_topic(address: str) -> None:
+    """Needs the broker's own address as well as the one that was given."""
+    admin = AdminClient({"bootstrap.servers": address, "log_level": 0})
+    admin.create_topics([NewTopic("served", 1)], request_timeout=5)["served"].result(6)
 
 
-def _connects(url: str) -> bool:
-    try:
-        psycopg.connect(url, connect_timeout=2).close()
-    except psycopg.OperationalError:
-        return False
-    return True
+def _until(name: str, check: Callable[[], object], containers: dict[str, Any], deadline: float) -> None:
+    while True:
+        try:
+            check()
+            return
+        except Exception as exc:  # whatever a service that is not up yet, or another one, makes of the question
+            for other, container in containers.items():
+                container.reload()
+                if container.status not in ("created", "running"):
+                    said = b"".join(container.get_logs()).decode(errors="replace").split("\n")
+                    last = next((line.strip() for line in reversed(said) if line.strip()), "nothing")
+                    raise Unusable(f"the container of {other} ended, saying: {last[:200]}") from exc
+            if time.monotonic() > deadline:
+                raise Unusable(f"the container of {name} does not answer: {type(exc).__name__}") from exc
+            time.sleep(0.2)

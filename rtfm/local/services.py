@@ -35,6 +35,31 @@ _CLUSTER_ID = "rtfm-local-kafka-00000"
 ENVIRONMENT = {"PATH": os.defpath, "LANG": "C.UTF-8"}
 """What every service gets: no variable of the operator's own changes it, and no secret reaches it."""
 
+BROKER_SETTINGS = {
+    "auto.create.topics.enable": "false",
+    # A broker that was killed may register again when its session is over: within 3 s, not 9.
+    "broker.session.timeout.ms": "3000",
+    "broker.heartbeat.interval.ms": "500",
+    "offsets.topic.replication.factor": "1",
+    "offsets.topic.num.partitions": "10",
+    "transaction.state.log.replication.factor": "1",
+    "transaction.state.log.min.isr": "1",
+    "transaction.state.log.num.partitions": "10",
+    "share.coordinator.state.topic.replication.factor": "1",
+    "share.coordinator.state.topic.min.isr": "1",
+    # A killed worker's transaction is ended within a second of its timeout, not ten.
+    "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
+    "group.initial.rebalance.delay.ms": "0",
+    "group.min.session.timeout.ms": "1000",
+    "group.consumer.min.session.timeout.ms": "1000",
+    "log.retention.check.interval.ms": "5000",
+    "log.initial.task.delay.ms": "5000",
+    "log.cleaner.dedupe.buffer.size": "16777216",
+    "num.network.threads": "2",
+    "num.io.threads": "4",
+}
+"""How a broker of one's own behaves, wherever it listens: one replica, and quick to see that somebody died."""
+
 _STACK_TRACE = re.compile(r"\s+at |\s*\.\.\. \d+ more")
 _TELLING = re.compile(r"FATAL|PANIC|ERROR|Error|error:|Exception|No space left|in use")
 
@@ -146,26 +171,7 @@ def _kafka_config(path: Path, log_dir: Path, port: int, controller_port: int) ->
         "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
         "inter.broker.listener.name": "PLAINTEXT",
         "log.dirs": str(log_dir),
-        "auto.create.topics.enable": "false",
-        # A broker that was killed may register again when its session is over: within 3 s, not 9.
-        "broker.session.timeout.ms": "3000",
-        "broker.heartbeat.interval.ms": "500",
-        "offsets.topic.replication.factor": "1",
-        "offsets.topic.num.partitions": "10",
-        "transaction.state.log.replication.factor": "1",
-        "transaction.state.log.min.isr": "1",
-        "transaction.state.log.num.partitions": "10",
-        "share.coordinator.state.topic.replication.factor": "1",
-        "share.coordinator.state.topic.min.isr": "1",
-        # A killed worker's transaction is ended within a second of its timeout, not ten.
-        "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
-        "group.initial.rebalance.delay.ms": "0",
-        "group.min.session.timeout.ms": "1000",
-        "group.consumer.min.session.timeout.ms": "1000",
-        "log.retention.check.interval.ms": "5000",
-        "log.cleaner.dedupe.buffer.size": "16777216",
-        "num.network.threads": "2",
-        "num.io.threads": "4",
+        **BROKER_SETTINGS,
     }
     text = "".join(f"{key}={_property(value)}\n" for key, value in properties.items())
     path.write_text(text, encoding="ascii")

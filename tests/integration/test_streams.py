@@ -181,26 +181,6 @@ def test_confluents_own_deserializer_reads_our_records(settings: Settings, contr
     assert int(value["created_at"].timestamp() * 1000) == IN_2004
 
 
-def test_what_was_said_in_2004_survives_a_retention_pass(settings: Settings, contracts: Contracts) -> None:
-    """Kafka's timestamp is the time of producing; when something was said stands in the value alone."""
-    name = f"{settings.kafka_topic_prefix}discord-messages"
-    client = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
-    # Small segments that roll at once make every record but the newest a candidate for removal.
-    entries = [
-        ConfigEntry("segment.ms", "100", incremental_operation=AlterConfigOpType.SET),
-        ConfigEntry("file.delete.delay.ms", "0", incremental_operation=AlterConfigOpType.SET),
-    ]
-    resource = ConfigResource(ConfigResource.Type.TOPIC, name, incremental_configs=entries)
-    client.incremental_alter_configs([resource])[resource].result(10)
-    for number in range(3):
-        produce(settings, contracts, [message(number)])
-        time.sleep(0.3)
-    time.sleep(7)  # the local broker looks for expired segments every 5 s
-    records = read_all(settings, contracts, "discord-messages")
-    assert [record.event.message_id for record in records] == ["0", "1", "2"]
-    assert all(record.event.created_at == IN_2004 for record in records)
-
-
 @pytest.mark.parametrize(
     "value",
     [b"", b"\x00", b"\x01\x00\x00\x00\x01x", b"\x00\x7f\xff\xff\xffx", b"not avro at all", None],
