@@ -40,6 +40,20 @@ def _count(value: str) -> int:
     return number
 
 
+def _limit(value: str) -> int:
+    number = int(value)
+    if number < 0:
+        raise ValueError("a whole number of at least 0")
+    return number
+
+
+def _share(value: str) -> float:
+    number = float(value)
+    if not 0 <= number <= 1:
+        raise ValueError("a share between 0 and 1")
+    return number
+
+
 def _port(value: str) -> int:
     number = int(value)
     if not 0 <= number <= 65535:
@@ -196,6 +210,21 @@ class Settings:
         _boolean,
         group="Kafka",
     )
+    dlq_max_consecutive: int = _setting(
+        "DLQ_MAX_CONSECUTIVE",
+        100,
+        "Dead letters in a row, in one partition, after which a pipeline stops; 0 never stops.",
+        _limit,
+        group="Kafka",
+    )
+    dlq_max_share: float = _setting(
+        "DLQ_MAX_SHARE",
+        0.5,
+        "Share of dead letters among the last 1,000 records of a partition, 200 or more being seen, above which a"
+        " pipeline stops; 0 never stops.",
+        _share,
+        group="Kafka",
+    )
     schema_registry_url: str = _setting(
         "SCHEMA_REGISTRY_URL",
         "http://localhost:8081",
@@ -281,6 +310,12 @@ class Settings:
         _url("ws", "wss"),
         group="Discord",
     )
+
+    def secrets(self) -> tuple[str, ...]:
+        """The secrets' values, of an address the password: what must not be shown. Short ones are words."""
+        values = [getattr(self, entry.name) for entry in fields(Settings) if entry.metadata["secret"]]
+        found = [(urlsplit(value).password if "://" in value else value) for value in values if value]
+        return tuple(secret for secret in found if secret and len(secret) >= 8)
 
     def with_flags(self, **flags: Any) -> Settings:
         """These settings with the flags that were given (not None) put in their place.

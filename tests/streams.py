@@ -164,7 +164,7 @@ def produce_raw(
 ) -> None:
     """Produce bytes as some other program might, without this project's producer."""
     failed: list[Any] = []
-    producer: Any = Producer({"bootstrap.servers": settings.kafka_bootstrap_servers})
+    producer: Any = Producer({"bootstrap.servers": settings.kafka_bootstrap_servers, "message.max.bytes": 2_000_000})
     producer.produce(
         f"{settings.kafka_topic_prefix}{topic}",
         value,
@@ -175,6 +175,14 @@ def produce_raw(
     )
     assert producer.flush(20) == 0
     assert not failed, failed
+
+
+def produce_raws(settings: Settings, topic: str, values: Sequence[bytes], *, key: bytes = b"200") -> None:
+    """Produce many of one key, in order."""
+    producer: Any = Producer({"bootstrap.servers": settings.kafka_bootstrap_servers, "enable.idempotence": True})
+    for value in values:
+        producer.produce(f"{settings.kafka_topic_prefix}{topic}", value, key)
+    assert producer.flush(20) == 0
 
 
 def records(settings: Settings, contracts: Contracts, topic: str) -> list[Record]:

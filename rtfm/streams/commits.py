@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from confluent_kafka import KafkaException, TopicPartition
 
 from rtfm.errors import RtfmError, Unavailable
@@ -17,6 +17,7 @@ from rtfm.settings import Settings
 from rtfm.streams.connection import topic_name, translated
 from rtfm.streams.handling import FIRST_BACKOFF_S, MAX_BACKOFF_S, WaitingState
 from rtfm.streams.lanes import Finished
+from rtfm.streams.limits import DeadLetterLimit, TooManyDeadLetters, too_many
 from rtfm.streams.position import PartitionState
 from rtfm.streams.transactions import NotCommitted, OutcomeUnknown, Transactions, is_member
 from rtfm.telemetry import DEAD_LETTERS, get_logger
@@ -61,7 +62,10 @@ class Commits:
         self._full_topic = topic_name(settings, topic)
         self._group = group
         self._waiting = waiting
-        self._transactions = Transactions(settings, group)
+        self._transactions = Transactions(settings, f"{group}-{settings.instance_id}")
+        self._limit = DeadLetterLimit(settings.dlq_max_consecutive, settings.dlq_max_share)
+        self.over: TooManyDeadLetters | None = None
+        """Set when there are too many dead letters: no more are taken, and the pipeline must end."""
         self._state = _CommitState()
 
     def open(self) -> None:
@@ -73,11 +77,38 @@ class Commits:
         self._transactions.close()
 
     def add(self, finished: Finished) -> None:
-        """Take ``finished`` into the next transaction."""
+        """Take ``finished`` into the next transaction, dead letters only up to the limit."""
+        if finished.result.dead or self.over:
+            finished = self._within_limit(finished)
+            if not finished.offsets:
+                return
+        else:
+            finished.part.tally.good(len(finished.offsets))
         for offset in finished.offsets:
             finished.part.finish(offset)
         self._state.pending.append(finished)
         self._state.records += len(finished.offsets)
+
+    def _within_limit(self, finished: Finished) -> Finished:
+        """``finished`` without dead letters that are too many, whose records stay unfinished."""
+        tally, dead = finished.part.tally, {letter.offset: letter for letter in finished.result.dead}
+        taken = []
+        for offset in finished.offsets:
+            if self.over is None and (letter := dead.get(offset)) is not None:
+                if (why := self._limit.reached(tally)) is None:
+                    tally.dead()
+                    taken.append(letter)
+                    why = self._limit.reached(tally)
+                if why is not None:
+                    self.over = too_many(self._topic, finished.part.number, why, letter.reason)
+            elif self.over is None:
+                tally.good()
+        refused = dead.keys() - {letter.offset for letter in taken}
+        return Finished(
+            finished.part,
+            [offset for offset in finished.offsets if offset not in refused],
+            evolve(finished.result, dead=tuple(taken)),
+        )
 
     def __len__(self) -> int:
         """How many finished records are not known to be committed."""
@@ -122,7 +153,7 @@ class Commits:
             parts = dict.fromkeys(finished.part for finished in state.sent)
             state.positions = [_Position(part, *part.position()) for part in parts]
             self._transactions.commit(
-                [record for finished in state.sent for record in finished.result.produced],
+                [record for finished in state.sent for record in finished.result.records],
                 [TopicPartition(self._full_topic, p.part.number, p.offset, p.metadata) for p in state.positions],
                 member,
             )
@@ -169,8 +200,8 @@ class Commits:
         state = self._state
         for finished in state.sent:
             state.records -= len(finished.offsets)
-            for reason in finished.result.dead:
-                DEAD_LETTERS.labels(self._topic, reason).inc()
+            for letter in finished.result.dead:
+                DEAD_LETTERS.labels(self._topic, letter.reason).inc()
         state.sent, state.positions, state.failures, state.not_before_s = [], [], 0, 0.0
         self._waiting.clear(self)
 

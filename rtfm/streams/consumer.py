@@ -147,14 +147,14 @@ class EventReader:
         self.close()
 
 
-def record_of(topic: str, message: Any, contracts: Contracts) -> Record:
-    """The record of a message of confluent_kafka; what does not decode has an ``error``.
+def record_of(topic: str, message: Any, contracts: Contracts | None) -> Record:
+    """The record of a message of confluent_kafka; what does not decode has an ``error``. None: it is not decoded.
 
     Raises Unavailable where the registry is needed and does not answer.
     """
     event, error = None, None
-    contract = contracts.catalogue.topics.get(topic)
-    if contract is not None and contract.schema is not None:
+    contract = contracts.catalogue.topics.get(topic) if contracts is not None else None
+    if contracts is not None and contract is not None and contract.schema is not None:
         try:
             if message.value() is None:
                 raise UndecodableRecord("the record has no value (a tombstone)")

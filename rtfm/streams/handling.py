@@ -17,8 +17,9 @@ from attrs import define, field, frozen
 
 from rtfm.contracts import Contracts
 from rtfm.errors import InvalidEvent, PermanentError, Throttled, TransientError, Unavailable
-from rtfm.streams import dead_letters
 from rtfm.streams.consumer import Record, record_of
+from rtfm.streams.crashes import FATAL_DEATHS, InHand, KilledProcess
+from rtfm.streams.dead_letters import DeadLetter, DeadLetterWriter
 from rtfm.streams.producer import event_headers
 from rtfm.streams.transactions import Produced
 from rtfm.telemetry import PIPELINE_PAUSED, PROCESS_SECONDS, child_traceparent, get_logger
@@ -52,10 +53,15 @@ letter). Anything else is a defect and ends the pipeline.
 
 @frozen
 class Result:
-    """What handling came to: records to produce, and the reasons of those that are dead letters."""
+    """What handling came to: outputs to produce, and dead letters."""
 
     produced: tuple[Produced, ...] = ()
-    dead: tuple[str, ...] = ()
+    dead: tuple[DeadLetter, ...] = ()
+
+    @property
+    def records(self) -> list[Produced]:
+        """All there is to produce."""
+        return [*self.produced, *(letter.record for letter in self.dead)]
 
 
 class GaveUp(Exception):
@@ -104,14 +110,16 @@ class Handling:
         contracts: Contracts,
         *,
         topic: str,
-        group: str,
         handler: Handler,
         waiting: WaitingState,
+        writer: DeadLetterWriter,
+        in_hand: InHand,
         stop: threading.Event,
     ) -> None:
         self._contracts = contracts
         self._topic = topic
-        self._group = group
+        self._writer = writer
+        self._in_hand = in_hand
         self._handler = handler
         self._waiting = waiting
         self._stop = stop
@@ -121,6 +129,8 @@ class Handling:
 
         Raises GaveUp when stopped, or ``moved``, while waiting; and whatever defect the handler has.
         """
+        if self._in_hand.suspects and (letter := self._killer(messages)) is not None:
+            return letter
         started = time.monotonic()
         steadily = partial(self._steadily, moved)
         try:
@@ -155,16 +165,23 @@ class Handling:
         return Produced(output.topic, key, value, headers)
 
     def _buried(self, record: Record, error: PermanentError, stage: str) -> Result:
-        headers = dead_letters.headers_for(record, error, group=self._group, stage=stage)
+        letter = self._writer.letter(record, error, stage)
         _log.warning(
             "dead letter",
             topic=self._topic,
             partition=record.partition,
             offset=record.offset,
-            reason=dead_letters.reason(error),
+            reason=letter.reason,
         )
-        letter = Produced(dead_letters.TOPIC, record.key, record.value, headers)
-        return Result((letter,), (dead_letters.reason(error),))
+        return Result(dead=(letter,))
+
+    def _killer(self, messages: Sequence[Any]) -> Result | None:
+        """The dead letter of a record that killed the process too often; it is not even decoded again."""
+        deaths = self._in_hand.deaths(messages[0].partition(), messages[0].offset())
+        if len(messages) > 1 or deaths < FATAL_DEATHS:
+            return None
+        error = KilledProcess(f"the process died {deaths} times while it had nothing but this record in hand")
+        return self._buried(record_of(self._topic, messages[0], None), error, "CRASH")
 
     def _steadily(self, moved: Callable[[], bool], action: Callable[[], T]) -> T:
         """The result of ``action``, tried again while a dependency is down."""
@@ -175,7 +192,9 @@ class Handling:
             except TransientError as exc:
                 self._waiting.note(threading.get_ident(), exc)
                 jittered_s = backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
-                if self._stop.wait(exc.retry_after_s if isinstance(exc, Throttled) else jittered_s) or moved():
+                with self._in_hand.laid_aside():
+                    stopped = self._stop.wait(exc.retry_after_s if isinstance(exc, Throttled) else jittered_s)
+                if stopped or moved():
                     raise GaveUp from exc
                 backoff_s = min(MAX_BACKOFF_S, backoff_s * 2)
                 continue
@@ -187,5 +206,5 @@ def _merged(results: Iterable[Result]) -> Result:
     parts = list(results)
     return Result(
         tuple(record for part in parts for record in part.produced),
-        tuple(reason for part in parts for reason in part.dead),
+        tuple(letter for part in parts for letter in part.dead),
     )

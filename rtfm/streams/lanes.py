@@ -13,6 +13,7 @@ from typing import Any
 
 from attrs import frozen
 
+from rtfm.streams.crashes import InHand
 from rtfm.streams.handling import GaveUp, Handling, Result
 from rtfm.streams.position import PartitionState
 
@@ -47,9 +48,17 @@ class Lanes:
     """Hands records to ``handling``: to one thread in batches of up to ``batch_size`` of a partition, else singly."""
 
     def __init__(
-        self, handling: Handling, *, name: str, concurrency: int, batch_size: int, stop: threading.Event
+        self,
+        handling: Handling,
+        *,
+        name: str,
+        concurrency: int,
+        batch_size: int,
+        in_hand: InHand,
+        stop: threading.Event,
     ) -> None:
         self._handling = handling
+        self._in_hand = in_hand
         self._batch_size = batch_size
         self._single = concurrency == 1
         self._stop = stop
@@ -122,6 +131,7 @@ class Lanes:
             count = min(count, self._batch_size)
             while waiting[count - 1].part is not waiting[0].part:  # a batch is of one assignment
                 count -= 1
+            count = self._in_hand.together(lane[0], [taken.message.offset() for taken in waiting[:count]])
         self._work.put((lane, waiting[:count]))
         self._waiting[lane] = waiting[count:]
 
@@ -136,9 +146,13 @@ class Lanes:
         part = unit[0].part
         if self._stop.is_set() or not part.live:
             return None
+        if not self._in_hand.take(part.number, unit[0].message.offset(), unit[-1].message.offset()):
+            return None
         try:
             return self._handling.handle([taken.message for taken in unit], lambda: not part.live)
         except GaveUp:
             return None
         except BaseException as exc:
             return exc
+        finally:
+            self._in_hand.release()

@@ -22,6 +22,8 @@ from rtfm.settings import Settings
 from rtfm.streams.commits import Commits
 from rtfm.streams.connection import client_config, group_name, topic_name, translated
 from rtfm.streams.consumer import Record
+from rtfm.streams.crashes import InHand
+from rtfm.streams.dead_letters import DeadLetterWriter
 from rtfm.streams.handling import FIRST_BACKOFF_S, MAX_BACKOFF_S, Handler, Handling, Output, WaitingState
 from rtfm.streams.lanes import Lanes
 from rtfm.streams.position import PartitionState
@@ -75,8 +77,19 @@ class Pipeline:
         self._high_water = max(HIGH_WATER, 2 * batch_size) if concurrency == 1 else HIGH_WATER
         self._stop = stop
         self._waiting = WaitingState(group)
-        handling = Handling(contracts, topic=topic, group=group, handler=handler, waiting=self._waiting, stop=stop)
-        self._lanes = Lanes(handling, name=group, concurrency=concurrency, batch_size=batch_size, stop=stop)
+        self._in_hand = InHand(settings, group=group, threads=concurrency, stop=stop)
+        handling = Handling(
+            contracts,
+            topic=topic,
+            handler=handler,
+            waiting=self._waiting,
+            writer=DeadLetterWriter(group=group, secrets=settings.secrets()),
+            in_hand=self._in_hand,
+            stop=stop,
+        )
+        self._lanes = Lanes(
+            handling, name=group, concurrency=concurrency, batch_size=batch_size, in_hand=self._in_hand, stop=stop
+        )
         self._commits = Commits(settings, topic=topic, group=group, waiting=self._waiting)
         self._parts: dict[int, PartitionState] = {}
         self._consumer: Any = None
@@ -87,18 +100,21 @@ class Pipeline:
     def run(self) -> None:
         """Work until ``stop`` is set, then finish what is in hand, commit and leave the group.
 
-        Raises ConfigError for a topic that does not exist, Fenced when another process has this one's name, and
-        whatever defect the handler has.
+        Raises ConfigError for a topic that does not exist, Fenced when another process has this one's name,
+        TooManyDeadLetters, and whatever defect the handler has.
         """
         self._health.ready_when(self._group, self._not_ready)
         if not self._opened():
             return
+        self._in_hand.open()
         self._lanes.open()
         try:
             self._join()
             while not self._stop.is_set():
                 self._step()
             self._drain()
+            if self._commits.over is not None:
+                raise self._commits.over
         except BaseException:
             self._broken = True
             raise
@@ -138,10 +154,13 @@ class Pipeline:
     def _settle(self, wait_s: float = 0.0) -> None:
         for finished in self._lanes.settle(wait_s):
             self._commits.add(finished)
+        if self._commits.over is not None:
+            self._stop.set()
 
     def _drain(self) -> None:
         """Let what runs finish; the pool skips what it has not begun."""
         deadline_s = time.monotonic() + self._settings.shutdown_grace_s * 0.8
+        self._in_hand.ending()
         self._pause(list(self._parts.values()))
         while self._lanes and time.monotonic() < deadline_s:
             self._step()
@@ -252,6 +271,7 @@ class Pipeline:
         self._forget(list(self._parts))
         self._commits.close()
         self._lanes.close()
+        self._in_hand.close()
 
     def _guarded(
         self, callback: Callable[[Any, Sequence[TopicPartition]], None]
@@ -269,7 +289,9 @@ class Pipeline:
             return
         stored = self._commits.stored(consumer, [part.partition for part in partitions], ASSIGN_TIMEOUT_S)
         for part in stored:
-            self._parts[part.partition] = PartitionState.restored(part.partition, part.offset, part.metadata or "")
+            restored = PartitionState.restored(part.partition, part.offset, part.metadata or "")
+            self._parts[part.partition] = restored
+            self._in_hand.assigned(restored)
         consumer.incremental_assign([TopicPartition(p.topic, p.partition, p.offset) for p in stored])
         consumer.resume([TopicPartition(p.topic, p.partition) for p in stored])
         _log.info("assigned", group=self._group, partitions=sorted(self._parts))

@@ -1,8 +1,9 @@
 """Where a group is in a partition when records are finished out of order.
 
 Owns the form of a committed position: the lowest unfinished offset, and in its metadata a run-length map of what is
-finished above it. Pure: no Kafka, no clock. The map is as long as there are runs, and runs are separated by unfinished
-records, so a bound on unfinished records is a bound on the map; it is never cut, which would repeat finished work.
+finished above it, then the tally of dead letters where there are any. Pure: no Kafka, no clock. The map is as long as
+there are runs, and runs are separated by unfinished records, so a bound on unfinished records is a bound on the map; it
+is never cut, which would repeat finished work.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from collections.abc import Iterable
 from attrs import define, field
 
 from rtfm.errors import ConfigError, RtfmError
+from rtfm.streams.limits import TallyState
 
 _VERSION = "1"
+_TALLY = "."
 
 
 def encode(unfinished: Iterable[int], end: int) -> str:
@@ -94,6 +97,7 @@ class PartitionState:
     unfinished: dict[int, None] = field(factory=dict)
     awaited: deque[int] = field(factory=deque)
     """Restored unfinished offsets that have not come from the log again yet."""
+    tally: TallyState = field(factory=TallyState)
     live: bool = True
     paused: bool = False
     _last_seen: int = -1
@@ -102,9 +106,15 @@ class PartitionState:
     def restored(cls, number: int, offset: int, metadata: str) -> PartitionState:
         """The state that a committed position stands for; a negative ``offset`` is none. Raises ConfigError."""
         offset = max(offset, 0)
-        unfinished, end = decode(offset, metadata)
+        finished, _, tally = metadata.partition(_TALLY)
+        unfinished, end = decode(offset, "" if finished == _VERSION else finished)
         return cls(
-            number=number, committed=offset, end=end, unfinished=dict.fromkeys(unfinished), awaited=deque(unfinished)
+            number=number,
+            committed=offset,
+            end=end,
+            unfinished=dict.fromkeys(unfinished),
+            awaited=deque(unfinished),
+            tally=TallyState.decode(tally),
         )
 
     def admit(self, offset: int) -> bool:
@@ -116,6 +126,7 @@ class PartitionState:
             self.unfinished.clear()
             self.awaited.clear()
             self.committed = self.end = offset
+            self.tally = TallyState()
         while self.awaited and self.awaited[0] < offset:
             del self.unfinished[self.awaited.popleft()]  # gone from the log
         if self.awaited and self.awaited[0] == offset:
@@ -127,10 +138,17 @@ class PartitionState:
         self.end = offset + 1
         return True
 
+    def is_finished(self, offset: int) -> bool:
+        """Whether the record at ``offset`` is done."""
+        return offset < self.end and offset not in self.unfinished
+
     def finish(self, offset: int) -> None:
         """Note that the record at ``offset`` is done."""
         del self.unfinished[offset]
 
     def position(self) -> tuple[int, str]:
         """Offset and metadata to commit."""
-        return next(iter(self.unfinished), self.end), encode(self.unfinished, self.end)
+        metadata, tally = encode(self.unfinished, self.end), self.tally.encode()
+        if tally:
+            metadata = f"{metadata or _VERSION}{_TALLY}{tally}"
+        return next(iter(self.unfinished), self.end), metadata

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from attrs import frozen
@@ -35,12 +35,13 @@ _REBALANCING = {
 
 @frozen
 class Produced:
-    """A record to produce; ``topic`` is without prefix."""
+    """A record to produce; ``topic`` is without prefix. ``partition`` is -1 where the key decides."""
 
     topic: str
     key: bytes | None
     value: bytes | None
     headers: list[tuple[str, bytes]]
+    partition: int = -1
 
 
 class Fenced(RtfmError):
@@ -60,11 +61,14 @@ class OutcomeUnknown(RtfmError):
 
 
 class Transactions:
-    """The transactional producer of one instance in one group. Used by one thread."""
+    """The transactional producer of one instance in one group. Used by one thread.
 
-    def __init__(self, settings: Settings, group: str) -> None:
+    Of all that share ``name`` only the one that was opened last can commit.
+    """
+
+    def __init__(self, settings: Settings, name: str) -> None:
         self._settings = settings
-        self._id = f"{group_name(settings, group)}-{settings.instance_id}"
+        self._id = group_name(settings, name)
         self._producer: Any = None
         self._refused: str | None = None
 
@@ -96,8 +100,10 @@ class Transactions:
             raise translated(exc, self._settings, f"starting transactions of {self._id}") from exc
         self._producer = producer
 
-    def commit(self, records: Iterable[Produced], positions: list[TopicPartition], member: object) -> None:
-        """Produce ``records`` and commit ``positions`` of the group in one transaction.
+    def commit(
+        self, records: Iterable[Produced], positions: Sequence[TopicPartition] = (), member: object = None
+    ) -> None:
+        """Produce ``records`` and commit ``positions`` of the group, if any, in one transaction.
 
         Raises NotCommitted, OutcomeUnknown or Fenced.
         """
@@ -110,7 +116,8 @@ class Transactions:
             for record in records:
                 self._produce(record)
                 counts[record.topic] = counts.get(record.topic, 0) + 1
-            self._producer.send_offsets_to_transaction(positions, member, COMMIT_TIMEOUT_S)
+            if positions:
+                self._producer.send_offsets_to_transaction(list(positions), member, COMMIT_TIMEOUT_S)
             self._producer.commit_transaction(COMMIT_TIMEOUT_S)
         except KafkaException as exc:
             self._failed(exc.args[0], exc)
@@ -131,6 +138,7 @@ class Transactions:
                     topic_name(self._settings, record.topic),
                     record.value,
                     record.key,
+                    record.partition,
                     headers=record.headers,
                     on_delivery=self._delivered,
                 )

@@ -1,0 +1,93 @@
+"""How many dead letters are too many: a bad deploy must not drain a topic into dead-letters.
+
+Owns the tally of a partition and the limit on it. The tally is committed with the partition's position, in the same
+transaction as the dead letters that it counts, so it holds over restarts and goes with the partition to another
+process: at the limit not one record more becomes a dead letter, however often a supervisor starts the service again. A
+record that is handled lets it go on. Pure.
+"""
+
+from __future__ import annotations
+
+from attrs import define, frozen
+
+from rtfm.errors import ConfigError, RtfmError
+
+WINDOW = 1000
+"""Records that the share is taken of."""
+
+SHARE_FROM = 200
+"""Seen at least, before a share says anything."""
+
+_MASK = (1 << WINDOW) - 1
+
+
+class TooManyDeadLetters(RtfmError):
+    """A partition has come to the limit; somebody must look before more of it is given up."""
+
+
+@define
+class TallyState:
+    """What became of the last records of a partition, in the order in which they were finished."""
+
+    consecutive: int = 0
+    seen: int = 0
+    bits: int = 0
+    """The last WINDOW records, the newest lowest; 1 is a dead letter."""
+
+    def good(self, count: int = 1) -> None:
+        """Count records that were handled."""
+        self.seen = min(self.seen + count, WINDOW)
+        self.consecutive = 0
+        if self.bits:
+            self.bits = (self.bits << count) & _MASK
+
+    def dead(self) -> None:
+        """Count a dead letter."""
+        self.seen = min(self.seen + 1, WINDOW)
+        self.consecutive += 1
+        self.bits = (self.bits << 1 | 1) & _MASK
+
+    @property
+    def share(self) -> float:
+        """Dead letters among the last records, 0 to 1."""
+        return self.bits.bit_count() / self.seen if self.seen else 0.0
+
+    def encode(self) -> str:
+        """As text of at most 270 characters; empty when no dead letter is among the last records."""
+        return f"{self.consecutive},{self.seen},{self.bits:x}" if self.bits else ""
+
+    @classmethod
+    def decode(cls, text: str) -> TallyState:
+        """The tally that ``encode`` gave. Raises ConfigError for other text."""
+        if not text:
+            return cls()
+        try:
+            consecutive, seen, bits = text.split(",")
+            return cls(int(consecutive), min(int(seen), WINDOW), int(bits, 16) & _MASK)
+        except ValueError as exc:
+            raise ConfigError(f"the tally of dead letters is of another program or version: {text[:20]!r}") from exc
+
+
+@frozen
+class DeadLetterLimit:
+    """At most ``max_consecutive`` dead letters in a row and ``max_share`` of the last WINDOW; 0 is no limit."""
+
+    max_consecutive: int
+    max_share: float
+
+    def reached(self, tally: TallyState) -> str | None:
+        """What there is too much of, or None."""
+        if 0 < self.max_consecutive <= tally.consecutive:
+            return f"the last {tally.consecutive} records were all dead letters"
+        if self.max_share and tally.seen >= SHARE_FROM and tally.share > self.max_share:
+            return f"{tally.bits.bit_count()} of the last {tally.seen} records were dead letters"
+        return None
+
+
+def too_many(topic: str, partition: int, why: str, reason: str) -> TooManyDeadLetters:
+    """The error for a ``partition`` at its limit; ``reason`` is the class of the last failure."""
+    return TooManyDeadLetters(
+        f"{topic}, partition {partition}: {why}, the last one for {reason}; stopped before more follow",
+        hint="`rtfm-cli dlq stats` says why. Nothing is lost: it goes on where it stopped as soon as the next record"
+        " can be handled. DLQ_MAX_CONSECUTIVE=0 and DLQ_MAX_SHARE=0 let all of them through.",
+    )

@@ -1,0 +1,168 @@
+"""Dead letters on real Kafka: what is kept of a record, when there are too many, and when none can be written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+import pytest
+from attrs import evolve
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # not all of them are in its __all__
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
+
+from rtfm.contracts import Contracts, open_contracts
+from rtfm.errors import InvalidEvent
+from rtfm.settings import Settings
+from rtfm.streams.limits import TooManyDeadLetters
+from rtfm.streams.pipeline import Output, Record
+from rtfm.streams.topics import TopicAdmin
+from rtfm.telemetry import Health
+from tests.streams import (
+    GROUP,
+    MESSAGES,
+    Noting,
+    committed,
+    dead_letters,
+    eventually,
+    produce,
+    produce_raw,
+    produce_raws,
+    running,
+    said,
+)
+
+ODD_HEADERS = [("odd", b"\xff\x00"), ("odd", b""), ("none", None), ("rtfm.original.header_count", b"1"), ("ä", b"x")]
+
+
+@pytest.fixture
+def contracts(settings: Settings) -> Iterator[Contracts]:
+    opened = open_contracts(settings)
+    yield opened
+    opened.registry.close()
+
+
+def value(letter: Record, name: str) -> str:
+    return (letter.header(name) or b"").decode()
+
+
+def refuse(records: Sequence[Record]) -> list[Output]:
+    """A handler to which everything is invalid."""
+    raise InvalidEvent("nothing is welcome")
+
+
+def test_a_letter_is_the_record_byte_for_byte_with_a_megabyte_too(settings: Settings, contracts: Contracts) -> None:
+    """R15: key, value and headers as they were, also of the largest record that Kafka takes by default."""
+    large = b"\x00" * 1_047_000
+    originals = [(b"\xfe\x00key", b"\xde\xad"), (None, None), (b"", b""), (b"200", large)]
+    for key, content in originals:
+        produce_raw(settings, MESSAGES, content, key=key, headers=ODD_HEADERS)  # type: ignore[arg-type]  # None is a value
+    with running(settings, contracts, Noting()):
+        eventually(lambda: committed(settings) == len(originals))
+    letters = dead_letters(settings, contracts)
+    assert sorted(((r.key, r.value) for r in letters), key=repr) == sorted(originals, key=repr)
+    for letter in letters:
+        assert letter.headers[: len(ODD_HEADERS)] == ODD_HEADERS
+        assert len([name for name, _ in letter.headers if name.startswith("__connect.errors.")]) == 10
+    assert value(next(r for r in letters if r.value == large), "rtfm.schema_id") == "0"
+
+
+def test_bad_input_stops_the_pipeline_at_the_limit_and_at_every_start_after_it(
+    settings: Settings, contracts: Contracts
+) -> None:
+    """R17: 100 letters, the rest unread; a supervisor's restarts add none; what can be handled lets it go on."""
+    produce_raws(settings, MESSAGES, [b"bad %d" % n for n in range(1000)])
+    for _ in range(3):
+        with pytest.raises(TooManyDeadLetters, match="all dead letters"), running(settings, contracts, Noting()) as one:
+            eventually(lambda: not one.is_alive())
+        assert len(dead_letters(settings, contracts)) == 100
+        assert committed(settings) == 100
+    other = evolve(settings, instance_id="another-host", home=settings.home / "other")
+    with pytest.raises(TooManyDeadLetters), running(other, contracts, Noting()) as one:
+        eventually(lambda: not one.is_alive())
+    assert len(dead_letters(settings, contracts)) == 100
+    unlimited = evolve(settings, dlq_max_consecutive=0, dlq_max_share=0)
+    with running(unlimited, contracts, Noting()):
+        eventually(lambda: committed(settings) == 1000)
+
+
+def test_a_share_of_bad_records_above_the_limit_stops_it_too_and_a_mend_lets_it_go_on(
+    settings: Settings, contracts: Contracts
+) -> None:
+    """R17: two of three are bad; what the mended handler takes is not skipped."""
+    produce(settings, contracts, MESSAGES, *(said(n, channel="1") for n in range(900)))
+    strict = Noting()
+
+    def handler(batch: Sequence[Record]) -> list[Output]:
+        if any(int(record.event.message_id) % 3 for record in batch):
+            raise InvalidEvent("not a multiple of three")
+        return strict(batch)
+
+    with pytest.raises(TooManyDeadLetters, match="of the last"), running(settings, contracts, handler) as one:
+        eventually(lambda: not one.is_alive())
+    letters = len(dead_letters(settings, contracts))
+    assert 100 < letters < 200
+    mended = Noting()
+    with running(settings, contracts, mended):
+        eventually(lambda: committed(settings) == 900)
+    assert len(dead_letters(settings, contracts)) == letters
+    assert len(strict.ids) + len(mended.ids) + letters == 900
+    assert set(strict.ids).isdisjoint(mended.ids)
+
+
+def test_many_threads_stop_at_the_limit_as_one_does(settings: Settings, contracts: Contracts) -> None:
+    """R17: out of order, too, no letter is written past the limit."""
+    produce(settings, contracts, MESSAGES, *(said(n, channel=str(n)) for n in range(1500)))
+    with pytest.raises(TooManyDeadLetters), running(settings, contracts, refuse, concurrency=8) as one:
+        eventually(lambda: not one.is_alive())
+    letters = len(dead_letters(settings, contracts))
+    assert 100 <= letters <= 300  # each of three partitions may come near
+    with pytest.raises(TooManyDeadLetters), running(settings, contracts, refuse, concurrency=8) as one:
+        eventually(lambda: not one.is_alive())
+    assert len(dead_letters(settings, contracts)) <= 300
+
+
+def test_without_its_topic_a_letter_holds_back_the_offset_until_it_can_be_written(
+    settings: Settings, contracts: Contracts
+) -> None:
+    """R16: nothing is committed past the record, nothing is dropped, and the pipeline says that it waits."""
+    name = f"{settings.kafka_topic_prefix}dead-letters"
+    admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
+    admin.delete_topics([name])[name].result(20)
+    produce(settings, contracts, MESSAGES, said(1, channel="1"))
+    produce_raw(settings, MESSAGES, b"bad", key=b"1")
+    produce(settings, contracts, MESSAGES, said(3, channel="1"))
+    health, noting = Health(), Noting()
+    with running(settings, contracts, noting, health=health):
+        eventually(lambda: health.readiness() == {GROUP: "waiting for kafka"})
+        assert committed(settings) <= 1
+        topics = TopicAdmin(settings, contracts.catalogue)
+        topics.apply(topics.plan())
+        eventually(lambda: committed(settings) == 3, timeout_s=60)
+    assert [letter.value for letter in dead_letters(settings, contracts)] == [b"bad"]
+    assert noting.ids == ["1", "3"]
+
+
+def test_a_letter_that_is_too_large_for_its_topic_is_not_dropped(settings: Settings, contracts: Contracts) -> None:
+    """R16: the pipeline waits, not one offset further, until the topic takes it."""
+    name = f"{settings.kafka_topic_prefix}dead-letters"
+    admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
+
+    def allow(size: int) -> None:
+        entry = ConfigEntry("max.message.bytes", str(size), incremental_operation=AlterConfigOpType.SET)
+        resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=[entry])
+        admin.incremental_alter_configs([resource])[resource].result(20)
+
+    allow(5000)
+    produce_raw(settings, MESSAGES, os.urandom(20_000), key=b"1")
+    health = Health()
+    with running(settings, contracts, Noting(), health=health):
+        eventually(lambda: health.readiness() == {GROUP: "waiting for kafka"})
+        assert committed(settings) == 0
+        allow(2_097_152)
+        eventually(lambda: committed(settings) == 1, timeout_s=60)
+    assert len(dead_letters(settings, contracts)) == 1

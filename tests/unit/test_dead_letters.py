@@ -1,0 +1,179 @@
+"""The form of a dead letter: the original untouched, and what is said behind it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from attrs import evolve, frozen
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rtfm.errors import InvalidEvent, UndecodableRecord
+from rtfm.streams.consumer import Record
+from rtfm.streams.dead_letters import (
+    DISCARDED,
+    MAX_MESSAGE_BYTES,
+    MAX_STACK_BYTES,
+    DeadLetterWriter,
+    Letter,
+    Mark,
+    read,
+)
+from rtfm.streams.transactions import Produced
+
+CONNECT = (
+    *("topic", "partition", "offset", "connector.name", "task.id", "stage", "class.name"),
+    *("exception.class.name", "exception.message", "exception.stacktrace"),
+)
+
+
+def record(**fields: Any) -> Record:
+    """A record that cannot be handled."""
+    values: dict[str, Any] = {
+        "topic": "discord-messages",
+        "partition": 2,
+        "offset": 17,
+        "key": b"200",
+        "value": b"\x00\x00\x00\x00\x07abc",
+        "headers": [("traceparent", b"00-1"), ("odd", b"\xff"), ("odd", b"")],
+        "timestamp_ms": 1_700_000_000_000,
+        "event": None,
+    }
+    return Record(**{**values, **fields})
+
+
+WRITER = DeadLetterWriter(group="test-group", clock_s=lambda: 1_700_000_500.0)
+
+
+@frozen
+class Message:
+    """A produced record as confluent_kafka gives it back."""
+
+    record: Produced
+    at: int = 5
+
+    def key(self) -> bytes | None:
+        return self.record.key
+
+    def value(self) -> bytes | None:
+        return self.record.value
+
+    def headers(self) -> list[tuple[str, bytes]]:
+        return self.record.headers
+
+    def partition(self) -> int:
+        return max(0, self.record.partition)
+
+    def offset(self) -> int:
+        return self.at
+
+    def timestamp(self) -> tuple[int, int]:
+        return 1, 1_700_000_600_000
+
+
+def written(original: Record, error: Exception | None = None) -> Letter:
+    """The dead letter of ``original`` as a reader sees it."""
+    letter = read(Message(WRITER.letter(original, error or UndecodableRecord("cut short"), "DECODE").record))
+    assert isinstance(letter, Letter)
+    return letter
+
+
+def raised(message: str) -> Exception:
+    """An error with a stack."""
+    try:
+        raise InvalidEvent(message)
+    except InvalidEvent as exc:
+        return exc
+
+
+def test_a_letter_has_the_ten_headers_of_kafka_connect_and_our_own_behind_the_original_ones() -> None:
+    """R15: whatever the original's headers are called, they stand first, in order, untouched."""
+    original = record()
+    headers = WRITER.letter(original, raised("no"), "HANDLE").record.headers
+    assert headers[:3] == original.headers
+    names = [name for name, _ in headers[3:]]
+    assert names[:10] == [f"__connect.errors.{name}" for name in CONNECT]
+    ours = {"attempt", "first_failure_ms", "consumer_group", "schema_id", "error_class", "original.timestamp_ms"}
+    assert {f"rtfm.{name}" for name in ours} < set(names)
+    letter = written(original, raised("no"))
+    assert (letter.topic, letter.origin, letter.schema_id, letter.error_class) == (
+        "discord-messages",
+        (2, 17),
+        "7",
+        "InvalidEvent",
+    )
+    assert (letter.first_failure_ms, letter.attempt) == (1_700_000_500_000, 1)
+
+
+names = st.sampled_from(["odd", "rtfm.attempt", "rtfm.original.header_count", "rtfm.mark", "__connect.errors.topic"])
+
+
+@given(st.lists(st.tuples(names, st.binary(max_size=9) | st.none())), st.binary() | st.none(), st.binary() | st.none())
+def test_the_original_comes_back_as_it_was_whatever_it_holds(
+    headers: list[tuple[str, bytes]], key: bytes | None, value: bytes | None
+) -> None:
+    """R15: headers with the names that we give are no exception."""
+    letter = written(record(headers=headers, key=key, value=value))
+    assert (letter.headers, letter.key, letter.value) == (headers, key, value)
+    assert letter.topic == "discord-messages"
+
+
+def test_a_replay_that_fails_again_adds_an_attempt_and_no_headers() -> None:
+    """However often: the original and the first failure's time stay."""
+    original = record()
+    letter = written(original)
+    for attempt in range(2, 30):
+        again = record(headers=[*(letter.headers or []), *letter.replay().headers()], offset=100 + attempt)
+        later = read(Message(WRITER.letter(again, raised("no"), "HANDLE").record, at=attempt))
+        assert isinstance(later, Letter)
+        assert (later.headers, later.value, later.attempt) == (original.headers, original.value, attempt)
+        assert later.number("rtfm.original.timestamp_ms") == original.timestamp_ms
+        assert later.first_failure_ms == letter.first_failure_ms
+        assert later.facts["rtfm.replay_of"] == letter.id
+        letter = later
+    assert len(letter.facts) == len(written(original).facts) + 1
+
+
+def test_headers_that_only_look_like_a_replay_are_the_originals() -> None:
+    """What does not parse is not ours."""
+    block = written(record()).replay().headers()
+    forged = [*block[:1], ("rtfm.attempt", b"many"), *block[2:]]
+    assert written(record(headers=forged)).headers == forged
+
+
+def test_the_stack_is_cut_to_its_end_and_long_messages_to_their_beginning() -> None:
+    """4 KB and 1 KB of UTF-8, no character cut in half."""
+    letter = written(record(), raised("ä" * 5000))
+    stack = letter.facts["__connect.errors.exception.stacktrace"]
+    assert MAX_STACK_BYTES - 4 <= len(stack.encode()) <= MAX_STACK_BYTES
+    assert len(letter.message.encode()) <= MAX_MESSAGE_BYTES
+    assert set(letter.message) == {"ä"}
+    assert "raised" in written(record(), raised("short")).facts["__connect.errors.exception.stacktrace"]
+
+
+@pytest.mark.parametrize("secret", ["AIza" + "x" * 35, "ghp_" + "a" * 36, "someone@example.org", "hunter2-hunter2"])
+def test_secrets_are_in_neither_message_nor_stack(secret: str) -> None:
+    """What looks like one, and those of this installation; also where the cut would leave half of one."""
+    writer = evolve(WRITER, secrets=("hunter2-hunter2",))
+    for padding in ("", "x " * (MAX_STACK_BYTES // 2)):
+        error = raised(f"the model said {secret} {padding}")
+        headers = dict(writer.letter(record(), error, "HANDLE").record.headers)
+        for name in ("exception.message", "exception.stacktrace"):
+            assert secret.encode()[-12:] not in headers[f"__connect.errors.{name}"]
+
+
+def test_a_mark_is_read_as_a_mark_and_no_original_is_taken_for_one() -> None:
+    """A letter whose original has the headers of a mark stays a letter."""
+    letter = written(record())
+    mark = read(Message(Mark.produced(letter, DISCARDED)))
+    assert mark == Mark(letter.id, DISCARDED, 1_700_000_600_000)
+    assert isinstance(written(record(headers=Mark.produced(letter, DISCARDED).headers, value=None)), Letter)
+
+
+def test_what_another_program_wrote_is_shown_by_its_connect_headers_and_has_no_known_original() -> None:
+    """Kafka Connect writes to the same topic where it is told to."""
+    foreign = Produced("dead-letters", b"k", b"v", [("__connect.errors.topic", b"t"), ("x", b"y")])
+    letter = read(Message(foreign))
+    assert isinstance(letter, Letter)
+    assert (letter.topic, letter.headers, letter.attempt, letter.origin) == ("t", None, 1, (-1, -1))

@@ -1,0 +1,85 @@
+"""How many dead letters are too many, and how that is remembered."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rtfm.errors import ConfigError
+from rtfm.streams.limits import SHARE_FROM, WINDOW, DeadLetterLimit, TallyState
+from rtfm.streams.position import PartitionState
+
+LIMIT = DeadLetterLimit(max_consecutive=100, max_share=0.5)
+
+
+def tally(*runs: int) -> TallyState:
+    """Runs of good and of dead records take turns, good ones first."""
+    made = TallyState()
+    for place, count in enumerate(runs):
+        if place % 2:
+            for _ in range(count):
+                made.dead()
+        else:
+            made.good(count)
+    return made
+
+
+def test_a_hundred_in_a_row_are_too_many_and_one_good_one_between_them_is_not() -> None:
+    """The limit is reached with the hundredth, not after it."""
+    assert LIMIT.reached(tally(0, 99)) is None
+    assert LIMIT.reached(tally(0, 100)) is not None
+    assert LIMIT.reached(tally(50, 60, 1, 60)) is None
+
+
+def test_more_than_half_of_the_last_thousand_are_too_many_once_two_hundred_were_seen() -> None:
+    """A few bad ones at the start say nothing; old ones are forgotten."""
+    pattern = [0, 2, 1] + [2, 1] * 65  # two of three, never many in a row
+    assert LIMIT.reached(tally(*pattern)) is None
+    assert LIMIT.reached(tally(*pattern, 3)) is not None
+    assert tally(*pattern, 3).seen >= SHARE_FROM
+    half = [1, 1] * 600
+    assert LIMIT.reached(tally(*half)) is None
+    assert LIMIT.reached(tally(*pattern, 3, 0, WINDOW)) is not None
+    assert LIMIT.reached(tally(*([99, 1] * 10), 0, *([1, 1] * 500))) is None
+    assert LIMIT.reached(tally(0, 600, WINDOW)) is None
+
+
+def test_zero_is_no_limit() -> None:
+    """Each of the two on its own."""
+    bad = tally(0, 1000)
+    assert DeadLetterLimit(0, 0).reached(bad) is None
+    assert DeadLetterLimit(0, 0.5).reached(bad) is not None
+    assert DeadLetterLimit(100, 0).reached(bad) is not None
+
+
+@given(st.lists(st.integers(0, 300), max_size=20))
+def test_what_was_committed_is_remembered(runs: list[int]) -> None:
+    """The tally goes with the position, whoever reads it next, and stays short."""
+    made = tally(*runs)
+    assert len(made.encode()) <= 270
+    back = TallyState.decode(made.encode())
+    assert back == (made if made.bits else TallyState())
+
+
+def test_the_tally_stands_in_the_position_beside_the_map_of_what_is_finished() -> None:
+    """Each without the other, too."""
+    for unfinished in ([], [3, 5]):
+        for dead in (0, 4):
+            part = PartitionState.restored(1, 0, "")
+            for offset in range(9):
+                part.admit(offset)
+            for offset in set(range(9)) - set(unfinished):
+                part.finish(offset)
+            for _ in range(dead):
+                part.tally.dead()
+            again = PartitionState.restored(1, *part.position())
+            assert list(again.unfinished) == unfinished
+            assert again.end == 9
+            assert again.tally.consecutive == dead
+
+
+def test_a_tally_of_another_form_stops_the_worker() -> None:
+    """It must not be taken for none."""
+    with pytest.raises(ConfigError):
+        PartitionState.restored(0, 5, "1.many")
