@@ -31,7 +31,8 @@ Examples:
 def processor(only: Part | None, kafka_bootstrap_servers: str | None, schema_registry_url: str | None) -> None:
     """Archive messages and answer questions."""
     settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
-    from rtfm.processor.service import Unfinished, run_processor
+    from rtfm.processor.service import run_processor
+    from rtfm.streams.pipeline import Unfinished
 
     try:
         run_processor(settings, only)

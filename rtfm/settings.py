@@ -164,6 +164,13 @@ class Settings:
     shutdown_grace_s: float = _setting(
         "SHUTDOWN_GRACE_S", 20.0, "Seconds that a service may take to finish on SIGTERM.", _seconds, group="General"
     )
+    watchdog_s: float = _setting(
+        "WATCHDOG_S",
+        45.0,
+        "Seconds without a pass of a service's loop after which the process logs the stacks of its threads and ends.",
+        _seconds,
+        group="General",
+    )
     kafka_bootstrap_servers: str = _setting(
         "KAFKA_BOOTSTRAP_SERVERS", "localhost:29092", "Kafka brokers to start from.", _bootstrap_servers, group="Kafka"
     )

@@ -49,6 +49,23 @@ EMBEDDED = Counter("rtfm_embedded_texts_total", "Texts turned into vectors.")
 RESPONSES_DELIVERED = Counter("rtfm_responses_delivered_total", "Responses by what became of them.", ["result"])
 OUTBOX_EVENTS = Gauge("rtfm_outbox_events", "Events that the bot heard and no broker has yet.")
 PIPELINE_PAUSED = Gauge("rtfm_pipeline_paused", "1 while a pipeline waits for a dependency.", ["group", "dependency"])
+IN_HAND = Gauge("rtfm_inflight_records", "Records taken from Kafka that are not finished.", ["group"])
+PAUSED_PARTITIONS = Gauge("rtfm_paused_partitions", "Partitions that are full and not read just now.", ["group"])
+PAUSES = Counter("rtfm_partition_pauses_total", "Partitions that were paused because they were full.", ["group"])
+REBALANCES = Counter(
+    "rtfm_rebalances_total", "Changes of what a pipeline has: assigned, revoked or lost.", ["group", "kind"]
+)
+TRANSACTION_SECONDS = Histogram(
+    "rtfm_txn_commit_seconds",
+    "Transactions that were committed, from begin to end.",
+    ["group"],
+    buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+TRANSACTION_FAILURES = Counter(
+    "rtfm_txn_aborts_total",
+    "Transactions that failed: rebalancing (as they may), refused by a broker, or of unknown outcome.",
+    ["group", "reason"],
+)
 BUILD_INFO = Gauge("rtfm_build_info", "Always 1; the version is in the label.", ["version"])
 
 

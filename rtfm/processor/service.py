@@ -27,11 +27,14 @@ from rtfm.events import TimestampMillis
 from rtfm.knowledge import Knowledge, open_knowledge
 from rtfm.processor import answer, ingest
 from rtfm.settings import Settings
-from rtfm.streams.pipeline import Handler, Output, Pipeline, Record
+from rtfm.streams.pipeline import Handler, Output, Pipeline, Record, Unfinished
 from rtfm.telemetry import Health, MetricsServer, get_logger
 
 INGEST_GROUP = "discord-message-processor"
 ANSWER_GROUP = "discord-message-processor-answer"
+
+INGEST_BATCH = 500
+"""Messages of a partition that are embedded in one call and written in one transaction."""
 
 Part = Literal["ingest", "answer"]
 
@@ -41,10 +44,6 @@ _LONGEST_WAIT_S = 15.0
 _STORE_CHECK_EVERY_S = 5.0
 
 _log = get_logger(__name__)
-
-
-class Unfinished(RtfmError):
-    """Work was still under way when the time for stopping was over; what it read will be read again."""
 
 
 @define(kw_only=True)
@@ -157,6 +156,7 @@ def _pipelines(
                 topic=ingest.TOPIC,
                 handler=_ingesting(ingest.Ingest(knowledge=knowledge)),
                 health=health,
+                batch_size=INGEST_BATCH,
                 stop=stop,
             )
         )
@@ -254,8 +254,10 @@ def _signals(state: _StopState) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        # Once asked to end, the process ends: until it has, a second signal must find who listens.
+        if not state.signals:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _now_ms() -> TimestampMillis:

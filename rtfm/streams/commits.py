@@ -12,15 +12,15 @@ from typing import Any
 from attrs import define, evolve, field, frozen
 from confluent_kafka import KafkaException, TopicPartition
 
-from rtfm.errors import RtfmError, Unavailable
+from rtfm.errors import InvalidEvent, RtfmError, Unavailable
 from rtfm.settings import Settings
 from rtfm.streams.connection import topic_name, translated
-from rtfm.streams.handling import FIRST_BACKOFF_S, MAX_BACKOFF_S, WaitingState
+from rtfm.streams.handling import FIRST_BACKOFF_S, MAX_BACKOFF_S, Handling, WaitingState
 from rtfm.streams.lanes import Finished
 from rtfm.streams.limits import DeadLetterLimit, TooManyDeadLetters, too_many
 from rtfm.streams.position import PartitionState
 from rtfm.streams.transactions import NotCommitted, OutcomeUnknown, Transactions, is_member
-from rtfm.telemetry import DEAD_LETTERS, get_logger
+from rtfm.telemetry import DEAD_LETTERS, TRANSACTION_FAILURES, TRANSACTION_SECONDS, get_logger
 
 EVERY_S = 0.02
 """With no gap at all, every fourth transaction waits 100 ms for the markers of the last one."""
@@ -56,12 +56,15 @@ class _CommitState:
 class Commits:
     """The commits of one instance to one topic's group. Used by one thread."""
 
-    def __init__(self, settings: Settings, *, topic: str, group: str, waiting: WaitingState) -> None:
+    def __init__(
+        self, settings: Settings, *, topic: str, group: str, waiting: WaitingState, handling: Handling
+    ) -> None:
         self._settings = settings
         self._topic = topic
         self._full_topic = topic_name(settings, topic)
         self._group = group
         self._waiting = waiting
+        self._handling = handling
         self._transactions = Transactions(settings, f"{group}-{settings.instance_id}")
         self._limit = DeadLetterLimit(settings.dlq_max_consecutive, settings.dlq_max_share)
         self.over: TooManyDeadLetters | None = None
@@ -80,21 +83,21 @@ class Commits:
         """Take ``finished`` into the next transaction, dead letters only up to the limit."""
         if finished.result.dead or self.over:
             finished = self._within_limit(finished)
-            if not finished.offsets:
+            if not finished.messages:
                 return
         else:
-            finished.part.tally.good(len(finished.offsets))
-        for offset in finished.offsets:
-            finished.part.finish(offset)
+            finished.part.tally.good(len(finished.messages))
+        for message in finished.messages:
+            finished.part.finish(message.offset())
         self._state.pending.append(finished)
-        self._state.records += len(finished.offsets)
+        self._state.records += len(finished.messages)
 
     def _within_limit(self, finished: Finished) -> Finished:
         """``finished`` without dead letters that are too many, whose records stay unfinished."""
         tally, dead = finished.part.tally, {letter.offset: letter for letter in finished.result.dead}
         taken = []
-        for offset in finished.offsets:
-            if self.over is None and (letter := dead.get(offset)) is not None:
+        for message in finished.messages:
+            if self.over is None and (letter := dead.get(message.offset())) is not None:
                 if (why := self._limit.reached(tally)) is None:
                     tally.dead()
                     taken.append(letter)
@@ -106,7 +109,7 @@ class Commits:
         refused = dead.keys() - {letter.offset for letter in taken}
         return Finished(
             finished.part,
-            [offset for offset in finished.offsets if offset not in refused],
+            [message for message in finished.messages if message.offset() not in refused],
             evolve(finished.result, dead=tuple(taken)),
         )
 
@@ -121,11 +124,11 @@ class Commits:
 
     def due_in_s(self) -> float | None:
         """Seconds until ``commit`` is wanted; None when there is nothing to commit."""
-        if not self._state.records:
+        state = self._state
+        if not state.records:
             return None
-        if self._state.records >= RECORDS:
-            return 0.0
-        return max(0.0, self._state.last_s + EVERY_S - time.monotonic())
+        wanted_s = 0.0 if state.records >= RECORDS else state.last_s + EVERY_S
+        return max(0.0, max(wanted_s, state.not_before_s) - time.monotonic())
 
     def keep_live(self) -> None:
         """Forget what is of partitions that went elsewhere."""
@@ -133,7 +136,7 @@ class Commits:
         state.pending = [finished for finished in state.pending if finished.part.live]
         state.sent = [finished for finished in state.sent if finished.part.live]
         state.positions = [position for position in state.positions if position.part.live]
-        state.records = sum(len(finished.offsets) for finished in [*state.pending, *state.sent])
+        state.records = sum(len(finished.messages) for finished in [*state.pending, *state.sent])
 
     def commit(self, consumer: Any) -> None:
         """Commit what is finished, or put it off. Raises Fenced."""
@@ -143,7 +146,7 @@ class Commits:
             return
         state.last_s = now_s
         try:
-            if state.sent:
+            if state.sent or self._transactions.in_doubt:
                 self._resolve(consumer)
             # Asked anew each time: the generation changes without a word to us.
             member = consumer.consumer_group_metadata()
@@ -160,16 +163,29 @@ class Commits:
         except NotCommitted as exc:
             self._not_committed()
             if exc.rebalancing:
+                # As it may at any time while partitions move; the next generation takes it.
+                TRANSACTION_FAILURES.labels(self._group, "rebalancing").inc()
                 _log.info("commit put off", group=self._group, reason=str(exc))
                 state.not_before_s = now_s + EVERY_S
-            else:
+            elif exc.too_large_for is None or not self._bury_largest(exc.too_large_for):
+                TRANSACTION_FAILURES.labels(self._group, "refused").inc()
                 self._hold_back(exc)
-        except (OutcomeUnknown, Unavailable) as exc:
+        except OutcomeUnknown as exc:
+            TRANSACTION_FAILURES.labels(self._group, "unknown").inc()
+            self._hold_back(exc)
+        except Unavailable as exc:
             self._hold_back(exc)
         else:
+            TRANSACTION_SECONDS.labels(self._group).observe(time.monotonic() - now_s)
             self._committed()
 
-    def stored(self, consumer: Any, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
+    def stored_for_assignment(self, consumer: Any, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
+        """The group's committed positions of ``numbers``. Raises Unavailable, Fenced."""
+        if self._transactions.in_doubt:
+            self._transactions.open()  # or the broker would wait for our own transaction's end
+        return self._stored(consumer, numbers, timeout_s)
+
+    def _stored(self, consumer: Any, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
         """The group's committed positions. Waits for a transaction that holds one. Raises Unavailable."""
         what = f"reading the offsets of {self._group}"
         try:
@@ -189,7 +205,9 @@ class Commits:
         """
         self._transactions.open()  # ends the transaction either way
         sent = self._state.positions
-        found = self.stored(consumer, [position.part.number for position in sent], RESOLVE_TIMEOUT_S)
+        if not sent:  # all of it is of partitions that went elsewhere
+            return
+        found = self._stored(consumer, [position.part.number for position in sent], RESOLVE_TIMEOUT_S)
         stored = {part.partition: (part.offset, part.metadata or "") for part in found}
         if all(stored[position.part.number] == (position.offset, position.metadata) for position in sent):
             self._committed()
@@ -199,7 +217,7 @@ class Commits:
     def _committed(self) -> None:
         state = self._state
         for finished in state.sent:
-            state.records -= len(finished.offsets)
+            state.records -= len(finished.messages)
             for letter in finished.result.dead:
                 DEAD_LETTERS.labels(self._topic, letter.reason).inc()
         state.sent, state.positions, state.failures, state.not_before_s = [], [], 0, 0.0
@@ -208,6 +226,31 @@ class Commits:
     def _not_committed(self) -> None:
         state = self._state
         state.pending, state.sent, state.positions = state.sent + state.pending, [], []
+
+    def _bury_largest(self, topic: str) -> bool:
+        """Put a dead letter in place of the largest output for ``topic``, which no broker takes however often.
+
+        A broker refuses a whole batch, so that small outputs may be refused with it: one at a time, until it takes the
+        rest. False when there is none of a single record; a dead letter itself is none, for nothing may be dropped.
+        """
+        pending = self._state.pending
+        outputs = [
+            (record.size, number)
+            for number, finished in enumerate(pending)
+            if len(finished.messages) == 1 and not finished.result.dead
+            for record in finished.result.produced
+            if record.topic == topic
+        ]
+        if not outputs:
+            return False
+        size, number = max(outputs)
+        part, messages, _ = pending[number]
+        error = InvalidEvent(f"an event for {topic} has {size} bytes, more than the brokers take")
+        pending[number] = Finished(part, messages, self._handling.buried(messages[0], error))
+        part.tally.dead()
+        if (why := self._limit.reached(part.tally)) is not None:
+            self.over = too_many(self._topic, part.number, why, type(error).__name__)
+        return True
 
     def _hold_back(self, error: RtfmError) -> None:
         """Say that Kafka takes nothing, and wait before the next try."""

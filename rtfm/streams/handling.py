@@ -10,8 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
 from attrs import define, field, frozen
 
@@ -26,11 +25,14 @@ from rtfm.telemetry import PIPELINE_PAUSED, PROCESS_SECONDS, child_traceparent, 
 
 FIRST_BACKOFF_S = 0.2
 MAX_BACKOFF_S = 10.0
+MAX_WAIT_S = 60.0
+"""However long a dependency asks for: what it says may change, and who waits must notice."""
+
+NOTICE_S = 0.5
 MAX_OUTPUT_BYTES = 1_000_000
 """Kafka's default limit of a record is 1,048,588 bytes, headers and framing included."""
 
 _log = get_logger(__name__)
-T = TypeVar("T")
 
 
 @frozen(kw_only=True)
@@ -64,6 +66,16 @@ class Result:
         return [*self.produced, *(letter.record for letter in self.dead)]
 
 
+NOTHING = Result()
+
+
+class Assignment(Protocol):
+    """What a record came with; no longer ``live`` once its partition went elsewhere."""
+
+    @property
+    def live(self) -> bool: ...
+
+
 class GaveUp(Exception):
     """The service is stopping, or the partition went elsewhere, while work waited for a dependency."""
 
@@ -87,7 +99,7 @@ class WaitingState:
 
     def clear(self, who: object) -> None:
         """``who`` goes on."""
-        if who not in self._by:
+        if who not in self._by:  # read without the lock: only ``who`` itself adds it
             return
         with self._lock:
             dependency = self._by.pop(who)
@@ -123,35 +135,67 @@ class Handling:
         self._handler = handler
         self._waiting = waiting
         self._stop = stop
+        self._seconds = PROCESS_SECONDS.labels(topic)
 
-    def handle(self, messages: Sequence[Any], moved: Callable[[], bool]) -> Result:
-        """Handle ``messages`` of confluent_kafka as one batch.
+    def handle(self, messages: Sequence[Any], assignment: Assignment) -> Result:
+        """Handle ``messages`` of confluent_kafka as one batch, again and again while a dependency is down.
 
-        Raises GaveUp when stopped, or ``moved``, while waiting; and whatever defect the handler has.
+        Raises GaveUp when stopped, or no longer assigned, while waiting; and whatever defect the handler has.
         """
         if self._in_hand.suspects and (letter := self._killer(messages)) is not None:
             return letter
-        started = time.monotonic()
-        steadily = partial(self._steadily, moved)
+        backoff_s, waited = FIRST_BACKOFF_S, False
         try:
-            records = [steadily(partial(record_of, self._topic, message, self._contracts)) for message in messages]
-            good = [record for record in records if record.error is None]
-            bad = [self._buried(record, record.error, "DECODE") for record in records if record.error is not None]
-            result = _merged([*bad, self._handled(good, steadily)] if good else bad)
+            while True:
+                started_s = time.monotonic()
+                try:
+                    result = self._once(messages)
+                except TransientError as exc:
+                    waited = True
+                    self._waiting.note(threading.get_ident(), exc)
+                    jittered_s = backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
+                    wait_s = exc.retry_after_s if isinstance(exc, Throttled) else jittered_s
+                    self._wait(min(wait_s, MAX_WAIT_S), assignment)
+                    backoff_s = min(MAX_BACKOFF_S, backoff_s * 2)
+                    continue
+                self._seconds.observe(time.monotonic() - started_s)
+                return result
         finally:
-            self._waiting.clear(threading.get_ident())
-        PROCESS_SECONDS.labels(self._topic).observe(time.monotonic() - started)
-        return result
+            if waited:
+                self._waiting.clear(threading.get_ident())
 
-    def _handled(self, records: Sequence[Record], steadily: Callable[[Callable[[], Any]], Any]) -> Result:
+    def buried(self, message: Any, error: PermanentError) -> Result:
+        """A dead letter in place of outputs that no broker takes."""
+        return self._buried(record_of(self._topic, message, self._contracts), error, "PRODUCE")
+
+    def _wait(self, wait_s: float, assignment: Assignment) -> None:
+        until_s = time.monotonic() + wait_s
+        with self._in_hand.laid_aside():
+            while (left_s := until_s - time.monotonic()) > 0:
+                if self._stop.wait(min(left_s, NOTICE_S)) or not assignment.live:
+                    break
+        if self._stop.is_set() or not assignment.live:
+            raise GaveUp
+
+    def _once(self, messages: Sequence[Any]) -> Result:
+        records = [record_of(self._topic, message, self._contracts) for message in messages]
+        bad = [self._buried(record, record.error, "DECODE") for record in records if record.error is not None]
+        if not bad:
+            return self._handled(records)
+        good = [record for record in records if record.error is None]
+        return _merged([*bad, self._handled(good)] if good else bad)
+
+    def _handled(self, records: Sequence[Record]) -> Result:
         try:
-            outputs = steadily(lambda: self._handler(records))
+            outputs = self._handler(records)
+            if not outputs:
+                return NOTHING
             trace = records[0].header("traceparent") if len(records) == 1 else None
-            return Result(tuple(steadily(partial(self._encoded, output, trace)) for output in outputs))
+            return Result(tuple(self._encoded(output, trace) for output in outputs))
         except PermanentError as exc:
             if len(records) == 1:
                 return self._buried(records[0], exc, "HANDLE")
-        return _merged([self._handled([record], steadily) for record in records])
+        return _merged([self._handled([record]) for record in records])
 
     def _encoded(self, output: Output, trace: bytes | None) -> Produced:
         given = dict(output.headers)
@@ -182,24 +226,6 @@ class Handling:
             return None
         error = KilledProcess(f"the process died {deaths} times while it had nothing but this record in hand")
         return self._buried(record_of(self._topic, messages[0], None), error, "CRASH")
-
-    def _steadily(self, moved: Callable[[], bool], action: Callable[[], T]) -> T:
-        """The result of ``action``, tried again while a dependency is down."""
-        backoff_s = FIRST_BACKOFF_S
-        while True:
-            try:
-                result = action()
-            except TransientError as exc:
-                self._waiting.note(threading.get_ident(), exc)
-                jittered_s = backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
-                with self._in_hand.laid_aside():
-                    stopped = self._stop.wait(exc.retry_after_s if isinstance(exc, Throttled) else jittered_s)
-                if stopped or moved():
-                    raise GaveUp from exc
-                backoff_s = min(MAX_BACKOFF_S, backoff_s * 2)
-                continue
-            self._waiting.clear(threading.get_ident())
-            return result
 
 
 def _merged(results: Iterable[Result]) -> Result:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Hashable
-from typing import Any
-
-from attrs import frozen
+from collections.abc import Hashable, Iterable
+from typing import Any, NamedTuple
 
 from rtfm.streams.crashes import InHand
 from rtfm.streams.handling import GaveUp, Handling, Result
@@ -20,32 +18,27 @@ from rtfm.streams.position import PartitionState
 Lane = tuple[int, Hashable]
 """Partition and key: what stays in order. Not the assignment: work for an old one may still run when it comes back."""
 
-
-@frozen
-class _Taken:
-    part: PartitionState
-    message: Any
+Taken = tuple[PartitionState, Any]
+"""A message of confluent_kafka and the assignment that it came with."""
 
 
-@frozen
-class _Done:
+class _Done(NamedTuple):
     lane: Lane
-    unit: list[_Taken]
+    unit: list[Taken]
     result: Result | BaseException | None
     last: bool
 
 
-@frozen
-class Finished:
-    """What became of some records of one assignment."""
+class Finished(NamedTuple):
+    """What became of some messages of one assignment."""
 
     part: PartitionState
-    offsets: list[int]
+    messages: list[Any]
     result: Result
 
 
 class Lanes:
-    """Hands records to ``handling``: to one thread in batches of up to ``batch_size`` of a partition, else singly."""
+    """Hands records to ``handling`` one by one, or in batches of up to ``batch_size`` of a partition."""
 
     def __init__(
         self,
@@ -53,18 +46,16 @@ class Lanes:
         *,
         name: str,
         concurrency: int,
-        batch_size: int,
+        batch_size: int | None,
         in_hand: InHand,
         stop: threading.Event,
     ) -> None:
         self._handling = handling
         self._in_hand = in_hand
         self._batch_size = batch_size
-        self._single = concurrency == 1
         self._stop = stop
-        self._waiting: dict[Lane, list[_Taken]] = {}
-        self._fresh: list[Lane] = []
-        self._work: queue.SimpleQueue[tuple[Lane, list[_Taken]] | None] = queue.SimpleQueue()
+        self._waiting: dict[Lane, list[Taken]] = {}
+        self._work: queue.SimpleQueue[tuple[Lane, list[Taken]] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[_Done] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True) for number in range(concurrency)
@@ -86,23 +77,26 @@ class Lanes:
 
     @property
     def crowded(self) -> bool:
-        """Whether more would only wait behind the pool."""
-        return not self._single and self._work.qsize() >= 2 * len(self._threads)
+        """Whether more would only wait behind the pool. Batches grow while they wait, so of them it never is."""
+        return self._batch_size is None and self._work.qsize() >= 2 * len(self._threads)
 
-    def put(self, part: PartitionState, message: Any) -> None:
-        """Add a record; ``start`` sets a lane going that was empty."""
-        key = message.key()
-        lane: Lane = (part.number, None if self._single else message.offset() if key is None else key)
-        if lane not in self._waiting:
-            self._waiting[lane] = []
-            self._fresh.append(lane)
-        self._waiting[lane].append(_Taken(part, message))
-
-    def start(self) -> None:
-        """Give the pool what ``put`` brought to empty lanes."""
-        for lane in self._fresh:
+    def put(self, taken: Iterable[Taken]) -> None:
+        """Add records, and set those lanes going that were empty."""
+        fresh = []
+        for one in taken:
+            part, message = one
+            if self._batch_size is not None:
+                lane: Lane = (part.number, None)
+            else:
+                key = message.key()
+                lane = (part.number, message.offset() if key is None else key)
+            if (waiting := self._waiting.get(lane)) is None:
+                self._waiting[lane] = [one]
+                fresh.append(lane)
+            else:
+                waiting.append(one)
+        for lane in fresh:
             self._next(lane)
-        self._fresh = []
 
     def settle(self, wait_s: float = 0.0) -> list[Finished]:
         """What the pool has finished since; waits up to ``wait_s`` for the first. Raises a handler's defect."""
@@ -112,44 +106,48 @@ class Lanes:
             return []
         done += [self._done.get() for _ in range(self._done.qsize())]
         finished = []
-        for one in done:
-            if one.last and self._waiting[one.lane]:
-                self._next(one.lane)
-            elif one.last:
-                del self._waiting[one.lane]
-            if isinstance(one.result, BaseException):
-                raise one.result
-            part = one.unit[0].part
-            if one.result is not None and part.live:
-                finished.append(Finished(part, [taken.message.offset() for taken in one.unit], one.result))
+        for lane, unit, result, last in done:
+            if last and self._waiting[lane]:
+                self._next(lane)
+            elif last:
+                del self._waiting[lane]
+            if isinstance(result, BaseException):
+                raise result
+            part = unit[0][0]
+            if result is not None and part.live:
+                finished.append(Finished(part, [message for _, message in unit], result))
         return finished
 
     def _next(self, lane: Lane) -> None:
         waiting = self._waiting[lane]
         count = len(waiting)
-        if self._single:
+        if self._batch_size is not None:
             count = min(count, self._batch_size)
-            while waiting[count - 1].part is not waiting[0].part:  # a batch is of one assignment
+            while waiting[count - 1][0] is not waiting[0][0]:  # a batch is of one assignment
                 count -= 1
-            count = self._in_hand.together(lane[0], [taken.message.offset() for taken in waiting[:count]])
+            count = self._in_hand.together(lane[0], [message.offset() for _, message in waiting[:count]])
         self._work.put((lane, waiting[:count]))
         self._waiting[lane] = waiting[count:]
 
     def _run(self) -> None:
         while (task := self._work.get()) is not None:
             lane, taken = task
-            units = [taken] if self._single else [[one] for one in taken]
-            for unit in units:
-                self._done.put(_Done(lane, unit, self._handled(unit), unit is units[-1]))
+            if self._batch_size is not None:
+                self._done.put(_Done(lane, taken, self._handled(taken), True))
+                continue
+            final = len(taken) - 1
+            for number, one in enumerate(taken):
+                unit = [one]
+                self._done.put(_Done(lane, unit, self._handled(unit), number == final))
 
-    def _handled(self, unit: list[_Taken]) -> Result | BaseException | None:
-        part = unit[0].part
+    def _handled(self, unit: list[Taken]) -> Result | BaseException | None:
+        part = unit[0][0]
         if self._stop.is_set() or not part.live:
             return None
-        if not self._in_hand.take(part.number, unit[0].message.offset(), unit[-1].message.offset()):
+        if not self._in_hand.take(part.number, unit[0][1].offset(), unit[-1][1].offset()):
             return None
         try:
-            return self._handling.handle([taken.message for taken in unit], lambda: not part.live)
+            return self._handling.handle([message for _, message in unit], part)
         except GaveUp:
             return None
         except BaseException as exc:

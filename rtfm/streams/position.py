@@ -90,7 +90,7 @@ class PartitionState:
     """
 
     number: int
-    committed: int = 0
+    start: int = 0
     """The offset that was committed when it was assigned; 0 where none was."""
     end: int = 0
     """The highest offset taken in, plus one."""
@@ -110,23 +110,30 @@ class PartitionState:
         unfinished, end = decode(offset, "" if finished == _VERSION else finished)
         return cls(
             number=number,
-            committed=offset,
+            start=offset,
             end=end,
             unfinished=dict.fromkeys(unfinished),
             awaited=deque(unfinished),
             tally=TallyState.decode(tally),
         )
 
+    @property
+    def in_hand(self) -> int:
+        """How many records were taken in and are not finished."""
+        return len(self.unfinished) - len(self.awaited)
+
     def admit(self, offset: int) -> bool:
         """Whether the record at ``offset`` is still to be done. Raises RtfmError for a record out of order."""
         if offset <= self._last_seen:
             raise RtfmError(f"partition {self.number} gave offset {offset} after {self._last_seen}")
-        self._last_seen = offset
-        if offset < self.committed:  # the topic was made anew: nothing of what was committed is of this log
+        if self._last_seen < 0 and offset < self.start:
+            # The topic was made anew: nothing of what was committed is of this log. Later than at the first record of
+            # an assignment it is out of order.
             self.unfinished.clear()
             self.awaited.clear()
-            self.committed = self.end = offset
+            self.end = offset
             self.tally = TallyState()
+        self._last_seen = offset
         while self.awaited and self.awaited[0] < offset:
             del self.unfinished[self.awaited.popleft()]  # gone from the log
         if self.awaited and self.awaited[0] == offset:
@@ -141,6 +148,10 @@ class PartitionState:
     def is_finished(self, offset: int) -> bool:
         """Whether the record at ``offset`` is done."""
         return offset < self.end and offset not in self.unfinished
+
+    def unfinished_below(self, low: int) -> int:
+        """How many offsets below ``low`` are not finished, those included that were never taken in."""
+        return sum(offset < low for offset in self.unfinished) + max(0, low - self.end)
 
     def finish(self, offset: int) -> None:
         """Note that the record at ``offset`` is done."""

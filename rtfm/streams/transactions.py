@@ -43,21 +43,39 @@ class Produced:
     headers: list[tuple[str, bytes]]
     partition: int = -1
 
+    @property
+    def size(self) -> int:
+        """Bytes of key, value and headers, before compression."""
+        headers = sum(len(name) + len(value or b"") for name, value in self.headers)
+        return len(self.key or b"") + len(self.value or b"") + headers
+
 
 class Fenced(RtfmError):
     """Another process has taken this one's place; it must end, and may be started again."""
 
 
 class NotCommitted(RtfmError):
-    """Nothing of the transaction was committed. ``rebalancing``: the group is about to move partitions, as it may."""
+    """Nothing of the transaction was committed.
 
-    def __init__(self, message: str, *, rebalancing: bool = False) -> None:
+    ``rebalancing``: the group is about to move partitions, as it may. ``too_large_for``: the topic that takes no
+    record as large as one of these.
+    """
+
+    def __init__(self, message: str, *, rebalancing: bool = False, too_large_for: str | None = None) -> None:
         super().__init__(message)
         self.rebalancing = rebalancing
+        self.too_large_for = too_large_for
 
 
 class OutcomeUnknown(RtfmError):
     """The transaction was or was not committed."""
+
+
+@frozen
+class _Refusal:
+    topic: str
+    code: int
+    reason: str
 
 
 class Transactions:
@@ -70,7 +88,9 @@ class Transactions:
         self._settings = settings
         self._id = group_name(settings, name)
         self._producer: Any = None
-        self._refused: str | None = None
+        self._refused: _Refusal | None = None
+        self.in_doubt = True
+        """Whether a transaction may be open, or have ended, without our knowing; ``open`` ends it."""
 
     def open(self) -> None:
         """Make a producer anew, which ends whatever transaction a predecessor left open.
@@ -99,6 +119,7 @@ class Transactions:
                 raise self._fenced(error) from exc
             raise translated(exc, self._settings, f"starting transactions of {self._id}") from exc
         self._producer = producer
+        self.in_doubt = False
 
     def commit(
         self, records: Iterable[Produced], positions: Sequence[TopicPartition] = (), member: object = None
@@ -107,20 +128,20 @@ class Transactions:
 
         Raises NotCommitted, OutcomeUnknown or Fenced.
         """
-        if self._producer is None:
-            raise OutcomeUnknown("the producer is not open")
-        self._refused = None
+        self._refused, self.in_doubt = None, True
+        counts: dict[str, int] = {}
+        deadline_s = time.monotonic() + COMMIT_TIMEOUT_S
         try:
             self._producer.begin_transaction()
-            counts: dict[str, int] = {}
             for record in records:
-                self._produce(record)
+                self._produce(record, deadline_s)
                 counts[record.topic] = counts.get(record.topic, 0) + 1
             if positions:
                 self._producer.send_offsets_to_transaction(list(positions), member, COMMIT_TIMEOUT_S)
             self._producer.commit_transaction(COMMIT_TIMEOUT_S)
         except KafkaException as exc:
             self._failed(exc.args[0], exc)
+        self.in_doubt = False
         for topic, count in counts.items():
             SENT.labels(topic, "").inc(count)
 
@@ -130,8 +151,7 @@ class Transactions:
             self._producer.purge()
             self._producer = None
 
-    def _produce(self, record: Produced) -> None:
-        deadline = time.monotonic() + COMMIT_TIMEOUT_S
+    def _produce(self, record: Produced, deadline_s: float) -> None:
         while True:
             try:
                 self._producer.produce(
@@ -144,20 +164,22 @@ class Transactions:
                 )
                 return
             except BufferError as exc:
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline_s:
                     raise OutcomeUnknown("the producer's queue stays full") from exc
                 self._producer.poll(0.05)
 
     def _delivered(self, error: KafkaError | None, message: Any) -> None:
         if error is not None:
-            SENT.labels(message.topic().removeprefix(self._settings.kafka_topic_prefix), error.name()).inc()
-            self._refused = self._refused or f"{message.topic()}: {error.str()}"
+            topic = message.topic().removeprefix(self._settings.kafka_topic_prefix)
+            SENT.labels(topic, error.name()).inc()
+            self._refused = self._refused or _Refusal(topic, error.code(), f"{message.topic()}: {error.str()}")
 
     def _failed(self, error: KafkaError, exc: KafkaException) -> None:
         """Raise what ``error`` means for the transaction, having ended it where that can be known."""
         if _fenced(error):
             raise self._fenced(error) from exc
-        reason = self._refused or error.str()
+        refused = self._refused
+        reason = error.str() if refused is None else refused.reason
         if not error.txn_requires_abort():
             raise OutcomeUnknown(reason) from exc
         try:
@@ -166,7 +188,13 @@ class Transactions:
             if _fenced(failed.args[0]):
                 raise self._fenced(failed.args[0]) from failed
             raise OutcomeUnknown(reason) from failed
-        raise NotCommitted(reason, rebalancing=error.code() in _REBALANCING) from exc
+        self.in_doubt = False
+        too_large = refused is not None and refused.code == KafkaError.MSG_SIZE_TOO_LARGE
+        raise NotCommitted(
+            reason,
+            rebalancing=error.code() in _REBALANCING,
+            too_large_for=refused.topic if refused is not None and too_large else None,
+        ) from exc
 
     def _fenced(self, error: KafkaError) -> Fenced:
         return Fenced(

@@ -111,7 +111,7 @@ def test_one_invalid_event_does_not_take_its_batch_with_it(settings: Settings, c
         done.extend(record.event.message_id for record in batch)
         return []
 
-    with running(settings, contracts, handler):
+    with running(settings, contracts, handler, batch_size=500):
         eventually(lambda: committed(settings) == 5)
     assert done == ["1", "2", "4", "5"]
     (letter,) = dead_letters(settings, contracts)
@@ -146,7 +146,7 @@ def test_what_is_down_for_everyone_pauses_and_then_everything_is_handled_in_orde
             raise Unavailable("archive", "the archive does not answer")
         return noting(batch)
 
-    with running(settings, contracts, handler, health=health):
+    with running(settings, contracts, handler, batch_size=500, health=health):
         eventually(lambda: len(tries) > 2)
         assert health.readiness() == {GROUP: "waiting for archive"}
         assert committed(settings) == 0

@@ -1,0 +1,305 @@
+"""Membership: the consumer of one instance in its group, and where each partition that it has stands.
+
+Owns joining, leaving and the callbacks between them, and pausing. Promises that a record is given once per assignment,
+and only if it is still to be done. Does not handle, and commits nothing itself: ``before_revoke`` does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
+
+from rtfm.errors import ConfigError, RtfmError, TransientError
+from rtfm.settings import Settings
+from rtfm.streams.connection import REQUEST_TIMEOUT_S, client_config, group_name, topic_name, translated
+from rtfm.streams.handling import WaitingState
+from rtfm.streams.position import PartitionState
+from rtfm.streams.transactions import Fenced
+from rtfm.telemetry import LOST_RECORDS, PAUSES, REBALANCES, get_logger
+
+REJOIN_AFTER_S = 1.0
+ASSIGN_TIMEOUT_S = 25.0
+"""A committed offset is known when the transaction that holds it has ended: 10 s and the broker's own interval."""
+
+WATERMARK_TIMEOUT_S = 2.0
+TOPIC_PATIENCE_S = 10.0
+"""A broker that has just started may not know a topic yet."""
+
+SESSION_TIMEOUT_MS = 6000
+POLL_MARGIN_S = 15.0
+
+_MISSING = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
+_TAKEN_OVER = (KafkaError.FENCED_INSTANCE_ID, KafkaError.UNRELEASED_INSTANCE_ID)
+
+_log = get_logger(__name__)
+
+Stored = Callable[[Any, list[int], float], list[TopicPartition]]
+"""Offsets and metadata of partitions in the group: consumer, partitions, seconds. Raises Unavailable."""
+
+
+class Membership:
+    """One consumer of ``topic`` in ``group``. Used by one thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        topic: str,
+        group: str,
+        waiting: WaitingState,
+        stored: Stored,
+        assigned: Callable[[PartitionState], None],
+        before_revoke: Callable[[], None],
+        forgotten: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._topic = topic
+        self._full_topic = topic_name(settings, topic)
+        self._group = group
+        self._waiting = waiting
+        self._stored = stored
+        self._assigned = assigned
+        self._before_revoke = before_revoke
+        self._forgotten = forgotten
+        self._parts: dict[int, PartitionState] = {}
+        self._failure: BaseException | None = None
+        self._missing_since_s: float | None = None
+        self._leaving = False
+        self.consumer: Any = None
+
+    @property
+    def parts(self) -> Sequence[PartitionState]:
+        """What is assigned."""
+        return list(self._parts.values())
+
+    def open(self) -> None:
+        """Connect. Raises ConfigError where the topic does not exist, Unavailable without an answer."""
+        self.consumer = Consumer(self._config())
+        try:
+            self._require_topic()
+        except RtfmError:
+            self.consumer.close()
+            self.consumer = None
+            raise
+        self._join()
+
+    def take(self, wait_s: float, limit: int) -> list[tuple[PartitionState, Any]]:
+        """Up to ``limit`` records that are to be done; waits up to ``wait_s`` for the first.
+
+        Raises what went wrong in a callback, ConfigError where the topic is gone, Fenced where another has this
+        one's place, RtfmError for records out of order.
+        """
+        # consume(n, t) waits for all of t unless n records come; a poll for the first does not.
+        first = self.consumer.poll(wait_s)
+        messages = [] if first is None else [first, *self.consumer.consume(limit - 1, 0)]
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            if not isinstance(failure, TransientError):
+                raise failure
+            self._rejoin(failure)
+            return []
+        taken = []
+        for message in messages:
+            if (error := message.error()) is not None:
+                self._read_error(error)
+            elif not self._leaving:
+                part = self._parts.get(message.partition())
+                if part is not None and part.admit(message.offset()):
+                    taken.append((part, message))
+        self._watch_topic(bool(taken))
+        return taken
+
+    def pause(self, parts: Iterable[PartitionState]) -> None:
+        """Take nothing of ``parts``. What was fetched of them is dropped, so it costs up to a second to resume."""
+        fresh = [part for part in parts if not part.paused]
+        if fresh:
+            self.consumer.pause([TopicPartition(self._full_topic, part.number) for part in fresh])
+            PAUSES.labels(self._group).inc(len(fresh))
+        for part in fresh:
+            part.paused = True
+
+    def resume(self, parts: Iterable[PartitionState]) -> None:
+        """Take of ``parts`` again."""
+        ready = [part for part in parts if part.paused]
+        if ready and not self._leaving:
+            self.consumer.resume([TopicPartition(self._full_topic, part.number) for part in ready])
+            for part in ready:
+                part.paused = False
+
+    def wind_down(self) -> None:
+        """Take nothing more, whatever is still assigned; stay in the group."""
+        self._leaving = True
+        if self.consumer is not None:
+            self.pause(self.parts)
+
+    def leave(self) -> None:
+        """Leave the group; ``before_revoke`` is called. Raises what went wrong in a callback."""
+        self._leaving = True
+        if self.consumer is not None:
+            self.consumer.close()
+            self.consumer = None
+        self._forget(list(self._parts))
+        failure, self._failure = self._failure, None
+        if failure is not None and not isinstance(failure, TransientError):
+            raise failure
+
+    # Joining
+
+    def _config(self) -> dict[str, Any]:
+        settings = self._settings
+        classic = {
+            "partition.assignment.strategy": "cooperative-sticky",
+            "session.timeout.ms": SESSION_TIMEOUT_MS,
+            # A cooperative hand-over is two rounds, each noticed at a heartbeat.
+            "heartbeat.interval.ms": 1000,
+        }
+        static = {"group.instance.id": f"{group_name(settings, self._group)}-{settings.instance_id}"}
+        return {
+            **client_config(settings),
+            "group.id": group_name(settings, self._group),
+            "group.protocol": settings.kafka_group_protocol,
+            **(classic if settings.kafka_group_protocol == "classic" else {}),
+            **(static if settings.kafka_static_membership else {}),
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "earliest",
+            "isolation.level": "read_committed",
+            # The watchdog ends a process that hangs before the group gives up on it.
+            "max.poll.interval.ms": int((settings.watchdog_s + POLL_MARGIN_S) * 1000),
+            "queued.max.messages.kbytes": 16_384,
+        }
+
+    def _join(self) -> None:
+        self.consumer.subscribe(
+            [self._full_topic],
+            on_assign=self._guarded(self._on_assign),
+            on_revoke=self._guarded(self._on_revoke),
+            on_lost=self._guarded(self._on_lost),
+        )
+
+    def _rejoin(self, error: TransientError) -> None:
+        """Leave and come back: where a partition stands could not be read, so it must not be worked on."""
+        self._waiting.note(self, error)
+        self._forget(list(self._parts))
+        self.consumer.close()
+        self._failure = None
+        time.sleep(REJOIN_AFTER_S)
+        self.consumer = Consumer(self._config())
+        self._join()
+
+    # Callbacks run inside poll() and close(); an exception would come out of those as a SystemError.
+
+    def _guarded(
+        self, callback: Callable[[Any, Sequence[TopicPartition]], None]
+    ) -> Callable[[Any, list[TopicPartition]], None]:
+        def call(consumer: Any, partitions: list[TopicPartition]) -> None:
+            try:
+                callback(consumer, partitions)
+            except BaseException as exc:
+                self._failure = self._failure or exc
+
+        return call
+
+    def _on_assign(self, consumer: Any, partitions: Sequence[TopicPartition]) -> None:
+        if not partitions:  # a generation in which nothing changes for this member
+            return
+        stored = self._stored(consumer, [part.partition for part in partitions], ASSIGN_TIMEOUT_S)
+        # All of what is unfinished must be known before the first record: the next commit would erase the map.
+        fresh = [PartitionState.restored(part.partition, part.offset, part.metadata or "") for part in stored]
+        self._parts |= {part.number: part for part in fresh}
+        for part in fresh:
+            self._assigned(part)
+        consumer.incremental_assign([TopicPartition(p.topic, p.partition, p.offset) for p in stored])
+        if self._leaving:
+            self.pause(fresh)
+        else:
+            # What the last assignment paused is paused still.
+            consumer.resume([TopicPartition(p.topic, p.partition) for p in stored])
+        REBALANCES.labels(self._group, "assigned").inc()
+        _log.info("assigned", group=self._group, partitions=sorted(self._parts))
+        self._waiting.clear(self)
+        self._report_lost(stored)
+
+    def _on_revoke(self, consumer: Any, partitions: Sequence[TopicPartition]) -> None:
+        started_s = time.monotonic()
+        try:
+            self._before_revoke()
+        finally:
+            self._drop(consumer, partitions, "revoked", time.monotonic() - started_s)
+
+    def _on_lost(self, consumer: Any, partitions: Sequence[TopicPartition]) -> None:
+        # Somebody else may work on them already: nothing of them may be committed.
+        self._drop(consumer, partitions, "lost", 0.0)
+
+    def _drop(self, consumer: Any, partitions: Sequence[TopicPartition], kind: str, elapsed_s: float) -> None:
+        numbers = [part.partition for part in partitions]
+        self._forget(numbers)
+        consumer.incremental_unassign(list(partitions))
+        REBALANCES.labels(self._group, kind).inc()
+        _log.info(kind, group=self._group, partitions=sorted(numbers), elapsed_ms=round(elapsed_s * 1000))
+
+    def _forget(self, numbers: list[int]) -> None:
+        for number in numbers:
+            if (part := self._parts.pop(number, None)) is not None:
+                part.live = False
+        self._forgotten()
+
+    def _report_lost(self, stored: Sequence[TopicPartition]) -> None:
+        for committed in stored:
+            if committed.offset == OFFSET_INVALID or committed.offset < 0:
+                continue
+            try:
+                low, _ = self.consumer.get_watermark_offsets(committed, timeout=WATERMARK_TIMEOUT_S)
+            except KafkaException as exc:
+                _log.warning("start of the log unknown", group=self._group, reason=exc.args[0].str())
+                continue
+            lost = self._parts[committed.partition].unfinished_below(low)
+            if lost:
+                LOST_RECORDS.labels(self._topic, self._group).inc(lost)
+                _log.error(
+                    "retention removed records before they were read",
+                    group=self._group,
+                    partition=committed.partition,
+                    records=lost,
+                )
+
+    # What the consumer reports beside records
+
+    def _read_error(self, error: KafkaError) -> None:
+        if error.code() in _TAKEN_OVER:
+            raise Fenced(
+                f"another process took the place of {self._settings.instance_id} in {self._group}: {error.str()}",
+                hint="RTFM_INSTANCE_ID must differ between instances",
+            )
+        if error.fatal():
+            raise translated(error, self._settings, f"reading {self._full_topic}")
+        if error.code() in _MISSING and self._missing_since_s is None:
+            self._missing_since_s = time.monotonic()
+        _log.warning("kafka", group=self._group, error=error.str())
+
+    def _watch_topic(self, found: bool) -> None:
+        if self._missing_since_s is None:
+            return
+        if not found and time.monotonic() - self._missing_since_s < TOPIC_PATIENCE_S:
+            return
+        self._missing_since_s = None
+        if not found:
+            try:
+                self._require_topic()
+            except TransientError as exc:
+                _log.warning("kafka", group=self._group, error=str(exc))
+                self._missing_since_s = time.monotonic()
+
+    def _require_topic(self) -> None:
+        what = f"reading {self._full_topic}"
+        try:
+            found = self.consumer.list_topics(self._full_topic, timeout=REQUEST_TIMEOUT_S).topics[self._full_topic]
+        except KafkaException as exc:
+            raise translated(exc, self._settings, what) from exc
+        if found.error is not None:
+            raise translated(found.error, self._settings, what)
+        if not found.partitions:
+            raise ConfigError(f"{what}: the topic has no partitions")
