@@ -53,6 +53,7 @@ class Contracts:
             self._codecs[name] = EventCodec(event_class, topic.schema)
         # Topic → the five bytes that name a schema → its decoder.
         self._decoders: dict[str, dict[bytes, Callable[[bytes], Any]]] = {name: {} for name in self._codecs}
+        registry.on_conflict(self._forget_decoders)
 
     def encode(self, topic_name: str, event: Any) -> bytes:
         """The value of a record: ``event`` in Confluent's wire format.
@@ -66,7 +67,8 @@ class Contracts:
     def decode(self, topic_name: str, data: bytes) -> Any:
         """The event in the value of a record, whichever version of the schema it was written with.
 
-        Raises UndecodableRecord, UnknownSchema, and Unavailable when the registry has to be asked and does not answer.
+        Raises UndecodableRecord, UnknownSchema, Unavailable when the registry has to be asked and does not answer, and
+        ConfigError when it was found to mean something else by an id than it did.
         """
         try:
             decode = self._decoders[topic_name][data[:FRAME_BYTES]]
@@ -76,9 +78,15 @@ class Contracts:
 
     def _find_decoder(self, topic_name: str, data: bytes) -> Callable[[bytes], Any]:
         codec = self.codec(topic_name)
-        decode = codec.decoder(self.registry.schema(schema_id_of(data)))
+        schema_id = schema_id_of(data)
+        decode = codec.decoder(self.registry.schema(schema_id))
         self._decoders[topic_name][data[:FRAME_BYTES]] = decode
+        self.registry.schema(schema_id)  # raises if the ids were found to be wrong meanwhile
         return decode
+
+    def _forget_decoders(self) -> None:
+        for known in self._decoders.values():
+            known.clear()
 
     def key(self, topic_name: str, event: Any) -> bytes:
         """The key of a record: the field of ``event`` that the catalogue names, as UTF-8."""

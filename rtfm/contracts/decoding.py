@@ -204,6 +204,8 @@ def _blocks(state: DecoderState, target: str, path: str, depth: int) -> None:
 
 
 def _record(state: DecoderState, node: Node, shape: shapes.Record, target: str, path: str, depth: int) -> None:
+    if node.short_name != shape.name.rpartition(".")[2]:
+        raise Unresolvable(f"{path}: {node.name} cannot be read as {shape.name}")
     known = {slot.name: slot for slot in shape.slots}
     variables = {slot.name: state.variable() for slot in shape.slots}
     written = {entry.name for entry in node.fields}

@@ -46,9 +46,9 @@ def source(shape: shapes.Record) -> tuple[str, dict[str, Any]]:
     """(source, names that it uses) of ``encode(event, frame) -> bytes`` for ``shape``, which must be covered."""
     state = EncoderState(names={name: getattr(varints, name) for name in _RUNTIME})
     state.names.update(
-        is_ascii=str.isascii, write_float=varints.floating("f")[0], write_double=varints.floating("d")[0]
+        is_ascii=str.isascii, join="".join, write_float=varints.floating("f")[0], write_double=varints.floating("d")[0]
     )
-    body = _function(state, shape, "encode", "event, frame", "{frame}", '.encode("latin-1")')
+    body = _function(state, shape, "encode", "event, frame", ["frame"], '.encode("latin-1")')
     return "\n\n\n".join([*state.functions, body]) + "\n", state.names
 
 
@@ -58,20 +58,30 @@ _RUNTIME = [
 ]
 
 
-def _function(state: EncoderState, shape: shapes.Record, name: str, parameters: str, before: str, behind: str) -> str:
+def _function(
+    state: EncoderState, shape: shapes.Record, name: str, parameters: str, before: list[str], behind: str
+) -> str:
     outer, state.lines = state.lines, []
     state.line(0, f"def {name}({parameters}):")
     known_class = state.name(shape.event_class.__name__, shape.event_class)
     state.line(1, f"if event.__class__ is not {known_class}:")
     state.line(2, "raise Misfit(event)")
-    parts = [_value(state, slot.shape, f"event.{slot.name}", 1) for slot in shape.slots]
-    state.line(1, f'return f"{before}{"".join(parts)}"{behind}')
+    parts = [part for slot in shape.slots for part in _value(state, slot.shape, f"event.{slot.name}", 1)]
+    state.line(1, f"return {_joined(before + parts)}{behind}")
     text, state.lines = "\n".join(state.lines), outer
     return text
 
 
-def _value(state: EncoderState, shape: shapes.Shape, expression: str, depth: int) -> str:
-    """Write the lines that prepare a value; the replacement fields of an f-string that are its bytes."""
+def _joined(parts: list[str]) -> str:
+    """The expression that joins ``parts``.
+
+    Not an f-string, which is slower, and which would ask a subclass of str, as enums may be, how it wants to be shown.
+    """
+    return f"join(({', '.join(parts)},))"
+
+
+def _value(state: EncoderState, shape: shapes.Shape, expression: str, depth: int) -> list[str]:
+    """Write the lines that prepare a value; the variables that hold its bytes."""
     v = state.variable()
     state.line(depth, f"{v} = {expression}")
     match shape:
@@ -80,7 +90,7 @@ def _value(state: EncoderState, shape: shapes.Shape, expression: str, depth: int
             state.line(depth + 1, f"{v}n = LENGTH[n]")
             state.line(depth, "else:")
             state.line(depth + 1, f"{v}n, {v} = encode_wide({v})")
-            return f"{{{v}n}}{{{v}}}"
+            return [f"{v}n", v]
         case shapes.Nullable(value=shapes.Primitive(kind="string"), null_first=null_first):
             index, none = (1, "\\x00") if null_first else (0, "\\x02")
             state.line(depth, f"if {v} is None:")
@@ -91,14 +101,14 @@ def _value(state: EncoderState, shape: shapes.Shape, expression: str, depth: int
             state.line(depth, "else:")
             state.line(depth + 1, f"{v}n, {v} = encode_wide({v})")
             state.line(depth + 1, f'{v}n = "\\x{index << 1:02x}" + {v}n')
-            return f"{{{v}n}}{{{v}}}"
+            return [f"{v}n", v]
         case shapes.Nullable(value=inner, null_first=null_first):
             some, none = ("\\x02", "\\x00") if null_first else ("\\x00", "\\x02")
             state.line(depth, f"if {v} is None:")
             state.line(depth + 1, f'{v} = "{none}"')
             state.line(depth, "else:")
             parts = _value(state, inner, v, depth + 1)
-            state.line(depth + 1, f'{v} = f"{some}{parts}"')
+            state.line(depth + 1, f"{v} = {_joined([_quoted(some), *parts])}")
         case shapes.Enumeration(enum_class=enum_class, symbols=symbols):
             _enumeration(state, enum_class, symbols, v, depth)
         case shapes.Sequence(items=shapes.Primitive(kind="string")):
@@ -107,13 +117,13 @@ def _value(state: EncoderState, shape: shapes.Shape, expression: str, depth: int
             _sequence(state, items, v, depth)
         case shapes.Record():
             name = f"encode_{shape.event_class.__name__}_{state.counter}"
-            state.functions.append(_function(state, shape, name, "event", "", ""))
+            state.functions.append(_function(state, shape, name, "event", [], ""))
             state.line(depth, f"{v} = {name}({v})")
         case shapes.Primitive(kind=kind, logical=logical):
             _primitive(state, kind, logical, v, depth)
         case _:
             raise NotImplementedError(shape)
-    return f"{{{v}}}"
+    return [v]
 
 
 def _primitive(state: EncoderState, kind: str, logical: str | None, v: str, depth: int) -> None:
@@ -127,7 +137,7 @@ def _primitive(state: EncoderState, kind: str, logical: str | None, v: str, dept
     elif kind == "long" and logical == "timestamp-millis":
         state.line(depth, f"if {v}.__class__ is int and TIME_MIN <= {v} < TIME_MAX:")
         state.line(depth + 1, f"n = {v} << 1")
-        state.line(depth + 1, f'{v} = f"{{PAIR[n & 0x3FFF]}}{{PAIR[n >> 14 & 0x3FFF]}}{{TAIL[n >> 28]}}"')
+        state.line(depth + 1, f"{v} = PAIR[n & 0x3FFF] + PAIR[n >> 14 & 0x3FFF] + TAIL[n >> 28]")
         state.line(depth, "else:")
         state.line(depth + 1, f"{v} = encode_long({v})")
     elif kind in ("int", "long"):
@@ -160,12 +170,15 @@ def _sequence(state: EncoderState, items: shapes.Shape, v: str, depth: int) -> N
     state.line(depth + 1, f"{v}a = {v}s.append")
     state.line(depth + 1, f"for {v}i in {v}:")
     parts = _value(state, items, f"{v}i", depth + 2)
-    single = parts == f"{{{parts[1:-1]}}}" and parts[1:-1].isidentifier()
-    state.line(depth + 2, f"{v}a({parts[1:-1]})" if single else f'{v}a(f"{parts}")')
+    state.line(depth + 2, f"{v}a({parts[0]})" if len(parts) == 1 else f"{v}s += ({', '.join(parts)})")
     state.line(depth + 1, f'{v}a("\\x00")')
-    state.line(depth + 1, f'{v} = "".join({v}s)')
+    state.line(depth + 1, f"{v} = join({v}s)")
     state.line(depth, "else:")
     state.line(depth + 1, f'{v} = "\\x00"')
+
+
+def _quoted(escaped: str) -> str:
+    return f'"{escaped}"'
 
 
 def _escaped(text: str) -> str:

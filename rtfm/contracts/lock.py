@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from attrs import NOTHING, frozen
+from attrs import NOTHING, asdict, frozen
 
 from rtfm.contracts.catalogue import Catalogue, Schema, Topic
 from rtfm.contracts.tree import Node, parse
@@ -22,10 +22,14 @@ LOCK_FILE = "contracts.lock"
 
 @frozen(kw_only=True)
 class Locked:
-    """One released version: the fingerprint of its schema and the SHA-256 of its file, both in hexadecimal."""
+    """One released version: the fingerprint of its schema, and the SHA-256 of its file and of its examples' file.
+
+    All in hexadecimal; ``examples_sha256`` is None without examples.
+    """
 
     fingerprint: str
     sha256: str
+    examples_sha256: str | None = None
 
 
 def fingerprint(schema: Schema) -> str:
@@ -54,10 +58,7 @@ def read(catalogue: Catalogue) -> dict[str, dict[int, Locked]]:
 def write(catalogue: Catalogue) -> None:
     """Lock every released version as it stands. OSError when the file cannot be written."""
     subjects = {
-        topic.subject: {
-            str(version): {"fingerprint": locked.fingerprint, "sha256": locked.sha256}
-            for version, locked in _released(catalogue, topic).items()
-        }
+        topic.subject: {str(version): asdict(locked) for version, locked in _released(catalogue, topic).items()}
         for topic in catalogue.with_schema()
     }
     replace(catalogue.directory / LOCK_FILE, json.dumps({"subjects": subjects}, indent=2) + "\n")
@@ -76,7 +77,9 @@ def breaches(catalogue: Catalogue) -> list[tuple[str, str]]:
             elif version not in known:
                 found.append((topic.subject, f"{where} is not in {LOCK_FILE}; only `schemas release` makes versions"))
             elif known[version] != there[version]:
-                found.append((topic.subject, f"{where} was changed after its release; restore it from git"))
+                same = known[version].sha256 == there[version].sha256
+                what = f"the examples of {where} were" if same else f"{where} was"
+                found.append((topic.subject, f"{what} changed or removed after the release; restore them from git"))
     gone = locked.keys() - {topic.subject for topic in catalogue.with_schema()}
     return found + [
         (subject, f"{subject} was released, but the catalogue has no such topic") for subject in sorted(gone)
@@ -96,10 +99,15 @@ def _released(catalogue: Catalogue, topic: Topic) -> dict[int, Locked]:
     return {
         version: Locked(
             fingerprint=fingerprint(schema),
-            sha256=hashlib.sha256((directory / f"{version}.avsc").read_bytes()).hexdigest(),
+            sha256=_sha256(directory / f"{version}.avsc") or "",
+            examples_sha256=_sha256(directory / f"{version}.examples.json"),
         )
         for version, schema in catalogue.released(topic.name).items()
     }
+
+
+def _sha256(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def _canonical(node: Node, seen: set[str]) -> Any:

@@ -13,8 +13,9 @@ from attrs import evolve, field, frozen
 
 from rtfm.contracts import release
 from rtfm.contracts.catalogue import Catalogue, Schema, Topic
-from rtfm.contracts.registry import SchemaRefused, SchemaRegistry
-from rtfm.errors import ConfigError, RtfmError
+from rtfm.contracts.registry import SchemaRegistry
+from rtfm.contracts.registry_client import SchemaRefused
+from rtfm.errors import ConfigError, RtfmError, Unavailable
 
 
 @frozen(kw_only=True)
@@ -74,16 +75,20 @@ def apply(catalogue: Catalogue, registry: SchemaRegistry, planned: list[Registra
                 undo.append(partial(registry.set_compatibility, name, registry.compatibility(name)))
                 registry.set_compatibility(name, item.level)
             for schema in item.missing:
+                # Noted before it is tried: an answer that is lost may still have been a yes.
+                undo.append(partial(_unregister, registry, name, schema))
                 registry.register(name, schema)
-                undo.append(partial(registry.unregister, name, _found(registry, name, schema)[1]))
             schema_id, version = _found(registry, name, current)
             result.append(evolve(item, schema_id=schema_id, version=version))
-    except RtfmError as exc:
-        _take_back(undo)
+    except BaseException as exc:
+        left = _take_back(undo)
+        outcome = "nothing was registered" if left is None else f"what was written before is left behind: {left}"
         if isinstance(exc, SchemaRefused):
-            raise ConfigError(f"{exc}; nothing was registered") from exc
+            raise ConfigError(f"{exc}; {outcome}") from exc
+        if isinstance(exc, Unavailable):
+            raise Unavailable(exc.dependency, f"{exc}; {outcome}", hint=exc.hint) from exc
         raise
-    registry.forget_cached()
+    registry.check_cache()
     for item in result:
         registry.keep(item.topic, catalogue.topic(item.topic).schema or {}, item.schema_id or 0)
     return result
@@ -94,11 +99,13 @@ def _plan_one(catalogue: Catalogue, topic: Topic, registry: SchemaRegistry) -> R
     released = catalogue.released(topic.name)
     history = [*released.values()] + ([] if schema in released.values() else [schema])
     found = registry.lookup(topic.name, schema)
-    held = [known for _, known in registry.versions(topic.name).values()]
+    held = {number: known for number, (_, known) in registry.versions(topic.name).items()}
+    if held and not level.endswith("_TRANSITIVE"):
+        held = {max(held): held[max(held)]}
     # A registry that has the current schema has its past too, or had a reason to drop it.
     missing = () if found else tuple(version for version in history if registry.lookup(topic.name, version) is None)
     for version in missing:
-        for number, known in enumerate(held, 1):
+        for number, known in held.items():
             if not release.accepts(version, known, level):
                 raise ConfigError(
                     f"{registry.subject(topic.name)}: the schema is incompatible with version {number} at"
@@ -125,9 +132,17 @@ def _found(registry: SchemaRegistry, topic_name: str, schema: Schema) -> tuple[i
     return found
 
 
-def _take_back(undo: list[Callable[[], None]]) -> None:
+def _unregister(registry: SchemaRegistry, topic_name: str, schema: Schema) -> None:
+    if (found := registry.lookup(topic_name, schema)) is not None:
+        registry.unregister(topic_name, found[1])
+
+
+def _take_back(undo: list[Callable[[], None]]) -> RtfmError | None:
+    """Undo, last step first; the error of a step that failed, after which the others were tried all the same."""
+    failed = None
     for step in reversed(undo):
         try:
             step()
-        except RtfmError:
-            return  # it is out of reach; the next run continues where this one stopped
+        except RtfmError as exc:
+            failed = exc
+    return failed

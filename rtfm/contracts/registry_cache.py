@@ -1,75 +1,91 @@
 """What a registry answered before, on disk: ids and schemas, by registry address and prefix.
 
 A schema id is never given to another schema, so what is kept here does not grow old; a registry that was rebuilt from
-nothing breaks that, which is why ``registry`` confirms ids before it trusts them for long. A cache that cannot be read
-or written is no cache, and no error.
+nothing breaks that, which is why ``registry`` confirms ids before it trusts them for long. Each answer is a file of its
+own, so that services that share a folder do not undo each other's. A cache that cannot be read or written is no cache,
+and no error.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
+import threading
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from rtfm.contracts.catalogue import Schema
 
 
 class RegistryCache:
-    """The answers of one registry, in one file below ``directory``; nowhere when that is None."""
+    """The answers of one registry, in a folder below ``directory``; nowhere when that is None. Thread-safe."""
 
     def __init__(self, directory: Path | None, url: str, prefix: str) -> None:
         name = hashlib.sha256(f"{url} {prefix}".encode()).hexdigest()[:24]
-        self._path = directory / f"{name}.json" if directory else None
+        self._folder = directory / name if directory else None
         self._url = url
-        content = self._read()
-        self._ids: dict[str, list[Any]] = content.get("ids", {})
-        self._schemas: dict[str, Schema] = content.get("schemas", {})
 
     def id_of(self, subject: str, fingerprint: str) -> int | None:
         """The id that the schema with ``fingerprint`` had under ``subject``."""
-        known = self._ids.get(subject)
-        return int(known[1]) if known and known[0] == fingerprint else None
+        known = self._read(_id_file(subject, fingerprint)).get("id")
+        return known if type(known) is int else None
 
     def schema(self, schema_id: int) -> Schema | None:
         """The schema that ``schema_id`` stood for."""
-        return self._schemas.get(str(schema_id))
+        known = self._read(_schema_file(schema_id)).get("schema")
+        return known if isinstance(known, dict) and known.get("type") == "record" else None
+
+    def schemas(self) -> dict[int, Schema]:
+        """Every schema that is kept, by its id."""
+        found = {}
+        for path in sorted(self._folder.glob("schema-*.json")) if self._folder and self._folder.is_dir() else ():
+            schema_id = path.stem.removeprefix("schema-")
+            if schema_id.isdecimal() and (schema := self.schema(int(schema_id))) is not None:
+                found[int(schema_id)] = schema
+        return found
 
     def keep_id(self, subject: str, fingerprint: str, schema_id: int) -> None:
         """Remember the id of a schema under ``subject``."""
-        if self._ids.get(subject) != [fingerprint, schema_id]:
-            self._ids[subject] = [fingerprint, schema_id]
-            self._write()
+        if self.id_of(subject, fingerprint) != schema_id:
+            self._write(_id_file(subject, fingerprint), {"url": self._url, "subject": subject, "id": schema_id})
 
     def keep_schema(self, schema_id: int, schema: Schema) -> None:
         """Remember what ``schema_id`` stands for."""
-        if self._schemas.get(str(schema_id)) != schema:
-            self._schemas[str(schema_id)] = schema
-            self._write()
+        if self.schema(schema_id) != schema:
+            self._write(_schema_file(schema_id), {"url": self._url, "id": schema_id, "schema": schema})
 
     def forget(self) -> None:
         """Remember nothing of this registry."""
-        self._ids, self._schemas = {}, {}
-        self._write()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _read(self) -> dict[str, Any]:
-        if self._path is None:
+    def _read(self, name: str) -> dict[str, Any]:
+        if self._folder is None:
             return {}
         try:
-            content = json.loads(self._path.read_text(encoding="utf-8"))
-            valid = isinstance(content["ids"], dict) and isinstance(content["schemas"], dict)
-        except (OSError, ValueError, KeyError, TypeError):
+            content = json.loads((self._folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
             return {}
-        return content if valid else {}
+        return content if isinstance(content, dict) else {}
 
-    def _write(self) -> None:
-        if self._path is None:
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        if self._folder is None:
             return
-        text = json.dumps({"url": self._url, "ids": self._ids, "schemas": self._schemas}, ensure_ascii=False)
-        partial = self._path.with_suffix(f".{id(self):x}")
+        partial = self._folder / f"{name}.{os.getpid()}-{threading.get_ident()}"
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(self._path)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+            partial.replace(self._folder / name)
         except OSError:
             return
+
+
+def _id_file(subject: str, fingerprint: str) -> str:
+    return f"id-{quote(subject, safe='')[:150]}-{fingerprint[:32]}.json"
+
+
+def _schema_file(schema_id: int) -> str:
+    return f"schema-{schema_id}.json"

@@ -161,7 +161,7 @@ def decode_count(data: bytes, position: int) -> tuple[int, int, int]:
     if count < 0:
         count = -count
         size, position = decode_length(data, position)
-    if count > len(data) - position:
+    if not 0 < count <= len(data) - position:
         raise Misfit("a count of more items than there are bytes")
     return count, size, position
 

@@ -1,0 +1,194 @@
+"""A schema registry's REST API, as Confluent's clients speak it: one method a request, no state but the connections.
+
+Plain httpx rather than Confluent's client: that one waits for ever unless told, raises two families of errors, and
+has neither a bound on look-ups of one unknown id nor a way to start from a cache; what is needed here is a handful of
+requests. Promises that no request takes longer than its timeout, however slowly the answer or the address comes.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar, cast
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+import fastavro
+import httpx
+
+from rtfm.contracts.catalogue import Schema
+from rtfm.errors import ConfigError, PermanentError, Unavailable, UnknownSchema
+
+Answer = TypeVar("Answer")
+
+# Confluent's error codes; a 404 without one of them comes from a wrong address.
+_NOT_FOUND = (40401, 40402, 40403, 40408)
+
+
+class SchemaRefused(PermanentError):
+    """The registry refuses a schema: invalid, or incompatible with a version that it holds."""
+
+
+class RegistryClient:
+    """A registry at ``url`` (path included; ``https://user:password@host`` signs in). Safe to share between threads."""
+
+    def __init__(self, url: str, *, timeout_s: float = 2.0, prefix: str = "") -> None:
+        """``timeout_s`` bounds each request; ``prefix`` stands before every subject."""
+        parts = urlsplit(url)
+        self.url = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
+        self._prefix = prefix
+        self._timeout_s = timeout_s
+        self._client = httpx.Client(
+            timeout=timeout_s,
+            auth=(unquote(parts.username), unquote(parts.password or "")) if parts.username else None,
+            headers={"Accept": "application/vnd.schemaregistry.v1+json, application/json"},
+        )
+
+    def subject(self, topic_name: str) -> str:
+        """The registry's name for the values of the topic (TopicNameStrategy, with the prefix)."""
+        return f"{self._prefix}{topic_name}-value"
+
+    def schema_of(self, schema_id: int, timeout_s: float | None = None) -> Schema | None:
+        """The schema that ``schema_id`` stands for; None when the registry has none.
+
+        Raises UnknownSchema when it stands for something else than an Avro record that can be read by itself.
+        """
+        answer = self._request("GET", f"/schemas/ids/{schema_id}", timeout_s=timeout_s)
+        if answer is None:
+            return None
+        try:
+            schema = json.loads(answer["schema"])
+            fastavro.parse_schema(json.loads(answer["schema"]))
+        except Exception as exc:  # not JSON, such as Protobuf; fastavro raises its own errors, KeyError and TypeError
+            raise UnknownSchema(f"schema id {schema_id} at {self.url} is no Avro schema that stands by itself") from exc
+        if not isinstance(schema, dict) or schema.get("type") != "record":
+            raise UnknownSchema(f"schema id {schema_id} at {self.url} is no Avro record")
+        return cast("Schema", schema)
+
+    def lookup(self, topic_name: str, schema: Schema) -> tuple[int, int] | None:
+        """The (id, version) of ``schema`` under the topic's subject; None when it is not registered there."""
+        answer = self._request("POST", f"/subjects/{self._quoted(topic_name)}", _body(schema))
+        return None if answer is None else (int(answer["id"]), int(answer["version"]))
+
+    def versions(self, topic_name: str) -> dict[int, tuple[int, Schema]]:
+        """Version → (id, schema) of the topic's subject, ascending; empty when it has none."""
+        path = f"/subjects/{self._quoted(topic_name)}/versions"
+        found = {}
+        for number in sorted(self._request("GET", path) or ()):
+            answer = self._request("GET", f"{path}/{number}")
+            found[int(number)] = (int(answer["id"]), cast("Schema", json.loads(answer["schema"])))
+        return found
+
+    def register(self, topic_name: str, schema: Schema) -> int:
+        """Register ``schema`` as the next version and give its id; the same id when it is registered already.
+
+        Raises SchemaRefused when the registry finds it invalid or incompatible.
+        """
+        answer = self._request("POST", f"/subjects/{self._quoted(topic_name)}/versions", _body(schema))
+        return int(answer["id"])
+
+    def is_compatible(self, topic_name: str, schema: Schema, version: int) -> bool:
+        """The registry's own verdict on ``schema`` against ``version``, under the subject's level."""
+        path = f"/compatibility/subjects/{self._quoted(topic_name)}/versions/{version}"
+        answer = self._request("POST", path, _body(schema))
+        return bool(answer["is_compatible"])
+
+    def compatibility(self, topic_name: str) -> str | None:
+        """The compatibility level that is set for the subject itself; None when it follows the registry's default."""
+        answer = self._request("GET", f"/config/{self._quoted(topic_name)}")
+        return None if answer is None else str(answer.get("compatibilityLevel") or answer.get("compatibility"))
+
+    def set_compatibility(self, topic_name: str, level: str | None) -> None:
+        """Set the compatibility level of the subject; None lets it follow the registry's default."""
+        path = f"/config/{self._quoted(topic_name)}"
+        if level is None:
+            self._request("DELETE", path)
+        else:
+            self._request("PUT", path, {"compatibility": level})
+
+    def unregister(self, topic_name: str, version: int) -> None:
+        """Take a version back that was registered by mistake. Its id stays taken."""
+        path = f"/subjects/{self._quoted(topic_name)}/versions/{version}"
+        self._request("DELETE", path)
+        self._request("DELETE", f"{path}?permanent=true")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _quoted(self, topic_name: str) -> str:
+        return quote(self.subject(topic_name), safe="")
+
+    def _request(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout_s: float | None = None
+    ) -> Any:
+        """The answer as JSON; None when the registry says that there is no such thing."""
+        bound_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
+
+        def ask() -> httpx.Response:
+            return self._client.request(method, self.url + path, json=body, timeout=bound_s)
+
+        try:
+            response = _within(bound_s, ask)
+        except TimeoutError as exc:
+            raise self._unavailable(f"no answer within {bound_s:g} s") from exc
+        except (httpx.HTTPError, RuntimeError) as exc:  # RuntimeError: the client was closed meanwhile
+            late = isinstance(exc, httpx.TimeoutException)
+            raise self._unavailable(f"no answer within {bound_s:g} s" if late else str(exc)) from exc
+        status = response.status_code
+        answer = _json(response)
+        if status == 404 and isinstance(answer, dict) and answer.get("error_code") in _NOT_FOUND:
+            return None
+        if status in (401, 403):
+            raise ConfigError(
+                f"the schema registry at {self.url} refuses the credentials ({status})",
+                hint="Put them into SCHEMA_REGISTRY_URL: https://user:password@host.",
+            )
+        if status in (409, 422):
+            said = answer.get("message") if isinstance(answer, dict) else None
+            raise SchemaRefused(f"the schema registry refuses it: {said or response.text[:200]}")
+        if status >= 500 or status in (408, 429):
+            raise self._unavailable(f"it answers {status}")
+        if status >= 300 or answer is None:
+            raise ConfigError(
+                f"{self.url} does not answer as a schema registry does ({status} to {method} {path})",
+                hint="SCHEMA_REGISTRY_URL takes the path too, such as /apis/ccompat/v7.",
+            )
+        return answer
+
+    def _unavailable(self, reason: str) -> Unavailable:
+        return Unavailable(
+            "schema registry",
+            f"the schema registry at {self.url} is unreachable: {reason}",
+            hint="Start it with `rtfm-cli local up`, or set SCHEMA_REGISTRY_URL.",
+        )
+
+
+def _within(bound_s: float, request: Callable[[], Answer]) -> Answer:
+    """What ``request`` gives; TimeoutError after ``bound_s`` in all.
+
+    A timeout of httpx bounds each read, and none bounds the look-up of a name: an answer that trickles in, or a name
+    server that is gone, would hold up the caller for long. What comes too late is dropped, with its thread.
+    """
+    answer: Future[Answer] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(request())
+        except BaseException as exc:
+            answer.set_exception(exc)
+
+    threading.Thread(target=run, name="registry-request", daemon=True).start()
+    return answer.result(bound_s)
+
+
+def _body(schema: Schema) -> dict[str, Any]:
+    return {"schema": json.dumps(schema, separators=(",", ":"), ensure_ascii=False), "schemaType": "AVRO"}
+
+
+def _json(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        return None
