@@ -1,8 +1,10 @@
-"""What a typed event costs: the compiled codec against fastavro, on the three contracts; no Kafka.
+"""What a typed event costs: the compiled codec against fastavro, and the way to and from Kafka against Confluent's.
 
-Peers: fastavro writing from a ready dictionary, and fastavro reading plus a generated constructor. Every value
-that comes out is dropped at once, so that the garbage collector is not what is measured. Rates are per second of this
-thread's processor time: what else the machine does is no part of the figure.
+Peers: fastavro writing from a ready dictionary, fastavro reading plus a generated constructor, and on the way through
+Kafka Confluent's AvroSerializer with ``attrs.asdict`` and AvroDeserializer with the same constructor; these make
+datetimes of timestamps, which is theirs to do. Every value that comes out is dropped at once, so that the garbage
+collector is not what is measured. Codec rates are per second of this thread's processor time: what else the machine
+does is no part of the figure. Kafka's are by the clock.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 import gc
 import io
 import json
-import random
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -18,127 +19,13 @@ from typing import Any
 
 import fastavro
 
+from benchmarks import codec_kafka
+from benchmarks.events import events
 from benchmarks.report import Figure, figure, interleaved, report
 from rtfm.contracts import EVENT_OF_TOPIC, EventCodec, catalogue, reference
-from rtfm.events import (
-    Attachment,
-    Audience,
-    BotQuery,
-    BotResponse,
-    ChannelKind,
-    Citation,
-    ContextMessage,
-    DiscordMessage,
-    MessageChange,
-    Outcome,
-    QueryOrigin,
-    SourceKind,
-    Speaker,
-    TimestampMillis,
-)
 
-WORDS = (
-    *("how", "do", "I", "mount", "the", "disk", "error", "again", "why", "log", "says", "nothing", "update", "after"),
-    *("restore", "fails", "with", "code", "seven", "and", "it", "is", "a", "new", "server", "café"),
-)
 EVENTS = 2_000
-_IDS = (10**18, 15 * 10**17)
 ENCODE_TARGET, DECODE_TARGET, VERSION_TARGET = 2.5, 1.7, 0.5
-
-
-def events(topic_name: str, count: int = EVENTS, seed: int = 7) -> list[Any]:
-    """Believable events of a topic, the same for the same seed."""
-    chance = random.Random(seed)
-    return [_MAKERS[topic_name](chance, number) for number in range(count)]
-
-
-def _snowflake(chance: random.Random) -> str:
-    return str(chance.randrange(*_IDS))  # 19 digits, which all ids have that Discord gave out since July 2022
-
-
-def _text(chance: random.Random, words: int) -> str:
-    return " ".join(chance.choice(WORDS) for _ in range(chance.randrange(1, words)))
-
-
-def _message(chance: random.Random, number: int) -> DiscordMessage:
-    return DiscordMessage(
-        message_id=_snowflake(chance),
-        guild_id=_snowflake(chance),
-        channel_id=_snowflake(chance),
-        channel_kind=ChannelKind.TEXT if number % 3 else ChannelKind.PUBLIC_THREAD,
-        channel_name="support",
-        parent_channel_id=None if number % 3 else _snowflake(chance),
-        author_id=_snowflake(chance),
-        author_name=f"member{number % 97}",
-        content=_text(chance, 40),
-        created_at=TimestampMillis(1_790_000_000_000 + number * 977),
-        change=MessageChange.CREATED,
-        reply_to_message_id=_snowflake(chance) if number % 4 == 0 else None,
-        mentioned_user_ids=[_snowflake(chance) for _ in range(number % 3)],
-        attachments=[Attachment(filename="a.log", url="https://cdn.example/a.log", size_bytes=70_000)]
-        * (number % 9 == 0),
-    )
-
-
-def _query(chance: random.Random, number: int) -> BotQuery:
-    asked_at = TimestampMillis(1_790_000_000_000 + number * 977)
-    context = [ContextMessage(speaker=Speaker.ASKER, content=_text(chance, 20))] * (number % 3)
-    return BotQuery(
-        query_id="m" + _snowflake(chance),
-        guild_id=_snowflake(chance),
-        channel_id=_snowflake(chance),
-        message_id=_snowflake(chance),
-        asker_id=_snowflake(chance),
-        question=_text(chance, 20),
-        asked_at=asked_at,
-        expires_at=TimestampMillis(asked_at + 600_000),
-        audience=Audience.PUBLIC,
-        visible_channel_ids=[_snowflake(chance) for _ in range(40)],
-        context=context,
-        origin=QueryOrigin.MENTION,
-    )
-
-
-def _response(chance: random.Random, number: int) -> BotResponse:
-    citations = [
-        Citation(
-            number=place,
-            kind=SourceKind.MESSAGE,
-            guild_id=_snowflake(chance),
-            channel_id=_snowflake(chance),
-            channel_kind=ChannelKind.TEXT,
-            message_id=_snowflake(chance),
-            author_name="quillfeather",
-            created_at=TimestampMillis(1_690_000_000_000 + number),
-            excerpt=_text(chance, 30),
-            score=chance.random(),
-        )
-        for place in range(1, 4)
-    ]
-    return BotResponse(
-        query_id="m" + _snowflake(chance),
-        guild_id=_snowflake(chance),
-        channel_id=_snowflake(chance),
-        query_message_id=_snowflake(chance),
-        asker_id=_snowflake(chance),
-        asked_at=TimestampMillis(0),
-        audience=Audience.PUBLIC,
-        outcome=Outcome.ANSWERED,
-        answer=_text(chance, 120),
-        citations=citations,
-        model="gemini-flash-latest",
-        prompt_tokens=1800,
-        output_tokens=210,
-        answered_at=TimestampMillis(1_790_000_000_000 + number),
-        elapsed_ms=1234 + number,
-    )
-
-
-_MAKERS: dict[str, Callable[[random.Random, int], Any]] = {
-    "discord-messages": _message,
-    "bot-queries": _query,
-    "bot-responses": _response,
-}
 
 
 def rate(operation: Callable[[Any], object], values: Iterable[Any], count: int) -> float:
@@ -154,7 +41,7 @@ def figures(topic_name: str, rounds: int) -> list[Figure]:
     schema = catalogue.load().topic(topic_name).schema
     assert schema is not None
     codec: EventCodec[Any] = EventCodec(EVENT_OF_TOPIC[topic_name], schema)
-    values = events(topic_name)
+    values = events(topic_name, EVENTS)
     encode, decode = codec.encoder(7), codec.decoder()
     records = [encode(value) for value in values]
     plain = [reference.plain(value) for value in values]
@@ -247,6 +134,11 @@ def reference_constructor(event_class: type[Any], codec: EventCodec[Any]) -> Cal
 def main() -> int:
     """Print the figures; 1 when a target was missed."""
     found = [entry for topic_name in EVENT_OF_TOPIC for entry in figures(topic_name, rounds=7)]
+    with codec_kafka.kafka() as address:
+        for topic_name, event_class in EVENT_OF_TOPIC.items():
+            found += codec_kafka.figures(
+                address, topic_name, lambda codec, known=event_class: reference_constructor(known, codec), rounds=5
+            )
     return 0 if report(found) else 1
 
 

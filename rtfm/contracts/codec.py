@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from rtfm.contracts import compiled, decoding, reference, shapes
 from rtfm.contracts.catalogue import Schema
-from rtfm.errors import InvalidEvent, UndecodableRecord
+from rtfm.errors import UndecodableRecord
 
 Event = TypeVar("Event")
 
@@ -42,13 +42,11 @@ class EventCodec(Generic[Event]):
         self.shape = shapes.match(event_class, schema)
         self.encoder_source = self.decoder_source = ""
         if shapes.is_covered(self.shape):
-            write, self.encoder_source = compiled.encoder(self.shape)
+            self._encoder_for, self.encoder_source = compiled.encoder(self.shape)
             self._decode, self.decoder_source = compiled.decoder(self.shape, schema)
         else:
-            by_fastavro = reference.encoder(schema)
-            write = lambda event, frame: by_fastavro(event, frame.encode("latin-1"))  # noqa: E731
+            self._encoder_for = self._fastavro_encoder
             self._decode = self._by_fastavro(schema)
-        self._write: Callable[[Any, str], bytes] = write
         self._encoders: dict[int, Callable[[Event], bytes]] = {}
         self._decoders: dict[int, tuple[Schema, Callable[[bytes], Event]]] = {}
 
@@ -70,16 +68,7 @@ class EventCodec(Generic[Event]):
 
     def encoder(self, schema_id: int) -> Callable[[Event], bytes]:
         """``encode`` for one id, which is faster."""
-        frame = _FRAME.pack(MAGIC, schema_id).decode("latin-1")
-        write, shape, name = self._write, self.shape, self.event_class.__name__
-
-        def encode(event: Event) -> bytes:
-            try:
-                return write(event, frame)
-            except Exception as exc:
-                why = shapes.misfit(shape, event, name) or f"{name} does not fit its schema: {exc}"
-                raise InvalidEvent(why) from exc
-
+        encode = self._encoder_for(_FRAME.pack(MAGIC, schema_id).decode("latin-1"))
         self._encoders[schema_id] = encode
         return encode
 
@@ -111,6 +100,17 @@ class EventCodec(Generic[Event]):
         except decoding.Unresolvable as exc:
             why = f"{self.event_class.__name__} cannot be read from records of its schema: {exc}"
             return lambda _: _undecodable(why)
+
+    def _fastavro_encoder(self, frame: str) -> Callable[[Any], bytes]:
+        write, before = reference.encoder(self.schema), frame.encode("latin-1")
+
+        def encode(event: Any) -> bytes:
+            try:
+                return write(event, before)
+            except Exception as exc:  # fastavro raises its own errors, ValueError and TypeError
+                raise compiled.refused(self.shape, event, exc) from exc
+
+        return encode
 
     def _by_fastavro(self, writer_schema: Schema) -> Callable[[bytes], Event]:
         name = self.event_class.__name__

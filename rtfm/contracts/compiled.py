@@ -8,22 +8,34 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import Any
 
 from rtfm.contracts import decoding, encoding, shapes
 from rtfm.contracts.catalogue import Schema
 from rtfm.contracts.tree import parse
-from rtfm.errors import UndecodableRecord
+from rtfm.errors import InvalidEvent, UndecodableRecord
 
 FAULTS = (ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error, RecursionError, AttributeError)
 """What comes of a value or of bytes that do not fit."""
 
 
-def encoder(shape: shapes.Record) -> tuple[Callable[[Any, str], bytes], str]:
-    """(function from event and frame to bytes, its source). The frame is text of the code points 0 to 255."""
+def encoder(shape: shapes.Record) -> tuple[Callable[[str], Callable[[Any], bytes]], str]:
+    """(function that makes the encoder for a frame, source of that). The frame is text of the code points 0 to 255.
+
+    The encoder raises InvalidEvent with the field that does not fit.
+    """
     text, names = encoding.source(shape)
-    return _load(text, names, "encode", f"<encoder of {shape.name}>"), text
+    names["refused"] = lambda event, exc: refused(shape, event, exc)
+    made: FunctionType = _load(text, names, "encode", f"<encoder of {shape.name}>")
+    # The frame as a default, so that no call stands between the caller and the encoder.
+    return lambda frame: FunctionType(made.__code__, made.__globals__, "encode", (frame,)), text
+
+
+def refused(shape: shapes.Record, event: Any, exc: Exception) -> InvalidEvent:
+    """Why ``event`` does not fit ``shape``, after encoding it raised ``exc``."""
+    name = shape.event_class.__name__
+    return InvalidEvent(shapes.misfit(shape, event, name) or f"{name} does not fit its schema: {exc}")
 
 
 def decoder(shape: shapes.Record, writer_schema: Schema) -> tuple[Callable[[bytes], Any], str]:

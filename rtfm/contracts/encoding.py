@@ -1,8 +1,8 @@
 """The source of an encoder: from the shape of an event to a Python function that writes it.
 
 The function takes the event and the frame, runs straight through the fields, and joins everything once. All texts are
-expected to be ASCII and short, and take a slower way where they are not. It raises whatever comes of a value that
-does not fit; who calls it asks ``shapes.misfit`` what that was.
+expected to be ASCII and short, and take a slower way where they are not; ids are looked at together. Whatever comes of
+a value that does not fit is raised anew as what ``refused`` makes of the event.
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ class EncoderState:
 def source(shape: shapes.Record) -> tuple[str, dict[str, Any]]:
     """(source, names that it uses) of ``encode(event, frame) -> bytes`` for ``shape``, which must be covered."""
     state = EncoderState(names={name: getattr(varints, name) for name in _RUNTIME})
-    state.names.update(
-        is_ascii=str.isascii, join="".join, write_float=varints.floating("f")[0], write_double=varints.floating("d")[0]
-    )
+    state.names.update(join="".join, write_float=varints.floating("f")[0], write_double=varints.floating("d")[0])
     body = _function(state, shape, "encode", "event, frame", ["frame"], '.encode("latin-1")')
-    return "\n\n\n".join([*state.functions, body]) + "\n", state.names
+    head, _, rest = body.partition("\n")
+    lines = [head, "    try:", *(f"    {line}" for line in rest.splitlines())]
+    lines += ["    except Exception as exc:", "        raise refused(event, exc) from exc"]
+    return "\n\n\n".join([*state.functions, "\n".join(lines)]) + "\n", state.names
 
 
 _RUNTIME = [
@@ -66,10 +67,47 @@ def _function(
     known_class = state.name(shape.event_class.__name__, shape.event_class)
     state.line(1, f"if event.__class__ is not {known_class}:")
     state.line(2, "raise Misfit(event)")
-    parts = [part for slot in shape.slots for part in _value(state, slot.shape, f"event.{slot.name}", 1)]
-    state.line(1, f"return {_joined(before + parts)}{behind}")
+    prepared = _ids(state, [slot for slot in shape.slots if _is_id(slot)])
+    parts = list(before)
+    for slot in shape.slots:
+        parts += prepared.get(slot.name) or _value(state, slot.shape, f"event.{slot.name}", 1)
+    state.line(1, f"return {_joined(parts)}{behind}")
     text, state.lines = "\n".join(state.lines), outer
     return text
+
+
+def _is_id(slot: shapes.Slot) -> bool:
+    shape = slot.shape.value if isinstance(slot.shape, shapes.Nullable) else slot.shape
+    return slot.name.endswith("_id") and shape == shapes.Primitive("string", None)
+
+
+def _ids(state: EncoderState, slots: list[shapes.Slot]) -> dict[str, list[str]]:
+    """Write the lines for texts that are ASCII and short in all but odd cases, which are noticed for all at once."""
+    if len(slots) < 2:
+        return {}
+    prepared = {}
+    state.line(1, "try:")
+    for slot in slots:
+        v = state.variable()
+        prepared[slot.name] = [f"{v}n", v]
+        state.line(2, f"{v} = event.{slot.name}")
+        if isinstance(slot.shape, shapes.Nullable):
+            index, none = (1, "\\x00") if slot.shape.null_first else (0, "\\x02")
+            state.line(2, f"if {v} is None:")
+            state.line(3, f'{v}n = "{none}"; {v} = ""')
+            state.line(2, "else:")
+            state.line(3, f"{v}n = {state.name('SOME_LENGTH', varints.SOME_LENGTH[index])}[len({v})]")
+        else:
+            state.line(2, f"{v}n = LENGTH[len({v})]")
+    state.line(2, f"usual = {_joined([v for _, v in prepared.values()])}.isascii()")
+    state.line(1, "except IndexError:")
+    state.line(2, "usual = False")
+    state.line(1, "if not usual:")
+    for slot in slots:
+        length, v = prepared[slot.name]
+        found_length, found = _value(state, slot.shape, f"event.{slot.name}", 2)
+        state.line(2, f"{length} = {found_length}; {v} = {found}")
+    return prepared
 
 
 def _joined(parts: list[str]) -> str:
@@ -77,7 +115,7 @@ def _joined(parts: list[str]) -> str:
 
     Not an f-string, which is slower, and which would ask a subclass of str, as enums may be, how it wants to be shown.
     """
-    return f"join(({', '.join(parts)},))"
+    return f"join(({', '.join(parts)}{',' * (len(parts) == 1)}))"
 
 
 def _value(state: EncoderState, shape: shapes.Shape, expression: str, depth: int) -> list[str]:
@@ -86,7 +124,7 @@ def _value(state: EncoderState, shape: shapes.Shape, expression: str, depth: int
     state.line(depth, f"{v} = {expression}")
     match shape:
         case shapes.Primitive(kind="string"):
-            state.line(depth, f"if is_ascii({v}) and (n := len({v})) < {varints.LIMIT}:")
+            state.line(depth, f"if {v}.isascii() and (n := len({v})) < {varints.LIMIT}:")
             state.line(depth + 1, f"{v}n = LENGTH[n]")
             state.line(depth, "else:")
             state.line(depth + 1, f"{v}n, {v} = encode_wide({v})")
@@ -96,7 +134,7 @@ def _value(state: EncoderState, shape: shapes.Shape, expression: str, depth: int
             state.line(depth, f"if {v} is None:")
             state.line(depth + 1, f'{v}n = "{none}"')
             state.line(depth + 1, f'{v} = ""')
-            state.line(depth, f"elif is_ascii({v}) and (n := len({v})) < {varints.LIMIT}:")
+            state.line(depth, f"elif {v}.isascii() and (n := len({v})) < {varints.LIMIT}:")
             state.line(depth + 1, f"{v}n = {state.name('SOME_LENGTH', varints.SOME_LENGTH[index])}[n]")
             state.line(depth, "else:")
             state.line(depth + 1, f"{v}n, {v} = encode_wide({v})")
@@ -108,7 +146,8 @@ def _value(state: EncoderState, shape: shapes.Shape, expression: str, depth: int
             state.line(depth + 1, f'{v} = "{none}"')
             state.line(depth, "else:")
             parts = _value(state, inner, v, depth + 1)
-            state.line(depth + 1, f"{v} = {_joined([_quoted(some), *parts])}")
+            joined = f"{_quoted(some)} + {parts[0]}" if len(parts) == 1 else _joined([_quoted(some), *parts])
+            state.line(depth + 1, f"{v} = {joined}")
         case shapes.Enumeration(enum_class=enum_class, symbols=symbols):
             _enumeration(state, enum_class, symbols, v, depth)
         case shapes.Sequence(items=shapes.Primitive(kind="string")):

@@ -70,21 +70,31 @@ def encode_texts(texts: list[str]) -> str:
         raise Misfit(texts)
     if not texts:
         return "\x00"
-    count = encode_long(len(texts))
+    count = len(texts)
     try:
-        # Ids mostly are of one length, and joining costs less than adding to each. They are when the length stands
-        # where one of that length ends, and nowhere else.
         size = len(texts[0])
-        length = LENGTH[size]
-        items = length + length.join(texts)
-        regular = items[:: size + 1] == length * len(texts) and items.count(length) == len(texts)
-        if not regular or len(items) != (size + 1) * len(texts) or len(length) != 1:
-            items = "".join([LENGTH[len(text)] + text for text in texts])
+        if size == len(texts[-1]):
+            # Ids often are of one length, and joining costs less than adding to each. They are when the length stands
+            # where one of that length ends, and nowhere else; a sum that differs is the quickest sign that it does not.
+            length = LENGTH[size]
+            items = length + length.join(texts)
+            if (
+                len(items) == (size + 1) * count
+                and len(length) == 1
+                and items[:: size + 1] == length * count
+                and items.count(length) == count
+                and items.isascii()
+            ):
+                return f"{LENGTH[count]}{items}\x00"
+        parts: list[str] = []
+        for text in texts:
+            parts += LENGTH[len(text)], text
+        items = "".join(parts)
+        if items.isascii():
+            return f"{LENGTH[count]}{items}\x00"
     except IndexError:
-        items = "é"  # one is long
-    if not items.isascii():
-        items = "".join(chain.from_iterable(map(encode_wide, texts)))
-    return f"{count}{items}\x00"
+        pass  # one is long, or there are many
+    return "".join([encode_long(count), *chain.from_iterable(map(encode_wide, texts)), "\x00"])
 
 
 def encode_bytes(content: bytes) -> str:

@@ -1,0 +1,190 @@
+"""Typed events to Kafka and back, against Confluent's serializers on the same clients; part of ``benchmarks.codec``.
+
+Takes the Kafka of the settings where it answers, else starts the local services for as long as it runs. Works in topics
+of its own, which it removes.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.schema_registry import SchemaRegistryClient, topic_subject_name_strategy
+from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
+from confluent_kafka.serialization import MessageField, SerializationContext
+
+from benchmarks.events import events
+from benchmarks.report import Figure, figure, interleaved
+from rtfm import settings
+from rtfm.contracts import EVENT_OF_TOPIC, EventCodec, catalogue
+from rtfm.local.stack import LocalStack
+
+EVENTS = 5_000
+PASSES = 4
+"""Times that the events are sent in one sample."""
+
+TO_KAFKA_TARGET, OF_RAW_TARGET, FROM_KAFKA_TARGET = 2.2, 0.7, 4.5
+CACHE_DIR = Path(".rtfm/cache")
+
+
+@contextmanager
+def kafka() -> Iterator[str]:
+    """The address of a Kafka that answers."""
+    address = settings.load().kafka_bootstrap_servers
+    try:
+        AdminClient({"bootstrap.servers": address, "log_level": 0}).list_topics(timeout=3)
+    except Exception:
+        home = Path(tempfile.mkdtemp(prefix="rtfm-bench-"))
+        local = LocalStack(home, cache_dir=CACHE_DIR)
+        try:
+            yield next(service.address for service in local.up() if service.name == "kafka")
+        finally:
+            local.down()
+            shutil.rmtree(home, ignore_errors=True)
+    else:
+        yield address
+
+
+def figures(
+    address: str, topic_name: str, build: Callable[[EventCodec[Any]], Callable[[dict[str, Any]], Any]], rounds: int
+) -> list[Figure]:
+    """To Kafka against Confluent's serializer and against bytes that are ready, and from Kafka."""
+    schema = catalogue.load().topic(topic_name).schema
+    assert schema is not None
+    codec: EventCodec[Any] = EventCodec(EVENT_OF_TOPIC[topic_name], schema)
+    values = events(topic_name, EVENTS)
+    topic = f"bench-{secrets.token_hex(4)}-{topic_name}"
+    registry = SchemaRegistryClient.new_client({"url": f"mock://{topic}"})
+    strategy = {"subject.name.strategy": topic_subject_name_strategy}
+    serialize = AvroSerializer(registry, json.dumps(schema), lambda event, _: attrs.asdict(event), strategy)
+    context = SerializationContext(topic, MessageField.VALUE)
+    first = serialize(values[0], context)
+    assert first is not None
+    encode = codec.encoder(int.from_bytes(first[1:5], "big"))
+    make = build(codec)
+    deserialize = AvroDeserializer(registry, None, lambda plain, _: make(plain), strategy)
+    decode = codec.decoder()
+    encoded = [encode(value) for value in values]
+    assert [serialize(value, context) for value in values] == encoded
+    admin = AdminClient({"bootstrap.servers": address})
+    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(30)
+    gc.collect()
+    gc.freeze()
+    ready = iter(())
+
+    def from_ready(_: Any) -> bytes:
+        nonlocal ready
+        try:
+            return next(ready)
+        except StopIteration:
+            ready = iter(encoded)
+            return next(ready)
+
+    to_kafka = interleaved(
+        {
+            "ours": lambda: _produce(address, topic, values, encode),
+            "confluent": lambda: _produce(address, topic, values, lambda value: serialize(value, context)),
+            "raw": lambda: _produce(address, topic, values, from_ready),
+        },
+        rounds=rounds,
+    )
+    from_kafka = interleaved(
+        {
+            "ours": lambda: _consume(address, topic, decode),
+            "confluent": lambda: _consume(address, topic, lambda data: deserialize(data, context)),
+        },
+        rounds=rounds,
+    )
+    admin.delete_topics([topic])[topic].result(30)
+    return [
+        figure(
+            f"{topic_name}: to Kafka against AvroSerializer(asdict)",
+            to_kafka["ours"],
+            to_kafka["confluent"],
+            TO_KAFKA_TARGET,
+            unit="/s",
+        ),
+        figure(
+            f"{topic_name}: to Kafka against bytes that are ready",
+            to_kafka["ours"],
+            to_kafka["raw"],
+            OF_RAW_TARGET,
+            unit="/s",
+        ),
+        figure(
+            f"{topic_name}: from Kafka against AvroDeserializer",
+            from_kafka["ours"],
+            from_kafka["confluent"],
+            FROM_KAFKA_TARGET,
+            unit="/s",
+        ),
+    ]
+
+
+def _produce(address: str, topic: str, values: list[Any], encode: Callable[[Any], Any]) -> float:
+    """Events a second from the first ``produce`` to the last acknowledgement."""
+    producer = Producer(
+        {
+            "bootstrap.servers": address,
+            "enable.idempotence": True,
+            "compression.type": "zstd",
+            "linger.ms": 10,
+            "queue.buffering.max.messages": EVENTS * PASSES + 1,
+            "queue.buffering.max.kbytes": 1_048_576,
+        }
+    )
+    producer.list_topics(topic, timeout=10)
+    failed = 0
+
+    def report(error: Any, _: Any) -> None:
+        nonlocal failed
+        failed += error is not None
+
+    start = time.perf_counter()
+    for _ in range(PASSES):
+        for number, value in enumerate(values):
+            producer.produce(topic, encode(value), b"key", on_delivery=report)
+            if number % 500 == 0:
+                producer.poll(0)
+    left = producer.flush(60)
+    elapsed_s = time.perf_counter() - start
+    assert not failed
+    assert not left
+    return len(values) * PASSES / elapsed_s
+
+
+def _consume(address: str, topic: str, decode: Callable[[bytes], Any]) -> float:
+    """Events a second from the first batch to the last event, each dropped at once."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": address,
+            "group.id": "bench",
+            "auto.offset.reset": "earliest",
+            "enable.auto.commit": False,
+        }
+    )
+    consumer.assign([TopicPartition(topic, 0, 0)])
+    wanted = EVENTS * PASSES
+    batch = consumer.consume(500, 10.0)  # the connection is made
+    done = 0
+    start = time.perf_counter()
+    while batch:
+        for message in batch:
+            if message.error() is None:
+                decode(message.value())
+        done += len(batch)
+        batch = consumer.consume(500, 10.0) if done < wanted else []
+    elapsed_s = time.perf_counter() - start
+    consumer.close()
+    return done / elapsed_s
