@@ -54,6 +54,13 @@ def _share(value: str) -> float:
     return number
 
 
+def _positive_share(value: str) -> float:
+    number = _share(value)
+    if number == 0:
+        raise ValueError("a share above 0, up to 1")
+    return number
+
+
 def _port(value: str) -> int:
     number = int(value)
     if not 0 <= number <= 65535:
@@ -293,8 +300,67 @@ class Settings:
         _url("http", "https"),
         group="Answering",
     )
+    gemini_sdk: str = _setting(
+        "GEMINI_SDK",
+        "google-generativeai",
+        "Package that talks to Gemini: `google-generativeai`, or its successor `google-genai`.",
+        _one_of("google-generativeai", "google-genai"),
+        group="Answering",
+    )
     gemini_timeout_s: float = _setting(
-        "GEMINI_TIMEOUT_S", 20.0, "Seconds to wait for the model.", _seconds, group="Answering"
+        "GEMINI_TIMEOUT_S", 20.0, "Seconds to wait for the model, all attempts together.", _seconds, group="Answering"
+    )
+    openai_base_url: str | None = _setting(
+        "OPENAI_BASE_URL",
+        None,
+        "OpenAI-compatible server to ask instead of Gemini, version included: `http://localhost:11434/v1`.",
+        _url("http", "https"),
+        group="Answering",
+    )
+    openai_api_key: str | None = _setting(
+        "OPENAI_API_KEY", None, "Key of that server, where it wants one.", secret=True, group="Answering"
+    )
+    openai_model: str = _setting("OPENAI_MODEL", "llama3.1", "Model of that server.", group="Answering")
+    model_attempts: int = _setting(
+        "MODEL_ATTEMPTS", 3, "Requests for one answer, when the model's service is busy or fails.", _count, group="Answering"
+    )
+    model_requests_per_minute: int | None = _setting(
+        "MODEL_REQUESTS_PER_MINUTE",
+        None,
+        "Budget of requests to the model a minute and processor; above it answers are extracts. Default: no limit.",
+        _count,
+        group="Answering",
+    )
+    model_requests_per_day: int | None = _setting(
+        "MODEL_REQUESTS_PER_DAY", None, "The same for a day.", _count, group="Answering"
+    )
+    model_tokens_per_minute: int | None = _setting(
+        "MODEL_TOKENS_PER_MINUTE",
+        None,
+        "Budget of tokens, of prompts and answers, a minute and processor. Default: no limit.",
+        _count,
+        group="Answering",
+    )
+    model_tokens_per_day: int | None = _setting(
+        "MODEL_TOKENS_PER_DAY", None, "The same for a day.", _count, group="Answering"
+    )
+    breaker_failure_share: float = _setting(
+        "BREAKER_FAILURE_SHARE",
+        0.5,
+        "Share of the requests of the last BREAKER_WINDOW_S that must fail for the model to be left alone.",
+        _positive_share,
+        group="Answering",
+    )
+    breaker_min_requests: int = _setting(
+        "BREAKER_MIN_REQUESTS", 5, "Requests within that time below which it is asked on.", _count, group="Answering"
+    )
+    breaker_window_s: float = _setting("BREAKER_WINDOW_S", 60.0, "Seconds looked back on.", _seconds, group="Answering")
+    breaker_probe_interval_s: float = _setting(
+        "BREAKER_PROBE_INTERVAL_S",
+        30.0,
+        "Seconds that the model is left alone before one request tries it again.",
+        _seconds,
+        group="Answering",
     )
     processor_concurrency: int = _setting(
         "PROCESSOR_CONCURRENCY", 16, "Questions that one processor answers at a time.", _count, group="Answering"

@@ -43,7 +43,18 @@ LOST_RECORDS = Counter(
 IGNORED_EVENTS = Counter("rtfm_ignored_events_total", "Events that a reader did nothing with.", ["topic", "reason"])
 ANSWERS = Counter("rtfm_answers_total", "Answers by outcome.", ["outcome"])
 ANSWER_SECONDS = Histogram("rtfm_answer_duration_seconds", "From reading a question to its answer.")
-MODEL_FAILURES = Counter("rtfm_model_failures_total", "Calls of the model that failed.", ["reason"])
+MODEL_FAILURES = Counter("rtfm_model_failures_total", "Questions that the model did not answer, by reason.", ["reason"])
+MODEL_REQUESTS = Counter("rtfm_model_requests_total", "Requests to the model's service, retries included.", ["result"])
+MODEL_SECONDS = Histogram(
+    "rtfm_model_request_duration_seconds",
+    "One request to the model's service.",
+    buckets=(0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 60),
+)
+MODEL_TOKENS = Counter("rtfm_model_tokens_total", "Tokens that the model's service counted.", ["kind"])
+MODEL_BUDGET_REFUSALS = Counter(
+    "rtfm_model_budget_refusals_total", "Requests that a used-up budget kept from the model.", ["budget"]
+)
+CIRCUIT_STATE = Gauge("rtfm_circuit_state", "0 closed, 1 half open (one probe), 2 open.", ["dependency"])
 ARCHIVED = Counter("rtfm_archived_messages_total", "Messages written to the archive.", ["change"])
 EMBEDDED = Counter("rtfm_embedded_texts_total", "Texts turned into vectors.")
 RESPONSES_DELIVERED = Counter("rtfm_responses_delivered_total", "Responses by what became of them.", ["result"])

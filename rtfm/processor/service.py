@@ -20,7 +20,7 @@ from typing import Literal
 from attrs import define, field
 
 from rtfm.answering.answerer import Answerer
-from rtfm.answering.model import open_model
+from rtfm.answering.guarded import open_model
 from rtfm.contracts import Contracts, open_contracts
 from rtfm.errors import ConfigError, RtfmError, TransientError
 from rtfm.events import TimestampMillis

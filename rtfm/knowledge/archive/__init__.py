@@ -6,6 +6,7 @@ event never undoes a newer one, and that writing twice is writing once. Does not
 
 from __future__ import annotations
 
+from rtfm.knowledge.archive.answers import KeptAnswer
 from rtfm.knowledge.archive.rows import (
     Change,
     Channel,
@@ -21,6 +22,7 @@ __all__ = [
     "Change",
     "Channel",
     "Erasures",
+    "KeptAnswer",
     "SqlArchive",
     "StoredMessage",
     "StoredPassage",

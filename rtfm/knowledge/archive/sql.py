@@ -4,22 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import attrs
 from sqlalchemy import func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
-from rtfm.events import (
-    Audience,
-    BotResponse,
-    ChannelKind,
-    Citation,
-    Outcome,
-    OutcomeReason,
-    QueryOrigin,
-    RetrievedPassage,
-    SourceKind,
-    TimestampMillis,
-)
+from rtfm.events import TimestampMillis
+from rtfm.knowledge.archive.answers import ArchiveAnswers
 from rtfm.knowledge.archive.database import Database
 from rtfm.knowledge.archive.reading import ArchiveReading
 from rtfm.knowledge.archive.rows import Channel
@@ -38,6 +27,7 @@ class SqlArchive:
         self._database = Database(database_url)
         self.writing = ArchiveWriting(self._database)
         self.reading = ArchiveReading(self._database)
+        self.answers = ArchiveAnswers(self._database)
 
     def migrate(self) -> None:
         """Bring the tables to this version; several processes may do so at once."""
@@ -90,25 +80,6 @@ class SqlArchive:
             found["answers"] = connection.execute(select(func.count()).select_from(answers)).scalar_one()
         return found
 
-    def answer(self, query_id: str) -> BotResponse | None:
-        """The answer that was given to a question; None if there is none yet."""
-        with self._database.begin() as connection:
-            stored = connection.execute(
-                select(answers.c.response).where(answers.c.query_id == query_id)
-            ).scalar_one_or_none()
-        return None if stored is None else _to_response(stored)
-
-    def save_answer(self, response: BotResponse) -> BotResponse:
-        """Keep an answer under its ``query_id``. The first one stays: gives the one that is kept."""
-        with self._database.begin() as connection:
-            kept = connection.execute(
-                insert(answers)
-                .values(query_id=response.query_id, response=attrs.asdict(response), answered_at=response.answered_at)
-                .on_conflict_do_update(index_elements=["query_id"], set_={"query_id": answers.c.query_id})
-                .returning(answers.c.response)
-            ).scalar_one()
-        return _to_response(kept)
-
     def sent(self, query_id: str, part: int) -> str | None:
         """Id of the Discord message that holds this part of an answer; None if it was not sent."""
         with self._database.begin() as connection:
@@ -131,20 +102,3 @@ class SqlArchive:
         statement = text("SELECT message_id FROM sent WHERE message_id = ANY(:ids)")
         with self._database.begin() as connection:
             return set(connection.execute(statement, {"ids": message_ids}).scalars())
-
-
-def _to_response(stored: dict[str, object]) -> BotResponse:
-    values = dict(stored)
-    values["audience"] = Audience(str(values["audience"]))
-    values["outcome"] = Outcome(str(values["outcome"]))
-    values["origin"] = QueryOrigin(str(values["origin"]))
-    values["reason"] = None if values["reason"] is None else OutcomeReason(str(values["reason"]))
-    values["citations"] = [
-        Citation(**{**row, "kind": SourceKind(row["kind"]), "channel_kind": ChannelKind(row["channel_kind"])})
-        for row in values["citations"]  # type: ignore[attr-defined]  # JSON holds a list here
-    ]
-    values["retrieved"] = [
-        RetrievedPassage(**{**row, "kind": SourceKind(row["kind"])})
-        for row in values["retrieved"]  # type: ignore[attr-defined]  # JSON holds a list here
-    ]
-    return BotResponse(**values)  # type: ignore[arg-type]  # the keys are BotResponse's own fields

@@ -103,6 +103,7 @@ answers = Table(
     Column("query_id", Text, primary_key=True),
     Column("response", JSONB, nullable=False),
     Column("answered_at", BigInteger, nullable=False),
+    Column("made_by", Text, nullable=False, server_default=""),
 )
 
 erasures = Table(

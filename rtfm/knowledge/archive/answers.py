@@ -1,0 +1,83 @@
+"""The answers that were given: one row a question, which names the record that made it.
+
+Promises that the first answer to a question stays, whoever else writes one. Does not decide what becomes of a second.
+"""
+
+from __future__ import annotations
+
+import attrs
+from attrs import frozen
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
+
+from rtfm.events import (
+    Audience,
+    BotResponse,
+    ChannelKind,
+    Citation,
+    Outcome,
+    OutcomeReason,
+    QueryOrigin,
+    RetrievedPassage,
+    SourceKind,
+)
+from rtfm.knowledge.archive.database import Database
+from rtfm.knowledge.archive.tables import answers
+
+
+@frozen(kw_only=True)
+class KeptAnswer:
+    """An answer, and the record (topic-partition-offset) that asked for it; "" where an older version kept none."""
+
+    response: BotResponse
+    made_by: str
+
+
+class ArchiveAnswers:
+    """Reads and writes of ``answers``. Raises what ``Database.begin`` raises."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def find(self, query_id: str) -> KeptAnswer | None:
+        """The answer that was given to a question; None if there is none yet."""
+        statement = select(answers.c.response, answers.c.made_by).where(answers.c.query_id == query_id)
+        with self._database.begin() as connection:
+            row = connection.execute(statement).one_or_none()
+        return None if row is None else KeptAnswer(response=_to_response(row.response), made_by=row.made_by)
+
+    def keep(self, response: BotResponse, *, made_by: str) -> KeptAnswer:
+        """Keep an answer under its ``query_id``. The first one stays: gives the one that is kept."""
+        values = {
+            "query_id": response.query_id,
+            "response": attrs.asdict(response),
+            "answered_at": response.answered_at,
+            "made_by": made_by,
+        }
+        # An update that changes nothing, for an insert that does nothing returns nothing.
+        statement = (
+            insert(answers)
+            .values(values)
+            .on_conflict_do_update(index_elements=["query_id"], set_={"query_id": answers.c.query_id})
+            .returning(answers.c.response, answers.c.made_by)
+        )
+        with self._database.begin() as connection:
+            row = connection.execute(statement).one()
+        return KeptAnswer(response=_to_response(row.response), made_by=row.made_by)
+
+
+def _to_response(stored: dict[str, object]) -> BotResponse:
+    values = dict(stored)
+    values["audience"] = Audience(str(values["audience"]))
+    values["outcome"] = Outcome(str(values["outcome"]))
+    values["origin"] = QueryOrigin(str(values["origin"]))
+    values["reason"] = None if values["reason"] is None else OutcomeReason(str(values["reason"]))
+    values["citations"] = [
+        Citation(**{**row, "kind": SourceKind(row["kind"]), "channel_kind": ChannelKind(row["channel_kind"])})
+        for row in values["citations"]  # type: ignore[attr-defined]  # JSON holds a list here
+    ]
+    values["retrieved"] = [
+        RetrievedPassage(**{**row, "kind": SourceKind(row["kind"])})
+        for row in values["retrieved"]  # type: ignore[attr-defined]  # JSON holds a list here
+    ]
+    return BotResponse(**values)  # type: ignore[arg-type]  # the keys are BotResponse's own fields
