@@ -322,7 +322,11 @@ class Settings:
     )
     openai_model: str = _setting("OPENAI_MODEL", "llama3.1", "Model of that server.", group="Answering")
     model_attempts: int = _setting(
-        "MODEL_ATTEMPTS", 3, "Requests for one answer, when the model's service is busy or fails.", _count, group="Answering"
+        "MODEL_ATTEMPTS",
+        3,
+        "Requests for one answer, when the model's service is busy or fails.",
+        _count,
+        group="Answering",
     )
     model_requests_per_minute: int | None = _setting(
         "MODEL_REQUESTS_PER_MINUTE",

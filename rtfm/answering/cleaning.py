@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 
 MAX_EXCERPT_CHARACTERS = 300
 LINK_REMOVED = "(link removed)"
+FENCE = "```"
 
 _CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
 _CITATION = re.compile(r"[ \t]*\[\s*(\d{1,9}(?:\s*[,;]\s*\d{1,9})*)\s*\]")
@@ -21,6 +22,8 @@ _LINK = re.compile(
 )
 _LINK_END = ".,;:!?'*_~)]}"
 _PINGED = re.compile(r"<@([!&]?)\d{1,25}>")
+_COMMAND = re.compile(r"</([\w -]{1,100}):\d{1,25}>")
+_CHANNEL = re.compile(r"<#(\d{1,25})>")
 _EVERYONE = re.compile(r"@(?=everyone|here)", re.IGNORECASE)
 _ZERO_WIDTH_SPACE = "\N{ZERO WIDTH SPACE}"
 # Control characters, marks that turn the direction of text, halves of surrogate pairs.
@@ -34,8 +37,12 @@ _MOST_ROUNDS = 10
 _MARKDOWN = re.compile(r"([\\*_~`|<>\[\]()#])")
 
 
-def cleaned(text: str, numbers: Mapping[int, int], known_links: Collection[str]) -> str:
+def cleaned(
+    text: str, numbers: Mapping[int, int], known_links: Collection[str], known_channels: Collection[str] = ()
+) -> str:
     """What of a model's ``text`` may be shown: citations in their new ``numbers``, links of ``known_links``, no pings.
+
+    A channel is named by its id only if that is in ``known_channels``.
 
     Taking one thing out may join what stands around it to another, so it is done until nothing changes. Text that is
     made to go on for ever comes out empty.
@@ -43,15 +50,17 @@ def cleaned(text: str, numbers: Mapping[int, int], known_links: Collection[str])
     text = renumbered(_MARKS.sub("", without_pings(text)), numbers, form=f"{_OPEN}{{}}{_CLOSE}")
     for _ in range(_MOST_ROUNDS):
         before = text
-        text = without_pings(without_foreign_links(renumbered(text, {}), known_links))
+        text = _without_foreign_channels(
+            without_pings(without_foreign_links(renumbered(text, {}), known_links)), known_channels
+        )
         if text == before:
             return _MARKED.sub(r"[\1]", _LINKED_MARK.sub(f"{_CLOSE} ", text)).strip()
     return ""
 
 
 def without_pings(text: str) -> str:
-    """``text`` without anything that notifies people, and without control characters."""
-    text = _INVISIBLE.sub("", text.replace("\r\n", "\n"))
+    """``text`` without anything that notifies people or runs a command at a click, and without control characters."""
+    text = _COMMAND.sub(r"/\1", _INVISIBLE.sub("", text.replace("\r\n", "\n")))
     text = _PINGED.sub(lambda match: "@role" if match[1] == "&" else "@someone", text)
     return _EVERYONE.sub(f"@{_ZERO_WIDTH_SPACE}", text)
 
@@ -101,6 +110,16 @@ def renumbered(text: str, numbers: Mapping[int, int], *, form: str = "[{}]") -> 
     return "".join(part if _CODE.fullmatch(part) else _CITATION.sub(replaced, part) for part in _CODE.split(text))
 
 
+def says_something(text: str) -> bool:
+    """Whether words are left beside citations and notes of what was removed."""
+    return re.search(r"\w", _CITATION.sub("", text.replace(LINK_REMOVED, ""))) is not None
+
+
+def balanced(text: str) -> str:
+    """``text`` with its last code block closed: else what follows would be code."""
+    return f"{text}\n{FENCE}" if text.count(FENCE) % 2 else text
+
+
 def plain(name: str) -> str:
     """A name as it reads in Discord's markup: nothing in it formats, links or pings."""
     return _MARKDOWN.sub(r"\\\1", " ".join(without_pings(name).split()))
@@ -110,6 +129,10 @@ def excerpt(text: str) -> str:
     """``text`` on one line, at most 300 characters, without pings."""
     line = " ".join(without_pings(text).split())
     return line if len(line) <= MAX_EXCERPT_CHARACTERS else line[: MAX_EXCERPT_CHARACTERS - 1].rstrip() + "…"
+
+
+def _without_foreign_channels(text: str, known: Collection[str]) -> str:
+    return _CHANNEL.sub(lambda match: match.group() if match[1] in known else "#channel", text)
 
 
 def _outside_code(text: str) -> list[str]:

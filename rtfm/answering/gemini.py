@@ -32,9 +32,7 @@ class GeminiModel:
         """``endpoint`` replaces the address of Google's API: a proxy or a stub, scheme included."""
         options = {"api_endpoint": endpoint} if endpoint else None
         configure(api_key=api_key, transport="rest", client_options=options)
-        self._service = Service(
-            name="Gemini", model=model, key_setting="GEMINI_API_KEY", model_setting="GEMINI_MODEL"
-        )
+        self._service = Service(name="Gemini", model=model, key_setting="GEMINI_API_KEY", model_setting="GEMINI_MODEL")
         self._models: dict[str, Any] = {}
 
     def complete(self, prompt: Prompt, *, timeout_s: float) -> Completion:

@@ -20,9 +20,7 @@ class GenaiModel:
 
     def __init__(self, *, api_key: str, model: str, endpoint: str | None = None) -> None:
         """``endpoint`` replaces the address of Google's API: a proxy or a stub, scheme included."""
-        self._service = Service(
-            name="Gemini", model=model, key_setting="GEMINI_API_KEY", model_setting="GEMINI_MODEL"
-        )
+        self._service = Service(name="Gemini", model=model, key_setting="GEMINI_API_KEY", model_setting="GEMINI_MODEL")
         # Said in full, for the package reads environment variables where something is left open.
         self._client = genai.Client(
             enterprise=False,

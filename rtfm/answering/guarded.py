@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 
 import stamina
 from attrs import frozen
@@ -68,8 +69,8 @@ class GuardedModel:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """``clock`` gives seconds, ``jitter`` a number between 0 and 1. ``name`` stands in metrics and logs."""
-        self._model = model
-        self._name = name
+        self.name = name
+        self.adapter = model
         self._policy = policy
         self._budget = budget
         self._clock = clock
@@ -95,15 +96,13 @@ class GuardedModel:
     def complete(self, prompt: Prompt, *, timeout_s: float) -> Completion:
         """See ``LanguageModel.complete``; ``timeout_s`` holds for all attempts together.
 
-        Raises ModelNotAsked ("circuit_open", "over_budget") without a request.
+        Raises ModelNotAsked ("circuit_open", "over_budget", "out_of_time") without a request.
         """
+        if timeout_s <= 0:
+            raise ModelNotAsked("out_of_time", "the question's time is up")
         deadline_s = self._clock() + timeout_s
-
-        def wait_s(error: Exception) -> float | bool:
-            return self._wait_s(error, deadline_s)
-
         for attempt in stamina.retry_context(
-            on=wait_s,
+            on=partial(self.wait_s, deadline_s=deadline_s),
             attempts=self._policy.attempts,
             timeout=timeout_s,
             wait_initial=self._policy.first_wait_s,
@@ -114,7 +113,7 @@ class GuardedModel:
                 return self._attempt(prompt, deadline_s - self._clock())
         raise AssertionError("retry_context ends with a result or an error")
 
-    def _wait_s(self, error: Exception, deadline_s: float) -> float | bool:
+    def wait_s(self, error: Exception, deadline_s: float) -> float | bool:
         """Seconds to wait before the next attempt, True for the usual backoff, False for none."""
         left_s = deadline_s - self._clock() - SHORTEST_ATTEMPT_S
         if not isinstance(error, TransientError) or left_s <= 0:
@@ -131,7 +130,7 @@ class GuardedModel:
                 completion = self._breaker.call_sync(self._request, prompt, timeout_s)
             except CircuitOpenError as exc:
                 spent.nothing()
-                raise ModelNotAsked("circuit_open", f"the circuit to {self._name} is open") from exc
+                raise ModelNotAsked("circuit_open", f"the circuit to {self.name} is open") from exc
             if completion.prompt_tokens is not None:
                 spent.tokens = completion.prompt_tokens + (completion.output_tokens or 0)
         return completion
@@ -140,7 +139,7 @@ class GuardedModel:
         started_s = self._clock()
         result = "failed"
         try:
-            completion = self._model.complete(prompt, timeout_s=timeout_s)
+            completion = self.adapter.complete(prompt, timeout_s=timeout_s)
             result = "answered"
         except (UnusableAnswer, Throttled, Unavailable, ConfigError) as exc:
             result = reason_of(exc)

@@ -46,7 +46,7 @@ class LanguageModel(Protocol):
 
 
 class ModelNotAsked(RtfmError):
-    """The model was spared the request. ``reason`` is one word, for counting: circuit_open, over_budget."""
+    """The model was spared the request. ``reason`` is for counting: circuit_open, over_budget or out_of_time."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -66,7 +66,9 @@ class Service:
         """The error for an answer with an HTTP ``status`` other than 200."""
         wrong_key = status == 400 and "api key" in message.lower()
         if status in (401, 403) or wrong_key:
-            return ConfigError(f"{self.name} refused {self.key_setting}", hint=f"Set {self.key_setting} to a valid key.")
+            return ConfigError(
+                f"{self.name} refused {self.key_setting}", hint=f"Set {self.key_setting} to a valid key."
+            )
         if status == 404:
             return ConfigError(f"{self.name} has no model {self.model!r}", hint=f"Set {self.model_setting}.")
         if status == 429:

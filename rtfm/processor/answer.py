@@ -1,7 +1,7 @@
 """The handler of ``bot-queries``: one answer to a question, kept before it is produced.
 
-Promises that a question that comes again gets the answer that it had, and that no model is asked twice for it. Does not
-read Kafka.
+Promises that a record that comes again gets the answer that it had, and asks no model for it; that a second record of
+the same question produces nothing. Does not read Kafka.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rtfm.events import BotQuery, BotResponse
 from rtfm.knowledge.archive import SqlArchive
 from rtfm.knowledge.retrieval import MAX_VISIBLE_CHANNELS
 from rtfm.streams.pipeline import Output, Record
-from rtfm.telemetry import get_logger
+from rtfm.telemetry import IGNORED_EVENTS, get_logger
 
 TOPIC = "bot-queries"
 RESPONSES = "bot-responses"
@@ -36,24 +36,36 @@ class Answering:
     archive: SqlArchive
 
     def __call__(self, records: Sequence[Record]) -> list[Output]:
-        """One response a question. Raises InvalidEvent for a question that breaks a rule."""
-        return [Output(topic=RESPONSES, event=self._respond(_valid(record.event))) for record in records]
+        """At most one response a record. Raises InvalidEvent for a question that breaks a rule."""
+        responses = [self._respond(record, _valid(record.event)) for record in records]
+        return [Output(topic=RESPONSES, event=response) for response in responses if response is not None]
 
-    def _respond(self, query: BotQuery) -> BotResponse:
-        before = self.archive.answer(query.query_id)
-        if before is not None:
-            _log.info("answered before", query_id=query.query_id)
-            return before
-        # Kept before it is produced: whatever dies in between finds it here.
-        response = self.archive.save_answer(self.answerer.answer(query))
-        _log.info(
-            "answered",
-            query_id=query.query_id,
-            outcome=response.outcome.value,
-            citations=len(response.citations),
-            elapsed_ms=response.elapsed_ms,
-        )
-        return response
+    def _respond(self, record: Record, query: BotQuery) -> BotResponse | None:
+        """The answer to ``query``, or None if another record of the same question has it.
+
+        A record that comes again, after a crash or when its partition moved, gets its answer again: only the pipeline
+        knows whether that was ever produced, and commits it once.
+        """
+        made_by = f"{record.topic}-{record.partition}-{record.offset}"
+        kept = self.archive.answers.find(query.query_id)
+        if kept is None:
+            # Kept before it is produced: whatever dies in between finds it here. Where two workers answer the same
+            # question at once, the first row stays.
+            kept = self.archive.answers.keep(self.answerer.answer(query), made_by=made_by)
+            _log.info(
+                "answered",
+                query_id=query.query_id,
+                outcome=kept.response.outcome.value,
+                reason=kept.response.reason.value if kept.response.reason else None,
+                citations=len(kept.response.citations),
+                elapsed_ms=kept.response.elapsed_ms,
+            )
+        # An older version's rows do not say who made them; a second response is the lesser evil.
+        if kept.made_by not in (made_by, ""):
+            _log.info("answered by another record", query_id=query.query_id, record=made_by, made_by=kept.made_by)
+            IGNORED_EVENTS.labels(topic=TOPIC, reason="answered by another record").inc()
+            return None
+        return kept.response
 
 
 def _valid(event: object) -> BotQuery:

@@ -162,8 +162,15 @@ def _pipelines(
         )
     if only != "ingest":
         model = open_model(settings)
-        answerer = Answerer(knowledge.retriever, model, clock=_now_ms, passages_per_answer=settings.passages_per_answer)
-        _log.info("answering", by="extract" if model is None else settings.gemini_model)
+        answerer = Answerer(
+            knowledge.retriever,
+            model,
+            clock=_now_ms,
+            passages_per_answer=settings.passages_per_answer,
+            model_timeout_s=settings.gemini_timeout_s,
+            standing=knowledge.archive.answers.standing,
+        )
+        _log.info("answering", by="extract" if model is None else model.name)
         pipelines.append(
             Pipeline(
                 settings,

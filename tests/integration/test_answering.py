@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import attrs
 import pytest
 from attrs import evolve
 
@@ -19,9 +22,11 @@ from rtfm.events import (
     ChannelKind,
     ContextMessage,
     DiscordMessage,
+    MessageChange,
     Outcome,
     Speaker,
     TimestampMillis,
+    to_datetime,
 )
 from rtfm.knowledge import Knowledge
 from rtfm.processor.answer import Answering
@@ -86,12 +91,18 @@ def gemini() -> Iterator[FakeGemini]:
 def answerer(knowledge: Knowledge, gemini: FakeGemini | None = None, *, timeout_s: float = 5.0) -> Answerer:
     model = None
     if gemini is not None:
-        model = GeminiModel(api_key=fake.KEY, model=fake.MODEL, timeout_s=timeout_s, endpoint=gemini.address)
-    return Answerer(knowledge.retriever, model, clock=lambda: NOW)
+        model = GeminiModel(api_key=fake.KEY, model=fake.MODEL, endpoint=gemini.address)
+    return Answerer(
+        knowledge.retriever,
+        model,
+        clock=lambda: NOW,
+        model_timeout_s=timeout_s,
+        standing=knowledge.archive.answers.standing,
+    )
 
 
 def replying(answer: str, cited: list[int], *, sufficient: bool = True) -> Callable[[dict[str, Any], str], str]:
-    return lambda *_: json.dumps({"answer": answer, "cited": cited, "sufficient": sufficient})
+    return lambda *_: fake.written(answer, cited, sufficient=sufficient)
 
 
 def add(knowledge: Knowledge, *events: DiscordMessage) -> None:
@@ -237,15 +248,75 @@ def test_an_answer_goes_back_where_the_question_came_from(knowledge: Knowledge) 
     assert answerer(knowledge).answer(asked(audience=Audience.UNKNOWN)).audience is Audience.ASKER
 
 
-def test_a_follow_up_finds_what_it_is_about(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """The asker's question before it names the subject, and the model sees the exchange."""
-    context = [
-        ContextMessage(speaker=Speaker.ASKER, content="the printer is locked by a stale job"),
-        ContextMessage(speaker=Speaker.BOT, content="Is it on?"),
-    ]
-    response = answerer(knowledge, gemini).answer(asked("yes, how do I get rid of it then?", context=context))
+CONTEXT = [
+    ContextMessage(speaker=Speaker.ASKER, content="the printer is locked by a stale job, I am zoe@mail.example.org"),
+    ContextMessage(speaker=Speaker.BOT, content="Is it on?"),
+]
+
+
+def test_a_follow_up_is_rewritten_by_one_more_request(knowledge: Knowledge, gemini: FakeGemini) -> None:
+    """The exchange goes into the first prompt, without secrets; the question that comes of it is searched and asked."""
+    response = answerer(knowledge, gemini).answer(asked("yes, how do I get rid of it then?", context=CONTEXT))
     assert response.outcome is Outcome.ANSWERED
-    assert [said["speaker"] for said in gemini.documents[0]["context"]] == ["asker", "bot"]
+    exchange, prompt = gemini.documents
+    assert [said["speaker"] for said in exchange["context"]] == ["asker", "bot"]
+    assert "zoe@" not in json.dumps(gemini.requests)
+    assert "stale job" in prompt["question"]
+    assert (response.prompt_tokens, response.output_tokens) == (240, 80)
+
+
+@pytest.mark.parametrize("fault", [fake.failing(503), fake.finished("STOP", '{"question": ""}'), fake.slow(30)])
+def test_a_follow_up_that_is_not_rewritten_is_joined(knowledge: Knowledge, gemini: FakeGemini, fault: Fault) -> None:
+    """The asker's message before it names the subject."""
+    gemini.faults = [fault]
+    question = asked("yes, how do I get rid of it then?", context=CONTEXT)
+    response = answerer(knowledge, gemini, timeout_s=2.0).answer(question)
+    assert response.outcome is Outcome.ANSWERED
+    assert gemini.documents[-1]["question"].startswith("yes, how do I get rid of it then?\nthe printer is locked")
+    assert answerer(knowledge).answer(question).outcome is Outcome.EXTRACTED
+
+
+def test_a_question_without_context_costs_one_request(knowledge: Knowledge, gemini: FakeGemini) -> None:
+    """Nothing is rewritten that stands alone."""
+    answerer(knowledge, gemini).answer(asked())
+    assert len(gemini.requests) == 1
+
+
+def test_sources_that_disagree_are_dated(knowledge: Knowledge, gemini: FakeGemini) -> None:
+    """Whatever the model says of it, the dates stand there, the newest first."""
+    newer = message(90_000, "printer locked by a stale job: unlock it with `printctl --force`", author_id="8")
+    add(knowledge, attrs.evolve(newer, channel_id="201"))
+    gemini.reply = lambda *_: fake.written("Use it [1]. Or else [2].", [1, 2], disagree=True)
+    response = answerer(knowledge, gemini).answer(asked(visible_channel_ids=["200", "201"]))
+    dates = {c.number: f"{to_datetime(c.created_at):%Y-%m-%d}" for c in response.citations if c.created_at}
+    newest = max(dates, key=dates.__getitem__)
+    oldest = min(dates, key=dates.__getitem__)
+    last = response.answer.splitlines()[-1]
+    assert last == f"≠ [{newest}] {dates[newest]} · [{oldest}] {dates[oldest]}"
+
+
+def test_a_message_that_is_deleted_while_the_model_writes_is_not_in_the_answer(
+    knowledge: Knowledge, gemini: FakeGemini
+) -> None:
+    """What is gone when the answer is given is neither cited nor retold."""
+
+    def meanwhile(document: dict[str, Any], instructions: str) -> str:
+        add(knowledge, attrs.evolve(LOCK[1], change=MessageChange.DELETED, content="", author_id=None))
+        return fake.first_source(document)
+
+    gemini.reply = meanwhile
+    response = answerer(knowledge, gemini).answer(asked())
+    assert "--stale" not in f"{response}"
+    assert "1002" not in f"{response}"
+    assert response.prompt_tokens == 120
+
+
+def test_the_question_itself_is_no_source(knowledge: Knowledge) -> None:
+    """It may be in the archive before it is answered."""
+    add(knowledge, message(50, "printer locked by a stale job, how do I unlock it?", author_id="7"))
+    response = answerer(knowledge).answer(asked(message_id="1050"))
+    assert response.citations
+    assert "1050" not in {citation.message_id for citation in response.citations}
 
 
 def test_secrets_reach_neither_model_nor_answer(knowledge: Knowledge, gemini: FakeGemini) -> None:
@@ -260,9 +331,16 @@ def test_secrets_reach_neither_model_nor_answer(knowledge: Knowledge, gemini: Fa
     assert key not in json.dumps(gemini.requests)
 
 
-def record(query: object) -> Record:
+def record(query: object, *, partition: int = 0, offset: int = 0) -> Record:
     return Record(
-        topic="bot-queries", partition=0, offset=0, key=None, value=None, headers=[], timestamp_ms=0, event=query
+        topic="bot-queries",
+        partition=partition,
+        offset=offset,
+        key=None,
+        value=None,
+        headers=[],
+        timestamp_ms=0,
+        event=query,
     )
 
 
@@ -273,13 +351,58 @@ def handled(handler: Answering, query: object) -> BotResponse:
     return output.event
 
 
-def test_a_question_that_comes_again_gets_the_answer_that_it_had(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """The second delivery asks no model and says the same, whatever was said meanwhile."""
+def test_r21_a_record_that_comes_again_gets_the_answer_that_it_had(knowledge: Knowledge, gemini: FakeGemini) -> None:
+    """R21: the second delivery asks no model and says the same, whatever was said meanwhile."""
     handler = Answering(answerer=answerer(knowledge, gemini), archive=knowledge.archive)
     first = handled(handler, asked())
     add(knowledge, message(30, "printer stale job unlock: throw it away", author_id="9"))
     assert handled(handler, asked()) == first
     assert len(gemini.requests) == 1
+
+
+@pytest.mark.parametrize(("partition", "offset"), [(0, 1), (1, 0)])
+def test_r21_a_second_record_of_an_answered_question_produces_nothing(
+    knowledge: Knowledge, gemini: FakeGemini, partition: int, offset: int
+) -> None:
+    """R21: the row names the record that made it; another one gets no answer and asks no model."""
+    handler = Answering(answerer=answerer(knowledge, gemini), archive=knowledge.archive)
+    first = handled(handler, asked())
+    kept = knowledge.archive.answers.find("m42")
+    assert kept is not None
+    assert (kept.made_by, kept.response) == ("bot-queries-0-0", first)
+    assert handler([record(asked(), partition=partition, offset=offset)]) == []
+    assert len(gemini.requests) == 1
+    assert handled(handler, asked()) == first
+
+
+@pytest.mark.parametrize(("other", "responses"), [(0, 2), (1, 1)], ids=["the same record", "another record"])
+def test_r21_two_workers_with_one_question_at_once_agree(
+    knowledge: Knowledge, gemini: FakeGemini, other: int, responses: int
+) -> None:
+    """R21: one row stays. The same record on two workers gives both its answer, of which Kafka commits one; of two
+    records the one that made the row answers, and the other produces nothing."""
+    together = threading.Barrier(2, timeout=30)
+
+    def differing(document: dict[str, Any], instructions: str) -> str:
+        return fake.written(f"Answer number {together.wait()} [1].", [1])
+
+    gemini.reply = differing
+    handlers = [Answering(answerer=answerer(knowledge, gemini), archive=knowledge.archive) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(handlers[i], [record(asked(), offset=offset)]) for i, offset in enumerate((0, other))]
+        outputs = [output.event for run in runs for output in run.result(60)]
+    kept = knowledge.archive.answers.find("m42")
+    assert kept is not None
+    assert outputs == [kept.response] * responses
+    assert len(gemini.requests) == 2
+
+
+def test_an_answer_of_an_older_version_is_given_again(knowledge: Knowledge) -> None:
+    """Its row does not say which record made it, and no answer would be worse than a second one."""
+    response = handled(Answering(answerer=answerer(knowledge), archive=knowledge.archive), asked())
+    other = attrs.evolve(response, query_id="m43")
+    knowledge.archive.answers.keep(other, made_by="")
+    assert handled(Answering(answerer=answerer(knowledge), archive=knowledge.archive), asked(query_id="m43")) == other
 
 
 @pytest.mark.parametrize(

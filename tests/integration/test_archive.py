@@ -11,7 +11,7 @@ import pytest
 
 from rtfm.errors import ConfigError, RtfmError, Unavailable
 from rtfm.events import Audience, BotResponse, ChannelKind, Citation, Outcome, SourceKind, TimestampMillis
-from rtfm.knowledge.archive import SqlArchive
+from rtfm.knowledge.archive import KeptAnswer, SqlArchive
 from rtfm.settings import Settings
 
 RESPONSE = BotResponse(

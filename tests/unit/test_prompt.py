@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from rtfm.answering.attachments import Attached
 from rtfm.answering.prompt import (
     INSTRUCTIONS,
     MAX_SOURCE_CHARACTERS,
@@ -13,7 +14,10 @@ from rtfm.answering.prompt import (
     SourceMessage,
     UnusableAnswer,
     build,
+    build_standalone,
+    leaks_instructions,
     parse,
+    parse_standalone,
 )
 from rtfm.events import ContextMessage, Speaker, TimestampMillis
 
@@ -78,11 +82,47 @@ def test_sources_carry_author_and_date() -> None:
 
 def test_everything_long_is_cut() -> None:
     """Question, context and sources have caps."""
+    document = json.loads(build("q" * 20_000, [source(1, *["m" * 3_000] * 9)]).document)
+    assert len(document["question"]) == 4_000
+    assert sum(len(m["text"]) for m in document["sources"][0]["messages"]) == MAX_SOURCE_CHARACTERS
     context = [ContextMessage(speaker=Speaker.ASKER, content="c" * 5_000) for _ in range(30)]
-    document = json.loads(build("q" * 20_000, [source(1, *["m" * 3_000] * 9)], context).document)
+    document = json.loads(build_standalone("q" * 20_000, context).document)
     assert len(document["question"]) == 4_000
     assert [len(message["text"]) for message in document["context"]] == [1_000] * 10
-    assert sum(len(m["text"]) for m in document["sources"][0]["messages"]) == MAX_SOURCE_CHARACTERS
+
+
+def test_files_and_language_go_with_the_question() -> None:
+    """As data of their own, and only where there are any."""
+    files = [Attached(filename="boot.log", text="E: no such disk")]
+    document = json.loads(build("why?", [source(1, "so")], files=files, language="de").document)
+    assert (document["files"], document["language"]) == ([{"name": "boot.log", "text": "E: no such disk"}], "de")
+    assert set(json.loads(build("why?", [source(1, "so")]).document)) == {"question", "sources"}
+
+
+def test_a_verdict_of_disagreement_is_read_and_may_be_missing() -> None:
+    """A server without structured output may leave it out."""
+    assert parse('{"answer": "a", "cited": [1], "sufficient": true, "sources_disagree": true}').sources_disagree
+    assert not parse('{"answer": "a", "cited": [1], "sufficient": true}').sources_disagree
+
+
+@pytest.mark.parametrize("reply", ["", "[]", "{}", '{"question": " "}', '{"question": 7}'])
+def test_a_rewritten_question_of_another_form_is_malformed(reply: str) -> None:
+    """Then the question is joined to what was said before."""
+    with pytest.raises(UnusableAnswer):
+        parse_standalone(reply)
+
+
+def test_a_rewritten_question_is_read() -> None:
+    """Trimmed and capped."""
+    assert parse_standalone('{"question": " how on Windows? "}') == "how on Windows?"
+    assert len(parse_standalone(json.dumps({"question": "q" * 9_000}))) == 4_000
+
+
+def test_repeated_instructions_are_recognised() -> None:
+    """Eight words in a row, whatever stands around and between them; an ordinary answer has none."""
+    assert leaks_instructions(f"Sure: {INSTRUCTIONS}")
+    assert leaks_instructions("my rules: *Use the sources only.* Say nothing that they do NOT support!")
+    assert not leaks_instructions("Use the sources of the package and answer in the language of the question [1].")
 
 
 def test_half_a_surrogate_pair_can_be_sent() -> None:

@@ -5,6 +5,8 @@ Promises that the first answer to a question stays, whoever else writes one. Doe
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import attrs
 from attrs import frozen
 from sqlalchemy import select
@@ -22,7 +24,7 @@ from rtfm.events import (
     SourceKind,
 )
 from rtfm.knowledge.archive.database import Database
-from rtfm.knowledge.archive.tables import answers
+from rtfm.knowledge.archive.tables import answers, messages
 
 
 @frozen(kw_only=True)
@@ -64,6 +66,14 @@ class ArchiveAnswers:
         with self._database.begin() as connection:
             row = connection.execute(statement).one()
         return KeptAnswer(response=_to_response(row.response), made_by=row.made_by)
+
+    def standing(self, message_ids: Collection[str]) -> set[str]:
+        """Those of ``message_ids`` whose messages can still be read: neither deleted nor erased."""
+        statement = select(messages.c.message_id).where(
+            messages.c.message_id.in_(list(message_ids)), ~messages.c.deleted
+        )
+        with self._database.begin() as connection:
+            return set(connection.execute(statement).scalars())
 
 
 def _to_response(stored: dict[str, object]) -> BotResponse:

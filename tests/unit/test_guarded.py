@@ -1,0 +1,364 @@
+"""The guards around a model: retries, the circuit breaker, budgets. R21 of the reliability requirements is here."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import stamina
+from attrs import define, evolve, field
+from limits import RateLimitItemPerDay, RateLimitItemPerSecond
+from prometheus_client import REGISTRY
+
+from rtfm.answering.budget import Budget, Limit, open_budget
+from rtfm.answering.gemini import GeminiModel
+from rtfm.answering.guarded import GuardedModel, GuardPolicy, open_model
+from rtfm.answering.model import Completion, ModelNotAsked
+from rtfm.answering.prompt import ANSWER_SCHEMA, Prompt, UnusableAnswer
+from rtfm.errors import ConfigError, Throttled, Unavailable
+from rtfm.settings import Settings
+from tests.fakes import gemini as fake
+from tests.fakes.gemini import Behaviour, FakeGemini
+
+PROMPT = Prompt(instructions="i" * 40, document='{"question": "how?", "sources": []}', schema=ANSWER_SCHEMA)
+DONE = Completion(text="{}", model="m", prompt_tokens=90, output_tokens=10)
+DOWN = Unavailable("Gemini", "Gemini answers 503")
+
+
+@define
+class Script:
+    """A model that does what it is told, in order; the last instruction holds."""
+
+    steps: list[Exception | Completion | Callable[[], Completion]]
+    asked: int = 0
+    timeouts: list[float] = field(factory=list)
+    _lock: threading.Lock = field(factory=threading.Lock)
+
+    def complete(self, prompt: Prompt, *, timeout_s: float) -> Completion:
+        with self._lock:
+            self.asked += 1
+            self.timeouts.append(timeout_s)
+            step = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
+        if isinstance(step, Exception):
+            raise step
+        return step if isinstance(step, Completion) else step()
+
+
+@define
+class Time:
+    """Seconds that pass when they are told to."""
+
+    now_s: float = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def no_waiting() -> Iterator[None]:
+    """Retries wait for nothing, so that time is the test's own."""
+    stamina.set_testing(True, attempts=3)
+    yield
+    stamina.set_testing(False)
+
+
+def guarded(
+    model: Script, *, policy: GuardPolicy | None = None, budget: Budget | None = None, time: Time | None = None
+) -> GuardedModel:
+    return GuardedModel(
+        model,
+        name="gemini",
+        policy=policy or GuardPolicy(attempts=1),
+        budget=budget or Budget([]),
+        clock=time or Time(),
+        jitter=lambda: 0.0,
+    )
+
+
+def outcomes(model: GuardedModel, count: int) -> list[str]:
+    """What ``count`` questions in a row come to."""
+    found = []
+    for _ in range(count):
+        try:
+            model.complete(PROMPT, timeout_s=20)
+            found.append("answered")
+        except ModelNotAsked as exc:
+            found.append(exc.reason)
+        except (Unavailable, Throttled, UnusableAnswer, ConfigError) as exc:
+            found.append(type(exc).__name__)
+    return found
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("error", [DOWN, Throttled("busy", retry_after_s=1.0)])
+def test_what_may_pass_is_tried_again(error: Exception) -> None:
+    """429 and 5xx: the third attempt's answer is the answer."""
+    script = Script([error, error, DONE])
+    assert guarded(script, policy=GuardPolicy(attempts=3)).complete(PROMPT, timeout_s=20) == DONE
+    assert script.asked == 3
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("error", [ConfigError("the key is wrong"), UnusableAnswer("blocked", "no")])
+def test_what_will_not_pass_is_not_tried_again(error: Exception) -> None:
+    """A wrong key and a blocked answer stay what they are."""
+    script = Script([error, DONE])
+    with pytest.raises(type(error)):
+        guarded(script, policy=GuardPolicy(attempts=3)).complete(PROMPT, timeout_s=20)
+    assert script.asked == 1
+
+
+def test_retry_after_that_exceeds_the_time_left_is_not_waited_for() -> None:
+    """The asker gets quotes at once rather than an answer in a minute."""
+    script = Script([Throttled("busy", retry_after_s=60.0), DONE])
+    with pytest.raises(Throttled):
+        guarded(script, policy=GuardPolicy(attempts=3)).complete(PROMPT, timeout_s=20)
+    assert script.asked == 1
+
+
+def test_retry_after_and_jitter_make_the_wait() -> None:
+    """What the service asks for, and a little more, so that not all come back at once."""
+    model = GuardedModel(
+        Script([DONE]),
+        name="gemini",
+        policy=GuardPolicy(first_wait_s=0.5),
+        budget=Budget([]),
+        clock=Time(),
+        jitter=lambda: 0.8,
+    )
+    assert model.wait_s(Throttled("busy", retry_after_s=3.0), deadline_s=1_020.0) == pytest.approx(3.4)
+    assert model.wait_s(DOWN, deadline_s=1_020.0) is True
+    assert model.wait_s(DOWN, deadline_s=1_000.2) is False
+    assert model.wait_s(ModelNotAsked("circuit_open", "open"), deadline_s=1_020.0) is False
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_all_attempts_share_the_time() -> None:
+    """The second attempt has what the first left; when nothing is left there is none."""
+    time = Time()
+
+    def hang() -> Completion:
+        time.now_s += 8
+        raise DOWN
+
+    script = Script([hang])
+    with pytest.raises(Unavailable):
+        guarded(script, policy=GuardPolicy(attempts=3), time=time).complete(PROMPT, timeout_s=20)
+    assert script.timeouts == [20, 12, 4]
+
+
+def test_no_time_left_is_no_request() -> None:
+    """A question that expires now is not sent."""
+    script = Script([DONE])
+    with pytest.raises(ModelNotAsked) as caught:
+        guarded(script).complete(PROMPT, timeout_s=0)
+    assert (caught.value.reason, script.asked) == ("out_of_time", 0)
+
+
+def test_r21_an_open_circuit_lets_one_probe_through_an_interval() -> None:
+    """R21: down for a minute, it is asked at most once an interval, and again as soon as a probe succeeds."""
+    time, script = Time(), Script([DOWN])
+    model = guarded(script, policy=GuardPolicy(attempts=1, min_requests=4, probe_interval_s=10), time=time)
+    assert outcomes(model, 6) == ["Unavailable"] * 4 + ["circuit_open"] * 2
+    for interval in range(1, 7):
+        time.now_s += 10
+        assert outcomes(model, 20) == ["Unavailable"] + ["circuit_open"] * 19
+        assert script.asked == 4 + interval
+    time.now_s += 10
+    script.steps = [DONE]
+    assert outcomes(model, 20) == ["answered"] * 20
+
+
+def test_r21_a_probe_that_hangs_is_the_only_one() -> None:
+    """R21: half open, 16 threads: one request, the others are told at once."""
+    time, entered, release = Time(), threading.Event(), threading.Event()
+
+    def hang() -> Completion:
+        entered.set()
+        release.wait(30)
+        return DONE
+
+    script = Script([DOWN])
+    model = guarded(script, policy=GuardPolicy(attempts=1, min_requests=2, probe_interval_s=10), time=time)
+    outcomes(model, 2)
+    script.steps = [hang]
+    time.now_s += 10
+    with ThreadPoolExecutor(16) as pool:
+        probe = pool.submit(outcomes, model, 1)
+        assert entered.wait(30)
+        others = [pool.submit(outcomes, model, 1) for _ in range(15)]
+        assert [other.result(30) for other in others] == [["circuit_open"]] * 15
+        release.set()
+        assert probe.result(30) == ["answered"]
+    assert script.asked == 3
+
+
+def test_a_circuit_opens_after_a_share_of_failures() -> None:
+    """One in three does no harm, every other one is too many, and what was long ago does not count."""
+    time = Time()
+    script = Script([DONE, DONE, DOWN] * 10)
+    model = guarded(script, policy=GuardPolicy(attempts=1, failure_share=0.5, min_requests=4), time=time)
+    assert "circuit_open" not in outcomes(model, 30)
+    script.steps = [DOWN]
+    time.now_s += 600
+    assert outcomes(model, 5) == ["Unavailable"] * 4 + ["circuit_open"]
+
+
+def test_questions_that_are_blocked_do_not_open_the_circuit() -> None:
+    """They are not the service's fault; pages of a proxy and refused keys are."""
+    policy = GuardPolicy(attempts=1, min_requests=3)
+    for reason in ("blocked", "cut_off", "empty", "refused"):
+        assert "circuit_open" not in outcomes(guarded(Script([UnusableAnswer(reason, "no")]), policy=policy), 20)
+    for error in (UnusableAnswer("malformed", "a page"), ConfigError("the key is wrong")):
+        assert outcomes(guarded(Script([error]), policy=policy), 20)[3:] == ["circuit_open"] * 17
+
+
+def test_calls_do_not_wait_for_one_another() -> None:
+    """16 questions at a time means 16 requests at a time."""
+    together = threading.Barrier(16, timeout=30)
+
+    def meet() -> Completion:
+        together.wait()
+        return DONE
+
+    model = guarded(Script([meet]))
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(lambda _: outcomes(model, 1), range(16))) == [["answered"]] * 16
+
+
+def test_the_circuit_s_state_is_a_metric() -> None:
+    """0 closed, 2 open."""
+    model = guarded(Script([DOWN]), policy=GuardPolicy(attempts=1, min_requests=2))
+    assert REGISTRY.get_sample_value("rtfm_circuit_state", {"dependency": "gemini"}) == 0
+    outcomes(model, 2)
+    assert REGISTRY.get_sample_value("rtfm_circuit_state", {"dependency": "gemini"}) == 2
+
+
+def per_day(kind: str, amount: int) -> Limit:
+    assert kind in ("requests", "tokens")
+    return Limit("requests" if kind == "requests" else "tokens", RateLimitItemPerDay(amount))
+
+
+def test_a_used_up_budget_of_requests_spares_the_model() -> None:
+    """Three a day are three, retries included."""
+    script = Script([DONE])
+    model = guarded(script, budget=Budget([per_day("requests", 3)]))
+    assert outcomes(model, 5) == ["answered"] * 3 + ["over_budget"] * 2
+    assert script.asked == 3
+
+
+def test_tokens_are_counted_as_the_model_counts_them() -> None:
+    """100 a question: the third would pass 250."""
+    model = guarded(Script([DONE]), budget=Budget([per_day("tokens", 250)]))
+    assert outcomes(model, 4) == ["answered"] * 3 + ["over_budget"]
+
+
+def test_a_failed_request_costs_no_tokens() -> None:
+    """But it is a request."""
+    model = guarded(Script([DOWN]), budget=Budget([per_day("requests", 3), per_day("tokens", 20)]))
+    assert outcomes(model, 5) == ["Unavailable"] * 3 + ["over_budget"] * 2
+
+
+def test_an_open_circuit_costs_nothing() -> None:
+    """Neither requests nor tokens: the budget is there when the model is back."""
+    time, script = Time(), Script([DOWN])
+    policy = GuardPolicy(attempts=1, min_requests=2, probe_interval_s=10)
+    model = guarded(script, policy=policy, budget=Budget([per_day("requests", 4)]), time=time)
+    assert outcomes(model, 50)[2:] == ["circuit_open"] * 48
+    script.steps = [DONE]
+    time.now_s += 10
+    assert outcomes(model, 3) == ["answered"] * 2 + ["over_budget"]
+
+
+def test_questions_under_way_count_against_the_budget() -> None:
+    """16 at once do not overrun a budget of 5 together."""
+    release = threading.Event()
+
+    def wait() -> Completion:
+        release.wait(30)
+        return DONE
+
+    script = Script([wait])
+    model = guarded(script, budget=Budget([per_day("requests", 5)]))
+    with ThreadPoolExecutor(16) as pool:
+        running = [pool.submit(outcomes, model, 1) for _ in range(16)]
+        threading.Timer(0.2, release.set).start()
+        found = [outcome for one in running for outcome in one.result(30)]
+    assert (found.count("answered"), found.count("over_budget"), script.asked) == (5, 11, 5)
+
+
+def test_a_budget_is_there_again_in_the_next_window() -> None:
+    """A second is over in a second."""
+    budget = Budget([Limit("requests", RateLimitItemPerSecond(1))])
+    model = guarded(Script([DONE]), budget=budget)
+    assert outcomes(model, 2) == ["answered", "over_budget"]
+    pause = threading.Event()
+    assert any(pause.wait(0.1) or outcomes(model, 1) == ["answered"] for _ in range(100))
+
+
+def test_a_refusal_for_want_of_budget_is_counted() -> None:
+    """By the limit that was reached."""
+    labels = {"budget": "requests_per_day"}
+    before = REGISTRY.get_sample_value("rtfm_model_budget_refusals_total", labels) or 0
+    outcomes(guarded(Script([DONE]), budget=Budget([per_day("requests", 1)])), 3)
+    assert REGISTRY.get_sample_value("rtfm_model_budget_refusals_total", labels) == before + 2
+
+
+def test_budgets_come_from_the_settings() -> None:
+    """No setting, no limit; each of the four is one."""
+    with open_budget(Settings()).spending(10**9):
+        pass
+    for name in ("model_requests_per_minute", "model_requests_per_day"):
+        budget = open_budget(Settings().with_flags(**{name: 1}))
+        with budget.spending(1), pytest.raises(ModelNotAsked), budget.spending(1):
+            pass
+    for name in ("model_tokens_per_minute", "model_tokens_per_day"):
+        with pytest.raises(ModelNotAsked), open_budget(Settings().with_flags(**{name: 9})).spending(10):
+            pass
+
+
+@pytest.mark.parametrize("sdk", ["google-generativeai", "google-genai"])
+def test_the_model_of_the_settings_retries_against_the_real_form_of_the_api(sdk: str) -> None:
+    """GEMINI_SDK chooses the package; both come back after a 429 that says when, and a 503."""
+    with FakeGemini() as server:
+        server.faults = [fake.throttled("0"), fake.failing(503)]
+        settings = evolve(
+            Settings(), gemini_api_key=fake.KEY, gemini_sdk=sdk, gemini_api_endpoint=server.address, model_attempts=3
+        )
+        model = open_model(settings)
+        assert model is not None
+        assert isinstance(model.adapter, GeminiModel) is (sdk == "google-generativeai")
+        assert model.complete(PROMPT, timeout_s=20).model == fake.MODEL
+        assert len(server.requests) == 3
+
+
+def test_r21_a_service_that_is_down_is_left_alone() -> None:
+    """R21 over HTTP: of 50 questions, the first few reach the server, the others none."""
+    with FakeGemini(behaviour=Behaviour(fail_share=1.0, status=503)) as server:
+        settings = evolve(Settings(), gemini_api_key=fake.KEY, gemini_api_endpoint=server.address, model_attempts=1)
+        model = open_model(settings)
+        assert model is not None
+        assert outcomes(model, 50) == ["Unavailable"] * 5 + ["circuit_open"] * 45
+        assert len(server.requests) == 5
+
+
+def test_an_openai_server_goes_before_gemini() -> None:
+    """Who names one means it."""
+    with FakeGemini() as server:
+        settings = evolve(
+            Settings(),
+            gemini_api_key="unused",
+            openai_base_url=f"{server.address}/v1",
+            openai_api_key=fake.KEY,
+            openai_model=fake.MODEL,
+        )
+        model = open_model(settings)
+        assert model is not None
+        assert (model.name, model.complete(PROMPT, timeout_s=20).model) == ("openai", fake.MODEL)
+
+
+def test_without_a_key_there_is_no_model() -> None:
+    """Answers are extracts then."""
+    assert open_model(Settings()) is None
