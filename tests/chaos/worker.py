@@ -27,6 +27,9 @@ from tests.streams import GROUP, MESSAGES, RESPONSES, answered, asked
 SLEEPER = "sleep"
 """The content of a message whose handling takes 20 s."""
 
+KILLER = "die"
+"""The content of a message whose handling ends the process."""
+
 
 def main(handler_ms: float, padding_bytes: int, concurrency: int) -> int:
     """Run until SIGTERM; 1 when the pipeline ended with an error."""
@@ -36,6 +39,8 @@ def main(handler_ms: float, padding_bytes: int, concurrency: int) -> int:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
 
     def handle(records: Sequence[Record]) -> list[Output]:
+        if any(r.event.content == KILLER for r in records):
+            os._exit(9)
         time.sleep(20 if any(r.event.content == SLEEPER for r in records) else handler_ms / 1000)
         return [Output(topic=RESPONSES, event=_response(record)) for record in records]
 

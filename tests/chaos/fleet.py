@@ -1,0 +1,161 @@
+"""A fleet of worker processes to kill, and the account of what became of the messages that they were given."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve, frozen
+from confluent_kafka import Consumer, TopicPartition
+
+from rtfm.contracts import open_contracts
+from rtfm.events import DiscordMessage
+from rtfm.settings import Settings
+from rtfm.streams.topics import TopicAdmin
+from tests.conftest import CHECKOUT, environment_of
+from tests.streams import MESSAGES, RESPONSES, eventually, produce, records, said
+
+CHANNELS = 60
+
+
+class Fleet:
+    """Worker processes by their name; what they wrote to standard error is kept."""
+
+    def __init__(self, settings: Settings, *arguments: object) -> None:
+        self._settings = settings
+        self._arguments = [str(argument) for argument in arguments]
+        self._workers: dict[str, subprocess.Popen[bytes]] = {}
+        self.log = Path(tempfile.mkstemp(suffix=".log")[1])
+        self.codes: list[int] = []
+
+    def start(self, name: str) -> None:
+        """Start a worker, or start it again in place."""
+        settings = evolve(self._settings, instance_id=name)
+        with self.log.open("ab") as log:
+            self._workers[name] = subprocess.Popen(
+                [sys.executable, "-m", "tests.chaos.worker", *self._arguments],
+                env=environment_of(settings),
+                cwd=CHECKOUT,
+                stderr=log,
+            )
+
+    def send(self, name: str, number: signal.Signals) -> None:
+        """Send a signal."""
+        self._workers[name].send_signal(number)
+
+    def kill(self, name: str) -> None:
+        """``kill -9``."""
+        self._workers[name].kill()
+        self._workers.pop(name).wait(20)
+
+    def end(self, name: str) -> int:
+        """SIGTERM; the exit code."""
+        worker = self._workers.pop(name)
+        worker.terminate()
+        self.codes.append(worker.wait(60))
+        return self.codes[-1]
+
+    def ended(self, name: str) -> bool:
+        """Whether it ended by itself."""
+        return self._workers[name].poll() is not None
+
+    def revive(self) -> bool:
+        """Start again whoever ended by itself, as a supervisor does; whether somebody had."""
+        ended = [name for name in self._workers if self.ended(name)]
+        for name in ended:
+            self.codes.append(self._workers[name].returncode)
+            self.start(name)
+        return bool(ended)
+
+    def close(self) -> None:
+        """Kill whoever is left."""
+        for name in list(self._workers):
+            self.kill(name)
+        self.log.unlink()
+
+    @property
+    def names(self) -> list[str]:
+        """Who runs."""
+        return list(self._workers)
+
+
+@frozen(kw_only=True)
+class Account:
+    """What became of messages that were answered: all zero where zero is due."""
+
+    missing: int
+    duplicated: int
+    out_of_order: int
+
+
+def account(settings: Settings, messages: Sequence[DiscordMessage]) -> Account:
+    """Compare bot-responses, as a reader of committed records sees it, with what was asked."""
+    found = [
+        (record.event.query_id, int(record.event.answer.split("|")[0]))
+        for record in records(settings, open_contracts(settings), RESPONSES)
+    ]
+    counts = Counter(number for _, number in found)
+    last: dict[str, int] = {}
+    inversions = 0
+    for channel, number in found:
+        inversions += last.get(channel, -1) >= number
+        last[channel] = max(number, last.get(channel, -1))
+    return Account(
+        missing=len({int(message.message_id) for message in messages} - counts.keys()),
+        duplicated=sum(count - 1 for count in counts.values()),
+        out_of_order=inversions,
+    )
+
+
+NOTHING_WRONG = Account(missing=0, duplicated=0, out_of_order=0)
+
+
+def messages_for(settings: Settings, count: int, first: int = 0) -> list[DiscordMessage]:
+    """Produce ``count`` messages over many channels."""
+    messages = [said(number, channel=str(number % CHANNELS)) for number in range(first, first + count)]
+    produce(settings, open_contracts(settings), MESSAGES, *messages)
+    return messages
+
+
+def aborted(settings: Settings, topic: str = RESPONSES) -> int:
+    """Records of ``topic`` that were written and never became visible; markers of transactions count."""
+    contracts = open_contracts(settings)
+    states = TopicAdmin(settings, contracts.catalogue).states()
+    written = next(state.records for state in states if state.topic == topic)
+    return written - sum(1 for _ in records(settings, contracts, topic))
+
+
+class Peek:
+    """Sees what is written to ``topic`` before it is committed."""
+
+    def __init__(self, settings: Settings, topic: str = RESPONSES) -> None:
+        self._consumer: Any = Consumer(
+            {
+                "bootstrap.servers": settings.kafka_bootstrap_servers,
+                "group.id": "peek",
+                "isolation.level": "read_uncommitted",
+                "enable.auto.commit": False,
+                "fetch.wait.max.ms": 5,
+            }
+        )
+        name = f"{settings.kafka_topic_prefix}{topic}"
+        self._consumer.assign([TopicPartition(name, number, 0) for number in range(3)])
+
+    def skip(self) -> None:
+        """Read everything there is."""
+        while self._consumer.consume(1000, 0.3):
+            pass
+
+    def wait(self) -> None:
+        """Return as soon as there is something new."""
+        eventually(lambda: self._consumer.poll(1.0))
+
+    def close(self) -> None:
+        """Leave."""
+        self._consumer.close()

@@ -1,0 +1,127 @@
+"""Dead letters under kill -9, and records that do the killing."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+
+import pytest
+from attrs import evolve
+
+from rtfm.contracts import open_contracts
+from rtfm.events import DiscordMessage
+from rtfm.settings import Settings
+from tests.chaos.fleet import CHANNELS, NOTHING_WRONG, Fleet, Peek, aborted, account, messages_for
+from tests.chaos.worker import KILLER
+from tests.streams import MESSAGES, committed, dead_letters, eventually, produce, produce_raws, said
+
+DIED = 9
+
+
+def test_killed_while_letters_are_written_each_poison_record_is_one_letter(
+    settings: Settings, fleets: list[Fleet]
+) -> None:
+    """R14: a burst of poison, the worker dying inside open transactions and at random moments."""
+    contracts = open_contracts(settings)
+    unlimited = evolve(settings, dlq_max_consecutive=0, dlq_max_share=0, kafka_static_membership=True)
+    fleets.append(fleet := Fleet(unlimited, 0, 10, 8))
+    fleet.start("one")
+    seed, hits, poison = random.Random(3), 0, list[bytes]()
+    peek = Peek(settings, "dead-letters")
+    for number in range(6):
+        burst = [b"poison %d %d " % (number, n) + b"x" * 4000 for n in range(600)]
+        poison += burst
+        peek.skip()
+        before = aborted(settings, "dead-letters")
+        produce_raws(settings, MESSAGES, burst, key=b"%d" % number)
+        peek.wait()
+        time.sleep(seed.choice([0, 0, 0.02]))
+        fleet.kill("one")
+        fleet.start("one")
+        hits += aborted(settings, "dead-letters") > before
+    peek.close()
+    eventually(lambda: len(dead_letters(settings, contracts)) >= len(poison), timeout_s=120)
+    assert fleet.end("one") == 0
+    assert committed(settings) == len(poison)
+    letters = [letter.value or b"" for letter in dead_letters(settings, contracts)]
+    assert sorted(letters) == sorted(poison)
+    assert hits > 0, "no kill hit an open transaction"
+
+
+def supervised(settings: Settings, fleet: Fleet, messages: Sequence[DiscordMessage], letters: int) -> None:
+    """Start again whoever dies, until all messages are answered and the letters are there."""
+
+    def done() -> bool:
+        # Not the group's offsets: asking for them waits for the transaction of a dead worker, and nobody starts it.
+        fleet.revive()
+        there = len(dead_letters(settings, open_contracts(settings)))
+        return there >= letters and not account(settings, messages).missing
+
+    eventually(done, timeout_s=150)
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_a_record_that_kills_the_process_is_one_letter_and_those_beside_it_are_answered(
+    settings: Settings, fleets: list[Fleet], concurrency: int
+) -> None:
+    """R20: it dies once among others and three times alone; two such records do not blame each other's neighbours."""
+    contracts = open_contracts(settings)
+    messages = messages_for(settings, 150)
+    killers = [said(900, channel="1", content=KILLER), said(901, channel="2", content=KILLER)]
+    produce(settings, contracts, MESSAGES, *killers)
+    messages += messages_for(settings, 150, first=150)
+    fleets.append(fleet := Fleet(evolve(settings, kafka_static_membership=True), 5, 10, concurrency))
+    fleet.start("one")
+    supervised(settings, fleet, messages, len(killers))
+    assert fleet.end("one") == 0
+    assert committed(settings) == len(messages) + len(killers)
+    assert account(settings, messages) == NOTHING_WRONG
+    letters = dead_letters(settings, contracts)
+    assert sorted(contracts.decode(MESSAGES, letter.value or b"").message_id for letter in letters) == ["900", "901"]
+    assert {letter.header("__connect.errors.stage") for letter in letters} == {b"CRASH"}
+    deaths = fleet.codes.count(DIED)
+    assert 3 * len(killers) < deaths <= 4 * len(killers)
+
+
+def test_a_deadly_record_is_found_by_whichever_worker_gets_its_partition(
+    settings: Settings, fleets: list[Fleet]
+) -> None:
+    """R20: its first victim never comes back; the other worker counts for itself."""
+    contracts = open_contracts(settings)
+    messages = messages_for(settings, 100)
+    produce(settings, contracts, MESSAGES, said(900, channel="1", content=KILLER))
+    messages += messages_for(settings, 100, first=100)
+    static = evolve(settings, kafka_static_membership=True)
+    fleets.append(first := Fleet(static, 5, 10, 8))
+    fleets.append(second := Fleet(static, 5, 10, 8))
+    first.start("one")
+    eventually(lambda: first.ended("one"))
+    second.start("two")
+    supervised(settings, second, messages, 1)
+    assert second.end("two") == 0
+    assert committed(settings) == len(messages) + 1
+    assert account(settings, messages) == NOTHING_WRONG
+    (letter,) = dead_letters(settings, contracts)
+    assert letter.header("__connect.errors.stage") == b"CRASH"
+    assert letter.header("rtfm.error_class") == b"KilledProcess"
+
+
+def test_innocent_records_in_hand_at_every_death_are_never_letters(settings: Settings, fleets: list[Fleet]) -> None:
+    """Whoever kills a process with records in hand, again and again: none of them is blamed."""
+    messages = [said(number, channel=str(number % CHANNELS)) for number in range(400)]
+    produce(settings, open_contracts(settings), MESSAGES, *messages)
+    fleets.append(fleet := Fleet(evolve(settings, kafka_static_membership=True), 100, 10, 8))
+    fleet.start("one")
+    peek = Peek(settings)
+    for _ in range(5):
+        peek.skip()
+        peek.wait()
+        fleet.kill("one")
+        fleet.start("one")
+    peek.close()
+    eventually(lambda: not account(settings, messages).missing, timeout_s=120)
+    assert fleet.end("one") == 0
+    assert committed(settings) == len(messages)
+    assert account(settings, messages) == NOTHING_WRONG
+    assert dead_letters(settings, open_contracts(settings)) == []
