@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format docs compat-check local-up local-down clean
+.PHONY: help install demo test chaos lint format docs compat-check local-up local-down clean
 
 help: ## Show this list
 	@awk -F ':.*## ' \
@@ -64,6 +64,9 @@ docs: $(STAMP) ## Write the generated pages anew
 
 compat-check: $(STAMP) ## Compare the schemas with the released ones, offline
 	$(BIN)/rtfm-cli schemas check $(ARGS)
+
+chaos: $(STAMP) ## Kill everything at every moment and account for all of it: SECONDS=120 SEED=7
+	$(BIN)/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench-%: $(STAMP) ## One benchmark of benchmarks/, ARGS=--json for scripts
 	$(BIN)/python -m benchmarks.$* $(ARGS)

@@ -219,8 +219,9 @@ class Settings:
     )
     kafka_static_membership: bool = _setting(
         "KAFKA_STATIC_MEMBERSHIP",
-        False,
-        "Keep a worker's partitions for it while it is restarted in place under the same RTFM_INSTANCE_ID.",
+        True,
+        "Keep a worker's partitions for it while it is restarted in place under the same RTFM_INSTANCE_ID. One that is"
+        " removed holds them for 6 s; `false` where workers come and go.",
         _boolean,
         group="Kafka",
     )

@@ -60,6 +60,12 @@ EMBEDDED = Counter("rtfm_embedded_texts_total", "Texts turned into vectors.")
 RESPONSES_DELIVERED = Counter("rtfm_responses_delivered_total", "Responses by what became of them.", ["result"])
 OUTBOX_EVENTS = Gauge("rtfm_outbox_events", "Events that the bot heard and no broker has yet.")
 PIPELINE_PAUSED = Gauge("rtfm_pipeline_paused", "1 while a pipeline waits for a dependency.", ["group", "dependency"])
+POLL_GAP_SECONDS = Gauge("rtfm_poll_gap_seconds", "Since the last pass of a pipeline's loop.", ["group"])
+LAG = Gauge(
+    "kafka_consumergroup_lag",
+    "Records between what a group has committed and the end of a partition, markers of transactions included.",
+    ["consumergroup", "topic", "partition"],
+)
 IN_HAND = Gauge("rtfm_inflight_records", "Records taken from Kafka that are not finished.", ["group"])
 PAUSED_PARTITIONS = Gauge("rtfm_paused_partitions", "Partitions that are full and not read just now.", ["group"])
 PAUSES = Counter("rtfm_partition_pauses_total", "Partitions that were paused because they were full.", ["group"])
@@ -141,37 +147,55 @@ def child_traceparent(parent: str | None) -> str:
 class Health:
     """Whether a service lives and is ready; loops report to it, the HTTP port and the watchdog read it.
 
-    A loop calls ``beat(name)`` on every pass. ``ready_when(name, check)`` adds a condition of readiness; a check
-    gives None when all is well, else one line of what is wrong.
+    A loop calls ``beat(name)`` on every pass and ``rest(name)`` at its end. ``alive_when`` and ``ready_when`` add
+    conditions; a check gives None when all is well, else one line of what is wrong.
     """
 
     max_gap_s: float = 60.0
     clock: Callable[[], float] = time.monotonic
     _beats: dict[str, float] = field(factory=dict)
-    _checks: dict[str, Callable[[], str | None]] = field(factory=dict)
+    _alive: dict[str, Callable[[], str | None]] = field(factory=dict)
+    _ready: dict[str, Callable[[], str | None]] = field(factory=dict)
 
     def beat(self, name: str) -> None:
         """Note that the loop ``name`` passed."""
         self._beats[name] = self.clock()
 
+    def rest(self, name: str) -> None:
+        """Note that the loop ``name`` has ended, as it may."""
+        self._beats.pop(name, None)
+
+    def gap_s(self, name: str) -> float:
+        """Seconds since the last pass of the loop ``name``; 0 where there is none."""
+        at = self._beats.get(name)
+        return 0.0 if at is None else self.clock() - at
+
+    def alive_when(self, name: str, check: Callable[[], str | None]) -> None:
+        """Add a condition of being alive."""
+        self._alive[name] = check
+
     def ready_when(self, name: str, check: Callable[[], str | None]) -> None:
         """Add a condition of readiness."""
-        self._checks[name] = check
+        self._ready[name] = check
+
+    def stalled(self, limit_s: float) -> dict[str, str]:
+        """Loops that have not passed for ``limit_s``: loop → line."""
+        return {
+            name: f"no pass for {gap_s:.0f} s" for name in list(self._beats) if (gap_s := self.gap_s(name)) > limit_s
+        }
 
     def liveness(self) -> dict[str, str]:
-        """What keeps the service from being alive: loop → line. Empty when all is well."""
-        now = self.clock()
-        return {
-            name: f"no pass for {now - at:.0f} s" for name, at in list(self._beats.items()) if now - at > self.max_gap_s
-        }
+        """What keeps the service from being alive: loop or condition → line. Empty when all is well."""
+        return self.stalled(self.max_gap_s) | _wrong(self._alive)
 
     def readiness(self) -> dict[str, str]:
         """What keeps the service from being ready: condition → line. Empty when all is well."""
-        wrong = self.liveness()
-        for name, check in list(self._checks.items()):
-            if (line := check()) is not None:
-                wrong[name] = line
-        return wrong
+        return self.liveness() | _wrong(self._ready)
+
+
+def _wrong(checks: dict[str, Callable[[], str | None]]) -> dict[str, str]:
+    found = {name: check() for name, check in list(checks.items())}
+    return {name: line for name, line in found.items() if line is not None}
 
 
 class MetricsServer:

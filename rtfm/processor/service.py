@@ -29,6 +29,7 @@ from rtfm.processor import answer, ingest
 from rtfm.settings import Settings
 from rtfm.streams.pipeline import Handler, Output, Pipeline, Record, Unfinished
 from rtfm.telemetry import Health, MetricsServer, get_logger
+from rtfm.watchdog import Watchdog
 
 INGEST_GROUP = "discord-message-processor"
 ANSWER_GROUP = "discord-message-processor-answer"
@@ -88,14 +89,14 @@ def run_processor(settings: Settings, only: Part | None = None, stop: threading.
     an address that is none. Raises Unfinished when the work in hand took longer than ``SHUTDOWN_GRACE_S``.
     """
     state = _StopState(event=stop or threading.Event())
-    health = Health()
+    health = Health(max_gap_s=settings.watchdog_s * 2 / 3)
     starting = {"start": "the service is starting"}
     health.ready_when("start", lambda: starting.get("start"))
     with _signals(state), _metrics(settings, health):
         contracts = open_contracts(settings)
         knowledge = open_knowledge(settings)
         try:
-            if not _prepared(contracts, knowledge, only, state, health, starting):
+            if not _prepared(contracts, knowledge, only, state, starting):
                 return
             health.ready_when("archive", _StoreCheckState(check=knowledge.archive.check))
             health.ready_when("Chroma", _StoreCheckState(check=knowledge.vectors.check))
@@ -111,7 +112,6 @@ def _prepared(
     knowledge: Knowledge,
     only: Part | None,
     state: _StopState,
-    health: Health,
     starting: dict[str, str],
 ) -> bool:
     """Wait until what the service needs is there and the archive is of this version; False if stopped meanwhile."""
@@ -122,7 +122,6 @@ def _prepared(
     for step in steps:
         wait_s, said = _FIRST_WAIT_S, False
         while not state.asked():
-            health.beat("start")
             try:
                 step()
                 break
@@ -202,15 +201,15 @@ def _run(settings: Settings, pipelines: Sequence[Pipeline], state: _StopState, h
         threading.Thread(target=work, args=(pipeline,), name=f"pipeline-{number}", daemon=True)
         for number, pipeline in enumerate(pipelines)
     ]
-    for thread in threads:
-        thread.start()
-    while not state.asked():
-        health.beat("start")
-        time.sleep(_POLL_S)
-    _log.info("stopping")
-    until = time.monotonic() + settings.shutdown_grace_s
-    for thread in threads:
-        thread.join(max(until - time.monotonic(), 0))
+    with Watchdog(health, settings.watchdog_s):
+        for thread in threads:
+            thread.start()
+        while not state.asked():
+            time.sleep(_POLL_S)
+        _log.info("stopping")
+        until = time.monotonic() + settings.shutdown_grace_s
+        for thread in threads:
+            thread.join(max(until - time.monotonic(), 0))
     if failures:
         raise failures[0]
     if any(thread.is_alive() for thread in threads):

@@ -220,6 +220,8 @@ class Commits:
             state.records -= len(finished.messages)
             for letter in finished.result.dead:
                 DEAD_LETTERS.labels(self._topic, letter.reason).inc()
+        for position in state.positions:
+            position.part.committed = position.offset
         state.sent, state.positions, state.failures, state.not_before_s = [], [], 0, 0.0
         self._waiting.clear(self)
 

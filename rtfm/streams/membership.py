@@ -6,6 +6,7 @@ and only if it is still to be done. Does not handle, and commits nothing itself:
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -14,11 +15,11 @@ from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException
 
 from rtfm.errors import ConfigError, RtfmError, TransientError
 from rtfm.settings import Settings
-from rtfm.streams.connection import REQUEST_TIMEOUT_S, client_config, group_name, topic_name, translated
+from rtfm.streams.connection import REQUEST_TIMEOUT_S, client_config, group_name, topic_name, translated, unreachable
 from rtfm.streams.handling import WaitingState
 from rtfm.streams.position import PartitionState
 from rtfm.streams.transactions import Fenced
-from rtfm.telemetry import LOST_RECORDS, PAUSES, REBALANCES, get_logger
+from rtfm.telemetry import LAG, LOST_RECORDS, PAUSES, REBALANCES, get_logger
 
 REJOIN_AFTER_S = 1.0
 ASSIGN_TIMEOUT_S = 25.0
@@ -30,6 +31,7 @@ TOPIC_PATIENCE_S = 10.0
 
 SESSION_TIMEOUT_MS = 6000
 POLL_MARGIN_S = 15.0
+STATISTICS_MS = 3000
 
 _MISSING = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
 _TAKEN_OVER = (KafkaError.FENCED_INSTANCE_ID, KafkaError.UNRELEASED_INSTANCE_ID)
@@ -146,6 +148,31 @@ class Membership:
         if failure is not None and not isinstance(failure, TransientError):
             raise failure
 
+    def report(self) -> None:
+        """Set the lag of each partition: what the log has beyond what the group has committed."""
+        for part in self._parts.values():
+            try:
+                # Of a paused partition nothing is fetched, which is what the cached answer comes from.
+                low, high = self.consumer.get_watermark_offsets(
+                    TopicPartition(self._full_topic, part.number), timeout=WATERMARK_TIMEOUT_S, cached=not part.paused
+                )
+            except KafkaException:
+                continue
+            if high >= 0:
+                self._lag(part.number).set(max(0, high - max(part.committed, low)))
+
+    def _lag(self, number: int) -> Any:
+        return LAG.labels(group_name(self._settings, self._group), self._full_topic, number)
+
+    def _on_statistics(self, text: str) -> None:
+        # The one thing that tells an idle consumer that no broker answers. A broker that has just been heard of is
+        # among them as well.
+        states = {broker["state"] for broker in json.loads(text)["brokers"].values()}
+        if states and "UP" not in states:
+            self._waiting.note("brokers", unreachable(self._settings, f"reading {self._full_topic}"))
+        else:
+            self._waiting.clear("brokers")
+
     # Joining
 
     def _config(self) -> dict[str, Any]:
@@ -170,6 +197,8 @@ class Membership:
             # The watchdog ends a process that hangs before the group gives up on it.
             "max.poll.interval.ms": int((settings.watchdog_s + POLL_MARGIN_S) * 1000),
             "queued.max.messages.kbytes": 16_384,
+            "statistics.interval.ms": STATISTICS_MS,
+            "stats_cb": self._on_statistics,
         }
 
     def _join(self) -> None:
@@ -245,6 +274,7 @@ class Membership:
         for number in numbers:
             if (part := self._parts.pop(number, None)) is not None:
                 part.live = False
+                LAG.remove(group_name(self._settings, self._group), self._full_topic, str(number))
         self._forgotten()
 
     def _report_lost(self, stored: Sequence[TopicPartition]) -> None:

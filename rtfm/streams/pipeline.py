@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 
 from rtfm.contracts import Contracts
 from rtfm.errors import ConfigError, RtfmError, Unavailable
@@ -22,7 +23,7 @@ from rtfm.streams.dead_letters import DeadLetterWriter
 from rtfm.streams.handling import FIRST_BACKOFF_S, MAX_BACKOFF_S, Handler, Handling, Output, WaitingState
 from rtfm.streams.lanes import Lanes
 from rtfm.streams.membership import Membership
-from rtfm.telemetry import CONSUMED, IN_HAND, PAUSED_PARTITIONS, Health
+from rtfm.telemetry import CONSUMED, IN_HAND, PAUSED_PARTITIONS, POLL_GAP_SECONDS, Health
 
 POLL_S = 0.1
 SETTLE_S = 0.005
@@ -34,7 +35,9 @@ HIGH_WATER = 500
 PATIENCE_S = 1.0
 """Crowded that long, partitions are paused; a resume costs up to a second, not polling costs nothing."""
 
-REPORT_EVERY_S = 1.0
+REPORT_EVERY_S = 0.5
+UNASSIGNED_S = 60.0
+"""Without a partition for that long, a worker is of no use: the group is stuck, or has more workers than partitions."""
 
 __all__ = ["Handler", "Output", "Pipeline", "Record", "Unfinished"]
 
@@ -97,7 +100,7 @@ class Pipeline:
             forgotten=self._commits.keep_live,
         )
         self._crowded_since_s: float | None = None
-        self._reported_s = 0.0
+        self._reported_s = self._useful_s = float("-inf")
         self._broken = False
 
     def run(self) -> None:
@@ -108,6 +111,8 @@ class Pipeline:
         defect the handler has.
         """
         self._health.ready_when(self._group, self._not_ready)
+        self._health.alive_when(f"{self._group} assignment", self._unassigned)
+        POLL_GAP_SECONDS.labels(self._group).set_function(partial(self._health.gap_s, self._group))
         if not self._opened():
             return
         self._in_hand.open()
@@ -145,6 +150,7 @@ class Pipeline:
                 backoff_s = min(MAX_BACKOFF_S, 2 * backoff_s)
                 continue
             self._waiting.clear(self)
+            self._useful_s = time.monotonic()
             return True
         return False
 
@@ -197,6 +203,7 @@ class Pipeline:
             self._commits.close()
             self._lanes.close()
             self._in_hand.close()
+            self._health.rest(self._group)
 
     # Backpressure
 
@@ -225,8 +232,15 @@ class Pipeline:
             return
         self._reported_s = now_s
         parts = self._members.parts
+        if parts or self._waiting.dependency is not None:
+            self._useful_s = now_s
+        self._members.report()
         IN_HAND.labels(self._group).set(sum(part.in_hand for part in parts))
         PAUSED_PARTITIONS.labels(self._group).set(sum(part.paused for part in parts))
+
+    def _unassigned(self) -> str | None:
+        idle_s = time.monotonic() - self._useful_s
+        return f"no partition assigned for {idle_s:.0f} s" if UNASSIGNED_S < idle_s < float("inf") else None
 
     def _not_ready(self) -> str | None:
         dependency = self._waiting.dependency

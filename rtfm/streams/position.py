@@ -92,6 +92,8 @@ class PartitionState:
     number: int
     start: int = 0
     """The offset that was committed when it was assigned; 0 where none was."""
+    committed: int = 0
+    """The offset that is committed now, as far as is known."""
     end: int = 0
     """The highest offset taken in, plus one."""
     unfinished: dict[int, None] = field(factory=dict)
@@ -111,6 +113,7 @@ class PartitionState:
         return cls(
             number=number,
             start=offset,
+            committed=offset,
             end=end,
             unfinished=dict.fromkeys(unfinished),
             awaited=deque(unfinished),

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,21 @@ CHANNELS = 60
 
 
 class Fleet:
-    """Worker processes by their name; what they wrote to standard error is kept."""
+    """Processes by their name, their RTFM_INSTANCE_ID; what they wrote to standard error is kept.
 
-    def __init__(self, settings: Settings, *arguments: object) -> None:
+    They are workers (tests.chaos.worker) with ``arguments``, or whatever ``command`` starts.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *arguments: object,
+        command: Sequence[str] = (sys.executable, "-m", "tests.chaos.worker"),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._settings = settings
-        self._arguments = [str(argument) for argument in arguments]
+        self._command = [*command, *map(str, arguments)]
+        self._environment = dict(environment or {})
         self._workers: dict[str, subprocess.Popen[bytes]] = {}
         self.log = Path(tempfile.mkstemp(suffix=".log")[1])
         self.codes: list[int] = []
@@ -39,9 +49,10 @@ class Fleet:
         settings = evolve(self._settings, instance_id=name)
         with self.log.open("ab") as log:
             self._workers[name] = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.worker", *self._arguments],
-                env=environment_of(settings),
+                self._command,
+                env=environment_of(settings) | self._environment,
                 cwd=CHECKOUT,
+                stdout=subprocess.DEVNULL,
                 stderr=log,
             )
 
@@ -65,13 +76,13 @@ class Fleet:
         """Whether it ended by itself."""
         return self._workers[name].poll() is not None
 
-    def revive(self) -> bool:
-        """Start again whoever ended by itself, as a supervisor does; whether somebody had."""
+    def revive(self) -> list[str]:
+        """Start again whoever ended by itself, as a supervisor does; their names."""
         ended = [name for name in self._workers if self.ended(name)]
         for name in ended:
             self.codes.append(self._workers[name].returncode)
             self.start(name)
-        return bool(ended)
+        return ended
 
     def close(self) -> None:
         """Kill whoever is left."""

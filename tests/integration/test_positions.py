@@ -1,0 +1,225 @@
+"""Where a group is, on real Kafka: full partitions, foreign metadata, topics made anew, and what others see of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from attrs import evolve
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from rtfm.contracts import Contracts, open_contracts
+from rtfm.errors import ConfigError
+from rtfm.settings import Settings
+from rtfm.streams.connection import group_name, topic_name
+from rtfm.streams.pipeline import HIGH_WATER, TAKE, Output, Record
+from rtfm.streams.position import encode
+from rtfm.streams.topics import TopicAdmin
+from rtfm.telemetry import CONSUMED, IN_HAND, LAG, PAUSES, Health
+from tests.streams import (
+    GROUP,
+    MESSAGES,
+    QUERIES,
+    RESPONSES,
+    Noting,
+    answered,
+    asked,
+    committed,
+    dead_letters,
+    eventually,
+    produce,
+    records,
+    running,
+    said,
+)
+
+
+@pytest.fixture
+def contracts(settings: Settings) -> Iterator[Contracts]:
+    opened = open_contracts(settings)
+    yield opened
+    opened.registry.close()
+
+
+def stand_at(settings: Settings, topic: str, partition: int, offset: int, metadata: str) -> None:
+    """Commit a position for the group, which nobody is in."""
+    consumer: Any = Consumer(
+        {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": group_name(settings, GROUP)}
+    )
+    position = TopicPartition(topic_name(settings, topic), partition, offset, metadata)
+    consumer.commit(offsets=[position], asynchronous=False)
+    consumer.close()
+
+
+def partition_of(settings: Settings, contracts: Contracts, topic: str) -> int:
+    """The partition in which all of ``topic`` is."""
+    (number,) = {record.partition for record in records(settings, contracts, topic)}
+    return number
+
+
+def test_a_partition_that_was_left_full_is_read_on(settings: Settings, contracts: Contracts) -> None:
+    """What is unfinished there is still in the log, not in hand: to count it would be to wait for it for ever."""
+    count = 2 * (HIGH_WATER + TAKE)
+    produce(settings, contracts, MESSAGES, *(said(n) for n in range(count + 10)))
+    left = range(0, count, 2)
+    stand_at(settings, MESSAGES, partition_of(settings, contracts, MESSAGES), 0, encode(left, count))
+    noting = Noting()
+    with running(settings, contracts, noting):
+        eventually(lambda: committed(settings) == count + 10)
+    assert noting.ids == [str(n) for n in [*left, *range(count, count + 10)]]
+
+
+def test_metadata_of_another_program_stops_the_worker(settings: Settings, contracts: Contracts) -> None:
+    """It would repeat what that program finished, or skip what it did not."""
+    produce(settings, contracts, MESSAGES, said(1))
+    stand_at(settings, MESSAGES, partition_of(settings, contracts, MESSAGES), 0, "somebody else's")
+    noting = Noting()
+    with (
+        pytest.raises(ConfigError, match="another program or version"),
+        running(settings, contracts, noting) as thread,
+    ):
+        eventually(lambda: not thread.is_alive())
+    assert noting.ids == []
+
+
+def test_a_topic_that_was_made_anew_is_read_from_its_start(settings: Settings, contracts: Contracts) -> None:
+    """Whatever the group had committed of the old one."""
+    produce(settings, contracts, MESSAGES, *(said(n) for n in range(20)))
+    partition = partition_of(settings, contracts, MESSAGES)
+    admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
+    name = topic_name(settings, MESSAGES)
+    admin.delete_topics([name])[name].result(20)
+    topics = TopicAdmin(settings, contracts.catalogue)
+    eventually(lambda: any(step.topic == MESSAGES for step in topics.plan()))
+    topics.apply(topics.plan())
+    produce(settings, contracts, MESSAGES, *(said(n) for n in range(100, 105)))
+    stand_at(settings, MESSAGES, partition, 12, encode([12, 14], 18))
+    noting = Noting()
+    with running(settings, contracts, noting):
+        eventually(lambda: committed(settings) == 5)
+    assert noting.ids == [str(n) for n in range(100, 105)]
+
+
+def test_a_stalled_handler_takes_in_no_more_than_is_allowed(settings: Settings, contracts: Contracts) -> None:
+    """R8: the rest of the backlog stays in Kafka; the memory is measured by the benchmark."""
+    produce(settings, contracts, QUERIES, *(asked(n) for n in range(5000)))
+    go_on, noting = threading.Event(), Noting()
+
+    def stalled(batch: Sequence[Record]) -> list[Output]:
+        assert go_on.wait(60)
+        return noting(batch)
+
+    with running(settings, contracts, stalled, topic=QUERIES, concurrency=4):
+        eventually(lambda: IN_HAND.labels(GROUP)._value.get() > 0)
+        time.sleep(2)
+        assert IN_HAND.labels(GROUP)._value.get() <= 3 * (HIGH_WATER + TAKE)
+        go_on.set()
+        eventually(lambda: committed(settings, QUERIES) == 5000)
+    assert len(noting.ids) == len(set(noting.ids)) == 5000
+
+
+def test_a_normal_load_pauses_nothing(settings: Settings, contracts: Contracts) -> None:
+    """R9: to resume costs up to a second, so it is the exception. The throughput is measured by the benchmark."""
+    before = PAUSES.labels(GROUP)._value.get()
+    produce(settings, contracts, QUERIES, *(asked(n) for n in range(3000)))
+    with running(settings, contracts, Noting(), topic=QUERIES, concurrency=8):
+        eventually(lambda: committed(settings, QUERIES) == 3000)
+        assert PAUSES.labels(GROUP)._value.get() == before
+
+
+def test_what_others_see_is_true(settings: Settings, contracts: Contracts) -> None:
+    """R30: the lag of each partition is the log's end less what is committed; records are counted as they are."""
+    go_on, noting, health = threading.Event(), Noting(), Health(max_gap_s=5)
+    consumed = CONSUMED.labels(QUERIES, GROUP)._value.get()
+
+    def held(batch: Sequence[Record]) -> list[Output]:
+        if batch[0].event.query_id != "c0":
+            return noting(batch)
+        assert go_on.wait(60)
+        return noting(batch)
+
+    def lag() -> dict[int, float]:
+        name = topic_name(settings, QUERIES)
+        samples = [s for metric in LAG.collect() for s in metric.samples if s.labels["topic"] == name]
+        return {int(s.labels["partition"]): s.value for s in samples}
+
+    def told() -> dict[int, float]:
+        """What Kafka's own tools compute."""
+        consumer: Any = Consumer(
+            {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": group_name(settings, GROUP)}
+        )
+        parts = [TopicPartition(topic_name(settings, QUERIES), number) for number in range(3)]
+        found = {part.partition: part.offset for part in consumer.committed(parts, 10)}
+        ends = {part.partition: consumer.get_watermark_offsets(part, timeout=10)[1] for part in parts}
+        consumer.close()
+        return {number: float(ends[number] - max(found[number], 0)) for number in ends}
+
+    produce(settings, contracts, QUERIES, *(asked(n) for n in range(90)))
+    with running(settings, contracts, held, topic=QUERIES, concurrency=4, health=health):
+        eventually(lambda: len(noting.ids) == 89)
+        eventually(lambda: sum(told().values()) > 0 and lag() == told())
+        assert health.liveness() == {}
+        go_on.set()
+        eventually(lambda: lag() == told() == {0: 0.0, 1: 0.0, 2: 0.0})
+        assert CONSUMED.labels(QUERIES, GROUP)._value.get() - consumed == 90
+    assert lag() == {}
+
+
+def test_an_output_that_the_brokers_find_too_large_is_a_dead_letter_and_holds_up_no_other(
+    settings: Settings, contracts: Contracts
+) -> None:
+    """To try it again would fail for ever, and with it all that is committed together."""
+    from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType  # type: ignore[attr-defined]  # not in its __all__
+
+    limit = ConfigEntry("max.message.bytes", "3000", incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, topic_name(settings, RESPONSES), incremental_configs=[limit])
+    admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
+    admin.incremental_alter_configs([resource])[resource].result(20)
+    produce(settings, contracts, QUERIES, *(asked(n) for n in range(20)))
+
+    def handle(batch: Sequence[Record]) -> list[Output]:
+        (record,) = batch
+        size = 20_000 if record.event.query_id in ("c3", "c7") else 10
+        text = "".join(chr(33 + (n * n + n // 7 * 31) % 90) for n in range(size))
+        return [Output(topic=RESPONSES, event=answered(record.event, text))]
+
+    with running(settings, contracts, handle, topic=QUERIES, concurrency=4):
+        eventually(lambda: committed(settings, QUERIES) == 20)
+    found = sorted(record.event.query_id for record in records(settings, contracts, RESPONSES))
+    assert found == sorted(f"c{n}" for n in range(20) if n not in (3, 7))
+    letters = dead_letters(settings, contracts)
+    assert sorted(contracts.decode(QUERIES, letter.value or b"").query_id for letter in letters) == ["c3", "c7"]
+    assert {letter.header("__connect.errors.stage") for letter in letters} == {b"PRODUCE"}
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_a_member_that_joins_takes_its_share_in_both_protocols(
+    settings: Settings, contracts: Contracts, protocol: str
+) -> None:
+    """KAFKA_GROUP_PROTOCOL: partitions move while records are in hand, and nothing is done twice or left out."""
+    ours = evolve(settings, kafka_group_protocol=protocol, kafka_static_membership=False)
+    first, second = Noting(), Noting()
+
+    def slowly(noting: Noting) -> Any:
+        def handle(batch: Sequence[Record]) -> list[Output]:
+            time.sleep(0.005)
+            noting(batch)
+            return [Output(topic=RESPONSES, event=answered(batch[0].event))]
+
+        return handle
+
+    with running(ours, contracts, slowly(first), topic=QUERIES, concurrency=4):
+        produce(settings, contracts, QUERIES, *(asked(n) for n in range(300)))
+        with running(evolve(ours, instance_id="second"), contracts, slowly(second), topic=QUERIES, concurrency=4):
+            numbers = iter(range(300, 100_000))
+            while not second.ids:
+                produce(settings, contracts, QUERIES, *(asked(next(numbers)) for _ in range(50)))
+                time.sleep(0.2)
+        total = next(numbers)
+        eventually(lambda: committed(settings, QUERIES) == total)
+    found = [record.event.query_id for record in records(settings, contracts, RESPONSES)]
+    assert sorted(found) == sorted(f"c{n}" for n in range(total))
