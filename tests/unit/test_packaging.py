@@ -98,6 +98,26 @@ def test_compose_gives_only_settings_that_exist() -> None:
         assert set(compose()["services"][name]["environment"]) <= known
 
 
+def test_compose_passes_every_setting_to_the_service_that_reads_it() -> None:
+    """A line of .env that had no effect would be ignored in silence, too."""
+    # Of one replica alone, or of the image: its folders and its port.
+    own = {"RTFM_HOME", "RTFM_INSTANCE_ID", "RTFM_SCHEMAS_DIR", "RTFM_EMBEDDING_MODEL_DIR"}
+    own |= {"METRICS_HOST", "METRICS_PORT"}
+    services = compose()["services"]
+    passed = set(services["message-processor"]["environment"]) | set(services["bot"]["environment"])
+    assert {variable for _, variable, _, _, _ in settings.describe()} - own - passed == set()
+
+
+def test_compose_gives_each_secret_only_to_the_service_that_needs_it() -> None:
+    """The processor cannot post as the bot, and the bot cannot spend at Gemini."""
+    services = compose()["services"]
+    holders = {
+        secret: {name for name, service in services.items() if secret in service.get("environment", {})}
+        for secret in ("DISCORD_TOKEN", "GEMINI_API_KEY")
+    }
+    assert holders == {"DISCORD_TOKEN": {"bot"}, "GEMINI_API_KEY": {"message-processor"}}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CHECKOUT)))
 def test_documented_commands_exist(page: Path) -> None:
     """Each `rtfm-cli …` and `make …` in the documentation can be typed."""
