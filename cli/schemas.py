@@ -68,7 +68,7 @@ def register(schema_registry_url: str | None, dry_run: bool, as_json: bool) -> N
     catalogue = catalogues.load(settings.schemas_dir)
     if not (catalogue.directory / lock.LOCK_FILE).is_file() and not dry_run:
         lock.write(catalogue)
-    registry = contracts.open_registry(settings)
+    registry = contracts.open_registry(settings, timeout_s=contracts.PATIENT_S)
     contracts.Contracts(catalogue, registry)  # a class that drifted from its schema is found before anything is written
     items = registration.plan(catalogue, registry)
     if not dry_run:

@@ -97,15 +97,15 @@ def bare_settings(stack: StackAddresses, tmp_path: Path) -> Iterator[Settings]:
 @pytest.fixture
 def settings(stack: StackAddresses, migrated_database: str, tmp_path: Path) -> Iterator[Settings]:
     """Settings with topics made, contracts registered and the archive migrated; the topics are deleted at the end."""
+    from rtfm.contracts import PATIENT_S, open_registry, registration
     from rtfm.contracts import catalogue as catalogues
-    from rtfm.contracts import open_registry, registration
     from rtfm.streams.topics import TopicAdmin
 
     with _settings(stack, tmp_path, template=migrated_database) as settings:
         catalogue = catalogues.load()
         topics = TopicAdmin(settings, catalogue)
         topics.apply(topics.plan())
-        registry = open_registry(settings)
+        registry = open_registry(settings, timeout_s=PATIENT_S)
         registration.apply(catalogue, registry, registration.plan(catalogue, registry))
         registry.close()
         yield settings

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EVENT_OF_TOPIC",
+    "PATIENT_S",
     "Catalogue",
     "Contracts",
     "EventCodec",
@@ -30,6 +31,9 @@ __all__ = [
     "open_registry",
     "schema_id_of",
 ]
+
+PATIENT_S = 15.0
+"""How long a command waits that has one try, on a machine where everything has just been started."""
 
 EVENT_OF_TOPIC: dict[str, type[Any]] = {
     "discord-messages": DiscordMessage,
@@ -100,10 +104,15 @@ class Contracts:
             raise ConfigError(f"the topic {topic_name} carries no events") from None
 
 
-def open_registry(settings: Settings) -> SchemaRegistry:
-    """The registry client of this process."""
+def open_registry(settings: Settings, *, timeout_s: float = 2.0) -> SchemaRegistry:
+    """The registry client of this process; ``timeout_s`` bounds each request.
+
+    A service asks again by itself, so it waits briefly. A command that writes has one try, and a registry that has
+    just started takes seconds for its first write: ``PATIENT_S``.
+    """
     return SchemaRegistry(
         settings.schema_registry_url,
+        timeout_s=timeout_s,
         cache_dir=settings.home / "cache" / "registry",
         prefix=settings.kafka_topic_prefix,
     )
