@@ -105,7 +105,8 @@ def test_compose_passes_every_setting_to_the_service_that_reads_it() -> None:
     own |= {"METRICS_HOST", "METRICS_PORT"}
     services = compose()["services"]
     passed = set(services["message-processor"]["environment"]) | set(services["bot"]["environment"])
-    assert {variable for _, variable, _, _, _ in settings.describe()} - own - passed == set()
+    missing = {variable for _, variable, _, _, _ in settings.describe()} - own - passed
+    assert missing == set(), "add these to docker-compose.yml, at the service that reads them"
 
 
 def test_compose_gives_each_secret_only_to_the_service_that_needs_it() -> None:
