@@ -29,8 +29,24 @@ _ORDERS = (
     ),
     r"\b(?:developer|debug|god|dan|unrestricted) mode\b.{0,30}\b(?:on|enabled|activated|engaged)\b|\bjailbreak\b",
     r"\bnew (?:system )?(?:instructions?|rules|directives?)(?: (?:for you|follow)|\s*:)",
+    (
+        r"\b(?:ignore|disregard|forget|override|drop|set aside|discard|unlearn)\b.{0,40}"
+        r"\b(?:(?:earlier|previous|prior) (?:guidance|messages?|texts?|tasks?|orders)|(?:you were|you"
+        r" have been) told)\b"
+    ),
+    (
+        r"\b(?:your (?:new|real|actual|only|true) (?:role|task|job|goal|name|persona|purpose|identity|objective)"
+        r"|the (?:real|actual|new) task\b|(?:correct|expected|right) completion\b)"
+    ),
+    (
+        r"\b(?:this|my) (?:message|text|line|source) (?:has|takes|is of|overrides?)\b.{0,20}"
+        r"\b(?:priority|precedence|all|every)|\b(?:do not|don't|never) (?:answer|cite|follow)\b.{0,20}"
+        r"\b(?:the (?:above )?question|th(?:is|e) (?:message|source))\b|\bi (?:hereby )?(?:authori[sz]e"
+        r"|order|command) you\b"
+    ),
     # who you are
     rf"\byou(?: are|'re)(?: now| no longer| from now on)?(?: an?| the)? (?:\w+ ){{0,2}}{_MACHINE}",
+    rf"\byou(?: are|'re) (?:now|no longer)\b.{{0,40}}(?:\b{_MACHINE}|\w{{3,}}bot\b)",
     rf"\b(?:act|behave|roleplay|pretend)\b.{{0,20}}\b(?:as|to be|like) (?:\w+ ){{0,3}}{_MACHINE}",
     r"\bfrom now on\b.{0,20}\b(?:you|always|every|answer|reply|respond)\b",
     # to the machine
@@ -43,10 +59,24 @@ _ORDERS = (
         rf"(?:\w+ )?(?:{_SAY}|(?:ignore|obey|comply|follow|reveal)\b)"
     ),
     (
-        r"^\W*(?:system|developer|assistant|admin|root)(?: (?:prompt|message|note|override|update|notice))?\s*\W?[:>\]]"
+        r"(?:^|\W)(?:system|developer|assistant|admin)(?: (?:prompt|message|note|override|update|notice))?\W?[:>\]]"
         r".{0,100}\b(?:you (?:must|are|will)|ignore|reply with|respond with|obey|comply)\b"
     ),
+    (
+        rf"\b(?:{_MACHINE}|model|whoever|whatever)(?: is)? (?:read|summari[sz]|process|answer|pars)\w*(?:"
+        rf" from)? (?:this|these)\b"
+    ),
+    r"\b(?:user|human|question)\s*:.{0,200}\b(?:assistant|ai|bot|model)\s*:",
     # what to write
+    (
+        r"\b(?:finish|end|begin|start|close|conclude|reply|answer)\b.{0,20} with (?:the |this )?(?:exact"
+        r" )?(?:word|sentence|phrase)\b"
+    ),
+    (
+        r"(?:\b(?:add|include|put|insert|mention|paste)\b|@everyone|@here).{0,60}"
+        r"\b(?:in|to|into|with) (?:all |every |each )?(?:of )?(?:your|every|all|each) "
+        rf"{_ANSWERS}|@(?:everyone|here) in the (?:answer|reply|response)"
+    ),
     (
         r"\b(?:when|if|whenever)\b.{0,10}\b(?:some(?:one|body)|any(?:one|body)|users?|people|members?)\b.{0,10}"
         rf"\basks?\b.{{0,80}}\b{_SAY}"
@@ -71,6 +101,10 @@ _ORDERS = (
         rf"\b{_REVEAL}.{{0,60}}(?:<#\d+>|\b(?:private|hidden|staff|mod|moderators?|admin|secret|internal|locked)"
         r"[ -]*(?:only )?(?:channels?|chat|rooms?|threads?)\b|#(?:mod|admin|staff|secret|private)[\w-]*)"
     ),
+    (
+        rf"\b{_REVEAL}.{{0,20}}\b(?:everything|all|the (?:text|lines?|words)) (?:above|before) (?:this|it|that)\b"
+        r"|\bwhat were you told\b|\bdisclose\b.{0,40}\bprompt\b"
+    ),
     # whom to wake
     (
         r"(?:^|[.!:;,]\s*|\b(?:and|then|please|must|always|now) )(?:ping|mention|notify|tag|alert|summon|wake)\b.{0,30}"
@@ -78,7 +112,7 @@ _ORDERS = (
     ),
     # a forged frame
     (
-        r"\"(?:sufficient|cited|sources_disagree|sources)\"\s*:|<\|\w+\|>|\[/?(?:inst|sys)\]"
+        r"\"(?:sufficient|cited|sources_disagree|sources)\"\s*:|<\|\w+\|>|\[/?(?:inst|sys)\]|<</?sys>>"
         r"|</?(?:sources|instructions?|system|assistant)>|</(?:source|document|context|user)>"
     ),
     r"(?-i:\b(?:BEGIN|END)(?: OF)? (?:THE )?(?:SYSTEM|DOCUMENT|SOURCES|INSTRUCTIONS|PROMPT|CONTEXT|DATA)\b)",
@@ -92,14 +126,34 @@ _ORDER = re.compile("|".join(f"(?:{order})" for order in _ORDERS), re.IGNORECASE
 # What every order holds one of: nearly all messages hold none, and need not be searched.
 _TRIGGER_WORDS = """
 instruction instructions rule rules prompt prompts guidelines directives restrictions safety filters
-mode ai bot bots llm llms language chatbot chatbots assistant assistants chatgpt gpt gemini rtfm now
-system developer admin root ask asks reply replies respond response responses answer answers output
+mode ai bot bots llm llms language chatbot chatbots assistant assistants chatgpt gpt gemini rtfm
+system developer admin ask asks reply replies respond response responses answer answers output
 outputs cite citing quote reference credit sufficient insufficient cited sources_disagree message
 messages configuration key channel channels chat chats room rooms thread threads log logs everyone
-here members users mods admins moderators server begin end start
+members users mods admins moderators begin end start guidance text texts task tasks orders told role
+job goal name persona purpose identity objective completion priority precedence line authorise
+authorize order model whoever whatever user human word sentence phrase lines words disclose above
+before
 """
 _TRIGGERS = frozenset(_TRIGGER_WORDS.split())
-_MARKS = ("#", "<", "[", '":', '" :', "jailbr", "ignor", "vergiss", "missacht", "oubli", "olvida", "omite")
+_MARKS = (
+    *(
+        "#",
+        "<",
+        "[",
+        '":',
+        '" :',
+        "@everyone",
+        "@here",
+        "jailbr",
+        "from now on",
+        "i command you",
+        "whole server",
+        "bot",
+    ),
+    *("question:", "the question", "the source", "this source", "my source", "every source", "ignor", "vergiss"),
+    *("missacht", "oubli", "olvida", "omite"),
+)
 _WORD = re.compile(r"\w+")
 _UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff\U000e0000-\U000e007f]")
 
