@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
 
 import attrs
 from attrs import frozen
@@ -30,13 +31,24 @@ from rtfm.events import (
     SourceKind,
     TimestampMillis,
 )
-from rtfm.knowledge import Passage, Retriever
+from rtfm.knowledge import Passage, SearchResult
 from rtfm.knowledge.retrieval import MAX_VISIBLE_CHANNELS
 from rtfm.scrubbing import scrub
 from rtfm.telemetry import ANSWER_SECONDS, ANSWERS, MODEL_FAILURES, get_logger
 
 Clock = Callable[[], TimestampMillis]
 """Milliseconds since the Unix epoch, UTC."""
+
+
+class Searches(Protocol):
+    """Who finds passages; see ``Retriever.search``."""
+
+    def search(
+        self, question: str, *, guild_id: str | None, visible_channel_ids: Collection[str], limit: int
+    ) -> SearchResult:
+        """At most ``limit`` passages, best first."""
+        ...
+
 
 Standing = Callable[[Collection[str]], Collection[str]]
 """Those of some message ids whose messages can still be read: neither deleted nor erased."""
@@ -78,7 +90,7 @@ class Answerer:
 
     def __init__(
         self,
-        retriever: Retriever,
+        retriever: Searches,
         model: LanguageModel | None,
         *,
         clock: Clock,
