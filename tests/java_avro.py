@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rtfm.local import artifacts
 from tests.conftest import CACHE_DIR
 
 
@@ -49,7 +50,9 @@ class JavaAvro:
 @contextmanager
 def running() -> Iterator[JavaAvro]:
     """Java's Avro for as long as the context lasts."""
-    jars = CACHE_DIR / "apicurio-registry-app-3.3.3-all" / "lib" / "main"
+    (archive,) = artifacts.locked("registry")
+    artifacts.ensure(CACHE_DIR, [archive])
+    jars = artifacts.unpacked(CACHE_DIR, archive) / "lib" / "main"
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.java_avro", str(jars)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

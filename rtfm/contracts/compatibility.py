@@ -248,7 +248,7 @@ def _second_opinion(reader: Schema, writer: Schema) -> str | None:
     import avro.schema
 
     try:
-        ours, theirs = (avro.schema.parse(json.dumps(schema)) for schema in (reader, writer))
+        ours, theirs = (avro.schema.parse(json.dumps(_with_full_aliases(schema, ""))) for schema in (reader, writer))
     except avro.errors.AvroException:
         return None  # malformed in a way that is the lints' to name
     checker: Any = avro.compatibility.ReaderWriterCompatibilityChecker
@@ -256,3 +256,21 @@ def _second_opinion(reader: Schema, writer: Schema) -> str | None:
     if result.compatibility is avro.compatibility.SchemaCompatibilityType.compatible:
         return None
     return "; ".join(sorted(result.messages)) or "the schemas do not resolve"
+
+
+def _with_full_aliases(schema: Any, namespace: str) -> Any:
+    """``schema`` with the namespace in each type's aliases, which Avro's checker in Python does not think of."""
+    if isinstance(schema, list):
+        return [_with_full_aliases(branch, namespace) for branch in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = schema.get("namespace", namespace)
+    changed = {
+        key: _with_full_aliases(value, inner) if key in ("type", "items", "values") else value
+        for key, value in schema.items()
+    }
+    if "fields" in schema:
+        changed["fields"] = [entry | {"type": _with_full_aliases(entry["type"], inner)} for entry in schema["fields"]]
+    if "aliases" in schema:
+        changed["aliases"] = [alias if "." in alias or not inner else f"{inner}.{alias}" for alias in schema["aliases"]]
+    return changed

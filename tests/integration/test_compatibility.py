@@ -1,0 +1,58 @@
+"""Our verdicts beside those of the real registry and of Java's Avro, on generated pairs of schemas, both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from rtfm.contracts import open_registry
+from rtfm.contracts.compatibility import can_read, violations
+from rtfm.settings import Settings
+from tests import java_avro
+from tests.java_avro import JavaAvro
+from tests.schema_pairs import pairs
+
+PAIRS = pairs(204, bases=12)
+
+OURS_ALONE = {"logical-type", "enum-symbol-removed", "enum-default", "enum-order", "union-order", "namespace", "unit"}
+"""The rules by which this project is stricter than Avro."""
+
+
+@pytest.fixture(scope="module")
+def java() -> Iterator[JavaAvro]:
+    with java_avro.running() as running:
+        yield running
+
+
+def test_verdicts_are_the_registrys_and_javas(bare_settings: Settings, java: JavaAvro) -> None:
+    """R26: whether the new schema reads the old one's records, and the old the new one's; 204 pairs."""
+    registry = open_registry(bare_settings)
+    for number in {number for number, *_ in PAIRS}:
+        old = next(old for n, old, *_ in PAIRS if n == number)
+        for level in ("BACKWARD", "FORWARD"):
+            registry.set_compatibility(f"{level}-{number}", level)
+            registry.register(f"{level}-{number}", old)
+    unlike = []
+    accepted = 0
+    for number, old, new, what in PAIRS:
+        for level, reader, writer in (("BACKWARD", new, old), ("FORWARD", old, new)):
+            ours = can_read(reader, writer)
+            theirs = registry.is_compatible(f"{level}-{number}", new, 1)
+            accepted += ours
+            if not ours == theirs == java.can_read(reader, writer):
+                unlike.append((what, level, ours, theirs))
+    assert unlike == []
+    assert len(PAIRS) >= 200
+    assert len(PAIRS) * 2 * 0.3 < accepted < len(PAIRS) * 2 * 0.7  # both verdicts are common
+
+
+def test_where_we_are_stricter_the_rule_has_a_name() -> None:
+    """What Avro takes both ways and this project refuses."""
+    stricter: dict[str, int] = {}
+    for _, old, new, _ in PAIRS:
+        if can_read(new, old) and can_read(old, new):
+            for violation in violations("pairs-value", new, {1: old}, "FULL_TRANSITIVE"):
+                assert violation.direction == "history"
+                stricter[violation.rule] = stricter.get(violation.rule, 0) + 1
+    assert stricter.keys() == OURS_ALONE

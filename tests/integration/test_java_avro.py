@@ -1,0 +1,159 @@
+"""Bytes and values beside Java's Avro, which is what other services read and write with."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from benchmarks.events import events
+from rtfm.contracts import EVENT_OF_TOPIC, EventCodec, catalogue, reference, shapes
+from rtfm.contracts.codec import FRAME_BYTES
+from rtfm.contracts.tree import Node, parse
+from tests import java_avro
+from tests.java_avro import JavaAvro
+from tests.unit.test_codec_properties import EDGES, NamesState, generated_record
+
+FRAME = b"\x00\x00\x00\x00\x07"
+TEXTS = ("", "a", "7" * 63, "7" * 64, "x" * 8191, "x" * 8192, "é", "ñ🌊" * 40, "\x00", "д" * 5000)
+
+
+@pytest.fixture(scope="module")
+def java() -> Iterator[JavaAvro]:
+    with java_avro.running() as running:
+        yield running
+
+
+def in_json(node: Node, value: Any) -> Any:
+    """``value``, as ``reference.plain`` makes it, in Avro's JSON encoding: unions say which branch it is."""
+    match node.kind:
+        case "record":
+            return {entry.name: in_json(entry.node, value[entry.name]) for entry in node.fields}
+        case "array":
+            assert node.items is not None
+            return [in_json(node.items, item) for item in value]
+        case "union":
+            if value is None:
+                return None
+            branch = next(branch for branch in node.branches if branch.kind != "null")
+            return {branch.name or branch.kind: in_json(branch, value)}
+        case "bytes":
+            return value.decode("latin-1")
+        case _:
+            return value
+
+
+def some_value(chance: random.Random, shape: shapes.Shape) -> Any:
+    """A value of ``shape``, often one at the edge of its type."""
+    match shape:
+        case shapes.Record(event_class=event_class, slots=slots):
+            return event_class(**{slot.name: some_value(chance, slot.shape) for slot in slots})
+        case shapes.Sequence(items=items):
+            many = 70 if isinstance(items, shapes.Primitive) else 2
+            return [some_value(chance, items) for _ in range(chance.choice((0, 1, 3, many)))]
+        case shapes.Nullable(value=inner):
+            return None if chance.random() < 0.4 else some_value(chance, inner)
+        case shapes.Enumeration(enum_class=enum_class):
+            return chance.choice(list(enum_class))
+        case shapes.Primitive(kind="boolean"):
+            return chance.random() < 0.5
+        case shapes.Primitive(kind="int"):
+            return chance.choice([number for number in EDGES if -(2**31) <= number < 2**31])
+        case shapes.Primitive(kind="long"):
+            return chance.choice([*EDGES, 2**63 - 1, -(2**63), chance.randrange(2**62)])
+        case shapes.Primitive(kind="double"):
+            return chance.choice((0.0, -1.5, 1e300, 5e-324, chance.random()))
+        case shapes.Primitive(kind="bytes"):
+            return chance.randbytes(chance.choice((0, 1, 63, 64, 300)))
+        case _:
+            return chance.choice(TEXTS)
+
+
+def agree(java: JavaAvro, codec: EventCodec[Any], event: Any) -> None:
+    """Java reads our bytes as the same value, and writes the same bytes for it, which we read as the same event."""
+    expected = in_json(parse(codec.schema), reference.plain(event))
+    encoded = codec.encode(event, 7)
+    assert java.read(encoded[FRAME_BYTES:], codec.schema, codec.schema) == expected
+    written = java.write(expected, codec.schema)
+    assert written == encoded[FRAME_BYTES:]
+    assert codec.decode(FRAME + written) == event
+
+
+@pytest.mark.parametrize("topic_name", EVENT_OF_TOPIC)
+def test_events_are_to_java_what_they_are_to_us(java: JavaAvro, topic_name: str) -> None:
+    """R25: 60 events of each contract, bytes and values, both ways."""
+    codec: EventCodec[Any] = EventCodec(EVENT_OF_TOPIC[topic_name], catalogue.load().topic(topic_name).schema or {})
+    for event in [*events(topic_name, 30), *(some_value(random.Random(n), codec.shape) for n in range(30))]:
+        agree(java, codec, event)
+
+
+def test_generated_schemas_are_to_java_what_they_are_to_us(java: JavaAvro) -> None:
+    """R25: 100 schemas with two values each, at the edges of their types."""
+    for seed in range(100):
+        schema, event_class = generated_record(random.Random(seed), NamesState())
+        codec: EventCodec[Any] = EventCodec(event_class, schema)
+        for number in range(2):
+            agree(java, codec, some_value(random.Random(1000 * seed + number), codec.shape))
+
+
+@pytest.mark.parametrize("topic_name", EVENT_OF_TOPIC)
+def test_records_of_another_version_read_as_java_reads_them(java: JavaAvro, topic_name: str) -> None:
+    """R26: fields that came and went, in another order, with symbols that we do not know."""
+    schema = catalogue.load().topic(topic_name).schema or {}
+    codec: EventCodec[Any] = EventCodec(EVENT_OF_TOPIC[topic_name], schema)
+    other = another_version(schema)
+    for event in events(topic_name, 20):
+        plain = reference.plain(event)
+        written = {entry["name"]: plain.get(entry["name"], "new") for entry in other["fields"]}
+        for name in ("change", "outcome", "origin"):
+            if name in written:
+                written[name] = "NEWER"
+        data = java.write(in_json(parse(other), written), other)
+        assert in_json(parse(schema), reference.plain(codec.decode(FRAME + data, other))) == java.read(
+            data, other, schema
+        )
+
+
+def another_version(schema: Any) -> Any:
+    """What a later version might be: each field with a default is gone or has moved, one is new, enums have grown."""
+    other = copy.deepcopy(schema)
+    with_default = [entry for entry in other["fields"] if "default" in entry]
+    for entry in with_default:
+        other["fields"].remove(entry)
+    other["fields"][:0] = [entry for place, entry in enumerate(with_default) if place % 2 or entry["name"] == "origin"]
+    other["fields"].insert(0, {"name": "added", "type": "string", "default": "", "doc": "Unknown to us."})
+    for entry in other["fields"]:
+        if entry["name"] in ("change", "outcome", "origin"):
+            entry["type"]["symbols"].append("NEWER")
+    # A name is defined where it occurs first, which may have gone.
+    return _defined(other, _named(schema), set())
+
+
+def _named(schema: Any) -> dict[str, Any]:
+    if isinstance(schema, list):
+        return {name: found for branch in schema for name, found in _named(branch).items()}
+    if not isinstance(schema, dict):
+        return {}
+    found = {schema["name"]: schema} if "name" in schema else {}
+    inner = [entry["type"] for entry in schema.get("fields", ())] + [schema.get("items"), schema.get("type")]
+    return found | {name: known for part in inner for name, known in _named(part).items()}
+
+
+def _defined(schema: Any, named: dict[str, Any], seen: set[str]) -> Any:
+    if isinstance(schema, list):
+        return [_defined(branch, named, seen) for branch in schema]
+    if isinstance(schema, str) and schema in named:
+        return schema if schema in seen else _defined(copy.deepcopy(named[schema]), named, seen)
+    if not isinstance(schema, dict):
+        return schema
+    if "name" in schema:
+        seen.add(schema["name"])
+    for key in ("items", "type"):
+        if key in schema:
+            schema[key] = _defined(schema[key], named, seen)
+    for entry in schema.get("fields", ()):
+        entry["type"] = _defined(entry["type"], named, seen)
+    return schema
