@@ -12,13 +12,19 @@ from collections.abc import Collection, Mapping, Sequence
 
 from attrs import frozen
 
-from rtfm.answering.cleaning import links, plain, without_foreign_links, without_pings
+from rtfm.answering.cleaning import balanced, links, plain, without_foreign_links, without_pings
 from rtfm.events import to_datetime
 from rtfm.knowledge.retrieval import Passage, PassageMessage
 from rtfm.knowledge.words import terms
 
 MAX_QUOTES = 3
 MAX_QUOTE_CHARACTERS = 450
+MAX_CODE_CHARACTERS = 900
+"""A quote with a code block may be this long: half of a block is worth nothing."""
+
+MAX_EXTRACT_CHARACTERS = 1_500
+"""With the sources below it, one message of Discord's 2,000 characters."""
+
 WORTH_SHOWING = 0.7
 """Share of the best score below which another passage, or another turn of a passage, is not quoted."""
 
@@ -27,6 +33,8 @@ INTRODUCTION = "This was said about it:"
 _ONE_THOUGHT_MS = 120_000
 _ONE_THOUGHT_MESSAGES = 4  # who talks on is by then somewhere else
 _REACH = 6  # turns
+_PIECES = 4  # sentences and code blocks of a long message
+_FRAME = 60  # characters of quotation marks, name, date and number around a quote
 # Factors for a turn's score, set by eye on the sample chat and on public help channels.
 _CARRY = 0.6  # the words of an earlier turn, for one that may answer it
 _OPENER = 0.5  # who opens a conversation says what is wrong, the others what to do
@@ -40,8 +48,10 @@ _QUESTION = re.compile(
     re.IGNORECASE,
 )
 _COMMAND = re.compile(r"`|https?://|(?:^|\s)(?:sudo|\./|/[\w.]+/|--?\w)|\w+\.\w{2,4}\b|[\w-]+=\S")
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
-_FENCE = "```"
+_BLOCK = re.compile(r"```.*?```", re.DOTALL)
+# A sentence ends at its mark or at the end of the line, but not inside inline code.
+_SENTENCE = re.compile(r"(?:`[^`\n]+`|[^\n])+?(?:[.!?](?=\s)|(?=\n)|\Z)")
+_SAME = 0.85  # share of common terms from which on two quotes say the same
 
 
 @frozen(kw_only=True)
@@ -62,26 +72,60 @@ class _Turn:
     terms: frozenset[str]
 
 
+@frozen(kw_only=True)
+class _Candidate:
+    """A turn that may be quoted: of the passage at ``rank``, the one at ``place``."""
+
+    rank: int
+    place: int
+    passage: Passage
+    turn: _Turn
+
+
 def quotes(question: str, passages: Sequence[Passage]) -> list[Quote]:
-    """At most three quotes: of passages in their order, at most two turns of one, in the order they were said."""
+    """At most three quotes: of passages in their order, at most two turns of one, in the order they were said.
+
+    None says what another one says already; together they fit into one of Discord's messages with their sources.
+    """
     if not passages:
         return []
     rarity = _rarity(question, passages)
     worth = [p for p in passages if p.messages and p.score >= WORTH_SHOWING * passages[0].score][:MAX_QUOTES]
-    chosen: list[tuple[int, int]] = []
-    seconds: list[tuple[int, int]] = []
-    turns = [_turns(passage) for passage in worth]
-    for rank in range(len(worth)):
-        scores = _scores(rarity, turns[rank])
-        order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
-        chosen.append((rank, order[0]))
+    chosen: list[tuple[_Candidate, str]] = []
+    left = MAX_EXTRACT_CHARACTERS
+    for candidate in _candidates(rarity, worth):
+        if len(chosen) == MAX_QUOTES or any(_same(candidate.turn, other.turn) for other, _ in chosen):
+            continue
+        text = _shortened(rarity, candidate.turn.text)
+        length = len(text) + 2 * text.count("\n") + _FRAME
+        if text and (not chosen or length <= left):
+            chosen.append((candidate, text))
+            left -= length
+    chosen.sort(key=lambda pair: (pair[0].rank, pair[0].place))
+    return [Quote(passage=found.passage, message=found.turn.first, text=text) for found, text in chosen]
+
+
+def _candidates(rarity: Mapping[str, float], passages: Sequence[Passage]) -> list[_Candidate]:
+    """The best turn of each passage, then the second best where it is nearly as good."""
+    firsts: list[_Candidate] = []
+    seconds: list[_Candidate] = []
+    for rank, passage in enumerate(passages):
+        turns = _turns(passage)
+        if not turns:
+            continue
+        scores = _scores(rarity, turns)
+        order = sorted(range(len(turns)), key=lambda place: (-scores[place], place))
+        ranked = [_Candidate(rank=rank, place=place, passage=passage, turn=turns[place]) for place in order]
+        firsts.append(ranked[0])
         if len(order) > 1 and scores[order[1]] >= WORTH_SHOWING * scores[order[0]] > 0:
-            seconds.append((rank, order[1]))
-    chosen += seconds[: MAX_QUOTES - len(chosen)]
-    return [
-        Quote(passage=worth[rank], message=turns[rank][at].first, text=_shortened(rarity, turns[rank][at].text))
-        for rank, at in sorted(chosen)
-    ]
+            seconds.append(ranked[1])
+    return firsts + seconds
+
+
+def _same(turn: _Turn, other: _Turn) -> bool:
+    if not turn.terms and not other.terms:
+        return turn.text.strip().lower() == other.text.strip().lower()
+    return len(turn.terms & other.terms) >= _SAME * len(turn.terms | other.terms)
 
 
 def best_message(question: str, answer: str, passage: Passage) -> PassageMessage:
@@ -89,7 +133,8 @@ def best_message(question: str, answer: str, passage: Passage) -> PassageMessage
     rarity = _rarity(answer, [passage])
     overlaps = [_overlap(rarity, terms(message.content)) for message in passage.messages]
     if not any(overlaps):
-        return quotes(question, [passage])[0].message
+        found = quotes(question, [passage])
+        return found[0].message if found else passage.messages[0]
     return passage.messages[overlaps.index(max(overlaps))]
 
 
@@ -117,7 +162,11 @@ def _turns(passage: Passage) -> list[_Turn]:
         else:
             runs.append([message])
     texts = ["\n".join(_quotable(message.content) for message in run) for run in runs]
-    return [_Turn(first=run[0], text=text, terms=frozenset(terms(text))) for run, text in zip(runs, texts, strict=True)]
+    return [
+        _Turn(first=run[0], text=text, terms=frozenset(terms(text)))
+        for run, text in zip(runs, texts, strict=True)
+        if text.strip()
+    ]
 
 
 def _quotable(content: str) -> str:
@@ -154,26 +203,47 @@ def _scores(rarity: Mapping[str, float], turns: Sequence[_Turn]) -> list[float]:
 
 
 def _shortened(rarity: Mapping[str, float], text: str) -> str:
-    """``text``, or its best matching sentences in their order where it is long."""
-    if len(text) <= MAX_QUOTE_CHARACTERS:
-        return text
-    if _FENCE in text:
-        cut = text[: MAX_QUOTE_CHARACTERS - len(_FENCE) - 2].rstrip()
-        return f"{cut}…\n{_FENCE}" if cut.count(_FENCE) % 2 else f"{cut}…"
-    sentences = [sentence for sentence in _SENTENCE_END.split(text) if sentence.strip()]
-    best = sorted(range(len(sentences)), key=lambda i: (-_overlap(rarity, terms(sentences[i])), i))
-    chosen: list[int] = []
-    length = 0
-    for i in best:
-        if chosen and length + len(sentences[i]) > MAX_QUOTE_CHARACTERS:
-            break
-        chosen.append(i)
-        length += len(sentences[i]) + 3
-    parts: list[str] = []
-    for previous, i in zip([-1, *sorted(chosen)], sorted(chosen), strict=False):
-        parts.append(sentences[i] if i == previous + 1 else f"… {sentences[i]}")
-    shown = " ".join(parts)
-    return shown if len(shown) <= MAX_QUOTE_CHARACTERS + 20 else shown[:MAX_QUOTE_CHARACTERS].rstrip() + "…"
+    """``text``, or of a long one the best matching sentences in their order; code blocks whole, or a note instead."""
+    limit = MAX_CODE_CHARACTERS if _BLOCK.search(text) else MAX_QUOTE_CHARACTERS
+    if len(text) <= limit:
+        return balanced(text)
+    pieces = _pieces(text)
+    scores = [_overlap(rarity, terms(piece)) for piece in pieces]
+    for i in range(1, len(pieces)):
+        if _BLOCK.fullmatch(pieces[i]):  # which the sentence before it explains
+            scores[i] = max(scores[i], scores[i - 1])
+    chosen: set[int] = set()
+    left = limit
+    for i in sorted(range(len(pieces)), key=lambda i: (-scores[i], i)):
+        if len(pieces[i]) <= left and len(chosen) < _PIECES and (scores[i] > 0 or not chosen):
+            chosen.add(i)
+            left -= len(pieces[i]) + 3
+    shown: list[str] = []
+    skipped = False
+    for i, piece in enumerate(pieces):
+        block = _BLOCK.fullmatch(piece) is not None
+        if i in chosen:
+            before = "\n" if block and shown else "… " if skipped else ""
+            shown.append(before + piece + ("\n" if block else ""))
+            skipped = False
+        elif block:
+            shown.append(f"({piece.count(chr(10)) + 1} lines of code)")
+        else:
+            skipped = True
+    # One sentence may be longer than a quote.
+    return " ".join(shown).strip() or text[: limit - 1].rstrip() + "…"
+
+
+def _pieces(text: str) -> list[str]:
+    """The sentences and code blocks of ``text``, in order."""
+    found: list[str] = []
+    end = 0
+    for block in _BLOCK.finditer(text):
+        found += _SENTENCE.findall(text[end : block.start()])
+        found.append(block.group())
+        end = block.end()
+    found += _SENTENCE.findall(text[end:])
+    return [piece.strip() for piece in found if piece.strip()]
 
 
 def _rarity(text: str, passages: Sequence[Passage]) -> dict[str, float]:
@@ -182,10 +252,12 @@ def _rarity(text: str, passages: Sequence[Passage]) -> dict[str, float]:
     for passage in passages:
         for message in passage.messages:
             spread.update(set(terms(message.content)))
-    return {term: 1 / (1 + spread[term] ** 0.5) for term in set(terms(text))}
+    return {term: 1 / (1 + spread[term] ** 0.5) for term in dict.fromkeys(terms(text))}
 
 
 def _overlap(rarity: Mapping[str, float], words: Collection[str]) -> float:
     """The share of the telling terms that ``words`` hold: 0..1."""
     total = sum(rarity.values())
-    return sum(rarity[word] for word in rarity.keys() & set(words)) / total if total else 0.0
+    held = set(words)
+    # In the question's order, for a sum of floats depends on it and a set's order on the process.
+    return sum(weight for word, weight in rarity.items() if word in held) / total if total else 0.0

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rtfm.answering.extractive import MAX_QUOTE_CHARACTERS, best_message, compose, quotes
+from rtfm.answering.cleaning import without_pings
+from rtfm.answering.extractive import (
+    INTRODUCTION,
+    MAX_CODE_CHARACTERS,
+    MAX_EXTRACT_CHARACTERS,
+    MAX_QUOTE_CHARACTERS,
+    best_message,
+    compose,
+    quotes,
+)
 from tests.passages import passage, said
 
 LOCK = passage(
@@ -82,10 +95,60 @@ def test_a_long_message_is_shown_by_its_matching_sentences() -> None:
     assert len(quote.text) <= MAX_QUOTE_CHARACTERS + 20
 
 
-def test_a_long_message_with_code_keeps_its_fence_closed() -> None:
-    """Else the rest of the answer would be code."""
-    code = passage([said("ninefold", "remove the lock:\n```\n" + "x = 1\n" * 200 + "```")])
-    assert quotes(QUESTION, [code])[0].text.count("```") == 2
+def test_a_code_block_is_shown_whole_or_not_at_all() -> None:
+    """Half of a script is worth nothing; a note stands for one that is too long, and what explains it remains."""
+    filler = "We have had this machine for years and it makes a lot of noise. " * 10
+    script = "```sh\nskerry stop\nskerry unlock --stale\nskerry start\n```"
+    whole = passage([said("ninefold", f"{filler}\nRemove the lock with this:\n{script}\n{filler}")])
+    (quote,) = quotes(QUESTION, [whole])
+    assert script in quote.text
+    assert "Remove the lock with this:" in quote.text
+    assert len(quote.text) <= MAX_CODE_CHARACTERS + 20
+    endless = passage([said("ninefold", "remove the lock:\n```\n" + "x = 1\n" * 200 + "```")])
+    (quote,) = quotes(QUESTION, [endless])
+    assert quote.text == "remove the lock: (202 lines of code)"
+
+
+def test_a_sentence_does_not_end_inside_inline_code() -> None:
+    """Dots in a command are no ends."""
+    filler = "We have had this machine for years and it makes a lot of noise. " * 10
+    long = passage([said("ninefold", f"{filler}Remove the lock with `skerry unlock. --stale` today. {filler}")])
+    assert "Remove the lock with `skerry unlock. --stale` today." in quotes(QUESTION, [long])[0].text
+
+
+def test_what_was_said_twice_is_quoted_once() -> None:
+    """The same words in two conversations, from two people."""
+    again = passage([said("wrenlet", "Then remove the lock with skerry unlock --stale!", minute=20)], score=0.79)
+    assert [quote.message.author_name for quote in quotes(QUESTION, [LOCK, again])] == ["ninefold"]
+
+
+def test_an_extract_fits_into_one_message() -> None:
+    """Three long quotes do not: the third is left out rather than cut."""
+    code = "```\n" + "y = 2\n" * 120 + "```"
+    many = [passage([said(f"p{i}", f"remove lock {i} like this number{i} {code}", minute=i)]) for i in range(3)]
+    found = quotes(QUESTION, many)
+    assert 1 <= len(found) < 3
+    assert len(compose(found)) <= MAX_EXTRACT_CHARACTERS + len(INTRODUCTION) + 100
+
+
+def test_an_extract_is_the_same_in_every_process() -> None:
+    """Hashes of words differ between processes; what is chosen does not."""
+    script = (
+        "from tests.unit.test_extractive import LOCK, QUESTION\n"
+        "from rtfm.answering.extractive import compose, quotes\n"
+        "print(compose(quotes(QUESTION, [LOCK])))"
+    )
+    runs = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            check=True,
+            cwd=Path(__file__).parents[2],
+            env={"PYTHONHASHSEED": seed, "PATH": ""},
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(runs) == 1
 
 
 def test_an_answer_quotes_names_dates_and_numbers() -> None:
@@ -114,5 +177,6 @@ def test_a_citation_points_to_the_message_behind_the_words() -> None:
 def test_whatever_was_said_can_be_quoted(question: str, lines: list[tuple[str, str]]) -> None:
     """No text breaks the choice or grows the answer past its bounds."""
     found = quotes(question, [passage([said(author, text, minute=i) for i, (author, text) in enumerate(lines)])])
-    assert 1 <= len(found) <= 3
-    assert all(len(quote.text) <= MAX_QUOTE_CHARACTERS + 20 for quote in found)
+    assert len(found) <= 3
+    assert found or not any(without_pings(text).strip() for _, text in lines)
+    assert all(len(quote.text) <= MAX_CODE_CHARACTERS + 20 for quote in found)
