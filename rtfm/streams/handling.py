@@ -44,8 +44,8 @@ class Output:
     headers: Mapping[str, bytes | str] = field(factory=dict)
 
 
-Handler = Callable[[Sequence[Record]], Sequence[Output]]
-"""Does a batch's work and gives what is to be produced.
+Handler = Callable[[Sequence[Record]], Sequence[Output | Produced]]
+"""Does a batch's work and gives what is to be produced, as events or as bytes.
 
 It may be called again with the same records. It raises TransientError for what is down (the batch is tried again) and
 PermanentError for what can never succeed (the batch's records are tried one by one, and the failing one is a dead
@@ -197,7 +197,9 @@ class Handling:
                 return self._buried(records[0], exc, "HANDLE")
         return _merged([self._handled([record]) for record in records])
 
-    def _encoded(self, output: Output, trace: bytes | None) -> Produced:
+    def _encoded(self, output: Output | Produced, trace: bytes | None) -> Produced:
+        if isinstance(output, Produced):
+            return output
         given = dict(output.headers)
         if trace is not None:
             given.setdefault("traceparent", child_traceparent(trace.decode("ascii", "replace")))
