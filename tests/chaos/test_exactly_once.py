@@ -3,59 +3,91 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 import time
+
+import pytest
+from attrs import evolve
 
 from rtfm.contracts import open_contracts
 from rtfm.events import DiscordMessage
 from rtfm.settings import Settings
-from tests.chaos.fleet import CHANNELS, NOTHING_WRONG, Fleet, Peek, aborted, account, messages_for
-from tests.chaos.worker import SLEEPER
-from tests.streams import MESSAGES, RESPONSES, committed, eventually, produce, produce_raw, records, said
+from tests.chaos.fleet import CHANNELS, NOTHING_WRONG, Fleet, account, messages_for
+from tests.chaos.transactions import OpenTransactions
+from tests.chaos.worker import HANGER, SLEEPER
+from tests.streams import (
+    GROUP,
+    MESSAGES,
+    RESPONSES,
+    committed,
+    dead_letters,
+    eventually,
+    produce,
+    produce_raws,
+    records,
+    said,
+)
 
 
 def test_killed_inside_open_transactions_everything_is_answered_once(settings: Settings, fleets: list[Fleet]) -> None:
     """R1, R2: the worker dies when its output is written and not committed; moments at random hardly ever are that."""
     messages = messages_for(settings, 3000)
-    fleets.append(fleet := Fleet(settings, 0, 8000, 8))
+    fleets.append(fleet := Fleet(settings, 5, 2000, 8))
     fleet.start("one")
-    peek, hits = Peek(settings), 0
-    while hits < 3 and committed(settings) < len(messages):
-        peek.skip()
-        before = aborted(settings)
-        peek.wait()
-        fleet.kill("one")
+    transactions = OpenTransactions(settings, group=GROUP, read=MESSAGES, written=RESPONSES)
+    for _ in range(3):
+        assert transactions.kill_one(fleet, timeout_s=60) == "one", "no open transaction was met"
         fleet.start("one")
-        hits += aborted(settings) > before
-    peek.close()
-    eventually(lambda: committed(settings) == len(messages), timeout_s=120)
+    transactions.close()
+    eventually(lambda: not fleet.revive() and committed(settings) == len(messages), timeout_s=120)
     assert fleet.end("one") == 0
     assert account(settings, messages) == NOTHING_WRONG
-    assert hits > 0, "no kill hit an open transaction"
 
 
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
 def test_killed_at_random_with_many_keys_in_hand_everything_is_answered_once_and_in_order(
-    settings: Settings, fleets: list[Fleet]
+    settings: Settings, fleets: list[Fleet], protocol: str
 ) -> None:
-    """R1, R2, R14: two workers take over from each other while records finish out of order; poison is one letter."""
+    """R1, R2, R14: 60,000 records, two workers that are killed eight times; poison among them is one letter each."""
     seed = random.Random(11)
-    messages = messages_for(settings, 2000)
-    for number in range(20):
-        produce_raw(settings, MESSAGES, b"poison %d" % number)
-    messages += messages_for(settings, 2000, first=2000)
-    fleets.append(fleet := Fleet(settings, 20, 10, 16))
+    dynamic = evolve(settings, kafka_group_protocol=protocol, kafka_static_membership=False)
+    messages = messages_for(settings, 30_000)
+    produce_raws(settings, MESSAGES, [b"poison %d" % number for number in range(20)])
+    messages += messages_for(settings, 30_000, first=30_000)
+    fleets.append(fleet := Fleet(dynamic, 1, 10, 16))
     for name in ("one", "two"):
         fleet.start(name)
-    for _ in range(6):
-        time.sleep(seed.uniform(1.0, 3.0))
+    for _ in range(8):
+        time.sleep(seed.uniform(0.5, 2.5))
         victim = seed.choice(fleet.names)
         fleet.kill(victim)
         fleet.start(victim)
-    eventually(lambda: not fleet.revive() and committed(settings) == len(messages) + 20, timeout_s=120)
+    eventually(lambda: not fleet.revive() and committed(settings) == len(messages) + 20, timeout_s=200)
     assert [fleet.end(name) for name in fleet.names] == [0, 0]
     assert account(settings, messages) == NOTHING_WRONG
-    letters = [r.value for r in records(settings, open_contracts(settings), "dead-letters")]
+    letters = [letter.value for letter in dead_letters(settings, open_contracts(settings))]
     assert sorted(letters) == sorted(b"poison %d" % n for n in range(20))  # type: ignore[type-var]  # none is None
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_a_worker_that_hangs_ends_itself_and_another_takes_over(
+    settings: Settings, fleets: list[Fleet], protocol: str
+) -> None:
+    """R6: nothing of it runs any more, not even its watchdog's thread; the log says where it stood."""
+    impatient = evolve(settings, watchdog_s=3.0, kafka_group_protocol=protocol, kafka_static_membership=False)
+    messages = messages_for(settings, 200)
+    produce(settings, open_contracts(settings), MESSAGES, hanger := said(200, channel="20", content=f"{HANGER} one"))
+    messages += [hanger, *messages_for(settings, 200, first=201)]
+    fleets.append(one := Fleet(impatient, 5, 10, 8))
+    fleets.append(two := Fleet(impatient, 5, 10, 8))
+    one.start("one")
+    eventually(lambda: one.ended("one"))
+    assert "in hang" in one.log.read_text()
+    two.start("two")
+    eventually(lambda: not account(settings, messages).missing, timeout_s=60)
+    assert two.end("two") == 0
+    assert account(settings, messages) == NOTHING_WRONG
 
 
 def test_a_frozen_worker_that_wakes_up_adds_nothing_twice(settings: Settings, fleets: list[Fleet]) -> None:
@@ -86,13 +118,17 @@ def test_two_processes_of_one_name_do_not_both_work(settings: Settings, fleets: 
 
 
 def test_a_key_that_takes_long_holds_up_no_other_and_survives_a_kill(settings: Settings, fleets: list[Fleet]) -> None:
-    """What is finished above it is committed in the offset's metadata and not done again."""
+    """R7: it takes longer than the group waits for a poll, and loses nothing by that.
+
+    What is finished above it is committed in the offset's metadata and not done again.
+    """
     contracts = open_contracts(settings)
+    impatient = evolve(settings, watchdog_s=1.0)  # 16 s between two polls
     slow = said(0, channel="0", content=SLEEPER)
     produce(settings, contracts, MESSAGES, slow)
     others = [said(number, channel=str(number % CHANNELS)) for number in range(1, 1000) if number % CHANNELS]
     produce(settings, contracts, MESSAGES, *others)
-    fleets.append(fleet := Fleet(settings, 1, 10, 8))
+    fleets.append(fleet := Fleet(impatient, 1, 10, 8))
     fleet.start("one")
 
     def done() -> int:
@@ -103,6 +139,7 @@ def test_a_key_that_takes_long_holds_up_no_other_and_survives_a_kill(settings: S
     fleet.kill("one")
     fleet.start("one")
     eventually(lambda: done() == len(others) + 1, timeout_s=60)
+    assert "lost" not in fleet.log.read_text()
     eventually(lambda: committed(settings) == len(others) + 1)
     assert account(settings, [slow, *others]) == NOTHING_WRONG
 
@@ -110,7 +147,7 @@ def test_a_key_that_takes_long_holds_up_no_other_and_survives_a_kill(settings: S
 def test_workers_that_come_and_go_lose_nothing(settings: Settings, fleets: list[Fleet]) -> None:
     """R10, R11: each leaves within its grace with exit code 0 and nothing is done again."""
     seed = random.Random(5)
-    fleets.append(fleet := Fleet(settings, 10, 10, 8))
+    fleets.append(fleet := Fleet(evolve(settings, kafka_static_membership=False), 10, 10, 8))
     fleet.start("w0")
     messages: list[DiscordMessage] = []
     for round_number in range(8):
@@ -122,4 +159,8 @@ def test_workers_that_come_and_go_lose_nothing(settings: Settings, fleets: list[
         time.sleep(1)
     eventually(lambda: committed(settings) == len(messages), timeout_s=120)
     assert {fleet.end(name) for name in fleet.names} == {0}
+    # A revocation waits for the transaction that is due, never for a handler.
+    revocations = [int(ms) for ms in re.findall(r"revoked .*elapsed_ms=(\d+)", fleet.log.read_text())]
+    assert revocations
+    assert max(revocations) <= 5000
     assert account(settings, messages) == NOTHING_WRONG

@@ -7,6 +7,7 @@ the message's id, so that a reader of bot-responses can account for every messag
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import sys
@@ -22,13 +23,22 @@ from rtfm.errors import RtfmError
 from rtfm.events import BotResponse
 from rtfm.streams.pipeline import Output, Pipeline, Record
 from rtfm.telemetry import Health, configure_logging
+from rtfm.watchdog import Watchdog
 from tests.streams import GROUP, MESSAGES, RESPONSES, answered, asked
 
 SLEEPER = "sleep"
 """The content of a message whose handling takes 20 s."""
 
+HANGER = "hang"
+"""The content, with an instance's name, of a message at which that instance stands still and nothing of it runs."""
+
 KILLER = "die"
 """The content of a message whose handling ends the process."""
+
+
+def hang() -> None:
+    """Hold the interpreter for ever."""
+    re.match(r"(a+)+$", "a" * 64 + "b")
 
 
 def main(handler_ms: float, padding_bytes: int, concurrency: int) -> int:
@@ -39,6 +49,8 @@ def main(handler_ms: float, padding_bytes: int, concurrency: int) -> int:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
 
     def handle(records: Sequence[Record]) -> list[Output]:
+        if any(r.event.content == f"{HANGER} {configured.instance_id}" for r in records):
+            hang()
         if any(r.event.content == KILLER for r in records):
             os._exit(9)
         time.sleep(20 if any(r.event.content == SLEEPER for r in records) else handler_ms / 1000)
@@ -48,18 +60,20 @@ def main(handler_ms: float, padding_bytes: int, concurrency: int) -> int:
         answer = f"{record.event.message_id}|{secrets.token_hex(padding_bytes // 2)}"
         return evolve(answered(asked(0), answer), query_id=record.event.channel_id)
 
+    health = Health()
     pipeline = Pipeline(
         configured,
         open_contracts(configured),
         group=GROUP,
         topic=MESSAGES,
         handler=handle,
-        health=Health(),
+        health=health,
         concurrency=concurrency,
         stop=stop,
     )
     try:
-        pipeline.run()
+        with Watchdog(health, configured.watchdog_s):
+            pipeline.run()
     except RtfmError as exc:
         print(f"{type(exc).__name__}: {exc}", file=sys.stderr, flush=True)  # noqa: T201 - the test reads it
         return 1

@@ -17,11 +17,12 @@ import httpx
 import pytest
 from attrs import evolve, frozen
 
+from rtfm.contracts import Contracts, open_contracts
 from rtfm.settings import Settings
 from tests.conftest import environment_of
 from tests.fakes import gemini as fake
 from tests.fakes.gemini import FakeGemini
-from tests.streams import eventually
+from tests.streams import RESPONSES, eventually, records
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -101,6 +102,16 @@ def imported(settings: Settings, cli: Cli, folder: Path) -> None:
     file = folder / "help.json"
     file.write_text(json.dumps(document), encoding="utf-8")
     assert json.loads(cli(settings, "import", "--json", str(file)).stdout)["ingested"] is True
+
+
+@contextmanager
+def open_contracts_of(settings: Settings) -> Iterator[Contracts]:
+    """The contracts, and their registry closed at the end."""
+    contracts = open_contracts(settings)
+    try:
+        yield contracts
+    finally:
+        contracts.registry.close()
 
 
 @pytest.fixture
@@ -219,6 +230,28 @@ def test_work_that_outlasts_the_time_for_stopping_is_done_at_the_next_start(
             (line,) = eventually(lambda: running.logged("answered"))
             assert line["outcome"] == "ANSWERED"
             assert running.stop() == 0
+
+
+def test_a_second_signal_drops_what_is_in_hand_and_nothing_of_it_is_seen(
+    settings: Settings, cli: Cli, tmp_path: Path
+) -> None:
+    """R12: exit code 1 at once; the question is answered by whoever comes next, and once."""
+    with FakeGemini() as gemini:
+        gemini.faults = [fake.slow(60)]
+        environment = {"GEMINI_API_KEY": fake.KEY, "GEMINI_API_ENDPOINT": gemini.address, "GEMINI_TIMEOUT_S": "60"}
+        with processor(settings, **environment) as running:
+            imported(settings, cli, tmp_path)
+            assert cli(settings, "ask", "--timeout", "3", QUESTION, check=False).returncode == 3
+            running.process.send_signal(signal.SIGTERM)
+            eventually(lambda: running.logged("stopping"))
+            running.process.send_signal(signal.SIGTERM)
+            assert running.process.wait(10) == 1
+        with open_contracts_of(settings) as contracts:
+            assert records(settings, contracts, RESPONSES) == []
+            with processor(settings, **environment) as running:
+                eventually(lambda: running.logged("answered"))
+                assert running.stop() == 0
+            assert len(records(settings, contracts, RESPONSES)) == 1
 
 
 def test_a_question_asked_before_the_processor_starts_is_answered_when_it_does(

@@ -1,0 +1,209 @@
+"""What a slow key and a killed process cost: latencies beside a key that sleeps, the time until answers flow again."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from benchmarks.pipeline_setup import (
+    LETTERS,
+    QUERIES,
+    RESPONSES,
+    SLEEP,
+    a_query,
+    environment,
+    installation,
+    percentile,
+    worker,
+)
+from benchmarks.report import Figure, figure
+from rtfm.contracts import open_contracts
+from rtfm.processor.service import ANSWER_GROUP
+from rtfm.settings import Settings
+
+SLEEPER_S = 36.0
+PER_S = 50.0
+KILLS = 5
+FLOW_LIMIT_S = 3.0
+
+
+def beside_a_sleeper(base: Settings) -> list[Figure]:
+    """Milliseconds of records of one partition, of which one key sleeps for 30 s, against a run without it.
+
+    Both runs are at the same time and meet the same moments. All is in one partition, sixteen at a time, 20 ms each.
+    """
+    with installation(base) as with_it, installation(base) as without:
+        with worker("slow", with_it), worker("slow", without):
+            runs = {"ours": _Flow(with_it), "peer": _Flow(without)}
+            for flow in runs.values():
+                flow.send()
+                flow.wait()
+            chance, started_s, slept = random.Random(1), time.monotonic(), False
+            while (now_s := time.monotonic() - started_s) < SLEEPER_S:
+                time.sleep(chance.expovariate(PER_S))
+                for flow in runs.values():
+                    flow.send()
+                if now_s > 2 and not slept:
+                    runs["ours"].send(SLEEP)
+                    slept = True
+            for flow in runs.values():
+                flow.wait()
+    samples = {name: flow.times_ms for name, flow in runs.items()}
+    return [
+        figure(
+            f"beside a key that sleeps 30 s, p{percent}",
+            percentile(samples["ours"], percent),
+            percentile(samples["peer"], percent),
+            1 / 1.2 if percent == 99 else None,
+            samples,
+            higher_is_better=False,
+            unit="ms",
+        )
+        for percent in (50, 99)
+    ]
+
+
+class _Flow:
+    """Sends records to one partition and notes when each comes out, but for the one that sleeps."""
+
+    def __init__(self, own: Settings) -> None:
+        self._topic = f"{own.kafka_topic_prefix}{LETTERS}"
+        self._target = f"{own.kafka_topic_prefix}{RESPONSES}"
+        servers = {"bootstrap.servers": own.kafka_bootstrap_servers}
+        self._producer: Any = Producer({**servers, "linger.ms": 0})
+        self._consumer: Any = Consumer(
+            {**servers, "group.id": "flow", "isolation.level": "read_committed", "enable.auto.commit": False}
+        )
+        self._consumer.assign([TopicPartition(self._target, number, 0) for number in range(3)])
+        self._sent = 0
+        self._seen = 0
+        self.times_ms: list[float] = []
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def send(self, what: bytes = b"") -> None:
+        """One record of one of forty keys."""
+        self._sent += 1
+        key = b"sleeper" if what else b"k%d" % (self._sent % 40)
+        self._producer.produce(self._topic, b"%s|%d" % (what, time.perf_counter_ns()), key, 0)
+        self._producer.poll(0)
+
+    def wait(self) -> None:
+        """Return when all have come out."""
+        deadline_s = time.monotonic() + 60
+        while self._seen < self._sent:
+            assert time.monotonic() < deadline_s, "records are missing"
+            time.sleep(0.05)
+
+    def _read(self) -> None:
+        while True:
+            message = self._consumer.poll(1.0)
+            if message is None or message.error():
+                continue
+            what, _, at_ns = message.value().partition(b"|")
+            self._seen += 1
+            if not what:
+                self.times_ms.append((time.perf_counter_ns() - int(at_ns)) / 1e6)
+
+
+def after_a_kill(base: Settings) -> list[Figure]:
+    """Seconds from ``kill -9`` inside an open transaction, with a start in place at once, to the next response.
+
+    That of a real processor; its start alone is measured beside it, from the command to its first assignment.
+    """
+    from tests.chaos.fleet import Fleet
+    from tests.chaos.transactions import OpenTransactions
+
+    with installation(base) as own:
+        static = evolve(own, kafka_static_membership=True)
+        program = str(Path(sys.executable).with_name("rtfm-cli"))
+        command = [program, "run", "processor", "--only", "answer"]
+        fleet = Fleet(static, command=command, environment=environment(static) | {"LOG_LEVEL": "INFO"})
+        asking = _Questions(static)
+        transactions = OpenTransactions(static, group=ANSWER_GROUP, read=QUERIES, written=RESPONSES)
+        flow_s: list[float] = []
+        start_s: list[float] = []
+        try:
+            fleet.start("in-place")
+            asking.next_response()
+            for _ in range(KILLS):
+                time.sleep(2)
+                assert transactions.kill_one(fleet, timeout_s=60), "no open transaction was met"
+                killed_s, assigned = time.monotonic(), fleet.log.read_text().count('"assigned"')
+                asking.answered.clear()
+                fleet.start("in-place")
+                _wait(lambda before=assigned: fleet.log.read_text().count('"assigned"') > before)
+                start_s.append(time.monotonic() - killed_s)
+                asking.next_response()
+                flow_s.append(time.monotonic() - killed_s)
+        finally:
+            asking.stop()
+            transactions.close()
+            fleet.close()
+    return [
+        figure(
+            "killed in a transaction, to the next answer", flow_s, [FLOW_LIMIT_S], 1.0, higher_is_better=False, unit="s"
+        ),
+        figure("of that the process's start", start_s, None, None, unit="s"),
+    ]
+
+
+class _Questions:
+    """Asks ten questions a second and notes when responses come."""
+
+    def __init__(self, own: Settings) -> None:
+        self._own = own
+        self._contracts = open_contracts(own)
+        self._done = threading.Event()
+        self.answered = threading.Event()
+        for loop in (self._ask, self._read):
+            threading.Thread(target=loop, daemon=True).start()
+
+    def next_response(self) -> None:
+        """Wait for the next response."""
+        self.answered.clear()
+        assert self.answered.wait(60), "no response within 60 s"
+
+    def stop(self) -> None:
+        """Ask no more."""
+        self._done.set()
+
+    def _ask(self) -> None:
+        producer: Any = Producer({"bootstrap.servers": self._own.kafka_bootstrap_servers, "linger.ms": 0})
+        number = 0
+        while not self._done.wait(0.1):
+            query = a_query(number := number + 1)
+            value = self._contracts.encode(QUERIES, query)
+            producer.produce(f"{self._own.kafka_topic_prefix}{QUERIES}", value, query.query_id.encode())
+            producer.poll(0)
+
+    def _read(self) -> None:
+        consumer: Any = Consumer(
+            {
+                "bootstrap.servers": self._own.kafka_bootstrap_servers,
+                "group.id": "responses",
+                "isolation.level": "read_committed",
+                "enable.auto.commit": False,
+            }
+        )
+        target = f"{self._own.kafka_topic_prefix}{RESPONSES}"
+        consumer.assign([TopicPartition(target, number, 0) for number in range(3)])
+        while not self._done.is_set():
+            message = consumer.poll(0.1)
+            if message is not None and message.error() is None:
+                self.answered.set()
+        consumer.close()
+
+
+def _wait(check: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 60
+    while not check():
+        assert time.monotonic() < deadline_s, "the process did not come back"
+        time.sleep(0.02)

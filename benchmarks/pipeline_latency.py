@@ -1,0 +1,173 @@
+"""What the pipeline costs a single record, and what the whole way of a question costs."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from benchmarks.pipeline_setup import (
+    LETTERS,
+    QUERIES,
+    RESPONSES,
+    a_query,
+    environment,
+    installation,
+    said,
+    worker,
+)
+from benchmarks.report import Figure, figure
+from rtfm.contracts import Contracts, open_contracts
+from rtfm.settings import Settings
+
+LIGHT_S = 40.0
+LIGHT_PER_S = 10.0
+QUESTIONS_S = 20.0
+CORPUS = 2_000
+
+
+def light_load(base: Settings) -> list[Figure]:
+    """Milliseconds that the pipeline adds to a bare round trip, at ten records a second.
+
+    Each question goes through one of the two, in turn, so both meet the same moments. The ratio is of what is allowed
+    to what is added.
+    """
+    with installation(base) as bare, installation(base) as ours, worker("bare", bare), worker("ours", ours):
+        times = {"bare": _RoundTrips(bare, "read_uncommitted"), "ours": _RoundTrips(ours, "read_committed")}
+        for trips in times.values():
+            trips.one()
+        chance, until_s = random.Random(1), time.monotonic() + LIGHT_S
+        samples: dict[str, list[float]] = {name: [] for name in times}
+        for name in itertools.cycle(times):
+            if time.monotonic() > until_s:
+                break
+            time.sleep(chance.expovariate(2 * LIGHT_PER_S))
+            samples[name].append(times[name].one())
+        for trips in times.values():
+            trips.close()
+    figures = []
+    for percentile, allowed_ms in ((50, 10.0), (99, 40.0)):
+        mine, other = (percentile(samples[name], percentile) for name in ("ours", "bare"))
+        figures += [
+            figure(f"round trip p{percentile}", mine, other, None, samples, higher_is_better=False, unit="ms"),
+            figure(
+                f"added by the pipeline p{percentile}",
+                max(mine - other, 0.01),
+                allowed_ms,
+                1.0,
+                {},
+                higher_is_better=False,
+                unit="ms",
+            ),
+        ]
+    return figures
+
+
+class _RoundTrips:
+    """Produces a record and waits for it at the other end."""
+
+    def __init__(self, own: Settings, isolation: str) -> None:
+        self._topic = f"{own.kafka_topic_prefix}{LETTERS}"
+        servers = {"bootstrap.servers": own.kafka_bootstrap_servers}
+        self._producer: Any = Producer({**servers, "linger.ms": 0})
+        self._consumer: Any = Consumer(
+            {**servers, "group.id": "reader", "isolation.level": isolation, "enable.auto.commit": False}
+        )
+        target = f"{own.kafka_topic_prefix}{RESPONSES}"
+        self._consumer.assign([TopicPartition(target, number, 0) for number in range(3)])
+        self._number = 0
+
+    def one(self) -> float:
+        """Milliseconds of one round trip."""
+        self._number += 1
+        value = str(self._number).encode() + b"|" + b"x" * 200
+        started_s = time.perf_counter()
+        self._producer.produce(self._topic, value, value[:3])
+        self._producer.poll(0)
+        while (message := self._consumer.poll(30)) is not None:
+            if message.error() is None and message.value() == value:
+                return (time.perf_counter() - started_s) * 1000
+        raise AssertionError("no answer within 30 s")
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._consumer.close()
+
+
+def questions(base: Settings) -> list[Figure]:
+    """Milliseconds from a question to its response, with a model that answers at once and an index that is warm.
+
+    Answering is what the response itself says: retrieval, the model's call, the archive. The rest is Kafka, the
+    pipeline, and keeping the answer. Reported; nothing is promised.
+    """
+    from rtfm.knowledge import open_knowledge
+    from rtfm.processor.ingest import Ingest
+    from tests.fakes import gemini as fake
+
+    samples: dict[str, list[float]] = {"question to response": [], "of that answering": [], "of that the rest": []}
+    with installation(base) as own, fake.FakeGemini() as model:
+        knowledge = open_knowledge(own)
+        knowledge.archive.migrate()
+        ingest = Ingest(knowledge=knowledge)
+        for first in range(0, CORPUS, 500):
+            ingest.take([said(number) for number in range(first, first + 500)])
+        knowledge.close()
+        variables = environment(own) | {"GEMINI_API_KEY": fake.KEY, "GEMINI_API_ENDPOINT": model.address}
+        program = Path(sys.executable).with_name("rtfm-cli")
+        with subprocess.Popen([program, "run", "processor", "--only", "answer"], env=variables) as processor:
+            asking = _Asking(own, open_contracts(own))
+            try:
+                for number in range(-20, int(QUESTIONS_S * LIGHT_PER_S)):
+                    time.sleep(random.Random(number).expovariate(2 * LIGHT_PER_S))
+                    total_ms, answering_ms = asking.one(number + 20)
+                    if number >= 0:
+                        for name, value in zip(samples, (total_ms, answering_ms, total_ms - answering_ms), strict=True):
+                            samples[name].append(value)
+            finally:
+                processor.terminate()
+                asking.close()
+    return [
+        figure(f"{name} p{percentile}", percentile(values, percentile), None, None, unit="ms")
+        for percentile in (50, 99)
+        for name, values in samples.items()
+    ]
+
+
+class _Asking:
+    """Asks a question through Kafka and waits for its response."""
+
+    def __init__(self, own: Settings, contracts: Contracts) -> None:
+        self._own = own
+        self._contracts = contracts
+        servers = {"bootstrap.servers": own.kafka_bootstrap_servers}
+        self._producer: Any = Producer({**servers, "linger.ms": 0})
+        self._consumer: Any = Consumer(
+            {**servers, "group.id": "asking", "isolation.level": "read_committed", "enable.auto.commit": False}
+        )
+        target = f"{own.kafka_topic_prefix}{RESPONSES}"
+        self._consumer.assign([TopicPartition(target, number, 0) for number in range(3)])
+
+    def one(self, number: int) -> tuple[float, float]:
+        """Milliseconds of the whole way and of answering."""
+        query = evolve(a_query(number), guild_id="100", question=f"how do I mend disk number {number % 50}?")
+        started_s = time.perf_counter()
+        self._producer.produce(
+            f"{self._own.kafka_topic_prefix}{QUERIES}", self._contracts.encode(QUERIES, query), query.query_id.encode()
+        )
+        self._producer.poll(0)
+        while (message := self._consumer.poll(60)) is not None:
+            if message.error() is None and message.key() == query.query_id.encode():
+                elapsed_ms = (time.perf_counter() - started_s) * 1000
+                return elapsed_ms, float(self._contracts.decode(RESPONSES, message.value()).elapsed_ms)
+        raise AssertionError("no response within 60 s")
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._consumer.close()

@@ -1,0 +1,172 @@
+"""What the benchmarks of the pipeline share: topics of their own, data, a pipeline that runs, processes."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import statistics
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve
+from confluent_kafka import Producer
+
+from rtfm.contracts import Contracts, open_registry, registration
+from rtfm.contracts import catalogue as catalogues
+from rtfm.events import Audience, BotQuery, BotResponse, ChannelKind, DiscordMessage, MessageChange, Outcome
+from rtfm.events import TimestampMillis as At
+from rtfm.settings import Settings
+from rtfm.streams.pipeline import Handler, Pipeline
+from rtfm.streams.topics import TopicAdmin
+from rtfm.telemetry import Health
+
+MESSAGES, QUERIES, RESPONSES, LETTERS = "discord-messages", "bot-queries", "bot-responses", "dead-letters"
+KEYS = 200
+SLEEP = b"sleep"
+"""The beginning of a value whose handling takes 30 s."""
+
+
+@contextmanager
+def installation(base: Settings) -> Iterator[Settings]:
+    """Topics and a database of its own."""
+    own = evolve(base, kafka_topic_prefix=f"b{secrets.token_hex(3)}.", instance_id=secrets.token_hex(3))
+    catalogue = catalogues.load()
+    topics = TopicAdmin(own, catalogue)
+    topics.apply(topics.plan())
+    registry = open_registry(own)
+    registration.apply(catalogue, registry, registration.plan(catalogue, registry))
+    registry.close()
+    try:
+        yield own
+    finally:
+        topics.delete()
+
+
+@contextmanager
+def running(own: Settings, contracts: Contracts, topic: str, handler: Handler, *, concurrency: int) -> Iterator[None]:
+    stop = threading.Event()
+    pipeline = Pipeline(
+        own,
+        contracts,
+        group=f"bench-{secrets.token_hex(4)}",
+        topic=topic,
+        handler=handler,
+        health=Health(),
+        concurrency=concurrency,
+        stop=stop,
+    )
+    thread = threading.Thread(target=pipeline.run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(30)
+
+
+@contextmanager
+def worker(kind: str, own: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "benchmarks.pipeline", "worker", kind]
+    with subprocess.Popen(command, env=environment(own), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def environment(own: Settings) -> dict[str, str]:
+    given = {
+        "RTFM_HOME": own.home,
+        "RTFM_INSTANCE_ID": own.instance_id,
+        "KAFKA_BOOTSTRAP_SERVERS": own.kafka_bootstrap_servers,
+        "KAFKA_TOPIC_PREFIX": own.kafka_topic_prefix,
+        "SCHEMA_REGISTRY_URL": own.schema_registry_url,
+        "CHROMA_URL": own.chroma_url,
+        "DATABASE_URL": own.database_url,
+        "RTFM_EMBEDDING_MODEL_DIR": own.embedding_model_dir or "",
+        "METRICS_PORT": "0",
+        "LOG_LEVEL": "WARNING",
+    }
+    return dict(os.environ) | {name: str(value) for name, value in given.items()}
+
+
+def fill(own: Settings, topic: str, value: bytes, count: int, *, keys: int = KEYS) -> None:
+    producer: Any = Producer(
+        {
+            "bootstrap.servers": own.kafka_bootstrap_servers,
+            "enable.idempotence": True,
+            "linger.ms": 20,
+            "queue.buffering.max.messages": 500_000,
+        }
+    )
+    full = f"{own.kafka_topic_prefix}{topic}"
+    for number in range(count):
+        while True:
+            try:
+                producer.produce(full, value, b"k%d" % (number % keys))
+                break
+            except BufferError:
+                producer.poll(0.1)
+        if number % 1000 == 0:
+            producer.poll(0)
+    assert producer.flush(120) == 0
+
+
+def a_message() -> DiscordMessage:
+    return DiscordMessage(
+        message_id="1041",
+        guild_id="100",
+        channel_id="200",
+        channel_kind=ChannelKind.TEXT,
+        author_id="7",
+        author_name="ada",
+        content="mount the disk with `ntfs-3g /dev/sdb1 /mnt` " * 6,
+        created_at=At(1_700_000_000_000),
+        change=MessageChange.CREATED,
+    )
+
+
+def said(number: int) -> DiscordMessage:
+    text = f"to mend disk number {number % 50} turn it off and run `mend-disk --port {number}`"
+    return evolve(a_message(), message_id=str(5000 + number), content=text, created_at=At(1_700_000_000_000 + number))
+
+
+def a_query(number: int) -> BotQuery:
+    return BotQuery(
+        query_id=f"c{number}",
+        channel_id="200",
+        asker_id="7",
+        question="how do I mount a disk?",
+        asked_at=At(0),
+        expires_at=At(9_999_999_999_999),
+        audience=Audience.ASKER,
+        visible_channel_ids=["200"],
+    )
+
+
+def a_response() -> BotResponse:
+    return BotResponse(
+        query_id="c1",
+        channel_id="200",
+        asker_id="7",
+        audience=Audience.ASKER,
+        outcome=Outcome.EXTRACTED,
+        answer="mount the disk with `ntfs-3g /dev/sdb1 /mnt` " * 6,
+        asked_at=At(1_700_000_000_000),
+        answered_at=At(1_700_000_000_000),
+        elapsed_ms=12,
+    )
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+def model_beside_the_checkout() -> Path | None:
+    folder = Path.cwd().parent / "shared" / "models" / "all-MiniLM-L6-v2"
+    return folder if folder.is_dir() else None

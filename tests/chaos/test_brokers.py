@@ -1,0 +1,34 @@
+"""Exactly once on three brokers that are killed one after another."""
+
+from __future__ import annotations
+
+import time
+
+from rtfm.contracts import catalogue as catalogues
+from rtfm.settings import Settings
+from rtfm.streams.topics import TopicAdmin
+from tests.chaos.cluster import BROKERS, three_brokers
+from tests.chaos.fleet import NOTHING_WRONG, Fleet, account, messages_for
+from tests.streams import committed, eventually
+
+
+def test_brokers_that_are_killed_one_after_another_lose_nothing(settings: Settings, fleets: list[Fleet]) -> None:
+    """R3: whoever leads a partition, the group or the transactions dies, and the workers go on by themselves."""
+    with three_brokers(settings) as (cluster, ours):
+        topics = TopicAdmin(ours, catalogues.load())
+        topics.apply(topics.plan())
+        messages = messages_for(ours, 10_000)
+        fleets.append(fleet := Fleet(ours, 10, 10, 16))
+        for name in ("one", "two"):
+            fleet.start(name)
+        eventually(lambda: committed(ours) > 0)
+        for number in range(1, BROKERS + 1):
+            cluster.kill(number)
+            time.sleep(1)
+            cluster.start(number)
+            cluster.wait()
+        messages += messages_for(ours, 1_000, first=10_000)
+        eventually(lambda: committed(ours) == len(messages), timeout_s=120)
+        assert [fleet.end(name) for name in fleet.names] == [0, 0]
+        assert account(ours, messages) == NOTHING_WRONG
+        assert fleet.codes == [0, 0], "a worker did not outlast a broker"
