@@ -1,134 +1,346 @@
-"""`rtfm-cli dlq`: dead letters, and why they are there."""
+"""`rtfm-cli dlq`: dead letters, why they are there, and what becomes of them."""
 
 from __future__ import annotations
 
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings
+from cli.dlq_show import show
+from cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings, registry_option
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from rtfm.streams.dead_letter_store import DeadLetterStore, Decision, Found, LetterFilter
 
-    from rtfm.settings import Settings
-    from rtfm.streams.consumer import Record
-
-_BYTES_SHOWN = 256
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_AGES_H = (1, 6, 24, 72)
 
 
 @click.group()
 def dlq() -> None:
-    """List and show dead letters: records that can never be processed, kept byte for byte.
+    """Look into dead letters: records that can never be processed, kept byte for byte. Replay or discard them.
 
-    The id of a dead letter is PARTITION:OFFSET in the topic dead-letters.
+    A dead letter's ID is PARTITION-OFFSET in the topic dead-letters and never changes.
     """
+
+
+dlq.add_command(show)
+
+
+class Moment(click.ParamType[int]):
+    """A time, given as itself or as how long ago it is; milliseconds since the epoch."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Fails for what is neither."""
+        if isinstance(value, int):
+            return value
+        if ago := re.fullmatch(r"(\d{1,6})([smhd])", value):
+            at = datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        else:
+            try:
+                at = datetime.fromisoformat(value)
+            except ValueError:
+                self.fail(f"{value!r} is neither like 2h, 30m or 7d ago nor like 2026-11-24T10:00 (UTC)", param, ctx)
+            at = at if at.tzinfo else at.replace(tzinfo=UTC)
+        return int(at.timestamp() * 1000)
+
+
+def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say which letters; they become a dictionary for ``_filter``."""
+    moment = Moment()
+    for option in (
+        click.option("--until", "until_ms", type=moment, help="Dead before this time, or this long ago."),
+        click.option("--since", "since_ms", type=moment, help="Dead since this time, or this long: 2h, 7d."),
+        click.option("--key", help="Those with this key."),
+        click.option("--stage", help="DECODE, HANDLE, PRODUCE or CRASH."),
+        click.option("--error-class", help="Those of this error, as `dlq stats` names it."),
+        click.option("--topic", help="Those that came from this topic."),
+    ):
+        command = option(command)
+    return command
 
 
 @examples(
     """
 rtfm-cli dlq list
-rtfm-cli dlq list --topic bot-queries --json
+rtfm-cli dlq list --topic bot-queries --since 2h --json
+rtfm-cli dlq list --error-class UnknownSchema --state all
 """
 )
 @dlq.command("list")
-@click.option("--topic", help="Only those that came from this topic.")
+@filter_options
+@click.option("--id", "ids", multiple=True, metavar="ID", help="This one; may be given again.")
+@click.option(
+    "--state",
+    type=click.Choice(["open", "replayed", "discarded", "all"]),
+    default="open",
+    show_default=True,
+    help="What became of them.",
+)
 @bootstrap_servers_option
 @json_option
-def list_(topic: str | None, kafka_bootstrap_servers: str | None, as_json: bool) -> None:
+def list_(ids: tuple[str, ...], state: str, kafka_bootstrap_servers: str | None, as_json: bool, **given: Any) -> None:
     """List dead letters, oldest first in each partition."""
-    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)
-    rows = [row for row in map(_row, _dead_letters(settings)) if topic in (None, row["topic"])]
+    from rtfm.streams.dead_letter_store import DeadLetterStore
+
+    with DeadLetterStore(load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)) as store:
+        rows = [row_of(found) for found in store.find(_filter(given, ids, state=state))]
     if as_json:
         echo_json({"dead_letters": rows})
         return
     if not rows:
-        click.echo("There are no dead letters.")
+        click.echo("There are no dead letters." if not (given_any(given) or ids) else "No dead letter is like that.")
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("id", "topic", "offset", "error", "message", box=None)
+    table = _table("id", "since", "topic", "from", "key", "error", "attempt", "message")
     for row in rows:
-        table.add_row(row["id"], row["topic"], f"{row['partition']}:{row['offset']}", row["error"], row["message"])
-    Console().print(table)
+        place = f"{row['partition']}-{row['offset']}"
+        since = _day(row["dead_since_ms"])
+        table.add_row(
+            row["id"], since, row["topic"], place, row["key"], row["error_class"], str(row["attempt"]), row["message"]
+        )
+    _print(table)
 
 
+@examples(
+    """
+rtfm-cli dlq stats
+rtfm-cli dlq stats --json
+"""
+)
 @dlq.command()
-@click.argument("id_", metavar="ID")
 @bootstrap_servers_option
 @json_option
-def show(id_: str, kafka_bootstrap_servers: str | None, as_json: bool) -> None:
-    """Show the dead letter ID with its headers, and its value decoded or as bytes."""
+def stats(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
+    """Count dead letters by topic, error, stage and age; those that are open, and what became of the others."""
+    from rtfm.streams.dead_letter_store import DeadLetterStore
+
+    now_ms = int(time.time() * 1000)
+    states: Counter[str] = Counter({"open": 0, "replayed": 0, "discarded": 0})
+    by: dict[str, Counter[str]] = {name: Counter() for name in ("topic", "error_class", "stage", "age")}
+    oldest_ms: int | None = None
+    with DeadLetterStore(load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)) as store:
+        for found in store.find(_filter({}, (), state="all")):
+            states[found.state.lower()] += 1
+            letter = found.letter
+            if found.state != "OPEN":
+                continue
+            by["topic"][letter.topic] += 1
+            by["error_class"][letter.error_class] += 1
+            by["stage"][letter.stage] += 1
+            by["age"][_age(now_ms - letter.timestamp_ms)] += 1
+            oldest_ms = min(letter.timestamp_ms, oldest_ms or letter.timestamp_ms)
+    if as_json:
+        counts = {f"by_{name}": dict(counter.most_common()) for name, counter in by.items()}
+        echo_json({**states, **counts, "oldest_ms": oldest_ms})
+        return
+    click.echo(", ".join(f"{count} {state}" for state, count in states.items()))
+    if oldest_ms is None:
+        return
+    click.echo(f"The oldest open one is of {_day(oldest_ms)}.")
+    table = _table("open, by", "", "count")
+    for name, counter in by.items():
+        for value, count in counter.most_common():
+            table.add_row(name.replace("_", " "), value or "(none)", str(count))
+    _print(table)
+
+
+@examples(
+    """
+rtfm-cli dlq replay 0-17 2-4               shows what would happen
+rtfm-cli dlq replay --all --yes
+rtfm-cli dlq replay --error-class UnknownSchema --since 2h --yes
+"""
+)
+@dlq.command()
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@filter_options
+@click.option("--all", "all_", is_flag=True, help="Every open one.")
+@click.option("--force", is_flag=True, help="Also what the rules below refuse.")
+@click.option("--yes", is_flag=True, help="Do it; without this it only says what it would do.")
+@bootstrap_servers_option
+@registry_option
+@json_option
+def replay(
+    ids: tuple[str, ...],
+    all_: bool,
+    force: bool,
+    yes: bool,
+    kafka_bootstrap_servers: str | None,
+    schema_registry_url: str | None,
+    as_json: bool,
+    **given: Any,
+) -> int:
+    """Produce dead letters again, to the topic and partition that they came from, once their cause is gone.
+
+    Refused are letters whose cause still holds, as far as can be told, that were replayed before, or that failed more
+    than three times. A replay and the mark that it happened commit together. Exit code 1: an ID was refused.
+    """
+    from rtfm.contracts import open_contracts
+    from rtfm.streams.dead_letter_store import DeadLetterStore, Decision
+    from rtfm.streams.replays import ReplayRules
+
+    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
+    wanted = _chosen(given, ids, all_)
+    rules = ReplayRules(contracts=open_contracts(settings), force=force)
+    with DeadLetterStore(settings) as store:
+        _require(store, ids)
+        if yes:
+            decisions: Iterable[Decision] = store.replay(wanted, rules)
+        else:
+            decisions = (Decision(found=found, refusal=rules(found)) for found in store.find(wanted))
+        return _report(decisions, "replay", ids, yes=yes, as_json=as_json)
+
+
+@examples(
+    """
+rtfm-cli dlq discard 0-17 --yes
+rtfm-cli dlq discard --error-class UndecodableRecord --until 1d --yes
+"""
+)
+@dlq.command()
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@filter_options
+@click.option("--all", "all_", is_flag=True, help="Every open one.")
+@click.option("--yes", is_flag=True, help="Do it; without this it only says what it would do.")
+@bootstrap_servers_option
+@json_option
+def discard(
+    ids: tuple[str, ...], all_: bool, yes: bool, kafka_bootstrap_servers: str | None, as_json: bool, **given: Any
+) -> int:
+    """Mark dead letters as not wanted any more. They are not listed, and stay until retention takes them."""
+    from rtfm.streams.dead_letter_store import OPEN, DeadLetterStore, Decision
+    from rtfm.streams.replays import said
+
+    def refusal(found: Found) -> str | None:
+        return None if found.state == OPEN else said(found)
+
+    wanted = _chosen(given, ids, all_)
+    with DeadLetterStore(load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)) as store:
+        _require(store, ids)
+        if yes:
+            decisions: Iterable[Decision] = store.discard(wanted, refusal)
+        else:
+            decisions = (Decision(found=found, refusal=refusal(found)) for found in store.find(wanted))
+        return _report(decisions, "discard", ids, yes=yes, as_json=as_json)
+
+
+def row_of(found: Found) -> dict[str, Any]:
+    """A letter as `list --json` has it. Times are milliseconds since the epoch."""
+    letter = found.letter
+    partition, offset = letter.origin
+    return {
+        "id": letter.id,
+        "state": found.state.lower(),
+        "topic": letter.topic,
+        "partition": partition,
+        "offset": offset,
+        "key": text_of(letter.key),
+        "stage": letter.stage,
+        "error_class": letter.error_class,
+        "message": letter.message,
+        "group": letter.group,
+        "schema_id": letter.schema_id,
+        "attempt": letter.attempt,
+        "first_failure_ms": letter.first_failure_ms,
+        "dead_since_ms": letter.timestamp_ms,
+        "marked_ms": found.marked_ms,
+        "size_bytes": len(letter.value or b""),
+    }
+
+
+def text_of(value: bytes | None) -> str | None:
+    """Bytes as text, what is none of UTF-8 escaped."""
+    return None if value is None else value.decode("utf-8", "backslashreplace")
+
+
+def given_any(given: dict[str, Any]) -> bool:
+    """Whether one of the filter options was given."""
+    return any(value is not None for value in given.values())
+
+
+def _filter(given: dict[str, Any], ids: Collection[str], *, state: str) -> LetterFilter:
+    from rtfm.streams.dead_letter_store import STATES, LetterFilter
+
+    states = STATES if state == "all" or ids else (state.upper(),)
+    key = given.pop("key", None)
+    return LetterFilter(
+        **given, key=None if key is None else key.encode(), ids=frozenset(ids) or None, states=frozenset(states)
+    )
+
+
+def _chosen(given: dict[str, Any], ids: Collection[str], all_: bool) -> LetterFilter:
+    if not (all_ or ids or given_any(given)):
+        raise click.UsageError("Say which: IDs, a filter such as --topic, or --all.")
+    if all_ and ids:
+        raise click.UsageError("Either IDs or --all.")
+    return _filter(given, ids, state="open")
+
+
+def _require(store: DeadLetterStore, ids: Collection[str]) -> None:
+    """Raise ConfigError for an id of no letter, before anything is done."""
     from rtfm.errors import ConfigError
 
-    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)
-    record = next((r for r in _dead_letters(settings) if f"{r.partition}:{r.offset}" == id_), None)
-    if record is None:
-        raise ConfigError(f"there is no dead letter {id_}", hint="`rtfm-cli dlq list` shows their ids")
-    shown = _row(record) | {
-        "key": _text(record.key),
-        "headers": [[name, _text(value)] for name, value in record.headers],
-        "event": _event(settings, record),
-        "value_hex": (record.value or b"").hex(),
-    }
-    if as_json:
-        echo_json(shown)
-        return
-    for name in ("id", "topic", "partition", "offset", "error", "message", "key"):
-        click.echo(f"{name}: {shown[name]}")
-    for name, value in shown["headers"]:
-        click.echo(f"header {name}: {value}")
-    if shown["event"] is not None:
-        click.echo(f"event: {shown['event']}")
-    value = record.value or b""
-    click.echo(f"value, {len(value)} bytes:")
-    for start in range(0, min(len(value), _BYTES_SHOWN), 16):
-        part = value[start : start + 16]
-        printable = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in part)
-        click.echo(f"  {start:04x}  {part.hex(' '):47}  {printable}")
+    missing = set(ids) - {found.letter.id for found in store.find(_filter({}, ids, state="all"))} if ids else ()
+    if missing:
+        raise ConfigError(
+            f"there is no dead letter {', '.join(sorted(missing))}", hint="`rtfm-cli dlq list` shows their ids"
+        )
 
 
-def _dead_letters(settings: Settings) -> Iterator[Record]:
-    from rtfm.contracts import open_contracts
-    from rtfm.streams.consumer import EventReader
-    from rtfm.streams.dead_letters import TOPIC
+def _report(decisions: Iterable[Decision], verb: str, ids: Collection[str], *, yes: bool, as_json: bool) -> int:
+    """Print what is or would be done; 1 when something that was named is refused."""
+    from rtfm.errors import Unavailable
 
-    with EventReader(settings, open_contracts(settings), TOPIC) as reader:
-        yield from reader.read_to_end()
-
-
-def _row(record: Record) -> dict[str, Any]:
-    def text(name: str) -> str:
-        return _text(record.header(name)) or ""
-
-    return {
-        "id": f"{record.partition}:{record.offset}",
-        "topic": text("__connect.errors.topic"),
-        "partition": text("__connect.errors.partition"),
-        "offset": text("__connect.errors.offset"),
-        "error": text("rtfm.error_class"),
-        "stage": text("__connect.errors.stage"),
-        "message": text("__connect.errors.exception.message"),
-        "group": text("rtfm.consumer_group"),
-        "first_failure_ms": text("rtfm.first_failure_ms"),
-    }
-
-
-def _event(settings: Settings, record: Record) -> Any:
-    import attrs
-
-    from rtfm.contracts import EVENT_OF_TOPIC, open_contracts
-    from rtfm.errors import RtfmError
-
-    topic = _text(record.header("__connect.errors.topic")) or ""
-    if topic not in EVENT_OF_TOPIC or record.value is None:
-        return None
+    done, items = {"replay": "replayed", "discard": "discarded"}[verb], []
+    broken: Unavailable | None = None
     try:
-        return attrs.asdict(open_contracts(settings).decode(topic, record.value))
-    except RtfmError:
-        return None
+        for decision in decisions:
+            letter, refused = decision.found.letter, decision.refusal is not None
+            action = "refused" if refused else done if yes else verb
+            items.append({"id": letter.id, "topic": letter.topic, "action": action, "reason": decision.refusal})
+            if yes and not as_json and len(items) % 1000 == 0:
+                click.echo(f"{len(items)} letters", err=True)
+    except Unavailable as exc:  # what was done before is done, and is said
+        broken = exc
+    refusals = sum(item["action"] == "refused" for item in items)
+    if as_json:
+        echo_json({"dry_run": not yes, done: (len(items) - refusals) * yes, "refused": refusals, "items": items})
+    elif items:
+        table = _table("id", "topic", "", "why not")
+        for item in items:
+            table.add_row(item["id"], item["topic"], item["action"], item["reason"] or "")
+        _print(table)
+    if not as_json:
+        last = f"{len(items) - refusals} {'' if yes else 'would be '}{done}, {refusals} refused."
+        click.echo(last if yes else f"{last} Nothing was done: add --yes.")
+    if broken is not None:
+        raise broken
+    return 1 if ids and refusals else 0
 
 
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("utf-8", "backslashreplace")
+def _age(age_ms: int) -> str:
+    hours = age_ms / 3_600_000
+    return next((f"under {limit} h" for limit in _AGES_H if hours < limit), f"{_AGES_H[-1]} h and more")
+
+
+def _day(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _table(*columns: str) -> Any:
+    from rich.table import Table
+
+    return Table(*columns, box=None)
+
+
+def _print(table: Any) -> None:
+    from rich.console import Console
+
+    Console().print(table)

@@ -9,6 +9,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from confluent_kafka import Producer
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # not all of them are in its __all__
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
 
 from rtfm.contracts import Contracts
 from rtfm.events import Audience, BotQuery, BotResponse, ChannelKind, DiscordMessage, MessageChange, Outcome
@@ -177,12 +184,28 @@ def produce_raw(
     assert not failed, failed
 
 
-def produce_raws(settings: Settings, topic: str, values: Sequence[bytes], *, key: bytes = b"200") -> None:
+def produce_raws(
+    settings: Settings,
+    topic: str,
+    values: Sequence[bytes],
+    *,
+    key: bytes = b"200",
+    headers: Sequence[tuple[str, bytes]] = (),
+) -> None:
     """Produce many of one key, in order."""
     producer: Any = Producer({"bootstrap.servers": settings.kafka_bootstrap_servers, "enable.idempotence": True})
     for value in values:
-        producer.produce(f"{settings.kafka_topic_prefix}{topic}", value, key)
+        producer.produce(f"{settings.kafka_topic_prefix}{topic}", value, key, headers=list(headers))
     assert producer.flush(20) == 0
+
+
+def limit_record_bytes(settings: Settings, topic: str, limit: int) -> None:
+    """Have ``topic`` take no larger batches of records."""
+    admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
+    entry = ConfigEntry("max.message.bytes", str(limit), incremental_operation=AlterConfigOpType.SET)
+    name = f"{settings.kafka_topic_prefix}{topic}"
+    resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=[entry])
+    admin.incremental_alter_configs([resource])[resource].result(20)
 
 
 def records(settings: Settings, contracts: Contracts, topic: str) -> list[Record]:

@@ -7,13 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 from attrs import evolve
-from confluent_kafka.admin import (  # type: ignore[attr-defined]  # not all of them are in its __all__
-    AdminClient,
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
-    ResourceType,
-)
+from confluent_kafka.admin import AdminClient
 
 from rtfm.contracts import Contracts, open_contracts
 from rtfm.errors import InvalidEvent
@@ -29,6 +23,7 @@ from tests.streams import (
     committed,
     dead_letters,
     eventually,
+    limit_record_bytes,
     produce,
     produce_raw,
     produce_raws,
@@ -149,20 +144,12 @@ def test_without_its_topic_a_letter_holds_back_the_offset_until_it_can_be_writte
 
 def test_a_letter_that_is_too_large_for_its_topic_is_not_dropped(settings: Settings, contracts: Contracts) -> None:
     """R16: the pipeline waits, not one offset further, until the topic takes it."""
-    name = f"{settings.kafka_topic_prefix}dead-letters"
-    admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
-
-    def allow(size: int) -> None:
-        entry = ConfigEntry("max.message.bytes", str(size), incremental_operation=AlterConfigOpType.SET)
-        resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=[entry])
-        admin.incremental_alter_configs([resource])[resource].result(20)
-
-    allow(5000)
+    limit_record_bytes(settings, "dead-letters", 5000)
     produce_raw(settings, MESSAGES, os.urandom(20_000), key=b"1")
     health = Health()
     with running(settings, contracts, Noting(), health=health):
         eventually(lambda: health.readiness() == {GROUP: "waiting for kafka"})
         assert committed(settings) == 0
-        allow(2_097_152)
+        limit_record_bytes(settings, "dead-letters", 2_097_152)
         eventually(lambda: committed(settings) == 1, timeout_s=60)
     assert len(dead_letters(settings, contracts)) == 1

@@ -358,10 +358,10 @@ def test_dead_letters_are_listed_and_shown(settings: Settings, contracts: Contra
     with pipeline(settings, contracts, handler):
         wait_for(lambda: handled == ["1"])
     (dead,) = read_all(settings, contracts, "dead-letters")
-    identity = f"{dead.partition}:{dead.offset}"
+    identity = f"{dead.partition}-{dead.offset}"
     assert identity in cli(settings, "dlq", "list").stdout
     assert b"no avro".hex() in cli(settings, "dlq", "show", identity, "--json").stdout
-    missing = cli(settings, "dlq", "show", "9:9", check=False)
+    missing = cli(settings, "dlq", "show", "9-9", check=False)
     assert missing.returncode == 2
 
 

@@ -1,0 +1,187 @@
+"""What the bytes of a record hold, as far as they can be read, and the byte from which they cannot: for people.
+
+Pure. Reads by a writer's schema, slowly and to the point of failure; what it finds wrong, the codec refuses, too.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from attrs import define, frozen
+
+from rtfm.contracts import varints
+from rtfm.contracts.catalogue import Schema
+from rtfm.contracts.codec import FRAME_BYTES, schema_id_of
+from rtfm.contracts.tree import Node, parse
+from rtfm.errors import UndecodableRecord
+
+_FAULTS = (IndexError, struct.error, UnicodeDecodeError, varints.Misfit, RecursionError)
+
+
+@frozen
+class Fault:
+    """The byte at ``position`` (0 is the first of the frame) is where ``path`` cannot be read, and why."""
+
+    position: int
+    path: str
+    reason: str
+
+
+@frozen
+class Inspection:
+    """The fields that were read, as JSON has them, in order, and what ended the reading, if anything did."""
+
+    fields: dict[str, Any]
+    fault: Fault | None
+
+
+@define
+class _ReadState:
+    data: bytes
+    position: int
+    path: str = ""
+    start: int = 0
+    """Where what is read now begins."""
+
+
+Put = Callable[[Any], object]
+
+
+def frame_fault(data: bytes) -> Fault | None:
+    """What is wrong with the five bytes before the value, if anything is."""
+    try:
+        schema_id_of(data)
+    except UndecodableRecord as exc:
+        return Fault(0 if len(data) >= FRAME_BYTES else len(data), "the frame", str(exc))
+    return None
+
+
+def inspect(data: bytes, schema: Schema) -> Inspection:
+    """The fields of the framed record ``data``, which was written with ``schema``."""
+    if (fault := frame_fault(data)) is not None:
+        return Inspection({}, fault)
+    state, found = _ReadState(data, FRAME_BYTES), dict[str, Any]()
+    node = parse(schema)
+    try:
+        _read(state, node, node.short_name or node.kind, partial(found.__setitem__, "value"))
+    except _FAULTS as exc:
+        fault = Fault(_position(state, exc), state.path, _reason(exc))
+    else:
+        fault = None
+        if (left := len(data) - state.position) > 0:
+            fault = Fault(state.position, "the end", f"{left} more bytes follow the record")
+    value = found.get("value", {})
+    return Inspection(value if isinstance(value, dict) else {"value": value}, fault)
+
+
+def _read(state: _ReadState, node: Node, path: str, put: Put) -> None:
+    """Read a ``node`` and ``put`` it where it belongs; what has parts is put before they are read."""
+    state.path, state.start = path, state.position
+    match node.kind:
+        case "record":
+            record: dict[str, Any] = {}
+            put(record)
+            for entry in node.fields:
+                _read(state, entry.node, f"{path}.{entry.name}", partial(record.__setitem__, entry.name))
+        case "array" | "map":
+            _read_blocks(state, node, path, put)
+        case "union":
+            index = _long(state)
+            if not 0 <= index < len(node.branches):
+                raise varints.Misfit(f"the union has {len(node.branches)} branches, none is number {index}")
+            _read(state, node.branches[index], path, put)
+        case _:
+            put(_read_plain(state, node))
+
+
+def _read_blocks(state: _ReadState, node: Node, path: str, put: Put) -> None:
+    assert node.items is not None  # noqa: S101 - arrays and maps have items
+    items: list[Any] = []
+    entries: dict[str, Any] = {}
+    put(items if node.kind == "array" else entries)
+    while True:
+        state.path, state.start = path, state.position
+        if state.data[state.position] == 0:
+            state.position += 1
+            return
+        count, _, state.position = varints.decode_count(state.data, state.position)
+        for _ in range(count):
+            where = f"{path}[{len(items) + len(entries)}]"
+            if node.kind == "array":
+                _read(state, node.items, where, items.append)
+            else:
+                _read(state, node.items, where, partial(entries.__setitem__, _content(state).decode()))
+
+
+def _read_plain(state: _ReadState, node: Node) -> Any:
+    match node.kind:
+        case "null":
+            return None
+        case "boolean":
+            byte = state.data[state.position]
+            if byte > 1:
+                raise varints.Misfit("neither true nor false")
+            state.position += 1
+            return bool(byte)
+        case "int" | "long":
+            return _long(state)
+        case "float" | "double":
+            code = "<f" if node.kind == "float" else "<d"
+            (number,) = struct.unpack_from(code, state.data, state.position)
+            state.position += struct.calcsize(code)
+            return number
+        case "string":
+            return _content(state).decode()
+        case "bytes":
+            return _content(state).hex()
+        case "fixed":
+            return _taken(state, node.size).hex()
+        case _:
+            index = _long(state)
+            if not 0 <= index < len(node.symbols):
+                raise varints.Misfit(f"the enum has {len(node.symbols)} symbols, none is number {index}")
+            return node.symbols[index]
+
+
+def _long(state: _ReadState) -> int:
+    number, state.position = varints.decode_long(state.data, state.position)
+    return number
+
+
+def _content(state: _ReadState) -> bytes:
+    length, state.position = varints.decode_length(state.data, state.position)
+    state.start = state.position
+    return _taken(state, length)
+
+
+def _taken(state: _ReadState, size: int) -> bytes:
+    taken = state.data[state.position : state.position + size]
+    if len(taken) < size:
+        raise IndexError
+    state.position += size
+    return taken
+
+
+def _position(state: _ReadState, exc: Exception) -> int:
+    match exc:
+        case IndexError() | struct.error():
+            return len(state.data)
+        case UnicodeDecodeError():
+            return state.start + exc.start
+        case _:
+            return state.start
+
+
+def _reason(exc: Exception) -> str:
+    match exc:
+        case IndexError() | struct.error():
+            return "the record is cut short"
+        case UnicodeDecodeError():
+            return "not UTF-8"
+        case RecursionError():
+            return "nested too deeply"
+        case _:
+            return str(exc)

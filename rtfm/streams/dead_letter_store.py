@@ -1,0 +1,296 @@
+"""The topic dead-letters as a place to look into: which letters there are, what became of each, and to replay them.
+
+Reads committed records only. What became of a letter stands in marks, which are records of the same topic. A replay and
+its mark commit together; and of all who replay or discard, only the last to begin can commit, so that what it has read
+is all that there is: no letter is replayed twice by two people. Knows nothing of what makes a letter worth replaying.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+from attrs import frozen
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
+
+from rtfm.settings import Settings
+from rtfm.streams.connection import REQUEST_TIMEOUT_S, client_config, topic_name, translated
+from rtfm.streams.dead_letters import DISCARDED, REPLAYED, TOPIC, Letter, Mark, read
+from rtfm.streams.transactions import NotCommitted, OutcomeUnknown, Produced, Transactions
+
+OPEN = "OPEN"
+STATES = (OPEN, REPLAYED, DISCARDED)
+
+WRITER = "rtfm-dlq"
+"""The transactional name of everybody who replays or discards."""
+
+READ_TIMEOUT_S = 10.0
+_BATCH_RECORDS = 200
+_BATCH_BYTES = 4_000_000
+
+
+@frozen(kw_only=True)
+class LetterFilter:
+    """Which letters are wanted; None is any. Times are of when the record became a dead letter, UTC."""
+
+    ids: frozenset[str] | None = None
+    topic: str | None = None
+    error_class: str | None = None
+    stage: str | None = None
+    key: bytes | None = None
+    since_ms: int | None = None
+    until_ms: int | None = None
+    states: frozenset[str] = frozenset((OPEN,))
+
+    def takes(self, letter: Letter, state: str) -> bool:
+        """Whether ``letter`` is one of them."""
+        return (
+            state in self.states
+            and (self.ids is None or letter.id in self.ids)
+            and self.topic in (None, letter.topic)
+            and self.error_class in (None, letter.error_class)
+            and self.stage in (None, letter.stage)
+            and self.key in (None, letter.key)
+            and (self.since_ms is None or letter.timestamp_ms >= self.since_ms)
+            and (self.until_ms is None or letter.timestamp_ms < self.until_ms)
+        )
+
+
+@frozen(kw_only=True)
+class Found:
+    """A letter, and what became of it: OPEN, REPLAYED or DISCARDED, and since when."""
+
+    letter: Letter
+    state: str = OPEN
+    marked_ms: int | None = None
+
+
+@frozen(kw_only=True)
+class Decision:
+    """What happens to a letter; ``refusal`` says why nothing does."""
+
+    found: Found
+    refusal: str | None = None
+
+
+@frozen
+class _Step:
+    found: Found
+    records: tuple[Produced, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(record.size for record in self.records)
+
+
+class DeadLetterStore:
+    """Dead letters of a cluster. Raises Unavailable without Kafka, ConfigError without the topic."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._consumer = self._new_consumer()
+
+    def _new_consumer(self) -> Any:
+        return Consumer(
+            {
+                **client_config(self._settings),
+                "group.id": "rtfm-dlq-reader",  # never joined, nothing is committed
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+                "enable.partition.eof": True,
+                "fetch.wait.max.ms": 20,
+            }
+        )
+
+    def find(self, wanted: LetterFilter) -> Iterator[Found]:
+        """The letters that ``wanted`` takes, oldest first in each partition.
+
+        The topic is read twice: the marks come after what they mark, and the letters are too large to be kept.
+        """
+        starts = self._starts(wanted)
+        marks = {item.letter_id: item for item in self._read(starts) if isinstance(item, Mark)}
+        for item in self._read(starts):
+            if isinstance(item, Mark):
+                continue
+            mark = marks.get(item.id)
+            state = OPEN if mark is None else mark.kind
+            if wanted.takes(item, state):
+                yield Found(letter=item, state=state, marked_ms=None if mark is None else mark.at_ms)
+
+    def partitions(self, topic: str) -> int:
+        """How many partitions ``topic`` has; 0 when there is no such topic."""
+        name = topic_name(self._settings, topic)
+        metadata = self._asked(lambda: self._consumer.list_topics(name, timeout=REQUEST_TIMEOUT_S))
+        found = metadata.topics[name]
+        return 0 if found.error is not None else len(found.partitions)
+
+    def replay(self, wanted: LetterFilter, refusal: Callable[[Found], str | None]) -> Iterator[Decision]:
+        """Produce what ``wanted`` takes to where it came from, but for what ``refusal`` gives a reason against.
+
+        Raises Fenced when somebody else begins to replay or discard meanwhile; what was yielded is done.
+        """
+        partitions: dict[str, int] = {}
+
+        def step(found: Found) -> _Step:
+            letter = found.letter
+            if letter.topic not in partitions:
+                partitions[letter.topic] = self.partitions(letter.topic)
+            number, _ = letter.origin
+            record = Produced(
+                letter.topic,
+                letter.key,
+                letter.value,
+                [*(letter.headers or []), *letter.replay().headers()],
+                # Where the rest of its key is, whatever partitioner its producer has.
+                partition=number if 0 <= number < partitions[letter.topic] else -1,
+            )
+            return _Step(found, (record, Mark.produced(letter, REPLAYED)))
+
+        yield from self._write(wanted, refusal, step)
+
+    def discard(self, wanted: LetterFilter, refusal: Callable[[Found], str | None]) -> Iterator[Decision]:
+        """Mark what ``wanted`` takes as not wanted any more; it stays until retention takes it. Raises Fenced."""
+        yield from self._write(wanted, refusal, lambda found: _Step(found, (Mark.produced(found.letter, DISCARDED),)))
+
+    def close(self) -> None:
+        """Leave."""
+        self._consumer.close()
+
+    def __enter__(self) -> DeadLetterStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Writing
+
+    def _write(
+        self, wanted: LetterFilter, refusal: Callable[[Found], str | None], step: Callable[[Found], _Step]
+    ) -> Iterator[Decision]:
+        transactions = Transactions(self._settings, WRITER)
+        transactions.open()  # before reading: from here on nobody who began earlier can commit
+        try:
+            batch: list[_Step] = []
+            for found in self.find(wanted):
+                if (reason := refusal(found)) is not None:
+                    yield Decision(found=found, refusal=reason)
+                    continue
+                batch.append(step(found))
+                if len(batch) >= _BATCH_RECORDS or sum(one.size for one in batch) > _BATCH_BYTES:
+                    yield from self._committed(transactions, batch)
+                    batch = []
+            if batch:
+                yield from self._committed(transactions, batch)
+        finally:
+            transactions.close()
+
+    def _committed(self, transactions: Transactions, batch: list[_Step]) -> Iterator[Decision]:
+        """Commit ``batch``; if Kafka takes it not as a whole, one by one."""
+        try:
+            transactions.commit([record for step in batch for record in step.records])
+        except (NotCommitted, OutcomeUnknown) as exc:
+            done = self._marked(batch) if self._ended(transactions) else set()
+            left = [step for step in batch if step.found.letter.id not in done]
+            yield from (Decision(found=step.found) for step in batch if step not in left)
+            if len(batch) > 1:
+                for step in left:
+                    yield from self._committed(transactions, [step])
+                return
+            yield from (Decision(found=step.found, refusal=f"Kafka does not take it: {exc}") for step in left)
+            return
+        yield from (Decision(found=step.found) for step in batch)
+
+    def _ended(self, transactions: Transactions) -> bool:
+        """End a transaction that may have been committed; whether there was one."""
+        if not transactions.in_doubt:
+            return False
+        transactions.open()
+        return True
+
+    def _marked(self, batch: Iterable[_Step]) -> set[str]:
+        """Which letters of ``batch`` have the mark that was sent."""
+        kinds = {step.found.letter.id: dict(step.records[-1].headers)["rtfm.mark"].decode() for step in batch}
+        found = self.find(LetterFilter(ids=frozenset(kinds), states=frozenset(STATES)))
+        before = {step.found.letter.id: step.found.marked_ms for step in batch}
+        return {
+            one.letter.id
+            for one in found
+            if one.state == kinds[one.letter.id] and one.marked_ms != before[one.letter.id]
+        }
+
+    # Reading
+
+    def _starts(self, wanted: LetterFilter) -> dict[int, int]:
+        """Partition → offset from which letters that are wanted can stand."""
+        count = self.partitions(TOPIC)
+        if not count:
+            raise translated(KafkaError(KafkaError._UNKNOWN_TOPIC), self._settings, "reading dead-letters")
+        if wanted.ids is not None:
+            starts: dict[int, int] = {}
+            for number, offset in filter(None, map(place_of, wanted.ids)):
+                if number < count:
+                    starts[number] = min(offset, starts.get(number, offset))
+            return starts
+        if wanted.since_ms is None:
+            return dict.fromkeys(range(count), OFFSET_BEGINNING)
+        name = topic_name(self._settings, TOPIC)
+        times = [TopicPartition(name, number, wanted.since_ms) for number in range(count)]
+        found = self._asked(lambda: self._consumer.offsets_for_times(times, timeout=REQUEST_TIMEOUT_S))
+        return {part.partition: part.offset for part in found if part.offset != OFFSET_END}
+
+    def _read(self, starts: dict[int, int]) -> Iterator[Letter | Mark]:
+        """Everything from ``starts`` to the present end."""
+        if not starts:
+            return
+        name = topic_name(self._settings, TOPIC)
+        ended: set[int] = set()
+        idle_until_s = time.monotonic() + READ_TIMEOUT_S
+        consumer = self._new_consumer()  # of its own, for one reading may begin while another is under way
+        try:
+            # An id may be of an offset that is not there any more; the log is read from where it begins now.
+            consumer.assign([TopicPartition(name, *start) for start in self._clamped(name, starts)])
+            while len(ended) < len(starts):
+                for message in consumer.consume(500, 0.05):
+                    idle_until_s = time.monotonic() + READ_TIMEOUT_S
+                    error = message.error()
+                    if error is None:
+                        yield read(message)
+                    elif error.code() == KafkaError._PARTITION_EOF:
+                        ended.add(message.partition())
+                    else:
+                        raise translated(error, self._settings, "reading dead-letters")
+                if time.monotonic() > idle_until_s:
+                    raise translated(KafkaError(KafkaError._TIMED_OUT), self._settings, "reading dead-letters")
+        finally:
+            consumer.close()
+
+    def _clamped(self, name: str, starts: dict[int, int]) -> Iterator[tuple[int, int]]:
+        for number, offset in starts.items():
+            if offset < 0:
+                yield number, offset
+                continue
+            ask = partial(self._consumer.get_watermark_offsets, TopicPartition(name, number), REQUEST_TIMEOUT_S)
+            low, high = self._asked(ask)
+            yield number, max(low, min(offset, high))
+
+    def _asked(self, ask: Callable[[], Any]) -> Any:
+        try:
+            return ask()
+        except KafkaException as exc:
+            raise translated(exc, self._settings, "reading dead-letters") from exc
+
+
+def place_of(letter_id: str) -> tuple[int, int] | None:
+    """(partition, offset) of a letter by its id; None for what is no id."""
+    number, dash, offset = letter_id.partition("-")
+    return (int(number), int(offset)) if dash and number.isdecimal() and offset.isdecimal() else None
+
+
+def selected(ids: Collection[str]) -> frozenset[str] | None:
+    """What a filter takes for these ids; none given, any letter."""
+    return frozenset(ids) or None

@@ -1,0 +1,55 @@
+"""Whether a dead letter may be replayed: not twice, not for ever, and not while its cause is known to hold.
+
+Owns the reasons against. Does not replay: the store does.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from attrs import frozen
+
+from rtfm.contracts import EVENT_OF_TOPIC, Contracts
+from rtfm.errors import PermanentError
+from rtfm.streams.dead_letter_store import OPEN, Found
+from rtfm.streams.dead_letters import REPLAYED
+
+MAX_REPLAYS = 3
+"""Replays of one record; after as many, with one failure more than that, only a person's word starts another."""
+
+
+@frozen(kw_only=True)
+class ReplayRules:
+    """The reason against replaying a letter, or None. ``force`` leaves only what cannot be done at all."""
+
+    contracts: Contracts
+    force: bool = False
+
+    def __call__(self, found: Found) -> str | None:
+        """Raises Unavailable when the registry must be asked and does not answer."""
+        letter = found.letter
+        if letter.headers is None:
+            return "another program wrote it, so its original headers are not known"
+        if letter.topic not in EVENT_OF_TOPIC:
+            return f"there is no topic {letter.topic!r} to replay it to"
+        if self.force:
+            return None
+        if found.state != OPEN:
+            return f"{said(found)}; --force replays it again"
+        if letter.attempt > MAX_REPLAYS:
+            return f"it failed {letter.attempt} times; --force tries once more"
+        if letter.stage == "CRASH":
+            return "it ended the processor again and again; --force once that is mended"
+        try:
+            if letter.value is None:
+                return "it has no value, and no version of the contract allows that"
+            self.contracts.decode(letter.topic, letter.value)
+        except PermanentError as exc:
+            return f"its cause still holds: {exc}"
+        return None
+
+
+def said(found: Found) -> str:
+    """What became of a letter, and when."""
+    at = datetime.fromtimestamp((found.marked_ms or 0) / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return f"{'replayed' if found.state == REPLAYED else 'discarded'} at {at}"

@@ -1,0 +1,330 @@
+"""`rtfm-cli dlq` on real dead letters: found, understood, replayed once, or put away."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from confluent_kafka import Producer
+
+from rtfm.contracts import Contracts, open_contracts
+from rtfm.errors import InvalidEvent
+from rtfm.processor.ingest import Ingest
+from rtfm.settings import Settings
+from rtfm.streams.dead_letter_store import DeadLetterStore, Found, LetterFilter
+from rtfm.streams.dead_letters import MAX_STACK_BYTES
+from rtfm.streams.pipeline import Output, Record
+from rtfm.streams.replays import ReplayRules
+from rtfm.streams.transactions import Fenced
+from tests.conftest import environment_of
+from tests.knowledge import knowledge_of, message
+from tests.streams import (
+    MESSAGES,
+    QUERIES,
+    Noting,
+    committed,
+    dead_letters,
+    eventually,
+    limit_record_bytes,
+    produce,
+    produce_raw,
+    produce_raws,
+    produced,
+    records,
+    running,
+    said,
+)
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+ANY = LetterFilter()
+
+
+@pytest.fixture
+def contracts(settings: Settings) -> Iterator[Contracts]:
+    opened = open_contracts(settings)
+    yield opened
+    opened.registry.close()
+
+
+def refuse(batch: Sequence[Record]) -> list[Output]:
+    """A handler to which everything is invalid."""
+    raise InvalidEvent("nothing is welcome")
+
+
+def bury(settings: Settings, contracts: Contracts, count: int, handler: Any = refuse) -> None:
+    """Run a pipeline until ``count`` records of discord-messages are done with."""
+    with running(settings, contracts, handler):
+        eventually(lambda: committed(settings) == count)
+
+
+def open_letters(settings: Settings, wanted: LetterFilter = ANY) -> list[Found]:
+    with DeadLetterStore(settings) as store:
+        return list(store.find(wanted))
+
+
+def replay(settings: Settings, contracts: Contracts, wanted: LetterFilter = ANY, **rules: Any) -> list[str | None]:
+    """The refusals, None for what was replayed."""
+    with DeadLetterStore(settings) as store:
+        decisions = list(store.replay(wanted, ReplayRules(contracts=contracts, **rules)))
+    return [decision.refusal for decision in decisions]
+
+
+def test_letters_are_listed_by_what_they_are_counted_and_put_away(
+    settings: Settings, contracts: Contracts, cli: Cli
+) -> None:
+    """Each filter takes some and leaves others; what was discarded is listed only when asked for."""
+    produce(settings, contracts, MESSAGES, said(1, channel="200"))
+    produce_raw(settings, MESSAGES, b"\x00\x7f\xff\xff\xffx", key=b"201")
+    produce_raw(settings, MESSAGES, None, key=b"202")
+    bury(settings, contracts, 3)
+
+    def ids(**wanted: Any) -> list[str]:
+        return [found.letter.id for found in open_letters(settings, LetterFilter(**wanted))]
+
+    listed = json.loads(cli(settings, "dlq", "list", "--json").stdout)["dead_letters"]
+    rows = {row["key"]: row for row in listed}
+    assert [rows[key]["error_class"] for key in ("200", "201", "202")] == [
+        "InvalidEvent",
+        "UnknownSchema",
+        "UndecodableRecord",
+    ]
+    assert rows["201"]["schema_id"] == "2147483647"
+    now_ms = int(time.time() * 1000)
+    assert ids(error_class="InvalidEvent", since_ms=now_ms - 3_600_000) == [rows["200"]["id"]]
+    assert ids(key=b"201", stage="DECODE", topic=MESSAGES) == [rows["201"]["id"]]
+    assert ids(ids=frozenset([rows["202"]["id"]])) == [rows["202"]["id"]]
+    assert ids(until_ms=now_ms - 3_600_000) == ids(since_ms=now_ms + 3_600_000) == ids(topic=QUERIES) == []
+    assert "would be discarded" in cli(settings, "dlq", "discard", rows["202"]["id"]).stdout
+    assert "1 discarded" in cli(settings, "dlq", "discard", rows["202"]["id"], "--yes").stdout
+    assert sorted(ids()) == sorted([rows["200"]["id"], rows["201"]["id"]])
+    table = cli(settings, "dlq", "list", "--state", "discarded", "--since", "1h", "--key", "202").stdout
+    assert rows["202"]["id"] in table
+    assert rows["200"]["id"] not in table
+    stats = json.loads(cli(settings, "dlq", "stats", "--json").stdout)
+    assert (stats["open"], stats["discarded"], stats["by_topic"]) == (2, 1, {MESSAGES: 2})
+    assert stats["by_error_class"] == {"InvalidEvent": 1, "UnknownSchema": 1}
+    assert stats["by_age"] == {"under 1 h": 2}
+
+
+def test_show_decodes_as_far_as_it_goes_and_points_at_the_byte_that_does_not(
+    settings: Settings, contracts: Contracts, cli: Cli
+) -> None:
+    """A text with a byte that is no UTF-8; what stands before it is shown."""
+    good = contracts.encode(MESSAGES, said(1, content="hello there"))
+    at = good.index(b"hello") + 3
+    produce_raw(settings, MESSAGES, good[:at] + b"\xff" + good[at + 1 :], key=b"200", headers=[("odd", b"\xfe")])
+    bury(settings, contracts, 1)
+    (found,) = open_letters(settings)
+    shown = json.loads(cli(settings, "dlq", "show", found.letter.id, "--json").stdout)
+    assert shown["fault"] == {"position": at, "path": "DiscordMessage.content", "reason": "not UTF-8"}
+    assert shown["fields"]["message_id"] == "1"
+    assert "content" not in shown["fields"]
+    assert shown["headers"] == [["odd", "\\xfe"]]
+    assert shown["now"].startswith("still cannot be decoded: DiscordMessage.content: not UTF-8")
+    assert len(shown["facts"]["__connect.errors.exception.stacktrace"].encode()) <= MAX_STACK_BYTES
+    lines = cli(settings, "dlq", "show", found.letter.id).stdout.splitlines()
+    pointer = next(number for number, line in enumerate(lines) if line.strip() == "^^")
+    column = lines[pointer].index("^^")
+    assert lines[pointer - 1][column : column + 2] == "ff"
+
+
+def test_a_replay_is_the_original_where_it_was_and_happens_once(
+    settings: Settings, contracts: Contracts, cli: Cli
+) -> None:
+    """A dry run does nothing; done, the mended handler gets it; done again, there is nothing to do."""
+    headers = [("traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"), ("odd", b"\xff"), ("none", None)]
+    value = contracts.encode(MESSAGES, said(1))
+    produce_raw(settings, MESSAGES, value, key=b"any", headers=headers)  # type: ignore[arg-type]  # None is a value
+    bury(settings, contracts, 1)
+    assert "would be replayed" in cli(settings, "dlq", "replay", "--all").stdout
+    assert len(records(settings, contracts, MESSAGES)) == 1
+    done = json.loads(cli(settings, "dlq", "replay", "--all", "--yes", "--json").stdout)
+    assert (done["dry_run"], done["replayed"], done["refused"]) == (False, 1, 0)
+    first, again = records(settings, contracts, MESSAGES)
+    assert (again.key, again.value, again.partition) == (first.key, value, first.partition)
+    assert again.headers[: len(headers)] == headers
+    assert json.loads(cli(settings, "dlq", "replay", "--all", "--yes", "--json").stdout)["items"] == []
+    named = cli(settings, "dlq", "replay", done["items"][0]["id"], "--yes", check=False)
+    assert named.returncode == 1
+    assert "replayed at" in named.stdout
+    mended = Noting()
+    with running(settings, contracts, mended):
+        eventually(lambda: mended.ids == ["1"])
+    assert open_letters(settings) == []
+
+
+def test_a_record_that_fails_again_and_again_is_not_replayed_for_ever(settings: Settings, contracts: Contracts) -> None:
+    """Its headers do not pile up, its first failure stays, and after three replays only a person starts another."""
+    produce_raw(settings, MESSAGES, contracts.encode(MESSAGES, said(1)), headers=[("odd", b"\xff")])
+    with running(settings, contracts, refuse):
+        eventually(lambda: len(open_letters(settings)) == 1)
+        (first,) = (found.letter for found in open_letters(settings))
+        for attempt in range(2, 5):
+            assert replay(settings, contracts) == [None]
+            eventually(lambda: len(open_letters(settings)) == 1)
+            (found,) = open_letters(settings)
+            assert (found.letter.attempt, found.letter.headers) == (attempt, [("odd", b"\xff")])
+            assert found.letter.first_failure_ms == first.first_failure_ms
+        (refusal,) = replay(settings, contracts)
+        assert "failed 4 times" in (refusal or "")
+        assert replay(settings, contracts, force=True) == [None]
+
+
+def test_what_still_cannot_succeed_is_refused_and_the_rest_replayed(settings: Settings, contracts: Contracts) -> None:
+    """Bytes that no contract reads today, a record of another program, and one that killed the processor."""
+    produce(settings, contracts, MESSAGES, said(1))
+    produce_raw(settings, MESSAGES, b"never")
+    produce_raw(settings, MESSAGES, None)
+    bury(settings, contracts, 3)
+    letter = next(found.letter for found in open_letters(settings) if found.letter.value == b"never")
+    produce_raw(settings, "dead-letters", b"x", headers=[("__connect.errors.topic", MESSAGES.encode())])
+    crashed = [(n, b"CRASH" if n == "__connect.errors.stage" else v) for n, v in whole(settings, contracts, letter.id)]
+    produce_raw(settings, "dead-letters", b"x", headers=crashed)
+    refusals = replay(settings, contracts)
+    assert refusals.count(None) == 1
+    text = " ".join(filter(None, refusals))
+    for reason in ("its cause still holds", "no value", "another program", "ended the processor"):
+        assert reason in text
+    assert len(records(settings, contracts, MESSAGES)) == 4
+
+
+def whole(settings: Settings, contracts: Contracts, letter_id: str) -> list[tuple[str, bytes]]:
+    """All headers of a letter as it stands in dead-letters."""
+    found = dead_letters(settings, contracts)
+    return next(record.headers for record in found if f"{record.partition}-{record.offset}" == letter_id)
+
+
+def test_one_that_kafka_does_not_take_holds_up_no_other(settings: Settings, contracts: Contracts) -> None:
+    """Its topic takes no record as large any more; the others of its transaction go in another."""
+    produce(settings, contracts, MESSAGES, *(said(n, channel=str(n)) for n in range(2, 6)))
+    produce(settings, contracts, MESSAGES, said(1, content=secrets.token_hex(20_000)))
+    bury(settings, contracts, 5)
+    limit_record_bytes(settings, MESSAGES, 5000)
+    refusals = replay(settings, contracts)
+    assert refusals.count(None) == 4
+    assert "Kafka does not take it" in next(reason for reason in refusals if reason)
+    assert [found.letter.key for found in open_letters(settings)] == [b"200"]
+
+
+def test_killed_at_any_moment_and_begun_again_each_letter_is_replayed_once(
+    settings: Settings, contracts: Contracts
+) -> None:
+    """A replay and its mark are one."""
+    count = 3000
+    values = [contracts.encode(MESSAGES, said(n)) for n in range(count)]
+    produce_raws(settings, "dead-letters", values, headers=template(settings, contracts))
+    program = Path(sys.executable).with_name("rtfm-cli")
+    for wait_s in (0.0, 0.15, 0.05):
+        before = produced(settings, contracts, MESSAGES)
+        run = subprocess.Popen(
+            [program, "dlq", "replay", "--all", "--yes", "--json"],
+            env=environment_of(settings),
+            stdout=subprocess.DEVNULL,
+        )
+        while run.poll() is None and produced(settings, contracts, MESSAGES) == before:
+            time.sleep(0.01)
+        time.sleep(wait_s)
+        run.kill()
+        run.wait(20)
+    assert set(replay(settings, contracts)) <= {None}
+    replayed = [record.event.message_id for record in records(settings, contracts, MESSAGES) if record.event]
+    assert sorted(replayed[1:], key=int) == [str(n) for n in range(count)]
+    assert open_letters(settings) == []
+
+
+def template(settings: Settings, contracts: Contracts) -> list[tuple[str, bytes]]:
+    """The headers of a real letter, which is put away."""
+    produce(settings, contracts, MESSAGES, said(999_999))
+    bury(settings, contracts, 1)
+    (found,) = open_letters(settings)
+    headers = whole(settings, contracts, found.letter.id)
+    count = len(found.letter.headers or [])
+    with DeadLetterStore(settings) as store:
+        assert len(list(store.discard(ANY, lambda _: None))) == 1
+    return [(name, value) for name, value in headers[:count]] + headers[count:]
+
+
+def test_who_begins_to_replay_later_ends_the_replay_of_who_began_earlier(
+    settings: Settings, contracts: Contracts
+) -> None:
+    """Both have read that a letter is open; one of them replays it."""
+    produce(settings, contracts, MESSAGES, said(1))
+    bury(settings, contracts, 1)
+    rules = ReplayRules(contracts=contracts)
+    with DeadLetterStore(settings) as slow, DeadLetterStore(settings) as quick:
+
+        def meanwhile(found: Found) -> str | None:
+            assert [decision.refusal for decision in quick.replay(ANY, rules)] == [None]
+            return rules(found)
+
+        with pytest.raises(Fenced):
+            list(slow.replay(ANY, meanwhile))
+    assert len(records(settings, contracts, MESSAGES)) == 2
+
+
+def test_letters_of_a_transaction_that_is_not_committed_are_not_seen(settings: Settings, contracts: Contracts) -> None:
+    """They may never have been."""
+    producer: Any = Producer(
+        {"bootstrap.servers": settings.kafka_bootstrap_servers, "transactional.id": f"{settings.instance_id}-open"}
+    )
+    producer.init_transactions(10)
+    producer.begin_transaction()
+    producer.produce(f"{settings.kafka_topic_prefix}dead-letters", b"x", b"k")
+    producer.flush(10)
+    assert open_letters(settings) == []
+    producer.commit_transaction(10)
+    assert len(open_letters(settings)) == 1
+
+
+def test_what_somebody_erased_does_not_come_back_by_a_replay(settings: Settings, contracts: Contracts) -> None:
+    """The letter still holds it; ingest, which asks the erasures, takes the other and not that one."""
+    kept, erased = message(1, "keep the tulips dry"), message(2, "my secret hobby", author_id="77")
+    produce(settings, contracts, MESSAGES, kept, erased)
+    bury(settings, contracts, 2)
+    with psycopg.connect(settings.database_url) as connection:
+        connection.execute(
+            "INSERT INTO erasures (scope, id, before) VALUES ('user', '77', %s)", [erased.created_at + 1_000_000]
+        )
+    assert replay(settings, contracts) == [None, None]
+    knowledge = knowledge_of(settings, None)
+    ingest = Ingest(knowledge=knowledge)
+
+    def handler(batch: Sequence[Record]) -> list[Output]:
+        ingest(batch)
+        return []
+
+    with running(settings, contracts, handler):
+        eventually(lambda: knowledge.archive.counts()["messages"] == 1)
+        eventually(lambda: committed(settings) >= 4)
+    with psycopg.connect(settings.database_url) as connection:
+        rows = connection.execute("SELECT author_id, content FROM messages").fetchall()
+    assert rows == [("1", "keep the tulips dry")]
+    knowledge.vectors.forget_guild("100")
+    knowledge.close()
+
+
+def test_what_does_not_exist_or_was_not_said_is_exit_code_2(
+    settings: Settings, bare_settings: Settings, cli: Cli
+) -> None:
+    """No id, no such id, no such time, no topic: a line that says so, before anything is done."""
+    for arguments, line in (
+        (("replay",), "Say which"),
+        (("replay", "--all", "0-1", "--yes"), "Either IDs or --all"),
+        (("replay", "9-9", "--yes"), "no dead letter 9-9"),
+        (("discard", "0-0", "nonsense", "--yes"), "no dead letter 0-0, nonsense"),
+        (("show", "0-7"), "no dead letter 0-7"),
+        (("list", "--since", "yesterday"), "neither like 2h"),
+    ):
+        done = cli(settings, "dlq", *arguments, check=False)
+        assert (done.returncode, line in done.stderr) == (2, True), done.stderr
+    missing = cli(bare_settings, "dlq", "list", check=False)
+    assert missing.returncode == 2
+    assert "topics init" in missing.stderr
