@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "search": ("cli.search", "search", "Show what retrieval finds, with scores."),
     "ask": ("cli.ask", "ask", "Ask a question through Kafka."),
     "eval": ("cli.eval", "eval_", "Measure retrieval on questions whose answers are known."),
-    "dlq": ("cli.dlq", "dlq", "List and show dead letters."),
+    "dlq": ("cli.dlq", "dlq", "Look into dead letters, replay or discard them."),
     "selftest": ("cli.selftest", "selftest", "Try every part of a running system."),
     "status": ("cli.status", "status", "Show topics, groups, lag and stores."),
     "doctor": ("cli.doctor", "doctor", "Check configuration and surroundings, with a mend for each finding."),

@@ -166,12 +166,10 @@ def _queries(settings: Settings) -> str:
 
 
 def _dead_letters(settings: Settings) -> str:
-    from rtfm.contracts import open_contracts
-    from rtfm.streams.consumer import EventReader
-    from rtfm.streams.dead_letters import TOPIC
+    from rtfm.streams.dead_letter_store import DeadLetterStore, LetterFilter
 
-    with EventReader(settings, open_contracts(settings), TOPIC) as reader:
-        count = sum(1 for _ in reader.read_to_end())
+    with DeadLetterStore(settings) as store:
+        count = sum(1 for _ in store.find(LetterFilter()))
     return f"{count} dead letters" + ("; see `rtfm-cli dlq list`" if count else "")
 
 

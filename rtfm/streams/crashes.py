@@ -1,6 +1,7 @@
 """Records in hand: which ones a process had when it died, and which of them killed it.
 
-A record that ends the process before any except clause runs would end it again at every start. So the pool writes down
+A record that ends the process, before any except clause runs or by a defect in its handler, would end it again at every
+start. So the pool writes down
 what it has in hand, in one small file per group and instance in RTFM_HOME, mapped into memory: a store costs no system
 call, and the page cache outlives the process (not the machine, which is no death of a record's making). After a death
 that nobody asked for, what stands there is suspected and tried alone, with nothing else in hand in the whole process.
@@ -42,7 +43,7 @@ _SLOT = struct.Struct("<iqqB")
 _KIND = _SLOT.size - 1
 _FORM = b"RTF1"
 _ENDED, _RUNS = 0, 1
-_NOTHING, _HELD, _ALONE = 0, 1, 2
+_NOTHING, _HELD, _ALONE, _BLAMED = 0, 1, 2, 4
 
 _MAX_SPAN = 100_000
 """Offsets of one batch that are suspected; a batch has 500 records, but gaps lie between them."""
@@ -54,6 +55,16 @@ _log = get_logger(__name__)
 
 class KilledProcess(PermanentError):
     """The record ended the process again and again, with nothing else in hand."""
+
+
+@define
+class _SlotState:
+    """One thread's place in the file, and what it has there."""
+
+    start: int
+    held: tuple[int, int, int] = (0, 0, 0)
+    alone: bool = False
+    blamed: bool = False
 
 
 @define
@@ -138,67 +149,80 @@ class InHand:
         A suspect waits until it is alone. False when the service stops meanwhile.
         """
         slot = self._slot()
-        self._slots.held = (partition, first, last)
+        slot.held = (partition, first, last)
         if self.suspects and self.suspects.get((partition, first), FATAL_DEATHS) < FATAL_DEATHS:
             return self._take_alone(slot, partition, first)
         while True:
-            _SLOT.pack_into(self._memory, slot, partition, first, last, _HELD)
+            _SLOT.pack_into(self._memory, slot.start, partition, first, last, _HELD)
             # Seen after the slot is written: whoever wants to be alone sees the slot, or is seen here.
             if _PROCESS.everybody.is_set():
                 return True
-            self._memory[slot + _KIND] = _NOTHING
+            self._memory[slot.start + _KIND] = _NOTHING
             if self._stop.is_set():
                 return False
             _PROCESS.everybody.wait(0.1)
 
+    def is_last_try(self, partition: int, offset: int) -> bool:
+        """Whether a failure of this record now is one too many."""
+        return self.suspects.get((partition, offset)) == FATAL_DEATHS - 1
+
+    def blame(self) -> None:
+        """What this thread has in hand ends the service by a defect: as good as a death, and nobody else's doing."""
+        slot = self._slot()
+        slot.blamed = True
+        self._memory[slot.start + _KIND] |= _BLAMED
+
     def release(self) -> None:
         """This thread has nothing in hand any more: whatever it had did not kill the process."""
-        partition, first, last = self._slots.held
-        self._put_down()
-        # A record that is a dead letter now stays on the list, for this may die before that is committed.
-        if self.suspects and first == last and self.deaths(partition, first) < FATAL_DEATHS:
-            self._absolve(lambda number, offset: (number, offset) == (partition, first))
+        slot = self._slot()
+        self._put_down(slot)
+        if self.suspects and not slot.blamed:
+            partition, first, last = slot.held
+            # A record that is a dead letter now stays on the list, for this may die before that is committed.
+            if first == last and self.deaths(partition, first) < FATAL_DEATHS:
+                self._absolve(lambda number, offset: (number, offset) == (partition, first))
 
     @contextmanager
     def laid_aside(self) -> Iterator[None]:
         """While a thread waits for what is down: what it has is not in hand, and others need not wait for it."""
-        self._put_down()
+        slot = self._slot()
+        self._put_down(slot)
         yield
-        self.take(*self._slots.held)
+        self.take(*slot.held)
 
-    def _slot(self) -> int:
-        """Where this thread's slot begins."""
+    def _slot(self) -> _SlotState:
+        """This thread's own."""
         try:
-            return int(self._slots.start)
+            return self._slots.state  # type: ignore[no-any-return]  # a thread's attributes have no types
         except AttributeError:
-            self._slots.start = _HEADER.size + _SLOT.size * self._free.pop()
-            self._slots.alone = False
-            return int(self._slots.start)
+            self._slots.state = _SlotState(_HEADER.size + _SLOT.size * self._free.pop())
+            return self._slots.state  # type: ignore[no-any-return]
 
-    def _take_alone(self, slot: int, partition: int, offset: int) -> bool:
+    def _take_alone(self, slot: _SlotState, partition: int, offset: int) -> bool:
         while not _PROCESS.alone.acquire(timeout=0.1):
             if self._stop.is_set():
                 return False
         _PROCESS.everybody.clear()
-        self._slots.alone = True
+        slot.alone = True
         while any(hand.is_busy() for hand in list(_PROCESS.hands)):
             if self._stop.wait(_POLL_S):
-                self._put_down()
+                self._put_down(slot)
                 return False
         _log.info("tried alone", partition=partition, offset=offset, deaths=self.deaths(partition, offset))
-        _SLOT.pack_into(self._memory, slot, partition, offset, offset, _ALONE)
+        _SLOT.pack_into(self._memory, slot.start, partition, offset, offset, _ALONE)
         return True
 
-    def _put_down(self) -> None:
-        self._memory[self._slot() + _KIND] = _NOTHING
-        if self._slots.alone:
-            self._slots.alone = False
+    def _put_down(self, slot: _SlotState) -> None:
+        if not slot.blamed:
+            self._memory[slot.start + _KIND] = _NOTHING
+        if slot.alone:
+            slot.alone = False
             _PROCESS.everybody.set()
             _PROCESS.alone.release()
 
     def is_busy(self) -> bool:
         """Whether a thread has something in hand."""
-        return any(self._memory[_HEADER.size + _KIND : self._size : _SLOT.size])
+        return any(kind and not kind & _BLAMED for kind in self._memory[_HEADER.size + _KIND : self._size : _SLOT.size])
 
     def _absolve(self, innocent: Callable[[int, int], bool]) -> None:
         kept = {key: deaths for key, deaths in self.suspects.items() if not innocent(*key)}
@@ -227,7 +251,7 @@ class InHand:
             return
         for partition, first, last, kind in held:
             for offset in range(first, min(last + 1, first + _MAX_SPAN)):
-                self.suspects[partition, offset] = self.deaths(partition, offset) + (kind == _ALONE)
+                self.suspects[partition, offset] = self.deaths(partition, offset) + bool(kind & _ALONE)
         content = {"counted": run, "suspects": [[*key, deaths] for key, deaths in self.suspects.items()]}
         new = self._suspects_path.with_name(self._suspects_path.name + ".new")
         new.write_text(json.dumps(content), encoding="utf-8")
@@ -241,7 +265,10 @@ def _last_run(path: Path) -> tuple[str, list[tuple[Any, ...]]]:
         form, state, run = _HEADER.unpack_from(data)
     except (OSError, struct.error):
         return "", []
-    if form != _FORM or state != _RUNS:
-        return run.hex(), []
-    slots = range(_HEADER.size, len(data) - _SLOT.size + 1, _SLOT.size)
-    return run.hex(), [slot for start in slots if (slot := _SLOT.unpack_from(data, start))[-1] != _NOTHING]
+    if form != _FORM:
+        return "", []
+    starts = range(_HEADER.size, len(data) - _SLOT.size + 1, _SLOT.size)
+    slots = [_SLOT.unpack_from(data, start) for start in starts]
+    # A run that ended in order blames only what broke it.
+    wanted = _HELD | _ALONE if state == _RUNS else _BLAMED
+    return run.hex(), [slot for slot in slots if slot[-1] & wanted]

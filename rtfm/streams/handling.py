@@ -49,7 +49,7 @@ Handler = Callable[[Sequence[Record]], Sequence[Output | Produced]]
 
 It may be called again with the same records. It raises TransientError for what is down (the batch is tried again) and
 PermanentError for what can never succeed (the batch's records are tried one by one, and the failing one is a dead
-letter). Anything else is a defect and ends the pipeline.
+letter). Anything else is a defect and ends the pipeline; a record on which it ends four times is a dead letter.
 """
 
 
@@ -168,6 +168,10 @@ class Handling:
         """A dead letter in place of outputs that no broker takes."""
         return self._buried(record_of(self._topic, message, self._contracts), error, "PRODUCE")
 
+    def given_up(self, message: Any, defect: Exception) -> Result:
+        """A dead letter of a record on which the handler broke again and again."""
+        return self._buried(record_of(self._topic, message, None), defect, "HANDLE")
+
     def _wait(self, wait_s: float, assignment: Assignment) -> None:
         until_s = time.monotonic() + wait_s
         with self._in_hand.laid_aside():
@@ -210,7 +214,7 @@ class Handling:
             raise InvalidEvent(f"an event for {output.topic} has {size} bytes, more than {MAX_OUTPUT_BYTES}")
         return Produced(output.topic, key, value, headers)
 
-    def _buried(self, record: Record, error: PermanentError, stage: str) -> Result:
+    def _buried(self, record: Record, error: Exception, stage: str) -> Result:
         letter = self._writer.letter(record, error, stage)
         _log.warning(
             "dead letter",

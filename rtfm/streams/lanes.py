@@ -11,6 +11,7 @@ import threading
 from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
+from rtfm.errors import RtfmError
 from rtfm.streams.crashes import InHand
 from rtfm.streams.handling import GaveUp, Handling, Result
 from rtfm.streams.position import PartitionState
@@ -125,7 +126,8 @@ class Lanes:
             count = min(count, self._batch_size)
             while waiting[count - 1][0] is not waiting[0][0]:  # a batch is of one assignment
                 count -= 1
-            count = self._in_hand.together(lane[0], [message.offset() for _, message in waiting[:count]])
+            if self._in_hand.suspects:
+                count = self._in_hand.together(lane[0], [message.offset() for _, message in waiting[:count]])
         self._work.put((lane, waiting[:count]))
         self._waiting[lane] = waiting[count:]
 
@@ -150,6 +152,13 @@ class Lanes:
             return self._handling.handle([message for _, message in unit], part)
         except GaveUp:
             return None
+        except RtfmError as exc:  # for the operator to mend, whichever record it was
+            return exc
+        except Exception as exc:
+            if len(unit) == 1 and self._in_hand.is_last_try(part.number, unit[0][1].offset()):
+                return self._handling.given_up(unit[0][1], exc)
+            self._in_hand.blame()
+            return exc
         except BaseException as exc:
             return exc
         finally:

@@ -153,3 +153,31 @@ def test_a_letter_that_is_too_large_for_its_topic_is_not_dropped(settings: Setti
         limit_record_bytes(settings, "dead-letters", 2_097_152)
         eventually(lambda: committed(settings) == 1, timeout_s=60)
     assert len(dead_letters(settings, contracts)) == 1
+
+
+def test_a_record_on_which_the_handler_breaks_at_every_start_is_one_letter(
+    settings: Settings, contracts: Contracts
+) -> None:
+    """A defect ends the service and skips nothing; the fourth time it is this record, alone, and the rest goes on."""
+    produce(settings, contracts, MESSAGES, *(said(n, channel="1") for n in range(6)))
+    noting = Noting()
+
+    def handler(batch: Sequence[Record]) -> list[Output]:
+        if any(record.event.message_id == "3" for record in batch):
+            raise ZeroDivisionError("a defect")
+        return noting(batch)
+
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError), running(settings, contracts, handler, batch_size=500) as one:
+            eventually(lambda: not one.is_alive())
+        assert dead_letters(settings, contracts) == []
+    with running(settings, contracts, handler, batch_size=500):
+        eventually(lambda: committed(settings) == 6)
+    (letter,) = dead_letters(settings, contracts)
+    assert (value(letter, "rtfm.error_class"), value(letter, "__connect.errors.stage")) == (
+        "ZeroDivisionError",
+        "HANDLE",
+    )
+    assert "a defect" in value(letter, "__connect.errors.exception.stacktrace")
+    assert contracts.decode(MESSAGES, letter.value or b"").message_id == "3"
+    assert set(noting.ids) == {"0", "1", "2", "4", "5"}

@@ -83,6 +83,28 @@ def test_an_end_in_order_blames_nobody(settings: Settings) -> None:
     assert suspects(settings) == {}
 
 
+def test_a_defect_counts_as_a_death_of_the_record_that_it_broke_on(settings: Settings) -> None:
+    """The process ends in order, and what was in hand beside it is not even suspected."""
+    for alone in range(FATAL_DEATHS):
+        hand = opened(settings)
+        beside = threading.Thread(target=hand.take, args=(1, 9, 9))
+        if not alone:
+            beside.start()
+            beside.join()
+        hand.take(0, 5, 5)
+        assert not hand.is_last_try(0, 5)
+        hand.blame()
+        hand.release()
+        hand.close()
+        assert suspects(settings) == {(0, 5): alone}
+    hand = opened(settings)
+    assert hand.is_last_try(0, 5)
+    hand.take(0, 5, 5)
+    hand.release()
+    assert hand.suspects == {}
+    hand.close()
+
+
 def test_what_was_finished_before_the_death_is_not_suspected(settings: Settings) -> None:
     """Only what was in hand at that moment."""
 
