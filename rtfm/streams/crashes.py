@@ -91,6 +91,7 @@ class InHand:
         self._stop = stop
         self._memory: mmap.mmap = mmap.mmap(-1, self._size)
         self._slots = threading.local()
+        self._broken = False
         self._free = list(range(threads))
         self.suspects: dict[tuple[int, int], int] = {}
         """(partition, offset) → deaths while alone, of records that are to be tried alone."""
@@ -146,8 +147,10 @@ class InHand:
     def take(self, partition: int, first: int, last: int) -> bool:
         """Write down that this thread has these records in hand; waits while another record is to be alone.
 
-        A suspect waits until it is alone. False when the service stops meanwhile.
+        A suspect waits until it is alone. False when the service stops meanwhile, or ends by a defect.
         """
+        if self._broken:
+            return False
         slot = self._slot()
         slot.held = (partition, first, last)
         if self.suspects and self.suspects.get((partition, first), FATAL_DEATHS) < FATAL_DEATHS:
@@ -169,7 +172,7 @@ class InHand:
     def blame(self) -> None:
         """What this thread has in hand ends the service by a defect: as good as a death, and nobody else's doing."""
         slot = self._slot()
-        slot.blamed = True
+        slot.blamed = self._broken = True
         self._memory[slot.start + _KIND] |= _BLAMED
 
     def release(self) -> None:

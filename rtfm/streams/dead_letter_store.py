@@ -28,6 +28,7 @@ WRITER = "rtfm-dlq"
 """The transactional name of everybody who replays or discards."""
 
 READ_TIMEOUT_S = 10.0
+_TRY_AGAIN_S = (0.0, 0.2, 1.0)
 _BATCH_RECORDS = 200
 _BATCH_BYTES = 4_000_000
 
@@ -190,20 +191,26 @@ class DeadLetterStore:
             transactions.close()
 
     def _committed(self, transactions: Transactions, batch: list[_Step]) -> Iterator[Decision]:
-        """Commit ``batch``; if Kafka takes it not as a whole, one by one."""
-        try:
-            transactions.commit([record for step in batch for record in step.records])
-        except (NotCommitted, OutcomeUnknown) as exc:
-            done = self._marked(batch) if self._ended(transactions) else set()
-            left = [step for step in batch if step.found.letter.id not in done]
-            yield from (Decision(found=step.found) for step in batch if step not in left)
-            if len(batch) > 1:
-                for step in left:
-                    yield from self._committed(transactions, [step])
-                return
-            yield from (Decision(found=step.found, refusal=f"Kafka does not take it: {exc}") for step in left)
-            return
-        yield from (Decision(found=step.found) for step in batch)
+        """Commit ``batch``; if Kafka takes it not as a whole, one by one, each of them a few times."""
+        left, why = batch, ""
+        for pause_s in (0.0,) if len(batch) > 1 else _TRY_AGAIN_S:
+            time.sleep(pause_s)
+            try:
+                transactions.commit([record for step in left for record in step.records])
+            except (NotCommitted, OutcomeUnknown) as exc:
+                why = str(exc)
+                done = self._marked(left) if self._ended(transactions) else set()
+                left = [step for step in left if step.found.letter.id not in done]
+            else:
+                left = []
+            if not left:
+                break
+        yield from (Decision(found=step.found) for step in batch if step not in left)
+        if len(batch) > 1:
+            for step in left:
+                yield from self._committed(transactions, [step])
+        else:
+            yield from (Decision(found=step.found, refusal=f"Kafka does not take it: {why}") for step in left)
 
     def _ended(self, transactions: Transactions) -> bool:
         """End a transaction that may have been committed; whether there was one."""
