@@ -1,16 +1,20 @@
 """Writes the pages that follow from the code, or says that they are stale.
 
-Owns docs/configuration.md and .env.example, both made from the settings. Run it as ``python docs/generate.py``; with
+Owns docs/configuration.md and .env.example, both made from the settings, and a page in docs/contracts/ for each
+contract. Run it as ``python docs/generate.py``; with
 ``--check`` it changes nothing and exits with 1 when a page is not what it would write.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
 from rtfm import settings
+from rtfm.contracts import catalogue, pages
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,15 +61,25 @@ def env_example() -> str:
     return "".join(parts)
 
 
-PAGES = {"docs/configuration.md": configuration, ".env.example": env_example}
+CONTRACTS = catalogue.load(ROOT / "schemas")
+
+PAGES: dict[str, Callable[[], str]] = {
+    "docs/configuration.md": configuration,
+    ".env.example": env_example,
+    **{f"docs/contracts/{topic.name}.md": partial(pages.page, CONTRACTS, topic) for topic in CONTRACTS.with_schema()},
+}
 
 
 def stale(root: Path = ROOT) -> list[str]:
-    """Paths below ``root`` of the pages that are missing or not what would be written."""
+    """Paths below ``root`` of the pages that are missing, not what would be written, or of contracts that are gone."""
     return [
         name
         for name, make in PAGES.items()
         if not (root / name).is_file() or (root / name).read_text(encoding="utf-8") != make()
+    ] + [
+        name
+        for path in sorted((root / "docs" / "contracts").glob("*.md"))
+        if (name := f"docs/contracts/{path.name}") not in PAGES
     ]
 
 
@@ -77,6 +91,11 @@ def main(arguments: list[str]) -> int:
             sys.stderr.write(f"{name} is stale; run `make docs`.\n")
         return 1 if wrong else 0
     for name in wrong:
+        if name not in PAGES:
+            (ROOT / name).unlink()
+            sys.stdout.write(f"{name} removed\n")
+            continue
+        (ROOT / name).parent.mkdir(exist_ok=True)
         (ROOT / name).write_text(PAGES[name](), encoding="utf-8")
         sys.stdout.write(f"{name} written\n")
     return 0

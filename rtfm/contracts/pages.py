@@ -10,11 +10,6 @@ from rtfm.contracts.compatibility import never_removable, walk
 from rtfm.contracts.tree import Field, Node, parse
 
 
-def pages(catalogue: Catalogue) -> dict[str, str]:
-    """File name → text of the page, for each topic with a schema."""
-    return {f"{topic.name}.md": page(catalogue, topic) for topic in catalogue.with_schema()}
-
-
 def page(catalogue: Catalogue, topic: Topic) -> str:
     """The page of one topic, as Markdown."""
     node = parse(topic.schema)
@@ -47,7 +42,7 @@ def page(catalogue: Catalogue, topic: Topic) -> str:
         parts.append("## Enums\n\n| enum | symbols | unknown to a reader | meaning |\n|---|---|---|---|")
         for enum in enums.values():
             symbols = ", ".join(f"`{symbol}`" for symbol in enum.symbols)
-            parts.append(f"| {enum.short_name} | {symbols} | `{enum.default}` | {enum.doc} |")
+            parts.append(f"| {enum.short_name} | {symbols} | `{enum.default}` | {_cell(enum.doc)} |")
         parts.append("")
     example = json.dumps(release.examples(topic.schema or {})[0]["value"], indent=2, ensure_ascii=False)
     parts.append(f"## Example\n\n```json\n{example}\n```")
@@ -56,7 +51,12 @@ def page(catalogue: Catalogue, topic: Topic) -> str:
 
 def _row(entry: Field, path: str, fixed: set[str]) -> str:
     default = f"`{json.dumps(entry.default)}`" if entry.has_default else ""
-    return f"| `{entry.name}`{' *' if path in fixed else ''} | {_type(entry.node)} | {default} | {entry.doc} |"
+    return f"| `{entry.name}`{' *' if path in fixed else ''} | {_type(entry.node)} | {default} | {_cell(entry.doc)} |"
+
+
+def _cell(text: str | None) -> str:
+    """``text`` as the cell of a table, in which Markdown would take angle brackets for HTML."""
+    return (text or "").replace("|", "\\|").replace("<", "\\<")
 
 
 def _type(node: Node) -> str:

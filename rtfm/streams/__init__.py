@@ -1,1 +1,43 @@
-"""Streams: topics, producers, the pipeline and dead letters, on Kafka."""
+"""Streams: topics, producers, the pipeline and dead letters, on Kafka.
+
+What other programs need is here, and stays: ``open_reader`` and ``open_producer``. docs/contracts.md shows both.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rtfm.settings import Settings
+    from rtfm.streams.consumer import EventReader
+    from rtfm.streams.producer import EventProducer
+
+__all__ = ["open_producer", "open_reader"]
+
+
+def open_reader(topic: str, *, group: str | None = None, settings: Settings | None = None) -> EventReader:
+    """The events of ``topic`` as typed records, from where ``group`` had come to, at first from the start.
+
+    Without a group everything is read from the start, and nothing is committed. ``settings`` None: those of the
+    environment, as every command has them. Raises ConfigError for a topic that does not exist, Unavailable when Kafka
+    does not answer; reading raises Unavailable too, and then the same record comes again.
+    """
+    from rtfm import settings as loading
+    from rtfm.contracts import open_contracts
+    from rtfm.streams.consumer import EventReader
+
+    known = settings or loading.load()
+    return EventReader(known, open_contracts(known), topic, group=group)
+
+
+def open_producer(settings: Settings | None = None) -> EventProducer:
+    """A producer of typed events, with delivery confirmed at ``flush`` or at the end of its ``with`` block.
+
+    The schemas must be registered (`rtfm-cli schemas register`); it never registers one. Raises ConfigError.
+    """
+    from rtfm import settings as loading
+    from rtfm.contracts import open_contracts
+    from rtfm.streams.producer import EventProducer
+
+    known = settings or loading.load()
+    return EventProducer(known, open_contracts(known))

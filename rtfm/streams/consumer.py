@@ -10,7 +10,7 @@ from attrs import frozen
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
 
 from rtfm.contracts import Contracts
-from rtfm.errors import ConfigError, PermanentError, UndecodableRecord
+from rtfm.errors import ConfigError, PermanentError, TransientError, UndecodableRecord
 from rtfm.settings import Settings
 from rtfm.streams.connection import REQUEST_TIMEOUT_S, client_config, group_name, topic_name, translated
 
@@ -61,6 +61,7 @@ class EventReader:
                 "group.id": group_name(settings, group or f"rtfm-reader-{settings.instance_id}"),
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
+                "session.timeout.ms": 6000,  # one that died holds up its group for as long
                 "isolation.level": "read_committed",
                 "enable.partition.eof": True,
                 "fetch.wait.max.ms": 50,
@@ -95,7 +96,10 @@ class EventReader:
         return int(end) if end >= 0 else int(OFFSET_END)
 
     def poll(self, timeout_s: float) -> Record | None:
-        """The next record, or None when none came within ``timeout_s``."""
+        """The next record, or None when none came within ``timeout_s``.
+
+        Raises Unavailable when Kafka, or a registry that is needed, does not answer; the record comes again then.
+        """
         message: Any = self._consumer.poll(timeout_s)
         if message is None:
             return None
@@ -104,7 +108,12 @@ class EventReader:
                 self._ends.add(message.partition())
                 return None
             raise translated(error, self._settings, f"reading {self._topic}")
-        return record_of(self._topic, message, self._contracts)
+        try:
+            return record_of(self._topic, message, self._contracts)
+        except TransientError:
+            # Whoever tries again gets this record, not the one behind it.
+            self._consumer.seek(TopicPartition(message.topic(), message.partition(), message.offset()))
+            raise
 
     def read_to_end(self) -> Iterator[Record]:
         """Every record up to the present end of the topic."""

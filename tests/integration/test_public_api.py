@@ -1,0 +1,97 @@
+"""What docs/contracts.md shows to developers of other services, run as it stands there."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from rtfm.contracts import open_contracts
+from rtfm.errors import Unavailable
+from rtfm.settings import Settings
+from rtfm.streams import open_producer, open_reader
+from tests.conftest import CHECKOUT, environment_of
+from tests.registry_proxy import proxy
+from tests.streams import MESSAGES, produce, produce_raw, said
+
+PAGE = (CHECKOUT / "docs" / "contracts.md").read_text(encoding="utf-8")
+READER, WRITER = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+def program(settings: Settings, source: str, folder: Path) -> subprocess.Popen[str]:
+    """``source`` as a program of its own, in a folder of its own."""
+    path = folder / "program.py"
+    path.write_text(source, encoding="utf-8")
+    environment = {**environment_of(settings), "PATH": os.environ["PATH"]}
+    return subprocess.Popen(
+        [sys.executable, path],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def test_the_reader_of_the_docs_prints_what_is_said_and_goes_on_where_it_stopped(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """About ten lines; bytes that nobody can read do not stop it."""
+    assert len([line for line in READER.splitlines() if line.strip()]) <= 13
+    produce_raw(settings, MESSAGES, b"\xde\xad")
+    produce(settings, open_contracts(settings), MESSAGES, said(1, content="tide tables"))
+    with program(settings, READER, tmp_path) as reader:
+        assert reader.stdout is not None
+        lines = [reader.stdout.readline() for _ in range(2)]
+        produce(settings, open_contracts(settings), MESSAGES, said(2, content="and maps"))
+        lines.append(reader.stdout.readline())
+        reader.send_signal(signal.SIGINT)
+    assert lines[0].startswith("skipped")
+    assert [line.partition(" said ")[2] for line in lines[1:]] == ["tide tables\n", "and maps\n"]
+    produce(settings, open_contracts(settings), MESSAGES, said(3, content="later"))
+    with program(settings, READER, tmp_path) as reader:
+        assert reader.stdout is not None
+        again = reader.stdout.readline()
+        while again.endswith("and maps\n"):  # it was ended between printing and committing
+            again = reader.stdout.readline()
+        reader.send_signal(signal.SIGINT)
+    assert again.endswith("said later\n")
+
+
+def test_the_writer_of_the_docs_is_read_back(settings: Settings, tmp_path: Path) -> None:
+    """What another service writes is an event like ours."""
+    with program(settings, WRITER, tmp_path) as writer:
+        assert writer.wait(60) == 0
+    with open_reader(MESSAGES, settings=settings) as reader:
+        (record,) = reader.read_to_end()
+    assert record.event.content == "tide tables are in the wiki"
+
+
+def test_a_record_that_could_not_be_read_for_want_of_the_registry_comes_again(settings: Settings) -> None:
+    """Whoever catches Unavailable and reads on loses nothing."""
+    with open_producer(settings) as producer:
+        producer.send(MESSAGES, said(1))
+        producer.send(MESSAGES, said(2))
+        producer.flush()
+    with proxy(settings.schema_registry_url) as between:
+        between.fail("503")
+        cold = evolve(settings, schema_registry_url=between.url, home=settings.home / "cold")
+        with open_reader(MESSAGES, settings=cold) as reader:
+            with pytest.raises(Unavailable, match="schema registry"):
+                list(reader.read_to_end())
+            between.fail("up")
+            seen: list[str] = []
+            while len(seen) < 2:
+                try:
+                    record = reader.poll(1.0)
+                except Unavailable:
+                    continue  # the pause after a failure is not over
+                if record is not None:
+                    seen.append(record.event.message_id)
+    assert seen == ["1", "2"]

@@ -1,0 +1,55 @@
+"""The pages that are made from the code and the contracts."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from rtfm.contracts import catalogue, pages
+from rtfm.contracts.compatibility import walk
+from rtfm.contracts.tree import parse
+from tests.conftest import CHECKOUT
+
+
+@pytest.fixture
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", CHECKOUT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("topic_name", [topic.name for topic in catalogue.load().with_schema()])
+def test_a_page_names_every_field_symbol_reader_and_writer(topic_name: str) -> None:
+    """What a developer of another service has to know, from the schema alone."""
+    known = catalogue.load()
+    topic = known.topic(topic_name)
+    page = pages.page(known, topic)
+    for _, node in walk(parse(topic.schema)):
+        for entry in node.fields:
+            assert f"| `{entry.name}`" in page
+        for symbol in node.symbols:
+            assert f"`{symbol}`" in page
+    for name in (*topic.producers, *topic.consumers, topic.subject, str(topic.compatibility)):
+        assert name in page
+
+
+def test_a_page_that_is_stale_missing_or_left_over_is_named(generate: ModuleType, tmp_path: Path) -> None:
+    """`make lint` fails on each."""
+    for name in generate.PAGES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(CHECKOUT / name, tmp_path / name)
+    assert generate.stale(tmp_path) == []
+    folder = tmp_path / "docs" / "contracts"
+    (folder / "bot-queries.md").write_text("old", encoding="utf-8")
+    (folder / "bot-responses.md").unlink()
+    (folder / "gone.md").write_text("a topic that was", encoding="utf-8")
+    assert generate.stale(tmp_path) == [
+        f"docs/contracts/{name}.md" for name in ("bot-queries", "bot-responses", "gone")
+    ]
