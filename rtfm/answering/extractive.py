@@ -28,6 +28,9 @@ MAX_EXTRACT_CHARACTERS = 1_500
 WORTH_SHOWING = 0.7
 """Share of the best score below which another passage, or another turn of a passage, is not quoted."""
 
+WORTH_BESIDE = 0.2
+"""Share of the best turn's score below which a turn of another passage is chatter."""
+
 INTRODUCTION = "This was said about it:"
 
 _ONE_THOUGHT_MS = 120_000
@@ -80,6 +83,7 @@ class _Candidate:
     place: int
     passage: Passage
     turn: _Turn
+    score: float
 
 
 def quotes(question: str, passages: Sequence[Passage]) -> list[Quote]:
@@ -89,8 +93,8 @@ def quotes(question: str, passages: Sequence[Passage]) -> list[Quote]:
     """
     if not passages:
         return []
-    rarity = _rarity(question, passages)
     worth = [p for p in passages if p.messages and p.score >= WORTH_SHOWING * passages[0].score][:MAX_QUOTES]
+    rarity = _rarity(question, worth)
     chosen: list[tuple[_Candidate, str]] = []
     left = MAX_EXTRACT_CHARACTERS
     for candidate in _candidates(rarity, worth):
@@ -115,11 +119,15 @@ def _candidates(rarity: Mapping[str, float], passages: Sequence[Passage]) -> lis
             continue
         scores = _scores(rarity, turns)
         order = sorted(range(len(turns)), key=lambda place: (-scores[place], place))
-        ranked = [_Candidate(rank=rank, place=place, passage=passage, turn=turns[place]) for place in order]
+        ranked = [
+            _Candidate(rank=rank, place=place, passage=passage, turn=turns[place], score=scores[place])
+            for place in order
+        ]
         firsts.append(ranked[0])
         if len(order) > 1 and scores[order[1]] >= WORTH_SHOWING * scores[order[0]] > 0:
             seconds.append(ranked[1])
-    return firsts + seconds
+    floor = WORTH_BESIDE * max((candidate.score for candidate in firsts), default=0.0)
+    return [candidate for candidate in firsts + seconds if candidate.rank == 0 or candidate.score >= floor]
 
 
 def _same(turn: _Turn, other: _Turn) -> bool:
@@ -161,7 +169,8 @@ def _turns(passage: Passage) -> list[_Turn]:
             runs[-1].append(message)
         else:
             runs.append([message])
-    texts = ["\n".join(_quotable(message.content) for message in run) for run in runs]
+    names = tuple(f"@{message.author_name}" for message in passage.messages)
+    texts = ["\n".join(_quotable(message.content, names) for message in run) for run in runs]
     return [
         _Turn(first=run[0], text=text, terms=frozenset(terms(text)))
         for run, text in zip(runs, texts, strict=True)
@@ -169,9 +178,12 @@ def _turns(passage: Passage) -> list[_Turn]:
     ]
 
 
-def _quotable(content: str) -> str:
-    """``content`` without pings, and with the addresses of its links in sight."""
+def _quotable(content: str, names: tuple[str, ...]) -> str:
+    """``content`` without pings and without whom it speaks to, and with the addresses of its links in sight."""
     text = without_pings(content).strip()
+    if text.startswith(names):
+        name, _, rest = text.partition(" ")
+        text = rest.lstrip() if name.rstrip(",:") in names and rest.strip() else text
     return without_foreign_links(text, links(text))
 
 

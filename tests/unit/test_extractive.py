@@ -116,6 +116,22 @@ def test_a_sentence_does_not_end_inside_inline_code() -> None:
     assert "Remove the lock with `skerry unlock. --stale` today." in quotes(QUESTION, [long])[0].text
 
 
+def test_whom_a_message_speaks_to_is_not_quoted() -> None:
+    """The reader is somebody else; an @word that is nobody here stays."""
+    spoken = passage(
+        [said("tallow", "how do I remove the lock?"), said("ninefold", "@tallow: remove the lock by hand", minute=1)]
+    )
+    assert [quote.text for quote in quotes(QUESTION, [spoken])] == ["remove the lock by hand"]
+    code = passage([said("ninefold", "@property removes the lock")])
+    assert quotes(QUESTION, [code])[0].text == "@property removes the lock"
+
+
+def test_chatter_of_another_passage_is_not_quoted() -> None:
+    """Thanks and greetings share no word with the question."""
+    chatter = passage([said("wrenlet", "hello, good to see you all", minute=30)], score=0.8)
+    assert [quote.message.author_name for quote in quotes(QUESTION, [LOCK, chatter])] == ["ninefold"]
+
+
 def test_what_was_said_twice_is_quoted_once() -> None:
     """The same words in two conversations, from two people."""
     again = passage([said("wrenlet", "Then remove the lock with skerry unlock --stale!", minute=20)], score=0.79)
