@@ -17,6 +17,7 @@ from rtfm.answering.model import Completion, LanguageModel, ModelNotAsked
 from rtfm.answering.prompt import Prompt, UnusableAnswer
 from rtfm.errors import ConfigError, InvalidEvent, RtfmError, Throttled, Unavailable
 from rtfm.events import (
+    Attachment,
     Audience,
     BotQuery,
     BotResponse,
@@ -176,6 +177,17 @@ def test_an_answer_of_which_nothing_is_left_is_not_shown(reply: str) -> None:
 def test_an_open_code_block_is_closed() -> None:
     """Else the sources below it would be code."""
     assert answer(asked(), model=Writes(reply=written("Run [1]:\n```\nls", [1]))).answer == "Run [1]:\n```\nls\n```"
+
+
+def test_a_file_is_searched_by_its_errors_and_shown_to_the_model() -> None:
+    """The question stays first; the asker's language goes along."""
+    found, model = Found([LOCK]), Writes()
+    file = Attachment(filename="job.log", url="", size_bytes=1, text="start\nError: SK-2104 locked\n")
+    Answerer(found, model, clock=lambda: NOW).answer(asked("why?", attachments=[file], language="de"))
+    assert found.questions == ["why?\nError: SK-2104 locked"]
+    document = json.loads(model.prompts[0].document)
+    assert document["files"] == [{"name": "job.log", "text": file.text}]
+    assert (document["question"], document["language"]) == ("why?", "de")
 
 
 @pytest.mark.parametrize("question", ["", " ", "?", "a", "\x00", "\ud83d", "x" * 20_000, "w " * 10_000, "‮evil", "🙂"])

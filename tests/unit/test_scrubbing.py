@@ -14,6 +14,14 @@ SECRETS = [
     "sk-" + "z" * 40,
     "AKIA" + "Q" * 16,
     "xoxb-" + "1234567890",
+    "GOCSPX-" + "g" * 28,
+    "glpat-" + "l" * 20,
+    "npm_" + "n" * 36,
+    "pypi-AgEI" + "p" * 60,
+    "hf_" + "h" * 34,
+    "sk_live_" + "s" * 24,
+    "123456789:AA" + "t" * 33,
+    "SG." + "a" * 22 + "." + "b" * 43,
     "eyJ" + "h" * 12 + ".eyJ" + "p" * 12 + "." + "s" * 20,
     "-----BEGIN RSA PRIVATE KEY-----\nabc\n-----END RSA PRIVATE KEY-----",
     "-----BEGIN PRIVATE KEY-----\nabc that was cut",
@@ -32,6 +40,13 @@ def test_a_password_in_an_address_is_removed() -> None:
     assert scrub("postgresql://anna:hunter2@db:5432/x") == f"postgresql://{SECRET_REMOVED}@db:5432/x"
 
 
+def test_the_rest_of_a_line_with_a_token_stays() -> None:
+    """The header's name, the address of the webhook."""
+    assert scrub("Authorization: Bearer " + "b" * 40) == f"Authorization: Bearer {SECRET_REMOVED}"
+    hook = "https://discord.com/api/webhooks/"
+    assert scrub(hook + "123456789012345678/" + "w" * 68) == f"{hook}{SECRET_REMOVED}"
+
+
 def test_an_e_mail_address_is_removed() -> None:
     """Not what only looks a little like one."""
     assert scrub("write to a.b+c@mail.example.org now") == f"write to {EMAIL_REMOVED} now"
@@ -39,7 +54,17 @@ def test_an_e_mail_address_is_removed() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["SK-2104: locked", "sha256:" + "0f" * 32, "commit 5ec17dc", "10.0.0.1:9092", "a.b.c", "x" * 5_000]
+    "text",
+    [
+        "SK-2104: locked",
+        "sha256:" + "0f" * 32,
+        "commit 5ec17dc",
+        "10.0.0.1:9092",
+        "12:30:45",
+        "Bearer of news",
+        "a.b.c",
+        "x" * 5_000,
+    ],
 )
 def test_what_helps_stays(text: str) -> None:
     """Error codes, hashes, addresses of machines."""
