@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import click
 from attrs import frozen
@@ -151,7 +150,7 @@ def _environment(stack: LocalStack) -> dict[str, str]:
 
     address = {service.name: service.address for service in stack.status()}
     server = address["postgres"].rpartition("/")[0]
-    create_database(urlsplit(server).port or 5432, DATABASE)
+    create_database(server, DATABASE)
     return {
         **os.environ,
         "KAFKA_BOOTSTRAP_SERVERS": address["kafka"],

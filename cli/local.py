@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -187,5 +188,7 @@ def _print(statuses: list[ServiceStatus], as_json: bool) -> None:
 
     table = Table("service", "state", "address", "pid", box=None)
     for service in statuses:
-        table.add_row(service.name, service.state, service.address, str(service.pid or ""))
+        # --json has the password, for programs; what stands on a screen is shown to others.
+        address = re.sub(r":[^:/@]+@", ":***@", service.address)
+        table.add_row(service.name, service.state, address, str(service.pid or ""))
     Console().print(table)

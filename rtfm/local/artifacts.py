@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from attrs import frozen
@@ -115,14 +115,23 @@ def unpacked(cache_dir: Path, artifact: Artifact) -> Path:
             return folder
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        with tarfile.open(cache_dir / artifact.filename) as archive:
-            # extractall takes a filter from Python 3.11.4 on, and Debian 12 has 3.11.2.
-            archive.extraction_filter = getattr(tarfile, "data_filter", None)
-            archive.extractall(partial)  # noqa: S202 - its SHA-256 was checked
+        unpack(cache_dir / artifact.filename, partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
         listing.write_text(json.dumps(_listing(folder)), encoding="utf-8")
     return folder
+
+
+def unpack(path: Path, folder: Path) -> None:
+    """Unpack a tar archive of files and folders into ``folder``; ConfigError when it holds anything else."""
+    with tarfile.open(path) as archive:
+        for member in archive.getmembers():
+            where = PurePosixPath(member.name)
+            if not (member.isfile() or member.isdir()) or where.is_absolute() or ".." in where.parts:
+                raise ConfigError(f"{path} is not unpacked: {member.name} would not be a file of its own folder")
+        # extractall takes a filter from Python 3.11.4 on, and Debian 12 has 3.11.2.
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(folder)  # noqa: S202 - its members were checked
 
 
 def _listing(folder: Path) -> dict[str, list[int]]:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import queue
 import shutil
-import tarfile
 import threading
 from pathlib import Path
 
 import httpx
 
 from rtfm.errors import ConfigError, RtfmError, Unavailable
-from rtfm.local.artifacts import Progress
+from rtfm.local.artifacts import Progress, unpack
 
 MODEL_NAME = "all-MiniLM-L6-v2"
 
@@ -65,10 +64,7 @@ def fetch(
                 f"the embedding model from {url} has the SHA-256 {found}, not the expected one",
                 hint="a proxy may have answered; try again",
             )
-        with tarfile.open(archive) as content:
-            # extractall takes a filter from Python 3.11.4 on, and Debian 12 has 3.11.2.
-            content.extraction_filter = getattr(tarfile, "data_filter", None)
-            content.extractall(partial)  # noqa: S202 - its SHA-256 was checked
+        unpack(archive, partial)
         archive.unlink()
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)

@@ -6,6 +6,7 @@ import errno
 import os
 import pwd
 import re
+import secrets
 import shutil
 import socket
 import stat
@@ -14,10 +15,12 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from attrs import field, frozen
 
@@ -103,8 +106,8 @@ def prepare(name: str, data_dir: Path, cache_dir: Path, ports: Mapping[str, int]
     raise ConfigError(f"there is no service {name}", hint="one of " + ", ".join(SERVICES))
 
 
-def address(name: str, port: int) -> str:
-    """What a client is given."""
+def address(name: str, port: int, data_dir: Path) -> str:
+    """What a client is given, PostgreSQL's password included."""
     match name:
         case "kafka":
             return f"localhost:{port}"
@@ -113,7 +116,10 @@ def address(name: str, port: int) -> str:
         case "chroma":
             return f"http://localhost:{port}"
         case _:
-            return f"postgresql://{DATABASE}@localhost:{port}/{DATABASE}"
+            password = _password_file(data_dir)
+            # Data of an earlier release has none and lets everybody in.
+            secret = f":{password.read_text(encoding='ascii')}" if password.is_file() else ""
+            return f"postgresql://{DATABASE}{secret}@localhost:{port}/{DATABASE}"
 
 
 def answers(name: str, port: int) -> bool:
@@ -122,9 +128,9 @@ def answers(name: str, port: int) -> bool:
         case "kafka":
             return _answers_api_versions(port)
         case "schema-registry":
-            return _responds(f"{address(name, port)}/subjects")
+            return _responds(f"http://localhost:{port}/apis/ccompat/v7/subjects")
         case "chroma":
-            return _responds(f"{address(name, port)}/api/v2/heartbeat")
+            return _responds(f"http://localhost:{port}/api/v2/heartbeat")
         case _:
             ready = [str(_postgres_programs() / "pg_isready"), "-q", "-t", "2", "-h", "127.0.0.1", "-p", str(port)]
             ready += ["-U", DATABASE, "-d", DATABASE]  # or its log names whoever asks
@@ -229,8 +235,10 @@ def _postgres(data_dir: Path, port: int) -> Launch:
         partial.mkdir(mode=0o700)
         if account:
             os.chown(partial, account["user"], account["group"])
-        how = ["--auth=trust", "--encoding=utf8", "--locale=C", "-U", DATABASE, "-D", str(partial)]
-        _run([str(programs / "initdb"), *how], "postgres", data_dir, account)
+        with _password_for(data_dir, account) as password_file:
+            how = ["--auth=scram-sha-256", f"--pwfile={password_file}", "-U", DATABASE]
+            how += ["--encoding=utf8", "--locale=C", "-D", str(partial)]
+            _run([str(programs / "initdb"), *how], "postgres", data_dir, account)
         partial.rename(data)
     settings = {
         "listen_addresses": "127.0.0.1",
@@ -240,6 +248,36 @@ def _postgres(data_dir: Path, port: int) -> Launch:
     }
     options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
     return Launch(command=[str(programs / "postgres"), "-D", str(data), *options], account=account)
+
+
+def _password_file(data_dir: Path) -> Path:
+    return data_dir / "password"
+
+
+@contextmanager
+def _password_for(data_dir: Path, account: Mapping[str, Any]) -> Iterator[Path]:
+    """A file from which ``account`` can read the password, made once. Every user of this machine can reach the port,
+    and who is let in as the database's owner can run programs."""
+    kept = _password_file(data_dir)
+    if not kept.is_file():
+        _write_private(kept, secrets.token_hex(16))
+    lent = data_dir / "password.lent"
+    _write_private(lent, kept.read_text(encoding="ascii"))
+    try:
+        if account:
+            os.chown(lent, account["user"], account["group"])
+        yield lent
+    finally:
+        lent.unlink()
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write ``path`` whole or not at all, for its owner's eyes only."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    partial.touch(mode=0o600)
+    partial.write_text(text, encoding="ascii")
+    partial.replace(path)
 
 
 def _unprivileged() -> dict[str, Any]:
@@ -255,11 +293,15 @@ def _postgres_programs() -> Path:
     return Path(package.origin).parent / "pginstall" / "bin"
 
 
-def create_database(port: int, name: str = DATABASE) -> None:
-    """Make a database of the local stack where it is not there yet; ``name`` is letters, digits and underscores."""
+def create_database(server: str, name: str = DATABASE) -> None:
+    """Make a database where it is not there yet; ``server`` is PostgreSQL's address, with any database or none.
+
+    ``name`` is letters, digits and underscores.
+    """
     import psycopg
 
-    with psycopg.connect(host="127.0.0.1", port=port, user=DATABASE, dbname="postgres", autocommit=True) as connection:
+    address = urlunsplit(urlsplit(server)._replace(path="/postgres"))
+    with psycopg.connect(address, autocommit=True) as connection:
         if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone() is None:
             connection.execute(f'CREATE DATABASE "{name}"')
 

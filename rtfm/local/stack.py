@@ -101,7 +101,7 @@ class LocalStack:
             for future in starts:
                 future.result()
             if "postgres" in names:
-                services.create_database(self._state()["postgres"]["port"])
+                services.create_database(self._state()["postgres"]["address"])
         return self.status()
 
     def down(self, names: Sequence[str] = SERVICES) -> list[str]:
@@ -144,7 +144,7 @@ class LocalStack:
             written = output.tell()
             process = self._spawn(launch, data_dir, output)
         entry = {
-            "address": services.address(name, ports[name]),
+            "address": services.address(name, ports[name], data_dir),
             "port": ports[name],
             "pid": process.pid,
             "started": psutil.Process(process.pid).create_time(),
@@ -302,6 +302,8 @@ class LocalStack:
     def _write(self, name: str, value: object) -> None:
         path = self.home / name
         partial = path.with_name(f"{path.name}.partial")
+        partial.unlink(missing_ok=True)
+        partial.touch(mode=0o600)  # PostgreSQL's address has its password
         partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
         partial.replace(path)
 

@@ -119,6 +119,21 @@ def test_postgresql_that_is_killed_amid_its_clients_keeps_committed_rows(running
         assert connection.execute("SELECT x FROM kept").fetchall() == [(7,)]
 
 
+def test_postgresql_lets_nobody_in_without_the_password(running: LocalStack) -> None:
+    """Every user of the machine can reach the port; the password stands where only this one can read it."""
+    url = _address(running, "postgres")
+    password = psycopg.conninfo.conninfo_to_dict(url)["password"]
+    with pytest.raises(psycopg.OperationalError, match="password"):
+        psycopg.connect(url.replace(f":{password}@", "@"), passfile="/dev/null")
+    holding = [
+        path
+        for path in running.home.rglob("*")
+        if path.is_file() and path.stat().st_size < 100_000 and str(password).encode() in path.read_bytes()
+    ]
+    assert {path.name for path in holding} == {"password", "stack.json"}
+    assert {path.stat().st_mode & 0o777 for path in holding} == {0o600}
+
+
 def test_chroma_that_is_killed_keeps_added_vectors(running: LocalStack) -> None:
     """What was added is found again, nearest first."""
     port = int(_address(running, "chroma").rpartition(":")[2])

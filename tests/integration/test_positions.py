@@ -180,6 +180,8 @@ def test_an_output_that_the_brokers_find_too_large_is_a_dead_letter_and_holds_up
     resource = ConfigResource(ResourceType.TOPIC, topic_name(settings, RESPONSES), incremental_configs=[limit])
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
     admin.incremental_alter_configs([resource])[resource].result(20)
+    # The broker takes the limit over a moment after it has said so.
+    eventually(lambda: admin.describe_configs([resource])[resource].result(20)["max.message.bytes"].value == "3000")
     produce(settings, contracts, QUERIES, *(asked(n) for n in range(20)))
 
     def handle(batch: Sequence[Record]) -> list[Output]:
