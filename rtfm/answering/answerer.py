@@ -54,6 +54,9 @@ Standing = Callable[[Collection[str]], Collection[str]]
 """Those of some message ids whose messages can still be read: neither deleted nor erased."""
 
 MODEL_TIMEOUT_S = 20.0
+SOURCE_WORDS = 1_200
+"""Words of what was found that are looked at: with eight sources, what the model's answer can rest on."""
+
 _SHARE_FOR_REWRITING = 0.4  # of the time for the model; the answer matters more
 
 _log = get_logger(__name__)
@@ -146,7 +149,7 @@ class Answerer:
             visible_channel_ids=query.visible_channel_ids,
             limit=self._limit,
         )
-        passages = sources.usable(found.passages, query)
+        passages = sources.usable(found.packed(SOURCE_WORDS)[: self._limit], query)
         if not passages:
             return _Draft(outcome=Outcome.NOT_FOUND, reason=OutcomeReason.NOTHING_NEAR, completions=question.paid)
         return self._checked(question, passages, self._from(question, passages))

@@ -14,7 +14,6 @@ from pathlib import Path
 from attrs import frozen
 
 from rtfm.errors import ConfigError
-from rtfm.knowledge.packing import pack
 from rtfm.knowledge.retrieval import Retriever
 
 WORDS = 300
@@ -99,7 +98,7 @@ def measure(retriever: Retriever, question: Question, visible_channel_ids: Seque
         ),
         None,
     )
-    retrieved = [message.message_id for message in pack(found.passages, WORDS)]
+    retrieved = [message.message_id for passage in found.packed(WORDS) for message in passage.messages]
     return Result(
         message_id=question.message_id,
         retrieved=retrieved,

@@ -11,15 +11,17 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
+import attrs
 import numpy as np
-from attrs import frozen
+from attrs import field, frozen
 
 from rtfm.errors import InvalidEvent
 from rtfm.events import ChannelKind, TimestampMillis
 from rtfm.knowledge.archive import SqlArchive, guild_key
-from rtfm.knowledge.archive.reading import Candidate, FoundMessage
+from rtfm.knowledge.archive.reading import Candidate, FoundMessage, View
 from rtfm.knowledge.embedding import Embedding, Vectors, from_bytes
-from rtfm.knowledge.scoring import Lexical, Nearness, near_enough, nearness
+from rtfm.knowledge.packing import AROUND, COMPANY_WEIGHT, company, pack
+from rtfm.knowledge.scoring import Lexical, Mode, Nearness, evidence, nearness, usual_floor
 from rtfm.knowledge.vectors import ChromaVectors
 from rtfm.knowledge.words import terms
 
@@ -35,12 +37,22 @@ TAIL = 0.35
 EXACT_LIMIT = 2_000
 """Visible passages that are compared one by one in less time than Chroma takes to find as many that may be seen."""
 
-_DENSE_CANDIDATES = 100
+SAME = 0.98
+"""Cosine from which two passages say the same; only the better one is shown."""
+
+FRESH_WEIGHT = 0.02
+FRESH_HALF_LIFE_MS = 365 * 24 * 3600 * 1000
+"""What the newest candidate gains over an old one, and how fast that fades: it decides between equals only."""
+
+_DENSE_CANDIDATES = 60
 _LEXICAL_CANDIDATES = 50
 _NEAREST = 200
 _MOST_NEAREST = 12_800
-_POSTINGS = 3_000
+_POSTINGS = 1_000
 """Passages that the words of a question may bring up together; the rarest words come first."""
+
+_BESIDE = 20
+"""Passages around the best one that are added at most."""
 
 _USER = re.compile(r"<@!?(\d+)>")
 
@@ -61,25 +73,70 @@ class PassageMessage:
 
 @frozen(kw_only=True)
 class Passage:
-    """What was found: a conversation or a part of one, with its messages in order."""
+    """What was found: a conversation or a part of one, with its messages in order.
+
+    ``pull`` is the score, raised for passages beside the best one: the order in which they are shown.
+    """
 
     passage_id: str
     score: float
+    pull: float = field(default=attrs.Factory(lambda self: self.score, takes_self=True))
     text: str
     messages: list[PassageMessage]
 
 
 @frozen(kw_only=True)
-class SearchResult:
-    """Passages, best first. Empty when nothing is near enough."""
+class Ranks:
+    """Why a passage stands where it does: its rank by each leg, from 1, and what the legs say (0..1)."""
 
-    mode: Literal["hybrid", "lexical"]
+    meaning_rank: int | None
+    words_rank: int | None
+    meaning: float | None
+    words: float
+
+
+@frozen(kw_only=True)
+class Explanation:
+    """How a search went. Holds nothing of what may not be seen."""
+
+    guild_id: str
+    visible_channels: int
+    compared: Literal["every visible passage", "the nearest passages", "no vectors"]
+    looked_at: int
+    candidates: int
+    evidence: float
+    floor: float
+    calibrated: bool
+    ranks: Mapping[str, Ranks]
+
+
+@frozen(kw_only=True)
+class SearchResult:
+    """Passages, best first. Empty when nothing is near enough.
+
+    ``beside`` are more passages from around the best one.
+    """
+
+    mode: Mode
     passages: list[Passage]
+    beside: list[Passage] = field(factory=list)
+    explanation: Explanation | None = None
 
     @property
     def found(self) -> bool:
         """Whether anything is near enough to the question."""
         return bool(self.passages)
+
+    def packed(self, max_words: int) -> list[Passage]:
+        """What is shown of them: ``max_words`` words at most, what is beside the best passage early."""
+        return pack([*self.passages, *self.beside], max_words)
+
+
+@frozen(kw_only=True)
+class _Scored:
+    near: Nearness
+    candidate: Candidate
+    score: float
 
 
 class Retriever:
@@ -112,75 +169,187 @@ class Retriever:
         """
         if len(visible_channel_ids) > MAX_VISIBLE_CHANNELS:
             raise InvalidEvent(f"{len(visible_channel_ids)} visible channels are more than {MAX_VISIBLE_CHANNELS}")
-        mode: Literal["hybrid", "lexical"] = "lexical" if self._embedding is None else "hybrid"
-        asked = question[:MAX_QUESTION_CHARACTERS].replace("\x00", " ").strip()
+        asked = question[:MAX_QUESTION_CHARACTERS].encode(errors="replace").decode().replace("\x00", " ").strip()
         visible = sorted(set(visible_channel_ids))
         if not visible or not asked or limit < 1:
-            return SearchResult(mode=mode, passages=[])
-        guild = guild_key(guild_id)
-        words = list(dict.fromkeys(terms(asked)))
-        frequencies = self._archive.reading.frequencies(guild, words)
-        corpus = self._archive.reading.corpus(guild)
-        lexical = Lexical.of(words, frequencies, corpus)
+            return SearchResult(mode=self.mode, passages=[])
         vector = None if self._embedding is None else self._embedding.embed([asked])[0]
+        return self._search(asked, vector, guild_key(guild_id), visible, limit)
 
-        ids = self._lexical_candidates(guild, visible, lexical)
-        if vector is not None:
-            ids |= self._dense_candidates(guild, visible, vector)
-        candidates = self._archive.reading.candidates(guild, visible, ids, words)
-        scored = [(nearness(candidate, vector, lexical), candidate) for candidate in candidates]
-        if not near_enough([near for near, _ in scored], lexical, corpus):
-            return SearchResult(mode=mode, passages=[])
-        scored.sort(key=lambda pair: (-pair[0].score, pair[1].passage_id))
-        lowest = scored[0][0].score * TAIL
-        scored = [(near, candidate) for near, candidate in scored if near.score >= lowest]
-        return SearchResult(mode=mode, passages=self._with_messages(scored[:limit], visible))
+    @property
+    def mode(self) -> Mode:
+        """With the embedding model, or without."""
+        return "lexical" if self._embedding is None else "hybrid"
 
-    def _lexical_candidates(self, guild: str, visible: Sequence[str], lexical: Lexical) -> set[str]:
-        chosen: list[str] = []
-        brought_up = 0
-        for word in sorted(lexical.frequencies, key=lambda word: lexical.frequencies[word]):
-            brought_up += lexical.frequencies[word]
-            if chosen and brought_up > _POSTINGS:
-                break
-            chosen.append(word)
-        counts = self._archive.reading.containing(guild, visible, chosen, limit=_POSTINGS)
-        lengths = self._archive.reading.lengths(counts)
-        best = sorted(counts, key=lambda found: (-lexical.points(counts[found], lengths.get(found, 0)), found))
-        return set(best[:_LEXICAL_CANDIDATES])
+    def evidence(self, questions: Sequence[str], *, guild_id: str) -> list[float]:
+        """What in all of a guild speaks for an answer to each of ``questions``, as the floor measures it.
 
-    def _dense_candidates(self, guild: str, visible: Sequence[str], vector: Vectors) -> set[str]:
-        exact = self._archive.reading.visible_vectors(guild, visible, limit=self._exact_limit)
-        if exact is not None:
-            ids = list(exact)
+        ``guild_id`` is '' for direct messages.
+        """
+        vectors = [None] * len(questions) if self._embedding is None else self._embedding.embed(questions)
+        visible = sorted({channel.acl_channel_id for channel in self._archive.channels(guild_id)})
+        found = [
+            self._search(question, vector, guild_id, visible, 1).explanation
+            for question, vector in zip(questions, vectors, strict=True)
+        ]
+        return [explanation.evidence if explanation else 0.0 for explanation in found]
+
+    def _search(
+        self, asked: str, vector: Vectors | None, guild: str, visible: Sequence[str], limit: int
+    ) -> SearchResult:
+        mode, words = self.mode, list(dict.fromkeys(terms(asked)))
+        with self._archive.reading.view(guild, visible) as view:
+            corpus = view.corpus()
+            lexical = Lexical.of(words, view.frequencies(words), corpus)
+            calibrated = view.floor(mode)
+            ids = _lexical_candidates(view, lexical)
+            exact = None if vector is None else view.vectors(limit=self._exact_limit)
+        looked_at = len(exact or ())
+        if vector is not None and exact is None:
+            found, looked_at = self._nearest(guild, visible, vector)
+            ids |= found
+        elif vector is not None and exact:
             near = np.argsort(-(from_bytes(list(exact.values())) @ vector), kind="stable")[:_DENSE_CANDIDATES]
-            return {ids[i] for i in near}
+            ids |= {list(exact)[i] for i in near}
+        with self._archive.reading.view(guild, visible) as view:
+            scored = _scored(view.candidates(ids, words), vector, lexical)
+            level = evidence([one.near for one in scored], lexical)
+            floor = usual_floor(mode, corpus) if calibrated is None else calibrated
+            explanation = Explanation(
+                guild_id=guild,
+                visible_channels=len(visible),
+                compared="no vectors"
+                if vector is None
+                else "every visible passage"
+                if exact is not None
+                else "the nearest passages",
+                looked_at=looked_at,
+                candidates=len(scored),
+                evidence=round(level, 4),
+                floor=round(floor, 4),
+                calibrated=calibrated is not None,
+                ranks=_ranks(scored, lexical),
+            )
+            if not scored or level < floor:
+                return SearchResult(mode=mode, passages=[], explanation=explanation)
+            best = scored[0]
+            chosen = _without_copies([one for one in scored if one.score >= best.score * TAIL], limit)
+            people = view.around(best.candidate.passage_id, messages=AROUND)
+            beside = company(people.pop(best.candidate.passage_id, frozenset()), people)
+            listed = {one.candidate.passage_id for one in chosen}
+            nearest = sorted(beside.keys() - listed, key=lambda found: (-beside[found], found))[: 2 * _BESIDE]
+            added = _scored(view.candidates(nearest, words), vector, lexical)[:_BESIDE]
+            shown = _with_messages(view, [*chosen, *added], beside, best.score)
+        return SearchResult(
+            mode=mode,
+            passages=[passage for passage in shown if passage.passage_id in listed],
+            beside=[passage for passage in shown if passage.passage_id not in listed],
+            explanation=explanation,
+        )
+
+    def _nearest(self, guild: str, visible: Sequence[str], vector: Vectors) -> tuple[set[str], int]:
+        """The nearest passages that may be seen, and at how many entries Chroma looked for them."""
         count = _NEAREST
         while True:
             nearest = self._vectors.nearest(guild, vector, count)
-            seen = self._archive.reading.visible_among(guild, visible, nearest)
+            with self._archive.reading.view(guild, visible) as view:
+                seen = view.among(nearest)
             if len(seen) >= _DENSE_CANDIDATES or count >= _MOST_NEAREST:
-                return set([found for found in nearest if found in seen][:_DENSE_CANDIDATES])
+                return set([found for found in nearest if found in seen][:_DENSE_CANDIDATES]), count
             count *= 2
 
-    def _with_messages(self, scored: Sequence[tuple[Nearness, Candidate]], visible: Sequence[str]) -> list[Passage]:
-        by_passage: dict[str, list[FoundMessage]] = {}
-        for message in self._archive.reading.messages_of([found.passage_id for _, found in scored], visible):
-            by_passage.setdefault(message.passage_id, []).append(message)
-        mentioned = {
-            user for messages in by_passage.values() for message in messages for user in _USER.findall(message.content)
-        }
-        names = self._archive.reading.author_names(mentioned)
-        return [
-            Passage(
-                passage_id=candidate.passage_id,
-                score=round(near.score, 4),
-                text=candidate.text,
-                messages=[_shown(message, names) for message in by_passage[candidate.passage_id]],
-            )
-            for near, candidate in scored
-            if candidate.passage_id in by_passage
-        ]
+
+def _lexical_candidates(view: View, lexical: Lexical) -> set[str]:
+    """The best passages by words among those that the rarest words bring up, alone or two common ones together."""
+    rarest = sorted(lexical.frequencies, key=lambda word: (lexical.frequencies[word], word))
+    wanted: list[tuple[str, ...]] = []
+    brought_up = 0
+    common: list[str] = []
+    for word in rarest:
+        brought_up += lexical.frequencies[word]
+        if brought_up <= _POSTINGS:
+            wanted.append((word,))
+        else:
+            common.append(word)
+    if len(common) == 1 and not wanted:
+        wanted.append((common[0],))
+    wanted += [(one, other) for place, one in enumerate(common[:4]) for other in common[place + 1 : 4]]
+    found = view.containing(wanted, limit=2 * _POSTINGS)
+    points = {passage_id: lexical.points(match.counts, match.length) for passage_id, match in found.items()}
+    return set(sorted(points, key=lambda passage_id: (-points[passage_id], passage_id))[:_LEXICAL_CANDIDATES])
+
+
+def _scored(candidates: Sequence[Candidate], vector: Vectors | None, lexical: Lexical) -> list[_Scored]:
+    newest = max((candidate.last_at for candidate in candidates), default=0)
+    scored = []
+    for candidate in candidates:
+        near = nearness(candidate, vector, lexical)
+        fresh = FRESH_WEIGHT * 0.5 ** ((newest - candidate.last_at) / FRESH_HALF_LIFE_MS)
+        scored.append(_Scored(near=near, candidate=candidate, score=near.score + fresh))
+    return sorted(scored, key=lambda one: (-one.score, one.candidate.passage_id))
+
+
+def _without_copies(scored: Sequence[_Scored], limit: int) -> list[_Scored]:
+    """The first ``limit`` that say something else than those before them."""
+    kept: list[_Scored] = []
+    texts: set[str] = set()
+    vectors: list[Vectors] = []
+    for one in scored:
+        text = " ".join(one.candidate.text.casefold().split())
+        vector = None if one.candidate.vector is None else from_bytes([one.candidate.vector])[0]
+        if text in texts or (vector is not None and any(float(vector @ other) >= SAME for other in vectors)):
+            continue
+        kept.append(one)
+        texts.add(text)
+        if vector is not None:
+            vectors.append(vector)
+        if len(kept) == limit:
+            break
+    return kept
+
+
+def _ranks(scored: Sequence[_Scored], lexical: Lexical) -> dict[str, Ranks]:
+    by_meaning = sorted(
+        (one for one in scored if one.near.meaning is not None), key=lambda one: -(one.near.meaning or 0)
+    )
+    by_words = sorted((one for one in scored if one.near.points > 0), key=lambda one: -one.near.points)
+    meaning = {one.candidate.passage_id: rank for rank, one in enumerate(by_meaning, start=1)}
+    words = {one.candidate.passage_id: rank for rank, one in enumerate(by_words, start=1)}
+    return {
+        one.candidate.passage_id: Ranks(
+            meaning_rank=meaning.get(one.candidate.passage_id),
+            words_rank=words.get(one.candidate.passage_id),
+            meaning=None if one.near.meaning is None else round(one.near.meaning, 4),
+            words=round(lexical.share(one.near.points), 4),
+        )
+        for one in scored
+    }
+
+
+def _with_messages(
+    view: View, scored: Sequence[_Scored], beside: Mapping[str, float], best_score: float
+) -> list[Passage]:
+    by_passage: dict[str, list[FoundMessage]] = {}
+    for message in view.messages_of([one.candidate.passage_id for one in scored]):
+        by_passage.setdefault(message.passage_id, []).append(message)
+    mentioned = {
+        user for messages in by_passage.values() for message in messages for user in _USER.findall(message.content)
+    }
+    names = view.author_names(mentioned)
+    pulls = [one.score + COMPANY_WEIGHT * best_score * beside.get(one.candidate.passage_id, 0.0) for one in scored]
+    # The best one stays before what is beside it.
+    pulls[0] = max(pulls)
+    return [
+        Passage(
+            passage_id=one.candidate.passage_id,
+            score=round(one.score, 4),
+            pull=round(pull, 4),
+            text=one.candidate.text,
+            messages=[_shown(message, names) for message in by_passage[one.candidate.passage_id]],
+        )
+        for one, pull in zip(scored, pulls, strict=True)
+        if one.candidate.passage_id in by_passage
+    ]
 
 
 def _shown(message: FoundMessage, names: Mapping[str, str]) -> PassageMessage:

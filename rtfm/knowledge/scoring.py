@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from attrs import frozen
 
 from rtfm.knowledge.archive.reading import Candidate, Corpus
 from rtfm.knowledge.embedding import Vectors, from_bytes
 
-CONVERSATION_WEIGHT = 0.6
-BEST_MESSAGE_WEIGHT = 0.4
+Mode = Literal["hybrid", "lexical"]
+"""With the embedding model, or without."""
+
+CONVERSATION_WEIGHT = 0.65
+BEST_MESSAGE_WEIGHT = 0.35
 LEXICAL_WEIGHT = 0.5
 """Weights of the mixed score; quality is flat around them (docs/decisions/)."""
 
@@ -23,7 +27,7 @@ KNOWN_WEIGHT = 0.2
 MEANING_FLOOR = 0.49
 POINTS_FLOOR = 10.0
 POINTS_FLOOR_GROWTH = 1.5
-"""Where nothing is near enough; see ``near_enough``."""
+"""Where nothing is near enough before a floor was calibrated; see ``usual_floor``."""
 
 _K1, _B = 1.2, 0.75  # BM25's usual parameters; quality is flat around them
 
@@ -93,16 +97,24 @@ def nearness(candidate: Candidate, question: Vectors | None, lexical: Lexical) -
     )
 
 
-def near_enough(found: Sequence[Nearness], lexical: Lexical, corpus: Corpus) -> bool:
-    """Whether the best of ``found`` answers the question at all, or nothing does.
+def evidence(found: Sequence[Nearness], lexical: Lexical) -> float:
+    """How much speaks for an answer among ``found``: what is compared with the floor.
 
     With vectors: the best meaning, raised by how much of the question the guild has ever spoken of. Without: the best
-    BM25 points, times that share, doubled where at least two words agree. Both floors were read off 60 questions about
-    other things (cooking, law, sports) and 211 about the matter, on help chat of 27 to 1,102 passages: they keep 95 %
-    of the latter and turn away as many of the former with vectors, nine in ten without.
+    BM25 points, times that share, doubled where at least two words agree.
     """
     meanings = [one.meaning for one in found if one.meaning is not None]
     if meanings:
-        return max(meanings) + KNOWN_WEIGHT * lexical.known >= MEANING_FLOOR
-    points = max((one.points * min(one.words, 2) for one in found), default=0.0) * lexical.known
-    return points >= min(POINTS_FLOOR_GROWTH * math.log(max(corpus.passages, 27)), POINTS_FLOOR)
+        return max(meanings) + KNOWN_WEIGHT * lexical.known
+    return max((one.points * min(one.words, 2) for one in found), default=0.0) * lexical.known
+
+
+def usual_floor(mode: Mode, corpus: Corpus) -> float:
+    """The floor of a guild for which none was calibrated yet.
+
+    Read off 60 questions about other things (cooking, law, sports) and 211 about the matter, on help chat of 27 to
+    1,102 passages.
+    """
+    if mode == "hybrid":
+        return MEANING_FLOOR
+    return min(POINTS_FLOOR_GROWTH * math.log(max(corpus.passages, 27)), POINTS_FLOOR)

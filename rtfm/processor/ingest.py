@@ -19,18 +19,10 @@ from rtfm.errors import InvalidEvent
 from rtfm.events import ChannelKind, DiscordMessage, MessageChange
 from rtfm.knowledge import Knowledge
 from rtfm.knowledge.archive import Change, Channel, Erasures, StoredMessage, StoredPassage, guild_key
-from rtfm.knowledge.conversations import (
-    WINDOW,
-    Line,
-    PassageText,
-    Said,
-    in_one_conversation,
-    link,
-    passages,
-    spoken_text,
-    thread_conversation,
-)
+from rtfm.knowledge.conversations import Line, PassageText, passages, spoken_text
 from rtfm.knowledge.embedding import to_bytes
+from rtfm.knowledge.floor import calibrate
+from rtfm.knowledge.linking import CONTEXT, Said, in_one_conversation, link, thread_conversation
 from rtfm.knowledge.vectors import Entry, message_entry, passage_entry
 from rtfm.telemetry import ARCHIVED, IGNORED_EVENTS, get_logger
 
@@ -89,6 +81,8 @@ class Ingest:
         self._write(state, touched)
         for name in state.change_names:
             ARCHIVED.labels(change=name).inc()
+        guilds = {message.guild_id for message in state.changed.values()}
+        calibrate(self.knowledge.archive, self.knowledge.retriever, guilds)
 
     def _valid(self, event: object) -> DiscordMessage | None:
         if not isinstance(event, DiscordMessage):
@@ -125,7 +119,7 @@ class Ingest:
         context = {
             message.message_id: state.changed.get(message.message_id, message)
             for message in writing.context(
-                channel_id, first_at=ordered[0].created_at, last_at=ordered[-1].created_at, window=WINDOW
+                channel_id, first_at=ordered[0].created_at, last_at=ordered[-1].created_at, window=CONTEXT
             )
         }
         context |= {message.message_id: message for message in ordered}

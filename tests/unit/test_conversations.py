@@ -1,123 +1,18 @@
-"""Which message belongs to which conversation, and what a passage holds."""
+"""What a passage holds."""
 
 from __future__ import annotations
 
-import attrs
-from hypothesis import given
-from hypothesis import strategies as st
-
-from rtfm.events import ChannelKind, TimestampMillis
-from rtfm.knowledge.conversations import (
-    PASSAGE_WORDS,
-    WINDOW,
-    Line,
-    Said,
-    in_one_conversation,
-    link,
-    passages,
-    spoken_text,
-    thread_conversation,
-)
-
-
-def said(number: int, author: str, content: str, **fields: object) -> Said:
-    values: dict[str, object] = {
-        "message_id": str(number),
-        "author_id": author,
-        "author_name": f"nick{author}",
-        "content": content,
-        **fields,
-    }
-    return Said(**values)  # type: ignore[arg-type]
+from rtfm.events import TimestampMillis
+from rtfm.knowledge.conversations import PASSAGE_WORDS, Line, passages, spoken_text
 
 
 def line(number: int, text: str) -> Line:
     return Line(message_id=str(number), text=text, created_at=TimestampMillis(number))
 
 
-def test_two_talks_at_once_are_two_conversations() -> None:
-    """Who speaks to whom decides, not who speaks next."""
-    linked = link(
-        [
-            said(1, "1", "how do I mount an ntfs disk?"),
-            said(2, "2", "my sound card is silent since the upgrade, any idea?"),
-            said(3, "3", "use ntfs-3g for the disk", mentioned_user_ids=["1"]),
-            said(4, "4", "is the volume of the sound card muted?", mentioned_user_ids=["2"]),
-            said(5, "1", "that worked", mentioned_user_ids=["3"]),
-            said(6, "2", "it was muted", mentioned_user_ids=["4"]),
-        ]
-    )
-    assert linked["1"] == linked["3"] == linked["5"] == "1"
-    assert linked["2"] == linked["4"] == linked["6"] == "2"
-
-
-def test_a_reply_is_certain_whatever_else_speaks_against_it() -> None:
-    """Discord's own reference outweighs every score."""
-    linked = link(
-        [
-            said(1, "1", "how do I mount an ntfs disk?"),
-            said(2, "2", "my printer jams"),
-            said(3, "2", "the printer again", mentioned_user_ids=["2"], reply_to_message_id="1"),
-        ]
-    )
-    assert linked["3"] == linked["1"]
-
-
-def test_a_reply_reaches_beyond_the_window() -> None:
-    """Somebody may answer after a day and a thousand messages."""
-    linked = link([said(9, "1", "solved", reply_to_message_id="5")], replied={"5": "4"})
-    assert linked == {"9": "4"}
-
-
-def test_a_name_written_at_the_start_counts_as_a_mention() -> None:
-    """Not everybody uses mentions."""
-    linked = link(
-        [
-            said(1, "1", "which file system for a usb stick?"),
-            said(2, "2", "does the fan spin all the time for anyone?"),
-            said(3, "3", "nick1: exfat I guess"),
-        ]
-    )
-    assert linked["3"] == "1"
-
-
-def test_linked_messages_keep_their_conversation() -> None:
-    """A decision is never revised."""
-    linked = link([said(1, "1", "hello", conversation_id="7"), said(2, "1", "hello again")])
-    assert linked == {"2": "7"}
-
-
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from("12345"), st.sampled_from(["ntfs disk?", "sound card", "yes", "nick2: no", "try apt"])
-        ),
-        max_size=WINDOW,
-    ),
-    st.integers(min_value=0, max_value=WINDOW),
-)
-def test_it_does_not_matter_how_messages_are_cut_into_batches(talk: list[tuple[str, str]], cut: int) -> None:
-    """A replay with other batches gives the same conversations."""
-    messages = [said(number, author, text) for number, (author, text) in enumerate(talk, start=1)]
-    at_once = link(messages)
-    first = link(messages[:cut])
-    context = [attrs.evolve(one, conversation_id=first[one.message_id]) for one in messages[:cut]]
-    assert {**first, **link([*context, *messages[cut:]])} == at_once
-
-
-def test_threads_and_posts_are_one_conversation_each() -> None:
-    """Discord says so; and a thread shares its id with the message that it grew from."""
-    assert [kind for kind in ChannelKind if in_one_conversation(kind)] == [
-        ChannelKind.FORUM_POST,
-        ChannelKind.PUBLIC_THREAD,
-        ChannelKind.PRIVATE_THREAD,
-    ]
-    assert thread_conversation("5") != "5"
-
-
 def test_a_long_conversation_goes_on_in_another_passage_between_messages() -> None:
     """No message is cut, and the first passage keeps its id when more is said."""
-    lines = [line(number, "word " * 150) for number in range(5)]
+    lines = [line(number, "word " * (PASSAGE_WORDS * 3 // 8)) for number in range(5)]
     made = passages("c", lines)
     assert [passage.passage_id for passage in made] == ["c", "c.1", "c.2"]
     assert [len(passage.message_ids) for passage in made] == [2, 2, 1]

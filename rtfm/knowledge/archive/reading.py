@@ -5,18 +5,23 @@ Every read that leads to a passage is limited to one guild and to the channels t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from attrs import frozen
-from sqlalchemy import ARRAY, Text, TextClause, bindparam, select, text
+from sqlalchemy import ARRAY, Connection, Row, Text, bindparam, select, text
 
 from rtfm.events import ChannelKind, TimestampMillis
 from rtfm.knowledge.archive.database import Database
-from rtfm.knowledge.archive.tables import corpora, document_frequencies, messages
+from rtfm.knowledge.archive.tables import corpora, document_frequencies, floors
 from rtfm.knowledge.archive.writing import quoted
 
 # The channel itself, or the parent of a public thread or forum post.
 _VISIBLE = "guild_id = :guild AND (acl_channel_id = ANY(:visible) OR channel_id = ANY(:visible))"
+
+_BETWEEN = 2_000
+"""Messages that are looked at between the first and the last one of a passage, at most."""
 
 
 @frozen(kw_only=True)
@@ -41,6 +46,14 @@ class Candidate:
 
 
 @frozen(kw_only=True)
+class Match:
+    """A passage that holds asked words: their occurrences, and how many terms it has in all."""
+
+    counts: dict[str, int]
+    length: int
+
+
+@frozen(kw_only=True)
 class FoundMessage:
     """A message of a passage, with the channel that it stands in."""
 
@@ -62,97 +75,99 @@ class ArchiveReading:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def corpus(self, guild_id: str) -> Corpus:
-        """The size of a guild's corpus."""
+    @contextmanager
+    def view(self, guild_id: str, visible: Sequence[str]) -> Iterator[View]:
+        """What of a guild may be seen, in one short transaction."""
         with self._database.begin() as connection:
-            row = connection.execute(select(corpora).where(corpora.c.guild_id == guild_id)).one_or_none()
+            yield View(connection, guild_id, visible)
+
+
+class View:
+    """The passages of one guild that stand in channels which may be seen."""
+
+    def __init__(self, connection: Connection, guild_id: str, visible: Sequence[str]) -> None:
+        self._connection = connection
+        self._guild = guild_id
+        self._visible = list(visible)
+
+    def corpus(self) -> Corpus:
+        """The size of the guild's corpus, whoever may see it."""
+        row = self._connection.execute(select(corpora).where(corpora.c.guild_id == self._guild)).one_or_none()
         return Corpus(passages=row.passages if row else 0, terms=row.terms if row else 0)
 
-    def frequencies(self, guild_id: str, words: Collection[str]) -> dict[str, int]:
+    def floor(self, mode: str) -> float | None:
+        """The floor that was calibrated on the guild's corpus for a mode of search; None if there is none yet."""
+        statement = select(floors.c.floor).where(floors.c.guild_id == self._guild, floors.c.mode == mode)
+        found: float | None = self._connection.execute(statement).scalar_one_or_none()
+        return found
+
+    def frequencies(self, words: Collection[str]) -> dict[str, int]:
         """In how many passages of the guild each of ``words`` occurs; unknown ones are left out."""
         table = document_frequencies
         statement = select(table.c.term, table.c.passages).where(
-            table.c.guild_id == guild_id, table.c.term.in_(list(words)), table.c.passages > 0
+            table.c.guild_id == self._guild, table.c.term.in_(list(words)), table.c.passages > 0
         )
-        with self._database.begin() as connection:
-            return {row.term: row.passages for row in connection.execute(statement)}
+        return {row.term: row.passages for row in self._connection.execute(statement)}
 
-    def visible_vectors(self, guild_id: str, visible: Sequence[str], *, limit: int) -> dict[str, bytes] | None:
-        """The vectors of all passages that may be seen, by passage id; None when there are more than ``limit``."""
-        parameters = {"guild": guild_id, "visible": list(visible), "limit": limit + 1}
-        count = text(
-            f"SELECT count(*) FROM (SELECT 1 FROM passages WHERE {_VISIBLE} LIMIT :limit) AS sample"  # noqa: S608 - a constant
-        )
-        vectors = text(
-            f"SELECT passage_id, vector FROM passages WHERE {_VISIBLE} AND vector IS NOT NULL"  # noqa: S608 - a constant
-        )
-        with self._database.begin() as connection:
-            if connection.execute(_visible(count), parameters).scalar_one() > limit:
-                return None
-            return {row.passage_id: row.vector for row in connection.execute(_visible(vectors), parameters)}
+    def vectors(self, *, limit: int) -> dict[str, bytes] | None:
+        """The vectors of all passages, by passage id; None when there are more than ``limit``."""
+        count = f"SELECT count(*) FROM (SELECT 1 FROM passages WHERE {_VISIBLE} LIMIT :limit) AS sample"  # noqa: S608 - a constant
+        ((found,),) = self._select(count, limit=limit + 1)
+        if found > limit:
+            return None
+        rows = self._select(f"SELECT passage_id, vector FROM passages WHERE {_VISIBLE} AND vector IS NOT NULL")  # noqa: S608 - a constant
+        return {row.passage_id: row.vector for row in rows}
 
-    def containing(
-        self, guild_id: str, visible: Sequence[str], words: Sequence[str], *, limit: int
-    ) -> dict[str, dict[str, int]]:
-        """At most ``limit`` passages that may be seen and hold any of ``words``: passage id → word → occurrences."""
-        if not words:
+    def containing(self, wanted: Sequence[Sequence[str]], *, limit: int) -> dict[str, Match]:
+        """At most ``limit`` passages that hold all words of any of the ``wanted`` groups, by passage id."""
+        if not wanted:
             return {}
-        statement = text(
+        rows = self._select(
             f"""
-            SELECT found.passage_id, word.lexeme, cardinality(word.positions) AS occurrences
-            FROM (SELECT passage_id, terms FROM passages WHERE {_VISIBLE} AND terms @@ CAST(:query AS tsquery)
+            SELECT found.passage_id, found.length, word.lexeme, cardinality(word.positions) AS occurrences
+            FROM (SELECT passage_id, length, terms FROM passages
+                  WHERE {_VISIBLE} AND terms @@ CAST(:query AS tsquery)
                   LIMIT :limit) AS found, unnest(found.terms) AS word
             WHERE word.lexeme = ANY(:words)
-            """  # noqa: S608 - a constant
-        ).bindparams(bindparam("words", type_=ARRAY(Text)))
-        parameters = {
-            "guild": guild_id,
-            "visible": list(visible),
-            "words": list(words),
-            "query": " | ".join(quoted(word) for word in words),
-            "limit": limit,
-        }
+            """,  # noqa: S608 - a constant
+            words=sorted({word for group in wanted for word in group}),
+            query=" | ".join("(" + " & ".join(quoted(word) for word in group) + ")" for group in wanted),
+            limit=limit,
+        )
         counts: dict[str, dict[str, int]] = {}
-        with self._database.begin() as connection:
-            for row in connection.execute(_visible(statement), parameters):
-                counts.setdefault(row.passage_id, {})[row.lexeme] = row.occurrences
-        return counts
+        lengths: dict[str, int] = {}
+        for row in rows:
+            counts.setdefault(row.passage_id, {})[row.lexeme] = row.occurrences
+            lengths[row.passage_id] = row.length
+        return {passage_id: Match(counts=counts[passage_id], length=lengths[passage_id]) for passage_id in counts}
 
-    def visible_among(self, guild_id: str, visible: Sequence[str], passage_ids: Collection[str]) -> set[str]:
+    def among(self, passage_ids: Collection[str]) -> set[str]:
         """Those of ``passage_ids`` that exist and may be seen."""
-        statement = text(f"SELECT passage_id FROM passages WHERE passage_id = ANY(:ids) AND {_VISIBLE}")  # noqa: S608 - a constant
-        parameters = {"guild": guild_id, "visible": list(visible), "ids": list(passage_ids)}
-        with self._database.begin() as connection:
-            return set(connection.execute(_visible(statement), parameters).scalars())
+        rows = self._select(
+            f"SELECT passage_id FROM passages WHERE passage_id = ANY(:ids) AND {_VISIBLE}",  # noqa: S608 - a constant
+            ids=list(passage_ids),
+        )
+        return {row.passage_id for row in rows}
 
-    def lengths(self, passage_ids: Collection[str]) -> dict[str, int]:
-        """Terms in each passage."""
-        statement = text("SELECT passage_id, length FROM passages WHERE passage_id = ANY(:ids)")
-        with self._database.begin() as connection:
-            rows = connection.execute(statement, {"ids": list(passage_ids)})
-            return {row.passage_id: row.length for row in rows}
-
-    def candidates(
-        self, guild_id: str, visible: Sequence[str], passage_ids: Collection[str], words: Sequence[str]
-    ) -> list[Candidate]:
+    def candidates(self, passage_ids: Collection[str], words: Sequence[str]) -> list[Candidate]:
         """Those of ``passage_ids`` that exist and may be seen, with all that scoring needs."""
-        rows_of = text(
+        rows = self._select(
             f"""
             SELECT passage_id, text, length, last_at, vector,
                    (SELECT json_object_agg(word.lexeme, cardinality(word.positions)) FROM unnest(terms) AS word
                     WHERE word.lexeme = ANY(:words)) AS counts
             FROM passages WHERE passage_id = ANY(:ids) AND {_VISIBLE}
-            """  # noqa: S608 - a constant
-        ).bindparams(bindparam("words", type_=ARRAY(Text)))
-        parameters = {"guild": guild_id, "visible": list(visible), "ids": list(passage_ids), "words": list(words)}
-        vectors_of = select(messages.c.passage_id, messages.c.vector).where(
-            messages.c.passage_id.in_(list(passage_ids)), messages.c.vector.is_not(None), ~messages.c.deleted
+            """,  # noqa: S608 - a constant
+            ids=list(passage_ids),
+            words=list(words),
         )
         message_vectors: dict[str, list[bytes]] = {}
-        with self._database.begin() as connection:
-            rows = connection.execute(_visible(rows_of), parameters).all()
-            for row in connection.execute(vectors_of):
-                message_vectors.setdefault(row.passage_id, []).append(row.vector)
+        for row in self._select(
+            "SELECT passage_id, vector FROM messages "
+            "WHERE passage_id = ANY(:ids) AND vector IS NOT NULL AND NOT deleted",
+            ids=[row.passage_id for row in rows],
+        ):
+            message_vectors.setdefault(row.passage_id, []).append(row.vector)
         return [
             Candidate(
                 passage_id=row.passage_id,
@@ -166,51 +181,70 @@ class ArchiveReading:
             for row in rows
         ]
 
-    def messages_of(self, passage_ids: Sequence[str], visible: Sequence[str]) -> list[FoundMessage]:
+    def around(self, passage_id: str, *, messages: int) -> dict[str, frozenset[str]]:
+        """Who speaks in a passage and in those from ``messages`` messages before it to as many after it.
+
+        Author ids by passage id. All of them are in one channel, so that who may see one may see all.
+        """
+        rows = self._select(
+            """
+            WITH place AS (SELECT min(channel_id) AS channel_id, min(created_at) AS first_at, max(created_at) AS last_at
+                           FROM messages WHERE passage_id = :passage AND NOT deleted)
+            (SELECT m.passage_id, m.author_id FROM messages AS m, place
+             WHERE m.channel_id = place.channel_id AND m.created_at < place.first_at
+             ORDER BY m.created_at DESC LIMIT :messages)
+            UNION ALL
+            (SELECT m.passage_id, m.author_id FROM messages AS m, place
+             WHERE m.channel_id = place.channel_id AND m.created_at > place.last_at
+             ORDER BY m.created_at LIMIT :messages)
+            UNION ALL
+            (SELECT m.passage_id, m.author_id FROM messages AS m, place
+             WHERE m.channel_id = place.channel_id AND m.created_at BETWEEN place.first_at AND place.last_at
+             LIMIT :between)
+            """,
+            passage=passage_id,
+            messages=messages,
+            between=_BETWEEN,
+        )
+        people: dict[str, set[str]] = {}
+        for row in rows:
+            if row.passage_id is not None and row.author_id is not None:
+                people.setdefault(row.passage_id, set()).add(row.author_id)
+        return {found: frozenset(authors) for found, authors in people.items()}
+
+    def messages_of(self, passage_ids: Sequence[str]) -> list[FoundMessage]:
         """The messages of these passages in order, with their channels; what may not be seen is left out."""
-        statement = text(
+        rows = self._select(
             """
             SELECT m.passage_id, m.message_id, m.guild_id, m.channel_id, c.parent_channel_id, c.kind, m.author_id,
                    m.author_name, m.created_at, m.content
             FROM messages AS m JOIN channels AS c USING (channel_id)
-            WHERE m.passage_id = ANY(:ids) AND NOT m.deleted
+            WHERE m.passage_id = ANY(:ids) AND NOT m.deleted AND m.guild_id = :guild
               AND (c.acl_channel_id = ANY(:visible) OR m.channel_id = ANY(:visible))
             ORDER BY m.created_at, length(m.message_id), m.message_id
-            """
+            """,
+            ids=list(passage_ids),
         )
-        parameters = {"ids": list(passage_ids), "visible": list(visible)}
-        with self._database.begin() as connection:
-            rows = connection.execute(_visible(statement), parameters).all()
-        return [
-            FoundMessage(
-                passage_id=row.passage_id,
-                message_id=row.message_id,
-                guild_id=row.guild_id,
-                channel_id=row.channel_id,
-                parent_channel_id=row.parent_channel_id,
-                kind=ChannelKind(row.kind),
-                author_id=row.author_id,
-                author_name=row.author_name,
-                created_at=TimestampMillis(row.created_at),
-                content=row.content,
-            )
-            for row in rows
-        ]
+        return [FoundMessage(**{**row._mapping, "kind": ChannelKind(row.kind)}) for row in rows]
 
     def author_names(self, author_ids: Collection[str]) -> dict[str, str]:
         """The latest known name of each author."""
         if not author_ids:
             return {}
-        statement = text(
+        rows = self._select(
             """
-            SELECT DISTINCT ON (author_id) author_id, author_name FROM messages
-            WHERE author_id = ANY(:ids) AND author_name IS NOT NULL ORDER BY author_id, created_at DESC
-            """
+            SELECT author.id, named.author_name FROM unnest(:ids) AS author(id), LATERAL (
+                SELECT author_name FROM messages WHERE author_id = author.id AND author_name IS NOT NULL
+                ORDER BY created_at DESC LIMIT 1) AS named
+            """,
+            ids=list(author_ids),
         )
-        with self._database.begin() as connection:
-            rows = connection.execute(statement, {"ids": list(author_ids)})
-            return {row.author_id: row.author_name for row in rows}
+        return {row.id: row.author_name for row in rows}
 
-
-def _visible(statement: TextClause) -> TextClause:
-    return statement.bindparams(bindparam("visible", type_=ARRAY(Text)))
+    def _select(self, statement: str, **parameters: Any) -> Sequence[Row[Any]]:
+        lists = [name for name in ("visible", "ids", "words") if f":{name}" in statement]
+        values = {"guild": self._guild, "visible": self._visible, **parameters}
+        return self._connection.execute(
+            text(statement).bindparams(*(bindparam(name, type_=ARRAY(Text)) for name in lists)),
+            {name: value for name, value in values.items() if f":{name}" in statement},
+        ).all()

@@ -10,6 +10,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Double,
     Index,
     Integer,
     LargeBinary,
@@ -95,6 +96,16 @@ corpora = Table(
     Column("guild_id", Text, primary_key=True),
     Column("passages", BigInteger, nullable=False),
     Column("terms", BigInteger, nullable=False),
+)
+
+floors = Table(
+    "floors",
+    metadata,
+    Column("guild_id", Text, nullable=False),
+    Column("mode", Text, nullable=False),
+    Column("floor", Double, nullable=False),
+    Column("passages", BigInteger, nullable=False),
+    PrimaryKeyConstraint("guild_id", "mode"),
 )
 
 answers = Table(

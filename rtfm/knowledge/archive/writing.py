@@ -13,7 +13,7 @@ from rtfm.errors import InvalidEvent
 from rtfm.events import ChannelKind, TimestampMillis
 from rtfm.knowledge.archive.database import Database
 from rtfm.knowledge.archive.rows import Change, Channel, Erasures, StoredMessage, StoredPassage
-from rtfm.knowledge.archive.tables import channels, corpora, document_frequencies, erasures, messages, passages
+from rtfm.knowledge.archive.tables import channels, corpora, document_frequencies, erasures, floors, messages, passages
 from rtfm.knowledge.words import terms
 
 # A tsvector keeps at most this many positions for a lexeme, and none above 16383 (PostgreSQL, "Text Search Types").
@@ -95,6 +95,29 @@ class ArchiveWriting:
             _write_passages(connection, change.passages)
             _assign_passages(connection, change.passage_of_message)
             _count_terms(connection, change)
+
+    def outgrown(self, guild_ids: Collection[str], mode: str, *, growth: float) -> dict[str, int]:
+        """Those of ``guild_ids`` whose passages are ``growth`` times those at their last calibration, with how many."""
+        statement = (
+            select(corpora.c.guild_id, corpora.c.passages)
+            .outerjoin(floors, and_(floors.c.guild_id == corpora.c.guild_id, floors.c.mode == mode))
+            .where(
+                corpora.c.guild_id.in_(guild_ids),
+                or_(floors.c.passages.is_(None), corpora.c.passages >= growth * floors.c.passages),
+            )
+        )
+        with self._database.begin() as connection:
+            return {row.guild_id: row.passages for row in connection.execute(statement)}
+
+    def set_floor(self, guild_id: str, mode: str, floor: float, passages: int) -> None:
+        """Keep a guild's floor, and the number of passages that it was calibrated on."""
+        statement = insert(floors).values(guild_id=guild_id, mode=mode, floor=floor, passages=passages)
+        with self._database.begin() as connection:
+            connection.execute(
+                statement.on_conflict_do_update(
+                    index_elements=["guild_id", "mode"], set_={"floor": floor, "passages": passages}
+                )
+            )
 
     def _select_messages(self, condition: Any, **parameters: Any) -> dict[str, StoredMessage]:
         with self._database.begin() as connection:

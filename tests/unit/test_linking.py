@@ -1,0 +1,126 @@
+"""Which message belongs to which conversation."""
+
+from __future__ import annotations
+
+import random
+
+import attrs
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rtfm.events import ChannelKind
+from rtfm.knowledge.linking import CONTEXT, WINDOW, Said, in_one_conversation, link, thread_conversation
+
+
+def said(number: int, author: str, content: str, **fields: object) -> Said:
+    values: dict[str, object] = {
+        "message_id": str(number),
+        "author_id": author,
+        "author_name": f"nick{author}",
+        "content": content,
+        **fields,
+    }
+    return Said(**values)  # type: ignore[arg-type]
+
+
+def test_two_talks_at_once_are_two_conversations() -> None:
+    """Who speaks to whom decides, not who speaks next."""
+    linked = link(
+        [
+            said(1, "1", "how do I mount an ntfs disk?"),
+            said(2, "2", "my sound card is silent since the upgrade, any idea?"),
+            said(3, "3", "use ntfs-3g for the disk", mentioned_user_ids=["1"]),
+            said(4, "4", "is the volume of the sound card muted?", mentioned_user_ids=["2"]),
+            said(5, "1", "that worked", mentioned_user_ids=["3"]),
+            said(6, "2", "it was muted", mentioned_user_ids=["4"]),
+        ]
+    )
+    assert linked["1"] == linked["3"] == linked["5"] == "1"
+    assert linked["2"] == linked["4"] == linked["6"] == "2"
+
+
+def test_a_reply_is_certain_whatever_else_speaks_against_it() -> None:
+    """Discord's own reference outweighs every score."""
+    linked = link(
+        [
+            said(1, "1", "how do I mount an ntfs disk?"),
+            said(2, "2", "my printer jams"),
+            said(3, "2", "the printer again", mentioned_user_ids=["2"], reply_to_message_id="1"),
+        ]
+    )
+    assert linked["3"] == linked["1"]
+
+
+def test_a_reply_reaches_beyond_the_window() -> None:
+    """Somebody may answer after a day and a thousand messages."""
+    linked = link([said(9, "1", "solved", reply_to_message_id="5")], replied={"5": "4"})
+    assert linked == {"9": "4"}
+
+
+def test_a_name_written_at_the_start_counts_as_a_mention() -> None:
+    """Not everybody uses mentions."""
+    linked = link(
+        [
+            said(1, "1", "which file system for a usb stick?"),
+            said(2, "2", "does the fan spin all the time for anyone?"),
+            said(3, "3", "nick1: exfat I guess"),
+        ]
+    )
+    assert linked["3"] == "1"
+
+
+def test_linked_messages_keep_their_conversation() -> None:
+    """A decision is never revised."""
+    linked = link([said(1, "1", "hello", conversation_id="7"), said(2, "1", "hello again")])
+    assert linked == {"2": "7"}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("12345"), st.sampled_from(["ntfs disk?", "sound card", "yes", "nick2: no", "try apt"])
+        ),
+        max_size=WINDOW,
+    ),
+    st.integers(min_value=0, max_value=WINDOW),
+)
+def test_it_does_not_matter_how_messages_are_cut_into_batches(talk: list[tuple[str, str]], cut: int) -> None:
+    """A replay with other batches gives the same conversations."""
+    messages = [said(number, author, text) for number, (author, text) in enumerate(talk, start=1)]
+    at_once = link(messages)
+    first = link(messages[:cut])
+    context = [attrs.evolve(one, conversation_id=first[one.message_id]) for one in messages[:cut]]
+    assert {**first, **link([*context, *messages[cut:]])} == at_once
+
+
+def test_threads_and_posts_are_one_conversation_each() -> None:
+    """Discord says so; and a thread shares its id with the message that it grew from."""
+    assert [kind for kind in ChannelKind if in_one_conversation(kind)] == [
+        ChannelKind.FORUM_POST,
+        ChannelKind.PUBLIC_THREAD,
+        ChannelKind.PRIVATE_THREAD,
+    ]
+    assert thread_conversation("5") != "5"
+
+
+def test_long_talks_are_linked_alike_however_they_are_cut() -> None:
+    """The last 200 messages are enough to go on, names in the text included."""
+    rng = random.Random(5)
+    words = ["ntfs", "disk", "sound", "card", "apt", "kernel", "try", "no", "why?"]
+    messages = []
+    for number in range(450):
+        author = rng.choice("123456789")
+        start = f"nick{rng.choice('123456789')}: " if rng.random() < 0.4 else ""
+        messages.append(said(number, author, start + " ".join(rng.choices(words, k=4))))
+    at_once = link(messages)
+    for cut in (260, 300, 449):
+        context = [attrs.evolve(one, conversation_id=at_once[one.message_id]) for one in messages[:cut]][-CONTEXT:]
+        assert {**at_once, **link([*context, *messages[cut:]])} == at_once
+
+
+def test_a_name_that_is_also_a_word_does_not_address() -> None:
+    """Somebody who calls himself like something that everybody speaks of."""
+    talk = [said(n, "1", "the kernel panics, which kernel is it?") for n in range(1, 6)]
+    named = attrs.evolve(said(6, "2", "sound is silent"), author_name="kernel")
+    linked = link([*talk, named, said(7, "1", "kernel five it is")])
+    assert linked["7"] == linked["5"]
