@@ -174,7 +174,8 @@ class Settings:
     watchdog_s: float = _setting(
         "WATCHDOG_S",
         45.0,
-        "Seconds without a pass of a service's loop after which the process logs the stacks of its threads and ends.",
+        "Seconds without a pass of a service's loop after which the process logs the stacks of its threads and ends."
+        " Below 30 s it may end one that only waits for Kafka.",
         _seconds,
         group="General",
     )

@@ -183,9 +183,9 @@ class Handling:
 
     def _once(self, messages: Sequence[Any]) -> Result:
         records = [record_of(self._topic, message, self._contracts) for message in messages]
-        bad = [self._buried(record, record.error, "DECODE") for record in records if record.error is not None]
-        if not bad:
+        if len(records) == 1 and records[0].error is None:
             return self._handled(records)
+        bad = [self._buried(record, record.error, "DECODE") for record in records if record.error is not None]
         good = [record for record in records if record.error is None]
         return _merged([*bad, self._handled(good)] if good else bad)
 
@@ -194,18 +194,18 @@ class Handling:
             outputs = self._handler(records)
             if not outputs:
                 return NOTHING
-            trace = records[0].header("traceparent") if len(records) == 1 else None
-            return Result(tuple(self._encoded(output, trace) for output in outputs))
+            cause = records[0] if len(records) == 1 else None
+            return Result(tuple([self._encoded(output, cause) for output in outputs]))
         except PermanentError as exc:
             if len(records) == 1:
                 return self._buried(records[0], exc, "HANDLE")
         return _merged([self._handled([record]) for record in records])
 
-    def _encoded(self, output: Output | Produced, trace: bytes | None) -> Produced:
+    def _encoded(self, output: Output | Produced, cause: Record | None) -> Produced:
         if isinstance(output, Produced):
             return output
         given = dict(output.headers)
-        if trace is not None:
+        if cause is not None and (trace := cause.header("traceparent")) is not None:
             given.setdefault("traceparent", child_traceparent(trace.decode("ascii", "replace")))
         key, value = self._contracts.key(output.topic, output.event), self._contracts.encode(output.topic, output.event)
         headers = event_headers(given)

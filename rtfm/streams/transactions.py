@@ -87,6 +87,7 @@ class Transactions:
     def __init__(self, settings: Settings, name: str) -> None:
         self._settings = settings
         self._id = group_name(settings, name)
+        self._prefix = topic_name(settings, "")
         self._producer: Any = None
         self._refused: _Refusal | None = None
         self.in_doubt = True
@@ -107,6 +108,8 @@ class Transactions:
                 "compression.type": "zstd",
                 "linger.ms": 5,
                 "message.max.bytes": MAX_RECORD_BYTES,
+                # The transaction tells of all that went well.
+                "delivery.report.only.error": True,
                 # How long a topic that is not there may still turn up; the default of 30 s outlasts a transaction.
                 "topic.metadata.propagation.max.ms": 3_000,
             }
@@ -155,7 +158,7 @@ class Transactions:
         while True:
             try:
                 self._producer.produce(
-                    topic_name(self._settings, record.topic),
+                    self._prefix + record.topic,
                     record.value,
                     record.key,
                     record.partition,

@@ -75,12 +75,12 @@ def test_a_worker_that_hangs_ends_itself_and_another_takes_over(
     settings: Settings, fleets: list[Fleet], protocol: str
 ) -> None:
     """R6: nothing of it runs any more, not even its watchdog's thread; the log says where it stood."""
-    impatient = evolve(settings, watchdog_s=3.0, kafka_group_protocol=protocol, kafka_static_membership=False)
+    ours = evolve(settings, kafka_group_protocol=protocol, kafka_static_membership=False)
     messages = messages_for(settings, 200)
     produce(settings, open_contracts(settings), MESSAGES, hanger := said(200, channel="20", content=f"{HANGER} one"))
     messages += [hanger, *messages_for(settings, 200, first=201)]
-    fleets.append(one := Fleet(impatient, 5, 10, 8))
-    fleets.append(two := Fleet(impatient, 5, 10, 8))
+    fleets.append(one := Fleet(evolve(ours, watchdog_s=3.0), 5, 10, 8))
+    fleets.append(two := Fleet(ours, 5, 10, 8))
     one.start("one")
     eventually(lambda: one.ended("one"))
     assert "in hang" in one.log.read_text()
