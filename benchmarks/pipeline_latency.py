@@ -53,12 +53,12 @@ def light_load(base: Settings) -> list[Figure]:
         for trips in times.values():
             trips.close()
     figures = []
-    for percentile, allowed_ms in ((50, 10.0), (99, 40.0)):
-        mine, other = (percentile(samples[name], percentile) for name in ("ours", "bare"))
+    for percent, allowed_ms in ((50, 10.0), (99, 40.0)):
+        mine, other = (percentile(samples[name], percent) for name in ("ours", "bare"))
         figures += [
-            figure(f"round trip p{percentile}", mine, other, None, samples, higher_is_better=False, unit="ms"),
+            figure(f"round trip p{percent}", mine, other, None, samples, higher_is_better=False, unit="ms"),
             figure(
-                f"added by the pipeline p{percentile}",
+                f"added by the pipeline p{percent}",
                 max(mine - other, 0.01),
                 allowed_ms,
                 1.0,
@@ -134,8 +134,8 @@ def questions(base: Settings) -> list[Figure]:
                 processor.terminate()
                 asking.close()
     return [
-        figure(f"{name} p{percentile}", percentile(values, percentile), None, None, unit="ms")
-        for percentile in (50, 99)
+        figure(f"{name} p{percent}", percentile(values, percent), None, None, unit="ms")
+        for percent in (50, 99)
         for name, values in samples.items()
     ]
 

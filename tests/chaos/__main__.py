@@ -244,6 +244,7 @@ def _settled(settings: Settings, chaos: Chaos) -> bool:
     """Wait until both groups are through with everything; False when they do not come to an end."""
     topics = TopicAdmin(settings, catalogues.load())
     until_s = time.monotonic() + SETTLE_S
+    said_s = 0.0
     while time.monotonic() < until_s:
         chaos.revive()
         try:
@@ -257,6 +258,9 @@ def _settled(settings: Settings, chaos: Chaos) -> bool:
             continue
         if all(ends[topic] == count for topic, count in done.items()):
             return True
+        if time.monotonic() - said_s > 5:
+            said_s = time.monotonic()
+            chaos.say(", ".join(f"{topic}: {count} of {ends[topic]}" for topic, count in done.items()))
         time.sleep(0.5)
     chaos.say(f"not done after {SETTLE_S:.0f} s: {done} of {ends}")
     return False
