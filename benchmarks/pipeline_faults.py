@@ -6,7 +6,6 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +135,13 @@ def after_a_kill(base: Settings) -> list[Figure]:
             for _ in range(KILLS):
                 time.sleep(2)
                 assert transactions.kill_one(fleet, timeout_s=60), "no open transaction was met"
-                killed_s, assigned = time.monotonic(), fleet.log.read_text().count('"assigned"')
+                killed_s, assigned = time.monotonic(), _assigned(fleet.log)
                 asking.answered.clear()
                 fleet.start("in-place")
-                _wait(lambda before=assigned: fleet.log.read_text().count('"assigned"') > before)
+                deadline_s = killed_s + 60
+                while _assigned(fleet.log) == assigned:
+                    assert time.monotonic() < deadline_s, "the process did not come back"
+                    time.sleep(0.02)
                 start_s.append(time.monotonic() - killed_s)
                 asking.next_response()
                 flow_s.append(time.monotonic() - killed_s)
@@ -202,8 +204,5 @@ class _Questions:
         consumer.close()
 
 
-def _wait(check: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 60
-    while not check():
-        assert time.monotonic() < deadline_s, "the process did not come back"
-        time.sleep(0.02)
+def _assigned(log: Path) -> int:
+    return log.read_text(encoding="utf-8").count('"assigned"')

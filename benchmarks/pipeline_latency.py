@@ -20,6 +20,7 @@ from benchmarks.pipeline_setup import (
     a_query,
     environment,
     installation,
+    percentile,
     said,
     worker,
 )
