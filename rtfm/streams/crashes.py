@@ -17,8 +17,10 @@ import mmap
 import secrets
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -33,6 +35,11 @@ from rtfm.telemetry import get_logger
 
 FATAL_DEATHS = 3
 """Deaths while alone after which a record is a dead letter."""
+
+QUARANTINE_S = 1.0
+"""How long suspects are tried alone after a first death; four times as long after each that follows from it."""
+
+LONGEST_QUARANTINE_S = 3600.0
 
 FOLDER = "in-hand"
 
@@ -74,6 +81,14 @@ class _ProcessState:
     everybody: threading.Event = field(factory=threading.Event)
     alone: threading.Lock = field(factory=threading.Lock)
     hands: list[InHand] = field(factory=list)
+    holder: Callable[[], None] | None = None
+    """Lets everybody in again if the time of who is alone is over."""
+    changing: threading.Lock = field(factory=threading.Lock)
+
+    def let_in_if_over(self) -> None:
+        """For those who wait."""
+        if (holder := self.holder) is not None:
+            holder()
 
 
 _PROCESS = _ProcessState()
@@ -83,12 +98,24 @@ _PROCESS.everybody.set()
 class InHand:
     """What the pool of one pipeline has in hand; ``take``, ``release`` and ``laid_aside`` are for its threads."""
 
-    def __init__(self, settings: Settings, *, group: str, threads: int, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        group: str,
+        threads: int,
+        stop: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         name = f"{quote(group_name(settings, group), safe='')}@{quote(settings.instance_id, safe='')}"
         self._path = settings.home / FOLDER / name
         self._size = _HEADER.size + _SLOT.size * threads
         self._threads = threads
         self._stop = stop
+        self._clock = clock
+        self.quarantine_s = 0.0
+        """How long this run tries suspects alone."""
+        self._until_s: float | None = None
         self._memory: mmap.mmap = mmap.mmap(-1, self._size)
         self._slots = threading.local()
         self._broken = False
@@ -116,7 +143,7 @@ class InHand:
         except OSError as exc:
             _log.warning("deaths are not counted", path=str(self._path), reason=str(exc))
         if self.suspects:
-            _log.warning("after a death, records are tried alone", records=len(self.suspects))
+            _log.warning("after a death, records are tried alone", records=len(self.suspects), for_s=self.quarantine_s)
         _PROCESS.hands.append(self)
 
     def ending(self) -> None:
@@ -163,7 +190,8 @@ class InHand:
             self._memory[slot.start + _KIND] = _NOTHING
             if self._stop.is_set():
                 return False
-            _PROCESS.everybody.wait(0.1)
+            _PROCESS.everybody.wait(0.05)
+            _PROCESS.let_in_if_over()
 
     def is_last_try(self, partition: int, offset: int) -> bool:
         """Whether a failure of this record now is one too many."""
@@ -202,26 +230,62 @@ class InHand:
             return self._slots.state  # type: ignore[no-any-return]
 
     def _take_alone(self, slot: _SlotState, partition: int, offset: int) -> bool:
-        while not _PROCESS.alone.acquire(timeout=0.1):
+        if self._until_s is None:
+            self._until_s = self._clock() + self.quarantine_s
+        while not _PROCESS.alone.acquire(timeout=0.05):
+            _PROCESS.let_in_if_over()
             if self._stop.is_set():
                 return False
+            if self._is_over():
+                return self._take_as_others(partition, offset)
         _PROCESS.everybody.clear()
         slot.alone = True
         while any(hand.is_busy() for hand in list(_PROCESS.hands)):
             if self._stop.wait(_POLL_S):
                 self._put_down(slot)
                 return False
+            if self._is_over():
+                self._put_down(slot)
+                return self._take_as_others(partition, offset)
         _log.info("tried alone", partition=partition, offset=offset, deaths=self.deaths(partition, offset))
-        _SLOT.pack_into(self._memory, slot.start, partition, offset, offset, _ALONE)
+        with _PROCESS.changing:
+            _SLOT.pack_into(self._memory, slot.start, partition, offset, offset, _ALONE)
+            _PROCESS.holder = partial(self._let_in_if_over, slot)
         return True
 
+    def _is_over(self) -> bool:
+        return self._until_s is not None and self._clock() >= self._until_s
+
+    def _take_as_others(self, partition: int, offset: int) -> bool:
+        """End the quarantine: nothing is suspected for the rest of this run, but the list stays for the next."""
+        kept = {key: deaths for key, deaths in self.suspects.items() if deaths >= FATAL_DEATHS}
+        _log.info("no more are tried alone", left=len(self.suspects) - len(kept))
+        self.suspects = kept
+        return self.take(partition, offset, offset)
+
+    def _let_in_if_over(self, slot: _SlotState) -> None:
+        if not self._is_over():
+            return
+        with _PROCESS.changing:
+            if slot.alone:  # it goes on, beside others
+                self._memory[slot.start + _KIND] = _HELD
+                self._let_in(slot)
+
+    def _let_in(self, slot: _SlotState) -> None:
+        slot.alone, _PROCESS.holder = False, None
+        _PROCESS.everybody.set()
+        _PROCESS.alone.release()
+
     def _put_down(self, slot: _SlotState) -> None:
-        if not slot.blamed:
-            self._memory[slot.start + _KIND] = _NOTHING
-        if slot.alone:
-            slot.alone = False
-            _PROCESS.everybody.set()
-            _PROCESS.alone.release()
+        if not slot.alone:
+            if not slot.blamed:
+                self._memory[slot.start + _KIND] = _NOTHING
+            return
+        with _PROCESS.changing:
+            if not slot.blamed:
+                self._memory[slot.start + _KIND] = _NOTHING
+            if slot.alone:
+                self._let_in(slot)
 
     def is_busy(self) -> bool:
         """Whether a thread has something in hand."""
@@ -242,23 +306,28 @@ class InHand:
         return self._path.with_name(self._path.name + ".suspects.json")
 
     def _suspect_from_last_run(self) -> None:
-        counted = ""
+        counted, deaths_before = "", 0
         try:
             known = json.loads(self._suspects_path.read_text(encoding="utf-8"))
-            counted = known["counted"]
+            counted, deaths_before = known["counted"], int(known["deaths"])
             self.suspects = {(number, offset): deaths for number, offset, deaths in known["suspects"]}
         except (OSError, ValueError, KeyError, TypeError):
             self.suspects = {}
         run, held = _last_run(self._path)
-        if not held or run == counted:
-            return
-        for partition, first, last, kind in held:
-            for offset in range(first, min(last + 1, first + _MAX_SPAN)):
-                self.suspects[partition, offset] = self.deaths(partition, offset) + bool(kind & _ALONE)
-        content = {"counted": run, "suspects": [[*key, deaths] for key, deaths in self.suspects.items()]}
-        new = self._suspects_path.with_name(self._suspects_path.name + ".new")
-        new.write_text(json.dumps(content), encoding="utf-8")
-        new.replace(self._suspects_path)
+        if held and run != counted:
+            known_before = set(self.suspects)
+            for partition, first, last, kind in held:
+                for offset in range(first, min(last + 1, first + _MAX_SPAN)):
+                    self.suspects[partition, offset] = self.deaths(partition, offset) + bool(kind & _ALONE)
+            # A death with none of the old suspects in hand is another story.
+            follows = any((partition, first) in known_before for partition, first, *_ in held)
+            deaths_before = deaths_before + 1 if follows else 1
+            listed = [[*key, deaths] for key, deaths in self.suspects.items()]
+            content = {"counted": run, "deaths": deaths_before, "suspects": listed}
+            new = self._suspects_path.with_name(self._suspects_path.name + ".new")
+            new.write_text(json.dumps(content), encoding="utf-8")
+            new.replace(self._suspects_path)
+        self.quarantine_s = min(LONGEST_QUARANTINE_S, QUARANTINE_S * 4.0 ** min(max(0, deaths_before - 1), 9))
 
 
 def _last_run(path: Path) -> tuple[str, list[tuple[Any, ...]]]:

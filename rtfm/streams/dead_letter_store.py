@@ -8,7 +8,7 @@ is all that there is: no letter is replayed twice by two people. Knows nothing o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -296,8 +296,3 @@ def place_of(letter_id: str) -> tuple[int, int] | None:
     """(partition, offset) of a letter by its id; None for what is no id."""
     number, dash, offset = letter_id.partition("-")
     return (int(number), int(offset)) if dash and number.isdecimal() and offset.isdecimal() else None
-
-
-def selected(ids: Collection[str]) -> frozenset[str] | None:
-    """What a filter takes for these ids; none given, any letter."""
-    return frozenset(ids) or None

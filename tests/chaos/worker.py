@@ -1,7 +1,8 @@
 """A worker of the chaos tests: answers every message with one response, keyed by channel, until SIGTERM.
 
-``python -m tests.chaos.worker HANDLER_MS PADDING_BYTES CONCURRENCY``; settings come from the environment. The answer is
-the message's id, so that a reader of bot-responses can account for every message and its order in the channel.
+``python -m tests.chaos.worker HANDLER_MS PADDING_BYTES CONCURRENCY``, a concurrency of 0 being batches; settings come
+from the environment. The answer is the message's id, so that a reader of bot-responses can account for every message
+and its order in the channel.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def main(handler_ms: float, padding_bytes: int, concurrency: int) -> int:
         topic=MESSAGES,
         handler=handle,
         health=health,
-        concurrency=concurrency,
+        concurrency=max(1, concurrency),
+        batch_size=None if concurrency else 500,
         stop=stop,
     )
     try:

@@ -11,7 +11,7 @@ import pytest
 from attrs import evolve
 
 from rtfm.settings import Settings
-from rtfm.streams.crashes import FATAL_DEATHS, FOLDER, InHand
+from rtfm.streams.crashes import FATAL_DEATHS, FOLDER, QUARANTINE_S, InHand
 from rtfm.streams.position import PartitionState
 
 
@@ -20,8 +20,18 @@ def settings(tmp_path: Path) -> Settings:
     return evolve(Settings(), home=tmp_path, instance_id="pod/1")
 
 
-def opened(settings: Settings, *, group: str = "g", threads: int = 4) -> InHand:
-    hand = InHand(settings, group=group, threads=threads, stop=threading.Event())
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def opened(settings: Settings, *, group: str = "g", threads: int = 4, clock: Clock | None = None) -> InHand:
+    hand = InHand(settings, group=group, threads=threads, stop=threading.Event(), clock=clock or Clock())
     hand.open()
     return hand
 
@@ -225,11 +235,60 @@ def test_a_suspect_is_alone_in_the_process_and_free_when_it_is_through(settings:
     other.close()
 
 
+def test_a_slow_suspect_holds_up_others_only_for_a_while(settings: Settings) -> None:
+    """Then they are let in, it goes on beside them, and a death from then on is not counted against it."""
+    dies(settings, (0, 5, 5))
+    clock, taken = Clock(), threading.Event()
+    hand, other = opened(settings, clock=clock), opened(settings, group="other")
+    hand.take(0, 5, 5)
+
+    def wait() -> None:
+        other.take(0, 1, 1)
+        taken.set()
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    assert not taken.wait(0.2)
+    clock.now_s = QUARANTINE_S
+    waiting.join(20)
+    assert taken.is_set()
+    assert suspects(settings) == {(0, 5): 0}
+    hand.close()
+    other.close()
+
+
+def test_suspects_whose_turn_does_not_come_go_as_others_do_and_have_longer_after_the_next_death(
+    settings: Settings,
+) -> None:
+    """One kill costs a second; what kills again and again is found all the same."""
+    dies(settings, (0, 5, 6))
+    clock = Clock()
+    hand = opened(settings, clock=clock)
+    slow = threading.Thread(target=hand.take, args=(0, 5, 5))
+    slow.start()
+    slow.join(20)
+    clock.now_s = QUARANTINE_S
+    assert hand.take(0, 6, 6) is True
+    assert hand.suspects == {}
+    hand.close()
+    times = []
+    for _ in range(3):
+        hand = opened(settings)
+        hand.close()
+        times.append(hand.quarantine_s)
+        dies(settings, (0, 6, 7), then=lambda hand: hand.suspects.clear())
+    assert times == [QUARANTINE_S, 4 * QUARANTINE_S, 16 * QUARANTINE_S]
+    dies(settings, (2, 7, 7))
+    hand = opened(settings)
+    hand.close()
+    assert hand.quarantine_s == QUARANTINE_S  # another story, for which a second is enough
+
+
 def test_a_service_that_stops_waits_for_no_turn(settings: Settings) -> None:
     """Neither a suspect for the others, nor the others for a suspect."""
     dies(settings, (0, 5, 5))
     stop = threading.Event()
-    hand = InHand(settings, group="g", threads=2, stop=stop)
+    hand = InHand(settings, group="g", threads=2, stop=stop, clock=Clock())
     hand.open()
     busy = threading.Thread(target=hand.take, args=(0, 1, 1))
     busy.start()

@@ -26,6 +26,8 @@ def load(environ: dict[str, str], home: Path, dotenv: Path | None = None) -> set
         ("GEMINI_TIMEOUT_S", "-1", "positive"),
         ("METRICS_PORT", "70000", "port"),
         ("LOG_LEVEL", "LOUD", "one of DEBUG"),
+        ("DLQ_MAX_CONSECUTIVE", "-1", "at least 0"),
+        ("DLQ_MAX_SHARE", "50", "between 0 and 1"),
     ],
 )
 def test_a_malformed_variable_is_named_with_its_value_and_what_it_should_be(
