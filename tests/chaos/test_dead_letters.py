@@ -65,7 +65,7 @@ def supervised(settings: Settings, fleet: Fleet, messages: Sequence[DiscordMessa
 def test_a_record_that_kills_the_process_is_one_letter_and_those_beside_it_are_answered(
     settings: Settings, fleets: list[Fleet], concurrency: int, deadly: int
 ) -> None:
-    """R20: once among others, three times alone, in batches or singly; two of them blame no neighbours of each other."""
+    """R20: once among others, then three times alone; two of them blame none of each other's neighbours."""
     contracts = open_contracts(settings)
     messages = messages_for(settings, 150)
     killers = [said(900 + number, channel=str(number), content=KILLER) for number in range(deadly)]
