@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -162,7 +163,7 @@ def _show(response: BotResponse, elapsed_ms: int) -> None:
     from rtfm.events import to_datetime
 
     console = Console(highlight=False, soft_wrap=True)
-    console.print(Text(response.answer or _LINES.get(response.outcome.value, response.outcome.value)))
+    console.print(Text(readable(response.answer) or _LINES.get(response.outcome.value, response.outcome.value)))
     if response.citations:
         console.print(Text("\nSources", style="bold"))
     for citation in response.citations:
@@ -172,6 +173,13 @@ def _show(response: BotResponse, elapsed_ms: int) -> None:
         console.print(Text(f"    {said}", style="dim"))
     by = f" by {response.model}" if response.model else ""
     console.print(Text(f"\n{response.outcome.value.lower()}{by} in {elapsed_ms} ms", style="dim"))
+
+
+def readable(answer: str) -> str:
+    """An answer without the backslashes that keep Discord from reading marks in it; code has none."""
+    parts = re.split(r"(```.*?```|`[^`\n]*`)", answer, flags=re.DOTALL)
+    parts[::2] = [re.sub(r"\\([^\w\s])", r"\1", part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def _url(citation: Citation) -> str:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import frozen
 
+from cli.ask import readable
 from cli.local import download_progress, offer_model, open_stack
 from cli.main import EXIT_CHECK_FAILED, EXIT_UNREACHABLE, EXIT_USAGE
 from cli.options import echo_json, json_option, load_settings
@@ -220,7 +221,7 @@ def _ask(console: Console, environment: Mapping[str, str], question: Question) -
     with console.status("through demo.bot-queries and back …"):
         reply = _reply(environment, question)
     mark = "[green]✓[/]" if reply.right else "[red]✗[/]"
-    console.print(Padding(Text(reply.answer), (0, 0, 0, 2)))
+    console.print(Padding(Text(readable(reply.answer)), (0, 0, 0, 2)))
     for citation in reply.citations:
         console.print(f"  [dim]\\[{citation['number']}] {citation['url']}[/]", soft_wrap=True)
     console.print(f"  {mark} [dim]{reply.outcome.lower()} in {reply.elapsed_ms} ms[/]")

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.dlq_show import show
-from cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings, registry_option
+from cli.options import (
+    bootstrap_servers_option,
+    echo_json,
+    examples,
+    json_option,
+    load_settings,
+    registry_option,
+    table_console,
+)
 
 if TYPE_CHECKING:
     from rtfm.streams.dead_letter_store import DeadLetterStore, Decision, Found, LetterFilter
@@ -341,6 +349,5 @@ def _table(*columns: str) -> Any:
 
 
 def _print(table: Any) -> None:
-    from rich.console import Console
 
-    Console().print(table)
+    table_console().print(table)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import echo_json, examples, json_option, load_settings
+from cli.options import echo_json, examples, json_option, load_settings, table_console
 
 if TYPE_CHECKING:
     from rtfm.local.artifacts import Progress
@@ -183,7 +183,6 @@ def _print(statuses: list[ServiceStatus], as_json: bool) -> None:
             {"services": [{"name": s.name, "state": s.state, "address": s.address, "pid": s.pid} for s in statuses]}
         )
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("service", "state", "address", "pid", box=None)
@@ -191,4 +190,4 @@ def _print(statuses: list[ServiceStatus], as_json: bool) -> None:
         # --json has the password, for programs; what stands on a screen is shown to others.
         address = re.sub(r":[^:/@]+@", ":***@", service.address)
         table.add_row(service.name, service.state, address, str(service.pid or ""))
-    Console().print(table)
+    table_console().print(table)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rtfm import settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 bootstrap_servers_option = click.option(
     "--bootstrap-servers",
@@ -36,6 +40,13 @@ def load_settings(**flags: Any) -> settings.Settings:
 def echo_json(value: Any) -> None:
     """One JSON document on one line."""
     click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def table_console() -> Console:
+    """Where tables go: as wide as the terminal, and in a pipe as wide as the table, so that nothing is cut off."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
 
 
 def examples(text: str) -> Callable[[Any], Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import echo_json, examples, json_option, load_settings, registry_option
+from cli.options import echo_json, examples, json_option, load_settings, registry_option, table_console
 
 if TYPE_CHECKING:
     from rtfm.contracts.catalogue import Catalogue
@@ -260,7 +260,6 @@ def _relative(path: Path) -> str:
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table: Any = Table(box=None, header_style="bold", pad_edge=False)
@@ -268,7 +267,7 @@ def _table(columns: list[str], rows: list[list[str]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console = Console()
+    console = table_console()
     if not console.is_terminal:
         console.width = 200  # a file or a pipe has no edge to fold at
     console.print(table)

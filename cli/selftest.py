@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings, registry_option
+from cli.options import (
+    bootstrap_servers_option,
+    echo_json,
+    examples,
+    json_option,
+    load_settings,
+    registry_option,
+    table_console,
+)
 
 if TYPE_CHECKING:
     from rtfm.settings import Settings
@@ -177,7 +185,6 @@ def _print(results: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         echo_json({"ok": all(result["result"] != "failed" for result in results), "tests": results})
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("test", "result", "detail", "ms", box=None)
@@ -185,4 +192,4 @@ def _print(results: list[dict[str, Any]], as_json: bool) -> None:
     for result in results:
         colour = colours[result["result"]]
         table.add_row(result["test"], f"[{colour}]{result['result']}[/]", result["detail"], str(result["ms"]))
-    Console().print(table)
+    table_console().print(table)

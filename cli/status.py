@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.main import exit_code
-from cli.options import bootstrap_servers_option, echo_json, json_option, load_settings, registry_option
+from cli.options import bootstrap_servers_option, echo_json, json_option, load_settings, registry_option, table_console
 
 if TYPE_CHECKING:
     from rtfm.contracts import Catalogue
@@ -113,13 +113,15 @@ def _chroma(settings: Settings) -> dict[str, int]:
 
 
 def _show(found: dict[str, Any], wrong: dict[str, RtfmError]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = table_console()
     if found["topics"] is not None:
-        table = Table("topic", "partitions", "records", "group", "members", "lag", box=None, pad_edge=False)
+        table = Table("topic", "partitions", "records", box=None, pad_edge=False)
+        table.add_column("group", overflow="fold")
+        table.add_column("members")
+        table.add_column("lag")
         for topic in found["topics"]:
             groups = topic["groups"] or [{"group": "-", "members": "-", "lag": "-"}]
             for number, group in enumerate(groups):

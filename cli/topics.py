@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings
+from cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings, table_console
 
 
 @click.group()
@@ -74,7 +74,6 @@ def list_(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
     if not states:
         click.echo("There are no topics yet; `rtfm-cli topics init` makes them.")
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("topic", "partitions", "records", "retention", "lag", box=None)
@@ -82,7 +81,7 @@ def list_(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
         lag = ", ".join(f"{group}: {records}" for group, records in state.lag.items())
         hours = int(state.config.get("retention.ms") or 0) // 3_600_000
         table.add_row(state.topic, str(state.partitions), str(state.records), f"{hours} h", lag)
-    Console().print(table)
+    table_console().print(table)
 
 
 @topics.command()

@@ -1,0 +1,31 @@
+"""What people read: nothing cut off in a pipe, no signs that are meant for Discord alone."""
+
+from __future__ import annotations
+
+import pytest
+from rich.table import Table
+
+from cli.ask import readable
+from cli.options import table_console
+
+
+def test_a_table_in_a_pipe_is_as_wide_as_what_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """`rtfm-cli status | grep …` finds whole names."""
+    name = "discord-message-processor-answer " * 10
+    table = Table("group", "lag", box=None)
+    table.add_row(name, "3")
+    table_console().print(table)
+    assert name in capsys.readouterr().out
+
+
+def test_an_answer_on_a_terminal_has_no_escapes() -> None:
+    """Discord needs them in a handle; people do not."""
+    assert readable(r"> use \*all\* of it" "\n" r"dfx\_harrow, 2026-03-03 \[1]") == (
+        "> use *all* of it\ndfx_harrow, 2026-03-03 [1]"
+    )
+
+
+def test_backslashes_of_code_stay() -> None:
+    """They are part of the command that is quoted."""
+    answer = "run `find . -exec rm {} \\;` or\n```\nC:\\_x\n```"
+    assert readable(answer) == answer
