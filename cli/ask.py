@@ -178,7 +178,7 @@ def _show(response: BotResponse, elapsed_ms: int) -> None:
 def readable(answer: str) -> str:
     """An answer without the backslashes that keep Discord from reading marks in it; code has none."""
     parts = re.split(r"(```.*?```|`[^`\n]*`)", answer, flags=re.DOTALL)
-    parts[::2] = [re.sub(r"\\([^\w\s])", r"\1", part) for part in parts[::2]]
+    parts[::2] = [re.sub(r"\\([^A-Za-z0-9\s])", r"\1", part) for part in parts[::2]]
     return "".join(parts)
 
 
