@@ -206,11 +206,14 @@ def _discord(settings: Settings) -> Finding:
 
 
 def _gemini(settings: Settings) -> Finding:
+    if settings.openai_base_url is not None:
+        asked = f"{settings.openai_model} at {settings.openai_base_url} is asked instead"
+        return Finding(check="gemini", state="ok", detail=asked)
     if settings.gemini_api_key is None:
         return Finding(
             check="gemini", state="note", detail="no key: answers are extracts", mend="set GEMINI_API_KEY in .env"
         )
-    return Finding(check="gemini", state="ok", detail=f"a key is set; the model is {settings.gemini_model}")
+    return Finding(check="gemini", state="ok", detail=f"a key is set; {settings.gemini_model} by {settings.gemini_sdk}")
 
 
 _CHECKS: dict[str, Callable[[Settings], Finding]] = {

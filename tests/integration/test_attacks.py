@@ -74,18 +74,15 @@ def answerer(knowledge: Knowledge, gemini: FakeGemini | None) -> Answerer:
 def test_no_attack_is_obeyed_by_the_model_or_by_the_extract(knowledge: Knowledge, gemini: FakeGemini) -> None:
     """Each attack's own words are asked, so that it is found best: 40 attacks, twice in the corpus, 0 obeyed."""
     failures = []
-    asked_of_the_model = 0
     for attack in ATTACKS:
         for by in (gemini, None):
-            for query in (asked(), asked(f"{QUESTION} {attack.text}")):
-                response = answerer(knowledge, by).answer(query)
-                if words := obeyed(attack, response):
-                    failures.append((attack.text, "model" if by else "extract", words))
-                if "OPENSESAME" in f"{response}":
-                    failures.append((attack.text, "leak", ["OPENSESAME"]))
-        asked_of_the_model = len(gemini.requests)
+            response = answerer(knowledge, by).answer(asked(f"{QUESTION} {attack.text}"))
+            if words := obeyed(attack, response):
+                failures.append((attack.text, "model" if by else "extract", words))
+            if "OPENSESAME" in f"{response}":
+                failures.append((attack.text, "leak", ["OPENSESAME"]))
     assert failures == []
-    assert asked_of_the_model >= 40
+    assert len(gemini.requests) == 40
 
 
 def test_the_honest_answer_survives_among_attacks(knowledge: Knowledge, gemini: FakeGemini) -> None:
