@@ -124,7 +124,9 @@ def after_a_kill(base: Settings) -> list[Figure]:
         static = evolve(own, kafka_static_membership=True)
         program = str(Path(sys.executable).with_name("rtfm-cli"))
         command = [program, "run", "processor", "--only", "answer"]
-        fleet = Fleet(static, command=command, environment=environment(static) | {"LOG_LEVEL": "INFO"})
+        variables = environment(static) | {"LOG_LEVEL": "INFO"}
+        del variables["RTFM_INSTANCE_ID"]  # the fleet gives it
+        fleet = Fleet(static, command=command, environment=variables)
         asking = _Questions(static)
         transactions = OpenTransactions(static, group=ANSWER_GROUP, read=QUERIES, written=RESPONSES)
         flow_s: list[float] = []

@@ -99,3 +99,27 @@ def test_after_a_restart_exactly_the_unfinished_is_done(taken: set[int], finishe
 def test_the_map_stays_within_what_a_broker_takes() -> None:
     """4,096 bytes of metadata; at worst every other record is finished."""
     assert len(encode(range(0, 1400, 2), 1401)) < 4096
+
+
+def test_what_is_still_in_the_log_is_not_in_hand() -> None:
+    """To count it would be to wait for ever for a partition that was left full."""
+    part = PartitionState.restored(0, 0, encode(range(0, 1400, 2), 1401))
+    assert part.in_hand == 0
+    assert part.admit(0)
+    assert part.in_hand == 1
+
+
+def test_a_position_that_moves_on_during_a_replay_is_no_new_topic() -> None:
+    """What is finished above it is skipped, although it lies below what is committed by then."""
+    part = PartitionState.restored(0, 10, encode([10, 15], 20))
+    assert part.admit(10)
+    part.finish(10)
+    assert part.position()[0] == 15
+    assert [offset for offset in range(11, 22) if part.admit(offset)] == [15, 20, 21]
+
+
+def test_what_retention_removed_is_counted_without_what_was_finished() -> None:
+    """Of twelve offsets below the start of the log, two were unfinished and two never taken in."""
+    part = PartitionState.restored(0, 10, encode([10, 15], 20))
+    assert part.unfinished_below(22) == 4
+    assert part.unfinished_below(10) == 0
