@@ -221,8 +221,8 @@ class Settings:
     kafka_static_membership: bool = _setting(
         "KAFKA_STATIC_MEMBERSHIP",
         True,
-        "Keep a worker's partitions for it while it is restarted in place under the same RTFM_INSTANCE_ID. One that is"
-        " removed holds them for 6 s; `false` where workers come and go.",
+        "With the classic protocol: keep a worker's partitions for it while it is restarted in place under the same"
+        " RTFM_INSTANCE_ID. One that is removed holds them for 6 s; `false` where workers come and go.",
         _boolean,
         group="Kafka",
     )

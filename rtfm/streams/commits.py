@@ -23,7 +23,9 @@ from rtfm.streams.transactions import NotCommitted, OutcomeUnknown, Transactions
 from rtfm.telemetry import DEAD_LETTERS, TRANSACTION_FAILURES, TRANSACTION_SECONDS, get_logger
 
 EVERY_S = 0.02
-"""With no gap at all, every fourth transaction waits 100 ms for the markers of the last one."""
+GAP_S = 0.003
+"""With no gap at all, every third transaction waits for the markers of the last one: 100 ms, or what
+``retry.backoff.ms`` says. Under load the gap is used to take more."""
 
 RECORDS = 500
 MAX_RECORDS = 2000
@@ -49,6 +51,7 @@ class _CommitState:
     positions: list[_Position] = field(factory=list)
     records: int = 0
     last_s: float = 0.0
+    ended_s: float = 0.0
     not_before_s: float = 0.0
     failures: int = 0
 
@@ -127,7 +130,7 @@ class Commits:
         state = self._state
         if not state.records:
             return None
-        wanted_s = 0.0 if state.records >= RECORDS else state.last_s + EVERY_S
+        wanted_s = state.ended_s + GAP_S if state.records >= RECORDS else state.last_s + EVERY_S
         return max(0.0, max(wanted_s, state.not_before_s) - time.monotonic())
 
     def keep_live(self) -> None:
@@ -176,7 +179,8 @@ class Commits:
         except Unavailable as exc:
             self._hold_back(exc)
         else:
-            TRANSACTION_SECONDS.labels(self._group).observe(time.monotonic() - now_s)
+            state.ended_s = time.monotonic()
+            TRANSACTION_SECONDS.labels(self._group).observe(state.ended_s - now_s)
             self._committed()
 
     def stored_for_assignment(self, consumer: Any, numbers: list[int], timeout_s: float) -> list[TopicPartition]:

@@ -183,13 +183,16 @@ class Membership:
             # A cooperative hand-over is two rounds, each noticed at a heartbeat.
             "heartbeat.interval.ms": 1000,
         }
-        static = {"group.instance.id": f"{group_name(settings, self._group)}-{settings.instance_id}"}
+        # In the newer protocol a broker takes no member in the place of one that was killed before its session is
+        # over (UNRELEASED_INSTANCE_ID), so a static one would be no quicker, and the client takes that for fatal.
+        static = settings.kafka_static_membership and settings.kafka_group_protocol == "classic"
+        instance = {"group.instance.id": f"{group_name(settings, self._group)}-{settings.instance_id}"}
         return {
             **client_config(settings),
             "group.id": group_name(settings, self._group),
             "group.protocol": settings.kafka_group_protocol,
             **(classic if settings.kafka_group_protocol == "classic" else {}),
-            **(static if settings.kafka_static_membership else {}),
+            **(instance if static else {}),
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "earliest",

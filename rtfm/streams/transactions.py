@@ -107,6 +107,8 @@ class Transactions:
                 "message.timeout.ms": 9_000,
                 "compression.type": "zstd",
                 "linger.ms": 5,
+                # What a transaction waits while the markers of the last one are being written; the default is 100 ms.
+                "retry.backoff.ms": 10,
                 "message.max.bytes": MAX_RECORD_BYTES,
                 # The transaction tells of all that went well.
                 "delivery.report.only.error": True,

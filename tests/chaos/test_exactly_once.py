@@ -36,7 +36,7 @@ def test_killed_inside_open_transactions_everything_is_answered_once(
 ) -> None:
     """R1, R2: the worker dies when its output is written and not committed; moments at random hardly ever are that.
 
-    It is a static member, so it is back in its place at once.
+    With the classic protocol it is a static member, so it is back in its place at once.
     """
     messages = messages_for(settings, 2000)
     fleets.append(fleet := Fleet(evolve(settings, kafka_group_protocol=protocol), 5, 2000, 8))
