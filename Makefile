@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test chaos lint format docs compat-check local-up local-down clean
+.PHONY: help install demo test chaos lint format docs eval compat-check local-up local-down clean
 
 help: ## Show this list
 	@awk -F ':.*## ' \
@@ -67,6 +67,10 @@ compat-check: $(STAMP) ## Compare the schemas with the released ones, offline
 
 chaos: $(STAMP) ## Kill everything at every moment and account for all of it: SECONDS=120 SEED=7
 	$(BIN)/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+EVAL_DATA ?=
+eval: $(STAMP) ## Quality of retrieval against the baseline; EVAL_DATA=FOLDER adds exports/ and questions.jsonl
+	$(BIN)/python -m benchmarks.quality $(if $(EVAL_DATA),--data "$(EVAL_DATA)") $(ARGS)
 
 bench-%: $(STAMP) ## One benchmark of benchmarks/, ARGS=--json for scripts
 	$(BIN)/python -m benchmarks.$* $(ARGS)

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "import": ("cli.import_", "import_", "Import chat exports through discord-messages."),
     "search": ("cli.search", "search", "Show what retrieval finds, with scores."),
     "ask": ("cli.ask", "ask", "Ask a question through Kafka."),
+    "rebuild": ("cli.rebuild", "rebuild", "Make the vectors in Chroma again from the archive."),
     "eval": ("cli.eval", "eval_", "Measure retrieval on questions whose answers are known."),
     "dlq": ("cli.dlq", "dlq", "Look into dead letters, replay or discard them."),
     "selftest": ("cli.selftest", "selftest", "Try every part of a running system."),

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from cli.options import echo_json, examples, json_option, load_settings
+
+if TYPE_CHECKING:
+    from rtfm.knowledge import SearchResult
 
 
 @examples("""
 Examples:
   rtfm-cli search "mount an NTFS disk"
+  rtfm-cli search "mount an NTFS disk" --explain
   rtfm-cli search --guild 1163874448331508 --limit 3 --json "mount an NTFS disk"
 """)
 @click.command("search")
@@ -17,8 +23,9 @@ Examples:
 @click.option("--guild", metavar="ID", help="Search this guild; default: the archive's only one.")
 @click.option("--channel", "channels", multiple=True, metavar="ID", help="Search this channel only; may be repeated.")
 @click.option("--limit", type=click.IntRange(1, 100), default=10, show_default=True, help="Most passages to show.")
+@click.option("--explain", is_flag=True, help="Show both ranks, the scores, the floor and the filters.")
 @json_option
-def search(query: str, guild: str | None, channels: tuple[str, ...], limit: int, as_json: bool) -> None:
+def search(query: str, guild: str | None, channels: tuple[str, ...], limit: int, explain: bool, as_json: bool) -> None:
     """Show what retrieval finds for QUERY, best first, with scores.
 
     Private threads and direct messages are searched only where --channel names them.
@@ -45,9 +52,12 @@ def search(query: str, guild: str | None, channels: tuple[str, ...], limit: int,
                     }
                     for passage in result.passages
                 ],
+                **({"explanation": _explained(result)} if explain else {}),
             }
         )
         return
+    if explain:
+        _show_explanation(result)
     if not result.found:
         click.echo(f"Nothing is near enough ({result.mode} search).")
         return
@@ -65,3 +75,42 @@ def search(query: str, guild: str | None, channels: tuple[str, ...], limit: int,
 def _one_line(text: str) -> str:
     line = " ".join("".join(c for c in text if c.isprintable() or c.isspace()).split())
     return line if len(line) <= 160 else line[:159] + "…"
+
+
+def _explained(result: SearchResult) -> dict[str, object] | None:
+    import attrs
+
+    return None if result.explanation is None else attrs.asdict(result.explanation)
+
+
+def _show_explanation(result: SearchResult) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    how = result.explanation
+    if how is None:
+        click.echo("Nothing was searched: no visible channel, or no question.")
+        return
+    click.echo(f"filters   guild {how.guild_id or 'direct messages'}, {how.visible_channels} visible channels")
+    click.echo(f"compared  {how.compared} ({how.looked_at} looked at), {how.candidates} candidates scored")
+    kind = "calibrated on this guild" if how.calibrated else "usual, not calibrated yet"
+    relation = "reaches" if how.evidence >= how.floor else "stays below"
+    click.echo(f"floor     the best evidence, {how.evidence:.2f}, {relation} the floor of {how.floor:.2f} ({kind})")
+    passages = sorted([*result.passages, *result.beside], key=lambda passage: -passage.pull)
+    if not passages:
+        return
+    table = Table(header_style="bold")
+    for name in ("passage", "score", "shown by", "rank by meaning", "meaning", "rank by words", "words"):
+        table.add_column(name, justify="left" if name == "passage" else "right")
+    for passage in passages:
+        ranks = how.ranks.get(passage.passage_id)
+        table.add_row(
+            passage.passage_id,
+            f"{passage.score:.3f}",
+            f"{passage.pull:.3f}",
+            "" if ranks is None or ranks.meaning_rank is None else str(ranks.meaning_rank),
+            "" if ranks is None or ranks.meaning is None else f"{ranks.meaning:.3f}",
+            "" if ranks is None or ranks.words_rank is None else str(ranks.words_rank),
+            "" if ranks is None else f"{ranks.words:.3f}",
+        )
+    Console().print(table)

@@ -26,6 +26,10 @@ _BATCH = 1000
 """Entries a request: Chroma's own limit is 5,461 with SQLite and larger requests only take more memory."""
 
 
+_PAGE = 10_000
+"""Ids that are read at once."""
+
+
 @frozen(kw_only=True)
 class Entry:
     """One vector in Chroma. ``vector`` is float32, shape (384,), of unit length."""
@@ -87,6 +91,16 @@ class ChromaVectors:
             found = collection.query(query_embeddings=[vector], n_results=count, include=["metadatas"])
         return list(dict.fromkeys(str(metadata["passage_id"]) for metadata in found["metadatas"][0]))
 
+    def entry_ids(self, guild_id: str) -> set[str]:
+        """The ids of all entries of a guild."""
+        found: set[str] = set()
+        with self._collection(guild_id) as collection:
+            while True:
+                page = collection.get(limit=_PAGE, offset=len(found), include=[])["ids"]
+                found.update(page)
+                if len(page) < _PAGE:
+                    return found
+
     def count(self, guild_id: str) -> int:
         """Entries of a guild."""
         with self._collection(guild_id) as collection:
@@ -130,6 +144,7 @@ class ChromaVectors:
                     configuration={"hnsw": {"space": "cosine"}},
                     metadata={"model": MODEL_NAME, "dimension": DIMENSION},
                 )
+                _check_model(name, collection.metadata or {})
                 self._collections[name] = collection
             try:
                 yield collection
@@ -152,13 +167,25 @@ class ChromaVectors:
 
         try:
             yield
-        except (ChromaError, httpx.HTTPError, ValueError) as exc:
+        except (ChromaError, httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as exc:
+            # The last three are what the client makes of an answer that is none of Chroma's.
             raise self._unavailable(exc) from exc
 
     def _unavailable(self, exc: Exception) -> Unavailable:
         line = str(exc).strip().partition("\n")[0] or type(exc).__name__
         return Unavailable(
             "Chroma", f"Chroma at {self._url}: {line}", hint="Start it with `rtfm-cli local up`, or set CHROMA_URL."
+        )
+
+
+def _check_model(name: str, recorded: Mapping[str, Any]) -> None:
+    """Raise ConfigError when the vectors of a collection are of another model than this one's."""
+    model, dimension = recorded.get("model", MODEL_NAME), recorded.get("dimension", DIMENSION)
+    if (model, dimension) != (MODEL_NAME, DIMENSION):
+        raise ConfigError(
+            f"the collection {name} in Chroma holds vectors of {model} ({dimension} dimensions), "
+            f"not of {MODEL_NAME} ({DIMENSION})",
+            hint="Remove the collection and run `rtfm-cli rebuild`.",
         )
 
 

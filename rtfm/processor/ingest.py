@@ -24,9 +24,13 @@ from rtfm.knowledge.embedding import to_bytes
 from rtfm.knowledge.floor import calibrate
 from rtfm.knowledge.linking import CONTEXT, Said, in_one_conversation, link, thread_conversation
 from rtfm.knowledge.vectors import Entry, message_entry, passage_entry
+from rtfm.scrubbing import scrub
 from rtfm.telemetry import ARCHIVED, IGNORED_EVENTS, get_logger
 
 TOPIC = "discord-messages"
+
+MAX_TEXT_CHARACTERS = 64 * 1024
+"""Of a text file that came with a message; the bot brings no larger ones."""
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -237,6 +241,7 @@ def _said_anew(event: DiscordMessage, before: StoredMessage | None) -> StoredMes
                 "url": _storable(attachment.url),
                 "content_type": attachment.content_type,
                 "size_bytes": attachment.size_bytes,
+                "text": _storable(attachment.text[:MAX_TEXT_CHARACTERS]) if attachment.text else None,
             }
             for attachment in event.attachments
         ],
@@ -284,7 +289,7 @@ def _passages(
         lines = [
             Line(
                 message_id=message.message_id,
-                text=spoken_text(message.content, names),
+                text=_searched(message, names),
                 created_at=message.created_at,
             )
             for message in messages
@@ -294,6 +299,13 @@ def _passages(
             made.append(_stored(part, conversation_id, channels[messages[0].channel_id]))
             passage_of |= dict.fromkeys(part.message_ids, part.passage_id)
     return made, passage_of, texts_of
+
+
+def _searched(message: StoredMessage, names: Sequence[str]) -> str:
+    """What is searched of a message: its words and those of its text files, without names and secrets."""
+    said = spoken_text(message.content, names)
+    texts = [str(attachment["text"]) for attachment in message.attachments if attachment.get("text")]
+    return scrub("\n".join(filter(None, [said, *texts])))
 
 
 def _stored(part: PassageText, conversation_id: str, channel: Channel) -> StoredPassage:

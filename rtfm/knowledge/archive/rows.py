@@ -86,6 +86,15 @@ class StoredPassage:
 
 
 @frozen(kw_only=True)
+class StoredVector:
+    """The vector of a passage or message, and the passage that it leads to."""
+
+    id: str
+    passage_id: str
+    vector: bytes
+
+
+@frozen(kw_only=True)
 class Change:
     """Everything that one batch writes, in one transaction. ``removed_passages`` are whole, to undo their terms."""
 

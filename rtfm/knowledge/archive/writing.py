@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from rtfm.errors import InvalidEvent
 from rtfm.events import ChannelKind, TimestampMillis
 from rtfm.knowledge.archive.database import Database
-from rtfm.knowledge.archive.rows import Change, Channel, Erasures, StoredMessage, StoredPassage
+from rtfm.knowledge.archive.rows import Change, Channel, Erasures, StoredMessage, StoredPassage, StoredVector
 from rtfm.knowledge.archive.tables import channels, corpora, document_frequencies, erasures, floors, messages, passages
 from rtfm.knowledge.words import terms
 
@@ -95,6 +95,30 @@ class ArchiveWriting:
             _write_passages(connection, change.passages)
             _assign_passages(connection, change.passage_of_message)
             _count_terms(connection, change)
+
+    def vectors_after(self, table: str, guild_id: str, after: str, *, limit: int) -> list[StoredVector]:
+        """The next ``limit`` vectors of a guild's "passages" or "messages", by id."""
+        rows = {"passages": passages, "messages": messages}[table]
+        key = rows.c.passage_id if table == "passages" else rows.c.message_id
+        statement = (
+            select(key.label("id"), rows.c.passage_id, rows.c.vector)
+            .where(rows.c.guild_id == guild_id, rows.c.vector.is_not(None), rows.c.passage_id.is_not(None), key > after)
+            .order_by(key)
+            .limit(limit)
+        )
+        with self._database.begin() as connection:
+            return [
+                StoredVector(id=row.id, passage_id=row.passage_id, vector=row.vector)
+                for row in connection.execute(statement)
+            ]
+
+    def having_vectors(self, table: str, ids: Collection[str]) -> set[str]:
+        """Those of ``ids`` that are "passages" or "messages" with a vector."""
+        rows = {"passages": passages, "messages": messages}[table]
+        key = rows.c.passage_id if table == "passages" else rows.c.message_id
+        statement = select(key).where(key.in_(ids), rows.c.vector.is_not(None), rows.c.passage_id.is_not(None))
+        with self._database.begin() as connection:
+            return set(connection.execute(statement).scalars())
 
     def outgrown(self, guild_ids: Collection[str], mode: str, *, growth: float) -> dict[str, int]:
         """Those of ``guild_ids`` whose passages are ``growth`` times those at their last calibration, with how many."""

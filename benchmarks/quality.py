@@ -1,0 +1,145 @@
+"""Retrieval's quality against the committed baseline: `make eval`.
+
+``python -m benchmarks.quality [--data FOLDER] [--write] [--json]``. Always measures the sample chat; FOLDER, where
+there is one, holds ``exports/*.json`` and ``questions.jsonl``. Real PostgreSQL and Chroma, started for it. Without an
+embedding model (RTFM_EMBEDDING_MODEL_DIR, or the one that was fetched) only lexical search is measured.
+
+A figure that is more than a point below ``quality.json`` fails. ``rejected`` is the share of sixty questions about
+other things that find nothing, ``kept`` that of the answerable ones that find something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from attrs import evolve, frozen
+
+from benchmarks.off_topic import OFF_TOPIC
+from rtfm import settings
+from rtfm.knowledge import Knowledge, Retriever, console_scope
+from rtfm.knowledge.archive import SqlArchive
+from rtfm.knowledge.embedding import OnnxEmbedding, find_model
+from rtfm.knowledge.evaluation import measure, read_questions, summarise
+from rtfm.knowledge.floor import calibrate
+from rtfm.knowledge.imports import read_export
+from rtfm.knowledge.vectors import ChromaVectors
+from rtfm.local.stack import LocalStack
+from rtfm.processor.ingest import Ingest
+
+CHECKOUT = Path(__file__).parent.parent
+BASELINE = Path(__file__).with_name("quality.json")
+SAMPLE = CHECKOUT / "cli" / "sample"
+DROP = 0.01
+BATCH = 500
+
+
+@frozen
+class Heard:
+    """A record as ingest sees it."""
+
+    event: object
+
+
+def main() -> int:
+    """Measure; 1 when a figure has fallen."""
+    parser = argparse.ArgumentParser(description="Retrieval's quality against the committed baseline.")
+    parser.add_argument("--data", type=Path, help="a folder with exports/*.json and questions.jsonl")
+    parser.add_argument("--write", action="store_true", help="make what was measured the baseline")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    corpora = {"sample": (sorted(SAMPLE.glob("*.json")), SAMPLE / "questions.jsonl")}
+    if arguments.data is not None:
+        folder = arguments.data
+        corpora[folder.name] = (sorted((folder / "exports").glob("*.json")), folder / "questions.jsonl")
+    baseline = json.loads(BASELINE.read_text(encoding="utf-8"))
+    loaded = settings.load()
+    model = find_model(loaded)
+    measured: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory(prefix="rtfm-eval-") as home:
+        stack = LocalStack(Path(home), cache_dir=CHECKOUT / ".rtfm" / "cache")
+        try:
+            addresses = {service.name: service.address for service in stack.up()}
+            for name, (exports, questions) in corpora.items():
+                measured |= _measured(name, exports, questions, addresses, model)
+        finally:
+            stack.down()
+    if arguments.write:
+        BASELINE.write_text(json.dumps({**baseline, **measured}, indent=2) + "\n", encoding="utf-8")
+    fallen = _report(measured, baseline, as_json=arguments.json)
+    if fallen and not arguments.json:
+        print("fallen: " + "; ".join(fallen), file=sys.stderr)
+    return 1 if fallen else 0
+
+
+def _measured(
+    name: str, exports: Sequence[Path], questions: Path, addresses: dict[str, str], model: OnnxEmbedding | None
+) -> dict[str, dict[str, float]]:
+    archive = SqlArchive(addresses["postgres"])
+    archive.migrate()
+    vectors = ChromaVectors(addresses["chroma"], f"{name}.")
+    knowledge = Knowledge(
+        archive=archive, vectors=vectors, embedding=model, retriever=Retriever(archive, vectors, model)
+    )
+    ingest = Ingest(knowledge=knowledge)
+    for path in exports:
+        messages = read_export(path).messages
+        for start in range(0, len(messages), BATCH):
+            ingest([Heard(message) for message in messages[start : start + BATCH]])
+    asked = read_questions(questions)
+    figures = {}
+    for embedding in [model, None] if model else [None]:
+        searched = evolve(knowledge, embedding=embedding, retriever=Retriever(archive, vectors, embedding))
+        guilds = {question.guild_id for question in asked}
+        calibrate(archive, searched.retriever, guilds, anew=True)
+        visible = {guild_id: console_scope(archive, guild_id)[1] for guild_id in guilds}
+        results = [measure(searched.retriever, question, visible[question.guild_id]) for question in asked]
+        summary = summarise(results)
+        guild_id = min(guilds)
+        rejected = [
+            not searched.retriever.search(
+                question, guild_id=guild_id, visible_channel_ids=visible[guild_id], limit=1
+            ).found
+            for question in OFF_TOPIC
+        ]
+        figures[f"{name} {searched.retriever.mode}"] = {
+            "hit@5": round(summary.hit_at_5, 4),
+            "MRR@10": round(summary.mrr_at_10, 4),
+            "cover@300w": round(summary.coverage, 4),
+            "kept": round(1 - summary.nothing_found / summary.questions, 4),
+            "rejected": round(sum(rejected) / len(rejected), 4),
+        }
+    knowledge.close()
+    return figures
+
+
+def _report(
+    measured: dict[str, dict[str, float]], baseline: dict[str, dict[str, float]], *, as_json: bool
+) -> list[str]:
+    from rich.console import Console
+    from rich.table import Table
+
+    fallen = []
+    table = Table(header_style="bold")
+    for column in ("corpus", "figure", "now", "baseline"):
+        table.add_column(column, justify="left" if column in ("corpus", "figure") else "right")
+    for corpus, figures in measured.items():
+        for name, value in figures.items():
+            before = baseline.get(corpus, {}).get(name)
+            met = before is None or value >= before - DROP
+            if not met:
+                fallen.append(f"{corpus} {name} {before:.3f} → {value:.3f}")
+            if as_json:
+                print(json.dumps({"name": f"{corpus} {name}", "ours": value, "peer": before, "met": met}))
+            table.add_row(corpus, name, f"{value:.3f}", "" if before is None else f"{before:.3f}")
+    if not as_json:
+        Console().print(table)
+    return fallen
+
+
+if __name__ == "__main__":
+    sys.exit(main())

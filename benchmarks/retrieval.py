@@ -1,0 +1,228 @@
+"""Retrieval: p95 by corpus size and by visible channels, beside a bare unfiltered Chroma query in the same run.
+
+``python -m benchmarks.retrieval [--messages 10000,100000] [--json]``. Real PostgreSQL and Chroma, started for it;
+synthetic vectors and texts (words by Zipf's law), 200 channels, a passage for six messages. Embedding the question is
+not part of it. A million messages take about half an hour to load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import psycopg
+
+from benchmarks.report import Figure, figure, report
+from rtfm.events import ChannelKind
+from rtfm.knowledge.archive import SqlArchive
+from rtfm.knowledge.archive.writing import as_tsvector
+from rtfm.knowledge.embedding import DIMENSION, Vectors, to_bytes
+from rtfm.knowledge.retrieval import Retriever
+from rtfm.knowledge.vectors import ChromaVectors, Entry, message_entry, passage_entry
+from rtfm.knowledge.words import terms
+from rtfm.local.stack import LocalStack
+
+CHANNELS = 200
+VISIBLE = (1, 50, 190)
+PER_PASSAGE = 6
+QUESTIONS = 60
+TOPICS = 400
+VOCABULARY = 20_000
+P95_TARGET_MS = 30.0
+GROWTH_TARGET = 4.0
+CHECKOUT = Path(__file__).parent.parent
+
+
+class Synthetic:
+    """Texts and vectors about topics, always the same ones."""
+
+    dimension = DIMENSION
+
+    def __init__(self) -> None:
+        self._rng = np.random.default_rng(1)
+        self._centres = self._rng.standard_normal((TOPICS, DIMENSION)).astype(np.float32)
+        odds = 1 / np.arange(1, VOCABULARY + 1)
+        self._odds = odds / odds.sum()
+
+    def vectors(self, topics: Sequence[int]) -> Vectors:
+        """Unit vectors near their topics."""
+        noise = self._rng.standard_normal((len(topics), DIMENSION)).astype(np.float32)
+        found = self._centres[list(topics)] + noise
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+    def texts(self, count: int, words: int) -> list[str]:
+        """Texts whose words are as unevenly frequent as in a language."""
+        drawn = self._rng.choice(VOCABULARY, size=(count, words), p=self._odds)
+        return [" ".join(f"wordq{word}" for word in row) for row in drawn]
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """In the model's place: a question is about some topic."""
+        return self.vectors([len(text) * 31 % TOPICS for text in texts])
+
+
+def load(guild: str, messages: int, archive: str, vectors: ChromaVectors, made: Synthetic) -> None:
+    """Fill both stores."""
+    rng = random.Random(2)
+    passages = messages // PER_PASSAGE
+    frequencies: dict[str, int] = {}
+    with psycopg.connect(archive, autocommit=True) as connection:
+        for channel in range(CHANNELS):
+            row = (f"{guild}{channel:03}", guild, None, ChannelKind.TEXT.value, f"{guild}{channel:03}", None)
+            connection.execute("INSERT INTO channels VALUES (%s, %s, %s, %s, %s, %s)", row)
+        for start in range(0, passages, 1000):
+            count = min(1000, passages - start)
+            topics = [rng.randrange(TOPICS) for _ in range(count)]
+            texts, whole = made.texts(count, 60), made.vectors(topics)
+            single = made.vectors([topic for topic in topics for _ in range(PER_PASSAGE)])
+            rows = list(_rows(guild, start, texts, rng))
+            for text in texts:
+                for word in set(terms(text)):
+                    frequencies[word] = frequencies.get(word, 0) + 1
+            with connection.cursor() as cursor:
+                with cursor.copy(
+                    "COPY passages (passage_id, conversation_id, guild_id, channel_id, acl_channel_id, text, terms, "
+                    "length, vector, first_at, last_at) FROM STDIN"
+                ) as copy:
+                    for (passage, channel, text), vector in zip(rows, whole, strict=True):
+                        words = terms(text)
+                        values = (passage, passage, guild, channel, channel, text, as_tsvector(words), len(words))
+                        copy.write_row((*values, to_bytes(vector), int(passage[1:]), int(passage[1:])))
+                with cursor.copy(
+                    "COPY messages (message_id, guild_id, channel_id, author_id, author_name, author_is_bot, content, "
+                    "created_at, version, deleted, mentioned_user_ids, attachments, conversation_id, passage_id, vector"
+                    ") FROM STDIN"
+                ) as copy:
+                    for place, vector in enumerate(single):
+                        passage, channel, text = rows[place // PER_PASSAGE]
+                        part = " ".join(text.split()[place % PER_PASSAGE :: PER_PASSAGE])
+                        values = (f"{passage}{place % PER_PASSAGE}", guild, channel, str(rng.randrange(500)), "ada")
+                        rest = (False, part, int(passage[1:]) * 10 + place, 0, False, [], "[]", passage, passage)
+                        copy.write_row((*values, *rest, to_bytes(vector)))
+            entries = [
+                Entry(entry_id=passage_entry(passage), passage_id=passage, vector=vector)
+                for (passage, _, _), vector in zip(rows, whole, strict=True)
+            ]
+            entries += [
+                Entry(
+                    entry_id=message_entry(f"{rows[place // PER_PASSAGE][0]}{place % PER_PASSAGE}"),
+                    passage_id=rows[place // PER_PASSAGE][0],
+                    vector=vector,
+                )
+                for place, vector in enumerate(single)
+            ]
+            vectors.upsert(guild, entries)
+        with connection.cursor() as cursor, cursor.copy("COPY document_frequencies FROM STDIN") as copy:
+            for word, count in frequencies.items():
+                copy.write_row((guild, word, count))
+        connection.execute("INSERT INTO corpora VALUES (%s, %s, %s)", (guild, passages, passages * 60))
+        connection.execute("INSERT INTO floors VALUES (%s, 'hybrid', 0, %s)", (guild, passages))
+        connection.execute("ANALYZE")
+
+
+def _rows(guild: str, start: int, texts: Sequence[str], rng: random.Random) -> Iterator[tuple[str, str, str]]:
+    for number, text in enumerate(texts, start=start):
+        yield f"{guild}{number:07}", f"{guild}{rng.randrange(CHANNELS):03}", text
+
+
+def main() -> int:
+    """Run the benchmark; 1 when a target is missed."""
+    parser = argparse.ArgumentParser(description="Retrieval by corpus size and visible channels.")
+    parser.add_argument("--messages", default="10000,100000", help="corpus sizes, rising")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    sizes = [int(size) for size in arguments.messages.split(",")]
+    figures: list[Figure] = []
+    smallest: dict[int, float] = {}
+    with tempfile.TemporaryDirectory(prefix="rtfm-bench-") as home:
+        stack = LocalStack(Path(home), cache_dir=CHECKOUT / ".rtfm" / "cache")
+        try:
+            addresses = {
+                s.name: s.address for s in stack.up(("chroma", "postgres")) if s.name in ("chroma", "postgres")
+            }
+            archive = SqlArchive(addresses["postgres"])
+            archive.migrate()
+            vectors = ChromaVectors(addresses["chroma"])
+            for number, size in enumerate(sizes, start=1):
+                made = Synthetic()
+                guild = str(number)
+                started = time.monotonic()
+                load(guild, size, addresses["postgres"], vectors, made)
+                print(f"{size:,} messages loaded in {time.monotonic() - started:.0f} s", file=sys.stderr)
+                figures += _measured(guild, size, archive, vectors, made, smallest)
+        finally:
+            stack.down()
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    figures.append(figure("memory of the process that searches, at most", memory, None, None, unit="MB"))
+    return 0 if report(figures, arguments.json) else 1
+
+
+def _measured(
+    guild: str, size: int, archive: SqlArchive, vectors: ChromaVectors, made: Synthetic, smallest: dict[int, float]
+) -> list[Figure]:
+    retriever = Retriever(archive, vectors, made)
+    rng = random.Random(3)
+    questions = made.texts(QUESTIONS, 8)
+    vector_of = made.embed(questions)
+    times: dict[int, list[float]] = {count: [] for count in VISIBLE}
+    bare: list[float] = []
+    for turn, question in enumerate([*questions[:5], *questions]):
+        for count in VISIBLE:
+            visible = [f"{guild}{channel:03}" for channel in rng.sample(range(CHANNELS), count)]
+            start = time.perf_counter()
+            retriever.search(question, guild_id=guild, visible_channel_ids=visible, limit=20)
+            if turn >= 5:
+                times[count].append((time.perf_counter() - start) * 1000)
+        start = time.perf_counter()
+        vectors.nearest(guild, vector_of[turn % QUESTIONS], 200)
+        if turn >= 5:
+            bare.append((time.perf_counter() - start) * 1000)
+    figures = []
+    for count, samples in times.items():
+        ours = _p95(samples)
+        peer = P95_TARGET_MS if size == 100_000 else None
+        named = f"{size:,} messages, {count} of {CHANNELS} channels: p95"
+        if peer is not None:
+            named += f" against {P95_TARGET_MS:.0f} ms"
+        raw = {"ours": samples, "peer": bare}
+        figures.append(figure(named, ours, peer, 1.0 if peer else None, raw, higher_is_better=False, unit="ms"))
+        figures.append(
+            figure(
+                f"{size:,} messages, {count}: p50",
+                statistics.median(samples),
+                statistics.median(bare),
+                None,
+                raw,
+                higher_is_better=False,
+                unit="ms",
+            )
+        )
+        if count in smallest:
+            grown = figure(
+                f"p95 at {size:,} against the smallest, {count} channels, growth under {GROWTH_TARGET:.0f}",
+                ours,
+                smallest[count],
+                1 / GROWTH_TARGET,
+                {},
+                higher_is_better=False,
+                unit="ms",
+            )
+            figures.append(grown)
+        smallest.setdefault(count, ours)
+    figures.append(figure(f"{size:,} messages: bare Chroma query, p95", _p95(bare), None, None, {}, unit="ms"))
+    return figures
+
+
+def _p95(samples: Sequence[float]) -> float:
+    return sorted(samples)[int(len(samples) * 0.95)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""What of the found passages is shown within a number of words."""
+
+from __future__ import annotations
+
+import attrs
+
+from rtfm.knowledge.packing import company, pack
+from tests.passages import passage, said
+
+
+def test_what_stands_beside_the_best_passage_comes_forward() -> None:
+    """By its pull, not by its score."""
+    best = passage([said("ada", "one two", message_id="1")], 0.9)
+    second = passage([said("bo", "three four", message_id="2")], 0.7)
+    beside = attrs.evolve(passage([said("ada", "five six", message_id="3")], 0.3), pull=0.8)
+    assert [one.passage_id for one in pack([best, second, beside], 4)] == [best.passage_id, beside.passage_id]
+
+
+def test_a_message_that_does_not_fit_makes_room_for_shorter_ones() -> None:
+    """The words in all are never more than asked for, and no message stands twice."""
+    long = said("ada", "word " * 9, message_id="1")
+    short = said("bo", "two words", message_id="2")
+    packed = pack([passage([long, short]), passage([short, said("cy", "three more words", message_id="3")], 0.5)], 6)
+    assert [[message.message_id for message in one.messages] for one in packed] == [["2"], ["3"]]
+
+
+def test_company_is_the_share_of_people_in_common() -> None:
+    """A passage without anybody in common is none."""
+    best = frozenset({"1", "2"})
+    others = {"a": frozenset({"1"}), "b": frozenset({"1", "2", "3"}), "c": frozenset({"3"}), "d": frozenset({"2", "3"})}
+    assert company(best, others) == {"a": 1.0, "b": 1.0, "d": 0.5}
