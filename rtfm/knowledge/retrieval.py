@@ -40,7 +40,7 @@ EXACT_LIMIT = 2_000
 SAME = 0.98
 """Cosine from which two passages say the same; only the better one is shown."""
 
-FRESH_WEIGHT = 0.02
+FRESH_WEIGHT = 0.002
 FRESH_HALF_LIFE_MS = 365 * 24 * 3600 * 1000
 """What the newest candidate gains over an old one, and how fast that fades: it decides between equals only."""
 
