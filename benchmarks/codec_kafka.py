@@ -31,7 +31,7 @@ from rtfm.contracts import EVENT_OF_TOPIC, EventCodec, catalogue
 from rtfm.local.stack import LocalStack
 
 EVENTS = 5_000
-PASSES = 4
+PASSES = 3
 """Times that the events are sent in one sample."""
 
 TO_KAFKA_TARGET, OF_RAW_TARGET, FROM_KAFKA_TARGET = 2.2, 0.7, 4.5
@@ -67,18 +67,19 @@ def figures(
     topic = f"bench-{secrets.token_hex(4)}-{topic_name}"
     registry = SchemaRegistryClient.new_client({"url": f"mock://{topic}"})
     strategy = {"subject.name.strategy": topic_subject_name_strategy}
-    serialize = AvroSerializer(registry, json.dumps(schema), lambda event, _: attrs.asdict(event), strategy)
+    serialize = AvroSerializer(registry, json.dumps(schema), lambda event, _: attrs.asdict(event), conf=strategy)
     context = SerializationContext(topic, MessageField.VALUE)
     first = serialize(values[0], context)
     assert first is not None
     encode = codec.encoder(int.from_bytes(first[1:5], "big"))
     make = build(codec)
-    deserialize = AvroDeserializer(registry, None, lambda plain, _: make(plain), strategy)
+    deserialize = AvroDeserializer(registry, None, lambda plain, _: make(plain), conf=strategy)
     decode = codec.decoder()
     encoded = [encode(value) for value in values]
     assert [serialize(value, context) for value in values] == encoded
     admin = AdminClient({"bootstrap.servers": address})
-    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(30)
+    for future in admin.create_topics([NewTopic(topic, 1, 1), NewTopic(f"{topic}-warm-up", 1, 1)]).values():
+        future.result(30)
     gc.collect()
     gc.freeze()
     ready = iter(())
@@ -106,7 +107,8 @@ def figures(
         },
         rounds=rounds,
     )
-    admin.delete_topics([topic])[topic].result(30)
+    for future in admin.delete_topics([topic, f"{topic}-warm-up"]).values():
+        future.result(30)
     return [
         figure(
             f"{topic_name}: to Kafka against AvroSerializer(asdict)",
@@ -144,13 +146,14 @@ def _produce(address: str, topic: str, values: list[Any], encode: Callable[[Any]
             "queue.buffering.max.kbytes": 1_048_576,
         }
     )
-    producer.list_topics(topic, timeout=10)
     failed = 0
 
     def report(error: Any, _: Any) -> None:
         nonlocal failed
         failed += error is not None
 
+    producer.produce(f"{topic}-warm-up", b"", b"key", on_delivery=report)
+    assert producer.flush(30) == 0  # the connection is made
     start = time.perf_counter()
     for _ in range(PASSES):
         for number, value in enumerate(values):
