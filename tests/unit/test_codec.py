@@ -1,6 +1,9 @@
 """Events to bytes and back: what is refused, and what comes out."""
 
+import contextlib
 import struct
+import tracemalloc
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -79,3 +82,42 @@ def test_every_event_class_matches_its_schema(topic_name: str) -> None:
     schema = catalogue.load().topics[topic_name].schema
     assert schema is not None
     EventCodec(EVENT_OF_TOPIC[topic_name], schema)
+
+
+class Word(str, Enum):  # noqa: UP042 - a subclass of str that shows itself as something else, which StrEnum does not
+    """What some programs use for texts."""
+
+    HELLO = "hello"
+
+
+def test_a_text_that_shows_itself_as_something_else_is_written_as_it_is() -> None:
+    """The bytes are those of the text, not of how its class wants to be shown."""
+    data = codec().encode(evolve(MESSAGE, content=Word.HELLO), 7)
+    assert data == codec().encode(evolve(MESSAGE, content="hello"), 7)
+
+
+def test_a_record_of_another_name_is_undecodable_though_its_fields_fit() -> None:
+    """Avro takes the name for what it is: another kind of thing."""
+    data = codec().encode(MESSAGE, 7)
+    with pytest.raises(UndecodableRecord, match="OtherMessage"):
+        codec().decode(data, {**codec().schema, "name": "OtherMessage"})
+
+
+@pytest.mark.parametrize("texts", [["a", "bb"], ["7" * 18, "7" * 19] * 20, ["7" * 19] * 40, ["é"], ["x" * 9000, ""]])
+def test_ids_of_any_mixture_of_lengths_come_back(texts: list[str]) -> None:
+    """One length, several, long ones and such that are not ASCII take different ways."""
+    event = evolve(MESSAGE, mentioned_user_ids=texts, guild_id="é" * 5, channel_id="9" * 9000)
+    assert codec().decode(codec().encode(event, 7)) == event
+
+
+def test_a_count_that_no_record_could_hold_allocates_nothing() -> None:
+    """Whatever the bytes say, memory stays within a small multiple of their number."""
+    frame, record = codec().encode(evolve(MESSAGE, attachments=[]), 7)[:5], codec().encode(MESSAGE, 7)[5:]
+    codec_once = codec()
+    tracemalloc.start()
+    for place in range(len(record)):
+        with contextlib.suppress(UndecodableRecord):
+            codec_once.decode(frame + record[:place] + b"\xfe\xff\xff\xff\xff\xff\xff\xff\xff\x01" + record[place:])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200_000
