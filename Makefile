@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test chaos lint format docs eval compat-check local-up local-down clean
+.PHONY: help install demo test test-chaos chaos lint format docs eval compat-check local-up local-down clean
 
 help: ## Show this list
 	@awk -F ':.*## ' \
@@ -23,9 +23,12 @@ help: ## Show this list
 demo: $(STAMP) ## The whole journey on this machine: real services, sample chat, five questions
 	$(BIN)/rtfm-cli demo $(ARGS)
 
-test: $(STAMP) ## All tests, the integration ones on real services
+test: $(STAMP) ## Unit and integration tests, the latter on real services
 	@command -v kcat >/dev/null || echo "Tests marked debian are left out: they need the Debian package kcat."
-	$(BIN)/pytest $(if $(shell command -v kcat),,-m "not debian") $(ARGS)
+	$(BIN)/pytest tests/unit tests/integration $(if $(shell command -v kcat),,-m "not debian") $(ARGS)
+
+test-chaos: $(STAMP) ## Tests that kill and freeze workers and brokers, on real services
+	$(BIN)/pytest tests/chaos $(ARGS)
 
 install: $(STAMP) ## Make .venv/ from requirements.lock
 
