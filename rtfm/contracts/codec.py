@@ -114,6 +114,9 @@ class EventCodec(Generic[Event]):
 
     def _by_fastavro(self, writer_schema: Schema) -> Callable[[bytes], Event]:
         name = self.event_class.__name__
+        if found := reference.hazard(writer_schema):
+            why = f"{name} is not read from records of a schema in which {found}"
+            return lambda _: _undecodable(why)
         read = reference.decoder(self.shape, self.schema, writer_schema, FRAME_BYTES)
 
         def decode(data: bytes) -> Event:

@@ -17,6 +17,7 @@ import fastavro
 
 from rtfm.contracts import shapes
 from rtfm.contracts.catalogue import Schema
+from rtfm.contracts.tree import Node, parse
 
 Plain = dict[str, Any]
 
@@ -55,6 +56,36 @@ def decoder(shape: shapes.Record, schema: Schema, writer_schema: Schema, skip: i
         return event
 
     return decode
+
+
+def hazard(schema: Schema) -> str | None:
+    """What in a writer's schema lets a few bytes ask fastavro for any amount of memory or stack; None for nothing."""
+    return _hazard(parse(schema), ())
+
+
+def _hazard(node: Node, inside: tuple[Node, ...]) -> str | None:
+    if node in inside:
+        return f"{node.name} contains itself"
+    parts = [entry.node for entry in node.fields] + list(node.branches) + ([node.items] if node.items else [])
+    for part in parts:
+        if found := _hazard(part, (*inside, node)):
+            return found
+    # Only now, when nothing in the items is known to contain itself.
+    if node.kind == "array" and node.items is not None and _takes_no_bytes(node.items):
+        return "the items of an array take no bytes"
+    return None
+
+
+def _takes_no_bytes(node: Node) -> bool:
+    match node.kind:
+        case "null":
+            return True
+        case "fixed":
+            return node.size == 0
+        case "record":
+            return all(_takes_no_bytes(entry.node) for entry in node.fields)
+        case _:
+            return False
 
 
 def plain(value: Any) -> Any:

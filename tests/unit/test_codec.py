@@ -121,3 +121,34 @@ def test_a_count_that_no_record_could_hold_allocates_nothing() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 200_000
+
+
+@pytest.mark.parametrize(
+    ("field_type", "what"),
+    [
+        ({"type": "array", "items": "null"}, "take no bytes"),
+        ({"type": "map", "values": {"type": "array", "items": {"type": "fixed", "name": "F", "size": 0}}}, "no bytes"),
+        ({"type": "array", "items": {"type": "record", "name": "E", "fields": []}}, "take no bytes"),
+        (
+            {
+                "type": "map",
+                "values": {
+                    "type": "record",
+                    "name": "Nest",
+                    "fields": [{"name": "inner", "type": {"type": "map", "values": "Nest"}}],
+                },
+            },
+            "contains itself",
+        ),
+    ],
+)
+def test_records_of_a_schema_that_could_ask_for_any_amount_are_not_read(field_type: Any, what: str) -> None:
+    """A count of billions takes five bytes, and a nest as deep as the record is long overflows fastavro's stack."""
+    own = codec()
+    # A union of so many types is left to fastavro.
+    many = ["string", *({"type": "fixed", "name": f"Hash{number}", "size": 1} for number in range(70))]
+    fields = [{**entry, "type": many} if entry["name"] == "content" else entry for entry in own.schema["fields"]]
+    hostile = {**own.schema, "fields": [*fields, {"name": "extra", "type": field_type}]}
+    data = struct.pack(">bI", 0, 7) + b"\x00" * 40
+    with pytest.raises(UndecodableRecord, match=what):
+        own.decode(data, hostile)
