@@ -86,9 +86,9 @@ def encode_texts(texts: list[str]) -> str:
                 and items.isascii()
             ):
                 return f"{LENGTH[count]}{items}\x00"
-        parts: list[str] = []
-        for text in texts:
-            parts += LENGTH[len(text)], text
+        parts = texts * 2
+        parts[::2] = [LENGTH[len(text)] for text in texts]
+        parts[1::2] = texts
         items = "".join(parts)
         if items.isascii():
             return f"{LENGTH[count]}{items}\x00"
@@ -176,21 +176,47 @@ def decode_count(data: bytes, position: int) -> tuple[int, int, int]:
     return count, size, position
 
 
+# What of a block of ids is no digit are the bytes of their lengths, 17 to 19: a translation for these.
+_ID_LENGTHS = bytes(length << 1 for length in (17, 18, 19))
+_DIGITS = b"0123456789"
+_HALF = bytes(byte >> 1 for byte in range(256))
+
+
 def decode_texts(data: bytes, text: str, position: int) -> tuple[list[str], int]:
-    """(the texts of an array, position behind it); ``text`` is ``data`` as Latin-1."""
+    """(the texts of an array, position behind it); ``text`` is ``data`` as Latin-1.
+
+    Ids of one length, or of those that Discord gave out, are cut apart at once. Tried with the first block of an array
+    only, which mostly is its last: what is looked through for nothing stays less than the array.
+    """
+    count, start = SHORT_LENGTH[data[position]], position + 1
+    if not count:
+        return [], start
+    if count < 0:
+        count, _, start = decode_count(data, position)
+    first = data[start]
+    step = SHORT_STEP[first]
+    end = start + step * count
+    if end < len(data) and not data[end]:
+        items = text[start:end]
+        prefix = items[0]
+        if items[::step] == prefix * count and items.isascii():
+            texts = items[1:].split(prefix)
+            if len(texts) == count:
+                return texts, end + 1
+    elif first in _ID_LENGTHS:
+        end = text.find("\x00", start)
+        texts = text[start + 1 : end].replace("$", "&").replace('"', "&").split("&")
+        lengths = data[start:end].translate(_HALF, _DIGITS)
+        if end > 0 and len(texts) == count and [*map(len, texts)] == [*lengths]:
+            return texts, end + 1
+    return _decode_any_texts(data, text, position)
+
+
+def _decode_any_texts(data: bytes, text: str, position: int) -> tuple[list[str], int]:
     texts: list[str] = []
     while data[position]:
         count, _, position = decode_count(data, position)
         start, known = position, len(texts)
-        step = SHORT_STEP[data[position]]
-        items = text[position : position + step * count]
-        prefix = items[0]
-        # Texts of one length, as ids mostly are, are cut apart at once.
-        regular = items[::step] == prefix * count and items.count(prefix) == count
-        if regular and len(items) == step * count and items.isascii():
-            texts += items[1:].split(prefix)
-            position += len(items)
-            continue
         try:
             for _ in range(count):
                 end = position + SHORT_STEP[data[position]]
