@@ -19,8 +19,13 @@ from pathlib import Path
 import psycopg
 import pytest
 from attrs import evolve, fields, frozen
+from hypothesis import settings as hypothesis_settings
 
 from rtfm.settings import Settings
+
+# Timing is never asserted in a test.
+hypothesis_settings.register_profile("rtfm", deadline=None)
+hypothesis_settings.load_profile("rtfm")
 
 CHECKOUT = Path(__file__).parent.parent
 CACHE_DIR = CHECKOUT / ".rtfm" / "cache"

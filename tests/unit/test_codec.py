@@ -1,6 +1,7 @@
 """Events to bytes and back: what is refused, and what comes out."""
 
 import contextlib
+import random
 import struct
 import tracemalloc
 from enum import Enum
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from rtfm.contracts import EVENT_OF_TOPIC, catalogue, schema_id_of
+from rtfm.contracts import EVENT_OF_TOPIC, catalogue, schema_id_of, varints
 from rtfm.contracts.codec import EventCodec
 from rtfm.errors import ConfigError, InvalidEvent, UndecodableRecord
 from rtfm.events import Attachment, ChannelKind, DiscordMessage, MessageChange, TimestampMillis
@@ -108,6 +109,17 @@ def test_ids_of_any_mixture_of_lengths_come_back(texts: list[str]) -> None:
     """One length, several, long ones and such that are not ASCII take different ways."""
     event = evolve(MESSAGE, mentioned_user_ids=texts, guild_id="é" * 5, channel_id="9" * 9000)
     assert codec().decode(codec().encode(event, 7)) == event
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_texts_that_look_like_the_lengths_of_ids_come_back(seed: int) -> None:
+    """The signs that stand for lengths of 17 to 19 are texts, too, and ids may be of other lengths."""
+    chance = random.Random(seed)
+    signs = chance.choice(["0123456789", '0123456789&$"', "07&\x00é€"])
+    for count in range(80):
+        texts = ["".join(chance.choices(signs, k=chance.choice([0, 17, 18, 19, 24, 64, 300]))) for _ in range(count)]
+        data = varints.encode_texts(texts).encode("latin-1") + b"&rest"
+        assert varints.decode_texts(data, data.decode("latin-1"), 0) == (texts, len(data) - 5)
 
 
 def test_a_count_that_no_record_could_hold_allocates_nothing() -> None:
