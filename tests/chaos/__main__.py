@@ -112,11 +112,11 @@ class Chaos:
         peek = OpenTransactions(self._settings, group=ANSWER_GROUP, read=QUERIES, written=RESPONSES)
         try:
             name = peek.kill_one(self._fleet, timeout_s=15)
+        except AssertionError as exc:
+            self.say(str(exc))
+            return None
         finally:
             peek.close()
-        if name is None:
-            self.say("no open transaction met")
-            return None
         self._fleet.start(name)
         return f"killed {name} inside an open transaction"
 

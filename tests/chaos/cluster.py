@@ -81,6 +81,18 @@ class Cluster:
 
         eventually(there, timeout_s=90)
 
+    @property
+    def state(self) -> str:
+        """Which partitions lack a leader or replicas in step; for people."""
+        topics = AdminClient({"bootstrap.servers": self.address, "log_level": 0}).list_topics(timeout=20).topics
+        partitions = [(name, part) for name, topic in topics.items() for part in topic.partitions.values()]
+        short = [
+            f"{name}-{part.id}: leader {part.leader}, in step {part.isrs}"
+            for name, part in partitions
+            if part.leader < 0 or len(part.isrs) < BROKERS
+        ]
+        return "\n".join([f"{len(partitions)} partitions on three brokers, not in step:", *short])
+
     def close(self) -> None:
         """Kill whoever is left."""
         for number in list(self._processes):
@@ -97,5 +109,8 @@ def three_brokers(settings: Settings) -> Iterator[tuple[Cluster, Settings]]:
                 cluster.start(number)
             cluster.wait()
             yield cluster, evolve(settings, kafka_bootstrap_servers=cluster.address, kafka_replication_factor=BROKERS)
+        except AssertionError as exc:
+            exc.add_note(cluster.state)
+            raise
         finally:
             cluster.close()

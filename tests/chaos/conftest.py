@@ -1,18 +1,35 @@
-"""Fleets for the tests of this folder."""
+"""Fleets for the tests of this folder, whose logs go with what is said of a failure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
 from tests.chaos.fleet import Fleet
 
+LOG_CHARACTERS = 20_000
+"""Of each fleet's log, the last."""
+
+_FLEETS = pytest.StashKey[list[Fleet]]()
+
 
 @pytest.fixture
-def fleets() -> Iterator[list[Fleet]]:
+def fleets(request: pytest.FixtureRequest) -> Iterator[list[Fleet]]:
     """Fleets that are closed at the end, whatever happens."""
-    started: list[Fleet] = []
+    started = request.node.stash[_FLEETS] = list[Fleet]()
     yield started
     for fleet in started:
         fleet.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add what the workers of a failed test wrote, and how those ended that did."""
+    report = yield
+    if report.failed and report.when == "call":
+        started = item.stash.get(_FLEETS, list[Fleet]())
+        for number, fleet in enumerate(started, start=1):
+            log = fleet.log.read_text(encoding="utf-8", errors="replace")[-LOG_CHARACTERS:]
+            report.sections.append((f"fleet {number}: {fleet.fate}", log))
+    return report

@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from attrs import evolve, frozen
 from confluent_kafka import Consumer, TopicPartition
@@ -17,7 +19,7 @@ from confluent_kafka import Consumer, TopicPartition
 from rtfm.contracts import open_contracts
 from rtfm.events import DiscordMessage
 from rtfm.settings import Settings
-from rtfm.streams.topics import TopicAdmin
+from rtfm.streams.producer import EventProducer
 from tests.conftest import CHECKOUT, environment_of
 from tests.streams import MESSAGES, RESPONSES, eventually, produce, records, said
 
@@ -92,8 +94,17 @@ class Fleet:
 
     @property
     def names(self) -> list[str]:
-        """Who runs."""
+        """Who runs, or has ended by itself."""
         return list(self._workers)
+
+    @property
+    def fate(self) -> str:
+        """Who runs, and how those ended that did; for people."""
+        now = ", ".join(
+            f"{name} {'runs' if (code := worker.poll()) is None else f'ended by itself with {code}'}"
+            for name, worker in self._workers.items()
+        )
+        return f"{now or 'nobody runs'}; earlier exit codes {self.codes}"
 
 
 @frozen(kw_only=True)
@@ -134,12 +145,55 @@ def messages_for(settings: Settings, count: int, first: int = 0) -> list[Discord
     return messages
 
 
-def aborted(settings: Settings, topic: str = RESPONSES) -> int:
-    """Records of ``topic`` that were written and never became visible; markers of transactions count."""
-    contracts = open_contracts(settings)
-    states = TopicAdmin(settings, contracts.catalogue).states()
-    written = next(state.records for state in states if state.topic == topic)
-    return written - sum(1 for _ in records(settings, contracts, topic))
+class Feed:
+    """Sends record after record to discord-messages until it is left, for as long as a test waits for its moment.
+
+    ``send`` sends the record of a number, counted from 0; ``count`` says how many were sent. A few hundred a second are
+    less than a worker can do, so that a feed that waited for long leaves no long rest.
+    """
+
+    def __init__(self, settings: Settings, send: Callable[[EventProducer, int], None]) -> None:
+        self._settings = settings
+        self._send = send
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="feed")
+        self._errors: list[BaseException] = []
+        self.count = 0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left.set()
+        self._thread.join()
+        if self._errors:
+            raise self._errors[0]
+
+    def _run(self) -> None:
+        patient = evolve(self._settings, kafka_delivery_timeout_s=120.0)
+        try:
+            with EventProducer(patient, open_contracts(patient)) as producer:
+                while not self._left.wait(0.02):
+                    for _ in range(5):
+                        self._send(producer, self.count)
+                        self.count += 1
+                producer.flush()
+        except Exception as exc:
+            self._errors.append(exc)
+
+
+@contextmanager
+def messages_all_the_time(settings: Settings) -> Iterator[list[DiscordMessage]]:
+    """Messages over many channels while it is entered; the list grows, and holds all of them at the end."""
+    messages: list[DiscordMessage] = []
+
+    def send(producer: EventProducer, number: int) -> None:
+        messages.append(said(number, channel=str(number % CHANNELS)))
+        producer.send(MESSAGES, messages[-1])
+
+    with Feed(settings, send):
+        yield messages
 
 
 class Peek:

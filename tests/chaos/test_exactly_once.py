@@ -13,7 +13,7 @@ from attrs import evolve
 from rtfm.contracts import open_contracts
 from rtfm.events import DiscordMessage
 from rtfm.settings import Settings
-from tests.chaos.fleet import CHANNELS, NOTHING_WRONG, Fleet, account, messages_for
+from tests.chaos.fleet import CHANNELS, NOTHING_WRONG, Fleet, account, messages_all_the_time, messages_for
 from tests.chaos.transactions import OpenTransactions
 from tests.chaos.worker import HANGER, SLEEPER
 from tests.streams import (
@@ -38,14 +38,14 @@ def test_killed_inside_open_transactions_everything_is_answered_once(
 
     With the classic protocol it is a static member, so it is back in its place at once.
     """
-    messages = messages_for(settings, 2000)
     fleets.append(fleet := Fleet(evolve(settings, kafka_group_protocol=protocol), 5, 2000, 8))
     fleet.start("one")
-    transactions = OpenTransactions(settings, group=GROUP, read=MESSAGES, written=RESPONSES)
-    for _ in range(3):
-        assert transactions.kill_one(fleet, timeout_s=60) == "one", "no open transaction was met"
-        fleet.start("one")
-    transactions.close()
+    with messages_all_the_time(settings) as messages:
+        transactions = OpenTransactions(settings, group=GROUP, read=MESSAGES, written=RESPONSES)
+        for _ in range(3):
+            transactions.kill_one(fleet)
+            fleet.start("one")
+        transactions.close()
     eventually(lambda: not fleet.revive() and committed(settings) == len(messages), timeout_s=120)
     assert fleet.end("one") == 0
     assert account(settings, messages) == NOTHING_WRONG

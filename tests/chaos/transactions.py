@@ -29,6 +29,7 @@ class OpenTransactions:
     def __init__(self, settings: Settings, *, group: str, read: str, written: str) -> None:
         self._prefix = settings.kafka_topic_prefix
         self._group = f"{self._prefix}{group}"
+        self._looks = self._unknown = 0
         self._read, self._written = f"{self._prefix}{read}", f"{self._prefix}{written}"
         servers: dict[str, Any] = {"bootstrap.servers": settings.kafka_bootstrap_servers, "log_level": 0}
         self._admin: Any = AdminClient(servers)
@@ -42,17 +43,21 @@ class OpenTransactions:
             }
         )
 
-    def kill_one(self, fleet: Fleet, timeout_s: float) -> str | None:
-        """Kill a process of ``fleet`` inside an open transaction; its name, or None when none was met in time."""
+    def kill_one(self, fleet: Fleet, timeout_s: float = 120.0) -> str:
+        """Kill a process of ``fleet`` inside an open transaction; its name.
+
+        Something must be written all the while. AssertionError when none was met in time.
+        """
         deadline_s = time.monotonic() + timeout_s
+        self._looks = self._unknown = 0
         ends = self._ends(IsolationLevel.READ_UNCOMMITTED)
         self._consumer.assign([TopicPartition(self._written, number, end) for number, end in ends.items()])
         while time.monotonic() < deadline_s:
             message = self._consumer.poll(0.5)
             if message is None or message.error():
                 continue
-            names = fleet.names
-            for name in names:
+            self._looks += 1
+            for name in fleet.names:
                 fleet.send(name, signal.SIGSTOP)
             victim = self._victim(fleet)
             if victim is not None:
@@ -61,7 +66,11 @@ class OpenTransactions:
                 fleet.send(name, signal.SIGCONT)
             if victim is not None:
                 return victim
-        return None
+            self._consumer.consume(10_000, 0)  # the next look is at what is written from now on
+        raise AssertionError(
+            f"no open transaction was met in {timeout_s:.0f} s: {self._looks} looks, {self._unknown} of them at"
+            f" one of nobody in {self._group}; {fleet.fate}"
+        )
 
     def close(self) -> None:
         """Disconnect."""
@@ -79,6 +88,7 @@ class OpenTransactions:
             name = member.client_id.removeprefix("rtfm-")
             if assigned & set(open_in) and name in fleet.names:
                 return str(name)
+        self._unknown += 1
         return None
 
     def _ends(self, isolation: IsolationLevel) -> dict[int, int]:
