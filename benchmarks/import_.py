@@ -106,6 +106,14 @@ class _TimedEmbedding:
     model: Embedding
     seconds: float = 0.0
 
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def dimension(self) -> int:
+        return self.model.dimension
+
     def embed(self, texts: Sequence[str]) -> Vectors:
         start = time.perf_counter()
         vectors = self.model.embed(texts)

@@ -44,6 +44,7 @@ CHECKOUT = Path(__file__).parent.parent
 class Synthetic:
     """Texts and vectors about topics, always the same ones."""
 
+    name = "synthetic"
     dimension = DIMENSION
 
     def __init__(self) -> None:

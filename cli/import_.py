@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings, registry_option
+from cli.progress import Progress
 
 if TYPE_CHECKING:
     from rtfm.knowledge.imports import ChatExport
@@ -74,7 +75,7 @@ def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) 
                 ends[delivery.partition] = max(ends.get(delivery.partition, 0), delivery.offset + 1)
 
     total = sum(len(export.messages) for export in exports)
-    with EventProducer(settings, open_contracts(settings)) as producer, _Progress("Sending", total, quiet) as progress:
+    with EventProducer(settings, open_contracts(settings)) as producer, Progress("Sending", total, quiet) as progress:
         for export in exports:
             for number, message in enumerate(list(export.messages), start=1):
                 try:
@@ -98,7 +99,7 @@ def _wait(settings: Settings, ends: dict[int, int], *, quiet: bool) -> bool:
     started = {partition: committed.get(partition, 0) for partition in ends}
     left = _left(ends, committed)
     alone_since: float | None = None
-    with _Progress("Indexing", left, quiet) as progress:
+    with Progress("Indexing", left, quiet) as progress:
         while left:
             if group.members():
                 alone_since = None
@@ -144,39 +145,3 @@ def _report(exports: Sequence[ChatExport], *, ingested: bool, as_json: bool) -> 
     state = "imported and searchable" if ingested else "sent"
     files = "1 file" if len(exports) == 1 else f"{len(exports)} files"
     click.echo(f"{files}: {sent} messages {state}, {len(left_out)} left out{why}")
-
-
-class _Progress:
-    """A bar on a terminal, a plain line now and then elsewhere, nothing when quiet."""
-
-    def __init__(self, what: str, total: int, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        self._what, self._total, self._done, self._shown = what, total, 0, 0
-        self._plain = not console.is_terminal and not quiet
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=quiet or not console.is_terminal,
-        )
-        self._task = self._bar.add_task(what, total=total)
-
-    def advance(self, count: int) -> None:
-        self._done += count
-        self._bar.advance(self._task, count)
-        if self._plain and self._done < self._total and self._done - self._shown >= max(self._total // 5, 1000):
-            self._shown = self._done
-            click.echo(f"{self._what}: {self._done} of {self._total}", err=True)
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()

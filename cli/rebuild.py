@@ -1,53 +1,88 @@
-"""`rtfm-cli rebuild`: Chroma's vectors made again from the archive."""
+"""`rtfm-cli rebuild`: the vectors made again from the archive, in a new collection."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.options import echo_json, examples, json_option, load_settings
+from cli.progress import Progress
+
+if TYPE_CHECKING:
+    from rtfm.knowledge.rebuilding import Plan
+
+_WILL = {
+    "nothing": "nothing to do",
+    "clean": "remove what an earlier rebuild left in Chroma",
+    "copy": "copy the archive's vectors to a new collection",
+    "embed": "make all vectors anew",
+    "link": "make all conversations and vectors anew",
+}
 
 
 @examples("""
 Examples:
   rtfm-cli rebuild --dry-run
   rtfm-cli rebuild
+  rtfm-cli rebuild --guild 1163874448331508 --force
 """)
 @click.command("rebuild")
-@click.option("--dry-run", is_flag=True, help="Show what would be done; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and why; write nothing.")
+@click.option("--force", is_flag=True, help="Make anew even what is right.")
+@click.option("--guild", "only", metavar="ID", help="Rebuild this guild only.")
 @json_option
-def rebuild(dry_run: bool, as_json: bool) -> None:
-    """Make all vectors in Chroma again from those that the archive keeps, without embedding.
+def rebuild(dry_run: bool, force: bool, only: str | None, as_json: bool) -> None:
+    """Make the vectors again from the archive: in a new collection, which then takes the place of the old one.
 
-    For a lost or damaged Chroma. Search goes on meanwhile, and what is right already stays. The relevance floors are
-    calibrated anew.
+    Where Chroma was lost or damaged, from the vectors that the archive keeps, without embedding. Where the embedding
+    model is another one, or there was none when the texts came, or a new version splits conversations otherwise, all is
+    made anew. Search and ingest go on meanwhile; a rebuild that is interrupted leaves everything as it was.
     """
-    import attrs
-
-    from rtfm.knowledge import open_knowledge
-    from rtfm.knowledge.floor import calibrate
-    from rtfm.knowledge.rebuilding import rebuild as rebuild_guild
+    from rtfm.errors import ConfigError
+    from rtfm.knowledge import open_knowledge, rebuilding
 
     knowledge = open_knowledge(load_settings())
-    results = []
     try:
         guilds = [*knowledge.archive.guilds(), *([""] if knowledge.archive.channels(None) else [])]
-        for guild_id in guilds:
-            done = rebuild_guild(knowledge.archive, knowledge.vectors, guild_id, dry_run=dry_run)
-            results.append(done)
+        if only is not None and only not in guilds:
+            raise ConfigError(f"guild {only} is not in the archive", hint="`rtfm-cli rebuild --dry-run` lists them.")
+        plans = [
+            rebuilding.plan(knowledge, guild_id, force=force) for guild_id in guilds if only is None or guild_id == only
+        ]
+        for plan in plans:
             if not as_json:
-                name = f"guild {guild_id}" if guild_id else "direct messages"
-                click.echo(
-                    f"{name}: {done.entries} vectors, {done.missing} missing, {done.superfluous} to be removed"
-                    if dry_run
-                    else f"{name}: {done.entries} vectors written, {done.missing} had been missing, "
-                    f"{done.superfluous} removed"
-                )
-        if not dry_run:
-            calibrate(knowledge.archive, knowledge.retriever, guilds, anew=True)
+                click.echo(_line(plan, dry_run=dry_run))
+            if not dry_run:
+                with Progress("Indexing", plan.messages, as_json or plan.work in ("nothing", "clean")) as progress:
+                    rebuilding.rebuild(knowledge, plan, progress=progress.reach)
     finally:
         knowledge.close()
-    changes = sum(done.missing + done.superfluous for done in results)
+    changes = sum(plan.changes for plan in plans)
     if as_json:
-        echo_json({"changes": changes, "items": [attrs.asdict(done) for done in results]})
+        echo_json({"changes": changes, "items": [_item(plan) for plan in plans]})
     else:
         click.echo(f"{changes} changes")
+
+
+def _line(plan: Plan, *, dry_run: bool) -> str:
+    name = f"guild {plan.guild_id}" if plan.guild_id else "direct messages"
+    counts = f"{plan.messages} messages, {plan.passages} passages, {plan.entries} vectors"
+    if plan.work == "nothing":
+        return f"{name}: nothing to do ({counts})"
+    return f"{name}: {plan.why}; {'would ' if dry_run else ''}{_WILL[plan.work]} ({counts})"
+
+
+def _item(plan: Plan) -> dict[str, Any]:
+    return {
+        "guild_id": plan.guild_id,
+        "work": plan.work,
+        "why": plan.why,
+        "messages": plan.messages,
+        "passages": plan.passages,
+        "without_vectors": plan.without_vectors,
+        "entries": plan.entries,
+        "missing": plan.missing,
+        "superfluous": plan.superfluous,
+        "left_over": list(plan.left_over),
+    }

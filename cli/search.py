@@ -52,10 +52,13 @@ def search(query: str, guild: str | None, channels: tuple[str, ...], limit: int,
                     }
                     for passage in result.passages
                 ],
+                **({"rebuild_due": result.rebuild_due} if result.rebuild_due else {}),
                 **({"explanation": _explained(result)} if explain else {}),
             }
         )
         return
+    if result.rebuild_due:
+        click.echo(f"{result.rebuild_due}: run `rtfm-cli rebuild`. Until then search goes by words.", err=True)
     if explain:
         _show_explanation(result)
     if not result.found:

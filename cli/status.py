@@ -35,6 +35,7 @@ def status(kafka_bootstrap_servers: str | None, schema_registry_url: str | None,
         "schemas": lambda: _schemas(settings, contracts),
         "archive": lambda: _archive(settings),
         "chroma": lambda: _chroma(settings),
+        "rebuild_due": lambda: _rebuild_due(settings),
     }
     found: dict[str, Any] = {}
     wrong: dict[str, RtfmError] = {}
@@ -44,6 +45,8 @@ def status(kafka_bootstrap_servers: str | None, schema_registry_url: str | None,
         except RtfmError as exc:
             found[name] = None
             wrong[name] = exc
+    if len(wrong) > 1:
+        wrong.pop("rebuild_due", None)  # which looks into the same stores
     if as_json:
         echo_json({**found, "wrong": {name: str(error) for name, error in wrong.items()}})
     else:
@@ -112,6 +115,21 @@ def _chroma(settings: Settings) -> dict[str, int]:
         vectors.close()
 
 
+def _rebuild_due(settings: Settings) -> dict[str, str]:
+    from rtfm.knowledge.archive import SqlArchive
+    from rtfm.knowledge.embedding import model_name
+    from rtfm.knowledge.rebuilding import due
+    from rtfm.knowledge.vectors import ChromaVectors
+
+    archive = SqlArchive(settings.database_url)
+    vectors = ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)
+    try:
+        return due(archive, vectors, model_name(settings))
+    finally:
+        vectors.close()
+        archive.close()
+
+
 def _show(found: dict[str, Any], wrong: dict[str, RtfmError]) -> None:
     from rich.table import Table
     from rich.text import Text
@@ -142,6 +160,10 @@ def _show(found: dict[str, Any], wrong: dict[str, RtfmError]) -> None:
         if found[name] is not None:
             counts = ", ".join(f"{count} {what}" for what, count in found[name].items()) or "empty"
             console.print(Text(f"{name}: {counts}"), soft_wrap=True)
+    for guild_id, why in (found["rebuild_due"] or {}).items():
+        guild = f"guild {guild_id}" if guild_id else "direct messages"
+        line = f"{guild}: {why} (`rtfm-cli rebuild` mends it)"
+        console.print(Text(line, style="yellow"), soft_wrap=True)
     for name, error in wrong.items():
         hint = f" ({error.hint})" if error.hint else ""
         console.print(Text(f"{name}: {error}{hint}", style="red"), soft_wrap=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import psycopg
 from attrs import frozen
 
 from rtfm.events import ChannelKind, DiscordMessage, MessageChange, TimestampMillis
@@ -29,22 +30,24 @@ class Heard:
 
 
 class WordEmbedding:
-    """Texts that share words are near: each word has a direction of its own. Counts its calls."""
+    """Texts that share words are near: each word has a direction of its own. Counts its calls.
 
-    name = "words"
-    dimension = DIMENSION
+    One of another name gives words other directions.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "words", dimension: int = DIMENSION) -> None:
+        self.name = name
+        self.dimension = dimension
         self.calls: list[int] = []
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """Unit vectors, shape (len(texts), 384)."""
+        """Unit vectors, shape (len(texts), dimension)."""
         self.calls.append(len(texts))
-        vectors = np.zeros((len(texts), DIMENSION), dtype=np.float32)
+        vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
         for row, text in enumerate(texts):
             for word in set(terms(text)) or {""}:
-                seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big")
-                vectors[row] += np.random.default_rng(seed).standard_normal(DIMENSION, dtype=np.float32)
+                seed = int.from_bytes(hashlib.sha256(f"{self.name} {word}".encode()).digest()[:4], "big")
+                vectors[row] += np.random.default_rng(seed).standard_normal(self.dimension, dtype=np.float32)
             vectors[row] /= np.linalg.norm(vectors[row])
         return vectors
 
@@ -86,3 +89,22 @@ def deletion(number: int, **fields: Any) -> DiscordMessage:
         "change": MessageChange.DELETED,
     }
     return DiscordMessage(**{**values, **fields})
+
+
+_DERIVED = ("channels", "messages", "passages", "corpora", "document_frequencies")
+
+
+def dump(settings: Settings) -> list[tuple[object, ...]]:
+    """Everything that ingest writes, in order."""
+    rows: list[tuple[object, ...]] = []
+    with psycopg.connect(settings.database_url) as connection:
+        for table in _DERIVED:
+            rows += connection.execute(f"SELECT '{table}', t::text FROM {table} AS t ORDER BY 2").fetchall()  # noqa: S608 - names from above
+    # A term that is gone from every passage may stay with a count of zero.
+    return [row for row in rows if not (row[0] == "document_frequencies" and str(row[1]).endswith(",0)"))]
+
+
+def empty(settings: Settings) -> None:
+    """Take everything that ingest wrote out of the archive."""
+    with psycopg.connect(settings.database_url) as connection:
+        connection.execute("TRUNCATE collections, channels, messages, passages, corpora, document_frequencies")

@@ -7,6 +7,7 @@ model is fetched by `rtfm-cli local up`, `demo` or `doctor --fetch-model`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,21 +34,46 @@ Vectors = NDArray[np.float32]
 
 
 class Embedding(Protocol):
-    """What turns texts into vectors."""
+    """What turns texts into vectors, which compare with those of the same ``name`` and ``dimension`` only."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dimension(self) -> int: ...
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """One unit vector a text: float32, shape (len(texts), 384)."""
+        """One unit vector a text: float32, shape (len(texts), dimension)."""
         ...
 
 
+class MadeBy(Protocol):
+    """Vectors that are recorded with the model that made them; None for no vectors."""
+
+    @property
+    def model(self) -> str | None: ...
+
+    @property
+    def dimension(self) -> int | None: ...
+
+
+def serves(vectors: MadeBy | None, embedding: Embedding | None) -> bool:
+    """Whether ``embedding`` made ``vectors``, or will where there are none yet: it compares with no others."""
+    if embedding is None or vectors is None:
+        return embedding is not None
+    return (vectors.model, vectors.dimension) == (embedding.name, embedding.dimension)
+
+
 class OnnxEmbedding:
-    """The model, loaded. Thread-safe: onnxruntime's ``run`` and the tokenizer are."""
+    """The model, loaded. Thread-safe: onnxruntime's ``run`` and the tokenizer are.
 
-    name = MODEL_NAME
-    dimension = DIMENSION
+    ``name`` is that of its folder with a digest of its files, so that no two models share one.
+    """
 
-    def __init__(self, session: Any, tokenizer: Any) -> None:
+    def __init__(self, session: Any, tokenizer: Any, *, name: str) -> None:
         """Use ``load``."""
+        self.name = name
+        self.dimension = DIMENSION
         self._session = session
         self._tokenizer = tokenizer
 
@@ -60,7 +86,7 @@ class OnnxEmbedding:
         folder = model_folder(directory)
         if folder is None:
             raise ConfigError(
-                f"{directory} is not a folder of {MODEL_NAME}: it needs {' and '.join(_FILES)}",
+                f"{directory} is not a folder of {MODEL_NAME}: it needs {' and '.join(_FILES)}{_lacks(directory)}",
                 hint="`rtfm-cli doctor --fetch-model` fetches the model.",
             )
         import onnxruntime
@@ -77,18 +103,21 @@ class OnnxEmbedding:
                 str(folder / "model.onnx"), sess_options=options, providers=["CPUExecutionProvider"]
             )
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            tokenizer.enable_truncation(max_length=MAX_TOKENS)
+            tokenizer.no_padding()
+            model = cls(session, tokenizer, name=_identity(folder))
+            # The session says nothing certain about its dimension, and a damaged model fails only when it is used.
+            model.dimension = model._run([tokenizer.encode("a test").ids]).shape[1]
         except Exception as exc:  # both libraries raise their own untyped errors
             raise ConfigError(
                 f"the embedding model in {folder} cannot be loaded: {str(exc).partition(chr(10))[0]}",
                 hint="Delete the folder and run `rtfm-cli doctor --fetch-model`.",
             ) from exc
-        tokenizer.enable_truncation(max_length=MAX_TOKENS)
-        tokenizer.no_padding()
-        return cls(session, tokenizer)
+        return model
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """One unit vector a text: float32, shape (len(texts), 384). An empty text has a vector, too."""
-        vectors = np.empty((len(texts), DIMENSION), dtype=np.float32)
+        """One unit vector a text: float32, shape (len(texts), dimension). An empty text has a vector, too."""
+        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         if not texts:
             return vectors
         encoded = self._tokenizer.encode_batch_fast(list(texts))
@@ -134,6 +163,22 @@ def model_folder(directory: Path) -> Path | None:
     return None
 
 
+def _lacks(directory: Path) -> str:
+    folder = directory / "onnx" if (directory / "onnx").is_dir() else directory
+    missing = [name for name in _FILES if not (folder / name).is_file()]
+    return f"; {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing" if folder.is_dir() else ""
+
+
+def _identity(folder: Path) -> str:
+    """The folder's name, as people know the model, and a digest of the files that decide what its vectors are."""
+    digest = hashlib.sha256()
+    for name in _FILES:
+        with (folder / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    named = folder.resolve().parent if folder.name == "onnx" else folder.resolve()
+    return f"{named.name}@{digest.hexdigest()[:12]}"
+
+
 def default_model_dir(home: Path) -> Path:
     """Where the model is fetched to."""
     return home / "models" / MODEL_NAME
@@ -142,17 +187,23 @@ def default_model_dir(home: Path) -> Path:
 def find_model(settings: Settings) -> OnnxEmbedding | None:
     """The model of the settings, or the one that was fetched; None, with one line in the log, when there is none.
 
-    Raises ConfigError when RTFM_EMBEDDING_MODEL_DIR is given and is no model folder.
+    Raises ConfigError when RTFM_EMBEDDING_MODEL_DIR is given and is no model folder, or a fetched model is damaged.
     """
     if settings.embedding_model_dir is not None:
         return OnnxEmbedding.load(settings.embedding_model_dir, settings.embedding_threads)
     directory = default_model_dir(settings.home)
-    if model_folder(directory) is None:
+    if not directory.exists():
         _log.warning(
             "search is lexical: no embedding model", looked_in=str(directory), mend="rtfm-cli doctor --fetch-model"
         )
         return None
     return OnnxEmbedding.load(directory, settings.embedding_threads)
+
+
+def model_name(settings: Settings) -> str | None:
+    """The name of the model that ``find_model`` would load, without loading it; None where there is none."""
+    folder = model_folder(settings.embedding_model_dir or default_model_dir(settings.home))
+    return None if folder is None else _identity(folder)
 
 
 def to_bytes(vector: Vectors) -> bytes:

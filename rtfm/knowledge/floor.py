@@ -41,8 +41,10 @@ def calibrate(archive: SqlArchive, retriever: Retriever, guild_ids: Collection[s
 
     Raises Unavailable when a store does not answer.
     """
-    mode = retriever.mode
-    for guild_id, passages in archive.writing.outgrown(guild_ids, mode, growth=0.0 if anew else GROWTH).items():
+    growth = 0.0 if anew else GROWTH
+    for guild_id in sorted(guild_ids):
+        mode = retriever.mode_in(guild_id)
+        passages = archive.writing.outgrown([guild_id], mode, growth=growth).get(guild_id, 0)
         if passages < MIN_PASSAGES:
             continue
         floor = floor_of(retriever.evidence(PROBES, guild_id=guild_id))

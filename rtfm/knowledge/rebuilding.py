@@ -1,63 +1,300 @@
-"""Makes Chroma's entries again from the vectors that the archive keeps.
+"""Makes a guild's vectors again in a new collection of Chroma, and lets it take the place of the old one.
 
-Owns the order: what should be there is written first, what should not is removed afterwards, so that a search finds at
-every moment what it found before. Nothing is embedded. Promises that doing it twice is doing it once.
+Owns the choice of what has to be done: copy the vectors that the archive keeps (Chroma lost some), make them anew
+(another model, or none when the texts came), or make the conversations anew as well (other rules of linking and
+splitting). Until the switch everybody searches and writes what was there before; what ingest wrote meanwhile is made up
+for, the last of it while ingest waits. Promises that a rebuild which dies leaves the old collection in use, and in the
+archive nothing; what it leaves in Chroma the next one removes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+import attrs
 from attrs import frozen
 
-from rtfm.knowledge.archive import SqlArchive
+from rtfm.errors import ConfigError
+from rtfm.knowledge import Knowledge, Retriever
+from rtfm.knowledge.archive import GuildCollection, SqlArchive, StoredMessage
+from rtfm.knowledge.archive.staging import Staging
 from rtfm.knowledge.embedding import from_bytes
+from rtfm.knowledge.floor import calibrate
+from rtfm.knowledge.indexing import RULES, BatchState, Indexer, first_collection
 from rtfm.knowledge.vectors import ChromaVectors, Entry, message_entry, passage_entry
 
-BATCH = 1000
-"""Vectors that are read and written at once: 1.5 MB."""
+BATCH = 500
+"""Messages or vectors that are read and written at once."""
 
-_TABLES = (("passages", passage_entry), ("messages", message_entry))
+_ROUNDS = 5
+"""Times that is caught up with ingest before it has to wait for the rest."""
+
+_ENTRY_OF = {"passages": passage_entry, "messages": message_entry}
+
+Work = Literal["nothing", "clean", "copy", "embed", "link"]
+"""Nothing; remove what an earlier rebuild left; copy vectors; make them anew; make conversations anew, too."""
+
+Progress = Callable[[str, int, int], None]
+"""What is being done, how much of it is done, how much there is."""
 
 
 @frozen(kw_only=True)
-class Rebuilt:
-    """What was done for a guild, or would be: entries in all, those that were missing, and those that are no more."""
+class Plan:
+    """What is to be done for a guild ('' for direct messages), and why.
+
+    ``entries`` are the vectors that the archive holds, ``missing`` those of them that Chroma does not, ``superfluous``
+    what it holds beside them, ``left_over`` its collections that an earlier rebuild left.
+    """
 
     guild_id: str
+    work: Work
+    why: str
+    messages: int
+    passages: int
+    without_vectors: int
     entries: int
     missing: int
     superfluous: int
+    left_over: Sequence[int]
+    collection: GuildCollection
+
+    @property
+    def changes(self) -> int:
+        """What would be different afterwards: vectors that are made, come back or go, and collections that go."""
+        made = {"embed": self.passages, "link": self.passages}.get(self.work, self.missing + self.superfluous)
+        return made + len(self.left_over)
 
 
-def rebuild(
-    archive: SqlArchive,
-    vectors: ChromaVectors,
-    guild_id: str,
-    *,
-    dry_run: bool = False,
-) -> Rebuilt:
-    """Bring a guild's collection ('' for direct messages) in line with the archive.
+def plan(knowledge: Knowledge, guild_id: str, *, force: bool = False) -> Plan:
+    """What is to be done for a guild; ``force`` makes anew even what is right.
 
-    Raises Unavailable when a store does not answer.
+    Raises Unavailable when a store does not answer, ConfigError when a model is needed and there is none.
     """
-    before = vectors.entry_ids(guild_id)
-    wanted: set[str] = set()
-    for table, named in _TABLES:
+    archive, embedding = knowledge.archive, knowledge.embedding
+    known = archive.collections.find([guild_id]).get(guild_id)
+    passages, without = archive.collections.passages(guild_id)
+    collection = known or first_collection(guild_id, embedding)
+    entries: set[str] = set()
+    found: set[str] = set()
+    left_over: list[int] = []
+    if passages > without or collection.model is not None:
+        entries = archive.collections.entry_ids(guild_id)
+        found = knowledge.vectors.entry_ids(guild_id, generation=collection.generation, model=collection.model or "")
+        there = knowledge.vectors.generations(guild_id)
+        left_over = [generation for generation in there if generation != collection.generation]
+    made = Plan(
+        guild_id=guild_id,
+        work="nothing",
+        why="nothing to do",
+        messages=archive.collections.count_messages(guild_id),
+        passages=passages,
+        without_vectors=without,
+        entries=len(entries),
+        missing=len(entries - found),
+        superfluous=len(found - entries),
+        left_over=left_over,
+        collection=collection,
+    )
+    model = embedding.name if embedding else None
+    work, why = _why(collection, model, passages=passages, without=without) or _lost(made, force=force)
+    if work in ("embed", "link") and embedding is None and entries:
+        raise ConfigError(
+            f"guild {guild_id or 'of direct messages'}: {why}, and there is no embedding model",
+            hint="`rtfm-cli doctor --fetch-model` fetches it, or set RTFM_EMBEDDING_MODEL_DIR.",
+        )
+    return attrs.evolve(made, work=work, why=why)
+
+
+def due(archive: SqlArchive, vectors: ChromaVectors, model: str | None) -> dict[str, str]:
+    """Why a rebuild is due, by guild ('' for direct messages); counts only, so that it is quick.
+
+    ``model`` is the name of the embedding model, None without one.
+    """
+    found = {}
+    for guild_id in [*archive.guilds(), ""]:
+        passages, without = archive.collections.passages(guild_id)
+        collection = archive.collections.find([guild_id]).get(guild_id)
+        if collection is None or not passages:
+            continue
+        reason = _why(collection, model, passages=passages, without=without)
+        if reason is None and collection.model is not None:
+            there = vectors.count(guild_id, generation=collection.generation)
+            kept = archive.collections.count_entries(guild_id)
+            if there != kept:
+                reason = ("copy", f"vectors lost: Chroma has {there} of {kept}")
+        if reason is not None:
+            found[guild_id] = reason[1]
+    return found
+
+
+def _why(collection: GuildCollection, model: str | None, *, passages: int, without: int) -> tuple[Work, str] | None:
+    """What the archive alone makes necessary."""
+    if not passages:
+        return None
+    if collection.rules != RULES:
+        return "link", f"rules differ: conversations were made by {collection.rules}, these are {RULES}"
+    if model is not None and collection.model != model:
+        if collection.model is None:
+            return "embed", f"{without} texts have no vectors: there was no embedding model when they came"
+        return "embed", f"model differs: the vectors are of {collection.model}, the model is {model}"
+    if without and model is not None:
+        return "embed", f"{without} of {passages} texts have no vectors"
+    return None
+
+
+def _lost(made: Plan, *, force: bool) -> tuple[Work, str]:
+    """What Chroma makes necessary."""
+    if made.missing or made.superfluous:
+        return "copy", f"vectors lost: Chroma misses {made.missing} and has {made.superfluous} that should not be there"
+    if force and made.messages:
+        return "link", "asked for"
+    if made.left_over:
+        return "clean", "an earlier rebuild left something in Chroma"
+    return "nothing", "nothing to do"
+
+
+def rebuild(knowledge: Knowledge, todo: Plan, *, progress: Progress = lambda *_: None) -> None:
+    """Do what was planned for a guild. Nothing that is searched changes before it is complete.
+
+    Raises Unavailable when a store does not answer, ConfigError when the guild is being rebuilt by somebody else. After
+    either, the old collection is in use.
+    """
+    if todo.work == "nothing":
+        return
+    guild_id, now = todo.guild_id, todo.collection
+    with knowledge.archive.staging(guild_id) as staging:
+        current = knowledge.archive.collections.find([guild_id]).get(guild_id, now)
+        if current.generation != now.generation:
+            raise ConfigError(f"guild {guild_id} was rebuilt by somebody else", hint="Look again with --dry-run.")
+        for generation in todo.left_over:
+            knowledge.vectors.forget(guild_id, generation)
+        if todo.work == "clean":
+            return
+        if todo.work == "copy":
+            _copy(knowledge, staging, attrs.evolve(now, generation=now.generation + 1), todo, progress)
+        else:
+            made = attrs.evolve(first_collection(guild_id, knowledge.embedding), generation=now.generation + 1)
+            _Making(knowledge, staging, made, relink=todo.work == "link").run(todo, progress)
+        knowledge.vectors.forget(guild_id, now.generation)
+
+
+def _copy(knowledge: Knowledge, staging: Staging, new: GuildCollection, todo: Plan, progress: Progress) -> None:
+    archive, guild_id = knowledge.archive.collections, new.guild_id
+
+    def put(table: str, ids: Iterable[str]) -> int:
+        stored = archive.vectors_of(table, ids)
+        rows = from_bytes([one.vector for one in stored])
+        named = [(_ENTRY_OF[table](one.id), one) for one in stored]
+        knowledge.vectors.upsert(
+            guild_id,
+            [
+                Entry(entry_id=entry_id, passage_id=one.passage_id, vector=row)
+                for (entry_id, one), row in zip(named, rows, strict=True)
+            ],
+            generation=new.generation,
+            model=new.model or "",
+        )
+        staging.copied([(entry_id, one.passage_id, one.vector) for entry_id, one in named])
+        return len(stored)
+
+    def catch_up() -> int:
+        gone = staging.forget_copied()
+        knowledge.vectors.delete(guild_id, gone, generation=new.generation)
+        wanted = staging.to_copy()
+        for ids in _batches(wanted):
+            for table, named in _ENTRY_OF.items():
+                put(table, [entry_id[1:] for entry_id in ids if entry_id == named(entry_id[1:])])
+        return len(gone) + len(wanted)
+
+    staging.copied([])
+    done = 0
+    for table in _ENTRY_OF:
         after = ""
-        while stored := archive.writing.vectors_after(table, guild_id, after, limit=BATCH):
-            after = stored[-1].id
-            rows = from_bytes([one.vector for one in stored])
-            entries = [
-                Entry(entry_id=named(one.id), passage_id=one.passage_id, vector=row)
-                for one, row in zip(stored, rows, strict=True)
+        while ids := archive.ids_with_vectors(table, guild_id, after, limit=BATCH):
+            after = ids[-1]
+            done += put(table, ids)
+            progress("Copying", done, max(todo.entries, done))
+    _caught_up(catch_up)
+    with staging.archive.collections.alone(guild_id):
+        catch_up()
+        archive.put(new)
+
+
+def _batches(ids: Sequence[str]) -> Iterable[Sequence[str]]:
+    return (ids[start : start + BATCH] for start in range(0, len(ids), BATCH))
+
+
+def _caught_up(catch_up: Callable[[], int]) -> None:
+    """Catch up until little is left, which ingest then waits for."""
+    for _ in range(_ROUNDS):
+        if catch_up() <= BATCH:
+            return
+
+
+class _Making:
+    """Passages and vectors on their way into staging."""
+
+    def __init__(self, knowledge: Knowledge, staging: Staging, new: GuildCollection, *, relink: bool) -> None:
+        self._knowledge = knowledge
+        self._staging = staging
+        self._new = new
+        self._relink = relink
+        self._indexer = Indexer(staging.archive, knowledge.vectors, knowledge.embedding)
+
+    def run(self, todo: Plan, progress: Progress) -> None:
+        """Make everything, and let it take the place of what is there."""
+        guild_id = self._new.guild_id
+        # First the channels that are gone through, so that staging knows them all.
+        channels = self._knowledge.archive.channels(guild_id)
+        self._staging.begin(self._new)
+        done = 0
+        for channel in channels:
+            after: StoredMessage | None = None
+            while messages := self._knowledge.archive.writing.channel_messages(channel.channel_id, after, limit=BATCH):
+                after = messages[-1]
+                self._take(messages)
+                done += len(messages)
+                progress("Indexing", done, max(todo.messages, done))
+            self._staging.analyse()
+        _caught_up(self._catch_up)
+        searched = Retriever(self._staging.archive, self._knowledge.vectors, self._knowledge.embedding)
+        calibrate(self._staging.archive, searched, [guild_id], anew=True)
+        with self._staging.archive.collections.alone(guild_id):
+            self._catch_up()
+            self._staging.put_in_place(self._new)
+
+    def _catch_up(self) -> int:
+        wanted = self._staging.to_make()
+        self._staging.take_channels()
+        for ids in _batches(wanted):
+            now = self._knowledge.archive.writing.messages(ids)
+            before = self._staging.archive.writing.messages(ids)
+            gone = [
+                attrs.evolve(
+                    message,
+                    deleted=True,
+                    content="",
+                    author_id=None,
+                    author_name=None,
+                    reply_to_message_id=None,
+                    mentioned_user_ids=[],
+                    attachments=[],
+                )
+                for message_id, message in before.items()
+                if message_id not in now or now[message_id].deleted
             ]
-            wanted.update(entry.entry_id for entry in entries)
-            if not dry_run:
-                vectors.upsert(guild_id, entries)
-    # Ingest writes to Chroma first: what it wrote before the beginning may have come into the archive meanwhile.
-    superfluous = before - wanted
-    for table, named in _TABLES:
-        ids = [entry_id[1:] for entry_id in superfluous if entry_id == named(entry_id[1:])]
-        superfluous -= {named(found) for found in archive.writing.having_vectors(table, ids)}
-    if not dry_run:
-        vectors.delete(guild_id, sorted(superfluous))
-    return Rebuilt(guild_id=guild_id, entries=len(wanted), missing=len(wanted - before), superfluous=len(superfluous))
+            self._take([*(message for message in now.values() if not message.deleted), *gone])
+        return len(wanted)
+
+    def _take(self, messages: Sequence[StoredMessage]) -> None:
+        writing = self._staging.archive.writing
+        before = writing.messages([message.message_id for message in messages])
+        state = BatchState(channels=writing.channels({message.channel_id for message in messages}))
+        for message in messages:
+            if message.message_id in before:
+                conversation = before[message.message_id].conversation_id
+            else:
+                conversation = None if self._relink else message.conversation_id
+            state.changed[message.message_id] = attrs.evolve(message, conversation_id=conversation, passage_id=None)
+        self._indexer.index(state)

@@ -13,16 +13,16 @@ from typing import Literal
 
 import attrs
 import numpy as np
-from attrs import field, frozen
+from attrs import define, field, frozen
 
-from rtfm.errors import InvalidEvent
+from rtfm.errors import InvalidEvent, Unavailable
 from rtfm.events import ChannelKind, TimestampMillis
-from rtfm.knowledge.archive import SqlArchive, guild_key
+from rtfm.knowledge.archive import GuildCollection, SqlArchive, guild_key
 from rtfm.knowledge.archive.reading import Candidate, FoundMessage, View
-from rtfm.knowledge.embedding import Embedding, Vectors, from_bytes
+from rtfm.knowledge.embedding import Embedding, Vectors, from_bytes, serves
 from rtfm.knowledge.packing import AROUND, COMPANY_WEIGHT, company, pack
 from rtfm.knowledge.scoring import Lexical, Mode, Nearness, evidence, nearness, usual_floor
-from rtfm.knowledge.vectors import ChromaVectors
+from rtfm.knowledge.vectors import ChromaVectors, WrongCollection
 from rtfm.knowledge.words import terms
 
 MAX_VISIBLE_CHANNELS = 20_000
@@ -53,6 +53,9 @@ _POSTINGS = 1_000
 
 _BESIDE = 20
 """Passages around the best one that are added at most."""
+
+_OTHER_MODEL = "the vectors are not of this embedding model, or there are none"
+_LOST = "Chroma does not have this guild's vectors"
 
 _USER = re.compile(r"<@!?(\d+)>")
 
@@ -114,13 +117,15 @@ class Explanation:
 class SearchResult:
     """Passages, best first. Empty when nothing is near enough.
 
-    ``beside`` are more passages from around the best one.
+    ``beside`` are more passages from around the best one. ``rebuild_due`` says why vectors were not used that should be
+    there.
     """
 
     mode: Mode
     passages: list[Passage]
     beside: list[Passage] = field(factory=list)
     explanation: Explanation | None = None
+    rebuild_due: str | None = None
 
     @property
     def found(self) -> bool:
@@ -130,6 +135,14 @@ class SearchResult:
     def packed(self, max_words: int) -> list[Passage]:
         """What is shown of them: ``max_words`` words at most, what is beside the best passage early."""
         return pack([*self.passages, *self.beside], max_words)
+
+
+@define
+class _KnownState:
+    """The guild's collection as a search found it at its beginning and at its end."""
+
+    before: GuildCollection | None = None
+    after: GuildCollection | None = None
 
 
 @frozen(kw_only=True)
@@ -181,6 +194,10 @@ class Retriever:
         """With the embedding model, or without."""
         return "lexical" if self._embedding is None else "hybrid"
 
+    def mode_in(self, guild_id: str) -> Mode:
+        """How a guild is searched: lexically, too, while its vectors are of another model."""
+        return self._mode(self._archive.collections.find([guild_id]).get(guild_id) if self._embedding else None)
+
     def evidence(self, questions: Sequence[str], *, guild_id: str) -> list[float]:
         """What in all of a guild speaks for an answer to each of ``questions``, as the floor measures it.
 
@@ -197,17 +214,44 @@ class Retriever:
     def _search(
         self, asked: str, vector: Vectors | None, guild: str, visible: Sequence[str], limit: int
     ) -> SearchResult:
-        mode, words = self.mode, list(dict.fromkeys(terms(asked)))
+        """Search; again if a rebuild has put other passages and vectors in place meanwhile."""
+        while True:
+            known = _KnownState()
+            try:
+                result = self._search_once(asked, vector, guild, visible, limit, known)
+            except Unavailable:
+                # The collection may be gone because it was replaced.
+                if self._archive.collections.find([guild]).get(guild) == known.before:
+                    raise
+            else:
+                if known.after == known.before:
+                    return result
+
+    def _search_once(
+        self,
+        asked: str,
+        vector: Vectors | None,
+        guild: str,
+        visible: Sequence[str],
+        limit: int,
+        known: _KnownState,
+    ) -> SearchResult:
+        words = list(dict.fromkeys(terms(asked)))
         with self._archive.reading.view(guild, visible) as view:
             corpus = view.corpus()
+            known.before = known.after = corpus.collection
+            mode = self._mode(corpus.collection)
+            vector = None if mode == "lexical" else vector
             lexical = Lexical.of(words, view.frequencies(words), corpus)
             calibrated = view.floor(mode)
             ids = _lexical_candidates(view, lexical)
             exact = None if vector is None else view.vectors(limit=self._exact_limit)
         looked_at = len(exact or ())
+        due = None if mode == self.mode else _OTHER_MODEL
         if vector is not None and exact is None:
-            found, looked_at = self._nearest(guild, visible, vector)
-            ids |= found
+            found, looked_at = self._nearest(guild, visible, vector, corpus.collection)
+            ids |= found or set()
+            due = _LOST if found is None else due
         elif vector is not None and exact:
             near = np.argsort(-(from_bytes(list(exact.values())) @ vector), kind="stable")[:_DENSE_CANDIDATES]
             ids |= {list(exact)[i] for i in near}
@@ -231,7 +275,8 @@ class Retriever:
                 ranks=_ranks(scored, lexical),
             )
             if not scored or level < floor:
-                return SearchResult(mode=mode, passages=[], explanation=explanation)
+                known.after = view.collection()
+                return SearchResult(mode=mode, passages=[], explanation=explanation, rebuild_due=due)
             best = scored[0]
             chosen = _without_copies([one for one in scored if one.score >= best.score * TAIL], limit)
             people = view.around(best.candidate.passage_id, messages=AROUND)
@@ -240,18 +285,31 @@ class Retriever:
             nearest = sorted(beside.keys() - listed, key=lambda found: (-beside[found], found))[: 2 * _BESIDE]
             added = _scored(view.candidates(nearest, words), vector, lexical)[:_BESIDE]
             shown = _with_messages(view, [*chosen, *added], beside, best.score)
+            known.after = view.collection()
         return SearchResult(
             mode=mode,
             passages=[passage for passage in shown if passage.passage_id in listed],
             beside=[passage for passage in shown if passage.passage_id not in listed],
             explanation=explanation,
+            rebuild_due=due,
         )
 
-    def _nearest(self, guild: str, visible: Sequence[str], vector: Vectors) -> tuple[set[str], int]:
-        """The nearest passages that may be seen, and at how many entries Chroma looked for them."""
+    def _mode(self, collection: GuildCollection | None) -> Mode:
+        return "hybrid" if serves(collection, self._embedding) else "lexical"
+
+    def _nearest(
+        self, guild: str, visible: Sequence[str], vector: Vectors, collection: GuildCollection | None
+    ) -> tuple[set[str] | None, int]:
+        """The nearest passages that may be seen, and at how many entries Chroma looked; None where it has none."""
         count = _NEAREST
+        generation, model = (collection.generation, collection.model or "") if collection else (0, "")
         while True:
-            nearest = self._vectors.nearest(guild, vector, count)
+            try:
+                nearest = self._vectors.nearest(guild, vector, count, generation=generation, model=model)
+            except WrongCollection:
+                nearest = None
+            if nearest is None:
+                return None, 0
             with self._archive.reading.view(guild, visible) as view:
                 seen = view.among(nearest)
             if len(seen) >= _DENSE_CANDIDATES or count >= _MOST_NEAREST:

@@ -1,15 +1,16 @@
 """Chroma: finds the passages nearest to a question.
 
-Owns the collections: one per guild, cosine distance, an entry for each passage and each message with the passage that
-it belongs to. Everything in it can be made again from the archive, which keeps every vector. Promises nothing about who
-may see what: the archive filters what is found here (a ``where`` in Chroma is a scan).
+Owns the collections: one per guild and generation, cosine distance, an entry for each passage and each message with the
+passage that it belongs to. A rebuild makes the next generation; the archive says which one is in use. Everything in it
+can be made again from the archive, which keeps every vector. Promises nothing about who may see what: the archive
+filters what is found here (a ``where`` in Chroma is a scan).
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,7 +18,7 @@ import httpx
 from attrs import frozen
 
 from rtfm.errors import ConfigError, Unavailable
-from rtfm.knowledge.embedding import DIMENSION, MODEL_NAME, Vectors
+from rtfm.knowledge.embedding import Vectors
 
 CONNECT_TIMEOUT_S = 3.0
 REQUEST_TIMEOUT_S = 30.0
@@ -32,11 +33,15 @@ _PAGE = 10_000
 
 @frozen(kw_only=True)
 class Entry:
-    """One vector in Chroma. ``vector`` is float32, shape (384,), of unit length."""
+    """One vector in Chroma. ``vector`` is float32, of one dimension and unit length."""
 
     entry_id: str
     passage_id: str
     vector: Vectors
+
+
+class WrongCollection(ConfigError):
+    """A collection holds vectors of another model than those that it is asked about."""
 
 
 def passage_entry(passage_id: str) -> str:
@@ -52,9 +57,10 @@ def message_entry(message_id: str) -> str:
 class ChromaVectors:
     """The Chroma server. Thread-safe. Every method raises Unavailable when it does not answer."""
 
-    def __init__(self, url: str, prefix: str = "") -> None:
+    def __init__(self, url: str, prefix: str = "", *, request_timeout_s: float = REQUEST_TIMEOUT_S) -> None:
         """Prepare; the first use connects. ``prefix`` goes before every collection's name."""
         self._url = url.rstrip("/")
+        self._request_timeout_s = request_timeout_s
         # A collection's name begins with a letter or digit.
         self._prefix = prefix if prefix[:1].isalnum() else f"x{prefix}" if prefix else ""
         self._lock = threading.Lock()
@@ -68,43 +74,67 @@ class ChromaVectors:
         except httpx.HTTPError as exc:
             raise self._unavailable(exc) from exc
 
-    def upsert(self, guild_id: str, entries: Sequence[Entry]) -> None:
-        """Write entries; those whose id is there already are replaced."""
+    def upsert(self, guild_id: str, entries: Sequence[Entry], *, generation: int = 0, model: str = "") -> None:
+        """Write entries, whose vectors are of ``model``; those whose id is there already are replaced.
+
+        Raises WrongCollection when those that are there are of another model or dimension.
+        """
         for start in range(0, len(entries), _BATCH):
             batch = entries[start : start + _BATCH]
-            with self._collection(guild_id) as collection:
+            with self._collection(guild_id, generation, model, entries[0].vector, make=True) as collection:
                 collection.upsert(
                     ids=[entry.entry_id for entry in batch],
                     embeddings=[entry.vector for entry in batch],
                     metadatas=[{"passage_id": entry.passage_id} for entry in batch],
                 )
 
-    def delete(self, guild_id: str, entry_ids: Sequence[str]) -> None:
-        """Remove entries; ids that are not there are no error."""
+    def delete(self, guild_id: str, entry_ids: Sequence[str], *, generation: int = 0) -> None:
+        """Remove entries; ids that are not there are no error, nor is a collection that is not there."""
         for start in range(0, len(entry_ids), _BATCH):
-            with self._collection(guild_id) as collection:
-                collection.delete(ids=list(entry_ids[start : start + _BATCH]))
+            with self._collection(guild_id, generation) as collection:
+                if collection is not None:
+                    collection.delete(ids=list(entry_ids[start : start + _BATCH]))
 
-    def nearest(self, guild_id: str, vector: Vectors, count: int) -> list[str]:
-        """Passage ids of the ``count`` nearest entries, nearest first, each passage once."""
-        with self._collection(guild_id) as collection:
+    def nearest(
+        self, guild_id: str, vector: Vectors, count: int, *, generation: int = 0, model: str = ""
+    ) -> list[str] | None:
+        """Passage ids of the ``count`` nearest entries, nearest first, each passage once; None without a collection.
+
+        Raises WrongCollection when ``vector`` cannot be compared with what is there.
+        """
+        with self._collection(guild_id, generation, model, vector) as collection:
+            if collection is None:
+                return None
             found = collection.query(query_embeddings=[vector], n_results=count, include=["metadatas"])
         return list(dict.fromkeys(str(metadata["passage_id"]) for metadata in found["metadatas"][0]))
 
-    def entry_ids(self, guild_id: str) -> set[str]:
-        """The ids of all entries of a guild."""
+    def entry_ids(self, guild_id: str, *, generation: int = 0, model: str = "") -> set[str]:
+        """The ids of all entries of a guild; none where they are of another model."""
         found: set[str] = set()
-        with self._collection(guild_id) as collection:
+        with self._collection(guild_id, generation) as collection:
+            if collection is None or _differs(model, (collection.metadata or {}).get("model")):
+                return found
             while True:
                 page = collection.get(limit=_PAGE, offset=len(found), include=[])["ids"]
                 found.update(page)
                 if len(page) < _PAGE:
                     return found
 
-    def count(self, guild_id: str) -> int:
+    def count(self, guild_id: str, *, generation: int = 0) -> int:
         """Entries of a guild."""
-        with self._collection(guild_id) as collection:
-            return int(collection.count())
+        with self._collection(guild_id, generation) as collection:
+            return 0 if collection is None else int(collection.count())
+
+    def generations(self, guild_id: str) -> list[int]:
+        """The generations of a guild's collection that are there, one of them in use."""
+        first = self._name(guild_id, 0)
+        with self._translated():
+            names = [collection.name for collection in self._client().list_collections()]
+        return sorted(
+            0 if name == first else int(name[len(first) + 1 :])
+            for name in names
+            if name == first or (name.startswith(f"{first}-") and name[len(first) + 1 :].isdecimal())
+        )
 
     def counts(self) -> Mapping[str, int]:
         """Entries of each collection under this prefix, by name."""
@@ -117,11 +147,17 @@ class ChromaVectors:
 
     def forget_guild(self, guild_id: str) -> None:
         """Remove everything of a guild."""
-        name = self._name(guild_id)
-        with self._translated():
-            if any(collection.name == name for collection in self._client().list_collections()):
-                self._client().delete_collection(name)
+        for generation in self.generations(guild_id):
+            self.forget(guild_id, generation)
+
+    def forget(self, guild_id: str, generation: int) -> None:
+        """Remove one generation of a guild's collection; one that is not there is no error."""
+        from chromadb.errors import NotFoundError
+
+        name = self._name(guild_id, generation)
         self._collections.pop(name, None)
+        with self._translated(), suppress(NotFoundError):
+            self._client().delete_collection(name)
 
     def close(self) -> None:
         """Forget the connection."""
@@ -129,22 +165,29 @@ class ChromaVectors:
             self._connected = None
             self._collections.clear()
 
-    def _name(self, guild_id: str) -> str:
-        return f"{self._prefix}rtfm-{guild_id or 'direct'}"
+    def _name(self, guild_id: str, generation: int) -> str:
+        name = f"{self._prefix}rtfm-{guild_id or 'direct'}"
+        return f"{name}-{generation}" if generation else name
 
     @contextmanager
-    def _collection(self, guild_id: str) -> Iterator[Any]:
-        name = self._name(guild_id)
+    def _collection(
+        self,
+        guild_id: str,
+        generation: int,
+        model: str = "",
+        vector: Vectors | None = None,
+        *,
+        make: bool = False,
+    ) -> Iterator[Any]:
+        """The collection, checked for ``model`` and ``vector``; None when it is not there and not to be made."""
+        name = self._name(guild_id, generation)
         with self._translated():
             collection = self._collections.get(name)
             if collection is None:
-                collection = self._client().get_or_create_collection(
-                    name,
-                    embedding_function=None,
-                    configuration={"hnsw": {"space": "cosine"}},
-                    metadata={"model": MODEL_NAME, "dimension": DIMENSION},
-                )
-                _check_model(name, collection.metadata or {})
+                collection = self._opened(name, model, vector, make=make)
+            if collection is not None:
+                if vector is not None:
+                    _check_model(name, collection.metadata or {}, model, len(vector))
                 self._collections[name] = collection
             try:
                 yield collection
@@ -153,20 +196,41 @@ class ChromaVectors:
                 self._collections.pop(name, None)
                 raise
 
+    def _opened(self, name: str, model: str, vector: Vectors | None, *, make: bool) -> Any:
+        from chromadb.errors import NotFoundError
+
+        if make and vector is not None:
+            return self._client().get_or_create_collection(
+                name,
+                embedding_function=None,
+                configuration={"hnsw": {"space": "cosine"}},
+                metadata={"model": model, "dimension": len(vector)},
+            )
+        try:
+            return self._client().get_collection(name, embedding_function=None)
+        except NotFoundError:
+            return None
+
     def _client(self) -> Any:
         with self._lock:
             if self._connected is None:
                 # Chroma's client waits for ever while it connects: ask first.
                 self.check()
-                self._connected = _connect(self._url)
+                self._connected = _connect(self._url, self._request_timeout_s)
             return self._connected
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        from chromadb.errors import ChromaError
+        from chromadb.errors import ChromaError, InvalidArgumentError, InvalidDimensionException
 
         try:
             yield
+        except (InvalidArgumentError, InvalidDimensionException) as exc:
+            if "dimension" not in str(exc):
+                raise self._unavailable(exc) from exc
+            raise WrongCollection(
+                f"Chroma at {self._url}: {str(exc).partition(chr(10))[0]}", hint="`rtfm-cli rebuild` makes it again."
+            ) from exc
         except (ChromaError, httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as exc:
             # The last three are what the client makes of an answer that is none of Chroma's.
             raise self._unavailable(exc) from exc
@@ -178,18 +242,22 @@ class ChromaVectors:
         )
 
 
-def _check_model(name: str, recorded: Mapping[str, Any]) -> None:
-    """Raise ConfigError when the vectors of a collection are of another model than this one's."""
-    model, dimension = recorded.get("model", MODEL_NAME), recorded.get("dimension", DIMENSION)
-    if (model, dimension) != (MODEL_NAME, DIMENSION):
-        raise ConfigError(
-            f"the collection {name} in Chroma holds vectors of {model} ({dimension} dimensions), "
-            f"not of {MODEL_NAME} ({DIMENSION})",
-            hint="Remove the collection and run `rtfm-cli rebuild`.",
+def _check_model(name: str, recorded: Mapping[str, Any], model: str, dimension: int) -> None:
+    there = (recorded.get("model"), recorded.get("dimension"))
+    if _differs(model, there[0]) or _differs(dimension, there[1]):
+        raise WrongCollection(
+            f"the collection {name} in Chroma holds vectors of {there[0] or 'another model'} ({there[1]} dimensions), "
+            f"not of {model or 'this model'} ({dimension})",
+            hint="`rtfm-cli rebuild` makes it again.",
         )
 
 
-def _connect(url: str) -> Any:
+def _differs(wanted: object, recorded: object) -> bool:
+    """Whether both are known and not the same."""
+    return bool(wanted) and bool(recorded) and wanted != recorded
+
+
+def _connect(url: str, request_timeout_s: float) -> Any:
     import chromadb
     from chromadb.config import Settings
 
@@ -204,5 +272,5 @@ def _connect(url: str) -> Any:
         settings=Settings(anonymized_telemetry=False),
     )
     # The client has no setting for it and would wait for ever for an answer.
-    client._server._session.timeout = httpx.Timeout(REQUEST_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)  # type: ignore[attr-defined]
+    client._server._session.timeout = httpx.Timeout(request_timeout_s, connect=CONNECT_TIMEOUT_S)  # type: ignore[attr-defined]
     return client

@@ -34,7 +34,7 @@ def model_dir(home: Path) -> Path:
 
 def is_there(home: Path) -> bool:
     """Whether the model was fetched. Its files are put in place at once, so they are whole."""
-    return (model_dir(home) / "onnx" / "model.onnx").is_file()
+    return all((model_dir(home) / "onnx" / name).is_file() for name in ("model.onnx", "tokenizer.json"))
 
 
 def fetch(

@@ -15,7 +15,7 @@ from rtfm.knowledge import Knowledge
 from rtfm.knowledge.archive import SqlArchive
 from rtfm.processor.ingest import Ingest
 from rtfm.settings import Settings
-from tests.knowledge import GUILD, START, Heard, WordEmbedding, deletion, knowledge_of, message
+from tests.knowledge import GUILD, START, Heard, WordEmbedding, deletion, dump, empty, knowledge_of, message
 
 
 @pytest.fixture
@@ -38,16 +38,6 @@ def ingest(knowledge: Knowledge, *events: DiscordMessage) -> None:
 def found(knowledge: Knowledge, question: str, *visible: str) -> list[str]:
     result = knowledge.retriever.search(question, guild_id=GUILD, visible_channel_ids=visible or ["200"], limit=10)
     return [one.message_id for passage in result.passages for one in passage.messages]
-
-
-def dump(settings: Settings) -> list[tuple[object, ...]]:
-    """Everything that ingest writes, in order."""
-    rows: list[tuple[object, ...]] = []
-    with psycopg.connect(settings.database_url) as connection:
-        for table in ("channels", "messages", "passages", "corpora", "document_frequencies"):
-            rows += connection.execute(f"SELECT '{table}', t::text FROM {table} AS t ORDER BY 2").fetchall()  # noqa: S608 - names from above
-    # A term that is gone from every passage may stay with a count of zero.
-    return [row for row in rows if not (row[0] == "document_frequencies" and str(row[1]).endswith(",0)"))]
 
 
 TALK = (
@@ -142,8 +132,7 @@ def test_batches_of_one_give_what_one_batch_gives(bare_settings: Settings, knowl
     """How records happen to be grouped must not show."""
     ingest(knowledge, *TALK)
     at_once = dump(bare_settings)
-    with psycopg.connect(bare_settings.database_url) as connection:
-        connection.execute("TRUNCATE channels, messages, passages, corpora, document_frequencies")
+    empty(bare_settings)
     for event in TALK:
         ingest(knowledge, event)
     assert dump(bare_settings) == at_once

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from multiprocessing.synchronize import Event
+from typing import Any
 
 import attrs
+import psycopg
 import pytest
+from attrs import evolve
 
+from rtfm.errors import ConfigError
 from rtfm.events import DiscordMessage, MessageChange, TimestampMillis
 from rtfm.knowledge import Knowledge
-from rtfm.knowledge.rebuilding import rebuild
+from rtfm.knowledge.rebuilding import Plan, plan, rebuild
 from rtfm.knowledge.retrieval import Retriever
 from rtfm.knowledge.vectors import Entry
 from rtfm.processor.ingest import Ingest
 from rtfm.settings import Settings
-from tests.knowledge import GUILD, START, Heard, WordEmbedding, deletion, knowledge_of, message
+from tests.knowledge import GUILD, START, Heard, WordEmbedding, deletion, dump, empty, knowledge_of, message
 
 TALK = [
     message(number, f"{first} and {second} number{number}", author_id=str(number))
@@ -49,6 +58,49 @@ def found(knowledge: Knowledge) -> list[list[tuple[str, float]]]:
     return [[(passage.passage_id, passage.score) for passage in result.passages] for result in results]
 
 
+def start_anew(settings: Settings, knowledge: Knowledge) -> None:
+    knowledge.vectors.forget_guild(GUILD)
+    empty(settings)
+
+
+def rebuild_and_stay(settings: Settings, begun: Event) -> None:
+    """In a process of its own: rebuild, and stay in the middle of it."""
+
+    def stay(what: str, done: int, total: int) -> None:
+        begun.set()
+        time.sleep(600)
+
+    knowledge = knowledge_of(settings, WordEmbedding())
+    rebuild(knowledge, plan(knowledge, GUILD, force=True), progress=stay)
+
+
+def patiently(work: Callable[[], object]) -> None:
+    """Until PostgreSQL has noticed that the other one is gone."""
+    while True:
+        try:
+            work()
+            return
+        except ConfigError:
+            time.sleep(0.05)
+
+
+def rebuilt(knowledge: Knowledge, **options: Any) -> Plan:
+    todo = plan(knowledge, GUILD, **options)
+    rebuild(knowledge, todo)
+    return todo
+
+
+def entries_in_use(knowledge: Knowledge) -> set[str]:
+    generation = knowledge.archive.collections.find([GUILD])[GUILD].generation
+    return knowledge.vectors.entry_ids(GUILD, generation=generation)
+
+
+def whole(knowledge: Knowledge) -> bool:
+    """Whether Chroma holds what the archive holds, in one collection."""
+    held = knowledge.archive.collections.entry_ids(GUILD)
+    return entries_in_use(knowledge) == held and len(knowledge.vectors.generations(GUILD)) == 1
+
+
 def test_a_lost_collection_is_made_again_without_embedding(knowledge: Knowledge) -> None:
     """The same is found afterwards as before."""
     ingest(knowledge, *TALK)
@@ -56,14 +108,14 @@ def test_a_lost_collection_is_made_again_without_embedding(knowledge: Knowledge)
     knowledge.vectors.forget_guild(GUILD)
     assert isinstance(knowledge.embedding, WordEmbedding)
     knowledge.embedding.calls.clear()
-    dry = rebuild(knowledge.archive, knowledge.vectors, GUILD, dry_run=True)
-    assert (dry.entries, dry.missing) == (entries, entries)
-    assert knowledge.vectors.count(GUILD) == 0
-    assert rebuild(knowledge.archive, knowledge.vectors, GUILD) == dry
+    todo = plan(knowledge, GUILD)
+    assert (todo.work, todo.entries, todo.missing) == ("copy", entries, entries)
+    assert knowledge.vectors.generations(GUILD) == []
+    rebuild(knowledge, todo)
     assert knowledge.embedding.calls == []
-    assert knowledge.vectors.count(GUILD) == entries
+    assert whole(knowledge)
     assert found(knowledge) == before
-    assert rebuild(knowledge.archive, knowledge.vectors, GUILD).missing == 0
+    assert plan(knowledge, GUILD).work == "nothing"
 
 
 def test_what_should_not_be_there_goes(knowledge: Knowledge) -> None:
@@ -71,20 +123,212 @@ def test_what_should_not_be_there_goes(knowledge: Knowledge) -> None:
     ingest(knowledge, *TALK)
     vector = WordEmbedding().embed(["stray"])[0]
     knowledge.vectors.upsert(GUILD, [Entry(entry_id="m99", passage_id="99", vector=vector)])
-    entries = knowledge.vectors.count(GUILD)
-    assert rebuild(knowledge.archive, knowledge.vectors, GUILD).superfluous == 1
-    assert knowledge.vectors.count(GUILD) == entries - 1
+    assert rebuilt(knowledge).superfluous == 1
+    assert whole(knowledge)
 
 
-def test_the_command_says_what_it_would_do_and_does_it(
+def test_a_model_that_came_after_the_texts_gives_them_vectors(bare_settings: Settings, knowledge: Knowledge) -> None:
+    """Search by words says that a rebuild is due, and afterwards all is as if the model had been there at once."""
+    ingest(knowledge, *TALK)
+    expected = found(knowledge)
+    rows = dump(bare_settings)
+    start_anew(bare_settings, knowledge)
+    ingest(evolve(knowledge, embedding=None), *TALK)
+    assert knowledge.archive.counts()["vectors"] == 0
+    ingest(knowledge, message(9, "tulips of late", author_id="9"))
+    result = knowledge.retriever.search("tulips roses", guild_id=GUILD, visible_channel_ids=["200"], limit=5)
+    assert (result.mode, bool(result.rebuild_due)) == ("lexical", True)
+    todo = plan(knowledge, GUILD)
+    assert (todo.work, todo.without_vectors) == ("embed", 6)
+    ingest(knowledge, deletion(9))
+    rebuild(knowledge, plan(knowledge, GUILD))
+    assert whole(knowledge)
+    assert found(knowledge) == expected
+    assert [row for row in dump(bare_settings) if "1009" not in str(row)] == rows
+
+
+def test_another_model_asks_for_a_rebuild_and_search_goes_by_words_meanwhile(knowledge: Knowledge) -> None:
+    """Of another name, and of another dimension; what is written meanwhile is found, and has its vectors afterwards."""
+    ingest(knowledge, *TALK)
+    for model in (WordEmbedding(name="other words"), WordEmbedding(name="long words", dimension=512)):
+        changed = evolve(knowledge, embedding=model, retriever=Retriever(knowledge.archive, knowledge.vectors, model))
+        result = changed.retriever.search("kernel panics", guild_id=GUILD, visible_channel_ids=["200"], limit=5)
+        assert (result.mode, result.passages[0].passage_id) == ("lexical", "1002")
+        assert "not of this embedding model" in str(result.rebuild_due)
+        ingest(changed, message(20 + model.dimension, f"gardens{model.dimension} of stones", author_id="20"))
+        todo = plan(changed, GUILD)
+        assert todo.work == "embed"
+        assert model.name in todo.why
+        rebuild(changed, todo)
+        assert whole(changed)
+        assert plan(changed, GUILD).work == "nothing"
+        assert found(changed)[1][0][0] == "1002"
+        result = changed.retriever.search(
+            f"gardens{model.dimension}", guild_id=GUILD, visible_channel_ids=["200"], limit=5
+        )
+        assert (result.mode, result.rebuild_due) == ("hybrid", None)
+        assert str(1020 + model.dimension) in [one.message_id for one in result.passages[0].messages]
+
+
+def test_other_rules_make_the_conversations_anew(knowledge: Knowledge, bare_settings: Settings) -> None:
+    """An archive of an older version ends as if this one had made it."""
+    history = [*TALK, message(6, "<@1> kernel panics after the update", author_id="2", mentioned_user_ids=["1"])]
+    ingest(knowledge, *history, deletion(3))
+    expected, results = dump(bare_settings), found(knowledge)
+    with psycopg.connect(bare_settings.database_url) as connection:
+        connection.execute("UPDATE collections SET rules = 'older'")
+        connection.execute("UPDATE messages SET conversation_id = '1000', passage_id = '1000' WHERE NOT deleted")
+        connection.execute("DELETE FROM passages WHERE passage_id <> '1000'")
+    todo = plan(knowledge, GUILD)
+    assert (todo.work, "older" in todo.why) == ("link", True)
+    rebuild(knowledge, todo)
+    assert whole(knowledge)
+    assert found(knowledge) == results
+    assert [row for row in dump(bare_settings) if "1003" not in str(row)] == [
+        row for row in expected if "1003" not in str(row)
+    ]
+    assert plan(knowledge, GUILD).work == "nothing"
+
+
+@pytest.mark.parametrize("work", ["copy", "link"])
+def test_what_happens_during_a_rebuild_is_in_the_new_collection(knowledge: Knowledge, work: str) -> None:
+    """New messages, edits and deletions; searches go on, and nothing that was deleted comes back."""
+    ingest(knowledge, *TALK)
+    if work == "copy":
+        knowledge.vectors.delete(GUILD, ["p1000"])
+    todo = plan(knowledge, GUILD, force=True)
+    assert todo.work == work
+    happened: list[str] = []
+
+    def meanwhile(what: str, done: int, total: int) -> None:
+        if happened:
+            return
+        happened.append(what)
+        edited_at = TimestampMillis(START + 900_000)
+        ingest(
+            knowledge,
+            message(11, "<@4> sound cards and tulips", author_id="7", mentioned_user_ids=["3"]),
+            deletion(2),
+            message(4, "printers and toner", author_id="4", change=MessageChange.EDITED, edited_at=edited_at),
+            message(12, "a new room for tulips", author_id="8", channel_id="300"),
+        )
+        assert found(knowledge)[0]
+
+    rebuild(knowledge, todo, progress=meanwhile)
+    assert happened
+    assert whole(knowledge)
+    assert not {"p1002", "m1002"} & entries_in_use(knowledge)
+    stored = knowledge.archive.writing.messages(["1011", "1002", "1004", "1012"])
+    assert stored["1002"].deleted
+    assert not stored["1002"].content
+    results = {
+        question: [
+            one.message_id
+            for passage in knowledge.retriever.search(
+                question, guild_id=GUILD, visible_channel_ids=["200", "300"], limit=5
+            ).passages
+            for one in passage.messages
+        ]
+        for question in ("tulips cards sound", "toner printers", "kernel panics", "new room tulips")
+    }
+    assert "1011" in results["tulips cards sound"]
+    assert results["toner printers"][0] == "1004"
+    assert "1002" not in results["kernel panics"]
+    assert "1012" in results["new room tulips"]
+
+
+def test_ingest_and_searches_at_full_speed_lose_nothing_to_rebuilds(knowledge: Knowledge) -> None:
+    """Batches in two channels, two rebuilds and searches at once: in the end Chroma holds what the archive holds."""
+    ingest(knowledge, *TALK)
+    stop = threading.Event()
+    errors: list[BaseException] = []
+    said: list[str] = []
+
+    def speak(channel: str) -> None:
+        number = int(channel) * 1000
+        while not stop.is_set():
+            number += 1
+            events = [message(number, f"tulip{number} and rose", author_id="5", channel_id=channel)]
+            if number % 3 == 0:
+                events.append(deletion(number - 1, channel_id=channel))
+            ingest(knowledge, *events)
+            said.append(str(1000 + number))
+
+    def ask() -> None:
+        while not stop.is_set():
+            result = knowledge.retriever.search("tulips roses", guild_id=GUILD, visible_channel_ids=["200"], limit=5)
+            assert (result.mode, result.passages[0].passage_id) == ("hybrid", "1000")
+
+    def guarded(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as exc:
+            errors.append(exc)
+            stop.set()
+
+    works: list[Callable[[], None]] = [partial(speak, "300"), partial(speak, "400"), ask]
+    threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(2):
+            rebuilt(knowledge, force=True)
+            until = len(said) + 4
+            while len(said) < until and not errors:
+                stop.wait(0.01)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert errors == []
+    assert whole(knowledge)
+    stored = knowledge.archive.writing.messages(said)
+    assert all(stored[one].deleted or stored[one].passage_id for one in said)
+
+
+@pytest.mark.parametrize("work", ["copy", "link"])
+def test_a_rebuild_that_is_killed_leaves_the_old_collection_in_use(
+    knowledge: Knowledge, bare_settings: Settings, work: str
+) -> None:
+    """And the next one removes what it has left."""
+    ingest(knowledge, *TALK)
+    if work == "copy":
+        knowledge.vectors.delete(GUILD, ["m1000"])
+    before, rows = found(knowledge), dump(bare_settings)
+    spawn = multiprocessing.get_context("spawn")
+    begun = spawn.Event()
+    process = spawn.Process(target=rebuild_and_stay, args=(bare_settings, begun))
+    process.start()
+    assert begun.wait(120)
+    with pytest.raises(ConfigError, match="being rebuilt already"):
+        rebuild(knowledge, plan(knowledge, GUILD, force=True))
+    assert knowledge.vectors.generations(GUILD) == [0, 1]
+    process.kill()
+    process.join()
+    assert found(knowledge) == before
+    assert dump(bare_settings) == rows
+    ingest(knowledge, message(30, "late tulips", author_id="9"), deletion(4))
+    patiently(lambda: rebuilt(knowledge, force=True))
+    assert whole(knowledge)
+    assert knowledge.vectors.generations(GUILD) == [1]
+
+
+def test_the_commands_say_what_is_due_and_do_it(
     knowledge: Knowledge, bare_settings: Settings, cli: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    """A second time there is nothing to do."""
+    """`status` and `rebuild --dry-run` name guild, cause and mend; a second rebuild finds nothing to do."""
     ingest(knowledge, *TALK)
     knowledge.vectors.forget_guild(GUILD)
-    assert "missing" in cli(bare_settings, "rebuild", "--dry-run").stdout
-    assert json.loads(cli(bare_settings, "rebuild", "--json").stdout)["changes"] > 0
+    entries = len(knowledge.archive.collections.entry_ids(GUILD))
+    assert (
+        f"vectors lost: Chroma has 0 of {entries} (`rtfm-cli rebuild`"
+        in cli(bare_settings, "status", check=False).stdout
+    )
+    assert f"vectors lost: Chroma misses {entries} and" in cli(bare_settings, "rebuild", "--dry-run").stdout
+    done = json.loads(cli(bare_settings, "rebuild", "--json").stdout)
+    assert (done["changes"], done["items"][0]["work"]) == (entries, "copy")
     assert cli(bare_settings, "rebuild").stdout.endswith("0 changes\n")
+    assert whole(knowledge)
 
 
 def test_no_order_and_no_replay_undoes_what_is_newer(knowledge: Knowledge) -> None:

@@ -59,5 +59,5 @@ def test_an_answer_that_is_none_of_chromas_is_an_outage(
 def test_vectors_of_another_model_ask_for_a_rebuild() -> None:
     """They cannot be compared; nothing found in them would mean anything."""
     with pytest.raises(ConfigError, match="768 dimensions") as caught:
-        _check_model("rtfm-1", {"model": "another", "dimension": 768})
+        _check_model("rtfm-1", {"model": "another", "dimension": 768}, "this", 384)
     assert "rebuild" in str(caught.value.hint)

@@ -7,10 +7,12 @@ event never undoes a newer one, and that writing twice is writing once. Does not
 from __future__ import annotations
 
 from rtfm.knowledge.archive.answers import KeptAnswer
+from rtfm.knowledge.archive.collections import CollectionChanged
 from rtfm.knowledge.archive.rows import (
     Change,
     Channel,
     Erasures,
+    GuildCollection,
     StoredMessage,
     StoredPassage,
     acl_channel_id,
@@ -21,7 +23,9 @@ from rtfm.knowledge.archive.sql import SqlArchive
 __all__ = [
     "Change",
     "Channel",
+    "CollectionChanged",
     "Erasures",
+    "GuildCollection",
     "KeptAnswer",
     "SqlArchive",
     "StoredMessage",

@@ -23,8 +23,11 @@ _MIGRATION_LOCK = 7_305_108_171
 class Database:
     """PostgreSQL as the archive uses it. Thread-safe; every ``begin`` is one short transaction."""
 
-    def __init__(self, database_url: str) -> None:
-        """Prepare; nothing is connected yet. Raises ConfigError for an address that is none."""
+    def __init__(self, database_url: str, *, temporary: bool = False) -> None:
+        """Prepare; nothing is connected yet. Raises ConfigError for an address that is none.
+
+        ``temporary`` sees nothing but the temporary tables of its only connection, and waits for as long as it takes.
+        """
         scheme, separator, rest = database_url.partition("://")
         if not separator or scheme.split("+")[0] not in ("postgresql", "postgres"):
             raise ConfigError(
@@ -34,12 +37,14 @@ class Database:
         try:
             self._engine = create_engine(
                 f"postgresql+psycopg://{rest}",
-                pool_pre_ping=True,
-                pool_size=5,
-                max_overflow=15,
+                # Another connection would have other temporary tables: it must fail instead.
+                pool_pre_ping=not temporary,
+                pool_size=1 if temporary else 5,
+                max_overflow=0 if temporary else 15,
                 connect_args={
                     "connect_timeout": CONNECT_TIMEOUT_S,
-                    "options": f"-c statement_timeout={STATEMENT_TIMEOUT_S * 1000} -c timezone=UTC",
+                    "options": "-c timezone=UTC "
+                    + ("-c search_path=pg_temp" if temporary else f"-c statement_timeout={STATEMENT_TIMEOUT_S * 1000}"),
                     "application_name": "rtfm",
                 },
             )

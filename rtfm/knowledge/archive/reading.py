@@ -14,7 +14,8 @@ from sqlalchemy import ARRAY, Connection, Row, Text, bindparam, select, text
 
 from rtfm.events import ChannelKind, TimestampMillis
 from rtfm.knowledge.archive.database import Database
-from rtfm.knowledge.archive.tables import corpora, document_frequencies, floors
+from rtfm.knowledge.archive.rows import GuildCollection
+from rtfm.knowledge.archive.tables import collections, corpora, document_frequencies, floors
 from rtfm.knowledge.archive.writing import quoted
 
 # The channel itself, or the parent of a public thread or forum post.
@@ -26,10 +27,11 @@ _BETWEEN = 2_000
 
 @frozen(kw_only=True)
 class Corpus:
-    """How much a guild has said: passages, and terms in all of them."""
+    """How much a guild has said: passages, and terms in all of them; and where its vectors stand."""
 
     passages: int
     terms: int
+    collection: GuildCollection | None = None
 
 
 @frozen(kw_only=True)
@@ -93,7 +95,12 @@ class View:
     def corpus(self) -> Corpus:
         """The size of the guild's corpus, whoever may see it."""
         row = self._connection.execute(select(corpora).where(corpora.c.guild_id == self._guild)).one_or_none()
-        return Corpus(passages=row.passages if row else 0, terms=row.terms if row else 0)
+        return Corpus(passages=row.passages if row else 0, terms=row.terms if row else 0, collection=self.collection())
+
+    def collection(self) -> GuildCollection | None:
+        """Where the guild's vectors stand; None before its first message, and after an older version."""
+        row = self._connection.execute(select(collections).where(collections.c.guild_id == self._guild)).one_or_none()
+        return None if row is None else GuildCollection(**row._mapping)
 
     def floor(self, mode: str) -> float | None:
         """The floor that was calibrated on the guild's corpus for a mode of search; None if there is none yet."""

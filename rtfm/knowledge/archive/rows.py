@@ -86,6 +86,21 @@ class StoredPassage:
 
 
 @frozen(kw_only=True)
+class GuildCollection:
+    """Where a guild's vectors stand in Chroma, and what they and its passages were made by.
+
+    ``generation`` counts rebuilds. ``model`` is None, and ``dimension`` too, where texts have no vectors; ``rules`` is
+    the version of linking, splitting and terms.
+    """
+
+    guild_id: str
+    generation: int = 0
+    model: str | None
+    dimension: int | None
+    rules: str
+
+
+@frozen(kw_only=True)
 class StoredVector:
     """The vector of a passage or message, and the passage that it leads to."""
 
@@ -96,10 +111,14 @@ class StoredVector:
 
 @frozen(kw_only=True)
 class Change:
-    """Everything that one batch writes, in one transaction. ``removed_passages`` are whole, to undo their terms."""
+    """Everything that one batch writes, in one transaction. ``removed_passages`` are whole, to undo their terms.
+
+    ``collections`` are those that the batch was written to.
+    """
 
     channels: list[Channel]
     messages: list[StoredMessage]
+    collections: list[GuildCollection] = field(factory=list)
     message_vectors: dict[str, bytes] = field(factory=dict)
     passage_of_message: dict[str, str | None] = field(factory=dict)
     passages: list[StoredPassage] = field(factory=list)

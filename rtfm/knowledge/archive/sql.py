@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from sqlalchemy import func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
+from rtfm.errors import ConfigError
 from rtfm.events import TimestampMillis
 from rtfm.knowledge.archive.answers import ArchiveAnswers
+from rtfm.knowledge.archive.collections import ArchiveCollections
 from rtfm.knowledge.archive.database import Database
 from rtfm.knowledge.archive.reading import ArchiveReading
 from rtfm.knowledge.archive.rows import Channel
+from rtfm.knowledge.archive.staging import Staging
 from rtfm.knowledge.archive.tables import answers, channels, messages, passages, sent
 from rtfm.knowledge.archive.writing import ArchiveWriting, to_channel
 
@@ -22,12 +26,38 @@ class SqlArchive:
     Every method raises Unavailable when the database does not answer, and ConfigError when ``migrate`` has not run.
     """
 
-    def __init__(self, database_url: str) -> None:
-        """Prepare; the first use connects. Raises ConfigError for an address that is none."""
-        self._database = Database(database_url)
+    def __init__(self, database_url: str, *, temporary: bool = False) -> None:
+        """Prepare; the first use connects. Raises ConfigError for an address that is none.
+
+        ``temporary`` is for ``staging``.
+        """
+        self._url = database_url
+        self._database = Database(database_url, temporary=temporary)
+        self.collections = ArchiveCollections(self._database)
         self.writing = ArchiveWriting(self._database)
         self.reading = ArchiveReading(self._database)
         self.answers = ArchiveAnswers(self._database)
+
+    @contextmanager
+    def staging(self, guild_id: str) -> Iterator[Staging]:
+        """A second archive, of one guild, to make its passages and vectors anew in; it ends with the block.
+
+        Raises ConfigError when the guild is being rebuilt already.
+        """
+        archive = SqlArchive(self._url, temporary=True)
+        try:
+            if not archive.collections.begin_rebuild(guild_id):
+                raise ConfigError(
+                    f"guild {guild_id or 'of direct messages'} is being rebuilt already",
+                    hint="Wait until that is done, or end it: what it has made so far is then removed.",
+                )
+            yield Staging(archive, archive._database, self._schema(), guild_id)
+        finally:
+            archive.close()
+
+    def _schema(self) -> str:
+        with self._database.begin() as connection:
+            return str(connection.execute(text("SELECT current_schema()")).scalar_one())
 
     def migrate(self) -> None:
         """Bring the tables to this version; several processes may do so at once."""

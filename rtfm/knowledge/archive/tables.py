@@ -108,6 +108,16 @@ floors = Table(
     PrimaryKeyConstraint("guild_id", "mode"),
 )
 
+collections = Table(
+    "collections",
+    metadata,
+    Column("guild_id", Text, primary_key=True),
+    Column("generation", Integer, nullable=False),
+    Column("model", Text),
+    Column("dimension", Integer),
+    Column("rules", Text, nullable=False),
+)
+
 answers = Table(
     "answers",
     metadata,

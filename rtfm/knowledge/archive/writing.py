@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, bindparam, delete, func, or_, select, text, update
+from sqlalchemy import Connection, Row, and_, bindparam, delete, func, or_, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
 from rtfm.errors import InvalidEvent
 from rtfm.events import ChannelKind, TimestampMillis
+from rtfm.knowledge.archive.collections import hold_collections
 from rtfm.knowledge.archive.database import Database
-from rtfm.knowledge.archive.rows import Change, Channel, Erasures, StoredMessage, StoredPassage, StoredVector
+from rtfm.knowledge.archive.rows import Change, Channel, Erasures, StoredMessage, StoredPassage
 from rtfm.knowledge.archive.tables import channels, corpora, document_frequencies, erasures, floors, messages, passages
 from rtfm.knowledge.words import terms
 
@@ -83,9 +84,11 @@ class ArchiveWriting:
     def write(self, change: Change) -> None:
         """Write a batch in one transaction. Writing it again leaves everything as it is.
 
-        A row that is newer than the one given, or deleted, stays.
+        A row that is newer than the one given, or deleted, stays. Raises CollectionChanged when a rebuild has switched
+        to another collection meanwhile.
         """
         with self._database.begin() as connection:
+            hold_collections(connection, change.collections)
             _write_channels(connection, change.channels)
             _move_passages(connection, change.channels)
             _write_messages(connection, change)
@@ -96,29 +99,19 @@ class ArchiveWriting:
             _assign_passages(connection, change.passage_of_message)
             _count_terms(connection, change)
 
-    def vectors_after(self, table: str, guild_id: str, after: str, *, limit: int) -> list[StoredVector]:
-        """The next ``limit`` vectors of a guild's "passages" or "messages", by id."""
-        rows = {"passages": passages, "messages": messages}[table]
-        key = rows.c.passage_id if table == "passages" else rows.c.message_id
+    def channel_messages(self, channel_id: str, after: StoredMessage | None, *, limit: int) -> list[StoredMessage]:
+        """The next ``limit`` messages of a channel that are not deleted, in order."""
+        position = tuple_(messages.c.created_at, func.length(messages.c.message_id), messages.c.message_id)
         statement = (
-            select(key.label("id"), rows.c.passage_id, rows.c.vector)
-            .where(rows.c.guild_id == guild_id, rows.c.vector.is_not(None), rows.c.passage_id.is_not(None), key > after)
-            .order_by(key)
+            select(*_MESSAGE_COLUMNS)
+            .where(messages.c.channel_id == channel_id, ~messages.c.deleted)
+            .order_by(messages.c.created_at, func.length(messages.c.message_id), messages.c.message_id)
             .limit(limit)
         )
+        if after is not None:
+            statement = statement.where(messages.c.created_at >= after.created_at, position > after.position)
         with self._database.begin() as connection:
-            return [
-                StoredVector(id=row.id, passage_id=row.passage_id, vector=row.vector)
-                for row in connection.execute(statement)
-            ]
-
-    def having_vectors(self, table: str, ids: Collection[str]) -> set[str]:
-        """Those of ``ids`` that are "passages" or "messages" with a vector."""
-        rows = {"passages": passages, "messages": messages}[table]
-        key = rows.c.passage_id if table == "passages" else rows.c.message_id
-        statement = select(key).where(key.in_(ids), rows.c.vector.is_not(None), rows.c.passage_id.is_not(None))
-        with self._database.begin() as connection:
-            return set(connection.execute(statement).scalars())
+            return [_to_message(row) for row in connection.execute(statement)]
 
     def outgrown(self, guild_ids: Collection[str], mode: str, *, growth: float) -> dict[str, int]:
         """Those of ``guild_ids`` whose passages are ``growth`` times those at their last calibration, with how many."""

@@ -1,0 +1,50 @@
+"""How far long work has come, for people: on stderr, so that results can be piped."""
+
+from __future__ import annotations
+
+import click
+
+
+class Progress:
+    """A bar on a terminal, a plain line now and then elsewhere, nothing when quiet."""
+
+    def __init__(self, what: str, total: int, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        console = Console(stderr=True)
+        self._what, self._total, self._done, self._shown = what, total, 0, 0
+        self._plain = not console.is_terminal and not quiet
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=quiet or not console.is_terminal,
+        )
+        self._task = self._bar.add_task(what, total=total)
+
+    def advance(self, count: int) -> None:
+        """Show that ``count`` more are done."""
+        self._done += count
+        self._bar.advance(self._task, count)
+        if self._plain and self._done < self._total and self._done - self._shown >= max(self._total // 5, 1000):
+            self._shown = self._done
+            click.echo(f"{self._what}: {self._done} of {self._total}", err=True)
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def reach(self, what: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` are done."""
+        if what != self._what or total != self._total:
+            self._what, self._total = what, total
+            self._bar.update(self._task, description=what, total=total)
+        self.advance(done - self._done)

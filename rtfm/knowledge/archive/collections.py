@@ -1,0 +1,175 @@
+"""Which collection of Chroma each guild uses, and of which model and rules its vectors and passages are.
+
+Owns the fence between ingest and a rebuild: ingest holds it with others for the length of its transaction, a rebuild
+alone for the moment in which it switches. Promises that a transaction of ingest commits only if the collections are
+still those that it wrote to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import ARRAY, Connection, Table, Text, bindparam, func, select, text
+from sqlalchemy.dialects.postgresql import insert
+
+from rtfm.errors import TransientError
+from rtfm.knowledge.archive.database import Database
+from rtfm.knowledge.archive.rows import GuildCollection, StoredVector
+from rtfm.knowledge.archive.tables import collections, messages, passages
+
+# Locks by name; the first number keeps them apart from other locks of this database.
+_FENCE = "hashtextextended('rtfm fence ' || :guild, 0)"
+_REBUILD = "hashtextextended('rtfm rebuild ' || :guild, 0)"
+
+
+_WITH_VECTORS = {"passages": (passages, passages.c.passage_id), "messages": (messages, messages.c.message_id)}
+
+
+class CollectionChanged(TransientError):
+    """A rebuild has switched a guild to another collection since the batch began: do the batch again."""
+
+
+class ArchiveCollections:
+    """Reads and writes of ``collections``. Raises what ``Database.begin`` raises."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def find(self, guild_ids: Collection[str]) -> dict[str, GuildCollection]:
+        """The collections of those of ``guild_ids`` that have one, by guild."""
+        statement = select(collections).where(collections.c.guild_id.in_(list(guild_ids)))
+        with self._database.begin() as connection:
+            return {row.guild_id: GuildCollection(**row._mapping) for row in connection.execute(statement)}
+
+    def put(self, collection: GuildCollection) -> None:
+        """Use this collection for its guild from now on."""
+        with self._database.begin() as connection:
+            put_collection(connection, collection)
+
+    def passages(self, guild_id: str) -> tuple[int, int]:
+        """How many passages a guild has, and how many of them have no vector."""
+        statement = select(func.count().label("all"), func.count(passages.c.vector).label("vectors")).where(
+            passages.c.guild_id == guild_id
+        )
+        with self._database.begin() as connection:
+            row = connection.execute(statement).one()
+        return row.all, row.all - row.vectors
+
+    def count_messages(self, guild_id: str) -> int:
+        """Messages of a guild that are not deleted."""
+        statement = select(func.count()).where(messages.c.guild_id == guild_id, ~messages.c.deleted)
+        with self._database.begin() as connection:
+            return int(connection.execute(statement).scalar_one())
+
+    def entry_ids(self, guild_id: str) -> set[str]:
+        """What Chroma should hold of a guild."""
+        with self._database.begin() as connection:
+            found: set[str] = set()
+            for table, letter in (("passages", "p"), ("messages", "m")):
+                rows, key = _WITH_VECTORS[table]
+                statement = select(key).where(rows.c.guild_id == guild_id, *_has_vector(rows))
+                found.update(letter + one for one in connection.execute(statement).scalars())
+        return found
+
+    def count_entries(self, guild_id: str) -> int:
+        """How many vectors Chroma should hold of a guild."""
+        with self._database.begin() as connection:
+            return sum(
+                connection.execute(
+                    select(func.count()).where(rows.c.guild_id == guild_id, *_has_vector(rows))
+                ).scalar_one()
+                for rows, _ in _WITH_VECTORS.values()
+            )
+
+    def ids_with_vectors(self, table: str, guild_id: str, after: str, *, limit: int) -> list[str]:
+        """The next ``limit`` ids of a guild's "passages" or "messages" with a vector, in order."""
+        rows, key = _WITH_VECTORS[table]
+        statement = (
+            select(key).where(rows.c.guild_id == guild_id, *_has_vector(rows), key > after).order_by(key).limit(limit)
+        )
+        with self._database.begin() as connection:
+            return list(connection.execute(statement).scalars())
+
+    def vectors_of(self, table: str, ids: Iterable[str]) -> list[StoredVector]:
+        """The vectors of those of ``ids`` that are "passages" or "messages" with one."""
+        rows, key = _WITH_VECTORS[table]
+        statement = select(key.label("id"), rows.c.passage_id, rows.c.vector).where(
+            key.in_(list(ids)), *_has_vector(rows)
+        )
+        with self._database.begin() as connection:
+            return [
+                StoredVector(id=row.id, passage_id=row.passage_id, vector=row.vector)
+                for row in connection.execute(statement)
+            ]
+
+    @contextmanager
+    def alone(self, guild_id: str) -> Iterator[None]:
+        """Nobody's batch of this guild commits inside the block; only on a connection of one's own."""
+        self._call(f"SELECT pg_advisory_lock({_FENCE})", guild_id)
+        try:
+            yield
+        finally:
+            self._call(f"SELECT pg_advisory_unlock({_FENCE})", guild_id)
+
+    def begin_rebuild(self, guild_id: str) -> bool:
+        """Become the only rebuild of this guild until the connection ends; False if there is another one."""
+        return bool(self._call(f"SELECT pg_try_advisory_lock({_REBUILD})", guild_id))
+
+    def end_rebuild(self, guild_id: str) -> None:
+        """Let others rebuild."""
+        self._call(f"SELECT pg_advisory_unlock({_REBUILD})", guild_id)
+
+    def _call(self, statement: str, guild_id: str) -> object:
+        with self._database.begin() as connection:
+            return connection.execute(text(statement), {"guild": guild_id}).scalar_one()
+
+
+def _has_vector(rows: Table) -> tuple[Any, ...]:
+    condition = (rows.c.vector.is_not(None), rows.c.passage_id.is_not(None))
+    return (*condition, ~rows.c.deleted) if rows is messages else condition
+
+
+def hold_collections(connection: Connection, believed: Sequence[GuildCollection]) -> None:
+    """Keep the collections of a batch as they are until its transaction ends; a guild without one gets it.
+
+    Raises CollectionChanged when one is not as ``believed``.
+    """
+    if not believed:
+        return
+    guild_ids = sorted(collection.guild_id for collection in believed)
+    # All guilds in one order, so that two batches never wait for each other.
+    connection.execute(
+        text(
+            f"SELECT pg_advisory_xact_lock_shared({_FENCE.replace(':', '')}) FROM unnest(:guilds) AS guild"  # noqa: S608 - a constant
+        ).bindparams(bindparam("guilds", type_=ARRAY(Text))),
+        {"guilds": guild_ids},
+    )
+    statement = select(collections).where(collections.c.guild_id.in_(guild_ids))
+    known = {row.guild_id: GuildCollection(**row._mapping) for row in connection.execute(statement)}
+    for collection in believed:
+        if collection.guild_id not in known:
+            # Two first batches may meet here: the second waits for the first and then finds its row.
+            put_collection(connection, collection, replace=False)
+            row = connection.execute(select(collections).where(collections.c.guild_id == collection.guild_id)).one()
+            known[collection.guild_id] = GuildCollection(**row._mapping)
+        if known[collection.guild_id] != collection:
+            raise CollectionChanged(f"guild {collection.guild_id} has another collection by now")
+
+
+def put_collection(connection: Connection, collection: GuildCollection, *, replace: bool = True) -> None:
+    """Write the row of a guild; without ``replace`` one that is there stays."""
+    values = {
+        "guild_id": collection.guild_id,
+        "generation": collection.generation,
+        "model": collection.model,
+        "dimension": collection.dimension,
+        "rules": collection.rules,
+    }
+    statement = insert(collections).values(values)
+    if replace:
+        statement = statement.on_conflict_do_update(index_elements=["guild_id"], set_=values)
+    else:
+        statement = statement.on_conflict_do_nothing()
+    connection.execute(statement)
