@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from confluent_kafka.schema_registry import SchemaRegistryClient, topic_subject_name_strategy
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
@@ -44,7 +44,7 @@ def kafka() -> Iterator[str]:
     address = settings.load().kafka_bootstrap_servers
     try:
         AdminClient({"bootstrap.servers": address, "log_level": 0}).list_topics(timeout=3)
-    except Exception:
+    except KafkaException:
         home = Path(tempfile.mkdtemp(prefix="rtfm-bench-"))
         local = LocalStack(home, cache_dir=CACHE_DIR)
         try:

@@ -104,7 +104,7 @@ def run(args: list[str] | None = None) -> int:
         return exit_code(exc)
     except BrokenPipeError:
         return 0
-    except Exception as exc:
+    except Exception as exc:  # a defect: one line for people, the traceback for who asks for it
         if debug:
             raise
         click.echo(f"Error: {type(exc).__name__}: {exc}", err=True)

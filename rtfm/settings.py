@@ -10,121 +10,30 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from attrs import Attribute, Factory, evolve, field, fields, frozen
+from attrs import Attribute, Factory, evolve, fields, frozen
 
 from rtfm.errors import ConfigError
+from rtfm.setting_fields import (
+    boolean,
+    bootstrap_servers,
+    count,
+    limit,
+    one_of,
+    port,
+    positive_share,
+    seconds,
+    setting,
+    share,
+    topic_prefix,
+    url,
+)
 
 LOCAL_STACK_FILE = "run/stack.json"
-
-
-def _text(value: str) -> str:
-    return value
-
-
-def _seconds(value: str) -> float:
-    number = float(value)
-    if not 0 < number < 1e9:
-        raise ValueError("a positive number of seconds")
-    return number
-
-
-def _count(value: str) -> int:
-    number = int(value)
-    if number < 1:
-        raise ValueError("a whole number of at least 1")
-    return number
-
-
-def _limit(value: str) -> int:
-    number = int(value)
-    if number < 0:
-        raise ValueError("a whole number of at least 0")
-    return number
-
-
-def _share(value: str) -> float:
-    number = float(value)
-    if not 0 <= number <= 1:
-        raise ValueError("a share between 0 and 1")
-    return number
-
-
-def _positive_share(value: str) -> float:
-    number = _share(value)
-    if number == 0:
-        raise ValueError("a share above 0, up to 1")
-    return number
-
-
-def _port(value: str) -> int:
-    number = int(value)
-    if not 0 <= number <= 65535:
-        raise ValueError("a port between 0 and 65535")
-    return number
-
-
-def _boolean(value: str) -> bool:
-    match value.lower():
-        case "1" | "true" | "yes" | "on":
-            return True
-        case "0" | "false" | "no" | "off":
-            return False
-    raise ValueError("true or false")
-
-
-def _url(*schemes: str) -> Callable[[str], str]:
-    def parse(value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in schemes or not (parts.hostname or parts.scheme.startswith("postgresql")):
-            raise ValueError(f"an address such as {schemes[0]}://host:port")
-        _ = parts.port  # raises ValueError for a port that is no number
-        return value.rstrip("/")
-
-    return parse
-
-
-def _one_of(*values: str) -> Callable[[str], str]:
-    def parse(value: str) -> str:
-        if value not in values:
-            raise ValueError("one of " + ", ".join(values))
-        return value
-
-    return parse
-
-
-def _bootstrap_servers(value: str) -> str:
-    for server in value.split(","):
-        host, separator, port = server.strip().rpartition(":")
-        if not (host and separator and port.isdigit() and 0 < int(port) < 65536):
-            raise ValueError("host:port, several separated by commas")
-    return value
-
-
-def _topic_prefix(value: str) -> str:
-    if not all(c.isascii() and (c.isalnum() or c in "._-") for c in value) or len(value) > 100:
-        raise ValueError("at most 100 letters, digits, dots, dashes and underscores")
-    return value
-
-
-def _setting(
-    env: str,
-    default: Any,
-    doc: str,
-    parse: Callable[[str], Any] = _text,
-    *,
-    secret: bool = False,
-    group: str,
-) -> Any:
-    return field(
-        default=default,
-        repr=not secret,
-        metadata={"env": env, "doc": doc, "parse": parse, "secret": secret, "group": group},
-    )
 
 
 def _hostname() -> str:
@@ -135,138 +44,138 @@ def _hostname() -> str:
 class Settings:
     """Every setting, parsed. Secrets are left out of ``repr``."""
 
-    home: Path = _setting(
+    home: Path = setting(
         "RTFM_HOME", Path(".rtfm"), "Folder for the local services, downloads and caches.", Path, group="General"
     )
-    instance_id: str = _setting(
+    instance_id: str = setting(
         "RTFM_INSTANCE_ID",
         Factory(_hostname),
         "Name of this instance, stable over restarts and different for each replica. Default: the host name.",
         group="General",
     )
-    log_level: str = _setting(
+    log_level: str = setting(
         "LOG_LEVEL",
         "INFO",
         "Least severe level that is logged.",
-        _one_of("DEBUG", "INFO", "WARNING", "ERROR"),
+        one_of("DEBUG", "INFO", "WARNING", "ERROR"),
         group="General",
     )
-    log_format: str = _setting(
+    log_format: str = setting(
         "LOG_FORMAT",
         "auto",
         "`console`, `json`, or `auto`: console on a terminal, JSON elsewhere.",
-        _one_of("auto", "console", "json"),
+        one_of("auto", "console", "json"),
         group="General",
     )
-    metrics_host: str = _setting(
+    metrics_host: str = setting(
         "METRICS_HOST", "127.0.0.1", "Address on which a service opens its metrics and health port.", group="General"
     )
-    metrics_port: int = _setting(
+    metrics_port: int = setting(
         "METRICS_PORT",
         0,
         "Port of /metrics, /healthz and /readyz; 0 takes a free one and logs it.",
-        _port,
+        port,
         group="General",
     )
-    shutdown_grace_s: float = _setting(
-        "SHUTDOWN_GRACE_S", 20.0, "Seconds that a service may take to finish on SIGTERM.", _seconds, group="General"
+    shutdown_grace_s: float = setting(
+        "SHUTDOWN_GRACE_S", 20.0, "Seconds that a service may take to finish on SIGTERM.", seconds, group="General"
     )
-    watchdog_s: float = _setting(
+    watchdog_s: float = setting(
         "WATCHDOG_S",
         45.0,
         "Seconds without a pass of a service's loop after which the process logs the stacks of its threads and ends."
         " Below 30 s it may end one that only waits for Kafka.",
-        _seconds,
+        seconds,
         group="General",
     )
-    kafka_bootstrap_servers: str = _setting(
-        "KAFKA_BOOTSTRAP_SERVERS", "localhost:29092", "Kafka brokers to start from.", _bootstrap_servers, group="Kafka"
+    kafka_bootstrap_servers: str = setting(
+        "KAFKA_BOOTSTRAP_SERVERS", "localhost:29092", "Kafka brokers to start from.", bootstrap_servers, group="Kafka"
     )
-    kafka_topic_prefix: str = _setting(
+    kafka_topic_prefix: str = setting(
         "KAFKA_TOPIC_PREFIX",
         "",
         "Put before every topic, consumer group, subject and collection, for a shared cluster.",
-        _topic_prefix,
+        topic_prefix,
         group="Kafka",
     )
-    kafka_replication_factor: int = _setting(
+    kafka_replication_factor: int = setting(
         "KAFKA_REPLICATION_FACTOR",
         1,
         "Replicas of each topic that `topics init` makes; 3 in production.",
-        _count,
+        count,
         group="Kafka",
     )
-    kafka_queue_max_messages: int = _setting(
+    kafka_queue_max_messages: int = setting(
         "KAFKA_QUEUE_MAX_MESSAGES",
         10_000,
         "Records that a producer holds before it makes its caller wait.",
-        _count,
+        count,
         group="Kafka",
     )
-    kafka_delivery_timeout_s: float = _setting(
+    kafka_delivery_timeout_s: float = setting(
         "KAFKA_DELIVERY_TIMEOUT_S",
         30.0,
         "Seconds after which a record that no broker took is reported as not delivered.",
-        _seconds,
+        seconds,
         group="Kafka",
     )
-    kafka_group_protocol: str = _setting(
+    kafka_group_protocol: str = setting(
         "KAFKA_GROUP_PROTOCOL",
         "classic",
         "`classic` notices a dead worker within 6 s; `consumer` (KIP-848) moves partitions with less ado, and notices"
         " within the broker's session timeout, 45 s unless set.",
-        _one_of("classic", "consumer"),
+        one_of("classic", "consumer"),
         group="Kafka",
     )
-    kafka_static_membership: bool = _setting(
+    kafka_static_membership: bool = setting(
         "KAFKA_STATIC_MEMBERSHIP",
         True,
         "With the classic protocol: keep a worker's partitions for it while it is restarted in place under the same"
         " RTFM_INSTANCE_ID. One that is removed holds them for 6 s; `false` where workers come and go.",
-        _boolean,
+        boolean,
         group="Kafka",
     )
-    dlq_max_consecutive: int = _setting(
+    dlq_max_consecutive: int = setting(
         "DLQ_MAX_CONSECUTIVE",
         100,
         "Dead letters in a row, in one partition, after which a pipeline stops; 0 never stops.",
-        _limit,
+        limit,
         group="Kafka",
     )
-    dlq_max_share: float = _setting(
+    dlq_max_share: float = setting(
         "DLQ_MAX_SHARE",
         0.5,
         "Share of dead letters among the last 1,000 records of a partition, 200 or more being seen, above which a"
         " pipeline stops; 0 never stops.",
-        _share,
+        share,
         group="Kafka",
     )
-    schema_registry_url: str = _setting(
+    schema_registry_url: str = setting(
         "SCHEMA_REGISTRY_URL",
         "http://localhost:8081",
         "Schema registry with Confluent's API, path included.",
-        _url("http", "https"),
+        url("http", "https"),
         group="Contracts",
     )
-    schemas_dir: Path | None = _setting(
+    schemas_dir: Path | None = setting(
         "RTFM_SCHEMAS_DIR",
         None,
         "Folder that replaces the packaged schemas, released/ and contracts.toml included.",
         Path,
         group="Contracts",
     )
-    database_url: str = _setting(
+    database_url: str = setting(
         "DATABASE_URL",
         "postgresql://rtfm:rtfm@localhost:5432/rtfm",
         "PostgreSQL database of the archive.",
-        _url("postgresql", "postgres"),
+        url("postgresql", "postgres"),
         secret=True,
         group="Knowledge",
     )
-    chroma_url: str = _setting(
-        "CHROMA_URL", "http://localhost:8000", "Chroma server.", _url("http", "https"), group="Knowledge"
+    chroma_url: str = setting(
+        "CHROMA_URL", "http://localhost:8000", "Chroma server.", url("http", "https"), group="Knowledge"
     )
-    embedding_model_dir: Path | None = _setting(
+    embedding_model_dir: Path | None = setting(
         "RTFM_EMBEDDING_MODEL_DIR",
         None,
         "Folder of all-MiniLM-L6-v2 in ONNX (model.onnx and tokenizer.json). Default: where it was fetched to in"
@@ -274,119 +183,119 @@ class Settings:
         Path,
         group="Knowledge",
     )
-    embedding_model_url: str = _setting(
+    embedding_model_url: str = setting(
         "RTFM_EMBEDDING_MODEL_URL",
         "https://chroma-onnx-models.s3.amazonaws.com/all-MiniLM-L6-v2/onnx.tar.gz",
         "Where the model is fetched from; a mirror must serve the same archive.",
-        _url("http", "https"),
+        url("http", "https"),
         group="Knowledge",
     )
-    embedding_threads: int = _setting(
-        "EMBEDDING_THREADS", 2, "Threads of the embedding model.", _count, group="Knowledge"
+    embedding_threads: int = setting(
+        "EMBEDDING_THREADS", 2, "Threads of the embedding model.", count, group="Knowledge"
     )
-    passages_per_answer: int = _setting(
-        "PASSAGES_PER_ANSWER", 8, "Passages that an answer may rest on.", _count, group="Knowledge"
+    passages_per_answer: int = setting(
+        "PASSAGES_PER_ANSWER", 8, "Passages that an answer may rest on.", count, group="Knowledge"
     )
-    gemini_api_key: str | None = _setting(
+    gemini_api_key: str | None = setting(
         "GEMINI_API_KEY",
         None,
         "Key of the Gemini API. Without it answers are extracts.",
         secret=True,
         group="Answering",
     )
-    gemini_model: str = _setting("GEMINI_MODEL", "gemini-flash-latest", "Model that writes answers.", group="Answering")
-    gemini_api_endpoint: str | None = _setting(
+    gemini_model: str = setting("GEMINI_MODEL", "gemini-flash-latest", "Model that writes answers.", group="Answering")
+    gemini_api_endpoint: str | None = setting(
         "GEMINI_API_ENDPOINT",
         None,
         "Another address of the Gemini REST API: a proxy or a stub.",
-        _url("http", "https"),
+        url("http", "https"),
         group="Answering",
     )
-    gemini_sdk: str = _setting(
+    gemini_sdk: str = setting(
         "GEMINI_SDK",
         "google-generativeai",
         "Package that talks to Gemini: `google-generativeai`, or its successor `google-genai`.",
-        _one_of("google-generativeai", "google-genai"),
+        one_of("google-generativeai", "google-genai"),
         group="Answering",
     )
-    gemini_timeout_s: float = _setting(
-        "GEMINI_TIMEOUT_S", 20.0, "Seconds to wait for the model, all attempts together.", _seconds, group="Answering"
+    gemini_timeout_s: float = setting(
+        "GEMINI_TIMEOUT_S", 20.0, "Seconds to wait for the model, all attempts together.", seconds, group="Answering"
     )
-    openai_base_url: str | None = _setting(
+    openai_base_url: str | None = setting(
         "OPENAI_BASE_URL",
         None,
         "OpenAI-compatible server to ask instead of Gemini, version included: `http://localhost:11434/v1`.",
-        _url("http", "https"),
+        url("http", "https"),
         group="Answering",
     )
-    openai_api_key: str | None = _setting(
+    openai_api_key: str | None = setting(
         "OPENAI_API_KEY", None, "Key of that server, where it wants one.", secret=True, group="Answering"
     )
-    openai_model: str = _setting("OPENAI_MODEL", "llama3.1", "Model of that server.", group="Answering")
-    model_attempts: int = _setting(
+    openai_model: str = setting("OPENAI_MODEL", "llama3.1", "Model of that server.", group="Answering")
+    model_attempts: int = setting(
         "MODEL_ATTEMPTS",
         3,
         "Requests for one answer, when the model's service is busy or fails.",
-        _count,
+        count,
         group="Answering",
     )
-    model_requests_per_minute: int | None = _setting(
+    model_requests_per_minute: int | None = setting(
         "MODEL_REQUESTS_PER_MINUTE",
         None,
         "Budget of requests to the model a minute and processor; above it answers are extracts. Default: no limit.",
-        _count,
+        count,
         group="Answering",
     )
-    model_requests_per_day: int | None = _setting(
-        "MODEL_REQUESTS_PER_DAY", None, "The same for a day.", _count, group="Answering"
+    model_requests_per_day: int | None = setting(
+        "MODEL_REQUESTS_PER_DAY", None, "The same for a day.", count, group="Answering"
     )
-    model_tokens_per_minute: int | None = _setting(
+    model_tokens_per_minute: int | None = setting(
         "MODEL_TOKENS_PER_MINUTE",
         None,
         "Budget of tokens, of prompts and answers, a minute and processor. Default: no limit.",
-        _count,
+        count,
         group="Answering",
     )
-    model_tokens_per_day: int | None = _setting(
-        "MODEL_TOKENS_PER_DAY", None, "The same for a day.", _count, group="Answering"
+    model_tokens_per_day: int | None = setting(
+        "MODEL_TOKENS_PER_DAY", None, "The same for a day.", count, group="Answering"
     )
-    breaker_failure_share: float = _setting(
+    breaker_failure_share: float = setting(
         "BREAKER_FAILURE_SHARE",
         0.5,
         "Share of the requests of the last BREAKER_WINDOW_S that must fail for the model to be left alone.",
-        _positive_share,
+        positive_share,
         group="Answering",
     )
-    breaker_min_requests: int = _setting(
-        "BREAKER_MIN_REQUESTS", 5, "Requests within that time below which it is asked on.", _count, group="Answering"
+    breaker_min_requests: int = setting(
+        "BREAKER_MIN_REQUESTS", 5, "Requests within that time below which it is asked on.", count, group="Answering"
     )
-    breaker_window_s: float = _setting("BREAKER_WINDOW_S", 60.0, "Seconds looked back on.", _seconds, group="Answering")
-    breaker_probe_interval_s: float = _setting(
+    breaker_window_s: float = setting("BREAKER_WINDOW_S", 60.0, "Seconds looked back on.", seconds, group="Answering")
+    breaker_probe_interval_s: float = setting(
         "BREAKER_PROBE_INTERVAL_S",
         30.0,
         "Seconds that the model is left alone before one request tries it again.",
-        _seconds,
+        seconds,
         group="Answering",
     )
-    processor_concurrency: int = _setting(
-        "PROCESSOR_CONCURRENCY", 16, "Questions that one processor answers at a time.", _count, group="Answering"
+    processor_concurrency: int = setting(
+        "PROCESSOR_CONCURRENCY", 16, "Questions that one processor answers at a time.", count, group="Answering"
     )
-    query_expiry_s: float = _setting(
-        "QUERY_EXPIRY_S", 600.0, "Seconds after which a question is no longer answered.", _seconds, group="Answering"
+    query_expiry_s: float = setting(
+        "QUERY_EXPIRY_S", 600.0, "Seconds after which a question is no longer answered.", seconds, group="Answering"
     )
-    discord_token: str | None = _setting("DISCORD_TOKEN", None, "Token of the bot.", secret=True, group="Discord")
-    discord_api: str | None = _setting(
+    discord_token: str | None = setting("DISCORD_TOKEN", None, "Token of the bot.", secret=True, group="Discord")
+    discord_api: str | None = setting(
         "RTFM_DISCORD_API",
         None,
         "REST address of another Discord-compatible server.",
-        _url("http", "https"),
+        url("http", "https"),
         group="Discord",
     )
-    discord_gateway: str | None = _setting(
+    discord_gateway: str | None = setting(
         "RTFM_DISCORD_GATEWAY",
         None,
         "Gateway address of another Discord-compatible server.",
-        _url("ws", "wss"),
+        url("ws", "wss"),
         group="Discord",
     )
 

@@ -124,7 +124,7 @@ class Answerer:
             draft = self._draft(query, read_at)
         except (TransientError, PermanentError, ConfigError):
             raise
-        except Exception as exc:
+        except Exception as exc:  # whoever asked is to hear that it failed, whatever the defect
             # Without the error's own words, which may be somebody's.
             where = "".join(traceback.format_tb(exc.__traceback__))
             _log.error("answering failed", query_id=query.query_id, error=type(exc).__name__, where=where)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import FunctionType, TracebackType
 from typing import Any
 
-from rtfm.contracts import decoding, encoding, shapes
+from rtfm.contracts import decoding, encoding, shapes, varints
 from rtfm.contracts.catalogue import Schema
 from rtfm.contracts.tree import parse
 from rtfm.errors import InvalidEvent, UndecodableRecord
@@ -53,7 +53,7 @@ def decoder(shape: shapes.Record, writer_schema: Schema) -> tuple[Callable[[byte
             return inner(data)
         except FAULTS as exc:
             path = _path(exc.__traceback__, where, paths) or shape.name
-            raise UndecodableRecord(f"{path}: {_reason(exc)}") from exc
+            raise UndecodableRecord(f"{path}: {varints.reason(exc)}") from exc
 
     return decode, text
 
@@ -71,17 +71,3 @@ def _path(traceback: TracebackType | None, where: str, paths: dict[int, str]) ->
             found = paths.get(traceback.tb_lineno, found)
         traceback = traceback.tb_next
     return found
-
-
-def _reason(exc: Exception) -> str:
-    match exc:
-        case IndexError() | struct.error():
-            return "the record is cut short"
-        case UnicodeDecodeError():
-            return "not UTF-8"
-        case KeyError():
-            return "no such symbol"
-        case RecursionError():
-            return "nested too deeply"
-        case _:
-            return str(exc)

@@ -68,7 +68,7 @@ def inspect(data: bytes, schema: Schema) -> Inspection:
     try:
         _read(state, node, node.short_name or node.kind, partial(found.__setitem__, "value"))
     except _FAULTS as exc:
-        fault = Fault(_position(state, exc), state.path, _reason(exc))
+        fault = Fault(_position(state, exc), state.path, varints.reason(exc))
     else:
         fault = None
         if (left := len(data) - state.position) > 0:
@@ -173,15 +173,3 @@ def _position(state: _ReadState, exc: Exception) -> int:
             return state.start + exc.start
         case _:
             return state.start
-
-
-def _reason(exc: Exception) -> str:
-    match exc:
-        case IndexError() | struct.error():
-            return "the record is cut short"
-        case UnicodeDecodeError():
-            return "not UTF-8"
-        case RecursionError():
-            return "nested too deeply"
-        case _:
-            return str(exc)

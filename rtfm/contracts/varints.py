@@ -19,6 +19,21 @@ class Misfit(ValueError):
     """A value does not fit its type, or bytes are no value of it."""
 
 
+def reason(exc: Exception) -> str:
+    """What was wrong with the bytes whose reading raised ``exc``, in words."""
+    match exc:
+        case IndexError() | struct.error():
+            return "the record is cut short"
+        case UnicodeDecodeError():
+            return "not UTF-8"
+        case KeyError():
+            return "no such symbol"
+        case RecursionError():
+            return "nested too deeply"
+        case _:
+            return str(exc)
+
+
 def _unsigned(number: int) -> str:
     out = []
     while number > 127:

@@ -191,7 +191,7 @@ class ChromaVectors:
                 self._collections[name] = collection
             try:
                 yield collection
-            except Exception:
+            except Exception:  # raised again
                 # It may have been removed and made again under another id.
                 self._collections.pop(name, None)
                 raise

@@ -154,7 +154,7 @@ class Lanes:
             return None
         except RtfmError as exc:  # for the operator to mend, whichever record it was
             return exc
-        except Exception as exc:
+        except Exception as exc:  # a defect of the handler, of any kind
             if len(unit) == 1 and self._in_hand.is_last_try(part.number, unit[0][1].offset()):
                 return self._handling.given_up(unit[0][1], exc)
             self._in_hand.blame()

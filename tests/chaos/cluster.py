@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from attrs import evolve
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from rtfm.local import services
@@ -75,7 +76,7 @@ class Cluster:
         def there() -> bool:
             try:
                 return len(admin.list_topics(timeout=5).brokers) == BROKERS
-            except Exception:
+            except KafkaException:
                 time.sleep(0.2)
                 return False
 

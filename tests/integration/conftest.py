@@ -1,9 +1,22 @@
-"""Markers of the integration tests."""
+"""Markers and fixtures of the integration tests."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+
+from rtfm.contracts import Contracts, open_contracts
+from rtfm.settings import Settings
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "debian: needs a Debian package (kcat); left out where it is not installed")
+
+
+@pytest.fixture
+def contracts(settings: Settings) -> Iterator[Contracts]:
+    """The contracts, open on the registry of ``settings``."""
+    opened = open_contracts(settings)
+    yield opened
+    opened.registry.close()

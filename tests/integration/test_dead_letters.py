@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 from attrs import evolve
 from confluent_kafka.admin import AdminClient
 
-from rtfm.contracts import Contracts, open_contracts
+from rtfm.contracts import Contracts
 from rtfm.errors import InvalidEvent
 from rtfm.settings import Settings
 from rtfm.streams.limits import TooManyDeadLetters
@@ -32,13 +32,6 @@ from tests.streams import (
 )
 
 ODD_HEADERS = [("odd", b"\xff\x00"), ("odd", b""), ("none", None), ("rtfm.original.header_count", b"1"), ("ä", b"x")]
-
-
-@pytest.fixture
-def contracts(settings: Settings) -> Iterator[Contracts]:
-    opened = open_contracts(settings)
-    yield opened
-    opened.registry.close()
 
 
 def value(letter: Record, name: str) -> str:

@@ -7,7 +7,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from confluent_kafka import Producer
 
-from rtfm.contracts import Contracts, open_contracts
+from rtfm.contracts import Contracts
 from rtfm.errors import InvalidEvent
 from rtfm.processor.ingest import Ingest
 from rtfm.settings import Settings
@@ -45,13 +45,6 @@ from tests.streams import (
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 ANY = LetterFilter()
-
-
-@pytest.fixture
-def contracts(settings: Settings) -> Iterator[Contracts]:
-    opened = open_contracts(settings)
-    yield opened
-    opened.registry.close()
 
 
 def refuse(batch: Sequence[Record]) -> list[Output]:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import pytest
-
-from rtfm.contracts import Contracts, open_contracts
+from rtfm.contracts import Contracts
 from rtfm.events import Audience, BotQuery, BotResponse, Outcome, OutcomeReason, TimestampMillis
 from rtfm.settings import Settings
 from tests.fakes import gemini as fake
@@ -19,13 +16,6 @@ from tests.streams import dead_letters, eventually, produce, records
 
 PROBE_INTERVAL_S = 2.0
 MIN_REQUESTS = 4
-
-
-@pytest.fixture
-def contracts(settings: Settings) -> Iterator[Contracts]:
-    opened = open_contracts(settings)
-    yield opened
-    opened.registry.close()
 
 
 def questions(first: int, count: int) -> list[BotQuery]:

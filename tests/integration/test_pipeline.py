@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from typing import Any
@@ -38,13 +38,6 @@ from tests.streams import (
     running,
     said,
 )
-
-
-@pytest.fixture
-def contracts(settings: Settings) -> Iterator[Contracts]:
-    opened = open_contracts(settings)
-    yield opened
-    opened.registry.close()
 
 
 def header(record: Record, name: str) -> str:

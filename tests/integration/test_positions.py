@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from attrs import evolve
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from rtfm.contracts import Contracts, open_contracts
+from rtfm.contracts import Contracts
 from rtfm.errors import ConfigError
 from rtfm.settings import Settings
 from rtfm.streams.connection import group_name, topic_name
@@ -37,13 +37,6 @@ from tests.streams import (
     running,
     said,
 )
-
-
-@pytest.fixture
-def contracts(settings: Settings) -> Iterator[Contracts]:
-    opened = open_contracts(settings)
-    yield opened
-    opened.registry.close()
 
 
 def stand_at(settings: Settings, topic: str, partition: int, offset: int, metadata: str) -> None:

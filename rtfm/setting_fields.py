@@ -1,0 +1,133 @@
+"""What a setting is: a field of Settings that knows its variable, its meaning and how its text is read.
+
+Owns the forms that values have. A parser takes the text and returns the value; it raises ValueError whose message
+says what the text should have been. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from attrs import field
+
+
+def text(value: str) -> str:
+    """Any text."""
+    return value
+
+
+def seconds(value: str) -> float:
+    """A duration above 0."""
+    number = float(value)
+    if not 0 < number < 1e9:
+        raise ValueError("a positive number of seconds")
+    return number
+
+
+def count(value: str) -> int:
+    """How many, 1 or more."""
+    number = int(value)
+    if number < 1:
+        raise ValueError("a whole number of at least 1")
+    return number
+
+
+def limit(value: str) -> int:
+    """How many at most; 0 usually means no limit."""
+    number = int(value)
+    if number < 0:
+        raise ValueError("a whole number of at least 0")
+    return number
+
+
+def share(value: str) -> float:
+    """From 0 to 1."""
+    number = float(value)
+    if not 0 <= number <= 1:
+        raise ValueError("a share between 0 and 1")
+    return number
+
+
+def positive_share(value: str) -> float:
+    """Above 0, up to 1."""
+    number = share(value)
+    if number == 0:
+        raise ValueError("a share above 0, up to 1")
+    return number
+
+
+def port(value: str) -> int:
+    """A TCP port; 0 takes a free one."""
+    number = int(value)
+    if not 0 <= number <= 65535:
+        raise ValueError("a port between 0 and 65535")
+    return number
+
+
+def boolean(value: str) -> bool:
+    """In the words that people use for it."""
+    match value.lower():
+        case "1" | "true" | "yes" | "on":
+            return True
+        case "0" | "false" | "no" | "off":
+            return False
+    raise ValueError("true or false")
+
+
+def url(*schemes: str) -> Callable[[str], str]:
+    """An address of one of ``schemes``, without a slash at its end."""
+
+    def parse(value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in schemes or not (parts.hostname or parts.scheme.startswith("postgresql")):
+            raise ValueError(f"an address such as {schemes[0]}://host:port")
+        _ = parts.port  # raises ValueError for a port that is no number
+        return value.rstrip("/")
+
+    return parse
+
+
+def one_of(*values: str) -> Callable[[str], str]:
+    """One of ``values``, letter by letter."""
+
+    def parse(value: str) -> str:
+        if value not in values:
+            raise ValueError("one of " + ", ".join(values))
+        return value
+
+    return parse
+
+
+def bootstrap_servers(value: str) -> str:
+    """Kafka's own form: host:port, several separated by commas."""
+    for server in value.split(","):
+        host, separator, port = server.strip().rpartition(":")
+        if not (host and separator and port.isdigit() and 0 < int(port) < 65536):
+            raise ValueError("host:port, several separated by commas")
+    return value
+
+
+def topic_prefix(value: str) -> str:
+    """What may stand in the name of a topic, and short enough that the rest has room in its 249 letters."""
+    if not all(c.isascii() and (c.isalnum() or c in "._-") for c in value) or len(value) > 100:
+        raise ValueError("at most 100 letters, digits, dots, dashes and underscores")
+    return value
+
+
+def setting(
+    env: str,
+    default: Any,
+    doc: str,
+    parse: Callable[[str], Any] = text,
+    *,
+    secret: bool = False,
+    group: str,
+) -> Any:
+    """A field of Settings: variable ``env``, meaning ``doc``, heading ``group`` in the docs; a secret is not shown."""
+    return field(
+        default=default,
+        repr=not secret,
+        metadata={"env": env, "doc": doc, "parse": parse, "secret": secret, "group": group},
+    )
