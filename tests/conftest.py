@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -22,6 +23,7 @@ from attrs import evolve, fields, frozen
 from hypothesis import settings as hypothesis_settings
 
 from rtfm.settings import Settings
+from tests.shared_stack import SharedStack
 
 # Timing is never asserted in a test.
 hypothesis_settings.register_profile("rtfm", deadline=None)
@@ -42,34 +44,58 @@ class StackAddresses:
 
 
 STACK = pytest.StashKey[str]()
+"""What the services are, for the summary."""
+
+RUNNING = pytest.StashKey[SharedStack]()
 
 
 @pytest.fixture(scope="session")
-def stack(request: pytest.FixtureRequest) -> Iterator[StackAddresses]:
-    """Kafka, registry, Chroma and PostgreSQL, running."""
-    with ExitStack() as exits:
-        addresses, what = _start_stack(exits, os.environ.get("RTFM_TEST_STACK", ""))
-        request.config.stash[STACK] = what
-        yield addresses
+def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> StackAddresses:
+    """Kafka, registry, Chroma and PostgreSQL, running; one of each for all workers of a run."""
+    config, folder = request.config, tmp_path_factory.getbasetemp()
+    if hasattr(config, "workerinput"):
+        folder = folder.parent
+    config.stash[RUNNING] = shared = SharedStack(folder, _start_stack)
+    addresses, config.stash[STACK] = shared.join(os.environ.get("RTFM_TEST_STACK", ""))
+    return StackAddresses(**addresses)
 
 
-def _start_stack(exits: ExitStack, wanted: str) -> tuple[StackAddresses, str]:
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Stop the services, when no other worker has a use for them; not in a fixture, for that may take a while."""
+    config = session.config
+    if (shared := config.stash.get(RUNNING, None)) is not None:
+        shared.leave()
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["stack"] = config.stash.get(STACK, "")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Tell the summary what a worker's tests ran on."""
+    if what := getattr(node, "workeroutput", {}).get("stack"):
+        node.config.stash[STACK] = what
+
+
+def _start_stack(exits: ExitStack, wanted: str) -> tuple[dict[str, str], str]:
     why = ""
     if wanted != "local":
         from tests import containers
 
         try:
-            return StackAddresses(**exits.enter_context(containers.running())), "containers"
+            return exits.enter_context(containers.running()), "containers"
         except containers.Unusable as exc:
             if wanted == "docker":
                 raise
             why = f"; no containers: {exc}"
+    from rtfm.local.services import DEFAULT_PORTS, free_ports
     from rtfm.local.stack import LocalStack
 
     local = LocalStack(exits.enter_context(stack_home()), cache_dir=CACHE_DIR)
     exits.callback(local.down)
-    addresses = {service.name.replace("-", "_"): service.address for service in local.up()}
-    return StackAddresses(**addresses), f"processes of this machine{why}"
+    # The usual ports are for the tests that start services as people do.
+    services = local.up(ports=free_ports(DEFAULT_PORTS))
+    addresses = {service.name.replace("-", "_"): service.address for service in services}
+    return addresses, f"processes of this machine{why}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

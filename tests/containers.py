@@ -17,7 +17,7 @@ import httpx
 import psycopg
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # not in its __all__
 
-from rtfm.local.services import BROKER_SETTINGS, free_port
+from rtfm.local.services import BROKER_SETTINGS, free_ports
 
 COMPOSE_FILE = Path(__file__).parent.parent / "docker-compose.yml"
 SERVICES = {"kafka": 9092, "schema-registry": 8081, "chromadb": 8000, "postgres": 5432}
@@ -92,7 +92,7 @@ def _look_for(client: Any, image: str) -> None:
 def _start(stack: ExitStack, host: str, network: Any, image_of: dict[str, str], deadline: float) -> dict[str, str]:
     from testcontainers.core.container import DockerContainer
 
-    port_of = {name: free_port() for name in SERVICES}
+    port_of = free_ports(SERVICES)
     environment_of = {
         "kafka": _kafka_environment(host, port_of["kafka"]),
         "schema-registry": {

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -319,12 +319,18 @@ def port_is_free(port: int) -> bool:
     return True
 
 
-def free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_ports(names: Iterable[str]) -> dict[str, int]:
+    """A port for each of ``names`` that nobody uses now, and that no connection is given by chance.
+
+    Systems take the local ports of connections from 32768 up (ip_local_port_range of Linux; 49152 elsewhere): a service
+    that is restarted at such a port may find it gone.
+    """
+    chosen: dict[str, int] = {}
+    for name in names:
+        while (port := 20_000 + secrets.randbelow(12_768)) in chosen.values() or not port_is_free(port):
+            pass
+        chosen[name] = port
+    return chosen
 
 
 def _answers_api_versions(port: int) -> bool:

@@ -259,7 +259,7 @@ class LocalStack:
                     )
                 chosen[name] = given[name]
                 continue
-            candidates = [remembered.get(name), DEFAULT_PORTS[name], *(services.free_port() for _ in range(9))]
+            candidates = [remembered.get(name), DEFAULT_PORTS[name], *services.free_ports(DEFAULT_PORTS).values()]
             chosen[name] = next(
                 port for port in candidates if port and port not in others and services.port_is_free(port)
             )

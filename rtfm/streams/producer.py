@@ -29,6 +29,7 @@ _REPORTS_S = 2.0  # for the reports of records that are given up; they need no b
 _log = get_logger(__name__)
 
 Headers = list[tuple[str, bytes]]
+Report = Callable[[KafkaError | None, Any], None]
 
 
 @frozen(kw_only=True)
@@ -51,6 +52,8 @@ class EventProducer:
         self._contracts = contracts
         self._clock = clock
         self._failures = _Failures()
+        # Topic → its name on the cluster, and the report of a record of which nobody wants to hear.
+        self._routes: dict[str, tuple[str, Report]] = {}
         self._producer: Any = Producer(
             {
                 **client_config(settings),
@@ -98,16 +101,16 @@ class EventProducer:
         """
         if self._closed.is_set():
             raise RtfmError(f"{topic}: the producer is closed")
-
-        def report(error: KafkaError | None, message: Any) -> None:
-            self._report(topic, error, message, on_delivery)
-
+        try:
+            name, report = self._routes[topic]
+        except KeyError:
+            name, report = self._routes[topic] = topic_name(self._settings, topic), self._reporter(topic, None)
+        if on_delivery is not None:
+            report = self._reporter(topic, on_delivery)
         deadline = self._clock() + self._settings.kafka_delivery_timeout_s
         while True:
             try:
-                self._producer.produce(
-                    topic_name(self._settings, topic), value, key, headers=headers, on_delivery=report
-                )
+                self._producer.produce(name, value, key, headers=headers, on_delivery=report)
                 return
             except BufferError as exc:
                 if self._clock() >= deadline:
@@ -167,24 +170,32 @@ class EventProducer:
         while not self._closed.is_set():
             self._producer.poll(_POLL_S)
 
-    def _report(
-        self, topic: str, error: KafkaError | None, message: Any, on_delivery: Callable[[Delivery], None] | None
-    ) -> None:
-        delivery = Delivery(
-            topic=topic,
-            partition=-1 if message.partition() is None else message.partition(),
-            offset=-1 if message.offset() is None else message.offset(),
-            error=None if error is None else error.str(),
-        )
-        SENT.labels(topic, "" if error is None else error.name()).inc()
-        if delivery.error is not None:
-            self._failures.add(delivery.error)
-        if on_delivery is None:
-            return
-        try:
-            on_delivery(delivery)
-        except Exception:  # it would come out of an unrelated call of another thread
-            _log.exception("a delivery report's receiver failed", topic=topic)
+    def _reporter(self, topic: str, on_delivery: Callable[[Delivery], None] | None) -> Report:
+        count = SENT.labels(topic, "").inc
+
+        def report(error: KafkaError | None, message: Any) -> None:
+            if error is None:
+                count()
+            else:
+                SENT.labels(topic, error.name()).inc()
+                self._failures.add(error.str())
+            if on_delivery is not None:
+                _tell(on_delivery, topic, error, message)
+
+        return report
+
+
+def _tell(on_delivery: Callable[[Delivery], None], topic: str, error: KafkaError | None, message: Any) -> None:
+    delivery = Delivery(
+        topic=topic,
+        partition=-1 if message.partition() is None else message.partition(),
+        offset=-1 if message.offset() is None else message.offset(),
+        error=None if error is None else error.str(),
+    )
+    try:
+        on_delivery(delivery)
+    except Exception:  # it would come out of an unrelated call of another thread
+        _log.exception("a delivery report's receiver failed", topic=topic)
 
 
 class _Failures:
@@ -209,7 +220,9 @@ class _Failures:
 
 def event_headers(given: Mapping[str, bytes | str] | None) -> Headers:
     """A record's headers: those given, a trace and the content type."""
-    headers = {key: value.encode() if isinstance(value, str) else value for key, value in (given or {}).items()}
+    if not given:
+        return [("traceparent", child_traceparent(None).encode()), ("content-type", CONTENT_TYPE)]
+    headers = {key: value.encode() if isinstance(value, str) else value for key, value in given.items()}
     if "traceparent" not in headers:
         headers["traceparent"] = child_traceparent(None).encode()
     headers.setdefault("content-type", CONTENT_TYPE)

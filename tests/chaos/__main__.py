@@ -25,7 +25,7 @@ from rtfm.contracts import catalogue as catalogues
 from rtfm.contracts import open_contracts, open_registry, registration
 from rtfm.errors import RtfmError
 from rtfm.knowledge.archive import SqlArchive
-from rtfm.local.services import DEFAULT_PORTS, port_is_free
+from rtfm.local.services import DEFAULT_PORTS, free_ports
 from rtfm.local.stack import LocalStack
 from rtfm.processor.service import ANSWER_GROUP, INGEST_GROUP
 from rtfm.settings import Settings
@@ -164,18 +164,11 @@ def main() -> int:
     with stack_home() as home, FakeGemini() as gemini:
         stack = LocalStack(home, cache_dir=CACHE_DIR)
         try:
-            ports = _ports(random.Random(options.seed))
-            addresses = {service.name: service.address for service in stack.up(ports=ports)}
+            addresses = {service.name: service.address for service in stack.up(ports=free_ports(DEFAULT_PORTS))}
             settings = _prepared(addresses, home)
             return _run(settings, stack, gemini, options)
         finally:
             stack.down()
-
-
-def _ports(chance: random.Random) -> dict[str, int]:
-    """Free ports that no outgoing connection is given: one of those might take a killed service's port."""
-    free = [port for port in chance.sample(range(20_000, 32_000), 200) if port_is_free(port)]
-    return dict(zip(DEFAULT_PORTS, free, strict=False))
 
 
 def _prepared(addresses: dict[str, str], home: Path) -> Settings:

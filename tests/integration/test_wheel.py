@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+# One worker, for what the module sets up.
+pytestmark = pytest.mark.xdist_group("wheel")
+
 CHECKOUT = Path(__file__).parents[2]
 
 

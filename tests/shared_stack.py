@@ -1,0 +1,61 @@
+"""The services of a test run, which its worker processes share.
+
+Whoever needs them first starts them, and stops them when no other is using them. What is known of them stands in a file
+of the run's folder; locks of the system tell who is there, so that a worker that dies is not waited for.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+Start = Callable[[ExitStack, str], tuple[dict[str, str], str]]
+"""Starts the wanted kind of services; (addresses by name, what they are), and how they are stopped in the ExitStack."""
+
+
+class SharedStack:
+    """This process's part in the services of the run whose files are in ``folder``."""
+
+    def __init__(self, folder: Path, start: Start) -> None:
+        self._note = folder / "stack.json"
+        self._changes = folder / "stack.changes"
+        self._users = folder / "stack.users"
+        self._start = start
+        self._mine: ExitStack | None = None
+        self._presence: IO[str] | None = None
+
+    def join(self, wanted: str) -> tuple[dict[str, str], str]:
+        """(addresses by name, what they are) of the services, which are started when they do not run."""
+        with self._changes.open("w") as changes:
+            fcntl.flock(changes, fcntl.LOCK_EX)
+            if not self._note.exists():
+                with ExitStack() as exits:
+                    self._note.write_text(json.dumps(self._start(exits, wanted)))
+                    self._mine = exits.pop_all()
+            self._presence = self._users.open("w")
+            fcntl.flock(self._presence, fcntl.LOCK_SH)
+            addresses, what = json.loads(self._note.read_text())
+        return addresses, what
+
+    def leave(self) -> None:
+        """Be done with the services. Who started them waits until all others are, and stops them."""
+        if self._presence is None:
+            return
+        self._presence.close()
+        while self._mine is not None:
+            with self._changes.open("w") as changes, self._users.open("w") as users:
+                fcntl.flock(changes, fcntl.LOCK_EX)
+                try:
+                    fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    pass
+                else:
+                    self._note.unlink()
+                    self._mine.close()
+                    self._mine = None
+            time.sleep(0.2)
