@@ -6,6 +6,7 @@ Containers where an engine has the images of docker-compose.yml and they serve, 
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import structlog
 from attrs import evolve, fields, frozen
 from hypothesis import settings as hypothesis_settings
 
@@ -47,6 +49,17 @@ STACK = pytest.StashKey[str]()
 """What the services are, for the summary."""
 
 RUNNING = pytest.StashKey[SharedStack]()
+
+
+@pytest.fixture(autouse=True)
+def _logs() -> Iterator[None]:
+    """A command that a test runs in this process sets the logs up for itself, not for the tests after it."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

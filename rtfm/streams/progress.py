@@ -35,6 +35,7 @@ class GroupProgress:
         self._settings = settings
         self._group = group_name(settings, group)
         self._admin: Any = AdminClient(client_config(settings))
+        self._consumer: Any = None  # closed with this object: one that never joined has nothing to leave
 
     def committed(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
         """The committed offset of each partition that has one: the offset that is read next.
@@ -43,13 +44,12 @@ class GroupProgress:
         """
         name = topic_name(self._settings, topic)
         asked = [TopicPartition(name, number) for number in partitions]
-        # A consumer that never joins, for the admin client's list_consumer_group_offsets ends the process with a
-        # segmentation fault while the cluster makes its offsets topic (confluent-kafka 2.16.0).
-        consumer = Consumer({**client_config(self._settings), "group.id": self._group})
-        try:
-            found = _steadily(lambda: self._translated(lambda: consumer.committed(asked, timeout=REQUEST_TIMEOUT_S)))
-        finally:
-            consumer.close()
+        if self._consumer is None:
+            # One that never joins, for the admin client's list_consumer_group_offsets ends the process with a
+            # segmentation fault while the cluster makes its offsets topic (confluent-kafka 2.16.0).
+            self._consumer = Consumer({**client_config(self._settings), "group.id": self._group})
+        consumer = self._consumer
+        found = _steadily(lambda: self._translated(lambda: consumer.committed(asked, timeout=REQUEST_TIMEOUT_S)))
         return {part.partition: part.offset for part in found if part.offset >= 0}
 
     def members(self) -> int:
