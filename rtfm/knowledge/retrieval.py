@@ -1,29 +1,26 @@
 """Retrieval: from a question to the passages that may be seen and are near it.
 
-Two legs find candidates: Chroma (meaning) and the archive's term index (words). Every candidate is then scored exactly,
-from the archive's vectors and term counts, so that it does not matter which leg found it. Both legs are limited to one
-guild and to the visible channels. Does not write.
+Every candidate is scored exactly, from the archive's vectors and term counts, so that it does not matter how it was
+found. Everything is limited to one guild and to the visible channels. Does not write.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Literal
 
 import attrs
-import numpy as np
 from attrs import define, field, frozen
 
 from rtfm.errors import InvalidEvent, Unavailable
 from rtfm.events import ChannelKind, TimestampMillis
 from rtfm.knowledge.archive import GuildCollection, SqlArchive, guild_key
 from rtfm.knowledge.archive.reading import Candidate, FoundMessage, View
+from rtfm.knowledge.candidates import CandidateSearch, Compared
 from rtfm.knowledge.embedding import Embedding, Vectors, from_bytes, serves
 from rtfm.knowledge.packing import AROUND, COMPANY_WEIGHT, company, pack
-from rtfm.knowledge.scoring import Lexical, Mode, Nearness, evidence, nearness, usual_floor
-from rtfm.knowledge.vectors import ChromaVectors, WrongCollection
-from rtfm.knowledge.words import terms
+from rtfm.knowledge.scoring import Lexical, Mode, Nearness, cosines, evidence, nearness, usual_floor
+from rtfm.knowledge.vectors import ChromaVectors
 
 MAX_VISIBLE_CHANNELS = 20_000
 """More ids than any guild has channels (Discord allows 500, and 1,000 active threads)."""
@@ -34,22 +31,12 @@ MAX_QUESTION_CHARACTERS = 4_000
 TAIL = 0.35
 """Share of the best passage's score below which a passage only fills the list. At a half, coverage falls by a point."""
 
-EXACT_LIMIT = 2_000
-"""Visible passages that are compared one by one in less time than Chroma takes to find as many that may be seen."""
-
 SAME = 0.98
 """Cosine from which two passages say the same; only the better one is shown."""
 
 FRESH_WEIGHT = 0.002
 FRESH_HALF_LIFE_MS = 365 * 24 * 3600 * 1000
 """What the newest candidate gains over an old one, and how fast that fades: it decides between equals only."""
-
-_DENSE_CANDIDATES = 60
-_LEXICAL_CANDIDATES = 50
-_NEAREST = 200
-_MOST_NEAREST = 12_800
-_POSTINGS = 1_000
-"""Passages that the words of a question may bring up together; the rarest words come first."""
 
 _BESIDE = 20
 """Passages around the best one that are added at most."""
@@ -104,7 +91,7 @@ class Explanation:
 
     guild_id: str
     visible_channels: int
-    compared: Literal["every visible passage", "the nearest passages", "no vectors"]
+    compared: Compared
     looked_at: int
     candidates: int
     evidence: float
@@ -149,6 +136,7 @@ class _KnownState:
 class _Scored:
     near: Nearness
     candidate: Candidate
+    vector: bytes | None
     score: float
 
 
@@ -161,16 +149,16 @@ class Retriever:
         vectors: ChromaVectors,
         embedding: Embedding | None,
         *,
-        exact_limit: int = EXACT_LIMIT,
+        exact_limit: int | None = None,
     ) -> None:
         """``embedding`` None makes search lexical.
 
-        Up to ``exact_limit`` visible passages every vector is compared; above, Chroma finds the nearest.
+        Up to ``exact_limit`` visible passages every vector is compared, by default as many as that is quicker for;
+        above, Chroma finds the nearest.
         """
         self._archive = archive
-        self._vectors = vectors
         self._embedding = embedding
-        self._exact_limit = exact_limit
+        self._candidates = CandidateSearch(archive, vectors, exact_limit)
 
     def search(
         self, question: str, *, guild_id: str | None, visible_channel_ids: Collection[str], limit: int
@@ -236,42 +224,24 @@ class Retriever:
         limit: int,
         known: _KnownState,
     ) -> SearchResult:
-        words = list(dict.fromkeys(terms(asked)))
-        with self._archive.reading.view(guild, visible) as view:
-            corpus = view.corpus()
-            known.before = known.after = corpus.collection
-            mode = self._mode(corpus.collection)
+        searched = self._candidates.found(asked, vector, mode_of=self._mode, guild=guild, visible=visible)
+        with searched as (found, view):
+            lexical, standing, mode = found.lexical, found.standing, found.mode
+            known.before = known.after = standing.collection
             vector = None if mode == "lexical" else vector
-            lexical = Lexical.of(words, view.frequencies(words), corpus)
-            calibrated = view.floor(mode)
-            ids = _lexical_candidates(view, lexical)
-            exact = None if vector is None else view.vectors(limit=self._exact_limit)
-        looked_at = len(exact or ())
-        due = None if mode == self.mode else _OTHER_MODEL
-        if vector is not None and exact is None:
-            found, looked_at = self._nearest(guild, visible, vector, corpus.collection)
-            ids |= found or set()
-            due = _LOST if found is None else due
-        elif vector is not None and exact:
-            near = np.argsort(-(from_bytes(list(exact.values())) @ vector), kind="stable")[:_DENSE_CANDIDATES]
-            ids |= {list(exact)[i] for i in near}
-        with self._archive.reading.view(guild, visible) as view:
-            scored = _scored(view.candidates(ids, words), vector, lexical)
+            due = _LOST if found.lost else None if mode == self.mode else _OTHER_MODEL
+            scored = _scored(view, found.candidates, vector, lexical)
             level = evidence([one.near for one in scored], lexical)
-            floor = usual_floor(mode, corpus) if calibrated is None else calibrated
+            floor = standing.floors.get(mode, usual_floor(mode, standing.corpus))
             explanation = Explanation(
                 guild_id=guild,
                 visible_channels=len(visible),
-                compared="no vectors"
-                if vector is None
-                else "every visible passage"
-                if exact is not None
-                else "the nearest passages",
-                looked_at=looked_at,
+                compared=found.compared,
+                looked_at=found.looked_at,
                 candidates=len(scored),
                 evidence=round(level, 4),
                 floor=round(floor, 4),
-                calibrated=calibrated is not None,
+                calibrated=mode in standing.floors,
                 ranks=_ranks(scored, lexical),
             )
             if not scored or level < floor:
@@ -283,7 +253,7 @@ class Retriever:
             beside = company(people.pop(best.candidate.passage_id, frozenset()), people)
             listed = {one.candidate.passage_id for one in chosen}
             nearest = sorted(beside.keys() - listed, key=lambda found: (-beside[found], found))[: 2 * _BESIDE]
-            added = _scored(view.candidates(nearest, words), vector, lexical)[:_BESIDE]
+            added = _scored(view, view.candidates(nearest, list(lexical.rarity)), vector, lexical)[:_BESIDE]
             shown = _with_messages(view, [*chosen, *added], beside, best.score)
             known.after = view.collection()
         return SearchResult(
@@ -297,53 +267,19 @@ class Retriever:
     def _mode(self, collection: GuildCollection | None) -> Mode:
         return "hybrid" if serves(collection, self._embedding) else "lexical"
 
-    def _nearest(
-        self, guild: str, visible: Sequence[str], vector: Vectors, collection: GuildCollection | None
-    ) -> tuple[set[str] | None, int]:
-        """The nearest passages that may be seen, and at how many entries Chroma looked; None where it has none."""
-        count = _NEAREST
-        generation, model = (collection.generation, collection.model or "") if collection else (0, "")
-        while True:
-            try:
-                nearest = self._vectors.nearest(guild, vector, count, generation=generation, model=model)
-            except WrongCollection:
-                nearest = None
-            if nearest is None:
-                return None, 0
-            with self._archive.reading.view(guild, visible) as view:
-                seen = view.among(nearest)
-            if len(seen) >= _DENSE_CANDIDATES or count >= _MOST_NEAREST:
-                return set([found for found in nearest if found in seen][:_DENSE_CANDIDATES]), count
-            count *= 2
 
-
-def _lexical_candidates(view: View, lexical: Lexical) -> set[str]:
-    """The best passages by words among those that the rarest words bring up, alone or two common ones together."""
-    rarest = sorted(lexical.frequencies, key=lambda word: (lexical.frequencies[word], word))
-    wanted: list[tuple[str, ...]] = []
-    brought_up = 0
-    common: list[str] = []
-    for word in rarest:
-        brought_up += lexical.frequencies[word]
-        if brought_up <= _POSTINGS:
-            wanted.append((word,))
-        else:
-            common.append(word)
-    if len(common) == 1 and not wanted:
-        wanted.append((common[0],))
-    wanted += [(one, other) for place, one in enumerate(common[:4]) for other in common[place + 1 : 4]]
-    found = view.containing(wanted, limit=2 * _POSTINGS)
-    points = {passage_id: lexical.points(match.counts, match.length) for passage_id, match in found.items()}
-    return set(sorted(points, key=lambda passage_id: (-points[passage_id], passage_id))[:_LEXICAL_CANDIDATES])
-
-
-def _scored(candidates: Sequence[Candidate], vector: Vectors | None, lexical: Lexical) -> list[_Scored]:
+def _scored(view: View, candidates: Sequence[Candidate], vector: Vectors | None, lexical: Lexical) -> list[_Scored]:
+    vectors = {} if vector is None else view.vectors_of([candidate.passage_id for candidate in candidates])
     newest = max((candidate.last_at for candidate in candidates), default=0)
     scored = []
     for candidate in candidates:
-        near = nearness(candidate, vector, lexical)
+        own = vectors.get(candidate.passage_id)
+        meaning = None if own is None or vector is None else cosines(vector, own)
+        near = nearness(candidate, meaning, lexical)
         fresh = FRESH_WEIGHT * 0.5 ** ((newest - candidate.last_at) / FRESH_HALF_LIFE_MS)
-        scored.append(_Scored(near=near, candidate=candidate, score=near.score + fresh))
+        scored.append(
+            _Scored(near=near, candidate=candidate, vector=own.own if own else None, score=near.score + fresh)
+        )
     return sorted(scored, key=lambda one: (-one.score, one.candidate.passage_id))
 
 
@@ -354,7 +290,7 @@ def _without_copies(scored: Sequence[_Scored], limit: int) -> list[_Scored]:
     vectors: list[Vectors] = []
     for one in scored:
         text = " ".join(one.candidate.text.casefold().split())
-        vector = None if one.candidate.vector is None else from_bytes([one.candidate.vector])[0]
+        vector = None if one.vector is None else from_bytes([one.vector])[0]
         if text in texts or (vector is not None and any(float(vector @ other) >= SAME for other in vectors)):
             continue
         kept.append(one)

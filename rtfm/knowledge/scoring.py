@@ -12,7 +12,7 @@ from typing import Literal
 
 from attrs import frozen
 
-from rtfm.knowledge.archive.reading import Candidate, Corpus
+from rtfm.knowledge.archive.reading import Candidate, Corpus, PassageVectors
 from rtfm.knowledge.embedding import Vectors, from_bytes
 
 Mode = Literal["hybrid", "lexical"]
@@ -81,17 +81,33 @@ class Nearness:
     words: int
 
 
-def nearness(candidate: Candidate, question: Vectors | None, lexical: Lexical) -> Nearness:
-    """Compare a passage with a question: by meaning and words, or without the question's vector by words alone."""
+@frozen(kw_only=True)
+class Cosines:
+    """How near a passage is to a question by meaning: the whole of it, and its best message."""
+
+    passage: float
+    best_message: float
+
+
+def cosines(question: Vectors, vectors: PassageVectors) -> Cosines | None:
+    """Compare a question with a passage; None when the passage has no vector."""
+    if vectors.own is None:
+        return None
+    passage, *messages = (from_bytes([vectors.own, *vectors.messages]) @ question).tolist()
+    return Cosines(passage=passage, best_message=max(messages, default=passage))
+
+
+def nearness(candidate: Candidate, meaning: Cosines | None, lexical: Lexical) -> Nearness:
+    """Compare a passage with a question: by meaning and words, or by words alone."""
     points = lexical.points(candidate.counts, candidate.length)
     words = len(candidate.counts)
-    if question is None or candidate.vector is None:
+    if meaning is None:
         return Nearness(score=lexical.share(points), meaning=None, points=points, words=words)
-    conversation = float(from_bytes([candidate.vector])[0] @ question)
-    best = max((from_bytes(candidate.message_vectors) @ question).tolist(), default=conversation)
     return Nearness(
-        score=CONVERSATION_WEIGHT * conversation + BEST_MESSAGE_WEIGHT * best + LEXICAL_WEIGHT * lexical.share(points),
-        meaning=(conversation + best) / 2,
+        score=CONVERSATION_WEIGHT * meaning.passage
+        + BEST_MESSAGE_WEIGHT * meaning.best_message
+        + LEXICAL_WEIGHT * lexical.share(points),
+        meaning=(meaning.passage + meaning.best_message) / 2,
         points=points,
         words=words,
     )
