@@ -224,10 +224,13 @@ class Retriever:
         limit: int,
         known: _KnownState,
     ) -> SearchResult:
-        searched = self._candidates.found(asked, vector, mode_of=self._mode, guild=guild, visible=visible)
+        def mode_of(collection: GuildCollection | None) -> Mode:
+            known.before = known.after = collection
+            return self._mode(collection)
+
+        searched = self._candidates.found(asked, vector, mode_of=mode_of, guild=guild, visible=visible)
         with searched as (found, view):
             lexical, standing, mode = found.lexical, found.standing, found.mode
-            known.before = known.after = standing.collection
             vector = None if mode == "lexical" else vector
             due = _LOST if found.lost else None if mode == self.mode else _OTHER_MODEL
             scored = _scored(view, found.candidates, vector, lexical)
