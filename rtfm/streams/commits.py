@@ -183,6 +183,11 @@ class Commits:
             TRANSACTION_SECONDS.labels(self._group).observe(state.ended_s - now_s)
             self._committed()
 
+    def confirm_name(self, consumer: Any) -> None:
+        """Raises Fenced where another process has this one's name; that opens its transactions before it joins."""
+        if not self._transactions.in_doubt:
+            self._transactions.confirm(TopicPartition(self._full_topic, 0, 0), consumer.consumer_group_metadata())
+
     def stored_for_assignment(self, consumer: Any, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
         """The group's committed positions of ``numbers``. Raises Unavailable, Fenced."""
         if self._transactions.in_doubt:

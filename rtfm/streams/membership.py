@@ -13,12 +13,11 @@ from typing import Any
 
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
 
-from rtfm.errors import ConfigError, RtfmError, TransientError
+from rtfm.errors import ConfigError, RtfmError, TransientError, Unavailable
 from rtfm.settings import Settings
 from rtfm.streams.connection import REQUEST_TIMEOUT_S, client_config, group_name, topic_name, translated, unreachable
 from rtfm.streams.handling import WaitingState
 from rtfm.streams.position import PartitionState
-from rtfm.streams.transactions import Fenced
 from rtfm.telemetry import LAG, LOST_RECORDS, PAUSES, REBALANCES, get_logger
 
 REJOIN_AFTER_S = 1.0
@@ -53,6 +52,7 @@ class Membership:
         group: str,
         waiting: WaitingState,
         stored: Stored,
+        confirm_name: Callable[[Any], None],
         assigned: Callable[[PartitionState], None],
         before_revoke: Callable[[], None],
         forgotten: Callable[[], None],
@@ -63,6 +63,7 @@ class Membership:
         self._group = group
         self._waiting = waiting
         self._stored = stored
+        self._confirm_name = confirm_name
         self._assigned = assigned
         self._before_revoke = before_revoke
         self._forgotten = forgotten
@@ -91,8 +92,8 @@ class Membership:
     def take(self, wait_s: float, limit: int) -> list[tuple[PartitionState, Any]]:
         """Up to ``limit`` records that are to be done; waits up to ``wait_s`` for the first.
 
-        Raises what went wrong in a callback, ConfigError where the topic is gone, Fenced where another has this
-        one's place, RtfmError for records out of order.
+        Raises what went wrong in a callback, ConfigError where the topic is gone, Fenced where another process has
+        this one's name, RtfmError for records out of order.
         """
         # consume(n, t) waits for all of t unless n records come; a poll for the first does not.
         first = self.consumer.poll(wait_s)
@@ -106,6 +107,9 @@ class Membership:
         taken = []
         for message in messages:
             if (error := message.error()) is not None:
+                if _is_taken_over(error):
+                    self._take_place_again(error)
+                    return []
                 self._read_error(error)
             elif not self._leaving:
                 part = self._parts.get(message.partition())
@@ -301,13 +305,17 @@ class Membership:
 
     # What the consumer reports beside records
 
+    def _take_place_again(self, error: KafkaError) -> None:
+        """Join anew where the group has no place for us any more. Raises Fenced where another process has it.
+
+        A broker that takes over a group may have missed who its static members were last, and fences those that are.
+        """
+        self._confirm_name(self.consumer)
+        _log.warning("the group took this one for gone: joining anew", group=self._group)
+        self._rejoin(Unavailable("kafka", f"the group took {self._settings.instance_id} for gone: {error.str()}"))
+
     def _read_error(self, error: KafkaError) -> None:
-        if error.code() in _TAKEN_OVER:
-            raise Fenced(
-                f"another process took the place of {self._settings.instance_id} in {self._group}: {error.str()}",
-                hint="RTFM_INSTANCE_ID must differ between instances",
-            )
-        if error.fatal():
+        if error.fatal() or error.code() == KafkaError._FATAL:
             raise translated(error, self._settings, f"reading {self._full_topic}")
         if error.code() in _MISSING and self._missing_since_s is None:
             self._missing_since_s = time.monotonic()
@@ -336,3 +344,8 @@ class Membership:
             raise translated(found.error, self._settings, what)
         if not found.partitions:
             raise ConfigError(f"{what}: the topic has no partitions")
+
+
+def _is_taken_over(error: KafkaError) -> bool:
+    """Whether another has this one's place as a static member; such an error comes as itself or within a fatal one."""
+    return error.code() in _TAKEN_OVER or any(KafkaError(code).str() in error.str() for code in _TAKEN_OVER)

@@ -95,6 +95,7 @@ class Pipeline:
             group=group,
             waiting=self._waiting,
             stored=self._commits.stored_for_assignment,
+            confirm_name=self._commits.confirm_name,
             assigned=self._in_hand.assigned,
             before_revoke=self._before_revoke,
             forgotten=self._commits.keep_live,

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from attrs import frozen
@@ -22,9 +24,17 @@ from rtfm.telemetry import SENT
 
 OPEN_TIMEOUT_S = 5.0
 COMMIT_TIMEOUT_S = 8.0
+"""For all of a transaction; less than a broker gives it, so that we end it and no broker does."""
+
+ABORT_TIMEOUT_S = 8.0
+EXPIRY_S = 10.0
+"""A broker ends a transaction that is open for so long, and its producer with it."""
+
+CLOCKS_APART_S = 1.0
 MAX_RECORD_BYTES = 2_000_000
 """A dead letter is a record of up to a megabyte, Kafka's default limit, with headers that say why."""
 
+_THROWN_OUT = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}
 _REBALANCING = {
     KafkaError.ILLEGAL_GENERATION,
     KafkaError.REBALANCE_IN_PROGRESS,
@@ -90,8 +100,11 @@ class Transactions:
         self._prefix = topic_name(settings, "")
         self._producer: Any = None
         self._refused: _Refusal | None = None
+        self._number = 0
+        self._begun_s = 0.0
         self.in_doubt = True
-        """Whether a transaction may be open, or have ended, without our knowing; ``open`` ends it."""
+        """Whether ``open`` is due: a transaction may be open, or have ended, without our knowing, or records of an
+        aborted one were not taken."""
 
     def open(self) -> None:
         """Make a producer anew, which ends whatever transaction a predecessor left open.
@@ -103,7 +116,7 @@ class Transactions:
             {
                 **client_config(self._settings),
                 "transactional.id": self._id,
-                "transaction.timeout.ms": 10_000,
+                "transaction.timeout.ms": int(EXPIRY_S * 1000),
                 "message.timeout.ms": 9_000,
                 "compression.type": "zstd",
                 "linger.ms": 5,
@@ -133,22 +146,39 @@ class Transactions:
 
         Raises NotCommitted, OutcomeUnknown or Fenced.
         """
-        self._refused, self.in_doubt = None, True
+        self._begun()
+        delivered = partial(self._delivered, self._number)
         counts: dict[str, int] = {}
-        deadline_s = time.monotonic() + COMMIT_TIMEOUT_S
+        deadline_s = self._begun_s + COMMIT_TIMEOUT_S
         try:
             self._producer.begin_transaction()
             for record in records:
-                self._produce(record, deadline_s)
+                self._produce(record, delivered, deadline_s)
                 counts[record.topic] = counts.get(record.topic, 0) + 1
             if positions:
-                self._producer.send_offsets_to_transaction(list(positions), member, COMMIT_TIMEOUT_S)
-            self._producer.commit_transaction(COMMIT_TIMEOUT_S)
+                self._producer.send_offsets_to_transaction(list(positions), member, _left_s(deadline_s))
+            self._producer.commit_transaction(_left_s(deadline_s))
         except KafkaException as exc:
             self._failed(exc.args[0], exc)
         self.in_doubt = False
         for topic, count in counts.items():
             SENT.labels(topic, "").inc(count)
+
+    def confirm(self, position: TopicPartition, member: object) -> None:
+        """Ask the brokers whose the name is, with a transaction that is aborted. Raises Fenced; no answer is silence.
+
+        Nothing of it becomes visible: neither ``position`` nor ``member``, whose generation may be over, matters.
+        """
+        self._begun()
+        try:
+            self._producer.begin_transaction()
+            self._producer.send_offsets_to_transaction([position], member, OPEN_TIMEOUT_S)
+            self._producer.abort_transaction(ABORT_TIMEOUT_S)
+        except KafkaException as exc:
+            with suppress(NotCommitted, OutcomeUnknown):
+                self._failed(exc.args[0], exc)
+        else:
+            self.in_doubt = False
 
     def close(self) -> None:
         """Drop the producer; a transaction that is open stays so until the broker ends it, or ``open``."""
@@ -156,7 +186,14 @@ class Transactions:
             self._producer.purge()
             self._producer = None
 
-    def _produce(self, record: Produced, deadline_s: float) -> None:
+    def _begun(self) -> None:
+        self._refused, self.in_doubt = None, True
+        self._number += 1
+        self._begun_s = time.monotonic()
+
+    def _produce(
+        self, record: Produced, delivered: Callable[[KafkaError | None, Any], None], deadline_s: float
+    ) -> None:
         while True:
             try:
                 self._producer.produce(
@@ -165,7 +202,7 @@ class Transactions:
                     record.key,
                     record.partition,
                     headers=record.headers,
-                    on_delivery=self._delivered,
+                    on_delivery=delivered,
                 )
                 return
             except BufferError as exc:
@@ -173,27 +210,31 @@ class Transactions:
                     raise OutcomeUnknown("the producer's queue stays full") from exc
                 self._producer.poll(0.05)
 
-    def _delivered(self, error: KafkaError | None, message: Any) -> None:
-        if error is not None:
-            topic = message.topic().removeprefix(self._settings.kafka_topic_prefix)
-            SENT.labels(topic, error.name()).inc()
+    def _delivered(self, number: int, error: KafkaError | None, message: Any) -> None:
+        if error is None:
+            return
+        topic = message.topic().removeprefix(self._settings.kafka_topic_prefix)
+        SENT.labels(topic, error.name()).inc()
+        # What an abort threw out says nothing of why; its reports may come as late as in the next transaction.
+        if number == self._number and error.code() not in _THROWN_OUT:
             self._refused = self._refused or _Refusal(topic, error.code(), f"{message.topic()}: {error.str()}")
 
     def _failed(self, error: KafkaError, exc: KafkaException) -> None:
         """Raise what ``error`` means for the transaction, having ended it where that can be known."""
         if _fenced(error):
-            raise self._fenced(error) from exc
+            raise self._ended(error) from exc
         refused = self._refused
         reason = error.str() if refused is None else refused.reason
         if not error.txn_requires_abort():
             raise OutcomeUnknown(reason) from exc
         try:
-            self._producer.abort_transaction(COMMIT_TIMEOUT_S)
+            self._producer.abort_transaction(ABORT_TIMEOUT_S)
         except KafkaException as failed:
             if _fenced(failed.args[0]):
-                raise self._fenced(failed.args[0]) from failed
+                raise self._ended(failed.args[0]) from failed
             raise OutcomeUnknown(reason) from failed
-        self.in_doubt = False
+        # What was refused leaves a gap in the sequence numbers, for which brokers refuse this producer's next records.
+        self.in_doubt = refused is not None
         too_large = refused is not None and refused.code == KafkaError.MSG_SIZE_TOO_LARGE
         raise NotCommitted(
             reason,
@@ -201,10 +242,20 @@ class Transactions:
             too_large_for=refused.topic if refused is not None and too_large else None,
         ) from exc
 
+    def _ended(self, error: KafkaError) -> RtfmError:
+        """Why somebody else ended the transaction. A broker says the same of a name taken and of a time over.
+
+        Brokers that died, or this process frozen, for longer than a transaction may last are no reason to end. Where
+        another process did take the place meanwhile, the two of them part at the next transaction.
+        """
+        if time.monotonic() - self._begun_s >= EXPIRY_S - CLOCKS_APART_S:
+            return OutcomeUnknown(f"a transaction was open for longer than {EXPIRY_S:g} s: {error.str()}")
+        return self._fenced(error)
+
     def _fenced(self, error: KafkaError) -> Fenced:
         return Fenced(
             f"another process took the place of {self._id}: {error.str()}",
-            hint="RTFM_INSTANCE_ID must differ between instances; a process that was frozen is started again",
+            hint="RTFM_INSTANCE_ID must differ between instances",
         )
 
 
@@ -216,6 +267,10 @@ def is_member(metadata: bytes) -> bool:
     """
     (generation,) = struct.unpack_from("<i", metadata, len("CGMDv2:"))
     return bool(generation >= 0)
+
+
+def _left_s(deadline_s: float) -> float:
+    return max(0.1, deadline_s - time.monotonic())
 
 
 def _fenced(error: KafkaError) -> bool:

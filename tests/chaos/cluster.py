@@ -6,8 +6,7 @@ import os
 import random
 import signal
 import subprocess
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,6 +25,8 @@ _REPLICATED = {
     "transaction.state.log.replication.factor": "3",
     "transaction.state.log.min.isr": "2",
     "min.insync.replicas": "2",
+    "broker.heartbeat.interval.ms": "500",
+    "broker.session.timeout.ms": "3000",
 }
 
 
@@ -70,29 +71,41 @@ class Cluster:
         process.wait(20)
 
     def wait(self) -> None:
-        """Return when all brokers are in the cluster."""
-        admin = AdminClient({"bootstrap.servers": self.address, "log_level": 0})
+        """Return when all brokers are in the cluster and hold what the others hold."""
+        eventually(lambda: self._counted(lambda brokers, short: brokers == BROKERS and not short), timeout_s=180)
 
-        def there() -> bool:
-            try:
-                return len(admin.list_topics(timeout=5).brokers) == BROKERS
-            except KafkaException:
-                time.sleep(0.2)
-                return False
+    def wait_missed(self, number: int) -> None:
+        """Return when the cluster has noticed that a broker is gone."""
 
-        eventually(there, timeout_s=90)
+        def missed(_: int, short: list[str]) -> bool:
+            return bool(short) and all(str(number) not in line.rpartition("[")[2] for line in short)
+
+        eventually(lambda: self._counted(missed), timeout_s=180)
+
+    def _counted(self, check: Callable[[int, list[str]], bool]) -> bool:
+        """What ``check`` says of the number of brokers and of the partitions that are not on all of them."""
+        try:
+            return check(*self._state())
+        except KafkaException:  # none answers
+            return False
+
+    def _state(self) -> tuple[int, list[str]]:
+        found = AdminClient({"bootstrap.servers": self.address, "log_level": 0}).list_topics(timeout=5)
+        parts = [(name, part) for name, topic in found.topics.items() for part in topic.partitions.values()]
+        return len(found.brokers), [
+            f"{name}-{part.id}: leader {part.leader}, in step {sorted(part.isrs)}"
+            for name, part in parts
+            if part.leader < 0 or len(part.isrs) < BROKERS
+        ]
 
     @property
     def state(self) -> str:
-        """Which partitions lack a leader or replicas in step; for people."""
-        topics = AdminClient({"bootstrap.servers": self.address, "log_level": 0}).list_topics(timeout=20).topics
-        partitions = [(name, part) for name, topic in topics.items() for part in topic.partitions.values()]
-        short = [
-            f"{name}-{part.id}: leader {part.leader}, in step {part.isrs}"
-            for name, part in partitions
-            if part.leader < 0 or len(part.isrs) < BROKERS
-        ]
-        return "\n".join([f"{len(partitions)} partitions on three brokers, not in step:", *short])
+        """How many brokers there are, and which partitions are not on all of them; for people."""
+        try:
+            brokers, short = self._state()
+        except KafkaException as exc:
+            return f"no broker answers: {exc}"
+        return "\n".join([f"{brokers} brokers; partitions that are not on all of them: {len(short)}", *short])
 
     def close(self) -> None:
         """Kill whoever is left."""

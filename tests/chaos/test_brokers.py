@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 from rtfm.contracts import catalogue as catalogues
 from rtfm.settings import Settings
 from rtfm.streams.topics import TopicAdmin
 from tests.chaos.cluster import BROKERS, three_brokers
-from tests.chaos.fleet import NOTHING_WRONG, Fleet, account, messages_for
+from tests.chaos.fleet import NOTHING_WRONG, Fleet, account, messages_all_the_time
 from tests.streams import committed, eventually
 
 
@@ -17,18 +15,17 @@ def test_brokers_that_are_killed_one_after_another_lose_nothing(settings: Settin
     with three_brokers(settings) as (cluster, ours):
         topics = TopicAdmin(ours, catalogues.load())
         topics.apply(topics.plan())
-        messages = messages_for(ours, 10_000)
         fleets.append(fleet := Fleet(ours, 10, 10, 16))
         for name in ("one", "two"):
             fleet.start(name)
-        eventually(lambda: committed(ours) > 0)
-        for number in range(1, BROKERS + 1):
-            cluster.kill(number)
-            time.sleep(1)
-            cluster.start(number)
-            cluster.wait()
-        messages += messages_for(ours, 1_000, first=10_000)
+        with messages_all_the_time(ours) as messages:
+            eventually(lambda: committed(ours) > 0)
+            for number in range(1, BROKERS + 1):
+                cluster.kill(number)
+                cluster.wait_missed(number)
+                cluster.start(number)
+                cluster.wait()
         eventually(lambda: committed(ours) == len(messages), timeout_s=120)
+        assert fleet.codes == [], "a worker did not outlast a broker"
         assert [fleet.end(name) for name in fleet.names] == [0, 0]
         assert account(ours, messages) == NOTHING_WRONG
-        assert fleet.codes == [0, 0], "a worker did not outlast a broker"

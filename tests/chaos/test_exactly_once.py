@@ -9,6 +9,7 @@ import time
 
 import pytest
 from attrs import evolve
+from confluent_kafka import Consumer
 
 from rtfm.contracts import open_contracts
 from rtfm.events import DiscordMessage
@@ -96,17 +97,24 @@ def test_a_worker_that_hangs_ends_itself_and_another_takes_over(
     assert account(settings, messages) == NOTHING_WRONG
 
 
-def test_a_frozen_worker_that_wakes_up_adds_nothing_twice(settings: Settings, fleets: list[Fleet]) -> None:
-    """R5: its partitions went elsewhere while it slept; it goes on as a member or ends and is started again."""
-    messages = messages_for(settings, 2500)
-    fleets.append(fleet := Fleet(settings, 20, 10, 8))
+def test_a_worker_frozen_until_its_transaction_expired_adds_nothing_twice_and_goes_on(
+    settings: Settings, fleets: list[Fleet]
+) -> None:
+    """R5: its partitions went elsewhere while it slept, and the broker ended what it had begun."""
+    fleets.append(fleet := Fleet(settings, 5, 2000, 8))
     for name in ("one", "two"):
         fleet.start(name)
-    eventually(lambda: committed(settings) > 100)
-    fleet.send("one", signal.SIGSTOP)
-    time.sleep(9)  # past the session's 6 s
-    fleet.send("one", signal.SIGCONT)
-    eventually(lambda: not fleet.revive() and committed(settings) == len(messages), timeout_s=120)
+    with messages_all_the_time(settings) as messages:
+        transactions = OpenTransactions(settings, group=GROUP, read=MESSAGES, written=RESPONSES)
+        eventually(lambda: committed(settings) > 0 and len(transactions.owners()) == 2)
+        frozen = transactions.freeze_one(fleet)
+        eventually(transactions.none_open, timeout_s=60)
+        fleet.send(frozen, signal.SIGCONT)
+        eventually(lambda: len(transactions.owners()) == 2)
+        transactions.close()
+    eventually(lambda: committed(settings) == len(messages), timeout_s=120)
+    assert fleet.codes == [], "it need not end for that"
+    assert [fleet.end(name) for name in fleet.names] == [0, 0]
     assert account(settings, messages) == NOTHING_WRONG
 
 
@@ -120,6 +128,44 @@ def test_two_processes_of_one_name_do_not_both_work(settings: Settings, fleets: 
     younger.start("same")
     eventually(lambda: "Fenced" in older.log.read_text())
     eventually(lambda: committed(settings) == len(messages), timeout_s=120)
+    assert account(settings, messages) == NOTHING_WRONG
+
+
+def test_of_two_idle_processes_of_one_name_the_older_ends(settings: Settings, fleets: list[Fleet]) -> None:
+    """R4: though nothing that it commits could tell it."""
+    fleets.append(older := Fleet(settings, 5, 10, 8))
+    fleets.append(younger := Fleet(settings, 5, 10, 8))
+    older.start("same")
+    eventually(lambda: "assigned" in older.log.read_text())
+    younger.start("same")
+    eventually(lambda: older.ended("same"))
+    assert "Fenced: another process took the place" in older.log.read_text()
+    messages = messages_for(settings, 100)
+    eventually(lambda: committed(settings) == len(messages))
+    assert younger.end("same") == 0
+    assert account(settings, messages) == NOTHING_WRONG
+
+
+def test_a_worker_that_the_group_took_for_gone_takes_its_place_again(settings: Settings, fleets: list[Fleet]) -> None:
+    """R3: a broker that takes over a group may fence a member whose name nobody else has."""
+    fleets.append(fleet := Fleet(settings, 5, 10, 8))
+    fleet.start("one")
+    with messages_all_the_time(settings) as messages:
+        eventually(lambda: committed(settings) > 0)
+        intruder = Consumer(
+            {
+                "bootstrap.servers": settings.kafka_bootstrap_servers,
+                "group.id": f"{settings.kafka_topic_prefix}{GROUP}",
+                "group.instance.id": f"{settings.kafka_topic_prefix}{GROUP}-one",
+                "partition.assignment.strategy": "cooperative-sticky",
+            }
+        )
+        intruder.subscribe([f"{settings.kafka_topic_prefix}{MESSAGES}"])
+        eventually(lambda: (intruder.poll(0.1), "took this one for gone" in fleet.log.read_text())[1])
+        intruder.close()
+    eventually(lambda: committed(settings) == len(messages), timeout_s=120)
+    assert fleet.codes == []
+    assert fleet.end("one") == 0
     assert account(settings, messages) == NOTHING_WRONG
 
 

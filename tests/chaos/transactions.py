@@ -48,6 +48,27 @@ class OpenTransactions:
 
         Something must be written all the while. AssertionError when none was met in time.
         """
+        name = self.freeze_one(fleet, timeout_s)
+        fleet.kill(name)
+        return name
+
+    def owners(self) -> dict[str, set[int]]:
+        """Names of the group's members that have partitions of what is read → which."""
+        description = self._admin.describe_consumer_groups([self._group])[self._group].result(10)
+        found = {
+            member.client_id.removeprefix("rtfm-"): {
+                part.partition for part in member.assignment.topic_partitions if part.topic == self._read
+            }
+            for member in description.members
+        }
+        return {name: numbers for name, numbers in found.items() if numbers}
+
+    def none_open(self) -> bool:
+        """Whether no transaction is open."""
+        return self._ends(IsolationLevel.READ_COMMITTED) == self._ends(IsolationLevel.READ_UNCOMMITTED)
+
+    def freeze_one(self, fleet: Fleet, timeout_s: float = 120.0) -> str:
+        """Freeze one inside an open transaction, as ``kill_one`` kills one."""
         deadline_s = time.monotonic() + timeout_s
         self._looks = self._unknown = 0
         ends = self._ends(IsolationLevel.READ_UNCOMMITTED)
@@ -60,10 +81,9 @@ class OpenTransactions:
             for name in fleet.names:
                 fleet.send(name, signal.SIGSTOP)
             victim = self._victim(fleet)
-            if victim is not None:
-                fleet.kill(victim)
             for name in fleet.names:
-                fleet.send(name, signal.SIGCONT)
+                if name != victim:
+                    fleet.send(name, signal.SIGCONT)
             if victim is not None:
                 return victim
             self._consumer.consume(10_000, 0)  # the next look is at what is written from now on
@@ -82,12 +102,9 @@ class OpenTransactions:
         open_in = [number for number in range(PARTITIONS) if stable[number] < written[number]]
         if not open_in:
             return None
-        description = self._admin.describe_consumer_groups([self._group])[self._group].result(10)
-        for member in description.members:
-            assigned = {part.partition for part in member.assignment.topic_partitions if part.topic == self._read}
-            name = member.client_id.removeprefix("rtfm-")
+        for name, assigned in self.owners().items():
             if assigned & set(open_in) and name in fleet.names:
-                return str(name)
+                return name
         self._unknown += 1
         return None
 

@@ -1,0 +1,111 @@
+"""Transactions on a real broker: what ends them, and what is said of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from confluent_kafka import IsolationLevel, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # not in its __all__
+
+from rtfm.contracts import Contracts, open_contracts
+from rtfm.settings import Settings
+from rtfm.streams.transactions import Fenced, NotCommitted, OutcomeUnknown, Produced, Transactions
+from tests.streams import RESPONSES, eventually, limit_record_bytes, records
+
+
+def record(value: bytes) -> Produced:
+    """A record of one key, so that all are in one partition."""
+    return Produced(RESPONSES, b"key", value, [])
+
+
+@pytest.fixture
+def transactions(settings: Settings) -> Iterator[Callable[[], Transactions]]:
+    """Producers that share a name, opened; closed at the end."""
+    made: list[Transactions] = []
+
+    def make() -> Transactions:
+        made.append(Transactions(settings, "one-name"))
+        made[-1].open()
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def contracts(settings: Settings) -> Contracts:
+    """The contracts."""
+    return open_contracts(settings)
+
+
+def nothing_open(settings: Settings) -> bool:
+    """Whether no transaction is open in bot-responses."""
+    admin: Any = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
+    latest: Any = OffsetSpec
+    asked = {TopicPartition(f"{settings.kafka_topic_prefix}{RESPONSES}", n): latest.latest() for n in range(3)}
+    ends = [
+        [future.result(10).offset for future in admin.list_offsets(asked, isolation_level=level).values()]
+        for level in (IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED)
+    ]
+    return ends[0] == ends[1]
+
+
+def values(settings: Settings, contracts: Contracts) -> list[bytes | None]:
+    """What a reader of committed records sees."""
+    return [found.value for found in records(settings, contracts, RESPONSES)]
+
+
+def test_one_that_the_broker_ended_for_its_age_is_no_reason_to_end(
+    settings: Settings, contracts: Contracts, transactions: Callable[[], Transactions]
+) -> None:
+    """R3, R5: brokers that were away, or a freeze, for longer than a transaction may last; nothing of it is visible."""
+    ours = transactions()
+
+    def slow() -> Iterator[Produced]:
+        yield record(b"too late")
+        eventually(lambda: not nothing_open(settings))
+        eventually(lambda: nothing_open(settings))
+
+    with pytest.raises(OutcomeUnknown, match="longer than 10 s"):
+        ours.commit(slow())
+    assert ours.in_doubt
+    ours.open()
+    ours.commit([record(b"in time")])
+    assert values(settings, contracts) == [b"in time"]
+
+
+def test_of_two_of_one_name_the_older_hears_that_its_place_is_taken(
+    settings: Settings, contracts: Contracts, transactions: Callable[[], Transactions]
+) -> None:
+    """R4: also in the middle of a transaction, of which nothing is visible."""
+    older = transactions()
+
+    def overtaken() -> Iterator[Produced]:
+        yield record(b"of the older")
+        eventually(lambda: not nothing_open(settings))
+        transactions().commit([record(b"of the younger")])
+
+    with pytest.raises(Fenced, match="another process took the place"):
+        older.commit(overtaken())
+    assert values(settings, contracts) == [b"of the younger"]
+
+
+def test_one_that_is_refused_says_why_and_leaves_nothing_to_the_next(
+    settings: Settings, contracts: Contracts, transactions: Callable[[], Transactions]
+) -> None:
+    """Records that an abort throws out are reported late; that is no failure of the next transaction."""
+    limit_record_bytes(settings, RESPONSES, 20_000)
+    ours = transactions()
+    large = [record(random.Random(number).randbytes(15_000)) for number in range(200)]
+    for number in range(8):
+        with pytest.raises(NotCommitted) as refused:
+            ours.commit(large)
+        assert refused.value.too_large_for == RESPONSES, refused.value
+        if ours.in_doubt:
+            ours.open()
+        ours.commit([record(b"small %d" % number)])
+    assert values(settings, contracts) == [b"small %d" % number for number in range(8)]
