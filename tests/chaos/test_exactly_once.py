@@ -157,6 +157,7 @@ def test_a_worker_that_the_group_took_for_gone_takes_its_place_again(settings: S
                 "bootstrap.servers": settings.kafka_bootstrap_servers,
                 "group.id": f"{settings.kafka_topic_prefix}{GROUP}",
                 "group.instance.id": f"{settings.kafka_topic_prefix}{GROUP}-one",
+                "enable.auto.commit": False,
                 "partition.assignment.strategy": "cooperative-sticky",
             }
         )
