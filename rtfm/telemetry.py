@@ -63,7 +63,7 @@ PIPELINE_PAUSED = Gauge("rtfm_pipeline_paused", "1 while a pipeline waits for a 
 POLL_GAP_SECONDS = Gauge("rtfm_poll_gap_seconds", "Since the last pass of a pipeline's loop.", ["group"])
 LAG = Gauge(
     "kafka_consumergroup_lag",
-    "Records between what a group has committed and the end of a partition, markers of transactions included.",
+    "Records between what a group has committed and the end of a partition.",
     ["consumergroup", "topic", "partition"],
 )
 IN_HAND = Gauge("rtfm_inflight_records", "Records taken from Kafka that are not finished.", ["group"])

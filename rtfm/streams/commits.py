@@ -15,7 +15,7 @@ from confluent_kafka import KafkaException, TopicPartition
 from rtfm.errors import InvalidEvent, RtfmError, Unavailable
 from rtfm.settings import Settings
 from rtfm.streams.connection import topic_name, translated
-from rtfm.streams.handling import FIRST_BACKOFF_S, MAX_BACKOFF_S, Handling, WaitingState
+from rtfm.streams.handling import FIRST_BACKOFF_S, MAX_BACKOFF_S, NOTHING, Handling, WaitingState
 from rtfm.streams.lanes import Finished
 from rtfm.streams.limits import DeadLetterLimit, TooManyDeadLetters, too_many
 from rtfm.streams.position import PartitionState
@@ -95,6 +95,11 @@ class Commits:
         self._state.pending.append(finished)
         self._state.records += len(finished.messages)
 
+    def add_end(self, part: PartitionState) -> None:
+        """Take where the log of ``part`` ends into the next transaction."""
+        self._state.pending.append(finished := Finished(part, [], NOTHING))
+        self._state.records += _weight(finished)
+
     def _within_limit(self, finished: Finished) -> Finished:
         """``finished`` without dead letters that are too many, whose records stay unfinished."""
         tally, dead = finished.part.tally, {letter.offset: letter for letter in finished.result.dead}
@@ -139,7 +144,7 @@ class Commits:
         state.pending = [finished for finished in state.pending if finished.part.live]
         state.sent = [finished for finished in state.sent if finished.part.live]
         state.positions = [position for position in state.positions if position.part.live]
-        state.records = sum(len(finished.messages) for finished in [*state.pending, *state.sent])
+        state.records = sum(_weight(finished) for finished in [*state.pending, *state.sent])
 
     def commit(self, consumer: Any) -> None:
         """Commit what is finished, or put it off. Raises Fenced."""
@@ -226,7 +231,7 @@ class Commits:
     def _committed(self) -> None:
         state = self._state
         for finished in state.sent:
-            state.records -= len(finished.messages)
+            state.records -= _weight(finished)
             for letter in finished.result.dead:
                 DEAD_LETTERS.labels(self._topic, letter.reason).inc()
         for position in state.positions:
@@ -269,3 +274,8 @@ class Commits:
         backoff_s = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(self._state.failures, 10))
         self._state.failures += 1
         self._state.not_before_s = time.monotonic() + backoff_s
+
+
+def _weight(finished: Finished) -> int:
+    """Records that it counts for; where a log ends counts for one, so that it is committed."""
+    return len(finished.messages) or 1

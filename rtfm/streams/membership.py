@@ -18,6 +18,7 @@ from rtfm.settings import Settings
 from rtfm.streams.connection import REQUEST_TIMEOUT_S, client_config, group_name, topic_name, translated, unreachable
 from rtfm.streams.handling import WaitingState
 from rtfm.streams.position import PartitionState
+from rtfm.streams.transactions import is_member
 from rtfm.telemetry import LAG, LOST_RECORDS, PAUSES, REBALANCES, get_logger
 
 REJOIN_AFTER_S = 1.0
@@ -56,6 +57,7 @@ class Membership:
         assigned: Callable[[PartitionState], None],
         before_revoke: Callable[[], None],
         forgotten: Callable[[], None],
+        reached: Callable[[PartitionState], None],
     ) -> None:
         self._settings = settings
         self._topic = topic
@@ -67,6 +69,7 @@ class Membership:
         self._assigned = assigned
         self._before_revoke = before_revoke
         self._forgotten = forgotten
+        self._reached = reached
         self._parts: dict[int, PartitionState] = {}
         self._failure: BaseException | None = None
         self._missing_since_s: float | None = None
@@ -77,6 +80,11 @@ class Membership:
     def parts(self) -> Sequence[PartitionState]:
         """What is assigned."""
         return list(self._parts.values())
+
+    @property
+    def joined(self) -> bool:
+        """Whether the group has a place for this one, be it with no partition."""
+        return self.consumer is not None and is_member(self.consumer.consumer_group_metadata())
 
     def open(self) -> None:
         """Connect. Raises ConfigError where the topic does not exist, Unavailable without an answer."""
@@ -107,6 +115,9 @@ class Membership:
         taken = []
         for message in messages:
             if (error := message.error()) is not None:
+                if error.code() == KafkaError._PARTITION_EOF:
+                    self._at_end(message)
+                    continue
                 if _is_taken_over(error):
                     self._take_place_again(error)
                     return []
@@ -201,6 +212,7 @@ class Membership:
             "enable.auto.offset.store": False,
             "auto.offset.reset": "earliest",
             "isolation.level": "read_committed",
+            "enable.partition.eof": True,
             # The watchdog ends a process that hangs before the group gives up on it.
             "max.poll.interval.ms": int((settings.watchdog_s + POLL_MARGIN_S) * 1000),
             "queued.max.messages.kbytes": 16_384,
@@ -304,6 +316,12 @@ class Membership:
                 )
 
     # What the consumer reports beside records
+
+    def _at_end(self, message: Any) -> None:
+        """Note where the log ends: markers of transactions stand behind its last record, and would count as lag."""
+        part = self._parts.get(message.partition())
+        if part is not None and part.reach(message.offset()):
+            self._reached(part)
 
     def _take_place_again(self, error: KafkaError) -> None:
         """Join anew where the group has no place for us any more. Raises Fenced where another process has it.

@@ -36,8 +36,9 @@ PATIENCE_S = 1.0
 """Crowded that long, partitions are paused; a resume costs up to a second, not polling costs nothing."""
 
 REPORT_EVERY_S = 0.5
-UNASSIGNED_S = 60.0
-"""Without a partition for that long, a worker is of no use: the group is stuck, or has more workers than partitions."""
+OUTSIDE_S = 60.0
+"""Without a place in its group for that long, a worker is of no use. One that is a member and has no partition, because
+there are more members than partitions, is a spare, and well."""
 
 __all__ = ["Handler", "Output", "Pipeline", "Record", "Unfinished"]
 
@@ -64,6 +65,7 @@ class Pipeline:
         health: Health,
         batch_size: int | None = None,
         concurrency: int = 1,
+        outside_s: float = OUTSIDE_S,
         stop: threading.Event,
     ) -> None:
         if topic not in contracts.catalogue.topics:
@@ -72,6 +74,7 @@ class Pipeline:
         self._topic = topic
         self._group = group
         self._health = health
+        self._outside_s = outside_s
         self._high_water = HIGH_WATER if batch_size is None else max(HIGH_WATER, 2 * batch_size)
         self._stop = stop
         self._waiting = WaitingState(group)
@@ -99,6 +102,7 @@ class Pipeline:
             assigned=self._in_hand.assigned,
             before_revoke=self._before_revoke,
             forgotten=self._commits.keep_live,
+            reached=self._commits.add_end,
         )
         self._crowded_since_s: float | None = None
         self._reported_s = self._useful_s = float("-inf")
@@ -112,7 +116,7 @@ class Pipeline:
         defect the handler has.
         """
         self._health.ready_when(self._group, self._not_ready)
-        self._health.alive_when(f"{self._group} assignment", self._unassigned)
+        self._health.alive_when(f"{self._group} membership", self._outside)
         POLL_GAP_SECONDS.labels(self._group).set_function(partial(self._health.gap_s, self._group))
         if not self._opened():
             return
@@ -233,15 +237,15 @@ class Pipeline:
             return
         self._reported_s = now_s
         parts = self._members.parts
-        if parts or self._waiting.dependency is not None:
+        if parts or self._waiting.dependency is not None or self._members.joined:
             self._useful_s = now_s
         self._members.report()
         IN_HAND.labels(self._group).set(sum(part.in_hand for part in parts))
         PAUSED_PARTITIONS.labels(self._group).set(sum(part.paused for part in parts))
 
-    def _unassigned(self) -> str | None:
-        idle_s = time.monotonic() - self._useful_s
-        return f"no partition assigned for {idle_s:.0f} s" if UNASSIGNED_S < idle_s < float("inf") else None
+    def _outside(self) -> str | None:
+        outside_s = time.monotonic() - self._useful_s
+        return f"no place in the group for {outside_s:.0f} s" if self._outside_s < outside_s < float("inf") else None
 
     def _not_ready(self) -> str | None:
         dependency = self._waiting.dependency

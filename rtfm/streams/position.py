@@ -148,6 +148,13 @@ class PartitionState:
         self.end = offset + 1
         return True
 
+    def reach(self, end: int) -> bool:
+        """Note that the log holds no record between the last one taken in and ``end``; whether that says more."""
+        if end <= self.end or self.awaited:
+            return False
+        self.end = end
+        return True
+
     def is_finished(self, offset: int) -> bool:
         """Whether the record at ``offset`` is done."""
         return offset < self.end and offset not in self.unfinished

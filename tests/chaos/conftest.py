@@ -14,6 +14,16 @@ LOG_CHARACTERS = 20_000
 _FLEETS = pytest.StashKey[list[Fleet]]()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: takes over a minute; left out unless asked for (-m long)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes long, unless somebody chooses by markers."""
+    if not config.option.markexpr:
+        items[:] = [item for item in items if item.get_closest_marker("long") is None]
+
+
 @pytest.fixture
 def fleets(request: pytest.FixtureRequest) -> Iterator[list[Fleet]]:
     """Fleets that are closed at the end, whatever happens."""

@@ -24,6 +24,7 @@ from tests.conftest import CHECKOUT, environment_of
 from tests.streams import MESSAGES, RESPONSES, eventually, produce, records, said
 
 CHANNELS = 60
+WORKER = (sys.executable, "-m", "tests.chaos.worker")
 
 
 class Fleet:
@@ -36,19 +37,22 @@ class Fleet:
         self,
         settings: Settings,
         *arguments: object,
-        command: Sequence[str] = (sys.executable, "-m", "tests.chaos.worker"),
+        command: Sequence[str] = WORKER,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._settings = settings
         self._command = [*command, *map(str, arguments)]
         self._environment = dict(environment or {})
         self._workers: dict[str, subprocess.Popen[bytes]] = {}
+        self._starts: Counter[str] = Counter()
+        self._tells = tuple(command) == WORKER
         self.log = Path(tempfile.mkstemp(suffix=".log")[1])
         self.codes: list[int] = []
 
     def start(self, name: str) -> None:
         """Start a worker, or start it again in place."""
         settings = evolve(self._settings, instance_id=name)
+        self._starts[name] += 1
         with self.log.open("ab") as log:
             self._workers[name] = subprocess.Popen(
                 self._command,
@@ -68,7 +72,9 @@ class Fleet:
         self._workers.pop(name).wait(20)
 
     def end(self, name: str) -> int:
-        """SIGTERM; the exit code."""
+        """SIGTERM, as soon as the worker listens to it; the exit code."""
+        if self._tells:
+            eventually(lambda: self.ended(name) or self._log_has(f"{name}: listening\n") >= self._starts[name])
         worker = self._workers.pop(name)
         worker.terminate()
         self.codes.append(worker.wait(60))
@@ -85,6 +91,9 @@ class Fleet:
             self.codes.append(self._workers[name].returncode)
             self.start(name)
         return ended
+
+    def _log_has(self, line: str) -> int:
+        return self.log.read_text(encoding="utf-8", errors="replace").count(line)
 
     def close(self) -> None:
         """Kill whoever is left."""

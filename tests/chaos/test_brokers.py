@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from rtfm.contracts import catalogue as catalogues
 from rtfm.settings import Settings
 from rtfm.streams.topics import TopicAdmin
@@ -10,6 +12,7 @@ from tests.chaos.fleet import NOTHING_WRONG, Fleet, account, messages_all_the_ti
 from tests.streams import committed, eventually
 
 
+@pytest.mark.timeout(600)
 def test_brokers_that_are_killed_one_after_another_lose_nothing(settings: Settings, fleets: list[Fleet]) -> None:
     """R3: whoever leads a partition, the group or the transactions dies, and the workers go on by themselves."""
     with three_brokers(settings) as (cluster, ours):

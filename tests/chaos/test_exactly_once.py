@@ -12,7 +12,6 @@ from attrs import evolve
 from confluent_kafka import Consumer
 
 from rtfm.contracts import open_contracts
-from rtfm.events import DiscordMessage
 from rtfm.settings import Settings
 from tests.chaos.fleet import CHANNELS, NOTHING_WRONG, Fleet, account, messages_all_the_time, messages_for
 from tests.chaos.transactions import OpenTransactions
@@ -197,19 +196,19 @@ def test_a_key_that_takes_long_holds_up_no_other_and_survives_a_kill(settings: S
     assert account(settings, [slow, *others]) == NOTHING_WRONG
 
 
-def test_workers_that_come_and_go_lose_nothing(settings: Settings, fleets: list[Fleet]) -> None:
-    """R10, R11: each leaves within its grace with exit code 0 and nothing is done again."""
+@pytest.mark.parametrize("rounds", [8, pytest.param(30, marks=pytest.mark.long)])
+def test_workers_that_come_and_go_lose_nothing(settings: Settings, fleets: list[Fleet], rounds: int) -> None:
+    """R10, R11: every two seconds one comes or goes, within its grace and with exit code 0; nothing is done again."""
     seed = random.Random(5)
     fleets.append(fleet := Fleet(evolve(settings, kafka_static_membership=False), 10, 10, 8))
     fleet.start("w0")
-    messages: list[DiscordMessage] = []
-    for round_number in range(8):
-        messages += messages_for(settings, 300, first=len(messages))
-        if len(fleet.names) > 2 or (len(fleet.names) > 1 and seed.random() < 0.5):
-            assert fleet.end(seed.choice(fleet.names)) == 0
-        else:
-            fleet.start(f"w{round_number + 1}")
-        time.sleep(1)
+    with messages_all_the_time(settings) as messages:
+        for number in range(1, rounds + 1):
+            if len(fleet.names) > 2 or (len(fleet.names) > 1 and seed.random() < 0.5):
+                assert fleet.end(seed.choice(fleet.names)) == 0
+            else:
+                fleet.start(f"w{number}")
+            time.sleep(2)
     eventually(lambda: committed(settings) == len(messages), timeout_s=120)
     assert {fleet.end(name) for name in fleet.names} == {0}
     # A revocation waits for the transaction that is due, never for a handler.

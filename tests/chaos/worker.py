@@ -48,6 +48,7 @@ def main(handler_ms: float, padding_bytes: int, concurrency: int) -> int:
     configure_logging("INFO", "console")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    print(f"{configured.instance_id}: listening", file=sys.stderr, flush=True)  # noqa: T201 - the fleet reads it
 
     def handle(records: Sequence[Record]) -> list[Output]:
         if any(r.event.content == f"{HANGER} {configured.instance_id}" for r in records):

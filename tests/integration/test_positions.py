@@ -6,6 +6,7 @@ import secrets
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -19,7 +20,9 @@ from rtfm.settings import Settings
 from rtfm.streams.connection import group_name, topic_name
 from rtfm.streams.pipeline import HIGH_WATER, TAKE, Output, Record
 from rtfm.streams.position import encode
+from rtfm.streams.progress import GroupProgress
 from rtfm.streams.topics import TopicAdmin
+from rtfm.streams.transactions import Produced, Transactions
 from rtfm.telemetry import CONSUMED, IN_HAND, LAG, PAUSES, Health
 from tests.streams import (
     GROUP,
@@ -33,6 +36,7 @@ from tests.streams import (
     dead_letters,
     eventually,
     produce,
+    produced,
     records,
     running,
     said,
@@ -53,6 +57,13 @@ def partition_of(settings: Settings, contracts: Contracts, topic: str) -> int:
     """The partition in which all of ``topic`` is."""
     (number,) = {record.partition for record in records(settings, contracts, topic)}
     return number
+
+
+def lag_of(settings: Settings, topic: str) -> dict[int, float]:
+    """The metric, by partition."""
+    name = topic_name(settings, topic)
+    samples = [s for metric in LAG.collect() for s in metric.samples if s.labels["topic"] == name]
+    return {int(s.labels["partition"]): s.value for s in samples}
 
 
 def test_a_partition_that_was_left_full_is_read_on(settings: Settings, contracts: Contracts) -> None:
@@ -137,9 +148,7 @@ def test_what_others_see_is_true(settings: Settings, contracts: Contracts) -> No
         return noting(batch)
 
     def lag() -> dict[int, float]:
-        name = topic_name(settings, QUERIES)
-        samples = [s for metric in LAG.collect() for s in metric.samples if s.labels["topic"] == name]
-        return {int(s.labels["partition"]): s.value for s in samples}
+        return lag_of(settings, QUERIES)
 
     def told() -> dict[int, float]:
         """What Kafka's own tools compute."""
@@ -161,6 +170,51 @@ def test_what_others_see_is_true(settings: Settings, contracts: Contracts) -> No
         eventually(lambda: lag() == told() == {0: 0.0, 1: 0.0, 2: 0.0})
         assert CONSUMED.labels(QUERIES, GROUP)._value.get() - consumed == 90
     assert lag() == {}
+
+
+def test_the_markers_of_transactions_are_no_lag(settings: Settings, contracts: Contracts) -> None:
+    """R30: neither here nor for Kafka's own tools, for the group commits where the log ends, not its last record."""
+    transactions, noting = Transactions(settings, "writer"), Noting()
+    transactions.open()
+    for number in range(3):
+        event = asked(number)
+        transactions.commit([Produced(QUERIES, contracts.key(QUERIES, event), contracts.encode(QUERIES, event), [])])
+    transactions.close()
+    assert produced(settings, contracts, QUERIES) == 6
+    with running(settings, contracts, noting, topic=QUERIES):
+        eventually(lambda: committed(settings, QUERIES) == 6)
+        eventually(lambda: sum(lag_of(settings, QUERIES).values()) == 0 and lag_of(settings, QUERIES))
+    assert len(noting.ids) == 3
+    with running(settings, contracts, noting, topic=QUERIES):
+        produce(settings, contracts, QUERIES, asked(3))
+        eventually(lambda: committed(settings, QUERIES) == 7)
+    assert sorted(noting.ids) == ["c0", "c1", "c2", "c3"]
+
+
+def test_a_spare_member_is_well_and_one_without_a_place_in_the_group_is_not(
+    settings: Settings, contracts: Contracts
+) -> None:
+    """R30: a supervisor that ended a spare would move partitions for nothing; who cannot join is of no use."""
+    dynamic = [evolve(settings, instance_id=f"w{number}", kafka_static_membership=False) for number in range(4)]
+    healths = [Health(max_gap_s=30) for _ in dynamic]
+    foreign: Any = Consumer(
+        {
+            "bootstrap.servers": settings.kafka_bootstrap_servers,
+            "group.id": group_name(settings, GROUP),
+            "partition.assignment.strategy": "range",
+        }
+    )
+    foreign.subscribe([topic_name(settings, MESSAGES)])
+    eventually(lambda: foreign.poll(0.1) is None and foreign.assignment())
+    with ExitStack() as exits:
+        for ours, health in zip(dynamic, healths, strict=True):
+            exits.enter_context(running(ours, contracts, Noting(), health=health, outside_s=1.0))
+        eventually(lambda: all("no place in the group" in str(health.liveness()) for health in healths))
+        foreign.close()
+        eventually(lambda: GroupProgress(settings, GROUP).members() == 4)
+        eventually(lambda: all(health.liveness() == {} for health in healths))
+        time.sleep(2)  # longer than it takes to be unwell
+        assert [health.liveness() for health in healths] == [{}, {}, {}, {}]
 
 
 def test_an_output_that_the_brokers_find_too_large_is_a_dead_letter_and_holds_up_no_other(

@@ -1,4 +1,4 @@
-"""The producer with a broker that never answers: it waits, then says so, and loses track of no record."""
+"""R29: the producer with a broker that never answers waits, then says so, and loses track of no record."""
 
 from __future__ import annotations
 
