@@ -60,7 +60,7 @@ def main() -> int:
     ours = OnnxEmbedding.load(folder, loaded.embedding_threads)
     texts = texts_of(TOKENS, TEXTS, seed=1)
     with tempfile.TemporaryDirectory() as scratch:
-        peer = _chroma_default(folder, Path(scratch))
+        peer = chroma_default(folder, Path(scratch))
         some = [*texts[:16], "Short.", "word " * 300]
         cosines = np.sum(np.asarray(peer(some)) * ours.embed(some), axis=1)
         rates = interleaved({"ours": lambda: _rate(ours.embed, texts), "peer": lambda: _rate(peer, texts)})
@@ -77,7 +77,7 @@ def _rate(embed: Callable[[list[str]], Any], texts: list[str]) -> float:
     return len(texts) / (time.perf_counter() - start)
 
 
-def _chroma_default(folder: Path, scratch: Path) -> Callable[[list[str]], Any]:
+def chroma_default(folder: Path, scratch: Path) -> Callable[[list[str]], Any]:
     """Chroma's default function, over a copy of the same files where it looks for them."""
     from chromadb.utils.embedding_functions.onnx_mini_lm_l6_v2 import ONNXMiniLM_L6_V2
 

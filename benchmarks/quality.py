@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from attrs import evolve, frozen
@@ -23,7 +23,7 @@ from benchmarks.off_topic import OFF_TOPIC
 from rtfm import settings
 from rtfm.knowledge import Knowledge, Retriever, console_scope
 from rtfm.knowledge.archive import SqlArchive
-from rtfm.knowledge.embedding import OnnxEmbedding, find_model
+from rtfm.knowledge.embedding import Embedding, OnnxEmbedding, find_model
 from rtfm.knowledge.evaluation import measure, read_questions, summarise
 from rtfm.knowledge.floor import calibrate
 from rtfm.knowledge.imports import read_export
@@ -36,6 +36,9 @@ BASELINE = Path(__file__).with_name("quality.json")
 SAMPLE = CHECKOUT / "cli" / "sample"
 DROP = 0.01
 BATCH = 500
+
+Figures = dict[str, dict[str, float]]
+"""By corpus and mode of search, the value of each figure, 0..1."""
 
 
 @frozen
@@ -59,31 +62,57 @@ def main() -> int:
     baseline = json.loads(BASELINE.read_text(encoding="utf-8"))
     loaded = settings.load()
     model = find_model(loaded)
-    measured: dict[str, dict[str, float]] = {}
+    measured: Figures = {}
     with tempfile.TemporaryDirectory(prefix="rtfm-eval-") as home:
         stack = LocalStack(Path(home), cache_dir=CHECKOUT / ".rtfm" / "cache")
         try:
-            addresses = {service.name: service.address for service in stack.up()}
+            addresses = {service.name: service.address for service in stack.up(("chroma", "postgres"))}
             for name, (exports, questions) in corpora.items():
-                measured |= _measured(name, exports, questions, addresses, model)
+                measured |= measured_on(
+                    name,
+                    exports,
+                    questions,
+                    database_url=addresses["postgres"],
+                    chroma_url=addresses["chroma"],
+                    model=model,
+                )
         finally:
             stack.down()
     if arguments.write:
         BASELINE.write_text(json.dumps({**baseline, **measured}, indent=2) + "\n", encoding="utf-8")
-    fallen = _report(measured, baseline, as_json=arguments.json)
+    _report(measured, baseline, as_json=arguments.json)
+    fallen = fallen_below(baseline, measured)
     if fallen and not arguments.json:
         print("fallen: " + "; ".join(fallen), file=sys.stderr)
     return 1 if fallen else 0
 
 
-def _measured(
-    name: str, exports: Sequence[Path], questions: Path, addresses: dict[str, str], model: OnnxEmbedding | None
-) -> dict[str, dict[str, float]]:
-    archive = SqlArchive(addresses["postgres"])
+def fallen_below(baseline: Figures, measured: Figures) -> list[str]:
+    """The figures that are more than a point below the baseline, each in words."""
+    return [
+        f"{corpus} {name} {baseline[corpus][name]:.3f} → {value:.3f}"
+        for corpus, figures in measured.items()
+        for name, value in figures.items()
+        if name in baseline.get(corpus, {}) and value < baseline[corpus][name] - DROP
+    ]
+
+
+def measured_on(
+    name: str,
+    exports: Sequence[Path],
+    questions: Path,
+    *,
+    database_url: str,
+    chroma_url: str,
+    model: OnnxEmbedding | None,
+    retriever_of: Callable[[SqlArchive, ChromaVectors, Embedding | None], Retriever] = Retriever,
+) -> Figures:
+    """Take in a corpus, ask its questions and those about other things, with the model and without."""
+    archive = SqlArchive(database_url)
     archive.migrate()
-    vectors = ChromaVectors(addresses["chroma"], f"{name}.")
+    vectors = ChromaVectors(chroma_url, f"{name}.")
     knowledge = Knowledge(
-        archive=archive, vectors=vectors, embedding=model, retriever=Retriever(archive, vectors, model)
+        archive=archive, vectors=vectors, embedding=model, retriever=retriever_of(archive, vectors, model)
     )
     ingest = Ingest(knowledge=knowledge)
     for path in exports:
@@ -91,9 +120,9 @@ def _measured(
         for start in range(0, len(messages), BATCH):
             ingest([Heard(message) for message in messages[start : start + BATCH]])
     asked = read_questions(questions)
-    figures = {}
+    figures: Figures = {}
     for embedding in [model, None] if model else [None]:
-        searched = evolve(knowledge, embedding=embedding, retriever=Retriever(archive, vectors, embedding))
+        searched = evolve(knowledge, embedding=embedding, retriever=retriever_of(archive, vectors, embedding))
         guilds = {question.guild_id for question in asked}
         calibrate(archive, searched.retriever, guilds, anew=True)
         visible = {guild_id: console_scope(archive, guild_id)[1] for guild_id in guilds}
@@ -117,28 +146,22 @@ def _measured(
     return figures
 
 
-def _report(
-    measured: dict[str, dict[str, float]], baseline: dict[str, dict[str, float]], *, as_json: bool
-) -> list[str]:
+def _report(measured: Figures, baseline: Figures, *, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    fallen = []
     table = Table(header_style="bold")
     for column in ("corpus", "figure", "now", "baseline"):
         table.add_column(column, justify="left" if column in ("corpus", "figure") else "right")
     for corpus, figures in measured.items():
         for name, value in figures.items():
             before = baseline.get(corpus, {}).get(name)
-            met = before is None or value >= before - DROP
-            if not met:
-                fallen.append(f"{corpus} {name} {before:.3f} → {value:.3f}")
             if as_json:
+                met = before is None or value >= before - DROP
                 print(json.dumps({"name": f"{corpus} {name}", "ours": value, "peer": before, "met": met}))
             table.add_row(corpus, name, f"{value:.3f}", "" if before is None else f"{before:.3f}")
     if not as_json:
         Console().print(table)
-    return fallen
 
 
 if __name__ == "__main__":

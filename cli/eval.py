@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import echo_json, examples, json_option, load_settings
+from cli.options import echo_json, examples, json_option, load_settings, say_if_lexical
 from rtfm.errors import ConfigError
 
 
@@ -30,7 +30,8 @@ def eval_(questions: Path, out: Path | None, as_json: bool) -> None:
     from rtfm.knowledge.evaluation import measure, read_questions, summarise
 
     asked = read_questions(questions)
-    knowledge = open_knowledge(load_settings())
+    knowledge = open_knowledge(load_settings(log_level="ERROR"))
+    say_if_lexical(knowledge.retriever.mode)
     try:
         visible = {
             guild_id: console_scope(knowledge.archive, guild_id)[1]

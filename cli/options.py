@@ -26,15 +26,24 @@ registry_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 
 
-def load_settings(**flags: Any) -> settings.Settings:
-    """The settings with a command's flags on top; logging is set up on the way."""
+def load_settings(*, log_level: str | None = None, **flags: Any) -> settings.Settings:
+    """The settings with a command's flags on top; logging is set up on the way.
+
+    ``log_level`` is for commands that say themselves what would be logged; ``--debug`` logs all the same.
+    """
     from rtfm import telemetry
 
     loaded = settings.load().with_flags(**flags)
     context = click.get_current_context(silent=True)
     debug = bool(context and (context.find_root().obj or {}).get("debug"))
-    telemetry.configure_logging("DEBUG" if debug else loaded.log_level, loaded.log_format)
+    telemetry.configure_logging("DEBUG" if debug else log_level or loaded.log_level, loaded.log_format)
     return loaded
+
+
+def say_if_lexical(mode: str) -> None:
+    """One line for people when search goes by words alone."""
+    if mode == "lexical":
+        click.echo("No embedding model: search goes by words. `rtfm-cli doctor --fetch-model` fetches it.", err=True)
 
 
 def echo_json(value: Any) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import echo_json, examples, json_option, load_settings
+from cli.options import echo_json, examples, json_option, load_settings, say_if_lexical, table_console
 
 if TYPE_CHECKING:
     from rtfm.knowledge import SearchResult
@@ -32,8 +32,8 @@ def search(query: str, guild: str | None, channels: tuple[str, ...], limit: int,
     """
     from rtfm.knowledge import console_scope, open_knowledge
 
-    settings = load_settings()
-    knowledge = open_knowledge(settings)
+    knowledge = open_knowledge(load_settings(log_level="ERROR"))
+    say_if_lexical(knowledge.retriever.mode)
     try:
         guild_id, visible = console_scope(knowledge.archive, guild, channels)
         result = knowledge.retriever.search(query, guild_id=guild_id, visible_channel_ids=visible, limit=limit)
@@ -87,33 +87,39 @@ def _explained(result: SearchResult) -> dict[str, object] | None:
 
 
 def _show_explanation(result: SearchResult) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     how = result.explanation
     if how is None:
         click.echo("Nothing was searched: no visible channel, or no question.")
         return
-    click.echo(f"filters   guild {how.guild_id or 'direct messages'}, {how.visible_channels} visible channels")
-    click.echo(f"compared  {how.compared} ({how.looked_at} looked at), {how.candidates} candidates scored")
     kind = "calibrated on this guild" if how.calibrated else "usual, not calibrated yet"
     relation = "reaches" if how.evidence >= how.floor else "stays below"
-    click.echo(f"floor     the best evidence, {how.evidence:.2f}, {relation} the floor of {how.floor:.2f} ({kind})")
-    passages = sorted([*result.passages, *result.beside], key=lambda passage: -passage.pull)
-    if not passages:
+    vectors = "" if how.compared == "no vectors" else f": {how.looked_at:,} vectors"
+    click.echo(f"filters   guild {how.guild_id or 'direct messages'}, {how.visible_channels:,} visible channels")
+    click.echo(f"compared  {how.compared}{vectors}; {how.candidates} candidates scored")
+    click.echo(f"floor     evidence of {how.evidence:.2f} {relation} {how.floor:.2f} ({kind})")
+    if not result.found:
         return
-    table = Table(header_style="bold")
-    for name in ("passage", "score", "shown by", "rank by meaning", "meaning", "rank by words", "words"):
-        table.add_column(name, justify="left" if name == "passage" else "right")
-    for passage in passages:
+    numbers = {passage.passage_id: number for number, passage in enumerate(result.passages, start=1)}
+    table = Table(header_style="bold", title_justify="left")
+    for name in ("", "first message", "score", "shown by", "meaning", "words", "speakers"):
+        table.add_column(name, justify="left" if name == "first message" else "right", no_wrap=True)
+    # In the order in which they are shown to a model.
+    for passage in sorted([*result.passages, *result.beside], key=lambda passage: -passage.pull):
         ranks = how.ranks.get(passage.passage_id)
         table.add_row(
-            passage.passage_id,
+            str(numbers.get(passage.passage_id, "beside 1")),
+            passage.messages[0].message_id,
             f"{passage.score:.3f}",
             f"{passage.pull:.3f}",
-            "" if ranks is None or ranks.meaning_rank is None else str(ranks.meaning_rank),
-            "" if ranks is None or ranks.meaning is None else f"{ranks.meaning:.3f}",
-            "" if ranks is None or ranks.words_rank is None else str(ranks.words_rank),
-            "" if ranks is None else f"{ranks.words:.3f}",
+            "" if ranks is None else _ranked(ranks.meaning_rank, ranks.meaning),
+            "" if ranks is None else _ranked(ranks.words_rank, ranks.words),
+            str(len({message.author_name for message in passage.messages})),
         )
-    Console().print(table)
+    table_console().print(table)
+    click.echo("meaning and words: the rank, and what it is by, 0 to 1. shown by: the score, raised beside the best.\n")
+
+
+def _ranked(rank: int | None, value: float | None) -> str:
+    return "" if rank is None or value is None else f"{rank}. {value:.2f}"

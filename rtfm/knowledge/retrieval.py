@@ -272,17 +272,16 @@ class Retriever:
 
 
 def _scored(view: View, candidates: Sequence[Candidate], vector: Vectors | None, lexical: Lexical) -> list[_Scored]:
-    vectors = {} if vector is None else view.vectors_of([candidate.passage_id for candidate in candidates])
+    ids = [candidate.passage_id for candidate in candidates]
+    vectors = view.vectors_of(ids, only_speakers=vector is None)
     newest = max((candidate.last_at for candidate in candidates), default=0)
     scored = []
     for candidate in candidates:
-        own = vectors.get(candidate.passage_id)
-        meaning = None if own is None or vector is None else cosines(vector, own)
-        near = nearness(candidate, meaning, lexical)
+        own = vectors[candidate.passage_id]
+        meaning = None if vector is None else cosines(vector, own)
+        near = nearness(candidate, meaning, lexical, answered=own.speakers > 1)
         fresh = FRESH_WEIGHT * 0.5 ** ((newest - candidate.last_at) / FRESH_HALF_LIFE_MS)
-        scored.append(
-            _Scored(near=near, candidate=candidate, vector=own.own if own else None, score=near.score + fresh)
-        )
+        scored.append(_Scored(near=near, candidate=candidate, vector=own.own, score=near.score + fresh))
     return sorted(scored, key=lambda one: (-one.score, one.candidate.passage_id))
 
 

@@ -21,7 +21,10 @@ Mode = Literal["hybrid", "lexical"]
 CONVERSATION_WEIGHT = 0.65
 BEST_MESSAGE_WEIGHT = 0.35
 LEXICAL_WEIGHT = 0.5
-"""Weights of the mixed score; quality is flat around them (docs/decisions/)."""
+ANSWERED_WEIGHT = 0.06
+"""Weights of the mixed score; quality is flat around them (docs/decisions/).
+
+The last is for passages in which at least two people speak: what nobody replied to seldom holds an answer."""
 
 KNOWN_WEIGHT = 0.2
 MEANING_FLOOR = 0.49
@@ -97,16 +100,22 @@ def cosines(question: Vectors, vectors: PassageVectors) -> Cosines | None:
     return Cosines(passage=passage, best_message=max(messages, default=passage))
 
 
-def nearness(candidate: Candidate, meaning: Cosines | None, lexical: Lexical) -> Nearness:
-    """Compare a passage with a question: by meaning and words, or by words alone."""
+def nearness(candidate: Candidate, meaning: Cosines | None, lexical: Lexical, *, answered: bool) -> Nearness:
+    """Compare a passage with a question: by meaning and words, or by words alone.
+
+    ``answered`` says whether more than one person speaks in it.
+    """
     points = lexical.points(candidate.counts, candidate.length)
     words = len(candidate.counts)
+    share = lexical.share(points)
+    bonus = ANSWERED_WEIGHT if answered else 0.0
     if meaning is None:
-        return Nearness(score=lexical.share(points), meaning=None, points=points, words=words)
+        return Nearness(score=share + bonus, meaning=None, points=points, words=words)
     return Nearness(
         score=CONVERSATION_WEIGHT * meaning.passage
         + BEST_MESSAGE_WEIGHT * meaning.best_message
-        + LEXICAL_WEIGHT * lexical.share(points),
+        + LEXICAL_WEIGHT * share
+        + bonus,
         meaning=(meaning.passage + meaning.best_message) / 2,
         points=points,
         words=words,

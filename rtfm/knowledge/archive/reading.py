@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from attrs import field, frozen
+from attrs import frozen
 from psycopg.rows import namedtuple_row
 from sqlalchemy import Connection
 
@@ -89,10 +89,11 @@ class Seen:
 
 @frozen(kw_only=True)
 class PassageVectors:
-    """The vectors of a passage, float32 as bytes: its own, and those of its messages."""
+    """The vectors of a passage, float32 as bytes: its own, and those of its messages; and how many people speak."""
 
     own: bytes | None = None
-    messages: list[bytes] = field(factory=list)
+    messages: Sequence[bytes] = ()
+    speakers: int = 0
 
 
 @frozen(kw_only=True)
@@ -246,23 +247,33 @@ class View:
             messages={row.message_id: row.passage_id for row in rows if row.message_id is not None},
         )
 
-    def vectors_of(self, passage_ids: Sequence[str]) -> dict[str, PassageVectors]:
-        """The vectors of these passages and of their messages; for passages that may be seen only."""
-        own = {
-            row.passage_id: row.vector
-            for row in self._select(
+    def vectors_of(self, passage_ids: Sequence[str], *, only_speakers: bool) -> dict[str, PassageVectors]:
+        """The vectors and speakers of passages, which must be such that may be seen; or their speakers only."""
+        own: dict[str, bytes] = {}
+        vectors: dict[str, list[bytes]] = {}
+        speakers: dict[str, set[str]] = {}
+        if not only_speakers:
+            rows = self._select(
                 "SELECT passage_id, vector FROM passages WHERE passage_id = ANY(%(ids)s)", ids=list(passage_ids)
             )
-        }
-        found = {passage_id: PassageVectors(own=vector) for passage_id, vector in own.items()}
-        for row in self._select(
-            "SELECT passage_id, vector FROM messages "
-            "WHERE passage_id = ANY(%(ids)s) AND vector IS NOT NULL AND NOT deleted",
+            own = {row.passage_id: row.vector for row in rows}
+        vector = "NULL::bytea" if only_speakers else "vector"
+        for passage_id, author_id, found in self._select(
+            f"SELECT passage_id, author_id, {vector} FROM messages "  # noqa: S608 - constants
+            "WHERE passage_id = ANY(%(ids)s) AND NOT deleted",
             ids=list(passage_ids),
         ):
-            if row.passage_id in found:
-                found[row.passage_id].messages.append(row.vector)
-        return found
+            speakers.setdefault(passage_id, set()).add(author_id)
+            if found is not None:
+                vectors.setdefault(passage_id, []).append(found)
+        return {
+            passage_id: PassageVectors(
+                own=own.get(passage_id),
+                messages=vectors.get(passage_id, ()),
+                speakers=len(speakers.get(passage_id, ())),
+            )
+            for passage_id in passage_ids
+        }
 
     def around(self, passage_id: str, *, messages: int) -> dict[str, frozenset[str]]:
         """Who speaks in a passage and in those from ``messages`` messages before it to as many after it.

@@ -1,0 +1,50 @@
+"""`make eval`: the committed baseline is reached, and a worse ranker fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+
+import attrs
+import pytest
+
+from benchmarks.quality import BASELINE, SAMPLE, fallen_below, measured_on
+from rtfm.knowledge import Retriever, SearchResult
+from rtfm.settings import Settings
+
+
+class Worse(Retriever):
+    """Puts what it finds upside down."""
+
+    def search(
+        self, question: str, *, guild_id: str | None, visible_channel_ids: Collection[str], limit: int
+    ) -> SearchResult:
+        found = super().search(question, guild_id=guild_id, visible_channel_ids=visible_channel_ids, limit=limit)
+        return attrs.evolve(
+            found, passages=[attrs.evolve(one, pull=-one.pull) for one in reversed(found.passages)], beside=[]
+        )
+
+
+@pytest.mark.parametrize("ranker", [Retriever, Worse])
+def test_a_worse_ranker_falls_below_the_baseline(bare_settings: Settings, ranker: type[Retriever]) -> None:
+    """The ranker that is in use does not."""
+    measured = measured_on(
+        "sample",
+        sorted(SAMPLE.glob("*.json")),
+        SAMPLE / "questions.jsonl",
+        database_url=bare_settings.database_url,
+        chroma_url=bare_settings.chroma_url,
+        model=None,
+        retriever_of=ranker,
+    )
+    fallen = fallen_below(json.loads(BASELINE.read_text(encoding="utf-8")), measured)
+    assert bool(fallen) == (ranker is Worse), fallen
+
+
+def test_a_point_is_forgiven_and_more_is_not() -> None:
+    """Corpora and figures without a baseline fall below nothing."""
+    baseline = {"sample hybrid": {"MRR@10": 0.75, "cover@300w": 0.68}}
+    assert fallen_below(baseline, {"sample hybrid": {"MRR@10": 0.741, "hit@5": 0.1}, "another": {"MRR@10": 0.1}}) == []
+    assert fallen_below(baseline, {"sample hybrid": {"MRR@10": 0.739, "cover@300w": 0.68}}) == [
+        "sample hybrid MRR@10 0.750 → 0.739"
+    ]
