@@ -251,7 +251,7 @@ class Retriever:
                 known.after = view.collection()
                 return SearchResult(mode=mode, passages=[], explanation=explanation, rebuild_due=due)
             best = scored[0]
-            chosen = _without_copies([one for one in scored if one.score >= best.score * TAIL], limit)
+            chosen = _without_copies([best, *(one for one in scored[1:] if one.score >= best.score * TAIL)], limit)
             people = view.around(best.candidate.passage_id, messages=AROUND)
             beside = company(people.pop(best.candidate.passage_id, frozenset()), people)
             listed = {one.candidate.passage_id for one in chosen}

@@ -1,7 +1,7 @@
 """How near a passage is to a question, and how near is near enough. Pure.
 
-Owns BM25, the weights of the mixed score and the floors. A score is between 0 and 1.5 with the embedding model and
-between 0 and 1 without; scores of the two modes are not comparable.
+Owns BM25, the weights of the mixed score and the floors. A score is at most 1.56 with the embedding model and 1.03
+without; scores of the two modes are not comparable.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Mode = Literal["hybrid", "lexical"]
 CONVERSATION_WEIGHT = 0.65
 BEST_MESSAGE_WEIGHT = 0.35
 LEXICAL_WEIGHT = 0.5
-ANSWERED_WEIGHT = 0.06
+ANSWERED_WEIGHT, ANSWERED_WEIGHT_LEXICAL = 0.06, 0.03
 """Weights of the mixed score; quality is flat around them (docs/decisions/).
 
-The last is for passages in which at least two people speak: what nobody replied to seldom holds an answer."""
+The last two are for passages in which at least two people speak: what nobody replied to seldom holds an answer."""
 
 KNOWN_WEIGHT = 0.2
 MEANING_FLOOR = 0.49
@@ -108,14 +108,14 @@ def nearness(candidate: Candidate, meaning: Cosines | None, lexical: Lexical, *,
     points = lexical.points(candidate.counts, candidate.length)
     words = len(candidate.counts)
     share = lexical.share(points)
-    bonus = ANSWERED_WEIGHT if answered else 0.0
     if meaning is None:
-        return Nearness(score=share + bonus, meaning=None, points=points, words=words)
+        score = share + ANSWERED_WEIGHT_LEXICAL * answered
+        return Nearness(score=score, meaning=None, points=points, words=words)
     return Nearness(
         score=CONVERSATION_WEIGHT * meaning.passage
         + BEST_MESSAGE_WEIGHT * meaning.best_message
         + LEXICAL_WEIGHT * share
-        + bonus,
+        + ANSWERED_WEIGHT * answered,
         meaning=(meaning.passage + meaning.best_message) / 2,
         points=points,
         words=words,

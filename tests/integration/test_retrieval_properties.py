@@ -113,7 +113,7 @@ def scan(kept: Sequence[Kept], question: str, vector: Vectors | None, visible: s
             candidate = attrs.evolve(one.candidate, counts=counts)
             scores.append(nearness(candidate, meaning, lexical, answered=one.vectors.speakers > 1).score)
     best = sorted(scores, reverse=True)[:5]
-    return [score for score in best if score >= best[0] * TAIL]
+    return best[:1] + [score for score in best[1:] if score >= best[0] * TAIL]
 
 
 def test_what_is_found_is_what_a_full_scan_finds(knowledge: Knowledge, bare_settings: Settings) -> None:

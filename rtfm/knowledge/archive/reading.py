@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from attrs import frozen
-from psycopg.rows import namedtuple_row
+from psycopg.rows import namedtuple_row, tuple_row
 from sqlalchemy import Connection
 
 from rtfm.events import ChannelKind, TimestampMillis
@@ -130,7 +130,7 @@ class View:
 
     def __init__(self, connection: Connection, guild_id: str, visible: Sequence[str]) -> None:
         # The driver's own cursor: it reads vectors as bytes rather than as text twice as long.
-        self._cursor = connection.connection.cursor(binary=True, row_factory=namedtuple_row)
+        self._cursor = connection.connection.cursor(binary=True)
         self._guild = guild_id
         self._visible = list(visible)
 
@@ -249,23 +249,25 @@ class View:
 
     def vectors_of(self, passage_ids: Sequence[str], *, only_speakers: bool) -> dict[str, PassageVectors]:
         """The vectors and speakers of passages, which must be such that may be seen; or their speakers only."""
+        vector = "NULL::bytea" if only_speakers else "vector"
         own: dict[str, bytes] = {}
         vectors: dict[str, list[bytes]] = {}
         speakers: dict[str, set[str]] = {}
-        if not only_speakers:
-            rows = self._select(
-                "SELECT passage_id, vector FROM passages WHERE passage_id = ANY(%(ids)s)", ids=list(passage_ids)
-            )
-            own = {row.passage_id: row.vector for row in rows}
-        vector = "NULL::bytea" if only_speakers else "vector"
-        for passage_id, author_id, found in self._select(
-            f"SELECT passage_id, author_id, {vector} FROM messages "  # noqa: S608 - constants
-            "WHERE passage_id = ANY(%(ids)s) AND NOT deleted",
+        for passage_id, author_id, found, is_message in self._select(
+            f"""
+            SELECT passage_id, author_id, {vector}, true FROM messages
+            WHERE passage_id = ANY(%(ids)s) AND NOT deleted
+            UNION ALL SELECT passage_id, NULL, {vector}, false FROM passages WHERE passage_id = ANY(%(ids)s)
+            """,  # noqa: S608 - constants
+            row_factory=tuple_row,
             ids=list(passage_ids),
         ):
-            speakers.setdefault(passage_id, set()).add(author_id)
-            if found is not None:
-                vectors.setdefault(passage_id, []).append(found)
+            if is_message:
+                speakers.setdefault(passage_id, set()).add(author_id)
+                if found is not None:
+                    vectors.setdefault(passage_id, []).append(found)
+            elif found is not None:
+                own[passage_id] = found
         return {
             passage_id: PassageVectors(
                 own=own.get(passage_id),
@@ -336,9 +338,10 @@ class View:
         )
         return {row.id: row.author_name for row in rows}
 
-    def _select(self, statement: str, **parameters: Any) -> Sequence[Any]:
+    def _select(self, statement: str, row_factory: Any = namedtuple_row, **parameters: Any) -> Sequence[Any]:
         values = {"guild": self._guild, "visible": self._visible, **parameters}
         values = {name: value for name, value in values.items() if f"%({name})s" in statement}
         # A plan that is kept for any length of the lists is many times worse than one that was made for these.
+        self._cursor.row_factory = row_factory  # type: ignore[attr-defined]
         self._cursor.execute(statement, values, prepare=False)  # type: ignore[call-arg]
         return self._cursor.fetchall()
