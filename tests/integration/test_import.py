@@ -120,10 +120,15 @@ def test_what_was_imported_can_be_found_when_import_returns(settings: Settings, 
         found = json.loads(cli(settings, "search", "mount ntfs disk", "--json").stdout)
         again = json.loads(cli(settings, "import", *files, "--json").stdout)
         found_again = json.loads(cli(settings, "search", "mount ntfs disk", "--json").stdout)
+        explained = cli(settings, "search", "mount ntfs disk", "--explain")
     assert found["mode"] == "lexical"
     assert found["results"][0]["message_ids"] == ["1001", "1002"]
     assert found_again == found
     assert (again["messages"], again["ingested"], len(again["left_out"])) == (4, True, 2)
+    for word in ("filters", "2 visible channels", "floor", "meaning", "words", "│ 1001"):
+        assert word in explained.stdout
+    assert explained.stderr.startswith("No embedding model: search goes by words.")
+    assert "{" not in explained.stdout + explained.stderr
 
 
 def test_search_and_eval_say_what_is_wrong_in_one_line(settings: Settings, cli: Cli, tmp_path: Path) -> None:

@@ -103,64 +103,6 @@ def test_a_question_about_something_else_finds_nothing(knowledge: Knowledge) -> 
     assert not result.found
 
 
-def test_nothing_that_is_hidden_shows_in_how_a_search_went(knowledge: Knowledge) -> None:
-    """Neither ids nor ranks of passages, nor messages beside the best one, for 40 random readers."""
-    rng = random.Random(9)
-    said = [
-        message(
-            number,
-            f"{rng.choice(FLOWERS)} bulbs and {rng.choice(FLOWERS)}",
-            channel_id=str(200 + rng.randrange(6)),
-            author_id=str(rng.randrange(4)),
-        )
-        for number in range(80)
-    ]
-    ingest(knowledge, *said)
-    channel_of = {event.message_id: event.channel_id for event in said}
-    for _ in range(40):
-        visible = [str(200 + rng.randrange(8)) for _ in range(rng.randrange(4))]
-        question = f"{rng.choice(FLOWERS)} bulbs"
-        result = knowledge.retriever.search(question, guild_id=GUILD, visible_channel_ids=visible, limit=3)
-        shown = [*result.passages, *result.beside, *result.packed(50)]
-        ids = {one.message_id for passage in shown for one in passage.messages}
-        ids |= {passage.passage_id.partition(".")[0] for passage in shown}
-        if result.explanation is not None:
-            ids |= {passage_id.partition(".")[0] for passage_id in result.explanation.ranks}
-        assert {channel_of[one] for one in ids} <= set(visible)
-
-
-def test_what_chroma_finds_is_what_a_full_scan_finds(bare_settings: Settings) -> None:
-    """In 99 of 100 searches at least, whether one channel may be seen or all."""
-    knowledge = knowledge_of(bare_settings, WordEmbedding())
-    rng = random.Random(3)
-    said = [
-        message(
-            number,
-            f"{' '.join(rng.choices(FLOWERS, k=3))} number{number}",
-            channel_id=str(200 + number % 20),
-            author_id=str(number),
-        )
-        for number in range(300)
-    ]
-    for start in range(0, len(said), 100):
-        ingest(knowledge, *said[start : start + 300])
-    scan, nearest = (
-        Retriever(knowledge.archive, knowledge.vectors, knowledge.embedding, exact_limit=limit) for limit in (10**6, 0)
-    )
-    same = 0
-    for _ in range(100):
-        visible = [str(200 + number) for number in rng.sample(range(20), rng.choice([1, 5, 20]))]
-        question = f"{rng.choice(FLOWERS)} {rng.choice(FLOWERS)} number{rng.randrange(300)}"
-        first, second = (
-            retriever.search(question, guild_id=GUILD, visible_channel_ids=visible, limit=5)
-            for retriever in (scan, nearest)
-        )
-        same += [p.score for p in first.passages] == [p.score for p in second.passages]
-    knowledge.vectors.forget_guild(GUILD)
-    knowledge.close()
-    assert same >= 99
-
-
 def test_random_rooms_leak_nothing_and_lose_nothing(knowledge: Knowledge) -> None:
     """What is found is what a full scan with the rule of the contract finds, for 60 random readers."""
     rng = random.Random(7)
