@@ -326,7 +326,7 @@ class Membership:
     def _take_place_again(self, error: KafkaError) -> None:
         """Join anew where the group has no place for us any more. Raises Fenced where another process has it.
 
-        A broker that takes over a group may have missed who its static members were last, and fences those that are.
+        A broker that stalled, or takes over a group, may fence a static member by its own older request (KAFKA-20985).
         """
         self._confirm_name(self.consumer)
         _log.warning("the group took this one for gone: joining anew", group=self._group)

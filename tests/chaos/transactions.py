@@ -63,15 +63,20 @@ class OpenTransactions:
         }
         return {name: numbers for name, numbers in found.items() if numbers}
 
-    def none_open(self) -> bool:
-        """Whether no transaction is open."""
-        return self._ends(IsolationLevel.READ_COMMITTED) == self._ends(IsolationLevel.READ_UNCOMMITTED)
+    def written(self) -> dict[int, int]:
+        """Where each partition ends now, what is not committed included."""
+        return self._ends(IsolationLevel.READ_UNCOMMITTED)
+
+    def ended_below(self, written: dict[int, int]) -> bool:
+        """Whether every transaction that was open when ``written`` was asked for has ended, whatever came since."""
+        stable = self._ends(IsolationLevel.READ_COMMITTED)
+        return all(stable[number] >= end for number, end in written.items())
 
     def freeze_one(self, fleet: Fleet, timeout_s: float = 120.0) -> str:
         """Freeze one inside an open transaction, as ``kill_one`` kills one."""
         deadline_s = time.monotonic() + timeout_s
         self._looks = self._unknown = 0
-        ends = self._ends(IsolationLevel.READ_UNCOMMITTED)
+        ends = self.written()
         self._consumer.assign([TopicPartition(self._written, number, end) for number, end in ends.items()])
         while time.monotonic() < deadline_s:
             message = self._consumer.poll(0.5)
@@ -98,7 +103,7 @@ class OpenTransactions:
 
     def _victim(self, fleet: Fleet) -> str | None:
         time.sleep(0.02)  # an end that is on its way arrives
-        stable, written = self._ends(IsolationLevel.READ_COMMITTED), self._ends(IsolationLevel.READ_UNCOMMITTED)
+        stable, written = self._ends(IsolationLevel.READ_COMMITTED), self.written()
         open_in = [number for number in range(PARTITIONS) if stable[number] < written[number]]
         if not open_in:
             return None
