@@ -40,6 +40,7 @@ from benchmarks.report import Figure, figure, interleaved, report
 from rtfm import settings as configuration
 from rtfm.contracts import Contracts, open_contracts
 from rtfm.local.stack import LocalStack
+from rtfm.processor.service import collect_seldom
 from rtfm.settings import Settings
 from rtfm.streams.pipeline import Handler, Output, Record
 from rtfm.streams.transactions import Produced
@@ -54,6 +55,7 @@ MEMORY_LIMIT_MB = 100.0
 def main() -> int:
     """Run the benchmark; 1 when a target is missed."""
     configure_logging("WARNING")
+    collect_seldom()  # as the service does, and for the peers as well
     with tempfile.TemporaryDirectory(prefix="rtfm-bench-") as folder:
         home = Path(folder)
         home.chmod(0o755)  # PostgreSQL is another account where root runs this
@@ -219,6 +221,7 @@ def _work(kind: str) -> None:
     if kind == "bare":
         _bare(own)
     contracts = open_contracts(own)
+    collect_seldom()
     print("ready", flush=True)
     if kind == "stalled":
         sys.stdin.readline()

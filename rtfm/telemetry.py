@@ -132,7 +132,8 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
 
 def new_traceparent() -> str:
     """A W3C ``traceparent`` header value that begins a trace (https://www.w3.org/TR/trace-context/)."""
-    return f"00-{_hex(16)}-{_hex(8)}-01"
+    # Its ids are no secrets, and one is made for every record: no system call.
+    return f"00-{random.getrandbits(128) or 1:032x}-{random.getrandbits(64) or 1:016x}-01"
 
 
 def child_traceparent(parent: str | None) -> str:
@@ -140,12 +141,7 @@ def child_traceparent(parent: str | None) -> str:
     parts = (parent or "").split("-")
     if len(parts) != 4 or len(parts[1]) != 32:
         return new_traceparent()
-    return f"00-{parts[1]}-{_hex(8)}-{parts[3]}"
-
-
-def _hex(count: int) -> str:
-    # Ids of traces are no secrets, and one is made for every record: no system call.
-    return f"{random.getrandbits(8 * count) or 1:0{2 * count}x}"
+    return f"00-{parts[1]}-{random.getrandbits(64) or 1:016x}-{parts[3]}"
 
 
 @define

@@ -7,9 +7,10 @@ a failed transaction: it goes with the next. Where a transaction's outcome is un
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 from confluent_kafka import KafkaException, TopicPartition
 
 from rtfm.errors import InvalidEvent, RtfmError, Unavailable
@@ -19,7 +20,7 @@ from rtfm.streams.handling import FIRST_BACKOFF_S, MAX_BACKOFF_S, NOTHING, Handl
 from rtfm.streams.lanes import Finished
 from rtfm.streams.limits import DeadLetterLimit, TooManyDeadLetters, too_many
 from rtfm.streams.position import PartitionState
-from rtfm.streams.transactions import NotCommitted, OutcomeUnknown, Transactions, is_member
+from rtfm.streams.transactions import NotCommitted, OutcomeUnknown, Produced, Transactions, is_member
 from rtfm.telemetry import DEAD_LETTERS, TRANSACTION_FAILURES, TRANSACTION_SECONDS, get_logger
 
 EVERY_S = 0.02
@@ -82,23 +83,27 @@ class Commits:
         """Drop the producer; what is not committed is not."""
         self._transactions.close()
 
-    def add(self, finished: Finished) -> None:
+    def add(self, finished: Iterable[Finished]) -> None:
         """Take ``finished`` into the next transaction, dead letters only up to the limit."""
-        if finished.result.dead or self.over:
-            finished = self._within_limit(finished)
-            if not finished.messages:
-                return
-        else:
-            finished.part.tally.good(len(finished.messages))
-        for message in finished.messages:
-            finished.part.finish(message.offset())
-        self._state.pending.append(finished)
-        self._state.records += len(finished.messages)
+        pending, count = self._state.pending, 0
+        for one in finished:
+            part, messages, result, _, _ = one
+            if result.dead or self.over:
+                one = self._within_limit(one)
+                if not (messages := one.messages):
+                    continue
+            else:
+                part.tally.good(len(messages))
+            for message in messages:
+                part.finish(message.offset())
+            pending.append(one)
+            count += len(messages)
+        self._state.records += count
 
     def add_end(self, part: PartitionState) -> None:
         """Take where the log of ``part`` ends into the next transaction."""
-        self._state.pending.append(finished := Finished(part, [], NOTHING))
-        self._state.records += _weight(finished)
+        self._state.pending.append(Finished(part, [], NOTHING))
+        self._state.records += 1
 
     def _within_limit(self, finished: Finished) -> Finished:
         """``finished`` without dead letters that are too many, whose records stay unfinished."""
@@ -115,10 +120,9 @@ class Commits:
             elif self.over is None:
                 tally.good()
         refused = dead.keys() - {letter.offset for letter in taken}
-        return Finished(
-            finished.part,
-            [message for message in finished.messages if message.offset() not in refused],
-            evolve(finished.result, dead=tuple(taken)),
+        return finished._replace(
+            messages=[message for message in finished.messages if message.offset() not in refused],
+            result=finished.result._replace(dead=taken),
         )
 
     def __len__(self) -> int:
@@ -144,7 +148,7 @@ class Commits:
         state.pending = [finished for finished in state.pending if finished.part.live]
         state.sent = [finished for finished in state.sent if finished.part.live]
         state.positions = [position for position in state.positions if position.part.live]
-        state.records = sum(_weight(finished) for finished in [*state.pending, *state.sent])
+        state.records = _count(state.pending) + _count(state.sent)
 
     def commit(self, consumer: Any) -> None:
         """Commit what is finished, or put it off. Raises Fenced."""
@@ -164,7 +168,7 @@ class Commits:
             parts = dict.fromkeys(finished.part for finished in state.sent)
             state.positions = [_Position(part, *part.position()) for part in parts]
             self._transactions.commit(
-                [record for finished in state.sent for record in finished.result.records],
+                _records(state.sent),
                 [TopicPartition(self._full_topic, p.part.number, p.offset, p.metadata) for p in state.positions],
                 member,
             )
@@ -230,8 +234,8 @@ class Commits:
 
     def _committed(self) -> None:
         state = self._state
+        state.records -= _count(state.sent)
         for finished in state.sent:
-            state.records -= _weight(finished)
             for letter in finished.result.dead:
                 DEAD_LETTERS.labels(self._topic, letter.reason).inc()
         for position in state.positions:
@@ -260,9 +264,9 @@ class Commits:
         if not outputs:
             return False
         size, number = max(outputs)
-        part, messages, _ = pending[number]
+        part, messages = pending[number].part, pending[number].messages
         error = InvalidEvent(f"an event for {topic} has {size} bytes, more than the brokers take")
-        pending[number] = Finished(part, messages, self._handling.buried(messages[0], error))
+        pending[number] = pending[number]._replace(result=self._handling.buried(messages[0], error))
         part.tally.dead()
         if (why := self._limit.reached(part.tally)) is not None:
             self.over = too_many(self._topic, part.number, why, type(error).__name__)
@@ -276,6 +280,13 @@ class Commits:
         self._state.not_before_s = time.monotonic() + backoff_s
 
 
-def _weight(finished: Finished) -> int:
-    """Records that it counts for; where a log ends counts for one, so that it is committed."""
-    return len(finished.messages) or 1
+def _records(finished: Iterable[Finished]) -> Iterator[Produced]:
+    for _, _, (produced, dead), _, _ in finished:
+        yield from produced
+        for letter in dead:
+            yield letter.record
+
+
+def _count(finished: Iterable[Finished]) -> int:
+    """Records that they are; where a log ends counts for one, so that it is committed."""
+    return sum([len(one.messages) or 1 for one in finished])

@@ -206,6 +206,9 @@ class InHand:
     def release(self) -> None:
         """This thread has nothing in hand any more: whatever it had did not kill the process."""
         slot = self._slot()
+        if not (slot.alone or slot.blamed or self.suspects):  # as nearly always
+            self._memory[slot.start + _KIND] = _NOTHING
+            return
         self._put_down(slot)
         if self.suspects and not slot.blamed:
             partition, first, last = slot.held

@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from attrs import define, field, frozen
 
@@ -53,17 +53,11 @@ letter). Anything else is a defect and ends the pipeline; a record on which it e
 """
 
 
-@frozen
-class Result:
+class Result(NamedTuple):
     """What handling came to: outputs to produce, and dead letters."""
 
-    produced: tuple[Produced, ...] = ()
-    dead: tuple[DeadLetter, ...] = ()
-
-    @property
-    def records(self) -> list[Produced]:
-        """All there is to produce."""
-        return [*self.produced, *(letter.record for letter in self.dead)]
+    produced: Sequence[Produced] = ()
+    dead: Sequence[DeadLetter] = ()
 
 
 NOTHING = Result()
@@ -144,25 +138,34 @@ class Handling:
         """
         if self._in_hand.suspects and (letter := self._killer(messages)) is not None:
             return letter
-        backoff_s, waited = FIRST_BACKOFF_S, False
+        started_s = time.monotonic()
+        try:
+            result = self._once(messages)
+        except TransientError as exc:
+            return self._later(messages, assignment, exc)
+        self._seconds.observe(time.monotonic() - started_s)
+        return result
+
+    def _later(self, messages: Sequence[Any], assignment: Assignment, error: TransientError) -> Result:
+        """Handle ``messages`` when what ``error`` names is there again."""
+        backoff_s = FIRST_BACKOFF_S
         try:
             while True:
+                self._waiting.note(threading.get_ident(), error)
+                jittered_s = backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
+                wait_s = error.retry_after_s if isinstance(error, Throttled) else jittered_s
+                self._wait(min(wait_s, MAX_WAIT_S), assignment)
+                backoff_s = min(MAX_BACKOFF_S, backoff_s * 2)
                 started_s = time.monotonic()
                 try:
                     result = self._once(messages)
                 except TransientError as exc:
-                    waited = True
-                    self._waiting.note(threading.get_ident(), exc)
-                    jittered_s = backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
-                    wait_s = exc.retry_after_s if isinstance(exc, Throttled) else jittered_s
-                    self._wait(min(wait_s, MAX_WAIT_S), assignment)
-                    backoff_s = min(MAX_BACKOFF_S, backoff_s * 2)
+                    error = exc
                     continue
                 self._seconds.observe(time.monotonic() - started_s)
                 return result
         finally:
-            if waited:
-                self._waiting.clear(threading.get_ident())
+            self._waiting.clear(threading.get_ident())
 
     def buried(self, message: Any, error: PermanentError) -> Result:
         """A dead letter in place of outputs that no broker takes."""
@@ -195,7 +198,7 @@ class Handling:
             if not outputs:
                 return NOTHING
             cause = records[0] if len(records) == 1 else None
-            return Result(tuple([self._encoded(output, cause) for output in outputs]))
+            return Result([self._encoded(output, cause) for output in outputs])
         except PermanentError as exc:
             if len(records) == 1:
                 return self._buried(records[0], exc, "HANDLE")
@@ -204,15 +207,14 @@ class Handling:
     def _encoded(self, output: Output | Produced, cause: Record | None) -> Produced:
         if isinstance(output, Produced):
             return output
-        given = dict(output.headers)
-        if cause is not None and (trace := cause.header("traceparent")) is not None:
-            given.setdefault("traceparent", child_traceparent(trace.decode("ascii", "replace")))
-        key, value = self._contracts.key(output.topic, output.event), self._contracts.encode(output.topic, output.event)
-        headers = event_headers(given)
-        size = len(key) + len(value) + sum(len(name) + len(text) for name, text in headers)
-        if size > MAX_OUTPUT_BYTES:
-            raise InvalidEvent(f"an event for {output.topic} has {size} bytes, more than {MAX_OUTPUT_BYTES}")
-        return Produced(output.topic, key, value, headers)
+        topic, event, given = output.topic, output.event, output.headers
+        if cause is not None and cause.headers and (trace := cause.header("traceparent")) is not None:
+            given = {"traceparent": child_traceparent(trace.decode("ascii", "replace")), **given}
+        key, value = self._contracts.key(topic, event), self._contracts.encode(topic, event)
+        produced = Produced(topic, key, value, event_headers(given))
+        if (output.headers or len(value) > MAX_OUTPUT_BYTES // 2) and produced.size > MAX_OUTPUT_BYTES:
+            raise InvalidEvent(f"an event for {topic} has {produced.size} bytes, more than {MAX_OUTPUT_BYTES}")
+        return produced
 
     def _buried(self, record: Record, error: Exception, stage: str) -> Result:
         letter = self._writer.letter(record, error, stage)
@@ -237,6 +239,6 @@ class Handling:
 def _merged(results: Iterable[Result]) -> Result:
     parts = list(results)
     return Result(
-        tuple(record for part in parts for record in part.produced),
-        tuple(letter for part in parts for letter in part.dead),
+        [record for part in parts for record in part.produced],
+        [letter for part in parts for letter in part.dead],
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
@@ -23,19 +24,22 @@ Taken = tuple[PartitionState, Any]
 """A message of confluent_kafka and the assignment that it came with."""
 
 
-class _Done(NamedTuple):
-    lane: Lane
-    unit: list[Taken]
-    result: Result | BaseException | None
-    last: bool
+AHEAD_S = 0.03
+SPEED_EVERY_S = 0.02
+
+
+SKIPPED = Result()
+"""In place of what handling came to, where nothing was handled."""
 
 
 class Finished(NamedTuple):
-    """What became of some messages of one assignment."""
+    """What became of some messages of one assignment; ``last`` when their lane's turn is over."""
 
     part: PartitionState
     messages: list[Any]
     result: Result
+    lane: Lane = (-1, None)
+    last: bool = True
 
 
 class Lanes:
@@ -55,9 +59,11 @@ class Lanes:
         self._in_hand = in_hand
         self._batch_size = batch_size
         self._stop = stop
+        self._since_s, self._count, self._depth = time.monotonic(), 0, 0
+        self._defects: list[BaseException] = []
         self._waiting: dict[Lane, list[Taken]] = {}
         self._work: queue.SimpleQueue[tuple[Lane, list[Taken]] | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[_Done] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Finished] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True) for number in range(concurrency)
         ]
@@ -79,20 +85,29 @@ class Lanes:
     @property
     def crowded(self) -> bool:
         """Whether more would only wait behind the pool. Batches grow while they wait, so of them it never is."""
-        return self._batch_size is None and self._work.qsize() >= 2 * len(self._threads)
+        return self._batch_size is None and self._work.qsize() >= max(2 * len(self._threads), self.depth)
+
+    @property
+    def depth(self) -> int:
+        """How many records the pool gets through while a transaction is under way, as fast as it was of late."""
+        now_s = time.monotonic()
+        if (elapsed_s := now_s - self._since_s) >= SPEED_EVERY_S:
+            self._depth = int(self._count / elapsed_s * AHEAD_S)
+            self._since_s, self._count = now_s, 0
+        return self._depth
 
     def put(self, taken: Iterable[Taken]) -> None:
         """Add records, and set those lanes going that were empty."""
-        fresh = []
+        fresh, all_waiting, batched = [], self._waiting, self._batch_size is not None
         for one in taken:
             part, message = one
-            if self._batch_size is not None:
+            if batched:
                 lane: Lane = (part.number, None)
             else:
                 key = message.key()
                 lane = (part.number, message.offset() if key is None else key)
-            if (waiting := self._waiting.get(lane)) is None:
-                self._waiting[lane] = [one]
+            if (waiting := all_waiting.get(lane)) is None:
+                all_waiting[lane] = [one]
                 fresh.append(lane)
             else:
                 waiting.append(one)
@@ -106,60 +121,63 @@ class Lanes:
         except queue.Empty:
             return []
         done += [self._done.get() for _ in range(self._done.qsize())]
-        finished = []
-        for lane, unit, result, last in done:
-            if last and self._waiting[lane]:
-                self._next(lane)
-            elif last:
-                del self._waiting[lane]
-            if isinstance(result, BaseException):
-                raise result
-            part = unit[0][0]
-            if result is not None and part.live:
-                finished.append(Finished(part, [message for _, message in unit], result))
-        return finished
+        self._count += len(done)
+        if self._defects:
+            raise self._defects[0]
+        for _, _, _, lane, last in done:
+            if last:
+                if self._waiting[lane]:
+                    self._next(lane)
+                else:
+                    del self._waiting[lane]
+        return [one for one in done if one.result is not SKIPPED and one.part.live]
 
     def _next(self, lane: Lane) -> None:
         waiting = self._waiting[lane]
-        count = len(waiting)
-        if self._batch_size is not None:
-            count = min(count, self._batch_size)
-            while waiting[count - 1][0] is not waiting[0][0]:  # a batch is of one assignment
-                count -= 1
-            if self._in_hand.suspects:
-                count = self._in_hand.together(lane[0], [message.offset() for _, message in waiting[:count]])
+        if self._batch_size is None:
+            self._waiting[lane] = []
+            self._work.put((lane, waiting))
+            return
+        count = min(len(waiting), self._batch_size)
+        while waiting[count - 1][0] is not waiting[0][0]:  # a batch is of one assignment
+            count -= 1
+        if self._in_hand.suspects:
+            count = self._in_hand.together(lane[0], [message.offset() for _, message in waiting[:count]])
         self._work.put((lane, waiting[:count]))
         self._waiting[lane] = waiting[count:]
 
     def _run(self) -> None:
+        put = self._done.put
         while (task := self._work.get()) is not None:
             lane, taken = task
             if self._batch_size is not None:
-                self._done.put(_Done(lane, taken, self._handled(taken), True))
+                part, messages = taken[0][0], [message for _, message in taken]
+                put(Finished(part, messages, self._handled(part, messages), lane, True))
                 continue
-            final = len(taken) - 1
-            for number, one in enumerate(taken):
-                unit = [one]
-                self._done.put(_Done(lane, unit, self._handled(unit), number == final))
+            final = taken[-1]
+            for one in taken:
+                part, message = one
+                messages = [message]
+                put(Finished(part, messages, self._handled(part, messages), lane, one is final))
 
-    def _handled(self, unit: list[Taken]) -> Result | BaseException | None:
-        part = unit[0][0]
+    def _handled(self, part: PartitionState, messages: list[Any]) -> Result:
         if self._stop.is_set() or not part.live:
-            return None
-        if not self._in_hand.take(part.number, unit[0][1].offset(), unit[-1][1].offset()):
-            return None
+            return SKIPPED
+        if not self._in_hand.take(part.number, messages[0].offset(), messages[-1].offset()):
+            return SKIPPED
         try:
-            return self._handling.handle([message for _, message in unit], part)
+            return self._handling.handle(messages, part)
         except GaveUp:
-            return None
+            return SKIPPED
         except RtfmError as exc:  # for the operator to mend, whichever record it was
-            return exc
+            self._defects.append(exc)
         except Exception as exc:  # a defect of the handler, of any kind
-            if len(unit) == 1 and self._in_hand.is_last_try(part.number, unit[0][1].offset()):
-                return self._handling.given_up(unit[0][1], exc)
+            if len(messages) == 1 and self._in_hand.is_last_try(part.number, messages[0].offset()):
+                return self._handling.given_up(messages[0], exc)
             self._in_hand.blame()
-            return exc
+            self._defects.append(exc)
         except BaseException as exc:
-            return exc
+            self._defects.append(exc)
         finally:
             self._in_hand.release()
+        return SKIPPED

@@ -23,14 +23,18 @@ from rtfm.streams.dead_letters import DeadLetterWriter
 from rtfm.streams.handling import FIRST_BACKOFF_S, MAX_BACKOFF_S, Handler, Handling, Output, WaitingState
 from rtfm.streams.lanes import Lanes
 from rtfm.streams.membership import Membership
+from rtfm.streams.position import PartitionState
 from rtfm.telemetry import CONSUMED, IN_HAND, PAUSED_PARTITIONS, POLL_GAP_SECONDS, Health
 
 POLL_S = 0.1
 SETTLE_S = 0.005
 IDLE_S = 0.01
-TAKE = 200
+TAKE = 500
 HIGH_WATER = 500
 """Unfinished records of a partition; with those of one intake they bound the map in the offset's metadata."""
+
+MAX_WINDOW = 2000
+"""Offsets of a partition from the lowest unfinished one on, where more is taken because the pool is quick."""
 
 PATIENCE_S = 1.0
 """Crowded that long, partitions are paused; a resume costs up to a second, not polling costs nothing."""
@@ -179,7 +183,7 @@ class Pipeline:
             self._lanes.put(taken)
 
     def _settle(self, wait_s: float = 0.0) -> None:
-        for finished in self._lanes.settle(wait_s):
+        if finished := self._lanes.settle(wait_s):
             self._commits.add(finished)
         if self._commits.over is not None:
             self._stop.set()
@@ -216,7 +220,8 @@ class Pipeline:
         """Whether to poll: first not polling holds back, which is free, then pausing, so that the group keeps us."""
         now_s = time.monotonic()
         parts = self._members.parts
-        full = [part for part in parts if not part.paused and part.in_hand >= self._high_water]
+        depth = self._lanes.depth
+        full = [part for part in parts if not part.paused and self._is_full(part, depth)]
         all_wait = self._lanes.crowded or self._commits.stuck
         if not (full or all_wait):
             self._crowded_since_s = None
@@ -228,6 +233,11 @@ class Pipeline:
             return False
         self._members.pause(parts if all_wait else full)
         return True
+
+    def _is_full(self, part: PartitionState, depth: int) -> bool:
+        if (in_hand := part.in_hand) < self._high_water:
+            return False
+        return in_hand >= depth or part.window >= MAX_WINDOW
 
     # What others see
 

@@ -127,6 +127,11 @@ class PartitionState:
 
     def admit(self, offset: int) -> bool:
         """Whether the record at ``offset`` is still to be done. Raises RtfmError for a record out of order."""
+        if 0 <= self._last_seen < offset >= self.end and not self.awaited:  # as nearly all are
+            self._last_seen = offset
+            self.unfinished[offset] = None
+            self.end = offset + 1
+            return True
         if offset <= self._last_seen:
             raise RtfmError(f"partition {self.number} gave offset {offset} after {self._last_seen}")
         if self._last_seen < 0 and offset < self.start:
@@ -162,6 +167,11 @@ class PartitionState:
     def unfinished_below(self, low: int) -> int:
         """How many offsets below ``low`` are not finished, those included that were never taken in."""
         return sum(offset < low for offset in self.unfinished) + max(0, low - self.end)
+
+    @property
+    def window(self) -> int:
+        """Offsets from the lowest unfinished one to the end: what the map would have to tell of."""
+        return self.end - next(iter(self.unfinished), self.end)
 
     def finish(self, offset: int) -> None:
         """Note that the record at ``offset`` is done."""

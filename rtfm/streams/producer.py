@@ -20,7 +20,7 @@ from rtfm.contracts import Contracts
 from rtfm.errors import RtfmError, Unavailable
 from rtfm.settings import Settings
 from rtfm.streams.connection import client_config, topic_name, translated, unreachable
-from rtfm.telemetry import SENT, child_traceparent, get_logger
+from rtfm.telemetry import SENT, get_logger, new_traceparent
 
 CONTENT_TYPE = b"application/vnd.confluent.avro"
 _POLL_S = 0.1
@@ -221,9 +221,9 @@ class _Failures:
 def event_headers(given: Mapping[str, bytes | str] | None) -> Headers:
     """A record's headers: those given, a trace and the content type."""
     if not given:
-        return [("traceparent", child_traceparent(None).encode()), ("content-type", CONTENT_TYPE)]
+        return [("traceparent", new_traceparent().encode()), ("content-type", CONTENT_TYPE)]
     headers = {key: value.encode() if isinstance(value, str) else value for key, value in given.items()}
     if "traceparent" not in headers:
-        headers["traceparent"] = child_traceparent(None).encode()
+        headers["traceparent"] = new_traceparent().encode()
     headers.setdefault("content-type", CONTENT_TYPE)
     return list(headers.items())

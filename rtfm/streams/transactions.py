@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from attrs import frozen
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
@@ -43,8 +43,7 @@ _REBALANCING = {
 }
 
 
-@frozen
-class Produced:
+class Produced(NamedTuple):
     """A record to produce; ``topic`` is without prefix. ``partition`` is -1 where the key decides."""
 
     topic: str
@@ -147,14 +146,11 @@ class Transactions:
         Raises NotCommitted, OutcomeUnknown or Fenced.
         """
         self._begun()
-        delivered = partial(self._delivered, self._number)
         counts: dict[str, int] = {}
         deadline_s = self._begun_s + COMMIT_TIMEOUT_S
         try:
             self._producer.begin_transaction()
-            for record in records:
-                self._produce(record, delivered, deadline_s)
-                counts[record.topic] = counts.get(record.topic, 0) + 1
+            self._produce(records, counts, deadline_s)
             if positions:
                 self._producer.send_offsets_to_transaction(list(positions), member, _left_s(deadline_s))
             self._producer.commit_transaction(_left_s(deadline_s))
@@ -191,24 +187,20 @@ class Transactions:
         self._number += 1
         self._begun_s = time.monotonic()
 
-    def _produce(
-        self, record: Produced, delivered: Callable[[KafkaError | None, Any], None], deadline_s: float
-    ) -> None:
-        while True:
-            try:
-                self._producer.produce(
-                    self._prefix + record.topic,
-                    record.value,
-                    record.key,
-                    record.partition,
-                    headers=record.headers,
-                    on_delivery=delivered,
-                )
-                return
-            except BufferError as exc:
-                if time.monotonic() > deadline_s:
-                    raise OutcomeUnknown("the producer's queue stays full") from exc
-                self._producer.poll(0.05)
+    def _produce(self, records: Iterable[Produced], counts: dict[str, int], deadline_s: float) -> None:
+        """Queue ``records`` and count them by topic. Every record goes through this loop alone, so it is tight."""
+        delivered = partial(self._delivered, self._number)
+        produce, prefix = self._producer.produce, self._prefix
+        for topic, key, value, headers, partition in records:
+            counts[topic] = counts.get(topic, 0) + 1
+            while True:
+                try:
+                    produce(prefix + topic, value, key, partition, delivered, headers=headers or None)
+                    break
+                except BufferError as exc:
+                    if time.monotonic() > deadline_s:
+                        raise OutcomeUnknown("the producer's queue stays full") from exc
+                    self._producer.poll(0.05)
 
     def _delivered(self, number: int, error: KafkaError | None, message: Any) -> None:
         if error is None:
