@@ -14,24 +14,24 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from attrs import define, field
 
-from rtfm.answering.answerer import Answerer
-from rtfm.answering.guarded import open_model
 from rtfm.contracts import Contracts, open_contracts
 from rtfm.errors import ConfigError, RtfmError, TransientError
 from rtfm.events import TimestampMillis
-from rtfm.knowledge import Knowledge, open_knowledge
-from rtfm.processor import answer, ingest
 from rtfm.settings import Settings
 from rtfm.streams.pipeline import Handler, Output, Pipeline, Record, Unfinished
 from rtfm.telemetry import Health, MetricsServer, get_logger
 from rtfm.watchdog import Watchdog
 
+if TYPE_CHECKING:
+    from rtfm.knowledge import Knowledge
+
+MESSAGES, QUERIES, RESPONSES = "discord-messages", "bot-queries", "bot-responses"
 INGEST_GROUP = "discord-message-processor"
 ANSWER_GROUP = "discord-message-processor-answer"
 
@@ -98,17 +98,18 @@ def run_processor(settings: Settings, only: Part | None = None, stop: threading.
     health.ready_when("start", lambda: starting.get("start"))
     with _signals(state), _metrics(settings, health):
         contracts = open_contracts(settings)
-        knowledge = open_knowledge(settings)
-        try:
-            if not _prepared(contracts, knowledge, only, state, starting):
-                return
-            health.ready_when("archive", _StoreCheckState(check=knowledge.archive.check))
-            health.ready_when("Chroma", _StoreCheckState(check=knowledge.vectors.check))
-            starting.clear()
-            collect_seldom()
-            _run(settings, _pipelines(settings, contracts, knowledge, only, health, state.event), state, health)
-        finally:
-            knowledge.close()
+        handlers: dict[str, Handler] = {}
+        ready = threading.Event()
+        pipelines = _pipelines(settings, contracts, only, health, state.event, handlers, ready)
+        # Transactions begin while what the handlers need is loaded; it is closed when the pipelines have ended.
+        with ExitStack() as closing, _running(settings, pipelines, state, health):
+            if _prepared(settings, contracts, only, state, starting, handlers, health, closing):
+                starting.clear()
+                collect_seldom()
+                ready.set()
+            while not state.asked():
+                time.sleep(_POLL_S)
+            _log.info("stopping")
     _log.info("stopped")
 
 
@@ -124,85 +125,82 @@ def collect_seldom() -> None:
 
 
 def _prepared(
+    settings: Settings,
     contracts: Contracts,
-    knowledge: Knowledge,
     only: Part | None,
     state: _StopState,
     starting: dict[str, str],
+    handlers: dict[str, Handler],
+    health: Health,
+    closing: ExitStack,
 ) -> bool:
-    """Wait until what the service needs is there and the archive is of this version; False if stopped meanwhile."""
+    """Fill ``handlers`` once what they need is there and the archive is of this version; False if stopped meanwhile."""
+    from rtfm.knowledge import open_knowledge
+
+    knowledge = open_knowledge(settings)
+    closing.callback(knowledge.close)
     steps: list[Callable[[], object]] = [knowledge.archive.migrate, knowledge.vectors.check]
     if only != "ingest":
-        codec = contracts.codec(answer.RESPONSES)
-        steps.insert(0, partial(contracts.registry.id_for, answer.RESPONSES, codec.schema))
+        codec = contracts.codec(RESPONSES)
+        steps.insert(0, partial(contracts.registry.id_for, RESPONSES, codec.schema))
     for step in steps:
-        wait_s, said = _FIRST_WAIT_S, False
-        while not state.asked():
-            try:
-                step()
-                break
-            except TransientError as exc:
-                starting["start"] = str(exc)
-                if not said:
-                    _log.warning("waiting to start", reason=str(exc), mend=exc.hint)
-                said = True
-            until = time.monotonic() + wait_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
-            while time.monotonic() < until and not state.asked():
-                time.sleep(_POLL_S)
-            wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
-    return not state.asked()
+        _waited_for(step, state, starting)
+    if state.asked():
+        return False
+    health.ready_when("archive", _StoreCheckState(check=knowledge.archive.check))
+    health.ready_when("Chroma", _StoreCheckState(check=knowledge.vectors.check))
+    if only != "answer":
+        handlers[MESSAGES] = _ingesting(knowledge)
+    if only != "ingest":
+        handlers[QUERIES] = _answering(settings, knowledge)
+    return True
+
+
+def _waited_for(step: Callable[[], object], state: _StopState, starting: dict[str, str]) -> None:
+    """Return when ``step`` is done, or the service was asked to stop."""
+    wait_s, said = _FIRST_WAIT_S, False
+    while not state.asked():
+        try:
+            step()
+            return
+        except TransientError as exc:
+            starting["start"] = str(exc)
+            if not said:
+                _log.warning("waiting to start", reason=str(exc), mend=exc.hint)
+            said = True
+        until = time.monotonic() + wait_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
+        while time.monotonic() < until and not state.asked():
+            time.sleep(_POLL_S)
+        wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
 
 
 def _pipelines(
     settings: Settings,
     contracts: Contracts,
-    knowledge: Knowledge,
     only: Part | None,
     health: Health,
     stop: threading.Event,
+    handlers: dict[str, Handler],
+    ready: threading.Event,
 ) -> list[Pipeline]:
+    def handled_by(topic: str) -> Handler:
+        return lambda records: handlers[topic](records)
+
+    made = partial(Pipeline, settings, contracts, health=health, stop=stop, ready=ready)
     pipelines = []
     if only != "answer":
         pipelines.append(
-            Pipeline(
-                settings,
-                contracts,
-                group=INGEST_GROUP,
-                topic=ingest.TOPIC,
-                handler=_ingesting(ingest.Ingest(knowledge=knowledge)),
-                health=health,
-                batch_size=INGEST_BATCH,
-                stop=stop,
-            )
+            made(group=INGEST_GROUP, topic=MESSAGES, handler=handled_by(MESSAGES), batch_size=INGEST_BATCH)
         )
     if only != "ingest":
-        model = open_model(settings)
-        answerer = Answerer(
-            knowledge.retriever,
-            model,
-            clock=_now_ms,
-            passages_per_answer=settings.passages_per_answer,
-            model_timeout_s=settings.gemini_timeout_s,
-            standing=knowledge.archive.answers.standing,
-        )
-        _log.info("answering", by="extract" if model is None else model.name)
-        pipelines.append(
-            Pipeline(
-                settings,
-                contracts,
-                group=ANSWER_GROUP,
-                topic=answer.TOPIC,
-                handler=answer.Answering(answerer=answerer, archive=knowledge.archive),
-                health=health,
-                concurrency=settings.processor_concurrency,
-                stop=stop,
-            )
-        )
+        concurrency = settings.processor_concurrency
+        pipelines.append(made(group=ANSWER_GROUP, topic=QUERIES, handler=handled_by(QUERIES), concurrency=concurrency))
     return pipelines
 
 
-def _run(settings: Settings, pipelines: Sequence[Pipeline], state: _StopState, health: Health) -> None:
-    """Run ``pipelines`` side by side until stopped, or until one ends with an error, which is raised."""
+@contextmanager
+def _running(settings: Settings, pipelines: Sequence[Pipeline], state: _StopState, health: Health) -> Iterator[None]:
+    """Run ``pipelines`` beside the block, and stop them at its end; whatever error ends one is raised then."""
     failures: list[BaseException] = []
 
     def work(pipeline: Pipeline) -> None:
@@ -220,12 +218,13 @@ def _run(settings: Settings, pipelines: Sequence[Pipeline], state: _StopState, h
     with Watchdog(health, settings.watchdog_s):
         for thread in threads:
             thread.start()
-        while not state.asked():
-            time.sleep(_POLL_S)
-        _log.info("stopping")
-        until = time.monotonic() + settings.shutdown_grace_s
-        for thread in threads:
-            thread.join(max(until - time.monotonic(), 0))
+        try:
+            yield
+        finally:
+            state.event.set()
+            until = time.monotonic() + settings.shutdown_grace_s
+            for thread in threads:
+                thread.join(max(until - time.monotonic(), 0))
     if failures:
         raise failures[0]
     if any(thread.is_alive() for thread in threads):
@@ -235,12 +234,34 @@ def _run(settings: Settings, pipelines: Sequence[Pipeline], state: _StopState, h
         )
 
 
-def _ingesting(handler: ingest.Ingest) -> Handler:
+def _ingesting(knowledge: Knowledge) -> Handler:
+    from rtfm.processor.ingest import Ingest
+
+    handler = Ingest(knowledge=knowledge)
+
     def handle(records: Sequence[Record]) -> Sequence[Output]:
         handler(records)
         return []
 
     return handle
+
+
+def _answering(settings: Settings, knowledge: Knowledge) -> Handler:
+    from rtfm.answering.answerer import Answerer
+    from rtfm.answering.guarded import open_model
+    from rtfm.processor.answer import Answering
+
+    model = open_model(settings)
+    answerer = Answerer(
+        knowledge.retriever,
+        model,
+        clock=_now_ms,
+        passages_per_answer=settings.passages_per_answer,
+        model_timeout_s=settings.gemini_timeout_s,
+        standing=knowledge.archive.answers.standing,
+    )
+    _log.info("answering", by="extract" if model is None else model.name)
+    return Answering(answerer=answerer, archive=knowledge.archive)
 
 
 @contextmanager

@@ -76,8 +76,9 @@ class Commits:
         self._state = _CommitState()
 
     def open(self) -> None:
-        """Start transactions. Raises Unavailable, Fenced."""
-        self._transactions.open()
+        """Start transactions, unless that is done. Raises Unavailable, Fenced."""
+        if self._transactions.in_doubt:
+            self._transactions.open()
 
     def close(self) -> None:
         """Drop the producer; what is not committed is not."""

@@ -29,6 +29,7 @@ from rtfm.telemetry import CONSUMED, IN_HAND, PAUSED_PARTITIONS, POLL_GAP_SECOND
 POLL_S = 0.1
 SETTLE_S = 0.005
 IDLE_S = 0.01
+READY_POLL_S = 0.05
 TAKE = 500
 HIGH_WATER = 500
 """Unfinished records of a partition; with those of one intake they bound the map in the offset's metadata."""
@@ -71,7 +72,9 @@ class Pipeline:
         concurrency: int = 1,
         outside_s: float = OUTSIDE_S,
         stop: threading.Event,
+        ready: threading.Event | None = None,
     ) -> None:
+        """``ready`` is set when ``handler`` may be called; until then the group is not joined."""
         if topic not in contracts.catalogue.topics:
             raise ConfigError(f"there is no topic {topic} in contracts.toml")
         self._settings = settings
@@ -81,6 +84,7 @@ class Pipeline:
         self._outside_s = outside_s
         self._high_water = HIGH_WATER if batch_size is None else max(HIGH_WATER, 2 * batch_size)
         self._stop = stop
+        self._ready = ready
         self._waiting = WaitingState(group)
         self._in_hand = InHand(settings, group=group, threads=concurrency, stop=stop)
         handling = Handling(
@@ -151,7 +155,10 @@ class Pipeline:
         while not self._stop.is_set():
             self._health.beat(self._group)
             try:
+                # Early: the end of a transaction that a dead predecessor left open takes up to a second.
                 self._commits.open()
+                if not self._is_wanted():
+                    return False
                 self._members.open()
             except Unavailable as exc:
                 self._waiting.note(self, exc)
@@ -162,6 +169,14 @@ class Pipeline:
             self._useful_s = time.monotonic()
             return True
         return False
+
+    def _is_wanted(self) -> bool:
+        """Wait until the handler is there; False when stopped meanwhile."""
+        while self._ready is not None and not self._ready.wait(READY_POLL_S):
+            self._health.beat(self._group)
+            if self._stop.is_set():
+                return False
+        return True
 
     def _step(self) -> None:
         self._health.beat(self._group)
