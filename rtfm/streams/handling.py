@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -129,7 +130,7 @@ class Handling:
         self._handler = handler
         self._waiting = waiting
         self._stop = stop
-        self._seconds = PROCESS_SECONDS.labels(topic)
+        self._seconds: deque[float] = deque()
 
     def handle(self, messages: Sequence[Any], assignment: Assignment) -> Result:
         """Handle ``messages`` of confluent_kafka as one batch, again and again while a dependency is down.
@@ -143,7 +144,7 @@ class Handling:
             result = self._once(messages)
         except TransientError as exc:
             return self._later(messages, assignment, exc)
-        self._seconds.observe(time.monotonic() - started_s)
+        self._seconds.append(time.monotonic() - started_s)
         return result
 
     def _later(self, messages: Sequence[Any], assignment: Assignment, error: TransientError) -> Result:
@@ -162,10 +163,14 @@ class Handling:
                 except TransientError as exc:
                     error = exc
                     continue
-                self._seconds.observe(time.monotonic() - started_s)
+                self._seconds.append(time.monotonic() - started_s)
                 return result
         finally:
             self._waiting.clear(threading.get_ident())
+
+    def report(self) -> None:
+        """Count how long handling took since the last report."""
+        PROCESS_SECONDS.observe_all(self._topic, [self._seconds.popleft() for _ in range(len(self._seconds))])
 
     def buried(self, message: Any, error: PermanentError) -> Result:
         """A dead letter in place of outputs that no broker takes."""
@@ -198,7 +203,7 @@ class Handling:
             if not outputs:
                 return NOTHING
             cause = records[0] if len(records) == 1 else None
-            return Result([self._encoded(output, cause) for output in outputs])
+            return Result([output if type(output) is Produced else self._encoded(output, cause) for output in outputs])
         except PermanentError as exc:
             if len(records) == 1:
                 return self._buried(records[0], exc, "HANDLE")

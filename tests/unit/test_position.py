@@ -123,3 +123,17 @@ def test_what_retention_removed_is_counted_without_what_was_finished() -> None:
     part = PartitionState.restored(0, 10, encode([10, 15], 20))
     assert part.unfinished_below(22) == 4
     assert part.unfinished_below(10) == 0
+
+
+def test_the_window_is_what_the_map_would_tell_of() -> None:
+    """From the lowest unfinished offset to the end, however few of them are unfinished; nothing when all is done."""
+    part = PartitionState.restored(0, 10, "")
+    for offset in range(10, 20):
+        assert part.admit(offset)
+    assert part.window == 10
+    for offset in (10, 11, 15):
+        part.finish(offset)
+    assert part.window == 8
+    for offset in (12, 13, 14, 16, 17, 18, 19):
+        part.finish(offset)
+    assert part.window == 0
