@@ -30,12 +30,18 @@ POLL_S = 0.1
 SETTLE_S = 0.005
 IDLE_S = 0.01
 READY_POLL_S = 0.05
-TAKE = 500
+TAKE = 300
 HIGH_WATER = 500
-"""Unfinished records of a partition; with those of one intake they bound the map in the offset's metadata."""
+"""Unfinished records of a partition; with those of one intake they bound the map in the offset's metadata.
+
+A record has at most three bytes of the map, or four characters: 3,200, and the tally's 270.
+"""
 
 MAX_WINDOW = 2000
-"""Offsets of a partition from the lowest unfinished one on, where more is taken because the pool is quick."""
+"""Offsets of a partition from the lowest unfinished one on, where more is taken because the pool is quick.
+
+Then an offset has at most one byte of the map.
+"""
 
 PATIENCE_S = 1.0
 """Crowded that long, partitions are paused; a resume costs up to a second, not polling costs nothing."""
