@@ -1,0 +1,123 @@
+"""Where the time of a question goes: the processor with a clock at every stage, and what its notes come to.
+
+``python -m benchmarks.pipeline_stages FILE`` runs the processor that answers, and writes a line a question to FILE when
+it is stopped. Questions must come one at a time, for a stage's time is added to the question that is under way.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.pipeline_setup import percentile
+from benchmarks.report import Figure, figure
+
+WAIT, DECODE, FIND, EMBED = "in bot-queries", "decode", "answered before?", "embed"
+SQL, CHROMA, RANK, MODEL = "retrieval's SQL", "Chroma", "ranking", "model call"
+KEEP, HANDLE, ENCODE = "keep the answer", "rest of handler", "encode"
+DUE, COMMIT, READ = "until due", "transaction", "in bot-responses"
+STAGES = (WAIT, DECODE, FIND, EMBED, SQL, CHROMA, RANK, MODEL, KEEP, HANDLE, ENCODE, DUE, COMMIT, READ)
+
+_BEGUN, _ENDED, _COMMITTED, _ID = "begun_ns", "ended_ns", "committed_ns", "query_id"
+
+
+def figures(notes: Path, sent_ns: dict[str, int], seen_ns: dict[str, int]) -> list[Figure]:
+    """p50 and p99 of each stage, in milliseconds. When each question was produced and its response read is given."""
+    samples: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    for line in notes.read_text(encoding="utf-8").splitlines():
+        note = json.loads(line)
+        if (name := note[_ID]) not in sent_ns:
+            continue
+        note[WAIT] = (note[_BEGUN] - sent_ns[name]) / 1e6 - note.get(DECODE, 0.0)
+        note[READ] = (seen_ns[name] - note[_COMMITTED]) / 1e6
+        # Each stage less what is inside it.
+        note[HANDLE] -= sum(note.get(stage, 0.0) for stage in (FIND, RANK, MODEL, KEEP))
+        note[RANK] = max(0.0, note.get(RANK, 0.0) - sum(note.get(stage, 0.0) for stage in (EMBED, SQL, CHROMA)))
+        for stage in STAGES:
+            samples[stage].append(note.get(stage, 0.0))
+    return [
+        figure(f"of that {stage} p{percent}", percentile(values, percent), None, None, unit="ms")
+        for stage, values in samples.items()
+        for percent in (50, 99)
+    ]
+
+
+def _note_of(stages: list[dict[str, Any]]) -> None:
+    """Put a clock at every stage, for the process at hand."""
+    from rtfm.answering.guarded import GuardedModel
+    from rtfm.contracts import Contracts
+    from rtfm.knowledge.archive.answers import ArchiveAnswers
+    from rtfm.knowledge.archive.reading import View
+    from rtfm.knowledge.embedding import OnnxEmbedding
+    from rtfm.knowledge.retrieval import Retriever
+    from rtfm.knowledge.vectors import ChromaVectors
+    from rtfm.processor.answer import Answering
+    from rtfm.streams.transactions import Transactions
+
+    now: dict[str, Any] = {}
+
+    def clocked(owner: type[Any], method: str, stage: str) -> None:
+        inner: Callable[..., Any] = getattr(owner, method)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            started_ns = time.perf_counter_ns()
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                now[stage] = now.get(stage, 0.0) + (time.perf_counter_ns() - started_ns) / 1e6
+
+        setattr(owner, method, call)
+
+    for owner, method, stage in (
+        (Contracts, "decode", DECODE),
+        (ArchiveAnswers, "find", FIND),
+        (OnnxEmbedding, "embed", EMBED),
+        (View, "_select", SQL),
+        (ChromaVectors, "nearest", CHROMA),
+        (Retriever, "search", RANK),
+        (GuardedModel, "complete", MODEL),
+        (ArchiveAnswers, "keep", KEEP),
+        (Contracts, "encode", ENCODE),
+        (Answering, "__call__", HANDLE),
+        (Transactions, "commit", COMMIT),
+    ):
+        clocked(owner, method, stage)
+    handle, commit = Answering.__call__, Transactions.commit
+
+    def handled(answering: Answering, records: Sequence[Any]) -> Any:
+        now[_BEGUN], now[_ID] = time.time_ns(), records[0].event.query_id
+        outputs = handle(answering, records)
+        now[_ENDED] = time.time_ns()
+        return outputs
+
+    def committed(*args: Any, **kwargs: Any) -> None:
+        began_ns = time.time_ns()
+        commit(*args, **kwargs)
+        if _ENDED in now:
+            due_ms = (began_ns - now[_ENDED]) / 1e6 - now.get(ENCODE, 0.0)
+            stages.append({**now, DUE: due_ms, _COMMITTED: time.time_ns()})
+        now.clear()
+
+    Answering.__call__ = handled  # type: ignore[method-assign, assignment]  # a clock around it
+    Transactions.commit = committed  # type: ignore[method-assign, assignment]
+
+
+def main() -> None:
+    """Run the processor until it is told to end."""
+    from rtfm import settings
+    from rtfm.processor.service import run_processor
+    from rtfm.telemetry import configure_logging
+
+    configure_logging("WARNING")
+    stages: list[dict[str, Any]] = []
+    _note_of(stages)
+    run_processor(settings.load(dotenv=None), "answer")
+    Path(sys.argv[1]).write_text("".join(json.dumps(note) + "\n" for note in stages), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
