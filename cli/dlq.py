@@ -95,11 +95,12 @@ rtfm-cli dlq list --error-class UnknownSchema --state all
 @bootstrap_servers_option
 @json_option
 def list_(ids: tuple[str, ...], state: str, kafka_bootstrap_servers: str | None, as_json: bool, **given: Any) -> None:
-    """List dead letters, oldest first in each partition."""
+    """List dead letters, oldest first."""
     from rtfm.streams.dead_letter_store import DeadLetterStore
 
     with DeadLetterStore(load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)) as store:
         rows = [row_of(found) for found in store.find(_filter(given, ids, state=state))]
+    rows.sort(key=lambda row: (row["dead_since_ms"], row["id"]))
     if as_json:
         echo_json({"dead_letters": rows})
         return
