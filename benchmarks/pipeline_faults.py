@@ -30,7 +30,7 @@ from rtfm.settings import Settings
 
 SLEEPER_S = 36.0
 PER_S = 50.0
-KILLS = 5
+KILLS = 7
 FLOW_LIMIT_S = 3.0
 
 
