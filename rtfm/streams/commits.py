@@ -29,8 +29,8 @@ GAP_S = 0.003
 ``retry.backoff.ms`` says. Under load the gap is used to take more."""
 
 RECORDS = 1000
-"""Under load: a transaction costs the broker and us about the same whatever it holds, and 1,000 records are some 20 ms of
-work, as EVERY_S. With 500 the pipeline was a third slower."""
+"""Under load: a transaction costs about the same whatever it holds; 1,000 records are some 20 ms of work, like EVERY_S.
+With 500 the pipeline was a third slower."""
 
 MAX_RECORDS = 2000
 RESOLVE_TIMEOUT_S = 5.0
