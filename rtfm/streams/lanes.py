@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
 
 from rtfm.errors import RtfmError
@@ -25,6 +25,8 @@ Taken = tuple[PartitionState, Any]
 
 
 AHEAD_S = 0.03
+"""What the pool is given beyond what it works on, in its own time: as much as a transaction takes under load."""
+
 SPEED_EVERY_S = 0.02
 
 
@@ -54,12 +56,14 @@ class Lanes:
         batch_size: int | None,
         in_hand: InHand,
         stop: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._handling = handling
         self._in_hand = in_hand
         self._batch_size = batch_size
         self._stop = stop
-        self._since_s, self._count, self._depth = time.monotonic(), 0, 0
+        self._clock = clock
+        self._since_s, self._count, self._depth = clock(), 0, 0
         self._defects: list[BaseException] = []
         self._waiting: dict[Lane, list[Taken]] = {}
         self._work: queue.SimpleQueue[tuple[Lane, list[Taken]] | None] = queue.SimpleQueue()
@@ -90,7 +94,7 @@ class Lanes:
     @property
     def depth(self) -> int:
         """How many records the pool gets through while a transaction is under way, as fast as it was of late."""
-        now_s = time.monotonic()
+        now_s = self._clock()
         if (elapsed_s := now_s - self._since_s) >= SPEED_EVERY_S:
             self._depth = int(self._count / elapsed_s * AHEAD_S)
             self._since_s, self._count = now_s, 0

@@ -12,13 +12,14 @@ from typing import Any
 import httpx
 import pytest
 from attrs import evolve
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from rtfm.contracts import Contracts, open_contracts
 from rtfm.errors import ConfigError, InvalidEvent, Unavailable
 from rtfm.settings import Settings
 from rtfm.streams.pipeline import Output, Record
+from rtfm.streams.progress import GroupProgress
 from rtfm.streams.topics import TopicAdmin
 from rtfm.telemetry import LOST_RECORDS, Health
 from tests.streams import (
@@ -311,3 +312,33 @@ def test_a_topic_that_is_not_there_is_the_operators_to_make(
     lost = evolve(settings, kafka_topic_prefix="nowhere.")
     with pytest.raises(ConfigError, match="does not exist"), running(lost, contracts, Noting()) as thread:
         eventually(lambda: not thread.is_alive())
+
+
+def test_a_handler_that_is_still_loading_keeps_the_pipeline_out_of_the_group_but_not_from_its_name(
+    settings: Settings, contracts: Contracts
+) -> None:
+    """What a dead predecessor left open is ended meanwhile; records are taken once the handler is there."""
+    name = f"{settings.kafka_topic_prefix}{GROUP}-{settings.instance_id}"
+    servers = {"bootstrap.servers": settings.kafka_bootstrap_servers}
+    predecessor: Any = Producer({**servers, "transactional.id": name, "transaction.timeout.ms": 600_000})
+    predecessor.init_transactions(30)
+    produce(settings, contracts, MESSAGES, said(1))
+    ready, noting = threading.Event(), Noting()
+
+    def is_ended() -> bool:
+        try:
+            predecessor.begin_transaction()
+            predecessor.produce(f"{settings.kafka_topic_prefix}{RESPONSES}", b"x")
+            predecessor.commit_transaction(10)
+        except KafkaException as exc:
+            return bool(exc.args[0].fatal())
+        return False
+
+    with running(settings, contracts, noting, ready=ready):
+        eventually(is_ended)
+        assert GroupProgress(settings, GROUP).members() == 0
+        assert noting.batches == []
+        ready.set()
+        eventually(lambda: noting.ids == ["1"])
+    with running(settings, contracts, noting, ready=threading.Event()):
+        pass  # stopping waits for no handler
