@@ -33,7 +33,7 @@ _ENOUGH = 25
 """Passages by meaning, and those without which Chroma is asked again."""
 
 _LEXICAL, _LEXICAL_ALONE = 40, 60
-_DRAFT, _DRAFT_ALONE = 80, 250
+_DRAFT, _DRAFT_ALONE = 80, 400
 """Passages by words, beside those by meaning and without them; and passages whose words are counted for that."""
 
 _EXACT = 1_000

@@ -159,6 +159,7 @@ class Retriever:
         self._archive = archive
         self._embedding = embedding
         self._candidates = CandidateSearch(archive, vectors, exact_limit)
+        self._embedded: tuple[Sequence[str], Vectors] | None = None
 
     def search(
         self, question: str, *, guild_id: str | None, visible_channel_ids: Collection[str], limit: int
@@ -191,7 +192,12 @@ class Retriever:
 
         ``guild_id`` is '' for direct messages.
         """
-        vectors = [None] * len(questions) if self._embedding is None else self._embedding.embed(questions)
+        vectors: Sequence[Vectors | None] = [None] * len(questions)
+        if self._embedding is not None:
+            # They are the same ones each time, and a guild that is filled asks for them a dozen times.
+            if self._embedded is None or self._embedded[0] != questions:
+                self._embedded = (questions, self._embedding.embed(questions))
+            vectors = list(self._embedded[1])
         visible = sorted({channel.acl_channel_id for channel in self._archive.channels(guild_id)})
         found = [
             self._search(question, vector, guild_id, visible, 1).explanation

@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from rtfm.events import ChannelKind, TimestampMillis
 from rtfm.knowledge.archive.database import Database
 from rtfm.knowledge.archive.rows import GuildCollection
+from rtfm.knowledge.archive.tables import GUILD_TERMS
 from rtfm.knowledge.archive.writing import quoted
 
 # The channel itself, or the parent of a public thread or forum post. Not "= ANY(array)": PostgreSQL weighs every
@@ -185,12 +186,14 @@ class View:
         if not groups:
             return []
         few = f"WITH few AS MATERIALIZED ({_OF_CHANNELS})"
+        holds = "terms @@ one.query::tsquery" if among_few else f"{GUILD_TERMS} @@ one.query::tsquery"
+        in_guild = "" if among_few else f" & {quoted(f'guild:{self._guild}')}"
         rows = self._select(
             f"""
             {few if among_few else ""}
             SELECT passage_id FROM unnest(%(queries)s::text[], %(rarities)s::float8[], %(paired)s::bool[])
                 AS one(query, rarity, paired), {"few" if among_few else "passages"}
-            WHERE terms @@ one.query::tsquery AND {_VISIBLE}
+            WHERE {holds} AND {_VISIBLE}
             GROUP BY passage_id, length
             -- Of n words, each is in n - 1 pairs, and there are n (n - 1) / 2.
             ORDER BY (coalesce(sum(rarity) FILTER (WHERE NOT paired), 0)
@@ -199,7 +202,7 @@ class View:
                      / (1 + length / %(mean_length)s) DESC, passage_id
             LIMIT %(limit)s
             """,  # noqa: S608 - constants
-            queries=[" & ".join(quoted(word) for word in group.words) for group in groups],
+            queries=[" & ".join(quoted(word) for word in group.words) + in_guild for group in groups],
             rarities=[group.rarity for group in groups],
             paired=[len(group.words) > 1 for group in groups],
             mean_length=mean_length,

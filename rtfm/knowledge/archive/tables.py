@@ -18,6 +18,7 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     Table,
     Text,
+    text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR
 
@@ -61,6 +62,9 @@ messages = Table(
     Index("messages_author", "author_id"),
 )
 
+GUILD_TERMS = "(terms || array_to_tsvector(ARRAY['guild:' || guild_id]))"
+"""What the term index holds of a passage: its terms, and its guild as one more, which no word can be."""
+
 passages = Table(
     "passages",
     metadata,
@@ -78,7 +82,7 @@ passages = Table(
     Index("passages_conversation", "conversation_id"),
     Index("passages_acl", "guild_id", "acl_channel_id"),
     Index("passages_channel", "channel_id"),
-    Index("passages_terms", "terms", postgresql_using="gin"),
+    Index("passages_guild_terms", text(GUILD_TERMS), postgresql_using="gin"),
 )
 
 document_frequencies = Table(

@@ -1,0 +1,17 @@
+"""The term index knows guilds: looking a word up does not touch what other guilds said."""
+
+from __future__ import annotations
+
+from alembic import op
+
+revision = "0005"
+down_revision = "0004"
+
+
+def upgrade() -> None:
+    """Replace the index; ingest waits meanwhile, search does not."""
+    op.execute(
+        "CREATE INDEX passages_guild_terms ON passages"
+        " USING gin ((terms || array_to_tsvector(ARRAY['guild:' || guild_id])))"
+    )
+    op.execute("DROP INDEX passages_terms")
