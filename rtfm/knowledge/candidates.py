@@ -124,6 +124,9 @@ class CandidateSearch:
                 candidates = _candidates(view, near, by_words, words, lexical)
                 yield Found(standing, mode, lexical, candidates, compared, len(exact or ())), view
                 return
+        if asked is None:
+            # More than was counted lately.
+            count = _clamped(_DENSE * _ENTRIES_PER_PASSAGE * total / max(2 * limit, 1))
         entries = asked.result() if asked else self._nearest(guild, vector, count, standing.collection)
         while True:
             with self._archive.reading.view(guild, visible) as view:
