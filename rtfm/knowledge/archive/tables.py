@@ -82,7 +82,12 @@ passages = Table(
     Index("passages_conversation", "conversation_id"),
     Index("passages_acl", "guild_id", "acl_channel_id"),
     Index("passages_channel", "channel_id"),
-    Index("passages_guild_terms", text(GUILD_TERMS), postgresql_using="gin"),
+    Index(
+        "passages_guild_terms",
+        text(GUILD_TERMS),
+        postgresql_using="gin",
+        postgresql_with={"gin_pending_list_limit": 128},
+    ),
 )
 
 document_frequencies = Table(

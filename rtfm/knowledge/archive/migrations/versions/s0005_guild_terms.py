@@ -13,5 +13,7 @@ def upgrade() -> None:
     op.execute(
         "CREATE INDEX passages_guild_terms ON passages"
         " USING gin ((terms || array_to_tsvector(ARRAY['guild:' || guild_id])))"
+        # Each search reads all that waits to be put in order, which is 4 MB by default, once a word.
+        " WITH (gin_pending_list_limit = 128)"
     )
     op.execute("DROP INDEX passages_terms")
