@@ -1,4 +1,4 @@
-"""A registry behind a proxy that fails on demand: TCP on the outside, so that every way of not answering is real."""
+"""A registry, or Chroma, behind a proxy that fails on demand: TCP on the outside, so that every way of not answering is real."""
 
 from __future__ import annotations
 
@@ -81,6 +81,9 @@ class RegistryProxy:
                         continue
                     case "503":
                         connection.sendall(b"HTTP/1.1 503 No\r\nContent-Length: 4\r\nConnection: close\r\n\r\ndown")
+                        return
+                    case "garbage":
+                        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n<html>")
                         return
                     case "slow":
                         for byte in b"HTTP/1.1 200 OK\r\n" + b"X-Filler: 1\r\n" * 1000:

@@ -26,12 +26,13 @@ def usable(passages: Sequence[Passage], query: BotQuery) -> list[Passage]:
     orders to a machine; a passage of which nothing remains; and a message that an earlier passage has, too.
     """
     listed = frozenset(query.visible_channel_ids)
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()
     kept = []
     for passage in passages:
-        messages = [m for m in passage.messages if m.message_id not in seen and _usable(m, query, listed)]
+        # Parts of a long message share its id.
+        messages = [m for m in passage.messages if (m.message_id, m.content) not in seen and _usable(m, query, listed)]
         if messages:
-            seen.update(message.message_id for message in messages)
+            seen.update((message.message_id, message.content) for message in messages)
             scrubbed = [attrs.evolve(message, content=scrub(message.content)) for message in messages]
             kept.append(attrs.evolve(passage, messages=scrubbed))
     return kept

@@ -8,6 +8,7 @@ from attrs import frozen
 
 from rtfm.events import TimestampMillis
 from rtfm.knowledge.linking import NAME_AT_START
+from rtfm.knowledge.splitting import MAX_TOKENS, split, tokens
 from rtfm.knowledge.words import strip_mentions
 
 PASSAGE_WORDS = 200
@@ -16,22 +17,32 @@ PASSAGE_WORDS = 200
 
 @frozen(kw_only=True)
 class Line:
-    """A message of a conversation, in order. ``text`` is what is searched: no names, no markup."""
+    """A message of a conversation, in order. ``text`` is what is searched: no names, no markup.
+
+    ``files`` are the texts of files that came with it.
+    """
 
     message_id: str
     text: str
     created_at: TimestampMillis
+    files: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether the text stands whole in a passage, with others of the conversation."""
+        return bool(self.text) and len(self.text.split()) <= PASSAGE_WORDS and tokens(self.text) <= MAX_TOKENS
 
 
 @frozen(kw_only=True)
 class PassageText:
-    """A passage before it has a vector."""
+    """A passage before it has a vector. ``part_of`` is the message of which it is a part, None for whole messages."""
 
     passage_id: str
     text: str
     message_ids: tuple[str, ...]
     first_at: TimestampMillis
     last_at: TimestampMillis
+    part_of: str | None = None
 
 
 def spoken_text(content: str, names: Sequence[str] = ()) -> str:
@@ -44,29 +55,46 @@ def spoken_text(content: str, names: Sequence[str] = ()) -> str:
 
 
 def passages(conversation_id: str, lines: Sequence[Line]) -> list[PassageText]:
-    """The passages of a conversation: whole messages, about 200 words each.
+    """The passages of a conversation: whole messages, about 200 words each; then the parts of long ones and of files.
 
-    The first is named for the conversation, the n-th after it ``<conversation>.<n>``. Messages without text are left
-    out.
+    The first is named for the conversation, the n-th after it ``<conversation>.<n>``, the n-th part of a message
+    ``<message>-<n>``, from 1. Messages without text are left out.
     """
-    parts: list[list[Line]] = []
+    runs: list[list[Line]] = []
     words = 0
     for line in lines:
-        if not line.text:
+        if not line.whole:
             continue
         count = len(line.text.split())
-        if not parts or words + count > PASSAGE_WORDS:
-            parts.append([])
+        if not runs or words + count > PASSAGE_WORDS:
+            runs.append([])
             words = 0
-        parts[-1].append(line)
+        runs[-1].append(line)
         words += count
-    return [
+    made = [
         PassageText(
             passage_id=conversation_id if number == 0 else f"{conversation_id}.{number}",
-            text="\n".join(line.text for line in part),
-            message_ids=tuple(line.message_id for line in part),
-            first_at=part[0].created_at,
-            last_at=part[-1].created_at,
+            text="\n".join(line.text for line in run),
+            message_ids=tuple(line.message_id for line in run),
+            first_at=run[0].created_at,
+            last_at=run[-1].created_at,
         )
-        for number, part in enumerate(parts)
+        for number, run in enumerate(runs)
+    ]
+    return made + [part for line in lines for part in _parts(line)]
+
+
+def _parts(line: Line) -> list[PassageText]:
+    long = [] if line.whole or not line.text else [line.text]
+    texts = [text for whole in (*long, *line.files) for text in split(whole)]
+    return [
+        PassageText(
+            passage_id=f"{line.message_id}-{number}",
+            text=text,
+            message_ids=(line.message_id,),
+            first_at=line.created_at,
+            last_at=line.created_at,
+            part_of=line.message_id,
+        )
+        for number, text in enumerate(texts, start=1)
     ]

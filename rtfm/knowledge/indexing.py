@@ -32,7 +32,7 @@ from rtfm.knowledge.vectors import ChromaVectors, Entry, WrongCollection, messag
 from rtfm.scrubbing import scrub
 from rtfm.telemetry import get_logger
 
-RULES = f"1-{hashlib.sha256(repr(LEARNED).encode()).hexdigest()[:8]}"
+RULES = f"2-{hashlib.sha256(repr(LEARNED).encode()).hexdigest()[:8]}"
 """Version of linking, splitting, scrubbing and terms, with the linker's weights: raise the number when one of them
 makes something else of the same messages."""
 
@@ -136,7 +136,7 @@ class Indexer:
             or _differs(before, passage, with_vector=passage.guild_id in with_vectors)
         ]
         gone = [passage for passage_id, passage in old.items() if passage_id not in {p.passage_id for p in wanted}]
-        spoken = [message for message in state.changed.values() if message.message_id in passage_of]
+        spoken = [message for message in state.changed.values() if message.message_id in texts_of]
         vector_of = self._embedded(
             {passage_entry(p.passage_id): p.text for p in fresh if p.guild_id in with_vectors}
             | {message_entry(m.message_id): texts_of[m.message_id] for m in spoken if m.guild_id in with_vectors}
@@ -211,7 +211,10 @@ def first_collection(guild_id: str, embedding: Embedding | None) -> GuildCollect
 def _passages(
     members: Iterable[StoredMessage], touched: set[str], channels: Mapping[str, Channel]
 ) -> tuple[list[StoredPassage], dict[str, str], dict[str, str]]:
-    """The passages of the touched conversations; message id → passage id; message id → what is searched of it."""
+    """The passages of the touched conversations; message id → passage id; message id → what is embedded of it alone.
+
+    A message of parts leads to its first one, and has no vector beside theirs.
+    """
     conversations: dict[str, list[StoredMessage]] = {conversation_id: [] for conversation_id in touched}
     for message in members:
         if message.conversation_id in conversations and not message.deleted and not message.author_is_bot:
@@ -225,23 +228,25 @@ def _passages(
         lines = [
             Line(
                 message_id=message.message_id,
-                text=_searched(message, names),
+                # Before it is cut: half of a secret is not recognised.
+                text=scrub(spoken_text(message.content, names)),
                 created_at=message.created_at,
+                files=tuple(
+                    scrub(f"{attachment['filename']}\n{attachment['text']}")
+                    for attachment in message.attachments
+                    if str(attachment.get("text") or "").strip()
+                ),
             )
             for message in messages
         ]
-        texts_of |= {line.message_id: line.text for line in lines}
         for part in passages(conversation_id, lines):
             made.append(_stored(part, conversation_id, channels[messages[0].channel_id]))
-            passage_of |= dict.fromkeys(part.message_ids, part.passage_id)
+            if part.part_of is None:
+                passage_of |= dict.fromkeys(part.message_ids, part.passage_id)
+            else:
+                passage_of.setdefault(part.part_of, part.passage_id)
+        texts_of |= {line.message_id: line.text for line in lines if line.whole}
     return made, passage_of, texts_of
-
-
-def _searched(message: StoredMessage, names: Sequence[str]) -> str:
-    """What is searched of a message: its words and those of its text files, without names and secrets."""
-    said = spoken_text(message.content, names)
-    texts = [str(attachment["text"]) for attachment in message.attachments if attachment.get("text")]
-    return scrub("\n".join(filter(None, [said, *texts])))
 
 
 def _stored(part: PassageText, conversation_id: str, channel: Channel) -> StoredPassage:
@@ -255,6 +260,7 @@ def _stored(part: PassageText, conversation_id: str, channel: Channel) -> Stored
         vector=None,
         first_at=part.first_at,
         last_at=part.last_at,
+        part_of=part.part_of,
     )
 
 

@@ -41,14 +41,15 @@ def pack(passages: Sequence[Passage], max_words: int) -> list[Passage]:
     A message that does not fit is passed over for shorter ones: they answer as often, and the space is not wasted.
     """
     packed: list[Passage] = []
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()
     left = max_words
     for passage in sorted(passages, key=lambda passage: -passage.pull):
         kept = []
         for message in passage.messages:
             words = len(message.content.split())
-            if words <= left and message.message_id not in seen:
-                seen.add(message.message_id)
+            # Parts of a long message share its id.
+            if words <= left and (message.message_id, message.content) not in seen:
+                seen.add((message.message_id, message.content))
                 kept.append(message)
                 left -= words
         if kept:

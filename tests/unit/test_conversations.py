@@ -19,10 +19,28 @@ def test_a_long_conversation_goes_on_in_another_passage_between_messages() -> No
     assert passages("c", lines[:3])[0] == made[0]
 
 
-def test_a_message_longer_than_a_passage_stands_alone_and_whole() -> None:
-    """Better one long passage than a cut code block."""
-    lines = [line(1, "short"), line(2, "word " * (PASSAGE_WORDS + 1)), line(3, "short")]
-    assert [passage.message_ids for passage in passages("c", lines)] == [("1",), ("2",), ("3",)]
+def test_a_long_message_is_cut_into_parts_of_its_own() -> None:
+    """What is said around it stays together, and its parts have their ids whatever is said later."""
+    long = "word " * 10_000
+    made = passages("c", [line(1, "short"), line(2, long), line(3, "short too")])
+    assert made[0].message_ids == ("1", "3")
+    parts = made[1:]
+    assert [part.passage_id for part in parts[:2]] == ["2-1", "2-2"]
+    assert {part.part_of for part in parts} == {"2"}
+    assert " ".join(part.text for part in parts).split() == long.split()
+    assert passages("c", [line(2, long), line(4, "later")])[1:] == parts
+
+
+def test_a_file_is_cut_like_a_long_message() -> None:
+    """Its message stays in the conversation, or is in no passage but those of the file where it says nothing."""
+    log = "kern.log\n" + "\n".join(f"line {number}" for number in range(500))
+    said = Line(message_id="1", text="see the log", created_at=TimestampMillis(1), files=(log,))
+    whole, *parts = passages("1", [said])
+    assert (whole.text, whole.part_of) == ("see the log", None)
+    assert parts[0].passage_id == "1-1"
+    assert parts[0].text.startswith("kern.log")
+    assert "line 499" in parts[-1].text
+    assert passages("1", [Line(message_id="1", text="", created_at=TimestampMillis(1), files=(log,))]) == parts
 
 
 def test_messages_without_text_are_in_no_passage() -> None:

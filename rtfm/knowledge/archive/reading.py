@@ -288,7 +288,10 @@ class View:
         rows = self._select(
             """
             WITH place AS (SELECT min(channel_id) AS channel_id, min(created_at) AS first_at, max(created_at) AS last_at
-                           FROM messages WHERE passage_id = %(passage)s AND NOT deleted)
+                           FROM messages
+                           WHERE (passage_id = %(passage)s OR message_id = (SELECT part_of FROM passages
+                                                                         WHERE passage_id = %(passage)s))
+                             AND NOT deleted)
             (SELECT m.passage_id, m.author_id FROM messages AS m, place
              WHERE m.channel_id = place.channel_id AND m.created_at < place.first_at
              ORDER BY m.created_at DESC LIMIT %(messages)s)
@@ -300,6 +303,9 @@ class View:
             (SELECT m.passage_id, m.author_id FROM messages AS m, place
              WHERE m.channel_id = place.channel_id AND m.created_at BETWEEN place.first_at AND place.last_at
              LIMIT %(between)s)
+            UNION ALL
+            (SELECT p.passage_id, m.author_id FROM passages AS p JOIN messages AS m ON m.message_id = p.part_of
+             WHERE p.passage_id = %(passage)s)
             """,
             passage=passage_id,
             messages=messages,
@@ -312,17 +318,29 @@ class View:
         return {found: frozenset(authors) for found, authors in people.items()}
 
     def messages_of(self, passage_ids: Sequence[str]) -> list[FoundMessage]:
-        """The messages of these passages in order, with their channels; what may not be seen is left out."""
+        """The messages of these passages in order, with their channels; what may not be seen is left out.
+
+        Of a long message, and of one with files, each passage has the part that it was made of.
+        """
+        columns = """m.message_id, m.guild_id, m.channel_id, c.parent_channel_id, c.kind, m.author_id, m.author_name,
+                     m.created_at"""
+        seen = """NOT m.deleted AND m.guild_id = %(guild)s
+                  AND (c.acl_channel_id IN (SELECT unnest(%(visible)s::text[]))
+                       OR m.channel_id IN (SELECT unnest(%(visible)s::text[])))"""
         rows = self._select(
-            """
-            SELECT m.passage_id, m.message_id, m.guild_id, m.channel_id, c.parent_channel_id, c.kind, m.author_id,
-                   m.author_name, m.created_at, m.content
-            FROM messages AS m JOIN channels AS c USING (channel_id)
-            WHERE m.passage_id = ANY(%(ids)s) AND NOT m.deleted AND m.guild_id = %(guild)s
-              AND (c.acl_channel_id IN (SELECT unnest(%(visible)s::text[]))
-                   OR m.channel_id IN (SELECT unnest(%(visible)s::text[])))
-            ORDER BY m.created_at, length(m.message_id), m.message_id
-            """,
+            f"""
+            SELECT * FROM (
+                SELECT p.passage_id, {columns}, m.content
+                FROM messages AS m JOIN passages AS p USING (passage_id)
+                                   JOIN channels AS c ON c.channel_id = m.channel_id
+                WHERE m.passage_id = ANY(%(ids)s) AND p.part_of IS NULL AND {seen}
+                UNION ALL
+                SELECT p.passage_id, {columns}, p.text
+                FROM passages AS p JOIN messages AS m ON m.message_id = p.part_of
+                                   JOIN channels AS c ON c.channel_id = m.channel_id
+                WHERE p.passage_id = ANY(%(ids)s) AND {seen}) AS found
+            ORDER BY created_at, length(message_id), message_id
+            """,  # noqa: S608 - constants
             ids=list(passage_ids),
         )
         return [FoundMessage(**{**row._asdict(), "kind": ChannelKind(row.kind)}) for row in rows]

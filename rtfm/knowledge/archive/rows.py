@@ -71,7 +71,8 @@ class StoredMessage:
 class StoredPassage:
     """A part of a conversation: what is embedded, searched and shown.
 
-    ``vector`` holds float32 values in the machine's little-endian order, None without an embedding model.
+    ``part_of`` is the message of which the passage is a part, a long one or a file; None where whole messages are in
+    it. ``vector`` holds float32 values in the machine's little-endian order, None without an embedding model.
     """
 
     passage_id: str
@@ -83,6 +84,7 @@ class StoredPassage:
     vector: bytes | None
     first_at: TimestampMillis
     last_at: TimestampMillis
+    part_of: str | None = None
 
 
 @frozen(kw_only=True)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 _TABLES = ("channels", "messages", "passages", "document_frequencies", "corpora", "floors", "collections")
 
 _PASSAGE_COLUMNS = (
-    "passage_id, conversation_id, guild_id, channel_id, acl_channel_id, text, terms, length, vector, first_at, last_at"
+    "passage_id, conversation_id, guild_id, channel_id, acl_channel_id, text, terms, length, vector, first_at, last_at,"
+    " part_of"
 )
 
 # What Chroma should hold, with a mark that changes with it.

@@ -79,6 +79,7 @@ passages = Table(
     Column("vector", LargeBinary),
     Column("first_at", BigInteger, nullable=False),
     Column("last_at", BigInteger, nullable=False),
+    Column("part_of", Text),
     Index("passages_conversation", "conversation_id"),
     Index("passages_acl", "guild_id", "acl_channel_id"),
     Index("passages_channel", "channel_id"),

@@ -165,6 +165,7 @@ def to_passage(row: Row[Any]) -> StoredPassage:
         vector=row.vector,
         first_at=TimestampMillis(row.first_at),
         last_at=TimestampMillis(row.last_at),
+        part_of=row.part_of,
     )
 
 
@@ -242,13 +243,14 @@ def _write_messages(connection: Connection, change: Change) -> None:
 _PASSAGE_UPSERT = text(
     """
     INSERT INTO passages (passage_id, conversation_id, guild_id, channel_id, acl_channel_id, text, terms, length,
-                          vector, first_at, last_at)
+                          vector, first_at, last_at, part_of)
     VALUES (:passage_id, :conversation_id, :guild_id, :channel_id, :acl_channel_id, :text, CAST(:terms AS tsvector),
-            :length, :vector, :first_at, :last_at)
+            :length, :vector, :first_at, :last_at, :part_of)
     ON CONFLICT (passage_id) DO UPDATE SET
         conversation_id = excluded.conversation_id, guild_id = excluded.guild_id, channel_id = excluded.channel_id,
         acl_channel_id = excluded.acl_channel_id, text = excluded.text, terms = excluded.terms,
-        length = excluded.length, vector = excluded.vector, first_at = excluded.first_at, last_at = excluded.last_at
+        length = excluded.length, vector = excluded.vector, first_at = excluded.first_at, last_at = excluded.last_at,
+        part_of = excluded.part_of
     """
 )
 
@@ -272,6 +274,7 @@ def _write_passages(connection: Connection, rows: Sequence[StoredPassage]) -> No
                 "vector": passage.vector,
                 "first_at": passage.first_at,
                 "last_at": passage.last_at,
+                "part_of": passage.part_of,
             }
         )
     connection.execute(_PASSAGE_UPSERT, values)

@@ -1,0 +1,13 @@
+"""Passages that are a part of one long message or of a file that came with it."""
+
+from __future__ import annotations
+
+from alembic import op
+
+revision = "0005"
+down_revision = "0004"
+
+
+def upgrade() -> None:
+    """Add the column; adding one without a default rewrites no table."""
+    op.execute("ALTER TABLE passages ADD COLUMN part_of text")

@@ -1,0 +1,138 @@
+"""What people and broken services send, through the real path: Kafka, the processor, the archive, Chroma, an answer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from rtfm.errors import InvalidEvent
+from rtfm.events import Attachment, DiscordMessage
+from rtfm.knowledge import Knowledge, open_knowledge
+from rtfm.settings import Settings
+from rtfm.streams.producer import EventProducer
+from tests.integration.test_processor import open_contracts_of, processor
+from tests.knowledge import GUILD, message
+from tests.registry_proxy import proxy
+from tests.streams import MESSAGES, dead_letters, eventually, produce
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+SECRET = "ghp_" + "y" * 36
+LOG = "\n".join(
+    [
+        *(f"2026-01-02 03:04:{n % 60:02} unit{n} started" for n in range(600)),
+        f"fatal: frobnicator ERR-7741 token {SECRET} refused for ada@example.org",
+        *(f"2026-01-02 03:05:{n % 60:02} unit{n} stopped" for n in range(600)),
+    ]
+)
+LONG = " ".join(
+    "zebrawood shelves bend" if n == 100 else "quokkas sleep late" if n == 9_800 else f"word{n % 700}"
+    for n in range(9_994)
+)
+ODD = [
+    message(1, ""),
+    message(2, " \n\t "),
+    message(3, "\x00\x01\x1b[31m red gerbils \x7f", author_id="3"),
+    message(4, "\u202eالقرص الصلب لا يعمل\u202c", author_id="4"),
+    message(5, "😀🔧👨\u200d👩\u200d👧", author_id="5"),
+    message(6, "```py\nraise OkapiError('striped')\n```", author_id="6"),
+    message(7, LONG, author_id="7", channel_id="300"),
+    message(
+        8,
+        "",
+        author_id="8",
+        channel_id="400",
+        attachments=[
+            Attachment(filename="frob.log", url="https://cdn.example/frob.log", size_bytes=len(LOG), text=LOG)
+        ],
+    ),
+    message(9, "x" * 400_000, author_id="9", channel_id="500"),
+]
+
+
+@pytest.fixture
+def archived(settings: Settings) -> Iterator[Knowledge]:
+    """The stores, to look into."""
+    knowledge = open_knowledge(settings)
+    yield knowledge
+    knowledge.vectors.forget_guild(GUILD)
+    knowledge.close()
+
+
+def asking(settings: Settings, cli: Cli, question: str) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(cli(settings, "ask", "--json", question).stdout)
+    return answer
+
+
+def with_model(settings: Settings, model_dir: Path | None) -> Settings:
+    return settings if model_dir is None else evolve(settings, embedding_model_dir=model_dir)
+
+
+def test_odd_messages_and_questions_each_have_a_clear_outcome(
+    settings: Settings, cli: Cli, archived: Knowledge, model_dir: Path | None
+) -> None:
+    """Nothing is lost or dead: long messages and log files are found in every part and shown, secrets are not."""
+    odd = with_model(settings, model_dir)
+    with processor(odd) as running, open_contracts_of(settings) as contracts:
+        produce(settings, contracts, MESSAGES, *ODD)
+        eventually(lambda: archived.archive.counts()["messages"] == len(ODD))
+        for question, message_id, said in [
+            ("red gerbils", "1003", "red gerbils"),
+            ("OkapiError striped", "1006", "OkapiError"),
+            ("zebrawood shelves bend", "1007", "zebrawood shelves"),
+            ("quokkas sleep late", "1007", "quokkas sleep"),
+            ("fatal: frobnicator ERR-7741 refused", "1008", "frobnicator ERR-7741"),
+        ]:
+            answer = asking(odd, cli, question)
+            assert answer["outcome"] == "EXTRACTED", question
+            assert said in answer["answer"]
+            assert answer["citations"][0]["url"].endswith(f"/{message_id}")
+            assert SECRET not in str(answer)
+            assert "ada@example" not in str(answer)
+        for question in ["?", "x", "quokkas " * 2_500, "\u202e\u0000😀".replace("\x00", "\x01")]:
+            assert asking(odd, cli, question)["outcome"] in ("EXTRACTED", "NOT_FOUND")
+        assert dead_letters(settings, contracts) == []
+        assert running.stop() == 0
+    with archived.archive.reading.view(GUILD, ["200", "300", "400", "500"]) as view:
+        texts = str(view.candidates([f"1008-{number}" for number in range(1, 200)], []))
+    assert "ERR-7741" in texts
+    assert SECRET not in texts
+    assert "ada@example" not in texts
+
+
+def test_half_of_a_surrogate_pair_is_refused_where_it_is_produced(settings: Settings) -> None:
+    """UTF-8 cannot write it: the error names the field, and no record comes into being that nobody can read."""
+    with open_contracts_of(settings) as contracts, EventProducer(settings, contracts) as producer:
+        with pytest.raises(InvalidEvent, match="content holds half of a surrogate pair"):
+            producer.send(MESSAGES, message(1, "a \ud800 tulip"))
+
+
+def test_a_chroma_that_fails_in_any_way_is_waited_for(
+    settings: Settings, archived: Knowledge, model_dir: Path | None
+) -> None:
+    """Refused, silent, an error, garbage: each message is archived and indexed once Chroma is itself again."""
+    if model_dir is None:
+        pytest.skip("no embedding model: set RTFM_EMBEDDING_MODEL_DIR")
+    with proxy(settings.chroma_url) as chroma, open_contracts_of(settings) as contracts:
+        through = evolve(with_model(settings, model_dir), chroma_url=chroma.url)
+        with processor(through) as running:
+            eventually(lambda: running.get("/readyz")[0] == 200)
+            sent: list[DiscordMessage] = []
+            for mode in ("503", "garbage", "refused"):
+                chroma.fail(mode)
+                sent.append(message(len(sent), f"{mode} gerbils", author_id=str(len(sent))))
+                produce(settings, contracts, MESSAGES, sent[-1])
+                eventually(lambda: len(running.logged("waiting")) >= len(sent))
+                chroma.fail("up")
+                eventually(lambda: archived.archive.counts()["messages"] == len(sent))
+            assert dead_letters(settings, contracts) == []
+            assert running.stop() == 0
+    entries = archived.archive.collections.entry_ids(GUILD)
+    assert {f"m{one.message_id}" for one in sent} <= entries
+    assert archived.vectors.entry_ids(GUILD) == entries

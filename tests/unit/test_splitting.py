@@ -1,0 +1,78 @@
+"""One long text in parts that the embedding model reads whole."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rtfm.knowledge import splitting
+from rtfm.knowledge.splitting import MAX_TOKENS, split, tokens
+
+RNG = random.Random(5)
+LONG = {
+    "prose": " ".join(
+        f"Sentence {number} says that the disk must be mounted before it is read." for number in range(900)
+    ),
+    "one line": "word " * 10_000,
+    "one word": "".join(RNG.choice("abcdefghijklmnopqrstuvwxyz0123456789") for _ in range(9_000)),
+    "log": "\n".join(
+        f"2026-01-02T03:04:{n % 60:02} kernel: [{n}.{n * 7919 % 10**6:06}] sda{n % 9}: error {n:x}" for n in range(900)
+    ),
+    "Python": Path(splitting.__file__).read_text(encoding="utf-8") * 4,
+    "Chinese": "如何挂载磁盘错误系统。" * 400,
+    "Arabic": "كيف يمكنني تركيب القرص " * 300,
+    "emoji": "😀 🔧 " * 800,
+    "upper case": " ".join("".join(RNG.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for _ in range(9)) for _ in range(900)),
+}
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_the_model_reads_every_part_whole(kind: str, model_dir: Path | None) -> None:
+    """Counted by the model's own tokenizer, which reads no more than 256 tokens of a text."""
+    if model_dir is None:
+        pytest.skip("no embedding model: set RTFM_EMBEDDING_MODEL_DIR")
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(model_dir / "onnx" / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    parts = split(LONG[kind])
+    assert max(len(encoded.ids) for encoded in tokenizer.encode_batch(parts)) <= 256
+    assert len(parts) < 3 * sum(map(tokens, parts)) / MAX_TOKENS
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_nothing_is_lost_between_parts(kind: str) -> None:
+    """All but white space is there, in order."""
+    assert re.sub(r"\s", "", "".join(split(LONG[kind]))) == re.sub(r"\s", "", LONG[kind])
+
+
+@given(st.text(alphabet=st.sampled_from("ab1 .\n`é/"), max_size=400), st.integers(30, 80))
+def test_any_text_is_cut_without_loss(text: str, limit: int) -> None:
+    """Whatever its lines, marks and unclosed code blocks are; only fences are added, so that parts stay code."""
+    parts = split(text, limit)
+    kept = re.sub(r"[\s`]", "", "".join(parts))
+    assert kept == re.sub(r"[\s`]", "", text)
+    assert len(parts) == 1 or all(tokens(part) <= limit for part in parts)
+
+
+def test_a_code_block_that_fits_is_not_cut() -> None:
+    """It goes to the next part instead."""
+    block = "```sh\n" + "sudo mount /dev/sdb1 /mnt\n" * 12 + "```"
+    parts = split("word " * 180 + "\n" + block + "\nand so on " * 60)
+    assert sum(block in part for part in parts) == 1
+
+
+def test_a_longer_code_block_stays_code_in_each_part() -> None:
+    """Cut between lines, in fences of its language."""
+    lines = [f"sudo mount /dev/sdb{number} /mnt/{number}" for number in range(60)]
+    parts = split("Do this:\n```sh\n" + "\n".join(lines) + "\n```\nThen reboot.")
+    code = [part for part in parts if "sudo" in part]
+    assert len(code) > 2
+    assert all(part.count("```") == 2 and "```sh\n" in part for part in code)
+    assert [line for part in code for line in part.splitlines() if line.startswith("sudo")] == lines
