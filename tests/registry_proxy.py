@@ -1,4 +1,4 @@
-"""A registry, or Chroma, behind a proxy that fails on demand: TCP on the outside, so that every way of not answering is real."""
+"""A registry or Chroma behind a proxy that fails on demand: TCP outside, so that each way of not answering is real."""
 
 from __future__ import annotations
 

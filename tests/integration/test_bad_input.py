@@ -31,10 +31,8 @@ LOG = "\n".join(
         *(f"2026-01-02 03:05:{n % 60:02} unit{n} stopped" for n in range(600)),
     ]
 )
-LONG = " ".join(
-    "zebrawood shelves bend" if n == 100 else "quokkas sleep late" if n == 9_800 else f"word{n % 700}"
-    for n in range(9_994)
-)
+FOUND = {100: "zebrawood shelves bend", 9_800: "quokkas sleep late"}
+LONG = " ".join(FOUND.get(n, f"word{n % 700}") for n in range(9_996))
 ODD = [
     message(1, ""),
     message(2, " \n\t "),
@@ -48,9 +46,7 @@ ODD = [
         "",
         author_id="8",
         channel_id="400",
-        attachments=[
-            Attachment(filename="frob.log", url="https://cdn.example/frob.log", size_bytes=len(LOG), text=LOG)
-        ],
+        attachments=[Attachment(filename="frob.log", url="https://cdn.example/1", size_bytes=len(LOG), text=LOG)],
     ),
     message(9, "x" * 400_000, author_id="9", channel_id="500"),
 ]
@@ -116,7 +112,7 @@ def test_half_of_a_surrogate_pair_is_refused_where_it_is_produced(settings: Sett
 def test_a_chroma_that_fails_in_any_way_is_waited_for(
     settings: Settings, archived: Knowledge, model_dir: Path | None
 ) -> None:
-    """Refused, silent, an error, garbage: each message is archived and indexed once Chroma is itself again."""
+    """Refused, an error, garbage: each message is archived and indexed once Chroma is itself again."""
     if model_dir is None:
         pytest.skip("no embedding model: set RTFM_EMBEDDING_MODEL_DIR")
     with proxy(settings.chroma_url) as chroma, open_contracts_of(settings) as contracts:
