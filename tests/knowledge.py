@@ -39,10 +39,12 @@ class WordEmbedding:
         self.name = name
         self.dimension = dimension
         self.calls: list[int] = []
+        self.texts: list[str] = []
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors, shape (len(texts), dimension)."""
         self.calls.append(len(texts))
+        self.texts += texts
         vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
         for row, text in enumerate(texts):
             for word in set(terms(text)) or {""}:

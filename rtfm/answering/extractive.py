@@ -7,6 +7,7 @@ after it: so a message counts for its own words and for those of the messages be
 from __future__ import annotations
 
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
@@ -242,7 +243,6 @@ def _shortened(rarity: Mapping[str, float], text: str) -> str:
             shown.append(f"({piece.count(chr(10)) + 1} lines of code)")
         else:
             skipped = True
-    # One sentence may be longer than a quote.
     return " ".join(shown).strip() or text[: limit - 1].rstrip() + "…"
 
 
@@ -255,7 +255,14 @@ def _pieces(text: str) -> list[str]:
         found.append(block.group())
         end = block.end()
     found += _SENTENCE.findall(text[end:])
-    return [piece.strip() for piece in found if piece.strip()]
+    return [cut for piece in found if piece.strip() for cut in _cut(piece.strip())]
+
+
+def _cut(piece: str) -> list[str]:
+    """``piece``, or runs of its words where it is longer than a quote: the match may stand anywhere."""
+    if len(piece) <= MAX_QUOTE_CHARACTERS or _BLOCK.fullmatch(piece):
+        return [piece]
+    return textwrap.wrap(piece, MAX_QUOTE_CHARACTERS // 3, break_on_hyphens=False)
 
 
 def _rarity(text: str, passages: Sequence[Passage]) -> dict[str, float]:

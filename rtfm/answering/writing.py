@@ -64,11 +64,17 @@ def citation(number: int, passage: Passage, message: PassageMessage) -> Citation
         parent_channel_id=message.parent_channel_id,
         channel_kind=message.channel_kind,
         message_id=message.message_id,
-        author_name=" ".join(cleaning.without_pings(message.author_name).split()),
+        title=_line(scrub(message.thread_title)) if message.thread_title else None,
+        author_id=message.author_id,
+        author_name=_line(message.author_name),
         created_at=message.created_at,
         excerpt=cleaning.excerpt(message.content),
         score=passage.score,
     )
+
+
+def _line(text: str) -> str:
+    return " ".join(cleaning.without_pings(text).split())
 
 
 def _with_dates(text: str, citations: Sequence[Citation]) -> str:

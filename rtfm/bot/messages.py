@@ -44,6 +44,7 @@ def said(message: discord.Message, change: MessageChange) -> DiscordMessage | No
         guild_id=str(message.guild.id),
         channel_id=str(message.channel.id),
         channel_kind=kind,
+        channel_name=getattr(message.channel, "name", None),
         parent_channel_id=parent_channel_id,
         author_id=str(message.author.id),
         author_name=message.author.display_name,

@@ -18,6 +18,7 @@ from rtfm.knowledge.archive import GuildCollection, SqlArchive, guild_key
 from rtfm.knowledge.archive.reading import Candidate, FoundMessage, View
 from rtfm.knowledge.candidates import CandidateSearch, Compared
 from rtfm.knowledge.embedding import Embedding, Vectors, from_bytes, serves
+from rtfm.knowledge.linking import in_one_conversation
 from rtfm.knowledge.packing import AROUND, COMPANY_WEIGHT, company, pack
 from rtfm.knowledge.scoring import Lexical, Mode, Nearness, cosines, evidence, nearness, usual_floor
 from rtfm.knowledge.vectors import ChromaVectors
@@ -49,13 +50,18 @@ _USER = re.compile(r"<@!?(\d+)>")
 
 @frozen(kw_only=True)
 class PassageMessage:
-    """A message of a passage. Mentions of users are replaced by their names."""
+    """A message of a passage. Mentions of users are replaced by their names.
+
+    ``thread_title`` is that of the thread or forum post that it stands in, None outside and where it is not known.
+    """
 
     message_id: str
     guild_id: str | None
     channel_id: str
     parent_channel_id: str | None
     channel_kind: ChannelKind
+    thread_title: str | None = None
+    author_id: str | None = None
     author_name: str
     created_at: TimestampMillis
     content: str
@@ -361,6 +367,8 @@ def _shown(message: FoundMessage, names: Mapping[str, str]) -> PassageMessage:
         channel_id=message.channel_id,
         parent_channel_id=message.parent_channel_id,
         channel_kind=message.kind,
+        thread_title=message.channel_name if in_one_conversation(message.kind) else None,
+        author_id=message.author_id,
         author_name=message.author_name or "unknown",
         created_at=message.created_at,
         content=_USER.sub(lambda match: f"@{names.get(match.group(1), 'someone')}", message.content),

@@ -14,6 +14,9 @@ MAX_TOKENS = 220
 """Estimated tokens of a part. The model reads 256; the estimate was at most an eighth too low on chat, code, logs, hex
 and several languages, and is mostly a fifth too high."""
 
+_LONGEST = 100
+"""Letters from which on a word is one unknown token to BERT's tokenizer: there is nothing to find in a blob."""
+
 _WORD = re.compile(r"[^\W_]+|\S")
 _VOWEL = re.compile("[aeiouy]", re.IGNORECASE)
 _BLOCK = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
@@ -32,6 +35,8 @@ def _tokens_of(word: str) -> int:
         return 1
     if not word.isascii():
         return length
+    if length > _LONGEST:
+        return 1
     if word.isdigit():
         return (length + 1) // 2
     if not word.isalpha():

@@ -212,7 +212,16 @@ def test_a_model_s_answer_carries_its_sources(knowledge: Knowledge, gemini: Fake
     (citation,) = response.citations
     assert (citation.number, citation.message_id, citation.author_name) == (1, "1002", "bea")
     assert (citation.guild_id, citation.channel_id, citation.channel_kind) == (GUILD, "200", ChannelKind.TEXT)
+    assert (citation.author_id, citation.title) == ("2", None)
     assert response.model == fake.MODEL
+
+
+def test_a_citation_in_a_thread_has_its_title(knowledge: Knowledge) -> None:
+    """As plain text: a title pings nobody."""
+    place = {"channel_id": "900", "channel_kind": ChannelKind.FORUM_POST, "parent_channel_id": "200"}
+    add(knowledge, message(70, "zebras need a striped stable", channel_name="Stables\n@everyone", **place))
+    (citation,) = answerer(knowledge).answer(asked("what stable do zebras need?")).citations
+    assert citation.title == "Stables @\N{ZERO WIDTH SPACE}everyone"
 
 
 def test_a_model_that_obeys_an_attack_does_no_harm(knowledge: Knowledge, gemini: FakeGemini) -> None:

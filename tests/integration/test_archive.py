@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import attrs
 import psycopg
@@ -97,6 +99,35 @@ def test_several_processes_may_migrate_at_once(bare_settings: Settings) -> None:
     for thread in threads:
         thread.join()
     assert errors == []
+
+
+def test_a_migration_does_not_keep_others_from_a_table_that_is_in_use(
+    archive: SqlArchive, bare_settings: Settings
+) -> None:
+    """A long read goes on, and so do those after it; the migration gives up for now, and does its work later."""
+    with psycopg.connect(bare_settings.database_url) as connection:
+        connection.execute("ALTER TABLE passages DROP COLUMN part_of")
+        connection.execute("UPDATE alembic_version SET version_num = '0004'")
+    with psycopg.connect(bare_settings.database_url) as reader:
+        reader.execute("SELECT count(*) FROM passages")
+        with pytest.raises(Unavailable, match="lock timeout"):
+            archive.migrate()
+        reader.execute("SELECT count(*) FROM passages")
+    archive.migrate()
+    assert archive.counts()["passages"] == 0
+    with psycopg.connect(bare_settings.database_url) as connection:
+        connection.execute("SELECT part_of FROM passages")
+
+
+def test_no_migration_makes_an_index_on_a_table_that_has_rows() -> None:
+    """It would keep ingest from the table for as long as it takes; CONCURRENTLY does not."""
+    from rtfm.knowledge.archive.migrations import versions
+
+    for file in Path(versions.__path__[0]).glob("s*.py"):
+        steps = file.read_text(encoding="utf-8")
+        made = set(re.findall(r"CREATE TABLE (\w+)", steps))
+        indexed = re.findall(r"CREATE (?:UNIQUE )?INDEX (?!CONCURRENTLY)\w+ ON (\w+)", steps)
+        assert set(indexed) <= made, file.name
 
 
 def test_the_tables_of_the_migrations_are_those_of_the_code(archive: SqlArchive, bare_settings: Settings) -> None:

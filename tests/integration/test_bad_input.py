@@ -26,13 +26,13 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 SECRET = "ghp_" + "y" * 36
 LOG = "\n".join(
     [
-        *(f"2026-01-02 03:04:{n % 60:02} unit{n} started" for n in range(600)),
+        *(f"2026-01-02 03:04:{n % 60:02} unit{n} started" for n in range(150)),
         f"fatal: frobnicator ERR-7741 token {SECRET} refused for ada@example.org",
-        *(f"2026-01-02 03:05:{n % 60:02} unit{n} stopped" for n in range(600)),
+        *(f"2026-01-02 03:05:{n % 60:02} unit{n} stopped" for n in range(150)),
     ]
 )
 FOUND = {100: "zebrawood shelves bend", 9_800: "quokkas sleep late"}
-LONG = " ".join(FOUND.get(n, f"word{n % 700}") for n in range(9_996))
+LONG = " ".join(FOUND.get(n, ("disk", "file", "user", "net", "boot")[n * n % 5]) for n in range(9_996))
 ODD = [
     message(1, ""),
     message(2, " \n\t "),

@@ -169,6 +169,25 @@ def test_odd_messages_are_kept(knowledge: Knowledge, text: str) -> None:
     found(knowledge, text or "tulip")
 
 
+def test_secrets_and_addresses_are_taken_out_before_embedding(
+    knowledge: Knowledge, embedding: WordEmbedding, bare_settings: Settings
+) -> None:
+    """From what is said and from files, before anything is cut: half of a secret would not be recognised."""
+    token, where = "ghp_" + "y" * 36, "ada@mail.example.org"
+    file = "tulip words " * 90 + f"{token} {where} " + "tulip words " * 90
+    ingest(
+        knowledge,
+        message(1, f"tulips: my key {token}, write to {where}"),
+        message(2, file, author_id="2"),
+        message(3, "", author_id="3", attachments=[Attachment(filename="a.log", url="u", size_bytes=1, text=file)]),
+    )
+    assert any("tulip" in text for text in embedding.texts)
+    searched = [row for row in dump(bare_settings) if row[0] in ("passages", "document_frequencies")]
+    for secret in (token, where, "ghp", "example.org"):
+        assert secret not in str(embedding.texts)
+        assert secret not in str(searched)
+
+
 def test_what_a_bot_says_is_kept_but_not_found(knowledge: Knowledge) -> None:
     """An own answer must never become a source."""
     ingest(knowledge, message(1, "tulips grow in spring", author_is_bot=True))

@@ -115,6 +115,7 @@ async def test_a_message_becomes_an_event(fake: FakeDiscord, guild: FakeGuild) -
         guild_id=guild.id,
         channel_id=general.id,
         channel_kind=ChannelKind.TEXT,
+        channel_name="general",
         author_id=person.id,
         author_name="ada",
         content="how do I mount NTFS?",

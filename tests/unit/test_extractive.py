@@ -33,6 +33,14 @@ LOCK = passage(
 QUESTION = "SK-2104, the repository is locked after a power cut, how do I remove the lock?"
 
 
+def test_a_long_text_without_sentences_is_quoted_where_it_matches() -> None:
+    """A log line or a list may have no end of a sentence for pages."""
+    text = " ".join(["disk file boot"] * 100 + ["the zebrawood shelves bend"] + ["disk file boot"] * 100)
+    (quote,) = quotes("zebrawood shelves", [passage([said("ada", text)])])
+    assert "zebrawood shelves bend" in quote.text
+    assert len(quote.text) <= MAX_QUOTE_CHARACTERS
+
+
 def test_no_passages_give_no_quotes() -> None:
     """There is nothing to show."""
     assert quotes(QUESTION, []) == []

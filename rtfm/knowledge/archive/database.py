@@ -16,6 +16,8 @@ from rtfm.errors import ConfigError, InvalidEvent, RtfmError, Unavailable
 
 CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_S = 60
+LOCK_TIMEOUT_S = 2
+"""How long a step of the migrations waits for a table."""
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -80,7 +82,10 @@ class Database:
             raise self._unavailable(error) from error
 
     def migrate(self) -> None:
-        """Bring the tables to this version; safe to call from several processes at once."""
+        """Bring the tables to this version; safe to call from several processes at once, and while others work.
+
+        Raises Unavailable when a table that has to change stays in use: what waits for it keeps all others from it.
+        """
         if self._is_current():
             return
         # Here, since every command that asks the archive would load it: a fifth of the time that `ask` takes to start.
@@ -92,6 +97,7 @@ class Database:
         config.set_main_option("path_separator", "os")
         with self._migrating, self.begin() as connection:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'"))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 

@@ -111,6 +111,7 @@ class FoundMessage:
     author_name: str | None
     created_at: TimestampMillis
     content: str
+    channel_name: str | None = None
 
 
 class ArchiveReading:
@@ -323,7 +324,7 @@ class View:
         Of a long message, and of one with files, each passage has the part that it was made of.
         """
         columns = """m.message_id, m.guild_id, m.channel_id, c.parent_channel_id, c.kind, m.author_id, m.author_name,
-                     m.created_at"""
+                     m.created_at, c.name AS channel_name"""
         seen = """NOT m.deleted AND m.guild_id = %(guild)s
                   AND (c.acl_channel_id IN (SELECT unnest(%(visible)s::text[]))
                        OR m.channel_id IN (SELECT unnest(%(visible)s::text[])))"""
