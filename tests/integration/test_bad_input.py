@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from attrs import evolve
 
+from rtfm.contracts import Contracts
 from rtfm.errors import InvalidEvent
-from rtfm.events import Attachment, DiscordMessage
+from rtfm.events import Attachment, Audience, BotQuery, BotResponse, DiscordMessage, Outcome, TimestampMillis
 from rtfm.knowledge import Knowledge, open_knowledge
 from rtfm.settings import Settings
 from rtfm.streams.producer import EventProducer
 from tests.integration.test_processor import open_contracts_of, processor
 from tests.knowledge import GUILD, message
 from tests.registry_proxy import proxy
-from tests.streams import MESSAGES, dead_letters, eventually, produce
-
-Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+from tests.streams import MESSAGES, QUERIES, RESPONSES, dead_letters, eventually, produce, records
 
 SECRET = "ghp_" + "y" * 36
 LOG = "\n".join(
@@ -52,6 +49,21 @@ ODD = [
 ]
 
 
+FINDS = [
+    ("red gerbils", "1003", "red gerbils"),
+    ("OkapiError striped", "1006", "OkapiError"),
+    ("zebrawood shelves bend", "1007", "zebrawood shelves"),
+    ("quokkas sleep late", "1007", "quokkas sleep"),
+    ("fatal: frobnicator ERR-7741 refused", "1008", "frobnicator ERR-7741"),
+]
+"""A question, the message that must be cited first, and what of it must be quoted."""
+
+ODD_QUESTIONS = ["?", "x", "quokkas " * 2_500, "\u202e\x00😀"]
+
+PATIENCE_S = 240.0
+"""On a busy machine embedding takes its time."""
+
+
 @pytest.fixture
 def archived(settings: Settings) -> Iterator[Knowledge]:
     """The stores, to look into."""
@@ -61,9 +73,31 @@ def archived(settings: Settings) -> Iterator[Knowledge]:
     knowledge.close()
 
 
-def asking(settings: Settings, cli: Cli, question: str) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads(cli(settings, "ask", "--json", question).stdout)
-    return answer
+def answers(settings: Settings, contracts: Contracts, *questions: str) -> list[BotResponse]:
+    """What the processor says to ``questions``, in their order."""
+    now = TimestampMillis(time.time_ns() // 1_000_000)
+    queries = [
+        BotQuery(
+            query_id=f"c{number}",
+            guild_id=GUILD,
+            channel_id="0",
+            asker_id="0",
+            question=question,
+            asked_at=now,
+            expires_at=TimestampMillis(now + 3_600_000),
+            audience=Audience.ASKER,
+            visible_channel_ids=["200", "300", "400", "500"],
+        )
+        for number, question in enumerate(questions)
+    ]
+    produce(settings, contracts, QUERIES, *queries)
+
+    def given() -> dict[str, BotResponse] | None:
+        found = {record.event.query_id: record.event for record in records(settings, contracts, RESPONSES)}
+        return found if len(found) == len(queries) else None
+
+    by_id: dict[str, BotResponse] = eventually(given, timeout_s=PATIENCE_S)
+    return [by_id[query.query_id] for query in queries]
 
 
 def with_model(settings: Settings, model_dir: Path | None) -> Settings:
@@ -71,28 +105,21 @@ def with_model(settings: Settings, model_dir: Path | None) -> Settings:
 
 
 def test_odd_messages_and_questions_each_have_a_clear_outcome(
-    settings: Settings, cli: Cli, archived: Knowledge, model_dir: Path | None
+    settings: Settings, archived: Knowledge, model_dir: Path | None
 ) -> None:
     """Nothing is lost or dead: long messages and log files are found in every part and shown, secrets are not."""
     odd = with_model(settings, model_dir)
     with processor(odd) as running, open_contracts_of(settings) as contracts:
         produce(settings, contracts, MESSAGES, *ODD)
-        eventually(lambda: archived.archive.counts()["messages"] == len(ODD))
-        for question, message_id, said in [
-            ("red gerbils", "1003", "red gerbils"),
-            ("OkapiError striped", "1006", "OkapiError"),
-            ("zebrawood shelves bend", "1007", "zebrawood shelves"),
-            ("quokkas sleep late", "1007", "quokkas sleep"),
-            ("fatal: frobnicator ERR-7741 refused", "1008", "frobnicator ERR-7741"),
-        ]:
-            answer = asking(odd, cli, question)
-            assert answer["outcome"] == "EXTRACTED", question
-            assert said in answer["answer"]
-            assert answer["citations"][0]["url"].endswith(f"/{message_id}")
+        eventually(lambda: archived.archive.counts()["messages"] == len(ODD), timeout_s=PATIENCE_S)
+        given = answers(settings, contracts, *(question for question, _, _ in FINDS), *ODD_QUESTIONS)
+        for answer, (question, message_id, said) in zip(given, FINDS, strict=False):
+            assert answer.outcome is Outcome.EXTRACTED, question
+            assert said in answer.answer
+            assert answer.citations[0].message_id == message_id
             assert SECRET not in str(answer)
             assert "ada@example" not in str(answer)
-        for question in ["?", "x", "quokkas " * 2_500, "\u202e\u0000😀".replace("\x00", "\x01")]:
-            assert asking(odd, cli, question)["outcome"] in ("EXTRACTED", "NOT_FOUND")
+        assert {answer.outcome for answer in given[len(FINDS) :]} <= {Outcome.EXTRACTED, Outcome.NOT_FOUND}
         assert dead_letters(settings, contracts) == []
         assert running.stop() == 0
     with archived.archive.reading.view(GUILD, ["200", "300", "400", "500"]) as view:
@@ -124,9 +151,9 @@ def test_a_chroma_that_fails_in_any_way_is_waited_for(
                 chroma.fail(mode)
                 sent.append(message(len(sent), f"{mode} gerbils", author_id=str(len(sent))))
                 produce(settings, contracts, MESSAGES, sent[-1])
-                eventually(lambda: len(running.logged("waiting")) >= len(sent))
+                eventually(lambda: len(running.logged("waiting")) >= len(sent), timeout_s=PATIENCE_S)
                 chroma.fail("up")
-                eventually(lambda: archived.archive.counts()["messages"] == len(sent))
+                eventually(lambda: archived.archive.counts()["messages"] == len(sent), timeout_s=PATIENCE_S)
             assert dead_letters(settings, contracts) == []
             assert running.stop() == 0
     entries = archived.archive.collections.entry_ids(GUILD)
