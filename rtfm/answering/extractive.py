@@ -51,7 +51,7 @@ _QUESTION = re.compile(
     r"(?:how|what|where|why|who|when|which|does|do|is|are|can|could|any ?one|any ?body)\b",
     re.IGNORECASE,
 )
-_COMMAND = re.compile(r"`|https?://|(?:^|\s)(?:sudo|\./|/[\w.]+/|--?\w)|\w+\.\w{2,4}\b|[\w-]+=\S")
+_COMMAND = re.compile(r"`|https?://|(?:^|\s)(?:sudo|\./|/[\w.]+/|--?\w)|\w\.\w{2,4}\b|[\w-]=\S")
 _BLOCK = re.compile(r"```.*?```", re.DOTALL)
 # A sentence ends at its mark or at the end of the line, but not inside inline code.
 _SENTENCE = re.compile(r"(?:`[^`\n]+`|[^\n])+?(?:[.!?](?=\s)|(?=\n)|\Z)")

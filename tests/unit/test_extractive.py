@@ -33,6 +33,12 @@ LOCK = passage(
 QUESTION = "SK-2104, the repository is locked after a power cut, how do I remove the lock?"
 
 
+def test_a_text_without_any_break_is_quoted_at_once() -> None:
+    """Going over it again from each of its letters would take minutes."""
+    (quote,) = quotes("?", [passage([said("ada", "x" * 200_000)])])
+    assert len(quote.text) <= MAX_QUOTE_CHARACTERS
+
+
 def test_a_long_text_without_sentences_is_quoted_where_it_matches() -> None:
     """A log line or a list may have no end of a sentence for pages."""
     text = " ".join(["disk file boot"] * 100 + ["the zebrawood shelves bend"] + ["disk file boot"] * 100)
