@@ -11,10 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from attrs import evolve, frozen
-from confluent_kafka import Consumer, TopicPartition
 
 from rtfm.contracts import open_contracts
 from rtfm.events import DiscordMessage
@@ -203,33 +202,3 @@ def messages_all_the_time(settings: Settings) -> Iterator[list[DiscordMessage]]:
 
     with Feed(settings, send):
         yield messages
-
-
-class Peek:
-    """Sees what is written to ``topic`` before it is committed."""
-
-    def __init__(self, settings: Settings, topic: str = RESPONSES) -> None:
-        self._consumer: Any = Consumer(
-            {
-                "bootstrap.servers": settings.kafka_bootstrap_servers,
-                "group.id": "peek",
-                "isolation.level": "read_uncommitted",
-                "enable.auto.commit": False,
-                "fetch.wait.max.ms": 5,
-            }
-        )
-        name = f"{settings.kafka_topic_prefix}{topic}"
-        self._consumer.assign([TopicPartition(name, number, 0) for number in range(3)])
-
-    def skip(self) -> None:
-        """Read everything there is."""
-        while self._consumer.consume(1000, 0.3):
-            pass
-
-    def wait(self) -> None:
-        """Return as soon as there is something new."""
-        eventually(lambda: self._consumer.poll(1.0))
-
-    def close(self) -> None:
-        """Leave."""
-        self._consumer.close()

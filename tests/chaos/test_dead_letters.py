@@ -14,10 +14,10 @@ from rtfm.contracts import open_contracts
 from rtfm.events import DiscordMessage
 from rtfm.settings import Settings
 from rtfm.streams.producer import EventProducer
-from tests.chaos.fleet import CHANNELS, NOTHING_WRONG, Feed, Fleet, Peek, account, messages_for
+from tests.chaos.fleet import NOTHING_WRONG, Feed, Fleet, account, messages_all_the_time, messages_for
 from tests.chaos.transactions import OpenTransactions
 from tests.chaos.worker import KILLER
-from tests.streams import GROUP, MESSAGES, committed, dead_letters, eventually, produce, said
+from tests.streams import GROUP, MESSAGES, RESPONSES, committed, dead_letters, eventually, produce, said
 
 DIED = 9
 
@@ -121,17 +121,14 @@ def test_a_deadly_record_is_found_by_whichever_worker_gets_its_partition(
 
 def test_innocent_records_in_hand_at_every_death_are_never_letters(settings: Settings, fleets: list[Fleet]) -> None:
     """Whoever kills a process with records in hand, again and again: none of them is blamed."""
-    messages = [said(number, channel=str(number % CHANNELS)) for number in range(400)]
-    produce(settings, open_contracts(settings), MESSAGES, *messages)
-    fleets.append(fleet := Fleet(evolve(settings, kafka_static_membership=True), 100, 10, 8))
+    fleets.append(fleet := Fleet(evolve(settings, kafka_static_membership=True), 20, 10, 8))
     fleet.start("one")
-    peek = Peek(settings)
-    for _ in range(4):
-        peek.skip()
-        peek.wait()
-        fleet.kill("one")
-        fleet.start("one")
-    peek.close()
+    transactions = OpenTransactions(settings, group=GROUP, read=MESSAGES, written=RESPONSES)
+    with messages_all_the_time(settings) as messages:
+        for _ in range(3):  # a fourth might be the third of one record that is tried alone
+            transactions.kill_one(fleet)
+            fleet.start("one")
+    transactions.close()
     eventually(lambda: not account(settings, messages).missing, timeout_s=120)
     assert fleet.end("one") == 0
     assert committed(settings) == len(messages)
