@@ -43,7 +43,7 @@ class Fleet:
         self._command = [*command, *map(str, arguments)]
         self._environment = dict(environment or {})
         self._workers: dict[str, subprocess.Popen[bytes]] = {}
-        self._starts: Counter[str] = Counter()
+        self._told: dict[str, int] = {}
         self._tells = tuple(command) == WORKER
         self.log = Path(tempfile.mkstemp(suffix=".log")[1])
         self.codes: list[int] = []
@@ -51,7 +51,7 @@ class Fleet:
     def start(self, name: str) -> None:
         """Start a worker, or start it again in place."""
         settings = evolve(self._settings, instance_id=name)
-        self._starts[name] += 1
+        self._told[name] = self._tellings(name)
         with self.log.open("ab") as log:
             self._workers[name] = subprocess.Popen(
                 self._command,
@@ -73,7 +73,7 @@ class Fleet:
     def end(self, name: str) -> int:
         """SIGTERM, as soon as the worker listens to it; the exit code."""
         if self._tells:
-            eventually(lambda: self.ended(name) or self._log_has(f"{name}: listening\n") >= self._starts[name])
+            eventually(lambda: self.ended(name) or self._tellings(name) > self._told[name])
         worker = self._workers.pop(name)
         worker.terminate()
         self.codes.append(worker.wait(60))
@@ -91,8 +91,9 @@ class Fleet:
             self.start(name)
         return ended
 
-    def _log_has(self, line: str) -> int:
-        return self.log.read_text(encoding="utf-8", errors="replace").count(line)
+    def _tellings(self, name: str) -> int:
+        """How often a worker of this name has said that it listens to signals."""
+        return self.log.read_text(encoding="utf-8", errors="replace").count(f"{name}: listening\n")
 
     def close(self) -> None:
         """Kill whoever is left."""
