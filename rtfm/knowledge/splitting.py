@@ -94,6 +94,8 @@ def _code(block: str, max_tokens: int) -> Iterator[tuple[str, str]]:
     """The lines of a code block, as code blocks that fill a part each."""
     fenced = _FENCED.match(block)
     language, code = (fenced["language"] or "\n", fenced["code"]) if fenced else ("\n", block)
+    if tokens(language) > max_tokens // 4:  # no name of a language: it would leave no room in any part
+        language, code = "\n", language + code
     frame = tokens(f"```{language}```")
     lines: list[str] = []
     size = frame

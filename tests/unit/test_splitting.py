@@ -76,3 +76,13 @@ def test_a_longer_code_block_stays_code_in_each_part() -> None:
     assert len(code) > 2
     assert all(part.count("```") == 2 and "```sh\n" in part for part in code)
     assert [line for part in code for line in part.splitlines() if line.startswith("sudo")] == lines
+
+
+@pytest.mark.parametrize("letters", [105, 106, 400])
+def test_a_code_block_whose_first_line_could_name_a_language_keeps_it_as_code(letters: int) -> None:
+    """However long that line is: repeated in the fence of each part it would leave no room for the rest."""
+    first = "a+" * letters
+    parts = split(f"```{first}\n" + "sudo mount /dev/sdb1 /mnt\n" * 60 + "```")
+    assert "".join(parts).count("sudo mount") == 60
+    assert first in re.sub(r"[\s`]", "", "".join(parts))
+    assert all(tokens(part) <= MAX_TOKENS for part in parts)
