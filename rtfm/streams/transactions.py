@@ -110,6 +110,7 @@ class Transactions:
 
         Raises Unavailable without an answer, Fenced when another process is doing the same.
         """
+        self.in_doubt = True
         self.close()
         producer: Any = Producer(
             {
