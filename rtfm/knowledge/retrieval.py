@@ -221,7 +221,7 @@ class Retriever:
                 result = self._search_once(asked, vector, guild, visible, limit, known)
             except Unavailable:
                 # The collection may be gone because it was replaced.
-                if self._archive.collections.find([guild]).get(guild) == known.before:
+                if known.before is None or self._archive.collections.find([guild]).get(guild) == known.before:
                     raise
             else:
                 if known.after == known.before:
