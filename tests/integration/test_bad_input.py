@@ -6,13 +6,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from attrs import evolve
 
 from rtfm.contracts import Contracts
-from rtfm.errors import InvalidEvent
+from rtfm.errors import InvalidEvent, Unavailable
 from rtfm.events import Attachment, Audience, BotQuery, BotResponse, DiscordMessage, Outcome, TimestampMillis
 from rtfm.knowledge import Knowledge, open_knowledge
+from rtfm.knowledge.vectors import ChromaVectors, Entry
 from rtfm.settings import Settings
 from rtfm.streams.producer import EventProducer
 from tests.integration.test_processor import open_contracts_of, processor
@@ -159,3 +161,19 @@ def test_a_chroma_that_fails_in_any_way_is_waited_for(
     entries = archived.archive.collections.entry_ids(GUILD)
     assert {f"m{one.message_id}" for one in sent} <= entries
     assert archived.vectors.entry_ids(GUILD) == entries
+
+
+def test_a_chroma_that_does_not_answer_in_time_is_unavailable_and_asked_again(settings: Settings) -> None:
+    """The connection stands and nothing comes: nobody waits for ever, and the next question gets its answer."""
+    vector = np.eye(1, 384, dtype=np.float32)[0]
+    with proxy(settings.chroma_url) as between:
+        direct = ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)
+        direct.upsert(GUILD, [Entry(entry_id="m1", passage_id="1", vector=vector)])
+        through = ChromaVectors(between.url, settings.kafka_topic_prefix, request_timeout_s=2)
+        eventually(lambda: through.nearest(GUILD, vector, 1) == ["m1"])
+        between.fail("silent")
+        with pytest.raises(Unavailable, match="Chroma"):
+            through.nearest(GUILD, vector, 1)
+        between.fail("up")
+        eventually(lambda: through.nearest(GUILD, vector, 1) == ["m1"])
+        direct.forget_guild(GUILD)
