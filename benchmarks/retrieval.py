@@ -155,19 +155,19 @@ def main() -> int:
             archive = SqlArchive(services["postgres"].address)
             archive.migrate()
             vectors = ChromaVectors(services["chroma"].address)
-            for number, size in enumerate(sizes, start=1):
-                made = Synthetic()
-                guild = str(number)
+            made = {str(number): Synthetic() for number, _ in enumerate(sizes, start=1)}
+            for (guild, one), size in zip(made.items(), sizes, strict=True):
                 started = time.monotonic()
-                load(guild, size, services["postgres"].address, vectors, made)
+                load(guild, size, services["postgres"].address, vectors, one)
                 print(f"{size:,} messages loaded in {time.monotonic() - started:.0f} s", file=sys.stderr)
-                figures += measured(guild, size, archive, vectors, made, smallest)
-                for name in ("chroma", "postgres"):
-                    memory = _resident_mb(services[name].pid)
-                    figures.append(figure(f"{size:,} messages: memory of {name}", memory, None, None, unit="MB"))
-                own = _resident_mb(None)
-                named = f"{size:,} messages: memory of the process that searches, without the model"
-                figures.append(figure(named, own, None, None, unit="MB"))
+            # All together, so that the growth is not that of the machine's other work.
+            for (guild, one), size in zip(made.items(), sizes, strict=True):
+                figures += measured(guild, size, archive, vectors, one, smallest)
+            for name in ("chroma", "postgres"):
+                memory = _resident_mb(services[name].pid)
+                figures.append(figure(f"all of it loaded: memory of {name}", memory, None, None, unit="MB"))
+            own = _resident_mb(None)
+            figures.append(figure("memory of the process that searches, without the model", own, None, None, unit="MB"))
         finally:
             stack.down()
     figures += _embedding_of_a_question()

@@ -110,7 +110,7 @@ def list_(ids: tuple[str, ...], state: str, kafka_bootstrap_servers: str | None,
     table = _table("id", "since", "topic", "from", "key", "error", "attempt", "message")
     for row in rows:
         place = f"{row['partition']}-{row['offset']}"
-        since = _day(row["dead_since_ms"])
+        since = day(row["dead_since_ms"])
         table.add_row(
             row["id"], since, row["topic"], place, row["key"], row["error_class"], str(row["attempt"]), row["message"]
         )
@@ -152,7 +152,7 @@ def stats(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
     click.echo(", ".join(f"{count} {state}" for state, count in states.items()))
     if oldest_ms is None:
         return
-    click.echo(f"The oldest open one is of {_day(oldest_ms)}.")
+    click.echo(f"The oldest open one is of {day(oldest_ms)}.")
     table = _table("open, by", "", "count")
     for name, counter in by.items():
         for value, count in counter.most_common():
@@ -339,7 +339,8 @@ def _age(age_ms: int) -> str:
     return next((f"under {limit} h" for limit in _AGES_H if hours < limit), f"{_AGES_H[-1]} h and more")
 
 
-def _day(at_ms: int) -> str:
+def day(at_ms: int) -> str:
+    """A time for people, in UTC."""
     return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 

@@ -42,7 +42,7 @@ rtfm-cli dlq show 0-17 --json
 @json_option
 def show(id_: str, kafka_bootstrap_servers: str | None, schema_registry_url: str | None, as_json: bool) -> None:
     """Show the dead letter ID: why it is one, its headers, and its value as far as it can be decoded."""
-    from cli.dlq import row_of, text_of
+    from cli.dlq import day, row_of, text_of
     from rtfm.contracts import open_contracts
     from rtfm.errors import ConfigError
     from rtfm.streams.dead_letter_store import STATES, DeadLetterStore, LetterFilter
@@ -72,7 +72,11 @@ def show(id_: str, kafka_bootstrap_servers: str | None, schema_registry_url: str
         )
         return
     for name, content in row_of(found).items():
-        click.echo(f"{name}: {'' if content is None else content}")
+        if content in (None, ""):
+            continue
+        if name.endswith("_ms"):
+            name, content = name.removesuffix("_ms"), f"{day(content)} UTC"
+        click.echo(f"{name}: {content}")
     click.echo("\noriginal headers:" if letter.headers else "\noriginal headers: none")
     for name, raw in letter.headers or []:
         click.echo(f"  {name}: {text_of(raw)}")
