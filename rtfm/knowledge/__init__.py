@@ -37,6 +37,7 @@ class Knowledge:
 
     def close(self) -> None:
         """Close all connections."""
+        self.retriever.close()
         self.archive.close()
         self.vectors.close()
 

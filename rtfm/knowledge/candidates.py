@@ -52,6 +52,9 @@ Of common words, those are brought up that hold two of them."""
 
 _PAIRED = 6
 
+_ASKING = 64
+"""Searches that may wait for Chroma at a time; threads come as they are needed."""
+
 _GUILDS = 1_000
 """Guilds whose sizes are kept in mind, a few kilobytes each."""
 
@@ -82,7 +85,11 @@ class CandidateSearch:
         self._exact_limit = exact_limit
         self._sizes = _SizesState()
         # Chroma, another process, works while this one asks the archive.
-        self._threads = ThreadPoolExecutor(thread_name_prefix="nearest")
+        self._threads = ThreadPoolExecutor(_ASKING, thread_name_prefix="nearest")
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     @contextmanager
     def found(

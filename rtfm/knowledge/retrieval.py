@@ -184,6 +184,10 @@ class Retriever:
         vector = None if self._embedding is None else self._embedding.embed([asked])[0]
         return self._search(asked, vector, guild_key(guild_id), visible, limit)
 
+    def close(self) -> None:
+        """Let the threads end. The stores are others' to close."""
+        self._candidates.close()
+
     @property
     def mode(self) -> Mode:
         """With the embedding model, or without."""

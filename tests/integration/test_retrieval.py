@@ -140,9 +140,10 @@ def test_random_rooms_leak_nothing_and_lose_nothing(knowledge: Knowledge) -> Non
 
 
 def test_mentions_are_shown_by_name(knowledge: Knowledge) -> None:
-    """An id says nothing to a reader, and a live mention would ping."""
+    """An id says nothing to a reader, a live mention would ping, and a name of another guild is no business of ours."""
     ingest(
         knowledge,
+        message(3, "tulips are my secret", author_id="9", author_name="eve", guild_id="77", channel_id="770"),
         message(1, "my tulips wither", author_id="1", author_name="ada"),
         message(2, "<@1> water your tulips, ask <@9>", author_id="2", mentioned_user_ids=["1", "9"]),
     )

@@ -347,13 +347,14 @@ class View:
         return [FoundMessage(**{**row._asdict(), "kind": ChannelKind(row.kind)}) for row in rows]
 
     def author_names(self, author_ids: Collection[str]) -> dict[str, str]:
-        """The latest known name of each author."""
+        """The latest name of each author in this guild; what people are called elsewhere is not for its readers."""
         if not author_ids:
             return {}
         rows = self._select(
             """
             SELECT author.id, named.author_name FROM unnest(%(ids)s::text[]) AS author(id), LATERAL (
-                SELECT author_name FROM messages WHERE author_id = author.id AND author_name IS NOT NULL
+                SELECT author_name FROM messages
+                WHERE author_id = author.id AND guild_id = %(guild)s AND author_name IS NOT NULL
                 ORDER BY created_at DESC LIMIT 1) AS named
             """,
             ids=list(author_ids),
