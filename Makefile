@@ -26,7 +26,7 @@ demo: $(STAMP) ## The whole journey on this machine: real services, sample chat,
 
 test: $(STAMP) ## Unit and integration tests, the latter on real services
 	@command -v kcat >/dev/null || echo "Tests marked debian are left out: they need the Debian package kcat."
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup tests/unit tests/integration $(if $(shell command -v kcat),,-m "not debian") $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) tests/unit tests/integration $(if $(shell command -v kcat),,-m "not debian") $(ARGS)
 
 test-chaos: $(STAMP) ## Tests that kill and freeze workers and brokers, on real services
 	$(BIN)/pytest tests/chaos $(ARGS)

@@ -45,6 +45,17 @@ class StackAddresses:
     postgres: str
 
 
+TOGETHER = {
+    # These start services at the usual ports.
+    "tests/integration/test_demo.py": "local services",
+    "tests/integration/test_local.py": "local services",
+    # These have much to set up.
+    "tests/integration/test_compatibility.py": "verdicts",
+    "tests/integration/test_java_avro.py": "Java",
+    "tests/integration/test_wheel.py": "wheel",
+}
+"""Files whose tests one worker runs, one after another; other tests go to whoever is free."""
+
 STACK = pytest.StashKey[str]()
 """What the services are, for the summary."""
 
@@ -80,6 +91,18 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         shared.leave()
     if hasattr(config, "workeroutput"):
         config.workeroutput["stack"] = config.stash.get(STACK, "")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Who runs what; not by xdist_group marks, which xdist 3.8 writes into node ids that pytest 9.2 no longer reads."""
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # it carries no types
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # its package is not typed
+        def _split_scope(self, nodeid: str) -> str:
+            return TOGETHER.get(nodeid.partition("::")[0], nodeid)
+
+    return ByFile(config, log)
 
 
 @pytest.hookimpl(optionalhook=True)

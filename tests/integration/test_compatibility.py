@@ -13,9 +13,6 @@ from tests import java_avro
 from tests.java_avro import JavaAvro
 from tests.schema_pairs import pairs
 
-# One worker, for what the module sets up.
-pytestmark = pytest.mark.xdist_group("compatibility")
-
 PAIRS = pairs(204, bases=12)
 
 OURS_ALONE = {"logical-type", "enum-symbol-removed", "enum-default", "enum-order", "union-order", "namespace", "unit"}

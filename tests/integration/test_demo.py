@@ -13,9 +13,6 @@ import pytest
 
 from tests.conftest import CHECKOUT, run_cli
 
-# Its services take the usual ports, so these tests go one after another.
-pytestmark = pytest.mark.xdist_group("local services")
-
 TIMEOUT_S = 240.0
 
 

@@ -17,9 +17,6 @@ from tests import java_avro
 from tests.java_avro import JavaAvro
 from tests.unit.test_codec_properties import EDGES, NamesState, generated_record
 
-# One worker, for what the module sets up.
-pytestmark = pytest.mark.xdist_group("java")
-
 FRAME = b"\x00\x00\x00\x00\x07"
 TEXTS = ("", "a", "7" * 63, "7" * 64, "x" * 8191, "x" * 8192, "é", "ñ🌊" * 40, "\x00", "д" * 5000)
 

@@ -26,9 +26,6 @@ from rtfm.errors import ConfigError, Unavailable
 from rtfm.local.stack import LocalStack
 from tests.conftest import CACHE_DIR, run_cli, stack_home
 
-# Its services take the usual ports, so these tests go one after another.
-pytestmark = pytest.mark.xdist_group("local services")
-
 LOST = signal.SIGKILL
 
 

@@ -11,9 +11,6 @@ from pathlib import Path
 
 import pytest
 
-# One worker, for what the module sets up.
-pytestmark = pytest.mark.xdist_group("wheel")
-
 CHECKOUT = Path(__file__).parents[2]
 
 
