@@ -21,6 +21,7 @@ from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import stamina
 from attrs import frozen
 
 from rtfm.errors import ConfigError, Unavailable
@@ -30,6 +31,7 @@ Progress = Callable[[str, int, int], None]
 
 _PARALLEL_DOWNLOADS = 6
 _REPLY_TIMEOUT_S = 20
+_ATTEMPTS = 3
 
 
 @frozen
@@ -218,31 +220,39 @@ def _fetch_all(artifacts: list[Artifact], partial: Path, cache_dir: Path, meter:
     order = sorted(artifacts, key=lambda artifact: -artifact.size_bytes)
     with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
         try:
-            for _ in pool.map(lambda artifact: _fetch(context, artifact, cache_dir), order):
+            for _ in pool.map(lambda artifact: _fetch(context, artifact, partial, cache_dir), order):
                 pass
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _fetch(context: Any, artifact: Artifact, cache_dir: Path) -> None:
-    component = context.project(artifact.group, artifact.name).at_version(artifact.version)
-    try:
-        fetched: Path = component.artifact(artifact.classifier, artifact.packaging).resolve()
-    except Exception as exc:  # jgo lets its own, requests' and the system's errors out
-        if getattr(exc, "errno", None) == errno.ENOSPC:
-            raise
-        raise Unavailable(
-            "Maven repository",
-            f"{artifact.filename} cannot be fetched: {type(exc).__name__}",
-            hint="the first start needs the network; try again",
-        ) from exc
+def _fetch(context: Any, artifact: Artifact, partial: Path, cache_dir: Path) -> None:
+    fetched = _download(context, artifact, partial)
     if (found := _sha256(fetched)) != artifact.sha256:
         raise ConfigError(
             f"{artifact.filename} was fetched with the SHA-256 {found}, not the locked one",
             hint="try again; if it stays so, the repository or a proxy before it serves another file",
         )
     fetched.replace(cache_dir / artifact.filename)
+
+
+@stamina.retry(on=Unavailable, attempts=_ATTEMPTS, wait_initial=1.0, wait_max=5.0)
+def _download(context: Any, artifact: Artifact, partial: Path) -> Path:
+    component = context.project(artifact.group, artifact.name).at_version(artifact.version)
+    try:
+        fetched: Path = component.artifact(artifact.classifier, artifact.packaging).resolve()
+    except Exception as exc:  # jgo lets its own, requests' and the system's errors out
+        if getattr(exc, "errno", None) == errno.ENOSPC:
+            raise
+        for left in partial.rglob(f"{artifact.filename}*"):  # which would pass for the whole
+            left.unlink()
+        raise Unavailable(
+            "Maven repository",
+            f"{artifact.filename} cannot be fetched: {type(exc).__name__}",
+            hint="the first start needs the network; try again",
+        ) from exc
+    return fetched
 
 
 @contextmanager

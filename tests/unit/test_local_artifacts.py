@@ -8,8 +8,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import stamina
 
-from rtfm.errors import ConfigError
+from rtfm.errors import ConfigError, Unavailable
 from rtfm.local import artifacts, services
 from rtfm.local.artifacts import Artifact
 
@@ -123,3 +124,40 @@ def test_the_lock_names_every_file_with_size_and_digest(service: str) -> None:
 def test_the_telling_line_is_found_in_a_programs_last_words(log: str, line: str) -> None:
     """Neither a stack trace nor a farewell hides the reason."""
     assert services.reason(log) == line
+
+
+class BreakingOff:
+    """A repository whose first downloads break off, each leaving a part of the file."""
+
+    def __init__(self, path: Path, breaks: int) -> None:
+        self.path, self.breaks, self.asked = path, breaks, 0
+
+    def project(self, *_: str) -> BreakingOff:
+        return self
+
+    at_version = artifact = project
+
+    def resolve(self) -> Path:
+        self.asked += 1
+        if self.path.exists():
+            return self.path
+        if self.asked <= self.breaks:
+            self.path.write_bytes(b"the be")
+            raise OSError("the connection was lost")
+        self.path.write_bytes(b"the beginning and the end")
+        return self.path
+
+
+@pytest.mark.parametrize(("breaks", "whole"), [(2, True), (3, False)])
+def test_a_download_that_breaks_off_is_begun_again_twice(tmp_path: Path, breaks: int, whole: bool) -> None:
+    """What it left is no part of the next, and a network that stays away is said to be needed."""
+    artifact = artifacts.locked("kafka")[0]
+    repository = BreakingOff(tmp_path / artifact.filename, breaks)
+    with stamina.set_testing(True, attempts=3):
+        if whole:
+            fetched = artifacts._download(repository, artifact, tmp_path)
+            assert fetched.read_bytes() == b"the beginning and the end"
+        else:
+            with pytest.raises(Unavailable, match="cannot be fetched"):
+                artifacts._download(repository, artifact, tmp_path)
+    assert repository.asked == 3
