@@ -330,8 +330,8 @@ def test_a_handler_that_is_still_loading_keeps_the_pipeline_out_of_the_group_but
             predecessor.begin_transaction()
             predecessor.produce(f"{settings.kafka_topic_prefix}{RESPONSES}", b"x")
             predecessor.commit_transaction(10)
-        except KafkaException as exc:
-            return bool(exc.args[0].fatal())
+        except KafkaException:
+            return True  # fenced, or what a broker calls it in the middle of a commit: UNKNOWN
         return False
 
     with running(settings, contracts, noting, ready=ready):
