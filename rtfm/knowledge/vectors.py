@@ -273,5 +273,5 @@ def _connect(url: str, request_timeout_s: float) -> Any:
         settings=Settings(anonymized_telemetry=False),
     )
     # The client has no setting for it and would wait for ever for an answer.
-    client._server._session.timeout = httpx.Timeout(request_timeout_s, connect=CONNECT_TIMEOUT_S)  # type: ignore[attr-defined]
+    client._server._session.timeout = httpx.Timeout(request_timeout_s, connect=CONNECT_TIMEOUT_S)  # type: ignore[attr-defined]  # not public
     return client

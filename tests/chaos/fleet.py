@@ -188,7 +188,7 @@ class Feed:
                         self._send(producer, self.count)
                         self.count += 1
                 producer.flush()
-        except Exception as exc:
+        except Exception as exc:  # a thread's own way out; the test raises it
             self._errors.append(exc)
 
 

@@ -365,6 +365,6 @@ class View:
         values = {"guild": self._guild, "visible": self._visible, **parameters}
         values = {name: value for name, value in values.items() if f"%({name})s" in statement}
         # A plan that is kept for any length of the lists is many times worse than one that was made for these.
-        self._cursor.row_factory = row_factory  # type: ignore[attr-defined]
-        self._cursor.execute(statement, values, prepare=False)  # type: ignore[call-arg]
+        self._cursor.row_factory = row_factory  # type: ignore[attr-defined]  # psycopg's own
+        self._cursor.execute(statement, values, prepare=False)  # type: ignore[call-arg]  # psycopg's own
         return self._cursor.fetchall()
