@@ -94,7 +94,7 @@ def demo(keep: bool, as_json: bool) -> None:
         _prepare(console, environment)
         with _processor(settings, environment):
             _import(console, environment)
-            mode = json.loads(_cli(environment, "search", "--json", "--limit", "1", "backup"))["mode"]
+            mode = _search_mode(console, environment)
             replies = [_ask(console, environment, question) for question in questions()]
         dead_letters = len(json.loads(_cli(environment, "dlq", "list", "--json"))["dead_letters"])
     summary = {
@@ -210,6 +210,17 @@ def _import(console: Console, environment: Mapping[str, str]) -> None:
         if not done["ingested"]:
             raise RtfmError("the processor did not take the sample chat")
     console.print(f"  {done['messages']} messages through {PREFIX}discord-messages into the archive", style="dim")
+
+
+def _search_mode(console: Console, environment: Mapping[str, str]) -> str:
+    """How the sample chat is searched; an earlier run may have left it without vectors, or with another model's."""
+    search = ("search", "--json", "--limit", "1", "backup")
+    found = json.loads(_cli(environment, *search))
+    if "rebuild_due" in found:
+        with _step(console, "Vectors made anew for this embedding model", "rtfm-cli rebuild"):
+            _cli(environment, "rebuild", "--json")
+        found = json.loads(_cli(environment, *search))
+    return str(found["mode"])
 
 
 def _ask(console: Console, environment: Mapping[str, str], question: Question) -> Reply:
