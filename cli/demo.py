@@ -97,7 +97,7 @@ def demo(keep: bool, as_json: bool) -> None:
             mode = _search_mode(console, environment)
             replies = [_ask(console, environment, question) for question in questions()]
         dead_letters = len(json.loads(_cli(environment, "dlq", "list", "--json"))["dead_letters"])
-    summary = {
+    summary: dict[str, Any] = {
         "questions": len(replies),
         "answered": sum(reply.answered for reply in replies),
         "right": sum(reply.right for reply in replies),
