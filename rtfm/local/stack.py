@@ -176,7 +176,7 @@ class LocalStack:
         One that does neither is stopped, so that the next start begins anew.
         """
         deadline = self._clock() + START_TIMEOUT_S
-        while not services.answers(name, entry["port"]):
+        while not (services.answers(name, entry["port"]) and _listens(entry)):
             if _process(entry) is None:
                 return False
             if self._clock() > deadline:
@@ -318,6 +318,17 @@ def _process(entry: dict[str, Any] | None) -> psutil.Process | None:
     except (psutil.NoSuchProcess, KeyError):
         return None
     return process if same else None
+
+
+def _listens(entry: dict[str, Any]) -> bool:
+    """Whether the port is the service's own: another program may have taken it a moment before, and answer as well."""
+    try:
+        connections = psutil.Process(entry["pid"]).net_connections("tcp")
+    except psutil.AccessDenied:  # not told
+        return True
+    except psutil.NoSuchProcess:
+        return False
+    return any(c.status == psutil.CONN_LISTEN and c.laddr.port == entry["port"] for c in connections)
 
 
 def _at_work_in(data_dir: Path) -> list[psutil.Process]:

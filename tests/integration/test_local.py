@@ -9,8 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,19 @@ from rtfm.local.stack import LocalStack
 from tests.conftest import CACHE_DIR, run_cli, stack_home
 
 LOST = signal.SIGKILL
+
+
+class _Healthy(BaseHTTPRequestHandler):
+    """Says 200 to whatever it is asked."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"[]")
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +228,27 @@ def test_a_service_that_dies_at_its_start_says_why_and_where_its_log_is(home: Pa
     assert _pids(stack)["postgres"] is None
     config.write_text(good, encoding="utf-8")
     stack.up(["postgres"])
+
+
+def test_a_port_that_another_program_takes_meanwhile_is_not_taken_for_the_service(home: Path) -> None:
+    """The other one answers as the service would: still the start has failed, and the next finds another port."""
+    taken: list[ThreadingHTTPServer] = []
+
+    def take(seconds: float) -> None:
+        if not taken:
+            port = json.loads((home / "run" / "ports.json").read_text(encoding="utf-8"))["schema-registry"]
+            taken.append(ThreadingHTTPServer(("127.0.0.1", port), _Healthy))
+            threading.Thread(target=taken[0].serve_forever, daemon=True).start()
+        time.sleep(seconds)
+
+    try:
+        with pytest.raises(Unavailable, match=r"schema-registry ended at its start: .* in use"):
+            LocalStack(home, sleep=take).up(["schema-registry"])
+        LocalStack(home).up(["schema-registry"])
+    finally:
+        for server in taken:
+            server.shutdown()
+            server.server_close()
 
 
 def test_down_leaves_a_process_alone_that_got_a_killed_services_number(home: Path) -> None:
