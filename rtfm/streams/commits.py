@@ -7,7 +7,7 @@ a failed transaction: it goes with the next. Where a transaction's outcome is un
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from attrs import define, field, frozen
@@ -64,9 +64,17 @@ class Commits:
     """The commits of one instance to one topic's group. Used by one thread."""
 
     def __init__(
-        self, settings: Settings, *, topic: str, group: str, waiting: WaitingState, handling: Handling
+        self,
+        settings: Settings,
+        *,
+        topic: str,
+        group: str,
+        waiting: WaitingState,
+        handling: Handling,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
+        self._clock = clock
         self._topic = topic
         self._full_topic = topic_name(settings, topic)
         self._group = group
@@ -144,7 +152,7 @@ class Commits:
         if not state.records:
             return None
         wanted_s = state.ended_s + GAP_S if state.records >= RECORDS else state.last_s + EVERY_S
-        return max(0.0, max(wanted_s, state.not_before_s) - time.monotonic())
+        return max(0.0, max(wanted_s, state.not_before_s) - self._clock())
 
     def keep_live(self) -> None:
         """Forget what is of partitions that went elsewhere."""
@@ -157,7 +165,7 @@ class Commits:
     def commit(self, consumer: Any) -> None:
         """Commit what is finished, or put it off. Raises Fenced."""
         state = self._state
-        now_s = time.monotonic()
+        now_s = self._clock()
         if now_s < state.not_before_s:
             return
         state.last_s = now_s
@@ -166,7 +174,11 @@ class Commits:
                 self._resolve(consumer)
             # Asked anew each time: the generation changes without a word to us.
             member = consumer.consumer_group_metadata()
-            if not state.pending or not is_member(member):
+            if not is_member(member):
+                # The group's answer comes with a poll, for which there is time meanwhile.
+                state.not_before_s = now_s + EVERY_S
+                return
+            if not state.pending:
                 return
             state.sent, state.pending = state.pending, []
             parts = dict.fromkeys(finished.part for finished in state.sent)
@@ -192,7 +204,7 @@ class Commits:
         except Unavailable as exc:
             self._hold_back(exc)
         else:
-            state.ended_s = time.monotonic()
+            state.ended_s = self._clock()
             TRANSACTION_SECONDS.labels(self._group).observe(state.ended_s - now_s)
             self._committed()
 
@@ -281,7 +293,7 @@ class Commits:
         self._waiting.note(self, Unavailable("kafka", str(error)))
         backoff_s = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(self._state.failures, 10))
         self._state.failures += 1
-        self._state.not_before_s = time.monotonic() + backoff_s
+        self._state.not_before_s = self._clock() + backoff_s
 
 
 def _records(finished: Iterable[Finished]) -> Iterator[Produced]:

@@ -18,7 +18,7 @@ from rtfm.settings import Settings
 from rtfm.streams.connection import REQUEST_TIMEOUT_S, client_config, group_name, topic_name, translated, unreachable
 from rtfm.streams.handling import WaitingState
 from rtfm.streams.position import PartitionState
-from rtfm.streams.transactions import is_member
+from rtfm.streams.transactions import Fenced, is_member
 from rtfm.telemetry import LAG, LOST_RECORDS, PAUSES, REBALANCES, get_logger
 
 REJOIN_AFTER_S = 1.0
@@ -229,11 +229,17 @@ class Membership:
         )
 
     def _rejoin(self, error: TransientError) -> None:
-        """Leave and come back: where a partition stands could not be read, so it must not be worked on."""
+        """Leave and come back: where a partition stands could not be read, so it must not be worked on.
+
+        Raises Fenced where another process was found to have this one's name.
+        """
         self._waiting.note(self, error)
         self._forget(list(self._parts))
         self.consumer.close()
-        self._failure = None
+        failure, self._failure = self._failure, None
+        if isinstance(failure, Fenced):
+            self.consumer = None
+            raise failure
         time.sleep(REJOIN_AFTER_S)
         self.consumer = Consumer(self._config())
         self._join()

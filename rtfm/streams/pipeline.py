@@ -132,11 +132,11 @@ class Pipeline:
         self._health.ready_when(self._group, self._not_ready)
         self._health.alive_when(f"{self._group} membership", self._outside)
         POLL_GAP_SECONDS.labels(self._group).set_function(partial(self._health.gap_s, self._group))
-        if not self._opened():
-            return
-        self._in_hand.open()
-        self._lanes.open()
         try:
+            if not self._opened():
+                return
+            self._in_hand.open()
+            self._lanes.open()
             while not self._stop.is_set():
                 self._step()
             unfinished = self._drain()

@@ -340,5 +340,8 @@ def test_a_handler_that_is_still_loading_keeps_the_pipeline_out_of_the_group_but
         assert noting.batches == []
         ready.set()
         eventually(lambda: noting.ids == ["1"])
-    with running(settings, contracts, noting, ready=threading.Event()):
-        pass  # stopping waits for no handler
+    health = Health()
+    with running(settings, contracts, noting, ready=threading.Event(), health=health):
+        eventually(lambda: health.stalled(-1))  # at work
+    # Stopping waits for no handler, and leaves nothing open.
+    assert health.stalled(-1) == {}

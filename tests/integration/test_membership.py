@@ -1,0 +1,86 @@
+"""A worker and its place in the group on a real broker: what it does without one, and what ends it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer
+
+from rtfm.contracts import Contracts
+from rtfm.errors import Unavailable
+from rtfm.settings import Settings
+from rtfm.streams.commits import EVERY_S, RECORDS, Commits
+from rtfm.streams.connection import group_name
+from rtfm.streams.crashes import InHand
+from rtfm.streams.dead_letters import DeadLetterWriter
+from rtfm.streams.handling import Handling, WaitingState
+from rtfm.streams.membership import Membership
+from rtfm.streams.position import PartitionState
+from rtfm.streams.transactions import Fenced
+from tests.streams import GROUP, MESSAGES, Noting, eventually
+
+
+@pytest.fixture
+def commits(settings: Settings, contracts: Contracts) -> Iterator[Commits]:
+    """Commits of a worker whose clock stands still, so that only what is put off is not due."""
+    stop, waiting = threading.Event(), WaitingState(GROUP)
+    handling = Handling(
+        contracts,
+        topic=MESSAGES,
+        handler=Noting(),
+        waiting=waiting,
+        writer=DeadLetterWriter(group=GROUP, secrets=()),
+        in_hand=InHand(settings, group=GROUP, threads=1, stop=stop),
+        stop=stop,
+    )
+    made = Commits(settings, topic=MESSAGES, group=GROUP, waiting=waiting, handling=handling, clock=lambda: 100.0)
+    made.open()
+    yield made
+    made.close()
+
+
+def test_a_worker_without_a_place_in_the_group_waits_with_its_commit(settings: Settings, commits: Commits) -> None:
+    """However much is finished: until the group answers a commit could only fail; to try at once is a busy loop."""
+    outsider: Any = Consumer(
+        {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": group_name(settings, GROUP)}
+    )
+    part = PartitionState(0)
+    for _ in range(RECORDS):
+        commits.add_end(part)
+    assert commits.due_in_s() == 0
+    commits.commit(outsider)
+    outsider.close()
+    assert commits.due_in_s() == pytest.approx(EVERY_S)
+    assert len(commits) == RECORDS
+
+
+def test_a_name_that_another_took_ends_the_worker_while_it_joins_anew(settings: Settings) -> None:
+    """Leaving commits, which is where it shows; to go on would take the name back, and so for ever in turn."""
+
+    def unknown(*_: object) -> Any:
+        raise Unavailable("kafka", "the offsets are not known")
+
+    def taken() -> None:
+        raise Fenced("another process took the place")
+
+    members = Membership(
+        settings,
+        topic=MESSAGES,
+        group=GROUP,
+        waiting=WaitingState(GROUP),
+        stored=unknown,
+        confirm_name=lambda _: None,
+        assigned=lambda _: None,
+        before_revoke=taken,
+        forgotten=lambda: None,
+        reached=lambda _: None,
+    )
+    members.open()
+    try:
+        with pytest.raises(Fenced):
+            eventually(lambda: members.take(0.1, 1))
+    finally:
+        members.leave()
