@@ -139,7 +139,8 @@ def _prepared(
 
     knowledge = open_knowledge(settings)
     closing.callback(knowledge.close)
-    steps: list[Callable[[], object]] = [knowledge.archive.migrate, knowledge.vectors.check]
+    # While another process migrates, this one waits here, where it can be stopped.
+    steps: list[Callable[[], object]] = [partial(knowledge.archive.migrate, wait_s=0), knowledge.vectors.check]
     if only != "ingest":
         codec = contracts.codec(RESPONSES)
         steps.insert(0, partial(contracts.registry.id_for, RESPONSES, codec.schema))

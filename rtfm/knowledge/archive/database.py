@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,16 +14,31 @@ from psycopg.errors import UndefinedColumn, UndefinedTable
 from sqlalchemy import Connection, create_engine, exc, text
 
 from rtfm.errors import ConfigError, InvalidEvent, RtfmError, Unavailable
+from rtfm.telemetry import get_logger
 
 CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_S = 60
 LOCK_TIMEOUT_S = 2
-"""How long a step of the migrations waits for a table."""
+"""How long a step of the migrations waits for a table that it changes: what waits for it keeps all others from it."""
+
+MIGRATION_WAIT_S = 1800
+"""How long one process waits until another has migrated: the index of an archive of many millions takes minutes."""
+
+_ASK_AGAIN_S = 0.5
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 # Any number will do, as long as no other program takes advisory locks with it in this database.
 _MIGRATION_LOCK = 7_305_108_171
+
+_WHO_MIGRATES = """
+    SELECT concat('backend ', pid, ' from ', coalesce(host(client_addr), 'this machine'), ' since ', backend_start)
+    FROM pg_locks JOIN pg_stat_activity USING (pid)
+    WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND (classid::bigint << 32) + objid::bigint = :key
+      AND datname = current_database()
+"""
+
+_log = get_logger(__name__)
 
 
 class Database:
@@ -65,9 +81,13 @@ class Database:
         Raises Unavailable when PostgreSQL does not answer, ConfigError when the tables are not there, InvalidEvent when
         a value can never be stored.
         """
+        with self._translated(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
         try:
-            with self._engine.begin() as connection:
-                yield connection
+            yield
         except (exc.ProgrammingError, psycopg.ProgrammingError) as error:
             if not isinstance(getattr(error, "orig", error), (UndefinedTable, UndefinedColumn)):
                 raise RtfmError(f"PostgreSQL refused a statement: {_line(error)}") from error
@@ -81,10 +101,12 @@ class Database:
             # The last one comes from reads that use the driver's own cursor.
             raise self._unavailable(error) from error
 
-    def migrate(self) -> None:
+    def migrate(self, *, wait_s: float = MIGRATION_WAIT_S, sleep: Callable[[float], None] = time.sleep) -> None:
         """Bring the tables to this version; safe to call from several processes at once, and while others work.
 
-        Raises Unavailable when a table that has to change stays in use: what waits for it keeps all others from it.
+        Each step is a transaction of its own, so that what one has done stays done when a later one cannot be done yet.
+        Raises Unavailable when a table that has to change stays in use, or when another process is at it for ``wait_s``
+        and not done.
         """
         if self._is_current():
             return
@@ -95,13 +117,37 @@ class Database:
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS))
         config.set_main_option("path_separator", "os")
-        with self._migrating, self.begin() as connection:
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-            connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'"))
-            # To make an index takes as long as it takes.
-            connection.execute(text("SET LOCAL statement_timeout = 0"))
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+        with self._migrating, self._translated(), self._engine.connect() as connection:
+            try:
+                self._become_the_only_one(connection, wait_s, sleep)
+                connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'"))
+                connection.execute(text("SET statement_timeout = 0"))
+                connection.commit()
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+            finally:
+                # It ends, since it is set up for this only and holds the lock.
+                connection.invalidate()
+
+    def _become_the_only_one(self, connection: Connection, wait_s: float, sleep: Callable[[float], None]) -> None:
+        """Ask again and again: who waits inside a statement keeps an index that is made beside others' work waiting."""
+        key = {"key": _MIGRATION_LOCK}
+        waited_s = 0.0
+        while not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), key).scalar_one():
+            holder = connection.execute(text(_WHO_MIGRATES), key).scalar()
+            connection.commit()
+            who = f"another process ({holder or 'which ended just now'})"
+            if waited_s >= wait_s:
+                raise Unavailable(
+                    "PostgreSQL",
+                    f"PostgreSQL at {self.address}: {who} is migrating the archive",
+                    hint="That may take minutes; if it hangs, end that process or its backend.",
+                )
+            if not waited_s:
+                _log.warning("waiting until another process has migrated the archive", who=who, at_most_s=wait_s)
+            sleep(_ASK_AGAIN_S)
+            waited_s += _ASK_AGAIN_S
+        connection.commit()
 
     def _is_current(self) -> bool:
         """Whether the tables are of the newest step, asked without the migrations' library."""

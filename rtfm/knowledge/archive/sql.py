@@ -12,7 +12,7 @@ from rtfm.errors import ConfigError
 from rtfm.events import TimestampMillis
 from rtfm.knowledge.archive.answers import ArchiveAnswers
 from rtfm.knowledge.archive.collections import ArchiveCollections
-from rtfm.knowledge.archive.database import Database
+from rtfm.knowledge.archive.database import MIGRATION_WAIT_S, Database
 from rtfm.knowledge.archive.reading import ArchiveReading
 from rtfm.knowledge.archive.rows import Channel
 from rtfm.knowledge.archive.staging import Staging
@@ -59,9 +59,13 @@ class SqlArchive:
         with self._database.begin() as connection:
             return str(connection.execute(text("SELECT current_schema()")).scalar_one())
 
-    def migrate(self) -> None:
-        """Bring the tables to this version; several processes may do so at once."""
-        self._database.migrate()
+    def migrate(self, *, wait_s: float = MIGRATION_WAIT_S) -> None:
+        """Bring the tables to this version; several processes may do so at once, and others read and write meanwhile.
+
+        Raises Unavailable, too, when a table that has to change stays in use, or another process migrates for longer
+        than ``wait_s``; what was done so far stays done.
+        """
+        self._database.migrate(wait_s=wait_s)
 
     def check(self) -> None:
         """Raise what keeps the archive from being used; else nothing."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from alembic import context
 
-context.configure(connection=context.config.attributes["connection"], target_metadata=None)
+# A transaction a step: one that makes an index beside others' work can be in none.
+context.configure(
+    connection=context.config.attributes["connection"], target_metadata=None, transaction_per_migration=True
+)
 with context.begin_transaction():
     context.run_migrations()
