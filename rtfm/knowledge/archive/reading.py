@@ -288,21 +288,24 @@ class View:
         """
         rows = self._select(
             """
-            WITH place AS (SELECT min(channel_id) AS channel_id, min(created_at) AS first_at, max(created_at) AS last_at
-                           FROM messages
-                           WHERE (passage_id = %(passage)s OR message_id = (SELECT part_of FROM passages
-                                                                         WHERE passage_id = %(passage)s))
-                             AND NOT deleted)
-            (SELECT m.passage_id, m.author_id FROM messages AS m, place
-             WHERE m.channel_id = place.channel_id AND m.created_at < place.first_at
-             ORDER BY m.created_at DESC LIMIT %(messages)s)
+            WITH place AS MATERIALIZED (
+                SELECT min(channel_id) AS channel_id, min(created_at) AS first_at, max(created_at) AS last_at
+                FROM messages
+                WHERE (passage_id = %(passage)s OR message_id = (SELECT part_of FROM passages
+                                                                 WHERE passage_id = %(passage)s))
+                  AND NOT deleted)
+            -- Single values, not a join: PostgreSQL would sort all that the channel ever held.
+            (SELECT passage_id, author_id FROM messages
+             WHERE channel_id = (SELECT channel_id FROM place) AND created_at < (SELECT first_at FROM place)
+             ORDER BY created_at DESC LIMIT %(messages)s)
             UNION ALL
-            (SELECT m.passage_id, m.author_id FROM messages AS m, place
-             WHERE m.channel_id = place.channel_id AND m.created_at > place.last_at
-             ORDER BY m.created_at LIMIT %(messages)s)
+            (SELECT passage_id, author_id FROM messages
+             WHERE channel_id = (SELECT channel_id FROM place) AND created_at > (SELECT last_at FROM place)
+             ORDER BY created_at LIMIT %(messages)s)
             UNION ALL
-            (SELECT m.passage_id, m.author_id FROM messages AS m, place
-             WHERE m.channel_id = place.channel_id AND m.created_at BETWEEN place.first_at AND place.last_at
+            (SELECT passage_id, author_id FROM messages
+             WHERE channel_id = (SELECT channel_id FROM place)
+               AND created_at BETWEEN (SELECT first_at FROM place) AND (SELECT last_at FROM place)
              LIMIT %(between)s)
             UNION ALL
             (SELECT p.passage_id, m.author_id FROM passages AS p JOIN messages AS m ON m.message_id = p.part_of
