@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -206,8 +207,13 @@ def environment_of(settings: Settings) -> dict[str, str]:
         for attribute in fields(Settings)
         if (value := getattr(settings, attribute.name)) not in (None, "")
     }
-    inherited = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")}
-    return inherited | variables
+    return inherited_environment() | variables
+
+
+def inherited_environment() -> dict[str, str]:
+    """What a program of another process needs to run and to download, and nothing that sets RTFM up."""
+    needed = re.compile(r"PATH|HOME|LANG|TMPDIR|.*_CA_BUNDLE|SSL_CERT_(FILE|DIR)|(HTTPS?|ALL|NO)_PROXY", re.IGNORECASE)
+    return {name: value for name, value in os.environ.items() if needed.fullmatch(name)}
 
 
 def run_cli(

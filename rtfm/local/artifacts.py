@@ -237,8 +237,15 @@ def _fetch(context: Any, artifact: Artifact, partial: Path, cache_dir: Path) -> 
     fetched.replace(cache_dir / artifact.filename)
 
 
-@stamina.retry(on=Unavailable, attempts=_ATTEMPTS, wait_initial=1.0, wait_max=5.0)
 def _download(context: Any, artifact: Artifact, partial: Path) -> Path:
+    # A decorator would log the arguments, too.
+    for attempt in stamina.retry_context(on=Unavailable, attempts=_ATTEMPTS, wait_initial=1.0, wait_max=5.0):
+        with attempt:
+            return _resolved(context, artifact, partial)
+    raise AssertionError("stamina raises the last failure")
+
+
+def _resolved(context: Any, artifact: Artifact, partial: Path) -> Path:
     component = context.project(artifact.group, artifact.name).at_version(artifact.version)
     try:
         fetched: Path = component.artifact(artifact.classifier, artifact.packaging).resolve()
@@ -250,7 +257,8 @@ def _download(context: Any, artifact: Artifact, partial: Path) -> Path:
         raise Unavailable(
             "Maven repository",
             f"{artifact.filename} cannot be fetched: {type(exc).__name__}",
-            hint="the first start needs the network; try again",
+            hint="the first start needs the network; try again"
+            " (REQUESTS_CA_BUNDLE names the certificate of a proxy that has its own)",
         ) from exc
     return fetched
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import CHECKOUT, run_cli
+from tests.conftest import CHECKOUT, inherited_environment, run_cli
 
 TIMEOUT_S = 240.0
 
@@ -29,9 +28,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def environment(home: Path, **more: str) -> dict[str, str]:
     """The variables of somebody whose own settings lead elsewhere."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     elsewhere = {"KAFKA_BOOTSTRAP_SERVERS": "localhost:1", "DATABASE_URL": "postgresql://nobody@localhost:1/none"}
-    return kept | elsewhere | {"RTFM_HOME": str(home)} | more
+    return inherited_environment() | elsewhere | {"RTFM_HOME": str(home)} | more
 
 
 def states(home: Path) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -26,7 +25,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 
 from rtfm.errors import ConfigError, Unavailable
 from rtfm.local.stack import LocalStack
-from tests.conftest import CACHE_DIR, run_cli, stack_home
+from tests.conftest import CACHE_DIR, inherited_environment, run_cli, stack_home
 
 LOST = signal.SIGKILL
 
@@ -283,7 +282,7 @@ def test_a_service_that_the_stack_lost_sight_of_is_not_started_a_second_time(hom
 
 def test_an_up_that_was_killed_is_finished_by_the_next(home: Path) -> None:
     """Whatever the first had begun, the second ends with four services that answer."""
-    environment = {"RTFM_HOME": str(home), "PATH": os.environ["PATH"]}
+    environment = inherited_environment() | {"RTFM_HOME": str(home)}
     program = Path(sys.executable).with_name("rtfm-cli")
     with subprocess.Popen([program, "local", "up"], env=environment, stderr=subprocess.DEVNULL) as first:
         state = home / "run" / "stack.json"
@@ -296,7 +295,7 @@ def test_an_up_that_was_killed_is_finished_by_the_next(home: Path) -> None:
 
 def test_the_command_line_shows_the_addresses_and_every_other_command_finds_them(home: Path) -> None:
     """`local status --json` has the agreed shape and exits with 1 unless all run; `down` stops and keeps the data."""
-    environment = {"RTFM_HOME": str(home), "PATH": os.environ["PATH"]}
+    environment = inherited_environment() | {"RTFM_HOME": str(home)}
     done = run_cli(["local", "status", "--json"], environment, check=False)
     assert done.returncode == 1
     assert [service["state"] for service in json.loads(done.stdout)["services"]] == ["stopped"] * 4

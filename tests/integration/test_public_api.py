@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -28,7 +27,7 @@ def program(settings: Settings, source: str, folder: Path) -> subprocess.Popen[s
     """``source`` as a program of its own, in a folder of its own."""
     path = folder / "program.py"
     path.write_text(source, encoding="utf-8")
-    environment = {**environment_of(settings), "PATH": os.environ["PATH"]}
+    environment = environment_of(settings)
     return subprocess.Popen(
         [sys.executable, path],
         cwd=folder,
