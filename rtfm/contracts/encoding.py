@@ -20,7 +20,6 @@ class EncoderState:
 
     names: dict[str, Any] = field(factory=dict)
     lines: list[str] = field(factory=list)
-    functions: list[str] = field(factory=list)
     counter: int = 0
 
     def line(self, depth: int, text: str) -> None:
@@ -46,34 +45,30 @@ def source(shape: shapes.Record) -> tuple[str, dict[str, Any]]:
     """(source, names that it uses) of ``encode(event, frame) -> bytes`` for ``shape``, which must be covered."""
     state = EncoderState(names={name: getattr(varints, name) for name in _RUNTIME})
     state.names.update(join="".join, write_float=varints.floating("f")[0], write_double=varints.floating("d")[0])
-    body = _function(state, shape, "encode", "event, frame", ["frame"], '.encode("latin-1")')
-    head, _, rest = body.partition("\n")
-    lines = [head, "    try:", *(f"    {line}" for line in rest.splitlines())]
-    lines += ["    except Exception as exc:", "        raise refused(event, exc) from exc"]
-    return "\n\n\n".join([*state.functions, "\n".join(lines)]) + "\n", state.names
+    state.line(0, "def encode(event, frame):")
+    state.line(1, "try:")
+    parts = _record(state, shape, "event", 2)
+    state.line(2, f'return {_joined(["frame", *parts])}.encode("latin-1")')
+    state.line(1, "except Exception as exc:")
+    state.line(2, "raise refused(event, exc) from exc")
+    return "\n".join(state.lines) + "\n", state.names
 
 
 _RUNTIME = [
-    *("Misfit", "LENGTH", "SOME_LENGTH", "PAIR", "TAIL", "TIME_MIN", "TIME_MAX"),
+    *("Misfit", "LENGTH", "SOME_LENGTH", "EVEN", "MORE", "PAIR", "TAIL", "TIME_MIN", "TIME_MAX"),
     *("encode_long", "encode_int", "encode_wide", "encode_bytes", "encode_texts"),
 ]
 
 
-def _function(
-    state: EncoderState, shape: shapes.Record, name: str, parameters: str, before: list[str], behind: str
-) -> str:
-    outer, state.lines = state.lines, []
-    state.line(0, f"def {name}({parameters}):")
+def _record(state: EncoderState, shape: shapes.Record, v: str, depth: int) -> list[str]:
     known_class = state.name(shape.event_class.__name__, shape.event_class)
-    state.line(1, f"if event.__class__ is not {known_class}:")
-    state.line(2, "raise Misfit(event)")
-    prepared = _ids(state, [slot for slot in shape.slots if _is_id(slot)])
-    parts = list(before)
+    state.line(depth, f"if {v}.__class__ is not {known_class}:")
+    state.line(depth + 1, f"raise Misfit({v})")
+    prepared = _ids(state, [slot for slot in shape.slots if _is_id(slot)], v, depth)
+    parts: list[str] = []
     for slot in shape.slots:
-        parts += prepared.get(slot.name) or _value(state, slot.shape, f"event.{slot.name}", 1)
-    state.line(1, f"return {_joined(parts)}{behind}")
-    text, state.lines = "\n".join(state.lines), outer
-    return text
+        parts += prepared.get(slot.name) or _value(state, slot.shape, f"{v}.{slot.name}", depth)
+    return parts
 
 
 def _is_id(slot: shapes.Slot) -> bool:
@@ -81,32 +76,32 @@ def _is_id(slot: shapes.Slot) -> bool:
     return slot.name.endswith("_id") and shape == shapes.Primitive("string", None)
 
 
-def _ids(state: EncoderState, slots: list[shapes.Slot]) -> dict[str, list[str]]:
+def _ids(state: EncoderState, slots: list[shapes.Slot], record: str, depth: int) -> dict[str, list[str]]:
     """Write the lines for texts that are ASCII and short in all but odd cases, which are noticed for all at once."""
     if len(slots) < 2:
         return {}
     prepared = {}
-    state.line(1, "try:")
+    state.line(depth, "try:")
     for slot in slots:
         v = state.variable()
         prepared[slot.name] = [f"{v}n", v]
-        state.line(2, f"{v} = event.{slot.name}")
+        state.line(depth + 1, f"{v} = {record}.{slot.name}")
         if isinstance(slot.shape, shapes.Nullable):
             index, none = (1, "\\x00") if slot.shape.null_first else (0, "\\x02")
-            state.line(2, f"if {v} is None:")
-            state.line(3, f'{v}n = "{none}"; {v} = ""')
-            state.line(2, "else:")
-            state.line(3, f"{v}n = {state.name('SOME_LENGTH', varints.SOME_LENGTH[index])}[len({v})]")
+            state.line(depth + 1, f"if {v} is None:")
+            state.line(depth + 2, f'{v}n = "{none}"; {v} = ""')
+            state.line(depth + 1, "else:")
+            state.line(depth + 2, f"{v}n = {state.name('SOME_LENGTH', varints.SOME_LENGTH[index])}[len({v})]")
         else:
-            state.line(2, f"{v}n = LENGTH[len({v})]")
-    state.line(2, f"usual = {_joined([v for _, v in prepared.values()])}.isascii()")
-    state.line(1, "except IndexError:")
-    state.line(2, "usual = False")
-    state.line(1, "if not usual:")
+            state.line(depth + 1, f"{v}n = LENGTH[len({v})]")
+    state.line(depth + 1, f"usual = {_joined([v for _, v in prepared.values()])}.isascii()")
+    state.line(depth, "except IndexError:")
+    state.line(depth + 1, "usual = False")
+    state.line(depth, "if not usual:")
     for slot in slots:
         length, v = prepared[slot.name]
-        found_length, found = _value(state, slot.shape, f"event.{slot.name}", 2)
-        state.line(2, f"{length} = {found_length}; {v} = {found}")
+        found_length, found = _value(state, slot.shape, f"{record}.{slot.name}", depth + 1)
+        state.line(depth + 1, f"{length} = {found_length}; {v} = {found}")
     return prepared
 
 
@@ -151,21 +146,23 @@ def _value(state: EncoderState, shape: shapes.Shape, expression: str, depth: int
         case shapes.Enumeration(enum_class=enum_class, symbols=symbols):
             _enumeration(state, enum_class, symbols, v, depth)
         case shapes.Sequence(items=shapes.Primitive(kind="string")):
-            state.line(depth, f"{v} = encode_texts({v})")
+            state.line(depth, f"if {v}:")
+            state.line(depth + 1, f"{v} = encode_texts({v})")
+            _empty(state, v, depth)
         case shapes.Sequence(items=items):
             _sequence(state, items, v, depth)
         case shapes.Record():
-            name = f"encode_{shape.event_class.__name__}_{state.counter}"
-            state.functions.append(_function(state, shape, name, "event", [], ""))
-            state.line(depth, f"{v} = {name}({v})")
-        case shapes.Primitive(kind=kind, logical=logical):
-            _primitive(state, kind, logical, v, depth)
+            return _record(state, shape, v, depth)
+        case shapes.Primitive(kind="long", logical="timestamp-millis"):
+            return _time(state, v, depth)
+        case shapes.Primitive(kind=kind):
+            _primitive(state, kind, v, depth)
         case _:
             raise NotImplementedError(shape)
     return [v]
 
 
-def _primitive(state: EncoderState, kind: str, logical: str | None, v: str, depth: int) -> None:
+def _primitive(state: EncoderState, kind: str, v: str, depth: int) -> None:
     if kind == "boolean":
         state.line(depth, f"if {v} is False:")
         state.line(depth + 1, f'{v} = "\\x00"')
@@ -173,12 +170,6 @@ def _primitive(state: EncoderState, kind: str, logical: str | None, v: str, dept
         state.line(depth + 1, f'{v} = "\\x01"')
         state.line(depth, "else:")
         state.line(depth + 1, f"raise Misfit({v})")
-    elif kind == "long" and logical == "timestamp-millis":
-        state.line(depth, f"if {v}.__class__ is int and TIME_MIN <= {v} < TIME_MAX:")
-        state.line(depth + 1, f"n = {v} << 1")
-        state.line(depth + 1, f"{v} = PAIR[n & 0x3FFF] + PAIR[n >> 14 & 0x3FFF] + TAIL[n >> 28]")
-        state.line(depth, "else:")
-        state.line(depth + 1, f"{v} = encode_long({v})")
     elif kind in ("int", "long"):
         state.line(depth, f"if {v}.__class__ is int and 0 <= {v} < {varints.LIMIT}:")
         state.line(depth + 1, f"{v} = LENGTH[{v}]")
@@ -188,6 +179,19 @@ def _primitive(state: EncoderState, kind: str, logical: str | None, v: str, dept
         state.line(depth, f"{v} = encode_bytes({v})")
     else:
         state.line(depth, f"{v} = write_{kind}({v})")
+
+
+def _time(state: EncoderState, v: str, depth: int) -> list[str]:
+    # Byte by byte: a table by 14 bits of a time has another place for each, and no cache of the processor keeps it.
+    low = [f"{v}a", f"{v}b", f"{v}c"]
+    state.line(depth, f"if {v}.__class__ is int and TIME_MIN <= {v} < TIME_MAX:")
+    state.line(depth + 1, f"n = {v} & 0xFFFFF")
+    state.line(depth + 1, f"{low[0]} = EVEN[n & 0x3F]; {low[1]} = MORE[n >> 6 & 0x7F]; {low[2]} = MORE[n >> 13]")
+    state.line(depth + 1, f"n = {v} >> 20")
+    state.line(depth + 1, f"{v}d = PAIR[n & 0x3FFF]; {v} = TAIL[n >> 14]")
+    state.line(depth, "else:")
+    state.line(depth + 1, f'{" = ".join(low)} = {v}d = ""; {v} = encode_long({v})')
+    return [*low, f"{v}d", v]
 
 
 def _enumeration(state: EncoderState, enum_class: Any, symbols: tuple[str, ...], v: str, depth: int) -> None:
@@ -202,18 +206,21 @@ def _enumeration(state: EncoderState, enum_class: Any, symbols: tuple[str, ...],
 
 
 def _sequence(state: EncoderState, items: shapes.Shape, v: str, depth: int) -> None:
-    state.line(depth, f"if {v}.__class__ is not list:")
-    state.line(depth + 1, f"raise Misfit({v})")
-    state.line(depth, f"if {v}:")
+    state.line(depth, f"if {v} and {v}.__class__ is list:")
     state.line(depth + 1, f"{v}s = [LENGTH[n] if (n := len({v})) < {varints.LIMIT} else encode_long(n)]")
-    state.line(depth + 1, f"{v}a = {v}s.append")
     state.line(depth + 1, f"for {v}i in {v}:")
     parts = _value(state, items, f"{v}i", depth + 2)
-    state.line(depth + 2, f"{v}a({parts[0]})" if len(parts) == 1 else f"{v}s += ({', '.join(parts)})")
-    state.line(depth + 1, f'{v}a("\\x00")')
-    state.line(depth + 1, f"{v} = join({v}s)")
-    state.line(depth, "else:")
+    state.line(depth + 2, f"{v}s += ({', '.join(parts)}{',' * (len(parts) == 1)})")
+    state.line(depth + 1, f'{v} = join({v}s) + "\\x00"')
+    _empty(state, v, depth)
+
+
+def _empty(state: EncoderState, v: str, depth: int) -> None:
+    """End the lines for a list with those for one without items, and for what is no list."""
+    state.line(depth, f"elif {v}.__class__ is list:")
     state.line(depth + 1, f'{v} = "\\x00"')
+    state.line(depth, "else:")
+    state.line(depth + 1, f"raise Misfit({v})")
 
 
 def _quoted(escaped: str) -> str:

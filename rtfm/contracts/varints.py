@@ -49,8 +49,10 @@ TAIL = tuple(_unsigned(number) for number in range(1 << 14))
 LENGTH = tuple(TAIL[length << 1] for length in range(LIMIT))
 SOME_LENGTH = {index: tuple(chr(index << 1) + text for text in LENGTH) for index in (0, 1)}
 
-# Times in milliseconds from 1974 to 2039 take six bytes, which these three tables make of 14 bits each.
-TIME_MIN, TIME_MAX = 1 << 27, 1 << 41
+# Times in milliseconds from July 1970 to 2039 take six bytes: one of six bits, five of seven.
+EVEN = tuple(chr(number << 1 | 128) for number in range(1 << 6))
+MORE = tuple(chr(number | 128) for number in range(1 << 7))
+TIME_MIN, TIME_MAX = 1 << 34, 1 << 41
 
 
 def encode_long(number: int) -> str:

@@ -79,11 +79,10 @@ def generated_record(chance: random.Random, names: NamesState, depth: int = 0) -
 
 
 TEXTS = st.one_of(st.text(max_size=30), st.text("abc ", max_size=300), st.integers(0, 9 * 10**18).map(str))
-EDGES = [0, 1, -1, 63, 64, -64, -65, 8191, 8192, 2**27, 2**27 - 1, 2**31 - 1, -(2**31), 2**41, 2**41 - 1]
-INTS = st.one_of(st.sampled_from(EDGES[:-2]), st.integers(-(2**31), 2**31 - 1))
-LONGS = st.one_of(
-    st.sampled_from([*EDGES, 2**63 - 1, -(2**63)]), st.integers(-(2**63), 2**63 - 1), st.integers(10**12, 2 * 10**12)
-)
+INT_EDGES = [0, 1, -1, 63, 64, -64, -65, 8191, 8192, 2**27, 2**27 - 1, 2**31 - 1, -(2**31)]
+LONG_EDGES = [*INT_EDGES, 2**34, 2**34 - 1, 2**41, 2**41 - 1, 2**63 - 1, -(2**63)]
+INTS = st.one_of(st.sampled_from(INT_EDGES), st.integers(-(2**31), 2**31 - 1))
+LONGS = st.one_of(st.sampled_from(LONG_EDGES), st.integers(-(2**63), 2**63 - 1), st.integers(10**12, 2 * 10**12))
 
 
 def values(shape: shapes.Shape) -> st.SearchStrategy[Any]:
