@@ -222,7 +222,16 @@ def run_cli(
     """Run `rtfm-cli` in a process of its own; a failure shows what it printed."""
     program = Path(sys.executable).with_name("rtfm-cli")
     done = subprocess.run(
-        [program, *arguments], capture_output=True, text=True, check=False, env=environment, timeout=timeout_s
+        [program, *arguments],
+        # Not where somebody's .env may be.
+        cwd=tempfile.gettempdir(),
+        # Not the terminal of whoever runs the tests: tables and lines would be as wide as that is.
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=timeout_s,
     )
     if check and done.returncode != 0:
         raise AssertionError(

@@ -129,10 +129,11 @@ def running(
     *,
     topic: str = MESSAGES,
     health: Health | None = None,
+    stop: threading.Event | None = None,
     **options: Any,
 ) -> Iterator[threading.Thread]:
     """A pipeline at work in a thread, which is given; it is stopped at the end, and its error is raised."""
-    stop = threading.Event()
+    stop = stop or threading.Event()
     pipeline = Pipeline(
         settings,
         contracts,

@@ -107,7 +107,7 @@ def running_processor(settings: Settings) -> Iterator[None]:
 
 def _until_archived(settings: Settings, messages: int) -> None:
     with contextlib.closing(SqlArchive(settings.database_url)) as archive:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while archive.counts()["messages"] < messages:
             assert time.monotonic() < deadline, "not archived"
             time.sleep(0.05)
@@ -335,7 +335,9 @@ def test_sigterm_hands_over_what_was_heard(bot_settings: Settings, fake: FakeDis
     with bot_process(bot_settings, fake) as process:
         for number in range(200):
             fake.says(general, ada, f"message {number}")
-        time.sleep(0.2)  # the gateway's frames are read; what is tested is the way from there
+        # When this one is heard all are; what is tested is the way from there.
+        fake.says(general, ada, "!rtfm was that all?")
+        fake.wait_until(lambda: fake.count("POST", "/typing") > 0, "the question was not heard", timeout_s=60)
         os.kill(process.pid, signal.SIGTERM)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 0, said

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,7 @@ def processor(settings: Settings) -> Iterator[None]:
     program = shutil.which("rtfm-cli", path=str(CHECKOUT / ".venv" / "bin")) or "rtfm-cli"
     running = subprocess.Popen(
         [program, "run", "processor", "--only", "ingest"],
+        cwd=tempfile.gettempdir(),  # not where somebody's .env may be
         env=environment_of(settings),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -60,7 +62,7 @@ def processor(settings: Settings) -> Iterator[None]:
         yield
     finally:
         running.send_signal(signal.SIGTERM)
-        assert running.wait(30) == 0
+        assert running.wait(60) == 0
 
 
 def messages_in_kafka(settings: Settings) -> int:

@@ -79,7 +79,7 @@ def _kill(stack: LocalStack, name: str) -> None:
     assert pid is not None
     process = psutil.Process(pid)
     process.kill()
-    process.wait(10)
+    process.wait(60)
 
 
 def test_a_registry_that_is_killed_right_after_a_registration_keeps_its_ids(running: LocalStack) -> None:
@@ -88,7 +88,7 @@ def test_a_registry_that_is_killed_right_after_a_registration_keeps_its_ids(runn
 
     def register(name: str) -> int:
         schema = json.dumps({"type": "record", "name": name, "fields": [{"name": "x", "type": "string"}]})
-        response = httpx.post(f"{url}/subjects/{name}-value/versions", json={"schema": schema}, timeout=10)
+        response = httpx.post(f"{url}/subjects/{name}-value/versions", json={"schema": schema}, timeout=60)
         response.raise_for_status()
         return int(response.json()["id"])
 
@@ -98,7 +98,7 @@ def test_a_registry_that_is_killed_right_after_a_registration_keeps_its_ids(runn
     running.up()
     assert {name: register(name) for name in names} == ids
     assert register("Other") not in ids.values()
-    held = httpx.get(f"{url}/schemas/ids/{ids['Made4']}", timeout=10).json()
+    held = httpx.get(f"{url}/schemas/ids/{ids['Made4']}", timeout=60).json()
     assert json.loads(held["schema"])["name"] == "Made4"
 
 
@@ -106,12 +106,12 @@ def test_kafka_that_is_killed_keeps_every_acknowledged_record(running: LocalStac
     """Acknowledged is on the disk, and the address is the one that clients were given."""
     address = _address(running, "kafka")
     admin = AdminClient({"bootstrap.servers": address})
-    admin.create_topics([NewTopic("kept", 1)])["kept"].result(10)
+    admin.create_topics([NewTopic("kept", 1)])["kept"].result(30)
     refused: list[object] = []
     producer = Producer({"bootstrap.servers": address, "acks": "all"})
     for number in range(100):
         producer.produce("kept", str(number).encode(), on_delivery=lambda error, _: refused.append(error))
-    assert producer.flush(20) == 0
+    assert producer.flush(60) == 0
     assert refused == [None] * 100
     _kill(running, "kafka")
     running.up()

@@ -97,12 +97,12 @@ def pipeline(
         yield stop
     finally:
         stop.set()
-        thread.join(timeout=30)
+        thread.join(timeout=60)
         assert not thread.is_alive()
         assert not failures
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 30) -> None:
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "what was waited for did not come"
@@ -138,7 +138,7 @@ def test_drifted_settings_are_put_right_and_extra_partitions_are_kept(settings: 
     client = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
     entry = ConfigEntry("retention.ms", "1000", incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ConfigResource.Type.TOPIC, name, incremental_configs=[entry])
-    client.incremental_alter_configs([resource])[resource].result(10)
+    client.incremental_alter_configs([resource])[resource].result(30)
     contracts.catalogue.topics["dead-letters"] = evolve(contracts.catalogue.topics["dead-letters"], partitions=1)
     admin = TopicAdmin(settings, contracts.catalogue)
     steps = {step.topic: step for step in admin.plan()}
@@ -317,7 +317,7 @@ def test_committed_offsets_below_the_start_of_the_log_are_counted_as_lost(
     consumer.close()
     client = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
     where = TopicPartition(name, partition, 3)
-    client.delete_records([where])[where].result(10)
+    client.delete_records([where])[where].result(30)
     counter = LOST_RECORDS.labels("discord-messages", GROUP)
     before = counter._value.get()
     handled: list[str] = []

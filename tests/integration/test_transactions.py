@@ -48,7 +48,7 @@ def nothing_open(settings: Settings) -> bool:
     latest: Any = OffsetSpec
     asked = {TopicPartition(f"{settings.kafka_topic_prefix}{RESPONSES}", n): latest.latest() for n in range(3)}
     ends = [
-        [future.result(10).offset for future in admin.list_offsets(asked, isolation_level=level).values()]
+        [future.result(30).offset for future in admin.list_offsets(asked, isolation_level=level).values()]
         for level in (IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED)
     ]
     return ends[0] == ends[1]

@@ -239,7 +239,7 @@ class FakeDiscord:
         """How many requests had this method and a path that ends like the pattern ``path``."""
         return sum(1 for done, where in self.requests if done == method and re.fullmatch(rf".*{path}", where))
 
-    def wait_until(self, condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
+    def wait_until(self, condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
         """Return once ``condition`` holds; AssertionError that names ``what`` after ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         while not condition():
