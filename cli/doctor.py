@@ -181,6 +181,23 @@ def _model(settings: Settings) -> Finding:
     )
 
 
+def _due(settings: Settings) -> Finding:
+    """Whether the vectors are those of the model: without them search goes by words though the model is there."""
+    from rtfm.errors import RtfmError
+    from rtfm.knowledge import rebuilding
+
+    try:
+        due = rebuilding.due_by(settings)
+    except RtfmError:
+        return Finding(check="vectors", state="note", detail="not looked at: what keeps them does not answer")
+    if due:
+        guilds = "; ".join(
+            f"{f'guild {guild_id}' if guild_id else 'direct messages'}: {why}" for guild_id, why in due.items()
+        )
+        return Finding(check="vectors", state="note", detail=guilds, mend="rtfm-cli rebuild")
+    return Finding(check="vectors", state="ok", detail="those of all guilds are as they should be")
+
+
 def _clock(settings: Settings) -> Finding:
     """The registry's clock against this one: services of one system must agree on when a question expires."""
     import httpx
@@ -224,6 +241,7 @@ _CHECKS: dict[str, Callable[[Settings], Finding]] = {
     "archive": _archive,
     "chroma": _vectors,
     "embedding model": _model,
+    "vectors": _due,
     "clock": _clock,
     "discord": _discord,
     "gemini": _gemini,

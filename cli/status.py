@@ -116,18 +116,9 @@ def _chroma(settings: Settings) -> dict[str, int]:
 
 
 def _rebuild_due(settings: Settings) -> dict[str, str]:
-    from rtfm.knowledge.archive import SqlArchive
-    from rtfm.knowledge.embedding import model_name
-    from rtfm.knowledge.rebuilding import due
-    from rtfm.knowledge.vectors import ChromaVectors
+    from rtfm.knowledge.rebuilding import due_by
 
-    archive = SqlArchive(settings.database_url)
-    vectors = ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)
-    try:
-        return due(archive, vectors, model_name(settings))
-    finally:
-        vectors.close()
-        archive.close()
+    return due_by(settings)
 
 
 def _show(found: dict[str, Any], wrong: dict[str, RtfmError]) -> None:

@@ -61,13 +61,22 @@ def serves(vectors: MadeBy | None, embedding: Embedding | None) -> bool:
     """Whether ``embedding`` made ``vectors``, or will where there are none yet: it compares with no others."""
     if embedding is None or vectors is None:
         return embedding is not None
-    return (vectors.model, vectors.dimension) == (embedding.name, embedding.dimension)
+    return same_model(vectors.model, embedding.name) and vectors.dimension == embedding.dimension
+
+
+def same_model(one: str | None, other: str | None) -> bool:
+    """Whether two recorded names are of one model: its files decide, not what their folder is called here."""
+    return one == other or (one is not None and other is not None and _files_of(one) == _files_of(other))
+
+
+def _files_of(name: str) -> str:
+    return name.rpartition("@")[2]
 
 
 class OnnxEmbedding:
     """The model, loaded. Thread-safe: onnxruntime's ``run`` and the tokenizer are.
 
-    ``name`` is that of its folder with a digest of its files, so that no two models share one.
+    ``name`` is that of its folder with a digest of its files, ``folder@digest``; see ``same_model``.
     """
 
     def __init__(self, session: Any, tokenizer: Any, *, name: str) -> None:
@@ -87,7 +96,8 @@ class OnnxEmbedding:
         if folder is None:
             raise ConfigError(
                 f"{directory} is not a folder of {MODEL_NAME}: it needs {' and '.join(_FILES)}{_lacks(directory)}",
-                hint="`rtfm-cli doctor --fetch-model` fetches the model.",
+                hint="`rtfm-cli doctor --fetch-model` fetches it to RTFM_HOME, where it is found unless"
+                " RTFM_EMBEDDING_MODEL_DIR says otherwise.",
             )
         import onnxruntime
         from tokenizers import Tokenizer

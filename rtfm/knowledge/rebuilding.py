@@ -19,10 +19,11 @@ from rtfm.errors import ConfigError
 from rtfm.knowledge import Knowledge, Retriever
 from rtfm.knowledge.archive import GuildCollection, SqlArchive, StoredMessage
 from rtfm.knowledge.archive.staging import Staging
-from rtfm.knowledge.embedding import from_bytes
+from rtfm.knowledge.embedding import from_bytes, model_name, same_model
 from rtfm.knowledge.floor import calibrate
 from rtfm.knowledge.indexing import RULES, BatchState, Indexer, first_collection
 from rtfm.knowledge.vectors import ChromaVectors, Entry, message_entry, passage_entry
+from rtfm.settings import Settings
 
 BATCH = 500
 """Messages or vectors that are read and written at once."""
@@ -128,13 +129,27 @@ def due(archive: SqlArchive, vectors: ChromaVectors, model: str | None) -> dict[
     return found
 
 
+def due_by(settings: Settings) -> dict[str, str]:
+    """``due`` for the stores and the model of the settings; the model is not loaded.
+
+    Raises Unavailable when a store does not answer, ConfigError for an archive that is not of this version.
+    """
+    archive = SqlArchive(settings.database_url)
+    vectors = ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)
+    try:
+        return due(archive, vectors, model_name(settings))
+    finally:
+        vectors.close()
+        archive.close()
+
+
 def _why(collection: GuildCollection, model: str | None, *, passages: int, without: int) -> tuple[Work, str] | None:
     """What the archive alone makes necessary."""
     if not passages:
         return None
     if collection.rules != RULES:
         return "link", f"rules differ: conversations were made by {collection.rules}, these are {RULES}"
-    if model is not None and collection.model != model:
+    if model is not None and not same_model(collection.model, model):
         if collection.model is None:
             return "embed", f"{without} texts have no vectors: there was no embedding model when they came"
         return "embed", f"model differs: the vectors are of {collection.model}, the model is {model}"

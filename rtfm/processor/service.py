@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -148,6 +148,7 @@ def _prepared(
         _waited_for(step, state, starting)
     if state.asked():
         return False
+    _say_if_a_rebuild_is_due(knowledge)
     health.ready_when("archive", _StoreCheckState(check=knowledge.archive.check))
     health.ready_when("Chroma", _StoreCheckState(check=knowledge.vectors.check))
     if only != "answer":
@@ -155,6 +156,16 @@ def _prepared(
     if only != "ingest":
         handlers[QUERIES] = _answering(settings, knowledge)
     return True
+
+
+def _say_if_a_rebuild_is_due(knowledge: Knowledge) -> None:
+    """One line a guild whose vectors are not used: nobody who gave the service a model expects search by words."""
+    from rtfm.knowledge import rebuilding
+
+    model = knowledge.embedding.name if knowledge.embedding else None
+    with suppress(RtfmError):  # a store that cannot say it now does not keep the service from starting
+        for guild_id, reason in rebuilding.due(knowledge.archive, knowledge.vectors, model).items():
+            _log.warning("a rebuild is due", guild_id=guild_id, reason=reason, mend="rtfm-cli rebuild")
 
 
 def _waited_for(step: Callable[[], object], state: _StopState, starting: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 from attrs import evolve, frozen
 
@@ -205,8 +206,15 @@ def test_a_question_goes_through_kafka_and_comes_back_answered(settings: Setting
         assert all(schema["registered"] for schema in found["schemas"])
         assert running.stop() == 0
     assert running.logged("stopped")
+    assert not running.logged("a rebuild is due")
     # What is said stays out of the log.
     assert "ntfs" not in running.log.read_text(encoding="utf-8")
+
+    with psycopg.connect(settings.database_url) as connection:
+        connection.execute("UPDATE collections SET rules = 'older'")
+    with processor(settings) as running:
+        (line,) = eventually(lambda: running.logged("a rebuild is due"))
+        assert (line["guild_id"], line["mend"]) == ("100", "rtfm-cli rebuild")
 
 
 def test_a_question_is_answered_by_the_model_where_there_is_a_key(settings: Settings, cli: Cli, tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ from rtfm.processor.ingest import Ingest
 from rtfm.settings import Settings
 from tests.knowledge import GUILD, START, Heard, WordEmbedding, deletion, dump, empty, knowledge_of, message
 
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
 TALK = [
     message(number, f"{first} and {second} number{number}", author_id=str(number))
     for number, (first, second) in enumerate(
@@ -313,10 +315,8 @@ def test_a_rebuild_that_is_killed_leaves_the_old_collection_in_use(
     assert knowledge.vectors.generations(GUILD) == [1]
 
 
-def test_the_commands_say_what_is_due_and_do_it(
-    knowledge: Knowledge, bare_settings: Settings, cli: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
-    """`status` and `rebuild --dry-run` name guild, cause and mend; a second rebuild finds nothing to do."""
+def test_the_commands_say_what_is_due_and_do_it(knowledge: Knowledge, bare_settings: Settings, cli: Cli) -> None:
+    """`status`, `doctor` and `rebuild --dry-run` name guild, cause and mend; a second rebuild finds nothing to do."""
     ingest(knowledge, *TALK)
     knowledge.vectors.forget_guild(GUILD)
     entries = len(knowledge.archive.collections.entry_ids(GUILD))
@@ -325,10 +325,17 @@ def test_the_commands_say_what_is_due_and_do_it(
         in cli(bare_settings, "status", check=False).stdout
     )
     assert f"vectors lost: Chroma misses {entries} and" in cli(bare_settings, "rebuild", "--dry-run").stdout
+    assert _vectors_as_doctor_sees_them(bare_settings, cli)["mend"] == "rtfm-cli rebuild"
     done = json.loads(cli(bare_settings, "rebuild", "--json").stdout)
     assert (done["changes"], done["items"][0]["work"]) == (entries, "copy")
     assert cli(bare_settings, "rebuild").stdout.endswith("0 changes\n")
+    assert _vectors_as_doctor_sees_them(bare_settings, cli)["state"] == "ok"
     assert whole(knowledge)
+
+
+def _vectors_as_doctor_sees_them(settings: Settings, cli: Cli) -> dict[str, str]:
+    findings: list[dict[str, str]] = json.loads(cli(settings, "doctor", "--json", check=False).stdout)["findings"]
+    return next(finding for finding in findings if finding["check"] == "vectors")
 
 
 def test_no_order_and_no_replay_undoes_what_is_newer(knowledge: Knowledge) -> None:

@@ -16,6 +16,7 @@ from rtfm.knowledge.embedding import (
     find_model,
     from_bytes,
     model_folder,
+    same_model,
     to_bytes,
 )
 from rtfm.settings import Settings
@@ -54,6 +55,14 @@ def test_the_folder_or_its_onnx_child_is_accepted(tmp_path: Path) -> None:
     for name in ("model.onnx", "tokenizer.json"):
         (child / name).touch()
     assert model_folder(default_model_dir(tmp_path)) == model_folder(child) == child
+
+
+def test_a_model_is_the_same_in_a_folder_of_another_name_and_another_with_other_files() -> None:
+    """A container may have it at another place: that is no reason to make all vectors anew."""
+    assert same_model("all-MiniLM-L6-v2@af46d50b108c", "model@af46d50b108c")
+    assert not same_model("all-MiniLM-L6-v2@af46d50b108c", "all-MiniLM-L6-v2@000000000000")
+    assert not same_model(None, "all-MiniLM-L6-v2@af46d50b108c")
+    assert same_model(None, None)
 
 
 def test_vectors_come_back_from_the_archive_as_they_were() -> None:
