@@ -56,7 +56,7 @@ def source(shape: shapes.Record) -> tuple[str, dict[str, Any]]:
 
 _RUNTIME = [
     *("Misfit", "LENGTH", "SOME_LENGTH", "EVEN", "MORE", "PAIR", "TAIL", "TIME_MIN", "TIME_MAX"),
-    *("encode_long", "encode_int", "encode_wide", "encode_bytes", "encode_texts"),
+    *("encode_long", "encode_int", "encode_bytes", "encode_texts"),
 ]
 
 
@@ -119,21 +119,15 @@ def _value(state: EncoderState, shape: shapes.Shape, expression: str, depth: int
     state.line(depth, f"{v} = {expression}")
     match shape:
         case shapes.Primitive(kind="string"):
-            state.line(depth, f"if {v}.isascii() and (n := len({v})) < {varints.LIMIT}:")
-            state.line(depth + 1, f"{v}n = LENGTH[n]")
-            state.line(depth, "else:")
-            state.line(depth + 1, f"{v}n, {v} = encode_wide({v})")
+            _text(state, "LENGTH", "", "if", v, depth)
             return [f"{v}n", v]
         case shapes.Nullable(value=shapes.Primitive(kind="string"), null_first=null_first):
             index, none = (1, "\\x00") if null_first else (0, "\\x02")
             state.line(depth, f"if {v} is None:")
             state.line(depth + 1, f'{v}n = "{none}"')
             state.line(depth + 1, f'{v} = ""')
-            state.line(depth, f"elif {v}.isascii() and (n := len({v})) < {varints.LIMIT}:")
-            state.line(depth + 1, f"{v}n = {state.name('SOME_LENGTH', varints.SOME_LENGTH[index])}[n]")
-            state.line(depth, "else:")
-            state.line(depth + 1, f"{v}n, {v} = encode_wide({v})")
-            state.line(depth + 1, f'{v}n = "\\x{index << 1:02x}" + {v}n')
+            lengths = state.name("SOME_LENGTH", varints.SOME_LENGTH[index])
+            _text(state, lengths, f'"\\x{index << 1:02x}" + ', "elif", v, depth)
             return [f"{v}n", v]
         case shapes.Nullable(value=inner, null_first=null_first):
             some, none = ("\\x02", "\\x00") if null_first else ("\\x00", "\\x02")
@@ -160,6 +154,14 @@ def _value(state: EncoderState, shape: shapes.Shape, expression: str, depth: int
         case _:
             raise NotImplementedError(shape)
     return [v]
+
+
+def _text(state: EncoderState, lengths: str, some: str, condition: str, v: str, depth: int) -> None:
+    state.line(depth, f"{condition} {v}.isascii() and (n := len({v})) < {varints.LIMIT}:")
+    state.line(depth + 1, f"{v}n = {lengths}[n]")
+    state.line(depth, "else:")
+    state.line(depth + 1, f'{v} = {v}.encode().decode("latin-1")')
+    state.line(depth + 1, f"{v}n = {lengths}[n] if (n := len({v})) < {varints.LIMIT} else {some}encode_long(n)")
 
 
 def _primitive(state: EncoderState, kind: str, v: str, depth: int) -> None:

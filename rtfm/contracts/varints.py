@@ -87,13 +87,16 @@ def encode_texts(texts: list[str]) -> str:
         raise Misfit(texts)
     if not texts:
         return "\x00"
-    count = len(texts)
+    count, lengths = len(texts), LENGTH
     try:
         size = len(texts[0])
-        if size == len(texts[-1]):
+        if count == 1:
+            if texts[0].isascii():
+                return "".join(("\x02", lengths[size], texts[0], "\x00"))
+        elif size == len(texts[-1]):
             # Ids often are of one length, and joining costs less than adding to each. They are when the length stands
             # where one of that length ends, and nowhere else; a sum that differs is the quickest sign that it does not.
-            length = LENGTH[size]
+            length = lengths[size]
             items = length + length.join(texts)
             if (
                 len(items) == (size + 1) * count
@@ -102,13 +105,13 @@ def encode_texts(texts: list[str]) -> str:
                 and items.count(length) == count
                 and items.isascii()
             ):
-                return f"{LENGTH[count]}{items}\x00"
+                return f"{lengths[count]}{items}\x00"
         parts = texts * 2
-        parts[::2] = [LENGTH[len(text)] for text in texts]
+        parts[::2] = [lengths[len(text)] for text in texts]
         parts[1::2] = texts
         items = "".join(parts)
         if items.isascii():
-            return f"{LENGTH[count]}{items}\x00"
+            return f"{lengths[count]}{items}\x00"
     except IndexError:
         pass  # one is long, or there are many
     return "".join([encode_long(count), *chain.from_iterable(map(encode_wide, texts)), "\x00"])
