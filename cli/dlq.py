@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rtfm.streams.dead_letter_store import DeadLetterStore, Decision, Found, LetterFilter
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_STAGES = ("DECODE", "HANDLE", "PRODUCE", "CRASH")
 _AGES_H = (1, 6, 24, 72)
 
 
@@ -67,7 +68,7 @@ def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--until", "until_ms", type=moment, help="Dead before this time, or this long ago."),
         click.option("--since", "since_ms", type=moment, help="Dead since this time, or this long: 2h, 7d."),
         click.option("--key", help="Those with this key."),
-        click.option("--stage", help="DECODE, HANDLE, PRODUCE or CRASH."),
+        click.option("--stage", type=click.Choice(_STAGES, case_sensitive=False), help="Those that failed there."),
         click.option("--error-class", help="Those of this error, as `dlq stats` names it."),
         click.option("--topic", help="Those that came from this topic."),
     ):

@@ -132,7 +132,7 @@ rtfm-cli schemas diff bot-queries --from 1
 """)
 @schemas.command("diff")
 @click.argument("topic", required=False)
-@click.option("--from", "version", type=int, help="Released version to start from; default the newest.")
+@click.option("--from", "version", type=click.IntRange(1), help="Released version to start from; default the newest.")
 @json_option
 def diff(topic: str | None, version: int | None, as_json: bool) -> None:
     """Show in words what changed since a released version."""
@@ -144,7 +144,9 @@ def diff(topic: str | None, version: int | None, as_json: bool) -> None:
     for entry in [catalogue.topic(topic)] if topic else catalogue.with_schema():
         released = catalogue.released(entry.name)
         if entry.schema is None or (version or max(released, default=0)) not in released:
-            raise ConfigError(f"{entry.subject} has no released version {version or 1}")
+            raise ConfigError(
+                f"{entry.subject} has no released version {version or 1}", hint=_released(list(released), entry.name)
+            )
         start = version or max(released)
         rows.append(
             {"subject": entry.subject, "from": start, "changes": difference.changes(released[start], entry.schema)}
@@ -208,7 +210,7 @@ rtfm-cli schemas show bot-queries --codec
 """)
 @schemas.command("show")
 @click.argument("topic")
-@click.option("--version", type=int, help="A released version; default the schema as it stands.")
+@click.option("--version", type=click.IntRange(1), help="A released version; default the schema as it stands.")
 @click.option("--codec", is_flag=True, help="Show the Python source of its encoder and decoder.")
 def show(topic: str, version: int | None, codec: bool) -> None:
     """Print a schema, or the source of the codec that is made from it."""
@@ -220,8 +222,15 @@ def show(topic: str, version: int | None, codec: bool) -> None:
     catalogue = _catalogue()
     entry = catalogue.topic(topic)
     schema = entry.schema if version is None else catalogue.released(topic).get(version)
-    if schema is None or (codec and topic not in EVENT_OF_TOPIC):
-        raise ConfigError(f"{topic} has no {'codec' if codec else 'such schema'}")
+    if entry.schema is None or (codec and topic not in EVENT_OF_TOPIC):
+        raise ConfigError(
+            f"{topic} has no {'codec' if codec else 'schema'}", hint="`rtfm-cli schemas list` shows which do."
+        )
+    if schema is None:
+        raise ConfigError(
+            f"{entry.subject} has no released version {version}",
+            hint=_released(list(catalogue.released(topic)), topic),
+        )
     if not codec:
         click.echo(json.dumps(schema, indent=2, ensure_ascii=False))
         return
@@ -234,6 +243,10 @@ def _catalogue() -> Catalogue:
     from rtfm.contracts import catalogue as catalogues
 
     return catalogues.load(load_settings().schemas_dir)
+
+
+def _released(versions: list[int], topic: str) -> str:
+    return f"Released of {topic}: {', '.join(map(str, sorted(versions))) or 'none'}."
 
 
 def _text(finding: Finding) -> str:

@@ -32,6 +32,8 @@ def search(query: str, guild: str | None, channels: tuple[str, ...], limit: int,
     """
     from rtfm.knowledge import console_scope, open_knowledge
 
+    if not query.strip():
+        raise click.BadParameter("it is empty", param_hint="QUERY")
     knowledge = open_knowledge(load_settings(log_level="ERROR"))
     say_if_lexical(knowledge.retriever.mode)
     try:

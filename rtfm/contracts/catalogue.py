@@ -130,6 +130,8 @@ def read_schema(path: Path) -> Schema:
         fastavro.parse_schema(json.loads(json.dumps(schema)))
     except Exception as exc:  # fastavro raises its own errors, KeyError and TypeError for malformed schemas
         what = f"the key {exc} is missing" if isinstance(exc, KeyError) else str(exc)
+        if isinstance(exc, fastavro.schema.UnknownType):
+            what = f"there is no type {exc.name}"
         raise ConfigError(f"{path}: not an Avro schema: {what}") from exc
     return cast("Schema", schema)
 

@@ -65,8 +65,9 @@ def test_a_class_that_drifted_from_its_schema_is_refused_with_the_field() -> Non
     schema = catalogue.load().topics["discord-messages"].schema
     assert schema is not None
     fields = [entry for entry in schema["fields"] if entry["name"] != "content"]
-    with pytest.raises(ConfigError, match=r"DiscordMessage\.content"):
+    with pytest.raises(ConfigError, match=r"DiscordMessage\.content") as caught:
         EventCodec(DiscordMessage, {**schema, "fields": fields})
+    assert "rtfm.events" in str(caught.value.hint)
 
 
 def test_an_event_comes_back_as_it_was() -> None:

@@ -71,7 +71,7 @@ def test_a_malformed_catalogue_is_named_with_its_place(copy: Path, text: str, sa
 def test_a_schema_that_does_not_parse_is_named(copy: Path, text: str) -> None:
     """Not JSON, no record, or no Avro."""
     (copy / QUERY).write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match=QUERY):
+    with pytest.raises(ConfigError, match=f"{QUERY}.*{'there is no type text' if 'text' in text else ''}"):
         catalogue.load(copy)
 
 
@@ -141,6 +141,39 @@ def test_diff_tells_what_changed(copy: Path, capsys: pytest.CaptureFixture[str])
     add_field(copy / QUERY, default="")
     assert run(["schemas", "diff", "bot-queries"]) == 0
     assert "field locale is added: string, default ''" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["diff", "--from", "7"], "discord-messages-value has no released version 7"),
+        (["diff", "--from", "0"], "--from"),
+        (["show", "bot-queries", "--version", "7"], "bot-queries-value has no released version 7"),
+        (["show", "bot-queries", "--version", "0"], "--version"),
+        (["show", "dead-letters"], "dead-letters has no schema"),
+    ],
+)
+def test_a_version_or_schema_that_is_not_there_is_named(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    """With exit 2; 0 is no version, and not the newest."""
+    assert run(["schemas", *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_logical_type_on_the_wrong_base_is_a_finding_and_no_warning_of_a_library(
+    copy: Path, recwarn: pytest.WarningsRecorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What goes to a terminal is ours."""
+
+    def narrow(schema: dict[str, Any]) -> None:
+        (asked,) = (entry for entry in schema["fields"] if entry["name"] == "asked_at")
+        asked["type"] = {"type": "int", "logicalType": "timestamp-millis"}
+
+    change(copy / QUERY, narrow)
+    assert run(["schemas", "check"]) == 1
+    assert "`asked_at` has timestamp-millis on int; put it on long" in capsys.readouterr().out
+    assert not recwarn.list
 
 
 def test_show_prints_the_source_of_a_codec(capsys: pytest.CaptureFixture[str]) -> None:
