@@ -8,6 +8,7 @@ the bot is not published as conversation: a search would find the question itsel
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from typing import Any, Protocol
 
@@ -39,6 +40,26 @@ discord.VoiceClient.warn_nacl = discord.VoiceClient.warn_dave = False  # no voic
 _ASK_IN_A_CHANNEL = "Please ask me in a channel of the server that you mean."
 
 
+class _ReconnectInALine(logging.Filter):
+    """discord.py logs each lost connection as an error with its traceback; it connects again, so a warning will do."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and record.msg.startswith("Attempting a reconnect") and not _debugging():
+            error = record.exc_info[1]
+            reason = str(error).partition("\n")[0]
+            record.msg, record.args = f"{record.getMessage()} ({type(error).__name__}: {reason})", None
+            record.exc_info = None
+            record.levelno, record.levelname = logging.WARNING, "WARNING"
+        return True
+
+
+_RECONNECT_IN_A_LINE = _ReconnectInALine()
+
+
+def _debugging() -> bool:
+    return logging.getLogger(__name__).isEnabledFor(logging.DEBUG)
+
+
 class Publish(Protocol):
     """Takes an event for a topic, at once; False when it had to be dropped."""
 
@@ -66,6 +87,7 @@ class RtfmClient(discord.Client):
             chunk_guilds_at_startup=False,
             member_cache_flags=discord.MemberCacheFlags.none(),
         )
+        logging.getLogger("discord.client").addFilter(_RECONNECT_IN_A_LINE)
         Route.BASE = api or _DISCORD_API
         DiscordWebSocket.DEFAULT_GATEWAY = yarl.URL(gateway) if gateway else _DISCORD_GATEWAY
         self._ask_for_gateway = api is not None and gateway is None

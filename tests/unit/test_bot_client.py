@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import discord
@@ -57,7 +58,7 @@ def guild(fake: FakeDiscord) -> FakeGuild:
 
 async def until(condition: Callable[[], bool], what: str) -> None:
     """Let the client work until ``condition`` holds."""
-    for _ in range(1_000):
+    for _ in range(6_000):
         if condition():
             return
         await asyncio.sleep(0.01)
@@ -263,3 +264,23 @@ async def test_another_server_is_asked_for_its_gateway(fake: FakeDiscord, guild:
         fake.says(general, person, "hello there")
         await until(lambda: bool(published.messages), "an event")
     assert fake.count("GET", "/gateway/bot") == 1
+
+
+@pytest.mark.parametrize("debug", [False, True])
+async def test_a_gateway_that_is_not_there_is_a_line_in_the_log(
+    fake: FakeDiscord, caplog: pytest.LogCaptureFixture, debug: bool
+) -> None:
+    """A warning with its cause, for connections are lost every day; the traceback is there for who asks for it."""
+    caplog.set_level(logging.DEBUG if debug else logging.INFO, logger="rtfm")
+
+    def said() -> list[logging.LogRecord]:
+        return [record for record in caplog.records if "Attempting a reconnect" in record.getMessage()]
+
+    async with RtfmClient(Published(), query_expiry_s=600, api=fake.api, gateway="ws://127.0.0.1:1") as client:
+        await client.login(fake.token)
+        listening = asyncio.create_task(client.connect())
+        await until(lambda: bool(said()), "nothing was said of the lost connection")
+    listening.cancel()
+    record = said()[0]
+    assert (record.levelname, bool(record.exc_info)) == (("ERROR", True) if debug else ("WARNING", False))
+    assert debug or "ClientConnectorError" in record.getMessage()
