@@ -40,6 +40,9 @@ ROOM_BYTES = 200_000_000
 LOG_BYTES = 10_000_000
 """A log that is longer at a start is put aside as ``.log.1``."""
 
+_PORT_TRIES = 3
+"""Two stacks that start at the same moment choose the same ports; the slower one takes others then."""
+
 _POLL_S = 0.05
 
 
@@ -51,6 +54,10 @@ class ServiceStatus:
     state: str
     address: str
     pid: int | None
+
+
+class _PortTaken(Unavailable):
+    """Another program was quicker."""
 
 
 class LocalStack:
@@ -82,8 +89,9 @@ class LocalStack:
         """Start what does not run and wait until all answer; a second call changes nothing.
 
         ``ports`` are those that must be taken; others are remembered, or the usual one if it is free, or any.
-        Raises ConfigError for a taken port, a corrupted download or a full disk, Unavailable for a service that
-        ends or does not answer within 90 s.
+        One that another program takes in the meantime is left to it, unless it was given. Raises ConfigError for a
+        taken port, a corrupted download or a full disk, Unavailable for a service that ends or does not answer within
+        90 s.
         """
         with self._sole_use():
             running = {name: entry for name in names if (entry := self._running(name))}
@@ -95,11 +103,10 @@ class LocalStack:
             if missing:
                 self._make_sure_of_room()
                 artifacts.ensure(self.cache_dir, [a for name in missing for a in services.artifacts_of(name)], progress)
-            chosen = self._choose_ports(missing, ports or {})
-            with ThreadPoolExecutor(len(SERVICES)) as pool:
-                starts = [pool.submit(self._start, name, chosen) for name in missing]
-            for future in starts:
-                future.result()
+            tries = 0
+            while missing:
+                tries += 1
+                missing = self._start_all(missing, ports or {}, last=tries == _PORT_TRIES)
             if "postgres" in names:
                 services.create_database(self._state()["postgres"]["address"])
         return self.status()
@@ -131,6 +138,24 @@ class LocalStack:
         state = "running" if services.answers(name, entry["port"]) else "not answering"
         return ServiceStatus(name=name, state=state, address=entry["address"], pid=entry["pid"])
 
+    def _start_all(self, names: Sequence[str], given: Mapping[str, int], *, last: bool) -> list[str]:
+        """Start ``names`` at once; those whose port another program took between the choice and the start.
+
+        Raises what keeps one from starting, and of those as well where the port was given or it is the ``last`` try.
+        """
+        chosen = self._choose_ports(names, given)
+        with ThreadPoolExecutor(len(SERVICES)) as pool:
+            starts = {name: pool.submit(self._start, name, chosen) for name in names}
+        beaten = []
+        for name, start in starts.items():
+            try:
+                start.result()
+            except _PortTaken:
+                if last or name in given:
+                    raise
+                beaten.append(name)
+        return beaten
+
     def _start(self, name: str, ports: Mapping[str, int]) -> None:
         data_dir = self.home / "data" / name
         self._clear_orphans(name, data_dir)
@@ -152,6 +177,14 @@ class LocalStack:
         }
         self._note(name, entry)
         if not self._await(name, entry):
+            own = [ports[port] for port in (name, f"{name}-controller") if port in ports]
+            taken = [port for port in own if not services.port_is_free(port)]
+            if taken:
+                raise _PortTaken(
+                    name,
+                    f"port {taken[0]} for {name} was taken by another program while it started",
+                    hint="start again, or give another port",
+                )
             raise Unavailable(
                 name,
                 f"{name} ended at its start: {self._last_words(name, entry)}",

@@ -24,6 +24,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # not in its __all__
 
 from rtfm.errors import ConfigError, Unavailable
+from rtfm.local.services import free_ports
 from rtfm.local.stack import LocalStack
 from tests.conftest import CACHE_DIR, inherited_environment, run_cli, stack_home
 
@@ -229,8 +230,10 @@ def test_a_service_that_dies_at_its_start_says_why_and_where_its_log_is(home: Pa
     stack.up(["postgres"])
 
 
-def test_a_port_that_another_program_takes_meanwhile_is_not_taken_for_the_service(home: Path) -> None:
-    """The other one answers as the service would: still the start has failed, and the next finds another port."""
+@pytest.mark.parametrize("given", [False, True])
+def test_a_port_that_another_program_takes_meanwhile_is_left_to_it(home: Path, given: bool) -> None:
+    """It answers as the service would, and is not taken for it: the service gets another port, or an error that says so
+    where that port was asked for; the next start finds another."""
     taken: list[ThreadingHTTPServer] = []
 
     def take(seconds: float) -> None:
@@ -240,10 +243,14 @@ def test_a_port_that_another_program_takes_meanwhile_is_not_taken_for_the_servic
             threading.Thread(target=taken[0].serve_forever, daemon=True).start()
         time.sleep(seconds)
 
+    hasty = LocalStack(home, sleep=take)
     try:
-        with pytest.raises(Unavailable, match=r"schema-registry ended at its start: .* in use"):
-            LocalStack(home, sleep=take).up(["schema-registry"])
-        LocalStack(home).up(["schema-registry"])
+        if given:
+            ports = free_ports(["schema-registry"])
+            with pytest.raises(Unavailable, match=r"port \d+ for schema-registry was taken by another program"):
+                hasty.up(["schema-registry"], ports=ports)
+        hasty.up(["schema-registry"])
+        assert f":{taken[0].server_port}/" not in _address(hasty, "schema-registry")
     finally:
         for server in taken:
             server.shutdown()
