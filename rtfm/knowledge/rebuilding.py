@@ -233,7 +233,7 @@ def _copy(knowledge: Knowledge, staging: Staging, new: GuildCollection, todo: Pl
     _caught_up(catch_up)
     with staging.archive.collections.alone(guild_id):
         catch_up()
-        archive.put(new)
+        staging.switch(new)
 
 
 def _batches(ids: Sequence[str]) -> Iterable[Sequence[str]]:

@@ -315,6 +315,31 @@ def test_a_rebuild_that_is_killed_leaves_the_old_collection_in_use(
     assert knowledge.vectors.generations(GUILD) == [1]
 
 
+@pytest.mark.parametrize("work", ["copy", "link"])
+def test_only_who_keeps_ingest_waiting_switches(knowledge: Knowledge, bare_settings: Settings, work: str) -> None:
+    """A switch on another connection could be written after the lock was lost, over what ingest wrote since."""
+    ingest(knowledge, *TALK)
+    if work == "copy":
+        knowledge.vectors.delete(GUILD, ["p1000"])
+    todo = plan(knowledge, GUILD, force=True)
+    assert todo.work == work
+    with psycopg.connect(bare_settings.database_url) as connection:
+        connection.execute("""
+            CREATE FUNCTION only_alone() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                IF NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock'
+                               AND granted AND pid = pg_backend_pid())
+                THEN RAISE EXCEPTION 'not by who holds the lock'; END IF;
+                RETURN NEW;
+            END $$
+        """)
+        connection.execute(
+            "CREATE TRIGGER only_alone BEFORE INSERT OR UPDATE ON collections"
+            " FOR EACH ROW EXECUTE FUNCTION only_alone()"
+        )
+    rebuild(knowledge, todo)
+    assert whole(knowledge)
+
+
 def test_the_commands_say_what_is_due_and_do_it(knowledge: Knowledge, bare_settings: Settings, cli: Cli) -> None:
     """`status`, `doctor` and `rebuild --dry-run` name guild, cause and mend; a second rebuild finds nothing to do."""
     ingest(knowledge, *TALK)

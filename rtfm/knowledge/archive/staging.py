@@ -35,6 +35,14 @@ _ENTRIES = """
     WHERE guild_id = :guild AND vector IS NOT NULL AND passage_id IS NOT NULL AND NOT deleted
 """
 
+_SWITCH = (
+    "DELETE FROM {real}.collections WHERE guild_id = :guild",
+    """
+    INSERT INTO {real}.collections (guild_id, generation, model, dimension, rules)
+    VALUES (:guild, :generation, :model, :dimension, :rules)
+    """,
+)
+
 
 class Staging:
     """What a rebuild of one guild works with. ``archive`` sees the temporary tables under their usual names."""
@@ -136,16 +144,13 @@ class Staging:
             "INSERT INTO {real}.corpora SELECT * FROM corpora",
             "DELETE FROM {real}.floors WHERE guild_id = :guild",
             "INSERT INTO {real}.floors SELECT * FROM floors",
-            "DELETE FROM {real}.collections WHERE guild_id = :guild",
-            """
-            INSERT INTO {real}.collections (guild_id, generation, model, dimension, rules)
-            VALUES (:guild, :generation, :model, :dimension, :rules)
-            """,
-            generation=collection.generation,
-            model=collection.model,
-            dimension=collection.dimension,
-            rules=collection.rules,
+            *_SWITCH,
+            **_values(collection),
         )
+
+    def switch(self, collection: GuildCollection) -> None:
+        """Let the guild use ``collection`` from now on. Inside ``alone`` only: whoever holds that writes, or nobody."""
+        self._run(*_SWITCH, **_values(collection))
 
     def _run(self, *statements: str, **values: object) -> None:
         with self._database.begin() as connection:
@@ -160,3 +165,12 @@ class Staging:
         with self._database.begin() as connection:
             found = connection.execute(text(statement.replace("{real}", self._real)), {"guild": self._guild})
             return list(found.scalars())
+
+
+def _values(collection: GuildCollection) -> dict[str, object]:
+    return {
+        "generation": collection.generation,
+        "model": collection.model,
+        "dimension": collection.dimension,
+        "rules": collection.rules,
+    }
