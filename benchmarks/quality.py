@@ -21,6 +21,7 @@ from attrs import evolve, frozen
 
 from benchmarks.off_topic import OFF_TOPIC
 from rtfm import settings
+from rtfm.errors import RtfmError
 from rtfm.knowledge import Knowledge, Retriever, console_scope
 from rtfm.knowledge.archive import SqlArchive
 from rtfm.knowledge.embedding import Embedding, OnnxEmbedding, find_model
@@ -165,4 +166,7 @@ def _report(measured: Figures, baseline: Figures, *, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except RtfmError as exc:
+        sys.exit(f"Error: {exc}" + (f"\nHint: {exc.hint}" if exc.hint else ""))

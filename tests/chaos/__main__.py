@@ -261,4 +261,7 @@ def _settled(settings: Settings, chaos: Chaos) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except RtfmError as exc:
+        sys.exit(f"Error: {exc}" + (f"\nHint: {exc.hint}" if exc.hint else ""))
