@@ -64,10 +64,15 @@ def _record(state: EncoderState, shape: shapes.Record, v: str, depth: int) -> li
     known_class = state.name(shape.event_class.__name__, shape.event_class)
     state.line(depth, f"if {v}.__class__ is not {known_class}:")
     state.line(depth + 1, f"raise Misfit({v})")
-    prepared = _ids(state, [slot for slot in shape.slots if _is_id(slot)], v, depth)
+    # All at once and first, so that the processor fetches them side by side.
+    variables = {slot.name: state.variable() for slot in shape.slots}
+    for name, variable in variables.items():
+        state.line(depth, f"{variable} = {v}.{name}")
+    ids = [slot for slot in shape.slots if _is_id(slot)]
+    prepared = _ids(state, ids, variables, v, depth) if len(ids) > 1 else {}
     parts: list[str] = []
     for slot in shape.slots:
-        parts += prepared.get(slot.name) or _value(state, slot.shape, f"{v}.{slot.name}", depth)
+        parts += prepared.get(slot.name) or _value(state, slot.shape, variables[slot.name], depth)
     return parts
 
 
@@ -76,16 +81,15 @@ def _is_id(slot: shapes.Slot) -> bool:
     return slot.name.endswith("_id") and shape == shapes.Primitive("string", None)
 
 
-def _ids(state: EncoderState, slots: list[shapes.Slot], record: str, depth: int) -> dict[str, list[str]]:
+def _ids(
+    state: EncoderState, slots: list[shapes.Slot], variables: dict[str, str], record: str, depth: int
+) -> dict[str, list[str]]:
     """Write the lines for texts that are ASCII and short in all but odd cases, which are noticed for all at once."""
-    if len(slots) < 2:
-        return {}
     prepared = {}
     state.line(depth, "try:")
     for slot in slots:
-        v = state.variable()
+        v = variables[slot.name]
         prepared[slot.name] = [f"{v}n", v]
-        state.line(depth + 1, f"{v} = {record}.{slot.name}")
         if isinstance(slot.shape, shapes.Nullable):
             index, none = (1, "\\x00") if slot.shape.null_first else (0, "\\x02")
             state.line(depth + 1, f"if {v} is None:")
@@ -99,9 +103,9 @@ def _ids(state: EncoderState, slots: list[shapes.Slot], record: str, depth: int)
     state.line(depth + 1, "usual = False")
     state.line(depth, "if not usual:")
     for slot in slots:
-        length, v = prepared[slot.name]
-        found_length, found = _value(state, slot.shape, f"{record}.{slot.name}", depth + 1)
-        state.line(depth + 1, f"{length} = {found_length}; {v} = {found}")
+        v = variables[slot.name]
+        state.line(depth + 1, f"{v} = {record}.{slot.name}")
+        _value(state, slot.shape, v, depth + 1)
     return prepared
 
 
@@ -113,10 +117,8 @@ def _joined(parts: list[str]) -> str:
     return f"join(({', '.join(parts)}{',' * (len(parts) == 1)}))"
 
 
-def _value(state: EncoderState, shape: shapes.Shape, expression: str, depth: int) -> list[str]:
-    """Write the lines that prepare a value; the variables that hold its bytes."""
-    v = state.variable()
-    state.line(depth, f"{v} = {expression}")
+def _value(state: EncoderState, shape: shapes.Shape, v: str, depth: int) -> list[str]:
+    """Write the lines that prepare the value of the variable ``v``; the variables that then hold its bytes."""
     match shape:
         case shapes.Primitive(kind="string"):
             _text(state, "LENGTH", "", "if", v, depth)
@@ -210,8 +212,9 @@ def _enumeration(state: EncoderState, enum_class: Any, symbols: tuple[str, ...],
 def _sequence(state: EncoderState, items: shapes.Shape, v: str, depth: int) -> None:
     state.line(depth, f"if {v} and {v}.__class__ is list:")
     state.line(depth + 1, f"{v}s = [LENGTH[n] if (n := len({v})) < {varints.LIMIT} else encode_long(n)]")
-    state.line(depth + 1, f"for {v}i in {v}:")
-    parts = _value(state, items, f"{v}i", depth + 2)
+    item = state.variable()
+    state.line(depth + 1, f"for {item} in {v}:")
+    parts = _value(state, items, item, depth + 2)
     state.line(depth + 2, f"{v}s += ({', '.join(parts)}{',' * (len(parts) == 1)})")
     state.line(depth + 1, f'{v} = join({v}s) + "\\x00"')
     _empty(state, v, depth)
