@@ -64,6 +64,8 @@ def ask(
     """
     if not question.strip():
         raise click.BadParameter("it is empty", param_hint="QUESTION")
+    if question.encode(errors="replace").decode() != question:
+        raise click.BadParameter("it is not UTF-8", param_hint="QUESTION")
     settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     query = _query(settings, question, guild, channels)
     response, elapsed_ms = _exchange(settings, query, timeout_s)

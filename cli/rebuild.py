@@ -41,10 +41,8 @@ def rebuild(dry_run: bool, force: bool, only: str | None, as_json: bool) -> None
     """
     from rtfm.errors import ConfigError
     from rtfm.knowledge import open_knowledge, rebuilding
-    from rtfm.knowledge.embedding import serves
 
     knowledge = open_knowledge(load_settings(log_level="ERROR"))
-    embedding = knowledge.embedding
     say_if_lexical(knowledge.retriever.mode)
     try:
         guilds = [*knowledge.archive.guilds(), *([""] if knowledge.archive.channels(None) else [])]
@@ -66,7 +64,7 @@ def rebuild(dry_run: bool, force: bool, only: str | None, as_json: bool) -> None
         echo_json({"changes": changes, "items": [_item(plan) for plan in plans]})
     else:
         click.echo(f"{changes} changes")
-        if not dry_run and any(plan.work == "embed" and not serves(plan.collection, embedding) for plan in plans):
+        if not dry_run and any(plan.work == "embed" for plan in plans):
             click.echo("Processors load the model at their start: restart those that began without this one.", err=True)
 
 

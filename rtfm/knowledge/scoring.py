@@ -126,12 +126,14 @@ def evidence(found: Sequence[Nearness], lexical: Lexical) -> float:
     """How much speaks for an answer among ``found``: what is compared with the floor.
 
     With vectors: the best meaning, raised by how much of the question the guild has ever spoken of. Without: the best
-    BM25 points, times that share, doubled where at least two words agree.
+    BM25 points, times that share, doubled where at least two words agree, or the only one that the question has: who
+    asks for a symbol or an error code alone must find it.
     """
     meanings = [one.meaning for one in found if one.meaning is not None]
     if meanings:
         return max(meanings) + KNOWN_WEIGHT * lexical.known
-    return max((one.points * min(one.words, 2) for one in found), default=0.0) * lexical.known
+    agreeing = min(len(lexical.rarity), 2)
+    return max((one.points * (1 + (one.words >= agreeing)) for one in found), default=0.0) * lexical.known
 
 
 def usual_floor(mode: Mode, corpus: Corpus) -> float:

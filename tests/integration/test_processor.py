@@ -308,6 +308,8 @@ def test_a_question_past_its_time_comes_back_expired(settings: Settings, cli: Cl
     ("arguments", "expected"),
     [
         (["ask", "  "], "it is empty"),
+        (["ask", "half of a pair: \udcf0"], "it is not UTF-8"),
+        (["search", "  "], "it is empty"),
         (["ask", "--timeout", "0", QUESTION], "--timeout"),
         (["ask", "--guild", "999", QUESTION], "guild 999 is not in the archive"),
         (["ask", "--channel", "999", QUESTION], "channel 999 is not in the archive"),
