@@ -29,6 +29,7 @@ from rtfm.knowledge.archive import SqlArchive
 from rtfm.knowledge.archive.writing import as_tsvector
 from rtfm.knowledge.embedding import DIMENSION, Vectors, find_model, to_bytes
 from rtfm.knowledge.retrieval import Retriever
+from rtfm.knowledge.sketches import sketch
 from rtfm.knowledge.vectors import ChromaVectors, Entry, message_entry, passage_entry
 from rtfm.knowledge.words import terms
 from rtfm.local.stack import LocalStack
@@ -96,12 +97,13 @@ def load(guild: str, messages: int, archive: str, vectors: ChromaVectors, made: 
             with connection.cursor() as cursor:
                 with cursor.copy(
                     "COPY passages (passage_id, conversation_id, guild_id, channel_id, acl_channel_id, text, terms, "
-                    "length, vector, first_at, last_at) FROM STDIN"
+                    "length, vector, first_at, last_at, sketch) FROM STDIN"
                 ) as copy:
                     for (passage, channel, text), vector in zip(rows, whole, strict=True):
                         words = terms(text)
                         values = (passage, passage, guild, channel, channel, text, as_tsvector(words), len(words))
-                        copy.write_row((*values, to_bytes(vector), int(passage[1:]), int(passage[1:])))
+                        at, kept = int(passage[1:]), to_bytes(vector)
+                        copy.write_row((*values, kept, at, at, sketch(kept, words)))
                 with cursor.copy(
                     "COPY messages (message_id, guild_id, channel_id, author_id, author_name, author_is_bot, content, "
                     "created_at, version, deleted, mentioned_user_ids, attachments, conversation_id, passage_id, vector"
@@ -131,7 +133,8 @@ def load(guild: str, messages: int, archive: str, vectors: ChromaVectors, made: 
                 copy.write_row((guild, word, count))
         connection.execute("INSERT INTO corpora VALUES (%s, %s, %s)", (guild, passages, passages * WORDS))
         connection.execute("INSERT INTO floors VALUES (%s, 'hybrid', 0, %s)", (guild, passages))
-        connection.execute("ANALYZE")
+        # As PostgreSQL does by itself within a minute.
+        connection.execute("VACUUM ANALYZE")
 
 
 def _rows(guild: str, start: int, texts: Sequence[str], rng: random.Random) -> Iterator[tuple[str, str, str]]:

@@ -16,13 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Literal
 
-import numpy as np
 from attrs import define, field, frozen
 
 from rtfm.knowledge.archive import GuildCollection, SqlArchive
 from rtfm.knowledge.archive.reading import Candidate, Standing, View, WordGroup
 from rtfm.knowledge.embedding import Vectors, from_bytes
 from rtfm.knowledge.scoring import Lexical, Mode
+from rtfm.knowledge.sketches import Sketches
 from rtfm.knowledge.vectors import ChromaVectors, WrongCollection, message_entry, passage_entry
 from rtfm.knowledge.words import terms
 
@@ -122,14 +122,18 @@ class CandidateSearch:
             if vector is not None and not few:
                 asked = self._threads.submit(self._nearest, guild, vector, count, standing.collection)
             draft = _DRAFT_ALONE if vector is None else _DRAFT
-            groups = _all_words(lexical) if few else _rarest_words(lexical, total, postings)
-            by_words = view.holding(groups, mean_length=lexical.mean_length, limit=draft, among_few=few)
-            exact = view.vectors(limit=2 * limit) if vector is not None and few else None
-            if vector is None or exact is not None:
+            every = _every(view, lexical, vector, None if vector is None else 2 * limit) if few else None
+            if every is not None:
+                by_words = every.with_most_points(draft)
+            else:
+                groups = _rarest_words(lexical, total, postings)
+                by_words = view.holding(groups, mean_length=lexical.mean_length, limit=draft)
+            if vector is None or every is not None:
                 compared: Compared = "no vectors" if vector is None else "every visible passage"
-                near = [] if vector is None or not exact else _nearest_of(exact, vector)
+                near = [] if every is None else every.nearest(_DENSE)
+                looked_at = 0 if every is None else len(every.cosines)
                 candidates = _candidates(view, near, by_words, words, lexical)
-                yield Found(standing, mode, lexical, candidates, compared, len(exact or ())), view
+                yield Found(standing, mode, lexical, candidates, compared, looked_at), view
                 return
         if asked is None:
             # More than was counted lately.
@@ -182,16 +186,46 @@ def _clamped(count: float) -> int:
     return min(max(math.ceil(count), _FEWEST), _MOST)
 
 
-def _nearest_of(vectors: Mapping[str, bytes], question: Vectors) -> list[str]:
-    if not vectors:
-        return []
-    ids = list(vectors)
-    near = np.argsort(-(from_bytes(list(vectors.values())) @ question), kind="stable")[:_DENSE]
-    return [ids[place] for place in near]
+@frozen
+class _Every:
+    """All visible passages, where they are few: how near those with a vector are, and how many points those with words.
+
+    Good enough to choose by, not to score.
+    """
+
+    cosines: Mapping[str, float]
+    points: Mapping[str, float]
+
+    def nearest(self, limit: int) -> list[str]:
+        return sorted(self.cosines, key=lambda found: (-self.cosines[found], found))[:limit]
+
+    def with_most_points(self, limit: int) -> list[str]:
+        holding = [found for found, points in self.points.items() if points > 0]
+        return sorted(holding, key=lambda found: (-self.points[found], found))[:limit]
 
 
-def _all_words(lexical: Lexical) -> list[WordGroup]:
-    return [WordGroup(words=[word], rarity=lexical.rarity[word]) for word in sorted(lexical.frequencies)]
+def _every(view: View, lexical: Lexical, vector: Vectors | None, limit: int | None) -> _Every | None:
+    """None when there are more than ``limit``."""
+    found = view.sketches(limit=limit)
+    if found is None:
+        return None
+    rarity = {word: lexical.rarity[word] for word in lexical.frequencies}
+    mean_length = lexical.mean_length
+    ids = [passage_id for passage_id, sketch in found.items() if sketch is not None]
+    sketches = Sketches([sketch for sketch in found.values() if sketch is not None])
+    points = dict(zip(ids, sketches.points(rarity, mean_length).tolist(), strict=True))
+    cosines: dict[str, float] = {}
+    if vector is not None:
+        places, near = sketches.cosines(vector)
+        cosines = {ids[place]: cosine for place, cosine in zip(places.tolist(), near.tolist(), strict=True)}
+    if len(ids) < len(found):
+        without = [passage_id for passage_id, sketch in found.items() if sketch is None]
+        rest = view.unsketched(without, rarity, mean_length=mean_length, with_vectors=vector is not None)
+        points |= {one.passage_id: one.points for one in rest}
+        whole = {one.passage_id: one.vector for one in rest if one.vector is not None}
+        if vector is not None and whole:
+            cosines |= zip(whole, (from_bytes(list(whole.values())) @ vector).tolist(), strict=True)
+    return _Every(cosines, points)
 
 
 def _rarest_words(lexical: Lexical, total: int, most: int) -> list[WordGroup]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import attrs
 import psycopg
 import pytest
+import sqlalchemy
 
 from rtfm.errors import ConfigError, RtfmError, Unavailable
 from rtfm.events import Audience, BotResponse, ChannelKind, Citation, Outcome, SourceKind, TimestampMillis
@@ -44,6 +45,24 @@ RESPONSE = BotResponse(
     answered_at=TimestampMillis(9),
     elapsed_ms=12,
 )
+
+
+def migrated_to(step: str, settings: Settings) -> SqlArchive:
+    """An archive as an older version left it."""
+    from alembic import command
+    from alembic.config import Config
+
+    from rtfm.knowledge.archive import migrations
+
+    config = Config()
+    config.set_main_option("script_location", migrations.__path__[0])
+    config.set_main_option("path_separator", "os")
+    engine = sqlalchemy.create_engine(settings.database_url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.connect() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, step)
+    engine.dispose()
+    return SqlArchive(settings.database_url)
 
 
 @pytest.fixture
@@ -102,13 +121,9 @@ def test_several_processes_may_migrate_at_once(bare_settings: Settings) -> None:
     assert errors == []
 
 
-def test_a_migration_does_not_keep_others_from_a_table_that_is_in_use(
-    archive: SqlArchive, bare_settings: Settings
-) -> None:
+def test_a_migration_does_not_keep_others_from_a_table_that_is_in_use(bare_settings: Settings) -> None:
     """A long read goes on, and so do those after it; the migration gives up for now, and does its work later."""
-    with psycopg.connect(bare_settings.database_url) as connection:
-        connection.execute("ALTER TABLE passages DROP COLUMN part_of")
-        connection.execute("UPDATE alembic_version SET version_num = '0005'")
+    archive = migrated_to("0005", bare_settings)
     with psycopg.connect(bare_settings.database_url) as reader:
         reader.execute("SELECT count(*) FROM passages")
         with pytest.raises(Unavailable, match="lock timeout"):
@@ -118,15 +133,7 @@ def test_a_migration_does_not_keep_others_from_a_table_that_is_in_use(
     assert archive.counts()["passages"] == 0
     with psycopg.connect(bare_settings.database_url) as connection:
         connection.execute("SELECT part_of FROM passages")
-
-
-def before_the_guild_terms(settings: Settings) -> None:
-    """The archive as the step before the term index of guilds left it."""
-    with psycopg.connect(settings.database_url) as connection:
-        connection.execute("DROP INDEX passages_guild_terms")
-        connection.execute("CREATE INDEX passages_terms ON passages USING gin (terms)")
-        connection.execute("ALTER TABLE passages DROP COLUMN part_of")
-        connection.execute("UPDATE alembic_version SET version_num = '0004'")
+    archive.close()
 
 
 def indexes_of_terms(settings: Settings) -> dict[str, bool]:
@@ -145,9 +152,9 @@ INSERTED = """
 """
 
 
-def test_ingest_writes_while_a_migration_makes_an_index(archive: SqlArchive, bare_settings: Settings) -> None:
+def test_ingest_writes_while_a_migration_makes_an_index(bare_settings: Settings) -> None:
     """A batch that is open already, and one that begins and ends while the index waits for the first."""
-    before_the_guild_terms(bare_settings)
+    archive = migrated_to("0004", bare_settings)
     errors: list[BaseException] = []
 
     def migrate() -> None:
@@ -172,42 +179,63 @@ def test_ingest_writes_while_a_migration_makes_an_index(archive: SqlArchive, bar
     assert errors == []
     assert indexes_of_terms(bare_settings) == {"passages_guild_terms": True}
     assert archive.counts()["passages"] == 2
+    archive.close()
 
 
-def test_an_index_that_was_cut_off_is_made_again(archive: SqlArchive, bare_settings: Settings) -> None:
-    """What an attempt leaves that was killed is no index for a search; and what went well before is not done twice."""
-    before_the_guild_terms(bare_settings)
+def test_an_index_that_was_cut_off_is_made_again(bare_settings: Settings) -> None:
+    """What an attempt leaves that was killed is no index for a search; and one that was whole is not made twice."""
+    archive = migrated_to("0004", bare_settings)
     with psycopg.connect(bare_settings.database_url) as connection:
         connection.execute("CREATE INDEX passages_guild_terms ON passages (length)")
         connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'passages_guild_terms'::regclass")
+        connection.execute("CREATE INDEX passages_threads ON passages (channel_id) WHERE acl_channel_id <> channel_id")
+        whole = connection.execute("SELECT 'passages_threads'::regclass::oid").fetchone()
     archive.migrate()
     assert indexes_of_terms(bare_settings) == {"passages_guild_terms": True}
     with psycopg.connect(bare_settings.database_url) as connection:
         (definition,) = connection.execute("SELECT pg_get_indexdef('passages_guild_terms'::regclass)").fetchall()
         assert "USING gin" in definition[0]
-        connection.execute("ALTER TABLE passages DROP COLUMN part_of")
-        connection.execute("UPDATE alembic_version SET version_num = '0004'")
-    archive.migrate()
-    assert indexes_of_terms(bare_settings) == {"passages_guild_terms": True}
+        assert connection.execute("SELECT 'passages_threads'::regclass::oid").fetchone() == whole
+    archive.close()
 
 
-def test_a_step_that_is_done_stays_done_when_the_next_one_cannot_be(
-    archive: SqlArchive, bare_settings: Settings
-) -> None:
+def test_a_step_that_is_done_stays_done_when_the_next_one_cannot_be(bare_settings: Settings) -> None:
     """An index that took minutes is not thrown away because a table is in use afterwards."""
-    before_the_guild_terms(bare_settings)
+    archive = migrated_to("0004", bare_settings)
+    with psycopg.connect(bare_settings.database_url) as connection:
+        # So that the first step has none to drop, which waits for every reader.
+        connection.execute("DROP INDEX passages_terms")
     with psycopg.connect(bare_settings.database_url) as reader:
-        # It reads what the last step changes, and has no part in what the index waits for.
-        with psycopg.connect(bare_settings.database_url, autocommit=True) as early:
-            early.execute("DROP INDEX passages_terms")
-            early.execute("CREATE INDEX passages_guild_terms ON passages USING gin (terms)")
+        # Without a snapshot, which the index would wait for.
         reader.execute("LOCK TABLE passages IN ACCESS SHARE MODE")
         with pytest.raises(Unavailable, match="lock timeout"):
             archive.migrate()
-        assert reader.execute("SELECT version_num FROM alembic_version").fetchone() == ("0005",)
+        with psycopg.connect(bare_settings.database_url) as other:
+            assert other.execute("SELECT version_num FROM alembic_version").fetchone() == ("0005",)
     archive.migrate()
     with psycopg.connect(bare_settings.database_url) as connection:
         connection.execute("SELECT part_of FROM passages")
+    archive.close()
+
+
+def test_what_an_older_processor_writes_has_no_sketch_of_what_was_there_before(
+    archive: SqlArchive, bare_settings: Settings
+) -> None:
+    """Beside newer ones it knows nothing of sketches: search reads such a passage itself until it is written anew."""
+    with psycopg.connect(bare_settings.database_url, autocommit=True) as connection:
+
+        def sketch() -> object:
+            return connection.execute("SELECT sketch FROM passages").fetchall()
+
+        connection.execute(INSERTED, ["1"])
+        connection.execute("UPDATE passages SET sketch = 'new', vector = 'new'")
+        connection.execute("UPDATE passages SET vector = 'new', terms = 'disk', acl_channel_id = '201'")
+        assert sketch() == [(b"new",)]
+        connection.execute("UPDATE passages SET vector = 'old'")
+        assert sketch() == [(None,)]
+        connection.execute("UPDATE passages SET sketch = 'new', vector = 'new'")
+        connection.execute("UPDATE passages SET terms = 'disk mount'")
+        assert sketch() == [(None,)]
 
 
 def test_who_waits_for_another_migration_says_for_whom_and_gives_up_at_last(

@@ -24,13 +24,14 @@ from rtfm.knowledge.archive.writing import quoted
 _VISIBLE = """guild_id = %(guild)s AND (acl_channel_id IN (SELECT unnest(%(visible)s::text[]))
               OR channel_id IN (SELECT unnest(%(visible)s::text[])))"""
 
-# The same passages, found by their channels: for few of them.
+# The same passages, found by their channels: for few of them. Each part takes an index that holds no more than it
+# needs: sketches by channel, and threads and posts that are listed themselves.
 _OF_CHANNELS = """
-    SELECT p.* FROM unnest(%(visible)s::text[]) AS seen(id)
+    SELECT p.passage_id, p.sketch FROM unnest(%(visible)s::text[]) AS seen(id)
         JOIN passages AS p ON p.guild_id = %(guild)s AND p.acl_channel_id = seen.id
     UNION ALL
-    SELECT p.* FROM unnest(%(visible)s::text[]) AS seen(id)
-        JOIN passages AS p ON p.guild_id = %(guild)s AND p.channel_id = seen.id
+    SELECT p.passage_id, p.sketch FROM unnest(%(visible)s::text[]) AS seen(id)
+        JOIN passages AS p ON p.guild_id = %(guild)s AND p.channel_id = seen.id AND p.acl_channel_id <> p.channel_id
     WHERE p.acl_channel_id NOT IN (SELECT unnest(%(visible)s::text[]))
 """
 
@@ -67,6 +68,15 @@ class WordGroup:
 
     words: Sequence[str]
     rarity: float
+
+
+@frozen(kw_only=True)
+class Unsketched:
+    """A passage that has no sketch. ``points`` are what one would give, 0 where it holds no word of the question."""
+
+    passage_id: str
+    vector: bytes | None
+    points: float
 
 
 @frozen(kw_only=True)
@@ -170,31 +180,59 @@ class View:
         )
         return {row.acl_channel_id: row.passages for row in rows}
 
-    def vectors(self, *, limit: int) -> dict[str, bytes] | None:
-        """The vectors of all passages, by passage id; None when there are more than ``limit`` passages."""
-        rows = self._select(
-            f"SELECT passage_id, vector FROM ({_OF_CHANNELS}) AS p LIMIT %(limit)s",  # noqa: S608 - a constant
-            limit=limit + 1,
-        )
-        return None if len(rows) > limit else {row.passage_id: row.vector for row in rows if row.vector is not None}
+    def sketches(self, *, limit: int | None) -> dict[str, bytes | None] | None:
+        """The sketches of all passages, by passage id; None when there are more than ``limit`` passages.
 
-    def holding(self, groups: Sequence[WordGroup], *, mean_length: float, limit: int, among_few: bool) -> list[str]:
+        A passage has none (None) when an older version wrote it, or when it would be too large.
+        """
+        rows = self._select(
+            f"{_OF_CHANNELS} LIMIT %(limit)s", row_factory=tuple_row, limit=None if limit is None else limit + 1
+        )
+        return None if limit is not None and len(rows) > limit else dict(rows)
+
+    def unsketched(
+        self, passage_ids: Sequence[str], rarity: Mapping[str, float], *, mean_length: float, with_vectors: bool
+    ) -> list[Unsketched]:
+        """What sketches would say of ``passage_ids``, from the passages themselves."""
+        words = [quoted(word) for word in rarity]
+        rows = self._select(
+            f"""
+            SELECT passage_id, {"vector" if with_vectors else "NULL::bytea"},
+                   -- One comparison for those that hold nothing of the question, which are most.
+                   CASE WHEN terms @@ %(any)s::tsquery THEN
+                       (SELECT sum(one.rarity)
+                        FROM unnest(%(queries)s::tsquery[], %(rarities)s::float8[]) AS one(query, rarity)
+                        WHERE terms @@ one.query) / (1 + length / %(mean_length)s) ELSE 0 END
+            FROM passages WHERE passage_id = ANY(%(ids)s) AND {_VISIBLE}
+            """,  # noqa: S608 - constants
+            row_factory=tuple_row,
+            ids=list(passage_ids),
+            any=" | ".join(words),
+            queries=words,
+            rarities=list(rarity.values()),
+            mean_length=mean_length,
+        )
+        return [
+            Unsketched(passage_id=passage_id, vector=vector, points=points or 0.0)
+            for passage_id, vector, points in rows
+        ]
+
+    def holding(self, groups: Sequence[WordGroup], *, mean_length: float, limit: int) -> list[str]:
         """The ids of ``limit`` passages that hold what is rarest of ``groups``, long ones less readily.
 
-        Groups of several words that overlap must be all pairs of some words. ``among_few`` goes through every visible
-        passage, else through every one that holds a group.
+        Groups of several words that overlap must be all pairs of some words.
         """
         if not groups:
             return []
-        few = f"WITH few AS MATERIALIZED ({_OF_CHANNELS})"
-        holds = "terms @@ one.query::tsquery" if among_few else f"{GUILD_TERMS} @@ one.query::tsquery"
-        in_guild = "" if among_few else f" & {quoted(f'guild:{self._guild}')}"
+        in_guild = quoted(f"guild:{self._guild}")
+        # The index of terms knows the guild already. Compared as it is, PostgreSQL would also look the whole guild up,
+        # once a group.
+        visible = _VISIBLE.replace("guild_id =", "guild_id || '' =")
         rows = self._select(
             f"""
-            {few if among_few else ""}
-            SELECT passage_id FROM unnest(%(queries)s::text[], %(rarities)s::float8[], %(paired)s::bool[])
-                AS one(query, rarity, paired), {"few" if among_few else "passages"}
-            WHERE {holds} AND {_VISIBLE}
+            SELECT passage_id FROM unnest(%(queries)s::tsquery[], %(rarities)s::float8[], %(paired)s::bool[])
+                AS one(query, rarity, paired), passages
+            WHERE {GUILD_TERMS} @@ one.query AND {visible}
             GROUP BY passage_id, length
             -- Of n words, each is in n - 1 pairs, and there are n (n - 1) / 2.
             ORDER BY (coalesce(sum(rarity) FILTER (WHERE NOT paired), 0)
@@ -203,7 +241,7 @@ class View:
                      / (1 + length / %(mean_length)s) DESC, passage_id
             LIMIT %(limit)s
             """,  # noqa: S608 - constants
-            queries=[" & ".join(quoted(word) for word in group.words) + in_guild for group in groups],
+            queries=[" & ".join(quoted(word) for word in group.words) + f" & {in_guild}" for group in groups],
             rarities=[group.rarity for group in groups],
             paired=[len(group.words) > 1 for group in groups],
             mean_length=mean_length,
@@ -216,8 +254,9 @@ class View:
         rows = self._select(
             f"""
             SELECT passage_id, text, length, last_at,
-                   (SELECT json_object_agg(word.lexeme, cardinality(word.positions)) FROM unnest(terms) AS word
-                    WHERE word.lexeme = ANY(%(words)s)) AS counts
+                   -- The words are marked, and what is not marked is left out, before anything is taken apart.
+                   (SELECT json_object_agg(word.lexeme, cardinality(word.positions))
+                    FROM unnest(ts_filter(setweight(terms, 'A', %(words)s), '{{a}}')) AS word) AS counts
             FROM passages WHERE passage_id = ANY(%(ids)s) AND {_VISIBLE}
             """,  # noqa: S608 - a constant
             ids=list(passage_ids),

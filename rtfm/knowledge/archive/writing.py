@@ -15,6 +15,7 @@ from rtfm.knowledge.archive.collections import hold_collections
 from rtfm.knowledge.archive.database import Database
 from rtfm.knowledge.archive.rows import Change, Channel, Erasures, StoredMessage, StoredPassage
 from rtfm.knowledge.archive.tables import channels, corpora, document_frequencies, erasures, floors, messages, passages
+from rtfm.knowledge.sketches import sketch
 from rtfm.knowledge.words import terms
 
 # A tsvector keeps at most this many positions for a lexeme, and none above 16383 (PostgreSQL, "Text Search Types").
@@ -243,14 +244,14 @@ def _write_messages(connection: Connection, change: Change) -> None:
 _PASSAGE_UPSERT = text(
     """
     INSERT INTO passages (passage_id, conversation_id, guild_id, channel_id, acl_channel_id, text, terms, length,
-                          vector, first_at, last_at, part_of)
+                          vector, first_at, last_at, part_of, sketch)
     VALUES (:passage_id, :conversation_id, :guild_id, :channel_id, :acl_channel_id, :text, CAST(:terms AS tsvector),
-            :length, :vector, :first_at, :last_at, :part_of)
+            :length, :vector, :first_at, :last_at, :part_of, :sketch)
     ON CONFLICT (passage_id) DO UPDATE SET
         conversation_id = excluded.conversation_id, guild_id = excluded.guild_id, channel_id = excluded.channel_id,
         acl_channel_id = excluded.acl_channel_id, text = excluded.text, terms = excluded.terms,
         length = excluded.length, vector = excluded.vector, first_at = excluded.first_at, last_at = excluded.last_at,
-        part_of = excluded.part_of
+        part_of = excluded.part_of, sketch = excluded.sketch
     """
 )
 
@@ -275,6 +276,7 @@ def _write_passages(connection: Connection, rows: Sequence[StoredPassage]) -> No
                 "first_at": passage.first_at,
                 "last_at": passage.last_at,
                 "part_of": passage.part_of,
+                "sketch": sketch(passage.vector, words),
             }
         )
     connection.execute(_PASSAGE_UPSERT, values)
