@@ -7,15 +7,16 @@ import random
 import numpy as np
 import pytest
 
-from rtfm.knowledge.embedding import to_bytes
+from rtfm.knowledge.embedding import Vectors, to_bytes
 from rtfm.knowledge.sketches import MAX_BYTES, Sketches, sketch
 
 RNG = np.random.default_rng(7)
 
 
-def unit(count: int, dimension: int) -> np.ndarray:
-    rows = RNG.standard_normal((count, dimension)).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+def unit(count: int, dimension: int) -> Vectors:
+    rows: Vectors = RNG.standard_normal((count, dimension)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows
 
 
 def made(vector: bytes | None, terms: list[str]) -> bytes:
