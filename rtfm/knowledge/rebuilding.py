@@ -129,6 +129,12 @@ def due(archive: SqlArchive, vectors: ChromaVectors, model: str | None) -> dict[
     return found
 
 
+def outdated(archive: SqlArchive, model: str | None) -> dict[str, str]:
+    """``due`` by what is recorded of each guild's vectors alone: nothing is counted, so size costs nothing."""
+    recorded = archive.collections.find([*archive.guilds(), ""])
+    return {guild_id: why[1] for guild_id, one in recorded.items() if (why := _outdated(one, model))}
+
+
 def due_by(settings: Settings) -> dict[str, str]:
     """``due`` for the stores and the model of the settings; the model is not loaded.
 
@@ -147,14 +153,20 @@ def _why(collection: GuildCollection, model: str | None, *, passages: int, witho
     """What the archive alone makes necessary."""
     if not passages:
         return None
+    if (why := _outdated(collection, model)) is not None:
+        return why
+    if without and model is not None:
+        return "embed", f"{without} of {passages} texts have no vectors"
+    return None
+
+
+def _outdated(collection: GuildCollection, model: str | None) -> tuple[Work, str] | None:
     if collection.rules != RULES:
         return "link", f"rules differ: conversations were made by {collection.rules}, these are {RULES}"
     if model is not None and not same_model(collection.model, model):
         if collection.model is None:
-            return "embed", f"{without} texts have no vectors: there was no embedding model when they came"
+            return "embed", "texts have no vectors: there was no embedding model when they came"
         return "embed", f"model differs: the vectors are of {collection.model}, the model is {model}"
-    if without and model is not None:
-        return "embed", f"{without} of {passages} texts have no vectors"
     return None
 
 
