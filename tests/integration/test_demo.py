@@ -16,14 +16,13 @@ TIMEOUT_S = 240.0
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def home() -> Iterator[Path]:
     """A home of its own that shares what was downloaded; nothing runs in it at the end."""
-    folder = tmp_path_factory.mktemp("demo")
-    cache = CHECKOUT / ".rtfm" / "cache"
-    cache.mkdir(parents=True, exist_ok=True)
-    (folder / "cache").symlink_to(cache)
-    yield folder
-    run_cli(["local", "down"], environment(folder))
+    CACHE_DIR.mkdir(parents=True, exist_ok=True)
+    with stack_home() as folder:
+        (folder / "cache").symlink_to(CACHE_DIR)
+        yield folder
+        run_cli(["local", "down"], environment(folder))
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
