@@ -8,19 +8,15 @@ requests. Promises that no request takes longer than its timeout, however slowly
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import fastavro
 import httpx
 
 from rtfm.contracts.catalogue import Schema
+from rtfm.deadline import within
 from rtfm.errors import ConfigError, PermanentError, Unavailable, UnknownSchema
-
-Answer = TypeVar("Answer")
 
 # Confluent's error codes; a 404 without one of them comes from a wrong address.
 _NOT_FOUND = (40401, 40402, 40403, 40408)
@@ -130,7 +126,7 @@ class RegistryClient:
             return self._client.request(method, self.url + path, json=body, timeout=bound_s)
 
         try:
-            response = _within(bound_s, ask)
+            response = within(bound_s, ask)
         except TimeoutError as exc:
             raise self._unavailable(f"no answer within {bound_s:g} s") from exc
         except (httpx.HTTPError, RuntimeError) as exc:  # RuntimeError: the client was closed meanwhile
@@ -163,24 +159,6 @@ class RegistryClient:
             f"the schema registry at {self.url} is unreachable: {reason}",
             hint="Start it with `rtfm-cli local up`, or set SCHEMA_REGISTRY_URL.",
         )
-
-
-def _within(bound_s: float, request: Callable[[], Answer]) -> Answer:
-    """What ``request`` gives; TimeoutError after ``bound_s`` in all.
-
-    A timeout of httpx bounds each read, and none bounds the look-up of a name: an answer that trickles in, or a name
-    server that is gone, would hold up the caller for long. What comes too late is dropped, with its thread.
-    """
-    answer: Future[Answer] = Future()
-
-    def run() -> None:
-        try:
-            answer.set_result(request())
-        except BaseException as exc:
-            answer.set_exception(exc)
-
-    threading.Thread(target=run, name="registry-request", daemon=True).start()
-    return answer.result(bound_s)
 
 
 def _body(schema: Schema) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 from attrs import frozen
 
+from rtfm.deadline import within
 from rtfm.errors import ConfigError, Unavailable
 from rtfm.knowledge.embedding import Vectors
 
@@ -70,8 +71,10 @@ class ChromaVectors:
     def check(self) -> None:
         """Raise Unavailable unless Chroma answers."""
         try:
-            httpx.get(f"{self._url}/api/v2/heartbeat", timeout=CONNECT_TIMEOUT_S).raise_for_status()
-        except httpx.HTTPError as exc:
+            within(
+                CONNECT_TIMEOUT_S, lambda: httpx.get(f"{self._url}/api/v2/heartbeat", timeout=CONNECT_TIMEOUT_S)
+            ).raise_for_status()
+        except (httpx.HTTPError, TimeoutError) as exc:
             raise self._unavailable(exc) from exc
 
     def upsert(self, guild_id: str, entries: Sequence[Entry], *, generation: int = 0, model: str = "") -> None:
@@ -232,7 +235,7 @@ class ChromaVectors:
             raise WrongCollection(
                 f"Chroma at {self._url}: {str(exc).partition(chr(10))[0]}", hint="`rtfm-cli rebuild` makes it again."
             ) from exc
-        except (ChromaError, httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as exc:
+        except (ChromaError, httpx.HTTPError, TimeoutError, ValueError, KeyError, IndexError, TypeError) as exc:
             # The last three are what the client makes of an answer that is none of Chroma's.
             raise self._unavailable(exc) from exc
 
@@ -273,5 +276,8 @@ def _connect(url: str, request_timeout_s: float) -> Any:
         settings=Settings(anonymized_telemetry=False),
     )
     # The client has no setting for it and would wait for ever for an answer.
-    client._server._session.timeout = httpx.Timeout(request_timeout_s, connect=CONNECT_TIMEOUT_S)  # type: ignore[attr-defined]  # not public
+    session = client._server._session  # type: ignore[attr-defined]  # not public
+    session.timeout = httpx.Timeout(request_timeout_s, connect=CONNECT_TIMEOUT_S)
+    request = session.request
+    session.request = lambda *args, **options: within(request_timeout_s, lambda: request(*args, **options))
     return client

@@ -163,17 +163,20 @@ def test_a_chroma_that_fails_in_any_way_is_waited_for(
     assert archived.vectors.entry_ids(GUILD) == entries
 
 
-def test_a_chroma_that_does_not_answer_in_time_is_unavailable_and_asked_again(settings: Settings) -> None:
-    """The connection stands and nothing comes: nobody waits for ever, and the next question gets its answer."""
+@pytest.mark.parametrize("mode", ["silent", "slow"])
+def test_a_chroma_that_does_not_answer_in_time_is_unavailable_and_asked_again(settings: Settings, mode: str) -> None:
+    """Nothing comes, or a byte now and then: nobody waits for ever, and the next question gets its answer."""
     vector = np.eye(1, 384, dtype=np.float32)[0]
     with proxy(settings.chroma_url) as between:
         direct = ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)
         direct.upsert(GUILD, [Entry(entry_id="m1", passage_id="1", vector=vector)])
         through = ChromaVectors(between.url, settings.kafka_topic_prefix, request_timeout_s=2)
         eventually(lambda: through.nearest(GUILD, vector, 1) == ["m1"])
-        between.fail("silent")
+        between.fail(mode)
         with pytest.raises(Unavailable, match="Chroma"):
             through.nearest(GUILD, vector, 1)
+        with pytest.raises(Unavailable, match="Chroma"):
+            through.check()
         between.fail("up")
         eventually(lambda: through.nearest(GUILD, vector, 1) == ["m1"])
         direct.forget_guild(GUILD)
