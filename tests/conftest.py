@@ -244,7 +244,8 @@ def run_cli(
 def stack_home() -> Iterator[Path]:
     """A folder for the data of local services.
 
-    Not below ``tmp_path``: pytest shuts its folders to other accounts, and for root PostgreSQL runs as another one.
+    Not below ``tmp_path``: for root PostgreSQL runs as another account, and whenever a pytest starts, be it another
+    one, it shuts the folder of all runs to other accounts.
     """
     home = Path(tempfile.mkdtemp(prefix="rtfm-test-"))
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import CHECKOUT, inherited_environment, run_cli
+from tests.conftest import CACHE_DIR, inherited_environment, run_cli, stack_home
 
 TIMEOUT_S = 240.0
 
