@@ -32,6 +32,9 @@ WORTH_SHOWING = 0.7
 WORTH_BESIDE = 0.2
 """Share of the best turn's score below which a turn of another passage is chatter."""
 
+WORTH_A_THIRD = 0.5
+"""Share of the best quote's score below which two are enough: five of six third quotes hold no part of the answer."""
+
 INTRODUCTION = "This was said about it:"
 
 _ONE_THOUGHT_MS = 120_000
@@ -99,6 +102,8 @@ def quotes(question: str, passages: Sequence[Passage]) -> list[Quote]:
     chosen: list[tuple[_Candidate, str]] = []
     left = MAX_EXTRACT_CHARACTERS
     for candidate in _candidates(rarity, worth):
+        if len(chosen) == MAX_QUOTES - 1 and candidate.score < WORTH_A_THIRD * max(one.score for one, _ in chosen):
+            continue
         if len(chosen) == MAX_QUOTES or any(_same(candidate.turn, other.turn) for other, _ in chosen):
             continue
         text = _shortened(rarity, candidate.turn.text)

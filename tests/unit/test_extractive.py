@@ -146,6 +146,15 @@ def test_chatter_of_another_passage_is_not_quoted() -> None:
     assert [quote.message.author_name for quote in quotes(QUESTION, [LOCK, chatter])] == ["ninefold"]
 
 
+def test_a_third_quote_has_to_be_half_as_good_as_the_best() -> None:
+    """Two that fit are enough where the third has a word in common and no more."""
+    first = passage([said("ada", "mount the ntfs disk with the driver from the shop", minute=0)])
+    second = passage([said("bob", "here the ntfs disk would mount after a long fsck", minute=10)])
+    for words, count in (("somebody sold ntfs stickers at the fair", 2), ("to mount ntfs was easy on the laptop", 3)):
+        third = passage([said("cyd", words, minute=20)])
+        assert len(quotes("how do I mount an ntfs disk?", [first, second, third])) == count
+
+
 def test_what_was_said_twice_is_quoted_once() -> None:
     """The same words in two conversations, from two people."""
     again = passage([said("wrenlet", "Then remove the lock with skerry unlock --stale!", minute=20)], score=0.79)
