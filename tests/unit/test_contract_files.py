@@ -11,6 +11,7 @@ from typing import Any
 
 import fastavro
 import pytest
+from avro.errors import IgnoredLogicalType
 
 from cli.main import run
 from rtfm.contracts import EVENT_OF_TOPIC, EventCodec, catalogue, reference, release
@@ -173,7 +174,8 @@ def test_a_logical_type_on_the_wrong_base_is_a_finding_and_no_warning_of_a_libra
     change(copy / QUERY, narrow)
     assert run(["schemas", "check"]) == 1
     assert "`asked_at` has timestamp-millis on int; put it on long" in capsys.readouterr().out
-    assert not recwarn.list
+    # Others, as of a socket that an earlier test left, may come at any moment.
+    assert not [warning for warning in recwarn.list if warning.category is IgnoredLogicalType]
 
 
 def test_show_prints_the_source_of_a_codec(capsys: pytest.CaptureFixture[str]) -> None:
