@@ -356,9 +356,12 @@ def _process(entry: dict[str, Any] | None) -> psutil.Process | None:
 def _listens(entry: dict[str, Any]) -> bool:
     """Whether the port is the service's own: another program may have taken it a moment before, and answer as well."""
     try:
-        connections = psutil.Process(entry["pid"]).net_connections("tcp")
-    except psutil.AccessDenied:  # not told
-        return True
+        process = psutil.Process(entry["pid"])
+        try:
+            connections = process.net_connections("tcp")
+        except psutil.AccessDenied:
+            # Whoever is not root is not told of others' processes, nor of an own one that has ended: that has no command.
+            return bool(process.cmdline())
     except psutil.NoSuchProcess:
         return False
     return any(c.status == psutil.CONN_LISTEN and c.laddr.port == entry["port"] for c in connections)
