@@ -247,6 +247,7 @@ def stack_home() -> Iterator[Path]:
     Not below ``tmp_path``: for root PostgreSQL runs as another account, and whenever a pytest starts, be it another
     one, it shuts the folder of all runs to other accounts.
     """
+    CACHE_DIR.mkdir(parents=True, exist_ok=True)  # for a link from that folder to it
     home = Path(tempfile.mkdtemp(prefix="rtfm-test-"))
     try:
         yield home

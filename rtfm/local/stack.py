@@ -360,7 +360,7 @@ def _listens(entry: dict[str, Any]) -> bool:
         try:
             connections = process.net_connections("tcp")
         except psutil.AccessDenied:
-            # Whoever is not root is not told of others' processes, nor of an own one that has ended: that has no command.
+            # Not root is not told of processes of others, nor of an own one that has ended: that has no command.
             return bool(process.cmdline())
     except psutil.NoSuchProcess:
         return False

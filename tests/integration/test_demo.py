@@ -18,7 +18,6 @@ TIMEOUT_S = 240.0
 @pytest.fixture(scope="module")
 def home() -> Iterator[Path]:
     """A home of its own that shares what was downloaded; nothing runs in it at the end."""
-    CACHE_DIR.mkdir(parents=True, exist_ok=True)
     with stack_home() as folder:
         (folder / "cache").symlink_to(CACHE_DIR)
         yield folder
