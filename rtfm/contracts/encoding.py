@@ -49,6 +49,7 @@ def source(shape: shapes.Record) -> tuple[str, dict[str, Any]]:
     state.line(1, "try:")
     parts = _record(state, shape, "event", 2)
     state.line(2, f'return {_joined(["frame", *parts])}.encode("latin-1")')
+    # Whatever a wrong value raises in between, ``refused`` finds the field and says what is wrong with it.
     state.line(1, "except Exception as exc:")
     state.line(2, "raise refused(event, exc) from exc")
     return "\n".join(state.lines) + "\n", state.names

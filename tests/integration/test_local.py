@@ -241,7 +241,7 @@ def test_a_port_that_another_program_takes_meanwhile_is_left_to_it(home: Path, g
             port = json.loads((home / "run" / "ports.json").read_text(encoding="utf-8"))["schema-registry"]
             taken.append(ThreadingHTTPServer(("127.0.0.1", port), _Healthy))
             threading.Thread(target=taken[0].serve_forever, daemon=True).start()
-        time.sleep(seconds)
+        time.sleep(seconds)  # as the stack would have
 
     hasty = LocalStack(home, sleep=take)
     try:
