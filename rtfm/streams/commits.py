@@ -47,6 +47,10 @@ class _Position:
     metadata: str
 
 
+class PositionsChanged(Unavailable):
+    """The group's positions are not those of this process: its partitions must be assigned again."""
+
+
 @define
 class _CommitState:
     pending: list[Finished] = field(factory=list)
@@ -71,6 +75,7 @@ class Commits:
         group: str,
         waiting: WaitingState,
         handling: Handling,
+        transactions: Transactions,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
@@ -80,7 +85,7 @@ class Commits:
         self._group = group
         self._waiting = waiting
         self._handling = handling
-        self._transactions = Transactions(settings, f"{group}-{settings.instance_id}")
+        self._transactions = transactions
         self._limit = DeadLetterLimit(settings.dlq_max_consecutive, settings.dlq_max_share)
         self.over: TooManyDeadLetters | None = None
         """Set when there are too many dead letters: no more are taken, and the pipeline must end."""
@@ -163,7 +168,7 @@ class Commits:
         state.records = _count(state.pending) + _count(state.sent)
 
     def commit(self, consumer: Any) -> None:
-        """Commit what is finished, or put it off. Raises Fenced."""
+        """Commit what is finished, or put it off. Raises Fenced, and PositionsChanged."""
         state = self._state
         now_s = self._clock()
         if now_s < state.not_before_s:
@@ -182,7 +187,7 @@ class Commits:
                 return
             state.sent, state.pending = state.pending, []
             parts = dict.fromkeys(finished.part for finished in state.sent)
-            state.positions = [_Position(part, *part.position()) for part in parts]
+            state.positions = [_position(part) for part in parts]
             self._transactions.commit(
                 _records(state.sent),
                 [TopicPartition(self._full_topic, p.part.number, p.offset, p.metadata) for p in state.positions],
@@ -201,6 +206,8 @@ class Commits:
         except OutcomeUnknown as exc:
             TRANSACTION_FAILURES.labels(self._group, "unknown").inc()
             self._hold_back(exc)
+        except PositionsChanged:
+            raise
         except Unavailable as exc:
             self._hold_back(exc)
         else:
@@ -208,10 +215,10 @@ class Commits:
             TRANSACTION_SECONDS.labels(self._group).observe(state.ended_s - now_s)
             self._committed()
 
-    def confirm_name(self, consumer: Any) -> None:
+    def confirm_name(self) -> None:
         """Raises Fenced where another process has this one's name; that opens its transactions before it joins."""
         if not self._transactions.in_doubt:
-            self._transactions.confirm(TopicPartition(self._full_topic, 0, 0), consumer.consumer_group_metadata())
+            self._transactions.confirm(TopicPartition(self._full_topic, 0, 0))
 
     def stored_for_assignment(self, consumer: Any, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
         """The group's committed positions of ``numbers``. Raises Unavailable, Fenced."""
@@ -234,19 +241,24 @@ class Commits:
     def _resolve(self, consumer: Any) -> None:
         """Find out whether the last transaction was committed. Raises Unavailable without an answer.
 
-        Every commit changes offset or metadata, so equality tells. It is one transaction, so what is still assigned
-        tells for all of it.
+        Every commit changes offset or metadata, so the group's positions are those that were sent, or those from
+        before. It is one transaction, so what is still assigned tells for all of it. Positions that are neither were
+        written by another process: this one has lost its place without knowing it yet, and raises PositionsChanged.
         """
         self._transactions.open()  # ends the transaction either way
         sent = self._state.positions
         if not sent:  # all of it is of partitions that went elsewhere
             return
         found = self._stored(consumer, [position.part.number for position in sent], RESOLVE_TIMEOUT_S)
-        stored = {part.partition: (part.offset, part.metadata or "") for part in found}
+        stored = {part.partition: (part.offset, part.metadata or "") if part.offset >= 0 else None for part in found}
         if all(stored[position.part.number] == (position.offset, position.metadata) for position in sent):
             self._committed()
-        else:
+        elif all(stored[position.part.number] == position.part.stored for position in sent):
             self._not_committed()
+        else:
+            raise PositionsChanged(
+                "kafka", f"the positions of {self._group} were changed by another process while a commit was under way"
+            )
 
     def _committed(self) -> None:
         state = self._state
@@ -256,6 +268,7 @@ class Commits:
                 DEAD_LETTERS.labels(self._topic, letter.reason).inc()
         for position in state.positions:
             position.part.committed = position.offset
+            position.part.stored = (position.offset, position.metadata)
         state.sent, state.positions, state.failures, state.not_before_s = [], [], 0, 0.0
         self._waiting.clear(self)
 
@@ -294,6 +307,14 @@ class Commits:
         backoff_s = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(self._state.failures, 10))
         self._state.failures += 1
         self._state.not_before_s = self._clock() + backoff_s
+
+
+def _position(part: PartitionState) -> _Position:
+    """The position of ``part`` to commit. Raises RtfmError for one that would move the group back."""
+    offset, metadata = part.position()
+    if offset < part.committed:
+        raise RtfmError(f"partition {part.number}: {offset} is behind {part.committed}, which is committed")
+    return _Position(part, offset, metadata)
 
 
 def _records(finished: Iterable[Finished]) -> Iterator[Produced]:

@@ -7,24 +7,24 @@ and only if it is still to be done. Does not handle, and commits nothing itself:
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
-from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from rtfm.errors import ConfigError, RtfmError, TransientError, Unavailable
 from rtfm.settings import Settings
 from rtfm.streams.connection import REQUEST_TIMEOUT_S, client_config, group_name, topic_name, translated, unreachable
 from rtfm.streams.handling import WaitingState
 from rtfm.streams.position import PartitionState
+from rtfm.streams.starts import Starts
 from rtfm.streams.transactions import Fenced, is_member
-from rtfm.telemetry import LAG, LOST_RECORDS, PAUSES, REBALANCES, get_logger
+from rtfm.telemetry import LAG, PAUSES, REBALANCES, get_logger
 
 REJOIN_AFTER_S = 1.0
-ASSIGN_TIMEOUT_S = 25.0
-"""A committed offset is known when the transaction that holds it has ended: 10 s and the broker's own interval."""
-
 WATERMARK_TIMEOUT_S = 2.0
 TOPIC_PATIENCE_S = 10.0
 """A broker that has just started may not know a topic yet."""
@@ -37,6 +37,11 @@ _MISSING = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
 _TAKEN_OVER = (KafkaError.FENCED_INSTANCE_ID, KafkaError.UNRELEASED_INSTANCE_ID)
 
 _log = get_logger(__name__)
+
+_client_log = logging.getLogger("rtfm.streams.librdkafka")
+# Its warnings about offsets and polling are what explains a wrong position. Its lines about connections repeat for as
+# long as a broker is away, which ``waiting`` says once.
+_client_log.addFilter(lambda line: line.getMessage().startswith(("OFFSET", "MAXPOLL", "COMMITFAIL")))
 
 Stored = Callable[[Any, list[int], float], list[TopicPartition]]
 """Offsets and metadata of partitions in the group: consumer, partitions, seconds. Raises Unavailable."""
@@ -53,11 +58,12 @@ class Membership:
         group: str,
         waiting: WaitingState,
         stored: Stored,
-        confirm_name: Callable[[Any], None],
+        confirm_name: Callable[[], None],
         assigned: Callable[[PartitionState], None],
         before_revoke: Callable[[], None],
         forgotten: Callable[[], None],
         reached: Callable[[PartitionState], None],
+        connect: Callable[[dict[str, Any]], Any] = Consumer,
     ) -> None:
         self._settings = settings
         self._topic = topic
@@ -70,7 +76,11 @@ class Membership:
         self._before_revoke = before_revoke
         self._forgotten = forgotten
         self._reached = reached
+        self._connect = connect
+        self._starts = Starts(settings, topic=topic, group=group)
         self._parts: dict[int, PartitionState] = {}
+        self._fresh: dict[int, int] = {}
+        """Partitions that were assigned since the last record was polled, and the offsets they are fetched from."""
         self._failure: BaseException | None = None
         self._missing_since_s: float | None = None
         self._leaving = False
@@ -88,7 +98,7 @@ class Membership:
 
     def open(self) -> None:
         """Connect. Raises ConfigError where the topic does not exist, Unavailable without an answer."""
-        self.consumer = Consumer(self._config())
+        self.consumer = self._connect(self._config())
         try:
             self._require_topic()
         except RtfmError:
@@ -104,14 +114,22 @@ class Membership:
         this one's name, RtfmError for records out of order.
         """
         # consume(n, t) waits for all of t unless n records come; a poll for the first does not.
-        first = self.consumer.poll(wait_s)
-        messages = [] if first is None else [first, *self.consumer.consume(limit - 1, 0)]
+        messages: list[Any] = []
+        if (first := self.consumer.poll(wait_s)) is not None:
+            self._fresh.clear()
+            messages = [first, *self.consumer.consume(limit - 1, 0)]
         if self._failure is not None:
             failure, self._failure = self._failure, None
             if not isinstance(failure, TransientError):
                 raise failure
-            self._rejoin(failure)
+            self.rejoin(failure)
             return []
+        if self._fresh and messages:
+            try:
+                messages = self._without_fresh(messages)
+            except KafkaException as exc:
+                self.rejoin(unreachable(self._settings, f"reading {self._full_topic}: {exc.args[0].str()}"))
+                return []
         taken = []
         for message in messages:
             if (error := message.error()) is not None:
@@ -121,6 +139,10 @@ class Membership:
                 if _is_taken_over(error):
                     self._take_place_again(error)
                     return []
+                if error.code() == KafkaError._AUTO_OFFSET_RESET:
+                    # The position is outside the log: where to go on is decided by what the group has committed.
+                    self.rejoin(Unavailable("kafka", f"{self._full_topic} [{message.partition()}]: {error.str()}"))
+                    return []
                 self._read_error(error)
             elif not self._leaving:
                 part = self._parts.get(message.partition())
@@ -128,6 +150,17 @@ class Membership:
                     taken.append((part, message))
         self._watch_topic(bool(taken))
         return taken
+
+    def _without_fresh(self, messages: list[Any]) -> list[Any]:
+        """``messages`` without those of partitions that were assigned while they were taken; these are read again.
+
+        A callback runs in the middle of a batch, and nothing tells the records before it from those behind it. One
+        from before it would count everything from there to the assignment's start as unfinished, or as finished.
+        """
+        fresh = dict(self._fresh)
+        for number, offset in fresh.items():
+            self.consumer.seek(TopicPartition(self._full_topic, number, offset))
+        return [message for message in messages if message.partition() not in fresh]
 
     def pause(self, parts: Iterable[PartitionState]) -> None:
         """Take nothing of ``parts``. What was fetched of them is dropped, so it costs up to a second to resume."""
@@ -210,7 +243,8 @@ class Membership:
             **(instance if static else {}),
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
-            "auto.offset.reset": "earliest",
+            # The consumer must never go anywhere by itself: ``Starts`` decides, from what the group has committed.
+            "auto.offset.reset": "error",
             "isolation.level": "read_committed",
             "enable.partition.eof": True,
             # The watchdog ends a process that hangs before the group gives up on it.
@@ -218,6 +252,8 @@ class Membership:
             "queued.max.messages.kbytes": 16_384,
             "statistics.interval.ms": STATISTICS_MS,
             "stats_cb": self._on_statistics,
+            "log_level": 4,  # warnings; served by poll()
+            "logger": _client_log,
         }
 
     def _join(self) -> None:
@@ -228,8 +264,10 @@ class Membership:
             on_lost=self._guarded(self._on_lost),
         )
 
-    def _rejoin(self, error: TransientError) -> None:
-        """Leave and come back: where a partition stands could not be read, so it must not be worked on.
+    def rejoin(self, error: TransientError) -> None:
+        """Leave and come back: where a partition stands is not known, so it must not be worked on.
+
+        What is finished and not committed is handled again. Not to be called from within a callback.
 
         Raises Fenced where another process was found to have this one's name.
         """
@@ -241,7 +279,7 @@ class Membership:
             self.consumer = None
             raise failure
         time.sleep(REJOIN_AFTER_S)
-        self.consumer = Consumer(self._config())
+        self.consumer = self._connect(self._config())
         self._join()
 
     # Callbacks run inside poll() and close(); an exception would come out of those as a SystemError.
@@ -260,22 +298,29 @@ class Membership:
     def _on_assign(self, consumer: Any, partitions: Sequence[TopicPartition]) -> None:
         if not partitions:  # a generation in which nothing changes for this member
             return
-        stored = self._stored(consumer, [part.partition for part in partitions], ASSIGN_TIMEOUT_S)
+        numbers = [part.partition for part in partitions]
+        self._forget(numbers)  # two states of one partition would both be committed
+        starts = self._starts.find(consumer, numbers, partial(self._stored, consumer))
         # All of what is unfinished must be known before the first record: the next commit would erase the map.
-        fresh = [PartitionState.restored(part.partition, part.offset, part.metadata or "") for part in stored]
-        self._parts |= {part.number: part for part in fresh}
-        for part in fresh:
-            self._assigned(part)
-        consumer.incremental_assign([TopicPartition(p.topic, p.partition, p.offset) for p in stored])
+        self._parts |= {start.part.number: start.part for start in starts}
+        for start in starts:
+            self._assigned(start.part)
+        fetched = [TopicPartition(self._full_topic, start.part.number, start.offset) for start in starts]
+        self._fresh |= {part.partition: part.offset for part in fetched}
+        consumer.incremental_assign(fetched)
         if self._leaving:
-            self.pause(fresh)
+            self.pause([start.part for start in starts])
         else:
             # What the last assignment paused is paused still.
-            consumer.resume([TopicPartition(p.topic, p.partition) for p in stored])
+            consumer.resume(fetched)
         REBALANCES.labels(self._group, "assigned").inc()
-        _log.info("assigned", group=self._group, partitions=sorted(self._parts))
+        _log.info(
+            "assigned",
+            group=self._group,
+            partitions=sorted(self._parts),
+            starts={part.partition: part.offset for part in fetched},
+        )
         self._waiting.clear(self)
-        self._report_lost(stored)
 
     def _on_revoke(self, consumer: Any, partitions: Sequence[TopicPartition]) -> None:
         started_s = time.monotonic()
@@ -297,29 +342,12 @@ class Membership:
 
     def _forget(self, numbers: list[int]) -> None:
         for number in numbers:
+            self._fresh.pop(number, None)
             if (part := self._parts.pop(number, None)) is not None:
                 part.live = False
+                self._starts.note(part)
                 LAG.remove(group_name(self._settings, self._group), self._full_topic, str(number))
         self._forgotten()
-
-    def _report_lost(self, stored: Sequence[TopicPartition]) -> None:
-        for committed in stored:
-            if committed.offset == OFFSET_INVALID or committed.offset < 0:
-                continue
-            try:
-                low, _ = self.consumer.get_watermark_offsets(committed, timeout=WATERMARK_TIMEOUT_S)
-            except KafkaException as exc:
-                _log.warning("start of the log unknown", group=self._group, reason=exc.args[0].str())
-                continue
-            lost = self._parts[committed.partition].unfinished_below(low)
-            if lost:
-                LOST_RECORDS.labels(self._topic, self._group).inc(lost)
-                _log.error(
-                    "retention removed records before they were read",
-                    group=self._group,
-                    partition=committed.partition,
-                    records=lost,
-                )
 
     # What the consumer reports beside records
 
@@ -334,9 +362,9 @@ class Membership:
 
         A broker that stalled, or takes over a group, may fence a static member by its own older request (KAFKA-20985).
         """
-        self._confirm_name(self.consumer)
+        self._confirm_name()
         _log.warning("the group took this one for gone: joining anew", group=self._group)
-        self._rejoin(Unavailable("kafka", f"the group took {self._settings.instance_id} for gone: {error.str()}"))
+        self.rejoin(Unavailable("kafka", f"the group took {self._settings.instance_id} for gone: {error.str()}"))
 
     def _read_error(self, error: KafkaError) -> None:
         if error.fatal() or error.code() == KafkaError._FATAL:

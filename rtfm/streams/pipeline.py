@@ -16,7 +16,7 @@ from functools import partial
 from rtfm.contracts import Contracts
 from rtfm.errors import ConfigError, RtfmError, Unavailable
 from rtfm.settings import Settings
-from rtfm.streams.commits import Commits
+from rtfm.streams.commits import Commits, PositionsChanged
 from rtfm.streams.consumer import Record
 from rtfm.streams.crashes import InHand
 from rtfm.streams.dead_letters import DeadLetterWriter
@@ -24,6 +24,7 @@ from rtfm.streams.handling import FIRST_BACKOFF_S, MAX_BACKOFF_S, Handler, Handl
 from rtfm.streams.lanes import Lanes
 from rtfm.streams.membership import Membership
 from rtfm.streams.position import PartitionState
+from rtfm.streams.transactions import Transactions
 from rtfm.telemetry import CONSUMED, IN_HAND, PAUSED_PARTITIONS, POLL_GAP_SECONDS, Health
 
 POLL_S = 0.1
@@ -105,7 +106,14 @@ class Pipeline:
         self._lanes = Lanes(
             handling, name=group, concurrency=concurrency, batch_size=batch_size, in_hand=self._in_hand, stop=stop
         )
-        self._commits = Commits(settings, topic=topic, group=group, waiting=self._waiting, handling=handling)
+        self._commits = Commits(
+            settings,
+            topic=topic,
+            group=group,
+            waiting=self._waiting,
+            handling=handling,
+            transactions=Transactions(settings, f"{group}-{settings.instance_id}"),
+        )
         self._members = Membership(
             settings,
             topic=topic,
@@ -194,7 +202,10 @@ class Pipeline:
         elif not self._lanes:
             time.sleep(IDLE_S)
         if self._commits.due_in_s() == 0:
-            self._commit()
+            try:
+                self._commit()
+            except PositionsChanged as exc:
+                self._members.rejoin(exc)
         self._report()
 
     def _take(self, wait_s: float) -> None:

@@ -91,9 +91,11 @@ class PartitionState:
 
     number: int
     start: int = 0
-    """The offset that was committed when it was assigned; 0 where none was."""
+    """The offset at which this assignment starts: no record below it is taken."""
     committed: int = 0
     """The offset that is committed now, as far as is known."""
+    stored: tuple[int, str] | None = None
+    """Offset and metadata as the group has them, as far as is known; None where the group has no position."""
     end: int = 0
     """The highest offset taken in, plus one."""
     unfinished: dict[int, None] = field(factory=dict)
@@ -106,19 +108,26 @@ class PartitionState:
 
     @classmethod
     def restored(cls, number: int, offset: int, metadata: str) -> PartitionState:
-        """The state that a committed position stands for; a negative ``offset`` is none. Raises ConfigError."""
-        offset = max(offset, 0)
+        """The state that a committed position stands for. Raises ConfigError for a position of another form."""
+        if offset < 0:
+            raise ConfigError(f"partition {number}: {offset} is no offset to start from")
         finished, _, tally = metadata.partition(_TALLY)
         unfinished, end = decode(offset, "" if finished == _VERSION else finished)
         return cls(
             number=number,
             start=offset,
             committed=offset,
+            stored=(offset, metadata),
             end=end,
             unfinished=dict.fromkeys(unfinished),
             awaited=deque(unfinished),
             tally=TallyState.decode(tally),
         )
+
+    @classmethod
+    def without_position(cls, number: int, offset: int, *, stored: tuple[int, str] | None = None) -> PartitionState:
+        """The state of a partition that is read from ``offset``, because the group has no position that is of use."""
+        return cls(number=number, start=offset, committed=offset, stored=stored, end=offset)
 
     @property
     def in_hand(self) -> int:
@@ -134,13 +143,9 @@ class PartitionState:
             return True
         if offset <= self._last_seen:
             raise RtfmError(f"partition {self.number} gave offset {offset} after {self._last_seen}")
-        if self._last_seen < 0 and offset < self.start:
-            # The topic was made anew: nothing of what was committed is of this log. Later than at the first record of
-            # an assignment it is out of order.
-            self.unfinished.clear()
-            self.awaited.clear()
-            self.end = offset
-            self.tally = TallyState()
+        if offset < self.start:
+            # The consumer was told to begin at ``start``. To take what it gives instead would do finished work again.
+            raise RtfmError(f"partition {self.number} gave offset {offset}, but its assignment starts at {self.start}")
         self._last_seen = offset
         while self.awaited and self.awaited[0] < offset:
             del self.unfinished[self.awaited.popleft()]  # gone from the log

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from attrs import frozen
-from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from rtfm.errors import RtfmError
 from rtfm.settings import Settings
@@ -146,7 +146,7 @@ class Transactions:
 
         Raises NotCommitted, OutcomeUnknown or Fenced.
         """
-        self._begun()
+        self._begin()
         counts: dict[str, int] = {}
         deadline_s = self._begun_s + COMMIT_TIMEOUT_S
         try:
@@ -161,21 +161,25 @@ class Transactions:
         for topic, count in counts.items():
             SENT.labels(topic, "").inc(count)
 
-    def confirm(self, position: TopicPartition, member: object) -> None:
-        """Ask the brokers whose the name is, with a transaction that is aborted. Raises Fenced; no answer is silence.
+    def confirm(self, position: TopicPartition) -> None:
+        """Ask the brokers who has the name, with a transaction that is aborted. Raises Fenced; no answer is silence.
 
-        Nothing of it becomes visible: neither ``position`` nor ``member``, whose generation may be over, matters.
+        ``position`` is sent for a group of the name's own that nobody reads with: were it applied after all (a request
+        that arrives late becomes part of the producer's next transaction), no partition would be read again.
         """
-        self._begun()
+        own: Any = Consumer({**client_config(self._settings), "group.id": self._id})
+        self._begin()
         try:
             self._producer.begin_transaction()
-            self._producer.send_offsets_to_transaction([position], member, OPEN_TIMEOUT_S)
+            self._producer.send_offsets_to_transaction([position], own.consumer_group_metadata(), OPEN_TIMEOUT_S)
             self._producer.abort_transaction(ABORT_TIMEOUT_S)
         except KafkaException as exc:
             with suppress(NotCommitted, OutcomeUnknown):
                 self._failed(exc.args[0], exc)
         else:
             self.in_doubt = False
+        finally:
+            own.close()
 
     def close(self) -> None:
         """Drop the producer; a transaction that is open stays so until the broker ends it, or ``open``."""
@@ -183,7 +187,7 @@ class Transactions:
             self._producer.purge()
             self._producer = None
 
-    def _begun(self) -> None:
+    def _begin(self) -> None:
         self._refused, self.in_doubt = None, True
         self._number += 1
         self._begun_s = time.monotonic()
@@ -226,8 +230,10 @@ class Transactions:
             if _fenced(failed.args[0]):
                 raise self._ended(failed.args[0]) from failed
             raise OutcomeUnknown(reason) from failed
-        # What was refused leaves a gap in the sequence numbers, for which brokers refuse this producer's next records.
-        self.in_doubt = refused is not None
+        # A new producer has a new epoch. It is needed where a request may still be under way: brokers check a late one
+        # against the epoch only, and would take it into this producer's next transaction. It is needed as well where
+        # a record was refused, which leaves a gap in the sequence numbers. An answer of the group leaves neither.
+        self.in_doubt = refused is not None or error.code() not in _REBALANCING
         too_large = refused is not None and refused.code == KafkaError.MSG_SIZE_TOO_LARGE
         raise NotCommitted(
             reason,

@@ -19,7 +19,7 @@ from rtfm.streams.dead_letters import DeadLetterWriter
 from rtfm.streams.handling import Handling, WaitingState
 from rtfm.streams.membership import Membership
 from rtfm.streams.position import PartitionState
-from rtfm.streams.transactions import Fenced
+from rtfm.streams.transactions import Fenced, Transactions
 from tests.streams import GROUP, MESSAGES, Noting, eventually
 
 
@@ -36,7 +36,16 @@ def commits(settings: Settings, contracts: Contracts) -> Iterator[Commits]:
         in_hand=InHand(settings, group=GROUP, threads=1, stop=stop),
         stop=stop,
     )
-    made = Commits(settings, topic=MESSAGES, group=GROUP, waiting=waiting, handling=handling, clock=lambda: 100.0)
+    transactions = Transactions(settings, f"{GROUP}-{settings.instance_id}")
+    made = Commits(
+        settings,
+        topic=MESSAGES,
+        group=GROUP,
+        waiting=waiting,
+        handling=handling,
+        transactions=transactions,
+        clock=lambda: 100.0,
+    )
     made.open()
     yield made
     made.close()
@@ -72,7 +81,7 @@ def test_a_name_that_another_took_ends_the_worker_while_it_joins_anew(settings: 
         group=GROUP,
         waiting=WaitingState(GROUP),
         stored=unknown,
-        confirm_name=lambda _: None,
+        confirm_name=lambda: None,
         assigned=lambda _: None,
         before_revoke=taken,
         forgotten=lambda: None,

@@ -65,11 +65,19 @@ def test_restored_records_that_the_log_has_no_more_are_let_go() -> None:
     assert part.position()[0] == 6
 
 
-def test_a_topic_that_was_made_anew_is_read_from_its_start() -> None:
-    """Its offsets are below what was committed of the old one."""
+def test_a_record_below_the_start_of_an_assignment_stops_the_worker() -> None:
+    """It was committed already: a consumer that gives it has been moved back by somebody else than the group."""
     part = PartitionState.restored(0, 100, encode([100], 105))
-    assert [part.admit(offset) for offset in (0, 1)] == [True, True]
-    assert part.position() == (0, "")
+    with pytest.raises(RtfmError, match="gave offset 0, but its assignment starts at 100"):
+        part.admit(0)
+    assert part.admit(100)
+    assert part.position() == (100, encode([100], 105))
+
+
+def test_no_offset_is_no_position() -> None:
+    """A coordinator's answer "no offset" is a negative number, which must never become 0 by itself."""
+    with pytest.raises(ConfigError, match="-1001 is no offset"):
+        PartitionState.restored(0, -1001, "")
 
 
 @given(st.integers(0, 2**40), st.lists(st.tuples(st.integers(1, 300), st.integers(1, 20_000)), max_size=50))

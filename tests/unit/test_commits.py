@@ -1,0 +1,176 @@
+"""Which transaction holds what, and what is believed of one whose outcome nobody told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pytest
+from attrs import define, field
+from confluent_kafka import TopicPartition
+
+from rtfm.errors import RtfmError
+from rtfm.settings import Settings
+from rtfm.streams.commits import Commits, PositionsChanged
+from rtfm.streams.handling import Result, WaitingState
+from rtfm.streams.lanes import Finished
+from rtfm.streams.position import PartitionState
+from rtfm.streams.transactions import OutcomeUnknown, Produced, Transactions
+
+TOPIC = "bot-queries"
+GROUP = "commits"
+
+
+@define
+class Message:
+    """A message of confluent_kafka, as far as commits look at it."""
+
+    number: int
+
+    def offset(self) -> int:
+        return self.number
+
+
+class Broker(Transactions):
+    """Commits what it is given, and may then say that it does not know whether it did."""
+
+    def __init__(self) -> None:
+        self.in_doubt = False
+        self.positions: dict[int, tuple[int, str]] = {}
+        self.produced: list[bytes | None] = []
+        self.fate = "committed"
+
+    def open(self) -> None:
+        self.in_doubt = False
+
+    def commit(
+        self, records: Iterable[Produced], positions: Sequence[TopicPartition] = (), member: object = None
+    ) -> None:
+        values = [record.value for record in records]
+        if self.fate != "lost":
+            self.produced += values
+            self.positions |= {part.partition: (part.offset, part.metadata or "") for part in positions}
+        if self.fate != "committed":
+            self.in_doubt = True
+            raise OutcomeUnknown("no answer")
+
+
+@define
+class Member:
+    """A consumer that is a member of the group, and reads the positions that the broker has."""
+
+    broker: Broker
+    asked: list[int] = field(factory=list)
+
+    def consumer_group_metadata(self) -> bytes:
+        return b"CGMDv2:" + (3).to_bytes(4, "little") + b"rest"
+
+    def committed(self, parts: Sequence[TopicPartition], _: float) -> list[TopicPartition]:
+        self.asked += [part.partition for part in parts]
+        found = [(part, *self.broker.positions.get(part.partition, (-1001, ""))) for part in parts]
+        return [TopicPartition(part.topic, part.partition, offset, metadata) for part, offset, metadata in found]
+
+
+@pytest.fixture
+def broker() -> Broker:
+    """Holds nothing."""
+    return Broker()
+
+
+@pytest.fixture
+def commits(broker: Broker) -> Commits:
+    """Commits whose clock stands at a time when everything is due."""
+    now_s = iter(range(1000, 1_000_000, 1000))
+    buries_nothing: Any = None
+    return Commits(
+        Settings(),
+        topic=TOPIC,
+        group=GROUP,
+        waiting=WaitingState(GROUP),
+        handling=buries_nothing,
+        transactions=broker,
+        clock=lambda: float(next(now_s)),
+    )
+
+
+def assigned(broker: Broker, number: int = 0) -> PartitionState:
+    """A partition whose first ten records are committed."""
+    broker.positions[number] = (10, "")
+    return PartitionState.restored(number, 10, "")
+
+
+def answered(part: PartitionState, offset: int) -> Finished:
+    """The record at ``offset``, answered."""
+    assert part.admit(offset)
+    message: Any = Message(offset)
+    return Finished(part, [message], Result([Produced("bot-responses", b"key", b"answer %d" % offset, [])]))
+
+
+@pytest.mark.parametrize("fate", ["committed unheard", "lost"])
+def test_an_unknown_outcome_is_what_the_positions_say(commits: Commits, broker: Broker, fate: str) -> None:
+    """The transaction is done once, whether the answer was lost on its way or the request was."""
+    part, member = assigned(broker), Member(broker)
+    broker.fate = fate
+    commits.add([answered(part, 10)])
+    commits.commit(member)
+    broker.fate = "committed"
+    commits.add([answered(part, 11)])
+    commits.commit(member)
+    assert broker.produced == [b"answer 10", b"answer 11"]
+    assert broker.positions == {0: (12, "")}
+    assert len(commits) == 0
+
+
+def test_positions_of_another_process_are_no_reason_to_produce_again(commits: Commits, broker: Broker) -> None:
+    """The commit went through unheard, then another process took the partition and went on: nothing is repeated."""
+    part, member = assigned(broker), Member(broker)
+    broker.fate = "committed unheard"
+    commits.add([answered(part, 10)])
+    commits.commit(member)
+    broker.fate = "committed"
+    broker.positions[0] = (40, "")
+    with pytest.raises(PositionsChanged):
+        commits.commit(member)
+    part.live = False  # as the pipeline does: it joins again
+    commits.keep_live()
+    commits.commit(member)
+    assert broker.produced == [b"answer 10"]
+    assert broker.positions == {0: (40, "")}
+
+
+def test_no_position_where_one_was_is_not_taken_for_a_failed_commit(commits: Commits, broker: Broker) -> None:
+    """The coordinator lost it, or answers too early: the partition is assigned again, which asks again."""
+    part, member = assigned(broker), Member(broker)
+    broker.fate = "committed unheard"
+    commits.add([answered(part, 10)])
+    commits.commit(member)
+    del broker.positions[0]
+    with pytest.raises(PositionsChanged):
+        commits.commit(member)
+
+
+def test_what_is_still_assigned_tells_for_all_of_a_transaction(commits: Commits, broker: Broker) -> None:
+    """The other partition is gone, and whoever has it goes on from what was committed."""
+    stays, gone = assigned(broker, 0), assigned(broker, 1)
+    member = Member(broker)
+    broker.fate = "committed unheard"
+    commits.add([answered(stays, 10), answered(gone, 10)])
+    commits.commit(member)
+    broker.fate = "committed"
+    broker.positions[1] = (90, "")
+    gone.live = False
+    commits.keep_live()
+    commits.add([answered(stays, 11)])
+    commits.commit(member)
+    assert member.asked == [0]
+    assert broker.produced == [b"answer 10", b"answer 10", b"answer 11"]
+
+
+def test_a_position_is_never_moved_back(commits: Commits, broker: Broker) -> None:
+    """A defect here would read the partition again from there; the worker ends instead."""
+    part, member = assigned(broker), Member(broker)
+    commits.add([answered(part, 10)])
+    part.committed = 50
+    with pytest.raises(RtfmError, match="11 is behind 50"):
+        commits.commit(member)
+    assert broker.produced == []

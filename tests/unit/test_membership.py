@@ -1,0 +1,199 @@
+"""What is taken while partitions move: a record belongs to the assignment that it came with, and to no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from attrs import define, field
+from confluent_kafka import KafkaError, TopicPartition
+
+from rtfm.errors import RtfmError
+from rtfm.settings import Settings
+from rtfm.streams.handling import WaitingState
+from rtfm.streams.membership import Membership
+from rtfm.streams.position import PartitionState
+
+TOPIC = "bot-queries"
+Callback = Callable[[Any, list[TopicPartition]], None]
+
+
+@define
+class Message:
+    """A message of confluent_kafka of partition 0."""
+
+    number: int
+    code: int | None = None
+
+    def error(self) -> KafkaError | None:
+        return None if self.code is None else KafkaError(self.code)
+
+    def topic(self) -> str:
+        return TOPIC
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return self.number
+
+
+@define
+class Scripted:
+    """A consumer of one partition that does what the script says: gives messages, and calls back in between."""
+
+    polls: list[list[Message | Callback]]
+    positions: dict[int, int]
+    config: dict[str, Any] = field(factory=dict)
+    fetched: list[TopicPartition] = field(factory=list)
+    sought: list[tuple[int, int]] = field(factory=list)
+    closed: bool = False
+    on_assign: Callback = field(init=False)
+    on_revoke: Callback = field(init=False)
+
+    def subscribe(self, _: list[str], *, on_assign: Callback, on_revoke: Callback, on_lost: Callback) -> None:
+        self.on_assign, self.on_revoke = on_assign, on_revoke
+
+    def list_topics(self, name: str, timeout: float) -> Any:
+        return SimpleNamespace(topics={name: SimpleNamespace(error=None, partitions={0: None})})
+
+    def _next(self, limit: int) -> list[Message]:
+        found: list[Message] = []
+        while self.polls and self.polls[0] and len(found) < limit:
+            step = self.polls[0].pop(0)
+            if isinstance(step, Message):
+                found.append(step)
+            else:
+                step(self, [TopicPartition(TOPIC, 0)])
+        return found
+
+    def poll(self, _: float) -> Message | None:
+        found = self._next(1)
+        return found[0] if found else None
+
+    def consume(self, limit: int, _: float) -> list[Message]:
+        found = self._next(limit)
+        if self.polls:
+            self.polls.pop(0)
+        return found
+
+    def get_watermark_offsets(self, _: TopicPartition, timeout: float) -> tuple[int, int]:
+        return 0, 1000
+
+    def incremental_assign(self, parts: list[TopicPartition]) -> None:
+        self.fetched += parts
+
+    def incremental_unassign(self, parts: list[TopicPartition]) -> None: ...
+
+    def resume(self, parts: list[TopicPartition]) -> None: ...
+
+    def seek(self, part: TopicPartition) -> None:
+        self.sought.append((part.partition, part.offset))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def assign(consumer: Scripted, parts: list[TopicPartition]) -> None:
+    """The group gives the partition."""
+    consumer.on_assign(consumer, parts)
+
+
+def revoke(consumer: Scripted, parts: list[TopicPartition]) -> None:
+    """The group takes it."""
+    consumer.on_revoke(consumer, parts)
+
+
+def membership(*consumers: Scripted) -> Membership:
+    """A member whose first consumer, and those after it, are ``consumers``."""
+    left = list(consumers)
+
+    def connect(config: dict[str, Any]) -> Scripted:
+        consumer = left.pop(0)
+        consumer.config = config
+        return consumer
+
+    def stored(consumer: Scripted, numbers: list[int], _: float) -> list[TopicPartition]:
+        return [TopicPartition(TOPIC, number, consumer.positions[number]) for number in numbers]
+
+    members = Membership(
+        Settings(),
+        topic=TOPIC,
+        group="members",
+        waiting=WaitingState("members"),
+        stored=stored,
+        confirm_name=lambda: None,
+        assigned=lambda _: None,
+        before_revoke=lambda: None,
+        forgotten=lambda: None,
+        reached=lambda _: None,
+        connect=connect,
+    )
+    members.open()
+    return members
+
+
+def offsets(taken: Sequence[tuple[PartitionState, Any]]) -> list[int]:
+    """Of messages that were taken."""
+    return [message.offset() for _, message in taken]
+
+
+def test_records_of_before_an_assignment_are_not_taken_for_those_of_it() -> None:
+    """The partition went and came back in the middle of one batch, and another process had gone on with it meanwhile.
+
+    The records from before would be handled again, and would move the group's position back to where they stand.
+    """
+
+    def moved_on(consumer: Scripted, _: list[TopicPartition]) -> None:
+        consumer.positions[0] = 900
+
+    script: list[Message | Callback] = [assign, Message(500)]
+    consumer = Scripted([[*script, revoke, moved_on, assign, Message(900)], [Message(900)]], {0: 500})
+    members = membership(consumer)
+    assert members.take(0, 10) == []
+    assert consumer.sought == [(0, 900)]
+    (part,) = members.parts
+    assert part.position() == (900, "")
+    assert offsets(members.take(0, 10)) == [900]
+
+
+def test_the_end_of_a_log_of_before_an_assignment_skips_nothing() -> None:
+    """It lies above what the new assignment starts at, so the records in between would count as finished."""
+
+    def behind(consumer: Scripted, _: list[TopicPartition]) -> None:
+        consumer.positions[0] = 450
+
+    end = Message(500, KafkaError._PARTITION_EOF)
+    first: list[Message | Callback] = [assign, Message(400), end, revoke, behind, assign]
+    members = membership(Scripted([first, [Message(450)]], {0: 400}))
+    assert members.take(0, 10) == []
+    assert offsets(members.take(0, 10)) == [450]
+
+
+def test_a_consumer_resets_no_position_by_itself() -> None:
+    """It says that a position is outside the log; where to go on follows from what the group has committed then."""
+    broken = Scripted([[assign, Message(-1, KafkaError._AUTO_OFFSET_RESET)]], {0: 116})
+    again = Scripted([[assign, Message(116)]], {0: 116})
+    members = membership(broken, again)
+    assert members.take(0, 10) == []
+    assert broken.closed
+    assert broken.config["auto.offset.reset"] == "error"
+    assert offsets(members.take(0, 10)) == [116]
+    assert [part.offset for part in again.fetched] == [116]
+
+
+def test_a_record_below_the_start_of_an_assignment_ends_the_worker() -> None:
+    """Whatever moved the consumer back, finished records are not done again in silence."""
+    members = membership(Scripted([[assign, Message(0)]], {0: 116}))
+    with pytest.raises(RtfmError, match="gave offset 0, but its assignment starts at 116"):
+        members.take(0, 10)
+
+
+def test_a_partition_that_is_assigned_twice_has_one_state() -> None:
+    """Two states of one partition would both be committed; what is finished of the older one is dropped."""
+    members = membership(Scripted([[assign, assign, Message(5)]], {0: 5}))
+    ((part, _),) = members.take(0, 10)
+    assert members.parts == [part]
+    assert part.live

@@ -1,0 +1,152 @@
+"""Where an assignment starts, from what the group has committed and what the log holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+from attrs import define, field
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from structlog.testing import capture_logs
+
+from rtfm.errors import Unavailable
+from rtfm.settings import Settings
+from rtfm.streams.position import PartitionState, encode
+from rtfm.streams.starts import Start, Starts
+from rtfm.telemetry import LOST_RECORDS
+
+NO_OFFSET = -1001
+TOPIC = "bot-queries"
+GROUP = "starts"
+
+
+@define
+class Log:
+    """A consumer that knows where each partition's log begins and ends; each call takes the next answer."""
+
+    ranges: Iterator[tuple[int, int] | KafkaError]
+
+    def get_watermark_offsets(self, _: TopicPartition, timeout: float) -> tuple[int, int]:
+        answer = next(self.ranges)
+        if isinstance(answer, KafkaError):
+            raise KafkaException(answer)
+        return answer
+
+
+@define
+class Coordinator:
+    """Answers one after another, each an offset with its metadata; the last one stays."""
+
+    answers: Sequence[tuple[int, str]]
+    asked: int = 0
+
+    def read(self, numbers: list[int], _: float) -> list[TopicPartition]:
+        offset, metadata = self.answers[min(self.asked, len(self.answers) - 1)]
+        self.asked += 1
+        return [TopicPartition(TOPIC, number, offset, metadata) for number in numbers]
+
+
+@define
+class Clock:
+    """Time that passes by sleeping only."""
+
+    now_s: float = 0.0
+    slept: list[float] = field(factory=list)
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now_s += seconds
+
+
+def start_of(coordinator: Coordinator, *log: tuple[int, int] | KafkaError, clock: Clock | None = None) -> Start:
+    """Where partition 0 starts; the log's last range stays."""
+    clock = clock or Clock()
+
+    def ranges() -> Iterator[tuple[int, int] | KafkaError]:
+        yield from log
+        while True:
+            yield log[-1]
+
+    starts = Starts(Settings(), topic=TOPIC, group=GROUP, clock=lambda: clock.now_s, sleep=clock.sleep)
+    (start,) = starts.find(Log(ranges()), [0], coordinator.read)
+    return start
+
+
+def lost() -> float:
+    """The metric."""
+    return float(LOST_RECORDS.labels(TOPIC, GROUP)._value.get())
+
+
+def test_a_coordinator_that_says_no_offset_at_first_is_asked_again() -> None:
+    """It may still be loading the group: its position is used, and nothing is read again from the start."""
+    start = start_of(Coordinator([(NO_OFFSET, ""), (116, "")]), (0, 130))
+    assert (start.offset, start.part.start, start.part.stored) == (116, 116, (116, ""))
+
+
+def test_a_new_group_starts_at_the_beginning_of_the_log_and_has_lost_nothing() -> None:
+    """Also an added partition, and a topic that was created again, with which Kafka removes the positions."""
+    before, coordinator = lost(), Coordinator([(NO_OFFSET, "")])
+    start = start_of(coordinator, (0, 130))
+    assert (start.offset, start.part.start, start.part.stored) == (0, 0, None)
+    assert coordinator.asked == 3
+    assert lost() == before
+
+
+def test_without_a_position_the_records_before_the_log_count_as_lost() -> None:
+    """The positions have expired, or Kafka was restored without them."""
+    before = lost()
+    start = start_of(Coordinator([(NO_OFFSET, "")]), (40, 130))
+    assert (start.offset, start.part.start) == (40, 40)
+    assert lost() == before + 40
+
+
+def test_a_position_below_the_log_starts_at_the_log_and_the_difference_is_lost() -> None:
+    """Retention was quicker than the group; what was finished above the position is not lost."""
+    before = lost()
+    start = start_of(Coordinator([(10, encode([10, 15], 20))]), (30, 130))
+    assert (start.offset, start.part.start) == (30, 10)
+    assert lost() == before + 12
+    assert start.part.admit(30)
+
+
+def test_a_log_that_ends_before_the_position_is_waited_for() -> None:
+    """A broker that has just become the leader learns of the log's end a moment later."""
+    start = start_of(Coordinator([(116, "")]), (0, 100), (0, 110), (0, 116))
+    assert (start.offset, start.part.start) == (116, 116)
+
+
+def test_a_log_that_stays_shorter_than_the_position_is_another_log() -> None:
+    """The topic was created again, or its brokers lost records: it is read from its beginning, and an error is logged.
+
+    What the group has committed is still known, so that an unknown outcome of a commit is resolved.
+    """
+    start = start_of(Coordinator([(116, "")]), (0, 5))
+    assert (start.offset, start.part.start, start.part.stored) == (0, 0, (116, ""))
+    assert start.part.position() == (0, "")
+
+
+@pytest.mark.parametrize("answer", [(-1, 5), KafkaError(KafkaError._TIMED_OUT)])
+def test_a_log_whose_beginning_is_not_known_is_not_read(answer: tuple[int, int] | KafkaError) -> None:
+    """Whether something was lost would not be known either; the worker joins again."""
+    with pytest.raises(Unavailable):
+        start_of(Coordinator([(5, "")]), answer)
+
+
+def test_a_position_behind_what_this_process_committed_is_asked_for_again() -> None:
+    """The coordinator answered with an older state than it had confirmed."""
+    clock, coordinator = Clock(), Coordinator([(40, ""), (116, "")])
+    starts = Starts(Settings(), topic=TOPIC, group=GROUP, clock=lambda: clock.now_s, sleep=clock.sleep)
+    starts.note(PartitionState.restored(0, 116, ""))
+    (start,) = starts.find(Log(iter([(0, 130)])), [0], coordinator.read)
+    assert start.offset == 116
+
+
+def test_a_position_that_stays_behind_is_used_and_named() -> None:
+    """Kafka's own tools may have moved it; nothing else should."""
+    clock, coordinator = Clock(), Coordinator([(40, "")])
+    starts = Starts(Settings(), topic=TOPIC, group=GROUP, clock=lambda: clock.now_s, sleep=clock.sleep)
+    starts.note(PartitionState.restored(0, 116, ""))
+    with capture_logs() as lines:
+        (start,) = starts.find(Log(iter([(0, 130)])), [0], coordinator.read)
+    assert start.offset == 40
+    assert [line["known"] for line in lines if "moved back" in line["event"]] == [116]
