@@ -1,0 +1,128 @@
+"""A proxy before a broker that knows where a request begins, who sends it and which kind it is.
+
+Clients go through it when the broker has a listener that is advertised under the proxy's port
+(``proxied_listener``); tools that use the first listener go past it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from enum import IntEnum
+
+from attrs import define, field
+
+from tests.network import Link, Proxy, reset_socket
+
+_LATE_ANSWER_S = 5.0
+
+
+class Api(IntEnum):
+    """Kinds of requests (https://kafka.apache.org/protocol, API keys)."""
+
+    PRODUCE = 0
+    OFFSET_COMMIT = 8
+    ADD_PARTITIONS_TO_TXN = 24
+    ADD_OFFSETS_TO_TXN = 25
+    END_TXN = 26
+    TXN_OFFSET_COMMIT = 28
+
+
+def api_of(request: bytes) -> int:
+    """The kind of a request: four bytes of length, then the API key."""
+    return int.from_bytes(request[4:6])
+
+
+def client_of(request: bytes) -> str:
+    """The client id: after length, key, version and correlation id, behind its own length, which is -1 for none."""
+    length = int.from_bytes(request[12:14], signed=True)
+    return request[14 : 14 + max(0, length)].decode(errors="replace")
+
+
+def proxied_listener(ports: Mapping[str, int], proxy_port: int) -> dict[str, str]:
+    """Settings for a broker of ``ports``: the listener PROXIED at the port "proxied", advertised as ``proxy_port``."""
+    return {
+        "listeners": f"PLAINTEXT://127.0.0.1:{ports['kafka']},CONTROLLER://127.0.0.1:{ports['kafka-controller']}"
+        f",PROXIED://127.0.0.1:{ports['proxied']}",
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{ports['kafka']},PROXIED://127.0.0.1:{proxy_port}",
+        "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT",
+    }
+
+
+@define(kw_only=True, eq=False)
+class LateRequest:
+    """A request that the broker gets after later requests of the same client.
+
+    The first request that ``picks`` chooses is kept, its client's connection is reset, and the broker's stays open.
+    The kept one is delivered before number ``overtaken`` of those requests that the client sends on other connections
+    and ``until`` chooses, at the latest after ``at_most_s``. ``delivered`` is set when the broker has answered it.
+    """
+
+    picks: Callable[[bytes], bool]
+    until: Callable[[bytes], bool]
+    overtaken: int = 1
+    at_most_s: float = 30.0
+    client: str | None = field(default=None, init=False)
+    """Whose request was kept, as soon as one was."""
+    answer: bytes = field(default=b"", init=False)
+    """What the broker said to the kept one."""
+    delivered: threading.Event = field(factory=threading.Event, init=False)
+    due: asyncio.Event = field(factory=asyncio.Event, init=False)
+    done: asyncio.Event = field(factory=asyncio.Event, init=False)
+    link: Link | None = field(default=None, init=False)
+    request: bytes = field(default=b"", init=False)
+
+
+class KafkaProxy(Proxy):
+    """Names clients by their client id, which is ``rtfm-`` and the instance for those of this project."""
+
+    _late: LateRequest | None = None
+
+    def make_late(self, request: LateRequest) -> None:
+        """Keep the next request that ``request`` picks."""
+        self._on_loop(self._set(_late=request))
+
+    async def _read(self, reader: asyncio.StreamReader) -> bytes:
+        """A whole request or answer."""
+        try:
+            length = await reader.readexactly(4)
+            return length + await reader.readexactly(int.from_bytes(length))
+        except asyncio.IncompleteReadError:
+            return b""
+
+    def _name_of(self, first: bytes) -> str:
+        return client_of(first)
+
+    async def _pass_on(self, link: Link, way: str, piece: bytes, writer: asyncio.StreamWriter) -> None:
+        if (late := self._late) is not None and way == "up":
+            await self._keep_or_overtake(link, piece, writer, late)
+        elif late is not None and link is late.link:
+            if piece[4:8] == late.request[8:12]:  # the correlation id
+                late.answer = piece
+                late.done.set()
+            return
+        await super()._pass_on(link, way, piece, writer)
+
+    async def _keep_or_overtake(
+        self, link: Link, request: bytes, writer: asyncio.StreamWriter, late: LateRequest
+    ) -> None:
+        if late.link is None and late.picks(request):
+            late.link, late.client, late.request = link, link.name, request
+            reset_socket(link.client)
+            try:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(late.due.wait(), late.at_most_s)
+                await super()._pass_on(link, "up", request, writer)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(late.done.wait(), _LATE_ANSWER_S)
+                late.delivered.set()
+            finally:
+                late.done.set()
+            raise ConnectionResetError  # whose client is gone
+        if late.client == link.name and late.until(request):
+            late.overtaken -= 1
+            if late.overtaken == 0:
+                late.due.set()
+                await late.done.wait()

@@ -1,0 +1,254 @@
+"""A TCP proxy between a client and a server, with faults of a network that are switched while it runs.
+
+It keeps both sockets of every connection, so it can do what a network does to bytes that TCP carries: delay them, slow
+them, hold them back, and end a connection for one side or both. It cannot drop bytes: the stream would be broken, and
+TCP never shows that to a program. A lost packet is therefore the delay of its retransmission. It cannot leave a SYN
+unanswered either: a connection into a cut network is made and silent, and reset once the network works again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import struct
+import threading
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, Self, TypeVar
+
+from attrs import define, frozen
+
+RETRANSMISSION_S = 0.2
+"""How long TCP waits at least before it sends a lost packet again (Linux: TCP_RTO_MIN)."""
+
+_PIECE_BYTES = 65_536
+_PIECES = 256  # that a direction keeps before the sender has to wait
+_LINGER_NONE = struct.pack("ii", 1, 0)  # closing sends RST
+
+Answer = TypeVar("Answer")
+Pieces = asyncio.Queue[tuple[float, bytes | None]]
+"""When each is due, and the piece: nothing for the end of what was sent, None for a reset."""
+
+
+@frozen(kw_only=True)
+class Conditions:
+    """What one direction is like. ``loss`` is the share of pieces that arrive only when they are sent again."""
+
+    latency_s: float = 0.0
+    jitter_s: float = 0.0
+    loss: float = 0.0
+    bytes_per_s: float | None = None
+    held: bool = False
+    """Nothing passes, neither bytes nor the end of a connection, until it does again."""
+
+
+CLEAR = Conditions()
+Clients = Callable[[str], bool]
+"""Which clients, by name."""
+
+
+def _everybody(_: str) -> bool:
+    return True
+
+
+def _nobody(_: str) -> bool:
+    return False
+
+
+@define(kw_only=True, eq=False)
+class Link:
+    """One connection of a client, and the one to the server that belongs to it."""
+
+    client: asyncio.StreamWriter
+    server: asyncio.StreamWriter | None = None
+    name: str = ""
+    abandoned: bool = False
+
+    def reset(self) -> None:
+        """Send RST to both ends."""
+        reset_socket(self.client)
+        reset_socket(self.server)
+
+    def close(self) -> None:
+        """End in order: what was written is still sent."""
+        for writer in (self.client, self.server):
+            if writer is not None:
+                writer.close()
+
+
+class Proxy:
+    """Listens at ``port`` of 127.0.0.1 (0: any) and connects to ``target``, a port of the same host, until closed.
+
+    Its methods may be called from any thread.
+    """
+
+    def __init__(self, target: int, *, port: int = 0, chance: random.Random | None = None) -> None:
+        self.target, self.port = target, port
+        self._random = chance or random.Random()
+        self._conditions = {"up": CLEAR, "down": CLEAR}
+        self._is_cut: Clients = _nobody
+        self._links: set[Link] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listener: asyncio.Server | None = None
+        self._loop = asyncio.new_event_loop()
+        self._changed = asyncio.Event()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._on_loop(self._listen())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._on_loop(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    # The faults
+
+    def set_conditions(self, *, up: Conditions = CLEAR, down: Conditions = CLEAR) -> None:
+        """What the way to the server (``up``) and the way back (``down``) are like from now on."""
+        self._on_loop(self._set(_conditions={"up": up, "down": down}))
+
+    def cut(self, clients: Clients = _everybody) -> None:
+        """Let nothing pass in either direction for ``clients``, by name; neither end is told."""
+        self._on_loop(self._set(_is_cut=clients))
+
+    def abandon(self) -> None:
+        """Have the present connections stay open at both ends and never carry anything again; new ones work."""
+        self._on_loop(self._each(lambda link: setattr(link, "abandoned", True)))
+
+    def reset(self) -> None:
+        """Send RST to both ends of all connections."""
+        self._on_loop(self._each(Link.reset))
+
+    def refuse(self) -> None:
+        """Listen no more, and reset the present connections."""
+        self._on_loop(self._refuse())
+
+    def heal(self) -> None:
+        """Work again. What was held back is delivered; what was abandoned stays so."""
+        self._on_loop(self._heal())
+
+    @property
+    def clients(self) -> list[str]:
+        """The names of those that are connected."""
+        return sorted(self._on_loop(self._each(lambda link: link.name)))
+
+    # In the loop's thread
+
+    def _on_loop(self, work: Coroutine[Any, Any, Answer]) -> Answer:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+
+    async def _set(self, **state: object) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _each(self, do: Callable[[Link], Answer]) -> list[Answer]:
+        return [do(link) for link in list(self._links)]
+
+    async def _listen(self) -> None:
+        if self._listener is None:
+            self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+            self.port = self._listener.sockets[0].getsockname()[1]
+
+    async def _refuse(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        await self._each(Link.reset)
+
+    async def _heal(self) -> None:
+        await self._listen()
+        await self._set(_conditions={"up": CLEAR, "down": CLEAR}, _is_cut=_nobody)
+
+    async def _close(self) -> None:
+        await self._refuse()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = self._loop.create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, from_client: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        link = Link(client=client)
+        self._links.add(link)
+        try:
+            if self._is_cut(link.name):
+                await self._passage(link, "up")
+                link.reset()
+                return
+            from_server, link.server = await asyncio.open_connection("127.0.0.1", self.target)
+            async with asyncio.TaskGroup() as tasks:
+                for way, reader, writer in (("up", from_client, link.server), ("down", from_server, client)):
+                    # Two tasks for each: what is taken waits for its time without keeping the next from being taken.
+                    pieces: Pieces = asyncio.Queue(_PIECES)
+                    tasks.create_task(self._take(link, way, reader, pieces))
+                    tasks.create_task(self._give(link, way, pieces, writer))
+        except* OSError:  # one end is gone
+            link.reset()
+        finally:
+            self._links.discard(link)
+            link.close()
+
+    async def _take(self, link: Link, way: str, reader: asyncio.StreamReader, pieces: Pieces) -> None:
+        due_s = 0.0
+        piece: bytes | None = b" "
+        while piece:
+            try:
+                piece = await self._read(reader)
+            except OSError:
+                piece = None
+            if way == "up" and piece:
+                link.name = link.name or self._name_of(piece)
+            now = self._conditions[way]
+            lost_s = RETRANSMISSION_S if self._random.random() < now.loss else 0.0
+            delay_s = now.latency_s + self._random.uniform(0, now.jitter_s) + lost_s
+            due_s = max(due_s, self._loop.time() + delay_s)  # nothing overtakes what was sent before it
+            await pieces.put((due_s, piece))
+
+    async def _read(self, reader: asyncio.StreamReader) -> bytes:
+        """The next piece; nothing at the end."""
+        return await reader.read(_PIECE_BYTES)
+
+    def _name_of(self, first: bytes) -> str:
+        """Who sends this as the first thing of a connection."""
+        return ""
+
+    async def _give(self, link: Link, way: str, pieces: Pieces, writer: asyncio.StreamWriter) -> None:
+        while True:
+            due_s, piece = await pieces.get()
+            await asyncio.sleep(due_s - self._loop.time())
+            await self._passage(link, way)
+            if piece is None:
+                raise ConnectionResetError
+            if not piece:
+                writer.write_eof()
+                return
+            await self._pass_on(link, way, piece, writer)
+            if (rate := self._conditions[way].bytes_per_s) is not None:
+                await asyncio.sleep(len(piece) / rate)
+
+    async def _pass_on(self, link: Link, way: str, piece: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(piece)
+        await writer.drain()
+
+    async def _passage(self, link: Link, way: str) -> None:
+        """Return when something of ``link`` may pass."""
+        while link.abandoned or self._conditions[way].held or self._is_cut(link.name):
+            await self._changed.wait()
+
+
+def reset_socket(writer: asyncio.StreamWriter | None) -> None:
+    """Close with RST; what is not sent yet is lost."""
+    if writer is not None and not writer.is_closing():
+        with suppress(OSError):
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
+        writer.transport.abort()
