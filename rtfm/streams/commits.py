@@ -57,6 +57,8 @@ class _CommitState:
     sent: list[Finished] = field(factory=list)
     """What the last transaction held, while nobody knows whether it was committed."""
     positions: list[_Position] = field(factory=list)
+    stored_parts: dict[int, PartitionState] = field(factory=dict)
+    """Assignments of which this process has committed a position."""
     records: int = 0
     last_s: float = 0.0
     ended_s: float = 0.0
@@ -154,6 +156,8 @@ class Commits:
     def due_in_s(self) -> float | None:
         """Seconds until ``commit`` is wanted; None when there is nothing to commit."""
         state = self._state
+        if self._transactions.in_doubt and self._state.stored_parts:
+            return max(0.0, state.not_before_s - self._clock())
         if not state.records:
             return None
         wanted_s = state.ended_s + GAP_S if state.records >= RECORDS else state.last_s + EVERY_S
@@ -165,6 +169,7 @@ class Commits:
         state.pending = [finished for finished in state.pending if finished.part.live]
         state.sent = [finished for finished in state.sent if finished.part.live]
         state.positions = [position for position in state.positions if position.part.live]
+        state.stored_parts = {number: part for number, part in state.stored_parts.items() if part.live}
         state.records = _count(state.pending) + _count(state.sent)
 
     def commit(self, consumer: Any) -> None:
@@ -247,7 +252,8 @@ class Commits:
         """
         self._transactions.open()  # ends the transaction either way
         sent = self._state.positions
-        if not sent:  # all of it is of partitions that went elsewhere
+        if not sent:
+            self._repair(consumer)
             return
         found = self._stored(consumer, [position.part.number for position in sent], RESOLVE_TIMEOUT_S)
         stored = {part.partition: (part.offset, part.metadata or "") if part.offset >= 0 else None for part in found}
@@ -260,6 +266,30 @@ class Commits:
                 "kafka", f"the positions of {self._group} were changed by another process while a commit was under way"
             )
 
+    def _repair(self, consumer: Any) -> None:
+        """Commit positions again that a late request has moved back. Raises Unavailable, PositionsChanged.
+
+        It had been sent before a connection was lost, and again on another one. The producer is a new one by now, so
+        no further late request is taken.
+        """
+        parts = self._state.stored_parts
+        if not parts:
+            return
+        for found in self._stored(consumer, list(parts), RESOLVE_TIMEOUT_S):
+            part = parts[found.partition]
+            if part.stored == (found.offset, found.metadata or ""):
+                continue
+            if found.offset > part.committed:
+                raise PositionsChanged("kafka", f"another process commits positions of {self._group} [{part.number}]")
+            _log.warning(
+                "a request that was delivered late moved the group's position back; committing it again",
+                group=self._group,
+                partition=part.number,
+                committed=part.committed,
+                found=found.offset,
+            )
+            self.add_end(part)
+
     def _committed(self) -> None:
         state = self._state
         state.records -= _count(state.sent)
@@ -269,6 +299,7 @@ class Commits:
         for position in state.positions:
             position.part.committed = position.offset
             position.part.stored = (position.offset, position.metadata)
+            state.stored_parts[position.part.number] = position.part
         state.sent, state.positions, state.failures, state.not_before_s = [], [], 0, 0.0
         self._waiting.clear(self)
 

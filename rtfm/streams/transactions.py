@@ -7,6 +7,7 @@ transaction. Does not decide when to try again.
 
 from __future__ import annotations
 
+import json
 import struct
 import time
 from collections.abc import Iterable, Sequence
@@ -29,6 +30,12 @@ COMMIT_TIMEOUT_S = 8.0
 ABORT_TIMEOUT_S = 8.0
 EXPIRY_S = 10.0
 """A broker ends a transaction that is open for so long, and its producer with it."""
+
+STATISTICS_MS = 250
+"""How soon a lost connection is noticed."""
+
+SAME_CONNECTION_US = 10_000
+"""Two readings of the clock in one set of statistics; a new connection takes longer."""
 
 CLOCKS_APART_S = 1.0
 MAX_RECORD_BYTES = 2_000_000
@@ -101,16 +108,31 @@ class Transactions:
         self._refused: _Refusal | None = None
         self._number = 0
         self._begun_s = 0.0
-        self.in_doubt = True
-        """Whether ``open`` is due: a transaction may be open, or have ended, without our knowing, or records of an
-        aborted one were not taken."""
+        self._up_since_us: dict[int, int] = {}
+        """Since when each broker has been connected, by its id."""
+        self._has_lost_connection = False
+        self._in_doubt = True
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether ``open`` is due, before anything else is sent.
+
+        A transaction may be open, or have ended, without our knowing; records of an aborted one were not taken; or a
+        connection was lost, so that a request on it may still be delivered. The client repeats such a request by
+        itself, and a broker that gets the first one late checks it against the epoch of the producer alone: it would
+        take the positions in it into a later transaction (KIP-890 has an epoch for each transaction, which librdkafka
+        2.16 does not know). A new producer has a new epoch.
+        """
+        if self._producer is not None:
+            self._producer.poll(0)  # serves the statistics
+        return self._in_doubt or self._has_lost_connection
 
     def open(self) -> None:
         """Make a producer anew, which ends whatever transaction a predecessor left open.
 
         Raises Unavailable without an answer, Fenced when another process is doing the same.
         """
-        self.in_doubt = True
+        self._in_doubt = True
         self.close()
         producer: Any = Producer(
             {
@@ -127,6 +149,8 @@ class Transactions:
                 "delivery.report.only.error": True,
                 # How long a topic that is not there may still turn up; the default of 30 s outlasts a transaction.
                 "topic.metadata.propagation.max.ms": 3_000,
+                "statistics.interval.ms": STATISTICS_MS,
+                "stats_cb": self._on_statistics,
             }
         )
         try:
@@ -137,7 +161,8 @@ class Transactions:
                 raise self._fenced(error) from exc
             raise translated(exc, self._settings, f"starting transactions of {self._id}") from exc
         self._producer = producer
-        self.in_doubt = False
+        self._up_since_us.clear()
+        self._in_doubt = self._has_lost_connection = False
 
     def commit(
         self, records: Iterable[Produced], positions: Sequence[TopicPartition] = (), member: object = None
@@ -157,15 +182,15 @@ class Transactions:
             self._producer.commit_transaction(_left_s(deadline_s))
         except KafkaException as exc:
             self._failed(exc.args[0], exc)
-        self.in_doubt = False
+        self._in_doubt = False
         for topic, count in counts.items():
             SENT.labels(topic, "").inc(count)
 
     def confirm(self, position: TopicPartition) -> None:
         """Ask the brokers who has the name, with a transaction that is aborted. Raises Fenced; no answer is silence.
 
-        ``position`` is sent for a group of the name's own that nobody reads with: were it applied after all (a request
-        that arrives late becomes part of the producer's next transaction), no partition would be read again.
+        ``position`` is sent for a group of the name's own that nobody reads with: were it applied after all, because
+        the request arrives late, no partition would be read again. A new producer is due afterwards.
         """
         own: Any = Consumer({**client_config(self._settings), "group.id": self._id})
         self._begin()
@@ -176,9 +201,8 @@ class Transactions:
         except KafkaException as exc:
             with suppress(NotCommitted, OutcomeUnknown):
                 self._failed(exc.args[0], exc)
-        else:
-            self.in_doubt = False
         finally:
+            self._in_doubt = True
             own.close()
 
     def close(self) -> None:
@@ -188,7 +212,7 @@ class Transactions:
             self._producer = None
 
     def _begin(self) -> None:
-        self._refused, self.in_doubt = None, True
+        self._refused, self._in_doubt = None, True
         self._number += 1
         self._begun_s = time.monotonic()
 
@@ -206,6 +230,20 @@ class Transactions:
                     if time.monotonic() > deadline_s:
                         raise OutcomeUnknown("the producer's queue stays full") from exc
                     self._producer.poll(0.05)
+
+    def _on_statistics(self, text: str) -> None:
+        # Of the brokers themselves: the coordinator's own connection carries no positions, and moves as it does. The
+        # count of disconnects begins again when librdkafka replaces a broker, so the age of the connection tells.
+        told = json.loads(text)
+        for broker in told["brokers"].values():
+            if (node := broker["nodeid"]) < 0:
+                continue
+            if broker["state"] == "UP":
+                since_us = told["ts"] - broker["stateage"]
+                has_lost = since_us - self._up_since_us.setdefault(node, since_us) > SAME_CONNECTION_US
+            else:
+                has_lost = node in self._up_since_us
+            self._has_lost_connection |= has_lost
 
     def _delivered(self, number: int, error: KafkaError | None, message: Any) -> None:
         if error is None:
@@ -233,7 +271,7 @@ class Transactions:
         # A new producer has a new epoch. It is needed where a request may still be under way: brokers check a late one
         # against the epoch only, and would take it into this producer's next transaction. It is needed as well where
         # a record was refused, which leaves a gap in the sequence numbers. An answer of the group leaves neither.
-        self.in_doubt = refused is not None or error.code() not in _REBALANCING
+        self._in_doubt = refused is not None or error.code() not in _REBALANCING
         too_large = refused is not None and refused.code == KafkaError.MSG_SIZE_TOO_LARGE
         raise NotCommitted(
             reason,

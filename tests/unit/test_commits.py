@@ -35,13 +35,17 @@ class Broker(Transactions):
     """Commits what it is given, and may then say that it does not know whether it did."""
 
     def __init__(self) -> None:
-        self.in_doubt = False
+        self._producer = None
+        self.open()
         self.positions: dict[int, tuple[int, str]] = {}
         self.produced: list[bytes | None] = []
         self.fate = "committed"
 
     def open(self) -> None:
-        self.in_doubt = False
+        self._in_doubt = self._has_lost_connection = False
+
+    def lose_connection(self) -> None:
+        self._has_lost_connection = True
 
     def commit(
         self, records: Iterable[Produced], positions: Sequence[TopicPartition] = (), member: object = None
@@ -51,7 +55,7 @@ class Broker(Transactions):
             self.produced += values
             self.positions |= {part.partition: (part.offset, part.metadata or "") for part in positions}
         if self.fate != "committed":
-            self.in_doubt = True
+            self._in_doubt = True
             raise OutcomeUnknown("no answer")
 
 
@@ -174,3 +178,41 @@ def test_a_position_is_never_moved_back(commits: Commits, broker: Broker) -> Non
     with pytest.raises(RtfmError, match="11 is behind 50"):
         commits.commit(member)
     assert broker.produced == []
+
+
+def test_a_position_that_a_late_request_moved_back_is_committed_again(commits: Commits, broker: Broker) -> None:
+    """Also where nothing else is to be committed: the next owner would read from there."""
+    part, member = assigned(broker), Member(broker)
+    commits.add([answered(part, 10)])
+    commits.commit(member)
+    assert commits.due_in_s() is None
+    broker.positions[0] = (10, "")
+    broker.lose_connection()
+    assert commits.due_in_s() == 0
+    commits.commit(member)
+    assert broker.positions == {0: (11, "")}
+    assert broker.produced == [b"answer 10"]
+    assert commits.due_in_s() is None
+
+
+def test_after_a_lost_connection_right_positions_stay_as_they_are(commits: Commits, broker: Broker) -> None:
+    """Connections are lost for many reasons."""
+    part, member = assigned(broker), Member(broker)
+    commits.add([answered(part, 10)])
+    commits.commit(member)
+    broker.lose_connection()
+    commits.commit(member)
+    assert len(commits) == 0
+    assert broker.positions == {0: (11, "")}
+
+
+def test_after_a_lost_connection_positions_of_another_process_are_left_alone(commits: Commits, broker: Broker) -> None:
+    """They are ahead: the partition has another owner, and this process joins again."""
+    part, member = assigned(broker), Member(broker)
+    commits.add([answered(part, 10)])
+    commits.commit(member)
+    broker.positions[0] = (40, "")
+    broker.lose_connection()
+    with pytest.raises(PositionsChanged):
+        commits.commit(member)
+    assert broker.positions == {0: (40, "")}

@@ -18,7 +18,7 @@ def test_a_producer_that_could_not_be_made_anew_is_due_to_be_opened(monkeypatch:
     monkeypatch.setattr(transactions, "OPEN_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         made = Transactions(evolve(Settings(), kafka_bootstrap_servers=f"127.0.0.1:{silent.getsockname()[1]}"), "any")
-        made.in_doubt = False
+        made._in_doubt = False
         with pytest.raises(Unavailable):
             made.open()
     assert made.in_doubt
