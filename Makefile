@@ -69,8 +69,13 @@ docs: $(STAMP) ## Write the generated pages anew
 compat-check: $(STAMP) ## Compare the schemas with the released ones, offline
 	$(BIN)/rtfm-cli schemas check $(ARGS)
 
-chaos: $(STAMP) ## Kill everything at every moment and account for all of it: SECONDS=120 SEED=7
-	$(BIN)/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+# What make chaos and make soak take: LOAD busy processes beside the run, RATE messages a second, RECORD=1 for
+# docs/chaos-runs.md, and a folder to KEEP the run in.
+RUN_OPTIONS = $(if $(SEED),--seed $(SEED)) $(if $(LOAD),--load $(LOAD)) $(if $(RATE),--rate $(RATE)) \
+	$(if $(KEEP),--keep "$(KEEP)") $(if $(RECORD),--record) $(ARGS)
+
+chaos: $(STAMP) ## Kill everything at every moment and account for all of it: SECONDS=120 SEED=7 LOAD=4 KEEP=FOLDER
+	@exec $(BIN)/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(RUN_OPTIONS)
 
 EVAL_DATA ?=
 eval: $(STAMP) ## Quality of retrieval against the baseline; EVAL_DATA=FOLDER adds exports/ and questions.jsonl

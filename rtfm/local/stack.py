@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -68,12 +69,14 @@ class LocalStack:
         home: Path,
         *,
         cache_dir: Path | None = None,
+        broker_settings: Mapping[str, str] = MappingProxyType({}),
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         free_bytes: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
     ) -> None:
         self.home = home.absolute()
         self.cache_dir = (cache_dir or home / "cache").absolute()
+        self._broker_settings = broker_settings
         self._clock = clock
         self._sleep = sleep
         self._free_bytes = free_bytes
@@ -160,7 +163,7 @@ class LocalStack:
         data_dir = self.home / "data" / name
         self._clear_orphans(name, data_dir)
         self._note(name, {"begun": True})
-        launch = services.prepare(name, data_dir, self.cache_dir, ports)
+        launch = services.prepare(name, data_dir, self.cache_dir, ports, self._broker_settings)
         log = self.log_path(name)
         log.parent.mkdir(parents=True, exist_ok=True)
         if log.is_file() and log.stat().st_size > LOG_BYTES:
