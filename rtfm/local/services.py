@@ -99,7 +99,6 @@ def prepare(
     """Lay out the data of the service ``name`` in ``data_dir`` (absolute) where it is new, and say how to start it.
 
     ``broker_settings`` are added to those of Kafka's broker, or replace them.
-
     Raises ConfigError when the data cannot be laid out, OSError for the disk.
     """
     data_dir.mkdir(parents=True, exist_ok=True)

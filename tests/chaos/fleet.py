@@ -66,13 +66,14 @@ class Fleet:
         self._workers: dict[str, _Running] = {}
         self._told: dict[str, int] = {}
         self._tells = tuple(command) == WORKER
-        self.log = Path(tempfile.mkstemp(suffix=".log")[1])
+        self.log = logs / "fleet.log" if logs else Path(tempfile.mkstemp(suffix=".log")[1])
         self.codes: list[int] = []
 
     def start(self, name: str) -> None:
         """Start a worker, or start it again in place."""
         settings = evolve(self._settings, instance_id=name)
-        self._told[name] = self._tellings(name)
+        if self._tells:
+            self._told[name] = self._tellings(name)
         self._starts[name] += 1
         path = self._logs / f"{name}-{self._starts[name]}.log" if self._logs else self.log
         with path.open("ab") as log:
@@ -138,7 +139,7 @@ class Fleet:
         """Kill whoever is left."""
         for name in list(self._workers):
             self.kill(name)
-        self.log.unlink()
+        self.log.unlink(missing_ok=True)
 
     @property
     def names(self) -> list[str]:

@@ -56,6 +56,9 @@ ENDING_S = 35.0
 TEARDOWN_S = 15.0
 """Kept for removing everything when the limit has passed."""
 
+SETTLE_SHARE, SETTLE_KEPT_S = 0.4, 90.0
+"""Of its limit a run keeps this share for settling, at most so long; an action that is under way may use some of it."""
+
 FEW = 0.8
 """A run whose load had on average less than this share of its rates was slow."""
 
@@ -231,10 +234,11 @@ class _Run:
             load.start()
             pace.begin(messages_per_s=per_s)
             acting_s = time.monotonic()
-            chaos.run(plan.seconds, latest_s=self._until_s - SETTLE_S - ENDING_S)
+            settling_s = min(SETTLE_KEPT_S, SETTLE_SHARE * plan.limit_s)
+            chaos.run(plan.seconds, latest_s=self._until_s - settling_s - ENDING_S)
             acted_s = time.monotonic() - acting_s
             self._stack.up()
-            load.stop(max(10.0, self.left_s - SETTLE_S - ENDING_S))
+            load.stop(max(10.0, self.left_s - ENDING_S))
             pace.stop()
             settle_s = self._settle(settings, chaos, followers, settle_limit_s(pace.readings))
         burners.close()
