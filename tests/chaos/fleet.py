@@ -97,9 +97,10 @@ class Fleet:
         """Send a signal."""
         self._workers[name].process.send_signal(number)
 
-    def pid(self, name: str) -> int:
-        """The process of a worker."""
-        return self._workers[name].process.pid
+    @property
+    def pids(self) -> dict[str, int]:
+        """The process of each worker."""
+        return {name: worker.process.pid for name, worker in list(self._workers.items())}
 
     def kill(self, name: str) -> None:
         """``kill -9``."""

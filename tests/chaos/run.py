@@ -80,6 +80,11 @@ class Plan:
     run: str = field(factory=lambda: uuid.uuid4().hex)
 
     @property
+    def name(self) -> str:
+        """Of the folder in which the run is kept."""
+        return f"{self.run[:8]}-seed-{self.seed}"
+
+    @property
     def limit_s(self) -> float:
         """Within which the run ends."""
         return self.seconds * 2 + 120
@@ -146,7 +151,7 @@ def run(plan: Plan, beside: Beside | None = None) -> dict[str, object]:
         judged = None if failure else evidence.judge(history.folder, max(10.0, one.left_s))
         verdict = verdict if failure else one.verdict(judged)
         if plan.keep is None and verdict != "right":
-            history.move_to(plan.kept_in / f"{plan.run[:8]}-seed-{plan.seed}")
+            history.move_to(plan.kept_in / plan.name)
         kept = str(history.folder) if plan.keep is not None or verdict != "right" else None
         line |= {"judge": judged, "verdict": verdict, "failure": failure, "kept": kept}
     line["took_s"] = round(time.monotonic() - began_s, 1)
@@ -188,7 +193,9 @@ class _Run:
         plan = self._plan
         gemini = self._open.enter_context(FakeGemini(keep_requests=False))
         # Kills meet calls of the model that are under way.
-        gemini.faults = [fakes.slow(3) if number % 20 == 0 else fakes.Fault() for number in range(10_000)]
+        late, prompt = fakes.slow(3), fakes.Fault()
+        calls = round(plan.questions_per_s * plan.limit_s)
+        gemini.faults = [late if number % 20 == 0 else prompt for number in range(calls)]
         averages = Ticker(1, self._note_load_average)
         self._open.callback(averages.stop)
         started = self._stack.up(ports=free_ports(DEFAULT_PORTS))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable
 
 
 class Ticker:
-    """Calls ``do`` every ``period_s`` from a thread of its own, until ``stop``."""
+    """Calls ``do`` every ``period_s`` from a thread of its own, until ``stop``. An error of it is shown, no more."""
 
     def __init__(self, period_s: float, do: Callable[[], None]) -> None:
         self._period_s = period_s
@@ -27,4 +28,7 @@ class Ticker:
 
     def _run(self) -> None:
         while not self._done.wait(self._period_s):
-            self._do()
+            try:
+                self._do()
+            except Exception:  # the next call may do better, and the run goes on
+                traceback.print_exc()
