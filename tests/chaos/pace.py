@@ -1,0 +1,158 @@
+"""How fast a run may go: its load follows what the machine gets done, so that slowness is no fault of its own.
+
+Owns the rates of questions and messages and the time that settling may take. Both follow the positions that the two
+groups commit: what is produced and not yet committed is the backlog.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from attrs import frozen
+
+from rtfm.errors import RtfmError
+from rtfm.settings import Settings
+from rtfm.streams.progress import GroupProgress
+from tests.chaos.history import History
+from tests.chaos.load import Load
+from tests.chaos.ticker import Ticker
+
+PARTITIONS = 3
+
+SHARE = 0.7
+"""Of what is measured, the load takes this much: the rest makes up for outages."""
+
+WINDOW_S = 30.0
+"""The rate of commits is taken over this long."""
+
+EASY_S, FULL_S = 10.0, 40.0
+"""A backlog of up to the first leaves the load as it is, one of the second brings it down to the least."""
+
+LEAST = 0.1
+"""Of its rate the load always keeps this share: an idle run proves nothing."""
+
+QUICKER = 1.05
+"""By so much a load that was lowered grows with each second in which there is no backlog."""
+
+SETTLE_S = 60.0
+"""Restarts, rebalances and transactions of dead workers take this long on a slow machine, whatever the backlog."""
+
+TELL_EVERY_S = 10.0
+SETTLE_FACTOR = 3.0
+SETTLE_MOST_S = 240.0
+
+
+@frozen(kw_only=True)
+class Reading:
+    """One topic at one moment: records ``produced`` and ``committed``, and the commits a second before it."""
+
+    produced: int
+    committed: int
+    per_s: float
+
+    @property
+    def backlog_s(self) -> float:
+        """How long the backlog takes at the rate of commits."""
+        left = self.produced - self.committed
+        return left / self.per_s if left > 0 and self.per_s > 0 else float(left > 0) * FULL_S
+
+
+class Follower:
+    """What a group has committed of a topic, and how fast it does."""
+
+    def __init__(self, settings: Settings, topic: str, group: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._progress = GroupProgress(settings, group)
+        self._clock = clock
+        self.topic = topic
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def committed(self) -> int:
+        """How many records are committed. Raises RtfmError when Kafka does not answer."""
+        return sum(self._progress.committed(self.topic, range(PARTITIONS)).values())
+
+    def await_committed(self, count: int, limit_s: float) -> int:
+        """How many records are committed once these are, or after ``limit_s``."""
+        until_s, now = self._clock() + limit_s, 0
+        while now < count and self._clock() < until_s:
+            with suppress(RtfmError):
+                now = self.committed()
+            time.sleep(0.1)
+        return now
+
+    def read(self, produced: int) -> Reading:
+        """A reading now. Raises RtfmError when Kafka does not answer."""
+        committed, now_s = self.committed(), self._clock()
+        self._seen.append((now_s, committed))
+        while len(self._seen) > 2 and self._seen[0][0] < now_s - WINDOW_S:
+            self._seen.popleft()
+        since_s, before = self._seen[0]
+        per_s = (committed - before) / (now_s - since_s) if now_s > since_s else 0.0
+        return Reading(produced=produced, committed=committed, per_s=per_s)
+
+
+def share_for(backlog_s: float) -> float:
+    """The share of its rate that the load keeps with such a backlog."""
+    return max(LEAST, min(1.0, 1 - (backlog_s - EASY_S) / (FULL_S - EASY_S)))
+
+
+def settle_limit_s(readings: Mapping[str, Reading]) -> float:
+    """How long it may take until what ``readings`` tell of is done."""
+    longest_s = max((reading.backlog_s for reading in readings.values()), default=0.0)
+    return min(SETTLE_MOST_S, SETTLE_S + SETTLE_FACTOR * longest_s)
+
+
+class Pace:
+    """Sets the load's rates once a second from a thread of its own, until ``stop``."""
+
+    def __init__(self, load: Load, followers: list[Follower], history: History) -> None:
+        self._load = load
+        self._followers = followers
+        self._history = history
+        self._ticker = Ticker(1, self._follow)
+        self._told_s = time.monotonic()
+        self.readings: dict[str, Reading] = {}
+        """The last of each topic."""
+        self._ceiling = 1.0
+        self._shares = [1.0]
+
+    def begin(self, *, messages_per_s: float) -> None:
+        """Lower the rates to what the machine can archive, and follow from now on."""
+        self._ceiling = max(LEAST, min(1.0, SHARE * messages_per_s / self._load.messages_per_s))
+        self._shares = [self._ceiling]
+        self._load.set_share(self._ceiling)
+        self._history.write("measured", messages_per_s=round(messages_per_s, 1), share=round(self._ceiling, 2))
+        self._ticker.start()
+
+    @property
+    def share(self) -> float:
+        """The share of the wanted rates that the load had on average."""
+        return sum(self._shares) / len(self._shares)
+
+    def stop(self) -> None:
+        """End; the readings are those of now, as far as Kafka answers."""
+        self._ticker.stop()
+        with suppress(RtfmError):
+            self._read()
+
+    def _read(self) -> None:
+        for follower in self._followers:
+            self.readings[follower.topic] = follower.read(self._load.acknowledged[follower.topic])
+
+    def _follow(self) -> None:
+        try:
+            self._read()
+        except RtfmError:  # Kafka is away: nothing is known, and the load waits in its queue
+            return
+        backlog_s = max(reading.backlog_s for reading in self.readings.values())
+        if backlog_s < EASY_S / 2:  # the machine has become quicker
+            self._ceiling = min(1.0, self._ceiling * QUICKER)
+        share = min(self._ceiling, share_for(backlog_s))
+        self._shares.append(share)
+        self._load.set_share(share)
+        if time.monotonic() - self._told_s >= TELL_EVERY_S:
+            self._told_s = time.monotonic()
+            rates = {f"{topic}_per_s": round(reading.per_s, 1) for topic, reading in self.readings.items()}
+            self._history.write("measured", share=round(share, 2), backlog_s=round(backlog_s, 1), **rates)
