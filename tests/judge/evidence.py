@@ -257,6 +257,7 @@ def _follow_positions(run: Run) -> None:
             last = position, finished
         if last is not None:
             run.finished[where] = last[1]
+    run.setbacks.sort(key=lambda setback: setback.after.committed_at_ms)
 
 
 def _was_a_tool(history: History, position: Position) -> bool:
