@@ -17,13 +17,10 @@ from rtfm.errors import RtfmError
 from rtfm.settings import Settings
 from rtfm.streams.progress import GroupProgress
 from tests.chaos.history import History
-from tests.chaos.load import Load
+from tests.chaos.load import FIRST_MESSAGES, Load
 from tests.chaos.ticker import Ticker
 
 PARTITIONS = 3
-
-SHARE = 0.7
-"""Of what is measured, the load takes this much: the rest makes up for outages."""
 
 WINDOW_S = 30.0
 """The rate of commits is taken over this long."""
@@ -33,9 +30,6 @@ EASY_S, FULL_S = 10.0, 40.0
 
 LEAST = 0.1
 """Of its rate the load always keeps this share: an idle run proves nothing."""
-
-QUICKER = 1.05
-"""By so much a load that was lowered grows with each second in which there is no backlog."""
 
 SETTLE_S = 60.0
 """Restarts, rebalances and transactions of dead workers take this long on a slow machine, whatever the backlog."""
@@ -47,7 +41,10 @@ SETTLE_MOST_S = 240.0
 
 @frozen(kw_only=True)
 class Reading:
-    """One topic at one moment: records ``produced`` and ``committed``, and the commits a second before it."""
+    """One topic at one moment: records ``produced`` and ``committed``, and the commits a second of late.
+
+    A rate of 0 is that of a group that has committed nothing yet, or nothing for long.
+    """
 
     produced: int
     committed: int
@@ -73,18 +70,11 @@ class Follower:
         """How many records are committed. Raises RtfmError when Kafka does not answer."""
         return sum(self._progress.committed(self.topic, range(PARTITIONS)).values())
 
-    def await_committed(self, count: int, limit_s: float) -> int:
-        """How many records are committed once these are, or after ``limit_s``."""
-        until_s, now = self._clock() + limit_s, 0
-        while now < count and self._clock() < until_s:
-            with suppress(RtfmError):
-                now = self.committed()
-            time.sleep(0.1)
-        return now
-
     def read(self, produced: int) -> Reading:
         """A reading now. Raises RtfmError when Kafka does not answer."""
         committed, now_s = self.committed(), self._clock()
+        if not committed:
+            self._seen.clear()  # the time that workers take to start is not that of their work
         self._seen.append((now_s, committed))
         while len(self._seen) > 2 and self._seen[0][0] < now_s - WINDOW_S:
             self._seen.popleft()
@@ -107,29 +97,28 @@ def settle_limit_s(readings: Mapping[str, Reading]) -> float:
 class Pace:
     """Sets the load's rates once a second from a thread of its own, until ``stop``."""
 
-    def __init__(self, load: Load, followers: list[Follower], history: History) -> None:
+    def __init__(self, load: Load, ingest: Follower, answer: Follower, history: History) -> None:
         self._load = load
-        self._followers = followers
+        self._ingest = ingest
+        self.followers = (ingest, answer)
         self._history = history
         self._ticker = Ticker(1, self._follow)
         self._told_s = time.monotonic()
+        self._first: tuple[float, int] | None = None
+        self._shares: list[float] = []
         self.readings: dict[str, Reading] = {}
         """The last of each topic."""
-        self._ceiling = 1.0
-        self._shares = [1.0]
+        self.measured_per_s: float | None = None
+        """How many of the messages that were said before the first worker started were archived a second."""
 
-    def begin(self, *, messages_per_s: float) -> None:
-        """Lower the rates to what the machine can archive, and follow from now on."""
-        self._ceiling = max(LEAST, min(1.0, SHARE * messages_per_s / self._load.messages_per_s))
-        self._shares = [self._ceiling]
-        self._load.set_share(self._ceiling)
-        self._history.write("measured", messages_per_s=round(messages_per_s, 1), share=round(self._ceiling, 2))
+    def start(self) -> None:
+        """Begin."""
         self._ticker.start()
 
     @property
     def share(self) -> float:
         """The share of the wanted rates that the load had on average."""
-        return sum(self._shares) / len(self._shares)
+        return sum(self._shares) / len(self._shares) if self._shares else 1.0
 
     def stop(self) -> None:
         """End; the readings are those of now, as far as Kafka answers."""
@@ -138,21 +127,31 @@ class Pace:
             self._read()
 
     def _read(self) -> None:
-        for follower in self._followers:
-            self.readings[follower.topic] = follower.read(self._load.acknowledged[follower.topic])
+        for follower in self.followers:
+            self.readings[follower.topic] = follower.read(self._load.sent[follower.topic])
 
     def _follow(self) -> None:
         try:
             self._read()
-        except RtfmError:  # Kafka is away: nothing is known, and the load waits in its queue
-            return
-        backlog_s = max(reading.backlog_s for reading in self.readings.values())
-        if backlog_s < EASY_S / 2:  # the machine has become quicker
-            self._ceiling = min(1.0, self._ceiling * QUICKER)
-        share = min(self._ceiling, share_for(backlog_s))
+        except RtfmError:  # Kafka is away, and what is sent now comes all at once when it is back
+            share = LEAST
+        else:
+            self._measure(self.readings[self._ingest.topic].committed)
+            share = share_for(max(reading.backlog_s for reading in self.readings.values()))
         self._shares.append(share)
         self._load.set_share(share)
         if time.monotonic() - self._told_s >= TELL_EVERY_S:
             self._told_s = time.monotonic()
             rates = {f"{topic}_per_s": round(reading.per_s, 1) for topic, reading in self.readings.items()}
-            self._history.write("measured", share=round(share, 2), backlog_s=round(backlog_s, 1), **rates)
+            lag = {f"{topic}_lag": reading.produced - reading.committed for topic, reading in self.readings.items()}
+            self._history.write("measured", share=round(share, 2), **rates, **lag)
+
+    def _measure(self, committed: int) -> None:
+        """Note how fast the first messages were archived, once they all are."""
+        if self.measured_per_s is not None or not committed:
+            return
+        now_s = time.monotonic()
+        since_s, before = self._first = self._first or (now_s - 1, 0)
+        if committed >= FIRST_MESSAGES:
+            self.measured_per_s = round((committed - before) / (now_s - since_s), 1)
+            self._history.write("measured", messages_per_s=self.measured_per_s)

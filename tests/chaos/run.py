@@ -46,10 +46,6 @@ from tests.fakes import gemini as fakes
 from tests.fakes.gemini import FakeGemini
 from tests.streams import MESSAGES, QUERIES, RESPONSES
 
-MEASURED_MESSAGES = 300
-FIRST_COMMITS_S, MEASURED_S = 60.0, 15.0
-"""How long the first worker may take to begin, and how long its rate of commits is measured; less in short runs."""
-
 ENDING_S = 35.0
 """Kept for what comes after settling: ending the workers, accounting, stopping the services, judging."""
 
@@ -59,7 +55,7 @@ TEARDOWN_S = 15.0
 SETTLE_SHARE, SETTLE_KEPT_S = 0.4, 90.0
 """Of its limit a run keeps this share for settling, at most so long; an action that is under way may use some of it."""
 
-FEW = 0.8
+FEW = 0.5
 """A run whose load had on average less than this share of its rates was slow."""
 
 
@@ -153,6 +149,8 @@ def run(plan: Plan, beside: Beside | None = None) -> dict[str, object]:
         if plan.keep is None and verdict != "right":
             history.move_to(plan.kept_in / plan.name)
         kept = str(history.folder) if plan.keep is not None or verdict != "right" else None
+        if verdict == "out of time":
+            line["slow"] = True
         line |= {"judge": judged, "verdict": verdict, "failure": failure, "kept": kept}
     line["took_s"] = round(time.monotonic() - began_s, 1)
     return line
@@ -171,6 +169,7 @@ class _Run:
         self._open.callback(self._stack.down)
         self._averages: list[float] = []
         self._settled = False
+        self._settle_s = self._acted_s = 0.0
         self.line: dict[str, object] = {}
         self.right = False
         self._wrong = True
@@ -196,16 +195,10 @@ class _Run:
         late, prompt = fakes.slow(3), fakes.Fault()
         calls = round(plan.questions_per_s * plan.limit_s)
         gemini.faults = [late if number % 20 == 0 else prompt for number in range(calls)]
-        averages = Ticker(1, self._note_load_average)
-        self._open.callback(averages.stop)
         started = self._stack.up(ports=free_ports(DEFAULT_PORTS))
         settings = self._prepare({service.name: service.address for service in started})
         contracts = open_contracts(settings)
         self._begin(settings, contracts)
-        averages.start()
-        burners = self._open.enter_context(ExitStack())
-        burners.enter_context(burning(plan.load, self._home))
-
         load = Load(
             settings,
             contracts,
@@ -217,55 +210,63 @@ class _Run:
         self._open.callback(load.close)
         fleet = self._fleet(settings, gemini)
         self._open.callback(fleet.close)
-        followers = [Follower(settings, MESSAGES, INGEST_GROUP), Follower(settings, QUERIES, ANSWER_GROUP)]
-        pace = Pace(load, followers, self._history)
-        chance = random.Random(plan.seed)
-        chaos = Chaos(settings, self._stack, fleet, self._history, chance, pause_s=plan.pause_s, spared=plan.spared)
-        load.say(FIRST_MESSAGES)
-        chaos.begin(plan.workers)
-        per_s = self._measure(load, followers[0])
-        chaos.say(f"{per_s:.0f} messages a second are archived")
-        with ExitStack() as aside:
-            if beside is not None:
-                scene = Scene(
-                    home=self._home,
-                    settings=settings,
-                    stack=self._stack,
-                    fleet=fleet,
-                    pace=pace,
-                    history=self._history,
-                )
-                ticker = beside(scene)
+        pace = Pace(
+            load, Follower(settings, MESSAGES, INGEST_GROUP), Follower(settings, QUERIES, ANSWER_GROUP), self._history
+        )
+        chaos = Chaos(
+            settings,
+            self._stack,
+            fleet,
+            self._history,
+            random.Random(plan.seed),
+            pause_s=plan.pause_s,
+            spared=plan.spared,
+        )
+        scene = Scene(
+            home=self._home, settings=settings, stack=self._stack, fleet=fleet, pace=pace, history=self._history
+        )
+        with burning(plan.load, self._home), ExitStack() as aside:
+            for ticker in [Ticker(1, self._note_load_average), *([beside(scene)] if beside else [])]:
                 aside.callback(ticker.stop)
                 ticker.start()
-            load.start()
-            pace.begin(messages_per_s=per_s)
-            acting_s = time.monotonic()
-            settling_s = min(SETTLE_KEPT_S, SETTLE_SHARE * plan.limit_s)
-            chaos.run(plan.seconds, latest_s=self._until_s - settling_s - ENDING_S)
-            acted_s = time.monotonic() - acting_s
-            self._stack.up()
-            load.stop(max(10.0, self.left_s - ENDING_S))
-            pace.stop()
-            settle_s = self._settle(settings, chaos, followers, settle_limit_s(pace.readings))
-        burners.close()
+            self._act(scene, load, chaos)
+            self._settle(scene, chaos, settle_limit_s(pace.readings))
         for name in fleet.names:
             chaos.say(f"{name} ended with {fleet.end(name)}")
-        found = account(settings, contracts, load)
-        evidence.write_seen(settings, self._history, [RESPONSES, DEAD_LETTERS])
-        evidence.write_archived(settings, self._history)
+        self._account(scene, contracts, load, chaos)
+
+    def _act(self, scene: Scene, load: Load, chaos: Chaos) -> None:
+        """Load and chaos, until everything is said and runs again."""
+        load.say(FIRST_MESSAGES)
+        chaos.begin(self._plan.workers)
+        load.start()
+        scene.pace.start()
+        self._open.callback(scene.pace.stop)
+        began_s = time.monotonic()
+        settling_s = min(SETTLE_KEPT_S, SETTLE_SHARE * self._plan.limit_s)
+        chaos.run(self._plan.seconds, latest_s=self._until_s - settling_s - ENDING_S)
+        self._acted_s = time.monotonic() - began_s
+        self._stack.up()
+        load.stop(max(10.0, self.left_s - ENDING_S))
+        scene.pace.stop()
+
+    def _account(self, scene: Scene, contracts: Contracts, load: Load, chaos: Chaos) -> None:
+        found = account(scene.settings, contracts, load)
+        evidence.write_seen(scene.settings, self._history, [RESPONSES, DEAD_LETTERS])
+        evidence.write_archived(scene.settings, self._history)
         self.right = found.right and self._settled
         # What is missing or behind in a run that did not settle may only be late.
         self._wrong = bool(found.duplicated or found.dead_letters or (self._settled and not found.right))
+        share = scene.pace.share
         self.line = {
             **found.as_dict(),
             "actions": dict(chaos.done),
-            "slow": pace.share < FEW or settle_s > SETTLE_S or acted_s < plan.seconds,
-            "measured_per_s": round(per_s, 1),
-            "share": round(pace.share, 2),
-            "acted_s": round(acted_s, 1),
+            "slow": share < FEW or self._settle_s > SETTLE_S or self._acted_s < self._plan.seconds,
+            "measured_per_s": scene.pace.measured_per_s,
+            "share": round(share, 2),
+            "acted_s": round(self._acted_s, 1),
             "settled": self._settled,
-            "settle_s": round(settle_s, 1),
+            "settle_s": round(self._settle_s, 1),
             "load_average": round(sum(self._averages) / max(1, len(self._averages)), 1),
         }
 
@@ -339,26 +340,17 @@ class _Run:
             note=note,
         )
 
-    def _measure(self, load: Load, ingest: Follower) -> float:
-        """Messages a second that are archived now, with nothing else to do."""
-        before = ingest.await_committed(FIRST_MESSAGES, min(FIRST_COMMITS_S, self._plan.seconds / 2))
-        began_s = time.monotonic()
-        load.say(MEASURED_MESSAGES)
-        after = ingest.await_committed(load.acknowledged[MESSAGES], min(MEASURED_S, self._plan.seconds / 4))
-        return (after - before) / (time.monotonic() - began_s)
-
-    def _settle(self, settings: Settings, chaos: Chaos, followers: list[Follower], limit_s: float) -> float:
-        """Wait until both groups are through with everything, and note whether they are; how long it took."""
+    def _settle(self, scene: Scene, chaos: Chaos, limit_s: float) -> None:
+        """Wait until both groups are through with everything, and note whether they are."""
         began_s = time.monotonic()
         limit_s = min(limit_s, self.left_s - ENDING_S)
-        self._settled = _settled(settings, chaos, followers, limit_s)
-        took_s = time.monotonic() - began_s
-        self._history.write("settled", ok=self._settled, after_s=round(took_s, 1), limit_s=round(limit_s, 1))
-        return took_s
+        self._settled = _settled(scene, chaos, limit_s)
+        self._settle_s = time.monotonic() - began_s
+        self._history.write("settled", ok=self._settled, after_s=round(self._settle_s, 1), limit_s=round(limit_s, 1))
 
 
-def _settled(settings: Settings, chaos: Chaos, followers: list[Follower], limit_s: float) -> bool:
-    topics = TopicAdmin(settings, catalogues.load())
+def _settled(scene: Scene, chaos: Chaos, limit_s: float) -> bool:
+    topics = TopicAdmin(scene.settings, catalogues.load())
     until_s = time.monotonic() + limit_s
     told_s = 0.0
     state = "Kafka did not answer"
@@ -366,7 +358,7 @@ def _settled(settings: Settings, chaos: Chaos, followers: list[Follower], limit_
         chaos.revive()
         try:
             ends = {state.topic: state.records for state in topics.states()}
-            done = {follower.topic: follower.committed() for follower in followers}
+            done = {follower.topic: follower.committed() for follower in scene.pace.followers}
         except RtfmError as exc:
             chaos.say(str(exc))
             continue
