@@ -242,7 +242,7 @@ def _settled(settings: Settings, chaos: Chaos) -> bool:
     while time.monotonic() < until_s:
         chaos.revive()
         try:
-            ends = {state.topic: state.records for state in topics.states()}
+            ends = {state.topic: state.offsets for state in topics.states()}
             done = {
                 topic: sum(GroupProgress(settings, group).committed(topic, range(3)).values())
                 for topic, group in ((MESSAGES, INGEST_GROUP), (QUERIES, ANSWER_GROUP))

@@ -327,7 +327,7 @@ def test_clients_1_responses_to_the_questions_of_others_do_not_stop_the_bot(
     (reply,) = fake.posted_in(general)
     assert (reply.content, fake.count("POST", "/users/@me/channels")) == ("Use ntfs-3g.", 0)
     states = {state.topic: state for state in TopicAdmin(bot_settings, catalogue.load()).states()}
-    assert states["dead-letters"].records == 0
+    assert states["dead-letters"].offsets == 0
     with contextlib.closing(SqlArchive(bot_settings.database_url)) as archive:
         assert archive.questions.find(own.query_id) is None
 
