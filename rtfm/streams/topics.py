@@ -158,7 +158,7 @@ class TopicAdmin:
 
     def _count(self, consumer: Consumer, partitions: int) -> int | None:
         count = 0
-        ended: set[int] = set()
+        ended: set[int | None] = set()
         until_s = time.monotonic() + COUNTING_S
         while len(ended) < partitions:
             if time.monotonic() > until_s:
