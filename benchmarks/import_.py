@@ -57,7 +57,7 @@ def main() -> int:
     if len(files) < 2 or folder is None:
         print("give at least two export files, and RTFM_EMBEDDING_MODEL_DIR if none was fetched", file=sys.stderr)
         return 2
-    talks = [read_export(file).messages for file in files]
+    talks = [list(read_export(file).messages()) for file in files]
     rounds = [[message for talk in talks[1 + turn :: ROUNDS] for message in talk] for turn in range(ROUNDS)]
     samples: dict[str, list[float]] = {"ours": [], "bare": [], "chroma": []}
     with (

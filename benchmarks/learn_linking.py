@@ -63,7 +63,7 @@ def days_of(folder: Path, split: str) -> list[Day]:
     """The days of a split, in order of time."""
     days = []
     for path in sorted((folder / "exports").glob(f"{split}*.json")):
-        messages = [message for message in read_export(path).messages if not message.author_is_bot]
+        messages = [message for message in read_export(path).messages() if not message.author_is_bot]
         messages.sort(key=lambda message: (message.created_at, len(message.message_id), message.message_id))
         days.append(
             [

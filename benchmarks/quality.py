@@ -117,7 +117,7 @@ def measured_on(
     )
     ingest = Ingest(knowledge=knowledge)
     for path in exports:
-        messages = read_export(path).messages
+        messages = list(read_export(path).messages())
         for start in range(0, len(messages), BATCH):
             ingest([Heard(message) for message in messages[start : start + BATCH]])
     asked = read_questions(questions)

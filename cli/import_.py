@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings, registry_option
+from cli.options import (
+    bootstrap_servers_option,
+    counted,
+    echo_json,
+    examples,
+    json_option,
+    load_settings,
+    registry_option,
+)
 from cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -54,17 +62,20 @@ def import_(
 
     settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     exports = [read_export(path) for path in files]
-    produced = _produce(settings, exports, quiet=as_json)
+    produced, sent = _produce(settings, exports, quiet=as_json)
     ingested = not no_wait and bool(produced) and _wait(settings, produced, quiet=as_json)
-    _report(exports, ingested=ingested, as_json=as_json)
+    _report(exports, sent, ingested=ingested, as_json=as_json)
 
 
-def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) -> dict[int, int]:
-    """Send all messages; partition → offset after the last one. Raises RtfmError when one was not delivered."""
+def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) -> tuple[dict[int, int], int]:
+    """Send all messages; (partition → offset after the last one, how many were sent).
+
+    Raises RtfmError when one was not delivered.
+    """
     from rtfm.contracts import open_contracts
-    from rtfm.errors import PermanentError
-    from rtfm.knowledge.imports import LeftOut
-    from rtfm.streams.producer import EventProducer
+    from rtfm.errors import InvalidEvent, PermanentError
+    from rtfm.knowledge.imports import MAX_EVENT_BYTES
+    from rtfm.streams.producer import EventProducer, event_headers
 
     ends: dict[int, int] = {}
     lock = threading.Lock()
@@ -74,20 +85,27 @@ def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) 
             with lock:
                 ends[delivery.partition] = max(ends.get(delivery.partition, 0), delivery.offset + 1)
 
-    total = sum(len(export.messages) for export in exports)
-    with EventProducer(settings, open_contracts(settings)) as producer, Progress("Sending", total, quiet) as progress:
+    contracts = open_contracts(settings)
+    total = sum(export.count for export in exports)
+    sent: list[int] = []
+    with EventProducer(settings, contracts) as producer, Progress("Sending", total, quiet) as progress:
         for export in exports:
-            for number, message in enumerate(list(export.messages), start=1):
+            left_out = export.left_out.count
+            for number, message in enumerate(export.messages(), start=1):
                 try:
-                    producer.send(TOPIC, message, on_delivery=delivered)
+                    value = contracts.encode(TOPIC, message)
+                    if len(value) > MAX_EVENT_BYTES:
+                        raise InvalidEvent(f"more than the {MAX_EVENT_BYTES} bytes that an event can have")
+                    key = contracts.key(TOPIC, message)
+                    producer.send_raw(TOPIC, key, value, event_headers(None), on_delivery=delivered)
                 except PermanentError as exc:
-                    export.messages.remove(message)
-                    export.left_out.append(LeftOut(where=f"message {message.message_id}", why=str(exc)))
+                    export.left_out.add(f"message {message.message_id}", str(exc))
                 if number % 100 == 0:
                     progress.advance(100)
-            progress.advance(len(export.messages) % 100)
+            progress.advance(export.count % 100)
+            sent.append(export.count - (export.left_out.count - left_out))
         producer.flush(settings.kafka_delivery_timeout_s)
-    return ends
+    return ends, sum(sent)
 
 
 def _wait(settings: Settings, ends: dict[int, int], *, quiet: bool) -> bool:
@@ -123,25 +141,25 @@ def _left(ends: dict[int, int], committed: dict[int, int]) -> int:
     return sum(max(end - committed.get(partition, 0), 0) for partition, end in ends.items())
 
 
-def _report(exports: Sequence[ChatExport], *, ingested: bool, as_json: bool) -> None:
-    sent = sum(len(export.messages) for export in exports)
-    left_out = [(export.path, one) for export in exports for one in export.left_out]
+def _report(exports: Sequence[ChatExport], sent: int, *, ingested: bool, as_json: bool) -> None:
+    first = [(export.path, one) for export in exports for one in export.left_out.first]
+    left_out = sum(export.left_out.count for export in exports)
     if as_json:
         echo_json(
             {
                 "files": len(exports),
                 "messages": sent,
                 "ingested": ingested,
-                "left_out": [{"file": str(path), "where": one.where, "why": one.why} for path, one in left_out],
+                "left_out_count": left_out,
+                "left_out": [{"file": str(path), "where": one.where, "why": one.why} for path, one in first],
             }
         )
         return
-    for path, one in left_out[:_PLACES_SHOWN]:
+    for path, one in first[:_PLACES_SHOWN]:
         click.echo(f"Left out: {path}, {one.where}: {one.why}", err=True)
-    if len(left_out) > _PLACES_SHOWN:
-        click.echo(f"Left out: {len(left_out) - _PLACES_SHOWN} more; --json lists all.", err=True)
-    reasons = Counter(one.why for _, one in left_out)
+    if left_out > _PLACES_SHOWN:
+        click.echo(f"Left out: {left_out - _PLACES_SHOWN} more; --json lists the first 1,000 of each file.", err=True)
+    reasons = sum((export.left_out.reasons for export in exports), Counter[str]())
     why = f" ({'; '.join(f'{count} × {reason}' for reason, count in reasons.most_common(5))})" if reasons else ""
     state = "imported and searchable" if ingested else "sent"
-    files = "1 file" if len(exports) == 1 else f"{len(exports)} files"
-    click.echo(f"{files}: {sent} messages {state}, {len(left_out)} left out{why}")
+    click.echo(f"{counted(len(exports), 'files')}: {counted(sent, 'messages')} {state}, {left_out} left out{why}")

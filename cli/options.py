@@ -51,6 +51,16 @@ def echo_json(value: Any) -> None:
     click.echo(json.dumps(value, ensure_ascii=False))
 
 
+def counted(count: int, plural: str) -> str:
+    """A number with what it counts: "1 message", "2 messages"."""
+    return f"{count} {plural.removesuffix('s') if count == 1 else plural}"
+
+
+def records_shown(records: int | None, offsets: int) -> str:
+    """The records of a topic for a table; its offsets are no less where they were not counted."""
+    return f"≤ {offsets}" if records is None else str(records)
+
+
 def table_console() -> Console:
     """Where tables go: as wide as the terminal, and in a pipe as wide as the table, so that nothing is cut off."""
     from rich.console import Console

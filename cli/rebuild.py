@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import echo_json, examples, json_option, load_settings, say_if_lexical
+from cli.options import counted, echo_json, examples, json_option, load_settings, say_if_lexical
 from cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -70,7 +70,10 @@ def rebuild(dry_run: bool, force: bool, only: str | None, as_json: bool) -> None
 
 def _line(plan: Plan, *, dry_run: bool) -> str:
     name = f"guild {plan.guild_id}" if plan.guild_id else "direct messages"
-    counts = f"{plan.messages} messages, {plan.passages} passages, {plan.entries} vectors"
+    counts = ", ".join(
+        counted(count, what)
+        for count, what in ((plan.messages, "messages"), (plan.passages, "passages"), (plan.entries, "vectors"))
+    )
     if plan.work == "nothing":
         return f"{name}: nothing to do ({counts})"
     return f"{name}: {plan.why}; {'would ' if dry_run else ''}{_WILL[plan.work]} ({counts})"

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.main import exit_code
-from cli.options import bootstrap_servers_option, echo_json, json_option, load_settings, registry_option, table_console
+from cli.options import (
+    bootstrap_servers_option,
+    counted,
+    echo_json,
+    json_option,
+    load_settings,
+    records_shown,
+    registry_option,
+    table_console,
+)
 
 if TYPE_CHECKING:
     from rtfm.contracts import Catalogue
@@ -60,10 +69,11 @@ def _topics(settings: Settings, contracts: Catalogue) -> list[dict[str, Any]]:
     from rtfm.streams.topics import TopicAdmin
 
     found = []
-    states = {state.topic: state for state in TopicAdmin(settings, contracts).states()}
+    admin = TopicAdmin(settings, contracts)
+    states = {state.topic: state for state in admin.states()}
     for name in contracts.topics:
         if name not in states:
-            found.append({"topic": name, "exists": False, "partitions": 0, "records": 0, "groups": []})
+            found.append({"topic": name, "exists": False, "partitions": 0, "records": 0, "offsets": 0, "groups": []})
             continue
         state = states[name]
         groups = []
@@ -74,7 +84,8 @@ def _topics(settings: Settings, contracts: Catalogue) -> list[dict[str, Any]]:
                 "topic": name,
                 "exists": True,
                 "partitions": state.partitions,
-                "records": state.records,
+                "records": admin.records(state),
+                "offsets": state.offsets,
                 "groups": groups,
             }
         )
@@ -121,6 +132,12 @@ def _rebuild_due(settings: Settings) -> dict[str, str]:
     return due_by(settings)
 
 
+def _counts(name: str, found: dict[str, int]) -> str:
+    if name == "chroma":  # by the names of collections, which are no words
+        return ", ".join(f"{count} {what}" for what, count in found.items())
+    return ", ".join(counted(count, what) for what, count in found.items())
+
+
 def _show(found: dict[str, Any], wrong: dict[str, RtfmError]) -> None:
     from rich.table import Table
     from rich.text import Text
@@ -134,7 +151,8 @@ def _show(found: dict[str, Any], wrong: dict[str, RtfmError]) -> None:
         for topic in found["topics"]:
             groups = topic["groups"] or [{"group": "-", "members": "-", "lag": "-"}]
             for number, group in enumerate(groups):
-                first = (topic["topic"], topic["partitions"] if topic["exists"] else "missing", topic["records"])
+                records = records_shown(topic["records"], topic["offsets"])
+                first = (topic["topic"], topic["partitions"] if topic["exists"] else "missing", records)
                 shown = first if number == 0 else ("", "", "")
                 table.add_row(*map(str, (*shown, group["group"], group["members"], group["lag"])))
         console.print(table)
@@ -149,7 +167,7 @@ def _show(found: dict[str, Any], wrong: dict[str, RtfmError]) -> None:
         console.print(table)
     for name in ("archive", "chroma"):
         if found[name] is not None:
-            counts = ", ".join(f"{count} {what}" for what, count in found[name].items()) or "empty"
+            counts = _counts(name, found[name]) or "empty"
             console.print(Text(f"{name}: {counts}"), soft_wrap=True)
     for guild_id, why in (found["rebuild_due"] or {}).items():
         guild = f"guild {guild_id}" if guild_id else "direct messages"

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import click
 
-from cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings, table_console
+from cli.options import (
+    bootstrap_servers_option,
+    echo_json,
+    examples,
+    json_option,
+    load_settings,
+    records_shown,
+    table_console,
+)
 
 
 @click.group()
@@ -54,7 +62,9 @@ def list_(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
     from rtfm.streams.topics import TopicAdmin
 
     settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)
-    states = TopicAdmin(settings, catalogue.load(settings.schemas_dir)).states()
+    admin = TopicAdmin(settings, catalogue.load(settings.schemas_dir))
+    states = admin.states()
+    counts = {state.topic: admin.records(state) for state in states}
     if as_json:
         echo_json(
             {
@@ -62,7 +72,8 @@ def list_(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
                     {
                         "topic": state.topic,
                         "partitions": state.partitions,
-                        "records": state.records,
+                        "records": counts[state.topic],
+                        "offsets": state.offsets,
                         "lag": state.lag,
                         "config": state.config,
                     }
@@ -78,9 +89,11 @@ def list_(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
 
     table = Table("topic", "partitions", "records", "retention", "lag", box=None)
     for state in states:
-        lag = ", ".join(f"{group}: {records}" for group, records in state.lag.items())
+        lag = ", ".join(f"{group}: {behind}" for group, behind in state.lag.items())
         hours = int(state.config.get("retention.ms") or 0) // 3_600_000
-        table.add_row(state.topic, str(state.partitions), str(state.records), f"{hours} h", lag)
+        table.add_row(
+            state.topic, str(state.partitions), records_shown(counts[state.topic], state.offsets), f"{hours} h", lag
+        )
     table_console().print(table)
 
 

@@ -5,9 +5,11 @@ Owns every metric's name and help. No message content and no secret is logged at
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import random
+import socket
 import sys
 import threading
 import time
@@ -235,13 +237,50 @@ def _wrong(checks: dict[str, Callable[[], str | None]]) -> dict[str, str]:
     return {name: line for name, line in found.items() if line is not None}
 
 
+MAX_CONNECTIONS = 16
+"""Open at a time to the metrics port; one more closes the oldest. Prometheus, a supervisor and a person need three."""
+
+IDLE_S = 5.0
+"""Seconds without a byte after which a connection to the metrics port is closed."""
+
+
+class _BoundedServer(ThreadingHTTPServer):
+    """A thread for each connection, and few of them: whoever holds connections open closes only older ones."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._open: dict[Any, None] = {}  # in the order in which they came
+        self._open_lock = threading.Lock()
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._open_lock:
+            self._open[request] = None
+            if len(self._open) > MAX_CONNECTIONS:
+                oldest = next(iter(self._open))
+                del self._open[oldest]
+                with contextlib.suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)  # its thread reads the end of it
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._open_lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log it only for who looks for it: mostly whoever asked has gone."""
+        get_logger(__name__).debug("a request to the metrics port failed", exc_info=True)
+
+
 class MetricsServer:
     """One small HTTP port with /metrics, /healthz and /readyz, served from a daemon thread."""
 
     def __init__(self, health: Health, host: str, port: int) -> None:
         """Open the port; 0 takes a free one. Raises OSError when it cannot be had."""
-        self._server = ThreadingHTTPServer((host, port), _handler(health))
-        self._server.daemon_threads = True
+        self._server = _BoundedServer((host, port), _handler(health))
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
 
@@ -257,6 +296,8 @@ class MetricsServer:
 
 def _handler(health: Health) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
+        timeout = IDLE_S
+
         def do_GET(self) -> None:
             match self.path.partition("?")[0]:
                 case "/metrics":

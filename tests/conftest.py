@@ -15,9 +15,9 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -27,6 +27,9 @@ from hypothesis import settings as hypothesis_settings
 
 from rtfm.settings import Settings
 from tests.shared_stack import SharedStack
+
+if TYPE_CHECKING:
+    from rtfm.knowledge.archive import SqlArchive
 
 # Timing is never asserted in a test.
 hypothesis_settings.register_profile("rtfm", deadline=None)
@@ -160,6 +163,18 @@ def bare_settings(stack: StackAddresses, tmp_path: Path) -> Iterator[Settings]:
     """Settings with a prefix and a database of their own; no topics, no schemas, no tables."""
     with _settings(stack, tmp_path, template="template1") as settings:
         yield settings
+
+
+@pytest.fixture
+def archive(stack: StackAddresses, migrated_database: str, tmp_path: Path) -> Iterator[SqlArchive]:
+    """An archive of its own, migrated and empty."""
+    from rtfm.knowledge.archive import SqlArchive
+
+    with (
+        _settings(stack, tmp_path, template=migrated_database) as settings,
+        closing(SqlArchive(settings.database_url)) as opened,
+    ):
+        yield opened
 
 
 @pytest.fixture

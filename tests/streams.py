@@ -242,6 +242,6 @@ def _progress(settings: Settings) -> GroupProgress:
 
 
 def produced(settings: Settings, contracts: Contracts, topic: str) -> int:
-    """How many records ``topic`` has."""
+    """How many offsets ``topic`` has."""
     states = TopicAdmin(settings, contracts.catalogue).states()
-    return next(state.records for state in states if state.topic == topic)
+    return next(state.offsets for state in states if state.topic == topic)

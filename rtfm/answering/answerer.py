@@ -286,7 +286,7 @@ def _retrieved(passage: Passage) -> RetrievedPassage:
         kind=SourceKind.MESSAGE,
         acl_channel_id=sources.acl_channel_id(passage.messages[0]),
         message_ids=[message.message_id for message in passage.messages],
-        score=passage.score,
+        score=passage.pull,  # what they are sorted by
     )
 
 

@@ -1,7 +1,9 @@
 """From a ``BotResponse`` to one reply on Discord.
 
-Promises one reply per question as long as the channel's history can be read: each part has a nonce that Discord
-checks for some minutes, and after that the channel is searched for the parts that are already there. What is meant
+Posts only what answers a question that the bot itself asked and that is still open, as the archive's row of it says;
+everything else in the topic is counted and skipped, whatever it holds. Promises one reply per question as long as the
+channel's history can be read: each part is recorded once it is posted, and has a nonce that Discord checks for some
+minutes; after that the channel is searched for the parts that are already there. The row is closed last. What is meant
 for the asker alone goes out by direct message, never where others read. The caller commits after ``deliver`` returns.
 """
 
@@ -9,55 +11,79 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import cast
 
 import aiohttp
 import discord
 
 from rtfm.bot import messages, replies, visibility
-from rtfm.errors import InvalidEvent, Unavailable
+from rtfm.bot.client import RtfmClient
+from rtfm.errors import Unavailable
 from rtfm.events import Audience, BotResponse, Outcome, TimestampMillis
+from rtfm.knowledge.archive import OpenQuestion, SqlArchive
 from rtfm.telemetry import IGNORED_EVENTS, RESPONSES_DELIVERED, get_logger
 
 log = get_logger(__name__)
 
-CONSOLE = "c"  # query ids of the command line begin with it
 # Discord promises to know a nonce for "the past few minutes"; within this, a second send cannot make a second reply.
 NONCE_HOLDS_MS = 60_000
 _SEARCHED_MESSAGES = 1_000
 _TIMEOUT_S = 15.0  # less than the grace of a shutdown, which waits for replies under way
 _CLOCK_SKEW_MS = 60_000
+_HOLDS_AN_ANSWER = (Outcome.ANSWERED, Outcome.EXTRACTED)
+
+
+class _Refused(Exception):
+    """Discord will never take the reply."""
 
 
 class ReplyDelivery:
     """Posts answers through a client that is logged in."""
 
-    def __init__(self, client: discord.Client, *, clock_ms: Callable[[], TimestampMillis]) -> None:
+    def __init__(self, client: RtfmClient, archive: SqlArchive, *, clock_ms: Callable[[], TimestampMillis]) -> None:
         self._client = client
+        self._archive = archive
         self._clock_ms = clock_ms
 
     async def deliver(self, response: BotResponse) -> None:
         """Post ``response`` where it belongs, or count why not.
 
-        Raises Unavailable when Discord does not take it now, and InvalidEvent when it never will.
+        Raises Unavailable when Discord does not take it now, when the gateway is not connected (rights would be checked
+        against what was known before), or when the archive does not answer. No response makes it raise anything else:
+        whoever can write the topic could end the bot with it.
         """
-        if response.query_id.startswith(CONSOLE):
-            RESPONSES_DELIVERED.labels("console").inc()
-            return
         if response.outcome is Outcome.UNKNOWN:
             IGNORED_EVENTS.labels("bot-responses", "unknown_outcome").inc()
             return
-        _check_ids(response)
+        question = await asyncio.to_thread(self._archive.questions.find, response.query_id)
+        if question is None:
+            # Another service's, the console's, one that is answered already, or a forged one.
+            IGNORED_EVENTS.labels("bot-responses", "no_open_question").inc()
+            return
+        if (field := _differing_field(question, response)) is not None:
+            IGNORED_EVENTS.labels("bot-responses", f"another_{field}").inc()
+            log.warning(
+                "a response differs from its question, it is not posted", field=field, query_id=question.query_id
+            )
+            return
+        self._check_gateway()
         try:
-            async with _discord_errors(response), asyncio.timeout(_TIMEOUT_S):
-                result = await self._post(response)
+            async with _discord_errors(question), asyncio.timeout(_TIMEOUT_S):
+                result = await self._post(response, late=self._clock_ms() > question.expires_at)
         except (discord.Forbidden, discord.NotFound) as exc:
             result = "forbidden" if isinstance(exc, discord.Forbidden) else "gone"
-            log.warning("a reply could not be posted", result=result, query_id=response.query_id, code=exc.code)
+            log.warning("a reply could not be posted", result=result, query_id=question.query_id, code=exc.code)
+        except _Refused:
+            result = "refused"
+        await asyncio.to_thread(self._archive.questions.close, question.query_id)
         RESPONSES_DELIVERED.labels(result).inc()
 
-    async def _post(self, response: BotResponse) -> str:
+    def _check_gateway(self) -> None:
+        if (trouble := self._client.trouble()) is not None:
+            raise Unavailable("Discord", trouble)
+
+    async def _post(self, response: BotResponse, *, late: bool) -> str:
         guild = self._client.get_guild(int(response.guild_id)) if response.guild_id else None
         if response.guild_id and guild is None:
             return "gone"
@@ -70,34 +96,52 @@ class ReplyDelivery:
             if not isinstance(channel, discord.TextChannel | discord.Thread):
                 return "gone"
             visible = visibility.visible_to_readers_of(channel)
-            return await self._send(response, channel, visible)
-        # UNKNOWN counts as ASKER.
+            return await self._send(response, channel, visible, late=late)
         asker = await self._client.create_dm(discord.Object(int(response.asker_id)))
-        return await self._send(response, asker, visibility.visible_to_all(guild) if guild else [])
+        return await self._send(response, asker, visibility.visible_to_all(guild) if guild else [], late=late)
 
     async def _send(
         self,
         response: BotResponse,
         channel: discord.TextChannel | discord.Thread | discord.DMChannel,
         visible: list[str],
+        *,
+        late: bool,
     ) -> str:
-        if visibility.may_show(response.citations, response.retrieved, visible):
-            parts, result = replies.compose(response), "posted"
-        else:
+        answer = _composed(response)
+        if late and response.outcome is not Outcome.EXPIRED:
+            parts, result = [replies.line(Outcome.EXPIRED)], "late"
+        elif answer is None:
+            parts, result = [replies.line(Outcome.FAILED)], "invalid"
+        elif not _may_show(response, visible):
             parts, result = [replies.NO_LONGER_SHOWN], "withheld"
+        else:
+            parts, result = answer, "posted"
         reference = self._reference(response, channel)
-        done = await self._parts_already_there(response, channel, reference, parts)
+        done = await self._parts_already_there(response, channel, reference, [answer or [], parts])
         if done >= len(parts):
             return "already_there"
         for number, part in enumerate(parts[done:], start=done):
-            await channel.send(
+            self._check_gateway()
+            posted = await channel.send(
                 part,
                 nonce=replies.nonce(response.query_id, number),
                 allowed_mentions=discord.AllowedMentions.none(),
                 suppress_embeds=True,
                 reference=cast("discord.MessageReference", reference),  # None is taken, but not in its overloads
             )
+            await self._record(response, number, posted)
         return result
+
+    async def _record(self, response: BotResponse, part: int, posted: discord.Message) -> None:
+        await asyncio.to_thread(
+            self._archive.record_sent,
+            response.query_id,
+            part,
+            channel_id=str(posted.channel.id),
+            message_id=str(posted.id),
+            sent_at=self._clock_ms(),
+        )
 
     def _reference(self, response: BotResponse, channel: discord.abc.Snowflake) -> discord.MessageReference | None:
         if response.query_message_id is None or str(channel.id) != response.channel_id:
@@ -111,41 +155,73 @@ class ReplyDelivery:
         response: BotResponse,
         channel: discord.TextChannel | discord.Thread | discord.DMChannel,
         reference: discord.MessageReference | None,
-        parts: list[str],
+        versions: Sequence[Sequence[str]],
     ) -> int:
-        """How many parts an earlier delivery has posted, when that can be longer ago than Discord knows nonces."""
+        """How many parts an earlier delivery has posted, of whichever of ``versions`` it was.
+
+        The channel is searched when that can be longer ago than Discord knows nonces.
+        """
+        recorded = await asyncio.to_thread(self._recorded_parts, response.query_id)
         if self._clock_ms() - response.answered_at < NONCE_HOLDS_MS:
-            return 0
+            return recorded
         after = messages.snowflake_at(TimestampMillis(response.answered_at - _CLOCK_SKEW_MS))
         own_id = self._client.user.id if self._client.user else 0
-        found = 0
+        wanted, found = max(map(len, versions)), 0
         try:
             async for message in channel.history(
                 limit=_SEARCHED_MESSAGES, after=discord.Object(after), oldest_first=True
             ):
-                if message.author.id == own_id and _is_part(message, reference, parts[found]):
+                texts = {parts[found].strip() for parts in versions if found < len(parts)}
+                if message.author.id == own_id and _is_part(message, reference, texts):
                     found += 1
-                if found == len(parts):
+                if found == wanted:
                     break
         except discord.Forbidden:
             log.warning("an earlier reply cannot be looked for without the right to read history", channel=channel.id)
-        return found
+        return max(recorded, found)
+
+    def _recorded_parts(self, query_id: str) -> int:
+        number = 0
+        while self._archive.sent(query_id, number) is not None:
+            number += 1
+        return number
 
 
-def _check_ids(response: BotResponse) -> None:
-    ids = (response.guild_id or "0", response.channel_id, response.query_message_id or "0", response.asker_id)
-    if not all(value.isascii() and value.isdigit() for value in ids):
-        raise InvalidEvent(f"the response to {response.query_id} names a place or person by what is no Discord id")
+def _differing_field(question: OpenQuestion, response: BotResponse) -> str | None:
+    """What of ``response`` is not as ``question`` has it, as a word; None when it answers the question."""
+    pairs = {
+        "guild": (question.guild_id, response.guild_id),
+        "channel": (question.channel_id, response.channel_id),
+        "message": (question.message_id, response.query_message_id),
+        "asker": (question.asker_id, response.asker_id),
+        "audience": (question.audience, response.audience),
+    }
+    return next((word for word, (asked, answered) in pairs.items() if asked != answered), None)
 
 
-def _is_part(message: discord.Message, reference: discord.MessageReference | None, part: str) -> bool:
+def _composed(response: BotResponse) -> list[str] | None:
+    """The parts of the reply; None when a value in it, such as a time beyond year 9999, cannot be written."""
+    try:
+        return replies.compose(response)
+    except (OverflowError, ValueError) as exc:
+        log.warning("a response cannot be written out", query_id=response.query_id, error=type(exc).__name__)
+        return None
+
+
+def _may_show(response: BotResponse, visible: list[str]) -> bool:
+    if response.outcome in _HOLDS_AN_ANSWER and not response.retrieved:
+        return False  # nothing says whose messages it rests on
+    return visibility.may_show(response.citations, response.retrieved, visible)
+
+
+def _is_part(message: discord.Message, reference: discord.MessageReference | None, texts: set[str]) -> bool:
     if reference is None:
-        return message.content.strip() == part.strip()
+        return message.content.strip() in texts
     return message.reference is not None and message.reference.message_id == reference.message_id
 
 
 @contextlib.asynccontextmanager
-async def _discord_errors(response: BotResponse) -> AsyncIterator[None]:
+async def _discord_errors(question: OpenQuestion) -> AsyncIterator[None]:
     """Discord's errors as ours, but for 403 and 404, which are answers."""
     try:
         yield
@@ -156,4 +232,5 @@ async def _discord_errors(response: BotResponse) -> AsyncIterator[None]:
     except discord.HTTPException as exc:
         if exc.status in (401, 429):
             raise Unavailable("Discord", f"Discord refuses requests now: {exc.status}") from exc
-        raise InvalidEvent(f"Discord refused the reply to {response.query_id}: {exc.status}, code {exc.code}") from exc
+        log.warning("Discord refused a reply", query_id=question.query_id, status=exc.status, code=exc.code)
+        raise _Refused from exc

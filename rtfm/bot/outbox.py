@@ -62,6 +62,7 @@ class Outbox:
         self._under_way: dict[int, _Entry] = {}
         self._failed: list[_Entry] = []
         self._count = 0
+        self._shown = 0
         self._dropping = False
         self._trouble: str | None = None
         self._closed = False
@@ -106,7 +107,9 @@ class Outbox:
         return len(self._waiting) + len(self._under_way) + len(self._failed)
 
     def _note_change(self) -> None:
-        OUTBOX_EVENTS.set(self._size())
+        # The gauge is the sum over the outboxes of the process.
+        OUTBOX_EVENTS.inc(self._size() - self._shown)
+        self._shown = self._size()
         self._changed.notify_all()
 
     def _run(self) -> None:

@@ -38,9 +38,14 @@ def compose(response: BotResponse) -> list[str]:
     """The parts to post for ``response``, in order; none for an outcome that this version does not know."""
     if response.outcome is Outcome.UNKNOWN:
         return []
-    answer = response.answer.strip() or _LINES.get(response.outcome, _LINES[Outcome.NOT_FOUND])
+    answer = response.answer.strip() or line(response.outcome)
     sources = "\n".join(_source(citation) for citation in response.citations)
     return split(f"{answer}\n\n**Sources**\n{sources}" if sources else answer)
+
+
+def line(outcome: Outcome) -> str:
+    """What is said for an outcome without an answer."""
+    return _LINES.get(outcome, _LINES[Outcome.NOT_FOUND])
 
 
 def jump_link(guild_id: str | None, channel_id: str, message_id: str) -> str:

@@ -8,6 +8,7 @@ ready; only what an operator must change ends it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import signal
 import threading
@@ -19,12 +20,14 @@ from typing import TypeVar
 import aiohttp
 import discord
 
-from rtfm.bot.client import RtfmClient
+from rtfm.bot.asking import QuestionSender
+from rtfm.bot.client import Publish, RtfmClient
 from rtfm.bot.delivery import ReplyDelivery
 from rtfm.bot.outbox import Outbox
 from rtfm.contracts import Contracts, open_contracts
 from rtfm.errors import ConfigError, TransientError, Unavailable
-from rtfm.events import TimestampMillis
+from rtfm.events import BotQuery, DiscordMessage, TimestampMillis
+from rtfm.knowledge.archive import SqlArchive
 from rtfm.settings import Settings
 from rtfm.streams.pipeline import Handler, Output, Pipeline, Record
 from rtfm.streams.producer import EventProducer
@@ -77,31 +80,50 @@ async def _serve(settings: Settings, token: str, stop: threading.Event) -> None:
     log.info("metrics and health", address=f"http://{settings.metrics_host}:{metrics.port}")
     try:
         contracts = open_contracts(settings)
-        with EventProducer(settings, contracts) as producer:
-            outbox = Outbox(producer)
-            outbox.start()
-            health.ready_when("outbox", outbox.trouble)
-            try:
-                await _run(settings, token, contracts, outbox, health, stop)
-            finally:
-                left = await asyncio.to_thread(outbox.close, settings.shutdown_grace_s)
-                # The outbox has waited for its records as long as there is time; the producer need not wait again.
-                await asyncio.to_thread(producer.close, 0)
-                if left:
-                    log.error("events could not be handed to Kafka before the end", events=left)
+        with contextlib.closing(SqlArchive(settings.database_url)) as archive:
+            with EventProducer(settings, contracts) as producer:
+                # Two, so that messages do not wait for the archive when it is down: only questions need it.
+                heard = Outbox(producer)
+                questions = Outbox(QuestionSender(producer, archive, clock_ms=_now_ms))
+                health.ready_when("outbox", heard.trouble)
+                health.ready_when("questions", questions.trouble)
+                heard.start()
+                questions.start()
+                try:
+                    await _run(settings, token, contracts, archive, partial(_publish, heard, questions), health, stop)
+                finally:
+                    left = await asyncio.gather(
+                        *(asyncio.to_thread(outbox.close, settings.shutdown_grace_s) for outbox in (heard, questions))
+                    )
+                    # The outboxes have waited for their records as long as there is time; the producer need not again.
+                    await asyncio.to_thread(producer.close, 0)
+                    if sum(left):
+                        log.error("events could not be handed to Kafka before the end", events=sum(left))
     finally:
         metrics.stop()
         log.info("stopped")
 
 
+def _publish(heard: Outbox, questions: Outbox, topic: str, event: DiscordMessage | BotQuery) -> bool:
+    return (questions if isinstance(event, BotQuery) else heard).put(topic, event)
+
+
 async def _run(
-    settings: Settings, token: str, contracts: Contracts, outbox: Outbox, health: Health, stop: threading.Event
+    settings: Settings,
+    token: str,
+    contracts: Contracts,
+    archive: SqlArchive,
+    publish: Publish,
+    health: Health,
+    stop: threading.Event,
 ) -> None:
     """Run gateway and responses side by side until ``stop``, or until one of them ends with an error."""
     stopped = asyncio.create_task(_wait(stop, health))
     if await _once_available(partial(_contracts_are_registered, contracts), stop) is None:
         return
-    client = await _once_available(partial(_log_in, settings, token, outbox, health), stop)
+    if await _once_available(partial(_archive_is_of_this_version, archive), stop) is None:
+        return
+    client = await _once_available(partial(_log_in, settings, token, publish, health), stop)
     if client is None:
         return
     draining = threading.Event()
@@ -110,7 +132,7 @@ async def _run(
         contracts,
         group=GROUP,
         topic="bot-responses",
-        handler=_handler(ReplyDelivery(client, clock_ms=_now_ms), asyncio.get_running_loop()),
+        handler=_handler(ReplyDelivery(client, archive, clock_ms=_now_ms), asyncio.get_running_loop()),
         health=health,
         concurrency=_CONCURRENT_REPLIES,
         stop=draining,
@@ -160,10 +182,16 @@ async def _contracts_are_registered(contracts: Contracts) -> bool:
     return True
 
 
-async def _log_in(settings: Settings, token: str, outbox: Outbox, health: Health) -> RtfmClient:
+async def _archive_is_of_this_version(archive: SqlArchive) -> bool:
+    """Migrate the archive where that is due; while another process does, the caller waits."""
+    await asyncio.to_thread(archive.migrate, wait_s=0)
+    return True
+
+
+async def _log_in(settings: Settings, token: str, publish: Publish, health: Health) -> RtfmClient:
     """A client that is logged in; a new one each time, as discord.py's cannot log in twice."""
     client = RtfmClient(
-        outbox.put,
+        publish,
         query_expiry_s=settings.query_expiry_s,
         api=settings.discord_api,
         gateway=settings.discord_gateway,

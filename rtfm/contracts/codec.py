@@ -78,7 +78,12 @@ class EventCodec(Generic[Event]):
             return self._decode
         known = self._decoders.get(id(writer_schema))
         if known is None or known[0] is not writer_schema:
-            known = self._decoders[id(writer_schema)] = (writer_schema, self._resolved(writer_schema))
+            try:
+                decode = self._resolved(writer_schema)
+            except RecursionError:
+                why = f"{self.event_class.__name__} is not read from records of a schema that is nested too deeply"
+                decode = lambda _: _undecodable(why)  # noqa: E731 - as the other decoders
+            known = self._decoders[id(writer_schema)] = (writer_schema, decode)
         return known[1]
 
     def source_for(self, writer_schema: Schema) -> str:

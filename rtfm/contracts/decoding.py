@@ -16,7 +16,7 @@ import attrs
 from attrs import NOTHING, define, field
 
 from rtfm.contracts import reference, shapes, varints
-from rtfm.contracts.tree import Field, Node
+from rtfm.contracts.tree import Field, Node, is_size, takes_no_bytes
 
 _WIDER = {"long": ("int",), "float": ("int", "long"), "double": ("int", "long", "float")}
 
@@ -250,20 +250,26 @@ def _without_null(slot: shapes.Slot) -> shapes.Shape:
 
 
 def _skip_field(state: DecoderState, entry: Field, path: str, depth: int) -> None:
-    name = state.name("skip", skipper(entry.node, {}))
+    name = state.name("skip", skipper(entry.node, {}, {}))
     state.line(depth, f"p = {name}(data, p)", f"{path}.{entry.name}")
 
 
 Skip = Callable[[bytes, int], int]
 
 
-def skipper(node: Node, made: dict[int, Skip]) -> Skip:
+def skipper(node: Node, made: dict[int, Skip], empty: dict[int, bool]) -> Skip:
     """A function from (data, position of a ``node``) to the position behind it; IndexError or Misfit when cut short.
 
-    ``made`` holds the functions of the records above, so that a recursive one finds itself.
+    Raises Unresolvable for a type that cannot be. ``made`` holds the functions of the records above, so that a
+    recursive one finds itself, ``empty`` which records take no bytes.
     """
     if id(node) in made:
         return made[id(node)]
+    if takes_no_bytes(node, empty):
+        # At once: such records can be nested so that they have more fields than anybody can step over.
+        return lambda _, p: p
+    if node.kind == "fixed" and not is_size(node.size):
+        raise Unresolvable(f"{node.name} has the size {node.size!r}")
     match node.kind:
         case "null" | "boolean" | "float" | "double" | "fixed":
             width = {"null": 0, "boolean": 1, "float": 4, "double": 8}.get(node.kind, node.size)
@@ -273,18 +279,18 @@ def skipper(node: Node, made: dict[int, Skip]) -> Skip:
         case "string" | "bytes":
             return lambda data, p: sum(varints.decode_length(data, p))
         case "union":
-            branches = [skipper(branch, made) for branch in node.branches]
+            branches = [skipper(branch, made, empty) for branch in node.branches]
             return lambda data, p: _skip_union(branches, data, p)
         case "record":
             parts: list[Skip] = []
             made[id(node)] = lambda data, p: _skip_all(parts, data, p)
-            parts.extend(skipper(entry.node, made) for entry in node.fields)
+            parts.extend(skipper(entry.node, made, empty) for entry in node.fields)
             return made[id(node)]
         case _:
             assert node.items is not None  # noqa: S101 - what is left are arrays and maps
-            inner = [skipper(node.items, made)]
+            inner = [skipper(node.items, made, empty)]
             if node.kind == "map":
-                inner.insert(0, skipper(Node("string"), made))
+                inner.insert(0, skipper(Node("string"), made, empty))
             return lambda data, p: _skip_blocks(inner, data, p)
 
 
@@ -308,7 +314,10 @@ def _skip_blocks(inner: list[Skip], data: bytes, p: int) -> int:
             p += size
         else:
             for _ in range(count):
+                before = p
                 p = _skip_all(inner, data, p)
+                if p == before:
+                    break  # items that take no bytes: there may be as many as the record has bytes, in each block
     return p + 1
 
 

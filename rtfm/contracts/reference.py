@@ -17,7 +17,7 @@ import fastavro
 
 from rtfm.contracts import shapes
 from rtfm.contracts.catalogue import Schema
-from rtfm.contracts.tree import Node, parse
+from rtfm.contracts.tree import Node, is_size, parse, takes_no_bytes
 
 Plain = dict[str, Any]
 
@@ -59,33 +59,31 @@ def decoder(shape: shapes.Record, schema: Schema, writer_schema: Schema, skip: i
 
 
 def hazard(schema: Schema) -> str | None:
-    """What in a writer's schema lets a few bytes ask fastavro for any amount of memory or stack; None for nothing."""
-    return _hazard(parse(schema), ())
+    """What in a writer's schema lets a few bytes ask fastavro for any amount of time, memory or stack, if anything.
+
+    RecursionError for a schema that is nested too deeply to be walked.
+    """
+    return _hazard(parse(schema), (), {}, set())
 
 
-def _hazard(node: Node, inside: tuple[Node, ...]) -> str | None:
+def _hazard(node: Node, inside: tuple[Node, ...], no_bytes: dict[int, bool], seen: set[int]) -> str | None:
     if node in inside:
         return f"{node.name} contains itself"
+    if id(node) in seen:
+        return None
     parts = [entry.node for entry in node.fields] + list(node.branches) + ([node.items] if node.items else [])
     for part in parts:
-        if found := _hazard(part, (*inside, node)):
+        if found := _hazard(part, (*inside, node), no_bytes, seen):
             return found
+    seen.add(id(node))
+    if node.kind == "fixed" and not is_size(node.size):
+        return f"{node.name} has the size {node.size!r}"
     # Only now, when nothing in the items is known to contain itself.
-    if node.kind == "array" and node.items is not None and _takes_no_bytes(node.items):
+    if node.kind == "array" and node.items is not None and takes_no_bytes(node.items, no_bytes):
         return "the items of an array take no bytes"
+    if node.kind == "record" and any(part.kind == "record" and takes_no_bytes(part, no_bytes) for part in parts):
+        return "a record in a record takes no bytes"
     return None
-
-
-def _takes_no_bytes(node: Node) -> bool:
-    match node.kind:
-        case "null":
-            return True
-        case "fixed":
-            return node.size == 0
-        case "record":
-            return all(_takes_no_bytes(entry.node) for entry in node.fields)
-        case _:
-            return False
 
 
 def plain(value: Any) -> Any:

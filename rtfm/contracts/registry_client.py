@@ -21,9 +21,16 @@ from rtfm.errors import ConfigError, PermanentError, Unavailable, UnknownSchema
 # Confluent's error codes; a 404 without one of them comes from a wrong address.
 _NOT_FOUND = (40401, 40402, 40403, 40408)
 
+MAX_ANSWER_BYTES = 1_000_000
+"""The rest of a longer answer is not read. The schemas here have some ten thousand bytes."""
+
 
 class SchemaRefused(PermanentError):
     """The registry refuses a schema: invalid, or incompatible with a version that it holds."""
+
+
+class _AnswerTooLong(PermanentError):
+    """An answer has more than MAX_ANSWER_BYTES."""
 
 
 class RegistryClient:
@@ -50,7 +57,11 @@ class RegistryClient:
 
         Raises UnknownSchema when it stands for something else than an Avro record that can be read by itself.
         """
-        answer = self._request("GET", f"/schemas/ids/{schema_id}", timeout_s=timeout_s)
+        try:
+            answer = self._request("GET", f"/schemas/ids/{schema_id}", timeout_s=timeout_s)
+        except _AnswerTooLong as exc:
+            # No record of it can be read, and whoever can register schemas must not end a service with one.
+            raise UnknownSchema(f"schema id {schema_id}: {exc}") from exc
         if answer is None:
             return None
         try:
@@ -122,18 +133,20 @@ class RegistryClient:
         """The answer as JSON; None when the registry says that there is no such thing."""
         bound_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
 
-        def ask() -> httpx.Response:
-            return self._client.request(method, self.url + path, json=body, timeout=bound_s)
+        def ask() -> tuple[int, bytes]:
+            with self._client.stream(method, self.url + path, json=body, timeout=bound_s) as response:
+                return response.status_code, _start_of(response)
 
         try:
-            response = within(bound_s, ask)
+            status, content = within(bound_s, ask)
         except TimeoutError as exc:
             raise self._unavailable(f"no answer within {bound_s:g} s") from exc
         except (httpx.HTTPError, RuntimeError) as exc:  # RuntimeError: the client was closed meanwhile
             late = isinstance(exc, httpx.TimeoutException)
             raise self._unavailable(f"no answer within {bound_s:g} s" if late else str(exc)) from exc
-        status = response.status_code
-        answer = _json(response)
+        if len(content) > MAX_ANSWER_BYTES:
+            raise _AnswerTooLong(f"{self.url} answers with more than {MAX_ANSWER_BYTES} bytes to {method} {path}")
+        answer = _json(content)
         if status == 404 and isinstance(answer, dict) and answer.get("error_code") in _NOT_FOUND:
             return None
         if status in (401, 403):
@@ -143,7 +156,7 @@ class RegistryClient:
             )
         if status in (409, 422):
             said = answer.get("message") if isinstance(answer, dict) else None
-            raise SchemaRefused(f"the schema registry refuses it: {said or response.text[:200]}")
+            raise SchemaRefused(f"the schema registry refuses it: {said or content[:200].decode(errors='replace')}")
         if status >= 500 or status in (408, 429):
             raise self._unavailable(f"it answers {status}")
         if status >= 300 or answer is None:
@@ -165,8 +178,18 @@ def _body(schema: Schema) -> dict[str, Any]:
     return {"schema": json.dumps(schema, separators=(",", ":"), ensure_ascii=False), "schemaType": "AVRO"}
 
 
-def _json(response: httpx.Response) -> Any:
+def _start_of(response: httpx.Response) -> bytes:
+    """The content, or so much of it that it can be seen to be too long."""
+    content = bytearray()
+    for chunk in response.iter_bytes():
+        content += chunk
+        if len(content) > MAX_ANSWER_BYTES:
+            break
+    return bytes(content)
+
+
+def _json(content: bytes) -> Any:
     try:
-        return response.json()
-    except ValueError:
+        return json.loads(content)
+    except (ValueError, RecursionError):
         return None

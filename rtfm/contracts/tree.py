@@ -64,6 +64,27 @@ def parse(schema: Any) -> Node:
     return _node(schema, "", {})
 
 
+def is_size(size: Any) -> bool:
+    """Whether a fixed can have this size; fastavro's check of a schema takes anything."""
+    return type(size) is int and size >= 0
+
+
+def takes_no_bytes(node: Node, known: dict[int, bool]) -> bool:
+    """Whether every value of ``node`` is written as nothing at all; ``known`` keeps the verdicts, one a node."""
+    match node.kind:
+        case "null":
+            return True
+        case "fixed":
+            return node.size == 0
+        case "record":
+            if id(node) not in known:
+                known[id(node)] = True  # for a record that contains itself; no value of such a type can be written
+                known[id(node)] = all(takes_no_bytes(entry.node, known) for entry in node.fields)
+            return known[id(node)]
+        case _:
+            return False
+
+
 def _node(schema: Any, namespace: str, named: dict[str, Node]) -> Node:
     if isinstance(schema, list):
         return Node("union", branches=tuple(_node(branch, namespace, named) for branch in schema))

@@ -1,25 +1,41 @@
 """Reads chat exports in DiscordChatExporter's JSON shape.
 
 Owns the check that a file is such an export, and what of it becomes events. A file that is none raises; a message that
-is broken is left out with its place and the reason. Writes nothing.
+is broken is left out with its place and the reason. Memory does not grow with the file. Writes nothing.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import define, field, frozen
 
 from rtfm.errors import ConfigError
 from rtfm.events import Attachment, ChannelKind, DiscordMessage, MessageChange, TimestampMillis
+from rtfm.knowledge import json_items
+from rtfm.knowledge.json_items import Item, Member, NotJson
 
-MAX_FILE_BYTES = 2 * 1024**3
-"""A larger file is refused: it is read into memory whole. The exporter splits large channels with --partition."""
+MAX_PLACES = 1_000
+"""Messages of a file that are left out with their place; more are counted only."""
+
+MAX_EVENT_BYTES = 990_000
+"""A longer event is left out: with its key and headers it would be over what Kafka takes, 1,000,000 bytes."""
+
+_MAX_REASONS = 100
+_OTHER_REASONS = "other reasons"
+_MESSAGES = "messages"
+
+_MENTIONS_IN = 10_000
+"""Characters of a message in which names are looked for; Discord takes 4,000."""
+
+_MENTIONED = 500
+"""People of a message whose names are looked for; Discord takes 100."""
 
 _KINDS = {
     "GuildTextChat": ChannelKind.TEXT,
@@ -52,9 +68,28 @@ class LeftOut:
     why: str
 
 
+@define
+class LeftOutState:
+    """The messages of a file that were left out: how many, for which reasons, and the first ones with their places."""
+
+    count: int = 0
+    first: list[LeftOut] = field(factory=list)
+    reasons: Counter[str] = field(factory=Counter)
+
+    def add(self, where: str, why: str) -> None:
+        """Count one more."""
+        self.count += 1
+        if len(self.first) < MAX_PLACES:
+            self.first.append(LeftOut(where=where, why=why))
+        self.reasons[why if why in self.reasons or len(self.reasons) < _MAX_REASONS else _OTHER_REASONS] += 1
+
+
 @frozen(kw_only=True)
 class ChatExport:
-    """One file: a channel and what was said in it. ``guild_id`` is None for direct messages."""
+    """One file: a channel and what was said in it. ``guild_id`` is None for direct messages.
+
+    ``count`` messages become events; they are read again for each use, since a file may be larger than memory.
+    """
 
     path: Path
     guild_id: str | None
@@ -62,25 +97,61 @@ class ChatExport:
     channel_kind: ChannelKind
     channel_name: str
     parent_channel_id: str | None
-    messages: list[DiscordMessage]
-    left_out: list[LeftOut]
+    count: int
+    left_out: LeftOutState
+
+    def messages(self) -> Iterator[DiscordMessage]:
+        """The messages in their order. Raises ConfigError when the file has changed and is no export any more."""
+        for entry in _entries(self.path):
+            if isinstance(entry, Item):
+                with contextlib.suppress(_Broken):
+                    yield _message(entry.value, self)
 
 
 class _Broken(Exception):
     """Why a message, or the head of a file, cannot be read."""
 
 
+_NO_HEAD = ChatExport(
+    path=Path(),
+    guild_id=None,
+    channel_id="",
+    channel_kind=ChannelKind.UNKNOWN,
+    channel_name="",
+    parent_channel_id=None,
+    count=0,
+    left_out=LeftOutState(),
+)
+"""To check messages with that stand before the guild and the channel."""
+
+
 def read_export(path: Path) -> ChatExport:
-    """Read one export.
+    """Check one export, all of it.
 
     Raises ConfigError for a file that cannot be read, is no JSON or is something else, with the place in it.
     """
-    document = _load(path)
+    head: dict[str, Any] = {}
+    left_out, count = LeftOutState(), 0
+    for entry in _entries(path):
+        if isinstance(entry, Member):
+            if entry.key == _MESSAGES and _MESSAGES in head:
+                raise ConfigError(
+                    f"{path} is not a chat export: it has messages twice", hint="Export the channel again."
+                )
+            if entry.key in (_MESSAGES, "guild", "channel"):
+                head[entry.key] = entry.value
+            continue
+        try:
+            _message(entry.value, _NO_HEAD)
+            count += 1
+        except _Broken as exc:
+            named = entry.value.get("id") if isinstance(entry.value, dict) else None
+            place = f"messages[{entry.number}]"
+            left_out.add(f"{place} (id {named})" if _is_snowflake(named) else place, str(exc))
     try:
-        guild = _object(document, "guild")
-        channel = _object(document, "channel")
-        messages = document.get("messages")
-        if not isinstance(messages, list):
+        guild = _object(head, "guild")
+        channel = _object(head, "channel")
+        if not isinstance(head.get(_MESSAGES), list):
             raise _Broken("messages is no list")
         guild_id = _snowflake(guild, "id", "guild.id")
         channel_id = _snowflake(channel, "id", "channel.id")
@@ -93,7 +164,7 @@ def read_export(path: Path) -> ChatExport:
     parent = channel.get("categoryId")
     if kind in _THREADS and parent is not None and not _is_snowflake(parent):
         raise ConfigError(f"{path}: channel.categoryId is no id", hint="Export the channel again.")
-    export = ChatExport(
+    return ChatExport(
         path=path,
         guild_id=None if guild_id == _DIRECT_GUILD else guild_id,
         channel_id=channel_id,
@@ -101,44 +172,23 @@ def read_export(path: Path) -> ChatExport:
         channel_name=_clean(str(channel.get("name") or channel_id)),
         # The exporter names a thread's parent in the category's fields.
         parent_channel_id=str(parent) if kind in _THREADS and parent else None,
-        messages=[],
-        left_out=[],
+        count=count,
+        left_out=left_out,
     )
-    for number, message in enumerate(messages):
-        place = f"messages[{number}]"
-        try:
-            export.messages.append(_message(message, export))
-        except _Broken as exc:
-            named = message.get("id") if isinstance(message, dict) else None
-            where = f"{place} (id {named})" if isinstance(named, str) and named.isdigit() else place
-            export.left_out.append(LeftOut(where=where, why=str(exc)))
-    return export
 
 
-def _load(path: Path) -> Mapping[str, Any]:
+def _entries(path: Path) -> Iterator[Member | Item]:
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise ConfigError(
-                f"{path} has {size} bytes, more than {MAX_FILE_BYTES}", hint="Export it in parts: --partition 100mb."
-            )
-        data = path.read_bytes()
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path} is no file, which is read more than once", hint="Save the export to a file.")
+        yield from json_items.read(path, array=_MESSAGES)
     except OSError as exc:
         raise ConfigError(f"{path} cannot be read: {exc.strerror or exc}") from exc
-    try:
-        document = json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as exc:
-        raise ConfigError(f"{path}, byte {exc.start}: not UTF-8", hint="Export the channel as JSON.") from exc
-    except json.JSONDecodeError as exc:
+    except NotJson as exc:
+        place = f"{path}, {exc}" if str(exc).startswith(("line", "byte")) else f"{path} is not a chat export: {exc}"
         raise ConfigError(
-            f"{path}, line {exc.lineno}, column {exc.colno}: not JSON: {exc.msg}",
-            hint="Export the channel as JSON; an export that was interrupted ends in the middle.",
+            place, hint="Export the channel as JSON; an export that was interrupted ends in the middle."
         ) from exc
-    except RecursionError as exc:
-        raise ConfigError(f"{path} is nested too deeply to be a chat export") from exc
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path} is not a chat export: it holds no JSON object", hint="Export the channel as JSON.")
-    return document
 
 
 def _message(message: object, export: ChatExport) -> DiscordMessage:
@@ -147,7 +197,7 @@ def _message(message: object, export: ChatExport) -> DiscordMessage:
     message_id = _snowflake(message, "id", "id")
     kind = message.get("type", "Default")
     if kind not in _SAID:
-        raise _Broken(f"a notice of type {kind}" if isinstance(kind, str) else "type is no text")
+        raise _Broken(f"a notice of type {kind[:50]}" if isinstance(kind, str) else "type is no text")
     author = _object(message, "author")
     content = _string(message, "content", "content")
     edited = message.get("timestampEdited")
@@ -174,8 +224,8 @@ def _message(message: object, export: ChatExport) -> DiscordMessage:
 
 def _with_markup(content: str, mentions: list[tuple[str, list[str]]]) -> str:
     """The content as Discord has it: the exporter writes ``@name`` for a mention, Discord ``<@id>``."""
-    of_name = {name: user for user, names in mentions for name in names if name}
-    if not of_name:
+    of_name = {name: user for user, names in mentions[:_MENTIONED] for name in names if name}
+    if not of_name or len(content) > _MENTIONS_IN:
         return content
     longest_first = sorted(of_name, key=lambda name: -len(name))
     pattern = re.compile("@(" + "|".join(re.escape(name) for name in longest_first) + r")(?!\w)")

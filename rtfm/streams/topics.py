@@ -5,11 +5,12 @@ The whole plan is made and checked before the first change. Partitions are added
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Future
 from typing import Any
 
 from attrs import frozen
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # not all of them are in its __all__
     AdminClient,
     AlterConfigOpType,
@@ -34,6 +35,12 @@ GROUPS = {
 """Consumer groups by the topic that they read, without prefix."""
 
 
+COUNTED_AT_MOST = 20_000
+"""Offsets of a topic whose records are counted one by one for a listing; some 20 MB."""
+
+COUNTING_S = 5.0
+
+
 @frozen(kw_only=True)
 class Step:
     """One change to one topic: ``create``, ``add partitions``, ``configure``, or ``none``."""
@@ -47,12 +54,15 @@ class Step:
 
 @frozen(kw_only=True)
 class TopicState:
-    """What a topic is on the cluster. ``end_offsets`` and ``lag`` count records."""
+    """What a topic is on the cluster.
+
+    ``offsets`` lie between its start and its end; the markers of transactions and what was aborted have some of them.
+    """
 
     topic: str
     partitions: int
     config: dict[str, str]
-    records: int
+    offsets: int
     lag: dict[str, int]
 
 
@@ -108,7 +118,7 @@ class TopicAdmin:
         return changes
 
     def states(self) -> list[TopicState]:
-        """Each topic of the catalogue that exists, with its records and the lag of its groups."""
+        """Each topic of the catalogue that exists, with its offsets and the lag of its groups."""
         partitions = self._partitions()
         topics = [topic for topic in self._catalogue.topics.values() if topic.name in partitions]
         configs = self._configs(topics)
@@ -119,6 +129,48 @@ class TopicAdmin:
             raise translated(exc, self._settings, "reading offsets") from exc
         finally:
             consumer.close()
+
+    def records(self, state: TopicState, *, at_most: int = COUNTED_AT_MOST) -> int | None:
+        """How many committed records a topic has, counted by reading it.
+
+        None where it has more than ``at_most`` offsets, or reading takes longer than COUNTING_S: Kafka itself does not
+        know. Raises Unavailable without an answer.
+        """
+        if state.offsets > at_most:
+            return None
+        name = topic_name(self._settings, state.topic)
+        consumer = Consumer(
+            {
+                **client_config(self._settings),
+                "group.id": "rtfm-offsets",
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+                "enable.partition.eof": True,
+            }
+        )
+        try:
+            consumer.assign([TopicPartition(name, number, OFFSET_BEGINNING) for number in range(state.partitions)])
+            return self._count(consumer, state.partitions)
+        except KafkaException as exc:
+            raise translated(exc, self._settings, f"reading {name}") from exc
+        finally:
+            consumer.close()
+
+    def _count(self, consumer: Consumer, partitions: int) -> int | None:
+        count = 0
+        ended: set[int | None] = set()
+        until_s = time.monotonic() + COUNTING_S
+        while len(ended) < partitions:
+            if time.monotonic() > until_s:
+                return None
+            for message in consumer.consume(1_000, timeout=0.2):
+                if (error := message.error()) is None:
+                    count += 1
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    ended.add(message.partition())
+                else:
+                    raise KafkaException(error)
+        return count
 
     def delete(self) -> None:
         """Delete every topic of the catalogue under this prefix. Refused without a prefix."""
@@ -145,7 +197,7 @@ class TopicAdmin:
             topic=topic.name,
             partitions=partitions,
             config={key: config.get(key, "") for key in _wanted(topic, self._settings.kafka_replication_factor)},
-            records=sum(high - low for low, high in marks),
+            offsets=sum(high - low for low, high in marks),
             lag=lag,
         )
 

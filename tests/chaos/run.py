@@ -357,7 +357,7 @@ def _settled(scene: Scene, chaos: Chaos, limit_s: float) -> bool:
     while time.monotonic() < until_s:
         chaos.revive()
         try:
-            ends = {state.topic: state.records for state in topics.states()}
+            ends = {state.topic: state.offsets for state in topics.states()}
             done = {follower.topic: follower.committed() for follower in scene.pace.followers}
         except RtfmError as exc:
             chaos.say(str(exc))

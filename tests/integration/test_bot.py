@@ -13,21 +13,33 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
 from attrs import evolve
 
-from rtfm.bot.service import run_bot
-from rtfm.contracts import open_contracts
+from rtfm.bot.service import GROUP, run_bot
+from rtfm.contracts import catalogue, open_contracts
 from rtfm.errors import ConfigError
-from rtfm.events import Audience, BotQuery, BotResponse, DiscordMessage, MessageChange, Outcome, TimestampMillis
+from rtfm.events import (
+    Audience,
+    BotQuery,
+    BotResponse,
+    DiscordMessage,
+    MessageChange,
+    Outcome,
+    RetrievedPassage,
+    SourceKind,
+    TimestampMillis,
+)
 from rtfm.knowledge.archive import SqlArchive
 from rtfm.processor.service import run_processor
 from rtfm.settings import Settings
 from rtfm.streams.consumer import EventReader
 from rtfm.streams.pipeline import Record
 from rtfm.streams.producer import EventProducer
+from rtfm.streams.topics import TopicAdmin
 from tests.conftest import environment_of
 from tests.fakes.discord import FakeDiscord, FakeGuild, FakeMessage
 
@@ -139,6 +151,11 @@ def _readiness(settings: Settings) -> tuple[int, dict[str, str]]:
         return 0, {}
 
 
+def _lag(settings: Settings) -> int:
+    states = {state.topic: state for state in TopicAdmin(settings, catalogue.load()).states()}
+    return states["bot-responses"].lag[GROUP]
+
+
 def records(settings: Settings, topic: str, count: int) -> list[Record]:
     """The first ``count`` records of a topic, by the time they were produced."""
     found: list[Record] = []
@@ -170,9 +187,34 @@ def response_to(asked: FakeMessage, *, answer: str = "Use ntfs-3g.", ago_ms: int
         audience=Audience.PUBLIC,
         outcome=Outcome.ANSWERED,
         answer=answer,
+        retrieved=[
+            RetrievedPassage(
+                passage_id="p5", kind=SourceKind.MESSAGE, acl_channel_id=asked.channel.id, message_ids=["5"], score=1.0
+            )
+        ],
         answered_at=TimestampMillis(time.time_ns() // 1_000_000 - ago_ms),
         elapsed_ms=5,
     )
+
+
+def open_question(settings: Settings, response: BotResponse) -> BotResponse:
+    """Let the bot have asked what ``response`` answers, before it was started."""
+    now = TimestampMillis(time.time_ns() // 1_000_000)
+    query = BotQuery(
+        query_id=response.query_id,
+        guild_id=response.guild_id,
+        channel_id=response.channel_id,
+        message_id=response.query_message_id,
+        asker_id=response.asker_id,
+        question="how?",
+        asked_at=now,
+        expires_at=TimestampMillis(now + 600_000),
+        audience=response.audience,
+        visible_channel_ids=[response.channel_id],
+    )
+    with contextlib.closing(SqlArchive(settings.database_url)) as archive:
+        archive.questions.open(query, now=now)
+    return response
 
 
 def test_a_missing_token_is_named() -> None:
@@ -256,6 +298,40 @@ def test_a_mention_is_asked_and_its_answer_is_replied_once(
     assert len(fake.posted_in(general)) == 2
 
 
+def test_clients_1_responses_to_the_questions_of_others_do_not_stop_the_bot(
+    bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild
+) -> None:
+    """400 of them, some with a real channel and person: nothing is posted, nothing is a dead letter, and the bot's own
+    question is answered after them.
+    """
+    (general,), (ada,) = guild.channels, guild.members
+    with running_bot(bot_settings, fake):
+        asked = fake.says(general, ada, "!rtfm how?")
+        records(bot_settings, "bot-queries", 1)
+        own = response_to(asked)
+        foreign = [
+            evolve(
+                own,
+                query_id=f"helpdesk-{uuid.uuid4()}" if number % 2 else str(uuid.uuid4()),
+                query_message_id=None if number % 3 else "9" * 40,
+                asker_id=ada.id if number % 5 == 0 else f"helpdesk-{number}",
+                guild_id=guild.id if number % 4 else None,
+                outcome=Outcome.NOT_FOUND if number % 7 else Outcome.ANSWERED,
+            )
+            for number in range(400)
+        ]
+        produce(bot_settings, *foreign, evolve(own, asker_id="9" * 40), own)
+        fake.wait_until(lambda: bool(fake.replies_to(asked)), "no reply")
+        fake.wait_until(lambda: _lag(bot_settings) == 0, "not all responses were read")
+        assert _readiness(bot_settings) == (200, {})
+    (reply,) = fake.posted_in(general)
+    assert (reply.content, fake.count("POST", "/users/@me/channels")) == ("Use ntfs-3g.", 0)
+    states = {state.topic: state for state in TopicAdmin(bot_settings, catalogue.load()).states()}
+    assert states["dead-letters"].offsets == 0
+    with contextlib.closing(SqlArchive(bot_settings.database_url)) as archive:
+        assert archive.questions.find(own.query_id) is None
+
+
 def test_a_question_is_answered_from_what_was_said(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
     """With the processor between: the answer quotes a message of this server and links to it, and pings nobody."""
     (general,), (ada,) = guild.channels, guild.members
@@ -274,10 +350,10 @@ def test_a_question_is_answered_from_what_was_said(bot_settings: Settings, fake:
 
 
 def test_an_answer_is_not_repeated_by_the_next_bot(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
-    """What was committed is not read again, and what is redelivered much later is found in the channel."""
+    """What was committed is not read again, and a later copy answers no open question."""
     (general,), (ada,) = guild.channels, guild.members
     asked = fake.says(general, ada, "!rtfm how?", announce=False)
-    response = response_to(asked)
+    response = open_question(bot_settings, response_to(asked))
     with running_bot(bot_settings, fake):
         produce(bot_settings, response)
         fake.wait_until(lambda: bool(fake.replies_to(asked)), "no reply")
@@ -285,7 +361,7 @@ def test_an_answer_is_not_repeated_by_the_next_bot(bot_settings: Settings, fake:
     produce(bot_settings, evolve(response, answered_at=TimestampMillis(response.answered_at - 61_000)))
     with running_bot(bot_settings, fake):
         last = fake.says(general, ada, "!rtfm and then?", announce=False)
-        produce(bot_settings, response_to(last))
+        produce(bot_settings, open_question(bot_settings, response_to(last)))
         fake.wait_until(lambda: bool(fake.replies_to(last)), "no second reply")
     assert len(fake.posted_in(general)) == 2
 
@@ -296,7 +372,7 @@ def test_an_answer_waits_while_discord_is_down(bot_settings: Settings, fake: Fak
     with running_bot(bot_settings, fake):
         asked = fake.says(general, ada, "!rtfm how?", announce=False)
         fake.fails("POST", "/messages", 503, times=2)
-        produce(bot_settings, response_to(asked))
+        produce(bot_settings, open_question(bot_settings, response_to(asked)))
         fake.wait_until(lambda: bool(fake.replies_to(asked)), "no reply")
     assert len(fake.replies_to(asked)) == 1
 
@@ -317,13 +393,13 @@ def test_a_bot_killed_before_its_commit_makes_no_second_reply(
     last = fake.says(general, ada, "!rtfm and then?", announce=False)
     fake.stalls("POST", "/messages")
     with bot_process(bot_settings, fake) as process:
-        produce(bot_settings, response_to(asked, ago_ms=61_000))
+        produce(bot_settings, open_question(bot_settings, response_to(asked, ago_ms=61_000)))
         fake.wait_until(lambda: bool(fake.replies_to(asked)), "no reply")
         process.kill()
         process.wait()
     fake.forgets_nonces()
     with running_bot(bot_settings, fake):
-        produce(bot_settings, response_to(last))
+        produce(bot_settings, open_question(bot_settings, response_to(last)))
         fake.wait_until(lambda: bool(fake.replies_to(last)), "no second reply")
         fake.wait_until(lambda: fake.count("GET", "/messages") >= 2, "the first answer was not looked for again")
     assert len(fake.posted_in(general)) == 2

@@ -133,6 +133,15 @@ def test_what_was_imported_can_be_found_when_import_returns(settings: Settings, 
     assert "{" not in explained.stdout + explained.stderr
 
 
+def test_low_a_message_that_no_record_can_hold_is_left_out(settings: Settings, cli: Cli, tmp_path: Path) -> None:
+    """The rest is imported, and the reason is said."""
+    file = written(tmp_path, "talk.json", [TALK[0], entry(7, "é" * 600_000), TALK[2]])
+    done = cli(settings, "import", "--no-wait", str(file))
+    assert done.stdout.startswith("1 file: 2 messages sent, 1 left out (1 × more than the 990000 bytes")
+    assert "message 1007" in done.stderr
+    assert messages_in_kafka(settings) == 2
+
+
 def test_search_and_eval_say_what_is_wrong_in_one_line(settings: Settings, cli: Cli, tmp_path: Path) -> None:
     """A guild that is not there, a file of questions that is none, a database that does not answer."""
     questions = tmp_path / "questions.jsonl"

@@ -165,3 +165,51 @@ def test_records_of_a_schema_that_could_ask_for_any_amount_are_not_read(field_ty
     data = struct.pack(">bI", 0, 7) + b"\x00" * 40
     with pytest.raises(UndecodableRecord, match=what):
         own.decode(data, hostile)
+
+
+def hostile(field_type: Any, *, by_fastavro: bool) -> Any:
+    """DiscordMessage's schema with a field of this type in front of all others."""
+    own = codec().schema
+    # A union of so many types is left to fastavro.
+    many = ["string", *({"type": "fixed", "name": f"Hash{number}", "size": 1} for number in range(70))]
+    fields = [
+        {**entry, "type": many} if by_fastavro and entry["name"] == "content" else entry for entry in own["fields"]
+    ]
+    return {**own, "fields": [{"name": "extra", "type": field_type}, *fields]}
+
+
+@pytest.mark.parametrize("by_fastavro", [False, True])
+@pytest.mark.parametrize("size", [-1, True, "5", 1.5])
+def test_low_a_fixed_of_an_impossible_size_is_undecodable(size: Any, by_fastavro: bool) -> None:
+    """An array of them would be stepped over backwards, for ever."""
+    fixed = {"type": "array", "items": {"type": "fixed", "name": "F", "size": size}}
+    with pytest.raises(UndecodableRecord, match="has the size"):
+        codec().decode(struct.pack(">bI", 0, 7) + b"\x02" * 60, hostile(fixed, by_fastavro=by_fastavro))
+
+
+@pytest.mark.parametrize("by_fastavro", [False, True])
+def test_low_records_without_bytes_take_no_time_however_they_are_nested(by_fastavro: bool) -> None:
+    """Sixty levels of two fields each are more fields than can ever be stepped over."""
+    nest: Any = {"type": "record", "name": "R0", "fields": []}
+    for level in range(1, 61):
+        fields = [{"name": "a", "type": nest}, {"name": "b", "type": f"R{level - 1}"}]
+        nest = {"type": "record", "name": f"R{level}", "fields": fields}
+    with pytest.raises(UndecodableRecord):
+        codec().decode(struct.pack(">bI", 0, 7) + b"\x00" * 60, hostile(nest, by_fastavro=by_fastavro))
+
+
+def test_low_items_without_bytes_take_no_time_however_many_they_are() -> None:
+    """A block of three bytes can count as many of them as the record has bytes, and there is room for many blocks."""
+    block = varints.encode_long(150_000).encode("latin-1")
+    data = struct.pack(">bI", 0, 7) + block * 100_000 + b"\x00" * 150_000
+    with pytest.raises(UndecodableRecord):
+        codec().decode(data, hostile({"type": "array", "items": "null"}, by_fastavro=False))
+
+
+def test_low_a_schema_that_is_nested_too_deeply_is_undecodable() -> None:
+    """Whoever walks it first comes to the end of the stack."""
+    nest: Any = "string"
+    for level in range(2_000):
+        nest = {"type": "record", "name": f"D{level}", "fields": [{"name": "x", "type": nest}]}
+    with pytest.raises(UndecodableRecord, match="nested too deeply"):
+        codec().decode(struct.pack(">bI", 0, 7) + b"\x00" * 60, hostile(nest, by_fastavro=False))

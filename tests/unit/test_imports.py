@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from rtfm.errors import ConfigError
 from rtfm.events import ChannelKind, MessageChange
-from rtfm.knowledge.imports import read_export
+from rtfm.knowledge.imports import MAX_PLACES, read_export
 
 
 def export(messages: list[Any], **channel: Any) -> dict[str, Any]:
@@ -95,8 +96,8 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
 def test_a_broken_message_is_left_out_and_the_rest_is_read(broken: Any, why: str, tmp_path: Path) -> None:
     """With its place and the reason."""
     read = read_export(written(tmp_path, export([entry(1), broken, entry(3)])))
-    assert [message.message_id for message in read.messages] == ["1001", "1003"]
-    (left_out,) = read.left_out
+    assert [message.message_id for message in read.messages()] == ["1001", "1003"]
+    (left_out,) = read.left_out.first
     assert left_out.where.startswith("messages[1]")
     assert why in left_out.why
 
@@ -116,7 +117,7 @@ def test_a_message_keeps_everything_that_the_event_has_room_for(tmp_path: Path) 
             )
         ]
     )
-    (message,) = read_export(written(tmp_path, document)).messages
+    (message,) = read_export(written(tmp_path, document)).messages()
     assert message.created_at == 1_714_564_800_250
     assert message.edited_at == 1_714_564_800_000
     assert message.author_name == "Ada L"
@@ -142,18 +143,72 @@ def test_the_kind_of_channel_decides_who_may_read_it(
     kind: str, expected: ChannelKind, parent: str | None, tmp_path: Path
 ) -> None:
     """A kind that is not known is private, and only a thread has a parent."""
-    read = read_export(written(tmp_path, export([entry(1)], type=kind)))
-    assert (read.messages[0].channel_kind, read.messages[0].parent_channel_id) == (expected, parent)
+    (message,) = read_export(written(tmp_path, export([entry(1)], type=kind))).messages()
+    assert (message.channel_kind, message.parent_channel_id) == (expected, parent)
 
 
 def test_direct_messages_are_of_no_guild(tmp_path: Path) -> None:
     """The exporter calls their guild 0."""
     document = export([entry(1)], type="DirectTextChat")
     document["guild"]["id"] = "0"
-    assert read_export(written(tmp_path, document)).messages[0].guild_id is None
+    (message,) = read_export(written(tmp_path, document)).messages()
+    assert message.guild_id is None
 
 
 def test_half_a_surrogate_pair_becomes_a_character_that_can_be_sent(tmp_path: Path) -> None:
     """UTF-8 cannot carry it, and one message must not stop an import."""
     file = written(tmp_path, export([entry(1, content="a\ud800b")]))
-    assert read_export(file).messages[0].content == "a\N{REPLACEMENT CHARACTER}b"
+    (message,) = read_export(file).messages()
+    assert message.content == "a\N{REPLACEMENT CHARACTER}b"
+
+
+def test_low_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """Neither for messages nor for what is left out: somebody else may have written the file."""
+    file = written(tmp_path, export([entry(number) if number % 2 else {} for number in range(36_000)]))
+    assert file.stat().st_size > 4_000_000
+    tracemalloc.start()
+    read = read_export(file)
+    count = sum(1 for _ in read.messages())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (count, read.count, read.left_out.count) == (18_000, 18_000, 18_000)
+    assert len(read.left_out.first) == MAX_PLACES
+    assert read.left_out.reasons == {"id is missing": 18_000}
+    assert peak < 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [("id", "id is no id"), ("content", "content is no text"), ("timestamp", "timestamp is no text"), ("x", None)],
+)
+def test_low_a_number_of_5000_digits_is_its_messages_own_fault(place: str, why: str | None, tmp_path: Path) -> None:
+    """Python refuses to read such a number; where nobody looks at it, it does no harm."""
+    document = json.dumps(export([entry(1), entry(2, **{place: "NUMBER"})])).replace('"NUMBER"', "7" * 5_000)
+    read = read_export(written(tmp_path, document))
+    assert [message.message_id for message in read.messages()] == ["1001"] + ["1002"] * (why is None)
+    assert [left_out.why for left_out in read.left_out.first if why and why in left_out.why] == [
+        left_out.why for left_out in read.left_out.first
+    ]
+
+
+def test_messages_may_stand_before_what_they_belong_to(tmp_path: Path) -> None:
+    """JSON's members have no order."""
+    document = export([entry(1)])
+    read = read_export(written(tmp_path, dict(reversed(document.items()))))
+    (message,) = read.messages()
+    assert (message.guild_id, message.channel_id) == ("100", "200")
+
+
+def test_messages_that_stand_twice_are_refused(tmp_path: Path) -> None:
+    """Readers of JSON do not agree on which counts."""
+    document = json.dumps(export([entry(1)]))[:-1] + ', "messages": []}'
+    with pytest.raises(ConfigError, match="messages twice"):
+        read_export(written(tmp_path, document))
+
+
+def test_low_many_names_in_a_long_message_take_no_time(tmp_path: Path) -> None:
+    """They are looked for only where Discord could have had them."""
+    people = [{"id": str(number), "name": f"{'a' * 20}{number}"} for number in range(20_000)]
+    read = read_export(written(tmp_path, export([entry(1, content="@" * 500_000, mentions=people)])))
+    (message,) = read.messages()
+    assert message.content == "@" * 500_000

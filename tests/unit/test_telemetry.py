@@ -1,6 +1,10 @@
 """The small HTTP port of a service, its health, and traces."""
 
+import contextlib
 import json
+import socket
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -91,6 +95,26 @@ def test_metrics_are_served_with_their_help(server: telemetry.MetricsServer) -> 
 def test_an_unknown_path_is_not_found(server: telemetry.MetricsServer) -> None:
     """No stack trace, no listing."""
     assert get(server, "/etc/passwd")[0] == 404
+
+
+def test_low_idle_connections_take_few_threads_and_keep_nobody_from_asking(server: telemetry.MetricsServer) -> None:
+    """The oldest is closed for a new one, so that the supervisor's question is answered."""
+    before = threading.active_count()
+    with contextlib.ExitStack() as connections:
+        for _ in range(100):
+            connections.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        assert get(server, "/healthz")[0] == 200
+        deadline = time.monotonic() + 60
+        while threading.active_count() - before > telemetry.MAX_CONNECTIONS:
+            assert time.monotonic() < deadline, "threads of closed connections"
+            time.sleep(0.05)
+
+
+def test_low_a_connection_that_says_nothing_is_closed(server: telemetry.MetricsServer) -> None:
+    """Its thread ends with it."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall(b"GET /heal")
+        assert connection.recv(1) == b""
 
 
 def test_a_child_stays_in_its_parents_trace_with_a_span_of_its_own() -> None:

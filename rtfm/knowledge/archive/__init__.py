@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from rtfm.knowledge.archive.answers import KeptAnswer
 from rtfm.knowledge.archive.collections import CollectionChanged
+from rtfm.knowledge.archive.questions import OpenQuestion
 from rtfm.knowledge.archive.rows import (
     Change,
     Channel,
@@ -27,6 +28,7 @@ __all__ = [
     "Erasures",
     "GuildCollection",
     "KeptAnswer",
+    "OpenQuestion",
     "SqlArchive",
     "StoredMessage",
     "StoredPassage",

@@ -13,6 +13,7 @@ from rtfm.events import TimestampMillis
 from rtfm.knowledge.archive.answers import ArchiveAnswers
 from rtfm.knowledge.archive.collections import ArchiveCollections
 from rtfm.knowledge.archive.database import MIGRATION_WAIT_S, Database
+from rtfm.knowledge.archive.questions import ArchiveQuestions
 from rtfm.knowledge.archive.reading import ArchiveReading
 from rtfm.knowledge.archive.rows import Channel
 from rtfm.knowledge.archive.staging import Staging
@@ -37,6 +38,7 @@ class SqlArchive:
         self.writing = ArchiveWriting(self._database)
         self.reading = ArchiveReading(self._database)
         self.answers = ArchiveAnswers(self._database)
+        self.questions = ArchiveQuestions(self._database)
 
     @contextmanager
     def staging(self, guild_id: str) -> Iterator[Staging]:

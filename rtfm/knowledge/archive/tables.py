@@ -159,3 +159,16 @@ sent = Table(
     Column("sent_at", BigInteger, nullable=False),
     PrimaryKeyConstraint("query_id", "part"),
 )
+
+open_questions = Table(
+    "open_questions",
+    metadata,
+    Column("query_id", Text, primary_key=True),
+    Column("guild_id", Text, nullable=False),
+    Column("channel_id", Text, nullable=False),
+    Column("message_id", Text),
+    Column("asker_id", Text, nullable=False),
+    Column("audience", Text, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Index("open_questions_expiry", "expires_at"),
+)

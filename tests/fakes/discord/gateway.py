@@ -44,6 +44,7 @@ class Gateway:
     address: Callable[[], str]
     allows_message_content: bool = True
     refuses_with: int | None = None
+    away: bool = False
     heartbeats: int = 0
     identified: int = 0
     resumed: int = 0
@@ -69,6 +70,8 @@ class Gateway:
 
     async def serve(self, request: web.Request) -> web.WebSocketResponse:
         """Serve one connection."""
+        if self.away:
+            raise web.HTTPServiceUnavailable
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         await socket.send_str(json.dumps({"op": HELLO, "d": {"heartbeat_interval": 5_000}}))

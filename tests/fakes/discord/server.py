@@ -199,6 +199,16 @@ class FakeDiscord:
         """Close every connection to the gateway."""
         self._do(self._gateway.close(code))
 
+    def loses_gateway(self) -> None:
+        """Close every connection to the gateway, forget the sessions and take no connection; REST goes on."""
+        self._gateway.away = True
+        self.closes_gateway(1001)
+        self.forgets_sessions()
+
+    def regains_gateway(self) -> None:
+        """Take connections to the gateway again."""
+        self._gateway.away = False
+
     def closes_every_gateway(self, code: int) -> None:
         """Close every coming connection to the gateway when it identifies."""
         self._gateway.refuses_with = code
@@ -327,7 +337,7 @@ class FakeDiscord:
         for person in (person for guild in self._guilds for person in guild.members):
             if person.id == wanted:
                 return _json(self.direct_channel(person).payload())
-        return _json({"code": 50007, "message": "Cannot send messages to this user"}, status=403)
+        return _json({"code": 50033, "message": "Invalid Recipient(s)"}, status=400)
 
     async def _get_member(self, request: web.Request) -> web.Response:
         for guild in self._guilds:

@@ -1,0 +1,81 @@
+"""The questions that the bot asked and that wait for their response: one row each, without the question's text.
+
+Promises that a question which is open stays as it was asked first, and that a row is removed at the latest
+``KEPT_AFTER_EXPIRY_MS`` after the question expired, when the next question is opened. Does not decide who may read
+an answer.
+"""
+
+from __future__ import annotations
+
+from attrs import frozen
+from sqlalchemy import delete, select
+from sqlalchemy.dialects.postgresql import insert
+
+from rtfm.errors import InvalidEvent
+from rtfm.events import Audience, BotQuery, TimestampMillis
+from rtfm.knowledge.archive.database import Database
+from rtfm.knowledge.archive.rows import guild_key
+from rtfm.knowledge.archive.tables import open_questions
+
+KEPT_AFTER_EXPIRY_MS = 24 * 3600 * 1000
+"""The retention of bot-responses: a response that says EXPIRED can be read as late as this."""
+
+
+@frozen(kw_only=True)
+class OpenQuestion:
+    """What the response to a question must repeat."""
+
+    query_id: str
+    guild_id: str | None
+    channel_id: str
+    message_id: str | None
+    asker_id: str
+    audience: Audience
+    expires_at: TimestampMillis
+
+
+class ArchiveQuestions:
+    """Reads and writes of ``open_questions``. Raises what ``Database.begin`` raises."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def open(self, query: BotQuery, *, now: TimestampMillis) -> None:
+        """Keep ``query`` as open; a row that exists stays as it is. Removes the rows that expired long ago."""
+        values = {
+            "query_id": query.query_id,
+            "guild_id": guild_key(query.guild_id),
+            "channel_id": query.channel_id,
+            "message_id": query.message_id,
+            "asker_id": query.asker_id,
+            "audience": query.audience.value,
+            "expires_at": query.expires_at,
+        }
+        with self._database.begin() as connection:
+            connection.execute(delete(open_questions).where(open_questions.c.expires_at < now - KEPT_AFTER_EXPIRY_MS))
+            connection.execute(insert(open_questions).values(values).on_conflict_do_nothing())
+
+    def find(self, query_id: str) -> OpenQuestion | None:
+        """The open question with this id, which may be any text; None if there is none."""
+        statement = select(open_questions).where(open_questions.c.query_id == query_id)
+        try:
+            with self._database.begin() as connection:
+                row = connection.execute(statement).one_or_none()
+        except InvalidEvent:
+            return None  # what PostgreSQL cannot store is the id of no row
+        if row is None:
+            return None
+        return OpenQuestion(
+            query_id=row.query_id,
+            guild_id=row.guild_id or None,
+            channel_id=row.channel_id,
+            message_id=row.message_id,
+            asker_id=row.asker_id,
+            audience=Audience(row.audience),
+            expires_at=TimestampMillis(row.expires_at),
+        )
+
+    def close(self, query_id: str) -> None:
+        """Remove the row: no further response to this question is wanted."""
+        with self._database.begin() as connection:
+            connection.execute(delete(open_questions).where(open_questions.c.query_id == query_id))

@@ -1,0 +1,89 @@
+"""The registry's client before a server of our own that answers as no registry should."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from rtfm.contracts.registry_client import MAX_ANSWER_BYTES, RegistryClient
+from rtfm.errors import PermanentError, UnknownSchema
+
+Write = Callable[[bytes], object]
+
+
+@contextmanager
+def registry(answer: Callable[[Write], object], **headers: str) -> Iterator[RegistryClient]:
+    """A client of a server that gives everybody ``answer``."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            answer(self.wfile.write)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is the base class's
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    client = RegistryClient(f"http://127.0.0.1:{server.server_address[1]}", timeout_s=30)
+    try:
+        yield client
+    finally:
+        client.close()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_low_a_schema_without_end_is_not_read() -> None:
+    """Reading stops after a megabyte, and records of that id are dead letters."""
+    sent = 0
+    over = threading.Event()
+
+    def answer(write: Write) -> None:
+        nonlocal sent
+        try:
+            while True:
+                sent += len(b"x" * 65_536)
+                write(b"x" * 65_536)
+        except OSError:
+            over.set()
+
+    with registry(answer) as client:
+        with pytest.raises(UnknownSchema, match=f"more than {MAX_ANSWER_BYTES} bytes"):
+            client.schema_of(7)
+        assert over.wait(60)
+    assert sent < 20 * MAX_ANSWER_BYTES  # the rest stood in the sockets
+
+
+def test_low_a_list_of_versions_without_end_is_a_named_error() -> None:
+    """The commands that look at all versions say what is wrong instead of breaking."""
+    with registry(lambda write: write(b"1," * MAX_ANSWER_BYTES)) as client:
+        with pytest.raises(PermanentError, match="/versions"):
+            client.versions("discord-messages")
+
+
+def test_low_a_small_answer_that_unpacks_to_a_large_one_is_not_unpacked_whole() -> None:
+    """Compression makes a kilobyte of a megabyte."""
+    packed = gzip.compress(b"x" * 50 * MAX_ANSWER_BYTES)
+    with registry(lambda write: write(packed), Content_Encoding="gzip") as client:
+        with pytest.raises(UnknownSchema, match="more than"):
+            client.schema_of(7)
+
+
+def test_an_answer_of_a_usual_length_is_read_whole() -> None:
+    """The bound is far above every schema here."""
+    schema = {"type": "record", "name": "A", "fields": [{"name": "x", "type": "string", "doc": "d" * 200_000}]}
+    body = json.dumps({"schema": json.dumps(schema)}).encode()
+    with registry(lambda write: write(body)) as client:
+        assert client.schema_of(7) == schema
