@@ -50,7 +50,7 @@ LISTED = [*CHANNELS, PRIVATE_THREAD.channel_id]
 SOME_LISTED = (0, 1, 2, 4, 6, 8, 8, 9, 9, 9)
 """How many of them a question lists."""
 
-FIRST_MESSAGES = 300
+FIRST_MESSAGES = 120
 """Said before the first worker starts; how fast they are archived is what the machine can do."""
 
 
