@@ -13,8 +13,8 @@ import pytest
 import sqlalchemy
 
 from rtfm.errors import ConfigError, RtfmError, Unavailable
-from rtfm.events import Audience, BotResponse, ChannelKind, Citation, Outcome, SourceKind, TimestampMillis
-from rtfm.knowledge.archive import KeptAnswer, SqlArchive
+from rtfm.events import Audience, BotQuery, BotResponse, ChannelKind, Citation, Outcome, SourceKind, TimestampMillis
+from rtfm.knowledge.archive import KeptAnswer, OpenQuestion, SqlArchive
 from rtfm.knowledge.archive.database import Database
 from rtfm.settings import Settings
 
@@ -319,6 +319,55 @@ def test_the_first_record_of_a_sent_part_stays(archive: SqlArchive) -> None:
     assert archive.sent("m1", 0) == "5"
     assert archive.sent("m1", 1) is None
     assert archive.own_messages(["5", "6"]) == {"5"}
+
+
+def test_an_open_question_stays_as_it_was_asked_until_it_is_closed(archive: SqlArchive) -> None:
+    """A second row of the same question changes nothing; a closed one is gone."""
+    query = BotQuery(
+        query_id="m1",
+        guild_id="100",
+        channel_id="200",
+        message_id="1",
+        asker_id="7",
+        question="how?",
+        asked_at=TimestampMillis(0),
+        expires_at=TimestampMillis(600_000),
+        audience=Audience.PUBLIC,
+        visible_channel_ids=["200"],
+    )
+    archive.questions.open(query, now=TimestampMillis(0))
+    archive.questions.open(attrs.evolve(query, channel_id="201"), now=TimestampMillis(1))
+    assert archive.questions.find("m1") == OpenQuestion(
+        query_id="m1",
+        guild_id="100",
+        channel_id="200",
+        message_id="1",
+        asker_id="7",
+        audience=Audience.PUBLIC,
+        expires_at=TimestampMillis(600_000),
+    )
+    archive.questions.close("m1")
+    assert archive.questions.find("m1") is None
+
+
+def test_a_question_whose_response_never_comes_is_removed_a_day_after_it_expired(archive: SqlArchive) -> None:
+    """When the next one is opened; until then its asker can still be told that it expired."""
+    query = BotQuery(
+        query_id="m1",
+        channel_id="200",
+        asker_id="7",
+        question="how?",
+        asked_at=TimestampMillis(0),
+        expires_at=TimestampMillis(600_000),
+        audience=Audience.ASKER,
+        visible_channel_ids=[],
+    )
+    day_ms = 24 * 3600 * 1000
+    archive.questions.open(query, now=TimestampMillis(0))
+    archive.questions.open(attrs.evolve(query, query_id="m2"), now=TimestampMillis(600_000 + day_ms))
+    assert archive.questions.find("m1") is not None
+    archive.questions.open(attrs.evolve(query, query_id="m3"), now=TimestampMillis(600_001 + day_ms))
+    assert archive.questions.find("m1") is None
 
 
 def test_a_connection_that_died_is_replaced(archive: SqlArchive, bare_settings: Settings) -> None:

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from attrs import define, field, frozen
+from prometheus_client import REGISTRY
 
+from rtfm.bot.asking import QuestionSender
 from rtfm.bot.messages import deleted
 from rtfm.bot.outbox import Acknowledgement, Outbox
 from rtfm.errors import PermanentError, Unavailable
-from rtfm.events import BotQuery, DiscordMessage
+from rtfm.events import Audience, BotQuery, DiscordMessage, TimestampMillis
+from rtfm.knowledge.archive import SqlArchive
 
 
 @frozen
@@ -112,3 +115,64 @@ def test_closing_tells_what_was_not_sent(outbox: Outbox, sender: FlakySender) ->
     outbox.put("discord-messages", event(0))
     outbox.put("discord-messages", event(1))
     assert outbox.close(0.01) == 2
+
+
+def test_the_gauge_counts_the_events_of_all_outboxes(outbox: Outbox, sender: FlakySender) -> None:
+    """The bot has one for messages and one for questions."""
+    sender.open_gate.clear()
+    before = REGISTRY.get_sample_value("rtfm_outbox_events") or 0.0
+    other = Outbox(sender, limit=5)
+    for number in range(2):
+        outbox.put("discord-messages", event(number))
+        other.put("discord-messages", event(number))
+    assert REGISTRY.get_sample_value("rtfm_outbox_events") == before + 4
+    other.start()
+    sender.open_gate.set()
+    assert (outbox.close(30), other.close(30)) == (0, 0)
+    assert REGISTRY.get_sample_value("rtfm_outbox_events") == before
+
+
+QUESTION = BotQuery(
+    query_id="m1",
+    channel_id="200",
+    message_id="1",
+    asker_id="7",
+    question="how?",
+    asked_at=TimestampMillis(0),
+    expires_at=TimestampMillis(600_000),
+    audience=Audience.ASKER,
+    visible_channel_ids=[],
+)
+
+
+@define
+class Kafka:
+    """Notes which questions were open when their queries came."""
+
+    archive: SqlArchive
+    open: list[bool] = field(factory=list)
+
+    def send(
+        self, topic: str, event: DiscordMessage | BotQuery, *, on_delivery: Callable[[Acknowledgement], None]
+    ) -> None:
+        self.open.append(isinstance(event, BotQuery) and self.archive.questions.find(event.query_id) is not None)
+        on_delivery(Ack())
+
+
+def test_a_question_is_open_before_its_query_is_in_kafka(archive: SqlArchive) -> None:
+    """Its response may come at once."""
+    kafka = Kafka(archive)
+    box = Outbox(QuestionSender(kafka, archive, clock_ms=lambda: TimestampMillis(0)))
+    box.start()
+    box.put("bot-queries", QUESTION)
+    assert box.close(30) == 0
+    assert kafka.open == [True]
+
+
+def test_a_question_that_cannot_be_kept_is_not_asked(sender: FlakySender) -> None:
+    """Its answer could not be posted; it waits in the outbox until the archive is there."""
+    nowhere = SqlArchive("postgresql://127.0.0.1:9/rtfm")
+    asking = QuestionSender(sender, nowhere, clock_ms=lambda: TimestampMillis(0))
+    with pytest.raises(Unavailable):
+        asking.send("bot-queries", QUESTION, on_delivery=lambda _: None)
+    assert sender.taken == []
