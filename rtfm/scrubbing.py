@@ -27,7 +27,7 @@ _SECRETS = (
     r"\b\d{8,10}:AA[\w-]{33}\b",  # Telegram
     r"\bSG\.[\w-]{16,32}\.[\w-]{32,64}\b",  # SendGrid
     r"(?<=\bBearer )[\w.~+/-]{20,}=*",  # a header that was pasted
-    r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",  # a JSON web token
+    r"(?<![\w-])eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",  # a JSON web token
     r"(?<=://)[^\s/:@]{1,64}:[^\s/@]{1,64}(?=@)",  # user and password in an address
 )
 _SECRET = re.compile("|".join(_SECRETS), re.DOTALL)

@@ -257,7 +257,7 @@ def _addressed(
 
 
 def _extracted(question: _Question, passages: Sequence[Passage], reason: OutcomeReason) -> _Draft:
-    found = extractive.quotes(question.text, passages)
+    found = extractive.quotes(question.text, passages, channels=question.listed)
     if not found:
         return _Draft(outcome=Outcome.NOT_FOUND, reason=OutcomeReason.NOTHING_NEAR, completions=question.paid)
     citations = [writing.citation(number, quote.passage, quote.message) for number, quote in enumerate(found, start=1)]

@@ -6,17 +6,19 @@ after it: so a message counts for its own words and for those of the messages be
 
 from __future__ import annotations
 
+import math
 import re
-import textwrap
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from attrs import frozen
 
-from rtfm.answering.cleaning import balanced, links, plain, without_foreign_links, without_pings
+from rtfm.answering.cleaning import balanced
 from rtfm.events import to_datetime
 from rtfm.knowledge.retrieval import Passage, PassageMessage
 from rtfm.knowledge.words import terms
+from rtfm.links import links, without_foreign_links
+from rtfm.markup import escaped, plain_name, without_channels, without_pings
 
 MAX_QUOTES = 3
 MAX_QUOTE_CHARACTERS = 450
@@ -41,6 +43,7 @@ _ONE_THOUGHT_MS = 120_000
 _ONE_THOUGHT_MESSAGES = 4  # who talks on is by then somewhere else
 _REACH = 6  # turns
 _PIECES = 4  # sentences and code blocks of a long message
+_NOTE = 25  # characters of a note that stands for a code block
 _FRAME = 60  # characters of quotation marks, name, date and number around a quote
 # Factors for a turn's score, set by eye on the sample chat and on public help channels.
 _CARRY = 0.6  # the words of an earlier turn, for one that may answer it
@@ -57,7 +60,7 @@ _QUESTION = re.compile(
 _COMMAND = re.compile(r"`|https?://|(?:^|\s)(?:sudo|\./|/[\w.]+/|--?\w)|\w\.\w{2,4}\b|[\w-]=\S")
 _BLOCK = re.compile(r"```.*?```", re.DOTALL)
 # A sentence ends at its mark or at the end of the line, but not inside inline code.
-_SENTENCE = re.compile(r"(?:`[^`\n]+`|[^\n])+?(?:[.!?](?=\s)|(?=\n)|\Z)")
+_CODE_OR_END = re.compile(r"`[^`\n]+`|[.!?](?=\s)|\n")
 _SAME = 0.85  # share of common terms from which on two quotes say the same
 
 
@@ -72,11 +75,12 @@ class Quote:
 
 @frozen(kw_only=True)
 class _Turn:
-    """What one author said in one go."""
+    """What one author said in one go. ``links`` are the addresses in it, as ``rtfm.links`` gives them."""
 
     first: PassageMessage
     text: str
     terms: frozenset[str]
+    links: frozenset[str]
 
 
 @frozen(kw_only=True)
@@ -90,10 +94,11 @@ class _Candidate:
     score: float
 
 
-def quotes(question: str, passages: Sequence[Passage]) -> list[Quote]:
+def quotes(question: str, passages: Sequence[Passage], *, channels: Collection[str] = ()) -> list[Quote]:
     """At most three quotes: of passages in their order, at most two turns of one, in the order they were said.
 
-    None says what another one says already; together they fit into one of Discord's messages with their sources.
+    None says what another one says already; together they fit into one of Discord's messages with their sources. Of
+    the channels that they name by id, only ``channels`` stay.
     """
     if not passages:
         return []
@@ -106,7 +111,7 @@ def quotes(question: str, passages: Sequence[Passage]) -> list[Quote]:
             continue
         if len(chosen) == MAX_QUOTES or any(_same(candidate.turn, other.turn) for other, _ in chosen):
             continue
-        text = _shortened(rarity, candidate.turn.text)
+        text = _shown(_shortened(rarity, candidate.turn.text), candidate.turn.links, channels)
         length = len(text) + 2 * text.count("\n") + _FRAME
         if text and (not chosen or length <= left):
             chosen.append((candidate, text))
@@ -156,7 +161,7 @@ def compose(found: Sequence[Quote]) -> str:
     """The answer that shows ``found``, numbered from 1, in Discord's markup."""
     blocks = [
         "\n".join(f"> {line}" for line in quote.text.split("\n"))
-        + f"\n{plain(quote.message.author_name)}, {to_datetime(quote.message.created_at):%Y-%m-%d} [{number}]"
+        + f"\n{escaped(plain_name(quote.message.author_name))}, {to_datetime(quote.message.created_at):%Y-%m-%d} [{number}]"
         for number, quote in enumerate(found, start=1)
     ]
     return "\n\n".join([INTRODUCTION, *blocks])
@@ -178,19 +183,27 @@ def _turns(passage: Passage) -> list[_Turn]:
     names = tuple(f"@{message.author_name}" for message in passage.messages)
     texts = ["\n".join(_quotable(message.content, names) for message in run) for run in runs]
     return [
-        _Turn(first=run[0], text=text, terms=frozenset(terms(text)))
+        _Turn(first=run[0], text=text, terms=frozenset(terms(text)), links=frozenset(links(text)))
         for run, text in zip(runs, texts, strict=True)
         if text.strip()
     ]
 
 
 def _quotable(content: str, names: tuple[str, ...]) -> str:
-    """``content`` without pings and without whom it speaks to, and with the addresses of its links in sight."""
+    """``content`` without pings and without whom it speaks to."""
     text = without_pings(content).strip()
     if text.startswith(names):
         name, _, rest = text.partition(" ")
         text = rest.lstrip() if name.rstrip(",:") in names and rest.strip() else text
-    return without_foreign_links(text, links(text))
+    return text
+
+
+def _shown(text: str, known: Collection[str], channels: Collection[str]) -> str:
+    """``text`` as it is quoted: code blocks closed, the addresses of links in sight.
+
+    A link that was cut, or that only two messages together make, is none that anybody wrote.
+    """
+    return balanced(without_foreign_links(without_channels(without_pings(text), channels), known))
 
 
 def _scores(rarity: Mapping[str, float], turns: Sequence[_Turn]) -> list[float]:
@@ -224,7 +237,7 @@ def _shortened(rarity: Mapping[str, float], text: str) -> str:
     """``text``, or of a long one the best matching sentences in their order; code blocks whole, or a note instead."""
     limit = MAX_CODE_CHARACTERS if _BLOCK.search(text) else MAX_QUOTE_CHARACTERS
     if len(text) <= limit:
-        return balanced(text)
+        return text
     pieces = _pieces(text)
     scores = [_overlap(rarity, terms(piece)) for piece in pieces]
     for i in range(1, len(pieces)):
@@ -244,8 +257,9 @@ def _shortened(rarity: Mapping[str, float], text: str) -> str:
             before = "\n" if block and shown else "… " if skipped else ""
             shown.append(before + piece + ("\n" if block else ""))
             skipped = False
-        elif block:
+        elif block and left >= _NOTE:
             shown.append(f"({piece.count(chr(10)) + 1} lines of code)")
+            left -= _NOTE
         else:
             skipped = True
     return " ".join(shown).strip() or text[: limit - 1].rstrip() + "…"
@@ -256,32 +270,49 @@ def _pieces(text: str) -> list[str]:
     found: list[str] = []
     end = 0
     for block in _BLOCK.finditer(text):
-        found += _SENTENCE.findall(text[end : block.start()])
+        found += _sentences(text[end : block.start()])
         found.append(block.group())
         end = block.end()
-    found += _SENTENCE.findall(text[end:])
+    found += _sentences(text[end:])
     return [cut for piece in found if piece.strip() for cut in _cut(piece.strip())]
+
+
+def _sentences(text: str) -> Iterator[str]:
+    begin = 0
+    for match in _CODE_OR_END.finditer(text):
+        if not match.group().startswith("`"):
+            yield text[begin : match.end()]
+            begin = match.end()
+    yield text[begin:]
 
 
 def _cut(piece: str) -> list[str]:
     """``piece``, or runs of its words where it is longer than a quote: the match may stand anywhere."""
     if len(piece) <= MAX_QUOTE_CHARACTERS or _BLOCK.fullmatch(piece):
         return [piece]
-    return textwrap.wrap(piece, MAX_QUOTE_CHARACTERS // 3, break_on_hyphens=False)
+    width = MAX_QUOTE_CHARACTERS // 3
+    runs: list[str] = []
+    for word in piece.split():
+        for part in (word[at : at + width] for at in range(0, len(word), width)):
+            if runs and len(runs[-1]) + 1 + len(part) <= width:
+                runs[-1] += f" {part}"
+            else:
+                runs.append(part)
+    return runs
 
 
 def _rarity(text: str, passages: Sequence[Passage]) -> dict[str, float]:
-    """How telling each term of ``text`` is among the messages of ``passages``: 0..1."""
+    """How telling each term of ``text`` is among the messages of ``passages``: shares, which add up to 1."""
     spread: Counter[str] = Counter()
     for passage in passages:
         for message in passage.messages:
             spread.update(set(terms(message.content)))
-    return {term: 1 / (1 + spread[term] ** 0.5) for term in dict.fromkeys(terms(text))}
+    weights = {term: 1 / (1 + spread[term] ** 0.5) for term in dict.fromkeys(terms(text))}
+    total = math.fsum(weights.values())
+    return {term: weight / total for term, weight in weights.items()}
 
 
 def _overlap(rarity: Mapping[str, float], words: Collection[str]) -> float:
     """The share of the telling terms that ``words`` hold: 0..1."""
-    total = sum(rarity.values())
-    held = set(words)
-    # In the question's order, for a sum of floats depends on it and a set's order on the process.
-    return sum(weight for word, weight in rarity.items() if word in held) / total if total else 0.0
+    # An exact sum: a set's order depends on the process, and a plain sum of floats on the order.
+    return math.fsum(rarity[word] for word in rarity.keys() & set(words))

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import attrs
 
-from rtfm.answering.orders import gives_orders
 from rtfm.events import BotQuery, ChannelKind, Citation
 from rtfm.knowledge import Passage, PassageMessage
 from rtfm.scrubbing import scrub
@@ -22,8 +21,8 @@ PARENT_DECIDES = (ChannelKind.PUBLIC_THREAD, ChannelKind.FORUM_POST)
 def usable(passages: Sequence[Passage], query: BotQuery) -> list[Passage]:
     """The parts of ``passages`` that an answer to ``query`` may rest on, in their order, without secrets.
 
-    Left out are messages that the answer's readers may not read, the question itself, blank ones, and those that give
-    orders to a machine; a passage of which nothing remains; and a message that an earlier passage has, too.
+    Left out are messages that the answer's readers may not read, the question itself and blank ones; a passage of which
+    nothing remains; and a message that an earlier passage has, too.
     """
     listed = frozenset(query.visible_channel_ids)
     seen: set[tuple[str, str]] = set()
@@ -67,5 +66,4 @@ def _usable(message: PassageMessage, query: BotQuery, listed: frozenset[str]) ->
         visible(message, query.guild_id, listed)
         and message.message_id != query.message_id
         and bool(message.content.strip())
-        and not gives_orders(message.content)
     )

@@ -13,10 +13,15 @@ from rtfm.answering import cleaning, extractive
 from rtfm.answering.prompt import ModelAnswer, UnusableAnswer, leaks_instructions
 from rtfm.events import Citation, SourceKind, to_datetime
 from rtfm.knowledge import Passage, PassageMessage
+from rtfm.links import links, without_foreign_links
+from rtfm.markup import plain_name
 from rtfm.scrubbing import scrub
 
 MAX_ANSWER_CHARACTERS = 3_500
 """Two of Discord's messages; a model that writes more was told not to."""
+
+MAX_MODEL_CHARACTERS = 4 * MAX_ANSWER_CHARACTERS
+"""Of a model's reply, what is read at all."""
 
 
 @frozen(kw_only=True)
@@ -41,8 +46,9 @@ def written(reply: ModelAnswer, passages: Sequence[Passage], *, question: str, c
     if not used:
         raise UnusableAnswer("uncited", "the model's answer cites nothing that it was given")
     numbers = {old: new for new, old in enumerate(used, start=1)}
-    links = set().union(*(cleaning.links(m.content) for number in used for m in passages[number - 1].messages))
-    text = cleaning.balanced(_capped(cleaning.cleaned(scrub(reply.answer), numbers, links, channels)))
+    known = set().union(*(links(m.content) for number in used for m in passages[number - 1].messages))
+    text = cleaning.cleaned(scrub(reply.answer[:MAX_MODEL_CHARACTERS]), numbers, known, channels)
+    text = cleaning.balanced(without_foreign_links(_capped(text), known))  # a link that was cut is another link
     if not cleaning.says_something(text):
         raise UnusableAnswer("empty", "nothing is left of the model's answer")
     citations = [
@@ -64,17 +70,13 @@ def citation(number: int, passage: Passage, message: PassageMessage) -> Citation
         parent_channel_id=message.parent_channel_id,
         channel_kind=message.channel_kind,
         message_id=message.message_id,
-        title=_line(scrub(message.thread_title)) if message.thread_title else None,
+        title=plain_name(scrub(message.thread_title)) if message.thread_title else None,
         author_id=message.author_id,
-        author_name=_line(message.author_name),
+        author_name=plain_name(message.author_name),
         created_at=message.created_at,
         excerpt=cleaning.excerpt(message.content),
         score=passage.score,
     )
-
-
-def _line(text: str) -> str:
-    return " ".join(cleaning.without_pings(text).split())
 
 
 def _with_dates(text: str, citations: Sequence[Citation]) -> str:
@@ -87,4 +89,4 @@ def _with_dates(text: str, citations: Sequence[Citation]) -> str:
 
 
 def _capped(text: str) -> str:
-    return text if len(text) <= MAX_ANSWER_CHARACTERS else text[: MAX_ANSWER_CHARACTERS - 1].rsplit(maxsplit=1)[0] + "…"
+    return text if len(text) <= MAX_ANSWER_CHARACTERS else text[: MAX_ANSWER_CHARACTERS - 2].rsplit(maxsplit=1)[0] + " …"

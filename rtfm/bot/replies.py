@@ -11,7 +11,9 @@ import hashlib
 import re
 from collections.abc import Iterator
 
+from rtfm.characters import one_line, visible
 from rtfm.events import BotResponse, Citation, Outcome, to_datetime
+from rtfm.markup import escaped, plain_name
 
 # Discord takes 2,000 characters a message and does not say how it counts; UTF-16 units are the strictest reading.
 PART_LIMIT = 1_999
@@ -22,7 +24,6 @@ _LANGUAGE = re.compile(r"```([\w+#.-]{1,20})\s*$")
 _FENCE_ROOM = 2 * len(_FENCE) + 20 + 2  # a fence opened with its language, and closed, each on its line
 # What may not be cut: a link with its text, an address, a mention or emoji, a word.
 _ATOM = re.compile(r"\[[^\]\n]{1,200}\]\(<?[^)\s]+>?\)|<[^<>\s]+>|\S+|\s+")
-_MARKDOWN = re.compile(r"([\\*_~`|<>\[\]#])")
 
 _LINES = {
     Outcome.NOT_FOUND: "I found nothing about this in what was said here.",
@@ -66,23 +67,27 @@ def split(text: str, limit: int = PART_LIMIT) -> list[str]:
     """
     parts: list[str] = []
     lines: list[str] = []
+    size = 0  # units of the lines, with what ends them
     fence = ""  # the line that opened the fence we are in, to open it again
-    for line in text.splitlines():
+    for line in visible(text).split("\n"):  # other marks that Python takes for line ends are none to Discord
         for piece in _pieces(line, limit - _FENCE_ROOM):
             after = _fence_after(fence, piece)
             closing = len(_FENCE) + 1 if after else 0
-            if lines and _units("\n".join([*lines, piece])) + closing > limit:
+            width = _units(piece)
+            if lines and size + width + closing > limit:
                 parts.append(_closed(lines, fence))
                 lines = [fence] if fence else []
+                size = _units(fence) + 1 if fence else 0
             lines.append(piece)
+            size += width + 1
             fence = after
     parts.append(_closed(lines, fence))
     return [part for part in (part.strip("\n") for part in parts) if part.strip()]
 
 
 def _source(citation: Citation) -> str:
-    link = citation.url or jump_link(citation.guild_id, citation.channel_id or "", citation.message_id or "")
-    about = _MARKDOWN.sub(r"\\\1", citation.author_name or citation.title or "")
+    link = one_line(citation.url or "").replace(" ", "%20") or jump_link(citation.guild_id, citation.channel_id or "", citation.message_id or "")
+    about = escaped(plain_name(citation.author_name or citation.title or ""))
     written = f"{to_datetime(citation.created_at):%Y-%m-%d}" if citation.created_at is not None else ""
     return f"[{citation.number}] {link} · " + ", ".join(part for part in (about, written) if part)
 
@@ -92,14 +97,16 @@ def _pieces(line: str, limit: int) -> Iterator[str]:
     if _units(line) <= limit:
         yield line
         return
-    piece = ""
+    piece, size = "", 0
     for atom in _ATOM.findall(line):
         for chunk in _chunks(atom, limit):
-            if piece and _units(piece) + _units(chunk) > limit:
+            width = _units(chunk)
+            if piece and size + width > limit:
                 yield piece.rstrip()
-                piece = ""
+                piece, size = "", 0
             if piece or not chunk.isspace():
                 piece += chunk
+                size += width
     if piece:
         yield piece
 

@@ -12,13 +12,15 @@ from collections.abc import Collection
 
 from attrs import frozen
 
+from rtfm.characters import visible
 from rtfm.events import QueryOrigin
 
 PREFIX = "!rtfm"
-_PREFIX = re.compile(rf"\s*{re.escape(PREFIX)}(?=\s|$)", re.IGNORECASE)
-_NOT_SAID = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`|^>>> .*\Z|^> .*$", re.DOTALL | re.MULTILINE)
+_PREFIX = re.compile(rf"\A\s*+{re.escape(PREFIX)}(?=\s|$)", re.IGNORECASE)
+_NOT_SAID = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`|^>>> .*\Z|^> [^\n]*", re.DOTALL | re.MULTILINE)
 _MENTION = re.compile(r"<@([!&]?)(\d+)>")
 _WORD = re.compile(r"\w+")
+_SPACES = re.compile(r"[ \t]+")
 
 
 @frozen(kw_only=True)
@@ -72,5 +74,5 @@ def _names_bot(match: re.Match[str], message: Incoming) -> bool:
 
 
 def _tidy(text: str) -> str:
-    lines = (re.sub(r"[ \t]+", " ", line).rstrip() for line in text.strip().splitlines())
+    lines = (_SPACES.sub(" ", line).rstrip() for line in visible(text).strip().split("\n"))
     return "\n".join(lines).strip(" ,:\n")

@@ -14,6 +14,8 @@ from rtfm.knowledge.words import strip_mentions
 PASSAGE_WORDS = 200
 """Words after which a conversation goes on in another passage: about what the model reads of a text (256 tokens)."""
 
+_ADDRESS_CHARACTERS = 200  # of a message, where it may say whom it speaks to
+
 
 @frozen(kw_only=True)
 class Line:
@@ -48,7 +50,7 @@ class PassageText:
 def spoken_text(content: str, names: Sequence[str] = ()) -> str:
     """What a message says, without whom it says it to."""
     text = strip_mentions(content).strip()
-    start = NAME_AT_START.match(f"{text} ")
+    start = NAME_AT_START.match(f"{text} " if len(text) < _ADDRESS_CHARACTERS else text[:_ADDRESS_CHARACTERS])
     if start and start.group(1).lower() in {name.lower() for name in names}:
         text = text[start.end() :]
     return text.strip(" ,:")

@@ -31,12 +31,6 @@ _MAX_REASONS = 100
 _OTHER_REASONS = "other reasons"
 _MESSAGES = "messages"
 
-_MENTIONS_IN = 10_000
-"""Characters of a message in which names are looked for; Discord takes 4,000."""
-
-_MENTIONED = 500
-"""People of a message whose names are looked for; Discord takes 100."""
-
 _KINDS = {
     "GuildTextChat": ChannelKind.TEXT,
     "GuildNews": ChannelKind.TEXT,
@@ -55,6 +49,9 @@ _SAID = ("Default", "Reply")
 
 _DIRECT_GUILD = "0"
 """The guild id that the exporter gives to direct messages."""
+
+_MAX_NAME_CHARACTERS = 100
+"""Of a name that is mentioned; Discord's are 32 at most."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -224,12 +221,28 @@ def _message(message: object, export: ChatExport) -> DiscordMessage:
 
 def _with_markup(content: str, mentions: list[tuple[str, list[str]]]) -> str:
     """The content as Discord has it: the exporter writes ``@name`` for a mention, Discord ``<@id>``."""
-    of_name = {name: user for user, names in mentions[:_MENTIONED] for name in names if name}
-    if not of_name or len(content) > _MENTIONS_IN:
-        return content
-    longest_first = sorted(of_name, key=lambda name: -len(name))
-    pattern = re.compile("@(" + "|".join(re.escape(name) for name in longest_first) + r")(?!\w)")
-    return pattern.sub(lambda match: f"<@{of_name[match.group(1)]}>", content)
+    of_name = {name: user for user, names in mentions for name in names if 0 < len(name) <= _MAX_NAME_CHARACTERS}
+    # By first letter and longest first: a pattern of all names would take the product of names and content.
+    lengths: dict[str, list[int]] = {}
+    for length, first in sorted({(len(name), name[0]) for name in of_name}, reverse=True):
+        lengths.setdefault(first, []).append(length)
+    parts: list[str] = []
+    done = 0
+    sign = content.find("@") if of_name else -1
+    while sign >= 0:
+        for length in lengths.get(content[sign + 1 : sign + 2], ()):
+            end = sign + 1 + length
+            user = of_name.get(content[sign + 1 : end])
+            if user is not None and not _is_in_word(content[end : end + 1]):
+                parts += (content[done:sign], f"<@{user}>")
+                done = end
+                break
+        sign = content.find("@", max(done, sign + 1))
+    return "".join([*parts, content[done:]])
+
+
+def _is_in_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
 
 
 def _people(message: Mapping[str, Any]) -> list[tuple[str, list[str]]]:

@@ -32,8 +32,11 @@ CONTEXT = 2 * WINDOW
 MAX_CANDIDATES = 30
 """Conversations, most recent first, that are weighed for a message."""
 
+MAX_CHARACTERS = 4_000
+"""Of a message, what is read of it: Discord's own limit. An import may bring more."""
+
 _NAME = r"[\w\[\]{}|`^\-]{2,32}"
-NAME_AT_START = re.compile(rf"^\W*({_NAME})\s*[:,>]\s")
+NAME_AT_START = re.compile(rf"\A\W{{0,20}}({_NAME})\s*[:,>]\s")
 _NAMES = re.compile(_NAME)
 _QUESTION = re.compile(r"\?|^\s*(?:how|what|where|why|who|which|can|could|does|is there|anyone|any)\b", re.IGNORECASE)
 
@@ -54,12 +57,12 @@ _MEMORY = 25.0
 
 @frozen(kw_only=True)
 class Said:
-    """A message as the linker sees it. ``conversation_id`` is None while it is not linked."""
+    """A message as the linker sees it: its first ``MAX_CHARACTERS``. ``conversation_id`` is None while it is not linked."""
 
     message_id: str
     author_id: str
     author_name: str | None
-    content: str
+    content: str = field(converter=lambda content: content[:MAX_CHARACTERS])
     mentioned_user_ids: Sequence[str] = ()
     reply_to_message_id: str | None = None
     conversation_id: str | None = None
@@ -230,7 +233,7 @@ class Window:
         if mentioned:
             return mentioned
         names = {seen.name: seen.author_id for seen in self._seen if seen.author_id != message.author_id}
-        start = NAME_AT_START.search(message.content)
+        start = NAME_AT_START.match(message.content)
         if start and start.group(1).lower() in names:
             return (names[start.group(1).lower()],)
         tokens = _tokens(message)

@@ -22,6 +22,7 @@ from rtfm.knowledge.linking import in_one_conversation
 from rtfm.knowledge.packing import AROUND, COMPANY_WEIGHT, company, pack
 from rtfm.knowledge.scoring import Lexical, Mode, Nearness, cosines, evidence, nearness, usual_floor
 from rtfm.knowledge.vectors import ChromaVectors
+from rtfm.markup import plain_name
 
 MAX_VISIBLE_CHANNELS = 20_000
 """More ids than any guild has channels (Discord allows 500, and 1,000 active threads)."""
@@ -373,7 +374,7 @@ def _shown(message: FoundMessage, names: Mapping[str, str]) -> PassageMessage:
         channel_kind=message.kind,
         thread_title=message.channel_name if in_one_conversation(message.kind) else None,
         author_id=message.author_id,
-        author_name=message.author_name or "unknown",
+        author_name=plain_name(message.author_name or "") or "unknown",
         created_at=message.created_at,
-        content=_USER.sub(lambda match: f"@{names.get(match.group(1), 'someone')}", message.content),
+        content=_USER.sub(lambda match: f"@{plain_name(names.get(match.group(1), 'someone'))}", message.content),
     )

@@ -7,13 +7,14 @@ index, so that passages must be made anew.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 
 MAX_TERM_LENGTH = 64
 """Characters of the longest term that is indexed; longer runs are blobs that nobody types again."""
 
 _MENTION = re.compile(r"<(?:@[!&]?|#|a?:\w+:)\d+>")
-_RUN = re.compile(r"[^\W_]?[\w./+\-~']*[\w+~]|[~/][\w./+\-~']+")
+_RUN = re.compile(r"[\w./+\-~']+")
 _PARTS = re.compile(r"[./+\-~_']+")
 
 _STOP_WORDS = frozenset(
@@ -36,16 +37,24 @@ def terms(text: str) -> list[str]:
     and chat words are left out, plain words are stemmed lightly.
     """
     found: list[str] = []
-    for match in _RUN.finditer(strip_mentions(text).lower()):
-        run = match.group().strip(".'-")
-        if not run:
-            continue
+    for run in _runs(strip_mentions(text).lower()):
         _add(found, run)
         parts = [part for part in _PARTS.split(run) if part]
         if len(parts) > 1:
             for part in parts:
                 _add(found, part)
     return found
+
+
+def _runs(text: str) -> Iterator[str]:
+    """Runs without the punctuation around them; of ``../..``, which ends with none, what begins with the slash."""
+    for whole in _RUN.findall(text):
+        word = whole.rstrip("./-'")
+        slash = whole.find("/", len(word))
+        if run := word.lstrip(".'-"):
+            yield run
+        if 0 <= slash < len(whole) - 1:
+            yield whole[slash:].rstrip(".'-")
 
 
 def strip_mentions(text: str) -> str:

@@ -79,7 +79,7 @@ def test_a_direct_channel_has_its_own_kind_of_link() -> None:
 def test_a_name_cannot_write_markdown() -> None:
     """A name that looks like a masked link stays text."""
     (part,) = compose(response(Outcome.ANSWERED, "Yes.", sources=1, author_name="[free](x) **y** `z`"))
-    assert r"\[free\](x) \*\*y\*\* \`z\`" in part
+    assert r"\[free\]\(x\) \*\*y\*\* \`z\`" in part
 
 
 def test_nonces_are_stable_and_differ() -> None:

@@ -8,17 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rtfm.answering.cleaning import (
-    LINK_REMOVED,
-    cited_numbers,
-    cleaned,
-    excerpt,
-    links,
-    plain,
-    renumbered,
-    without_foreign_links,
-    without_pings,
-)
+from rtfm.answering.cleaning import cited_numbers, cleaned, excerpt, renumbered
+from rtfm.links import LINK_REMOVED, links, without_foreign_links
+from rtfm.markup import escaped, plain_name, without_pings
 
 DOCS = "https://docs.skerry.example/locks"
 EVIL = "https://evil.example/login"
@@ -164,7 +156,7 @@ def test_links_are_compared_without_what_ends_a_sentence() -> None:
 
 def test_a_name_does_not_format() -> None:
     """Names are the only words of an extract that nobody said."""
-    assert plain("_**x**_ @everyone [a](b)") == "\\_\\*\\*x\\*\\*\\_ @\u200beveryone \\[a\\]\\(b\\)"
+    assert escaped(plain_name("_**x**_ @everyone [a](b)")) == "\\_\\*\\*x\\*\\*\\_ @\u200beveryone \\[a\\]\\(b\\)"
 
 
 @given(st.text(max_size=1000))

@@ -9,7 +9,6 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rtfm.answering.cleaning import without_pings
 from rtfm.answering.extractive import (
     INTRODUCTION,
     MAX_CODE_CHARACTERS,
@@ -19,6 +18,7 @@ from rtfm.answering.extractive import (
     compose,
     quotes,
 )
+from rtfm.markup import without_pings
 from tests.passages import passage, said
 
 LOCK = passage(

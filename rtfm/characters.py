@@ -1,0 +1,45 @@
+"""Which characters people are shown, on Discord and on a terminal. Pure.
+
+Control characters, marks that turn the direction of text and halves of surrogate pairs are never shown. Unicode has
+line ends that Python and editors know and Discord does not (U+2028, U+2029, U+0085, …): they become spaces, so that
+what was one line on Discord stays one.
+"""
+
+from __future__ import annotations
+
+import re
+
+_FOREIGN_LINE_ENDS = re.compile("[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+_HIDDEN = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_JOINERS = frozenset("\u200b\u200c\u200d")  # several scripts and emoji need them, and they do nothing to a terminal
+
+
+def visible(text: str) -> str:
+    """``text`` without characters that are not shown. Lines end with a line feed alone."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return _HIDDEN.sub("", _FOREIGN_LINE_ENDS.sub(" ", text))
+
+
+def one_line(text: str) -> str:
+    """``text`` without characters that are not shown, on one line."""
+    return " ".join(visible(text).split())
+
+
+def printable(text: str, *, newlines: bool = False) -> str:
+    r"""``text`` as a terminal may get it: whatever it would obey or hide is written as an escape, such as ``\x1b``.
+
+    Line feeds and tabs stay only with ``newlines``, since data must not begin a line of ours.
+    """
+    if text.isprintable():
+        return text
+    kept = _JOINERS | frozenset("\n\t") if newlines else _JOINERS
+    return "".join(
+        character if character.isprintable() or character in kept else " " if character == "\xa0" else _escape(character)
+        for character in text
+    )
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    short = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}.get(character)
+    return short or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")

@@ -1,0 +1,177 @@
+"""Links in text from outside: where they stand, and text without those that are not known. Pure.
+
+Owns what counts as a link. Discord makes a link of ``https://`` anywhere, also behind a letter or a digit; of words
+with an address behind them, ``[words](address)``, also where the words hold brackets or lines; of ``<scheme:/…>``; and
+of an invite without any scheme. Time is linear in the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+
+from attrs import frozen
+
+LINK_REMOVED = "(link removed)"
+
+OPEN, CLOSE = "\ue000", "\ue001"
+"""Private marks that callers may put around text; they end an address."""
+
+_START = re.compile(
+    r"https?\\?:\\?[/\\]"
+    r"|(?<=\]\()[\s<]*+https?:"  # a browser takes an address without slashes, too
+    r"|(?<=<)[a-z][a-z0-9+.-]{0,60}:/"
+    r"|(?<=<)(?:tel|sms):"
+    r"|:\\?/\\?/"  # another scheme; it is looked for before the colon
+    r"|mailto:(?=\S)"
+    r"|(?<![a-z0-9])www\.(?=\w)"
+    r"|discord(?:app)?\.(?:gg|gift|new|com\\?/(?:invite|gifts|template))\\?/",
+    re.IGNORECASE,
+)
+# A quotation mark may be part of a host's name, and is taken for its end only behind the host.
+_REST = re.compile(f"[^\\s<>\\[\\]|/?#{OPEN}{CLOSE}]*+[^\\s<>\\[\\]|\"`{OPEN}{CLOSE}]*+")
+_SCHEME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+.-")
+_ENDS = ".,;:!?'\"`*_~)]}|"
+_BRACKET = re.compile(r"\\.|[\[\]]", re.DOTALL)
+_PARENTHESIS = re.compile(r"[()]")
+_TARGET_END = re.compile(r">?\s{0,50}+(?:\"[^\"\n]{0,200}\"\s{0,50}+|'[^'\n]{0,200}'\s{0,50}+)?\)")
+_MAY_HOLD = re.compile(r":|www\.|discord", re.IGNORECASE)
+_MOST_ROUNDS = 5
+
+
+@frozen
+class _Address:
+    """Where an address stands; ``close`` is the bracket that ends the words it hides behind, or -1."""
+
+    start: int
+    end: int
+    close: int
+    after: int
+    """Where the text goes on: behind a masked link's last parenthesis."""
+
+
+def links(text: str) -> set[str]:
+    """The addresses in ``text``, in the form in which they are compared."""
+    return {_comparable(text[address.start : address.end]) for address in _addresses(text)}
+
+
+def without_foreign_links(text: str, known: Collection[str] = ()) -> str:
+    """``text`` with a note in place of each address that is not in ``known`` (as ``links`` gives them), code included.
+
+    A link that hides its address behind words is taken apart: the address of a known one stands behind the words.
+    """
+    for _ in range(_MOST_ROUNDS):  # what is left when a link is taken apart may join to another one
+        before = text
+        text = _checked(text, known)
+        if text == before:
+            return text
+    return text.replace(":", ": ").replace("/", " / ")
+
+
+def _checked(text: str, known: Collection[str]) -> str:
+    found = list(_addresses(text))
+    if not found:
+        return text
+    opens = _opening_brackets(text) if any(address.close >= 0 for address in found) else {}
+    edits: list[tuple[int, int, str]] = []
+    for address in found:
+        written = text[address.start : address.end]
+        allowed = _comparable(written) in known
+        if address.close < 0:
+            if not allowed:
+                edits.append((address.start, address.start + len(written.rstrip(_ENDS)), LINK_REMOVED))
+            continue
+        opened = opens.get(address.close)
+        if opened is None:
+            edits.append((address.close, address.after, f"] {written} " if allowed else "]"))
+            continue
+        words = text[opened + 1 : address.close].strip()
+        if words.isdigit():  # a citation
+            edits.append((address.close, address.after, "]"))
+            continue
+        edits.append((opened, opened + 1, ""))
+        shown = f" {written}{_gap(text, address.after)}" if allowed and words != written else ""
+        edits.append((address.close, address.after, shown))
+    return _edited(text, edits)
+
+
+def _addresses(text: str) -> Iterator[_Address]:
+    if _MAY_HOLD.search(text) is None:
+        return
+    place = 0
+    while (match := _START.search(text, place)) is not None:
+        start = _start_of(text, match, place)
+        rest = _REST.match(text, match.end())
+        end = rest.end() if rest is not None else match.end()
+        close = _close_before(text, start, place)
+        after = end
+        if close >= 0:
+            end = _end_of_target(text, start, end)
+            closing = _TARGET_END.match(text, end)
+            after = closing.end() if closing is not None else end
+        yield _Address(start, end, close, after)
+        place = max(after, match.end())
+
+
+def _start_of(text: str, match: re.Match[str], place: int) -> int:
+    start = match.start()
+    if text[start] != ":":
+        while text[start].isspace() or text[start] == "<":
+            start += 1
+        return start
+    while start > place and text[start - 1] in _SCHEME:
+        start -= 1
+    while text[start] != ":" and not text[start].isalpha():
+        start += 1
+    return start
+
+
+def _close_before(text: str, start: int, place: int) -> int:
+    """The bracket of ``](`` right before an address, or -1."""
+    at = start
+    while at > place and (text[at - 1].isspace() or text[at - 1] in "<\\"):
+        at -= 1
+    return at - 2 if at - 2 >= place and text[at - 2 : at] == "](" else -1
+
+
+def _end_of_target(text: str, start: int, end: int) -> int:
+    depth = 0
+    for match in _PARENTHESIS.finditer(text, start, end):
+        depth += 1 if match.group() == "(" else -1
+        if depth < 0:
+            return match.start()
+    return end
+
+
+def _opening_brackets(text: str) -> dict[int, int]:
+    """The bracket that opens, for each that closes one."""
+    opened: list[int] = []
+    found: dict[int, int] = {}
+    for match in _BRACKET.finditer(text):
+        if match.group() == "[":
+            opened.append(match.start())
+        elif match.group() == "]" and opened:
+            found[match.start()] = opened.pop()
+    return found
+
+
+def _gap(text: str, at: int) -> str:
+    """A space where the text behind an address would be read as part of it."""
+    behind = text[at : at + 2]
+    ends = not behind or behind[0].isspace() or (behind[0] in ".,;:!?)" and (len(behind) == 1 or behind[1].isspace()))
+    return "" if ends else " "
+
+
+def _edited(text: str, edits: list[tuple[int, int, str]]) -> str:
+    parts: list[str] = []
+    place = 0
+    for start, end, replacement in sorted(edits):
+        if start < place:  # it lies in what was replaced
+            continue
+        parts += (text[place:start], replacement)
+        place = end
+    return "".join([*parts, text[place:]])
+
+
+def _comparable(address: str) -> str:
+    return address.rstrip(_ENDS).rstrip("/")

@@ -1,0 +1,45 @@
+"""Discord's markup in what people read: pings, commands to click, names. Pure.
+
+Promises that what these functions return notifies nobody, and that a name neither formats, links nor pings.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from rtfm.characters import one_line, visible
+from rtfm.links import without_foreign_links
+
+MAX_NAME_CHARACTERS = 100
+"""Of a person's or thread's name; Discord allows 32 and 100."""
+
+_PINGED = re.compile(r"<@([!&]?)\d{1,25}>")
+_COMMAND = re.compile(r"</([\w -]{1,100}):\d{1,25}>")
+_CHANNEL = re.compile(r"<#(\d{1,25})>")
+_EVERYONE = re.compile(r"@(?=everyone|here)", re.IGNORECASE)
+_ZERO_WIDTH_SPACE = "\N{ZERO WIDTH SPACE}"
+_MARKDOWN = re.compile(r"([\\*_~`|<>\[\]()#])")
+
+
+def without_pings(text: str) -> str:
+    """``text`` without anything that notifies people or runs a command at a click, and without control characters."""
+    text = _COMMAND.sub(r"/\1", visible(text))
+    text = _PINGED.sub(lambda match: "@role" if match[1] == "&" else "@someone", text)
+    return _EVERYONE.sub(f"@{_ZERO_WIDTH_SPACE}", text)
+
+
+def without_channels(text: str, known: Collection[str] = ()) -> str:
+    """``text`` with no channel named by its id but those of ``known``."""
+    return _CHANNEL.sub(lambda match: match.group() if match[1] in known else "#channel", text)
+
+
+def plain_name(name: str) -> str:
+    """A name on one line, without pings and links. It may still hold marks that format; see ``escaped``."""
+    shown = one_line(without_foreign_links(without_channels(without_pings(name[: 2 * MAX_NAME_CHARACTERS]))))
+    return shown if len(shown) <= MAX_NAME_CHARACTERS else shown[: MAX_NAME_CHARACTERS - 1] + "…"
+
+
+def escaped(text: str) -> str:
+    """``text`` as it reads in Discord's markup: nothing in it formats."""
+    return _MARKDOWN.sub(r"\\\1", text)

@@ -1,0 +1,121 @@
+"""Texts that make a pattern or a tokenizer work hard, and how long it takes: what time bounded by size is tested with.
+
+A pattern that goes back over what it has read, or begins again inside it, takes the square of a text's length on some
+text; which one depends on the pattern. So each gets many: runs of every class of characters, two classes in turn, its
+own words again and again with runs behind them, brackets and code that open and never close.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise, product
+
+from attrs import frozen
+
+CHARACTERS = "aZ1_ \n\t\x00-./'\"`<>@#[](){}|^~*:;,!?=+$&%\\éя中\u0661\u2028\u200b🙂"
+"""One character or more of every class that a pattern may tell apart."""
+
+_IN_TURN = "aA1_ \n-.'`<[(:,\\é"
+_WORDS = (
+    *("```", "``", "https://", "http:", "www.", "[a](", "](", "[[", "<@1", "<:a", "<a:b:", "@everyone", "[1", "[1,"),
+    *("> ", ">>> ", "a: ", "hi ", "thanks ", "? ", "a.", "eyJ", "-----BEGIN ", "://a:", "a@a.", "Bearer ", "sk-"),
+)
+_RUNS = "a1 \n-`"
+_ENDS = ("", "!", " x")
+_LITERAL = re.compile(r"(?:[A-Za-z0-9 :/@#<`-]|\\[./+-]){2,}")
+
+MIN_SECONDS = 0.02
+MAX_RATIO = 6.0
+"""What a text of four times the length may take: four times as long, and room for a machine that does other things."""
+
+_FIRST_LENGTH = 16_384
+_LONGEST = 131_072  # twice the longest text that is ever read whole
+_SLOWEST = 3
+
+
+@frozen
+class Shape:
+    """A kind of text: ``text(n)`` is about ``n`` characters of it."""
+
+    name: str
+    text: Callable[[int], str]
+
+
+@frozen
+class Slow:
+    """A shape on which the time grows faster than the text: seconds at ``length`` and at four times as much."""
+
+    shape: str
+    length: int
+    seconds: float
+    four_times: float
+
+
+def shapes(pattern: str = "") -> Iterator[Shape]:
+    """The kinds of texts: for a ``pattern`` with its own words and more of them; for a function the plainer ones."""
+    own = list(dict.fromkeys(word.replace("\\", "") for word in _LITERAL.findall(pattern)))[:12]
+    for character in CHARACTERS:
+        for end in _ENDS if pattern else ("!",):
+            yield _repeated(character, end)
+    for one, other in product(_IN_TURN if pattern else _IN_TURN[:7], repeat=2):
+        if one != other:
+            yield _repeated(one + other, "")
+    for word in (*own, *_WORDS):
+        yield _repeated(word, "")
+        yield _repeated(f"{word} ", "x")
+        for run in _RUNS if pattern else _RUNS[1:4]:
+            yield Shape(f"{word!r} and a run of {run!r}", lambda n, w=word, r=run: w + r * n + "!")  # type: ignore[misc]
+            yield _repeated(word + run, "")
+    for one, other in pairwise(own):
+        yield Shape(f"{one!r} many times, then {other!r}", lambda n, a=one, b=other: a * (n // len(a)) + b)  # type: ignore[misc]
+    for opened, closed in (("[", "]"), ("(", ")"), ("<", ">"), ("[a", "](b)"), ("`", "`"), ("[", "](https://a)")):
+        yield Shape(
+            f"nested {opened!r} … {closed!r}",
+            lambda n, o=opened, c=closed: o * (n // 2 // len(o)) + c * (n // 2 // len(c)),  # type: ignore[misc]
+        )
+
+
+def _repeated(part: str, end: str) -> Shape:
+    return Shape(f"{part!r} again and again, {end!r}", lambda n: part * (n // len(part) + 1) + end)
+
+
+def superlinear(read: Callable[[str], object], pattern: str = "") -> list[Slow]:
+    """The shapes on which ``read`` takes more than six times as long for four times the text.
+
+    All are tried once; the slowest are measured with a text so long that it takes 20 ms, if there is one.
+    """
+    tried = sorted(shapes(pattern), key=lambda shape: -_seconds(read, shape.text(_FIRST_LENGTH), times=1))
+    found = []
+    for shape in tried[:_SLOWEST]:
+        length = 1_024
+        while (taken := _seconds(read, shape.text(length), times=1)) < MIN_SECONDS and length < _LONGEST:
+            length *= 2
+        if taken < MIN_SECONDS:
+            continue
+        for times in (1, 5):  # the best of five only where one try raises a doubt
+            short = _seconds(read, shape.text(length), times=times)
+            long = _seconds(read, shape.text(4 * length), times=times)
+            if long <= MAX_RATIO * short:
+                break
+        else:
+            found.append(Slow(shape.name, length, short, long))
+    return found
+
+
+def _seconds(read: Callable[[str], object], text: str, *, times: int) -> float:
+    """The best of ``times`` tries, in seconds of this process's CPU."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        best = float("inf")
+        for _ in range(times):
+            began = time.process_time()
+            read(text)
+            best = min(best, time.process_time() - began)
+        return best
+    finally:
+        if collects:
+            gc.enable()

@@ -1,0 +1,244 @@
+"""No text from outside makes us work longer than its length explains.
+
+Every pattern of the packages and every pure function that takes a text is found by itself, so that a new one is tested
+without being named here. The one test in which time counts: CPU time of four times the text, best of five.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import attrs
+import pytest
+
+import cli
+import rtfm
+from rtfm.answering import extractive, prompt, sources
+from rtfm.bot import replies
+from rtfm.bot.triggers import Incoming, find_question
+from rtfm.events import Attachment, Audience, BotQuery, TimestampMillis
+from rtfm.answering.attachments import attached, telling_lines
+from rtfm.knowledge import imports
+from rtfm.knowledge.conversations import Line, passages
+from rtfm.knowledge.linking import Said, link
+from tests.hostile import superlinear
+from tests.passages import GUILD, passage, said
+
+ROOT = Path(__file__).parents[2]
+
+OURS = {
+    "rtfm.contracts.catalogue._TOPIC_NAME": "names in our own contracts.toml",
+    "rtfm.local.services._STACK_TRACE": "logs of services that we start",
+    "rtfm.local.services._TELLING": "logs of services that we start",
+}
+"""Patterns that read nothing from outside, and what they read."""
+
+ARGUMENTS: dict[str, Any] = {
+    "numbers": {1: 1},
+    "known_links": {"https://print.example/unlock"},
+    "names": ["ada", "bob"],
+    "max_tokens": 220,
+}
+"""What a function gets beside its text where it asks for more, by the parameter's name."""
+
+TEXTS = frozenset({"answer", "content", "name", "question", "text", "word"})
+"""Names of the parameters that hold text from outside."""
+
+NOT_TEXT = {
+    "rtfm.bot.commands": "asks Discord",
+    "rtfm.knowledge.archive": "asks the database",
+    "rtfm.answering.extractive": "takes passages, too, and is in OTHERS",
+    "rtfm.answering.follow_up": "takes a conversation, too, whose parts are in OTHERS",
+    "rtfm.answering.prompt": "takes passages, too, and is in OTHERS",
+    "rtfm.local": "names of our own",
+    "rtfm.telemetry": "names of our own",
+}
+"""Modules whose functions take other things under those names, or do more than read."""
+
+
+def _modules() -> Iterator[ModuleType]:
+    for package in (rtfm, cli):
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if "migrations" not in found.name:
+                yield importlib.import_module(found.name)
+
+
+MODULES = list(_modules())
+
+
+def _patterns() -> dict[str, re.Pattern[str]]:
+    found: dict[int, tuple[str, re.Pattern[str]]] = {}
+    for module in MODULES:
+        for name, value in vars(module).items():
+            for number, pattern in enumerate(_patterns_in(value, depth=3)):
+                # Where it is imported it is the same object.
+                found.setdefault(id(pattern), (f"{module.__name__}.{name}" + (f"[{number}]" if number else ""), pattern))
+    return dict(sorted(found.values()))
+
+
+def _patterns_in(value: object, *, depth: int) -> Iterator[re.Pattern[str]]:
+    """Patterns in collections and in instances of our classes, too."""
+    if isinstance(value, re.Pattern):
+        if isinstance(value.pattern, str):
+            yield value
+        return
+    inner: Iterable[object] = ()
+    if isinstance(value, dict):
+        inner = value.values()
+    elif isinstance(value, (tuple, list, set, frozenset)):
+        inner = value
+    elif attrs.has(type(value)):
+        inner = [getattr(value, field.name, None) for field in attrs.fields(type(value))]
+    if depth:
+        for one in inner:
+            yield from _patterns_in(one, depth=depth - 1)
+
+
+PATTERNS = {name: pattern for name, pattern in _patterns().items() if name not in OURS}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_a_pattern_takes_time_by_the_length_of_the_text(name: str) -> None:
+    """H1, H2: a run of line feeds or dashes in one message stopped a processor."""
+    pattern = PATTERNS[name]
+
+    def read(text: str) -> None:
+        for _ in pattern.finditer(text):
+            pass
+        pattern.match(text)
+        pattern.fullmatch(text)
+
+    assert superlinear(read, pattern.pattern) == []
+
+
+def _functions() -> dict[str, Callable[[str], object]]:
+    found: dict[str, Callable[[str], object]] = {}
+    for module in MODULES:
+        if module.__name__.startswith("cli.") or any(module.__name__.startswith(name) for name in NOT_TEXT):
+            continue
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            if function.__module__ != module.__name__ or name.startswith("_") or inspect.iscoroutinefunction(function):
+                continue
+            first, *others = inspect.signature(function).parameters.values() or [None]
+            if first is None or first.name not in TEXTS or first.annotation not in ("str", str):
+                continue
+            needed = [one.name for one in others if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
+            if all(one in ARGUMENTS for one in needed):
+                found[f"{module.__name__}.{name}"] = lambda text, f=function, n=needed: f(  # type: ignore[misc]
+                    text, **{one: ARGUMENTS[one] for one in n}
+                )
+            else:
+                found[f"{module.__name__}.{name}"] = _unknown(name, needed)
+    return found
+
+
+def _unknown(name: str, needed: list[str]) -> Callable[[str], object]:
+    def read(text: str) -> object:
+        raise AssertionError(f"{name} takes {needed}: say in ARGUMENTS what it gets, or in NOT_TEXT why it is none")
+
+    return read
+
+
+def _query(text: str) -> BotQuery:
+    return BotQuery(
+        query_id="m1",
+        guild_id=GUILD,
+        channel_id="600",
+        asker_id="1",
+        question=text,
+        asked_at=TimestampMillis(0),
+        expires_at=TimestampMillis(0),
+        audience=Audience.PUBLIC,
+        visible_channel_ids=["600"],
+    )
+
+
+def _quoted(text: str) -> object:
+    return extractive.compose(extractive.quotes("how do I unlock it?", [passage([said("ada", text)])]))
+
+
+def _by_its_answer(text: str) -> object:
+    return extractive.best_message("how?", text[: prompt.MAX_QUESTION_CHARACTERS], passage([said("ada", text)]))
+
+
+def _linked(text: str) -> object:
+    messages = [Said(message_id=str(i), author_id=str(i % 3), author_name="ada", content=text) for i in range(3)]
+    return link(messages)
+
+
+def _passages(text: str) -> object:
+    return passages("1", [Line(message_id="1", text=text, created_at=TimestampMillis(0), files=(text,))])
+
+
+def _mentioned(text: str) -> object:
+    people = [(str(i), [text[: i + 1], f"n{i}"]) for i in range(120)]
+    return imports._with_markup(text, people)
+
+
+def _file(text: str) -> object:
+    return telling_lines(attached([Attachment(filename=text, url="", size_bytes=1, text=text)]))
+
+
+OTHERS: dict[str, Callable[[str], object]] = {
+    "extractive.quotes": _quoted,
+    "extractive.quotes, of the question": lambda text: extractive.quotes(text, [passage([said("ada", "unlock it")])]),
+    "extractive.best_message": _by_its_answer,
+    "extractive.compose, of a name": lambda text: extractive.compose(
+        extractive.quotes("unlock?", [passage([said(text or "x", "unlock it")])])
+    ),
+    "linking.link": _linked,
+    "conversations.passages": _passages,
+    "triggers.find_question": lambda text: find_question(Incoming(content=text, bot_id="1", replies_to_bot=True)),
+    "replies.split": replies.split,
+    "imports, mentions": _mentioned,
+    "sources.usable": lambda text: sources.usable([passage([said("ada", text)])], _query(text)),
+    "attachments": _file,
+}
+"""What reads text in other ways, with the way that text from outside gets to it."""
+
+FUNCTIONS = {**_functions(), **OTHERS}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_takes_time_by_the_length_of_the_text(name: str) -> None:
+    """H1, H2: whatever is read of a message, a question, a name or a model's answer."""
+    assert superlinear(FUNCTIONS[name]) == []
+
+
+def test_patterns_stand_where_they_are_found() -> None:
+    """H1: a pattern inside a function would not be tested; patterns are named at the top of their module."""
+    inside = []
+    for path in sorted([*(ROOT / "rtfm").rglob("*.py"), *(ROOT / "cli").rglob("*.py")]):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        top = {call for node in tree.body if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) for call in ast.walk(node)}
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and isinstance(node.func.value, ast.Name)
+                and node.func.value.id in ("re", "re2")
+                and node.func.attr != "escape"
+                and node not in top
+            ):
+                inside.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert inside == []
+
+
+def test_what_is_declared_is_there() -> None:
+    """A pattern that is gone leaves no exception behind."""
+    assert set(OURS) <= set(_patterns())
+
+
+def test_the_measure_sees_what_it_is_for() -> None:
+    """H1, H2: the patterns that stopped the processor are found out, and a plain one is not."""
+    for pattern in (re.compile(r"^\W*#{2,}\s*x:", re.MULTILINE), re.compile(r"[\w.-]*[\w+~]"), re.compile(r"[ \t]*\[1\]")):
+        assert superlinear(lambda text, p=pattern: p.findall(text), pattern.pattern) != []  # type: ignore[misc]
+    assert superlinear(re.compile(r"\w+").findall) == []
