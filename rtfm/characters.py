@@ -34,7 +34,11 @@ def printable(text: str, *, newlines: bool = False) -> str:
         return text
     kept = _JOINERS | frozenset("\n\t") if newlines else _JOINERS
     return "".join(
-        character if character.isprintable() or character in kept else " " if character == "\xa0" else _escape(character)
+        character
+        if character.isprintable() or character in kept
+        else " "
+        if character == "\xa0"
+        else _escape(character)
         for character in text
     )
 

@@ -25,6 +25,7 @@ import structlog
 from attrs import evolve, fields, frozen
 from hypothesis import settings as hypothesis_settings
 
+from rtfm.contracts import Catalogue
 from rtfm.settings import Settings
 from tests.shared_stack import SharedStack
 
@@ -159,7 +160,7 @@ def migrated_database(stack: StackAddresses) -> str:
 
 
 @pytest.fixture
-def bare_settings(stack: StackAddresses, tmp_path: Path) -> Iterator[Settings]:
+def unmigrated_settings(stack: StackAddresses, tmp_path: Path) -> Iterator[Settings]:
     """Settings with a prefix and a database of their own; no topics, no schemas, no tables."""
     with _settings(stack, tmp_path, template="template1") as settings:
         yield settings
@@ -178,9 +179,15 @@ def archive(stack: StackAddresses, migrated_database: str, tmp_path: Path) -> It
 
 
 @pytest.fixture
+def bare_settings(stack: StackAddresses, migrated_database: str, tmp_path: Path) -> Iterator[Settings]:
+    """Settings with the archive migrated; no topics, no schemas."""
+    with _settings(stack, tmp_path, template=migrated_database) as settings:
+        yield settings
+
+
+@pytest.fixture
 def settings(stack: StackAddresses, migrated_database: str, tmp_path: Path) -> Iterator[Settings]:
     """Settings with topics made, contracts registered and the archive migrated; the topics are deleted at the end."""
-    from rtfm.contracts import PATIENT_S, open_registry, registration
     from rtfm.contracts import catalogue as catalogues
     from rtfm.streams.topics import TopicAdmin
 
@@ -188,9 +195,7 @@ def settings(stack: StackAddresses, migrated_database: str, tmp_path: Path) -> I
         catalogue = catalogues.load()
         topics = TopicAdmin(settings, catalogue)
         topics.apply(topics.plan())
-        registry = open_registry(settings, timeout_s=PATIENT_S)
-        registration.apply(catalogue, registry, registration.plan(catalogue, registry))
-        registry.close()
+        _register(catalogue, settings)
         yield settings
         topics.delete()
 
@@ -287,6 +292,21 @@ def _settings(stack: StackAddresses, tmp_path: Path, *, template: str) -> Iterat
     )
     with psycopg.connect(stack.postgres, autocommit=True) as connection:
         connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def _register(catalogue: Catalogue, settings: Settings) -> None:
+    """What `schemas register` leaves behind, without its questions: nothing is registered under a new prefix."""
+    from rtfm.contracts import PATIENT_S, open_registry
+
+    registry = open_registry(settings, timeout_s=PATIENT_S)
+    for topic in catalogue.with_schema():
+        schema = topic.schema or {}
+        released = [version for version in catalogue.released(topic.name).values() if version != schema]
+        registry.set_compatibility(topic.name, topic.compatibility)
+        for version in [*released, schema]:
+            schema_id = registry.register(topic.name, version)
+        registry.keep(topic.name, schema, schema_id)
+    registry.close()
 
 
 def _database(stack: StackAddresses, name: str) -> str:

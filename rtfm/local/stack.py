@@ -254,14 +254,29 @@ class LocalStack:
         try:
             # PostgreSQL waits for its clients on SIGTERM and drops them on SIGINT.
             process.send_signal(signal.SIGINT if name == "postgres" else signal.SIGTERM)
-            process.wait(STOP_TIMEOUT_S)
+            if not self._ends(process):
+                process.kill()
+                if not self._ends(process):
+                    raise Unavailable(name, f"{name} (process {process.pid}) does not end")
         except psutil.NoSuchProcess:
             return
-        except psutil.TimeoutExpired:
-            process.kill()
-            process.wait(STOP_TIMEOUT_S)
         except psutil.AccessDenied as exc:
             raise ConfigError(f"{name} (process {process.pid}) belongs to another user") from exc
+
+    def _ends(self, process: psutil.Process) -> bool:
+        """Wait until ``process`` ends; False when it does not in time.
+
+        A process that has ended stays listed as a zombie until the program that started it asks for its exit code.
+        """
+        deadline = self._clock() + STOP_TIMEOUT_S
+        while self._clock() < deadline:
+            with suppress(psutil.TimeoutExpired):
+                process.wait(_POLL_S)
+                return True
+            with suppress(psutil.NoSuchProcess):
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    return True
+        return False
 
     def _running(self, name: str) -> dict[str, Any] | None:
         entry = self._state().get(name)

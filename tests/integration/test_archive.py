@@ -66,16 +66,16 @@ def migrated_to(step: str, settings: Settings) -> SqlArchive:
 
 
 @pytest.fixture
-def archive(bare_settings: Settings) -> Iterator[SqlArchive]:
-    opened = SqlArchive(bare_settings.database_url)
+def archive(unmigrated_settings: Settings) -> Iterator[SqlArchive]:
+    opened = SqlArchive(unmigrated_settings.database_url)
     opened.migrate()
     yield opened
     opened.close()
 
 
-def test_without_tables_the_error_says_what_makes_them(bare_settings: Settings) -> None:
+def test_without_tables_the_error_says_what_makes_them(unmigrated_settings: Settings) -> None:
     """A command before the processor's first start is a configuration matter, not a defect."""
-    archive = SqlArchive(bare_settings.database_url)
+    archive = SqlArchive(unmigrated_settings.database_url)
     with pytest.raises(ConfigError, match="does not have the tables") as caught:
         archive.check()
     assert "rtfm-cli run processor" in str(caught.value.hint)
@@ -98,12 +98,12 @@ def test_no_password_is_in_an_error() -> None:
     assert "127.0.0.1:9/rtfm" in str(caught.value)
 
 
-def test_several_processes_may_migrate_at_once(bare_settings: Settings) -> None:
+def test_several_processes_may_migrate_at_once(unmigrated_settings: Settings) -> None:
     """Scaled processors start together; and a second run changes nothing."""
     errors: list[BaseException] = []
 
     def migrate() -> None:
-        archive = SqlArchive(bare_settings.database_url)
+        archive = SqlArchive(unmigrated_settings.database_url)
         try:
             archive.migrate()
             archive.migrate()
@@ -121,17 +121,17 @@ def test_several_processes_may_migrate_at_once(bare_settings: Settings) -> None:
     assert errors == []
 
 
-def test_a_migration_does_not_keep_others_from_a_table_that_is_in_use(bare_settings: Settings) -> None:
+def test_a_migration_does_not_keep_others_from_a_table_that_is_in_use(unmigrated_settings: Settings) -> None:
     """A long read goes on, and so do those after it; the migration gives up for now, and does its work later."""
-    archive = migrated_to("0005", bare_settings)
-    with psycopg.connect(bare_settings.database_url) as reader:
+    archive = migrated_to("0005", unmigrated_settings)
+    with psycopg.connect(unmigrated_settings.database_url) as reader:
         reader.execute("SELECT count(*) FROM passages")
         with pytest.raises(Unavailable, match="lock timeout"):
             archive.migrate()
         reader.execute("SELECT count(*) FROM passages")
     archive.migrate()
     assert archive.counts()["passages"] == 0
-    with psycopg.connect(bare_settings.database_url) as connection:
+    with psycopg.connect(unmigrated_settings.database_url) as connection:
         connection.execute("SELECT part_of FROM passages")
     archive.close()
 
@@ -152,9 +152,9 @@ INSERTED = """
 """
 
 
-def test_ingest_writes_while_a_migration_makes_an_index(bare_settings: Settings) -> None:
+def test_ingest_writes_while_a_migration_makes_an_index(unmigrated_settings: Settings) -> None:
     """A batch that is open already, and one that begins and ends while the index waits for the first."""
-    archive = migrated_to("0004", bare_settings)
+    archive = migrated_to("0004", unmigrated_settings)
     errors: list[BaseException] = []
 
     def migrate() -> None:
@@ -164,10 +164,10 @@ def test_ingest_writes_while_a_migration_makes_an_index(bare_settings: Settings)
             errors.append(exc)
 
     migration = threading.Thread(target=migrate)
-    with psycopg.connect(bare_settings.database_url) as early:
+    with psycopg.connect(unmigrated_settings.database_url) as early:
         early.execute(INSERTED, ["1"])
         migration.start()
-        with psycopg.connect(bare_settings.database_url, autocommit=True) as late:
+        with psycopg.connect(unmigrated_settings.database_url, autocommit=True) as late:
             waits = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
             while migration.is_alive() and late.execute(waits).fetchone() is None:
                 pass
@@ -177,52 +177,52 @@ def test_ingest_writes_while_a_migration_makes_an_index(bare_settings: Settings)
             assert migration.is_alive(), errors
     migration.join()
     assert errors == []
-    assert indexes_of_terms(bare_settings) == {"passages_guild_terms": True}
+    assert indexes_of_terms(unmigrated_settings) == {"passages_guild_terms": True}
     assert archive.counts()["passages"] == 2
     archive.close()
 
 
-def test_an_index_that_was_cut_off_is_made_again(bare_settings: Settings) -> None:
+def test_an_index_that_was_cut_off_is_made_again(unmigrated_settings: Settings) -> None:
     """What an attempt leaves that was killed is no index for a search; and one that was whole is not made twice."""
-    archive = migrated_to("0004", bare_settings)
-    with psycopg.connect(bare_settings.database_url) as connection:
+    archive = migrated_to("0004", unmigrated_settings)
+    with psycopg.connect(unmigrated_settings.database_url) as connection:
         connection.execute("CREATE INDEX passages_guild_terms ON passages (length)")
         connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'passages_guild_terms'::regclass")
         connection.execute("CREATE INDEX passages_threads ON passages (channel_id) WHERE acl_channel_id <> channel_id")
         whole = connection.execute("SELECT 'passages_threads'::regclass::oid").fetchone()
     archive.migrate()
-    assert indexes_of_terms(bare_settings) == {"passages_guild_terms": True}
-    with psycopg.connect(bare_settings.database_url) as connection:
+    assert indexes_of_terms(unmigrated_settings) == {"passages_guild_terms": True}
+    with psycopg.connect(unmigrated_settings.database_url) as connection:
         (definition,) = connection.execute("SELECT pg_get_indexdef('passages_guild_terms'::regclass)").fetchall()
         assert "USING gin" in definition[0]
         assert connection.execute("SELECT 'passages_threads'::regclass::oid").fetchone() == whole
     archive.close()
 
 
-def test_a_step_that_is_done_stays_done_when_the_next_one_cannot_be(bare_settings: Settings) -> None:
+def test_a_step_that_is_done_stays_done_when_the_next_one_cannot_be(unmigrated_settings: Settings) -> None:
     """An index that took minutes is not thrown away because a table is in use afterwards."""
-    archive = migrated_to("0004", bare_settings)
-    with psycopg.connect(bare_settings.database_url) as connection:
+    archive = migrated_to("0004", unmigrated_settings)
+    with psycopg.connect(unmigrated_settings.database_url) as connection:
         # So that the first step has none to drop, which waits for every reader.
         connection.execute("DROP INDEX passages_terms")
-    with psycopg.connect(bare_settings.database_url) as reader:
+    with psycopg.connect(unmigrated_settings.database_url) as reader:
         # Without a snapshot, which the index would wait for.
         reader.execute("LOCK TABLE passages IN ACCESS SHARE MODE")
         with pytest.raises(Unavailable, match="lock timeout"):
             archive.migrate()
-        with psycopg.connect(bare_settings.database_url) as other:
+        with psycopg.connect(unmigrated_settings.database_url) as other:
             assert other.execute("SELECT version_num FROM alembic_version").fetchone() == ("0005",)
     archive.migrate()
-    with psycopg.connect(bare_settings.database_url) as connection:
+    with psycopg.connect(unmigrated_settings.database_url) as connection:
         connection.execute("SELECT part_of FROM passages")
     archive.close()
 
 
 def test_what_an_older_processor_writes_has_no_sketch_of_what_was_there_before(
-    archive: SqlArchive, bare_settings: Settings
+    archive: SqlArchive, unmigrated_settings: Settings
 ) -> None:
     """Beside newer ones it knows nothing of sketches: search reads such a passage itself until it is written anew."""
-    with psycopg.connect(bare_settings.database_url, autocommit=True) as connection:
+    with psycopg.connect(unmigrated_settings.database_url, autocommit=True) as connection:
 
         def sketch() -> object:
             return connection.execute("SELECT sketch FROM passages").fetchall()
@@ -239,11 +239,11 @@ def test_what_an_older_processor_writes_has_no_sketch_of_what_was_there_before(
 
 
 def test_who_waits_for_another_migration_says_for_whom_and_gives_up_at_last(
-    bare_settings: Settings, capsys: pytest.CaptureFixture[str]
+    unmigrated_settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It waits between its statements, which no timeout of a statement ends; and goes on when the other has ended."""
-    database = Database(bare_settings.database_url)
-    with psycopg.connect(bare_settings.database_url, autocommit=True) as other:
+    database = Database(unmigrated_settings.database_url)
+    with psycopg.connect(unmigrated_settings.database_url, autocommit=True) as other:
         other.execute("SELECT pg_advisory_lock(7305108171)")
         backend = other.info.backend_pid
         with pytest.raises(Unavailable, match=rf"backend {backend} .* is migrating"):
@@ -288,11 +288,11 @@ def test_the_steps_of_the_migrations_make_one_line() -> None:
         assert f'revision = "{number:04}"\ndown_revision = "{number - 1:04}"' in step.read_text(encoding="utf-8")
 
 
-def test_the_tables_of_the_migrations_are_those_of_the_code(archive: SqlArchive, bare_settings: Settings) -> None:
+def test_the_tables_of_the_migrations_are_those_of_the_code(archive: SqlArchive, unmigrated_settings: Settings) -> None:
     """A column that stands in one place only would be found by the first user."""
     from rtfm.knowledge.archive.tables import metadata
 
-    with psycopg.connect(bare_settings.database_url) as connection:
+    with psycopg.connect(unmigrated_settings.database_url) as connection:
         rows = connection.execute(
             "SELECT table_name, column_name, is_nullable = 'YES' FROM information_schema.columns"
             " WHERE table_schema = 'public' AND table_name <> 'alembic_version'"
@@ -370,10 +370,10 @@ def test_a_question_whose_response_never_comes_is_removed_a_day_after_it_expired
     assert archive.questions.find("m1") is None
 
 
-def test_a_connection_that_died_is_replaced(archive: SqlArchive, bare_settings: Settings) -> None:
+def test_a_connection_that_died_is_replaced(archive: SqlArchive, unmigrated_settings: Settings) -> None:
     """PostgreSQL may restart under a service that runs for months."""
     archive.check()
-    with psycopg.connect(bare_settings.database_url, autocommit=True) as connection:
+    with psycopg.connect(unmigrated_settings.database_url, autocommit=True) as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"

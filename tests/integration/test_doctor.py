@@ -18,9 +18,9 @@ def _findings(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, str
     return {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
 
 
-def test_an_unprepared_system_gets_the_commands_that_prepare_it(bare_settings: Settings, cli: Cli) -> None:
+def test_an_unprepared_system_gets_the_commands_that_prepare_it(unmigrated_settings: Settings, cli: Cli) -> None:
     """Services answer, but topics, contracts and tables are missing: exit 1, and each finding has its mend."""
-    done = cli(bare_settings, "doctor", "--json", check=False)
+    done = cli(unmigrated_settings, "doctor", "--json", check=False)
     assert done.returncode == 1
     findings = _findings(done)
     assert findings["kafka"]["state"] == findings["schema registry"]["state"] == findings["archive"]["state"] == "wrong"

@@ -46,9 +46,11 @@ class _Healthy(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[LocalStack]:
-    """A stack of its own, which tests may kill service by service."""
+    """A stack of its own, which tests may kill service by service. The first attempt to start it was killed."""
     with stack_home() as home:
-        stack = LocalStack(home, cache_dir=CACHE_DIR)
+        (home / "cache").symlink_to(CACHE_DIR)
+        _kill_a_start(home)
+        stack = LocalStack(home)
         try:
             stack.up()
             yield stack
@@ -75,12 +77,31 @@ def _pids(stack: LocalStack) -> dict[str, int | None]:
     return {service.name: service.pid for service in stack.status()}
 
 
+def _environment(home: Path) -> dict[str, str]:
+    return inherited_environment() | {"RTFM_HOME": str(home)}
+
+
+def _kill_a_start(home: Path) -> None:
+    """Begin to start all services and kill the command when it has noted the first."""
+    program = Path(sys.executable).with_name("rtfm-cli")
+    with subprocess.Popen([program, "local", "up"], env=_environment(home), stderr=subprocess.DEVNULL) as start:
+        while not (home / "run" / "stack.json").is_file():
+            assert start.poll() is None, "the start was over before it could be killed"
+            time.sleep(0.01)
+        start.send_signal(LOST)
+
+
 def _kill(stack: LocalStack, name: str) -> None:
     pid = _pids(stack)[name]
     assert pid is not None
     process = psutil.Process(pid)
     process.kill()
     process.wait(60)
+
+
+def test_an_up_that_was_killed_is_finished_by_the_next(running: LocalStack) -> None:
+    """Whatever the first had begun, the second ends with four services that answer."""
+    assert [service.state for service in running.status()] == ["running"] * 4
 
 
 def test_a_registry_that_is_killed_right_after_a_registration_keeps_its_ids(running: LocalStack) -> None:
@@ -238,7 +259,7 @@ def test_a_port_that_another_program_takes_meanwhile_is_left_to_it(home: Path, g
 
     def take(seconds: float) -> None:
         if not taken:
-            port = json.loads((home / "run" / "ports.json").read_text(encoding="utf-8"))["schema-registry"]
+            port = json.loads((home / "run" / "ports.json").read_text(encoding="utf-8"))["chroma"]
             taken.append(ThreadingHTTPServer(("127.0.0.1", port), _Healthy))
             threading.Thread(target=taken[0].serve_forever, daemon=True).start()
         time.sleep(seconds)  # as the stack would have
@@ -246,11 +267,11 @@ def test_a_port_that_another_program_takes_meanwhile_is_left_to_it(home: Path, g
     hasty = LocalStack(home, sleep=take)
     try:
         if given:
-            ports = free_ports(["schema-registry"])
-            with pytest.raises(Unavailable, match=r"port \d+ for schema-registry was taken by another program"):
-                hasty.up(["schema-registry"], ports=ports)
-        hasty.up(["schema-registry"])
-        assert f":{taken[0].server_port}/" not in _address(hasty, "schema-registry")
+            ports = free_ports(["chroma"])
+            with pytest.raises(Unavailable, match=r"port \d+ for chroma was taken by another program"):
+                hasty.up(["chroma"], ports=ports)
+        hasty.up(["chroma"])
+        assert not _address(hasty, "chroma").endswith(f":{taken[0].server_port}")
     finally:
         for server in taken:
             server.shutdown()
@@ -287,27 +308,15 @@ def test_a_service_that_the_stack_lost_sight_of_is_not_started_a_second_time(hom
     state.write_text(remembered, encoding="utf-8")
 
 
-def test_an_up_that_was_killed_is_finished_by_the_next(home: Path) -> None:
-    """Whatever the first had begun, the second ends with four services that answer."""
-    environment = inherited_environment() | {"RTFM_HOME": str(home)}
-    program = Path(sys.executable).with_name("rtfm-cli")
-    with subprocess.Popen([program, "local", "up"], env=environment, stderr=subprocess.DEVNULL) as first:
-        state = home / "run" / "stack.json"
-        while not state.is_file():
-            assert first.poll() is None, "the first start was over before it could be killed"
-        first.send_signal(LOST)
-    statuses = LocalStack(home).up()
-    assert [service.state for service in statuses] == ["running"] * 4
-
-
-def test_the_command_line_shows_the_addresses_and_every_other_command_finds_them(home: Path) -> None:
+def test_the_command_line_shows_the_addresses_and_every_other_command_finds_them(
+    running: LocalStack, home: Path
+) -> None:
     """`local status --json` has the agreed shape and exits with 1 unless all run; `down` stops and keeps the data."""
-    environment = inherited_environment() | {"RTFM_HOME": str(home)}
-    done = run_cli(["local", "status", "--json"], environment, check=False)
+    done = run_cli(["local", "status", "--json"], _environment(home), check=False)
     assert done.returncode == 1
     assert [service["state"] for service in json.loads(done.stdout)["services"]] == ["stopped"] * 4
 
-    run_cli(["local", "up"], environment)
+    environment = _environment(running.home)
     services = json.loads(run_cli(["local", "status", "--json"], environment).stdout)["services"]
     assert [service["name"] for service in services] == ["kafka", "schema-registry", "chroma", "postgres"]
     assert services[1]["address"].endswith("/apis/ccompat/v7")

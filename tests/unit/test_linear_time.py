@@ -22,10 +22,10 @@ import pytest
 import cli
 import rtfm
 from rtfm.answering import extractive, prompt, sources
+from rtfm.answering.attachments import attached, telling_lines
 from rtfm.bot import replies
 from rtfm.bot.triggers import Incoming, find_question
 from rtfm.events import Attachment, Audience, BotQuery, TimestampMillis
-from rtfm.answering.attachments import attached, telling_lines
 from rtfm.knowledge import imports
 from rtfm.knowledge.conversations import Line, passages
 from rtfm.knowledge.linking import Said, link
@@ -80,7 +80,9 @@ def _patterns() -> dict[str, re.Pattern[str]]:
         for name, value in vars(module).items():
             for number, pattern in enumerate(_patterns_in(value, depth=3)):
                 # Where it is imported it is the same object.
-                found.setdefault(id(pattern), (f"{module.__name__}.{name}" + (f"[{number}]" if number else ""), pattern))
+                found.setdefault(
+                    id(pattern), (f"{module.__name__}.{name}" + (f"[{number}]" if number else ""), pattern)
+                )
     return dict(sorted(found.values()))
 
 
@@ -218,7 +220,12 @@ def test_patterns_stand_where_they_are_found() -> None:
     inside = []
     for path in sorted([*(ROOT / "rtfm").rglob("*.py"), *(ROOT / "cli").rglob("*.py")]):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        top = {call for node in tree.body if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) for call in ast.walk(node)}
+        top = {
+            call
+            for node in tree.body
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef))
+            for call in ast.walk(node)
+        }
         for node in ast.walk(tree):
             if (
                 isinstance(node, ast.Call)
@@ -239,6 +246,10 @@ def test_what_is_declared_is_there() -> None:
 
 def test_the_measure_sees_what_it_is_for() -> None:
     """H1, H2: the patterns that stopped the processor are found out, and a plain one is not."""
-    for pattern in (re.compile(r"^\W*#{2,}\s*x:", re.MULTILINE), re.compile(r"[\w.-]*[\w+~]"), re.compile(r"[ \t]*\[1\]")):
+    for pattern in (
+        re.compile(r"^\W*#{2,}\s*x:", re.MULTILINE),
+        re.compile(r"[\w.-]*[\w+~]"),
+        re.compile(r"[ \t]*\[1\]"),
+    ):
         assert superlinear(lambda text, p=pattern: p.findall(text), pattern.pattern) != []  # type: ignore[misc]
     assert superlinear(re.compile(r"\w+").findall) == []
