@@ -34,6 +34,7 @@ def load_settings(*, log_level: str | None = None, **flags: Any) -> settings.Set
     from rtfm import telemetry
 
     loaded = settings.load().with_flags(**flags)
+    telemetry.hide(loaded.secrets())
     context = click.get_current_context(silent=True)
     debug = bool(context and (context.find_root().obj or {}).get("debug"))
     telemetry.configure_logging("DEBUG" if debug else log_level or loaded.log_level, loaded.log_format)
@@ -47,8 +48,10 @@ def say_if_lexical(mode: str) -> None:
 
 
 def echo_json(value: Any) -> None:
-    """One JSON document on one line."""
-    click.echo(json.dumps(value, ensure_ascii=False))
+    """One JSON document on one line, without the secrets of this process."""
+    from rtfm.telemetry import redacted
+
+    click.echo(redacted(json.dumps(value, ensure_ascii=False)))
 
 
 def table_console() -> Console:

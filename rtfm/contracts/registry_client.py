@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from typing import Any, cast
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import fastavro
 import httpx
 
+from rtfm.addresses import shown
 from rtfm.contracts.catalogue import Schema
 from rtfm.deadline import within
 from rtfm.errors import ConfigError, PermanentError, Unavailable, UnknownSchema
@@ -32,7 +33,7 @@ class RegistryClient:
     def __init__(self, url: str, *, timeout_s: float = 2.0, prefix: str = "") -> None:
         """``timeout_s`` bounds each request; ``prefix`` stands before every subject."""
         parts = urlsplit(url)
-        self.url = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
+        self.url = shown(url).rstrip("/")
         self._prefix = prefix
         self._timeout_s = timeout_s
         self._client = httpx.Client(

@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 from attrs import frozen
 
+from rtfm.addresses import shown
 from rtfm.errors import ConfigError, Unavailable
 from rtfm.local import artifacts, services
 from rtfm.local.services import DEFAULT_PORTS, SERVICES, Launch
@@ -216,7 +217,7 @@ class LocalStack:
                 self._stop(name)
                 raise Unavailable(
                     name,
-                    f"{name} did not answer at {entry['address']} within {START_TIMEOUT_S:.0f} s",
+                    f"{name} did not answer at {shown(entry['address'])} within {START_TIMEOUT_S:.0f} s",
                     hint=f"its log is {self.log_path(name)}",
                 )
             self._sleep(_POLL_S)
