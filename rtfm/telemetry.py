@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import logging
 import random
+import socket
 import sys
 import threading
 import time
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import accumulate
@@ -56,6 +59,10 @@ class BatchHistogram(Collector):
                 family.add_metric([label], list(buckets), self._sums[label])
         yield family
 
+
+MAX_CONNECTIONS = 16
+REQUEST_TIMEOUT_S = 5.0
+"""Of the metrics port: how long a connection may say nothing."""
 
 # Names follow OpenTelemetry's messaging conventions where they have one.
 CONSUMED = Counter(
@@ -269,8 +276,7 @@ class MetricsServer:
 
     def __init__(self, health: Health, host: str, port: int) -> None:
         """Open the port; 0 takes a free one. Raises OSError when it cannot be had."""
-        self._server = ThreadingHTTPServer((host, port), _handler(health))
-        self._server.daemon_threads = True
+        self._server = _FewConnections((host, port), _handler(health))
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
 
@@ -284,8 +290,40 @@ class MetricsServer:
         self._server.server_close()
 
 
+class _FewConnections(ThreadingHTTPServer):
+    """Holds at most ``MAX_CONNECTIONS``: the oldest makes room for a new one, so that idle ones shut nobody out."""
+
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._held: deque[socket.socket] = deque()
+        self._held_lock = threading.Lock()
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._held_lock:
+            self._held.append(request)
+            oldest = self._held.popleft() if len(self._held) > MAX_CONNECTIONS else None
+        if oldest is not None:
+            with suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with self._held_lock, suppress(ValueError):
+                self._held.remove(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is nobody's news."""
+
+
 def _handler(health: Health) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
+        timeout = REQUEST_TIMEOUT_S
+
         def do_GET(self) -> None:
             match self.path.partition("?")[0]:
                 case "/metrics":

@@ -15,9 +15,13 @@ import fastavro
 import httpx
 
 from rtfm.addresses import shown
+from rtfm.contracts import tree
 from rtfm.contracts.catalogue import Schema
 from rtfm.deadline import within
 from rtfm.errors import ConfigError, PermanentError, Unavailable, UnknownSchema
+
+MAX_ANSWER_BYTES = 5_000_000
+"""Of one answer; a schema has some thousand bytes."""
 
 # Confluent's error codes; a 404 without one of them comes from a wrong address.
 _NOT_FOUND = (40401, 40402, 40403, 40408)
@@ -57,6 +61,7 @@ class RegistryClient:
         try:
             schema = json.loads(answer["schema"])
             fastavro.parse_schema(json.loads(answer["schema"]))
+            tree.parse(schema)
         except Exception as exc:  # not JSON, such as Protobuf; fastavro raises its own errors, KeyError and TypeError
             raise UnknownSchema(f"schema id {schema_id} at {self.url} is no Avro schema that stands by itself") from exc
         if not isinstance(schema, dict) or schema.get("type") != "record":
@@ -123,18 +128,23 @@ class RegistryClient:
         """The answer as JSON; None when the registry says that there is no such thing."""
         bound_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
 
-        def ask() -> httpx.Response:
-            return self._client.request(method, self.url + path, json=body, timeout=bound_s)
+        def ask() -> tuple[int, bytes]:
+            with self._client.stream(method, self.url + path, json=body, timeout=bound_s) as response:
+                return response.status_code, _bounded(response)
 
         try:
-            response = within(bound_s, ask)
+            status, content = within(bound_s, ask)
         except TimeoutError as exc:
             raise self._unavailable(f"no answer within {bound_s:g} s") from exc
         except (httpx.HTTPError, RuntimeError) as exc:  # RuntimeError: the client was closed meanwhile
             late = isinstance(exc, httpx.TimeoutException)
             raise self._unavailable(f"no answer within {bound_s:g} s" if late else str(exc)) from exc
-        status = response.status_code
-        answer = _json(response)
+        if len(content) > MAX_ANSWER_BYTES:
+            raise ConfigError(
+                f"{self.url} answers with more than {MAX_ANSWER_BYTES // 1_000_000} MB to {method} {path}",
+                hint="SCHEMA_REGISTRY_URL must be a schema registry's.",
+            )
+        answer = _json(content)
         if status == 404 and isinstance(answer, dict) and answer.get("error_code") in _NOT_FOUND:
             return None
         if status in (401, 403):
@@ -144,7 +154,7 @@ class RegistryClient:
             )
         if status in (409, 422):
             said = answer.get("message") if isinstance(answer, dict) else None
-            raise SchemaRefused(f"the schema registry refuses it: {said or response.text[:200]}")
+            raise SchemaRefused(f"the schema registry refuses it: {said or content[:200].decode(errors='replace')}")
         if status >= 500 or status in (408, 429):
             raise self._unavailable(f"it answers {status}")
         if status >= 300 or answer is None:
@@ -166,8 +176,18 @@ def _body(schema: Schema) -> dict[str, Any]:
     return {"schema": json.dumps(schema, separators=(",", ":"), ensure_ascii=False), "schemaType": "AVRO"}
 
 
-def _json(response: httpx.Response) -> Any:
+def _bounded(response: httpx.Response) -> bytes:
+    """The body, of one that is too long a little more than the limit."""
+    content = bytearray()
+    for chunk in response.iter_bytes(1 << 16):
+        content += chunk
+        if len(content) > MAX_ANSWER_BYTES:
+            break
+    return bytes(content)
+
+
+def _json(content: bytes) -> Any:
     try:
-        return response.json()
-    except ValueError:
+        return json.loads(content)
+    except (ValueError, RecursionError):
         return None

@@ -16,6 +16,7 @@ import httpx
 
 from rtfm.addresses import shown
 from rtfm.errors import ConfigError, RtfmError, Unavailable
+from rtfm.home import make_private
 from rtfm.local.artifacts import Progress, unpack
 
 MODEL_NAME = "all-MiniLM-L6-v2"
@@ -56,6 +57,7 @@ def fetch(
         return target
     partial = target.with_name(f"{target.name}.partial")
     try:
+        make_private(home)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         archive = partial / "archive.tar.gz"

@@ -1,6 +1,8 @@
 """The small HTTP port of a service, its health, and traces."""
 
 import json
+import socket
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -120,3 +122,17 @@ def test_many_values_are_counted_at_once_as_one_by_one(server: telemetry.Metrics
     assert shown[f'{prefix}_bucket{{le="0.5",{label}}}'] == "3.0"
     assert shown[f'{prefix}_bucket{{le="+Inf",{label}}}'] == shown[f"{prefix}_count{{{label}}}"] == "4.0"
     assert float(shown[f"{prefix}_sum{{{label}}}"]) == pytest.approx(99.306)
+
+
+def test_idle_connections_shut_nobody_out_of_the_metrics_port(server: telemetry.MetricsServer) -> None:
+    """The oldest make room, so that a probe gets its answer, and few threads wait for clients that say nothing."""
+    before = threading.active_count()
+    idle = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(60)]
+    try:
+        assert get(server, "/healthz")[0] == 200
+        ended = sum(connection.recv(1) == b"" for connection in idle[:40])
+        assert threading.active_count() - before <= telemetry.MAX_CONNECTIONS + 2
+    finally:
+        for connection in idle:
+            connection.close()
+    assert ended == 40
