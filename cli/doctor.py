@@ -14,6 +14,7 @@ from attrs import frozen
 
 from cli.main import EXIT_CHECK_FAILED
 from cli.options import echo_json, examples, json_option, load_settings
+from rtfm.addresses import shown
 
 if TYPE_CHECKING:
     from rtfm.settings import Settings
@@ -81,11 +82,12 @@ def examine(settings: Settings) -> Iterator[Finding]:
 
 def _examined(name: str, check: Callable[[Settings], Finding], settings: Settings) -> Finding:
     from rtfm.errors import RtfmError
+    from rtfm.telemetry import redacted
 
     try:
         return check(settings)
     except RtfmError as exc:
-        return Finding(check=name, state="wrong", detail=str(exc), mend=exc.hint)
+        return Finding(check=name, state="wrong", detail=redacted(str(exc)), mend=exc.hint)
 
 
 def _python(_settings: Settings) -> Finding:
@@ -134,7 +136,7 @@ def _schemas(settings: Settings) -> Finding:
     return Finding(
         check="schema registry",
         state="ok",
-        detail=f"{len(plan)} contracts registered at {settings.schema_registry_url}",
+        detail=f"{len(plan)} contracts registered at {shown(settings.schema_registry_url)}",
     )
 
 
@@ -157,7 +159,7 @@ def _vectors(settings: Settings) -> Finding:
         vectors.check()
     finally:
         vectors.close()
-    return Finding(check="chroma", state="ok", detail=f"answers at {settings.chroma_url}")
+    return Finding(check="chroma", state="ok", detail=f"answers at {shown(settings.chroma_url)}")
 
 
 def _model(settings: Settings) -> Finding:
@@ -224,7 +226,7 @@ def _discord(settings: Settings) -> Finding:
 
 def _gemini(settings: Settings) -> Finding:
     if settings.openai_base_url is not None:
-        asked = f"{settings.openai_model} at {settings.openai_base_url} is asked instead"
+        asked = f"{settings.openai_model} at {shown(settings.openai_base_url)} is asked instead"
         return Finding(check="gemini", state="ok", detail=asked)
     if settings.gemini_api_key is None:
         return Finding(

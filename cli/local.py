@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.options import echo_json, examples, json_option, load_settings, table_console
+from rtfm.addresses import shown
 
 if TYPE_CHECKING:
     from rtfm.local.artifacts import Progress
@@ -99,6 +99,7 @@ def status(as_json: bool) -> None:
 def logs(service: str | None, follow: bool, lines: int) -> None:
     """Show what SERVICE had to say, or all four."""
     from rtfm.errors import ConfigError
+    from rtfm.telemetry import redacted
 
     stack = open_stack()
     paths = [path for name in ([service] if service else _NAMES) if (path := stack.log_path(name)).is_file()]
@@ -113,7 +114,7 @@ def logs(service: str | None, follow: bool, lines: int) -> None:
         if len(paths) > 1:
             click.secho(f"== {path.stem}", bold=True)
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]:
-            click.echo(line)
+            click.echo(redacted(line))
 
 
 def open_stack() -> LocalStack:
@@ -180,14 +181,16 @@ def _plain_progress() -> Progress:
 def _print(statuses: list[ServiceStatus], as_json: bool) -> None:
     if as_json:
         echo_json(
-            {"services": [{"name": s.name, "state": s.state, "address": s.address, "pid": s.pid} for s in statuses]}
+            {
+                "services": [
+                    {"name": s.name, "state": s.state, "address": shown(s.address), "pid": s.pid} for s in statuses
+                ]
+            }
         )
         return
     from rich.table import Table
 
     table = Table("service", "state", "address", "pid", box=None)
     for service in statuses:
-        # --json has the password, for programs; what stands on a screen is shown to others.
-        address = re.sub(r":[^:/@]+@", ":***@", service.address)
-        table.add_row(service.name, service.state, address, str(service.pid or ""))
+        table.add_row(service.name, service.state, shown(service.address), str(service.pid or ""))
     table_console().print(table)

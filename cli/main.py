@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from typing import Any
 
 import click
@@ -96,21 +97,26 @@ def run(args: list[str] | None = None) -> int:
         click.echo("Stopped.", err=True)
         return 130
     except errors.RtfmError as exc:
-        if debug:
-            raise
-        click.echo(f"Error: {exc}", err=True)
-        if exc.hint:
-            click.echo(f"Hint: {exc.hint}", err=True)
+        _say_error(str(exc), exc.hint, debug)
         return exit_code(exc)
     except BrokenPipeError:
         return 0
     except Exception as exc:  # a defect: one line for people, the traceback for who asks for it
-        if debug:
-            raise
-        click.echo(f"Error: {type(exc).__name__}: {exc}", err=True)
-        click.echo("Hint: this is a defect; run again with --debug for the traceback.", err=True)
+        hint = "this is a defect" + ("." if debug else "; run again with --debug for the traceback.")
+        _say_error(f"{type(exc).__name__}: {exc}", hint, debug)
         return EXIT_CHECK_FAILED
     return result if isinstance(result, int) else 0
+
+
+def _say_error(message: str, hint: str | None, debug: bool) -> None:
+    """One line and a hint on standard error, after the traceback of what is being handled for who asks for it."""
+    from rtfm.telemetry import redacted
+
+    if debug:
+        click.echo(redacted(traceback.format_exc()), err=True)
+    click.echo(redacted(f"Error: {message}"), err=True)
+    if hint:
+        click.echo(redacted(f"Hint: {hint}"), err=True)
 
 
 def exit_code(error: errors.RtfmError) -> int:

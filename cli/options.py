@@ -32,11 +32,14 @@ def load_settings(*, log_level: str | None = None, **flags: Any) -> settings.Set
     ``log_level`` is for commands that say themselves what would be logged; ``--debug`` logs all the same.
     """
     from rtfm import telemetry
+    from rtfm.home import close_to_others
 
     loaded = settings.load().with_flags(**flags)
+    telemetry.hide(loaded.secrets())
     context = click.get_current_context(silent=True)
     debug = bool(context and (context.find_root().obj or {}).get("debug"))
     telemetry.configure_logging("DEBUG" if debug else log_level or loaded.log_level, loaded.log_format)
+    close_to_others(loaded.home)
     return loaded
 
 
@@ -47,8 +50,10 @@ def say_if_lexical(mode: str) -> None:
 
 
 def echo_json(value: Any) -> None:
-    """One JSON document on one line."""
-    click.echo(json.dumps(value, ensure_ascii=False))
+    """One JSON document on one line, without the secrets of this process."""
+    from rtfm.telemetry import redacted
+
+    click.echo(redacted(json.dumps(value, ensure_ascii=False)))
 
 
 def counted(count: int, plural: str) -> str:

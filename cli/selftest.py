@@ -18,6 +18,7 @@ from cli.options import (
     registry_option,
     table_console,
 )
+from rtfm.addresses import shown
 
 if TYPE_CHECKING:
     from rtfm.settings import Settings
@@ -50,6 +51,7 @@ def selftest(which: str, kafka_bootstrap_servers: str | None, schema_registry_ur
     Exits with 1 when a check fails, with 3 when Kafka or the registry does not answer.
     """
     from rtfm.errors import ConfigError, PermanentError
+    from rtfm.telemetry import redacted
 
     settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     checks: dict[str, Callable[[Settings], str]] = {
@@ -68,7 +70,7 @@ def selftest(which: str, kafka_bootstrap_servers: str | None, schema_registry_ur
         except SkippedCheck as exc:
             state, detail = "skipped", str(exc)
         except (ConfigError, PermanentError) as exc:
-            state, detail = "failed", f"{exc}" + (f" ({exc.hint})" if exc.hint else "")
+            state, detail = "failed", redacted(f"{exc}" + (f" ({exc.hint})" if exc.hint else ""))
         results.append(
             {"test": name, "result": state, "detail": detail, "ms": round(1000 * (time.monotonic() - started))}
         )
@@ -106,7 +108,7 @@ def _schemas(settings: Settings) -> str:
         for topic in contracts.catalogue.with_schema()
         if topic.schema is not None
     ]
-    return f"{len(ids)} contracts are registered at {settings.schema_registry_url}"
+    return f"{len(ids)} contracts are registered at {shown(settings.schema_registry_url)}"
 
 
 def _messages(settings: Settings) -> str:

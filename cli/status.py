@@ -142,6 +142,8 @@ def _show(found: dict[str, Any], wrong: dict[str, RtfmError]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from rtfm.telemetry import redacted
+
     console = table_console()
     if found["topics"] is not None:
         table = Table("topic", "partitions", "records", box=None, pad_edge=False)
@@ -175,4 +177,4 @@ def _show(found: dict[str, Any], wrong: dict[str, RtfmError]) -> None:
         console.print(Text(line, style="yellow"), soft_wrap=True)
     for name, error in wrong.items():
         hint = f" ({error.hint})" if error.hint else ""
-        console.print(Text(f"{name}: {error}{hint}", style="red"), soft_wrap=True)
+        console.print(Text(redacted(f"{name}: {error}{hint}"), style="red"), soft_wrap=True)

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 from attrs import field
 
+from rtfm.addresses import shown
+
 
 def text(value: str) -> str:
     """Any text."""
@@ -80,10 +82,16 @@ def url(*schemes: str) -> Callable[[str], str]:
     """An address of one of ``schemes``, without a slash at its end."""
 
     def parse(value: str) -> str:
-        parts = urlsplit(value)
+        wanted = f"an address such as {schemes[0]}://host:port"
+        try:
+            parts = urlsplit(value)
+            _ = parts.port
+        except ValueError:  # its message repeats what stands where the port should be
+            raise ValueError(wanted) from None
         if parts.scheme not in schemes or not (parts.hostname or parts.scheme.startswith("postgresql")):
-            raise ValueError(f"an address such as {schemes[0]}://host:port")
-        _ = parts.port  # raises ValueError for a port that is no number
+            raise ValueError(wanted)
+        if "@" in parts.path + parts.query + parts.fragment:  # the host would be a part of the password
+            raise ValueError(f"{wanted}; in a password write / as %2F, ? as %3F, # as %23 and @ as %40")
         return value.rstrip("/")
 
     return parse
@@ -104,8 +112,8 @@ def bootstrap_servers(value: str) -> str:
     """Kafka's own form: host:port, several separated by commas."""
     for server in value.split(","):
         host, separator, port = server.strip().rpartition(":")
-        if not (host and separator and port.isdigit() and 0 < int(port) < 65536):
-            raise ValueError("host:port, several separated by commas")
+        if "@" in host or not (host and separator and port.isdigit() and 0 < int(port) < 65536):
+            raise ValueError("host:port, several separated by commas, without user and password")
     return value
 
 
@@ -128,6 +136,10 @@ def setting(
     """A field of Settings: variable ``env``, meaning ``doc``, heading ``group`` in the docs; a secret is not shown."""
     return field(
         default=default,
-        repr=not secret,
+        repr=False if secret else _represented,
         metadata={"env": env, "doc": doc, "parse": parse, "secret": secret, "group": group},
     )
+
+
+def _represented(value: object) -> str:
+    return repr(shown(value) if isinstance(value, str) and "://" in value else value)

@@ -13,10 +13,10 @@ import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 from attrs import Attribute, Factory, evolve, fields, frozen
 
+from rtfm import addresses
 from rtfm.errors import ConfigError
 from rtfm.setting_fields import (
     boolean,
@@ -34,6 +34,7 @@ from rtfm.setting_fields import (
 )
 
 LOCAL_STACK_FILE = "run/stack.json"
+MIN_SECRET_LENGTH = 6
 
 
 def _hostname() -> str:
@@ -300,10 +301,20 @@ class Settings:
     )
 
     def secrets(self) -> tuple[str, ...]:
-        """The secrets' values, of an address the password: what must not be shown. Short ones are words."""
-        values = [getattr(self, entry.name) for entry in fields(Settings) if entry.metadata["secret"]]
-        found = [(urlsplit(value).password if "://" in value else value) for value in values if value]
-        return tuple(secret for secret in found if secret and len(secret) >= 8)
+        """What must not be shown, longest first: the secrets' values, and of every address what is secret in it.
+
+        Those of fewer than 6 characters are left out: they are words, and texts would lose what they say.
+        """
+        values = [(entry, getattr(self, entry.name)) for entry in fields(Settings)]
+        found = {
+            secret
+            for entry, value in values
+            if isinstance(value, str)
+            for secret in (
+                addresses.secrets_in(value) if "://" in value else [value] if entry.metadata["secret"] else []
+            )
+        }
+        return tuple(sorted((secret for secret in found if len(secret) >= MIN_SECRET_LENGTH), key=len, reverse=True))
 
     def with_flags(self, **flags: Any) -> Settings:
         """These settings with the flags that were given (not None) put in their place.
@@ -353,8 +364,9 @@ def _parse(attribute: Attribute[Any], value: Any, where: str) -> Any:
     try:
         return attribute.metadata["parse"](value)
     except ValueError as exc:
-        shown = "its value" if attribute.metadata["secret"] else repr(value)
-        raise ConfigError(f"{where}: {shown} is not {_wanted(exc)}") from exc
+        hidden = attribute.metadata["secret"] or addresses.may_hold_secret(value)
+        # Without its cause, which repeats the value.
+        raise ConfigError(f"{where}: {'its value' if hidden else repr(value)} is not {_wanted(exc)}") from None
 
 
 def _wanted(error: ValueError) -> str:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import accumulate
@@ -25,6 +25,8 @@ from attrs import define, field
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from rtfm.scrubbing import SECRET_REMOVED
 
 
 class BatchHistogram(Collector):
@@ -124,6 +126,30 @@ TRANSACTION_FAILURES = Counter(
 BUILD_INFO = Gauge("rtfm_build_info", "Always 1; the version is in the label.", ["version"])
 
 
+_hidden: dict[str, None] = {}
+"""What ``redacted`` takes out, longest first; a dict for its order."""
+
+
+def hide(secrets: Iterable[str]) -> None:
+    """Take ``secrets`` out of whatever this process writes from now on: logs, readiness, errors of commands."""
+    found = {form for secret in secrets for form in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1])}
+    known = sorted(found | _hidden.keys(), key=lambda text: (-len(text), text))
+    _hidden.clear()
+    _hidden.update(dict.fromkeys(known))
+
+
+def redacted(text: str) -> str:
+    """``text`` without what ``hide`` was told: the second line of defence, after ``addresses.shown``."""
+    for secret in list(_hidden):
+        text = text.replace(secret, SECRET_REMOVED)
+    return text
+
+
+class _RedactingFormatter(structlog.stdlib.ProcessorFormatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
 def configure_logging(level: str, output: str = "auto") -> None:
     """Send all logs to standard error; ``output`` is ``console``, ``json`` or ``auto`` (console on a terminal)."""
     as_json = output == "json" or (output == "auto" and not sys.stderr.isatty())
@@ -136,11 +162,14 @@ def configure_logging(level: str, output: str = "auto") -> None:
     final: list[Any] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if as_json
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [
+            # Its own formatter shows local variables, settings among them.
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        ]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
+        _RedactingFormatter(
             foreign_pre_chain=shared,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
         )
@@ -310,7 +339,7 @@ def _handler(health: Health) -> type[BaseHTTPRequestHandler]:
                     self._answer(404, b"not found\n", "text/plain")
 
         def _verdict(self, wrong: dict[str, str]) -> None:
-            body = json.dumps({"ok": not wrong, "wrong": wrong}).encode()
+            body = redacted(json.dumps({"ok": not wrong, "wrong": wrong})).encode()
             self._answer(503 if wrong else 200, body, "application/json")
 
         def _answer(self, status: int, body: bytes, content_type: str) -> None:

@@ -7,6 +7,7 @@ that is built once a process.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rtfm.contracts import catalogue as catalogues
@@ -15,6 +16,7 @@ from rtfm.contracts.codec import FRAME_BYTES, EventCodec, schema_id_of
 from rtfm.contracts.registry import SchemaRegistry
 from rtfm.errors import ConfigError
 from rtfm.events import BotQuery, BotResponse, DiscordMessage
+from rtfm.home import make_private
 
 if TYPE_CHECKING:
     from rtfm.settings import Settings
@@ -110,6 +112,8 @@ def open_registry(settings: Settings, *, timeout_s: float = 2.0) -> SchemaRegist
     A service asks again by itself, so it waits briefly. A command that writes has one try, and a registry that has
     just started takes seconds for its first write: ``PATIENT_S``.
     """
+    with suppress(OSError):  # then nothing is cached
+        make_private(settings.home)
     return SchemaRegistry(
         settings.schema_registry_url,
         timeout_s=timeout_s,

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import json
 from typing import Any, cast
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import fastavro
 import httpx
 
+from rtfm.addresses import shown
+from rtfm.contracts import tree
 from rtfm.contracts.catalogue import Schema
 from rtfm.deadline import within
 from rtfm.errors import ConfigError, PermanentError, Unavailable, UnknownSchema
+
+MAX_ANSWER_BYTES = 5_000_000
+"""Of one answer; a schema has some thousand bytes."""
 
 # Confluent's error codes; a 404 without one of them comes from a wrong address.
 _NOT_FOUND = (40401, 40402, 40403, 40408)
@@ -39,7 +44,7 @@ class RegistryClient:
     def __init__(self, url: str, *, timeout_s: float = 2.0, prefix: str = "") -> None:
         """``timeout_s`` bounds each request; ``prefix`` stands before every subject."""
         parts = urlsplit(url)
-        self.url = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
+        self.url = shown(url).rstrip("/")
         self._prefix = prefix
         self._timeout_s = timeout_s
         self._client = httpx.Client(
@@ -67,6 +72,7 @@ class RegistryClient:
         try:
             schema = json.loads(answer["schema"])
             fastavro.parse_schema(json.loads(answer["schema"]))
+            tree.parse(schema)
         except Exception as exc:  # not JSON, such as Protobuf; fastavro raises its own errors, KeyError and TypeError
             raise UnknownSchema(f"schema id {schema_id} at {self.url} is no Avro schema that stands by itself") from exc
         if not isinstance(schema, dict) or schema.get("type") != "record":

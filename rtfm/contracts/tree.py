@@ -104,6 +104,9 @@ def _node(schema: Any, namespace: str, named: dict[str, Node]) -> Node:
 
 def _named(schema: dict[str, Any], namespace: str, named: dict[str, Node]) -> Node:
     name = _full(schema["name"], schema.get("namespace", namespace))
+    size = schema.get("size", 0)
+    if type(size) is not int or size < 0:
+        raise ValueError(f"{name} has the size {size!r}")
     inner = name.rpartition(".")[0]
     node = named[name] = Node(
         schema["type"],
@@ -113,7 +116,7 @@ def _named(schema: dict[str, Any], namespace: str, named: dict[str, Node]) -> No
         aliases=tuple(_full(alias, inner) for alias in schema.get("aliases", ())),
         symbols=tuple(schema.get("symbols", ())),
         default=schema.get("default") if schema["type"] == "enum" else None,
-        size=schema.get("size", 0),
+        size=size,
     )
     node.fields = tuple(
         Field(

@@ -12,11 +12,12 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import httpx
 from attrs import frozen
 
+from rtfm.addresses import shown
 from rtfm.deadline import within
 from rtfm.errors import ConfigError, Unavailable
 from rtfm.knowledge.embedding import Vectors
@@ -60,7 +61,9 @@ class ChromaVectors:
 
     def __init__(self, url: str, prefix: str = "", *, request_timeout_s: float = REQUEST_TIMEOUT_S) -> None:
         """Prepare; the first use connects. ``prefix`` goes before every collection's name."""
-        self._url = url.rstrip("/")
+        parts = urlsplit(url)
+        self._url = shown(url).rstrip("/")
+        self._credentials = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
         self._request_timeout_s = request_timeout_s
         # A collection's name begins with a letter or digit.
         self._prefix = prefix if prefix[:1].isalnum() else f"x{prefix}" if prefix else ""
@@ -72,7 +75,8 @@ class ChromaVectors:
         """Raise Unavailable unless Chroma answers."""
         try:
             within(
-                CONNECT_TIMEOUT_S, lambda: httpx.get(f"{self._url}/api/v2/heartbeat", timeout=CONNECT_TIMEOUT_S)
+                CONNECT_TIMEOUT_S,
+                lambda: httpx.get(f"{self._url}/api/v2/heartbeat", timeout=CONNECT_TIMEOUT_S, auth=self._credentials),
             ).raise_for_status()
         except (httpx.HTTPError, TimeoutError) as exc:
             raise self._unavailable(exc) from exc
@@ -220,7 +224,7 @@ class ChromaVectors:
             if self._connected is None:
                 # Chroma's client waits for ever while it connects: ask first.
                 self.check()
-                self._connected = _connect(self._url, self._request_timeout_s)
+                self._connected = _connect(self._url, self._credentials, self._request_timeout_s)
             return self._connected
 
     @contextmanager
@@ -261,7 +265,7 @@ def _differs(wanted: object, recorded: object) -> bool:
     return bool(wanted) and bool(recorded) and wanted != recorded
 
 
-def _connect(url: str, request_timeout_s: float) -> Any:
+def _connect(url: str, credentials: tuple[str, str] | None, request_timeout_s: float) -> Any:
     import chromadb
     from chromadb.config import Settings
 
@@ -278,6 +282,8 @@ def _connect(url: str, request_timeout_s: float) -> Any:
     # The client has no setting for it and would wait for ever for an answer.
     session = client._server._session  # type: ignore[attr-defined]  # not public
     session.timeout = httpx.Timeout(request_timeout_s, connect=CONNECT_TIMEOUT_S)
+    if credentials:
+        session.auth = credentials
     request = session.request
     session.request = lambda *args, **options: within(request_timeout_s, lambda: request(*args, **options))
     return client

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import httpx
 
+from rtfm.addresses import shown
 from rtfm.errors import ConfigError, RtfmError, Unavailable
+from rtfm.home import make_private
 from rtfm.local.artifacts import Progress, unpack
 
 MODEL_NAME = "all-MiniLM-L6-v2"
@@ -55,13 +57,14 @@ def fetch(
         return target
     partial = target.with_name(f"{target.name}.partial")
     try:
+        make_private(home)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         archive = partial / "archive.tar.gz"
         found = _download(url, archive, connect_timeout_s, progress)
         if found != sha256:
             raise RtfmError(
-                f"the embedding model from {url} has the SHA-256 {found}, not the expected one",
+                f"the embedding model from {shown(url)} has the SHA-256 {found}, not the expected one",
                 hint="a proxy may have answered; try again",
             )
         unpack(archive, partial)
@@ -125,6 +128,6 @@ class _Download:
                         self._chunks.put(chunk, timeout=_STALL_TIMEOUT_S)
             self._chunks.put(b"")
         except httpx.HTTPStatusError as exc:
-            self._chunks.put(RuntimeError(f"{self._url} answers {exc.response.status_code}"))
+            self._chunks.put(RuntimeError(f"{shown(self._url)} answers {exc.response.status_code}"))
         except (httpx.HTTPError, OSError, queue.Full) as exc:
             self._chunks.put(exc)

@@ -28,6 +28,7 @@ from attrs import field, frozen
 from rtfm.errors import ConfigError
 from rtfm.local import artifacts
 from rtfm.local.artifacts import Artifact, locked
+from rtfm.telemetry import get_logger
 
 SERVICES = ("kafka", "schema-registry", "chroma", "postgres")
 DEFAULT_PORTS = {"kafka": 29092, "kafka-controller": 29093, "schema-registry": 8081, "chroma": 8000, "postgres": 5432}
@@ -68,8 +69,12 @@ BROKER_SETTINGS = {
 }
 """How a broker of one's own behaves, wherever it listens: one replica, and quick to see that somebody died."""
 
+_log = get_logger(__name__)
+
 _STACK_TRACE = re.compile(r"\s+at |\s*\.\.\. \d+ more")
 _TELLING = re.compile(r"FATAL|PANIC|ERROR|Error|error:|Exception|No space left|in use")
+
+_CWD = Path("/proc/self/cwd")
 
 # PostgreSQL refuses to run as root. Any other account does; this one exists everywhere.
 _UNPRIVILEGED_USER = "nobody"
@@ -77,10 +82,14 @@ _UNPRIVILEGED_USER = "nobody"
 
 @frozen(kw_only=True)
 class Launch:
-    """How to start one service. ``account`` goes to Popen: user and groups, where they must be others."""
+    """How to start one service. ``folder`` is the working one, default that of its data.
+
+    ``account`` goes to Popen: user and groups, where they must be others.
+    """
 
     command: list[str]
     environment: Mapping[str, str] = field(factory=dict)
+    folder: Path | None = None
     account: Mapping[str, Any] = field(factory=dict)
 
 
@@ -235,8 +244,11 @@ def _postgres(data_dir: Path, port: int) -> Launch:
     data = data_dir / "data"
     account = _unprivileged() if os.geteuid() == 0 else {}
     if account:
-        _let_through(data_dir)
-        _let_through(programs)
+        let_through(programs)
+        if _CWD.exists():
+            data_dir.chmod(0o711)  # what closes it is RTFM_HOME
+        else:
+            let_through(data_dir)
     if not data.is_dir():
         # Under another name until it is whole: a run that is killed here begins again.
         partial = data_dir / "data.partial"
@@ -245,9 +257,9 @@ def _postgres(data_dir: Path, port: int) -> Launch:
         if account:
             os.chown(partial, account["user"], account["group"])
         with _password_for(data_dir, account) as password_file:
-            how = ["--auth=scram-sha-256", f"--pwfile={password_file}", "-U", DATABASE]
-            how += ["--encoding=utf8", "--locale=C", "-D", str(partial)]
-            _run([str(programs / "initdb"), *how], "postgres", data_dir, account)
+            how = ["--auth=scram-sha-256", f"--pwfile=../{password_file.name}", "-U", DATABASE]
+            how += ["--encoding=utf8", "--locale=C", "-D", _reached(partial, account)]
+            _run([str(programs / "initdb"), *how], "postgres", partial, account)
         partial.rename(data)
     settings = {
         "listen_addresses": "127.0.0.1",
@@ -256,7 +268,13 @@ def _postgres(data_dir: Path, port: int) -> Launch:
         "max_connections": "200",
     }
     options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
-    return Launch(command=[str(programs / "postgres"), "-D", str(data), *options], account=account)
+    command = [str(programs / "postgres"), "-D", _reached(data, account), *options]
+    return Launch(command=command, folder=data, account=account)
+
+
+def _reached(folder: Path, account: Mapping[str, Any]) -> str:
+    """How a program that is started in ``folder`` names it: another ``account`` has no way through RTFM_HOME."""
+    return str(_CWD) if account and _CWD.exists() else str(folder)
 
 
 def _password_file(data_dir: Path) -> Path:
@@ -387,7 +405,7 @@ def reason(log: str) -> str:
     return (telling or lines or ["no message"])[-1][:300]
 
 
-def _let_through(folder: Path) -> None:
+def let_through(folder: Path) -> None:
     """Let the unprivileged account reach ``folder`` through folders that root made for itself alone.
 
     Others may then pass, not list.
@@ -396,3 +414,9 @@ def _let_through(folder: Path) -> None:
         status = parent.stat()
         if not status.st_mode & stat.S_IXOTH and status.st_uid == os.geteuid():
             parent.chmod(status.st_mode | stat.S_IXOTH)
+            _log.warning(
+                "other users of this machine can now pass through a folder, as PostgreSQL's account must",
+                folder=str(parent),
+                mode=f"{stat.S_IMODE(status.st_mode) | stat.S_IXOTH:04o}",
+                was=f"{stat.S_IMODE(status.st_mode):04o}",
+            )

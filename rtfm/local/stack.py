@@ -25,7 +25,9 @@ from typing import Any
 import psutil
 from attrs import frozen
 
+from rtfm.addresses import shown
 from rtfm.errors import ConfigError, Unavailable
+from rtfm.home import make_private
 from rtfm.local import artifacts, services
 from rtfm.local.services import DEFAULT_PORTS, SERVICES, Launch
 from rtfm.settings import LOCAL_STACK_FILE
@@ -201,7 +203,7 @@ class LocalStack:
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**services.ENVIRONMENT, "HOME": str(data_dir), **launch.environment},
-            cwd=data_dir,  # which is how a later start knows what is left of a killed one
+            cwd=launch.folder or data_dir,  # which is how a later start knows what is left of a killed one
             start_new_session=True,
             **launch.account,
         )
@@ -219,7 +221,7 @@ class LocalStack:
                 self._stop(name)
                 raise Unavailable(
                     name,
-                    f"{name} did not answer at {entry['address']} within {START_TIMEOUT_S:.0f} s",
+                    f"{name} did not answer at {shown(entry['address'])} within {START_TIMEOUT_S:.0f} s",
                     hint=f"its log is {self.log_path(name)}",
                 )
             self._sleep(_POLL_S)
@@ -322,7 +324,8 @@ class LocalStack:
     def _sole_use(self) -> Iterator[None]:
         """Two commands at once take turns. What the disk refuses becomes one line here."""
         try:
-            (self.home / "run").mkdir(parents=True, exist_ok=True)
+            make_private(self.home)
+            (self.home / "run").mkdir(exist_ok=True)
             with (self.home / "run" / "lock").open("w") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 yield

@@ -22,9 +22,10 @@ import psycopg
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # not in its __all__
+from structlog.testing import capture_logs
 
 from rtfm.errors import ConfigError, Unavailable
-from rtfm.local.services import free_ports
+from rtfm.local.services import free_ports, let_through
 from rtfm.local.stack import LocalStack
 from tests.conftest import CACHE_DIR, inherited_environment, run_cli, stack_home
 
@@ -173,6 +174,27 @@ def test_postgresql_lets_nobody_in_without_the_password(running: LocalStack) -> 
     ]
     assert {path.name for path in holding} == {"password", "stack.json"}
     assert {path.stat().st_mode & 0o777 for path in holding} == {0o600}
+
+
+def test_m9_home_is_closed_to_other_users_while_the_services_run(running: LocalStack) -> None:
+    """Also for root, whose PostgreSQL runs as another account; no folder above it was opened for that."""
+    assert running.home.stat().st_mode & 0o777 == 0o700
+    _kill(running, "postgres")
+    running.up()
+    assert running.home.stat().st_mode & 0o777 == 0o700
+    with psycopg.connect(_address(running, "postgres")) as connection:
+        assert connection.execute("SELECT count(*) FROM pg_database").fetchone() != (0,)
+
+
+def test_m9_a_folder_that_is_opened_for_another_account_is_named(tmp_path: Path) -> None:
+    """The line has the folder, and its mode before and after."""
+    closed = tmp_path / "closed"
+    (closed / "programs").mkdir(parents=True)
+    closed.chmod(0o700)
+    with capture_logs() as lines:
+        let_through(closed / "programs")
+    assert closed.stat().st_mode & 0o777 == 0o701
+    assert [(line["mode"], line["was"]) for line in lines if line["folder"] == str(closed)] == [("0701", "0700")]
 
 
 def test_chroma_that_is_killed_keeps_added_vectors(running: LocalStack) -> None:

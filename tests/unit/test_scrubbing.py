@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import random
+import re
+import string
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from rtfm.scrubbing import EMAIL_REMOVED, SECRET_REMOVED, scrub
@@ -69,3 +78,132 @@ def test_an_e_mail_address_is_removed() -> None:
 def test_what_helps_stays(text: str) -> None:
     """Error codes, hashes, addresses of machines."""
     assert scrub(text) == text
+
+
+SAMPLES = tomllib.loads((Path(__file__).parents[1] / "data" / "secret_samples.toml").read_text(encoding="utf-8"))
+
+_SIGNS = {
+    "d": string.digits,
+    "h": "0123456789abcdef",
+    "l": string.ascii_lowercase + string.digits,
+    "U": string.ascii_uppercase + string.digits,
+    "A": string.ascii_letters + string.digits,
+    "w": string.ascii_letters + string.digits + "_-",
+    "b": string.ascii_letters + string.digits + "+/",
+}
+_ZERO_WIDTH = "\u200b\u200d\u2060\ufeff"
+
+
+def drawn(template: str, chance: random.Random) -> tuple[str, str]:
+    """A text made from a template of the samples' file, and the secret in it."""
+
+    def draw(match: re.Match[str]) -> str:
+        signs = _SIGNS[match[1]]
+        text = "".join(chance.choices(signs, k=int(match[2])))
+        # Such a secret without a letter, a digit or upper case would be one in a thousand; - and _ end no token.
+        inner = re.sub(r"^[-_+/]|[-_+/]$", "x", text)
+        return inner if len(inner) < 8 or match[1] in "dhU" else f"{inner[:-3]}7qK"
+
+    filled = re.sub(r"<(\w):(\d+)>", draw, template)
+    before, secret, after = re.fullmatch(r"(.*?)\[(.*)\](.*)", filled, re.DOTALL).groups()  # type: ignore[union-attr]
+    if secret.startswith("="):
+        secret = base64.b64encode(secret[1:].encode()).decode()
+    return f"{before}{secret}{after}", secret
+
+
+def samples(seed: int, rounds: int) -> Iterator[tuple[str, str, str]]:
+    """(kind, text, secret), each template ``rounds`` times, in sentences and marks of chat."""
+    chance = random.Random(seed)
+    for kind, templates in SAMPLES.items():
+        for template in templates * rounds:
+            text, secret = drawn(template, chance)
+            frame = chance.choice(
+                ["{}", "why does this fail? {}", "```\n{}\n```", "{} thanks!", "look: `{}`", "**{}**"]
+            )
+            yield kind, text if text.startswith("_") else frame.format(text), secret
+
+
+def is_left(secret: str, text: str) -> bool:
+    """Whether 12 signs in a row of ``secret`` are still in ``text``, or all of a shorter one."""
+    length = min(12, len(secret))
+    return any(secret[start : start + length] in text for start in range(len(secret) - length + 1))
+
+
+def test_m10_secrets_of_thirty_kinds_are_removed() -> None:
+    """In all their places; the file holds forms alone, the values are drawn."""
+    found = list(samples(seed=11, rounds=5))
+    missed = [(kind, text) for kind, text, secret in found if is_left(secret, scrub(text))]
+    assert len(SAMPLES) >= 30
+    assert sum(map(len, SAMPLES.values())) >= 180
+    assert len(missed) <= 0.02 * len(found), missed[:20]
+
+
+def test_m10_a_sign_without_width_hides_no_secret() -> None:
+    """Whoever copies the token copies it whole, or without that sign."""
+    chance = random.Random(12)
+    missed = []
+    for kind, text, secret in samples(seed=12, rounds=1):
+        if " " in secret or "\n" in secret or len(secret) < 16:
+            continue
+        at = chance.randrange(3, len(secret) - 3)
+        hidden = text.replace(secret, secret[:at] + chance.choice(_ZERO_WIDTH) + secret[at:])
+        if is_left(secret, re.sub(f"[{_ZERO_WIDTH}]", "", scrub(hidden))):
+            missed.append((kind, hidden))
+    assert len(missed) <= 5, missed
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the password is wrong",
+        "password: see the wiki",
+        "what does `token: string` mean?",
+        "const token = this.scanner.getToken()",
+        "password = input('password')",
+        "set PASSWORD=your-password-here",
+        "token = os.environ['TOKEN']",
+        "basic authentication",
+        "Bearer authentication/authorization",
+        "git@github.com:a/b.git",
+        "https://medium.com:443/@someone/a-title",
+        "/usr/lib/x86_64-linux-gnu/libpthread-2.31.so",
+        "3f786850e387550fdab836ed7e6dc881de23001b",
+        "550e8400-e29b-41d4-a716-446655440000",
+        "docker run -u 1000:1000 image",
+        "sk-loading-indicator-with-dots",
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKk3q8Zb1yT5xw0N7vQmJc2LrU9hGd4fWe6sXoPiBtYz me@host",
+        "the_quick_brown_fox-jumps_over_2_lazy_dogs/And_Some_More_Words",
+        "UUID=6e35d56a-9067-47d8-b84e-50ca84a2ff89 / ext3",
+    ],
+)
+def test_m10_what_only_speaks_of_secrets_stays(text: str) -> None:
+    """People ask about passwords and tokens all day."""
+    assert scrub(text) == text
+
+
+HOSTILE = [
+    *"a-_./:= \n@A0",
+    *("://", "://a:", "eyJ", "eyJ-", "eyJa.", "sk-", "password", "password=", "password: ", "pass is ", 'token="'),
+    *("-----BEGIN PRIVATE KEY-----", "bearer ", "basic aaaa", "xoxb-", "webhooks/1", "M.", "-u a:", "a@a.", "a.a@"),
+    *("aws", "aws" + "A" * 40, "key-0", "1:A", "\u200b", "\u200ba", "PuTTY-User-Key-File-2", "authorization: "),
+    *("SG.a.", "ya29.", "==", "a1B-", "a1B " * 8, "LS0tLS1CRUdJTi", "https://a?sig="),
+]
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_m10_time_is_in_proportion_to_the_text(piece: str) -> None:
+    """Four times the text takes at most six times as long, and 64 KB of anything less than half a second."""
+
+    def cpu_s(length: int) -> float:
+        text = (piece * (length // len(piece) + 1))[:length]
+        best = float("inf")
+        for _ in range(3):
+            start = time.process_time()
+            scrub(text)
+            best = min(best, time.process_time() - start)
+        return best
+
+    at_64k = cpu_s(65_536)
+    assert at_64k < 0.5
+    if at_64k > 0.002:
+        assert cpu_s(4 * 65_536) < 6 * at_64k

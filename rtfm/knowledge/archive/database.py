@@ -13,6 +13,7 @@ import psycopg
 from psycopg.errors import UndefinedColumn, UndefinedTable
 from sqlalchemy import Connection, create_engine, exc, text
 
+from rtfm.addresses import shown
 from rtfm.errors import ConfigError, InvalidEvent, RtfmError, Unavailable
 from rtfm.telemetry import get_logger
 
@@ -70,8 +71,8 @@ class Database:
                     "application_name": "rtfm",
                 },
             )
-        except (exc.ArgumentError, ValueError) as error:
-            raise ConfigError("DATABASE_URL cannot be read as an address") from error
+        except (exc.ArgumentError, ValueError):
+            raise ConfigError("DATABASE_URL cannot be read as an address") from None
         self._migrating = threading.Lock()
 
     @contextmanager
@@ -177,12 +178,11 @@ class Database:
 
 
 def _without_secrets(database_url: str) -> str:
-    parts = urlsplit(database_url)
     try:
-        port = parts.port
-    except ValueError as error:
-        raise ConfigError("DATABASE_URL: the port is no number") from error
-    return f"{parts.hostname or 'localhost'}:{port or 5432}{parts.path}"
+        _ = urlsplit(database_url).port
+    except ValueError:  # its message repeats what stands where the port should be
+        raise ConfigError("DATABASE_URL: the port is no number") from None
+    return shown(database_url).partition("://")[2]
 
 
 def _line(error: Exception) -> str:

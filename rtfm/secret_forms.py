@@ -1,0 +1,233 @@
+"""The published forms of tokens, keys and passwords that people paste into help channels. Pure.
+
+Each form has literals, of which one must occur before its pattern is tried. No pattern has a repeat without a bound
+before something that may fail, so its time is in proportion to the text.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+from attrs import frozen
+
+
+@frozen
+class Form:
+    """One form; ``hints`` are in lower case. What ``pattern`` calls ``secret`` is the secret, else all that it matches.
+
+    ``accepts`` has the last word on what was found.
+    """
+
+    hints: tuple[str, ...]
+    pattern: re.Pattern[str]
+    accepts: Callable[[str], bool] | None = None
+
+    def spans(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where the secrets of this form stand in ``text``."""
+        group = "secret" if "secret" in self.pattern.groupindex else 0
+        for match in self.pattern.finditer(text):
+            if self.accepts is None or self.accepts(match[group]):
+                yield match.span(group)
+
+
+def _is_mixed(text: str) -> bool:
+    """Upper case, lower case and digits: no word, no hash, no path."""
+    return bool(re.search(r"[A-Z]", text) and re.search(r"[a-z]", text) and re.search(r"\d", text))
+
+
+def _is_random(text: str) -> bool:
+    """Drawn by chance: all kinds of signs, changing often. Joined names change seldom, hashes have one case."""
+    kinds = "".join(
+        "0" if sign.isdigit() else "a" if sign.islower() else "A" if sign.isupper() else "-" for sign in text
+    )
+    changes = sum(one != other for one, other in pairwise(kinds))
+    return all(kinds.count(kind) >= 3 for kind in "0aA") and 5 * changes >= 2 * len(text)
+
+
+def _is_token(text: str) -> bool:
+    """No word of a sentence: a letter and a digit, or very long in one piece."""
+    return bool(re.search(r"\d", text) and re.search(r"[A-Za-z]", text)) or bool(re.search(r"[A-Za-z0-9]{32}", text))
+
+
+def _is_login(text: str) -> bool:
+    """Whether ``text`` is user:password in base64."""
+    try:
+        return b":" in base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except binascii.Error:
+        return False
+
+
+_PLACEHOLDER = re.compile(
+    r"[<${%*\\/~]|(?:your|my|the|some|any|insert|enter)[-_ ]|(?:x+|\.+|-+|_+|\*+)$"
+    r"|(?:true|false|null|nil|none|undefined|string|number|bool|boolean|str|int|text|void|any|object|optional|required"
+    r"|secret|token|password|passwd|pass|passphrase|key|value|example|changeme|redacted|hidden|empty|enabled|disabled"
+    r"|self|this|input|request|data|user|username|props|authentication|incorrect|wrong|invalid|missing|protected)$",
+    re.IGNORECASE,
+)
+_CODE = re.compile(r"[A-Za-z_$][\w$]*(?:[.(\[]|->|::|=>)|[A-Z][A-Z_]{3,63}$")
+"""An expression or the name of a constant."""
+
+
+def _is_assigned(text: str) -> bool:
+    """Whether the value of ``password=`` is one, no placeholder and no code."""
+    return not _PLACEHOLDER.match(text) and not _CODE.match(text)
+
+
+def _is_quoted(text: str) -> bool:
+    return not _PLACEHOLDER.match(text)
+
+
+def _is_said(text: str) -> bool:
+    """Whether what follows ``password:`` in prose is a password: words have no digits in them."""
+    return _is_assigned(text) and _is_token(text)
+
+
+def _is_quoted_token(text: str) -> bool:
+    return _is_quoted(text) and _is_token(text)
+
+
+_PASSWORDS = r"(?:passw(?:or)?d|passphrase|passcode|pwd|(?<![A-Za-z])pass|secret)s?"
+_KEY = (
+    r"(?:secret[ _-]?(?:access[ _-]?)?key(?:[_-]?base)?|token|_auth|credential|signature"
+    r"|(?:api|access|account|auth|private|encryption|signing|license|master|storage|deploy)[ _-]?key"
+    r"|(?:api|app|client|shared|webhook|signing)[ _-]?secret)s?"
+)
+_SET = r"[\"'`\]]{0,2}[ \t]{0,3}(?::=|=>|={1,3}|:)[ \t]{0,3}"
+_SAID = r"[\"'`\]*]{0,2}(?:[ \t]{0,3}[:=][ \t]{0,3}|[ \t]{1,3}(?:is|was)[ \t]{0,2}:?[ \t]{1,3})[*`\"']{0,2}"
+_QUOTED = r"(?P<quote>[\"'`])(?P<secret>[^\"'`\n]{4,512})(?P=quote)"
+_PLAIN = r"[^\s\"'`,;&<>|]"
+
+_PASS_HINTS = ("passw", "passphrase", "passcode", "pwd", "pass", "secret")
+_KEY_HINTS = ("key", "token", "_auth", "credential", "secret", "signature")
+
+
+def _form(hints: tuple[str, ...], pattern: str, accepts: Callable[[str], bool] | None = None, flags: int = 0) -> Form:
+    return Form(hints, re.compile(pattern, flags), accepts)
+
+
+def _prefixed(prefixes: str, body: str, accepts: Callable[[str], bool] | None = None) -> Form:
+    """Tokens that begin with one of the literal ``prefixes``; a sign before it, as of Markdown, may be ``_``."""
+    literals = prefixes.split(" ")
+    pattern = rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, literals))}){body}"
+    return Form(tuple(literal.lower() for literal in literals), re.compile(pattern), accepts)
+
+
+_END = r"(?![A-Za-z0-9])"
+
+FORMS = (
+    # Blocks. One that was cut off ends with the text.
+    _form(
+        ("private key",),
+        r"-{4,5} ?BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)? ?-{4,5}"
+        r".*?(?:-{4,5} ?END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)? ?-{4,5}|\Z)",
+        flags=re.DOTALL,
+    ),
+    _form(("putty-user-key-file",), r"PuTTY-User-Key-File-\d.*?(?:Private-MAC: ?[0-9a-f]{20,128}|\Z)", flags=re.DOTALL),
+    _form(("ls0tls1crudjti",), r"LS0tLS1CRUdJTi[A-Za-z0-9+/=\s]{40,}"),  # a block in base64
+    _prefixed("AGE-SECRET-KEY-1", r"[A-Z0-9]{40,}"),
+    # Addresses
+    _form(
+        ("://",),
+        # A password with // in it ends the search, or a text full of :// would be read from each of them.
+        r"(?<=://)(?P<secret>[^\s/?#:@<>\"'`]{0,128}:(?!\d{1,5}/)(?:(?!//)[^\s@<>\"'`]){1,1024}"
+        r"(?:@[^\s@/<>\"'`]{1,128})?)(?=@)",
+    ),
+    _form(("://",), r"(?<=://)(?P<secret>[\w.~-]{20,256})(?=@)", _is_mixed),
+    _form(("webhooks/",), r"(?<=webhooks/)\d{15,22}/[\w-]{30,}"),  # Discord
+    _form(("hooks.slack.com/",), r"(?<=hooks\.slack\.com/)(?:services|workflows|triggers)/[\w/-]{20,}"),
+    _form(("webhook.office.com/",), r"(?<=webhook\.office\.com/)webhookb2/[\w@/-]{30,}"),
+    _form(("sig=",), r"(?<=[?&]sig=)[\w%+/=-]{20,}", flags=re.IGNORECASE),  # Azure's shared access signatures
+    _form(("x-amz-signature=", "signature="), r"(?<=signature=)[\w%+/=-]{20,}", flags=re.IGNORECASE),
+    _form(("x-amz-security-token=",), r"(?<=x-amz-security-token=)[\w%+/=-]{20,}", flags=re.IGNORECASE),
+    # Headers
+    _form(("bearer",), r"\bbearer[ \t:]{1,3}[\"'`]?(?P<secret>[\w.~+/-]{16,}=*)", _is_token, re.IGNORECASE),
+    _form(("basic",), r"\bbasic[ \t:]{1,3}[\"'`]?(?P<secret>[A-Za-z0-9+/]{8,512}={0,2})", _is_login, re.IGNORECASE),
+    _form(('"auth"',), r"\"auth\"\s{0,3}:\s{0,3}\"(?P<secret>[A-Za-z0-9+/]{8,512}={0,2})\"", _is_login),
+    _form(
+        ("authorization",),
+        r"\bauthorization[\"']?[ \t]{0,2}[:=][ \t]{0,2}[\"']?(?:token|apikey|key|digest|bot|ssws)[ \t]{1,2}"
+        r"(?P<secret>[\w.~+/=-]{12,})",
+        _is_token,
+        re.IGNORECASE,
+    ),
+    _form(("-u ", "--user "), r"(?:-u|--user)[ =][\"']?(?P<secret>[\w.@+-]{1,64}:[^\s\"':]{4,128})", _is_token),
+    # Platforms
+    _form((".",), r"(?<![A-Za-z0-9])(?:mfa\.[\w-]{60,}|[MNO][\w-]{22,29}\.[\w-]{5,7}\.[\w-]{25,})"),  # Discord
+    _prefixed("AIza", rf"[\w-]{{35}}{_END}"),  # Google, up to the refresh token
+    _prefixed("GOCSPX- ya29.", r"[\w-]{20,}"),
+    _form(("1//0",), r"(?<![\w/])1//0[\w-]{30,}"),
+    _prefixed("ghp_ gho_ ghu_ ghs_ ghr_", r"[A-Za-z0-9]{30,}"),
+    _prefixed("github_pat_", r"\w{30,}"),
+    _prefixed("glpat- gldt- glft- glsoat- glrt- glcbt- glimt- glptt- glagent- gloas- glffct- glwt-", r"[\w.-]{18,}"),
+    _prefixed("GR1348941", r"[\w-]{18,}"),
+    _prefixed("sk- pk-lf- sess-", r"[\w-]{20,}", _is_token),  # providers of models, and on
+    _prefixed("gsk_ pplx- xai- r8_ tgp_v1_ csk- nvapi- fw_ jina_ tvly-", r"[\w-]{24,}", _is_token),
+    _prefixed("hf_ api_org_", r"[A-Za-z0-9]{28,}"),
+    _prefixed("A3T AKIA ASIA ABIA ACCA", rf"[0-9A-Z]{{13,17}}{_END}", lambda text: len(text) == 20),  # AWS
+    _prefixed("ABSK", r"[A-Za-z0-9+/=]{60,}"),
+    _prefixed("IQoJb3JpZ2lu FwoGZXIvYXdz FQoGZXIvYXdz", r"[A-Za-z0-9+/=%_-]{40,}"),
+    _form(
+        ("aws", "akia", "asia", "secret", "access key", "s3"),
+        r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{40}(?![A-Za-z0-9+/=])",
+        _is_mixed,
+    ),
+    _form(("xox", "xapp-"), r"(?<![A-Za-z0-9])(?:xox[a-z](?:\.xox[a-z])?-|xapp-)[\w%.+/-]{10,}"),  # Slack
+    _prefixed("npm_", rf"[A-Za-z0-9]{{30,}}{_END}"),
+    _prefixed("pypi-Ag", r"[\w-]{16,}"),
+    _prefixed("dckr_pat_ dckr_oat_", r"[\w-]{20,}"),
+    _prefixed("dop_v1_ doo_v1_ dor_v1_", r"[a-f0-9]{32,}"),
+    _prefixed("hvs. hvb. hvr.", r"[\w-]{20,}"),  # Vault
+    _form((" s.", "=s.", ":s.", '"s.'), r"(?<![\w.])s\.[A-Za-z0-9]{24}(?![\w.])", _is_mixed),
+    _prefixed("sk_live_ sk_test_ rk_live_ rk_test_ sk_prod_ rk_prod_", r"[A-Za-z0-9]{16,}"),  # Stripe
+    _prefixed("whsec_", r"[A-Za-z0-9+/=_-]{20,}"),
+    _form((":aa", ":"), rf"(?<!\d)\d{{8,10}}:A[A-Za-z0-9_-]{{34}}{_END}"),  # Telegram
+    _prefixed("SG.", r"[\w-]{16,32}\.[\w-]{32,64}"),  # SendGrid
+    _form(("sk", "ac"), rf"(?<![A-Za-z0-9])(?:SK|AC)[0-9a-f]{{32}}{_END}"),  # Twilio
+    _form(("8q~", "7q~"), r"(?<![A-Za-z0-9])[\w~.-]{3}[78]Q~[\w~.-]{31,34}"),  # Azure, and the next two
+    _form(
+        ("jqqj99", "azdo", "aios", "asta"), r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{32,76}(?:JQQJ99|AZDO)[A-Za-z0-9+/=]{4,60}"
+    ),
+    _form(("==",), r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{86}==(?![A-Za-z0-9+/=])", _is_mixed),
+    _prefixed("shpat_ shpca_ shppa_ shpss_ shptka_", r"[a-fA-F0-9]{30,}"),
+    _prefixed("sq0atp- sq0csp- sq0idp-", r"[\w-]{20,}"),
+    _prefixed("key-", rf"[0-9a-f]{{32}}{_END}"),  # Mailgun
+    _form(("-us",), rf"(?<![A-Za-z0-9])[0-9a-f]{{32}}-us\d{{1,2}}{_END}"),  # Mailchimp
+    _prefixed("xkeysib- xsmtpsib-", r"[a-f0-9]{40,}[\w-]{0,40}"),
+    _prefixed(
+        "lin_api_ ntn_ figd_ PMAK- NRAK- NRII- glsa_ glc_ sntrys_ sntryu_ pul- rubygems_ CLOJARS_", r"[\w=+/-]{20,}"
+    ),
+    _prefixed("secret_", rf"[A-Za-z0-9]{{40,46}}{_END}"),  # Notion
+    _prefixed("dapi", rf"[0-9a-f]{{32}}(?:-\d)?{_END}"),  # Databricks
+    _form((".atlasv1.",), r"(?<![A-Za-z0-9])[A-Za-z0-9]{14}\.atlasv1\.[\w=-]{40,}"),  # Terraform
+    _prefixed("dp.pt. dp.st. dp.ct. dp.sa. dp.scim. dp.audit.", r"[\w.]{30,}"),  # Doppler
+    _prefixed("pscale_tkn_ pscale_pw_ pscale_oauth_ sbp_ sb_secret_ nfp_ tskey- CCIPAT_ bkua_ ops_eyJ", r"[\w.-]{20,}"),
+    _prefixed("sqp_ sqa_ squ_", r"[a-f0-9]{30,}"),
+    _prefixed("fo1_ fm1_ fm2_ fm1r_ FlyV1", r"[\w+/=, -]{30,}", _is_mixed),
+    _prefixed("HRKU- EAAA ATATT3 ATCTT3 ATBB AKCp LTAI AKID oy2 cio phc_ phx_ rnd_", r"[\w=-]{16,}", _is_mixed),
+    _prefixed("pat", r"[A-Za-z0-9]{14}\.[a-f0-9]{64}"),  # Airtable
+    _prefixed("sl.", r"[\w-]{60,}"),  # Dropbox
+    _prefixed("AAAAAAAAAAAAAAAAAAAA", r"[\w%-]{50,}"),  # Twitter
+    _prefixed("oauth:", rf"[a-z0-9]{{30}}{_END}"),  # Twitch
+    _form(("eyj",), r"(?<![A-Za-z0-9])eyJ[\w-]{8,600}\.eyJ[\w-]{8,}(?:\.[\w-]*){0,3}"),  # a JSON web token
+    _form(
+        ("eyj",), r"(?<![A-Za-z0-9])eyJ[\w-]{8,600}\.[\w-]{0,800}\.[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}"
+    ),  # an encrypted one
+    # A word of its own that is none in any language, and no public key
+    _form(
+        ("",),
+        r"(?<![^\s\"'`*(\[])(?!AAAA[BCE]3Nza)[A-Za-z0-9][A-Za-z0-9+/_-]{30,254}[A-Za-z0-9=](?![^\s\"'`*)\],.;!?])",
+        _is_random,
+    ),
+    # What a name or the sentence gives away
+    _form(_PASS_HINTS, _PASSWORDS + _SET + _QUOTED, _is_quoted, re.IGNORECASE),
+    _form(_PASS_HINTS, rf"{_PASSWORDS}=(?P<secret>{_PLAIN}{{4,512}})", _is_assigned, re.IGNORECASE),
+    _form(_PASS_HINTS, rf"{_PASSWORDS}{_SAID}(?P<secret>{_PLAIN}{{6,512}})", _is_said, re.IGNORECASE),
+    _form(_PASS_HINTS, rf"--?{_PASSWORDS}[ =](?P<secret>(?!-){_PLAIN}{{4,512}})", _is_said, re.IGNORECASE),
+    _form(_KEY_HINTS, _KEY + _SET + _QUOTED, _is_quoted_token, re.IGNORECASE),
+    _form(_KEY_HINTS, rf"{_KEY}{_SAID}(?P<secret>{_PLAIN}{{8,2048}})", _is_said, re.IGNORECASE),
+    _form(_KEY_HINTS, rf"--?{_KEY}[ =](?P<secret>(?!-){_PLAIN}{{8,2048}})", _is_said, re.IGNORECASE),
+)
