@@ -342,7 +342,9 @@ def _age(age_ms: int) -> str:
 
 def day(at_ms: int) -> str:
     """A time for people, in UTC."""
-    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    from rtfm.events import TimestampMillis, to_datetime
+
+    return to_datetime(TimestampMillis(at_ms)).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _table(*columns: str) -> Any:

@@ -114,7 +114,7 @@ def _schemas(settings: Settings) -> str:
 def _messages(settings: Settings) -> str:
     from rtfm.contracts import open_contracts
     from rtfm.errors import ConfigError
-    from rtfm.events import ChannelKind, DiscordMessage, MessageChange, TimestampMillis
+    from rtfm.events import ChannelKind, DiscordMessage, MessageChange, MessageSource, TimestampMillis
     from rtfm.streams.consumer import EventReader
     from rtfm.streams.producer import EventProducer
 
@@ -126,6 +126,8 @@ def _messages(settings: Settings) -> str:
         channel_kind=ChannelKind.UNKNOWN,
         created_at=now,
         change=MessageChange.UNKNOWN,
+        observed_at=now,
+        source=MessageSource.OTHER,
     )
     contracts = open_contracts(settings)
     with EventReader(settings, contracts, "discord-messages", from_end=True) as reader:

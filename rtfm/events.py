@@ -1,26 +1,65 @@
 """The events as Python values: frozen attrs classes that mirror the Avro schemas in ``schemas/``.
 
-Nothing else lives here. Field names, their order and their defaults are the schemas' own; the codec checks that
-when it is built and names the field that drifted. Ids are Discord snowflakes as decimal strings. Times are whole
-milliseconds since the Unix epoch, UTC (Avro's ``timestamp-millis``).
+Owns the two rules that a schema cannot express, for ids and for times: ``broken_rule``. Field names, their order and
+their defaults are the schemas' own; the codec checks that when it is built and names the field that drifted. Times are
+whole milliseconds since the Unix epoch, UTC (Avro's ``timestamp-millis``).
 """
 
 from __future__ import annotations
 
+import re
+import typing
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import NewType
+from functools import cache
+from typing import Any, NewType
 
+import attrs
 from attrs import field, frozen
 
 TimestampMillis = NewType("TimestampMillis", int)
+
+ID = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
+"""The form of every id, to be matched in full."""
+
+_OF_THE_ARCHIVE = frozenset({"passage_id"})
+
+MAX_SNOWFLAKE = 2**64 - 1
+
+MIN_TIMESTAMP = TimestampMillis(-62_135_596_800_000)
+MAX_TIMESTAMP = TimestampMillis(253_402_300_799_999)
+"""The first and the last millisecond of the years 1 to 9999, which are the years of Python's and of SQL's calendars."""
+
+MAX_AHEAD_MS = 60_000
+"""How far ``observed_at`` may lie ahead of the clock of whoever checks it."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def to_datetime(timestamp: TimestampMillis) -> datetime:
-    """The aware UTC datetime of ``timestamp``."""
-    return _EPOCH + timedelta(milliseconds=timestamp)
+    """The aware UTC datetime of ``timestamp``; what lies outside the years 1 to 9999 becomes their first or last."""
+    return _EPOCH + timedelta(milliseconds=min(max(timestamp, MIN_TIMESTAMP), MAX_TIMESTAMP))
+
+
+def holds_ids(field_name: str) -> bool:
+    """Whether the rule for ids holds for the texts in a field of this name; not for the archive's own ids."""
+    return field_name.endswith(("_id", "_ids")) and field_name not in _OF_THE_ARCHIVE
+
+
+def is_id(value: str) -> bool:
+    """Whether ``value`` has the form of an id."""
+    return ID.fullmatch(value) is not None
+
+
+def is_snowflake(value: str) -> bool:
+    """Whether ``value`` can be an id of Discord's: a decimal of at most 64 bits."""
+    return value.isascii() and value.isdigit() and len(value) <= 20 and int(value) <= MAX_SNOWFLAKE
+
+
+def is_time(value: int) -> bool:
+    """Whether ``value`` lies in the years 1 to 9999."""
+    return MIN_TIMESTAMP <= value <= MAX_TIMESTAMP
 
 
 class ChannelKind(StrEnum):
@@ -43,6 +82,16 @@ class MessageChange(StrEnum):
     DELETED = "DELETED"
 
 
+class MessageSource(StrEnum):
+    """Where a message event comes from; UNKNOWN counts as OTHER."""
+
+    UNKNOWN = "UNKNOWN"
+    GATEWAY = "GATEWAY"
+    HISTORY = "HISTORY"
+    IMPORT = "IMPORT"
+    OTHER = "OTHER"
+
+
 class Audience(StrEnum):
     """Who may read an answer; UNKNOWN counts as ASKER."""
 
@@ -61,7 +110,7 @@ class Speaker(StrEnum):
 
 
 class QueryOrigin(StrEnum):
-    """How a question reached the bot."""
+    """How a question reached the bot, or SERVICE: another program asks."""
 
     UNKNOWN = "UNKNOWN"
     MENTION = "MENTION"
@@ -71,6 +120,7 @@ class QueryOrigin(StrEnum):
     DIRECT = "DIRECT"
     CONSOLE = "CONSOLE"
     MESSAGE_COMMAND = "MESSAGE_COMMAND"
+    SERVICE = "SERVICE"
 
 
 class Outcome(StrEnum):
@@ -97,6 +147,7 @@ class OutcomeReason(StrEnum):
     BLOCKED = "BLOCKED"
     UNUSABLE_OUTPUT = "UNUSABLE_OUTPUT"
     TOO_MANY_CHANNELS = "TOO_MANY_CHANNELS"
+    INVALID_FIELD = "INVALID_FIELD"
 
 
 class SourceKind(StrEnum):
@@ -136,6 +187,8 @@ class DiscordMessage:
     created_at: TimestampMillis
     edited_at: TimestampMillis | None = None
     change: MessageChange
+    observed_at: TimestampMillis | None = None
+    source: MessageSource = MessageSource.UNKNOWN
     reply_to_message_id: str | None = None
     mentioned_user_ids: list[str] = field(factory=list)
     attachments: list[Attachment] = field(factory=list)
@@ -223,3 +276,91 @@ class BotResponse:
     output_tokens: int | None = None
     answered_at: TimestampMillis
     elapsed_ms: int
+
+
+DISCORDS_OWN_SOURCES = frozenset({MessageSource.GATEWAY, MessageSource.HISTORY})
+"""Messages that Discord itself reported; their ids are snowflakes."""
+
+DISCORDS_OWN_ORIGINS = frozenset(QueryOrigin) - {QueryOrigin.UNKNOWN, QueryOrigin.CONSOLE, QueryOrigin.SERVICE}
+"""Questions that were asked on Discord; their ids are snowflakes, but for ``query_id``."""
+
+
+@frozen(kw_only=True)
+class BrokenRule:
+    """A field that breaks a rule, and the rule; the value is left out, since it may be anything."""
+
+    field: str
+    rule: str
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.rule}"
+
+
+def broken_rule(event: Any, *, now: TimestampMillis) -> BrokenRule | None:
+    """The first field of ``event`` that breaks the rule for ids or the rule for times; None if all keep them.
+
+    ``event`` is an event or a part of one, with values of the right types. ``now`` is what ``observed_at`` is
+    compared with.
+    """
+    return next(broken_rules(event, now=now), None)
+
+
+def broken_rules(event: Any, *, now: TimestampMillis) -> Iterator[BrokenRule]:
+    """Every field of ``event`` that breaks a rule, as ``broken_rule`` says; a list is named once."""
+    why = _why_snowflakes(event)
+    yield from _broken(event, "", why)
+    observed_at = getattr(event, "observed_at", None)
+    if observed_at is not None and now + MAX_AHEAD_MS < observed_at <= MAX_TIMESTAMP:
+        yield BrokenRule(field="observed_at", rule="must not lie more than a minute ahead")
+
+
+def _why_snowflakes(event: object) -> str:
+    """Why the ids of ``event`` must be Discord's; empty if they need not be."""
+    if isinstance(event, DiscordMessage) and event.source in DISCORDS_OWN_SOURCES:
+        return f"since source is {event.source.value}"
+    if isinstance(event, BotQuery) and event.origin in DISCORDS_OWN_ORIGINS:
+        return f"since origin is {event.origin.value}"
+    return ""
+
+
+def _broken(part: Any, path: str, why: str) -> Iterator[BrokenRule]:
+    for name, form in _forms(type(part)):
+        value = getattr(part, name)
+        if value is None:
+            continue
+        where = f"{path}{name}"
+        items = value if isinstance(value, list) else (value,)
+        if form is _Form.RECORD:
+            for place, item in enumerate(items):
+                yield from _broken(item, f"{where}[{place}]." if items is value else f"{where}.", why)
+        elif form is _Form.TIME:
+            if not all(map(is_time, items)):
+                yield BrokenRule(field=where, rule="must lie in the years 1 to 9999")
+        elif not all(map(is_id, items)):
+            yield BrokenRule(field=where, rule=f"must match {ID.pattern}")
+        elif why and name != "query_id" and not all(map(is_snowflake, items)):
+            yield BrokenRule(field=where, rule=f"must be a decimal of at most 64 bits, {why}")
+
+
+class _Form(StrEnum):
+    """What of a field is checked, or of the items of a list."""
+
+    ID = "id"
+    TIME = "time"
+    RECORD = "record"
+
+
+@cache
+def _forms(event_class: type[attrs.AttrsInstance]) -> tuple[tuple[str, _Form], ...]:
+    """The fields of ``event_class`` that are checked, in their order."""
+    hints = typing.get_type_hints(event_class)
+    found = []
+    for attribute in attrs.fields(event_class):
+        options = typing.get_args(hints[attribute.name]) or (hints[attribute.name],)
+        if TimestampMillis in options:
+            found.append((attribute.name, _Form.TIME))
+        elif str in options and holds_ids(attribute.name):
+            found.append((attribute.name, _Form.ID))
+        elif any(isinstance(option, type) and attrs.has(option) for option in options):
+            found.append((attribute.name, _Form.RECORD))
+    return tuple(found)

@@ -21,9 +21,11 @@ from rtfm.answering.model import Completion, LanguageModel, ModelNotAsked
 from rtfm.answering.prompt import Source, SourceMessage, UnusableAnswer
 from rtfm.errors import ConfigError, PermanentError, RtfmError, TransientError
 from rtfm.events import (
+    MAX_TIMESTAMP,
     Audience,
     BotQuery,
     BotResponse,
+    BrokenRule,
     Citation,
     Outcome,
     OutcomeReason,
@@ -58,6 +60,9 @@ SOURCE_WORDS = 1_200
 """Words of what was found that are looked at: with eight sources, what the model's answer can rest on."""
 
 _SHARE_FOR_REWRITING = 0.4  # of the time for the model; the answer matters more
+
+_NAMED_RULES = 5
+"""Broken rules that an answer names at most."""
 
 _log = get_logger(__name__)
 
@@ -133,6 +138,28 @@ class Answerer:
         ANSWERS.labels(outcome=response.outcome.value).inc()
         ANSWER_SECONDS.observe(response.elapsed_ms / 1000)
         return response
+
+    def refuse(self, query: BotQuery, broken: Sequence[BrokenRule], *, record_at: TimestampMillis) -> BotResponse:
+        """The answer to a ``query`` whose ``broken`` fields break a rule: it names them and the rules, not the values.
+
+        So that the answer keeps the rules itself, ids that break one are "0", and times are those of ``record_at``.
+        """
+        now = self._clock()
+        fields = {one.field for one in broken}
+        # A record without a time has one of -1 or 0.
+        at = record_at if 0 < record_at <= MAX_TIMESTAMP else now
+        query = attrs.evolve(
+            query,
+            guild_id="0" if "guild_id" in fields else query.guild_id,
+            channel_id="0" if "channel_id" in fields else query.channel_id,
+            message_id="0" if "message_id" in fields else query.message_id,
+            asker_id="0" if "asker_id" in fields else query.asker_id,
+            asked_at=at if "asked_at" in fields else query.asked_at,
+        )
+        answer = "; ".join(str(one) for one in broken[:_NAMED_RULES])
+        draft = _Draft(outcome=Outcome.REFUSED, reason=OutcomeReason.INVALID_FIELD, answer=answer)
+        ANSWERS.labels(outcome=draft.outcome.value).inc()
+        return _addressed(query, draft, read_at=now, answered_at=now)
 
     def _draft(self, query: BotQuery, now: TimestampMillis) -> _Draft:
         if now > query.expires_at:

@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta
 
 import discord
 
-from rtfm.events import Attachment, ChannelKind, DiscordMessage, MessageChange, TimestampMillis
+from rtfm.clock import now_ms
+from rtfm.events import Attachment, ChannelKind, DiscordMessage, MessageChange, MessageSource, TimestampMillis
 
 # Most answers are replies; a bot that reads only default messages never sees them.
 SAID = frozenset({discord.MessageType.default, discord.MessageType.reply})
@@ -52,6 +53,8 @@ def said(message: discord.Message, change: MessageChange) -> DiscordMessage | No
         created_at=created_at(message.id),
         edited_at=_millis(message.edited_at),
         change=change,
+        observed_at=now_ms(),
+        source=MessageSource.GATEWAY,
         reply_to_message_id=str(reference.message_id) if reference and reference.message_id else None,
         mentioned_user_ids=[str(user.id) for user in message.mentions],
         attachments=[
@@ -77,6 +80,8 @@ def deleted(message_id: int, channel_id: int, guild_id: int, channel: object | N
         parent_channel_id=parent_channel_id,
         created_at=created_at(message_id),
         change=MessageChange.DELETED,
+        observed_at=now_ms(),
+        source=MessageSource.GATEWAY,
     )
 
 

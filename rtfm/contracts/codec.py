@@ -1,8 +1,9 @@
 """Events to bytes and back, in Confluent's wire format: 0x00, the schema id as 4 big-endian bytes, the Avro value.
 
 Promises: what is decoded was encoded with the schema that it names, to the last byte; an event that does not fit its
-schema is refused with the field's name; no input makes it allocate more than a small multiple of its size. It asks no
-registry: callers bring the id and, where it is not the codec's own, the schema that a record was written with.
+schema, or breaks one of the rules of ``rtfm.events``, is refused with the field's name; no input makes it allocate more
+than a small multiple of its size. Decoding checks no rules: who handles an event does. It asks no registry: callers
+bring the id and, where it is not the codec's own, the schema that a record was written with.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import struct
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from rtfm.clock import now_ms
 from rtfm.contracts import compiled, decoding, reference, shapes
 from rtfm.contracts.catalogue import Schema
-from rtfm.errors import UndecodableRecord
+from rtfm.errors import InvalidEvent, UndecodableRecord
+from rtfm.events import broken_rule
 
 Event = TypeVar("Event")
 
@@ -51,7 +54,7 @@ class EventCodec(Generic[Event]):
         self._decoders: dict[int, tuple[Schema, Callable[[bytes], Event]]] = {}
 
     def encode(self, event: Event, schema_id: int) -> bytes:
-        """The framed bytes of ``event``; InvalidEvent names the field that does not fit the schema."""
+        """The framed bytes of ``event``; InvalidEvent names the field that does not fit the schema or breaks a rule."""
         try:
             return self._encoders[schema_id](event)
         except KeyError:
@@ -111,9 +114,12 @@ class EventCodec(Generic[Event]):
 
         def encode(event: Any) -> bytes:
             try:
-                return write(event, before)
+                data = write(event, before)
             except Exception as exc:  # fastavro raises its own errors, ValueError and TypeError
                 raise compiled.refused(self.shape, event, exc) from exc
+            if (broken := broken_rule(event, now=now_ms())) is not None:
+                raise InvalidEvent(f"{self.event_class.__name__}.{broken}")
+            return data
 
         return encode
 

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from types import FunctionType, TracebackType
 from typing import Any
 
+from rtfm.clock import now_ms
 from rtfm.contracts import decoding, encoding, shapes, varints
 from rtfm.contracts.catalogue import Schema
 from rtfm.contracts.tree import parse
 from rtfm.errors import InvalidEvent, UndecodableRecord
+from rtfm.events import MAX_AHEAD_MS, MIN_TIMESTAMP, TimestampMillis, broken_rule
 
 FAULTS = (ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error, RecursionError, AttributeError)
 """What comes of a value or of bytes that do not fit."""
@@ -23,9 +25,19 @@ FAULTS = (ValueError, TypeError, KeyError, IndexError, OverflowError, struct.err
 def encoder(shape: shapes.Record) -> tuple[Callable[[str], Callable[[Any], bytes]], str]:
     """(function that makes the encoder for a frame, source of that). The frame is text of the code points 0 to 255.
 
-    The encoder raises InvalidEvent with the field that does not fit.
+    The encoder raises InvalidEvent with the field that does not fit, or that breaks a rule of ``rtfm.events``.
     """
     text, names = encoding.source(shape)
+    # ``observed_at`` up to here was found to be right by a clock, which goes forward.
+    checked_until = [MIN_TIMESTAMP]
+
+    def check(event: Any) -> None:
+        now = now_ms()
+        if broken_rule(event, now=now) is not None:
+            raise varints.Misfit(event)
+        checked_until[0] = TimestampMillis(now + MAX_AHEAD_MS)
+
+    names |= {"check": check, "checked_until": checked_until}
     names["refused"] = lambda event, exc: refused(shape, event, exc)
     made: FunctionType = _load(text, names, "encode", f"<encoder of {shape.name}>")
     # The frame as a default, so that no call stands between the caller and the encoder.
@@ -35,7 +47,11 @@ def encoder(shape: shapes.Record) -> tuple[Callable[[str], Callable[[Any], bytes
 def refused(shape: shapes.Record, event: Any, exc: Exception) -> InvalidEvent:
     """Why ``event`` does not fit ``shape``, after encoding it raised ``exc``."""
     name = shape.event_class.__name__
-    return InvalidEvent(shapes.misfit(shape, event, name) or f"{name} does not fit its schema: {exc}")
+    if found := shapes.misfit(shape, event, name):
+        return InvalidEvent(found)
+    if broken := broken_rule(event, now=now_ms()):
+        return InvalidEvent(f"{name}.{broken}")
+    return InvalidEvent(f"{name} does not fit its schema: {exc}")
 
 
 def decoder(shape: shapes.Record, writer_schema: Schema) -> tuple[Callable[[bytes], Any], str]:

@@ -10,14 +10,24 @@ import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from attrs import define, field, frozen
 
+from rtfm.clock import now_ms
 from rtfm.errors import ConfigError
-from rtfm.events import Attachment, ChannelKind, DiscordMessage, MessageChange, TimestampMillis
+from rtfm.events import (
+    Attachment,
+    ChannelKind,
+    DiscordMessage,
+    MessageChange,
+    MessageSource,
+    TimestampMillis,
+    is_snowflake,
+    is_time,
+)
 from rtfm.knowledge import json_items
 from rtfm.knowledge.json_items import Item, Member, NotJson
 
@@ -86,6 +96,7 @@ class ChatExport:
     """One file: a channel and what was said in it. ``guild_id`` is None for direct messages.
 
     ``count`` messages become events; they are read again for each use, since a file may be larger than memory.
+    ``observed_at`` is when the file was written, None where it does not say so.
     """
 
     path: Path
@@ -94,6 +105,7 @@ class ChatExport:
     channel_kind: ChannelKind
     channel_name: str
     parent_channel_id: str | None
+    observed_at: TimestampMillis | None
     count: int
     left_out: LeftOutState
 
@@ -116,6 +128,7 @@ _NO_HEAD = ChatExport(
     channel_kind=ChannelKind.UNKNOWN,
     channel_name="",
     parent_channel_id=None,
+    observed_at=None,
     count=0,
     left_out=LeftOutState(),
 )
@@ -135,7 +148,7 @@ def read_export(path: Path) -> ChatExport:
                 raise ConfigError(
                     f"{path} is not a chat export: it has messages twice", hint="Export the channel again."
                 )
-            if entry.key in (_MESSAGES, "guild", "channel"):
+            if entry.key in (_MESSAGES, "guild", "channel", "exportedAt"):
                 head[entry.key] = entry.value
             continue
         try:
@@ -169,6 +182,7 @@ def read_export(path: Path) -> ChatExport:
         channel_name=_clean(str(channel.get("name") or channel_id)),
         # The exporter names a thread's parent in the category's fields.
         parent_channel_id=str(parent) if kind in _THREADS and parent else None,
+        observed_at=_exported_at(head),
         count=count,
         left_out=left_out,
     )
@@ -213,6 +227,8 @@ def _message(message: object, export: ChatExport) -> DiscordMessage:
         created_at=_time(message.get("timestamp"), "timestamp"),
         edited_at=None if edited is None else _time(edited, "timestampEdited"),
         change=MessageChange.CREATED,
+        observed_at=export.observed_at,
+        source=MessageSource.IMPORT,
         reply_to_message_id=_reply(message),
         mentioned_user_ids=list(dict.fromkeys(user for user, _ in mentions)),
         attachments=_attachments(message),
@@ -309,12 +325,12 @@ def _snowflake(parent: Mapping[str, Any], key: str, place: str) -> str:
     if value is None:
         raise _Broken(f"{place} is missing")
     if not _is_snowflake(value):
-        raise _Broken(f"{place} is no id: digits as text")
+        raise _Broken(f"{place} is no id: digits as text, at most 64 bits")
     return str(value)
 
 
 def _is_snowflake(value: object) -> bool:
-    return isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 20
+    return isinstance(value, str) and is_snowflake(value)
 
 
 def _time(value: object, place: str) -> TimestampMillis:
@@ -326,7 +342,18 @@ def _time(value: object, place: str) -> TimestampMillis:
         raise _Broken(f"{place} is no ISO 8601 time") from exc
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return TimestampMillis(round((moment - _EPOCH).total_seconds() * 1000))
+    timestamp = TimestampMillis((moment - _EPOCH) // timedelta(milliseconds=1))
+    if not is_time(timestamp):
+        raise _Broken(f"{place} must lie in the years 1 to 9999 of UTC")
+    return timestamp
+
+
+def _exported_at(document: Mapping[str, Any]) -> TimestampMillis | None:
+    """When an export was written; by this machine's clock where the exporter's is ahead."""
+    try:
+        return min(_time(document.get("exportedAt"), "exportedAt"), now_ms())
+    except _Broken:
+        return None
 
 
 def _clean(text: str) -> str:

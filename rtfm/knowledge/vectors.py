@@ -8,8 +8,9 @@ filters what is found here (a ``where`` in Chroma is a scan).
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -19,7 +20,7 @@ from attrs import frozen
 
 from rtfm.addresses import shown
 from rtfm.deadline import within
-from rtfm.errors import ConfigError, Unavailable
+from rtfm.errors import ConfigError, InvalidEvent, Unavailable
 from rtfm.knowledge.embedding import Vectors
 
 CONNECT_TIMEOUT_S = 3.0
@@ -29,8 +30,13 @@ _BATCH = 1000
 """Entries a request: Chroma's own limit is 5,461 with SQLite and larger requests only take more memory."""
 
 
+_REFUSES_CONTENT = frozenset({400, 413, 414, 422})
+"""Statuses with which Chroma refuses what it is given; 404 and 409 depend on what is there at the moment."""
+
 _PAGE = 10_000
 """Ids that are read at once."""
+
+_LONGEST_LINE = 300
 
 
 @frozen(kw_only=True)
@@ -57,7 +63,10 @@ def message_entry(message_id: str) -> str:
 
 
 class ChromaVectors:
-    """The Chroma server. Thread-safe. Every method raises Unavailable when it does not answer."""
+    """The Chroma server. Thread-safe.
+
+    Every method raises Unavailable when it does not answer, and InvalidEvent when it can never take what it is given.
+    """
 
     def __init__(self, url: str, prefix: str = "", *, request_timeout_s: float = REQUEST_TIMEOUT_S) -> None:
         """Prepare; the first use connects. ``prefix`` goes before every collection's name."""
@@ -174,7 +183,7 @@ class ChromaVectors:
             self._collections.clear()
 
     def _name(self, guild_id: str, generation: int) -> str:
-        name = f"{self._prefix}rtfm-{guild_id or 'direct'}"
+        name = f"{self._prefix}rtfm-{_named(guild_id)}"
         return f"{name}-{generation}" if generation else name
 
     @contextmanager
@@ -224,7 +233,7 @@ class ChromaVectors:
             if self._connected is None:
                 # Chroma's client waits for ever while it connects: ask first.
                 self.check()
-                self._connected = _connect(self._url, self._credentials, self._request_timeout_s)
+                self._connected = _connect(self._url, self._credentials, self._request_timeout_s, self._raise_refusal)
             return self._connected
 
     @contextmanager
@@ -242,6 +251,22 @@ class ChromaVectors:
         except (ChromaError, httpx.HTTPError, TimeoutError, ValueError, KeyError, IndexError, TypeError) as exc:
             # The last three are what the client makes of an answer that is none of Chroma's.
             raise self._unavailable(exc) from exc
+
+    def _raise_refusal(self, reply: httpx.Response) -> None:
+        """Raise what Chroma's client does not tell apart, by the status of a reply."""
+        if not reply.is_error:
+            return
+        try:
+            body = reply.json()
+            kind, what = str(body["error"]), str(body["message"])
+        except (ValueError, KeyError, TypeError):
+            kind, what = "", reply.text
+        line = what.strip().partition("\n")[0][:_LONGEST_LINE] or f"status {reply.status_code}"
+        # Another dimension is the collection's fault, a quota is the server's.
+        if reply.status_code in _REFUSES_CONTENT and kind != "QuotaError" and "dimension" not in what.lower():
+            raise InvalidEvent(f"Chroma cannot store a value: {line}")
+        if not kind:
+            raise self._unavailable(RuntimeError(line))
 
     def _unavailable(self, exc: Exception) -> Unavailable:
         line = str(exc).strip().partition("\n")[0] or type(exc).__name__
@@ -265,7 +290,23 @@ def _differs(wanted: object, recorded: object) -> bool:
     return bool(wanted) and bool(recorded) and wanted != recorded
 
 
-def _connect(url: str, credentials: tuple[str, str] | None, request_timeout_s: float) -> Any:
+def _named(guild_id: str) -> str:
+    """A guild in the name of a collection, where ``-`` stands before its generation, and no ``:`` or ``@`` may stand.
+
+    Letters and digits stand for themselves, so that Discord's ids do; other signs as a dot and two hexadecimal digits.
+    """
+    if not guild_id:
+        return "direct"
+    named = re.sub(r"[^A-Za-z0-9]", lambda sign: f".{ord(sign[0]):02x}", guild_id)
+    return ".64irect" if named == "direct" else named
+
+
+def _connect(
+    url: str,
+    credentials: tuple[str, str] | None,
+    request_timeout_s: float,
+    raise_refusal: Callable[[httpx.Response], None],
+) -> Any:
     import chromadb
     from chromadb.config import Settings
 
@@ -285,5 +326,11 @@ def _connect(url: str, credentials: tuple[str, str] | None, request_timeout_s: f
     if credentials:
         session.auth = credentials
     request = session.request
-    session.request = lambda *args, **options: within(request_timeout_s, lambda: request(*args, **options))
+
+    def asked(*args: Any, **options: Any) -> Any:
+        reply = within(request_timeout_s, lambda: request(*args, **options))
+        raise_refusal(reply)
+        return reply
+
+    session.request = asked
     return client

@@ -1,29 +1,26 @@
 """The handler of ``bot-queries``: one answer to a question, kept before it is produced.
 
 Promises that a record that comes again gets the answer that it had, and asks no model for it; that a second record of
-the same question produces nothing. Does not read Kafka.
+the same question produces nothing; that a question which breaks a rule is answered with the reason, so that its sender
+learns it and others are not held up. Does not read Kafka.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from attrs import frozen
 
 from rtfm.answering.answerer import Answerer
+from rtfm.clock import now_ms
 from rtfm.errors import InvalidEvent
-from rtfm.events import BotQuery, BotResponse
+from rtfm.events import BotQuery, BotResponse, BrokenRule, TimestampMillis, broken_rules
 from rtfm.knowledge.archive import SqlArchive
-from rtfm.knowledge.retrieval import MAX_VISIBLE_CHANNELS
 from rtfm.streams.pipeline import Output, Record
 from rtfm.telemetry import IGNORED_EVENTS, get_logger
 
 TOPIC = "bot-queries"
 RESPONSES = "bot-responses"
-
-# Snowflakes, and the ids that the bot and the console make of them and of UUIDs.
-_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 _log = get_logger(__name__)
 
@@ -36,22 +33,29 @@ class Answering:
     archive: SqlArchive
 
     def __call__(self, records: Sequence[Record]) -> list[Output]:
-        """At most one response a record. Raises InvalidEvent for a question that breaks a rule."""
-        responses = [self._respond(record, _valid(record.event)) for record in records]
+        """At most one response a record. Raises InvalidEvent for a record whose ``query_id`` nobody could wait for."""
+        responses = [self._respond(record) for record in records]
         return [Output(topic=RESPONSES, event=response) for response in responses if response is not None]
 
-    def _respond(self, record: Record, query: BotQuery) -> BotResponse | None:
-        """The answer to ``query``, or None if another record of the same question has it.
+    def _respond(self, record: Record) -> BotResponse | None:
+        """The answer to the question of ``record``, or None if another record of the same question has it.
 
         A record that comes again, after a crash or when its partition moved, gets its answer again: only the pipeline
         knows whether that was ever produced, and commits it once.
         """
+        query = record.event
+        if not isinstance(query, BotQuery):
+            raise InvalidEvent(f"{type(query).__name__} is not a BotQuery")
+        broken = list(broken_rules(query, now=now_ms()))
+        unusable = next((one for one in broken if one.field == "query_id"), None)
+        if unusable is not None:
+            raise InvalidEvent(f"BotQuery.{unusable}")
         made_by = f"{record.topic}-{record.partition}-{record.offset}"
         kept = self.archive.answers.find(query.query_id)
         if kept is None:
             # Kept before it is produced: whatever dies in between finds it here. Where two workers answer the same
             # question at once, the first row stays.
-            kept = self.archive.answers.keep(self.answerer.answer(query), made_by=made_by)
+            kept = self.archive.answers.keep(self._answer(record, query, broken), made_by=made_by)
             _log.info(
                 "answered",
                 query_id=query.query_id,
@@ -67,19 +71,11 @@ class Answering:
             return None
         return kept.response
 
-
-def _valid(event: object) -> BotQuery:
-    if not isinstance(event, BotQuery):
-        raise InvalidEvent(f"{type(event).__name__} is not a BotQuery")
-    ids = {"query_id": event.query_id, "channel_id": event.channel_id, "asker_id": event.asker_id}
-    optional = {"guild_id": event.guild_id, "message_id": event.message_id}
-    ids |= {name: value for name, value in optional.items() if value is not None}
-    for name, value in ids.items():
-        if not _ID.fullmatch(value):
-            raise InvalidEvent(f"{name} is no id")
-    # More than that are refused without being read.
-    if len(event.visible_channel_ids) <= MAX_VISIBLE_CHANNELS and not all(
-        map(_ID.fullmatch, event.visible_channel_ids)
-    ):
-        raise InvalidEvent("visible_channel_ids holds something that is no id")
-    return event
+    def _answer(self, record: Record, query: BotQuery, broken: Sequence[BrokenRule]) -> BotResponse:
+        if not broken:
+            try:
+                return self.answerer.answer(query)
+            except InvalidEvent as exc:
+                _log.warning("a store refused a question", query_id=query.query_id, error=str(exc))
+                broken = [BrokenRule(field="question", rule="must be text that can be searched for")]
+        return self.answerer.refuse(query, broken, record_at=TimestampMillis(record.timestamp_ms))

@@ -12,8 +12,9 @@ from typing import Protocol
 
 from attrs import frozen
 
+from rtfm.clock import now_ms
 from rtfm.errors import InvalidEvent
-from rtfm.events import ChannelKind, DiscordMessage, MessageChange
+from rtfm.events import ChannelKind, DiscordMessage, MessageChange, broken_rule
 from rtfm.knowledge import Knowledge
 from rtfm.knowledge.archive import Channel, CollectionChanged, Erasures, StoredMessage, guild_key
 from rtfm.knowledge.floor import calibrate
@@ -80,19 +81,20 @@ class Ingest:
     def _valid(self, event: object) -> DiscordMessage | None:
         if not isinstance(event, DiscordMessage):
             raise InvalidEvent(f"{type(event).__name__} is not a DiscordMessage")
+        if (broken := broken_rule(event, now=now_ms())) is not None:
+            raise InvalidEvent(f"DiscordMessage.{broken}")
         if event.change is MessageChange.UNKNOWN:
             IGNORED_EVENTS.labels(topic=TOPIC, reason="unknown change").inc()
             return None
-        if not event.message_id or not event.channel_id:
-            raise InvalidEvent("a message without message_id or channel_id")
         if event.change is not MessageChange.DELETED and not event.author_id:
-            raise InvalidEvent(f"message {event.message_id} has no author")
+            raise InvalidEvent("DiscordMessage.author_id must be given, unless change is DELETED")
         return event
 
 
 def _apply(state: BatchState, event: DiscordMessage, erasures: Erasures) -> bool:
     """Take an event into ``state``; whether it changed its message."""
-    guild_id = guild_key(event.guild_id)
+    before = state.messages.get(event.message_id)
+    guild_id = _guild_of(event, before)
     known = state.channels.get(event.channel_id)
     channel = Channel(
         channel_id=event.channel_id,
@@ -110,7 +112,6 @@ def _apply(state: BatchState, event: DiscordMessage, erasures: Erasures) -> bool
     ):
         IGNORED_EVENTS.labels(topic=TOPIC, reason="erased").inc()
         return False
-    before = state.messages.get(event.message_id)
     after = _deleted(event, before) if event.change is MessageChange.DELETED else _said_anew(event, before)
     if known is None or (channel != known and channel.kind is not ChannelKind.UNKNOWN):
         state.channels[event.channel_id] = channel
@@ -119,6 +120,23 @@ def _apply(state: BatchState, event: DiscordMessage, erasures: Erasures) -> bool
         state.messages[event.message_id] = after
         state.changed[event.message_id] = after
     return after is not None
+
+
+def _guild_of(event: DiscordMessage, before: StoredMessage | None) -> str:
+    """The guild of the message. Raises InvalidEvent where the event puts a known message into another place.
+
+    A deletion need not name the guild; nor does what it left behind then.
+    """
+    guild_id = guild_key(event.guild_id)
+    if before is None:
+        return guild_id
+    if before.channel_id != event.channel_id:
+        raise InvalidEvent("DiscordMessage.channel_id must be that of the message as it is known, in another channel")
+    if before.guild_id == guild_id or (before.deleted and not before.guild_id):
+        return guild_id
+    if guild_id or event.change is not MessageChange.DELETED:
+        raise InvalidEvent("DiscordMessage.guild_id must be that of the message as it is known, in another guild")
+    return before.guild_id
 
 
 def _said_anew(event: DiscordMessage, before: StoredMessage | None) -> StoredMessage | None:
@@ -144,7 +162,7 @@ def _said_anew(event: DiscordMessage, before: StoredMessage | None) -> StoredMes
             {
                 "filename": _storable(attachment.filename),
                 "url": _storable(attachment.url),
-                "content_type": attachment.content_type,
+                "content_type": _storable(attachment.content_type) if attachment.content_type else None,
                 "size_bytes": attachment.size_bytes,
                 "text": _storable(attachment.text[:MAX_TEXT_CHARACTERS]) if attachment.text else None,
             }

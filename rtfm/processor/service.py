@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Literal
 
 from attrs import define, field
 
+from rtfm.clock import now_ms
 from rtfm.contracts import Contracts, open_contracts
 from rtfm.errors import ConfigError, RtfmError, TransientError
-from rtfm.events import TimestampMillis
 from rtfm.settings import Settings
 from rtfm.streams.pipeline import Handler, Output, Pipeline, Record, Unfinished
 from rtfm.telemetry import Health, MetricsServer, get_logger
@@ -267,7 +267,7 @@ def _answering(settings: Settings, knowledge: Knowledge) -> Handler:
     answerer = Answerer(
         knowledge.retriever,
         model,
-        clock=_now_ms,
+        clock=now_ms,
         passages_per_answer=settings.passages_per_answer,
         model_timeout_s=settings.gemini_timeout_s,
         standing=knowledge.archive.answers.standing,
@@ -313,7 +313,3 @@ def _signals(state: _StopState) -> Iterator[None]:
         if not state.signals:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _now_ms() -> TimestampMillis:
-    return TimestampMillis(time.time_ns() // 1_000_000)

@@ -5,12 +5,11 @@ Owns the reasons against. Does not replay: the store does.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from attrs import frozen
 
 from rtfm.contracts import EVENT_OF_TOPIC, Contracts
 from rtfm.errors import PermanentError
+from rtfm.events import TimestampMillis, to_datetime
 from rtfm.streams.dead_letter_store import OPEN, Found
 from rtfm.streams.dead_letters import REPLAYED
 
@@ -51,5 +50,5 @@ class ReplayRules:
 
 def said(found: Found) -> str:
     """What became of a letter, and when."""
-    at = datetime.fromtimestamp((found.marked_ms or 0) / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    at = to_datetime(TimestampMillis(found.marked_ms or 0)).strftime("%Y-%m-%d %H:%M:%S UTC")
     return f"{'replayed' if found.state == REPLAYED else 'discarded'} at {at}"

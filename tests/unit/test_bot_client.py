@@ -20,6 +20,7 @@ from rtfm.events import (
     ContextMessage,
     DiscordMessage,
     MessageChange,
+    MessageSource,
     QueryOrigin,
     Speaker,
 )
@@ -122,6 +123,8 @@ async def test_a_message_becomes_an_event(fake: FakeDiscord, guild: FakeGuild) -
         content="how do I mount NTFS?",
         created_at=created_at(int(first.id)),
         change=MessageChange.CREATED,
+        observed_at=event.observed_at,
+        source=MessageSource.GATEWAY,
         attachments=event.attachments,
     )
     assert [(a.filename, a.size_bytes, a.content_type) for a in event.attachments] == [("a.log", 12, None)]

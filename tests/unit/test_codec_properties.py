@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rtfm.contracts import reference, shapes
 from rtfm.contracts.codec import FRAME_BYTES, EventCodec
 from rtfm.errors import InvalidEvent, UndecodableRecord
-from rtfm.events import TimestampMillis
+from rtfm.events import MAX_TIMESTAMP, MIN_TIMESTAMP, TimestampMillis, is_time
 
 VALUES_PER_SCHEMA = 25
 PYTHON_TYPES: dict[str, Any] = {
@@ -82,6 +82,11 @@ TEXTS = st.one_of(st.text(max_size=30), st.text("abc ", max_size=300), st.intege
 INT_EDGES = [0, 1, -1, 63, 64, -64, -65, 8191, 8192, 2**27, 2**27 - 1, 2**31 - 1, -(2**31)]
 LONG_EDGES = [*INT_EDGES, 2**34, 2**34 - 1, 2**41, 2**41 - 1, 2**63 - 1, -(2**63)]
 INTS = st.one_of(st.sampled_from(INT_EDGES), st.integers(-(2**31), 2**31 - 1))
+TIMES = st.one_of(
+    st.sampled_from([edge for edge in LONG_EDGES if is_time(edge)] + [MIN_TIMESTAMP, MAX_TIMESTAMP]),
+    st.integers(MIN_TIMESTAMP, MAX_TIMESTAMP),
+    st.integers(10**12, 2 * 10**12),
+)
 LONGS = st.one_of(st.sampled_from(LONG_EDGES), st.integers(-(2**63), 2**63 - 1), st.integers(10**12, 2 * 10**12))
 
 
@@ -96,6 +101,8 @@ def values(shape: shapes.Shape) -> st.SearchStrategy[Any]:
             return st.none() | values(inner)
         case shapes.Enumeration(enum_class=enum_class):
             return st.sampled_from(list(enum_class))
+        case shapes.Primitive(kind="long", logical="timestamp-millis"):
+            return TIMES
         case shapes.Primitive(kind=kind):
             made: dict[str, st.SearchStrategy[Any]] = {
                 "string": TEXTS,

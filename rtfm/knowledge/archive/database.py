@@ -10,7 +10,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psycopg
-from psycopg.errors import UndefinedColumn, UndefinedTable
 from sqlalchemy import Connection, create_engine, exc, text
 
 from rtfm.addresses import shown
@@ -38,6 +37,12 @@ _WHO_MIGRATES = """
     WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND (classid::bigint << 32) + objid::bigint = :key
       AND datname = current_database()
 """
+
+# SQLSTATEs (https://www.postgresql.org/docs/18/errcodes-appendix.html). Classes that say that a value can never be
+# stored: data exceptions, integrity constraints, limits such as an index row's.
+_REFUSES_CONTENT = ("22", "23", "54")
+_REFUSES_STATEMENT = "42"
+_MISSES_TABLES = ("42P01", "42703")
 
 _log = get_logger(__name__)
 
@@ -89,18 +94,9 @@ class Database:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (exc.ProgrammingError, psycopg.ProgrammingError) as error:
-            if not isinstance(getattr(error, "orig", error), (UndefinedTable, UndefinedColumn)):
-                raise RtfmError(f"PostgreSQL refused a statement: {_line(error)}") from error
-            raise ConfigError(
-                f"the archive at {self.address} does not have the tables that this version needs: {_line(error)}",
-                hint="`rtfm-cli run processor` makes them when it starts.",
-            ) from error
-        except (exc.DataError, psycopg.DataError) as error:
-            raise InvalidEvent(f"the archive cannot store a value: {_line(error)}") from error
-        except (exc.DBAPIError, exc.TimeoutError, psycopg.Error) as error:
-            # The last one comes from reads that use the driver's own cursor.
-            raise self._unavailable(error) from error
+        # SQLAlchemy's, those of reads that use the driver's own cursor, and half of a surrogate pair.
+        except (exc.DBAPIError, exc.TimeoutError, psycopg.Error, UnicodeEncodeError) as error:
+            raise self._in_own_words(error) from error
 
     def migrate(self, *, wait_s: float = MIGRATION_WAIT_S, sleep: Callable[[float], None] = time.sleep) -> None:
         """Bring the tables to this version; safe to call from several processes at once, and while others work.
@@ -169,7 +165,19 @@ class Database:
         """Close all connections."""
         self._engine.dispose()
 
-    def _unavailable(self, error: Exception) -> Unavailable:
+    def _in_own_words(self, error: Exception) -> RtfmError:
+        """What ``error`` means, by its SQLSTATE; errors of the driver itself have none."""
+        cause = getattr(error, "orig", None) or error
+        state = str(getattr(cause, "sqlstate", None) or "")
+        if state.startswith(_REFUSES_CONTENT) or (not state and isinstance(cause, (psycopg.DataError, UnicodeError))):
+            return InvalidEvent(f"the archive cannot store a value: {_line(error)}")
+        if state in _MISSES_TABLES:
+            return ConfigError(
+                f"the archive at {self.address} does not have the tables that this version needs: {_line(error)}",
+                hint="`rtfm-cli run processor` makes them when it starts.",
+            )
+        if state.startswith(_REFUSES_STATEMENT) or isinstance(cause, psycopg.ProgrammingError):
+            return RtfmError(f"PostgreSQL refused a statement: {_line(error)}")
         return Unavailable(
             "PostgreSQL",
             f"PostgreSQL at {self.address}: {_line(error)}",
@@ -188,5 +196,7 @@ def _without_secrets(database_url: str) -> str:
 def _line(error: Exception) -> str:
     """The driver's own first line: no statement, no parameters, since these hold what people said."""
     cause = getattr(error, "orig", None) or error
+    if isinstance(cause, UnicodeEncodeError):
+        return "it is no UTF-8"  # its own words quote the text
     diagnosis = getattr(getattr(cause, "diag", None), "message_primary", None)
     return str(diagnosis or str(cause).strip().partition("\n")[0] or type(cause).__name__)

@@ -231,7 +231,12 @@ def _write_messages(connection: Connection, change: Change) -> None:
     statement = statement.on_conflict_do_update(
         index_elements=["message_id"],
         set_={column.name: new[column.name] for column in messages.c if column.name not in kept},
-        where=and_(~messages.c.deleted, or_(messages.c.version < new.version, new.deleted)),
+        where=and_(
+            ~messages.c.deleted,
+            or_(messages.c.version < new.version, new.deleted),
+            messages.c.channel_id == new.channel_id,
+            messages.c.guild_id == new.guild_id,
+        ),
     )
     rows = []
     for message in sorted(change.messages, key=lambda message: message.message_id):
@@ -239,7 +244,21 @@ def _write_messages(connection: Connection, change: Change) -> None:
         row["vector"] = change.message_vectors.get(message.message_id)
         rows.append(row)
     connection.execute(statement, rows)
+    # Of two records that put one message into two places and are handled at once, one is the first.
+    places = [(message.message_id, message.channel_id, message.guild_id) for message in change.messages]
+    ids, channel_ids, guild_ids = zip(*places, strict=True)
+    moved = connection.execute(_MOVED, {"ids": list(ids), "channels": list(channel_ids), "guilds": list(guild_ids)})
+    if moved.first() is not None:
+        raise InvalidEvent("a message must stay in the channel and guild that it is known in")
 
+
+_MOVED = text(
+    """
+    SELECT FROM messages JOIN unnest(CAST(:ids AS text[]), CAST(:channels AS text[]), CAST(:guilds AS text[]))
+        AS given(message_id, channel_id, guild_id) USING (message_id)
+    WHERE (messages.channel_id, messages.guild_id) <> (given.channel_id, given.guild_id) LIMIT 1
+    """
+)
 
 _PASSAGE_UPSERT = text(
     """

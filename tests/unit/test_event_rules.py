@@ -1,0 +1,217 @@
+"""The rules for ids and times, and that no encoder writes an event that breaks one."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import attrs
+import pytest
+from attrs import evolve
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from benchmarks.events import events
+from rtfm.contracts import EVENT_OF_TOPIC, EventCodec, catalogue
+from rtfm.errors import InvalidEvent
+from rtfm.events import (
+    DISCORDS_OWN_ORIGINS,
+    MAX_TIMESTAMP,
+    MIN_TIMESTAMP,
+    BotQuery,
+    ContextMessage,
+    MessageSource,
+    QueryOrigin,
+    Speaker,
+    TimestampMillis,
+    broken_rule,
+    broken_rules,
+    holds_ids,
+    to_datetime,
+)
+
+NOW = TimestampMillis(time.time_ns() // 1_000_000)
+(MESSAGE,) = events("discord-messages", 1)
+(QUERY,) = events("bot-queries", 1)
+(RESPONSE,) = events("bot-responses", 1)
+OF_TOPIC = {"discord-messages": MESSAGE, "bot-queries": QUERY, "bot-responses": RESPONSE}
+CODECS: dict[str, EventCodec[Any]] = {
+    topic: EventCodec(EVENT_OF_TOPIC[topic], catalogue.load().topics[topic].schema or {}) for topic in OF_TOPIC
+}
+
+NO_IDS = [
+    "",
+    "a b",
+    "ann@example.org ",
+    "5\n",
+    "\u00b2",
+    "\u0664\u0665",
+    "x" * 129,
+    "5" * 129,
+    "a\x00",
+    "<@5>",
+    "a/b",
+    "é",
+]
+NO_SNOWFLAKES = ["helpdesk-7", "ann@example.org", str(2**64), "5" * 21, "-5", "5.0", "c0ffee"]
+
+
+@pytest.mark.parametrize("value", NO_IDS)
+def test_h3_text_of_another_form_is_no_id_whoever_wrote_it(value: str) -> None:
+    """H3: every id has a bounded form that each store takes; the value is not repeated."""
+    for source, origin in itertools.product(MessageSource, QueryOrigin):
+        for event, name in (
+            (evolve(MESSAGE, source=source, guild_id=value), "guild_id"),
+            (evolve(MESSAGE, source=source, mentioned_user_ids=["5", value]), "mentioned_user_ids"),
+            (evolve(QUERY, origin=origin, query_id=value), "query_id"),
+            (evolve(QUERY, origin=origin, visible_channel_ids=["5", value]), "visible_channel_ids"),
+        ):
+            broken = broken_rule(event, now=NOW)
+            assert broken is not None
+            assert str(broken) == f"{name} must match [A-Za-z0-9._:@-]{{1,128}}"
+
+
+@pytest.mark.parametrize("value", NO_SNOWFLAKES)
+def test_other_programs_have_ids_of_their_own_and_discord_has_decimals_of_64_bits(value: str) -> None:
+    """Which of both holds follows from the source of a message and from the origin of a question."""
+    for source in MessageSource:
+        broken = broken_rule(evolve(MESSAGE, source=source, author_id=value), now=NOW)
+        if source in (MessageSource.GATEWAY, MessageSource.HISTORY):
+            assert str(broken) == f"author_id must be a decimal of at most 64 bits, since source is {source.value}"
+        else:
+            assert broken is None
+    for origin in QueryOrigin:
+        broken = broken_rule(evolve(QUERY, origin=origin, asker_id=value), now=NOW)
+        if origin in DISCORDS_OWN_ORIGINS:
+            assert str(broken) == f"asker_id must be a decimal of at most 64 bits, since origin is {origin.value}"
+        else:
+            assert broken is None
+
+
+def test_the_largest_snowflake_and_the_id_of_a_question_keep_the_rule() -> None:
+    """64 bits are as many as Discord has; the id of a question is never Discord's alone."""
+    assert broken_rule(evolve(MESSAGE, message_id=str(2**64 - 1)), now=NOW) is None
+    assert broken_rule(evolve(QUERY, query_id="i1-a:b@c._"), now=NOW) is None
+
+
+def test_a_field_inside_a_list_is_named_with_its_place() -> None:
+    """So that whoever wrote it finds it."""
+    turns = [ContextMessage(speaker=Speaker.BOT, content="", message_id=value) for value in ("5", None, "x y")]
+    broken = broken_rule(evolve(QUERY, context=turns), now=NOW)
+    assert broken is not None
+    assert broken.field == "context[2].message_id"
+
+
+@pytest.mark.parametrize("value", [MIN_TIMESTAMP - 1, MAX_TIMESTAMP + 1, -(2**63), 2**63 - 1, 1_700_000_000_000_000])
+def test_m8_a_time_outside_the_years_1_to_9999_breaks_the_rule(value: int) -> None:
+    """M8, and clients 2: microseconds instead of milliseconds are the usual mistake."""
+    wrong = TimestampMillis(value)
+    for topic, name in (
+        ("discord-messages", "created_at"),
+        ("discord-messages", "edited_at"),
+        ("discord-messages", "observed_at"),
+        ("bot-queries", "asked_at"),
+        ("bot-queries", "expires_at"),
+        ("bot-responses", "asked_at"),
+        ("bot-responses", "answered_at"),
+    ):
+        event = evolve(OF_TOPIC[topic], **{name: wrong})
+        assert [str(broken) for broken in broken_rules(event, now=NOW)] == [f"{name} must lie in the years 1 to 9999"]
+        with pytest.raises(InvalidEvent, match=rf"\.{name} must lie in the years 1 to 9999$"):
+            CODECS[topic].encode(event, 7)
+    citation = evolve(RESPONSE.citations[0], created_at=wrong)
+    with pytest.raises(InvalidEvent, match=r"BotResponse\.citations\[0\]\.created_at must lie"):
+        CODECS["bot-responses"].encode(evolve(RESPONSE, citations=[citation]), 7)
+
+
+@pytest.mark.parametrize("value", [MIN_TIMESTAMP, MAX_TIMESTAMP, 0, -1])
+def test_any_time_of_the_calendar_is_written(value: int) -> None:
+    """A question may wait for an answer until the year 9999."""
+    event = evolve(QUERY, expires_at=TimestampMillis(value))
+    assert CODECS["bot-queries"].decode(CODECS["bot-queries"].encode(event, 7)) == event
+
+
+def test_an_observation_of_the_future_breaks_the_rule() -> None:
+    """It would win over all that Discord reports until then."""
+    ahead = evolve(MESSAGE, observed_at=TimestampMillis(NOW + 60_001))
+    assert str(broken_rule(ahead, now=NOW)) == "observed_at must not lie more than a minute ahead"
+    assert broken_rule(ahead, now=TimestampMillis(NOW + 1)) is None
+
+
+def test_the_encoder_compares_observations_with_the_clock() -> None:
+    """Before and after it has seen a time that was right."""
+    codec = CODECS["discord-messages"]
+    for _ in range(2):
+        now = time.time_ns() // 1_000_000
+        with pytest.raises(InvalidEvent, match=r"observed_at must not lie more than a minute ahead"):
+            codec.encode(evolve(MESSAGE, observed_at=TimestampMillis(now + 120_000)), 7)
+        codec.encode(evolve(MESSAGE, observed_at=TimestampMillis(now + 30_000)), 7)
+
+
+def test_clients_2_stored_times_of_any_size_make_a_date() -> None:
+    """Clients 2: what an earlier version stored does not break whoever shows it."""
+    assert to_datetime(TimestampMillis(2**63 - 1)) == datetime(9999, 12, 31, 23, 59, 59, 999_000, UTC)
+    assert to_datetime(TimestampMillis(-(2**63))) == datetime(1, 1, 1, tzinfo=UTC)
+    assert to_datetime(TimestampMillis(1_726_854_000_123)) == datetime(2024, 9, 20, 17, 40, 0, 123_000, UTC)
+
+
+IDS = st.one_of(
+    st.integers(0, 2**64 - 1).map(str),
+    st.sampled_from([*NO_IDS, *NO_SNOWFLAKES, "5", "5" * 19, "9" * 19, "9" * 20, str(2**64 - 1), "a" * 128]),
+)
+
+
+def with_ids(event: Any) -> st.SearchStrategy[Any]:
+    """``event`` with other ids, in parts of it too; most are left as they are."""
+    changed: dict[str, st.SearchStrategy[Any]] = {}
+    for attribute in attrs.fields(type(event)):
+        value = getattr(event, attribute.name)
+        if attribute.name.endswith("_ids"):
+            changed[attribute.name] = st.just(value) | st.lists(IDS, max_size=4)
+        elif attribute.name.endswith("_id"):
+            changed[attribute.name] = st.just(value) | st.just(value) | st.just(value) | IDS
+        elif isinstance(value, list) and value and attrs.has(type(value[0])):
+            changed[attribute.name] = st.tuples(*map(with_ids, value)).map(list)
+    kinds = {"source": MessageSource, "origin": QueryOrigin}
+    changed |= {name: st.sampled_from(list(kind)) for name, kind in kinds.items() if hasattr(event, name)}
+    return st.builds(evolve, st.just(event), **changed)
+
+
+@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
+@given(event=st.sampled_from(list(OF_TOPIC)).flatmap(lambda topic: with_ids(OF_TOPIC[topic])))
+def test_h3_the_encoder_writes_exactly_the_events_that_keep_the_rules(event: Any) -> None:
+    """H3: the compiled shortcuts refuse nothing that the rule allows, and let through nothing that it does not."""
+    (codec,) = (codec for codec in CODECS.values() if codec.event_class is type(event))
+    broken = broken_rule(event, now=NOW)
+    if broken is None:
+        assert codec.decode(codec.encode(event, 7)) == event
+    else:
+        with pytest.raises(InvalidEvent) as caught:
+            codec.encode(event, 7)
+        assert str(caught.value) == f"{type(event).__name__}.{broken}"
+
+
+@pytest.mark.parametrize("event_class", EVENT_OF_TOPIC.values())
+def test_every_id_is_under_the_rule_but_those_of_passages(event_class: type[Any]) -> None:
+    """A field that is added later is checked by its name."""
+    names = [attribute.name for attribute in attrs.fields(event_class)]
+    assert [name for name in names if name.endswith(("_id", "_ids")) and not holds_ids(name)] == []
+    assert not holds_ids("passage_id")
+
+
+def test_a_query_of_another_program_may_have_ids_of_its_own() -> None:
+    """Clients 7: an address of mail is an id."""
+    asked = BotQuery(
+        query_id="helpdesk-5e1c",
+        channel_id="0",
+        asker_id="ann@example.org",
+        question="how?",
+        asked_at=NOW,
+        expires_at=TimestampMillis(NOW + 60_000),
+        audience=QUERY.audience,
+        visible_channel_ids=[],
+        origin=QueryOrigin.SERVICE,
+    )
+    assert CODECS["bot-queries"].decode(CODECS["bot-queries"].encode(asked, 7)) == asked
