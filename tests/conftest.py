@@ -95,6 +95,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         config.workeroutput["stack"] = config.stash.get(STACK, "")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Unit tests come last: they are short, so no worker is left alone with a long one at the end of a run."""
+    items.sort(key=lambda item: "tests/unit/" in item.nodeid)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Who runs what; not by xdist_group marks, which xdist 3.8 writes into node ids that pytest 9.2 no longer reads."""
