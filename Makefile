@@ -4,7 +4,8 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 UV ?= $(shell command -v uv)
-WORKERS ?= 2
+# Tests wait as long as they compute: one more than the cores of a small machine keeps both busy.
+WORKERS ?= 3
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin

@@ -98,6 +98,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         config.workeroutput["stack"] = config.stash.get(STACK, "")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Unit tests come last: they are short, so no worker is left alone with a long one at the end of a run."""
+    items.sort(key=lambda item: "tests/unit/" in item.nodeid)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Who runs what; not by xdist_group marks, which xdist 3.8 writes into node ids that pytest 9.2 no longer reads."""
@@ -118,6 +124,15 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def _start_stack(exits: ExitStack, wanted: str) -> tuple[dict[str, str], str]:
+    addresses, what = _start_services(exits, wanted)
+    with psycopg.connect(addresses["postgres"], autocommit=True) as connection:
+        # Each test has a database made for it, most of whose time is the disk's. None has to survive the machine.
+        connection.execute("ALTER SYSTEM SET fsync = off")
+        connection.execute("SELECT pg_reload_conf()")
+    return addresses, what
+
+
+def _start_services(exits: ExitStack, wanted: str) -> tuple[dict[str, str], str]:
     why = ""
     if wanted != "local":
         from tests import containers

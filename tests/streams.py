@@ -85,17 +85,18 @@ def answered(query: BotQuery, answer: str = "so") -> BotResponse:
 def eventually(check: Callable[[], Any], *, timeout_s: float = 40.0) -> Any:
     """The first true value of ``check``; AssertionError when there is none in time.
 
-    A service that does not answer the check for once, as on a busy machine, is asked again.
+    A service that does not answer the check for once, as on a busy machine, is asked again. A check that takes long
+    is asked half of the time at most, so that it does not hold up what it waits for.
     """
     deadline = time.monotonic() + timeout_s
     silent: Unavailable | None = None
-    while time.monotonic() < deadline:
+    while (asked_s := time.monotonic()) < deadline:
         try:
             if found := check():
                 return found
         except Unavailable as exc:
             silent = exc
-        time.sleep(0.05)
+        time.sleep(min(0.5, max(0.05, time.monotonic() - asked_s)))
     asked = inspect.getsource(check).strip() if inspect.isfunction(check) else check
     raise AssertionError(f"not within {timeout_s:.0f} s: {asked}") from silent
 
