@@ -213,7 +213,7 @@ def asked_first(run: Run) -> Iterator[Finding]:
 
 
 def kept(run: Run) -> Iterator[Finding]:
-    """Looks at each acknowledgement."""
+    """Looks at each acknowledgement; one of a record that was sent twice may come without an offset."""
     held = {
         (record.batch.topic, *event.place): (known_as, event)
         for found in (run.queries, run.messages)
@@ -223,6 +223,10 @@ def kept(run: Run) -> Iterator[Finding]:
     }
     for line in run.history.acknowledged:
         known_as = line.query_id or line.message_id
+        if line.offset < 0:
+            if known_as not in run.queries and known_as not in run.messages:
+                yield Finding(what="acknowledged, and there is no record of it", id=known_as)
+            continue
         where = f"{line.topic}-{line.partition}@{line.offset}"
         found_id, event = held.get((line.topic, line.partition, line.offset), (None, None))
         shown = () if event is None else (event.record,)

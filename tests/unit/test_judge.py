@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.judge.__main__ import main
 from tests.judge.verdict import Verdict, judge
 from tests.judging import (
     ANSWER,
@@ -104,6 +105,11 @@ BEFORE: list[tuple[str, str, Break]] = [
         "kept",
         f"acknowledged at {QUERIES}-0@7, where no record is",
         lambda run: run.note("acknowledged", topic=QUERIES, partition=0, offset=7, query_id="c0"),
+    ),
+    (
+        "kept",
+        "there is no record of it",
+        lambda run: run.note("acknowledged", topic=QUERIES, partition=0, offset=-1, query_id="c9"),
     ),
     (
         "kept",
@@ -213,6 +219,13 @@ def test_only_five_examples_of_a_rule_are_shown(run: KeptRun) -> None:
     found = verdict(run)
     assert {(r.broken, len(r.examples)) for r in found.rulings if r.broken} == {(8, 5)}
     assert "and 3 more" in found.as_text()
+
+
+def test_an_acknowledgement_may_come_without_an_offset(run: KeptRun) -> None:
+    """A producer is not told it for a record that the broker had from it already."""
+    run.line("acknowledged").update(offset=-1)
+    run.conclude()
+    assert broken(verdict(run)) == {}
 
 
 def test_two_records_of_one_question_count_once(run: KeptRun) -> None:
@@ -405,18 +418,19 @@ def test_another_topic_that_is_deleted_is_no_matter(run: KeptRun) -> None:
 
 
 @pytest.mark.parametrize(("change", "code"), [(lambda _: 0, 0), (lambda run: run.respond("c0"), 1)])
-def test_the_program_writes_and_prints_the_verdict(run: KeptRun, change: Break, code: int) -> None:
+def test_the_program_writes_and_prints_the_verdict(
+    run: KeptRun, capsys: pytest.CaptureFixture[str], change: Break, code: int
+) -> None:
     """Exit code 0 for a right run, 1 for a wrong one; --json prints what verdict.json holds."""
     change(run)
     run.conclude()
     folder = run.write()
-    command = [sys.executable, "-m", "tests.judge", str(folder)]
-    for arguments in ([], ["--json"]):
-        done = subprocess.run([*command, *arguments], cwd=CHECKOUT, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (code, "")
-        written = (folder / "verdict.json").read_text()
-        assert json.loads(written)["verdict"] == ("right", "wrong")[code]
-    assert done.stdout == written
+    assert main([str(folder)]) == code
+    written = (folder / "verdict.json").read_text()
+    assert capsys.readouterr().out.startswith(found := json.loads(written)["verdict"])
+    assert found == ("right", "wrong")[code]
+    assert main([str(folder), "--json"]) == code
+    assert capsys.readouterr() == (written, "")
 
 
 def test_the_program_does_not_judge_a_folder_that_is_not_there(tmp_path: Path) -> None:
@@ -425,6 +439,7 @@ def test_the_program_does_not_judge_a_folder_that_is_not_there(tmp_path: Path) -
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout.startswith("not judged: there is no history.jsonl")
+    assert len(done.stdout.splitlines()) == 1
 
 
 def test_the_judge_shares_no_code_with_what_it_judges() -> None:

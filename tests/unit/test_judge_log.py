@@ -51,7 +51,11 @@ def test_the_checksum_of_any_length_is_that_of_one_bit_after_another(data: bytes
     assert crc32c(memoryview(data)) == remainder ^ 0xFFFFFFFF
 
 
-@given(st.lists(st.tuples(st.none() | st.binary(), st.none() | st.binary(), st.dictionaries(st.text(), st.binary()))))
+@given(
+    st.lists(
+        st.tuples(st.none() | st.binary(), st.none() | st.binary(), st.dictionaries(st.text(), st.binary())), max_size=9
+    )
+)
 def test_any_record_is_read_as_it_was_written(
     records: list[tuple[bytes | None, bytes | None, dict[str, bytes]]],
 ) -> None:
