@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,10 @@ class Broker:
         log = self.log(topic)
         return log if len(log.markers) == markers else None
 
-    def positions(self, group: str, topic: str, *, count: int) -> list[Position] | None:
-        """The group's commits for partition 0, as the parser finds them, when it finds so many that took effect."""
+    def positions(self, group: str, topic: str, *, ended: int) -> list[Position] | None:
+        """The group's commits for partition 0, as the parser finds them, when so many are in no open transaction."""
         found = read_positions(self.data).get((group, topic, 0), [])
-        return found if sum(position.is_applied for position in found) == count else None
+        return found if sum(p.written.batch.outcome is not Outcome.OPEN for p in found) == ended else None
 
     def given(self, topic: str, isolation: str, count: int) -> list[tuple[Any, ...]]:
         """What a consumer is given: offset, time, key, value and headers of ``count`` records, and no more."""
@@ -187,11 +188,13 @@ def test_positions_take_effect_when_their_transaction_is_committed(broker: Broke
     for producer, offset in zip(producers, (11, 13), strict=True):
         producer.begin_transaction()
         send(producer, offset, "crossed")
-    for producer in reversed(producers):
+    for ended, producer in enumerate(reversed(producers), start=5):
         producer.commit_transaction(30)
+        # Markers are written after the producer has its answer, and their order is what this is about.
+        eventually(partial(broker.positions, group, topic, ended=ended))
     producers[0].begin_transaction()
     send(producers[0], 15, "open")
-    found = eventually(lambda: broker.positions(group, topic, count=4))
+    found = eventually(lambda: broker.positions(group, topic, ended=6))
     # confluent-kafka sends the end of C's string with the metadata, and cuts it off again.
     assert [(p.offset, p.metadata.removesuffix("\0"), p.is_applied) for p in found] == [
         (3, "plain", True),
