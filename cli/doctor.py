@@ -140,6 +140,28 @@ def _schemas(settings: Settings) -> Finding:
     )
 
 
+def _strays(settings: Settings) -> Finding:
+    from rtfm import contracts
+    from rtfm.contracts import catalogue, strays
+    from rtfm.errors import Unavailable
+
+    registry = contracts.open_registry(settings)
+    try:
+        found = strays.find(catalogue.load(settings.schemas_dir), registry)
+    except Unavailable:
+        return Finding(check="stray versions", state="note", detail="not looked at: the registry does not answer")
+    finally:
+        registry.close()
+    if not found:
+        return Finding(check="stray versions", state="ok", detail="the registry holds released versions only")
+    return Finding(
+        check="stray versions",
+        state="wrong" if any(stray.breaks for stray in found) else "note",
+        detail="\n".join(stray.message for stray in found),
+        mend="\n".join(stray.command() for stray in found),
+    )
+
+
 def _archive(settings: Settings) -> Finding:
     from rtfm.knowledge.archive import SqlArchive
 
@@ -240,6 +262,7 @@ _CHECKS: dict[str, Callable[[Settings], Finding]] = {
     "room": _room,
     "kafka": _topics,
     "schema registry": _schemas,
+    "stray versions": _strays,
     "archive": _archive,
     "chroma": _vectors,
     "embedding model": _model,
@@ -254,6 +277,9 @@ def _show(findings: list[Finding]) -> None:
     width = max(len(finding.check) for finding in findings)
     for finding in findings:
         color = {"ok": "green", "note": "yellow", "wrong": "red"}[finding.state]
-        click.echo(f"{click.style(finding.state.ljust(5), fg=color)} {finding.check.ljust(width)}  {finding.detail}")
-        if finding.mend:
-            click.echo(f"{' ' * (width + 8)}→ {finding.mend}")
+        first, *others = finding.detail.splitlines() or [""]
+        click.echo(f"{click.style(finding.state.ljust(5), fg=color)} {finding.check.ljust(width)}  {first}")
+        for line in others:
+            click.echo(f"{' ' * (width + 8)}{line}")
+        for line in (finding.mend or "").splitlines():
+            click.echo(f"{' ' * (width + 8)}→ {line}")

@@ -13,6 +13,7 @@ from cli.options import echo_json, examples, json_option, load_settings, registr
 if TYPE_CHECKING:
     from rtfm.contracts.catalogue import Catalogue
     from rtfm.contracts.release import Finding
+    from rtfm.contracts.strays import Stray
 
 
 @click.group()
@@ -62,7 +63,7 @@ def register(schema_registry_url: str | None, dry_run: bool, as_json: bool) -> N
     """Register the contracts and their compatibility levels, all or nothing. A second run changes nothing."""
     from rtfm import contracts
     from rtfm.contracts import catalogue as catalogues
-    from rtfm.contracts import lock, registration
+    from rtfm.contracts import lock, registration, strays
 
     settings = load_settings(schema_registry_url=schema_registry_url)
     catalogue = catalogues.load(settings.schemas_dir)
@@ -74,13 +75,16 @@ def register(schema_registry_url: str | None, dry_run: bool, as_json: bool) -> N
     if not dry_run:
         items = registration.apply(catalogue, registry, items)
     changes = sum(item.changes for item in items)
+    found = strays.find(catalogue, registry)
     if as_json:
         rows = [
             {"subject": i.subject, "change": i.change, "id": i.schema_id, "version": i.version, "level": i.level}
             for i in items
         ]
-        echo_json({"changes": changes, "dry_run": dry_run, "items": rows})
+        echo_json({"changes": changes, "dry_run": dry_run, "items": rows, "strays": _stray_rows(found)})
         return
+    for stray in found:
+        click.echo(f"{stray.message}\n  remove it: {stray.command(schema_registry_url and registry.url)}", err=True)
     _table(
         ["subject", "change", "id", "version", "level"],
         [[i.subject, i.change, str(i.schema_id or ""), str(i.version or ""), i.level] for i in items],
@@ -102,12 +106,25 @@ def check(output: str, url: str | None) -> int:
     Also looks for what is wrong with a schema by itself, and for released files that were changed or removed.
     """
     from rtfm import contracts
-    from rtfm.contracts import release
+    from rtfm.contracts import release, strays
 
     catalogue = _catalogue()
     found = release.findings(catalogue)
     if url:
-        found += release.disagreements(catalogue, contracts.open_registry(load_settings(schema_registry_url=url)))
+        registry = contracts.open_registry(load_settings(schema_registry_url=url))
+        found += release.disagreements(catalogue, registry)
+        found += [
+            release.Finding(
+                kind="registry",
+                subject=stray.subject,
+                rule="unreleased",
+                path="",
+                message=f"{stray.message}; {stray.command(registry.url)}",
+                version=stray.version,
+                mend=stray.command(registry.url),
+            )
+            for stray in strays.find(catalogue, registry)
+        ]
     subjects = len(catalogue.with_schema())
     if output == "json":
         from attrs import asdict
@@ -123,6 +140,40 @@ def check(output: str, url: str | None) -> int:
     if output != "json":
         click.echo(f"{subjects} subjects checked, {len(found)} finding{'' if len(found) == 1 else 's'}")
     return 1 if found else 0
+
+
+@examples("""
+rtfm-cli schemas remove bot-queries-value 7
+rtfm-cli schemas remove bot-queries-value 7 --yes
+""")
+@schemas.command("remove")
+@click.argument("subject")
+@click.argument("version", type=click.IntRange(1))
+@registry_option
+@click.option("--yes", is_flag=True, help="Remove it; without, say what would be removed.")
+@json_option
+def remove(subject: str, version: int, schema_registry_url: str | None, yes: bool, as_json: bool) -> None:
+    """Take a version that nobody released out of the registry.
+
+    Records that were written with it stay readable. Refuses a released version. Turn auto.register.schemas off in the
+    client that registered it first, or it comes again.
+    """
+    from rtfm import contracts
+    from rtfm.contracts import catalogue as catalogues
+    from rtfm.contracts import strays
+
+    settings = load_settings(schema_registry_url=schema_registry_url)
+    catalogue = catalogues.load(settings.schemas_dir)
+    registry = contracts.open_registry(settings, timeout_s=contracts.PATIENT_S)
+    topic = strays.topic_of(catalogue, registry, subject)
+    stray = strays.removable(catalogue, registry, topic, version)
+    if yes:
+        registry.remove(topic.name, version)
+    if as_json:
+        echo_json({"removed": yes, "stray": _stray_rows([stray])[0]})
+        return
+    click.echo(stray.message)
+    click.echo("Removed." if yes else "Nothing was removed; --yes removes it.")
 
 
 @examples("""
@@ -256,6 +307,19 @@ def _text(finding: Finding) -> str:
     elif finding.direction is not None and finding.consumers:
         text += f"\n  breaks: {', '.join(finding.consumers)} (written by {', '.join(finding.producers)})"
     return f"{text}\n  rule: {finding.rule}" + (f", at {finding.path}" if finding.path else "")
+
+
+def _stray_rows(found: list[Stray]) -> list[dict[str, Any]]:
+    return [
+        {
+            "subject": stray.subject,
+            "version": stray.version,
+            "id": stray.schema_id,
+            "breaks": list(stray.breaks),
+            "remove": stray.command(),
+        }
+        for stray in found
+    ]
 
 
 def _tags(directory: Path) -> list[str]:

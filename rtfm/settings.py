@@ -120,6 +120,14 @@ class Settings:
         seconds,
         group="Kafka",
     )
+    kafka_compression: str = setting(
+        "KAFKA_COMPRESSION",
+        "zstd",
+        "Compression of what is produced: `zstd`, `lz4`, `snappy`, `gzip` or `none`. Another one where a reader of the"
+        " topics cannot read zstd.",
+        one_of("none", "gzip", "snappy", "lz4", "zstd"),
+        group="Kafka",
+    )
     kafka_group_protocol: str = setting(
         "KAFKA_GROUP_PROTOCOL",
         "classic",

@@ -34,6 +34,9 @@ COMPATIBILITY_LEVELS = (
     "FULL_TRANSITIVE",
 )
 
+PARTITIONER = "murmur2_random"
+"""Of every producer, as librdkafka calls it: a key has one partition, whoever writes it. See contracts.toml."""
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _TOPIC_KEYS = ("doc", "schema", "key", "partitions", "retention_h", "compatibility", "producers", "consumers")
@@ -112,6 +115,8 @@ def load(schemas_dir: Path | None = None) -> Catalogue:
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"{path}: {exc}") from exc
     namespace = _take(document, "namespace", str, str(path))
+    if document.get("partitioner", PARTITIONER) != PARTITIONER:
+        raise ConfigError(f"{path} partitioner: it is not {PARTITIONER}, which clients of all makes have")
     topics = _take(document, "topics", dict, str(path))
     return Catalogue(directory, namespace, {name: _topic(directory, path, name, topics[name]) for name in topics})
 

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from attrs import field, frozen
 
-from rtfm.errors import ConfigError
+from rtfm.errors import ConfigError, Unavailable
 from rtfm.local import artifacts
 from rtfm.local.artifacts import Artifact, locked
 from rtfm.telemetry import get_logger
@@ -33,6 +33,8 @@ from rtfm.telemetry import get_logger
 SERVICES = ("kafka", "schema-registry", "chroma", "postgres")
 DEFAULT_PORTS = {"kafka": 29092, "kafka-controller": 29093, "schema-registry": 8081, "chroma": 8000, "postgres": 5432}
 DATABASE = "rtfm"
+GLOBAL_LEVEL = "FULL_TRANSITIVE"
+"""Of the registry, for subjects without a level of their own: what other programs register is checked, too."""
 
 _LOCKED_AS = {"kafka": "kafka", "schema-registry": "registry"}
 _CLUSTER_ID = "rtfm-local-kafka-00000"
@@ -336,6 +338,22 @@ def create_database(server: str, name: str = DATABASE) -> None:
     with psycopg.connect(address, autocommit=True) as connection:
         if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone() is None:
             connection.execute(f'CREATE DATABASE "{name}"')
+
+
+def set_global_level(registry: str, level: str = GLOBAL_LEVEL) -> None:
+    """Have the registry at this address hold new subjects to ``level``, as the one of docker-compose.yml does.
+
+    Raises Unavailable when it does not take it.
+    """
+    import httpx
+
+    try:
+        if httpx.get(f"{registry}/config", timeout=20).json().get("compatibilityLevel") != level:
+            httpx.put(f"{registry}/config", json={"compatibility": level}, timeout=20).raise_for_status()
+    except (httpx.HTTPError, ValueError) as exc:
+        raise Unavailable(
+            "schema registry", f"the registry at {registry} does not take its compatibility level: {exc}"
+        ) from exc
 
 
 def port_is_free(port: int) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 
+from rtfm.contracts.catalogue import PARTITIONER
 from rtfm.errors import ConfigError, RtfmError, Unavailable
 from rtfm.settings import Settings
 from rtfm.telemetry import get_logger
@@ -39,6 +40,15 @@ def client_config(settings: Settings) -> dict[str, Any]:
         "allow.auto.create.topics": False,
         "error_cb": lambda error: _log.debug("kafka client", error=error.str()),
         "log_level": 2,
+    }
+
+
+def producer_config(settings: Settings) -> dict[str, Any]:
+    """What every producer needs: as ``client_config``, with partitioner and compression."""
+    return {
+        **client_config(settings),
+        "partitioner": PARTITIONER,
+        "compression.type": settings.kafka_compression,
     }
 
 

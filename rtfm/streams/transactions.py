@@ -20,7 +20,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 
 from rtfm.errors import RtfmError
 from rtfm.settings import Settings
-from rtfm.streams.connection import client_config, group_name, topic_name, translated
+from rtfm.streams.connection import group_name, producer_config, topic_name, translated
 from rtfm.telemetry import SENT
 
 OPEN_TIMEOUT_S = 5.0
@@ -136,11 +136,10 @@ class Transactions:
         self.close()
         producer: Any = Producer(
             {
-                **client_config(self._settings),
+                **producer_config(self._settings),
                 "transactional.id": self._id,
                 "transaction.timeout.ms": int(EXPIRY_S * 1000),
                 "message.timeout.ms": 9_000,
-                "compression.type": "zstd",
                 "linger.ms": 5,
                 # What a transaction waits while the markers of the last one are being written; the default is 100 ms.
                 "retry.backoff.ms": 10,
