@@ -18,7 +18,7 @@ from rtfm.settings import Settings
 from rtfm.streams.connection import REQUEST_TIMEOUT_S, client_config, group_name, topic_name, translated, unreachable
 from rtfm.streams.handling import WaitingState
 from rtfm.streams.position import PartitionState
-from rtfm.streams.transactions import Fenced, is_member
+from rtfm.streams.transactions import Fenced, is_member, member_id
 from rtfm.telemetry import LAG, LOST_RECORDS, PAUSES, REBALANCES, get_logger
 
 REJOIN_AFTER_S = 1.0
@@ -111,6 +111,10 @@ class Membership:
             if not isinstance(failure, TransientError):
                 raise failure
             self._rejoin(failure)
+            return []
+        if self._was_gone():
+            _log.warning("the group took this one for gone and let it in again: joining anew", group=self._group)
+            self._rejoin(Unavailable("kafka", f"the group took {self._settings.instance_id} for gone"))
             return []
         taken = []
         for message in messages:
@@ -228,6 +232,15 @@ class Membership:
             on_lost=self._guarded(self._on_lost),
         )
 
+    def _was_gone(self) -> bool:
+        """Whether the group removed this member and let it in again while it had partitions.
+
+        Others may have had those meanwhile. librdkafka says that they are lost, except where the group's answer comes
+        to a static member's request to join: then they stay assigned, also at the next generation.
+        """
+        member = self.consumer.consumer_group_metadata()
+        return is_member(member) and any(part.member_id != member_id(member) for part in self._parts.values())
+
     def _rejoin(self, error: TransientError) -> None:
         """Leave and come back: where a partition stands could not be read, so it must not be worked on.
 
@@ -262,7 +275,8 @@ class Membership:
             return
         stored = self._stored(consumer, [part.partition for part in partitions], ASSIGN_TIMEOUT_S)
         # All of what is unfinished must be known before the first record: the next commit would erase the map.
-        fresh = [PartitionState.restored(part.partition, part.offset, part.metadata or "") for part in stored]
+        member = member_id(consumer.consumer_group_metadata())
+        fresh = [PartitionState.restored(part.partition, part.offset, part.metadata or "", member) for part in stored]
         self._parts |= {part.number: part for part in fresh}
         for part in fresh:
             self._assigned(part)

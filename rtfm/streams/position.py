@@ -90,6 +90,8 @@ class PartitionState:
     """
 
     number: int
+    member_id: bytes = b""
+    """As whom the group knew the member that it was assigned to."""
     start: int = 0
     """The offset that was committed when it was assigned; 0 where none was."""
     committed: int = 0
@@ -105,13 +107,14 @@ class PartitionState:
     _last_seen: int = -1
 
     @classmethod
-    def restored(cls, number: int, offset: int, metadata: str) -> PartitionState:
+    def restored(cls, number: int, offset: int, metadata: str, member_id: bytes = b"") -> PartitionState:
         """The state that a committed position stands for; a negative ``offset`` is none. Raises ConfigError."""
         offset = max(offset, 0)
         finished, _, tally = metadata.partition(_TALLY)
         unfinished, end = decode(offset, "" if finished == _VERSION else finished)
         return cls(
             number=number,
+            member_id=member_id,
             start=offset,
             committed=offset,
             end=end,
