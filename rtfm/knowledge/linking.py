@@ -57,7 +57,7 @@ _MEMORY = 25.0
 
 @frozen(kw_only=True)
 class Said:
-    """A message as the linker sees it: its first ``MAX_CHARACTERS``. ``conversation_id`` is None while it is not linked."""
+    """A message as the linker sees it: its first ``MAX_CHARACTERS``. ``conversation_id`` is None before it is linked."""
 
     message_id: str
     author_id: str
