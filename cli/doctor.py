@@ -14,6 +14,7 @@ from attrs import frozen
 
 from cli.main import EXIT_CHECK_FAILED
 from cli.options import echo_json, examples, json_option, load_settings
+from cli.printing import echo, printable
 
 if TYPE_CHECKING:
     from rtfm.settings import Settings
@@ -252,6 +253,10 @@ def _show(findings: list[Finding]) -> None:
     width = max(len(finding.check) for finding in findings)
     for finding in findings:
         color = {"ok": "green", "note": "yellow", "wrong": "red"}[finding.state]
-        click.echo(f"{click.style(finding.state.ljust(5), fg=color)} {finding.check.ljust(width)}  {finding.detail}")
-        if finding.mend:
-            click.echo(f"{' ' * (width + 8)}→ {finding.mend}")
+        first, *others = finding.detail.split("\n")
+        echo(finding.state.ljust(5), fg=color, nl=False)
+        echo(f" {finding.check.ljust(width)}  {printable(first)}")
+        for line in others:
+            echo(f"{' ' * (width + 8)}{printable(line)}")
+        for line in finding.mend.split("\n") if finding.mend else ():
+            echo(f"{' ' * (width + 8)}→ {printable(line)}")

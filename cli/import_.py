@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings, registry_option
+from cli.printing import echo, printable
 from cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _wait(settings: Settings, ends: dict[int, int], *, quiet: bool) -> bool:
             else:
                 alone_since = alone_since or time.monotonic()
                 if time.monotonic() - alone_since >= PATIENCE_S:
-                    click.echo(
+                    echo(
                         "No processor is running: the messages wait in Kafka. Start one with `rtfm-cli run processor`.",
                         err=True,
                     )
@@ -137,11 +138,11 @@ def _report(exports: Sequence[ChatExport], *, ingested: bool, as_json: bool) -> 
         )
         return
     for path, one in left_out[:_PLACES_SHOWN]:
-        click.echo(f"Left out: {path}, {one.where}: {one.why}", err=True)
+        echo(printable(f"Left out: {path}, {one.where}: {one.why}"), err=True)
     if len(left_out) > _PLACES_SHOWN:
-        click.echo(f"Left out: {len(left_out) - _PLACES_SHOWN} more; --json lists all.", err=True)
+        echo(f"Left out: {len(left_out) - _PLACES_SHOWN} more; --json lists all.", err=True)
     reasons = Counter(one.why for _, one in left_out)
     why = f" ({'; '.join(f'{count} × {reason}' for reason, count in reasons.most_common(5))})" if reasons else ""
     state = "imported and searchable" if ingested else "sent"
     files = "1 file" if len(exports) == 1 else f"{len(exports)} files"
-    click.echo(f"{files}: {sent} messages {state}, {len(left_out)} left out{why}")
+    echo(f"{files}: {sent} messages {state}, {len(left_out)} left out{printable(why)}")

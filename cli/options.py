@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.printing import echo, json_text
 from rtfm import settings
 
 if TYPE_CHECKING:
@@ -43,12 +43,12 @@ def load_settings(*, log_level: str | None = None, **flags: Any) -> settings.Set
 def say_if_lexical(mode: str) -> None:
     """One line for people when search goes by words alone."""
     if mode == "lexical":
-        click.echo("No embedding model: search goes by words. `rtfm-cli doctor --fetch-model` fetches it.", err=True)
+        echo("No embedding model: search goes by words. `rtfm-cli doctor --fetch-model` fetches it.", err=True)
 
 
 def echo_json(value: Any) -> None:
     """One JSON document on one line."""
-    click.echo(json.dumps(value, ensure_ascii=False))
+    echo(json_text(value))
 
 
 def table_console() -> Console:

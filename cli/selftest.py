@@ -185,11 +185,11 @@ def _print(results: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         echo_json({"ok": all(result["result"] != "failed" for result in results), "tests": results})
         return
-    from rich.table import Table
+    from cli.tables import Table, words
 
     table = Table("test", "result", "detail", "ms", box=None)
     colours = {"ok": "green", "failed": "red", "skipped": "yellow"}
     for result in results:
         colour = colours[result["result"]]
-        table.add_row(result["test"], f"[{colour}]{result['result']}[/]", result["detail"], str(result["ms"]))
+        table.add_row(result["test"], words(result["result"], colour), result["detail"], str(result["ms"]))
     table_console().print(table)

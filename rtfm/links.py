@@ -29,7 +29,7 @@ _START = re.compile(
     re.IGNORECASE,
 )
 # A quotation mark may be part of a host's name, and is taken for its end only behind the host.
-_REST = re.compile(f"[^\\s<>\\[\\]|/?#{OPEN}{CLOSE}]*+[^\\s<>\\[\\]|\"`{OPEN}{CLOSE}]*+")
+_REST = re.compile(f'[^\\s<>\\[\\]|/?#{OPEN}{CLOSE}]*+[^\\s<>\\[\\]|"`{OPEN}{CLOSE}]*+')
 _SCHEME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+.-")
 _ENDS = ".,;:!?'\"`*_~)]}|"
 _BRACKET = re.compile(r"\\.|[\[\]]", re.DOTALL)

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import accumulate
@@ -23,6 +23,8 @@ from attrs import define, field
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from rtfm.characters import printable
 
 
 class BatchHistogram(Collector):
@@ -134,7 +136,7 @@ def configure_logging(level: str, output: str = "auto") -> None:
     final: list[Any] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if as_json
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [_as_text, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -158,6 +160,14 @@ def configure_logging(level: str, output: str = "auto") -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+
+
+def _as_text(_logger: object, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Values without what a terminal would obey: ids and errors may come from outside. JSON escapes it by itself."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = printable(value, newlines=True)
+    return event
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:

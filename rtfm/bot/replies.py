@@ -81,7 +81,9 @@ def split(text: str, limit: int = PART_LIMIT) -> list[str]:
 
 
 def _source(citation: Citation) -> str:
-    link = one_line(citation.url or "").replace(" ", "%20") or jump_link(citation.guild_id, citation.channel_id or "", citation.message_id or "")
+    link = one_line(citation.url or "").replace(" ", "%20") or jump_link(
+        citation.guild_id, citation.channel_id or "", citation.message_id or ""
+    )
     about = escaped(plain_name(citation.author_name or citation.title or ""))
     written = f"{to_datetime(citation.created_at):%Y-%m-%d}" if citation.created_at is not None else ""
     return f"[{citation.number}] {link} · " + ", ".join(part for part in (about, written) if part)

@@ -57,11 +57,12 @@ _MEMORY = 25.0
 
 @frozen(kw_only=True)
 class Said:
-    """A message as the linker sees it: its first ``MAX_CHARACTERS``. ``conversation_id`` is None while it is not linked."""
+    """A message as the linker sees it. ``conversation_id`` is None while it is not linked."""
 
     message_id: str
     author_id: str
     author_name: str | None
+    # What is behind them tells nothing about whom it answers, and would be compared with a hundred others.
     content: str = field(converter=lambda content: content[:MAX_CHARACTERS])
     mentioned_user_ids: Sequence[str] = ()
     reply_to_message_id: str | None = None

@@ -22,10 +22,9 @@ import pytest
 import cli
 import rtfm
 from rtfm.answering import extractive, prompt, sources
-from rtfm.bot import replies
+from rtfm.answering.attachments import attached, telling_lines
 from rtfm.bot.triggers import Incoming, find_question
 from rtfm.events import Attachment, Audience, BotQuery, TimestampMillis
-from rtfm.answering.attachments import attached, telling_lines
 from rtfm.knowledge import imports
 from rtfm.knowledge.conversations import Line, passages
 from rtfm.knowledge.linking import Said, link
@@ -80,7 +79,9 @@ def _patterns() -> dict[str, re.Pattern[str]]:
         for name, value in vars(module).items():
             for number, pattern in enumerate(_patterns_in(value, depth=3)):
                 # Where it is imported it is the same object.
-                found.setdefault(id(pattern), (f"{module.__name__}.{name}" + (f"[{number}]" if number else ""), pattern))
+                found.setdefault(
+                    id(pattern), (f"{module.__name__}.{name}" + (f"[{number}]" if number else ""), pattern)
+                )
     return dict(sorted(found.values()))
 
 
@@ -197,7 +198,6 @@ OTHERS: dict[str, Callable[[str], object]] = {
     "linking.link": _linked,
     "conversations.passages": _passages,
     "triggers.find_question": lambda text: find_question(Incoming(content=text, bot_id="1", replies_to_bot=True)),
-    "replies.split": replies.split,
     "imports, mentions": _mentioned,
     "sources.usable": lambda text: sources.usable([passage([said("ada", text)])], _query(text)),
     "attachments": _file,
@@ -215,20 +215,25 @@ def test_a_function_takes_time_by_the_length_of_the_text(name: str) -> None:
 
 def test_patterns_stand_where_they_are_found() -> None:
     """H1: a pattern inside a function would not be tested; patterns are named at the top of their module."""
-    inside = []
+    inside: list[str] = []
     for path in sorted([*(ROOT / "rtfm").rglob("*.py"), *(ROOT / "cli").rglob("*.py")]):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        top = {call for node in tree.body if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) for call in ast.walk(node)}
-        for node in ast.walk(tree):
-            if (
-                isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Attribute)
-                and isinstance(node.func.value, ast.Name)
-                and node.func.value.id in ("re", "re2")
-                and node.func.attr != "escape"
-                and node not in top
-            ):
-                inside.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+        top = {
+            call
+            for node in tree.body
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef))
+            for call in ast.walk(node)
+        }
+        inside += [
+            f"{path.relative_to(ROOT)}:{node.lineno}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and isinstance(node.func.value, ast.Name)
+            and node.func.value.id in ("re", "re2")
+            and node.func.attr != "escape"
+            and node not in top
+        ]
     assert inside == []
 
 
@@ -239,6 +244,10 @@ def test_what_is_declared_is_there() -> None:
 
 def test_the_measure_sees_what_it_is_for() -> None:
     """H1, H2: the patterns that stopped the processor are found out, and a plain one is not."""
-    for pattern in (re.compile(r"^\W*#{2,}\s*x:", re.MULTILINE), re.compile(r"[\w.-]*[\w+~]"), re.compile(r"[ \t]*\[1\]")):
+    for pattern in (
+        re.compile(r"^\W*#{2,}\s*x:", re.MULTILINE),
+        re.compile(r"[\w.-]*[\w+~]"),
+        re.compile(r"[ \t]*\[1\]"),
+    ):
         assert superlinear(lambda text, p=pattern: p.findall(text), pattern.pattern) != []  # type: ignore[misc]
     assert superlinear(re.compile(r"\w+").findall) == []
