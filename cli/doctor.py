@@ -14,6 +14,7 @@ from attrs import frozen
 
 from cli.main import EXIT_CHECK_FAILED
 from cli.options import echo_json, examples, json_option, load_settings
+from cli.printing import echo, printable
 from rtfm.addresses import shown
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
 
 def _examined(name: str, check: Callable[[Settings], Finding], settings: Settings) -> Finding:
     from rtfm.errors import RtfmError
-    from rtfm.telemetry import redacted
+    from rtfm.redaction import redacted
 
     try:
         return check(settings)
@@ -277,9 +278,10 @@ def _show(findings: list[Finding]) -> None:
     width = max(len(finding.check) for finding in findings)
     for finding in findings:
         color = {"ok": "green", "note": "yellow", "wrong": "red"}[finding.state]
-        first, *others = finding.detail.splitlines() or [""]
-        click.echo(f"{click.style(finding.state.ljust(5), fg=color)} {finding.check.ljust(width)}  {first}")
+        first, *others = finding.detail.split("\n")
+        echo(finding.state.ljust(5), fg=color, nl=False)
+        echo(f" {finding.check.ljust(width)}  {printable(first)}")
         for line in others:
-            click.echo(f"{' ' * (width + 8)}{line}")
-        for line in (finding.mend or "").splitlines():
-            click.echo(f"{' ' * (width + 8)}→ {line}")
+            echo(f"{' ' * (width + 8)}{printable(line)}")
+        for line in finding.mend.split("\n") if finding.mend else ():
+            echo(f"{' ' * (width + 8)}→ {printable(line)}")

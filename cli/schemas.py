@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import echo_json, examples, json_option, load_settings, registry_option, table_console
+from cli.printing import echo, json_text
 
 if TYPE_CHECKING:
     from rtfm.contracts.catalogue import Catalogue
@@ -89,7 +90,7 @@ def register(schema_registry_url: str | None, dry_run: bool, as_json: bool) -> N
         ["subject", "change", "id", "version", "level"],
         [[i.subject, i.change, str(i.schema_id or ""), str(i.version or ""), i.level] for i in items],
     )
-    click.echo(f"{changes} change{'' if changes == 1 else 's'}" + (" planned" if dry_run and changes else ""))
+    echo(f"{changes} change{'' if changes == 1 else 's'}" + (" planned" if dry_run and changes else ""))
 
 
 @examples("""
@@ -133,12 +134,12 @@ def check(output: str, url: str | None) -> int:
     elif output == "github":
         for finding in found:
             file = catalogue.directory / (finding.file or "")
-            click.echo(f"::error file={_relative(file)},title=Contracts: {finding.rule}::{finding.message}")
+            echo(f"::error file={_relative(file)},title=Contracts: {finding.rule}::{finding.message}")
     else:
         for finding in found:
-            click.echo(_text(finding))
+            echo(_text(finding))
     if output != "json":
-        click.echo(f"{subjects} subjects checked, {len(found)} finding{'' if len(found) == 1 else 's'}")
+        echo(f"{subjects} subjects checked, {len(found)} finding{'' if len(found) == 1 else 's'}")
     return 1 if found else 0
 
 
@@ -206,9 +207,9 @@ def diff(topic: str | None, version: int | None, as_json: bool) -> None:
         echo_json({"subjects": rows})
         return
     for row in rows:
-        click.echo(f"{row['subject']} since v{row['from']}: {'' if row['changes'] else 'no change'}")
+        echo(f"{row['subject']} since v{row['from']}: {'' if row['changes'] else 'no change'}")
         for line in row["changes"]:
-            click.echo(f"  {line}")
+            echo(f"  {line}")
 
 
 @examples("""
@@ -235,12 +236,12 @@ def release(dry_run: bool, reset_v1: bool) -> int:
         planned = releases.plan(catalogue)
         found = releases.findings(catalogue)
         for finding in found:
-            click.echo(_text(finding), err=True)
+            echo(_text(finding), err=True)
         if found:
-            click.echo("Nothing was released.", err=True)
+            echo("Nothing was released.", err=True)
             return 1
         if not planned:
-            click.echo("Nothing to release: every schema is as it was last released.", err=True)
+            echo("Nothing to release: every schema is as it was last released.", err=True)
             return 1
     if not dry_run:
         if reset_v1:
@@ -249,9 +250,9 @@ def release(dry_run: bool, reset_v1: bool) -> int:
             releases.release(catalogue, planned)
     for name, version in planned.items():
         topic = catalogue.topic(name)
-        click.echo(f"{topic.subject} v{version}" + (" would be released" if dry_run else " released"))
+        echo(f"{topic.subject} v{version}" + (" would be released" if dry_run else " released"))
         fixed = compatibility.never_removable({version: topic.schema or {}}, topic.compatibility or "NONE")
-        click.echo("  fields that can never be removed: " + (", ".join(fixed) or "none"))
+        echo("  fields that can never be removed: " + (", ".join(fixed) or "none"))
     return 0
 
 
@@ -265,7 +266,6 @@ rtfm-cli schemas show bot-queries --codec
 @click.option("--codec", is_flag=True, help="Show the Python source of its encoder and decoder.")
 def show(topic: str, version: int | None, codec: bool) -> None:
     """Print a schema, or the source of the codec that is made from it."""
-    import json
 
     from rtfm.contracts import EVENT_OF_TOPIC, EventCodec
     from rtfm.errors import ConfigError
@@ -283,11 +283,11 @@ def show(topic: str, version: int | None, codec: bool) -> None:
             hint=_released(list(catalogue.released(topic)), topic),
         )
     if not codec:
-        click.echo(json.dumps(schema, indent=2, ensure_ascii=False))
+        echo(json_text(schema, indent=2))
         return
     made = EventCodec[Any](EVENT_OF_TOPIC[topic], entry.schema or {})
     reader = made.decoder_source if version is None else made.source_for(schema)
-    click.echo(made.encoder_source + "\n\n" + reader)
+    echo(made.encoder_source + "\n\n" + reader)
 
 
 def _catalogue() -> Catalogue:
@@ -337,7 +337,7 @@ def _relative(path: Path) -> str:
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> None:
-    from rich.table import Table
+    from cli.tables import Table
 
     table: Any = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:

@@ -38,6 +38,7 @@ PARTITIONER = "murmur2_random"
 """Of every producer, as librdkafka calls it: a key has one partition, whoever writes it. See contracts.toml."""
 
 _PACKAGE = Path(__file__).resolve().parent.parent
+_VERSION = re.compile("[1-9][0-9]*")
 _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _TOPIC_KEYS = ("doc", "schema", "key", "partitions", "retention_h", "compatibility", "producers", "consumers")
 
@@ -93,7 +94,7 @@ class Catalogue:
         directory = self.released_directory(topic_name)
         found = {}
         for path in sorted(directory.glob("*.avsc")) if directory.is_dir() else ():
-            if not re.fullmatch("[1-9][0-9]*", path.stem):
+            if not _VERSION.fullmatch(path.stem):
                 raise ConfigError(f"{path}: a released schema is named <version>.avsc, such as 1.avsc")
             found[int(path.stem)] = read_schema(path)
         return dict(sorted(found.items()))
