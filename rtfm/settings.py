@@ -192,10 +192,11 @@ class Settings:
         Path,
         group="Knowledge",
     )
-    embedding_model_url: str = setting(
+    embedding_model_url: str | None = setting(
         "RTFM_EMBEDDING_MODEL_URL",
-        "https://chroma-onnx-models.s3.amazonaws.com/all-MiniLM-L6-v2/onnx.tar.gz",
-        "Where the model is fetched from; a mirror must serve the same archive.",
+        None,
+        "The only place that the model is fetched from: a mirror of the archive that Chroma fetches. Default: Maven"
+        " Central, then Chroma's own address.",
         url("http", "https"),
         group="Knowledge",
     )

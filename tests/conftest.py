@@ -6,6 +6,7 @@ Containers where an engine has the images of docker-compose.yml and they serve, 
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
@@ -215,12 +216,26 @@ def settings(stack: StackAddresses, migrated_database: str, tmp_path: Path) -> I
         topics.delete()
 
 
-@pytest.fixture
-def model_dir() -> Path | None:
-    """The embedding model for tests, where RTFM_EMBEDDING_MODEL_DIR or the folder beside the checkout has one."""
+@pytest.fixture(scope="session")
+def model_dir(fetched_model: Callable[[], Path]) -> Path:
+    """The embedding model: RTFM_EMBEDDING_MODEL_DIR, the one beside the checkout, or the one that anybody fetches."""
     given = os.environ.get("RTFM_EMBEDDING_MODEL_DIR")
     folder = Path(given) if given else CHECKOUT.parent / "shared" / "models" / "all-MiniLM-L6-v2"
-    return folder if folder.is_dir() else None
+    return folder if folder.is_dir() else fetched_model()
+
+
+@pytest.fixture(scope="session")
+def fetched_model() -> Callable[[], Path]:
+    """Gives the model as `rtfm-cli local up` fetches it; kept beside the jars for the next run."""
+    from rtfm.local import model
+
+    def fetch() -> Path:
+        CACHE_DIR.mkdir(parents=True, exist_ok=True)
+        with (CACHE_DIR / "model.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return model.fetch(CACHE_DIR / "model")
+
+    return fetch
 
 
 @pytest.fixture
