@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-chaos chaos lint format docs eval compat-check local-up local-down clean
+.PHONY: help install demo test test-chaos chaos chaos-explain soak lint format docs eval compat-check local-up local-down clean
 
 help: ## Show this list
 	@awk -F ':.*## ' \
@@ -69,8 +69,20 @@ docs: $(STAMP) ## Write the generated pages anew
 compat-check: $(STAMP) ## Compare the schemas with the released ones, offline
 	$(BIN)/rtfm-cli schemas check $(ARGS)
 
-chaos: $(STAMP) ## Kill everything at every moment and account for all of it: SECONDS=120 SEED=7
-	$(BIN)/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+# What make chaos and make soak take: LOAD busy processes beside the run, RATE messages a second, RECORD=1 for
+# docs/chaos-runs.md, and a folder to KEEP the run in.
+RUN_OPTIONS = $(if $(SEED),--seed $(SEED)) $(if $(LOAD),--load $(LOAD)) $(if $(RATE),--rate $(RATE)) \
+	$(if $(KEEP),--keep "$(KEEP)") $(if $(RECORD),--record) $(ARGS)
+
+chaos: $(STAMP) ## Kill everything at every moment and account for all of it: SECONDS=120 SEED=7 LOAD=4 KEEP=FOLDER
+	@exec $(BIN)/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(RUN_OPTIONS)
+
+chaos-explain: $(STAMP) ## The story of a question answered twice or not at all: DIR=FOLDER that chaos kept
+	@exec $(BIN)/python -m tests.chaos.explain "$(DIR)" $(ARGS)
+
+soak: $(STAMP) ## Chaos for HOURS=2 with memory, threads, handles, disk and lag over time, as a page
+	@exec $(BIN)/python -m tests.chaos.soak $(if $(HOURS),--hours $(HOURS)) $(if $(SECONDS),--seconds $(SECONDS)) \
+	  $(RUN_OPTIONS)
 
 EVAL_DATA ?=
 eval: $(STAMP) ## Quality of retrieval against the baseline; EVAL_DATA=FOLDER adds exports/ and questions.jsonl

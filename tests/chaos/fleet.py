@@ -26,10 +26,24 @@ CHANNELS = 60
 WORKER = (sys.executable, "-m", "tests.chaos.worker")
 
 
+Note = Callable[[str, int, int | None], None]
+"""Told of a worker's name, its process and its exit code, which is None when it has started."""
+
+
+@frozen
+class _Running:
+    """A worker, and the thread that waits for its end."""
+
+    process: subprocess.Popen[bytes]
+    waiting: threading.Thread
+
+
 class Fleet:
     """Processes by their name, their RTFM_INSTANCE_ID; what they wrote to standard error is kept.
 
-    They are workers (tests.chaos.worker) with ``arguments``, or whatever ``command`` starts.
+    They are workers (tests.chaos.worker) with ``arguments``, or whatever ``command`` starts, in ``folder``. All write
+    to ``log``; where ``logs`` is given, each start writes to a file of its own there. ``note`` is told of each start
+    and end as it happens.
     """
 
     def __init__(
@@ -38,56 +52,83 @@ class Fleet:
         *arguments: object,
         command: Sequence[str] = WORKER,
         environment: Mapping[str, str] | None = None,
+        folder: Path = CHECKOUT,
+        logs: Path | None = None,
+        note: Note = lambda *_: None,
     ) -> None:
         self._settings = settings
         self._command = [*command, *map(str, arguments)]
         self._environment = dict(environment or {})
-        self._workers: dict[str, subprocess.Popen[bytes]] = {}
+        self._folder = folder
+        self._logs = logs
+        self._note = note
+        self._starts: Counter[str] = Counter()
+        self._workers: dict[str, _Running] = {}
         self._told: dict[str, int] = {}
         self._tells = tuple(command) == WORKER
-        self.log = Path(tempfile.mkstemp(suffix=".log")[1])
+        self.log = logs / "fleet.log" if logs else Path(tempfile.mkstemp(suffix=".log")[1])
         self.codes: list[int] = []
 
     def start(self, name: str) -> None:
         """Start a worker, or start it again in place."""
         settings = evolve(self._settings, instance_id=name)
-        self._told[name] = self._tellings(name)
-        with self.log.open("ab") as log:
-            self._workers[name] = subprocess.Popen(
+        if self._tells:
+            self._told[name] = self._tellings(name)
+        self._starts[name] += 1
+        path = self._logs / f"{name}-{self._starts[name]}.log" if self._logs else self.log
+        with path.open("ab") as log:
+            process = subprocess.Popen(
                 self._command,
                 env=environment_of(settings) | self._environment,
-                cwd=CHECKOUT,
+                cwd=self._folder,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
             )
+        self._note(name, process.pid, None)
+
+        def wait() -> None:
+            self._note(name, process.pid, process.wait())
+
+        waiting = threading.Thread(target=wait, name=f"wait-{name}", daemon=True)
+        waiting.start()
+        self._workers[name] = _Running(process, waiting)
 
     def send(self, name: str, number: signal.Signals) -> None:
         """Send a signal."""
-        self._workers[name].send_signal(number)
+        self._workers[name].process.send_signal(number)
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The process of each worker."""
+        return {name: worker.process.pid for name, worker in list(self._workers.items())}
 
     def kill(self, name: str) -> None:
         """``kill -9``."""
-        self._workers[name].kill()
-        self._workers.pop(name).wait(20)
+        worker = self._workers.pop(name)
+        worker.process.kill()
+        worker.process.wait(20)
+        worker.waiting.join()
 
     def end(self, name: str) -> int:
         """SIGTERM, as soon as the worker listens to it; the exit code."""
         if self._tells:
             eventually(lambda: self.ended(name) or self._tellings(name) > self._told[name])
-        worker = self._workers.pop(name)
-        worker.terminate()
-        self.codes.append(worker.wait(60))
+        worker = self._workers[name]
+        worker.process.terminate()
+        self.codes.append(worker.process.wait(60))
+        worker.waiting.join()
+        del self._workers[name]
         return self.codes[-1]
 
     def ended(self, name: str) -> bool:
         """Whether it ended by itself."""
-        return self._workers[name].poll() is not None
+        return self._workers[name].process.poll() is not None
 
     def revive(self) -> list[str]:
         """Start again whoever ended by itself, as a supervisor does; their names."""
         ended = [name for name in self._workers if self.ended(name)]
         for name in ended:
-            self.codes.append(self._workers[name].returncode)
+            self.codes.append(self._workers[name].process.returncode)
             self.start(name)
         return ended
 
@@ -99,7 +140,7 @@ class Fleet:
         """Kill whoever is left."""
         for name in list(self._workers):
             self.kill(name)
-        self.log.unlink()
+        self.log.unlink(missing_ok=True)
 
     @property
     def names(self) -> list[str]:
@@ -110,7 +151,7 @@ class Fleet:
     def fate(self) -> str:
         """Who runs, and how those ended that did; for people."""
         now = ", ".join(
-            f"{name} {'runs' if (code := worker.poll()) is None else f'ended by itself with {code}'}"
+            f"{name} {'runs' if (code := worker.process.poll()) is None else f'ended by itself with {code}'}"
             for name, worker in self._workers.items()
         )
         return f"{now or 'nobody runs'}; earlier exit codes {self.codes}"

@@ -18,93 +18,190 @@ from rtfm.contracts import Contracts
 from rtfm.events import Audience, BotQuery, ChannelKind, DiscordMessage, MessageChange, QueryOrigin
 from rtfm.events import TimestampMillis as At
 from rtfm.settings import Settings
-from rtfm.streams.producer import EventProducer
+from rtfm.streams.producer import Delivery, EventProducer
+from tests.chaos.history import History, now_ms
 from tests.streams import MESSAGES, QUERIES, RESPONSES, dead_letters, records
 
 GUILD = "4100"
-CHANNELS = [str(4200 + number) for number in range(12)]
-THINGS = ["disk", "printer", "mirror", "kernel", "screen", "router", "keyboard", "camera"]
 FIRST_AT_MS = 1_700_000_000_000
+THINGS = ["disk", "printer", "mirror", "kernel", "screen", "router", "keyboard", "camera"]
+
+
+@frozen
+class Place:
+    """Where messages are said."""
+
+    channel_id: str
+    kind: ChannelKind = ChannelKind.TEXT
+    parent_channel_id: str | None = None
+
+
+CHANNELS = [str(4200 + number) for number in range(8)]
+PRIVATE_THREAD = Place("4222", ChannelKind.PRIVATE_THREAD, CHANNELS[2])
+PLACES = [
+    *map(Place, CHANNELS),
+    Place("4220", ChannelKind.PUBLIC_THREAD, CHANNELS[0]),
+    Place("4221", ChannelKind.FORUM_POST, CHANNELS[1]),
+    PRIVATE_THREAD,
+]
+LISTED = [*CHANNELS, PRIVATE_THREAD.channel_id]
+"""What a question may list as visible: threads and posts that are public are not listed, their parents are."""
+
+SOME_LISTED = (0, 1, 2, 4, 6, 8, 8, 9, 9, 9)
+"""How many of them a question lists."""
+
+FIRST_MESSAGES = 120
+"""Said before the first worker starts; how fast they are archived is what the machine can do."""
 
 
 class Load:
-    """Produces from a thread of its own until ``stop``."""
+    """Produces from a thread of its own until ``stop``.
+
+    Questions and messages have a source of chance each: the n-th of either is the same for a seed, however fast they
+    follow one another.
+    """
 
     def __init__(
-        self, settings: Settings, contracts: Contracts, *, seed: int, questions_per_s: float, messages_per_s: float
+        self,
+        settings: Settings,
+        contracts: Contracts,
+        history: History,
+        *,
+        seed: int,
+        questions_per_s: float,
+        messages_per_s: float,
     ) -> None:
-        self._random = random.Random(seed)
+        self._asking, self._saying, self._waiting = (random.Random(f"{seed} {what}") for what in ("ask", "say", "wait"))
         self._producer = EventProducer(evolve(settings, kafka_delivery_timeout_s=300.0), contracts)
-        self._rates = {self._ask: questions_per_s, self._say: messages_per_s}
+        self._prefix = settings.kafka_topic_prefix
+        self._history = history
+        self._rates = {QUERIES: questions_per_s, MESSAGES: messages_per_s}
+        self._shares = dict.fromkeys(self._rates, 1.0)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="load", daemon=True)
+        self._failure: BaseException | None = None
+        self._versions: Counter[str] = Counter()
         self.asked: list[str] = []
+        self.sent: Counter[str] = Counter()
+        """Records of each topic."""
         self.messages: dict[str, DiscordMessage] = {}
         """The last change of each message."""
 
-    def start(self) -> None:
-        """Begin."""
-        for _ in range(200):
+    def say(self, count: int) -> None:
+        """Say ``count`` messages at once, before ``start``, and wait until the brokers have them."""
+        for _ in range(count):
             self._say()
         self._producer.flush()
+
+    def start(self) -> None:
+        """Begin with questions and messages at their rates."""
         self._thread.start()
 
-    def stop(self) -> None:
+    def set_share(self, topic: str, share: float) -> None:
+        """Go at ``share`` of the topic's rate from now on."""
+        self._shares[topic] = share
+
+    def stop(self, timeout_s: float) -> None:
         """End, and wait until the brokers have everything. Raises Unavailable where they have not."""
         self._done.set()
         self._thread.join()
-        self._producer.flush(300)
-        self._producer.close()
+        if self._failure is not None:
+            raise self._failure
+        until_s = time.monotonic() + timeout_s
+        # In pieces: no signal is seen while librdkafka waits.
+        while len(self._producer) and time.monotonic() < until_s:
+            time.sleep(0.1)
+        self._producer.flush(1)
+
+    def close(self) -> None:
+        """Disconnect, whatever is not sent."""
+        self._done.set()
+        self._producer.close(0)
 
     def _run(self) -> None:
-        due = {action: time.monotonic() for action in self._rates}
-        while not self._done.is_set():
-            for action, rate in self._rates.items():
-                while due[action] <= time.monotonic():
-                    due[action] += self._random.expovariate(rate)
-                    action()
-            time.sleep(0.005)
+        try:
+            actions = {QUERIES: self._ask, MESSAGES: self._say}
+            due = {topic: time.monotonic() for topic in self._rates}
+            while not self._done.is_set():
+                for topic, rate in self._rates.items():
+                    while due[topic] <= time.monotonic() and not self._done.is_set():
+                        due[topic] += self._waiting.expovariate(rate * self._shares[topic])
+                        actions[topic]()
+                time.sleep(0.005)
+        except Exception as exc:  # a thread's own way out; stop() raises it
+            self._failure = exc
 
     def _ask(self) -> None:
-        number = len(self.asked)
-        thing, place = self._random.choice(THINGS), self._random.randrange(50)
+        chance = self._asking
+        thing, place = chance.choice(THINGS), chance.randrange(50)
         query = BotQuery(
-            query_id=f"c{number}",
+            query_id=f"c{len(self.asked)}",
             guild_id=GUILD,
-            channel_id=self._random.choice(CHANNELS),
+            channel_id=chance.choice(CHANNELS),
             asker_id="7",
-            question=f"how do I mend {thing} number {place}?",
-            asked_at=At(time.time_ns() // 1_000_000),
+            question=f"how do I repair {thing} number {place}?",
+            asked_at=At(now_ms()),
             expires_at=At(9_999_999_999_999),
             audience=Audience.PUBLIC,
-            visible_channel_ids=CHANNELS,
+            visible_channel_ids=sorted(chance.sample(LISTED, chance.choice(SOME_LISTED))),
             origin=QueryOrigin.CONSOLE,
         )
-        self._producer.send(QUERIES, query)
+        self._history.write(
+            "asked",
+            query_id=query.query_id,
+            key=query.query_id,
+            channel_id=query.channel_id,
+            guild_id=query.guild_id,
+            visible_channel_ids=query.visible_channel_ids,
+        )
         self.asked.append(query.query_id)
+        self._send(QUERIES, query, query_id=query.query_id)
 
     def _say(self) -> None:
-        draw = self._random.random()
+        draw = self._saying.random()
         if self.messages and draw < 0.25:
-            before = self._random.choice(list(self.messages.values()))
+            before = self._saying.choice(list(self.messages.values()))
             if before.change is MessageChange.DELETED:
                 return
             message = self._deleted(before) if draw < 0.05 else self._edited(before)
         else:
             message = self._new(len(self.messages))
-        self._producer.send(MESSAGES, message)
+        self._versions[message.message_id] += 1
+        version = self._versions[message.message_id]
+        self._history.write(
+            "said",
+            message_id=message.message_id,
+            channel_id=message.channel_id,
+            parent_channel_id=message.parent_channel_id,
+            channel_kind=message.channel_kind.value,
+            change=message.change.value,
+            version=version,
+            content=message.content,
+        )
         self.messages[message.message_id] = message
+        self._send(MESSAGES, message, message_id=message.message_id, version=version)
+
+    def _send(self, topic: str, event: BotQuery | DiscordMessage, **known_as: object) -> None:
+        def note(delivery: Delivery) -> None:
+            if delivery.error is None:
+                where = {"topic": self._prefix + topic, "partition": delivery.partition, "offset": delivery.offset}
+                self._history.write("acknowledged", **where, **known_as)
+
+        self._producer.send(topic, event, on_delivery=note)
+        self.sent[topic] += 1
 
     def _new(self, number: int) -> DiscordMessage:
-        thing, place = self._random.choice(THINGS), self._random.randrange(50)
+        chance = self._saying
+        thing, place, where = chance.choice(THINGS), chance.randrange(50), chance.choice(PLACES)
         return DiscordMessage(
             message_id=str(10_000 + number),
             guild_id=GUILD,
-            channel_id=self._random.choice(CHANNELS),
-            channel_kind=ChannelKind.TEXT,
-            author_id=str(self._random.randrange(20)),
+            channel_id=where.channel_id,
+            channel_kind=where.kind,
+            parent_channel_id=where.parent_channel_id,
+            author_id=str(chance.randrange(20)),
             author_name=f"nick{number % 20}",
-            content=f"to mend {thing} number {place} turn it off and run `mend-{thing} --port {number}`",
+            content=f"to repair {thing} number {place} turn it off and run `repair-{thing} --port {number}`",
             created_at=At(FIRST_AT_MS + 1000 * number),
             change=MessageChange.CREATED,
         )
@@ -113,7 +210,7 @@ class Load:
         return evolve(
             before,
             change=MessageChange.EDITED,
-            content=f"{before.content.partition(' (again')[0]} (again {self._random.randrange(10**6)})",
+            content=f"{before.content.partition(' (again')[0]} (again {self._saying.randrange(10**6)})",
             edited_at=At((before.edited_at or before.created_at) + 1),
         )
 
@@ -122,7 +219,8 @@ class Load:
             message_id=before.message_id,
             guild_id=GUILD,
             channel_id=before.channel_id,
-            channel_kind=ChannelKind.TEXT,
+            channel_kind=before.channel_kind,
+            parent_channel_id=before.parent_channel_id,
             created_at=before.created_at,
             change=MessageChange.DELETED,
         )

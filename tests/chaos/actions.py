@@ -1,0 +1,173 @@
+"""What is done to the processors of a run and to what they need, from a shuffled deck of actions."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from functools import partial
+
+from attrs import frozen
+from confluent_kafka import KafkaException
+
+from rtfm.errors import Unavailable
+from rtfm.local.stack import LocalStack
+from rtfm.processor.service import ANSWER_GROUP
+from rtfm.settings import Settings
+from tests.chaos.fleet import Fleet
+from tests.chaos.history import History
+from tests.chaos.transactions import OpenTransactions
+from tests.streams import QUERIES, RESPONSES
+
+MAX_WORKERS = 4
+SERVICES = ("kafka", "schema-registry", "postgres", "chroma")
+
+
+@frozen
+class Action:
+    """Something to do. ``target`` chooses to whom, None where it cannot be done now; ``do`` says what was done."""
+
+    target: Callable[[], str | None]
+    do: Callable[[str], str | None]
+
+
+class Chaos:
+    """One run's actions. Each is in the history, with its begin and its end."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        stack: LocalStack,
+        fleet: Fleet,
+        history: History,
+        chance: random.Random,
+        *,
+        pause_s: tuple[float, float] = (0.5, 2.0),
+        spared: Collection[str] = (),
+    ) -> None:
+        """``pause_s``: between two actions, at least and at most. ``spared``: workers that nothing is done to."""
+        self._settings = settings
+        self._stack = stack
+        self._fleet = fleet
+        self._history = history
+        self._random = chance
+        self._pause_s = pause_s
+        self._spared = spared
+        self._started_s = time.monotonic()
+        self._next_worker = 0
+        self.actions: dict[str, Action] = {
+            "kill": Action(self._victim, self._kill),
+            "kill in transaction": Action(lambda: "", self._kill_in_transaction),
+            "freeze": Action(self._victim, self._freeze),
+            **{f"kill {service}": Action(partial(str, service), self._outage) for service in SERVICES},
+            "add worker": Action(self._newcomer, self._add),
+            "remove worker": Action(lambda: self._victim() if len(self._fleet.names) > 1 else None, self._remove),
+        }
+        self.done: Counter[str] = Counter(dict.fromkeys(self.actions, 0))
+
+    def begin(self, workers: int) -> None:
+        """Start the first workers."""
+        for _ in range(workers):
+            self.say(self._add(self._newcomer() or ""))
+
+    def run(self, seconds: float, *, latest_s: float) -> None:
+        """Do one thing after another for ``seconds``, in an order of chance, and each of them once in any case.
+
+        It ends at ``latest_s`` of the monotonic clock, whatever is still to be done.
+        """
+        deck = self._random.sample(sorted(self.actions), len(self.actions))
+        until_s = time.monotonic() + seconds
+        while (now_s := time.monotonic()) < latest_s and (now_s < until_s or deck):
+            self.revive()
+            name = deck.pop() if deck else self._random.choice(sorted(self.actions))
+            if self._do(name):
+                self.done[name] += 1
+            elif not self.done[name]:
+                deck.insert(0, name)
+            pause_s = self._random.uniform(*self._pause_s)
+            time.sleep(max(0.0, min(pause_s, latest_s - time.monotonic())))
+
+    def revive(self) -> None:
+        """Start again in place whoever ended by itself."""
+        for name in self._fleet.revive():
+            self.done["revived"] += 1
+            self.say(f"{name} had ended with {self._fleet.codes[-1]}, started again")
+
+    def say(self, text: str) -> None:
+        """A line of progress."""
+        print(f"{time.monotonic() - self._started_s:6.1f} s  {text}", flush=True)  # noqa: T201 - for people
+
+    def _do(self, name: str) -> bool:
+        """Whether it could be done."""
+        target = self.actions[name].target()
+        if target is None:
+            return False
+        began_s = time.monotonic()
+        known = {"target": target} if target else {}
+        self._history.write("action", name=name, phase="begin", **known)
+        what = self.actions[name].do(target)
+        seconds = round(time.monotonic() - began_s, 3)
+        self._history.write("action", name=name, phase="end", **known, seconds=seconds, detail=what or "not done")
+        if what is not None:
+            self.say(what)
+        return what is not None
+
+    def _victim(self) -> str | None:
+        names = [name for name in self._fleet.names if name not in self._spared]
+        return self._random.choice(names) if names else None
+
+    def _kill(self, name: str) -> str:
+        self._fleet.kill(name)
+        time.sleep(self._random.uniform(0, 1))
+        self._fleet.start(name)
+        return f"killed {name}"
+
+    def _kill_in_transaction(self, _: str) -> str | None:
+        peek = OpenTransactions(self._settings, group=ANSWER_GROUP, read=QUERIES, written=RESPONSES)
+        try:
+            name = peek.freeze_one(self._fleet, timeout_s=15)
+            if name in self._spared:
+                raise AssertionError(f"only {name} was met inside an open transaction, which is spared")
+            self._fleet.kill(name)
+        except (AssertionError, KafkaException) as exc:
+            for frozen_one in self._fleet.names:
+                self._fleet.send(frozen_one, signal.SIGCONT)
+            self.say(str(exc))
+            return None
+        finally:
+            peek.close()
+        self._fleet.start(name)
+        return f"killed {name} inside an open transaction"
+
+    def _freeze(self, name: str) -> str:
+        seconds = self._random.uniform(2, 13)  # also past the end of a transaction
+        self._fleet.send(name, signal.SIGSTOP)
+        time.sleep(seconds)
+        self._fleet.send(name, signal.SIGCONT)
+        return f"froze {name} for {seconds:.1f} s"
+
+    def _outage(self, service: str) -> str:
+        pid = next(status.pid for status in self._stack.status() if status.name == service)
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+        seconds = self._random.uniform(0, 3)
+        time.sleep(seconds)
+        try:
+            self._stack.up([service])
+        except Unavailable as exc:  # on a machine that is so slow; the next start of all services tries again
+            return f"killed {service}, not started again: {exc}"
+        return f"killed {service}, started again after {seconds:.1f} s"
+
+    def _newcomer(self) -> str | None:
+        return f"w{self._next_worker + 1}" if len(self._fleet.names) < MAX_WORKERS else None
+
+    def _add(self, name: str) -> str:
+        self._next_worker += 1
+        self._fleet.start(name)
+        return f"added {name}"
+
+    def _remove(self, name: str) -> str:
+        return f"removed {name}, exit code {self._fleet.end(name)}"

@@ -1,0 +1,51 @@
+"""How a run may end before its time: a signal, or its time limit. Both become exceptions of the main thread."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from tests.chaos.guard import kill_below
+
+INTERRUPTS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Interrupted(BaseException):
+    """A signal asked the run to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.number = number
+
+
+class OutOfTime(BaseException):
+    """The run's time limit has passed."""
+
+
+@contextmanager
+def endings(folder: Path, limit_s: float) -> Iterator[None]:
+    """Raise Interrupted at the first signal and OutOfTime after ``limit_s``.
+
+    What runs below ``folder`` is killed at once, so that nothing waits for it. Further signals are ignored: `make` and
+    `timeout` send theirs to a process and to its group.
+    """
+    received: list[int] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if number in received or (number in INTERRUPTS and any(earlier in INTERRUPTS for earlier in received)):
+            return
+        received.append(number)
+        kill_below(folder)
+        raise OutOfTime if number == signal.SIGALRM else Interrupted(number)
+
+    before = {number: signal.signal(number, end) for number in (*INTERRUPTS, signal.SIGALRM)}
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)

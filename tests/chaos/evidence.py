@@ -1,0 +1,106 @@
+"""What a run leaves behind: what a plain reader is given at the end, the archive's rows, Kafka's data, the verdict."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from rtfm.settings import Settings
+from tests.chaos.history import History
+from tests.conftest import CHECKOUT
+
+JUDGE = "tests.judge"
+READER = "plain"
+_POLL_S = 10.0
+"""A broker that has nothing to say for so long is not there."""
+
+
+def write_seen(settings: Settings, history: History, topics: Sequence[str]) -> None:
+    """Read committed records of ``topics`` as any client would, and note what was given, in order."""
+    consumer: Any = Consumer(
+        {
+            "bootstrap.servers": settings.kafka_bootstrap_servers,
+            "group.id": f"{settings.kafka_topic_prefix}{READER}-{uuid.uuid4().hex}",
+            "isolation.level": "read_committed",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+        }
+    )
+    try:
+        for topic in topics:
+            name = f"{settings.kafka_topic_prefix}{topic}"
+            unread = set(consumer.list_topics(name, timeout=_POLL_S).topics[name].partitions)
+            consumer.assign([TopicPartition(name, number, 0) for number in unread])
+            while unread:
+                message = consumer.poll(_POLL_S)
+                if message is None:
+                    raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"reading {name}"))
+                if message.error() is None:
+                    key = None if message.key() is None else message.key().decode(errors="replace")
+                    where = {"partition": message.partition(), "offset": message.offset()}
+                    history.write("seen", reader=READER, topic=name, **where, key=key)
+                elif message.error().code() == KafkaError._PARTITION_EOF:
+                    unread.discard(message.partition())
+                elif not message.error().retriable():
+                    raise KafkaException(message.error())
+    finally:
+        consumer.close()
+
+
+def write_archived(settings: Settings, history: History) -> None:
+    """Note the archive's messages."""
+    with psycopg.connect(settings.database_url) as connection:
+        rows = connection.execute("SELECT message_id, content, deleted, channel_id FROM messages ORDER BY message_id")
+        for message_id, content, deleted, channel_id in rows:
+            history.write("archived", message_id=message_id, content=content, deleted=deleted, channel_id=channel_id)
+
+
+def keep_services(home: Path, history: History) -> None:
+    """Move Kafka's data and the services' logs from their ``home`` to the run's folder, once they have ended."""
+    with suppress(FileNotFoundError):
+        shutil.move(home / "data" / "kafka" / "log", history.kafka)
+    for path in sorted((home / "log").glob("*.log*")):
+        shutil.move(path, history.logs / path.name)
+
+
+def judge(folder: Path, timeout_s: float) -> int | None:
+    """The judge's exit code for a run's folder: 0 right, 1 wrong, 2 not judged; None where there is no judge."""
+    try:
+        importlib.import_module(JUDGE)
+    except ImportError:
+        return None
+    command = [sys.executable, "-m", JUDGE, str(folder.absolute())]
+    try:
+        done = subprocess.run(command, cwd=CHECKOUT, stdout=sys.stderr, check=False, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        return 2
+    return done.returncode if done.returncode in (0, 1) else 2
+
+
+def verdict(*, wrong: bool, settled: bool, judged: int | None) -> str:
+    """The verdict on a run: ``wrong`` is what its account says, ``judged`` the judge's exit code."""
+    if wrong or judged == 1:
+        return "wrong"
+    if not settled:
+        return "not settled"
+    return "not judged" if judged == 2 else "right"
+
+
+EXIT_CODES: Mapping[str, int] = {
+    "right": 0,
+    "wrong": 1,
+    "not settled": 1,
+    "out of time": 1,
+    "failed": 1,
+    "not judged": 2,
+}

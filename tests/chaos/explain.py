@@ -1,0 +1,271 @@
+"""``make chaos-explain DIR=…``: the story of one question that was answered twice or not at all, from a kept run.
+
+Prints the question's record, every response with its transaction, what the group committed of the question's partition
+and which worker did, what was done to whom at those times, and the lines of the workers' logs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import struct
+import sys
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from tests.chaos.history import HISTORY_FILE
+from tests.judge.evidence import Run, load
+from tests.judge.finished import Finished
+from tests.judge.history import NotJudged
+from tests.judge.positions import Position
+from tests.judge.segments import Record, partitions, read_partition
+
+TRANSACTIONS = "__transaction_state"
+POSITIONS_SHOWN = 3
+"""Before and after each moment that matters."""
+
+AROUND_MS = 5_000
+"""What was done this long before the first and after the last moment is part of the story."""
+
+LOG_AROUND_MS, LOG_LINES = 2_000, 60
+_LOUD = ("warning", "error", "critical")
+_TELLING = ("assign", "revok", "fenc", "rejoin", "abort", "transaction", "position", "offset", "stopp", "starting")
+
+
+@frozen(order=True)
+class Moment:
+    """Something that happened."""
+
+    at_ms: int
+    what: str
+
+
+class Story:
+    """What a kept run knows of one question."""
+
+    def __init__(self, folder: Path, run: Run, query_id: str) -> None:
+        self._folder = folder
+        self._run = run
+        self._query_id = query_id
+        self._lines = list(_history(folder))
+        self._names = producer_names(folder / "kafka")
+        self._query = next((event.record for event in run.queries.get(query_id, [])), None)
+
+    def told(self) -> Iterator[str]:
+        """The story, line by line."""
+        begin, responses = self._run.begin, self._responses()
+        visible = sum(record.is_visible for record in responses)
+        yield f"run {begin.run}, commit {begin.commit}, seed {begin.seed}"
+        yield f"{self._query_id}: {visible} committed responses"
+        yield from self._section(
+            "The question", [self._record(self._query)] if self._query else ["is not in the topic"]
+        )
+        lines = [line for line in self._lines if line.get("query_id") == self._query_id]
+        yield from (f"  {_time(line['at_ms'])}  {line['event']}  {_rest(line)}" for line in lines)
+        yield from self._section("Its responses, aborted ones included", map(self._record, responses))
+        moments = [Moment(record.timestamp_ms, f"response {self._record(record)}") for record in responses]
+        if self._query is not None:
+            moments.append(Moment(self._query.timestamp_ms, "the question was produced"))
+            moments += self._turns()
+            yield from self._section(
+                f"Positions of {self._run.begin.groups['answer']} in {_place(self._query)}", self._positions(moments)
+            )
+        yield from self._section("What happened", self._happened(moments))
+        yield from self._section("What the workers logged then", self._logged(moments))
+
+    def _section(self, title: str, lines: Iterable[str]) -> Iterator[str]:
+        yield f"\n{title}"
+        empty = True
+        for line in lines:
+            empty = False
+            yield f"  {line}"
+        if empty:
+            yield "  nothing"
+
+    def _responses(self) -> list[Record]:
+        key = self._query_id.encode()
+        logs = self._run.logs[self._run.topic("responses")]
+        return [record for _, log in sorted(logs.items()) for record in log.records if record.key == key]
+
+    def _record(self, record: Record) -> str:
+        batch = record.batch
+        ended = f" by marker {batch.marker}" if batch.marker is not None else ""
+        return (
+            f"{_place(record)}@{record.offset}  {_time(record.timestamp_ms)}  {self._producer(record)}"
+            f"  {batch.outcome.value}{ended}"
+        )
+
+    def _producer(self, record: Record) -> str:
+        """Producer id and epoch of a record, and the name that has them."""
+        number, epoch = record.batch.producer_id, record.batch.producer_epoch
+        name = self._names.get(number)
+        return f"producer {number} epoch {epoch}" + (f" ({name})" if name else "")
+
+    def _committed(self) -> list[Position]:
+        assert self._query is not None
+        batch = self._query.batch
+        return self._run.positions.get((self._run.begin.groups["answer"], batch.topic, batch.partition), [])
+
+    def _turns(self) -> Iterator[Moment]:
+        """When the question became finished, and unfinished again."""
+        assert self._query is not None
+        was = False
+        for position in self._committed():
+            if position.is_applied and (now := _holds(position, self._query.offset)) != was:
+                was = now
+                what = "finished" if now else "UNFINISHED AGAIN"
+                yield Moment(position.written.timestamp_ms, f"the question is {what}: {self._position(position)}")
+
+    def _position(self, position: Position) -> str:
+        offset = "removed" if position.offset is None else position.offset
+        applied = "" if position.is_applied else "  NOT APPLIED"
+        metadata = f" {position.metadata[:40]!r}" if position.metadata else ""
+        return f"position {offset}{metadata}  by {self._producer(position.written)}{applied}"
+
+    def _positions(self, moments: list[Moment]) -> Iterator[str]:
+        """Those around each moment; between them how many are left out."""
+        committed = self._committed()
+        shown: set[int] = set()
+        for moment in moments:
+            later = next(
+                (n for n, position in enumerate(committed) if position.written.timestamp_ms >= moment.at_ms),
+                len(committed),
+            )
+            shown.update(range(max(0, later - POSITIONS_SHOWN), min(len(committed), later + POSITIONS_SHOWN)))
+        left_out = 0
+        for number, position in enumerate(committed):
+            before = committed[number - 1] if number else None
+            changed = before is None or self._producer(before.written) != self._producer(position.written)
+            if number in shown or changed or not position.is_applied:
+                if left_out:
+                    yield f"… {left_out} more"
+                left_out = 0
+                yield f"{_time(position.written.timestamp_ms)}  {self._position(position)}"
+            else:
+                left_out += 1
+        if left_out:
+            yield f"… {left_out} more"
+
+    def _window(self, moments: list[Moment]) -> tuple[int, int]:
+        if not moments:
+            return 0, 0
+        return min(moments).at_ms - AROUND_MS, max(moments).at_ms + AROUND_MS
+
+    def _happened(self, moments: list[Moment]) -> Iterator[str]:
+        first, last = self._window(moments)
+        done = [
+            Moment(line["at_ms"], f"{line['event']} {_rest(line)}")
+            for line in self._lines
+            if line["event"] in ("action", "worker", "settled") and first <= line["at_ms"] <= last
+        ]
+        for moment in sorted(done + moments):
+            yield f"{_time(moment.at_ms)}  {moment.what}"
+
+    def _logged(self, moments: list[Moment]) -> Iterator[str]:
+        found = []
+        for path in sorted((self._folder / "logs").glob("w*.log")):
+            for at_ms, level, text in _log_lines(path):
+                near = any(abs(at_ms - moment.at_ms) <= LOG_AROUND_MS for moment in moments)
+                tells = level in _LOUD or any(word in text.lower() for word in _TELLING)
+                if self._query_id in text.split('"') or (near and tells):
+                    found.append(Moment(at_ms, f"{path.stem}  {text}"))
+        for moment in sorted(found)[:LOG_LINES]:
+            yield f"{_time(moment.at_ms)}  {moment.what[:400]}"
+        if len(found) > LOG_LINES:
+            yield f"… {len(found) - LOG_LINES} more"
+
+
+def producer_names(data: Path) -> dict[int, str]:
+    """Transactional ids by producer id, from Kafka's data folder.
+
+    Source of the format: ``TransactionLogKey.json`` and ``TransactionLogValue.json`` of Kafka's transaction
+    coordinator, of whose values only the beginning is read.
+    """
+    names = {}
+    for folder in partitions(data, TRANSACTIONS).values():
+        for record in read_partition(folder).records:
+            if record.key and record.value:
+                _, size = struct.unpack_from(">hh", record.key)
+                (number,) = struct.unpack_from(">q", record.value, 2)
+                names[number] = record.key[4 : 4 + size].decode()
+    return names
+
+
+def first_wrong(run: Run) -> str | None:
+    """A question that was answered twice, else one that was not answered."""
+    twice = (query_id for query_id, events in run.responses.items() if len(events) > 1)
+    missing = (query_id for query_id in run.history.asked if query_id not in run.responses)
+    return next(twice, None) or next(missing, None)
+
+
+def _holds(position: Position, offset: int) -> bool:
+    if position.offset is None:
+        return False
+    try:
+        return Finished.decode(position.offset, position.metadata).holds(offset)
+    except ValueError:
+        return offset < position.offset
+
+
+def _history(folder: Path) -> Iterator[dict[str, Any]]:
+    with (folder / HISTORY_FILE).open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def _log_lines(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Time, level and text of each line; one that is not JSON, as of a traceback, has the time of the one before."""
+    at_ms = 0
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        level = "error"
+        try:
+            fields = json.loads(text)
+            level = fields["level"]
+            at_ms = int(datetime.fromisoformat(fields["timestamp"]).timestamp() * 1000)
+        except (ValueError, KeyError, TypeError):
+            pass
+        yield at_ms, level, text
+
+
+def _place(record: Record) -> str:
+    return f"{record.batch.topic}-{record.batch.partition}"
+
+
+def _rest(line: dict[str, Any]) -> str:
+    left_out = ("at_ms", "event", "query_id", "key")
+    return "  ".join(f"{name} {value}" for name, value in line.items() if name not in left_out)
+
+
+def _time(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%H:%M:%S.%f")[:-3]
+
+
+def main() -> int:
+    """Tell; 2 where there is nothing to tell from."""
+    parser = argparse.ArgumentParser(prog="make chaos-explain", description="The story of one question of a kept run.")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder that `make chaos` kept")
+    parser.add_argument("--id", help="the question; default one that was answered twice, or not at all")
+    options = parser.parse_args()
+    try:
+        run = load(options.folder)
+    except NotJudged as exc:
+        print(f"Error: {exc}", file=sys.stderr)  # noqa: T201 - for people
+        return 2
+    query_id = options.id or first_wrong(run)
+    if query_id is None:
+        print("Every question was answered once; name one with --id.")  # noqa: T201 - the result
+        return 0
+    if query_id not in run.history.asked:
+        print(f"Error: {query_id} was not asked", file=sys.stderr)  # noqa: T201 - for people
+        return 2
+    for line in Story(options.folder, run, query_id).told():
+        print(line)  # noqa: T201 - the result
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

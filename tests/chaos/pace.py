@@ -1,0 +1,158 @@
+"""How fast a run may go: its load follows what the machine gets done, so that slowness is no fault of its own.
+
+Owns the rates of questions and messages and the time that settling may take. Both follow the positions that the two
+groups commit: what is produced and not yet committed is the backlog.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from attrs import frozen
+
+from rtfm.errors import RtfmError
+from rtfm.settings import Settings
+from rtfm.streams.progress import GroupProgress
+from tests.chaos.history import History
+from tests.chaos.load import FIRST_MESSAGES, Load
+from tests.chaos.ticker import Ticker
+
+PARTITIONS = 3
+
+WINDOW_S = 30.0
+"""The rate of commits is taken over this long."""
+
+EASY_S, FULL_S = 10.0, 40.0
+"""A backlog of up to the first leaves the load as it is, one of the second brings it down to the least."""
+
+LEAST = 0.05
+"""Of its rate the load always keeps this share: an idle run proves nothing."""
+
+SETTLE_S = 60.0
+"""Restarts, rebalances and transactions of dead workers take this long on a slow machine, whatever the backlog."""
+
+TELL_EVERY_S = 10.0
+SETTLE_FACTOR = 3.0
+SETTLE_MOST_S = 240.0
+
+
+@frozen(kw_only=True)
+class Reading:
+    """One topic at one moment: records ``produced`` and ``committed``, and the commits a second of late.
+
+    A rate of 0 is that of a group that has committed nothing yet, or nothing for long.
+    """
+
+    produced: int
+    committed: int
+    per_s: float
+
+    @property
+    def backlog_s(self) -> float:
+        """How long the backlog takes at the rate of commits."""
+        left = self.produced - self.committed
+        return left / self.per_s if left > 0 and self.per_s > 0 else float(left > 0) * FULL_S
+
+
+class Follower:
+    """What a group has committed of a topic, and how fast it does."""
+
+    def __init__(self, settings: Settings, topic: str, group: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._progress = GroupProgress(settings, group)
+        self._clock = clock
+        self.topic = topic
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def committed(self) -> int:
+        """How many records are committed. Raises RtfmError when Kafka does not answer."""
+        return sum(self._progress.committed(self.topic, range(PARTITIONS)).values())
+
+    def read(self, produced: int) -> Reading:
+        """A reading now. Raises RtfmError when Kafka does not answer."""
+        committed, now_s = self.committed(), self._clock()
+        if not committed:
+            self._seen.clear()  # the time that workers take to start is not that of their work
+        self._seen.append((now_s, committed))
+        while len(self._seen) > 2 and self._seen[0][0] < now_s - WINDOW_S:
+            self._seen.popleft()
+        since_s, before = self._seen[0]
+        per_s = (committed - before) / (now_s - since_s) if now_s > since_s else 0.0
+        return Reading(produced=produced, committed=committed, per_s=per_s)
+
+
+def share_for(backlog_s: float) -> float:
+    """The share of its rate that the load keeps with such a backlog."""
+    return max(LEAST, min(1.0, 1 - (backlog_s - EASY_S) / (FULL_S - EASY_S)))
+
+
+def settle_limit_s(readings: Mapping[str, Reading]) -> float:
+    """How long it may take until what ``readings`` tell of is done."""
+    longest_s = max((reading.backlog_s for reading in readings.values()), default=0.0)
+    return min(SETTLE_MOST_S, SETTLE_S + SETTLE_FACTOR * longest_s)
+
+
+class Pace:
+    """Sets the load's rates once a second from a thread of its own, until ``stop``."""
+
+    def __init__(self, load: Load, ingest: Follower, answer: Follower, history: History) -> None:
+        self._load = load
+        self._ingest = ingest
+        self.followers = (ingest, answer)
+        self._history = history
+        self._ticker = Ticker(1, self._follow)
+        self._told_s = time.monotonic()
+        self._first: tuple[float, int] | None = None
+        self._shares: list[float] = []
+        self.readings: dict[str, Reading] = {}
+        """The last of each topic."""
+        self.measured_per_s: float | None = None
+        """How many of the messages that were said before the first worker started were archived a second."""
+
+    def start(self) -> None:
+        """Begin."""
+        self._ticker.start()
+
+    @property
+    def share(self) -> float:
+        """The share of its wanted rate that the slower of questions and messages had, on average."""
+        return sum(self._shares) / len(self._shares) if self._shares else 1.0
+
+    def stop(self) -> None:
+        """End; the readings are those of now, as far as Kafka answers."""
+        self._ticker.stop()
+        with suppress(RtfmError):
+            self._read()
+
+    def _read(self) -> None:
+        for follower in self.followers:
+            self.readings[follower.topic] = follower.read(self._load.sent[follower.topic])
+
+    def _follow(self) -> None:
+        try:
+            self._read()
+        except RtfmError:  # Kafka is away, and what is sent now comes all at once when it is back
+            shares = {follower.topic: LEAST for follower in self.followers}
+        else:
+            self._measure(self.readings[self._ingest.topic].committed)
+            shares = {topic: share_for(reading.backlog_s) for topic, reading in self.readings.items()}
+        for topic, share in shares.items():
+            self._load.set_share(topic, share)
+        self._shares.append(min(shares.values()))
+        if time.monotonic() - self._told_s >= TELL_EVERY_S:
+            self._told_s = time.monotonic()
+            rates = {f"{topic}_per_s": round(reading.per_s, 1) for topic, reading in self.readings.items()}
+            lag = {f"{topic}_lag": reading.produced - reading.committed for topic, reading in self.readings.items()}
+            self._history.write("measured", share=round(min(shares.values()), 2), **rates, **lag)
+
+    def _measure(self, committed: int) -> None:
+        """Note how fast the first messages were archived, once they all are."""
+        if self.measured_per_s is not None or not committed:
+            return
+        now_s = time.monotonic()
+        since_s, before = self._first = self._first or (now_s - 1, 0)
+        if committed >= FIRST_MESSAGES:
+            self.measured_per_s = round((committed - before) / (now_s - since_s), 1)
+            self._history.write("measured", messages_per_s=self.measured_per_s)

@@ -1,0 +1,373 @@
+"""One run: services, load and chaos from their start to the verdict.
+
+Owns the order of things, the time that each may take, and the run's folder. A run ends within ``limit_s``, whatever
+happens; one that is interrupted leaves no process and no folder behind, except the folder it was told to keep.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from attrs import evolve, field, frozen
+
+from rtfm.contracts import PATIENT_S, Contracts, open_registry, registration
+from rtfm.contracts import catalogue as catalogues
+from rtfm.errors import RtfmError
+from rtfm.knowledge.archive import SqlArchive
+from rtfm.local.services import DEFAULT_PORTS, free_ports
+from rtfm.local.stack import LocalStack
+from rtfm.processor.service import ANSWER_GROUP, INGEST_GROUP
+from rtfm.settings import Settings
+from rtfm.streams.connection import group_name, topic_name
+from rtfm.streams.dead_letters import TOPIC as DEAD_LETTERS
+from rtfm.streams.topics import TopicAdmin
+from rtfm.telemetry import configure_logging
+from tests.chaos import evidence
+from tests.chaos.actions import Chaos
+from tests.chaos.burners import burning
+from tests.chaos.endings import Interrupted, OutOfTime, endings
+from tests.chaos.fleet import Fleet
+from tests.chaos.guard import guarded
+from tests.chaos.history import FORMAT, History
+from tests.chaos.load import FIRST_MESSAGES, Load, account
+from tests.chaos.pace import PARTITIONS, SETTLE_S, Follower, Pace, settle_limit_s
+from tests.chaos.ticker import Ticker
+from tests.conftest import CACHE_DIR, CHECKOUT, stack_home
+from tests.fakes import gemini as fakes
+from tests.fakes.gemini import FakeGemini
+from tests.streams import MESSAGES, QUERIES, RESPONSES
+
+ENDING_S = 35.0
+"""Kept for what comes after settling: ending the workers, accounting, stopping the services, judging."""
+
+TEARDOWN_S = 15.0
+"""Kept for removing everything when the limit has passed."""
+
+SETTLE_SHARE, SETTLE_KEPT_S = 0.4, 90.0
+"""Of its limit a run keeps this share for settling, at most so long; an action that is under way may use some of it."""
+
+FEW = 0.5
+"""A run whose load had on average less than this share of its rates was slow."""
+
+
+@frozen(kw_only=True)
+class Plan:
+    """What a run is to do. ``kept_in`` is where it is kept when it goes wrong, ``keep`` where it is in any case."""
+
+    seed: int
+    seconds: float
+    workers: int = 2
+    questions_per_s: float = 10.0
+    messages_per_s: float = 20.0
+    load: int = 0
+    keep: Path | None = None
+    kept_in: Path = CHECKOUT / ".rtfm" / "chaos"
+    pause_s: tuple[float, float] = (0.5, 2.0)
+    spared: tuple[str, ...] = ()
+    run: str = field(factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def name(self) -> str:
+        """Of the folder in which the run is kept."""
+        return f"{self.run[:8]}-seed-{self.seed}"
+
+    @property
+    def limit_s(self) -> float:
+        """Within which the run ends."""
+        return self.seconds * 2 + 120
+
+
+@frozen(kw_only=True)
+class Scene:
+    """What runs, for those who look at it beside the run."""
+
+    home: Path
+    settings: Settings
+    stack: LocalStack
+    fleet: Fleet
+    pace: Pace
+    history: History
+
+
+Beside = Callable[[Scene], Ticker]
+"""Something more that is done beside a run, from its start to the end of settling."""
+
+
+def commit() -> str:
+    """The commit that runs, with ``-dirty`` where files differ from it."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip() or "unknown"
+
+
+def run(plan: Plan, beside: Beside | None = None) -> dict[str, object]:
+    """Do it; the accounting line, whose ``verdict`` is a key of ``evidence.EXIT_CODES``.
+
+    Raises Interrupted, and ConfigError where ``plan.keep`` holds a run already.
+    """
+    began_s = time.monotonic()
+    configure_logging("WARNING")
+    line: dict[str, object] = {"run": plan.run, "commit": commit(), "seed": plan.seed, "seconds": plan.seconds}
+    with stack_home() as home, guarded(home), endings(home, plan.limit_s - TEARDOWN_S):
+        history = History(plan.keep or home / "run")
+        one = _Run(plan, home, history, until_s=began_s + plan.limit_s - TEARDOWN_S)
+        failure, verdict = None, "failed"
+        try:
+            one.do(beside)
+        except OutOfTime:
+            failure, verdict = f"not done within {plan.limit_s - TEARDOWN_S:.0f} s", "out of time"
+        except Interrupted:
+            one.close()
+            history.close()
+            if plan.keep:
+                evidence.keep_services(home, history)
+            raise
+        except Exception as exc:
+            failure = f"{type(exc).__name__}: {exc}"
+            traceback.print_exc()
+        one.close()
+        line = one.line | line | {"load": plan.load}
+        history.write("end", ok=failure is None and one.right, **({"failure": failure} if failure else {}))
+        history.close()
+        evidence.keep_services(home, history)
+        judged = None if failure else evidence.judge(history.folder, max(10.0, one.left_s))
+        verdict = verdict if failure else one.verdict(judged)
+        if plan.keep is None and verdict != "right":
+            history.move_to(plan.kept_in / plan.name)
+        kept = str(history.folder) if plan.keep is not None or verdict != "right" else None
+        if verdict == "out of time":
+            line["slow"] = True
+        line |= {"judge": judged, "verdict": verdict, "failure": failure, "kept": kept}
+    line["took_s"] = round(time.monotonic() - began_s, 1)
+    return line
+
+
+class _Run:
+    """A run's parts while it lasts."""
+
+    def __init__(self, plan: Plan, home: Path, history: History, *, until_s: float) -> None:
+        self._plan = plan
+        self._home = home
+        self._history = history
+        self._until_s = until_s
+        self._stack = LocalStack(home, cache_dir=CACHE_DIR, broker_settings={"log.cleaner.enable": "false"})
+        self._open = ExitStack()
+        self._open.callback(self._stack.down)
+        self._averages: list[float] = []
+        self._settled = False
+        self._settle_s = self._acted_s = 0.0
+        self.line: dict[str, object] = {}
+        self.right = False
+        self._wrong = True
+
+    @property
+    def left_s(self) -> float:
+        """Until the time limit."""
+        return self._until_s - time.monotonic()
+
+    def verdict(self, judged: int | None) -> str:
+        """What the account and the judge say together."""
+        return evidence.verdict(wrong=self._wrong, settled=self._settled, judged=judged)
+
+    def close(self) -> None:
+        """End everything that runs."""
+        self._open.close()
+
+    def do(self, beside: Beside | None) -> None:
+        """All of it; the account is in ``line``."""
+        plan = self._plan
+        gemini = self._open.enter_context(FakeGemini(keep_requests=False))
+        # Kills meet calls of the model that are under way.
+        late, prompt = fakes.slow(3), fakes.Fault()
+        calls = round(plan.questions_per_s * plan.limit_s)
+        gemini.faults = [late if number % 20 == 0 else prompt for number in range(calls)]
+        started = self._stack.up(ports=free_ports(DEFAULT_PORTS))
+        settings = self._prepare({service.name: service.address for service in started})
+        contracts = Contracts(catalogues.load(), open_registry(settings, timeout_s=PATIENT_S))
+        self._begin(settings, contracts)
+        load = Load(
+            settings,
+            contracts,
+            self._history,
+            seed=plan.seed,
+            questions_per_s=plan.questions_per_s,
+            messages_per_s=plan.messages_per_s,
+        )
+        self._open.callback(load.close)
+        fleet = self._fleet(settings, gemini)
+        self._open.callback(fleet.close)
+        pace = Pace(
+            load, Follower(settings, MESSAGES, INGEST_GROUP), Follower(settings, QUERIES, ANSWER_GROUP), self._history
+        )
+        chaos = Chaos(
+            settings,
+            self._stack,
+            fleet,
+            self._history,
+            random.Random(plan.seed),
+            pause_s=plan.pause_s,
+            spared=plan.spared,
+        )
+        scene = Scene(
+            home=self._home, settings=settings, stack=self._stack, fleet=fleet, pace=pace, history=self._history
+        )
+        with burning(plan.load, self._home), ExitStack() as aside:
+            for ticker in [Ticker(1, self._note_load_average), *([beside(scene)] if beside else [])]:
+                aside.callback(ticker.stop)
+                ticker.start()
+            self._act(scene, load, chaos)
+            self._settle(scene, chaos, settle_limit_s(pace.readings))
+        for name in fleet.names:
+            chaos.say(f"{name} ended with {fleet.end(name)}")
+        self._account(scene, contracts, load, chaos)
+
+    def _act(self, scene: Scene, load: Load, chaos: Chaos) -> None:
+        """Load and chaos, until everything is said and runs again."""
+        load.say(FIRST_MESSAGES)
+        chaos.begin(self._plan.workers)
+        load.start()
+        scene.pace.start()
+        self._open.callback(scene.pace.stop)
+        began_s = time.monotonic()
+        settling_s = min(SETTLE_KEPT_S, SETTLE_SHARE * self._plan.limit_s)
+        chaos.run(self._plan.seconds, latest_s=self._until_s - settling_s - ENDING_S)
+        self._acted_s = time.monotonic() - began_s
+        self._stack.up()
+        load.stop(max(10.0, self.left_s - ENDING_S))
+        scene.pace.stop()
+
+    def _account(self, scene: Scene, contracts: Contracts, load: Load, chaos: Chaos) -> None:
+        found = account(scene.settings, contracts, load)
+        evidence.write_seen(scene.settings, self._history, [RESPONSES, DEAD_LETTERS])
+        evidence.write_archived(scene.settings, self._history)
+        self.right = found.right and self._settled
+        # What is missing or behind in a run that did not settle may only be late.
+        self._wrong = bool(found.duplicated or found.dead_letters or (self._settled and not found.right))
+        share = scene.pace.share
+        self.line = {
+            **found.as_dict(),
+            "actions": dict(chaos.done),
+            "slow": share < FEW or self._settle_s > SETTLE_S or self._acted_s < self._plan.seconds,
+            "measured_per_s": scene.pace.measured_per_s,
+            "share": round(share, 2),
+            "acted_s": round(self._acted_s, 1),
+            "settled": self._settled,
+            "settle_s": round(self._settle_s, 1),
+            "load_average": round(sum(self._averages) / max(1, len(self._averages)), 1),
+        }
+
+    def _note_load_average(self) -> None:
+        average = os.getloadavg()[0]
+        self._averages.append(average)
+        self._history.write("load", average=round(average, 2))
+
+    def _prepare(self, addresses: dict[str, str]) -> Settings:
+        """Topics, contracts and archive."""
+        given = os.environ.get("RTFM_EMBEDDING_MODEL_DIR")
+        model = Path(given) if given else CHECKOUT.parent / "shared" / "models" / "all-MiniLM-L6-v2"
+        settings = evolve(
+            Settings(),
+            home=self._home / "processor",
+            kafka_bootstrap_servers=addresses["kafka"],
+            schema_registry_url=addresses["schema-registry"],
+            chroma_url=addresses["chroma"],
+            database_url=addresses["postgres"],
+            embedding_model_dir=model if model.is_dir() else None,
+            embedding_threads=1,
+            log_format="json",
+        )
+        catalogue = catalogues.load()
+        topics = TopicAdmin(settings, catalogue)
+        topics.apply(topics.plan())
+        registry = open_registry(settings, timeout_s=PATIENT_S)
+        registration.apply(catalogue, registry, registration.plan(catalogue, registry))
+        registry.close()
+        archive = SqlArchive(settings.database_url)
+        archive.migrate()
+        archive.close()
+        return settings
+
+    def _begin(self, settings: Settings, contracts: Contracts) -> None:
+        topics = {"messages": MESSAGES, "queries": QUERIES, "responses": RESPONSES, "dead_letters": DEAD_LETTERS}
+        schemas = {
+            contracts.registry.id_for(topic, codec.schema): codec.schema
+            for topic in (MESSAGES, QUERIES, RESPONSES)
+            for codec in (contracts.codec(topic),)
+        }
+        self._history.write(
+            "begin",
+            format=FORMAT,
+            run=self._plan.run,
+            commit=commit(),
+            seed=self._plan.seed,
+            seconds=self._plan.seconds,
+            load=self._plan.load,
+            topics={what: topic_name(settings, topic) for what, topic in topics.items()},
+            groups={
+                "answer": group_name(settings, ANSWER_GROUP),
+                "ingest": group_name(settings, INGEST_GROUP),
+            },
+            partitions=PARTITIONS,
+            ordered_by_key=[topic_name(settings, RESPONSES)],
+            schemas={str(number): schema for number, schema in schemas.items()},
+        )
+
+    def _fleet(self, settings: Settings, gemini: FakeGemini) -> Fleet:
+        def note(name: str, pid: int, code: int | None) -> None:
+            ended = {} if code is None else {"code": code}
+            self._history.write("worker", name=name, pid=pid, phase="exit" if ended else "start", **ended)
+
+        return Fleet(
+            settings,
+            command=[str(Path(sys.executable).with_name("rtfm-cli")), "run", "processor"],
+            environment={"GEMINI_API_KEY": fakes.KEY, "GEMINI_API_ENDPOINT": gemini.address},
+            folder=self._home,
+            logs=self._history.logs,
+            note=note,
+        )
+
+    def _settle(self, scene: Scene, chaos: Chaos, limit_s: float) -> None:
+        """Wait until both groups are through with everything, and note whether they are."""
+        began_s = time.monotonic()
+        limit_s = min(limit_s, self.left_s - ENDING_S)
+        self._settled = _settled(scene, chaos, limit_s)
+        self._settle_s = time.monotonic() - began_s
+        self._history.write("settled", ok=self._settled, after_s=round(self._settle_s, 1), limit_s=round(limit_s, 1))
+
+
+def _settled(scene: Scene, chaos: Chaos, limit_s: float) -> bool:
+    topics = TopicAdmin(scene.settings, catalogues.load())
+    until_s = time.monotonic() + limit_s
+    told_s = 0.0
+    state = "Kafka did not answer"
+    while time.monotonic() < until_s:
+        chaos.revive()
+        try:
+            ends = {state.topic: state.records for state in topics.states()}
+            done = {follower.topic: follower.committed() for follower in scene.pace.followers}
+        except RtfmError as exc:
+            chaos.say(str(exc))
+            continue
+        if all(ends[topic] == count for topic, count in done.items()):
+            return True
+        state = ", ".join(f"{topic}: {count} of {ends[topic]}" for topic, count in done.items())
+        if time.monotonic() - told_s > 5:
+            told_s = time.monotonic()
+            chaos.say(state)
+        time.sleep(0.5)
+    chaos.say(f"not done after {limit_s:.0f} s: {state}")
+    return False

@@ -1,0 +1,34 @@
+"""Something that is done again and again beside a run."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable
+
+
+class Ticker:
+    """Calls ``do`` every ``period_s`` from a thread of its own, until ``stop``. An error of it is shown, no more."""
+
+    def __init__(self, period_s: float, do: Callable[[], None]) -> None:
+        self._period_s = period_s
+        self._do = do
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        """Begin, after the first period."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, once the call that is under way has returned."""
+        self._done.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._done.wait(self._period_s):
+            try:
+                self._do()
+            except Exception:  # the next call may do better, and the run goes on
+                traceback.print_exc()

@@ -1,0 +1,40 @@
+"""``python -m tests.judge DIR``: judge the kept run in DIR.
+
+Writes DIR/verdict.json and prints the verdict. The exit code is 0 if the run is right, 1 if it is wrong, and 2 if it
+cannot be judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.judge.verdict import judge
+
+VERDICT = "verdict.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Judge; ``arguments`` are those of the command line unless given."""
+    parser = argparse.ArgumentParser(prog="python -m tests.judge", description="Judge the kept run in a folder.")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder that `make chaos` kept")
+    parser.add_argument("--json", action="store_true", help="print what verdict.json holds")
+    options = parser.parse_args(arguments)
+    verdict = judge(options.folder)
+    text = json.dumps(verdict.as_json(), indent=2, ensure_ascii=False)
+    print(text if options.json else verdict.as_text())  # noqa: T201 - the result
+    try:
+        (options.folder / VERDICT).write_text(text + "\n", encoding="utf-8")
+    except OSError as exc:
+        print(f"{VERDICT} was not written: {exc}", file=sys.stderr)  # noqa: T201 - for people
+    return verdict.exit_code
+
+
+if __name__ == "__main__":
+    # What is loaded stays until the end; looking for what could be freed took a quarter of the time.
+    gc.disable()
+    sys.exit(main())

@@ -1,0 +1,267 @@
+"""A kept run, loaded: its history, the records of its topics decoded, and the positions of its groups.
+
+Raises NotJudged where the files are not those of one whole run: a topic that is gone or was made again, offsets that
+are missing, a segment that is not readable.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fastavro
+from attrs import define, field, frozen
+
+from tests.judge.finished import Finished
+from tests.judge.history import FILE, Begin, History, NotJudged
+from tests.judge.history import read as read_history
+from tests.judge.positions import TOPIC as OFFSETS
+from tests.judge.positions import Position, Where, positions_of
+from tests.judge.segments import PartitionLog, Record, Unreadable, partitions, read_partition
+
+_FRAME = struct.Struct(">bI")  # Confluent's wire format: a zero, then the schema id
+_METADATA_LOG = "__cluster_metadata-0"
+_TOPIC_RECORD, _REMOVE_TOPIC_RECORD = 2, 9  # TopicRecord.json, RemoveTopicRecord.json of Kafka's metadata
+
+_TOOL_WINDOW_MS = 30_000
+"""How far from a tool's line a position may move back because of it."""
+
+
+@frozen
+class Event:
+    """A committed record and its decoded value."""
+
+    record: Record
+    fields: dict[str, Any] = field(repr=False)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Partition and offset."""
+        return self.record.batch.partition, self.record.offset
+
+
+@frozen(kw_only=True)
+class Setback:
+    """A group's position that lost something which was finished."""
+
+    before: Position
+    after: Position
+    first_lost: int
+    end: int
+    """Behind the highest offset that had been finished."""
+    is_allowed: bool
+    """Whether a tool did it on purpose."""
+
+
+@define(kw_only=True)
+class Run:
+    """Everything that the rules look at."""
+
+    history: History
+    logs: dict[str, dict[int, PartitionLog]]
+    positions: dict[Where, list[Position]]
+    queries: dict[str, list[Event]] = field(factory=dict)
+    """Committed records of each question, in order of time."""
+    messages: dict[str, list[Event]] = field(factory=dict)
+    """Committed changes of each message, in order."""
+    responses: dict[str, list[Event]] = field(factory=dict)
+    dead_letters: list[Record] = field(factory=list)
+    undecodable: list[tuple[Record, str]] = field(factory=list)
+    setbacks: list[Setback] = field(factory=list)
+    strange_positions: list[tuple[Position, str]] = field(factory=list)
+    """Positions whose metadata is of no known form, and why."""
+    finished: dict[Where, Finished] = field(factory=dict)
+    """What each group's last position says."""
+
+    @property
+    def begin(self) -> Begin:
+        """The facts of the run."""
+        return self.history.begin
+
+    def topic(self, role: str) -> str:
+        """The name on the cluster."""
+        return self.begin.topics[role]
+
+    def committed(self, role: str) -> Iterator[Record]:
+        """The records that a reader of committed records is given, partition by partition."""
+        for _, log in sorted(self.logs[self.topic(role)].items()):
+            yield from (record for record in log.records if record.is_visible)
+
+    def is_finished(self, group: str, event: Event) -> bool:
+        """Whether the last position of the group ``group`` (answer, ingest) says that the record was handled."""
+        batch = event.record.batch
+        found = self.finished.get((self.begin.groups[group], batch.topic, batch.partition))
+        return found is not None and found.holds(event.record.offset)
+
+
+def load(folder: Path) -> Run:
+    """The run in ``folder``. Raises NotJudged."""
+    history = read_history(folder / FILE)
+    begin, data = history.begin, folder / "kafka"
+    if not data.is_dir():
+        raise NotJudged(f"Kafka's data is missing: there is no folder {data}")
+    names = {*begin.topics.values(), *(topic for _, topic, _ in history.seen)}
+    try:
+        for name in sorted(names):
+            _refuse_deleted(data, name)
+        logs = {name: _whole_topic(data, name, begin) for name in sorted(names)}
+        _refuse_made_again(data, logs, begin)
+        offsets = [_whole(read_partition(path)) for path in partitions(data, OFFSETS).values()]
+        positions = {where: found for log in offsets for where, found in positions_of(log).items()}
+    except (Unreadable, OSError) as exc:
+        raise NotJudged(f"Kafka's data is not readable: {exc}") from exc
+    if not offsets:
+        raise NotJudged(f"the folders of {OFFSETS} are missing")
+    run = Run(history=history, logs=logs, positions=positions)
+    run.logs[OFFSETS] = {log.partition: log for log in offsets}
+    _decode(run)
+    _follow_positions(run)
+    return run
+
+
+def _refuse_deleted(data: Path, topic: str) -> None:
+    deleted = re.compile(re.escape(topic) + r"-\d+\.[0-9a-f]+-(delete|stray)")
+    if found := next((path.name for path in data.iterdir() if deleted.fullmatch(path.name)), None):
+        raise NotJudged(f"{topic} was deleted during the run: there is a folder {found}")
+
+
+def _whole_topic(data: Path, topic: str, begin: Begin) -> dict[int, PartitionLog]:
+    found = partitions(data, topic)
+    if missing := [number for number in range(begin.partitions) if number not in found]:
+        raise NotJudged(f"the folder of {topic}-{missing[0]} is missing: the topic was deleted, or was never there")
+    return {number: _whole(read_partition(path)) for number, path in sorted(found.items())}
+
+
+def _whole(log: PartitionLog) -> PartitionLog:
+    gaps = [(0, log.start), *log.gaps] if log.start else log.gaps
+    if gaps:
+        (first, end), *_ = gaps
+        raise NotJudged(
+            f"{log.topic}-{log.partition} has no offsets {first} to {end - 1}: they were removed by retention or"
+            " compaction (run the broker with log.cleaner.enable=false)"
+        )
+    return log
+
+
+def _refuse_made_again(data: Path, logs: dict[str, dict[int, PartitionLog]], begin: Begin) -> None:
+    """A topic has one id, everywhere that ids stand: in its folders, at the run's beginning, in the metadata log."""
+    known: dict[str, set[str]] = {topic: set() for topic in logs}
+    for topic, parts in logs.items():
+        known[topic] |= {log.topic_id for log in parts.values() if log.topic_id is not None}
+        known[topic] |= {begin.topic_ids[topic]} if topic in begin.topic_ids else set()
+    if (data / _METADATA_LOG).is_dir():
+        removed = set()
+        for api_key, name, topic_id in _topic_records(read_partition(data / _METADATA_LOG).records):
+            if api_key == _REMOVE_TOPIC_RECORD:
+                removed.add(topic_id)
+            elif name in known:
+                known[name].add(topic_id)
+        if gone := [topic for topic, ids in known.items() if ids & removed]:
+            raise NotJudged(f"{gone[0]} was deleted during the run")
+    if several := [topic for topic, ids in known.items() if len(ids) > 1]:
+        raise NotJudged(
+            f"{several[0]} was deleted and made again during the run: it has the ids "
+            + ", ".join(sorted(known[several[0]]))
+        )
+
+
+def _topic_records(records: Iterable[Record]) -> Iterator[tuple[int, str, str]]:
+    """Type, name and topic id of the metadata log's records that make or remove a topic.
+
+    A record begins with a frame version, its type and its version, one byte each for those (KIP-631).
+    """
+    for record in records:
+        value = record.value or b""
+        if value[1:2] == bytes([_TOPIC_RECORD]):
+            # The length of the name, plus one, is a varint of one or two bytes.
+            size, at = (value[3] - 1, 4) if value[3] < 128 else ((value[3] & 127 | value[4] << 7) - 1, 5)
+            yield _TOPIC_RECORD, value[at : at + size].decode(), _topic_id(value[at + size : at + size + 16])
+        elif value[1:2] == bytes([_REMOVE_TOPIC_RECORD]):
+            yield _REMOVE_TOPIC_RECORD, "", _topic_id(value[3:19])
+
+
+def _topic_id(packed: bytes) -> str:
+    """As Kafka writes it: base64 for URLs, without padding."""
+    return base64.urlsafe_b64encode(packed).decode().rstrip("=")
+
+
+def _decode(run: Run) -> None:
+    """Decode the committed records of the three topics that have a schema."""
+    schemas: dict[int, Any] = {}
+    for number, schema in run.begin.schemas.items():
+        try:
+            schemas[number] = fastavro.parse_schema(schema)
+        except Exception as exc:  # fastavro raises many kinds
+            raise NotJudged(f"schema {number} of the history is not readable: {exc}") from exc
+    for role, name, found in (
+        ("queries", "query_id", run.queries),
+        ("messages", "message_id", run.messages),
+        ("responses", "query_id", run.responses),
+    ):
+        for record in run.committed(role):
+            try:
+                fields = _decoded(record.value, schemas)
+                found.setdefault(fields[name], []).append(Event(record, fields))
+            except Exception as exc:  # fastavro raises many kinds
+                run.undecodable.append((record, f"{type(exc).__name__}: {exc}"))
+    for events in run.queries.values():
+        events.sort(key=lambda event: event.record.timestamp_ms)
+    run.dead_letters += run.committed("dead_letters")
+
+
+def _decoded(value: bytes | None, schemas: dict[int, Any]) -> dict[str, Any]:
+    if value is None:
+        raise ValueError("it has no value")
+    zero, number = _FRAME.unpack_from(value)
+    if zero or number not in schemas:
+        raise ValueError(f"it has the schema id {number}, which is not in the history")
+    packed = io.BytesIO(value[_FRAME.size :])
+    fields: Any = fastavro.schemaless_reader(packed, schemas[number], None)
+    if packed.read(1):
+        raise ValueError("something follows its value")
+    return dict(fields)
+
+
+def _follow_positions(run: Run) -> None:
+    """Find where a group's position lost what was finished, and what its last one says."""
+    groups = set(run.begin.groups.values())
+    for where, positions in run.positions.items():
+        if where[0] not in groups:
+            continue
+        last: tuple[Position, Finished] | None = None
+        for position in positions:
+            if not position.is_applied:
+                continue
+            finished = Finished(((0, 0),))
+            if position.offset is not None:
+                try:
+                    finished = Finished.decode(position.offset, position.metadata)
+                except ValueError as exc:
+                    run.strange_positions.append((position, str(exc)))
+                    finished = Finished(((0, position.offset),))
+            if last is not None and (lost := last[1].first_lost(finished)) is not None:
+                run.setbacks.append(
+                    Setback(
+                        before=last[0],
+                        after=position,
+                        first_lost=lost,
+                        end=last[1].end,
+                        is_allowed=_was_a_tool(run.history, position),
+                    )
+                )
+            last = position, finished
+        if last is not None:
+            run.finished[where] = last[1]
+    run.setbacks.sort(key=lambda setback: setback.after.committed_at_ms)
+
+
+def _was_a_tool(history: History, position: Position) -> bool:
+    return any(
+        tool.group == position.group and abs(tool.at_ms - position.committed_at_ms) <= _TOOL_WINDOW_MS
+        for tool in history.tools
+    )

@@ -1,0 +1,162 @@
+"""Reads what groups committed, from __consumer_offsets, in the order in which it took effect.
+
+A position that is sent in a transaction takes effect at the marker that commits it, and only if no later record has set
+the same position meanwhile; a tombstone removes the position and those that wait for their marker. This is what Kafka's
+``OffsetMetadataManager.replay`` and ``replayEndTransactionMarker`` do.
+
+Source of the format: ``OffsetCommitKey.json`` and ``OffsetCommitValue.json`` of Kafka's group coordinator (keys of
+versions 0 and 1, values of versions 0 to 4); keys of other versions are not positions.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from heapq import merge
+from pathlib import Path
+
+from attrs import evolve, frozen
+
+from tests.judge.segments import Marker, Outcome, PartitionLog, Record, Unreadable, partitions, read_partition
+
+TOPIC = "__consumer_offsets"
+_KEYS = (0, 1)
+_NO_METADATA_LENGTH = -1
+
+Where = tuple[str, str, int]
+"""Group, topic, partition."""
+
+
+@frozen(kw_only=True)
+class Position:
+    """One commit of a group's position in one partition."""
+
+    group: str
+    topic: str
+    partition: int
+    offset: int | None
+    """The next offset to read; None for a tombstone, which removes the position."""
+    metadata: str
+    leader_epoch: int
+    committed_at_ms: int
+    written: Record
+    """The record in __consumer_offsets: its offset, time, producer id and epoch, and how its transaction ended."""
+    is_applied: bool
+    """Whether it became the group's position."""
+
+
+def read_positions(data: Path) -> dict[Where, list[Position]]:
+    """All commits in the data folder ``data``, each list in order of effect. Raises Unreadable, OSError."""
+    found: dict[Where, list[Position]] = {}
+    for folder in partitions(data, TOPIC).values():
+        for where, positions in positions_of(read_partition(folder)).items():
+            found.setdefault(where, []).extend(positions)
+    return found
+
+
+def positions_of(log: PartitionLog) -> dict[Where, list[Position]]:
+    """The commits in one partition of __consumer_offsets; those without effect stand where they came to nothing."""
+    history: dict[Where, list[Position]] = {}
+    current: dict[Where, int] = {}
+    """Offset of the record that set each position."""
+    pending: dict[int, dict[Where, Position]] = {}
+
+    def note(where: Where, position: Position, *, is_applied: bool) -> None:
+        if is_applied:
+            current[where] = position.written.offset
+        history.setdefault(where, []).append(evolve(position, is_applied=is_applied))
+
+    events: Iterable[Record | Marker] = merge(log.records, log.markers, key=lambda event: event.offset)
+    for event in events:
+        if isinstance(event, Marker):
+            for where, position in pending.pop(event.producer_id, {}).items():
+                is_newer = current.get(where, -1) < position.written.offset
+                note(where, position, is_applied=event.outcome is Outcome.COMMITTED and is_newer)
+        elif (commit := _position(event)) is not None:
+            where = commit.group, commit.topic, commit.partition
+            if commit.offset is None:
+                for waiting in pending.values():
+                    if (dropped := waiting.pop(where, None)) is not None:
+                        note(where, dropped, is_applied=False)
+                note(where, commit, is_applied=True)
+                del current[where]
+            elif event.batch.outcome is Outcome.NONE:
+                note(where, commit, is_applied=True)
+            else:
+                waiting = pending.setdefault(event.batch.producer_id, {})
+                if (replaced := waiting.pop(where, None)) is not None:
+                    note(where, replaced, is_applied=False)
+                waiting[where] = commit
+    for waiting in pending.values():
+        for where, position in waiting.items():
+            note(where, position, is_applied=False)
+    return history
+
+
+def _position(record: Record) -> Position | None:
+    """The commit that a record is, or None. Raises Unreadable."""
+    try:
+        key = _Fields(record.key or b"")
+        if key.take(">h") not in _KEYS:
+            return None
+        group, topic, partition = key.text(), key.text(), key.take(">i")
+        offset, leader_epoch, metadata, committed_at_ms = None, -1, "", record.timestamp_ms
+        if record.value is not None:
+            value = _Fields(record.value)
+            version = value.take(">h")
+            offset = value.take(">q")
+            if version >= 3:
+                leader_epoch = value.take(">i")
+            metadata = value.text() if version < 4 else value.compact_text()
+            committed_at_ms = value.take(">q")
+    except (struct.error, IndexError, UnicodeDecodeError) as exc:
+        batch = record.batch
+        raise Unreadable(f"{TOPIC}-{batch.partition}: offset {record.offset} is no position: {exc}") from exc
+    return Position(
+        group=group,
+        topic=topic,
+        partition=partition,
+        offset=offset,
+        metadata=metadata,
+        leader_epoch=leader_epoch,
+        committed_at_ms=committed_at_ms,
+        written=record,
+        is_applied=False,
+    )
+
+
+class _Fields:
+    """Reads one field after another."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def take(self, form: str) -> int:
+        """A number, in ``struct``'s notation."""
+        (number,) = struct.unpack_from(form, self._data, self._at)
+        self._at += struct.calcsize(form)
+        return int(number)
+
+    def text(self) -> str:
+        """A string behind its length in two bytes; null is empty."""
+        return self._text(self.take(">h"))
+
+    def compact_text(self) -> str:
+        """A string behind its length plus one as an unsigned varint; null is empty."""
+        number = shift = 0
+        while True:
+            byte = self.take(">B")
+            number |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return self._text(number - 1)
+
+    def _text(self, size: int) -> str:
+        if size == _NO_METADATA_LENGTH:
+            return ""
+        data = self._data[self._at : self._at + size]
+        if len(data) != size:
+            raise IndexError("a string is cut off")
+        self._at += size
+        return data.decode()

@@ -1,0 +1,360 @@
+"""The rules that a run is judged by. Pure: each looks at a loaded run and gives what breaks it.
+
+What a rule finds names its records, so that a reader of the verdict needs no tool to look further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from attrs import frozen
+
+from tests.judge.evidence import Event, Run, Setback
+from tests.judge.positions import Position
+from tests.judge.segments import Record
+
+_SOURCE = "__connect.errors."  # Kafka Connect's names for where a dead letter stood (KIP-298)
+
+
+@frozen(kw_only=True)
+class Finding:
+    """One thing that breaks a rule, with the id of the question or message and the records that show it."""
+
+    what: str
+    id: str | None = None
+    records: tuple[Record, ...] = ()
+    positions: tuple[Position, ...] = ()
+
+
+Check = Callable[[Run], Iterator[Finding]]
+
+
+@frozen
+class Rule:
+    """A rule, as one sentence."""
+
+    name: str
+    statement: str
+    check: Check
+
+
+def answered_once(run: Run) -> Iterator[Finding]:
+    """Counts records that are committed, known by partition and offset; records of one question count once."""
+    given_up, rewinds = _given_up(run), _rewinds(run)
+    for query_id, responses in run.responses.items():
+        asked = run.queries.get(query_id, [])
+        # Where a tool moved the position back over the question, it is answered again.
+        again = max((_times_read_again(event, rewinds) for event in asked), default=0)
+        shown = tuple(event.record for event in (*asked, *responses))
+        if query_id not in run.history.asked:
+            yield Finding(what="a response to a question that was not asked", id=query_id, records=shown)
+        elif len(responses) > 1 + again:
+            yield Finding(what=f"the question has {len(responses)} responses", id=query_id, records=shown)
+    for query_id in _acknowledged_questions(run):
+        asked = run.queries.get(query_id, [])
+        if query_id in run.responses or any(event.place in given_up for event in asked):
+            continue
+        if any(run.is_finished("answer", event) for event in asked):
+            yield Finding(
+                what="the group's position is past the question, and it has no response",
+                id=query_id,
+                records=tuple(event.record for event in asked),
+            )
+
+
+def unfinished_questions(run: Run) -> Iterator[Finding]:
+    """Acknowledged questions that the group had not handled when the run ended."""
+    for query_id in _acknowledged_questions(run):
+        asked = run.queries.get(query_id, [])
+        if asked and query_id not in run.responses and not any(run.is_finished("answer", event) for event in asked):
+            shown = tuple(event.record for event in asked)
+            yield Finding(what="the question was not handled when the run ended", id=query_id, records=shown)
+
+
+def unfinished_messages(run: Run) -> Iterator[Finding]:
+    """Committed changes of messages that the group had not handled when the run ended."""
+    for message_id, changes in run.messages.items():
+        for event in changes:
+            if not run.is_finished("ingest", event):
+                shown = (event.record,)
+                yield Finding(what="the change was not handled when the run ended", id=message_id, records=shown)
+
+
+def finished(run: Run) -> Iterator[Finding]:
+    """Only where the run says that it settled; else what is unfinished is counted, and breaks no rule."""
+    if run.history.is_settled:
+        yield from unfinished_questions(run)
+        yield from unfinished_messages(run)
+
+
+def in_order(run: Run) -> Iterator[Finding]:
+    """Compares places in the input; only the first response of a question counts here."""
+    for topic in run.begin.ordered_by_key:
+        outputs = _responses(run) if topic == run.topic("responses") else _dead_letters(run)
+        last: dict[tuple[int, str, int, bytes | None], tuple[int, Record]] = {}
+        for output, (source, partition, offset), key, shown in outputs:
+            stream = output.batch.partition, source, partition, key
+            before, earlier = last.get(stream, (-1, output))
+            if offset < before:
+                what = f"the output of {source}-{partition}@{offset} stands behind the one of offset {before}"
+                yield Finding(what=what, id=_text(key), records=(*shown, earlier, output))
+            last[stream] = max(before, offset), output
+
+
+def archived(run: Run) -> Iterator[Finding]:
+    """A change that the group had not handled when the run ended may be in the archive or not."""
+    rows = {row.message_id: row for row in run.history.archived}
+    for message_id, changes in run.messages.items():
+        row = rows.pop(message_id, None)
+        handled = [run.is_finished("ingest", event) for event in changes]
+        first = max((number for number, done in enumerate(handled) if done), default=None)
+        shown = tuple(event.record for event in changes)
+        if row is None:
+            if first is not None:
+                yield Finding(what="the message is not in the archive", id=message_id, records=shown)
+            continue
+        states = _states(changes)[first or 0 :]
+        if (row.content, row.deleted, row.channel_id) not in states:
+            state = "deleted" if row.deleted else f"{row.content[:80]!r} in channel {row.channel_id}"
+            what = f"the archive has not the last change of the message, but {state}"
+            yield Finding(what=what, id=message_id, records=shown)
+    for message_id in rows:
+        yield Finding(what="the archive has a message that is not in the topic", id=message_id)
+
+
+def visible_only(run: Run) -> Iterator[Finding]:
+    """A passage without a channel is readable by everybody, as documents and taught answers are."""
+    for query_id, responses in run.responses.items():
+        visible = run.history.asked.get(query_id)
+        if visible is None:
+            continue
+        for event in responses:
+            shown = tuple(one.record for one in (*run.queries.get(query_id, ()), event))
+            for citation in event.fields.get("citations", ()):
+                if not _is_visible(citation, visible):
+                    channel = citation["channel_id"]
+                    what = f"citation {citation['number']} is from channel {channel}, which the question does not list"
+                    yield Finding(what=what, id=query_id, records=shown)
+            for passage in event.fields.get("retrieved", ()):
+                if (channel := passage["acl_channel_id"]) is not None and channel not in visible:
+                    what = (
+                        f"passage {passage['passage_id']} is from channel {channel}, which the question does not list"
+                    )
+                    yield Finding(what=what, id=query_id, records=shown)
+
+
+def positions_kept(run: Run) -> Iterator[Finding]:
+    """Looks at every position that took effect."""
+    for position, why in run.strange_positions:
+        yield Finding(what=why, positions=(position,))
+    for setback in run.setbacks:
+        if setback.is_allowed:
+            continue
+        if setback.after.offset is None:
+            what = "the position was removed"
+        elif setback.after.offset < (setback.before.offset or 0):
+            what = f"the position moved back from {setback.before.offset} to {setback.after.offset}"
+        else:
+            what = f"offset {setback.first_lost} was finished and is unfinished again"
+        yield Finding(what=what, positions=(setback.before, setback.after))
+
+
+def read_right(run: Run) -> Iterator[Finding]:
+    """Each reader must have read all partitions of a topic that it read at all, up to the last stable offset."""
+    topics = {(reader, topic) for reader, topic, _ in run.history.seen}
+    responses = run.topic("responses")
+    if run.responses and all(topic != responses for _, topic in topics):
+        yield Finding(what=f"no reader was given anything of {responses}, which holds committed records")
+    for reader, topic in sorted(topics):
+        for number, log in sorted(run.logs[topic].items()):
+            held = {record.offset: record for record in log.records}
+            end, last, given = log.stable_end, -1, set()
+            for offset, key in run.history.seen.get((reader, topic, number), ()):
+                where = f"{topic}-{number}@{offset}"
+                record = held.get(offset)
+                shown = () if record is None else (record,)
+                if offset in given:
+                    yield Finding(what=f"the reader {reader} was given {where} twice", records=shown)
+                elif offset < last:
+                    yield Finding(what=f"the reader {reader} was given {where} behind {last}", records=shown)
+                if record is None:
+                    yield Finding(what=f"the reader {reader} was given {where}, which does not exist")
+                elif not record.is_visible:
+                    what = f"the reader {reader} was given {where}, which is {record.batch.outcome.value}"
+                    yield Finding(what=what, records=shown)
+                elif key != _text(record.key):
+                    what = f"the reader {reader} was given {where} with the key {key!r}, not {_text(record.key)!r}"
+                    yield Finding(what=what, records=shown)
+                given.add(offset)
+                last = max(last, offset)
+            for record in log.records:
+                if record.is_visible and record.offset < end and record.offset not in given:
+                    what = f"the reader {reader} was not given {topic}-{number}@{record.offset}"
+                    yield Finding(what=what, records=(record,))
+
+
+def no_dead_letters(run: Run) -> Iterator[Finding]:
+    """Unless the history announces them."""
+    if not run.begin.expect_dead_letters:
+        for record in run.dead_letters:
+            yield Finding(what=f"a dead letter of {_origin(record)}", id=_text(record.key), records=(record,))
+
+
+def asked_first(run: Run) -> Iterator[Finding]:
+    """By the time that their producers gave them, which run on one machine."""
+    for query_id, responses in run.responses.items():
+        asked = run.queries.get(query_id, [])
+        shown = tuple(event.record for event in (*asked, *responses))
+        if not asked:
+            yield Finding(what="a response to a question that is not in the topic", id=query_id, records=shown)
+        elif asked[0].record.timestamp_ms > min(event.record.timestamp_ms for event in responses):
+            yield Finding(what="a response is older than its question", id=query_id, records=shown)
+
+
+def kept(run: Run) -> Iterator[Finding]:
+    """Looks at each acknowledgement; one of a record that was sent twice may come without an offset."""
+    held = {
+        (record.batch.topic, *event.place): (known_as, event)
+        for found in (run.queries, run.messages)
+        for known_as, events in found.items()
+        for event in events
+        if (record := event.record)
+    }
+    for line in run.history.acknowledged:
+        known_as = line.query_id or line.message_id
+        if line.offset < 0:
+            if known_as not in run.queries and known_as not in run.messages:
+                yield Finding(what="acknowledged, and there is no record of it", id=known_as)
+            continue
+        where = f"{line.topic}-{line.partition}@{line.offset}"
+        found_id, event = held.get((line.topic, line.partition, line.offset), (None, None))
+        shown = () if event is None else (event.record,)
+        if found_id != known_as:
+            what = f"acknowledged at {where}, where " + ("no record is" if event is None else f"{found_id} stands")
+            yield Finding(what=what, id=known_as, records=shown)
+        elif event is not None and line.message_id is not None and line.version is not None:
+            said = run.history.said.get((line.message_id, line.version))
+            if said is None or (said.content, said.change) != (event.fields["content"], event.fields["change"]):
+                what = f"change {line.version} of the message, acknowledged at {where}, is not what was said"
+                yield Finding(what=what, id=known_as, records=shown)
+
+
+def decodable(run: Run) -> Iterator[Finding]:
+    """Questions and messages that are wrong on purpose are announced with the dead letters that they become."""
+    for record, why in run.undecodable:
+        if record.batch.topic == run.topic("responses") or not run.begin.expect_dead_letters:
+            yield Finding(what=f"the record is not readable: {why}", id=_text(record.key), records=(record,))
+
+
+RULES = (
+    Rule(
+        "answered-once",
+        "Every acknowledged question has exactly one committed response, and nothing else has one.",
+        answered_once,
+    ),
+    Rule("in-order", "Outputs of one key stand in the order of their inputs.", in_order),
+    Rule("archived", "The archive holds the last change of every message, and nothing else.", archived),
+    Rule(
+        "visible-only",
+        "Every citation and every retrieved passage is from a channel that the question lists as visible.",
+        visible_only,
+    ),
+    Rule(
+        "positions-kept",
+        "No group's position moves back and nothing finished becomes unfinished, except by a tool.",
+        positions_kept,
+    ),
+    Rule("read-right", "A reader of committed records is given each of them once, in order, and no other.", read_right),
+    Rule("no-dead-letters", "There is no dead letter, unless the run announces them.", no_dead_letters),
+    Rule("asked-first", "Every committed response follows a committed record of its question.", asked_first),
+    Rule("kept", "Every acknowledged record stands where its producer was told.", kept),
+    Rule("decodable", "Every committed record has the form that its schema id names.", decodable),
+    Rule("finished", "Everything is handled, where the run says that it is.", finished),
+)
+
+
+def _acknowledged_questions(run: Run) -> Iterator[str]:
+    yield from dict.fromkeys(line.query_id for line in run.history.acknowledged if line.query_id is not None)
+
+
+def _rewinds(run: Run) -> list[Setback]:
+    """Where a tool moved the answer group's positions back."""
+    return [one for one in run.setbacks if one.is_allowed and one.after.group == run.begin.groups["answer"]]
+
+
+def _times_read_again(event: Event, rewinds: list[Setback]) -> int:
+    """How often the position was moved back over a question."""
+    batch = event.record.batch
+    return sum(
+        (rewind.after.topic, rewind.after.partition) == (batch.topic, batch.partition)
+        and rewind.first_lost <= event.record.offset < rewind.end
+        for rewind in rewinds
+    )
+
+
+def _given_up(run: Run) -> set[tuple[int, int]]:
+    """Partition and offset of the questions that became dead letters."""
+    sources = (_source(record) for record in run.dead_letters)
+    return {(partition, offset) for topic, partition, offset in sources if topic == run.topic("queries")}
+
+
+_Output = tuple[Record, tuple[str, int, int], bytes | None, tuple[Record, ...]]
+"""A record, the place of what it was made from, the key of that, and the record of that where it is at hand."""
+
+
+def _responses(run: Run) -> Iterator[_Output]:
+    firsts: dict[str, Event] = {}
+    for events in run.responses.values():
+        for event in events:
+            query_id = event.fields["query_id"]
+            if query_id in run.queries:
+                firsts.setdefault(query_id, event)
+    for query_id, event in sorted(firsts.items(), key=lambda item: item[1].place):
+        record = run.queries[query_id][0].record
+        yield event.record, (record.batch.topic, record.batch.partition, record.offset), record.key, (record,)
+
+
+def _dead_letters(run: Run) -> Iterator[_Output]:
+    for record in run.dead_letters:
+        if (source := _source(record))[0]:
+            yield record, source, record.key, ()
+
+
+def _source(letter: Record) -> tuple[str, int, int]:
+    """Topic, partition and offset of what became a dead letter; an empty topic where it does not say."""
+    facts = {name.removeprefix(_SOURCE): value for name, value in letter.headers if name.startswith(_SOURCE)}
+    try:
+        return (
+            (facts["topic"] or b"").decode(),
+            int((facts["partition"] or b"").decode()),
+            int((facts["offset"] or b"").decode()),
+        )
+    except (KeyError, ValueError):
+        return "", -1, -1
+
+
+def _origin(letter: Record) -> str:
+    topic, partition, offset = _source(letter)
+    return f"{topic}-{partition}@{offset}" if topic else "a record that it does not name"
+
+
+def _states(changes: list[Event]) -> list[tuple[str, bool, Any]]:
+    """Content, deleted and channel of a message after each of its changes; a deleted message stays deleted."""
+    states = []
+    is_deleted = False
+    for event in changes:
+        is_deleted = is_deleted or event.fields["change"] == "DELETED"
+        states.append(("" if is_deleted else event.fields["content"], is_deleted, event.fields["channel_id"]))
+    return states
+
+
+def _is_visible(citation: dict[str, Any], visible: frozenset[str]) -> bool:
+    """Whether the channel is listed, or the parent of a thread or post that is public; a document has no channel."""
+    channel, parent = citation["channel_id"], citation["parent_channel_id"]
+    is_public_below = citation["channel_kind"] in ("PUBLIC_THREAD", "FORUM_POST")
+    return channel is None or channel in visible or (is_public_below and parent in visible)
+
+
+def _text(key: bytes | None) -> str | None:
+    return None if key is None else key.decode(errors="replace")

@@ -1,0 +1,100 @@
+"""The story of a question that was answered twice, from a run made by hand."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.chaos import explain
+from tests.judging import ANSWER, PRODUCER, QUERIES, RESPONSES, KeptRun, right_run, text
+
+NAME = f"{ANSWER}-w1"
+
+
+def story_of(run: KeptRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *more: str) -> str:
+    """What is printed for a run; it must go well."""
+    run.write()
+    monkeypatch.setattr("sys.argv", ["explain", str(run.folder), *more])
+    assert explain.main() == 0
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> KeptRun:
+    """A run in which w1 is killed, its partition's position is lost, and c1 is answered again."""
+    run = right_run(tmp_path / "run")
+    run.logs["__transaction_state", 0].append(
+        struct.pack(">h", 0) + text(NAME), struct.pack(">hqh", 0, PRODUCER, 0), at_ms=run.now_ms
+    )
+    run.note("action", name="kill", phase="begin", target="w1")
+    run.note("worker", name="w1", pid=5, phase="exit", code=-9)
+    run.note("action", name="kill", phase="end", target="w1", seconds=0.1)
+    run.position(ANSWER, QUERIES, 1, partition=1)
+    run.position(ANSWER, QUERIES, 0, partition=1)
+    run.respond("c1", partition=1)
+    run.conclude()
+    logs = run.folder / "logs"
+    logs.mkdir(parents=True)
+    line = {"level": "warning", "event": "no position", "timestamp": "2023-11-14T22:13:21.000000Z"}
+    (logs / "w1-1.log").write_text(json.dumps(line) + "\n")
+    return run
+
+
+def test_the_story_of_a_duplicate_has_both_responses_and_who_wrote_them(
+    run: KeptRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Partition, offset, time, producer id and epoch, and the transactional id that says which worker it was."""
+    told = story_of(run, monkeypatch, capsys)
+    assert "c1: 2 committed responses" in told
+    responses = [line for line in told.splitlines() if line.startswith(f"  {RESPONSES}-1@")]
+    assert len(responses) == 2
+    assert all(f"producer {PRODUCER} epoch 0 ({NAME})" in line and "committed by marker" in line for line in responses)
+
+
+def test_the_story_of_a_duplicate_shows_when_its_question_became_unfinished_again(
+    run: KeptRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the kill and the worker's end before it, in order of time, and the line of the worker's log."""
+    told = story_of(run, monkeypatch, capsys)
+    happened = told.partition("What happened")[2]
+    order = [happened.index(what) for what in ("name kill", "code -9", "UNFINISHED AGAIN")]
+    assert order == sorted(order)
+    assert "no position" in told.partition("What the workers logged then")[2]
+
+
+def test_a_question_without_an_answer_is_told_of_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where no question has two."""
+    run = right_run(tmp_path / "run")
+    run.ask("c9")
+    run.conclude()
+    told = story_of(run, monkeypatch, capsys)
+    assert "c9: 0 committed responses" in told
+    assert "the question is finished: position" in told
+
+
+def test_a_right_run_has_no_story_but_any_question_can_be_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its aborted attempt is shown as such."""
+    run = right_run(tmp_path / "run")
+    run.conclude()
+    assert "Every question was answered once" in story_of(run, monkeypatch, capsys)
+    monkeypatch.setattr("sys.argv", ["explain", str(run.folder), "--id", "c0"])
+    assert explain.main() == 0
+    told = capsys.readouterr().out
+    assert "c0: 1 committed responses" in told
+    assert "aborted by marker" in told
+
+
+def test_a_folder_without_a_run_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line."""
+    monkeypatch.setattr("sys.argv", ["explain", str(tmp_path)])
+    assert explain.main() == 2
+    assert capsys.readouterr().err.startswith("Error: there is no history.jsonl")
