@@ -128,7 +128,10 @@ class Transactions:
         2.16 does not know). A new producer has a new epoch.
         """
         if self._producer is not None:
-            self._producer.poll(0)  # serves the statistics
+            try:
+                self._producer.poll(0)  # serves the statistics
+            except KafkaException:  # of a producer that is of no use any more, whatever it is asked
+                self._in_doubt = True
         return self._in_doubt or self._has_lost_connection
 
     def open(self) -> None:
