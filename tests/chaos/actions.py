@@ -7,8 +7,9 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from types import MappingProxyType
 
 from attrs import frozen
 from confluent_kafka import KafkaException
@@ -47,8 +48,12 @@ class Chaos:
         *,
         pause_s: tuple[float, float] = (0.5, 2.0),
         spared: Collection[str] = (),
+        faults: Mapping[str, Action] = MappingProxyType({}),
     ) -> None:
-        """``pause_s``: between two actions, at least and at most. ``spared``: workers that nothing is done to."""
+        """``pause_s``: between two actions, at least and at most. ``spared``: workers that nothing is done to.
+
+        ``faults`` are further actions.
+        """
         self._settings = settings
         self._stack = stack
         self._fleet = fleet
@@ -65,6 +70,7 @@ class Chaos:
             **{f"kill {service}": Action(partial(str, service), self._outage) for service in SERVICES},
             "add worker": Action(self._newcomer, self._add),
             "remove worker": Action(lambda: self._victim() if len(self._fleet.names) > 1 else None, self._remove),
+            **faults,
         }
         self.done: Counter[str] = Counter(dict.fromkeys(self.actions, 0))
 

@@ -82,8 +82,8 @@ class KafkaProxy(Proxy):
 
     _late: LateRequest | None = None
 
-    def make_late(self, request: LateRequest) -> None:
-        """Keep the next request that ``request`` picks."""
+    def make_late(self, request: LateRequest | None) -> None:
+        """Keep the next request that ``request`` picks; None keeps no more."""
         self._on_loop(self._set(_late=request))
 
     async def _read(self, reader: asyncio.StreamReader) -> bytes:

@@ -23,7 +23,6 @@ from rtfm.contracts import PATIENT_S, Contracts, open_registry, registration
 from rtfm.contracts import catalogue as catalogues
 from rtfm.errors import RtfmError
 from rtfm.knowledge.archive import SqlArchive
-from rtfm.local.services import DEFAULT_PORTS, free_ports
 from rtfm.local.stack import LocalStack
 from rtfm.processor.service import ANSWER_GROUP, INGEST_GROUP
 from rtfm.settings import Settings
@@ -35,6 +34,7 @@ from tests.chaos import evidence
 from tests.chaos.actions import Chaos
 from tests.chaos.burners import burning
 from tests.chaos.endings import Interrupted, OutOfTime, endings
+from tests.chaos.faults import Faults, Network
 from tests.chaos.fleet import Fleet
 from tests.chaos.guard import guarded
 from tests.chaos.history import FORMAT, History
@@ -164,8 +164,10 @@ class _Run:
         self._home = home
         self._history = history
         self._until_s = until_s
-        self._stack = LocalStack(home, cache_dir=CACHE_DIR, broker_settings={"log.cleaner.enable": "false"})
         self._open = ExitStack()
+        self._network = self._open.enter_context(Network.planned())
+        broker_settings = {**self._network.broker_settings, "log.cleaner.enable": "false"}
+        self._stack = LocalStack(home, cache_dir=CACHE_DIR, broker_settings=broker_settings)
         self._open.callback(self._stack.down)
         self._averages: list[float] = []
         self._settled = False
@@ -195,7 +197,7 @@ class _Run:
         late, prompt = fakes.slow(3), fakes.Fault()
         calls = round(plan.questions_per_s * plan.limit_s)
         gemini.faults = [late if number % 20 == 0 else prompt for number in range(calls)]
-        started = self._stack.up(ports=free_ports(DEFAULT_PORTS))
+        started = self._stack.up(ports=self._network.ports)
         settings = self._prepare({service.name: service.address for service in started})
         contracts = Contracts(catalogues.load(), open_registry(settings, timeout_s=PATIENT_S))
         self._begin(settings, contracts)
@@ -208,19 +210,21 @@ class _Run:
             messages_per_s=plan.messages_per_s,
         )
         self._open.callback(load.close)
-        fleet = self._fleet(settings, gemini)
+        fleet = self._fleet(self._network.through(settings), gemini)
         self._open.callback(fleet.close)
         pace = Pace(
             load, Follower(settings, MESSAGES, INGEST_GROUP), Follower(settings, QUERIES, ANSWER_GROUP), self._history
         )
+        chance = random.Random(plan.seed)
         chaos = Chaos(
             settings,
             self._stack,
             fleet,
             self._history,
-            random.Random(plan.seed),
+            chance,
             pause_s=plan.pause_s,
             spared=plan.spared,
+            faults=Faults(self._network, self._stack, chance).actions,
         )
         scene = Scene(
             home=self._home, settings=settings, stack=self._stack, fleet=fleet, pace=pace, history=self._history

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -14,13 +14,8 @@ from rtfm.errors import Unavailable
 from rtfm.knowledge.archive.database import Database
 from rtfm.knowledge.vectors import ChromaVectors, Entry
 from rtfm.settings import Settings
+from tests.chaos.faults import through
 from tests.network import Link, Proxy
-
-
-def through(address: str, proxy: Proxy) -> str:
-    """The address of the same service behind ``proxy``."""
-    parts = urlsplit(address)
-    return urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition(':')[0]}:{proxy.port}"))
 
 
 @pytest.fixture
