@@ -12,7 +12,6 @@ import typing
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from functools import cache
 from typing import Any, NewType
 
 import attrs
@@ -323,8 +322,8 @@ def _why_snowflakes(event: object) -> str:
     return ""
 
 
-def _broken(part: Any, path: str, why: str) -> Iterator[BrokenRule]:
-    for name, form in _forms(part.__class__):
+def _broken(part: object, path: str, why: str) -> Iterator[BrokenRule]:
+    for name, form in _forms(type(part)):
         value = getattr(part, name)
         if value is None:
             continue
@@ -350,9 +349,13 @@ class _Form(StrEnum):
     RECORD = "record"
 
 
-@cache
-def _forms(event_class: type[attrs.AttrsInstance]) -> tuple[tuple[str, _Form], ...]:
-    """The fields of ``event_class`` that are checked, in their order."""
+_FORMS: dict[type[Any], list[tuple[str, _Form]]] = {}
+
+
+def _forms(event_class: type[Any]) -> list[tuple[str, _Form]]:
+    """The fields of ``event_class`` that are checked, in their order; looked up once a class."""
+    if event_class in _FORMS:
+        return _FORMS[event_class]
     hints = typing.get_type_hints(event_class)
     found = []
     for attribute in attrs.fields(event_class):
@@ -363,4 +366,5 @@ def _forms(event_class: type[attrs.AttrsInstance]) -> tuple[tuple[str, _Form], .
             found.append((attribute.name, _Form.ID))
         elif any(isinstance(option, type) and attrs.has(option) for option in options):
             found.append((attribute.name, _Form.RECORD))
-    return tuple(found)
+    _FORMS[event_class] = found
+    return found

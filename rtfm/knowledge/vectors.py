@@ -243,10 +243,20 @@ class ChromaVectors:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        from chromadb.errors import ChromaError, InvalidArgumentError, InvalidDimensionException
+        from chromadb.errors import (
+            BatchSizeExceededError,
+            ChromaError,
+            DuplicateIDError,
+            InvalidArgumentError,
+            InvalidDimensionException,
+            InvalidUUIDError,
+        )
 
         try:
             yield
+        except (BatchSizeExceededError, DuplicateIDError, InvalidUUIDError) as exc:
+            # Before it asks the server.
+            raise InvalidEvent(f"Chroma cannot store a value: {_line(str(exc))}") from exc
         except (InvalidArgumentError, InvalidDimensionException) as exc:
             if "dimension" not in str(exc):
                 raise self._unavailable(exc) from exc
@@ -270,7 +280,7 @@ class ChromaVectors:
             kind, what = str(body["error"]), str(body["message"])
         except (ValueError, KeyError, TypeError):
             kind, what = "", reply.text
-        line = what.strip().partition("\n")[0][:_LONGEST_LINE] or f"status {reply.status_code}"
+        line = _line(what) or f"status {reply.status_code}"
         # Another dimension is the collection's fault, a quota is the server's.
         if reply.status_code in _REFUSES_CONTENT and kind != "QuotaError" and "dimension" not in what.lower():
             raise InvalidEvent(f"Chroma cannot store a value: {line}")
@@ -297,6 +307,10 @@ def _check_model(name: str, recorded: Mapping[str, Any], model: str, dimension: 
 def _differs(wanted: object, recorded: object) -> bool:
     """Whether both are known and not the same."""
     return bool(wanted) and bool(recorded) and wanted != recorded
+
+
+def _line(text: str) -> str:
+    return text.strip().partition("\n")[0][:_LONGEST_LINE]
 
 
 def _named(guild_id: str) -> str:

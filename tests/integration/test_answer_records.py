@@ -8,19 +8,21 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import attrs
+import psycopg
 import pytest
 from attrs import evolve
 
+from rtfm.answering.answerer import Answerer
 from rtfm.errors import InvalidEvent, Unavailable
-from rtfm.events import BotResponse, Outcome
-from rtfm.knowledge import Knowledge
+from rtfm.events import BotResponse, Outcome, OutcomeReason, QueryOrigin, broken_rule
+from rtfm.knowledge import Knowledge, SearchResult
 from rtfm.processor.answer import Answering
 from rtfm.settings import Settings
 from rtfm.streams.consumer import Record
-from tests.answering import LOCK, add, answerer, asked, printer_guild
+from tests.answering import LOCK, NOW, add, answerer, asked, printer_guild
 from tests.fakes import gemini as fake
 from tests.fakes.gemini import FakeGemini
-from tests.knowledge import message
+from tests.knowledge import GUILD, message
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def gemini() -> Iterator[FakeGemini]:
         yield running
 
 
-def record(query: object, *, partition: int = 0, offset: int = 0) -> Record:
+def record(query: object, *, partition: int = 0, offset: int = 0, timestamp_ms: int = 0) -> Record:
     return Record(
         topic="bot-queries",
         partition=partition,
@@ -45,7 +47,7 @@ def record(query: object, *, partition: int = 0, offset: int = 0) -> Record:
         key=None,
         value=None,
         headers=[],
-        timestamp_ms=0,
+        timestamp_ms=timestamp_ms,
         event=query,
     )
 
@@ -111,22 +113,89 @@ def test_an_answer_of_an_older_version_is_given_again(knowledge: Knowledge) -> N
     assert handled(Answering(answerer=answerer(knowledge), archive=knowledge.archive), asked(query_id="m43")) == other
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
-        asked(query_id=""),
-        asked(query_id="m\x00"),
-        asked(channel_id="2 00"),
-        asked(asker_id="x" * 200),
-        asked(guild_id=""),
-        asked(visible_channel_ids=["200", "2\x0000"]),
-        LOCK[0],
-    ],
-)
-def test_a_question_that_breaks_a_rule_is_invalid(knowledge: Knowledge, query: object) -> None:
-    """It belongs in dead-letters, for no database takes such ids."""
-    with pytest.raises(InvalidEvent):
+@pytest.mark.parametrize("query", [asked(query_id=""), asked(query_id="m\x00"), asked(query_id="5" * 129), LOCK[0]])
+def test_what_nobody_could_wait_for_is_invalid(knowledge: Knowledge, query: object) -> None:
+    """It belongs in dead-letters: no response could name it."""
+    with pytest.raises(InvalidEvent, match=r"query_id must match|is not a BotQuery"):
         handled(Answering(answerer=answerer(knowledge), archive=knowledge.archive), query)
+
+
+ID_RULE = "must match [A-Za-z0-9._:@-]{1,128}"
+SNOWFLAKE_RULE = "must be a decimal of at most 64 bits, since origin is MENTION"
+TIME_RULE = "must lie in the years 1 to 9999"
+
+
+@pytest.mark.parametrize(
+    ("fields", "answer", "repaired"),
+    [
+        ({"channel_id": "2 00"}, f"channel_id {ID_RULE}", {"channel_id": "0"}),
+        ({"asker_id": "x" * 200}, f"asker_id {ID_RULE}", {"asker_id": "0"}),
+        ({"guild_id": ""}, f"guild_id {ID_RULE}", {"guild_id": "0"}),
+        ({"message_id": "\x00"}, f"message_id {ID_RULE}", {"query_message_id": "0"}),
+        ({"visible_channel_ids": ["200", "2\x0000"]}, f"visible_channel_ids {ID_RULE}", {}),
+        ({"asker_id": "helpdesk-7", "origin": QueryOrigin.MENTION}, f"asker_id {SNOWFLAKE_RULE}", {"asker_id": "0"}),
+        ({"asked_at": 1_800_000_000_000_000}, f"asked_at {TIME_RULE}", {"asked_at": NOW - 5}),
+        ({"expires_at": -(2**63)}, f"expires_at {TIME_RULE}", {}),
+        (
+            {"asker_id": "ann smith", "asked_at": 2**62},
+            f"asker_id {ID_RULE}; asked_at {TIME_RULE}",
+            {"asker_id": "0", "asked_at": NOW - 5},
+        ),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
+)
+def test_clients_7_a_question_that_breaks_a_rule_is_refused_with_the_rule(
+    knowledge: Knowledge, gemini: FakeGemini, fields: dict[str, Any], answer: str, repaired: dict[str, Any]
+) -> None:
+    """Clients 2 and 7, M8: the answer names field and rule, not the value, and can itself be written and read."""
+    handler = Answering(answerer=answerer(knowledge, gemini), archive=knowledge.archive)
+    query = asked(**fields)
+    (output,) = handler([record(query, timestamp_ms=NOW - 5)])
+    response = output.event
+    assert (response.outcome, response.reason) == (Outcome.REFUSED, OutcomeReason.INVALID_FIELD)
+    assert response.answer == answer
+    expected: dict[str, Any] = {"guild_id": GUILD, "channel_id": "200", "query_message_id": "42", "asker_id": "7"}
+    expected |= {"asked_at": query.asked_at, **repaired}
+    assert {name: getattr(response, name) for name in expected} == expected
+    assert broken_rule(response, now=NOW) is None
+    assert gemini.requests == []
+    assert [output.event for output in handler([record(query, timestamp_ms=NOW - 5)])] == [response]
+    assert handler([record(query, offset=1)]) == []
+
+
+@pytest.mark.parametrize("timestamp_ms", [-1, 0, 10**17, -(10**17)])
+def test_m8_a_record_whose_own_time_is_none_is_refused_at_the_time_of_answering(
+    knowledge: Knowledge, timestamp_ms: int
+) -> None:
+    """M8: a producer writes any number as the time of a record."""
+    handler = Answering(answerer=answerer(knowledge), archive=knowledge.archive)
+    (output,) = handler([record(asked(asked_at=2**62), timestamp_ms=timestamp_ms)])
+    assert output.event.asked_at == NOW
+
+
+def test_h3_a_question_that_a_store_refuses_is_refused(knowledge: Knowledge) -> None:
+    """H3: its sender learns it, and the partition goes on."""
+
+    class Refusing:
+        def search(self, question: str, **_: object) -> SearchResult:
+            raise InvalidEvent("Chroma cannot store a value")
+
+    handler = Answering(answerer=Answerer(Refusing(), None, clock=lambda: NOW), archive=knowledge.archive)
+    response = handled(handler, asked())
+    assert (response.outcome, response.reason) == (Outcome.REFUSED, OutcomeReason.INVALID_FIELD)
+    assert response.answer.startswith("question must")
+
+
+def test_m8_a_message_of_an_impossible_year_is_cited_without_its_date(
+    knowledge: Knowledge, bare_settings: Settings
+) -> None:
+    """M8: an earlier version stored such times; the question is answered all the same."""
+    with psycopg.connect(bare_settings.database_url) as connection:
+        connection.execute("UPDATE messages SET created_at = 2000000000000000 WHERE message_id = '1002'")
+    response = handled(Answering(answerer=answerer(knowledge), archive=knowledge.archive), asked())
+    assert response.outcome is Outcome.EXTRACTED
+    assert {c.message_id: c.created_at for c in response.citations}["1002"] is None
+    assert broken_rule(response, now=NOW) is None
 
 
 @pytest.mark.parametrize("question", ["\x00\x07?", "x" * 20_000, "🙂", "ﷺ" * 100, "a", "%' OR 1=1; --", "<@1> <@2>"])

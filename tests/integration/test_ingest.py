@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import psycopg
 import pytest
 from attrs import evolve
 
+from rtfm.clock import now_ms
 from rtfm.errors import InvalidEvent, Unavailable
-from rtfm.events import Attachment, ChannelKind, DiscordMessage, MessageChange, TimestampMillis
+from rtfm.events import Attachment, ChannelKind, DiscordMessage, MessageChange, MessageSource, TimestampMillis
 from rtfm.knowledge import Knowledge
-from rtfm.knowledge.archive import SqlArchive
+from rtfm.knowledge.archive import Change, SqlArchive
+from rtfm.knowledge.rebuilding import plan, rebuild
 from rtfm.processor.ingest import Ingest
 from rtfm.settings import Settings
 from tests.knowledge import GUILD, START, Heard, WordEmbedding, deletion, dump, empty, knowledge_of, message
@@ -144,11 +147,102 @@ def test_a_change_that_is_not_known_is_ignored(knowledge: Knowledge) -> None:
     assert knowledge.archive.counts()["messages"] == 0
 
 
-@pytest.mark.parametrize("broken", [message(1, "x", author_id=None), message(1, "x", message_id="")])
-def test_an_event_that_breaks_a_rule_is_refused(knowledge: Knowledge, broken: DiscordMessage) -> None:
-    """It can never succeed, so it belongs in dead-letters."""
-    with pytest.raises(InvalidEvent):
-        ingest(knowledge, broken)
+FAR = TimestampMillis(253_402_300_800_000)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"author_id": None}, "author_id must be given"),
+        ({"message_id": ""}, "message_id must match"),
+        ({"guild_id": "a b"}, "guild_id must match"),
+        ({"message_id": "f" * 400_000}, "message_id must match"),
+        ({"channel_id": "2\x00"}, "channel_id must match"),
+        ({"mentioned_user_ids": ["5", "<5>"]}, "mentioned_user_ids must match"),
+        ({"author_id": "helpdesk-7", "source": MessageSource.GATEWAY}, "author_id must be a decimal"),
+        ({"parent_channel_id": str(2**64), "source": MessageSource.HISTORY}, "parent_channel_id must be a decimal"),
+        ({"created_at": FAR}, "created_at must lie in the years 1 to 9999"),
+        ({"edited_at": TimestampMillis(-(2**63))}, "edited_at must lie in the years 1 to 9999"),
+        (
+            {"observed_at": TimestampMillis(now_ms() + 600_000)},
+            "observed_at must not lie more than a minute",
+        ),
+        ({"change": MessageChange.DELETED, "guild_id": "a b"}, "guild_id must match"),
+        ({"change": MessageChange.UNKNOWN, "guild_id": "a b"}, "guild_id must match"),
+    ],
+    ids=range(13),
+)
+def test_h3_a_message_that_breaks_a_rule_is_refused(knowledge: Knowledge, fields: dict[str, Any], said: str) -> None:
+    """H3, M8, clients 2: the reason names field and rule; the partition does not wait for a store to take it."""
+    with pytest.raises(InvalidEvent, match=rf"^DiscordMessage\.{said}"):
+        ingest(knowledge, message(1, "x", **fields))
+    assert knowledge.archive.counts()["messages"] == 0
+
+
+@pytest.mark.parametrize("guild_id", ["team:a@example.org", "x" * 128, "-", "direct", "9.._"])
+def test_h3_any_guild_that_keeps_the_rule_is_kept_and_found(knowledge: Knowledge, guild_id: str) -> None:
+    """H3: a collection of Chroma takes fewer signs in its name than an id has."""
+    try:
+        ingest(knowledge, message(1, "tulips grow here", guild_id=guild_id))
+        result = knowledge.retriever.search("tulips", guild_id=guild_id, visible_channel_ids=["200"], limit=1)
+        assert [one.message_id for one in result.passages[0].messages] == ["1001"]
+        assert knowledge.vectors.count(guild_id) == 2
+        assert knowledge.vectors.generations(guild_id) == [0]
+        assert knowledge.vectors.count("") == 0
+    finally:
+        knowledge.vectors.forget_guild(guild_id)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"channel_id": "201"}, "channel_id must be that"),
+        ({"guild_id": "101"}, "guild_id must be that"),
+        ({"guild_id": None}, "guild_id must be that"),
+    ],
+)
+def test_m1_a_known_message_stays_in_its_channel_and_guild(
+    knowledge: Knowledge, bare_settings: Settings, fields: dict[str, Any], said: str
+) -> None:
+    """M1: a newer record that says otherwise is refused, alone or in one batch with others, and nothing is damaged."""
+    ingest(knowledge, *TALK)
+    before = dump(bare_settings)
+    newer = {"change": MessageChange.EDITED, "edited_at": TimestampMillis(START + 900_000), **fields}
+    for number in (1, 2):
+        with pytest.raises(InvalidEvent, match=rf"^DiscordMessage\.{said}"):
+            ingest(knowledge, message(number, "moved tulips", author_id=str(number), **newer))
+    with pytest.raises(InvalidEvent, match=said):
+        ingest(knowledge, message(5, "fresh"), message(5, "moved", **newer))
+    assert dump(bare_settings) == before
+    ingest(knowledge, deletion(1), deletion(2), message(6, "tulips stay", author_id="6"))
+    assert found(knowledge, "tulips stay") == ["1006"]
+    rebuild(knowledge, plan(knowledge, GUILD, force=True))
+    assert found(knowledge, "tulips stay") == ["1006"]
+
+
+def test_m1_a_deletion_elsewhere_is_refused_and_one_without_a_guild_is_not(knowledge: Knowledge) -> None:
+    """M1: Discord names the channel of each deletion; a program that knows no guild can still delete."""
+    ingest(knowledge, *TALK)
+    for fields in ({"channel_id": "201"}, {"guild_id": "101"}):
+        with pytest.raises(InvalidEvent, match="must be that of the message"):
+            ingest(knowledge, deletion(1, **fields))
+    ingest(knowledge, deletion(1, guild_id=None))
+    assert knowledge.archive.counts()["deleted"] == 1
+    ingest(knowledge, deletion(7, guild_id=None), message(7, "late"), deletion(7))
+    assert knowledge.archive.counts()["deleted"] == 2
+
+
+def test_m1_two_workers_with_one_message_in_two_channels_store_it_once(knowledge: Knowledge) -> None:
+    """M1: neither knew it when its batch began; the second is refused as soon as it is written."""
+    first, second = message(1, "tulips"), message(1, "roses", channel_id="201")
+    writing = knowledge.archive.writing
+    ingest(knowledge, first)
+    stored = writing.messages(["1001"])["1001"]
+    with pytest.raises(InvalidEvent, match="must stay in the channel"):
+        writing.write(Change(channels=[], messages=[evolve(stored, channel_id="201", version=stored.version + 9)]))
+    with pytest.raises(InvalidEvent, match="channel_id must be that"):
+        ingest(knowledge, second)
+    assert found(knowledge, "tulips roses", "200", "201") == ["1001"]
 
 
 def test_text_that_postgresql_cannot_hold_is_kept_without_the_character(knowledge: Knowledge) -> None:

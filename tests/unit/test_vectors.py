@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,22 +10,32 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from rtfm.errors import ConfigError, Unavailable
+from rtfm.errors import ConfigError, InvalidEvent, Unavailable
 from rtfm.knowledge.embedding import DIMENSION
-from rtfm.knowledge.vectors import ChromaVectors, _check_model
+from rtfm.knowledge.vectors import ChromaVectors, WrongCollection, _check_model
+
+RIGHT = {
+    "heartbeat": b'{"nanosecond heartbeat": 1}',
+    "identity": b'{"user_id": "", "tenant": "default_tenant", "databases": ["default_database"]}',
+    "default_tenant": b'{"name": "default_tenant"}',
+    "default_database": b'{"id": "4b1a3c7e-0000-4000-8000-000000000000", "name": "default_database", "tenant": ""}',
+}
+"""What Chroma says while a client connects, by the end of what it is asked."""
 
 
 class Confused(BaseHTTPRequestHandler):
-    """Says what the test wants, whatever it is asked; only the heartbeat is right."""
+    """Says what the test wants about ``asked``, by default about everything; only the heartbeat is right."""
 
     answer = b""
     status = 200
+    asked = ""
 
     def do_GET(self) -> None:
-        heartbeat = self.path.endswith("heartbeat")
-        self.send_response(200 if heartbeat else self.status)
+        right = next((said for end, said in RIGHT.items() if self.path.endswith(end)), b"{}")
+        wrong = self.asked in self.path and not self.path.endswith("heartbeat")
+        self.send_response(self.status if wrong else 200)
         self.end_headers()
-        self.wfile.write(b'{"nanosecond heartbeat": 1}' if heartbeat else self.answer)
+        self.wfile.write(self.answer if wrong else right)
 
     do_POST = do_GET  # noqa: N815 - as above
 
@@ -54,6 +65,45 @@ def test_an_answer_that_is_none_of_chromas_is_an_outage(
     monkeypatch.setattr(Confused, "answer", answer)
     with pytest.raises(Unavailable, match="Chroma"):
         ChromaVectors(confused).nearest("1", np.zeros(DIMENSION, dtype=np.float32), 5)
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "error"),
+    [
+        (400, b'{"error": "ChromaError", "message": "Validation error: name"}', InvalidEvent),
+        (413, b"<html>too large</html>", InvalidEvent),
+        (422, b'{"detail": "no"}', InvalidEvent),
+        (
+            400,
+            b'{"error": "InvalidArgumentError", "message": "Collection expecting embedding with dimension of 3"}',
+            WrongCollection,
+        ),
+        (400, b'{"error": "QuotaError", "message": "no more"}', Unavailable),
+        (401, b'{"error": "AuthError", "message": "who?"}', Unavailable),
+        (409, b'{"error": "UniqueConstraintError", "message": "it is there"}', Unavailable),
+        (429, b"slower", Unavailable),
+        (500, b'{"error": "ChromaError", "message": "Internal"}', Unavailable),
+        (502, b"<html>", Unavailable),
+    ],
+)
+def test_h3_a_refusal_is_told_from_an_outage_by_its_status(
+    confused: str, status: int, answer: bytes, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H3: what can never be stored is a dead letter; everything else may work later, or after a rebuild."""
+    monkeypatch.setattr(Confused, "status", status)
+    monkeypatch.setattr(Confused, "answer", answer)
+    monkeypatch.setattr(Confused, "asked", "/collections")
+    with pytest.raises(error, match="Chroma"):
+        ChromaVectors(confused).generations("1")
+
+
+def test_h3_each_guild_has_a_collection_of_its_own() -> None:
+    """H3: ids of any form make names that Chroma takes, and no two the same, whatever generation they are of."""
+    guilds = ["", "direct", "Direct", "5", "5-1", "5.1", "5.2d1", "a:b", "a@b", "a_b", "a.b", "-", "x" * 128, ":" * 128]
+    names = [ChromaVectors("http://x")._name(guild, generation) for guild in guilds for generation in (0, 1, 12)]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,510}[A-Za-z0-9]", name) for name in names)
+    assert names[9] == "rtfm-5"
 
 
 def test_vectors_of_another_model_ask_for_a_rebuild() -> None:
