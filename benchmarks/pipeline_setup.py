@@ -18,6 +18,7 @@ from confluent_kafka import Producer
 
 from rtfm.contracts import Contracts, open_registry, registration
 from rtfm.contracts import catalogue as catalogues
+from rtfm.contracts.catalogue import PARTITIONER
 from rtfm.events import Audience, BotQuery, BotResponse, ChannelKind, DiscordMessage, MessageChange, Outcome
 from rtfm.events import TimestampMillis as At
 from rtfm.settings import Settings
@@ -99,6 +100,7 @@ def fill(own: Settings, topic: str, value: bytes, count: int, *, keys: int = KEY
     producer: Any = Producer(
         {
             "bootstrap.servers": own.kafka_bootstrap_servers,
+            "partitioner": PARTITIONER,
             "enable.idempotence": True,
             "linger.ms": 20,
             "queue.buffering.max.messages": 500_000,

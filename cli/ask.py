@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 ANSWER_GROUP = "discord-message-processor-answer"
 CONSOLE_ID = "0"
 
+_CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
+_ESCAPED = re.compile(r"\\([^A-Za-z0-9\s])")
+
 _LINES = {
     "NOT_FOUND": "Nothing that was said is near enough to this question.",
     "EXPIRED": "The question was too old when it was read.",
@@ -160,27 +163,29 @@ def _as_json(response: BotResponse, elapsed_ms: int) -> dict[str, Any]:
 
 def _show(response: BotResponse, elapsed_ms: int) -> None:
     from rich.console import Console
-    from rich.text import Text
 
+    from cli.tables import words
     from rtfm.events import to_datetime
 
     console = Console(highlight=False, soft_wrap=True)
-    console.print(Text(readable(response.answer) or _LINES.get(response.outcome.value, response.outcome.value)))
+    answer = readable(response.answer) or _LINES.get(response.outcome.value, response.outcome.value)
+    console.print(words(answer, newlines=True))
     if response.citations:
-        console.print(Text("\nSources", style="bold"))
+        console.print(words("\nSources", "bold", newlines=True))
     for citation in response.citations:
-        console.print(Text(f"[{citation.number}] {_url(citation)}", style="cyan"))
+        console.print(words(f"[{citation.number}] {_url(citation)}", "cyan"))
         written = f"{to_datetime(citation.created_at):%Y-%m-%d}" if citation.created_at is not None else ""
         said = f"{written} {citation.author_name or citation.title or ''}: {citation.excerpt}".strip()
-        console.print(Text(f"    {said}", style="dim"))
+        console.print(words(f"    {said}", "dim"))
     by = f" by {response.model}" if response.model else ""
-    console.print(Text(f"\n{response.outcome.value.lower()}{by} in {elapsed_ms} ms", style="dim"))
+    console.print()
+    console.print(words(f"{response.outcome.value.lower()}{by} in {elapsed_ms} ms", "dim"))
 
 
 def readable(answer: str) -> str:
     """An answer without the backslashes that keep Discord from reading marks in it; code has none."""
-    parts = re.split(r"(```.*?```|`[^`\n]*`)", answer, flags=re.DOTALL)
-    parts[::2] = [re.sub(r"\\([^A-Za-z0-9\s])", r"\1", part) for part in parts[::2]]
+    parts = _CODE.split(answer)
+    parts[::2] = [_ESCAPED.sub(r"\1", part) for part in parts[::2]]
     return "".join(parts)
 
 

@@ -97,6 +97,8 @@ def demo(keep: bool, as_json: bool) -> None:
             mode = _search_mode(console, environment)
             replies = [_ask(console, environment, question) for question in questions()]
         dead_letters = len(json.loads(_cli(environment, "dlq", "list", "--json"))["dead_letters"])
+    from cli.tables import words
+
     summary: dict[str, Any] = {
         "questions": len(replies),
         "answered": sum(reply.answered for reply in replies),
@@ -105,11 +107,12 @@ def demo(keep: bool, as_json: bool) -> None:
         "mode": mode,
         "seconds": round(time.monotonic() - began, 1),
     }
-    console.print(
-        "\n{right} of {questions} answers link to the right conversation, {dead_letters} dead letters,"
-        " {mode} search, {seconds} s".format(**summary),
-        style="bold",
+    last = (
+        "{right} of {questions} answers link to the right conversation, {dead_letters} dead letters,"
+        " {mode} search, {seconds} s".format(**summary)
     )
+    console.print()
+    console.print(words(last, "bold"))
     if as_json:
         echo_json(summary)
     if summary["right"] < RIGHT_ENOUGH:
@@ -209,7 +212,9 @@ def _import(console: Console, environment: Mapping[str, str]) -> None:
         done = json.loads(_cli(environment, "import", "--json", *map(str, files)))
         if not done["ingested"]:
             raise RtfmError("the processor did not take the sample chat")
-    console.print(f"  {done['messages']} messages through {PREFIX}discord-messages into the archive", style="dim")
+    from cli.tables import words
+
+    console.print(words(f"  {done['messages']} messages through {PREFIX}discord-messages into the archive", "dim"))
 
 
 def _search_mode(console: Console, environment: Mapping[str, str]) -> str:
@@ -224,18 +229,19 @@ def _search_mode(console: Console, environment: Mapping[str, str]) -> str:
 
 
 def _ask(console: Console, environment: Mapping[str, str], question: Question) -> Reply:
-    from rich.markup import escape
     from rich.padding import Padding
-    from rich.text import Text
 
-    console.print(f"\n[bold cyan]?[/] [bold]{escape(question.text)}[/]")
+    from cli.tables import words
+
+    console.print()
+    console.print(words("? ", "bold cyan") + words(question.text, "bold"))
     with console.status("through demo.bot-queries and back …"):
         reply = _reply(environment, question)
-    mark = "[green]✓[/]" if reply.right else "[red]✗[/]"
-    console.print(Padding(Text(readable(reply.answer)), (0, 0, 0, 2)))
+    mark = words("  ✓ ", "green") if reply.right else words("  ✗ ", "red")
+    console.print(Padding(words(readable(reply.answer), newlines=True), (0, 0, 0, 2)))
     for citation in reply.citations:
-        console.print(f"  [dim]\\[{citation['number']}] {citation['url']}[/]", soft_wrap=True)
-    console.print(f"  {mark} [dim]{reply.outcome.lower()} in {reply.elapsed_ms} ms[/]")
+        console.print(words(f"  [{citation['number']}] {citation['url']}", "dim"), soft_wrap=True)
+    console.print(mark + words(f"{reply.outcome.lower()} in {reply.elapsed_ms} ms", "dim"))
     return reply
 
 
@@ -285,7 +291,10 @@ def _cli(environment: Mapping[str, str], *arguments: str, allowed: tuple[int, ..
 @contextmanager
 def _step(console: Console, what: str, command: str, *, spinner: bool = True) -> Iterator[None]:
     """A line for a step that went well, with its time; a spinner meanwhile unless the step shows its own progress."""
+    from cli.tables import words
+
     began = time.monotonic()
     with console.status(f"{what} …") if spinner else nullcontext():
         yield
-    console.print(f"[green]✓[/] {what} [dim]({command}, {time.monotonic() - began:.1f} s)[/]")
+    took = words(f" ({command}, {time.monotonic() - began:.1f} s)", "dim")
+    console.print(words("✓ ", "green") + words(what) + took)

@@ -21,10 +21,12 @@ from cli.options import (
     registry_option,
     table_console,
 )
+from cli.printing import echo
 
 if TYPE_CHECKING:
     from rtfm.streams.dead_letter_store import DeadLetterStore, Decision, Found, LetterFilter
 
+_AGO = re.compile(r"(\d{1,6})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _STAGES = ("DECODE", "HANDLE", "PRODUCE", "CRASH")
 _AGES_H = (1, 6, 24, 72)
@@ -50,7 +52,7 @@ class Moment(click.ParamType[int]):
         """Fails for what is neither."""
         if isinstance(value, int):
             return value
-        if ago := re.fullmatch(r"(\d{1,6})([smhd])", value):
+        if ago := _AGO.fullmatch(value):
             at = datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
         else:
             try:
@@ -106,7 +108,7 @@ def list_(ids: tuple[str, ...], state: str, kafka_bootstrap_servers: str | None,
         echo_json({"dead_letters": rows})
         return
     if not rows:
-        click.echo("There are no dead letters." if not (given_any(given) or ids) else "No dead letter is like that.")
+        echo("There are no dead letters." if not (given_any(given) or ids) else "No dead letter is like that.")
         return
     table = _table("id", "since", "topic", "from", "key", "error", "attempt", "message")
     for row in rows:
@@ -150,10 +152,10 @@ def stats(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
         counts = {f"by_{name}": dict(counter.most_common()) for name, counter in by.items()}
         echo_json({**states, **counts, "oldest_ms": oldest_ms})
         return
-    click.echo(", ".join(f"{count} {state}" for state, count in states.items()))
+    echo(", ".join(f"{count} {state}" for state, count in states.items()))
     if oldest_ms is None:
         return
-    click.echo(f"The oldest open one is of {day(oldest_ms)}.")
+    echo(f"The oldest open one is of {day(oldest_ms)}.")
     table = _table("open, by", "", "count")
     for name, counter in by.items():
         for value, count in counter.most_common():
@@ -316,7 +318,7 @@ def _report(decisions: Iterable[Decision], verb: str, ids: Collection[str], *, y
             action = "refused" if refused else done if yes else verb
             items.append({"id": letter.id, "topic": letter.topic, "action": action, "reason": decision.refusal})
             if yes and not as_json and len(items) % 1000 == 0:
-                click.echo(f"{len(items)} letters", err=True)
+                echo(f"{len(items)} letters", err=True)
     except Unavailable as exc:  # what was done before is done, and is said
         broken = exc
     refusals = sum(item["action"] == "refused" for item in items)
@@ -329,7 +331,7 @@ def _report(decisions: Iterable[Decision], verb: str, ids: Collection[str], *, y
         _print(table)
     if not as_json:
         last = f"{len(items) - refusals} {'' if yes else 'would be '}{done}, {refusals} refused."
-        click.echo(last if yes else f"{last} Nothing was done: add --yes.")
+        echo(last if yes else f"{last} Nothing was done: add --yes.")
     if broken is not None:
         raise broken
     return 1 if ids and refusals else 0
@@ -348,7 +350,7 @@ def day(at_ms: int) -> str:
 
 
 def _table(*columns: str) -> Any:
-    from rich.table import Table
+    from cli.tables import Table
 
     return Table(*columns, box=None)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 from attrs import frozen
 
 from cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings, registry_option
+from cli.printing import echo, json_text, printable
 
 if TYPE_CHECKING:
     from rtfm.contracts import Contracts
@@ -76,22 +76,22 @@ def show(id_: str, kafka_bootstrap_servers: str | None, schema_registry_url: str
             continue
         if name.endswith("_ms"):
             name, content = name.removesuffix("_ms"), f"{day(content)} UTC"
-        click.echo(f"{name}: {content}")
-    click.echo("\noriginal headers:" if letter.headers else "\noriginal headers: none")
+        echo(printable(f"{name}: {content}"))
+    echo("\noriginal headers:" if letter.headers else "\noriginal headers: none")
     for name, raw in letter.headers or []:
-        click.echo(f"  {name}: {text_of(raw)}")
-    click.echo("\nwhat is known of the failure:")
+        echo(printable(f"  {name}: {text_of(raw)}"))
+    echo("\nwhat is known of the failure:")
     for name, text in letter.facts.items():
-        click.echo(f"  {name}: " + text.rstrip().replace("\n", "\n    "))
-    click.echo(f"\nvalue, {'none' if value is None else f'{len(value)} bytes'}; {reading.schema}:")
+        echo(f"  {printable(name)}: " + text.rstrip().replace("\n", "\n    "))
+    echo(f"\nvalue, {'none' if value is None else f'{len(value)} bytes'}; {reading.schema}:")
     for name, content in reading.fields.items():
-        click.echo(f"  {name}: {json.dumps(content, ensure_ascii=False)}")
+        echo(f"  {printable(name)}: {json_text(content)}")
     if reading.fault is not None:
         fault = reading.fault
-        click.echo(f"\nbyte {fault.position} ({fault.position:#x}): {fault.path}: {fault.reason}")
+        echo(f"\nbyte {fault.position} ({fault.position:#x}): " + printable(f"{fault.path}: {fault.reason}"))
     for line in hex_dump(value or b"", None if reading.fault is None else reading.fault.position):
-        click.echo(line)
-    click.echo(f"\nnow: {reading.now}")
+        echo(line)
+    echo(f"\nnow: {reading.now}")
 
 
 def read(letter: Letter, contracts: Contracts) -> Reading:

@@ -14,6 +14,7 @@ from attrs import frozen
 
 from cli.main import EXIT_CHECK_FAILED
 from cli.options import echo_json, examples, json_option, load_settings
+from cli.printing import echo, printable
 from rtfm.addresses import shown
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
 
 def _examined(name: str, check: Callable[[Settings], Finding], settings: Settings) -> Finding:
     from rtfm.errors import RtfmError
-    from rtfm.telemetry import redacted
+    from rtfm.redaction import redacted
 
     try:
         return check(settings)
@@ -137,6 +138,28 @@ def _schemas(settings: Settings) -> Finding:
         check="schema registry",
         state="ok",
         detail=f"{len(plan)} contracts registered at {shown(settings.schema_registry_url)}",
+    )
+
+
+def _strays(settings: Settings) -> Finding:
+    from rtfm import contracts
+    from rtfm.contracts import catalogue, strays
+    from rtfm.errors import Unavailable
+
+    registry = contracts.open_registry(settings)
+    try:
+        found = strays.find(catalogue.load(settings.schemas_dir), registry)
+    except Unavailable:
+        return Finding(check="stray versions", state="note", detail="not looked at: the registry does not answer")
+    finally:
+        registry.close()
+    if not found:
+        return Finding(check="stray versions", state="ok", detail="the registry holds released versions only")
+    return Finding(
+        check="stray versions",
+        state="wrong" if any(stray.breaks for stray in found) else "note",
+        detail="\n".join(stray.message for stray in found),
+        mend="\n".join(stray.command() for stray in found),
     )
 
 
@@ -240,6 +263,7 @@ _CHECKS: dict[str, Callable[[Settings], Finding]] = {
     "room": _room,
     "kafka": _topics,
     "schema registry": _schemas,
+    "stray versions": _strays,
     "archive": _archive,
     "chroma": _vectors,
     "embedding model": _model,
@@ -254,6 +278,10 @@ def _show(findings: list[Finding]) -> None:
     width = max(len(finding.check) for finding in findings)
     for finding in findings:
         color = {"ok": "green", "note": "yellow", "wrong": "red"}[finding.state]
-        click.echo(f"{click.style(finding.state.ljust(5), fg=color)} {finding.check.ljust(width)}  {finding.detail}")
-        if finding.mend:
-            click.echo(f"{' ' * (width + 8)}→ {finding.mend}")
+        first, *others = finding.detail.split("\n")
+        echo(finding.state.ljust(5), fg=color, nl=False)
+        echo(f" {finding.check.ljust(width)}  {printable(first)}")
+        for line in others:
+            echo(f"{' ' * (width + 8)}{printable(line)}")
+        for line in finding.mend.split("\n") if finding.mend else ():
+            echo(f"{' ' * (width + 8)}→ {printable(line)}")

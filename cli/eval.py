@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from cli.options import echo_json, examples, json_option, load_settings, say_if_lexical
+from cli.printing import echo
 from rtfm.errors import ConfigError
 
 
@@ -70,5 +71,5 @@ def eval_(questions: Path, out: Path | None, as_json: bool) -> None:
         )
         return
     for name, value in figures.items():
-        click.echo(f"{name:12} {value:.3f}")
-    click.echo(f"{summary.questions} questions, {summary.nothing_found} found nothing ({results[0].mode} search)")
+        echo(f"{name:12} {value:.3f}")
+    echo(f"{summary.questions} questions, {summary.nothing_found} found nothing ({results[0].mode} search)")

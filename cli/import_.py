@@ -20,6 +20,7 @@ from cli.options import (
     load_settings,
     registry_option,
 )
+from cli.printing import echo, printable
 from cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def _wait(settings: Settings, ends: dict[int, int], *, quiet: bool) -> bool:
             else:
                 alone_since = alone_since or time.monotonic()
                 if time.monotonic() - alone_since >= PATIENCE_S:
-                    click.echo(
+                    echo(
                         "No processor is running: the messages wait in Kafka. Start one with `rtfm-cli run processor`.",
                         err=True,
                     )
@@ -156,10 +157,10 @@ def _report(exports: Sequence[ChatExport], sent: int, *, ingested: bool, as_json
         )
         return
     for path, one in first[:_PLACES_SHOWN]:
-        click.echo(f"Left out: {path}, {one.where}: {one.why}", err=True)
+        echo(printable(f"Left out: {path}, {one.where}: {one.why}"), err=True)
     if left_out > _PLACES_SHOWN:
-        click.echo(f"Left out: {left_out - _PLACES_SHOWN} more; --json lists the first 1,000 of each file.", err=True)
+        echo(f"Left out: {left_out - _PLACES_SHOWN} more; --json lists the first 1,000 of each file.", err=True)
     reasons = sum((export.left_out.reasons for export in exports), Counter[str]())
     why = f" ({'; '.join(f'{count} × {reason}' for reason, count in reasons.most_common(5))})" if reasons else ""
     state = "imported and searchable" if ingested else "sent"
-    click.echo(f"{counted(len(exports), 'files')}: {counted(sent, 'messages')} {state}, {left_out} left out{why}")
+    echo(f"{counted(len(exports), 'files')}: {counted(sent, 'messages')} {state}, {left_out} left out{printable(why)}")

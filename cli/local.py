@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.options import echo_json, examples, json_option, load_settings, table_console
+from cli.printing import echo
 from rtfm.addresses import shown
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def down(as_json: bool) -> None:
     if as_json:
         _print(stack.status(), as_json)
     else:
-        click.echo("Stopped " + ", ".join(stopped) + "." if stopped else "Nothing was running.")
+        echo("Stopped " + ", ".join(stopped) + "." if stopped else "Nothing was running.")
 
 
 @local.command()
@@ -99,7 +100,6 @@ def status(as_json: bool) -> None:
 def logs(service: str | None, follow: bool, lines: int) -> None:
     """Show what SERVICE had to say, or all four."""
     from rtfm.errors import ConfigError
-    from rtfm.telemetry import redacted
 
     stack = open_stack()
     paths = [path for name in ([service] if service else _NAMES) if (path := stack.log_path(name)).is_file()]
@@ -112,9 +112,9 @@ def logs(service: str | None, follow: bool, lines: int) -> None:
         return
     for path in paths:
         if len(paths) > 1:
-            click.secho(f"== {path.stem}", bold=True)
+            echo(f"== {path.stem}", bold=True)
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]:
-            click.echo(redacted(line))
+            echo(line)
 
 
 def open_stack() -> LocalStack:
@@ -147,7 +147,7 @@ def offer_model(home: Path) -> None:
         with download_progress() as progress:
             model.fetch(home, url=load_settings().embedding_model_url, progress=progress)
     except RtfmError as exc:
-        click.echo(f"Search will be lexical: {exc}", err=True)
+        echo(f"Search will be lexical: {exc}", err=True)
 
 
 @contextmanager
@@ -173,7 +173,7 @@ def _plain_progress() -> Progress:
         tenth = 10 * done // total
         if tenth > shown:
             shown = tenth
-            click.echo(f"Fetching {done / 1e6:.0f} of {total / 1e6:.0f} MB ({file})", err=True)
+            echo(f"Fetching {done / 1e6:.0f} of {total / 1e6:.0f} MB ({file})", err=True)
 
     return show
 
@@ -188,7 +188,7 @@ def _print(statuses: list[ServiceStatus], as_json: bool) -> None:
             }
         )
         return
-    from rich.table import Table
+    from cli.tables import Table
 
     table = Table("service", "state", "address", "pid", box=None)
     for service in statuses:

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from cli.printing import echo, printable
 from rtfm import errors
 
 EXIT_CHECK_FAILED = 1
@@ -89,12 +90,13 @@ def run(args: list[str] | None = None) -> int:
     try:
         result: Any = cli.main(args=arguments, prog_name="rtfm-cli", standalone_mode=False)
     except click.ClickException as exc:
+        exc.message = printable(exc.message, newlines=True)  # type: ignore[misc]  # click reads it anew; it may name a file
         exc.show()
         return exc.exit_code
     except click.exceptions.Exit as exc:
         return exc.exit_code
     except click.Abort:
-        click.echo("Stopped.", err=True)
+        echo("Stopped.", err=True)
         return 130
     except errors.RtfmError as exc:
         _say_error(str(exc), exc.hint, debug)
@@ -110,13 +112,11 @@ def run(args: list[str] | None = None) -> int:
 
 def _say_error(message: str, hint: str | None, debug: bool) -> None:
     """One line and a hint on standard error, after the traceback of what is being handled for who asks for it."""
-    from rtfm.telemetry import redacted
-
     if debug:
-        click.echo(redacted(traceback.format_exc()), err=True)
-    click.echo(redacted(f"Error: {message}"), err=True)
+        echo(traceback.format_exc(), err=True)
+    echo(printable(f"Error: {message}"), err=True)
     if hint:
-        click.echo(redacted(f"Hint: {hint}"), err=True)
+        echo(f"Hint: {hint}", err=True)
 
 
 def exit_code(error: errors.RtfmError) -> int:

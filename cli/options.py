@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.printing import echo, json_text
 from rtfm import settings
 
 if TYPE_CHECKING:
@@ -33,9 +33,10 @@ def load_settings(*, log_level: str | None = None, **flags: Any) -> settings.Set
     """
     from rtfm import telemetry
     from rtfm.home import close_to_others
+    from rtfm.redaction import hide
 
     loaded = settings.load().with_flags(**flags)
-    telemetry.hide(loaded.secrets())
+    hide(loaded.secrets())
     context = click.get_current_context(silent=True)
     debug = bool(context and (context.find_root().obj or {}).get("debug"))
     telemetry.configure_logging("DEBUG" if debug else log_level or loaded.log_level, loaded.log_format)
@@ -46,14 +47,12 @@ def load_settings(*, log_level: str | None = None, **flags: Any) -> settings.Set
 def say_if_lexical(mode: str) -> None:
     """One line for people when search goes by words alone."""
     if mode == "lexical":
-        click.echo("No embedding model: search goes by words. `rtfm-cli doctor --fetch-model` fetches it.", err=True)
+        echo("No embedding model: search goes by words. `rtfm-cli doctor --fetch-model` fetches it.", err=True)
 
 
 def echo_json(value: Any) -> None:
     """One JSON document on one line, without the secrets of this process."""
-    from rtfm.telemetry import redacted
-
-    click.echo(redacted(json.dumps(value, ensure_ascii=False)))
+    echo(json_text(value))
 
 
 def counted(count: int, plural: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import click
+from cli.printing import echo
 
 
 class Progress:
@@ -33,7 +33,7 @@ class Progress:
         self._bar.advance(self._task, count)
         if self._plain and self._done < self._total and self._done - self._shown >= max(self._total // 5, 1000):
             self._shown = self._done
-            click.echo(f"{self._what}: {self._done} of {self._total}", err=True)
+            echo(f"{self._what}: {self._done} of {self._total}", err=True)
 
     def __enter__(self) -> Progress:
         self._bar.start()

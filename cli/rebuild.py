@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import counted, echo_json, examples, json_option, load_settings, say_if_lexical
+from cli.printing import echo
 from cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def rebuild(dry_run: bool, force: bool, only: str | None, as_json: bool) -> None
         ]
         for plan in plans:
             if not as_json:
-                click.echo(_line(plan, dry_run=dry_run))
+                echo(_line(plan, dry_run=dry_run))
             if not dry_run:
                 with Progress("Indexing", plan.messages, as_json or plan.work in ("nothing", "clean")) as progress:
                     rebuilding.rebuild(knowledge, plan, progress=progress.reach)
@@ -63,9 +64,9 @@ def rebuild(dry_run: bool, force: bool, only: str | None, as_json: bool) -> None
     if as_json:
         echo_json({"changes": changes, "items": [_item(plan) for plan in plans]})
     else:
-        click.echo(f"{changes} changes")
+        echo(f"{changes} changes")
         if not dry_run and any(plan.work == "embed" for plan in plans):
-            click.echo("Processors load the model at their start: restart those that began without this one.", err=True)
+            echo("Processors load the model at their start: restart those that began without this one.", err=True)
 
 
 def _line(plan: Plan, *, dry_run: bool) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.options import bootstrap_servers_option, examples, load_settings, registry_option
+from cli.printing import echo
 
 if TYPE_CHECKING:
     from rtfm.processor.service import Part
@@ -37,7 +38,7 @@ def processor(only: Part | None, kafka_bootstrap_servers: str | None, schema_reg
     try:
         run_processor(settings, only)
     except Unfinished as exc:
-        click.echo(f"Error: {exc}\nHint: {exc.hint}", err=True)
+        echo(f"Error: {exc}\nHint: {exc.hint}", err=True)
         # Threads that are still at work would keep the interpreter from ending.
         sys.stderr.flush()
         os._exit(1)

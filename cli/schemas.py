@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import echo_json, examples, json_option, load_settings, registry_option, table_console
+from cli.printing import echo, json_text
 
 if TYPE_CHECKING:
     from rtfm.contracts.catalogue import Catalogue
     from rtfm.contracts.release import Finding
+    from rtfm.contracts.strays import Stray
 
 
 @click.group()
@@ -62,7 +64,7 @@ def register(schema_registry_url: str | None, dry_run: bool, as_json: bool) -> N
     """Register the contracts and their compatibility levels, all or nothing. A second run changes nothing."""
     from rtfm import contracts
     from rtfm.contracts import catalogue as catalogues
-    from rtfm.contracts import lock, registration
+    from rtfm.contracts import lock, registration, strays
 
     settings = load_settings(schema_registry_url=schema_registry_url)
     catalogue = catalogues.load(settings.schemas_dir)
@@ -74,18 +76,21 @@ def register(schema_registry_url: str | None, dry_run: bool, as_json: bool) -> N
     if not dry_run:
         items = registration.apply(catalogue, registry, items)
     changes = sum(item.changes for item in items)
+    found = strays.find(catalogue, registry)
     if as_json:
         rows = [
             {"subject": i.subject, "change": i.change, "id": i.schema_id, "version": i.version, "level": i.level}
             for i in items
         ]
-        echo_json({"changes": changes, "dry_run": dry_run, "items": rows})
+        echo_json({"changes": changes, "dry_run": dry_run, "items": rows, "strays": _stray_rows(found)})
         return
+    for stray in found:
+        click.echo(f"{stray.message}\n  remove it: {stray.command(schema_registry_url and registry.url)}", err=True)
     _table(
         ["subject", "change", "id", "version", "level"],
         [[i.subject, i.change, str(i.schema_id or ""), str(i.version or ""), i.level] for i in items],
     )
-    click.echo(f"{changes} change{'' if changes == 1 else 's'}" + (" planned" if dry_run and changes else ""))
+    echo(f"{changes} change{'' if changes == 1 else 's'}" + (" planned" if dry_run and changes else ""))
 
 
 @examples("""
@@ -102,12 +107,25 @@ def check(output: str, url: str | None) -> int:
     Also looks for what is wrong with a schema by itself, and for released files that were changed or removed.
     """
     from rtfm import contracts
-    from rtfm.contracts import release
+    from rtfm.contracts import release, strays
 
     catalogue = _catalogue()
     found = release.findings(catalogue)
     if url:
-        found += release.disagreements(catalogue, contracts.open_registry(load_settings(schema_registry_url=url)))
+        registry = contracts.open_registry(load_settings(schema_registry_url=url))
+        found += release.disagreements(catalogue, registry)
+        found += [
+            release.Finding(
+                kind="registry",
+                subject=stray.subject,
+                rule="unreleased",
+                path="",
+                message=f"{stray.message}; {stray.command(registry.url)}",
+                version=stray.version,
+                mend=stray.command(registry.url),
+            )
+            for stray in strays.find(catalogue, registry)
+        ]
     subjects = len(catalogue.with_schema())
     if output == "json":
         from attrs import asdict
@@ -116,13 +134,47 @@ def check(output: str, url: str | None) -> int:
     elif output == "github":
         for finding in found:
             file = catalogue.directory / (finding.file or "")
-            click.echo(f"::error file={_relative(file)},title=Contracts: {finding.rule}::{finding.message}")
+            echo(f"::error file={_relative(file)},title=Contracts: {finding.rule}::{finding.message}")
     else:
         for finding in found:
-            click.echo(_text(finding))
+            echo(_text(finding))
     if output != "json":
-        click.echo(f"{subjects} subjects checked, {len(found)} finding{'' if len(found) == 1 else 's'}")
+        echo(f"{subjects} subjects checked, {len(found)} finding{'' if len(found) == 1 else 's'}")
     return 1 if found else 0
+
+
+@examples("""
+rtfm-cli schemas remove bot-queries-value 7
+rtfm-cli schemas remove bot-queries-value 7 --yes
+""")
+@schemas.command("remove")
+@click.argument("subject")
+@click.argument("version", type=click.IntRange(1))
+@registry_option
+@click.option("--yes", is_flag=True, help="Remove it; without, say what would be removed.")
+@json_option
+def remove(subject: str, version: int, schema_registry_url: str | None, yes: bool, as_json: bool) -> None:
+    """Take a version that nobody released out of the registry.
+
+    Records that were written with it stay readable. Refuses a released version. Turn auto.register.schemas off in the
+    client that registered it first, or it comes again.
+    """
+    from rtfm import contracts
+    from rtfm.contracts import catalogue as catalogues
+    from rtfm.contracts import strays
+
+    settings = load_settings(schema_registry_url=schema_registry_url)
+    catalogue = catalogues.load(settings.schemas_dir)
+    registry = contracts.open_registry(settings, timeout_s=contracts.PATIENT_S)
+    topic = strays.topic_of(catalogue, registry, subject)
+    stray = strays.removable(catalogue, registry, topic, version)
+    if yes:
+        registry.remove(topic.name, version)
+    if as_json:
+        echo_json({"removed": yes, "stray": _stray_rows([stray])[0]})
+        return
+    click.echo(stray.message)
+    click.echo("Removed." if yes else "Nothing was removed; --yes removes it.")
 
 
 @examples("""
@@ -155,9 +207,9 @@ def diff(topic: str | None, version: int | None, as_json: bool) -> None:
         echo_json({"subjects": rows})
         return
     for row in rows:
-        click.echo(f"{row['subject']} since v{row['from']}: {'' if row['changes'] else 'no change'}")
+        echo(f"{row['subject']} since v{row['from']}: {'' if row['changes'] else 'no change'}")
         for line in row["changes"]:
-            click.echo(f"  {line}")
+            echo(f"  {line}")
 
 
 @examples("""
@@ -184,12 +236,12 @@ def release(dry_run: bool, reset_v1: bool) -> int:
         planned = releases.plan(catalogue)
         found = releases.findings(catalogue)
         for finding in found:
-            click.echo(_text(finding), err=True)
+            echo(_text(finding), err=True)
         if found:
-            click.echo("Nothing was released.", err=True)
+            echo("Nothing was released.", err=True)
             return 1
         if not planned:
-            click.echo("Nothing to release: every schema is as it was last released.", err=True)
+            echo("Nothing to release: every schema is as it was last released.", err=True)
             return 1
     if not dry_run:
         if reset_v1:
@@ -198,9 +250,9 @@ def release(dry_run: bool, reset_v1: bool) -> int:
             releases.release(catalogue, planned)
     for name, version in planned.items():
         topic = catalogue.topic(name)
-        click.echo(f"{topic.subject} v{version}" + (" would be released" if dry_run else " released"))
+        echo(f"{topic.subject} v{version}" + (" would be released" if dry_run else " released"))
         fixed = compatibility.never_removable({version: topic.schema or {}}, topic.compatibility or "NONE")
-        click.echo("  fields that can never be removed: " + (", ".join(fixed) or "none"))
+        echo("  fields that can never be removed: " + (", ".join(fixed) or "none"))
     return 0
 
 
@@ -214,7 +266,6 @@ rtfm-cli schemas show bot-queries --codec
 @click.option("--codec", is_flag=True, help="Show the Python source of its encoder and decoder.")
 def show(topic: str, version: int | None, codec: bool) -> None:
     """Print a schema, or the source of the codec that is made from it."""
-    import json
 
     from rtfm.contracts import EVENT_OF_TOPIC, EventCodec
     from rtfm.errors import ConfigError
@@ -232,11 +283,11 @@ def show(topic: str, version: int | None, codec: bool) -> None:
             hint=_released(list(catalogue.released(topic)), topic),
         )
     if not codec:
-        click.echo(json.dumps(schema, indent=2, ensure_ascii=False))
+        echo(json_text(schema, indent=2))
         return
     made = EventCodec[Any](EVENT_OF_TOPIC[topic], entry.schema or {})
     reader = made.decoder_source if version is None else made.source_for(schema)
-    click.echo(made.encoder_source + "\n\n" + reader)
+    echo(made.encoder_source + "\n\n" + reader)
 
 
 def _catalogue() -> Catalogue:
@@ -258,6 +309,19 @@ def _text(finding: Finding) -> str:
     return f"{text}\n  rule: {finding.rule}" + (f", at {finding.path}" if finding.path else "")
 
 
+def _stray_rows(found: list[Stray]) -> list[dict[str, Any]]:
+    return [
+        {
+            "subject": stray.subject,
+            "version": stray.version,
+            "id": stray.schema_id,
+            "breaks": list(stray.breaks),
+            "remove": stray.command(),
+        }
+        for stray in found
+    ]
+
+
 def _tags(directory: Path) -> list[str]:
     try:
         result = subprocess.run(
@@ -273,7 +337,7 @@ def _relative(path: Path) -> str:
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> None:
-    from rich.table import Table
+    from cli.tables import Table
 
     table: Any = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.options import echo_json, examples, json_option, load_settings, say_if_lexical, table_console
+from cli.printing import echo, printable
 
 if TYPE_CHECKING:
     from rtfm.knowledge import SearchResult
@@ -60,25 +61,28 @@ def search(query: str, guild: str | None, channels: tuple[str, ...], limit: int,
         )
         return
     if result.rebuild_due:
-        click.echo(f"{result.rebuild_due}: run `rtfm-cli rebuild`. Until then search goes by words.", err=True)
+        echo(f"{result.rebuild_due}: run `rtfm-cli rebuild`. Until then search goes by words.", err=True)
     if explain:
         _show_explanation(result)
     if not result.found:
-        click.echo(f"Nothing is near enough ({result.mode} search).")
+        echo(f"Nothing is near enough ({result.mode} search).")
         return
     for number, passage in enumerate(result.passages, start=1):
         first = passage.messages[0]
         place = f"https://discord.com/channels/{first.guild_id or '@me'}/{first.channel_id}/{first.message_id}"
-        click.echo(click.style(f"{number}. {passage.score:.2f}  {place}", bold=True))
+        echo(f"{number}. {passage.score:.2f}  {place}", bold=True)
         for message in passage.messages[:6]:
-            click.echo(f"   {message.author_name}: {_one_line(message.content)}")
+            echo(f"   {printable(message.author_name)}: {_one_line(message.content)}")
         if len(passage.messages) > 6:
-            click.echo(f"   … {len(passage.messages) - 6} more messages")
-    click.echo(f"{len(result.passages)} passages ({result.mode} search)")
+            echo(f"   … {len(passage.messages) - 6} more messages")
+    echo(f"{len(result.passages)} passages ({result.mode} search)")
+
+
+_READ = 2_000  # characters of a message, of which a line is made
 
 
 def _one_line(text: str) -> str:
-    line = " ".join("".join(c for c in text if c.isprintable() or c.isspace()).split())
+    line = printable(" ".join(text[:_READ].split()))
     return line if len(line) <= 160 else line[:159] + "…"
 
 
@@ -89,18 +93,18 @@ def _explained(result: SearchResult) -> dict[str, object] | None:
 
 
 def _show_explanation(result: SearchResult) -> None:
-    from rich.table import Table
+    from cli.tables import Table
 
     how = result.explanation
     if how is None:
-        click.echo("Nothing was searched: no visible channel, or no question.")
+        echo("Nothing was searched: no visible channel, or no question.")
         return
     kind = "calibrated on this guild" if how.calibrated else "usual, not calibrated yet"
     relation = "reaches" if how.evidence >= how.floor else "stays below"
     vectors = "" if how.compared == "no vectors" else f": {how.looked_at:,} vectors"
-    click.echo(f"filters   guild {how.guild_id or 'direct messages'}, {how.visible_channels:,} visible channels")
-    click.echo(f"compared  {how.compared}{vectors}; {how.candidates} candidates scored")
-    click.echo(f"floor     evidence of {how.evidence:.2f} {relation} {how.floor:.2f} ({kind})")
+    echo(f"filters   guild {how.guild_id or 'direct messages'}, {how.visible_channels:,} visible channels")
+    echo(f"compared  {how.compared}{vectors}; {how.candidates} candidates scored")
+    echo(f"floor     evidence of {how.evidence:.2f} {relation} {how.floor:.2f} ({kind})")
     if not result.found:
         return
     numbers = {passage.passage_id: number for number, passage in enumerate(result.passages, start=1)}
@@ -120,7 +124,7 @@ def _show_explanation(result: SearchResult) -> None:
             str(len({message.author_name for message in passage.messages})),
         )
     table_console().print(table)
-    click.echo("meaning and words: the rank, and what it is by, 0 to 1. shown by: the score, raised beside the best.\n")
+    echo("meaning and words: the rank, and what it is by, 0 to 1. shown by: the score, raised beside the best.\n")
 
 
 def _ranked(rank: int | None, value: float | None) -> str:

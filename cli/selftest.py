@@ -51,7 +51,7 @@ def selftest(which: str, kafka_bootstrap_servers: str | None, schema_registry_ur
     Exits with 1 when a check fails, with 3 when Kafka or the registry does not answer.
     """
     from rtfm.errors import ConfigError, PermanentError
-    from rtfm.telemetry import redacted
+    from rtfm.redaction import redacted
 
     settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     checks: dict[str, Callable[[Settings], str]] = {
@@ -189,11 +189,11 @@ def _print(results: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         echo_json({"ok": all(result["result"] != "failed" for result in results), "tests": results})
         return
-    from rich.table import Table
+    from cli.tables import Table, words
 
     table = Table("test", "result", "detail", "ms", box=None)
     colours = {"ok": "green", "failed": "red", "skipped": "yellow"}
     for result in results:
         colour = colours[result["result"]]
-        table.add_row(result["test"], f"[{colour}]{result['result']}[/]", result["detail"], str(result["ms"]))
+        table.add_row(result["test"], words(result["result"], colour), result["detail"], str(result["ms"]))
     table_console().print(table)

@@ -139,10 +139,7 @@ def _counts(name: str, found: dict[str, int]) -> str:
 
 
 def _show(found: dict[str, Any], wrong: dict[str, RtfmError]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from rtfm.telemetry import redacted
+    from cli.tables import Table, words
 
     console = table_console()
     if found["topics"] is not None:
@@ -170,11 +167,11 @@ def _show(found: dict[str, Any], wrong: dict[str, RtfmError]) -> None:
     for name in ("archive", "chroma"):
         if found[name] is not None:
             counts = _counts(name, found[name]) or "empty"
-            console.print(Text(f"{name}: {counts}"), soft_wrap=True)
+            console.print(words(f"{name}: {counts}"), soft_wrap=True)
     for guild_id, why in (found["rebuild_due"] or {}).items():
         guild = f"guild {guild_id}" if guild_id else "direct messages"
         line = f"{guild}: {why} (`rtfm-cli rebuild` mends it)"
-        console.print(Text(line, style="yellow"), soft_wrap=True)
+        console.print(words(line, "yellow"), soft_wrap=True)
     for name, error in wrong.items():
         hint = f" ({error.hint})" if error.hint else ""
-        console.print(Text(redacted(f"{name}: {error}{hint}"), style="red"), soft_wrap=True)
+        console.print(words(f"{name}: {error}{hint}", "red"), soft_wrap=True)

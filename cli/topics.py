@@ -13,6 +13,7 @@ from cli.options import (
     records_shown,
     table_console,
 )
+from cli.printing import echo
 
 
 @click.group()
@@ -49,8 +50,8 @@ def init(kafka_bootstrap_servers: str | None, dry_run: bool, as_json: bool) -> N
         echo_json({"changes": changes, "items": items})
         return
     for step in plan:
-        click.echo(f"{step.topic}: {step.detail if step.action == 'none' else f'{step.action} ({step.detail})'}")
-    click.echo(f"{changes} changes" + (" (dry run)" if dry_run and changes else ""))
+        echo(f"{step.topic}: {step.detail if step.action == 'none' else f'{step.action} ({step.detail})'}")
+    echo(f"{changes} changes" + (" (dry run)" if dry_run and changes else ""))
 
 
 @topics.command("list")
@@ -83,9 +84,9 @@ def list_(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
         )
         return
     if not states:
-        click.echo("There are no topics yet; `rtfm-cli topics init` makes them.")
+        echo("There are no topics yet; `rtfm-cli topics init` makes them.")
         return
-    from rich.table import Table
+    from cli.tables import Table
 
     table = Table("topic", "partitions", "records", "retention", "lag", box=None)
     for state in states:
@@ -114,7 +115,7 @@ def check(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
         echo_json({"ok": not wrong, "items": items})
     else:
         for step in wrong:
-            click.echo(f"{step.topic}: needs {step.action} ({step.detail})")
-        click.echo(f"{len(wrong)} topics need `rtfm-cli topics init`" if wrong else "All topics are as they should be.")
+            echo(f"{step.topic}: needs {step.action} ({step.detail})")
+        echo(f"{len(wrong)} topics need `rtfm-cli topics init`" if wrong else "All topics are as they should be.")
     if wrong:
         click.get_current_context().exit(1)

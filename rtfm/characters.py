@@ -34,16 +34,13 @@ def printable(text: str, *, newlines: bool = False) -> str:
         return text
     kept = _JOINERS | frozenset("\n\t") if newlines else _JOINERS
     return "".join(
-        character
-        if character.isprintable() or character in kept
-        else " "
-        if character == "\xa0"
-        else _escape(character)
-        for character in text
+        character if character.isprintable() or character in kept else _escape(character) for character in text
     )
 
 
 def _escape(character: str) -> str:
+    if character.isspace() and character not in "\n\r\t" and not _FOREIGN_LINE_ENDS.match(character):
+        return " "  # a space of another width
     code = ord(character)
     short = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}.get(character)
     return short or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")

@@ -325,7 +325,7 @@ def _why_snowflakes(event: object) -> str:
 
 
 def _broken(part: Any, path: str, why: str) -> Iterator[BrokenRule]:
-    for name, form in _forms(type(part)):
+    for name, form in _forms(part.__class__):
         value = getattr(part, name)
         if value is None:
             continue

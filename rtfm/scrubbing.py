@@ -10,9 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from rtfm.redaction import SECRET_REMOVED
 from rtfm.secret_forms import FORMS
 
-SECRET_REMOVED = "(secret removed)"  # noqa: S105 - says that one was there
+__all__ = ["EMAIL_REMOVED", "SECRET_REMOVED", "scrub"]
+
 EMAIL_REMOVED = "(e-mail removed)"
 
 _EMAIL = re.compile(r"(?<![\w.+-])(?!git@)[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b")

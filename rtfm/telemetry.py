@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import accumulate
@@ -26,7 +26,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, His
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from rtfm.scrubbing import SECRET_REMOVED
+from rtfm.characters import printable
+from rtfm.redaction import redacted
 
 
 class BatchHistogram(Collector):
@@ -126,25 +127,6 @@ TRANSACTION_FAILURES = Counter(
 BUILD_INFO = Gauge("rtfm_build_info", "Always 1; the version is in the label.", ["version"])
 
 
-_hidden: dict[str, None] = {}
-"""What ``redacted`` takes out, longest first; a dict for its order."""
-
-
-def hide(secrets: Iterable[str]) -> None:
-    """Take ``secrets`` out of whatever this process writes from now on: logs, readiness, errors of commands."""
-    found = {form for secret in secrets for form in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1])}
-    known = sorted(found | _hidden.keys(), key=lambda text: (-len(text), text))
-    _hidden.clear()
-    _hidden.update(dict.fromkeys(known))
-
-
-def redacted(text: str) -> str:
-    """``text`` without what ``hide`` was told: the second line of defence, after ``addresses.shown``."""
-    for secret in list(_hidden):
-        text = text.replace(secret, SECRET_REMOVED)
-    return text
-
-
 class _RedactingFormatter(structlog.stdlib.ProcessorFormatter):
     def format(self, record: logging.LogRecord) -> str:
         return redacted(super().format(record))
@@ -163,8 +145,11 @@ def configure_logging(level: str, output: str = "auto") -> None:
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if as_json
         else [
+            _as_text,
             # Its own formatter shows local variables, settings among them.
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            ),
         ]
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -189,6 +174,14 @@ def configure_logging(level: str, output: str = "auto") -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+
+
+def _as_text(_logger: object, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Values without what a terminal would obey: ids and errors may come from outside. JSON escapes it by itself."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = printable(value, newlines=True)
+    return event
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:

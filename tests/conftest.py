@@ -6,6 +6,7 @@ Containers where an engine has the images of docker-compose.yml and they serve, 
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
@@ -98,6 +99,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         config.workeroutput["stack"] = config.stash.get(STACK, "")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Unit tests come last: they are short, so no worker is left alone with a long one at the end of a run."""
+    items.sort(key=lambda item: "tests/unit/" in item.nodeid)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Who runs what; not by xdist_group marks, which xdist 3.8 writes into node ids that pytest 9.2 no longer reads."""
@@ -118,6 +125,15 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def _start_stack(exits: ExitStack, wanted: str) -> tuple[dict[str, str], str]:
+    addresses, what = _start_services(exits, wanted)
+    with psycopg.connect(addresses["postgres"], autocommit=True) as connection:
+        # Each test has a database made for it, most of whose time is the disk's. None has to survive the machine.
+        connection.execute("ALTER SYSTEM SET fsync = off")
+        connection.execute("SELECT pg_reload_conf()")
+    return addresses, what
+
+
+def _start_services(exits: ExitStack, wanted: str) -> tuple[dict[str, str], str]:
     why = ""
     if wanted != "local":
         from tests import containers
@@ -200,12 +216,26 @@ def settings(stack: StackAddresses, migrated_database: str, tmp_path: Path) -> I
         topics.delete()
 
 
-@pytest.fixture
-def model_dir() -> Path | None:
-    """The embedding model for tests, where RTFM_EMBEDDING_MODEL_DIR or the folder beside the checkout has one."""
+@pytest.fixture(scope="session")
+def model_dir(fetched_model: Callable[[], Path]) -> Path:
+    """The embedding model: RTFM_EMBEDDING_MODEL_DIR, the one beside the checkout, or the one that anybody fetches."""
     given = os.environ.get("RTFM_EMBEDDING_MODEL_DIR")
     folder = Path(given) if given else CHECKOUT.parent / "shared" / "models" / "all-MiniLM-L6-v2"
-    return folder if folder.is_dir() else None
+    return folder if folder.is_dir() else fetched_model()
+
+
+@pytest.fixture(scope="session")
+def fetched_model() -> Callable[[], Path]:
+    """Gives the model as `rtfm-cli local up` fetches it; kept beside the jars for the next run."""
+    from rtfm.local import model
+
+    def fetch() -> Path:
+        CACHE_DIR.mkdir(parents=True, exist_ok=True)
+        with (CACHE_DIR / "model.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return model.fetch(CACHE_DIR / "model")
+
+    return fetch
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ MIN_SECONDS = 0.02
 MAX_RATIO = 6.0
 """What a text of four times the length may take: four times as long, and room for a machine that does other things."""
 
-_FIRST_LENGTH = 16_384
+_FIRST_LENGTH = 8_192
 _LONGEST = 131_072  # twice the longest text that is ever read whole
 _SLOWEST = 3
 

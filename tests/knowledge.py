@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -48,10 +49,15 @@ class WordEmbedding:
         vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
         for row, text in enumerate(texts):
             for word in set(terms(text)) or {""}:
-                seed = int.from_bytes(hashlib.sha256(f"{self.name} {word}".encode()).digest()[:4], "big")
-                vectors[row] += np.random.default_rng(seed).standard_normal(self.dimension, dtype=np.float32)
+                vectors[row] += _direction(f"{self.name} {word}", self.dimension)
             vectors[row] /= np.linalg.norm(vectors[row])
         return vectors
+
+
+@lru_cache(maxsize=10_000)
+def _direction(word: str, dimension: int) -> Vectors:
+    seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big")
+    return np.random.default_rng(seed).standard_normal(dimension, dtype=np.float32)
 
 
 def knowledge_of(settings: Settings, embedding: WordEmbedding | None) -> Knowledge:

@@ -20,6 +20,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # not all of 
 )
 
 from rtfm.contracts import Contracts
+from rtfm.contracts.catalogue import PARTITIONER
 from rtfm.errors import Unavailable
 from rtfm.events import Audience, BotQuery, BotResponse, ChannelKind, DiscordMessage, MessageChange, Outcome
 from rtfm.events import TimestampMillis as At
@@ -85,17 +86,18 @@ def answered(query: BotQuery, answer: str = "so") -> BotResponse:
 def eventually(check: Callable[[], Any], *, timeout_s: float = 40.0) -> Any:
     """The first true value of ``check``; AssertionError when there is none in time.
 
-    A service that does not answer the check for once, as on a busy machine, is asked again.
+    A service that does not answer the check for once, as on a busy machine, is asked again. A check that takes long
+    is asked half of the time at most, so that it does not hold up what it waits for.
     """
     deadline = time.monotonic() + timeout_s
     silent: Unavailable | None = None
-    while time.monotonic() < deadline:
+    while (asked_s := time.monotonic()) < deadline:
         try:
             if found := check():
                 return found
         except Unavailable as exc:
             silent = exc
-        time.sleep(0.05)
+        time.sleep(min(0.5, max(0.05, time.monotonic() - asked_s)))
     asked = inspect.getsource(check).strip() if inspect.isfunction(check) else check
     raise AssertionError(f"not within {timeout_s:.0f} s: {asked}") from silent
 
@@ -172,6 +174,10 @@ def produce(settings: Settings, contracts: Contracts, topic: str, *events: Any, 
         producer.flush()
 
 
+def _servers(settings: Settings) -> dict[str, str]:
+    return {"bootstrap.servers": settings.kafka_bootstrap_servers, "partitioner": PARTITIONER}
+
+
 def produce_raw(
     settings: Settings,
     topic: str,
@@ -183,7 +189,7 @@ def produce_raw(
 ) -> None:
     """Produce bytes as some other program might, without this project's producer."""
     failed: list[Any] = []
-    producer: Any = Producer({"bootstrap.servers": settings.kafka_bootstrap_servers, "message.max.bytes": 2_000_000})
+    producer: Any = Producer({**_servers(settings), "message.max.bytes": 2_000_000})
     producer.produce(
         f"{settings.kafka_topic_prefix}{topic}",
         value,
@@ -205,7 +211,7 @@ def produce_raws(
     headers: Sequence[tuple[str, bytes]] = (),
 ) -> None:
     """Produce many of one key, in order."""
-    producer: Any = Producer({"bootstrap.servers": settings.kafka_bootstrap_servers, "enable.idempotence": True})
+    producer: Any = Producer({**_servers(settings), "enable.idempotence": True})
     for value in values:
         producer.produce(f"{settings.kafka_topic_prefix}{topic}", value, key, headers=list(headers))
     assert producer.flush(20) == 0

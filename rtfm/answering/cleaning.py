@@ -21,6 +21,7 @@ _CODE = re.compile(r"(```.*?(?:```|\Z)|(?<!\\)`[^`\n]+`)", re.DOTALL)
 # The lookbehind makes a run of spaces be read once, not again from each of its spaces.
 _CITATION = re.compile(r"(?<![ \t])[ \t]*\[\s*(\d{1,9}(?:\s*[,;]\s*\d{1,9})*)\s*\]")
 _NUMBER = re.compile(r"\d+")
+_WORD = re.compile(r"\w")
 _HEADING = re.compile(r"^[\s*_#:>~|-]{0,20}sources?[\s*_#:>~|-]{0,20}$", re.IGNORECASE)
 # What stands for a citation that is sure, while the text is being cleaned; a bracket after it would make it a link.
 _MARKS = re.compile(f"[{OPEN}{CLOSE}]")
@@ -70,9 +71,18 @@ def renumbered(text: str, numbers: Mapping[int, int], *, form: str = "[{}]") -> 
     return "".join(part if _CODE.fullmatch(part) else _CITATION.sub(replaced, part) for part in _CODE.split(text))
 
 
+def without_numbers(text: str) -> str:
+    """``text`` with other brackets around what reads like a citation: in a quote it is none. Code stays as it is."""
+
+    def replaced(match: re.Match[str]) -> str:
+        return f"{match.group()[: match.group().index('[')]}({match[1]})"
+
+    return "".join(part if _CODE.fullmatch(part) else _CITATION.sub(replaced, part) for part in _CODE.split(text))
+
+
 def says_something(text: str) -> bool:
     """Whether words are left beside citations and notes of what was removed."""
-    return re.search(r"\w", _CITATION.sub("", text.replace(LINK_REMOVED, ""))) is not None
+    return _WORD.search(_CITATION.sub("", text.replace(LINK_REMOVED, ""))) is not None
 
 
 def balanced(text: str) -> str:

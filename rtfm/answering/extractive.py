@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from attrs import frozen
 
-from rtfm.answering.cleaning import balanced
+from rtfm.answering.cleaning import balanced, without_numbers
 from rtfm.events import to_datetime
 from rtfm.knowledge.retrieval import Passage, PassageMessage
 from rtfm.knowledge.words import terms
@@ -159,12 +159,13 @@ def best_message(question: str, answer: str, passage: Passage) -> PassageMessage
 
 def compose(found: Sequence[Quote]) -> str:
     """The answer that shows ``found``, numbered from 1, in Discord's markup."""
-    blocks = [
-        "\n".join(f"> {line}" for line in quote.text.split("\n"))
-        + f"\n{escaped(plain_name(quote.message.author_name))}, {to_datetime(quote.message.created_at):%Y-%m-%d} [{number}]"
-        for number, quote in enumerate(found, start=1)
-    ]
-    return "\n\n".join([INTRODUCTION, *blocks])
+    return "\n\n".join([INTRODUCTION, *(_block(number, quote) for number, quote in enumerate(found, start=1))])
+
+
+def _block(number: int, quote: Quote) -> str:
+    said = "\n".join(f"> {line}" for line in quote.text.split("\n"))
+    author = escaped(plain_name(quote.message.author_name))
+    return f"{said}\n{author}, {to_datetime(quote.message.created_at):%Y-%m-%d} [{number}]"
 
 
 def _turns(passage: Passage) -> list[_Turn]:
@@ -199,11 +200,12 @@ def _quotable(content: str, names: tuple[str, ...]) -> str:
 
 
 def _shown(text: str, known: Collection[str], channels: Collection[str]) -> str:
-    """``text`` as it is quoted: code blocks closed, the addresses of links in sight.
+    """``text`` as it is quoted: code blocks closed, the addresses of links in sight, no numbers that look like ours.
 
     A link that was cut, or that only two messages together make, is none that anybody wrote.
     """
-    return balanced(without_foreign_links(without_channels(without_pings(text), channels), known))
+    text = without_foreign_links(without_channels(without_pings(text), channels), known)
+    return balanced(without_numbers(text))
 
 
 def _scores(rarity: Mapping[str, float], turns: Sequence[_Turn]) -> list[float]:

@@ -89,6 +89,6 @@ def _with_dates(text: str, citations: Sequence[Citation]) -> str:
 
 
 def _capped(text: str) -> str:
-    return (
-        text if len(text) <= MAX_ANSWER_CHARACTERS else text[: MAX_ANSWER_CHARACTERS - 2].rsplit(maxsplit=1)[0] + " …"
-    )
+    if len(text) <= MAX_ANSWER_CHARACTERS:
+        return text
+    return text[: MAX_ANSWER_CHARACTERS - 2].rsplit(maxsplit=1)[0] + " …"

@@ -34,7 +34,11 @@ COMPATIBILITY_LEVELS = (
     "FULL_TRANSITIVE",
 )
 
+PARTITIONER = "murmur2_random"
+"""Of every producer, as librdkafka calls it: a key has one partition, whoever writes it. See contracts.toml."""
+
 _PACKAGE = Path(__file__).resolve().parent.parent
+_VERSION = re.compile("[1-9][0-9]*")
 _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _TOPIC_KEYS = ("doc", "schema", "key", "partitions", "retention_h", "compatibility", "producers", "consumers")
 
@@ -90,7 +94,7 @@ class Catalogue:
         directory = self.released_directory(topic_name)
         found = {}
         for path in sorted(directory.glob("*.avsc")) if directory.is_dir() else ():
-            if not re.fullmatch("[1-9][0-9]*", path.stem):
+            if not _VERSION.fullmatch(path.stem):
                 raise ConfigError(f"{path}: a released schema is named <version>.avsc, such as 1.avsc")
             found[int(path.stem)] = read_schema(path)
         return dict(sorted(found.items()))
@@ -112,6 +116,8 @@ def load(schemas_dir: Path | None = None) -> Catalogue:
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"{path}: {exc}") from exc
     namespace = _take(document, "namespace", str, str(path))
+    if document.get("partitioner", PARTITIONER) != PARTITIONER:
+        raise ConfigError(f"{path} partitioner: it is not {PARTITIONER}, which clients of all makes have")
     topics = _take(document, "topics", dict, str(path))
     return Catalogue(directory, namespace, {name: _topic(directory, path, name, topics[name]) for name in topics})
 

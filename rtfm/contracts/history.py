@@ -30,6 +30,7 @@ UNITS = {
     "snowflake": ("snowflake", "snowflakes"),
     "UTC": ("UTC",),
 }
+_UNIT_WORD = re.compile(r"[A-Za-zµ]+|%")
 _UNIT_OF_WORD = {word: unit for unit, words in UNITS.items() for word in words}
 
 
@@ -72,7 +73,7 @@ def changes(old: Node, new: Node, path: str = "", seen: frozenset[tuple[int, int
 
 def units(doc: str | None) -> frozenset[str]:
     """The units that a doc names."""
-    words = re.findall(r"[A-Za-zµ]+|%", doc or "")
+    words = _UNIT_WORD.findall(doc or "")
     return frozenset(_UNIT_OF_WORD[word] for word in words if word in _UNIT_OF_WORD)
 
 

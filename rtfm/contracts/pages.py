@@ -22,7 +22,7 @@ def page(catalogue: Catalogue, topic: Topic) -> str:
         "| | |\n|---|---|",
         f"| record | `{node.name}` |",
         f"| subject | `{topic.subject}`, {topic.compatibility} |",
-        f"| key | `{topic.key}` as UTF-8 |",
+        f"| key | `{topic.key}` as UTF-8; its partition by murmur2, as Java chooses |",
         f"| partitions | {topic.partitions} |",
         f"| retention | {topic.retention_h} hours |",
         f"| released versions | {', '.join(map(str, released)) or 'none'} |",

@@ -90,7 +90,16 @@ class RegistryClient:
         found = {}
         for number in sorted(self._request("GET", path) or ()):
             answer = self._request("GET", f"{path}/{number}")
-            found[int(number)] = (int(answer["id"]), cast("Schema", json.loads(answer["schema"])))
+            if answer is None:
+                continue  # removed meanwhile
+            try:
+                schema = json.loads(answer["schema"])
+            except ValueError as exc:
+                raise ConfigError(
+                    f"{self.subject(topic_name)} version {number} at {self.url} is no Avro schema",
+                    hint=f"Remove it: curl -X DELETE {self.url}{path}/{number}",
+                ) from exc
+            found[int(number)] = (int(answer["id"]), cast("Schema", schema))
         return found
 
     def register(self, topic_name: str, schema: Schema) -> int:
@@ -125,6 +134,10 @@ class RegistryClient:
         path = f"/subjects/{self._quoted(topic_name)}/versions/{version}"
         self._request("DELETE", path)
         self._request("DELETE", f"{path}?permanent=true")
+
+    def remove(self, topic_name: str, version: int) -> None:
+        """Take a version out of its subject; its id goes on standing for the schema, for records that have it."""
+        self._request("DELETE", f"/subjects/{self._quoted(topic_name)}/versions/{version}")
 
     def close(self) -> None:
         """Close the connections."""

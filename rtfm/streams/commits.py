@@ -20,7 +20,7 @@ from rtfm.streams.handling import FIRST_BACKOFF_S, MAX_BACKOFF_S, NOTHING, Handl
 from rtfm.streams.lanes import Finished
 from rtfm.streams.limits import DeadLetterLimit, TooManyDeadLetters, too_many
 from rtfm.streams.position import PartitionState
-from rtfm.streams.transactions import NotCommitted, OutcomeUnknown, Produced, Transactions, is_member
+from rtfm.streams.transactions import NotCommitted, OutcomeUnknown, Produced, Transactions, is_member, member_id
 from rtfm.telemetry import DEAD_LETTERS, TRANSACTION_FAILURES, TRANSACTION_SECONDS, get_logger
 
 EVERY_S = 0.02
@@ -184,14 +184,14 @@ class Commits:
                 self._resolve(consumer)
             # Asked anew each time: the generation changes without a word to us.
             member = consumer.consumer_group_metadata()
-            if not is_member(member):
+            parts = dict.fromkeys(finished.part for finished in state.pending)
+            if not is_member(member) or any(part.member_id != member_id(member) for part in parts):
                 # The group's answer comes with a poll, for which there is time meanwhile.
                 state.not_before_s = now_s + EVERY_S
                 return
             if not state.pending:
                 return
             state.sent, state.pending = state.pending, []
-            parts = dict.fromkeys(finished.part for finished in state.sent)
             state.positions = [_position(part) for part in parts]
             self._transactions.commit(
                 _records(state.sent),

@@ -6,11 +6,17 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 
+from rtfm.contracts.catalogue import PARTITIONER
 from rtfm.errors import ConfigError, RtfmError, Unavailable
 from rtfm.settings import Settings
 from rtfm.telemetry import get_logger
 
 REQUEST_TIMEOUT_S = 5.0
+
+ANSWER_TIMEOUT_S = 9.0
+"""How long a request waits for its answer before its connection is given up. librdkafka's 60 s are what one costs that
+is dead without a word, as behind a firewall that forgot it. Less than a transaction may last (EXPIRY_S), which
+librdkafka wants, and more than we wait for one (COMMIT_TIMEOUT_S): so a request of it is never sent twice."""
 
 _log = get_logger(__name__)
 
@@ -35,10 +41,20 @@ def client_config(settings: Settings) -> dict[str, Any]:
         "bootstrap.servers": settings.kafka_bootstrap_servers,
         "client.id": f"rtfm-{settings.instance_id}",
         "socket.keepalive.enable": True,
+        "socket.timeout.ms": int(ANSWER_TIMEOUT_S * 1000),
         "reconnect.backoff.max.ms": 2000,
         "allow.auto.create.topics": False,
         "error_cb": lambda error: _log.debug("kafka client", error=error.str()),
         "log_level": 2,
+    }
+
+
+def producer_config(settings: Settings) -> dict[str, Any]:
+    """What every producer needs: as ``client_config``, with partitioner and compression."""
+    return {
+        **client_config(settings),
+        "partitioner": PARTITIONER,
+        "compression.type": settings.kafka_compression,
     }
 
 

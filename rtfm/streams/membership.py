@@ -21,7 +21,7 @@ from rtfm.streams.connection import REQUEST_TIMEOUT_S, client_config, group_name
 from rtfm.streams.handling import WaitingState
 from rtfm.streams.position import PartitionState
 from rtfm.streams.starts import Starts
-from rtfm.streams.transactions import Fenced, is_member
+from rtfm.streams.transactions import Fenced, is_member, member_id
 from rtfm.telemetry import LAG, PAUSES, REBALANCES, get_logger
 
 REJOIN_AFTER_S = 1.0
@@ -123,6 +123,10 @@ class Membership:
             if not isinstance(failure, TransientError):
                 raise failure
             self.rejoin(failure)
+            return []
+        if self._was_gone():
+            _log.warning("the group took this one for gone and let it in again: joining anew", group=self._group)
+            self.rejoin(Unavailable("kafka", f"the group took {self._settings.instance_id} for gone"))
             return []
         if self._fresh and messages:
             try:
@@ -264,6 +268,15 @@ class Membership:
             on_lost=self._guarded(self._on_lost),
         )
 
+    def _was_gone(self) -> bool:
+        """Whether the group removed this member and let it in again while it had partitions.
+
+        Others may have had those meanwhile. librdkafka says that they are lost, except where the group's answer comes
+        to a static member's request to join: then they stay assigned, also at the next generation.
+        """
+        member = self.consumer.consumer_group_metadata()
+        return is_member(member) and any(part.member_id != member_id(member) for part in self._parts.values())
+
     def rejoin(self, error: TransientError) -> None:
         """Leave and come back: where a partition stands is not known, so it must not be worked on.
 
@@ -300,8 +313,11 @@ class Membership:
             return
         numbers = [part.partition for part in partitions]
         self._forget(numbers)  # two states of one partition would both be committed
+        member = member_id(consumer.consumer_group_metadata())  # before the positions: another may commit from then on
         starts = self._starts.find(consumer, numbers, partial(self._stored, consumer))
         # All of what is unfinished must be known before the first record: the next commit would erase the map.
+        for start in starts:
+            start.part.member_id = member
         self._parts |= {start.part.number: start.part for start in starts}
         for start in starts:
             self._assigned(start.part)

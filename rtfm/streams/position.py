@@ -90,6 +90,8 @@ class PartitionState:
     """
 
     number: int
+    member_id: bytes = b""
+    """As whom the group knew the member that it was assigned to."""
     start: int = 0
     """The offset at which this assignment starts: no record below it is taken."""
     committed: int = 0

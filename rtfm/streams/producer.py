@@ -1,4 +1,4 @@
-"""Producing events: idempotent, acknowledged by all in-sync replicas, zstd on the wire.
+"""Producing events: idempotent, acknowledged by all in-sync replicas, compressed, partitioned as other clients do.
 
 The queue is bounded: a caller waits for room up to the delivery timeout and then gets an error. Every record that was
 taken is either delivered or reported, to ``on_delivery`` and at the next ``flush``, also when the producer is closed
@@ -19,7 +19,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from rtfm.contracts import Contracts
 from rtfm.errors import RtfmError, Unavailable
 from rtfm.settings import Settings
-from rtfm.streams.connection import client_config, topic_name, translated, unreachable
+from rtfm.streams.connection import producer_config, topic_name, translated, unreachable
 from rtfm.telemetry import SENT, get_logger, new_traceparent
 
 CONTENT_TYPE = b"application/vnd.confluent.avro"
@@ -56,10 +56,9 @@ class EventProducer:
         self._routes: dict[str, tuple[str, Report]] = {}
         self._producer: Any = Producer(
             {
-                **client_config(settings),
+                **producer_config(settings),
                 "enable.idempotence": True,
                 "acks": "all",
-                "compression.type": "zstd",
                 "linger.ms": 10,
                 "queue.buffering.max.messages": settings.kafka_queue_max_messages,
                 "message.timeout.ms": int(settings.kafka_delivery_timeout_s * 1000),

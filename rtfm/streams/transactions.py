@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 from attrs import frozen
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
+from rtfm.deadline import within
 from rtfm.errors import RtfmError
 from rtfm.settings import Settings
-from rtfm.streams.connection import client_config, group_name, topic_name, translated
+from rtfm.streams.connection import client_config, group_name, producer_config, topic_name, translated
 from rtfm.telemetry import SENT
 
 OPEN_TIMEOUT_S = 5.0
@@ -28,6 +29,9 @@ COMMIT_TIMEOUT_S = 8.0
 """For all of a transaction; less than a broker gives it, so that we end it and no broker does."""
 
 ABORT_TIMEOUT_S = 8.0
+BEYOND_LIMIT_S = 0.5
+"""What librdkafka is given beyond a limit that it was told, before it is taken for not keeping it."""
+
 EXPIRY_S = 10.0
 """A broker ends a transaction that is open for so long, and its producer with it."""
 
@@ -136,11 +140,10 @@ class Transactions:
         self.close()
         producer: Any = Producer(
             {
-                **client_config(self._settings),
+                **producer_config(self._settings),
                 "transactional.id": self._id,
                 "transaction.timeout.ms": int(EXPIRY_S * 1000),
                 "message.timeout.ms": 9_000,
-                "compression.type": "zstd",
                 "linger.ms": 5,
                 # What a transaction waits while the markers of the last one are being written; the default is 100 ms.
                 "retry.backoff.ms": 10,
@@ -178,7 +181,7 @@ class Transactions:
             self._producer.begin_transaction()
             self._produce(records, counts, deadline_s)
             if positions:
-                self._producer.send_offsets_to_transaction(list(positions), member, _left_s(deadline_s))
+                self._send_offsets(list(positions), member, _left_s(deadline_s))
             self._producer.commit_transaction(_left_s(deadline_s))
         except KafkaException as exc:
             self._failed(exc.args[0], exc)
@@ -196,8 +199,10 @@ class Transactions:
         self._begin()
         try:
             self._producer.begin_transaction()
-            self._producer.send_offsets_to_transaction([position], own.consumer_group_metadata(), OPEN_TIMEOUT_S)
+            self._send_offsets([position], own.consumer_group_metadata(), OPEN_TIMEOUT_S)
             self._producer.abort_transaction(ABORT_TIMEOUT_S)
+        except OutcomeUnknown:
+            pass  # in doubt, as after any other end
         except KafkaException as exc:
             with suppress(NotCommitted, OutcomeUnknown):
                 self._failed(exc.args[0], exc)
@@ -244,6 +249,17 @@ class Transactions:
             else:
                 has_lost = node in self._up_since_us
             self._has_lost_connection |= has_lost
+
+    def _send_offsets(self, positions: list[TopicPartition], member: object, limit_s: float) -> None:
+        """Raises OutcomeUnknown where the call does not come back; that producer and its thread are left behind.
+
+        librdkafka has a limit for a group's coordinator that is away and does not keep it (librdkafka issue 5456).
+        """
+        send = partial(self._producer.send_offsets_to_transaction, positions, member, limit_s)
+        try:
+            within(limit_s + BEYOND_LIMIT_S, send)
+        except TimeoutError as exc:
+            raise OutcomeUnknown(f"offsets were not taken within {limit_s:.1f} s") from exc
 
     def _delivered(self, number: int, error: KafkaError | None, message: Any) -> None:
         if error is None:
@@ -304,6 +320,16 @@ def is_member(metadata: bytes) -> bool:
     """
     (generation,) = struct.unpack_from("<i", metadata, len("CGMDv2:"))
     return bool(generation >= 0)
+
+
+def member_id(metadata: bytes) -> bytes:
+    """The id that the group gave a member in group ``metadata``, behind the name of the group; empty for no member.
+
+    A classic group gives it at joining and forgets it with the member: as long as it is the same, nobody else was given
+    what this member has.
+    """
+    _, _, rest = metadata[len("CGMDv2:") + 4 :].partition(b"\0")
+    return rest.partition(b"\0")[0]
 
 
 def _left_s(deadline_s: float) -> float:

@@ -24,6 +24,8 @@ class Api(IntEnum):
 
     PRODUCE = 0
     OFFSET_COMMIT = 8
+    JOIN_GROUP = 11
+    SYNC_GROUP = 14
     ADD_PARTITIONS_TO_TXN = 24
     ADD_OFFSETS_TO_TXN = 25
     END_TXN = 26
@@ -41,12 +43,12 @@ def client_of(request: bytes) -> str:
     return request[14 : 14 + max(0, length)].decode(errors="replace")
 
 
-def proxied_listener(ports: Mapping[str, int], proxy_port: int) -> dict[str, str]:
-    """Settings for a broker of ``ports``: the listener PROXIED at the port "proxied", advertised as ``proxy_port``."""
+def proxied_listener(proxy: Proxy, ports: Mapping[str, int]) -> dict[str, str]:
+    """Settings for a broker at ``ports``: a further listener where ``proxy`` connects to, advertised under its port."""
+    own = f"PLAINTEXT://127.0.0.1:{ports['kafka']}"
     return {
-        "listeners": f"PLAINTEXT://127.0.0.1:{ports['kafka']},CONTROLLER://127.0.0.1:{ports['kafka-controller']}"
-        f",PROXIED://127.0.0.1:{ports['proxied']}",
-        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{ports['kafka']},PROXIED://127.0.0.1:{proxy_port}",
+        "listeners": f"{own},CONTROLLER://127.0.0.1:{ports['kafka-controller']},PROXIED://127.0.0.1:{proxy.target}",
+        "advertised.listeners": f"{own},PROXIED://127.0.0.1:{proxy.port}",
         "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT",
     }
 

@@ -75,9 +75,8 @@ class Load:
         self._producer = EventProducer(evolve(settings, kafka_delivery_timeout_s=300.0), contracts)
         self._prefix = settings.kafka_topic_prefix
         self._history = history
-        self.messages_per_s = messages_per_s
-        self._rates = {self._ask: questions_per_s, self._say: messages_per_s}
-        self._share = 1.0
+        self._rates = {QUERIES: questions_per_s, MESSAGES: messages_per_s}
+        self._shares = dict.fromkeys(self._rates, 1.0)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="load", daemon=True)
         self._failure: BaseException | None = None
@@ -98,9 +97,9 @@ class Load:
         """Begin with questions and messages at their rates."""
         self._thread.start()
 
-    def set_share(self, share: float) -> None:
-        """Go at ``share`` of the rates from now on."""
-        self._share = share
+    def set_share(self, topic: str, share: float) -> None:
+        """Go at ``share`` of the topic's rate from now on."""
+        self._shares[topic] = share
 
     def stop(self, timeout_s: float) -> None:
         """End, and wait until the brokers have everything. Raises Unavailable where they have not."""
@@ -121,12 +120,13 @@ class Load:
 
     def _run(self) -> None:
         try:
-            due = {action: time.monotonic() for action in self._rates}
+            actions = {QUERIES: self._ask, MESSAGES: self._say}
+            due = {topic: time.monotonic() for topic in self._rates}
             while not self._done.is_set():
-                for action, rate in self._rates.items():
-                    while due[action] <= time.monotonic() and not self._done.is_set():
-                        due[action] += self._waiting.expovariate(rate * self._share)
-                        action()
+                for topic, rate in self._rates.items():
+                    while due[topic] <= time.monotonic() and not self._done.is_set():
+                        due[topic] += self._waiting.expovariate(rate * self._shares[topic])
+                        actions[topic]()
                 time.sleep(0.005)
         except Exception as exc:  # a thread's own way out; stop() raises it
             self._failure = exc

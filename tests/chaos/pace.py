@@ -28,7 +28,7 @@ WINDOW_S = 30.0
 EASY_S, FULL_S = 10.0, 40.0
 """A backlog of up to the first leaves the load as it is, one of the second brings it down to the least."""
 
-LEAST = 0.1
+LEAST = 0.05
 """Of its rate the load always keeps this share: an idle run proves nothing."""
 
 SETTLE_S = 60.0
@@ -117,7 +117,7 @@ class Pace:
 
     @property
     def share(self) -> float:
-        """The share of the wanted rates that the load had on average."""
+        """The share of its wanted rate that the slower of questions and messages had, on average."""
         return sum(self._shares) / len(self._shares) if self._shares else 1.0
 
     def stop(self) -> None:
@@ -134,17 +134,18 @@ class Pace:
         try:
             self._read()
         except RtfmError:  # Kafka is away, and what is sent now comes all at once when it is back
-            share = LEAST
+            shares = {follower.topic: LEAST for follower in self.followers}
         else:
             self._measure(self.readings[self._ingest.topic].committed)
-            share = share_for(max(reading.backlog_s for reading in self.readings.values()))
-        self._shares.append(share)
-        self._load.set_share(share)
+            shares = {topic: share_for(reading.backlog_s) for topic, reading in self.readings.items()}
+        for topic, share in shares.items():
+            self._load.set_share(topic, share)
+        self._shares.append(min(shares.values()))
         if time.monotonic() - self._told_s >= TELL_EVERY_S:
             self._told_s = time.monotonic()
             rates = {f"{topic}_per_s": round(reading.per_s, 1) for topic, reading in self.readings.items()}
             lag = {f"{topic}_lag": reading.produced - reading.committed for topic, reading in self.readings.items()}
-            self._history.write("measured", share=round(share, 2), **rates, **lag)
+            self._history.write("measured", share=round(min(shares.values()), 2), **rates, **lag)
 
     def _measure(self, committed: int) -> None:
         """Note how fast the first messages were archived, once they all are."""

@@ -100,6 +100,8 @@ def used_by(pid: int) -> Use | None:
     try:
         process = psutil.Process(pid)
         with process.oneshot():
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return None
             memory, threads, handles = process.memory_info().rss, process.num_threads(), process.num_fds()
         children = process.children(recursive=True)
     except psutil.Error:

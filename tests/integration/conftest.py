@@ -11,7 +11,7 @@ from rtfm.settings import Settings
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "debian: needs a Debian package (kcat); left out where it is not installed")
+    config.addinivalue_line("markers", "debian: needs the Debian packages kcat, nodejs and npm; left out without them")
 
 
 @pytest.fixture

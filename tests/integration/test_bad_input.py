@@ -102,12 +102,12 @@ def answers(settings: Settings, contracts: Contracts, *questions: str) -> list[B
     return [by_id[query.query_id] for query in queries]
 
 
-def with_model(settings: Settings, model_dir: Path | None) -> Settings:
-    return settings if model_dir is None else evolve(settings, embedding_model_dir=model_dir)
+def with_model(settings: Settings, model_dir: Path) -> Settings:
+    return evolve(settings, embedding_model_dir=model_dir)
 
 
 def test_odd_messages_and_questions_each_have_a_clear_outcome(
-    settings: Settings, archived: Knowledge, model_dir: Path | None
+    settings: Settings, archived: Knowledge, model_dir: Path
 ) -> None:
     """Nothing is lost or dead: long messages and log files are found in every part and shown, secrets are not."""
     odd = with_model(settings, model_dir)
@@ -138,12 +138,8 @@ def test_half_of_a_surrogate_pair_is_refused_where_it_is_produced(settings: Sett
             producer.send(MESSAGES, message(1, "a \ud800 tulip"))
 
 
-def test_a_chroma_that_fails_in_any_way_is_waited_for(
-    settings: Settings, archived: Knowledge, model_dir: Path | None
-) -> None:
+def test_a_chroma_that_fails_in_any_way_is_waited_for(settings: Settings, archived: Knowledge, model_dir: Path) -> None:
     """Refused, an error, garbage: each message is archived and indexed once Chroma is itself again."""
-    if model_dir is None:
-        pytest.skip("no embedding model: set RTFM_EMBEDDING_MODEL_DIR")
     with proxy(settings.chroma_url) as chroma, open_contracts_of(settings) as contracts:
         through = evolve(with_model(settings, model_dir), chroma_url=chroma.url)
         with processor(through) as running:

@@ -1,24 +1,41 @@
-"""What other programs find in the topics: kcat, the bytes on the wire, and what retention makes of old messages."""
+"""What other programs find in the topics and write to them: kcat, kafkajs, Java; the bytes on the wire; retention."""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
+import shutil
 import socket
 import struct
 import subprocess
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from attrs import evolve
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # not in its __all__
 
 from rtfm.contracts import open_contracts
 from rtfm.settings import Settings
+from rtfm.streams.transactions import Produced, Transactions
+from tests import java_kafka
+from tests.conftest import CACHE_DIR, CHECKOUT, inherited_environment
+from tests.integration.test_processor import processor
 from tests.streams import MESSAGES, eventually, produce, produce_raw, records, said
 
+NODE = CHECKOUT / "tests" / "node"
 IN_2004_MS = 1_100_000_000_000
-ZSTD = 4  # https://kafka.apache.org/documentation/#recordbatch, the lowest three bits of a batch's attributes
+# https://kafka.apache.org/documentation/#recordbatch, the lowest three bits of a batch's attributes
+CODECS = {
+    "none": 0,
+    "gzip": 1,
+    "snappy": 2,
+    "lz4": 3,
+    "zstd": 4,
+}
 
 
 @pytest.mark.debian
@@ -47,15 +64,164 @@ def test_kcat_sees_the_topics_as_the_catalogue_has_them(settings: Settings) -> N
         assert found[f"{settings.kafka_topic_prefix}{topic.name}"] == topic.partitions
 
 
-def test_batches_are_zstd_on_the_wire(settings: Settings) -> None:
-    """Asked of the broker in Kafka's own protocol, since clients hide it."""
+@pytest.mark.parametrize("codec", CODECS)
+def test_batches_are_compressed_on_the_wire_as_the_setting_says(settings: Settings, codec: str) -> None:
+    """Asked of the broker in Kafka's own protocol, since clients hide it; zstd unless something else is set."""
+    assert settings.kafka_compression == "zstd"
+    settings = evolve(settings, kafka_compression=codec)
     contracts = open_contracts(settings)
     produce(settings, contracts, MESSAGES, *(said(n, content="the same again " * 20) for n in range(50)))
     partition = records(settings, contracts, MESSAGES)[0].partition
     batch = _fetch(settings.kafka_bootstrap_servers, f"{settings.kafka_topic_prefix}{MESSAGES}", partition)
     (attributes,) = struct.unpack_from(">h", batch, 8 + 4 + 4 + 1 + 4)
-    assert attributes & 0b111 == ZSTD
-    assert len(batch) < 50 * 300
+    assert attributes & 0b111 == CODECS[codec]
+    assert codec == "none" or len(batch) < 50 * 300
+
+
+def test_transactions_are_compressed_as_the_setting_says(settings: Settings) -> None:
+    """Answers and dead letters go out in transactions, which have a producer of their own."""
+    contracts, settings = open_contracts(settings), evolve(settings, kafka_compression="gzip")
+    transactions = Transactions(settings, "foreign")
+    transactions.open()
+    transactions.commit([Produced(MESSAGES, b"42", contracts.encode(MESSAGES, said(7, content="so " * 500)), [])])
+    transactions.close()
+    (record,) = records(settings, contracts, MESSAGES)
+    batch = _fetch(settings.kafka_bootstrap_servers, f"{settings.kafka_topic_prefix}{MESSAGES}", record.partition)
+    (attributes,) = struct.unpack_from(">h", batch, 8 + 4 + 4 + 1 + 4)
+    assert attributes & 0b111 == CODECS["gzip"]
+
+
+# Clients of other makes
+
+KEYS = [str(1_286_754_213_907_726_336 + 7919 * number) for number in range(40)]
+
+
+def our_partitions(settings: Settings) -> dict[str, int]:
+    """Key → partition of the records that this project's producers wrote, one of them in a transaction."""
+    contracts = open_contracts(settings)
+    produce(settings, contracts, MESSAGES, *(said(number, channel=key) for number, key in enumerate(KEYS[::2])))
+    transactions = Transactions(settings, "foreign")
+    transactions.open()
+    value = contracts.encode(MESSAGES, said(7))
+    transactions.commit([Produced(MESSAGES, key.encode(), value, []) for key in KEYS[1::2]])
+    transactions.close()
+    found = {(record.key or b"").decode(): record.partition for record in records(settings, contracts, MESSAGES)}
+    assert set(found) == set(KEYS)
+    assert len(set(found.values())) == 3
+    return found
+
+
+def given(settings: Settings, **more: Any) -> dict[str, Any]:
+    """What a program of another make is told."""
+    addresses = {"broker": settings.kafka_bootstrap_servers, "registry": settings.schema_registry_url}
+    return addresses | {"prefix": settings.kafka_topic_prefix} | more
+
+
+def a_query(query_id: str) -> dict[str, Any]:
+    """A question that expects nothing to be found; fields with a default are left out."""
+    now_ms = int(time.time() * 1000)
+    return {
+        "query_id": query_id,
+        "channel_id": "0",
+        "asker_id": "0",
+        "question": "how do I mount an ntfs disk?",
+        "asked_at": now_ms,
+        "expires_at": now_ms + 600_000,
+        "audience": "ASKER",
+        "visible_channel_ids": [],
+        "context": [],
+        "attachments": [],
+        "origin": "CONSOLE",
+    }
+
+
+@pytest.fixture(scope="session")
+def node() -> Callable[..., Any]:
+    """Run tests/node/client.js, with the packages of its lock."""
+    folder = CACHE_DIR / f"node-{hashlib.sha256((NODE / 'package-lock.json').read_bytes()).hexdigest()[:16]}"
+    CACHE_DIR.mkdir(parents=True, exist_ok=True)
+    with (CACHE_DIR / "node.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            partial = folder.with_name(f"{folder.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            for name in ("package.json", "package-lock.json"):
+                shutil.copy(NODE / name, partial)
+            command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+            subprocess.run(command, cwd=partial, check=True, capture_output=True, timeout=200)
+            partial.rename(folder)
+
+    def run(command: str, **told: Any) -> Any:
+        environment = inherited_environment() | {
+            "NODE_PATH": str(folder / "node_modules"),
+            "KAFKAJS_NO_PARTITIONER_WARNING": "1",
+        }
+        program = ["node", str(NODE / "client.js"), command, json.dumps(told)]
+        done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout)
+
+    return run
+
+
+@pytest.mark.debian
+def test_clients_4_kafkajs_writes_a_key_to_the_partition_that_we_do(
+    settings: Settings, node: Callable[..., Any]
+) -> None:
+    """Or a DELETED of one program would overtake the CREATED of another."""
+    ours = our_partitions(settings)
+    assert node("produce", **given(settings, topic=MESSAGES, keys=KEYS)) == ours
+
+
+def test_clients_4_java_writes_a_key_to_our_partition(settings: Settings) -> None:
+    """With its default partitioner, as Kafka Streams and Kafka Connect have."""
+    ours = our_partitions(settings)
+    assert java_kafka.run("produce", **given(settings, topic=MESSAGES, keys=KEYS)) == ours
+
+
+def test_clients_4_records_without_a_key_go_to_any_partition(settings: Settings) -> None:
+    """As with Java: murmur2 of nothing would have them all in one."""
+    found = set()
+    for _ in range(30):  # what is sent within a moment stays together
+        produce_raw(settings, MESSAGES, b"x", key=None)
+        found = {record.partition for record in records(settings, open_contracts(settings), MESSAGES)}
+        if len(found) > 1:
+            break
+    assert len(found) > 1
+
+
+@pytest.mark.debian
+def test_clients_3_kafkajs_reads_what_we_produce(settings: Settings, node: Callable[..., Any]) -> None:
+    """Compressed with zstd, for which it needs a codec of three lines."""
+    contracts = open_contracts(settings)
+    produce(settings, contracts, MESSAGES, *(said(number, content=f"straße {number} " * 20) for number in range(20)))
+    found = node("read", **given(settings, topic=MESSAGES, count=20))
+    assert [record["value"]["content"] for record in found] == [f"straße {number} " * 20 for number in range(20)]
+    assert {record["key"] for record in found} == {"200"}
+
+
+def test_clients_3_java_reads_what_we_produce(settings: Settings) -> None:
+    """Its client has zstd; the frame is taken apart by hand."""
+    contracts = open_contracts(settings)
+    produce(settings, contracts, MESSAGES, *(said(number, content=f"straße {number} " * 20) for number in range(20)))
+    found = java_kafka.run("read", **given(settings, topic=MESSAGES, count=20))
+    assert [record["value"]["content"] for record in found] == [f"straße {number} " * 20 for number in range(20)]
+
+
+@pytest.mark.debian
+def test_clients_kafkajs_asks_and_is_answered(settings: Settings, node: Callable[..., Any]) -> None:
+    """A query by its registered version out, the response back."""
+    with processor(settings, "--only", "answer"):
+        found = node("ask", **given(settings, query=a_query("cnode-1")))
+    assert (found["key"], found["value"]["outcome"]) == ("cnode-1", "NOT_FOUND")
+
+
+def test_clients_java_asks_and_is_answered(settings: Settings) -> None:
+    """The same with Java."""
+    with processor(settings, "--only", "answer"):
+        found = java_kafka.run("ask", **given(settings, query=a_query("cjava-1")))
+    assert (found["key"], found["value"]["outcome"]) == ("cjava-1", "NOT_FOUND")
 
 
 def _fetch(address: str, topic: str, partition: int) -> bytes:

@@ -345,6 +345,7 @@ def test_the_command_line_shows_the_addresses_and_every_other_command_finds_them
     run_cli(["topics", "init"], environment)
     run_cli(["schemas", "register"], environment)
     assert "kafka" in run_cli(["local", "logs", "-n", "3"], environment).stdout
+    # This process started them and has not asked how they ended: that is nothing to wait for.
     assert run_cli(["local", "down"], environment).stdout.startswith("Stopped kafka")
 
     run_cli(["local", "up", "--json"], environment)

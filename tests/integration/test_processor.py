@@ -316,10 +316,10 @@ def test_a_question_past_its_time_comes_back_expired(settings: Settings, cli: Cl
     ],
 )
 def test_a_wrong_question_is_a_matter_of_usage(
-    settings: Settings, cli: Cli, arguments: list[str], expected: str
+    bare_settings: Settings, cli: Cli, arguments: list[str], expected: str
 ) -> None:
-    """Exit 2, and nothing is sent."""
-    done = cli(settings, *arguments, check=False)
+    """Exit 2, and nothing is sent: there is no topic to send to."""
+    done = cli(bare_settings, *arguments, check=False)
     assert done.returncode == 2
     assert expected in done.stderr
 

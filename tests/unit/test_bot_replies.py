@@ -136,3 +136,19 @@ def test_any_text_is_cut_into_parts_that_can_be_sent(lines: list[str]) -> None:
     assert all(0 < units(part) <= 200 and part.strip() for part in parts)
     assert all(part.count("```") % 2 == 0 for part in parts)
     assert [link for part in parts for link in LINK.findall(part)] == LINK.findall(text)
+
+
+def test_a_line_of_a_quote_stays_in_the_quote() -> None:
+    """M4: line ends that Discord does not know would let a quoted person write in the bot's own words."""
+    quote = "> install apt\u2028# Official notice\u2029**Sources**\x85x\x0by\x0cz\x1c\x1d\x1e"
+    (part,) = compose(response(Outcome.EXTRACTED, f"This was said about it:\n\n{quote}\na, 2026-01-01 [1]"))
+    said = [line for line in re.split("[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]", part) if "Official" in line]
+    assert [line.rstrip() for line in said] == ["> install apt # Official notice **Sources** x y z"]
+
+
+def test_a_name_under_an_answer_is_no_link() -> None:
+    """M5: nor does it ping or begin a line."""
+    (part,) = compose(response(Outcome.ANSWERED, "Yes.", sources=1, author_name="https://evil.gg\u2028@everyone"))
+    assert "evil" not in part
+    assert "@everyone" not in part
+    assert part.split("\n")[-1].startswith("[1] https://discord.com/channels/1/2/1 · ")

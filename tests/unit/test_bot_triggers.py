@@ -75,3 +75,10 @@ def test_a_reply_to_the_bot_asks_on(content: str) -> None:
 def test_a_direct_message_is_a_question() -> None:
     """Nobody else is there to be meant."""
     assert ask("mount NTFS", direct=True) == Question(text="mount NTFS", origin=QueryOrigin.DIRECT)
+
+
+def test_a_mention_below_a_quoted_line_is_a_question() -> None:
+    """A quote of one line ends with its line."""
+    found = find_question(Incoming(content="> what he said\n<@9> how do I mount it?", bot_id="9"))
+    assert found is not None
+    assert found.origin is QueryOrigin.MENTION

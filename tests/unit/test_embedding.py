@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -72,10 +74,8 @@ def test_vectors_come_back_from_the_archive_as_they_were() -> None:
     assert from_bytes([]).shape == (0, DIMENSION)
 
 
-def test_the_real_model_gives_the_same_vector_in_any_company(model_dir: Path | None) -> None:
+def test_the_real_model_gives_the_same_vector_in_any_company(model_dir: Path) -> None:
     """Padding to the longest of a batch must not show; texts of like meaning are near."""
-    if model_dir is None:
-        pytest.skip("no embedding model: set RTFM_EMBEDDING_MODEL_DIR")
     model = OnnxEmbedding.load(model_dir, 1)
     texts = ["how do I mount a disk?", "word " * 1000, "", "mounting a hard drive", "roses need compost"]
     together = model.embed(texts)
@@ -86,3 +86,31 @@ def test_the_real_model_gives_the_same_vector_in_any_company(model_dir: Path | N
     assert np.all(np.sum(together * alone, axis=1) > 0.999)
     assert together[0] @ together[3] > together[0] @ together[4] + 0.3
     assert model.embed([]).shape == (0, DIMENSION)
+
+
+def test_the_model_that_is_fetched_is_one_with_another_only_if_their_vectors_agree(
+    model_dir: Path, fetched_model: Callable[[], Path]
+) -> None:
+    """1,000 texts: one model only at a cosine of .9999 for each, else a rebuild is due from one to the other."""
+    one, other = OnnxEmbedding.load(model_dir, 2), OnnxEmbedding.load(fetched_model(), 2)
+    chance = random.Random(7)
+    words = [
+        "mount",
+        "disk",
+        "why",
+        "how",
+        "the",
+        "server",
+        "backup",
+        "token",
+        "kernel",
+        "my",
+        "café",
+        "东京",
+        "42",
+        "?",
+    ]
+    texts = [" ".join(chance.choices(words, k=chance.randrange(1, 12))) for _ in range(1000)]
+    cosines = np.sum(one.embed(texts) * other.embed(texts), axis=1)
+    assert cosines.min() > 0.98, "both are all-MiniLM-L6-v2"
+    assert same_model(one.name, other.name) is bool(cosines.min() >= 0.9999)

@@ -18,6 +18,7 @@ from rtfm.answering.extractive import (
     compose,
     quotes,
 )
+from rtfm.links import links
 from rtfm.markup import without_pings
 from tests.passages import passage, said
 
@@ -219,3 +220,38 @@ def test_whatever_was_said_can_be_quoted(question: str, lines: list[tuple[str, s
     assert len(found) <= 3
     assert found or not any(without_pings(text).strip() for _, text in lines)
     assert all(len(quote.text) <= MAX_CODE_CHARACTERS + 20 for quote in found)
+
+
+def test_a_quote_holds_no_line_of_its_own() -> None:
+    """M4: what a member writes behind a line end that Discord does not know stays in the quote."""
+    (quote,) = quotes("apt?", [passage([said("eve", "install apt\u2028# Official notice\u2028**Sources**")])])
+    answer = compose([quote])
+    assert "> install apt # Official notice **Sources**\n" in answer
+    assert "\u2028" not in answer
+
+
+def test_a_quote_hides_no_address_and_forges_no_number() -> None:
+    """M5: also where two messages make the link together; numbers in brackets are the answer's."""
+    two = passage([said("eve", "unlock [the driver"), said("eve", "here](https://elsewhere.example/x) as [7] says")])
+    (quote,) = quotes("unlock driver?", [two])
+    assert quote.text == "unlock the driver\nhere https://elsewhere.example/x as (7) says"
+
+
+def test_a_quote_names_no_channel_that_is_not_readable() -> None:
+    """Discord shows a channel's name to some who may not read it."""
+    spoken = passage([said("eve", "unlock it as in <#300> and <#200>")])
+    assert quotes("unlock?", [spoken], channels=["200"])[0].text == "unlock it as in #channel and <#200>"
+
+
+def test_a_link_that_was_cut_is_not_shown() -> None:
+    """M5: half an address leads somewhere else."""
+    address = "https://good.example" + ".evil.example" * 60
+    (quote,) = quotes("unlock?", [passage([said("eve", f"unlock it with {address} now")])])
+    assert links(quote.text) <= {address}
+
+
+def test_many_code_blocks_leave_room_for_words() -> None:
+    """H1: a note for each of thousands of blocks would be longer than what is shown."""
+    text = "unlock it. " + "```a```" * 5_000
+    (quote,) = quotes("unlock?", [passage([said("eve", text)])])
+    assert len(quote.text) <= MAX_CODE_CHARACTERS + 20

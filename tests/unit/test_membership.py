@@ -50,6 +50,7 @@ class Scripted:
     fetched: list[TopicPartition] = field(factory=list)
     sought: list[tuple[int, int]] = field(factory=list)
     closed: bool = False
+    member: bytes = b"one"
     on_assign: Callback = field(init=False)
     on_revoke: Callback = field(init=False)
 
@@ -58,6 +59,9 @@ class Scripted:
 
     def list_topics(self, name: str, timeout: float) -> Any:
         return SimpleNamespace(topics={name: SimpleNamespace(error=None, partitions={0: None})})
+
+    def consumer_group_metadata(self) -> bytes:
+        return b"CGMDv2:" + (3).to_bytes(4, "little") + b"members\0" + self.member + b"\0"
 
     def _next(self, limit: int) -> list[Message]:
         found: list[Message] = []
@@ -197,3 +201,18 @@ def test_a_partition_that_is_assigned_twice_has_one_state() -> None:
     ((part, _),) = members.take(0, 10)
     assert members.parts == [part]
     assert part.live
+
+
+def test_a_member_that_was_removed_and_let_in_again_joins_again() -> None:
+    """Another process may have had its partitions meanwhile, and librdkafka does not always say that they are lost."""
+
+    def let_in_again(consumer: Scripted, _: list[TopicPartition]) -> None:
+        consumer.member = b"another"
+
+    gone = Scripted([[assign, Message(5)], [let_in_again, Message(6)]], {0: 5})
+    back = Scripted([[assign, Message(40)]], {0: 40}, member=b"another")
+    members = membership(gone, back)
+    assert offsets(members.take(0, 10)) == [5]
+    assert members.take(0, 10) == []
+    assert gone.closed
+    assert offsets(members.take(0, 10)) == [40]

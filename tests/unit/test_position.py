@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rtfm.errors import ConfigError, RtfmError
 from rtfm.streams.position import PartitionState, decode, encode
-from rtfm.streams.transactions import is_member
+from rtfm.streams.transactions import is_member, member_id
 
 
 @pytest.mark.parametrize("metadata", ["2AQE", "hello", "1***", "1gA", "1AQ"])
@@ -32,6 +32,13 @@ def test_a_consumer_that_is_in_no_group_is_no_member() -> None:
     consumer = Consumer({"bootstrap.servers": "localhost:1", "group.id": "none", "log_level": 0})
     assert not is_member(consumer.consumer_group_metadata())
     assert is_member(b"CGMDv2:" + (3).to_bytes(4, "little") + b"rest")
+
+
+def test_the_id_of_a_member_is_read_from_what_librdkafka_says_of_it() -> None:
+    """Behind the group's name, before the instance's; one that is in no group has none."""
+    consumer = Consumer({"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "log_level": 0})
+    assert member_id(consumer.consumer_group_metadata()) == b""
+    assert member_id(b"CGMDv2:" + (3).to_bytes(4, "little") + b"group\0member-1\0instance\0") == b"member-1"
     consumer.close()
 
 

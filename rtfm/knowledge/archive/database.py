@@ -14,10 +14,16 @@ from sqlalchemy import Connection, create_engine, exc, text
 
 from rtfm.addresses import shown
 from rtfm.errors import ConfigError, InvalidEvent, RtfmError, Unavailable
+from rtfm.knowledge.archive.bounded import DIALECT, BoundedConnection
 from rtfm.telemetry import get_logger
 
 CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_S = 60
+"""For a statement, and for a transaction between two of them: one whose client is gone holds its locks no longer."""
+
+ANSWER_MARGIN_S = 5
+"""What the answer may take beyond the time of its statement."""
+
 LOCK_TIMEOUT_S = 2
 """How long a step of the migrations waits for a table that it changes: what waits for it keeps all others from it."""
 
@@ -50,7 +56,9 @@ _log = get_logger(__name__)
 class Database:
     """PostgreSQL as the archive uses it. Thread-safe; every ``begin`` is one short transaction."""
 
-    def __init__(self, database_url: str, *, temporary: bool = False) -> None:
+    def __init__(
+        self, database_url: str, *, temporary: bool = False, statement_timeout_s: int = STATEMENT_TIMEOUT_S
+    ) -> None:
         """Prepare; nothing is connected yet. Raises ConfigError for an address that is none.
 
         ``temporary`` sees nothing but the temporary tables of its only connection, and waits for as long as it takes.
@@ -61,9 +69,11 @@ class Database:
                 "DATABASE_URL is not a PostgreSQL address", hint="Write postgresql://user:password@host:port/name."
             )
         self.address = _without_secrets(database_url)
+        limits = {"statement_timeout": statement_timeout_s, "idle_in_transaction_session_timeout": statement_timeout_s}
+        limited = " ".join(f"-c {name}={seconds * 1000}" for name, seconds in limits.items())
         try:
             self._engine = create_engine(
-                f"postgresql+psycopg://{rest}",
+                f"{DIALECT}://{rest}",
                 # Another connection would have other temporary tables: it must fail instead.
                 pool_pre_ping=not temporary,
                 pool_size=1 if temporary else 5,
@@ -72,7 +82,8 @@ class Database:
                     "connect_timeout": CONNECT_TIMEOUT_S,
                     # Short statements, mostly by index over pages that are in memory: PostgreSQL assumes neither.
                     "options": "-c timezone=UTC -c random_page_cost=1.1 -c jit=off "
-                    + ("-c search_path=pg_temp" if temporary else f"-c statement_timeout={STATEMENT_TIMEOUT_S * 1000}"),
+                    + ("-c search_path=pg_temp" if temporary else limited),
+                    "answer_within_s": None if temporary else statement_timeout_s + ANSWER_MARGIN_S,
                     "application_name": "rtfm",
                 },
             )
@@ -119,6 +130,8 @@ class Database:
                 self._become_the_only_one(connection, wait_s, sleep)
                 connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'"))
                 connection.execute(text("SET statement_timeout = 0"))
+                # An index takes as long as it takes.
+                _driver_connection(connection).answer_within_s = None
                 connection.commit()
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
@@ -183,6 +196,12 @@ class Database:
             f"PostgreSQL at {self.address}: {_line(error)}",
             hint="Start it with `rtfm-cli local up`, or set DATABASE_URL.",
         )
+
+
+def _driver_connection(connection: Connection) -> BoundedConnection:
+    found = connection.connection.driver_connection
+    assert isinstance(found, BoundedConnection)  # noqa: S101 - the dialect makes no other
+    return found
 
 
 def _without_secrets(database_url: str) -> str:

@@ -1,0 +1,25 @@
+"""Tables and styled lines for people, whose cells and words are text and never rich's markup."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import table, text
+
+from cli.printing import printable
+from rtfm.redaction import redacted
+
+
+class Table(table.Table):
+    """A table of rich's: a cell that is a string is shown as it stands, on one line."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        """Add a row of strings, or of what ``words`` made."""
+        super().add_row(
+            *(cell if isinstance(cell, text.Text) else text.Text(redacted(printable(str(cell)))) for cell in cells)
+        )
+
+
+def words(said: str, style: str = "", *, newlines: bool = False) -> text.Text:
+    """``said`` in a style; its own line feeds stay with ``newlines``."""
+    return text.Text(redacted(printable(said, newlines=newlines)), style=style)

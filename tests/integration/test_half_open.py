@@ -1,0 +1,133 @@
+"""Connections that are dead without a word: both ends think that they are open, and nothing passes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+from sqlalchemy import text
+
+from rtfm.errors import Unavailable
+from rtfm.knowledge.archive.database import Database
+from rtfm.knowledge.vectors import ChromaVectors, Entry
+from rtfm.settings import Settings
+from tests.network import Link, Proxy
+
+
+def through(address: str, proxy: Proxy) -> str:
+    """The address of the same service behind ``proxy``."""
+    parts = urlsplit(address)
+    return urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition(':')[0]}:{proxy.port}"))
+
+
+@pytest.fixture
+def postgres(settings: Settings) -> Iterator[Proxy]:
+    """A proxy before PostgreSQL."""
+    with Proxy(urlsplit(settings.database_url).port or 0) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def chroma(settings: Settings) -> Iterator[Proxy]:
+    """A proxy before Chroma."""
+    with Proxy(urlsplit(settings.chroma_url).port or 0) as proxy:
+        yield proxy
+
+
+@pytest.mark.timeout(60, func_only=True)
+def test_an_idle_connection_to_postgresql_that_died_unseen_is_replaced(settings: Settings, postgres: Proxy) -> None:
+    """All of the pool's, at the first use of one of them."""
+    database = Database(through(settings.database_url, postgres))
+    with database.begin(), database.begin(), database.begin():
+        pass
+    postgres.abandon()
+    with database.begin(), database.begin(), database.begin():
+        pass
+    database.close()
+
+
+@pytest.mark.timeout(60, func_only=True)
+def test_a_statement_whose_answer_never_comes_is_given_up(settings: Settings, postgres: Proxy) -> None:
+    """PostgreSQL ended it long ago, and its own limit is of no use to a client that does not hear of it."""
+    database = Database(through(settings.database_url, postgres), statement_timeout_s=1)
+
+    def die_meanwhile() -> None:
+        with database.begin() as connection:
+            connection.execute(text("SELECT 1"))
+            postgres.abandon()
+            connection.execute(text("SELECT 2"))
+
+    with pytest.raises(Unavailable, match="no answer within 6 s"):
+        die_meanwhile()
+    with database.begin() as connection:
+        assert connection.execute(text("SELECT 3")).scalar() == 3
+    database.close()
+
+
+@pytest.mark.timeout(60, func_only=True)
+def test_a_transaction_whose_client_is_gone_unseen_does_not_keep_its_locks(settings: Settings, postgres: Proxy) -> None:
+    """PostgreSQL would wait two hours for a client that sent its last statement and no end."""
+    with psycopg.connect(settings.database_url, autocommit=True) as direct:
+        direct.execute("CREATE TABLE held (id int PRIMARY KEY, value int)")
+        direct.execute("INSERT INTO held VALUES (1, 0)")
+        database = Database(through(settings.database_url, postgres), statement_timeout_s=1)
+
+        def die_meanwhile() -> None:
+            with database.begin() as connection:
+                connection.execute(text("UPDATE held SET value = 1"))
+                postgres.abandon()
+                connection.execute(text("UPDATE held SET value = 2"))
+
+        with pytest.raises(Unavailable):
+            die_meanwhile()
+        direct.execute("SET lock_timeout = '20s'")
+        direct.execute("UPDATE held SET value = 3")
+        database.close()
+
+
+def entry(number: int) -> Entry:
+    """A vector of its own."""
+    import numpy
+
+    vector = numpy.zeros(4, dtype=numpy.float32)
+    vector[number] = 1
+    return Entry(entry_id=f"p{number}", passage_id=str(number), vector=vector)
+
+
+@pytest.mark.timeout(60, func_only=True)
+def test_a_request_to_chroma_on_a_dead_connection_is_given_up_and_the_next_one_works(
+    settings: Settings, chroma: Proxy
+) -> None:
+    """With connections of its own: those that others use may be as dead."""
+    vectors = ChromaVectors(through(settings.chroma_url, chroma), settings.kafka_topic_prefix, request_timeout_s=2)
+    vectors.upsert("1", [entry(0)])
+    chroma.abandon()
+    with pytest.raises(Unavailable, match=r"no answer within|timed out"):
+        vectors.upsert("1", [entry(1)])
+    vectors.upsert("1", [entry(1)])
+    assert vectors.count("1") == 2
+    vectors.forget_guild("1")
+
+
+class OnlyFirst(Proxy):
+    """Carries its first connection; those after it are dead."""
+
+    _first: Link | None = None
+
+    async def _pass_on(self, link: Link, way: str, piece: bytes, writer: asyncio.StreamWriter) -> None:
+        self._first = self._first or link
+        link.abandoned = link is not self._first
+        await self._passage(link, way)
+        await super()._pass_on(link, way, piece, writer)
+
+
+@pytest.mark.timeout(60, func_only=True)
+def test_connecting_to_chroma_is_bounded(settings: Settings) -> None:
+    """Its client makes requests while it is made, on another connection than the check before, and has no limit."""
+    with OnlyFirst(urlsplit(settings.chroma_url).port or 0) as proxy:
+        vectors = ChromaVectors(through(settings.chroma_url, proxy), settings.kafka_topic_prefix, request_timeout_s=2)
+        with pytest.raises(Unavailable):
+            vectors.count("1")

@@ -1,0 +1,106 @@
+"""M6: what commands print reaches the terminal as text: no escape sequences and no markup out of data."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cli import main
+from cli.options import echo_json, table_console
+from cli.printing import echo, json_text, printable
+from cli.tables import Table, words
+
+CLI = Path(__file__).parents[2] / "cli"
+HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m\r\u202eabc\u2028def\x00[/nope][bold]"
+
+
+def _is_safe(shown: str) -> bool:
+    return all(character.isprintable() or character in "\n\t\u200b\u200c\u200d" for character in shown)
+
+
+@given(st.text())
+def test_nothing_that_a_terminal_obeys_is_printed(text: str) -> None:
+    """M6: control characters become escapes that can be read, on one line."""
+    shown = printable(text)
+    assert _is_safe(shown)
+    assert "\n" not in shown
+    assert printable(shown) == shown
+
+
+def test_what_is_plain_stays_as_it_is() -> None:
+    """Other scripts, emoji of several parts and marks on letters are text."""
+    for text in ("Überraschung 日本語 e\u0301", "👩\u200d💻 🏳️", "naïve, [1] (a) <b>"):
+        assert printable(text) == text
+
+
+def test_an_escape_shows_what_was_there() -> None:
+    """M6: whoever looks into a dead letter wants to see its bytes."""
+    assert printable("a\x1b\x9b\u202e\n") == r"a\x1b\x9b\u202e\n"
+
+
+def test_echo_prints_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    """M6: by whatever command it is called."""
+    echo(f"name: {HOSTILE}\nnext")
+    out = capsys.readouterr().out
+    assert _is_safe(out)
+    assert out.endswith("\nnext\n")
+
+
+@given(st.recursive(st.text() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_json_for_scripts_means_the_same_and_obeys_nothing(value: object) -> None:
+    """M6: --json on a terminal, too."""
+    written = json_text(value)
+    assert _is_safe(written)
+    assert json.loads(written) == value
+
+
+def test_json_goes_out_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    """M6: what a script reads is what was there."""
+    echo_json({"key": HOSTILE, "more": "a\u200bb"})
+    assert json.loads(capsys.readouterr().out) == {"key": HOSTILE, "more": "a\u200bb"}
+
+
+def test_a_cell_is_text_and_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    """M6: `dlq list` ended with an error for a key like ``[/nope]``, and listed nothing."""
+    table = Table("key", box=None)
+    table.add_row(HOSTILE)
+    table.add_row(words("[/nope]", "red"))
+    table_console().print(table)
+    out = capsys.readouterr().out
+    assert out.count("[/nope]") == 2
+    assert "[bold]" in out
+    assert _is_safe(out)
+
+
+def test_an_error_is_one_line_without_control_characters(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """M6: an export may come with any file name."""
+    assert main.run(["import", str(tmp_path / f"a{HOSTILE.replace(chr(0), '').replace('/', '')}.json")]) == 2
+    err = capsys.readouterr().err
+    assert _is_safe(err)
+    assert r"\x1b[2J" in err
+
+
+def test_every_command_prints_through_these_functions() -> None:
+    """M6: nothing else in the package writes to the terminal or makes cells of a table."""
+    found = []
+    for path in sorted(CLI.glob("*.py")):
+        if path.name in ("printing.py", "tables.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            where = f"{path.name}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.ImportFrom) and node.module in ("rich.table", "rich.text", "rich.markup", "rich"):
+                found.append(f"{where} imports {node.module}")
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                owner = node.func.value.id if isinstance(node.func.value, ast.Name) else ""
+                if owner == "click" and node.func.attr in ("echo", "secho", "style", "echo_via_pager"):
+                    found.append(f"{where} click.{node.func.attr}")
+                if node.func.attr == "print" and any(isinstance(a, (ast.JoinedStr, ast.Constant)) for a in node.args):
+                    found.append(f"{where} prints a string as markup")
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+                found.append(f"{where} print")
+    assert found == []
