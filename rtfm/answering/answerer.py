@@ -64,6 +64,8 @@ _SHARE_FOR_REWRITING = 0.4  # of the time for the model; the answer matters more
 _NAMED_RULES = 5
 """Broken rules that an answer names at most."""
 
+_RESTS_ON_PASSAGES = (Outcome.ANSWERED, Outcome.EXTRACTED)
+
 _log = get_logger(__name__)
 
 
@@ -76,7 +78,6 @@ class _Draft:
     answer: str = ""
     citations: Sequence[Citation] = ()
     passages: Sequence[Passage] = ()
-    used: Sequence[Passage] = ()
     completions: Sequence[Completion] = ()
     model: str | None = None
 
@@ -108,8 +109,8 @@ class Answerer:
     ) -> None:
         """``model`` None answers by extract. At most ``passages_per_answer`` passages are looked at.
 
-        All requests to the model for one question take at most ``model_timeout_s``. ``standing`` is asked about the
-        cited messages once the model has answered: some may be gone by then.
+        All requests to the model for one question take at most ``model_timeout_s``. ``standing`` is asked about all
+        messages that were found once the answer is made: some may be gone by then.
         """
         self._retriever = retriever
         self._model = model
@@ -158,6 +159,13 @@ class Answerer:
         )
         answer = "; ".join(str(one) for one in broken[:_NAMED_RULES])
         draft = _Draft(outcome=Outcome.REFUSED, reason=OutcomeReason.INVALID_FIELD, answer=answer)
+        ANSWERS.labels(outcome=draft.outcome.value).inc()
+        return _addressed(query, draft, read_at=now, answered_at=now)
+
+    def withdraw(self, query: BotQuery) -> BotResponse:
+        """The answer to a ``query`` of somebody who was erased since: nothing is looked for, no model is asked."""
+        now = self._clock()
+        draft = _Draft(outcome=Outcome.NOT_FOUND, reason=OutcomeReason.SOURCE_REMOVED)
         ANSWERS.labels(outcome=draft.outcome.value).inc()
         return _addressed(query, draft, read_at=now, answered_at=now)
 
@@ -236,22 +244,26 @@ class Answerer:
             outcome=Outcome.ANSWERED,
             answer=answer.text,
             citations=answer.citations,
-            used=answer.used,
             completions=paid,
             model=completion.model,
         )
 
     def _checked(self, question: _Question, passages: Sequence[Passage], draft: _Draft) -> _Draft:
-        """``draft`` with ``passages``, if all that it rests on may be read now; else an extract of what may be."""
-        if draft.completions and draft.used and self._standing is not None:
-            # While the model wrote, somebody may have deleted what it read.
-            ids = {message.message_id for passage in draft.used for message in passage.messages}
+        """``draft`` with ``passages``, if all that it rests on may be read now; else an extract of what may be.
+
+        What it rests on is all that was found: the model has read it, whatever it cites.
+        """
+        if self._standing is not None:
+            # While the model wrote, or kept us waiting, somebody may have deleted what was found.
+            ids = {message.message_id for passage in passages for message in passage.messages}
             gone = frozenset(ids - set(self._standing(ids)))
             if gone:
-                _log.info("messages were deleted while the model wrote", query_id=question.query.query_id)
+                _log.info("messages were removed while the answer was made", query_id=question.query.query_id)
                 passages = sources.without(passages, gone)
-                paid = draft.completions
-                draft = attrs.evolve(_extracted(question, passages, OutcomeReason.UNUSABLE_OUTPUT), completions=paid)
+                if draft.outcome in _RESTS_ON_PASSAGES:
+                    reason = OutcomeReason.UNUSABLE_OUTPUT if draft.model else draft.reason
+                    paid = draft.completions
+                    draft = attrs.evolve(_extracted(question, passages, reason), completions=paid)
         if not all(sources.visible(c, question.query.guild_id, question.listed) for c in draft.citations):
             raise AssertionError("an answer cites what its readers may not read")
         return attrs.evolve(draft, passages=passages)
@@ -283,7 +295,7 @@ def _addressed(
     )
 
 
-def _extracted(question: _Question, passages: Sequence[Passage], reason: OutcomeReason) -> _Draft:
+def _extracted(question: _Question, passages: Sequence[Passage], reason: OutcomeReason | None) -> _Draft:
     found = extractive.quotes(question.text, passages, channels=question.listed)
     if not found:
         return _Draft(outcome=Outcome.NOT_FOUND, reason=OutcomeReason.NOTHING_NEAR, completions=question.paid)

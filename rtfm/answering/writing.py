@@ -26,11 +26,10 @@ MAX_MODEL_CHARACTERS = 4 * MAX_ANSWER_CHARACTERS
 
 @frozen(kw_only=True)
 class Written:
-    """An answer's words and the sources that they rest on; ``used`` are the cited passages, whole."""
+    """An answer's words and the sources that they rest on."""
 
     text: str
     citations: Sequence[Citation]
-    used: Sequence[Passage]
 
 
 def written(reply: ModelAnswer, passages: Sequence[Passage], *, question: str, channels: frozenset[str]) -> Written:
@@ -57,7 +56,7 @@ def written(reply: ModelAnswer, passages: Sequence[Passage], *, question: str, c
     ]
     if reply.sources_disagree:
         text = _with_dates(text, citations)
-    return Written(text=text, citations=citations, used=[passages[old - 1] for old in used])
+    return Written(text=text, citations=citations)
 
 
 def citation(number: int, passage: Passage, message: PassageMessage) -> Citation:

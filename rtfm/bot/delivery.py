@@ -4,7 +4,8 @@ Posts only what answers a question that the bot itself asked and that is still o
 everything else in the topic is counted and skipped, whatever it holds. Promises one reply per question as long as the
 channel's history can be read: each part is recorded once it is posted, and has a nonce that Discord checks for some
 minutes; after that the channel is searched for the parts that are already there. The row is closed last. What is meant
-for the asker alone goes out by direct message, never where others read. The caller commits after ``deliver`` returns.
+for the asker alone goes out by direct message, never where others read. Before each part the archive is asked whether
+what the answer rests on still stands. The caller commits after ``deliver`` returns.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import discord
 
 from rtfm.bot import messages, replies, visibility
 from rtfm.bot.client import RtfmClient
-from rtfm.errors import Unavailable
+from rtfm.errors import InvalidEvent, Unavailable
 from rtfm.events import Audience, BotResponse, Outcome, TimestampMillis
-from rtfm.knowledge.archive import OpenQuestion, SqlArchive
+from rtfm.knowledge.archive import OpenQuestion, SqlArchive, rests_on
 from rtfm.telemetry import IGNORED_EVENTS, RESPONSES_DELIVERED, get_logger
 
 log = get_logger(__name__)
@@ -118,11 +119,19 @@ class ReplyDelivery:
         else:
             parts, result = answer, "posted"
         reference = self._reference(response, channel)
-        done = await self._parts_already_there(response, channel, reference, [answer or [], parts])
+        done = await self._parts_already_there(
+            response, channel, reference, [answer or [], parts, [replies.SOURCE_REMOVED]]
+        )
         if done >= len(parts):
             return "already_there"
         for number, part in enumerate(parts[done:], start=done):
             self._check_gateway()
+            # Each time: looking for earlier parts and waiting for Discord's limits take seconds.
+            if result == "posted" and await self._is_removed(response):
+                result = "removed"
+                if number:
+                    break
+                part = replies.SOURCE_REMOVED
             posted = await channel.send(
                 part,
                 nonce=replies.nonce(response.query_id, number),
@@ -131,7 +140,16 @@ class ReplyDelivery:
                 reference=cast("discord.MessageReference", reference),  # None is taken, but not in its overloads
             )
             await self._record(response, number, posted)
+            if result == "removed":
+                break
         return result
+
+    async def _is_removed(self, response: BotResponse) -> bool:
+        """Whether a message that the answer rests on was deleted or erased by now."""
+        try:
+            return bool(await asyncio.to_thread(self._archive.removals.removed, rests_on(response)))
+        except InvalidEvent:
+            return True  # what PostgreSQL cannot store is the id of no message
 
     async def _record(self, response: BotResponse, part: int, posted: discord.Message) -> None:
         await asyncio.to_thread(

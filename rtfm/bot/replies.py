@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 
 from rtfm.characters import one_line, visible
-from rtfm.events import BotResponse, Citation, Outcome, to_datetime
+from rtfm.events import BotResponse, Citation, Outcome, OutcomeReason, to_datetime
 from rtfm.markup import escaped, plain_name
 
 # Discord takes 2,000 characters a message and does not say how it counts; UTF-16 units are the strictest reading.
@@ -32,6 +32,7 @@ _LINES = {
     Outcome.FAILED: "Something went wrong while I looked for an answer. Please try again later.",
 }
 EMPTY_QUESTION = "Ask me like this: `!rtfm how do I …?`, or mention me with your question."
+SOURCE_REMOVED = "What I found was removed meanwhile. Please ask again."
 NO_LONGER_SHOWN = "My answer rests on messages that may not be shown here. Please ask again."
 
 
@@ -39,7 +40,9 @@ def compose(response: BotResponse) -> list[str]:
     """The parts to post for ``response``, in order; none for an outcome that this version does not know."""
     if response.outcome is Outcome.UNKNOWN:
         return []
-    answer = response.answer.strip() or line(response.outcome)
+    answer = response.answer.strip() or (
+        SOURCE_REMOVED if response.reason is OutcomeReason.SOURCE_REMOVED else line(response.outcome)
+    )
     sources = "\n".join(_source(citation) for citation in response.citations)
     return split(f"{answer}\n\n**Sources**\n{sources}" if sources else answer)
 

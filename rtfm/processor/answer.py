@@ -2,7 +2,8 @@
 
 Promises that a record that comes again gets the answer that it had, and asks no model for it; that a second record of
 the same question produces nothing; that a question which breaks a rule is answered with the reason, so that its sender
-learns it and others are not held up. Does not read Kafka.
+learns it and others are not held up; that what was asked by somebody who is erased is not asked again. Does not read
+Kafka.
 """
 
 from __future__ import annotations
@@ -73,9 +74,16 @@ class Answering:
 
     def _answer(self, record: Record, query: BotQuery, broken: Sequence[BrokenRule]) -> BotResponse:
         if not broken:
+            if self._is_erased(query):
+                return self.answerer.withdraw(query)
             try:
                 return self.answerer.answer(query)
             except InvalidEvent as exc:
                 _log.warning("a store refused a question", query_id=query.query_id, error=str(exc))
                 broken = [BrokenRule(field="question", rule="must be text that can be searched for")]
         return self.answerer.refuse(query, broken, record_at=TimestampMillis(record.timestamp_ms))
+
+    def _is_erased(self, query: BotQuery) -> bool:
+        return self.archive.removals.is_asker_erased(
+            guild_id=query.guild_id, channel_id=query.channel_id, asker_id=query.asker_id, asked_at=query.asked_at
+        )

@@ -72,7 +72,7 @@ class Ingest:
             messages=archive.writing.messages({event.message_id for event in events}),
             channels=archive.writing.channels({event.channel_id for event in events}),
         )
-        erasures = archive.writing.erasures()
+        erasures = archive.removals.erasures()
         changes = [event.change for event in events if _apply(state, event, erasures)]
         if state.changed or state.touched_channels:
             Indexer(archive, self.knowledge.vectors, self.knowledge.embedding).index(state)
@@ -103,17 +103,19 @@ def _apply(state: BatchState, event: DiscordMessage, erasures: Erasures) -> bool
         kind=event.channel_kind,
         name=_storable(event.channel_name) if event.channel_name else known.name if known else None,
     )
-    if erasures.covers(
+    erased = erasures.covers(
         guild_id=guild_id,
         channel_id=event.channel_id,
         parent_channel_id=event.parent_channel_id or (known.parent_channel_id if known else None),
         author_id=event.author_id,
         created_at=event.created_at,
-    ):
+    )
+    if erased and event.change is not MessageChange.DELETED:
         IGNORED_EVENTS.labels(topic=TOPIC, reason="erased").inc()
         return False
     after = _deleted(event, before) if event.change is MessageChange.DELETED else _said_anew(event, before)
-    if known is None or (channel != known and channel.kind is not ChannelKind.UNKNOWN):
+    # Of an erased channel a deletion keeps nothing; where one is not known, its messages are not either.
+    if not erased and (known is None or (channel != known and channel.kind is not ChannelKind.UNKNOWN)):
         state.channels[event.channel_id] = channel
         state.touched_channels[event.channel_id] = channel
     if after is not None:

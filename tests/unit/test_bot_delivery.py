@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 from attrs import evolve
@@ -26,7 +27,7 @@ from rtfm.events import (
     SourceKind,
     TimestampMillis,
 )
-from rtfm.knowledge.archive import SqlArchive
+from rtfm.knowledge.archive import Change, SqlArchive, StoredMessage
 from tests.fakes.discord import FakeDiscord, FakeGuild, FakeMessage
 from tests.fakes.discord.world import VIEW_CHANNEL, new_id
 
@@ -235,6 +236,64 @@ async def test_m9_an_answer_without_what_it_rests_on_is_withheld(
         await delivery.deliver(response)
     assert [message.content for message in fake.replies_to(asked)] == [replies.NO_LONGER_SHOWN]
     assert delivered("withheld") == before + 1
+
+
+def archived(archive: SqlArchive, message_id: str, *, deleted: bool) -> None:
+    """Write a message, or its tombstone, as ingest does."""
+    said = StoredMessage(
+        message_id=message_id,
+        guild_id="1",
+        channel_id="2",
+        author_id="3",
+        author_name="bob",
+        author_is_bot=False,
+        content="" if deleted else "Use ntfs-3g.",
+        created_at=TimestampMillis(1),
+        edited_at=None,
+        version=2,
+        deleted=deleted,
+        reply_to_message_id=None,
+        mentioned_user_ids=[],
+        attachments=[],
+    )
+    archive.writing.write(Change(channels=[], messages=[said]))
+
+
+@pytest.mark.parametrize("cites", [True, False])
+async def test_h4_an_answer_whose_source_was_deleted_is_not_posted(
+    fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage, cites: bool
+) -> None:
+    """Whether it is cited or only read: the asker gets a line instead, and once only."""
+    response = ask(archive, answer_to(asked))
+    if cites:
+        response = citing(response, asked.channel.id)
+    archived(archive, "5", deleted=False)
+    archived(archive, "5", deleted=True)
+    before = delivered("removed")
+    async with delivery_on(fake, archive) as delivery:
+        await delivery.deliver(response)
+        await delivery.deliver(response)
+    assert [message.content for message in fake.replies_to(asked)] == [replies.SOURCE_REMOVED]
+    assert delivered("removed") == before + 1
+
+
+async def test_h4_a_part_is_not_posted_when_a_source_is_deleted_after_the_part_before(
+    fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
+) -> None:
+    """Each part is checked: the rest of a long answer is left out."""
+    archived(archive, "5", deleted=False)
+    response = ask(archive, answer_to(asked, "Use ntfs-3g. " * 250))
+    assert len(replies.compose(response)) == 2
+    posted = archive.record_sent
+
+    def deleting(*args: Any, **fields: Any) -> None:
+        posted(*args, **fields)
+        archived(archive, "5", deleted=True)
+
+    archive.record_sent = deleting  # type: ignore[method-assign]  # the moment between two parts
+    async with delivery_on(fake, archive) as delivery:
+        await delivery.deliver(response)
+    assert len(fake.replies_to(asked)) == 1
 
 
 async def test_m3_nothing_is_posted_while_the_gateway_is_away(

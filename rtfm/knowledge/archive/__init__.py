@@ -9,6 +9,7 @@ from __future__ import annotations
 from rtfm.knowledge.archive.answers import KeptAnswer
 from rtfm.knowledge.archive.collections import CollectionChanged
 from rtfm.knowledge.archive.questions import OpenQuestion
+from rtfm.knowledge.archive.removals import rests_on
 from rtfm.knowledge.archive.rows import (
     Change,
     Channel,
@@ -34,4 +35,5 @@ __all__ = [
     "StoredPassage",
     "acl_channel_id",
     "guild_key",
+    "rests_on",
 ]

@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from rtfm.events import ChannelKind, TimestampMillis
 from rtfm.knowledge.archive.database import Database
+from rtfm.knowledge.archive.removals import ERASED, STANDS
 from rtfm.knowledge.archive.rows import GuildCollection
 from rtfm.knowledge.archive.tables import GUILD_TERMS
 from rtfm.knowledge.archive.writing import quoted
@@ -34,6 +35,11 @@ _OF_CHANNELS = """
         JOIN passages AS p ON p.guild_id = %(guild)s AND p.channel_id = seen.id AND p.acl_channel_id <> p.channel_id
     WHERE p.acl_channel_id NOT IN (SELECT unnest(%(visible)s::text[]))
 """
+
+# A passage with something erased in it waits until ingest has made it again. The first part is asked once a statement.
+_NOT_ERASED = f"""(NOT EXISTS (SELECT FROM erasures) OR NOT EXISTS (
+    SELECT FROM messages AS m WHERE (m.passage_id = passages.passage_id OR m.message_id = passages.part_of)
+        AND NOT m.deleted AND {ERASED}))"""  # noqa: S608 - a constant
 
 _BETWEEN = 2_000
 """Messages that are looked at between the first and the last one of a passage, at most."""
@@ -257,8 +263,8 @@ class View:
                    -- The words are marked, and what is not marked is left out, before anything is taken apart.
                    (SELECT json_object_agg(word.lexeme, cardinality(word.positions))
                     FROM unnest(ts_filter(setweight(terms, 'A', %(words)s), '{{a}}')) AS word) AS counts
-            FROM passages WHERE passage_id = ANY(%(ids)s) AND {_VISIBLE}
-            """,  # noqa: S608 - a constant
+            FROM passages WHERE passage_id = ANY(%(ids)s) AND {_VISIBLE} AND {_NOT_ERASED}
+            """,  # noqa: S608 - constants
             ids=list(passage_ids),
             words=list(words),
         )
@@ -367,7 +373,7 @@ class View:
         """
         columns = """m.message_id, m.guild_id, m.channel_id, c.parent_channel_id, c.kind, m.author_id, m.author_name,
                      m.created_at, c.name AS channel_name"""
-        seen = """NOT m.deleted AND m.guild_id = %(guild)s
+        seen = f"""{STANDS} AND m.guild_id = %(guild)s
                   AND (c.acl_channel_id IN (SELECT unnest(%(visible)s::text[]))
                        OR m.channel_id IN (SELECT unnest(%(visible)s::text[])))"""
         rows = self._select(
@@ -393,12 +399,12 @@ class View:
         if not author_ids:
             return {}
         rows = self._select(
-            """
+            f"""
             SELECT author.id, named.author_name FROM unnest(%(ids)s::text[]) AS author(id), LATERAL (
-                SELECT author_name FROM messages
-                WHERE author_id = author.id AND guild_id = %(guild)s AND author_name IS NOT NULL
+                SELECT author_name FROM messages AS m
+                WHERE author_id = author.id AND guild_id = %(guild)s AND author_name IS NOT NULL AND {STANDS}
                 ORDER BY created_at DESC LIMIT 1) AS named
-            """,
+            """,  # noqa: S608 - a constant
             ids=list(author_ids),
         )
         return {row.id: row.author_name for row in rows}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from attrs import field, frozen
 
@@ -128,19 +128,25 @@ class Change:
     removed_passages: list[StoredPassage] = field(factory=list)
 
 
+Scope = Literal["user", "channel", "guild"]
+
+
 @frozen(kw_only=True)
 class Erasures:
-    """What was erased: (scope, id) → time before which nothing may be kept. Scopes: guild, channel, user."""
+    """What was erased: (scope, id, guild id) → time before which nothing may be kept.
 
-    before: dict[tuple[str, str], TimestampMillis]
+    The guild id is that of a person who was erased in one guild only, else ''.
+    """
+
+    before: dict[tuple[str, str, str], TimestampMillis]
 
     def covers(
         self, *, guild_id: str, channel_id: str, parent_channel_id: str | None, author_id: str | None, created_at: int
     ) -> bool:
         """Whether a message must not be kept."""
-        keys = [("guild", guild_id), ("channel", channel_id)]
+        keys = [("guild", guild_id, ""), ("channel", channel_id, "")]
         if parent_channel_id:
-            keys.append(("channel", parent_channel_id))
+            keys.append(("channel", parent_channel_id, ""))
         if author_id:
-            keys.append(("user", author_id))
-        return any(created_at < self.before.get(key, 0) for key in keys)
+            keys += [("user", author_id, ""), ("user", author_id, guild_id)]
+        return any(key in self.before and created_at < self.before[key] for key in keys)

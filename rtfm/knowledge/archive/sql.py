@@ -15,6 +15,7 @@ from rtfm.knowledge.archive.collections import ArchiveCollections
 from rtfm.knowledge.archive.database import MIGRATION_WAIT_S, Database
 from rtfm.knowledge.archive.questions import ArchiveQuestions
 from rtfm.knowledge.archive.reading import ArchiveReading
+from rtfm.knowledge.archive.removals import ArchiveRemovals
 from rtfm.knowledge.archive.rows import Channel
 from rtfm.knowledge.archive.staging import Staging
 from rtfm.knowledge.archive.tables import answers, channels, messages, passages, sent
@@ -39,6 +40,7 @@ class SqlArchive:
         self.reading = ArchiveReading(self._database)
         self.answers = ArchiveAnswers(self._database)
         self.questions = ArchiveQuestions(self._database)
+        self.removals = ArchiveRemovals(self._database)
 
     @contextmanager
     def staging(self, guild_id: str) -> Iterator[Staging]:

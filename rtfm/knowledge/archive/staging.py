@@ -18,7 +18,8 @@ from rtfm.knowledge.archive.rows import GuildCollection
 if TYPE_CHECKING:
     from rtfm.knowledge.archive.sql import SqlArchive
 
-_TABLES = ("channels", "messages", "passages", "document_frequencies", "corpora", "floors", "collections")
+# Answers stay where they are; the empty table is for what a deletion does to them.
+_TABLES = ("channels", "messages", "passages", "document_frequencies", "corpora", "floors", "collections", "answers")
 
 _PASSAGE_COLUMNS = (
     "passage_id, conversation_id, guild_id, channel_id, acl_channel_id, text, terms, length, vector, first_at, last_at,"

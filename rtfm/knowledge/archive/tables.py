@@ -131,6 +131,12 @@ collections = Table(
     Column("rules", Text, nullable=False),
 )
 
+RESTS_ON = (
+    "(jsonb_path_query_array(response, '$.citations[*].message_id')"
+    " || jsonb_path_query_array(response, '$.retrieved[*].message_ids[*]'))"
+)
+"""The ids of the messages that a kept answer rests on, as a JSON array; indexed."""
+
 answers = Table(
     "answers",
     metadata,
@@ -138,6 +144,7 @@ answers = Table(
     Column("response", JSONB, nullable=False),
     Column("answered_at", BigInteger, nullable=False),
     Column("made_by", Text, nullable=False, server_default=""),
+    Index("answers_rest_on", text(RESTS_ON), postgresql_using="gin"),
 )
 
 erasures = Table(
@@ -146,7 +153,9 @@ erasures = Table(
     Column("scope", Text, nullable=False),
     Column("id", Text, nullable=False),
     Column("before", BigInteger, nullable=False),
-    PrimaryKeyConstraint("scope", "id"),
+    Column("guild_id", Text, nullable=False, server_default=""),
+    Column("produced_to", Text),
+    PrimaryKeyConstraint("scope", "id", "guild_id"),
 )
 
 sent = Table(

@@ -13,8 +13,9 @@ from rtfm.errors import InvalidEvent
 from rtfm.events import ChannelKind, TimestampMillis
 from rtfm.knowledge.archive.collections import hold_collections
 from rtfm.knowledge.archive.database import Database
-from rtfm.knowledge.archive.rows import Change, Channel, Erasures, StoredMessage, StoredPassage
-from rtfm.knowledge.archive.tables import channels, corpora, document_frequencies, erasures, floors, messages, passages
+from rtfm.knowledge.archive.removals import hold_removals, withdraw_answers
+from rtfm.knowledge.archive.rows import Change, Channel, StoredMessage, StoredPassage
+from rtfm.knowledge.archive.tables import channels, corpora, document_frequencies, floors, messages, passages
 from rtfm.knowledge.sketches import sketch
 from rtfm.knowledge.words import terms
 
@@ -29,12 +30,6 @@ class ArchiveWriting:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-
-    def erasures(self) -> Erasures:
-        """Everything that was erased."""
-        with self._database.begin() as connection:
-            rows = connection.execute(select(erasures)).all()
-        return Erasures(before={(row.scope, row.id): TimestampMillis(row.before) for row in rows})
 
     def messages(self, message_ids: Collection[str]) -> dict[str, StoredMessage]:
         """The messages among ``message_ids`` that the archive knows, deleted ones included."""
@@ -85,7 +80,8 @@ class ArchiveWriting:
     def write(self, change: Change) -> None:
         """Write a batch in one transaction. Writing it again leaves everything as it is.
 
-        A row that is newer than the one given, or deleted, stays. Raises CollectionChanged when a rebuild has switched
+        A row that is newer than the one given, or deleted, stays. Kept answers that rest on what the batch deletes are
+        withdrawn with it. Raises CollectionChanged when a rebuild has switched
         to another collection meanwhile.
         """
         with self._database.begin() as connection:
@@ -99,6 +95,11 @@ class ArchiveWriting:
             _write_passages(connection, change.passages)
             _assign_passages(connection, change.passage_of_message)
             _count_terms(connection, change)
+            deleted = [message.message_id for message in change.messages if message.deleted]
+            if deleted:
+                # Last, since nobody keeps an answer meanwhile.
+                hold_removals(connection, shared=False)
+                withdraw_answers(connection, deleted)
 
     def channel_messages(self, channel_id: str, after: StoredMessage | None, *, limit: int) -> list[StoredMessage]:
         """The next ``limit`` messages of a channel that are not deleted, in order."""
@@ -345,6 +346,10 @@ def _count_terms(connection: Connection, change: Change) -> None:
         ],
         ("guild_id", "term"),
     )
+    fewer = sorted(key for key, count in frequencies.items() if count < 0)
+    if fewer:
+        guilds, words = zip(*fewer, strict=True)
+        connection.execute(_DELETE_UNSAID, {"guilds": list(guilds), "terms": list(words)})
     _add_up(
         connection,
         corpora,
@@ -355,6 +360,15 @@ def _count_terms(connection: Connection, change: Change) -> None:
         ],
         ("guild_id",),
     )
+
+
+_DELETE_UNSAID = text(
+    """
+    DELETE FROM document_frequencies AS known USING unnest(CAST(:guilds AS text[]), CAST(:terms AS text[]))
+        AS gone(guild_id, term)
+    WHERE (known.guild_id, known.term) = (gone.guild_id, gone.term) AND known.passages <= 0
+    """
+)
 
 
 def _add_up(connection: Connection, table: Any, rows: list[dict[str, Any]], key: tuple[str, ...]) -> None:

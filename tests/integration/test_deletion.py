@@ -1,0 +1,272 @@
+"""What a deletion reaches, on real PostgreSQL and Chroma: kept answers, word statistics, answers on their way."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import attrs
+import psycopg
+import pytest
+
+from rtfm.events import BotResponse, MessageChange, Outcome, OutcomeReason, TimestampMillis
+from rtfm.knowledge import Knowledge
+from rtfm.processor.answer import Answering
+from rtfm.settings import Settings
+from rtfm.streams.consumer import Record
+from tests.answering import LOCK, NOW, add, answerer, asked
+from tests.fakes import gemini as fake
+from tests.fakes.gemini import FakeGemini
+from tests.knowledge import GUILD, START, deletion, dump, knowledge_of, message
+
+ADVICE = "printctl"
+"""A word of the message that is deleted, and of no other."""
+
+
+@pytest.fixture
+def knowledge(bare_settings: Settings) -> Iterator[Knowledge]:
+    opened = knowledge_of(bare_settings, None)
+    add(opened, *LOCK)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def gemini() -> Iterator[FakeGemini]:
+    with FakeGemini() as running:
+        yield running
+
+
+def record(query: object, *, offset: int = 0) -> Record:
+    return Record(
+        topic="bot-queries", partition=0, offset=offset, key=None, value=None, headers=[], timestamp_ms=0, event=query
+    )
+
+
+def answering(knowledge: Knowledge, gemini: FakeGemini | None = None) -> Answering:
+    return Answering(answerer=answerer(knowledge, gemini), archive=knowledge.archive)
+
+
+def handled(handler: Answering, query: object) -> BotResponse:
+    (output,) = handler([record(query)])
+    assert isinstance(output.event, BotResponse)
+    return output.event
+
+
+def is_withdrawn(response: BotResponse) -> bool:
+    """Whether it says that its source was removed, and nothing else."""
+    said = (response.outcome, response.reason, response.answer, response.citations, response.retrieved)
+    return said == (Outcome.NOT_FOUND, OutcomeReason.SOURCE_REMOVED, "", [], [])
+
+
+def kept_rows(settings: Settings) -> str:
+    with psycopg.connect(settings.database_url) as connection:
+        return str(connection.execute("SELECT answers::text FROM answers").fetchall())
+
+
+@pytest.mark.parametrize("with_model", [True, False], ids=["model", "extract"])
+def test_h4_a_deletion_withdraws_the_kept_answers_that_rest_on_the_message(
+    knowledge: Knowledge, gemini: FakeGemini, bare_settings: Settings, with_model: bool
+) -> None:
+    """H4a: the record that comes again gets neither the old answer nor a new one, and no model is asked."""
+    gemini.reply = lambda *_: fake.written(f"Run `{ADVICE} unlock --stale` [1].", [1])
+    handler = answering(knowledge, gemini if with_model else None)
+    first = handled(handler, asked())
+    assert ADVICE in first.answer
+    add(knowledge, deletion(2))
+    assert ADVICE not in kept_rows(bare_settings)
+    again = handled(handler, asked())
+    assert is_withdrawn(again)
+    assert (again.query_id, again.asker_id, again.channel_id) == (first.query_id, first.asker_id, first.channel_id)
+    assert handler([record(asked(), offset=1)]) == []
+    assert len(gemini.requests) == with_model
+
+
+def test_h4_a_deletion_leaves_other_kept_answers_alone(knowledge: Knowledge) -> None:
+    """Those that rest on other messages, and those of another question."""
+    add(knowledge, message(20, "the scanner wants a driver called scanfix", author_id="4", channel_id="400"))
+    handler = answering(knowledge)
+    scanner = asked("which driver does the scanner want?", query_id="m50", visible_channel_ids=["400"])
+    first = handled(handler, scanner)
+    assert "scanfix" in first.answer
+    handled(handler, asked())
+    add(knowledge, deletion(2))
+    assert handled(handler, scanner) == first
+    assert is_withdrawn(handled(handler, asked()))
+
+
+def test_h4_words_that_nobody_says_any_more_are_no_statistics(knowledge: Knowledge, bare_settings: Settings) -> None:
+    """H4b: a rare word is as telling as the message; one that others say stays, with its count."""
+    add(knowledge, message(20, "the scanner wants a stale scanfix", author_id="4", channel_id="400"))
+    add(knowledge, deletion(20, channel_id="400"))
+    assert "scanfix" not in str(dump(bare_settings))
+    with psycopg.connect(bare_settings.database_url) as connection:
+        rows = dict(connection.execute("SELECT term, passages FROM document_frequencies").fetchall())
+    assert min(rows.values()) > 0
+    assert rows["stal"] == 1
+    add(knowledge, message(21, "scanfix is back", author_id="4", channel_id="400"))
+    assert "scanfix" in str(dump(bare_settings))
+
+
+def test_h4_what_the_model_read_and_did_not_cite_is_checked_too(knowledge: Knowledge, gemini: FakeGemini) -> None:
+    """H4c: the model repeats a message that is deleted while it writes, under the number of another source."""
+    other = message(30, "printer stale job: switch the printer off and on", author_id="5", channel_id="500")
+    add(knowledge, other)
+
+    def late(document: dict[str, Any], _: str) -> str:
+        add(knowledge, deletion(2))
+        numbers = {source["number"]: str(source) for source in document["sources"]}
+        (number,) = (number for number, source in numbers.items() if "off and on" in source and ADVICE not in source)
+        return fake.written(f"Run `{ADVICE} unlock --stale` [{number}].", [number])
+
+    gemini.reply = late
+    response = handled(answering(knowledge, gemini), asked(visible_channel_ids=["200", "500"]))
+    assert ADVICE not in str(response)
+    assert response.outcome is Outcome.EXTRACTED
+    assert "1030" in str(response.retrieved)
+
+
+def test_h4_an_extract_after_a_failed_model_is_checked_too(knowledge: Knowledge, gemini: FakeGemini) -> None:
+    """H4d: the message is deleted while the model is waited for, which then fails."""
+
+    def failing(*_: object) -> str:
+        add(knowledge, deletion(2))
+        return "not the JSON that was asked for"
+
+    gemini.reply = failing
+    response = answerer(knowledge, gemini).answer(asked())
+    assert ADVICE not in str(response)
+    assert all("1002" not in passage.message_ids for passage in response.retrieved)
+
+
+def test_h4_an_answer_is_checked_when_it_is_kept(knowledge: Knowledge, bare_settings: Settings) -> None:
+    """H4: what is deleted between the last look and the transaction that keeps the answer is in neither."""
+    response = answerer(knowledge).answer(asked())
+    assert ADVICE in response.answer
+    add(knowledge, deletion(2))
+    assert is_withdrawn(knowledge.archive.answers.keep(response, made_by="bot-queries-0-0").response)
+    assert ADVICE not in kept_rows(bare_settings)
+
+
+def test_h4_no_answer_slips_in_beside_a_deletion(knowledge: Knowledge, bare_settings: Settings) -> None:
+    """H4: however keeping and deleting meet, afterwards no row holds the text: 40 answers beside 40 deletions."""
+    numbers = range(100, 140)
+    add(
+        knowledge,
+        *(message(n, f"the stale job {n} needs tulip{n}", author_id="8", channel_id=str(n)) for n in numbers),
+    )
+    ask = answerer(knowledge)
+    responses = {}
+    for n in numbers:
+        query = asked(f"what does the stale job {n} need, tulip{n}?", query_id=f"m{n}", visible_channel_ids=[str(n)])
+        responses[n] = ask.answer(query)
+        assert f"tulip{n}" in responses[n].answer
+    together = threading.Barrier(2, timeout=60)
+
+    def keep(n: int) -> BotResponse:
+        together.wait()
+        return knowledge.archive.answers.keep(responses[n], made_by=f"bot-queries-0-{n}").response
+
+    def delete(n: int) -> None:
+        together.wait()
+        add(knowledge, deletion(n, channel_id=str(n)))
+
+    with ThreadPoolExecutor(2) as pool:
+        for n in numbers:
+            kept, deleted = pool.submit(keep, n), pool.submit(delete, n)
+            kept.result(60)
+            deleted.result(60)
+    assert "tulip" not in kept_rows(bare_settings)
+    assert "tulip" not in str(dump(bare_settings))
+
+
+def erase(settings: Settings, scope: str, known_as: str, before: int = NOW, guild_id: str = "") -> None:
+    """Note an erasure, as `rtfm-cli forget` does."""
+    with psycopg.connect(settings.database_url) as connection:
+        connection.execute(
+            "INSERT INTO erasures (scope, id, before, guild_id) VALUES (%s, %s, %s, %s)",
+            (scope, known_as, before, guild_id),
+        )
+
+
+SCOPES = [("user", "2", ""), ("user", "2", GUILD), ("channel", "200", ""), ("guild", GUILD, "")]
+
+
+@pytest.mark.parametrize(("scope", "known_as", "guild_id"), SCOPES)
+def test_h5_a_deletion_is_never_skipped_whatever_was_erased(
+    knowledge: Knowledge, bare_settings: Settings, scope: str, known_as: str, guild_id: str
+) -> None:
+    """H5: the row says that the message may not be kept, so that its deletion must take the text away."""
+    erase(bare_settings, scope, known_as, guild_id=guild_id)
+    add(knowledge, deletion(2), deletion(77))
+    assert ADVICE not in str(dump(bare_settings))
+    assert knowledge.archive.writing.messages(["1077"])["1077"].deleted
+
+
+@pytest.mark.parametrize(("scope", "known_as", "guild_id"), SCOPES)
+def test_h5_what_was_erased_is_not_found_and_does_not_stand(
+    knowledge: Knowledge, bare_settings: Settings, scope: str, known_as: str, guild_id: str
+) -> None:
+    """H5: from the moment of the row on, before any deletion was ingested: search, names, kept answers, checks."""
+    add(knowledge, message(20, "<@2> knows printers", author_id="6", channel_id="600"))
+    handler = answering(knowledge)
+    assert ADVICE in handled(handler, asked()).answer
+    response = answerer(knowledge).answer(asked(query_id="m43"))
+    erase(bare_settings, scope, known_as, guild_id=guild_id)
+    found = knowledge.retriever.search(
+        "printer locked stale job unlock", guild_id=GUILD, visible_channel_ids=["200"], limit=9
+    )
+    assert ADVICE not in str(found.passages)
+    assert knowledge.archive.answers.standing(["1002"]) == set()
+    assert knowledge.archive.removals.removed(["1002", "unknown"]) == {"1002"}
+    assert is_withdrawn(handled(handler, asked()))
+    assert is_withdrawn(knowledge.archive.answers.keep(response, made_by="").response)
+    named = knowledge.retriever.search(
+        "who knows printers", guild_id=GUILD, visible_channel_ids=["600"], limit=9
+    ).passages
+    if scope == "user":
+        assert "@someone" in str(named)
+    assert "@bea" not in str(named)
+
+
+def test_h5_an_erasure_in_one_guild_leaves_the_person_alone_in_others(
+    knowledge: Knowledge, bare_settings: Settings
+) -> None:
+    """H5: so does one of a channel other channels, and any what was said afterwards."""
+    erase(bare_settings, "user", "2", guild_id="999")
+    erase(bare_settings, "channel", "201")
+    erase(bare_settings, "guild", "101")
+    erase(bare_settings, "user", "1", before=START)
+    assert ADVICE in answerer(knowledge).answer(asked()).answer
+    assert knowledge.archive.answers.standing(["1001", "1002"]) == {"1001", "1002"}
+    add(knowledge, message(40, "tulips grow in spring", author_id="2"))
+    assert knowledge.archive.answers.standing(["1040"]) == {"1040"}
+
+
+@pytest.mark.parametrize("created_at", [-1, 0, -62_135_596_800_000])
+def test_h5_an_odd_time_does_not_count_as_erased(knowledge: Knowledge, created_at: int) -> None:
+    """H5: nothing was erased, so everything is kept."""
+    add(knowledge, message(40, "tulips grow in spring", created_at=TimestampMillis(created_at)))
+    assert not knowledge.archive.writing.messages(["1040"])["1040"].deleted
+
+
+def test_h5_an_edit_of_what_was_erased_does_not_bring_it_back(knowledge: Knowledge, bare_settings: Settings) -> None:
+    """H5: only a deletion is taken."""
+    erase(bare_settings, "user", "2")
+    edit = attrs.evolve(
+        LOCK[1], content="tulip", change=MessageChange.EDITED, edited_at=TimestampMillis(START + 900_000)
+    )
+    add(knowledge, deletion(2), edit, LOCK[1])
+    assert knowledge.archive.writing.messages(["1002"])["1002"].content == ""
+
+
+@pytest.mark.parametrize(("scope", "known_as"), [("user", "7"), ("guild", GUILD), ("channel", "200")])
+def test_h5_a_question_of_somebody_who_was_erased_is_not_asked_again(
+    knowledge: Knowledge, gemini: FakeGemini, bare_settings: Settings, scope: str, known_as: str
+) -> None:
+    """H5: its record may still be in Kafka; it gets an outcome, and no model reads it."""
+    erase(bare_settings, scope, known_as)
+    assert is_withdrawn(handled(answering(knowledge, gemini), asked()))
+    assert gemini.requests == []
