@@ -13,9 +13,9 @@ from rtfm.knowledge.archive.rows import (
     Channel,
     Erasures,
     GuildCollection,
+    Place,
     StoredMessage,
     StoredPassage,
-    acl_channel_id,
     guild_key,
 )
 from rtfm.knowledge.archive.sql import SqlArchive
@@ -27,9 +27,9 @@ __all__ = [
     "Erasures",
     "GuildCollection",
     "KeptAnswer",
+    "Place",
     "SqlArchive",
     "StoredMessage",
     "StoredPassage",
-    "acl_channel_id",
     "guild_key",
 ]
