@@ -321,7 +321,7 @@ def test_what_was_erased_is_not_taken_again(knowledge: Knowledge, bare_settings:
 
 def test_a_thread_is_read_by_the_readers_of_its_parent(knowledge: Knowledge) -> None:
     """Also when Discord tells its kind only after its first message."""
-    late = {"channel_id": "201", "parent_channel_id": "200", "source": MessageSource.GATEWAY}
+    late: dict[str, Any] = {"channel_id": "201", "parent_channel_id": "200", "source": MessageSource.GATEWAY}
     ingest(knowledge, message(1, "tulips grow here", channel_kind=ChannelKind.UNKNOWN, **late))
     assert found(knowledge, "tulips") == []
     late |= {"channel_kind": ChannelKind.PUBLIC_THREAD, "observed_at": START}
