@@ -34,9 +34,9 @@ from rtfm.events import (
     TimestampMillis,
 )
 from rtfm.knowledge import Passage, SearchResult
-from rtfm.knowledge.retrieval import MAX_VISIBLE_CHANNELS
 from rtfm.scrubbing import scrub
 from rtfm.telemetry import ANSWER_SECONDS, ANSWERS, MODEL_FAILURES, get_logger
+from rtfm.visibility import MAX_VISIBLE_CHANNELS, acl_channel_id
 
 Clock = Callable[[], TimestampMillis]
 """Milliseconds since the Unix epoch, UTC."""
@@ -320,10 +320,11 @@ def _source(number: int, passage: Passage) -> Source:
 
 
 def _retrieved(passage: Passage) -> RetrievedPassage:
+    first = passage.messages[0]
     return RetrievedPassage(
         passage_id=passage.passage_id,
         kind=SourceKind.MESSAGE,
-        acl_channel_id=sources.acl_channel_id(passage.messages[0]),
+        acl_channel_id=acl_channel_id(first.channel_id, first.parent_channel_id, first.channel_kind),
         message_ids=[message.message_id for message in passage.messages],
         score=passage.pull,  # what they are sorted by
     )

@@ -10,12 +10,10 @@ from collections.abc import Sequence
 
 import attrs
 
-from rtfm.events import BotQuery, ChannelKind, Citation
+from rtfm.events import BotQuery, Citation
 from rtfm.knowledge import Passage, PassageMessage
 from rtfm.scrubbing import scrub
-
-PARENT_DECIDES = (ChannelKind.PUBLIC_THREAD, ChannelKind.FORUM_POST)
-"""Channels that everybody may read who may read their parent."""
+from rtfm.visibility import readable
 
 
 def usable(passages: Sequence[Passage], query: BotQuery) -> list[Passage]:
@@ -38,21 +36,8 @@ def usable(passages: Sequence[Passage], query: BotQuery) -> list[Passage]:
 
 
 def visible(said: PassageMessage | Citation, guild_id: str | None, listed: frozenset[str]) -> bool:
-    """Whether those may read what was ``said`` who may read the ``listed`` channels of ``guild_id``.
-
-    A channel counts if it is listed itself, a public thread and a forum post also if their parent is.
-    """
-    if said.guild_id != guild_id:
-        return False
-    parent = said.parent_channel_id if said.channel_kind in PARENT_DECIDES else None
-    return said.channel_id in listed or parent in listed
-
-
-def acl_channel_id(message: PassageMessage) -> str:
-    """The channel whose readers may read ``message``."""
-    if message.channel_kind in PARENT_DECIDES and message.parent_channel_id is not None:
-        return message.parent_channel_id
-    return message.channel_id
+    """Whether everyone who can read the ``listed`` channels of ``guild_id`` can read what was ``said``."""
+    return said.guild_id == guild_id and readable(said.channel_id, said.parent_channel_id, said.channel_kind, listed)
 
 
 def without(passages: Sequence[Passage], gone: frozenset[str]) -> list[Passage]:

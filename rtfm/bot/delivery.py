@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import cast
 
 import aiohttp
+import attrs
 import discord
 
 from rtfm.bot import messages, replies, visibility
@@ -90,6 +91,8 @@ class ReplyDelivery:
             return "gone"
         if guild is not None and guild.unavailable:
             raise Unavailable("Discord", f"guild {guild.id} is not available on Discord now")
+        citations = await visibility.as_discord_has_them(guild, response.citations)
+        response = attrs.evolve(response, citations=citations)
         if response.audience is Audience.PUBLIC:
             channel = (guild and guild.get_channel_or_thread(int(response.channel_id))) or (
                 await self._client.fetch_channel(int(response.channel_id))

@@ -36,7 +36,7 @@ def is_said_by_a_person(message: discord.Message) -> bool:
 
 def said(message: discord.Message, change: MessageChange) -> DiscordMessage | None:
     """The event for a message that was written or edited, or None for what is not listened to."""
-    kind, parent_channel_id = _place(message.channel)
+    kind, parent_channel_id = place_of(message.channel)
     if message.guild is None or kind is ChannelKind.UNKNOWN or not is_said_by_a_person(message):
         return None
     reference = message.reference if message.type is discord.MessageType.reply else None
@@ -71,7 +71,7 @@ def said(message: discord.Message, change: MessageChange) -> DiscordMessage | No
 
 def deleted(message_id: int, channel_id: int, guild_id: int, channel: object | None) -> DiscordMessage:
     """The event for a message that is gone; Discord names it by its ids only. ``channel`` is what we know of it."""
-    kind, parent_channel_id = _place(channel)
+    kind, parent_channel_id = place_of(channel)
     return DiscordMessage(
         message_id=str(message_id),
         guild_id=str(guild_id),
@@ -85,7 +85,8 @@ def deleted(message_id: int, channel_id: int, guild_id: int, channel: object | N
     )
 
 
-def _place(channel: object | None) -> tuple[ChannelKind, str | None]:
+def place_of(channel: object | None) -> tuple[ChannelKind, str | None]:
+    """What kind of channel it is, and the id of a thread's parent."""
     match channel:
         case discord.TextChannel():
             return ChannelKind.TEXT, None

@@ -10,12 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import attrs
 import discord
 
-from rtfm.events import ChannelKind, Citation, RetrievedPassage, SourceKind
+from rtfm.bot import messages
+from rtfm.events import Citation, RetrievedPassage, SourceKind, is_snowflake
+from rtfm.visibility import readable
 
 # Voice and stage channels ask for another permission to be read; they are not listened to either.
 ReadableChannel = discord.TextChannel | discord.ForumChannel
+
+_NO_SUCH_CHANNEL = (400, 403, 404)
 
 
 def visible_to_readers_of(destination: discord.TextChannel | discord.Thread) -> list[str]:
@@ -53,22 +58,58 @@ def visible_to_all(guild: discord.Guild) -> list[str]:
 def may_show(
     citations: Iterable[Citation], retrieved: Iterable[RetrievedPassage], visible_channel_ids: Iterable[str]
 ) -> bool:
-    """Whether everything behind an answer, cited or only looked at, stands where its readers can read."""
+    """Whether everything behind an answer, cited or only looked at, stands where its readers can read.
+
+    The citations are those of ``as_discord_has_them``.
+    """
     visible = set(visible_channel_ids)
-    return all(_access_id(citation) in visible for citation in citations) and all(
-        passage.kind is SourceKind.MESSAGE and passage.acl_channel_id in visible for passage in retrieved
-    )
+    return all(
+        citation.kind is SourceKind.MESSAGE
+        and readable(citation.channel_id, citation.parent_channel_id, citation.channel_kind, visible)
+        for citation in citations
+    ) and all(passage.kind is SourceKind.MESSAGE and passage.acl_channel_id in visible for passage in retrieved)
 
 
-def _access_id(citation: Citation) -> str | None:
-    if citation.kind is not SourceKind.MESSAGE:
+async def as_discord_has_them(guild: discord.Guild | None, citations: Iterable[Citation]) -> list[Citation]:
+    """``citations`` with what Discord itself says of their channels, whatever they say.
+
+    A source whose channel Discord does not show to the bot, or not in ``guild``, becomes one of UNKNOWN kind, which
+    nobody is shown. Raises what discord.py raises when Discord does not answer.
+    """
+    channels: dict[str | None, object | None] = {}
+    found = []
+    for citation in citations:
+        channel_id = citation.channel_id
+        if channel_id not in channels:
+            is_of_guild = guild is not None and citation.guild_id == str(guild.id)
+            channels[channel_id] = await _channel(guild, channel_id) if guild and is_of_guild else None
+        channel = channels[channel_id]
+        kind, parent_channel_id = messages.place_of(channel)
+        found.append(
+            attrs.evolve(
+                citation,
+                kind=citation.kind if channel is not None else SourceKind.UNKNOWN,
+                channel_kind=kind,
+                parent_channel_id=parent_channel_id,
+            )
+        )
+    return found
+
+
+async def _channel(guild: discord.Guild, channel_id: str | None) -> object | None:
+    if channel_id is None or not is_snowflake(channel_id):
         return None
-    match citation.channel_kind:
-        case ChannelKind.TEXT | ChannelKind.PRIVATE_THREAD:
-            return citation.channel_id
-        case ChannelKind.PUBLIC_THREAD | ChannelKind.FORUM_POST:
-            return citation.parent_channel_id
-    return None
+    if channel := guild.get_channel_or_thread(int(channel_id)):
+        return channel
+    try:
+        # An archived thread, or one that the gateway has not told of.
+        return await guild.fetch_channel(int(channel_id))
+    except discord.InvalidData:  # of another guild
+        return None
+    except discord.HTTPException as exc:
+        if exc.status in _NO_SUCH_CHANNEL:
+            return None
+        raise
 
 
 def _readable_channels(guild: discord.Guild) -> list[ReadableChannel]:

@@ -59,8 +59,8 @@ def spoken_text(content: str, names: Sequence[str] = ()) -> str:
 def passages(conversation_id: str, lines: Sequence[Line]) -> list[PassageText]:
     """The passages of a conversation: whole messages, about 200 words each; then the parts of long ones and of files.
 
-    The first is named for the conversation, the n-th after it ``<conversation>.<n>``, the n-th part of a message
-    ``<message>-<n>``, from 1. Messages without text are left out.
+    The first is named for the conversation, the n-th after it ``<conversation>/<n>``, the n-th part of a message
+    ``<message>#<n>``, from 1: no id of a message holds these signs. Messages without text are left out.
     """
     runs: list[list[Line]] = []
     words = 0
@@ -75,7 +75,7 @@ def passages(conversation_id: str, lines: Sequence[Line]) -> list[PassageText]:
         words += count
     made = [
         PassageText(
-            passage_id=conversation_id if number == 0 else f"{conversation_id}.{number}",
+            passage_id=conversation_id if number == 0 else f"{conversation_id}/{number}",
             text="\n".join(line.text for line in run),
             message_ids=tuple(line.message_id for line in run),
             first_at=run[0].created_at,
@@ -91,7 +91,7 @@ def _parts(line: Line) -> list[PassageText]:
     texts = [text for whole in (*long, *line.files) for text in split(whole)]
     return [
         PassageText(
-            passage_id=f"{line.message_id}-{number}",
+            passage_id=f"{line.message_id}#{number}",
             text=text,
             message_ids=(line.message_id,),
             first_at=line.created_at,

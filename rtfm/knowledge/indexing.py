@@ -21,6 +21,7 @@ from rtfm.knowledge.archive import (
     Channel,
     CollectionChanged,
     GuildCollection,
+    Place,
     SqlArchive,
     StoredMessage,
     StoredPassage,
@@ -44,9 +45,9 @@ class BatchState:
     """One batch on its way: what is known of its messages and channels, the archive's state overlaid with changes."""
 
     messages: dict[str, StoredMessage] = field(factory=dict)
-    channels: dict[str, Channel]
+    channels: dict[Place, Channel]
     changed: dict[str, StoredMessage] = field(factory=dict)
-    touched_channels: dict[str, Channel] = field(factory=dict)
+    touched_channels: dict[Place, Channel] = field(factory=dict)
 
 
 @define
@@ -87,27 +88,26 @@ class Indexer:
     def _link(self, state: BatchState) -> set[str]:
         """Give every new message a conversation; the conversations that have to be made anew."""
         touched = {m.conversation_id for m in state.changed.values() if m.conversation_id is not None}
-        by_channel: dict[str, list[StoredMessage]] = {}
+        by_channel: dict[Place, list[StoredMessage]] = {}
         for message in state.changed.values():
             if message.conversation_id is None and not message.deleted and not message.author_is_bot:
-                by_channel.setdefault(message.channel_id, []).append(message)
-        for channel_id, new in by_channel.items():
-            for message_id, conversation_id in self._conversations(state, channel_id, new).items():
+                by_channel.setdefault(message.place, []).append(message)
+        for place, new in by_channel.items():
+            for message_id, conversation_id in self._conversations(state, place, new).items():
                 message = state.changed[message_id]
                 state.changed[message_id] = attrs.evolve(message, conversation_id=conversation_id)
                 touched.add(conversation_id)
         return touched
 
-    def _conversations(self, state: BatchState, channel_id: str, new: Sequence[StoredMessage]) -> Mapping[str, str]:
-        channel = state.channels[channel_id]
-        if in_one_conversation(channel.kind):
-            return {message.message_id: thread_conversation(channel_id) for message in new}
+    def _conversations(self, state: BatchState, place: Place, new: Sequence[StoredMessage]) -> Mapping[str, str]:
+        if in_one_conversation(state.channels[place].kind):
+            return {message.message_id: thread_conversation(*place) for message in new}
         writing = self._archive.writing
         ordered = sorted(new, key=lambda message: message.position)
         context = {
             message.message_id: state.changed.get(message.message_id, message)
             for message in writing.context(
-                channel_id, first_at=ordered[0].created_at, last_at=ordered[-1].created_at, window=CONTEXT
+                place, first_at=ordered[0].created_at, last_at=ordered[-1].created_at, window=CONTEXT
             )
         }
         context |= {message.message_id: message for message in ordered}
@@ -118,7 +118,7 @@ class Indexer:
         replied = {
             message.message_id: message.conversation_id
             for message in (writing.messages(outside) if outside else {}).values()
-            if message.conversation_id is not None and message.channel_id == channel_id
+            if message.conversation_id is not None and message.place == place
         }
         return link([_said(message) for message in said], replied=replied)
 
@@ -209,7 +209,7 @@ def first_collection(guild_id: str, embedding: Embedding | None) -> GuildCollect
 
 
 def _passages(
-    members: Iterable[StoredMessage], touched: set[str], channels: Mapping[str, Channel]
+    members: Iterable[StoredMessage], touched: set[str], channels: Mapping[Place, Channel]
 ) -> tuple[list[StoredPassage], dict[str, str], dict[str, str]]:
     """The passages of the touched conversations; message id → passage id; message id → what is embedded of it alone.
 
@@ -240,7 +240,7 @@ def _passages(
             for message in messages
         ]
         for part in passages(conversation_id, lines):
-            made.append(_stored(part, conversation_id, channels[messages[0].channel_id]))
+            made.append(_stored(part, conversation_id, channels[messages[0].place]))
             if part.part_of is None:
                 passage_of |= dict.fromkeys(part.message_ids, part.passage_id)
             else:

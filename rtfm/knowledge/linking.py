@@ -150,9 +150,12 @@ def in_one_conversation(kind: ChannelKind) -> bool:
     return kind in (ChannelKind.PUBLIC_THREAD, ChannelKind.PRIVATE_THREAD, ChannelKind.FORUM_POST)
 
 
-def thread_conversation(channel_id: str) -> str:
-    """The conversation of a thread. A thread has the id of the message that it grew from, which is in another one."""
-    return f"t{channel_id}"
+def thread_conversation(guild_id: str, channel_id: str) -> str:
+    """The conversation of a thread. A thread has the id of the message that it grew from, which is in another one.
+
+    No id has a slash, so that no message's conversation can be taken for that of a thread.
+    """
+    return f"thread/{guild_id}/{channel_id}"
 
 
 def link(

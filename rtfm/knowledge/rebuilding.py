@@ -278,7 +278,7 @@ class _Making:
         done = 0
         for channel in channels:
             after: StoredMessage | None = None
-            while messages := self._knowledge.archive.writing.channel_messages(channel.channel_id, after, limit=BATCH):
+            while messages := self._knowledge.archive.writing.channel_messages(channel.place, after, limit=BATCH):
                 after = messages[-1]
                 self._take(messages)
                 done += len(messages)
@@ -317,7 +317,7 @@ class _Making:
     def _take(self, messages: Sequence[StoredMessage]) -> None:
         writing = self._staging.archive.writing
         before = writing.messages([message.message_id for message in messages])
-        state = BatchState(channels=writing.channels({message.channel_id for message in messages}))
+        state = BatchState(channels=writing.channels({message.place for message in messages}))
         for message in messages:
             if message.message_id in before:
                 conversation = before[message.message_id].conversation_id

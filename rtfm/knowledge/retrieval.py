@@ -23,9 +23,7 @@ from rtfm.knowledge.packing import AROUND, COMPANY_WEIGHT, company, pack
 from rtfm.knowledge.scoring import Lexical, Mode, Nearness, cosines, evidence, nearness, usual_floor
 from rtfm.knowledge.vectors import ChromaVectors
 from rtfm.markup import plain_name
-
-MAX_VISIBLE_CHANNELS = 20_000
-"""More ids than any guild has channels (Discord allows 500, and 1,000 active threads)."""
+from rtfm.visibility import MAX_VISIBLE_CHANNELS
 
 MAX_QUESTION_CHARACTERS = 4_000
 """What Discord lets a member with Nitro write; the rest of a longer question is not read."""

@@ -40,15 +40,15 @@ def console_scope(
 
 
 def _of_channels(archive: SqlArchive, guild_id: str | None, channel_ids: Sequence[str]) -> tuple[str | None, list[str]]:
-    guild_of = archive.guild_of_channels(channel_ids)
+    guilds_of = archive.guilds_of_channels(channel_ids)
     for channel_id in channel_ids:
-        if channel_id not in guild_of:
+        if channel_id not in guilds_of:
             raise ConfigError(f"channel {channel_id} is not in the archive", hint="`rtfm-cli status` shows what is.")
-    guilds = set(guild_of.values())
+    guilds = set.intersection(*(guilds_of[channel_id] for channel_id in channel_ids))
     if guild_id is not None:
-        guilds.add(guild_id)
-    if len(guilds) > 1:
-        raise ConfigError("the channels are of several guilds", hint="Name channels of one guild.")
+        guilds &= {guild_id}
+    if len(guilds) != 1:
+        raise ConfigError("the channels are of several guilds", hint="Name channels of one guild, with --guild.")
     return guilds.pop() or None, sorted(set(channel_ids))
 
 

@@ -1,7 +1,7 @@
 """Ingest: from the events of a batch to the messages that they change, which are then indexed.
 
 Owns which version of a message is the newest, and what is kept of it. Promises that a late event never undoes a newer
-one, and that a batch handled twice leaves everything as it was. Does not read Kafka.
+one, that a message never moves, and that a batch handled twice leaves everything as it was. Does not read Kafka.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from attrs import frozen
 
 from rtfm.clock import now_ms
 from rtfm.errors import InvalidEvent
-from rtfm.events import ChannelKind, DiscordMessage, MessageChange, broken_rule
+from rtfm.events import DISCORDS_OWN_SOURCES, ChannelKind, DiscordMessage, MessageChange, broken_rule
 from rtfm.knowledge import Knowledge
 from rtfm.knowledge.archive import Channel, CollectionChanged, Erasures, StoredMessage, guild_key
 from rtfm.knowledge.floor import calibrate
 from rtfm.knowledge.indexing import BatchState, Indexer
 from rtfm.telemetry import ARCHIVED, IGNORED_EVENTS, get_logger
+from rtfm.visibility import ChannelFacts
 
 TOPIC = "discord-messages"
 
@@ -68,10 +69,10 @@ class Ingest:
     def _taken(self, events: Sequence[DiscordMessage]) -> tuple[BatchState, list[MessageChange]]:
         """What a batch changed, once it is written. Raises CollectionChanged when it has to be begun again."""
         archive = self.knowledge.archive
-        state = BatchState(
-            messages=archive.writing.messages({event.message_id for event in events}),
-            channels=archive.writing.channels({event.channel_id for event in events}),
-        )
+        messages = archive.writing.messages({event.message_id for event in events})
+        places = {(guild_key(event.guild_id), event.channel_id) for event in events}
+        places |= {message.place for message in messages.values()}
+        state = BatchState(messages=messages, channels=archive.writing.channels(places))
         erasures = archive.removals.erasures()
         changes = [event.change for event in events if _apply(state, event, erasures)]
         if state.changed or state.touched_channels:
@@ -95,14 +96,7 @@ def _apply(state: BatchState, event: DiscordMessage, erasures: Erasures) -> bool
     """Take an event into ``state``; whether it changed its message."""
     before = state.messages.get(event.message_id)
     guild_id = _guild_of(event, before)
-    known = state.channels.get(event.channel_id)
-    channel = Channel(
-        channel_id=event.channel_id,
-        guild_id=guild_id,
-        parent_channel_id=event.parent_channel_id,
-        kind=event.channel_kind,
-        name=_storable(event.channel_name) if event.channel_name else known.name if known else None,
-    )
+    known = state.channels.get((guild_id, event.channel_id))
     erased = erasures.covers(
         guild_id=guild_id,
         channel_id=event.channel_id,
@@ -114,14 +108,35 @@ def _apply(state: BatchState, event: DiscordMessage, erasures: Erasures) -> bool
         IGNORED_EVENTS.labels(topic=TOPIC, reason="erased").inc()
         return False
     after = _deleted(event, before) if event.change is MessageChange.DELETED else _said_anew(event, before)
+    channel = _channel(event, guild_id, known, unchanged=after is None)
     # Of an erased channel a deletion keeps nothing; where one is not known, its messages are not either.
-    if not erased and (known is None or (channel != known and channel.kind is not ChannelKind.UNKNOWN)):
-        state.channels[event.channel_id] = channel
-        state.touched_channels[event.channel_id] = channel
+    if not erased and channel is not None and channel != known:
+        state.channels[channel.place] = channel
+        state.touched_channels[channel.place] = channel
     if after is not None:
         state.messages[event.message_id] = after
         state.changed[event.message_id] = after
     return after is not None
+
+
+def _channel(event: DiscordMessage, guild_id: str, known: Channel | None, *, unchanged: bool) -> Channel | None:
+    """What is known of the event's channel after it; None while nothing is."""
+    seen = Channel(
+        channel_id=event.channel_id,
+        guild_id=guild_id,
+        facts=ChannelFacts(
+            kind=event.channel_kind,
+            parent_channel_id=event.parent_channel_id,
+            observed_at=event.observed_at or 0,
+            from_discord=event.source in DISCORDS_OWN_SOURCES,
+        ),
+        name=_storable(event.channel_name) if event.channel_name else None,
+    )
+    if known is not None:
+        return known.after(seen, unchanged=unchanged)
+    # A deletion that does not know its channel must not keep later events from telling what it is.
+    is_told = event.change is not MessageChange.DELETED or event.channel_kind is not ChannelKind.UNKNOWN
+    return seen if is_told else None
 
 
 def _guild_of(event: DiscordMessage, before: StoredMessage | None) -> str:

@@ -320,11 +320,12 @@ def test_what_was_erased_is_not_taken_again(knowledge: Knowledge, bare_settings:
 
 
 def test_a_thread_is_read_by_the_readers_of_its_parent(knowledge: Knowledge) -> None:
-    """Also when its kind becomes known only after its first message."""
-    late = {"channel_id": "201", "parent_channel_id": "200"}
+    """Also when Discord tells its kind only after its first message."""
+    late: dict[str, Any] = {"channel_id": "201", "parent_channel_id": "200", "source": MessageSource.GATEWAY}
     ingest(knowledge, message(1, "tulips grow here", channel_kind=ChannelKind.UNKNOWN, **late))
     assert found(knowledge, "tulips") == []
-    ingest(knowledge, message(2, "and roses grow there", channel_kind=ChannelKind.PUBLIC_THREAD, **late))
+    late |= {"channel_kind": ChannelKind.PUBLIC_THREAD, "observed_at": START}
+    ingest(knowledge, message(2, "and roses grow there", **late))
     assert sorted(found(knowledge, "tulips roses grow")) == ["1001", "1002"]
 
 

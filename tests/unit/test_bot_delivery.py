@@ -29,7 +29,7 @@ from rtfm.events import (
 )
 from rtfm.knowledge.archive import Change, SqlArchive, StoredMessage
 from tests.fakes.discord import FakeDiscord, FakeGuild, FakeMessage
-from tests.fakes.discord.world import VIEW_CHANNEL, new_id
+from tests.fakes.discord.world import VIEW_CHANNEL, ChannelType, new_id
 
 
 @pytest.fixture
@@ -97,13 +97,16 @@ def ask(archive: SqlArchive, response: BotResponse, *, expires_in_ms: int = 600_
     return response
 
 
-def citing(response: BotResponse, channel_id: str) -> BotResponse:
+def citing(
+    response: BotResponse, channel_id: str, *, kind: ChannelKind = ChannelKind.TEXT, parent: str | None = None
+) -> BotResponse:
     citation = Citation(
         number=1,
         kind=SourceKind.MESSAGE,
         guild_id=response.guild_id,
         channel_id=channel_id,
-        channel_kind=ChannelKind.TEXT,
+        channel_kind=kind,
+        parent_channel_id=parent,
         message_id="5",
         author_name="bob",
         created_at=TimestampMillis(0),
@@ -373,6 +376,87 @@ async def test_sources_that_readers_cannot_see_are_withheld(
     async with delivery_on(fake, archive) as delivery:
         await delivery.deliver(citing(response, staff.id))
     assert [message.content for message in fake.replies_to(asked)] == [replies.NO_LONGER_SHOWN]
+
+
+@pytest.mark.parametrize("archived", [False, True])
+@pytest.mark.parametrize("real", ["private thread", "staff channel", "staff thread", "voice channel"])
+async def test_m2_a_citation_is_not_believed_about_its_channel(
+    fake: FakeDiscord, archive: SqlArchive, guild: FakeGuild, asked: FakeMessage, real: str, archived: bool
+) -> None:
+    """M2: what Discord says of the channel counts, not what the archive was told of it."""
+    staff = guild.hidden_channel("staff", shown_to=guild.role("staff"))
+    cited = {
+        "private thread": lambda: guild.thread(asked.channel, "incident", private=True, archived=archived),
+        "staff channel": lambda: staff,
+        "staff thread": lambda: guild.thread(staff, "plans", archived=archived),
+        "voice channel": lambda: guild.channel("talk", kind=ChannelType.VOICE),
+    }[real]()
+    answer = ask(archive, answer_to(asked, "The password is penguin."))
+    response = citing(answer, cited.id, kind=ChannelKind.PUBLIC_THREAD, parent=asked.channel.id)
+    async with delivery_on(fake, archive) as delivery:
+        await delivery.deliver(response)
+    assert [message.content for message in fake.replies_to(asked)] == [replies.NO_LONGER_SHOWN]
+
+
+@pytest.mark.parametrize("what", ["gone", "another guild", "no snowflake", "no channel"])
+async def test_m2_a_source_that_discord_does_not_know_is_withheld(
+    fake: FakeDiscord, archive: SqlArchive, guild: FakeGuild, asked: FakeMessage, what: str
+) -> None:
+    """M2: a channel that was deleted, of another guild, or of another program has no readers on this one."""
+    response = citing(ask(archive, answer_to(asked, "The password is penguin.")), asked.channel.id)
+    (citation,) = response.citations
+    if what == "another guild":
+        citation = evolve(citation, guild_id=new_id())
+    else:
+        channel_id = {"gone": new_id(), "no snowflake": "helpdesk-7", "no channel": None}[what]
+        citation = evolve(
+            citation,
+            channel_id=channel_id,
+            channel_kind=ChannelKind.PUBLIC_THREAD,
+            parent_channel_id=asked.channel.id,
+        )
+    async with delivery_on(fake, archive) as delivery:
+        await delivery.deliver(evolve(response, citations=[citation]))
+    assert [message.content for message in fake.replies_to(asked)] == [replies.NO_LONGER_SHOWN]
+
+
+async def test_m2_threads_and_posts_are_shown_by_what_discord_says(
+    fake: FakeDiscord, archive: SqlArchive, guild: FakeGuild, asked: FakeMessage
+) -> None:
+    """M2: archived ones are asked for, each once, and a stale kind in the archive hides nothing."""
+    forum = guild.channel("forum", kind=ChannelType.FORUM)
+    places = [
+        guild.thread(asked.channel, "open"),
+        guild.thread(asked.channel, "old", archived=True),
+        guild.thread(forum, "post", archived=True),
+        asked.channel,
+    ]
+    response = ask(archive, answer_to(asked, "Use ntfs-3g."))
+    citations = [
+        evolve(citing(response, place.id, kind=ChannelKind.UNKNOWN).citations[0], number=number)
+        for number, place in enumerate([*places, *places], start=1)
+    ]
+    async with delivery_on(fake, archive) as delivery:
+        await delivery.deliver(evolve(response, citations=citations))
+    (posted,) = fake.replies_to(asked)
+    assert posted.content.startswith("Use ntfs-3g.")
+    assert fake.count("GET", r"/channels/\d+") == 2
+
+
+async def test_m2_while_discord_does_not_say_what_a_channel_is_nothing_is_shown(
+    fake: FakeDiscord, archive: SqlArchive, guild: FakeGuild, asked: FakeMessage
+) -> None:
+    """M2: the response is delivered when Discord answers again."""
+    old = guild.thread(asked.channel, "old", archived=True)
+    response = citing(ask(archive, answer_to(asked)), old.id, kind=ChannelKind.PUBLIC_THREAD, parent=asked.channel.id)
+    async with delivery_on(fake, archive) as delivery:
+        fake.fails("GET", f"/channels/{old.id}", 503, times=5)
+        with pytest.raises(Unavailable):
+            await delivery.deliver(response)
+        assert fake.replies_to(asked) == []
+        fake.heals()
+        await delivery.deliver(response)
+    assert len(fake.replies_to(asked)) == 1
 
 
 async def test_unknown_outcomes_are_not_posted(fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import discord
 import pytest
+from attrs import evolve
 
 from rtfm.bot.visibility import may_show, visible_to_all, visible_to_readers_of
 from rtfm.events import ChannelKind, Citation, RetrievedPassage, SourceKind, TimestampMillis
@@ -142,12 +143,13 @@ def citation(kind: ChannelKind, channel_id: str, parent_channel_id: str | None =
         (citation(ChannelKind.FORUM_POST, "5", "2"), False),
         (citation(ChannelKind.PRIVATE_THREAD, "5", "1"), False),
         (citation(ChannelKind.PRIVATE_THREAD, "1", "2"), True),
-        (citation(ChannelKind.UNKNOWN, "1", "1"), False),
-        (citation(ChannelKind.PUBLIC_THREAD, "1", None), False),
+        (citation(ChannelKind.UNKNOWN, "5", "1"), False),
+        (citation(ChannelKind.PUBLIC_THREAD, "5", None), False),
+        (evolve(citation(ChannelKind.TEXT, "1"), kind=SourceKind.UNKNOWN), False),
     ],
 )
 def test_only_what_readers_see_may_be_cited(cited: Citation, allowed: bool) -> None:
-    """Public threads and posts go with their parent, private threads stand alone, unknown kinds are hidden."""
+    """Public threads and posts go with their parent, private threads and unknown kinds stand alone."""
     assert may_show([cited], [], ["1"]) is allowed
 
 

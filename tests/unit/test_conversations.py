@@ -14,7 +14,7 @@ def test_a_long_conversation_goes_on_in_another_passage_between_messages() -> No
     """No message is cut, and the first passage keeps its id when more is said."""
     lines = [line(number, "word " * (PASSAGE_WORDS * 3 // 8)) for number in range(5)]
     made = passages("c", lines)
-    assert [passage.passage_id for passage in made] == ["c", "c.1", "c.2"]
+    assert [passage.passage_id for passage in made] == ["c", "c/1", "c/2"]
     assert [len(passage.message_ids) for passage in made] == [2, 2, 1]
     assert passages("c", lines[:3])[0] == made[0]
 
@@ -25,7 +25,7 @@ def test_a_long_message_is_cut_into_parts_of_its_own() -> None:
     made = passages("c", [line(1, "short"), line(2, long), line(3, "short too")])
     assert made[0].message_ids == ("1", "3")
     parts = made[1:]
-    assert [part.passage_id for part in parts[:2]] == ["2-1", "2-2"]
+    assert [part.passage_id for part in parts[:2]] == ["2#1", "2#2"]
     assert {part.part_of for part in parts} == {"2"}
     assert " ".join(part.text for part in parts).split() == long.split()
     assert passages("c", [line(2, long), line(4, "later")])[1:] == parts
@@ -37,7 +37,7 @@ def test_a_file_is_cut_like_a_long_message() -> None:
     said = Line(message_id="1", text="see the log", created_at=TimestampMillis(1), files=(log,))
     whole, *parts = passages("1", [said])
     assert (whole.text, whole.part_of) == ("see the log", None)
-    assert parts[0].passage_id == "1-1"
+    assert parts[0].passage_id == "1#1"
     assert parts[0].text.startswith("kern.log")
     assert "line 499" in parts[-1].text
     assert passages("1", [Line(message_id="1", text="", created_at=TimestampMillis(1), files=(log,))]) == parts

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from rtfm.clock import now_ms
 from rtfm.errors import ConfigError
-from rtfm.events import ChannelKind, MessageChange
+from rtfm.events import ChannelKind, MessageChange, MessageSource, TimestampMillis, broken_rule
 from rtfm.knowledge.imports import MAX_PLACES, read_export
 
 
@@ -88,6 +89,9 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
         (entry(2, author={"name": "x"}), "author.id is missing"),
         (entry(2, timestamp="yesterday"), "no ISO 8601"),
         (entry(2, timestampEdited=7), "timestampEdited"),
+        (entry(2, id=str(2**64)), "id is no id: digits as text, at most 64 bits"),
+        (entry(2, timestamp="9999-12-31T23:59:59.999-23:59"), "timestamp must lie in the years 1 to 9999"),
+        (entry(2, timestampEdited="0001-01-01T00:00:00+23:59"), "timestampEdited must lie in the years 1 to 9999"),
         (entry(2, mentions={}), "mentions is no list"),
         (entry(2, attachments=[{"url": "x"}]), "attachments.fileName is missing"),
         (entry(2, type="GuildMemberJoin"), "a notice of type GuildMemberJoin"),
@@ -212,3 +216,29 @@ def test_low_many_names_in_a_long_message_take_no_time(tmp_path: Path) -> None:
     read = read_export(written(tmp_path, export([entry(1, content="@" * 500_000, mentions=people)])))
     (message,) = read.messages()
     assert message.content == "@" * 500_000
+
+
+@pytest.mark.parametrize(
+    ("exported_at", "observed_at"),
+    [
+        ({"exportedAt": "2026-03-16T08:00:00+00:00"}, 1_773_648_000_000),
+        ({"exportedAt": "9999-12-31T23:59:59.999-23:59"}, None),
+        ({"exportedAt": "yesterday"}, None),
+        ({"exportedAt": 5}, None),
+        ({}, None),
+    ],
+)
+def test_m2_an_export_was_observed_when_it_was_written(
+    exported_at: dict[str, Any], observed_at: int | None, tmp_path: Path
+) -> None:
+    """M2: so that an old one does not win over what Discord has said since; one that does not say is older than all."""
+    (message,) = read_export(written(tmp_path, export([entry(1)]) | exported_at)).messages()
+    assert (message.observed_at, message.source) == (observed_at, MessageSource.IMPORT)
+    assert broken_rule(message, now=TimestampMillis(1_800_000_000_000)) is None
+
+
+def test_an_exporter_whose_clock_is_ahead_observed_nothing_of_the_future(tmp_path: Path) -> None:
+    """Its messages can be sent all the same."""
+    (message,) = read_export(written(tmp_path, export([entry(1)]) | {"exportedAt": "9000-01-01T00:00:00Z"})).messages()
+    assert message.observed_at is not None
+    assert broken_rule(message, now=now_ms()) is None

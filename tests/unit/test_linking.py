@@ -8,7 +8,7 @@ import attrs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rtfm.events import ChannelKind
+from rtfm.events import ChannelKind, is_id
 from rtfm.knowledge.linking import CONTEXT, WINDOW, Said, in_one_conversation, link, thread_conversation
 
 
@@ -100,7 +100,8 @@ def test_threads_and_posts_are_one_conversation_each() -> None:
         ChannelKind.PUBLIC_THREAD,
         ChannelKind.PRIVATE_THREAD,
     ]
-    assert thread_conversation("5") != "5"
+    assert thread_conversation("1", "5") not in ("5", thread_conversation("2", "5"))
+    assert not is_id(thread_conversation("1", "5"))
 
 
 def test_long_talks_are_linked_alike_however_they_are_cut() -> None:

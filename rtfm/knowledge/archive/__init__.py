@@ -15,9 +15,9 @@ from rtfm.knowledge.archive.rows import (
     Channel,
     Erasures,
     GuildCollection,
+    Place,
     StoredMessage,
     StoredPassage,
-    acl_channel_id,
     guild_key,
 )
 from rtfm.knowledge.archive.sql import SqlArchive
@@ -30,10 +30,10 @@ __all__ = [
     "GuildCollection",
     "KeptAnswer",
     "OpenQuestion",
+    "Place",
     "SqlArchive",
     "StoredMessage",
     "StoredPassage",
-    "acl_channel_id",
     "guild_key",
     "rests_on",
 ]

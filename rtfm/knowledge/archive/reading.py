@@ -20,8 +20,9 @@ from rtfm.knowledge.archive.rows import GuildCollection
 from rtfm.knowledge.archive.tables import GUILD_TERMS
 from rtfm.knowledge.archive.writing import quoted
 
-# The channel itself, or the parent of a public thread or forum post. Not "= ANY(array)": PostgreSQL weighs every
-# element of an array while it plans, 100 ms for a thousand channels.
+# ``rtfm.visibility.readable`` in SQL: the channel itself is listed, or the parent of a public thread or forum post, as
+# ``acl_channel_id`` has it. Not "= ANY(array)": PostgreSQL weighs every element of an array while it plans, 100 ms for
+# a thousand channels.
 _VISIBLE = """guild_id = %(guild)s AND (acl_channel_id IN (SELECT unnest(%(visible)s::text[]))
               OR channel_id IN (SELECT unnest(%(visible)s::text[])))"""
 
@@ -341,15 +342,17 @@ class View:
                   AND NOT deleted)
             -- Single values, not a join: PostgreSQL would sort all that the channel ever held.
             (SELECT passage_id, author_id FROM messages
-             WHERE channel_id = (SELECT channel_id FROM place) AND created_at < (SELECT first_at FROM place)
+             WHERE guild_id = %(guild)s AND channel_id = (SELECT channel_id FROM place)
+               AND created_at < (SELECT first_at FROM place)
              ORDER BY created_at DESC LIMIT %(messages)s)
             UNION ALL
             (SELECT passage_id, author_id FROM messages
-             WHERE channel_id = (SELECT channel_id FROM place) AND created_at > (SELECT last_at FROM place)
+             WHERE guild_id = %(guild)s AND channel_id = (SELECT channel_id FROM place)
+               AND created_at > (SELECT last_at FROM place)
              ORDER BY created_at LIMIT %(messages)s)
             UNION ALL
             (SELECT passage_id, author_id FROM messages
-             WHERE channel_id = (SELECT channel_id FROM place)
+             WHERE guild_id = %(guild)s AND channel_id = (SELECT channel_id FROM place)
                AND created_at BETWEEN (SELECT first_at FROM place) AND (SELECT last_at FROM place)
              LIMIT %(between)s)
             UNION ALL
@@ -381,12 +384,12 @@ class View:
             SELECT * FROM (
                 SELECT p.passage_id, {columns}, m.content
                 FROM messages AS m JOIN passages AS p USING (passage_id)
-                                   JOIN channels AS c ON c.channel_id = m.channel_id
+                                   JOIN channels AS c ON (c.guild_id, c.channel_id) = (m.guild_id, m.channel_id)
                 WHERE m.passage_id = ANY(%(ids)s) AND p.part_of IS NULL AND {seen}
                 UNION ALL
                 SELECT p.passage_id, {columns}, p.text
                 FROM passages AS p JOIN messages AS m ON m.message_id = p.part_of
-                                   JOIN channels AS c ON c.channel_id = m.channel_id
+                                   JOIN channels AS c ON (c.guild_id, c.channel_id) = (m.guild_id, m.channel_id)
                 WHERE p.passage_id = ANY(%(ids)s) AND {seen}) AS found
             ORDER BY created_at, length(message_id), message_id
             """,  # noqa: S608 - constants

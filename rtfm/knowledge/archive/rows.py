@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import attrs
 from attrs import field, frozen
 
 from rtfm.events import ChannelKind, TimestampMillis
+from rtfm.visibility import ChannelFacts, acl_channel_id, newest_facts
 
 
 def guild_key(guild_id: str | None) -> str:
@@ -14,14 +16,8 @@ def guild_key(guild_id: str | None) -> str:
     return guild_id or ""
 
 
-def acl_channel_id(channel_id: str, parent_channel_id: str | None, kind: ChannelKind) -> str:
-    """The channel whose readers may read this one.
-
-    The parent for public threads and forum posts, since archived ones cannot be enumerated; else the channel itself.
-    """
-    if kind in (ChannelKind.PUBLIC_THREAD, ChannelKind.FORUM_POST) and parent_channel_id:
-        return parent_channel_id
-    return channel_id
+Place = tuple[str, str]
+"""(guild id, channel id): messages of another guild with the same channel id change nothing in this one."""
 
 
 @frozen(kw_only=True)
@@ -30,14 +26,37 @@ class Channel:
 
     channel_id: str
     guild_id: str
-    parent_channel_id: str | None
-    kind: ChannelKind
+    facts: ChannelFacts
     name: str | None = None
+
+    @property
+    def place(self) -> Place:
+        """The channel within its guild."""
+        return self.guild_id, self.channel_id
+
+    @property
+    def kind(self) -> ChannelKind:
+        """What kind of channel it is."""
+        return self.facts.kind
+
+    @property
+    def parent_channel_id(self) -> str | None:
+        """The channel or forum that a thread or forum post belongs to."""
+        return self.facts.parent_channel_id
 
     @property
     def acl_channel_id(self) -> str:
         """The channel whose readers may read this one."""
         return acl_channel_id(self.channel_id, self.parent_channel_id, self.kind)
+
+    def after(self, seen: Channel, *, unchanged: bool = False) -> Channel:
+        """What is known of the channel after it was ``seen``; see ``newest_facts`` for ``unchanged``."""
+        is_newer = seen.facts.observed_at >= self.facts.observed_at and not unchanged
+        return attrs.evolve(
+            self,
+            facts=newest_facts(self.channel_id, self.facts, seen.facts, unchanged=unchanged),
+            name=seen.name if seen.name and is_newer else self.name,
+        )
 
 
 @frozen(kw_only=True)
@@ -60,6 +79,11 @@ class StoredMessage:
     attachments: list[dict[str, Any]]
     conversation_id: str | None = None
     passage_id: str | None = None
+
+    @property
+    def place(self) -> Place:
+        """The channel that the message stands in, within its guild."""
+        return self.guild_id, self.channel_id
 
     @property
     def position(self) -> tuple[int, int, str]:
@@ -114,6 +138,8 @@ class StoredVector:
 @frozen(kw_only=True)
 class Change:
     """Everything that one batch writes, in one transaction. ``removed_passages`` are whole, to undo their terms.
+
+    ``channels`` are as the batch saw them; if they are otherwise known by now, the newest facts stay.
 
     ``collections`` are those that the batch was written to.
     """

@@ -91,15 +91,19 @@ class SqlArchive:
         with self._database.begin() as connection:
             return [to_channel(row) for row in connection.execute(statement)]
 
-    def guild_of_channels(self, channel_ids: Sequence[str]) -> dict[str, str]:
-        """The guild ('' for direct messages) of each channel that is known, be it only as the parent of a thread."""
+    def guilds_of_channels(self, channel_ids: Sequence[str]) -> dict[str, set[str]]:
+        """The guilds ('' for direct messages) of each channel that is known, be it only as the parent of a thread.
+
+        Discord's channels have one; other programs may use the same id in several guilds.
+        """
         statement = select(channels.c.channel_id, channels.c.acl_channel_id, channels.c.guild_id).where(
             channels.c.channel_id.in_(channel_ids) | channels.c.acl_channel_id.in_(channel_ids)
         )
-        found: dict[str, str] = {}
+        found: dict[str, set[str]] = {}
         with self._database.begin() as connection:
             for row in connection.execute(statement):
-                found |= {row.channel_id: row.guild_id, row.acl_channel_id: row.guild_id}
+                for channel_id in (row.channel_id, row.acl_channel_id):
+                    found.setdefault(channel_id, set()).add(row.guild_id)
         return found
 
     def counts(self) -> dict[str, int]:

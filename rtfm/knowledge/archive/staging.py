@@ -121,7 +121,8 @@ class Staging:
             # Who may read a channel may have changed.
             """
             UPDATE passages AS made SET acl_channel_id = c.acl_channel_id FROM {real}.channels AS c
-            WHERE c.channel_id = made.channel_id AND c.acl_channel_id <> made.acl_channel_id
+            WHERE (c.guild_id, c.channel_id) = (made.guild_id, made.channel_id)
+              AND c.acl_channel_id <> made.acl_channel_id
             """,
             "DELETE FROM {real}.passages WHERE guild_id = :guild",
             f"INSERT INTO {{real}}.passages ({_PASSAGE_COLUMNS}) SELECT {_PASSAGE_COLUMNS} FROM passages",  # noqa: S608 - constants

@@ -1,6 +1,6 @@
 """The archive's tables as SQLAlchemy sees them; the migrations make them.
 
-Ids are Discord snowflakes as text. Times are whole milliseconds since the epoch, UTC. A guild id is '' for direct
+Ids are text. Times are whole milliseconds since the epoch, UTC. A guild id is '' for direct
 messages, so that it can stand in keys and comparisons.
 """
 
@@ -27,13 +27,17 @@ metadata = MetaData()
 channels = Table(
     "channels",
     metadata,
-    Column("channel_id", Text, primary_key=True),
     Column("guild_id", Text, nullable=False),
+    Column("channel_id", Text, nullable=False),
     Column("parent_channel_id", Text),
     Column("kind", Text, nullable=False),
     Column("acl_channel_id", Text, nullable=False),
     Column("name", Text),
-    Index("channels_guild", "guild_id"),
+    Column("observed_at", BigInteger, nullable=False),
+    Column("from_discord", Boolean, nullable=False),
+    PrimaryKeyConstraint("guild_id", "channel_id"),
+    Index("channels_channel", "channel_id"),
+    Index("channels_acl", "acl_channel_id"),
 )
 
 messages = Table(

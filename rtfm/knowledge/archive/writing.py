@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, bindparam, delete, func, or_, select, text, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, delete, func, or_, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
 from rtfm.errors import InvalidEvent
@@ -14,10 +14,11 @@ from rtfm.events import ChannelKind, TimestampMillis
 from rtfm.knowledge.archive.collections import hold_collections
 from rtfm.knowledge.archive.database import Database
 from rtfm.knowledge.archive.removals import hold_removals, withdraw_answers
-from rtfm.knowledge.archive.rows import Change, Channel, StoredMessage, StoredPassage
+from rtfm.knowledge.archive.rows import Change, Channel, Place, StoredMessage, StoredPassage
 from rtfm.knowledge.archive.tables import channels, corpora, document_frequencies, floors, messages, passages
 from rtfm.knowledge.sketches import sketch
 from rtfm.knowledge.words import terms
+from rtfm.visibility import ChannelFacts
 
 # A tsvector keeps at most this many positions for a lexeme, and none above 16383 (PostgreSQL, "Text Search Types").
 _POSITIONS = 255
@@ -35,18 +36,19 @@ class ArchiveWriting:
         """The messages among ``message_ids`` that the archive knows, deleted ones included."""
         return self._select_messages(messages.c.message_id.in_(bindparam("ids", expanding=True)), ids=list(message_ids))
 
-    def channels(self, channel_ids: Collection[str]) -> dict[str, Channel]:
-        """The channels among ``channel_ids`` that the archive knows."""
-        statement = select(channels).where(channels.c.channel_id.in_(channel_ids))
+    def channels(self, places: Collection[Place]) -> dict[Place, Channel]:
+        """The channels in ``places`` that the archive knows."""
+        statement = select(channels).where(tuple_(channels.c.guild_id, channels.c.channel_id).in_(list(places)))
         with self._database.begin() as connection:
-            return {row.channel_id: to_channel(row) for row in connection.execute(statement)}
+            found = [to_channel(row) for row in connection.execute(statement)] if places else []
+        return {channel.place: channel for channel in found}
 
-    def context(self, channel_id: str, *, first_at: int, last_at: int, window: int) -> list[StoredMessage]:
+    def context(self, place: Place, *, first_at: int, last_at: int, window: int) -> list[StoredMessage]:
         """Linked messages of a channel around a batch, in order.
 
         The ``window`` last ones up to ``first_at``, and up to 20 times as many between there and ``last_at``.
         """
-        linked = and_(messages.c.channel_id == channel_id, messages.c.conversation_id.is_not(None), ~messages.c.deleted)
+        linked = and_(_in_place(place), messages.c.conversation_id.is_not(None), ~messages.c.deleted)
         before = (
             select(*_MESSAGE_COLUMNS)
             .where(linked, messages.c.created_at <= first_at)
@@ -86,13 +88,12 @@ class ArchiveWriting:
         """
         with self._database.begin() as connection:
             hold_collections(connection, change.collections)
-            _write_channels(connection, change.channels)
-            _move_passages(connection, change.channels)
+            known = _write_channels(connection, change)
             _write_messages(connection, change)
             gone = [passage.passage_id for passage in change.removed_passages]
             if gone:
                 connection.execute(delete(passages).where(passages.c.passage_id.in_(gone)))
-            _write_passages(connection, change.passages)
+            _write_passages(connection, change.passages, known)
             _assign_passages(connection, change.passage_of_message)
             _count_terms(connection, change)
             deleted = [message.message_id for message in change.messages if message.deleted]
@@ -101,12 +102,12 @@ class ArchiveWriting:
                 hold_removals(connection, shared=False)
                 withdraw_answers(connection, deleted)
 
-    def channel_messages(self, channel_id: str, after: StoredMessage | None, *, limit: int) -> list[StoredMessage]:
+    def channel_messages(self, place: Place, after: StoredMessage | None, *, limit: int) -> list[StoredMessage]:
         """The next ``limit`` messages of a channel that are not deleted, in order."""
         position = tuple_(messages.c.created_at, func.length(messages.c.message_id), messages.c.message_id)
         statement = (
             select(*_MESSAGE_COLUMNS)
-            .where(messages.c.channel_id == channel_id, ~messages.c.deleted)
+            .where(_in_place(place), ~messages.c.deleted)
             .order_by(messages.c.created_at, func.length(messages.c.message_id), messages.c.message_id)
             .limit(limit)
         )
@@ -149,8 +150,12 @@ def to_channel(row: Row[Any]) -> Channel:
     return Channel(
         channel_id=row.channel_id,
         guild_id=row.guild_id,
-        parent_channel_id=row.parent_channel_id,
-        kind=ChannelKind(row.kind),
+        facts=ChannelFacts(
+            kind=ChannelKind(row.kind),
+            parent_channel_id=row.parent_channel_id,
+            observed_at=row.observed_at,
+            from_discord=row.from_discord,
+        ),
         name=row.name,
     )
 
@@ -175,52 +180,62 @@ def _to_message(row: Row[Any]) -> StoredMessage:
     return StoredMessage(**row._mapping)
 
 
-def _write_channels(connection: Connection, rows: Sequence[Channel]) -> None:
-    if not rows:
-        return
-    statement = insert(channels)
-    new = statement.excluded
-    statement = statement.on_conflict_do_update(
-        index_elements=["channel_id"],
-        set_={
-            "guild_id": new.guild_id,
-            "parent_channel_id": new.parent_channel_id,
-            "kind": new.kind,
-            "acl_channel_id": new.acl_channel_id,
-            "name": func.coalesce(new.name, channels.c.name),
-        },
-        # A deletion does not know what kind of channel it happened in.
-        where=new.kind != ChannelKind.UNKNOWN.value,
-    )
-    connection.execute(
-        statement,
-        [
-            {
-                "channel_id": channel.channel_id,
-                "guild_id": channel.guild_id,
-                "parent_channel_id": channel.parent_channel_id,
-                "kind": channel.kind.value,
-                "acl_channel_id": channel.acl_channel_id,
-                "name": channel.name,
-            }
-            for channel in sorted(rows, key=lambda channel: channel.channel_id)
-        ],
-    )
+def _in_place(place: Place) -> ColumnElement[bool]:
+    return and_(messages.c.guild_id == place[0], messages.c.channel_id == place[1])
 
 
-def _move_passages(connection: Connection, rows: Sequence[Channel]) -> None:
-    """Passages follow what became known of their channel: who may read it."""
-    known = [channel for channel in rows if channel.kind is not ChannelKind.UNKNOWN]
-    if not known:
-        return
+def _write_channels(connection: Connection, change: Change) -> dict[Place, Channel]:
+    """Write what a batch saw of its channels; gives the channels of the batch as they are known then.
+
+    They stay so until the transaction ends, so that none of its passages is readable by what is no longer known.
+    """
+    seen = {channel.place: channel for channel in change.channels}
+    if seen:
+        rows = [_channel_row(seen[place]) for place in sorted(seen)]
+        connection.execute(insert(channels).on_conflict_do_nothing(), rows)
+    places = sorted(seen.keys() | {(passage.guild_id, passage.channel_id) for passage in change.passages})
+    if not places:
+        return {}
+    # All batches lock in one order, so that no two wait for each other.
     statement = (
-        update(passages)
-        .where(passages.c.channel_id == bindparam("of_channel"), passages.c.acl_channel_id != bindparam("acl"))
-        .values(acl_channel_id=bindparam("acl"))
+        select(channels)
+        .where(tuple_(channels.c.guild_id, channels.c.channel_id).in_(places))
+        .order_by(channels.c.guild_id, channels.c.channel_id)
+        .with_for_update(key_share=True)
     )
-    connection.execute(
-        statement, [{"of_channel": channel.channel_id, "acl": channel.acl_channel_id} for channel in known]
-    )
+    known = {channel.place: channel for channel in map(to_channel, connection.execute(statement))}
+    for place, channel in seen.items():
+        before, after = known[place], known[place].after(channel)
+        if after == before:
+            continue
+        known[place] = after
+        row = _channel_row(after)
+        connection.execute(
+            update(channels)
+            .where(channels.c.guild_id == after.guild_id, channels.c.channel_id == after.channel_id)
+            .values({name: value for name, value in row.items() if name not in ("guild_id", "channel_id")})
+        )
+        if after.acl_channel_id != before.acl_channel_id:
+            # Passages follow what became known of their channel: who may read it.
+            connection.execute(
+                update(passages)
+                .where(passages.c.guild_id == after.guild_id, passages.c.channel_id == after.channel_id)
+                .values(acl_channel_id=after.acl_channel_id)
+            )
+    return known
+
+
+def _channel_row(channel: Channel) -> dict[str, Any]:
+    return {
+        "guild_id": channel.guild_id,
+        "channel_id": channel.channel_id,
+        "parent_channel_id": channel.parent_channel_id,
+        "kind": channel.kind.value,
+        "acl_channel_id": channel.acl_channel_id,
+        "name": channel.name,
+        "observed_at": channel.facts.observed_at,
+        "from_discord": channel.facts.from_discord,
+    }
 
 
 def _write_messages(connection: Connection, change: Change) -> None:
@@ -276,19 +291,20 @@ _PASSAGE_UPSERT = text(
 )
 
 
-def _write_passages(connection: Connection, rows: Sequence[StoredPassage]) -> None:
+def _write_passages(connection: Connection, rows: Sequence[StoredPassage], known: Mapping[Place, Channel]) -> None:
     if not rows:
         return
     values = []
     for passage in sorted(rows, key=lambda passage: passage.passage_id):
         words = terms(passage.text)
+        channel = known.get((passage.guild_id, passage.channel_id))
         values.append(
             {
                 "passage_id": passage.passage_id,
                 "conversation_id": passage.conversation_id,
                 "guild_id": passage.guild_id,
                 "channel_id": passage.channel_id,
-                "acl_channel_id": passage.acl_channel_id,
+                "acl_channel_id": channel.acl_channel_id if channel else passage.acl_channel_id,
                 "text": passage.text,
                 "terms": as_tsvector(words),
                 "length": len(words),

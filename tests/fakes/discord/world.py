@@ -137,6 +137,7 @@ class FakeChannel:
     parent: FakeChannel | None = None
     nsfw: bool = False
     overwrites: dict[str, tuple[int, int]] = field(factory=dict)
+    archived: bool = False
     recipient: FakePerson | None = None
     messages: list[FakeMessage] = field(factory=list)
     id: str = field(factory=new_id)
@@ -158,7 +159,7 @@ class FakeChannel:
                 "message_count": 0,
                 "member_count": 1,
                 "thread_metadata": {
-                    "archived": False,
+                    "archived": self.archived,
                     "auto_archive_duration": 1440,
                     "archive_timestamp": iso_time(self.id),
                     "locked": False,
@@ -217,10 +218,10 @@ class FakeGuild:
         """Add a channel that only one role or person sees."""
         return self.channel(name, overwrites={self.id: (0, VIEW_CHANNEL), shown_to: (VIEW_CHANNEL, 0)})
 
-    def thread(self, parent: FakeChannel, name: str, *, private: bool = False) -> FakeChannel:
-        """Add a thread, or a post where ``parent`` is a forum."""
+    def thread(self, parent: FakeChannel, name: str, *, private: bool = False, archived: bool = False) -> FakeChannel:
+        """Add a thread, or a post where ``parent`` is a forum. The gateway does not tell of an archived one."""
         kind = ChannelType.PRIVATE_THREAD if private else ChannelType.PUBLIC_THREAD
-        thread = FakeChannel(name=name, type=kind, guild=self, parent=parent)
+        thread = FakeChannel(name=name, type=kind, guild=self, parent=parent, archived=archived)
         self.channels.append(thread)
         return thread
 
@@ -233,7 +234,7 @@ class FakeGuild:
             "member_count": len(self.members),
             "roles": self.roles,
             "channels": [channel.payload() for channel in self.channels if not channel.is_thread],
-            "threads": [channel.payload() for channel in self.channels if channel.is_thread],
+            "threads": [channel.payload() for channel in self.channels if channel.is_thread and not channel.archived],
             "members": [],
             "emojis": [],
             "stickers": [],

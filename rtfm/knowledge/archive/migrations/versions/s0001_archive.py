@@ -10,15 +10,19 @@ down_revision = None
 _STATEMENTS = (
     """
     CREATE TABLE channels (
-        channel_id text PRIMARY KEY,
         guild_id text NOT NULL,
+        channel_id text NOT NULL,
         parent_channel_id text,
         kind text NOT NULL,
         acl_channel_id text NOT NULL,
-        name text
+        name text,
+        observed_at bigint NOT NULL,
+        from_discord boolean NOT NULL,
+        PRIMARY KEY (guild_id, channel_id)
     )
     """,
-    "CREATE INDEX channels_guild ON channels (guild_id)",
+    "CREATE INDEX channels_channel ON channels (channel_id)",
+    "CREATE INDEX channels_acl ON channels (acl_channel_id)",
     """
     CREATE TABLE messages (
         message_id text PRIMARY KEY,

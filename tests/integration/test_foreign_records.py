@@ -1,0 +1,120 @@
+"""Records of careless programs, through the real pipelines: each has one outcome, and none holds up the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from rtfm.contracts import Contracts, reference
+from rtfm.events import Outcome, OutcomeReason, QueryOrigin, TimestampMillis
+from rtfm.knowledge import Knowledge
+from rtfm.processor.answer import Answering
+from rtfm.processor.ingest import Ingest
+from rtfm.settings import Settings
+from rtfm.streams.consumer import Record
+from tests.answering import NOW, answerer, asked
+from tests.knowledge import GUILD, WordEmbedding, knowledge_of, message
+from tests.streams import (
+    MESSAGES,
+    QUERIES,
+    RESPONSES,
+    dead_letters,
+    eventually,
+    produce_raw,
+    produce_raws,
+    records,
+    running,
+)
+
+
+@pytest.fixture
+def knowledge(settings: Settings) -> Iterator[Knowledge]:
+    opened = knowledge_of(settings, WordEmbedding())
+    yield opened
+    opened.vectors.forget_guild(GUILD)
+    opened.close()
+
+
+def written(contracts: Contracts, topic: str, event: Any) -> bytes:
+    """The bytes of ``event`` as a program writes them that knows the schema and no rules."""
+    codec = contracts.codec(topic)
+    schema_id = contracts.registry.id_for(topic, codec.schema)
+    return reference.encoder(codec.schema)(event, b"\x00" + schema_id.to_bytes(4, "big"))
+
+
+def reasons(letters: list[Record]) -> list[str]:
+    """What dead letters say is wrong."""
+    return sorted((letter.header("__connect.errors.exception.message") or b"").decode() for letter in letters)
+
+
+def test_clients_7_400_careless_questions_are_refused_and_one_good_one_is_answered(
+    settings: Settings, contracts: Contracts, knowledge: Knowledge
+) -> None:
+    """Clients 7: a program that names its people wrongly learns it from each answer, and stops nobody."""
+    queries = [
+        asked(query_id=f"helpdesk-{number}", asker_id="ann smith", origin=QueryOrigin.SERVICE) for number in range(400)
+    ]
+    good = asked(query_id="helpdesk-good", asker_id="ann@example.org", origin=QueryOrigin.SERVICE)
+    values = [written(contracts, QUERIES, query) for query in (*queries, good)]
+    produce_raws(settings, QUERIES, values, key=b"one")
+    handler = Answering(answerer=answerer(knowledge), archive=knowledge.archive)
+    with running(settings, contracts, handler, topic=QUERIES, concurrency=4):
+        eventually(lambda: len(records(settings, contracts, RESPONSES)) >= 401, timeout_s=120)
+    responses = {record.event.query_id: record.event for record in records(settings, contracts, RESPONSES)}
+    assert responses.pop("helpdesk-good").outcome is Outcome.NOT_FOUND
+    assert responses.keys() == {query.query_id for query in queries}
+    assert {(one.outcome, one.reason, one.asker_id, one.answer) for one in responses.values()} == {
+        (Outcome.REFUSED, OutcomeReason.INVALID_FIELD, "0", "asker_id must match [A-Za-z0-9._:@-]{1,128}")
+    }
+    assert dead_letters(settings, contracts) == []
+
+
+def test_clients_2_a_refused_question_carries_the_time_of_its_record(
+    settings: Settings, contracts: Contracts, knowledge: Knowledge
+) -> None:
+    """Clients 2: microseconds in asked_at are named and go no further; what nobody could wait for is a dead letter."""
+    micros = written(contracts, QUERIES, asked(query_id="q1", asked_at=TimestampMillis(NOW * 1000)))
+    nameless = written(contracts, QUERIES, asked(query_id="spaced out"))
+    produce_raw(settings, QUERIES, micros, timestamp_ms=NOW - 77)
+    produce_raw(settings, QUERIES, nameless)
+    handler = Answering(answerer=answerer(knowledge), archive=knowledge.archive)
+    with running(settings, contracts, handler, topic=QUERIES):
+        (letter,) = eventually(lambda: dead_letters(settings, contracts))
+        (record,) = eventually(lambda: records(settings, contracts, RESPONSES))
+    assert (record.event.query_id, record.event.asked_at) == ("q1", NOW - 77)
+    assert record.event.answer == "asked_at must lie in the years 1 to 9999"
+    assert letter.value == nameless
+    assert reasons([letter]) == ["BotQuery.query_id must match [A-Za-z0-9._:@-]{1,128}"]
+
+
+def test_h3_messages_that_break_a_rule_are_dead_letters_and_the_others_are_archived(
+    settings: Settings, contracts: Contracts, knowledge: Knowledge
+) -> None:
+    """H3, M1, M8: in one batch with good ones; nothing waits, and no letter repeats the value."""
+    good = [message(number, f"tulips {number}", author_id=str(number)) for number in range(6)]
+    bad = {
+        "guild_id must match [A-Za-z0-9._:@-]{1,128}": message(11, "x", guild_id="a b"),
+        "message_id must match [A-Za-z0-9._:@-]{1,128}": evolve(message(12, "x"), message_id="f" * 400_000),
+        "created_at must lie in the years 1 to 9999": message(13, "x", created_at=TimestampMillis(NOW * 1000)),
+        "edited_at must lie in the years 1 to 9999": message(14, "x", edited_at=TimestampMillis(-(2**63))),
+        "observed_at must not lie more than a minute ahead": message(15, "x", observed_at=TimestampMillis(2**47)),
+        "channel_id must be that of the message as it is known, in another channel": message(
+            1, "moved", channel_id="201", edited_at=NOW
+        ),
+    }
+    events = [event for pair in zip(good, bad.values(), strict=True) for event in pair]
+    # The first of them before the one that would move it.
+    produce_raws(settings, MESSAGES, [written(contracts, MESSAGES, event) for event in [good[1], *events]])
+    ingest = Ingest(knowledge=knowledge)
+
+    def handler(batch: Any) -> list[Any]:
+        ingest(batch)
+        return []
+
+    with running(settings, contracts, handler, topic=MESSAGES, batch_size=500):
+        eventually(lambda: len(dead_letters(settings, contracts)) >= len(bad), timeout_s=120)
+        eventually(lambda: knowledge.archive.counts()["messages"] == len(good))
+    assert reasons(dead_letters(settings, contracts)) == sorted(f"DiscordMessage.{reason}" for reason in bad)
