@@ -55,6 +55,10 @@ _MEMORY = 25.0
 """Messages after which a word that was said counts half."""
 
 
+def _beginning(content: str) -> str:
+    return content[:MAX_CHARACTERS]
+
+
 @frozen(kw_only=True)
 class Said:
     """A message as the linker sees it. ``conversation_id`` is None while it is not linked."""
@@ -63,7 +67,7 @@ class Said:
     author_id: str
     author_name: str | None
     # What is behind them tells nothing about whom it answers, and would be compared with a hundred others.
-    content: str = field(converter=lambda content: content[:MAX_CHARACTERS])
+    content: str = field(converter=_beginning)
     mentioned_user_ids: Sequence[str] = ()
     reply_to_message_id: str | None = None
     conversation_id: str | None = None

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import pytest
@@ -97,7 +97,9 @@ def _patterns_in(value: object, *, depth: int) -> Iterator[re.Pattern[str]]:
     elif isinstance(value, (tuple, list, set, frozenset)):
         inner = value
     elif attrs.has(type(value)):
-        inner = [getattr(value, field.name, None) for field in attrs.fields(type(value))]
+        inner = [
+            getattr(value, name, None) for name in attrs.fields_dict(cast("type[attrs.AttrsInstance]", type(value)))
+        ]
     if depth:
         for one in inner:
             yield from _patterns_in(one, depth=depth - 1)
@@ -128,8 +130,11 @@ def _functions() -> dict[str, Callable[[str], object]]:
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if function.__module__ != module.__name__ or name.startswith("_") or inspect.iscoroutinefunction(function):
                 continue
-            first, *others = inspect.signature(function).parameters.values() or [None]
-            if first is None or first.name not in TEXTS or first.annotation not in ("str", str):
+            parameters = list(inspect.signature(function).parameters.values())
+            if not parameters:
+                continue
+            first, *others = parameters
+            if first.name not in TEXTS or first.annotation not in ("str", str):
                 continue
             needed = [one.name for one in others if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
             if all(one in ARGUMENTS for one in needed):
