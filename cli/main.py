@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a check failed, 2 usage or configuration, 3 a dependency i
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 import traceback
 from typing import Any
@@ -90,8 +91,9 @@ def run(args: list[str] | None = None) -> int:
     try:
         result: Any = cli.main(args=arguments, prog_name="rtfm-cli", standalone_mode=False)
     except click.ClickException as exc:
-        exc.message = printable(exc.message, newlines=True)  # type: ignore[misc]  # click reads it anew; it may name a file
-        exc.show()
+        shown = io.StringIO()  # it may name a file
+        exc.show(shown)
+        echo(shown.getvalue(), err=True, nl=False)
         return exc.exit_code
     except click.exceptions.Exit as exc:
         return exc.exit_code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from attrs import frozen
 
@@ -29,7 +30,7 @@ class Line:
     created_at: TimestampMillis
     files: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def whole(self) -> bool:
         """Whether the text stands whole in a passage, with others of the conversation."""
         return bool(self.text) and len(self.text.split()) <= PASSAGE_WORDS and tokens(self.text) <= MAX_TOKENS

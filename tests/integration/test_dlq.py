@@ -108,6 +108,23 @@ def test_letters_are_listed_by_what_they_are_counted_and_put_away(
     assert stats["by_age"] == {"under 1 h": 2}
 
 
+def test_a_key_and_headers_of_a_stranger_are_shown_as_text(settings: Settings, contracts: Contracts) -> None:
+    """M6: `dlq list` ended with an error for a key like ``[/nope]``; a terminal obeyed what stood in headers."""
+    key = "[/nope]\x1b[2J\u202e"
+    produce_raw(
+        settings, MESSAGES, b"\x00\x7f\xff\xff\xffx", key=key.encode(), headers=[("\x1b]0;x\x07", b"\x9b31m\n")]
+    )
+    bury(settings, contracts, 1)
+    (letter,) = open_letters(settings)
+    listed = cli(settings, "dlq", "list").stdout
+    assert r"[/nope]\x1b[2J\u202e" in listed
+    for shown in (listed, *(cli(settings, "dlq", *more).stdout for more in (["show", letter.letter.id], ["stats"]))):
+        assert all(character.isprintable() or character == "\n" for character in shown)
+    as_json = cli(settings, "dlq", "list", "--json").stdout
+    assert json.loads(as_json)["dead_letters"][0]["key"] == key
+    assert "\u202e" not in as_json
+
+
 def test_show_decodes_as_far_as_it_goes_and_points_at_the_byte_that_does_not(
     settings: Settings, contracts: Contracts, cli: Cli
 ) -> None:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import pytest
@@ -97,7 +97,9 @@ def _patterns_in(value: object, *, depth: int) -> Iterator[re.Pattern[str]]:
     elif isinstance(value, (tuple, list, set, frozenset)):
         inner = value
     elif attrs.has(type(value)):
-        inner = [getattr(value, field.name, None) for field in attrs.fields(type(value))]  # type: ignore[arg-type]  # attrs.has said that it is
+        inner = [
+            getattr(value, name, None) for name in attrs.fields_dict(cast("type[attrs.AttrsInstance]", type(value)))
+        ]
     if depth:
         for one in inner:
             yield from _patterns_in(one, depth=depth - 1)

@@ -89,28 +89,7 @@ def test_what_is_no_link_stays(text: str) -> None:
     assert without_foreign_links(text) == text
 
 
-_PIECES = st.sampled_from(
-    [
-        "[",
-        "]",
-        "(",
-        ")",
-        "<",
-        ">",
-        "https://",
-        "https:",
-        "evil.example",
-        DOCS,
-        " ",
-        "\n",
-        "\\",
-        "a",
-        "1",
-        "://",
-        "`",
-        '"',
-    ]
-)
+_PIECES = st.sampled_from([*"[]()<>`1a\\ \n", '"', "https://", "https:", "evil.example", DOCS, "://"])
 
 
 @given(st.lists(_PIECES, max_size=25).map("".join))
