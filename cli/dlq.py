@@ -24,6 +24,8 @@ from cli.options import (
 from cli.printing import echo
 
 if TYPE_CHECKING:
+    from rtfm.knowledge.archive import Erasures
+    from rtfm.settings import Settings
     from rtfm.streams.dead_letter_store import DeadLetterStore, Decision, Found, LetterFilter
 
 _AGO = re.compile(r"(\d{1,6})([smhd])")
@@ -192,7 +194,8 @@ def replay(
     """Produce dead letters again, to the topic and partition that they came from, once their cause is gone.
 
     Refused are letters whose cause still holds, as far as can be told, that were replayed before, or that failed more
-    than three times. A replay and the mark that it happened commit together. Exit code 1: an ID was refused.
+    than three times; and, even with --force, what was erased since with `rtfm-cli forget`. A replay and the mark that
+    it happened commit together. Exit code 1: an ID was refused.
     """
     from rtfm.contracts import open_contracts
     from rtfm.streams.dead_letter_store import DeadLetterStore, Decision
@@ -200,7 +203,7 @@ def replay(
 
     settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     wanted = _chosen(given, ids, all_)
-    rules = ReplayRules(contracts=open_contracts(settings), force=force)
+    rules = ReplayRules(contracts=open_contracts(settings), force=force, is_erased=_erasures(settings).covers_event)
     with DeadLetterStore(settings) as store:
         _require(store, ids)
         if yes:
@@ -241,6 +244,20 @@ def discard(
         else:
             decisions = (Decision(found=found, refusal=refusal(found)) for found in store.find(wanted))
         return _report(decisions, "discard", ids, yes=yes, as_json=as_json)
+
+
+def _erasures(settings: Settings) -> Erasures:
+    """What must not come back; nothing where no archive was made yet. Raises Unavailable without PostgreSQL."""
+    from contextlib import closing
+
+    from rtfm.errors import ConfigError
+    from rtfm.knowledge.archive import Erasures, SqlArchive
+
+    with closing(SqlArchive(settings.database_url)) as archive:
+        try:
+            return archive.removals.erasures()
+        except ConfigError:
+            return Erasures(before={})
 
 
 def row_of(found: Found) -> dict[str, Any]:

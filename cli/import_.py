@@ -64,7 +64,7 @@ def import_(
     settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     exports = [read_export(path) for path in files]
     produced, sent = _produce(settings, exports, quiet=as_json)
-    ingested = not no_wait and bool(produced) and _wait(settings, produced, quiet=as_json)
+    ingested = not no_wait and bool(produced) and wait_until_ingested(settings, produced, quiet=as_json)
     _report(exports, sent, ingested=ingested, as_json=as_json)
 
 
@@ -109,7 +109,7 @@ def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) 
     return ends, sum(sent)
 
 
-def _wait(settings: Settings, ends: dict[int, int], *, quiet: bool) -> bool:
+def wait_until_ingested(settings: Settings, ends: dict[int, int], *, quiet: bool) -> bool:
     """Wait until ingest has passed ``ends``; False when there is no processor."""
     from rtfm.streams.progress import GroupProgress
 

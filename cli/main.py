@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "rebuild": ("cli.rebuild", "rebuild", "Make the vectors in Chroma again from the archive."),
     "eval": ("cli.eval", "eval_", "Measure retrieval on questions whose answers are known."),
     "dlq": ("cli.dlq", "dlq", "Look into dead letters, replay or discard them."),
+    "forget": ("cli.forget", "forget", "Erase a person, a channel or a guild."),
     "selftest": ("cli.selftest", "selftest", "Try every part of a running system."),
     "status": ("cli.status", "status", "Show topics, groups, lag and stores."),
     "doctor": ("cli.doctor", "doctor", "Check configuration and surroundings, with a mend for each finding."),

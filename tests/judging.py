@@ -190,6 +190,8 @@ class KeptRun:
         producer: int = PRODUCER,
         citations: Sequence[dict[str, Any]] = (),
         retrieved: Sequence[str | None] = (),
+        answer: str = "so",
+        elapsed_ms: int = 1,
     ) -> int:
         """A response; ``retrieved`` are the channels of its passages."""
         value = self.value(
@@ -200,7 +202,7 @@ class KeptRun:
             asked_at=self.now_ms,
             audience="PUBLIC",
             outcome="ANSWERED",
-            answer="so",
+            answer=answer,
             citations=[
                 {"number": n, "kind": "MESSAGE", "excerpt": "x", "score": 1.0, **citation}
                 for n, citation in enumerate(citations, start=1)
@@ -210,7 +212,7 @@ class KeptRun:
                 for n, channel in enumerate(retrieved)
             ],
             answered_at=self.now_ms,
-            elapsed_ms=1,
+            elapsed_ms=elapsed_ms,
         )
         log = self.logs[RESPONSES, partition]
         return log.append(query_id, value, at_ms=self.now_ms + 1, ends=ends, producer=producer)

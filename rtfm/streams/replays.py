@@ -5,6 +5,8 @@ Owns the reasons against. Does not replay: the store does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from attrs import frozen
 
 from rtfm.contracts import EVENT_OF_TOPIC, Contracts
@@ -16,13 +18,19 @@ from rtfm.streams.dead_letters import REPLAYED
 MAX_REPLAYS = 3
 """Replays of one record; after as many, with one failure more than that, only a person's word starts another."""
 
+_ERASED = "it was erased since (`rtfm-cli forget`)"
+
 
 @frozen(kw_only=True)
 class ReplayRules:
-    """The reason against replaying a letter, or None. ``force`` leaves only what cannot be done at all."""
+    """The reason against replaying a letter, or None. ``force`` leaves only what cannot be done at all.
+
+    ``is_erased`` says of an event whether it was erased: it would come back for as long as Kafka keeps it.
+    """
 
     contracts: Contracts
     force: bool = False
+    is_erased: Callable[[object], bool] = lambda _: False
 
     def __call__(self, found: Found) -> str | None:
         """Raises Unavailable when the registry must be asked and does not answer."""
@@ -32,20 +40,24 @@ class ReplayRules:
         if letter.topic not in EVENT_OF_TOPIC:
             return f"there is no topic {letter.topic!r} to replay it to"
         if self.force:
-            return None
+            return _ERASED if self._unwanted(found) == _ERASED else None
         if found.state != OPEN:
             return f"{said(found)}; --force replays it again"
         if letter.attempt > MAX_REPLAYS:
             return f"it failed {letter.attempt} times; --force tries once more"
         if letter.stage == "CRASH":
             return "it ended the processor again and again; --force once that is mended"
+        return self._unwanted(found)
+
+    def _unwanted(self, found: Found) -> str | None:
+        letter = found.letter
         try:
             if letter.value is None:
                 return "it has no value, and no version of the contract allows that"
-            self.contracts.decode(letter.topic, letter.value)
+            event = self.contracts.decode(letter.topic, letter.value)
         except PermanentError as exc:
             return f"its cause still holds: {exc}"
-        return None
+        return _ERASED if self.is_erased(event) else None
 
 
 def said(found: Found) -> str:

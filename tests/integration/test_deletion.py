@@ -103,7 +103,7 @@ def test_h4_words_that_nobody_says_any_more_are_no_statistics(knowledge: Knowled
     add(knowledge, deletion(20, channel_id="400"))
     assert "scanfix" not in str(dump(bare_settings))
     with psycopg.connect(bare_settings.database_url) as connection:
-        rows = dict(connection.execute("SELECT term, passages FROM document_frequencies").fetchall())
+        rows: dict[str, int] = dict(connection.execute("SELECT term, passages FROM document_frequencies").fetchall())
     assert min(rows.values()) > 0
     assert rows["stal"] == 1
     add(knowledge, message(21, "scanfix is back", author_id="4", channel_id="400"))

@@ -43,6 +43,8 @@ class Position:
     """The record in __consumer_offsets: its offset, time, producer id and epoch, and how its transaction ended."""
     is_applied: bool
     """Whether it became the group's position."""
+    applied_at_ms: int | None = None
+    """When it did: the time of the marker that ended its transaction, else of the record; None where it did not."""
 
 
 def read_positions(data: Path) -> dict[Where, list[Position]]:
@@ -61,17 +63,20 @@ def positions_of(log: PartitionLog) -> dict[Where, list[Position]]:
     """Offset of the record that set each position."""
     pending: dict[int, dict[Where, Position]] = {}
 
-    def note(where: Where, position: Position, *, is_applied: bool) -> None:
+    def note(where: Where, position: Position, *, is_applied: bool, at_ms: int | None = None) -> None:
         if is_applied:
             current[where] = position.written.offset
-        history.setdefault(where, []).append(evolve(position, is_applied=is_applied))
+        applied_at_ms = (position.written.timestamp_ms if at_ms is None else at_ms) if is_applied else None
+        noted = evolve(position, is_applied=is_applied, applied_at_ms=applied_at_ms)
+        history.setdefault(where, []).append(noted)
 
     events: Iterable[Record | Marker] = merge(log.records, log.markers, key=lambda event: event.offset)
     for event in events:
         if isinstance(event, Marker):
             for where, position in pending.pop(event.producer_id, {}).items():
                 is_newer = current.get(where, -1) < position.written.offset
-                note(where, position, is_applied=event.outcome is Outcome.COMMITTED and is_newer)
+                is_applied = event.outcome is Outcome.COMMITTED and is_newer
+                note(where, position, is_applied=is_applied, at_ms=event.timestamp_ms)
         elif (commit := _position(event)) is not None:
             where = commit.group, commit.topic, commit.partition
             if commit.offset is None:

@@ -5,12 +5,14 @@ What a rule finds names its records, so that a reader of the verdict needs no to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from attrs import frozen
 
 from tests.judge.evidence import Event, Run, Setback
+from tests.judge.finished import Finished
 from tests.judge.positions import Position
 from tests.judge.segments import Record
 
@@ -144,6 +146,27 @@ def visible_only(run: Run) -> Iterator[Finding]:
                     yield Finding(what=what, id=query_id, records=shown)
 
 
+def deleted_stays_deleted(run: Run) -> Iterator[Finding]:
+    """A deletion counts from when the group's position passed it; a response from when its handling began."""
+    removed_at = _removed_at(run)
+    texts = _texts_of(run, removed_at)
+    for query_id, responses in run.responses.items():
+        for event in responses:
+            fields = event.fields
+            began_ms = fields["answered_at"].timestamp() * 1000 - fields["elapsed_ms"]
+            said = " ".join([fields["answer"], *(str(one["excerpt"]) for one in fields["citations"])])
+            named = {one["message_id"] for one in fields["citations"]}
+            named = named.union(*(one["message_ids"] for one in fields["retrieved"]))
+            for message_id, (at_ms, deletion) in removed_at.items():
+                if began_ms <= at_ms:
+                    continue
+                quoted = any(text in said for text in texts[message_id])
+                if quoted or message_id in named:
+                    shown = tuple(one.record for one in (deletion, *run.queries.get(query_id, ()), event))
+                    what = f"the response {'quotes' if quoted else 'rests on'} message {message_id}, which was deleted"
+                    yield Finding(what=what, id=query_id, records=shown)
+
+
 def positions_kept(run: Run) -> Iterator[Finding]:
     """Looks at every position that took effect."""
     for position, why in run.strange_positions:
@@ -261,6 +284,11 @@ RULES = (
         visible_only,
     ),
     Rule(
+        "deleted",
+        "No response whose handling began after ingest had committed a deletion quotes the message or rests on it.",
+        deleted_stays_deleted,
+    ),
+    Rule(
         "positions-kept",
         "No group's position moves back and nothing finished becomes unfinished, except by a tool.",
         positions_kept,
@@ -297,6 +325,43 @@ def _given_up(run: Run) -> set[tuple[int, int]]:
     """Partition and offset of the questions that became dead letters."""
     sources = (_source(record) for record in run.dead_letters)
     return {(partition, offset) for topic, partition, offset in sources if topic == run.topic("queries")}
+
+
+_SHORTEST_QUOTE = 12
+"""Characters; a shorter text stands in other texts by chance."""
+
+
+def _removed_at(run: Run) -> dict[str, tuple[int, Event]]:
+    """When ingest's position first held the deletion of each message, and that deletion."""
+    found: dict[str, tuple[int, Event]] = {}
+    waiting: dict[int, list[Event]] = {}
+    for event in (one for changes in run.messages.values() for one in changes):
+        if event.fields["change"] == "DELETED":
+            waiting.setdefault(event.record.batch.partition, []).append(event)
+    for partition, events in waiting.items():
+        events.sort(key=lambda event: event.record.offset)
+        for position in run.positions.get((run.begin.groups["ingest"], run.topic("messages"), partition), ()):
+            if not position.is_applied or position.offset is None or position.applied_at_ms is None:
+                continue
+            try:
+                finished = Finished.decode(position.offset, position.metadata)
+            except ValueError:
+                finished = Finished(((0, position.offset),))
+            left = []
+            for event in events:
+                if finished.holds(event.record.offset):
+                    found.setdefault(event.fields["message_id"], (position.applied_at_ms, event))
+                else:
+                    left.append(event)
+            events = left
+    return found
+
+
+def _texts_of(run: Run, removed: Iterable[str]) -> dict[str, set[str]]:
+    """What each removed message ever said, where nobody else said it."""
+    texts = {name: {event.fields["content"] for event in run.messages[name]} for name in run.messages}
+    by = Counter(text for said in texts.values() for text in said)
+    return {name: {text for text in texts[name] if len(text) >= _SHORTEST_QUOTE and by[text] == 1} for name in removed}
 
 
 _Output = tuple[Record, tuple[str, int, int], bytes | None, tuple[Record, ...]]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,6 +83,17 @@ def undecodable(run: KeptRun) -> None:
     run.logs[RESPONSES, 0].append("c0", b"\0\0\0\0\x09", at_ms=run.now_ms, ends="commit")
 
 
+def tell_of(run: KeptRun, *, elapsed_ms: int = 1, **said: Any) -> None:
+    """Delete a message, commit that, and answer one question more."""
+    run.say("109", "the tulips stand behind the shed")
+    run.say("109", "", "DELETED")
+    run.position(INGEST, MESSAGES, run.logs[MESSAGES, 0].end)
+    run.ask("c9")
+    run.respond("c9", elapsed_ms=elapsed_ms, **said)
+
+
+QUOTE = "They said: the tulips stand behind the shed [1]"
+
 BEFORE: list[tuple[str, str, Break]] = [
     ("answered-once", "has 2 responses", lambda run: run.respond("c0")),
     ("answered-once", "position is past the question", lambda run: run.ask("c9")),
@@ -94,6 +106,12 @@ BEFORE: list[tuple[str, str, Break]] = [
         lambda run: cite(run, channel_id="66", channel_kind="PRIVATE_THREAD", parent_channel_id="10"),
     ),
     ("visible-only", "passage p1", lambda run: (run.ask("c9"), run.respond("c9", retrieved=["10", "66"]))),
+    ("deleted", "quotes message 109", lambda run: tell_of(run, answer=QUOTE)),
+    (
+        "deleted",
+        "rests on message 109",
+        lambda run: tell_of(run, citations=[{"channel_id": "10", "message_id": "109"}]),
+    ),
     ("positions-kept", "moved back from 2 to 1", move_back),
     ("positions-kept", "was removed", lambda run: run.position(INGEST, MESSAGES, None, ends=None)),
     ("positions-kept", "offset 1 was finished", lambda run: run.position(ANSWER, QUERIES, 0)),
@@ -180,6 +198,13 @@ def test_an_end_made_wrong_breaks_the_rule(run: KeptRun, rule: str, what: str, c
     found = verdict(run)
     assert list(broken(found)) == [rule]
     assert any(what in said for said in broken(found)[rule]), broken(found)
+
+
+def test_an_answer_that_was_begun_before_the_deletion_was_committed_may_quote_it(run: KeptRun) -> None:
+    """Nothing could have known of it."""
+    tell_of(run, answer=QUOTE, elapsed_ms=60)
+    run.conclude()
+    assert broken(verdict(run)) == {}
 
 
 def test_a_response_older_than_its_question_is_found(run: KeptRun) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import attrs
 from attrs import field, frozen
 
-from rtfm.events import ChannelKind, TimestampMillis
+from rtfm.events import BotQuery, ChannelKind, DiscordMessage, MessageChange, TimestampMillis
 from rtfm.visibility import ChannelFacts, acl_channel_id, newest_facts
 
 
@@ -176,3 +176,22 @@ class Erasures:
         if author_id:
             keys += [("user", author_id, ""), ("user", author_id, guild_id)]
         return any(key in self.before and created_at < self.before[key] for key in keys)
+
+    def covers_event(self, event: object) -> bool:
+        """Whether an event says what must not be kept: a message, unless it is deleted by it, or a question."""
+        match event:
+            case DiscordMessage(change=MessageChange.DELETED):
+                return False
+            case DiscordMessage():
+                parent, author, at = event.parent_channel_id, event.author_id, event.created_at
+            case BotQuery():
+                parent, author, at = None, event.asker_id, event.asked_at
+            case _:
+                return False
+        return self.covers(
+            guild_id=guild_key(event.guild_id),
+            channel_id=event.channel_id,
+            parent_channel_id=parent,
+            author_id=author,
+            created_at=at,
+        )

@@ -13,6 +13,7 @@ from rtfm.events import TimestampMillis
 from rtfm.knowledge.archive.answers import ArchiveAnswers
 from rtfm.knowledge.archive.collections import ArchiveCollections
 from rtfm.knowledge.archive.database import MIGRATION_WAIT_S, Database
+from rtfm.knowledge.archive.erasing import ArchiveErasing
 from rtfm.knowledge.archive.questions import ArchiveQuestions
 from rtfm.knowledge.archive.reading import ArchiveReading
 from rtfm.knowledge.archive.removals import ArchiveRemovals
@@ -41,6 +42,7 @@ class SqlArchive:
         self.answers = ArchiveAnswers(self._database)
         self.questions = ArchiveQuestions(self._database)
         self.removals = ArchiveRemovals(self._database)
+        self.erasing = ArchiveErasing(self._database)
 
     @contextmanager
     def staging(self, guild_id: str) -> Iterator[Staging]:

@@ -364,8 +364,8 @@ def _count_terms(connection: Connection, change: Change) -> None:
     )
     fewer = sorted(key for key, count in frequencies.items() if count < 0)
     if fewer:
-        guilds, words = zip(*fewer, strict=True)
-        connection.execute(_DELETE_UNSAID, {"guilds": list(guilds), "terms": list(words)})
+        values = {"guilds": [guild for guild, _ in fewer], "terms": [term for _, term in fewer]}
+        connection.execute(_DELETE_UNSAID, values)
     _add_up(
         connection,
         corpora,

@@ -1,0 +1,193 @@
+"""`rtfm-cli forget`: a person, a channel or a guild erased."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import attrs
+import click
+
+from cli.import_ import TOPIC, wait_until_ingested
+from cli.options import (
+    bootstrap_servers_option,
+    counted,
+    echo_json,
+    examples,
+    json_option,
+    load_settings,
+    registry_option,
+    table_console,
+)
+from cli.progress import Progress
+
+if TYPE_CHECKING:
+    from rtfm.knowledge.archive import SqlArchive
+    from rtfm.knowledge.archive.erasing import Pass, Reach, Target, Told
+    from rtfm.settings import Settings
+    from rtfm.streams.producer import Delivery
+
+_PAGE = 200
+"""Deletions that are told before it is noted how far they are."""
+
+_WHAT = {
+    "messages": "messages, with their words in the statistics",
+    "passages": "passages that hold one of them; made again from what is left",
+    "vectors": "vectors, in the archive and in Chroma",
+    "answers_that_quote": "kept answers that rest on one of them",
+    "answers_to_own_questions": "kept answers to questions of theirs",
+    "answers_that_name": "kept answers that may give their name",
+}
+
+
+@examples("""
+Examples:
+  rtfm-cli forget --user 80351110224678912 --dry-run
+  rtfm-cli forget --user 80351110224678912 --yes
+  rtfm-cli forget --user 80351110224678912 --guild 1163874448331508
+  rtfm-cli forget --channel 1163874448331511
+""")
+@click.command("forget")
+@click.option("--user", metavar="ID", help="A person: what they said and asked, in all guilds or that of --guild.")
+@click.option("--channel", metavar="ID", help="A channel, with its threads and posts.")
+@click.option("--guild", metavar="ID", help="A guild; with --user, that person there only.")
+@click.option("--dry-run", is_flag=True, help="Show what would go; change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--rate", default=500, show_default=True, type=click.IntRange(1), help="Deletions told to Kafka a second."
+)
+@click.option("--no-wait", is_flag=True, help="Do not wait until the processor has removed everything.")
+@bootstrap_servers_option
+@registry_option
+@json_option
+def forget(
+    user: str | None,
+    channel: str | None,
+    guild: str | None,
+    dry_run: bool,
+    yes: bool,
+    rate: int,
+    no_wait: bool,
+    kafka_bootstrap_servers: str | None,
+    schema_registry_url: str | None,
+    as_json: bool,
+) -> int:
+    """Erase what a person said and asked, or all of a channel or guild, up to now.
+
+    From the first moment on nothing of it is found, shown or taken again. Then one DELETED event is produced for each
+    message that is known, so that the processor and every other reader of discord-messages removes it. A command that
+    was interrupted goes on when it is run again. What stays in Kafka and in backups for how long: docs/privacy.md.
+    Exit code 1: no processor has removed the messages yet.
+    """
+    from rtfm.clock import now_ms
+    from rtfm.knowledge.archive import SqlArchive
+
+    target = _target(user, channel, guild)
+    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
+    with closing(SqlArchive(settings.database_url)) as archive:
+        reach = archive.erasing.reach(target)
+        named = {"scope": target.scope, "id": target.id, "guild_id": target.guild_id or None}
+        if not as_json:
+            _print(target, reach)
+        if dry_run:
+            if as_json:
+                echo_json({"dry_run": True, **named, "reach": attrs.asdict(reach)})
+            return 0
+        if not yes:
+            if as_json:
+                raise click.UsageError("--json asks nobody: add --yes, or --dry-run.")
+            click.confirm("Erase this? It cannot be undone", abort=True)
+        teller = _Teller(settings, archive, target, rate)
+        ends = teller.tell(archive.erasing.begin(target, before=now_ms()), reach.messages, quiet=as_json)
+        ingested = not ends or (not no_wait and wait_until_ingested(settings, ends, quiet=as_json))
+        left = archive.erasing.reach(target).messages
+    if as_json:
+        told = {"told": teller.told, "ingested": ingested, "messages_left": left}
+        echo_json({"dry_run": False, **named, "reach": attrs.asdict(reach), **told})
+    else:
+        click.echo(f"{counted(teller.told, 'deletions')} told, {counted(left, 'messages')} left to remove.")
+    return 1 if left and not no_wait else 0
+
+
+def _target(user: str | None, channel: str | None, guild: str | None) -> Target:
+    from rtfm.events import is_id
+    from rtfm.knowledge.archive.erasing import Target
+
+    given = [name for name in (user, channel, guild) if name is not None]
+    if not given or (channel is not None and len(given) > 1):
+        raise click.UsageError("Say one of --user, --channel and --guild; --guild may stand beside --user.")
+    if not all(is_id(name) for name in given):
+        raise click.UsageError("An id holds letters, digits and . _ : @ - only, 128 at most.")
+    if user is not None:
+        return Target(scope="user", id=user, guild_id=guild or "")
+    return Target(scope="channel", id=channel) if channel is not None else Target(scope="guild", id=given[0])
+
+
+class _Teller:
+    """Produces the deletions, no more than ``rate`` a second, and notes how far it is."""
+
+    def __init__(self, settings: Settings, archive: SqlArchive, target: Target, rate: int) -> None:
+        self.told = 0
+        self._settings = settings
+        self._archive = archive
+        self._target = target
+        self._rate = rate
+        self._ends: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def tell(self, passes: list[Pass], total: int, *, quiet: bool) -> dict[int, int]:
+        """Partition → offset after the last deletion. Raises Unavailable when Kafka does not take one."""
+        from rtfm.contracts import open_contracts
+        from rtfm.streams.producer import EventProducer
+
+        erasing, target = self._archive.erasing, self._target
+        contracts = open_contracts(self._settings)
+        with EventProducer(self._settings, contracts) as producer, Progress("Telling", total, quiet) as progress:
+            for part in passes:
+                while page := erasing.page(target, part, limit=_PAGE):
+                    began_s = time.monotonic()
+                    for one in page:
+                        producer.send(TOPIC, _deletion(one), on_delivery=self._delivered)
+                    producer.flush()
+                    self.told += len(page)
+                    part = attrs.evolve(part, after=page[-1].message_id)
+                    if part.is_noted:
+                        erasing.note(target, part.after)
+                    progress.advance(len(page))
+                    time.sleep(max(len(page) / self._rate - (time.monotonic() - began_s), 0))
+        erasing.note(target, None)
+        return self._ends
+
+    def _delivered(self, delivery: Delivery) -> None:
+        if delivery.error is None:
+            with self._lock:
+                self._ends[delivery.partition] = max(self._ends.get(delivery.partition, 0), delivery.offset + 1)
+
+
+def _deletion(told: Told) -> object:
+    from rtfm.clock import now_ms
+    from rtfm.events import ChannelKind, DiscordMessage, MessageChange, MessageSource, TimestampMillis, is_time
+
+    return DiscordMessage(
+        message_id=told.message_id,
+        guild_id=told.guild_id or None,
+        channel_id=told.channel_id,
+        channel_kind=ChannelKind.UNKNOWN,
+        # An earlier version stored times that no event may hold.
+        created_at=told.created_at if is_time(told.created_at) else TimestampMillis(0),
+        change=MessageChange.DELETED,
+        observed_at=now_ms(),
+        source=MessageSource.OTHER,
+    )
+
+
+def _print(target: Target, reach: Reach) -> None:
+    from rich.table import Table
+
+    where = f" in guild {target.guild_id}" if target.guild_id else ""
+    table = Table("count", f"of {target.scope} {target.id}{where}", box=None)
+    for name, count in attrs.asdict(reach).items():
+        table.add_row(str(count), _WHAT[name])
+    table_console().print(table)
