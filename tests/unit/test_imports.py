@@ -138,7 +138,7 @@ def test_of_names_that_begin_alike_the_longest_is_the_mentioned_one(tmp_path: Pa
     """H1: without a pattern of all names, whose time is the product of names and content."""
     people = [{"id": str(i), "name": "x" * i} for i in range(1, 20)] + [{"id": "77", "name": "a@x"}]
     document = export([entry(1, content="@xxx @a@x @xxxy, @x @@xx @", mentions=people)])
-    (message,) = read_export(written(tmp_path, document)).messages
+    (message,) = read_export(written(tmp_path, document)).messages()
     assert message.content == "<@3> <@77> @xxxy, <@1> @<@2> @"
 
 
