@@ -1,13 +1,15 @@
-"""Three brokers as processes of this machine, each of which can be killed and started again."""
+"""Three brokers as processes of this machine, each of which can be killed, started again, and cut off.
+
+All that goes to a broker, from clients and from other brokers, goes through proxies before it.
+"""
 
 from __future__ import annotations
 
-import os
-import random
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from attrs import evolve
@@ -16,6 +18,7 @@ from confluent_kafka.admin import AdminClient
 
 from rtfm.local import services
 from rtfm.settings import Settings
+from tests.chaos.kafka_proxy import KafkaProxy
 from tests.conftest import CACHE_DIR, stack_home
 from tests.streams import eventually
 
@@ -33,29 +36,60 @@ _REPLICATED = {
 class Cluster:
     """Brokers by number, 1 to 3; each is a controller as well."""
 
-    def __init__(self, home: Path) -> None:
-        chance = random.Random(os.getpid())
-        # Ports that no outgoing connection is given: one of those might take a killed broker's port.
-        free = [port for port in chance.sample(range(20_000, 32_000), 60) if services.port_is_free(port)]
-        self._ports = dict(enumerate(zip(free[:BROKERS], free[BROKERS : 2 * BROKERS], strict=True), start=1))
-        self._voters = ",".join(f"{number}@127.0.0.1:{voting}" for number, (_, voting) in self._ports.items())
+    def __init__(self, home: Path, proxies: ExitStack) -> None:
+        """``proxies`` are closed by whoever closes the stack."""
+        kinds = ("kafka", "kafka-controller")
+        numbers = range(1, BROKERS + 1)
+        ports = services.free_ports(f"{kind} {number} {end}" for kind in kinds for number in numbers for end in "io")
+        self._proxies = {
+            number: {
+                kind: proxies.enter_context(KafkaProxy(ports[f"{kind} {number} i"], port=ports[f"{kind} {number} o"]))
+                for kind in kinds
+            }
+            for number in numbers
+        }
         self._home = home
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     @property
     def address(self) -> str:
         """The bootstrap servers."""
-        return ",".join(f"127.0.0.1:{port}" for port, _ in self._ports.values())
+        return ",".join(f"127.0.0.1:{proxies['kafka'].port}" for proxies in self._proxies.values())
+
+    def cut_off(self, number: int) -> None:
+        """Let nothing pass between a broker and the others, nor between it and clients."""
+        for other, proxies in self._proxies.items():
+            for proxy in proxies.values():
+                if other == number:
+                    proxy.cut()
+                else:
+                    proxy.cut(lambda name: _is_of_broker(name, number))
+
+    def heal(self) -> None:
+        """Let everything pass again."""
+        for proxies in self._proxies.values():
+            for proxy in proxies.values():
+                proxy.heal()
+
+    def coordinator(self, group: str) -> int:
+        """The number of the broker that coordinates ``group``."""
+        admin = AdminClient({"bootstrap.servers": self.address, "log_level": 0})
+        return int(admin.describe_consumer_groups([group])[group].result(20).coordinator.id)
 
     def start(self, number: int) -> None:
         """Start a broker, or start it again with what it held."""
         folder = self._home / f"kafka-{number}"
-        port, voting = self._ports[number]
-        launch = services.prepare("kafka", folder, CACHE_DIR, {"kafka": port, "kafka-controller": voting})
-        properties = Path(launch.command[-1])
-        own = {"node.id": str(number), "controller.quorum.voters": self._voters, **_REPLICATED}
-        lines = [line for line in properties.read_text().splitlines() if line.partition("=")[0] not in own]
-        properties.write_text("\n".join([*lines, *(f"{key}={value}" for key, value in own.items())]) + "\n")
+        proxies = self._proxies[number]
+        own = {
+            "node.id": str(number),
+            "controller.quorum.voters": ",".join(
+                f"{other}@127.0.0.1:{behind['kafka-controller'].port}" for other, behind in self._proxies.items()
+            ),
+            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{proxies['kafka'].port}",
+            **_REPLICATED,
+        }
+        ports = {kind: proxy.target for kind, proxy in proxies.items()}
+        launch = services.prepare("kafka", folder, CACHE_DIR, ports, own)
         # The folder was laid out for a broker of its own.
         meta = folder / "log" / "meta.properties"
         meta.write_text(meta.read_text().replace("node.id=1", f"node.id={number}"))
@@ -77,8 +111,12 @@ class Cluster:
     def wait_missed(self, number: int) -> None:
         """Return when the cluster has noticed that a broker is gone."""
 
-        def missed(_: int, short: list[str]) -> bool:
-            return bool(short) and all(str(number) not in line.rpartition("[")[2] for line in short)
+        def missed(brokers: int, short: list[str]) -> bool:
+            return (
+                brokers == BROKERS - 1
+                and bool(short)
+                and all(str(number) not in line.rpartition("[")[2] for line in short)
+            )
 
         eventually(lambda: self._counted(missed), timeout_s=180)
 
@@ -113,11 +151,16 @@ class Cluster:
             self.kill(number)
 
 
+def _is_of_broker(client: str, number: int) -> bool:
+    """Whether a broker gives itself this client id: ``broker-1-fetcher-0``, ``raft-client-1``, or its number alone."""
+    return re.fullmatch(rf"(broker-|raft-client-|AddPartitionsManager-client-)?{number}(-.*)?", client) is not None
+
+
 @contextmanager
 def three_brokers(settings: Settings) -> Iterator[tuple[Cluster, Settings]]:
     """A cluster, and ``settings`` for it with every topic on all three."""
-    with stack_home() as home:
-        cluster = Cluster(home)
+    with stack_home() as home, ExitStack() as proxies:
+        cluster = Cluster(home, proxies)
         try:
             for number in range(1, BROKERS + 1):
                 cluster.start(number)

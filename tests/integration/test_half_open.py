@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
 import pytest
+from attrs import evolve
 from sqlalchemy import text
 
 from rtfm.errors import Unavailable
@@ -15,7 +20,9 @@ from rtfm.knowledge.archive.database import Database
 from rtfm.knowledge.vectors import ChromaVectors, Entry
 from rtfm.settings import Settings
 from tests.chaos.faults import through
+from tests.integration.test_processor import QUESTION, Cli, imported, processor
 from tests.network import Link, Proxy
+from tests.streams import eventually
 
 
 @pytest.fixture
@@ -126,3 +133,49 @@ def test_connecting_to_chroma_is_bounded(settings: Settings) -> None:
         vectors = ChromaVectors(through(settings.chroma_url, proxy), settings.kafka_topic_prefix, request_timeout_s=2)
         with pytest.raises(Unavailable):
             vectors.count("1")
+
+
+SETTINGS = {"PostgreSQL": "database_url", "Chroma": "chroma_url", "schema registry": "schema_registry_url"}
+
+
+@contextmanager
+def behind_a_proxy(settings: Settings, service: str) -> Iterator[tuple[Proxy, Settings]]:
+    """A proxy before ``service``, and the settings that lead through it."""
+    address: str = getattr(settings, SETTINGS[service])
+    with Proxy(urlsplit(address).port or 0) as proxy:
+        changed: dict[str, Any] = {SETTINGS[service]: through(address, proxy)}
+        yield proxy, evolve(settings, **changed)
+
+
+@pytest.mark.parametrize("service", ["PostgreSQL", "Chroma"])
+def test_a_processor_whose_connections_die_unseen_names_the_service_and_goes_on_by_itself(
+    settings: Settings, cli: Cli, tmp_path: Path, service: str
+) -> None:
+    """First the old connections are dead and new ones are silent, then new ones work; the old ones never do."""
+    with behind_a_proxy(settings, service) as (proxy, ours), processor(ours) as running:
+        imported(settings, cli, tmp_path)
+        eventually(lambda: running.get("/readyz")[0] == 200)
+        proxy.abandon()
+        proxy.cut()
+        eventually(lambda: running.get("/readyz")[0] == 503 and service in running.get("/readyz")[1])
+        assert running.get("/healthz")[0] == 200
+        proxy.heal()
+        eventually(lambda: running.get("/readyz")[0] == 200)
+        assert json.loads(cli(settings, "ask", "--json", QUESTION).stdout)["outcome"] == "EXTRACTED"
+        assert running.stop() == 0
+
+
+def test_a_processor_that_starts_while_the_registry_is_silent_names_it_and_goes_on_by_itself(
+    settings: Settings, cli: Cli
+) -> None:
+    """Its connections are made, and nothing answers."""
+    service = "schema registry"
+    with behind_a_proxy(settings, service) as (proxy, ours):
+        proxy.cut()
+        with processor(ours) as running:
+            eventually(lambda: running.get("/readyz")[0] == 503 and service in running.get("/readyz")[1])
+            assert running.get("/healthz")[0] == 200
+            proxy.heal()
+            eventually(lambda: running.get("/readyz")[0] == 200)
+            assert json.loads(cli(settings, "ask", "--json", QUESTION).stdout)["outcome"] == "NOT_FOUND"
+            assert running.stop() == 0
