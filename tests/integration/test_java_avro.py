@@ -7,17 +7,21 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import attrs
 import pytest
 
 from benchmarks.events import events
 from rtfm.contracts import EVENT_OF_TOPIC, EventCodec, catalogue, reference, shapes
 from rtfm.contracts.codec import FRAME_BYTES
 from rtfm.contracts.tree import Node, parse
+from rtfm.events import MAX_TIMESTAMP, MIN_TIMESTAMP, MessageSource, QueryOrigin, is_time
 from tests import java_avro
 from tests.java_avro import JavaAvro
 from tests.unit.test_codec_properties import INT_EDGES, LONG_EDGES, NamesState, generated_record
 
 FRAME = b"\x00\x00\x00\x00\x07"
+IDS = ("0", "7" * 63, "7" * 64, "7" * 128, "m12", "helpdesk-7", "a@b.c:d_e")
+TIMES = (MIN_TIMESTAMP, MAX_TIMESTAMP, *(edge for edge in LONG_EDGES if is_time(edge)))
 TEXTS = ("", "a", "7" * 63, "7" * 64, "x" * 8191, "x" * 8192, "é", "ñ🌊" * 40, "\x00", "д" * 5000)
 
 
@@ -46,22 +50,26 @@ def in_json(node: Node, value: Any) -> Any:
             return value
 
 
-def some_value(chance: random.Random, shape: shapes.Shape) -> Any:
-    """A value of ``shape``, often one at the edge of its type."""
+def some_value(chance: random.Random, shape: shapes.Shape, name: str = "") -> Any:
+    """A value of ``shape`` for the field ``name``, often one at the edge of its type or of a rule."""
     match shape:
         case shapes.Record(event_class=event_class, slots=slots):
-            return event_class(**{slot.name: some_value(chance, slot.shape) for slot in slots})
+            return event_class(**{slot.name: some_value(chance, slot.shape, slot.name) for slot in slots})
         case shapes.Sequence(items=items):
             many = 70 if isinstance(items, shapes.Primitive) else 2
-            return [some_value(chance, items) for _ in range(chance.choice((0, 1, 3, many)))]
+            return [some_value(chance, items, name) for _ in range(chance.choice((0, 1, 3, many)))]
         case shapes.Nullable(value=inner):
-            return None if chance.random() < 0.4 else some_value(chance, inner)
+            return None if chance.random() < 0.4 else some_value(chance, inner, name)
         case shapes.Enumeration(enum_class=enum_class):
             return chance.choice(list(enum_class))
         case shapes.Primitive(kind="boolean"):
             return chance.random() < 0.5
         case shapes.Primitive(kind="int"):
             return chance.choice(INT_EDGES)
+        case shapes.Primitive(kind="long", logical="timestamp-millis"):
+            return chance.choice([*TIMES, chance.randrange(MIN_TIMESTAMP, MAX_TIMESTAMP)])
+        case shapes.Primitive(kind="string") if name.endswith(("_id", "_ids")):
+            return chance.choice(IDS)
         case shapes.Primitive(kind="long"):
             return chance.choice([*LONG_EDGES, chance.randrange(2**62)])
         case shapes.Primitive(kind="double"):
@@ -70,6 +78,13 @@ def some_value(chance: random.Random, shape: shapes.Shape) -> Any:
             return chance.randbytes(chance.choice((0, 1, 63, 64, 300)))
         case _:
             return chance.choice(TEXTS)
+
+
+def some_event(chance: random.Random, shape: shapes.Record) -> Any:
+    """An event of another program than the bot, whose ids need not be Discord's."""
+    event = some_value(chance, shape)
+    others = {"source": MessageSource.OTHER, "origin": QueryOrigin.SERVICE, "observed_at": None}
+    return attrs.evolve(event, **{name: value for name, value in others.items() if hasattr(event, name)})
 
 
 def agree(java: JavaAvro, codec: EventCodec[Any], event: Any) -> None:
@@ -86,7 +101,7 @@ def agree(java: JavaAvro, codec: EventCodec[Any], event: Any) -> None:
 def test_events_are_to_java_what_they_are_to_us(java: JavaAvro, topic_name: str) -> None:
     """R25: 60 events of each contract, bytes and values, both ways."""
     codec: EventCodec[Any] = EventCodec(EVENT_OF_TOPIC[topic_name], catalogue.load().topic(topic_name).schema or {})
-    for event in [*events(topic_name, 30), *(some_value(random.Random(n), codec.shape) for n in range(30))]:
+    for event in [*events(topic_name, 30), *(some_event(random.Random(n), codec.shape) for n in range(30))]:
         agree(java, codec, event)
 
 
