@@ -21,6 +21,7 @@ from cli.options import (
     registry_option,
     table_console,
 )
+from cli.printing import echo
 from cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def forget(
         told = {"told": teller.told, "ingested": ingested, "messages_left": left}
         echo_json({"dry_run": False, **named, "reach": attrs.asdict(reach), **told})
     else:
-        click.echo(f"{counted(teller.told, 'deletions')} told, {counted(left, 'messages')} left to remove.")
+        echo(f"{counted(teller.told, 'deletions')} told, {counted(left, 'messages')} left to remove.")
     return 1 if left and not no_wait else 0
 
 
@@ -184,7 +185,7 @@ def _deletion(told: Told) -> object:
 
 
 def _print(target: Target, reach: Reach) -> None:
-    from rich.table import Table
+    from cli.tables import Table
 
     where = f" in guild {target.guild_id}" if target.guild_id else ""
     table = Table("count", f"of {target.scope} {target.id}{where}", box=None)

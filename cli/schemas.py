@@ -85,7 +85,7 @@ def register(schema_registry_url: str | None, dry_run: bool, as_json: bool) -> N
         echo_json({"changes": changes, "dry_run": dry_run, "items": rows, "strays": _stray_rows(found)})
         return
     for stray in found:
-        click.echo(f"{stray.message}\n  remove it: {stray.command(schema_registry_url and registry.url)}", err=True)
+        echo(f"{stray.message}\n  remove it: {stray.command(schema_registry_url and registry.url)}", err=True)
     _table(
         ["subject", "change", "id", "version", "level"],
         [[i.subject, i.change, str(i.schema_id or ""), str(i.version or ""), i.level] for i in items],
@@ -173,8 +173,8 @@ def remove(subject: str, version: int, schema_registry_url: str | None, yes: boo
     if as_json:
         echo_json({"removed": yes, "stray": _stray_rows([stray])[0]})
         return
-    click.echo(stray.message)
-    click.echo("Removed." if yes else "Nothing was removed; --yes removes it.")
+    echo(stray.message)
+    echo("Removed." if yes else "Nothing was removed; --yes removes it.")
 
 
 @examples("""

@@ -105,8 +105,6 @@ def _node(schema: Any, namespace: str, named: dict[str, Node]) -> Node:
 def _named(schema: dict[str, Any], namespace: str, named: dict[str, Node]) -> Node:
     name = _full(schema["name"], schema.get("namespace", namespace))
     size = schema.get("size", 0)
-    if type(size) is not int or size < 0:
-        raise ValueError(f"{name} has the size {size!r}")
     inner = name.rpartition(".")[0]
     node = named[name] = Node(
         schema["type"],
