@@ -62,13 +62,13 @@ def _is_login(text: str) -> bool:
 
 
 _PLACEHOLDER = re.compile(
-    r"[<${%*\\/~]|(?:your|my|the|some|any|insert|enter)[-_ ]|(?:x+|\.+|-+|_+|\*+)$"
+    r"[<${%*\\/~]|(?:your|my|the|some|any|insert|enter)[-_ ]|(?:x{1,64}|\.{1,64}|-{1,64}|_{1,64}|\*{1,64})$"
     r"|(?:true|false|null|nil|none|undefined|string|number|bool|boolean|str|int|text|void|any|object|optional|required"
     r"|secret|token|password|passwd|pass|passphrase|key|value|example|changeme|redacted|hidden|empty|enabled|disabled"
     r"|self|this|input|request|data|user|username|props|authentication|incorrect|wrong|invalid|missing|protected)$",
     re.IGNORECASE,
 )
-_CODE = re.compile(r"[A-Za-z_$][\w$]*(?:[.(\[]|->|::|=>)|[A-Z][A-Z_]{3,63}$")
+_CODE = re.compile(r"[A-Za-z_$][\w$]{0,63}(?:[.(\[]|->|::|=>)|[A-Z][A-Z_]{3,63}$")
 """An expression or the name of a constant."""
 
 
