@@ -108,7 +108,7 @@ def test_letters_are_listed_by_what_they_are_counted_and_put_away(
     assert stats["by_age"] == {"under 1 h": 2}
 
 
-def test_a_key_and_headers_of_a_stranger_are_shown_as_text(settings: Settings, contracts: Contracts) -> None:
+def test_a_key_and_headers_of_a_stranger_are_shown_as_text(settings: Settings, contracts: Contracts, cli: Cli) -> None:
     """M6: `dlq list` ended with an error for a key like ``[/nope]``; a terminal obeyed what stood in headers."""
     key = "[/nope]\x1b[2J\u202e"
     produce_raw(
