@@ -252,7 +252,7 @@ def harms(response: BotResponse, allowed_links: Collection[str]) -> list[str]:
     found = [f"too long: {len(part)}" for part in parts if len(part) > 2_000]
     shown = "\n".join([posted, *(f"{c.author_name}\n{c.title or ''}\n{c.excerpt}" for c in response.citations)])
     found += [f"ping {match.group()}" for match in _PING.finditer(shown)]
-    found += [f"unseen {match.group()!r}" for match in _UNSEEN.finditer(shown)]
+    found += [f"unseen {match.group()!r}" for match in _UNSEEN.finditer(f"{shown}\n{response.answer}")]
     found += [f"hidden link {match.group()}" for match in _MASKED.finditer(posted)]
     allowed = {link.rstrip(_ENDS) for link in (*allowed_links, *jumps)}
     found += [f"link {address}" for address in addresses(posted) - allowed]
