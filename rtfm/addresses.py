@@ -17,6 +17,10 @@ _PLAIN_AUTHORITY = re.compile(r"(?:\[[0-9A-Fa-f:.]*\]|[^:\[\]]*)(?::[0-9]*)?")
 
 _SECRET_NAME = re.compile(r"pass|secret|token|key|sig|cred|auth", re.IGNORECASE)
 
+_NOT_HOST = re.compile(r"[@?#]")
+_BEHIND = re.compile(r"[?#]")
+_BETWEEN = re.compile(r"[&\0]")
+
 
 def shown(address: str) -> str:
     """``address`` without user, password, query and fragment; ``(not shown)`` where its parts cannot be told apart."""
@@ -25,7 +29,7 @@ def shown(address: str) -> str:
         return NOT_SHOWN if may_hold_secret(address) else address
     # A password may hold any sign that would end it, so the last @ counts.
     user, _, place = rest.rpartition("@")
-    place, _, _ = re.sub(r"[?#]", "\0", place).partition("\0")
+    place, _, _ = _BEHIND.sub("\0", place).partition("\0")
     authority, slash, path = place.partition("/")
     if set(user) & set("?#") or not _PLAIN_AUTHORITY.fullmatch(authority):
         return f"{scheme}://{NOT_SHOWN}"
@@ -34,7 +38,7 @@ def shown(address: str) -> str:
 
 def may_hold_secret(text: str) -> bool:
     """Whether ``text``, which should have been an address and is malformed, may hold a password."""
-    if re.search(r"[@?#]", text):
+    if _NOT_HOST.search(text):
         return True
     _, separator, rest = text.partition("://")
     return bool(separator) and not _PLAIN_AUTHORITY.fullmatch(rest.partition("/")[0])
@@ -51,8 +55,8 @@ def secrets_in(address: str) -> Iterator[str]:
     userinfo, _, place = rest.rpartition("@")
     user, colon, password = userinfo.partition(":")
     found = [password if colon or scheme.startswith("postgres") else user]
-    _, _, query = re.sub(r"[?#]", "\0", place).partition("\0")
-    for part in re.split(r"[&\0]", query):
+    _, _, query = _BEHIND.sub("\0", place).partition("\0")
+    for part in _BETWEEN.split(query):
         name, _, value = part.partition("=")
         if _SECRET_NAME.search(name):
             found.append(value)

@@ -34,9 +34,13 @@ class Form:
                 yield match.span(group)
 
 
+_UPPER, _LOWER, _LETTER = re.compile(r"[A-Z]"), re.compile(r"[a-z]"), re.compile(r"[A-Za-z]")
+_DIGIT, _RUN = re.compile(r"\d"), re.compile(r"[A-Za-z0-9]{32}")
+
+
 def _is_mixed(text: str) -> bool:
     """Upper case, lower case and digits: no word, no hash, no path."""
-    return bool(re.search(r"[A-Z]", text) and re.search(r"[a-z]", text) and re.search(r"\d", text))
+    return bool(_UPPER.search(text) and _LOWER.search(text) and _DIGIT.search(text))
 
 
 def _is_random(text: str) -> bool:
@@ -50,7 +54,7 @@ def _is_random(text: str) -> bool:
 
 def _is_token(text: str) -> bool:
     """No word of a sentence: a letter and a digit, or very long in one piece."""
-    return bool(re.search(r"\d", text) and re.search(r"[A-Za-z]", text)) or bool(re.search(r"[A-Za-z0-9]{32}", text))
+    return bool(_DIGIT.search(text) and _LETTER.search(text)) or bool(_RUN.search(text))
 
 
 def _is_login(text: str) -> bool:

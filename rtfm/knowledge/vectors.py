@@ -313,6 +313,9 @@ def _line(text: str) -> str:
     return text.strip().partition("\n")[0][:_LONGEST_LINE]
 
 
+_NOT_PLAIN = re.compile(r"[^A-Za-z0-9]")
+
+
 def _named(guild_id: str) -> str:
     """A guild in the name of a collection, where ``-`` stands before its generation, and no ``:`` or ``@`` may stand.
 
@@ -320,7 +323,7 @@ def _named(guild_id: str) -> str:
     """
     if not guild_id:
         return "direct"
-    named = re.sub(r"[^A-Za-z0-9]", lambda sign: f".{ord(sign[0]):02x}", guild_id)
+    named = _NOT_PLAIN.sub(lambda sign: f".{ord(sign[0]):02x}", guild_id)
     return ".64irect" if named == "direct" else named
 
 

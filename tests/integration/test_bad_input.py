@@ -125,7 +125,7 @@ def test_odd_messages_and_questions_each_have_a_clear_outcome(
         assert dead_letters(settings, contracts) == []
         assert running.stop() == 0
     with archived.archive.reading.view(GUILD, ["200", "300", "400", "500"]) as view:
-        texts = str(view.candidates([f"1008-{number}" for number in range(1, 200)], []))
+        texts = str(view.candidates([f"1008#{number}" for number in range(1, 200)], []))
     assert "ERR-7741" in texts
     assert SECRET not in texts
     assert "ada@example" not in texts
