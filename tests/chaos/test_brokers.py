@@ -53,7 +53,7 @@ def test_the_others_do_without_a_broker_that_is_cut_off(settings: Settings, flee
             number = cluster.coordinator(f"{ours.kafka_topic_prefix}{GROUP}")
             cluster.cut_off(number)
             cluster.wait_missed(number)
-            before = committed(ours)
+            before = eventually(lambda: committed(ours), timeout_s=60)
             eventually(lambda: committed(ours) > before + 200, timeout_s=60)
             cluster.heal()
             cluster.wait()
