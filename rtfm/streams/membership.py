@@ -125,8 +125,8 @@ class Membership:
             self.rejoin(failure)
             return []
         if self._was_gone():
-            _log.warning("the group took this one for gone and let it in again: joining anew", group=self._group)
-            self.rejoin(Unavailable("kafka", f"the group took {self._settings.instance_id} for gone"))
+            _log.warning("removed by the group and let in again, rejoining", group=self._group)
+            self.rejoin(Unavailable("kafka", f"the group removed {self._settings.instance_id} and let it in again"))
             return []
         if self._fresh and messages:
             try:
@@ -159,7 +159,7 @@ class Membership:
         """``messages`` without those of partitions that were assigned while they were taken; these are read again.
 
         A callback runs in the middle of a batch, and nothing tells the records before it from those behind it. One
-        from before it would count everything from there to the assignment's start as unfinished, or as finished.
+        from before the assignment would change which records count as finished.
         """
         fresh = dict(self._fresh)
         for number, offset in fresh.items():

@@ -30,7 +30,7 @@ COMMIT_TIMEOUT_S = 8.0
 
 ABORT_TIMEOUT_S = 8.0
 BEYOND_LIMIT_S = 0.5
-"""What librdkafka is given beyond a limit that it was told, before it is taken for not keeping it."""
+"""How long a call of librdkafka may exceed the limit that it was given."""
 
 EXPIRY_S = 10.0
 """A broker ends a transaction that is open for so long, and its producer with it."""
@@ -130,7 +130,7 @@ class Transactions:
         if self._producer is not None:
             try:
                 self._producer.poll(0)  # serves the statistics
-            except KafkaException:  # of a producer that is of no use any more, whatever it is asked
+            except KafkaException:  # a producer with a fatal error raises it from every call
                 self._in_doubt = True
         return self._in_doubt or self._has_lost_connection
 
