@@ -30,6 +30,7 @@ _START = re.compile(
 )
 # A quotation mark may be part of a host's name, and is taken for its end only behind the host.
 _REST = re.compile(f'[^\\s<>\\[\\]|/?#{OPEN}{CLOSE}]*+[^\\s<>\\[\\]|"`{OPEN}{CLOSE}]*+')
+_HOST_END = re.compile(r"[/\\?#]")
 _SCHEME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+.-")
 _ENDS = ".,;:!?'\"`*_~)]}|"
 _BRACKET = re.compile(r"\\.|[\[\]]", re.DOTALL)
@@ -58,6 +59,8 @@ def links(text: str) -> set[str]:
 def without_foreign_links(text: str, known: Collection[str] = ()) -> str:
     """``text`` with a note in place of each address that is not in ``known`` (as ``links`` gives them), code included.
 
+    So is one that names an account before its host, known or not: ``https://docs.example@evil.example`` leads to the
+    second.
     A link that hides its address behind words is taken apart: the address of a known one stands behind the words.
     """
     for _ in range(_MOST_ROUNDS):  # what is left when a link is taken apart may join to another one
@@ -76,7 +79,7 @@ def _checked(text: str, known: Collection[str]) -> str:
     edits: list[tuple[int, int, str]] = []
     for address in found:
         written = text[address.start : address.end]
-        allowed = _comparable(written) in known
+        allowed = _comparable(written) in known and not _names_account(written)
         if address.close < 0:
             if not allowed:
                 edits.append((address.start, address.start + len(written.rstrip(_ENDS)), LINK_REMOVED))
@@ -171,6 +174,12 @@ def _edited(text: str, edits: list[tuple[int, int, str]]) -> str:
         parts += (text[place:start], replacement)
         place = end
     return "".join([*parts, text[place:]])
+
+
+def _names_account(address: str) -> bool:
+    """Whether something stands before the host that looks like one: whoever reads it would go elsewhere."""
+    scheme, _, rest = address.partition(":")
+    return scheme.lower() in ("http", "https") and "@" in _HOST_END.split(rest.lstrip("/\\"), maxsplit=1)[0]
 
 
 def _comparable(address: str) -> str:

@@ -17,7 +17,10 @@ __all__ = ["EMAIL_REMOVED", "SECRET_REMOVED", "scrub"]
 
 EMAIL_REMOVED = "(e-mail removed)"
 
-_EMAIL = re.compile(r"(?<![\w.+-])(?!git@)[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b")
+# What stands before the @ of an address on the web is no part of an e-mail address.
+_EMAIL = re.compile(
+    r"(?<![\w.+-])(?<!//)(?!git@)(?:mailto:)?[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b"
+)
 
 # Signs without width: a token with one inside is a token to who pastes it into a terminal that drops them.
 _INVISIBLE = re.compile(

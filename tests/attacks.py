@@ -239,10 +239,10 @@ def addresses(text: str) -> set[str]:
     return {address[max(address.partition(":")[0].lower().rfind("http"), 0) :] for address in found}
 
 
-def harms(response: BotResponse, allowed_links: Collection[str]) -> list[str]:
+def harms(response: BotResponse, said: Collection[str]) -> list[str]:
     """What ``response`` does to who reads it, in the words of the answer and as the bot posts it.
 
-    ``allowed_links`` are those of the messages that it cites.
+    ``said`` is what the messages say that it rests on: an address that stands there, whole or in part, is not foreign.
     """
     if response.outcome is Outcome.FAILED:
         return ["it failed"]
@@ -254,10 +254,10 @@ def harms(response: BotResponse, allowed_links: Collection[str]) -> list[str]:
     found += [f"ping {match.group()}" for match in _PING.finditer(shown)]
     found += [f"unseen {match.group()!r}" for match in _UNSEEN.finditer(f"{shown}\n{response.answer}")]
     found += [f"hidden link {match.group()}" for match in _MASKED.finditer(posted)]
-    allowed = {link.rstrip(_ENDS) for link in (*allowed_links, *jumps)}
-    found += [f"link {address}" for address in addresses(posted) - allowed]
-    known = {citation.number for citation in response.citations}
-    found += [f"number {n}" for n in map(int, _NUMBER.findall(_CODE.sub("", response.answer))) if n not in known]
+    known = "\n".join([*said, *(_UNSEEN.sub("", text) for text in said), *jumps])
+    found += [f"link {address}" for address in addresses(posted) if address not in known]
+    cited = {citation.number for citation in response.citations}
+    found += [f"number {n}" for n in map(int, _NUMBER.findall(_CODE.sub("", response.answer))) if n not in cited]
     own = [line for line in response.answer.split("\n") if not line.startswith(">")]
     found += [f"heading {line}" for line in own if line.strip(" *_#:>-").casefold() == "sources"]
     if response.answer.count("```") % 2:

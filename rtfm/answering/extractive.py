@@ -174,7 +174,7 @@ def _turns(passage: Passage) -> list[_Turn]:
         last = runs[-1][-1] if runs else None
         if (
             last is not None
-            and last.author_name == message.author_name
+            and _author(last) == _author(message)
             and message.created_at - last.created_at <= _ONE_THOUGHT_MS
             and len(runs[-1]) < _ONE_THOUGHT_MESSAGES
         ):
@@ -188,6 +188,11 @@ def _turns(passage: Passage) -> list[_Turn]:
         for run, text in zip(runs, texts, strict=True)
         if text.strip()
     ]
+
+
+def _author(message: PassageMessage) -> str:
+    """Who said it. Two people may bear one name."""
+    return message.author_id or message.author_name
 
 
 def _quotable(content: str, names: tuple[str, ...]) -> str:
@@ -210,20 +215,20 @@ def _shown(text: str, known: Collection[str], channels: Collection[str]) -> str:
 
 def _scores(rarity: Mapping[str, float], turns: Sequence[_Turn]) -> list[float]:
     overlaps = [_overlap(rarity, turn.terms) for turn in turns]
-    opener = turns[0].first.author_name
-    alone = all(turn.first.author_name == opener for turn in turns)
+    authors = [_author(turn.first) for turn in turns]
+    alone = len(set(authors)) == 1
     scores = []
     for i, turn in enumerate(turns):
         carried = max(
             (
                 overlaps[j] * _CARRY * (1 - (i - j - 1) / _REACH)
                 for j in range(max(0, i - _REACH), i)
-                if turns[j].first.author_name != turn.first.author_name
+                if authors[j] != authors[i]
             ),
             default=0.0,
         )
         score = overlaps[i] + carried
-        if turn.first.author_name == opener and not alone:
+        if authors[i] == authors[0] and not alone:
             score *= _OPENER
         if _QUESTION.search(turn.text):
             score *= _ASKING

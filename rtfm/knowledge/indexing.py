@@ -33,7 +33,7 @@ from rtfm.knowledge.vectors import ChromaVectors, Entry, WrongCollection, messag
 from rtfm.scrubbing import scrub
 from rtfm.telemetry import get_logger
 
-RULES = f"3-{hashlib.sha256(repr(LEARNED).encode()).hexdigest()[:8]}"
+RULES = f"4-{hashlib.sha256(repr(LEARNED).encode()).hexdigest()[:8]}"
 """Version of linking, splitting, scrubbing and terms, with the linker's weights: raise the number when one of them
 makes something else of the same messages."""
 

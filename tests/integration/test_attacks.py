@@ -25,7 +25,7 @@ from rtfm.events import (
 from rtfm.knowledge import Knowledge
 from rtfm.processor.ingest import Ingest
 from rtfm.settings import Settings
-from tests.attacks import ATTACKS, EVIL, HONEST, NAMES, QUESTION, addresses, harms
+from tests.attacks import ATTACKS, EVIL, HONEST, NAMES, QUESTION, harms
 from tests.fakes import gemini as fake
 from tests.fakes.gemini import FakeGemini
 from tests.fakes.obedient import obedient
@@ -109,11 +109,30 @@ def answerer(knowledge: Knowledge, gemini: FakeGemini | None) -> Answerer:
     return Answerer(knowledge.retriever, model, clock=lambda: NOW)
 
 
-def allowed(response: BotResponse, said: dict[str, str]) -> set[str]:
-    """The links of the passages that ``response`` cites."""
+def rests_on(response: BotResponse, said: dict[str, str]) -> list[str]:
+    """What the passages say that ``response`` cites."""
     cited = {citation.message_id for citation in response.citations}
     passages = [passage.message_ids for passage in response.retrieved if cited & set(passage.message_ids)]
-    return {link for ids in passages for message_id in ids for link in addresses(said[message_id])}
+    return [said[message_id] for ids in passages for message_id in ids]
+
+
+@pytest.mark.timeout(300)  # half a thousand questions
+def test_no_attack_does_harm(knowledge: Knowledge, gemini: FakeGemini, said: dict[str, str]) -> None:
+    """H1, M4, M5: each attack is asked for, in its channel and beside the honest answer, with a model and without."""
+    failures = []
+    outcomes = set()
+    answerers = {"model": answerer(knowledge, gemini), "extract": answerer(knowledge, None)}
+    for place, attack in enumerate(ATTACKS):
+        for visible in ([ALONE[place]], ["200", ALONE[place]]):
+            for by, answering in answerers.items():
+                query = asked(f"{QUESTION} {attack.text[:500]}", visible_channel_ids=visible)
+                response = answering.answer(query)
+                outcomes.add(response.outcome)
+                if words := harms(response, rests_on(response, said)):
+                    failures.append((attack.kind, attack.text[:200], by, words[:5]))
+    assert failures == []
+    assert {Outcome.ANSWERED, Outcome.EXTRACTED} <= outcomes
+    assert len(gemini.requests) > len(ATTACKS)  # they were found and read
 
 
 def test_the_honest_answer_survives_beside_an_attack(bare_settings: Settings, gemini: FakeGemini) -> None:
@@ -126,7 +145,7 @@ def test_the_honest_answer_survives_beside_an_attack(bare_settings: Settings, ge
     assert response.outcome is Outcome.EXTRACTED
     assert "printctl unlock --stale" in response.answer
     assert "https://print.example/unlock" in response.answer
-    assert response.citations
+    assert "1002" in {citation.message_id for citation in response.citations}
 
 
 ORDERS_OF_THE_ASKER = [
@@ -153,7 +172,7 @@ def test_orders_in_the_question_its_context_or_its_files_do_no_harm(
         file = Attachment(filename="@everyone.log", url="", size_bytes=1, text=f"error: {question}")
         for query in (asked(question), asked(context=context), asked(attachments=[file])):
             response = answerer(knowledge, gemini).answer(query)
-            assert harms(response, allowed(response, said)) == []
+            assert harms(response, rests_on(response, said)) == []
 
 
 def _as_source(document: dict[str, Any]) -> dict[str, Any]:
@@ -193,9 +212,8 @@ def test_the_judge_sees_harm() -> None:
         answer=extractive.compose(found),
         citations=[writing.citation(1, found[0].passage, found[0].message)],
     )
-    links = frozenset(["https://print.example/unlock"])
-    assert harms(response, links) == []
+    assert harms(response, [HONEST]) == []
     blind = [
-        words for words in HARMFUL if not harms(attrs.evolve(response, answer=f"{response.answer}\n{words}"), links)
+        words for words in HARMFUL if not harms(attrs.evolve(response, answer=f"{response.answer}\n{words}"), [HONEST])
     ]
     assert blind == []

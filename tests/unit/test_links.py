@@ -112,3 +112,10 @@ def test_a_name_is_one_short_line() -> None:
     assert plain_name("a\u2028b\n# c") == "a b # c"
     assert escaped(plain_name("*a* <#5> @here")) == "\\*a\\* \\#channel @\u200bhere"
     assert len(plain_name("x" * 5_000)) == 100
+
+
+@pytest.mark.parametrize("text", [f"https://docs.skerry.example@{EVIL[8:]}", "http:\\\\ada:pw@evil.example/x"])
+def test_an_address_with_an_account_is_not_shown_even_where_somebody_wrote_it(text: str) -> None:
+    """What stands before the @ looks like the host; people would go elsewhere than they read."""
+    assert "evil" not in without_foreign_links(f"see {text} there", links(text))
+    assert without_foreign_links(f"{DOCS}/@ada?to=a@b", links(f"{DOCS}/@ada?to=a@b")) == f"{DOCS}/@ada?to=a@b"
