@@ -33,6 +33,7 @@ from rtfm.telemetry import configure_logging
 from tests.chaos import evidence
 from tests.chaos.actions import Chaos
 from tests.chaos.burners import burning
+from tests.chaos.diagnosis import diagnosis
 from tests.chaos.endings import Interrupted, OutOfTime, endings
 from tests.chaos.faults import Faults, Network
 from tests.chaos.fleet import Fleet
@@ -145,6 +146,8 @@ def run(plan: Plan, beside: Beside | None = None) -> dict[str, object]:
         history.close()
         evidence.keep_services(home, history)
         judged = None if failure else evidence.judge(history.folder, max(10.0, one.left_s))
+        for words in one.diagnosis:
+            print(words, flush=True)  # noqa: T201 - for people
         verdict = verdict if failure else one.verdict(judged)
         if plan.keep is None and verdict != "right":
             history.move_to(plan.kept_in / plan.name)
@@ -173,6 +176,8 @@ class _Run:
         self._settled = False
         self._settle_s = self._acted_s = 0.0
         self.line: dict[str, object] = {}
+        self.diagnosis: list[str] = []
+        """Why it did not settle, where it did not."""
         self.right = False
         self._wrong = True
 
@@ -351,6 +356,14 @@ class _Run:
         self._settled = _settled(scene, chaos, limit_s)
         self._settle_s = time.monotonic() - began_s
         self._history.write("settled", ok=self._settled, after_s=round(self._settle_s, 1), limit_s=round(limit_s, 1))
+        if not self._settled:
+            groups = {MESSAGES: INGEST_GROUP, QUERIES: ANSWER_GROUP}
+            self.diagnosis = diagnosis(
+                scene.settings.kafka_bootstrap_servers,
+                {topic_name(scene.settings, t): group_name(scene.settings, group) for t, group in groups.items()},
+                PARTITIONS,
+                [*self._history.logs.glob("*.log"), *(self._home / "log").glob("*.log")],
+            )
 
 
 def _settled(scene: Scene, chaos: Chaos, limit_s: float) -> bool:

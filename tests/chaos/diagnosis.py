@@ -1,0 +1,66 @@
+"""Why a run does not settle, as far as its groups and its logs tell: lines for people, taken while everything runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+_WAIT_S = 3.0
+_WARNS = re.compile(r" (?:WARN|ERROR|FATAL) |\"level\": \"(?:warning|error|critical)\"|PANIC|Traceback")
+_LINES = 3
+_CHARACTERS = 240
+_TAIL_BYTES = 2_000_000
+
+
+def diagnosis(servers: str, groups: Mapping[str, str], partitions: int, logs: Iterable[Path]) -> list[str]:
+    """What each of ``groups``, by the topic that it reads, says of itself, and the last warnings of each log.
+
+    ``servers`` are Kafka's, past any proxy.
+    """
+
+    def of_group(topic: str) -> str:
+        group = groups[topic]
+        parts = [TopicPartition(topic, number) for number in range(partitions)]
+        stable, pending = (_positions(servers, group, parts, level) for level in ("read_committed", "read_uncommitted"))
+        return f"{group}: {_state(servers, group)}; positions {stable}, whatever transactions are open {pending}"
+
+    with ThreadPoolExecutor() as pool:
+        lines = list(pool.map(of_group, groups))
+    for log in sorted(logs):
+        lines += [f"{log.name}: {line}" for line in last_warnings(log)]
+    return lines
+
+
+def last_warnings(log: Path) -> list[str]:
+    """The last lines of ``log`` that warn of something, each shortened."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
+    return [line[:_CHARACTERS] for line in lines if _WARNS.search(line)][-_LINES:]
+
+
+def _state(servers: str, group: str) -> str:
+    admin: Any = AdminClient({"bootstrap.servers": servers, "log_level": 0})
+    try:
+        found = admin.describe_consumer_groups([group], request_timeout=_WAIT_S)[group].result(_WAIT_S * 2)
+    except (KafkaException, TimeoutError) as exc:
+        return f"its coordinator does not describe it ({exc})"
+    return f"{found.state.name}, {len(found.members)} members"
+
+
+def _positions(servers: str, group: str, parts: list[TopicPartition], level: str) -> str:
+    consumer: Any = Consumer(
+        {"bootstrap.servers": servers, "group.id": group, "isolation.level": level, "log_level": 0}
+    )
+    try:
+        return str({part.partition: part.offset for part in consumer.committed(parts, timeout=_WAIT_S)})
+    except KafkaException as exc:
+        return f"unknown ({exc.args[0].str()})"
+    finally:
+        consumer.close()

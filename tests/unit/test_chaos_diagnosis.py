@@ -1,0 +1,25 @@
+"""What a run that does not settle says of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.chaos.diagnosis import diagnosis, last_warnings
+
+
+def test_only_the_last_lines_that_warn_are_told(tmp_path: Path) -> None:
+    """Of services and workers alike, each shortened."""
+    log = tmp_path / "kafka.log"
+    lines = [f"2026-01-01 {level} Log: line {n}" for n in range(9) for level in ("INFO", "WARN")]
+    log.write_text("\n".join([*lines, '{"event": "waiting", "level": "error", "reason": "' + "x" * 999 + '"}', "{}"]))
+    found = last_warnings(log)
+    assert found[:2] == ["2026-01-01 WARN Log: line 7", "2026-01-01 WARN Log: line 8"]
+    assert found[2].startswith('{"event": "waiting"')
+    assert len(found[2]) < 300
+
+
+def test_a_kafka_that_does_not_answer_is_told_and_ends_nothing(tmp_path: Path) -> None:
+    """There is a line for each group, whatever its coordinator does."""
+    lines = diagnosis("127.0.0.1:1", {"a": "group-a", "b": "group-b"}, 3, [])
+    assert [line.partition(":")[0] for line in lines] == ["group-a", "group-b"]
+    assert all("does not describe it" in line and "positions unknown" in line for line in lines)
