@@ -111,6 +111,7 @@ def _room(settings: Settings) -> Finding:
 
 def _topics(settings: Settings) -> Finding:
     from rtfm.contracts import catalogue
+    from rtfm.streams import release
     from rtfm.streams.topics import TopicAdmin
 
     plan = TopicAdmin(settings, catalogue.load(settings.schemas_dir)).plan()
@@ -118,6 +119,13 @@ def _topics(settings: Settings) -> Finding:
     if changes:
         return Finding(check="kafka", state="wrong", detail="; ".join(changes), mend="rtfm-cli topics init")
     where = settings.kafka_bootstrap_servers
+    if wrong := release.defect(where):
+        return Finding(
+            check="kafka",
+            state="note",
+            detail=f"{where} is {wrong}",
+            mend="run Kafka up to 4.2.2, or a release whose notes name that defect as mended",
+        )
     return Finding(check="kafka", state="ok", detail=f"{len(plan)} topics as they should be at {where}")
 
 

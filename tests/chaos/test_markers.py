@@ -52,9 +52,9 @@ def visible(cluster: Cluster, topic: str) -> list[bytes]:
     found: list[bytes] = []
     try:
         while (message := consumer.poll(30)) is not None:
-            if message.error() is None:
+            if (error := message.error()) is None:
                 found.append(message.value() or b"")
-            elif message.error().code() == KafkaError._PARTITION_EOF:
+            elif error.code() == KafkaError._PARTITION_EOF:
                 return found
         raise AssertionError(f"no end of {topic} in 30 s")
     finally:
@@ -64,7 +64,10 @@ def visible(cluster: Cluster, topic: str) -> list[bytes]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("end", "expected"),
-    [(Producer.abort_transaction, [b"before", b"after"]), (Producer.commit_transaction, [b"before", b"ended", b"after"])],
+    [
+        (Producer.abort_transaction, [b"before", b"after"]),
+        (Producer.commit_transaction, [b"before", b"ended", b"after"]),
+    ],
     ids=["aborted", "committed"],
 )
 def test_a_transaction_that_ends_while_a_leader_is_away_ends_there_too(

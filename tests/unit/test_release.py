@@ -1,0 +1,75 @@
+"""What a broker tells of its release, over a real socket."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from rtfm.streams.release import DEFECT, defect, metadata_level
+
+
+def answer(level: int, name: bytes = b"metadata.version") -> bytes:
+    """An answer to ApiVersions in version 3 of a broker that supports ``name`` from 7 to ``level``."""
+    requests = bytes([2]) + struct.pack(">hhh", 18, 0, 4) + b"\0"
+    features = bytes([3, 4]) + b"abc" + struct.pack(">hh", 0, 1) + b"\0"
+    features += bytes([len(name) + 1]) + name + struct.pack(">hh", 7, level) + b"\0"
+    epoch = bytes([1, 8]) + bytes(8)
+    tags = bytes([2]) + epoch + bytes([0, len(features)]) + features
+    return struct.pack(">ih", 1, 0) + requests + struct.pack(">i", 0) + tags
+
+
+@contextmanager
+def broker(raw: bytes) -> Iterator[int]:
+    """The port of something that answers every request with ``raw``."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(1_000)
+                    connection.sendall(raw)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def framed(raw: bytes) -> bytes:
+    """With its length before it."""
+    return struct.pack(">i", len(raw)) + raw
+
+
+@pytest.mark.parametrize(("level", "wrong"), [(25, False), (29, False), (30, True), (33, True), (34, False)])
+def test_releases_that_do_not_end_transactions_are_named(level: int, wrong: bool) -> None:
+    """4.3 and 4.4 are, whatever stands before the feature that tells."""
+    with broker(framed(answer(level))) as port:
+        assert metadata_level("127.0.0.1", port, 2) == level
+        assert defect(f"127.0.0.1:{port}") == (DEFECT if wrong else None)
+
+
+def test_the_first_broker_that_answers_decides() -> None:
+    """One that is away, or whose address is none, is passed over."""
+    with broker(framed(answer(30))) as port:
+        assert defect(f"127.0.0.1:1,nonsense,127.0.0.1:{port}") == DEFECT
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"\0", framed(b""), framed(answer(30)[:-3]), framed(answer(30, b"other")), b"HTTP/1.1 400 Bad Request\r\n"],
+    ids=["closed", "a byte", "empty", "cut off", "another feature", "another protocol"],
+)
+def test_an_answer_that_tells_nothing_is_no_defect(raw: bytes) -> None:
+    """Whoever answers something else is found by other checks."""
+    with broker(raw) as port:
+        with pytest.raises((ValueError, OSError)):
+            metadata_level("127.0.0.1", port, 2)
+        assert defect(f"127.0.0.1:{port}") is None
