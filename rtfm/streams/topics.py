@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from attrs import frozen
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # not all of them are in its __all__
     AdminClient,
     AlterConfigOpType,
@@ -136,8 +136,8 @@ class TopicAdmin:
         None where it has more than ``at_most`` offsets, or reading takes longer than COUNTING_S: Kafka itself does not
         know. Raises Unavailable without an answer.
         """
-        if state.offsets > at_most:
-            return None
+        if state.offsets == 0 or state.offsets > at_most:
+            return None if state.offsets else 0
         name = topic_name(self._settings, state.topic)
         consumer = Consumer(
             {
@@ -146,10 +146,15 @@ class TopicAdmin:
                 "enable.auto.commit": False,
                 "isolation.level": "read_committed",
                 "enable.partition.eof": True,
+                # The end of a partition is told after that long, half a second by default.
+                "fetch.wait.max.ms": 10,
             }
         )
         try:
-            consumer.assign([TopicPartition(name, number, OFFSET_BEGINNING) for number in range(state.partitions)])
+            parts = [TopicPartition(name, number) for number in range(state.partitions)]
+            for part in parts:  # asking once more for the beginning takes librdkafka half a second
+                part.offset, _ = consumer.get_watermark_offsets(part, timeout=REQUEST_TIMEOUT_S)
+            consumer.assign(parts)
             return self._count(consumer, state.partitions)
         except KafkaException as exc:
             raise translated(exc, self._settings, f"reading {name}") from exc
@@ -163,7 +168,7 @@ class TopicAdmin:
         while len(ended) < partitions:
             if time.monotonic() > until_s:
                 return None
-            for message in consumer.consume(1_000, timeout=0.2):
+            for message in consumer.consume(1_000, timeout=0.05):
                 if (error := message.error()) is None:
                     count += 1
                 elif error.code() == KafkaError._PARTITION_EOF:

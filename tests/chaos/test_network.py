@@ -10,17 +10,19 @@ from typing import Any
 
 import pytest
 from attrs import evolve, frozen
+from confluent_kafka import Consumer, TopicPartition
 
 from rtfm.contracts import catalogue as catalogues
 from rtfm.local.services import DEFAULT_PORTS, free_ports
 from rtfm.local.stack import LocalStack
 from rtfm.settings import Settings
 from rtfm.streams.topics import TopicAdmin
+from rtfm.streams.transactions import Transactions
 from tests.chaos.fleet import NOTHING_WRONG, Fleet, account, messages_all_the_time
 from tests.chaos.kafka_proxy import Api, KafkaProxy, LateRequest, api_of, client_of, proxied_listener
 from tests.conftest import CACHE_DIR, stack_home
 from tests.network import Conditions
-from tests.streams import committed, eventually
+from tests.streams import MESSAGES, committed, eventually
 
 
 @frozen
@@ -143,3 +145,72 @@ def test_a_member_that_was_gone_during_a_rebalance_does_not_go_on_with_what_it_h
         eventually(lambda: requests[Api.SYNC_GROUP] > synced)
         broker.proxy.cut(lambda name: name == "rtfm-one")
         time.sleep(10)
+
+
+@contextmanager
+def late_positions(broker: Behind, *, overtaken: int) -> Iterator[LateRequest]:
+    """The next positions that are sent arrive before an end of a transaction that their sender sends later."""
+    late = LateRequest(
+        picks=lambda request: api_of(request) == Api.TXN_OFFSET_COMMIT,
+        until=lambda request: api_of(request) == Api.END_TXN,
+        overtaken=overtaken,
+    )
+    broker.proxy.make_late(late)
+    yield late
+    assert late.delivered.wait(40), "no broker was given the late request"
+    broker.proxy.make_late(None)
+
+
+@pytest.mark.parametrize("what", ["a commit", "a confirmation of the name"])
+def test_positions_that_arrive_in_a_later_transaction_are_not_taken(
+    direct: Settings, broker: Behind, what: str
+) -> None:
+    """A broker checks them against the producer's epoch alone, and librdkafka sends them again by itself meanwhile."""
+    group = f"late-{what}"
+    outsider = Consumer({"bootstrap.servers": broker.direct, "group.id": group, "isolation.level": "read_committed"})
+    member = outsider.consumer_group_metadata()
+    transactions = Transactions(evolve(direct, kafka_bootstrap_servers=broker.proxied), f"{group}-one")
+
+    def commit(**offsets: int) -> None:
+        """As the pipeline does: a producer in doubt is replaced first."""
+        if transactions.in_doubt:
+            transactions.open()
+        positions = [TopicPartition(MESSAGES, int(number[1:]), offset) for number, offset in offsets.items()]
+        transactions.commit([], positions, member)
+        # Longer than it takes until a lost connection is noticed.
+        until_s = time.monotonic() + 1
+        while time.monotonic() < until_s and not transactions.in_doubt:
+            time.sleep(0.05)
+
+    def has_opened() -> bool:
+        transactions.open()
+        return True
+
+    eventually(has_opened, timeout_s=60)
+    commit(p0=10, p1=10)
+    with late_positions(broker, overtaken=2):
+        if what == "commit":
+            commit(p0=20, p1=20)
+        else:
+            transactions.confirm(TopicPartition(MESSAGES, 0, 0))
+        commit(p0=30, p1=30)
+        commit(p1=40)
+    transactions.close()
+    asked = [TopicPartition(MESSAGES, number) for number in (0, 1)]
+    eventually(lambda: [part.offset for part in outsider.committed(asked, 20)] == [30, 40])
+    outsider.close()
+
+
+def test_workers_that_die_after_their_positions_arrived_late_begin_where_they_were(
+    direct: Settings, broker: Behind, fleets: list[Fleet]
+) -> None:
+    """Whoever takes over reads positions that no late request has moved back."""
+    with workers(direct, broker, fleets, "one") as fleet:
+        for _ in range(3):
+            with late_positions(broker, overtaken=2):
+                pass
+            fleet.kill("one")
+            fleet.start("one")
+            before = committed(direct)
+            eventually(lambda: committed(direct) > before, timeout_s=60)  # noqa: B023 - it is called in this round
+        fleet.codes.clear()  # those of the kills
