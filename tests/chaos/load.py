@@ -19,6 +19,7 @@ from rtfm.events import Audience, BotQuery, ChannelKind, DiscordMessage, Message
 from rtfm.events import TimestampMillis as At
 from rtfm.settings import Settings
 from rtfm.streams.producer import Delivery, EventProducer
+from tests.chaos.forger import Forger
 from tests.chaos.history import History, now_ms
 from tests.streams import MESSAGES, QUERIES, RESPONSES, dead_letters, records
 
@@ -50,6 +51,10 @@ LISTED = [*CHANNELS, PRIVATE_THREAD.channel_id]
 SOME_LISTED = (0, 1, 2, 4, 6, 8, 8, 9, 9, 9)
 """How many of them a question lists."""
 
+FORGED = "forged"
+FORGED_PER_S = 0.5
+"""Records of a stranger, whatever the load's rate: some in a hundred at the usual one."""
+
 FIRST_MESSAGES = 120
 """Said before the first worker starts; how fast they are archived is what the machine can do."""
 
@@ -71,11 +76,14 @@ class Load:
         questions_per_s: float,
         messages_per_s: float,
     ) -> None:
-        self._asking, self._saying, self._waiting = (random.Random(f"{seed} {what}") for what in ("ask", "say", "wait"))
+        self._asking, self._saying, self._waiting, forging = (
+            random.Random(f"{seed} {what}") for what in ("ask", "say", "wait", "forge")
+        )
+        self._forger = Forger(settings, contracts, history, forging)
         self._producer = EventProducer(evolve(settings, kafka_delivery_timeout_s=300.0), contracts)
         self._prefix = settings.kafka_topic_prefix
         self._history = history
-        self._rates = {QUERIES: questions_per_s, MESSAGES: messages_per_s}
+        self._rates = {QUERIES: questions_per_s, MESSAGES: messages_per_s, FORGED: FORGED_PER_S}
         self._shares = dict.fromkeys(self._rates, 1.0)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="load", daemon=True)
@@ -86,6 +94,13 @@ class Load:
         """Records of each topic."""
         self.messages: dict[str, DiscordMessage] = {}
         """The last change of each message."""
+        self.refused: set[str] = set()
+        """The questions that break a rule."""
+
+    @property
+    def forged(self) -> list[str]:
+        """The keys of records that are to become dead letters, one each."""
+        return self._forger.keys
 
     def say(self, count: int) -> None:
         """Say ``count`` messages at once, before ``start``, and wait until the brokers have them."""
@@ -112,15 +127,17 @@ class Load:
         while len(self._producer) and time.monotonic() < until_s:
             time.sleep(0.1)
         self._producer.flush(1)
+        self._forger.flush(max(1.0, until_s - time.monotonic()))
 
     def close(self) -> None:
         """Disconnect, whatever is not sent."""
         self._done.set()
         self._producer.close(0)
+        self._forger.close()
 
     def _run(self) -> None:
         try:
-            actions = {QUERIES: self._ask, MESSAGES: self._say}
+            actions = {QUERIES: self._ask, MESSAGES: self._say, FORGED: self._forge}
             due = {topic: time.monotonic() for topic in self._rates}
             while not self._done.is_set():
                 for topic, rate in self._rates.items():
@@ -135,7 +152,7 @@ class Load:
         chance = self._asking
         thing, place = chance.choice(THINGS), chance.randrange(50)
         query = BotQuery(
-            query_id=f"c{len(self.asked)}",
+            query_id=f"c{len(self.asked) - len(self.refused)}",
             guild_id=GUILD,
             channel_id=chance.choice(CHANNELS),
             asker_id="7",
@@ -156,6 +173,13 @@ class Load:
         )
         self.asked.append(query.query_id)
         self._send(QUERIES, query, query_id=query.query_id)
+
+    def _forge(self) -> None:
+        topic, query_id = self._forger.forge()
+        self.sent[topic] += 1
+        if query_id is not None:
+            self.asked.append(query_id)
+            self.refused.add(query_id)
 
     def _say(self) -> None:
         draw = self._saying.random()
@@ -228,7 +252,9 @@ class Load:
 
 @frozen(kw_only=True)
 class Account:
-    """What became of a load. ``archived`` is against ``messages``; the others are zero where nothing is wrong."""
+    """What became of a load. ``answered`` is against ``asked``, ``archived`` against ``messages``, ``buried`` against
+    ``forged``; the others are zero where nothing is wrong. ``dead_letters`` are those that are not of a forged record.
+    """
 
     asked: int
     answered: int
@@ -237,6 +263,8 @@ class Account:
     out_of_order: int
     messages: int
     archived: int
+    forged: int
+    buried: int
     dead_letters: int
     outcomes: dict[str, int] = field(factory=dict)
 
@@ -244,7 +272,8 @@ class Account:
     def right(self) -> bool:
         """Whether nothing is wrong."""
         wrong = self.missing or self.duplicated or self.out_of_order or self.dead_letters
-        return not wrong and self.asked == self.answered and self.messages == self.archived
+        done = self.asked == self.answered and self.messages == self.archived and self.forged == self.buried
+        return done and not wrong
 
     def as_dict(self) -> dict[str, object]:
         """For the accounting line."""
@@ -258,6 +287,8 @@ def account(settings: Settings, contracts: Contracts, load: Load) -> Account:
     """
     responses = [record.event for record in records(settings, contracts, RESPONSES)]
     counts = Counter(response.query_id for response in responses)
+    letters = Counter((letter.key or b"").decode(errors="replace") for letter in dead_letters(settings, contracts))
+    forged = set(load.forged)
     with psycopg.connect(settings.database_url) as connection:
         rows = connection.execute("SELECT message_id, content, deleted FROM messages").fetchall()
     archived = {message_id: (content, deleted) for message_id, content, deleted in rows}
@@ -273,6 +304,8 @@ def account(settings: Settings, contracts: Contracts, load: Load) -> Account:
         out_of_order=sum(archived[message_id] != wanted[message_id] for message_id in wanted.keys() & archived.keys()),
         messages=len(wanted),
         archived=len(archived),
-        dead_letters=len(dead_letters(settings, contracts)),
+        forged=len(forged),
+        buried=len(forged & letters.keys()),
+        dead_letters=sum(count - (key in forged) for key, count in letters.items()),
         outcomes=dict(Counter(response.outcome.value for response in responses)),
     )

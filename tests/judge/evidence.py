@@ -71,6 +71,8 @@ class Run:
     """Committed changes of each message, in order."""
     responses: dict[str, list[Event]] = field(factory=dict)
     dead_letters: list[Record] = field(factory=list)
+    forged: list[Record] = field(factory=list)
+    """Committed records that were wrong on purpose; they are in none of the above."""
     undecodable: list[tuple[Record, str]] = field(factory=list)
     setbacks: list[Setback] = field(factory=list)
     strange_positions: list[tuple[Position, str]] = field(factory=list)
@@ -91,6 +93,10 @@ class Run:
         """The records that a reader of committed records is given, partition by partition."""
         for _, log in sorted(self.logs[self.topic(role)].items()):
             yield from (record for record in log.records if record.is_visible)
+
+    def is_forged(self, record: Record) -> bool:
+        """Whether the history announces the record as one that is wrong on purpose."""
+        return (record.batch.topic, (record.key or b"").decode(errors="replace")) in self.history.forged
 
     def is_finished(self, group: str, event: Event) -> bool:
         """Whether the last position of the group ``group`` (answer, ingest) says that the record was handled."""
@@ -204,6 +210,9 @@ def _decode(run: Run) -> None:
         ("responses", "query_id", run.responses),
     ):
         for record in run.committed(role):
+            if run.is_forged(record):
+                run.forged.append(record)
+                continue
             try:
                 fields = _decoded(record.value, schemas)
                 found.setdefault(fields[name], []).append(Event(record, fields))

@@ -38,7 +38,6 @@ class Begin:
     partitions: int
     ordered_by_key: tuple[str, ...]
     schemas: Mapping[int, Any]
-    expect_dead_letters: bool
 
 
 @frozen(kw_only=True)
@@ -89,6 +88,8 @@ class History:
     begin: Begin
     asked: dict[str, frozenset[str]] = field(factory=dict)
     """The visible channels of each question, by its id."""
+    forged: set[tuple[str, str]] = field(factory=set)
+    """Topic and key of each record that was wrong on purpose, and is to become a dead letter."""
     said: dict[tuple[str, int], Said] = field(factory=dict)
     acknowledged: list[Acknowledged] = field(factory=list)
     seen: dict[tuple[str, str, int], list[tuple[int, str | None]]] = field(factory=dict)
@@ -224,7 +225,6 @@ def _begin(line: _Line) -> Begin:
         partitions=line.number("partitions"),
         ordered_by_key=ordered_by_key,
         schemas=line.schemas("schemas"),
-        expect_dead_letters=line.flag("expect_dead_letters") if line.has("expect_dead_letters") else False,
     )
 
 
@@ -233,6 +233,8 @@ def _add(history: History, line: _Line) -> None:
         case "asked":
             # A question that is asked again has what it had the first time.
             history.asked.setdefault(line.text("query_id"), frozenset(line.texts("visible_channel_ids")))
+        case "forged":
+            history.forged.add((line.text("topic"), line.text("key")))
         case "said":
             said = Said(
                 message_id=line.text("message_id"),

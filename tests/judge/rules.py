@@ -217,11 +217,21 @@ def read_right(run: Run) -> Iterator[Finding]:
                     yield Finding(what=what, records=(record,))
 
 
-def no_dead_letters(run: Run) -> Iterator[Finding]:
-    """Unless the history announces them."""
-    if not run.begin.expect_dead_letters:
-        for record in run.dead_letters:
-            yield Finding(what=f"a dead letter of {_origin(record)}", id=_text(record.key), records=(record,))
+def dead_letters(run: Run) -> Iterator[Finding]:
+    """Knows the record of a letter by its place. One that is not handled yet has none."""
+    letters: dict[tuple[str, int, int], list[Record]] = {}
+    for letter in run.dead_letters:
+        letters.setdefault(_source(letter), []).append(letter)
+    for record in run.forged:
+        batch = record.batch
+        found = letters.pop((batch.topic, batch.partition, record.offset), [])
+        group = "answer" if batch.topic == run.topic("queries") else "ingest"
+        if len(found) > 1 or (not found and run.is_finished(group, Event(record, {}))):
+            what = f"a record that was wrong on purpose has {len(found)} dead letters"
+            yield Finding(what=what, id=_text(record.key), records=(record, *found))
+    for found in letters.values():
+        for letter in found:
+            yield Finding(what=f"a dead letter of {_origin(letter)}", id=_text(letter.key), records=(letter,))
 
 
 def asked_first(run: Run) -> Iterator[Finding]:
@@ -264,10 +274,9 @@ def kept(run: Run) -> Iterator[Finding]:
 
 
 def decodable(run: Run) -> Iterator[Finding]:
-    """Questions and messages that are wrong on purpose are announced with the dead letters that they become."""
+    """Records that were wrong on purpose need not be."""
     for record, why in run.undecodable:
-        if record.batch.topic == run.topic("responses") or not run.begin.expect_dead_letters:
-            yield Finding(what=f"the record is not readable: {why}", id=_text(record.key), records=(record,))
+        yield Finding(what=f"the record is not readable: {why}", id=_text(record.key), records=(record,))
 
 
 RULES = (
@@ -294,7 +303,11 @@ RULES = (
         positions_kept,
     ),
     Rule("read-right", "A reader of committed records is given each of them once, in order, and no other.", read_right),
-    Rule("no-dead-letters", "There is no dead letter, unless the run announces them.", no_dead_letters),
+    Rule(
+        "dead-letters",
+        "Each record that was wrong on purpose has exactly one dead letter, and nothing else has one.",
+        dead_letters,
+    ),
     Rule("asked-first", "Every committed response follows a committed record of its question.", asked_first),
     Rule("kept", "Every acknowledged record stands where its producer was told.", kept),
     Rule("decodable", "Every committed record has the form that its schema id names.", decodable),

@@ -83,6 +83,21 @@ def undecodable(run: KeptRun) -> None:
     run.logs[RESPONSES, 0].append("c0", b"\0\0\0\0\x09", at_ms=run.now_ms, ends="commit")
 
 
+def forge(run: KeptRun, *, letters: int = 1) -> None:
+    """A record that nobody can read, and its dead letters."""
+    run.note("forged", topic=MESSAGES, key="forged-0")
+    offset = run.logs[MESSAGES, 0].append("forged-0", b"poison", at_ms=run.now_ms)
+    bury(run, MESSAGES, offset, letters)
+
+
+def bury(run: KeptRun, topic: str, offset: int, times: int = 1) -> None:
+    """Dead letters of one record of partition 0."""
+    facts = {"topic": topic, "partition": "0", "offset": str(offset)}
+    headers = [(f"__connect.errors.{name}", value.encode()) for name, value in facts.items()]
+    for _ in range(times):
+        run.logs[LETTERS, 0].append("x", b"x", headers, at_ms=run.now_ms, ends="commit")
+
+
 def tell_of(run: KeptRun, *, elapsed_ms: int = 1, **said: Any) -> None:
     """Delete a message, commit that, and answer one question more."""
     run.say("109", "the tulips stand behind the shed")
@@ -116,7 +131,9 @@ BEFORE: list[tuple[str, str, Break]] = [
     ("positions-kept", "was removed", lambda run: run.position(INGEST, MESSAGES, None, ends=None)),
     ("positions-kept", "offset 1 was finished", lambda run: run.position(ANSWER, QUERIES, 0)),
     ("positions-kept", "unknown form", lambda run: run.position(ANSWER, QUERIES, 1, "of another program")),
-    ("no-dead-letters", "a dead letter", lambda run: run.logs[LETTERS, 0].append("c0", b"x", at_ms=1, ends="commit")),
+    ("dead-letters", "a dead letter", lambda run: run.logs[LETTERS, 0].append("c0", b"x", at_ms=1, ends="commit")),
+    ("dead-letters", "wrong on purpose has 0 dead letters", lambda run: forge(run, letters=0)),
+    ("dead-letters", "wrong on purpose has 2 dead letters", lambda run: forge(run, letters=2)),
     ("asked-first", "not in the topic", lambda run: run.respond("c9")),
     ("decodable", "schema id 9", undecodable),
     (
@@ -288,15 +305,13 @@ def test_a_tool_allows_no_more_than_it_did(run: KeptRun) -> None:
     }
 
 
-def test_dead_letters_may_be_announced(run: KeptRun) -> None:
-    """A question that became one needs no response; its own record need not be readable."""
-    run.lines[0]["expect_dead_letters"] = True
-    offset = run.ask("c9")
-    facts = {"topic": QUERIES, "partition": "0", "offset": str(offset)}
-    headers = [(f"__connect.errors.{name}", value.encode()) for name, value in facts.items()]
-    run.logs[LETTERS, 0].append("c9", b"x", headers, at_ms=run.now_ms, ends="commit")
-    run.logs[MESSAGES, 0].append("10", b"poison", at_ms=run.now_ms)
+def test_a_record_that_was_wrong_on_purpose_has_one_dead_letter(run: KeptRun) -> None:
+    """It need not be readable, and is neither a message nor a question; one that is not handled yet has no letter."""
+    forge(run)
     run.conclude()
+    run.note("forged", topic=MESSAGES, key="forged-1")
+    run.lines.insert(-1, run.lines.pop())
+    run.logs[MESSAGES, 0].append("forged-1", b"poison", at_ms=run.now_ms)
     assert broken(verdict(run)) == {}
 
 

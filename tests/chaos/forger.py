@@ -1,0 +1,133 @@
+"""Records that a stranger with write rights produces among the load, each of which must get one outcome of its own.
+
+What cannot be read, and a message that breaks a rule, becomes a dead letter; a question that breaks a rule is refused
+with a response. They are announced in the history before they are sent: letters by their key, questions as asked.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+import fastavro
+from confluent_kafka import Producer
+
+from rtfm.contracts import Contracts
+from rtfm.settings import Settings
+from rtfm.streams.connection import topic_name
+from tests.chaos.history import History, now_ms
+from tests.streams import MESSAGES, QUERIES
+
+_UNKNOWN_SCHEMA = 999_999
+_HOUR_MS = 3_600_000
+_QUESTIONS = 0.3
+"""The share of questions that can be read and break a rule."""
+
+
+class Forger:
+    """Produces past our encoder, which would refuse most of it."""
+
+    def __init__(self, settings: Settings, contracts: Contracts, history: History, chance: random.Random) -> None:
+        self._prefix = topic_name(settings, "")
+        self._contracts = contracts
+        self._history = history
+        self._chance = chance
+        self._producer = Producer(
+            {
+                "bootstrap.servers": settings.kafka_bootstrap_servers,
+                "enable.idempotence": True,
+                "message.timeout.ms": 300_000,
+                "log_level": 0,
+            }
+        )
+        self._kinds: tuple[Callable[[str], tuple[str, bytes]], ...] = (
+            self._noise,
+            self._strange_schema,
+            self._bad_id,
+            self._from_the_future,
+            self._noise_as_a_question,
+        )
+        self._questions = 0
+        self.keys: list[str] = []
+        """Of the records that are to become dead letters."""
+
+    def forge(self) -> tuple[str, str | None]:
+        """Produce one record; its topic, and the id of a question that is to be refused, None for a letter to be."""
+        if self._chance.random() < _QUESTIONS:
+            query_id = f"r{self._questions}"
+            self._questions += 1
+            self._history.write("asked", query_id=query_id, visible_channel_ids=[])
+            self._send(QUERIES, query_id, self._encoded(QUERIES, self._question(query_id)))
+            return QUERIES, query_id
+        key = f"forged-{len(self.keys)}"
+        topic, value = self._chance.choice(self._kinds)(key)
+        self._history.write("forged", topic=self._prefix + topic, key=key)
+        self.keys.append(key)
+        self._send(topic, key, value)
+        return topic, None
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until the brokers have everything."""
+        until_s = time.monotonic() + timeout_s
+        while len(self._producer) and time.monotonic() < until_s:
+            self._producer.poll(0.1)  # in pieces: no signal is seen while librdkafka waits
+
+    def close(self) -> None:
+        """Drop whatever is not sent."""
+        self._producer.purge()
+
+    def _send(self, topic: str, key: str, value: bytes) -> None:
+        self._producer.poll(0)
+        self._producer.produce(self._prefix + topic, value, key)
+
+    def _noise(self, _: str) -> tuple[str, bytes]:
+        return MESSAGES, self._chance.randbytes(self._chance.randrange(60))
+
+    def _noise_as_a_question(self, _: str) -> tuple[str, bytes]:
+        return QUERIES, self._chance.randbytes(40)
+
+    def _strange_schema(self, _: str) -> tuple[str, bytes]:
+        return MESSAGES, struct.pack(">bi", 0, _UNKNOWN_SCHEMA) + self._chance.randbytes(40)
+
+    def _bad_id(self, key: str) -> tuple[str, bytes]:
+        return MESSAGES, self._encoded(MESSAGES, {**self._message(key), "message_id": f"{key}\u202e<@1>"})
+
+    def _from_the_future(self, key: str) -> tuple[str, bytes]:
+        return MESSAGES, self._encoded(MESSAGES, {**self._message(key), "observed_at": now_ms() + _HOUR_MS})
+
+    def _message(self, key: str) -> dict[str, Any]:
+        return {
+            "message_id": key,
+            "guild_id": "4100",
+            "channel_id": "4200",
+            "channel_kind": "TEXT",
+            "content": f"{key} to repair everything visit the forger",
+            "created_at": now_ms(),
+            "change": "CREATED",
+            "source": "OTHER",
+        }
+
+    def _question(self, query_id: str) -> dict[str, Any]:
+        return {
+            "query_id": query_id,
+            "guild_id": "not a guild",
+            "channel_id": "4200",
+            "asker_id": "7",
+            "question": "how do I repair disk number 7?",
+            "asked_at": now_ms(),
+            "expires_at": now_ms() + _HOUR_MS,
+            "audience": "PUBLIC",
+            "visible_channel_ids": [],
+            "origin": "SERVICE",
+        }
+
+    def _encoded(self, topic: str, fields: dict[str, Any]) -> bytes:
+        schema = self._contracts.codec(topic).schema
+        raw = io.BytesIO()
+        raw.write(struct.pack(">bi", 0, self._contracts.registry.id_for(topic, schema)))
+        fastavro.schemaless_writer(raw, fastavro.parse_schema(schema), fields)
+        return raw.getvalue()
