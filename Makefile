@@ -4,8 +4,8 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 UV ?= $(shell command -v uv)
-# Tests wait as long as they compute: one more than the cores of a small machine keeps both busy.
-WORKERS ?= 3
+# Tests wait as long as they compute: twice the cores of a small machine keeps both busy.
+WORKERS ?= 4
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin

@@ -31,7 +31,7 @@ MIN_SECONDS = 0.02
 MAX_RATIO = 6.0
 """What a text of four times the length may take: four times as long, and room for a machine that does other things."""
 
-_FIRST_LENGTH = 2_048
+_FIRST_LENGTH = 1_024
 _LONGEST = 131_072  # twice the longest text that is ever read whole
 _SLOWEST = 3
 
@@ -59,16 +59,16 @@ def shapes(pattern: str = "") -> Iterator[Shape]:
     own = list(dict.fromkeys(word.replace("\\", "") for word in _LITERAL.findall(pattern)))[:12]
     for character in CHARACTERS:
         for end in _ENDS if pattern else ("!",):
-            yield _repeated(character, end)
+            yield repeated(character, end)
     for one, other in product(_IN_TURN if pattern else _IN_TURN[:7], repeat=2):
         if one != other:
-            yield _repeated(one + other, "")
+            yield repeated(one + other, "")
     for word in (*own, *_WORDS):
-        yield _repeated(word, "")
-        yield _repeated(f"{word} ", "x")
+        yield repeated(word, "")
+        yield repeated(f"{word} ", "x")
         for run in _RUNS if pattern else _RUNS[1:4]:
             yield Shape(f"{word!r} and a run of {run!r}", lambda n, w=word, r=run: w + r * n + "!")  # type: ignore[misc]
-            yield _repeated(word + run, "")
+            yield repeated(word + run, "")
     for one, other in pairwise(own):
         yield Shape(f"{one!r} many times, then {other!r}", lambda n, a=one, b=other: a * (n // len(a)) + b)  # type: ignore[misc]
     for opened, closed in (("[", "]"), ("(", ")"), ("<", ">"), ("[a", "](b)"), ("`", "`"), ("[", "](https://a)")):
@@ -78,30 +78,34 @@ def shapes(pattern: str = "") -> Iterator[Shape]:
         )
 
 
-def _repeated(part: str, end: str) -> Shape:
-    return Shape(f"{part!r} again and again, {end!r}", lambda n: part * (n // len(part) + 1) + end)
-
-
 def superlinear(read: Callable[[str], object], pattern: str = "") -> list[Slow]:
     """A shape on which ``read`` takes more than six times as long for four times the text; empty for none.
 
     All are tried once; the slowest are measured with a text so long that it takes 20 ms, if there is one.
     """
     tried = sorted(shapes(pattern), key=lambda shape: -_seconds(read, shape.text(_FIRST_LENGTH), times=1))
-    for shape in tried[:_SLOWEST]:
-        length = 1_024
-        while (taken := _seconds(read, shape.text(length), times=1)) < MIN_SECONDS and length < _LONGEST:
-            length *= 2
-        if taken < MIN_SECONDS:
-            continue
-        for times in (1, 5):  # the best of five only where one try raises a doubt
-            short = _seconds(read, shape.text(length), times=times)
-            long = _seconds(read, shape.text(4 * length), times=times)
-            if long <= MAX_RATIO * short:
-                break
-        else:
-            return [Slow(shape.name, length, short, long)]
-    return []
+    slow = (slow_on(read, shape) for shape in tried[:_SLOWEST])
+    return next(([found] for found in slow if found is not None), [])
+
+
+def repeated(part: str, end: str = "") -> Shape:
+    """``part`` again and again, then ``end``."""
+    return Shape(f"{part!r} again and again, {end!r}", lambda n: part * (n // len(part) + 1) + end)
+
+
+def slow_on(read: Callable[[str], object], shape: Shape) -> Slow | None:
+    """The measurements, where ``read`` takes too long for four times the text of one shape."""
+    length = 1_024
+    while (taken := _seconds(read, shape.text(length), times=1)) < MIN_SECONDS and length < _LONGEST:
+        length *= 2
+    if taken < MIN_SECONDS:
+        return None
+    for times in (1, 5):  # the best of five only where one try raises a doubt
+        short = _seconds(read, shape.text(length), times=times)
+        long = _seconds(read, shape.text(4 * length), times=times)
+        if long <= MAX_RATIO * short:
+            return None
+    return Slow(shape.name, length, short, long)
 
 
 def _seconds(read: Callable[[str], object], text: str, *, times: int) -> float:

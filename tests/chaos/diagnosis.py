@@ -11,24 +11,29 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-_WAIT_S = 3.0
 _WARNS = re.compile(r" (?:WARN|ERROR|FATAL) |\"level\": \"(?:warning|error|critical)\"|PANIC|Traceback")
 _LINES = 3
 _CHARACTERS = 240
 _TAIL_BYTES = 2_000_000
 
 
-def diagnosis(servers: str, groups: Mapping[str, str], partitions: int, logs: Iterable[Path]) -> list[str]:
+def diagnosis(
+    servers: str, groups: Mapping[str, str], partitions: int, logs: Iterable[Path], *, wait_s: float = 3.0
+) -> list[str]:
     """What each of ``groups``, by the topic that it reads, says of itself, and the last warnings of each log.
 
-    ``servers`` are Kafka's, past any proxy.
+    ``servers`` are Kafka's, past any proxy; ``wait_s`` is how long each of three questions waits for an answer.
     """
 
     def of_group(topic: str) -> str:
         group = groups[topic]
         parts = [TopicPartition(topic, number) for number in range(partitions)]
-        stable, pending = (_positions(servers, group, parts, level) for level in ("read_committed", "read_uncommitted"))
-        return f"{group}: {_state(servers, group)}; positions {stable}, whatever transactions are open {pending}"
+        stable, pending = (
+            _positions(servers, group, parts, level, wait_s) for level in ("read_committed", "read_uncommitted")
+        )
+        return (
+            f"{group}: {_state(servers, group, wait_s)}; positions {stable}, whatever transactions are open {pending}"
+        )
 
     with ThreadPoolExecutor() as pool:
         lines = list(pool.map(of_group, groups))
@@ -45,21 +50,21 @@ def last_warnings(log: Path) -> list[str]:
     return [line[:_CHARACTERS] for line in lines if _WARNS.search(line)][-_LINES:]
 
 
-def _state(servers: str, group: str) -> str:
+def _state(servers: str, group: str, wait_s: float) -> str:
     admin: Any = AdminClient({"bootstrap.servers": servers, "log_level": 0})
     try:
-        found = admin.describe_consumer_groups([group], request_timeout=_WAIT_S)[group].result(_WAIT_S * 2)
+        found = admin.describe_consumer_groups([group], request_timeout=wait_s)[group].result(wait_s * 2)
     except (KafkaException, TimeoutError) as exc:
         return f"its coordinator does not describe it ({exc})"
     return f"{found.state.name}, {len(found.members)} members"
 
 
-def _positions(servers: str, group: str, parts: list[TopicPartition], level: str) -> str:
+def _positions(servers: str, group: str, parts: list[TopicPartition], level: str, wait_s: float) -> str:
     consumer: Any = Consumer(
         {"bootstrap.servers": servers, "group.id": group, "isolation.level": level, "log_level": 0}
     )
     try:
-        return str({part.partition: part.offset for part in consumer.committed(parts, timeout=_WAIT_S)})
+        return str({part.partition: part.offset for part in consumer.committed(parts, timeout=wait_s)})
     except KafkaException as exc:
         return f"unknown ({exc.args[0].str()})"
     finally:

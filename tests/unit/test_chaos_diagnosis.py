@@ -20,6 +20,6 @@ def test_only_the_last_lines_that_warn_are_told(tmp_path: Path) -> None:
 
 def test_a_kafka_that_does_not_answer_is_told_and_ends_nothing(tmp_path: Path) -> None:
     """There is a line for each group, whatever its coordinator does."""
-    lines = diagnosis("127.0.0.1:1", {"a": "group-a", "b": "group-b"}, 3, [])
+    lines = diagnosis("127.0.0.1:1", {"a": "group-a", "b": "group-b"}, 3, [], wait_s=0.5)
     assert [line.partition(":")[0] for line in lines] == ["group-a", "group-b"]
     assert all("does not describe it" in line and "positions unknown" in line for line in lines)
