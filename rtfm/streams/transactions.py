@@ -277,16 +277,17 @@ class Transactions:
         """Raise what ``error`` means for the transaction, having ended it where that can be known."""
         if _fenced(error):
             raise self._ended(error) from exc
-        refused = self._refused
-        reason = error.str() if refused is None else refused.reason
         if not error.txn_requires_abort():
-            raise OutcomeUnknown(reason) from exc
+            raise OutcomeUnknown(error.str()) from exc
         try:
             self._producer.abort_transaction(ABORT_TIMEOUT_S)
         except KafkaException as failed:
             if _fenced(failed.args[0]):
                 raise self._ended(failed.args[0]) from failed
-            raise OutcomeUnknown(reason) from failed
+            raise OutcomeUnknown(error.str()) from failed
+        # The report that a record was refused may come after the error that it led to, but not after the abort.
+        refused = self._refused
+        reason = error.str() if refused is None else refused.reason
         # A new producer has a new epoch. It is needed where a request may still be under way: brokers check a late one
         # against the epoch only, and would take it into this producer's next transaction. It is needed as well where
         # a record was refused, which leaves a gap in the sequence numbers. An answer of the group leaves neither.
