@@ -16,6 +16,7 @@ from rtfm.contracts import catalogue as catalogues
 from rtfm.local.services import DEFAULT_PORTS, free_ports
 from rtfm.local.stack import LocalStack
 from rtfm.settings import Settings
+from rtfm.streams.connection import topic_name
 from rtfm.streams.topics import TopicAdmin
 from rtfm.streams.transactions import Transactions
 from tests.chaos.fleet import NOTHING_WRONG, Fleet, account, messages_all_the_time
@@ -161,7 +162,7 @@ def late_positions(broker: Behind, *, overtaken: int) -> Iterator[LateRequest]:
     broker.proxy.make_late(None)
 
 
-@pytest.mark.parametrize("what", ["a commit", "a confirmation of the name"])
+@pytest.mark.parametrize("what", ["commit", "confirmation"])
 def test_positions_that_arrive_in_a_later_transaction_are_not_taken(
     direct: Settings, broker: Behind, what: str
 ) -> None:
@@ -171,11 +172,13 @@ def test_positions_that_arrive_in_a_later_transaction_are_not_taken(
     member = outsider.consumer_group_metadata()
     transactions = Transactions(evolve(direct, kafka_bootstrap_servers=broker.proxied), f"{group}-one")
 
+    topic = topic_name(direct, MESSAGES)
+
     def commit(**offsets: int) -> None:
         """As the pipeline does: a producer in doubt is replaced first."""
         if transactions.in_doubt:
             transactions.open()
-        positions = [TopicPartition(MESSAGES, int(number[1:]), offset) for number, offset in offsets.items()]
+        positions = [TopicPartition(topic, int(number[1:]), offset) for number, offset in offsets.items()]
         transactions.commit([], positions, member)
         # Longer than it takes until a lost connection is noticed.
         until_s = time.monotonic() + 1
@@ -192,11 +195,11 @@ def test_positions_that_arrive_in_a_later_transaction_are_not_taken(
         if what == "commit":
             commit(p0=20, p1=20)
         else:
-            transactions.confirm(TopicPartition(MESSAGES, 0, 0))
+            transactions.confirm(TopicPartition(topic, 0, 0))
         commit(p0=30, p1=30)
         commit(p1=40)
     transactions.close()
-    asked = [TopicPartition(MESSAGES, number) for number in (0, 1)]
+    asked = [TopicPartition(topic, number) for number in (0, 1)]
     eventually(lambda: [part.offset for part in outsider.committed(asked, 20)] == [30, 40])
     outsider.close()
 
@@ -204,11 +207,12 @@ def test_positions_that_arrive_in_a_later_transaction_are_not_taken(
 def test_workers_that_die_after_their_positions_arrived_late_begin_where_they_were(
     direct: Settings, broker: Behind, fleets: list[Fleet]
 ) -> None:
-    """Whoever takes over reads positions that no late request has moved back."""
+    """What a late request moved back is noticed within a third of a second and committed again; then they die."""
     with workers(direct, broker, fleets, "one") as fleet:
         for _ in range(3):
             with late_positions(broker, overtaken=2):
                 pass
+            time.sleep(1.5)
             fleet.kill("one")
             fleet.start("one")
             before = committed(direct)
