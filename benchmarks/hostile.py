@@ -71,7 +71,8 @@ def measured(database_url: str, chroma_url: str) -> list[Figure]:
     vectors = ChromaVectors(chroma_url, "hostile.")
     retriever = Retriever(archive, vectors, None)
     knowledge = Knowledge(archive=archive, vectors=vectors, embedding=None, retriever=retriever)
-    chat = " ".join(message.content for path in sorted(SAMPLE.glob("*.json")) for message in read_export(path).messages())
+    exports = [read_export(path) for path in sorted(SAMPLE.glob("*.json"))]
+    chat = " ".join(message.content for export in exports for message in export.messages())
     kinds = {"plain chat": lambda n: (chat * (n // len(chat) + 1))[:n], **KINDS}
     run = _Run(knowledge, database_url)
     ingested = interleaved({name: run.ingesting(text) for name, text in kinds.items()}, rounds=3)
