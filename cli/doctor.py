@@ -124,7 +124,7 @@ def _topics(settings: Settings) -> Finding:
             check="kafka",
             state="note",
             detail=f"{where} is {wrong}",
-            mend="run Kafka up to 4.2.2, or a release whose notes name that defect as mended",
+            mend="run Kafka 4.2.2 or older, or a release whose notes say that KAFKA-20734 is fixed",
         )
     return Finding(check="kafka", state="ok", detail=f"{len(plan)} topics as they should be at {where}")
 

@@ -59,8 +59,8 @@ def links(text: str) -> set[str]:
 def without_foreign_links(text: str, known: Collection[str] = ()) -> str:
     """``text`` with a note in place of each address that is not in ``known`` (as ``links`` gives them), code included.
 
-    So is one that names an account before its host, known or not: ``https://docs.example@evil.example`` leads to the
-    second.
+    An address with an account before its host is removed even if it is known: ``https://docs.example@evil.example``
+    leads to the second name.
     A link that hides its address behind words is taken apart: the address of a known one stands behind the words.
     """
     for _ in range(_MOST_ROUNDS):  # what is left when a link is taken apart may join to another one
@@ -177,7 +177,7 @@ def _edited(text: str, edits: list[tuple[int, int, str]]) -> str:
 
 
 def _names_account(address: str) -> bool:
-    """Whether something stands before the host that looks like one: whoever reads it would go elsewhere."""
+    """Whether an account stands before the host, which a reader would take for the host."""
     scheme, _, rest = address.partition(":")
     return scheme.lower() in ("http", "https") and "@" in _HOST_END.split(rest.lstrip("/\\"), maxsplit=1)[0]
 

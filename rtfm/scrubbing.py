@@ -17,7 +17,7 @@ __all__ = ["EMAIL_REMOVED", "SECRET_REMOVED", "scrub"]
 
 EMAIL_REMOVED = "(e-mail removed)"
 
-# What stands before the @ of an address on the web is no part of an e-mail address.
+# Behind // the @ ends the account of a URL; that is no e-mail address.
 _EMAIL = re.compile(
     r"(?<![\w.+-])(?<!//)(?!git@)(?:mailto:)?[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b"
 )

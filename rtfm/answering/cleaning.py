@@ -20,7 +20,7 @@ FENCE = "```"
 _CODE = re.compile(r"(```.*?(?:```|\Z)|(?<!\\)`[^`\n]+`)", re.DOTALL)
 # The lookbehind makes a run of spaces be read once, not again from each of its spaces.
 _CITATION = re.compile(r"(?<![ \t])[ \t]*\[\s*+(\d++(?:\s*+[,;]\s*+\d++)*+)\s*+\]")
-_NUMBER = re.compile(r"(?<!\d)\d{1,9}(?!\d)")  # a longer one is none of ours
+_NUMBER = re.compile(r"(?<!\d)\d{1,9}(?!\d)")  # no source has a longer number
 _WORD = re.compile(r"\w")
 _HEADING = re.compile(r"^[\s*_#:>~|-]{0,20}sources?[\s*_#:>~|-]{0,20}$", re.IGNORECASE)
 # What stands for a citation that is sure, while the text is being cleaned; a bracket after it would make it a link.

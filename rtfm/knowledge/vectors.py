@@ -38,6 +38,7 @@ _REFUSES_CONTENT = frozenset({400, 413, 414, 422})
 _PAGE = 10_000
 """Ids that are read at once."""
 
+_NOT_PLAIN = re.compile(r"[^A-Za-z0-9]")
 _LONGEST_LINE = 300
 
 
@@ -311,9 +312,6 @@ def _differs(wanted: object, recorded: object) -> bool:
 
 def _line(text: str) -> str:
     return text.strip().partition("\n")[0][:_LONGEST_LINE]
-
-
-_NOT_PLAIN = re.compile(r"[^A-Za-z0-9]")
 
 
 def _named(guild_id: str) -> str:

@@ -1,7 +1,7 @@
-"""Which release of Kafka a broker is, as far as it tells, and what is known to be wrong with it.
+"""Which release of Kafka a broker runs, and which known defect that release has.
 
-No broker names its release. It names the highest ``metadata.version`` that it supports, which each minor release raises
-(``org.apache.kafka.server.common.MetadataVersion``: 4.2 supports 29, 4.3 supports 30, 4.4 supports 33).
+A broker does not name its release. It names the highest ``metadata.version`` that it supports, which each minor release
+raises (``org.apache.kafka.server.common.MetadataVersion``: 4.2 supports 29, 4.3 supports 30, 4.4 supports 33).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ DEFECT = (
 
 
 def defect(bootstrap_servers: str, timeout_s: float = 2.0) -> str | None:
-    """What is known to be wrong with the first of the brokers that says what it supports; None for nothing.
+    """The known defect of the first broker that names its features, as a sentence; None where there is none.
 
-    Also None where no broker says so without encryption and a login.
+    Also None where no broker answers without encryption and a login. Waits ``timeout_s`` for each step of an answer.
     """
     for server in bootstrap_servers.split(","):
         host, _, port = server.strip().rpartition(":")
@@ -41,7 +41,7 @@ def defect(bootstrap_servers: str, timeout_s: float = 2.0) -> str | None:
 def metadata_level(host: str, port: int, timeout_s: float) -> int:
     """The highest ``metadata.version`` that a broker supports.
 
-    Raises OSError where it cannot be asked, ValueError for an answer that is none.
+    Raises OSError where the broker cannot be asked, ValueError for an answer that cannot be read.
     """
     request = struct.pack(">hhih", _API_VERSIONS, _VERSION, 1, -1) + b"\x00\x05rtfm\x02\x31\x00"
     with socket.create_connection((host, port), timeout=timeout_s) as connection:
@@ -54,14 +54,14 @@ def metadata_level(host: str, port: int, timeout_s: float) -> int:
 
 
 class _Answer:
-    """An answer to ApiVersions in version 3, read from its begin to its end."""
+    """An answer to ApiVersions in version 3, read from its start to its end."""
 
     def __init__(self, raw: bytes) -> None:
         self._raw = raw
         self._at = 0
 
     def metadata_level(self) -> int:
-        """Raises ValueError where it does not hold it."""
+        """The highest supported ``metadata.version``; ValueError where the answer does not hold it."""
         self._take(4 + 2)  # the correlation id and the error code
         for _ in range(self._length()):
             self._take(3 * 2)  # a request's key, the lowest and the highest version
@@ -88,13 +88,13 @@ class _Answer:
         return found
 
     def _varint(self) -> int:
-        value = shift = 0
-        while True:
+        value = 0
+        for shift in range(0, 35, 7):  # 32 bits are at most five bytes
             (byte,) = self._take(1)
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return value
-            shift += 7
+        raise ValueError("a number of more than 32 bits")
 
     def _length(self) -> int:
         """Of an array or a string, which is kept as one more."""

@@ -136,8 +136,10 @@ class TopicAdmin:
         None where it has more than ``at_most`` offsets, or reading takes longer than COUNTING_S: Kafka itself does not
         know. Raises Unavailable without an answer.
         """
-        if state.offsets == 0 or state.offsets > at_most:
-            return None if state.offsets else 0
+        if state.offsets == 0:
+            return 0
+        if state.offsets > at_most:
+            return None
         name = topic_name(self._settings, state.topic)
         consumer = Consumer(
             {

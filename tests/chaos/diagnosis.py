@@ -31,9 +31,8 @@ def diagnosis(
         stable, pending = (
             _positions(servers, group, parts, level, wait_s) for level in ("read_committed", "read_uncommitted")
         )
-        return (
-            f"{group}: {_state(servers, group, wait_s)}; positions {stable}, whatever transactions are open {pending}"
-        )
+        state = _state(servers, group, wait_s)
+        return f"{group}: {state}; positions {stable}, without waiting for open transactions {pending}"
 
     with ThreadPoolExecutor() as pool:
         lines = list(pool.map(of_group, groups))

@@ -29,7 +29,7 @@ _QUESTIONS = 0.3
 
 
 class Forger:
-    """Produces past our encoder, which would refuse most of it."""
+    """Produces without our encoder, which would refuse these events."""
 
     def __init__(self, settings: Settings, contracts: Contracts, history: History, chance: random.Random) -> None:
         self._prefix = topic_name(settings, "")
@@ -56,7 +56,7 @@ class Forger:
         """Of the records that are to become dead letters."""
 
     def forge(self) -> tuple[str, str | None]:
-        """Produce one record; its topic, and the id of a question that is to be refused, None for a letter to be."""
+        """Produce one record; its topic, and its id if it is a question to be refused, None for a dead letter."""
         if self._chance.random() < _QUESTIONS:
             query_id = f"r{self._questions}"
             self._questions += 1

@@ -94,8 +94,7 @@ class Load:
         """Records of each topic."""
         self.messages: dict[str, DiscordMessage] = {}
         """The last change of each message."""
-        self.refused: set[str] = set()
-        """The questions that break a rule."""
+        self._refused = 0
 
     @property
     def forged(self) -> list[str]:
@@ -152,7 +151,7 @@ class Load:
         chance = self._asking
         thing, place = chance.choice(THINGS), chance.randrange(50)
         query = BotQuery(
-            query_id=f"c{len(self.asked) - len(self.refused)}",
+            query_id=f"c{len(self.asked) - self._refused}",
             guild_id=GUILD,
             channel_id=chance.choice(CHANNELS),
             asker_id="7",
@@ -179,7 +178,7 @@ class Load:
         self.sent[topic] += 1
         if query_id is not None:
             self.asked.append(query_id)
-            self.refused.add(query_id)
+            self._refused += 1
 
     def _say(self) -> None:
         draw = self._saying.random()
@@ -252,8 +251,10 @@ class Load:
 
 @frozen(kw_only=True)
 class Account:
-    """What became of a load. ``answered`` is against ``asked``, ``archived`` against ``messages``, ``buried`` against
-    ``forged``; the others are zero where nothing is wrong. ``dead_letters`` are those that are not of a forged record.
+    """What became of a load.
+
+    ``answered`` equals ``asked``, ``archived`` equals ``messages`` and ``buried`` equals ``forged`` where nothing is
+    wrong, and the others are zero. ``dead_letters`` are those of records that were not forged.
     """
 
     asked: int

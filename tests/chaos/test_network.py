@@ -149,15 +149,15 @@ def test_a_member_that_was_gone_during_a_rebalance_does_not_go_on_with_what_it_h
 
 
 @contextmanager
-def late_positions(broker: Behind, *, overtaken: int) -> Iterator[LateRequest]:
-    """The next positions that are sent arrive before an end of a transaction that their sender sends later."""
+def late_positions(broker: Behind) -> Iterator[None]:
+    """The next positions that are sent arrive inside their sender's next transaction."""
     late = LateRequest(
         picks=lambda request: api_of(request) == Api.TXN_OFFSET_COMMIT,
         until=lambda request: api_of(request) == Api.END_TXN,
-        overtaken=overtaken,
+        overtaken=2,  # the first end is that of their own transaction
     )
     broker.proxy.make_late(late)
-    yield late
+    yield
     assert late.delivered.wait(40), "no broker was given the late request"
     broker.proxy.make_late(None)
 
@@ -191,7 +191,7 @@ def test_positions_that_arrive_in_a_later_transaction_are_not_taken(
 
     eventually(has_opened, timeout_s=60)
     commit(p0=10, p1=10)
-    with late_positions(broker, overtaken=2):
+    with late_positions(broker):
         if what == "commit":
             commit(p0=20, p1=20)
         else:
@@ -210,9 +210,9 @@ def test_workers_that_die_after_their_positions_arrived_late_begin_where_they_we
     """What a late request moved back is noticed within a third of a second and committed again; then they die."""
     with workers(direct, broker, fleets, "one") as fleet:
         for _ in range(3):
-            with late_positions(broker, overtaken=2):
+            with late_positions(broker):
                 pass
-            time.sleep(1.5)
+            time.sleep(1.5)  # until the positions are committed again; docs/delivery.md says what holds before
             fleet.kill("one")
             fleet.start("one")
             before = committed(direct)

@@ -218,7 +218,7 @@ def read_right(run: Run) -> Iterator[Finding]:
 
 
 def dead_letters(run: Run) -> Iterator[Finding]:
-    """Knows the record of a letter by its place. One that is not handled yet has none."""
+    """A dead letter names its record by topic, partition and offset. A record that is not handled yet has none."""
     letters: dict[tuple[str, int, int], list[Record]] = {}
     for letter in run.dead_letters:
         letters.setdefault(_source(letter), []).append(letter)
@@ -274,7 +274,7 @@ def kept(run: Run) -> Iterator[Finding]:
 
 
 def decodable(run: Run) -> Iterator[Finding]:
-    """Records that were wrong on purpose need not be."""
+    """Leaves out the records that were wrong on purpose."""
     for record, why in run.undecodable:
         yield Finding(what=f"the record is not readable: {why}", id=_text(record.key), records=(record,))
 

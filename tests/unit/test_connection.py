@@ -21,7 +21,7 @@ from rtfm.streams.connection import translated
     ],
 )
 def test_what_passes_by_itself_is_waited_for(code: int) -> None:
-    """A processor that read where a log begins while its leader moved ended."""
+    """A processor must not end because a partition has another leader when it reads where the log begins."""
     assert isinstance(translated(KafkaException(KafkaError(code)), Settings(), "reading"), Unavailable)
 
 

@@ -57,15 +57,23 @@ def test_releases_that_do_not_end_transactions_are_named(level: int, wrong: bool
 
 
 def test_the_first_broker_that_answers_decides() -> None:
-    """One that is away, or whose address is none, is passed over."""
+    """A broker that is away is passed over, and so is an invalid address."""
     with broker(framed(answer(30))) as port:
         assert defect(f"127.0.0.1:1,nonsense,127.0.0.1:{port}") == DEFECT
 
 
 @pytest.mark.parametrize(
     "raw",
-    [b"", b"\0", framed(b""), framed(answer(30)[:-3]), framed(answer(30, b"other")), b"HTTP/1.1 400 Bad Request\r\n"],
-    ids=["closed", "a byte", "empty", "cut off", "another feature", "another protocol"],
+    [
+        b"",
+        b"\0",
+        framed(b""),
+        framed(answer(30)[:-3]),
+        framed(answer(30, b"other")),
+        framed(b"\x80" * 60_000),
+        b"HTTP/1.1 400 Bad Request\r\n",
+    ],
+    ids=["closed", "a byte", "empty", "cut off", "another feature", "endless number", "another protocol"],
 )
 def test_an_answer_that_tells_nothing_is_no_defect(raw: bytes) -> None:
     """Whoever answers something else is found by other checks."""
