@@ -34,7 +34,7 @@ from rtfm.processor.ingest import Ingest
 
 CHECKOUT = Path(__file__).parent.parent
 BASELINE = Path(__file__).with_name("quality.json")
-SAMPLE = CHECKOUT / "cli" / "sample"
+SAMPLE = CHECKOUT / "cli" / "rtfm_cli" / "sample"
 DROP = 0.01
 BATCH = 500
 

@@ -42,7 +42,7 @@ COMMANDS = (
     "--debug doctor --fetch-model",
 )
 
-_PROGRAM = "import shlex, sys; from cli.main import run\nfor line in sys.argv[1:]: run(shlex.split(line))"
+_PROGRAM = "import shlex, sys; from rtfm_cli.main import run\nfor line in sys.argv[1:]: run(shlex.split(line))"
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def test_wheel_carries_contracts_migrations_and_the_sample(wheel: Path) -> None:
         "rtfm/schemas/contracts.toml",
         "rtfm/schemas/released/discord-messages-value/1.avsc",
         "rtfm/local/artifacts.lock",
-        "cli/sample/questions.jsonl",
+        "rtfm_cli/sample/questions.jsonl",
     } <= names
     assert any(name.startswith("rtfm/knowledge/archive/migrations/versions/") for name in names)
     assert not any(name.startswith("tests/") for name in names)

@@ -12,8 +12,8 @@ from typing import Any
 import fastavro
 import pytest
 from avro.errors import IgnoredLogicalType
+from rtfm_cli.main import run
 
-from cli.main import run
 from rtfm.contracts import EVENT_OF_TOPIC, EventCodec, catalogue, reference, release
 from rtfm.errors import ConfigError
 

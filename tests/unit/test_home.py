@@ -7,9 +7,9 @@ import stat
 from pathlib import Path
 
 import pytest
+from rtfm_cli import main
 from structlog.testing import capture_logs
 
-from cli import main
 from rtfm.home import close_to_others, make_private
 
 

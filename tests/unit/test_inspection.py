@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rtfm_cli.dlq_show import hex_dump
 
-from cli.dlq_show import hex_dump
 from rtfm.contracts import EVENT_OF_TOPIC, EventCodec
 from rtfm.contracts import catalogue as catalogues
 from rtfm.contracts.inspection import Fault, frame_fault, inspect

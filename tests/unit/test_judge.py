@@ -495,7 +495,8 @@ def test_the_judge_shares_no_code_with_what_it_judges() -> None:
                 assert name.partition(".")[0] in allowed, f"{path.name} imports {name}"
                 assert not name.startswith("tests") or name.startswith("tests.judge"), f"{path.name} imports {name}"
     look = (
-        "import sys, tests.judge.__main__; print(sorted(m for m in sys.modules if m.split('.')[0] in ('rtfm', 'cli')))"
+        "import sys, tests.judge.__main__;"
+        "print(sorted(m for m in sys.modules if m.split('.')[0] in ('rtfm', 'rtfm_cli')))"
     )
     done = subprocess.run([sys.executable, "-c", look], cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -18,8 +18,8 @@ from typing import Any, cast
 
 import attrs
 import pytest
+import rtfm_cli
 
-import cli
 import rtfm
 from rtfm.answering import extractive, prompt, sources
 from rtfm.answering.attachments import attached, telling_lines
@@ -64,7 +64,7 @@ NOT_TEXT = {
 
 
 def _modules() -> Iterator[ModuleType]:
-    for package in (rtfm, cli):
+    for package in (rtfm, rtfm_cli):
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if "migrations" not in found.name:
                 yield importlib.import_module(found.name)
@@ -125,7 +125,7 @@ def test_a_pattern_takes_time_by_the_length_of_the_text(name: str) -> None:
 def _functions() -> dict[str, Callable[[str], object]]:
     found: dict[str, Callable[[str], object]] = {}
     for module in MODULES:
-        if module.__name__.startswith("cli.") or any(module.__name__.startswith(name) for name in NOT_TEXT):
+        if module.__name__.startswith("rtfm_cli.") or any(module.__name__.startswith(name) for name in NOT_TEXT):
             continue
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if function.__module__ != module.__name__ or name.startswith("_") or inspect.iscoroutinefunction(function):

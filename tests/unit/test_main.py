@@ -6,8 +6,8 @@ import sys
 
 import click
 import pytest
+from rtfm_cli import main
 
-from cli import main
 from rtfm import errors
 
 
@@ -56,7 +56,7 @@ def test_every_listed_command_exists_and_helps(name: str, capsys: pytest.Capture
 def test_help_imports_no_vendor() -> None:
     """So that it answers at once."""
     script = (
-        "import sys; from cli.main import run; run(['--help']);"
+        "import sys; from rtfm_cli.main import run; run(['--help']);"
         "print([m for m in ('confluent_kafka', 'chromadb', 'sqlalchemy', 'discord', 'google.generativeai', 'numpy',"
         " 'prometheus_client', 'structlog') if m in sys.modules], file=sys.stderr)"
     )

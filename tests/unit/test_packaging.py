@@ -11,8 +11,8 @@ from typing import Any
 import click
 import pytest
 import yaml  # type: ignore[import-untyped]  # the package carries no types
+from rtfm_cli.main import COMMANDS, LazyGroup, cli
 
-from cli.main import COMMANDS, LazyGroup, cli
 from rtfm import settings
 
 CHECKOUT = Path(__file__).parents[2]

@@ -6,7 +6,8 @@ import json
 from datetime import datetime
 from typing import Any
 
-from cli import demo
+from rtfm_cli import demo
+
 from rtfm.knowledge.imports import read_export
 
 DISCORD_EPOCH_MS = 1_420_070_400_000

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import echo_json, examples, json_option, load_settings, table_console
-from cli.printing import echo
 from rtfm.addresses import shown
+from rtfm_cli.options import echo_json, examples, json_option, load_settings, table_console
+from rtfm_cli.printing import echo
 
 if TYPE_CHECKING:
     from rtfm.local.artifacts import Progress
@@ -188,7 +188,7 @@ def _print(statuses: list[ServiceStatus], as_json: bool) -> None:
             }
         )
         return
-    from cli.tables import Table
+    from rtfm_cli.tables import Table
 
     table = Table("service", "state", "address", "pid", box=None)
     for service in statuses:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import frozen
 
-from cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings, registry_option
-from cli.printing import echo, json_text, printable
+from rtfm_cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings, registry_option
+from rtfm_cli.printing import echo, json_text, printable
 
 if TYPE_CHECKING:
     from rtfm.contracts import Contracts
@@ -42,10 +42,10 @@ rtfm-cli dlq show 0-17 --json
 @json_option
 def show(id_: str, kafka_bootstrap_servers: str | None, schema_registry_url: str | None, as_json: bool) -> None:
     """Show the dead letter ID: why it is one, its headers, and its value as far as it can be decoded."""
-    from cli.dlq import day, row_of, text_of
     from rtfm.contracts import open_contracts
     from rtfm.errors import ConfigError
     from rtfm.streams.dead_letter_store import STATES, DeadLetterStore, LetterFilter
+    from rtfm_cli.dlq import day, row_of, text_of
 
     settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     with DeadLetterStore(settings) as store:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import click
 from attrs import frozen
 
-from cli.main import EXIT_CHECK_FAILED
-from cli.options import echo_json, examples, json_option, load_settings
-from cli.printing import echo, printable
 from rtfm.addresses import shown
+from rtfm_cli.main import EXIT_CHECK_FAILED
+from rtfm_cli.options import echo_json, examples, json_option, load_settings
+from rtfm_cli.printing import echo, printable
 
 if TYPE_CHECKING:
     from rtfm.settings import Settings
@@ -54,8 +54,8 @@ def doctor(fetch_model: bool, as_json: bool) -> None:
     """
     settings = load_settings()
     if fetch_model:
-        from cli.local import download_progress
         from rtfm.local import model
+        from rtfm_cli.local import download_progress
 
         with download_progress() as progress:
             model.fetch(settings.home, url=settings.embedding_model_url, progress=progress)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from cli.options import echo_json, examples, json_option, load_settings, say_if_lexical
-from cli.printing import echo
 from rtfm.errors import ConfigError
+from rtfm_cli.options import echo_json, examples, json_option, load_settings, say_if_lexical
+from rtfm_cli.printing import echo
 
 
 @examples("""

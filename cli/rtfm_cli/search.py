@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import echo_json, examples, json_option, load_settings, say_if_lexical, table_console
-from cli.printing import echo, printable
+from rtfm_cli.options import echo_json, examples, json_option, load_settings, say_if_lexical, table_console
+from rtfm_cli.printing import echo, printable
 
 if TYPE_CHECKING:
     from rtfm.knowledge import SearchResult
@@ -93,7 +93,7 @@ def _explained(result: SearchResult) -> dict[str, object] | None:
 
 
 def _show_explanation(result: SearchResult) -> None:
-    from cli.tables import Table
+    from rtfm_cli.tables import Table
 
     how = result.explanation
     if how is None:

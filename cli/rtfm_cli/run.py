@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import bootstrap_servers_option, examples, load_settings, registry_option
-from cli.printing import echo
+from rtfm_cli.options import bootstrap_servers_option, examples, load_settings, registry_option
+from rtfm_cli.printing import echo
 
 if TYPE_CHECKING:
     from rtfm.processor.service import Part

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.dlq_show import show
-from cli.options import (
+from rtfm_cli.dlq_show import show
+from rtfm_cli.options import (
     bootstrap_servers_option,
     echo_json,
     examples,
@@ -21,7 +21,7 @@ from cli.options import (
     registry_option,
     table_console,
 )
-from cli.printing import echo
+from rtfm_cli.printing import echo
 
 if TYPE_CHECKING:
     from rtfm.knowledge.archive import Erasures
@@ -367,7 +367,7 @@ def day(at_ms: int) -> str:
 
 
 def _table(*columns: str) -> Any:
-    from cli.tables import Table
+    from rtfm_cli.tables import Table
 
     return Table(*columns, box=None)
 

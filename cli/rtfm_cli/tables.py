@@ -6,8 +6,8 @@ from typing import Any
 
 from rich import table, text
 
-from cli.printing import printable
 from rtfm.redaction import redacted
+from rtfm_cli.printing import printable
 
 
 class Table(table.Table):

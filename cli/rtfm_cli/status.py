@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.main import exit_code
-from cli.options import (
+from rtfm_cli.main import exit_code
+from rtfm_cli.options import (
     bootstrap_servers_option,
     counted,
     echo_json,
@@ -139,7 +139,7 @@ def _counts(name: str, found: dict[str, int]) -> str:
 
 
 def _show(found: dict[str, Any], wrong: dict[str, RtfmError]) -> None:
-    from cli.tables import Table, words
+    from rtfm_cli.tables import Table, words
 
     console = table_console()
     if found["topics"] is not None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.main import EXIT_CHECK_FAILED
-from cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings, registry_option
+from rtfm_cli.main import EXIT_CHECK_FAILED
+from rtfm_cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings, registry_option
 
 if TYPE_CHECKING:
     from rtfm.events import BotQuery, BotResponse, Citation
@@ -164,8 +164,8 @@ def _as_json(response: BotResponse, elapsed_ms: int) -> dict[str, Any]:
 def _show(response: BotResponse, elapsed_ms: int) -> None:
     from rich.console import Console
 
-    from cli.tables import words
     from rtfm.events import to_datetime
+    from rtfm_cli.tables import words
 
     console = Console(highlight=False, soft_wrap=True)
     answer = readable(response.answer) or _LINES.get(response.outcome.value, response.outcome.value)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import counted, echo_json, examples, json_option, load_settings, say_if_lexical
-from cli.printing import echo
-from cli.progress import Progress
+from rtfm_cli.options import counted, echo_json, examples, json_option, load_settings, say_if_lexical
+from rtfm_cli.printing import echo
+from rtfm_cli.progress import Progress
 
 if TYPE_CHECKING:
     from rtfm.knowledge.rebuilding import Plan

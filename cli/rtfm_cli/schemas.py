@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import echo_json, examples, json_option, load_settings, registry_option, table_console
-from cli.printing import echo, json_text
+from rtfm_cli.options import echo_json, examples, json_option, load_settings, registry_option, table_console
+from rtfm_cli.printing import echo, json_text
 
 if TYPE_CHECKING:
     from rtfm.contracts.catalogue import Catalogue
@@ -337,7 +337,7 @@ def _relative(path: Path) -> str:
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> None:
-    from cli.tables import Table
+    from rtfm_cli.tables import Table
 
     table: Any = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:

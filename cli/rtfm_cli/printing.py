@@ -1,8 +1,8 @@
 """What commands print for people: the one way out to the terminal.
 
 Owns that nothing which came from outside (what was said, names, keys, files, other services' errors) reaches the
-terminal as anything but text, and no secret of the settings at all. Tables are in ``cli.tables``, so that rich is only
-imported where there is one.
+terminal as anything but text, and no secret of the settings at all. Tables are in ``rtfm_cli.tables``, so that rich is
+only imported where there is one.
 """
 
 from __future__ import annotations

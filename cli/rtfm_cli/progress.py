@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cli.printing import echo
+from rtfm_cli.printing import echo
 
 
 class Progress:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import (
+from rtfm.addresses import shown
+from rtfm_cli.options import (
     bootstrap_servers_option,
     echo_json,
     examples,
@@ -18,7 +19,6 @@ from cli.options import (
     registry_option,
     table_console,
 )
-from rtfm.addresses import shown
 
 if TYPE_CHECKING:
     from rtfm.settings import Settings
@@ -189,7 +189,7 @@ def _print(results: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         echo_json({"ok": all(result["result"] != "failed" for result in results), "tests": results})
         return
-    from cli.tables import Table, words
+    from rtfm_cli.tables import Table, words
 
     table = Table("test", "result", "detail", "ms", box=None)
     colours = {"ok": "green", "failed": "red", "skipped": "yellow"}

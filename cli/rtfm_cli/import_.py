@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import (
+from rtfm_cli.options import (
     bootstrap_servers_option,
     counted,
     echo_json,
@@ -20,8 +20,8 @@ from cli.options import (
     load_settings,
     registry_option,
 )
-from cli.printing import echo, printable
-from cli.progress import Progress
+from rtfm_cli.printing import echo, printable
+from rtfm_cli.progress import Progress
 
 if TYPE_CHECKING:
     from rtfm.knowledge.imports import ChatExport

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cli.options import (
+from rtfm_cli.options import (
     bootstrap_servers_option,
     echo_json,
     examples,
@@ -13,7 +13,7 @@ from cli.options import (
     records_shown,
     table_console,
 )
-from cli.printing import echo
+from rtfm_cli.printing import echo
 
 
 @click.group()
@@ -86,7 +86,7 @@ def list_(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
     if not states:
         echo("There are no topics yet; `rtfm-cli topics init` makes them.")
         return
-    from cli.tables import Table
+    from rtfm_cli.tables import Table
 
     table = Table("topic", "partitions", "records", "retention", "lag", box=None)
     for state in states:

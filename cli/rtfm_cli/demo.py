@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import frozen
 
-from cli.ask import readable
-from cli.local import download_progress, offer_model, open_stack
-from cli.main import EXIT_CHECK_FAILED, EXIT_UNREACHABLE, EXIT_USAGE
-from cli.options import echo_json, json_option, load_settings
 from rtfm.errors import ConfigError, RtfmError, Unavailable
+from rtfm_cli.ask import readable
+from rtfm_cli.local import download_progress, offer_model, open_stack
+from rtfm_cli.main import EXIT_CHECK_FAILED, EXIT_UNREACHABLE, EXIT_USAGE
+from rtfm_cli.options import echo_json, json_option, load_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,7 +97,7 @@ def demo(keep: bool, as_json: bool) -> None:
             mode = _search_mode(console, environment)
             replies = [_ask(console, environment, question) for question in questions()]
         dead_letters = len(json.loads(_cli(environment, "dlq", "list", "--json"))["dead_letters"])
-    from cli.tables import words
+    from rtfm_cli.tables import words
 
     summary: dict[str, Any] = {
         "questions": len(replies),
@@ -208,11 +208,11 @@ def _processor(settings: Settings, environment: Mapping[str, str]) -> Iterator[N
 
 def _import(console: Console, environment: Mapping[str, str]) -> None:
     files = exports()
-    with _step(console, f"Sample chat, {len(files)} channels", "rtfm-cli import cli/sample/*.json"):
+    with _step(console, f"Sample chat, {len(files)} channels", "rtfm-cli import cli/rtfm_cli/sample/*.json"):
         done = json.loads(_cli(environment, "import", "--json", *map(str, files)))
         if not done["ingested"]:
             raise RtfmError("the processor did not take the sample chat")
-    from cli.tables import words
+    from rtfm_cli.tables import words
 
     console.print(words(f"  {done['messages']} messages through {PREFIX}discord-messages into the archive", "dim"))
 
@@ -231,7 +231,7 @@ def _search_mode(console: Console, environment: Mapping[str, str]) -> str:
 def _ask(console: Console, environment: Mapping[str, str], question: Question) -> Reply:
     from rich.padding import Padding
 
-    from cli.tables import words
+    from rtfm_cli.tables import words
 
     console.print()
     console.print(words("? ", "bold cyan") + words(question.text, "bold"))
@@ -261,7 +261,7 @@ def _reply(environment: Mapping[str, str], question: Question) -> Reply:
 
 
 # The same interpreter and the same installation, wherever the script itself lies.
-_PROGRAM = (sys.executable, "-c", "from cli.main import main; main()")
+_PROGRAM = (sys.executable, "-c", "from rtfm_cli.main import main; main()")
 
 
 def _cli(environment: Mapping[str, str], *arguments: str, allowed: tuple[int, ...] = (0,)) -> str:
@@ -291,7 +291,7 @@ def _cli(environment: Mapping[str, str], *arguments: str, allowed: tuple[int, ..
 @contextmanager
 def _step(console: Console, what: str, command: str, *, spinner: bool = True) -> Iterator[None]:
     """A line for a step that went well, with its time; a spinner meanwhile unless the step shows its own progress."""
-    from cli.tables import words
+    from rtfm_cli.tables import words
 
     began = time.monotonic()
     with console.status(f"{what} …") if spinner else nullcontext():

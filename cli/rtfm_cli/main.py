@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
-from cli.printing import echo, printable
 from rtfm import errors
+from rtfm_cli.printing import echo, printable
 
 EXIT_CHECK_FAILED = 1
 EXIT_USAGE = 2
@@ -22,21 +22,21 @@ EXIT_UNREACHABLE = 3
 
 # name: (module, attribute, help). The help stands here so that --help imports no command.
 COMMANDS: dict[str, tuple[str, str, str]] = {
-    "local": ("cli.local", "local", "Run Kafka, the registry, Chroma and PostgreSQL on this machine."),
-    "topics": ("cli.topics", "topics", "Create, list and check the Kafka topics."),
-    "schemas": ("cli.schemas", "schemas", "Register, check and release the Avro contracts."),
-    "run": ("cli.run", "run", "Run a service: the bot or the processor."),
-    "import": ("cli.import_", "import_", "Import chat exports through discord-messages."),
-    "search": ("cli.search", "search", "Show what retrieval finds, with scores."),
-    "ask": ("cli.ask", "ask", "Ask a question through Kafka."),
-    "rebuild": ("cli.rebuild", "rebuild", "Make the vectors in Chroma again from the archive."),
-    "eval": ("cli.eval", "eval_", "Measure retrieval on questions whose answers are known."),
-    "dlq": ("cli.dlq", "dlq", "Look into dead letters, replay or discard them."),
-    "forget": ("cli.forget", "forget", "Erase a person, a channel or a guild."),
-    "selftest": ("cli.selftest", "selftest", "Try every part of a running system."),
-    "status": ("cli.status", "status", "Show topics, groups, lag and stores."),
-    "doctor": ("cli.doctor", "doctor", "Check configuration and surroundings, with a mend for each finding."),
-    "demo": ("cli.demo", "demo", "Show the whole journey on this machine, with sample data."),
+    "local": ("rtfm_cli.local", "local", "Run Kafka, the registry, Chroma and PostgreSQL on this machine."),
+    "topics": ("rtfm_cli.topics", "topics", "Create, list and check the Kafka topics."),
+    "schemas": ("rtfm_cli.schemas", "schemas", "Register, check and release the Avro contracts."),
+    "run": ("rtfm_cli.run", "run", "Run a service: the bot or the processor."),
+    "import": ("rtfm_cli.import_", "import_", "Import chat exports through discord-messages."),
+    "search": ("rtfm_cli.search", "search", "Show what retrieval finds, with scores."),
+    "ask": ("rtfm_cli.ask", "ask", "Ask a question through Kafka."),
+    "rebuild": ("rtfm_cli.rebuild", "rebuild", "Make the vectors in Chroma again from the archive."),
+    "eval": ("rtfm_cli.eval", "eval_", "Measure retrieval on questions whose answers are known."),
+    "dlq": ("rtfm_cli.dlq", "dlq", "Look into dead letters, replay or discard them."),
+    "forget": ("rtfm_cli.forget", "forget", "Erase a person, a channel or a guild."),
+    "selftest": ("rtfm_cli.selftest", "selftest", "Try every part of a running system."),
+    "status": ("rtfm_cli.status", "status", "Show topics, groups, lag and stores."),
+    "doctor": ("rtfm_cli.doctor", "doctor", "Check configuration and surroundings, with a mend for each finding."),
+    "demo": ("rtfm_cli.demo", "demo", "Show the whole journey on this machine, with sample data."),
 }
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.printing import echo, json_text
 from rtfm import settings
+from rtfm_cli.printing import echo, json_text
 
 if TYPE_CHECKING:
     from rich.console import Console

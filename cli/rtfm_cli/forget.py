@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import attrs
 import click
 
-from cli.import_ import TOPIC, wait_until_ingested
-from cli.options import (
+from rtfm_cli.import_ import TOPIC, wait_until_ingested
+from rtfm_cli.options import (
     bootstrap_servers_option,
     counted,
     echo_json,
@@ -21,8 +21,8 @@ from cli.options import (
     registry_option,
     table_console,
 )
-from cli.printing import echo
-from cli.progress import Progress
+from rtfm_cli.printing import echo
+from rtfm_cli.progress import Progress
 
 if TYPE_CHECKING:
     from rtfm.knowledge.archive import SqlArchive
@@ -185,7 +185,7 @@ def _deletion(told: Told) -> object:
 
 
 def _print(target: Target, reach: Reach) -> None:
-    from cli.tables import Table
+    from rtfm_cli.tables import Table
 
     where = f" in guild {target.guild_id}" if target.guild_id else ""
     table = Table("count", f"of {target.scope} {target.id}{where}", box=None)
