@@ -1,0 +1,65 @@
+"""Lines of rtfm/ and cli/ that are code: without blank lines, comments and docstrings.
+
+``make bench-lines`` counts the checkout; ``ARGS='v0.1.0'`` counts that commit beside it, room by room.
+"""
+
+import ast
+import io
+import subprocess
+import sys
+import tokenize
+from collections import Counter
+from pathlib import Path
+
+CHECKOUT = Path(__file__).parents[1]
+_NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+
+
+def code_lines(source: str) -> int:
+    """Number of lines of a module that hold code; a statement over three lines counts three."""
+    docstrings: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                docstrings.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in _NO_CODE:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    return len(lines - docstrings)
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
+
+
+def rooms(commit: str | None) -> Counter[str]:
+    """Lines of code by room (``rtfm/streams``), of the checkout or of a commit."""
+    found: Counter[str] = Counter()
+    for name in _git("ls-tree", "-r", "--name-only", commit or "HEAD", "rtfm", "cli").split():
+        path = CHECKOUT / name
+        if name.endswith(".py") and (commit or path.is_file()):
+            source = _git("show", f"{commit}:{name}") if commit else path.read_text("utf-8")
+            parts = name.split("/")
+            found["cli" if parts[0] == "cli" else "/".join(parts[:2]) if len(parts) > 2 else "rtfm"] += code_lines(
+                source
+            )
+    return found
+
+
+def main(arguments: list[str]) -> None:
+    """Print the table."""
+    columns = [rooms(commit) for commit in [*arguments, None]]
+    print(f"{'':20}" + "".join(f"{name[:10]:>12}" for name in [*arguments, "now"]))
+    for room in sorted(set().union(*columns)):
+        print(f"{room:20}" + "".join(f"{column[room]:12,}" for column in columns))
+    print(f"{'all':20}" + "".join(f"{column.total():12,}" for column in columns))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
