@@ -5,16 +5,23 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from rich.console import Console
 
-from rtfm_cli.main import EXIT_CHECK_FAILED
+from rtfm.contracts import open_contracts
+from rtfm.errors import Unavailable
+from rtfm.events import Audience, BotQuery, BotResponse, Citation, QueryOrigin, TimestampMillis, to_datetime
+from rtfm.knowledge import console_scope
+from rtfm.knowledge.archive import SqlArchive
+from rtfm.settings import Settings
+from rtfm.streams.consumer import EventReader
+from rtfm.streams.producer import EventProducer
+from rtfm.streams.progress import GroupProgress
+from rtfm_cli import exit_codes
 from rtfm_cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings, registry_option
-
-if TYPE_CHECKING:
-    from rtfm.events import BotQuery, BotResponse, Citation
-    from rtfm.settings import Settings
+from rtfm_cli.tables import words
 
 ANSWER_GROUP = "discord-message-processor-answer"
 CONSOLE_ID = "0"
@@ -32,9 +39,8 @@ _LINES = {
 
 
 @examples("""
-Examples:
-  rtfm-cli ask "how do I mount an NTFS disk?"
-  rtfm-cli ask --guild 1163874448331508 --timeout 10 --json "how do I mount an NTFS disk?"
+rtfm-cli ask "how do I mount an NTFS disk?"
+rtfm-cli ask --guild 1163874448331508 --timeout 10 --json "how do I mount an NTFS disk?"
 """)
 @click.command("ask")
 @click.argument("question")
@@ -59,7 +65,7 @@ def ask(
     kafka_bootstrap_servers: str | None,
     schema_registry_url: str | None,
     as_json: bool,
-) -> None:
+) -> int:
     """Ask QUESTION through bot-queries and print the answer from bot-responses.
 
     Private threads and direct messages are used only where --channel names them. Exits with 1 when answering failed and
@@ -76,15 +82,10 @@ def ask(
         echo_json(_as_json(response, elapsed_ms))
     else:
         _show(response, elapsed_ms)
-    if response.outcome.value in ("FAILED", "UNKNOWN"):
-        click.get_current_context().exit(EXIT_CHECK_FAILED)
+    return exit_codes.CHECK_FAILED if response.outcome.value in ("FAILED", "UNKNOWN") else exit_codes.DONE
 
 
 def _query(settings: Settings, question: str, guild: str | None, channels: tuple[str, ...]) -> BotQuery:
-    from rtfm.events import Audience, BotQuery, QueryOrigin, TimestampMillis
-    from rtfm.knowledge import console_scope
-    from rtfm.knowledge.archive import SqlArchive
-
     archive = SqlArchive(settings.database_url)
     try:
         guild_id, visible = console_scope(archive, guild, channels)
@@ -107,11 +108,6 @@ def _query(settings: Settings, question: str, guild: str | None, channels: tuple
 
 def _exchange(settings: Settings, query: BotQuery, timeout_s: float) -> tuple[BotResponse, int]:
     """The response to ``query`` and the milliseconds that it took. Raises Unavailable when none comes in time."""
-    from rtfm.contracts import open_contracts
-    from rtfm.errors import Unavailable
-    from rtfm.streams.consumer import EventReader
-    from rtfm.streams.producer import EventProducer
-
     contracts = open_contracts(settings)
     # The end is looked up before the question goes out, so that no answer can be missed.
     with EventReader(settings, contracts, "bot-responses", from_end=True) as reader:
@@ -129,9 +125,6 @@ def _exchange(settings: Settings, query: BotQuery, timeout_s: float) -> tuple[Bo
 
 
 def _hint(settings: Settings) -> str:
-    from rtfm.errors import Unavailable
-    from rtfm.streams.progress import GroupProgress
-
     try:
         members = GroupProgress(settings, ANSWER_GROUP).members()
     except Unavailable as exc:
@@ -162,11 +155,6 @@ def _as_json(response: BotResponse, elapsed_ms: int) -> dict[str, Any]:
 
 
 def _show(response: BotResponse, elapsed_ms: int) -> None:
-    from rich.console import Console
-
-    from rtfm.events import to_datetime
-    from rtfm_cli.tables import words
-
     console = Console(highlight=False, soft_wrap=True)
     answer = readable(response.answer) or _LINES.get(response.outcome.value, response.outcome.value)
     console.print(words(answer, newlines=True))

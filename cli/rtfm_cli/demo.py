@@ -16,22 +16,22 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from attrs import frozen
+from rich.console import Console
+from rich.padding import Padding
 
 from rtfm.errors import ConfigError, RtfmError, Unavailable
+from rtfm.local.services import create_database
+from rtfm.local.stack import LocalStack
+from rtfm.settings import Settings
+from rtfm_cli import exit_codes
 from rtfm_cli.ask import readable
 from rtfm_cli.local import download_progress, offer_model, open_stack
-from rtfm_cli.main import EXIT_CHECK_FAILED, EXIT_UNREACHABLE, EXIT_USAGE
 from rtfm_cli.options import echo_json, json_option, load_settings
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from rtfm.local.stack import LocalStack
-    from rtfm.settings import Settings
+from rtfm_cli.tables import words
 
 SAMPLE = Path(__file__).parent / "sample"
 PREFIX = "demo."
@@ -75,15 +75,13 @@ class Reply:
 @click.command()
 @click.option("--keep", is_flag=True, help="Leave the services running that the demo started.")
 @json_option
-def demo(keep: bool, as_json: bool) -> None:
+def demo(keep: bool, as_json: bool) -> int:
     """Show the whole journey on this machine, with sample data.
 
     Starts Kafka, the registry, Chroma and PostgreSQL unless they run already, imports a sample chat through
     discord-messages, and asks five questions through bot-queries. The first time it fetches about 200 MB. Your own
     topics and archive stay as they are. Exits with 1 when fewer than four answers link to the right conversation.
     """
-    from rich.console import Console
-
     began = time.monotonic()
     console = Console(stderr=as_json, highlight=False)
     settings = load_settings()
@@ -97,7 +95,6 @@ def demo(keep: bool, as_json: bool) -> None:
             mode = _search_mode(console, environment)
             replies = [_ask(console, environment, question) for question in questions()]
         dead_letters = len(json.loads(_cli(environment, "dlq", "list", "--json"))["dead_letters"])
-    from rtfm_cli.tables import words
 
     summary: dict[str, Any] = {
         "questions": len(replies),
@@ -115,8 +112,7 @@ def demo(keep: bool, as_json: bool) -> None:
     console.print(words(last, "bold"))
     if as_json:
         echo_json(summary)
-    if summary["right"] < RIGHT_ENOUGH:
-        click.get_current_context().exit(EXIT_CHECK_FAILED)
+    return exit_codes.DONE if summary["right"] >= RIGHT_ENOUGH else exit_codes.CHECK_FAILED
 
 
 def exports() -> list[Path]:
@@ -150,8 +146,6 @@ def _services(console: Console, stack: LocalStack, *, keep: bool) -> Iterator[No
 
 def _environment(stack: LocalStack) -> dict[str, str]:
     """The environment of every step: this one, with the demo's own addresses and names."""
-    from rtfm.local.services import create_database
-
     address = {service.name: service.address for service in stack.status()}
     server = address["postgres"].rpartition("/")[0]
     create_database(server, DATABASE)
@@ -212,7 +206,6 @@ def _import(console: Console, environment: Mapping[str, str]) -> None:
         done = json.loads(_cli(environment, "import", "--json", *map(str, files)))
         if not done["ingested"]:
             raise RtfmError("the processor did not take the sample chat")
-    from rtfm_cli.tables import words
 
     console.print(words(f"  {done['messages']} messages through {PREFIX}discord-messages into the archive", "dim"))
 
@@ -229,10 +222,6 @@ def _search_mode(console: Console, environment: Mapping[str, str]) -> str:
 
 
 def _ask(console: Console, environment: Mapping[str, str], question: Question) -> Reply:
-    from rich.padding import Padding
-
-    from rtfm_cli.tables import words
-
     console.print()
     console.print(words("? ", "bold cyan") + words(question.text, "bold"))
     with console.status("through demo.bot-queries and back …"):
@@ -248,7 +237,9 @@ def _ask(console: Console, environment: Mapping[str, str], question: Question) -
 def _reply(environment: Mapping[str, str], question: Question) -> Reply:
     try:
         # 1 is the outcome FAILED, printed as any other.
-        printed = json.loads(_cli(environment, "ask", "--json", question.text, allowed=(0, EXIT_CHECK_FAILED)))
+        printed = json.loads(
+            _cli(environment, "ask", "--json", question.text, allowed=(exit_codes.DONE, exit_codes.CHECK_FAILED))
+        )
     except Unavailable as exc:
         return Reply(question=question, outcome="NONE", answer=str(exc), citations=(), elapsed_ms=0)
     return Reply(
@@ -280,9 +271,9 @@ def _cli(environment: Mapping[str, str], *arguments: str, allowed: tuple[int, ..
     lines = dict(line.split(": ", 1) for line in done.stderr.splitlines() if line.startswith(("Error: ", "Hint: ")))
     message = f"rtfm-cli {arguments[0]}: {lines.get('Error', f'exit code {done.returncode}')}"
     match done.returncode:
-        case code if code == EXIT_USAGE:
+        case exit_codes.USAGE:
             raise ConfigError(message, hint=lines.get("Hint"))
-        case code if code == EXIT_UNREACHABLE:
+        case exit_codes.UNREACHABLE:
             raise Unavailable("demo", message, hint=lines.get("Hint"))
         case _:
             raise RtfmError(message, hint=lines.get("Hint"))
@@ -291,8 +282,6 @@ def _cli(environment: Mapping[str, str], *arguments: str, allowed: tuple[int, ..
 @contextmanager
 def _step(console: Console, what: str, command: str, *, spinner: bool = True) -> Iterator[None]:
     """A line for a step that went well, with its time; a spinner meanwhile unless the step shows its own progress."""
-    from rtfm_cli.tables import words
-
     began = time.monotonic()
     with console.status(f"{what} …") if spinner else nullcontext():
         yield

@@ -7,18 +7,28 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
 
 import click
+import httpx
 from attrs import frozen
 
+from rtfm import contracts
 from rtfm.addresses import shown
-from rtfm_cli.main import EXIT_CHECK_FAILED
+from rtfm.contracts import catalogue, registration, strays
+from rtfm.errors import RtfmError, Unavailable
+from rtfm.knowledge import rebuilding
+from rtfm.knowledge.archive import SqlArchive
+from rtfm.knowledge.embedding import default_model_dir, model_folder
+from rtfm.knowledge.vectors import ChromaVectors
+from rtfm.local import model
+from rtfm.redaction import redacted
+from rtfm.settings import Settings
+from rtfm.streams import release
+from rtfm.streams.topics import TopicAdmin
+from rtfm_cli import exit_codes
+from rtfm_cli.local import download_progress
 from rtfm_cli.options import echo_json, examples, json_option, load_settings
 from rtfm_cli.printing import echo, printable
-
-if TYPE_CHECKING:
-    from rtfm.settings import Settings
 
 ROOM_BYTES = 1_000_000_000
 """Downloads take 0.5 GB, an archive of 100,000 messages about as much."""
@@ -37,26 +47,21 @@ class Finding:
     mend: str | None = None
 
 
-@examples(
-    """
+@examples("""
 rtfm-cli doctor
 rtfm-cli doctor --fetch-model
 rtfm-cli doctor --json
-"""
-)
+""")
 @click.command()
 @click.option("--fetch-model", is_flag=True, help="Fetch the embedding model first (80 MB).")
 @json_option
-def doctor(fetch_model: bool, as_json: bool) -> None:
+def doctor(fetch_model: bool, as_json: bool) -> int:
     """Check configuration and surroundings, with a mend for each finding.
 
     Changes nothing, unless told to fetch the model. Exits with 1 when something is wrong.
     """
     settings = load_settings()
     if fetch_model:
-        from rtfm.local import model
-        from rtfm_cli.local import download_progress
-
         with download_progress() as progress:
             model.fetch(settings.home, url=settings.embedding_model_url, progress=progress)
     findings = list(examine(settings))
@@ -71,8 +76,7 @@ def doctor(fetch_model: bool, as_json: bool) -> None:
         )
     else:
         _show(findings)
-    if any(finding.state == "wrong" for finding in findings):
-        click.get_current_context().exit(EXIT_CHECK_FAILED)
+    return exit_codes.CHECK_FAILED if any(finding.state == "wrong" for finding in findings) else exit_codes.DONE
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
@@ -82,9 +86,6 @@ def examine(settings: Settings) -> Iterator[Finding]:
 
 
 def _examined(name: str, check: Callable[[Settings], Finding], settings: Settings) -> Finding:
-    from rtfm.errors import RtfmError
-    from rtfm.redaction import redacted
-
     try:
         return check(settings)
     except RtfmError as exc:
@@ -110,10 +111,6 @@ def _room(settings: Settings) -> Finding:
 
 
 def _topics(settings: Settings) -> Finding:
-    from rtfm.contracts import catalogue
-    from rtfm.streams import release
-    from rtfm.streams.topics import TopicAdmin
-
     plan = TopicAdmin(settings, catalogue.load(settings.schemas_dir)).plan()
     changes = [f"{step.topic}: {step.action}" for step in plan if step.action != "none"]
     if changes:
@@ -130,9 +127,6 @@ def _topics(settings: Settings) -> Finding:
 
 
 def _schemas(settings: Settings) -> Finding:
-    from rtfm import contracts
-    from rtfm.contracts import catalogue, registration
-
     registry = contracts.open_registry(settings)
     try:
         plan = registration.plan(catalogue.load(settings.schemas_dir), registry)
@@ -150,10 +144,6 @@ def _schemas(settings: Settings) -> Finding:
 
 
 def _strays(settings: Settings) -> Finding:
-    from rtfm import contracts
-    from rtfm.contracts import catalogue, strays
-    from rtfm.errors import Unavailable
-
     registry = contracts.open_registry(settings)
     try:
         found = strays.find(catalogue.load(settings.schemas_dir), registry)
@@ -172,8 +162,6 @@ def _strays(settings: Settings) -> Finding:
 
 
 def _archive(settings: Settings) -> Finding:
-    from rtfm.knowledge.archive import SqlArchive
-
     archive = SqlArchive(settings.database_url)
     try:
         archive.check()
@@ -183,8 +171,6 @@ def _archive(settings: Settings) -> Finding:
 
 
 def _vectors(settings: Settings) -> Finding:
-    from rtfm.knowledge.vectors import ChromaVectors
-
     vectors = ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)
     try:
         vectors.check()
@@ -194,8 +180,6 @@ def _vectors(settings: Settings) -> Finding:
 
 
 def _model(settings: Settings) -> Finding:
-    from rtfm.knowledge.embedding import default_model_dir, model_folder
-
     folder = settings.embedding_model_dir or default_model_dir(settings.home)
     if model_folder(folder) is not None:
         return Finding(check="embedding model", state="ok", detail=str(folder))
@@ -216,9 +200,6 @@ def _model(settings: Settings) -> Finding:
 
 def _due(settings: Settings) -> Finding:
     """Whether the vectors are those of the model: without them search goes by words though the model is there."""
-    from rtfm.errors import RtfmError
-    from rtfm.knowledge import rebuilding
-
     try:
         due = rebuilding.due_by(settings)
     except RtfmError:
@@ -233,8 +214,6 @@ def _due(settings: Settings) -> Finding:
 
 def _clock(settings: Settings) -> Finding:
     """The registry's clock against this one: services of one system must agree on when a question expires."""
-    import httpx
-
     try:
         reply = httpx.head(settings.schema_registry_url, timeout=2)
         theirs = parsedate_to_datetime(reply.headers["Date"]).timestamp()

@@ -8,14 +8,15 @@ from pathlib import Path
 import click
 
 from rtfm.errors import ConfigError
+from rtfm.knowledge import console_scope, open_knowledge
+from rtfm.knowledge.evaluation import measure, read_questions, summarise
 from rtfm_cli.options import echo_json, examples, json_option, load_settings, say_if_lexical
 from rtfm_cli.printing import echo
 
 
 @examples("""
-Examples:
-  rtfm-cli eval questions.jsonl
-  rtfm-cli eval questions.jsonl --out results.jsonl --json
+rtfm-cli eval questions.jsonl
+rtfm-cli eval questions.jsonl --out results.jsonl --json
 """)
 @click.command("eval")
 @click.argument("questions", type=click.Path(path_type=Path))
@@ -27,9 +28,6 @@ def eval_(questions: Path, out: Path | None, as_json: bool) -> None:
     Each holds question, message_id, guild_id and relevant_message_ids. Prints hit@5, MRR@10 and coverage: the share of
     the relevant messages inside the first 300 words of what is found.
     """
-    from rtfm.knowledge import console_scope, open_knowledge
-    from rtfm.knowledge.evaluation import measure, read_questions, summarise
-
     asked = read_questions(questions)
     knowledge = open_knowledge(load_settings(log_level="ERROR"))
     say_if_lexical(knowledge.retriever.mode)

@@ -5,11 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import closing
-from typing import TYPE_CHECKING
 
 import attrs
 import click
 
+from rtfm.clock import now_ms
+from rtfm.contracts import open_contracts
+from rtfm.events import ChannelKind, DiscordMessage, MessageChange, MessageSource, TimestampMillis, is_id, is_time
+from rtfm.knowledge.archive import SqlArchive
+from rtfm.knowledge.archive.erasing import Pass, Reach, Target, Told
+from rtfm.settings import Settings
+from rtfm.streams.producer import Delivery, EventProducer
+from rtfm_cli import exit_codes
 from rtfm_cli.import_ import TOPIC, wait_until_ingested
 from rtfm_cli.options import (
     bootstrap_servers_option,
@@ -19,16 +26,10 @@ from rtfm_cli.options import (
     json_option,
     load_settings,
     registry_option,
-    table_console,
 )
 from rtfm_cli.printing import echo
 from rtfm_cli.progress import Progress
-
-if TYPE_CHECKING:
-    from rtfm.knowledge.archive import SqlArchive
-    from rtfm.knowledge.archive.erasing import Pass, Reach, Target, Told
-    from rtfm.settings import Settings
-    from rtfm.streams.producer import Delivery
+from rtfm_cli.tables import Table, table_console
 
 _PAGE = 200
 """Deletions that are told before it is noted how far they are."""
@@ -44,11 +45,10 @@ _WHAT = {
 
 
 @examples("""
-Examples:
-  rtfm-cli forget --user 80351110224678912 --dry-run
-  rtfm-cli forget --user 80351110224678912 --yes
-  rtfm-cli forget --user 80351110224678912 --guild 1163874448331508
-  rtfm-cli forget --channel 1163874448331511
+rtfm-cli forget --user 80351110224678912 --dry-run
+rtfm-cli forget --user 80351110224678912 --yes
+rtfm-cli forget --user 80351110224678912 --guild 1163874448331508
+rtfm-cli forget --channel 1163874448331511
 """)
 @click.command("forget")
 @click.option("--user", metavar="ID", help="A person: what they said and asked, in all guilds or that of --guild.")
@@ -82,9 +82,6 @@ def forget(
     was interrupted goes on when it is run again. What stays in Kafka and in backups for how long: docs/privacy.md.
     Exit code 1: no processor has removed the messages yet.
     """
-    from rtfm.clock import now_ms
-    from rtfm.knowledge.archive import SqlArchive
-
     target = _target(user, channel, guild)
     settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     with closing(SqlArchive(settings.database_url)) as archive:
@@ -95,7 +92,7 @@ def forget(
         if dry_run:
             if as_json:
                 echo_json({"dry_run": True, **named, "reach": attrs.asdict(reach)})
-            return 0
+            return exit_codes.DONE
         if not yes:
             if as_json:
                 raise click.UsageError("--json asks nobody: add --yes, or --dry-run.")
@@ -109,13 +106,10 @@ def forget(
         echo_json({"dry_run": False, **named, "reach": attrs.asdict(reach), **told})
     else:
         echo(f"{counted(teller.told, 'deletions')} told, {counted(left, 'messages')} left to remove.")
-    return 1 if left and not no_wait else 0
+    return exit_codes.CHECK_FAILED if left and not no_wait else exit_codes.DONE
 
 
 def _target(user: str | None, channel: str | None, guild: str | None) -> Target:
-    from rtfm.events import is_id
-    from rtfm.knowledge.archive.erasing import Target
-
     given = [name for name in (user, channel, guild) if name is not None]
     if not given or (channel is not None and len(given) > 1):
         raise click.UsageError("Say one of --user, --channel and --guild; --guild may stand beside --user.")
@@ -140,9 +134,6 @@ class _Teller:
 
     def tell(self, passes: list[Pass], total: int, *, quiet: bool) -> dict[int, int]:
         """Partition → offset after the last deletion. Raises Unavailable when Kafka does not take one."""
-        from rtfm.contracts import open_contracts
-        from rtfm.streams.producer import EventProducer
-
         erasing, target = self._archive.erasing, self._target
         contracts = open_contracts(self._settings)
         with EventProducer(self._settings, contracts) as producer, Progress("Telling", total, quiet) as progress:
@@ -168,9 +159,6 @@ class _Teller:
 
 
 def _deletion(told: Told) -> object:
-    from rtfm.clock import now_ms
-    from rtfm.events import ChannelKind, DiscordMessage, MessageChange, MessageSource, TimestampMillis, is_time
-
     return DiscordMessage(
         message_id=told.message_id,
         guild_id=told.guild_id or None,
@@ -185,8 +173,6 @@ def _deletion(told: Told) -> object:
 
 
 def _print(target: Target, reach: Reach) -> None:
-    from rtfm_cli.tables import Table
-
     where = f" in guild {target.guild_id}" if target.guild_id else ""
     table = Table("count", f"of {target.scope} {target.id}{where}", box=None)
     for name, count in attrs.asdict(reach).items():

@@ -7,10 +7,15 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from rtfm.contracts import open_contracts
+from rtfm.errors import InvalidEvent, PermanentError
+from rtfm.knowledge.imports import MAX_EVENT_BYTES, ChatExport, read_export
+from rtfm.settings import Settings
+from rtfm.streams.producer import Delivery, EventProducer, event_headers
+from rtfm.streams.progress import GroupProgress
 from rtfm_cli.options import (
     bootstrap_servers_option,
     counted,
@@ -23,11 +28,6 @@ from rtfm_cli.options import (
 from rtfm_cli.printing import echo, printable
 from rtfm_cli.progress import Progress
 
-if TYPE_CHECKING:
-    from rtfm.knowledge.imports import ChatExport
-    from rtfm.settings import Settings
-    from rtfm.streams.producer import Delivery
-
 TOPIC = "discord-messages"
 GROUP = "discord-message-processor"
 PATIENCE_S = 10.0
@@ -37,9 +37,8 @@ _PLACES_SHOWN = 10
 
 
 @examples("""
-Examples:
-  rtfm-cli import export/*.json
-  rtfm-cli import --no-wait general.json
+rtfm-cli import export/*.json
+rtfm-cli import --no-wait general.json
 """)
 @click.command("import")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -59,8 +58,6 @@ def import_(
     All files are checked before anything is sent. Messages that are broken, and Discord's own notices, are left out and
     counted. Importing a file again changes nothing.
     """
-    from rtfm.knowledge.imports import read_export
-
     settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     exports = [read_export(path) for path in files]
     produced, sent = _produce(settings, exports, quiet=as_json)
@@ -73,11 +70,6 @@ def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) 
 
     Raises RtfmError when one was not delivered.
     """
-    from rtfm.contracts import open_contracts
-    from rtfm.errors import InvalidEvent, PermanentError
-    from rtfm.knowledge.imports import MAX_EVENT_BYTES
-    from rtfm.streams.producer import EventProducer, event_headers
-
     ends: dict[int, int] = {}
     lock = threading.Lock()
 
@@ -111,8 +103,6 @@ def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) 
 
 def wait_until_ingested(settings: Settings, ends: dict[int, int], *, quiet: bool) -> bool:
     """Wait until ingest has passed ``ends``; False when there is no processor."""
-    from rtfm.streams.progress import GroupProgress
-
     group = GroupProgress(settings, GROUP)
     committed = group.committed(TOPIC, ends)
     started = {partition: committed.get(partition, 0) for partition in ends}

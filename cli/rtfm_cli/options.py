@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from textwrap import indent
+from typing import Any
 
 import click
 
-from rtfm import settings
+from rtfm import settings, telemetry
+from rtfm.home import close_to_others
+from rtfm.redaction import hide
 from rtfm_cli.printing import echo, json_text
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 bootstrap_servers_option = click.option(
     "--bootstrap-servers",
@@ -31,10 +30,6 @@ def load_settings(*, log_level: str | None = None, **flags: Any) -> settings.Set
 
     ``log_level`` is for commands that say themselves what would be logged; ``--debug`` logs all the same.
     """
-    from rtfm import telemetry
-    from rtfm.home import close_to_others
-    from rtfm.redaction import hide
-
     loaded = settings.load().with_flags(**flags)
     hide(loaded.secrets())
     context = click.get_current_context(silent=True)
@@ -65,18 +60,11 @@ def records_shown(records: int | None, offsets: int) -> str:
     return f"≤ {offsets}" if records is None else str(records)
 
 
-def table_console() -> Console:
-    """Where tables go: as wide as the terminal, and in a pipe as wide as the table, so that nothing is cut off."""
-    from rich.console import Console
-
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
-
-
 def examples(text: str) -> Callable[[Any], Any]:
-    """Examples for the end of a command's --help."""
+    """Examples for the end of a command's --help, one a line."""
 
     def attach(command: Any) -> Any:
-        command.epilog = "\b\n" + text.strip("\n")
+        command.epilog = "\b\nExamples:\n" + indent(text.strip("\n"), "  ")
         return command
 
     return attach

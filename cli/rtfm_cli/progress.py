@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
 from rtfm_cli.printing import echo
 
 
@@ -9,10 +13,6 @@ class Progress:
     """A bar on a terminal, a plain line now and then elsewhere, nothing when quiet."""
 
     def __init__(self, what: str, total: int, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
         console = Console(stderr=True)
         self._what, self._total, self._done, self._shown = what, total, 0, 0
         self._plain = not console.is_terminal and not quiet

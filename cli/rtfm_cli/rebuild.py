@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from rtfm.errors import ConfigError
+from rtfm.knowledge import open_knowledge, rebuilding
+from rtfm.knowledge.rebuilding import Plan
 from rtfm_cli.options import counted, echo_json, examples, json_option, load_settings, say_if_lexical
 from rtfm_cli.printing import echo
 from rtfm_cli.progress import Progress
-
-if TYPE_CHECKING:
-    from rtfm.knowledge.rebuilding import Plan
 
 _WILL = {
     "nothing": "nothing to do",
@@ -23,10 +23,9 @@ _WILL = {
 
 
 @examples("""
-Examples:
-  rtfm-cli rebuild --dry-run
-  rtfm-cli rebuild
-  rtfm-cli rebuild --guild 1163874448331508 --force
+rtfm-cli rebuild --dry-run
+rtfm-cli rebuild
+rtfm-cli rebuild --guild 1163874448331508 --force
 """)
 @click.command("rebuild")
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and why; write nothing.")
@@ -40,9 +39,6 @@ def rebuild(dry_run: bool, force: bool, only: str | None, as_json: bool) -> None
     model is another one, or there was none when the texts came, or a new version splits conversations otherwise, all is
     made anew. Search and ingest go on meanwhile; a rebuild that is interrupted leaves everything as it was.
     """
-    from rtfm.errors import ConfigError
-    from rtfm.knowledge import open_knowledge, rebuilding
-
     knowledge = open_knowledge(load_settings(log_level="ERROR"))
     say_if_lexical(knowledge.retriever.mode)
     try:

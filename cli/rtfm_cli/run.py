@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
 
 import click
 
+from rtfm.bot.service import run_bot
+from rtfm.processor.service import Part, run_processor
+from rtfm.streams.pipeline import Unfinished
+from rtfm_cli import exit_codes
 from rtfm_cli.options import bootstrap_servers_option, examples, load_settings, registry_option
 from rtfm_cli.printing import echo
-
-if TYPE_CHECKING:
-    from rtfm.processor.service import Part
 
 
 @click.group()
@@ -21,9 +21,8 @@ def run() -> None:
 
 
 @examples("""
-Examples:
-  rtfm-cli run processor
-  METRICS_PORT=9100 rtfm-cli run processor --only answer
+rtfm-cli run processor
+METRICS_PORT=9100 rtfm-cli run processor --only answer
 """)
 @run.command("processor")
 @click.option("--only", type=click.Choice(["ingest", "answer"]), help="Do one of its two jobs.")
@@ -32,8 +31,6 @@ Examples:
 def processor(only: Part | None, kafka_bootstrap_servers: str | None, schema_registry_url: str | None) -> None:
     """Archive messages and answer questions."""
     settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
-    from rtfm.processor.service import run_processor
-    from rtfm.streams.pipeline import Unfinished
 
     try:
         run_processor(settings, only)
@@ -41,7 +38,7 @@ def processor(only: Part | None, kafka_bootstrap_servers: str | None, schema_reg
         echo(f"Error: {exc}\nHint: {exc.hint}", err=True)
         # Threads that are still at work would keep the interpreter from ending.
         sys.stderr.flush()
-        os._exit(1)
+        os._exit(exit_codes.CHECK_FAILED)
 
 
 @run.command("bot")
@@ -50,6 +47,5 @@ def processor(only: Part | None, kafka_bootstrap_servers: str | None, schema_reg
 def bot(kafka_bootstrap_servers: str | None, schema_registry_url: str | None) -> None:
     """Listen and reply on Discord, as the bot of DISCORD_TOKEN."""
     settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
-    from rtfm.bot.service import run_bot
 
     run_bot(settings)

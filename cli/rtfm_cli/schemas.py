@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from attrs import asdict
 
-from rtfm_cli.options import echo_json, examples, json_option, load_settings, registry_option, table_console
+from rtfm import contracts
+from rtfm.contracts import EVENT_OF_TOPIC, EventCodec, compatibility, difference, lock, registration, strays
+from rtfm.contracts import catalogue as catalogues
+from rtfm.contracts import release as releases
+from rtfm.contracts.catalogue import Catalogue
+from rtfm.contracts.release import Finding
+from rtfm.contracts.strays import Stray
+from rtfm.errors import ConfigError
+from rtfm_cli import exit_codes
+from rtfm_cli.options import echo_json, examples, json_option, load_settings, registry_option
 from rtfm_cli.printing import echo, json_text
-
-if TYPE_CHECKING:
-    from rtfm.contracts.catalogue import Catalogue
-    from rtfm.contracts.release import Finding
-    from rtfm.contracts.strays import Stray
+from rtfm_cli.tables import Table, table_console
 
 
 @click.group()
@@ -62,10 +68,6 @@ rtfm-cli schemas register --registry http://localhost:8081
 @json_option
 def register(schema_registry_url: str | None, dry_run: bool, as_json: bool) -> None:
     """Register the contracts and their compatibility levels, all or nothing. A second run changes nothing."""
-    from rtfm import contracts
-    from rtfm.contracts import catalogue as catalogues
-    from rtfm.contracts import lock, registration, strays
-
     settings = load_settings(schema_registry_url=schema_registry_url)
     catalogue = catalogues.load(settings.schemas_dir)
     if not (catalogue.directory / lock.LOCK_FILE).is_file() and not dry_run:
@@ -106,16 +108,13 @@ def check(output: str, url: str | None) -> int:
 
     Also looks for what is wrong with a schema by itself, and for released files that were changed or removed.
     """
-    from rtfm import contracts
-    from rtfm.contracts import release, strays
-
     catalogue = _catalogue()
-    found = release.findings(catalogue)
+    found = releases.findings(catalogue)
     if url:
         registry = contracts.open_registry(load_settings(schema_registry_url=url))
-        found += release.disagreements(catalogue, registry)
+        found += releases.disagreements(catalogue, registry)
         found += [
-            release.Finding(
+            releases.Finding(
                 kind="registry",
                 subject=stray.subject,
                 rule="unreleased",
@@ -128,8 +127,6 @@ def check(output: str, url: str | None) -> int:
         ]
     subjects = len(catalogue.with_schema())
     if output == "json":
-        from attrs import asdict
-
         echo_json({"subjects": subjects, "findings": [asdict(finding) for finding in found]})
     elif output == "github":
         for finding in found:
@@ -140,7 +137,7 @@ def check(output: str, url: str | None) -> int:
             echo(_text(finding))
     if output != "json":
         echo(f"{subjects} subjects checked, {len(found)} finding{'' if len(found) == 1 else 's'}")
-    return 1 if found else 0
+    return exit_codes.CHECK_FAILED if found else exit_codes.DONE
 
 
 @examples("""
@@ -159,10 +156,6 @@ def remove(subject: str, version: int, schema_registry_url: str | None, yes: boo
     Records that were written with it stay readable. Refuses a released version. Turn auto.register.schemas off in the
     client that registered it first, or it comes again.
     """
-    from rtfm import contracts
-    from rtfm.contracts import catalogue as catalogues
-    from rtfm.contracts import strays
-
     settings = load_settings(schema_registry_url=schema_registry_url)
     catalogue = catalogues.load(settings.schemas_dir)
     registry = contracts.open_registry(settings, timeout_s=contracts.PATIENT_S)
@@ -188,9 +181,6 @@ rtfm-cli schemas diff bot-queries --from 1
 @json_option
 def diff(topic: str | None, version: int | None, as_json: bool) -> None:
     """Show in words what changed since a released version."""
-    from rtfm.contracts import difference
-    from rtfm.errors import ConfigError
-
     catalogue = _catalogue()
     rows: list[dict[str, Any]] = []
     for entry in [catalogue.topic(topic)] if topic else catalogue.with_schema():
@@ -221,10 +211,6 @@ rtfm-cli schemas release
 @click.option("--reset-v1", is_flag=True, help="Make the schemas version 1 again; only before the project's first tag.")
 def release(dry_run: bool, reset_v1: bool) -> int:
     """Freeze the schemas that changed as their next version; refuses an incompatible or an unchanged one."""
-    from rtfm.contracts import compatibility
-    from rtfm.contracts import release as releases
-    from rtfm.errors import ConfigError
-
     catalogue = _catalogue()
     if reset_v1:
         if _tags(catalogue.directory):
@@ -239,10 +225,10 @@ def release(dry_run: bool, reset_v1: bool) -> int:
             echo(_text(finding), err=True)
         if found:
             echo("Nothing was released.", err=True)
-            return 1
+            return exit_codes.CHECK_FAILED
         if not planned:
             echo("Nothing to release: every schema is as it was last released.", err=True)
-            return 1
+            return exit_codes.CHECK_FAILED
     if not dry_run:
         if reset_v1:
             releases.reset(catalogue)
@@ -253,7 +239,7 @@ def release(dry_run: bool, reset_v1: bool) -> int:
         echo(f"{topic.subject} v{version}" + (" would be released" if dry_run else " released"))
         fixed = compatibility.never_removable({version: topic.schema or {}}, topic.compatibility or "NONE")
         echo("  fields that can never be removed: " + (", ".join(fixed) or "none"))
-    return 0
+    return exit_codes.DONE
 
 
 @examples("""
@@ -266,10 +252,6 @@ rtfm-cli schemas show bot-queries --codec
 @click.option("--codec", is_flag=True, help="Show the Python source of its encoder and decoder.")
 def show(topic: str, version: int | None, codec: bool) -> None:
     """Print a schema, or the source of the codec that is made from it."""
-
-    from rtfm.contracts import EVENT_OF_TOPIC, EventCodec
-    from rtfm.errors import ConfigError
-
     catalogue = _catalogue()
     entry = catalogue.topic(topic)
     schema = entry.schema if version is None else catalogue.released(topic).get(version)
@@ -291,8 +273,6 @@ def show(topic: str, version: int | None, codec: bool) -> None:
 
 
 def _catalogue() -> Catalogue:
-    from rtfm.contracts import catalogue as catalogues
-
     return catalogues.load(load_settings().schemas_dir)
 
 
@@ -337,8 +317,6 @@ def _relative(path: Path) -> str:
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> None:
-    from rtfm_cli.tables import Table
-
     table: Any = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import attrs
 import click
 
-from rtfm_cli.options import echo_json, examples, json_option, load_settings, say_if_lexical, table_console
+from rtfm.knowledge import SearchResult, console_scope, open_knowledge
+from rtfm_cli.options import echo_json, examples, json_option, load_settings, say_if_lexical
 from rtfm_cli.printing import echo, printable
-
-if TYPE_CHECKING:
-    from rtfm.knowledge import SearchResult
+from rtfm_cli.tables import Table, table_console
 
 
 @examples("""
-Examples:
-  rtfm-cli search "mount an NTFS disk"
-  rtfm-cli search "mount an NTFS disk" --explain
-  rtfm-cli search --guild 1163874448331508 --limit 3 --json "mount an NTFS disk"
+rtfm-cli search "mount an NTFS disk"
+rtfm-cli search "mount an NTFS disk" --explain
+rtfm-cli search --guild 1163874448331508 --limit 3 --json "mount an NTFS disk"
 """)
 @click.command("search")
 @click.argument("query")
@@ -31,8 +28,6 @@ def search(query: str, guild: str | None, channels: tuple[str, ...], limit: int,
 
     Private threads and direct messages are searched only where --channel names them.
     """
-    from rtfm.knowledge import console_scope, open_knowledge
-
     if not query.strip():
         raise click.BadParameter("it is empty", param_hint="QUERY")
     knowledge = open_knowledge(load_settings(log_level="ERROR"))
@@ -87,14 +82,10 @@ def _one_line(text: str) -> str:
 
 
 def _explained(result: SearchResult) -> dict[str, object] | None:
-    import attrs
-
     return None if result.explanation is None else attrs.asdict(result.explanation)
 
 
 def _show_explanation(result: SearchResult) -> None:
-    from rtfm_cli.tables import Table
-
     how = result.explanation
     if how is None:
         echo("Nothing was searched: no visible channel, or no question.")

@@ -5,11 +5,31 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from rtfm.addresses import shown
+from rtfm.contracts import catalogue, open_contracts
+from rtfm.errors import ConfigError, PermanentError
+from rtfm.events import (
+    Audience,
+    BotQuery,
+    ChannelKind,
+    DiscordMessage,
+    MessageChange,
+    MessageSource,
+    QueryOrigin,
+    TimestampMillis,
+)
+from rtfm.redaction import redacted
+from rtfm.settings import Settings
+from rtfm.streams.consumer import EventReader
+from rtfm.streams.dead_letter_store import DeadLetterStore, LetterFilter
+from rtfm.streams.producer import EventProducer
+from rtfm.streams.progress import GroupProgress
+from rtfm.streams.topics import TopicAdmin
+from rtfm_cli import exit_codes
 from rtfm_cli.options import (
     bootstrap_servers_option,
     echo_json,
@@ -17,11 +37,8 @@ from rtfm_cli.options import (
     json_option,
     load_settings,
     registry_option,
-    table_console,
 )
-
-if TYPE_CHECKING:
-    from rtfm.settings import Settings
+from rtfm_cli.tables import Table, table_console, words
 
 TESTS = ("connection", "topics", "schemas", "messages", "queries", "dead-letters")
 _ANSWER_TIMEOUT_S = 15.0
@@ -31,13 +48,11 @@ class SkippedCheck(Exception):
     """The check has nothing to try; the text says why and what would change that."""
 
 
-@examples(
-    """
+@examples("""
 rtfm-cli selftest
 rtfm-cli selftest --bootstrap-servers localhost:29092 --test all
 rtfm-cli selftest --test queries --json
-"""
-)
+""")
 @click.command()
 @click.option(
     "--test", "which", type=click.Choice(["all", *TESTS]), default="all", show_default=True, help="What to try."
@@ -45,14 +60,11 @@ rtfm-cli selftest --test queries --json
 @bootstrap_servers_option
 @registry_option
 @json_option
-def selftest(which: str, kafka_bootstrap_servers: str | None, schema_registry_url: str | None, as_json: bool) -> None:
+def selftest(which: str, kafka_bootstrap_servers: str | None, schema_registry_url: str | None, as_json: bool) -> int:
     """Try the running system from outside. Leaves nothing in the archive.
 
     Exits with 1 when a check fails, with 3 when Kafka or the registry does not answer.
     """
-    from rtfm.errors import ConfigError, PermanentError
-    from rtfm.redaction import redacted
-
     settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     checks: dict[str, Callable[[Settings], str]] = {
         "connection": _connection,
@@ -75,23 +87,16 @@ def selftest(which: str, kafka_bootstrap_servers: str | None, schema_registry_ur
             {"test": name, "result": state, "detail": detail, "ms": round(1000 * (time.monotonic() - started))}
         )
     _print(results, as_json)
-    if any(result["result"] == "failed" for result in results):
-        click.get_current_context().exit(1)
+    failed = any(result["result"] == "failed" for result in results)
+    return exit_codes.CHECK_FAILED if failed else exit_codes.DONE
 
 
 def _connection(settings: Settings) -> str:
-    from rtfm.contracts import catalogue
-    from rtfm.streams.topics import TopicAdmin
-
     TopicAdmin(settings, catalogue.load(settings.schemas_dir)).plan()
     return f"Kafka answers at {settings.kafka_bootstrap_servers}"
 
 
 def _topics(settings: Settings) -> str:
-    from rtfm.contracts import catalogue
-    from rtfm.errors import ConfigError
-    from rtfm.streams.topics import TopicAdmin
-
     plan = TopicAdmin(settings, catalogue.load(settings.schemas_dir)).plan()
     wrong = [step.topic for step in plan if step.action != "none"]
     if wrong:
@@ -100,8 +105,6 @@ def _topics(settings: Settings) -> str:
 
 
 def _schemas(settings: Settings) -> str:
-    from rtfm.contracts import open_contracts
-
     contracts = open_contracts(settings)
     ids = [
         contracts.registry.id_for(topic.name, topic.schema)
@@ -112,12 +115,6 @@ def _schemas(settings: Settings) -> str:
 
 
 def _messages(settings: Settings) -> str:
-    from rtfm.contracts import open_contracts
-    from rtfm.errors import ConfigError
-    from rtfm.events import ChannelKind, DiscordMessage, MessageChange, MessageSource, TimestampMillis
-    from rtfm.streams.consumer import EventReader
-    from rtfm.streams.producer import EventProducer
-
     now = TimestampMillis(time.time_ns() // 1_000_000)
     # Ingest does nothing with an UNKNOWN change, so this leaves no message behind.
     message = DiscordMessage(
@@ -143,13 +140,6 @@ def _messages(settings: Settings) -> str:
 
 
 def _queries(settings: Settings) -> str:
-    from rtfm.contracts import open_contracts
-    from rtfm.errors import ConfigError
-    from rtfm.events import Audience, BotQuery, QueryOrigin, TimestampMillis
-    from rtfm.streams.consumer import EventReader
-    from rtfm.streams.producer import EventProducer
-    from rtfm.streams.progress import GroupProgress
-
     if GroupProgress(settings, "discord-message-processor-answer").members() == 0:
         raise SkippedCheck("no processor answers; start one with `rtfm-cli run processor`")
     now = TimestampMillis(time.time_ns() // 1_000_000)
@@ -178,8 +168,6 @@ def _queries(settings: Settings) -> str:
 
 
 def _dead_letters(settings: Settings) -> str:
-    from rtfm.streams.dead_letter_store import DeadLetterStore, LetterFilter
-
     with DeadLetterStore(settings) as store:
         count = sum(1 for _ in store.find(LetterFilter()))
     return f"{count} dead letters" + ("; see `rtfm-cli dlq list`" if count else "")
@@ -189,7 +177,6 @@ def _print(results: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         echo_json({"ok": all(result["result"] != "failed" for result in results), "tests": results})
         return
-    from rtfm_cli.tables import Table, words
 
     table = Table("test", "result", "detail", "ms", box=None)
     colours = {"ok": "green", "failed": "red", "skipped": "yellow"}

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from rtfm_cli.main import exit_code
+from rtfm.contracts import Catalogue, catalogue, open_registry
+from rtfm.errors import RtfmError
+from rtfm.knowledge.archive import SqlArchive
+from rtfm.knowledge.rebuilding import due_by
+from rtfm.knowledge.vectors import ChromaVectors
+from rtfm.settings import Settings
+from rtfm.streams.progress import GroupProgress
+from rtfm.streams.topics import TopicAdmin
+from rtfm_cli import exit_codes
 from rtfm_cli.options import (
     bootstrap_servers_option,
     counted,
@@ -16,27 +24,19 @@ from rtfm_cli.options import (
     load_settings,
     records_shown,
     registry_option,
-    table_console,
 )
-
-if TYPE_CHECKING:
-    from rtfm.contracts import Catalogue
-    from rtfm.errors import RtfmError
-    from rtfm.settings import Settings
+from rtfm_cli.tables import Table, table_console, words
 
 
 @click.command("status")
 @bootstrap_servers_option
 @registry_option
 @json_option
-def status(kafka_bootstrap_servers: str | None, schema_registry_url: str | None, as_json: bool) -> None:
+def status(kafka_bootstrap_servers: str | None, schema_registry_url: str | None, as_json: bool) -> int:
     """Show topics, consumer groups with their lag, the registry and the stores.
 
     Shows what it can reach, and exits with 3 when something does not answer, with 2 when something is not set up.
     """
-    from rtfm.contracts import catalogue
-    from rtfm.errors import RtfmError
-
     settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     contracts = catalogue.load(settings.schemas_dir)
     parts: dict[str, Callable[[], Any]] = {
@@ -60,14 +60,10 @@ def status(kafka_bootstrap_servers: str | None, schema_registry_url: str | None,
         echo_json({**found, "wrong": {name: str(error) for name, error in wrong.items()}})
     else:
         _show(found, wrong)
-    if wrong:
-        click.get_current_context().exit(max(map(exit_code, wrong.values())))
+    return max(map(exit_codes.of, wrong.values()), default=exit_codes.DONE)
 
 
 def _topics(settings: Settings, contracts: Catalogue) -> list[dict[str, Any]]:
-    from rtfm.streams.progress import GroupProgress
-    from rtfm.streams.topics import TopicAdmin
-
     found = []
     admin = TopicAdmin(settings, contracts)
     states = {state.topic: state for state in admin.states()}
@@ -93,8 +89,6 @@ def _topics(settings: Settings, contracts: Catalogue) -> list[dict[str, Any]]:
 
 
 def _schemas(settings: Settings, contracts: Catalogue) -> list[dict[str, Any]]:
-    from rtfm.contracts import open_registry
-
     registry = open_registry(settings)
     found = []
     for topic in contracts.with_schema():
@@ -107,8 +101,6 @@ def _schemas(settings: Settings, contracts: Catalogue) -> list[dict[str, Any]]:
 
 
 def _archive(settings: Settings) -> dict[str, int]:
-    from rtfm.knowledge.archive import SqlArchive
-
     archive = SqlArchive(settings.database_url)
     try:
         return archive.counts()
@@ -117,8 +109,6 @@ def _archive(settings: Settings) -> dict[str, int]:
 
 
 def _chroma(settings: Settings) -> dict[str, int]:
-    from rtfm.knowledge.vectors import ChromaVectors
-
     vectors = ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)
     try:
         return dict(vectors.counts())
@@ -127,8 +117,6 @@ def _chroma(settings: Settings) -> dict[str, int]:
 
 
 def _rebuild_due(settings: Settings) -> dict[str, str]:
-    from rtfm.knowledge.rebuilding import due_by
-
     return due_by(settings)
 
 
@@ -139,8 +127,6 @@ def _counts(name: str, found: dict[str, int]) -> str:
 
 
 def _show(found: dict[str, Any], wrong: dict[str, RtfmError]) -> None:
-    from rtfm_cli.tables import Table, words
-
     console = table_console()
     if found["topics"] is not None:
         table = Table("topic", "partitions", "records", box=None, pad_edge=False)

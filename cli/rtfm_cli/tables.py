@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from rich import table, text
+from rich.console import Console
 
 from rtfm.redaction import redacted
 from rtfm_cli.printing import printable
+
+
+def table_console() -> Console:
+    """Where tables go: as wide as the terminal, and in a pipe as wide as the table, so that nothing is cut off."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
 
 
 class Table(table.Table):

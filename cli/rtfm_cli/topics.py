@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import click
 
+from rtfm.contracts import catalogue
+from rtfm.streams.topics import TopicAdmin
+from rtfm_cli import exit_codes
 from rtfm_cli.options import (
     bootstrap_servers_option,
     echo_json,
@@ -11,9 +14,9 @@ from rtfm_cli.options import (
     json_option,
     load_settings,
     records_shown,
-    table_console,
 )
 from rtfm_cli.printing import echo
+from rtfm_cli.tables import Table, table_console
 
 
 @click.group()
@@ -21,13 +24,11 @@ def topics() -> None:
     """Create, list and check the Kafka topics that contracts.toml names."""
 
 
-@examples(
-    """
+@examples("""
 rtfm-cli topics init --dry-run
 rtfm-cli topics init
 rtfm-cli topics init --bootstrap-servers kafka:9092 --json
-"""
-)
+""")
 @topics.command()
 @bootstrap_servers_option
 @click.option("--dry-run", is_flag=True, help="Show the plan and change nothing.")
@@ -37,9 +38,6 @@ def init(kafka_bootstrap_servers: str | None, dry_run: bool, as_json: bool) -> N
 
     Partitions are added, never taken away.
     """
-    from rtfm.contracts import catalogue
-    from rtfm.streams.topics import TopicAdmin
-
     settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)
     admin = TopicAdmin(settings, catalogue.load(settings.schemas_dir))
     plan = admin.plan()
@@ -59,9 +57,6 @@ def init(kafka_bootstrap_servers: str | None, dry_run: bool, as_json: bool) -> N
 @json_option
 def list_(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
     """List the topics with their records and the lag of their consumer groups."""
-    from rtfm.contracts import catalogue
-    from rtfm.streams.topics import TopicAdmin
-
     settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)
     admin = TopicAdmin(settings, catalogue.load(settings.schemas_dir))
     states = admin.states()
@@ -86,7 +81,6 @@ def list_(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
     if not states:
         echo("There are no topics yet; `rtfm-cli topics init` makes them.")
         return
-    from rtfm_cli.tables import Table
 
     table = Table("topic", "partitions", "records", "retention", "lag", box=None)
     for state in states:
@@ -101,11 +95,8 @@ def list_(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
 @topics.command()
 @bootstrap_servers_option
 @json_option
-def check(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
+def check(kafka_bootstrap_servers: str | None, as_json: bool) -> int:
     """Compare the topics with the catalogue and change nothing. Exits with 1 when something is missing or drifted."""
-    from rtfm.contracts import catalogue
-    from rtfm.streams.topics import TopicAdmin
-
     settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)
     wrong = [
         step for step in TopicAdmin(settings, catalogue.load(settings.schemas_dir)).plan() if step.action != "none"
@@ -117,5 +108,4 @@ def check(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
         for step in wrong:
             echo(f"{step.topic}: needs {step.action} ({step.detail})")
         echo(f"{len(wrong)} topics need `rtfm-cli topics init`" if wrong else "All topics are as they should be.")
-    if wrong:
-        click.get_current_context().exit(1)
+    return exit_codes.CHECK_FAILED if wrong else exit_codes.DONE

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rtfm_cli.dlq_show import hex_dump
+from rtfm_cli.dlq.show import hex_dump
 
 from rtfm.contracts import EVENT_OF_TOPIC, EventCodec
 from rtfm.contracts import catalogue as catalogues

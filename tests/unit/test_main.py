@@ -6,7 +6,7 @@ import sys
 
 import click
 import pytest
-from rtfm_cli import main
+from rtfm_cli import exit_codes, main
 
 from rtfm import errors
 
@@ -22,7 +22,7 @@ from rtfm import errors
 )
 def test_the_exit_code_says_who_must_act(error: errors.RtfmError, code: int) -> None:
     """2 the operator, 3 whoever runs the dependency, 1 nobody yet."""
-    assert main.exit_code(error) == code
+    assert exit_codes.of(error) == code
 
 
 def test_an_error_is_one_line_and_a_hint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rtfm_cli import main
-from rtfm_cli.options import echo_json, table_console
+from rtfm_cli.options import echo_json
 from rtfm_cli.printing import echo, json_text, printable
-from rtfm_cli.tables import Table, words
+from rtfm_cli.tables import Table, table_console, words
 
 CLI = Path(__file__).parents[2] / "cli" / "rtfm_cli"
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m\r\u202eabc\u2028def\x00[/nope][bold]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.table import Table
 from rtfm_cli.ask import readable
-from rtfm_cli.options import table_console
+from rtfm_cli.tables import table_console
 
 
 def test_a_table_in_a_pipe_is_as_wide_as_what_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:

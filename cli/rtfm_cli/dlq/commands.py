@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable
+from contextlib import closing
+from typing import Any
 
 import click
 
-from rtfm_cli.dlq_show import show
+from rtfm.contracts import open_contracts
+from rtfm.errors import ConfigError, Unavailable
+from rtfm.knowledge.archive import Erasures, SqlArchive
+from rtfm.settings import Settings
+from rtfm.streams.dead_letter_store import OPEN, DeadLetterStore, Decision, Found
+from rtfm.streams.replays import ReplayRules, said
+from rtfm_cli import exit_codes
+from rtfm_cli.dlq.rows import day, row_of
+from rtfm_cli.dlq.selection import chosen_filter, filter_options, given_any, letter_filter
+from rtfm_cli.dlq.show import show
 from rtfm_cli.options import (
     bootstrap_servers_option,
     echo_json,
@@ -19,18 +27,10 @@ from rtfm_cli.options import (
     json_option,
     load_settings,
     registry_option,
-    table_console,
 )
 from rtfm_cli.printing import echo
+from rtfm_cli.tables import Table, table_console
 
-if TYPE_CHECKING:
-    from rtfm.knowledge.archive import Erasures
-    from rtfm.settings import Settings
-    from rtfm.streams.dead_letter_store import DeadLetterStore, Decision, Found, LetterFilter
-
-_AGO = re.compile(r"(\d{1,6})([smhd])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_STAGES = ("DECODE", "HANDLE", "PRODUCE", "CRASH")
 _AGES_H = (1, 6, 24, 72)
 
 
@@ -45,48 +45,11 @@ def dlq() -> None:
 dlq.add_command(show)
 
 
-class Moment(click.ParamType[int]):
-    """A time, given as itself or as how long ago it is; milliseconds since the epoch."""
-
-    name = "TIME"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Fails for what is neither."""
-        if isinstance(value, int):
-            return value
-        if ago := _AGO.fullmatch(value):
-            at = datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        else:
-            try:
-                at = datetime.fromisoformat(value)
-            except ValueError:
-                self.fail(f"{value!r} is neither like 2h, 30m or 7d ago nor like 2026-11-24T10:00 (UTC)", param, ctx)
-            at = at if at.tzinfo else at.replace(tzinfo=UTC)
-        return int(at.timestamp() * 1000)
-
-
-def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say which letters; they become a dictionary for ``_filter``."""
-    moment = Moment()
-    for option in (
-        click.option("--until", "until_ms", type=moment, help="Dead before this time, or this long ago."),
-        click.option("--since", "since_ms", type=moment, help="Dead since this time, or this long: 2h, 7d."),
-        click.option("--key", help="Those with this key."),
-        click.option("--stage", type=click.Choice(_STAGES, case_sensitive=False), help="Those that failed there."),
-        click.option("--error-class", help="Those of this error, as `dlq stats` names it."),
-        click.option("--topic", help="Those that came from this topic."),
-    ):
-        command = option(command)
-    return command
-
-
-@examples(
-    """
+@examples("""
 rtfm-cli dlq list
 rtfm-cli dlq list --topic bot-queries --since 2h --json
 rtfm-cli dlq list --error-class UnknownSchema --state all
-"""
-)
+""")
 @dlq.command("list")
 @filter_options
 @click.option("--id", "ids", multiple=True, metavar="ID", help="This one; may be given again.")
@@ -101,46 +64,40 @@ rtfm-cli dlq list --error-class UnknownSchema --state all
 @json_option
 def list_(ids: tuple[str, ...], state: str, kafka_bootstrap_servers: str | None, as_json: bool, **given: Any) -> None:
     """List dead letters, oldest first."""
-    from rtfm.streams.dead_letter_store import DeadLetterStore
-
     with DeadLetterStore(load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)) as store:
-        rows = [row_of(found) for found in store.find(_filter(given, ids, state=state))]
+        rows = [row_of(found) for found in store.find(letter_filter(given, ids, state=state))]
     rows.sort(key=lambda row: (row["dead_since_ms"], row["id"]))
     if as_json:
         echo_json({"dead_letters": rows})
         return
     if not rows:
-        echo("There are no dead letters." if not (given_any(given) or ids) else "No dead letter is like that.")
+        echo("There are no dead letters." if not (given_any(given) or ids) else "No dead letters match.")
         return
-    table = _table("id", "since", "topic", "from", "key", "error", "attempt", "message")
+    table = Table("id", "since", "topic", "from", "key", "error", "attempt", "message", box=None)
     for row in rows:
         place = f"{row['partition']}-{row['offset']}"
         since = day(row["dead_since_ms"])
         table.add_row(
             row["id"], since, row["topic"], place, row["key"], row["error_class"], str(row["attempt"]), row["message"]
         )
-    _print(table)
+    table_console().print(table)
 
 
-@examples(
-    """
+@examples("""
 rtfm-cli dlq stats
 rtfm-cli dlq stats --json
-"""
-)
+""")
 @dlq.command()
 @bootstrap_servers_option
 @json_option
 def stats(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
     """Count dead letters by topic, error, stage and age; those that are open, and what became of the others."""
-    from rtfm.streams.dead_letter_store import DeadLetterStore
-
     now_ms = int(time.time() * 1000)
     states: Counter[str] = Counter({"open": 0, "replayed": 0, "discarded": 0})
     by: dict[str, Counter[str]] = {name: Counter() for name in ("topic", "error_class", "stage", "age")}
     oldest_ms: int | None = None
     with DeadLetterStore(load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)) as store:
-        for found in store.find(_filter({}, (), state="all")):
+        for found in store.find(letter_filter({}, (), state="all")):
             states[found.state.lower()] += 1
             letter = found.letter
             if found.state != "OPEN":
@@ -158,20 +115,18 @@ def stats(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
     if oldest_ms is None:
         return
     echo(f"The oldest open one is of {day(oldest_ms)}.")
-    table = _table("open, by", "", "count")
+    table = Table("open, by", "", "count", box=None)
     for name, counter in by.items():
         for value, count in counter.most_common():
             table.add_row(name.replace("_", " "), value or "(none)", str(count))
-    _print(table)
+    table_console().print(table)
 
 
-@examples(
-    """
+@examples("""
 rtfm-cli dlq replay 0-17 2-4               shows what would happen
 rtfm-cli dlq replay --all --yes
 rtfm-cli dlq replay --error-class UnknownSchema --since 2h --yes
-"""
-)
+""")
 @dlq.command()
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @filter_options
@@ -197,12 +152,8 @@ def replay(
     than three times; and, even with --force, what was erased since with `rtfm-cli forget`. A replay and the mark that
     it happened commit together. Exit code 1: an ID was refused.
     """
-    from rtfm.contracts import open_contracts
-    from rtfm.streams.dead_letter_store import DeadLetterStore, Decision
-    from rtfm.streams.replays import ReplayRules
-
     settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
-    wanted = _chosen(given, ids, all_)
+    wanted = chosen_filter(given, ids, all_)
     rules = ReplayRules(contracts=open_contracts(settings), force=force, is_erased=_erasures(settings).covers_event)
     with DeadLetterStore(settings) as store:
         _require(store, ids)
@@ -213,12 +164,10 @@ def replay(
         return _report(decisions, "replay", ids, yes=yes, as_json=as_json)
 
 
-@examples(
-    """
+@examples("""
 rtfm-cli dlq discard 0-17 --yes
 rtfm-cli dlq discard --error-class UndecodableRecord --until 1d --yes
-"""
-)
+""")
 @dlq.command()
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @filter_options
@@ -230,13 +179,11 @@ def discard(
     ids: tuple[str, ...], all_: bool, yes: bool, kafka_bootstrap_servers: str | None, as_json: bool, **given: Any
 ) -> int:
     """Mark dead letters as not wanted any more. They are not listed, and stay until retention takes them."""
-    from rtfm.streams.dead_letter_store import OPEN, DeadLetterStore, Decision
-    from rtfm.streams.replays import said
 
     def refusal(found: Found) -> str | None:
         return None if found.state == OPEN else said(found)
 
-    wanted = _chosen(given, ids, all_)
+    wanted = chosen_filter(given, ids, all_)
     with DeadLetterStore(load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)) as store:
         _require(store, ids)
         if yes:
@@ -248,11 +195,6 @@ def discard(
 
 def _erasures(settings: Settings) -> Erasures:
     """What must not come back; nothing where no archive was made yet. Raises Unavailable without PostgreSQL."""
-    from contextlib import closing
-
-    from rtfm.errors import ConfigError
-    from rtfm.knowledge.archive import Erasures, SqlArchive
-
     with closing(SqlArchive(settings.database_url)) as archive:
         try:
             return archive.removals.erasures()
@@ -260,63 +202,9 @@ def _erasures(settings: Settings) -> Erasures:
             return Erasures(before={})
 
 
-def row_of(found: Found) -> dict[str, Any]:
-    """A letter as `list --json` has it. Times are milliseconds since the epoch."""
-    letter = found.letter
-    partition, offset = letter.origin
-    return {
-        "id": letter.id,
-        "state": found.state.lower(),
-        "topic": letter.topic,
-        "partition": partition,
-        "offset": offset,
-        "key": text_of(letter.key),
-        "stage": letter.stage,
-        "error_class": letter.error_class,
-        "message": letter.message,
-        "group": letter.group,
-        "schema_id": letter.schema_id,
-        "attempt": letter.attempt,
-        "first_failure_ms": letter.first_failure_ms,
-        "dead_since_ms": letter.timestamp_ms,
-        "marked_ms": found.marked_ms,
-        "size_bytes": len(letter.value or b""),
-    }
-
-
-def text_of(value: bytes | None) -> str | None:
-    """Bytes as text, what is none of UTF-8 escaped."""
-    return None if value is None else value.decode("utf-8", "backslashreplace")
-
-
-def given_any(given: dict[str, Any]) -> bool:
-    """Whether one of the filter options was given."""
-    return any(value is not None for value in given.values())
-
-
-def _filter(given: dict[str, Any], ids: Collection[str], *, state: str) -> LetterFilter:
-    from rtfm.streams.dead_letter_store import STATES, LetterFilter
-
-    states = STATES if state == "all" or ids else (state.upper(),)
-    key = given.pop("key", None)
-    return LetterFilter(
-        **given, key=None if key is None else key.encode(), ids=frozenset(ids) or None, states=frozenset(states)
-    )
-
-
-def _chosen(given: dict[str, Any], ids: Collection[str], all_: bool) -> LetterFilter:
-    if not (all_ or ids or given_any(given)):
-        raise click.UsageError("Say which: IDs, a filter such as --topic, or --all.")
-    if all_ and ids:
-        raise click.UsageError("Either IDs or --all.")
-    return _filter(given, ids, state="open")
-
-
 def _require(store: DeadLetterStore, ids: Collection[str]) -> None:
     """Raise ConfigError for an id of no letter, before anything is done."""
-    from rtfm.errors import ConfigError
-
-    missing = set(ids) - {found.letter.id for found in store.find(_filter({}, ids, state="all"))} if ids else ()
+    missing = set(ids) - {found.letter.id for found in store.find(letter_filter({}, ids, state="all"))} if ids else ()
     if missing:
         raise ConfigError(
             f"there is no dead letter {', '.join(sorted(missing))}", hint="`rtfm-cli dlq list` shows their ids"
@@ -325,8 +213,6 @@ def _require(store: DeadLetterStore, ids: Collection[str]) -> None:
 
 def _report(decisions: Iterable[Decision], verb: str, ids: Collection[str], *, yes: bool, as_json: bool) -> int:
     """Print what is or would be done; 1 when something that was named is refused."""
-    from rtfm.errors import Unavailable
-
     done, items = {"replay": "replayed", "discard": "discarded"}[verb], []
     broken: Unavailable | None = None
     try:
@@ -342,36 +228,18 @@ def _report(decisions: Iterable[Decision], verb: str, ids: Collection[str], *, y
     if as_json:
         echo_json({"dry_run": not yes, done: (len(items) - refusals) * yes, "refused": refusals, "items": items})
     elif items:
-        table = _table("id", "topic", "", "why not")
+        table = Table("id", "topic", "", "why not", box=None)
         for item in items:
             table.add_row(item["id"], item["topic"], item["action"], item["reason"] or "")
-        _print(table)
+        table_console().print(table)
     if not as_json:
         last = f"{len(items) - refusals} {'' if yes else 'would be '}{done}, {refusals} refused."
         echo(last if yes else f"{last} Nothing was done: add --yes.")
     if broken is not None:
         raise broken
-    return 1 if ids and refusals else 0
+    return exit_codes.CHECK_FAILED if ids and refusals else exit_codes.DONE
 
 
 def _age(age_ms: int) -> str:
     hours = age_ms / 3_600_000
     return next((f"under {limit} h" for limit in _AGES_H if hours < limit), f"{_AGES_H[-1]} h and more")
-
-
-def day(at_ms: int) -> str:
-    """A time for people, in UTC."""
-    from rtfm.events import TimestampMillis, to_datetime
-
-    return to_datetime(TimestampMillis(at_ms)).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _table(*columns: str) -> Any:
-    from rtfm_cli.tables import Table
-
-    return Table(*columns, box=None)
-
-
-def _print(table: Any) -> None:
-
-    table_console().print(table)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from attrs import frozen
 
+from rtfm.contracts import EVENT_OF_TOPIC, Contracts, open_contracts, schema_id_of
+from rtfm.contracts.inspection import Fault, frame_fault, inspect
+from rtfm.errors import ConfigError, PermanentError, RtfmError
+from rtfm.streams.dead_letter_store import STATES, DeadLetterStore, LetterFilter
+from rtfm.streams.dead_letters import Letter
+from rtfm_cli.dlq.rows import day, row_of, text_of
 from rtfm_cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings, registry_option
 from rtfm_cli.printing import echo, json_text, printable
-
-if TYPE_CHECKING:
-    from rtfm.contracts import Contracts
-    from rtfm.contracts.inspection import Fault
-    from rtfm.streams.dead_letters import Letter
 
 _ROWS_AROUND = 3
 _ROW = 16
@@ -29,12 +30,10 @@ class Reading:
     now: str
 
 
-@examples(
-    """
+@examples("""
 rtfm-cli dlq show 0-17
 rtfm-cli dlq show 0-17 --json
-"""
-)
+""")
 @click.command()
 @click.argument("id_", metavar="ID")
 @bootstrap_servers_option
@@ -42,11 +41,6 @@ rtfm-cli dlq show 0-17 --json
 @json_option
 def show(id_: str, kafka_bootstrap_servers: str | None, schema_registry_url: str | None, as_json: bool) -> None:
     """Show the dead letter ID: why it is one, its headers, and its value as far as it can be decoded."""
-    from rtfm.contracts import open_contracts
-    from rtfm.errors import ConfigError
-    from rtfm.streams.dead_letter_store import STATES, DeadLetterStore, LetterFilter
-    from rtfm_cli.dlq import day, row_of, text_of
-
     settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     with DeadLetterStore(settings) as store:
         found = next(iter(store.find(LetterFilter(ids=frozenset([id_]), states=frozenset(STATES)))), None)
@@ -96,10 +90,6 @@ def show(id_: str, kafka_bootstrap_servers: str | None, schema_registry_url: str
 
 def read(letter: Letter, contracts: Contracts) -> Reading:
     """Decode what can be decoded; a registry that does not answer is said, not raised."""
-    from rtfm.contracts import EVENT_OF_TOPIC, schema_id_of
-    from rtfm.contracts.inspection import frame_fault, inspect
-    from rtfm.errors import PermanentError, RtfmError
-
     value = letter.value
     if value is None:
         return Reading(schema="a tombstone", fields={}, fault=None, now="still cannot be decoded: it has no value")
