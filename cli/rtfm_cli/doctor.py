@@ -14,6 +14,7 @@ from attrs import frozen
 
 from rtfm import contracts
 from rtfm.addresses import shown
+from rtfm.answering.providers import chosen_provider
 from rtfm.contracts import catalogue, registration, strays
 from rtfm.errors import RtfmError, Unavailable
 from rtfm.knowledge import rebuilding
@@ -234,15 +235,12 @@ def _discord(settings: Settings) -> Finding:
     return Finding(check="discord", state="ok", detail="a token is set")
 
 
-def _gemini(settings: Settings) -> Finding:
-    if settings.openai_base_url is not None:
-        asked = f"{settings.openai_model} at {shown(settings.openai_base_url)} is asked instead"
-        return Finding(check="gemini", state="ok", detail=asked)
-    if settings.gemini_api_key is None:
-        return Finding(
-            check="gemini", state="note", detail="no key: answers are extracts", mend="set GEMINI_API_KEY in .env"
-        )
-    return Finding(check="gemini", state="ok", detail=f"a key is set; {settings.gemini_model} by {settings.gemini_sdk}")
+def _provider(settings: Settings) -> Finding:
+    provider = chosen_provider(settings)
+    if provider is None:
+        mend = "set GEMINI_API_KEY in .env"
+        return Finding(check="model provider", state="note", detail="none: answers are extracts", mend=mend)
+    return Finding(check="model provider", state="ok", detail=provider.describe(settings))
 
 
 _CHECKS: dict[str, Callable[[Settings], Finding]] = {
@@ -257,7 +255,7 @@ _CHECKS: dict[str, Callable[[Settings], Finding]] = {
     "vectors": _due,
     "clock": _clock,
     "discord": _discord,
-    "gemini": _gemini,
+    "model provider": _provider,
 }
 
 

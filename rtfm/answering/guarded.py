@@ -17,11 +17,10 @@ import stamina
 from attrs import frozen
 from interlock import CircuitBreaker, CircuitOpenError, Config, State, WindowType
 
-from rtfm.answering.budget import Budget, open_budget
+from rtfm.answering.budget import Budget
 from rtfm.answering.model import Completion, LanguageModel, ModelNotAsked
 from rtfm.answering.prompt import Prompt, UnusableAnswer
 from rtfm.errors import ConfigError, Throttled, TransientError, Unavailable
-from rtfm.settings import Settings
 from rtfm.telemetry import CIRCUIT_STATE, MODEL_REQUESTS, MODEL_SECONDS, MODEL_TOKENS, get_logger
 
 CHARACTERS_PER_TOKEN = 4
@@ -198,42 +197,3 @@ def reason_of(error: Exception) -> str:
         case ConfigError():
             return "configuration"
     return "other"
-
-
-def open_model(settings: Settings) -> GuardedModel | None:
-    """The model of the settings behind its guards; None without GEMINI_API_KEY and OPENAI_BASE_URL."""
-    model = _adapter(settings)
-    if model is None:
-        return None
-    policy = GuardPolicy(
-        attempts=settings.model_attempts,
-        failure_share=settings.breaker_failure_share,
-        min_requests=settings.breaker_min_requests,
-        window_s=settings.breaker_window_s,
-        probe_interval_s=settings.breaker_probe_interval_s,
-    )
-    name = "openai" if settings.openai_base_url else "gemini"
-    return GuardedModel(model, name=name, policy=policy, budget=open_budget(settings))
-
-
-def _adapter(settings: Settings) -> LanguageModel | None:
-    # Google's packages take half a second and more to import, which only those pay who use them.
-    if settings.openai_base_url:
-        from rtfm.answering.openai import OpenAiModel
-
-        return OpenAiModel(
-            base_url=settings.openai_base_url, model=settings.openai_model, api_key=settings.openai_api_key
-        )
-    if not settings.gemini_api_key:
-        return None
-    if settings.gemini_sdk == "google-genai":
-        from rtfm.answering.genai import GenaiModel
-
-        return GenaiModel(
-            api_key=settings.gemini_api_key, model=settings.gemini_model, endpoint=settings.gemini_api_endpoint
-        )
-    from rtfm.answering.gemini import GeminiModel
-
-    return GeminiModel(
-        api_key=settings.gemini_api_key, model=settings.gemini_model, endpoint=settings.gemini_api_endpoint
-    )

@@ -260,7 +260,7 @@ def _ingesting(knowledge: Knowledge) -> Handler:
 
 def _answering(settings: Settings, knowledge: Knowledge) -> Handler:
     from rtfm.answering.answerer import Answerer
-    from rtfm.answering.guarded import open_model
+    from rtfm.answering.providers import open_model
     from rtfm.processor.answer import Answering
 
     model = open_model(settings)

@@ -67,7 +67,7 @@ def test_a_prepared_system_is_well(settings: Settings, cli: Cli) -> None:
     report = json.loads(done.stdout)
     assert report["ok"] is True
     findings = _findings(done)
-    assert findings["gemini"]["state"] == findings["embedding model"]["state"] == "note"
+    assert findings["model provider"]["state"] == findings["embedding model"]["state"] == "note"
     assert "4 topics" in findings["kafka"]["detail"]
     text = cli(settings, "doctor").stdout
     assert "→ rtfm-cli doctor --fetch-model" in text

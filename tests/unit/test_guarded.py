@@ -14,9 +14,10 @@ from prometheus_client import REGISTRY
 
 from rtfm.answering.budget import Budget, Limit, open_budget
 from rtfm.answering.gemini import GeminiModel
-from rtfm.answering.guarded import GuardedModel, GuardPolicy, open_model
+from rtfm.answering.guarded import GuardedModel, GuardPolicy
 from rtfm.answering.model import Completion, ModelNotAsked
 from rtfm.answering.prompt import ANSWER_SCHEMA, Prompt, UnusableAnswer
+from rtfm.answering.providers import open_model
 from rtfm.errors import ConfigError, Throttled, Unavailable
 from rtfm.settings import Settings
 from tests.fakes import gemini as fake
