@@ -15,6 +15,7 @@ from attrs import frozen
 
 from rtfm.answering.prompt import leaks_instructions
 from rtfm.bot import replies
+from rtfm.discord_ids import jump_link
 from rtfm.events import BotResponse, Outcome
 
 HONEST = "remove the stale job of the printer: `printctl unlock --stale`, see https://print.example/unlock"
@@ -246,7 +247,7 @@ def harms(response: BotResponse, said: Collection[str]) -> list[str]:
     """
     if response.outcome is Outcome.FAILED:
         return ["it failed"]
-    jumps = {replies.jump_link(c.guild_id, c.channel_id or "", c.message_id or "") for c in response.citations}
+    jumps = {jump_link(c.guild_id, c.channel_id or "", c.message_id or "") for c in response.citations}
     parts = replies.compose(response)
     posted = "\n".join(parts)
     found = [f"too long: {len(part)}" for part in parts if len(part) > 2_000]

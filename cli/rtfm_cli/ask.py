@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 
 from rtfm.contracts import open_contracts
+from rtfm.discord_ids import jump_link
 from rtfm.errors import Unavailable
 from rtfm.events import Audience, BotQuery, BotResponse, Citation, QueryOrigin, TimestampMillis, to_datetime
 from rtfm.knowledge import console_scope
@@ -178,6 +179,4 @@ def readable(answer: str) -> str:
 
 
 def _url(citation: Citation) -> str:
-    if citation.url:
-        return citation.url
-    return f"https://discord.com/channels/{citation.guild_id or '@me'}/{citation.channel_id}/{citation.message_id}"
+    return citation.url or jump_link(citation.guild_id, citation.channel_id or "", citation.message_id or "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 import click
 
+from rtfm.discord_ids import jump_link
 from rtfm.knowledge import SearchResult, console_scope, open_knowledge
 from rtfm_cli.options import echo_json, examples, json_option, load_settings, say_if_lexical
 from rtfm_cli.printing import echo, printable
@@ -64,7 +65,7 @@ def search(query: str, guild: str | None, channels: tuple[str, ...], limit: int,
         return
     for number, passage in enumerate(result.passages, start=1):
         first = passage.messages[0]
-        place = f"https://discord.com/channels/{first.guild_id or '@me'}/{first.channel_id}/{first.message_id}"
+        place = jump_link(first.guild_id, first.channel_id, first.message_id)
         echo(f"{number}. {passage.score:.2f}  {place}", bold=True)
         for message in passage.messages[:6]:
             echo(f"   {printable(message.author_name)}: {_one_line(message.content)}")

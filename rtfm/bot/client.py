@@ -20,6 +20,7 @@ from discord.http import Route
 
 from rtfm.bot import messages, triggers, visibility
 from rtfm.bot.replies import EMPTY_QUESTION
+from rtfm.discord_ids import created_at
 from rtfm.events import (
     Audience,
     BotQuery,
@@ -227,7 +228,7 @@ class RtfmClient(discord.Client):
         audience: Audience,
         visible_channel_ids: list[str],
     ) -> None:
-        asked_at = messages.created_at(message.id)
+        asked_at = created_at(message.id)
         answered = self._replied_to(message)
         self._publish(
             "bot-queries",

@@ -19,8 +19,9 @@ import aiohttp
 import attrs
 import discord
 
-from rtfm.bot import messages, replies, visibility
+from rtfm.bot import replies, visibility
 from rtfm.bot.client import RtfmClient
+from rtfm.discord_ids import snowflake_at
 from rtfm.errors import InvalidEvent, Unavailable
 from rtfm.events import Audience, BotResponse, Outcome, TimestampMillis
 from rtfm.knowledge.archive import OpenQuestion, SqlArchive, rests_on
@@ -185,7 +186,7 @@ class ReplyDelivery:
         recorded = await asyncio.to_thread(self._recorded_parts, response.query_id)
         if self._clock_ms() - response.answered_at < NONCE_HOLDS_MS:
             return recorded
-        after = messages.snowflake_at(TimestampMillis(response.answered_at - _CLOCK_SKEW_MS))
+        after = snowflake_at(TimestampMillis(response.answered_at - _CLOCK_SKEW_MS))
         own_id = self._client.user.id if self._client.user else 0
         wanted, found = max(map(len, versions)), 0
         try:

@@ -11,22 +11,12 @@ from datetime import UTC, datetime, timedelta
 import discord
 
 from rtfm.clock import now_ms
+from rtfm.discord_ids import created_at
 from rtfm.events import Attachment, ChannelKind, DiscordMessage, MessageChange, MessageSource, TimestampMillis
 
 # Most answers are replies; a bot that reads only default messages never sees them.
 SAID = frozenset({discord.MessageType.default, discord.MessageType.reply})
 _UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_DISCORD_EPOCH_MS = 1_420_070_400_000  # 2015-01-01, the zero of snowflakes (Discord's reference, "Snowflakes")
-
-
-def created_at(snowflake: int) -> TimestampMillis:
-    """When the thing with this id was made."""
-    return TimestampMillis((snowflake >> 22) + _DISCORD_EPOCH_MS)
-
-
-def snowflake_at(timestamp: TimestampMillis) -> int:
-    """The least id that could have been made at ``timestamp``; 0 before Discord's epoch."""
-    return max(0, timestamp - _DISCORD_EPOCH_MS) << 22
 
 
 def is_said_by_a_person(message: discord.Message) -> bool:

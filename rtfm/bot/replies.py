@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 
 from rtfm.characters import one_line, visible
+from rtfm.discord_ids import jump_link
 from rtfm.events import BotResponse, Citation, Outcome, OutcomeReason, to_datetime
 from rtfm.markup import escaped, plain_name
 
@@ -50,11 +51,6 @@ def compose(response: BotResponse) -> list[str]:
 def line(outcome: Outcome) -> str:
     """What is said for an outcome without an answer."""
     return _LINES.get(outcome, _LINES[Outcome.NOT_FOUND])
-
-
-def jump_link(guild_id: str | None, channel_id: str, message_id: str) -> str:
-    """The address that opens a message in Discord's client."""
-    return f"https://discord.com/channels/{guild_id or '@me'}/{channel_id}/{message_id}"
 
 
 def nonce(query_id: str, part: int) -> str:

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit, urlunsplit
 from attrs import field, frozen
 
 from rtfm.errors import ConfigError, Unavailable
+from rtfm.files import write_whole
 from rtfm.local import artifacts
 from rtfm.local.artifacts import Artifact, locked
 from rtfm.telemetry import get_logger
@@ -294,24 +295,15 @@ def _password_for(data_dir: Path, account: Mapping[str, Any]) -> Iterator[Path]:
     and who is let in as the database's owner can run programs."""
     kept = _password_file(data_dir)
     if not kept.is_file():
-        _write_private(kept, secrets.token_hex(16))
+        write_whole(kept, secrets.token_hex(16), mode=0o600)
     lent = data_dir / "password.lent"
-    _write_private(lent, kept.read_text(encoding="ascii"))
+    write_whole(lent, kept.read_text(encoding="ascii"), mode=0o600)
     try:
         if account:
             os.chown(lent, account["user"], account["group"])
         yield lent
     finally:
         lent.unlink()
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Write ``path`` whole or not at all, for its owner's eyes only."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    partial.touch(mode=0o600)
-    partial.write_text(text, encoding="ascii")
-    partial.replace(path)
 
 
 def _unprivileged() -> dict[str, Any]:

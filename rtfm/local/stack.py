@@ -27,6 +27,7 @@ from attrs import frozen
 
 from rtfm.addresses import shown
 from rtfm.errors import ConfigError, Unavailable
+from rtfm.files import write_whole
 from rtfm.home import make_private
 from rtfm.local import artifacts, services
 from rtfm.local.services import DEFAULT_PORTS, SERVICES, Launch
@@ -356,12 +357,8 @@ class LocalStack:
         return value if isinstance(value, dict) else {}
 
     def _write(self, name: str, value: object) -> None:
-        path = self.home / name
-        partial = path.with_name(f"{path.name}.partial")
-        partial.unlink(missing_ok=True)
-        partial.touch(mode=0o600)  # PostgreSQL's address has its password
-        partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
-        partial.replace(path)
+        # PostgreSQL's address has its password.
+        write_whole(self.home / name, json.dumps(value, indent=1), mode=0o600)
 
 
 def _process(entry: dict[str, Any] | None) -> psutil.Process | None:

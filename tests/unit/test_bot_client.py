@@ -12,7 +12,7 @@ import pytest
 from attrs import define, field
 
 from rtfm.bot.client import RtfmClient
-from rtfm.bot.messages import created_at
+from rtfm.discord_ids import created_at
 from rtfm.events import (
     Audience,
     BotQuery,
