@@ -28,6 +28,7 @@ from hypothesis import settings as hypothesis_settings
 
 from rtfm.contracts import Catalogue
 from rtfm.settings import Settings
+from tests.forked_cli import run_forked
 from tests.shared_stack import SharedStack
 
 if TYPE_CHECKING:
@@ -245,7 +246,8 @@ def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(
         settings: Settings, *arguments: str, check: bool = True, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        return run_cli(list(arguments), environment_of(settings) | environment, check=check)
+        done = run_forked(list(arguments), environment_of(settings) | environment, timeout_s=120)
+        return checked(done) if check else done
 
     return run
 
@@ -269,10 +271,9 @@ def inherited_environment() -> dict[str, str]:
 def run_cli(
     arguments: list[str], environment: dict[str, str], *, check: bool = True, timeout_s: float = 120
 ) -> subprocess.CompletedProcess[str]:
-    """Run `rtfm-cli` in a process of its own; a failure shows what it printed."""
-    program = Path(sys.executable).with_name("rtfm-cli")
+    """Run the installed `rtfm-cli`; a failure shows what it printed."""
     done = subprocess.run(
-        [program, *arguments],
+        [Path(sys.executable).with_name("rtfm-cli"), *arguments],
         # Not where somebody's .env may be.
         cwd=tempfile.gettempdir(),
         # Not the terminal of whoever runs the tests: tables and lines would be as wide as that is.
@@ -283,10 +284,12 @@ def run_cli(
         env=environment,
         timeout=timeout_s,
     )
-    if check and done.returncode != 0:
-        raise AssertionError(
-            f"rtfm-cli {' '.join(arguments)} exited with {done.returncode}:\n{done.stdout}{done.stderr}"
-        )
+    return checked(done) if check else done
+
+
+def checked(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    """``done`` itself where it went well; else an AssertionError with what was printed."""
+    assert done.returncode == 0, f"{done.args} exited with {done.returncode}:\n{done.stdout}{done.stderr}"
     return done
 
 

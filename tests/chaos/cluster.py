@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -49,12 +49,21 @@ class Cluster:
             for number in numbers
         }
         self._home = home
+        self._cut_off: set[int] = set()
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     @property
     def address(self) -> str:
         """The bootstrap servers."""
-        return ",".join(f"127.0.0.1:{proxies['kafka'].port}" for proxies in self._proxies.values())
+        return self._address_of(self._proxies)
+
+    @property
+    def reachable(self) -> str:
+        """The bootstrap servers without those that are cut off, for a client that must not ask one of these."""
+        return self._address_of(self._proxies.keys() - self._cut_off)
+
+    def _address_of(self, numbers: Iterable[int]) -> str:
+        return ",".join(f"127.0.0.1:{self._proxies[number]['kafka'].port}" for number in numbers)
 
     def cut_off(self, number: int) -> None:
         """Let nothing pass between a broker and the others, nor between it and clients."""
@@ -64,12 +73,14 @@ class Cluster:
                     proxy.cut()
                 else:
                     proxy.cut(lambda name: _is_of_broker(name, number))
+        self._cut_off.add(number)
 
     def heal(self) -> None:
         """Let everything pass again."""
         for proxies in self._proxies.values():
             for proxy in proxies.values():
                 proxy.heal()
+        self._cut_off.clear()
 
     def coordinator(self, group: str) -> int:
         """The number of the broker that coordinates ``group``."""
@@ -128,7 +139,8 @@ class Cluster:
             return False
 
     def _state(self) -> tuple[int, list[str]]:
-        found = AdminClient({"bootstrap.servers": self.address, "log_level": 0}).list_topics(timeout=5)
+        # A new client asks the server that it bootstraps from.
+        found = AdminClient({"bootstrap.servers": self.reachable, "log_level": 0}).list_topics(timeout=5)
         parts = [(name, part) for name, topic in found.topics.items() for part in topic.partitions.values()]
         return len(found.brokers), [
             f"{name}-{part.id}: leader {part.leader}, in step {sorted(part.isrs)}"
