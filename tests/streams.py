@@ -26,7 +26,7 @@ from rtfm.events import Audience, BotQuery, BotResponse, ChannelKind, DiscordMes
 from rtfm.events import TimestampMillis as At
 from rtfm.settings import Settings
 from rtfm.streams.consumer import EventReader, Record
-from rtfm.streams.dead_letters import TOPIC as DEAD_LETTERS
+from rtfm.streams.dead_letters.letters import TOPIC as DEAD_LETTERS
 from rtfm.streams.pipeline import Handler, Output, Pipeline
 from rtfm.streams.producer import EventProducer
 from rtfm.streams.progress import GroupProgress

@@ -26,7 +26,7 @@ from rtfm_cli.printing import echo
 if TYPE_CHECKING:
     from rtfm.knowledge.archive import Erasures
     from rtfm.settings import Settings
-    from rtfm.streams.dead_letter_store import DeadLetterStore, Decision, Found, LetterFilter
+    from rtfm.streams.dead_letters.store import DeadLetterStore, Decision, FiledLetter, LetterFilter
 
 _AGO = re.compile(r"(\d{1,6})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -101,7 +101,7 @@ rtfm-cli dlq list --error-class UnknownSchema --state all
 @json_option
 def list_(ids: tuple[str, ...], state: str, kafka_bootstrap_servers: str | None, as_json: bool, **given: Any) -> None:
     """List dead letters, oldest first."""
-    from rtfm.streams.dead_letter_store import DeadLetterStore
+    from rtfm.streams.dead_letters.store import DeadLetterStore
 
     with DeadLetterStore(load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)) as store:
         rows = [row_of(found) for found in store.find(_filter(given, ids, state=state))]
@@ -133,7 +133,7 @@ rtfm-cli dlq stats --json
 @json_option
 def stats(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
     """Count dead letters by topic, error, stage and age; those that are open, and what became of the others."""
-    from rtfm.streams.dead_letter_store import DeadLetterStore
+    from rtfm.streams.dead_letters.store import DeadLetterStore
 
     now_ms = int(time.time() * 1000)
     states: Counter[str] = Counter({"open": 0, "replayed": 0, "discarded": 0})
@@ -198,8 +198,8 @@ def replay(
     it happened commit together. Exit code 1: an ID was refused.
     """
     from rtfm.contracts import open_contracts
-    from rtfm.streams.dead_letter_store import DeadLetterStore, Decision
-    from rtfm.streams.replays import ReplayRules
+    from rtfm.streams.dead_letters.replays import ReplayRules
+    from rtfm.streams.dead_letters.store import DeadLetterStore, Decision
 
     settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     wanted = _chosen(given, ids, all_)
@@ -230,10 +230,11 @@ def discard(
     ids: tuple[str, ...], all_: bool, yes: bool, kafka_bootstrap_servers: str | None, as_json: bool, **given: Any
 ) -> int:
     """Mark dead letters as not wanted any more. They are not listed, and stay until retention takes them."""
-    from rtfm.streams.dead_letter_store import OPEN, DeadLetterStore, Decision
-    from rtfm.streams.replays import said
+    from rtfm.streams.dead_letters.letters import OPEN
+    from rtfm.streams.dead_letters.replays import said
+    from rtfm.streams.dead_letters.store import DeadLetterStore, Decision
 
-    def refusal(found: Found) -> str | None:
+    def refusal(found: FiledLetter) -> str | None:
         return None if found.state == OPEN else said(found)
 
     wanted = _chosen(given, ids, all_)
@@ -260,7 +261,7 @@ def _erasures(settings: Settings) -> Erasures:
             return Erasures(before={})
 
 
-def row_of(found: Found) -> dict[str, Any]:
+def row_of(found: FiledLetter) -> dict[str, Any]:
     """A letter as `list --json` has it. Times are milliseconds since the epoch."""
     letter = found.letter
     partition, offset = letter.origin
@@ -295,7 +296,8 @@ def given_any(given: dict[str, Any]) -> bool:
 
 
 def _filter(given: dict[str, Any], ids: Collection[str], *, state: str) -> LetterFilter:
-    from rtfm.streams.dead_letter_store import STATES, LetterFilter
+    from rtfm.streams.dead_letters.letters import STATES
+    from rtfm.streams.dead_letters.store import LetterFilter
 
     states = STATES if state == "all" or ids else (state.upper(),)
     key = given.pop("key", None)

@@ -13,7 +13,7 @@ from rtfm_cli.printing import echo, json_text, printable
 if TYPE_CHECKING:
     from rtfm.contracts import Contracts
     from rtfm.contracts.inspection import Fault
-    from rtfm.streams.dead_letters import Letter
+    from rtfm.streams.dead_letters.letters import Letter
 
 _ROWS_AROUND = 3
 _ROW = 16
@@ -44,7 +44,8 @@ def show(id_: str, kafka_bootstrap_servers: str | None, schema_registry_url: str
     """Show the dead letter ID: why it is one, its headers, and its value as far as it can be decoded."""
     from rtfm.contracts import open_contracts
     from rtfm.errors import ConfigError
-    from rtfm.streams.dead_letter_store import STATES, DeadLetterStore, LetterFilter
+    from rtfm.streams.dead_letters.letters import STATES
+    from rtfm.streams.dead_letters.store import DeadLetterStore, LetterFilter
     from rtfm_cli.dlq import day, row_of, text_of
 
     settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)

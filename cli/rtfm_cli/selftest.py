@@ -178,7 +178,7 @@ def _queries(settings: Settings) -> str:
 
 
 def _dead_letters(settings: Settings) -> str:
-    from rtfm.streams.dead_letter_store import DeadLetterStore, LetterFilter
+    from rtfm.streams.dead_letters.store import DeadLetterStore, LetterFilter
 
     with DeadLetterStore(settings) as store:
         count = sum(1 for _ in store.find(LetterFilter()))

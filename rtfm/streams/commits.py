@@ -16,9 +16,9 @@ from confluent_kafka import KafkaException, TopicPartition
 from rtfm.errors import InvalidEvent, RtfmError, Unavailable
 from rtfm.settings import Settings
 from rtfm.streams.connection import topic_name, translated
+from rtfm.streams.dead_letters.limits import DeadLetterLimit, TooManyDeadLetters, too_many
 from rtfm.streams.handling import FIRST_BACKOFF_S, MAX_BACKOFF_S, NOTHING, Handling, WaitingState
 from rtfm.streams.lanes import Finished
-from rtfm.streams.limits import DeadLetterLimit, TooManyDeadLetters, too_many
 from rtfm.streams.position import PartitionState
 from rtfm.streams.transactions import NotCommitted, OutcomeUnknown, Produced, Transactions, is_member, member_id
 from rtfm.telemetry import DEAD_LETTERS, TRANSACTION_FAILURES, TRANSACTION_SECONDS, get_logger

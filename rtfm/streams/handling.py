@@ -19,7 +19,7 @@ from rtfm.contracts import Contracts
 from rtfm.errors import InvalidEvent, PermanentError, Throttled, TransientError, Unavailable
 from rtfm.streams.consumer import Record, record_of
 from rtfm.streams.crashes import FATAL_DEATHS, InHand, KilledProcess
-from rtfm.streams.dead_letters import DeadLetter, DeadLetterWriter
+from rtfm.streams.dead_letters.letters import DeadLetter, DeadLetterWriter
 from rtfm.streams.producer import event_headers
 from rtfm.streams.transactions import Produced
 from rtfm.telemetry import PIPELINE_PAUSED, PROCESS_SECONDS, child_traceparent, get_logger

@@ -19,7 +19,7 @@ from rtfm.settings import Settings
 from rtfm.streams.commits import Commits, PositionsChanged
 from rtfm.streams.consumer import Record
 from rtfm.streams.crashes import InHand
-from rtfm.streams.dead_letters import DeadLetterWriter
+from rtfm.streams.dead_letters.letters import DeadLetterWriter
 from rtfm.streams.handling import FIRST_BACKOFF_S, MAX_BACKOFF_S, Handler, Handling, Output, WaitingState
 from rtfm.streams.lanes import Lanes
 from rtfm.streams.membership import Membership

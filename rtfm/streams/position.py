@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from attrs import define, field
 
 from rtfm.errors import ConfigError, RtfmError
-from rtfm.streams.limits import TallyState
+from rtfm.streams.dead_letters.limits import TallyState
 
 _VERSION = "1"
 _TALLY = "."

@@ -27,7 +27,7 @@ from rtfm.local.stack import LocalStack
 from rtfm.processor.service import ANSWER_GROUP, INGEST_GROUP
 from rtfm.settings import Settings
 from rtfm.streams.connection import group_name, topic_name
-from rtfm.streams.dead_letters import TOPIC as DEAD_LETTERS
+from rtfm.streams.dead_letters.letters import TOPIC as DEAD_LETTERS
 from rtfm.streams.topics import TopicAdmin
 from rtfm.telemetry import configure_logging
 from tests.chaos import evidence

@@ -15,7 +15,7 @@ from rtfm.settings import Settings
 from rtfm.streams.commits import EVERY_S, RECORDS, Commits
 from rtfm.streams.connection import group_name
 from rtfm.streams.crashes import InHand
-from rtfm.streams.dead_letters import DeadLetterWriter
+from rtfm.streams.dead_letters.letters import DeadLetterWriter
 from rtfm.streams.handling import Handling, WaitingState
 from rtfm.streams.membership import Membership
 from rtfm.streams.position import PartitionState

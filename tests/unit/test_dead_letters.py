@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rtfm.errors import InvalidEvent, UndecodableRecord
 from rtfm.streams.consumer import Record
-from rtfm.streams.dead_letters import (
+from rtfm.streams.dead_letters.letters import (
     DISCARDED,
     MAX_MESSAGE_BYTES,
     MAX_STACK_BYTES,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rtfm.errors import ConfigError
-from rtfm.streams.limits import SHARE_FROM, WINDOW, DeadLetterLimit, TallyState
+from rtfm.streams.dead_letters.limits import SHARE_FROM, WINDOW, DeadLetterLimit, TallyState
 from rtfm.streams.position import PartitionState
 
 LIMIT = DeadLetterLimit(max_consecutive=100, max_share=0.5)
