@@ -71,6 +71,12 @@ class Message:
     def timestamp(self) -> tuple[int, int]:
         return 1, 1_700_000_600_000
 
+    def topic(self) -> str:
+        return self.record.topic
+
+    def error(self) -> None:
+        return None
+
 
 def written(original: Record, error: Exception | None = None) -> Letter:
     """The dead letter of ``original`` as a reader sees it."""

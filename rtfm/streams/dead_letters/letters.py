@@ -11,14 +11,13 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from attrs import field, frozen
 
 from rtfm.contracts import schema_id_of
 from rtfm.errors import UndecodableRecord
 from rtfm.scrubbing import scrub
-from rtfm.streams.consumer import Record
+from rtfm.streams.consumer import Message, Record
 from rtfm.streams.transactions import Produced
 
 TOPIC = "dead-letters"
@@ -237,8 +236,8 @@ class Mark:
         return Produced(TOPIC, f"mark-{letter.id}".encode(), None, headers, partition=letter.partition)
 
 
-def read(message: Any) -> Letter | Mark:
-    """What a message of confluent_kafka from dead-letters is."""
+def read(message: Message) -> Letter | Mark:
+    """What a message from dead-letters is."""
     headers: list[tuple[str, bytes]] = list(message.headers() or [])
     last, value = headers[-1] if headers else ("", b"")
     if last == _MARK and message.value() is None:

@@ -11,15 +11,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import TypeVar, cast
 
 from attrs import frozen
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
 
 from rtfm.settings import Settings
-from rtfm.streams.connection import REQUEST_TIMEOUT_S, client_config, topic_name, translated
+from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
+from rtfm.streams.consumer import Message
 from rtfm.streams.dead_letters.letters import DISCARDED, OPEN, REPLAYED, STATES, TOPIC, Letter, Mark, read
 from rtfm.streams.transactions import NotCommitted, OutcomeUnknown, Produced, Transactions
+
+T = TypeVar("T")
 
 WRITER = "rtfm-dlq"
 """The transactional name of everybody who replays or discards."""
@@ -91,17 +94,13 @@ class DeadLetterStore:
     """Dead letters of a cluster. Raises Unavailable without Kafka, ConfigError without the topic."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self._kafka = KafkaConfig.of(settings)
         self._consumer = self._new_consumer()
 
-    def _new_consumer(self) -> Any:
+    def _new_consumer(self) -> Consumer:
         return Consumer(
             {
-                **client_config(self._settings),
-                "group.id": "rtfm-dlq-reader",  # never joined, nothing is committed
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",
-                "enable.partition.eof": True,
+                **self._kafka.consumer("rtfm-dlq-reader"),  # never joined, nothing is committed
                 "fetch.wait.max.ms": 20,
             }
         )
@@ -123,7 +122,7 @@ class DeadLetterStore:
 
     def partitions(self, topic: str) -> int:
         """How many partitions ``topic`` has; 0 when there is no such topic."""
-        name = topic_name(self._settings, topic)
+        name = self._kafka.topic(topic)
         metadata = self._asked(lambda: self._consumer.list_topics(name, timeout=REQUEST_TIMEOUT_S))
         found = metadata.topics[name]
         return 0 if found.error is not None else len(found.partitions)
@@ -177,7 +176,7 @@ class DeadLetterStore:
     def _write(
         self, wanted: LetterFilter, refusal: Callable[[FiledLetter], str | None], made: Callable[[FiledLetter], _Write]
     ) -> Iterator[Decision]:
-        transactions = Transactions(self._settings, WRITER)
+        transactions = Transactions(self._kafka, WRITER)
         transactions.open()  # before reading: from here on nobody who began earlier can commit
         try:
             batch: list[_Write] = []
@@ -240,7 +239,7 @@ class DeadLetterStore:
         """Partition → offset from which letters that are wanted can stand."""
         count = self.partitions(TOPIC)
         if not count:
-            raise translated(KafkaError(KafkaError._UNKNOWN_TOPIC), self._settings, "reading dead-letters")
+            raise self._kafka.translated(KafkaError(KafkaError._UNKNOWN_TOPIC), "reading dead-letters")
         if wanted.ids is not None:
             starts: dict[int, int] = {}
             for number, offset in filter(None, map(place_of, wanted.ids)):
@@ -249,7 +248,7 @@ class DeadLetterStore:
             return starts
         if wanted.since_ms is None:
             return dict.fromkeys(range(count), OFFSET_BEGINNING)
-        name = topic_name(self._settings, TOPIC)
+        name = self._kafka.topic(TOPIC)
         times = [TopicPartition(name, number, wanted.since_ms) for number in range(count)]
         found = self._asked(lambda: self._consumer.offsets_for_times(times, timeout=REQUEST_TIMEOUT_S))
         return {part.partition: part.offset for part in found if part.offset != OFFSET_END}
@@ -258,7 +257,7 @@ class DeadLetterStore:
         """Everything from ``starts`` to the present end."""
         if not starts:
             return
-        name = topic_name(self._settings, TOPIC)
+        name = self._kafka.topic(TOPIC)
         ended: set[int] = set()
         idle_until_s = time.monotonic() + READ_TIMEOUT_S
         consumer = self._new_consumer()  # of its own, for one reading may begin while another is under way
@@ -266,7 +265,7 @@ class DeadLetterStore:
             # An id may be of an offset that is not there any more; the log is read from where it begins now.
             consumer.assign([TopicPartition(name, *start) for start in self._clamped(name, starts)])
             while len(ended) < len(starts):
-                for message in consumer.consume(500, 0.05):
+                for message in cast("list[Message]", consumer.consume(500, 0.05)):
                     idle_until_s = time.monotonic() + READ_TIMEOUT_S
                     error = message.error()
                     if error is None:
@@ -274,9 +273,9 @@ class DeadLetterStore:
                     elif error.code() == KafkaError._PARTITION_EOF:
                         ended.add(message.partition())
                     else:
-                        raise translated(error, self._settings, "reading dead-letters")
+                        raise self._kafka.translated(error, "reading dead-letters")
                 if time.monotonic() > idle_until_s:
-                    raise translated(KafkaError(KafkaError._TIMED_OUT), self._settings, "reading dead-letters")
+                    raise self._kafka.translated(KafkaError(KafkaError._TIMED_OUT), "reading dead-letters")
         finally:
             consumer.close()
 
@@ -289,11 +288,11 @@ class DeadLetterStore:
             low, high = self._asked(ask)
             yield number, max(low, min(offset, high))
 
-    def _asked(self, ask: Callable[[], Any]) -> Any:
+    def _asked(self, ask: Callable[[], T]) -> T:
         try:
             return ask()
         except KafkaException as exc:
-            raise translated(exc, self._settings, "reading dead-letters") from exc
+            raise self._kafka.translated(exc, "reading dead-letters") from exc
 
 
 def place_of(letter_id: str) -> tuple[int, int] | None:
