@@ -6,6 +6,7 @@ import inspect
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -130,7 +131,7 @@ class Noting:
 def running(
     settings: Settings,
     contracts: Contracts,
-    handler: Handler,
+    handler: Handler | Future[Handler],
     *,
     topic: str = MESSAGES,
     health: Health | None = None,

@@ -5,9 +5,9 @@ What other programs need is here, and stays: ``open_reader`` and ``open_producer
 ``pipeline`` is where to begin. The words that all of its modules use:
 
 - *lane*: the records of one partition and key, or of one partition where batches are handled; one after another.
-- *finished*: handled, with outputs or a dead letter, not yet committed. *Unfinished*: taken from Kafka and not finished.
+- *finished*: handled, with its outputs or a dead letter; committed a little later. *Unfinished*: taken, not finished.
 - *settle*: take what the pool has finished into the next transaction.
-- *window*: offsets of a partition from the lowest unfinished one to the highest taken; the map in its metadata covers it.
+- *window*: a partition's offsets from the lowest unfinished one to the highest taken, which the position's map covers.
 - *awaited*: unfinished offsets of a restored position that have not come from the log again yet.
 - *tally*: what became of the last 1,000 records of a partition, for the limit on dead letters.
 - *suspect*: a record that was being handled when the process died.
