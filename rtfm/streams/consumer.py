@@ -53,7 +53,7 @@ class Record(NamedTuple):
 
 
 class EventReader:
-    """Reads ``topic`` from its start, from its end, or where ``group`` had come to.
+    """Reads ``topic`` from its start or its end, or from where ``group`` had come to, if it had.
 
     Raises Unavailable when Kafka does not answer, ConfigError for a topic that does not exist.
     """
@@ -73,7 +73,7 @@ class EventReader:
         self._consumer = Consumer(
             {
                 **self._kafka.consumer(group or f"rtfm-reader-{settings.instance_id}"),
-                "auto.offset.reset": "earliest",
+                "auto.offset.reset": "latest" if from_end else "earliest",
                 "session.timeout.ms": 6000,  # one that died holds up its group for as long
                 "fetch.wait.max.ms": 50,
             }
