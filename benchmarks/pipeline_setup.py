@@ -22,7 +22,10 @@ from rtfm.contracts.catalogue import PARTITIONER
 from rtfm.events import Audience, BotQuery, BotResponse, ChannelKind, DiscordMessage, MessageChange, Outcome
 from rtfm.events import TimestampMillis as At
 from rtfm.settings import Settings
+from rtfm.streams.connection import KafkaConfig
+from rtfm.streams.dead_letters.limits import DeadLetterPolicy
 from rtfm.streams.pipeline import Handler, Pipeline
+from rtfm.streams.quarantine import CrashJournal
 from rtfm.streams.topics import TopicAdmin
 from rtfm.telemetry import Health
 
@@ -50,24 +53,27 @@ def installation(base: Settings) -> Iterator[Settings]:
 
 @contextmanager
 def running(own: Settings, contracts: Contracts, topic: str, handler: Handler, *, concurrency: int) -> Iterator[None]:
-    stop = threading.Event()
+    stop, journal = threading.Event(), CrashJournal.of(own, "bench")
     pipeline = Pipeline(
-        own,
+        KafkaConfig.of(own),
         contracts,
         group=f"bench-{secrets.token_hex(4)}",
         topic=topic,
         handler=handler,
         health=Health(),
         concurrency=concurrency,
+        dead_letters=DeadLetterPolicy.of(own),
+        quarantine=journal,
         stop=stop,
     )
     thread = threading.Thread(target=pipeline.run, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(30)
+    with journal:
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(30)
 
 
 @contextmanager

@@ -107,7 +107,7 @@ LAG = Gauge(
     "Records between what a group has committed and the end of a partition.",
     ["consumergroup", "topic", "partition"],
 )
-IN_HAND = Gauge("rtfm_inflight_records", "Records taken from Kafka that are not finished.", ["group"])
+INFLIGHT = Gauge("rtfm_inflight_records", "Records taken from Kafka that are not finished.", ["group"])
 PAUSED_PARTITIONS = Gauge("rtfm_paused_partitions", "Partitions that are full and not read just now.", ["group"])
 PAUSES = Counter("rtfm_partition_pauses_total", "Partitions that were paused because they were full.", ["group"])
 REBALANCES = Counter(

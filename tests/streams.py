@@ -6,6 +6,7 @@ import inspect
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -25,11 +26,14 @@ from rtfm.errors import Unavailable
 from rtfm.events import Audience, BotQuery, BotResponse, ChannelKind, DiscordMessage, MessageChange, Outcome
 from rtfm.events import TimestampMillis as At
 from rtfm.settings import Settings
+from rtfm.streams.connection import KafkaConfig
 from rtfm.streams.consumer import EventReader, Record
-from rtfm.streams.dead_letters import TOPIC as DEAD_LETTERS
+from rtfm.streams.dead_letters.letters import TOPIC as DEAD_LETTERS
+from rtfm.streams.dead_letters.limits import DeadLetterPolicy
 from rtfm.streams.pipeline import Handler, Output, Pipeline
 from rtfm.streams.producer import EventProducer
 from rtfm.streams.progress import GroupProgress
+from rtfm.streams.quarantine import CrashJournal
 from rtfm.streams.topics import TopicAdmin
 from rtfm.telemetry import Health
 
@@ -127,7 +131,7 @@ class Noting:
 def running(
     settings: Settings,
     contracts: Contracts,
-    handler: Handler,
+    handler: Handler | Future[Handler],
     *,
     topic: str = MESSAGES,
     health: Health | None = None,
@@ -136,21 +140,26 @@ def running(
 ) -> Iterator[threading.Thread]:
     """A pipeline at work in a thread, which is given; it is stopped at the end, and its error is raised."""
     stop = stop or threading.Event()
+    journal = CrashJournal.of(settings, GROUP)
     pipeline = Pipeline(
-        settings,
+        KafkaConfig.of(settings),
         contracts,
         group=GROUP,
         topic=topic,
         handler=handler,
         health=health or Health(),
         stop=stop,
+        dead_letters=DeadLetterPolicy.of(settings),
+        quarantine=journal,
+        grace_s=settings.shutdown_grace_s,
         **options,
     )
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            pipeline.run()
+            with journal:
+                pipeline.run()
         except BaseException as exc:
             errors.append(exc)
 

@@ -25,7 +25,7 @@ from rtfm.events import (
 from rtfm.redaction import redacted
 from rtfm.settings import Settings
 from rtfm.streams.consumer import EventReader
-from rtfm.streams.dead_letter_store import DeadLetterStore, LetterFilter
+from rtfm.streams.dead_letters.store import DeadLetterStore, LetterFilter
 from rtfm.streams.producer import EventProducer
 from rtfm.streams.progress import GroupProgress
 from rtfm.streams.topics import TopicAdmin

@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
-import signal
 import threading
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import TypeVar
 
 import aiohttp
 import discord
@@ -24,23 +20,24 @@ from rtfm.bot.asking import QuestionSender
 from rtfm.bot.client import Publish, RtfmClient
 from rtfm.bot.delivery import ReplyDelivery
 from rtfm.bot.outbox import Outbox
+from rtfm.clock import now_ms
 from rtfm.contracts import Contracts, open_contracts
-from rtfm.errors import ConfigError, TransientError, Unavailable
-from rtfm.events import BotQuery, DiscordMessage, TimestampMillis
+from rtfm.errors import ConfigError, Unavailable
+from rtfm.events import BotQuery, DiscordMessage
 from rtfm.knowledge.archive import SqlArchive
+from rtfm.service import POLL_S, Stop, observed, once_available
 from rtfm.settings import Settings
+from rtfm.streams.connection import KafkaConfig
+from rtfm.streams.dead_letters.limits import DeadLetterPolicy
 from rtfm.streams.pipeline import Handler, Output, Pipeline, Record
 from rtfm.streams.producer import EventProducer
-from rtfm.telemetry import Health, MetricsServer, get_logger
+from rtfm.streams.quarantine import CrashJournal, Quarantine
+from rtfm.telemetry import Health, get_logger
 
 log = get_logger(__name__)
-T = TypeVar("T")
 
 GROUP = "rtfm-bot-responses"
 _CONCURRENT_REPLIES = 8  # so that a channel's rate limit holds up no other channel
-_POLL_S = 0.1
-_FIRST_WAIT_S = 1.0
-_LONGEST_WAIT_S = 30.0
 _AUTHENTICATION_FAILED = 4004  # Discord's close event codes
 _REFUSED_MEND = "Make a new token at https://discord.com/developers/applications under Bot, and set DISCORD_TOKEN."
 _SWITCH_ON_INTENT = (
@@ -60,37 +57,26 @@ def run_bot(settings: Settings, stop: threading.Event | None = None) -> None:
             "DISCORD_TOKEN is not set",
             hint="Make a bot at https://discord.com/developers/applications and put its token into .env.",
         )
-    asyncio.run(_serve(settings, settings.discord_token, stop or threading.Event()))
+    asyncio.run(_serve(settings, settings.discord_token, Stop(stop)))
 
 
-async def _serve(settings: Settings, token: str, stop: threading.Event) -> None:
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    health = Health()
-    health.ready_when("discord", lambda: "not logged in to Discord yet")
-    try:
-        metrics = MetricsServer(health, settings.metrics_host, settings.metrics_port)
-    except OSError as exc:
-        where = f"{settings.metrics_host}:{settings.metrics_port}"
-        raise ConfigError(
-            f"METRICS_PORT: {where} cannot be opened: {exc.strerror}", hint="Choose another port."
-        ) from exc
-    metrics.start()
-    log.info("metrics and health", address=f"http://{settings.metrics_host}:{metrics.port}")
-    try:
+async def _serve(settings: Settings, token: str, stop: Stop) -> None:
+    with stop.on_signals(), observed(settings) as health, CrashJournal.of(settings, "bot") as quarantine:
+        health.ready_when("discord", lambda: "not logged in to Discord yet")
+        beating = asyncio.create_task(beat(health))
         contracts = open_contracts(settings)
         with contextlib.closing(SqlArchive(settings.database_url)) as archive:
             with EventProducer(settings, contracts) as producer:
                 # Two, so that messages do not wait for the archive when it is down: only questions need it.
                 heard = Outbox(producer)
-                questions = Outbox(QuestionSender(producer, archive, clock_ms=_now_ms))
+                questions = Outbox(QuestionSender(producer, archive, clock_ms=now_ms))
                 health.ready_when("outbox", heard.trouble)
                 health.ready_when("questions", questions.trouble)
                 heard.start()
                 questions.start()
+                publish = partial(_publish, heard, questions)
                 try:
-                    await _run(settings, token, contracts, archive, partial(_publish, heard, questions), health, stop)
+                    await _run(settings, token, contracts, archive, publish, health, quarantine, stop)
                 finally:
                     left = await asyncio.gather(
                         *(asyncio.to_thread(outbox.close, settings.shutdown_grace_s) for outbox in (heard, questions))
@@ -99,9 +85,15 @@ async def _serve(settings: Settings, token: str, stop: threading.Event) -> None:
                     await asyncio.to_thread(producer.close, 0)
                     if sum(left):
                         log.error("events could not be handed to Kafka before the end", events=sum(left))
-    finally:
-        metrics.stop()
-        log.info("stopped")
+        beating.cancel()
+    log.info("stopped")
+
+
+async def beat(health: Health) -> None:
+    """Tell the watchdog that the event loop passes: one that hangs posts nothing and hears nothing."""
+    while True:
+        health.beat("event loop")
+        await asyncio.sleep(POLL_S)
 
 
 def _publish(heard: Outbox, questions: Outbox, topic: str, event: DiscordMessage | BotQuery) -> bool:
@@ -115,26 +107,28 @@ async def _run(
     archive: SqlArchive,
     publish: Publish,
     health: Health,
-    stop: threading.Event,
+    quarantine: Quarantine,
+    stop: Stop,
 ) -> None:
     """Run gateway and responses side by side until ``stop``, or until one of them ends with an error."""
-    stopped = asyncio.create_task(_wait(stop, health))
-    if await _once_available(partial(_contracts_are_registered, contracts), stop) is None:
-        return
-    if await _once_available(partial(_archive_is_of_this_version, archive), stop) is None:
-        return
-    client = await _once_available(partial(_log_in, settings, token, publish, health), stop)
+    stopped = asyncio.create_task(_wait(stop))
+    for step in (partial(_look_up_schemas, contracts), partial(archive.migrate, wait_s=0)):
+        await asyncio.to_thread(once_available, step, stop)
+    client = await _log_in_once_available(settings, token, publish, health, stop)
     if client is None:
         return
     draining = threading.Event()
     pipeline = Pipeline(
-        settings,
+        KafkaConfig.of(settings),
         contracts,
         group=GROUP,
         topic="bot-responses",
-        handler=_handler(ReplyDelivery(client, archive, clock_ms=_now_ms), asyncio.get_running_loop()),
+        handler=_handler(ReplyDelivery(client, archive, clock_ms=now_ms), asyncio.get_running_loop()),
         health=health,
         concurrency=_CONCURRENT_REPLIES,
+        dead_letters=DeadLetterPolicy.of(settings),
+        quarantine=quarantine,
+        grace_s=settings.shutdown_grace_s,
         stop=draining,
     )
     async with client:
@@ -152,40 +146,27 @@ async def _run(
             task.result()
 
 
-async def _wait(stop: threading.Event, health: Health) -> None:
+async def _wait(stop: Stop) -> None:
     while not stop.is_set():
-        health.beat("event loop")
-        await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(POLL_S)
 
 
-async def _once_available(action: Callable[[], Awaitable[T]], stop: threading.Event) -> T | None:
-    """The result of ``action``, however long what it needs is down; None when ``stop`` came first."""
-    delay_s, said = _FIRST_WAIT_S, False
-    while not stop.is_set():
-        try:
-            return await action()
-        except TransientError as exc:
-            if not said:
-                log.warning("waiting to start", reason=str(exc))
-            said = True
-        wait_until = time.monotonic() + delay_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
-        while time.monotonic() < wait_until and not stop.is_set():
-            await asyncio.sleep(_POLL_S)
-        delay_s = min(delay_s * 2, _LONGEST_WAIT_S)
-    return None
-
-
-async def _contracts_are_registered(contracts: Contracts) -> bool:
-    """Look the schemas up that the bot writes with; ConfigError, with its mend, when one is not registered."""
+def _look_up_schemas(contracts: Contracts) -> None:
+    """Raise ConfigError, with its mend, for a schema that the bot writes with and that is not registered."""
     for topic in ("discord-messages", "bot-queries"):
-        await asyncio.to_thread(contracts.registry.id_for, topic, contracts.codec(topic).schema)
-    return True
+        contracts.registry.id_for(topic, contracts.codec(topic).schema)
 
 
-async def _archive_is_of_this_version(archive: SqlArchive) -> bool:
-    """Migrate the archive where that is due; while another process does, the caller waits."""
-    await asyncio.to_thread(archive.migrate, wait_s=0)
-    return True
+async def _log_in_once_available(
+    settings: Settings, token: str, publish: Publish, health: Health, stop: Stop
+) -> RtfmClient | None:
+    """A client that is logged in, however long Discord is down; None when ``stop`` came first."""
+    loop = asyncio.get_running_loop()
+
+    def log_in() -> RtfmClient:
+        return asyncio.run_coroutine_threadsafe(_log_in(settings, token, publish, health), loop).result()
+
+    return await asyncio.to_thread(once_available, log_in, stop)
 
 
 async def _log_in(settings: Settings, token: str, publish: Publish, health: Health) -> RtfmClient:
@@ -227,7 +208,7 @@ async def _answer(client: RtfmClient, pipeline: Pipeline, draining: threading.Ev
     while not client.is_ready():
         if draining.is_set():
             return
-        await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(POLL_S)
     await asyncio.to_thread(pipeline.run)
 
 
@@ -240,7 +221,3 @@ def _handler(delivery: ReplyDelivery, loop: asyncio.AbstractEventLoop) -> Handle
         return []
 
     return handle
-
-
-def _now_ms() -> TimestampMillis:
-    return TimestampMillis(time.time_ns() // 1_000_000)

@@ -8,25 +8,26 @@ signal ends it at once.
 from __future__ import annotations
 
 import gc
-import os
-import random
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from rtfm.clock import now_ms
 from rtfm.contracts import Contracts, open_contracts
-from rtfm.errors import ConfigError, RtfmError, TransientError
+from rtfm.errors import RtfmError
+from rtfm.service import POLL_S, Stop, observed, once_available
 from rtfm.settings import Settings
+from rtfm.streams.connection import KafkaConfig
+from rtfm.streams.dead_letters.limits import DeadLetterPolicy
 from rtfm.streams.pipeline import Handler, Output, Pipeline, Record, Unfinished
-from rtfm.telemetry import Health, MetricsServer, get_logger
-from rtfm.watchdog import Watchdog
+from rtfm.streams.quarantine import CrashJournal, Quarantine
+from rtfm.telemetry import Health, get_logger
 
 if TYPE_CHECKING:
     from rtfm.knowledge import Knowledge
@@ -43,26 +44,17 @@ NEW_OBJECTS = 20_000
 
 Part = Literal["ingest", "answer"]
 
-_POLL_S = 0.1
-_FIRST_WAIT_S = 0.5
-_LONGEST_WAIT_S = 15.0
 _STORE_CHECK_EVERY_S = 5.0
 
 _log = get_logger(__name__)
 
 
-@define(kw_only=True)
-class _StopState:
-    """Whether the service was asked to end."""
+@frozen
+class Handlers:
+    """What the pipelines are to call, once it is there."""
 
-    event: threading.Event
-    signals: int = 0
-
-    def asked(self) -> bool:
-        # A signal's handler may interrupt whoever holds the event's lock, so it only counts.
-        if self.signals:
-            self.event.set()
-        return self.event.is_set()
+    ingest: Future[Handler] = field(factory=Future)
+    answer: Future[Handler] = field(factory=Future)
 
 
 @define(kw_only=True)
@@ -92,25 +84,66 @@ def run_processor(settings: Settings, only: Part | None = None, stop: threading.
     Raises ConfigError for what an operator must change: a contract that is not registered, a topic that does not exist,
     an address that is none. Raises Unfinished when the work in hand took longer than ``SHUTDOWN_GRACE_S``.
     """
-    state = _StopState(event=stop or threading.Event())
-    health = Health(max_gap_s=settings.watchdog_s * 2 / 3)
-    starting = {"start": "the service is starting"}
-    health.ready_when("start", lambda: starting.get("start"))
-    with _signals(state), _metrics(settings, health):
+    stopping = Stop(stop)
+    starting: dict[str, str] = {"start": "the service is starting"}
+    quarantine = CrashJournal.of(settings, f"processor-{only}" if only else "processor")
+    with stopping.on_signals(), observed(settings) as health, quarantine:
+        health.ready_when("start", lambda: starting.get("start"))
         contracts = open_contracts(settings)
-        handlers: dict[str, Handler] = {}
-        ready = threading.Event()
-        pipelines = _pipelines(settings, contracts, only, health, state.event, handlers, ready)
+        handlers = Handlers()
+        pipelines = _pipelines(settings, contracts, only, handlers, health, stopping.event, quarantine)
         # Transactions begin while what the handlers need is loaded; it is closed when the pipelines have ended.
-        with ExitStack() as closing, _running(settings, pipelines, state, health):
-            if _prepared(settings, contracts, only, state, starting, handlers, health, closing):
+        with ExitStack() as closing, _running(settings, pipelines, stopping):
+            if _prepare(settings, contracts, only, stopping, starting, handlers, health, closing):
                 starting.clear()
-                collect_seldom()
-                ready.set()
-            while not state.asked():
-                time.sleep(_POLL_S)
+            while not stopping.is_set():
+                time.sleep(POLL_S)
             _log.info("stopping")
     _log.info("stopped")
+
+
+def _pipelines(
+    settings: Settings,
+    contracts: Contracts,
+    only: Part | None,
+    handlers: Handlers,
+    health: Health,
+    stop: threading.Event,
+    quarantine: Quarantine,
+) -> list[Pipeline]:
+    """The two pipelines, each with its own policies."""
+    dead_letters = DeadLetterPolicy.of(settings)
+    made = partial(
+        Pipeline,
+        KafkaConfig.of(settings),
+        contracts,
+        health=health,
+        stop=stop,
+        quarantine=quarantine,
+        grace_s=settings.shutdown_grace_s,
+    )
+    pipelines = []
+    if only != "answer":
+        pipelines.append(
+            made(
+                group=INGEST_GROUP,
+                topic=MESSAGES,
+                handler=handlers.ingest,
+                batch_size=INGEST_BATCH,
+                dead_letters=dead_letters,
+            )
+        )
+    if only != "ingest":
+        pipelines.append(
+            made(
+                group=ANSWER_GROUP,
+                topic=QUERIES,
+                handler=handlers.answer,
+                concurrency=settings.processor_concurrency,
+                dead_letters=dead_letters,
+            )
+        )
+    return pipelines
 
 
 def collect_seldom() -> None:
@@ -124,17 +157,17 @@ def collect_seldom() -> None:
     gc.set_threshold(NEW_OBJECTS, 10, 10)
 
 
-def _prepared(
+def _prepare(
     settings: Settings,
     contracts: Contracts,
     only: Part | None,
-    state: _StopState,
+    stop: Stop,
     starting: dict[str, str],
-    handlers: dict[str, Handler],
+    handlers: Handlers,
     health: Health,
     closing: ExitStack,
 ) -> bool:
-    """Fill ``handlers`` once what they need is there and the archive is of this version; False if stopped meanwhile."""
+    """Give the ``handlers`` once what they need is there and the archive is of this version; False if stopped."""
     from rtfm.knowledge import open_knowledge
 
     knowledge = open_knowledge(settings)
@@ -145,16 +178,19 @@ def _prepared(
         codec = contracts.codec(RESPONSES)
         steps.insert(0, partial(contracts.registry.id_for, RESPONSES, codec.schema))
     for step in steps:
-        _waited_for(step, state, starting)
-    if state.asked():
+        once_available(step, stop, lambda error: starting.update(start=str(error)))
+    if stop.is_set():
         return False
     _say_if_a_rebuild_is_due(knowledge)
     health.ready_when("archive", _StoreCheckState(check=knowledge.archive.check))
     health.ready_when("Chroma", _StoreCheckState(check=knowledge.vectors.check))
-    if only != "answer":
-        handlers[MESSAGES] = _ingesting(knowledge)
-    if only != "ingest":
-        handlers[QUERIES] = _answering(settings, knowledge)
+    ingest = None if only == "answer" else _ingesting(knowledge)
+    answer = None if only == "ingest" else _answering(settings, knowledge)
+    collect_seldom()
+    if ingest is not None:
+        handlers.ingest.set_result(ingest)
+    if answer is not None:
+        handlers.answer.set_result(answer)
     return True
 
 
@@ -168,50 +204,8 @@ def _say_if_a_rebuild_is_due(knowledge: Knowledge) -> None:
             _log.warning("a rebuild is due", guild_id=guild_id, reason=reason, mend="rtfm-cli rebuild")
 
 
-def _waited_for(step: Callable[[], object], state: _StopState, starting: dict[str, str]) -> None:
-    """Return when ``step`` is done, or the service was asked to stop."""
-    wait_s, said = _FIRST_WAIT_S, False
-    while not state.asked():
-        try:
-            step()
-            return
-        except TransientError as exc:
-            starting["start"] = str(exc)
-            if not said:
-                _log.warning("waiting to start", reason=str(exc), mend=exc.hint)
-            said = True
-        until = time.monotonic() + wait_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
-        while time.monotonic() < until and not state.asked():
-            time.sleep(_POLL_S)
-        wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
-
-
-def _pipelines(
-    settings: Settings,
-    contracts: Contracts,
-    only: Part | None,
-    health: Health,
-    stop: threading.Event,
-    handlers: dict[str, Handler],
-    ready: threading.Event,
-) -> list[Pipeline]:
-    def handled_by(topic: str) -> Handler:
-        return lambda records: handlers[topic](records)
-
-    made = partial(Pipeline, settings, contracts, health=health, stop=stop, ready=ready)
-    pipelines = []
-    if only != "answer":
-        pipelines.append(
-            made(group=INGEST_GROUP, topic=MESSAGES, handler=handled_by(MESSAGES), batch_size=INGEST_BATCH)
-        )
-    if only != "ingest":
-        concurrency = settings.processor_concurrency
-        pipelines.append(made(group=ANSWER_GROUP, topic=QUERIES, handler=handled_by(QUERIES), concurrency=concurrency))
-    return pipelines
-
-
 @contextmanager
-def _running(settings: Settings, pipelines: Sequence[Pipeline], state: _StopState, health: Health) -> Iterator[None]:
+def _running(settings: Settings, pipelines: Sequence[Pipeline], stop: Stop) -> Iterator[None]:
     """Run ``pipelines`` beside the block, and stop them at its end; whatever error ends one is raised then."""
     failures: list[BaseException] = []
 
@@ -221,22 +215,21 @@ def _running(settings: Settings, pipelines: Sequence[Pipeline], state: _StopStat
         except BaseException as exc:
             failures.append(exc)
         finally:
-            state.event.set()
+            stop.set()
 
     threads = [
         threading.Thread(target=work, args=(pipeline,), name=f"pipeline-{number}", daemon=True)
         for number, pipeline in enumerate(pipelines)
     ]
-    with Watchdog(health, settings.watchdog_s):
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        until_s = time.monotonic() + settings.shutdown_grace_s
         for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            state.event.set()
-            until = time.monotonic() + settings.shutdown_grace_s
-            for thread in threads:
-                thread.join(max(until - time.monotonic(), 0))
+            thread.join(max(until_s - time.monotonic(), 0))
     if failures:
         raise failures[0]
     if any(thread.is_alive() for thread in threads):
@@ -274,42 +267,3 @@ def _answering(settings: Settings, knowledge: Knowledge) -> Handler:
     )
     _log.info("answering", by="extract" if model is None else model.name)
     return Answering(answerer=answerer, archive=knowledge.archive)
-
-
-@contextmanager
-def _metrics(settings: Settings, health: Health) -> Iterator[None]:
-    try:
-        server = MetricsServer(health, settings.metrics_host, settings.metrics_port)
-    except OSError as exc:
-        raise ConfigError(
-            f"METRICS_PORT: {settings.metrics_host}:{settings.metrics_port} cannot be opened: {exc.strerror}",
-            hint="Choose another METRICS_PORT; 0 takes a free one.",
-        ) from exc
-    server.start()
-    _log.info("metrics and health", address=f"http://{settings.metrics_host}:{server.port}")
-    try:
-        yield
-    finally:
-        server.stop()
-
-
-@contextmanager
-def _signals(state: _StopState) -> Iterator[None]:
-    """SIGTERM and SIGINT ask for the end, a second one does not wait for it. Nothing outside the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def received(*_: object) -> None:
-        if state.signals:
-            os._exit(1)
-        state.signals += 1
-
-    before = {number: signal.signal(number, received) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        # Once asked to end, the process ends: until it has, a second signal must find who listens.
-        if not state.signals:
-            for number, handler in before.items():
-                signal.signal(number, handler)

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 from attrs import define, field, frozen
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from rtfm.backoff import Backoff
 from rtfm.errors import InvalidEvent, RtfmError, Unavailable
-from rtfm.settings import Settings
-from rtfm.streams.connection import topic_name, translated
+from rtfm.streams.connection import KafkaConfig
+from rtfm.streams.dead_letters.limits import DeadLetterPolicy, TooManyDeadLetters, too_many
 from rtfm.streams.handling import FIRST_BACKOFF_S, MAX_BACKOFF_S, NOTHING, Handling, WaitingState
 from rtfm.streams.lanes import Finished
-from rtfm.streams.limits import DeadLetterLimit, TooManyDeadLetters, too_many
 from rtfm.streams.position import PartitionState
 from rtfm.streams.transactions import NotCommitted, OutcomeUnknown, Produced, Transactions, is_member, member_id
 from rtfm.telemetry import DEAD_LETTERS, TRANSACTION_FAILURES, TRANSACTION_SECONDS, get_logger
@@ -63,7 +62,7 @@ class _CommitState:
     last_s: float = 0.0
     ended_s: float = 0.0
     not_before_s: float = 0.0
-    failures: int = 0
+    backoff: Backoff = field(factory=lambda: Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S))
 
 
 class Commits:
@@ -71,24 +70,25 @@ class Commits:
 
     def __init__(
         self,
-        settings: Settings,
+        kafka: KafkaConfig,
         *,
         topic: str,
         group: str,
+        policy: DeadLetterPolicy,
         waiting: WaitingState,
         handling: Handling,
         transactions: Transactions,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._settings = settings
+        self._kafka = kafka
+        self._policy = policy
         self._clock = clock
         self._topic = topic
-        self._full_topic = topic_name(settings, topic)
+        self._full_topic = self._kafka.topic(topic)
         self._group = group
         self._waiting = waiting
         self._handling = handling
         self._transactions = transactions
-        self._limit = DeadLetterLimit(settings.dlq_max_consecutive, settings.dlq_max_share)
         self.over: TooManyDeadLetters | None = None
         """Set when there are too many dead letters: no more are taken, and the pipeline must end."""
         self._state = _CommitState()
@@ -130,10 +130,10 @@ class Commits:
         taken = []
         for message in finished.messages:
             if self.over is None and (letter := dead.get(message.offset())) is not None:
-                if (why := self._limit.reached(tally)) is None:
+                if (why := self._policy.reached(tally)) is None:
                     tally.dead()
                     taken.append(letter)
-                    why = self._limit.reached(tally)
+                    why = self._policy.reached(tally)
                 if why is not None:
                     self.over = too_many(self._topic, finished.part.number, why, letter.reason)
             elif self.over is None:
@@ -172,7 +172,7 @@ class Commits:
         state.stored_parts = {number: part for number, part in state.stored_parts.items() if part.live}
         state.records = _count(state.pending) + _count(state.sent)
 
-    def commit(self, consumer: Any) -> None:
+    def commit(self, consumer: Consumer) -> None:
         """Commit what is finished, or put it off. Raises Fenced, and PositionsChanged."""
         state = self._state
         now_s = self._clock()
@@ -199,7 +199,7 @@ class Commits:
                 member,
             )
         except NotCommitted as exc:
-            self._not_committed()
+            self._take_back()
             if exc.rebalancing:
                 # As it may at any time while partitions move; the next generation takes it.
                 TRANSACTION_FAILURES.labels(self._group, "rebalancing").inc()
@@ -218,32 +218,32 @@ class Commits:
         else:
             state.ended_s = self._clock()
             TRANSACTION_SECONDS.labels(self._group).observe(state.ended_s - now_s)
-            self._committed()
+            self._note_committed()
 
     def confirm_name(self) -> None:
         """Raises Fenced where another process has this one's name; that opens its transactions before it joins."""
         if not self._transactions.in_doubt:
             self._transactions.confirm(TopicPartition(self._full_topic, 0, 0))
 
-    def stored_for_assignment(self, consumer: Any, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
+    def committed(self, consumer: Consumer, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
         """The group's committed positions of ``numbers``. Raises Unavailable, Fenced."""
         if self._transactions.in_doubt:
             self._transactions.open()  # or the broker would wait for our own transaction's end
         return self._stored(consumer, numbers, timeout_s)
 
-    def _stored(self, consumer: Any, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
+    def _stored(self, consumer: Consumer, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
         """The group's committed positions. Waits for a transaction that holds one. Raises Unavailable."""
         what = f"reading the offsets of {self._group}"
         try:
             found = consumer.committed([TopicPartition(self._full_topic, number) for number in numbers], timeout_s)
         except KafkaException as exc:
-            raise translated(exc, self._settings, what) from exc
+            raise self._kafka.translated(exc, what) from exc
         for part in found:
             if part.error is not None:
-                raise translated(part.error, self._settings, what)
+                raise self._kafka.translated(part.error, what)
         return list(found)
 
-    def _resolve(self, consumer: Any) -> None:
+    def _resolve(self, consumer: Consumer) -> None:
         """Find out whether the last transaction was committed. Raises Unavailable without an answer.
 
         Every commit changes offset or metadata, so the group's positions are those that were sent, or those from
@@ -258,15 +258,15 @@ class Commits:
         found = self._stored(consumer, [position.part.number for position in sent], RESOLVE_TIMEOUT_S)
         stored = {part.partition: (part.offset, part.metadata or "") if part.offset >= 0 else None for part in found}
         if all(stored[position.part.number] == (position.offset, position.metadata) for position in sent):
-            self._committed()
+            self._note_committed()
         elif all(stored[position.part.number] == position.part.stored for position in sent):
-            self._not_committed()
+            self._take_back()
         else:
             raise PositionsChanged(
                 "kafka", f"the positions of {self._group} were changed by another process while a commit was under way"
             )
 
-    def _repair(self, consumer: Any) -> None:
+    def _repair(self, consumer: Consumer) -> None:
         """Commit positions again that a late request has moved back. Raises Unavailable, PositionsChanged.
 
         It had been sent before a connection was lost, and again on another one. The producer is a new one by now, so
@@ -290,7 +290,7 @@ class Commits:
             )
             self.add_end(part)
 
-    def _committed(self) -> None:
+    def _note_committed(self) -> None:
         state = self._state
         state.records -= _count(state.sent)
         for finished in state.sent:
@@ -300,10 +300,11 @@ class Commits:
             position.part.committed = position.offset
             position.part.stored = (position.offset, position.metadata)
             state.stored_parts[position.part.number] = position.part
-        state.sent, state.positions, state.failures, state.not_before_s = [], [], 0, 0.0
+        state.sent, state.positions, state.not_before_s = [], [], 0.0
+        state.backoff.reset()
         self._waiting.clear(self)
 
-    def _not_committed(self) -> None:
+    def _take_back(self) -> None:
         state = self._state
         state.pending, state.sent, state.positions = state.sent + state.pending, [], []
 
@@ -328,16 +329,14 @@ class Commits:
         error = InvalidEvent(f"an event for {topic} has {size} bytes, more than the brokers take")
         pending[number] = pending[number]._replace(result=self._handling.buried(messages[0], error))
         part.tally.dead()
-        if (why := self._limit.reached(part.tally)) is not None:
+        if (why := self._policy.reached(part.tally)) is not None:
             self.over = too_many(self._topic, part.number, why, type(error).__name__)
         return True
 
     def _hold_back(self, error: RtfmError) -> None:
         """Say that Kafka takes nothing, and wait before the next try."""
         self._waiting.note(self, Unavailable("kafka", str(error)))
-        backoff_s = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(self._state.failures, 10))
-        self._state.failures += 1
-        self._state.not_before_s = self._clock() + backoff_s
+        self._state.not_before_s = self._clock() + self._state.backoff.next_s()
 
 
 def _position(part: PartitionState) -> _Position:

@@ -1,17 +1,23 @@
-"""How this project connects to Kafka: client settings and the meaning of librdkafka's errors, in one place."""
+"""How this project connects to Kafka: what clients are configured with, names, and what librdkafka's errors mean."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from attrs import frozen
 from confluent_kafka import KafkaError, KafkaException
 
 from rtfm.contracts.catalogue import PARTITIONER
 from rtfm.errors import ConfigError, RtfmError, Unavailable
-from rtfm.settings import Settings
 from rtfm.telemetry import get_logger
 
+if TYPE_CHECKING:
+    from rtfm.settings import Settings
+
 REQUEST_TIMEOUT_S = 5.0
+
+POLL_MARGIN_S = 15.0
+"""How long after the watchdog, which ends a process that hangs, the group gives up on it."""
 
 ANSWER_TIMEOUT_S = 9.0
 """How long a request waits for its answer before its connection is given up. librdkafka's 60 s are what one costs that
@@ -50,54 +56,83 @@ _UNREACHABLE = {
 }
 
 
-def client_config(settings: Settings) -> dict[str, Any]:
-    """What every client needs. librdkafka's own log lines go to ours."""
-    return {
-        "bootstrap.servers": settings.kafka_bootstrap_servers,
-        "client.id": f"rtfm-{settings.instance_id}",
-        "socket.keepalive.enable": True,
-        "socket.timeout.ms": int(ANSWER_TIMEOUT_S * 1000),
-        "reconnect.backoff.max.ms": 2000,
-        "allow.auto.create.topics": False,
-        "error_cb": lambda error: _log.debug("kafka client", error=error.str()),
-        "log_level": 2,
-    }
+@frozen(kw_only=True)
+class KafkaConfig:
+    """What a client of Kafka has to know. Topics and groups are named without prefix everywhere else."""
 
+    bootstrap_servers: str
+    instance_id: str
+    """Different for each process of a group, and stable over its restarts."""
+    topic_prefix: str = ""
+    compression: str = "zstd"
+    group_protocol: str = "classic"
+    """``classic``, or ``consumer`` (KIP-848)."""
+    static_membership: bool = True
+    max_poll_interval_s: float = 60.0
+    """Without a poll for that long a member loses its partitions."""
 
-def producer_config(settings: Settings) -> dict[str, Any]:
-    """What every producer needs: as ``client_config``, with partitioner and compression."""
-    return {
-        **client_config(settings),
-        "partitioner": PARTITIONER,
-        "compression.type": settings.kafka_compression,
-    }
+    @classmethod
+    def of(cls, settings: Settings) -> KafkaConfig:
+        """The part of ``settings`` that is about Kafka."""
+        return cls(
+            bootstrap_servers=settings.kafka_bootstrap_servers,
+            instance_id=settings.instance_id,
+            topic_prefix=settings.kafka_topic_prefix,
+            compression=settings.kafka_compression,
+            group_protocol=settings.kafka_group_protocol,
+            static_membership=settings.kafka_static_membership,
+            max_poll_interval_s=settings.watchdog_s + POLL_MARGIN_S,
+        )
 
+    def topic(self, name: str) -> str:
+        """The topic's name on the cluster."""
+        return f"{self.topic_prefix}{name}"
 
-def topic_name(settings: Settings, topic: str) -> str:
-    """The topic's name on the cluster."""
-    return f"{settings.kafka_topic_prefix}{topic}"
+    def group(self, name: str) -> str:
+        """The consumer group's name on the cluster."""
+        return f"{self.topic_prefix}{name}"
 
+    def client(self) -> dict[str, Any]:
+        """What every client is configured with. librdkafka's own log lines go to ours."""
+        return {
+            "bootstrap.servers": self.bootstrap_servers,
+            "client.id": f"rtfm-{self.instance_id}",
+            "socket.keepalive.enable": True,
+            "socket.timeout.ms": int(ANSWER_TIMEOUT_S * 1000),
+            "reconnect.backoff.max.ms": 2000,
+            "allow.auto.create.topics": False,
+            "error_cb": lambda error: _log.debug("kafka client", error=error.str()),
+            "log_level": 2,
+        }
 
-def group_name(settings: Settings, group: str) -> str:
-    """The consumer group's name on the cluster."""
-    return f"{settings.kafka_topic_prefix}{group}"
+    def producer(self) -> dict[str, Any]:
+        """What every producer is configured with."""
+        return {**self.client(), "partitioner": PARTITIONER, "compression.type": self.compression}
 
+    def consumer(self, group: str) -> dict[str, Any]:
+        """What every consumer is configured with: it sees committed records and the ends of partitions."""
+        return {
+            **self.client(),
+            "group.id": self.group(group),
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+        }
 
-def translated(exc: KafkaException | KafkaError, settings: Settings, what: str) -> RtfmError:
-    """The project's error for one of librdkafka's."""
-    error = exc.args[0] if isinstance(exc, KafkaException) else exc
-    code = error.code()
-    if code in _UNREACHABLE:
-        return unreachable(settings, what)
-    if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION):
-        return ConfigError(f"{what}: the topic does not exist", hint="run `rtfm-cli topics init`")
-    return ConfigError(f"{what}: {error.str()}") if not error.retriable() else unreachable(settings, what)
+    def translated(self, exc: KafkaException | KafkaError, what: str) -> RtfmError:
+        """The project's error for one of librdkafka's."""
+        error = exc.args[0] if isinstance(exc, KafkaException) else exc
+        code = error.code()
+        if code in _UNREACHABLE:
+            return self.unreachable(what)
+        if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION):
+            return ConfigError(f"{what}: the topic does not exist", hint="run `rtfm-cli topics init`")
+        return ConfigError(f"{what}: {error.str()}") if not error.retriable() else self.unreachable(what)
 
-
-def unreachable(settings: Settings, what: str) -> Unavailable:
-    """Kafka does not answer."""
-    return Unavailable(
-        "kafka",
-        f"{what}: Kafka at {settings.kafka_bootstrap_servers} does not answer",
-        hint="start it (`rtfm-cli local up`) or set KAFKA_BOOTSTRAP_SERVERS",
-    )
+    def unreachable(self, what: str) -> Unavailable:
+        """Kafka does not answer."""
+        return Unavailable(
+            "kafka",
+            f"{what}: Kafka at {self.bootstrap_servers} does not answer",
+            hint="start it (`rtfm-cli local up`) or set KAFKA_BOOTSTRAP_SERVERS",
+        )

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
 
 from rtfm.contracts import Contracts
 from rtfm.errors import ConfigError, PermanentError, TransientError, UndecodableRecord
 from rtfm.settings import Settings
-from rtfm.streams.connection import REQUEST_TIMEOUT_S, client_config, group_name, topic_name, translated
+from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
+
+
+class Message(Protocol):
+    """A record as confluent_kafka gives it; its own type allows None for what every record has."""
+
+    def topic(self) -> str: ...
+    def partition(self) -> int: ...
+    def offset(self) -> int: ...
+    def key(self) -> bytes | None: ...
+    def value(self) -> bytes | None: ...
+    def headers(self) -> list[tuple[str, bytes]] | None: ...
+    def timestamp(self) -> tuple[int, int]: ...
+    def error(self) -> KafkaError | None: ...
 
 
 class Record(NamedTuple):
@@ -40,7 +53,7 @@ class Record(NamedTuple):
 
 
 class EventReader:
-    """Reads ``topic`` from its start, from its end, or where ``group`` had come to.
+    """Reads ``topic`` from its start or its end, or from where ``group`` had come to, if it had.
 
     Raises Unavailable when Kafka does not answer, ConfigError for a topic that does not exist.
     """
@@ -54,28 +67,24 @@ class EventReader:
         group: str | None = None,
         from_end: bool = False,
     ) -> None:
-        self._settings = settings
+        self._kafka = KafkaConfig.of(settings)
         self._contracts = contracts
         self._topic = topic
         self._consumer = Consumer(
             {
-                **client_config(settings),
-                "group.id": group_name(settings, group or f"rtfm-reader-{settings.instance_id}"),
-                "enable.auto.commit": False,
-                "auto.offset.reset": "earliest",
+                **self._kafka.consumer(group or f"rtfm-reader-{settings.instance_id}"),
+                "auto.offset.reset": "latest" if from_end else "earliest",
                 "session.timeout.ms": 6000,  # one that died holds up its group for as long
-                "isolation.level": "read_committed",
-                "enable.partition.eof": True,
                 "fetch.wait.max.ms": 50,
             }
         )
         self._ends: set[int] = set()
-        name = topic_name(settings, topic)
+        name = self._kafka.topic(topic)
         try:
             metadata = self._consumer.list_topics(name, timeout=REQUEST_TIMEOUT_S)
             found = metadata.topics[name]
             if found.error is not None:
-                raise translated(found.error, settings, f"reading {name}")
+                raise self._kafka.translated(found.error, f"reading {name}")
             self._partitions = sorted(found.partitions)
             if group is not None:
                 self._consumer.subscribe([name])
@@ -85,7 +94,7 @@ class EventReader:
                 )
         except KafkaException as exc:
             self._consumer.close()
-            raise translated(exc, settings, f"reading {name}") from exc
+            raise self._kafka.translated(exc, f"reading {name}") from exc
         except ConfigError:
             self._consumer.close()
             raise
@@ -102,14 +111,14 @@ class EventReader:
 
         Raises Unavailable when Kafka, or a registry that is needed, does not answer; the record comes again then.
         """
-        message: Any = self._consumer.poll(timeout_s)
+        message = cast("Message | None", self._consumer.poll(timeout_s))
         if message is None:
             return None
         if (error := message.error()) is not None:
             if error.code() == KafkaError._PARTITION_EOF:
                 self._ends.add(message.partition())
                 return None
-            raise translated(error, self._settings, f"reading {self._topic}")
+            raise self._kafka.translated(error, f"reading {self._topic}")
         try:
             return record_of(self._topic, message, self._contracts)
         except TransientError:
@@ -127,17 +136,17 @@ class EventReader:
                 yield record
             idle = idle + 1 if record is None else 0
             if idle > len(self._partitions) + 3:
-                raise translated(KafkaError(KafkaError._TIMED_OUT), self._settings, f"reading {self._topic}")
+                raise self._kafka.translated(KafkaError(KafkaError._TIMED_OUT), f"reading {self._topic}")
 
     def commit(self, record: Record) -> None:
         """Note for the group that everything up to ``record`` in its partition is done."""
-        name = topic_name(self._settings, record.topic)
+        name = self._kafka.topic(record.topic)
         try:
             self._consumer.commit(
                 offsets=[TopicPartition(name, record.partition, record.offset + 1)], asynchronous=False
             )
         except KafkaException as exc:
-            raise translated(exc, self._settings, f"committing {name}") from exc
+            raise self._kafka.translated(exc, f"committing {name}") from exc
 
     def close(self) -> None:
         """Leave."""
@@ -158,8 +167,8 @@ class EventReader:
         self.close()
 
 
-def record_of(topic: str, message: Any, contracts: Contracts | None) -> Record:
-    """The record of a message of confluent_kafka; what does not decode has an ``error``. None: it is not decoded.
+def record_of(topic: str, message: Message, contracts: Contracts | None) -> Record:
+    """The record of a message; what does not decode has an ``error``. None: it is not decoded.
 
     Raises Unavailable where the registry is needed and does not answer.
     """

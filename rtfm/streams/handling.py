@@ -6,7 +6,6 @@ raised. Knows nothing of offsets, transactions or assignments.
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections import deque
@@ -15,12 +14,13 @@ from typing import Any, NamedTuple, Protocol
 
 from attrs import define, field, frozen
 
+from rtfm.backoff import Backoff
 from rtfm.contracts import Contracts
-from rtfm.errors import InvalidEvent, PermanentError, Throttled, TransientError, Unavailable
-from rtfm.streams.consumer import Record, record_of
-from rtfm.streams.crashes import FATAL_DEATHS, InHand, KilledProcess
-from rtfm.streams.dead_letters import DeadLetter, DeadLetterWriter
+from rtfm.errors import InvalidEvent, PermanentError, RtfmError, Throttled, TransientError, Unavailable
+from rtfm.streams.consumer import Message, Record, record_of
+from rtfm.streams.dead_letters.letters import DeadLetter, DeadLetterWriter
 from rtfm.streams.producer import event_headers
+from rtfm.streams.quarantine import FATAL_DEATHS, KilledProcess, Quarantine
 from rtfm.streams.transactions import Produced
 from rtfm.telemetry import PIPELINE_PAUSED, PROCESS_SECONDS, child_traceparent, get_logger
 
@@ -54,14 +54,14 @@ letter). Anything else is a defect and ends the pipeline; a record on which it e
 """
 
 
-class Result(NamedTuple):
-    """What handling came to: outputs to produce, and dead letters."""
+class HandlingResult(NamedTuple):
+    """What became of records: outputs to produce, and dead letters."""
 
     produced: Sequence[Produced] = ()
     dead: Sequence[DeadLetter] = ()
 
 
-NOTHING = Result()
+NOTHING = HandlingResult()
 
 
 class Assignment(Protocol):
@@ -117,54 +117,69 @@ class Handling:
         contracts: Contracts,
         *,
         topic: str,
-        handler: Handler,
+        group: str,
         waiting: WaitingState,
-        writer: DeadLetterWriter,
-        in_hand: InHand,
+        secrets: tuple[str, ...],
+        quarantine: Quarantine,
         stop: threading.Event,
     ) -> None:
+        self.handler: Handler = _no_handler
+        """To be set before the first record is handled."""
         self._contracts = contracts
         self._topic = topic
-        self._writer = writer
-        self._in_hand = in_hand
-        self._handler = handler
+        self._group = group
+        self._writer = DeadLetterWriter(group=group, secrets=secrets)
+        self._quarantine = quarantine
         self._waiting = waiting
         self._stop = stop
         self._seconds: deque[float] = deque()
 
-    def handle(self, messages: Sequence[Any], assignment: Assignment) -> Result:
-        """Handle ``messages`` of confluent_kafka as one batch, again and again while a dependency is down.
+    def handle(self, messages: Sequence[Message], assignment: Assignment) -> HandlingResult:
+        """Handle ``messages`` of one partition as one batch, again and again while a dependency is down.
 
         Raises GaveUp when stopped, or no longer assigned, while waiting; and whatever defect the handler has.
         """
-        if self._in_hand.suspects and (letter := self._killer(messages)) is not None:
+        if self._quarantine.active and (letter := self._killer(messages)) is not None:
             return letter
-        started_s = time.monotonic()
         try:
-            result = self._once(messages)
+            return self._tried(messages)
         except TransientError as exc:
             return self._later(messages, assignment, exc)
-        self._seconds.append(time.monotonic() - started_s)
-        return result
 
-    def _later(self, messages: Sequence[Any], assignment: Assignment, error: TransientError) -> Result:
+    def _tried(self, messages: Sequence[Message]) -> HandlingResult:
+        """Handle ``messages`` once; what ends the process meanwhile is written down."""
+        quarantine, final = self._quarantine, messages[-1]
+        place = self._group, final.partition(), messages[0].offset(), final.offset()
+        if not quarantine.begin(*place):
+            raise GaveUp
+        try:
+            started_s = time.monotonic()
+            result = self._handled_with_bad(messages)
+            self._seconds.append(time.monotonic() - started_s)
+            return result
+        except RtfmError:  # what is down, or for the operator to mend, whichever record it was
+            raise
+        except Exception as exc:  # a defect of the handler, of any kind
+            if quarantine.blame(*place):
+                return self._buried(record_of(self._topic, final, None), exc, "HANDLE")
+            raise
+        finally:
+            quarantine.finish()
+
+    def _later(self, messages: Sequence[Message], assignment: Assignment, error: TransientError) -> HandlingResult:
         """Handle ``messages`` when what ``error`` names is there again."""
-        backoff_s = FIRST_BACKOFF_S
+        backoff = Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S)
         try:
             while True:
                 self._waiting.note(threading.get_ident(), error)
-                jittered_s = backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
-                wait_s = error.retry_after_s if isinstance(error, Throttled) else jittered_s
-                self._wait(min(wait_s, MAX_WAIT_S), assignment)
-                backoff_s = min(MAX_BACKOFF_S, backoff_s * 2)
-                started_s = time.monotonic()
+                wait_s = backoff.next_s()
+                if isinstance(error, Throttled):
+                    wait_s = min(error.retry_after_s, MAX_WAIT_S)
+                self._wait(wait_s, assignment)
                 try:
-                    result = self._once(messages)
+                    return self._tried(messages)
                 except TransientError as exc:
                     error = exc
-                    continue
-                self._seconds.append(time.monotonic() - started_s)
-                return result
         finally:
             self._waiting.clear(threading.get_ident())
 
@@ -172,24 +187,19 @@ class Handling:
         """Count how long handling took since the last report."""
         PROCESS_SECONDS.observe_all(self._topic, [self._seconds.popleft() for _ in range(len(self._seconds))])
 
-    def buried(self, message: Any, error: PermanentError) -> Result:
+    def buried(self, message: Message, error: PermanentError) -> HandlingResult:
         """A dead letter in place of outputs that no broker takes."""
         return self._buried(record_of(self._topic, message, self._contracts), error, "PRODUCE")
 
-    def given_up(self, message: Any, defect: Exception) -> Result:
-        """A dead letter of a record on which the handler broke again and again."""
-        return self._buried(record_of(self._topic, message, None), defect, "HANDLE")
-
     def _wait(self, wait_s: float, assignment: Assignment) -> None:
         until_s = time.monotonic() + wait_s
-        with self._in_hand.laid_aside():
-            while (left_s := until_s - time.monotonic()) > 0:
-                if self._stop.wait(min(left_s, NOTICE_S)) or not assignment.live:
-                    break
+        while (left_s := until_s - time.monotonic()) > 0:
+            if self._stop.wait(min(left_s, NOTICE_S)) or not assignment.live:
+                break
         if self._stop.is_set() or not assignment.live:
             raise GaveUp
 
-    def _once(self, messages: Sequence[Any]) -> Result:
+    def _handled_with_bad(self, messages: Sequence[Message]) -> HandlingResult:
         records = [record_of(self._topic, message, self._contracts) for message in messages]
         if len(records) == 1 and records[0].error is None:
             return self._handled(records)
@@ -197,13 +207,15 @@ class Handling:
         good = [record for record in records if record.error is None]
         return _merged([*bad, self._handled(good)] if good else bad)
 
-    def _handled(self, records: Sequence[Record]) -> Result:
+    def _handled(self, records: Sequence[Record]) -> HandlingResult:
         try:
-            outputs = self._handler(records)
+            outputs = self.handler(records)
             if not outputs:
                 return NOTHING
             cause = records[0] if len(records) == 1 else None
-            return Result([output if type(output) is Produced else self._encoded(output, cause) for output in outputs])
+            return HandlingResult(
+                [output if type(output) is Produced else self._encoded(output, cause) for output in outputs]
+            )
         except PermanentError as exc:
             if len(records) == 1:
                 return self._buried(records[0], exc, "HANDLE")
@@ -221,7 +233,7 @@ class Handling:
             raise InvalidEvent(f"an event for {topic} has {produced.size} bytes, more than {MAX_OUTPUT_BYTES}")
         return produced
 
-    def _buried(self, record: Record, error: Exception, stage: str) -> Result:
+    def _buried(self, record: Record, error: Exception, stage: str) -> HandlingResult:
         letter = self._writer.letter(record, error, stage)
         _log.warning(
             "dead letter",
@@ -230,20 +242,24 @@ class Handling:
             offset=record.offset,
             reason=letter.reason,
         )
-        return Result(dead=(letter,))
+        return HandlingResult(dead=(letter,))
 
-    def _killer(self, messages: Sequence[Any]) -> Result | None:
+    def _killer(self, messages: Sequence[Message]) -> HandlingResult | None:
         """The dead letter of a record that killed the process too often; it is not even decoded again."""
-        deaths = self._in_hand.deaths(messages[0].partition(), messages[0].offset())
+        deaths = self._quarantine.deaths(self._group, messages[0].partition(), messages[0].offset())
         if len(messages) > 1 or deaths < FATAL_DEATHS:
             return None
         error = KilledProcess(f"the process died {deaths} times while it had nothing but this record in hand")
         return self._buried(record_of(self._topic, messages[0], None), error, "CRASH")
 
 
-def _merged(results: Iterable[Result]) -> Result:
+def _no_handler(_: Sequence[Record]) -> Sequence[Output]:
+    raise RtfmError("a record came before the handler was there")
+
+
+def _merged(results: Iterable[HandlingResult]) -> HandlingResult:
     parts = list(results)
-    return Result(
+    return HandlingResult(
         [record for part in parts for record in part.produced],
         [letter for part in parts for letter in part.dead],
     )

@@ -10,27 +10,25 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from rtfm.errors import RtfmError
-from rtfm.streams.crashes import InHand
-from rtfm.streams.handling import GaveUp, Handling, Result
+from rtfm.streams.consumer import Message
+from rtfm.streams.handling import GaveUp, Handling, HandlingResult
 from rtfm.streams.position import PartitionState
+from rtfm.streams.quarantine import Quarantine
 
 Lane = tuple[int, Hashable]
 """Partition and key: what stays in order. Not the assignment: work for an old one may still run when it comes back."""
 
-Taken = tuple[PartitionState, Any]
-"""A message of confluent_kafka and the assignment that it came with."""
-
+Taken = tuple[PartitionState, Message]
+"""A message and the assignment that it came with."""
 
 AHEAD_S = 0.03
 """What the pool is given beyond what it works on, in its own time: as much as a transaction takes under load."""
 
 SPEED_EVERY_S = 0.02
 
-
-SKIPPED = Result()
+SKIPPED = HandlingResult()
 """In place of what handling came to, where nothing was handled."""
 
 
@@ -38,8 +36,8 @@ class Finished(NamedTuple):
     """What became of some messages of one assignment; ``last`` when their lane's turn is over."""
 
     part: PartitionState
-    messages: list[Any]
-    result: Result
+    messages: list[Message]
+    result: HandlingResult
     lane: Lane = (-1, None)
     last: bool = True
 
@@ -54,12 +52,12 @@ class Lanes:
         name: str,
         concurrency: int,
         batch_size: int | None,
-        in_hand: InHand,
+        quarantine: Quarantine,
         stop: threading.Event,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._handling = handling
-        self._in_hand = in_hand
+        self._quarantine = quarantine
         self._batch_size = batch_size
         self._stop = stop
         self._clock = clock
@@ -145,8 +143,8 @@ class Lanes:
         count = min(len(waiting), self._batch_size)
         while waiting[count - 1][0] is not waiting[0][0]:  # a batch is of one assignment
             count -= 1
-        if self._in_hand.suspects:
-            count = self._in_hand.together(lane[0], [message.offset() for _, message in waiting[:count]])
+        if self._quarantine.active:
+            count = 1
         self._work.put((lane, waiting[:count]))
         self._waiting[lane] = waiting[count:]
 
@@ -164,24 +162,13 @@ class Lanes:
                 messages = [message]
                 put(Finished(part, messages, self._handled(part, messages), lane, one is final))
 
-    def _handled(self, part: PartitionState, messages: list[Any]) -> Result:
-        if self._stop.is_set() or not part.live:
-            return SKIPPED
-        if not self._in_hand.take(part.number, messages[0].offset(), messages[-1].offset()):
+    def _handled(self, part: PartitionState, messages: list[Message]) -> HandlingResult:
+        if self._stop.is_set() or self._defects or not part.live:
             return SKIPPED
         try:
             return self._handling.handle(messages, part)
         except GaveUp:
             return SKIPPED
-        except RtfmError as exc:  # for the operator to mend, whichever record it was
-            self._defects.append(exc)
-        except Exception as exc:  # a defect of the handler, of any kind
-            if len(messages) == 1 and self._in_hand.is_last_try(part.number, messages[0].offset()):
-                return self._handling.given_up(messages[0], exc)
-            self._in_hand.blame()
-            self._defects.append(exc)
         except BaseException as exc:
             self._defects.append(exc)
-        finally:
-            self._in_hand.release()
-        return SKIPPED
+            return SKIPPED

@@ -1,7 +1,7 @@
 """Membership: the consumer of one instance in its group, and where each partition that it has stands.
 
 Owns joining, leaving and the callbacks between them, and pausing. Promises that a record is given once per assignment,
-and only if it is still to be done. Does not handle, and commits nothing itself: ``before_revoke`` does.
+and only if it is still to be done. Does not handle, and commits nothing itself: its listener does.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from prometheus_client import Gauge
 
 from rtfm.errors import ConfigError, RtfmError, TransientError, Unavailable
-from rtfm.settings import Settings
-from rtfm.streams.connection import REQUEST_TIMEOUT_S, client_config, group_name, topic_name, translated, unreachable
+from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
+from rtfm.streams.consumer import Message
 from rtfm.streams.handling import WaitingState
 from rtfm.streams.position import PartitionState
 from rtfm.streams.starts import Starts
@@ -30,7 +31,6 @@ TOPIC_PATIENCE_S = 10.0
 """A broker that has just started may not know a topic yet."""
 
 SESSION_TIMEOUT_MS = 6000
-POLL_MARGIN_S = 15.0
 STATISTICS_MS = 3000
 
 _MISSING = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
@@ -43,8 +43,30 @@ _client_log = logging.getLogger("rtfm.streams.librdkafka")
 # long as a broker is away, which ``waiting`` says once.
 _client_log.addFilter(lambda line: line.getMessage().startswith(("OFFSET", "MAXPOLL", "COMMITFAIL")))
 
-Stored = Callable[[Any, list[int], float], list[TopicPartition]]
-"""Offsets and metadata of partitions in the group: consumer, partitions, seconds. Raises Unavailable."""
+
+class RebalanceListener(Protocol):
+    """What a member asks and tells while partitions move. Called by the thread that polls, mostly within a poll.
+
+    An error that a method raises comes out of ``take`` or ``leave``.
+    """
+
+    def committed(self, consumer: Consumer, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
+        """The group's committed offsets and metadata of partitions ``numbers``. Raises Unavailable, Fenced."""
+
+    def assigned(self, part: PartitionState) -> None:
+        """``part`` is new here; its records come after this."""
+
+    def before_revoke(self) -> None:
+        """Partitions are about to be given up: the last moment at which what is finished of them can be committed."""
+
+    def dropped(self) -> None:
+        """Partitions are gone, by their own will or not; they are no longer ``live``."""
+
+    def reached_end(self, part: PartitionState) -> None:
+        """The log ends behind the last record that was taken of ``part``."""
+
+    def confirm_name(self) -> None:
+        """Raises Fenced where another process has this one's name."""
 
 
 class Membership:
@@ -52,39 +74,29 @@ class Membership:
 
     def __init__(
         self,
-        settings: Settings,
+        kafka: KafkaConfig,
         *,
         topic: str,
         group: str,
         waiting: WaitingState,
-        stored: Stored,
-        confirm_name: Callable[[], None],
-        assigned: Callable[[PartitionState], None],
-        before_revoke: Callable[[], None],
-        forgotten: Callable[[], None],
-        reached: Callable[[PartitionState], None],
-        connect: Callable[[dict[str, Any]], Any] = Consumer,
+        listener: RebalanceListener,
+        connect: Callable[[dict[str, Any]], Consumer] = Consumer,
     ) -> None:
-        self._settings = settings
+        self._kafka = kafka
         self._topic = topic
-        self._full_topic = topic_name(settings, topic)
+        self._full_topic = self._kafka.topic(topic)
         self._group = group
         self._waiting = waiting
-        self._stored = stored
-        self._confirm_name = confirm_name
-        self._assigned = assigned
-        self._before_revoke = before_revoke
-        self._forgotten = forgotten
-        self._reached = reached
+        self._listener = listener
         self._connect = connect
-        self._starts = Starts(settings, topic=topic, group=group)
+        self._starts = Starts(kafka, topic=topic, group=group)
         self._parts: dict[int, PartitionState] = {}
         self._fresh: dict[int, int] = {}
         """Partitions that were assigned since the last record was polled, and the offsets they are fetched from."""
         self._failure: BaseException | None = None
         self._missing_since_s: float | None = None
         self._leaving = False
-        self.consumer: Any = None
+        self._consumer: Consumer | None = None
 
     @property
     def parts(self) -> Sequence[PartitionState]:
@@ -94,30 +106,37 @@ class Membership:
     @property
     def joined(self) -> bool:
         """Whether the group has a place for this one, be it with no partition."""
-        return self.consumer is not None and is_member(self.consumer.consumer_group_metadata())
+        return self._consumer is not None and is_member(self._consumer.consumer_group_metadata())
+
+    @property
+    def consumer(self) -> Consumer:
+        """The consumer, between ``open`` and ``leave``."""
+        if self._consumer is None:
+            raise RtfmError(f"{self._group}: not connected")
+        return self._consumer
 
     def open(self) -> None:
         """Connect. Raises ConfigError where the topic does not exist, Unavailable without an answer."""
-        self.consumer = self._connect(self._config())
+        self._consumer = self._connect(self._config())
         try:
             self._require_topic()
         except RtfmError:
-            self.consumer.close()
-            self.consumer = None
+            self._consumer.close()
+            self._consumer = None
             raise
         self._join()
 
-    def take(self, wait_s: float, limit: int) -> list[tuple[PartitionState, Any]]:
+    def take(self, wait_s: float, limit: int) -> list[tuple[PartitionState, Message]]:
         """Up to ``limit`` records that are to be done; waits up to ``wait_s`` for the first.
 
         Raises what went wrong in a callback, ConfigError where the topic is gone, Fenced where another process has
         this one's name, RtfmError for records out of order.
         """
         # consume(n, t) waits for all of t unless n records come; a poll for the first does not.
-        messages: list[Any] = []
+        messages: list[Message] = []
         if (first := self.consumer.poll(wait_s)) is not None:
             self._fresh.clear()
-            messages = [first, *self.consumer.consume(limit - 1, 0)]
+            messages = cast("list[Message]", [first, *self.consumer.consume(limit - 1, 0)])
         if self._failure is not None:
             failure, self._failure = self._failure, None
             if not isinstance(failure, TransientError):
@@ -126,13 +145,13 @@ class Membership:
             return []
         if self._was_gone():
             _log.warning("removed by the group and let in again, rejoining", group=self._group)
-            self.rejoin(Unavailable("kafka", f"the group removed {self._settings.instance_id} and let it in again"))
+            self.rejoin(Unavailable("kafka", f"the group removed {self._kafka.instance_id} and let it in again"))
             return []
         if self._fresh and messages:
             try:
                 messages = self._without_fresh(messages)
             except KafkaException as exc:
-                self.rejoin(unreachable(self._settings, f"reading {self._full_topic}: {exc.args[0].str()}"))
+                self.rejoin(self._kafka.unreachable(f"reading {self._full_topic}: {exc.args[0].str()}"))
                 return []
         taken = []
         for message in messages:
@@ -155,7 +174,7 @@ class Membership:
         self._watch_topic(bool(taken))
         return taken
 
-    def _without_fresh(self, messages: list[Any]) -> list[Any]:
+    def _without_fresh(self, messages: list[Message]) -> list[Message]:
         """``messages`` without those of partitions that were assigned while they were taken; these are read again.
 
         A callback runs in the middle of a batch, and nothing tells the records before it from those behind it. One
@@ -186,15 +205,15 @@ class Membership:
     def wind_down(self) -> None:
         """Take nothing more, whatever is still assigned; stay in the group."""
         self._leaving = True
-        if self.consumer is not None:
+        if self._consumer is not None:
             self.pause(self.parts)
 
     def leave(self) -> None:
-        """Leave the group; ``before_revoke`` is called. Raises what went wrong in a callback."""
+        """Leave the group; the listener may commit before that. Raises what went wrong in a callback."""
         self._leaving = True
-        if self.consumer is not None:
-            self.consumer.close()
-            self.consumer = None
+        if self._consumer is not None:
+            self._consumer.close()
+            self._consumer = None
         self._forget(list(self._parts))
         failure, self._failure = self._failure, None
         if failure is not None and not isinstance(failure, TransientError):
@@ -213,22 +232,22 @@ class Membership:
             if high >= 0:
                 self._lag(part.number).set(max(0, high - max(part.committed, low)))
 
-    def _lag(self, number: int) -> Any:
-        return LAG.labels(group_name(self._settings, self._group), self._full_topic, number)
+    def _lag(self, number: int) -> Gauge:
+        return LAG.labels(self._kafka.group(self._group), self._full_topic, number)
 
     def _on_statistics(self, text: str) -> None:
         # The one thing that tells an idle consumer that no broker answers. A broker that has just been heard of is
         # among them as well.
         states = {broker["state"] for broker in json.loads(text)["brokers"].values()}
         if states and "UP" not in states:
-            self._waiting.note("brokers", unreachable(self._settings, f"reading {self._full_topic}"))
+            self._waiting.note("brokers", self._kafka.unreachable(f"reading {self._full_topic}"))
         else:
             self._waiting.clear("brokers")
 
     # Joining
 
     def _config(self) -> dict[str, Any]:
-        settings = self._settings
+        kafka = self._kafka
         classic = {
             "partition.assignment.strategy": "cooperative-sticky",
             "session.timeout.ms": SESSION_TIMEOUT_MS,
@@ -237,22 +256,18 @@ class Membership:
         }
         # In the newer protocol a broker takes no member in the place of one that was killed before its session is
         # over (UNRELEASED_INSTANCE_ID), so a static one would be no quicker, and the client takes that for fatal.
-        static = settings.kafka_static_membership and settings.kafka_group_protocol == "classic"
-        instance = {"group.instance.id": f"{group_name(settings, self._group)}-{settings.instance_id}"}
+        static = kafka.static_membership and kafka.group_protocol == "classic"
+        instance = {"group.instance.id": f"{kafka.group(self._group)}-{kafka.instance_id}"}
         return {
-            **client_config(settings),
-            "group.id": group_name(settings, self._group),
-            "group.protocol": settings.kafka_group_protocol,
-            **(classic if settings.kafka_group_protocol == "classic" else {}),
+            **kafka.consumer(self._group),
+            "group.protocol": kafka.group_protocol,
+            **(classic if kafka.group_protocol == "classic" else {}),
             **(instance if static else {}),
-            "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             # The consumer must never go anywhere by itself: ``Starts`` decides, from what the group has committed.
             "auto.offset.reset": "error",
-            "isolation.level": "read_committed",
-            "enable.partition.eof": True,
             # The watchdog ends a process that hangs before the group gives up on it.
-            "max.poll.interval.ms": int((settings.watchdog_s + POLL_MARGIN_S) * 1000),
+            "max.poll.interval.ms": int(kafka.max_poll_interval_s * 1000),
             "queued.max.messages.kbytes": 16_384,
             "statistics.interval.ms": STATISTICS_MS,
             "stats_cb": self._on_statistics,
@@ -289,18 +304,18 @@ class Membership:
         self.consumer.close()
         failure, self._failure = self._failure, None
         if isinstance(failure, Fenced):
-            self.consumer = None
+            self._consumer = None
             raise failure
         time.sleep(REJOIN_AFTER_S)
-        self.consumer = self._connect(self._config())
+        self._consumer = self._connect(self._config())
         self._join()
 
     # Callbacks run inside poll() and close(); an exception would come out of those as a SystemError.
 
     def _guarded(
-        self, callback: Callable[[Any, Sequence[TopicPartition]], None]
-    ) -> Callable[[Any, list[TopicPartition]], None]:
-        def call(consumer: Any, partitions: list[TopicPartition]) -> None:
+        self, callback: Callable[[Consumer, Sequence[TopicPartition]], None]
+    ) -> Callable[[Consumer, list[TopicPartition]], None]:
+        def call(consumer: Consumer, partitions: list[TopicPartition]) -> None:
             try:
                 callback(consumer, partitions)
             except BaseException as exc:
@@ -308,19 +323,19 @@ class Membership:
 
         return call
 
-    def _on_assign(self, consumer: Any, partitions: Sequence[TopicPartition]) -> None:
+    def _on_assign(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
         if not partitions:  # a generation in which nothing changes for this member
             return
         numbers = [part.partition for part in partitions]
         self._forget(numbers)  # two states of one partition would both be committed
         member = member_id(consumer.consumer_group_metadata())  # before the positions: another may commit from then on
-        starts = self._starts.find(consumer, numbers, partial(self._stored, consumer))
+        starts = self._starts.find(consumer, numbers, partial(self._listener.committed, consumer))
         # All of what is unfinished must be known before the first record: the next commit would erase the map.
         for start in starts:
             start.part.member_id = member
         self._parts |= {start.part.number: start.part for start in starts}
         for start in starts:
-            self._assigned(start.part)
+            self._listener.assigned(start.part)
         fetched = [TopicPartition(self._full_topic, start.part.number, start.offset) for start in starts]
         self._fresh |= {part.partition: part.offset for part in fetched}
         consumer.incremental_assign(fetched)
@@ -338,18 +353,18 @@ class Membership:
         )
         self._waiting.clear(self)
 
-    def _on_revoke(self, consumer: Any, partitions: Sequence[TopicPartition]) -> None:
+    def _on_revoke(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
         started_s = time.monotonic()
         try:
-            self._before_revoke()
+            self._listener.before_revoke()
         finally:
             self._drop(consumer, partitions, "revoked", time.monotonic() - started_s)
 
-    def _on_lost(self, consumer: Any, partitions: Sequence[TopicPartition]) -> None:
+    def _on_lost(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
         # Somebody else may work on them already: nothing of them may be committed.
         self._drop(consumer, partitions, "lost", 0.0)
 
-    def _drop(self, consumer: Any, partitions: Sequence[TopicPartition], kind: str, elapsed_s: float) -> None:
+    def _drop(self, consumer: Consumer, partitions: Sequence[TopicPartition], kind: str, elapsed_s: float) -> None:
         numbers = [part.partition for part in partitions]
         self._forget(numbers)
         consumer.incremental_unassign(list(partitions))
@@ -362,29 +377,29 @@ class Membership:
             if (part := self._parts.pop(number, None)) is not None:
                 part.live = False
                 self._starts.note(part)
-                LAG.remove(group_name(self._settings, self._group), self._full_topic, str(number))
-        self._forgotten()
+                LAG.remove(self._kafka.group(self._group), self._full_topic, str(number))
+        self._listener.dropped()
 
     # What the consumer reports beside records
 
-    def _at_end(self, message: Any) -> None:
+    def _at_end(self, message: Message) -> None:
         """Note where the log ends: markers of transactions stand behind its last record, and would count as lag."""
         part = self._parts.get(message.partition())
         if part is not None and part.reach(message.offset()):
-            self._reached(part)
+            self._listener.reached_end(part)
 
     def _take_place_again(self, error: KafkaError) -> None:
         """Join anew where the group has no place for us any more. Raises Fenced where another process has it.
 
         A broker that stalled, or takes over a group, may fence a static member by its own older request (KAFKA-20985).
         """
-        self._confirm_name()
-        _log.warning("the group took this one for gone: joining anew", group=self._group)
-        self.rejoin(Unavailable("kafka", f"the group took {self._settings.instance_id} for gone: {error.str()}"))
+        self._listener.confirm_name()
+        _log.warning("fenced by the coordinator, rejoining", group=self._group)
+        self.rejoin(Unavailable("kafka", f"the group took {self._kafka.instance_id} for gone: {error.str()}"))
 
     def _read_error(self, error: KafkaError) -> None:
         if error.fatal() or error.code() == KafkaError._FATAL:
-            raise translated(error, self._settings, f"reading {self._full_topic}")
+            raise self._kafka.translated(error, f"reading {self._full_topic}")
         if error.code() in _MISSING and self._missing_since_s is None:
             self._missing_since_s = time.monotonic()
         _log.warning("kafka", group=self._group, error=error.str())
@@ -407,9 +422,9 @@ class Membership:
         try:
             found = self.consumer.list_topics(self._full_topic, timeout=REQUEST_TIMEOUT_S).topics[self._full_topic]
         except KafkaException as exc:
-            raise translated(exc, self._settings, what) from exc
+            raise self._kafka.translated(exc, what) from exc
         if found.error is not None:
-            raise translated(found.error, self._settings, what)
+            raise self._kafka.translated(found.error, what)
         if not found.partitions:
             raise ConfigError(f"{what}: the topic has no partitions")
 

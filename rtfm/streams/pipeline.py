@@ -11,26 +11,30 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import Future
 from functools import partial
 
+from confluent_kafka import Consumer, TopicPartition
+
+from rtfm.backoff import Backoff
 from rtfm.contracts import Contracts
 from rtfm.errors import ConfigError, RtfmError, Unavailable
-from rtfm.settings import Settings
 from rtfm.streams.commits import Commits, PositionsChanged
+from rtfm.streams.connection import KafkaConfig
 from rtfm.streams.consumer import Record
-from rtfm.streams.crashes import InHand
-from rtfm.streams.dead_letters import DeadLetterWriter
+from rtfm.streams.dead_letters.limits import DeadLetterPolicy
 from rtfm.streams.handling import FIRST_BACKOFF_S, MAX_BACKOFF_S, Handler, Handling, Output, WaitingState
 from rtfm.streams.lanes import Lanes
 from rtfm.streams.membership import Membership
 from rtfm.streams.position import PartitionState
+from rtfm.streams.quarantine import NoQuarantine, Quarantine
 from rtfm.streams.transactions import Transactions
-from rtfm.telemetry import CONSUMED, IN_HAND, PAUSED_PARTITIONS, POLL_GAP_SECONDS, Health
+from rtfm.telemetry import CONSUMED, INFLIGHT, PAUSED_PARTITIONS, POLL_GAP_SECONDS, Health
 
 POLL_S = 0.1
 SETTLE_S = 0.005
 IDLE_S = 0.01
-READY_POLL_S = 0.05
+HANDLER_POLL_S = 0.05
 TAKE = 300
 HIGH_WATER = 500
 """Unfinished records of a partition; with those of one intake they bound the map in the offset's metadata.
@@ -49,8 +53,7 @@ PATIENCE_S = 1.0
 
 REPORT_EVERY_S = 0.5
 OUTSIDE_S = 60.0
-"""Without a place in its group for that long, a worker is of no use. One that is a member and has no partition, because
-there are more members than partitions, is a spare, and well."""
+"""Unhealthy after this long outside the group; a member without partitions is a healthy spare."""
 
 __all__ = ["Handler", "Output", "Pipeline", "Record", "Unfinished"]
 
@@ -68,70 +71,72 @@ class Pipeline:
 
     def __init__(
         self,
-        settings: Settings,
+        kafka: KafkaConfig,
         contracts: Contracts,
         *,
         group: str,
         topic: str,
-        handler: Handler,
+        handler: Handler | Future[Handler],
         health: Health,
+        stop: threading.Event,
         batch_size: int | None = None,
         concurrency: int = 1,
+        dead_letters: DeadLetterPolicy | None = None,
+        quarantine: Quarantine | None = None,
+        grace_s: float = 20.0,
         outside_s: float = OUTSIDE_S,
-        stop: threading.Event,
-        ready: threading.Event | None = None,
     ) -> None:
-        """``ready`` is set when ``handler`` may be called; until then the group is not joined."""
+        """The group is joined when ``handler`` is there; it need not be at first.
+
+        ``dead_letters`` None: the default limits. ``quarantine`` None: a record that ends the process ends it at every
+        start. ``grace_s``: how long work under way may take after ``stop``.
+        """
         if topic not in contracts.catalogue.topics:
             raise ConfigError(f"there is no topic {topic} in contracts.toml")
-        self._settings = settings
+        policy = dead_letters or DeadLetterPolicy()
         self._topic = topic
         self._group = group
         self._health = health
         self._outside_s = outside_s
         self._high_water = HIGH_WATER if batch_size is None else max(HIGH_WATER, 2 * batch_size)
+        self._grace_s = grace_s
         self._stop = stop
-        self._ready = ready
+        self._handler = handler
         self._waiting = WaitingState(group)
-        self._in_hand = InHand(settings, group=group, threads=concurrency, stop=stop)
-        self._handling = handling = Handling(
+        self._quarantine = quarantine or NoQuarantine()
+        self._handling = Handling(
             contracts,
             topic=topic,
-            handler=handler,
+            group=group,
             waiting=self._waiting,
-            writer=DeadLetterWriter(group=group, secrets=settings.secrets()),
-            in_hand=self._in_hand,
+            secrets=policy.secrets,
+            quarantine=self._quarantine,
             stop=stop,
         )
         self._lanes = Lanes(
-            handling, name=group, concurrency=concurrency, batch_size=batch_size, in_hand=self._in_hand, stop=stop
+            self._handling,
+            name=group,
+            concurrency=concurrency,
+            batch_size=batch_size,
+            quarantine=self._quarantine,
+            stop=stop,
         )
         self._commits = Commits(
-            settings,
+            kafka,
             topic=topic,
             group=group,
+            policy=policy,
             waiting=self._waiting,
-            handling=handling,
-            transactions=Transactions(settings, f"{group}-{settings.instance_id}"),
+            handling=self._handling,
+            transactions=Transactions(kafka, f"{group}-{kafka.instance_id}"),
         )
-        self._members = Membership(
-            settings,
-            topic=topic,
-            group=group,
-            waiting=self._waiting,
-            stored=self._commits.stored_for_assignment,
-            confirm_name=self._commits.confirm_name,
-            assigned=self._in_hand.assigned,
-            before_revoke=self._before_revoke,
-            forgotten=self._commits.keep_live,
-            reached=self._commits.add_end,
-        )
+        self._members = Membership(kafka, topic=topic, group=group, waiting=self._waiting, listener=self)
         self._crowded_since_s: float | None = None
         self._reported_s = self._useful_s = float("-inf")
         self._broken = False
 
     def run(self) -> None:
-        """Work until ``stop`` is set, then finish what is in hand, commit and leave the group.
+        """Work until ``stop`` is set, then finish what is under way, commit and leave the group.
 
         Raises ConfigError for a topic that does not exist, Fenced when another process has this one's name,
         TooManyDeadLetters, Unfinished when the work in hand takes longer than the time for stopping, and whatever
@@ -141,9 +146,8 @@ class Pipeline:
         self._health.alive_when(f"{self._group} membership", self._outside)
         POLL_GAP_SECONDS.labels(self._group).set_function(partial(self._health.gap_s, self._group))
         try:
-            if not self._opened():
+            if not self._open():
                 return
-            self._in_hand.open()
             self._lanes.open()
             while not self._stop.is_set():
                 self._step()
@@ -157,39 +161,42 @@ class Pipeline:
             self._close()
         if unfinished:
             raise Unfinished(
-                f"{self._group}: the work in hand was not finished within {self._settings.shutdown_grace_s:g} s",
+                f"{self._group}: the work in hand was not finished within {self._grace_s:g} s",
                 hint="nothing is lost: it is read again at the next start; SHUTDOWN_GRACE_S gives it longer",
             )
 
     # The loop
 
-    def _opened(self) -> bool:
+    def _open(self) -> bool:
         """Start transactions and join, waiting for Kafka; False when stopped meanwhile."""
-        backoff_s = FIRST_BACKOFF_S
+        backoff = Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S)
         while not self._stop.is_set():
             self._health.beat(self._group)
             try:
                 # Early: the end of a transaction that a dead predecessor left open takes up to a second.
                 self._commits.open()
-                if not self._is_wanted():
+                if not self._await_handler():
                     return False
                 self._members.open()
             except Unavailable as exc:
                 self._waiting.note(self, exc)
-                self._stop.wait(backoff_s)
-                backoff_s = min(MAX_BACKOFF_S, 2 * backoff_s)
+                self._stop.wait(backoff.next_s())
                 continue
             self._waiting.clear(self)
             self._useful_s = time.monotonic()
             return True
         return False
 
-    def _is_wanted(self) -> bool:
+    def _await_handler(self) -> bool:
         """Wait until the handler is there; False when stopped meanwhile."""
-        while self._ready is not None and not self._ready.wait(READY_POLL_S):
-            self._health.beat(self._group)
-            if self._stop.is_set():
-                return False
+        handler = self._handler
+        if isinstance(handler, Future):
+            while not handler.done():
+                self._health.beat(self._group)
+                if self._stop.wait(HANDLER_POLL_S):
+                    return False
+            handler = handler.result()
+        self._handling.handler = handler
         return True
 
     def _step(self) -> None:
@@ -223,15 +230,10 @@ class Pipeline:
     def _commit(self) -> None:
         self._commits.commit(self._members.consumer)
 
-    def _before_revoke(self) -> None:
-        if not self._broken:
-            self._settle()
-            self._commit()
-
     def _drain(self) -> bool:
         """Let what runs finish; the pool skips what it has not begun. Whether something is left."""
-        deadline_s = time.monotonic() + self._settings.shutdown_grace_s * 0.8
-        self._in_hand.ending()
+        deadline_s = time.monotonic() + self._grace_s * 0.8
+        self._quarantine.end()
         self._members.wind_down()
         while (self._lanes or self._commits) and time.monotonic() < deadline_s:
             self._step()
@@ -243,8 +245,35 @@ class Pipeline:
         finally:
             self._commits.close()
             self._lanes.close()
-            self._in_hand.close()
             self._health.rest(self._group)
+
+    # As the listener of its membership
+
+    def committed(self, consumer: Consumer, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
+        """The group's positions; see RebalanceListener for this and the next ones."""
+        return self._commits.committed(consumer, numbers, timeout_s)
+
+    def assigned(self, part: PartitionState) -> None:
+        """Before the first record of ``part``, it is known which of them are suspected."""
+        self._quarantine.review(self._group, self._members.parts)
+
+    def before_revoke(self) -> None:
+        """Commit what is finished."""
+        if not self._broken:
+            self._settle()
+            self._commit()
+
+    def dropped(self) -> None:
+        """Commit nothing of what went elsewhere."""
+        self._commits.keep_live()
+
+    def reached_end(self, part: PartitionState) -> None:
+        """Commit the end of the log, so that markers of transactions do not count as lag."""
+        self._commits.add_end(part)
+
+    def confirm_name(self) -> None:
+        """Raises Fenced where another process has this one's name."""
+        self._commits.confirm_name()
 
     # Backpressure
 
@@ -257,7 +286,7 @@ class Pipeline:
         all_wait = self._lanes.crowded or self._commits.stuck
         if not (full or all_wait):
             self._crowded_since_s = None
-            self._members.resume(part for part in parts if part.in_hand <= self._high_water // 2)
+            self._members.resume(part for part in parts if part.unfinished_count <= self._high_water // 2)
             return True
         if self._crowded_since_s is None:
             self._crowded_since_s = now_s
@@ -267,9 +296,8 @@ class Pipeline:
         return True
 
     def _is_full(self, part: PartitionState, depth: int) -> bool:
-        if (in_hand := part.in_hand) < self._high_water:
-            return False
-        return in_hand >= depth or part.window >= MAX_WINDOW
+        count = part.unfinished_count
+        return count >= self._high_water and (count >= depth or part.window >= MAX_WINDOW)
 
     # What others see
 
@@ -283,7 +311,8 @@ class Pipeline:
             self._useful_s = now_s
         self._members.report()
         self._handling.report()
-        IN_HAND.labels(self._group).set(sum(part.in_hand for part in parts))
+        self._quarantine.review(self._group, parts)
+        INFLIGHT.labels(self._group).set(sum(part.unfinished_count for part in parts))
         PAUSED_PARTITIONS.labels(self._group).set(sum(part.paused for part in parts))
 
     def _outside(self) -> str | None:

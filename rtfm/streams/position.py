@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from attrs import define, field
 
 from rtfm.errors import ConfigError, RtfmError
-from rtfm.streams.limits import TallyState
+from rtfm.streams.dead_letters.limits import TallyState
 
 _VERSION = "1"
 _TALLY = "."
@@ -132,7 +132,7 @@ class PartitionState:
         return cls(number=number, start=offset, committed=offset, stored=stored, end=offset)
 
     @property
-    def in_hand(self) -> int:
+    def unfinished_count(self) -> int:
         """How many records were taken in and are not finished."""
         return len(self.unfinished) - len(self.awaited)
 

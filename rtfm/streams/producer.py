@@ -14,12 +14,12 @@ from types import TracebackType
 from typing import Any
 
 from attrs import frozen
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from rtfm.contracts import Contracts
 from rtfm.errors import RtfmError, Unavailable
 from rtfm.settings import Settings
-from rtfm.streams.connection import producer_config, topic_name, translated, unreachable
+from rtfm.streams.connection import KafkaConfig
 from rtfm.telemetry import SENT, get_logger, new_traceparent
 
 CONTENT_TYPE = b"application/vnd.confluent.avro"
@@ -29,7 +29,7 @@ _REPORTS_S = 2.0  # for the reports of records that are given up; they need no b
 _log = get_logger(__name__)
 
 Headers = list[tuple[str, bytes]]
-Report = Callable[[KafkaError | None, Any], None]
+Report = Callable[[KafkaError | None, Message], None]
 
 
 @frozen(kw_only=True)
@@ -49,6 +49,7 @@ class EventProducer:
         self, settings: Settings, contracts: Contracts, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._settings = settings
+        self._kafka = KafkaConfig.of(settings)
         self._contracts = contracts
         self._clock = clock
         self._failures = _Failures()
@@ -56,7 +57,7 @@ class EventProducer:
         self._routes: dict[str, tuple[str, Report]] = {}
         self._producer: Any = Producer(
             {
-                **producer_config(settings),
+                **self._kafka.producer(),
                 "enable.idempotence": True,
                 "acks": "all",
                 "linger.ms": 10,
@@ -103,7 +104,7 @@ class EventProducer:
         try:
             name, report = self._routes[topic]
         except KeyError:
-            name, report = self._routes[topic] = topic_name(self._settings, topic), self._reporter(topic, None)
+            name, report = self._routes[topic] = self._kafka.topic(topic), self._reporter(topic, None)
         if on_delivery is not None:
             report = self._reporter(topic, on_delivery)
         deadline = self._clock() + self._settings.kafka_delivery_timeout_s
@@ -113,12 +114,10 @@ class EventProducer:
                 return
             except BufferError as exc:
                 if self._clock() >= deadline:
-                    raise unreachable(
-                        self._settings, f"{topic}: the queue of {len(self._producer)} stays full"
-                    ) from exc
+                    raise self._kafka.unreachable(f"{topic}: the queue of {len(self._producer)} stays full") from exc
                 self._producer.poll(_POLL_S)
             except KafkaException as exc:
-                raise translated(exc, self._settings, f"producing to {topic}") from exc
+                raise self._kafka.translated(exc, f"producing to {topic}") from exc
 
     def flush(self, timeout_s: float | None = None) -> None:
         """Wait until everything sent is acknowledged; default the delivery timeout.
@@ -172,7 +171,7 @@ class EventProducer:
     def _reporter(self, topic: str, on_delivery: Callable[[Delivery], None] | None) -> Report:
         count = SENT.labels(topic, "").inc
 
-        def report(error: KafkaError | None, message: Any) -> None:
+        def report(error: KafkaError | None, message: Message) -> None:
             if error is None:
                 count()
             else:
@@ -184,11 +183,11 @@ class EventProducer:
         return report
 
 
-def _tell(on_delivery: Callable[[Delivery], None], topic: str, error: KafkaError | None, message: Any) -> None:
+def _tell(on_delivery: Callable[[Delivery], None], topic: str, error: KafkaError | None, message: Message) -> None:
     delivery = Delivery(
         topic=topic,
-        partition=-1 if message.partition() is None else message.partition(),
-        offset=-1 if message.offset() is None else message.offset(),
+        partition=-1 if (partition := message.partition()) is None else partition,
+        offset=-1 if (offset := message.offset()) is None else offset,
         error=None if error is None else error.str(),
     )
     try:

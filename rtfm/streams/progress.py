@@ -7,21 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from rtfm.errors import Unavailable
 from rtfm.settings import Settings
-from rtfm.streams.connection import (
-    REQUEST_TIMEOUT_S,
-    client_config,
-    group_name,
-    topic_name,
-    translated,
-    unreachable,
-)
+from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
 
 _AGAIN_S = 0.3
 T = TypeVar("T")
@@ -32,22 +25,22 @@ class GroupProgress:
 
     def __init__(self, settings: Settings, group: str) -> None:
         """Prepare; the first use connects."""
-        self._settings = settings
-        self._group = group_name(settings, group)
-        self._admin: Any = AdminClient(client_config(settings))
-        self._consumer: Any = None  # closed with this object: one that never joined has nothing to leave
+        self._kafka = KafkaConfig.of(settings)
+        self._group = self._kafka.group(group)
+        self._admin = AdminClient(self._kafka.client())
+        self._consumer: Consumer | None = None  # closed with this object: one that never joined has nothing to leave
 
     def committed(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
         """The committed offset of each partition that has one: the offset that is read next.
 
         Raises Unavailable when Kafka does not answer.
         """
-        name = topic_name(self._settings, topic)
+        name = self._kafka.topic(topic)
         asked = [TopicPartition(name, number) for number in partitions]
         if self._consumer is None:
             # One that never joins, for the admin client's list_consumer_group_offsets ends the process with a
             # segmentation fault while the cluster makes its offsets topic (confluent-kafka 2.16.0).
-            self._consumer = Consumer({**client_config(self._settings), "group.id": self._group})
+            self._consumer = Consumer({**self._kafka.client(), "group.id": self._group})
         consumer = self._consumer
         found = _steadily(lambda: self._translated(lambda: consumer.committed(asked, timeout=REQUEST_TIMEOUT_S)))
         return {part.partition: part.offset for part in found if part.offset >= 0}
@@ -67,16 +60,16 @@ class GroupProgress:
             return 0
         return len(found.members)
 
-    def _translated(self, ask: Callable[[], Any]) -> Any:
+    def _translated(self, ask: Callable[[], T]) -> T:
         what = f"asking where group {self._group} is"
         try:
             return ask()
         except KafkaException as exc:
             if exc.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
                 raise LookupError(self._group) from exc
-            raise translated(exc, self._settings, what) from exc
+            raise self._kafka.translated(exc, what) from exc
         except TimeoutError as exc:
-            raise unreachable(self._settings, what) from exc
+            raise self._kafka.unreachable(what) from exc
 
 
 def _steadily(ask: Callable[[], T]) -> T:

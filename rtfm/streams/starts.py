@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from attrs import frozen
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from rtfm.errors import Unavailable
-from rtfm.settings import Settings
-from rtfm.streams.connection import REQUEST_TIMEOUT_S, topic_name, translated
+from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
 from rtfm.streams.position import PartitionState
 from rtfm.telemetry import LOST_RECORDS, get_logger
 
@@ -49,16 +47,16 @@ class Starts:
 
     def __init__(
         self,
-        settings: Settings,
+        kafka: KafkaConfig,
         *,
         topic: str,
         group: str,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._settings = settings
+        self._kafka = kafka
         self._topic = topic
-        self._full_topic = topic_name(settings, topic)
+        self._full_topic = self._kafka.topic(topic)
         self._group = group
         self._clock = clock
         self._sleep = sleep
@@ -69,7 +67,7 @@ class Starts:
         """Remember how far ``part`` was committed when it was given up."""
         self._known[part.number] = max(part.committed, self._known.get(part.number, 0))
 
-    def find(self, consumer: Any, numbers: Sequence[int], read: ReadPositions) -> list[Start]:
+    def find(self, consumer: Consumer, numbers: Sequence[int], read: ReadPositions) -> list[Start]:
         """Where each of the partitions ``numbers`` starts.
 
         Raises Unavailable where that is not known, Fenced, and ConfigError for metadata of another program.
@@ -84,7 +82,7 @@ class Starts:
             positions |= {part.partition: part for part in read(doubtful, self._left_s(deadline_s))}
         return [self._start(consumer, part, deadline_s) for part in positions.values()]
 
-    def _start(self, consumer: Any, position: TopicPartition, deadline_s: float) -> Start:
+    def _start(self, consumer: Consumer, position: TopicPartition, deadline_s: float) -> Start:
         number = position.partition
         low, high = self._log_range(consumer, number, deadline_s)
         if position.offset < 0:
@@ -116,14 +114,14 @@ class Starts:
         self._report_lost(number, part.unfinished_below(low), "the group's position is older than the log")
         return Start(part, max(position.offset, low))
 
-    def _log_range(self, consumer: Any, number: int, deadline_s: float) -> tuple[int, int]:
+    def _log_range(self, consumer: Consumer, number: int, deadline_s: float) -> tuple[int, int]:
         """Where the log of a partition begins and ends, in offsets."""
         try:
             low, high = consumer.get_watermark_offsets(
                 TopicPartition(self._full_topic, number), timeout=min(REQUEST_TIMEOUT_S, self._left_s(deadline_s))
             )
         except KafkaException as exc:
-            raise translated(exc, self._settings, f"reading where the log of {self._full_topic} begins") from exc
+            raise self._kafka.translated(exc, f"reading where the log of {self._full_topic} begins") from exc
         if low < 0 or high < 0:
             raise Unavailable("kafka", f"where the log of {self._full_topic} [{number}] begins is not known")
         return low, high

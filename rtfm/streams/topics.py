@@ -24,7 +24,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # not all of 
 from rtfm.contracts.catalogue import Catalogue, Topic
 from rtfm.errors import ConfigError
 from rtfm.settings import Settings
-from rtfm.streams.connection import REQUEST_TIMEOUT_S, client_config, topic_name, translated, unreachable
+from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
 from rtfm.streams.progress import GroupProgress
 
 GROUPS = {
@@ -71,8 +71,9 @@ class TopicAdmin:
 
     def __init__(self, settings: Settings, catalogue: Catalogue) -> None:
         self._settings = settings
+        self._kafka = KafkaConfig.of(settings)
         self._catalogue = catalogue
-        self._client = AdminClient(client_config(settings))
+        self._client = AdminClient(self._kafka.client())
 
     def plan(self) -> list[Step]:
         """The steps that `topics init` would take, one for each topic; ``none`` where all is as it should be.
@@ -95,7 +96,7 @@ class TopicAdmin:
         """
         changes = 0
         for step in plan:
-            name = topic_name(self._settings, step.topic)
+            name = self._kafka.topic(step.topic)
             match step.action:
                 case "create":
                     replicas = self._settings.kafka_replication_factor
@@ -122,11 +123,11 @@ class TopicAdmin:
         partitions = self._partitions()
         topics = [topic for topic in self._catalogue.topics.values() if topic.name in partitions]
         configs = self._configs(topics)
-        consumer = Consumer({**client_config(self._settings), "group.id": "rtfm-offsets"})
+        consumer = Consumer({**self._kafka.client(), "group.id": "rtfm-offsets"})
         try:
             return [self._state(consumer, topic, partitions[topic.name], configs[topic.name]) for topic in topics]
         except KafkaException as exc:
-            raise translated(exc, self._settings, "reading offsets") from exc
+            raise self._kafka.translated(exc, "reading offsets") from exc
         finally:
             consumer.close()
 
@@ -140,14 +141,10 @@ class TopicAdmin:
             return 0
         if state.offsets > at_most:
             return None
-        name = topic_name(self._settings, state.topic)
+        name = self._kafka.topic(state.topic)
         consumer = Consumer(
             {
-                **client_config(self._settings),
-                "group.id": "rtfm-offsets",
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",
-                "enable.partition.eof": True,
+                **self._kafka.consumer("rtfm-offsets"),
                 # The end of a partition is told after that long, half a second by default.
                 "fetch.wait.max.ms": 10,
             }
@@ -159,7 +156,7 @@ class TopicAdmin:
             consumer.assign(parts)
             return self._count(consumer, state.partitions)
         except KafkaException as exc:
-            raise translated(exc, self._settings, f"reading {name}") from exc
+            raise self._kafka.translated(exc, f"reading {name}") from exc
         finally:
             consumer.close()
 
@@ -183,13 +180,13 @@ class TopicAdmin:
         """Delete every topic of the catalogue under this prefix. Refused without a prefix."""
         if not self._settings.kafka_topic_prefix:
             raise ConfigError("topics are deleted only under a prefix", hint="set KAFKA_TOPIC_PREFIX")
-        names = [topic_name(self._settings, name) for name in self._partitions()]
+        names = [self._kafka.topic(name) for name in self._partitions()]
         if names:
             for future in self._client.delete_topics(names).values():
                 self._wait(future, "deleting topics")
 
     def _state(self, consumer: Consumer, topic: Topic, partitions: int, config: dict[str, str]) -> TopicState:
-        name = topic_name(self._settings, topic.name)
+        name = self._kafka.topic(topic.name)
         marks = [
             consumer.get_watermark_offsets(TopicPartition(name, number), timeout=REQUEST_TIMEOUT_S)
             for number in range(partitions)
@@ -212,16 +209,16 @@ class TopicAdmin:
         try:
             metadata = self._client.list_topics(timeout=REQUEST_TIMEOUT_S)
         except KafkaException as exc:
-            raise translated(exc, self._settings, "listing topics") from exc
+            raise self._kafka.translated(exc, "listing topics") from exc
         found = {name: len(topic.partitions) for name, topic in metadata.topics.items() if topic.error is None}
-        prefixed = {name: topic_name(self._settings, name) for name in self._catalogue.topics}
+        prefixed = {name: self._kafka.topic(name) for name in self._catalogue.topics}
         return {name: found[full] for name, full in prefixed.items() if full in found}
 
     def _configs(self, topics: list[Topic]) -> dict[str, dict[str, str]]:
         if not topics:
             return {}
         by_resource = {
-            ConfigResource(ResourceType.TOPIC, topic_name(self._settings, topic.name)): topic.name for topic in topics
+            ConfigResource(ResourceType.TOPIC, self._kafka.topic(topic.name)): topic.name for topic in topics
         }
         futures = self._client.describe_configs(list(by_resource), request_timeout=REQUEST_TIMEOUT_S)
         return {
@@ -255,9 +252,9 @@ class TopicAdmin:
         except KafkaException as exc:
             if already_there and exc.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
                 return None
-            raise translated(exc, self._settings, what) from exc
+            raise self._kafka.translated(exc, what) from exc
         except TimeoutError as exc:
-            raise unreachable(self._settings, what) from exc
+            raise self._kafka.unreachable(what) from exc
 
 
 def _wanted(topic: Topic, replicas: int) -> dict[str, str]:

@@ -16,12 +16,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from attrs import frozen
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from rtfm.deadline import within
 from rtfm.errors import RtfmError
-from rtfm.settings import Settings
-from rtfm.streams.connection import client_config, group_name, producer_config, topic_name, translated
+from rtfm.streams.connection import KafkaConfig
 from rtfm.telemetry import SENT
 
 OPEN_TIMEOUT_S = 5.0
@@ -104,14 +103,14 @@ class Transactions:
     Of all that share ``name`` only the one that was opened last can commit.
     """
 
-    def __init__(self, settings: Settings, name: str) -> None:
-        self._settings = settings
-        self._id = group_name(settings, name)
-        self._prefix = topic_name(settings, "")
+    def __init__(self, kafka: KafkaConfig, name: str) -> None:
+        self._kafka = kafka
+        self._id = self._kafka.group(name)
+        self._prefix = self._kafka.topic("")
         self._producer: Any = None
         self._refused: _Refusal | None = None
         self._number = 0
-        self._begun_s = 0.0
+        self._began_s = 0.0
         self._up_since_us: dict[int, int] = {}
         """Since when each broker has been connected, by its id."""
         self._has_lost_connection = False
@@ -143,7 +142,7 @@ class Transactions:
         self.close()
         producer: Any = Producer(
             {
-                **producer_config(self._settings),
+                **self._kafka.producer(),
                 "transactional.id": self._id,
                 "transaction.timeout.ms": int(EXPIRY_S * 1000),
                 "message.timeout.ms": 9_000,
@@ -165,7 +164,7 @@ class Transactions:
             error = exc.args[0]
             if _fenced(error):
                 raise self._fenced(error) from exc
-            raise translated(exc, self._settings, f"starting transactions of {self._id}") from exc
+            raise self._kafka.translated(exc, f"starting transactions of {self._id}") from exc
         self._producer = producer
         self._up_since_us.clear()
         self._in_doubt = self._has_lost_connection = False
@@ -179,7 +178,7 @@ class Transactions:
         """
         self._begin()
         counts: dict[str, int] = {}
-        deadline_s = self._begun_s + COMMIT_TIMEOUT_S
+        deadline_s = self._began_s + COMMIT_TIMEOUT_S
         try:
             self._producer.begin_transaction()
             self._produce(records, counts, deadline_s)
@@ -198,7 +197,7 @@ class Transactions:
         ``position`` is sent for a group of the name's own that nobody reads with: were it applied after all, because
         the request arrives late, no partition would be read again. A new producer is due afterwards.
         """
-        own: Any = Consumer({**client_config(self._settings), "group.id": self._id})
+        own = Consumer({**self._kafka.client(), "group.id": self._id})
         self._begin()
         try:
             self._producer.begin_transaction()
@@ -222,7 +221,7 @@ class Transactions:
     def _begin(self) -> None:
         self._refused, self._in_doubt = None, True
         self._number += 1
-        self._begun_s = time.monotonic()
+        self._began_s = time.monotonic()
 
     def _produce(self, records: Iterable[Produced], counts: dict[str, int], deadline_s: float) -> None:
         """Queue ``records`` and count them by topic. Every record goes through this loop alone, so it is tight."""
@@ -264,10 +263,10 @@ class Transactions:
         except TimeoutError as exc:
             raise OutcomeUnknown(f"offsets were not taken within {limit_s:.1f} s") from exc
 
-    def _delivered(self, number: int, error: KafkaError | None, message: Any) -> None:
+    def _delivered(self, number: int, error: KafkaError | None, message: Message) -> None:
         if error is None:
             return
-        topic = message.topic().removeprefix(self._settings.kafka_topic_prefix)
+        topic = (message.topic() or "").removeprefix(self._kafka.topic_prefix)
         SENT.labels(topic, error.name()).inc()
         # What an abort threw out says nothing of why; its reports may come as late as in the next transaction.
         if number == self._number and error.code() not in _THROWN_OUT:
@@ -305,7 +304,7 @@ class Transactions:
         Brokers that died, or this process frozen, for longer than a transaction may last are no reason to end. Where
         another process did take the place meanwhile, the two of them part at the next transaction.
         """
-        if time.monotonic() - self._begun_s >= EXPIRY_S - CLOCKS_APART_S:
+        if time.monotonic() - self._began_s >= EXPIRY_S - CLOCKS_APART_S:
             return OutcomeUnknown(f"a transaction was open for longer than {EXPIRY_S:g} s: {error.str()}")
         return self._fenced(error)
 

@@ -18,7 +18,7 @@ from confluent_kafka import Producer
 
 from rtfm.contracts import Contracts
 from rtfm.settings import Settings
-from rtfm.streams.connection import topic_name
+from rtfm.streams.connection import KafkaConfig
 from tests.chaos.history import History, now_ms
 from tests.streams import MESSAGES, QUERIES
 
@@ -32,7 +32,7 @@ class Forger:
     """Produces without our encoder, which would refuse these events."""
 
     def __init__(self, settings: Settings, contracts: Contracts, history: History, chance: random.Random) -> None:
-        self._prefix = topic_name(settings, "")
+        self._prefix = KafkaConfig.of(settings).topic("")
         self._contracts = contracts
         self._history = history
         self._chance = chance

@@ -26,8 +26,8 @@ from rtfm.knowledge.archive import SqlArchive
 from rtfm.local.stack import LocalStack
 from rtfm.processor.service import ANSWER_GROUP, INGEST_GROUP
 from rtfm.settings import Settings
-from rtfm.streams.connection import group_name, topic_name
-from rtfm.streams.dead_letters import TOPIC as DEAD_LETTERS
+from rtfm.streams.connection import KafkaConfig
+from rtfm.streams.dead_letters.letters import TOPIC as DEAD_LETTERS
 from rtfm.streams.topics import TopicAdmin
 from rtfm.telemetry import configure_logging
 from tests.chaos import evidence
@@ -325,13 +325,13 @@ class _Run:
             seed=self._plan.seed,
             seconds=self._plan.seconds,
             load=self._plan.load,
-            topics={what: topic_name(settings, topic) for what, topic in topics.items()},
+            topics={what: KafkaConfig.of(settings).topic(topic) for what, topic in topics.items()},
             groups={
-                "answer": group_name(settings, ANSWER_GROUP),
-                "ingest": group_name(settings, INGEST_GROUP),
+                "answer": KafkaConfig.of(settings).group(ANSWER_GROUP),
+                "ingest": KafkaConfig.of(settings).group(INGEST_GROUP),
             },
             partitions=PARTITIONS,
-            ordered_by_key=[topic_name(settings, RESPONSES)],
+            ordered_by_key=[KafkaConfig.of(settings).topic(RESPONSES)],
             schemas={str(number): schema for number, schema in schemas.items()},
         )
 
@@ -357,10 +357,10 @@ class _Run:
         self._settle_s = time.monotonic() - began_s
         self._history.write("settled", ok=self._settled, after_s=round(self._settle_s, 1), limit_s=round(limit_s, 1))
         if not self._settled:
-            groups = {MESSAGES: INGEST_GROUP, QUERIES: ANSWER_GROUP}
+            groups, kafka = {MESSAGES: INGEST_GROUP, QUERIES: ANSWER_GROUP}, KafkaConfig.of(scene.settings)
             self.diagnosis = diagnosis(
                 scene.settings.kafka_bootstrap_servers,
-                {topic_name(scene.settings, t): group_name(scene.settings, group) for t, group in groups.items()},
+                {kafka.topic(topic): kafka.group(group) for topic, group in groups.items()},
                 PARTITIONS,
                 [*self._history.logs.glob("*.log"), *(self._home / "log").glob("*.log")],
             )

@@ -16,7 +16,7 @@ from rtfm.contracts import catalogue as catalogues
 from rtfm.local.services import DEFAULT_PORTS, free_ports
 from rtfm.local.stack import LocalStack
 from rtfm.settings import Settings
-from rtfm.streams.connection import topic_name
+from rtfm.streams.connection import KafkaConfig
 from rtfm.streams.topics import TopicAdmin
 from rtfm.streams.transactions import Transactions
 from tests.chaos.fleet import NOTHING_WRONG, Fleet, account, messages_all_the_time
@@ -170,9 +170,9 @@ def test_positions_that_arrive_in_a_later_transaction_are_not_taken(
     group = f"late-{what}"
     outsider = Consumer({"bootstrap.servers": broker.direct, "group.id": group, "isolation.level": "read_committed"})
     member = outsider.consumer_group_metadata()
-    transactions = Transactions(evolve(direct, kafka_bootstrap_servers=broker.proxied), f"{group}-one")
+    transactions = Transactions(KafkaConfig.of(evolve(direct, kafka_bootstrap_servers=broker.proxied)), f"{group}-one")
 
-    topic = topic_name(direct, MESSAGES)
+    topic = KafkaConfig.of(direct).topic(MESSAGES)
 
     def commit(**offsets: int) -> None:
         """As the pipeline does: a producer in doubt is replaced first."""

@@ -22,9 +22,12 @@ from rtfm import settings
 from rtfm.contracts import open_contracts
 from rtfm.errors import RtfmError
 from rtfm.events import BotResponse
+from rtfm.service import Watchdog
+from rtfm.streams.connection import KafkaConfig
+from rtfm.streams.dead_letters.limits import DeadLetterPolicy
 from rtfm.streams.pipeline import Output, Pipeline, Record
+from rtfm.streams.quarantine import CrashJournal
 from rtfm.telemetry import Health, configure_logging
-from rtfm.watchdog import Watchdog
 from tests.streams import GROUP, MESSAGES, RESPONSES, answered, asked
 
 SLEEPER = "sleep"
@@ -62,9 +65,9 @@ def main(handler_ms: float, padding_bytes: int, concurrency: int) -> int:
         answer = f"{record.event.message_id}|{secrets.token_hex(padding_bytes // 2)}"
         return evolve(answered(asked(0), answer), query_id=record.event.channel_id)
 
-    health = Health()
+    health, journal = Health(), CrashJournal.of(configured, "worker")
     pipeline = Pipeline(
-        configured,
+        KafkaConfig.of(configured),
         open_contracts(configured),
         group=GROUP,
         topic=MESSAGES,
@@ -72,10 +75,13 @@ def main(handler_ms: float, padding_bytes: int, concurrency: int) -> int:
         health=health,
         concurrency=max(1, concurrency),
         batch_size=None if concurrency else 500,
+        dead_letters=DeadLetterPolicy.of(configured),
+        quarantine=journal,
+        grace_s=configured.shutdown_grace_s,
         stop=stop,
     )
     try:
-        with Watchdog(health, configured.watchdog_s):
+        with journal, Watchdog(health, configured.watchdog_s):
             pipeline.run()
     except RtfmError as exc:
         print(f"{type(exc).__name__}: {exc}", file=sys.stderr, flush=True)  # noqa: T201 - the test reads it

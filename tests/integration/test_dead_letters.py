@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient
 from rtfm.contracts import Contracts
 from rtfm.errors import InvalidEvent
 from rtfm.settings import Settings
-from rtfm.streams.limits import TooManyDeadLetters
+from rtfm.streams.dead_letters.limits import TooManyDeadLetters
 from rtfm.streams.pipeline import Output, Record
 from rtfm.streams.topics import TopicAdmin
 from rtfm.telemetry import Health

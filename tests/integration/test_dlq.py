@@ -20,10 +20,10 @@ from rtfm.contracts import Contracts
 from rtfm.errors import InvalidEvent
 from rtfm.processor.ingest import Ingest
 from rtfm.settings import Settings
-from rtfm.streams.dead_letter_store import DeadLetterStore, Found, LetterFilter
-from rtfm.streams.dead_letters import MAX_STACK_BYTES
+from rtfm.streams.dead_letters.letters import MAX_STACK_BYTES
+from rtfm.streams.dead_letters.replays import ReplayRules
+from rtfm.streams.dead_letters.store import DeadLetterStore, FiledLetter, LetterFilter
 from rtfm.streams.pipeline import Output, Record
-from rtfm.streams.replays import ReplayRules
 from rtfm.streams.transactions import Fenced
 from tests.conftest import environment_of
 from tests.knowledge import knowledge_of, message
@@ -59,7 +59,7 @@ def bury(settings: Settings, contracts: Contracts, count: int, handler: Any = re
         eventually(lambda: committed(settings) == count)
 
 
-def open_letters(settings: Settings, wanted: LetterFilter = ANY) -> list[Found]:
+def open_letters(settings: Settings, wanted: LetterFilter = ANY) -> list[FiledLetter]:
     with DeadLetterStore(settings) as store:
         return list(store.find(wanted))
 
@@ -273,7 +273,7 @@ def test_who_begins_to_replay_later_ends_the_replay_of_who_began_earlier(
     rules = ReplayRules(contracts=contracts)
     with DeadLetterStore(settings) as slow, DeadLetterStore(settings) as quick:
 
-        def meanwhile(found: Found) -> str | None:
+        def meanwhile(found: FiledLetter) -> str | None:
             assert [decision.refusal for decision in quick.replay(ANY, rules)] == [None]
             return rules(found)
 

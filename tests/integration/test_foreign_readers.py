@@ -20,6 +20,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 
 from rtfm.contracts import open_contracts
 from rtfm.settings import Settings
+from rtfm.streams.connection import KafkaConfig
 from rtfm.streams.transactions import Produced, Transactions
 from tests import java_kafka
 from tests.conftest import CACHE_DIR, CHECKOUT, inherited_environment
@@ -81,7 +82,7 @@ def test_batches_are_compressed_on_the_wire_as_the_setting_says(settings: Settin
 def test_transactions_are_compressed_as_the_setting_says(settings: Settings) -> None:
     """Answers and dead letters go out in transactions, which have a producer of their own."""
     contracts, settings = open_contracts(settings), evolve(settings, kafka_compression="gzip")
-    transactions = Transactions(settings, "foreign")
+    transactions = Transactions(KafkaConfig.of(settings), "foreign")
     transactions.open()
     transactions.commit([Produced(MESSAGES, b"42", contracts.encode(MESSAGES, said(7, content="so " * 500)), [])])
     transactions.close()
@@ -100,7 +101,7 @@ def our_partitions(settings: Settings) -> dict[str, int]:
     """Key → partition of the records that this project's producers wrote, one of them in a transaction."""
     contracts = open_contracts(settings)
     produce(settings, contracts, MESSAGES, *(said(number, channel=key) for number, key in enumerate(KEYS[::2])))
-    transactions = Transactions(settings, "foreign")
+    transactions = Transactions(KafkaConfig.of(settings), "foreign")
     transactions.open()
     value = contracts.encode(MESSAGES, said(7))
     transactions.commit([Produced(MESSAGES, key.encode(), value, []) for key in KEYS[1::2]])

@@ -20,9 +20,9 @@ from rtfm.knowledge import Knowledge
 from rtfm.processor.answer import Answering
 from rtfm.processor.ingest import Ingest
 from rtfm.settings import Settings
-from rtfm.streams.dead_letter_store import DeadLetterStore, LetterFilter
+from rtfm.streams.dead_letters.replays import ReplayRules
+from rtfm.streams.dead_letters.store import DeadLetterStore, LetterFilter
 from rtfm.streams.pipeline import Output, Record
-from rtfm.streams.replays import ReplayRules
 from tests.answering import answerer, asked
 from tests.conftest import environment_of
 from tests.integration.test_deletion import ADVICE, handled, is_withdrawn

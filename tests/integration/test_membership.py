@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from confluent_kafka import Consumer
+from confluent_kafka import Consumer, TopicPartition
 
 from rtfm.contracts import Contracts
 from rtfm.errors import Unavailable
 from rtfm.settings import Settings
 from rtfm.streams.commits import EVERY_S, RECORDS, Commits
-from rtfm.streams.connection import group_name
-from rtfm.streams.crashes import InHand
-from rtfm.streams.dead_letters import DeadLetterWriter
+from rtfm.streams.connection import KafkaConfig
+from rtfm.streams.dead_letters.limits import DeadLetterPolicy
 from rtfm.streams.handling import Handling, WaitingState
 from rtfm.streams.membership import Membership
 from rtfm.streams.position import PartitionState
+from rtfm.streams.quarantine import NoQuarantine
 from rtfm.streams.transactions import Fenced, Transactions
-from tests.streams import GROUP, MESSAGES, Noting, eventually
+from tests.streams import GROUP, MESSAGES, eventually
 
 
 @pytest.fixture
@@ -30,17 +29,18 @@ def commits(settings: Settings, contracts: Contracts) -> Iterator[Commits]:
     handling = Handling(
         contracts,
         topic=MESSAGES,
-        handler=Noting(),
+        group=GROUP,
         waiting=waiting,
-        writer=DeadLetterWriter(group=GROUP, secrets=()),
-        in_hand=InHand(settings, group=GROUP, threads=1, stop=stop),
+        secrets=(),
+        quarantine=NoQuarantine(),
         stop=stop,
     )
-    transactions = Transactions(settings, f"{GROUP}-{settings.instance_id}")
+    transactions = Transactions(KafkaConfig.of(settings), f"{GROUP}-{settings.instance_id}")
     made = Commits(
-        settings,
+        KafkaConfig.of(settings),
         topic=MESSAGES,
         group=GROUP,
+        policy=DeadLetterPolicy(),
         waiting=waiting,
         handling=handling,
         transactions=transactions,
@@ -53,8 +53,8 @@ def commits(settings: Settings, contracts: Contracts) -> Iterator[Commits]:
 
 def test_a_worker_without_a_place_in_the_group_waits_with_its_commit(settings: Settings, commits: Commits) -> None:
     """However much is finished: until the group answers a commit could only fail; to try at once is a busy loop."""
-    outsider: Any = Consumer(
-        {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": group_name(settings, GROUP)}
+    outsider = Consumer(
+        {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": KafkaConfig.of(settings).group(GROUP)}
     )
     part = PartitionState(0)
     for _ in range(RECORDS):
@@ -69,23 +69,24 @@ def test_a_worker_without_a_place_in_the_group_waits_with_its_commit(settings: S
 def test_a_name_that_another_took_ends_the_worker_while_it_joins_anew(settings: Settings) -> None:
     """Leaving commits, which is where it shows; to go on would take the name back, and so for ever in turn."""
 
-    def unknown(*_: object) -> Any:
-        raise Unavailable("kafka", "the offsets are not known")
+    class Listener:
+        def committed(self, *_: object) -> list[TopicPartition]:
+            raise Unavailable("kafka", "the offsets are not known")
 
-    def taken() -> None:
-        raise Fenced("another process took the place")
+        def before_revoke(self) -> None:
+            raise Fenced("another process took the place")
+
+        def assigned(self, part: PartitionState) -> None: ...
+        def dropped(self) -> None: ...
+        def reached_end(self, part: PartitionState) -> None: ...
+        def confirm_name(self) -> None: ...
 
     members = Membership(
-        settings,
+        KafkaConfig.of(settings),
         topic=MESSAGES,
         group=GROUP,
         waiting=WaitingState(GROUP),
-        stored=unknown,
-        confirm_name=lambda: None,
-        assigned=lambda _: None,
-        before_revoke=taken,
-        forgotten=lambda: None,
-        reached=lambda _: None,
+        listener=Listener(),
     )
     members.open()
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from typing import Any
@@ -17,7 +18,7 @@ from confluent_kafka.admin import AdminClient
 from rtfm.contracts import Contracts, open_contracts
 from rtfm.errors import ConfigError, InvalidEvent, Unavailable
 from rtfm.settings import Settings
-from rtfm.streams.pipeline import Output, Record
+from rtfm.streams.pipeline import Handler, Output, Record
 from rtfm.streams.progress import GroupProgress
 from rtfm.streams.topics import TopicAdmin
 from rtfm.telemetry import LOST_RECORDS, Health
@@ -322,7 +323,7 @@ def test_a_handler_that_is_still_loading_keeps_the_pipeline_out_of_the_group_but
     predecessor: Any = Producer({**servers, "transactional.id": name, "transaction.timeout.ms": 600_000})
     predecessor.init_transactions(30)
     produce(settings, contracts, MESSAGES, said(1))
-    ready, noting = threading.Event(), Noting()
+    handler, noting = Future[Handler](), Noting()
 
     def is_ended() -> bool:
         try:
@@ -333,14 +334,14 @@ def test_a_handler_that_is_still_loading_keeps_the_pipeline_out_of_the_group_but
             return True  # fenced, or what a broker calls it in the middle of a commit: UNKNOWN
         return False
 
-    with running(settings, contracts, noting, ready=ready):
+    with running(settings, contracts, handler):
         eventually(is_ended)
         assert GroupProgress(settings, GROUP).members() == 0
         assert noting.batches == []
-        ready.set()
+        handler.set_result(noting)
         eventually(lambda: noting.ids == ["1"])
     health = Health()
-    with running(settings, contracts, noting, ready=threading.Event(), health=health):
+    with running(settings, contracts, Future[Handler](), health=health):
         eventually(lambda: health.stalled(-1))  # at work
     # Stopping waits for no handler, and leaves nothing open.
     assert health.stalled(-1) == {}

@@ -17,13 +17,13 @@ from confluent_kafka.admin import AdminClient
 from rtfm.contracts import Contracts
 from rtfm.errors import ConfigError
 from rtfm.settings import Settings
-from rtfm.streams.connection import group_name, topic_name
+from rtfm.streams.connection import KafkaConfig
 from rtfm.streams.pipeline import HIGH_WATER, TAKE, Output, Record
 from rtfm.streams.position import encode
 from rtfm.streams.progress import GroupProgress
 from rtfm.streams.topics import TopicAdmin
 from rtfm.streams.transactions import Produced, Transactions
-from rtfm.telemetry import CONSUMED, IN_HAND, LAG, PAUSED_PARTITIONS, PAUSES, Health
+from rtfm.telemetry import CONSUMED, INFLIGHT, LAG, PAUSED_PARTITIONS, PAUSES, Health
 from tests.streams import (
     GROUP,
     MESSAGES,
@@ -46,9 +46,9 @@ from tests.streams import (
 def stand_at(settings: Settings, topic: str, partition: int, offset: int, metadata: str) -> None:
     """Commit a position for the group, which nobody is in."""
     consumer: Any = Consumer(
-        {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": group_name(settings, GROUP)}
+        {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": KafkaConfig.of(settings).group(GROUP)}
     )
-    position = TopicPartition(topic_name(settings, topic), partition, offset, metadata)
+    position = TopicPartition(KafkaConfig.of(settings).topic(topic), partition, offset, metadata)
     consumer.commit(offsets=[position], asynchronous=False)
     consumer.close()
 
@@ -61,7 +61,7 @@ def partition_of(settings: Settings, contracts: Contracts, topic: str) -> int:
 
 def lag_of(settings: Settings, topic: str) -> dict[int, float]:
     """The metric, by partition."""
-    name = topic_name(settings, topic)
+    name = KafkaConfig.of(settings).topic(topic)
     samples = [s for metric in LAG.collect() for s in metric.samples if s.labels["topic"] == name]
     return {int(s.labels["partition"]): s.value for s in samples}
 
@@ -96,7 +96,7 @@ def test_a_topic_that_was_made_anew_is_read_from_its_start(settings: Settings, c
     produce(settings, contracts, MESSAGES, *(said(n) for n in range(20)))
     partition = partition_of(settings, contracts, MESSAGES)
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
-    name = topic_name(settings, MESSAGES)
+    name = KafkaConfig.of(settings).topic(MESSAGES)
     admin.delete_topics([name])[name].result(20)
     topics = TopicAdmin(settings, contracts.catalogue)
     eventually(lambda: any(step.topic == MESSAGES for step in topics.plan()))
@@ -113,7 +113,7 @@ def test_a_stalled_handler_takes_in_no_more_than_is_allowed(settings: Settings, 
     """R8: the rest of the backlog stays in Kafka; the memory is measured by the benchmark."""
     produce(settings, contracts, QUERIES, *(asked(n) for n in range(5000)))
     go_on, noting = threading.Event(), Noting()
-    IN_HAND.labels(GROUP).set(0)
+    INFLIGHT.labels(GROUP).set(0)
     PAUSED_PARTITIONS.labels(GROUP).set(0)
 
     def stalled(batch: Sequence[Record]) -> list[Output]:
@@ -122,7 +122,7 @@ def test_a_stalled_handler_takes_in_no_more_than_is_allowed(settings: Settings, 
 
     with running(settings, contracts, stalled, topic=QUERIES, concurrency=4):
         eventually(lambda: PAUSED_PARTITIONS.labels(GROUP)._value.get() == 3)  # so that nothing more comes
-        assert 0 < IN_HAND.labels(GROUP)._value.get() <= 3 * (HIGH_WATER + TAKE)
+        assert 0 < INFLIGHT.labels(GROUP)._value.get() <= 3 * (HIGH_WATER + TAKE)
         go_on.set()
         eventually(lambda: committed(settings, QUERIES) == 5000)
     assert len(noting.ids) == len(set(noting.ids)) == 5000
@@ -154,9 +154,9 @@ def test_what_others_see_is_true(settings: Settings, contracts: Contracts) -> No
     def told() -> dict[int, float]:
         """What Kafka's own tools compute."""
         consumer: Any = Consumer(
-            {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": group_name(settings, GROUP)}
+            {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": KafkaConfig.of(settings).group(GROUP)}
         )
-        parts = [TopicPartition(topic_name(settings, QUERIES), number) for number in range(3)]
+        parts = [TopicPartition(KafkaConfig.of(settings).topic(QUERIES), number) for number in range(3)]
         found = {part.partition: part.offset for part in consumer.committed(parts, 10)}
         ends = {part.partition: consumer.get_watermark_offsets(part, timeout=10)[1] for part in parts}
         consumer.close()
@@ -175,7 +175,7 @@ def test_what_others_see_is_true(settings: Settings, contracts: Contracts) -> No
 
 def test_the_markers_of_transactions_are_no_lag(settings: Settings, contracts: Contracts) -> None:
     """R30: neither here nor for Kafka's own tools, for the group commits where the log ends, not its last record."""
-    transactions, noting = Transactions(settings, "writer"), Noting()
+    transactions, noting = Transactions(KafkaConfig.of(settings), "writer"), Noting()
     transactions.open()
     for number in range(3):
         event = asked(number)
@@ -201,11 +201,11 @@ def test_a_spare_member_is_well_and_one_without_a_place_in_the_group_is_not(
     foreign: Any = Consumer(
         {
             "bootstrap.servers": settings.kafka_bootstrap_servers,
-            "group.id": group_name(settings, GROUP),
+            "group.id": KafkaConfig.of(settings).group(GROUP),
             "partition.assignment.strategy": "range",
         }
     )
-    foreign.subscribe([topic_name(settings, MESSAGES)])
+    foreign.subscribe([KafkaConfig.of(settings).topic(MESSAGES)])
     eventually(lambda: foreign.poll(0.1) is None and foreign.assignment())
     with ExitStack() as exits:
         for ours, health in zip(dynamic, healths, strict=True):
@@ -224,7 +224,9 @@ def test_an_output_that_the_brokers_find_too_large_is_a_dead_letter_and_holds_up
     from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType  # type: ignore[attr-defined]  # not in its __all__
 
     limit = ConfigEntry("max.message.bytes", "3000", incremental_operation=AlterConfigOpType.SET)
-    resource = ConfigResource(ResourceType.TOPIC, topic_name(settings, RESPONSES), incremental_configs=[limit])
+    resource = ConfigResource(
+        ResourceType.TOPIC, KafkaConfig.of(settings).topic(RESPONSES), incremental_configs=[limit]
+    )
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
     admin.incremental_alter_configs([resource])[resource].result(20)
     # The broker takes the limit over a moment after it has said so.

@@ -28,6 +28,7 @@ def program(settings: Settings, source: str, folder: Path) -> subprocess.Popen[s
     path = folder / "program.py"
     path.write_text(source, encoding="utf-8")
     environment = environment_of(settings)
+    del environment["RTFM_HOME"]  # as another program has it
     return subprocess.Popen(
         [sys.executable, path],
         cwd=folder,
@@ -67,6 +68,7 @@ def test_the_writer_of_the_docs_is_read_back(settings: Settings, tmp_path: Path)
     """What another service writes is an event like ours."""
     with program(settings, WRITER, tmp_path) as writer:
         assert writer.wait(60) == 0
+    assert [path.name for path in tmp_path.iterdir() if path.name != settings.home.name] == ["program.py"]
     with open_reader(MESSAGES, settings=settings) as reader:
         (record,) = reader.read_to_end()
     assert record.event.content == "tide tables are in the wiki"
@@ -94,3 +96,16 @@ def test_a_record_that_could_not_be_read_for_want_of_the_registry_comes_again(se
                 if record is not None:
                     seen.append(record.event.message_id)
     assert seen == ["1", "2"]
+
+
+def test_a_reader_from_the_end_gets_what_comes_from_then_on(settings: Settings, tmp_path: Path) -> None:
+    """A dashboard does not want the week before; a folder that is somebody else's stays as it is."""
+    own = evolve(settings, home=tmp_path / "home")
+    with open_producer(own) as producer:
+        producer.send(MESSAGES, said(1))
+        producer.flush()
+        with open_reader(MESSAGES, from_end=True, settings=own) as reader:
+            producer.send(MESSAGES, said(2))
+            producer.flush()
+            assert next(iter(reader)).event.message_id == "2"
+    assert not own.home.exists()

@@ -20,6 +20,7 @@ from rtfm.contracts import Contracts, open_contracts
 from rtfm.errors import ConfigError, InvalidEvent, RtfmError, Unavailable
 from rtfm.events import ChannelKind, DiscordMessage, MessageChange, TimestampMillis
 from rtfm.settings import Settings
+from rtfm.streams.connection import KafkaConfig
 from rtfm.streams.consumer import EventReader
 from rtfm.streams.pipeline import Handler, Output, Pipeline, Record
 from rtfm.streams.producer import EventProducer
@@ -75,7 +76,7 @@ def pipeline(
     stop = threading.Event()
     failures: list[BaseException] = []
     running = Pipeline(
-        settings,
+        KafkaConfig.of(settings),
         contracts,
         group=GROUP,
         topic="discord-messages",

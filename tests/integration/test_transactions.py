@@ -12,6 +12,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 
 from rtfm.contracts import Contracts, open_contracts
 from rtfm.settings import Settings
+from rtfm.streams.connection import KafkaConfig
 from rtfm.streams.transactions import Fenced, NotCommitted, OutcomeUnknown, Produced, Transactions
 from tests.streams import RESPONSES, eventually, limit_record_bytes, records
 
@@ -27,7 +28,7 @@ def transactions(settings: Settings) -> Iterator[Callable[[], Transactions]]:
     made: list[Transactions] = []
 
     def make() -> Transactions:
-        made.append(Transactions(settings, "one-name"))
+        made.append(Transactions(KafkaConfig.of(settings), "one-name"))
         made[-1].open()
         return made[-1]
 

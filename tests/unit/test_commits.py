@@ -12,7 +12,9 @@ from confluent_kafka import TopicPartition
 from rtfm.errors import RtfmError
 from rtfm.settings import Settings
 from rtfm.streams.commits import Commits, PositionsChanged
-from rtfm.streams.handling import Result, WaitingState
+from rtfm.streams.connection import KafkaConfig
+from rtfm.streams.dead_letters.limits import DeadLetterPolicy
+from rtfm.streams.handling import HandlingResult, WaitingState
 from rtfm.streams.lanes import Finished
 from rtfm.streams.position import PartitionState
 from rtfm.streams.transactions import OutcomeUnknown, Produced, Transactions
@@ -75,6 +77,11 @@ class Member:
         return [TopicPartition(part.topic, part.partition, offset, metadata) for part, offset, metadata in found]
 
 
+def member_of(broker: Broker) -> Any:
+    """As much of a consumer as commits use."""
+    return Member(broker)
+
+
 @pytest.fixture
 def broker() -> Broker:
     """Holds nothing."""
@@ -87,9 +94,10 @@ def commits(broker: Broker) -> Commits:
     now_s = iter(range(1000, 1_000_000, 1000))
     buries_nothing: Any = None
     return Commits(
-        Settings(),
+        KafkaConfig.of(Settings()),
         topic=TOPIC,
         group=GROUP,
+        policy=DeadLetterPolicy(),
         waiting=WaitingState(GROUP),
         handling=buries_nothing,
         transactions=broker,
@@ -107,13 +115,13 @@ def answered(part: PartitionState, offset: int) -> Finished:
     """The record at ``offset``, answered."""
     assert part.admit(offset)
     message: Any = Message(offset)
-    return Finished(part, [message], Result([Produced("bot-responses", b"key", b"answer %d" % offset, [])]))
+    return Finished(part, [message], HandlingResult([Produced("bot-responses", b"key", b"answer %d" % offset, [])]))
 
 
 @pytest.mark.parametrize("fate", ["committed unheard", "lost"])
 def test_an_unknown_outcome_is_what_the_positions_say(commits: Commits, broker: Broker, fate: str) -> None:
     """The transaction is done once, whether the answer was lost on its way or the request was."""
-    part, member = assigned(broker), Member(broker)
+    part, member = assigned(broker), member_of(broker)
     broker.fate = fate
     commits.add([answered(part, 10)])
     commits.commit(member)
@@ -127,7 +135,7 @@ def test_an_unknown_outcome_is_what_the_positions_say(commits: Commits, broker: 
 
 def test_positions_of_another_process_are_no_reason_to_produce_again(commits: Commits, broker: Broker) -> None:
     """The commit went through unheard, then another process took the partition and went on: nothing is repeated."""
-    part, member = assigned(broker), Member(broker)
+    part, member = assigned(broker), member_of(broker)
     broker.fate = "committed unheard"
     commits.add([answered(part, 10)])
     commits.commit(member)
@@ -144,7 +152,7 @@ def test_positions_of_another_process_are_no_reason_to_produce_again(commits: Co
 
 def test_no_position_where_one_was_is_not_taken_for_a_failed_commit(commits: Commits, broker: Broker) -> None:
     """The coordinator lost it, or answers too early: the partition is assigned again, which asks again."""
-    part, member = assigned(broker), Member(broker)
+    part, member = assigned(broker), member_of(broker)
     broker.fate = "committed unheard"
     commits.add([answered(part, 10)])
     commits.commit(member)
@@ -156,7 +164,7 @@ def test_no_position_where_one_was_is_not_taken_for_a_failed_commit(commits: Com
 def test_what_is_still_assigned_tells_for_all_of_a_transaction(commits: Commits, broker: Broker) -> None:
     """The other partition is gone, and whoever has it goes on from what was committed."""
     stays, gone = assigned(broker, 0), assigned(broker, 1)
-    member = Member(broker)
+    member = member_of(broker)
     broker.fate = "committed unheard"
     commits.add([answered(stays, 10), answered(gone, 10)])
     commits.commit(member)
@@ -172,7 +180,7 @@ def test_what_is_still_assigned_tells_for_all_of_a_transaction(commits: Commits,
 
 def test_a_position_is_never_moved_back(commits: Commits, broker: Broker) -> None:
     """A defect here would read the partition again from there; the worker ends instead."""
-    part, member = assigned(broker), Member(broker)
+    part, member = assigned(broker), member_of(broker)
     commits.add([answered(part, 10)])
     part.committed = 50
     with pytest.raises(RtfmError, match="11 is behind 50"):
@@ -182,7 +190,7 @@ def test_a_position_is_never_moved_back(commits: Commits, broker: Broker) -> Non
 
 def test_a_position_that_a_late_request_moved_back_is_committed_again(commits: Commits, broker: Broker) -> None:
     """Also where nothing else is to be committed: the next owner would read from there."""
-    part, member = assigned(broker), Member(broker)
+    part, member = assigned(broker), member_of(broker)
     commits.add([answered(part, 10)])
     commits.commit(member)
     assert commits.due_in_s() is None
@@ -197,7 +205,7 @@ def test_a_position_that_a_late_request_moved_back_is_committed_again(commits: C
 
 def test_after_a_lost_connection_right_positions_stay_as_they_are(commits: Commits, broker: Broker) -> None:
     """Connections are lost for many reasons."""
-    part, member = assigned(broker), Member(broker)
+    part, member = assigned(broker), member_of(broker)
     commits.add([answered(part, 10)])
     commits.commit(member)
     broker.lose_connection()
@@ -208,7 +216,7 @@ def test_after_a_lost_connection_right_positions_stay_as_they_are(commits: Commi
 
 def test_after_a_lost_connection_positions_of_another_process_are_left_alone(commits: Commits, broker: Broker) -> None:
     """They are ahead: the partition has another owner, and this process joins again."""
-    part, member = assigned(broker), Member(broker)
+    part, member = assigned(broker), member_of(broker)
     commits.add([answered(part, 10)])
     commits.commit(member)
     broker.positions[0] = (40, "")

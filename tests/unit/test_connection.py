@@ -7,7 +7,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from rtfm.errors import ConfigError, Unavailable
 from rtfm.settings import Settings
-from rtfm.streams.connection import translated
+from rtfm.streams.connection import KafkaConfig
 
 
 @pytest.mark.parametrize(
@@ -22,12 +22,12 @@ from rtfm.streams.connection import translated
 )
 def test_what_passes_by_itself_is_waited_for(code: int) -> None:
     """A processor must not end because a partition has another leader when it reads where the log begins."""
-    assert isinstance(translated(KafkaException(KafkaError(code)), Settings(), "reading"), Unavailable)
+    assert isinstance(KafkaConfig.of(Settings()).translated(KafkaException(KafkaError(code)), "reading"), Unavailable)
 
 
 @pytest.mark.parametrize("code", [KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.UNKNOWN_TOPIC_OR_PART])
 def test_what_somebody_must_mend_is_not(code: int) -> None:
     """The error says what was asked."""
-    error = translated(KafkaException(KafkaError(code)), Settings(), "reading")
+    error = KafkaConfig.of(Settings()).translated(KafkaException(KafkaError(code)), "reading")
     assert isinstance(error, ConfigError)
     assert "reading" in str(error)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rtfm.errors import InvalidEvent, UndecodableRecord
 from rtfm.streams.consumer import Record
-from rtfm.streams.dead_letters import (
+from rtfm.streams.dead_letters.letters import (
     DISCARDED,
     MAX_MESSAGE_BYTES,
     MAX_STACK_BYTES,
@@ -70,6 +70,12 @@ class Message:
 
     def timestamp(self) -> tuple[int, int]:
         return 1, 1_700_000_600_000
+
+    def topic(self) -> str:
+        return self.record.topic
+
+    def error(self) -> None:
+        return None
 
 
 def written(original: Record, error: Exception | None = None) -> Letter:

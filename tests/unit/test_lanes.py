@@ -5,17 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import evolve, frozen
+from attrs import frozen
 
-from rtfm.settings import Settings
-from rtfm.streams.crashes import InHand
-from rtfm.streams.handling import Result
+from rtfm.streams.handling import HandlingResult
 from rtfm.streams.lanes import AHEAD_S, SPEED_EVERY_S, Finished, Lanes
 from rtfm.streams.position import PartitionState
+from rtfm.streams.quarantine import NoQuarantine, Quarantine
 from tests.streams import eventually
 
 
@@ -40,25 +38,28 @@ class Handling:
         self.calls: list[list[int]] = []
         self._act = act
 
-    def handle(self, messages: Sequence[Message], _: object) -> Result:
+    def handle(self, messages: Sequence[Message], _: object) -> HandlingResult:
         self.calls.append([message.number for message in messages])
         self._act(messages[0])
-        return Result()
+        return HandlingResult()
 
 
 @contextmanager
 def pool(
-    tmp_path: Path, handling: Handling, *, concurrency: int = 2, batch_size: int | None = None, **options: Any
+    handling: Handling,
+    *,
+    concurrency: int = 2,
+    batch_size: int | None = None,
+    quarantine: Quarantine | None = None,
+    **options: Any,
 ) -> Iterator[Lanes]:
     stop = threading.Event()
-    in_hand = InHand(evolve(Settings(), home=tmp_path), group="g", threads=concurrency, stop=stop)
-    in_hand.open()
     lanes = Lanes(
         handling,  # type: ignore[arg-type]  # as much of it as lanes use
         name="g",
         concurrency=concurrency,
         batch_size=batch_size,
-        in_hand=in_hand,
+        quarantine=quarantine or NoQuarantine(),
         stop=stop,
         **options,
     )
@@ -68,10 +69,9 @@ def pool(
     finally:
         stop.set()
         lanes.close()
-        in_hand.close()
 
 
-def taken(part: PartitionState, keys: Sequence[bytes | None]) -> list[tuple[PartitionState, Message]]:
+def taken(part: PartitionState, keys: Sequence[bytes | None]) -> list[tuple[PartitionState, Any]]:
     return [(part, Message(number, key)) for number, key in enumerate(keys)]
 
 
@@ -86,43 +86,53 @@ def settled(lanes: Lanes, count: int) -> list[Finished]:
     return found
 
 
-def test_records_of_a_key_go_one_after_another_and_hold_up_no_other(tmp_path: Path) -> None:
+def test_records_of_a_key_go_one_after_another_and_hold_up_no_other() -> None:
     """The first key's first record waits until all of the others are done."""
     part, others_done = PartitionState(0), threading.Event()
     handling = Handling(lambda message: message.number or others_done.wait(30))
-    with pool(tmp_path, handling) as lanes:
+    with pool(handling) as lanes:
         lanes.put(taken(part, [b"slow", b"b", b"slow", None, b"b", None]))
-        assert sorted(message.number for one in settled(lanes, 4) for message in one.messages) == [1, 3, 4, 5]
+        assert sorted(message.offset() for one in settled(lanes, 4) for message in one.messages) == [1, 3, 4, 5]
         assert len(lanes) == 1
         others_done.set()
-        assert [one.messages[0].number for one in settled(lanes, 2)] == [0, 2]
+        assert [one.messages[0].offset() for one in settled(lanes, 2)] == [0, 2]
         assert len(lanes) == 0
 
 
-def test_batches_are_of_one_assignment_and_in_order(tmp_path: Path) -> None:
+def test_batches_are_of_one_assignment_and_in_order() -> None:
     """What comes with a new assignment of the partition waits for the batch of the old one."""
     old, new = PartitionState(0), PartitionState(0)
-    with pool(tmp_path, handling := Handling(), batch_size=3) as lanes:
+    with pool(handling := Handling(), batch_size=3) as lanes:
         lanes.put([*taken(old, [b"a"] * 4), *taken(new, [b"a"])])
         assert len(settled(lanes, 3)) == 3
     assert handling.calls == [[0, 1, 2], [3], [0]]
 
 
-def test_what_a_partition_has_lost_is_not_handled(tmp_path: Path) -> None:
+def test_while_a_record_is_suspected_batches_are_of_one() -> None:
+    """Then a death tells which of them it was."""
+    careful = NoQuarantine()
+    careful.active = True
+    with pool(handling := Handling(), batch_size=3, quarantine=careful) as lanes:
+        lanes.put(taken(PartitionState(0), [b"a"] * 3))
+        assert len(settled(lanes, 3)) == 3
+    assert handling.calls == [[0], [1], [2]]
+
+
+def test_what_a_partition_has_lost_is_not_handled() -> None:
     """Its records leave the lanes all the same."""
     gone = PartitionState(0, live=False)
-    with pool(tmp_path, handling := Handling()) as lanes:
+    with pool(handling := Handling()) as lanes:
         lanes.put(taken(gone, [b"a", b"b"]))
         eventually(lambda: not lanes.settle(0.01) and not len(lanes))
     assert handling.calls == []
 
 
-def test_a_quick_pool_is_given_more_and_one_that_stands_still_no_more_than_it_needs(tmp_path: Path) -> None:
+def test_a_quick_pool_is_given_more_and_one_that_stands_still_no_more_than_it_needs() -> None:
     """Two tasks a thread are enough for handlers that wait; a transaction would leave a quick pool without work."""
     part, now_s, hold = PartitionState(0), [0.0], threading.Event()
     hold.set()
     handling = Handling(lambda _: hold.wait(30))
-    with pool(tmp_path, handling, clock=lambda: now_s[0]) as lanes:
+    with pool(handling, clock=lambda: now_s[0]) as lanes:
         lanes.put(taken(part, [None] * 100))
         settled(lanes, 100)
         now_s[0] += SPEED_EVERY_S
@@ -136,13 +146,13 @@ def test_a_quick_pool_is_given_more_and_one_that_stands_still_no_more_than_it_ne
         hold.set()
 
 
-def test_a_defect_of_a_handler_is_raised_where_results_are_taken(tmp_path: Path) -> None:
+def test_a_defect_of_a_handler_is_raised_where_results_are_taken() -> None:
     """The pipeline ends with it."""
 
     def broken(_: Message) -> None:
         raise ZeroDivisionError("a defect")
 
-    with pool(tmp_path, Handling(broken)) as lanes:
+    with pool(Handling(broken)) as lanes:
         lanes.put(taken(PartitionState(0), [b"a"]))
         with pytest.raises(ZeroDivisionError):
             settled(lanes, 1)

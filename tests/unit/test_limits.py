@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rtfm.errors import ConfigError
-from rtfm.streams.limits import SHARE_FROM, WINDOW, DeadLetterLimit, TallyState
+from rtfm.streams.dead_letters.limits import SHARE_FROM, WINDOW, DeadLetterPolicy, TallyState
 from rtfm.streams.position import PartitionState
 
-LIMIT = DeadLetterLimit(max_consecutive=100, max_share=0.5)
+LIMIT = DeadLetterPolicy(max_consecutive=100, max_share=0.5)
 
 
 def tally(*runs: int) -> TallyState:
@@ -48,9 +48,9 @@ def test_more_than_half_of_the_last_thousand_are_too_many_once_two_hundred_were_
 def test_zero_is_no_limit() -> None:
     """Each of the two on its own."""
     bad = tally(0, 1000)
-    assert DeadLetterLimit(0, 0).reached(bad) is None
-    assert DeadLetterLimit(0, 0.5).reached(bad) is not None
-    assert DeadLetterLimit(100, 0).reached(bad) is not None
+    assert DeadLetterPolicy(max_consecutive=0, max_share=0).reached(bad) is None
+    assert DeadLetterPolicy(max_consecutive=0).reached(bad) is not None
+    assert DeadLetterPolicy(max_share=0).reached(bad) is not None
 
 
 @given(st.lists(st.integers(0, 300), max_size=20))

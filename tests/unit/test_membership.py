@@ -12,6 +12,7 @@ from confluent_kafka import KafkaError, TopicPartition
 
 from rtfm.errors import RtfmError
 from rtfm.settings import Settings
+from rtfm.streams.connection import KafkaConfig
 from rtfm.streams.handling import WaitingState
 from rtfm.streams.membership import Membership
 from rtfm.streams.position import PartitionState
@@ -110,6 +111,19 @@ def revoke(consumer: Scripted, parts: list[TopicPartition]) -> None:
     consumer.on_revoke(consumer, parts)
 
 
+class Listener:
+    """Knows the positions that the consumer has."""
+
+    def committed(self, consumer: Any, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
+        return [TopicPartition(TOPIC, number, consumer.positions[number]) for number in numbers]
+
+    def assigned(self, part: PartitionState) -> None: ...
+    def before_revoke(self) -> None: ...
+    def dropped(self) -> None: ...
+    def reached_end(self, part: PartitionState) -> None: ...
+    def confirm_name(self) -> None: ...
+
+
 def membership(*consumers: Scripted) -> Membership:
     """A member whose first consumer, and those after it, are ``consumers``."""
     left = list(consumers)
@@ -119,21 +133,13 @@ def membership(*consumers: Scripted) -> Membership:
         consumer.config = config
         return consumer
 
-    def stored(consumer: Scripted, numbers: list[int], _: float) -> list[TopicPartition]:
-        return [TopicPartition(TOPIC, number, consumer.positions[number]) for number in numbers]
-
     members = Membership(
-        Settings(),
+        KafkaConfig.of(Settings()),
         topic=TOPIC,
         group="members",
         waiting=WaitingState("members"),
-        stored=stored,
-        confirm_name=lambda: None,
-        assigned=lambda _: None,
-        before_revoke=lambda: None,
-        forgotten=lambda: None,
-        reached=lambda _: None,
-        connect=connect,
+        listener=Listener(),
+        connect=connect,  # type: ignore[arg-type]  # as much of a consumer as a member uses
     )
     members.open()
     return members

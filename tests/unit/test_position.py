@@ -116,12 +116,12 @@ def test_the_map_stays_within_what_a_broker_takes() -> None:
     assert len(encode(range(0, 1400, 2), 1401)) < 4096
 
 
-def test_what_is_still_in_the_log_is_not_in_hand() -> None:
+def test_what_is_still_in_the_log_is_not_counted() -> None:
     """To count it would be to wait for ever for a partition that was left full."""
     part = PartitionState.restored(0, 0, encode(range(0, 1400, 2), 1401))
-    assert part.in_hand == 0
+    assert part.unfinished_count == 0
     assert part.admit(0)
-    assert part.in_hand == 1
+    assert part.unfinished_count == 1
 
 
 def test_a_position_that_moves_on_during_a_replay_is_no_new_topic() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 from attrs import define, field
@@ -11,6 +12,7 @@ from structlog.testing import capture_logs
 
 from rtfm.errors import Unavailable
 from rtfm.settings import Settings
+from rtfm.streams.connection import KafkaConfig
 from rtfm.streams.position import PartitionState, encode
 from rtfm.streams.starts import Start, Starts
 from rtfm.telemetry import LOST_RECORDS
@@ -58,6 +60,11 @@ class Clock:
         self.now_s += seconds
 
 
+def consumer_of(ranges: Iterator[tuple[int, int] | KafkaError]) -> Any:
+    """As much of a consumer as finding a start uses."""
+    return Log(ranges)
+
+
 def start_of(coordinator: Coordinator, *log: tuple[int, int] | KafkaError, clock: Clock | None = None) -> Start:
     """Where partition 0 starts; the log's last range stays."""
     clock = clock or Clock()
@@ -67,8 +74,8 @@ def start_of(coordinator: Coordinator, *log: tuple[int, int] | KafkaError, clock
         while True:
             yield log[-1]
 
-    starts = Starts(Settings(), topic=TOPIC, group=GROUP, clock=lambda: clock.now_s, sleep=clock.sleep)
-    (start,) = starts.find(Log(ranges()), [0], coordinator.read)
+    starts = Starts(KafkaConfig.of(Settings()), topic=TOPIC, group=GROUP, clock=lambda: clock.now_s, sleep=clock.sleep)
+    (start,) = starts.find(consumer_of(ranges()), [0], coordinator.read)
     return start
 
 
@@ -135,18 +142,18 @@ def test_a_log_whose_beginning_is_not_known_is_not_read(answer: tuple[int, int] 
 def test_a_position_behind_what_this_process_committed_is_asked_for_again() -> None:
     """The coordinator answered with an older state than it had confirmed."""
     clock, coordinator = Clock(), Coordinator([(40, ""), (116, "")])
-    starts = Starts(Settings(), topic=TOPIC, group=GROUP, clock=lambda: clock.now_s, sleep=clock.sleep)
+    starts = Starts(KafkaConfig.of(Settings()), topic=TOPIC, group=GROUP, clock=lambda: clock.now_s, sleep=clock.sleep)
     starts.note(PartitionState.restored(0, 116, ""))
-    (start,) = starts.find(Log(iter([(0, 130)])), [0], coordinator.read)
+    (start,) = starts.find(consumer_of(iter([(0, 130)])), [0], coordinator.read)
     assert start.offset == 116
 
 
 def test_a_position_that_stays_behind_is_used_and_named() -> None:
     """Kafka's own tools may have moved it; nothing else should."""
     clock, coordinator = Clock(), Coordinator([(40, "")])
-    starts = Starts(Settings(), topic=TOPIC, group=GROUP, clock=lambda: clock.now_s, sleep=clock.sleep)
+    starts = Starts(KafkaConfig.of(Settings()), topic=TOPIC, group=GROUP, clock=lambda: clock.now_s, sleep=clock.sleep)
     starts.note(PartitionState.restored(0, 116, ""))
     with capture_logs() as lines:
-        (start,) = starts.find(Log(iter([(0, 130)])), [0], coordinator.read)
+        (start,) = starts.find(consumer_of(iter([(0, 130)])), [0], coordinator.read)
     assert start.offset == 40
     assert [line["known"] for line in lines if "moved back" in line["event"]] == [116]

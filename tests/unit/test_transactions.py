@@ -5,11 +5,10 @@ from __future__ import annotations
 import socket
 
 import pytest
-from attrs import evolve
 
 from rtfm.errors import Unavailable
-from rtfm.settings import Settings
 from rtfm.streams import transactions
+from rtfm.streams.connection import KafkaConfig
 from rtfm.streams.transactions import Transactions
 
 
@@ -17,7 +16,8 @@ def test_a_producer_that_could_not_be_made_anew_is_due_to_be_opened(monkeypatch:
     """Also where the one before it was well: it is gone, and nothing may be committed with it."""
     monkeypatch.setattr(transactions, "OPEN_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        made = Transactions(evolve(Settings(), kafka_bootstrap_servers=f"127.0.0.1:{silent.getsockname()[1]}"), "any")
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        made = Transactions(KafkaConfig(bootstrap_servers=address, instance_id="one"), "any")
         made._in_doubt = False
         with pytest.raises(Unavailable):
             made.open()

@@ -14,8 +14,9 @@ from rtfm.contracts import open_contracts
 from rtfm.errors import ConfigError, Unavailable
 from rtfm.knowledge.archive import Erasures, SqlArchive
 from rtfm.settings import Settings
-from rtfm.streams.dead_letter_store import OPEN, DeadLetterStore, Decision, Found
-from rtfm.streams.replays import ReplayRules, said
+from rtfm.streams.dead_letters.letters import OPEN
+from rtfm.streams.dead_letters.replays import ReplayRules, said
+from rtfm.streams.dead_letters.store import DeadLetterStore, Decision, FiledLetter
 from rtfm_cli import exit_codes
 from rtfm_cli.dlq.rows import day, row_of
 from rtfm_cli.dlq.selection import chosen_filter, filter_options, given_any, letter_filter
@@ -180,7 +181,7 @@ def discard(
 ) -> int:
     """Mark dead letters as not wanted any more. They are not listed, and stay until retention takes them."""
 
-    def refusal(found: Found) -> str | None:
+    def refusal(found: FiledLetter) -> str | None:
         return None if found.state == OPEN else said(found)
 
     wanted = chosen_filter(given, ids, all_)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from rtfm.events import TimestampMillis, to_datetime
-from rtfm.streams.dead_letter_store import Found
+from rtfm.streams.dead_letters.store import FiledLetter
 
 
-def row_of(found: Found) -> dict[str, Any]:
+def row_of(found: FiledLetter) -> dict[str, Any]:
     """A letter as `list --json` has it. Times are milliseconds since the epoch."""
     letter = found.letter
     partition, offset = letter.origin

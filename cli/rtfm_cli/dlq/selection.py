@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from rtfm.streams.dead_letter_store import STATES, LetterFilter
+from rtfm.streams.dead_letters.letters import STATES
+from rtfm.streams.dead_letters.store import LetterFilter
 
 _AGO = re.compile(r"(\d{1,6})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}

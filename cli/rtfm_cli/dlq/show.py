@@ -10,8 +10,8 @@ from attrs import frozen
 from rtfm.contracts import EVENT_OF_TOPIC, Contracts, open_contracts, schema_id_of
 from rtfm.contracts.inspection import Fault, frame_fault, inspect
 from rtfm.errors import ConfigError, PermanentError, RtfmError
-from rtfm.streams.dead_letter_store import STATES, DeadLetterStore, LetterFilter
-from rtfm.streams.dead_letters import Letter
+from rtfm.streams.dead_letters.letters import STATES, Letter
+from rtfm.streams.dead_letters.store import DeadLetterStore, LetterFilter
 from rtfm_cli.dlq.rows import day, row_of, text_of
 from rtfm_cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings, registry_option
 from rtfm_cli.printing import echo, json_text, printable

@@ -8,9 +8,14 @@ record that is handled lets it go on. Pure.
 
 from __future__ import annotations
 
-from attrs import define, frozen
+from typing import TYPE_CHECKING
+
+from attrs import define, field, frozen
 
 from rtfm.errors import ConfigError, RtfmError
+
+if TYPE_CHECKING:
+    from rtfm.settings import Settings
 
 WINDOW = 1000
 """Records that the share is taken of."""
@@ -68,12 +73,24 @@ class TallyState:
             raise ConfigError(f"the tally of dead letters is of another program or version: {text[:20]!r}") from exc
 
 
-@frozen
-class DeadLetterLimit:
-    """At most ``max_consecutive`` dead letters in a row and ``max_share`` of the last WINDOW; 0 is no limit."""
+@frozen(kw_only=True)
+class DeadLetterPolicy:
+    """What a pipeline does with dead letters: how many of a partition it takes, and what they must not tell.
 
-    max_consecutive: int
-    max_share: float
+    At most ``max_consecutive`` in a row, and ``max_share`` of the last WINDOW records; 0 is no limit. ``secrets`` are
+    taken out of messages and stacks.
+    """
+
+    max_consecutive: int = 100
+    max_share: float = 0.5
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def of(cls, settings: Settings) -> DeadLetterPolicy:
+        """The policy that ``settings`` describe."""
+        return cls(
+            max_consecutive=settings.dlq_max_consecutive, max_share=settings.dlq_max_share, secrets=settings.secrets()
+        )
 
     def reached(self, tally: TallyState) -> str | None:
         """What there is too much of, or None."""

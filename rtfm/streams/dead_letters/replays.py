@@ -12,8 +12,8 @@ from attrs import frozen
 from rtfm.contracts import EVENT_OF_TOPIC, Contracts
 from rtfm.errors import PermanentError
 from rtfm.events import TimestampMillis, to_datetime
-from rtfm.streams.dead_letter_store import OPEN, Found
-from rtfm.streams.dead_letters import REPLAYED
+from rtfm.streams.dead_letters.letters import OPEN, REPLAYED
+from rtfm.streams.dead_letters.store import FiledLetter
 
 MAX_REPLAYS = 3
 """Replays of one record; after as many, with one failure more than that, only a person's word starts another."""
@@ -32,7 +32,7 @@ class ReplayRules:
     force: bool = False
     is_erased: Callable[[object], bool] = lambda _: False
 
-    def __call__(self, found: Found) -> str | None:
+    def __call__(self, found: FiledLetter) -> str | None:
         """Raises Unavailable when the registry must be asked and does not answer."""
         letter = found.letter
         if letter.headers is None:
@@ -49,7 +49,7 @@ class ReplayRules:
             return "it ended the processor again and again; --force once that is mended"
         return self._unwanted(found)
 
-    def _unwanted(self, found: Found) -> str | None:
+    def _unwanted(self, found: FiledLetter) -> str | None:
         letter = found.letter
         try:
             if letter.value is None:
@@ -60,7 +60,7 @@ class ReplayRules:
         return _ERASED if self.is_erased(event) else None
 
 
-def said(found: Found) -> str:
+def said(found: FiledLetter) -> str:
     """What became of a letter, and when."""
     at = to_datetime(TimestampMillis(found.marked_ms or 0)).strftime("%Y-%m-%d %H:%M:%S UTC")
     return f"{'replayed' if found.state == REPLAYED else 'discarded'} at {at}"

@@ -11,23 +11,33 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from attrs import field, frozen
 
 from rtfm.contracts import schema_id_of
 from rtfm.errors import UndecodableRecord
 from rtfm.scrubbing import scrub
-from rtfm.streams.consumer import Record
+from rtfm.streams.consumer import Message, Record
 from rtfm.streams.transactions import Produced
 
 TOPIC = "dead-letters"
 MAX_STACK_BYTES = 4096
 MAX_MESSAGE_BYTES = 1024
 
+OPEN, REPLAYED, DISCARDED = "OPEN", "REPLAYED", "DISCARDED"
+STATES = (OPEN, REPLAYED, DISCARDED)
+"""What may have become of a letter."""
+
 # Kafka Connect's names, which user interfaces know
 # (https://cwiki.apache.org/confluence/display/KAFKA/KIP-298%3A+Error+Handling+in+Connect).
 _CONNECT = "__connect.errors."
+_SOURCE_TOPIC, _SOURCE_PARTITION, _SOURCE_OFFSET = f"{_CONNECT}topic", f"{_CONNECT}partition", f"{_CONNECT}offset"
+_CONNECTOR, _TASK, _STAGE, _WRITER = (
+    f"{_CONNECT}{name}" for name in ("connector.name", "task.id", "stage", "class.name")
+)
+_CAUSE, _MESSAGE, _STACK = (f"{_CONNECT}exception.{name}" for name in ("class.name", "message", "stacktrace"))
+
+_GROUP, _SCHEMA_ID, _ERROR_CLASS = "rtfm.consumer_group", "rtfm.schema_id", "rtfm.error_class"
 
 # What a replayed record carries behind its original headers, in this order.
 _REPLAY_OF, _ATTEMPT, _FIRST = "rtfm.replay_of", "rtfm.attempt", "rtfm.first_failure_ms"
@@ -36,10 +46,7 @@ _REPLAY_BLOCK = (_REPLAY_OF, _ATTEMPT, _FIRST, _TIMESTAMP)
 
 # The last header tells what a record in dead-letters is.
 _HEADER_COUNT = "rtfm.original.header_count"
-_MARK = "rtfm.mark"
-_MARKED = "rtfm.mark_of"
-
-REPLAYED, DISCARDED = "REPLAYED", "DISCARDED"
+_MARK, _MARKED = "rtfm.mark", "rtfm.mark_of"
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -105,21 +112,21 @@ class DeadLetterWriter:
         # Scrubbed before it is cut: half a secret is not recognised.
         stack = self._scrubbed("".join(traceback.format_exception(error)))
         facts = {
-            f"{_CONNECT}topic": record.topic,
-            f"{_CONNECT}partition": str(record.partition),
-            f"{_CONNECT}offset": str(record.offset),
-            f"{_CONNECT}connector.name": self.group,
-            f"{_CONNECT}task.id": "0",
-            f"{_CONNECT}stage": stage,
-            f"{_CONNECT}class.name": __name__,
-            f"{_CONNECT}exception.class.name": f"{type(cause).__module__}.{type(cause).__qualname__}",
-            f"{_CONNECT}exception.message": _cut(self._scrubbed(str(error)), MAX_MESSAGE_BYTES),
-            f"{_CONNECT}exception.stacktrace": _cut(stack, MAX_STACK_BYTES, end=True),
+            _SOURCE_TOPIC: record.topic,
+            _SOURCE_PARTITION: str(record.partition),
+            _SOURCE_OFFSET: str(record.offset),
+            _CONNECTOR: self.group,
+            _TASK: "0",
+            _STAGE: stage,
+            _WRITER: __name__,
+            _CAUSE: f"{type(cause).__module__}.{type(cause).__qualname__}",
+            _MESSAGE: _cut(self._scrubbed(str(error)), MAX_MESSAGE_BYTES),
+            _STACK: _cut(stack, MAX_STACK_BYTES, end=True),
             _ATTEMPT: str(replay.attempt + 1 if replay else 1),
             _FIRST: str(replay.first_failure_ms if replay else now_ms),
-            "rtfm.consumer_group": self.group,
-            "rtfm.schema_id": _schema_id(record),
-            "rtfm.error_class": type(error).__name__,
+            _GROUP: self.group,
+            _SCHEMA_ID: _schema_id(record),
+            _ERROR_CLASS: type(error).__name__,
             _TIMESTAMP: str(replay.timestamp_ms if replay else record.timestamp_ms),
             **({_REPLAY_OF: replay.letter_id} if replay else {}),
             _HEADER_COUNT: str(len(original)),
@@ -154,28 +161,27 @@ class Letter:
     @property
     def topic(self) -> str:
         """The topic that the original came from, without prefix."""
-        return self.facts.get(f"{_CONNECT}topic", "")
+        return self.facts.get(_SOURCE_TOPIC, "")
 
     @property
     def origin(self) -> tuple[int, int]:
         """(partition, offset) of the record that failed; -1 for what is not known."""
-        return self.number(f"{_CONNECT}partition"), self.number(f"{_CONNECT}offset")
+        return self.number(_SOURCE_PARTITION), self.number(_SOURCE_OFFSET)
 
     @property
     def stage(self) -> str:
         """DECODE, HANDLE or CRASH; another program's own."""
-        return self.facts.get(f"{_CONNECT}stage", "")
+        return self.facts.get(_STAGE, "")
 
     @property
     def error_class(self) -> str:
         """The class of the error, without its module."""
-        named = self.facts.get(f"{_CONNECT}exception.class.name", "").rpartition(".")[2]
-        return self.facts.get("rtfm.error_class") or named
+        return self.facts.get(_ERROR_CLASS) or self.facts.get(_CAUSE, "").rpartition(".")[2]
 
     @property
     def message(self) -> str:
         """What went wrong, in a line."""
-        return self.facts.get(f"{_CONNECT}exception.message", "")
+        return self.facts.get(_MESSAGE, "")
 
     @property
     def attempt(self) -> int:
@@ -185,12 +191,12 @@ class Letter:
     @property
     def group(self) -> str:
         """The consumer group that could not handle it."""
-        return self.facts.get("rtfm.consumer_group") or self.facts.get(f"{_CONNECT}connector.name", "")
+        return self.facts.get(_GROUP) or self.facts.get(_CONNECTOR, "")
 
     @property
     def schema_id(self) -> str:
         """The schema id that its value names; empty when it names none."""
-        return self.facts.get("rtfm.schema_id", "")
+        return self.facts.get(_SCHEMA_ID, "")
 
     @property
     def first_failure_ms(self) -> int:
@@ -230,8 +236,8 @@ class Mark:
         return Produced(TOPIC, f"mark-{letter.id}".encode(), None, headers, partition=letter.partition)
 
 
-def read(message: Any) -> Letter | Mark:
-    """What a message of confluent_kafka from dead-letters is."""
+def read(message: Message) -> Letter | Mark:
+    """What a message from dead-letters is."""
     headers: list[tuple[str, bytes]] = list(message.headers() or [])
     last, value = headers[-1] if headers else ("", b"")
     if last == _MARK and message.value() is None:

@@ -11,18 +11,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import TypeVar, cast
 
 from attrs import frozen
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
 
 from rtfm.settings import Settings
-from rtfm.streams.connection import REQUEST_TIMEOUT_S, client_config, topic_name, translated
-from rtfm.streams.dead_letters import DISCARDED, REPLAYED, TOPIC, Letter, Mark, read
+from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
+from rtfm.streams.consumer import Message
+from rtfm.streams.dead_letters.letters import DISCARDED, OPEN, REPLAYED, STATES, TOPIC, Letter, Mark, read
 from rtfm.streams.transactions import NotCommitted, OutcomeUnknown, Produced, Transactions
 
-OPEN = "OPEN"
-STATES = (OPEN, REPLAYED, DISCARDED)
+T = TypeVar("T")
 
 WRITER = "rtfm-dlq"
 """The transactional name of everybody who replays or discards."""
@@ -61,7 +61,7 @@ class LetterFilter:
 
 
 @frozen(kw_only=True)
-class Found:
+class FiledLetter:
     """A letter, and what became of it: OPEN, REPLAYED or DISCARDED, and since when."""
 
     letter: Letter
@@ -73,13 +73,16 @@ class Found:
 class Decision:
     """What happens to a letter; ``refusal`` says why nothing does."""
 
-    found: Found
+    found: FiledLetter
     refusal: str | None = None
 
 
 @frozen
-class _Step:
-    found: Found
+class _Write:
+    """What is produced for one letter: its mark, of ``kind``, and before it a replay."""
+
+    found: FiledLetter
+    kind: str
     records: tuple[Produced, ...]
 
     @property
@@ -91,22 +94,18 @@ class DeadLetterStore:
     """Dead letters of a cluster. Raises Unavailable without Kafka, ConfigError without the topic."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self._kafka = KafkaConfig.of(settings)
         self._consumer = self._new_consumer()
 
-    def _new_consumer(self) -> Any:
+    def _new_consumer(self) -> Consumer:
         return Consumer(
             {
-                **client_config(self._settings),
-                "group.id": "rtfm-dlq-reader",  # never joined, nothing is committed
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",
-                "enable.partition.eof": True,
+                **self._kafka.consumer("rtfm-dlq-reader"),  # never joined, nothing is committed
                 "fetch.wait.max.ms": 20,
             }
         )
 
-    def find(self, wanted: LetterFilter) -> Iterator[Found]:
+    def find(self, wanted: LetterFilter) -> Iterator[FiledLetter]:
         """The letters that ``wanted`` takes, oldest first in each partition.
 
         The topic is read twice: the marks come after what they mark, and the letters are too large to be kept.
@@ -119,23 +118,23 @@ class DeadLetterStore:
             mark = marks.get(item.id)
             state = OPEN if mark is None else mark.kind
             if wanted.takes(item, state):
-                yield Found(letter=item, state=state, marked_ms=None if mark is None else mark.at_ms)
+                yield FiledLetter(letter=item, state=state, marked_ms=None if mark is None else mark.at_ms)
 
     def partitions(self, topic: str) -> int:
         """How many partitions ``topic`` has; 0 when there is no such topic."""
-        name = topic_name(self._settings, topic)
+        name = self._kafka.topic(topic)
         metadata = self._asked(lambda: self._consumer.list_topics(name, timeout=REQUEST_TIMEOUT_S))
         found = metadata.topics[name]
         return 0 if found.error is not None else len(found.partitions)
 
-    def replay(self, wanted: LetterFilter, refusal: Callable[[Found], str | None]) -> Iterator[Decision]:
+    def replay(self, wanted: LetterFilter, refusal: Callable[[FiledLetter], str | None]) -> Iterator[Decision]:
         """Produce what ``wanted`` takes to where it came from, but for what ``refusal`` gives a reason against.
 
         Raises Fenced when somebody else begins to replay or discard meanwhile; what was yielded is done.
         """
         partitions: dict[str, int] = {}
 
-        def step(found: Found) -> _Step:
+        def replayed(found: FiledLetter) -> _Write:
             letter = found.letter
             if letter.topic not in partitions:
                 partitions[letter.topic] = self.partitions(letter.topic)
@@ -148,13 +147,17 @@ class DeadLetterStore:
                 # Where the rest of its key is, whatever partitioner its producer has.
                 partition=number if 0 <= number < partitions[letter.topic] else -1,
             )
-            return _Step(found, (record, Mark.produced(letter, REPLAYED)))
+            return _Write(found, REPLAYED, (record, Mark.produced(letter, REPLAYED)))
 
-        yield from self._write(wanted, refusal, step)
+        yield from self._write(wanted, refusal, replayed)
 
-    def discard(self, wanted: LetterFilter, refusal: Callable[[Found], str | None]) -> Iterator[Decision]:
+    def discard(self, wanted: LetterFilter, refusal: Callable[[FiledLetter], str | None]) -> Iterator[Decision]:
         """Mark what ``wanted`` takes as not wanted any more; it stays until retention takes it. Raises Fenced."""
-        yield from self._write(wanted, refusal, lambda found: _Step(found, (Mark.produced(found.letter, DISCARDED),)))
+
+        def discarded(found: FiledLetter) -> _Write:
+            return _Write(found, DISCARDED, (Mark.produced(found.letter, DISCARDED),))
+
+        yield from self._write(wanted, refusal, discarded)
 
     def close(self) -> None:
         """Leave."""
@@ -171,46 +174,46 @@ class DeadLetterStore:
     # Writing
 
     def _write(
-        self, wanted: LetterFilter, refusal: Callable[[Found], str | None], step: Callable[[Found], _Step]
+        self, wanted: LetterFilter, refusal: Callable[[FiledLetter], str | None], made: Callable[[FiledLetter], _Write]
     ) -> Iterator[Decision]:
-        transactions = Transactions(self._settings, WRITER)
+        transactions = Transactions(self._kafka, WRITER)
         transactions.open()  # before reading: from here on nobody who began earlier can commit
         try:
-            batch: list[_Step] = []
+            batch: list[_Write] = []
             for found in self.find(wanted):
                 if (reason := refusal(found)) is not None:
                     yield Decision(found=found, refusal=reason)
                     continue
-                batch.append(step(found))
+                batch.append(made(found))
                 if len(batch) >= _BATCH_RECORDS or sum(one.size for one in batch) > _BATCH_BYTES:
-                    yield from self._committed(transactions, batch)
+                    yield from self._commit(transactions, batch)
                     batch = []
             if batch:
-                yield from self._committed(transactions, batch)
+                yield from self._commit(transactions, batch)
         finally:
             transactions.close()
 
-    def _committed(self, transactions: Transactions, batch: list[_Step]) -> Iterator[Decision]:
+    def _commit(self, transactions: Transactions, batch: list[_Write]) -> Iterator[Decision]:
         """Commit ``batch``; if Kafka takes it not as a whole, one by one, each of them a few times."""
         left, why = batch, ""
         for pause_s in (0.0,) if len(batch) > 1 else _TRY_AGAIN_S:
             time.sleep(pause_s)
             try:
-                transactions.commit([record for step in left for record in step.records])
+                transactions.commit([record for write in left for record in write.records])
             except (NotCommitted, OutcomeUnknown) as exc:
                 why = str(exc)
                 done = self._marked(left) if self._ended(transactions) else set()
-                left = [step for step in left if step.found.letter.id not in done]
+                left = [write for write in left if write.found.letter.id not in done]
             else:
                 left = []
             if not left:
                 break
-        yield from (Decision(found=step.found) for step in batch if step not in left)
+        yield from (Decision(found=write.found) for write in batch if write not in left)
         if len(batch) > 1:
-            for step in left:
-                yield from self._committed(transactions, [step])
+            for write in left:
+                yield from self._commit(transactions, [write])
         else:
-            yield from (Decision(found=step.found, refusal=f"Kafka does not take it: {why}") for step in left)
+            yield from (Decision(found=write.found, refusal=f"Kafka does not take it: {why}") for write in left)
 
     def _ended(self, transactions: Transactions) -> bool:
         """End a transaction that may have been committed; whether there was one."""
@@ -219,11 +222,11 @@ class DeadLetterStore:
         transactions.open()
         return True
 
-    def _marked(self, batch: Iterable[_Step]) -> set[str]:
+    def _marked(self, batch: Iterable[_Write]) -> set[str]:
         """Which letters of ``batch`` have the mark that was sent."""
-        kinds = {step.found.letter.id: dict(step.records[-1].headers)["rtfm.mark"].decode() for step in batch}
+        kinds = {write.found.letter.id: write.kind for write in batch}
         found = self.find(LetterFilter(ids=frozenset(kinds), states=frozenset(STATES)))
-        before = {step.found.letter.id: step.found.marked_ms for step in batch}
+        before = {write.found.letter.id: write.found.marked_ms for write in batch}
         return {
             one.letter.id
             for one in found
@@ -236,7 +239,7 @@ class DeadLetterStore:
         """Partition → offset from which letters that are wanted can stand."""
         count = self.partitions(TOPIC)
         if not count:
-            raise translated(KafkaError(KafkaError._UNKNOWN_TOPIC), self._settings, "reading dead-letters")
+            raise self._kafka.translated(KafkaError(KafkaError._UNKNOWN_TOPIC), "reading dead-letters")
         if wanted.ids is not None:
             starts: dict[int, int] = {}
             for number, offset in filter(None, map(place_of, wanted.ids)):
@@ -245,7 +248,7 @@ class DeadLetterStore:
             return starts
         if wanted.since_ms is None:
             return dict.fromkeys(range(count), OFFSET_BEGINNING)
-        name = topic_name(self._settings, TOPIC)
+        name = self._kafka.topic(TOPIC)
         times = [TopicPartition(name, number, wanted.since_ms) for number in range(count)]
         found = self._asked(lambda: self._consumer.offsets_for_times(times, timeout=REQUEST_TIMEOUT_S))
         return {part.partition: part.offset for part in found if part.offset != OFFSET_END}
@@ -254,7 +257,7 @@ class DeadLetterStore:
         """Everything from ``starts`` to the present end."""
         if not starts:
             return
-        name = topic_name(self._settings, TOPIC)
+        name = self._kafka.topic(TOPIC)
         ended: set[int] = set()
         idle_until_s = time.monotonic() + READ_TIMEOUT_S
         consumer = self._new_consumer()  # of its own, for one reading may begin while another is under way
@@ -262,7 +265,7 @@ class DeadLetterStore:
             # An id may be of an offset that is not there any more; the log is read from where it begins now.
             consumer.assign([TopicPartition(name, *start) for start in self._clamped(name, starts)])
             while len(ended) < len(starts):
-                for message in consumer.consume(500, 0.05):
+                for message in cast("list[Message]", consumer.consume(500, 0.05)):
                     idle_until_s = time.monotonic() + READ_TIMEOUT_S
                     error = message.error()
                     if error is None:
@@ -270,9 +273,9 @@ class DeadLetterStore:
                     elif error.code() == KafkaError._PARTITION_EOF:
                         ended.add(message.partition())
                     else:
-                        raise translated(error, self._settings, "reading dead-letters")
+                        raise self._kafka.translated(error, "reading dead-letters")
                 if time.monotonic() > idle_until_s:
-                    raise translated(KafkaError(KafkaError._TIMED_OUT), self._settings, "reading dead-letters")
+                    raise self._kafka.translated(KafkaError(KafkaError._TIMED_OUT), "reading dead-letters")
         finally:
             consumer.close()
 
@@ -285,11 +288,11 @@ class DeadLetterStore:
             low, high = self._asked(ask)
             yield number, max(low, min(offset, high))
 
-    def _asked(self, ask: Callable[[], Any]) -> Any:
+    def _asked(self, ask: Callable[[], T]) -> T:
         try:
             return ask()
         except KafkaException as exc:
-            raise translated(exc, self._settings, "reading dead-letters") from exc
+            raise self._kafka.translated(exc, "reading dead-letters") from exc
 
 
 def place_of(letter_id: str) -> tuple[int, int] | None:

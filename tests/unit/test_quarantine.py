@@ -1,0 +1,229 @@
+"""What a process handled when it died, and who is blamed for it. The deaths are real, of forked processes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rtfm.settings import Settings
+from rtfm.streams.position import PartitionState
+from rtfm.streams.quarantine import FATAL_DEATHS, CrashJournal
+from tests.streams import eventually
+
+Suspect = tuple[str, int, int]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "in-hand" / "processor@one"
+
+
+def begins(journal: CrashJournal, *handled: tuple[str, int, int, int]) -> None:
+    """Each of these is handled by a thread of its own, and not finished."""
+    for place in handled:
+        thread = threading.Thread(target=journal.begin, args=place)
+        thread.start()
+        thread.join()
+
+
+def dies(
+    file: Path, *handled: tuple[str, int, int, int], then: Callable[[CrashJournal], object] = lambda _: None
+) -> None:
+    """A process that handles these, and dies before any except clause runs."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            journal = CrashJournal(file)
+            journal.__enter__()
+            begins(journal, *handled)
+            then(journal)
+        finally:
+            os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+
+
+def suspects(file: Path) -> dict[Suspect, int]:
+    """Who is suspected by the next process."""
+    with CrashJournal(file) as journal:
+        return dict(journal.suspects)
+
+
+def assigned(number: int, *unfinished: int, committed: int = 0) -> PartitionState:
+    """A partition with these records still to be done."""
+    part = PartitionState(number, start=committed, committed=committed, end=committed)
+    for offset in unfinished:
+        part.admit(offset)
+    return part
+
+
+def test_all_that_was_being_handled_is_suspected_and_nothing_of_it_is_blamed(file: Path) -> None:
+    """Any of them may have done it: the batch of one thread, and the record of another pipeline."""
+    dies(file, ("g", 0, 5, 7), ("other group", 2, 40, 40))
+    assert suspects(file) == {("g", 0, 5): 0, ("g", 0, 6): 0, ("g", 0, 7): 0, ("other group", 2, 40): 0}
+
+
+def test_deaths_beside_others_never_count_however_many(file: Path) -> None:
+    """R20: whoever kills the process, an innocent record that was handled beside it is not blamed."""
+    for offset in range(0, 50, 10):
+        dies(file, ("g", 0, offset, offset + 2), ("h", 1, 7, 7))
+    assert set(suspects(file).values()) == {0}
+    assert len(suspects(file)) == 16
+
+
+def test_only_deaths_while_a_suspect_alone_was_handled_count(file: Path) -> None:
+    """R20: the one that killed the process again and again, with nothing else being handled."""
+    dies(file, ("g", 0, 5, 5), ("g", 0, 6, 6))
+    for deaths in range(1, FATAL_DEATHS + 1):
+        dies(file, ("g", 0, 5, 5))
+        assert suspects(file) == {("g", 0, 5): deaths, ("g", 0, 6): 0}
+
+
+def test_an_end_in_order_blames_nobody(file: Path) -> None:
+    """SIGTERM and then, the grace being over, SIGKILL, is no record's doing."""
+    dies(file, ("g", 0, 5, 9), then=lambda journal: journal.end())
+    assert suspects(file) == {}
+    with CrashJournal(file) as journal:
+        begins(journal, ("g", 0, 5, 5))
+    assert suspects(file) == {}
+
+
+def test_what_was_finished_before_the_death_is_not_suspected(file: Path) -> None:
+    """Only what was being handled at that moment."""
+
+    def work(journal: CrashJournal) -> None:
+        for offset in range(100):
+            journal.begin("g", 0, offset, offset)
+            journal.finish()
+
+    dies(file, then=work)
+    assert suspects(file) == {}
+
+
+def test_a_defect_counts_as_a_death_of_the_record_that_it_came_on(file: Path) -> None:
+    """Of a batch, the next run has to find out which; the fourth time the record is to be given up."""
+    with CrashJournal(file) as journal:
+        assert journal.blame("g", 0, 5, 6) is False
+    for _ in range(FATAL_DEATHS - 1):
+        with CrashJournal(file) as journal:
+            assert journal.blame("g", 0, 5, 5) is False
+    assert suspects(file) == {("g", 0, 5): FATAL_DEATHS - 1, ("g", 0, 6): 0}
+    with CrashJournal(file) as journal:
+        assert journal.blame("g", 0, 5, 5) is True
+        assert [journal.blame("g", 1, 9, 9) for _ in range(4)] == [False, False, False, True]
+
+
+def test_a_death_is_counted_once_even_if_the_next_start_is_cut_short(file: Path) -> None:
+    """What it counts, and that it has counted, become true together."""
+    dies(file, ("g", 0, 5, 5))
+    dies(file, ("g", 0, 5, 5))
+    dies(file)
+    assert suspects(file) == {("g", 0, 5): 1}
+
+
+def test_suspects_are_tried_one_by_one_until_they_are_finished(file: Path) -> None:
+    """As long as one of them is to be done by this process, and no longer."""
+    dies(file, ("g", 0, 5, 6), ("h", 1, 7, 7))
+    with CrashJournal(file) as journal:
+        assert not journal.active  # nothing of them is assigned
+        part = assigned(0, 5, 6)
+        journal.review("g", [part])
+        assert journal.active
+        part.finish(5)
+        part.finish(6)
+        journal.review("g", [part])
+        assert not journal.active
+        assert journal.suspects == {("h", 1, 7): 0}
+
+
+def test_what_another_worker_finished_meanwhile_is_suspected_no_longer(file: Path) -> None:
+    """The partition was elsewhere and comes back, with its position."""
+    dies(file, ("g", 0, 5, 8), ("g", 1, 5, 5))
+    with CrashJournal(file) as journal:
+        journal.review("g", [assigned(0, committed=9), assigned(1, 5)])
+        assert journal.suspects == {("g", 1, 5): 0}
+    assert suspects(file) == {("g", 1, 5): 0}
+
+
+def test_a_deadly_record_stays_known_until_its_letter_is_committed(file: Path) -> None:
+    """The process may die before that, and would try it again."""
+    dies(file, ("g", 0, 5, 5))
+    for _ in range(FATAL_DEATHS):
+        dies(file, ("g", 0, 5, 5))
+    part = assigned(0, 5)
+    part.finish(5)
+    with CrashJournal(file) as journal:
+        journal.review("g", [part])
+        assert journal.deaths("g", 0, 5) == FATAL_DEATHS
+        part.committed = 6
+        journal.review("g", [part])
+        assert journal.suspects == {}
+
+
+def test_while_a_suspect_is_to_be_done_the_whole_process_handles_one_record_at_a_time(file: Path) -> None:
+    """A record of another pipeline waits for its turn, too."""
+    dies(file, ("g", 0, 5, 5))
+    with CrashJournal(file) as journal:
+        journal.review("g", [assigned(0, 5)])
+        journal.begin("g", 0, 5, 5)
+        began = threading.Event()
+
+        def handle() -> None:
+            journal.begin("h", 2, 1, 1)
+            began.set()
+            journal.finish()
+
+        other = threading.Thread(target=handle)
+        other.start()
+        assert not began.wait(0.3)
+        journal.finish()
+        other.join(20)
+        assert began.is_set()
+
+
+def test_a_service_that_stops_waits_for_no_turn(file: Path) -> None:
+    """What has not begun is read again at the next start."""
+    dies(file, ("g", 0, 5, 5))
+    with CrashJournal(file) as journal:
+        journal.review("g", [assigned(0, 5)])
+        journal.begin("g", 0, 5, 5)
+        answers: list[bool] = []
+        other = threading.Thread(target=lambda: answers.append(journal.begin("h", 2, 1, 1)))
+        other.start()
+        journal.end()
+        eventually(lambda: answers == [False])
+        other.join(20)
+
+
+def test_more_threads_than_the_file_has_lines_for_are_served_all_the_same(file: Path) -> None:
+    """The last line then holds what came last."""
+    with CrashJournal(file) as journal:
+        for number in range(300):
+            begins(journal, ("g", 0, number, number))
+
+
+def test_without_a_folder_to_write_to_records_are_handled_all_the_same(file: Path) -> None:
+    """A read-only file system takes the protection away, not the service."""
+    file.parent.write_text("a file is in the way")
+    with CrashJournal(file) as journal:
+        assert journal.begin("g", 0, 1, 1) is True
+        journal.finish()
+
+
+@pytest.mark.parametrize("content", [b"", b"R", b"R" + b"g 0 1 1\n" * 5000, b"\xff" * 50_000])
+def test_a_damaged_file_is_nothing(file: Path, content: bytes) -> None:
+    """The machine may die, too, and leave anything."""
+    assert suspects(file) == {}
+    file.write_bytes(content)
+    assert suspects(file) == {}
+
+
+def test_each_service_and_instance_has_a_file_of_its_own(tmp_path: Path) -> None:
+    """Whatever the instance is called, it stays in its folder."""
+    journal = CrashJournal.of(Settings(home=tmp_path, instance_id="pod/../1"), "bot")
+    with journal:
+        pass
+    assert [path.name for path in (tmp_path / "in-hand").iterdir()] == ["bot%40pod%2F..%2F1"]

@@ -1,0 +1,122 @@
+"""What both services share: the watchdog ends a process whose loop hangs, signals and waiting end when they should."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+import pytest
+from prometheus_client import REGISTRY
+
+from rtfm import __version__
+from rtfm.errors import ConfigError, Unavailable
+from rtfm.service import Stop, observed, once_available
+from rtfm.settings import Settings
+from tests.streams import eventually
+
+THREADS = """
+import re, threading, time
+from rtfm.telemetry import Health
+from rtfm.service import Watchdog
+
+health = Health()
+
+def waits():
+    threading.Event().wait()
+
+def holds_the_interpreter():
+    re.match(r"(a+)+$", "a" * 64 + "b")
+
+def loop():
+    health.beat("loop")
+    HANGS()
+
+def rests():
+    health.beat("other")
+    health.rest("other")
+
+rests()
+with Watchdog(health, 1.0):
+    threading.Thread(target=loop, daemon=True).start()
+    time.sleep(LIMIT)
+print("ended by itself")
+"""
+
+EVENT_LOOP = """
+import asyncio, time
+from attrs import evolve
+from rtfm.bot.service import beat
+from rtfm.service import observed
+from rtfm.settings import Settings
+
+def hangs():
+    time.sleep(60)
+
+async def serve():
+    with observed(evolve(Settings(), watchdog_s=2.0)) as health:
+        beating = asyncio.create_task(beat(health))
+        await asyncio.sleep(4)
+        print("passed for longer than the limit", flush=True)
+        hangs()
+
+asyncio.run(serve())
+"""
+
+
+def run(script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=90, check=False)
+
+
+@pytest.mark.parametrize("hangs", ["waits", "holds_the_interpreter"])
+def test_a_loop_that_hangs_ends_the_process_and_shows_where(hangs: str) -> None:
+    """R6: also where nothing of Python's can run any more."""
+    done = run(THREADS.replace("HANGS", hangs).replace("LIMIT", "40"))
+    assert done.returncode == 1
+    assert f"in {hangs}" in done.stderr
+    assert "ended by itself" not in done.stdout
+
+
+def test_a_loop_that_has_ended_is_not_missed() -> None:
+    """Only loops that were left in the middle of something are."""
+    done = run(THREADS.replace("HANGS", "(lambda: health.rest('loop'))").replace("LIMIT", "2"))
+    assert done.returncode == 0, done.stderr
+    assert "ended by itself" in done.stdout
+
+
+def test_an_event_loop_of_the_bot_that_hangs_ends_its_process() -> None:
+    """R6: it would post nothing and hear nothing, while its partitions wait for it."""
+    done = run(EVENT_LOOP)
+    assert "passed for longer than the limit" in done.stdout
+    assert done.returncode == 1
+    assert "in hangs" in done.stderr
+
+
+def test_the_metrics_port_shows_the_version_that_runs() -> None:
+    """An operator sees which release each process has."""
+    with observed(Settings()):
+        assert REGISTRY.get_sample_value("rtfm_build_info", {"version": __version__}) == 1
+
+
+def test_what_is_down_at_the_start_is_waited_for_and_named() -> None:
+    """Until it is there; what an operator must change is raised at once."""
+    answers: list[Callable[[], str]] = [lambda: raised(Unavailable("archive", "no answer")), lambda: "there"]
+    noted: list[str] = []
+    assert once_available(lambda: answers.pop(0)(), Stop(), lambda error: noted.append(str(error))) == "there"
+    assert noted == ["no answer"]
+    with pytest.raises(ConfigError):
+        once_available(lambda: raised(ConfigError("no such topic")), Stop())
+
+
+def test_a_service_that_is_asked_to_end_waits_for_nothing() -> None:
+    """However long what it needs is down."""
+    stop = Stop(threading.Event())
+    waiting = threading.Thread(target=once_available, args=(lambda: raised(Unavailable("kafka", "no answer")), stop))
+    waiting.start()
+    stop.set()
+    eventually(lambda: not waiting.is_alive())
+
+
+def raised(error: Exception) -> str:
+    raise error
