@@ -13,7 +13,7 @@ from rtfm_cli.printing import echo, json_text
 
 if TYPE_CHECKING:
     from rtfm.contracts.catalogue import Catalogue
-    from rtfm.contracts.release import Finding
+    from rtfm.contracts.rules.findings import Finding
     from rtfm.contracts.strays import Stray
 
 
@@ -108,6 +108,7 @@ def check(output: str, url: str | None) -> int:
     """
     from rtfm import contracts
     from rtfm.contracts import release, strays
+    from rtfm.contracts.rules.findings import Finding
 
     catalogue = _catalogue()
     found = release.findings(catalogue)
@@ -115,7 +116,7 @@ def check(output: str, url: str | None) -> int:
         registry = contracts.open_registry(load_settings(schema_registry_url=url))
         found += release.disagreements(catalogue, registry)
         found += [
-            release.Finding(
+            Finding(
                 kind="registry",
                 subject=stray.subject,
                 rule="unreleased",
@@ -128,9 +129,10 @@ def check(output: str, url: str | None) -> int:
         ]
     subjects = len(catalogue.with_schema())
     if output == "json":
-        from attrs import asdict
+        from attrs import asdict, fields, filters
 
-        echo_json({"subjects": subjects, "findings": [asdict(finding) for finding in found]})
+        shown = filters.exclude(fields(Finding).what)
+        echo_json({"subjects": subjects, "findings": [asdict(finding, filter=shown) for finding in found]})
     elif output == "github":
         for finding in found:
             file = catalogue.directory / (finding.file or "")
@@ -188,7 +190,7 @@ rtfm-cli schemas diff bot-queries --from 1
 @json_option
 def diff(topic: str | None, version: int | None, as_json: bool) -> None:
     """Show in words what changed since a released version."""
-    from rtfm.contracts import difference
+    from rtfm.contracts.rules import difference
     from rtfm.errors import ConfigError
 
     catalogue = _catalogue()
@@ -221,8 +223,8 @@ rtfm-cli schemas release
 @click.option("--reset-v1", is_flag=True, help="Make the schemas version 1 again; only before the project's first tag.")
 def release(dry_run: bool, reset_v1: bool) -> int:
     """Freeze the schemas that changed as their next version; refuses an incompatible or an unchanged one."""
-    from rtfm.contracts import compatibility
     from rtfm.contracts import release as releases
+    from rtfm.contracts.rules import compatibility
     from rtfm.errors import ConfigError
 
     catalogue = _catalogue()
