@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rtfm.names import QUERIES, RESPONSES
 from rtfm_cli.main import EXIT_CHECK_FAILED
 from rtfm_cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings, registry_option
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from rtfm.events import BotQuery, BotResponse, Citation
     from rtfm.settings import Settings
 
-ANSWER_GROUP = "discord-message-processor-answer"
 CONSOLE_ID = "0"
 
 _CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
@@ -114,10 +114,10 @@ def _exchange(settings: Settings, query: BotQuery, timeout_s: float) -> tuple[Bo
 
     contracts = open_contracts(settings)
     # The end is looked up before the question goes out, so that no answer can be missed.
-    with EventReader(settings, contracts, "bot-responses", from_end=True) as reader:
+    with EventReader(settings, contracts, RESPONSES, from_end=True) as reader:
         began = time.monotonic()
         with EventProducer(settings, contracts) as producer:
-            producer.send("bot-queries", query)
+            producer.send(QUERIES, query)
             producer.flush(min(timeout_s, settings.kafka_delivery_timeout_s))
         until = began + timeout_s
         while (left := until - time.monotonic()) > 0:
@@ -129,11 +129,12 @@ def _exchange(settings: Settings, query: BotQuery, timeout_s: float) -> tuple[Bo
 
 
 def _hint(settings: Settings) -> str:
+    from rtfm.contracts import catalogue
     from rtfm.errors import Unavailable
     from rtfm.streams.progress import GroupProgress
 
     try:
-        members = GroupProgress(settings, ANSWER_GROUP).members()
+        members = GroupProgress(settings, catalogue.load(settings.schemas_dir).group(QUERIES)).members()
     except Unavailable as exc:
         return str(exc)
     if members:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import attrs
 import click
 
-from rtfm_cli.import_ import TOPIC, wait_until_ingested
+from rtfm.names import MESSAGES
+from rtfm_cli.import_ import wait_until_ingested
 from rtfm_cli.options import (
     bootstrap_servers_option,
     counted,
@@ -150,7 +151,7 @@ class _Teller:
                 while page := erasing.page(target, part, limit=_PAGE):
                     began_s = time.monotonic()
                     for one in page:
-                        producer.send(TOPIC, _deletion(one), on_delivery=self._delivered)
+                        producer.send(MESSAGES, _deletion(one), on_delivery=self._delivered)
                     producer.flush()
                     self.told += len(page)
                     part = attrs.evolve(part, after=page[-1].message_id)

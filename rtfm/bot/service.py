@@ -28,6 +28,7 @@ from rtfm.contracts import Contracts, open_contracts
 from rtfm.errors import ConfigError, TransientError, Unavailable
 from rtfm.events import BotQuery, DiscordMessage, TimestampMillis
 from rtfm.knowledge.archive import SqlArchive
+from rtfm.names import MESSAGES, QUERIES, RESPONSES
 from rtfm.settings import Settings
 from rtfm.streams.pipeline import Handler, Output, Pipeline, Record
 from rtfm.streams.producer import EventProducer
@@ -36,7 +37,6 @@ from rtfm.telemetry import Health, MetricsServer, get_logger
 log = get_logger(__name__)
 T = TypeVar("T")
 
-GROUP = "rtfm-bot-responses"
 _CONCURRENT_REPLIES = 8  # so that a channel's rate limit holds up no other channel
 _POLL_S = 0.1
 _FIRST_WAIT_S = 1.0
@@ -130,8 +130,8 @@ async def _run(
     pipeline = Pipeline(
         settings,
         contracts,
-        group=GROUP,
-        topic="bot-responses",
+        group=contracts.catalogue.group(RESPONSES),
+        topic=RESPONSES,
         handler=_handler(ReplyDelivery(client, archive, clock_ms=_now_ms), asyncio.get_running_loop()),
         health=health,
         concurrency=_CONCURRENT_REPLIES,
@@ -177,7 +177,7 @@ async def _once_available(action: Callable[[], Awaitable[T]], stop: threading.Ev
 
 async def _contracts_are_registered(contracts: Contracts) -> bool:
     """Look the schemas up that the bot writes with; ConfigError, with its mend, when one is not registered."""
-    for topic in ("discord-messages", "bot-queries"):
+    for topic in (MESSAGES, QUERIES):
         await asyncio.to_thread(contracts.registry.id_for, topic, contracts.codec(topic).schema)
     return True
 

@@ -16,13 +16,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import define, field
 
 from rtfm.clock import now_ms
 from rtfm.contracts import Contracts, open_contracts
 from rtfm.errors import ConfigError, RtfmError, TransientError
+from rtfm.names import MESSAGES, QUERIES, RESPONSES
 from rtfm.settings import Settings
 from rtfm.streams.pipeline import Handler, Output, Pipeline, Record, Unfinished
 from rtfm.telemetry import Health, MetricsServer, get_logger
@@ -30,10 +31,6 @@ from rtfm.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from rtfm.knowledge import Knowledge
-
-MESSAGES, QUERIES, RESPONSES = "discord-messages", "bot-queries", "bot-responses"
-INGEST_GROUP = "discord-message-processor"
-ANSWER_GROUP = "discord-message-processor-answer"
 
 INGEST_BATCH = 500
 """Messages of a partition that are embedded in one call and written in one transaction."""
@@ -198,15 +195,16 @@ def _pipelines(
     def handled_by(topic: str) -> Handler:
         return lambda records: handlers[topic](records)
 
-    made = partial(Pipeline, settings, contracts, health=health, stop=stop, ready=ready)
+    common = partial(Pipeline, settings, contracts, health=health, stop=stop, ready=ready)
+
+    def made(topic: str, **more: Any) -> Pipeline:
+        return common(group=contracts.catalogue.group(topic), topic=topic, handler=handled_by(topic), **more)
+
     pipelines = []
     if only != "answer":
-        pipelines.append(
-            made(group=INGEST_GROUP, topic=MESSAGES, handler=handled_by(MESSAGES), batch_size=INGEST_BATCH)
-        )
+        pipelines.append(made(MESSAGES, batch_size=INGEST_BATCH))
     if only != "ingest":
-        concurrency = settings.processor_concurrency
-        pipelines.append(made(group=ANSWER_GROUP, topic=QUERIES, handler=handled_by(QUERIES), concurrency=concurrency))
+        pipelines.append(made(QUERIES, concurrency=settings.processor_concurrency))
     return pipelines
 
 

@@ -15,13 +15,14 @@ from typing import Any
 
 from attrs import field, frozen
 
+from rtfm import names
 from rtfm.contracts import schema_id_of
 from rtfm.errors import UndecodableRecord
 from rtfm.scrubbing import scrub
 from rtfm.streams.consumer import Record
 from rtfm.streams.transactions import Produced
 
-TOPIC = "dead-letters"
+TOPIC = names.DEAD_LETTERS
 MAX_STACK_BYTES = 4096
 MAX_MESSAGE_BYTES = 1024
 
