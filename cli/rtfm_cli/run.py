@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rtfm_cli.options import bootstrap_servers_option, examples, load_settings, registry_option
+from rtfm_cli.options import bootstrap_servers_option, examples, load_settings, need, registry_option
 from rtfm_cli.printing import echo
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ Examples:
 @registry_option
 def processor(only: Part | None, kafka_bootstrap_servers: str | None, schema_registry_url: str | None) -> None:
     """Archive messages and answer questions."""
+    need("onnxruntime", "chromadb", "sqlalchemy")
     settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     from rtfm.processor.service import run_processor
     from rtfm.streams.pipeline import Unfinished
@@ -49,6 +50,7 @@ def processor(only: Part | None, kafka_bootstrap_servers: str | None, schema_reg
 @registry_option
 def bot(kafka_bootstrap_servers: str | None, schema_registry_url: str | None) -> None:
     """Listen and reply on Discord, as the bot of DISCORD_TOKEN."""
+    need("discord", "sqlalchemy")
     settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     from rtfm.bot.service import run_bot
 
