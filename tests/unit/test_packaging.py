@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 import pytest
-import yaml  # type: ignore[import-untyped]  # the package carries no types
+import yaml
 from rtfm_cli.main import COMMANDS, LazyGroup, cli
 
 from rtfm import settings
