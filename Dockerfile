@@ -13,7 +13,9 @@ RUN awk '/^[a-z]/ { keep = $1 ~ /^(hatchling|packaging|pathspec|pluggy|tomlkit|t
 
 RUN python -m venv /opt/rtfm && \
     /opt/rtfm/bin/pip install --require-hashes --no-deps -r requirements-services.lock && \
-    /opt/rtfm/bin/pip check
+    /opt/rtfm/bin/pip check && \
+    # Descriptions of every Google API, 110 MB; the one for Gemini is not among what is read of them.
+    rm -r /opt/rtfm/lib/python3*/site-packages/googleapiclient/discovery_cache/documents
 
 COPY pyproject.toml README.md LICENSE ./
 COPY schemas schemas

@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-chaos chaos chaos-explain soak lint format docs eval compat-check local-up local-down clean
+.PHONY: help install demo test coverage test-chaos chaos chaos-explain soak lint format docs eval compat-check local-up local-down clean
 
 help: ## Show this list
 	@awk -F ':.*## ' \
@@ -29,6 +29,12 @@ demo: $(STAMP) ## The whole journey on this machine: real services, sample chat,
 test: $(STAMP) ## Unit and integration tests, the latter on real services
 	@$(HAS_DEBIAN) || echo "Tests marked debian are left out: they need the Debian packages kcat, nodejs and npm."
 	$(BIN)/pytest -n $(WORKERS) tests/unit tests/integration $(if $(shell $(HAS_DEBIAN) && echo yes),,-m "not debian") $(ARGS)
+
+coverage: $(STAMP) ## Unit and integration tests with branch coverage of rtfm/, at least 95%
+	rm -rf .coverage && mkdir .coverage
+	$(BIN)/coverage run -m pytest -n $(WORKERS) tests/unit tests/integration $(if $(shell $(HAS_DEBIAN) && echo yes),,-m "not debian") $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 test-chaos: $(STAMP) ## Tests that kill and freeze workers and brokers, on real services
 	$(BIN)/pytest tests/chaos $(ARGS)
@@ -101,5 +107,5 @@ local-down: $(STAMP) ## Stop them again
 	$(BIN)/rtfm-cli local down $(ARGS)
 
 clean: ## Remove what the tools left behind; keeps .venv/ and .rtfm/
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -15,6 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import fastavro
@@ -136,9 +137,7 @@ def main() -> int:
     found = [entry for topic_name in EVENT_OF_TOPIC for entry in figures(topic_name, rounds=7)]
     with codec_kafka.kafka() as address:
         for topic_name, event_class in EVENT_OF_TOPIC.items():
-            found += codec_kafka.figures(
-                address, topic_name, lambda codec, known=event_class: reference_constructor(known, codec), rounds=5
-            )
+            found += codec_kafka.figures(address, topic_name, partial(reference_constructor, event_class), rounds=5)
     return 0 if report(found) else 1
 
 

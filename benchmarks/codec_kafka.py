@@ -19,7 +19,7 @@ from typing import Any
 
 import attrs
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # not in its __all__
 from confluent_kafka.schema_registry import SchemaRegistryClient, topic_subject_name_strategy
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
@@ -82,7 +82,7 @@ def figures(
         future.result(30)
     gc.collect()
     gc.freeze()
-    ready = iter(())
+    ready: Iterator[bytes] = iter(())
 
     def from_ready(_: Any) -> bytes:
         nonlocal ready
@@ -185,7 +185,7 @@ def _consume(address: str, topic: str, decode: Callable[[bytes], Any]) -> float:
     while batch:
         for message in batch:
             if message.error() is None:
-                decode(message.value())
+                decode(message.value() or b"")
         done += len(batch)
         batch = consumer.consume(500, 10.0) if done < wanted else []
     elapsed_s = time.perf_counter() - start

@@ -61,7 +61,7 @@ class Decision:
 
 def days_of(folder: Path, split: str) -> list[Day]:
     """The days of a split, in order of time."""
-    days = []
+    days: list[Day] = []
     for path in sorted((folder / "exports").glob(f"{split}*.json")):
         messages = [message for message in read_export(path).messages() if not message.author_is_bot]
         messages.sort(key=lambda message: (message.created_at, len(message.message_id), message.message_id))
@@ -100,7 +100,8 @@ def without_mentions(day: Day, share: float, rng: random.Random) -> Day:
 
 def decisions(day: Day, gold: Gold, weights: Floats) -> Iterator[Decision]:
     """What there is to learn from a day, as if all known messages before had been linked right."""
-    window, linked = Window(), {}
+    window = Window()
+    linked: dict[str, str] = {}
     for place, said in enumerate(day):
         choices = window.choices(said)
         ids = [conversation for conversation, _ in choices]
@@ -164,7 +165,8 @@ def learn(days: Sequence[Day], gold: Gold) -> Floats:
     weights = np.zeros(len(FEATURES))
     for _ in range(ROUNDS):
         weights = fit([one for day in variants for one in decisions(day, gold, weights)], weights)
-    return weights + np.array([OPENING.get(name, 0.0) for name in FEATURES])
+    opening: Floats = np.array([OPENING.get(name, 0.0) for name in FEATURES])
+    return weights + opening
 
 
 def pairs(days: Sequence[Day], gold: Gold, weights: Sequence[float]) -> tuple[float, float, float]:

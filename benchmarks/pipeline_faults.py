@@ -24,8 +24,7 @@ from benchmarks.pipeline_setup import (
     worker,
 )
 from benchmarks.report import Figure, figure
-from rtfm.contracts import open_contracts
-from rtfm.processor.service import ANSWER_GROUP
+from rtfm.contracts import catalogue, open_contracts
 from rtfm.settings import Settings
 
 SLEEPER_S = 36.0
@@ -128,7 +127,7 @@ def after_a_kill(base: Settings) -> list[Figure]:
         del variables["RTFM_INSTANCE_ID"]  # the fleet gives it
         fleet = Fleet(static, command=command, environment=variables)
         asking = _Questions(static)
-        transactions = OpenTransactions(static, group=ANSWER_GROUP, read=QUERIES, written=RESPONSES)
+        transactions = OpenTransactions(static, group=catalogue.load().group(QUERIES), read=QUERIES, written=RESPONSES)
         flow_s: list[float] = []
         start_s: list[float] = []
         try:

@@ -123,7 +123,7 @@ def questions(base: Settings) -> list[Figure]:
         knowledge.close()
         variables = environment(own) | {"GEMINI_API_KEY": fake.KEY, "GEMINI_API_ENDPOINT": model.address}
         notes = base.home.parent / "stages.jsonl"
-        command = [sys.executable, "-m", "benchmarks.pipeline_stages", notes]
+        command = [sys.executable, "-m", "benchmarks.pipeline_stages", str(notes)]
         with subprocess.Popen(command, env=variables) as processor:
             asking = _Asking(own, open_contracts(own))
             try:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,8 @@ class Synthetic:
         """Unit vectors near their topics."""
         noise = self._rng.standard_normal((len(topics), DIMENSION)).astype(np.float32)
         found = self._centres[list(topics)] + noise
-        return found / np.linalg.norm(found, axis=1, keepdims=True)
+        lengths: Vectors = np.linalg.norm(found, axis=1, keepdims=True)
+        return found / lengths
 
     def texts(self, count: int, words: int) -> list[str]:
         """Texts whose words are as unevenly frequent as in a language."""
@@ -82,8 +84,8 @@ def load(guild: str, messages: int, archive: str, vectors: ChromaVectors, made: 
     passages = messages // PER_PASSAGE
     frequencies: dict[str, int] = {}
     with psycopg.connect(archive, autocommit=True) as connection:
-        for channel in range(CHANNELS):
-            row = (f"{guild}{channel:03}", guild, None, ChannelKind.TEXT.value, f"{guild}{channel:03}", None)
+        for number in range(CHANNELS):
+            row = (f"{guild}{number:03}", guild, None, ChannelKind.TEXT.value, f"{guild}{number:03}", None)
             connection.execute("INSERT INTO channels VALUES (%s, %s, %s, %s, %s, %s)", row)
         for start in range(0, passages, 1000):
             count = min(1000, passages - start)
@@ -101,9 +103,10 @@ def load(guild: str, messages: int, archive: str, vectors: ChromaVectors, made: 
                 ) as copy:
                     for (passage, channel, text), vector in zip(rows, whole, strict=True):
                         words = terms(text)
-                        values = (passage, passage, guild, channel, channel, text, as_tsvector(words), len(words))
+                        where = (passage, passage, guild, channel, channel)
                         at, kept = int(passage[1:]), to_bytes(vector)
-                        copy.write_row((*values, kept, at, at, sketch(kept, words)))
+                        what = (text, as_tsvector(words), len(words), kept, at, at, sketch(kept, words))
+                        copy.write_row((*where, *what))
                 with cursor.copy(
                     "COPY messages (message_id, guild_id, channel_id, author_id, author_name, author_is_bot, content, "
                     "created_at, version, deleted, mentioned_user_ids, attachments, conversation_id, passage_id, vector"
@@ -112,9 +115,10 @@ def load(guild: str, messages: int, archive: str, vectors: ChromaVectors, made: 
                     for place, vector in enumerate(single):
                         passage, channel, text = rows[place // PER_PASSAGE]
                         part = " ".join(text.split()[place % PER_PASSAGE :: PER_PASSAGE])
-                        values = (f"{passage}{place % PER_PASSAGE}", guild, channel, str(rng.randrange(500)), "ada")
-                        rest = (False, part, int(passage[1:]) * 10 + place, 0, False, [], "[]", passage, passage)
-                        copy.write_row((*values, *rest, to_bytes(vector)))
+                        who = (f"{passage}{place % PER_PASSAGE}", guild, channel, str(rng.randrange(500)), "ada")
+                        said = (False, part, int(passage[1:]) * 10 + place, 0, False)
+                        none: list[str] = []
+                        copy.write_row((*who, *said, none, "[]", passage, passage, to_bytes(vector)))
             entries = [
                 Entry(entry_id=passage_entry(passage), passage_id=passage, vector=vector)
                 for (passage, _, _), vector in zip(rows, whole, strict=True)
@@ -206,16 +210,16 @@ def measured(
         samples = taken[WARM_UP:]
         ours = _p95(samples)
         raw = {"ours": samples, "peer": bare}
-        told = {"higher_is_better": False, "unit": "ms"}
-        figures.append(figure(f"{size:,} messages, {name}: p95 beside Chroma's", ours, _p95(bare), None, raw, **told))
+        told = partial(figure, higher_is_better=False, unit="ms")
+        figures.append(told(f"{size:,} messages, {name}: p95 beside Chroma's", ours, _p95(bare), None, raw))
         if size == 100_000 and "lexical" not in name:
             named = f"{size:,} messages, {name}: p95 within {P95_TARGET_MS:.0f} ms"
-            figures.append(figure(named, ours, P95_TARGET_MS, 1.0, {}, **told))
+            figures.append(told(named, ours, P95_TARGET_MS, 1.0, {}))
         middle, other = statistics.median(samples), statistics.median(bare)
-        figures.append(figure(f"{size:,} messages, {name}: p50 beside Chroma's", middle, other, None, {}, **told))
+        figures.append(told(f"{size:,} messages, {name}: p50 beside Chroma's", middle, other, None, {}))
         if name in smallest:
             named = f"{name}: p95 at {size:,} within {GROWTH_TARGET:.0f} times the smallest corpus's"
-            figures.append(figure(named, ours, smallest[name], 1 / GROWTH_TARGET, {}, **told))
+            figures.append(told(named, ours, smallest[name], 1 / GROWTH_TARGET, {}))
         smallest.setdefault(name, ours)
     return figures
 

@@ -1,8 +1,8 @@
 """Writes the pages that follow from the code, or says that they are stale.
 
 Owns docs/configuration.md and .env.example, both made from the settings, and a page in docs/contracts/ for each
-contract. Run it as ``python docs/generate.py``; with
-``--check`` it changes nothing and exits with 1 when a page is not what it would write.
+contract. Run it as ``python docs/generate.py``; with ``--check`` it changes nothing and exits with 1 when a page is
+not what it would write.
 """
 
 from __future__ import annotations

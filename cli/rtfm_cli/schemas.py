@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import click
-from attrs import asdict
+from attrs import asdict, fields, filters
 
 from rtfm import contracts
-from rtfm.contracts import EVENT_OF_TOPIC, EventCodec, compatibility, difference, lock, registration, strays
+from rtfm.contracts import EVENT_OF_TOPIC, EventCodec, lock, registration, strays
 from rtfm.contracts import catalogue as catalogues
 from rtfm.contracts import release as releases
 from rtfm.contracts.catalogue import Catalogue
-from rtfm.contracts.release import Finding
+from rtfm.contracts.rules import compatibility, difference
+from rtfm.contracts.rules.findings import Finding
 from rtfm.contracts.strays import Stray
 from rtfm.errors import ConfigError
 from rtfm_cli import exit_codes
@@ -114,7 +115,7 @@ def check(output: str, url: str | None) -> int:
         registry = contracts.open_registry(load_settings(schema_registry_url=url))
         found += releases.disagreements(catalogue, registry)
         found += [
-            releases.Finding(
+            Finding(
                 kind="registry",
                 subject=stray.subject,
                 rule="unreleased",
@@ -127,7 +128,8 @@ def check(output: str, url: str | None) -> int:
         ]
     subjects = len(catalogue.with_schema())
     if output == "json":
-        echo_json({"subjects": subjects, "findings": [asdict(finding) for finding in found]})
+        shown = filters.exclude(fields(Finding).what)
+        echo_json({"subjects": subjects, "findings": [asdict(finding, filter=shown) for finding in found]})
     elif output == "github":
         for finding in found:
             file = catalogue.directory / (finding.file or "")

@@ -22,6 +22,7 @@ from rtfm.events import (
     QueryOrigin,
     TimestampMillis,
 )
+from rtfm.names import MESSAGES, QUERIES, RESPONSES
 from rtfm.redaction import redacted
 from rtfm.settings import Settings
 from rtfm.streams.consumer import EventReader
@@ -127,9 +128,9 @@ def _messages(settings: Settings) -> str:
         source=MessageSource.OTHER,
     )
     contracts = open_contracts(settings)
-    with EventReader(settings, contracts, "discord-messages", from_end=True) as reader:
+    with EventReader(settings, contracts, MESSAGES, from_end=True) as reader:
         with EventProducer(settings, contracts) as producer:
-            producer.send("discord-messages", message)
+            producer.send(MESSAGES, message)
             producer.flush()
         deadline = time.monotonic() + _ANSWER_TIMEOUT_S
         while time.monotonic() < deadline:
@@ -140,7 +141,8 @@ def _messages(settings: Settings) -> str:
 
 
 def _queries(settings: Settings) -> str:
-    if GroupProgress(settings, "discord-message-processor-answer").members() == 0:
+    contracts = open_contracts(settings)
+    if GroupProgress(settings, contracts.catalogue.group(QUERIES)).members() == 0:
         raise SkippedCheck("no processor answers; start one with `rtfm-cli run processor`")
     now = TimestampMillis(time.time_ns() // 1_000_000)
     query = BotQuery(
@@ -154,10 +156,9 @@ def _queries(settings: Settings) -> str:
         visible_channel_ids=[],
         origin=QueryOrigin.CONSOLE,
     )
-    contracts = open_contracts(settings)
-    with EventReader(settings, contracts, "bot-responses", from_end=True) as reader:
+    with EventReader(settings, contracts, RESPONSES, from_end=True) as reader:
         with EventProducer(settings, contracts) as producer:
-            producer.send("bot-queries", query)
+            producer.send(QUERIES, query)
             producer.flush()
         deadline = time.monotonic() + _ANSWER_TIMEOUT_S
         while time.monotonic() < deadline:

@@ -31,6 +31,7 @@ from rtfm.events import (
     Speaker,
     TimestampMillis,
 )
+from rtfm.names import MESSAGES, QUERIES
 from rtfm.telemetry import IGNORED_EVENTS, get_logger
 
 log = get_logger(__name__)
@@ -156,9 +157,9 @@ class RtfmClient(discord.Client):
     def _publish_said(self, message: discord.Message, change: MessageChange) -> None:
         event = messages.said(message, change)
         if event is None:
-            IGNORED_EVENTS.labels("discord-messages", "not_listened_to").inc()
+            IGNORED_EVENTS.labels(MESSAGES, "not_listened_to").inc()
         else:
-            self._publish("discord-messages", event)
+            self._publish(MESSAGES, event)
 
     def _publish_deleted(self, message_ids: list[int], channel_id: int, guild_id: int | None) -> None:
         if guild_id is None:
@@ -166,7 +167,7 @@ class RtfmClient(discord.Client):
         guild = self.get_guild(guild_id)
         channel = guild.get_channel_or_thread(channel_id) if guild else None
         for message_id in message_ids:
-            self._publish("discord-messages", messages.deleted(message_id, channel_id, guild_id, channel))
+            self._publish(MESSAGES, messages.deleted(message_id, channel_id, guild_id, channel))
 
     def _question(self, message: discord.Message) -> triggers.Question | None:
         role = message.guild.self_role if message.guild else None
@@ -193,7 +194,7 @@ class RtfmClient(discord.Client):
     async def _ask_in_channel(self, message: discord.Message, question: triggers.Question) -> None:
         channel = message.channel
         if not isinstance(channel, discord.TextChannel | discord.Thread):
-            IGNORED_EVENTS.labels("bot-queries", "not_listened_to").inc()
+            IGNORED_EVENTS.labels(QUERIES, "not_listened_to").inc()
         elif not question.text:
             await message.reply(EMPTY_QUESTION, mention_author=False)
         else:
@@ -231,7 +232,7 @@ class RtfmClient(discord.Client):
         asked_at = created_at(message.id)
         answered = self._replied_to(message)
         self._publish(
-            "bot-queries",
+            QUERIES,
             BotQuery(
                 query_id=f"m{message.id}",
                 guild_id=str(guild_id),

@@ -25,6 +25,7 @@ from rtfm.discord_ids import snowflake_at
 from rtfm.errors import InvalidEvent, Unavailable
 from rtfm.events import Audience, BotResponse, Outcome, TimestampMillis
 from rtfm.knowledge.archive import OpenQuestion, SqlArchive, rests_on
+from rtfm.names import RESPONSES
 from rtfm.telemetry import IGNORED_EVENTS, RESPONSES_DELIVERED, get_logger
 
 log = get_logger(__name__)
@@ -57,15 +58,15 @@ class ReplyDelivery:
         whoever can write the topic could end the bot with it.
         """
         if response.outcome is Outcome.UNKNOWN:
-            IGNORED_EVENTS.labels("bot-responses", "unknown_outcome").inc()
+            IGNORED_EVENTS.labels(RESPONSES, "unknown_outcome").inc()
             return
         question = await asyncio.to_thread(self._archive.questions.find, response.query_id)
         if question is None:
             # Another service's, the console's, one that is answered already, or a forged one.
-            IGNORED_EVENTS.labels("bot-responses", "no_open_question").inc()
+            IGNORED_EVENTS.labels(RESPONSES, "no_open_question").inc()
             return
         if (field := _differing_field(question, response)) is not None:
-            IGNORED_EVENTS.labels("bot-responses", f"another_{field}").inc()
+            IGNORED_EVENTS.labels(RESPONSES, f"another_{field}").inc()
             log.warning(
                 "a response differs from its question, it is not posted", field=field, query_id=question.query_id
             )

@@ -25,6 +25,7 @@ from rtfm.contracts import Contracts, open_contracts
 from rtfm.errors import ConfigError, Unavailable
 from rtfm.events import BotQuery, DiscordMessage
 from rtfm.knowledge.archive import SqlArchive
+from rtfm.names import MESSAGES, QUERIES, RESPONSES
 from rtfm.service import POLL_S, Stop, observed, once_available
 from rtfm.settings import Settings
 from rtfm.streams.connection import KafkaConfig
@@ -36,7 +37,6 @@ from rtfm.telemetry import Health, get_logger
 
 log = get_logger(__name__)
 
-GROUP = "rtfm-bot-responses"
 _CONCURRENT_REPLIES = 8  # so that a channel's rate limit holds up no other channel
 _AUTHENTICATION_FAILED = 4004  # Discord's close event codes
 _REFUSED_MEND = "Make a new token at https://discord.com/developers/applications under Bot, and set DISCORD_TOKEN."
@@ -121,8 +121,8 @@ async def _run(
     pipeline = Pipeline(
         KafkaConfig.of(settings),
         contracts,
-        group=GROUP,
-        topic="bot-responses",
+        group=contracts.catalogue.group(RESPONSES),
+        topic=RESPONSES,
         handler=_handler(ReplyDelivery(client, archive, clock_ms=now_ms), asyncio.get_running_loop()),
         health=health,
         concurrency=_CONCURRENT_REPLIES,
@@ -153,7 +153,7 @@ async def _wait(stop: Stop) -> None:
 
 def _look_up_schemas(contracts: Contracts) -> None:
     """Raise ConfigError, with its mend, for a schema that the bot writes with and that is not registered."""
-    for topic in ("discord-messages", "bot-queries"):
+    for topic in (MESSAGES, QUERIES):
         contracts.registry.id_for(topic, contracts.codec(topic).schema)
 
 

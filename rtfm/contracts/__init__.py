@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from rtfm import names
 from rtfm.contracts import catalogue as catalogues
 from rtfm.contracts.catalogue import CATALOGUE_FILE, Catalogue, Topic
 from rtfm.contracts.codec import FRAME_BYTES, EventCodec, schema_id_of
@@ -38,9 +39,9 @@ PATIENT_S = 15.0
 """How long a command waits that has one try, on a machine where everything has just been started."""
 
 EVENT_OF_TOPIC: dict[str, type[Any]] = {
-    "discord-messages": DiscordMessage,
-    "bot-queries": BotQuery,
-    "bot-responses": BotResponse,
+    names.MESSAGES: DiscordMessage,
+    names.QUERIES: BotQuery,
+    names.RESPONSES: BotResponse,
 }
 
 

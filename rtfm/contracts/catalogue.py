@@ -40,12 +40,15 @@ PARTITIONER = "murmur2_random"
 _PACKAGE = Path(__file__).resolve().parent.parent
 _VERSION = re.compile("[1-9][0-9]*")
 _TOPIC_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
-_TOPIC_KEYS = ("doc", "schema", "key", "partitions", "retention_h", "compatibility", "producers", "consumers")
+_TOPIC_KEYS = ("doc", "schema", "key", "partitions", "retention_h", "compatibility", "producers", "consumers", "group")
 
 
 @frozen(kw_only=True)
 class Topic:
-    """One topic of the catalogue; ``schema`` and ``compatibility`` are None where values have no schema."""
+    """One topic of the catalogue; ``schema`` and ``compatibility`` are None where values have no schema.
+
+    ``group`` is the consumer group of the service that reads it, without a prefix; None where none does.
+    """
 
     name: str
     doc: str
@@ -57,6 +60,7 @@ class Topic:
     compatibility: str | None
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
+    group: str | None = None
 
     @property
     def subject(self) -> str:
@@ -81,6 +85,13 @@ class Catalogue:
                 f"{name} is not a topic of {self.directory / CATALOGUE_FILE}",
                 hint="Topics are " + ", ".join(self.topics) + ".",
             ) from None
+
+    def group(self, topic_name: str) -> str:
+        """The consumer group of the service that reads the topic; ConfigError when the catalogue has none."""
+        group = self.topic(topic_name).group
+        if group is None:
+            raise ConfigError(f"{self.directory / CATALOGUE_FILE}: [topics.{topic_name}]: group is missing")
+        return group
 
     def with_schema(self) -> list[Topic]:
         """The topics whose values have a schema."""
@@ -178,6 +189,7 @@ def _topic(directory: Path, path: Path, name: str, table: object) -> Topic:
         compatibility=level,
         producers=_names(table, "producers", where),
         consumers=_names(table, "consumers", where),
+        group=_take(table, "group", str, where) if "group" in table else None,
     )
 
 

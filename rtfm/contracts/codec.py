@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from rtfm.clock import now_ms
-from rtfm.contracts import compiled, decoding, reference, shapes
+from rtfm.contracts import compiled, reference, shapes
 from rtfm.contracts.catalogue import Schema
 from rtfm.errors import InvalidEvent, UndecodableRecord
 from rtfm.events import broken_rule
@@ -92,7 +92,7 @@ class EventCodec(Generic[Event]):
     def source_for(self, writer_schema: Schema) -> str:
         """The source of the decoder for records of ``writer_schema``.
 
-        Raises decoding.Unresolvable when they cannot be such events, decoding.NotCovered when fastavro reads them.
+        Raises compiled.Unresolvable when they cannot be such events, compiled.NotCovered when fastavro reads them.
         """
         return compiled.decoder(self.shape, writer_schema)[1]
 
@@ -103,9 +103,9 @@ class EventCodec(Generic[Event]):
             return self._by_fastavro(writer_schema)
         try:
             return compiled.decoder(self.shape, writer_schema)[0]
-        except decoding.NotCovered:
+        except compiled.NotCovered:
             return self._by_fastavro(writer_schema)
-        except decoding.Unresolvable as exc:
+        except compiled.Unresolvable as exc:
             why = f"{self.event_class.__name__} cannot be read from records of its schema: {exc}"
             return lambda _: _undecodable(why)
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from attrs import define, frozen
 
-from rtfm.contracts import varints
 from rtfm.contracts.catalogue import Schema
 from rtfm.contracts.codec import FRAME_BYTES, schema_id_of
+from rtfm.contracts.compiled import varints
 from rtfm.contracts.tree import Node, parse
 from rtfm.errors import UndecodableRecord
 

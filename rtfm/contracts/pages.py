@@ -6,8 +6,8 @@ import json
 
 from rtfm.contracts import release
 from rtfm.contracts.catalogue import Catalogue, Topic
-from rtfm.contracts.compatibility import never_removable, walk
-from rtfm.contracts.tree import Field, Node, parse
+from rtfm.contracts.rules.compatibility import never_removable
+from rtfm.contracts.tree import Field, Node, field_path, parse, walk
 
 
 def page(catalogue: Catalogue, topic: Topic) -> str:
@@ -34,7 +34,7 @@ def page(catalogue: Catalogue, topic: Topic) -> str:
             heading = "Fields" if part is node else f"{part.short_name}, in `{path}`"
             note = "" if part is node else f"{part.doc}\n\n"
             parts.append(f"## {heading}\n\n{note}| field | type | default | meaning |\n|---|---|---|---|")
-            parts += [_row(entry, f"{path}.{entry.name}" if path else entry.name, fixed) for entry in part.fields]
+            parts += [_row(entry, field_path(path, entry.name), fixed) for entry in part.fields]
             parts.append("")
     parts.append("Fields marked * can never be removed: readers of a released version need them.\n")
     enums = {part.name: part for _, part in walk(node) if part.kind == "enum"}

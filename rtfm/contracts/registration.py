@@ -15,6 +15,7 @@ from rtfm.contracts import release
 from rtfm.contracts.catalogue import Catalogue, Schema, Topic
 from rtfm.contracts.registry import SchemaRegistry
 from rtfm.contracts.registry_client import SchemaRefused
+from rtfm.contracts.rules.compatibility import accepts, compared
 from rtfm.errors import ConfigError, RtfmError, Unavailable
 
 
@@ -100,13 +101,11 @@ def _plan_one(catalogue: Catalogue, topic: Topic, registry: SchemaRegistry) -> R
     history = [*released.values()] + ([] if schema in released.values() else [schema])
     found = registry.lookup(topic.name, schema)
     held = {number: known for number, (_, known) in registry.versions(topic.name).items()}
-    if held and not level.endswith("_TRANSITIVE"):
-        held = {max(held): held[max(held)]}
     # A registry that has the current schema has its past too, or had a reason to drop it.
     missing = () if found else tuple(version for version in history if registry.lookup(topic.name, version) is None)
     for version in missing:
-        for number, known in held.items():
-            if not release.accepts(version, known, level):
+        for number, known in compared(held, level).items():
+            if not accepts(version, known, level):
                 raise ConfigError(
                     f"{registry.subject(topic.name)}: the schema is incompatible with version {number} at"
                     f" {registry.url}; nothing was registered",

@@ -8,39 +8,25 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import fastavro
-from attrs import evolve, frozen
+from attrs import evolve
 
-from rtfm.contracts import lint, lock
+from rtfm.contracts import lock
 from rtfm.contracts.catalogue import Catalogue, Schema, Topic
-from rtfm.contracts.compatibility import can_read, violations
 from rtfm.contracts.reference import parsed
 from rtfm.contracts.registry import SchemaRegistry
+from rtfm.contracts.rules import lint
+from rtfm.contracts.rules.compatibility import accepts, violations
+from rtfm.contracts.rules.findings import Finding
 from rtfm.contracts.tree import Node, parse
 from rtfm.errors import ConfigError
 
 _SNOWFLAKE = "1286754213907726336"
 _TIME_MS = 1_726_854_000_123
-
-
-@frozen(kw_only=True)
-class Finding:
-    """One thing that is wrong with the contracts. ``kind``: lock, lint, compatibility, registry."""
-
-    kind: str
-    subject: str
-    rule: str
-    path: str
-    message: str
-    version: int | None = None
-    direction: str | None = None
-    mend: str | None = None
-    producers: tuple[str, ...] = ()
-    consumers: tuple[str, ...] = ()
-    file: str | None = None
 
 
 def findings(catalogue: Catalogue) -> list[Finding]:
@@ -52,49 +38,31 @@ def findings(catalogue: Catalogue) -> list[Finding]:
         for subject, what in lock.breaches(catalogue)
     ]
     for topic in catalogue.with_schema():
-        found += findings_of(catalogue, topic)
+        found += findings_of(topic, catalogue.released(topic.name))
     return found
 
 
-def findings_of(catalogue: Catalogue, topic: Topic) -> list[Finding]:
-    """What is wrong with one schema: by itself, and against its released versions."""
-    assert topic.schema is not None  # noqa: S101 - see Catalogue.with_schema
-    found = [
+def findings_of(topic: Topic, released: Mapping[int, Schema]) -> list[Finding]:
+    """What is wrong with the schema of one topic: by itself, and against its released versions."""
+    schema = topic.schema or {}
+    by_itself = [
         Finding(
             kind="lint",
             subject=topic.subject,
             rule=fault.rule,
             path=fault.path,
-            message=fault.message,
+            message=f"{topic.subject}: {fault.what}; {fault.mend}",
             mend=fault.mend,
             file=topic.schema_file,
+            what=fault.what,
         )
-        for fault in lint.faults(topic.subject, topic.schema)
+        for fault in lint.faults(schema)
     ]
-    found += [
-        Finding(
-            kind="compatibility",
-            subject=entry.subject,
-            rule=entry.rule,
-            path=entry.path,
-            message=entry.message,
-            version=entry.version,
-            direction=entry.direction,
-            mend=entry.mend,
-            producers=entry.producers,
-            consumers=entry.consumers,
-            file=topic.schema_file,
-        )
-        for entry in violations(
-            topic.subject,
-            topic.schema,
-            catalogue.released(topic.name),
-            topic.compatibility or "NONE",
-            producers=topic.producers,
-            consumers=topic.consumers,
-        )
+    against = violations(topic.subject, schema, released, topic.compatibility or "NONE")
+    return by_itself + [
+        evolve(finding, producers=topic.producers, consumers=topic.consumers, file=topic.schema_file)
+        for finding in against
     ]
-    return found
 
 
 def disagreements(catalogue: Catalogue, registry: SchemaRegistry) -> list[Finding]:
@@ -126,12 +94,6 @@ def disagreements(catalogue: Catalogue, registry: SchemaRegistry) -> list[Findin
     return found
 
 
-def accepts(schema: Schema, held: Schema, level: str) -> bool:
-    """Whether ``schema`` may follow ``held`` under ``level``, by Avro's rules alone."""
-    backward = can_read(schema, held) if level.startswith(("BACKWARD", "FULL")) else True
-    return backward and (can_read(held, schema) if level.startswith(("FORWARD", "FULL")) else True)
-
-
 def plan(catalogue: Catalogue) -> dict[str, int]:
     """Topic → the version that its schema would be released as, for those that changed since the last release."""
     changed = {}
@@ -158,9 +120,8 @@ def reset(catalogue: Catalogue) -> None:
 
     Raises ConfigError when a schema is wrong by itself. Whether a reset is still allowed is the caller's to know.
     """
-    without_past = evolve(catalogue, topics={n: evolve(t, compatibility="NONE") for n, t in catalogue.topics.items()})
-    for topic in without_past.with_schema():
-        if found := findings_of(without_past, topic):
+    for topic in catalogue.with_schema():
+        if found := findings_of(topic, {}):
             raise ConfigError(f"nothing was reset: {found[0].message}")
     for topic in catalogue.with_schema():
         for path in sorted(catalogue.released_directory(topic.name).glob("*")):

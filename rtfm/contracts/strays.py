@@ -6,11 +6,10 @@ goes on standing for the schema, so that records that were written with it stay 
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import evolve, frozen
 
-from rtfm.contracts import lint
+from rtfm.contracts import release
 from rtfm.contracts.catalogue import Catalogue, Schema, Topic
-from rtfm.contracts.compatibility import violations
 from rtfm.contracts.registry import SchemaRegistry
 from rtfm.errors import ConfigError
 
@@ -95,15 +94,7 @@ def _broken(catalogue: Catalogue, topic: Topic, schema: Schema) -> tuple[str, ..
     """The rules that ``schema`` would break as the next version."""
     released = catalogue.released(topic.name) or {1: topic.schema or {}}
     try:
-        faults = [f"{fault.rule}, {fault.what}" for fault in lint.faults(topic.subject, schema)]
-        history = violations(
-            topic.subject,
-            schema,
-            released,
-            topic.compatibility or "NONE",
-            producers=topic.producers,
-            consumers=topic.consumers,
-        )
-        return tuple(dict.fromkeys([*(f"{entry.rule}, {entry.what}" for entry in history), *faults]))
+        found = release.findings_of(evolve(topic, schema=schema), released)
+        return tuple(dict.fromkeys(f"{finding.rule}, {finding.what}" for finding in found))
     except Exception as exc:  # whatever the schema of a stranger makes the checks stumble over
         return (f"it cannot be read as a contract ({type(exc).__name__})",)

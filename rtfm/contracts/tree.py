@@ -6,6 +6,7 @@ the codec, the compatibility rules and the lints to say.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from attrs import NOTHING, define, field, frozen
@@ -62,6 +63,31 @@ class Field:
 def parse(schema: Any) -> Node:
     """The tree of ``schema``."""
     return _node(schema, "", {})
+
+
+def walk(node: Node, path: str = "", seen: frozenset[str] = frozenset()) -> Iterator[tuple[str, Node]]:
+    """Every type below ``node``, itself first, with its path; a recursive type is entered once."""
+    yield path, node
+    if node.name:
+        if node.name in seen:
+            return
+        seen |= {node.name}
+    for entry in node.fields:
+        yield from walk(entry.node, field_path(path, entry.name), seen)
+    for branch in node.branches:
+        yield from walk(branch, path, seen)
+    if node.items is not None:
+        yield from walk(node.items, items_path(path, node), seen)
+
+
+def field_path(path: str, name: str) -> str:
+    """The path of the field ``name`` in the record at ``path``."""
+    return f"{path}.{name}" if path else name
+
+
+def items_path(path: str, node: Node) -> str:
+    """The path of the items of the array or map ``node`` at ``path``."""
+    return path + ("{}" if node.kind == "map" else "[]")
 
 
 def is_size(size: Any) -> bool:

@@ -4,8 +4,8 @@ Replies and threads are certain. Otherwise each conversation of the channel's la
 linear score, and the best takes the message. A decision is never revised. It depends on those 100 messages, and on
 whom they address, only: given the last ``CONTEXT`` messages, it does not matter how the rest was cut into batches.
 
-The weights in ``weights.json`` were learned on public help chat by ``benchmarks/linking.py``; docs/decisions/ has the
-reasoning.
+The weights in ``weights.json`` were learned on public help chat by ``benchmarks/learn_linking.py``; docs/decisions/ has
+the reasoning.
 """
 
 from __future__ import annotations

@@ -17,11 +17,9 @@ from rtfm.clock import now_ms
 from rtfm.errors import InvalidEvent
 from rtfm.events import BotQuery, BotResponse, BrokenRule, TimestampMillis, broken_rules
 from rtfm.knowledge.archive import SqlArchive
+from rtfm.names import QUERIES, RESPONSES
 from rtfm.streams.pipeline import Output, Record
 from rtfm.telemetry import IGNORED_EVENTS, get_logger
-
-TOPIC = "bot-queries"
-RESPONSES = "bot-responses"
 
 _log = get_logger(__name__)
 
@@ -68,7 +66,7 @@ class Answering:
         # An older version's rows do not say who made them; a second response is the lesser evil.
         if kept.made_by not in (made_by, ""):
             _log.info("answered by another record", query_id=query.query_id, record=made_by, made_by=kept.made_by)
-            IGNORED_EVENTS.labels(topic=TOPIC, reason="answered by another record").inc()
+            IGNORED_EVENTS.labels(topic=QUERIES, reason="answered by another record").inc()
             return None
         return kept.response
 

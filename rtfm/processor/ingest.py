@@ -19,10 +19,9 @@ from rtfm.knowledge import Knowledge
 from rtfm.knowledge.archive import Channel, CollectionChanged, Erasures, StoredMessage, guild_key
 from rtfm.knowledge.floor import calibrate
 from rtfm.knowledge.indexing import BatchState, Indexer
+from rtfm.names import MESSAGES
 from rtfm.telemetry import ARCHIVED, IGNORED_EVENTS, get_logger
 from rtfm.visibility import ChannelFacts
-
-TOPIC = "discord-messages"
 
 MAX_TEXT_CHARACTERS = 64 * 1024
 """Of a text file that came with a message; the bot brings no larger ones."""
@@ -85,7 +84,7 @@ class Ingest:
         if (broken := broken_rule(event, now=now_ms())) is not None:
             raise InvalidEvent(f"DiscordMessage.{broken}")
         if event.change is MessageChange.UNKNOWN:
-            IGNORED_EVENTS.labels(topic=TOPIC, reason="unknown change").inc()
+            IGNORED_EVENTS.labels(topic=MESSAGES, reason="unknown change").inc()
             return None
         if event.change is not MessageChange.DELETED and not event.author_id:
             raise InvalidEvent("DiscordMessage.author_id must be given, unless change is DELETED")
@@ -105,7 +104,7 @@ def _apply(state: BatchState, event: DiscordMessage, erasures: Erasures) -> bool
         created_at=event.created_at,
     )
     if erased and event.change is not MessageChange.DELETED:
-        IGNORED_EVENTS.labels(topic=TOPIC, reason="erased").inc()
+        IGNORED_EVENTS.labels(topic=MESSAGES, reason="erased").inc()
         return False
     after = _deleted(event, before) if event.change is MessageChange.DELETED else _said_anew(event, before)
     channel = _channel(event, guild_id, known, unchanged=after is None)

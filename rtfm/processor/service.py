@@ -21,6 +21,7 @@ from attrs import define, field, frozen
 from rtfm.clock import now_ms
 from rtfm.contracts import Contracts, open_contracts
 from rtfm.errors import RtfmError
+from rtfm.names import MESSAGES, QUERIES, RESPONSES
 from rtfm.service import POLL_S, Stop, observed, once_available
 from rtfm.settings import Settings
 from rtfm.streams.connection import KafkaConfig
@@ -31,10 +32,6 @@ from rtfm.telemetry import Health, get_logger
 
 if TYPE_CHECKING:
     from rtfm.knowledge import Knowledge
-
-MESSAGES, QUERIES, RESPONSES = "discord-messages", "bot-queries", "bot-responses"
-INGEST_GROUP = "discord-message-processor"
-ANSWER_GROUP = "discord-message-processor-answer"
 
 INGEST_BATCH = 500
 """Messages of a partition that are embedded in one call and written in one transaction."""
@@ -126,7 +123,7 @@ def _pipelines(
     if only != "answer":
         pipelines.append(
             made(
-                group=INGEST_GROUP,
+                group=contracts.catalogue.group(MESSAGES),
                 topic=MESSAGES,
                 handler=handlers.ingest,
                 batch_size=INGEST_BATCH,
@@ -136,7 +133,7 @@ def _pipelines(
     if only != "ingest":
         pipelines.append(
             made(
-                group=ANSWER_GROUP,
+                group=contracts.catalogue.group(QUERIES),
                 topic=QUERIES,
                 handler=handlers.answer,
                 concurrency=settings.processor_concurrency,

@@ -27,14 +27,6 @@ from rtfm.settings import Settings
 from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
 from rtfm.streams.progress import GroupProgress
 
-GROUPS = {
-    "discord-messages": ("discord-message-processor",),
-    "bot-queries": ("discord-message-processor-answer",),
-    "bot-responses": ("rtfm-bot-responses",),
-}
-"""Consumer groups by the topic that they read, without prefix."""
-
-
 COUNTED_AT_MOST = 20_000
 """Offsets of a topic whose records are counted one by one for a listing; some 20 MB."""
 
@@ -192,9 +184,9 @@ class TopicAdmin:
             for number in range(partitions)
         ]
         lag = {}
-        for group in GROUPS.get(topic.name, ()):
-            committed = GroupProgress(self._settings, group).committed(topic.name, range(partitions))
-            lag[group] = sum(
+        if topic.group is not None:
+            committed = GroupProgress(self._settings, topic.group).committed(topic.name, range(partitions))
+            lag[topic.group] = sum(
                 max(0, high - max(low, committed.get(number, low))) for number, (low, high) in enumerate(marks)
             )
         return TopicState(

@@ -14,9 +14,9 @@ from types import MappingProxyType
 from attrs import frozen
 from confluent_kafka import KafkaException
 
+from rtfm.contracts import catalogue
 from rtfm.errors import Unavailable
 from rtfm.local.stack import LocalStack
-from rtfm.processor.service import ANSWER_GROUP
 from rtfm.settings import Settings
 from tests.chaos.fleet import Fleet
 from tests.chaos.history import History
@@ -132,7 +132,7 @@ class Chaos:
         return f"killed {name}"
 
     def _kill_in_transaction(self, _: str) -> str | None:
-        peek = OpenTransactions(self._settings, group=ANSWER_GROUP, read=QUERIES, written=RESPONSES)
+        peek = OpenTransactions(self._settings, group=catalogue.load().group(QUERIES), read=QUERIES, written=RESPONSES)
         try:
             name = peek.freeze_one(self._fleet, timeout_s=15)
             if name in self._spared:

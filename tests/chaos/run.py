@@ -24,7 +24,6 @@ from rtfm.contracts import catalogue as catalogues
 from rtfm.errors import RtfmError
 from rtfm.knowledge.archive import SqlArchive
 from rtfm.local.stack import LocalStack
-from rtfm.processor.service import ANSWER_GROUP, INGEST_GROUP
 from rtfm.settings import Settings
 from rtfm.streams.connection import KafkaConfig
 from rtfm.streams.dead_letters.letters import TOPIC as DEAD_LETTERS
@@ -46,6 +45,8 @@ from tests.conftest import CACHE_DIR, CHECKOUT, stack_home
 from tests.fakes import gemini as fakes
 from tests.fakes.gemini import FakeGemini
 from tests.streams import MESSAGES, QUERIES, RESPONSES
+
+INGEST_GROUP, ANSWER_GROUP = catalogues.load().group(MESSAGES), catalogues.load().group(QUERIES)
 
 ENDING_S = 35.0
 """Kept for what comes after settling: ending the workers, accounting, stopping the services, judging."""

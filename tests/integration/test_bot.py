@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from attrs import evolve
 
-from rtfm.bot.service import GROUP, run_bot
+from rtfm.bot.service import run_bot
 from rtfm.contracts import catalogue, open_contracts
 from rtfm.errors import ConfigError
 from rtfm.events import (
@@ -153,7 +153,7 @@ def _readiness(settings: Settings) -> tuple[int, dict[str, str]]:
 
 def _lag(settings: Settings) -> int:
     states = {state.topic: state for state in TopicAdmin(settings, catalogue.load()).states()}
-    return states["bot-responses"].lag[GROUP]
+    return states["bot-responses"].lag[catalogue.load().group("bot-responses")]
 
 
 def records(settings: Settings, topic: str, count: int) -> list[Record]:

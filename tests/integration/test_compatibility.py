@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from rtfm.contracts import open_registry
-from rtfm.contracts.compatibility import can_read, violations
+from rtfm.contracts.rules.compatibility import can_read, violations
 from rtfm.settings import Settings
 from tests import java_avro
 from tests.java_avro import JavaAvro
@@ -15,7 +15,7 @@ from tests.schema_pairs import pairs
 
 PAIRS = pairs(204, bases=12)
 
-OURS_ALONE = {"logical-type", "enum-symbol-removed", "enum-default", "enum-order", "union-order", "namespace", "unit"}
+OURS_ALONE = {"logical-type", "enum-symbol-removed", "enum-default", "enum-order", "union-order", "namespace"}
 """The rules by which this project is stricter than Avro."""
 
 

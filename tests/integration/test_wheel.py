@@ -7,9 +7,17 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+from rtfm.settings import Settings
+from tests.conftest import environment_of
+
+MAX_BASE_BYTES = 80_000_000
+"""Of site-packages without pip, compiled code included."""
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -33,6 +41,7 @@ def test_wheel_carries_contracts_migrations_and_the_sample(wheel: Path) -> None:
         "rtfm/schemas/released/discord-messages-value/1.avsc",
         "rtfm/local/artifacts.lock",
         "rtfm_cli/sample/questions.jsonl",
+        "rtfm/py.typed",
     } <= names
     assert any(name.startswith("rtfm/knowledge/archive/migrations/versions/") for name in names)
     assert not any(name.startswith("tests/") for name in names)
@@ -56,3 +65,92 @@ def test_installed_wheel_lists_the_contracts(wheel: Path, tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr
     assert "discord-messages-value" in done.stdout
+
+
+def required(wheel: Path) -> set[str]:
+    """The packages that `pip install` of the wheel brings without an extra."""
+    (entry,) = (name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".dist-info/METADATA"))
+    text = zipfile.ZipFile(wheel).read(entry).decode()
+    left = [Requirement(line.partition(": ")[2]) for line in text.splitlines() if line.startswith("Requires-Dist: ")]
+    found: set[str] = set()
+    while left:
+        requirement = left.pop()
+        if requirement.name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        found.add(requirement.name)
+        left += map(Requirement, metadata.requires(requirement.name) or [])
+    return found
+
+
+@pytest.fixture(scope="module")
+def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of programs of an environment with the wheel and what it requires, and nothing else."""
+    environment = tmp_path_factory.mktemp("base") / "venv"
+    venv.create(environment, with_pip=False)
+    site_packages = Path(sysconfig.get_path("purelib", vars={"base": str(environment)}))
+    here = Path(sysconfig.get_path("purelib"))
+    for name in required(wheel):
+        files = metadata.files(name) or []
+        for top in {file.parts[0] for file in files if file.parts[0] not in ("..", "__pycache__")}:
+            (site_packages / top).symlink_to(here / top)
+    install = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python"), "install", "--quiet"]
+    subprocess.run([*install, "--no-index", "--no-deps", str(wheel)], check=True)
+    return environment / "bin"
+
+
+def test_base_install_is_small(base: Path) -> None:
+    """Contracts, codec and streams without what only the services need."""
+    site_packages = Path(sysconfig.get_path("purelib", vars={"base": str(base.parent)}))
+    files = [path for top in site_packages.iterdir() for path in ([top] if top.is_file() else top.resolve().rglob("*"))]
+    assert sum(path.stat().st_size for path in files if path.is_file()) <= MAX_BASE_BYTES
+
+
+def test_base_install_works_with_topics_contracts_and_dead_letters(
+    base: Path, settings: Settings, tmp_path: Path
+) -> None:
+    """The commands that need neither the archive nor a model."""
+    for arguments in (
+        ["--help"],
+        ["topics", "list"],
+        ["schemas", "check"],
+        ["schemas", "register"],
+        ["dlq", "list"],
+        ["dlq", "replay", "--all"],
+        ["selftest"],
+    ):
+        done = subprocess.run(
+            [base / "rtfm-cli", *arguments],
+            cwd=tmp_path,
+            env=environment_of(settings),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        (["run", "processor"], "processor"),
+        (["run", "bot"], "bot"),
+        (["search", "mounting"], "processor"),
+        (["ask", "--guild", "1", "how?"], "processor"),
+        (["local", "up"], "local"),
+        (["demo"], "local"),
+    ],
+)
+def test_base_install_names_the_extra_that_a_command_needs(
+    base: Path, arguments: list[str], extra: str, tmp_path: Path
+) -> None:
+    """One line and exit code 2."""
+    done = subprocess.run(
+        [base / "rtfm-cli", *arguments],
+        cwd=tmp_path,
+        env={"RTFM_HOME": str(tmp_path), "DISCORD_TOKEN": "none"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].endswith(f"are missing: pip install 'rtfm-events[{extra}]'")

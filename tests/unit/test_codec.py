@@ -1,17 +1,20 @@
 """Events to bytes and back: what is refused, and what comes out."""
 
+import ast
 import contextlib
 import random
+import re
 import struct
 import tracemalloc
 from enum import Enum
 from typing import Any
 
 import pytest
-from attrs import evolve
+from attrs import evolve, fields
 
-from rtfm.contracts import EVENT_OF_TOPIC, catalogue, reference, schema_id_of, varints
+from rtfm.contracts import EVENT_OF_TOPIC, catalogue, reference, schema_id_of
 from rtfm.contracts.codec import EventCodec
+from rtfm.contracts.compiled import varints
 from rtfm.errors import ConfigError, InvalidEvent, UndecodableRecord
 from rtfm.events import Attachment, ChannelKind, DiscordMessage, MessageChange, TimestampMillis
 
@@ -76,6 +79,16 @@ def test_an_event_comes_back_as_it_was() -> None:
     assert data[:5] == b"\x00" + struct.pack(">I", 70_000)
     assert schema_id_of(data) == 70_000
     assert codec().decode(data) == MESSAGE
+
+
+def test_generated_code_names_its_variables_for_the_fields() -> None:
+    """Who reads what `schemas show --codec` prints finds the fields in it, those of nested records included."""
+    made = codec()
+    for source in (made.encoder_source, made.decoder_source):
+        variables = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+        assert {field.name for field in fields(DiscordMessage)} <= variables
+        assert {f"attachment_{field.name}" for field in fields(Attachment)} <= variables
+        assert not {name for name in variables if re.fullmatch("v[0-9]+.?", name)}
 
 
 @pytest.mark.parametrize("topic_name", EVENT_OF_TOPIC)

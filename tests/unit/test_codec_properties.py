@@ -28,6 +28,12 @@ PYTHON_TYPES: dict[str, Any] = {
     "double": float,
     "bytes": bytes,
 }
+FIELD_NAMES = [
+    *("plain_name", "things", "thing", "things_item", "thing_length", "things_parts", "thing_byte_1", "s"),
+    *("event", "frame", "data", "text", "position", "length", "number", "byte", "unsure", "usual"),
+    *("join", "check", "LENGTH", "Misfit", "len", "list", "decode_long", "Thing1"),
+]
+"""Names of fields, among them those that generated code has for itself."""
 
 
 @attrs.define
@@ -68,11 +74,11 @@ def generated_record(chance: random.Random, names: NamesState, depth: int = 0) -
     """An Avro record and its attrs class."""
     name = names.next("Thing")
     fields, members, hints = [], {}, {}
-    for place in range(chance.randrange(1, 7)):
+    for field_name in chance.sample(FIELD_NAMES, chance.randrange(1, 7)):
         schema, hint = generated_type(chance, names, depth)
-        fields.append({"name": f"f{place}", "type": schema})
-        members[f"f{place}"] = attrs.field()
-        hints[f"f{place}"] = hint
+        fields.append({"name": field_name, "type": schema})
+        members[field_name] = attrs.field()
+        hints[field_name] = hint
     made = attrs.make_class(name, members, frozen=chance.random() < 0.8, slots=chance.random() < 0.8, kw_only=True)
     made.__annotations__ = hints
     return {"type": "record", "name": name, "fields": fields}, made

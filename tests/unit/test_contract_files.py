@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import shutil
@@ -14,9 +15,11 @@ import pytest
 from avro.errors import IgnoredLogicalType
 from rtfm_cli.main import run
 
+from rtfm import names
 from rtfm.contracts import EVENT_OF_TOPIC, EventCodec, catalogue, reference, release
 from rtfm.errors import ConfigError
 
+CHECKOUT = Path(__file__).parents[2]
 QUERY = "bot-query.avsc"
 
 
@@ -209,3 +212,28 @@ def test_every_released_example_is_read_by_every_later_schema(topic_name: str) -
             plain = reference.plain(event)
             for name in example["value"].keys() & plain.keys():
                 assert plain[name] == example["value"][name]
+
+
+def test_names_of_topics_and_groups_have_one_home() -> None:
+    """rtfm/names.py has the topics of contracts.toml; groups stand in contracts.toml alone."""
+    known = catalogue.load()
+    topics = {value for name, value in vars(names).items() if name.isupper()}
+    assert topics == set(known.topics)
+    groups = {topic.group for topic in known.topics.values() if topic.group}
+    assert len(groups) == 3
+    spelled = {
+        (str(path.relative_to(CHECKOUT)), node.value)
+        for folder in ("rtfm", "cli")
+        for path in (CHECKOUT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in topics - {names.DEAD_LETTERS} | groups
+    }
+    assert {path for path, _ in spelled} == {"rtfm/names.py"}
+
+
+def test_a_topic_without_a_group_names_the_place(copy: Path) -> None:
+    """A service that has to read such a topic stops with exit code 2."""
+    text = (copy / "contracts.toml").read_text(encoding="utf-8")
+    (copy / "contracts.toml").write_text(text.replace('group = "rtfm-bot-responses"\n', ""), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"\[topics.bot-responses\]: group is missing"):
+        catalogue.load(copy).group(names.RESPONSES)

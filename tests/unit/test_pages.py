@@ -10,8 +10,7 @@ from types import ModuleType
 import pytest
 
 from rtfm.contracts import catalogue, pages
-from rtfm.contracts.compatibility import walk
-from rtfm.contracts.tree import parse
+from rtfm.contracts.tree import parse, walk
 from tests.conftest import CHECKOUT
 
 

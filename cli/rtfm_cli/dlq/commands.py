@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rtfm.contracts import open_contracts
 from rtfm.errors import ConfigError, Unavailable
-from rtfm.knowledge.archive import Erasures, SqlArchive
 from rtfm.settings import Settings
 from rtfm.streams.dead_letters.letters import OPEN
 from rtfm.streams.dead_letters.replays import ReplayRules, said
@@ -31,6 +30,9 @@ from rtfm_cli.options import (
 )
 from rtfm_cli.printing import echo
 from rtfm_cli.tables import Table, table_console
+
+if TYPE_CHECKING:
+    from rtfm.knowledge.archive import Erasures
 
 _AGES_H = (1, 6, 24, 72)
 
@@ -155,7 +157,7 @@ def replay(
     """
     settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     wanted = chosen_filter(given, ids, all_)
-    rules = ReplayRules(contracts=open_contracts(settings), force=force, is_erased=_erasures(settings).covers_event)
+    rules = ReplayRules(contracts=open_contracts(settings), force=force, is_erased=_is_erased(settings))
     with DeadLetterStore(settings) as store:
         _require(store, ids)
         if yes:
@@ -196,11 +198,23 @@ def discard(
 
 def _erasures(settings: Settings) -> Erasures:
     """What must not come back; nothing where no archive was made yet. Raises Unavailable without PostgreSQL."""
+    from rtfm.knowledge.archive import Erasures, SqlArchive  # not in the base install
+
     with closing(SqlArchive(settings.database_url)) as archive:
         try:
             return archive.removals.erasures()
         except ConfigError:
             return Erasures(before={})
+
+
+def _is_erased(settings: Settings) -> Callable[[Any], bool]:
+    """Whether an event was erased since. Without the packages that read the archive, ingest alone says so."""
+    try:
+        return _erasures(settings).covers_event
+    except ModuleNotFoundError:
+        text = "Erasures are not looked up without rtfm-events[processor]; ingest drops what was erased."
+        echo(text, err=True)
+        return lambda _: False
 
 
 def _require(store: DeadLetterStore, ids: Collection[str]) -> None:

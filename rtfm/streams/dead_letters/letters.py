@@ -14,13 +14,14 @@ from collections.abc import Callable, Sequence
 
 from attrs import field, frozen
 
+from rtfm import names
 from rtfm.contracts import schema_id_of
 from rtfm.errors import UndecodableRecord
 from rtfm.scrubbing import scrub
 from rtfm.streams.consumer import Message, Record
 from rtfm.streams.transactions import Produced
 
-TOPIC = "dead-letters"
+TOPIC = names.DEAD_LETTERS
 MAX_STACK_BYTES = 4096
 MAX_MESSAGE_BYTES = 1024
 

@@ -318,7 +318,7 @@ class FakeDiscord:
         for channel in known:
             if channel.id == wanted:
                 return channel
-        raise web.HTTPNotFound(body=b'{"code": 10003, "message": "Unknown Channel"}', content_type="application/json")
+        raise web.HTTPNotFound(text='{"code": 10003, "message": "Unknown Channel"}', content_type="application/json")
 
     async def _get_gateway(self, request: web.Request) -> web.Response:
         limit = {"total": 1000, "remaining": 1000, "reset_after": 0, "max_concurrency": 1}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from rtfm.contracts.catalogue import Schema
-from rtfm.contracts.compatibility import walk
-from rtfm.contracts.tree import Field, Node, parse
+from rtfm.contracts.tree import Field, Node, field_path, parse, walk
 
 
 def changes(old: Schema, new: Schema) -> list[str]:
@@ -27,7 +26,7 @@ def changes(old: Schema, new: Schema) -> list[str]:
 
 
 def _fields(node: Node) -> dict[str, Field]:
-    return {f"{path}.{entry.name}" if path else entry.name: entry for path, part in walk(node) for entry in part.fields}
+    return {field_path(path, entry.name): entry for path, part in walk(node) for entry in part.fields}
 
 
 def _parent(path: str) -> str:

@@ -12,11 +12,16 @@ from types import FunctionType, TracebackType
 from typing import Any
 
 from rtfm.clock import now_ms
-from rtfm.contracts import decoding, encoding, shapes, varints
+from rtfm.contracts import shapes
 from rtfm.contracts.catalogue import Schema
+from rtfm.contracts.compiled import decoding, encoding, varints
+from rtfm.contracts.compiled.decoding import NotCovered
+from rtfm.contracts.compiled.skipping import Unresolvable
 from rtfm.contracts.tree import parse
 from rtfm.errors import InvalidEvent, UndecodableRecord
 from rtfm.events import MAX_AHEAD_MS, MIN_TIMESTAMP, TimestampMillis, broken_rule
+
+__all__ = ["NotCovered", "Unresolvable", "decoder", "encoder", "refused"]
 
 FAULTS = (ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error, RecursionError, AttributeError)
 """What comes of a value or of bytes that do not fit."""
@@ -57,7 +62,7 @@ def refused(shape: shapes.Record, event: Any, exc: Exception) -> InvalidEvent:
 def decoder(shape: shapes.Record, writer_schema: Schema) -> tuple[Callable[[bytes], Any], str]:
     """(function from framed bytes to event, its source) for records of ``writer_schema``.
 
-    The function raises UndecodableRecord with the field. Raises decoding.Unresolvable or decoding.NotCovered.
+    The function raises UndecodableRecord with the field. Raises Unresolvable or NotCovered.
     """
     text, names, paths = decoding.source(shape, parse(writer_schema))
     where = f"<decoder of {shape.name}>"

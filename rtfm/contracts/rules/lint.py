@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from attrs import frozen
-
 from rtfm.contracts.catalogue import Schema
-from rtfm.contracts.compatibility import walk
+from rtfm.contracts.rules.findings import Breach
 from rtfm.contracts.shapes import RANGES
-from rtfm.contracts.tree import Field, Node, parse
+from rtfm.contracts.tree import Field, Node, field_path, parse, walk
 
 # https://avro.apache.org/docs/1.12.0/specification/#logical-types
 BASES: dict[str, tuple[str, ...]] = {
@@ -32,65 +30,44 @@ BASES: dict[str, tuple[str, ...]] = {
 }
 
 
-@frozen(kw_only=True)
-class Fault:
-    """One thing that is wrong: where, by which rule, and how to mend it."""
-
-    subject: str
-    path: str
-    rule: str
-    what: str
-    mend: str
-
-    @property
-    def message(self) -> str:
-        """The fault in one line."""
-        return f"{self.subject}: {self.what}; {self.mend}"
-
-
-def faults(subject: str, schema: Schema) -> list[Fault]:
+def faults(schema: Schema) -> list[Breach]:
     """Everything that is wrong with ``schema``."""
-    found = {}
-    for path, node in walk(parse(schema)):
-        for place, rule, what, mend in _of_type(path, node):
-            found[place, rule] = Fault(subject=subject, path=place, rule=rule, what=what, mend=mend)
-    return list(found.values())
+    found = (breach for path, node in walk(parse(schema)) for breach in _of_type(path, node))
+    return list({(breach.path, breach.rule): breach for breach in found}.values())
 
 
-def _of_type(path: str, node: Node) -> Iterator[tuple[str, str, str, str]]:
+def _of_type(path: str, node: Node) -> Iterator[Breach]:
     at = f"`{path}`" if path else "the record"
     if node.kind in ("record", "enum") and not node.doc:
-        yield path, "doc", f"the {node.kind} {node.short_name} has no doc", "say what it is"
+        yield Breach(path, "doc", f"the {node.kind} {node.short_name} has no doc", "say what it is")
     if node.logical is not None:
         if node.logical not in BASES:
-            yield path, "logical-type", f"{at} has the unknown logicalType {node.logical}", "take one of Avro's"
+            yield Breach(path, "logical-type", f"{at} has the unknown logicalType {node.logical}", "take one of Avro's")
         elif node.kind not in BASES[node.logical]:
             wanted = " or ".join(BASES[node.logical])
-            yield path, "logical-type", f"{at} has {node.logical} on {node.kind}", f"put it on {wanted}"
+            yield Breach(path, "logical-type", f"{at} has {node.logical} on {node.kind}", f"put it on {wanted}")
     if node.kind == "enum":
         if node.default is None:
-            yield path, "enum-default", f"{at} is an enum without a default", "add one, or no symbol can be added later"
-        elif node.default not in node.symbols:
-            yield (
-                path,
-                "enum-default",
-                f"{at} has the enum default {node.default}, no symbol",
-                "take one of its symbols",
+            yield Breach(
+                path, "enum-default", f"{at} is an enum without a default", "add one, or no symbol can be added later"
             )
+        elif node.default not in node.symbols:
+            what = f"{at} has the enum default {node.default}, no symbol"
+            yield Breach(path, "enum-default", what, "take one of its symbols")
     for entry in node.fields:
-        yield from _of_field(f"{path}.{entry.name}" if path else entry.name, entry)
+        yield from _of_field(field_path(path, entry.name), entry)
 
 
-def _of_field(path: str, entry: Field) -> Iterator[tuple[str, str, str, str]]:
+def _of_field(path: str, entry: Field) -> Iterator[Breach]:
     if not entry.doc:
-        yield path, "doc", f"field `{path}` has no doc", "say what it is, and its unit"
+        yield Breach(path, "doc", f"field `{path}` has no doc", "say what it is, and its unit")
     if not entry.has_default or fits(entry.default, entry.node):
         return
     if entry.node.kind == "union" and any(fits(entry.default, branch) for branch in entry.node.branches):
         mend = "put the branch of the default first"
-        yield path, "default", f"the default of `{path}` is not of the first branch of its union", mend
+        yield Breach(path, "default", f"the default of `{path}` is not of the first branch of its union", mend)
     else:
-        yield path, "default", f"the default of `{path}` is not of its type", "give one of its type"
+        yield Breach(path, "default", f"the default of `{path}` is not of its type", "give one of its type")
 
 
 def fits(value: Any, node: Node) -> bool:

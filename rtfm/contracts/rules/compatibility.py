@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from attrs import frozen
 
-from rtfm.contracts import history
 from rtfm.contracts.catalogue import Schema
-from rtfm.contracts.tree import Node, parse
+from rtfm.contracts.rules import history
+from rtfm.contracts.rules.findings import Breach, Finding
+from rtfm.contracts.tree import Node, field_path, items_path, parse, walk
 
 # https://avro.apache.org/docs/1.12.0/specification/#schema-resolution
 _WIDENS_TO = {
@@ -28,36 +29,6 @@ _WIDENS_TO = {
     "string": ("bytes",),
     "bytes": ("string",),
 }
-
-
-@frozen(kw_only=True)
-class Violation:
-    """One thing that a new version breaks.
-
-    ``version`` is the released version that it was compared with; ``new_version`` the one that it would become;
-    ``direction`` is "backward" (the new cannot read the old), "forward" (the old cannot read the new) or "history".
-    """
-
-    subject: str
-    version: int
-    new_version: int
-    direction: str
-    path: str
-    rule: str
-    what: str
-    mend: str
-    producers: tuple[str, ...] = ()
-    consumers: tuple[str, ...] = ()
-
-    @property
-    def message(self) -> str:
-        """The violation in one line."""
-        consequence = {
-            "backward": f", so readers of v{self.new_version} cannot read v{self.version}",
-            "forward": f", so readers of v{self.version} cannot read v{self.new_version}",
-            "history": f" against v{self.version}",
-        }[self.direction]
-        return f"{self.subject} v{self.new_version}: {self.what}{consequence}; {self.mend}"
 
 
 @frozen
@@ -71,53 +42,55 @@ class Gap:
     wanted: str = ""
 
 
-def violations(
-    subject: str,
-    schema: Schema,
-    released: Mapping[int, Schema],
-    level: str,
-    *,
-    producers: Sequence[str] = (),
-    consumers: Sequence[str] = (),
-) -> list[Violation]:
+def violations(subject: str, schema: Schema, released: Mapping[int, Schema], level: str) -> list[Finding]:
     """What ``schema`` breaks as the next version of ``subject``, under the compatibility ``level``.
 
     A schema that equals the newest released version is that version, and is compared as such.
     """
-    if level == "NONE" or not released:
-        return []
-    newest = max(released)
-    number = newest if schema == released[newest] else newest + 1
-    versions = sorted(released) if level.endswith("_TRANSITIVE") else [newest]
+    newest = max(released, default=0)
+    number = newest if schema == released.get(newest) else newest + 1
     found = []
-    for version in versions:
-        pairs = []
+    for version, old in compared(released, level).items():
+        breaches = []
         if level.startswith(("BACKWARD", "FULL")):
-            pairs += [("backward", gap) for gap in gaps(schema, released[version])]
+            breaches += [("backward", _breach(gap, backward=True)) for gap in gaps(schema, old)]
         if level.startswith(("FORWARD", "FULL")):
-            pairs += [("forward", gap) for gap in gaps(released[version], schema)]
-        for direction, gap in pairs:
-            what, mend = _words(gap, backward=direction == "backward")
-            found.append((version, direction, gap.path, gap.rule, what, mend))
+            breaches += [("forward", _breach(gap, backward=False)) for gap in gaps(old, schema)]
+        breaches += [("history", change) for change in history.changes(parse(old), parse(schema))]
+        consequence = {
+            "backward": f", so readers of v{number} cannot read v{version}",
+            "forward": f", so readers of v{version} cannot read v{number}",
+            "history": f" against v{version}",
+        }
         found += [
-            (version, "history", change.path, change.rule, change.what, change.mend)
-            for change in history.changes(parse(released[version]), parse(schema))
+            Finding(
+                kind="compatibility",
+                subject=subject,
+                rule=breach.rule,
+                path=breach.path,
+                message=f"{subject} v{number}: {breach.what}{consequence[direction]}; {breach.mend}",
+                version=version,
+                direction=direction,
+                mend=breach.mend,
+                what=breach.what,
+            )
+            for direction, breach in breaches
         ]
-    return [
-        Violation(
-            subject=subject,
-            version=version,
-            new_version=number,
-            direction=direction,
-            path=path,
-            rule=rule,
-            what=what,
-            mend=mend,
-            producers=tuple(producers),
-            consumers=tuple(consumers),
-        )
-        for version, direction, path, rule, what, mend in found
-    ]
+    return found
+
+
+def compared(released: Mapping[int, Schema], level: str) -> dict[int, Schema]:
+    """Those of ``released`` that ``level`` has a new version compared with."""
+    if level == "NONE":
+        return {}
+    versions = sorted(released)
+    return {version: released[version] for version in (versions if level.endswith("_TRANSITIVE") else versions[-1:])}
+
+
+def accepts(schema: Schema, held: Schema, level: str) -> bool:
+    """Whether ``schema`` may follow ``held`` under ``level``, by Avro's rules alone."""
+    backward = can_read(schema, held) if level.startswith(("BACKWARD", "FULL")) else True
+    return backward and (can_read(held, schema) if level.startswith(("FORWARD", "FULL")) else True)
 
 
 def can_read(reader: Schema, writer: Schema) -> bool:
@@ -135,29 +108,10 @@ def gaps(reader: Schema, writer: Schema) -> list[Gap]:
 
 def never_removable(released: Mapping[int, Schema], level: str) -> list[str]:
     """Paths of the fields that no later version may leave out, since readers of a released one need them."""
-    if not level.startswith(("FORWARD", "FULL")):
-        return []
-    versions = sorted(released) if level.endswith("_TRANSITIVE") else sorted(released)[-1:]
-    found: dict[str, None] = {}
-    for version in versions:
-        for path, node in walk(parse(released[version])):
-            found.update((_join(path, entry.name), None) for entry in node.fields if not entry.has_default)
-    return list(found)
-
-
-def walk(node: Node, path: str = "", seen: frozenset[str] = frozenset()) -> Iterator[tuple[str, Node]]:
-    """Every type below ``node``, itself first, with its path; a recursive type is entered once."""
-    yield path, node
-    if node.name:
-        if node.name in seen:
-            return
-        seen |= {node.name}
-    for entry in node.fields:
-        yield from walk(entry.node, _join(path, entry.name), seen)
-    for branch in node.branches:
-        yield from walk(branch, path, seen)
-    if node.items is not None:
-        yield from walk(node.items, path + ("{}" if node.kind == "map" else "[]"), seen)
+    versions = compared(released, level) if level.startswith(("FORWARD", "FULL")) else {}
+    types = (part for version in versions.values() for part in walk(parse(version)))
+    paths = (field_path(path, entry.name) for path, node in types for entry in node.fields if not entry.has_default)
+    return list(dict.fromkeys(paths))
 
 
 def _gaps(reader: Node, writer: Node, path: str, seen: set[tuple[int, int]]) -> Iterator[Gap]:
@@ -181,7 +135,7 @@ def _gaps(reader: Node, writer: Node, path: str, seen: set[tuple[int, int]]) -> 
         if reader.kind not in _WIDENS_TO.get(writer.kind, ()):
             yield Gap(path, "type", "", _name(writer), _name(reader))
     elif reader.items is not None and writer.items is not None:
-        yield from _gaps(reader.items, writer.items, path + ("{}" if reader.kind == "map" else "[]"), seen)
+        yield from _gaps(reader.items, writer.items, items_path(path, reader), seen)
     elif reader.name:
         yield from _named_gaps(reader, writer, path, seen)
 
@@ -197,37 +151,39 @@ def _named_gaps(reader: Node, writer: Node, path: str, seen: set[tuple[int, int]
     written = {entry.name: entry for entry in writer.fields}
     for entry in reader.fields:
         name = next((known for known in (entry.name, *entry.aliases) if known in written), None)
-        where = _join(path, entry.name)
+        where = field_path(path, entry.name)
         if name is not None:
             yield from _gaps(entry.node, written[name].node, where, seen)
         elif not entry.has_default:
             yield Gap(where, "default", _name(entry.node))
 
 
-def _words(gap: Gap, *, backward: bool) -> tuple[str, str]:
-    """(what is wrong, how to mend it) from the side of who changes the schema."""
+def _breach(gap: Gap, *, backward: bool) -> Breach:
+    """What is wrong, from the side of who changes the schema."""
     at = f"`{gap.path}`" if gap.path else "the record"
     old, new = (gap.written, gap.wanted) if backward else (gap.wanted, gap.written)
     match gap.rule, backward:
         case "default", True:
-            return f"new field {at} has no default", "add a default"
+            what, mend = f"new field {at} has no default", "add a default"
         case "default", False:
-            return f"field {at} is removed and had no default", "keep the field"
+            what, mend = f"field {at} is removed and had no default", "keep the field"
         case "enum-symbol", True:
-            return f"symbol {gap.detail} of {at} is removed from an enum without a default", "keep the symbol"
+            what, mend = f"symbol {gap.detail} of {at} is removed from an enum without a default", "keep the symbol"
         case "enum-symbol", False:
-            return (
-                f"symbol {gap.detail} is added to {at}, whose enum had no default",
-                "keep to the old symbols, or add a new field for the new ones",
-            )
+            what = f"symbol {gap.detail} is added to {at}, whose enum had no default"
+            mend = "keep to the old symbols, or add a new field for the new ones"
         case (("type" | "union-branch"), _):
-            return f"{at} changes from {old} to {new}", f"keep {old}, or add a new field with a default"
+            what, mend = f"{at} changes from {old} to {new}", f"keep {old}, or add a new field with a default"
         case "name", _:
-            return f"the type of {at} changes its name from {old} to {new}", f"keep the name, or add the alias {old}"
+            what, mend = (
+                f"the type of {at} changes its name from {old} to {new}",
+                f"keep the name, or add the alias {old}",
+            )
         case "size", _:
-            return f"{at} changes its size from {old} to {new} bytes", "keep the size"
+            what, mend = f"{at} changes its size from {old} to {new} bytes", "keep the size"
         case _:
-            return f"{at}: {gap.detail}", "keep the released form"
+            what, mend = f"{at}: {gap.detail}", "keep the released form"
+    return Breach(gap.path, gap.rule, what, mend)
 
 
 def _name(node: Node) -> str:
@@ -236,10 +192,6 @@ def _name(node: Node) -> str:
     if node.items is not None:
         return f"{node.kind} of {_name(node.items)}"
     return node.name or node.kind
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
 
 
 def _second_opinion(reader: Schema, writer: Schema) -> str | None:

@@ -1,0 +1,250 @@
+"""The source of a decoder: from a writer's schema and the reader's shape to a Python function that reads it.
+
+The writer's schema may be the reader's own or another version: fields that the reader lacks are stepped over, fields
+that the writer lacks take their defaults, and numbers are widened, all decided here and not for each record. The text
+of a record is taken as Latin-1 once and cut from that, which costs less than decoding each piece as UTF-8; pieces that
+are not ASCII are decoded properly.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+from attrs import NOTHING
+
+from rtfm.contracts import reference, shapes
+from rtfm.contracts.compiled import varints
+from rtfm.contracts.compiled.skipping import Unresolvable, skipper
+from rtfm.contracts.compiled.source import SourceState, item_of
+from rtfm.contracts.tree import Field, Node
+
+_WIDER = {"long": ("int",), "float": ("int", "long"), "double": ("int", "long", "float")}
+
+
+class NotCovered(Exception):
+    """The schemas have a type that only fastavro reads."""
+
+
+def source(shape: shapes.Record, writer: Node) -> tuple[str, dict[str, Any], dict[int, str]]:
+    """(source, names that it uses, line number → path) of ``decode(data) -> event``.
+
+    Raises Unresolvable when the writer's records cannot be such events, NotCovered when that is for fastavro to say.
+    """
+    state = SourceState(names={name: getattr(varints, name) for name in _RUNTIME})
+    state.names.update(read_float=varints.floating("f")[1], read_double=varints.floating("d")[1])
+    state.line(0, "def decode(data):", shape.name)
+    state.line(1, 'text = data.decode("latin-1")', shape.name)
+    state.line(1, "position = 5", shape.name)
+    _record(state, writer, shape, "event", "", shape.event_class.__name__, 1)
+    state.line(1, "if position != len(data):", shape.name)
+    state.line(2, 'raise Misfit("it ends before or behind the last byte")', shape.name)
+    state.line(1, "return event", shape.name)
+    return state.text(), state.names, state.paths()
+
+
+_RUNTIME = [
+    *("Misfit", "SHORT_LENGTH", "TIME_LOW", "TIME_MIDDLE", "TIME_HIGH", "read_three_pairs"),
+    *("decode_long", "decode_int", "decode_length", "decode_count", "decode_texts"),
+]
+
+
+def _read(state: SourceState, node: Node, shape: shapes.Shape, target: str, path: str, depth: int) -> None:
+    """Write the lines that read a ``node`` at ``position`` into ``target`` and leave ``position`` behind it."""
+    if node.kind == "union":
+        _union(state, node, shape, target, path, depth)
+        return
+    if isinstance(shape, shapes.Nullable):
+        if node.kind == "null":
+            state.line(depth, f"{target} = None", path)
+        else:
+            _read(state, node, shape.value, target, path, depth)
+        return
+    match shape:
+        case shapes.Record() if node.kind == "record":
+            _record(state, node, shape, target, f"{target}_", path, depth)
+        case shapes.Sequence(items=shapes.Primitive(kind="string")) if node.items and node.items.kind == "string":
+            state.line(depth, f"{target}, position = decode_texts(data, text, position)", path)
+        case shapes.Sequence(items=items) if node.kind == "array" and node.items is not None:
+            item = state.variable(item_of(target))
+            _blocks(state, target, path, depth)
+            _read(state, node.items, items, item, f"{path}[]", depth + 2)
+            state.line(depth + 2, f"{state.part(target, 'append')}({item})", path)
+            state.line(depth + 1, "byte = data[position]; position += 1", path)
+        case shapes.Enumeration() if node.kind == "enum":
+            _enumeration(state, node, shape, target, path, depth)
+        case shapes.Primitive(kind=kind, logical=logical):
+            if not (node.kind == kind or node.kind in _WIDER.get(kind, ()) or {node.kind, kind} == {"string", "bytes"}):
+                raise Unresolvable(f"{path}: {node.kind} cannot be read as {kind}")
+            if node.logical and logical and node.logical != logical:
+                raise Unresolvable(f"{path}: {node.logical} cannot be read as {logical}")
+            _primitive(state, node.kind, kind, logical, target, path, depth)
+        case shapes.Other():
+            raise NotCovered(path)
+        case _:
+            raise Unresolvable(f"{path}: {node.kind} cannot be read as {type(shape).__name__.lower()}")
+
+
+def _primitive(
+    state: SourceState, written: str, kind: str, logical: str | None, target: str, path: str, depth: int
+) -> None:
+    def line(text: str, deeper: int = 0) -> None:
+        state.line(depth + deeper, text, path)
+
+    if kind in ("string", "bytes"):
+        line("length = SHORT_LENGTH[data[position]]; position += 1")
+        line("if length < 0: length, position = decode_length(data, position - 1)")
+        line("end = position + length")
+        if kind == "bytes":
+            line(f"{target} = data[position:end]")
+        else:
+            line(f"{target} = text[position:end]")
+            line(f"if not {target}.isascii(): {target} = data[position:end].decode()")
+        line("position = end")
+    elif kind == "boolean":
+        line("byte = data[position]; position += 1")
+        line('if byte > 1: raise Misfit("neither true nor false")')
+        line(f"{target} = byte == 1")
+    elif written in ("float", "double"):
+        line(f"{target} = read_{written}(data, position)[0]; position += {4 if written == 'float' else 8}")
+    elif logical == "timestamp-millis" and written == "long":
+        line("try:")
+        line("low, middle, high = read_three_pairs(data, position)", 1)
+        line(f"{target} = TIME_LOW[low] + TIME_MIDDLE[middle] + TIME_HIGH[high]; position += 6", 1)
+        line(f"except TABLE_MISSES: {target}, position = decode_long(data, position)")
+    else:
+        line("byte = data[position]")
+        line(f"if byte < 128: {target} = (byte >> 1) ^ -(byte & 1); position += 1")
+        line(f"else: {target}, position = decode_{written}(data, position)")
+        if kind in ("float", "double"):
+            line(f"{target} = float({target})")
+
+
+def _enumeration(state: SourceState, node: Node, shape: shapes.Enumeration, target: str, path: str, depth: int) -> None:
+    members = {}
+    for index, symbol in enumerate(node.symbols):
+        known = symbol if symbol in shape.symbols else shape.default
+        if known is not None:
+            members[index] = shape.enum_class(known)
+    by_byte = {index << 1: member for index, member in members.items() if index < 64}
+    enum = shape.enum_class.__name__
+    of_byte, of_number = state.constant(f"{enum}_OF_BYTE", by_byte), state.constant(f"{enum}_OF_NUMBER", members)
+    state.line(depth, f"{target} = {of_byte}.get(data[position]); position += 1", path)
+    state.line(depth, f"if {target} is None:", path)
+    state.line(depth + 1, "number, position = decode_int(data, position - 1)", path)
+    state.line(depth + 1, f"{target} = {of_number}[number]", path)
+
+
+def _union(state: SourceState, node: Node, shape: shapes.Shape, target: str, path: str, depth: int) -> None:
+    if len(node.branches) > 63:
+        raise NotCovered(path)
+    state.line(depth, "byte = data[position]; position += 1", path)
+    # Null last: a field that may be null mostly is not.
+    order = sorted(range(len(node.branches)), key=lambda index: node.branches[index].kind == "null")
+    for place, index in enumerate(order):
+        state.line(depth, f"{'elif' if place else 'if'} byte == {index << 1}:", path)
+        try:
+            _read(state, node.branches[index], shape, target, path, depth + 1)
+        except Unresolvable as exc:
+            if not any(_resolves(branch, shape) for branch in node.branches):
+                raise
+            state.line(depth + 1, f"raise Misfit({str(exc)!r})", path)
+    state.line(depth, "else:", path)
+    state.line(depth + 1, 'raise Misfit("no such branch of the union")', path)
+
+
+def _resolves(node: Node, shape: shapes.Shape) -> bool:
+    try:
+        _read(SourceState({}), node, shape, "x", "", 0)
+    except Unresolvable:
+        return False
+    return True
+
+
+def _blocks(state: SourceState, target: str, path: str, depth: int) -> None:
+    """Begin the loop over the items of an array; the caller reads one item and then the next block's first byte."""
+    state.line(depth, f"{target} = []; {state.part(target, 'append')} = {target}.append", path)
+    state.line(depth, "byte = data[position]; position += 1", path)
+    state.line(depth, "while byte:", path)
+    state.line(depth + 1, "length, _, position = decode_count(data, position - 1)", path)
+    state.line(depth + 1, "for _ in range(length):", path)
+
+
+def _record(
+    state: SourceState, node: Node, shape: shapes.Record, target: str, prefix: str, path: str, depth: int
+) -> None:
+    if node.short_name != shape.name.rpartition(".")[2]:
+        raise Unresolvable(f"{path}: {node.name} cannot be read as {shape.name}")
+    known = {slot.name: slot for slot in shape.slots}
+    variables = {slot.name: state.variable(prefix + slot.name) for slot in shape.slots}
+    written = {entry.name for entry in node.fields}
+    for entry in node.fields:
+        slot = known.get(entry.name)
+        if slot is None:
+            _skip_field(state, entry, path, depth)
+        else:
+            _read(state, entry.node, slot.shape, variables[slot.name], f"{path}.{slot.name}", depth)
+    for slot in shape.slots:
+        if slot.name not in written:
+            if slot.default is NOTHING:
+                raise Unresolvable(f"{path}.{slot.name}: the writer has no such field and the reader no default")
+            made = _default(state, slot)
+            state.line(depth, f"{variables[slot.name]} = {made}", f"{path}.{slot.name}")
+    blank = blank_of(shape.event_class)
+    known_class = state.constant(shape.event_class.__name__, shape.event_class)
+    if blank is None:
+        arguments = ", ".join(f"{name}={variable}" for name, variable in variables.items())
+        state.line(depth, f"{target} = {known_class}({arguments})", path)
+        return
+    # Assigned to a subclass that is not frozen yet, then frozen: a tenth of what the constructor costs.
+    state.line(depth, f"{target} = {state.constant(blank.__name__, blank)}()", path)
+    for name, variable in variables.items():
+        state.line(depth, f"{target}.{name} = {variable}", path)
+    state.line(depth, f"{target}.__class__ = {known_class}", path)
+
+
+def _default(state: SourceState, slot: shapes.Slot) -> str:
+    value = reference.build(_without_null(slot), slot.default)
+    if type(value) in (str, int, bool, bytes, type(None)):
+        return repr(value)
+    shape, default = _without_null(slot), slot.default
+    make: Callable[[], Any] = lambda: reference.build(shape, default)  # noqa: E731 - a name for the generated source
+    return state.constant(f"default_{slot.name}", make) + "()"
+
+
+def _without_null(slot: shapes.Slot) -> shapes.Shape:
+    if isinstance(slot.shape, shapes.Nullable) and slot.default is not None:
+        return slot.shape.value
+    return slot.shape
+
+
+def _skip_field(state: SourceState, entry: Field, path: str, depth: int) -> None:
+    name = state.constant(f"skip_{entry.name}", skipper(entry.node, {}, {}))
+    state.line(depth, f"position = {name}(data, position)", f"{path}.{entry.name}")
+
+
+def blank_of(event_class: type[Any]) -> type[Any] | None:
+    """A subclass of a frozen attrs class whose instances can be filled field by field and then become of that class.
+
+    None where the constructor does more than set fields, or the class cannot be changed this way.
+    """
+    constructor = vars(event_class).get("__init__")
+    only_sets = inspect.isfunction(constructor) and constructor.__code__.co_filename.startswith("<attrs generated")
+    plain = all(entry.validator is None and entry.converter is None for entry in attrs.fields(event_class))
+    hooks = ("__attrs_post_init__", "__attrs_pre_init__")
+    if not (only_sets and plain) or any(hasattr(event_class, hook) for hook in hooks):
+        return None
+    namespace = {
+        "__slots__": (),
+        "__init__": object.__init__,
+        "__setattr__": object.__setattr__,
+        "__delattr__": object.__delattr__,
+    }
+    try:
+        blank = type(f"{event_class.__name__}Blank", (event_class,), namespace)
+        blank().__class__ = event_class
+    except TypeError:
+        return None
+    return blank
