@@ -22,7 +22,6 @@ from rtfm.knowledge.archive import GuildCollection, SqlArchive
 from rtfm.knowledge.archive.reading import Candidate, Standing, View, WordGroup
 from rtfm.knowledge.embedding import Vectors, from_bytes
 from rtfm.knowledge.scoring import Lexical, Mode
-from rtfm.knowledge.sketches import Sketches
 from rtfm.knowledge.vectors import ChromaVectors, WrongCollection, message_entry, passage_entry
 from rtfm.knowledge.words import terms
 
@@ -122,7 +121,7 @@ class CandidateSearch:
             if vector is not None and not few:
                 asked = self._threads.submit(self._nearest, guild, vector, count, standing.collection)
             draft = _DRAFT_ALONE if vector is None else _DRAFT
-            every = _every(view, lexical, vector, None if vector is None else 2 * limit) if few else None
+            every = _every(view, lexical, vector, 2 * limit) if few else None
             if every is not None:
                 by_words = every.with_most_points(draft)
             else:
@@ -204,28 +203,17 @@ class _Every:
         return sorted(holding, key=lambda found: (-self.points[found], found))[:limit]
 
 
-def _every(view: View, lexical: Lexical, vector: Vectors | None, limit: int | None) -> _Every | None:
+def _every(view: View, lexical: Lexical, vector: Vectors | None, limit: int) -> _Every | None:
     """None when there are more than ``limit``."""
-    found = view.sketches(limit=limit)
+    rarity = {word: lexical.rarity[word] for word in lexical.frequencies}
+    found = view.every(rarity, mean_length=lexical.mean_length, with_vectors=vector is not None, limit=limit)
     if found is None:
         return None
-    rarity = {word: lexical.rarity[word] for word in lexical.frequencies}
-    mean_length = lexical.mean_length
-    ids = [passage_id for passage_id, sketch in found.items() if sketch is not None]
-    sketches = Sketches([sketch for sketch in found.values() if sketch is not None])
-    points = dict(zip(ids, sketches.points(rarity, mean_length).tolist(), strict=True))
+    whole = {one.passage_id: one.vector for one in found if one.vector is not None}
     cosines: dict[str, float] = {}
-    if vector is not None:
-        places, near = sketches.cosines(vector)
-        cosines = {ids[place]: cosine for place, cosine in zip(places.tolist(), near.tolist(), strict=True)}
-    if len(ids) < len(found):
-        without = [passage_id for passage_id, sketch in found.items() if sketch is None]
-        rest = view.unsketched(without, rarity, mean_length=mean_length, with_vectors=vector is not None)
-        points |= {one.passage_id: one.points for one in rest}
-        whole = {one.passage_id: one.vector for one in rest if one.vector is not None}
-        if vector is not None and whole:
-            cosines |= zip(whole, (from_bytes(list(whole.values())) @ vector).tolist(), strict=True)
-    return _Every(cosines, points)
+    if vector is not None and whole:
+        cosines = dict(zip(whole, (from_bytes(list(whole.values())) @ vector).tolist(), strict=True))
+    return _Every(cosines, {one.passage_id: one.points for one in found})
 
 
 def _rarest_words(lexical: Lexical, total: int, most: int) -> list[WordGroup]:

@@ -26,14 +26,13 @@ from rtfm.knowledge.archive.writing import quoted
 _VISIBLE = """guild_id = %(guild)s AND (acl_channel_id IN (SELECT unnest(%(visible)s::text[]))
               OR channel_id IN (SELECT unnest(%(visible)s::text[])))"""
 
-# The same passages, found by their channels: for few of them. Each part takes an index that holds no more than it
-# needs: sketches by channel, and threads and posts that are listed themselves.
+# The same passages, found by the indexes of their channels: for few of them.
 _OF_CHANNELS = """
-    SELECT p.passage_id, p.sketch FROM unnest(%(visible)s::text[]) AS seen(id)
+    SELECT p.* FROM unnest(%(visible)s::text[]) AS seen(id)
         JOIN passages AS p ON p.guild_id = %(guild)s AND p.acl_channel_id = seen.id
     UNION ALL
-    SELECT p.passage_id, p.sketch FROM unnest(%(visible)s::text[]) AS seen(id)
-        JOIN passages AS p ON p.guild_id = %(guild)s AND p.channel_id = seen.id AND p.acl_channel_id <> p.channel_id
+    SELECT p.* FROM unnest(%(visible)s::text[]) AS seen(id)
+        JOIN passages AS p ON p.guild_id = %(guild)s AND p.channel_id = seen.id
     WHERE p.acl_channel_id NOT IN (SELECT unnest(%(visible)s::text[]))
 """
 
@@ -59,8 +58,7 @@ class Standing:
     """What a search needs to know of a guild before it begins.
 
     ``frequencies`` says in how many passages each asked word occurs; unknown words are left out. ``floors`` are those
-    that were calibrated, by mode of search. ``collection`` says where the vectors stand: None before the first message,
-    and after an older version.
+    that were calibrated, by mode of search. ``collection`` says where the vectors stand: None before the first message.
     """
 
     corpus: Corpus
@@ -78,8 +76,11 @@ class WordGroup:
 
 
 @frozen(kw_only=True)
-class Unsketched:
-    """A passage that has no sketch. ``points`` are what one would give, 0 where it holds no word of the question."""
+class VisiblePassage:
+    """A passage as it is chosen from all. ``points`` say how rare the question's words in it are, 0 without any.
+
+    ``vector`` is float32 as bytes; None where there is none, or where it was not asked for.
+    """
 
     passage_id: str
     vector: bytes | None
@@ -187,20 +188,10 @@ class View:
         )
         return {row.acl_channel_id: row.passages for row in rows}
 
-    def sketches(self, *, limit: int | None) -> dict[str, bytes | None] | None:
-        """The sketches of all passages, by passage id; None when there are more than ``limit`` passages.
-
-        A passage has none (None) when an older version wrote it, or when it would be too large.
-        """
-        rows = self._select(
-            f"{_OF_CHANNELS} LIMIT %(limit)s", row_factory=tuple_row, limit=None if limit is None else limit + 1
-        )
-        return None if limit is not None and len(rows) > limit else dict(rows)
-
-    def unsketched(
-        self, passage_ids: Sequence[str], rarity: Mapping[str, float], *, mean_length: float, with_vectors: bool
-    ) -> list[Unsketched]:
-        """What sketches would say of ``passage_ids``, from the passages themselves."""
+    def every(
+        self, rarity: Mapping[str, float], *, mean_length: float, with_vectors: bool, limit: int
+    ) -> list[VisiblePassage] | None:
+        """All passages, with points for the words of ``rarity``, fewer for a long one; None if more than ``limit``."""
         words = [quoted(word) for word in rarity]
         rows = self._select(
             f"""
@@ -210,17 +201,19 @@ class View:
                        (SELECT sum(one.rarity)
                         FROM unnest(%(queries)s::tsquery[], %(rarities)s::float8[]) AS one(query, rarity)
                         WHERE terms @@ one.query) / (1 + length / %(mean_length)s) ELSE 0 END
-            FROM passages WHERE passage_id = ANY(%(ids)s) AND {_VISIBLE}
+            FROM ({_OF_CHANNELS}) AS seen LIMIT %(limit)s
             """,  # noqa: S608 - constants
             row_factory=tuple_row,
-            ids=list(passage_ids),
             any=" | ".join(words),
             queries=words,
             rarities=list(rarity.values()),
             mean_length=mean_length,
+            limit=limit + 1,
         )
+        if len(rows) > limit:
+            return None
         return [
-            Unsketched(passage_id=passage_id, vector=vector, points=points or 0.0)
+            VisiblePassage(passage_id=passage_id, vector=vector, points=points or 0.0)
             for passage_id, vector, points in rows
         ]
 

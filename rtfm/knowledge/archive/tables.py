@@ -84,12 +84,9 @@ passages = Table(
     Column("first_at", BigInteger, nullable=False),
     Column("last_at", BigInteger, nullable=False),
     Column("part_of", Text),
-    Column("sketch", LargeBinary),
     Index("passages_conversation", "conversation_id"),
     Index("passages_acl", "guild_id", "acl_channel_id"),
     Index("passages_channel", "channel_id"),
-    Index("passages_sketches", "guild_id", "acl_channel_id", postgresql_include=["passage_id", "sketch"]),
-    Index("passages_threads", "channel_id", postgresql_where=text("acl_channel_id <> channel_id")),
     Index(
         "passages_guild_terms",
         text(GUILD_TERMS),
@@ -147,7 +144,7 @@ answers = Table(
     Column("query_id", Text, primary_key=True),
     Column("response", JSONB, nullable=False),
     Column("answered_at", BigInteger, nullable=False),
-    Column("made_by", Text, nullable=False, server_default=""),
+    Column("made_by", Text, nullable=False),
     Index("answers_rest_on", text(RESTS_ON), postgresql_using="gin"),
 )
 

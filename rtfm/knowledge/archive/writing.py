@@ -16,7 +16,6 @@ from rtfm.knowledge.archive.database import Database
 from rtfm.knowledge.archive.removals import hold_removals, withdraw_answers
 from rtfm.knowledge.archive.rows import Change, Channel, Place, StoredMessage, StoredPassage
 from rtfm.knowledge.archive.tables import channels, corpora, document_frequencies, floors, messages, passages
-from rtfm.knowledge.sketches import sketch
 from rtfm.knowledge.words import terms
 from rtfm.visibility import ChannelFacts
 
@@ -279,14 +278,14 @@ _MOVED = text(
 _PASSAGE_UPSERT = text(
     """
     INSERT INTO passages (passage_id, conversation_id, guild_id, channel_id, acl_channel_id, text, terms, length,
-                          vector, first_at, last_at, part_of, sketch)
+                          vector, first_at, last_at, part_of)
     VALUES (:passage_id, :conversation_id, :guild_id, :channel_id, :acl_channel_id, :text, CAST(:terms AS tsvector),
-            :length, :vector, :first_at, :last_at, :part_of, :sketch)
+            :length, :vector, :first_at, :last_at, :part_of)
     ON CONFLICT (passage_id) DO UPDATE SET
         conversation_id = excluded.conversation_id, guild_id = excluded.guild_id, channel_id = excluded.channel_id,
         acl_channel_id = excluded.acl_channel_id, text = excluded.text, terms = excluded.terms,
         length = excluded.length, vector = excluded.vector, first_at = excluded.first_at, last_at = excluded.last_at,
-        part_of = excluded.part_of, sketch = excluded.sketch
+        part_of = excluded.part_of
     """
 )
 
@@ -312,7 +311,6 @@ def _write_passages(connection: Connection, rows: Sequence[StoredPassage], known
                 "first_at": passage.first_at,
                 "last_at": passage.last_at,
                 "part_of": passage.part_of,
-                "sketch": sketch(passage.vector, words),
             }
         )
     connection.execute(_PASSAGE_UPSERT, values)
