@@ -26,10 +26,12 @@ from benchmarks.report import Figure, figure, report
 from rtfm import settings
 from rtfm.events import ChannelKind
 from rtfm.knowledge.archive import SqlArchive
-from rtfm.knowledge.archive.writing import as_tsvector
-from rtfm.knowledge.embedding import DIMENSION, Vectors, find_model, to_bytes
+from rtfm.knowledge.archive.tsvectors import as_tsvector
+from rtfm.knowledge.embedding import DIMENSION, find_model
+from rtfm.knowledge.entries import message_entry, passage_entry
+from rtfm.knowledge.float32 import Vectors, to_bytes
 from rtfm.knowledge.retrieval import Retriever
-from rtfm.knowledge.vectors import ChromaVectors, Entry, message_entry, passage_entry
+from rtfm.knowledge.vectors import ChromaVectors, Entry
 from rtfm.knowledge.words import terms
 from rtfm.local.stack import LocalStack
 

@@ -12,8 +12,8 @@ import pytest
 from rtfm.answering.answerer import Answerer
 from rtfm.events import Audience, BotQuery, ChannelKind, DiscordMessage, TimestampMillis
 from rtfm.knowledge import Knowledge, Retriever
-from rtfm.knowledge.archive.reading import Candidate, Corpus, PassageVectors
-from rtfm.knowledge.embedding import Vectors
+from rtfm.knowledge.archive.search_rows import Candidate, Corpus, PassageVectors
+from rtfm.knowledge.float32 import Vectors
 from rtfm.knowledge.retrieval import FRESH_WEIGHT, TAIL
 from rtfm.knowledge.scoring import Lexical, cosines, nearness
 from rtfm.knowledge.words import terms

@@ -74,6 +74,7 @@ class Database:
             raise ConfigError(
                 "DATABASE_URL is not a PostgreSQL address", hint="Write postgresql://user:password@host:port/name."
             )
+        self.url = database_url
         self.address = _without_secrets(database_url)
         limits = {"statement_timeout": statement_timeout_s, "idle_in_transaction_session_timeout": statement_timeout_s}
         limited = " ".join(f"-c {name}={seconds * 1000}" for name, seconds in limits.items())
@@ -95,6 +96,8 @@ class Database:
             )
         except (exc.ArgumentError, ValueError):
             raise ConfigError("DATABASE_URL cannot be read as an address") from None
+        # A connection of the same pool, where a statement needs neither BEGIN nor COMMIT.
+        self._reader = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         self._migrations = migrations
         self._migrating = threading.Lock()
 
@@ -106,6 +109,12 @@ class Database:
         a value can never be stored.
         """
         with self._translated(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection for reads, each of which sees what was committed before it. Raises what ``begin`` raises."""
+        with self._translated(), self._reader.connect() as connection:
             yield connection
 
     @contextmanager

@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from attrs import frozen
 from psycopg.rows import namedtuple_row, tuple_row
 from sqlalchemy import Connection
 
@@ -17,23 +16,33 @@ from rtfm.events import ChannelKind, TimestampMillis
 from rtfm.knowledge.archive.database import Database
 from rtfm.knowledge.archive.removals import ERASED, STANDS
 from rtfm.knowledge.archive.rows import GuildCollection
+from rtfm.knowledge.archive.search_rows import (
+    Candidate,
+    Corpus,
+    FoundMessage,
+    GuildSnapshot,
+    PassageVectors,
+    VisibleEntries,
+    VisiblePassage,
+    WordGroup,
+)
 from rtfm.knowledge.archive.tables import GUILD_TERMS
-from rtfm.knowledge.archive.writing import quoted
+from rtfm.knowledge.archive.tsvectors import quoted
 
 # ``rtfm.visibility.readable`` in SQL: the channel itself is listed, or the parent of a public thread or forum post, as
 # ``acl_channel_id`` has it. Not "= ANY(array)": PostgreSQL weighs every element of an array while it plans, 100 ms for
 # a thousand channels.
-_VISIBLE = """guild_id = %(guild)s AND (acl_channel_id IN (SELECT unnest(%(visible)s::text[]))
-              OR channel_id IN (SELECT unnest(%(visible)s::text[])))"""
+_VISIBLE = """guild_id = %(guild)s AND (acl_channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[]))
+              OR channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[])))"""
 
 # The same passages, found by the indexes of their channels: for few of them.
 _OF_CHANNELS = """
-    SELECT p.* FROM unnest(%(visible)s::text[]) AS seen(id)
-        JOIN passages AS p ON p.guild_id = %(guild)s AND p.acl_channel_id = seen.id
+    SELECT p.* FROM unnest(%(visible_channel_ids)s::text[]) AS visible(id)
+        JOIN passages AS p ON p.guild_id = %(guild)s AND p.acl_channel_id = visible.id
     UNION ALL
-    SELECT p.* FROM unnest(%(visible)s::text[]) AS seen(id)
-        JOIN passages AS p ON p.guild_id = %(guild)s AND p.channel_id = seen.id
-    WHERE p.acl_channel_id NOT IN (SELECT unnest(%(visible)s::text[]))
+    SELECT p.* FROM unnest(%(visible_channel_ids)s::text[]) AS visible(id)
+        JOIN passages AS p ON p.guild_id = %(guild)s AND p.channel_id = visible.id
+    WHERE p.acl_channel_id NOT IN (SELECT unnest(%(visible_channel_ids)s::text[]))
 """
 
 # A passage with something erased in it waits until ingest has made it again. The first part is asked once a statement.
@@ -45,93 +54,6 @@ _BETWEEN = 2_000
 """Messages that are looked at between the first and the last one of a passage, at most."""
 
 
-@frozen(kw_only=True)
-class Corpus:
-    """How much a guild has said: passages, and terms in all of them."""
-
-    passages: int
-    terms: int
-
-
-@frozen(kw_only=True)
-class Standing:
-    """What a search needs to know of a guild before it begins.
-
-    ``frequencies`` says in how many passages each asked word occurs; unknown words are left out. ``floors`` are those
-    that were calibrated, by mode of search. ``collection`` says where the vectors stand: None before the first message.
-    """
-
-    corpus: Corpus
-    collection: GuildCollection | None
-    floors: Mapping[str, float]
-    frequencies: Mapping[str, int]
-
-
-@frozen(kw_only=True)
-class WordGroup:
-    """Words that a passage holds all of, and how rare they are together."""
-
-    words: Sequence[str]
-    rarity: float
-
-
-@frozen(kw_only=True)
-class VisiblePassage:
-    """A passage as it is chosen from all. ``points`` say how rare the question's words in it are, 0 without any.
-
-    ``vector`` is float32 as bytes; None where there is none, or where it was not asked for.
-    """
-
-    passage_id: str
-    vector: bytes | None
-    points: float
-
-
-@frozen(kw_only=True)
-class Candidate:
-    """A passage with what scoring by words needs. ``counts`` gives the occurrences of each asked term that is in it."""
-
-    passage_id: str
-    text: str
-    length: int
-    counts: Mapping[str, int]
-    last_at: TimestampMillis
-
-
-@frozen(kw_only=True)
-class Seen:
-    """Passages that may be seen, and the passages of messages that may be, by message id."""
-
-    passages: frozenset[str]
-    messages: Mapping[str, str]
-
-
-@frozen(kw_only=True)
-class PassageVectors:
-    """The vectors of a passage, float32 as bytes: its own, and those of its messages; and how many people speak."""
-
-    own: bytes | None = None
-    messages: Sequence[bytes] = ()
-    speakers: int = 0
-
-
-@frozen(kw_only=True)
-class FoundMessage:
-    """A message of a passage, with the channel that it stands in."""
-
-    passage_id: str
-    message_id: str
-    guild_id: str
-    channel_id: str
-    parent_channel_id: str | None
-    kind: ChannelKind
-    author_id: str | None
-    author_name: str | None
-    created_at: TimestampMillis
-    content: str
-    channel_name: str | None = None
-
-
 class ArchiveReading:
     """Reads of the retrieval."""
 
@@ -139,23 +61,33 @@ class ArchiveReading:
         self._database = database
 
     @contextmanager
-    def view(self, guild_id: str, visible: Sequence[str]) -> Iterator[View]:
-        """What of a guild may be seen, in one short transaction."""
-        with self._database.begin() as connection:
-            yield View(connection, guild_id, visible)
+    def view(self, guild_id: str, visible_channel_ids: Sequence[str]) -> Iterator[View]:
+        """What of a guild may be seen. Holds a connection until the block ends."""
+        with self._database.read() as connection:
+            yield View(connection, guild_id, visible_channel_ids)
+
+    def snapshot(self, guild_id: str, words: Collection[str]) -> GuildSnapshot:
+        """The guild as it is now, with what it knows of ``words``."""
+        with self.view(guild_id, ()) as view:
+            return view.snapshot(words)
+
+    def sizes(self, guild_id: str) -> dict[str, int]:
+        """How many passages of a guild each channel decides on, whoever may see them."""
+        with self.view(guild_id, ()) as view:
+            return view.sizes()
 
 
 class View:
     """The passages of one guild that stand in channels which may be seen."""
 
-    def __init__(self, connection: Connection, guild_id: str, visible: Sequence[str]) -> None:
+    def __init__(self, connection: Connection, guild_id: str, visible_channel_ids: Sequence[str]) -> None:
         # The driver's own cursor: it reads vectors as bytes rather than as text twice as long.
         self._cursor = connection.connection.cursor(binary=True)
-        self._guild = guild_id
-        self._visible = list(visible)
+        self._guild_id = guild_id
+        self._visible_channel_ids = list(visible_channel_ids)
 
-    def standing(self, words: Collection[str]) -> Standing:
-        """The guild's corpus, whoever may see it, with what it knows of ``words``."""
+    def snapshot(self, words: Collection[str]) -> GuildSnapshot:
+        """See ``ArchiveReading.snapshot``."""
         (row,) = self._select(
             """
             SELECT coalesce(corpora.passages, 0) AS passages, coalesce(corpora.terms, 0) AS terms,
@@ -167,22 +99,16 @@ class View:
             """,
             words=list(words),
         )
-        return Standing(
+        return GuildSnapshot(
+            guild_id=self._guild_id,
             corpus=Corpus(passages=row.passages, terms=row.terms),
             collection=GuildCollection(**row.collection) if row.collection else None,
             floors=row.floors or {},
             frequencies=row.frequencies or {},
         )
 
-    def collection(self) -> GuildCollection | None:
-        """Where the guild's vectors stand by now."""
-        rows = self._select(
-            "SELECT guild_id, generation, model, dimension, rules FROM collections WHERE guild_id = %(guild)s"
-        )
-        return GuildCollection(**rows[0]._asdict()) if rows else None
-
     def sizes(self) -> dict[str, int]:
-        """How many passages of the guild each channel decides on, whoever may see them."""
+        """See ``ArchiveReading.sizes``."""
         rows = self._select(
             "SELECT acl_channel_id, count(*) AS passages FROM passages WHERE guild_id = %(guild)s GROUP BY 1"
         )
@@ -201,7 +127,7 @@ class View:
                        (SELECT sum(one.rarity)
                         FROM unnest(%(queries)s::tsquery[], %(rarities)s::float8[]) AS one(query, rarity)
                         WHERE terms @@ one.query) / (1 + length / %(mean_length)s) ELSE 0 END
-            FROM ({_OF_CHANNELS}) AS seen LIMIT %(limit)s
+            FROM ({_OF_CHANNELS}) AS visible LIMIT %(limit)s
             """,  # noqa: S608 - constants
             row_factory=tuple_row,
             any=" | ".join(words),
@@ -224,7 +150,7 @@ class View:
         """
         if not groups:
             return []
-        in_guild = quoted(f"guild:{self._guild}")
+        in_guild = quoted(f"guild:{self._guild_id}")
         # The index of terms knows the guild already. Compared as it is, PostgreSQL would also look the whole guild up,
         # once a group.
         visible = _VISIBLE.replace("guild_id =", "guild_id || '' =")
@@ -273,7 +199,7 @@ class View:
             for row in rows
         ]
 
-    def seen_of(self, passage_ids: Collection[str], message_ids: Collection[str]) -> Seen:
+    def visible_entries(self, passage_ids: Collection[str], message_ids: Collection[str]) -> VisibleEntries:
         """Those of ``passage_ids`` that exist and may be seen, and the passages of such messages."""
         rows = self._select(
             f"""
@@ -285,7 +211,7 @@ class View:
             ids=list(passage_ids),
             messages=list(message_ids),
         )
-        return Seen(
+        return VisibleEntries(
             passages=frozenset(row.passage_id for row in rows if row.message_id is None),
             messages={row.message_id: row.passage_id for row in rows if row.message_id is not None},
         )
@@ -369,21 +295,21 @@ class View:
         """
         columns = """m.message_id, m.guild_id, m.channel_id, c.parent_channel_id, c.kind, m.author_id, m.author_name,
                      m.created_at, c.name AS channel_name"""
-        seen = f"""{STANDS} AND m.guild_id = %(guild)s
-                  AND (c.acl_channel_id IN (SELECT unnest(%(visible)s::text[]))
-                       OR m.channel_id IN (SELECT unnest(%(visible)s::text[])))"""
+        visible = f"""{STANDS} AND m.guild_id = %(guild)s
+                  AND (c.acl_channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[]))
+                       OR m.channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[])))"""
         rows = self._select(
             f"""
             SELECT * FROM (
                 SELECT p.passage_id, {columns}, m.content
                 FROM messages AS m JOIN passages AS p USING (passage_id)
                                    JOIN channels AS c ON (c.guild_id, c.channel_id) = (m.guild_id, m.channel_id)
-                WHERE m.passage_id = ANY(%(ids)s) AND p.part_of IS NULL AND {seen}
+                WHERE m.passage_id = ANY(%(ids)s) AND p.part_of IS NULL AND {visible}
                 UNION ALL
                 SELECT p.passage_id, {columns}, p.text
                 FROM passages AS p JOIN messages AS m ON m.message_id = p.part_of
                                    JOIN channels AS c ON (c.guild_id, c.channel_id) = (m.guild_id, m.channel_id)
-                WHERE p.passage_id = ANY(%(ids)s) AND {seen}) AS found
+                WHERE p.passage_id = ANY(%(ids)s) AND {visible}) AS found
             ORDER BY created_at, length(message_id), message_id
             """,  # noqa: S608 - constants
             ids=list(passage_ids),
@@ -406,7 +332,7 @@ class View:
         return {row.id: row.author_name for row in rows}
 
     def _select(self, statement: str, row_factory: Any = namedtuple_row, **parameters: Any) -> Sequence[Any]:
-        values = {"guild": self._guild, "visible": self._visible, **parameters}
+        values = {"guild": self._guild_id, "visible_channel_ids": self._visible_channel_ids, **parameters}
         values = {name: value for name, value in values.items() if f"%({name})s" in statement}
         # A plan that is kept for any length of the lists is many times worse than one that was made for these.
         self._cursor.row_factory = row_factory  # type: ignore[attr-defined]  # psycopg's own

@@ -16,11 +16,9 @@ from rtfm.knowledge.archive.database import Database
 from rtfm.knowledge.archive.removals import hold_removals, withdraw_answers
 from rtfm.knowledge.archive.rows import Change, Channel, Place, StoredMessage, StoredPassage
 from rtfm.knowledge.archive.tables import channels, corpora, document_frequencies, floors, messages, passages
+from rtfm.knowledge.archive.tsvectors import as_tsvector
 from rtfm.knowledge.words import terms
 from rtfm.visibility import ChannelFacts
-
-# A tsvector keeps at most this many positions for a lexeme, and none above 16383 (PostgreSQL, "Text Search Types").
-_POSITIONS = 255
 
 _MESSAGE_COLUMNS = [column for column in messages.c if column.name != "vector"]
 
@@ -392,20 +390,3 @@ def _add_up(connection: Connection, table: Any, rows: list[dict[str, Any]], key:
     sums = {column.name: column + statement.excluded[column.name] for column in table.c if column.name not in key}
     # Rows come sorted by key, so that two processes take their locks in the same order.
     connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=sums), rows)
-
-
-def as_tsvector(words: Sequence[str]) -> str:
-    """The text form of a tsvector with every word at its positions."""
-    positions: dict[str, list[str]] = {}
-    for place, word in enumerate(words, start=1):
-        places = positions.setdefault(word, [])
-        if len(places) < _POSITIONS and place < 16384:
-            places.append(str(place))
-    return " ".join(f"{quoted(word)}:{','.join(places)}" for word, places in positions.items() if places)
-
-
-def quoted(word: str) -> str:
-    """A lexeme as tsvector and tsquery read it."""
-    if "\x00" in word:
-        raise InvalidEvent("a word holds a NUL character")
-    return "'" + word.replace("\\", "\\\\").replace("'", "''") + "'"
