@@ -283,7 +283,7 @@ class _Making:
             self._staging.analyse()
         _caught_up(self._catch_up)
         searched = Retriever(self._staging.archive, self._knowledge.vectors, self._knowledge.embedding)
-        calibrate(self._staging.archive, searched, [guild_id], anew=True)
+        calibrate(self._staging.archive, searched, guild_id, anew=True)
         with self._staging.archive.collections.alone(guild_id):
             self._catch_up()
             self._staging.put_in_place(self._new)

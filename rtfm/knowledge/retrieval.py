@@ -7,7 +7,7 @@ found. Everything is limited to one guild and to the visible channels. Does not 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from attrs import field, frozen
 
@@ -157,8 +157,8 @@ class Retriever:
         """How a guild is searched: lexically, too, while its vectors are of another model."""
         return self._mode(self._collection(guild_id) if self._embedding else None)
 
-    def evidence(self, questions: Sequence[str], *, guild_id: str) -> list[float]:
-        """What in all of a guild speaks for an answer to each of ``questions``, as the floor measures it.
+    def evidence(self, questions: Sequence[str], *, guild_id: str) -> Iterator[float]:
+        """What in all of a guild speaks for an answer to each of ``questions`` in turn, as the floor measures it.
 
         ``guild_id`` is '' for direct messages.
         """
@@ -169,11 +169,9 @@ class Retriever:
                 self._embedded = (questions, self._embedding.embed(questions))
             vectors = list(self._embedded[1])
         visible = sorted({channel.acl_channel_id for channel in self._archive.channels(guild_id)})
-        found = [
-            self._search(_words(question), vector, guild_id, visible, 1).explanation
-            for question, vector in zip(questions, vectors, strict=True)
-        ]
-        return [explanation.evidence if explanation else 0.0 for explanation in found]
+        for question, vector in zip(questions, vectors, strict=True):
+            explanation = self._search(_words(question), vector, guild_id, visible, 1).explanation
+            yield explanation.evidence if explanation else 0.0
 
     def _search(
         self,

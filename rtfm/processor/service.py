@@ -152,7 +152,7 @@ def _prepared(
     health.ready_when("archive", _StoreCheckState(check=knowledge.archive.check))
     health.ready_when("Chroma", _StoreCheckState(check=knowledge.vectors.check))
     if only != "answer":
-        handlers[MESSAGES] = _ingesting(knowledge)
+        handlers[MESSAGES] = _ingesting(knowledge, closing)
     if only != "ingest":
         handlers[QUERIES] = _answering(settings, knowledge)
     return True
@@ -246,10 +246,11 @@ def _running(settings: Settings, pipelines: Sequence[Pipeline], state: _StopStat
         )
 
 
-def _ingesting(knowledge: Knowledge) -> Handler:
+def _ingesting(knowledge: Knowledge, closing: ExitStack) -> Handler:
+    from rtfm.processor.calibration import Calibration
     from rtfm.processor.ingest import Ingest
 
-    handler = Ingest(knowledge=knowledge)
+    handler = Ingest(knowledge=knowledge, note_guilds=closing.enter_context(Calibration(knowledge)).note)
 
     def handle(records: Sequence[Record]) -> Sequence[Output]:
         handler(records)

@@ -33,7 +33,7 @@ def knowledge(bare_settings: Settings, request: pytest.FixtureRequest) -> Iterat
     """With and without an embedding model; nothing is too far away to be found."""
     opened = knowledge_of(bare_settings, WordEmbedding() if request.param == "hybrid" else None)
     # The floor of a guild that never outgrows it.
-    opened.archive.writing.set_floor(GUILD, request.param, -1.0, 10**9)
+    opened.archive.floors.put(GUILD, request.param, -1.0, 10**9)
     yield opened
     opened.vectors.forget_guild(GUILD)
     opened.close()

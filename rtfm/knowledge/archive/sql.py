@@ -12,6 +12,7 @@ from rtfm.knowledge.archive.answers import ArchiveAnswers
 from rtfm.knowledge.archive.collections import ArchiveCollections
 from rtfm.knowledge.archive.database import MIGRATION_WAIT_S, Database
 from rtfm.knowledge.archive.erasing import ArchiveErasing
+from rtfm.knowledge.archive.floors import ArchiveFloors
 from rtfm.knowledge.archive.questions import ArchiveQuestions
 from rtfm.knowledge.archive.reading import ArchiveReading
 from rtfm.knowledge.archive.removals import ArchiveRemovals
@@ -39,6 +40,7 @@ class SqlArchive:
         self.questions = ArchiveQuestions(self.database)
         self.removals = ArchiveRemovals(self.database)
         self.erasing = ArchiveErasing(self.database)
+        self.floors = ArchiveFloors(self.database)
 
     def migrate(self, *, wait_s: float = MIGRATION_WAIT_S) -> None:
         """Bring the tables to this version; several processes may do so at once, and others read and write meanwhile.

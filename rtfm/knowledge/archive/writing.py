@@ -15,7 +15,7 @@ from rtfm.knowledge.archive.collections import hold_collections
 from rtfm.knowledge.archive.database import Database
 from rtfm.knowledge.archive.removals import hold_removals, withdraw_answers
 from rtfm.knowledge.archive.rows import Change, Channel, Place, StoredMessage, StoredPassage
-from rtfm.knowledge.archive.tables import channels, corpora, document_frequencies, floors, messages, passages
+from rtfm.knowledge.archive.tables import channels, corpora, document_frequencies, messages, passages
 from rtfm.knowledge.archive.tsvectors import as_tsvector
 from rtfm.knowledge.words import terms
 from rtfm.visibility import ChannelFacts
@@ -112,29 +112,6 @@ class ArchiveWriting:
             statement = statement.where(messages.c.created_at >= after.created_at, position > after.position)
         with self._database.begin() as connection:
             return [_to_message(row) for row in connection.execute(statement)]
-
-    def outgrown(self, guild_ids: Collection[str], mode: str, *, growth: float) -> dict[str, int]:
-        """Those of ``guild_ids`` whose passages are ``growth`` times those at their last calibration, with how many."""
-        statement = (
-            select(corpora.c.guild_id, corpora.c.passages)
-            .outerjoin(floors, and_(floors.c.guild_id == corpora.c.guild_id, floors.c.mode == mode))
-            .where(
-                corpora.c.guild_id.in_(guild_ids),
-                or_(floors.c.passages.is_(None), corpora.c.passages >= growth * floors.c.passages),
-            )
-        )
-        with self._database.begin() as connection:
-            return {row.guild_id: row.passages for row in connection.execute(statement)}
-
-    def set_floor(self, guild_id: str, mode: str, floor: float, passages: int) -> None:
-        """Keep a guild's floor, and the number of passages that it was calibrated on."""
-        statement = insert(floors).values(guild_id=guild_id, mode=mode, floor=floor, passages=passages)
-        with self._database.begin() as connection:
-            connection.execute(
-                statement.on_conflict_do_update(
-                    index_elements=["guild_id", "mode"], set_={"floor": floor, "passages": passages}
-                )
-            )
 
     def _select_messages(self, condition: Any, **parameters: Any) -> dict[str, StoredMessage]:
         with self._database.begin() as connection:
