@@ -11,13 +11,12 @@ import itertools
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from attrs import define, field, frozen
 
-from rtfm.knowledge.archive import SqlArchive
 from rtfm.knowledge.archive.reading import View
 from rtfm.knowledge.archive.search_rows import Candidate, GuildSnapshot, WordGroup
 from rtfm.knowledge.entries import message_entry, passage_entry, row_ids
@@ -88,9 +87,8 @@ class Found:
 class CandidateSearch:
     """Both legs. Thread-safe."""
 
-    def __init__(self, archive: SqlArchive, vectors: ChromaVectors, exact_limit: int | None = None) -> None:
+    def __init__(self, vectors: ChromaVectors, exact_limit: int | None = None) -> None:
         """Up to ``exact_limit`` visible passages every vector is compared; None: as many as that is quicker for."""
-        self._archive = archive
         self._vectors = vectors
         self._exact_limit = exact_limit
         self._sizes = _SizesState()
@@ -101,59 +99,33 @@ class CandidateSearch:
         """Let the threads end."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def find(self, search: Search) -> Found:
-        """The candidates for a question. Raises Unavailable when a store does not answer."""
+    def find(self, view: View, search: Search) -> Found:
+        """The candidates for a question. Raises Unavailable when Chroma does not answer."""
         guild = search.guild
         total = max(guild.corpus.passages, 1)
-        sizes = self._sizes.of(guild.guild_id, total, self._archive.reading.sizes)
+        sizes = self._sizes.of(guild.guild_id, total, view)
         visible = min(sum(sizes.get(channel_id, 0) for channel_id in search.visible_channel_ids), total)
         limit = max(_EXACT, math.isqrt(100 * total)) if self._exact_limit is None else self._exact_limit
         if visible <= limit:
-            found = self._exact(search, 2 * limit)
+            found = _exact(view, search, 2 * limit)
             if found is not None:
                 return found
             # There are more than when they were counted.
             visible = 2 * limit
         share = total / max(visible, 1)
         if search.vector is None:
-            by_words = self._by_words(search, round(_POSTINGS_ALONE * min(share, 4)), _DRAFT_ALONE)
+            by_words = _by_words(view, search, round(_POSTINGS_ALONE * min(share, 4)), _DRAFT_ALONE)
             return Found(near=(), by_words=by_words, compared="no vectors", looked_at=0)
-        return self._by_chroma(search, search.vector, share)
+        return self._by_chroma(view, search, search.vector, share)
 
-    def _exact(self, search: Search, limit: int) -> Found | None:
-        """Compare all visible passages; None when there are more than ``limit``."""
-        lexical, vector = search.lexical, search.vector
-        rarity = {word: lexical.rarity[word] for word in lexical.frequencies}
-        with self._archive.reading.view(search.guild.guild_id, search.visible_channel_ids) as view:
-            every = view.every(rarity, mean_length=lexical.mean_length, with_vectors=vector is not None, limit=limit)
-        if every is None:
-            return None
-        holding = sorted((one for one in every if one.points > 0), key=lambda one: (-one.points, one.passage_id))
-        whole = {one.passage_id: one.vector for one in every if one.vector is not None}
-        cosines: dict[str, float] = {}
-        if vector is not None and whole:
-            cosines = dict(zip(whole, (from_bytes(list(whole.values())) @ vector).tolist(), strict=True))
-        return Found(
-            near=sorted(cosines, key=lambda passage_id: (-cosines[passage_id], passage_id))[:_DENSE],
-            by_words=[one.passage_id for one in holding[: _DRAFT_ALONE if vector is None else _DRAFT]],
-            compared="no vectors" if vector is None else "every visible passage",
-            looked_at=len(cosines),
-        )
-
-    def _by_words(self, search: Search, postings: int, limit: int) -> list[str]:
-        groups = _rarest_words(search.lexical, max(search.guild.corpus.passages, 1), postings)
-        with self._archive.reading.view(search.guild.guild_id, search.visible_channel_ids) as view:
-            return view.holding(groups, mean_length=search.lexical.mean_length, limit=limit)
-
-    def _by_chroma(self, search: Search, vector: Vectors, share: float) -> Found:
+    def _by_chroma(self, view: View, search: Search, vector: Vectors, share: float) -> Found:
         """``share`` is how many of the guild's passages there are for each visible one."""
         count = min(max(math.ceil(_DENSE * _ENTRIES_PER_PASSAGE * share), _FEWEST), _MOST)
         asked = self._threads.submit(self._nearest, search.guild, vector, count)
-        by_words = self._by_words(search, _POSTINGS, _DRAFT)
+        by_words = _by_words(view, search, _POSTINGS, _DRAFT)
         entries = asked.result()
         while True:
-            with self._archive.reading.view(search.guild.guild_id, search.visible_channel_ids) as view:
-                near = _visible(view, entries or ())
+            near = _visible(view, entries or ())
             if entries is None or len(near) >= _ENOUGH or len(entries) < count or count >= _MOST:
                 return Found(
                     near=near[:_DENSE],
@@ -184,6 +156,31 @@ def best_of(candidates: Sequence[Candidate], found: Found, lexical: Lexical) -> 
     best = sorted(points.keys() & found.by_words, key=lambda passage_id: (-points[passage_id], passage_id))
     kept = {*found.near, *best[: _LEXICAL if found.near else _LEXICAL_ALONE]}
     return [one for one in candidates if one.passage_id in kept]
+
+
+def _exact(view: View, search: Search, limit: int) -> Found | None:
+    """Compare all visible passages; None when there are more than ``limit``."""
+    lexical, vector = search.lexical, search.vector
+    rarity = {word: lexical.rarity[word] for word in lexical.frequencies}
+    every = view.every(rarity, mean_length=lexical.mean_length, with_vectors=vector is not None, limit=limit)
+    if every is None:
+        return None
+    holding = sorted((one for one in every if one.points > 0), key=lambda one: (-one.points, one.passage_id))
+    whole = {one.passage_id: one.vector for one in every if one.vector is not None}
+    cosines: dict[str, float] = {}
+    if vector is not None and whole:
+        cosines = dict(zip(whole, (from_bytes(list(whole.values())) @ vector).tolist(), strict=True))
+    return Found(
+        near=sorted(cosines, key=lambda passage_id: (-cosines[passage_id], passage_id))[:_DENSE],
+        by_words=[one.passage_id for one in holding[: _DRAFT_ALONE if vector is None else _DRAFT]],
+        compared="no vectors" if vector is None else "every visible passage",
+        looked_at=len(cosines),
+    )
+
+
+def _by_words(view: View, search: Search, postings: int, limit: int) -> list[str]:
+    groups = _rarest_words(search.lexical, max(search.guild.corpus.passages, 1), postings)
+    return view.holding(groups, mean_length=search.lexical.mean_length, limit=limit)
 
 
 def _visible(view: View, entries: Sequence[str]) -> list[str]:
@@ -221,14 +218,14 @@ class _SizesState:
     _guilds: OrderedDict[str, tuple[int, Mapping[str, int]]] = field(factory=OrderedDict)
     _lock: threading.Lock = field(factory=threading.Lock)
 
-    def of(self, guild_id: str, total: int, count: Callable[[str], Mapping[str, int]]) -> Mapping[str, int]:
+    def of(self, guild_id: str, total: int, view: View) -> Mapping[str, int]:
         with self._lock:
             known = self._guilds.get(guild_id)
             if known is not None:
                 self._guilds.move_to_end(guild_id)
         if known is not None and known[0] <= _GROWTH * total and total <= _GROWTH * known[0]:
             return known[1]
-        sizes = count(guild_id)
+        sizes = view.sizes()
         with self._lock:
             self._guilds[guild_id] = (total, sizes)
             while len(self._guilds) > _GUILDS:

@@ -14,7 +14,7 @@ from attrs import field, frozen
 from rtfm.errors import InvalidEvent, Unavailable
 from rtfm.knowledge.archive import GuildCollection, SqlArchive, guild_key
 from rtfm.knowledge.archive.reading import View
-from rtfm.knowledge.archive.search_rows import Candidate, FoundMessage, GuildSnapshot
+from rtfm.knowledge.archive.search_rows import Candidate, FoundMessage
 from rtfm.knowledge.candidates import CandidateSearch, Compared, Search, best_of
 from rtfm.knowledge.embedding import Embedding, serves
 from rtfm.knowledge.float32 import Vectors, from_bytes
@@ -124,7 +124,7 @@ class Retriever:
         """
         self._archive = archive
         self._embedding = embedding
-        self._candidates = CandidateSearch(archive, vectors, exact_limit)
+        self._candidates = CandidateSearch(vectors, exact_limit)
         self._embedded: tuple[Sequence[str], Vectors] | None = None
 
     def search(
@@ -155,7 +155,7 @@ class Retriever:
 
     def mode_in(self, guild_id: str) -> Mode:
         """How a guild is searched: lexically, too, while its vectors are of another model."""
-        return self._mode(self._collection(guild_id) if self._embedding else None)
+        return self._mode(self._archive.collections.find([guild_id]).get(guild_id) if self._embedding else None)
 
     def evidence(self, questions: Sequence[str], *, guild_id: str) -> Iterator[float]:
         """What in all of a guild speaks for an answer to each of ``questions`` in turn, as the floor measures it.
@@ -181,60 +181,57 @@ class Retriever:
         visible_channel_ids: Sequence[str],
         limit: int,
     ) -> SearchResult:
-        guild = self._archive.reading.snapshot(guild_id, words)
-        try:
-            result = self._search_in(guild, words, vector, visible_channel_ids, limit)
-        except Unavailable:
-            # The collection may be gone because it was replaced.
-            if self._collection(guild_id) == guild.collection:
-                raise
-        else:
-            if self._collection(guild_id) == guild.collection:
-                return result
+        with self._archive.reading.view(guild_id, visible_channel_ids) as view:
+            guild = view.snapshot(words)
+            mode = self._mode(guild.collection)
+            search = Search(
+                guild=guild,
+                visible_channel_ids=visible_channel_ids,
+                lexical=Lexical.of(words, guild.frequencies, guild.corpus),
+                vector=None if mode == "lexical" else vector,
+            )
+            try:
+                result = self._ranked(view, search, mode, limit)
+            except Unavailable:
+                # Chroma's collection may be gone because it was replaced.
+                if view.collection() == guild.collection:
+                    raise
+            else:
+                if view.collection() == guild.collection:
+                    return result
         # A rebuild has put other passages and vectors in place meanwhile.
         return self._search(words, vector, guild_id, visible_channel_ids, limit)
 
-    def _search_in(
-        self,
-        guild: GuildSnapshot,
-        words: Sequence[str],
-        vector: Vectors | None,
-        visible_channel_ids: Sequence[str],
-        limit: int,
-    ) -> SearchResult:
-        mode = self._mode(guild.collection)
-        vector = None if mode == "lexical" else vector
-        lexical = Lexical.of(words, guild.frequencies, guild.corpus)
-        found = self._candidates.find(
-            Search(guild=guild, visible_channel_ids=visible_channel_ids, lexical=lexical, vector=vector)
-        )
+    def _ranked(self, view: View, search: Search, mode: Mode, limit: int) -> SearchResult:
+        guild, lexical, vector = search.guild, search.lexical, search.vector
+        words = list(lexical.rarity)
+        found = self._candidates.find(view, search)
         due = _LOST if found.lost else None if mode == self.mode else _OTHER_MODEL
-        with self._archive.reading.view(guild.guild_id, visible_channel_ids) as view:
-            candidates = best_of(view.candidates({*found.near, *found.by_words}, words), found, lexical)
-            scored = _scored(view, candidates, vector, lexical)
-            level = evidence([one.near for one in scored], lexical)
-            floor = guild.floors.get(mode, usual_floor(mode, guild.corpus))
-            explanation = Explanation(
-                guild_id=guild.guild_id,
-                visible_channels=len(visible_channel_ids),
-                compared=found.compared,
-                looked_at=found.looked_at,
-                candidates=len(scored),
-                evidence=round(level, 4),
-                floor=round(floor, 4),
-                calibrated=mode in guild.floors,
-                ranks=_ranks(scored, lexical),
-            )
-            if not scored or level < floor:
-                return SearchResult(mode=mode, passages=[], explanation=explanation, rebuild_due=due)
-            best = scored[0]
-            chosen = _without_copies([best, *(one for one in scored[1:] if one.score >= best.score * TAIL)], limit)
-            people = view.around(best.candidate.passage_id, messages=AROUND)
-            beside = company(people.pop(best.candidate.passage_id, frozenset()), people)
-            listed = {one.candidate.passage_id for one in chosen}
-            nearest = sorted(beside.keys() - listed, key=lambda found: (-beside[found], found))[: 2 * _BESIDE]
-            added = _scored(view, view.candidates(nearest, words), vector, lexical)[:_BESIDE]
-            shown = _with_messages(view, [*chosen, *added], beside, best.score)
+        candidates = best_of(view.candidates({*found.near, *found.by_words}, words), found, lexical)
+        scored = _scored(view, candidates, vector, lexical)
+        level = evidence([one.near for one in scored], lexical)
+        floor = guild.floors.get(mode, usual_floor(mode, guild.corpus))
+        explanation = Explanation(
+            guild_id=guild.guild_id,
+            visible_channels=len(search.visible_channel_ids),
+            compared=found.compared,
+            looked_at=found.looked_at,
+            candidates=len(scored),
+            evidence=round(level, 4),
+            floor=round(floor, 4),
+            calibrated=mode in guild.floors,
+            ranks=_ranks(scored, lexical),
+        )
+        if not scored or level < floor:
+            return SearchResult(mode=mode, passages=[], explanation=explanation, rebuild_due=due)
+        best = scored[0]
+        chosen = _without_copies([best, *(one for one in scored[1:] if one.score >= best.score * TAIL)], limit)
+        people = view.around(best.candidate.passage_id, messages=AROUND)
+        beside = company(people.pop(best.candidate.passage_id, frozenset()), people)
+        listed = {one.candidate.passage_id for one in chosen}
+        nearest = sorted(beside.keys() - listed, key=lambda found: (-beside[found], found))[: 2 * _BESIDE]
+        added = _scored(view, view.candidates(nearest, words), vector, lexical)[:_BESIDE]
+        shown = _with_messages(view, [*chosen, *added], beside, best.score)
         return SearchResult(
             mode=mode,
             passages=[passage for passage in shown if passage.passage_id in listed],
@@ -242,9 +239,6 @@ class Retriever:
             explanation=explanation,
             rebuild_due=due,
         )
-
-    def _collection(self, guild_id: str) -> GuildCollection | None:
-        return self._archive.collections.find([guild_id]).get(guild_id)
 
     def _mode(self, collection: GuildCollection | None) -> Mode:
         return "hybrid" if serves(collection, self._embedding) else "lexical"

@@ -16,12 +16,12 @@ def test_a_search_that_fails_before_it_knows_the_collection_says_so() -> None:
     """It is begun again for a collection that was replaced, of which there is no sign here."""
     failures = iter([Unavailable("PostgreSQL", "no answer")])
 
-    def snapshot(*_: object) -> Any:
+    def view(*_: object) -> Any:
         raise next(failures, AssertionError("it was begun again"))
 
     collection = GuildCollection(guild_id="1", generation=1, model=None, dimension=None, rules="1")
     archive = SimpleNamespace(
-        reading=SimpleNamespace(snapshot=snapshot), collections=SimpleNamespace(find=lambda _: {"1": collection})
+        reading=SimpleNamespace(view=view), collections=SimpleNamespace(find=lambda _: {"1": collection})
     )
     searched = Retriever(cast("Any", archive), cast("Any", None), None)
     with pytest.raises(Unavailable, match="no answer"):

@@ -62,19 +62,9 @@ class ArchiveReading:
 
     @contextmanager
     def view(self, guild_id: str, visible_channel_ids: Sequence[str]) -> Iterator[View]:
-        """What of a guild may be seen. Holds a connection until the block ends."""
+        """What of a guild may be seen. Holds a connection until the block ends, and no transaction."""
         with self._database.read() as connection:
             yield View(connection, guild_id, visible_channel_ids)
-
-    def snapshot(self, guild_id: str, words: Collection[str]) -> GuildSnapshot:
-        """The guild as it is now, with what it knows of ``words``."""
-        with self.view(guild_id, ()) as view:
-            return view.snapshot(words)
-
-    def sizes(self, guild_id: str) -> dict[str, int]:
-        """How many passages of a guild each channel decides on, whoever may see them."""
-        with self.view(guild_id, ()) as view:
-            return view.sizes()
 
 
 class View:
@@ -87,7 +77,7 @@ class View:
         self._visible_channel_ids = list(visible_channel_ids)
 
     def snapshot(self, words: Collection[str]) -> GuildSnapshot:
-        """See ``ArchiveReading.snapshot``."""
+        """The guild as it is now, with what it knows of ``words``."""
         (row,) = self._select(
             """
             SELECT coalesce(corpora.passages, 0) AS passages, coalesce(corpora.terms, 0) AS terms,
@@ -107,8 +97,15 @@ class View:
             frequencies=row.frequencies or {},
         )
 
+    def collection(self) -> GuildCollection | None:
+        """Where the guild's vectors stand by now."""
+        rows = self._select(
+            "SELECT guild_id, generation, model, dimension, rules FROM collections WHERE guild_id = %(guild)s"
+        )
+        return GuildCollection(**rows[0]._asdict()) if rows else None
+
     def sizes(self) -> dict[str, int]:
-        """See ``ArchiveReading.sizes``."""
+        """How many passages of the guild each channel decides on, whoever may see them."""
         rows = self._select(
             "SELECT acl_channel_id, count(*) AS passages FROM passages WHERE guild_id = %(guild)s GROUP BY 1"
         )
