@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -130,7 +129,7 @@ class Handling:
         self._handler = handler
         self._waiting = waiting
         self._stop = stop
-        self._seconds: deque[float] = deque()
+        self._seconds = PROCESS_SECONDS.labels(topic)
 
     def handle(self, messages: Sequence[Any], assignment: Assignment) -> Result:
         """Handle ``messages`` of confluent_kafka as one batch, again and again while a dependency is down.
@@ -144,7 +143,7 @@ class Handling:
             result = self._once(messages)
         except TransientError as exc:
             return self._later(messages, assignment, exc)
-        self._seconds.append(time.monotonic() - started_s)
+        self._seconds.observe(time.monotonic() - started_s)
         return result
 
     def _later(self, messages: Sequence[Any], assignment: Assignment, error: TransientError) -> Result:
@@ -163,14 +162,10 @@ class Handling:
                 except TransientError as exc:
                     error = exc
                     continue
-                self._seconds.append(time.monotonic() - started_s)
+                self._seconds.observe(time.monotonic() - started_s)
                 return result
         finally:
             self._waiting.clear(threading.get_ident())
-
-    def report(self) -> None:
-        """Count how long handling took since the last report."""
-        PROCESS_SECONDS.observe_all(self._topic, [self._seconds.popleft() for _ in range(len(self._seconds))])
 
     def buried(self, message: Any, error: PermanentError) -> Result:
         """A dead letter in place of outputs that no broker takes."""
