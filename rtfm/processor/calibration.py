@@ -6,6 +6,7 @@ waits for it. Forgets its queue when the process ends: the next message of a gui
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Collection
 
@@ -29,9 +30,8 @@ class Calibration:
     def __init__(self, knowledge: Knowledge, *, retry_s: float = RETRY_S) -> None:
         self._knowledge = knowledge
         self._retry_s = retry_s
-        # In order of their coming; a guild that is noted again keeps its place.
-        self._guild_ids: dict[str, None] = {}
-        self._changed = threading.Condition()
+        # None ends the thread. A guild that waits more than once has outgrown its floor at the first time only.
+        self._guild_ids: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="calibration", daemon=True)
 
@@ -40,19 +40,17 @@ class Calibration:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._changed:
-            self._stopping.set()
-            self._changed.notify()
+        self._stopping.set()
+        self._guild_ids.put(None)
         self._thread.join(STOP_TIMEOUT_S)
 
     def note(self, guild_ids: Collection[str]) -> None:
         """Have guilds calibrated that have outgrown their floors; returns at once."""
-        with self._changed:
-            self._guild_ids |= dict.fromkeys(sorted(guild_ids))
-            self._changed.notify()
+        for guild_id in sorted(guild_ids):
+            self._guild_ids.put(guild_id)
 
     def _work(self) -> None:
-        while (guild_id := self._next()) is not None:
+        while (guild_id := self._guild_ids.get()) is not None and not self._stopping.is_set():
             try:
                 with self._knowledge.archive.floors.try_lock(guild_id) as is_ours:
                     if is_ours:
@@ -68,14 +66,3 @@ class Calibration:
                 self._stopping.wait(self._retry_s)
             except RtfmError as exc:
                 _log.warning("a floor cannot be calibrated", guild_id=guild_id, reason=str(exc), mend=exc.hint)
-
-    def _next(self) -> str | None:
-        """The guild whose turn it is; None when the thread has to end."""
-        with self._changed:
-            while not self._stopping.is_set():
-                if self._guild_ids:
-                    guild_id = next(iter(self._guild_ids))
-                    del self._guild_ids[guild_id]
-                    return guild_id
-                self._changed.wait()
-        return None

@@ -292,10 +292,10 @@ def test_the_tables_of_the_migrations_are_those_of_the_code(archive: SqlArchive,
 
     with psycopg.connect(unmigrated_settings.database_url) as connection:
         rows = connection.execute(
-            "SELECT table_name, column_name, is_nullable = 'YES' FROM information_schema.columns"
+            "SELECT table_name, column_name FROM information_schema.columns"
             " WHERE table_schema = 'public' AND table_name <> 'alembic_version'"
         ).fetchall()
-    coded = {(table.name, column.name, column.nullable) for table in metadata.tables.values() for column in table.c}
+    coded = {(table.name, column.name) for table in metadata.tables.values() for column in table.c}
     assert set(rows) == coded
 
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import attrs
 from sqlalchemy import ARRAY, Column, Connection, Table, Text, bindparam, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
@@ -160,13 +161,7 @@ def hold_collections(connection: Connection, believed: Sequence[GuildCollection]
 
 def put_collection(connection: Connection, collection: GuildCollection, *, replace: bool = True) -> None:
     """Write the row of a guild; without ``replace`` one that is there stays."""
-    values = {
-        "guild_id": collection.guild_id,
-        "generation": collection.generation,
-        "model": collection.model,
-        "dimension": collection.dimension,
-        "rules": collection.rules,
-    }
+    values = attrs.asdict(collection)
     statement = insert(collections).values(values)
     if replace:
         statement = statement.on_conflict_do_update(index_elements=["guild_id"], set_=values)

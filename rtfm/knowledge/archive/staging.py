@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import attrs
 from sqlalchemy import text
 
 from rtfm.errors import ConfigError
@@ -146,12 +147,12 @@ class Staging:
             "DELETE FROM {real}.floors WHERE guild_id = :guild",
             "INSERT INTO {real}.floors SELECT * FROM floors",
             *_SWITCH,
-            **_values(collection),
+            **attrs.asdict(collection),
         )
 
     def switch(self, collection: GuildCollection) -> None:
         """Let the guild use ``collection`` from now on. Inside ``alone`` only: whoever holds that writes, or nobody."""
-        self._run(*_SWITCH, **_values(collection))
+        self._run(*_SWITCH, **attrs.asdict(collection))
 
     def _run(self, *statements: str, **values: object) -> None:
         with self._database.begin() as connection:
@@ -166,15 +167,6 @@ class Staging:
         with self._database.begin() as connection:
             found = connection.execute(text(statement.replace("{real}", self._real)), {"guild": self._guild})
             return list(found.scalars())
-
-
-def _values(collection: GuildCollection) -> dict[str, object]:
-    return {
-        "generation": collection.generation,
-        "model": collection.model,
-        "dimension": collection.dimension,
-        "rules": collection.rules,
-    }
 
 
 @contextmanager

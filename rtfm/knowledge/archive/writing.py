@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import attrs
 from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, delete, func, or_, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
 from rtfm.errors import InvalidEvent
-from rtfm.events import ChannelKind, TimestampMillis
+from rtfm.events import ChannelKind
 from rtfm.knowledge.archive.collections import hold_collections
 from rtfm.knowledge.archive.database import Database
 from rtfm.knowledge.archive.removals import hold_removals, withdraw_answers
@@ -20,7 +21,8 @@ from rtfm.knowledge.archive.tsvectors import as_tsvector
 from rtfm.knowledge.words import terms
 from rtfm.visibility import ChannelFacts
 
-_MESSAGE_COLUMNS = [column for column in messages.c if column.name != "vector"]
+_MESSAGE_COLUMNS = [messages.c[one.name] for one in attrs.fields(StoredMessage)]
+_PASSAGE_COLUMNS = [passages.c[one.name] for one in attrs.fields(StoredPassage)]
 
 
 class ArchiveWriting:
@@ -72,9 +74,9 @@ class ArchiveWriting:
 
     def passages_of(self, conversation_ids: Collection[str]) -> dict[str, StoredPassage]:
         """The passages of these conversations, by id."""
-        statement = select(passages).where(passages.c.conversation_id.in_(conversation_ids))
+        statement = select(*_PASSAGE_COLUMNS).where(passages.c.conversation_id.in_(conversation_ids))
         with self._database.begin() as connection:
-            return {row.passage_id: to_passage(row) for row in connection.execute(statement)}
+            return {row.passage_id: StoredPassage(**row._mapping) for row in connection.execute(statement)}
 
     def write(self, change: Change) -> None:
         """Write a batch in one transaction. Writing it again leaves everything as it is.
@@ -131,22 +133,6 @@ def to_channel(row: Row[Any]) -> Channel:
             from_discord=row.from_discord,
         ),
         name=row.name,
-    )
-
-
-def to_passage(row: Row[Any]) -> StoredPassage:
-    """A row of ``passages``."""
-    return StoredPassage(
-        passage_id=row.passage_id,
-        conversation_id=row.conversation_id,
-        guild_id=row.guild_id,
-        channel_id=row.channel_id,
-        acl_channel_id=row.acl_channel_id,
-        text=row.text,
-        vector=row.vector,
-        first_at=TimestampMillis(row.first_at),
-        last_at=TimestampMillis(row.last_at),
-        part_of=row.part_of,
     )
 
 
@@ -228,11 +214,10 @@ def _write_messages(connection: Connection, change: Change) -> None:
             messages.c.guild_id == new.guild_id,
         ),
     )
-    rows = []
-    for message in sorted(change.messages, key=lambda message: message.message_id):
-        row = {column.name: getattr(message, column.name) for column in _MESSAGE_COLUMNS}
-        row["vector"] = change.message_vectors.get(message.message_id)
-        rows.append(row)
+    rows = [
+        {**attrs.asdict(message, recurse=False), "vector": change.message_vectors.get(message.message_id)}
+        for message in sorted(change.messages, key=lambda message: message.message_id)
+    ]
     connection.execute(statement, rows)
     # Of two records that put one message into two places and are handled at once, one is the first.
     places = [(message.message_id, message.channel_id, message.guild_id) for message in change.messages]
@@ -274,18 +259,10 @@ def _write_passages(connection: Connection, rows: Sequence[StoredPassage], known
         channel = known.get((passage.guild_id, passage.channel_id))
         values.append(
             {
-                "passage_id": passage.passage_id,
-                "conversation_id": passage.conversation_id,
-                "guild_id": passage.guild_id,
-                "channel_id": passage.channel_id,
+                **attrs.asdict(passage, recurse=False),
                 "acl_channel_id": channel.acl_channel_id if channel else passage.acl_channel_id,
-                "text": passage.text,
                 "terms": as_tsvector(words),
                 "length": len(words),
-                "vector": passage.vector,
-                "first_at": passage.first_at,
-                "last_at": passage.last_at,
-                "part_of": passage.part_of,
             }
         )
     connection.execute(_PASSAGE_UPSERT, values)
