@@ -11,7 +11,7 @@ from attrs import frozen
 
 from rtfm.answering import cleaning, extractive
 from rtfm.answering.prompt import ModelAnswer, UnusableAnswer, leaks_instructions
-from rtfm.events import Citation, SourceKind, to_datetime
+from rtfm.events import Citation, SourceKind, is_time, to_datetime
 from rtfm.knowledge import Passage, PassageMessage
 from rtfm.links import links, without_foreign_links
 from rtfm.markup import plain_name
@@ -72,7 +72,8 @@ def citation(number: int, passage: Passage, message: PassageMessage) -> Citation
         title=plain_name(scrub(message.thread_title)) if message.thread_title else None,
         author_id=message.author_id,
         author_name=plain_name(message.author_name),
-        created_at=message.created_at,
+        # An earlier version stored times that no response may hold.
+        created_at=message.created_at if is_time(message.created_at) else None,
         excerpt=cleaning.excerpt(message.content),
         score=passage.score,
     )
