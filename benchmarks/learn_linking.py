@@ -1,4 +1,4 @@
-"""Learns the weights of the linker, and writes them to ``rtfm/knowledge/weights.json``.
+"""Learns the weights of the linker, and writes them to ``rtfm/knowledge/linker_weights.json``.
 
 ``python -m benchmarks.learn_linking FOLDER [--write]``. FOLDER holds ``exports/*.json`` and ``questions.jsonl``. Files
 whose name begins with ``dev`` are learned from, those with ``test`` are only measured. No package beyond numpy.
@@ -18,7 +18,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -27,8 +27,9 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from rtfm.knowledge import linking
+from rtfm.knowledge.archive import StoredMessage
 from rtfm.knowledge.imports import read_export
-from rtfm.knowledge.linking import FEATURES, WINDOW, Said, Window
+from rtfm.knowledge.linking import LEARNED, WINDOW, Window
 
 ROUNDS = 2
 STEPS = 300
@@ -39,14 +40,16 @@ SHRINK = 0.15
 UNKNOWN_WEIGHT = 0.2
 """What a message outside the known conversations counts."""
 
-OPENING = {"new: s is new": 1.2}
+OPENING = {"new_speaker": 1.2}
 """What is added to learned weights: the messages that open the known conversations are not in the exports, so that
 learning sees fewer new conversations of new speakers than there are."""
+
+FEATURES = tuple(LEARNED)
 
 _MENTION = re.compile(r"<@!?\d+>[,:]?\s*")
 
 Floats = NDArray[np.float64]
-Day = Sequence[Said]
+Day = Sequence[StoredMessage]
 Gold = dict[str, str]
 
 
@@ -67,13 +70,21 @@ def days_of(folder: Path, split: str) -> list[Day]:
         messages.sort(key=lambda message: (message.created_at, len(message.message_id), message.message_id))
         days.append(
             [
-                Said(
+                StoredMessage(
                     message_id=message.message_id,
-                    author_id=message.author_id or "",
+                    guild_id=message.guild_id or "",
+                    channel_id=message.channel_id,
+                    author_id=message.author_id,
                     author_name=message.author_name,
+                    author_is_bot=False,
                     content=message.content,
-                    mentioned_user_ids=message.mentioned_user_ids,
+                    created_at=message.created_at,
+                    edited_at=None,
+                    version=0,
+                    deleted=False,
                     reply_to_message_id=message.reply_to_message_id,
+                    mentioned_user_ids=message.mentioned_user_ids,
+                    attachments=[],
                 )
                 for message in messages
             ]
@@ -91,7 +102,7 @@ def gold_of(folder: Path) -> Gold:
 def without_mentions(day: Day, share: float, rng: random.Random) -> Day:
     """``day`` with that share of its mentions taken out."""
     return [
-        attrs.evolve(said, mentioned_user_ids=(), content=_MENTION.sub("", said.content))
+        attrs.evolve(said, mentioned_user_ids=[], content=_MENTION.sub("", said.content))
         if said.mentioned_user_ids and rng.random() < share
         else said
         for said in day
@@ -105,7 +116,7 @@ def decisions(day: Day, gold: Gold, weights: Floats) -> Iterator[Decision]:
     for place, said in enumerate(day):
         choices = window.choices(said)
         ids = [conversation for conversation, _ in choices]
-        features = np.array([values for _, values in choices])
+        features = np.array([[values.get(name, 0.0) for name in FEATURES] for _, values in choices])
         scores = features @ weights
         mine = gold.get(said.message_id)
         recent = [one.message_id for one in day[max(0, place - WINDOW) : place]]
@@ -169,7 +180,7 @@ def learn(days: Sequence[Day], gold: Gold) -> Floats:
     return weights + opening
 
 
-def pairs(days: Sequence[Day], gold: Gold, weights: Sequence[float]) -> tuple[float, float, float]:
+def pairs(days: Sequence[Day], gold: Gold, weights: Mapping[str, float]) -> tuple[float, float, float]:
     """Precision, recall and F over the pairs of known messages that are in one conversation."""
     both = ours = theirs = 0
     for day in days:
@@ -187,14 +198,15 @@ def main() -> None:
     """Learn, measure, and write if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--write", action="store_true", help="replace weights.json")
+    parser.add_argument("--write", action="store_true", help="replace linker_weights.json")
     arguments = parser.parse_args()
     gold = gold_of(arguments.folder)
-    learned = [round(float(weight), 3) for weight in learn(days_of(arguments.folder, "dev"), gold)]
-    for name, weight in zip(FEATURES, learned, strict=True):
+    fitted = learn(days_of(arguments.folder, "dev"), gold)
+    learned = {name: round(float(weight), 3) for name, weight in zip(FEATURES, fitted, strict=True)}
+    for name, weight in learned.items():
         print(f"{weight:6.2f}  {name}")
     for split in ("dev", "test"):
-        for label, weights in (("committed", linking.LEARNED), ("learned now", learned)):
+        for label, weights in (("committed", LEARNED), ("learned now", learned)):
             for share in (0.0, 0.5, 1.0):
                 days = [without_mentions(day, share, random.Random(1)) for day in days_of(arguments.folder, split)]
                 precision, recall, f = pairs(days, gold, weights)
@@ -203,8 +215,8 @@ def main() -> None:
                     f"precision {precision:.3f} recall {recall:.3f} F {f:.3f}"
                 )
     if arguments.write:
-        path = Path(linking.__file__).with_name("weights.json")
-        path.write_text(json.dumps(dict(zip(FEATURES, learned, strict=True)), indent=2) + "\n", encoding="utf-8")
+        path = Path(linking.__file__).with_name("linker_weights.json")
+        path.write_text(json.dumps(learned, indent=2) + "\n", encoding="utf-8")
         print(f"written to {path}")
 
 

@@ -125,7 +125,8 @@ def measured_on(
     for embedding in [model, None] if model else [None]:
         searched = evolve(knowledge, embedding=embedding, retriever=retriever_of(archive, vectors, embedding))
         guilds = {question.guild_id for question in asked}
-        calibrate(archive, searched.retriever, guilds, anew=True)
+        for guild_id in sorted(guilds):
+            calibrate(archive, searched.retriever, guild_id, anew=True)
         visible = {guild_id: console_scope(archive, guild_id)[1] for guild_id in guilds}
         results = [measure(searched.retriever, question, visible[question.guild_id]) for question in asked]
         summary = summarise(results)

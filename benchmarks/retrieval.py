@@ -27,11 +27,12 @@ from benchmarks.report import Figure, figure, report
 from rtfm import settings
 from rtfm.events import ChannelKind
 from rtfm.knowledge.archive import SqlArchive
-from rtfm.knowledge.archive.writing import as_tsvector
-from rtfm.knowledge.embedding import DIMENSION, Vectors, find_model, to_bytes
+from rtfm.knowledge.archive.tsvectors import as_tsvector
+from rtfm.knowledge.embedding import DIMENSION, find_model
+from rtfm.knowledge.entries import message_entry, passage_entry
+from rtfm.knowledge.float32 import Vectors, to_bytes
 from rtfm.knowledge.retrieval import Retriever
-from rtfm.knowledge.sketches import sketch
-from rtfm.knowledge.vectors import ChromaVectors, Entry, message_entry, passage_entry
+from rtfm.knowledge.vectors import ChromaVectors, Entry
 from rtfm.knowledge.words import terms
 from rtfm.local.stack import LocalStack
 
@@ -86,7 +87,7 @@ def load(guild: str, messages: int, archive: str, vectors: ChromaVectors, made: 
     with psycopg.connect(archive, autocommit=True) as connection:
         for number in range(CHANNELS):
             row = (f"{guild}{number:03}", guild, None, ChannelKind.TEXT.value, f"{guild}{number:03}", None)
-            connection.execute("INSERT INTO channels VALUES (%s, %s, %s, %s, %s, %s)", row)
+            connection.execute("INSERT INTO channels VALUES (%s, %s, %s, %s, %s, %s, 0, true)", row)
         for start in range(0, passages, 1000):
             count = min(1000, passages - start)
             topics = [rng.randrange(TOPICS) for _ in range(count)]
@@ -99,14 +100,13 @@ def load(guild: str, messages: int, archive: str, vectors: ChromaVectors, made: 
             with connection.cursor() as cursor:
                 with cursor.copy(
                     "COPY passages (passage_id, conversation_id, guild_id, channel_id, acl_channel_id, text, terms, "
-                    "length, vector, first_at, last_at, sketch) FROM STDIN"
+                    "length, vector, first_at, last_at) FROM STDIN"
                 ) as copy:
                     for (passage, channel, text), vector in zip(rows, whole, strict=True):
                         words = terms(text)
-                        where = (passage, passage, guild, channel, channel)
-                        at, kept = int(passage[1:]), to_bytes(vector)
-                        what = (text, as_tsvector(words), len(words), kept, at, at, sketch(kept, words))
-                        copy.write_row((*where, *what))
+                        values = (passage, passage, guild, channel, channel, text, as_tsvector(words), len(words))
+                        at = int(passage[1:])
+                        copy.write_row((*values, to_bytes(vector), at, at))
                 with cursor.copy(
                     "COPY messages (message_id, guild_id, channel_id, author_id, author_name, author_is_bot, content, "
                     "created_at, version, deleted, mentioned_user_ids, attachments, conversation_id, passage_id, vector"

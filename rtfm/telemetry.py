@@ -13,52 +13,16 @@ import socket
 import sys
 import threading
 import time
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from functools import partial
+from collections.abc import Callable, MutableMapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import accumulate
 from typing import Any
 
 import structlog
 from attrs import define, field
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from rtfm.characters import printable
 from rtfm.redaction import redacted
-
-
-class BatchHistogram(Collector):
-    """A histogram that takes many values at a time, for what is measured of every record. Thread-safe."""
-
-    def __init__(self, name: str, documentation: str, label: str, *, bounds: Sequence[float]) -> None:
-        """Register it; ``bounds`` are the upper bounds of the buckets, ascending, without infinity."""
-        self._family = partial(HistogramMetricFamily, name, documentation, labels=[label])
-        self._bounds = [*map(float, bounds), float("inf")]
-        self._counts: dict[str, list[int]] = {}
-        self._sums: dict[str, float] = {}
-        self._lock = threading.Lock()
-        REGISTRY.register(self)
-
-    def observe_all(self, label: str, values: Sequence[float]) -> None:
-        """Count ``values``, which have this ``label``."""
-        with self._lock:
-            counts = self._counts.setdefault(label, [0] * len(self._bounds))
-            for value in values:
-                counts[bisect_left(self._bounds, value)] += 1
-            self._sums[label] = self._sums.get(label, 0.0) + sum(values)
-
-    def collect(self) -> Iterator[Metric]:
-        """What the metrics port shows."""
-        family = self._family()
-        with self._lock:
-            for label, counts in self._counts.items():
-                buckets = zip([*map(str, self._bounds[:-1]), "+Inf"], accumulate(counts), strict=True)
-                family.add_metric([label], list(buckets), self._sums[label])
-        yield family
-
 
 # Names follow OpenTelemetry's messaging conventions where they have one.
 CONSUMED = Counter(
@@ -71,11 +35,11 @@ SENT = Counter(
     "Records that a broker acknowledged, or refused with error_type.",
     ["messaging_destination_name", "error_type"],
 )
-PROCESS_SECONDS = BatchHistogram(
+PROCESS_SECONDS = Histogram(
     "messaging_process_duration_seconds",
     "Handling one batch of records.",
-    "messaging_destination_name",
-    bounds=(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10),
+    ["messaging_destination_name"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10),
 )
 DEAD_LETTERS = Counter("rtfm_dlq_messages_total", "Records sent to dead-letters.", ["topic", "reason"])
 LOST_RECORDS = Counter(

@@ -13,13 +13,16 @@ from attrs import frozen
 
 from rtfm.events import ChannelKind, DiscordMessage, MessageChange, TimestampMillis
 from rtfm.knowledge import Knowledge, Retriever
-from rtfm.knowledge.archive import SqlArchive
-from rtfm.knowledge.embedding import DIMENSION, Vectors
+from rtfm.knowledge.archive import Channel, SqlArchive, StoredMessage
+from rtfm.knowledge.embedding import DIMENSION
+from rtfm.knowledge.float32 import Vectors
 from rtfm.knowledge.vectors import ChromaVectors
 from rtfm.knowledge.words import terms
 from rtfm.settings import Settings
+from rtfm.visibility import ChannelFacts
 
 GUILD = "100"
+CHANNEL = Channel(channel_id="200", guild_id=GUILD, facts=ChannelFacts(kind=ChannelKind.TEXT, parent_channel_id=None))
 START = TimestampMillis(1_700_000_000_000)
 
 
@@ -97,6 +100,27 @@ def deletion(number: int, **fields: Any) -> DiscordMessage:
         "change": MessageChange.DELETED,
     }
     return DiscordMessage(**{**values, **fields})
+
+
+def stored(number: int, content: str, **fields: Any) -> StoredMessage:
+    """Message ``number`` as the archive keeps it."""
+    values: dict[str, Any] = {
+        "message_id": str(number),
+        "guild_id": GUILD,
+        "channel_id": "200",
+        "author_id": "1",
+        "author_name": "ada",
+        "author_is_bot": False,
+        "content": content,
+        "created_at": TimestampMillis(START + number * 60_000),
+        "edited_at": None,
+        "version": 0,
+        "deleted": False,
+        "reply_to_message_id": None,
+        "mentioned_user_ids": [],
+        "attachments": [],
+    }
+    return StoredMessage(**{**values, **fields})
 
 
 _DERIVED = ("channels", "messages", "passages", "corpora", "document_frequencies")

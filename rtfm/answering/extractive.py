@@ -15,7 +15,7 @@ from attrs import frozen
 
 from rtfm.answering.cleaning import balanced, without_numbers
 from rtfm.events import to_datetime
-from rtfm.knowledge.retrieval import Passage, PassageMessage
+from rtfm.knowledge import Passage, PassageMessage
 from rtfm.knowledge.words import terms
 from rtfm.links import links, without_foreign_links
 from rtfm.markup import escaped, plain_name, without_channels, without_pings

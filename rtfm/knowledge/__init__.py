@@ -10,7 +10,8 @@ from attrs import frozen
 
 from rtfm.knowledge.archive import SqlArchive
 from rtfm.knowledge.embedding import Embedding, find_model
-from rtfm.knowledge.retrieval import Passage, PassageMessage, Retriever, SearchResult
+from rtfm.knowledge.passages import Passage, PassageMessage
+from rtfm.knowledge.retrieval import Retriever, SearchResult
 from rtfm.knowledge.scope import console_scope
 from rtfm.knowledge.vectors import ChromaVectors
 from rtfm.settings import Settings

@@ -11,20 +11,18 @@ import itertools
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Literal
 
 from attrs import define, field, frozen
 
-from rtfm.knowledge.archive import GuildCollection, SqlArchive
-from rtfm.knowledge.archive.reading import Candidate, Standing, View, WordGroup
-from rtfm.knowledge.embedding import Vectors, from_bytes
-from rtfm.knowledge.scoring import Lexical, Mode
-from rtfm.knowledge.sketches import Sketches
-from rtfm.knowledge.vectors import ChromaVectors, WrongCollection, message_entry, passage_entry
-from rtfm.knowledge.words import terms
+from rtfm.knowledge.archive.reading import View
+from rtfm.knowledge.archive.search_rows import Candidate, GuildSnapshot, WordGroup
+from rtfm.knowledge.entries import message_entry, passage_entry, row_ids
+from rtfm.knowledge.float32 import Vectors, from_bytes
+from rtfm.knowledge.scoring import Lexical
+from rtfm.knowledge.vectors import ChromaVectors, WrongCollection
 
 Compared = Literal["every visible passage", "the nearest passages", "no vectors"]
 
@@ -62,14 +60,25 @@ _GROWTH = 1.1
 """How much a guild grows before its channels are counted again; being wrong meanwhile costs time only."""
 
 
-@frozen
-class Found:
-    """What was found, how, and among how many vectors; ``lost`` when Chroma does not have them."""
+@frozen(kw_only=True)
+class Search:
+    """A question as one guild is searched for it. ``vector`` None finds by words alone."""
 
-    standing: Standing
-    mode: Mode
+    guild: GuildSnapshot
+    visible_channel_ids: Sequence[str]
     lexical: Lexical
-    candidates: Sequence[Candidate]
+    vector: Vectors | None
+
+
+@frozen(kw_only=True)
+class Found:
+    """The passages nearest by meaning, and those by words, some of them in both; best first.
+
+    ``looked_at`` counts the vectors that were compared; ``lost`` when Chroma does not have them.
+    """
+
+    near: Sequence[str]
+    by_words: Sequence[str]
     compared: Compared
     looked_at: int
     lost: bool = False
@@ -78,9 +87,8 @@ class Found:
 class CandidateSearch:
     """Both legs. Thread-safe."""
 
-    def __init__(self, archive: SqlArchive, vectors: ChromaVectors, exact_limit: int | None = None) -> None:
+    def __init__(self, vectors: ChromaVectors, exact_limit: int | None = None) -> None:
         """Up to ``exact_limit`` visible passages every vector is compared; None: as many as that is quicker for."""
-        self._archive = archive
         self._vectors = vectors
         self._exact_limit = exact_limit
         self._sizes = _SizesState()
@@ -91,141 +99,96 @@ class CandidateSearch:
         """Let the threads end."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    @contextmanager
-    def found(
-        self,
-        question: str,
-        vector: Vectors | None,
-        *,
-        mode_of: Callable[[GuildCollection | None], Mode],
-        guild: str,
-        visible: Sequence[str],
-    ) -> Iterator[tuple[Found, View]]:
-        """The candidates for a question whose vector is ``vector``, or None; and the view that they were read in.
+    def find(self, view: View, search: Search) -> Found:
+        """The candidates for a question. Raises Unavailable when Chroma does not answer."""
+        guild = search.guild
+        total = max(guild.corpus.passages, 1)
+        sizes = self._sizes.of(guild.guild_id, total, view)
+        visible = min(sum(sizes.get(channel_id, 0) for channel_id in search.visible_channel_ids), total)
+        limit = max(_EXACT, math.isqrt(100 * total)) if self._exact_limit is None else self._exact_limit
+        if visible <= limit:
+            found = _exact(view, search, 2 * limit)
+            if found is not None:
+                return found
+            # There are more than when they were counted.
+            visible = 2 * limit
+        share = total / max(visible, 1)
+        if search.vector is None:
+            by_words = _by_words(view, search, round(_POSTINGS_ALONE * min(share, 4)), _DRAFT_ALONE)
+            return Found(near=(), by_words=by_words, compared="no vectors", looked_at=0)
+        return self._by_chroma(view, search, search.vector, share)
 
-        ``mode_of`` says whether vectors of the guild's collection can be compared with it.
-        """
-        words = list(dict.fromkeys(terms(question)))
-        with self._archive.reading.view(guild, visible) as view:
-            standing = view.standing(words)
-            mode = mode_of(standing.collection)
-            vector = None if mode == "lexical" else vector
-            lexical = Lexical.of(words, standing.frequencies, standing.corpus)
-            total = max(standing.corpus.passages, 1)
-            sizes = self._sizes.of(guild, total, view)
-            seen = min(sum(sizes.get(channel_id, 0) for channel_id in visible), total)
-            limit = max(_EXACT, math.isqrt(100 * total)) if self._exact_limit is None else self._exact_limit
-            few = seen <= limit
-            count = _clamped(_DENSE * _ENTRIES_PER_PASSAGE * total / max(seen, 1))
-            postings = _POSTINGS if vector is not None else round(_POSTINGS_ALONE * min(total / max(seen, 1), 4))
-            asked = None
-            if vector is not None and not few:
-                asked = self._threads.submit(self._nearest, guild, vector, count, standing.collection)
-            draft = _DRAFT_ALONE if vector is None else _DRAFT
-            every = _every(view, lexical, vector, None if vector is None else 2 * limit) if few else None
-            if every is not None:
-                by_words = every.with_most_points(draft)
-            else:
-                groups = _rarest_words(lexical, total, postings)
-                by_words = view.holding(groups, mean_length=lexical.mean_length, limit=draft)
-            if vector is None or every is not None:
-                compared: Compared = "no vectors" if vector is None else "every visible passage"
-                near = [] if every is None else every.nearest(_DENSE)
-                looked_at = 0 if every is None else len(every.cosines)
-                candidates = _candidates(view, near, by_words, words, lexical)
-                yield Found(standing, mode, lexical, candidates, compared, looked_at), view
-                return
-        if asked is None:
-            # More than was counted lately.
-            count = _clamped(_DENSE * _ENTRIES_PER_PASSAGE * total / max(2 * limit, 1))
-        entries = asked.result() if asked else self._nearest(guild, vector, count, standing.collection)
+    def _by_chroma(self, view: View, search: Search, vector: Vectors, share: float) -> Found:
+        """``share`` is how many of the guild's passages there are for each visible one."""
+        count = min(max(math.ceil(_DENSE * _ENTRIES_PER_PASSAGE * share), _FEWEST), _MOST)
+        asked = self._threads.submit(self._nearest, search.guild, vector, count)
+        by_words = _by_words(view, search, _POSTINGS, _DRAFT)
+        entries = asked.result()
         while True:
-            with self._archive.reading.view(guild, visible) as view:
-                near = _seen(view, entries or ())
-                if entries is None or len(near) >= _ENOUGH or len(entries) < count or count >= _MOST:
-                    candidates = _candidates(view, near[:_DENSE], by_words, words, lexical)
-                    compared, looked_at, lost = "the nearest passages", len(entries or ()), entries is None
-                    yield Found(standing, mode, lexical, candidates, compared, looked_at, lost), view
-                    return
+            near = _visible(view, entries or ())
+            if entries is None or len(near) >= _ENOUGH or len(entries) < count or count >= _MOST:
+                return Found(
+                    near=near[:_DENSE],
+                    by_words=by_words,
+                    compared="the nearest passages",
+                    looked_at=len(entries or ()),
+                    lost=entries is None,
+                )
             count = min(2 * count, _MOST)
-            entries = self._nearest(guild, vector, count, standing.collection)
+            entries = self._nearest(search.guild, vector, count)
 
-    def _nearest(self, guild: str, vector: Vectors, count: int, collection: GuildCollection | None) -> list[str] | None:
+    def _nearest(self, guild: GuildSnapshot, vector: Vectors, count: int) -> list[str] | None:
         """Chroma's entries; None where it has none that can be compared."""
+        collection = guild.collection
         generation, model = (collection.generation, collection.model or "") if collection else (0, "")
         try:
-            return self._vectors.nearest(guild, vector, count, generation=generation, model=model)
+            return self._vectors.nearest(guild.guild_id, vector, count, generation=generation, model=model)
         except WrongCollection:
             return None
 
 
-def _candidates(
-    view: View, near: Sequence[str], by_words: Sequence[str], words: Sequence[str], lexical: Lexical
-) -> list[Candidate]:
-    """All of ``near``, and the best by BM25 of ``by_words``."""
-    candidates = view.candidates({*near, *by_words}, words)
+def best_of(candidates: Sequence[Candidate], found: Found, lexical: Lexical) -> list[Candidate]:
+    """Those of ``candidates``, which are the passages in ``found``, that are worth a score.
+
+    All that are near by meaning, and the best of the others by BM25.
+    """
     points = {one.passage_id: lexical.points(one.counts, one.length) for one in candidates}
-    best = sorted(points.keys() & by_words, key=lambda found: (-points[found], found))
-    best = best[: _LEXICAL if near else _LEXICAL_ALONE]
-    kept = {*near, *best}
+    best = sorted(points.keys() & found.by_words, key=lambda passage_id: (-points[passage_id], passage_id))
+    kept = {*found.near, *best[: _LEXICAL if found.near else _LEXICAL_ALONE]}
     return [one for one in candidates if one.passage_id in kept]
 
 
-def _seen(view: View, entries: Sequence[str]) -> list[str]:
-    """The passages of ``entries`` that may be seen, in the same order, each once."""
-    passages, messages = (
-        [entry[1:] for entry in entries if entry == named(entry[1:])] for named in (passage_entry, message_entry)
-    )
-    seen = view.seen_of(passages, messages)
-    passage_of = {passage_entry(found): found for found in seen.passages}
-    passage_of |= {message_entry(message): found for message, found in seen.messages.items()}
-    return list(dict.fromkeys(passage_of[entry] for entry in entries if entry in passage_of))
-
-
-def _clamped(count: float) -> int:
-    return min(max(math.ceil(count), _FEWEST), _MOST)
-
-
-@frozen
-class _Every:
-    """All visible passages, where they are few: how near those with a vector are, and how many points those with words.
-
-    Good enough to choose by, not to score.
-    """
-
-    cosines: Mapping[str, float]
-    points: Mapping[str, float]
-
-    def nearest(self, limit: int) -> list[str]:
-        return sorted(self.cosines, key=lambda found: (-self.cosines[found], found))[:limit]
-
-    def with_most_points(self, limit: int) -> list[str]:
-        holding = [found for found, points in self.points.items() if points > 0]
-        return sorted(holding, key=lambda found: (-self.points[found], found))[:limit]
-
-
-def _every(view: View, lexical: Lexical, vector: Vectors | None, limit: int | None) -> _Every | None:
-    """None when there are more than ``limit``."""
-    found = view.sketches(limit=limit)
-    if found is None:
-        return None
+def _exact(view: View, search: Search, limit: int) -> Found | None:
+    """Compare all visible passages; None when there are more than ``limit``."""
+    lexical, vector = search.lexical, search.vector
     rarity = {word: lexical.rarity[word] for word in lexical.frequencies}
-    mean_length = lexical.mean_length
-    ids = [passage_id for passage_id, sketch in found.items() if sketch is not None]
-    sketches = Sketches([sketch for sketch in found.values() if sketch is not None])
-    points = dict(zip(ids, sketches.points(rarity, mean_length).tolist(), strict=True))
+    every = view.every(rarity, mean_length=lexical.mean_length, with_vectors=vector is not None, limit=limit)
+    if every is None:
+        return None
+    holding = sorted((one for one in every if one.points > 0), key=lambda one: (-one.points, one.passage_id))
+    whole = {one.passage_id: one.vector for one in every if one.vector is not None}
     cosines: dict[str, float] = {}
-    if vector is not None:
-        places, near = sketches.cosines(vector)
-        cosines = {ids[place]: cosine for place, cosine in zip(places.tolist(), near.tolist(), strict=True)}
-    if len(ids) < len(found):
-        without = [passage_id for passage_id, sketch in found.items() if sketch is None]
-        rest = view.unsketched(without, rarity, mean_length=mean_length, with_vectors=vector is not None)
-        points |= {one.passage_id: one.points for one in rest}
-        whole = {one.passage_id: one.vector for one in rest if one.vector is not None}
-        if vector is not None and whole:
-            cosines |= zip(whole, (from_bytes(list(whole.values())) @ vector).tolist(), strict=True)
-    return _Every(cosines, points)
+    if vector is not None and whole:
+        cosines = dict(zip(whole, (from_bytes(list(whole.values())) @ vector).tolist(), strict=True))
+    return Found(
+        near=sorted(cosines, key=lambda passage_id: (-cosines[passage_id], passage_id))[:_DENSE],
+        by_words=[one.passage_id for one in holding[: _DRAFT_ALONE if vector is None else _DRAFT]],
+        compared="no vectors" if vector is None else "every visible passage",
+        looked_at=len(cosines),
+    )
+
+
+def _by_words(view: View, search: Search, postings: int, limit: int) -> list[str]:
+    groups = _rarest_words(search.lexical, max(search.guild.corpus.passages, 1), postings)
+    return view.holding(groups, mean_length=search.lexical.mean_length, limit=limit)
+
+
+def _visible(view: View, entries: Sequence[str]) -> list[str]:
+    """The passages of ``entries`` that may be seen, in the same order, each once."""
+    visible = view.visible_entries(row_ids("passages", entries), row_ids("messages", entries))
+    passage_of = {passage_entry(passage_id): passage_id for passage_id in visible.passages}
+    passage_of |= {message_entry(message_id): passage_id for message_id, passage_id in visible.messages.items()}
+    return list(dict.fromkeys(passage_of[entry] for entry in entries if entry in passage_of))
 
 
 def _rarest_words(lexical: Lexical, total: int, most: int) -> list[WordGroup]:
@@ -255,16 +218,16 @@ class _SizesState:
     _guilds: OrderedDict[str, tuple[int, Mapping[str, int]]] = field(factory=OrderedDict)
     _lock: threading.Lock = field(factory=threading.Lock)
 
-    def of(self, guild: str, total: int, view: View) -> Mapping[str, int]:
+    def of(self, guild_id: str, total: int, view: View) -> Mapping[str, int]:
         with self._lock:
-            known = self._guilds.get(guild)
+            known = self._guilds.get(guild_id)
             if known is not None:
-                self._guilds.move_to_end(guild)
+                self._guilds.move_to_end(guild_id)
         if known is not None and known[0] <= _GROWTH * total and total <= _GROWTH * known[0]:
             return known[1]
         sizes = view.sizes()
         with self._lock:
-            self._guilds[guild] = (total, sizes)
+            self._guilds[guild_id] = (total, sizes)
             while len(self._guilds) > _GUILDS:
                 self._guilds.popitem(last=False)
         return sizes

@@ -8,6 +8,7 @@ from functools import cached_property
 from attrs import frozen
 
 from rtfm.events import TimestampMillis
+from rtfm.knowledge.archive.rows import Channel, StoredPassage
 from rtfm.knowledge.linking import NAME_AT_START
 from rtfm.knowledge.splitting import MAX_TOKENS, split, tokens
 from rtfm.knowledge.words import strip_mentions
@@ -36,18 +37,6 @@ class Line:
         return bool(self.text) and len(self.text.split()) <= PASSAGE_WORDS and tokens(self.text) <= MAX_TOKENS
 
 
-@frozen(kw_only=True)
-class PassageText:
-    """A passage before it has a vector. ``part_of`` is the message of which it is a part, None for whole messages."""
-
-    passage_id: str
-    text: str
-    message_ids: tuple[str, ...]
-    first_at: TimestampMillis
-    last_at: TimestampMillis
-    part_of: str | None = None
-
-
 def spoken_text(content: str, names: Sequence[str] = ()) -> str:
     """What a message says, without whom it says it to."""
     text = strip_mentions(content).strip()
@@ -57,11 +46,14 @@ def spoken_text(content: str, names: Sequence[str] = ()) -> str:
     return text.strip(" ,:")
 
 
-def passages(conversation_id: str, lines: Sequence[Line]) -> list[PassageText]:
-    """The passages of a conversation: whole messages, about 200 words each; then the parts of long ones and of files.
+def passages(
+    conversation_id: str, lines: Sequence[Line], channel: Channel
+) -> tuple[list[StoredPassage], dict[str, str]]:
+    """The passages of a conversation in ``channel``, without vectors, and the passage that each message leads to.
 
-    The first is named for the conversation, the n-th after it ``<conversation>/<n>``, the n-th part of a message
-    ``<message>#<n>``, from 1: no id of a message holds these signs. Messages without text are left out.
+    Whole messages, about 200 words each; then the parts of long ones and of files. The first is named for the
+    conversation, the n-th after it ``<conversation>/<n>``, the n-th part of a message ``<message>#<n>``, from 1: no id
+    of a message holds these signs. Messages without text are left out; one in parts only leads to the first of them.
     """
     runs: list[list[Line]] = []
     words = 0
@@ -74,30 +66,37 @@ def passages(conversation_id: str, lines: Sequence[Line]) -> list[PassageText]:
             words = 0
         runs[-1].append(line)
         words += count
-    made = [
-        PassageText(
-            passage_id=conversation_id if number == 0 else f"{conversation_id}/{number}",
-            text="\n".join(line.text for line in run),
-            message_ids=tuple(line.message_id for line in run),
-            first_at=run[0].created_at,
-            last_at=run[-1].created_at,
+    made: list[StoredPassage] = []
+    passage_of: dict[str, str] = {}
+
+    def add(passage_id: str, text: str, run: Sequence[Line], part_of: str | None = None) -> None:
+        made.append(
+            StoredPassage(
+                passage_id=passage_id,
+                conversation_id=conversation_id,
+                guild_id=channel.guild_id,
+                channel_id=channel.channel_id,
+                acl_channel_id=channel.acl_channel_id,
+                text=text,
+                vector=None,
+                first_at=run[0].created_at,
+                last_at=run[-1].created_at,
+                part_of=part_of,
+            )
         )
-        for number, run in enumerate(runs)
-    ]
-    return made + [part for line in lines for part in _parts(line)]
+        for line in run:
+            passage_of.setdefault(line.message_id, passage_id)
+
+    for number, run in enumerate(runs):
+        name = conversation_id if number == 0 else f"{conversation_id}/{number}"
+        add(name, "\n".join(line.text for line in run), run)
+    for line in lines:
+        for number, text in enumerate(_parts(line), start=1):
+            add(f"{line.message_id}#{number}", text, [line], part_of=line.message_id)
+    return made, passage_of
 
 
-def _parts(line: Line) -> list[PassageText]:
+def _parts(line: Line) -> list[str]:
+    """The parts of a message that is too long to stand whole, then those of its files."""
     long = [] if line.whole or not line.text else [line.text]
-    texts = [text for whole in (*long, *line.files) for text in split(whole)]
-    return [
-        PassageText(
-            passage_id=f"{line.message_id}#{number}",
-            text=text,
-            message_ids=(line.message_id,),
-            first_at=line.created_at,
-            last_at=line.created_at,
-            part_of=line.message_id,
-        )
-        for number, text in enumerate(texts, start=1)
-    ]
+    return [text for whole in (*long, *line.files) for text in split(whole)]

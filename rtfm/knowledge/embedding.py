@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rtfm.errors import ConfigError
+from rtfm.knowledge.float32 import Vectors
 from rtfm.settings import Settings
 from rtfm.telemetry import EMBEDDED, get_logger
 
@@ -29,8 +29,6 @@ _TOKENS_PER_RUN = 1280
 """Tokens, padding included, that go through the model at once: more of them fall out of the processor's caches."""
 
 _log = get_logger(__name__)
-
-Vectors = NDArray[np.float32]
 
 
 class Embedding(Protocol):
@@ -214,15 +212,3 @@ def model_name(settings: Settings) -> str | None:
     """The name of the model that ``find_model`` would load, without loading it; None where there is none."""
     folder = model_folder(settings.embedding_model_dir or default_model_dir(settings.home))
     return None if folder is None else _identity(folder)
-
-
-def to_bytes(vector: Vectors) -> bytes:
-    """A vector as the archive keeps it: little-endian float32."""
-    return vector.astype("<f4").tobytes()
-
-
-def from_bytes(vectors: Sequence[bytes]) -> Vectors:
-    """Vectors from the archive: float32, shape (len(vectors), 384)."""
-    if not vectors:
-        return np.empty((0, DIMENSION), dtype=np.float32)
-    return np.frombuffer(b"".join(vectors), dtype="<f4").reshape(len(vectors), -1)

@@ -7,7 +7,7 @@ reach. Scores rise with the text that is searched, so that it is done again when
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 
 from rtfm.knowledge.archive import SqlArchive
 from rtfm.knowledge.probes import PROBES
@@ -36,17 +36,27 @@ def floor_of(levels: Sequence[float]) -> float:
     return min(max(high + (high - upper) / 2, middle + 2.5 * deviation), middle + 3 * deviation)
 
 
-def calibrate(archive: SqlArchive, retriever: Retriever, guild_ids: Collection[str], *, anew: bool = False) -> None:
-    """Set the floors of those of ``guild_ids`` that have outgrown theirs, or with ``anew`` of all.
+def calibrate(
+    archive: SqlArchive,
+    retriever: Retriever,
+    guild_id: str,
+    *,
+    anew: bool = False,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> None:
+    """Set the floor of a guild that has outgrown its own, or with ``anew`` of any; changes nothing if stopped.
 
     Raises Unavailable when a store does not answer.
     """
-    growth = 0.0 if anew else GROWTH
-    for guild_id in sorted(guild_ids):
-        mode = retriever.mode_in(guild_id)
-        passages = archive.writing.outgrown([guild_id], mode, growth=growth).get(guild_id, 0)
-        if passages < MIN_PASSAGES:
-            continue
-        floor = floor_of(retriever.evidence(PROBES, guild_id=guild_id))
-        archive.writing.set_floor(guild_id, mode, floor, passages)
-        _log.info("relevance floor calibrated", guild_id=guild_id, mode=mode, floor=round(floor, 3), passages=passages)
+    mode = retriever.mode_in(guild_id)
+    passages = archive.floors.outgrown(guild_id, mode, growth=0.0 if anew else GROWTH)
+    if passages < MIN_PASSAGES:
+        return
+    levels = []
+    for level in retriever.evidence(PROBES, guild_id=guild_id):
+        if is_stopped():
+            return
+        levels.append(level)
+    floor = floor_of(levels)
+    archive.floors.put(guild_id, mode, floor, passages)
+    _log.info("relevance floor calibrated", guild_id=guild_id, mode=mode, floor=round(floor, 3), passages=passages)

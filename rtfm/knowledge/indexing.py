@@ -26,14 +26,16 @@ from rtfm.knowledge.archive import (
     StoredMessage,
     StoredPassage,
 )
-from rtfm.knowledge.conversations import Line, PassageText, passages, spoken_text
-from rtfm.knowledge.embedding import Embedding, Vectors, serves, to_bytes
-from rtfm.knowledge.linking import CONTEXT, LEARNED, Said, in_one_conversation, link, thread_conversation
-from rtfm.knowledge.vectors import ChromaVectors, Entry, WrongCollection, message_entry, passage_entry
+from rtfm.knowledge.conversations import Line, passages, spoken_text
+from rtfm.knowledge.embedding import Embedding, serves
+from rtfm.knowledge.entries import message_entry, passage_entry
+from rtfm.knowledge.float32 import Vectors, to_bytes
+from rtfm.knowledge.linking import CONTEXT, LEARNED, in_one_conversation, link, thread_conversation
+from rtfm.knowledge.vectors import ChromaVectors, Entry, WrongCollection
 from rtfm.scrubbing import scrub
 from rtfm.telemetry import get_logger
 
-RULES = f"4-{hashlib.sha256(repr(LEARNED).encode()).hexdigest()[:8]}"
+RULES = f"4-{hashlib.sha256(repr(tuple(LEARNED.values())).encode()).hexdigest()[:8]}"
 """Version of linking, splitting, scrubbing and terms, with the linker's weights: raise the number when one of them
 makes something else of the same messages."""
 
@@ -120,7 +122,7 @@ class Indexer:
             for message in (writing.messages(outside) if outside else {}).values()
             if message.conversation_id is not None and message.place == place
         }
-        return link([_said(message) for message in said], replied=replied)
+        return link(said, replied=replied)
 
     def _write(self, state: BatchState, touched: set[str], collections: Mapping[str, GuildCollection]) -> None:
         writing = self._archive.writing
@@ -239,29 +241,12 @@ def _passages(
             )
             for message in messages
         ]
-        for part in passages(conversation_id, lines):
-            made.append(_stored(part, conversation_id, channels[messages[0].place]))
-            if part.part_of is None:
-                passage_of |= dict.fromkeys(part.message_ids, part.passage_id)
-            else:
-                passage_of.setdefault(part.part_of, part.passage_id)
+        if lines:
+            found, leads_to = passages(conversation_id, lines, channels[messages[0].place])
+            made += found
+            passage_of |= leads_to
         texts_of |= {line.message_id: line.text for line in lines if line.whole}
     return made, passage_of, texts_of
-
-
-def _stored(part: PassageText, conversation_id: str, channel: Channel) -> StoredPassage:
-    return StoredPassage(
-        passage_id=part.passage_id,
-        conversation_id=conversation_id,
-        guild_id=channel.guild_id,
-        channel_id=channel.channel_id,
-        acl_channel_id=channel.acl_channel_id,
-        text=part.text,
-        vector=None,
-        first_at=part.first_at,
-        last_at=part.last_at,
-        part_of=part.part_of,
-    )
 
 
 def _differs(before: StoredPassage, after: StoredPassage, *, with_vector: bool) -> bool:
@@ -277,15 +262,3 @@ def _old(message: StoredMessage) -> bool:
 
 def _bytes(vector: Vectors | None) -> bytes | None:
     return None if vector is None else to_bytes(vector)
-
-
-def _said(message: StoredMessage) -> Said:
-    return Said(
-        message_id=message.message_id,
-        author_id=message.author_id or "",
-        author_name=message.author_name,
-        content=message.content,
-        mentioned_user_ids=message.mentioned_user_ids,
-        reply_to_message_id=message.reply_to_message_id,
-        conversation_id=message.conversation_id,
-    )

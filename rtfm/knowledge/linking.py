@@ -4,8 +4,8 @@ Replies and threads are certain. Otherwise each conversation of the channel's la
 linear score, and the best takes the message. A decision is never revised. It depends on those 100 messages, and on
 whom they address, only: given the last ``CONTEXT`` messages, it does not matter how the rest was cut into batches.
 
-The weights in ``weights.json`` were learned on public help chat by ``benchmarks/learn_linking.py``; docs/decisions/ has
-the reasoning.
+The weights in ``linker_weights.json`` were learned on public help chat by ``benchmarks/learn_linking.py``;
+docs/decisions/0011 has the reasoning.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import math
 import re
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
-from operator import mul
 from pathlib import Path
 
 from attrs import define, field, frozen
 
 from rtfm.events import ChannelKind
+from rtfm.knowledge.archive.rows import StoredMessage
 from rtfm.knowledge.words import strip_mentions, terms
 
 WINDOW = 100
@@ -55,93 +55,15 @@ _MEMORY = 25.0
 """Messages after which a word that was said counts half."""
 
 
-def _beginning(content: str) -> str:
-    return content[:MAX_CHARACTERS]
+Features = dict[str, float]
+"""Features of one choice by name, those that are 0 left out.
 
+The *speaker* says the message and may address an *addressee*, else the message is *open*. Both are *here* if they spoke
+in the conversation, else *absent*; the speaker is *awaited* where somebody addressed them since they last spoke.
+Addressing is *scarce* in a channel where few messages address anybody. Distances are log2(1 + messages between).
+"""
 
-@frozen(kw_only=True)
-class Said:
-    """A message as the linker sees it. ``conversation_id`` is None while it is not linked."""
-
-    message_id: str
-    author_id: str
-    author_name: str | None
-    # What is behind them tells nothing about whom it answers, and would be compared with a hundred others.
-    content: str = field(converter=_beginning)
-    mentioned_user_ids: Sequence[str] = ()
-    reply_to_message_id: str | None = None
-    conversation_id: str | None = None
-
-
-@frozen(kw_only=True)
-class Seen:
-    """A message in the window. ``place`` counts messages from the start of the run."""
-
-    place: int
-    author_id: str
-    name: str
-    addressees: tuple[str, ...]
-    conversation_id: str
-    words: frozenset[str]
-    tokens: frozenset[str]
-    asks: bool
-
-
-FEATURES = (
-    # a: whom the message addresses; s: who says it; distances are log2(1 + messages between)
-    "a is here",
-    "a spoke here last",
-    "a and s are here",
-    "distance to a",
-    "s is here",
-    "s spoke here last",
-    "distance to s",
-    "s was addressed here",
-    "distance to what was said to s",
-    "here s was addressed since s spoke last",
-    "a and s spoke to each other here",
-    "a is not here",
-    "a is not here, but was addressed here",
-    "open: distance to the conversation",
-    "open: distance to the conversation, and addressing is scarce",
-    "open: s is not here",
-    "open: s spoke here within 5",
-    "open: here s was addressed since s spoke last",
-    "the message before is here",
-    "the message before is here, and asks",
-    "open: s is here, and asks",
-    "agreement: here s was addressed since s spoke last",
-    "agreement, open: s is not here",
-    "rare words in common",
-    "rare words in common, the recent ones more",
-    "open: rare words in common, the recent ones more",
-    "neither a nor s is here: rare words in common, the recent ones more",
-    "size",
-    "share of the last 10 messages",
-    "open: s is not here, one person asks",
-    "speakers",
-    "s's share of it",
-    "open: s is not here, and addressing is scarce",
-    "s began it",
-    "open: s is here, by the number of conversations of s",
-    "new",
-    "new: s is new",
-    "new: distance to s",
-    "new, open: distance to s",
-    "new: rare words",
-    "new: addressing is scarce",
-    "new, open",
-    "new, open: asks",
-    "new, open: asks, and s is not new",
-    "new: at most 4 words",
-    "new: agreement",
-)
-_KNOWN_FEATURES = 35
-"""Features of a conversation that exists; the others are those of a new one."""
-
-LEARNED: tuple[float, ...] = tuple(
-    json.loads(Path(__file__).with_name("weights.json").read_text(encoding="utf-8"))[name] for name in FEATURES
-)
+LEARNED: Mapping[str, float] = json.loads(Path(__file__).with_name("linker_weights.json").read_text(encoding="utf-8"))
 """A weight for each feature."""
 
 
@@ -159,7 +81,10 @@ def thread_conversation(guild_id: str, channel_id: str) -> str:
 
 
 def link(
-    messages: Sequence[Said], *, replied: Mapping[str, str] | None = None, weights: Sequence[float] = LEARNED
+    messages: Sequence[StoredMessage],
+    *,
+    replied: Mapping[str, str] | None = None,
+    weights: Mapping[str, float] = LEARNED,
 ) -> dict[str, str]:
     """The conversation of each message that had none: message id → conversation id.
 
@@ -180,13 +105,27 @@ def link(
     return linked
 
 
-def _best(choices: Iterable[tuple[str | None, tuple[float, ...]]], weights: Sequence[float]) -> str | None:
+def _best(choices: Iterable[tuple[str | None, Features]], weights: Mapping[str, float]) -> str | None:
     best, best_score = None, -math.inf
     for conversation_id, features in choices:
-        score = sum(map(mul, weights, features))
+        score = sum([weights[name] * value for name, value in features.items()])
         if score > best_score:
             best, best_score = conversation_id, score
     return best
+
+
+@frozen(kw_only=True)
+class WindowMessage:
+    """A linked message in the window. ``place`` counts messages from the start of the run."""
+
+    place: int
+    author_id: str
+    name: str
+    addressees: tuple[str, ...]
+    conversation_id: str
+    words: frozenset[str]
+    tokens: frozenset[str]
+    asks: bool
 
 
 @define
@@ -205,166 +144,253 @@ class _ConversationState:
     words: dict[str, int] = field(factory=dict)
 
 
+@frozen(kw_only=True)
+class _Incoming:
+    """What the score needs of the message to be linked, and of the window around it.
+
+    ``own_last`` is where the speaker spoke last, ``addressed_last`` where they were last addressed, and
+    ``addressee_last`` where the addressee spoke last: (place, conversation id), None outside the window.
+    """
+
+    place: int
+    speaker: str
+    addressee: str | None
+    is_open: bool
+    is_short: bool
+    asks: bool
+    agrees: bool
+    rarity: Mapping[str, float]
+    total_rarity: float
+    scarce: float
+    own_last: tuple[int, str] | None
+    addressed_last: tuple[int, str] | None
+    addressee_last: tuple[int, str] | None
+    own_conversations: int
+
+
 @define
 class Window:
     """The last 100 messages of a channel, with their conversations."""
 
-    _seen: deque[Seen] = field(factory=deque)
+    _messages: deque[WindowMessage] = field(factory=deque)
     _place: int = 0
     _tokens: Counter[str] = field(factory=Counter)
 
-    def add(self, message: Said, conversation_id: str) -> None:
+    def add(self, message: StoredMessage, conversation_id: str) -> None:
         """Take in a message that is linked."""
-        addressees = self._addressees(message)
-        named = {seen.name for seen in self._seen if seen.author_id in addressees}
-        tokens = frozenset(_tokens(message)) - named
-        self._seen.append(
-            Seen(
+        text = _read(message)
+        addressees = self._addressees(message, text)
+        named = {one.name for one in self._messages if one.author_id in addressees}
+        tokens = frozenset(_tokens(text)) - named
+        self._messages.append(
+            WindowMessage(
                 place=self._place,
-                author_id=message.author_id,
+                author_id=message.author_id or "",
                 name=(message.author_name or "").lower(),
                 addressees=addressees,
                 conversation_id=conversation_id,
-                words=frozenset(terms(message.content)),
+                words=frozenset(terms(text)),
                 tokens=tokens,
-                asks=bool(_QUESTION.search(message.content)),
+                asks=bool(_QUESTION.search(text)),
             )
         )
         self._tokens.update(tokens)
         self._place += 1
-        if len(self._seen) > WINDOW:
-            self._tokens.subtract(self._seen.popleft().tokens)
+        if len(self._messages) > WINDOW:
+            self._tokens.subtract(self._messages.popleft().tokens)
 
-    def _addressees(self, message: Said) -> tuple[str, ...]:
+    def _addressees(self, message: StoredMessage, text: str) -> tuple[str, ...]:
         """Whom a message speaks to: mentions, else a name of the window at its start, its end or within."""
-        mentioned = tuple(dict.fromkeys(user for user in message.mentioned_user_ids if user != message.author_id))
+        speaker = message.author_id or ""
+        mentioned = tuple(dict.fromkeys(user for user in message.mentioned_user_ids if user != speaker))
         if mentioned:
             return mentioned
-        names = {seen.name: seen.author_id for seen in self._seen if seen.author_id != message.author_id}
-        start = NAME_AT_START.match(message.content)
+        names = {one.name: one.author_id for one in self._messages if one.author_id != speaker}
+        start = NAME_AT_START.match(text)
         if start and start.group(1).lower() in names:
             return (names[start.group(1).lower()],)
-        tokens = _tokens(message)
+        tokens = _tokens(text)
         for place, token in [*zip((0, -1), tokens[:1] + tokens[-1:], strict=False), *enumerate(tokens, start=1)]:
             rare = self._tokens[token] < (_COMMON if place <= 0 else _COMMON / 2)
             if token in names and rare and len(token) >= (3 if place <= 0 else 4):
                 return (names[token],)
         return ()
 
-    def choices(self, message: Said) -> list[tuple[str | None, tuple[float, ...]]]:
-        """Where a message may belong: (conversation id, or None for a new one; a value for each of ``FEATURES``)."""
-        speaker, place = message.author_id, self._place
-        addressees, words = self._addressees(message), frozenset(terms(message.content))
-        conversations: dict[str, _ConversationState] = {}
-        last_by: dict[str, tuple[int, str]] = {}
-        last_to_speaker: tuple[int, str] | None = None
-        frequency: Counter[str] = Counter()
-        for seen in self._seen:
-            state = conversations.get(seen.conversation_id)
-            if state is None:
-                state = conversations[seen.conversation_id] = _ConversationState(seen.author_id)
-            state.last, state.asks = seen.place, seen.asks
-            state.size += 1
-            state.recent += place - seen.place <= 10
-            state.last_of[seen.author_id] = seen.place
-            state.said_by[seen.author_id] += 1
-            for user in seen.addressees:
-                state.spoken_to[user] = seen.place
-                state.pairs.add((seen.author_id, user))
-            for word in seen.words & words:
-                state.words[word] = seen.place
-            frequency.update(seen.words & words)
-            last_by[seen.author_id] = (seen.place, seen.conversation_id)
-            if speaker in seen.addressees:
-                last_to_speaker = (seen.place, seen.conversation_id)
-        addressee = next((user for user in addressees if user in last_by), next(iter(addressees), None))
-        rarity = {word: math.log((len(self._seen) + 2) / (frequency[word] + 1)) for word in words}
-        total_rarity = sum(rarity.values()) or 1.0
-        own_last = last_by.get(speaker)
-        is_open = addressee is None
-        asks = bool(_QUESTION.search(message.content))
-        agrees = bool(_AGREEMENT.search(message.content[:30]))
-        scarce = 1.0 - self._share_addressed()
-        own_conversations = sum(speaker in state.last_of for state in conversations.values())
-        distance = _log(place - own_last[0]) if own_last else 7.0
-        new = (
-            1.0,
-            float(own_last is None),
-            distance,
-            distance if own_last and is_open else 0.0,
-            min(total_rarity, 30.0) / 10,
-            scarce,
-            float(is_open),
-            float(is_open and asks),
-            float(is_open and asks and own_last is not None),
-            float(len(message.content.split()) <= 4),
-            float(agrees),
-        )
-        found: list[tuple[str | None, tuple[float, ...]]] = [(None, (0.0,) * _KNOWN_FEATURES + new)]
+    def choices(self, message: StoredMessage) -> list[tuple[str | None, Features]]:
+        """Where a message may belong: (conversation id, or None for a new one; the features of that choice)."""
+        text = _read(message)
+        words = frozenset(terms(text))
+        conversations = self._conversations(words)
+        incoming = self._incoming(message, text, words, conversations)
         latest = sorted(conversations.items(), key=lambda item: -item[1].last)[:MAX_CANDIDATES]
-        for conversation_id, state in latest:
-            speaker_at = state.last_of.get(speaker)
-            addressee_at = None if addressee is None else state.last_of.get(addressee)
-            absent = is_open and speaker_at is None
-            told_at = state.spoken_to.get(speaker)
-            overlap = sum(rarity[word] for word in state.words) / total_rarity
-            recent_overlap = (
-                sum(rarity[word] * 2 ** ((said - place) / _MEMORY) for word, said in state.words.items()) / total_rarity
-            )
-            answers_speaker = (
-                last_to_speaker is not None
-                and last_to_speaker[1] == conversation_id
-                and (own_last is None or last_to_speaker[0] > own_last[0])
-            )
-            features = (
-                addressee_at is not None,
-                addressee is not None and addressee_at is not None and last_by[addressee][1] == conversation_id,
-                addressee_at is not None and speaker_at is not None,
-                0.0 if addressee_at is None else _log(place - addressee_at),
-                speaker_at is not None,
-                own_last is not None and own_last[1] == conversation_id,
-                0.0 if speaker_at is None else _log(place - speaker_at),
-                told_at is not None,
-                0.0 if told_at is None else _log(place - told_at),
-                answers_speaker,
-                not is_open and ((addressee, speaker) in state.pairs or (speaker, addressee) in state.pairs),
-                not is_open and addressee_at is None,
-                not is_open and addressee_at is None and addressee in state.spoken_to,
-                _log(place - state.last) if is_open else 0.0,
-                scarce * _log(place - state.last) if is_open else 0.0,
-                absent,
-                is_open and speaker_at is not None and place - speaker_at <= 5,
-                is_open and answers_speaker,
-                state.last == place - 1,
-                state.last == place - 1 and state.asks,
-                is_open and speaker_at is not None and asks,
-                agrees and answers_speaker,
-                agrees and absent,
-                overlap,
-                recent_overlap,
-                recent_overlap if is_open else 0.0,
-                recent_overlap if speaker_at is None and addressee_at is None else 0.0,
-                _log(state.size),
-                state.recent / 10,
-                absent and len(state.last_of) == 1 and state.asks,
-                _log(len(state.last_of)),
-                state.said_by[speaker] / state.size,
-                scarce if absent else 0.0,
-                state.began == speaker,
-                1 / own_conversations if is_open and speaker_at is not None else 0.0,
-            )
-            found.append((conversation_id, (*map(float, features), *(0.0,) * len(new))))
+        return [
+            (None, _of_new(incoming)),
+            *((conversation_id, _of_known(incoming, conversation_id, state)) for conversation_id, state in latest),
+        ]
+
+    def _conversations(self, words: frozenset[str]) -> dict[str, _ConversationState]:
+        """The conversations of the window, with those of ``words`` that occur in them."""
+        found: dict[str, _ConversationState] = {}
+        for one in self._messages:
+            state = found.get(one.conversation_id)
+            if state is None:
+                state = found[one.conversation_id] = _ConversationState(one.author_id)
+            state.last, state.asks = one.place, one.asks
+            state.size += 1
+            state.recent += self._place - one.place <= 10
+            state.last_of[one.author_id] = one.place
+            state.said_by[one.author_id] += 1
+            for user in one.addressees:
+                state.spoken_to[user] = one.place
+                state.pairs.add((one.author_id, user))
+            for word in one.words & words:
+                state.words[word] = one.place
         return found
 
+    def _incoming(
+        self,
+        message: StoredMessage,
+        text: str,
+        words: frozenset[str],
+        conversations: Mapping[str, _ConversationState],
+    ) -> _Incoming:
+        speaker = message.author_id or ""
+        last_by: dict[str, tuple[int, str]] = {}
+        addressed_last: tuple[int, str] | None = None
+        frequency: Counter[str] = Counter()
+        for one in self._messages:
+            frequency.update(one.words & words)
+            last_by[one.author_id] = (one.place, one.conversation_id)
+            if speaker in one.addressees:
+                addressed_last = (one.place, one.conversation_id)
+        addressees = self._addressees(message, text)
+        addressee = next((user for user in addressees if user in last_by), next(iter(addressees), None))
+        rarity = {word: math.log((len(self._messages) + 2) / (frequency[word] + 1)) for word in words}
+        return _Incoming(
+            place=self._place,
+            speaker=speaker,
+            addressee=addressee,
+            is_open=addressee is None,
+            is_short=len(text.split()) <= 4,
+            asks=bool(_QUESTION.search(text)),
+            agrees=bool(_AGREEMENT.search(text[:30])),
+            rarity=rarity,
+            total_rarity=sum(rarity.values()) or 1.0,
+            scarce=1.0 - self._share_addressed(),
+            own_last=last_by.get(speaker),
+            addressed_last=addressed_last,
+            addressee_last=None if addressee is None else last_by.get(addressee),
+            own_conversations=sum(speaker in state.last_of for state in conversations.values()),
+        )
+
     def _share_addressed(self) -> float:
-        latest = list(self._seen)[-_SCARCE:]
+        latest = list(self._messages)[-_SCARCE:]
         # As if a few messages had come before, of which as many were addressed as usual.
-        return (sum(bool(seen.addressees) for seen in latest) + 8) / (len(latest) + 20)
+        return (sum(bool(one.addressees) for one in latest) + 8) / (len(latest) + 20)
+
+
+def _of_new(incoming: _Incoming) -> Features:
+    """The features of a new conversation."""
+    is_known = incoming.own_last is not None
+    distance = _log(incoming.place - incoming.own_last[0]) if incoming.own_last else 7.0
+    found: Features = {
+        "new": 1.0,
+        "new_distance_to_speaker": distance,
+        "new_rarity": min(incoming.total_rarity, 30.0) / 10,
+        "new_scarce": incoming.scarce,
+        "new_speaker": not is_known,
+        "new_short": incoming.is_short,
+        "new_agrees": incoming.agrees,
+    }
+    if incoming.is_open:
+        found |= {
+            "new_open": 1.0,
+            "new_open_distance_to_speaker": distance if is_known else 0.0,
+            "new_open_asks": incoming.asks,
+            "new_open_asks_known_speaker": incoming.asks and is_known,
+        }
+    return found
+
+
+def _of_known(incoming: _Incoming, conversation_id: str, state: _ConversationState) -> Features:
+    """The features of a conversation that exists."""
+    place, speaker, addressee = incoming.place, incoming.speaker, incoming.addressee
+    speaker_at, addressed_at = state.last_of.get(speaker), state.spoken_to.get(speaker)
+    addressee_at = None if addressee is None else state.last_of.get(addressee)
+    is_adjacent = state.last == place - 1
+    is_awaited = (
+        incoming.addressed_last is not None
+        and incoming.addressed_last[1] == conversation_id
+        and (incoming.own_last is None or incoming.addressed_last[0] > incoming.own_last[0])
+    )
+    recent_overlap = (
+        sum(incoming.rarity[word] * 2 ** ((said - place) / _MEMORY) for word, said in state.words.items())
+        / incoming.total_rarity
+    )
+    found: Features = {
+        "adjacent": is_adjacent,
+        "adjacent_question": is_adjacent and state.asks,
+        "overlap": sum(incoming.rarity[word] for word in state.words) / incoming.total_rarity,
+        "recent_overlap": recent_overlap,
+        "size": _log(state.size),
+        "share_of_last_10": state.recent / 10,
+        "speakers": _log(len(state.last_of)),
+        "speaker_share": state.said_by[speaker] / state.size,
+        "speaker_began": state.began == speaker,
+        "speaker_awaited": is_awaited,
+        "agrees_speaker_awaited": incoming.agrees and is_awaited,
+        "speaker_spoke_here_last": incoming.own_last is not None and incoming.own_last[1] == conversation_id,
+    }
+    if speaker_at is not None:
+        found |= {"speaker_here": 1.0, "distance_to_speaker": _log(place - speaker_at)}
+    if addressed_at is not None:
+        found |= {"speaker_addressed_here": 1.0, "distance_to_address": _log(place - addressed_at)}
+    if speaker_at is None and addressee_at is None:
+        found["both_absent_recent_overlap"] = recent_overlap
+    if incoming.is_open:
+        distance = _log(place - state.last)
+        found |= {
+            "open_distance": distance,
+            "open_distance_scarce": incoming.scarce * distance,
+            "open_recent_overlap": recent_overlap,
+            "open_speaker_awaited": is_awaited,
+        }
+        if speaker_at is None:
+            found |= {
+                "open_speaker_absent": 1.0,
+                "open_speaker_absent_scarce": incoming.scarce,
+                "open_speaker_absent_lone_question": len(state.last_of) == 1 and state.asks,
+                "agrees_open_speaker_absent": incoming.agrees,
+            }
+        else:
+            found |= {
+                "open_speaker_within_5": place - speaker_at <= 5,
+                "open_speaker_here_asks": incoming.asks,
+                "open_speaker_here_by_conversations": 1 / incoming.own_conversations,
+            }
+    elif addressee is not None:
+        found["both_spoke_to_each_other"] = (addressee, speaker) in state.pairs or (speaker, addressee) in state.pairs
+        if addressee_at is None:
+            found |= {"addressee_absent": 1.0, "addressee_absent_but_addressed": addressee in state.spoken_to}
+        else:
+            found |= {
+                "addressee_here": 1.0,
+                "addressee_spoke_here_last": incoming.addressee_last is not None
+                and incoming.addressee_last[1] == conversation_id,
+                "both_here": speaker_at is not None,
+                "distance_to_addressee": _log(place - addressee_at),
+            }
+    return found
 
 
 def _log(distance: int) -> float:
     return math.log2(1 + distance)
 
 
-def _tokens(message: Said) -> list[str]:
-    return _NAMES.findall(strip_mentions(message.content).lower())
+def _read(message: StoredMessage) -> str:
+    """The beginning of a message: what is behind it tells nothing about whom it answers."""
+    return message.content[:MAX_CHARACTERS]
+
+
+def _tokens(text: str) -> list[str]:
+    return _NAMES.findall(strip_mentions(text).lower())

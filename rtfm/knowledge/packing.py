@@ -7,12 +7,10 @@ Then whole passages in order; of one that does not fit, the messages that do. Ea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import attrs
 
-if TYPE_CHECKING:
-    from rtfm.knowledge.retrieval import Passage
+from rtfm.knowledge.passages import Passage
 
 COMPANY_WEIGHT = 0.5
 """What being beside the best passage adds to a passage's score at most, as a share of the best one's score.

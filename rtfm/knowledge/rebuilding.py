@@ -18,11 +18,13 @@ from attrs import frozen
 from rtfm.errors import ConfigError
 from rtfm.knowledge import Knowledge, Retriever
 from rtfm.knowledge.archive import GuildCollection, SqlArchive, StoredMessage
-from rtfm.knowledge.archive.staging import Staging
-from rtfm.knowledge.embedding import from_bytes, model_name, same_model
+from rtfm.knowledge.archive.staging import Staging, open_staging
+from rtfm.knowledge.embedding import model_name, same_model
+from rtfm.knowledge.entries import TABLES, Table, entry_id, row_ids
+from rtfm.knowledge.float32 import from_bytes
 from rtfm.knowledge.floor import calibrate
 from rtfm.knowledge.indexing import RULES, BatchState, Indexer, first_collection
-from rtfm.knowledge.vectors import ChromaVectors, Entry, message_entry, passage_entry
+from rtfm.knowledge.vectors import ChromaVectors, Entry
 from rtfm.settings import Settings
 
 BATCH = 500
@@ -30,8 +32,6 @@ BATCH = 500
 
 _ROUNDS = 5
 """Times that is caught up with ingest before it has to wait for the rest."""
-
-_ENTRY_OF = {"passages": passage_entry, "messages": message_entry}
 
 Work = Literal["nothing", "clean", "copy", "embed", "link"]
 """Nothing; remove what an earlier rebuild left; copy vectors; make them anew; make conversations anew, too."""
@@ -190,7 +190,7 @@ def rebuild(knowledge: Knowledge, todo: Plan, *, progress: Progress = lambda *_:
     if todo.work == "nothing":
         return
     guild_id, now = todo.guild_id, todo.collection
-    with knowledge.archive.staging(guild_id) as staging:
+    with open_staging(knowledge.archive, guild_id) as staging:
         current = knowledge.archive.collections.find([guild_id]).get(guild_id, now)
         if current.generation != now.generation:
             raise ConfigError(f"guild {guild_id} was rebuilt by somebody else", hint="Look again with --dry-run.")
@@ -209,20 +209,17 @@ def rebuild(knowledge: Knowledge, todo: Plan, *, progress: Progress = lambda *_:
 def _copy(knowledge: Knowledge, staging: Staging, new: GuildCollection, todo: Plan, progress: Progress) -> None:
     archive, guild_id = knowledge.archive.collections, new.guild_id
 
-    def put(table: str, ids: Iterable[str]) -> int:
+    def put(table: Table, ids: Iterable[str]) -> int:
         stored = archive.vectors_of(table, ids)
         rows = from_bytes([one.vector for one in stored])
-        named = [(_ENTRY_OF[table](one.id), one) for one in stored]
-        knowledge.vectors.upsert(
-            guild_id,
-            [
-                Entry(entry_id=entry_id, passage_id=one.passage_id, vector=row)
-                for (entry_id, one), row in zip(named, rows, strict=True)
-            ],
-            generation=new.generation,
-            model=new.model or "",
+        entries = [
+            Entry(entry_id=entry_id(table, one.id), passage_id=one.passage_id, vector=row)
+            for one, row in zip(stored, rows, strict=True)
+        ]
+        knowledge.vectors.upsert(guild_id, entries, generation=new.generation, model=new.model or "")
+        staging.copied(
+            [(entry.entry_id, one.passage_id, one.vector) for entry, one in zip(entries, stored, strict=True)]
         )
-        staging.copied([(entry_id, one.passage_id, one.vector) for entry_id, one in named])
         return len(stored)
 
     def catch_up() -> int:
@@ -230,13 +227,13 @@ def _copy(knowledge: Knowledge, staging: Staging, new: GuildCollection, todo: Pl
         knowledge.vectors.delete(guild_id, gone, generation=new.generation)
         wanted = staging.to_copy()
         for ids in _batches(wanted):
-            for table, named in _ENTRY_OF.items():
-                put(table, [entry_id[1:] for entry_id in ids if entry_id == named(entry_id[1:])])
+            for table in TABLES:
+                put(table, row_ids(table, ids))
         return len(gone) + len(wanted)
 
     staging.copied([])
     done = 0
-    for table in _ENTRY_OF:
+    for table in TABLES:
         after = ""
         while ids := archive.ids_with_vectors(table, guild_id, after, limit=BATCH):
             after = ids[-1]
@@ -286,7 +283,7 @@ class _Making:
             self._staging.analyse()
         _caught_up(self._catch_up)
         searched = Retriever(self._staging.archive, self._knowledge.vectors, self._knowledge.embedding)
-        calibrate(self._staging.archive, searched, [guild_id], anew=True)
+        calibrate(self._staging.archive, searched, guild_id, anew=True)
         with self._staging.archive.collections.alone(guild_id):
             self._catch_up()
             self._staging.put_in_place(self._new)

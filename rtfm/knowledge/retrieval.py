@@ -7,21 +7,23 @@ found. Everything is limited to one guild and to the visible channels. Does not 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
-import attrs
-from attrs import define, field, frozen
+from attrs import field, frozen
 
 from rtfm.errors import InvalidEvent, Unavailable
-from rtfm.events import ChannelKind, TimestampMillis
 from rtfm.knowledge.archive import GuildCollection, SqlArchive, guild_key
-from rtfm.knowledge.archive.reading import Candidate, FoundMessage, View
-from rtfm.knowledge.candidates import CandidateSearch, Compared
-from rtfm.knowledge.embedding import Embedding, Vectors, from_bytes, serves
+from rtfm.knowledge.archive.reading import View
+from rtfm.knowledge.archive.search_rows import Candidate, FoundMessage
+from rtfm.knowledge.candidates import CandidateSearch, Compared, Search, best_of
+from rtfm.knowledge.embedding import Embedding, serves
+from rtfm.knowledge.float32 import Vectors, from_bytes
 from rtfm.knowledge.linking import in_one_conversation
 from rtfm.knowledge.packing import AROUND, COMPANY_WEIGHT, company, pack
+from rtfm.knowledge.passages import Passage, PassageMessage
 from rtfm.knowledge.scoring import Lexical, Mode, Nearness, cosines, evidence, nearness, usual_floor
 from rtfm.knowledge.vectors import ChromaVectors
+from rtfm.knowledge.words import terms
 from rtfm.markup import plain_name
 from rtfm.visibility import MAX_VISIBLE_CHANNELS
 
@@ -45,39 +47,6 @@ _OTHER_MODEL = "the vectors are not of this embedding model, or there are none"
 _LOST = "Chroma does not have this guild's vectors"
 
 _USER = re.compile(r"<@!?(\d+)>")
-
-
-@frozen(kw_only=True)
-class PassageMessage:
-    """A message of a passage. Mentions of users are replaced by their names.
-
-    ``thread_title`` is that of the thread or forum post that it stands in, None outside and where it is not known.
-    """
-
-    message_id: str
-    guild_id: str | None
-    channel_id: str
-    parent_channel_id: str | None
-    channel_kind: ChannelKind
-    thread_title: str | None = None
-    author_id: str | None = None
-    author_name: str
-    created_at: TimestampMillis
-    content: str
-
-
-@frozen(kw_only=True)
-class Passage:
-    """What was found: a conversation or a part of one, with its messages in order.
-
-    ``pull`` is the score, raised for passages beside the best one: the order in which they are shown.
-    """
-
-    passage_id: str
-    score: float
-    pull: float = field(default=attrs.Factory(lambda self: self.score, takes_self=True))
-    text: str
-    messages: list[PassageMessage]
 
 
 @frozen(kw_only=True)
@@ -129,14 +98,6 @@ class SearchResult:
         return pack([*self.passages, *self.beside], max_words)
 
 
-@define
-class _KnownState:
-    """The guild's collection as a search found it at its beginning and at its end."""
-
-    before: GuildCollection | None = None
-    after: GuildCollection | None = None
-
-
 @frozen(kw_only=True)
 class _Scored:
     near: Nearness
@@ -163,7 +124,7 @@ class Retriever:
         """
         self._archive = archive
         self._embedding = embedding
-        self._candidates = CandidateSearch(archive, vectors, exact_limit)
+        self._candidates = CandidateSearch(vectors, exact_limit)
         self._embedded: tuple[Sequence[str], Vectors] | None = None
 
     def search(
@@ -181,7 +142,7 @@ class Retriever:
         if not visible or not asked or limit < 1:
             return SearchResult(mode=self.mode, passages=[])
         vector = None if self._embedding is None else self._embedding.embed([asked])[0]
-        return self._search(asked, vector, guild_key(guild_id), visible, limit)
+        return self._search(_words(asked), vector, guild_key(guild_id), visible, limit)
 
     def close(self) -> None:
         """Let the threads end. The stores are others' to close."""
@@ -196,8 +157,8 @@ class Retriever:
         """How a guild is searched: lexically, too, while its vectors are of another model."""
         return self._mode(self._archive.collections.find([guild_id]).get(guild_id) if self._embedding else None)
 
-    def evidence(self, questions: Sequence[str], *, guild_id: str) -> list[float]:
-        """What in all of a guild speaks for an answer to each of ``questions``, as the floor measures it.
+    def evidence(self, questions: Sequence[str], *, guild_id: str) -> Iterator[float]:
+        """What in all of a guild speaks for an answer to each of ``questions`` in turn, as the floor measures it.
 
         ``guild_id`` is '' for direct messages.
         """
@@ -208,72 +169,69 @@ class Retriever:
                 self._embedded = (questions, self._embedding.embed(questions))
             vectors = list(self._embedded[1])
         visible = sorted({channel.acl_channel_id for channel in self._archive.channels(guild_id)})
-        found = [
-            self._search(question, vector, guild_id, visible, 1).explanation
-            for question, vector in zip(questions, vectors, strict=True)
-        ]
-        return [explanation.evidence if explanation else 0.0 for explanation in found]
+        for question, vector in zip(questions, vectors, strict=True):
+            explanation = self._search(_words(question), vector, guild_id, visible, 1).explanation
+            yield explanation.evidence if explanation else 0.0
 
     def _search(
-        self, asked: str, vector: Vectors | None, guild: str, visible: Sequence[str], limit: int
+        self,
+        words: Sequence[str],
+        vector: Vectors | None,
+        guild_id: str,
+        visible_channel_ids: Sequence[str],
+        limit: int,
     ) -> SearchResult:
-        """Search; again if a rebuild has put other passages and vectors in place meanwhile."""
-        while True:
-            known = _KnownState()
+        with self._archive.reading.view(guild_id, visible_channel_ids) as view:
+            guild = view.snapshot(words)
+            mode = self._mode(guild.collection)
+            search = Search(
+                guild=guild,
+                visible_channel_ids=visible_channel_ids,
+                lexical=Lexical.of(words, guild.frequencies, guild.corpus),
+                vector=None if mode == "lexical" else vector,
+            )
             try:
-                result = self._search_once(asked, vector, guild, visible, limit, known)
+                result = self._ranked(view, search, mode, limit)
             except Unavailable:
-                # The collection may be gone because it was replaced.
-                if known.before is None or self._archive.collections.find([guild]).get(guild) == known.before:
+                # Chroma's collection may be gone because it was replaced.
+                if view.collection() == guild.collection:
                     raise
             else:
-                if known.after == known.before:
+                if view.collection() == guild.collection:
                     return result
+        # A rebuild has put other passages and vectors in place meanwhile.
+        return self._search(words, vector, guild_id, visible_channel_ids, limit)
 
-    def _search_once(
-        self,
-        asked: str,
-        vector: Vectors | None,
-        guild: str,
-        visible: Sequence[str],
-        limit: int,
-        known: _KnownState,
-    ) -> SearchResult:
-        def mode_of(collection: GuildCollection | None) -> Mode:
-            known.before = known.after = collection
-            return self._mode(collection)
-
-        searched = self._candidates.found(asked, vector, mode_of=mode_of, guild=guild, visible=visible)
-        with searched as (found, view):
-            lexical, standing, mode = found.lexical, found.standing, found.mode
-            vector = None if mode == "lexical" else vector
-            due = _LOST if found.lost else None if mode == self.mode else _OTHER_MODEL
-            scored = _scored(view, found.candidates, vector, lexical)
-            level = evidence([one.near for one in scored], lexical)
-            floor = standing.floors.get(mode, usual_floor(mode, standing.corpus))
-            explanation = Explanation(
-                guild_id=guild,
-                visible_channels=len(visible),
-                compared=found.compared,
-                looked_at=found.looked_at,
-                candidates=len(scored),
-                evidence=round(level, 4),
-                floor=round(floor, 4),
-                calibrated=mode in standing.floors,
-                ranks=_ranks(scored, lexical),
-            )
-            if not scored or level < floor:
-                known.after = view.collection()
-                return SearchResult(mode=mode, passages=[], explanation=explanation, rebuild_due=due)
-            best = scored[0]
-            chosen = _without_copies([best, *(one for one in scored[1:] if one.score >= best.score * TAIL)], limit)
-            people = view.around(best.candidate.passage_id, messages=AROUND)
-            beside = company(people.pop(best.candidate.passage_id, frozenset()), people)
-            listed = {one.candidate.passage_id for one in chosen}
-            nearest = sorted(beside.keys() - listed, key=lambda found: (-beside[found], found))[: 2 * _BESIDE]
-            added = _scored(view, view.candidates(nearest, list(lexical.rarity)), vector, lexical)[:_BESIDE]
-            shown = _with_messages(view, [*chosen, *added], beside, best.score)
-            known.after = view.collection()
+    def _ranked(self, view: View, search: Search, mode: Mode, limit: int) -> SearchResult:
+        guild, lexical, vector = search.guild, search.lexical, search.vector
+        words = list(lexical.rarity)
+        found = self._candidates.find(view, search)
+        due = _LOST if found.lost else None if mode == self.mode else _OTHER_MODEL
+        candidates = best_of(view.candidates({*found.near, *found.by_words}, words), found, lexical)
+        scored = _scored(view, candidates, vector, lexical)
+        level = evidence([one.near for one in scored], lexical)
+        floor = guild.floors.get(mode, usual_floor(mode, guild.corpus))
+        explanation = Explanation(
+            guild_id=guild.guild_id,
+            visible_channels=len(search.visible_channel_ids),
+            compared=found.compared,
+            looked_at=found.looked_at,
+            candidates=len(scored),
+            evidence=round(level, 4),
+            floor=round(floor, 4),
+            calibrated=mode in guild.floors,
+            ranks=_ranks(scored, lexical),
+        )
+        if not scored or level < floor:
+            return SearchResult(mode=mode, passages=[], explanation=explanation, rebuild_due=due)
+        best = scored[0]
+        chosen = _without_copies([best, *(one for one in scored[1:] if one.score >= best.score * TAIL)], limit)
+        people = view.around(best.candidate.passage_id, messages=AROUND)
+        beside = company(people.pop(best.candidate.passage_id, frozenset()), people)
+        listed = {one.candidate.passage_id for one in chosen}
+        nearest = sorted(beside.keys() - listed, key=lambda found: (-beside[found], found))[: 2 * _BESIDE]
+        added = _scored(view, view.candidates(nearest, words), vector, lexical)[:_BESIDE]
+        shown = _with_messages(view, [*chosen, *added], beside, best.score)
         return SearchResult(
             mode=mode,
             passages=[passage for passage in shown if passage.passage_id in listed],
@@ -284,6 +242,11 @@ class Retriever:
 
     def _mode(self, collection: GuildCollection | None) -> Mode:
         return "hybrid" if serves(collection, self._embedding) else "lexical"
+
+
+def _words(question: str) -> list[str]:
+    """The terms of a question, each once."""
+    return list(dict.fromkeys(terms(question)))
 
 
 def _scored(view: View, candidates: Sequence[Candidate], vector: Vectors | None, lexical: Lexical) -> list[_Scored]:

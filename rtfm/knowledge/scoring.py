@@ -12,8 +12,8 @@ from typing import Literal
 
 from attrs import frozen
 
-from rtfm.knowledge.archive.reading import Candidate, Corpus, PassageVectors
-from rtfm.knowledge.embedding import Vectors, from_bytes
+from rtfm.knowledge.archive.search_rows import Candidate, Corpus, PassageVectors
+from rtfm.knowledge.float32 import Vectors, from_bytes
 
 Mode = Literal["hybrid", "lexical"]
 """With the embedding model, or without."""

@@ -21,7 +21,7 @@ from attrs import frozen
 from rtfm.addresses import shown
 from rtfm.deadline import within
 from rtfm.errors import ConfigError, InvalidEvent, Unavailable
-from rtfm.knowledge.embedding import Vectors
+from rtfm.knowledge.float32 import Vectors
 
 CONNECT_TIMEOUT_S = 3.0
 REQUEST_TIMEOUT_S = 30.0
@@ -53,16 +53,6 @@ class Entry:
 
 class WrongCollection(ConfigError):
     """A collection holds vectors of another model than those that it is asked about."""
-
-
-def passage_entry(passage_id: str) -> str:
-    """The id of a passage's own entry."""
-    return f"p{passage_id}"
-
-
-def message_entry(message_id: str) -> str:
-    """The id of a message's entry."""
-    return f"m{message_id}"
 
 
 class ChromaVectors:

@@ -63,8 +63,7 @@ class Answering:
                 citations=len(kept.response.citations),
                 elapsed_ms=kept.response.elapsed_ms,
             )
-        # An older version's rows do not say who made them; a second response is the lesser evil.
-        if kept.made_by not in (made_by, ""):
+        if kept.made_by != made_by:
             _log.info("answered by another record", query_id=query.query_id, record=made_by, made_by=kept.made_by)
             IGNORED_EVENTS.labels(topic=QUERIES, reason="answered by another record").inc()
             return None

@@ -7,7 +7,7 @@ one, that a message never moves, and that a batch handled twice leaves everythin
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from attrs import frozen
@@ -17,7 +17,6 @@ from rtfm.errors import InvalidEvent
 from rtfm.events import DISCORDS_OWN_SOURCES, ChannelKind, DiscordMessage, MessageChange, broken_rule
 from rtfm.knowledge import Knowledge
 from rtfm.knowledge.archive import Channel, CollectionChanged, Erasures, StoredMessage, guild_key
-from rtfm.knowledge.floor import calibrate
 from rtfm.knowledge.indexing import BatchState, Indexer
 from rtfm.names import MESSAGES
 from rtfm.telemetry import ARCHIVED, IGNORED_EVENTS, get_logger
@@ -40,9 +39,13 @@ class MessageRecord(Protocol):
 
 @frozen(kw_only=True)
 class Ingest:
-    """The handler of ``discord-messages``. Raises Unavailable when the archive or Chroma does not answer."""
+    """The handler of ``discord-messages``. Raises Unavailable when the archive or Chroma does not answer.
+
+    ``note_guilds`` learns in which guilds something changed, after it is written.
+    """
 
     knowledge: Knowledge
+    note_guilds: Callable[[Collection[str]], None] = lambda _: None
 
     def __call__(self, records: Sequence[MessageRecord]) -> list[object]:
         """Handle a batch; there are no outputs. Raises InvalidEvent for an event that breaks a rule."""
@@ -62,8 +65,7 @@ class Ingest:
                 _log.info("batch begun again", reason=str(exc))
         for change in changes:
             ARCHIVED.labels(change=change.value).inc()
-        guilds = {message.guild_id for message in state.changed.values()}
-        calibrate(self.knowledge.archive, self.knowledge.retriever, guilds)
+        self.note_guilds({message.guild_id for message in state.changed.values()})
 
     def _taken(self, events: Sequence[DiscordMessage]) -> tuple[BatchState, list[MessageChange]]:
         """What a batch changed, once it is written. Raises CollectionChanged when it has to be begun again."""

@@ -181,7 +181,7 @@ def _prepare(
     _say_if_a_rebuild_is_due(knowledge)
     health.ready_when("archive", _StoreCheckState(check=knowledge.archive.check))
     health.ready_when("Chroma", _StoreCheckState(check=knowledge.vectors.check))
-    ingest = None if only == "answer" else _ingesting(knowledge)
+    ingest = None if only == "answer" else _ingesting(knowledge, closing)
     answer = None if only == "ingest" else _answering(settings, knowledge)
     collect_seldom()
     if ingest is not None:
@@ -236,10 +236,11 @@ def _running(settings: Settings, pipelines: Sequence[Pipeline], stop: Stop) -> I
         )
 
 
-def _ingesting(knowledge: Knowledge) -> Handler:
+def _ingesting(knowledge: Knowledge, closing: ExitStack) -> Handler:
+    from rtfm.processor.calibration import Calibration
     from rtfm.processor.ingest import Ingest
 
-    handler = Ingest(knowledge=knowledge)
+    handler = Ingest(knowledge=knowledge, note_guilds=closing.enter_context(Calibration(knowledge)).note)
 
     def handle(records: Sequence[Record]) -> Sequence[Output]:
         handler(records)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -132,7 +131,7 @@ class Handling:
         self._quarantine = quarantine
         self._waiting = waiting
         self._stop = stop
-        self._seconds: deque[float] = deque()
+        self._seconds = PROCESS_SECONDS.labels(topic)
 
     def handle(self, messages: Sequence[Message], assignment: Assignment) -> HandlingResult:
         """Handle ``messages`` of one partition as one batch, again and again while a dependency is down.
@@ -155,7 +154,7 @@ class Handling:
         try:
             started_s = time.monotonic()
             result = self._handled_with_bad(messages)
-            self._seconds.append(time.monotonic() - started_s)
+            self._seconds.observe(time.monotonic() - started_s)
             return result
         except RtfmError:  # what is down, or for the operator to mend, whichever record it was
             raise
@@ -182,10 +181,6 @@ class Handling:
                     error = exc
         finally:
             self._waiting.clear(threading.get_ident())
-
-    def report(self) -> None:
-        """Count how long handling took since the last report."""
-        PROCESS_SECONDS.observe_all(self._topic, [self._seconds.popleft() for _ in range(len(self._seconds))])
 
     def buried(self, message: Message, error: PermanentError) -> HandlingResult:
         """A dead letter in place of outputs that no broker takes."""

@@ -310,7 +310,6 @@ class Pipeline:
         if parts or self._waiting.dependency is not None or self._members.joined:
             self._useful_s = now_s
         self._members.report()
-        self._handling.report()
         self._quarantine.review(self._group, parts)
         INFLIGHT.labels(self._group).set(sum(part.unfinished_count for part in parts))
         PAUSED_PARTITIONS.labels(self._group).set(sum(part.paused for part in parts))

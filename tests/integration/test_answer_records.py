@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import attrs
 import psycopg
 import pytest
 from attrs import evolve
@@ -103,14 +102,6 @@ def test_r21_two_workers_with_one_question_at_once_agree(
     assert kept is not None
     assert outputs == [kept.response] * responses
     assert len(gemini.requests) == 2
-
-
-def test_an_answer_of_an_older_version_is_given_again(knowledge: Knowledge) -> None:
-    """Its row does not say which record made it, and no answer would be worse than a second one."""
-    response = handled(Answering(answerer=answerer(knowledge), archive=knowledge.archive), asked())
-    other = attrs.evolve(response, query_id="m43")
-    knowledge.archive.answers.keep(other, made_by="")
-    assert handled(Answering(answerer=answerer(knowledge), archive=knowledge.archive), asked(query_id="m43")) == other
 
 
 @pytest.mark.parametrize("query", [asked(query_id=""), asked(query_id="m\x00"), asked(query_id="5" * 129), LOCK[0]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +11,11 @@ from pathlib import Path
 import attrs
 import psycopg
 import pytest
-import sqlalchemy
 
 from rtfm.errors import ConfigError, RtfmError, Unavailable
 from rtfm.events import Audience, BotQuery, BotResponse, ChannelKind, Citation, Outcome, SourceKind, TimestampMillis
 from rtfm.knowledge.archive import KeptAnswer, OpenQuestion, SqlArchive
-from rtfm.knowledge.archive.database import Database
+from rtfm.knowledge.archive.database import MIGRATIONS, Database
 from rtfm.settings import Settings
 
 RESPONSE = BotResponse(
@@ -47,22 +47,28 @@ RESPONSE = BotResponse(
 )
 
 
-def migrated_to(step: str, settings: Settings) -> SqlArchive:
-    """An archive as an older version left it."""
-    from alembic import command
-    from alembic.config import Config
+LATER_STEPS = {
+    "s0002_index": "make_index('passages_late', 'passages (length)')",
+    "s0003_column": "op.execute('ALTER TABLE passages ADD COLUMN late text')",
+}
 
-    from rtfm.knowledge.archive import migrations
 
-    config = Config()
-    config.set_main_option("script_location", migrations.__path__[0])
-    config.set_main_option("path_separator", "os")
-    engine = sqlalchemy.create_engine(settings.database_url.replace("postgresql:", "postgresql+psycopg:"))
-    with engine.connect() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, step)
-    engine.dispose()
-    return SqlArchive(settings.database_url)
+@pytest.fixture
+def later_steps(tmp_path: Path) -> Path:
+    """The migrations of a later version: an index on a table that is in use, and then a column."""
+    folder = tmp_path / "migrations"
+    shutil.copytree(MIGRATIONS, folder)
+    for name, statement in LATER_STEPS.items():
+        number = int(name[1:5])
+        lines = [
+            "from alembic import op",
+            "from rtfm.knowledge.archive.migrations.indexes import make_index",
+            f'revision = "{number:04}"',
+            f'down_revision = "{number - 1:04}"',
+            f"def upgrade(): {statement}",
+        ]
+        (folder / "versions" / f"{name}.py").write_text("\n".join(lines), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture
@@ -121,28 +127,33 @@ def test_several_processes_may_migrate_at_once(unmigrated_settings: Settings) ->
     assert errors == []
 
 
-def test_a_migration_does_not_keep_others_from_a_table_that_is_in_use(unmigrated_settings: Settings) -> None:
-    """A long read goes on, and so do those after it; the migration gives up for now, and does its work later."""
-    archive = migrated_to("0005", unmigrated_settings)
+def test_a_migration_does_not_keep_others_from_a_table_that_is_in_use(
+    archive: SqlArchive, unmigrated_settings: Settings, later_steps: Path
+) -> None:
+    """A long read goes on, and so do those after it; the migration gives up for now, and does its work later.
+
+    What was done stays done: an index that took minutes is not thrown away because a table is in use afterwards.
+    """
+    later = Database(unmigrated_settings.database_url, migrations=later_steps)
     with psycopg.connect(unmigrated_settings.database_url) as reader:
-        reader.execute("SELECT count(*) FROM passages")
+        # Without a snapshot, which the index would wait for.
+        reader.execute("LOCK TABLE passages IN ACCESS SHARE MODE")
         with pytest.raises(Unavailable, match="lock timeout"):
-            archive.migrate()
+            later.migrate()
+        with psycopg.connect(unmigrated_settings.database_url) as other:
+            assert other.execute("SELECT version_num FROM alembic_version").fetchone() == ("0002",)
         reader.execute("SELECT count(*) FROM passages")
-    archive.migrate()
-    assert archive.counts()["passages"] == 0
+    later.migrate()
     with psycopg.connect(unmigrated_settings.database_url) as connection:
-        connection.execute("SELECT part_of FROM passages")
-    archive.close()
+        connection.execute("SELECT late FROM passages")
+    later.close()
 
 
-def indexes_of_terms(settings: Settings) -> dict[str, bool]:
-    """Their names, and whether they are whole."""
+def is_whole(index: str, settings: Settings) -> bool:
+    """Whether searches use an index."""
     with psycopg.connect(settings.database_url) as connection:
-        rows = connection.execute(
-            "SELECT indexrelid::regclass::text, indisvalid FROM pg_index WHERE indrelid = 'passages'::regclass"
-        ).fetchall()
-    return {name: whole for name, whole in rows if "terms" in name}
+        row = connection.execute("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", [index])
+        return row.fetchone() == (True,)
 
 
 INSERTED = """
@@ -152,14 +163,16 @@ INSERTED = """
 """
 
 
-def test_ingest_writes_while_a_migration_makes_an_index(unmigrated_settings: Settings) -> None:
+def test_ingest_writes_while_a_migration_makes_an_index(
+    archive: SqlArchive, unmigrated_settings: Settings, later_steps: Path
+) -> None:
     """A batch that is open already, and one that begins and ends while the index waits for the first."""
-    archive = migrated_to("0004", unmigrated_settings)
+    later = Database(unmigrated_settings.database_url, migrations=later_steps)
     errors: list[BaseException] = []
 
     def migrate() -> None:
         try:
-            archive.migrate()
+            later.migrate()
         except RtfmError as exc:
             errors.append(exc)
 
@@ -177,65 +190,50 @@ def test_ingest_writes_while_a_migration_makes_an_index(unmigrated_settings: Set
             assert migration.is_alive(), errors
     migration.join()
     assert errors == []
-    assert indexes_of_terms(unmigrated_settings) == {"passages_guild_terms": True}
+    assert is_whole("passages_late", unmigrated_settings)
     assert archive.counts()["passages"] == 2
-    archive.close()
+    later.close()
 
 
-def test_an_index_that_was_cut_off_is_made_again(unmigrated_settings: Settings) -> None:
-    """What an attempt leaves that was killed is no index for a search; and one that was whole is not made twice."""
-    archive = migrated_to("0004", unmigrated_settings)
-    with psycopg.connect(unmigrated_settings.database_url) as connection:
-        connection.execute("CREATE INDEX passages_guild_terms ON passages (length)")
-        connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'passages_guild_terms'::regclass")
-        connection.execute("CREATE INDEX passages_threads ON passages (channel_id) WHERE acl_channel_id <> channel_id")
-        whole = connection.execute("SELECT 'passages_threads'::regclass::oid").fetchone()
-    archive.migrate()
-    assert indexes_of_terms(unmigrated_settings) == {"passages_guild_terms": True}
-    with psycopg.connect(unmigrated_settings.database_url) as connection:
-        (definition,) = connection.execute("SELECT pg_get_indexdef('passages_guild_terms'::regclass)").fetchall()
-        assert "USING gin" in definition[0]
-        assert connection.execute("SELECT 'passages_threads'::regclass::oid").fetchone() == whole
-    archive.close()
-
-
-def test_a_step_that_is_done_stays_done_when_the_next_one_cannot_be(unmigrated_settings: Settings) -> None:
-    """An index that took minutes is not thrown away because a table is in use afterwards."""
-    archive = migrated_to("0004", unmigrated_settings)
-    with psycopg.connect(unmigrated_settings.database_url) as connection:
-        # So that the first step has none to drop, which waits for every reader.
-        connection.execute("DROP INDEX passages_terms")
-    with psycopg.connect(unmigrated_settings.database_url) as reader:
-        # Without a snapshot, which the index would wait for.
-        reader.execute("LOCK TABLE passages IN ACCESS SHARE MODE")
-        with pytest.raises(Unavailable, match="lock timeout"):
-            archive.migrate()
-        with psycopg.connect(unmigrated_settings.database_url) as other:
-            assert other.execute("SELECT version_num FROM alembic_version").fetchone() == ("0005",)
-    archive.migrate()
-    with psycopg.connect(unmigrated_settings.database_url) as connection:
-        connection.execute("SELECT part_of FROM passages")
-    archive.close()
-
-
-def test_what_an_older_processor_writes_has_no_sketch_of_what_was_there_before(
-    archive: SqlArchive, unmigrated_settings: Settings
+def test_an_index_that_was_cut_off_is_made_again(
+    archive: SqlArchive, unmigrated_settings: Settings, later_steps: Path
 ) -> None:
-    """Beside newer ones it knows nothing of sketches: search reads such a passage itself until it is written anew."""
-    with psycopg.connect(unmigrated_settings.database_url, autocommit=True) as connection:
+    """What an attempt leaves that was killed is no index for a search."""
+    with psycopg.connect(unmigrated_settings.database_url) as connection:
+        connection.execute("CREATE INDEX passages_late ON passages (first_at)")
+        connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'passages_late'::regclass")
+    later = Database(unmigrated_settings.database_url, migrations=later_steps)
+    later.migrate()
+    assert is_whole("passages_late", unmigrated_settings)
+    with psycopg.connect(unmigrated_settings.database_url) as connection:
+        (definition,) = connection.execute("SELECT pg_get_indexdef('passages_late'::regclass)").fetchall()
+        assert "(length)" in definition[0]
+    later.close()
 
-        def sketch() -> object:
-            return connection.execute("SELECT sketch FROM passages").fetchall()
 
-        connection.execute(INSERTED, ["1"])
-        connection.execute("UPDATE passages SET sketch = 'new', vector = 'new'")
-        connection.execute("UPDATE passages SET vector = 'new', terms = 'disk', acl_channel_id = '201'")
-        assert sketch() == [(b"new",)]
-        connection.execute("UPDATE passages SET vector = 'old'")
-        assert sketch() == [(None,)]
-        connection.execute("UPDATE passages SET sketch = 'new', vector = 'new'")
-        connection.execute("UPDATE passages SET terms = 'disk mount'")
-        assert sketch() == [(None,)]
+def test_an_index_that_is_whole_is_not_made_twice(
+    archive: SqlArchive, unmigrated_settings: Settings, later_steps: Path
+) -> None:
+    """The process that made it may have died before it could note the step."""
+    with psycopg.connect(unmigrated_settings.database_url) as connection:
+        connection.execute("CREATE INDEX passages_late ON passages (length)")
+        whole = connection.execute("SELECT 'passages_late'::regclass::oid").fetchone()
+    later = Database(unmigrated_settings.database_url, migrations=later_steps)
+    later.migrate()
+    with psycopg.connect(unmigrated_settings.database_url) as connection:
+        assert connection.execute("SELECT 'passages_late'::regclass::oid").fetchone() == whole
+    later.close()
+
+
+def test_an_archive_of_a_later_version_is_left_alone(unmigrated_settings: Settings, later_steps: Path) -> None:
+    """An older processor says that it cannot use these tables, and changes nothing."""
+    later = Database(unmigrated_settings.database_url, migrations=later_steps)
+    later.migrate()
+    later.close()
+    older = SqlArchive(unmigrated_settings.database_url)
+    with pytest.raises(ConfigError, match="another version"):
+        older.migrate()
+    older.close()
 
 
 def test_who_waits_for_another_migration_says_for_whom_and_gives_up_at_last(
@@ -294,10 +292,10 @@ def test_the_tables_of_the_migrations_are_those_of_the_code(archive: SqlArchive,
 
     with psycopg.connect(unmigrated_settings.database_url) as connection:
         rows = connection.execute(
-            "SELECT table_name, column_name, is_nullable = 'YES' FROM information_schema.columns"
+            "SELECT table_name, column_name FROM information_schema.columns"
             " WHERE table_schema = 'public' AND table_name <> 'alembic_version'"
         ).fetchall()
-    coded = {(table.name, column.name, column.nullable) for table in metadata.tables.values() for column in table.c}
+    coded = {(table.name, column.name) for table in metadata.tables.values() for column in table.c}
     assert set(rows) == coded
 
 

@@ -164,7 +164,7 @@ FAR = TimestampMillis(253_402_300_800_000)
         ({"created_at": FAR}, "created_at must lie in the years 1 to 9999"),
         ({"edited_at": TimestampMillis(-(2**63))}, "edited_at must lie in the years 1 to 9999"),
         (
-            {"observed_at": TimestampMillis(now_ms() + 600_000)},
+            {"observed_at": TimestampMillis(now_ms() + 86_400_000)},
             "observed_at must not lie more than a minute",
         ),
         ({"change": MessageChange.DELETED, "guild_id": "a b"}, "guild_id must match"),

@@ -74,10 +74,10 @@ def test_an_outage_and_a_defect_are_not_taken_for_content(bare_settings: Setting
     """What may work later is waited for; a statement that is wrong is a defect of this project."""
     archive = SqlArchive(bare_settings.database_url)
     archive.migrate()
-    with pytest.raises(Unavailable, match="deadlock"), archive._database.begin() as connection:
+    with pytest.raises(Unavailable, match="deadlock"), archive.database.begin() as connection:
         connection.execute(text("DO $$ BEGIN RAISE deadlock_detected USING MESSAGE = 'deadlock'; END $$"))
     with pytest.raises(RtfmError, match="PostgreSQL refused a statement") as caught:
-        with archive._database.begin() as connection:
+        with archive.database.begin() as connection:
             connection.execute(text("SELEC 1"))
     assert type(caught.value) is RtfmError
     archive.close()

@@ -16,11 +16,10 @@ from rtfm.knowledge.embedding import (
     OnnxEmbedding,
     default_model_dir,
     find_model,
-    from_bytes,
     model_folder,
     same_model,
-    to_bytes,
 )
+from rtfm.knowledge.float32 import from_bytes, to_bytes
 from rtfm.settings import Settings
 
 
@@ -71,7 +70,7 @@ def test_vectors_come_back_from_the_archive_as_they_were() -> None:
     """Little-endian float32, whatever machine wrote them."""
     vectors = np.random.default_rng(1).standard_normal((3, DIMENSION), dtype=np.float32)
     assert np.array_equal(from_bytes([to_bytes(vector) for vector in vectors]), vectors)
-    assert from_bytes([]).shape == (0, DIMENSION)
+    assert len(from_bytes([])) == 0
 
 
 def test_the_real_model_gives_the_same_vector_in_any_company(model_dir: Path) -> None:

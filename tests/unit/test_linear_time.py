@@ -27,8 +27,9 @@ from rtfm.bot.triggers import Incoming, find_question
 from rtfm.events import Attachment, Audience, BotQuery, TimestampMillis
 from rtfm.knowledge import imports
 from rtfm.knowledge.conversations import Line, passages
-from rtfm.knowledge.linking import Said, link
+from rtfm.knowledge.linking import link
 from tests.hostile import superlinear
+from tests.knowledge import CHANNEL, stored
 from tests.passages import GUILD, passage, said
 
 ROOT = Path(__file__).parents[2]
@@ -176,12 +177,11 @@ def _by_its_answer(text: str) -> object:
 
 
 def _linked(text: str) -> object:
-    messages = [Said(message_id=str(i), author_id=str(i % 3), author_name="ada", content=text) for i in range(3)]
-    return link(messages)
+    return link([stored(i, text, author_id=str(i % 3)) for i in range(3)])
 
 
 def _passages(text: str) -> object:
-    return passages("1", [Line(message_id="1", text=text, created_at=TimestampMillis(0), files=(text,))])
+    return passages("1", [Line(message_id="1", text=text, created_at=TimestampMillis(0), files=(text,))], CHANNEL)
 
 
 def _mentioned(text: str) -> object:

@@ -9,18 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rtfm.events import ChannelKind, is_id
-from rtfm.knowledge.linking import CONTEXT, WINDOW, Said, in_one_conversation, link, thread_conversation
+from rtfm.knowledge.archive import StoredMessage
+from rtfm.knowledge.linking import (
+    CONTEXT,
+    LEARNED,
+    WINDOW,
+    Window,
+    in_one_conversation,
+    link,
+    thread_conversation,
+)
+from tests.knowledge import stored
 
 
-def said(number: int, author: str, content: str, **fields: object) -> Said:
-    values: dict[str, object] = {
-        "message_id": str(number),
-        "author_id": author,
-        "author_name": f"nick{author}",
-        "content": content,
-        **fields,
-    }
-    return Said(**values)  # type: ignore[arg-type]
+def said(number: int, author: str, content: str, **fields: object) -> StoredMessage:
+    return stored(number, content, author_id=author, author_name=f"nick{author}", **fields)
 
 
 def test_two_talks_at_once_are_two_conversations() -> None:
@@ -125,3 +128,19 @@ def test_a_name_that_is_also_a_word_does_not_address() -> None:
     named = attrs.evolve(said(6, "2", "sound is silent"), author_name="kernel")
     linked = link([*talk, named, said(7, "1", "kernel five it is")])
     assert linked["7"] == linked["5"]
+
+
+def test_each_weight_is_that_of_a_feature() -> None:
+    """A misspelled name would weigh nothing."""
+    rng = random.Random(6)
+    window = Window()
+    computed: set[str] = set()
+    for number in range(400):
+        mentioned = rng.sample("12345", k=rng.choice([0, 0, 1]))
+        message = said(
+            number, rng.choice("12345"), rng.choice(["disk?", "yes", "try apt"]), mentioned_user_ids=mentioned
+        )
+        for _, features in window.choices(message):
+            computed |= features.keys()
+        window.add(message, str(rng.randrange(max(0, number - 50), number + 1) // 3))
+    assert computed == LEARNED.keys()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rtfm.knowledge.archive.reading import Corpus
+from rtfm.knowledge.archive.search_rows import Corpus
 from rtfm.knowledge.scoring import Lexical, Nearness, evidence
 
 CORPUS = Corpus(passages=1_300, terms=130_000)

@@ -31,7 +31,7 @@ from rtfm.knowledge.archive.tables import answers
 
 @frozen(kw_only=True)
 class KeptAnswer:
-    """An answer, and the record (topic-partition-offset) that asked for it; "" where an older version kept none."""
+    """An answer, and the record (topic-partition-offset) that asked for it."""
 
     response: BotResponse
     made_by: str

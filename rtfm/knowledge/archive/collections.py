@@ -11,20 +11,26 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import ARRAY, Connection, Table, Text, bindparam, func, select, text
+import attrs
+from sqlalchemy import ARRAY, Column, Connection, Table, Text, bindparam, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from rtfm.errors import TransientError
 from rtfm.knowledge.archive.database import Database
 from rtfm.knowledge.archive.rows import GuildCollection, StoredVector
 from rtfm.knowledge.archive.tables import collections, messages, passages
+from rtfm.knowledge.entries import Table as EntryTable
+from rtfm.knowledge.entries import entry_id
 
 # Locks by name; the first number keeps them apart from other locks of this database.
 _FENCE = "hashtextextended('rtfm fence ' || :guild, 0)"
 _REBUILD = "hashtextextended('rtfm rebuild ' || :guild, 0)"
 
 
-_WITH_VECTORS = {"passages": (passages, passages.c.passage_id), "messages": (messages, messages.c.message_id)}
+_WITH_VECTORS: dict[EntryTable, tuple[Table, Column[str]]] = {
+    "passages": (passages, passages.c.passage_id),
+    "messages": (messages, messages.c.message_id),
+}
 
 
 class CollectionChanged(TransientError):
@@ -40,7 +46,7 @@ class ArchiveCollections:
     def find(self, guild_ids: Collection[str]) -> dict[str, GuildCollection]:
         """The collections of those of ``guild_ids`` that have one, by guild."""
         statement = select(collections).where(collections.c.guild_id.in_(list(guild_ids)))
-        with self._database.begin() as connection:
+        with self._database.read() as connection:
             return {row.guild_id: GuildCollection(**row._mapping) for row in connection.execute(statement)}
 
     def put(self, collection: GuildCollection) -> None:
@@ -67,10 +73,9 @@ class ArchiveCollections:
         """What Chroma should hold of a guild."""
         with self._database.begin() as connection:
             found: set[str] = set()
-            for table, letter in (("passages", "p"), ("messages", "m")):
-                rows, key = _WITH_VECTORS[table]
+            for table, (rows, key) in _WITH_VECTORS.items():
                 statement = select(key).where(rows.c.guild_id == guild_id, *_has_vector(rows))
-                found.update(letter + one for one in connection.execute(statement).scalars())
+                found.update(entry_id(table, row_id) for row_id in connection.execute(statement).scalars())
         return found
 
     def count_entries(self, guild_id: str) -> int:
@@ -83,7 +88,7 @@ class ArchiveCollections:
                 for rows, _ in _WITH_VECTORS.values()
             )
 
-    def ids_with_vectors(self, table: str, guild_id: str, after: str, *, limit: int) -> list[str]:
+    def ids_with_vectors(self, table: EntryTable, guild_id: str, after: str, *, limit: int) -> list[str]:
         """The next ``limit`` ids of a guild's "passages" or "messages" with a vector, in order."""
         rows, key = _WITH_VECTORS[table]
         statement = (
@@ -92,7 +97,7 @@ class ArchiveCollections:
         with self._database.begin() as connection:
             return list(connection.execute(statement).scalars())
 
-    def vectors_of(self, table: str, ids: Iterable[str]) -> list[StoredVector]:
+    def vectors_of(self, table: EntryTable, ids: Iterable[str]) -> list[StoredVector]:
         """The vectors of those of ``ids`` that are "passages" or "messages" with one."""
         rows, key = _WITH_VECTORS[table]
         statement = select(key.label("id"), rows.c.passage_id, rows.c.vector).where(
@@ -116,10 +121,6 @@ class ArchiveCollections:
     def begin_rebuild(self, guild_id: str) -> bool:
         """Become the only rebuild of this guild until the connection ends; False if there is another one."""
         return bool(self._call(f"SELECT pg_try_advisory_lock({_REBUILD})", guild_id))
-
-    def end_rebuild(self, guild_id: str) -> None:
-        """Let others rebuild."""
-        self._call(f"SELECT pg_advisory_unlock({_REBUILD})", guild_id)
 
     def _call(self, statement: str, guild_id: str) -> object:
         with self._database.begin() as connection:
@@ -160,13 +161,7 @@ def hold_collections(connection: Connection, believed: Sequence[GuildCollection]
 
 def put_collection(connection: Connection, collection: GuildCollection, *, replace: bool = True) -> None:
     """Write the row of a guild; without ``replace`` one that is there stays."""
-    values = {
-        "guild_id": collection.guild_id,
-        "generation": collection.generation,
-        "model": collection.model,
-        "dimension": collection.dimension,
-        "rules": collection.rules,
-    }
+    values = attrs.asdict(collection)
     statement = insert(collections).values(values)
     if replace:
         statement = statement.on_conflict_do_update(index_elements=["guild_id"], set_=values)

@@ -32,7 +32,7 @@ MIGRATION_WAIT_S = 1800
 
 _ASK_AGAIN_S = 0.5
 
-_MIGRATIONS = Path(__file__).parent / "migrations"
+MIGRATIONS = Path(__file__).parent / "migrations"
 
 # Any number will do, as long as no other program takes advisory locks with it in this database.
 _MIGRATION_LOCK = 7_305_108_171
@@ -57,17 +57,24 @@ class Database:
     """PostgreSQL as the archive uses it. Thread-safe; every ``begin`` is one short transaction."""
 
     def __init__(
-        self, database_url: str, *, temporary: bool = False, statement_timeout_s: int = STATEMENT_TIMEOUT_S
+        self,
+        database_url: str,
+        *,
+        temporary: bool = False,
+        statement_timeout_s: int = STATEMENT_TIMEOUT_S,
+        migrations: Path = MIGRATIONS,
     ) -> None:
         """Prepare; nothing is connected yet. Raises ConfigError for an address that is none.
 
         ``temporary`` sees nothing but the temporary tables of its only connection, and waits for as long as it takes.
+        ``migrations`` is the folder of the steps that ``migrate`` takes.
         """
         scheme, separator, rest = database_url.partition("://")
         if not separator or scheme.split("+")[0] not in ("postgresql", "postgres"):
             raise ConfigError(
                 "DATABASE_URL is not a PostgreSQL address", hint="Write postgresql://user:password@host:port/name."
             )
+        self.url = database_url
         self.address = _without_secrets(database_url)
         limits = {"statement_timeout": statement_timeout_s, "idle_in_transaction_session_timeout": statement_timeout_s}
         limited = " ".join(f"-c {name}={seconds * 1000}" for name, seconds in limits.items())
@@ -89,6 +96,9 @@ class Database:
             )
         except (exc.ArgumentError, ValueError):
             raise ConfigError("DATABASE_URL cannot be read as an address") from None
+        # A connection of the same pool, where a statement needs neither BEGIN nor COMMIT.
+        self._reader = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._migrations = migrations
         self._migrating = threading.Lock()
 
     @contextmanager
@@ -99,6 +109,12 @@ class Database:
         a value can never be stored.
         """
         with self._translated(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection for reads, each of which sees what was committed before it. Raises what ``begin`` raises."""
+        with self._translated(), self._reader.connect() as connection:
             yield connection
 
     @contextmanager
@@ -114,16 +130,17 @@ class Database:
 
         Each step is a transaction of its own, so that what one has done stays done when a later one cannot be done yet.
         Raises Unavailable when a table that has to change stays in use, or when another process is at it for ``wait_s``
-        and not done.
+        and not done. Raises ConfigError when the tables are of a step that this version does not know.
         """
         if self._is_current():
             return
         # Here, since every command that asks the archive would load it: a fifth of the time that `ask` takes to start.
         from alembic import command
         from alembic.config import Config
+        from alembic.util import CommandError
 
         config = Config()
-        config.set_main_option("script_location", str(_MIGRATIONS))
+        config.set_main_option("script_location", str(self._migrations))
         config.set_main_option("path_separator", "os")
         with self._migrating, self._translated(), self._engine.connect() as connection:
             try:
@@ -135,6 +152,11 @@ class Database:
                 connection.commit()
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
+            except CommandError as error:
+                raise ConfigError(
+                    f"the archive at {self.address} was made by another version of RTFM: {error}",
+                    hint="Run the version that made it, or set DATABASE_URL to an empty database.",
+                ) from error
             finally:
                 # It ends, since it is set up for this only and holds the lock.
                 connection.invalidate()
@@ -161,7 +183,7 @@ class Database:
 
     def _is_current(self) -> bool:
         """Whether the tables are of the newest step, asked without the migrations' library."""
-        newest = max(path.stem for path in (_MIGRATIONS / "versions").glob("s[0-9]*.py"))
+        newest = max(path.stem for path in (self._migrations / "versions").glob("s[0-9]*.py"))
         try:
             with self.begin() as connection:
                 found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()

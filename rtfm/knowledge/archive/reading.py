@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from attrs import frozen
 from psycopg.rows import namedtuple_row, tuple_row
 from sqlalchemy import Connection
 
@@ -17,24 +16,33 @@ from rtfm.events import ChannelKind, TimestampMillis
 from rtfm.knowledge.archive.database import Database
 from rtfm.knowledge.archive.removals import ERASED, STANDS
 from rtfm.knowledge.archive.rows import GuildCollection
+from rtfm.knowledge.archive.search_rows import (
+    Candidate,
+    Corpus,
+    FoundMessage,
+    GuildSnapshot,
+    PassageVectors,
+    VisibleEntries,
+    VisiblePassage,
+    WordGroup,
+)
 from rtfm.knowledge.archive.tables import GUILD_TERMS
-from rtfm.knowledge.archive.writing import quoted
+from rtfm.knowledge.archive.tsvectors import quoted
 
 # ``rtfm.visibility.readable`` in SQL: the channel itself is listed, or the parent of a public thread or forum post, as
 # ``acl_channel_id`` has it. Not "= ANY(array)": PostgreSQL weighs every element of an array while it plans, 100 ms for
 # a thousand channels.
-_VISIBLE = """guild_id = %(guild)s AND (acl_channel_id IN (SELECT unnest(%(visible)s::text[]))
-              OR channel_id IN (SELECT unnest(%(visible)s::text[])))"""
+_VISIBLE = """guild_id = %(guild)s AND (acl_channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[]))
+              OR channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[])))"""
 
-# The same passages, found by their channels: for few of them. Each part takes an index that holds no more than it
-# needs: sketches by channel, and threads and posts that are listed themselves.
+# The same passages, found by the indexes of their channels: for few of them.
 _OF_CHANNELS = """
-    SELECT p.passage_id, p.sketch FROM unnest(%(visible)s::text[]) AS seen(id)
-        JOIN passages AS p ON p.guild_id = %(guild)s AND p.acl_channel_id = seen.id
+    SELECT p.* FROM unnest(%(visible_channel_ids)s::text[]) AS visible(id)
+        JOIN passages AS p ON p.guild_id = %(guild)s AND p.acl_channel_id = visible.id
     UNION ALL
-    SELECT p.passage_id, p.sketch FROM unnest(%(visible)s::text[]) AS seen(id)
-        JOIN passages AS p ON p.guild_id = %(guild)s AND p.channel_id = seen.id AND p.acl_channel_id <> p.channel_id
-    WHERE p.acl_channel_id NOT IN (SELECT unnest(%(visible)s::text[]))
+    SELECT p.* FROM unnest(%(visible_channel_ids)s::text[]) AS visible(id)
+        JOIN passages AS p ON p.guild_id = %(guild)s AND p.channel_id = visible.id
+    WHERE p.acl_channel_id NOT IN (SELECT unnest(%(visible_channel_ids)s::text[]))
 """
 
 # A passage with something erased in it waits until ingest has made it again. The first part is asked once a statement.
@@ -46,91 +54,6 @@ _BETWEEN = 2_000
 """Messages that are looked at between the first and the last one of a passage, at most."""
 
 
-@frozen(kw_only=True)
-class Corpus:
-    """How much a guild has said: passages, and terms in all of them."""
-
-    passages: int
-    terms: int
-
-
-@frozen(kw_only=True)
-class Standing:
-    """What a search needs to know of a guild before it begins.
-
-    ``frequencies`` says in how many passages each asked word occurs; unknown words are left out. ``floors`` are those
-    that were calibrated, by mode of search. ``collection`` says where the vectors stand: None before the first message,
-    and after an older version.
-    """
-
-    corpus: Corpus
-    collection: GuildCollection | None
-    floors: Mapping[str, float]
-    frequencies: Mapping[str, int]
-
-
-@frozen(kw_only=True)
-class WordGroup:
-    """Words that a passage holds all of, and how rare they are together."""
-
-    words: Sequence[str]
-    rarity: float
-
-
-@frozen(kw_only=True)
-class Unsketched:
-    """A passage that has no sketch. ``points`` are what one would give, 0 where it holds no word of the question."""
-
-    passage_id: str
-    vector: bytes | None
-    points: float
-
-
-@frozen(kw_only=True)
-class Candidate:
-    """A passage with what scoring by words needs. ``counts`` gives the occurrences of each asked term that is in it."""
-
-    passage_id: str
-    text: str
-    length: int
-    counts: Mapping[str, int]
-    last_at: TimestampMillis
-
-
-@frozen(kw_only=True)
-class Seen:
-    """Passages that may be seen, and the passages of messages that may be, by message id."""
-
-    passages: frozenset[str]
-    messages: Mapping[str, str]
-
-
-@frozen(kw_only=True)
-class PassageVectors:
-    """The vectors of a passage, float32 as bytes: its own, and those of its messages; and how many people speak."""
-
-    own: bytes | None = None
-    messages: Sequence[bytes] = ()
-    speakers: int = 0
-
-
-@frozen(kw_only=True)
-class FoundMessage:
-    """A message of a passage, with the channel that it stands in."""
-
-    passage_id: str
-    message_id: str
-    guild_id: str
-    channel_id: str
-    parent_channel_id: str | None
-    kind: ChannelKind
-    author_id: str | None
-    author_name: str | None
-    created_at: TimestampMillis
-    content: str
-    channel_name: str | None = None
-
-
 class ArchiveReading:
     """Reads of the retrieval."""
 
@@ -138,23 +61,23 @@ class ArchiveReading:
         self._database = database
 
     @contextmanager
-    def view(self, guild_id: str, visible: Sequence[str]) -> Iterator[View]:
-        """What of a guild may be seen, in one short transaction."""
-        with self._database.begin() as connection:
-            yield View(connection, guild_id, visible)
+    def view(self, guild_id: str, visible_channel_ids: Sequence[str]) -> Iterator[View]:
+        """What of a guild may be seen. Holds a connection until the block ends, and no transaction."""
+        with self._database.read() as connection:
+            yield View(connection, guild_id, visible_channel_ids)
 
 
 class View:
     """The passages of one guild that stand in channels which may be seen."""
 
-    def __init__(self, connection: Connection, guild_id: str, visible: Sequence[str]) -> None:
+    def __init__(self, connection: Connection, guild_id: str, visible_channel_ids: Sequence[str]) -> None:
         # The driver's own cursor: it reads vectors as bytes rather than as text twice as long.
         self._cursor = connection.connection.cursor(binary=True)
-        self._guild = guild_id
-        self._visible = list(visible)
+        self._guild_id = guild_id
+        self._visible_channel_ids = list(visible_channel_ids)
 
-    def standing(self, words: Collection[str]) -> Standing:
-        """The guild's corpus, whoever may see it, with what it knows of ``words``."""
+    def snapshot(self, words: Collection[str]) -> GuildSnapshot:
+        """The guild as it is now, with what it knows of ``words``."""
         (row,) = self._select(
             """
             SELECT coalesce(corpora.passages, 0) AS passages, coalesce(corpora.terms, 0) AS terms,
@@ -166,7 +89,8 @@ class View:
             """,
             words=list(words),
         )
-        return Standing(
+        return GuildSnapshot(
+            guild_id=self._guild_id,
             corpus=Corpus(passages=row.passages, terms=row.terms),
             collection=GuildCollection(**row.collection) if row.collection else None,
             floors=row.floors or {},
@@ -187,20 +111,10 @@ class View:
         )
         return {row.acl_channel_id: row.passages for row in rows}
 
-    def sketches(self, *, limit: int | None) -> dict[str, bytes | None] | None:
-        """The sketches of all passages, by passage id; None when there are more than ``limit`` passages.
-
-        A passage has none (None) when an older version wrote it, or when it would be too large.
-        """
-        rows = self._select(
-            f"{_OF_CHANNELS} LIMIT %(limit)s", row_factory=tuple_row, limit=None if limit is None else limit + 1
-        )
-        return None if limit is not None and len(rows) > limit else dict(rows)
-
-    def unsketched(
-        self, passage_ids: Sequence[str], rarity: Mapping[str, float], *, mean_length: float, with_vectors: bool
-    ) -> list[Unsketched]:
-        """What sketches would say of ``passage_ids``, from the passages themselves."""
+    def every(
+        self, rarity: Mapping[str, float], *, mean_length: float, with_vectors: bool, limit: int
+    ) -> list[VisiblePassage] | None:
+        """All passages, with points for the words of ``rarity``, fewer for a long one; None if more than ``limit``."""
         words = [quoted(word) for word in rarity]
         rows = self._select(
             f"""
@@ -210,17 +124,19 @@ class View:
                        (SELECT sum(one.rarity)
                         FROM unnest(%(queries)s::tsquery[], %(rarities)s::float8[]) AS one(query, rarity)
                         WHERE terms @@ one.query) / (1 + length / %(mean_length)s) ELSE 0 END
-            FROM passages WHERE passage_id = ANY(%(ids)s) AND {_VISIBLE}
+            FROM ({_OF_CHANNELS}) AS visible LIMIT %(limit)s
             """,  # noqa: S608 - constants
             row_factory=tuple_row,
-            ids=list(passage_ids),
             any=" | ".join(words),
             queries=words,
             rarities=list(rarity.values()),
             mean_length=mean_length,
+            limit=limit + 1,
         )
+        if len(rows) > limit:
+            return None
         return [
-            Unsketched(passage_id=passage_id, vector=vector, points=points or 0.0)
+            VisiblePassage(passage_id=passage_id, vector=vector, points=points or 0.0)
             for passage_id, vector, points in rows
         ]
 
@@ -231,7 +147,7 @@ class View:
         """
         if not groups:
             return []
-        in_guild = quoted(f"guild:{self._guild}")
+        in_guild = quoted(f"guild:{self._guild_id}")
         # The index of terms knows the guild already. Compared as it is, PostgreSQL would also look the whole guild up,
         # once a group.
         visible = _VISIBLE.replace("guild_id =", "guild_id || '' =")
@@ -280,7 +196,7 @@ class View:
             for row in rows
         ]
 
-    def seen_of(self, passage_ids: Collection[str], message_ids: Collection[str]) -> Seen:
+    def visible_entries(self, passage_ids: Collection[str], message_ids: Collection[str]) -> VisibleEntries:
         """Those of ``passage_ids`` that exist and may be seen, and the passages of such messages."""
         rows = self._select(
             f"""
@@ -292,7 +208,7 @@ class View:
             ids=list(passage_ids),
             messages=list(message_ids),
         )
-        return Seen(
+        return VisibleEntries(
             passages=frozenset(row.passage_id for row in rows if row.message_id is None),
             messages={row.message_id: row.passage_id for row in rows if row.message_id is not None},
         )
@@ -376,21 +292,21 @@ class View:
         """
         columns = """m.message_id, m.guild_id, m.channel_id, c.parent_channel_id, c.kind, m.author_id, m.author_name,
                      m.created_at, c.name AS channel_name"""
-        seen = f"""{STANDS} AND m.guild_id = %(guild)s
-                  AND (c.acl_channel_id IN (SELECT unnest(%(visible)s::text[]))
-                       OR m.channel_id IN (SELECT unnest(%(visible)s::text[])))"""
+        visible = f"""{STANDS} AND m.guild_id = %(guild)s
+                  AND (c.acl_channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[]))
+                       OR m.channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[])))"""
         rows = self._select(
             f"""
             SELECT * FROM (
                 SELECT p.passage_id, {columns}, m.content
                 FROM messages AS m JOIN passages AS p USING (passage_id)
                                    JOIN channels AS c ON (c.guild_id, c.channel_id) = (m.guild_id, m.channel_id)
-                WHERE m.passage_id = ANY(%(ids)s) AND p.part_of IS NULL AND {seen}
+                WHERE m.passage_id = ANY(%(ids)s) AND p.part_of IS NULL AND {visible}
                 UNION ALL
                 SELECT p.passage_id, {columns}, p.text
                 FROM passages AS p JOIN messages AS m ON m.message_id = p.part_of
                                    JOIN channels AS c ON (c.guild_id, c.channel_id) = (m.guild_id, m.channel_id)
-                WHERE p.passage_id = ANY(%(ids)s) AND {seen}) AS found
+                WHERE p.passage_id = ANY(%(ids)s) AND {visible}) AS found
             ORDER BY created_at, length(message_id), message_id
             """,  # noqa: S608 - constants
             ids=list(passage_ids),
@@ -413,7 +329,7 @@ class View:
         return {row.id: row.author_name for row in rows}
 
     def _select(self, statement: str, row_factory: Any = namedtuple_row, **parameters: Any) -> Sequence[Any]:
-        values = {"guild": self._guild, "visible": self._visible, **parameters}
+        values = {"guild": self._guild_id, "visible_channel_ids": self._visible_channel_ids, **parameters}
         values = {name: value for name, value in values.items() if f"%({name})s" in statement}
         # A plan that is kept for any length of the lists is many times worse than one that was made for these.
         self._cursor.row_factory = row_factory  # type: ignore[attr-defined]  # psycopg's own

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from sqlalchemy import func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
-from rtfm.errors import ConfigError
 from rtfm.events import TimestampMillis
 from rtfm.knowledge.archive.answers import ArchiveAnswers
 from rtfm.knowledge.archive.collections import ArchiveCollections
 from rtfm.knowledge.archive.database import MIGRATION_WAIT_S, Database
 from rtfm.knowledge.archive.erasing import ArchiveErasing
+from rtfm.knowledge.archive.floors import ArchiveFloors
 from rtfm.knowledge.archive.questions import ArchiveQuestions
 from rtfm.knowledge.archive.reading import ArchiveReading
 from rtfm.knowledge.archive.removals import ArchiveRemovals
 from rtfm.knowledge.archive.rows import Channel
-from rtfm.knowledge.archive.staging import Staging
 from rtfm.knowledge.archive.tables import answers, channels, messages, passages, sent
 from rtfm.knowledge.archive.writing import ArchiveWriting, to_channel
 
@@ -32,38 +30,17 @@ class SqlArchive:
     def __init__(self, database_url: str, *, temporary: bool = False) -> None:
         """Prepare; the first use connects. Raises ConfigError for an address that is none.
 
-        ``temporary`` is for ``staging``.
+        ``temporary`` is for ``open_staging``.
         """
-        self._url = database_url
-        self._database = Database(database_url, temporary=temporary)
-        self.collections = ArchiveCollections(self._database)
-        self.writing = ArchiveWriting(self._database)
-        self.reading = ArchiveReading(self._database)
-        self.answers = ArchiveAnswers(self._database)
-        self.questions = ArchiveQuestions(self._database)
-        self.removals = ArchiveRemovals(self._database)
-        self.erasing = ArchiveErasing(self._database)
-
-    @contextmanager
-    def staging(self, guild_id: str) -> Iterator[Staging]:
-        """A second archive, of one guild, to make its passages and vectors anew in; it ends with the block.
-
-        Raises ConfigError when the guild is being rebuilt already.
-        """
-        archive = SqlArchive(self._url, temporary=True)
-        try:
-            if not archive.collections.begin_rebuild(guild_id):
-                raise ConfigError(
-                    f"guild {guild_id or 'of direct messages'} is being rebuilt already",
-                    hint="Wait until that is done, or end it: what it has made so far is then removed.",
-                )
-            yield Staging(archive, archive._database, self._schema(), guild_id)
-        finally:
-            archive.close()
-
-    def _schema(self) -> str:
-        with self._database.begin() as connection:
-            return str(connection.execute(text("SELECT current_schema()")).scalar_one())
+        self.database = Database(database_url, temporary=temporary)
+        self.collections = ArchiveCollections(self.database)
+        self.writing = ArchiveWriting(self.database)
+        self.reading = ArchiveReading(self.database)
+        self.answers = ArchiveAnswers(self.database)
+        self.questions = ArchiveQuestions(self.database)
+        self.removals = ArchiveRemovals(self.database)
+        self.erasing = ArchiveErasing(self.database)
+        self.floors = ArchiveFloors(self.database)
 
     def migrate(self, *, wait_s: float = MIGRATION_WAIT_S) -> None:
         """Bring the tables to this version; several processes may do so at once, and others read and write meanwhile.
@@ -71,26 +48,26 @@ class SqlArchive:
         Raises Unavailable, too, when a table that has to change stays in use, or another process migrates for longer
         than ``wait_s``; what was done so far stays done.
         """
-        self._database.migrate(wait_s=wait_s)
+        self.database.migrate(wait_s=wait_s)
 
     def check(self) -> None:
         """Raise what keeps the archive from being used; else nothing."""
-        self._database.check()
+        self.database.check()
 
     def close(self) -> None:
         """Close all connections."""
-        self._database.close()
+        self.database.close()
 
     def guilds(self) -> list[str]:
         """Ids of the guilds that something was said in, without direct messages."""
         statement = select(channels.c.guild_id).where(channels.c.guild_id != "").distinct()
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             return sorted(connection.execute(statement).scalars())
 
     def channels(self, guild_id: str | None) -> list[Channel]:
         """The channels of a guild, or of direct messages for None."""
         statement = select(channels).where(channels.c.guild_id == (guild_id or "")).order_by(channels.c.channel_id)
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             return [to_channel(row) for row in connection.execute(statement)]
 
     def guilds_of_channels(self, channel_ids: Sequence[str]) -> dict[str, set[str]]:
@@ -102,7 +79,7 @@ class SqlArchive:
             channels.c.channel_id.in_(channel_ids) | channels.c.acl_channel_id.in_(channel_ids)
         )
         found: dict[str, set[str]] = {}
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             for row in connection.execute(statement):
                 for channel_id in (row.channel_id, row.acl_channel_id):
                     found.setdefault(channel_id, set()).add(row.guild_id)
@@ -110,7 +87,7 @@ class SqlArchive:
 
     def counts(self) -> dict[str, int]:
         """How much there is: messages (without deleted ones), deleted, passages, vectors, channels, answers."""
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             row = connection.execute(
                 select(
                     func.count().filter(~messages.c.deleted).label("messages"),
@@ -126,7 +103,7 @@ class SqlArchive:
 
     def sent(self, query_id: str, part: int) -> str | None:
         """Id of the Discord message that holds this part of an answer; None if it was not sent."""
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             return connection.execute(
                 select(sent.c.message_id).where(sent.c.query_id == query_id, sent.c.part == part)
             ).scalar_one_or_none()
@@ -138,11 +115,11 @@ class SqlArchive:
         statement = insert(sent).values(
             query_id=query_id, part=part, channel_id=channel_id, message_id=message_id, sent_at=sent_at
         )
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             connection.execute(statement.on_conflict_do_nothing())
 
     def own_messages(self, message_ids: list[str]) -> set[str]:
         """Those of ``message_ids`` that are parts of answers which this project sent."""
         statement = text("SELECT message_id FROM sent WHERE message_id = ANY(:ids)")
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             return set(connection.execute(statement, {"ids": message_ids}).scalars())

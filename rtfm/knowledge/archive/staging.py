@@ -7,34 +7,34 @@ what was there before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import attrs
 from sqlalchemy import text
 
-from rtfm.knowledge.archive.database import Database
+from rtfm.errors import ConfigError
 from rtfm.knowledge.archive.rows import GuildCollection
-
-if TYPE_CHECKING:
-    from rtfm.knowledge.archive.sql import SqlArchive
+from rtfm.knowledge.archive.sql import SqlArchive
+from rtfm.knowledge.entries import PREFIX
 
 # Answers stay where they are; the empty table is for what a deletion does to them.
 _TABLES = ("channels", "messages", "passages", "document_frequencies", "corpora", "floors", "collections", "answers")
 
 _PASSAGE_COLUMNS = (
     "passage_id, conversation_id, guild_id, channel_id, acl_channel_id, text, terms, length, vector, first_at, last_at,"
-    " part_of, sketch"
+    " part_of"
 )
 
 # What Chroma should hold, with a mark that changes with it.
-_ENTRIES = """
-    SELECT 'p' || passage_id AS entry_id, md5(vector) || passage_id AS mark
-    FROM {real}.passages WHERE guild_id = :guild AND vector IS NOT NULL
+_ENTRIES = f"""
+    SELECT '{PREFIX["passages"]}' || passage_id AS entry_id, md5(vector) || passage_id AS mark
+    FROM {{real}}.passages WHERE guild_id = :guild AND vector IS NOT NULL
     UNION ALL
-    SELECT 'm' || message_id, md5(vector) || passage_id
-    FROM {real}.messages
+    SELECT '{PREFIX["messages"]}' || message_id, md5(vector) || passage_id
+    FROM {{real}}.messages
     WHERE guild_id = :guild AND vector IS NOT NULL AND passage_id IS NOT NULL AND NOT deleted
-"""
+"""  # noqa: S608 - constants
 
 _SWITCH = (
     "DELETE FROM {real}.collections WHERE guild_id = :guild",
@@ -48,10 +48,10 @@ _SWITCH = (
 class Staging:
     """What a rebuild of one guild works with. ``archive`` sees the temporary tables under their usual names."""
 
-    def __init__(self, archive: SqlArchive, database: Database, schema: str, guild_id: str) -> None:
-        """Use ``SqlArchive.staging``. ``schema`` holds the real tables."""
+    def __init__(self, archive: SqlArchive, schema: str, guild_id: str) -> None:
+        """Use ``open_staging``. ``schema`` holds the real tables."""
         self.archive = archive
-        self._database = database
+        self._database = archive.database
         self._real = '"' + schema.replace('"', '""') + '"'
         self._guild = guild_id
 
@@ -147,12 +147,12 @@ class Staging:
             "DELETE FROM {real}.floors WHERE guild_id = :guild",
             "INSERT INTO {real}.floors SELECT * FROM floors",
             *_SWITCH,
-            **_values(collection),
+            **attrs.asdict(collection),
         )
 
     def switch(self, collection: GuildCollection) -> None:
         """Let the guild use ``collection`` from now on. Inside ``alone`` only: whoever holds that writes, or nobody."""
-        self._run(*_SWITCH, **_values(collection))
+        self._run(*_SWITCH, **attrs.asdict(collection))
 
     def _run(self, *statements: str, **values: object) -> None:
         with self._database.begin() as connection:
@@ -169,10 +169,21 @@ class Staging:
             return list(found.scalars())
 
 
-def _values(collection: GuildCollection) -> dict[str, object]:
-    return {
-        "generation": collection.generation,
-        "model": collection.model,
-        "dimension": collection.dimension,
-        "rules": collection.rules,
-    }
+@contextmanager
+def open_staging(archive: SqlArchive, guild_id: str) -> Iterator[Staging]:
+    """A second archive, of one guild, to make its passages and vectors anew in; it ends with the block.
+
+    Raises ConfigError when the guild is being rebuilt already.
+    """
+    second = SqlArchive(archive.database.url, temporary=True)
+    try:
+        if not second.collections.begin_rebuild(guild_id):
+            raise ConfigError(
+                f"guild {guild_id or 'of direct messages'} is being rebuilt already",
+                hint="Wait until that is done, or end it: what it has made so far is then removed.",
+            )
+        with archive.database.begin() as connection:
+            schema = str(connection.execute(text("SELECT current_schema()")).scalar_one())
+        yield Staging(second, schema, guild_id)
+    finally:
+        second.close()

@@ -1,4 +1,4 @@
-"""The archive's tables as SQLAlchemy sees them; the migrations make them.
+"""The columns of the archive's tables, for statements; keys, indexes and what may be null stand in the migrations.
 
 Ids are text. Times are whole milliseconds since the epoch, UTC. A guild id is '' for direct
 messages, so that it can stand in keys and comparisons.
@@ -6,20 +6,7 @@ messages, so that it can stand in keys and comparisons.
 
 from __future__ import annotations
 
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    Column,
-    Double,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    PrimaryKeyConstraint,
-    Table,
-    Text,
-    text,
-)
+from sqlalchemy import BigInteger, Boolean, Column, Double, Integer, LargeBinary, MetaData, Table, Text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR
 
 metadata = MetaData()
@@ -27,43 +14,36 @@ metadata = MetaData()
 channels = Table(
     "channels",
     metadata,
-    Column("guild_id", Text, nullable=False),
-    Column("channel_id", Text, nullable=False),
+    Column("guild_id", Text),
+    Column("channel_id", Text),
     Column("parent_channel_id", Text),
-    Column("kind", Text, nullable=False),
-    Column("acl_channel_id", Text, nullable=False),
+    Column("kind", Text),
+    Column("acl_channel_id", Text),
     Column("name", Text),
-    Column("observed_at", BigInteger, nullable=False),
-    Column("from_discord", Boolean, nullable=False),
-    PrimaryKeyConstraint("guild_id", "channel_id"),
-    Index("channels_channel", "channel_id"),
-    Index("channels_acl", "acl_channel_id"),
+    Column("observed_at", BigInteger),
+    Column("from_discord", Boolean),
 )
 
 messages = Table(
     "messages",
     metadata,
-    Column("message_id", Text, primary_key=True),
-    Column("guild_id", Text, nullable=False),
-    Column("channel_id", Text, nullable=False),
+    Column("message_id", Text),
+    Column("guild_id", Text),
+    Column("channel_id", Text),
     Column("author_id", Text),
     Column("author_name", Text),
-    Column("author_is_bot", Boolean, nullable=False),
-    Column("content", Text, nullable=False),
-    Column("created_at", BigInteger, nullable=False),
+    Column("author_is_bot", Boolean),
+    Column("content", Text),
+    Column("created_at", BigInteger),
     Column("edited_at", BigInteger),
-    Column("version", BigInteger, nullable=False),
-    Column("deleted", Boolean, nullable=False),
+    Column("version", BigInteger),
+    Column("deleted", Boolean),
     Column("reply_to_message_id", Text),
-    Column("mentioned_user_ids", ARRAY(Text), nullable=False),
-    Column("attachments", JSONB, nullable=False),
+    Column("mentioned_user_ids", ARRAY(Text)),
+    Column("attachments", JSONB),
     Column("conversation_id", Text),
     Column("passage_id", Text),
     Column("vector", LargeBinary),
-    Index("messages_channel_time", "channel_id", "created_at"),
-    Index("messages_conversation", "conversation_id"),
-    Index("messages_passage", "passage_id"),
-    Index("messages_author", "author_id"),
 )
 
 GUILD_TERMS = "(terms || array_to_tsvector(ARRAY['guild:' || guild_id]))"
@@ -72,67 +52,53 @@ GUILD_TERMS = "(terms || array_to_tsvector(ARRAY['guild:' || guild_id]))"
 passages = Table(
     "passages",
     metadata,
-    Column("passage_id", Text, primary_key=True),
-    Column("conversation_id", Text, nullable=False),
-    Column("guild_id", Text, nullable=False),
-    Column("channel_id", Text, nullable=False),
-    Column("acl_channel_id", Text, nullable=False),
-    Column("text", Text, nullable=False),
-    Column("terms", TSVECTOR, nullable=False),
-    Column("length", Integer, nullable=False),
+    Column("passage_id", Text),
+    Column("conversation_id", Text),
+    Column("guild_id", Text),
+    Column("channel_id", Text),
+    Column("acl_channel_id", Text),
+    Column("text", Text),
+    Column("terms", TSVECTOR),
+    Column("length", Integer),
     Column("vector", LargeBinary),
-    Column("first_at", BigInteger, nullable=False),
-    Column("last_at", BigInteger, nullable=False),
+    Column("first_at", BigInteger),
+    Column("last_at", BigInteger),
     Column("part_of", Text),
-    Column("sketch", LargeBinary),
-    Index("passages_conversation", "conversation_id"),
-    Index("passages_acl", "guild_id", "acl_channel_id"),
-    Index("passages_channel", "channel_id"),
-    Index("passages_sketches", "guild_id", "acl_channel_id", postgresql_include=["passage_id", "sketch"]),
-    Index("passages_threads", "channel_id", postgresql_where=text("acl_channel_id <> channel_id")),
-    Index(
-        "passages_guild_terms",
-        text(GUILD_TERMS),
-        postgresql_using="gin",
-        postgresql_with={"gin_pending_list_limit": 128},
-    ),
 )
 
 document_frequencies = Table(
     "document_frequencies",
     metadata,
-    Column("guild_id", Text, nullable=False),
-    Column("term", Text, nullable=False),
-    Column("passages", BigInteger, nullable=False),
-    PrimaryKeyConstraint("guild_id", "term"),
+    Column("guild_id", Text),
+    Column("term", Text),
+    Column("passages", BigInteger),
 )
 
 corpora = Table(
     "corpora",
     metadata,
-    Column("guild_id", Text, primary_key=True),
-    Column("passages", BigInteger, nullable=False),
-    Column("terms", BigInteger, nullable=False),
+    Column("guild_id", Text),
+    Column("passages", BigInteger),
+    Column("terms", BigInteger),
 )
 
 floors = Table(
     "floors",
     metadata,
-    Column("guild_id", Text, nullable=False),
-    Column("mode", Text, nullable=False),
-    Column("floor", Double, nullable=False),
-    Column("passages", BigInteger, nullable=False),
-    PrimaryKeyConstraint("guild_id", "mode"),
+    Column("guild_id", Text),
+    Column("mode", Text),
+    Column("floor", Double),
+    Column("passages", BigInteger),
 )
 
 collections = Table(
     "collections",
     metadata,
-    Column("guild_id", Text, primary_key=True),
-    Column("generation", Integer, nullable=False),
+    Column("guild_id", Text),
+    Column("generation", Integer),
     Column("model", Text),
     Column("dimension", Integer),
-    Column("rules", Text, nullable=False),
+    Column("rules", Text),
 )
 
 RESTS_ON = (
@@ -144,44 +110,40 @@ RESTS_ON = (
 answers = Table(
     "answers",
     metadata,
-    Column("query_id", Text, primary_key=True),
-    Column("response", JSONB, nullable=False),
-    Column("answered_at", BigInteger, nullable=False),
-    Column("made_by", Text, nullable=False, server_default=""),
-    Index("answers_rest_on", text(RESTS_ON), postgresql_using="gin"),
+    Column("query_id", Text),
+    Column("response", JSONB),
+    Column("answered_at", BigInteger),
+    Column("made_by", Text),
 )
 
 erasures = Table(
     "erasures",
     metadata,
-    Column("scope", Text, nullable=False),
-    Column("id", Text, nullable=False),
-    Column("before", BigInteger, nullable=False),
-    Column("guild_id", Text, nullable=False, server_default=""),
+    Column("scope", Text),
+    Column("id", Text),
+    Column("before", BigInteger),
+    Column("guild_id", Text),
     Column("produced_to", Text),
-    PrimaryKeyConstraint("scope", "id", "guild_id"),
 )
 
 sent = Table(
     "sent",
     metadata,
-    Column("query_id", Text, nullable=False),
-    Column("part", Integer, nullable=False),
-    Column("channel_id", Text, nullable=False),
-    Column("message_id", Text, nullable=False),
-    Column("sent_at", BigInteger, nullable=False),
-    PrimaryKeyConstraint("query_id", "part"),
+    Column("query_id", Text),
+    Column("part", Integer),
+    Column("channel_id", Text),
+    Column("message_id", Text),
+    Column("sent_at", BigInteger),
 )
 
 open_questions = Table(
     "open_questions",
     metadata,
-    Column("query_id", Text, primary_key=True),
-    Column("guild_id", Text, nullable=False),
-    Column("channel_id", Text, nullable=False),
+    Column("query_id", Text),
+    Column("guild_id", Text),
+    Column("channel_id", Text),
     Column("message_id", Text),
-    Column("asker_id", Text, nullable=False),
-    Column("audience", Text, nullable=False),
-    Column("expires_at", BigInteger, nullable=False),
-    Index("open_questions_expiry", "expires_at"),
+    Column("asker_id", Text),
+    Column("audience", Text),
+    Column("expires_at", BigInteger),
 )

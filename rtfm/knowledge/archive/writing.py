@@ -6,24 +6,23 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import attrs
 from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, delete, func, or_, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
 from rtfm.errors import InvalidEvent
-from rtfm.events import ChannelKind, TimestampMillis
+from rtfm.events import ChannelKind
 from rtfm.knowledge.archive.collections import hold_collections
 from rtfm.knowledge.archive.database import Database
 from rtfm.knowledge.archive.removals import hold_removals, withdraw_answers
 from rtfm.knowledge.archive.rows import Change, Channel, Place, StoredMessage, StoredPassage
-from rtfm.knowledge.archive.tables import channels, corpora, document_frequencies, floors, messages, passages
-from rtfm.knowledge.sketches import sketch
+from rtfm.knowledge.archive.tables import channels, corpora, document_frequencies, messages, passages
+from rtfm.knowledge.archive.tsvectors import as_tsvector
 from rtfm.knowledge.words import terms
 from rtfm.visibility import ChannelFacts
 
-# A tsvector keeps at most this many positions for a lexeme, and none above 16383 (PostgreSQL, "Text Search Types").
-_POSITIONS = 255
-
-_MESSAGE_COLUMNS = [column for column in messages.c if column.name != "vector"]
+_MESSAGE_COLUMNS = [messages.c[one.name] for one in attrs.fields(StoredMessage)]
+_PASSAGE_COLUMNS = [passages.c[one.name] for one in attrs.fields(StoredPassage)]
 
 
 class ArchiveWriting:
@@ -75,9 +74,9 @@ class ArchiveWriting:
 
     def passages_of(self, conversation_ids: Collection[str]) -> dict[str, StoredPassage]:
         """The passages of these conversations, by id."""
-        statement = select(passages).where(passages.c.conversation_id.in_(conversation_ids))
+        statement = select(*_PASSAGE_COLUMNS).where(passages.c.conversation_id.in_(conversation_ids))
         with self._database.begin() as connection:
-            return {row.passage_id: to_passage(row) for row in connection.execute(statement)}
+            return {row.passage_id: StoredPassage(**row._mapping) for row in connection.execute(statement)}
 
     def write(self, change: Change) -> None:
         """Write a batch in one transaction. Writing it again leaves everything as it is.
@@ -116,29 +115,6 @@ class ArchiveWriting:
         with self._database.begin() as connection:
             return [_to_message(row) for row in connection.execute(statement)]
 
-    def outgrown(self, guild_ids: Collection[str], mode: str, *, growth: float) -> dict[str, int]:
-        """Those of ``guild_ids`` whose passages are ``growth`` times those at their last calibration, with how many."""
-        statement = (
-            select(corpora.c.guild_id, corpora.c.passages)
-            .outerjoin(floors, and_(floors.c.guild_id == corpora.c.guild_id, floors.c.mode == mode))
-            .where(
-                corpora.c.guild_id.in_(guild_ids),
-                or_(floors.c.passages.is_(None), corpora.c.passages >= growth * floors.c.passages),
-            )
-        )
-        with self._database.begin() as connection:
-            return {row.guild_id: row.passages for row in connection.execute(statement)}
-
-    def set_floor(self, guild_id: str, mode: str, floor: float, passages: int) -> None:
-        """Keep a guild's floor, and the number of passages that it was calibrated on."""
-        statement = insert(floors).values(guild_id=guild_id, mode=mode, floor=floor, passages=passages)
-        with self._database.begin() as connection:
-            connection.execute(
-                statement.on_conflict_do_update(
-                    index_elements=["guild_id", "mode"], set_={"floor": floor, "passages": passages}
-                )
-            )
-
     def _select_messages(self, condition: Any, **parameters: Any) -> dict[str, StoredMessage]:
         with self._database.begin() as connection:
             rows = connection.execute(select(*_MESSAGE_COLUMNS).where(condition), parameters)
@@ -157,22 +133,6 @@ def to_channel(row: Row[Any]) -> Channel:
             from_discord=row.from_discord,
         ),
         name=row.name,
-    )
-
-
-def to_passage(row: Row[Any]) -> StoredPassage:
-    """A row of ``passages``."""
-    return StoredPassage(
-        passage_id=row.passage_id,
-        conversation_id=row.conversation_id,
-        guild_id=row.guild_id,
-        channel_id=row.channel_id,
-        acl_channel_id=row.acl_channel_id,
-        text=row.text,
-        vector=row.vector,
-        first_at=TimestampMillis(row.first_at),
-        last_at=TimestampMillis(row.last_at),
-        part_of=row.part_of,
     )
 
 
@@ -254,11 +214,10 @@ def _write_messages(connection: Connection, change: Change) -> None:
             messages.c.guild_id == new.guild_id,
         ),
     )
-    rows = []
-    for message in sorted(change.messages, key=lambda message: message.message_id):
-        row = {column.name: getattr(message, column.name) for column in _MESSAGE_COLUMNS}
-        row["vector"] = change.message_vectors.get(message.message_id)
-        rows.append(row)
+    rows = [
+        {**attrs.asdict(message, recurse=False), "vector": change.message_vectors.get(message.message_id)}
+        for message in sorted(change.messages, key=lambda message: message.message_id)
+    ]
     connection.execute(statement, rows)
     # Of two records that put one message into two places and are handled at once, one is the first.
     places = [(message.message_id, message.channel_id, message.guild_id) for message in change.messages]
@@ -279,14 +238,14 @@ _MOVED = text(
 _PASSAGE_UPSERT = text(
     """
     INSERT INTO passages (passage_id, conversation_id, guild_id, channel_id, acl_channel_id, text, terms, length,
-                          vector, first_at, last_at, part_of, sketch)
+                          vector, first_at, last_at, part_of)
     VALUES (:passage_id, :conversation_id, :guild_id, :channel_id, :acl_channel_id, :text, CAST(:terms AS tsvector),
-            :length, :vector, :first_at, :last_at, :part_of, :sketch)
+            :length, :vector, :first_at, :last_at, :part_of)
     ON CONFLICT (passage_id) DO UPDATE SET
         conversation_id = excluded.conversation_id, guild_id = excluded.guild_id, channel_id = excluded.channel_id,
         acl_channel_id = excluded.acl_channel_id, text = excluded.text, terms = excluded.terms,
         length = excluded.length, vector = excluded.vector, first_at = excluded.first_at, last_at = excluded.last_at,
-        part_of = excluded.part_of, sketch = excluded.sketch
+        part_of = excluded.part_of
     """
 )
 
@@ -300,19 +259,10 @@ def _write_passages(connection: Connection, rows: Sequence[StoredPassage], known
         channel = known.get((passage.guild_id, passage.channel_id))
         values.append(
             {
-                "passage_id": passage.passage_id,
-                "conversation_id": passage.conversation_id,
-                "guild_id": passage.guild_id,
-                "channel_id": passage.channel_id,
+                **attrs.asdict(passage, recurse=False),
                 "acl_channel_id": channel.acl_channel_id if channel else passage.acl_channel_id,
-                "text": passage.text,
                 "terms": as_tsvector(words),
                 "length": len(words),
-                "vector": passage.vector,
-                "first_at": passage.first_at,
-                "last_at": passage.last_at,
-                "part_of": passage.part_of,
-                "sketch": sketch(passage.vector, words),
             }
         )
     connection.execute(_PASSAGE_UPSERT, values)
@@ -394,20 +344,3 @@ def _add_up(connection: Connection, table: Any, rows: list[dict[str, Any]], key:
     sums = {column.name: column + statement.excluded[column.name] for column in table.c if column.name not in key}
     # Rows come sorted by key, so that two processes take their locks in the same order.
     connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=sums), rows)
-
-
-def as_tsvector(words: Sequence[str]) -> str:
-    """The text form of a tsvector with every word at its positions."""
-    positions: dict[str, list[str]] = {}
-    for place, word in enumerate(words, start=1):
-        places = positions.setdefault(word, [])
-        if len(places) < _POSITIONS and place < 16384:
-            places.append(str(place))
-    return " ".join(f"{quoted(word)}:{','.join(places)}" for word, places in positions.items() if places)
-
-
-def quoted(word: str) -> str:
-    """A lexeme as tsvector and tsquery read it."""
-    if "\x00" in word:
-        raise InvalidEvent("a word holds a NUL character")
-    return "'" + word.replace("\\", "\\\\").replace("'", "''") + "'"

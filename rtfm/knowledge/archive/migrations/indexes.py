@@ -1,6 +1,6 @@
-"""Indexes that are made and dropped while others read and write.
+"""Indexes that are made while others read and write.
 
-Neither can be done inside a transaction: a step that uses this does nothing else, so that it can be begun again.
+That cannot be done inside a transaction: a step that uses this does nothing else, so that it can be begun again.
 """
 
 from __future__ import annotations
@@ -25,12 +25,4 @@ def make_index(name: str, definition: str) -> None:
         if op.get_bind().execute(text(_VALID), {"name": name}).scalar() is False:
             op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
         op.execute(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {definition}")
-        op.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'")
-
-
-def drop_index(name: str) -> None:
-    """Drop an index if it is there."""
-    with op.get_context().autocommit_block():
-        op.execute(f"SET lock_timeout = '{OTHERS_TIMEOUT_S}s'")
-        op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
         op.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'")

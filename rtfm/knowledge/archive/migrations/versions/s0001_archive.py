@@ -1,4 +1,7 @@
-"""The archive's first tables."""
+"""The archive's tables and indexes.
+
+Nobody has a release yet: until the first one, this step is changed in place.
+"""
 
 from __future__ import annotations
 
@@ -60,13 +63,18 @@ _STATEMENTS = (
         length integer NOT NULL,
         vector bytea,
         first_at bigint NOT NULL,
-        last_at bigint NOT NULL
+        last_at bigint NOT NULL,
+        part_of text
     )
     """,
     "CREATE INDEX passages_conversation ON passages (conversation_id)",
     "CREATE INDEX passages_acl ON passages (guild_id, acl_channel_id)",
     "CREATE INDEX passages_channel ON passages (channel_id)",
-    "CREATE INDEX passages_terms ON passages USING gin (terms)",
+    # Each search reads all that waits to be put in order, which is 4 MB by default, once a word.
+    """
+    CREATE INDEX passages_guild_terms ON passages USING gin ((terms || array_to_tsvector(ARRAY['guild:' || guild_id])))
+        WITH (gin_pending_list_limit = 128)
+    """,
     """
     CREATE TABLE document_frequencies (
         guild_id text NOT NULL,
@@ -76,8 +84,46 @@ _STATEMENTS = (
     )
     """,
     "CREATE TABLE corpora (guild_id text PRIMARY KEY, passages bigint NOT NULL, terms bigint NOT NULL)",
-    "CREATE TABLE answers (query_id text PRIMARY KEY, response jsonb NOT NULL, answered_at bigint NOT NULL)",
-    "CREATE TABLE erasures (scope text NOT NULL, id text NOT NULL, before bigint NOT NULL, PRIMARY KEY (scope, id))",
+    """
+    CREATE TABLE floors (
+        guild_id text NOT NULL,
+        mode text NOT NULL,
+        floor double precision NOT NULL,
+        passages bigint NOT NULL,
+        PRIMARY KEY (guild_id, mode)
+    )
+    """,
+    """
+    CREATE TABLE collections (
+        guild_id text PRIMARY KEY,
+        generation integer NOT NULL,
+        model text,
+        dimension integer,
+        rules text NOT NULL
+    )
+    """,
+    """
+    CREATE TABLE answers (
+        query_id text PRIMARY KEY,
+        response jsonb NOT NULL,
+        answered_at bigint NOT NULL,
+        made_by text NOT NULL
+    )
+    """,
+    """
+    CREATE INDEX answers_rest_on ON answers USING gin ((jsonb_path_query_array(response, '$.citations[*].message_id')
+        || jsonb_path_query_array(response, '$.retrieved[*].message_ids[*]')))
+    """,
+    """
+    CREATE TABLE erasures (
+        scope text NOT NULL,
+        id text NOT NULL,
+        before bigint NOT NULL,
+        guild_id text NOT NULL DEFAULT '',
+        produced_to text,
+        PRIMARY KEY (scope, id, guild_id)
+    )
+    """,
     """
     CREATE TABLE sent (
         query_id text NOT NULL,
@@ -88,6 +134,18 @@ _STATEMENTS = (
         PRIMARY KEY (query_id, part)
     )
     """,
+    """
+    CREATE TABLE open_questions (
+        query_id text PRIMARY KEY,
+        guild_id text NOT NULL,
+        channel_id text NOT NULL,
+        message_id text,
+        asker_id text NOT NULL,
+        audience text NOT NULL,
+        expires_at bigint NOT NULL
+    )
+    """,
+    "CREATE INDEX open_questions_expiry ON open_questions (expires_at)",
 )
 
 

@@ -1,0 +1,68 @@
+"""Calibrates the relevance floors of guilds that have grown, beside ingest.
+
+Owns the thread and its queue. Promises that one guild at a time is calibrated, by one processor, and that ingest never
+waits for it. Forgets its queue when the process ends: the next message of a guild brings it back.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Collection
+
+from rtfm.errors import RtfmError, TransientError
+from rtfm.knowledge import Knowledge
+from rtfm.knowledge.floor import calibrate
+from rtfm.telemetry import get_logger
+
+RETRY_S = 15.0
+"""Seconds until a store that did not answer is asked again."""
+
+STOP_TIMEOUT_S = 5.0
+"""Seconds that the end of the service waits for the search at hand."""
+
+_log = get_logger(__name__)
+
+
+class Calibration:
+    """``with Calibration(knowledge) as calibration: …`` runs the thread; ``note`` may be called from any other."""
+
+    def __init__(self, knowledge: Knowledge, *, retry_s: float = RETRY_S) -> None:
+        self._knowledge = knowledge
+        self._retry_s = retry_s
+        # None ends the thread. A guild that waits more than once has outgrown its floor at the first time only.
+        self._guild_ids: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="calibration", daemon=True)
+
+    def __enter__(self) -> Calibration:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._guild_ids.put(None)
+        self._thread.join(STOP_TIMEOUT_S)
+
+    def note(self, guild_ids: Collection[str]) -> None:
+        """Have guilds calibrated that have outgrown their floors; returns at once."""
+        for guild_id in sorted(guild_ids):
+            self._guild_ids.put(guild_id)
+
+    def _work(self) -> None:
+        while (guild_id := self._guild_ids.get()) is not None and not self._stopping.is_set():
+            try:
+                with self._knowledge.archive.floors.try_lock(guild_id) as is_ours:
+                    if is_ours:
+                        calibrate(
+                            self._knowledge.archive,
+                            self._knowledge.retriever,
+                            guild_id,
+                            is_stopped=self._stopping.is_set,
+                        )
+            except TransientError as exc:
+                _log.warning("a floor could not be calibrated", guild_id=guild_id, reason=str(exc), mend=exc.hint)
+                self.note([guild_id])
+                self._stopping.wait(self._retry_s)
+            except RtfmError as exc:
+                _log.warning("a floor cannot be calibrated", guild_id=guild_id, reason=str(exc), mend=exc.hint)

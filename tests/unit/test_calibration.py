@@ -1,0 +1,71 @@
+"""The queue of guilds whose floors are calibrated beside ingest."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+
+from rtfm.errors import Unavailable
+from rtfm.processor.calibration import Calibration
+
+WAIT_S = 30.0
+
+
+class Floors:
+    """The archive's floors while another processor calibrates: no guild is free. Fails the first ``failures`` times."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.failures = failures
+        self.asked: list[str] = []
+        self.done = threading.Semaphore(0)
+        self.free = threading.Event()
+
+    @contextmanager
+    def try_lock(self, guild_id: str) -> Iterator[bool]:
+        self.asked.append(guild_id)
+        self.done.release()
+        self.free.wait(WAIT_S)
+        if len(self.asked) <= self.failures:
+            raise Unavailable("PostgreSQL", "no answer")
+        yield False
+
+
+def calibration_of(floors: Floors) -> Calibration:
+    knowledge = SimpleNamespace(archive=SimpleNamespace(floors=floors), retriever=None)
+    return Calibration(cast("Any", knowledge), retry_s=0.01)
+
+
+def test_ingest_does_not_wait_for_a_calibration() -> None:
+    """Guilds that are noted meanwhile have their turn afterwards."""
+    floors = Floors()
+    with calibration_of(floors) as calibration:
+        calibration.note(["1"])
+        assert floors.done.acquire(timeout=WAIT_S)
+        calibration.note(["3", "2"])
+        floors.free.set()
+        assert all(floors.done.acquire(timeout=WAIT_S) for _ in range(2))
+    assert floors.asked == ["1", "2", "3"]
+
+
+def test_a_guild_is_kept_while_a_store_does_not_answer() -> None:
+    """It is tried again, and the thread goes on."""
+    floors = Floors(failures=2)
+    floors.free.set()
+    with calibration_of(floors) as calibration:
+        calibration.note(["1"])
+        assert all(floors.done.acquire(timeout=WAIT_S) for _ in range(3))
+    assert floors.asked == ["1", "1", "1"]
+
+
+def test_the_end_of_the_service_ends_the_thread() -> None:
+    """Without anything to do, and with a guild that waits for its turn."""
+    floors = Floors(failures=1_000_000)
+    floors.free.set()
+    with calibration_of(floors):
+        pass
+    with calibration_of(floors) as calibration:
+        calibration.note(["1"])
+    assert not [thread for thread in threading.enumerate() if thread.name == "calibration"]
