@@ -72,7 +72,7 @@ def citation(number: int, passage: Passage, message: PassageMessage) -> Citation
         title=plain_name(scrub(message.thread_title)) if message.thread_title else None,
         author_id=message.author_id,
         author_name=plain_name(message.author_name),
-        # An earlier version stored times that no response may hold.
+        # The archive takes any time that an export claims, and a response must not hold one beyond year 9999.
         created_at=message.created_at if is_time(message.created_at) else None,
         excerpt=cleaning.excerpt(message.content),
         score=passage.score,

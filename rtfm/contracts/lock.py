@@ -16,6 +16,7 @@ from attrs import NOTHING, asdict, frozen
 from rtfm.contracts.catalogue import Catalogue, Schema, Topic
 from rtfm.contracts.tree import Node, parse
 from rtfm.errors import ConfigError
+from rtfm.files import write_whole
 
 LOCK_FILE = "contracts.lock"
 
@@ -61,7 +62,7 @@ def write(catalogue: Catalogue) -> None:
         topic.subject: {str(version): asdict(locked) for version, locked in _released(catalogue, topic).items()}
         for topic in catalogue.with_schema()
     }
-    replace(catalogue.directory / LOCK_FILE, json.dumps({"subjects": subjects}, indent=2) + "\n")
+    write_whole(catalogue.directory / LOCK_FILE, json.dumps({"subjects": subjects}, indent=2) + "\n")
 
 
 def breaches(catalogue: Catalogue) -> list[tuple[str, str]]:
@@ -84,14 +85,6 @@ def breaches(catalogue: Catalogue) -> list[tuple[str, str]]:
     return found + [
         (subject, f"{subject} was released, but the catalogue has no such topic") for subject in sorted(gone)
     ]
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _released(catalogue: Catalogue, topic: Topic) -> dict[int, Locked]:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from rtfm.backoff import Backoff
 from rtfm.contracts.catalogue import Schema
 from rtfm.contracts.lock import fingerprint
 from rtfm.contracts.registry_cache import RegistryCache
@@ -53,13 +54,13 @@ class SchemaRegistry(RegistryClient):
         """``timeout_s`` bounds each request; ``prefix`` stands before every subject; ``cache_dir`` None: no cache."""
         super().__init__(url, timeout_s=timeout_s, prefix=prefix)
         self._clock = clock
-        self._chance = chance
         self._cache = RegistryCache(cache_dir, self.url, prefix)
         self._lock = threading.Lock()  # held over a request, so that there is one at a time
         self._ids: dict[str, int] = {}
         self._schemas: dict[int, Schema] = {}
         self._unknown: dict[int, tuple[float, str]] = {}
-        self._failures = 0
+        self._pause = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S, chance=chance)
+        self._confirming_pause = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S, chance=chance)
         self._not_before = 0.0
         self._last_failure: Unavailable | None = None
         self._trust_lock = threading.Lock()
@@ -168,15 +169,11 @@ class SchemaRegistry(RegistryClient):
             answer = request()
         except Unavailable as exc:
             self._last_failure = exc
-            self._not_before = self._clock() + self._pause_s()
+            self._not_before = self._clock() + self._pause.next_s()
             raise
-        self._failures, self._last_failure = 0, None
+        self._pause.reset()
+        self._last_failure = None
         return answer
-
-    def _pause_s(self) -> float:
-        self._failures = min(self._failures + 1, 16)
-        longest: float = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (self._failures - 1))
-        return longest * (0.5 + 0.5 * self._chance())
 
     # Confirming what the cache said
 
@@ -220,11 +217,8 @@ class SchemaRegistry(RegistryClient):
         return found is not None and fingerprint(found) == mark
 
     def _keep_confirming(self) -> None:
-        pause_s = FIRST_PAUSE_S
-        while True:
-            if self._closed.wait(pause_s * (0.5 + 0.5 * self._chance())):
-                return
-            pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
+        self._confirming_pause.reset()
+        while not self._closed.wait(self._confirming_pause.next_s()):
             try:
                 self._confirm(self._timeout_s)
             except RtfmError:

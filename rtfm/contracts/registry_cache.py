@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from rtfm.contracts.catalogue import Schema
+from rtfm.files import write_whole
 
 
 class RegistryCache:
@@ -74,13 +74,8 @@ class RegistryCache:
     def _write(self, name: str, content: dict[str, Any]) -> None:
         if self._folder is None:
             return
-        partial = self._folder / f"{name}.{os.getpid()}-{threading.get_ident()}"
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-            partial.replace(self._folder / name)
-        except OSError:
-            return
+        with suppress(OSError):
+            write_whole(self._folder / name, json.dumps(content, ensure_ascii=False))
 
 
 def _id_file(subject: str, fingerprint: str) -> str:

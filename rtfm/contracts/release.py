@@ -24,6 +24,7 @@ from rtfm.contracts.rules.compatibility import accepts, violations
 from rtfm.contracts.rules.findings import Finding
 from rtfm.contracts.tree import Node, parse
 from rtfm.errors import ConfigError
+from rtfm.files import write_whole
 
 _SNOWFLAKE = "1286754213907726336"
 _TIME_MS = 1_726_854_000_123
@@ -134,8 +135,8 @@ def _freeze(catalogue: Catalogue, topic: Topic, version: int) -> None:
     assert topic.schema is not None  # noqa: S101 - see Catalogue.with_schema
     directory = catalogue.released_directory(topic.name)
     text = (catalogue.directory / str(topic.schema_file)).read_text(encoding="utf-8")
-    lock.replace(directory / f"{version}.avsc", text)
-    lock.replace(directory / f"{version}.examples.json", _json(examples(topic.schema)))
+    write_whole(directory / f"{version}.avsc", text)
+    write_whole(directory / f"{version}.examples.json", _json(examples(topic.schema)))
 
 
 def examples(schema: Schema) -> list[dict[str, Any]]:

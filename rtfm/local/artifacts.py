@@ -25,6 +25,7 @@ import stamina
 from attrs import frozen
 
 from rtfm.errors import ConfigError, Unavailable
+from rtfm.files import write_whole
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is fetched, bytes so far, bytes in all), from several threads but one at a time."""
@@ -162,7 +163,7 @@ class _Checked:
         self._marks[path.name] = self._mark(path, sha256)
 
     def write(self) -> None:
-        self._path.write_text(json.dumps(self._marks), encoding="utf-8")
+        write_whole(self._path, json.dumps(self._marks))
 
     def _mark(self, path: Path, sha256: str) -> list[Any]:
         status = path.stat()
