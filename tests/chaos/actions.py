@@ -24,6 +24,7 @@ from tests.chaos.transactions import OpenTransactions
 from tests.streams import QUERIES, RESPONSES
 
 MAX_WORKERS = 4
+STARTS = 3
 SERVICES = ("kafka", "schema-registry", "postgres", "chroma")
 
 
@@ -161,10 +162,14 @@ class Chaos:
             os.kill(pid, signal.SIGKILL)
         seconds = self._random.uniform(0, 3)
         time.sleep(seconds)
-        try:
-            self._stack.up([service])
-        except Unavailable as exc:  # on a machine that is so slow; the next start of all services tries again
-            return f"killed {service}, not started again: {exc}"
+        for attempt in range(1, STARTS + 1):
+            try:
+                self._stack.up([service])
+                break
+            except Unavailable as exc:  # on a machine that is so slow: without the service a run shows nothing
+                self.say(f"start {attempt} of {service}: {exc}")
+        else:
+            return f"killed {service}, not started again in {STARTS} attempts"
         return f"killed {service}, started again after {seconds:.1f} s"
 
     def _newcomer(self) -> str | None:
