@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from attrs import evolve
 
 from rtfm.contracts import catalogue as catalogues
 from rtfm.settings import Settings
 from rtfm.streams.topics import TopicAdmin
 from tests.chaos.cluster import BROKERS, three_brokers
 from tests.chaos.fleet import NOTHING_WRONG, Fleet, account, messages_all_the_time
-from tests.streams import committed, eventually
+from tests.streams import GROUP, committed, eventually
 
 
 @pytest.mark.timeout(600)
@@ -35,5 +36,30 @@ def test_brokers_that_are_killed_one_after_another_lose_nothing(settings: Settin
         assert "Fenced" not in fleet.log.read_text()
         codes = [fleet.end(name) for name in fleet.names]
         # One that hangs in a call may be noticed only now: the other did its work before its watchdog's time was over.
+        assert codes == [0, 0] or "a loop hangs" in fleet.log.read_text()
+        assert account(ours, messages) == NOTHING_WRONG
+
+
+@pytest.mark.timeout(600)
+def test_the_others_do_without_a_broker_that_is_cut_off(settings: Settings, fleets: list[Fleet]) -> None:
+    """It runs on and believes that it leads and coordinates; once it is back, nothing that it says counts."""
+    with three_brokers(settings) as (cluster, ours):
+        topics = TopicAdmin(ours, catalogues.load())
+        topics.apply(topics.plan())
+        fleets.append(fleet := Fleet(ours, 10, 10, 16))
+        for name in ("one", "two"):
+            fleet.start(name)
+        with messages_all_the_time(ours) as messages:
+            eventually(lambda: committed(ours) > 0)
+            number = cluster.coordinator(f"{ours.kafka_topic_prefix}{GROUP}")
+            cluster.cut_off(number)
+            cluster.wait_missed(number)
+            past_the_cut = evolve(ours, kafka_bootstrap_servers=cluster.reachable)
+            before = eventually(lambda: committed(past_the_cut), timeout_s=60)
+            eventually(lambda: not fleet.revive() and committed(past_the_cut) > before + 200, timeout_s=120)
+            cluster.heal()
+            cluster.wait()
+        eventually(lambda: not fleet.revive() and committed(ours) == len(messages), timeout_s=180)
+        codes = [fleet.end(name) for name in fleet.names]
         assert codes == [0, 0] or "a loop hangs" in fleet.log.read_text()
         assert account(ours, messages) == NOTHING_WRONG

@@ -162,7 +162,7 @@ def test_a_worker_that_the_group_took_for_gone_takes_its_place_again(settings: S
             }
         )
         intruder.subscribe([f"{settings.kafka_topic_prefix}{MESSAGES}"])
-        eventually(lambda: (intruder.poll(0.1), "took this one for gone" in fleet.log.read_text())[1])
+        eventually(lambda: (intruder.poll(0.1), "fenced by the coordinator" in fleet.log.read_text())[1])
         intruder.close()
     eventually(lambda: committed(settings) == len(messages), timeout_s=120)
     assert fleet.codes == []
