@@ -233,14 +233,11 @@ class Commits:
 
     def _stored(self, consumer: Consumer, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
         """The group's committed positions. Waits for a transaction that holds one. Raises Unavailable."""
-        what = f"reading the offsets of {self._group}"
-        try:
+        with self._kafka.translating(f"reading the offsets of {self._group}"):
             found = consumer.committed([TopicPartition(self._full_topic, number) for number in numbers], timeout_s)
-        except KafkaException as exc:
-            raise self._kafka.translated(exc, what) from exc
-        for part in found:
-            if part.error is not None:
-                raise self._kafka.translated(part.error, what)
+            for part in found:
+                if part.error is not None:
+                    raise KafkaException(part.error)
         return list(found)
 
     def _resolve(self, consumer: Consumer) -> None:

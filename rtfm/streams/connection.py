@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from rtfm.contracts.catalogue import PARTITIONER
 from rtfm.errors import ConfigError, RtfmError, Unavailable
@@ -118,6 +120,27 @@ class KafkaConfig:
             "isolation.level": "read_committed",
             "enable.partition.eof": True,
         }
+
+    def partitions(self, client: Consumer, topic: str) -> list[int]:
+        """The partitions of ``topic``, which is named with its prefix.
+
+        Raises ConfigError where it does not exist, Unavailable without an answer.
+        """
+        with self.translating(f"reading {topic}"):
+            found = client.list_topics(topic, timeout=REQUEST_TIMEOUT_S).topics[topic]
+            if found.error is not None:
+                raise KafkaException(found.error)
+        return sorted(found.partitions)
+
+    @contextmanager
+    def translating(self, what: str) -> Iterator[None]:
+        """Raise the project's errors for librdkafka's; ``what`` says what is being done."""
+        try:
+            yield
+        except KafkaException as exc:
+            raise self.translated(exc, what) from exc
+        except TimeoutError as exc:
+            raise self.unreachable(what) from exc
 
     def translated(self, exc: KafkaException | KafkaError, what: str) -> RtfmError:
         """The project's error for one of librdkafka's."""

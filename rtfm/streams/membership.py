@@ -17,7 +17,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from prometheus_client import Gauge
 
 from rtfm.errors import ConfigError, RtfmError, TransientError, Unavailable
-from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
+from rtfm.streams.connection import KafkaConfig
 from rtfm.streams.consumer import Message
 from rtfm.streams.handling import WaitingState
 from rtfm.streams.position import PartitionState
@@ -418,15 +418,8 @@ class Membership:
                 self._missing_since_s = time.monotonic()
 
     def _require_topic(self) -> None:
-        what = f"reading {self._full_topic}"
-        try:
-            found = self.consumer.list_topics(self._full_topic, timeout=REQUEST_TIMEOUT_S).topics[self._full_topic]
-        except KafkaException as exc:
-            raise self._kafka.translated(exc, what) from exc
-        if found.error is not None:
-            raise self._kafka.translated(found.error, what)
-        if not found.partitions:
-            raise ConfigError(f"{what}: the topic has no partitions")
+        if not self._kafka.partitions(self.consumer, self._full_topic):
+            raise ConfigError(f"reading {self._full_topic}: the topic has no partitions")
 
 
 def _is_taken_over(error: KafkaError) -> bool:

@@ -42,7 +42,7 @@ class GroupProgress:
             # segmentation fault while the cluster makes its offsets topic (confluent-kafka 2.16.0).
             self._consumer = Consumer({**self._kafka.client(), "group.id": self._group})
         consumer = self._consumer
-        found = _steadily(lambda: self._translated(lambda: consumer.committed(asked, timeout=REQUEST_TIMEOUT_S)))
+        found = self._steadily(lambda: consumer.committed(asked, timeout=REQUEST_TIMEOUT_S))
         return {part.partition: part.offset for part in found if part.offset >= 0}
 
     def members(self) -> int:
@@ -50,35 +50,25 @@ class GroupProgress:
 
         Raises Unavailable when Kafka does not answer.
         """
-        return _steadily(self._members)
+        return self._steadily(self._members)
 
     def _members(self) -> int:
         futures = self._admin.describe_consumer_groups([self._group], request_timeout=REQUEST_TIMEOUT_S)
         try:
-            found = self._translated(lambda: futures[self._group].result(timeout=REQUEST_TIMEOUT_S * 2))
-        except LookupError:
-            return 0
-        return len(found.members)
-
-    def _translated(self, ask: Callable[[], T]) -> T:
-        what = f"asking where group {self._group} is"
-        try:
-            return ask()
+            return len(futures[self._group].result(timeout=REQUEST_TIMEOUT_S * 2).members)
         except KafkaException as exc:
             if exc.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
-                raise LookupError(self._group) from exc
-            raise self._kafka.translated(exc, what) from exc
-        except TimeoutError as exc:
-            raise self._kafka.unreachable(what) from exc
+                return 0
+            raise
 
-
-def _steadily(ask: Callable[[], T]) -> T:
-    """The result of ``ask``, asked again for a moment: a coordinator that has just started wants that."""
-    until = time.monotonic() + REQUEST_TIMEOUT_S
-    while True:
-        try:
-            return ask()
-        except Unavailable:
-            if time.monotonic() >= until:
-                raise
-            time.sleep(_AGAIN_S)
+    def _steadily(self, ask: Callable[[], T]) -> T:
+        """The result of ``ask``, asked again for a moment: a coordinator that has just started wants that."""
+        until = time.monotonic() + REQUEST_TIMEOUT_S
+        while True:
+            try:
+                with self._kafka.translating(f"asking where group {self._group} is"):
+                    return ask()
+            except Unavailable:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(_AGAIN_S)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from attrs import frozen
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
 from rtfm.errors import Unavailable
 from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
@@ -116,12 +116,10 @@ class Starts:
 
     def _log_range(self, consumer: Consumer, number: int, deadline_s: float) -> tuple[int, int]:
         """Where the log of a partition begins and ends, in offsets."""
-        try:
+        with self._kafka.translating(f"reading where the log of {self._full_topic} begins"):
             low, high = consumer.get_watermark_offsets(
                 TopicPartition(self._full_topic, number), timeout=min(REQUEST_TIMEOUT_S, self._left_s(deadline_s))
             )
-        except KafkaException as exc:
-            raise self._kafka.translated(exc, f"reading where the log of {self._full_topic} begins") from exc
         if low < 0 or high < 0:
             raise Unavailable("kafka", f"where the log of {self._full_topic} [{number}] begins is not known")
         return low, high

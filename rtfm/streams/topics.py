@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future
+from contextlib import closing
 from typing import Any
 
 from attrs import frozen
@@ -116,12 +117,8 @@ class TopicAdmin:
         topics = [topic for topic in self._catalogue.topics.values() if topic.name in partitions]
         configs = self._configs(topics)
         consumer = Consumer({**self._kafka.client(), "group.id": "rtfm-offsets"})
-        try:
+        with closing(consumer), self._kafka.translating("reading offsets"):
             return [self._state(consumer, topic, partitions[topic.name], configs[topic.name]) for topic in topics]
-        except KafkaException as exc:
-            raise self._kafka.translated(exc, "reading offsets") from exc
-        finally:
-            consumer.close()
 
     def records(self, state: TopicState, *, at_most: int = COUNTED_AT_MOST) -> int | None:
         """How many committed records a topic has, counted by reading it.
@@ -141,16 +138,12 @@ class TopicAdmin:
                 "fetch.wait.max.ms": 10,
             }
         )
-        try:
+        with closing(consumer), self._kafka.translating(f"reading {name}"):
             parts = [TopicPartition(name, number) for number in range(state.partitions)]
             for part in parts:  # asking once more for the beginning takes librdkafka half a second
                 part.offset, _ = consumer.get_watermark_offsets(part, timeout=REQUEST_TIMEOUT_S)
             consumer.assign(parts)
             return self._count(consumer, state.partitions)
-        except KafkaException as exc:
-            raise self._kafka.translated(exc, f"reading {name}") from exc
-        finally:
-            consumer.close()
 
     def _count(self, consumer: Consumer, partitions: int) -> int | None:
         count = 0
@@ -198,10 +191,8 @@ class TopicAdmin:
         )
 
     def _partitions(self) -> dict[str, int]:
-        try:
+        with self._kafka.translating("listing topics"):
             metadata = self._client.list_topics(timeout=REQUEST_TIMEOUT_S)
-        except KafkaException as exc:
-            raise self._kafka.translated(exc, "listing topics") from exc
         found = {name: len(topic.partitions) for name, topic in metadata.topics.items() if topic.error is None}
         prefixed = {name: self._kafka.topic(name) for name in self._catalogue.topics}
         return {name: found[full] for name, full in prefixed.items() if full in found}
@@ -239,14 +230,13 @@ class TopicAdmin:
         ]
 
     def _wait(self, future: Future[Any], what: str, *, already_there: bool = False) -> Any:
-        try:
-            return future.result(timeout=REQUEST_TIMEOUT_S * 2)
-        except KafkaException as exc:
-            if already_there and exc.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
-                return None
-            raise self._kafka.translated(exc, what) from exc
-        except TimeoutError as exc:
-            raise self._kafka.unreachable(what) from exc
+        with self._kafka.translating(what):
+            try:
+                return future.result(timeout=REQUEST_TIMEOUT_S * 2)
+            except KafkaException as exc:
+                if already_there and exc.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                    return None
+                raise
 
 
 def _wanted(topic: Topic, replicas: int) -> dict[str, str]:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from types import TracebackType
-from typing import TypeVar, cast
+from typing import cast
 
 from attrs import frozen
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, TopicPartition
 
 from rtfm.settings import Settings
 from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
@@ -22,13 +21,12 @@ from rtfm.streams.consumer import Message
 from rtfm.streams.dead_letters.letters import DISCARDED, OPEN, REPLAYED, STATES, TOPIC, Letter, Mark, read
 from rtfm.streams.transactions import NotCommitted, OutcomeUnknown, Produced, Transactions
 
-T = TypeVar("T")
-
 WRITER = "rtfm-dlq"
 """The transactional name of everybody who replays or discards."""
 
 READ_TIMEOUT_S = 10.0
 _TRY_AGAIN_S = (0.0, 0.2, 1.0)
+_READING = "reading dead-letters"
 _BATCH_RECORDS = 200
 _BATCH_BYTES = 4_000_000
 
@@ -123,8 +121,8 @@ class DeadLetterStore:
     def partitions(self, topic: str) -> int:
         """How many partitions ``topic`` has; 0 when there is no such topic."""
         name = self._kafka.topic(topic)
-        metadata = self._asked(lambda: self._consumer.list_topics(name, timeout=REQUEST_TIMEOUT_S))
-        found = metadata.topics[name]
+        with self._kafka.translating(_READING):
+            found = self._consumer.list_topics(name, timeout=REQUEST_TIMEOUT_S).topics[name]
         return 0 if found.error is not None else len(found.partitions)
 
     def replay(self, wanted: LetterFilter, refusal: Callable[[FiledLetter], str | None]) -> Iterator[Decision]:
@@ -239,7 +237,7 @@ class DeadLetterStore:
         """Partition → offset from which letters that are wanted can stand."""
         count = self.partitions(TOPIC)
         if not count:
-            raise self._kafka.translated(KafkaError(KafkaError._UNKNOWN_TOPIC), "reading dead-letters")
+            raise self._kafka.translated(KafkaError(KafkaError._UNKNOWN_TOPIC), _READING)
         if wanted.ids is not None:
             starts: dict[int, int] = {}
             for number, offset in filter(None, map(place_of, wanted.ids)):
@@ -250,7 +248,8 @@ class DeadLetterStore:
             return dict.fromkeys(range(count), OFFSET_BEGINNING)
         name = self._kafka.topic(TOPIC)
         times = [TopicPartition(name, number, wanted.since_ms) for number in range(count)]
-        found = self._asked(lambda: self._consumer.offsets_for_times(times, timeout=REQUEST_TIMEOUT_S))
+        with self._kafka.translating(_READING):
+            found = self._consumer.offsets_for_times(times, timeout=REQUEST_TIMEOUT_S)
         return {part.partition: part.offset for part in found if part.offset != OFFSET_END}
 
     def _read(self, starts: dict[int, int]) -> Iterator[Letter | Mark]:
@@ -273,9 +272,9 @@ class DeadLetterStore:
                     elif error.code() == KafkaError._PARTITION_EOF:
                         ended.add(message.partition())
                     else:
-                        raise self._kafka.translated(error, "reading dead-letters")
+                        raise self._kafka.translated(error, _READING)
                 if time.monotonic() > idle_until_s:
-                    raise self._kafka.translated(KafkaError(KafkaError._TIMED_OUT), "reading dead-letters")
+                    raise self._kafka.translated(KafkaError(KafkaError._TIMED_OUT), _READING)
         finally:
             consumer.close()
 
@@ -284,15 +283,9 @@ class DeadLetterStore:
             if offset < 0:
                 yield number, offset
                 continue
-            ask = partial(self._consumer.get_watermark_offsets, TopicPartition(name, number), REQUEST_TIMEOUT_S)
-            low, high = self._asked(ask)
+            with self._kafka.translating(_READING):
+                low, high = self._consumer.get_watermark_offsets(TopicPartition(name, number), REQUEST_TIMEOUT_S)
             yield number, max(low, min(offset, high))
-
-    def _asked(self, ask: Callable[[], T]) -> T:
-        try:
-            return ask()
-        except KafkaException as exc:
-            raise self._kafka.translated(exc, "reading dead-letters") from exc
 
 
 def place_of(letter_id: str) -> tuple[int, int] | None:
