@@ -20,9 +20,6 @@ from rtfm.contracts.catalogue import Schema
 from rtfm.deadline import within
 from rtfm.errors import ConfigError, PermanentError, Unavailable, UnknownSchema
 
-MAX_ANSWER_BYTES = 5_000_000
-"""Of one answer; a schema has some thousand bytes."""
-
 # Confluent's error codes; a 404 without one of them comes from a wrong address.
 _NOT_FOUND = (40401, 40402, 40403, 40408)
 
