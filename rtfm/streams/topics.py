@@ -120,15 +120,15 @@ class TopicAdmin:
         with closing(consumer), self._kafka.translating("reading offsets"):
             return [self._state(consumer, topic, partitions[topic.name], configs[topic.name]) for topic in topics]
 
-    def records(self, state: TopicState, *, at_most: int = COUNTED_AT_MOST) -> int | None:
+    def records(self, state: TopicState) -> int | None:
         """How many committed records a topic has, counted by reading it.
 
-        None where it has more than ``at_most`` offsets, or reading takes longer than COUNTING_S: Kafka itself does not
-        know. Raises Unavailable without an answer.
+        None where it has more than COUNTED_AT_MOST offsets, or reading takes longer than COUNTING_S: Kafka itself does
+        not know. Raises Unavailable without an answer.
         """
         if state.offsets == 0:
             return 0
-        if state.offsets > at_most:
+        if state.offsets > COUNTED_AT_MOST:
             return None
         name = self._kafka.topic(state.topic)
         consumer = Consumer(
