@@ -21,6 +21,8 @@ REQUEST_TIMEOUT_S = 5.0
 POLL_MARGIN_S = 15.0
 """How long after the watchdog, which ends a process that hangs, the group gives up on it."""
 
+SESSION_TIMEOUT_MS = 6000
+
 ANSWER_TIMEOUT_S = 9.0
 """How long a request waits for its answer before its connection is given up. librdkafka's 60 s are what one costs that
 is dead without a word, as behind a firewall that forgot it. Less than a transaction may last (EXPIRY_S), which
@@ -120,6 +122,27 @@ class KafkaConfig:
             "isolation.level": "read_committed",
             "enable.partition.eof": True,
         }
+
+    def member(self, group: str) -> dict[str, Any]:
+        """What a consumer is configured with that joins its group."""
+        config = {
+            **self.consumer(group),
+            "group.protocol": self.group_protocol,
+            # The watchdog ends a process that hangs before the group gives up on it.
+            "max.poll.interval.ms": int(self.max_poll_interval_s * 1000),
+        }
+        if self.group_protocol == "classic":
+            config |= {
+                "partition.assignment.strategy": "cooperative-sticky",
+                "session.timeout.ms": SESSION_TIMEOUT_MS,
+                # A cooperative hand-over is two rounds, each noticed at a heartbeat.
+                "heartbeat.interval.ms": 1000,
+            }
+            # In the newer protocol a broker takes no member in the place of one that was killed before its session is
+            # over (UNRELEASED_INSTANCE_ID), so a static one would be no quicker, and the client takes that for fatal.
+            if self.static_membership:
+                config["group.instance.id"] = f"{self.group(group)}-{self.instance_id}"
+        return config
 
     def partitions(self, client: Consumer, topic: str) -> list[int]:
         """The partitions of ``topic``, which is named with its prefix.

@@ -29,7 +29,6 @@ WATERMARK_TIMEOUT_S = 2.0
 TOPIC_PATIENCE_S = 10.0
 """A broker that has just started may not know a topic yet."""
 
-SESSION_TIMEOUT_MS = 6000
 STATISTICS_MS = 3000
 
 _MISSING = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
@@ -239,27 +238,11 @@ class Membership:
     # Joining
 
     def _config(self) -> dict[str, Any]:
-        kafka = self._kafka
-        classic = {
-            "partition.assignment.strategy": "cooperative-sticky",
-            "session.timeout.ms": SESSION_TIMEOUT_MS,
-            # A cooperative hand-over is two rounds, each noticed at a heartbeat.
-            "heartbeat.interval.ms": 1000,
-        }
-        # In the newer protocol a broker takes no member in the place of one that was killed before its session is
-        # over (UNRELEASED_INSTANCE_ID), so a static one would be no quicker, and the client takes that for fatal.
-        static = kafka.static_membership and kafka.group_protocol == "classic"
-        instance = {"group.instance.id": f"{kafka.group(self._group)}-{kafka.instance_id}"}
         return {
-            **kafka.consumer(self._group),
-            "group.protocol": kafka.group_protocol,
-            **(classic if kafka.group_protocol == "classic" else {}),
-            **(instance if static else {}),
+            **self._kafka.member(self._group),
             "enable.auto.offset.store": False,
             # The consumer must never go anywhere by itself: ``Starts`` decides, from what the group has committed.
             "auto.offset.reset": "error",
-            # The watchdog ends a process that hangs before the group gives up on it.
-            "max.poll.interval.ms": int(kafka.max_poll_interval_s * 1000),
             "queued.max.messages.kbytes": 16_384,
             "statistics.interval.ms": STATISTICS_MS,
             "stats_cb": self._on_statistics,
