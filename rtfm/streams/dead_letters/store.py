@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from typing import cast
 
 from attrs import frozen
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
 
 from rtfm.settings import Settings
 from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
@@ -197,8 +198,10 @@ class DeadLetterStore:
                 transactions.commit([record for write in left for record in write.records])
             except (NotCommitted, OutcomeUnknown) as exc:
                 why = str(exc)
-                done = self._marked(left) if self._ended(transactions) else set()
-                left = [write for write in left if write.found.letter.id not in done]
+                if transactions.in_doubt:
+                    transactions.open()  # ends a transaction that may have been committed
+                    done = self._marked(left)
+                    left = [write for write in left if write.found.letter.id not in done]
             else:
                 left = []
             if not left:
@@ -209,13 +212,6 @@ class DeadLetterStore:
                 yield from self._commit(transactions, [write])
         else:
             yield from (Decision(found=write.found, refusal=f"Kafka does not take it: {why}") for write in left)
-
-    def _ended(self, transactions: Transactions) -> bool:
-        """End a transaction that may have been committed; whether there was one."""
-        if not transactions.in_doubt:
-            return False
-        transactions.open()
-        return True
 
     def _marked(self, batch: Iterable[_Write]) -> set[str]:
         """Which letters of ``batch`` have the mark that was sent."""
@@ -257,9 +253,14 @@ class DeadLetterStore:
         ended: set[int] = set()
         idle_until_s = time.monotonic() + READ_TIMEOUT_S
         consumer = self._new_consumer()  # of its own, for one reading may begin while another is under way
-        try:
-            # An id may be of an offset that is not there any more; the log is read from where it begins now.
-            consumer.assign([TopicPartition(name, *start) for start in self._clamped(name, starts)])
+        with closing(consumer), self._kafka.translating(_READING):
+            parts = [TopicPartition(name, *start) for start in starts.items()]
+            for part in parts:
+                if part.offset >= 0:
+                    # An id may be of an offset that is not there any more; the log is read from where it begins now.
+                    low, high = consumer.get_watermark_offsets(part, REQUEST_TIMEOUT_S)
+                    part.offset = max(low, min(part.offset, high))
+            consumer.assign(parts)
             while len(ended) < len(starts):
                 for message in cast("list[Message]", consumer.consume(500, 0.05)):
                     idle_until_s = time.monotonic() + READ_TIMEOUT_S
@@ -269,20 +270,9 @@ class DeadLetterStore:
                     elif error.code() == KafkaError._PARTITION_EOF:
                         ended.add(message.partition())
                     else:
-                        raise self._kafka.translated(error, _READING)
+                        raise KafkaException(error)
                 if time.monotonic() > idle_until_s:
-                    raise self._kafka.translated(KafkaError(KafkaError._TIMED_OUT), _READING)
-        finally:
-            consumer.close()
-
-    def _clamped(self, name: str, starts: dict[int, int]) -> Iterator[tuple[int, int]]:
-        for number, offset in starts.items():
-            if offset < 0:
-                yield number, offset
-                continue
-            with self._kafka.translating(_READING):
-                low, high = self._consumer.get_watermark_offsets(TopicPartition(name, number), REQUEST_TIMEOUT_S)
-            yield number, max(low, min(offset, high))
+                    raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
 
 
 def place_of(letter_id: str) -> tuple[int, int] | None:
