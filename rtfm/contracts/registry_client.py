@@ -128,9 +128,8 @@ class RegistryClient:
 
     def unregister(self, topic_name: str, version: int) -> None:
         """Take a version back that was registered by mistake. Its id stays taken."""
-        path = f"/subjects/{self._quoted(topic_name)}/versions/{version}"
-        self._request("DELETE", path)
-        self._request("DELETE", f"{path}?permanent=true")
+        self.remove(topic_name, version)
+        self._request("DELETE", f"/subjects/{self._quoted(topic_name)}/versions/{version}?permanent=true")
 
     def remove(self, topic_name: str, version: int) -> None:
         """Take a version out of its subject; its id goes on standing for the schema, for records that have it."""
