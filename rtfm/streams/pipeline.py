@@ -27,7 +27,7 @@ from rtfm.streams.handling import FIRST_BACKOFF_S, MAX_BACKOFF_S, Handler, Handl
 from rtfm.streams.lanes import Lanes
 from rtfm.streams.membership import Membership
 from rtfm.streams.position import PartitionState
-from rtfm.streams.quarantine import NoQuarantine, Quarantine
+from rtfm.streams.quarantine import Quarantine
 from rtfm.streams.transactions import Transactions
 from rtfm.telemetry import CONSUMED, INFLIGHT, PAUSED_PARTITIONS, POLL_GAP_SECONDS, Health
 
@@ -103,7 +103,7 @@ class Pipeline:
         self._stop = stop
         self._handler = handler
         self._waiting = WaitingState(group)
-        self._quarantine = quarantine or NoQuarantine()
+        self._quarantine = quarantine or Quarantine()
         self._handling = Handling(
             contracts,
             topic=topic,
