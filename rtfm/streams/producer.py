@@ -171,23 +171,21 @@ class EventProducer:
                 SENT.labels(topic, error.name()).inc()
                 with self._lock:
                     self._failures[error.str()] += 1
-            if on_delivery is not None:
-                _tell(on_delivery, topic, error, message)
+            if on_delivery is None:
+                return
+            try:
+                on_delivery(
+                    Delivery(
+                        topic=topic,
+                        partition=-1 if (partition := message.partition()) is None else partition,
+                        offset=-1 if (offset := message.offset()) is None else offset,
+                        error=None if error is None else error.str(),
+                    )
+                )
+            except Exception:  # it would come out of an unrelated call of another thread
+                _log.exception("a delivery report's receiver failed", topic=topic)
 
         return report
-
-
-def _tell(on_delivery: Callable[[Delivery], None], topic: str, error: KafkaError | None, message: Message) -> None:
-    delivery = Delivery(
-        topic=topic,
-        partition=-1 if (partition := message.partition()) is None else partition,
-        offset=-1 if (offset := message.offset()) is None else offset,
-        error=None if error is None else error.str(),
-    )
-    try:
-        on_delivery(delivery)
-    except Exception:  # it would come out of an unrelated call of another thread
-        _log.exception("a delivery report's receiver failed", topic=topic)
 
 
 def event_headers(given: Mapping[str, bytes | str] | None) -> Headers:

@@ -83,10 +83,6 @@ class _Write:
     kind: str
     records: tuple[Produced, ...]
 
-    @property
-    def size(self) -> int:
-        return sum(record.size for record in self.records)
-
 
 class DeadLetterStore:
     """Dead letters of a cluster. Raises Unavailable without Kafka, ConfigError without the topic."""
@@ -181,7 +177,10 @@ class DeadLetterStore:
                     yield Decision(found=found, refusal=reason)
                     continue
                 batch.append(made(found))
-                if len(batch) >= _BATCH_RECORDS or sum(one.size for one in batch) > _BATCH_BYTES:
+                if (
+                    len(batch) >= _BATCH_RECORDS
+                    or sum(record.size for one in batch for record in one.records) > _BATCH_BYTES
+                ):
                     yield from self._commit(transactions, batch)
                     batch = []
             if batch:
