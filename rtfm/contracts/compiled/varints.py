@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from itertools import chain
 from typing import Any
 
 from rtfm.events import MAX_TIMESTAMP, MIN_TIMESTAMP
@@ -82,20 +81,17 @@ def encode_int(number: int) -> str:
     return encode_long(number)
 
 
-def encode_wide(text: str) -> tuple[str, str]:
-    """(length, UTF-8) of a text that is long or not ASCII."""
-    content = text.encode().decode("latin-1")
-    length = len(content)
-    return LENGTH[length] if length < LIMIT else encode_long(length), content
-
-
 def encode_texts(texts: list[str]) -> str:
     """A list of texts as one block."""
     if type(texts) is not list:
         raise Misfit(texts)
     if not texts:
         return "\x00"
-    return "".join([encode_long(len(texts)), *chain.from_iterable(map(encode_wide, texts)), "\x00"])
+    parts = [encode_long(len(texts))]
+    for text in texts:
+        content = text.encode().decode("latin-1")
+        parts += encode_long(len(content)), content
+    return "".join(parts) + "\x00"
 
 
 def encode_ids(ids: list[str]) -> tuple[str, bool]:
