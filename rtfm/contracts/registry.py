@@ -175,21 +175,16 @@ class SchemaRegistry(RegistryClient):
     # Confirming what the cache said
 
     def _trust(self, schema_id: int, mark: str) -> None:
-        """Use a cached id now, and see to it that the registry still means the same by it."""
+        """Use a cached id now, and see to it that the registry still means the same by it. Called under the lock."""
         with self._trust_lock:
             self._unconfirmed[schema_id] = mark
             if self._confirming:
                 return
-            self._confirming = True
         try:
             self._confirm(CONFIRM_TIMEOUT_S)
-        except RtfmError as exc:
-            if not isinstance(exc, Unavailable):
-                self._confirming = False
-                raise
+        except Unavailable:
+            self._confirming = True
             threading.Thread(target=self._keep_confirming, name="registry-ids", daemon=True).start()
-        else:
-            self._confirming = False
         if self._conflict is not None:
             raise self._conflict
 
