@@ -28,7 +28,9 @@ class GroupProgress:
         self._kafka = KafkaConfig.of(settings)
         self._group = self._kafka.group(group)
         self._admin = AdminClient(self._kafka.client())
-        self._consumer: Consumer | None = None  # closed with this object: one that never joined has nothing to leave
+        # One that never joins, for the admin client's list_consumer_group_offsets ends the process with a segmentation
+        # fault while the cluster makes its offsets topic (confluent-kafka 2.16.0). Closed with this object.
+        self._consumer = Consumer({**self._kafka.client(), "group.id": self._group})
 
     def committed(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
         """The committed offset of each partition that has one: the offset that is read next.
@@ -37,12 +39,7 @@ class GroupProgress:
         """
         name = self._kafka.topic(topic)
         asked = [TopicPartition(name, number) for number in partitions]
-        if self._consumer is None:
-            # One that never joins, for the admin client's list_consumer_group_offsets ends the process with a
-            # segmentation fault while the cluster makes its offsets topic (confluent-kafka 2.16.0).
-            self._consumer = Consumer({**self._kafka.client(), "group.id": self._group})
-        consumer = self._consumer
-        found = self._steadily(lambda: consumer.committed(asked, timeout=REQUEST_TIMEOUT_S))
+        found = self._steadily(lambda: self._consumer.committed(asked, timeout=REQUEST_TIMEOUT_S))
         return {part.partition: part.offset for part in found if part.offset >= 0}
 
     def members(self) -> int:
