@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from attrs import define, field, frozen
@@ -116,7 +116,7 @@ class Handling:
         quarantine: Quarantine,
         stop: threading.Event,
     ) -> None:
-        self.handler: Handler = _no_handler
+        self.handler: Handler
         """To be set before the first record is handled."""
         self._contracts = contracts
         self._topic = topic
@@ -240,12 +240,7 @@ class Handling:
         return self._buried(record_of(self._topic, messages[0], None), error, "CRASH")
 
 
-def _no_handler(_: Sequence[Record]) -> Sequence[Output]:
-    raise RtfmError("a record came before the handler was there")
-
-
-def _merged(results: Iterable[HandlingResult]) -> HandlingResult:
-    parts = list(results)
+def _merged(parts: Sequence[HandlingResult]) -> HandlingResult:
     return HandlingResult(
         [record for part in parts for record in part.produced],
         [letter for part in parts for letter in part.dead],
