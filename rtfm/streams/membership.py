@@ -371,12 +371,10 @@ class Membership:
         _log.warning("kafka", group=self._group, error=error.str())
 
     def _watch_topic(self, found: bool) -> None:
-        if self._missing_since_s is None:
-            return
-        if not found and time.monotonic() - self._missing_since_s < TOPIC_PATIENCE_S:
-            return
-        self._missing_since_s = None
-        if not found:
+        if found:
+            self._missing_since_s = None
+        elif self._missing_since_s is not None and time.monotonic() - self._missing_since_s >= TOPIC_PATIENCE_S:
+            self._missing_since_s = None
             try:
                 self._require_topic()
             except TransientError as exc:
