@@ -87,8 +87,8 @@ class TopicAdmin:
 
         Raises ConfigError when the cluster refuses one, Unavailable without an answer.
         """
-        changes = 0
-        for step in plan:
+        changes = [step for step in plan if step.action != "none"]
+        for step in changes:
             name = self._kafka.topic(step.topic)
             match step.action:
                 case "create":
@@ -106,10 +106,7 @@ class TopicAdmin:
                     resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
                     (future,) = self._client.incremental_alter_configs([resource]).values()
                     self._wait(future, f"configuring {name}")
-                case _:
-                    continue
-            changes += 1
-        return changes
+        return len(changes)
 
     def states(self) -> list[TopicState]:
         """Each topic of the catalogue that exists, with its offsets and the lag of its groups."""
