@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from functools import cache
 from typing import cast
 
 from attrs import frozen
@@ -126,12 +127,10 @@ class DeadLetterStore:
 
         Raises Fenced when somebody else begins to replay or discard meanwhile; what was yielded is done.
         """
-        partitions: dict[str, int] = {}
+        partitions = cache(self.partitions)
 
         def replayed(found: FiledLetter) -> _Write:
             letter = found.letter
-            if letter.topic not in partitions:
-                partitions[letter.topic] = self.partitions(letter.topic)
             number, _ = letter.origin
             record = Produced(
                 letter.topic,
@@ -139,7 +138,7 @@ class DeadLetterStore:
                 letter.value,
                 [*(letter.headers or []), *letter.replay().headers()],
                 # Where the rest of its key is, whatever partitioner its producer has.
-                partition=number if 0 <= number < partitions[letter.topic] else -1,
+                partition=number if 0 <= number < partitions(letter.topic) else -1,
             )
             return _Write(found, REPLAYED, (record, Mark.produced(letter, REPLAYED)))
 
