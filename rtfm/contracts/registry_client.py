@@ -149,8 +149,13 @@ class RegistryClient:
         bound_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
 
         def ask() -> tuple[int, bytes]:
+            content = bytearray()
             with self._client.stream(method, self.url + path, json=body, timeout=bound_s) as response:
-                return response.status_code, _start_of(response)
+                for chunk in response.iter_bytes():
+                    content += chunk
+                    if len(content) > MAX_ANSWER_BYTES:
+                        break
+                return response.status_code, bytes(content)
 
         try:
             status, content = within(bound_s, ask)
@@ -191,16 +196,6 @@ class RegistryClient:
 
 def _body(schema: Schema) -> dict[str, Any]:
     return {"schema": json.dumps(schema, separators=(",", ":"), ensure_ascii=False), "schemaType": "AVRO"}
-
-
-def _start_of(response: httpx.Response) -> bytes:
-    """The content, or so much of it that it can be seen to be too long."""
-    content = bytearray()
-    for chunk in response.iter_bytes():
-        content += chunk
-        if len(content) > MAX_ANSWER_BYTES:
-            break
-    return bytes(content)
 
 
 def _json(content: bytes) -> Any:
