@@ -226,9 +226,8 @@ class DeadLetterStore:
 
     def _starts(self, wanted: LetterFilter) -> dict[int, int]:
         """Partition → offset from which letters that are wanted can stand."""
-        count = self.partitions(TOPIC)
-        if not count:
-            raise self._kafka.translated(KafkaError(KafkaError._UNKNOWN_TOPIC), _READING)
+        name = self._kafka.topic(TOPIC)
+        count = len(self._kafka.partitions(self._consumer, name))
         if wanted.ids is not None:
             starts: dict[int, int] = {}
             for number, offset in filter(None, map(place_of, wanted.ids)):
@@ -237,7 +236,6 @@ class DeadLetterStore:
             return starts
         if wanted.since_ms is None:
             return dict.fromkeys(range(count), OFFSET_BEGINNING)
-        name = self._kafka.topic(TOPIC)
         times = [TopicPartition(name, number, wanted.since_ms) for number in range(count)]
         with self._kafka.translating(_READING):
             found = self._consumer.offsets_for_times(times, timeout=REQUEST_TIMEOUT_S)
