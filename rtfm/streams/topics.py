@@ -190,9 +190,8 @@ class TopicAdmin:
     def _partitions(self) -> dict[str, int]:
         with self._kafka.translating("listing topics"):
             metadata = self._client.list_topics(timeout=REQUEST_TIMEOUT_S)
-        found = {name: len(topic.partitions) for name, topic in metadata.topics.items() if topic.error is None}
-        prefixed = {name: self._kafka.topic(name) for name in self._catalogue.topics}
-        return {name: found[full] for name, full in prefixed.items() if full in found}
+        found = {name: metadata.topics.get(self._kafka.topic(name)) for name in self._catalogue.topics}
+        return {name: len(topic.partitions) for name, topic in found.items() if topic and topic.error is None}
 
     def _configs(self, topics: list[Topic]) -> dict[str, dict[str, str]]:
         if not topics:
