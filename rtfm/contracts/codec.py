@@ -51,7 +51,6 @@ class EventCodec(Generic[Event]):
             self._encoder_for = self._fastavro_encoder
             self._decode = self._by_fastavro(schema)
         self._encoders: dict[int, Callable[[Event], bytes]] = {}
-        self._decoders: dict[int, tuple[Schema, Callable[[bytes], Event]]] = {}
 
     def encode(self, event: Event, schema_id: int) -> bytes:
         """The framed bytes of ``event``; InvalidEvent names the field that does not fit the schema or breaks a rule."""
@@ -76,18 +75,12 @@ class EventCodec(Generic[Event]):
         return encode
 
     def decoder(self, writer_schema: Schema | None = None) -> Callable[[bytes], Event]:
-        """``decode`` for one writer's schema, without the check of the frame; made once for each schema object."""
-        if writer_schema is None or writer_schema is self.schema:
-            return self._decode
-        known = self._decoders.get(id(writer_schema))
-        if known is None or known[0] is not writer_schema:
-            try:
-                decode = self._resolved(writer_schema)
-            except RecursionError:
-                why = f"{self.event_class.__name__} is not read from records of a schema that is nested too deeply"
-                decode = lambda _: _undecodable(why)  # noqa: E731 - as the other decoders
-            known = self._decoders[id(writer_schema)] = (writer_schema, decode)
-        return known[1]
+        """``decode`` for one writer's schema, without the check of the frame; made anew at each call."""
+        try:
+            return self._resolved(writer_schema or self.schema)
+        except RecursionError:
+            why = f"{self.event_class.__name__} is not read from records of a schema that is nested too deeply"
+            return lambda _: _undecodable(why)
 
     def source_for(self, writer_schema: Schema) -> str:
         """The source of the decoder for records of ``writer_schema``.

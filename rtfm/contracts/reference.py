@@ -86,13 +86,9 @@ def _hazard(node: Node, inside: tuple[Node, ...], no_bytes: dict[int, bool], see
     return None
 
 
-def plain(value: Any) -> Any:
+def plain(event: Any) -> Any:
     """An event as dictionaries, lists and symbols."""
-    if attrs.has(type(value)):
-        return {attribute.name: plain(getattr(value, attribute.name)) for attribute in attrs.fields(type(value))}
-    if isinstance(value, list):
-        return [plain(item) for item in value]
-    return str(value.value) if isinstance(value, Enum) else value
+    return attrs.asdict(event, value_serializer=lambda _, __, value: value.value if isinstance(value, Enum) else value)
 
 
 def build(shape: shapes.Shape, value: Any) -> Any:

@@ -79,8 +79,9 @@ def apply(catalogue: Catalogue, registry: SchemaRegistry, planned: list[Registra
                 # Noted before it is tried: an answer that is lost may still have been a yes.
                 undo.append(partial(_unregister, registry, name, schema))
                 registry.register(name, schema)
-            schema_id, version = _found(registry, name, current)
-            result.append(evolve(item, schema_id=schema_id, version=version))
+            if (found := registry.lookup(name, current)) is None:
+                raise ConfigError(f"{item.subject} is not found right after it was registered at {registry.url}")
+            result.append(evolve(item, schema_id=found[0], version=found[1]))
     except BaseException as exc:
         left = _take_back(undo)
         outcome = "nothing was registered" if left is None else f"what was written before is left behind: {left}"
@@ -120,15 +121,6 @@ def _plan_one(catalogue: Catalogue, topic: Topic, registry: SchemaRegistry) -> R
         schema_id=found[0] if found else None,
         version=found[1] if found else None,
     )
-
-
-def _found(registry: SchemaRegistry, topic_name: str, schema: Schema) -> tuple[int, int]:
-    found = registry.lookup(topic_name, schema)
-    if found is None:
-        raise ConfigError(
-            f"{registry.subject(topic_name)} is not found right after it was registered at {registry.url}"
-        )
-    return found
 
 
 def _unregister(registry: SchemaRegistry, topic_name: str, schema: Schema) -> None:

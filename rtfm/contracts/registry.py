@@ -9,7 +9,6 @@ something else by an id, every further look-up raises ConfigError.
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -49,7 +48,6 @@ class SchemaRegistry(RegistryClient):
         cache_dir: Path | None = None,
         prefix: str = "",
         clock: Callable[[], float] = time.monotonic,
-        chance: Callable[[], float] = random.random,
     ) -> None:
         """``timeout_s`` bounds each request; ``prefix`` stands before every subject; ``cache_dir`` None: no cache."""
         super().__init__(url, timeout_s=timeout_s, prefix=prefix)
@@ -59,8 +57,7 @@ class SchemaRegistry(RegistryClient):
         self._ids: dict[str, int] = {}
         self._schemas: dict[int, Schema] = {}
         self._unknown: dict[int, tuple[float, str]] = {}
-        self._pause = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S, chance=chance)
-        self._confirming_pause = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S, chance=chance)
+        self._pause = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         self._not_before = 0.0
         self._last_failure: Unavailable | None = None
         self._trust_lock = threading.Lock()
@@ -178,21 +175,16 @@ class SchemaRegistry(RegistryClient):
     # Confirming what the cache said
 
     def _trust(self, schema_id: int, mark: str) -> None:
-        """Use a cached id now, and see to it that the registry still means the same by it."""
+        """Use a cached id now, and see to it that the registry still means the same by it. Called under the lock."""
         with self._trust_lock:
             self._unconfirmed[schema_id] = mark
             if self._confirming:
                 return
-            self._confirming = True
         try:
             self._confirm(CONFIRM_TIMEOUT_S)
-        except RtfmError as exc:
-            if not isinstance(exc, Unavailable):
-                self._confirming = False
-                raise
+        except Unavailable:
+            self._confirming = True
             threading.Thread(target=self._keep_confirming, name="registry-ids", daemon=True).start()
-        else:
-            self._confirming = False
         if self._conflict is not None:
             raise self._conflict
 
@@ -217,8 +209,8 @@ class SchemaRegistry(RegistryClient):
         return found is not None and fingerprint(found) == mark
 
     def _keep_confirming(self) -> None:
-        self._confirming_pause.reset()
-        while not self._closed.wait(self._confirming_pause.next_s()):
+        pause = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
+        while not self._closed.wait(pause.next_s()):
             try:
                 self._confirm(self._timeout_s)
             except RtfmError:

@@ -20,9 +20,6 @@ from rtfm.contracts.catalogue import Schema
 from rtfm.deadline import within
 from rtfm.errors import ConfigError, PermanentError, Unavailable, UnknownSchema
 
-MAX_ANSWER_BYTES = 5_000_000
-"""Of one answer; a schema has some thousand bytes."""
-
 # Confluent's error codes; a 404 without one of them comes from a wrong address.
 _NOT_FOUND = (40401, 40402, 40403, 40408)
 
@@ -131,9 +128,8 @@ class RegistryClient:
 
     def unregister(self, topic_name: str, version: int) -> None:
         """Take a version back that was registered by mistake. Its id stays taken."""
-        path = f"/subjects/{self._quoted(topic_name)}/versions/{version}"
-        self._request("DELETE", path)
-        self._request("DELETE", f"{path}?permanent=true")
+        self.remove(topic_name, version)
+        self._request("DELETE", f"/subjects/{self._quoted(topic_name)}/versions/{version}?permanent=true")
 
     def remove(self, topic_name: str, version: int) -> None:
         """Take a version out of its subject; its id goes on standing for the schema, for records that have it."""
@@ -153,8 +149,13 @@ class RegistryClient:
         bound_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
 
         def ask() -> tuple[int, bytes]:
+            content = bytearray()
             with self._client.stream(method, self.url + path, json=body, timeout=bound_s) as response:
-                return response.status_code, _start_of(response)
+                for chunk in response.iter_bytes():
+                    content += chunk
+                    if len(content) > MAX_ANSWER_BYTES:
+                        break
+                return response.status_code, bytes(content)
 
         try:
             status, content = within(bound_s, ask)
@@ -195,16 +196,6 @@ class RegistryClient:
 
 def _body(schema: Schema) -> dict[str, Any]:
     return {"schema": json.dumps(schema, separators=(",", ":"), ensure_ascii=False), "schemaType": "AVRO"}
-
-
-def _start_of(response: httpx.Response) -> bytes:
-    """The content, or so much of it that it can be seen to be too long."""
-    content = bytearray()
-    for chunk in response.iter_bytes():
-        content += chunk
-        if len(content) > MAX_ANSWER_BYTES:
-            break
-    return bytes(content)
 
 
 def _json(content: bytes) -> Any:

@@ -83,9 +83,7 @@ class Record:
 
 @frozen
 class Other:
-    """A type that the contracts do not use: maps, fixed, unions of several; the value is fastavro's own."""
-
-    what: str
+    """A type that the contracts do not use: aliases, maps, fixed, unions of several; the value is fastavro's own."""
 
 
 Shape = Primitive | Enumeration | Sequence | Nullable | Record | Other
@@ -183,7 +181,7 @@ def _record(event_class: Any, node: Node, path: str, above: tuple[str, ...]) -> 
         where = f"{path}.{entry.name}"
         _check_default(of_class[entry.name], entry, where)
         shape = _shape(hints[entry.name], entry.node, where, (*above, node.name))
-        slots.append(Slot(entry.name, Other("an alias") if entry.aliases else shape, entry.default))
+        slots.append(Slot(entry.name, Other() if entry.aliases else shape, entry.default))
     return Record(event_class, node.name, tuple(slots))
 
 
@@ -208,7 +206,7 @@ def _shape(hint: Any, node: Node, path: str, above: tuple[str, ...]) -> Shape:
         if hint is not wanted:
             raise _drift(path, hint, f"{node.logical or node.kind}, which is {wanted.__name__}")
         return Primitive(node.kind, node.logical)
-    return Other(node.kind)
+    return Other()
 
 
 def _enumeration(hint: Any, node: Node, path: str) -> Enumeration:

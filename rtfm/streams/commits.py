@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from attrs import define, field, frozen
+from attrs import frozen
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from rtfm.backoff import Backoff
@@ -50,21 +50,6 @@ class PositionsChanged(Unavailable):
     """The group's positions are not those of this process: its partitions must be assigned again."""
 
 
-@define
-class _CommitState:
-    pending: list[Finished] = field(factory=list)
-    sent: list[Finished] = field(factory=list)
-    """What the last transaction held, while nobody knows whether it was committed."""
-    positions: list[_Position] = field(factory=list)
-    stored_parts: dict[int, PartitionState] = field(factory=dict)
-    """Assignments of which this process has committed a position."""
-    records: int = 0
-    last_s: float = 0.0
-    ended_s: float = 0.0
-    not_before_s: float = 0.0
-    backoff: Backoff = field(factory=lambda: Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S))
-
-
 class Commits:
     """The commits of one instance to one topic's group. Used by one thread."""
 
@@ -91,7 +76,15 @@ class Commits:
         self._transactions = transactions
         self.over: TooManyDeadLetters | None = None
         """Set when there are too many dead letters: no more are taken, and the pipeline must end."""
-        self._state = _CommitState()
+        self._pending: list[Finished] = []
+        self._sent: list[Finished] = []
+        """What the last transaction held, while nobody knows whether it was committed."""
+        self._positions: list[_Position] = []
+        self._stored_parts: dict[int, PartitionState] = {}
+        """Assignments of which this process has committed a position."""
+        self._records = 0
+        self._last_s = self._ended_s = self._not_before_s = 0.0
+        self._backoff = Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S)
 
     def open(self) -> None:
         """Start transactions, unless that is done. Raises Unavailable, Fenced."""
@@ -104,7 +97,7 @@ class Commits:
 
     def add(self, finished: Iterable[Finished]) -> None:
         """Take ``finished`` into the next transaction, dead letters only up to the limit."""
-        pending, count = self._state.pending, 0
+        count = 0
         for one in finished:
             part, messages, result, _, _ = one
             if result.dead or self.over:
@@ -115,14 +108,14 @@ class Commits:
                 part.tally.good(len(messages))
             for message in messages:
                 part.finish(message.offset())
-            pending.append(one)
+            self._pending.append(one)
             count += len(messages)
-        self._state.records += count
+        self._records += count
 
     def add_end(self, part: PartitionState) -> None:
         """Take where the log of ``part`` ends into the next transaction."""
-        self._state.pending.append(Finished(part, [], NOTHING))
-        self._state.records += 1
+        self._pending.append(Finished(part, [], NOTHING))
+        self._records += 1
 
     def _within_limit(self, finished: Finished) -> Finished:
         """``finished`` without dead letters that are too many, whose records stay unfinished."""
@@ -146,56 +139,53 @@ class Commits:
 
     def __len__(self) -> int:
         """How many finished records are not known to be committed."""
-        return self._state.records
+        return self._records
 
     @property
     def stuck(self) -> bool:
         """Whether too much waits for a transaction."""
-        return self._state.records >= MAX_RECORDS
+        return self._records >= MAX_RECORDS
 
     def due_in_s(self) -> float | None:
         """Seconds until ``commit`` is wanted; None when there is nothing to commit."""
-        state = self._state
-        if self._transactions.in_doubt and self._state.stored_parts:
-            return max(0.0, state.not_before_s - self._clock())
-        if not state.records:
+        if self._transactions.in_doubt and self._stored_parts:
+            return max(0.0, self._not_before_s - self._clock())
+        if not self._records:
             return None
-        wanted_s = state.ended_s + GAP_S if state.records >= RECORDS else state.last_s + EVERY_S
-        return max(0.0, max(wanted_s, state.not_before_s) - self._clock())
+        wanted_s = self._ended_s + GAP_S if self._records >= RECORDS else self._last_s + EVERY_S
+        return max(0.0, max(wanted_s, self._not_before_s) - self._clock())
 
     def keep_live(self) -> None:
         """Forget what is of partitions that went elsewhere."""
-        state = self._state
-        state.pending = [finished for finished in state.pending if finished.part.live]
-        state.sent = [finished for finished in state.sent if finished.part.live]
-        state.positions = [position for position in state.positions if position.part.live]
-        state.stored_parts = {number: part for number, part in state.stored_parts.items() if part.live}
-        state.records = _count(state.pending) + _count(state.sent)
+        self._pending = [finished for finished in self._pending if finished.part.live]
+        self._sent = [finished for finished in self._sent if finished.part.live]
+        self._positions = [position for position in self._positions if position.part.live]
+        self._stored_parts = {number: part for number, part in self._stored_parts.items() if part.live}
+        self._records = _count(self._pending) + _count(self._sent)
 
     def commit(self, consumer: Consumer) -> None:
         """Commit what is finished, or put it off. Raises Fenced, and PositionsChanged."""
-        state = self._state
         now_s = self._clock()
-        if now_s < state.not_before_s:
+        if now_s < self._not_before_s:
             return
-        state.last_s = now_s
+        self._last_s = now_s
         try:
-            if state.sent or self._transactions.in_doubt:
+            if self._sent or self._transactions.in_doubt:
                 self._resolve(consumer)
             # Asked anew each time: the generation changes without a word to us.
             member = consumer.consumer_group_metadata()
-            parts = dict.fromkeys(finished.part for finished in state.pending)
+            parts = dict.fromkeys(finished.part for finished in self._pending)
             if not is_member(member) or any(part.member_id != member_id(member) for part in parts):
                 # The group's answer comes with a poll, for which there is time meanwhile.
-                state.not_before_s = now_s + EVERY_S
+                self._not_before_s = now_s + EVERY_S
                 return
-            if not state.pending:
+            if not self._pending:
                 return
-            state.sent, state.pending = state.pending, []
-            state.positions = [_position(part) for part in parts]
+            self._sent, self._pending = self._pending, []
+            self._positions = [_position(part) for part in parts]
             self._transactions.commit(
-                _records(state.sent),
-                [TopicPartition(self._full_topic, p.part.number, p.offset, p.metadata) for p in state.positions],
+                _records(self._sent),
+                [TopicPartition(self._full_topic, p.part.number, p.offset, p.metadata) for p in self._positions],
                 member,
             )
         except NotCommitted as exc:
@@ -204,7 +194,7 @@ class Commits:
                 # As it may at any time while partitions move; the next generation takes it.
                 TRANSACTION_FAILURES.labels(self._group, "rebalancing").inc()
                 _log.info("commit put off", group=self._group, reason=str(exc))
-                state.not_before_s = now_s + EVERY_S
+                self._not_before_s = now_s + EVERY_S
             elif exc.too_large_for is None or not self._bury_largest(exc.too_large_for):
                 TRANSACTION_FAILURES.labels(self._group, "refused").inc()
                 self._hold_back(exc)
@@ -216,8 +206,8 @@ class Commits:
         except Unavailable as exc:
             self._hold_back(exc)
         else:
-            state.ended_s = self._clock()
-            TRANSACTION_SECONDS.labels(self._group).observe(state.ended_s - now_s)
+            self._ended_s = self._clock()
+            TRANSACTION_SECONDS.labels(self._group).observe(self._ended_s - now_s)
             self._note_committed()
 
     def confirm_name(self) -> None:
@@ -233,14 +223,11 @@ class Commits:
 
     def _stored(self, consumer: Consumer, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
         """The group's committed positions. Waits for a transaction that holds one. Raises Unavailable."""
-        what = f"reading the offsets of {self._group}"
-        try:
+        with self._kafka.translating(f"reading the offsets of {self._group}"):
             found = consumer.committed([TopicPartition(self._full_topic, number) for number in numbers], timeout_s)
-        except KafkaException as exc:
-            raise self._kafka.translated(exc, what) from exc
-        for part in found:
-            if part.error is not None:
-                raise self._kafka.translated(part.error, what)
+            for part in found:
+                if part.error is not None:
+                    raise KafkaException(part.error)
         return list(found)
 
     def _resolve(self, consumer: Consumer) -> None:
@@ -251,7 +238,7 @@ class Commits:
         written by another process: this one has lost its place without knowing it yet, and raises PositionsChanged.
         """
         self._transactions.open()  # ends the transaction either way
-        sent = self._state.positions
+        sent = self._positions
         if not sent:
             self._repair(consumer)
             return
@@ -272,7 +259,7 @@ class Commits:
         It had been sent before a connection was lost, and again on another one. The producer is a new one by now, so
         no further late request is taken.
         """
-        parts = self._state.stored_parts
+        parts = self._stored_parts
         if not parts:
             return
         for found in self._stored(consumer, list(parts), RESOLVE_TIMEOUT_S):
@@ -291,22 +278,20 @@ class Commits:
             self.add_end(part)
 
     def _note_committed(self) -> None:
-        state = self._state
-        state.records -= _count(state.sent)
-        for finished in state.sent:
+        self._records -= _count(self._sent)
+        for finished in self._sent:
             for letter in finished.result.dead:
                 DEAD_LETTERS.labels(self._topic, letter.reason).inc()
-        for position in state.positions:
+        for position in self._positions:
             position.part.committed = position.offset
             position.part.stored = (position.offset, position.metadata)
-            state.stored_parts[position.part.number] = position.part
-        state.sent, state.positions, state.not_before_s = [], [], 0.0
-        state.backoff.reset()
+            self._stored_parts[position.part.number] = position.part
+        self._sent, self._positions, self._not_before_s = [], [], 0.0
+        self._backoff.reset()
         self._waiting.clear(self)
 
     def _take_back(self) -> None:
-        state = self._state
-        state.pending, state.sent, state.positions = state.sent + state.pending, [], []
+        self._pending, self._sent, self._positions = self._sent + self._pending, [], []
 
     def _bury_largest(self, topic: str) -> bool:
         """Put a dead letter in place of the largest output for ``topic``, which no broker takes however often.
@@ -314,7 +299,7 @@ class Commits:
         A broker refuses a whole batch, so that small outputs may be refused with it: one at a time, until it takes the
         rest. False when there is none of a single record; a dead letter itself is none, for nothing may be dropped.
         """
-        pending = self._state.pending
+        pending = self._pending
         outputs = [
             (record.size, number)
             for number, finished in enumerate(pending)
@@ -336,7 +321,7 @@ class Commits:
     def _hold_back(self, error: RtfmError) -> None:
         """Say that Kafka takes nothing, and wait before the next try."""
         self._waiting.note(self, Unavailable("kafka", str(error)))
-        self._state.not_before_s = self._clock() + self._state.backoff.next_s()
+        self._not_before_s = self._clock() + self._backoff.next_s()
 
 
 def _position(part: PartitionState) -> _Position:

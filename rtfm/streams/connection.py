@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from rtfm.contracts.catalogue import PARTITIONER
 from rtfm.errors import ConfigError, RtfmError, Unavailable
@@ -18,6 +20,8 @@ REQUEST_TIMEOUT_S = 5.0
 
 POLL_MARGIN_S = 15.0
 """How long after the watchdog, which ends a process that hangs, the group gives up on it."""
+
+SESSION_TIMEOUT_MS = 6000
 
 ANSWER_TIMEOUT_S = 9.0
 """How long a request waits for its answer before its connection is given up. librdkafka's 60 s are what one costs that
@@ -118,6 +122,48 @@ class KafkaConfig:
             "isolation.level": "read_committed",
             "enable.partition.eof": True,
         }
+
+    def member(self, group: str) -> dict[str, Any]:
+        """What a consumer is configured with that joins its group."""
+        config = {
+            **self.consumer(group),
+            "group.protocol": self.group_protocol,
+            # The watchdog ends a process that hangs before the group gives up on it.
+            "max.poll.interval.ms": int(self.max_poll_interval_s * 1000),
+        }
+        if self.group_protocol == "classic":
+            config |= {
+                "partition.assignment.strategy": "cooperative-sticky",
+                "session.timeout.ms": SESSION_TIMEOUT_MS,
+                # A cooperative hand-over is two rounds, each noticed at a heartbeat.
+                "heartbeat.interval.ms": 1000,
+            }
+            # In the newer protocol a broker takes no member in the place of one that was killed before its session is
+            # over (UNRELEASED_INSTANCE_ID), so a static one would be no quicker, and the client takes that for fatal.
+            if self.static_membership:
+                config["group.instance.id"] = f"{self.group(group)}-{self.instance_id}"
+        return config
+
+    def partitions(self, client: Consumer, topic: str) -> list[int]:
+        """The partitions of ``topic``, which is named with its prefix.
+
+        Raises ConfigError where it does not exist, Unavailable without an answer.
+        """
+        with self.translating(f"reading {topic}"):
+            found = client.list_topics(topic, timeout=REQUEST_TIMEOUT_S).topics[topic]
+            if found.error is not None:
+                raise KafkaException(found.error)
+        return sorted(found.partitions)
+
+    @contextmanager
+    def translating(self, what: str) -> Iterator[None]:
+        """Raise the project's errors for librdkafka's; ``what`` says what is being done."""
+        try:
+            yield
+        except KafkaException as exc:
+            raise self.translated(exc, what) from exc
+        except TimeoutError as exc:
+            raise self.unreachable(what) from exc
 
     def translated(self, exc: KafkaException | KafkaError, what: str) -> RtfmError:
         """The project's error for one of librdkafka's."""

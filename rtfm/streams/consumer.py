@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any, NamedTuple, Protocol, cast
 
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, TopicPartition
 
 from rtfm.contracts import Contracts
-from rtfm.errors import ConfigError, PermanentError, TransientError, UndecodableRecord
+from rtfm.errors import PermanentError, RtfmError, TransientError, UndecodableRecord
 from rtfm.settings import Settings
 from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
 
@@ -81,21 +80,15 @@ class EventReader:
         self._ends: set[int] = set()
         name = self._kafka.topic(topic)
         try:
-            metadata = self._consumer.list_topics(name, timeout=REQUEST_TIMEOUT_S)
-            found = metadata.topics[name]
-            if found.error is not None:
-                raise self._kafka.translated(found.error, f"reading {name}")
-            self._partitions = sorted(found.partitions)
-            if group is not None:
-                self._consumer.subscribe([name])
-            else:
-                self._consumer.assign(
-                    [TopicPartition(name, p, self._start(name, p, from_end)) for p in self._partitions]
-                )
-        except KafkaException as exc:
-            self._consumer.close()
-            raise self._kafka.translated(exc, f"reading {name}") from exc
-        except ConfigError:
+            self._partitions = self._kafka.partitions(self._consumer, name)
+            with self._kafka.translating(f"reading {name}"):
+                if group is not None:
+                    self._consumer.subscribe([name])
+                else:
+                    self._consumer.assign(
+                        [TopicPartition(name, p, self._start(name, p, from_end)) for p in self._partitions]
+                    )
+        except RtfmError:
             self._consumer.close()
             raise
 
@@ -141,12 +134,10 @@ class EventReader:
     def commit(self, record: Record) -> None:
         """Note for the group that everything up to ``record`` in its partition is done."""
         name = self._kafka.topic(record.topic)
-        try:
+        with self._kafka.translating(f"committing {name}"):
             self._consumer.commit(
                 offsets=[TopicPartition(name, record.partition, record.offset + 1)], asynchronous=False
             )
-        except KafkaException as exc:
-            raise self._kafka.translated(exc, f"committing {name}") from exc
 
     def close(self) -> None:
         """Leave."""
@@ -161,9 +152,7 @@ class EventReader:
     def __enter__(self) -> EventReader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

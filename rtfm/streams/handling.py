@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from attrs import define, field, frozen
 
@@ -18,6 +18,7 @@ from rtfm.contracts import Contracts
 from rtfm.errors import InvalidEvent, PermanentError, RtfmError, Throttled, TransientError, Unavailable
 from rtfm.streams.consumer import Message, Record, record_of
 from rtfm.streams.dead_letters.letters import DeadLetter, DeadLetterWriter
+from rtfm.streams.position import PartitionState
 from rtfm.streams.producer import event_headers
 from rtfm.streams.quarantine import FATAL_DEATHS, KilledProcess, Quarantine
 from rtfm.streams.transactions import Produced
@@ -61,13 +62,6 @@ class HandlingResult(NamedTuple):
 
 
 NOTHING = HandlingResult()
-
-
-class Assignment(Protocol):
-    """What a record came with; no longer ``live`` once its partition went elsewhere."""
-
-    @property
-    def live(self) -> bool: ...
 
 
 class GaveUp(Exception):
@@ -122,7 +116,7 @@ class Handling:
         quarantine: Quarantine,
         stop: threading.Event,
     ) -> None:
-        self.handler: Handler = _no_handler
+        self.handler: Handler
         """To be set before the first record is handled."""
         self._contracts = contracts
         self._topic = topic
@@ -133,7 +127,7 @@ class Handling:
         self._stop = stop
         self._seconds = PROCESS_SECONDS.labels(topic)
 
-    def handle(self, messages: Sequence[Message], assignment: Assignment) -> HandlingResult:
+    def handle(self, messages: Sequence[Message], part: PartitionState) -> HandlingResult:
         """Handle ``messages`` of one partition as one batch, again and again while a dependency is down.
 
         Raises GaveUp when stopped, or no longer assigned, while waiting; and whatever defect the handler has.
@@ -143,7 +137,7 @@ class Handling:
         try:
             return self._tried(messages)
         except TransientError as exc:
-            return self._later(messages, assignment, exc)
+            return self._later(messages, part, exc)
 
     def _tried(self, messages: Sequence[Message]) -> HandlingResult:
         """Handle ``messages`` once; what ends the process meanwhile is written down."""
@@ -165,7 +159,7 @@ class Handling:
         finally:
             quarantine.finish()
 
-    def _later(self, messages: Sequence[Message], assignment: Assignment, error: TransientError) -> HandlingResult:
+    def _later(self, messages: Sequence[Message], part: PartitionState, error: TransientError) -> HandlingResult:
         """Handle ``messages`` when what ``error`` names is there again."""
         backoff = Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S)
         try:
@@ -174,7 +168,7 @@ class Handling:
                 wait_s = backoff.next_s()
                 if isinstance(error, Throttled):
                     wait_s = min(error.retry_after_s, MAX_WAIT_S)
-                self._wait(wait_s, assignment)
+                self._wait(wait_s, part)
                 try:
                     return self._tried(messages)
                 except TransientError as exc:
@@ -186,12 +180,12 @@ class Handling:
         """A dead letter in place of outputs that no broker takes."""
         return self._buried(record_of(self._topic, message, self._contracts), error, "PRODUCE")
 
-    def _wait(self, wait_s: float, assignment: Assignment) -> None:
+    def _wait(self, wait_s: float, part: PartitionState) -> None:
         until_s = time.monotonic() + wait_s
         while (left_s := until_s - time.monotonic()) > 0:
-            if self._stop.wait(min(left_s, NOTICE_S)) or not assignment.live:
+            if self._stop.wait(min(left_s, NOTICE_S)) or not part.live:
                 break
-        if self._stop.is_set() or not assignment.live:
+        if self._stop.is_set() or not part.live:
             raise GaveUp
 
     def _handled_with_bad(self, messages: Sequence[Message]) -> HandlingResult:
@@ -209,16 +203,14 @@ class Handling:
                 return NOTHING
             cause = records[0] if len(records) == 1 else None
             return HandlingResult(
-                [output if type(output) is Produced else self._encoded(output, cause) for output in outputs]
+                [output if isinstance(output, Produced) else self._encoded(output, cause) for output in outputs]
             )
         except PermanentError as exc:
             if len(records) == 1:
                 return self._buried(records[0], exc, "HANDLE")
         return _merged([self._handled([record]) for record in records])
 
-    def _encoded(self, output: Output | Produced, cause: Record | None) -> Produced:
-        if isinstance(output, Produced):
-            return output
+    def _encoded(self, output: Output, cause: Record | None) -> Produced:
         topic, event, given = output.topic, output.event, output.headers
         if cause is not None and cause.headers and (trace := cause.header("traceparent")) is not None:
             given = {"traceparent": child_traceparent(trace.decode("ascii", "replace")), **given}
@@ -248,12 +240,7 @@ class Handling:
         return self._buried(record_of(self._topic, messages[0], None), error, "CRASH")
 
 
-def _no_handler(_: Sequence[Record]) -> Sequence[Output]:
-    raise RtfmError("a record came before the handler was there")
-
-
-def _merged(results: Iterable[HandlingResult]) -> HandlingResult:
-    parts = list(results)
+def _merged(parts: Sequence[HandlingResult]) -> HandlingResult:
     return HandlingResult(
         [record for part in parts for record in part.produced],
         [letter for part in parts for letter in part.dead],

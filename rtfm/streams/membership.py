@@ -14,10 +14,9 @@ from functools import partial
 from typing import Any, Protocol, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
-from prometheus_client import Gauge
 
 from rtfm.errors import ConfigError, RtfmError, TransientError, Unavailable
-from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
+from rtfm.streams.connection import KafkaConfig
 from rtfm.streams.consumer import Message
 from rtfm.streams.handling import WaitingState
 from rtfm.streams.position import PartitionState
@@ -30,7 +29,6 @@ WATERMARK_TIMEOUT_S = 2.0
 TOPIC_PATIENCE_S = 10.0
 """A broker that has just started may not know a topic yet."""
 
-SESSION_TIMEOUT_MS = 6000
 STATISTICS_MS = 3000
 
 _MISSING = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
@@ -132,6 +130,13 @@ class Membership:
         Raises what went wrong in a callback, ConfigError where the topic is gone, Fenced where another process has
         this one's name, RtfmError for records out of order.
         """
+        try:
+            return self._taken(wait_s, limit)
+        except TransientError as exc:  # of a callback, too
+            self.rejoin(exc)
+            return []
+
+    def _taken(self, wait_s: float, limit: int) -> list[tuple[PartitionState, Message]]:
         # consume(n, t) waits for all of t unless n records come; a poll for the first does not.
         messages: list[Message] = []
         if (first := self.consumer.poll(wait_s)) is not None:
@@ -139,38 +144,26 @@ class Membership:
             messages = cast("list[Message]", [first, *self.consumer.consume(limit - 1, 0)])
         if self._failure is not None:
             failure, self._failure = self._failure, None
-            if not isinstance(failure, TransientError):
-                raise failure
-            self.rejoin(failure)
-            return []
+            raise failure
         if self._was_gone():
             _log.warning("removed by the group and let in again, rejoining", group=self._group)
-            self.rejoin(Unavailable("kafka", f"the group removed {self._kafka.instance_id} and let it in again"))
-            return []
+            raise Unavailable("kafka", f"the group removed {self._kafka.instance_id} and let it in again")
         if self._fresh and messages:
             try:
                 messages = self._without_fresh(messages)
             except KafkaException as exc:
-                self.rejoin(self._kafka.unreachable(f"reading {self._full_topic}: {exc.args[0].str()}"))
-                return []
+                raise self._kafka.unreachable(f"reading {self._full_topic}: {exc.args[0].str()}") from exc
         taken = []
         for message in messages:
-            if (error := message.error()) is not None:
-                if error.code() == KafkaError._PARTITION_EOF:
-                    self._at_end(message)
-                    continue
-                if _is_taken_over(error):
-                    self._take_place_again(error)
-                    return []
-                if error.code() == KafkaError._AUTO_OFFSET_RESET:
-                    # The position is outside the log: where to go on is decided by what the group has committed.
-                    self.rejoin(Unavailable("kafka", f"{self._full_topic} [{message.partition()}]: {error.str()}"))
-                    return []
-                self._read_error(error)
-            elif not self._leaving:
-                part = self._parts.get(message.partition())
-                if part is not None and part.admit(message.offset()):
+            part = self._parts.get(message.partition())
+            if (error := message.error()) is None:
+                if part is not None and not self._leaving and part.admit(message.offset()):
                     taken.append((part, message))
+            elif error.code() != KafkaError._PARTITION_EOF:
+                self._read_error(error, message.partition())
+            elif part is not None and part.reach(message.offset()):
+                # Markers of transactions stand behind the log's last record, and would count as lag.
+                self._listener.reached_end(part)
         self._watch_topic(bool(taken))
         return taken
 
@@ -230,10 +223,8 @@ class Membership:
             except KafkaException:
                 continue
             if high >= 0:
-                self._lag(part.number).set(max(0, high - max(part.committed, low)))
-
-    def _lag(self, number: int) -> Gauge:
-        return LAG.labels(self._kafka.group(self._group), self._full_topic, number)
+                lag = LAG.labels(self._kafka.group(self._group), self._full_topic, part.number)
+                lag.set(max(0, high - max(part.committed, low)))
 
     def _on_statistics(self, text: str) -> None:
         # The one thing that tells an idle consumer that no broker answers. A broker that has just been heard of is
@@ -247,27 +238,11 @@ class Membership:
     # Joining
 
     def _config(self) -> dict[str, Any]:
-        kafka = self._kafka
-        classic = {
-            "partition.assignment.strategy": "cooperative-sticky",
-            "session.timeout.ms": SESSION_TIMEOUT_MS,
-            # A cooperative hand-over is two rounds, each noticed at a heartbeat.
-            "heartbeat.interval.ms": 1000,
-        }
-        # In the newer protocol a broker takes no member in the place of one that was killed before its session is
-        # over (UNRELEASED_INSTANCE_ID), so a static one would be no quicker, and the client takes that for fatal.
-        static = kafka.static_membership and kafka.group_protocol == "classic"
-        instance = {"group.instance.id": f"{kafka.group(self._group)}-{kafka.instance_id}"}
         return {
-            **kafka.consumer(self._group),
-            "group.protocol": kafka.group_protocol,
-            **(classic if kafka.group_protocol == "classic" else {}),
-            **(instance if static else {}),
+            **self._kafka.member(self._group),
             "enable.auto.offset.store": False,
             # The consumer must never go anywhere by itself: ``Starts`` decides, from what the group has committed.
             "auto.offset.reset": "error",
-            # The watchdog ends a process that hangs before the group gives up on it.
-            "max.poll.interval.ms": int(kafka.max_poll_interval_s * 1000),
             "queued.max.messages.kbytes": 16_384,
             "statistics.interval.ms": STATISTICS_MS,
             "stats_cb": self._on_statistics,
@@ -329,28 +304,24 @@ class Membership:
         numbers = [part.partition for part in partitions]
         self._forget(numbers)  # two states of one partition would both be committed
         member = member_id(consumer.consumer_group_metadata())  # before the positions: another may commit from then on
-        starts = self._starts.find(consumer, numbers, partial(self._listener.committed, consumer))
+        parts = self._starts.find(consumer, numbers, partial(self._listener.committed, consumer))
         # All of what is unfinished must be known before the first record: the next commit would erase the map.
-        for start in starts:
-            start.part.member_id = member
-        self._parts |= {start.part.number: start.part for start in starts}
-        for start in starts:
-            self._listener.assigned(start.part)
-        fetched = [TopicPartition(self._full_topic, start.part.number, start.offset) for start in starts]
-        self._fresh |= {part.partition: part.offset for part in fetched}
+        for part in parts:
+            part.member_id = member
+        self._parts |= {part.number: part for part in parts}
+        for part in parts:
+            self._listener.assigned(part)
+        starts = {part.number: part.start for part in parts}
+        self._fresh |= starts
+        fetched = [TopicPartition(self._full_topic, number, offset) for number, offset in starts.items()]
         consumer.incremental_assign(fetched)
         if self._leaving:
-            self.pause([start.part for start in starts])
+            self.pause(parts)
         else:
             # What the last assignment paused is paused still.
             consumer.resume(fetched)
         REBALANCES.labels(self._group, "assigned").inc()
-        _log.info(
-            "assigned",
-            group=self._group,
-            partitions=sorted(self._parts),
-            starts={part.partition: part.offset for part in fetched},
-        )
+        _log.info("assigned", group=self._group, partitions=sorted(self._parts), starts=starts)
         self._waiting.clear(self)
 
     def _on_revoke(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
@@ -382,22 +353,17 @@ class Membership:
 
     # What the consumer reports beside records
 
-    def _at_end(self, message: Message) -> None:
-        """Note where the log ends: markers of transactions stand behind its last record, and would count as lag."""
-        part = self._parts.get(message.partition())
-        if part is not None and part.reach(message.offset()):
-            self._listener.reached_end(part)
-
-    def _take_place_again(self, error: KafkaError) -> None:
-        """Join anew where the group has no place for us any more. Raises Fenced where another process has it.
-
-        A broker that stalled, or takes over a group, may fence a static member by its own older request (KAFKA-20985).
-        """
-        self._listener.confirm_name()
-        _log.warning("fenced by the coordinator, rejoining", group=self._group)
-        self.rejoin(Unavailable("kafka", f"the group took {self._kafka.instance_id} for gone: {error.str()}"))
-
-    def _read_error(self, error: KafkaError) -> None:
+    def _read_error(self, error: KafkaError, partition: int) -> None:
+        """Raises TransientError where only joining again helps."""
+        if any(error.code() == code or KafkaError(code).str() in error.str() for code in _TAKEN_OVER):
+            # It comes as itself or within a fatal one. A broker that stalled, or takes over a group, may fence a static
+            # member by its own older request (KAFKA-20985): unless another process has the name, the place is ours.
+            self._listener.confirm_name()
+            _log.warning("fenced by the coordinator, rejoining", group=self._group)
+            raise Unavailable("kafka", f"the group took {self._kafka.instance_id} for gone: {error.str()}")
+        if error.code() == KafkaError._AUTO_OFFSET_RESET:
+            # The position is outside the log: where to go on is decided by what the group has committed.
+            raise Unavailable("kafka", f"{self._full_topic} [{partition}]: {error.str()}")
         if error.fatal() or error.code() == KafkaError._FATAL:
             raise self._kafka.translated(error, f"reading {self._full_topic}")
         if error.code() in _MISSING and self._missing_since_s is None:
@@ -405,12 +371,10 @@ class Membership:
         _log.warning("kafka", group=self._group, error=error.str())
 
     def _watch_topic(self, found: bool) -> None:
-        if self._missing_since_s is None:
-            return
-        if not found and time.monotonic() - self._missing_since_s < TOPIC_PATIENCE_S:
-            return
-        self._missing_since_s = None
-        if not found:
+        if found:
+            self._missing_since_s = None
+        elif self._missing_since_s is not None and time.monotonic() - self._missing_since_s >= TOPIC_PATIENCE_S:
+            self._missing_since_s = None
             try:
                 self._require_topic()
             except TransientError as exc:
@@ -418,17 +382,5 @@ class Membership:
                 self._missing_since_s = time.monotonic()
 
     def _require_topic(self) -> None:
-        what = f"reading {self._full_topic}"
-        try:
-            found = self.consumer.list_topics(self._full_topic, timeout=REQUEST_TIMEOUT_S).topics[self._full_topic]
-        except KafkaException as exc:
-            raise self._kafka.translated(exc, what) from exc
-        if found.error is not None:
-            raise self._kafka.translated(found.error, what)
-        if not found.partitions:
-            raise ConfigError(f"{what}: the topic has no partitions")
-
-
-def _is_taken_over(error: KafkaError) -> bool:
-    """Whether another has this one's place as a static member; such an error comes as itself or within a fatal one."""
-    return error.code() in _TAKEN_OVER or any(KafkaError(code).str() in error.str() for code in _TAKEN_OVER)
+        if not self._kafka.partitions(self.consumer, self._full_topic):
+            raise ConfigError(f"reading {self._full_topic}: the topic has no partitions")

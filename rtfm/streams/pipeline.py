@@ -27,7 +27,7 @@ from rtfm.streams.handling import FIRST_BACKOFF_S, MAX_BACKOFF_S, Handler, Handl
 from rtfm.streams.lanes import Lanes
 from rtfm.streams.membership import Membership
 from rtfm.streams.position import PartitionState
-from rtfm.streams.quarantine import NoQuarantine, Quarantine
+from rtfm.streams.quarantine import Quarantine
 from rtfm.streams.transactions import Transactions
 from rtfm.telemetry import CONSUMED, INFLIGHT, PAUSED_PARTITIONS, POLL_GAP_SECONDS, Health
 
@@ -103,7 +103,7 @@ class Pipeline:
         self._stop = stop
         self._handler = handler
         self._waiting = WaitingState(group)
-        self._quarantine = quarantine or NoQuarantine()
+        self._quarantine = quarantine or Quarantine()
         self._handling = Handling(
             contracts,
             topic=topic,
@@ -205,7 +205,10 @@ class Pipeline:
             self._settle(SETTLE_S)  # poll() cannot be woken from another thread
         if self._has_room():
             due_s = self._commits.due_in_s()
-            self._take(0 if self._lanes else POLL_S if due_s is None else min(POLL_S, due_s))
+            wait_s = 0 if self._lanes else POLL_S if due_s is None else min(POLL_S, due_s)
+            if taken := self._members.take(wait_s, TAKE):
+                CONSUMED.labels(self._topic, self._group).inc(len(taken))
+                self._lanes.put(taken)
         elif not self._lanes:
             time.sleep(IDLE_S)
         if self._commits.due_in_s() == 0:
@@ -214,12 +217,6 @@ class Pipeline:
             except PositionsChanged as exc:
                 self._members.rejoin(exc)
         self._report()
-
-    def _take(self, wait_s: float) -> None:
-        taken = self._members.take(wait_s, TAKE)
-        if taken:
-            CONSUMED.labels(self._topic, self._group).inc(len(taken))
-            self._lanes.put(taken)
 
     def _settle(self, wait_s: float = 0.0) -> None:
         if finished := self._lanes.settle(wait_s):

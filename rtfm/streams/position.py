@@ -93,7 +93,7 @@ class PartitionState:
     member_id: bytes = b""
     """As whom the group knew the member that it was assigned to."""
     start: int = 0
-    """The offset at which this assignment starts: no record below it is taken."""
+    """The offset from which this assignment is fetched: no record below it is taken."""
     committed: int = 0
     """The offset that is committed now, as far as is known."""
     stored: tuple[int, str] | None = None

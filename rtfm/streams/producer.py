@@ -2,15 +2,15 @@
 
 The queue is bounded: a caller waits for room up to the delivery timeout and then gets an error. Every record that was
 taken is either delivered or reported, to ``on_delivery`` and at the next ``flush``, also when the producer is closed
-before it could be sent. Of failures only their number and the first reason are kept, so a service need never flush.
+before it could be sent. Of failures only their number by reason is kept, so a service need never flush.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Any
 
 from attrs import frozen
@@ -52,9 +52,8 @@ class EventProducer:
         self._kafka = KafkaConfig.of(settings)
         self._contracts = contracts
         self._clock = clock
-        self._failures = _Failures()
-        # Topic → its name on the cluster, and the report of a record of which nobody wants to hear.
-        self._routes: dict[str, tuple[str, Report]] = {}
+        self._lock = threading.Lock()
+        self._failures = Counter[str]()
         self._producer: Any = Producer(
             {
                 **self._kafka.producer(),
@@ -101,12 +100,7 @@ class EventProducer:
         """
         if self._closed.is_set():
             raise RtfmError(f"{topic}: the producer is closed")
-        try:
-            name, report = self._routes[topic]
-        except KeyError:
-            name, report = self._routes[topic] = self._kafka.topic(topic), self._reporter(topic, None)
-        if on_delivery is not None:
-            report = self._reporter(topic, on_delivery)
+        name, report = self._kafka.topic(topic), self._reporter(topic, on_delivery)
         deadline = self._clock() + self._settings.kafka_delivery_timeout_s
         while True:
             try:
@@ -125,12 +119,13 @@ class EventProducer:
         Raises Unavailable when something was not delivered since the last flush, with the count and the first reason.
         """
         waiting = self._producer.flush(self._settings.kafka_delivery_timeout_s + 1 if timeout_s is None else timeout_s)
-        failed, first_reason = self._failures.take()
-        if waiting or failed:
+        with self._lock:
+            failures, self._failures = self._failures, Counter()
+        if waiting or failures:
             raise Unavailable(
                 "kafka",
-                f"{waiting + failed} records were not delivered to Kafka at"
-                f" {self._settings.kafka_bootstrap_servers}: {first_reason or 'no acknowledgement yet'}",
+                f"{waiting + failures.total()} records were not delivered to Kafka at"
+                f" {self._settings.kafka_bootstrap_servers}: {next(iter(failures), 'no acknowledgement yet')}",
                 hint="see that Kafka runs and its topics exist (`rtfm-cli topics check`)",
             )
 
@@ -157,9 +152,7 @@ class EventProducer:
     def __enter__(self) -> EventProducer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         # An error has its own way out, which does not wait for Kafka a second time.
         self.close(None if error is None else 0)
 
@@ -176,44 +169,23 @@ class EventProducer:
                 count()
             else:
                 SENT.labels(topic, error.name()).inc()
-                self._failures.add(error.str())
-            if on_delivery is not None:
-                _tell(on_delivery, topic, error, message)
+                with self._lock:
+                    self._failures[error.str()] += 1
+            if on_delivery is None:
+                return
+            try:
+                on_delivery(
+                    Delivery(
+                        topic=topic,
+                        partition=-1 if (partition := message.partition()) is None else partition,
+                        offset=-1 if (offset := message.offset()) is None else offset,
+                        error=None if error is None else error.str(),
+                    )
+                )
+            except Exception:  # it would come out of an unrelated call of another thread
+                _log.exception("a delivery report's receiver failed", topic=topic)
 
         return report
-
-
-def _tell(on_delivery: Callable[[Delivery], None], topic: str, error: KafkaError | None, message: Message) -> None:
-    delivery = Delivery(
-        topic=topic,
-        partition=-1 if (partition := message.partition()) is None else partition,
-        offset=-1 if (offset := message.offset()) is None else offset,
-        error=None if error is None else error.str(),
-    )
-    try:
-        on_delivery(delivery)
-    except Exception:  # it would come out of an unrelated call of another thread
-        _log.exception("a delivery report's receiver failed", topic=topic)
-
-
-class _Failures:
-    """How many records failed since somebody asked, and why the first did."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._count = 0
-        self._first_reason = ""
-
-    def add(self, reason: str) -> None:
-        with self._lock:
-            self._first_reason = self._first_reason or reason
-            self._count += 1
-
-    def take(self) -> tuple[int, str]:
-        with self._lock:
-            taken = self._count, self._first_reason
-            self._count, self._first_reason = 0, ""
-        return taken
 
 
 def event_headers(given: Mapping[str, bytes | str] | None) -> Headers:

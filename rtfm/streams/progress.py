@@ -28,7 +28,9 @@ class GroupProgress:
         self._kafka = KafkaConfig.of(settings)
         self._group = self._kafka.group(group)
         self._admin = AdminClient(self._kafka.client())
-        self._consumer: Consumer | None = None  # closed with this object: one that never joined has nothing to leave
+        # One that never joins, for the admin client's list_consumer_group_offsets ends the process with a segmentation
+        # fault while the cluster makes its offsets topic (confluent-kafka 2.16.0). Closed with this object.
+        self._consumer = Consumer({**self._kafka.client(), "group.id": self._group})
 
     def committed(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
         """The committed offset of each partition that has one: the offset that is read next.
@@ -37,12 +39,7 @@ class GroupProgress:
         """
         name = self._kafka.topic(topic)
         asked = [TopicPartition(name, number) for number in partitions]
-        if self._consumer is None:
-            # One that never joins, for the admin client's list_consumer_group_offsets ends the process with a
-            # segmentation fault while the cluster makes its offsets topic (confluent-kafka 2.16.0).
-            self._consumer = Consumer({**self._kafka.client(), "group.id": self._group})
-        consumer = self._consumer
-        found = _steadily(lambda: self._translated(lambda: consumer.committed(asked, timeout=REQUEST_TIMEOUT_S)))
+        found = self._steadily(lambda: self._consumer.committed(asked, timeout=REQUEST_TIMEOUT_S))
         return {part.partition: part.offset for part in found if part.offset >= 0}
 
     def members(self) -> int:
@@ -50,35 +47,25 @@ class GroupProgress:
 
         Raises Unavailable when Kafka does not answer.
         """
-        return _steadily(self._members)
+        return self._steadily(self._members)
 
     def _members(self) -> int:
         futures = self._admin.describe_consumer_groups([self._group], request_timeout=REQUEST_TIMEOUT_S)
         try:
-            found = self._translated(lambda: futures[self._group].result(timeout=REQUEST_TIMEOUT_S * 2))
-        except LookupError:
-            return 0
-        return len(found.members)
-
-    def _translated(self, ask: Callable[[], T]) -> T:
-        what = f"asking where group {self._group} is"
-        try:
-            return ask()
+            return len(futures[self._group].result(timeout=REQUEST_TIMEOUT_S * 2).members)
         except KafkaException as exc:
             if exc.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
-                raise LookupError(self._group) from exc
-            raise self._kafka.translated(exc, what) from exc
-        except TimeoutError as exc:
-            raise self._kafka.unreachable(what) from exc
+                return 0
+            raise
 
-
-def _steadily(ask: Callable[[], T]) -> T:
-    """The result of ``ask``, asked again for a moment: a coordinator that has just started wants that."""
-    until = time.monotonic() + REQUEST_TIMEOUT_S
-    while True:
-        try:
-            return ask()
-        except Unavailable:
-            if time.monotonic() >= until:
-                raise
-            time.sleep(_AGAIN_S)
+    def _steadily(self, ask: Callable[[], T]) -> T:
+        """The result of ``ask``, asked again for a moment: a coordinator that has just started wants that."""
+        until = time.monotonic() + REQUEST_TIMEOUT_S
+        while True:
+            try:
+                with self._kafka.translating(f"asking where group {self._group} is"):
+                    return ask()
+            except Unavailable:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(_AGAIN_S)

@@ -16,7 +16,6 @@ import mmap
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import quote
 
 from rtfm.errors import PermanentError
@@ -50,23 +49,29 @@ class KilledProcess(PermanentError):
     """The record ended the process again and again, with nothing else being handled."""
 
 
-class Quarantine(Protocol):
-    """What a pipeline asks and tells about records that may end the process. Groups are named without prefix."""
+class Quarantine:
+    """What a pipeline asks and tells about records that may end the process. Groups are named without prefix.
 
-    active: bool
+    This one watches nothing and writes nothing: a record that ends the process ends it at every start.
+    """
+
+    active = False
     """Whether records are to be handled one by one, because some of them are suspected."""
 
     def begin(self, group: str, partition: int, first: int, last: int) -> bool:
         """This thread handles these records from now on; may wait for its turn. False: do not, the process ends."""
+        return True
 
     def finish(self) -> None:
         """This thread handles nothing any more."""
 
     def deaths(self, group: str, partition: int, offset: int) -> int:
         """How often the process died while it handled nothing but this record."""
+        return 0
 
     def blame(self, group: str, partition: int, first: int, last: int) -> bool:
         """Count an unforeseen error of a handler as a death; whether the record is to be given up now."""
+        return False
 
     def review(self, group: str, parts: Iterable[PartitionState]) -> None:
         """Suspect no longer what is finished; ``parts`` are all that the group's pipeline has."""
@@ -75,28 +80,7 @@ class Quarantine(Protocol):
         """From now on the process ends by itself: a death is no record's doing."""
 
 
-class NoQuarantine:
-    """Watches nothing and writes nothing: a record that ends the process ends it at every start."""
-
-    active = False
-
-    def begin(self, group: str, partition: int, first: int, last: int) -> bool:
-        return True
-
-    def finish(self) -> None: ...
-
-    def deaths(self, group: str, partition: int, offset: int) -> int:
-        return 0
-
-    def blame(self, group: str, partition: int, first: int, last: int) -> bool:
-        return False
-
-    def review(self, group: str, parts: Iterable[PartitionState]) -> None: ...
-
-    def end(self) -> None: ...
-
-
-class CrashJournal:
+class CrashJournal(Quarantine):
     """The quarantine of one process, for all of its pipelines. ``with CrashJournal(path) as quarantine: …``.
 
     The file holds whether the process runs, a line for each thread (group, partition, first and last offset), and the
@@ -114,7 +98,6 @@ class CrashJournal:
         """Suspects that each group's pipeline has still to handle."""
         self.suspects: dict[_Suspect, int] = {}
         """Deaths while the record alone was handled. Changed by single operations of dict only: threads share it."""
-        self.active = False
 
     @classmethod
     def of(cls, settings: Settings, name: str) -> CrashJournal:

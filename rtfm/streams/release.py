@@ -10,9 +10,6 @@ import socket
 import struct
 
 _API_VERSIONS, _VERSION = 18, 3
-_SUPPORTED_FEATURES = 0
-"""The tag of that field of an answer (https://kafka.apache.org/protocol, ApiVersions)."""
-
 _MOST_BYTES = 65_536
 _AFFECTED = range(30, 34)
 """Levels of 4.3.0 to 4.4.0. Whether later releases have the defect is not known."""
@@ -50,57 +47,9 @@ def metadata_level(host: str, port: int, timeout_s: float) -> int:
             (length,) = struct.unpack(">i", answer.read(4).ljust(4, b"\0"))
             if not 0 < length <= _MOST_BYTES:
                 raise ValueError(f"an answer of {length} bytes")
-            return _Answer(answer.read(length)).metadata_level()
-
-
-class _Answer:
-    """An answer to ApiVersions in version 3, read from its start to its end."""
-
-    def __init__(self, raw: bytes) -> None:
-        self._raw = raw
-        self._at = 0
-
-    def metadata_level(self) -> int:
-        """The highest supported ``metadata.version``; ValueError where the answer does not hold it."""
-        self._take(4 + 2)  # the correlation id and the error code
-        for _ in range(self._length()):
-            self._take(3 * 2)  # a request's key, the lowest and the highest version
-            self._skip_tags()
-        self._take(4)  # how long the client is throttled
-        for _ in range(self._varint()):
-            tag, size = self._varint(), self._varint()
-            if tag != _SUPPORTED_FEATURES:
-                self._take(size)
-                continue
-            for _ in range(self._length()):
-                name = self._take(self._length())
-                _, highest = struct.unpack(">hh", self._take(4))
-                self._skip_tags()
-                if name == b"metadata.version":
-                    return int(highest)
+            # A name with its length and one before it, then the lowest and the highest version of the feature. What a
+            # broker supports comes before what its cluster agreed on (https://kafka.apache.org/protocol, ApiVersions).
+            _, _, versions = answer.read(length).partition(b"\x11metadata.version")
+    if len(versions) < 4:
         raise ValueError("no metadata.version")
-
-    def _take(self, size: int) -> bytes:
-        found = self._raw[self._at : self._at + size]
-        if len(found) < size:
-            raise ValueError("an answer that is cut off")
-        self._at += size
-        return found
-
-    def _varint(self) -> int:
-        value = 0
-        for shift in range(0, 35, 7):  # 32 bits are at most five bytes
-            (byte,) = self._take(1)
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-        raise ValueError("a number of more than 32 bits")
-
-    def _length(self) -> int:
-        """Of an array or a string, which is kept as one more."""
-        return max(0, self._varint() - 1)
-
-    def _skip_tags(self) -> None:
-        for _ in range(self._varint()):
-            self._varint()
-            self._take(self._varint())
+    return int(struct.unpack_from(">hh", versions)[1])

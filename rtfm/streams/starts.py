@@ -10,8 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from attrs import frozen
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
 from rtfm.errors import Unavailable
 from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
@@ -32,14 +31,6 @@ _log = get_logger(__name__)
 
 ReadPositions = Callable[[list[int], float], list[TopicPartition]]
 """The group's committed positions of partitions, within seconds. Raises Unavailable."""
-
-
-@frozen
-class Start:
-    """One assignment of one partition, and the offset from which its records are fetched."""
-
-    part: PartitionState
-    offset: int
 
 
 class Starts:
@@ -67,8 +58,8 @@ class Starts:
         """Remember how far ``part`` was committed when it was given up."""
         self._known[part.number] = max(part.committed, self._known.get(part.number, 0))
 
-    def find(self, consumer: Consumer, numbers: Sequence[int], read: ReadPositions) -> list[Start]:
-        """Where each of the partitions ``numbers`` starts.
+    def find(self, consumer: Consumer, numbers: Sequence[int], read: ReadPositions) -> list[PartitionState]:
+        """An assignment of each of the partitions ``numbers``, to be fetched from its ``start``.
 
         Raises Unavailable where that is not known, Fenced, and ConfigError for metadata of another program.
         """
@@ -82,12 +73,12 @@ class Starts:
             positions |= {part.partition: part for part in read(doubtful, self._left_s(deadline_s))}
         return [self._start(consumer, part, deadline_s) for part in positions.values()]
 
-    def _start(self, consumer: Consumer, position: TopicPartition, deadline_s: float) -> Start:
+    def _start(self, consumer: Consumer, position: TopicPartition, deadline_s: float) -> PartitionState:
         number = position.partition
         low, high = self._log_range(consumer, number, deadline_s)
         if position.offset < 0:
             self._report_lost(number, low, "the group has no position")
-            return Start(PartitionState.without_position(number, low), low)
+            return PartitionState.without_position(number, low)
         part = PartitionState.restored(number, position.offset, position.metadata or "")
         if position.offset < self._known.get(number, 0):
             _log.error(
@@ -108,20 +99,19 @@ class Starts:
                     committed=position.offset,
                     log_end=high,
                 )
-                return Start(PartitionState.without_position(number, low, stored=part.stored), low)
+                return PartitionState.without_position(number, low, stored=part.stored)
             self._sleep(CONFIRM_GAP_S)
             low, high = self._log_range(consumer, number, deadline_s)
         self._report_lost(number, part.unfinished_below(low), "the group's position is older than the log")
-        return Start(part, max(position.offset, low))
+        part.start = max(part.start, low)
+        return part
 
     def _log_range(self, consumer: Consumer, number: int, deadline_s: float) -> tuple[int, int]:
         """Where the log of a partition begins and ends, in offsets."""
-        try:
+        with self._kafka.translating(f"reading where the log of {self._full_topic} begins"):
             low, high = consumer.get_watermark_offsets(
                 TopicPartition(self._full_topic, number), timeout=min(REQUEST_TIMEOUT_S, self._left_s(deadline_s))
             )
-        except KafkaException as exc:
-            raise self._kafka.translated(exc, f"reading where the log of {self._full_topic} begins") from exc
         if low < 0 or high < 0:
             raise Unavailable("kafka", f"where the log of {self._full_topic} [{number}] begins is not known")
         return low, high

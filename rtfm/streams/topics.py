@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future
+from contextlib import closing
 from typing import Any
 
 from attrs import frozen
@@ -86,8 +87,8 @@ class TopicAdmin:
 
         Raises ConfigError when the cluster refuses one, Unavailable without an answer.
         """
-        changes = 0
-        for step in plan:
+        changes = [step for step in plan if step.action != "none"]
+        for step in changes:
             name = self._kafka.topic(step.topic)
             match step.action:
                 case "create":
@@ -105,10 +106,7 @@ class TopicAdmin:
                     resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
                     (future,) = self._client.incremental_alter_configs([resource]).values()
                     self._wait(future, f"configuring {name}")
-                case _:
-                    continue
-            changes += 1
-        return changes
+        return len(changes)
 
     def states(self) -> list[TopicState]:
         """Each topic of the catalogue that exists, with its offsets and the lag of its groups."""
@@ -116,22 +114,18 @@ class TopicAdmin:
         topics = [topic for topic in self._catalogue.topics.values() if topic.name in partitions]
         configs = self._configs(topics)
         consumer = Consumer({**self._kafka.client(), "group.id": "rtfm-offsets"})
-        try:
+        with closing(consumer), self._kafka.translating("reading offsets"):
             return [self._state(consumer, topic, partitions[topic.name], configs[topic.name]) for topic in topics]
-        except KafkaException as exc:
-            raise self._kafka.translated(exc, "reading offsets") from exc
-        finally:
-            consumer.close()
 
-    def records(self, state: TopicState, *, at_most: int = COUNTED_AT_MOST) -> int | None:
+    def records(self, state: TopicState) -> int | None:
         """How many committed records a topic has, counted by reading it.
 
-        None where it has more than ``at_most`` offsets, or reading takes longer than COUNTING_S: Kafka itself does not
-        know. Raises Unavailable without an answer.
+        None where it has more than COUNTED_AT_MOST offsets, or reading takes longer than COUNTING_S: Kafka itself does
+        not know. Raises Unavailable without an answer.
         """
         if state.offsets == 0:
             return 0
-        if state.offsets > at_most:
+        if state.offsets > COUNTED_AT_MOST:
             return None
         name = self._kafka.topic(state.topic)
         consumer = Consumer(
@@ -141,16 +135,12 @@ class TopicAdmin:
                 "fetch.wait.max.ms": 10,
             }
         )
-        try:
+        with closing(consumer), self._kafka.translating(f"reading {name}"):
             parts = [TopicPartition(name, number) for number in range(state.partitions)]
             for part in parts:  # asking once more for the beginning takes librdkafka half a second
                 part.offset, _ = consumer.get_watermark_offsets(part, timeout=REQUEST_TIMEOUT_S)
             consumer.assign(parts)
             return self._count(consumer, state.partitions)
-        except KafkaException as exc:
-            raise self._kafka.translated(exc, f"reading {name}") from exc
-        finally:
-            consumer.close()
 
     def _count(self, consumer: Consumer, partitions: int) -> int | None:
         count = 0
@@ -198,13 +188,10 @@ class TopicAdmin:
         )
 
     def _partitions(self) -> dict[str, int]:
-        try:
+        with self._kafka.translating("listing topics"):
             metadata = self._client.list_topics(timeout=REQUEST_TIMEOUT_S)
-        except KafkaException as exc:
-            raise self._kafka.translated(exc, "listing topics") from exc
-        found = {name: len(topic.partitions) for name, topic in metadata.topics.items() if topic.error is None}
-        prefixed = {name: self._kafka.topic(name) for name in self._catalogue.topics}
-        return {name: found[full] for name, full in prefixed.items() if full in found}
+        found = {name: metadata.topics.get(self._kafka.topic(name)) for name in self._catalogue.topics}
+        return {name: len(topic.partitions) for name, topic in found.items() if topic and topic.error is None}
 
     def _configs(self, topics: list[Topic]) -> dict[str, dict[str, str]]:
         if not topics:
@@ -239,14 +226,13 @@ class TopicAdmin:
         ]
 
     def _wait(self, future: Future[Any], what: str, *, already_there: bool = False) -> Any:
-        try:
-            return future.result(timeout=REQUEST_TIMEOUT_S * 2)
-        except KafkaException as exc:
-            if already_there and exc.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
-                return None
-            raise self._kafka.translated(exc, what) from exc
-        except TimeoutError as exc:
-            raise self._kafka.unreachable(what) from exc
+        with self._kafka.translating(what):
+            try:
+                return future.result(timeout=REQUEST_TIMEOUT_S * 2)
+            except KafkaException as exc:
+                if already_there and exc.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                    return None
+                raise
 
 
 def _wanted(topic: Topic, replicas: int) -> dict[str, str]:

@@ -17,7 +17,7 @@ from rtfm.streams.dead_letters.limits import DeadLetterPolicy
 from rtfm.streams.handling import Handling, WaitingState
 from rtfm.streams.membership import Membership
 from rtfm.streams.position import PartitionState
-from rtfm.streams.quarantine import NoQuarantine
+from rtfm.streams.quarantine import Quarantine
 from rtfm.streams.transactions import Fenced, Transactions
 from tests.streams import GROUP, MESSAGES, eventually
 
@@ -32,7 +32,7 @@ def commits(settings: Settings, contracts: Contracts) -> Iterator[Commits]:
         group=GROUP,
         waiting=waiting,
         secrets=(),
-        quarantine=NoQuarantine(),
+        quarantine=Quarantine(),
         stop=stop,
     )
     transactions = Transactions(KafkaConfig.of(settings), f"{GROUP}-{settings.instance_id}")

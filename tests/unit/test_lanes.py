@@ -13,7 +13,7 @@ from attrs import frozen
 from rtfm.streams.handling import HandlingResult
 from rtfm.streams.lanes import AHEAD_S, SPEED_EVERY_S, Finished, Lanes
 from rtfm.streams.position import PartitionState
-from rtfm.streams.quarantine import NoQuarantine, Quarantine
+from rtfm.streams.quarantine import Quarantine
 from tests.streams import eventually
 
 
@@ -59,7 +59,7 @@ def pool(
         name="g",
         concurrency=concurrency,
         batch_size=batch_size,
-        quarantine=quarantine or NoQuarantine(),
+        quarantine=quarantine or Quarantine(),
         stop=stop,
         **options,
     )
@@ -110,7 +110,7 @@ def test_batches_are_of_one_assignment_and_in_order() -> None:
 
 def test_while_a_record_is_suspected_batches_are_of_one() -> None:
     """Then a death tells which of them it was."""
-    careful = NoQuarantine()
+    careful = Quarantine()
     careful.active = True
     with pool(handling := Handling(), batch_size=3, quarantine=careful) as lanes:
         lanes.put(taken(PartitionState(0), [b"a"] * 3))

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from rtfm.contracts import catalogue, pages
+from rtfm.contracts import catalogue
 from rtfm.contracts.tree import parse, walk
 from tests.conftest import CHECKOUT
 
@@ -25,11 +25,11 @@ def generate() -> ModuleType:
 
 
 @pytest.mark.parametrize("topic_name", [topic.name for topic in catalogue.load().with_schema()])
-def test_a_page_names_every_field_symbol_reader_and_writer(topic_name: str) -> None:
+def test_a_page_names_every_field_symbol_reader_and_writer(topic_name: str, generate: ModuleType) -> None:
     """What a developer of another service has to know, from the schema alone."""
     known = catalogue.load()
     topic = known.topic(topic_name)
-    page = pages.page(known, topic)
+    page = generate.contract_page(known, topic)
     for _, node in walk(parse(topic.schema)):
         for entry in node.fields:
             assert f"| `{entry.name}`" in page

@@ -14,7 +14,7 @@ from rtfm.errors import Unavailable
 from rtfm.settings import Settings
 from rtfm.streams.connection import KafkaConfig
 from rtfm.streams.position import PartitionState, encode
-from rtfm.streams.starts import Start, Starts
+from rtfm.streams.starts import Starts
 from rtfm.telemetry import LOST_RECORDS
 
 NO_OFFSET = -1001
@@ -65,7 +65,9 @@ def consumer_of(ranges: Iterator[tuple[int, int] | KafkaError]) -> Any:
     return Log(ranges)
 
 
-def start_of(coordinator: Coordinator, *log: tuple[int, int] | KafkaError, clock: Clock | None = None) -> Start:
+def start_of(
+    coordinator: Coordinator, *log: tuple[int, int] | KafkaError, clock: Clock | None = None
+) -> PartitionState:
     """Where partition 0 starts; the log's last range stays."""
     clock = clock or Clock()
 
@@ -87,14 +89,14 @@ def lost() -> float:
 def test_a_coordinator_that_says_no_offset_at_first_is_asked_again() -> None:
     """It may still be loading the group: its position is used, and nothing is read again from the start."""
     start = start_of(Coordinator([(NO_OFFSET, ""), (116, "")]), (0, 130))
-    assert (start.offset, start.part.start, start.part.stored) == (116, 116, (116, ""))
+    assert (start.start, start.stored) == (116, (116, ""))
 
 
 def test_a_new_group_starts_at_the_beginning_of_the_log_and_has_lost_nothing() -> None:
     """Also an added partition, and a topic that was created again, with which Kafka removes the positions."""
     before, coordinator = lost(), Coordinator([(NO_OFFSET, "")])
     start = start_of(coordinator, (0, 130))
-    assert (start.offset, start.part.start, start.part.stored) == (0, 0, None)
+    assert (start.start, start.stored) == (0, None)
     assert coordinator.asked == 3
     assert lost() == before
 
@@ -103,7 +105,7 @@ def test_without_a_position_the_records_before_the_log_count_as_lost() -> None:
     """The positions have expired, or Kafka was restored without them."""
     before = lost()
     start = start_of(Coordinator([(NO_OFFSET, "")]), (40, 130))
-    assert (start.offset, start.part.start) == (40, 40)
+    assert start.start == 40
     assert lost() == before + 40
 
 
@@ -111,15 +113,15 @@ def test_a_position_below_the_log_starts_at_the_log_and_the_difference_is_lost()
     """Retention was quicker than the group; what was finished above the position is not lost."""
     before = lost()
     start = start_of(Coordinator([(10, encode([10, 15], 20))]), (30, 130))
-    assert (start.offset, start.part.start) == (30, 10)
+    assert start.start == 30
     assert lost() == before + 12
-    assert start.part.admit(30)
+    assert start.admit(30)
 
 
 def test_a_log_that_ends_before_the_position_is_waited_for() -> None:
     """A broker that has just become the leader learns of the log's end a moment later."""
     start = start_of(Coordinator([(116, "")]), (0, 100), (0, 110), (0, 116))
-    assert (start.offset, start.part.start) == (116, 116)
+    assert start.start == 116
 
 
 def test_a_log_that_stays_shorter_than_the_position_is_another_log() -> None:
@@ -128,8 +130,8 @@ def test_a_log_that_stays_shorter_than_the_position_is_another_log() -> None:
     What the group has committed is still known, so that an unknown outcome of a commit is resolved.
     """
     start = start_of(Coordinator([(116, "")]), (0, 5))
-    assert (start.offset, start.part.start, start.part.stored) == (0, 0, (116, ""))
-    assert start.part.position() == (0, "")
+    assert (start.start, start.stored) == (0, (116, ""))
+    assert start.position() == (0, "")
 
 
 @pytest.mark.parametrize("answer", [(-1, 5), KafkaError(KafkaError._TIMED_OUT)])
@@ -145,7 +147,7 @@ def test_a_position_behind_what_this_process_committed_is_asked_for_again() -> N
     starts = Starts(KafkaConfig.of(Settings()), topic=TOPIC, group=GROUP, clock=lambda: clock.now_s, sleep=clock.sleep)
     starts.note(PartitionState.restored(0, 116, ""))
     (start,) = starts.find(consumer_of(iter([(0, 130)])), [0], coordinator.read)
-    assert start.offset == 116
+    assert start.start == 116
 
 
 def test_a_position_that_stays_behind_is_used_and_named() -> None:
@@ -155,5 +157,5 @@ def test_a_position_that_stays_behind_is_used_and_named() -> None:
     starts.note(PartitionState.restored(0, 116, ""))
     with capture_logs() as lines:
         (start,) = starts.find(consumer_of(iter([(0, 130)])), [0], coordinator.read)
-    assert start.offset == 40
+    assert start.start == 40
     assert [line["known"] for line in lines if "moved back" in line["event"]] == [116]

@@ -7,6 +7,7 @@ source is kept and can be read (``rtfm-cli schemas show --codec``).
 from __future__ import annotations
 
 import struct
+import traceback
 from collections.abc import Callable
 from types import FunctionType, TracebackType
 from typing import Any
@@ -85,10 +86,9 @@ def _load(text: str, names: dict[str, Any], function: str, where: str) -> Any:
     return scope[function]
 
 
-def _path(traceback: TracebackType | None, where: str, paths: dict[int, str]) -> str | None:
+def _path(raised: TracebackType | None, where: str, paths: dict[int, str]) -> str | None:
     found = None
-    while traceback is not None:
-        if traceback.tb_frame.f_code.co_filename == where:
-            found = paths.get(traceback.tb_lineno, found)
-        traceback = traceback.tb_next
+    for frame, line in traceback.walk_tb(raised):
+        if frame.f_code.co_filename == where:
+            found = paths.get(line, found)
     return found

@@ -206,18 +206,12 @@ def _record(
 
 
 def _default(state: SourceState, slot: shapes.Slot) -> str:
-    value = reference.build(_without_null(slot), slot.default)
+    shape, default = slot.shape, slot.default
+    value = reference.build(shape, default)
     if type(value) in (str, int, bool, bytes, type(None)):
         return repr(value)
-    shape, default = _without_null(slot), slot.default
     make: Callable[[], Any] = lambda: reference.build(shape, default)  # noqa: E731 - a name for the generated source
     return state.constant(f"default_{slot.name}", make) + "()"
-
-
-def _without_null(slot: shapes.Slot) -> shapes.Shape:
-    if isinstance(slot.shape, shapes.Nullable) and slot.default is not None:
-        return slot.shape.value
-    return slot.shape
 
 
 def _skip_field(state: SourceState, entry: Field, path: str, depth: int) -> None:

@@ -149,7 +149,7 @@ def _value(state: SourceState, shape: shapes.Shape, v: str, depth: int) -> list[
             state.line(depth + 1, f'{v} = "{none}"')
             state.line(depth, "else:")
             parts = _value(state, inner, v, depth + 1)
-            joined = f"{_quoted(some)} + {parts[0]}" if len(parts) == 1 else _joined([_quoted(some), *parts])
+            joined = f'"{some}" + {parts[0]}' if len(parts) == 1 else _joined([f'"{some}"', *parts])
             state.line(depth + 1, f"{v} = {joined}")
         case shapes.Enumeration(enum_class=enum_class, symbols=symbols):
             _enumeration(state, enum_class, symbols, v, depth)
@@ -220,7 +220,7 @@ def _enumeration(state: SourceState, enum_class: Any, symbols: tuple[str, ...], 
     for place, index in enumerate(order):
         member = state.constant(f"{enum_class.__name__}_{symbols[index]}", enum_class(symbols[index]))
         state.line(depth, f"{'elif' if place else 'if'} {v} is {member}:")
-        state.line(depth + 1, f'{v} = "{_escaped(varints.encode_long(index))}"')
+        state.line(depth + 1, f"{v} = {varints.encode_long(index)!a}")
     state.line(depth, "else:")
     state.line(depth + 1, f"raise Misfit({v})")
 
@@ -243,11 +243,3 @@ def _empty(state: SourceState, v: str, depth: int) -> None:
     state.line(depth + 1, f'{v} = "\\x00"')
     state.line(depth, "else:")
     state.line(depth + 1, f"raise Misfit({v})")
-
-
-def _quoted(escaped: str) -> str:
-    return f'"{escaped}"'
-
-
-def _escaped(text: str) -> str:
-    return "".join(f"\\x{ord(character):02x}" for character in text)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from itertools import chain
 from typing import Any
 
 from rtfm.events import MAX_TIMESTAMP, MIN_TIMESTAMP
@@ -37,17 +36,9 @@ def reason(exc: Exception) -> str:
             return str(exc)
 
 
-def _unsigned(number: int) -> str:
-    out = []
-    while number > 127:
-        out.append(chr(number & 127 | 128))
-        number >>= 7
-    return "".join(out) + chr(number)
-
-
 # Two continued bytes for 14 bits, and the one or two bytes that end a number.
 PAIR = tuple(chr(number & 127 | 128) + chr(number >> 7 | 128) for number in range(1 << 14))
-TAIL = tuple(_unsigned(number) for number in range(1 << 14))
+TAIL = tuple(chr(number) if number < 128 else PAIR[number][0] + chr(number >> 7) for number in range(1 << 14))
 # By length: the length; and the second branch of a union before it.
 LENGTH = tuple(TAIL[length << 1] for length in range(LIMIT))
 SOME_LENGTH = {index: tuple(chr(index << 1) + text for text in LENGTH) for index in (0, 1)}
@@ -90,47 +81,17 @@ def encode_int(number: int) -> str:
     return encode_long(number)
 
 
-def encode_wide(text: str) -> tuple[str, str]:
-    """(length, UTF-8) of a text that is long or not ASCII."""
-    content = text.encode().decode("latin-1")
-    length = len(content)
-    return LENGTH[length] if length < LIMIT else encode_long(length), content
-
-
 def encode_texts(texts: list[str]) -> str:
     """A list of texts as one block."""
     if type(texts) is not list:
         raise Misfit(texts)
     if not texts:
         return "\x00"
-    count, lengths = len(texts), LENGTH
-    try:
-        size = len(texts[0])
-        if count == 1:
-            if texts[0].isascii():
-                return "".join(("\x02", lengths[size], texts[0], "\x00"))
-        elif size == len(texts[-1]):
-            # Ids often are of one length, and joining costs less than adding to each. They are when the length stands
-            # where one of that length ends, and nowhere else; a sum that differs is the quickest sign that it does not.
-            length = lengths[size]
-            items = length + length.join(texts)
-            if (
-                len(items) == (size + 1) * count
-                and len(length) == 1
-                and items[:: size + 1] == length * count
-                and items.count(length) == count
-                and items.isascii()
-            ):
-                return f"{lengths[count]}{items}\x00"
-        parts = texts * 2
-        parts[::2] = [lengths[len(text)] for text in texts]
-        parts[1::2] = texts
-        items = "".join(parts)
-        if items.isascii():
-            return f"{lengths[count]}{items}\x00"
-    except IndexError:
-        pass  # one is long, or there are many
-    return "".join([encode_long(count), *chain.from_iterable(map(encode_wide, texts)), "\x00"])
+    parts = [encode_long(len(texts))]
+    for text in texts:
+        content = text.encode().decode("latin-1")
+        parts += encode_long(len(content)), content
+    return "".join(parts) + "\x00"
 
 
 def encode_ids(ids: list[str]) -> tuple[str, bool]:
@@ -184,9 +145,6 @@ def floating(code: str) -> tuple[Callable[[float], str], Callable[[bytes, int], 
 
 # By a first byte: the length that it stands for, -1 where more bytes follow or it is negative.
 SHORT_LENGTH = tuple(-1 if byte & 1 or byte > 127 else byte >> 1 for byte in range(256))
-
-# The same and one more, for the way from one length to the next; what is no short length leads out of any data.
-SHORT_STEP = tuple(1 << 62 if length < 0 else length + 1 for length in SHORT_LENGTH)
 
 # By two little-endian bytes: the part of a time that they hold. KeyError where they hold none, as in negative times.
 read_three_pairs = struct.Struct("<HHH").unpack_from
@@ -259,7 +217,7 @@ def decode_texts(data: bytes, text: str, position: int) -> tuple[list[str], int]
     if count < 0:
         count, _, start = decode_count(data, position)
     first = data[start]
-    step = SHORT_STEP[first]
+    step = SHORT_LENGTH[first] + 1  # 0 for what is no short length: then ``end`` is this byte, which is not 0
     end = start + step * count
     if end < len(data) and not data[end]:
         items = text[start:end]
@@ -274,25 +232,13 @@ def decode_texts(data: bytes, text: str, position: int) -> tuple[list[str], int]
         lengths = data[start:end].translate(_HALF, _DIGITS)
         if end > 0 and len(texts) == count and [*map(len, texts)] == [*lengths]:
             return texts, end + 1
-    return _decode_any_texts(data, text, position)
+    return _decode_any_texts(data, position)
 
 
-def _decode_any_texts(data: bytes, text: str, position: int) -> tuple[list[str], int]:
+def _decode_any_texts(data: bytes, position: int) -> tuple[list[str], int]:
     texts: list[str] = []
     while data[position]:
         count, _, position = decode_count(data, position)
-        start, known = position, len(texts)
-        try:
-            for _ in range(count):
-                end = position + SHORT_STEP[data[position]]
-                texts.append(text[position + 1 : end])
-                position = end
-            if text[start:position].isascii():
-                continue
-        except IndexError:
-            pass
-        del texts[known:]
-        position = start
         for _ in range(count):
             length, position = decode_length(data, position)
             texts.append(data[position : position + length].decode())

@@ -50,20 +50,13 @@ def _of_types(old: Node, new: Node) -> list[str]:
     before = {part.name: part for _, part in walk(old) if part.name}
     lines = []
     for name, part in {part.name: part for _, part in walk(new) if part.name}.items():
-        if (was := before.get(name)) is None:
-            continue
-        lines += [
-            f"enum {part.short_name}: symbol {symbol} is added" for symbol in part.symbols if symbol not in was.symbols
-        ]
-        lines += [
-            f"enum {part.short_name}: symbol {symbol} is removed"
-            for symbol in was.symbols
-            if symbol not in part.symbols
-        ]
+        was, at = before.get(name, part), f"{part.kind} {part.short_name}"
+        lines += [f"{at}: symbol {symbol} is added" for symbol in part.symbols if symbol not in was.symbols]
+        lines += [f"{at}: symbol {symbol} is removed" for symbol in was.symbols if symbol not in part.symbols]
         if was.default != part.default:
-            lines.append(f"enum {part.short_name}: default {was.default} becomes {part.default}")
+            lines.append(f"{at}: default {was.default} becomes {part.default}")
         if was.doc != part.doc:
-            lines.append(f"{part.kind} {part.short_name}: doc becomes {part.doc!r}")
+            lines.append(f"{at}: doc becomes {part.doc!r}")
     return lines
 
 

@@ -52,11 +52,6 @@ class TallyState:
         self.consecutive += 1
         self.bits = (self.bits << 1 | 1) & _MASK
 
-    @property
-    def share(self) -> float:
-        """Dead letters among the last records, 0 to 1."""
-        return self.bits.bit_count() / self.seen if self.seen else 0.0
-
     def encode(self) -> str:
         """As text of at most 270 characters; empty when no dead letter is among the last records."""
         return f"{self.consecutive},{self.seen},{self.bits:x}" if self.bits else ""
@@ -96,8 +91,9 @@ class DeadLetterPolicy:
         """What there is too much of, or None."""
         if 0 < self.max_consecutive <= tally.consecutive:
             return f"the last {tally.consecutive} records were all dead letters"
-        if self.max_share and tally.seen >= SHARE_FROM and tally.share > self.max_share:
-            return f"{tally.bits.bit_count()} of the last {tally.seen} records were dead letters"
+        dead = tally.bits.bit_count()
+        if self.max_share and tally.seen >= SHARE_FROM and dead / tally.seen > self.max_share:
+            return f"{dead} of the last {tally.seen} records were dead letters"
         return None
 
 

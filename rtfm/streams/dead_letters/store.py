@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from types import TracebackType
-from typing import TypeVar, cast
+from contextlib import closing
+from functools import cache
+from typing import cast
 
 from attrs import frozen
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
@@ -22,13 +22,12 @@ from rtfm.streams.consumer import Message
 from rtfm.streams.dead_letters.letters import DISCARDED, OPEN, REPLAYED, STATES, TOPIC, Letter, Mark, read
 from rtfm.streams.transactions import NotCommitted, OutcomeUnknown, Produced, Transactions
 
-T = TypeVar("T")
-
 WRITER = "rtfm-dlq"
 """The transactional name of everybody who replays or discards."""
 
 READ_TIMEOUT_S = 10.0
 _TRY_AGAIN_S = (0.0, 0.2, 1.0)
+_READING = "reading dead-letters"
 _BATCH_RECORDS = 200
 _BATCH_BYTES = 4_000_000
 
@@ -85,10 +84,6 @@ class _Write:
     kind: str
     records: tuple[Produced, ...]
 
-    @property
-    def size(self) -> int:
-        return sum(record.size for record in self.records)
-
 
 class DeadLetterStore:
     """Dead letters of a cluster. Raises Unavailable without Kafka, ConfigError without the topic."""
@@ -123,8 +118,8 @@ class DeadLetterStore:
     def partitions(self, topic: str) -> int:
         """How many partitions ``topic`` has; 0 when there is no such topic."""
         name = self._kafka.topic(topic)
-        metadata = self._asked(lambda: self._consumer.list_topics(name, timeout=REQUEST_TIMEOUT_S))
-        found = metadata.topics[name]
+        with self._kafka.translating(_READING):
+            found = self._consumer.list_topics(name, timeout=REQUEST_TIMEOUT_S).topics[name]
         return 0 if found.error is not None else len(found.partitions)
 
     def replay(self, wanted: LetterFilter, refusal: Callable[[FiledLetter], str | None]) -> Iterator[Decision]:
@@ -132,12 +127,10 @@ class DeadLetterStore:
 
         Raises Fenced when somebody else begins to replay or discard meanwhile; what was yielded is done.
         """
-        partitions: dict[str, int] = {}
+        partitions = cache(self.partitions)
 
         def replayed(found: FiledLetter) -> _Write:
             letter = found.letter
-            if letter.topic not in partitions:
-                partitions[letter.topic] = self.partitions(letter.topic)
             number, _ = letter.origin
             record = Produced(
                 letter.topic,
@@ -145,7 +138,7 @@ class DeadLetterStore:
                 letter.value,
                 [*(letter.headers or []), *letter.replay().headers()],
                 # Where the rest of its key is, whatever partitioner its producer has.
-                partition=number if 0 <= number < partitions[letter.topic] else -1,
+                partition=number if 0 <= number < partitions(letter.topic) else -1,
             )
             return _Write(found, REPLAYED, (record, Mark.produced(letter, REPLAYED)))
 
@@ -166,9 +159,7 @@ class DeadLetterStore:
     def __enter__(self) -> DeadLetterStore:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # Writing
@@ -185,7 +176,10 @@ class DeadLetterStore:
                     yield Decision(found=found, refusal=reason)
                     continue
                 batch.append(made(found))
-                if len(batch) >= _BATCH_RECORDS or sum(one.size for one in batch) > _BATCH_BYTES:
+                if (
+                    len(batch) >= _BATCH_RECORDS
+                    or sum(record.size for one in batch for record in one.records) > _BATCH_BYTES
+                ):
                     yield from self._commit(transactions, batch)
                     batch = []
             if batch:
@@ -202,8 +196,10 @@ class DeadLetterStore:
                 transactions.commit([record for write in left for record in write.records])
             except (NotCommitted, OutcomeUnknown) as exc:
                 why = str(exc)
-                done = self._marked(left) if self._ended(transactions) else set()
-                left = [write for write in left if write.found.letter.id not in done]
+                if transactions.in_doubt:
+                    transactions.open()  # ends a transaction that may have been committed
+                    done = self._marked(left)
+                    left = [write for write in left if write.found.letter.id not in done]
             else:
                 left = []
             if not left:
@@ -214,13 +210,6 @@ class DeadLetterStore:
                 yield from self._commit(transactions, [write])
         else:
             yield from (Decision(found=write.found, refusal=f"Kafka does not take it: {why}") for write in left)
-
-    def _ended(self, transactions: Transactions) -> bool:
-        """End a transaction that may have been committed; whether there was one."""
-        if not transactions.in_doubt:
-            return False
-        transactions.open()
-        return True
 
     def _marked(self, batch: Iterable[_Write]) -> set[str]:
         """Which letters of ``batch`` have the mark that was sent."""
@@ -237,9 +226,8 @@ class DeadLetterStore:
 
     def _starts(self, wanted: LetterFilter) -> dict[int, int]:
         """Partition → offset from which letters that are wanted can stand."""
-        count = self.partitions(TOPIC)
-        if not count:
-            raise self._kafka.translated(KafkaError(KafkaError._UNKNOWN_TOPIC), "reading dead-letters")
+        name = self._kafka.topic(TOPIC)
+        count = len(self._kafka.partitions(self._consumer, name))
         if wanted.ids is not None:
             starts: dict[int, int] = {}
             for number, offset in filter(None, map(place_of, wanted.ids)):
@@ -248,9 +236,9 @@ class DeadLetterStore:
             return starts
         if wanted.since_ms is None:
             return dict.fromkeys(range(count), OFFSET_BEGINNING)
-        name = self._kafka.topic(TOPIC)
         times = [TopicPartition(name, number, wanted.since_ms) for number in range(count)]
-        found = self._asked(lambda: self._consumer.offsets_for_times(times, timeout=REQUEST_TIMEOUT_S))
+        with self._kafka.translating(_READING):
+            found = self._consumer.offsets_for_times(times, timeout=REQUEST_TIMEOUT_S)
         return {part.partition: part.offset for part in found if part.offset != OFFSET_END}
 
     def _read(self, starts: dict[int, int]) -> Iterator[Letter | Mark]:
@@ -261,9 +249,14 @@ class DeadLetterStore:
         ended: set[int] = set()
         idle_until_s = time.monotonic() + READ_TIMEOUT_S
         consumer = self._new_consumer()  # of its own, for one reading may begin while another is under way
-        try:
-            # An id may be of an offset that is not there any more; the log is read from where it begins now.
-            consumer.assign([TopicPartition(name, *start) for start in self._clamped(name, starts)])
+        with closing(consumer), self._kafka.translating(_READING):
+            parts = [TopicPartition(name, *start) for start in starts.items()]
+            for part in parts:
+                if part.offset >= 0:
+                    # An id may be of an offset that is not there any more; the log is read from where it begins now.
+                    low, high = consumer.get_watermark_offsets(part, REQUEST_TIMEOUT_S)
+                    part.offset = max(low, min(part.offset, high))
+            consumer.assign(parts)
             while len(ended) < len(starts):
                 for message in cast("list[Message]", consumer.consume(500, 0.05)):
                     idle_until_s = time.monotonic() + READ_TIMEOUT_S
@@ -273,26 +266,9 @@ class DeadLetterStore:
                     elif error.code() == KafkaError._PARTITION_EOF:
                         ended.add(message.partition())
                     else:
-                        raise self._kafka.translated(error, "reading dead-letters")
+                        raise KafkaException(error)
                 if time.monotonic() > idle_until_s:
-                    raise self._kafka.translated(KafkaError(KafkaError._TIMED_OUT), "reading dead-letters")
-        finally:
-            consumer.close()
-
-    def _clamped(self, name: str, starts: dict[int, int]) -> Iterator[tuple[int, int]]:
-        for number, offset in starts.items():
-            if offset < 0:
-                yield number, offset
-                continue
-            ask = partial(self._consumer.get_watermark_offsets, TopicPartition(name, number), REQUEST_TIMEOUT_S)
-            low, high = self._asked(ask)
-            yield number, max(low, min(offset, high))
-
-    def _asked(self, ask: Callable[[], T]) -> T:
-        try:
-            return ask()
-        except KafkaException as exc:
-            raise self._kafka.translated(exc, "reading dead-letters") from exc
+                    raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
 
 
 def place_of(letter_id: str) -> tuple[int, int] | None:
