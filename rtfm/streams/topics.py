@@ -23,7 +23,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # not all of 
 )
 
 from rtfm.contracts.catalogue import Catalogue, Topic
-from rtfm.errors import ConfigError
+from rtfm.errors import ConfigError, Unavailable
 from rtfm.settings import Settings
 from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
 from rtfm.streams.progress import GroupProgress
@@ -230,8 +230,11 @@ class TopicAdmin:
             try:
                 return future.result(timeout=REQUEST_TIMEOUT_S * 2)
             except KafkaException as exc:
-                if already_there and exc.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                code = exc.args[0].code()
+                if already_there and code == KafkaError.TOPIC_ALREADY_EXISTS:
                     return None
+                if code == KafkaError.UNKNOWN_TOPIC_OR_PART:  # it was there when the plan was begun
+                    raise Unavailable("kafka", f"{what}: a topic is being deleted", hint="try again") from exc
                 raise
 
 
