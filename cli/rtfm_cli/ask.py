@@ -22,7 +22,7 @@ from rtfm.streams.consumer import EventReader
 from rtfm.streams.producer import EventProducer
 from rtfm.streams.progress import GroupProgress
 from rtfm_cli import exit_codes
-from rtfm_cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings, registry_option
+from rtfm_cli.options import echo_json, examples, json_option, kafka_and_registry_settings
 from rtfm_cli.tables import words
 
 CONSOLE_ID = "0"
@@ -55,16 +55,14 @@ rtfm-cli ask --guild 1163874448331508 --timeout 10 --json "how do I mount an NTF
     show_default=True,
     help="Seconds to wait for the answer.",
 )
-@bootstrap_servers_option
-@registry_option
+@kafka_and_registry_settings
 @json_option
 def ask(
     question: str,
     guild: str | None,
     channels: tuple[str, ...],
     timeout_s: float,
-    kafka_bootstrap_servers: str | None,
-    schema_registry_url: str | None,
+    settings: Settings,
     as_json: bool,
 ) -> int:
     """Ask QUESTION through bot-queries and print the answer from bot-responses.
@@ -76,7 +74,6 @@ def ask(
         raise click.BadParameter("it is empty", param_hint="QUESTION")
     if question.encode(errors="replace").decode() != question:
         raise click.BadParameter("it is not UTF-8", param_hint="QUESTION")
-    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     query = _query(settings, question, guild, channels)
     response, elapsed_ms = _exchange(settings, query, timeout_s)
     if as_json:

@@ -19,15 +19,7 @@ from rtfm.settings import Settings
 from rtfm.streams.producer import Delivery, EventProducer
 from rtfm_cli import exit_codes
 from rtfm_cli.import_ import wait_until_ingested
-from rtfm_cli.options import (
-    bootstrap_servers_option,
-    counted,
-    echo_json,
-    examples,
-    json_option,
-    load_settings,
-    registry_option,
-)
+from rtfm_cli.options import counted, echo_json, examples, json_option, kafka_and_registry_settings
 from rtfm_cli.printing import echo
 from rtfm_cli.progress import Progress
 from rtfm_cli.tables import Table, table_console
@@ -61,8 +53,7 @@ rtfm-cli forget --channel 1163874448331511
     "--rate", default=500, show_default=True, type=click.IntRange(1), help="Deletions told to Kafka a second."
 )
 @click.option("--no-wait", is_flag=True, help="Do not wait until the processor has removed everything.")
-@bootstrap_servers_option
-@registry_option
+@kafka_and_registry_settings
 @json_option
 def forget(
     user: str | None,
@@ -72,8 +63,7 @@ def forget(
     yes: bool,
     rate: int,
     no_wait: bool,
-    kafka_bootstrap_servers: str | None,
-    schema_registry_url: str | None,
+    settings: Settings,
     as_json: bool,
 ) -> int:
     """Erase what a person said and asked, or all of a channel or guild, up to now.
@@ -84,7 +74,6 @@ def forget(
     Exit code 1: no processor has removed the messages yet.
     """
     target = _target(user, channel, guild)
-    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     with closing(SqlArchive(settings.database_url)) as archive:
         reach = archive.erasing.reach(target)
         named = {"scope": target.scope, "id": target.id, "guild_id": target.guild_id or None}

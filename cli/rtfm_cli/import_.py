@@ -17,15 +17,7 @@ from rtfm.names import MESSAGES
 from rtfm.settings import Settings
 from rtfm.streams.producer import Delivery, EventProducer, event_headers
 from rtfm.streams.progress import GroupProgress
-from rtfm_cli.options import (
-    bootstrap_servers_option,
-    counted,
-    echo_json,
-    examples,
-    json_option,
-    load_settings,
-    registry_option,
-)
+from rtfm_cli.options import counted, echo_json, examples, json_option, kafka_and_registry_settings
 from rtfm_cli.printing import echo, printable
 from rtfm_cli.progress import Progress
 
@@ -42,14 +34,12 @@ rtfm-cli import --no-wait general.json
 @click.command("import")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--no-wait", is_flag=True, help="Do not wait until the messages can be found.")
-@bootstrap_servers_option
-@registry_option
+@kafka_and_registry_settings
 @json_option
 def import_(
     files: tuple[Path, ...],
     no_wait: bool,
-    kafka_bootstrap_servers: str | None,
-    schema_registry_url: str | None,
+    settings: Settings,
     as_json: bool,
 ) -> None:
     """Import chat exports (DiscordChatExporter's JSON) through discord-messages.
@@ -57,7 +47,6 @@ def import_(
     All files are checked before anything is sent. Messages that are broken, and Discord's own notices, are left out and
     counted. Importing a file again changes nothing.
     """
-    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     exports = [read_export(path) for path in files]
     produced, sent = _produce(settings, exports, quiet=as_json)
     ingested = not no_wait and bool(produced) and wait_until_ingested(settings, produced, quiet=as_json)

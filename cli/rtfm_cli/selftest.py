@@ -31,14 +31,7 @@ from rtfm.streams.producer import EventProducer
 from rtfm.streams.progress import GroupProgress
 from rtfm.streams.topics import TopicAdmin
 from rtfm_cli import exit_codes
-from rtfm_cli.options import (
-    bootstrap_servers_option,
-    echo_json,
-    examples,
-    json_option,
-    load_settings,
-    registry_option,
-)
+from rtfm_cli.options import echo_json, examples, json_option, kafka_and_registry_settings
 from rtfm_cli.tables import Table, table_console, words
 
 TESTS = ("connection", "topics", "schemas", "messages", "queries", "dead-letters")
@@ -58,15 +51,13 @@ rtfm-cli selftest --test queries --json
 @click.option(
     "--test", "which", type=click.Choice(["all", *TESTS]), default="all", show_default=True, help="What to try."
 )
-@bootstrap_servers_option
-@registry_option
+@kafka_and_registry_settings
 @json_option
-def selftest(which: str, kafka_bootstrap_servers: str | None, schema_registry_url: str | None, as_json: bool) -> int:
+def selftest(which: str, settings: Settings, as_json: bool) -> int:
     """Try the running system from outside. Leaves nothing in the archive.
 
     Exits with 1 when a check fails, with 3 when Kafka or the registry does not answer.
     """
-    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     checks: dict[str, Callable[[Settings], str]] = {
         "connection": _connection,
         "topics": _topics,

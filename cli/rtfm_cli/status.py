@@ -16,28 +16,18 @@ from rtfm.settings import Settings
 from rtfm.streams.progress import GroupProgress
 from rtfm.streams.topics import TopicAdmin
 from rtfm_cli import exit_codes
-from rtfm_cli.options import (
-    bootstrap_servers_option,
-    counted,
-    echo_json,
-    json_option,
-    load_settings,
-    records_shown,
-    registry_option,
-)
+from rtfm_cli.options import counted, echo_json, json_option, kafka_and_registry_settings, records_shown
 from rtfm_cli.tables import Table, table_console, words
 
 
 @click.command("status")
-@bootstrap_servers_option
-@registry_option
+@kafka_and_registry_settings
 @json_option
-def status(kafka_bootstrap_servers: str | None, schema_registry_url: str | None, as_json: bool) -> int:
+def status(settings: Settings, as_json: bool) -> int:
     """Show topics, consumer groups with their lag, the registry and the stores.
 
     Shows what it can reach, and exits with 3 when something does not answer, with 2 when something is not set up.
     """
-    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     contracts = catalogue.load(settings.schemas_dir)
     parts: dict[str, Callable[[], Any]] = {
         "topics": lambda: _topics(settings, contracts),

@@ -5,16 +5,10 @@ from __future__ import annotations
 import click
 
 from rtfm.contracts import catalogue
+from rtfm.settings import Settings
 from rtfm.streams.topics import TopicAdmin
 from rtfm_cli import exit_codes
-from rtfm_cli.options import (
-    bootstrap_servers_option,
-    echo_json,
-    examples,
-    json_option,
-    load_settings,
-    records_shown,
-)
+from rtfm_cli.options import echo_json, examples, json_option, kafka_settings, records_shown
 from rtfm_cli.printing import echo
 from rtfm_cli.tables import Table, table_console
 
@@ -30,15 +24,14 @@ rtfm-cli topics init
 rtfm-cli topics init --bootstrap-servers kafka:9092 --json
 """)
 @topics.command()
-@bootstrap_servers_option
+@kafka_settings
 @click.option("--dry-run", is_flag=True, help="Show the plan and change nothing.")
 @json_option
-def init(kafka_bootstrap_servers: str | None, dry_run: bool, as_json: bool) -> None:
+def init(settings: Settings, dry_run: bool, as_json: bool) -> None:
     """Create what is missing and set right what has drifted; a second run changes nothing.
 
     Partitions are added, never taken away.
     """
-    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)
     admin = TopicAdmin(settings, catalogue.load(settings.schemas_dir))
     plan = admin.plan()
     planned = sum(step.action != "none" for step in plan)
@@ -53,11 +46,10 @@ def init(kafka_bootstrap_servers: str | None, dry_run: bool, as_json: bool) -> N
 
 
 @topics.command("list")
-@bootstrap_servers_option
+@kafka_settings
 @json_option
-def list_(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
+def list_(settings: Settings, as_json: bool) -> None:
     """List the topics with their records and the lag of their consumer groups."""
-    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)
     admin = TopicAdmin(settings, catalogue.load(settings.schemas_dir))
     states = admin.states()
     counts = {state.topic: admin.records(state) for state in states}
@@ -93,11 +85,10 @@ def list_(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
 
 
 @topics.command()
-@bootstrap_servers_option
+@kafka_settings
 @json_option
-def check(kafka_bootstrap_servers: str | None, as_json: bool) -> int:
+def check(settings: Settings, as_json: bool) -> int:
     """Compare the topics with the catalogue and change nothing. Exits with 1 when something is missing or drifted."""
-    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)
     wrong = [
         step for step in TopicAdmin(settings, catalogue.load(settings.schemas_dir)).plan() if step.action != "none"
     ]

@@ -20,14 +20,7 @@ from rtfm_cli import exit_codes
 from rtfm_cli.dlq.rows import day, row_of
 from rtfm_cli.dlq.selection import chosen_filter, filter_options, given_any, letter_filter
 from rtfm_cli.dlq.show import show
-from rtfm_cli.options import (
-    bootstrap_servers_option,
-    echo_json,
-    examples,
-    json_option,
-    load_settings,
-    registry_option,
-)
+from rtfm_cli.options import echo_json, examples, json_option, kafka_and_registry_settings, kafka_settings
 from rtfm_cli.printing import echo
 from rtfm_cli.tables import Table, table_console
 
@@ -63,11 +56,11 @@ rtfm-cli dlq list --error-class UnknownSchema --state all
     show_default=True,
     help="What became of them.",
 )
-@bootstrap_servers_option
+@kafka_settings
 @json_option
-def list_(ids: tuple[str, ...], state: str, kafka_bootstrap_servers: str | None, as_json: bool, **given: Any) -> None:
+def list_(ids: tuple[str, ...], state: str, settings: Settings, as_json: bool, **given: Any) -> None:
     """List dead letters, oldest first."""
-    with DeadLetterStore(load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)) as store:
+    with DeadLetterStore(settings) as store:
         rows = [row_of(found) for found in store.find(letter_filter(given, ids, state=state))]
     rows.sort(key=lambda row: (row["dead_since_ms"], row["id"]))
     if as_json:
@@ -91,15 +84,15 @@ rtfm-cli dlq stats
 rtfm-cli dlq stats --json
 """)
 @dlq.command()
-@bootstrap_servers_option
+@kafka_settings
 @json_option
-def stats(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
+def stats(settings: Settings, as_json: bool) -> None:
     """Count dead letters by topic, error, stage and age; those that are open, and what became of the others."""
     now_ms = int(time.time() * 1000)
     states: Counter[str] = Counter({"open": 0, "replayed": 0, "discarded": 0})
     by: dict[str, Counter[str]] = {name: Counter() for name in ("topic", "error_class", "stage", "age")}
     oldest_ms: int | None = None
-    with DeadLetterStore(load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)) as store:
+    with DeadLetterStore(settings) as store:
         for found in store.find(letter_filter({}, (), state="all")):
             states[found.state.lower()] += 1
             letter = found.letter
@@ -136,16 +129,14 @@ rtfm-cli dlq replay --error-class UnknownSchema --since 2h --yes
 @click.option("--all", "all_", is_flag=True, help="Every open one.")
 @click.option("--force", is_flag=True, help="Also what the rules below refuse.")
 @click.option("--yes", is_flag=True, help="Do it; without this it only says what it would do.")
-@bootstrap_servers_option
-@registry_option
+@kafka_and_registry_settings
 @json_option
 def replay(
     ids: tuple[str, ...],
     all_: bool,
     force: bool,
     yes: bool,
-    kafka_bootstrap_servers: str | None,
-    schema_registry_url: str | None,
+    settings: Settings,
     as_json: bool,
     **given: Any,
 ) -> int:
@@ -155,7 +146,6 @@ def replay(
     than three times; and, even with --force, what was erased since with `rtfm-cli forget`. A replay and the mark that
     it happened commit together. Exit code 1: an ID was refused.
     """
-    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     wanted = chosen_filter(given, ids, all_)
     rules = ReplayRules(contracts=open_contracts(settings), force=force, is_erased=_is_erased(settings))
     with DeadLetterStore(settings) as store:
@@ -176,18 +166,16 @@ rtfm-cli dlq discard --error-class UndecodableRecord --until 1d --yes
 @filter_options
 @click.option("--all", "all_", is_flag=True, help="Every open one.")
 @click.option("--yes", is_flag=True, help="Do it; without this it only says what it would do.")
-@bootstrap_servers_option
+@kafka_settings
 @json_option
-def discard(
-    ids: tuple[str, ...], all_: bool, yes: bool, kafka_bootstrap_servers: str | None, as_json: bool, **given: Any
-) -> int:
+def discard(ids: tuple[str, ...], all_: bool, yes: bool, settings: Settings, as_json: bool, **given: Any) -> int:
     """Mark dead letters as not wanted any more. They are not listed, and stay until retention takes them."""
 
     def refusal(found: FiledLetter) -> str | None:
         return None if found.state == OPEN else said(found)
 
     wanted = chosen_filter(given, ids, all_)
-    with DeadLetterStore(load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)) as store:
+    with DeadLetterStore(settings) as store:
         _require(store, ids)
         if yes:
             decisions: Iterable[Decision] = store.discard(wanted, refusal)
