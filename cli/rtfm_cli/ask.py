@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from contextlib import closing
 from typing import Any
 
 import click
@@ -84,11 +85,8 @@ def ask(
 
 
 def _query(settings: Settings, question: str, guild: str | None, channels: tuple[str, ...]) -> BotQuery:
-    archive = SqlArchive(settings.database_url)
-    try:
+    with closing(SqlArchive(settings.database_url)) as archive:
         guild_id, visible = console_scope(archive, guild, channels)
-    finally:
-        archive.close()
     asked_at = time.time_ns() // 1_000_000
     return BotQuery(
         query_id=f"c{uuid.uuid4()}",

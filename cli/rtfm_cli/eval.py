@@ -8,9 +8,10 @@ from pathlib import Path
 import click
 
 from rtfm.errors import ConfigError
-from rtfm.knowledge import console_scope, open_knowledge
+from rtfm.knowledge import console_scope
 from rtfm.knowledge.evaluation import measure, read_questions, summarise
-from rtfm_cli.options import echo_json, examples, json_option, load_settings, say_if_lexical
+from rtfm_cli.knowledge import opened_knowledge
+from rtfm_cli.options import echo_json, examples, json_option
 from rtfm_cli.printing import echo
 
 
@@ -29,16 +30,12 @@ def eval_(questions: Path, out: Path | None, as_json: bool) -> None:
     the relevant messages inside the first 300 words of what is found.
     """
     asked = read_questions(questions)
-    knowledge = open_knowledge(load_settings(log_level="ERROR"))
-    say_if_lexical(knowledge.retriever.mode)
-    try:
+    with opened_knowledge() as knowledge:
         visible = {
             guild_id: console_scope(knowledge.archive, guild_id)[1]
             for guild_id in {question.guild_id for question in asked}
         }
         results = [measure(knowledge.retriever, question, visible[question.guild_id]) for question in asked]
-    finally:
-        knowledge.close()
     if out is not None:
         try:
             with out.open("w", encoding="utf-8") as file:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from attrs import asdict
 
 from rtfm.contracts import catalogue, open_contracts
 from rtfm.errors import InvalidEvent, PermanentError
@@ -130,7 +131,7 @@ def _report(exports: Sequence[ChatExport], sent: int, *, ingested: bool, as_json
                 "messages": sent,
                 "ingested": ingested,
                 "left_out_count": left_out,
-                "left_out": [{"file": str(path), "where": one.where, "why": one.why} for path, one in first],
+                "left_out": [{"file": str(path), **asdict(one)} for path, one in first],
             }
         )
         return

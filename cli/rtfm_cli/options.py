@@ -68,12 +68,6 @@ def load_settings(*, log_level: str | None = None, **flags: Any) -> settings.Set
     return loaded
 
 
-def say_if_lexical(mode: str) -> None:
-    """One line for people when search goes by words alone."""
-    if mode == "lexical":
-        echo("No embedding model: search goes by words. `rtfm-cli doctor --fetch-model` fetches it.", err=True)
-
-
 def echo_json(value: Any) -> None:
     """One JSON document on one line, without the secrets of this process."""
     echo(json_text(value))

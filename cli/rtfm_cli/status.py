@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import click
@@ -34,7 +35,7 @@ def status(settings: Settings, as_json: bool) -> int:
         "schemas": lambda: _schemas(settings, contracts),
         "archive": lambda: _archive(settings),
         "chroma": lambda: _chroma(settings),
-        "rebuild_due": lambda: _rebuild_due(settings),
+        "rebuild_due": lambda: due_by(settings),
     }
     found: dict[str, Any] = {}
     wrong: dict[str, RtfmError] = {}
@@ -91,23 +92,13 @@ def _schemas(settings: Settings, contracts: Catalogue) -> list[dict[str, Any]]:
 
 
 def _archive(settings: Settings) -> dict[str, int]:
-    archive = SqlArchive(settings.database_url)
-    try:
+    with closing(SqlArchive(settings.database_url)) as archive:
         return archive.counts()
-    finally:
-        archive.close()
 
 
 def _chroma(settings: Settings) -> dict[str, int]:
-    vectors = ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)
-    try:
+    with closing(ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)) as vectors:
         return dict(vectors.counts())
-    finally:
-        vectors.close()
-
-
-def _rebuild_due(settings: Settings) -> dict[str, str]:
-    return due_by(settings)
 
 
 def _counts(name: str, found: dict[str, int]) -> str:
