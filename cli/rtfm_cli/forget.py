@@ -22,7 +22,7 @@ from rtfm_cli.import_ import wait_until_ingested
 from rtfm_cli.options import counted, echo_json, examples, json_option, kafka_and_registry_settings
 from rtfm_cli.printing import echo
 from rtfm_cli.progress import Progress
-from rtfm_cli.tables import Table, table_console
+from rtfm_cli.tables import print_table
 
 _PAGE = 200
 """Deletions that are told before it is noted how far they are."""
@@ -164,7 +164,5 @@ def _deletion(told: Told) -> object:
 
 def _print(target: Target, reach: Reach) -> None:
     where = f" in guild {target.guild_id}" if target.guild_id else ""
-    table = Table("count", f"of {target.scope} {target.id}{where}", box=None)
-    for name, count in attrs.asdict(reach).items():
-        table.add_row(str(count), _WHAT[name])
-    table_console().print(table)
+    rows = [(count, _WHAT[name]) for name, count in attrs.asdict(reach).items()]
+    print_table(["count", f"of {target.scope} {target.id}{where}"], rows)

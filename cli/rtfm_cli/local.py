@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
+from attrs import asdict, evolve
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
@@ -19,7 +20,7 @@ from rtfm.local.stack import LocalStack, ServiceStatus
 from rtfm_cli import exit_codes
 from rtfm_cli.options import echo_json, examples, json_option, load_settings, need
 from rtfm_cli.printing import echo
-from rtfm_cli.tables import Table, table_console
+from rtfm_cli.tables import print_table
 
 _NAMES = ("kafka", "schema-registry", "chroma", "postgres")
 
@@ -158,17 +159,8 @@ def _plain_progress() -> artifacts.Progress:
 
 
 def _print(statuses: list[ServiceStatus], as_json: bool) -> None:
+    rows = [asdict(evolve(status, address=shown(status.address))) for status in statuses]
     if as_json:
-        echo_json(
-            {
-                "services": [
-                    {"name": s.name, "state": s.state, "address": shown(s.address), "pid": s.pid} for s in statuses
-                ]
-            }
-        )
-        return
-
-    table = Table("service", "state", "address", "pid", box=None)
-    for service in statuses:
-        table.add_row(service.name, service.state, shown(service.address), str(service.pid or ""))
-    table_console().print(table)
+        echo_json({"services": rows})
+    else:
+        print_table(["service", "state", "address", "pid"], [[cell or "" for cell in row.values()] for row in rows])

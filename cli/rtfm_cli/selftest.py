@@ -32,7 +32,7 @@ from rtfm.streams.progress import GroupProgress
 from rtfm.streams.topics import TopicAdmin
 from rtfm_cli import exit_codes
 from rtfm_cli.options import echo_json, examples, json_option, kafka_and_registry_settings
-from rtfm_cli.tables import Table, table_console, words
+from rtfm_cli.tables import print_table, words
 
 TESTS = ("connection", "topics", "schemas", "messages", "queries", "dead-letters")
 _ANSWER_TIMEOUT_S = 15.0
@@ -169,10 +169,8 @@ def _print(results: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         echo_json({"ok": all(result["result"] != "failed" for result in results), "tests": results})
         return
-
-    table = Table("test", "result", "detail", "ms", box=None)
     colours = {"ok": "green", "failed": "red", "skipped": "yellow"}
-    for result in results:
-        colour = colours[result["result"]]
-        table.add_row(result["test"], words(result["result"], colour), result["detail"], str(result["ms"]))
-    table_console().print(table)
+    print_table(
+        ["test", "result", "detail", "ms"],
+        [(r["test"], words(r["result"], colours[r["result"]]), r["detail"], r["ms"]) for r in results],
+    )

@@ -18,7 +18,7 @@ from rtfm.streams.progress import GroupProgress
 from rtfm.streams.topics import TopicAdmin
 from rtfm_cli import exit_codes
 from rtfm_cli.options import counted, echo_json, json_option, kafka_and_registry_settings, records_shown
-from rtfm_cli.tables import Table, table_console, words
+from rtfm_cli.tables import print_table, table_console, words
 
 
 @click.command("status")
@@ -110,27 +110,21 @@ def _counts(name: str, found: dict[str, int]) -> str:
 def _show(found: dict[str, Any], wrong: dict[str, RtfmError]) -> None:
     console = table_console()
     if found["topics"] is not None:
-        table = Table("topic", "partitions", "records", box=None, pad_edge=False)
-        table.add_column("group", overflow="fold")
-        table.add_column("members")
-        table.add_column("lag")
+        rows: list[tuple[object, ...]] = []
         for topic in found["topics"]:
             groups = topic["groups"] or [{"group": "-", "members": "-", "lag": "-"}]
             for number, group in enumerate(groups):
                 records = records_shown(topic["records"], topic["offsets"])
                 first = (topic["topic"], topic["partitions"] if topic["exists"] else "missing", records)
                 shown = first if number == 0 else ("", "", "")
-                table.add_row(*map(str, (*shown, group["group"], group["members"], group["lag"])))
-        console.print(table)
+                rows.append((*shown, group["group"], group["members"], group["lag"]))
+        print_table(["topic", "partitions", "records", "group", "members", "lag"], rows, pad_edge=False)
     if found["schemas"] is not None:
-        table = Table("subject", "version", "id", box=None, pad_edge=False)
-        for schema in found["schemas"]:
-            table.add_row(
-                schema["subject"],
-                str(schema["version"]) if schema["registered"] else "not registered",
-                str(schema["id"]),
-            )
-        console.print(table)
+        print_table(
+            ["subject", "version", "id"],
+            [(row["subject"], row["version"] or "not registered", row["id"]) for row in found["schemas"]],
+            pad_edge=False,
+        )
     for name in ("archive", "chroma"):
         if found[name] is not None:
             counts = _counts(name, found[name]) or "empty"

@@ -22,7 +22,7 @@ from rtfm_cli.dlq.selection import chosen_filter, filter_options, given_any, let
 from rtfm_cli.dlq.show import show
 from rtfm_cli.options import echo_json, examples, json_option, kafka_and_registry_settings, kafka_settings
 from rtfm_cli.printing import echo
-from rtfm_cli.tables import Table, table_console
+from rtfm_cli.tables import print_table
 
 if TYPE_CHECKING:
     from rtfm.knowledge.archive import Erasures
@@ -69,14 +69,11 @@ def list_(ids: tuple[str, ...], state: str, settings: Settings, as_json: bool, *
     if not rows:
         echo("There are no dead letters." if not (given_any(given) or ids) else "No dead letters match.")
         return
-    table = Table("id", "since", "topic", "from", "key", "error", "attempt", "message", box=None)
     for row in rows:
-        place = f"{row['partition']}-{row['offset']}"
-        since = day(row["dead_since_ms"])
-        table.add_row(
-            row["id"], since, row["topic"], place, row["key"], row["error_class"], str(row["attempt"]), row["message"]
-        )
-    table_console().print(table)
+        row |= {"since": day(row["dead_since_ms"]), "from": f"{row['partition']}-{row['offset']}"}
+        row["error"] = row["error_class"]
+    columns = ["id", "since", "topic", "from", "key", "error", "attempt", "message"]
+    print_table(columns, [[row[column] for column in columns] for row in rows])
 
 
 @examples("""
@@ -111,11 +108,14 @@ def stats(settings: Settings, as_json: bool) -> None:
     if oldest_ms is None:
         return
     echo(f"The oldest open one is of {day(oldest_ms)}.")
-    table = Table("open, by", "", "count", box=None)
-    for name, counter in by.items():
-        for value, count in counter.most_common():
-            table.add_row(name.replace("_", " "), value or "(none)", str(count))
-    table_console().print(table)
+    print_table(
+        ["open, by", "", "count"],
+        [
+            (name.replace("_", " "), value or "(none)", count)
+            for name, counter in by.items()
+            for value, count in counter.most_common()
+        ],
+    )
 
 
 @examples("""
@@ -231,10 +231,7 @@ def _report(decisions: Iterable[Decision], verb: str, ids: Collection[str], *, y
     if as_json:
         echo_json({"dry_run": not yes, done: (len(items) - refusals) * yes, "refused": refusals, "items": items})
     elif items:
-        table = Table("id", "topic", "", "why not", box=None)
-        for item in items:
-            table.add_row(item["id"], item["topic"], item["action"], item["reason"] or "")
-        table_console().print(table)
+        print_table(["id", "topic", "", "why not"], [[cell or "" for cell in item.values()] for item in items])
     if not as_json:
         last = f"{len(items) - refusals} {'' if yes else 'would be '}{done}, {refusals} refused."
         echo(last if yes else f"{last} Nothing was done: add --yes.")
