@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 import uuid
 from contextlib import closing
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import click
 from rich.console import Console
 
-from rtfm.contracts import catalogue, open_contracts
+from rtfm.clock import now_ms
+from rtfm.contracts import catalogue
 from rtfm.discord_ids import jump_link
 from rtfm.errors import Unavailable
 from rtfm.events import Audience, BotQuery, BotResponse, Citation, QueryOrigin, TimestampMillis, to_datetime
@@ -19,11 +19,10 @@ from rtfm.knowledge import console_scope
 from rtfm.knowledge.archive import SqlArchive
 from rtfm.names import QUERIES, RESPONSES
 from rtfm.settings import Settings
-from rtfm.streams.consumer import EventReader
-from rtfm.streams.producer import EventProducer
 from rtfm.streams.progress import GroupProgress
 from rtfm_cli import exit_codes
 from rtfm_cli.options import echo_json, examples, json_option, kafka_and_registry_settings
+from rtfm_cli.round_trip import round_trip
 from rtfm_cli.tables import words
 
 CONSOLE_ID = "0"
@@ -87,14 +86,14 @@ def ask(
 def _query(settings: Settings, question: str, guild: str | None, channels: tuple[str, ...]) -> BotQuery:
     with closing(SqlArchive(settings.database_url)) as archive:
         guild_id, visible = console_scope(archive, guild, channels)
-    asked_at = time.time_ns() // 1_000_000
+    asked_at = now_ms()
     return BotQuery(
         query_id=f"c{uuid.uuid4()}",
         guild_id=guild_id,
         channel_id=visible[0] if visible else CONSOLE_ID,
         asker_id=CONSOLE_ID,
         question=question,
-        asked_at=TimestampMillis(asked_at),
+        asked_at=asked_at,
         expires_at=TimestampMillis(asked_at + int(settings.query_expiry_s * 1000)),
         audience=Audience.ASKER,
         visible_channel_ids=visible,
@@ -104,20 +103,12 @@ def _query(settings: Settings, question: str, guild: str | None, channels: tuple
 
 def _exchange(settings: Settings, query: BotQuery, timeout_s: float) -> tuple[BotResponse, int]:
     """The response to ``query`` and the milliseconds that it took. Raises Unavailable when none comes in time."""
-    contracts = open_contracts(settings)
-    # The end is looked up before the question goes out, so that no answer can be missed.
-    with EventReader(settings, contracts, RESPONSES, from_end=True) as reader:
-        began = time.monotonic()
-        with EventProducer(settings, contracts) as producer:
-            producer.send(QUERIES, query)
-            producer.flush(min(timeout_s, settings.kafka_delivery_timeout_s))
-        until = began + timeout_s
-        while (left := until - time.monotonic()) > 0:
-            record = reader.poll(min(left, 0.5))
-            if record is not None and record.event is not None and record.event.query_id == query.query_id:
-                response: BotResponse = record.event
-                return response, round((time.monotonic() - began) * 1000)
-    raise Unavailable("processor", f"no answer within {timeout_s:g} s", hint=_hint(settings))
+    answer = round_trip(
+        settings, QUERIES, query, RESPONSES, lambda response: response.query_id == query.query_id, timeout_s
+    )
+    if answer is None:
+        raise Unavailable("processor", f"no answer within {timeout_s:g} s", hint=_hint(settings))
+    return answer
 
 
 def _hint(settings: Settings) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from contextlib import closing
 
@@ -13,12 +12,12 @@ from rtfm.clock import now_ms
 from rtfm.contracts import open_contracts
 from rtfm.events import ChannelKind, DiscordMessage, MessageChange, MessageSource, TimestampMillis, is_id, is_time
 from rtfm.knowledge.archive import SqlArchive
-from rtfm.knowledge.archive.erasing import Pass, Reach, Target, Told
+from rtfm.knowledge.archive.erasing import ArchiveErasing, Pass, Reach, Target, Told
 from rtfm.names import MESSAGES
 from rtfm.settings import Settings
-from rtfm.streams.producer import Delivery, EventProducer
+from rtfm.streams.producer import EventProducer
 from rtfm_cli import exit_codes
-from rtfm_cli.import_ import wait_until_ingested
+from rtfm_cli.import_ import ProducedEnds, wait_until_ingested
 from rtfm_cli.options import counted, echo_json, examples, json_option, kafka_and_registry_settings
 from rtfm_cli.printing import echo
 from rtfm_cli.progress import Progress
@@ -87,15 +86,15 @@ def forget(
             if as_json:
                 raise click.UsageError("--json asks nobody: add --yes, or --dry-run.")
             click.confirm("Erase this? It cannot be undone", abort=True)
-        teller = _Teller(settings, archive, target, rate)
-        ends = teller.tell(archive.erasing.begin(target, before=now_ms()), reach.messages, quiet=as_json)
+        passes = archive.erasing.begin(target, before=now_ms())
+        told, ends = _tell(settings, archive.erasing, target, passes, reach.messages, rate=rate, quiet=as_json)
         ingested = not ends or (not no_wait and wait_until_ingested(settings, ends, quiet=as_json))
         left = archive.erasing.reach(target).messages
     if as_json:
-        told = {"told": teller.told, "ingested": ingested, "messages_left": left}
-        echo_json({"dry_run": False, **named, "reach": attrs.asdict(reach), **told})
+        done = {"told": told, "ingested": ingested, "messages_left": left}
+        echo_json({"dry_run": False, **named, "reach": attrs.asdict(reach), **done})
     else:
-        echo(f"{counted(teller.told, 'deletions')} told, {counted(left, 'messages')} left to remove.")
+        echo(f"{counted(told, 'deletions')} told, {counted(left, 'messages')} left to remove.")
     return exit_codes.CHECK_FAILED if left and not no_wait else exit_codes.DONE
 
 
@@ -110,42 +109,37 @@ def _target(user: str | None, channel: str | None, guild: str | None) -> Target:
     return Target(scope="channel", id=channel) if channel is not None else Target(scope="guild", id=given[0])
 
 
-class _Teller:
-    """Produces the deletions, no more than ``rate`` a second, and notes how far it is."""
+def _tell(
+    settings: Settings,
+    erasing: ArchiveErasing,
+    target: Target,
+    passes: list[Pass],
+    total: int,
+    *,
+    rate: int,
+    quiet: bool,
+) -> tuple[int, dict[int, int]]:
+    """Produce the deletions, no more than ``rate`` a second, and note how far it is.
 
-    def __init__(self, settings: Settings, archive: SqlArchive, target: Target, rate: int) -> None:
-        self.told = 0
-        self._settings = settings
-        self._archive = archive
-        self._target = target
-        self._rate = rate
-        self._ends: dict[int, int] = {}
-        self._lock = threading.Lock()
-
-    def tell(self, passes: list[Pass], total: int, *, quiet: bool) -> dict[int, int]:
-        """Partition → offset after the last deletion. Raises Unavailable when Kafka does not take one."""
-        erasing, target = self._archive.erasing, self._target
-        contracts = open_contracts(self._settings)
-        with EventProducer(self._settings, contracts) as producer, Progress("Telling", total, quiet) as progress:
-            for part in passes:
-                while page := erasing.page(target, part, limit=_PAGE):
-                    began_s = time.monotonic()
-                    for one in page:
-                        producer.send(MESSAGES, _deletion(one), on_delivery=self._delivered)
-                    producer.flush()
-                    self.told += len(page)
-                    part = attrs.evolve(part, after=page[-1].message_id)
-                    if part.is_noted:
-                        erasing.note(target, part.after)
-                    progress.advance(len(page))
-                    time.sleep(max(len(page) / self._rate - (time.monotonic() - began_s), 0))
-        erasing.note(target, None)
-        return self._ends
-
-    def _delivered(self, delivery: Delivery) -> None:
-        if delivery.error is None:
-            with self._lock:
-                self._ends[delivery.partition] = max(self._ends.get(delivery.partition, 0), delivery.offset + 1)
+    Gives how many there were, and partition → offset after the last one. Raises Unavailable when Kafka does not take
+    one.
+    """
+    told, produced, contracts = 0, ProducedEnds(), open_contracts(settings)
+    with EventProducer(settings, contracts) as producer, Progress("Telling", total, quiet) as progress:
+        for part in passes:
+            while page := erasing.page(target, part, limit=_PAGE):
+                began_s = time.monotonic()
+                for one in page:
+                    producer.send(MESSAGES, _deletion(one), on_delivery=produced.note)
+                producer.flush()
+                told += len(page)
+                part = attrs.evolve(part, after=page[-1].message_id)
+                if part.is_noted:
+                    erasing.note(target, part.after)
+                progress.advance(len(page))
+                time.sleep(max(len(page) / rate - (time.monotonic() - began_s), 0))
+    erasing.note(target, None)
+    return told, produced.ends
 
 
 def _deletion(told: Told) -> object:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from attrs import asdict
+from attrs import asdict, define, field
 
 from rtfm.contracts import catalogue, open_contracts
 from rtfm.errors import InvalidEvent, PermanentError
@@ -54,19 +54,26 @@ def import_(
     _report(exports, sent, ingested=ingested, as_json=as_json)
 
 
+@define
+class ProducedEnds:
+    """How far the topic is written: partition → offset after the last record of ours."""
+
+    ends: dict[int, int] = field(factory=dict)
+    _lock: threading.Lock = field(factory=threading.Lock)
+
+    def note(self, delivery: Delivery) -> None:
+        """Take note of a record, from any thread."""
+        if delivery.error is None:
+            with self._lock:
+                self.ends[delivery.partition] = max(self.ends.get(delivery.partition, 0), delivery.offset + 1)
+
+
 def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) -> tuple[dict[int, int], int]:
     """Send all messages; (partition → offset after the last one, how many were sent).
 
     Raises RtfmError when one was not delivered.
     """
-    ends: dict[int, int] = {}
-    lock = threading.Lock()
-
-    def delivered(delivery: Delivery) -> None:
-        if delivery.error is None:
-            with lock:
-                ends[delivery.partition] = max(ends.get(delivery.partition, 0), delivery.offset + 1)
-
+    produced = ProducedEnds()
     contracts = open_contracts(settings)
     total = sum(export.count for export in exports)
     sent: list[int] = []
@@ -79,7 +86,7 @@ def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) 
                     if len(value) > MAX_EVENT_BYTES:
                         raise InvalidEvent(f"more than the {MAX_EVENT_BYTES} bytes that an event can have")
                     key = contracts.key(MESSAGES, message)
-                    producer.send_raw(MESSAGES, key, value, event_headers(None), on_delivery=delivered)
+                    producer.send_raw(MESSAGES, key, value, event_headers(None), on_delivery=produced.note)
                 except PermanentError as exc:
                     export.left_out.add(f"message {message.message_id}", str(exc))
                 if number % 100 == 0:
@@ -87,7 +94,7 @@ def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) 
             progress.advance(export.count % 100)
             sent.append(export.count - (export.left_out.count - left_out))
         producer.flush(settings.kafka_delivery_timeout_s)
-    return ends, sum(sent)
+    return produced.ends, sum(sent)
 
 
 def wait_until_ingested(settings: Settings, ends: dict[int, int], *, quiet: bool) -> bool:
