@@ -100,7 +100,6 @@ def configure_logging(level: str, output: str = "auto") -> None:
     """Send all logs to standard error; ``output`` is ``console``, ``json`` or ``auto`` (console on a terminal)."""
     as_json = output == "json" or (output == "auto" and not sys.stderr.isatty())
     shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -131,7 +130,6 @@ def configure_logging(level: str, output: str = "auto") -> None:
         processors=[
             structlog.stdlib.filter_by_level,
             *shared,
-            structlog.processors.StackInfoRenderer(),
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
