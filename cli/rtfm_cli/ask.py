@@ -8,6 +8,8 @@ from contextlib import closing
 from typing import Any
 
 import click
+from attrs import asdict
+from attrs.filters import include
 from rich.console import Console
 
 from rtfm.clock import now_ms
@@ -26,6 +28,8 @@ from rtfm_cli.round_trip import round_trip
 from rtfm_cli.tables import words
 
 CONSOLE_ID = "0"
+
+_CITED = include("number", "message_id", "channel_id", "excerpt", "score")
 
 _CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 _ESCAPED = re.compile(r"\\([^A-Za-z0-9\s])")
@@ -126,17 +130,7 @@ def _as_json(response: BotResponse, elapsed_ms: int) -> dict[str, Any]:
         "query_id": response.query_id,
         "outcome": response.outcome.value,
         "answer": response.answer,
-        "citations": [
-            {
-                "number": citation.number,
-                "message_id": citation.message_id,
-                "channel_id": citation.channel_id,
-                "url": _url(citation),
-                "excerpt": citation.excerpt,
-                "score": citation.score,
-            }
-            for citation in response.citations
-        ],
+        "citations": [{**asdict(citation, filter=_CITED), "url": _url(citation)} for citation in response.citations],
         "elapsed_ms": elapsed_ms,
     }
 

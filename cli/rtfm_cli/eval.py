@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import click
+from attrs import asdict
+from attrs.filters import exclude, include
 
 from rtfm.errors import ConfigError
 from rtfm.knowledge import console_scope
@@ -40,12 +42,7 @@ def eval_(questions: Path, out: Path | None, as_json: bool) -> None:
         try:
             with out.open("w", encoding="utf-8") as file:
                 for result in results:
-                    line = {
-                        "message_id": result.message_id,
-                        "retrieved": result.retrieved,
-                        "hit_rank": result.hit_rank,
-                        "coverage": round(result.coverage, 4),
-                    }
+                    line = {**asdict(result, filter=exclude("mode")), "coverage": round(result.coverage, 4)}
                     file.write(json.dumps(line) + "\n")
         except OSError as exc:
             raise ConfigError(f"{out} cannot be written: {exc.strerror or exc}") from exc
@@ -56,14 +53,8 @@ def eval_(questions: Path, out: Path | None, as_json: bool) -> None:
         "cover@300w": round(summary.coverage, 4),
     }
     if as_json:
-        echo_json(
-            {
-                "mode": results[0].mode,
-                "questions": summary.questions,
-                "nothing_found": summary.nothing_found,
-                **figures,
-            }
-        )
+        counts = asdict(summary, filter=include("questions", "nothing_found"))
+        echo_json({"mode": results[0].mode, **counts, **figures})
         return
     for name, value in figures.items():
         echo(f"{name:12} {value:.3f}")

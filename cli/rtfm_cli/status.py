@@ -7,6 +7,8 @@ from contextlib import closing
 from typing import Any
 
 import click
+from attrs import asdict
+from attrs.filters import include
 
 from rtfm.contracts import Catalogue, catalogue, open_registry
 from rtfm.errors import RtfmError
@@ -15,7 +17,7 @@ from rtfm.knowledge.rebuilding import due_by
 from rtfm.knowledge.vectors import ChromaVectors
 from rtfm.settings import Settings
 from rtfm.streams.progress import GroupProgress
-from rtfm.streams.topics import TopicAdmin
+from rtfm.streams.topics import TopicAdmin, TopicState
 from rtfm_cli import exit_codes
 from rtfm_cli.options import counted, echo_json, json_option, kafka_and_registry_settings, records_shown
 from rtfm_cli.tables import print_table, table_console, words
@@ -55,27 +57,18 @@ def status(settings: Settings, as_json: bool) -> int:
 
 
 def _topics(settings: Settings, contracts: Catalogue) -> list[dict[str, Any]]:
-    found = []
+    found: list[dict[str, Any]] = []
     admin = TopicAdmin(settings, contracts)
     states = {state.topic: state for state in admin.states()}
     for name in contracts.topics:
-        if name not in states:
-            found.append({"topic": name, "exists": False, "partitions": 0, "records": 0, "offsets": 0, "groups": []})
-            continue
-        state = states[name]
-        groups = []
-        for group, lag in state.lag.items():
-            groups.append({"group": group, "members": GroupProgress(settings, group).members(), "lag": lag})
-        found.append(
-            {
-                "topic": name,
-                "exists": True,
-                "partitions": state.partitions,
-                "records": admin.records(state),
-                "offsets": state.offsets,
-                "groups": groups,
-            }
-        )
+        state = states.get(name, TopicState(topic=name, partitions=0, config={}, offsets=0, lag={}))
+        records = admin.records(state) if name in states else 0
+        groups = [
+            {"group": group, "members": GroupProgress(settings, group).members(), "lag": lag}
+            for group, lag in state.lag.items()
+        ]
+        shown = asdict(state, filter=include("topic", "partitions", "offsets"))
+        found.append({**shown, "exists": name in states, "records": records, "groups": groups})
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from contextlib import closing
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rtfm.clock import now_ms
 from rtfm.contracts import open_contracts
 from rtfm.errors import ConfigError, Unavailable
 from rtfm.settings import Settings
@@ -85,7 +85,7 @@ rtfm-cli dlq stats --json
 @json_option
 def stats(settings: Settings, as_json: bool) -> None:
     """Count dead letters by topic, error, stage and age; those that are open, and what became of the others."""
-    now_ms = int(time.time() * 1000)
+    now = now_ms()
     states: Counter[str] = Counter({"open": 0, "replayed": 0, "discarded": 0})
     by: dict[str, Counter[str]] = {name: Counter() for name in ("topic", "error_class", "stage", "age")}
     oldest_ms: int | None = None
@@ -98,7 +98,7 @@ def stats(settings: Settings, as_json: bool) -> None:
             by["topic"][letter.topic] += 1
             by["error_class"][letter.error_class] += 1
             by["stage"][letter.stage] += 1
-            by["age"][_age(now_ms - letter.timestamp_ms)] += 1
+            by["age"][_age(now - letter.timestamp_ms)] += 1
             oldest_ms = min(letter.timestamp_ms, oldest_ms or letter.timestamp_ms)
     if as_json:
         counts = {f"by_{name}": dict(counter.most_common()) for name, counter in by.items()}

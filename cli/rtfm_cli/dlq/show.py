@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from attrs import frozen
+from attrs import asdict, frozen
 
 from rtfm.contracts import EVENT_OF_TOPIC, Contracts, open_contracts, schema_id_of
 from rtfm.contracts.inspection import Fault, frame_fault, inspect
@@ -56,9 +56,7 @@ def show(id_: str, settings: Settings, as_json: bool) -> None:
                 "facts": letter.facts,
                 "schema": reading.schema,
                 "fields": reading.fields,
-                "fault": None
-                if fault is None
-                else {"position": fault.position, "path": fault.path, "reason": fault.reason},
+                "fault": fault and asdict(fault),
                 "now": reading.now,
                 "value_hex": None if value is None else value.hex(),
             }
