@@ -7,12 +7,14 @@ says what the text should have been. Pure.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from attrs import field
 
 from rtfm.addresses import shown
+
+Number = TypeVar("Number", int, float)
 
 
 def text(value: str) -> str:
@@ -20,52 +22,29 @@ def text(value: str) -> str:
     return value
 
 
-def seconds(value: str) -> float:
-    """A duration above 0."""
-    number = float(value)
-    if not 0 < number < 1e9:
-        raise ValueError("a positive number of seconds")
-    return number
+def _number(
+    read: Callable[[str], Number], is_allowed: Callable[[Number], bool], wanted: str
+) -> Callable[[str], Number]:
+    """A parser of numbers; ``wanted`` says which ones are allowed."""
+
+    def parse(value: str) -> Number:
+        number = read(value)
+        if not is_allowed(number):
+            raise ValueError(wanted)
+        return number
+
+    return parse
 
 
-def count(value: str) -> int:
-    """How many, 1 or more."""
-    number = int(value)
-    if number < 1:
-        raise ValueError("a whole number of at least 1")
-    return number
+seconds = _number(float, lambda number: 0 < number < 1e9, "a positive number of seconds")
+count = _number(int, lambda number: number >= 1, "a whole number of at least 1")
+limit = _number(int, lambda number: number >= 0, "a whole number of at least 0")
+"""How many at most; 0 usually means no limit."""
 
-
-def limit(value: str) -> int:
-    """How many at most; 0 usually means no limit."""
-    number = int(value)
-    if number < 0:
-        raise ValueError("a whole number of at least 0")
-    return number
-
-
-def share(value: str) -> float:
-    """From 0 to 1."""
-    number = float(value)
-    if not 0 <= number <= 1:
-        raise ValueError("a share between 0 and 1")
-    return number
-
-
-def positive_share(value: str) -> float:
-    """Above 0, up to 1."""
-    number = share(value)
-    if number == 0:
-        raise ValueError("a share above 0, up to 1")
-    return number
-
-
-def port(value: str) -> int:
-    """A TCP port; 0 takes a free one."""
-    number = int(value)
-    if not 0 <= number <= 65535:
-        raise ValueError("a port between 0 and 65535")
-    return number
+share = _number(float, lambda number: 0 <= number <= 1, "a share between 0 and 1")
+positive_share = _number(float, lambda number: 0 < number <= 1, "a share above 0, up to 1")
+port = _number(int, lambda number: 0 <= number <= 65535, "a port between 0 and 65535")
+"""A TCP port; 0 takes a free one."""
 
 
 def boolean(value: str) -> bool:

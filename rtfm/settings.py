@@ -11,6 +11,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,276 +38,212 @@ LOCAL_STACK_FILE = "run/stack.json"
 MIN_SECRET_LENGTH = 6
 
 
-def _hostname() -> str:
-    return socket.gethostname()
+# The headings of docs/configuration.md.
+_general = partial(setting, group="General")
+_kafka = partial(setting, group="Kafka")
+_contracts = partial(setting, group="Contracts")
+_knowledge = partial(setting, group="Knowledge")
+_answering = partial(setting, group="Answering")
+_discord = partial(setting, group="Discord")
 
 
 @frozen(kw_only=True)
 class Settings:
     """Every setting, parsed. Secrets are left out of ``repr``."""
 
-    home: Path = setting(
-        "RTFM_HOME", Path(".rtfm"), "Folder for the local services, downloads and caches.", Path, group="General"
-    )
-    instance_id: str = setting(
+    home: Path = _general("RTFM_HOME", Path(".rtfm"), "Folder for the local services, downloads and caches.", Path)
+    instance_id: str = _general(
         "RTFM_INSTANCE_ID",
-        Factory(_hostname),
+        Factory(socket.gethostname),
         "Name of this instance, stable over restarts and different for each replica. Default: the host name.",
-        group="General",
     )
-    log_level: str = setting(
-        "LOG_LEVEL",
-        "INFO",
-        "Least severe level that is logged.",
-        one_of("DEBUG", "INFO", "WARNING", "ERROR"),
-        group="General",
+    log_level: str = _general(
+        "LOG_LEVEL", "INFO", "Least severe level that is logged.", one_of("DEBUG", "INFO", "WARNING", "ERROR")
     )
-    log_format: str = setting(
+    log_format: str = _general(
         "LOG_FORMAT",
         "auto",
         "`console`, `json`, or `auto`: console on a terminal, JSON elsewhere.",
         one_of("auto", "console", "json"),
-        group="General",
     )
-    metrics_host: str = setting(
-        "METRICS_HOST", "127.0.0.1", "Address on which a service opens its metrics and health port.", group="General"
+    metrics_host: str = _general(
+        "METRICS_HOST", "127.0.0.1", "Address on which a service opens its metrics and health port."
     )
-    metrics_port: int = setting(
-        "METRICS_PORT",
-        0,
-        "Port of /metrics, /healthz and /readyz; 0 takes a free one and logs it.",
-        port,
-        group="General",
+    metrics_port: int = _general(
+        "METRICS_PORT", 0, "Port of /metrics, /healthz and /readyz; 0 takes a free one and logs it.", port
     )
-    shutdown_grace_s: float = setting(
-        "SHUTDOWN_GRACE_S", 20.0, "Seconds that a service may take to finish on SIGTERM.", seconds, group="General"
+    shutdown_grace_s: float = _general(
+        "SHUTDOWN_GRACE_S", 20.0, "Seconds that a service may take to finish on SIGTERM.", seconds
     )
-    watchdog_s: float = setting(
+    watchdog_s: float = _general(
         "WATCHDOG_S",
         45.0,
         "Seconds without a pass of a service's loop after which the process logs the stacks of its threads and ends."
         " Below 30 s it may end one that only waits for Kafka.",
         seconds,
-        group="General",
     )
-    kafka_bootstrap_servers: str = setting(
-        "KAFKA_BOOTSTRAP_SERVERS", "localhost:29092", "Kafka brokers to start from.", bootstrap_servers, group="Kafka"
+    kafka_bootstrap_servers: str = _kafka(
+        "KAFKA_BOOTSTRAP_SERVERS", "localhost:29092", "Kafka brokers to start from.", bootstrap_servers
     )
-    kafka_topic_prefix: str = setting(
+    kafka_topic_prefix: str = _kafka(
         "KAFKA_TOPIC_PREFIX",
         "",
         "Put before every topic, consumer group, subject and collection, for a shared cluster.",
         topic_prefix,
-        group="Kafka",
     )
-    kafka_replication_factor: int = setting(
-        "KAFKA_REPLICATION_FACTOR",
-        1,
-        "Replicas of each topic that `topics init` makes; 3 in production.",
-        count,
-        group="Kafka",
+    kafka_replication_factor: int = _kafka(
+        "KAFKA_REPLICATION_FACTOR", 1, "Replicas of each topic that `topics init` makes; 3 in production.", count
     )
-    kafka_queue_max_messages: int = setting(
-        "KAFKA_QUEUE_MAX_MESSAGES",
-        10_000,
-        "Records that a producer holds before it makes its caller wait.",
-        count,
-        group="Kafka",
+    kafka_queue_max_messages: int = _kafka(
+        "KAFKA_QUEUE_MAX_MESSAGES", 10_000, "Records that a producer holds before it makes its caller wait.", count
     )
-    kafka_delivery_timeout_s: float = setting(
+    kafka_delivery_timeout_s: float = _kafka(
         "KAFKA_DELIVERY_TIMEOUT_S",
         30.0,
         "Seconds after which a record that no broker took is reported as not delivered.",
         seconds,
-        group="Kafka",
     )
-    kafka_compression: str = setting(
+    kafka_compression: str = _kafka(
         "KAFKA_COMPRESSION",
         "zstd",
         "Compression of what is produced: `zstd`, `lz4`, `snappy`, `gzip` or `none`. Another one where a reader of the"
         " topics cannot read zstd.",
         one_of("none", "gzip", "snappy", "lz4", "zstd"),
-        group="Kafka",
     )
-    kafka_group_protocol: str = setting(
+    kafka_group_protocol: str = _kafka(
         "KAFKA_GROUP_PROTOCOL",
         "classic",
         "`classic` notices a dead worker within 6 s; `consumer` (KIP-848) moves partitions with less ado, and notices"
         " within the broker's session timeout, 45 s unless set.",
         one_of("classic", "consumer"),
-        group="Kafka",
     )
-    kafka_static_membership: bool = setting(
+    kafka_static_membership: bool = _kafka(
         "KAFKA_STATIC_MEMBERSHIP",
         True,
         "With the classic protocol: keep a worker's partitions for it while it is restarted in place under the same"
         " RTFM_INSTANCE_ID. One that is removed holds them for 6 s; `false` where workers come and go.",
         boolean,
-        group="Kafka",
     )
-    dlq_max_consecutive: int = setting(
+    dlq_max_consecutive: int = _kafka(
         "DLQ_MAX_CONSECUTIVE",
         100,
         "Dead letters in a row, in one partition, after which a pipeline stops; 0 never stops.",
         limit,
-        group="Kafka",
     )
-    dlq_max_share: float = setting(
+    dlq_max_share: float = _kafka(
         "DLQ_MAX_SHARE",
         0.5,
         "Share of dead letters among the last 1,000 records of a partition, 200 or more being seen, above which a"
         " pipeline stops; 0 never stops.",
         share,
-        group="Kafka",
     )
-    schema_registry_url: str = setting(
+    schema_registry_url: str = _contracts(
         "SCHEMA_REGISTRY_URL",
         "http://localhost:8081",
         "Schema registry with Confluent's API, path included.",
         url("http", "https"),
-        group="Contracts",
     )
-    schemas_dir: Path | None = setting(
+    schemas_dir: Path | None = _contracts(
         "RTFM_SCHEMAS_DIR",
         None,
         "Folder that replaces the packaged schemas, released/ and contracts.toml included.",
         Path,
-        group="Contracts",
     )
-    database_url: str = setting(
+    database_url: str = _knowledge(
         "DATABASE_URL",
         "postgresql://rtfm:rtfm@localhost:5432/rtfm",
         "PostgreSQL database of the archive.",
         url("postgresql", "postgres"),
         secret=True,
-        group="Knowledge",
     )
-    chroma_url: str = setting(
-        "CHROMA_URL", "http://localhost:8000", "Chroma server.", url("http", "https"), group="Knowledge"
-    )
-    embedding_model_dir: Path | None = setting(
+    chroma_url: str = _knowledge("CHROMA_URL", "http://localhost:8000", "Chroma server.", url("http", "https"))
+    embedding_model_dir: Path | None = _knowledge(
         "RTFM_EMBEDDING_MODEL_DIR",
         None,
         "Folder of all-MiniLM-L6-v2 in ONNX (model.onnx and tokenizer.json). Default: where it was fetched to in"
         " RTFM_HOME; without it search is lexical.",
         Path,
-        group="Knowledge",
     )
-    embedding_model_url: str | None = setting(
+    embedding_model_url: str | None = _knowledge(
         "RTFM_EMBEDDING_MODEL_URL",
         None,
         "The only place that the model is fetched from: a mirror of the archive that Chroma fetches. Default: Maven"
         " Central, then Chroma's own address.",
         url("http", "https"),
-        group="Knowledge",
     )
-    embedding_threads: int = setting(
-        "EMBEDDING_THREADS", 2, "Threads of the embedding model.", count, group="Knowledge"
+    embedding_threads: int = _knowledge("EMBEDDING_THREADS", 2, "Threads of the embedding model.", count)
+    passages_per_answer: int = _knowledge("PASSAGES_PER_ANSWER", 8, "Passages that an answer may rest on.", count)
+    gemini_api_key: str | None = _answering(
+        "GEMINI_API_KEY", None, "Key of the Gemini API. Without it answers are extracts.", secret=True
     )
-    passages_per_answer: int = setting(
-        "PASSAGES_PER_ANSWER", 8, "Passages that an answer may rest on.", count, group="Knowledge"
+    gemini_model: str = _answering("GEMINI_MODEL", "gemini-flash-latest", "Model that writes answers.")
+    gemini_api_endpoint: str | None = _answering(
+        "GEMINI_API_ENDPOINT", None, "Another address of the Gemini REST API: a proxy or a stub.", url("http", "https")
     )
-    gemini_api_key: str | None = setting(
-        "GEMINI_API_KEY",
-        None,
-        "Key of the Gemini API. Without it answers are extracts.",
-        secret=True,
-        group="Answering",
-    )
-    gemini_model: str = setting("GEMINI_MODEL", "gemini-flash-latest", "Model that writes answers.", group="Answering")
-    gemini_api_endpoint: str | None = setting(
-        "GEMINI_API_ENDPOINT",
-        None,
-        "Another address of the Gemini REST API: a proxy or a stub.",
-        url("http", "https"),
-        group="Answering",
-    )
-    gemini_sdk: str = setting(
+    gemini_sdk: str = _answering(
         "GEMINI_SDK",
         "google-generativeai",
         "Package that talks to Gemini: `google-generativeai`, or its successor `google-genai`.",
         one_of("google-generativeai", "google-genai"),
-        group="Answering",
     )
-    gemini_timeout_s: float = setting(
-        "GEMINI_TIMEOUT_S", 20.0, "Seconds to wait for the model, all attempts together.", seconds, group="Answering"
+    gemini_timeout_s: float = _answering(
+        "GEMINI_TIMEOUT_S", 20.0, "Seconds to wait for the model, all attempts together.", seconds
     )
-    openai_base_url: str | None = setting(
+    openai_base_url: str | None = _answering(
         "OPENAI_BASE_URL",
         None,
         "OpenAI-compatible server to ask instead of Gemini, version included: `http://localhost:11434/v1`.",
         url("http", "https"),
-        group="Answering",
     )
-    openai_api_key: str | None = setting(
-        "OPENAI_API_KEY", None, "Key of that server, where it wants one.", secret=True, group="Answering"
+    openai_api_key: str | None = _answering(
+        "OPENAI_API_KEY", None, "Key of that server, where it wants one.", secret=True
     )
-    openai_model: str = setting("OPENAI_MODEL", "llama3.1", "Model of that server.", group="Answering")
-    model_attempts: int = setting(
-        "MODEL_ATTEMPTS",
-        3,
-        "Requests for one answer, when the model's service is busy or fails.",
-        count,
-        group="Answering",
+    openai_model: str = _answering("OPENAI_MODEL", "llama3.1", "Model of that server.")
+    model_attempts: int = _answering(
+        "MODEL_ATTEMPTS", 3, "Requests for one answer, when the model's service is busy or fails.", count
     )
-    model_requests_per_minute: int | None = setting(
+    model_requests_per_minute: int | None = _answering(
         "MODEL_REQUESTS_PER_MINUTE",
         None,
         "Budget of requests to the model a minute and processor; above it answers are extracts. Default: no limit.",
         count,
-        group="Answering",
     )
-    model_requests_per_day: int | None = setting(
-        "MODEL_REQUESTS_PER_DAY", None, "The same for a day.", count, group="Answering"
-    )
-    model_tokens_per_minute: int | None = setting(
+    model_requests_per_day: int | None = _answering("MODEL_REQUESTS_PER_DAY", None, "The same for a day.", count)
+    model_tokens_per_minute: int | None = _answering(
         "MODEL_TOKENS_PER_MINUTE",
         None,
         "Budget of tokens, of prompts and answers, a minute and processor. Default: no limit.",
         count,
-        group="Answering",
     )
-    model_tokens_per_day: int | None = setting(
-        "MODEL_TOKENS_PER_DAY", None, "The same for a day.", count, group="Answering"
-    )
-    breaker_failure_share: float = setting(
+    model_tokens_per_day: int | None = _answering("MODEL_TOKENS_PER_DAY", None, "The same for a day.", count)
+    breaker_failure_share: float = _answering(
         "BREAKER_FAILURE_SHARE",
         0.5,
         "Share of the requests of the last BREAKER_WINDOW_S that must fail for the model to be left alone.",
         positive_share,
-        group="Answering",
     )
-    breaker_min_requests: int = setting(
-        "BREAKER_MIN_REQUESTS", 5, "Requests within that time below which it is asked on.", count, group="Answering"
+    breaker_min_requests: int = _answering(
+        "BREAKER_MIN_REQUESTS", 5, "Requests within that time below which it is asked on.", count
     )
-    breaker_window_s: float = setting("BREAKER_WINDOW_S", 60.0, "Seconds looked back on.", seconds, group="Answering")
-    breaker_probe_interval_s: float = setting(
+    breaker_window_s: float = _answering("BREAKER_WINDOW_S", 60.0, "Seconds looked back on.", seconds)
+    breaker_probe_interval_s: float = _answering(
         "BREAKER_PROBE_INTERVAL_S",
         30.0,
         "Seconds that the model is left alone before one request tries it again.",
         seconds,
-        group="Answering",
     )
-    processor_concurrency: int = setting(
-        "PROCESSOR_CONCURRENCY", 16, "Questions that one processor answers at a time.", count, group="Answering"
+    processor_concurrency: int = _answering(
+        "PROCESSOR_CONCURRENCY", 16, "Questions that one processor answers at a time.", count
     )
-    query_expiry_s: float = setting(
-        "QUERY_EXPIRY_S", 600.0, "Seconds after which a question is no longer answered.", seconds, group="Answering"
+    query_expiry_s: float = _answering(
+        "QUERY_EXPIRY_S", 600.0, "Seconds after which a question is no longer answered.", seconds
     )
-    discord_token: str | None = setting("DISCORD_TOKEN", None, "Token of the bot.", secret=True, group="Discord")
-    discord_api: str | None = setting(
-        "RTFM_DISCORD_API",
-        None,
-        "REST address of another Discord-compatible server.",
-        url("http", "https"),
-        group="Discord",
+    discord_token: str | None = _discord("DISCORD_TOKEN", None, "Token of the bot.", secret=True)
+    discord_api: str | None = _discord(
+        "RTFM_DISCORD_API", None, "REST address of another Discord-compatible server.", url("http", "https")
     )
-    discord_gateway: str | None = setting(
-        "RTFM_DISCORD_GATEWAY",
-        None,
-        "Gateway address of another Discord-compatible server.",
-        url("ws", "wss"),
-        group="Discord",
+    discord_gateway: str | None = _discord(
+        "RTFM_DISCORD_GATEWAY", None, "Gateway address of another Discord-compatible server.", url("ws", "wss")
     )
 
     def secrets(self) -> tuple[str, ...]:
@@ -432,6 +369,6 @@ def _alive(pid: object) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
+    except PermissionError:  # another user's
+        pass
     return True

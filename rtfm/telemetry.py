@@ -100,7 +100,6 @@ def configure_logging(level: str, output: str = "auto") -> None:
     """Send all logs to standard error; ``output`` is ``console``, ``json`` or ``auto`` (console on a terminal)."""
     as_json = output == "json" or (output == "auto" and not sys.stderr.isatty())
     shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -131,7 +130,6 @@ def configure_logging(level: str, output: str = "auto") -> None:
         processors=[
             structlog.stdlib.filter_by_level,
             *shared,
-            structlog.processors.StackInfoRenderer(),
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -230,16 +228,21 @@ IDLE_S = 5.0
 """Seconds without a byte after which a connection to the metrics port is closed."""
 
 
-class _BoundedServer(ThreadingHTTPServer):
-    """A thread for each connection, and few of them: whoever holds connections open closes only older ones."""
+class MetricsServer(ThreadingHTTPServer):
+    """One small HTTP port with /metrics, /healthz and /readyz.
+
+    A thread for each connection, and few of them: whoever holds connections open closes only older ones.
+    """
 
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+    def __init__(self, health: Health, host: str, port: int) -> None:
+        """Open the port; 0 takes a free one. Raises OSError when it cannot be had."""
         self._open: dict[Any, None] = {}  # in the order in which they came
         self._open_lock = threading.Lock()
-        super().__init__(address, handler)
+        super().__init__((host, port), _handler(health))
+        self.port: int = self.server_address[1]
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._open_lock:
@@ -260,24 +263,14 @@ class _BoundedServer(ThreadingHTTPServer):
         """Log it only for who looks for it: mostly whoever asked has gone."""
         get_logger(__name__).debug("a request to the metrics port failed", exc_info=True)
 
-
-class MetricsServer:
-    """One small HTTP port with /metrics, /healthz and /readyz, served from a daemon thread."""
-
-    def __init__(self, health: Health, host: str, port: int) -> None:
-        """Open the port; 0 takes a free one. Raises OSError when it cannot be had."""
-        self._server = _BoundedServer((host, port), _handler(health))
-        self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
-
     def start(self) -> None:
-        """Begin to answer."""
-        self._thread.start()
+        """Begin to answer, from a daemon thread."""
+        threading.Thread(target=self.serve_forever, name="metrics", daemon=True).start()
 
     def stop(self) -> None:
         """Close the port."""
-        self._server.shutdown()
-        self._server.server_close()
+        self.shutdown()
+        self.server_close()
 
 
 def _handler(health: Health) -> type[BaseHTTPRequestHandler]:

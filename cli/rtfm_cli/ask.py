@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-import time
 import uuid
+from contextlib import closing
 from typing import Any
 
 import click
+from attrs import asdict
+from attrs.filters import include
 from rich.console import Console
 
-from rtfm.contracts import catalogue, open_contracts
+from rtfm.clock import now_ms
+from rtfm.contracts import catalogue
 from rtfm.discord_ids import jump_link
 from rtfm.errors import Unavailable
 from rtfm.events import Audience, BotQuery, BotResponse, Citation, QueryOrigin, TimestampMillis, to_datetime
@@ -18,14 +21,15 @@ from rtfm.knowledge import console_scope
 from rtfm.knowledge.archive import SqlArchive
 from rtfm.names import QUERIES, RESPONSES
 from rtfm.settings import Settings
-from rtfm.streams.consumer import EventReader
-from rtfm.streams.producer import EventProducer
 from rtfm.streams.progress import GroupProgress
 from rtfm_cli import exit_codes
-from rtfm_cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings, registry_option
+from rtfm_cli.options import echo_json, examples, json_option, kafka_and_registry_settings
+from rtfm_cli.round_trip import round_trip
 from rtfm_cli.tables import words
 
 CONSOLE_ID = "0"
+
+_CITED = include("number", "message_id", "channel_id", "excerpt", "score")
 
 _CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 _ESCAPED = re.compile(r"\\([^A-Za-z0-9\s])")
@@ -55,16 +59,14 @@ rtfm-cli ask --guild 1163874448331508 --timeout 10 --json "how do I mount an NTF
     show_default=True,
     help="Seconds to wait for the answer.",
 )
-@bootstrap_servers_option
-@registry_option
+@kafka_and_registry_settings
 @json_option
 def ask(
     question: str,
     guild: str | None,
     channels: tuple[str, ...],
     timeout_s: float,
-    kafka_bootstrap_servers: str | None,
-    schema_registry_url: str | None,
+    settings: Settings,
     as_json: bool,
 ) -> int:
     """Ask QUESTION through bot-queries and print the answer from bot-responses.
@@ -76,7 +78,6 @@ def ask(
         raise click.BadParameter("it is empty", param_hint="QUESTION")
     if question.encode(errors="replace").decode() != question:
         raise click.BadParameter("it is not UTF-8", param_hint="QUESTION")
-    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     query = _query(settings, question, guild, channels)
     response, elapsed_ms = _exchange(settings, query, timeout_s)
     if as_json:
@@ -87,19 +88,16 @@ def ask(
 
 
 def _query(settings: Settings, question: str, guild: str | None, channels: tuple[str, ...]) -> BotQuery:
-    archive = SqlArchive(settings.database_url)
-    try:
+    with closing(SqlArchive(settings.database_url)) as archive:
         guild_id, visible = console_scope(archive, guild, channels)
-    finally:
-        archive.close()
-    asked_at = time.time_ns() // 1_000_000
+    asked_at = now_ms()
     return BotQuery(
         query_id=f"c{uuid.uuid4()}",
         guild_id=guild_id,
         channel_id=visible[0] if visible else CONSOLE_ID,
         asker_id=CONSOLE_ID,
         question=question,
-        asked_at=TimestampMillis(asked_at),
+        asked_at=asked_at,
         expires_at=TimestampMillis(asked_at + int(settings.query_expiry_s * 1000)),
         audience=Audience.ASKER,
         visible_channel_ids=visible,
@@ -109,20 +107,12 @@ def _query(settings: Settings, question: str, guild: str | None, channels: tuple
 
 def _exchange(settings: Settings, query: BotQuery, timeout_s: float) -> tuple[BotResponse, int]:
     """The response to ``query`` and the milliseconds that it took. Raises Unavailable when none comes in time."""
-    contracts = open_contracts(settings)
-    # The end is looked up before the question goes out, so that no answer can be missed.
-    with EventReader(settings, contracts, RESPONSES, from_end=True) as reader:
-        began = time.monotonic()
-        with EventProducer(settings, contracts) as producer:
-            producer.send(QUERIES, query)
-            producer.flush(min(timeout_s, settings.kafka_delivery_timeout_s))
-        until = began + timeout_s
-        while (left := until - time.monotonic()) > 0:
-            record = reader.poll(min(left, 0.5))
-            if record is not None and record.event is not None and record.event.query_id == query.query_id:
-                response: BotResponse = record.event
-                return response, round((time.monotonic() - began) * 1000)
-    raise Unavailable("processor", f"no answer within {timeout_s:g} s", hint=_hint(settings))
+    answer = round_trip(
+        settings, QUERIES, query, RESPONSES, lambda response: response.query_id == query.query_id, timeout_s
+    )
+    if answer is None:
+        raise Unavailable("processor", f"no answer within {timeout_s:g} s", hint=_hint(settings))
+    return answer
 
 
 def _hint(settings: Settings) -> str:
@@ -140,17 +130,7 @@ def _as_json(response: BotResponse, elapsed_ms: int) -> dict[str, Any]:
         "query_id": response.query_id,
         "outcome": response.outcome.value,
         "answer": response.answer,
-        "citations": [
-            {
-                "number": citation.number,
-                "message_id": citation.message_id,
-                "channel_id": citation.channel_id,
-                "url": _url(citation),
-                "excerpt": citation.excerpt,
-                "score": citation.score,
-            }
-            for citation in response.citations
-        ],
+        "citations": [{**asdict(citation, filter=_CITED), "url": _url(citation)} for citation in response.citations],
         "elapsed_ms": elapsed_ms,
     }
 

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.padding import Padding
 
 from rtfm.errors import ConfigError, RtfmError, Unavailable
+from rtfm.knowledge.evaluation import Question, read_questions
 from rtfm.local.services import create_database
 from rtfm.local.stack import LocalStack
 from rtfm.settings import Settings
@@ -40,14 +41,6 @@ RIGHT_ENOUGH = 4
 """Of the five questions; what the demo promises with the embedding model and without it."""
 
 STOP_TIMEOUT_S = 20.0
-
-
-@frozen(kw_only=True)
-class Question:
-    """A question to the sample chat and the messages of the conversation that answers it."""
-
-    text: str
-    relevant_message_ids: frozenset[str]
 
 
 @frozen(kw_only=True)
@@ -69,7 +62,7 @@ class Reply:
     def right(self) -> bool:
         """Whether the answer links to the conversation that holds it."""
         cited = {str(citation["message_id"]) for citation in self.citations}
-        return self.answered and bool(cited & self.question.relevant_message_ids)
+        return self.answered and bool(cited & self.question.relevant)
 
 
 @click.command()
@@ -121,12 +114,8 @@ def exports() -> list[Path]:
 
 
 def questions() -> list[Question]:
-    """The five questions that the demo asks, in the form that `rtfm-cli eval` reads too."""
-    lines = (SAMPLE / "questions.jsonl").read_text(encoding="utf-8").splitlines()
-    return [
-        Question(text=row["question"], relevant_message_ids=frozenset(row["relevant_message_ids"]))
-        for row in map(json.loads, lines)
-    ]
+    """The five questions that the demo asks."""
+    return read_questions(SAMPLE / "questions.jsonl")
 
 
 @contextmanager
@@ -223,7 +212,7 @@ def _search_mode(console: Console, environment: Mapping[str, str]) -> str:
 
 def _ask(console: Console, environment: Mapping[str, str], question: Question) -> Reply:
     console.print()
-    console.print(words("? ", "bold cyan") + words(question.text, "bold"))
+    console.print(words("? ", "bold cyan") + words(question.question, "bold"))
     with console.status("through demo.bot-queries and back …"):
         reply = _reply(environment, question)
     mark = words("  ✓ ", "green") if reply.right else words("  ✗ ", "red")
@@ -238,7 +227,7 @@ def _reply(environment: Mapping[str, str], question: Question) -> Reply:
     try:
         # 1 is the outcome FAILED, printed as any other.
         printed = json.loads(
-            _cli(environment, "ask", "--json", question.text, allowed=(exit_codes.DONE, exit_codes.CHECK_FAILED))
+            _cli(environment, "ask", "--json", question.question, allowed=(exit_codes.DONE, exit_codes.CHECK_FAILED))
         )
     except Unavailable as exc:
         return Reply(question=question, outcome="NONE", answer=str(exc), citations=(), elapsed_ms=0)

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import click
+from attrs import asdict
+from attrs.filters import exclude, include
 
 from rtfm.errors import ConfigError
-from rtfm.knowledge import console_scope, open_knowledge
+from rtfm.knowledge import console_scope
 from rtfm.knowledge.evaluation import measure, read_questions, summarise
-from rtfm_cli.options import echo_json, examples, json_option, load_settings, say_if_lexical
+from rtfm_cli.knowledge import opened_knowledge
+from rtfm_cli.options import echo_json, examples, json_option
 from rtfm_cli.printing import echo
 
 
@@ -29,26 +32,17 @@ def eval_(questions: Path, out: Path | None, as_json: bool) -> None:
     the relevant messages inside the first 300 words of what is found.
     """
     asked = read_questions(questions)
-    knowledge = open_knowledge(load_settings(log_level="ERROR"))
-    say_if_lexical(knowledge.retriever.mode)
-    try:
+    with opened_knowledge() as knowledge:
         visible = {
             guild_id: console_scope(knowledge.archive, guild_id)[1]
             for guild_id in {question.guild_id for question in asked}
         }
         results = [measure(knowledge.retriever, question, visible[question.guild_id]) for question in asked]
-    finally:
-        knowledge.close()
     if out is not None:
         try:
             with out.open("w", encoding="utf-8") as file:
                 for result in results:
-                    line = {
-                        "message_id": result.message_id,
-                        "retrieved": result.retrieved,
-                        "hit_rank": result.hit_rank,
-                        "coverage": round(result.coverage, 4),
-                    }
+                    line = {**asdict(result, filter=exclude("mode")), "coverage": round(result.coverage, 4)}
                     file.write(json.dumps(line) + "\n")
         except OSError as exc:
             raise ConfigError(f"{out} cannot be written: {exc.strerror or exc}") from exc
@@ -59,14 +53,8 @@ def eval_(questions: Path, out: Path | None, as_json: bool) -> None:
         "cover@300w": round(summary.coverage, 4),
     }
     if as_json:
-        echo_json(
-            {
-                "mode": results[0].mode,
-                "questions": summary.questions,
-                "nothing_found": summary.nothing_found,
-                **figures,
-            }
-        )
+        counts = asdict(summary, filter=include("questions", "nothing_found"))
+        echo_json({"mode": results[0].mode, **counts, **figures})
         return
     for name, value in figures.items():
         echo(f"{name:12} {value:.3f}")

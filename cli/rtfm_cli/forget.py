@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from contextlib import closing
 
@@ -13,24 +12,16 @@ from rtfm.clock import now_ms
 from rtfm.contracts import open_contracts
 from rtfm.events import ChannelKind, DiscordMessage, MessageChange, MessageSource, TimestampMillis, is_id, is_time
 from rtfm.knowledge.archive import SqlArchive
-from rtfm.knowledge.archive.erasing import Pass, Reach, Target, Told
+from rtfm.knowledge.archive.erasing import ArchiveErasing, Pass, Reach, Target, Told
 from rtfm.names import MESSAGES
 from rtfm.settings import Settings
-from rtfm.streams.producer import Delivery, EventProducer
+from rtfm.streams.producer import EventProducer
 from rtfm_cli import exit_codes
-from rtfm_cli.import_ import wait_until_ingested
-from rtfm_cli.options import (
-    bootstrap_servers_option,
-    counted,
-    echo_json,
-    examples,
-    json_option,
-    load_settings,
-    registry_option,
-)
+from rtfm_cli.import_ import ProducedEnds, wait_until_ingested
+from rtfm_cli.options import counted, echo_json, examples, json_option, kafka_and_registry_settings
 from rtfm_cli.printing import echo
 from rtfm_cli.progress import Progress
-from rtfm_cli.tables import Table, table_console
+from rtfm_cli.tables import print_table
 
 _PAGE = 200
 """Deletions that are told before it is noted how far they are."""
@@ -61,8 +52,7 @@ rtfm-cli forget --channel 1163874448331511
     "--rate", default=500, show_default=True, type=click.IntRange(1), help="Deletions told to Kafka a second."
 )
 @click.option("--no-wait", is_flag=True, help="Do not wait until the processor has removed everything.")
-@bootstrap_servers_option
-@registry_option
+@kafka_and_registry_settings
 @json_option
 def forget(
     user: str | None,
@@ -72,8 +62,7 @@ def forget(
     yes: bool,
     rate: int,
     no_wait: bool,
-    kafka_bootstrap_servers: str | None,
-    schema_registry_url: str | None,
+    settings: Settings,
     as_json: bool,
 ) -> int:
     """Erase what a person said and asked, or all of a channel or guild, up to now.
@@ -84,7 +73,6 @@ def forget(
     Exit code 1: no processor has removed the messages yet.
     """
     target = _target(user, channel, guild)
-    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     with closing(SqlArchive(settings.database_url)) as archive:
         reach = archive.erasing.reach(target)
         named = {"scope": target.scope, "id": target.id, "guild_id": target.guild_id or None}
@@ -98,15 +86,15 @@ def forget(
             if as_json:
                 raise click.UsageError("--json asks nobody: add --yes, or --dry-run.")
             click.confirm("Erase this? It cannot be undone", abort=True)
-        teller = _Teller(settings, archive, target, rate)
-        ends = teller.tell(archive.erasing.begin(target, before=now_ms()), reach.messages, quiet=as_json)
+        passes = archive.erasing.begin(target, before=now_ms())
+        told, ends = _tell(settings, archive.erasing, target, passes, reach.messages, rate=rate, quiet=as_json)
         ingested = not ends or (not no_wait and wait_until_ingested(settings, ends, quiet=as_json))
         left = archive.erasing.reach(target).messages
     if as_json:
-        told = {"told": teller.told, "ingested": ingested, "messages_left": left}
-        echo_json({"dry_run": False, **named, "reach": attrs.asdict(reach), **told})
+        done = {"told": told, "ingested": ingested, "messages_left": left}
+        echo_json({"dry_run": False, **named, "reach": attrs.asdict(reach), **done})
     else:
-        echo(f"{counted(teller.told, 'deletions')} told, {counted(left, 'messages')} left to remove.")
+        echo(f"{counted(told, 'deletions')} told, {counted(left, 'messages')} left to remove.")
     return exit_codes.CHECK_FAILED if left and not no_wait else exit_codes.DONE
 
 
@@ -121,42 +109,37 @@ def _target(user: str | None, channel: str | None, guild: str | None) -> Target:
     return Target(scope="channel", id=channel) if channel is not None else Target(scope="guild", id=given[0])
 
 
-class _Teller:
-    """Produces the deletions, no more than ``rate`` a second, and notes how far it is."""
+def _tell(
+    settings: Settings,
+    erasing: ArchiveErasing,
+    target: Target,
+    passes: list[Pass],
+    total: int,
+    *,
+    rate: int,
+    quiet: bool,
+) -> tuple[int, dict[int, int]]:
+    """Produce the deletions, no more than ``rate`` a second, and note how far it is.
 
-    def __init__(self, settings: Settings, archive: SqlArchive, target: Target, rate: int) -> None:
-        self.told = 0
-        self._settings = settings
-        self._archive = archive
-        self._target = target
-        self._rate = rate
-        self._ends: dict[int, int] = {}
-        self._lock = threading.Lock()
-
-    def tell(self, passes: list[Pass], total: int, *, quiet: bool) -> dict[int, int]:
-        """Partition → offset after the last deletion. Raises Unavailable when Kafka does not take one."""
-        erasing, target = self._archive.erasing, self._target
-        contracts = open_contracts(self._settings)
-        with EventProducer(self._settings, contracts) as producer, Progress("Telling", total, quiet) as progress:
-            for part in passes:
-                while page := erasing.page(target, part, limit=_PAGE):
-                    began_s = time.monotonic()
-                    for one in page:
-                        producer.send(MESSAGES, _deletion(one), on_delivery=self._delivered)
-                    producer.flush()
-                    self.told += len(page)
-                    part = attrs.evolve(part, after=page[-1].message_id)
-                    if part.is_noted:
-                        erasing.note(target, part.after)
-                    progress.advance(len(page))
-                    time.sleep(max(len(page) / self._rate - (time.monotonic() - began_s), 0))
-        erasing.note(target, None)
-        return self._ends
-
-    def _delivered(self, delivery: Delivery) -> None:
-        if delivery.error is None:
-            with self._lock:
-                self._ends[delivery.partition] = max(self._ends.get(delivery.partition, 0), delivery.offset + 1)
+    Gives how many there were, and partition → offset after the last one. Raises Unavailable when Kafka does not take
+    one.
+    """
+    told, produced, contracts = 0, ProducedEnds(), open_contracts(settings)
+    with EventProducer(settings, contracts) as producer, Progress("Telling", total, quiet) as progress:
+        for part in passes:
+            while page := erasing.page(target, part, limit=_PAGE):
+                began_s = time.monotonic()
+                for one in page:
+                    producer.send(MESSAGES, _deletion(one), on_delivery=produced.note)
+                producer.flush()
+                told += len(page)
+                part = attrs.evolve(part, after=page[-1].message_id)
+                if part.is_noted:
+                    erasing.note(target, part.after)
+                progress.advance(len(page))
+                time.sleep(max(len(page) / rate - (time.monotonic() - began_s), 0))
+    erasing.note(target, None)
+    return told, produced.ends
 
 
 def _deletion(told: Told) -> object:
@@ -175,7 +158,5 @@ def _deletion(told: Told) -> object:
 
 def _print(target: Target, reach: Reach) -> None:
     where = f" in guild {target.guild_id}" if target.guild_id else ""
-    table = Table("count", f"of {target.scope} {target.id}{where}", box=None)
-    for name, count in attrs.asdict(reach).items():
-        table.add_row(str(count), _WHAT[name])
-    table_console().print(table)
+    rows = [(count, _WHAT[name]) for name, count in attrs.asdict(reach).items()]
+    print_table(["count", f"of {target.scope} {target.id}{where}"], rows)

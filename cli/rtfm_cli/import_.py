@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from attrs import asdict, define, field
 
 from rtfm.contracts import catalogue, open_contracts
 from rtfm.errors import InvalidEvent, PermanentError
@@ -17,15 +18,7 @@ from rtfm.names import MESSAGES
 from rtfm.settings import Settings
 from rtfm.streams.producer import Delivery, EventProducer, event_headers
 from rtfm.streams.progress import GroupProgress
-from rtfm_cli.options import (
-    bootstrap_servers_option,
-    counted,
-    echo_json,
-    examples,
-    json_option,
-    load_settings,
-    registry_option,
-)
+from rtfm_cli.options import counted, echo_json, examples, json_option, kafka_and_registry_settings
 from rtfm_cli.printing import echo, printable
 from rtfm_cli.progress import Progress
 
@@ -42,14 +35,12 @@ rtfm-cli import --no-wait general.json
 @click.command("import")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--no-wait", is_flag=True, help="Do not wait until the messages can be found.")
-@bootstrap_servers_option
-@registry_option
+@kafka_and_registry_settings
 @json_option
 def import_(
     files: tuple[Path, ...],
     no_wait: bool,
-    kafka_bootstrap_servers: str | None,
-    schema_registry_url: str | None,
+    settings: Settings,
     as_json: bool,
 ) -> None:
     """Import chat exports (DiscordChatExporter's JSON) through discord-messages.
@@ -57,11 +48,24 @@ def import_(
     All files are checked before anything is sent. Messages that are broken, and Discord's own notices, are left out and
     counted. Importing a file again changes nothing.
     """
-    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     exports = [read_export(path) for path in files]
     produced, sent = _produce(settings, exports, quiet=as_json)
     ingested = not no_wait and bool(produced) and wait_until_ingested(settings, produced, quiet=as_json)
     _report(exports, sent, ingested=ingested, as_json=as_json)
+
+
+@define
+class ProducedEnds:
+    """How far the topic is written: partition → offset after the last record of ours."""
+
+    ends: dict[int, int] = field(factory=dict)
+    _lock: threading.Lock = field(factory=threading.Lock)
+
+    def note(self, delivery: Delivery) -> None:
+        """Take note of a record, from any thread."""
+        if delivery.error is None:
+            with self._lock:
+                self.ends[delivery.partition] = max(self.ends.get(delivery.partition, 0), delivery.offset + 1)
 
 
 def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) -> tuple[dict[int, int], int]:
@@ -69,14 +73,7 @@ def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) 
 
     Raises RtfmError when one was not delivered.
     """
-    ends: dict[int, int] = {}
-    lock = threading.Lock()
-
-    def delivered(delivery: Delivery) -> None:
-        if delivery.error is None:
-            with lock:
-                ends[delivery.partition] = max(ends.get(delivery.partition, 0), delivery.offset + 1)
-
+    produced = ProducedEnds()
     contracts = open_contracts(settings)
     total = sum(export.count for export in exports)
     sent: list[int] = []
@@ -89,7 +86,7 @@ def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) 
                     if len(value) > MAX_EVENT_BYTES:
                         raise InvalidEvent(f"more than the {MAX_EVENT_BYTES} bytes that an event can have")
                     key = contracts.key(MESSAGES, message)
-                    producer.send_raw(MESSAGES, key, value, event_headers(None), on_delivery=delivered)
+                    producer.send_raw(MESSAGES, key, value, event_headers(None), on_delivery=produced.note)
                 except PermanentError as exc:
                     export.left_out.add(f"message {message.message_id}", str(exc))
                 if number % 100 == 0:
@@ -97,7 +94,7 @@ def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) 
             progress.advance(export.count % 100)
             sent.append(export.count - (export.left_out.count - left_out))
         producer.flush(settings.kafka_delivery_timeout_s)
-    return ends, sum(sent)
+    return produced.ends, sum(sent)
 
 
 def wait_until_ingested(settings: Settings, ends: dict[int, int], *, quiet: bool) -> bool:
@@ -141,7 +138,7 @@ def _report(exports: Sequence[ChatExport], sent: int, *, ingested: bool, as_json
                 "messages": sent,
                 "ingested": ingested,
                 "left_out_count": left_out,
-                "left_out": [{"file": str(path), "where": one.where, "why": one.why} for path, one in first],
+                "left_out": [{"file": str(path), **asdict(one)} for path, one in first],
             }
         )
         return

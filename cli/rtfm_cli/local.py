@@ -9,19 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
+from attrs import asdict, evolve
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from rtfm.addresses import shown
 from rtfm.errors import ConfigError, RtfmError
 from rtfm.local import artifacts, model
+from rtfm.local.services import SERVICES
 from rtfm.local.stack import LocalStack, ServiceStatus
 from rtfm_cli import exit_codes
 from rtfm_cli.options import echo_json, examples, json_option, load_settings, need
 from rtfm_cli.printing import echo
-from rtfm_cli.tables import Table, table_console
-
-_NAMES = ("kafka", "schema-registry", "chroma", "postgres")
+from rtfm_cli.tables import print_table
 
 
 @click.group()
@@ -38,33 +38,26 @@ rtfm-cli local up --kafka-port 19092
 rtfm-cli local status --json
 """)
 @local.command()
-@click.option("--kafka-port", type=click.IntRange(1, 65535), help="Port of Kafka; default 29092 where it is free.")
-@click.option("--registry-port", type=click.IntRange(1, 65535), help="Port of the registry; default 8081.")
-@click.option("--chroma-port", type=click.IntRange(1, 65535), help="Port of Chroma; default 8000.")
-@click.option("--postgres-port", type=click.IntRange(1, 65535), help="Port of PostgreSQL; default 5432.")
+@click.option(
+    "--kafka-port", "kafka", type=click.IntRange(1, 65535), help="Port of Kafka; default 29092 where it is free."
+)
+@click.option(
+    "--registry-port", "schema_registry", type=click.IntRange(1, 65535), help="Port of the registry; default 8081."
+)
+@click.option("--chroma-port", "chroma", type=click.IntRange(1, 65535), help="Port of Chroma; default 8000.")
+@click.option("--postgres-port", "postgres", type=click.IntRange(1, 65535), help="Port of PostgreSQL; default 5432.")
 @json_option
-def up(
-    kafka_port: int | None,
-    registry_port: int | None,
-    chroma_port: int | None,
-    postgres_port: int | None,
-    as_json: bool,
-) -> None:
+def up(as_json: bool, **ports: int | None) -> None:
     """Start what does not run yet.
 
     The first time it fetches about 200 MB, and then needs no network. It also tries to fetch the embedding model
     (80 MB), without which search is lexical.
     """
-    given = {
-        "kafka": kafka_port,
-        "schema-registry": registry_port,
-        "chroma": chroma_port,
-        "postgres": postgres_port,
-    }
+    given = {name.replace("_", "-"): port for name, port in ports.items() if port is not None}
     stack = open_stack()
     before = stack.status()
     with download_progress() as progress:
-        statuses = stack.up(ports={name: port for name, port in given.items() if port is not None}, progress=progress)
+        statuses = stack.up(ports=given, progress=progress)
     if statuses != before:
         offer_model(stack.home)
     _print(statuses, as_json)
@@ -93,16 +86,16 @@ def status(as_json: bool) -> int:
 
 
 @local.command()
-@click.argument("service", type=click.Choice(_NAMES), required=False)
+@click.argument("service", type=click.Choice(SERVICES), required=False)
 @click.option("-f", "--follow", is_flag=True, help="Go on as lines come.")
 @click.option("-n", "--lines", default=50, show_default=True, type=click.IntRange(1), help="Lines to begin with.")
 def logs(service: str | None, follow: bool, lines: int) -> None:
     """Show what SERVICE had to say, or all four."""
     stack = open_stack()
-    paths = [path for name in ([service] if service else _NAMES) if (path := stack.log_path(name)).is_file()]
+    paths = [path for name in ([service] if service else SERVICES) if (path := stack.log_path(name)).is_file()]
     if not paths:
         raise ConfigError(
-            f"there is no log yet at {stack.log_path(service or _NAMES[0])}", hint="start with `rtfm-cli local up`"
+            f"there is no log yet at {stack.log_path(service or SERVICES[0])}", hint="start with `rtfm-cli local up`"
         )
     if follow:
         subprocess.run(["tail", "-n", str(lines), "-f", *map(str, paths)], check=False)
@@ -158,17 +151,8 @@ def _plain_progress() -> artifacts.Progress:
 
 
 def _print(statuses: list[ServiceStatus], as_json: bool) -> None:
+    rows = [asdict(evolve(status, address=shown(status.address))) for status in statuses]
     if as_json:
-        echo_json(
-            {
-                "services": [
-                    {"name": s.name, "state": s.state, "address": shown(s.address), "pid": s.pid} for s in statuses
-                ]
-            }
-        )
-        return
-
-    table = Table("service", "state", "address", "pid", box=None)
-    for service in statuses:
-        table.add_row(service.name, service.state, shown(service.address), str(service.pid or ""))
-    table_console().print(table)
+        echo_json({"services": rows})
+    else:
+        print_table(["service", "state", "address", "pid"], [[cell or "" for cell in row.values()] for row in rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from importlib.util import find_spec
 from textwrap import indent
 from typing import Any
@@ -14,16 +15,36 @@ from rtfm.home import close_to_others
 from rtfm.redaction import hide
 from rtfm_cli.printing import echo, json_text
 
-bootstrap_servers_option = click.option(
-    "--bootstrap-servers",
-    "kafka_bootstrap_servers",
-    metavar="HOST:PORT",
-    help="Kafka brokers; default KAFKA_BOOTSTRAP_SERVERS.",
-)
 registry_option = click.option(
     "--registry", "schema_registry_url", metavar="URL", help="Schema registry; default SCHEMA_REGISTRY_URL."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+
+
+def kafka_settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give ``command`` its ``settings``, with an option for the address of Kafka."""
+
+    @click.option(
+        "--bootstrap-servers",
+        "kafka_bootstrap_servers",
+        metavar="HOST:PORT",
+        help="Kafka brokers; default KAFKA_BOOTSTRAP_SERVERS.",
+    )
+    @wraps(command)
+    def with_settings(
+        *, kafka_bootstrap_servers: str | None, schema_registry_url: str | None = None, **options: Any
+    ) -> Any:
+        settings = load_settings(
+            kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url
+        )
+        return command(settings=settings, **options)
+
+    return with_settings
+
+
+def kafka_and_registry_settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give ``command`` its ``settings``, with options for the addresses of Kafka and of the schema registry."""
+    return kafka_settings(registry_option(command))
 
 
 def need(*packages: str) -> None:
@@ -45,12 +66,6 @@ def load_settings(*, log_level: str | None = None, **flags: Any) -> settings.Set
     telemetry.configure_logging("DEBUG" if debug else log_level or loaded.log_level, loaded.log_format)
     close_to_others(loaded.home)
     return loaded
-
-
-def say_if_lexical(mode: str) -> None:
-    """One line for people when search goes by words alone."""
-    if mode == "lexical":
-        echo("No embedding model: search goes by words. `rtfm-cli doctor --fetch-model` fetches it.", err=True)
 
 
 def echo_json(value: Any) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
+from attrs import asdict
+from attrs.filters import exclude
 
 from rtfm.errors import ConfigError
-from rtfm.knowledge import open_knowledge, rebuilding
+from rtfm.knowledge import rebuilding
 from rtfm.knowledge.rebuilding import Plan
-from rtfm_cli.options import counted, echo_json, examples, json_option, load_settings, say_if_lexical
+from rtfm_cli.knowledge import opened_knowledge
+from rtfm_cli.options import counted, echo_json, examples, json_option
 from rtfm_cli.printing import echo
 from rtfm_cli.progress import Progress
 
@@ -39,9 +40,7 @@ def rebuild(dry_run: bool, force: bool, only: str | None, as_json: bool) -> None
     model is another one, or there was none when the texts came, or a new version splits conversations otherwise, all is
     made anew. Search and ingest go on meanwhile; a rebuild that is interrupted leaves everything as it was.
     """
-    knowledge = open_knowledge(load_settings(log_level="ERROR"))
-    say_if_lexical(knowledge.retriever.mode)
-    try:
+    with opened_knowledge() as knowledge:
         guilds = [*knowledge.archive.guilds(), *([""] if knowledge.archive.channels(None) else [])]
         if only is not None and only not in guilds:
             raise ConfigError(f"guild {only} is not in the archive", hint="`rtfm-cli rebuild --dry-run` lists them.")
@@ -54,11 +53,9 @@ def rebuild(dry_run: bool, force: bool, only: str | None, as_json: bool) -> None
             if not dry_run:
                 with Progress("Indexing", plan.messages, as_json or plan.work in ("nothing", "clean")) as progress:
                     rebuilding.rebuild(knowledge, plan, progress=progress.reach)
-    finally:
-        knowledge.close()
     changes = sum(plan.changes for plan in plans)
     if as_json:
-        echo_json({"changes": changes, "items": [_item(plan) for plan in plans]})
+        echo_json({"changes": changes, "items": [asdict(plan, filter=exclude("collection")) for plan in plans]})
     else:
         echo(f"{changes} changes")
         if not dry_run and any(plan.work == "embed" for plan in plans):
@@ -74,18 +71,3 @@ def _line(plan: Plan, *, dry_run: bool) -> str:
     if plan.work == "nothing":
         return f"{name}: nothing to do ({counts})"
     return f"{name}: {plan.why}; {'would ' if dry_run else ''}{_WILL[plan.work]} ({counts})"
-
-
-def _item(plan: Plan) -> dict[str, Any]:
-    return {
-        "guild_id": plan.guild_id,
-        "work": plan.work,
-        "why": plan.why,
-        "messages": plan.messages,
-        "passages": plan.passages,
-        "without_vectors": plan.without_vectors,
-        "entries": plan.entries,
-        "missing": plan.missing,
-        "superfluous": plan.superfluous,
-        "left_over": list(plan.left_over),
-    }

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rtfm.settings import Settings
 from rtfm.streams.pipeline import Unfinished
 from rtfm_cli import exit_codes
-from rtfm_cli.options import bootstrap_servers_option, examples, load_settings, need, registry_option
+from rtfm_cli.options import examples, kafka_and_registry_settings, need
 from rtfm_cli.printing import echo
 
 if TYPE_CHECKING:
@@ -28,14 +29,12 @@ METRICS_PORT=9100 rtfm-cli run processor --only answer
 """)
 @run.command("processor")
 @click.option("--only", type=click.Choice(["ingest", "answer"]), help="Do one of its two jobs.")
-@bootstrap_servers_option
-@registry_option
-def processor(only: Part | None, kafka_bootstrap_servers: str | None, schema_registry_url: str | None) -> None:
+@kafka_and_registry_settings
+def processor(only: Part | None, settings: Settings) -> None:
     """Archive messages and answer questions."""
     need("onnxruntime", "chromadb", "sqlalchemy")
     from rtfm.processor.service import run_processor
 
-    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     try:
         run_processor(settings, only)
     except Unfinished as exc:
@@ -46,12 +45,10 @@ def processor(only: Part | None, kafka_bootstrap_servers: str | None, schema_reg
 
 
 @run.command("bot")
-@bootstrap_servers_option
-@registry_option
-def bot(kafka_bootstrap_servers: str | None, schema_registry_url: str | None) -> None:
+@kafka_and_registry_settings
+def bot(settings: Settings) -> None:
     """Listen and reply on Discord, as the bot of DISCORD_TOKEN."""
     need("discord", "sqlalchemy")
     from rtfm.bot.service import run_bot
 
-    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     run_bot(settings)

@@ -21,7 +21,7 @@ from rtfm.errors import ConfigError
 from rtfm_cli import exit_codes
 from rtfm_cli.options import echo_json, examples, json_option, load_settings, registry_option
 from rtfm_cli.printing import echo, json_text
-from rtfm_cli.tables import Table, table_console
+from rtfm_cli.tables import print_table
 
 
 @click.group()
@@ -53,9 +53,10 @@ def list_(as_json: bool) -> None:
     if as_json:
         echo_json({"directory": str(catalogue.directory), "subjects": rows})
         return
-    _table(
+    print_table(
         ["subject", "record", "key", "compatibility", "released", "producers", "consumers"],
-        [[", ".join(map(str, cell)) if isinstance(cell, list) else str(cell) for cell in row.values()] for row in rows],
+        [[", ".join(map(str, cell)) if isinstance(cell, list) else cell for cell in row.values()] for row in rows],
+        pad_edge=False,
     )
 
 
@@ -80,19 +81,17 @@ def register(schema_registry_url: str | None, dry_run: bool, as_json: bool) -> N
         items = registration.apply(catalogue, registry, items)
     changes = sum(item.changes for item in items)
     found = strays.find(catalogue, registry)
+    rows = [
+        {"subject": i.subject, "change": i.change, "id": i.schema_id, "version": i.version, "level": i.level}
+        for i in items
+    ]
     if as_json:
-        rows = [
-            {"subject": i.subject, "change": i.change, "id": i.schema_id, "version": i.version, "level": i.level}
-            for i in items
-        ]
         echo_json({"changes": changes, "dry_run": dry_run, "items": rows, "strays": _stray_rows(found)})
         return
     for stray in found:
         echo(f"{stray.message}\n  remove it: {stray.command(schema_registry_url and registry.url)}", err=True)
-    _table(
-        ["subject", "change", "id", "version", "level"],
-        [[i.subject, i.change, str(i.schema_id or ""), str(i.version or ""), i.level] for i in items],
-    )
+    cells = [[cell or "" for cell in row.values()] for row in rows]
+    print_table(["subject", "change", "id", "version", "level"], cells, pad_edge=False)
     echo(f"{changes} change{'' if changes == 1 else 's'}" + (" planned" if dry_run and changes else ""))
 
 
@@ -316,15 +315,3 @@ def _tags(directory: Path) -> list[str]:
 
 def _relative(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _table(columns: list[str], rows: list[list[str]]) -> None:
-    table: Any = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console = table_console()
-    if not console.is_terminal:
-        console.width = 200  # a file or a pipe has no edge to fold at
-    console.print(table)

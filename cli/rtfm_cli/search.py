@@ -6,8 +6,9 @@ import attrs
 import click
 
 from rtfm.discord_ids import jump_link
-from rtfm.knowledge import SearchResult, console_scope, open_knowledge
-from rtfm_cli.options import echo_json, examples, json_option, load_settings, say_if_lexical
+from rtfm.knowledge import SearchResult, console_scope
+from rtfm_cli.knowledge import opened_knowledge
+from rtfm_cli.options import echo_json, examples, json_option
 from rtfm_cli.printing import echo, printable
 from rtfm_cli.tables import Table, table_console
 
@@ -31,13 +32,9 @@ def search(query: str, guild: str | None, channels: tuple[str, ...], limit: int,
     """
     if not query.strip():
         raise click.BadParameter("it is empty", param_hint="QUERY")
-    knowledge = open_knowledge(load_settings(log_level="ERROR"))
-    say_if_lexical(knowledge.retriever.mode)
-    try:
+    with opened_knowledge() as knowledge:
         guild_id, visible = console_scope(knowledge.archive, guild, channels)
         result = knowledge.retriever.search(query, guild_id=guild_id, visible_channel_ids=visible, limit=limit)
-    finally:
-        knowledge.close()
     if as_json:
         echo_json(
             {
@@ -52,7 +49,7 @@ def search(query: str, guild: str | None, channels: tuple[str, ...], limit: int,
                     for passage in result.passages
                 ],
                 **({"rebuild_due": result.rebuild_due} if result.rebuild_due else {}),
-                **({"explanation": _explained(result)} if explain else {}),
+                **({"explanation": result.explanation and attrs.asdict(result.explanation)} if explain else {}),
             }
         )
         return
@@ -80,10 +77,6 @@ _READ = 2_000  # characters of a message, of which a line is made
 def _one_line(text: str) -> str:
     line = printable(" ".join(text[:_READ].split()))
     return line if len(line) <= 160 else line[:159] + "…"
-
-
-def _explained(result: SearchResult) -> dict[str, object] | None:
-    return None if result.explanation is None else attrs.asdict(result.explanation)
 
 
 def _show_explanation(result: SearchResult) -> None:

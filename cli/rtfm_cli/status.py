@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import click
+from attrs import asdict
+from attrs.filters import include
 
 from rtfm.contracts import Catalogue, catalogue, open_registry
 from rtfm.errors import RtfmError
@@ -14,37 +17,27 @@ from rtfm.knowledge.rebuilding import due_by
 from rtfm.knowledge.vectors import ChromaVectors
 from rtfm.settings import Settings
 from rtfm.streams.progress import GroupProgress
-from rtfm.streams.topics import TopicAdmin
+from rtfm.streams.topics import TopicAdmin, TopicState
 from rtfm_cli import exit_codes
-from rtfm_cli.options import (
-    bootstrap_servers_option,
-    counted,
-    echo_json,
-    json_option,
-    load_settings,
-    records_shown,
-    registry_option,
-)
-from rtfm_cli.tables import Table, table_console, words
+from rtfm_cli.options import counted, echo_json, json_option, kafka_and_registry_settings, records_shown
+from rtfm_cli.tables import print_table, table_console, words
 
 
 @click.command("status")
-@bootstrap_servers_option
-@registry_option
+@kafka_and_registry_settings
 @json_option
-def status(kafka_bootstrap_servers: str | None, schema_registry_url: str | None, as_json: bool) -> int:
+def status(settings: Settings, as_json: bool) -> int:
     """Show topics, consumer groups with their lag, the registry and the stores.
 
     Shows what it can reach, and exits with 3 when something does not answer, with 2 when something is not set up.
     """
-    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     contracts = catalogue.load(settings.schemas_dir)
     parts: dict[str, Callable[[], Any]] = {
         "topics": lambda: _topics(settings, contracts),
         "schemas": lambda: _schemas(settings, contracts),
         "archive": lambda: _archive(settings),
         "chroma": lambda: _chroma(settings),
-        "rebuild_due": lambda: _rebuild_due(settings),
+        "rebuild_due": lambda: due_by(settings),
     }
     found: dict[str, Any] = {}
     wrong: dict[str, RtfmError] = {}
@@ -64,27 +57,18 @@ def status(kafka_bootstrap_servers: str | None, schema_registry_url: str | None,
 
 
 def _topics(settings: Settings, contracts: Catalogue) -> list[dict[str, Any]]:
-    found = []
+    found: list[dict[str, Any]] = []
     admin = TopicAdmin(settings, contracts)
     states = {state.topic: state for state in admin.states()}
     for name in contracts.topics:
-        if name not in states:
-            found.append({"topic": name, "exists": False, "partitions": 0, "records": 0, "offsets": 0, "groups": []})
-            continue
-        state = states[name]
-        groups = []
-        for group, lag in state.lag.items():
-            groups.append({"group": group, "members": GroupProgress(settings, group).members(), "lag": lag})
-        found.append(
-            {
-                "topic": name,
-                "exists": True,
-                "partitions": state.partitions,
-                "records": admin.records(state),
-                "offsets": state.offsets,
-                "groups": groups,
-            }
-        )
+        state = states.get(name, TopicState(topic=name, partitions=0, config={}, offsets=0, lag={}))
+        records = admin.records(state) if name in states else 0
+        groups = [
+            {"group": group, "members": GroupProgress(settings, group).members(), "lag": lag}
+            for group, lag in state.lag.items()
+        ]
+        shown = asdict(state, filter=include("topic", "partitions", "offsets"))
+        found.append({**shown, "exists": name in states, "records": records, "groups": groups})
     return found
 
 
@@ -101,23 +85,13 @@ def _schemas(settings: Settings, contracts: Catalogue) -> list[dict[str, Any]]:
 
 
 def _archive(settings: Settings) -> dict[str, int]:
-    archive = SqlArchive(settings.database_url)
-    try:
+    with closing(SqlArchive(settings.database_url)) as archive:
         return archive.counts()
-    finally:
-        archive.close()
 
 
 def _chroma(settings: Settings) -> dict[str, int]:
-    vectors = ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)
-    try:
+    with closing(ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)) as vectors:
         return dict(vectors.counts())
-    finally:
-        vectors.close()
-
-
-def _rebuild_due(settings: Settings) -> dict[str, str]:
-    return due_by(settings)
 
 
 def _counts(name: str, found: dict[str, int]) -> str:
@@ -129,27 +103,21 @@ def _counts(name: str, found: dict[str, int]) -> str:
 def _show(found: dict[str, Any], wrong: dict[str, RtfmError]) -> None:
     console = table_console()
     if found["topics"] is not None:
-        table = Table("topic", "partitions", "records", box=None, pad_edge=False)
-        table.add_column("group", overflow="fold")
-        table.add_column("members")
-        table.add_column("lag")
+        rows: list[tuple[object, ...]] = []
         for topic in found["topics"]:
             groups = topic["groups"] or [{"group": "-", "members": "-", "lag": "-"}]
             for number, group in enumerate(groups):
                 records = records_shown(topic["records"], topic["offsets"])
                 first = (topic["topic"], topic["partitions"] if topic["exists"] else "missing", records)
                 shown = first if number == 0 else ("", "", "")
-                table.add_row(*map(str, (*shown, group["group"], group["members"], group["lag"])))
-        console.print(table)
+                rows.append((*shown, group["group"], group["members"], group["lag"]))
+        print_table(["topic", "partitions", "records", "group", "members", "lag"], rows, pad_edge=False)
     if found["schemas"] is not None:
-        table = Table("subject", "version", "id", box=None, pad_edge=False)
-        for schema in found["schemas"]:
-            table.add_row(
-                schema["subject"],
-                str(schema["version"]) if schema["registered"] else "not registered",
-                str(schema["id"]),
-            )
-        console.print(table)
+        print_table(
+            ["subject", "version", "id"],
+            [(row["subject"], row["version"] or "not registered", row["id"]) for row in found["schemas"]],
+            pad_edge=False,
+        )
     for name in ("archive", "chroma"):
         if found[name] is not None:
             counts = _counts(name, found[name]) or "empty"

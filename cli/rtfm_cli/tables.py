@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from rich import table, text
@@ -25,6 +26,16 @@ class Table(table.Table):
         super().add_row(
             *(cell if isinstance(cell, text.Text) else text.Text(redacted(printable(str(cell)))) for cell in cells)
         )
+
+
+def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, pad_edge: bool = True) -> None:
+    """Print ``rows`` below the names of their columns; a cell that is too wide for the terminal goes on below."""
+    shown = Table(box=None, pad_edge=pad_edge)
+    for column in columns:
+        shown.add_column(column, overflow="fold")
+    for row in rows:
+        shown.add_row(*row)
+    table_console().print(shown)
 
 
 def words(said: str, style: str = "", *, newlines: bool = False) -> text.Text:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import click
+from attrs import asdict
+from attrs.filters import include
 
 from rtfm.contracts import catalogue
-from rtfm.streams.topics import TopicAdmin
+from rtfm.settings import Settings
+from rtfm.streams.topics import Step, TopicAdmin
 from rtfm_cli import exit_codes
-from rtfm_cli.options import (
-    bootstrap_servers_option,
-    echo_json,
-    examples,
-    json_option,
-    load_settings,
-    records_shown,
-)
+from rtfm_cli.options import echo_json, examples, json_option, kafka_settings, records_shown
 from rtfm_cli.printing import echo
-from rtfm_cli.tables import Table, table_console
+from rtfm_cli.tables import print_table
 
 
 @click.group()
@@ -30,22 +28,20 @@ rtfm-cli topics init
 rtfm-cli topics init --bootstrap-servers kafka:9092 --json
 """)
 @topics.command()
-@bootstrap_servers_option
+@kafka_settings
 @click.option("--dry-run", is_flag=True, help="Show the plan and change nothing.")
 @json_option
-def init(kafka_bootstrap_servers: str | None, dry_run: bool, as_json: bool) -> None:
+def init(settings: Settings, dry_run: bool, as_json: bool) -> None:
     """Create what is missing and set right what has drifted; a second run changes nothing.
 
     Partitions are added, never taken away.
     """
-    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)
     admin = TopicAdmin(settings, catalogue.load(settings.schemas_dir))
     plan = admin.plan()
     planned = sum(step.action != "none" for step in plan)
     changes = planned if dry_run else admin.apply(plan)
     if as_json:
-        items = [{"topic": step.topic, "action": step.action, "detail": step.detail} for step in plan]
-        echo_json({"changes": changes, "items": items})
+        echo_json({"changes": changes, "items": _items(plan)})
         return
     for step in plan:
         echo(f"{step.topic}: {step.detail if step.action == 'none' else f'{step.action} ({step.detail})'}")
@@ -53,59 +49,44 @@ def init(kafka_bootstrap_servers: str | None, dry_run: bool, as_json: bool) -> N
 
 
 @topics.command("list")
-@bootstrap_servers_option
+@kafka_settings
 @json_option
-def list_(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
+def list_(settings: Settings, as_json: bool) -> None:
     """List the topics with their records and the lag of their consumer groups."""
-    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)
     admin = TopicAdmin(settings, catalogue.load(settings.schemas_dir))
     states = admin.states()
     counts = {state.topic: admin.records(state) for state in states}
     if as_json:
-        echo_json(
-            {
-                "topics": [
-                    {
-                        "topic": state.topic,
-                        "partitions": state.partitions,
-                        "records": counts[state.topic],
-                        "offsets": state.offsets,
-                        "lag": state.lag,
-                        "config": state.config,
-                    }
-                    for state in states
-                ]
-            }
-        )
+        echo_json({"topics": [{**asdict(state), "records": counts[state.topic]} for state in states]})
         return
     if not states:
         echo("There are no topics yet; `rtfm-cli topics init` makes them.")
         return
-
-    table = Table("topic", "partitions", "records", "retention", "lag", box=None)
+    rows = []
     for state in states:
         lag = ", ".join(f"{group}: {behind}" for group, behind in state.lag.items())
         hours = int(state.config.get("retention.ms") or 0) // 3_600_000
-        table.add_row(
-            state.topic, str(state.partitions), records_shown(counts[state.topic], state.offsets), f"{hours} h", lag
-        )
-    table_console().print(table)
+        records = records_shown(counts[state.topic], state.offsets)
+        rows.append((state.topic, state.partitions, records, f"{hours} h", lag))
+    print_table(["topic", "partitions", "records", "retention", "lag"], rows)
 
 
 @topics.command()
-@bootstrap_servers_option
+@kafka_settings
 @json_option
-def check(kafka_bootstrap_servers: str | None, as_json: bool) -> int:
+def check(settings: Settings, as_json: bool) -> int:
     """Compare the topics with the catalogue and change nothing. Exits with 1 when something is missing or drifted."""
-    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)
     wrong = [
         step for step in TopicAdmin(settings, catalogue.load(settings.schemas_dir)).plan() if step.action != "none"
     ]
     if as_json:
-        items = [{"topic": step.topic, "action": step.action, "detail": step.detail} for step in wrong]
-        echo_json({"ok": not wrong, "items": items})
+        echo_json({"ok": not wrong, "items": _items(wrong)})
     else:
         for step in wrong:
             echo(f"{step.topic}: needs {step.action} ({step.detail})")
         echo(f"{len(wrong)} topics need `rtfm-cli topics init`" if wrong else "All topics are as they should be.")
     return exit_codes.CHECK_FAILED if wrong else exit_codes.DONE
+
+
+def _items(steps: Iterable[Step]) -> list[dict[str, str]]:
+    return [asdict(step, filter=include("topic", "action", "detail")) for step in steps]

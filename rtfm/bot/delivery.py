@@ -114,19 +114,15 @@ class ReplyDelivery:
         *,
         late: bool,
     ) -> str:
-        answer = _composed(response)
+        answer = replies.compose(response)
         if late and response.outcome is not Outcome.EXPIRED:
             parts, result = [replies.line(Outcome.EXPIRED)], "late"
-        elif answer is None:
-            parts, result = [replies.line(Outcome.FAILED)], "invalid"
         elif not _may_show(response, visible):
             parts, result = [replies.NO_LONGER_SHOWN], "withheld"
         else:
             parts, result = answer, "posted"
         reference = self._reference(response, channel)
-        done = await self._parts_already_there(
-            response, channel, reference, [answer or [], parts, [replies.SOURCE_REMOVED]]
-        )
+        done = await self._parts_already_there(response, channel, reference, [answer, parts, [replies.SOURCE_REMOVED]])
         if done >= len(parts):
             return "already_there"
         for number, part in enumerate(parts[done:], start=done):
@@ -220,15 +216,6 @@ def _differing_field(question: OpenQuestion, response: BotResponse) -> str | Non
         "audience": (question.audience, response.audience),
     }
     return next((word for word, (asked, answered) in pairs.items() if asked != answered), None)
-
-
-def _composed(response: BotResponse) -> list[str] | None:
-    """The parts of the reply; None when a value in it, such as a time beyond year 9999, cannot be written."""
-    try:
-        return replies.compose(response)
-    except (OverflowError, ValueError) as exc:
-        log.warning("a response cannot be written out", query_id=response.query_id, error=type(exc).__name__)
-        return None
 
 
 def _may_show(response: BotResponse, visible: list[str]) -> bool:

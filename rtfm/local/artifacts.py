@@ -16,7 +16,7 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,10 +25,12 @@ import stamina
 from attrs import frozen
 
 from rtfm.errors import ConfigError, Unavailable
-from rtfm.files import write_whole
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is fetched, bytes so far, bytes in all), from several threads but one at a time."""
+
+Meter = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""In the shape in which jgo reports: for a file's name and size, a function to call with the bytes of each chunk."""
 
 _PARALLEL_DOWNLOADS = 6
 _REPLY_TIMEOUT_S = 20
@@ -76,11 +78,8 @@ def ensure(cache_dir: Path, artifacts: Iterable[Artifact], progress: Progress | 
     Raises ConfigError for a corrupted file or a full disk, Unavailable when one cannot be fetched.
     """
     with _sole_use(cache_dir):
-        checked = _Checked(cache_dir / "checked.json")
-        missing = [
-            artifact for artifact in artifacts if not _is_whole(cache_dir / artifact.filename, artifact, checked)
-        ]
-        checked.write()
+        # All 200 MB are hashed in 0.2 s, which is little beside what the services take to start.
+        missing = [artifact for artifact in artifacts if not _is_whole(cache_dir / artifact.filename, artifact)]
         if not missing:
             return
         total = sum(artifact.size_bytes for artifact in missing)
@@ -93,12 +92,9 @@ def ensure(cache_dir: Path, artifacts: Iterable[Artifact], progress: Progress | 
         partial = cache_dir / "partial"
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
         try:
-            _fetch_all(missing, partial, cache_dir, _Meter(total, progress))
+            _fetch_all(missing, partial, cache_dir, _meter(total, progress))
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        for artifact in missing:
-            checked.note(cache_dir / artifact.filename, artifact.sha256)
-        checked.write()
 
 
 def class_path(cache_dir: Path, service: str) -> str:
@@ -146,63 +142,32 @@ def _listing(folder: Path) -> dict[str, list[int]]:
     }
 
 
-class _Checked:
-    """Which files had the right SHA-256, so that 200 MB need not be hashed at every start."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            self._marks: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            self._marks = {}
-
-    def knows(self, path: Path, sha256: str) -> bool:
-        return bool(self._marks.get(path.name) == self._mark(path, sha256))
-
-    def note(self, path: Path, sha256: str) -> None:
-        self._marks[path.name] = self._mark(path, sha256)
-
-    def write(self) -> None:
-        write_whole(self._path, json.dumps(self._marks))
-
-    def _mark(self, path: Path, sha256: str) -> list[Any]:
-        status = path.stat()
-        return [sha256, status.st_size, status.st_mtime_ns]
-
-
-class _Meter:
-    """Adds up what several downloads have fetched."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self._total = total
-        self._progress = progress
-        self._done = 0
-        self._lock = threading.Lock()
+def _meter(total: int, progress: Progress | None) -> Meter:
+    """What adds up how much several downloads have fetched, and tells ``progress``."""
+    done, lock = 0, threading.Lock()
 
     @contextmanager
-    def download(self, filename: str, size_bytes: int) -> Iterator[Callable[[int], None]]:
-        """In the shape in which jgo reports: gives a function to call with the bytes of each chunk."""
-
+    def download(filename: str, _size_bytes: int) -> Iterator[Callable[[int], None]]:
         def add(count: int) -> None:
-            with self._lock:
-                self._done += count
-                if self._progress is not None:
-                    self._progress(filename, self._done, self._total)
+            nonlocal done
+            with lock:
+                done += count
+                if progress is not None:
+                    progress(filename, done, total)
 
         yield add
 
+    return download
 
-def _is_whole(path: Path, artifact: Artifact, checked: _Checked) -> bool:
+
+def _is_whole(path: Path, artifact: Artifact) -> bool:
     if not path.is_file():
         return False
-    if checked.knows(path, artifact.sha256):
-        return True
     if _sha256(path) != artifact.sha256:
         raise ConfigError(
             f"{path} is corrupted: its SHA-256 is not the locked one",
             hint="delete the file; the next start fetches it again",
         )
-    checked.note(path, artifact.sha256)
     return True
 
 
@@ -211,11 +176,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fetch_all(artifacts: list[Artifact], partial: Path, cache_dir: Path, meter: _Meter) -> None:
+def _fetch_all(artifacts: list[Artifact], partial: Path, cache_dir: Path, meter: Meter) -> None:
     from jgo.maven import MavenContext, PythonResolver
 
     context = MavenContext(
-        repo_cache=partial, resolver=PythonResolver(progress_callback=meter.download), timeout=_REPLY_TIMEOUT_S
+        repo_cache=partial, resolver=PythonResolver(progress_callback=meter), timeout=_REPLY_TIMEOUT_S
     )
     # The largest first, or it would be the only one left at the end.
     order = sorted(artifacts, key=lambda artifact: -artifact.size_bytes)

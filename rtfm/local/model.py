@@ -10,14 +10,15 @@ the files (``embedding.same_model``), so an archive that has vectors of one need
 from __future__ import annotations
 
 import hashlib
-import queue
 import shutil
 import threading
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 
@@ -26,6 +27,8 @@ from rtfm.errors import ConfigError, RtfmError, Unavailable
 from rtfm.home import make_private
 from rtfm.local import artifacts
 from rtfm.local.artifacts import Progress, unpack
+
+Fetched = TypeVar("Fetched")
 
 MODEL_NAME = "all-MiniLM-L6-v2"
 
@@ -42,7 +45,7 @@ CONNECT_TIMEOUT_S = 5.0
 _STALL_TIMEOUT_S = 20.0
 _CHUNK_BYTES = 1 << 18
 _MAVEN_PATIENCE = 3
-"""Connect timeouts until the jar's first bytes: the resolver asks more than once."""
+"""How many time limits the resolver gets: it asks more than once."""
 
 
 def model_dir(home: Path) -> Path:
@@ -112,33 +115,14 @@ def _from_maven(connect_timeout_s: float, progress: Progress | None, folder: Pat
         raise _cannot("the package jgo is not installed")
     (jar,) = artifacts.locked("model")
     fetched = folder / "jar"
-    began, outcome = threading.Event(), queue.Queue[RtfmError | None]()
 
-    def report(_file: str, done: int, total: int) -> None:
-        began.set()
-        if progress is not None and folder.is_dir():
-            progress(MODEL_NAME, done, total)
-
-    def run() -> None:
-        error: RtfmError | None = None
+    def fetch_jar(report: Progress) -> None:
         try:
             artifacts.ensure(fetched, [jar], report)
-        except RtfmError as exc:
-            error = exc
-        except OSError as exc:
-            error = ConfigError(f"the embedding model cannot be written: {exc.strerror}")
-        began.set()
-        outcome.put(error)
+        except Unavailable as exc:
+            raise _cannot(str(exc)) from exc
 
-    # In a thread of its own: the resolver may try for minutes on a machine without a network.
-    threading.Thread(target=run, name="model", daemon=True).start()
-    if not began.wait(_MAVEN_PATIENCE * connect_timeout_s):
-        raise _cannot(f"no answer from the Maven repository within {_MAVEN_PATIENCE * connect_timeout_s:.0f} s")
-    error = outcome.get()
-    if isinstance(error, Unavailable):
-        raise _cannot(str(error)) from error
-    if error is not None:
-        raise error
+    _while_it_moves(fetch_jar, folder, progress, connect_timeout_s, patience=_MAVEN_PATIENCE)
     onnx = folder / "onnx"
     onnx.mkdir()
     with zipfile.ZipFile(fetched / jar.filename) as archive:
@@ -153,7 +137,8 @@ def _from_maven(connect_timeout_s: float, progress: Progress | None, folder: Pat
 
 def _from_archive(url: str, sha256: str, connect_timeout_s: float, progress: Progress | None, folder: Path) -> None:
     archive = folder / "archive.tar.gz"
-    found = _download(url, archive, connect_timeout_s, progress)
+    download = partial(_download, url, archive, connect_timeout_s)
+    found = _while_it_moves(download, folder, progress, connect_timeout_s)
     if found != sha256:
         raise RtfmError(
             f"the embedding model from {shown(url)} has the SHA-256 {found}, not the expected one",
@@ -171,52 +156,57 @@ def _cannot(reason: str) -> Unavailable:
     )
 
 
-def _download(url: str, path: Path, connect_timeout_s: float, progress: Progress | None) -> str:
+def _download(url: str, path: Path, connect_timeout_s: float, report: Progress) -> str:
     """Fetch ``url`` into ``path``; the SHA-256 of what came."""
-    chunks = _Download(url, connect_timeout_s)
     digest = hashlib.sha256()
-    with path.open("wb") as file:
-        while chunk := chunks.next():
-            file.write(chunk)
-            digest.update(chunk)
-            if progress is not None:
-                progress(MODEL_NAME, file.tell(), max(chunks.total_bytes, file.tell()))
+    timeout = httpx.Timeout(_STALL_TIMEOUT_S, connect=connect_timeout_s)
+    try:
+        with httpx.stream("GET", url, timeout=timeout, follow_redirects=True) as response, path.open("wb") as file:
+            response.raise_for_status()
+            total = int(response.headers.get("content-length", 0))
+            for chunk in response.iter_bytes(_CHUNK_BYTES):
+                file.write(chunk)
+                digest.update(chunk)
+                report(MODEL_NAME, file.tell(), max(total, file.tell()))
+    except httpx.HTTPStatusError as exc:
+        raise _cannot(f"{shown(url)} answers {exc.response.status_code}") from exc
+    except (httpx.HTTPError, httpx.InvalidURL) as exc:
+        raise _cannot(str(exc) or type(exc).__name__) from exc
     return digest.hexdigest()
 
 
-class _Download:
-    """A download in a thread of its own, because looking a name up cannot be given a time limit."""
+def _while_it_moves(
+    fetch: Callable[[Progress], Fetched],
+    folder: Path,
+    progress: Progress | None,
+    connect_timeout_s: float,
+    *,
+    patience: int = 1,
+) -> Fetched:
+    """What ``fetch`` gives or raises; Unavailable when it does not begin in time, or stops for long.
 
-    def __init__(self, url: str, connect_timeout_s: float) -> None:
-        self.total_bytes = 0
-        self._url = url
-        self._connect_timeout_s = connect_timeout_s
-        self._wait_s = connect_timeout_s
-        self._chunks: queue.Queue[bytes | Exception] = queue.Queue(maxsize=16)
-        threading.Thread(target=self._run, name="model", daemon=True).start()
+    It runs in a thread of its own: looking a name up cannot be given a time limit, and a resolver may try for minutes
+    on a machine without a network. ``patience`` multiplies the limits. What comes too late is dropped.
+    """
+    moved, outcome = threading.Event(), Future[Fetched]()
 
-    def next(self) -> bytes:
-        """The next chunk, empty at the end."""
+    def report(_file: str, done: int, total: int) -> None:
+        moved.set()
+        if progress is not None and folder.is_dir():
+            progress(MODEL_NAME, done, total)
+
+    def run() -> None:
         try:
-            chunk = self._chunks.get(timeout=self._wait_s)
-        except queue.Empty:
-            chunk = TimeoutError(f"no answer within {self._wait_s:.0f} s")
-        if isinstance(chunk, Exception):
-            raise _cannot(str(chunk) or type(chunk).__name__) from chunk
-        self._wait_s = _STALL_TIMEOUT_S
-        return chunk
+            outcome.set_result(fetch(report))
+        except BaseException as exc:
+            outcome.set_exception(exc)
+        moved.set()
 
-    def _run(self) -> None:
-        try:
-            timeout = httpx.Timeout(_STALL_TIMEOUT_S, connect=self._connect_timeout_s)
-            with httpx.stream("GET", self._url, timeout=timeout, follow_redirects=True) as response:
-                response.raise_for_status()
-                self.total_bytes = int(response.headers.get("content-length", 0))
-                for chunk in response.iter_bytes(_CHUNK_BYTES):
-                    if chunk:
-                        self._chunks.put(chunk, timeout=_STALL_TIMEOUT_S)
-            self._chunks.put(b"")
-        except httpx.HTTPStatusError as exc:
-            self._chunks.put(RuntimeError(f"{shown(self._url)} answers {exc.response.status_code}"))
-        except (httpx.HTTPError, OSError, queue.Full) as exc:
-            self._chunks.put(exc)
+    threading.Thread(target=run, name="model", daemon=True).start()
+    limit_s = patience * connect_timeout_s
+    while moved.wait(limit_s):
+        moved.clear()
+        if outcome.done():
+            return outcome.result()
+        limit_s = patience * _STALL_TIMEOUT_S
+    raise _cannot(f"no answer within {limit_s:.0f} s")

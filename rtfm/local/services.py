@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pwd
 import re
@@ -216,9 +217,7 @@ def _kafka_config(path: Path, log_dir: Path, port: int, controller_port: int, ow
 
 def _property(value: str) -> str:
     """A value in Java's .properties notation, which is not UTF-8."""
-    escaped = value.replace("\\", "\\\\").encode("utf-16-be")
-    units = [int.from_bytes(escaped[i : i + 2], "big") for i in range(0, len(escaped), 2)]
-    return "".join(chr(unit) if unit < 128 else f"\\u{unit:04x}" for unit in units)
+    return json.dumps(value)[1:-1]  # a backslash and what is not ASCII, as Java has them
 
 
 def _registry(data_dir: Path, cache_dir: Path, port: int) -> Launch:

@@ -39,7 +39,7 @@ def test_a_corrupted_jar_is_named_with_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_jar_that_changes_after_it_was_checked_is_found_corrupted(tmp_path: Path) -> None:
-    """What spares hashing at every start does not hide a change, not even one of the same length."""
+    """A change is seen, even one of the same length."""
     jar = tmp_path / "thing-1.0.jar"
     jar.write_bytes(b"content")
     artifacts.ensure(tmp_path, [_artifact(b"content")])

@@ -8,6 +8,7 @@ from typing import Any
 
 from rtfm_cli import demo
 
+from rtfm.knowledge.evaluation import Question
 from rtfm.knowledge.imports import read_export
 
 DISCORD_EPOCH_MS = 1_420_070_400_000
@@ -57,13 +58,13 @@ def test_questions_have_their_answers_in_the_sample() -> None:
     questions = demo.questions()
     assert len(questions) == 5
     for question in questions:
-        assert len({channel_of[message_id][0] for message_id in question.relevant_message_ids}) == 1
-        assert question.text not in {content for _, content in channel_of.values()}
+        assert len({channel_of[message_id][0] for message_id in question.relevant}) == 1
+        assert question.question not in {content for _, content in channel_of.values()}
 
 
 def test_an_answer_is_right_only_with_a_link_to_its_conversation() -> None:
     """An outcome without the right citation, or a citation without an answer, does not count."""
-    question = demo.Question(text="?", relevant_message_ids=frozenset({"1"}))
+    question = Question(message_id="0", question="?", guild_id="1", relevant=frozenset({"1"}))
 
     def reply(outcome: str, *cited: str) -> demo.Reply:
         citations = tuple({"message_id": message_id} for message_id in cited)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from contextlib import closing
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rtfm.clock import now_ms
 from rtfm.contracts import open_contracts
 from rtfm.errors import ConfigError, Unavailable
 from rtfm.settings import Settings
@@ -20,16 +20,9 @@ from rtfm_cli import exit_codes
 from rtfm_cli.dlq.rows import day, row_of
 from rtfm_cli.dlq.selection import chosen_filter, filter_options, given_any, letter_filter
 from rtfm_cli.dlq.show import show
-from rtfm_cli.options import (
-    bootstrap_servers_option,
-    echo_json,
-    examples,
-    json_option,
-    load_settings,
-    registry_option,
-)
+from rtfm_cli.options import echo_json, examples, json_option, kafka_and_registry_settings, kafka_settings
 from rtfm_cli.printing import echo
-from rtfm_cli.tables import Table, table_console
+from rtfm_cli.tables import print_table
 
 if TYPE_CHECKING:
     from rtfm.knowledge.archive import Erasures
@@ -63,11 +56,11 @@ rtfm-cli dlq list --error-class UnknownSchema --state all
     show_default=True,
     help="What became of them.",
 )
-@bootstrap_servers_option
+@kafka_settings
 @json_option
-def list_(ids: tuple[str, ...], state: str, kafka_bootstrap_servers: str | None, as_json: bool, **given: Any) -> None:
+def list_(ids: tuple[str, ...], state: str, settings: Settings, as_json: bool, **given: Any) -> None:
     """List dead letters, oldest first."""
-    with DeadLetterStore(load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)) as store:
+    with DeadLetterStore(settings) as store:
         rows = [row_of(found) for found in store.find(letter_filter(given, ids, state=state))]
     rows.sort(key=lambda row: (row["dead_since_ms"], row["id"]))
     if as_json:
@@ -76,14 +69,11 @@ def list_(ids: tuple[str, ...], state: str, kafka_bootstrap_servers: str | None,
     if not rows:
         echo("There are no dead letters." if not (given_any(given) or ids) else "No dead letters match.")
         return
-    table = Table("id", "since", "topic", "from", "key", "error", "attempt", "message", box=None)
     for row in rows:
-        place = f"{row['partition']}-{row['offset']}"
-        since = day(row["dead_since_ms"])
-        table.add_row(
-            row["id"], since, row["topic"], place, row["key"], row["error_class"], str(row["attempt"]), row["message"]
-        )
-    table_console().print(table)
+        row |= {"since": day(row["dead_since_ms"]), "from": f"{row['partition']}-{row['offset']}"}
+        row["error"] = row["error_class"]
+    columns = ["id", "since", "topic", "from", "key", "error", "attempt", "message"]
+    print_table(columns, [[row[column] for column in columns] for row in rows])
 
 
 @examples("""
@@ -91,15 +81,15 @@ rtfm-cli dlq stats
 rtfm-cli dlq stats --json
 """)
 @dlq.command()
-@bootstrap_servers_option
+@kafka_settings
 @json_option
-def stats(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
+def stats(settings: Settings, as_json: bool) -> None:
     """Count dead letters by topic, error, stage and age; those that are open, and what became of the others."""
-    now_ms = int(time.time() * 1000)
+    now = now_ms()
     states: Counter[str] = Counter({"open": 0, "replayed": 0, "discarded": 0})
     by: dict[str, Counter[str]] = {name: Counter() for name in ("topic", "error_class", "stage", "age")}
     oldest_ms: int | None = None
-    with DeadLetterStore(load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)) as store:
+    with DeadLetterStore(settings) as store:
         for found in store.find(letter_filter({}, (), state="all")):
             states[found.state.lower()] += 1
             letter = found.letter
@@ -108,7 +98,7 @@ def stats(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
             by["topic"][letter.topic] += 1
             by["error_class"][letter.error_class] += 1
             by["stage"][letter.stage] += 1
-            by["age"][_age(now_ms - letter.timestamp_ms)] += 1
+            by["age"][_age(now - letter.timestamp_ms)] += 1
             oldest_ms = min(letter.timestamp_ms, oldest_ms or letter.timestamp_ms)
     if as_json:
         counts = {f"by_{name}": dict(counter.most_common()) for name, counter in by.items()}
@@ -118,11 +108,14 @@ def stats(kafka_bootstrap_servers: str | None, as_json: bool) -> None:
     if oldest_ms is None:
         return
     echo(f"The oldest open one is of {day(oldest_ms)}.")
-    table = Table("open, by", "", "count", box=None)
-    for name, counter in by.items():
-        for value, count in counter.most_common():
-            table.add_row(name.replace("_", " "), value or "(none)", str(count))
-    table_console().print(table)
+    print_table(
+        ["open, by", "", "count"],
+        [
+            (name.replace("_", " "), value or "(none)", count)
+            for name, counter in by.items()
+            for value, count in counter.most_common()
+        ],
+    )
 
 
 @examples("""
@@ -136,16 +129,14 @@ rtfm-cli dlq replay --error-class UnknownSchema --since 2h --yes
 @click.option("--all", "all_", is_flag=True, help="Every open one.")
 @click.option("--force", is_flag=True, help="Also what the rules below refuse.")
 @click.option("--yes", is_flag=True, help="Do it; without this it only says what it would do.")
-@bootstrap_servers_option
-@registry_option
+@kafka_and_registry_settings
 @json_option
 def replay(
     ids: tuple[str, ...],
     all_: bool,
     force: bool,
     yes: bool,
-    kafka_bootstrap_servers: str | None,
-    schema_registry_url: str | None,
+    settings: Settings,
     as_json: bool,
     **given: Any,
 ) -> int:
@@ -155,7 +146,6 @@ def replay(
     than three times; and, even with --force, what was erased since with `rtfm-cli forget`. A replay and the mark that
     it happened commit together. Exit code 1: an ID was refused.
     """
-    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     wanted = chosen_filter(given, ids, all_)
     rules = ReplayRules(contracts=open_contracts(settings), force=force, is_erased=_is_erased(settings))
     with DeadLetterStore(settings) as store:
@@ -176,18 +166,16 @@ rtfm-cli dlq discard --error-class UndecodableRecord --until 1d --yes
 @filter_options
 @click.option("--all", "all_", is_flag=True, help="Every open one.")
 @click.option("--yes", is_flag=True, help="Do it; without this it only says what it would do.")
-@bootstrap_servers_option
+@kafka_settings
 @json_option
-def discard(
-    ids: tuple[str, ...], all_: bool, yes: bool, kafka_bootstrap_servers: str | None, as_json: bool, **given: Any
-) -> int:
+def discard(ids: tuple[str, ...], all_: bool, yes: bool, settings: Settings, as_json: bool, **given: Any) -> int:
     """Mark dead letters as not wanted any more. They are not listed, and stay until retention takes them."""
 
     def refusal(found: FiledLetter) -> str | None:
         return None if found.state == OPEN else said(found)
 
     wanted = chosen_filter(given, ids, all_)
-    with DeadLetterStore(load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers)) as store:
+    with DeadLetterStore(settings) as store:
         _require(store, ids)
         if yes:
             decisions: Iterable[Decision] = store.discard(wanted, refusal)
@@ -243,10 +231,7 @@ def _report(decisions: Iterable[Decision], verb: str, ids: Collection[str], *, y
     if as_json:
         echo_json({"dry_run": not yes, done: (len(items) - refusals) * yes, "refused": refusals, "items": items})
     elif items:
-        table = Table("id", "topic", "", "why not", box=None)
-        for item in items:
-            table.add_row(item["id"], item["topic"], item["action"], item["reason"] or "")
-        table_console().print(table)
+        print_table(["id", "topic", "", "why not"], [[cell or "" for cell in item.values()] for item in items])
     if not as_json:
         last = f"{len(items) - refusals} {'' if yes else 'would be '}{done}, {refusals} refused."
         echo(last if yes else f"{last} Nothing was done: add --yes.")

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from attrs import frozen
+from attrs import asdict, frozen
 
 from rtfm.contracts import EVENT_OF_TOPIC, Contracts, open_contracts, schema_id_of
 from rtfm.contracts.inspection import Fault, frame_fault, inspect
 from rtfm.errors import ConfigError, PermanentError, RtfmError
+from rtfm.settings import Settings
 from rtfm.streams.dead_letters.letters import STATES, Letter
 from rtfm.streams.dead_letters.store import DeadLetterStore, LetterFilter
 from rtfm_cli.dlq.rows import day, row_of, text_of
-from rtfm_cli.options import bootstrap_servers_option, echo_json, examples, json_option, load_settings, registry_option
+from rtfm_cli.options import echo_json, examples, json_option, kafka_and_registry_settings
 from rtfm_cli.printing import echo, json_text, printable
 
 _ROWS_AROUND = 3
@@ -36,12 +37,10 @@ rtfm-cli dlq show 0-17 --json
 """)
 @click.command()
 @click.argument("id_", metavar="ID")
-@bootstrap_servers_option
-@registry_option
+@kafka_and_registry_settings
 @json_option
-def show(id_: str, kafka_bootstrap_servers: str | None, schema_registry_url: str | None, as_json: bool) -> None:
+def show(id_: str, settings: Settings, as_json: bool) -> None:
     """Show the dead letter ID: why it is one, its headers, and its value as far as it can be decoded."""
-    settings = load_settings(kafka_bootstrap_servers=kafka_bootstrap_servers, schema_registry_url=schema_registry_url)
     with DeadLetterStore(settings) as store:
         found = next(iter(store.find(LetterFilter(ids=frozenset([id_]), states=frozenset(STATES)))), None)
     if found is None:
@@ -57,9 +56,7 @@ def show(id_: str, kafka_bootstrap_servers: str | None, schema_registry_url: str
                 "facts": letter.facts,
                 "schema": reading.schema,
                 "fields": reading.fields,
-                "fault": None
-                if fault is None
-                else {"position": fault.position, "path": fault.path, "reason": fault.reason},
+                "fault": fault and asdict(fault),
                 "now": reading.now,
                 "value_hex": None if value is None else value.hex(),
             }
