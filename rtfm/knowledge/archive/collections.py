@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import attrs
-from sqlalchemy import ARRAY, Column, Connection, Table, Text, bindparam, func, select, text
+from sqlalchemy import ARRAY, ColumnClause, Connection, TableClause, Text, bindparam, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from rtfm.errors import TransientError
@@ -27,7 +27,7 @@ _FENCE = "hashtextextended('rtfm fence ' || :guild, 0)"
 _REBUILD = "hashtextextended('rtfm rebuild ' || :guild, 0)"
 
 
-_WITH_VECTORS: dict[EntryTable, tuple[Table, Column[str]]] = {
+_WITH_VECTORS: dict[EntryTable, tuple[TableClause, ColumnClause[str]]] = {
     "passages": (passages, passages.c.passage_id),
     "messages": (messages, messages.c.message_id),
 }
@@ -127,7 +127,7 @@ class ArchiveCollections:
             return connection.execute(text(statement), {"guild": guild_id}).scalar_one()
 
 
-def _has_vector(rows: Table) -> tuple[Any, ...]:
+def _has_vector(rows: TableClause) -> tuple[Any, ...]:
     condition = (rows.c.vector.is_not(None), rows.c.passage_id.is_not(None))
     return (*condition, ~rows.c.deleted) if rows is messages else condition
 
