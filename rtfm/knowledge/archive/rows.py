@@ -137,11 +137,10 @@ class StoredVector:
 
 @frozen(kw_only=True)
 class Change:
-    """Everything that one batch writes, in one transaction. ``removed_passages`` are whole, to undo their terms.
+    """Everything that one batch writes, in one transaction.
 
-    ``channels`` are as the batch saw them; if they are otherwise known by now, the newest facts stay.
-
-    ``collections`` are those that the batch was written to.
+    ``channels`` are as the batch saw them; if they are otherwise known by now, the newest facts stay. ``collections``
+    are those that the batch was written to.
     """
 
     channels: list[Channel]
@@ -150,8 +149,7 @@ class Change:
     message_vectors: dict[str, bytes] = field(factory=dict)
     passage_of_message: dict[str, str | None] = field(factory=dict)
     passages: list[StoredPassage] = field(factory=list)
-    replaced_passages: list[StoredPassage] = field(factory=list)
-    removed_passages: list[StoredPassage] = field(factory=list)
+    removed_passage_ids: list[str] = field(factory=list)
 
 
 Scope = Literal["user", "channel", "guild"]
