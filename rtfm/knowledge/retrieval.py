@@ -14,7 +14,7 @@ from attrs import field, frozen
 from rtfm.errors import InvalidEvent, Unavailable
 from rtfm.knowledge.archive import GuildCollection, SqlArchive, guild_key
 from rtfm.knowledge.archive.reading import View
-from rtfm.knowledge.archive.search_rows import Candidate, FoundMessage
+from rtfm.knowledge.archive.search_rows import Candidate, FoundMessage, PassageVectors
 from rtfm.knowledge.candidates import CandidateSearch, Compared, Search, best_of
 from rtfm.knowledge.embedding import Embedding, serves
 from rtfm.knowledge.float32 import Vectors, from_bytes
@@ -125,7 +125,6 @@ class Retriever:
         self._archive = archive
         self._embedding = embedding
         self._candidates = CandidateSearch(vectors, exact_limit)
-        self._embedded: tuple[Sequence[str], Vectors] | None = None
 
     def search(
         self, question: str, *, guild_id: str | None, visible_channel_ids: Collection[str], limit: int
@@ -164,10 +163,7 @@ class Retriever:
         """
         vectors: Sequence[Vectors | None] = [None] * len(questions)
         if self._embedding is not None:
-            # They are the same ones each time, and a guild that is filled asks for them a dozen times.
-            if self._embedded is None or self._embedded[0] != questions:
-                self._embedded = (questions, self._embedding.embed(questions))
-            vectors = list(self._embedded[1])
+            vectors = list(self._embedding.embed(questions))
         visible = sorted({channel.acl_channel_id for channel in self._archive.channels(guild_id)})
         for question, vector in zip(questions, vectors, strict=True):
             explanation = self._search(_words(question), vector, guild_id, visible, 1).explanation
@@ -255,7 +251,7 @@ def _scored(view: View, candidates: Sequence[Candidate], vector: Vectors | None,
     newest = max((candidate.last_at for candidate in candidates), default=0)
     scored = []
     for candidate in candidates:
-        own = vectors[candidate.passage_id]
+        own = vectors.get(candidate.passage_id, PassageVectors())
         meaning = None if vector is None else cosines(vector, own)
         near = nearness(candidate, meaning, lexical, answered=own.speakers > 1)
         fresh = FRESH_WEIGHT * 0.5 ** ((newest - candidate.last_at) / FRESH_HALF_LIFE_MS)

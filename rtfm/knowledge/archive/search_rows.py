@@ -65,14 +65,6 @@ class Candidate:
 
 
 @frozen(kw_only=True)
-class VisibleEntries:
-    """Passages that may be seen, and the passages of messages that may be, by message id."""
-
-    passages: frozenset[str]
-    messages: Mapping[str, str]
-
-
-@frozen(kw_only=True)
 class PassageVectors:
     """The vectors of a passage, float32 as bytes: its own, and those of its messages; and how many people speak."""
 
