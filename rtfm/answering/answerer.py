@@ -18,7 +18,7 @@ from rtfm.answering import extractive, follow_up, prompt, sources, writing
 from rtfm.answering.attachments import Attached, attached, telling_lines
 from rtfm.answering.guarded import reason_of
 from rtfm.answering.model import Completion, LanguageModel, ModelNotAsked
-from rtfm.answering.prompt import Source, SourceMessage, UnusableAnswer
+from rtfm.answering.prompt import UnusableAnswer
 from rtfm.errors import ConfigError, PermanentError, RtfmError, TransientError
 from rtfm.events import (
     MAX_TIMESTAMP,
@@ -223,12 +223,7 @@ class Answerer:
 
     def _written(self, model: LanguageModel, question: _Question, passages: Sequence[Passage]) -> _Draft:
         """The model's answer. Raises RtfmError when there is none that can be used."""
-        asked = prompt.build(
-            question.text,
-            [_source(number, passage) for number, passage in enumerate(passages, start=1)],
-            files=question.files,
-            language=question.query.language,
-        )
+        asked = prompt.build(question.text, passages, files=question.files, language=question.query.language)
         completion = model.complete(asked, timeout_s=(question.deadline - self._clock()) / 1000)
         paid = [*question.paid, completion]
         reply = prompt.parse(completion.text)
@@ -306,16 +301,6 @@ def _extracted(question: _Question, passages: Sequence[Passage], reason: Outcome
         answer=extractive.compose(found),
         citations=citations,
         completions=question.paid,
-    )
-
-
-def _source(number: int, passage: Passage) -> Source:
-    return Source(
-        number=number,
-        messages=[
-            SourceMessage(author_name=m.author_name, created_at=m.created_at, content=m.content)
-            for m in passage.messages
-        ],
     )
 
 
