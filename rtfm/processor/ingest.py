@@ -19,6 +19,7 @@ from rtfm.knowledge import Knowledge
 from rtfm.knowledge.archive import Channel, CollectionChanged, Erasures, StoredMessage, guild_key
 from rtfm.knowledge.indexing import BatchState, Indexer
 from rtfm.names import MESSAGES
+from rtfm.streams.pipeline import Output
 from rtfm.telemetry import ARCHIVED, IGNORED_EVENTS, get_logger
 from rtfm.visibility import ChannelFacts
 
@@ -47,7 +48,7 @@ class Ingest:
     knowledge: Knowledge
     note_guilds: Callable[[Collection[str]], None] = lambda _: None
 
-    def __call__(self, records: Sequence[MessageRecord]) -> list[object]:
+    def __call__(self, records: Sequence[MessageRecord]) -> list[Output]:
         """Handle a batch; there are no outputs. Raises InvalidEvent for an event that breaks a rule."""
         events = [self._valid(record.event) for record in records]
         self.take([event for event in events if event is not None])
