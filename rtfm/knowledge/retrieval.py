@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+import attrs
 from attrs import field, frozen
 
 from rtfm.errors import InvalidEvent, Unavailable
 from rtfm.knowledge.archive import GuildCollection, SqlArchive, guild_key
 from rtfm.knowledge.archive.reading import View
-from rtfm.knowledge.archive.search_rows import Candidate, FoundMessage, PassageVectors
+from rtfm.knowledge.archive.search_rows import Candidate, PassageVectors
 from rtfm.knowledge.candidates import CandidateSearch, Compared, Search, best_of
 from rtfm.knowledge.embedding import Embedding, serves
 from rtfm.knowledge.float32 import Vectors, from_bytes
@@ -279,12 +280,8 @@ def _without_copies(scored: Sequence[_Scored], limit: int) -> list[_Scored]:
 
 
 def _ranks(scored: Sequence[_Scored], lexical: Lexical) -> dict[str, Ranks]:
-    by_meaning = sorted(
-        (one for one in scored if one.near.meaning is not None), key=lambda one: -(one.near.meaning or 0)
-    )
-    by_words = sorted((one for one in scored if one.near.points > 0), key=lambda one: -one.near.points)
-    meaning = {one.candidate.passage_id: rank for rank, one in enumerate(by_meaning, start=1)}
-    words = {one.candidate.passage_id: rank for rank, one in enumerate(by_words, start=1)}
+    meaning = _places({one.candidate.passage_id: one.near.meaning for one in scored if one.near.meaning is not None})
+    words = _places({one.candidate.passage_id: one.near.points for one in scored if one.near.points > 0})
     return {
         one.candidate.passage_id: Ranks(
             meaning_rank=meaning.get(one.candidate.passage_id),
@@ -296,12 +293,15 @@ def _ranks(scored: Sequence[_Scored], lexical: Lexical) -> dict[str, Ranks]:
     }
 
 
+def _places(values: Mapping[str, float]) -> dict[str, int]:
+    """The rank of each key by its value, from 1 for the highest."""
+    return {key: rank for rank, key in enumerate(sorted(values, key=lambda key: -values[key]), start=1)}
+
+
 def _with_messages(
     view: View, scored: Sequence[_Scored], beside: Mapping[str, float], best_score: float
 ) -> list[Passage]:
-    by_passage: dict[str, list[FoundMessage]] = {}
-    for message in view.messages_of([one.candidate.passage_id for one in scored]):
-        by_passage.setdefault(message.passage_id, []).append(message)
+    by_passage = view.messages_of([one.candidate.passage_id for one in scored])
     mentioned = {
         user for messages in by_passage.values() for message in messages for user in _USER.findall(message.content)
     }
@@ -322,16 +322,10 @@ def _with_messages(
     ]
 
 
-def _shown(message: FoundMessage, names: Mapping[str, str]) -> PassageMessage:
-    return PassageMessage(
-        message_id=message.message_id,
-        guild_id=message.guild_id or None,
-        channel_id=message.channel_id,
-        parent_channel_id=message.parent_channel_id,
-        channel_kind=message.kind,
-        thread_title=message.channel_name if in_one_conversation(message.kind) else None,
-        author_id=message.author_id,
-        author_name=plain_name(message.author_name or "") or "unknown",
-        created_at=message.created_at,
+def _shown(message: PassageMessage, names: Mapping[str, str]) -> PassageMessage:
+    return attrs.evolve(
+        message,
+        thread_title=message.thread_title if in_one_conversation(message.channel_kind) else None,
+        author_name=plain_name(message.author_name) or "unknown",
         content=_USER.sub(lambda match: f"@{plain_name(names.get(match.group(1), 'someone'))}", message.content),
     )

@@ -19,7 +19,6 @@ from rtfm.knowledge.archive.rows import GuildCollection
 from rtfm.knowledge.archive.search_rows import (
     Candidate,
     Corpus,
-    FoundMessage,
     GuildSnapshot,
     PassageVectors,
     VisiblePassage,
@@ -28,6 +27,7 @@ from rtfm.knowledge.archive.search_rows import (
 from rtfm.knowledge.archive.tables import GUILD_TERMS
 from rtfm.knowledge.archive.tsvectors import quoted
 from rtfm.knowledge.entries import PREFIX, row_ids
+from rtfm.knowledge.passages import PassageMessage
 
 # ``rtfm.visibility.readable`` in SQL: the channel itself is listed, or the parent of a public thread or forum post, as
 # ``acl_channel_id`` has it. Not "= ANY(array)": PostgreSQL weighs every element of an array while it plans, 100 ms for
@@ -271,13 +271,15 @@ class View:
                 people.setdefault(row.passage_id, set()).add(row.author_id)
         return {found: frozenset(authors) for found, authors in people.items()}
 
-    def messages_of(self, passage_ids: Sequence[str]) -> list[FoundMessage]:
-        """The messages of these passages in order, with their channels; what may not be seen is left out.
+    def messages_of(self, passage_ids: Sequence[str]) -> dict[str, list[PassageMessage]]:
+        """The messages of these passages in order, by passage, as they were written; what may not be seen is left out.
 
-        Of a long message, and of one with files, each passage has the part that it was made of.
+        ``thread_title`` is the name of any channel. Of a long message, and of one with files, each passage has the part
+        that it was made of.
         """
-        columns = """m.message_id, m.guild_id, m.channel_id, c.parent_channel_id, c.kind, m.author_id, m.author_name,
-                     m.created_at, c.name AS channel_name"""
+        columns = """m.message_id, nullif(m.guild_id, '') AS guild_id, m.channel_id, c.parent_channel_id,
+                     c.kind AS channel_kind, c.name AS thread_title, m.author_id,
+                     coalesce(m.author_name, '') AS author_name, m.created_at"""
         visible = f"""{STANDS} AND m.guild_id = %(guild)s
                   AND (c.acl_channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[]))
                        OR m.channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[])))"""
@@ -297,7 +299,11 @@ class View:
             """,  # noqa: S608 - constants
             ids=list(passage_ids),
         )
-        return [FoundMessage(**{**row._asdict(), "kind": ChannelKind(row.kind)}) for row in rows]
+        found: dict[str, list[PassageMessage]] = {}
+        for row in rows:
+            values = {**row._asdict(), "channel_kind": ChannelKind(row.channel_kind)}
+            found.setdefault(values.pop("passage_id"), []).append(PassageMessage(**values))
+        return found
 
     def author_names(self, author_ids: Collection[str]) -> dict[str, str]:
         """The latest name of each author in this guild; what people are called elsewhere is not for its readers."""
