@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import attrs
 from attrs import frozen
@@ -135,8 +135,7 @@ class Answerer:
             where = "".join(traceback.format_tb(exc.__traceback__))
             _log.error("answering failed", query_id=query.query_id, error=type(exc).__name__, where=where)
             draft = _Draft(outcome=Outcome.FAILED)
-        response = _addressed(query, draft, read_at=read_at, answered_at=self._clock())
-        ANSWERS.labels(outcome=response.outcome.value).inc()
+        response = self._addressed(query, draft, read_at=read_at)
         ANSWER_SECONDS.observe(response.elapsed_ms / 1000)
         return response
 
@@ -149,25 +148,43 @@ class Answerer:
         fields = {one.field for one in broken}
         # A record without a time has one of -1 or 0.
         at = record_at if 0 < record_at <= MAX_TIMESTAMP else now
-        query = attrs.evolve(
-            query,
-            guild_id="0" if "guild_id" in fields else query.guild_id,
-            channel_id="0" if "channel_id" in fields else query.channel_id,
-            message_id="0" if "message_id" in fields else query.message_id,
-            asker_id="0" if "asker_id" in fields else query.asker_id,
-            asked_at=at if "asked_at" in fields else query.asked_at,
-        )
+        fitting: dict[str, Any] = dict.fromkeys(("guild_id", "channel_id", "message_id", "asker_id"), "0")
+        fitting["asked_at"] = at
+        query = attrs.evolve(query, **{name: value for name, value in fitting.items() if name in fields})
         answer = "; ".join(str(one) for one in broken[:_NAMED_RULES])
         draft = _Draft(outcome=Outcome.REFUSED, reason=OutcomeReason.INVALID_FIELD, answer=answer)
-        ANSWERS.labels(outcome=draft.outcome.value).inc()
-        return _addressed(query, draft, read_at=now, answered_at=now)
+        return self._addressed(query, draft, read_at=now)
 
     def withdraw(self, query: BotQuery) -> BotResponse:
         """The answer to a ``query`` of somebody who was erased since: nothing is looked for, no model is asked."""
-        now = self._clock()
         draft = _Draft(outcome=Outcome.NOT_FOUND, reason=OutcomeReason.SOURCE_REMOVED)
+        return self._addressed(query, draft, read_at=self._clock())
+
+    def _addressed(self, query: BotQuery, draft: _Draft, *, read_at: TimestampMillis) -> BotResponse:
+        """The answer that ``draft`` makes now, counted."""
         ANSWERS.labels(outcome=draft.outcome.value).inc()
-        return _addressed(query, draft, read_at=now, answered_at=now)
+        answered_at = self._clock()
+        paid = draft.completions
+        return BotResponse(
+            query_id=query.query_id,
+            guild_id=query.guild_id,
+            channel_id=query.channel_id,
+            query_message_id=query.message_id,
+            asker_id=query.asker_id,
+            asked_at=query.asked_at,
+            origin=query.origin,
+            audience=Audience.ASKER if query.audience is Audience.UNKNOWN else query.audience,
+            outcome=draft.outcome,
+            reason=draft.reason,
+            answer=draft.answer,
+            citations=list(draft.citations),
+            retrieved=[_retrieved(passage) for passage in draft.passages],
+            model=draft.model,
+            prompt_tokens=_sum([completion.prompt_tokens for completion in paid]),
+            output_tokens=_sum([completion.output_tokens for completion in paid]),
+            answered_at=answered_at,
+            elapsed_ms=max(answered_at - read_at, 0),
+        )
 
     def _draft(self, query: BotQuery, now: TimestampMillis) -> _Draft:
         if now > query.expires_at:
@@ -262,32 +279,6 @@ class Answerer:
         if not all(sources.visible(c, question.query.guild_id, question.listed) for c in draft.citations):
             raise AssertionError("an answer cites what its readers may not read")
         return attrs.evolve(draft, passages=passages)
-
-
-def _addressed(
-    query: BotQuery, draft: _Draft, *, read_at: TimestampMillis, answered_at: TimestampMillis
-) -> BotResponse:
-    paid = draft.completions
-    return BotResponse(
-        query_id=query.query_id,
-        guild_id=query.guild_id,
-        channel_id=query.channel_id,
-        query_message_id=query.message_id,
-        asker_id=query.asker_id,
-        asked_at=query.asked_at,
-        origin=query.origin,
-        audience=Audience.ASKER if query.audience is Audience.UNKNOWN else query.audience,
-        outcome=draft.outcome,
-        reason=draft.reason,
-        answer=draft.answer,
-        citations=list(draft.citations),
-        retrieved=[_retrieved(passage) for passage in draft.passages],
-        model=draft.model,
-        prompt_tokens=_sum([completion.prompt_tokens for completion in paid]),
-        output_tokens=_sum([completion.output_tokens for completion in paid]),
-        answered_at=answered_at,
-        elapsed_ms=max(answered_at - read_at, 0),
-    )
 
 
 def _extracted(question: _Question, passages: Sequence[Passage], reason: OutcomeReason | None) -> _Draft:
