@@ -18,7 +18,7 @@ from sqlalchemy.dialects.postgresql import insert
 from rtfm.errors import TransientError
 from rtfm.knowledge.archive.database import Database
 from rtfm.knowledge.archive.rows import GuildCollection, StoredVector
-from rtfm.knowledge.archive.tables import collections, messages, passages
+from rtfm.knowledge.archive.tables import collections, messages, passages, upsert
 from rtfm.knowledge.entries import Table as EntryTable
 from rtfm.knowledge.entries import entry_id
 
@@ -52,7 +52,7 @@ class ArchiveCollections:
     def put(self, collection: GuildCollection) -> None:
         """Use this collection for its guild from now on."""
         with self._database.begin() as connection:
-            put_collection(connection, collection)
+            connection.execute(upsert(collections, "guild_id"), attrs.asdict(collection))
 
     def passages(self, guild_id: str) -> tuple[int, int]:
         """How many passages a guild has, and how many of them have no vector."""
@@ -147,24 +147,11 @@ def hold_collections(connection: Connection, believed: Sequence[GuildCollection]
         ).bindparams(bindparam("guilds", type_=ARRAY(Text))),
         {"guilds": guild_ids},
     )
+    # Two first batches may meet here: the second waits for the first and then finds its row.
+    ordered = sorted(map(attrs.asdict, believed), key=lambda row: str(row["guild_id"]))
+    connection.execute(insert(collections).on_conflict_do_nothing(), ordered)
     statement = select(collections).where(collections.c.guild_id.in_(guild_ids))
     known = {row.guild_id: GuildCollection(**row._mapping) for row in connection.execute(statement)}
     for collection in believed:
-        if collection.guild_id not in known:
-            # Two first batches may meet here: the second waits for the first and then finds its row.
-            put_collection(connection, collection, replace=False)
-            row = connection.execute(select(collections).where(collections.c.guild_id == collection.guild_id)).one()
-            known[collection.guild_id] = GuildCollection(**row._mapping)
         if known[collection.guild_id] != collection:
             raise CollectionChanged(f"guild {collection.guild_id} has another collection by now")
-
-
-def put_collection(connection: Connection, collection: GuildCollection, *, replace: bool = True) -> None:
-    """Write the row of a guild; without ``replace`` one that is there stays."""
-    values = attrs.asdict(collection)
-    statement = insert(collections).values(values)
-    if replace:
-        statement = statement.on_conflict_do_update(index_elements=["guild_id"], set_=values)
-    else:
-        statement = statement.on_conflict_do_nothing()
-    connection.execute(statement)

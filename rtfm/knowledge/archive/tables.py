@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
-from sqlalchemy import ColumnClause, column, table
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import ColumnClause, TableClause, column, table
+from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 
 from rtfm.knowledge.archive.rows import GuildCollection, StoredMessage, StoredPassage
 
@@ -69,3 +69,9 @@ open_questions = table(
     column("audience"),
     column("expires_at"),
 )
+
+
+def upsert(rows: TableClause, *key: str) -> Insert:
+    """Insert rows, each in the place of the one with its ``key``."""
+    statement = insert(rows)
+    return statement.on_conflict_do_update(index_elements=key, set_={one.name: one for one in statement.excluded})

@@ -15,13 +15,16 @@ from rtfm.knowledge.archive.collections import hold_collections
 from rtfm.knowledge.archive.database import Database
 from rtfm.knowledge.archive.removals import hold_removals, withdraw_answers
 from rtfm.knowledge.archive.rows import Change, Channel, Place, StoredMessage, StoredPassage
-from rtfm.knowledge.archive.tables import channels, messages, passages
+from rtfm.knowledge.archive.tables import channels, messages, passages, upsert
 from rtfm.knowledge.archive.tsvectors import as_tsvector
 from rtfm.knowledge.words import terms
 from rtfm.visibility import ChannelFacts
 
 _MESSAGE_COLUMNS = [messages.c[one.name] for one in attrs.fields(StoredMessage)]
 _PASSAGE_COLUMNS = [passages.c[one.name] for one in attrs.fields(StoredPassage)]
+
+_POSITION = (messages.c.created_at, func.length(messages.c.message_id), messages.c.message_id)
+"""``StoredMessage.position`` in SQL."""
 
 
 class ArchiveWriting:
@@ -32,7 +35,7 @@ class ArchiveWriting:
 
     def messages(self, message_ids: Collection[str]) -> dict[str, StoredMessage]:
         """The messages among ``message_ids`` that the archive knows, deleted ones included."""
-        return self._select_messages(messages.c.message_id.in_(bindparam("ids", expanding=True)), ids=list(message_ids))
+        return self._select_messages(messages.c.message_id.in_(message_ids))
 
     def channels(self, places: Collection[Place]) -> dict[Place, Channel]:
         """The channels in ``places`` that the archive knows."""
@@ -50,9 +53,7 @@ class ArchiveWriting:
         before = (
             select(*_MESSAGE_COLUMNS)
             .where(linked, messages.c.created_at <= first_at)
-            .order_by(
-                messages.c.created_at.desc(), func.length(messages.c.message_id).desc(), messages.c.message_id.desc()
-            )
+            .order_by(*(column.desc() for column in _POSITION))
             .limit(window)
         )
         between = (
@@ -67,9 +68,7 @@ class ArchiveWriting:
 
     def conversations(self, conversation_ids: Collection[str]) -> dict[str, StoredMessage]:
         """All messages of these conversations, by id."""
-        return self._select_messages(
-            messages.c.conversation_id.in_(bindparam("ids", expanding=True)), ids=list(conversation_ids)
-        )
+        return self._select_messages(messages.c.conversation_id.in_(conversation_ids))
 
     def passages_of(self, conversation_ids: Collection[str]) -> dict[str, StoredPassage]:
         """The passages of these conversations, by id."""
@@ -98,21 +97,17 @@ class ArchiveWriting:
 
     def channel_messages(self, place: Place, after: StoredMessage | None, *, limit: int) -> list[StoredMessage]:
         """The next ``limit`` messages of a channel that are not deleted, in order."""
-        position = tuple_(messages.c.created_at, func.length(messages.c.message_id), messages.c.message_id)
         statement = (
-            select(*_MESSAGE_COLUMNS)
-            .where(_in_place(place), ~messages.c.deleted)
-            .order_by(messages.c.created_at, func.length(messages.c.message_id), messages.c.message_id)
-            .limit(limit)
+            select(*_MESSAGE_COLUMNS).where(_in_place(place), ~messages.c.deleted).order_by(*_POSITION).limit(limit)
         )
         if after is not None:
-            statement = statement.where(messages.c.created_at >= after.created_at, position > after.position)
+            statement = statement.where(messages.c.created_at >= after.created_at, tuple_(*_POSITION) > after.position)
         with self._database.begin() as connection:
             return [_to_message(row) for row in connection.execute(statement)]
 
-    def _select_messages(self, condition: Any, **parameters: Any) -> dict[str, StoredMessage]:
+    def _select_messages(self, condition: ColumnElement[bool]) -> dict[str, StoredMessage]:
         with self._database.begin() as connection:
-            rows = connection.execute(select(*_MESSAGE_COLUMNS).where(condition), parameters)
+            rows = connection.execute(select(*_MESSAGE_COLUMNS).where(condition))
             return {row.message_id: _to_message(row) for row in rows}
 
 
@@ -251,9 +246,7 @@ def _write_passages(connection: Connection, change: Change, known: Mapping[Place
     if change.removed_passage_ids:
         connection.execute(delete(passages).where(passages.c.passage_id.in_(change.removed_passage_ids)))
     if rows:
-        statement = insert(passages)
-        new = {column.name: statement.excluded[column.name] for column in passages.c}
-        connection.execute(statement.on_conflict_do_update(index_elements=["passage_id"], set_=new), rows)
+        connection.execute(upsert(passages, "passage_id"), rows)
 
 
 def _assign_passages(connection: Connection, passage_of_message: Mapping[str, str | None]) -> None:
