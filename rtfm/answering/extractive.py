@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -297,15 +298,7 @@ def _cut(piece: str) -> list[str]:
     """``piece``, or runs of its words where it is longer than a quote: the match may stand anywhere."""
     if len(piece) <= MAX_QUOTE_CHARACTERS or _BLOCK.fullmatch(piece):
         return [piece]
-    width = MAX_QUOTE_CHARACTERS // 3
-    runs: list[str] = []
-    for word in piece.split():
-        for part in (word[at : at + width] for at in range(0, len(word), width)):
-            if runs and len(runs[-1]) + 1 + len(part) <= width:
-                runs[-1] += f" {part}"
-            else:
-                runs.append(part)
-    return runs
+    return textwrap.wrap(" ".join(piece.split()), MAX_QUOTE_CHARACTERS // 3, break_on_hyphens=False)
 
 
 def _rarity(text: str, passages: Sequence[Passage]) -> dict[str, float]:
