@@ -184,8 +184,8 @@ def _shown(number: int, source: Passage) -> dict[str, Any]:
 def _object(text: str) -> dict[str, Any]:
     try:
         reply = json.loads(text)
-    except (ValueError, RecursionError) as exc:
-        raise UnusableAnswer("malformed", "the model's reply is not the JSON that was asked for") from exc
+    except (ValueError, RecursionError):
+        reply = None
     if not isinstance(reply, dict):
         raise UnusableAnswer("malformed", "the model's reply is not the JSON that was asked for")
     return reply
