@@ -295,16 +295,7 @@ class _Making:
             now = self._knowledge.archive.writing.messages(ids)
             before = self._staging.archive.writing.messages(ids)
             gone = [
-                attrs.evolve(
-                    message,
-                    deleted=True,
-                    content="",
-                    author_id=None,
-                    author_name=None,
-                    reply_to_message_id=None,
-                    mentioned_user_ids=[],
-                    attachments=[],
-                )
+                message.tombstone()
                 for message_id, message in before.items()
                 if message_id not in now or now[message_id].deleted
             ]

@@ -192,25 +192,15 @@ def _said_anew(event: DiscordMessage, before: StoredMessage | None) -> StoredMes
 
 
 def _deleted(event: DiscordMessage, before: StoredMessage | None) -> StoredMessage | None:
-    """The tombstone: without author and content, but in its conversation, so that what is left can be made anew."""
-    if before is not None and before.deleted:
-        return None
+    if before is not None:
+        return None if before.deleted else before.tombstone()
     return StoredMessage(
         message_id=event.message_id,
-        guild_id=before.guild_id if before else guild_key(event.guild_id),
+        guild_id=guild_key(event.guild_id),
         channel_id=event.channel_id,
-        author_id=None,
-        author_name=None,
-        author_is_bot=False,
-        content="",
-        created_at=before.created_at if before else event.created_at,
-        edited_at=None,
-        version=before.version if before else 0,
+        created_at=event.created_at,
+        version=0,
         deleted=True,
-        reply_to_message_id=None,
-        mentioned_user_ids=[],
-        attachments=[],
-        conversation_id=before.conversation_id if before else None,
     )
 
 
