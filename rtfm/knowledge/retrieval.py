@@ -22,7 +22,7 @@ from rtfm.knowledge.float32 import Vectors, from_bytes
 from rtfm.knowledge.linking import in_one_conversation
 from rtfm.knowledge.packing import AROUND, COMPANY_WEIGHT, company, pack
 from rtfm.knowledge.passages import Passage, PassageMessage
-from rtfm.knowledge.scoring import Lexical, Mode, Nearness, cosines, evidence, nearness, usual_floor
+from rtfm.knowledge.scoring import Lexical, Mode, Nearness, evidence, nearness, usual_floor
 from rtfm.knowledge.vectors import ChromaVectors
 from rtfm.knowledge.words import terms
 from rtfm.markup import plain_name
@@ -253,8 +253,7 @@ def _scored(view: View, candidates: Sequence[Candidate], vector: Vectors | None,
     scored = []
     for candidate in candidates:
         own = vectors.get(candidate.passage_id, PassageVectors())
-        meaning = None if vector is None else cosines(vector, own)
-        near = nearness(candidate, meaning, lexical, answered=own.speakers > 1)
+        near = nearness(candidate, own, vector, lexical)
         fresh = FRESH_WEIGHT * 0.5 ** ((newest - candidate.last_at) / FRESH_HALF_LIFE_MS)
         scored.append(_Scored(near=near, candidate=candidate, vector=own.own, score=near.score + fresh))
     return sorted(scored, key=lambda one: (-one.score, one.candidate.passage_id))
