@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 from attrs import define, field, frozen
@@ -37,6 +37,8 @@ MAX_PLACES = 1_000
 
 MAX_EVENT_BYTES = 990_000
 """A longer event is left out: with its key and headers it would be over what Kafka takes, 1,000,000 bytes."""
+
+_Value = TypeVar("_Value")
 
 _MAX_REASONS = 100
 _OTHER_REASONS = "other reasons"
@@ -283,25 +285,20 @@ def _attachments(message: Mapping[str, Any]) -> list[Attachment]:
 
 
 def _object(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = parent.get(key)
-    if not isinstance(value, dict):
-        raise _Broken(f"{key} is missing" if value is None else f"{key} is no object")
-    return value
+    return _of_type(parent.get(key), dict, key, "object")
 
 
 def _list(parent: Mapping[str, Any], key: str) -> list[Any]:
-    value = parent.get(key)
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise _Broken(f"{key} is no list")
-    return value
+    return [] if parent.get(key) is None else _of_type(parent[key], list, key, "list")
 
 
 def _string(parent: Mapping[str, Any], key: str, place: str) -> str:
-    value = parent.get(key)
-    if not isinstance(value, str):
-        raise _Broken(f"{place} is missing" if value is None else f"{place} is no text")
+    return _of_type(parent.get(key), str, place, "text")
+
+
+def _of_type(value: object, kind: type[_Value], place: str, named: str) -> _Value:
+    if not isinstance(value, kind):
+        raise _Broken(f"{place} is missing" if value is None else f"{place} is no {named}")
     return value
 
 
@@ -319,10 +316,8 @@ def _is_snowflake(value: object) -> bool:
 
 
 def _time(value: object, place: str) -> TimestampMillis:
-    if not isinstance(value, str):
-        raise _Broken(f"{place} is missing" if value is None else f"{place} is no text")
     try:
-        moment = datetime.fromisoformat(value)
+        moment = datetime.fromisoformat(_of_type(value, str, place, "text"))
     except ValueError as exc:
         raise _Broken(f"{place} is no ISO 8601 time") from exc
     if moment.tzinfo is None:
