@@ -131,13 +131,12 @@ def _candidates(rarity: Mapping[str, float], passages: Sequence[Passage]) -> lis
             continue
         scores = _scores(rarity, turns)
         order = sorted(range(len(turns)), key=lambda place: (-scores[place], place))
-        ranked = [
+        best, *others = (
             _Candidate(rank=rank, place=place, passage=passage, turn=turns[place], score=scores[place])
             for place in order
-        ]
-        firsts.append(ranked[0])
-        if len(order) > 1 and scores[order[1]] >= WORTH_SHOWING * scores[order[0]] > 0:
-            seconds.append(ranked[1])
+        )
+        firsts.append(best)
+        seconds += [other for other in others[:1] if other.score >= WORTH_SHOWING * best.score > 0]
     floor = WORTH_BESIDE * max((candidate.score for candidate in firsts), default=0.0)
     return [candidate for candidate in firsts + seconds if candidate.rank == 0 or candidate.score >= floor]
 
