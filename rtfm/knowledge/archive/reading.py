@@ -322,7 +322,6 @@ class View:
 
     def _select(self, statement: str, row_factory: Any = namedtuple_row, **parameters: Any) -> Sequence[Any]:
         values = {"guild": self._guild_id, "visible_channel_ids": self._visible_channel_ids, **parameters}
-        values = {name: value for name, value in values.items() if f"%({name})s" in statement}
         # A plan that is kept for any length of the lists is many times worse than one that was made for these.
         self._cursor.row_factory = row_factory  # type: ignore[attr-defined]  # psycopg's own
         self._cursor.execute(statement, values, prepare=False)  # type: ignore[call-arg]  # psycopg's own

@@ -152,11 +152,7 @@ class Staging:
     def _run(self, *statements: str, **values: object) -> None:
         with self._database.begin() as connection:
             for statement in statements:
-                statement = statement.replace("{real}", self._real)
-                named = {"guild": self._guild, **values}
-                connection.execute(
-                    text(statement), {name: value for name, value in named.items() if f":{name}" in statement}
-                )
+                connection.execute(text(statement.replace("{real}", self._real)), {"guild": self._guild, **values})
 
     def _ids(self, statement: str) -> list[str]:
         with self._database.begin() as connection:
