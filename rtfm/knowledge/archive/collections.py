@@ -104,10 +104,7 @@ class ArchiveCollections:
             key.in_(list(ids)), *_has_vector(rows)
         )
         with self._database.begin() as connection:
-            return [
-                StoredVector(id=row.id, passage_id=row.passage_id, vector=row.vector)
-                for row in connection.execute(statement)
-            ]
+            return [StoredVector(**row._mapping) for row in connection.execute(statement)]
 
     @contextmanager
     def alone(self, guild_id: str) -> Iterator[None]:

@@ -64,7 +64,7 @@ class ArchiveWriting:
         )
         with self._database.begin() as connection:
             rows = [*connection.execute(before), *connection.execute(between)]
-        return sorted((_to_message(row) for row in rows), key=lambda message: message.position)
+        return sorted((StoredMessage(**row._mapping) for row in rows), key=lambda message: message.position)
 
     def conversations(self, conversation_ids: Collection[str]) -> dict[str, StoredMessage]:
         """All messages of these conversations, by id."""
@@ -103,12 +103,12 @@ class ArchiveWriting:
         if after is not None:
             statement = statement.where(messages.c.created_at >= after.created_at, tuple_(*_POSITION) > after.position)
         with self._database.begin() as connection:
-            return [_to_message(row) for row in connection.execute(statement)]
+            return [StoredMessage(**row._mapping) for row in connection.execute(statement)]
 
     def _select_messages(self, condition: ColumnElement[bool]) -> dict[str, StoredMessage]:
         with self._database.begin() as connection:
             rows = connection.execute(select(*_MESSAGE_COLUMNS).where(condition))
-            return {row.message_id: _to_message(row) for row in rows}
+            return {row.message_id: StoredMessage(**row._mapping) for row in rows}
 
 
 def to_channel(row: Row[Any]) -> Channel:
@@ -124,10 +124,6 @@ def to_channel(row: Row[Any]) -> Channel:
         ),
         name=row.name,
     )
-
-
-def _to_message(row: Row[Any]) -> StoredMessage:
-    return StoredMessage(**row._mapping)
 
 
 def _in_place(place: Place) -> ColumnElement[bool]:
