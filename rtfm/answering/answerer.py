@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import attrs
 from attrs import frozen
@@ -18,7 +18,7 @@ from rtfm.answering import extractive, follow_up, prompt, sources, writing
 from rtfm.answering.attachments import Attached, attached, telling_lines
 from rtfm.answering.guarded import reason_of
 from rtfm.answering.model import Completion, LanguageModel, ModelNotAsked
-from rtfm.answering.prompt import Source, SourceMessage, UnusableAnswer
+from rtfm.answering.prompt import UnusableAnswer
 from rtfm.errors import ConfigError, PermanentError, RtfmError, TransientError
 from rtfm.events import (
     MAX_TIMESTAMP,
@@ -135,8 +135,7 @@ class Answerer:
             where = "".join(traceback.format_tb(exc.__traceback__))
             _log.error("answering failed", query_id=query.query_id, error=type(exc).__name__, where=where)
             draft = _Draft(outcome=Outcome.FAILED)
-        response = _addressed(query, draft, read_at=read_at, answered_at=self._clock())
-        ANSWERS.labels(outcome=response.outcome.value).inc()
+        response = self._addressed(query, draft, read_at=read_at)
         ANSWER_SECONDS.observe(response.elapsed_ms / 1000)
         return response
 
@@ -149,25 +148,43 @@ class Answerer:
         fields = {one.field for one in broken}
         # A record without a time has one of -1 or 0.
         at = record_at if 0 < record_at <= MAX_TIMESTAMP else now
-        query = attrs.evolve(
-            query,
-            guild_id="0" if "guild_id" in fields else query.guild_id,
-            channel_id="0" if "channel_id" in fields else query.channel_id,
-            message_id="0" if "message_id" in fields else query.message_id,
-            asker_id="0" if "asker_id" in fields else query.asker_id,
-            asked_at=at if "asked_at" in fields else query.asked_at,
-        )
+        fitting: dict[str, Any] = dict.fromkeys(("guild_id", "channel_id", "message_id", "asker_id"), "0")
+        fitting["asked_at"] = at
+        query = attrs.evolve(query, **{name: value for name, value in fitting.items() if name in fields})
         answer = "; ".join(str(one) for one in broken[:_NAMED_RULES])
         draft = _Draft(outcome=Outcome.REFUSED, reason=OutcomeReason.INVALID_FIELD, answer=answer)
-        ANSWERS.labels(outcome=draft.outcome.value).inc()
-        return _addressed(query, draft, read_at=now, answered_at=now)
+        return self._addressed(query, draft, read_at=now)
 
     def withdraw(self, query: BotQuery) -> BotResponse:
         """The answer to a ``query`` of somebody who was erased since: nothing is looked for, no model is asked."""
-        now = self._clock()
         draft = _Draft(outcome=Outcome.NOT_FOUND, reason=OutcomeReason.SOURCE_REMOVED)
+        return self._addressed(query, draft, read_at=self._clock())
+
+    def _addressed(self, query: BotQuery, draft: _Draft, *, read_at: TimestampMillis) -> BotResponse:
+        """The answer that ``draft`` makes now, counted."""
         ANSWERS.labels(outcome=draft.outcome.value).inc()
-        return _addressed(query, draft, read_at=now, answered_at=now)
+        answered_at = self._clock()
+        paid = draft.completions
+        return BotResponse(
+            query_id=query.query_id,
+            guild_id=query.guild_id,
+            channel_id=query.channel_id,
+            query_message_id=query.message_id,
+            asker_id=query.asker_id,
+            asked_at=query.asked_at,
+            origin=query.origin,
+            audience=Audience.ASKER if query.audience is Audience.UNKNOWN else query.audience,
+            outcome=draft.outcome,
+            reason=draft.reason,
+            answer=draft.answer,
+            citations=list(draft.citations),
+            retrieved=[_retrieved(passage) for passage in draft.passages],
+            model=draft.model,
+            prompt_tokens=_sum([completion.prompt_tokens for completion in paid]),
+            output_tokens=_sum([completion.output_tokens for completion in paid]),
+            answered_at=answered_at,
+            elapsed_ms=max(answered_at - read_at, 0),
+        )
 
     def _draft(self, query: BotQuery, now: TimestampMillis) -> _Draft:
         if now > query.expires_at:
@@ -223,12 +240,7 @@ class Answerer:
 
     def _written(self, model: LanguageModel, question: _Question, passages: Sequence[Passage]) -> _Draft:
         """The model's answer. Raises RtfmError when there is none that can be used."""
-        asked = prompt.build(
-            question.text,
-            [_source(number, passage) for number, passage in enumerate(passages, start=1)],
-            files=question.files,
-            language=question.query.language,
-        )
+        asked = prompt.build(question.text, passages, files=question.files, language=question.query.language)
         completion = model.complete(asked, timeout_s=(question.deadline - self._clock()) / 1000)
         paid = [*question.paid, completion]
         reply = prompt.parse(completion.text)
@@ -269,32 +281,6 @@ class Answerer:
         return attrs.evolve(draft, passages=passages)
 
 
-def _addressed(
-    query: BotQuery, draft: _Draft, *, read_at: TimestampMillis, answered_at: TimestampMillis
-) -> BotResponse:
-    paid = draft.completions
-    return BotResponse(
-        query_id=query.query_id,
-        guild_id=query.guild_id,
-        channel_id=query.channel_id,
-        query_message_id=query.message_id,
-        asker_id=query.asker_id,
-        asked_at=query.asked_at,
-        origin=query.origin,
-        audience=Audience.ASKER if query.audience is Audience.UNKNOWN else query.audience,
-        outcome=draft.outcome,
-        reason=draft.reason,
-        answer=draft.answer,
-        citations=list(draft.citations),
-        retrieved=[_retrieved(passage) for passage in draft.passages],
-        model=draft.model,
-        prompt_tokens=_sum([completion.prompt_tokens for completion in paid]),
-        output_tokens=_sum([completion.output_tokens for completion in paid]),
-        answered_at=answered_at,
-        elapsed_ms=max(answered_at - read_at, 0),
-    )
-
-
 def _extracted(question: _Question, passages: Sequence[Passage], reason: OutcomeReason | None) -> _Draft:
     found = extractive.quotes(question.text, passages, channels=question.listed)
     if not found:
@@ -306,16 +292,6 @@ def _extracted(question: _Question, passages: Sequence[Passage], reason: Outcome
         answer=extractive.compose(found),
         citations=citations,
         completions=question.paid,
-    )
-
-
-def _source(number: int, passage: Passage) -> Source:
-    return Source(
-        number=number,
-        messages=[
-            SourceMessage(author_name=m.author_name, created_at=m.created_at, content=m.content)
-            for m in passage.messages
-        ],
     )
 
 

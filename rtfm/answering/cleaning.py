@@ -53,11 +53,9 @@ def cleaned(
 
 def cited_numbers(text: str) -> list[int]:
     """The numbers that ``text`` cites outside code, each once, in order."""
-    found: dict[int, None] = {}
-    for part in _outside_code(text):
-        for match in _CITATION.finditer(part):
-            found |= dict.fromkeys(int(number) for number in _NUMBER.findall(match[1]))
-    return list(found)
+    prose = [part for part in _CODE.split(text) if not _CODE.fullmatch(part)]
+    cited = [match[1] for part in prose for match in _CITATION.finditer(part)]
+    return list(dict.fromkeys(int(number) for numbers in cited for number in _NUMBER.findall(numbers)))
 
 
 def renumbered(text: str, numbers: Mapping[int, int], *, form: str = "[{}]") -> str:
@@ -101,7 +99,3 @@ def _without_headings(text: str) -> str:
     if "source" not in text.lower():
         return text
     return "\n".join(line for line in text.split("\n") if _HEADING.match(line) is None)
-
-
-def _outside_code(text: str) -> list[str]:
-    return [part for part in _CODE.split(text) if not _CODE.fullmatch(part)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -130,13 +131,12 @@ def _candidates(rarity: Mapping[str, float], passages: Sequence[Passage]) -> lis
             continue
         scores = _scores(rarity, turns)
         order = sorted(range(len(turns)), key=lambda place: (-scores[place], place))
-        ranked = [
+        best, *others = (
             _Candidate(rank=rank, place=place, passage=passage, turn=turns[place], score=scores[place])
             for place in order
-        ]
-        firsts.append(ranked[0])
-        if len(order) > 1 and scores[order[1]] >= WORTH_SHOWING * scores[order[0]] > 0:
-            seconds.append(ranked[1])
+        )
+        firsts.append(best)
+        seconds += [other for other in others[:1] if other.score >= WORTH_SHOWING * best.score > 0]
     floor = WORTH_BESIDE * max((candidate.score for candidate in firsts), default=0.0)
     return [candidate for candidate in firsts + seconds if candidate.rank == 0 or candidate.score >= floor]
 
@@ -297,15 +297,7 @@ def _cut(piece: str) -> list[str]:
     """``piece``, or runs of its words where it is longer than a quote: the match may stand anywhere."""
     if len(piece) <= MAX_QUOTE_CHARACTERS or _BLOCK.fullmatch(piece):
         return [piece]
-    width = MAX_QUOTE_CHARACTERS // 3
-    runs: list[str] = []
-    for word in piece.split():
-        for part in (word[at : at + width] for at in range(0, len(word), width)):
-            if runs and len(runs[-1]) + 1 + len(part) <= width:
-                runs[-1] += f" {part}"
-            else:
-                runs.append(part)
-    return runs
+    return textwrap.wrap(" ".join(piece.split()), MAX_QUOTE_CHARACTERS // 3, break_on_hyphens=False)
 
 
 def _rarity(text: str, passages: Sequence[Passage]) -> dict[str, float]:

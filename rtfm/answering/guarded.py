@@ -15,7 +15,7 @@ from functools import partial
 
 import stamina
 from attrs import frozen
-from interlock import CircuitBreaker, CircuitOpenError, Config, State, WindowType
+from interlock import CircuitBreaker, CircuitOpenError, Config, CoreEventListener, State, WindowType
 
 from rtfm.answering.budget import Budget
 from rtfm.answering.model import Completion, LanguageModel, ModelNotAsked
@@ -163,7 +163,7 @@ class _Failures:
         return exception is not None
 
 
-class _Listener:
+class _Listener(CoreEventListener):
     """Tells people and metrics when the circuit opens and closes."""
 
     def on_state_change(self, *, name: str, old: State, new: State) -> None:
@@ -174,15 +174,6 @@ class _Listener:
             _log.info("circuit half open, one probe", dependency=name)
         else:
             _log.info("circuit closed, the model answers again", dependency=name)
-
-    def on_call(self, *, name: str, outcome: object, duration: float) -> None:
-        return
-
-    def on_rejected(self, *, name: str) -> None:
-        return
-
-    def on_reset(self, *, name: str) -> None:
-        return
 
 
 def reason_of(error: Exception) -> str:

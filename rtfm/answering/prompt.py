@@ -15,7 +15,8 @@ from attrs import frozen
 
 from rtfm.answering.attachments import Attached
 from rtfm.errors import RtfmError
-from rtfm.events import ContextMessage, TimestampMillis, to_datetime
+from rtfm.events import ContextMessage, to_datetime
+from rtfm.knowledge.passages import Passage
 
 MAX_QUESTION_CHARACTERS = 4_000
 MAX_CONTEXT_MESSAGES = 10
@@ -87,23 +88,6 @@ class UnusableAnswer(RtfmError):
 
 
 @frozen(kw_only=True)
-class SourceMessage:
-    """A message of a source."""
-
-    author_name: str
-    created_at: TimestampMillis
-    content: str
-
-
-@frozen(kw_only=True)
-class Source:
-    """A conversation, or a part of one, under the number by which it is cited."""
-
-    number: int
-    messages: Sequence[SourceMessage]
-
-
-@frozen(kw_only=True)
 class Prompt:
     """What a model is given: its instructions, one JSON document of data, and the form of its reply."""
 
@@ -123,18 +107,19 @@ class ModelAnswer:
 
 
 def build(
-    question: str, sources: Sequence[Source], *, files: Sequence[Attached] = (), language: str | None = None
+    question: str, sources: Sequence[Passage], *, files: Sequence[Attached] = (), language: str | None = None
 ) -> Prompt:
     """The prompt for an answer to ``question``; whatever is longer than the caps is cut.
 
-    ``files`` came with the question; ``language`` is the asker's as an IETF BCP 47 tag.
+    ``sources`` are cited by their numbers from 1, ``files`` came with the question, and ``language`` is the asker's as
+    an IETF BCP 47 tag.
     """
     document: dict[str, Any] = {"question": question[:MAX_QUESTION_CHARACTERS]}
     if language:
         document["language"] = language[:35]
     if files:
         document["files"] = [{"name": file.filename, "text": file.text} for file in files]
-    document["sources"] = [_shown(source) for source in sources]
+    document["sources"] = [_shown(number, source) for number, source in enumerate(sources, start=1)]
     return Prompt(instructions=INSTRUCTIONS, document=_json(document), schema=ANSWER_SCHEMA)
 
 
@@ -182,7 +167,7 @@ def leaks_instructions(answer: str) -> bool:
     return any(run in said for run in _RUNS)
 
 
-def _shown(source: Source) -> dict[str, Any]:
+def _shown(number: int, source: Passage) -> dict[str, Any]:
     messages: list[dict[str, str]] = []
     left = MAX_SOURCE_CHARACTERS
     for message in source.messages:
@@ -193,14 +178,14 @@ def _shown(source: Source) -> dict[str, Any]:
         left -= len(text)
         if left <= 0:
             break
-    return {"number": source.number, "messages": messages}
+    return {"number": number, "messages": messages}
 
 
 def _object(text: str) -> dict[str, Any]:
     try:
         reply = json.loads(text)
-    except (ValueError, RecursionError) as exc:
-        raise UnusableAnswer("malformed", "the model's reply is not the JSON that was asked for") from exc
+    except (ValueError, RecursionError):
+        reply = None
     if not isinstance(reply, dict):
         raise UnusableAnswer("malformed", "the model's reply is not the JSON that was asked for")
     return reply

@@ -19,7 +19,6 @@ from attrs import define, field, frozen
 
 from rtfm.knowledge.archive.reading import View
 from rtfm.knowledge.archive.search_rows import Candidate, GuildSnapshot, WordGroup
-from rtfm.knowledge.entries import message_entry, passage_entry, row_ids
 from rtfm.knowledge.float32 import Vectors, from_bytes
 from rtfm.knowledge.scoring import Lexical
 from rtfm.knowledge.vectors import ChromaVectors, WrongCollection
@@ -185,9 +184,7 @@ def _by_words(view: View, search: Search, postings: int, limit: int) -> list[str
 
 def _visible(view: View, entries: Sequence[str]) -> list[str]:
     """The passages of ``entries`` that may be seen, in the same order, each once."""
-    visible = view.visible_entries(row_ids("passages", entries), row_ids("messages", entries))
-    passage_of = {passage_entry(passage_id): passage_id for passage_id in visible.passages}
-    passage_of |= {message_entry(message_id): passage_id for message_id, passage_id in visible.messages.items()}
+    passage_of = view.visible_entries(entries)
     return list(dict.fromkeys(passage_of[entry] for entry in entries if entry in passage_of))
 
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rtfm.errors import ConfigError
+from rtfm.knowledge.archive.rows import GuildCollection
 from rtfm.knowledge.float32 import Vectors
 from rtfm.settings import Settings
 from rtfm.telemetry import EMBEDDED, get_logger
@@ -45,21 +46,11 @@ class Embedding(Protocol):
         ...
 
 
-class MadeBy(Protocol):
-    """Vectors that are recorded with the model that made them; None for no vectors."""
-
-    @property
-    def model(self) -> str | None: ...
-
-    @property
-    def dimension(self) -> int | None: ...
-
-
-def serves(vectors: MadeBy | None, embedding: Embedding | None) -> bool:
-    """Whether ``embedding`` made ``vectors``, or will where there are none yet: it compares with no others."""
-    if embedding is None or vectors is None:
+def serves(collection: GuildCollection | None, embedding: Embedding | None) -> bool:
+    """Whether ``embedding`` made the vectors of ``collection``, or will: it compares with no others."""
+    if embedding is None or collection is None:
         return embedding is not None
-    return same_model(vectors.model, embedding.name) and vectors.dimension == embedding.dimension
+    return same_model(collection.model, embedding.name) and collection.dimension == embedding.dimension
 
 
 def same_model(one: str | None, other: str | None) -> bool:

@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import attrs
 from attrs import define, field, frozen
 
 from rtfm.clock import now_ms
@@ -36,6 +37,8 @@ MAX_PLACES = 1_000
 
 MAX_EVENT_BYTES = 990_000
 """A longer event is left out: with its key and headers it would be over what Kafka takes, 1,000,000 bytes."""
+
+_Value = TypeVar("_Value")
 
 _MAX_REASONS = 100
 _OTHER_REASONS = "other reasons"
@@ -111,28 +114,15 @@ class ChatExport:
 
     def messages(self) -> Iterator[DiscordMessage]:
         """The messages in their order. Raises ConfigError when the file has changed and is no export any more."""
+        place = attrs.asdict(self, filter=attrs.filters.exclude("path", "count", "left_out"), recurse=False)
         for entry in _entries(self.path):
             if isinstance(entry, Item):
                 with contextlib.suppress(_Broken):
-                    yield _message(entry.value, self)
+                    yield _message(entry.value, **place)
 
 
 class _Broken(Exception):
     """Why a message, or the head of a file, cannot be read."""
-
-
-_NO_HEAD = ChatExport(
-    path=Path(),
-    guild_id=None,
-    channel_id="",
-    channel_kind=ChannelKind.UNKNOWN,
-    channel_name="",
-    parent_channel_id=None,
-    observed_at=None,
-    count=0,
-    left_out=LeftOutState(),
-)
-"""To check messages with that stand before the guild and the channel."""
 
 
 def read_export(path: Path) -> ChatExport:
@@ -152,7 +142,8 @@ def read_export(path: Path) -> ChatExport:
                 head[entry.key] = entry.value
             continue
         try:
-            _message(entry.value, _NO_HEAD)
+            # What follows may be the guild and the channel.
+            _message(entry.value, channel_id="", channel_kind=ChannelKind.UNKNOWN)
             count += 1
         except _Broken as exc:
             named = entry.value.get("id") if isinstance(entry.value, dict) else None
@@ -202,7 +193,8 @@ def _entries(path: Path) -> Iterator[Member | Item]:
         ) from exc
 
 
-def _message(message: object, export: ChatExport) -> DiscordMessage:
+def _message(message: object, **place: Any) -> DiscordMessage:
+    """The event of a message; ``place`` are the fields that it does not carry itself."""
     if not isinstance(message, dict):
         raise _Broken("no JSON object")
     message_id = _snowflake(message, "id", "id")
@@ -214,12 +206,8 @@ def _message(message: object, export: ChatExport) -> DiscordMessage:
     edited = message.get("timestampEdited")
     mentions = _people(message)
     return DiscordMessage(
+        **place,
         message_id=message_id,
-        guild_id=export.guild_id,
-        channel_id=export.channel_id,
-        channel_kind=export.channel_kind,
-        channel_name=export.channel_name,
-        parent_channel_id=export.parent_channel_id,
         author_id=_snowflake(author, "id", "author.id"),
         author_name=_clean(str(author.get("nickname") or _string(author, "name", "author.name"))),
         author_is_bot=author.get("isBot") is True,
@@ -227,7 +215,6 @@ def _message(message: object, export: ChatExport) -> DiscordMessage:
         created_at=_time(message.get("timestamp"), "timestamp"),
         edited_at=None if edited is None else _time(edited, "timestampEdited"),
         change=MessageChange.CREATED,
-        observed_at=export.observed_at,
         source=MessageSource.IMPORT,
         reply_to_message_id=_reply(message),
         mentioned_user_ids=list(dict.fromkeys(user for user, _ in mentions)),
@@ -298,25 +285,20 @@ def _attachments(message: Mapping[str, Any]) -> list[Attachment]:
 
 
 def _object(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = parent.get(key)
-    if not isinstance(value, dict):
-        raise _Broken(f"{key} is missing" if value is None else f"{key} is no object")
-    return value
+    return _of_type(parent.get(key), dict, key, "object")
 
 
 def _list(parent: Mapping[str, Any], key: str) -> list[Any]:
-    value = parent.get(key)
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise _Broken(f"{key} is no list")
-    return value
+    return [] if parent.get(key) is None else _of_type(parent[key], list, key, "list")
 
 
 def _string(parent: Mapping[str, Any], key: str, place: str) -> str:
-    value = parent.get(key)
-    if not isinstance(value, str):
-        raise _Broken(f"{place} is missing" if value is None else f"{place} is no text")
+    return _of_type(parent.get(key), str, place, "text")
+
+
+def _of_type(value: object, kind: type[_Value], place: str, named: str) -> _Value:
+    if not isinstance(value, kind):
+        raise _Broken(f"{place} is missing" if value is None else f"{place} is no {named}")
     return value
 
 
@@ -334,10 +316,8 @@ def _is_snowflake(value: object) -> bool:
 
 
 def _time(value: object, place: str) -> TimestampMillis:
-    if not isinstance(value, str):
-        raise _Broken(f"{place} is missing" if value is None else f"{place} is no text")
     try:
-        moment = datetime.fromisoformat(value)
+        moment = datetime.fromisoformat(_of_type(value, str, place, "text"))
     except ValueError as exc:
         raise _Broken(f"{place} is no ISO 8601 time") from exc
     if moment.tzinfo is None:

@@ -172,8 +172,7 @@ class Indexer:
                 },
                 passage_of_message={message_id: passage_of.get(message_id) for message_id in members},
                 passages=fresh,
-                replaced_passages=[old[passage.passage_id] for passage in fresh if passage.passage_id in old],
-                removed_passages=gone,
+                removed_passage_ids=[passage.passage_id for passage in gone],
             )
         )
 

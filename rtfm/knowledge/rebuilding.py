@@ -202,7 +202,8 @@ def rebuild(knowledge: Knowledge, todo: Plan, *, progress: Progress = lambda *_:
             _copy(knowledge, staging, attrs.evolve(now, generation=now.generation + 1), todo, progress)
         else:
             made = attrs.evolve(first_collection(guild_id, knowledge.embedding), generation=now.generation + 1)
-            _Making(knowledge, staging, made, relink=todo.work == "link").run(todo, progress)
+            making = _Making(knowledge=knowledge, staging=staging, new=made, relink=todo.work == "link")
+            making.run(todo, progress)
         knowledge.vectors.forget(guild_id, now.generation)
 
 
@@ -256,15 +257,14 @@ def _caught_up(catch_up: Callable[[], int]) -> None:
             return
 
 
+@frozen(kw_only=True)
 class _Making:
     """Passages and vectors on their way into staging."""
 
-    def __init__(self, knowledge: Knowledge, staging: Staging, new: GuildCollection, *, relink: bool) -> None:
-        self._knowledge = knowledge
-        self._staging = staging
-        self._new = new
-        self._relink = relink
-        self._indexer = Indexer(staging.archive, knowledge.vectors, knowledge.embedding)
+    _knowledge: Knowledge
+    _staging: Staging
+    _new: GuildCollection
+    _relink: bool
 
     def run(self, todo: Plan, progress: Progress) -> None:
         """Make everything, and let it take the place of what is there."""
@@ -295,16 +295,7 @@ class _Making:
             now = self._knowledge.archive.writing.messages(ids)
             before = self._staging.archive.writing.messages(ids)
             gone = [
-                attrs.evolve(
-                    message,
-                    deleted=True,
-                    content="",
-                    author_id=None,
-                    author_name=None,
-                    reply_to_message_id=None,
-                    mentioned_user_ids=[],
-                    attachments=[],
-                )
+                message.tombstone()
                 for message_id, message in before.items()
                 if message_id not in now or now[message_id].deleted
             ]
@@ -321,4 +312,4 @@ class _Making:
             else:
                 conversation = None if self._relink else message.conversation_id
             state.changed[message.message_id] = attrs.evolve(message, conversation_id=conversation, passage_id=None)
-        self._indexer.index(state)
+        Indexer(self._staging.archive, self._knowledge.vectors, self._knowledge.embedding).index(state)

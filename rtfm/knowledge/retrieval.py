@@ -9,19 +9,20 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+import attrs
 from attrs import field, frozen
 
 from rtfm.errors import InvalidEvent, Unavailable
 from rtfm.knowledge.archive import GuildCollection, SqlArchive, guild_key
 from rtfm.knowledge.archive.reading import View
-from rtfm.knowledge.archive.search_rows import Candidate, FoundMessage
+from rtfm.knowledge.archive.search_rows import Candidate, PassageVectors
 from rtfm.knowledge.candidates import CandidateSearch, Compared, Search, best_of
 from rtfm.knowledge.embedding import Embedding, serves
 from rtfm.knowledge.float32 import Vectors, from_bytes
 from rtfm.knowledge.linking import in_one_conversation
 from rtfm.knowledge.packing import AROUND, COMPANY_WEIGHT, company, pack
 from rtfm.knowledge.passages import Passage, PassageMessage
-from rtfm.knowledge.scoring import Lexical, Mode, Nearness, cosines, evidence, nearness, usual_floor
+from rtfm.knowledge.scoring import Lexical, Mode, Nearness, evidence, nearness, usual_floor
 from rtfm.knowledge.vectors import ChromaVectors
 from rtfm.knowledge.words import terms
 from rtfm.markup import plain_name
@@ -125,7 +126,6 @@ class Retriever:
         self._archive = archive
         self._embedding = embedding
         self._candidates = CandidateSearch(vectors, exact_limit)
-        self._embedded: tuple[Sequence[str], Vectors] | None = None
 
     def search(
         self, question: str, *, guild_id: str | None, visible_channel_ids: Collection[str], limit: int
@@ -164,10 +164,7 @@ class Retriever:
         """
         vectors: Sequence[Vectors | None] = [None] * len(questions)
         if self._embedding is not None:
-            # They are the same ones each time, and a guild that is filled asks for them a dozen times.
-            if self._embedded is None or self._embedded[0] != questions:
-                self._embedded = (questions, self._embedding.embed(questions))
-            vectors = list(self._embedded[1])
+            vectors = list(self._embedding.embed(questions))
         visible = sorted({channel.acl_channel_id for channel in self._archive.channels(guild_id)})
         for question, vector in zip(questions, vectors, strict=True):
             explanation = self._search(_words(question), vector, guild_id, visible, 1).explanation
@@ -255,9 +252,8 @@ def _scored(view: View, candidates: Sequence[Candidate], vector: Vectors | None,
     newest = max((candidate.last_at for candidate in candidates), default=0)
     scored = []
     for candidate in candidates:
-        own = vectors[candidate.passage_id]
-        meaning = None if vector is None else cosines(vector, own)
-        near = nearness(candidate, meaning, lexical, answered=own.speakers > 1)
+        own = vectors.get(candidate.passage_id, PassageVectors())
+        near = nearness(candidate, own, vector, lexical)
         fresh = FRESH_WEIGHT * 0.5 ** ((newest - candidate.last_at) / FRESH_HALF_LIFE_MS)
         scored.append(_Scored(near=near, candidate=candidate, vector=own.own, score=near.score + fresh))
     return sorted(scored, key=lambda one: (-one.score, one.candidate.passage_id))
@@ -283,12 +279,8 @@ def _without_copies(scored: Sequence[_Scored], limit: int) -> list[_Scored]:
 
 
 def _ranks(scored: Sequence[_Scored], lexical: Lexical) -> dict[str, Ranks]:
-    by_meaning = sorted(
-        (one for one in scored if one.near.meaning is not None), key=lambda one: -(one.near.meaning or 0)
-    )
-    by_words = sorted((one for one in scored if one.near.points > 0), key=lambda one: -one.near.points)
-    meaning = {one.candidate.passage_id: rank for rank, one in enumerate(by_meaning, start=1)}
-    words = {one.candidate.passage_id: rank for rank, one in enumerate(by_words, start=1)}
+    meaning = _places({one.candidate.passage_id: one.near.meaning for one in scored if one.near.meaning is not None})
+    words = _places({one.candidate.passage_id: one.near.points for one in scored if one.near.points > 0})
     return {
         one.candidate.passage_id: Ranks(
             meaning_rank=meaning.get(one.candidate.passage_id),
@@ -300,12 +292,15 @@ def _ranks(scored: Sequence[_Scored], lexical: Lexical) -> dict[str, Ranks]:
     }
 
 
+def _places(values: Mapping[str, float]) -> dict[str, int]:
+    """The rank of each key by its value, from 1 for the highest."""
+    return {key: rank for rank, key in enumerate(sorted(values, key=lambda key: -values[key]), start=1)}
+
+
 def _with_messages(
     view: View, scored: Sequence[_Scored], beside: Mapping[str, float], best_score: float
 ) -> list[Passage]:
-    by_passage: dict[str, list[FoundMessage]] = {}
-    for message in view.messages_of([one.candidate.passage_id for one in scored]):
-        by_passage.setdefault(message.passage_id, []).append(message)
+    by_passage = view.messages_of([one.candidate.passage_id for one in scored])
     mentioned = {
         user for messages in by_passage.values() for message in messages for user in _USER.findall(message.content)
     }
@@ -326,16 +321,10 @@ def _with_messages(
     ]
 
 
-def _shown(message: FoundMessage, names: Mapping[str, str]) -> PassageMessage:
-    return PassageMessage(
-        message_id=message.message_id,
-        guild_id=message.guild_id or None,
-        channel_id=message.channel_id,
-        parent_channel_id=message.parent_channel_id,
-        channel_kind=message.kind,
-        thread_title=message.channel_name if in_one_conversation(message.kind) else None,
-        author_id=message.author_id,
-        author_name=plain_name(message.author_name or "") or "unknown",
-        created_at=message.created_at,
+def _shown(message: PassageMessage, names: Mapping[str, str]) -> PassageMessage:
+    return attrs.evolve(
+        message,
+        thread_title=message.thread_title if in_one_conversation(message.channel_kind) else None,
+        author_name=plain_name(message.author_name) or "unknown",
         content=_USER.sub(lambda match: f"@{plain_name(names.get(match.group(1), 'someone'))}", message.content),
     )

@@ -84,39 +84,23 @@ class Nearness:
     words: int
 
 
-@frozen(kw_only=True)
-class Cosines:
-    """How near a passage is to a question by meaning: the whole of it, and its best message."""
-
-    passage: float
-    best_message: float
-
-
-def cosines(question: Vectors, vectors: PassageVectors) -> Cosines | None:
-    """Compare a question with a passage; None when the passage has no vector."""
-    if vectors.own is None:
-        return None
-    passage, *messages = (from_bytes([vectors.own, *vectors.messages]) @ question).tolist()
-    return Cosines(passage=passage, best_message=max(messages, default=passage))
-
-
-def nearness(candidate: Candidate, meaning: Cosines | None, lexical: Lexical, *, answered: bool) -> Nearness:
-    """Compare a passage with a question: by meaning and words, or by words alone.
-
-    ``answered`` says whether more than one person speaks in it.
-    """
+def nearness(candidate: Candidate, vectors: PassageVectors, question: Vectors | None, lexical: Lexical) -> Nearness:
+    """Compare a passage with a question: by meaning and words, or by words alone where either has no vector."""
     points = lexical.points(candidate.counts, candidate.length)
     words = len(candidate.counts)
     share = lexical.share(points)
-    if meaning is None:
+    answered = vectors.speakers > 1
+    if question is None or vectors.own is None:
         score = share + ANSWERED_WEIGHT_LEXICAL * answered
         return Nearness(score=score, meaning=None, points=points, words=words)
+    passage, *messages = (from_bytes([vectors.own, *vectors.messages]) @ question).tolist()
+    best_message = max(messages, default=passage)
     return Nearness(
-        score=CONVERSATION_WEIGHT * meaning.passage
-        + BEST_MESSAGE_WEIGHT * meaning.best_message
+        score=CONVERSATION_WEIGHT * passage
+        + BEST_MESSAGE_WEIGHT * best_message
         + LEXICAL_WEIGHT * share
         + ANSWERED_WEIGHT * answered,
-        meaning=(meaning.passage + meaning.best_message) / 2,
+        meaning=(passage + best_message) / 2,
         points=points,
         words=words,
     )

@@ -38,12 +38,9 @@ def terms(text: str) -> list[str]:
     """
     found: list[str] = []
     for run in _runs(strip_mentions(text).lower()):
-        _add(found, run)
         parts = [part for part in _PARTS.split(run) if part]
-        if len(parts) > 1:
-            for part in parts:
-                _add(found, part)
-    return found
+        found += [run, *parts] if len(parts) > 1 else [run]
+    return [_stem(word) for word in found if len(word) <= MAX_TERM_LENGTH and word.replace("'", "") not in _STOP_WORDS]
 
 
 def _runs(text: str) -> Iterator[str]:
@@ -60,11 +57,6 @@ def _runs(text: str) -> Iterator[str]:
 def strip_mentions(text: str) -> str:
     """``text`` without Discord's markup for users, roles, channels and custom emoji."""
     return _MENTION.sub(" ", text)
-
-
-def _add(found: list[str], word: str) -> None:
-    if len(word) <= MAX_TERM_LENGTH and word.replace("'", "") not in _STOP_WORDS:
-        found.append(_stem(word))
 
 
 @lru_cache(maxsize=50_000)

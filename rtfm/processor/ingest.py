@@ -19,6 +19,7 @@ from rtfm.knowledge import Knowledge
 from rtfm.knowledge.archive import Channel, CollectionChanged, Erasures, StoredMessage, guild_key
 from rtfm.knowledge.indexing import BatchState, Indexer
 from rtfm.names import MESSAGES
+from rtfm.streams.pipeline import Output
 from rtfm.telemetry import ARCHIVED, IGNORED_EVENTS, get_logger
 from rtfm.visibility import ChannelFacts
 
@@ -47,7 +48,7 @@ class Ingest:
     knowledge: Knowledge
     note_guilds: Callable[[Collection[str]], None] = lambda _: None
 
-    def __call__(self, records: Sequence[MessageRecord]) -> list[object]:
+    def __call__(self, records: Sequence[MessageRecord]) -> list[Output]:
         """Handle a batch; there are no outputs. Raises InvalidEvent for an event that breaks a rule."""
         events = [self._valid(record.event) for record in records]
         self.take([event for event in events if event is not None])
@@ -191,25 +192,15 @@ def _said_anew(event: DiscordMessage, before: StoredMessage | None) -> StoredMes
 
 
 def _deleted(event: DiscordMessage, before: StoredMessage | None) -> StoredMessage | None:
-    """The tombstone: without author and content, but in its conversation, so that what is left can be made anew."""
-    if before is not None and before.deleted:
-        return None
+    if before is not None:
+        return None if before.deleted else before.tombstone()
     return StoredMessage(
         message_id=event.message_id,
-        guild_id=before.guild_id if before else guild_key(event.guild_id),
+        guild_id=guild_key(event.guild_id),
         channel_id=event.channel_id,
-        author_id=None,
-        author_name=None,
-        author_is_bot=False,
-        content="",
-        created_at=before.created_at if before else event.created_at,
-        edited_at=None,
-        version=before.version if before else 0,
+        created_at=event.created_at,
+        version=0,
         deleted=True,
-        reply_to_message_id=None,
-        mentioned_user_ids=[],
-        attachments=[],
-        conversation_id=before.conversation_id if before else None,
     )
 
 

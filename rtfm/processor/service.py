@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from attrs import define, field, frozen
+from attrs import field, frozen
 
 from rtfm.clock import now_ms
 from rtfm.contracts import Contracts, open_contracts
@@ -26,7 +26,7 @@ from rtfm.service import POLL_S, Stop, observed, once_available
 from rtfm.settings import Settings
 from rtfm.streams.connection import KafkaConfig
 from rtfm.streams.dead_letters.limits import DeadLetterPolicy
-from rtfm.streams.pipeline import Handler, Output, Pipeline, Record, Unfinished
+from rtfm.streams.pipeline import Handler, Pipeline, Unfinished
 from rtfm.streams.quarantine import CrashJournal, Quarantine
 from rtfm.telemetry import Health, get_logger
 
@@ -41,8 +41,6 @@ NEW_OBJECTS = 20_000
 
 Part = Literal["ingest", "answer"]
 
-_STORE_CHECK_EVERY_S = 5.0
-
 _log = get_logger(__name__)
 
 
@@ -52,27 +50,6 @@ class Handlers:
 
     ingest: Future[Handler] = field(factory=Future)
     answer: Future[Handler] = field(factory=Future)
-
-
-@define(kw_only=True)
-class _StoreCheckState:
-    """What a store said when it was last asked; it is asked at most every few seconds."""
-
-    check: Callable[[], None]
-    asked_at_s: float = float("-inf")
-    line: str | None = None
-    _lock: threading.Lock = field(factory=threading.Lock, init=False)
-
-    def __call__(self) -> str | None:
-        with self._lock:
-            if time.monotonic() - self.asked_at_s >= _STORE_CHECK_EVERY_S:
-                try:
-                    self.check()
-                    self.line = None
-                except RtfmError as exc:
-                    self.line = str(exc)
-                self.asked_at_s = time.monotonic()
-            return self.line
 
 
 def run_processor(settings: Settings, only: Part | None = None, stop: threading.Event | None = None) -> None:
@@ -179,8 +156,8 @@ def _prepare(
     if stop.is_set():
         return False
     _say_if_a_rebuild_is_due(knowledge)
-    health.ready_when("archive", _StoreCheckState(check=knowledge.archive.check))
-    health.ready_when("Chroma", _StoreCheckState(check=knowledge.vectors.check))
+    health.ready_when("archive", partial(_trouble, knowledge.archive.check))
+    health.ready_when("Chroma", partial(_trouble, knowledge.vectors.check))
     ingest = None if only == "answer" else _ingesting(knowledge, closing)
     answer = None if only == "ingest" else _answering(settings, knowledge)
     collect_seldom()
@@ -189,6 +166,15 @@ def _prepare(
     if answer is not None:
         handlers.answer.set_result(answer)
     return True
+
+
+def _trouble(check: Callable[[], None]) -> str | None:
+    """What a store says when it is asked; None if it can be used."""
+    try:
+        check()
+    except RtfmError as exc:
+        return str(exc)
+    return None
 
 
 def _say_if_a_rebuild_is_due(knowledge: Knowledge) -> None:
@@ -240,13 +226,7 @@ def _ingesting(knowledge: Knowledge, closing: ExitStack) -> Handler:
     from rtfm.processor.calibration import Calibration
     from rtfm.processor.ingest import Ingest
 
-    handler = Ingest(knowledge=knowledge, note_guilds=closing.enter_context(Calibration(knowledge)).note)
-
-    def handle(records: Sequence[Record]) -> Sequence[Output]:
-        handler(records)
-        return []
-
-    return handle
+    return Ingest(knowledge=knowledge, note_guilds=closing.enter_context(Calibration(knowledge)).note)
 
 
 def _answering(settings: Settings, knowledge: Knowledge) -> Handler:

@@ -137,9 +137,7 @@ def test_m2_two_workers_agree_on_the_newest_facts(knowledge: Knowledge) -> None:
     (passage,) = knowledge.archive.writing.passages_of([f"thread/{GUILD}/300"]).values()
     assert passage.acl_channel_id == "300"
     wrong = evolve(passage, acl_channel_id="200")
-    knowledge.archive.writing.write(
-        Change(channels=[older], messages=[], passages=[wrong], replaced_passages=[passage])
-    )
+    knowledge.archive.writing.write(Change(channels=[older], messages=[], passages=[wrong]))
     assert found(knowledge, "tulips") == []
     assert [one.facts for one in knowledge.archive.channels(GUILD)] == [closed]
 

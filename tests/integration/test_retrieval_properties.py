@@ -15,7 +15,7 @@ from rtfm.knowledge import Knowledge, Retriever
 from rtfm.knowledge.archive.search_rows import Candidate, Corpus, PassageVectors
 from rtfm.knowledge.float32 import Vectors
 from rtfm.knowledge.retrieval import FRESH_WEIGHT, TAIL
-from rtfm.knowledge.scoring import Lexical, cosines, nearness
+from rtfm.knowledge.scoring import Lexical, nearness
 from rtfm.knowledge.words import terms
 from rtfm.processor.ingest import Ingest
 from rtfm.settings import Settings
@@ -109,9 +109,8 @@ def scan(kept: Sequence[Kept], question: str, vector: Vectors | None, visible: s
     for one in kept:
         counts = {word: one.candidate.counts[word] for word in words if word in one.candidate.counts}
         if one.channel_id in visible and (vector is not None or counts):
-            meaning = None if vector is None else cosines(vector, one.vectors)
             candidate = attrs.evolve(one.candidate, counts=counts)
-            near = nearness(candidate, meaning, lexical, answered=one.vectors.speakers > 1)
+            near = nearness(candidate, one.vectors, vector, lexical)
             # All was said within days, so that all of it is fresh.
             scores.append(near.score + FRESH_WEIGHT)
     best = sorted(scores, reverse=True)[:5]

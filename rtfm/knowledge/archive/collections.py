@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import attrs
-from sqlalchemy import ARRAY, Column, Connection, Table, Text, bindparam, func, select, text
+from sqlalchemy import ARRAY, ColumnClause, Connection, TableClause, Text, bindparam, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from rtfm.errors import TransientError
 from rtfm.knowledge.archive.database import Database
 from rtfm.knowledge.archive.rows import GuildCollection, StoredVector
-from rtfm.knowledge.archive.tables import collections, messages, passages
+from rtfm.knowledge.archive.tables import collections, messages, passages, upsert
 from rtfm.knowledge.entries import Table as EntryTable
 from rtfm.knowledge.entries import entry_id
 
@@ -27,7 +27,7 @@ _FENCE = "hashtextextended('rtfm fence ' || :guild, 0)"
 _REBUILD = "hashtextextended('rtfm rebuild ' || :guild, 0)"
 
 
-_WITH_VECTORS: dict[EntryTable, tuple[Table, Column[str]]] = {
+_WITH_VECTORS: dict[EntryTable, tuple[TableClause, ColumnClause[str]]] = {
     "passages": (passages, passages.c.passage_id),
     "messages": (messages, messages.c.message_id),
 }
@@ -52,7 +52,7 @@ class ArchiveCollections:
     def put(self, collection: GuildCollection) -> None:
         """Use this collection for its guild from now on."""
         with self._database.begin() as connection:
-            put_collection(connection, collection)
+            connection.execute(upsert(collections, "guild_id"), attrs.asdict(collection))
 
     def passages(self, guild_id: str) -> tuple[int, int]:
         """How many passages a guild has, and how many of them have no vector."""
@@ -104,10 +104,7 @@ class ArchiveCollections:
             key.in_(list(ids)), *_has_vector(rows)
         )
         with self._database.begin() as connection:
-            return [
-                StoredVector(id=row.id, passage_id=row.passage_id, vector=row.vector)
-                for row in connection.execute(statement)
-            ]
+            return [StoredVector(**row._mapping) for row in connection.execute(statement)]
 
     @contextmanager
     def alone(self, guild_id: str) -> Iterator[None]:
@@ -127,7 +124,7 @@ class ArchiveCollections:
             return connection.execute(text(statement), {"guild": guild_id}).scalar_one()
 
 
-def _has_vector(rows: Table) -> tuple[Any, ...]:
+def _has_vector(rows: TableClause) -> tuple[Any, ...]:
     condition = (rows.c.vector.is_not(None), rows.c.passage_id.is_not(None))
     return (*condition, ~rows.c.deleted) if rows is messages else condition
 
@@ -147,24 +144,11 @@ def hold_collections(connection: Connection, believed: Sequence[GuildCollection]
         ).bindparams(bindparam("guilds", type_=ARRAY(Text))),
         {"guilds": guild_ids},
     )
+    # Two first batches may meet here: the second waits for the first and then finds its row.
+    ordered = sorted(map(attrs.asdict, believed), key=lambda row: str(row["guild_id"]))
+    connection.execute(insert(collections).on_conflict_do_nothing(), ordered)
     statement = select(collections).where(collections.c.guild_id.in_(guild_ids))
     known = {row.guild_id: GuildCollection(**row._mapping) for row in connection.execute(statement)}
     for collection in believed:
-        if collection.guild_id not in known:
-            # Two first batches may meet here: the second waits for the first and then finds its row.
-            put_collection(connection, collection, replace=False)
-            row = connection.execute(select(collections).where(collections.c.guild_id == collection.guild_id)).one()
-            known[collection.guild_id] = GuildCollection(**row._mapping)
         if known[collection.guild_id] != collection:
             raise CollectionChanged(f"guild {collection.guild_id} has another collection by now")
-
-
-def put_collection(connection: Connection, collection: GuildCollection, *, replace: bool = True) -> None:
-    """Write the row of a guild; without ``replace`` one that is there stays."""
-    values = attrs.asdict(collection)
-    statement = insert(collections).values(values)
-    if replace:
-        statement = statement.on_conflict_do_update(index_elements=["guild_id"], set_=values)
-    else:
-        statement = statement.on_conflict_do_nothing()
-    connection.execute(statement)

@@ -181,6 +181,5 @@ def _forget_names(connection: Connection, target: Target) -> None:
 
 
 def _bound(sql: str, target: Target, **values: object) -> tuple[TextClause, dict[str, object]]:
-    """A statement and those of its values that it names."""
-    named = {"scope": target.scope, "id": target.id, "guild": target.guild_id, **values}
-    return text(sql), {name: value for name, value in named.items() if f":{name}" in sql}
+    """A statement and the values that it may name."""
+    return text(sql), {"scope": target.scope, "id": target.id, "guild": target.guild_id, **values}

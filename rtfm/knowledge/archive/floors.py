@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import and_, or_, select, text
-from sqlalchemy.dialects.postgresql import insert
 
 from rtfm.knowledge.archive.database import Database
-from rtfm.knowledge.archive.tables import corpora, floors
+from rtfm.knowledge.archive.tables import corpora, floors, upsert
 
 _LOCK = "hashtextextended('rtfm calibration ' || :guild, 0)"
 
@@ -35,13 +34,9 @@ class ArchiveFloors:
 
     def put(self, guild_id: str, mode: str, floor: float, passages: int) -> None:
         """Keep a guild's floor, and the number of passages that it was calibrated on."""
-        statement = insert(floors).values(guild_id=guild_id, mode=mode, floor=floor, passages=passages)
+        values = {"guild_id": guild_id, "mode": mode, "floor": floor, "passages": passages}
         with self._database.begin() as connection:
-            connection.execute(
-                statement.on_conflict_do_update(
-                    index_elements=["guild_id", "mode"], set_={"floor": floor, "passages": passages}
-                )
-            )
+            connection.execute(upsert(floors, "guild_id", "mode"), values)
 
     @contextmanager
     def try_lock(self, guild_id: str) -> Iterator[bool]:

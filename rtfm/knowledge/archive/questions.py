@@ -65,15 +65,8 @@ class ArchiveQuestions:
             return None  # what PostgreSQL cannot store is the id of no row
         if row is None:
             return None
-        return OpenQuestion(
-            query_id=row.query_id,
-            guild_id=row.guild_id or None,
-            channel_id=row.channel_id,
-            message_id=row.message_id,
-            asker_id=row.asker_id,
-            audience=Audience(row.audience),
-            expires_at=TimestampMillis(row.expires_at),
-        )
+        values = {**row._mapping, "guild_id": row.guild_id or None, "audience": Audience(row.audience)}
+        return OpenQuestion(**values)
 
     def close(self, query_id: str) -> None:
         """Remove the row: no further response to this question is wanted."""

@@ -19,15 +19,15 @@ from rtfm.knowledge.archive.rows import GuildCollection
 from rtfm.knowledge.archive.search_rows import (
     Candidate,
     Corpus,
-    FoundMessage,
     GuildSnapshot,
     PassageVectors,
-    VisibleEntries,
     VisiblePassage,
     WordGroup,
 )
 from rtfm.knowledge.archive.tables import GUILD_TERMS
 from rtfm.knowledge.archive.tsvectors import quoted
+from rtfm.knowledge.entries import PREFIX, row_ids
+from rtfm.knowledge.passages import PassageMessage
 
 # ``rtfm.visibility.readable`` in SQL: the channel itself is listed, or the parent of a public thread or forum post, as
 # ``acl_channel_id`` has it. Not "= ANY(array)": PostgreSQL weighs every element of an array while it plans, 100 ms for
@@ -196,51 +196,37 @@ class View:
             for row in rows
         ]
 
-    def visible_entries(self, passage_ids: Collection[str], message_ids: Collection[str]) -> VisibleEntries:
-        """Those of ``passage_ids`` that exist and may be seen, and the passages of such messages."""
+    def visible_entries(self, entry_ids: Collection[str]) -> dict[str, str]:
+        """Those of ``entry_ids`` that exist and may be seen, with the passages that they lead to."""
         rows = self._select(
             f"""
-            SELECT passage_id, message_id FROM (
-                SELECT passage_id, message_id FROM messages WHERE message_id = ANY(%(messages)s) AND NOT deleted
-                UNION ALL SELECT id, NULL FROM unnest(%(ids)s::text[]) AS own(id)
+            SELECT entry_id, passage_id FROM (
+                SELECT '{PREFIX["messages"]}' || message_id AS entry_id, passage_id FROM messages
+                WHERE message_id = ANY(%(messages)s) AND NOT deleted
+                UNION ALL SELECT '{PREFIX["passages"]}' || id, id FROM unnest(%(ids)s::text[]) AS own(id)
             ) AS found JOIN passages USING (passage_id) WHERE {_VISIBLE}
-            """,  # noqa: S608 - a constant
-            ids=list(passage_ids),
-            messages=list(message_ids),
+            """,  # noqa: S608 - constants
+            ids=row_ids("passages", entry_ids),
+            messages=row_ids("messages", entry_ids),
         )
-        return VisibleEntries(
-            passages=frozenset(row.passage_id for row in rows if row.message_id is None),
-            messages={row.message_id: row.passage_id for row in rows if row.message_id is not None},
-        )
+        return {row.entry_id: row.passage_id for row in rows}
 
     def vectors_of(self, passage_ids: Sequence[str], *, only_speakers: bool) -> dict[str, PassageVectors]:
         """The vectors and speakers of passages, which must be such that may be seen; or their speakers only."""
-        vector = "NULL::bytea" if only_speakers else "vector"
-        own: dict[str, bytes] = {}
-        vectors: dict[str, list[bytes]] = {}
-        speakers: dict[str, set[str]] = {}
-        for passage_id, author_id, found, is_message in self._select(
+        rows = self._select(
             f"""
-            SELECT passage_id, author_id, {vector}, true FROM messages
-            WHERE passage_id = ANY(%(ids)s) AND NOT deleted
-            UNION ALL SELECT passage_id, NULL, {vector}, false FROM passages WHERE passage_id = ANY(%(ids)s)
+            SELECT p.passage_id, {"NULL::bytea" if only_speakers else "p.vector"} AS own,
+                   {"NULL::bytea[]" if only_speakers else "array_agg(m.vector) FILTER (WHERE m.vector IS NOT NULL)"}
+                       AS messages,
+                   count(DISTINCT m.author_id) AS speakers
+            FROM passages AS p LEFT JOIN messages AS m ON m.passage_id = p.passage_id AND NOT m.deleted
+            WHERE p.passage_id = ANY(%(ids)s) GROUP BY p.passage_id
             """,  # noqa: S608 - constants
-            row_factory=tuple_row,
             ids=list(passage_ids),
-        ):
-            if is_message:
-                speakers.setdefault(passage_id, set()).add(author_id)
-                if found is not None:
-                    vectors.setdefault(passage_id, []).append(found)
-            elif found is not None:
-                own[passage_id] = found
+        )
         return {
-            passage_id: PassageVectors(
-                own=own.get(passage_id),
-                messages=vectors.get(passage_id, ()),
-                speakers=len(speakers.get(passage_id, ())),
-            )
-            for passage_id in passage_ids
+            row.passage_id: PassageVectors(own=row.own, messages=row.messages or (), speakers=row.speakers)
+            for row in rows
         }
 
     def around(self, passage_id: str, *, messages: int) -> dict[str, frozenset[str]]:
@@ -285,13 +271,15 @@ class View:
                 people.setdefault(row.passage_id, set()).add(row.author_id)
         return {found: frozenset(authors) for found, authors in people.items()}
 
-    def messages_of(self, passage_ids: Sequence[str]) -> list[FoundMessage]:
-        """The messages of these passages in order, with their channels; what may not be seen is left out.
+    def messages_of(self, passage_ids: Sequence[str]) -> dict[str, list[PassageMessage]]:
+        """The messages of these passages in order, by passage, as they were written; what may not be seen is left out.
 
-        Of a long message, and of one with files, each passage has the part that it was made of.
+        ``thread_title`` is the name of any channel. Of a long message, and of one with files, each passage has the part
+        that it was made of.
         """
-        columns = """m.message_id, m.guild_id, m.channel_id, c.parent_channel_id, c.kind, m.author_id, m.author_name,
-                     m.created_at, c.name AS channel_name"""
+        columns = """m.message_id, nullif(m.guild_id, '') AS guild_id, m.channel_id, c.parent_channel_id,
+                     c.kind AS channel_kind, c.name AS thread_title, m.author_id,
+                     coalesce(m.author_name, '') AS author_name, m.created_at"""
         visible = f"""{STANDS} AND m.guild_id = %(guild)s
                   AND (c.acl_channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[]))
                        OR m.channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[])))"""
@@ -311,7 +299,11 @@ class View:
             """,  # noqa: S608 - constants
             ids=list(passage_ids),
         )
-        return [FoundMessage(**{**row._asdict(), "kind": ChannelKind(row.kind)}) for row in rows]
+        found: dict[str, list[PassageMessage]] = {}
+        for row in rows:
+            values = {**row._asdict(), "channel_kind": ChannelKind(row.channel_kind)}
+            found.setdefault(values.pop("passage_id"), []).append(PassageMessage(**values))
+        return found
 
     def author_names(self, author_ids: Collection[str]) -> dict[str, str]:
         """The latest name of each author in this guild; what people are called elsewhere is not for its readers."""
@@ -330,7 +322,6 @@ class View:
 
     def _select(self, statement: str, row_factory: Any = namedtuple_row, **parameters: Any) -> Sequence[Any]:
         values = {"guild": self._guild_id, "visible_channel_ids": self._visible_channel_ids, **parameters}
-        values = {name: value for name, value in values.items() if f"%({name})s" in statement}
         # A plan that is kept for any length of the lists is many times worse than one that was made for these.
         self._cursor.row_factory = row_factory  # type: ignore[attr-defined]  # psycopg's own
         self._cursor.execute(statement, values, prepare=False)  # type: ignore[call-arg]  # psycopg's own

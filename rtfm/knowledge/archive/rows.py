@@ -66,17 +66,17 @@ class StoredMessage:
     message_id: str
     guild_id: str
     channel_id: str
-    author_id: str | None
-    author_name: str | None
-    author_is_bot: bool
-    content: str
+    author_id: str | None = None
+    author_name: str | None = None
+    author_is_bot: bool = False
+    content: str = ""
     created_at: TimestampMillis
-    edited_at: TimestampMillis | None
+    edited_at: TimestampMillis | None = None
     version: int
     deleted: bool
-    reply_to_message_id: str | None
-    mentioned_user_ids: list[str]
-    attachments: list[dict[str, Any]]
+    reply_to_message_id: str | None = None
+    mentioned_user_ids: list[str] = field(factory=list)
+    attachments: list[dict[str, Any]] = field(factory=list)
     conversation_id: str | None = None
     passage_id: str | None = None
 
@@ -89,6 +89,18 @@ class StoredMessage:
     def position(self) -> tuple[int, int, str]:
         """Where the message stands in its channel: by time, then by id as a number."""
         return self.created_at, len(self.message_id), self.message_id
+
+    def tombstone(self) -> StoredMessage:
+        """What stays of the message when it is deleted: its conversation, so that what is left can be made anew."""
+        return StoredMessage(
+            message_id=self.message_id,
+            guild_id=self.guild_id,
+            channel_id=self.channel_id,
+            created_at=self.created_at,
+            version=self.version,
+            deleted=True,
+            conversation_id=self.conversation_id,
+        )
 
 
 @frozen(kw_only=True)
@@ -137,11 +149,10 @@ class StoredVector:
 
 @frozen(kw_only=True)
 class Change:
-    """Everything that one batch writes, in one transaction. ``removed_passages`` are whole, to undo their terms.
+    """Everything that one batch writes, in one transaction.
 
-    ``channels`` are as the batch saw them; if they are otherwise known by now, the newest facts stay.
-
-    ``collections`` are those that the batch was written to.
+    ``channels`` are as the batch saw them; if they are otherwise known by now, the newest facts stay. ``collections``
+    are those that the batch was written to.
     """
 
     channels: list[Channel]
@@ -150,8 +161,7 @@ class Change:
     message_vectors: dict[str, bytes] = field(factory=dict)
     passage_of_message: dict[str, str | None] = field(factory=dict)
     passages: list[StoredPassage] = field(factory=list)
-    replaced_passages: list[StoredPassage] = field(factory=list)
-    removed_passages: list[StoredPassage] = field(factory=list)
+    removed_passage_ids: list[str] = field(factory=list)
 
 
 Scope = Literal["user", "channel", "guild"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from attrs import frozen
 
-from rtfm.events import ChannelKind, TimestampMillis
+from rtfm.events import TimestampMillis
 from rtfm.knowledge.archive.rows import GuildCollection
 
 
@@ -65,34 +65,9 @@ class Candidate:
 
 
 @frozen(kw_only=True)
-class VisibleEntries:
-    """Passages that may be seen, and the passages of messages that may be, by message id."""
-
-    passages: frozenset[str]
-    messages: Mapping[str, str]
-
-
-@frozen(kw_only=True)
 class PassageVectors:
     """The vectors of a passage, float32 as bytes: its own, and those of its messages; and how many people speak."""
 
     own: bytes | None = None
     messages: Sequence[bytes] = ()
     speakers: int = 0
-
-
-@frozen(kw_only=True)
-class FoundMessage:
-    """A message of a passage, with the channel that it stands in."""
-
-    passage_id: str
-    message_id: str
-    guild_id: str
-    channel_id: str
-    parent_channel_id: str | None
-    kind: ChannelKind
-    author_id: str | None
-    author_name: str | None
-    created_at: TimestampMillis
-    content: str
-    channel_name: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import func, select, text
+from sqlalchemy import select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from rtfm.events import TimestampMillis
@@ -17,7 +17,7 @@ from rtfm.knowledge.archive.questions import ArchiveQuestions
 from rtfm.knowledge.archive.reading import ArchiveReading
 from rtfm.knowledge.archive.removals import ArchiveRemovals
 from rtfm.knowledge.archive.rows import Channel
-from rtfm.knowledge.archive.tables import answers, channels, messages, passages, sent
+from rtfm.knowledge.archive.tables import channels, sent
 from rtfm.knowledge.archive.writing import ArchiveWriting, to_channel
 
 
@@ -87,19 +87,14 @@ class SqlArchive:
 
     def counts(self) -> dict[str, int]:
         """How much there is: messages (without deleted ones), deleted, passages, vectors, channels, answers."""
+        statement = text("""
+            SELECT count(*) FILTER (WHERE NOT deleted) AS messages, count(*) FILTER (WHERE deleted) AS deleted,
+                   (SELECT count(*) FROM passages) AS passages, (SELECT count(vector) FROM passages) AS vectors,
+                   (SELECT count(*) FROM channels) AS channels, (SELECT count(*) FROM answers) AS answers
+            FROM messages
+        """)
         with self.database.begin() as connection:
-            row = connection.execute(
-                select(
-                    func.count().filter(~messages.c.deleted).label("messages"),
-                    func.count().filter(messages.c.deleted).label("deleted"),
-                )
-            ).one()
-            found = {"messages": row.messages, "deleted": row.deleted}
-            found["passages"] = connection.execute(select(func.count()).select_from(passages)).scalar_one()
-            found["vectors"] = connection.execute(select(func.count(passages.c.vector))).scalar_one()
-            found["channels"] = connection.execute(select(func.count()).select_from(channels)).scalar_one()
-            found["answers"] = connection.execute(select(func.count()).select_from(answers)).scalar_one()
-        return found
+            return dict(connection.execute(statement).one()._mapping)
 
     def sent(self, query_id: str, part: int) -> str | None:
         """Id of the Discord message that holds this part of an answer; None if it was not sent."""

@@ -21,11 +21,6 @@ from rtfm.knowledge.entries import PREFIX
 # Answers stay where they are; the empty table is for what a deletion does to them.
 _TABLES = ("channels", "messages", "passages", "document_frequencies", "corpora", "floors", "collections", "answers")
 
-_PASSAGE_COLUMNS = (
-    "passage_id, conversation_id, guild_id, channel_id, acl_channel_id, text, terms, length, vector, first_at, last_at,"
-    " part_of"
-)
-
 # What Chroma should hold, with a mark that changes with it.
 _ENTRIES = f"""
     SELECT '{PREFIX["passages"]}' || passage_id AS entry_id, md5(vector) || passage_id AS mark
@@ -125,7 +120,7 @@ class Staging:
               AND c.acl_channel_id <> made.acl_channel_id
             """,
             "DELETE FROM {real}.passages WHERE guild_id = :guild",
-            f"INSERT INTO {{real}}.passages ({_PASSAGE_COLUMNS}) SELECT {_PASSAGE_COLUMNS} FROM passages",  # noqa: S608 - constants
+            "INSERT INTO {real}.passages SELECT * FROM passages",
             """
             UPDATE {real}.messages AS m
             SET conversation_id = made.conversation_id, passage_id = made.passage_id, vector = made.vector
@@ -157,11 +152,7 @@ class Staging:
     def _run(self, *statements: str, **values: object) -> None:
         with self._database.begin() as connection:
             for statement in statements:
-                statement = statement.replace("{real}", self._real)
-                named = {"guild": self._guild, **values}
-                connection.execute(
-                    text(statement), {name: value for name, value in named.items() if f":{name}" in statement}
-                )
+                connection.execute(text(statement.replace("{real}", self._real)), {"guild": self._guild, **values})
 
     def _ids(self, statement: str) -> list[str]:
         with self._database.begin() as connection:

@@ -1,105 +1,51 @@
-"""The columns of the archive's tables, for statements; keys, indexes and what may be null stand in the migrations.
+"""The columns of the archive's tables, for statements; types, keys and indexes stand in the migrations.
 
-Ids are text. Times are whole milliseconds since the epoch, UTC. A guild id is '' for direct
-messages, so that it can stand in keys and comparisons.
+Messages, passages and collections have the fields of the values that they are read as. Ids are text. Times are whole
+milliseconds since the epoch, UTC. A guild id is '' for direct messages, so that it can stand in keys and comparisons.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Double, Integer, LargeBinary, MetaData, Table, Text
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR
+from typing import Any
 
-metadata = MetaData()
+import attrs
+from sqlalchemy import ColumnClause, TableClause, column, table
+from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 
-channels = Table(
+from rtfm.knowledge.archive.rows import GuildCollection, StoredMessage, StoredPassage
+
+
+def _columns(row: type[attrs.AttrsInstance]) -> list[ColumnClause[Any]]:
+    """One for each field of ``row``; those that hold objects are JSON."""
+    return [column(one.name, JSONB if one.name == "attachments" else None) for one in attrs.fields(row)]
+
+
+channels = table(
     "channels",
-    metadata,
-    Column("guild_id", Text),
-    Column("channel_id", Text),
-    Column("parent_channel_id", Text),
-    Column("kind", Text),
-    Column("acl_channel_id", Text),
-    Column("name", Text),
-    Column("observed_at", BigInteger),
-    Column("from_discord", Boolean),
+    column("guild_id"),
+    column("channel_id"),
+    column("parent_channel_id"),
+    column("kind"),
+    column("acl_channel_id"),
+    column("name"),
+    column("observed_at"),
+    column("from_discord"),
 )
 
-messages = Table(
-    "messages",
-    metadata,
-    Column("message_id", Text),
-    Column("guild_id", Text),
-    Column("channel_id", Text),
-    Column("author_id", Text),
-    Column("author_name", Text),
-    Column("author_is_bot", Boolean),
-    Column("content", Text),
-    Column("created_at", BigInteger),
-    Column("edited_at", BigInteger),
-    Column("version", BigInteger),
-    Column("deleted", Boolean),
-    Column("reply_to_message_id", Text),
-    Column("mentioned_user_ids", ARRAY(Text)),
-    Column("attachments", JSONB),
-    Column("conversation_id", Text),
-    Column("passage_id", Text),
-    Column("vector", LargeBinary),
-)
+messages = table("messages", *_columns(StoredMessage), column("vector"))
 
 GUILD_TERMS = "(terms || array_to_tsvector(ARRAY['guild:' || guild_id]))"
 """What the term index holds of a passage: its terms, and its guild as one more, which no word can be."""
 
-passages = Table(
-    "passages",
-    metadata,
-    Column("passage_id", Text),
-    Column("conversation_id", Text),
-    Column("guild_id", Text),
-    Column("channel_id", Text),
-    Column("acl_channel_id", Text),
-    Column("text", Text),
-    Column("terms", TSVECTOR),
-    Column("length", Integer),
-    Column("vector", LargeBinary),
-    Column("first_at", BigInteger),
-    Column("last_at", BigInteger),
-    Column("part_of", Text),
-)
+passages = table("passages", *_columns(StoredPassage), column("terms"), column("length"))
 
-document_frequencies = Table(
-    "document_frequencies",
-    metadata,
-    Column("guild_id", Text),
-    Column("term", Text),
-    Column("passages", BigInteger),
-)
+document_frequencies = table("document_frequencies", column("guild_id"), column("term"), column("passages"))
 
-corpora = Table(
-    "corpora",
-    metadata,
-    Column("guild_id", Text),
-    Column("passages", BigInteger),
-    Column("terms", BigInteger),
-)
+corpora = table("corpora", column("guild_id"), column("passages"), column("terms"))
 
-floors = Table(
-    "floors",
-    metadata,
-    Column("guild_id", Text),
-    Column("mode", Text),
-    Column("floor", Double),
-    Column("passages", BigInteger),
-)
+floors = table("floors", column("guild_id"), column("mode"), column("floor"), column("passages"))
 
-collections = Table(
-    "collections",
-    metadata,
-    Column("guild_id", Text),
-    Column("generation", Integer),
-    Column("model", Text),
-    Column("dimension", Integer),
-    Column("rules", Text),
-)
+collections = table("collections", *_columns(GuildCollection))
 
 RESTS_ON = (
     "(jsonb_path_query_array(response, '$.citations[*].message_id')"
@@ -107,43 +53,25 @@ RESTS_ON = (
 )
 """The ids of the messages that a kept answer rests on, as a JSON array; indexed."""
 
-answers = Table(
-    "answers",
-    metadata,
-    Column("query_id", Text),
-    Column("response", JSONB),
-    Column("answered_at", BigInteger),
-    Column("made_by", Text),
-)
+answers = table("answers", column("query_id"), column("response", JSONB), column("answered_at"), column("made_by"))
 
-erasures = Table(
-    "erasures",
-    metadata,
-    Column("scope", Text),
-    Column("id", Text),
-    Column("before", BigInteger),
-    Column("guild_id", Text),
-    Column("produced_to", Text),
-)
+erasures = table("erasures", column("scope"), column("id"), column("before"), column("guild_id"), column("produced_to"))
 
-sent = Table(
-    "sent",
-    metadata,
-    Column("query_id", Text),
-    Column("part", Integer),
-    Column("channel_id", Text),
-    Column("message_id", Text),
-    Column("sent_at", BigInteger),
-)
+sent = table("sent", column("query_id"), column("part"), column("channel_id"), column("message_id"), column("sent_at"))
 
-open_questions = Table(
+open_questions = table(
     "open_questions",
-    metadata,
-    Column("query_id", Text),
-    Column("guild_id", Text),
-    Column("channel_id", Text),
-    Column("message_id", Text),
-    Column("asker_id", Text),
-    Column("audience", Text),
-    Column("expires_at", BigInteger),
+    column("query_id"),
+    column("guild_id"),
+    column("channel_id"),
+    column("message_id"),
+    column("asker_id"),
+    column("audience"),
+    column("expires_at"),
 )
+
+
+def upsert(rows: TableClause, *key: str) -> Insert:
+    """Insert rows, each in the place of the one with its ``key``."""
+    statement = insert(rows)
+    return statement.on_conflict_do_update(index_elements=key, set_={one.name: one for one in statement.excluded})

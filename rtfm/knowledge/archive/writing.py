@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -16,13 +15,16 @@ from rtfm.knowledge.archive.collections import hold_collections
 from rtfm.knowledge.archive.database import Database
 from rtfm.knowledge.archive.removals import hold_removals, withdraw_answers
 from rtfm.knowledge.archive.rows import Change, Channel, Place, StoredMessage, StoredPassage
-from rtfm.knowledge.archive.tables import channels, corpora, document_frequencies, messages, passages
+from rtfm.knowledge.archive.tables import channels, messages, passages, upsert
 from rtfm.knowledge.archive.tsvectors import as_tsvector
 from rtfm.knowledge.words import terms
 from rtfm.visibility import ChannelFacts
 
 _MESSAGE_COLUMNS = [messages.c[one.name] for one in attrs.fields(StoredMessage)]
 _PASSAGE_COLUMNS = [passages.c[one.name] for one in attrs.fields(StoredPassage)]
+
+_POSITION = (messages.c.created_at, func.length(messages.c.message_id), messages.c.message_id)
+"""``StoredMessage.position`` in SQL."""
 
 
 class ArchiveWriting:
@@ -33,7 +35,7 @@ class ArchiveWriting:
 
     def messages(self, message_ids: Collection[str]) -> dict[str, StoredMessage]:
         """The messages among ``message_ids`` that the archive knows, deleted ones included."""
-        return self._select_messages(messages.c.message_id.in_(bindparam("ids", expanding=True)), ids=list(message_ids))
+        return self._select_messages(messages.c.message_id.in_(message_ids))
 
     def channels(self, places: Collection[Place]) -> dict[Place, Channel]:
         """The channels in ``places`` that the archive knows."""
@@ -51,9 +53,7 @@ class ArchiveWriting:
         before = (
             select(*_MESSAGE_COLUMNS)
             .where(linked, messages.c.created_at <= first_at)
-            .order_by(
-                messages.c.created_at.desc(), func.length(messages.c.message_id).desc(), messages.c.message_id.desc()
-            )
+            .order_by(*(column.desc() for column in _POSITION))
             .limit(window)
         )
         between = (
@@ -64,13 +64,11 @@ class ArchiveWriting:
         )
         with self._database.begin() as connection:
             rows = [*connection.execute(before), *connection.execute(between)]
-        return sorted((_to_message(row) for row in rows), key=lambda message: message.position)
+        return sorted((StoredMessage(**row._mapping) for row in rows), key=lambda message: message.position)
 
     def conversations(self, conversation_ids: Collection[str]) -> dict[str, StoredMessage]:
         """All messages of these conversations, by id."""
-        return self._select_messages(
-            messages.c.conversation_id.in_(bindparam("ids", expanding=True)), ids=list(conversation_ids)
-        )
+        return self._select_messages(messages.c.conversation_id.in_(conversation_ids))
 
     def passages_of(self, conversation_ids: Collection[str]) -> dict[str, StoredPassage]:
         """The passages of these conversations, by id."""
@@ -89,12 +87,8 @@ class ArchiveWriting:
             hold_collections(connection, change.collections)
             known = _write_channels(connection, change)
             _write_messages(connection, change)
-            gone = [passage.passage_id for passage in change.removed_passages]
-            if gone:
-                connection.execute(delete(passages).where(passages.c.passage_id.in_(gone)))
-            _write_passages(connection, change.passages, known)
+            _write_passages(connection, change, known)
             _assign_passages(connection, change.passage_of_message)
-            _count_terms(connection, change)
             deleted = [message.message_id for message in change.messages if message.deleted]
             if deleted:
                 # Last, since nobody keeps an answer meanwhile.
@@ -103,22 +97,18 @@ class ArchiveWriting:
 
     def channel_messages(self, place: Place, after: StoredMessage | None, *, limit: int) -> list[StoredMessage]:
         """The next ``limit`` messages of a channel that are not deleted, in order."""
-        position = tuple_(messages.c.created_at, func.length(messages.c.message_id), messages.c.message_id)
         statement = (
-            select(*_MESSAGE_COLUMNS)
-            .where(_in_place(place), ~messages.c.deleted)
-            .order_by(messages.c.created_at, func.length(messages.c.message_id), messages.c.message_id)
-            .limit(limit)
+            select(*_MESSAGE_COLUMNS).where(_in_place(place), ~messages.c.deleted).order_by(*_POSITION).limit(limit)
         )
         if after is not None:
-            statement = statement.where(messages.c.created_at >= after.created_at, position > after.position)
+            statement = statement.where(messages.c.created_at >= after.created_at, tuple_(*_POSITION) > after.position)
         with self._database.begin() as connection:
-            return [_to_message(row) for row in connection.execute(statement)]
+            return [StoredMessage(**row._mapping) for row in connection.execute(statement)]
 
-    def _select_messages(self, condition: Any, **parameters: Any) -> dict[str, StoredMessage]:
+    def _select_messages(self, condition: ColumnElement[bool]) -> dict[str, StoredMessage]:
         with self._database.begin() as connection:
-            rows = connection.execute(select(*_MESSAGE_COLUMNS).where(condition), parameters)
-            return {row.message_id: _to_message(row) for row in rows}
+            rows = connection.execute(select(*_MESSAGE_COLUMNS).where(condition))
+            return {row.message_id: StoredMessage(**row._mapping) for row in rows}
 
 
 def to_channel(row: Row[Any]) -> Channel:
@@ -134,10 +124,6 @@ def to_channel(row: Row[Any]) -> Channel:
         ),
         name=row.name,
     )
-
-
-def _to_message(row: Row[Any]) -> StoredMessage:
-    return StoredMessage(**row._mapping)
 
 
 def _in_place(place: Place) -> ColumnElement[bool]:
@@ -235,37 +221,28 @@ _MOVED = text(
     """
 )
 
-_PASSAGE_UPSERT = text(
-    """
-    INSERT INTO passages (passage_id, conversation_id, guild_id, channel_id, acl_channel_id, text, terms, length,
-                          vector, first_at, last_at, part_of)
-    VALUES (:passage_id, :conversation_id, :guild_id, :channel_id, :acl_channel_id, :text, CAST(:terms AS tsvector),
-            :length, :vector, :first_at, :last_at, :part_of)
-    ON CONFLICT (passage_id) DO UPDATE SET
-        conversation_id = excluded.conversation_id, guild_id = excluded.guild_id, channel_id = excluded.channel_id,
-        acl_channel_id = excluded.acl_channel_id, text = excluded.text, terms = excluded.terms,
-        length = excluded.length, vector = excluded.vector, first_at = excluded.first_at, last_at = excluded.last_at,
-        part_of = excluded.part_of
-    """
-)
 
-
-def _write_passages(connection: Connection, rows: Sequence[StoredPassage], known: Mapping[Place, Channel]) -> None:
-    if not rows:
-        return
-    values = []
-    for passage in sorted(rows, key=lambda passage: passage.passage_id):
+def _write_passages(connection: Connection, change: Change, known: Mapping[Place, Channel]) -> None:
+    """Write and remove passages, and count their terms."""
+    rows = []
+    for passage in sorted(change.passages, key=lambda passage: passage.passage_id):
         words = terms(passage.text)
         channel = known.get((passage.guild_id, passage.channel_id))
-        values.append(
+        rows.append(
             {
-                **attrs.asdict(passage, recurse=False),
+                **attrs.asdict(passage),
                 "acl_channel_id": channel.acl_channel_id if channel else passage.acl_channel_id,
                 "terms": as_tsvector(words),
                 "length": len(words),
             }
         )
-    connection.execute(_PASSAGE_UPSERT, values)
+    replaced = [*change.removed_passage_ids, *(row["passage_id"] for row in rows)]
+    if replaced:
+        _count_terms(connection, replaced, rows)
+    if change.removed_passage_ids:
+        connection.execute(delete(passages).where(passages.c.passage_id.in_(change.removed_passage_ids)))
+    if rows:
+        connection.execute(upsert(passages, "passage_id"), rows)
 
 
 def _assign_passages(connection: Connection, passage_of_message: Mapping[str, str | None]) -> None:
@@ -285,48 +262,43 @@ def _assign_passages(connection: Connection, passage_of_message: Mapping[str, st
     )
 
 
-def _count_terms(connection: Connection, change: Change) -> None:
-    """Keep, per guild, in how many passages a term occurs: what BM25 needs and a tsvector index does not know."""
-    frequencies: Counter[tuple[str, str]] = Counter()
-    totals: dict[str, list[int]] = {}
-    changes: list[tuple[int, Iterable[StoredPassage]]] = [
-        (1, change.passages),
-        (-1, change.replaced_passages),
-        (-1, change.removed_passages),
-    ]
-    for sign, rows in changes:
-        for passage in rows:
-            words = terms(passage.text)
-            total = totals.setdefault(passage.guild_id, [0, 0])
-            total[0] += sign
-            total[1] += sign * len(words)
-            for word in set(words):
-                frequencies[passage.guild_id, word] += sign
-    _add_up(
-        connection,
-        document_frequencies,
-        [
-            {"guild_id": guild, "term": term, "passages": count}
-            for (guild, term), count in sorted(frequencies.items())
-            if count
-        ],
-        ("guild_id", "term"),
-    )
-    fewer = sorted(key for key, count in frequencies.items() if count < 0)
-    if fewer:
-        values = {"guilds": [guild for guild, _ in fewer], "terms": [term for _, term in fewer]}
-        connection.execute(_DELETE_UNSAID, values)
-    _add_up(
-        connection,
-        corpora,
-        [
-            {"guild_id": guild, "passages": total[0], "terms": total[1]}
-            for guild, total in sorted(totals.items())
-            if any(total)
-        ],
-        ("guild_id",),
-    )
+def _count_terms(connection: Connection, replaced: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Keep, per guild, in how many passages a term occurs: what BM25 needs and a tsvector index does not know.
 
+    ``rows`` will take the place of the passages ``replaced``.
+    """
+    values = {
+        "replaced": list(replaced),
+        "guilds": [row["guild_id"] for row in rows],
+        "terms": [row["terms"] for row in rows],
+        "lengths": [row["length"] for row in rows],
+    }
+    unsaid = connection.execute(_COUNT_TERMS, values).all()
+    if unsaid:
+        guilds, words = zip(*unsaid, strict=True)
+        connection.execute(_DELETE_UNSAID, {"guilds": list(guilds), "terms": list(words)})
+    connection.execute(_COUNT_PASSAGES, values)
+
+
+_CHANGED = """
+    SELECT guild_id, terms, length, -1 AS sign FROM passages WHERE passage_id = ANY(:replaced)
+    UNION ALL SELECT guild_id, terms, length, 1
+    FROM unnest(CAST(:guilds AS text[]), CAST(:terms AS tsvector[]), CAST(:lengths AS int[]))
+        AS new(guild_id, terms, length)
+"""
+
+# Sorted by key, so that two processes take their locks in the same order.
+_COUNT_TERMS = text(
+    f"""
+    WITH counted AS (
+        INSERT INTO document_frequencies AS known (guild_id, term, passages)
+        SELECT guild_id, lexeme, sum(sign) FROM ({_CHANGED}) AS changed, unnest(terms)
+        GROUP BY guild_id, lexeme HAVING sum(sign) <> 0 ORDER BY guild_id, lexeme
+        ON CONFLICT (guild_id, term) DO UPDATE SET passages = known.passages + excluded.passages
+        RETURNING guild_id, term, passages)
+    SELECT guild_id, term FROM counted WHERE passages <= 0
+    """  # noqa: S608 - constants
+)
 
 _DELETE_UNSAID = text(
     """
@@ -336,11 +308,11 @@ _DELETE_UNSAID = text(
     """
 )
 
-
-def _add_up(connection: Connection, table: Any, rows: list[dict[str, Any]], key: tuple[str, ...]) -> None:
-    if not rows:
-        return
-    statement = insert(table)
-    sums = {column.name: column + statement.excluded[column.name] for column in table.c if column.name not in key}
-    # Rows come sorted by key, so that two processes take their locks in the same order.
-    connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=sums), rows)
+_COUNT_PASSAGES = text(
+    f"""
+    INSERT INTO corpora AS known (guild_id, passages, terms)
+    SELECT guild_id, sum(sign), sum(sign * length) FROM ({_CHANGED}) AS changed GROUP BY guild_id ORDER BY guild_id
+    ON CONFLICT (guild_id) DO UPDATE SET passages = known.passages + excluded.passages,
+        terms = known.terms + excluded.terms
+    """  # noqa: S608 - constants
+)
