@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -70,12 +70,15 @@ class Stop:
 
 
 @contextmanager
-def observed(settings: Settings) -> Iterator[Health]:
+def observed(settings: Settings, ready: Mapping[str, Callable[[], str | None]]) -> Iterator[Health]:
     """A service's health, shown on its metrics port; the process ends when a loop that reports to it hangs.
 
-    Raises ConfigError when the port cannot be had.
+    ``ready`` are the first conditions of readiness: without one the port would call a service ready that has only
+    begun to start. Raises ConfigError when the port cannot be had.
     """
     health = Health(max_gap_s=settings.watchdog_s * 2 / 3)
+    for name, check in ready.items():
+        health.ready_when(name, check)
     try:
         server = MetricsServer(health, settings.metrics_host, settings.metrics_port)
     except OSError as exc:

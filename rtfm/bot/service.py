@@ -61,8 +61,8 @@ def run_bot(settings: Settings, stop: threading.Event | None = None) -> None:
 
 
 async def _serve(settings: Settings, token: str, stop: Stop) -> None:
-    with stop.on_signals(), observed(settings) as health, CrashJournal.of(settings, "bot") as quarantine:
-        health.ready_when("discord", lambda: "not logged in to Discord yet")
+    ready = {"discord": lambda: "not logged in to Discord yet"}
+    with stop.on_signals(), observed(settings, ready) as health, CrashJournal.of(settings, "bot") as quarantine:
         beating = asyncio.create_task(beat(health))
         contracts = open_contracts(settings)
         with contextlib.closing(SqlArchive(settings.database_url)) as archive:

@@ -61,8 +61,8 @@ def run_processor(settings: Settings, only: Part | None = None, stop: threading.
     stopping = Stop(stop)
     starting: dict[str, str] = {"start": "the service is starting"}
     quarantine = CrashJournal.of(settings, f"processor-{only}" if only else "processor")
-    with stopping.on_signals(), observed(settings) as health, quarantine:
-        health.ready_when("start", lambda: starting.get("start"))
+    ready = {"start": lambda: starting.get("start")}
+    with stopping.on_signals(), observed(settings, ready) as health, quarantine:
         contracts = open_contracts(settings)
         handlers = Handlers()
         pipelines = _pipelines(settings, contracts, only, handlers, health, stopping.event, quarantine)

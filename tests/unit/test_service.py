@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 
+import httpx
 import pytest
+from attrs import evolve
 from prometheus_client import REGISTRY
 
 from rtfm import __version__
@@ -55,7 +58,7 @@ def hangs():
     time.sleep(60)
 
 async def serve():
-    with observed(evolve(Settings(), watchdog_s=2.0)) as health:
+    with observed(evolve(Settings(), watchdog_s=2.0), {}) as health:
         beating = asyncio.create_task(beat(health))
         await asyncio.sleep(4)
         print("passed for longer than the limit", flush=True)
@@ -95,8 +98,17 @@ def test_an_event_loop_of_the_bot_that_hangs_ends_its_process() -> None:
 
 def test_the_metrics_port_shows_the_version_that_runs() -> None:
     """An operator sees which release each process has."""
-    with observed(Settings()):
+    with observed(Settings(), {}):
         assert REGISTRY.get_sample_value("rtfm_build_info", {"version": __version__}) == 1
+
+
+def test_a_service_that_has_just_begun_is_not_ready() -> None:
+    """Its port answers before it has found out what it needs, and nobody may send it work then."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with observed(evolve(Settings(), metrics_port=port), {"start": lambda: "the service is starting"}):
+        answer = httpx.get(f"http://127.0.0.1:{port}/readyz")
+    assert (answer.status_code, answer.json()) == (503, {"start": "the service is starting"})
 
 
 def test_what_is_down_at_the_start_is_waited_for_and_named() -> None:
