@@ -146,7 +146,8 @@ def test_committed_aborted_and_open_transactions_are_told_apart(broker: Broker, 
     # Markers are written after the producer has its answer.
     log = eventually(lambda: broker.log_with(topic, markers=5))
     assert {record.batch.outcome for record in log.records} == set(Outcome)
-    assert {record.batch.compression for record in log.records} == {codec}
+    # A producer leaves a batch as it is where compression would make it larger: one of a single record, by chance.
+    assert {codec} <= {record.batch.compression for record in log.records} <= {codec, "none"}
     assert len(parsed(log, visible=True)) == 60 * 3
     assert parsed(log, visible=True) == broker.given(topic, "read_committed", 60 * 3)
     assert parsed(log, visible=False) == broker.given(topic, "read_uncommitted", 60 * 5 + 30 * 4)
