@@ -103,7 +103,7 @@ def _note_of(stages: list[dict[str, Any]]) -> None:
         now.clear()
 
     Answering.__call__ = handled  # type: ignore[method-assign, assignment]  # a clock around it
-    Transactions.commit = committed  # type: ignore[method-assign]
+    Transactions.commit = committed  # type: ignore[method-assign]  # a clock around it
 
 
 def main() -> None:

@@ -100,15 +100,11 @@ def run(args: list[str] | None = None) -> int:
         return exit_codes.of(exc)
     except BrokenPipeError:
         return exit_codes.DONE
-    except ModuleNotFoundError as exc:
-        if (exc.name or "rtfm").startswith("rtfm"):
-            raise
-        if debug:
-            echo(traceback.format_exc(), err=True)
-        command, extra = _extra_of(arguments)
-        echo(f"Error: {command} needs packages that are missing: pip install 'rtfm-events[{extra}]'", err=True)
-        return exit_codes.USAGE
-    except Exception as exc:  # a defect: one line for people, the traceback for who asks for it
+    except Exception as exc:  # a defect, but for packages of an extra: one line, and the traceback for who asks for it
+        if isinstance(exc, ModuleNotFoundError) and exc.name and not exc.name.startswith("rtfm"):
+            command, extra = _extra_of(arguments)
+            _say_error(f"{command} needs packages that are missing: pip install 'rtfm-events[{extra}]'", None, debug)
+            return exit_codes.USAGE
         hint = "this is a defect" + ("." if debug else "; run again with --debug for the traceback.")
         _say_error(f"{type(exc).__name__}: {exc}", hint, debug)
         return exit_codes.CHECK_FAILED

@@ -62,7 +62,7 @@ def _open_gemini(settings: Settings) -> LanguageModel:
     if settings.gemini_sdk == "google-genai":
         from rtfm.answering.genai import GenaiModel as Adapter
     else:
-        from rtfm.answering.gemini import GeminiModel as Adapter  # type: ignore[assignment]
+        from rtfm.answering.gemini import GeminiModel as Adapter  # type: ignore[assignment]  # made of the same arguments
     return Adapter(
         api_key=settings.gemini_api_key or "", model=settings.gemini_model, endpoint=settings.gemini_api_endpoint
     )

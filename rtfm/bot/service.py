@@ -152,7 +152,7 @@ async def _wait(stop: Stop) -> None:
 
 
 def _look_up_schemas(contracts: Contracts) -> None:
-    """Raise ConfigError, with its mend, for a schema that the bot writes with and that is not registered."""
+    """Raise ConfigError, with how to fix it, for a schema that the bot writes with and that is not registered."""
     for topic in (MESSAGES, QUERIES):
         contracts.registry.id_for(topic, contracts.codec(topic).schema)
 

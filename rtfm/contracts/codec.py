@@ -75,7 +75,7 @@ class EventCodec(Generic[Event]):
         return encode
 
     def decoder(self, writer_schema: Schema | None = None) -> Callable[[bytes], Event]:
-        """``decode`` for one writer's schema, without the check of the frame; made anew at each call."""
+        """``decode`` for one writer's schema, without the check of the frame; a new one at each call."""
         try:
             return self._resolved(writer_schema or self.schema)
         except RecursionError:

@@ -33,7 +33,7 @@ def row_of(found: FiledLetter) -> dict[str, Any]:
 
 
 def text_of(value: bytes | None) -> str | None:
-    """Bytes as text, what is none of UTF-8 escaped."""
+    """Bytes as text; bytes that are not UTF-8 are escaped."""
     return None if value is None else value.decode("utf-8", "backslashreplace")
 
 
