@@ -41,7 +41,7 @@ from benchmarks.report import Figure, figure, interleaved, report
 from rtfm import settings as configuration
 from rtfm.contracts import Contracts, open_contracts
 from rtfm.local.stack import LocalStack
-from rtfm.processor.service import collect_seldom
+from rtfm.processor.service import tune_garbage_collector
 from rtfm.settings import Settings
 from rtfm.streams.pipeline import Handler, Output, Record
 from rtfm.streams.transactions import Produced
@@ -56,7 +56,7 @@ MEMORY_LIMIT_MB = 100.0
 def main() -> int:
     """Run the benchmark; 1 when a target is missed."""
     configure_logging("WARNING")
-    collect_seldom()  # as the service does, and for the peers as well
+    tune_garbage_collector()  # as the service does, and for the peers as well
     with tempfile.TemporaryDirectory(prefix="rtfm-bench-") as folder:
         home = Path(folder)
         home.chmod(0o755)  # PostgreSQL is another account where root runs this
@@ -226,7 +226,7 @@ def _work(kind: str) -> None:
     if kind == "bare":
         _bare(own)
     contracts = open_contracts(own)
-    collect_seldom()
+    tune_garbage_collector()
     print("ready", flush=True)
     if kind == "stalled":
         sys.stdin.readline()

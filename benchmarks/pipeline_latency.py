@@ -119,7 +119,7 @@ def questions(base: Settings) -> list[Figure]:
         knowledge.archive.migrate()
         ingest = Ingest(knowledge=knowledge)
         for first in range(0, CORPUS, 500):
-            ingest.take([said(number) for number in range(first, first + 500)])
+            ingest.apply([said(number) for number in range(first, first + 500)])
         knowledge.close()
         variables = environment(own) | {"GEMINI_API_KEY": fake.KEY, "GEMINI_API_ENDPOINT": model.address}
         notes = base.home.parent / "stages.jsonl"

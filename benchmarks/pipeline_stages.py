@@ -80,7 +80,7 @@ def _note_of(stages: list[dict[str, Any]]) -> None:
         (ChromaVectors, "nearest", CHROMA),
         (Retriever, "search", RANK),
         (GuardedModel, "complete", MODEL),
-        (ArchiveAnswers, "keep", KEEP),
+        (ArchiveAnswers, "store", KEEP),
         (Contracts, "encode", ENCODE),
         (Answering, "__call__", HANDLE),
         (Transactions, "commit", COMMIT),

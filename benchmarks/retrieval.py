@@ -27,7 +27,7 @@ from benchmarks.report import Figure, figure, report
 from rtfm import settings
 from rtfm.events import ChannelKind
 from rtfm.knowledge.archive import SqlArchive
-from rtfm.knowledge.archive.tsvectors import as_tsvector
+from rtfm.knowledge.archive.tsvectors import to_tsvector
 from rtfm.knowledge.embedding import DIMENSION, find_model
 from rtfm.knowledge.entries import message_entry, passage_entry
 from rtfm.knowledge.float32 import Vectors, to_bytes
@@ -104,7 +104,7 @@ def load(guild: str, messages: int, archive: str, vectors: ChromaVectors, made: 
                 ) as copy:
                     for (passage, channel, text), vector in zip(rows, whole, strict=True):
                         words = terms(text)
-                        values = (passage, passage, guild, channel, channel, text, as_tsvector(words), len(words))
+                        values = (passage, passage, guild, channel, channel, text, to_tsvector(words), len(words))
                         at = int(passage[1:])
                         copy.write_row((*values, to_bytes(vector), at, at))
                 with cursor.copy(

@@ -12,7 +12,7 @@ from rtfm.clock import now_ms
 from rtfm.contracts import open_contracts
 from rtfm.events import ChannelKind, DiscordMessage, MessageChange, MessageSource, TimestampMillis, is_id, is_time
 from rtfm.knowledge.archive import SqlArchive
-from rtfm.knowledge.archive.erasing import ArchiveErasing, Pass, Reach, Target, Told
+from rtfm.knowledge.archive.erasing import ArchiveErasing, ErasedMessage, ErasurePass, ErasureCounts, Target
 from rtfm.names import MESSAGES
 from rtfm.settings import Settings
 from rtfm.streams.producer import EventProducer
@@ -74,7 +74,7 @@ def forget(
     """
     target = _target(user, channel, guild)
     with closing(SqlArchive(settings.database_url)) as archive:
-        reach = archive.erasing.reach(target)
+        reach = archive.erasing.count(target)
         named = {"scope": target.scope, "id": target.id, "guild_id": target.guild_id or None}
         if not as_json:
             _print(target, reach)
@@ -89,7 +89,7 @@ def forget(
         passes = archive.erasing.begin(target, before=now_ms())
         told, ends = _tell(settings, archive.erasing, target, passes, reach.messages, rate=rate, quiet=as_json)
         ingested = not ends or (not no_wait and wait_until_ingested(settings, ends, quiet=as_json))
-        left = archive.erasing.reach(target).messages
+        left = archive.erasing.count(target).messages
     if as_json:
         done = {"told": told, "ingested": ingested, "messages_left": left}
         echo_json({"dry_run": False, **named, "reach": attrs.asdict(reach), **done})
@@ -113,7 +113,7 @@ def _tell(
     settings: Settings,
     erasing: ArchiveErasing,
     target: Target,
-    passes: list[Pass],
+    passes: list[ErasurePass],
     total: int,
     *,
     rate: int,
@@ -127,22 +127,22 @@ def _tell(
     told, produced, contracts = 0, ProducedEnds(), open_contracts(settings)
     with EventProducer(settings, contracts) as producer, Progress("Telling", total, quiet) as progress:
         for part in passes:
-            while page := erasing.page(target, part, limit=_PAGE):
+            while page := erasing.read_page(target, part, limit=_PAGE):
                 began_s = time.monotonic()
                 for one in page:
                     producer.send(MESSAGES, _deletion(one), on_delivery=produced.note)
                 producer.flush()
                 told += len(page)
                 part = attrs.evolve(part, after=page[-1].message_id)
-                if part.is_noted:
-                    erasing.note(target, part.after)
+                if part.is_resumable:
+                    erasing.save_progress(target, part.after)
                 progress.advance(len(page))
                 time.sleep(max(len(page) / rate - (time.monotonic() - began_s), 0))
-    erasing.note(target, None)
+    erasing.save_progress(target, None)
     return told, produced.ends
 
 
-def _deletion(told: Told) -> object:
+def _deletion(told: ErasedMessage) -> object:
     return DiscordMessage(
         message_id=told.message_id,
         guild_id=told.guild_id or None,
@@ -156,7 +156,7 @@ def _deletion(told: Told) -> object:
     )
 
 
-def _print(target: Target, reach: Reach) -> None:
+def _print(target: Target, reach: ErasureCounts) -> None:
     where = f" in guild {target.guild_id}" if target.guild_id else ""
     rows = [(count, _WHAT[name]) for name, count in attrs.asdict(reach).items()]
     print_table(["count", f"of {target.scope} {target.id}{where}"], rows)

@@ -24,7 +24,7 @@ from rtfm.bot.client import RtfmClient
 from rtfm.discord_ids import snowflake_at
 from rtfm.errors import InvalidEvent, Unavailable
 from rtfm.events import Audience, BotResponse, Outcome, TimestampMillis
-from rtfm.knowledge.archive import OpenQuestion, SqlArchive, rests_on
+from rtfm.knowledge.archive import OpenQuestion, SqlArchive, source_message_ids
 from rtfm.names import RESPONSES
 from rtfm.telemetry import IGNORED_EVENTS, RESPONSES_DELIVERED, get_logger
 
@@ -148,7 +148,7 @@ class ReplyDelivery:
     async def _is_removed(self, response: BotResponse) -> bool:
         """Whether a message that the answer rests on was deleted or erased by now."""
         try:
-            return bool(await asyncio.to_thread(self._archive.removals.removed, rests_on(response)))
+            return bool(await asyncio.to_thread(self._archive.removals.find_removed, source_message_ids(response)))
         except InvalidEvent:
             return True  # what PostgreSQL cannot store is the id of no message
 

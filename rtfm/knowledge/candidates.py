@@ -161,7 +161,7 @@ def _exact(view: View, search: Search, limit: int) -> Found | None:
     """Compare all visible passages; None when there are more than ``limit``."""
     lexical, vector = search.lexical, search.vector
     rarity = {word: lexical.rarity[word] for word in lexical.frequencies}
-    every = view.every(rarity, mean_length=lexical.mean_length, with_vectors=vector is not None, limit=limit)
+    every = view.score_all(rarity, mean_length=lexical.mean_length, with_vectors=vector is not None, limit=limit)
     if every is None:
         return None
     holding = sorted((one for one in every if one.points > 0), key=lambda one: (-one.points, one.passage_id))
@@ -179,7 +179,7 @@ def _exact(view: View, search: Search, limit: int) -> Found | None:
 
 def _by_words(view: View, search: Search, postings: int, limit: int) -> list[str]:
     groups = _rarest_words(search.lexical, max(search.guild.corpus.passages, 1), postings)
-    return view.holding(groups, mean_length=search.lexical.mean_length, limit=limit)
+    return view.find_by_words(groups, mean_length=search.lexical.mean_length, limit=limit)
 
 
 def _visible(view: View, entries: Sequence[str]) -> list[str]:
@@ -222,7 +222,7 @@ class _SizesState:
                 self._guilds.move_to_end(guild_id)
         if known is not None and known[0] <= _GROWTH * total and total <= _GROWTH * known[0]:
             return known[1]
-        sizes = view.sizes()
+        sizes = view.count_by_access_channel()
         with self._lock:
             self._guilds[guild_id] = (total, sizes)
             while len(self._guilds) > _GUILDS:

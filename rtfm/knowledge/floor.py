@@ -49,7 +49,7 @@ def calibrate(
     Raises Unavailable when a store does not answer.
     """
     mode = retriever.mode_in(guild_id)
-    passages = archive.floors.outgrown(guild_id, mode, growth=0.0 if anew else GROWTH)
+    passages = archive.floors.count_if_outgrown(guild_id, mode, growth=0.0 if anew else GROWTH)
     if passages < MIN_PASSAGES:
         return
     levels = []

@@ -126,7 +126,7 @@ class Indexer:
 
     def _write(self, state: BatchState, touched: set[str], collections: Mapping[str, GuildCollection]) -> None:
         writing = self._archive.writing
-        members = {**writing.conversations(touched), **state.changed} if touched else dict(state.changed)
+        members = {**writing.conversation_messages(touched), **state.changed} if touched else dict(state.changed)
         old = writing.passages_of(touched) if touched else {}
         wanted, passage_of, texts_of = _passages(members.values(), touched, state.channels)
         with_vectors = {guild_id for guild_id, found in collections.items() if serves(found, self._embedding)}

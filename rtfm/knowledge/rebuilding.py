@@ -74,7 +74,7 @@ def plan(knowledge: Knowledge, guild_id: str, *, force: bool = False) -> Plan:
     """
     archive, embedding = knowledge.archive, knowledge.embedding
     known = archive.collections.find([guild_id]).get(guild_id)
-    passages, without = archive.collections.passages(guild_id)
+    passages, without = archive.collections.count_passages(guild_id)
     collection = known or first_collection(guild_id, embedding)
     entries: set[str] = set()
     found: set[str] = set()
@@ -114,7 +114,7 @@ def due(archive: SqlArchive, vectors: ChromaVectors, model: str | None) -> dict[
     """
     found = {}
     for guild_id in [*archive.guilds(), ""]:
-        passages, without = archive.collections.passages(guild_id)
+        passages, without = archive.collections.count_passages(guild_id)
         collection = archive.collections.find([guild_id]).get(guild_id)
         if collection is None or not passages:
             continue
@@ -218,21 +218,21 @@ def _copy(knowledge: Knowledge, staging: Staging, new: GuildCollection, todo: Pl
             for one, row in zip(stored, rows, strict=True)
         ]
         knowledge.vectors.upsert(guild_id, entries, generation=new.generation, model=new.model or "")
-        staging.copied(
+        staging.record_copied(
             [(entry.entry_id, one.passage_id, one.vector) for entry, one in zip(entries, stored, strict=True)]
         )
         return len(stored)
 
     def catch_up() -> int:
-        gone = staging.forget_copied()
+        gone = staging.drop_obsolete()
         knowledge.vectors.delete(guild_id, gone, generation=new.generation)
-        wanted = staging.to_copy()
+        wanted = staging.find_uncopied()
         for ids in _batches(wanted):
             for table in TABLES:
                 put(table, row_ids(table, ids))
         return len(gone) + len(wanted)
 
-    staging.copied([])
+    staging.record_copied([])
     done = 0
     for table in TABLES:
         after = ""
@@ -241,9 +241,9 @@ def _copy(knowledge: Knowledge, staging: Staging, new: GuildCollection, todo: Pl
             done += put(table, ids)
             progress("Copying", done, max(todo.entries, done))
     _caught_up(catch_up)
-    with staging.archive.collections.alone(guild_id):
+    with staging.archive.collections.block_ingest(guild_id):
         catch_up()
-        staging.switch(new)
+        staging.switch_collection(new)
 
 
 def _batches(ids: Sequence[str]) -> Iterable[Sequence[str]]:
@@ -271,7 +271,7 @@ class _Making:
         guild_id = self._new.guild_id
         # First the channels that are gone through, so that staging knows them all.
         channels = self._knowledge.archive.channels(guild_id)
-        self._staging.begin(self._new)
+        self._staging.create_tables(self._new)
         done = 0
         for channel in channels:
             after: StoredMessage | None = None
@@ -280,17 +280,17 @@ class _Making:
                 self._take(messages)
                 done += len(messages)
                 progress("Indexing", done, max(todo.messages, done))
-            self._staging.analyse()
+            self._staging.analyze()
         _caught_up(self._catch_up)
         searched = Retriever(self._staging.archive, self._knowledge.vectors, self._knowledge.embedding)
         calibrate(self._staging.archive, searched, guild_id, anew=True)
-        with self._staging.archive.collections.alone(guild_id):
+        with self._staging.archive.collections.block_ingest(guild_id):
             self._catch_up()
-            self._staging.put_in_place(self._new)
+            self._staging.replace_original(self._new)
 
     def _catch_up(self) -> int:
-        wanted = self._staging.to_make()
-        self._staging.take_channels()
+        wanted = self._staging.find_outdated()
+        self._staging.copy_channels()
         for ids in _batches(wanted):
             now = self._knowledge.archive.writing.messages(ids)
             before = self._staging.archive.writing.messages(ids)

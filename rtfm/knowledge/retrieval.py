@@ -223,7 +223,7 @@ class Retriever:
             return SearchResult(mode=mode, passages=[], explanation=explanation, rebuild_due=due)
         best = scored[0]
         chosen = _without_copies([best, *(one for one in scored[1:] if one.score >= best.score * TAIL)], limit)
-        people = view.around(best.candidate.passage_id, messages=AROUND)
+        people = view.speakers_around(best.candidate.passage_id, messages=AROUND)
         beside = company(people.pop(best.candidate.passage_id, frozenset()), people)
         listed = {one.candidate.passage_id for one in chosen}
         nearest = sorted(beside.keys() - listed, key=lambda found: (-beside[found], found))[: 2 * _BESIDE]

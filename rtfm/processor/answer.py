@@ -1,4 +1,4 @@
-"""The handler of ``bot-queries``: one answer to a question, kept before it is produced.
+"""The handler of ``bot-queries``: one answer to a question, stored before it is produced.
 
 Promises that a record that comes again gets the answer that it had, and asks no model for it; that a second record of
 the same question produces nothing; that a question which breaks a rule is answered with the reason, so that its sender
@@ -50,24 +50,24 @@ class Answering:
         if unusable is not None:
             raise InvalidEvent(f"BotQuery.{unusable}")
         made_by = f"{record.topic}-{record.partition}-{record.offset}"
-        kept = self.archive.answers.find(query.query_id)
-        if kept is None:
+        stored = self.archive.answers.find(query.query_id)
+        if stored is None:
             # Kept before it is produced: whatever dies in between finds it here. Where two workers answer the same
             # question at once, the first row stays.
-            kept = self.archive.answers.keep(self._answer(record, query, broken), made_by=made_by)
+            stored = self.archive.answers.store(self._answer(record, query, broken), made_by=made_by)
             _log.info(
                 "answered",
                 query_id=query.query_id,
-                outcome=kept.response.outcome.value,
-                reason=kept.response.reason.value if kept.response.reason else None,
-                citations=len(kept.response.citations),
-                elapsed_ms=kept.response.elapsed_ms,
+                outcome=stored.response.outcome.value,
+                reason=stored.response.reason.value if stored.response.reason else None,
+                citations=len(stored.response.citations),
+                elapsed_ms=stored.response.elapsed_ms,
             )
-        if kept.made_by != made_by:
-            _log.info("answered by another record", query_id=query.query_id, record=made_by, made_by=kept.made_by)
+        if stored.made_by != made_by:
+            _log.info("answered by another record", query_id=query.query_id, record=made_by, made_by=stored.made_by)
             IGNORED_EVENTS.labels(topic=QUERIES, reason="answered by another record").inc()
             return None
-        return kept.response
+        return stored.response
 
     def _answer(self, record: Record, query: BotQuery, broken: Sequence[BrokenRule]) -> BotResponse:
         if not broken:

@@ -31,7 +31,7 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _log = get_logger(__name__)
 
 
-class MessageRecord(Protocol):
+class HasEvent(Protocol):
     """What ingest needs of a record: its event."""
 
     @property
@@ -48,19 +48,19 @@ class Ingest:
     knowledge: Knowledge
     note_guilds: Callable[[Collection[str]], None] = lambda _: None
 
-    def __call__(self, records: Sequence[MessageRecord]) -> list[Output]:
+    def __call__(self, records: Sequence[HasEvent]) -> list[Output]:
         """Handle a batch; there are no outputs. Raises InvalidEvent for an event that breaks a rule."""
-        events = [self._valid(record.event) for record in records]
-        self.take([event for event in events if event is not None])
+        events = [self._validate(record.event) for record in records]
+        self.apply([event for event in events if event is not None])
         return []
 
-    def take(self, events: Sequence[DiscordMessage]) -> None:
+    def apply(self, events: Sequence[DiscordMessage]) -> None:
         """Bring the archive and Chroma up to date with ``events``, in order."""
         if not events:
             return
         while True:
             try:
-                state, changes = self._taken(events)
+                state, changes = self._write_batch(events)
                 break
             except CollectionChanged as exc:
                 _log.info("batch begun again", reason=str(exc))
@@ -68,7 +68,7 @@ class Ingest:
             ARCHIVED.labels(change=change.value).inc()
         self.note_guilds({message.guild_id for message in state.changed.values()})
 
-    def _taken(self, events: Sequence[DiscordMessage]) -> tuple[BatchState, list[MessageChange]]:
+    def _write_batch(self, events: Sequence[DiscordMessage]) -> tuple[BatchState, list[MessageChange]]:
         """What a batch changed, once it is written. Raises CollectionChanged when it has to be begun again."""
         archive = self.knowledge.archive
         messages = archive.writing.messages({event.message_id for event in events})
@@ -76,12 +76,12 @@ class Ingest:
         places |= {message.place for message in messages.values()}
         state = BatchState(messages=messages, channels=archive.writing.channels(places))
         erasures = archive.removals.erasures()
-        changes = [event.change for event in events if _apply(state, event, erasures)]
+        changes = [event.change for event in events if _apply_event(state, event, erasures)]
         if state.changed or state.touched_channels:
             Indexer(archive, self.knowledge.vectors, self.knowledge.embedding).index(state)
         return state, changes
 
-    def _valid(self, event: object) -> DiscordMessage | None:
+    def _validate(self, event: object) -> DiscordMessage | None:
         if not isinstance(event, DiscordMessage):
             raise InvalidEvent(f"{type(event).__name__} is not a DiscordMessage")
         if (broken := broken_rule(event, now=now_ms())) is not None:
@@ -94,7 +94,7 @@ class Ingest:
         return event
 
 
-def _apply(state: BatchState, event: DiscordMessage, erasures: Erasures) -> bool:
+def _apply_event(state: BatchState, event: DiscordMessage, erasures: Erasures) -> bool:
     """Take an event into ``state``; whether it changed its message."""
     before = state.messages.get(event.message_id)
     guild_id = _guild_of(event, before)
@@ -109,7 +109,7 @@ def _apply(state: BatchState, event: DiscordMessage, erasures: Erasures) -> bool
     if erased and event.change is not MessageChange.DELETED:
         IGNORED_EVENTS.labels(topic=MESSAGES, reason="erased").inc()
         return False
-    after = _deleted(event, before) if event.change is MessageChange.DELETED else _said_anew(event, before)
+    after = _tombstone(event, before) if event.change is MessageChange.DELETED else _newer_version(event, before)
     channel = _channel(event, guild_id, known, unchanged=after is None)
     # Of an erased channel a deletion keeps nothing; where one is not known, its messages are not either.
     if not erased and channel is not None and channel != known:
@@ -135,7 +135,7 @@ def _channel(event: DiscordMessage, guild_id: str, known: Channel | None, *, unc
         name=_storable(event.channel_name) if event.channel_name else None,
     )
     if known is not None:
-        return known.after(seen, unchanged=unchanged)
+        return known.merge(seen, unchanged=unchanged)
     # A deletion that does not know its channel must not keep later events from telling what it is.
     is_told = event.change is not MessageChange.DELETED or event.channel_kind is not ChannelKind.UNKNOWN
     return seen if is_told else None
@@ -158,7 +158,7 @@ def _guild_of(event: DiscordMessage, before: StoredMessage | None) -> str:
     return before.guild_id
 
 
-def _said_anew(event: DiscordMessage, before: StoredMessage | None) -> StoredMessage | None:
+def _newer_version(event: DiscordMessage, before: StoredMessage | None) -> StoredMessage | None:
     # Twice the time, so that an edit of the same millisecond is newer than the message that already carries it.
     version = 2 * (event.edited_at or event.created_at) + (event.change is MessageChange.EDITED)
     if before is not None and (before.deleted or before.version >= version):
@@ -191,7 +191,7 @@ def _said_anew(event: DiscordMessage, before: StoredMessage | None) -> StoredMes
     )
 
 
-def _deleted(event: DiscordMessage, before: StoredMessage | None) -> StoredMessage | None:
+def _tombstone(event: DiscordMessage, before: StoredMessage | None) -> StoredMessage | None:
     if before is not None:
         return None if before.deleted else before.tombstone()
     return StoredMessage(

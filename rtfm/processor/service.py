@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 INGEST_BATCH = 500
 """Messages of a partition that are embedded in one call and written in one transaction."""
 
-NEW_OBJECTS = 20_000
+GC_THRESHOLD = 20_000
 """That the garbage collector waits for; Python's default of 700 is that of some hundred records."""
 
 Part = Literal["ingest", "answer"]
@@ -65,10 +65,10 @@ def run_processor(settings: Settings, only: Part | None = None, stop: threading.
     with stopping.on_signals(), observed(settings, ready) as health, quarantine:
         contracts = open_contracts(settings)
         handlers = Handlers()
-        pipelines = _pipelines(settings, contracts, only, handlers, health, stopping.event, quarantine)
+        pipelines = _build_pipelines(settings, contracts, only, handlers, health, stopping.event, quarantine)
         # Transactions begin while what the handlers need is loaded; it is closed when the pipelines have ended.
-        with ExitStack() as closing, _running(settings, pipelines, stopping):
-            if _prepare(settings, contracts, only, stopping, starting, handlers, health, closing):
+        with ExitStack() as closing, _run_pipelines(settings, pipelines, stopping):
+            if _prepare_handlers(settings, contracts, only, stopping, starting, handlers, health, closing):
                 starting.clear()
             while not stopping.is_set():
                 time.sleep(POLL_S)
@@ -76,7 +76,7 @@ def run_processor(settings: Settings, only: Part | None = None, stop: threading.
     _log.info("stopped")
 
 
-def _pipelines(
+def _build_pipelines(
     settings: Settings,
     contracts: Contracts,
     only: Part | None,
@@ -120,7 +120,7 @@ def _pipelines(
     return pipelines
 
 
-def collect_seldom() -> None:
+def tune_garbage_collector() -> None:
     """Have the garbage collector leave alone what there is now, and look at what is new less often.
 
     Records in hand are many objects that live for a transaction, which the collector takes for a reason to go through
@@ -128,10 +128,10 @@ def collect_seldom() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(NEW_OBJECTS, 10, 10)
+    gc.set_threshold(GC_THRESHOLD, 10, 10)
 
 
-def _prepare(
+def _prepare_handlers(
     settings: Settings,
     contracts: Contracts,
     only: Part | None,
@@ -155,12 +155,12 @@ def _prepare(
         once_available(step, stop, lambda error: starting.update(start=str(error)))
     if stop.is_set():
         return False
-    _say_if_a_rebuild_is_due(knowledge)
-    health.ready_when("archive", partial(_trouble, knowledge.archive.check))
-    health.ready_when("Chroma", partial(_trouble, knowledge.vectors.check))
-    ingest = None if only == "answer" else _ingesting(knowledge, closing)
-    answer = None if only == "ingest" else _answering(settings, knowledge)
-    collect_seldom()
+    _warn_of_due_rebuilds(knowledge)
+    health.ready_when("archive", partial(_failure_of, knowledge.archive.check))
+    health.ready_when("Chroma", partial(_failure_of, knowledge.vectors.check))
+    ingest = None if only == "answer" else _build_ingest(knowledge, closing)
+    answer = None if only == "ingest" else _build_answering(settings, knowledge)
+    tune_garbage_collector()
     if ingest is not None:
         handlers.ingest.set_result(ingest)
     if answer is not None:
@@ -168,7 +168,7 @@ def _prepare(
     return True
 
 
-def _trouble(check: Callable[[], None]) -> str | None:
+def _failure_of(check: Callable[[], None]) -> str | None:
     """What a store says when it is asked; None if it can be used."""
     try:
         check()
@@ -177,7 +177,7 @@ def _trouble(check: Callable[[], None]) -> str | None:
     return None
 
 
-def _say_if_a_rebuild_is_due(knowledge: Knowledge) -> None:
+def _warn_of_due_rebuilds(knowledge: Knowledge) -> None:
     """One line a guild whose vectors are not used: nobody who gave the service a model expects search by words."""
     from rtfm.knowledge import rebuilding
 
@@ -188,7 +188,7 @@ def _say_if_a_rebuild_is_due(knowledge: Knowledge) -> None:
 
 
 @contextmanager
-def _running(settings: Settings, pipelines: Sequence[Pipeline], stop: Stop) -> Iterator[None]:
+def _run_pipelines(settings: Settings, pipelines: Sequence[Pipeline], stop: Stop) -> Iterator[None]:
     """Run ``pipelines`` beside the block, and stop them at its end; whatever error ends one is raised then."""
     failures: list[BaseException] = []
 
@@ -222,14 +222,14 @@ def _running(settings: Settings, pipelines: Sequence[Pipeline], stop: Stop) -> I
         )
 
 
-def _ingesting(knowledge: Knowledge, closing: ExitStack) -> Handler:
+def _build_ingest(knowledge: Knowledge, closing: ExitStack) -> Handler:
     from rtfm.processor.calibration import Calibration
     from rtfm.processor.ingest import Ingest
 
     return Ingest(knowledge=knowledge, note_guilds=closing.enter_context(Calibration(knowledge)).note)
 
 
-def _answering(settings: Settings, knowledge: Knowledge) -> Handler:
+def _build_answering(settings: Settings, knowledge: Knowledge) -> Handler:
     from rtfm.answering.answerer import Answerer
     from rtfm.answering.providers import open_model
     from rtfm.processor.answer import Answering
@@ -241,7 +241,7 @@ def _answering(settings: Settings, knowledge: Knowledge) -> Handler:
         clock=now_ms,
         passages_per_answer=settings.passages_per_answer,
         model_timeout_s=settings.gemini_timeout_s,
-        standing=knowledge.archive.answers.standing,
+        standing=knowledge.archive.answers.find_readable,
     )
     _log.info("answering", by="extract" if model is None else model.name)
     return Answering(answerer=answerer, archive=knowledge.archive)

@@ -15,7 +15,7 @@ from sqlalchemy import TableClause
 
 from rtfm.errors import ConfigError, RtfmError, Unavailable
 from rtfm.events import Audience, BotQuery, BotResponse, ChannelKind, Citation, Outcome, SourceKind, TimestampMillis
-from rtfm.knowledge.archive import KeptAnswer, OpenQuestion, SqlArchive
+from rtfm.knowledge.archive import StoredAnswer, OpenQuestion, SqlArchive
 from rtfm.knowledge.archive.database import MIGRATIONS, Database
 from rtfm.settings import Settings
 
@@ -49,7 +49,7 @@ RESPONSE = BotResponse(
 
 
 LATER_STEPS = {
-    "s0002_index": "make_index('passages_late', 'passages (length)')",
+    "s0002_index": "create_index('passages_late', 'passages (length)')",
     "s0003_column": "op.execute('ALTER TABLE passages ADD COLUMN late text')",
 }
 
@@ -63,7 +63,7 @@ def later_steps(tmp_path: Path) -> Path:
         number = int(name[1:5])
         lines = [
             "from alembic import op",
-            "from rtfm.knowledge.archive.migrations.indexes import make_index",
+            "from rtfm.knowledge.archive.migrations.indexes import create_index",
             f'revision = "{number:04}"',
             f'down_revision = "{number - 1:04}"',
             f"def upgrade(): {statement}",
@@ -262,7 +262,7 @@ def test_who_waits_for_another_migration_says_for_whom_and_gives_up_at_last(
         database.migrate(wait_s=1000, sleep=sleep)
     database.check()
     assert sum(slept) > 100
-    assert capsys.readouterr().out.count("waiting until another process has migrated") == 1
+    assert capsys.readouterr().out.count("waiting for another process to migrate") == 1
     database.close()
 
 
@@ -308,9 +308,9 @@ def test_the_tables_of_the_migrations_are_those_of_the_code(archive: SqlArchive,
 def test_the_first_answer_to_a_question_stays(archive: SqlArchive) -> None:
     """A replay gives the answer that was given, whatever the model says now."""
     assert archive.answers.find("m1") is None
-    kept = KeptAnswer(response=RESPONSE, made_by="bot-queries-0-7")
-    assert archive.answers.keep(RESPONSE, made_by="bot-queries-0-7") == kept
-    assert archive.answers.keep(attrs.evolve(RESPONSE, answer="other"), made_by="bot-queries-0-9") == kept
+    kept = StoredAnswer(response=RESPONSE, made_by="bot-queries-0-7")
+    assert archive.answers.store(RESPONSE, made_by="bot-queries-0-7") == kept
+    assert archive.answers.store(attrs.evolve(RESPONSE, answer="other"), made_by="bot-queries-0-9") == kept
     assert archive.answers.find("m1") == kept
     assert archive.counts()["answers"] == 1
 

@@ -146,7 +146,7 @@ def test_h4_an_answer_is_checked_when_it_is_kept(knowledge: Knowledge, bare_sett
     response = answerer(knowledge).answer(asked())
     assert ADVICE in response.answer
     add(knowledge, deletion(2))
-    assert is_withdrawn(knowledge.archive.answers.keep(response, made_by="bot-queries-0-0").response)
+    assert is_withdrawn(knowledge.archive.answers.store(response, made_by="bot-queries-0-0").response)
     assert ADVICE not in kept_rows(bare_settings)
 
 
@@ -167,7 +167,7 @@ def test_h4_no_answer_slips_in_beside_a_deletion(knowledge: Knowledge, bare_sett
 
     def keep(n: int) -> BotResponse:
         together.wait()
-        return knowledge.archive.answers.keep(responses[n], made_by=f"bot-queries-0-{n}").response
+        return knowledge.archive.answers.store(responses[n], made_by=f"bot-queries-0-{n}").response
 
     def delete(n: int) -> None:
         together.wait()
@@ -219,10 +219,10 @@ def test_h5_what_was_erased_is_not_found_and_does_not_stand(
         "printer locked stale job unlock", guild_id=GUILD, visible_channel_ids=["200"], limit=9
     )
     assert ADVICE not in str(found.passages)
-    assert knowledge.archive.answers.standing(["1002"]) == set()
-    assert knowledge.archive.removals.removed(["1002", "unknown"]) == {"1002"}
+    assert knowledge.archive.answers.find_readable(["1002"]) == set()
+    assert knowledge.archive.removals.find_removed(["1002", "unknown"]) == {"1002"}
     assert is_withdrawn(handled(handler, asked()))
-    assert is_withdrawn(knowledge.archive.answers.keep(response, made_by="").response)
+    assert is_withdrawn(knowledge.archive.answers.store(response, made_by="").response)
     named = knowledge.retriever.search(
         "who knows printers", guild_id=GUILD, visible_channel_ids=["600"], limit=9
     ).passages
@@ -240,9 +240,9 @@ def test_h5_an_erasure_in_one_guild_leaves_the_person_alone_in_others(
     erase(bare_settings, "guild", "101")
     erase(bare_settings, "user", "1", before=START)
     assert ADVICE in answerer(knowledge).answer(asked()).answer
-    assert knowledge.archive.answers.standing(["1001", "1002"]) == {"1001", "1002"}
+    assert knowledge.archive.answers.find_readable(["1001", "1002"]) == {"1001", "1002"}
     add(knowledge, message(40, "tulips grow in spring", author_id="2"))
-    assert knowledge.archive.answers.standing(["1040"]) == {"1040"}
+    assert knowledge.archive.answers.find_readable(["1040"]) == {"1040"}
 
 
 @pytest.mark.parametrize("created_at", [-1, 0, -62_135_596_800_000])

@@ -1,15 +1,15 @@
-"""The archive: every message and passage, in PostgreSQL.
+"""The archive: every message, passage, stored answer and setting, in PostgreSQL.
 
-Owns the record of what was said, with versions and deletions, and of what was answered and sent. Promises that a late
-event never undoes a newer one, and that writing twice is writing once. Does not embed, link or rank.
+Owns the messages with their versions and deletions, and the answers that were given and sent. Promises that a late
+event never overwrites a newer one, and that writing is idempotent. Does not embed, link or rank.
 """
 
 from __future__ import annotations
 
-from rtfm.knowledge.archive.answers import KeptAnswer
+from rtfm.knowledge.archive.answers import StoredAnswer
 from rtfm.knowledge.archive.collections import CollectionChanged
 from rtfm.knowledge.archive.questions import OpenQuestion
-from rtfm.knowledge.archive.removals import rests_on
+from rtfm.knowledge.archive.removals import source_message_ids
 from rtfm.knowledge.archive.rows import (
     Change,
     Channel,
@@ -28,12 +28,12 @@ __all__ = [
     "CollectionChanged",
     "Erasures",
     "GuildCollection",
-    "KeptAnswer",
+    "StoredAnswer",
     "OpenQuestion",
     "Place",
     "SqlArchive",
     "StoredMessage",
     "StoredPassage",
     "guild_key",
-    "rests_on",
+    "source_message_ids",
 ]

@@ -1,7 +1,7 @@
-"""The answers that were given: one row a question, which names the record that made it.
+"""The stored answers: one row for each query, which names the record that it answers.
 
-Promises that the first answer to a question stays, whoever else writes one, and that none is kept or given that rests
-on a removed message. Does not decide what becomes of a second.
+Promises that the first answer to a query is never replaced, and that no answer is stored or returned that has a removed
+message as a source. Does not decide what to do with a second answer.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from rtfm.events import (
     SourceKind,
 )
 from rtfm.knowledge.archive.database import Database
-from rtfm.knowledge.archive.removals import STANDS, hold_removals, removed, rests_on, withdrawn
+from rtfm.knowledge.archive.removals import IS_READABLE, find_removed, lock_removals, source_message_ids, withdraw
 from rtfm.knowledge.archive.tables import answers
 
 
 @frozen(kw_only=True)
-class KeptAnswer:
-    """An answer, and the record (topic-partition-offset) that asked for it."""
+class StoredAnswer:
+    """An answer. ``made_by`` is the record (topic-partition-offset) that asked for it."""
 
     response: BotResponse
     made_by: str
@@ -43,32 +43,32 @@ class ArchiveAnswers:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def find(self, query_id: str) -> KeptAnswer | None:
-        """The answer that was given to a question; None if there is none yet."""
+    def find(self, query_id: str) -> StoredAnswer | None:
+        """Return the answer that is stored for a query, or None. It is withdrawn if a source was removed."""
         statement = select(answers.c.response, answers.c.made_by).where(answers.c.query_id == query_id)
         with self._database.begin() as connection:
             row = connection.execute(statement).one_or_none()
             if row is None:
                 return None
-            kept = KeptAnswer(response=_to_response(row.response), made_by=row.made_by)
-            # What was deleted is withdrawn already; what was erased waits for its deletion.
-            return attrs.evolve(kept, response=_checked(connection, kept.response))
+            stored = StoredAnswer(response=_to_response(row.response), made_by=row.made_by)
+            # Deletions withdrew their answers already; an erased message may still wait for its deletion.
+            return attrs.evolve(stored, response=_withdraw_if_removed(connection, stored.response))
 
-    def keep(self, response: BotResponse, *, made_by: str) -> KeptAnswer:
-        """Keep an answer under its ``query_id``. The first one stays: gives the one that is kept.
+    def store(self, response: BotResponse, *, made_by: str) -> StoredAnswer:
+        """Store an answer under its ``query_id`` unless there is one, and return the one that is stored.
 
-        An answer that rests on a removed message is kept and given without what it says.
+        An answer that has a removed message as a source is withdrawn before it is stored or returned.
         """
         with self._database.begin() as connection:
-            hold_removals(connection, shared=True)
-            response = _checked(connection, response)
+            lock_removals(connection, shared=True)
+            response = _withdraw_if_removed(connection, response)
             values = {
                 "query_id": response.query_id,
                 "response": attrs.asdict(response),
                 "answered_at": response.answered_at,
                 "made_by": made_by,
             }
-            # An update that changes nothing, for an insert that does nothing returns nothing.
+            # An update that changes nothing, because ON CONFLICT DO NOTHING would return no row.
             statement = (
                 insert(answers)
                 .values(values)
@@ -76,21 +76,21 @@ class ArchiveAnswers:
                 .returning(answers.c.response, answers.c.made_by)
             )
             row = connection.execute(statement).one()
-            kept = _to_response(row.response)
-            if kept != response:
-                kept = _checked(connection, kept)
-        return KeptAnswer(response=kept, made_by=row.made_by)
+            stored = _to_response(row.response)
+            if stored != response:
+                stored = _withdraw_if_removed(connection, stored)
+        return StoredAnswer(response=stored, made_by=row.made_by)
 
-    def standing(self, message_ids: Collection[str]) -> set[str]:
-        """Those of ``message_ids`` whose messages are known and can still be read: neither deleted nor erased."""
-        statement = text(f"SELECT message_id FROM messages AS m WHERE message_id = ANY(:ids) AND {STANDS}")  # noqa: S608 - a constant
+    def find_readable(self, message_ids: Collection[str]) -> set[str]:
+        """Return those of ``message_ids`` whose messages are known and neither deleted nor erased."""
+        statement = text(f"SELECT message_id FROM messages AS m WHERE message_id = ANY(:ids) AND {IS_READABLE}")  # noqa: S608 - a constant
         with self._database.begin() as connection:
             return set(connection.execute(statement, {"ids": list(message_ids)}).scalars())
 
 
-def _checked(connection: Connection, response: BotResponse) -> BotResponse:
-    """``response``, without what it says if a message that it rests on is removed."""
-    return withdrawn(response) if removed(connection, rests_on(response)) else response
+def _withdraw_if_removed(connection: Connection, response: BotResponse) -> BotResponse:
+    """Return ``response``, withdrawn if one of its sources was removed."""
+    return withdraw(response) if find_removed(connection, source_message_ids(response)) else response
 
 
 def _to_response(stored: dict[str, object]) -> BotResponse:

@@ -1,8 +1,8 @@
-"""Which collection of Chroma each guild uses, and of which model and rules its vectors and passages are.
+"""The Chroma collection that each guild uses, with the model and rules that made its vectors and passages.
 
-Owns the fence between ingest and a rebuild: ingest holds it with others for the length of its transaction, a rebuild
-alone for the moment in which it switches. Promises that a transaction of ingest commits only if the collections are
-still those that it wrote to.
+Owns the fence, a lock between ingest and rebuilds: a batch of ingest holds it shared for its transaction, a rebuild
+holds it exclusively while it switches collections. Promises that a batch commits only if its guilds still use the
+collections that it wrote to.
 """
 
 from __future__ import annotations
@@ -22,19 +22,18 @@ from rtfm.knowledge.archive.tables import collections, messages, passages, upser
 from rtfm.knowledge.entries import Table as EntryTable
 from rtfm.knowledge.entries import entry_id
 
-# Locks by name; the first number keeps them apart from other locks of this database.
+# Advisory locks, named by guild.
 _FENCE = "hashtextextended('rtfm fence ' || :guild, 0)"
 _REBUILD = "hashtextextended('rtfm rebuild ' || :guild, 0)"
 
-
-_WITH_VECTORS: dict[EntryTable, tuple[TableClause, ColumnClause[str]]] = {
+_VECTOR_TABLES: dict[EntryTable, tuple[TableClause, ColumnClause[str]]] = {
     "passages": (passages, passages.c.passage_id),
     "messages": (messages, messages.c.message_id),
 }
 
 
 class CollectionChanged(TransientError):
-    """A rebuild has switched a guild to another collection since the batch began: do the batch again."""
+    """A rebuild has switched a guild to another collection since the batch began; the batch must be repeated."""
 
 
 class ArchiveCollections:
@@ -44,18 +43,18 @@ class ArchiveCollections:
         self._database = database
 
     def find(self, guild_ids: Collection[str]) -> dict[str, GuildCollection]:
-        """The collections of those of ``guild_ids`` that have one, by guild."""
+        """Return the collections of ``guild_ids``, by guild; guilds without one are left out."""
         statement = select(collections).where(collections.c.guild_id.in_(list(guild_ids)))
         with self._database.read() as connection:
             return {row.guild_id: GuildCollection(**row._mapping) for row in connection.execute(statement)}
 
     def put(self, collection: GuildCollection) -> None:
-        """Use this collection for its guild from now on."""
+        """Set the collection of a guild."""
         with self._database.begin() as connection:
             connection.execute(upsert(collections, "guild_id"), attrs.asdict(collection))
 
-    def passages(self, guild_id: str) -> tuple[int, int]:
-        """How many passages a guild has, and how many of them have no vector."""
+    def count_passages(self, guild_id: str) -> tuple[int, int]:
+        """Return how many passages a guild has, and how many of them have no vector."""
         statement = select(func.count().label("all"), func.count(passages.c.vector).label("vectors")).where(
             passages.c.guild_id == guild_id
         )
@@ -64,33 +63,33 @@ class ArchiveCollections:
         return row.all, row.all - row.vectors
 
     def count_messages(self, guild_id: str) -> int:
-        """Messages of a guild that are not deleted."""
+        """Return how many messages of a guild are not deleted."""
         statement = select(func.count()).where(messages.c.guild_id == guild_id, ~messages.c.deleted)
         with self._database.begin() as connection:
             return int(connection.execute(statement).scalar_one())
 
     def entry_ids(self, guild_id: str) -> set[str]:
-        """What Chroma should hold of a guild."""
+        """Return the ids of all entries that Chroma should hold for a guild."""
         with self._database.begin() as connection:
             found: set[str] = set()
-            for table, (rows, key) in _WITH_VECTORS.items():
+            for table, (rows, key) in _VECTOR_TABLES.items():
                 statement = select(key).where(rows.c.guild_id == guild_id, *_has_vector(rows))
                 found.update(entry_id(table, row_id) for row_id in connection.execute(statement).scalars())
         return found
 
     def count_entries(self, guild_id: str) -> int:
-        """How many vectors Chroma should hold of a guild."""
+        """Return how many entries Chroma should hold for a guild."""
         with self._database.begin() as connection:
             return sum(
                 connection.execute(
                     select(func.count()).where(rows.c.guild_id == guild_id, *_has_vector(rows))
                 ).scalar_one()
-                for rows, _ in _WITH_VECTORS.values()
+                for rows, _ in _VECTOR_TABLES.values()
             )
 
     def ids_with_vectors(self, table: EntryTable, guild_id: str, after: str, *, limit: int) -> list[str]:
-        """The next ``limit`` ids of a guild's "passages" or "messages" with a vector, in order."""
-        rows, key = _WITH_VECTORS[table]
+        """Return the next ``limit`` ids of a guild's "passages" or "messages" with a vector, in order."""
+        rows, key = _VECTOR_TABLES[table]
         statement = (
             select(key).where(rows.c.guild_id == guild_id, *_has_vector(rows), key > after).order_by(key).limit(limit)
         )
@@ -98,8 +97,8 @@ class ArchiveCollections:
             return list(connection.execute(statement).scalars())
 
     def vectors_of(self, table: EntryTable, ids: Iterable[str]) -> list[StoredVector]:
-        """The vectors of those of ``ids`` that are "passages" or "messages" with one."""
-        rows, key = _WITH_VECTORS[table]
+        """Return the vectors of the "passages" or "messages" in ``ids``; those without one are left out."""
+        rows, key = _VECTOR_TABLES[table]
         statement = select(key.label("id"), rows.c.passage_id, rows.c.vector).where(
             key.in_(list(ids)), *_has_vector(rows)
         )
@@ -107,16 +106,19 @@ class ArchiveCollections:
             return [StoredVector(**row._mapping) for row in connection.execute(statement)]
 
     @contextmanager
-    def alone(self, guild_id: str) -> Iterator[None]:
-        """Nobody's batch of this guild commits inside the block; only on a connection of one's own."""
+    def block_ingest(self, guild_id: str) -> Iterator[None]:
+        """Let no batch of ingest for this guild commit inside the block.
+
+        Only for an archive with a single connection, since the lock belongs to the connection.
+        """
         self._call(f"SELECT pg_advisory_lock({_FENCE})", guild_id)
         try:
             yield
         finally:
             self._call(f"SELECT pg_advisory_unlock({_FENCE})", guild_id)
 
-    def begin_rebuild(self, guild_id: str) -> bool:
-        """Become the only rebuild of this guild until the connection ends; False if there is another one."""
+    def try_lock_rebuild(self, guild_id: str) -> bool:
+        """Lock the rebuild of this guild until the connection ends; return False if another connection holds the lock."""
         return bool(self._call(f"SELECT pg_try_advisory_lock({_REBUILD})", guild_id))
 
     def _call(self, statement: str, guild_id: str) -> object:
@@ -129,26 +131,26 @@ def _has_vector(rows: TableClause) -> tuple[Any, ...]:
     return (*condition, ~rows.c.deleted) if rows is messages else condition
 
 
-def hold_collections(connection: Connection, believed: Sequence[GuildCollection]) -> None:
-    """Keep the collections of a batch as they are until its transaction ends; a guild without one gets it.
+def lock_collections(connection: Connection, expected: Sequence[GuildCollection]) -> None:
+    """Lock the collections of a batch until its transaction ends; a guild without one gets the expected one.
 
-    Raises CollectionChanged when one is not as ``believed``.
+    Raises CollectionChanged if the collection of a guild is not the ``expected`` one.
     """
-    if not believed:
+    if not expected:
         return
-    guild_ids = sorted(collection.guild_id for collection in believed)
-    # All guilds in one order, so that two batches never wait for each other.
+    guild_ids = sorted(collection.guild_id for collection in expected)
+    # In the order of guild ids, so that two batches cannot deadlock.
     connection.execute(
         text(
             f"SELECT pg_advisory_xact_lock_shared({_FENCE.replace(':', '')}) FROM unnest(:guilds) AS guild"  # noqa: S608 - a constant
         ).bindparams(bindparam("guilds", type_=ARRAY(Text))),
         {"guilds": guild_ids},
     )
-    # Two first batches may meet here: the second waits for the first and then finds its row.
-    ordered = sorted(map(attrs.asdict, believed), key=lambda row: str(row["guild_id"]))
+    # If two batches insert the first collection of a guild, the second waits for the first and then reads its row.
+    ordered = sorted(map(attrs.asdict, expected), key=lambda row: str(row["guild_id"]))
     connection.execute(insert(collections).on_conflict_do_nothing(), ordered)
     statement = select(collections).where(collections.c.guild_id.in_(guild_ids))
     known = {row.guild_id: GuildCollection(**row._mapping) for row in connection.execute(statement)}
-    for collection in believed:
+    for collection in expected:
         if known[collection.guild_id] != collection:
-            raise CollectionChanged(f"guild {collection.guild_id} has another collection by now")
+            raise CollectionChanged(f"guild {collection.guild_id} uses another collection by now")

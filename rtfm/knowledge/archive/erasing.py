@@ -1,7 +1,7 @@
-"""Erasing a person, a channel or a guild: what is reached, the row that says so, and the answers that go at once.
+"""Erasing a person, a channel or a guild: the row in ``erasures``, and the answers that it withdraws at once.
 
-Promises that from the moment of the row on nothing of the erased is found, shown or taken again, and that an erasure
-which was cut off is known. Does not remove messages: a DELETED event each does, which ingest honours.
+Promises that nothing of the target is found, shown or ingested once the row is committed, and that an interrupted
+erasure can be resumed. Does not remove messages: the caller produces a DELETED event for each, and ingest removes them.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from sqlalchemy import Connection, TextClause, text
 
 from rtfm.events import TimestampMillis
 from rtfm.knowledge.archive.database import Database
-from rtfm.knowledge.archive.removals import WITHDRAWN, hold_removals
+from rtfm.knowledge.archive.removals import WITHDRAWN_FIELDS, lock_removals
 from rtfm.knowledge.archive.rows import Scope
-from rtfm.knowledge.archive.tables import RESTS_ON
+from rtfm.knowledge.archive.tables import SOURCE_MESSAGE_IDS
 
-_MESSAGES: Mapping[Scope, str] = {
+_OF_TARGET: Mapping[Scope, str] = {
     "user": "m.author_id = :id AND :guild IN ('', m.guild_id)",
     "channel": "(m.channel_id = :id"
     " OR m.channel_id IN (SELECT channel_id FROM channels WHERE parent_channel_id = :id))",
     "guild": "m.guild_id = :id",
 }
-"""Which messages ``m`` an erasure reaches; those said before it."""
+"""Whether an erasure's target includes the message ``m``, regardless of its time."""
 
-_ASKED: Mapping[Scope, str] = {
+_ASKED_BY_TARGET: Mapping[Scope, str] = {
     "user": "response ->> 'asker_id' = :id AND :guild IN ('', coalesce(response ->> 'guild_id', ''))",
     "channel": "response ->> 'channel_id' = :id",
     "guild": "response ->> 'guild_id' = :id",
 }
-"""Which kept answers are answers to questions of the erased."""
+"""Whether a stored answer is to a question of the target."""
 
-_NAMED = f"""{RESTS_ON} ?| ARRAY(
+_HAS_SOURCE_THAT_MENTIONS = f"""{SOURCE_MESSAGE_IDS} ?| ARRAY(
     SELECT message_id FROM messages AS m WHERE :guild IN ('', m.guild_id) AND (:id = ANY(mentioned_user_ids)
         OR position('<@' || :id || '>' IN content) > 0 OR position('<@!' || :id || '>' IN content) > 0))"""  # noqa: S608 - a constant
-"""Which kept answers rest on messages that mention a person, whose name they may give."""
+"""Whether a stored answer has a source that mentions a person, and so may contain their name."""
 
-_HOLDS = "response ->> 'reason' IS DISTINCT FROM 'SOURCE_REMOVED'"
+_NOT_WITHDRAWN = "response ->> 'reason' IS DISTINCT FROM 'SOURCE_REMOVED'"
 
 
 @frozen(kw_only=True)
 class Target:
-    """What is erased. ``guild_id`` limits a person to one guild; '' is all."""
+    """A person, channel or guild to erase. ``guild_id`` limits a person to one guild; '' means all guilds."""
 
     scope: Scope
     id: str
@@ -51,8 +51,8 @@ class Target:
 
 
 @frozen(kw_only=True)
-class Reach:
-    """How much an erasure reaches: what is removed, and which kept answers lose what they say."""
+class ErasureCounts:
+    """How many rows an erasure removes, and how many stored answers it withdraws."""
 
     messages: int
     passages: int
@@ -63,8 +63,8 @@ class Reach:
 
 
 @frozen(kw_only=True)
-class Told:
-    """A message whose deletion has to be told."""
+class ErasedMessage:
+    """An erased message for which a DELETED event must be produced."""
 
     message_id: str
     guild_id: str
@@ -73,27 +73,27 @@ class Told:
 
 
 @frozen(kw_only=True)
-class Pass:
-    """One way through the messages of an erasure, by id: those after ``after``, said from ``since`` on.
+class ErasurePass:
+    """One pass over the messages of an erasure, by id: those after the id ``after``, created at ``since`` or later.
 
-    The first one of an erasure is noted while it goes on; ``is_noted`` says so.
+    The progress of a pass that ``is_resumable`` is saved, so that the next run continues there.
     """
 
     before: TimestampMillis
     after: str = ""
     since: TimestampMillis | None = None
-    is_noted: bool = True
+    is_resumable: bool = True
 
 
 class ArchiveErasing:
-    """Reads and writes of ``erasures``, for who erases. Raises what ``Database.begin`` raises."""
+    """Reads and writes of the commands that erase. Raises what ``Database.begin`` raises."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def reach(self, target: Target) -> Reach:
-        """What erasing ``target`` would reach now."""
-        of_messages = f"FROM messages AS m WHERE NOT m.deleted AND {_MESSAGES[target.scope]}"
+    def count(self, target: Target) -> ErasureCounts:
+        """Return how much erasing ``target`` would remove and withdraw now."""
+        of_messages = f"FROM messages AS m WHERE NOT m.deleted AND {_OF_TARGET[target.scope]}"
         of_passages = f"""FROM passages AS p WHERE EXISTS (
             SELECT {of_messages} AND (m.passage_id = p.passage_id OR m.message_id = p.part_of))"""
         answers = "SELECT count(*) FROM answers WHERE"
@@ -101,26 +101,27 @@ class ArchiveErasing:
             "messages": f"SELECT count(*) {of_messages}",
             "passages": f"SELECT count(*) {of_passages}",
             "vectors": f"SELECT (SELECT count(m.vector) {of_messages}) + (SELECT count(p.vector) {of_passages})",
-            "answers_that_quote": f"{answers} {_HOLDS} AND {_resting(target)}",
-            "answers_to_own_questions": f"{answers} {_ASKED[target.scope]}",
-            "answers_that_name": f"{answers} {_HOLDS} AND {_naming(target)}",
+            "answers_that_quote": f"{answers} {_NOT_WITHDRAWN} AND {_has_erased_source(target)}",
+            "answers_to_own_questions": f"{answers} {_ASKED_BY_TARGET[target.scope]}",
+            "answers_that_name": f"{answers} {_NOT_WITHDRAWN} AND {_may_name_target(target)}",
         }
         with self._database.begin() as connection:
-            return Reach(
-                **{name: connection.execute(*_bound(sql, target)).scalar_one() for name, sql in counts.items()}
+            return ErasureCounts(
+                **{name: connection.execute(*_to_statement(sql, target)).scalar_one() for name, sql in counts.items()}
             )
 
-    def begin(self, target: Target, *, before: TimestampMillis) -> list[Pass]:
-        """Erase ``target`` as it was up to ``before``; which messages' deletions have to be told, in which passes.
+    def begin(self, target: Target, *, before: TimestampMillis) -> list[ErasurePass]:
+        """Store the erasure of ``target`` up to ``before``, and withdraw its answers.
 
-        After an erasure that was cut off, the first pass begins where that ended.
+        Returns the passes whose messages need DELETED events. If an earlier erasure of the target was interrupted, the
+        first pass resumes it.
         """
-        withdrawn = json.dumps(WITHDRAWN)
-        anonymous = json.dumps({**WITHDRAWN, **({"asker_id": "0"} if target.scope == "user" else {})})
+        withdrawn = json.dumps(WITHDRAWN_FIELDS)
+        withdrawn_and_anonymous = json.dumps({**WITHDRAWN_FIELDS, **({"asker_id": "0"} if target.scope == "user" else {})})
         with self._database.begin() as connection:
-            hold_removals(connection, shared=False)
+            lock_removals(connection, shared=False)
             row = connection.execute(
-                *_bound(
+                *_to_statement(
                     "SELECT before, produced_to FROM erasures WHERE (scope, id, guild_id) = (:scope, :id, :guild)",
                     target,
                 )
@@ -131,55 +132,56 @@ class ArchiveErasing:
                 ON CONFLICT (scope, id, guild_id) DO UPDATE SET before = greatest(erasures.before, excluded.before),
                     produced_to = coalesce(erasures.produced_to, '')
             """
-            connection.execute(*_bound(sql, target, before=before))
+            connection.execute(*_to_statement(sql, target, before=before))
             answers = "UPDATE answers SET response = response || CAST(:fields AS jsonb) WHERE"
-            connection.execute(*_bound(f"{answers} {_ASKED[target.scope]}", target, fields=anonymous))
-            for condition in (_resting(target), _naming(target)):
-                connection.execute(*_bound(f"{answers} {_HOLDS} AND {condition}", target, fields=withdrawn))
-            _forget_names(connection, target)
+            connection.execute(*_to_statement(f"{answers} {_ASKED_BY_TARGET[target.scope]}", target, fields=withdrawn_and_anonymous))
+            for condition in (_has_erased_source(target), _may_name_target(target)):
+                connection.execute(*_to_statement(f"{answers} {_NOT_WITHDRAWN} AND {condition}", target, fields=withdrawn))
+            _clear_channel_names(connection, target)
         if row is None or row.produced_to is None:
-            return [Pass(before=before)]
+            return [ErasurePass(before=before)]
         since = TimestampMillis(row.before)
-        return [Pass(before=before, after=row.produced_to), Pass(before=before, since=since, is_noted=False)]
+        return [ErasurePass(before=before, after=row.produced_to), ErasurePass(before=before, since=since, is_resumable=False)]
 
-    def page(self, target: Target, part: Pass, *, limit: int) -> list[Told]:
-        """The next ``limit`` messages of a pass, by id."""
+    def read_page(self, target: Target, erasure_pass: ErasurePass, *, limit: int) -> list[ErasedMessage]:
+        """Return the next ``limit`` messages of a pass, by id."""
         sql = f"""
             SELECT message_id, guild_id, channel_id, created_at FROM messages AS m
-            WHERE NOT m.deleted AND {_MESSAGES[target.scope]} AND created_at < :before
+            WHERE NOT m.deleted AND {_OF_TARGET[target.scope]} AND created_at < :before
               AND created_at >= coalesce(CAST(:since AS bigint), created_at) AND message_id COLLATE "C" > :after
             ORDER BY message_id COLLATE "C" LIMIT :limit
         """  # noqa: S608 - constants
-        values = {"before": part.before, "since": part.since, "after": part.after, "limit": limit}
+        values = {"before": erasure_pass.before, "since": erasure_pass.since, "after": erasure_pass.after, "limit": limit}
         with self._database.begin() as connection:
-            return [Told(**row._mapping) for row in connection.execute(*_bound(sql, target, **values))]
+            return [ErasedMessage(**row._mapping) for row in connection.execute(*_to_statement(sql, target, **values))]
 
-    def note(self, target: Target, produced_to: str | None) -> None:
-        """Note that all up to ``produced_to`` is told; None for all."""
+    def save_progress(self, target: Target, produced_to: str | None) -> None:
+        """Store that DELETED events are produced up to the message id ``produced_to``; None means for all."""
         sql = "UPDATE erasures SET produced_to = :to WHERE (scope, id, guild_id) = (:scope, :id, :guild)"
         with self._database.begin() as connection:
-            connection.execute(*_bound(sql, target, to=produced_to))
+            connection.execute(*_to_statement(sql, target, to=produced_to))
 
 
-def _resting(target: Target) -> str:
-    """Which kept answers rest on messages of the erased; an answer rests on messages of its own guild only."""
+def _has_erased_source(target: Target) -> str:
+    """Return the condition that a stored answer has a source among the target's messages."""
+    # The sources of an answer are all in its own guild.
     if target.scope == "guild":
-        return _ASKED["guild"]
-    return f"{RESTS_ON} ?| ARRAY(SELECT message_id FROM messages AS m WHERE {_MESSAGES[target.scope]})"  # noqa: S608 - constants
+        return _ASKED_BY_TARGET["guild"]
+    return f"{SOURCE_MESSAGE_IDS} ?| ARRAY(SELECT message_id FROM messages AS m WHERE {_OF_TARGET[target.scope]})"  # noqa: S608 - constants
 
 
-def _naming(target: Target) -> str:
-    return _NAMED if target.scope == "user" else "false"
+def _may_name_target(target: Target) -> str:
+    return _HAS_SOURCE_THAT_MENTIONS if target.scope == "user" else "false"
 
 
-def _forget_names(connection: Connection, target: Target) -> None:
-    """The names of erased channels, which for threads and posts are what somebody wrote."""
+def _clear_channel_names(connection: Connection, target: Target) -> None:
+    """Remove the names of erased channels; those of threads and forum posts were written by a person."""
     if target.scope == "user":
         return
     where = "guild_id = :id" if target.scope == "guild" else ":id IN (channel_id, parent_channel_id)"
-    connection.execute(*_bound(f"UPDATE channels SET name = NULL WHERE {where}", target))  # noqa: S608 - constants
+    connection.execute(*_to_statement(f"UPDATE channels SET name = NULL WHERE {where}", target))  # noqa: S608 - constants
 
 
-def _bound(sql: str, target: Target, **values: object) -> tuple[TextClause, dict[str, object]]:
-    """A statement and the values that it may name."""
+def _to_statement(sql: str, target: Target, **values: object) -> tuple[TextClause, dict[str, object]]:
+    """Return a statement, and the values that it may refer to."""
     return text(sql), {"scope": target.scope, "id": target.id, "guild": target.guild_id, **values}

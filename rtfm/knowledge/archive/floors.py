@@ -1,4 +1,4 @@
-"""The relevance floor of each guild, with the size of the corpus that it was calibrated on."""
+"""The calibrated floor of each guild, with the number of passages that it was calibrated on."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ class ArchiveFloors:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def outgrown(self, guild_id: str, mode: str, *, growth: float) -> int:
-        """The passages of a guild, if it had no calibration or has ``growth`` times those of the last one; else 0."""
+    def count_if_outgrown(self, guild_id: str, mode: str, *, growth: float) -> int:
+        """Return the number of a guild's passages if its floor is due for calibration, else 0.
+
+        It is due when there is no floor yet, or ``growth`` times the passages of the last calibration.
+        """
         statement = (
             select(corpora.c.passages)
             .outerjoin(floors, and_(floors.c.guild_id == corpora.c.guild_id, floors.c.mode == mode))
@@ -33,22 +36,22 @@ class ArchiveFloors:
             return int(connection.execute(statement).scalar() or 0)
 
     def put(self, guild_id: str, mode: str, floor: float, passages: int) -> None:
-        """Keep a guild's floor, and the number of passages that it was calibrated on."""
+        """Store a guild's floor and the number of passages that it was calibrated on."""
         values = {"guild_id": guild_id, "mode": mode, "floor": floor, "passages": passages}
         with self._database.begin() as connection:
             connection.execute(upsert(floors, "guild_id", "mode"), values)
 
     @contextmanager
     def try_lock(self, guild_id: str) -> Iterator[bool]:
-        """Be the only one who calibrates a guild inside the block; False if another process is at it.
+        """Lock the calibration of a guild for the block; yield False if another process holds the lock.
 
         Holds a connection, without a transaction.
         """
         values = {"guild": guild_id}
         with self._database.read() as connection:
-            taken = bool(connection.execute(text(f"SELECT pg_try_advisory_lock({_LOCK})"), values).scalar_one())
+            is_locked = bool(connection.execute(text(f"SELECT pg_try_advisory_lock({_LOCK})"), values).scalar_one())
             try:
-                yield taken
+                yield is_locked
             finally:
-                if taken:
+                if is_locked:
                     connection.execute(text(f"SELECT pg_advisory_unlock({_LOCK})"), values)

@@ -1,8 +1,7 @@
-"""The questions that the bot asked and that wait for their response: one row each, without the question's text.
+"""The open questions: one row for each question that the bot asked and has not answered, without its text.
 
-Promises that a question which is open stays as it was asked first, and that a row is removed at the latest
-``KEPT_AFTER_EXPIRY_MS`` after the question expired, when the next question is opened. Does not decide who may read
-an answer.
+Promises that a row of an open question never changes. Opening a question removes the rows that expired more than
+``KEPT_AFTER_EXPIRY_MS`` ago. Does not decide who may read an answer.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from rtfm.knowledge.archive.rows import guild_key
 from rtfm.knowledge.archive.tables import open_questions
 
 KEPT_AFTER_EXPIRY_MS = 24 * 3600 * 1000
-"""The retention of bot-responses: a response that says EXPIRED can be read as late as this."""
+"""The retention of bot-responses: an EXPIRED response may be read this late."""
 
 
 @frozen(kw_only=True)
 class OpenQuestion:
-    """What the response to a question must repeat."""
+    """The fields of a question that its response must repeat."""
 
     query_id: str
     guild_id: str | None
@@ -41,7 +40,7 @@ class ArchiveQuestions:
         self._database = database
 
     def open(self, query: BotQuery, *, now: TimestampMillis) -> None:
-        """Keep ``query`` as open; a row that exists stays as it is. Removes the rows that expired long ago."""
+        """Store ``query`` as open, unless it is already, and remove the rows that expired long ago."""
         values = {
             "query_id": query.query_id,
             "guild_id": guild_key(query.guild_id),
@@ -56,19 +55,19 @@ class ArchiveQuestions:
             connection.execute(insert(open_questions).values(values).on_conflict_do_nothing())
 
     def find(self, query_id: str) -> OpenQuestion | None:
-        """The open question with this id, which may be any text; None if there is none."""
+        """Return the open question with this id, which may be any text, or None."""
         statement = select(open_questions).where(open_questions.c.query_id == query_id)
         try:
             with self._database.begin() as connection:
                 row = connection.execute(statement).one_or_none()
         except InvalidEvent:
-            return None  # what PostgreSQL cannot store is the id of no row
+            return None  # no row has an id that PostgreSQL cannot store
         if row is None:
             return None
         values = {**row._mapping, "guild_id": row.guild_id or None, "audience": Audience(row.audience)}
         return OpenQuestion(**values)
 
     def close(self, query_id: str) -> None:
-        """Remove the row: no further response to this question is wanted."""
+        """Remove the row, so that later responses to this question are ignored."""
         with self._database.begin() as connection:
             connection.execute(delete(open_questions).where(open_questions.c.query_id == query_id))

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from rtfm.events import ChannelKind, TimestampMillis
 from rtfm.knowledge.archive.database import Database
-from rtfm.knowledge.archive.removals import ERASED, STANDS
+from rtfm.knowledge.archive.removals import IS_ERASED, IS_READABLE
 from rtfm.knowledge.archive.rows import GuildCollection
 from rtfm.knowledge.archive.search_rows import (
     Candidate,
@@ -25,7 +25,7 @@ from rtfm.knowledge.archive.search_rows import (
     WordGroup,
 )
 from rtfm.knowledge.archive.tables import GUILD_TERMS
-from rtfm.knowledge.archive.tsvectors import quoted
+from rtfm.knowledge.archive.tsvectors import quote_lexeme
 from rtfm.knowledge.entries import PREFIX, row_ids
 from rtfm.knowledge.passages import PassageMessage
 
@@ -36,7 +36,7 @@ _VISIBLE = """guild_id = %(guild)s AND (acl_channel_id IN (SELECT unnest(%(visib
               OR channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[])))"""
 
 # The same passages, found by the indexes of their channels: for few of them.
-_OF_CHANNELS = """
+_VISIBLE_PASSAGES = """
     SELECT p.* FROM unnest(%(visible_channel_ids)s::text[]) AS visible(id)
         JOIN passages AS p ON p.guild_id = %(guild)s AND p.acl_channel_id = visible.id
     UNION ALL
@@ -48,9 +48,9 @@ _OF_CHANNELS = """
 # A passage with something erased in it waits until ingest has made it again. The first part is asked once a statement.
 _NOT_ERASED = f"""(NOT EXISTS (SELECT FROM erasures) OR NOT EXISTS (
     SELECT FROM messages AS m WHERE (m.passage_id = passages.passage_id OR m.message_id = passages.part_of)
-        AND NOT m.deleted AND {ERASED}))"""  # noqa: S608 - a constant
+        AND NOT m.deleted AND {IS_ERASED}))"""  # noqa: S608 - a constant
 
-_BETWEEN = 2_000
+_MAX_BETWEEN = 2_000
 """Messages that are looked at between the first and the last one of a passage, at most."""
 
 
@@ -104,18 +104,18 @@ class View:
         )
         return GuildCollection(**rows[0]._asdict()) if rows else None
 
-    def sizes(self) -> dict[str, int]:
+    def count_by_access_channel(self) -> dict[str, int]:
         """How many passages of the guild each channel decides on, whoever may see them."""
         rows = self._select(
             "SELECT acl_channel_id, count(*) AS passages FROM passages WHERE guild_id = %(guild)s GROUP BY 1"
         )
         return {row.acl_channel_id: row.passages for row in rows}
 
-    def every(
+    def score_all(
         self, rarity: Mapping[str, float], *, mean_length: float, with_vectors: bool, limit: int
     ) -> list[VisiblePassage] | None:
         """All passages, with points for the words of ``rarity``, fewer for a long one; None if more than ``limit``."""
-        words = [quoted(word) for word in rarity]
+        words = [quote_lexeme(word) for word in rarity]
         rows = self._select(
             f"""
             SELECT passage_id, {"vector" if with_vectors else "NULL::bytea"},
@@ -124,7 +124,7 @@ class View:
                        (SELECT sum(one.rarity)
                         FROM unnest(%(queries)s::tsquery[], %(rarities)s::float8[]) AS one(query, rarity)
                         WHERE terms @@ one.query) / (1 + length / %(mean_length)s) ELSE 0 END
-            FROM ({_OF_CHANNELS}) AS visible LIMIT %(limit)s
+            FROM ({_VISIBLE_PASSAGES}) AS visible LIMIT %(limit)s
             """,  # noqa: S608 - constants
             row_factory=tuple_row,
             any=" | ".join(words),
@@ -140,14 +140,14 @@ class View:
             for passage_id, vector, points in rows
         ]
 
-    def holding(self, groups: Sequence[WordGroup], *, mean_length: float, limit: int) -> list[str]:
+    def find_by_words(self, groups: Sequence[WordGroup], *, mean_length: float, limit: int) -> list[str]:
         """The ids of ``limit`` passages that hold what is rarest of ``groups``, long ones less readily.
 
         Groups of several words that overlap must be all pairs of some words.
         """
         if not groups:
             return []
-        in_guild = quoted(f"guild:{self._guild_id}")
+        in_guild = quote_lexeme(f"guild:{self._guild_id}")
         # The index of terms knows the guild already. Compared as it is, PostgreSQL would also look the whole guild up,
         # once a group.
         visible = _VISIBLE.replace("guild_id =", "guild_id || '' =")
@@ -164,7 +164,7 @@ class View:
                      / (1 + length / %(mean_length)s) DESC, passage_id
             LIMIT %(limit)s
             """,  # noqa: S608 - constants
-            queries=[" & ".join(quoted(word) for word in group.words) + f" & {in_guild}" for group in groups],
+            queries=[" & ".join(quote_lexeme(word) for word in group.words) + f" & {in_guild}" for group in groups],
             rarities=[group.rarity for group in groups],
             paired=[len(group.words) > 1 for group in groups],
             mean_length=mean_length,
@@ -229,7 +229,7 @@ class View:
             for row in rows
         }
 
-    def around(self, passage_id: str, *, messages: int) -> dict[str, frozenset[str]]:
+    def speakers_around(self, passage_id: str, *, messages: int) -> dict[str, frozenset[str]]:
         """Who speaks in a passage and in those from ``messages`` messages before it to as many after it.
 
         Author ids by passage id. All of them are in one channel, so that who may see one may see all.
@@ -263,7 +263,7 @@ class View:
             """,
             passage=passage_id,
             messages=messages,
-            between=_BETWEEN,
+            between=_MAX_BETWEEN,
         )
         people: dict[str, set[str]] = {}
         for row in rows:
@@ -280,7 +280,7 @@ class View:
         columns = """m.message_id, nullif(m.guild_id, '') AS guild_id, m.channel_id, c.parent_channel_id,
                      c.kind AS channel_kind, c.name AS thread_title, m.author_id,
                      coalesce(m.author_name, '') AS author_name, m.created_at"""
-        visible = f"""{STANDS} AND m.guild_id = %(guild)s
+        visible = f"""{IS_READABLE} AND m.guild_id = %(guild)s
                   AND (c.acl_channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[]))
                        OR m.channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[])))"""
         rows = self._select(
@@ -313,7 +313,7 @@ class View:
             f"""
             SELECT author.id, named.author_name FROM unnest(%(ids)s::text[]) AS author(id), LATERAL (
                 SELECT author_name FROM messages AS m
-                WHERE author_id = author.id AND guild_id = %(guild)s AND author_name IS NOT NULL AND {STANDS}
+                WHERE author_id = author.id AND guild_id = %(guild)s AND author_name IS NOT NULL AND {IS_READABLE}
                 ORDER BY created_at DESC LIMIT 1) AS named
             """,  # noqa: S608 - a constant
             ids=list(author_ids),

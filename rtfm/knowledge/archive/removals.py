@@ -1,8 +1,8 @@
-"""What was removed: which messages are deleted or erased, and what must no longer rest on them.
+"""Removed messages, that is deleted or erased ones, and the answers that used them.
 
-Owns the rule of what is erased, in SQL, and what becomes of an answer whose source is gone. Promises that no answer is
-kept that rests on a removed message: removing and keeping exclude each other by a lock, so that whichever comes second
-sees the first. Does not remove messages themselves: ingest does.
+Owns the SQL rule of what is erased, and the fields of a withdrawn answer. Promises that no stored answer has a removed
+message as a source: a lock serialises removing messages and storing answers, so that the second of the two sees the
+first. Does not remove messages; ingest does.
 """
 
 from __future__ import annotations
@@ -17,37 +17,39 @@ from sqlalchemy import Connection, select, text
 from rtfm.events import BotResponse, Outcome, OutcomeReason, TimestampMillis
 from rtfm.knowledge.archive.database import Database
 from rtfm.knowledge.archive.rows import Erasures, guild_key
-from rtfm.knowledge.archive.tables import RESTS_ON, erasures
+from rtfm.knowledge.archive.tables import SOURCE_MESSAGE_IDS, erasures
 
-WITHDRAWN: dict[str, Any] = {
+WITHDRAWN_FIELDS: dict[str, Any] = {
     "outcome": Outcome.NOT_FOUND,
     "reason": OutcomeReason.SOURCE_REMOVED,
     "answer": "",
     "citations": [],
     "retrieved": [],
 }
-"""The fields of an answer whose source was removed."""
+"""The fields of a withdrawn answer that replace what it said."""
 
 _LOCK = "hashtextextended('rtfm removals', 0)"
 
-_COVERED = """EXISTS (SELECT FROM erasures AS e WHERE {created_at} < e.before AND (
+_ERASURE_COVERS = """EXISTS (SELECT FROM erasures AS e WHERE {created_at} < e.before AND (
     (e.scope = 'guild' AND e.id = {guild})
     OR (e.scope = 'channel' AND (e.id = {channel}
         OR e.id = (SELECT parent_channel_id FROM channels AS of WHERE of.channel_id = {channel})))
     OR (e.scope = 'user' AND e.id = {author} AND e.guild_id IN ('', {guild}))))"""
 
-ERASED = "(EXISTS (SELECT FROM erasures) AND {covered})".format(
-    covered=_COVERED.format(created_at="m.created_at", guild="m.guild_id", channel="m.channel_id", author="m.author_id")
+IS_ERASED = "(EXISTS (SELECT FROM erasures) AND {covered})".format(
+    covered=_ERASURE_COVERS.format(
+        created_at="m.created_at", guild="m.guild_id", channel="m.channel_id", author="m.author_id"
+    )
 )
-"""Whether the message ``m`` was erased: Erasures.covers in SQL. Costs nothing where nothing was ever erased."""
+"""Whether the message ``m`` was erased: ``Erasures.covers`` in SQL. Costs nothing in an archive without erasures."""
 
-STANDS = f"(NOT m.deleted AND NOT {ERASED})"
-"""Whether the message ``m`` can be read."""
+IS_READABLE = f"(NOT m.deleted AND NOT {IS_ERASED})"
+"""Whether the message ``m`` is neither deleted nor erased."""
 
-_REMOVED = text(f"SELECT message_id FROM messages AS m WHERE message_id = ANY(:ids) AND NOT {STANDS}")  # noqa: S608 - a constant
-_IS_ERASED = text(
+_FIND_REMOVED = text(f"SELECT message_id FROM messages AS m WHERE message_id = ANY(:ids) AND NOT {IS_READABLE}")  # noqa: S608 - a constant
+_IS_ASKER_ERASED = text(
     "SELECT "
-    + _COVERED.format(
+    + _ERASURE_COVERS.format(
         created_at="CAST(:at AS bigint)",
         guild="CAST(:guild AS text)",
         channel="CAST(:channel AS text)",
@@ -56,59 +58,66 @@ _IS_ERASED = text(
 )
 _WITHDRAW = f"""
     UPDATE answers SET response = response || CAST(:withdrawn AS jsonb)
-    WHERE {RESTS_ON} ?| CAST(:ids AS text[])
+    WHERE {SOURCE_MESSAGE_IDS} ?| CAST(:ids AS text[])
 """  # noqa: S608 - constants
 
 
 class ArchiveRemovals:
-    """Reads of what was removed. Raises what ``Database.begin`` raises."""
+    """Reads of removed messages and erasures. Raises what ``Database.begin`` raises."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def erasures(self) -> Erasures:
-        """Everything that was erased."""
+        """Return all erasures."""
         with self._database.begin() as connection:
             rows = connection.execute(select(erasures)).all()
         return Erasures(before={(row.scope, row.id, row.guild_id): TimestampMillis(row.before) for row in rows})
 
-    def removed(self, message_ids: Collection[str]) -> set[str]:
-        """Those of ``message_ids`` whose messages are known to be deleted or erased."""
+    def find_removed(self, message_ids: Collection[str]) -> set[str]:
+        """Return those of ``message_ids`` whose messages are known to be deleted or erased."""
         with self._database.begin() as connection:
-            return removed(connection, message_ids)
+            return find_removed(connection, message_ids)
 
     def is_asker_erased(self, *, guild_id: str | None, channel_id: str, asker_id: str, asked_at: int) -> bool:
-        """Whether a question is of a person, channel or guild that was erased after it was asked."""
+        """Return whether a question's asker, channel or guild was erased after it was asked."""
         values = {"guild": guild_key(guild_id), "channel": channel_id, "author": asker_id, "at": asked_at}
         with self._database.begin() as connection:
-            return bool(connection.execute(_IS_ERASED, values).scalar_one())
+            return bool(connection.execute(_IS_ASKER_ERASED, values).scalar_one())
 
 
-def rests_on(response: BotResponse) -> set[str]:
-    """The ids of the messages that an answer quotes, cites or was written from: RESTS_ON in Python."""
+def source_message_ids(response: BotResponse) -> set[str]:
+    """Return the ids of the messages that an answer cites or was written from: SOURCE_MESSAGE_IDS in Python."""
     cited = {citation.message_id for citation in response.citations if citation.message_id is not None}
     return cited.union(*(passage.message_ids for passage in response.retrieved))
 
 
-def hold_removals(connection: Connection, *, shared: bool) -> None:
-    """Until the transaction ends, exclude those who remove (``shared``), or also those who keep answers."""
+def lock_removals(connection: Connection, *, shared: bool) -> None:
+    """Lock removals until the transaction ends.
+
+    Storing an answer takes the ``shared`` lock, which excludes removals. A removal takes it exclusively, which excludes
+    both.
+    """
     function = "pg_advisory_xact_lock_shared" if shared else "pg_advisory_xact_lock"
     connection.execute(text(f"SELECT {function}({_LOCK})"))
 
 
-def removed(connection: Connection, message_ids: Collection[str]) -> set[str]:
-    """See ``ArchiveRemovals.removed``."""
+def find_removed(connection: Connection, message_ids: Collection[str]) -> set[str]:
+    """Return what ``ArchiveRemovals.find_removed`` returns, within a transaction."""
     if not message_ids:
         return set()
-    return set(connection.execute(_REMOVED, {"ids": list(message_ids)}).scalars())
+    return set(connection.execute(_FIND_REMOVED, {"ids": list(message_ids)}).scalars())
 
 
-def withdrawn(response: BotResponse) -> BotResponse:
-    """An answer without what it says."""
-    return attrs.evolve(response, **WITHDRAWN)
+def withdraw(response: BotResponse) -> BotResponse:
+    """Return ``response`` without its content."""
+    return attrs.evolve(response, **WITHDRAWN_FIELDS)
 
 
 def withdraw_answers(connection: Connection, message_ids: Collection[str]) -> int:
-    """Withdraw the kept answers that rest on ``message_ids``; how many. The caller holds removals alone."""
-    values = {"withdrawn": json.dumps(WITHDRAWN), "ids": list(message_ids)}
+    """Withdraw the stored answers that have a source in ``message_ids``, and return how many.
+
+    The caller holds the exclusive lock of ``lock_removals``.
+    """
+    values = {"withdrawn": json.dumps(WITHDRAWN_FIELDS), "ids": list(message_ids)}
     return connection.execute(text(_WITHDRAW), values).rowcount

@@ -1,4 +1,4 @@
-"""What the archive hands out and takes in, as frozen values."""
+"""The values that the archive reads and writes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from rtfm.visibility import ChannelFacts, acl_channel_id, newest_facts
 
 
 def guild_key(guild_id: str | None) -> str:
-    """The archive's form of a guild id: '' for direct messages."""
+    """Return the archive's form of a guild id: '' for direct messages."""
     return guild_id or ""
 
 
 Place = tuple[str, str]
-"""(guild id, channel id): messages of another guild with the same channel id change nothing in this one."""
+"""(guild id, channel id). A channel id alone is not enough: other programs may use it in several guilds."""
 
 
 @frozen(kw_only=True)
 class Channel:
-    """A channel that something was said in. ``guild_id`` is '' for direct messages."""
+    """A channel that has messages. ``guild_id`` is '' for direct messages."""
 
     channel_id: str
     guild_id: str
@@ -36,7 +36,7 @@ class Channel:
 
     @property
     def kind(self) -> ChannelKind:
-        """What kind of channel it is."""
+        """The kind of the channel."""
         return self.facts.kind
 
     @property
@@ -46,11 +46,11 @@ class Channel:
 
     @property
     def acl_channel_id(self) -> str:
-        """The channel whose readers may read this one."""
+        """The access channel: the one whose permissions decide who reads this channel."""
         return acl_channel_id(self.channel_id, self.parent_channel_id, self.kind)
 
-    def after(self, seen: Channel, *, unchanged: bool = False) -> Channel:
-        """What is known of the channel after it was ``seen``; see ``newest_facts`` for ``unchanged``."""
+    def merge(self, seen: Channel, *, unchanged: bool = False) -> Channel:
+        """Return the channel, updated from a later sighting; see ``newest_facts`` for ``unchanged``."""
         is_newer = seen.facts.observed_at >= self.facts.observed_at and not unchanged
         return attrs.evolve(
             self,
@@ -61,7 +61,7 @@ class Channel:
 
 @frozen(kw_only=True)
 class StoredMessage:
-    """A message as the archive keeps it; a deleted one has neither author nor content."""
+    """A message in the archive; a deleted one has neither author nor content."""
 
     message_id: str
     guild_id: str
@@ -82,16 +82,19 @@ class StoredMessage:
 
     @property
     def place(self) -> Place:
-        """The channel that the message stands in, within its guild."""
+        """The channel of the message, within its guild."""
         return self.guild_id, self.channel_id
 
     @property
     def position(self) -> tuple[int, int, str]:
-        """Where the message stands in its channel: by time, then by id as a number."""
+        """The sort key of the message in its channel: its time, then its id as a number."""
         return self.created_at, len(self.message_id), self.message_id
 
     def tombstone(self) -> StoredMessage:
-        """What stays of the message when it is deleted: its conversation, so that what is left can be made anew."""
+        """Return what remains of the message when it is deleted.
+
+        The conversation remains, so that its passages can be made again from the other messages.
+        """
         return StoredMessage(
             message_id=self.message_id,
             guild_id=self.guild_id,
@@ -105,10 +108,11 @@ class StoredMessage:
 
 @frozen(kw_only=True)
 class StoredPassage:
-    """A part of a conversation: what is embedded, searched and shown.
+    """A passage in the archive.
 
-    ``part_of`` is the message of which the passage is a part, a long one or a file; None where whole messages are in
-    it. ``vector`` holds float32 values in the machine's little-endian order, None without an embedding model.
+    ``part_of`` is the id of the message of which the passage is a part, either of its long text or of a file; None if
+    the passage consists of whole messages. ``vector`` is little-endian float32 as bytes; None without an embedding
+    model.
     """
 
     passage_id: str
@@ -125,10 +129,10 @@ class StoredPassage:
 
 @frozen(kw_only=True)
 class GuildCollection:
-    """Where a guild's vectors stand in Chroma, and what they and its passages were made by.
+    """The collection that a guild uses, and what its vectors and passages were made with.
 
-    ``generation`` counts rebuilds. ``model`` is None, and ``dimension`` too, where texts have no vectors; ``rules`` is
-    the version of linking, splitting and terms.
+    ``generation`` counts rebuilds. ``model`` and ``dimension`` are None if the texts have no vectors. ``rules`` is the
+    version of linking, splitting and terms.
     """
 
     guild_id: str
@@ -140,7 +144,7 @@ class GuildCollection:
 
 @frozen(kw_only=True)
 class StoredVector:
-    """The vector of a passage or message, and the passage that it leads to."""
+    """The vector of a passage or message; ``passage_id`` is the passage that a hit leads to."""
 
     id: str
     passage_id: str
@@ -149,10 +153,10 @@ class StoredVector:
 
 @frozen(kw_only=True)
 class Change:
-    """Everything that one batch writes, in one transaction.
+    """All changes of one batch, which are written in one transaction.
 
-    ``channels`` are as the batch saw them; if they are otherwise known by now, the newest facts stay. ``collections``
-    are those that the batch was written to.
+    ``channels`` are the channels as the batch saw them; newer facts in the archive stay. ``collections`` are those that
+    the batch has written its vectors to.
     """
 
     channels: list[Channel]
@@ -169,9 +173,9 @@ Scope = Literal["user", "channel", "guild"]
 
 @frozen(kw_only=True)
 class Erasures:
-    """What was erased: (scope, id, guild id) → time before which nothing may be kept.
+    """All erasures: (scope, id, guild id) → the time before which everything is erased.
 
-    The guild id is that of a person who was erased in one guild only, else ''.
+    The guild id is set for a person who was erased in one guild only, else it is ''.
     """
 
     before: dict[tuple[str, str, str], TimestampMillis]
@@ -179,7 +183,7 @@ class Erasures:
     def covers(
         self, *, guild_id: str, channel_id: str, parent_channel_id: str | None, author_id: str | None, created_at: int
     ) -> bool:
-        """Whether a message must not be kept."""
+        """Return whether a message with these fields is erased."""
         keys = [("guild", guild_id, ""), ("channel", channel_id, "")]
         if parent_channel_id:
             keys.append(("channel", parent_channel_id, ""))
@@ -188,7 +192,7 @@ class Erasures:
         return any(key in self.before and created_at < self.before[key] for key in keys)
 
     def covers_event(self, event: object) -> bool:
-        """Whether an event says what must not be kept: a message, unless it is deleted by it, or a question."""
+        """Return whether an event is an erased message or question. A DELETED event never is."""
         match event:
             case DiscordMessage(change=MessageChange.DELETED):
                 return False

@@ -1,4 +1,4 @@
-"""What the archive hands to retrieval, as frozen values. Pure."""
+"""The values that retrieval reads from the archive. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rtfm.knowledge.archive.rows import GuildCollection
 
 @frozen(kw_only=True)
 class Corpus:
-    """How much a guild has said: passages, and terms in all of them."""
+    """The size of a guild's text: the number of passages, and of the terms in all of them."""
 
     passages: int
     terms: int
@@ -20,10 +20,11 @@ class Corpus:
 
 @frozen(kw_only=True)
 class GuildSnapshot:
-    """What a search needs to know of a guild before it begins, whoever asks. ``guild_id`` is '' for direct messages.
+    """The state of a guild that a search starts from, the same for everyone who asks.
 
-    ``frequencies`` says in how many passages each asked word occurs; unknown words are left out. ``floors`` are those
-    that were calibrated, by mode of search. ``collection`` says where the vectors stand: None before the first message.
+    ``guild_id`` is '' for direct messages. ``frequencies`` maps each word of the question to the number of passages
+    that contain it; unknown words are left out. ``floors`` maps the mode of search to the calibrated floor.
+    ``collection`` is None before the first message.
     """
 
     guild_id: str
@@ -35,7 +36,7 @@ class GuildSnapshot:
 
 @frozen(kw_only=True)
 class WordGroup:
-    """Words that a passage holds all of, and how rare they are together."""
+    """Words that a passage must contain together, and how rare they are together."""
 
     words: Sequence[str]
     rarity: float
@@ -43,9 +44,10 @@ class WordGroup:
 
 @frozen(kw_only=True)
 class VisiblePassage:
-    """A passage as it is chosen from all. ``points`` say how rare the question's words in it are, 0 without any.
+    """A passage in the choice of candidates, when all visible passages are read.
 
-    ``vector`` is float32 as bytes; None where there is none, or where it was not asked for.
+    ``points`` is higher the rarer the question's words in it are, and 0 if it has none. ``vector`` is float32 as bytes;
+    None if there is none or it was not requested.
     """
 
     passage_id: str
@@ -55,7 +57,7 @@ class VisiblePassage:
 
 @frozen(kw_only=True)
 class Candidate:
-    """A passage with what scoring by words needs. ``counts`` gives the occurrences of each asked term that is in it."""
+    """A passage with what lexical scoring needs. ``counts`` maps each of the question's terms to its occurrences."""
 
     passage_id: str
     text: str
@@ -66,7 +68,7 @@ class Candidate:
 
 @frozen(kw_only=True)
 class PassageVectors:
-    """The vectors of a passage, float32 as bytes: its own, and those of its messages; and how many people speak."""
+    """The vectors of a passage and of its messages, float32 as bytes, and the number of its authors."""
 
     own: bytes | None = None
     messages: Sequence[bytes] = ()

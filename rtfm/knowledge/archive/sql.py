@@ -1,4 +1,4 @@
-"""``SqlArchive``: the archive's front door."""
+"""``SqlArchive``, the archive's entry point."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from rtfm.knowledge.archive.writing import ArchiveWriting, to_channel
 class SqlArchive:
     """The archive in PostgreSQL. Thread-safe.
 
-    Every method raises Unavailable when the database does not answer, and ConfigError when ``migrate`` has not run.
+    Every method raises Unavailable when the database does not answer, and ConfigError if ``migrate`` has not run.
     """
 
     def __init__(self, database_url: str, *, temporary: bool = False) -> None:
-        """Prepare; the first use connects. Raises ConfigError for an address that is none.
+        """Prepare; the first use connects. Raises ConfigError if ``database_url`` is not a PostgreSQL address.
 
         ``temporary`` is for ``open_staging``.
         """
@@ -43,15 +43,15 @@ class SqlArchive:
         self.floors = ArchiveFloors(self.database)
 
     def migrate(self, *, wait_s: float = MIGRATION_WAIT_S) -> None:
-        """Bring the tables to this version; several processes may do so at once, and others read and write meanwhile.
+        """Migrate the tables to this version; safe in several processes at once, and while others read and write.
 
-        Raises Unavailable, too, when a table that has to change stays in use, or another process migrates for longer
-        than ``wait_s``; what was done so far stays done.
+        Also raises Unavailable when a table to be changed stays locked, or another process migrates for longer than
+        ``wait_s``. The steps that were finished stay.
         """
         self.database.migrate(wait_s=wait_s)
 
     def check(self) -> None:
-        """Raise what keeps the archive from being used; else nothing."""
+        """Raise Unavailable or ConfigError if the archive cannot be used."""
         self.database.check()
 
     def close(self) -> None:
@@ -59,21 +59,22 @@ class SqlArchive:
         self.database.close()
 
     def guilds(self) -> list[str]:
-        """Ids of the guilds that something was said in, without direct messages."""
+        """Return the ids of the guilds that have messages, without direct messages."""
         statement = select(channels.c.guild_id).where(channels.c.guild_id != "").distinct()
         with self.database.begin() as connection:
             return sorted(connection.execute(statement).scalars())
 
     def channels(self, guild_id: str | None) -> list[Channel]:
-        """The channels of a guild, or of direct messages for None."""
+        """Return the channels of a guild; None means direct messages."""
         statement = select(channels).where(channels.c.guild_id == (guild_id or "")).order_by(channels.c.channel_id)
         with self.database.begin() as connection:
             return [to_channel(row) for row in connection.execute(statement)]
 
     def guilds_of_channels(self, channel_ids: Sequence[str]) -> dict[str, set[str]]:
-        """The guilds ('' for direct messages) of each channel that is known, be it only as the parent of a thread.
+        """Return the guilds ('' for direct messages) of each known channel, by channel id.
 
-        Discord's channels have one; other programs may use the same id in several guilds.
+        A channel that is only known as the parent of a thread is included. A channel of Discord has one guild; other
+        programs may use an id in several.
         """
         statement = select(channels.c.channel_id, channels.c.acl_channel_id, channels.c.guild_id).where(
             channels.c.channel_id.in_(channel_ids) | channels.c.acl_channel_id.in_(channel_ids)
@@ -86,7 +87,7 @@ class SqlArchive:
         return found
 
     def counts(self) -> dict[str, int]:
-        """How much there is: messages (without deleted ones), deleted, passages, vectors, channels, answers."""
+        """Return the numbers of messages (not deleted), deleted messages, passages, vectors, channels and answers."""
         statement = text("""
             SELECT count(*) FILTER (WHERE NOT deleted) AS messages, count(*) FILTER (WHERE deleted) AS deleted,
                    (SELECT count(*) FROM passages) AS passages, (SELECT count(vector) FROM passages) AS vectors,
@@ -97,7 +98,7 @@ class SqlArchive:
             return dict(connection.execute(statement).one()._mapping)
 
     def sent(self, query_id: str, part: int) -> str | None:
-        """Id of the Discord message that holds this part of an answer; None if it was not sent."""
+        """Return the id of the Discord message that is this part of an answer; None if it was not sent."""
         with self.database.begin() as connection:
             return connection.execute(
                 select(sent.c.message_id).where(sent.c.query_id == query_id, sent.c.part == part)
@@ -106,7 +107,7 @@ class SqlArchive:
     def record_sent(
         self, query_id: str, part: int, *, channel_id: str, message_id: str, sent_at: TimestampMillis
     ) -> None:
-        """Note that a part of an answer was sent. The first record stays."""
+        """Record that a part of an answer was sent, unless it is recorded already."""
         statement = insert(sent).values(
             query_id=query_id, part=part, channel_id=channel_id, message_id=message_id, sent_at=sent_at
         )
@@ -114,7 +115,7 @@ class SqlArchive:
             connection.execute(statement.on_conflict_do_nothing())
 
     def own_messages(self, message_ids: list[str]) -> set[str]:
-        """Those of ``message_ids`` that are parts of answers which this project sent."""
+        """Return those of ``message_ids`` that are recorded as parts of answers."""
         statement = text("SELECT message_id FROM sent WHERE message_id = ANY(:ids)")
         with self.database.begin() as connection:
             return set(connection.execute(statement, {"ids": message_ids}).scalars())

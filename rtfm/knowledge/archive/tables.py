@@ -1,7 +1,8 @@
-"""The columns of the archive's tables, for statements; types, keys and indexes stand in the migrations.
+"""The columns of the archive's tables, for statements; the migrations define types, keys and indexes.
 
-Messages, passages and collections have the fields of the values that they are read as. Ids are text. Times are whole
-milliseconds since the epoch, UTC. A guild id is '' for direct messages, so that it can stand in keys and comparisons.
+The columns of messages, passages and collections are the fields of the classes that they are read into. Ids are text.
+Times are whole milliseconds since the epoch, UTC. The guild id of direct messages is '' rather than NULL, so that it
+can be part of keys and comparisons.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from rtfm.knowledge.archive.rows import GuildCollection, StoredMessage, StoredPa
 
 
 def _columns(row: type[attrs.AttrsInstance]) -> list[ColumnClause[Any]]:
-    """One for each field of ``row``; those that hold objects are JSON."""
-    return [column(one.name, JSONB if one.name == "attachments" else None) for one in attrs.fields(row)]
+    """Return a column for each field of ``row``; a field that holds objects is JSON."""
+    return [column(field.name, JSONB if field.name == "attachments" else None) for field in attrs.fields(row)]
 
 
 channels = table(
@@ -35,7 +36,7 @@ channels = table(
 messages = table("messages", *_columns(StoredMessage), column("vector"))
 
 GUILD_TERMS = "(terms || array_to_tsvector(ARRAY['guild:' || guild_id]))"
-"""What the term index holds of a passage: its terms, and its guild as one more, which no word can be."""
+"""What the term index contains of a passage: its terms, and its guild as an extra term that no word can equal."""
 
 passages = table("passages", *_columns(StoredPassage), column("terms"), column("length"))
 
@@ -47,11 +48,11 @@ floors = table("floors", column("guild_id"), column("mode"), column("floor"), co
 
 collections = table("collections", *_columns(GuildCollection))
 
-RESTS_ON = (
+SOURCE_MESSAGE_IDS = (
     "(jsonb_path_query_array(response, '$.citations[*].message_id')"
     " || jsonb_path_query_array(response, '$.retrieved[*].message_ids[*]'))"
 )
-"""The ids of the messages that a kept answer rests on, as a JSON array; indexed."""
+"""The ids of the messages that a stored answer cites or was written from, as a JSON array; indexed."""
 
 answers = table("answers", column("query_id"), column("response", JSONB), column("answered_at"), column("made_by"))
 
@@ -72,6 +73,7 @@ open_questions = table(
 
 
 def upsert(rows: TableClause, *key: str) -> Insert:
-    """Insert rows, each in the place of the one with its ``key``."""
+    """Return a statement that inserts rows and replaces those that have the same ``key``."""
     statement = insert(rows)
-    return statement.on_conflict_do_update(index_elements=key, set_={one.name: one for one in statement.excluded})
+    new = {column.name: column for column in statement.excluded}
+    return statement.on_conflict_do_update(index_elements=key, set_=new)

@@ -1,4 +1,4 @@
-"""Terms as PostgreSQL's text search takes them. Pure."""
+"""Terms in the text format of PostgreSQL's full-text search. Pure."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from rtfm.errors import InvalidEvent
 _POSITIONS = 255
 
 
-def as_tsvector(words: Sequence[str]) -> str:
-    """The text form of a tsvector with every word at its positions."""
+def to_tsvector(words: Sequence[str]) -> str:
+    """Return a tsvector, as text, with every word at its positions in ``words``."""
     positions: dict[str, list[str]] = {}
     for place, word in enumerate(words, start=1):
         places = positions.setdefault(word, [])
         if len(places) < _POSITIONS and place < 16384:
             places.append(str(place))
-    return " ".join(f"{quoted(word)}:{','.join(places)}" for word, places in positions.items() if places)
+    return " ".join(f"{quote_lexeme(word)}:{','.join(places)}" for word, places in positions.items() if places)
 
 
-def quoted(word: str) -> str:
-    """A lexeme as tsvector and tsquery read it."""
+def quote_lexeme(word: str) -> str:
+    """Return a word as a quoted lexeme of a tsvector or tsquery. Raises InvalidEvent for a NUL character."""
     if "\x00" in word:
-        raise InvalidEvent("a word holds a NUL character")
+        raise InvalidEvent("a word contains a NUL character")
     return "'" + word.replace("\\", "\\\\").replace("'", "''") + "'"

@@ -1,4 +1,7 @@
-"""Ingest's side of the archive: what it reads before a batch and the one transaction that it writes."""
+"""Reads and writes of ingest.
+
+Owns the transaction that writes a batch, and the statistics of terms. Does not decide what changes.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,12 @@ from sqlalchemy.dialects.postgresql import insert
 
 from rtfm.errors import InvalidEvent
 from rtfm.events import ChannelKind
-from rtfm.knowledge.archive.collections import hold_collections
+from rtfm.knowledge.archive.collections import lock_collections
 from rtfm.knowledge.archive.database import Database
-from rtfm.knowledge.archive.removals import hold_removals, withdraw_answers
+from rtfm.knowledge.archive.removals import lock_removals, withdraw_answers
 from rtfm.knowledge.archive.rows import Change, Channel, Place, StoredMessage, StoredPassage
 from rtfm.knowledge.archive.tables import channels, messages, passages, upsert
-from rtfm.knowledge.archive.tsvectors import as_tsvector
+from rtfm.knowledge.archive.tsvectors import to_tsvector
 from rtfm.knowledge.words import terms
 from rtfm.visibility import ChannelFacts
 
@@ -28,28 +31,28 @@ _POSITION = (messages.c.created_at, func.length(messages.c.message_id), messages
 
 
 class ArchiveWriting:
-    """Reads and writes of the ingest."""
+    """Reads and writes of ingest. Raises what ``Database.begin`` raises."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def messages(self, message_ids: Collection[str]) -> dict[str, StoredMessage]:
-        """The messages among ``message_ids`` that the archive knows, deleted ones included."""
+        """Return the known messages among ``message_ids``, including deleted ones, by id."""
         return self._select_messages(messages.c.message_id.in_(message_ids))
 
     def channels(self, places: Collection[Place]) -> dict[Place, Channel]:
-        """The channels in ``places`` that the archive knows."""
+        """Return the known channels among ``places``."""
         statement = select(channels).where(tuple_(channels.c.guild_id, channels.c.channel_id).in_(list(places)))
         with self._database.begin() as connection:
             found = [to_channel(row) for row in connection.execute(statement)] if places else []
         return {channel.place: channel for channel in found}
 
     def context(self, place: Place, *, first_at: int, last_at: int, window: int) -> list[StoredMessage]:
-        """Linked messages of a channel around a batch, in order.
+        """Return the linked messages of a channel around a batch, in order.
 
-        The ``window`` last ones up to ``first_at``, and up to 20 times as many between there and ``last_at``.
+        They are the last ``window`` ones up to ``first_at``, and at most 20 times as many from there to ``last_at``.
         """
-        linked = and_(_in_place(place), messages.c.conversation_id.is_not(None), ~messages.c.deleted)
+        linked = and_(_is_in_channel(place), messages.c.conversation_id.is_not(None), ~messages.c.deleted)
         before = (
             select(*_MESSAGE_COLUMNS)
             .where(linked, messages.c.created_at <= first_at)
@@ -66,39 +69,38 @@ class ArchiveWriting:
             rows = [*connection.execute(before), *connection.execute(between)]
         return sorted((StoredMessage(**row._mapping) for row in rows), key=lambda message: message.position)
 
-    def conversations(self, conversation_ids: Collection[str]) -> dict[str, StoredMessage]:
-        """All messages of these conversations, by id."""
+    def conversation_messages(self, conversation_ids: Collection[str]) -> dict[str, StoredMessage]:
+        """Return all messages of these conversations, by id."""
         return self._select_messages(messages.c.conversation_id.in_(conversation_ids))
 
     def passages_of(self, conversation_ids: Collection[str]) -> dict[str, StoredPassage]:
-        """The passages of these conversations, by id."""
+        """Return the passages of these conversations, by id."""
         statement = select(*_PASSAGE_COLUMNS).where(passages.c.conversation_id.in_(conversation_ids))
         with self._database.begin() as connection:
             return {row.passage_id: StoredPassage(**row._mapping) for row in connection.execute(statement)}
 
     def write(self, change: Change) -> None:
-        """Write a batch in one transaction. Writing it again leaves everything as it is.
+        """Write a batch in one transaction. Writing it again changes nothing.
 
-        A row that is newer than the one given, or deleted, stays. Kept answers that rest on what the batch deletes are
-        withdrawn with it. Raises CollectionChanged when a rebuild has switched
-        to another collection meanwhile.
+        A stored message that is newer than the given one, or deleted, stays. Answers whose sources the batch deletes
+        are withdrawn. Raises CollectionChanged if a rebuild has switched to another collection since the batch began.
         """
         with self._database.begin() as connection:
-            hold_collections(connection, change.collections)
+            lock_collections(connection, change.collections)
             known = _write_channels(connection, change)
             _write_messages(connection, change)
             _write_passages(connection, change, known)
             _assign_passages(connection, change.passage_of_message)
             deleted = [message.message_id for message in change.messages if message.deleted]
             if deleted:
-                # Last, since nobody keeps an answer meanwhile.
-                hold_removals(connection, shared=False)
+                # Last, because no answer can be stored while the lock is held.
+                lock_removals(connection, shared=False)
                 withdraw_answers(connection, deleted)
 
     def channel_messages(self, place: Place, after: StoredMessage | None, *, limit: int) -> list[StoredMessage]:
-        """The next ``limit`` messages of a channel that are not deleted, in order."""
+        """Return the next ``limit`` messages of a channel that are not deleted, in order."""
         statement = (
-            select(*_MESSAGE_COLUMNS).where(_in_place(place), ~messages.c.deleted).order_by(*_POSITION).limit(limit)
+            select(*_MESSAGE_COLUMNS).where(_is_in_channel(place), ~messages.c.deleted).order_by(*_POSITION).limit(limit)
         )
         if after is not None:
             statement = statement.where(messages.c.created_at >= after.created_at, tuple_(*_POSITION) > after.position)
@@ -112,7 +114,7 @@ class ArchiveWriting:
 
 
 def to_channel(row: Row[Any]) -> Channel:
-    """A row of ``channels``."""
+    """Convert a row of ``channels``."""
     return Channel(
         channel_id=row.channel_id,
         guild_id=row.guild_id,
@@ -126,14 +128,14 @@ def to_channel(row: Row[Any]) -> Channel:
     )
 
 
-def _in_place(place: Place) -> ColumnElement[bool]:
+def _is_in_channel(place: Place) -> ColumnElement[bool]:
     return and_(messages.c.guild_id == place[0], messages.c.channel_id == place[1])
 
 
 def _write_channels(connection: Connection, change: Change) -> dict[Place, Channel]:
-    """Write what a batch saw of its channels; gives the channels of the batch as they are known then.
+    """Write what a batch saw of its channels, and return all channels of the batch as they are now known.
 
-    They stay so until the transaction ends, so that none of its passages is readable by what is no longer known.
+    Their rows stay locked until the transaction ends, so that no passage is written with an outdated access channel.
     """
     seen = {channel.place: channel for channel in change.channels}
     if seen:
@@ -142,7 +144,7 @@ def _write_channels(connection: Connection, change: Change) -> dict[Place, Chann
     places = sorted(seen.keys() | {(passage.guild_id, passage.channel_id) for passage in change.passages})
     if not places:
         return {}
-    # All batches lock in one order, so that no two wait for each other.
+    # All batches lock in the same order, so that they cannot deadlock.
     statement = (
         select(channels)
         .where(tuple_(channels.c.guild_id, channels.c.channel_id).in_(places))
@@ -151,7 +153,7 @@ def _write_channels(connection: Connection, change: Change) -> dict[Place, Chann
     )
     known = {channel.place: channel for channel in map(to_channel, connection.execute(statement))}
     for place, channel in seen.items():
-        before, after = known[place], known[place].after(channel)
+        before, after = known[place], known[place].merge(channel)
         if after == before:
             continue
         known[place] = after
@@ -162,7 +164,7 @@ def _write_channels(connection: Connection, change: Change) -> dict[Place, Chann
             .values({name: value for name, value in row.items() if name not in ("guild_id", "channel_id")})
         )
         if after.acl_channel_id != before.acl_channel_id:
-            # Passages follow what became known of their channel: who may read it.
+            # The access channel of a passage follows that of its channel.
             connection.execute(
                 update(passages)
                 .where(passages.c.guild_id == after.guild_id, passages.c.channel_id == after.channel_id)
@@ -189,10 +191,10 @@ def _write_messages(connection: Connection, change: Change) -> None:
         return
     statement = insert(messages)
     new = statement.excluded
-    kept = ("message_id", "passage_id")
+    unchanged = ("message_id", "passage_id")
     statement = statement.on_conflict_do_update(
         index_elements=["message_id"],
-        set_={column.name: new[column.name] for column in messages.c if column.name not in kept},
+        set_={column.name: new[column.name] for column in messages.c if column.name not in unchanged},
         where=and_(
             ~messages.c.deleted,
             or_(messages.c.version < new.version, new.deleted),
@@ -205,15 +207,15 @@ def _write_messages(connection: Connection, change: Change) -> None:
         for message in sorted(change.messages, key=lambda message: message.message_id)
     ]
     connection.execute(statement, rows)
-    # Of two records that put one message into two places and are handled at once, one is the first.
+    # Two records may put a message into different channels. If they are handled at the same time, the second fails here.
     places = [(message.message_id, message.channel_id, message.guild_id) for message in change.messages]
     ids, channel_ids, guild_ids = zip(*places, strict=True)
-    moved = connection.execute(_MOVED, {"ids": list(ids), "channels": list(channel_ids), "guilds": list(guild_ids)})
+    moved = connection.execute(_FIND_MOVED, {"ids": list(ids), "channels": list(channel_ids), "guilds": list(guild_ids)})
     if moved.first() is not None:
-        raise InvalidEvent("a message must stay in the channel and guild that it is known in")
+        raise InvalidEvent("a message must stay in the channel and guild in which it is known")
 
 
-_MOVED = text(
+_FIND_MOVED = text(
     """
     SELECT FROM messages JOIN unnest(CAST(:ids AS text[]), CAST(:channels AS text[]), CAST(:guilds AS text[]))
         AS given(message_id, channel_id, guild_id) USING (message_id)
@@ -223,7 +225,7 @@ _MOVED = text(
 
 
 def _write_passages(connection: Connection, change: Change, known: Mapping[Place, Channel]) -> None:
-    """Write and remove passages, and count their terms."""
+    """Write and remove passages, and update the counts of their terms."""
     rows = []
     for passage in sorted(change.passages, key=lambda passage: passage.passage_id):
         words = terms(passage.text)
@@ -232,7 +234,7 @@ def _write_passages(connection: Connection, change: Change, known: Mapping[Place
             {
                 **attrs.asdict(passage),
                 "acl_channel_id": channel.acl_channel_id if channel else passage.acl_channel_id,
-                "terms": as_tsvector(words),
+                "terms": to_tsvector(words),
                 "length": len(words),
             }
         )
@@ -263,9 +265,9 @@ def _assign_passages(connection: Connection, passage_of_message: Mapping[str, st
 
 
 def _count_terms(connection: Connection, replaced: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Keep, per guild, in how many passages a term occurs: what BM25 needs and a tsvector index does not know.
+    """Update the number of passages that contain each term of a guild, which BM25 needs and no tsvector index has.
 
-    ``rows`` will take the place of the passages ``replaced``.
+    ``rows`` are going to replace the passages ``replaced``.
     """
     values = {
         "replaced": list(replaced),
@@ -273,26 +275,26 @@ def _count_terms(connection: Connection, replaced: Sequence[str], rows: Sequence
         "terms": [row["terms"] for row in rows],
         "lengths": [row["length"] for row in rows],
     }
-    unsaid = connection.execute(_COUNT_TERMS, values).all()
-    if unsaid:
-        guilds, words = zip(*unsaid, strict=True)
-        connection.execute(_DELETE_UNSAID, {"guilds": list(guilds), "terms": list(words)})
+    unused = connection.execute(_COUNT_TERMS, values).all()
+    if unused:
+        guilds, words = zip(*unused, strict=True)
+        connection.execute(_DELETE_UNUSED_TERMS, {"guilds": list(guilds), "terms": list(words)})
     connection.execute(_COUNT_PASSAGES, values)
 
 
-_CHANGED = """
+_TERM_CHANGES = """
     SELECT guild_id, terms, length, -1 AS sign FROM passages WHERE passage_id = ANY(:replaced)
     UNION ALL SELECT guild_id, terms, length, 1
     FROM unnest(CAST(:guilds AS text[]), CAST(:terms AS tsvector[]), CAST(:lengths AS int[]))
         AS new(guild_id, terms, length)
 """
 
-# Sorted by key, so that two processes take their locks in the same order.
+# Sorted by key, so that two processes lock rows in the same order.
 _COUNT_TERMS = text(
     f"""
     WITH counted AS (
         INSERT INTO document_frequencies AS known (guild_id, term, passages)
-        SELECT guild_id, lexeme, sum(sign) FROM ({_CHANGED}) AS changed, unnest(terms)
+        SELECT guild_id, lexeme, sum(sign) FROM ({_TERM_CHANGES}) AS changed, unnest(terms)
         GROUP BY guild_id, lexeme HAVING sum(sign) <> 0 ORDER BY guild_id, lexeme
         ON CONFLICT (guild_id, term) DO UPDATE SET passages = known.passages + excluded.passages
         RETURNING guild_id, term, passages)
@@ -300,7 +302,7 @@ _COUNT_TERMS = text(
     """  # noqa: S608 - constants
 )
 
-_DELETE_UNSAID = text(
+_DELETE_UNUSED_TERMS = text(
     """
     DELETE FROM document_frequencies AS known USING unnest(CAST(:guilds AS text[]), CAST(:terms AS text[]))
         AS gone(guild_id, term)
@@ -311,7 +313,7 @@ _DELETE_UNSAID = text(
 _COUNT_PASSAGES = text(
     f"""
     INSERT INTO corpora AS known (guild_id, passages, terms)
-    SELECT guild_id, sum(sign), sum(sign * length) FROM ({_CHANGED}) AS changed GROUP BY guild_id ORDER BY guild_id
+    SELECT guild_id, sum(sign), sum(sign * length) FROM ({_TERM_CHANGES}) AS changed GROUP BY guild_id ORDER BY guild_id
     ON CONFLICT (guild_id) DO UPDATE SET passages = known.passages + excluded.passages,
         terms = known.terms + excluded.terms
     """  # noqa: S608 - constants

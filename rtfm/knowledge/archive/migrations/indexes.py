@@ -10,17 +10,17 @@ from sqlalchemy import text
 
 from rtfm.knowledge.archive.database import LOCK_TIMEOUT_S
 
-OTHERS_TIMEOUT_S = 600
+INDEX_LOCK_TIMEOUT_S = 600
 """How long transactions that began earlier are waited for. Nobody waits behind that, other than behind a step which
 changes a table."""
 
 _VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"
 
 
-def make_index(name: str, definition: str) -> None:
+def create_index(name: str, definition: str) -> None:
     """Make an index, which is there already only if it is whole. ``definition`` is what stands after ON."""
     with op.get_context().autocommit_block():
-        op.execute(f"SET lock_timeout = '{OTHERS_TIMEOUT_S}s'")
+        op.execute(f"SET lock_timeout = '{INDEX_LOCK_TIMEOUT_S}s'")
         # An attempt that was cut off leaves one behind that is kept up to date and never used.
         if op.get_bind().execute(text(_VALID), {"name": name}).scalar() is False:
             op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
