@@ -12,7 +12,7 @@ from rtfm.clock import now_ms
 from rtfm.contracts import open_contracts
 from rtfm.events import ChannelKind, DiscordMessage, MessageChange, MessageSource, TimestampMillis, is_id, is_time
 from rtfm.knowledge.archive import SqlArchive
-from rtfm.knowledge.archive.erasing import ArchiveErasing, ErasedMessage, ErasurePass, ErasureCounts, Target
+from rtfm.knowledge.archive.erasing import ArchiveErasing, ErasedMessage, ErasureCounts, ErasurePass, Target
 from rtfm.names import MESSAGES
 from rtfm.settings import Settings
 from rtfm.streams.producer import EventProducer

@@ -1,1 +1,1 @@
-"""The message processor: ingests messages and answers questions."""
+"""The processor: ingests messages and answers questions."""

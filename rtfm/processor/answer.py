@@ -1,9 +1,8 @@
-"""The handler of ``bot-queries``: one answer to a question, stored before it is produced.
+"""The handler of ``bot-queries``: answers each query once, and stores the answer before it is produced.
 
-Promises that a record that comes again gets the answer that it had, and asks no model for it; that a second record of
-the same question produces nothing; that a question which breaks a rule is answered with the reason, so that its sender
-learns it and others are not held up; that what was asked by somebody who is erased is not asked again. Does not read
-Kafka.
+Promises that a repeated record gets its stored answer without a call to the model, and that a second record of the same
+query produces nothing. A query that breaks a rule is answered with REFUSED and the rule, and that of an erased asker
+with NOT_FOUND. Does not read Kafka.
 """
 
 from __future__ import annotations
@@ -26,34 +25,34 @@ _log = get_logger(__name__)
 
 @frozen(kw_only=True)
 class Answering:
-    """Answers each question once. Raises Unavailable when the archive or Chroma does not answer."""
+    """The handler of ``bot-queries``. Raises Unavailable when the archive or Chroma does not answer."""
 
     answerer: Answerer
     archive: SqlArchive
 
     def __call__(self, records: Sequence[Record]) -> list[Output]:
-        """At most one response a record. Raises InvalidEvent for a record whose ``query_id`` nobody could wait for."""
+        """Return at most one response for each record. Raises InvalidEvent if a ``query_id`` is invalid."""
         responses = [self._respond(record) for record in records]
         return [Output(topic=RESPONSES, event=response) for response in responses if response is not None]
 
     def _respond(self, record: Record) -> BotResponse | None:
-        """The answer to the question of ``record``, or None if another record of the same question has it.
+        """Return the response to the query of ``record``, or None if another record of the same query has it.
 
-        A record that comes again, after a crash or when its partition moved, gets its answer again: only the pipeline
-        knows whether that was ever produced, and commits it once.
+        A record that is repeated after a crash or a rebalance gets its response again, because only the pipeline knows
+        whether it was produced; the pipeline commits it once.
         """
         query = record.event
         if not isinstance(query, BotQuery):
             raise InvalidEvent(f"{type(query).__name__} is not a BotQuery")
         broken = list(broken_rules(query, now=now_ms()))
-        unusable = next((one for one in broken if one.field == "query_id"), None)
-        if unusable is not None:
-            raise InvalidEvent(f"BotQuery.{unusable}")
+        broken_id = next((rule for rule in broken if rule.field == "query_id"), None)
+        if broken_id is not None:
+            raise InvalidEvent(f"BotQuery.{broken_id}")
         made_by = f"{record.topic}-{record.partition}-{record.offset}"
         stored = self.archive.answers.find(query.query_id)
         if stored is None:
-            # Kept before it is produced: whatever dies in between finds it here. Where two workers answer the same
-            # question at once, the first row stays.
+            # Stored before it is produced, so that the record finds it here after a crash. If two workers answer the
+            # same query at the same time, the first row stays.
             stored = self.archive.answers.store(self._answer(record, query, broken), made_by=made_by)
             _log.info(
                 "answered",
@@ -76,7 +75,7 @@ class Answering:
             try:
                 return self.answerer.answer(query)
             except InvalidEvent as exc:
-                _log.warning("a store refused a question", query_id=query.query_id, error=str(exc))
+                _log.warning("a store rejected the question", query_id=query.query_id, error=str(exc))
                 broken = [BrokenRule(field="question", rule="must be text that can be searched for")]
         return self.answerer.refuse(query, broken, record_at=TimestampMillis(record.timestamp_ms))
 

@@ -1,7 +1,7 @@
-"""Calibrates the relevance floors of guilds that have grown, beside ingest.
+"""Calibrates the floors of guilds that have grown, in the background of ingest.
 
-Owns the thread and its queue. Promises that one guild at a time is calibrated, by one processor, and that ingest never
-waits for it. Forgets its queue when the process ends: the next message of a guild brings it back.
+Owns the thread and its queue. Promises that a guild is calibrated by one processor at a time, and that ingest never
+waits for it. The queue is lost when the process ends; a guild's next message queues it again.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from rtfm.knowledge.floor import calibrate
 from rtfm.telemetry import get_logger
 
 RETRY_S = 15.0
-"""Seconds until a store that did not answer is asked again."""
+"""Seconds until the retry after a store did not answer."""
 
 STOP_TIMEOUT_S = 5.0
-"""Seconds that the end of the service waits for the search at hand."""
+"""Seconds that the shutdown waits for the current search of the calibration."""
 
 _log = get_logger(__name__)
 
 
 class Calibration:
-    """``with Calibration(knowledge) as calibration: …`` runs the thread; ``note`` may be called from any other."""
+    """The calibration thread. ``with Calibration(knowledge) as calibration: …`` runs it; ``note`` is thread-safe."""
 
     def __init__(self, knowledge: Knowledge, *, retry_s: float = RETRY_S) -> None:
         self._knowledge = knowledge
         self._retry_s = retry_s
-        # None ends the thread. A guild that waits more than once has outgrown its floor at the first time only.
+        # None ends the thread. A guild may be queued more than once; after the first time its floor is up to date.
         self._guild_ids: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="calibration", daemon=True)
@@ -45,7 +45,7 @@ class Calibration:
         self._thread.join(STOP_TIMEOUT_S)
 
     def note(self, guild_ids: Collection[str]) -> None:
-        """Have guilds calibrated that have outgrown their floors; returns at once."""
+        """Queue guilds, to be calibrated if they have outgrown their floors; returns at once."""
         for guild_id in sorted(guild_ids):
             self._guild_ids.put(guild_id)
 
@@ -61,8 +61,8 @@ class Calibration:
                             is_stopped=self._stopping.is_set,
                         )
             except TransientError as exc:
-                _log.warning("a floor could not be calibrated", guild_id=guild_id, reason=str(exc), mend=exc.hint)
+                _log.warning("calibrating a floor failed, retrying", guild_id=guild_id, reason=str(exc), mend=exc.hint)
                 self.note([guild_id])
                 self._stopping.wait(self._retry_s)
             except RtfmError as exc:
-                _log.warning("a floor cannot be calibrated", guild_id=guild_id, reason=str(exc), mend=exc.hint)
+                _log.warning("calibrating a floor failed", guild_id=guild_id, reason=str(exc), mend=exc.hint)

@@ -1,7 +1,8 @@
-"""Ingest: from the events of a batch to the messages that they change, which are then indexed.
+"""Ingest: turns the events of a batch into changes of messages and channels, and has them indexed.
 
-Owns which version of a message is the newest, and what is kept of it. Promises that a late event never undoes a newer
-one, that a message never moves, and that a batch handled twice leaves everything as it was. Does not read Kafka.
+Owns which version of a message is the newest, and what is stored of it. Promises that a late event never overwrites a
+newer one, that a message never moves to another channel, and that handling a batch twice changes nothing. Does not read
+Kafka.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from rtfm.telemetry import ARCHIVED, IGNORED_EVENTS, get_logger
 from rtfm.visibility import ChannelFacts
 
 MAX_TEXT_CHARACTERS = 64 * 1024
-"""Of a text file that came with a message; the bot brings no larger ones."""
+"""Characters of an attached text file that are stored; the bot sends no larger ones."""
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -32,7 +33,7 @@ _log = get_logger(__name__)
 
 
 class HasEvent(Protocol):
-    """What ingest needs of a record: its event."""
+    """A record, as far as ingest needs it."""
 
     @property
     def event(self) -> object: ...
@@ -42,20 +43,20 @@ class HasEvent(Protocol):
 class Ingest:
     """The handler of ``discord-messages``. Raises Unavailable when the archive or Chroma does not answer.
 
-    ``note_guilds`` learns in which guilds something changed, after it is written.
+    ``note_guilds`` is called with the guilds of changed messages, after the batch is written.
     """
 
     knowledge: Knowledge
     note_guilds: Callable[[Collection[str]], None] = lambda _: None
 
     def __call__(self, records: Sequence[HasEvent]) -> list[Output]:
-        """Handle a batch; there are no outputs. Raises InvalidEvent for an event that breaks a rule."""
+        """Handle a batch, without outputs. Raises InvalidEvent for an event that breaks a rule."""
         events = [self._validate(record.event) for record in records]
         self.apply([event for event in events if event is not None])
         return []
 
     def apply(self, events: Sequence[DiscordMessage]) -> None:
-        """Bring the archive and Chroma up to date with ``events``, in order."""
+        """Apply ``events``, in order, to the archive and Chroma."""
         if not events:
             return
         while True:
@@ -63,13 +64,13 @@ class Ingest:
                 state, changes = self._write_batch(events)
                 break
             except CollectionChanged as exc:
-                _log.info("batch begun again", reason=str(exc))
+                _log.info("a rebuild switched collections, repeating the batch", reason=str(exc))
         for change in changes:
             ARCHIVED.labels(change=change.value).inc()
         self.note_guilds({message.guild_id for message in state.changed.values()})
 
     def _write_batch(self, events: Sequence[DiscordMessage]) -> tuple[BatchState, list[MessageChange]]:
-        """What a batch changed, once it is written. Raises CollectionChanged when it has to be begun again."""
+        """Write a batch, and return what it changed. Raises CollectionChanged if the batch must be repeated."""
         archive = self.knowledge.archive
         messages = archive.writing.messages({event.message_id for event in events})
         places = {(guild_key(event.guild_id), event.channel_id) for event in events}
@@ -90,12 +91,12 @@ class Ingest:
             IGNORED_EVENTS.labels(topic=MESSAGES, reason="unknown change").inc()
             return None
         if event.change is not MessageChange.DELETED and not event.author_id:
-            raise InvalidEvent("DiscordMessage.author_id must be given, unless change is DELETED")
+            raise InvalidEvent("DiscordMessage.author_id is required unless change is DELETED")
         return event
 
 
 def _apply_event(state: BatchState, event: DiscordMessage, erasures: Erasures) -> bool:
-    """Take an event into ``state``; whether it changed its message."""
+    """Apply an event to ``state``, and return whether it changed its message."""
     before = state.messages.get(event.message_id)
     guild_id = _guild_of(event, before)
     known = state.channels.get((guild_id, event.channel_id))
@@ -111,7 +112,7 @@ def _apply_event(state: BatchState, event: DiscordMessage, erasures: Erasures) -
         return False
     after = _tombstone(event, before) if event.change is MessageChange.DELETED else _newer_version(event, before)
     channel = _channel(event, guild_id, known, unchanged=after is None)
-    # Of an erased channel a deletion keeps nothing; where one is not known, its messages are not either.
+    # A deletion must not store the facts of an erased channel again. If they are unknown, so are its messages.
     if not erased and channel is not None and channel != known:
         state.channels[channel.place] = channel
         state.touched_channels[channel.place] = channel
@@ -122,7 +123,7 @@ def _apply_event(state: BatchState, event: DiscordMessage, erasures: Erasures) -
 
 
 def _channel(event: DiscordMessage, guild_id: str, known: Channel | None, *, unchanged: bool) -> Channel | None:
-    """What is known of the event's channel after it; None while nothing is."""
+    """Return the event's channel as it is known after the event; None if nothing is known."""
     seen = Channel(
         channel_id=event.channel_id,
         guild_id=guild_id,
@@ -136,30 +137,30 @@ def _channel(event: DiscordMessage, guild_id: str, known: Channel | None, *, unc
     )
     if known is not None:
         return known.merge(seen, unchanged=unchanged)
-    # A deletion that does not know its channel must not keep later events from telling what it is.
-    is_told = event.change is not MessageChange.DELETED or event.channel_kind is not ChannelKind.UNKNOWN
-    return seen if is_told else None
+    # A deletion without facts about its channel must not take precedence over later events with facts.
+    has_facts = event.change is not MessageChange.DELETED or event.channel_kind is not ChannelKind.UNKNOWN
+    return seen if has_facts else None
 
 
 def _guild_of(event: DiscordMessage, before: StoredMessage | None) -> str:
-    """The guild of the message. Raises InvalidEvent where the event puts a known message into another place.
+    """Return the guild of the message. Raises InvalidEvent if the event moves a known message.
 
-    A deletion need not name the guild; nor does what it left behind then.
+    A deletion need not name the guild, so a deleted message may have none.
     """
     guild_id = guild_key(event.guild_id)
     if before is None:
         return guild_id
     if before.channel_id != event.channel_id:
-        raise InvalidEvent("DiscordMessage.channel_id must be that of the message as it is known, in another channel")
+        raise InvalidEvent("DiscordMessage.channel_id differs from the known channel of the message")
     if before.guild_id == guild_id or (before.deleted and not before.guild_id):
         return guild_id
     if guild_id or event.change is not MessageChange.DELETED:
-        raise InvalidEvent("DiscordMessage.guild_id must be that of the message as it is known, in another guild")
+        raise InvalidEvent("DiscordMessage.guild_id differs from the known guild of the message")
     return before.guild_id
 
 
 def _newer_version(event: DiscordMessage, before: StoredMessage | None) -> StoredMessage | None:
-    # Twice the time, so that an edit of the same millisecond is newer than the message that already carries it.
+    # Doubled, so that an edit is newer than a message that already has the edit's time.
     version = 2 * (event.edited_at or event.created_at) + (event.change is MessageChange.EDITED)
     if before is not None and (before.deleted or before.version >= version):
         return None
@@ -205,5 +206,5 @@ def _tombstone(event: DiscordMessage, before: StoredMessage | None) -> StoredMes
 
 
 def _storable(text: str) -> str:
-    """PostgreSQL stores no NUL, and UTF-8 no half of a surrogate pair."""
+    """Replace what PostgreSQL (NUL) or UTF-8 (unpaired surrogates) cannot store."""
     return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -1,8 +1,8 @@
-"""The message processor as a service: both pipelines, from start to drained shutdown.
+"""The processor as a service: both pipelines, from start to drained shutdown.
 
-Owns the order of starting and stopping. While a dependency is down it waits, says so once and is not ready; only what
-an operator must change ends it. On SIGTERM or SIGINT it finishes what is in hand within ``SHUTDOWN_GRACE_S``; a second
-signal ends it at once.
+Owns the order of starting and stopping. While a dependency is down, the service waits, logs it once and is not ready;
+only an error that an operator must fix ends it. On SIGTERM or SIGINT it finishes its unfinished records within
+``SHUTDOWN_GRACE_S``; a second signal ends it at once.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from rtfm.knowledge import Knowledge
 
 INGEST_BATCH = 500
-"""Messages of a partition that are embedded in one call and written in one transaction."""
+"""Messages of a partition that are embedded in one call and written in one transaction, at most."""
 
 GC_THRESHOLD = 20_000
-"""That the garbage collector waits for; Python's default of 700 is that of some hundred records."""
+"""New objects that trigger the garbage collector; Python's default of 700 is reached by some hundred records."""
 
 Part = Literal["ingest", "answer"]
 
@@ -46,17 +46,17 @@ _log = get_logger(__name__)
 
 @frozen
 class Handlers:
-    """What the pipelines are to call, once it is there."""
+    """The handlers of the pipelines; set when what they need is loaded."""
 
     ingest: Future[Handler] = field(factory=Future)
     answer: Future[Handler] = field(factory=Future)
 
 
 def run_processor(settings: Settings, only: Part | None = None, stop: threading.Event | None = None) -> None:
-    """Run ingest and answering, or ``only`` one, until SIGTERM, SIGINT or ``stop``.
+    """Run ingest and answering, or ``only`` one of them, until SIGTERM, SIGINT or ``stop``.
 
-    Raises ConfigError for what an operator must change: a contract that is not registered, a topic that does not exist,
-    an address that is none. Raises Unfinished when the work in hand took longer than ``SHUTDOWN_GRACE_S``.
+    Raises ConfigError for what an operator must fix: an unregistered contract, a missing topic, an invalid address.
+    Raises Unfinished if records were still unfinished after ``SHUTDOWN_GRACE_S``.
     """
     stopping = Stop(stop)
     starting: dict[str, str] = {"start": "the service is starting"}
@@ -66,7 +66,7 @@ def run_processor(settings: Settings, only: Part | None = None, stop: threading.
         contracts = open_contracts(settings)
         handlers = Handlers()
         pipelines = _build_pipelines(settings, contracts, only, handlers, health, stopping.event, quarantine)
-        # Transactions begin while what the handlers need is loaded; it is closed when the pipelines have ended.
+        # The pipelines join their groups while the handlers load. ``closing`` closes stores after the pipelines ended.
         with ExitStack() as closing, _run_pipelines(settings, pipelines, stopping):
             if _prepare_handlers(settings, contracts, only, stopping, starting, handlers, health, closing):
                 starting.clear()
@@ -85,9 +85,9 @@ def _build_pipelines(
     stop: threading.Event,
     quarantine: Quarantine,
 ) -> list[Pipeline]:
-    """The two pipelines, each with its own policies."""
+    """Return the pipelines of both parts, or of ``only`` one."""
     dead_letters = DeadLetterPolicy.of(settings)
-    made = partial(
+    new_pipeline = partial(
         Pipeline,
         KafkaConfig.of(settings),
         contracts,
@@ -99,7 +99,7 @@ def _build_pipelines(
     pipelines = []
     if only != "answer":
         pipelines.append(
-            made(
+            new_pipeline(
                 group=contracts.catalogue.group(MESSAGES),
                 topic=MESSAGES,
                 handler=handlers.ingest,
@@ -109,7 +109,7 @@ def _build_pipelines(
         )
     if only != "ingest":
         pipelines.append(
-            made(
+            new_pipeline(
                 group=contracts.catalogue.group(QUERIES),
                 topic=QUERIES,
                 handler=handlers.answer,
@@ -121,10 +121,10 @@ def _build_pipelines(
 
 
 def tune_garbage_collector() -> None:
-    """Have the garbage collector leave alone what there is now, and look at what is new less often.
+    """Exclude all current objects from garbage collection, and run it less often.
 
-    Records in hand are many objects that live for a transaction, which the collector takes for a reason to go through
-    them again and again: a fifth of the time that a record costs. What a service loads at its start never goes.
+    Unfinished records are many objects that live until their transaction ends, so the collector would traverse them
+    again and again, which took a fifth of the time of a record. What a service loads at its start is never freed.
     """
     gc.collect()
     gc.freeze()
@@ -141,12 +141,12 @@ def _prepare_handlers(
     health: Health,
     closing: ExitStack,
 ) -> bool:
-    """Give the ``handlers`` once what they need is there and the archive is of this version; False if stopped."""
+    """Load the ``handlers`` once their dependencies answer and the archive is migrated; return False if stopped."""
     from rtfm.knowledge import open_knowledge
 
     knowledge = open_knowledge(settings)
     closing.callback(knowledge.close)
-    # While another process migrates, this one waits here, where it can be stopped.
+    # With wait_s=0, waiting for another process's migration is a retry of once_available, which can be stopped.
     steps: list[Callable[[], object]] = [partial(knowledge.archive.migrate, wait_s=0), knowledge.vectors.check]
     if only != "ingest":
         codec = contracts.codec(RESPONSES)
@@ -169,7 +169,7 @@ def _prepare_handlers(
 
 
 def _failure_of(check: Callable[[], None]) -> str | None:
-    """What a store says when it is asked; None if it can be used."""
+    """Return the error of a store's ``check``, or None if the store can be used."""
     try:
         check()
     except RtfmError as exc:
@@ -178,18 +178,18 @@ def _failure_of(check: Callable[[], None]) -> str | None:
 
 
 def _warn_of_due_rebuilds(knowledge: Knowledge) -> None:
-    """One line a guild whose vectors are not used: nobody who gave the service a model expects search by words."""
+    """Log each guild that needs a rebuild, because it is searched by terms alone although there is a model."""
     from rtfm.knowledge import rebuilding
 
     model = knowledge.embedding.name if knowledge.embedding else None
-    with suppress(RtfmError):  # a store that cannot say it now does not keep the service from starting
+    with suppress(RtfmError):  # the warning must not keep the service from starting
         for guild_id, reason in rebuilding.outdated(knowledge.archive, model).items():
             _log.warning("a rebuild is due", guild_id=guild_id, reason=reason, mend="rtfm-cli rebuild")
 
 
 @contextmanager
 def _run_pipelines(settings: Settings, pipelines: Sequence[Pipeline], stop: Stop) -> Iterator[None]:
-    """Run ``pipelines`` beside the block, and stop them at its end; whatever error ends one is raised then."""
+    """Run ``pipelines`` in threads during the block, stop them at its end, and raise the first error of one."""
     failures: list[BaseException] = []
 
     def work(pipeline: Pipeline) -> None:
@@ -217,8 +217,8 @@ def _run_pipelines(settings: Settings, pipelines: Sequence[Pipeline], stop: Stop
         raise failures[0]
     if any(thread.is_alive() for thread in threads):
         raise Unfinished(
-            f"the work in hand was not finished within {settings.shutdown_grace_s:g} s",
-            hint="Nothing is lost: it is read again at the next start. SHUTDOWN_GRACE_S gives it longer.",
+            f"the remaining work was not finished within {settings.shutdown_grace_s:g} s",
+            hint="Nothing is lost: they are read again at the next start. Raise SHUTDOWN_GRACE_S to wait longer.",
         )
 
 

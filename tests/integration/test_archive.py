@@ -15,7 +15,7 @@ from sqlalchemy import TableClause
 
 from rtfm.errors import ConfigError, RtfmError, Unavailable
 from rtfm.events import Audience, BotQuery, BotResponse, ChannelKind, Citation, Outcome, SourceKind, TimestampMillis
-from rtfm.knowledge.archive import StoredAnswer, OpenQuestion, SqlArchive
+from rtfm.knowledge.archive import OpenQuestion, SqlArchive, StoredAnswer
 from rtfm.knowledge.archive.database import MIGRATIONS, Database
 from rtfm.settings import Settings
 

@@ -102,7 +102,7 @@ def test_h3_messages_that_break_a_rule_are_dead_letters_and_the_others_are_archi
         "created_at must lie in the years 1 to 9999": message(13, "x", created_at=TimestampMillis(NOW * 1000)),
         "edited_at must lie in the years 1 to 9999": message(14, "x", edited_at=TimestampMillis(-(2**63))),
         "observed_at must not lie more than a minute ahead": message(15, "x", observed_at=TimestampMillis(2**47)),
-        "channel_id must be that of the message as it is known, in another channel": message(
+        "channel_id differs from the known channel of the message": message(
             1, "moved", channel_id="201", edited_at=NOW
         ),
     }

@@ -118,7 +118,7 @@ class ArchiveCollections:
             self._call(f"SELECT pg_advisory_unlock({_FENCE})", guild_id)
 
     def try_lock_rebuild(self, guild_id: str) -> bool:
-        """Lock the rebuild of this guild until the connection ends; return False if another connection holds the lock."""
+        """Lock the rebuild of this guild until the connection ends; return False if another one holds the lock."""
         return bool(self._call(f"SELECT pg_try_advisory_lock({_REBUILD})", guild_id))
 
     def _call(self, statement: str, guild_id: str) -> object:

@@ -134,7 +134,7 @@ class Database:
         """
         if self._is_current():
             return
-        # Imported here, because it would take a fifth of the start of every command that uses the archive, such as `ask`.
+        # Imported here, because every command that uses the archive would load it: a fifth of the start of `ask`.
         from alembic import command
         from alembic.config import Config
         from alembic.util import CommandError

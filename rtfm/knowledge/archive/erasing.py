@@ -117,7 +117,9 @@ class ArchiveErasing:
         first pass resumes it.
         """
         withdrawn = json.dumps(WITHDRAWN_FIELDS)
-        withdrawn_and_anonymous = json.dumps({**WITHDRAWN_FIELDS, **({"asker_id": "0"} if target.scope == "user" else {})})
+        withdrawn_and_anonymous = json.dumps(
+            {**WITHDRAWN_FIELDS, **({"asker_id": "0"} if target.scope == "user" else {})}
+        )
         with self._database.begin() as connection:
             lock_removals(connection, shared=False)
             row = connection.execute(
@@ -134,14 +136,21 @@ class ArchiveErasing:
             """
             connection.execute(*_to_statement(sql, target, before=before))
             answers = "UPDATE answers SET response = response || CAST(:fields AS jsonb) WHERE"
-            connection.execute(*_to_statement(f"{answers} {_ASKED_BY_TARGET[target.scope]}", target, fields=withdrawn_and_anonymous))
+            connection.execute(
+                *_to_statement(f"{answers} {_ASKED_BY_TARGET[target.scope]}", target, fields=withdrawn_and_anonymous)
+            )
             for condition in (_has_erased_source(target), _may_name_target(target)):
-                connection.execute(*_to_statement(f"{answers} {_NOT_WITHDRAWN} AND {condition}", target, fields=withdrawn))
+                connection.execute(
+                    *_to_statement(f"{answers} {_NOT_WITHDRAWN} AND {condition}", target, fields=withdrawn)
+                )
             _clear_channel_names(connection, target)
         if row is None or row.produced_to is None:
             return [ErasurePass(before=before)]
         since = TimestampMillis(row.before)
-        return [ErasurePass(before=before, after=row.produced_to), ErasurePass(before=before, since=since, is_resumable=False)]
+        return [
+            ErasurePass(before=before, after=row.produced_to),
+            ErasurePass(before=before, since=since, is_resumable=False),
+        ]
 
     def read_page(self, target: Target, erasure_pass: ErasurePass, *, limit: int) -> list[ErasedMessage]:
         """Return the next ``limit`` messages of a pass, by id."""
@@ -151,7 +160,12 @@ class ArchiveErasing:
               AND created_at >= coalesce(CAST(:since AS bigint), created_at) AND message_id COLLATE "C" > :after
             ORDER BY message_id COLLATE "C" LIMIT :limit
         """  # noqa: S608 - constants
-        values = {"before": erasure_pass.before, "since": erasure_pass.since, "after": erasure_pass.after, "limit": limit}
+        values = {
+            "before": erasure_pass.before,
+            "since": erasure_pass.since,
+            "after": erasure_pass.after,
+            "limit": limit,
+        }
         with self._database.begin() as connection:
             return [ErasedMessage(**row._mapping) for row in connection.execute(*_to_statement(sql, target, **values))]
 

@@ -1,6 +1,7 @@
-"""Retrieval's side of the archive: candidates, their vectors and words, and the messages behind them.
+"""Reads of retrieval: candidates, their vectors and terms, and their messages.
 
-Every read that leads to a passage is limited to one guild and to the channels that may be seen.
+Promises that every read which selects passages is limited to one guild and its visible channels. Does not rank by
+meaning.
 """
 
 from __future__ import annotations
@@ -29,13 +30,12 @@ from rtfm.knowledge.archive.tsvectors import quote_lexeme
 from rtfm.knowledge.entries import PREFIX, row_ids
 from rtfm.knowledge.passages import PassageMessage
 
-# ``rtfm.visibility.readable`` in SQL: the channel itself is listed, or the parent of a public thread or forum post, as
-# ``acl_channel_id`` has it. Not "= ANY(array)": PostgreSQL weighs every element of an array while it plans, 100 ms for
-# a thousand channels.
+# ``rtfm.visibility.readable`` in SQL: either the channel or its access channel is visible. Not "= ANY(array)", because
+# PostgreSQL's planner estimates every element of an array, which takes 100 ms for a thousand channels.
 _VISIBLE = """guild_id = %(guild)s AND (acl_channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[]))
               OR channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[])))"""
 
-# The same passages, found by the indexes of their channels: for few of them.
+# The same passages, found by the indexes on their channels; faster when few passages are visible.
 _VISIBLE_PASSAGES = """
     SELECT p.* FROM unnest(%(visible_channel_ids)s::text[]) AS visible(id)
         JOIN passages AS p ON p.guild_id = %(guild)s AND p.acl_channel_id = visible.id
@@ -45,39 +45,40 @@ _VISIBLE_PASSAGES = """
     WHERE p.acl_channel_id NOT IN (SELECT unnest(%(visible_channel_ids)s::text[]))
 """
 
-# A passage with something erased in it waits until ingest has made it again. The first part is asked once a statement.
+# A passage that contains an erased message is hidden until ingest has made it again. The first NOT EXISTS is evaluated
+# once for each statement.
 _NOT_ERASED = f"""(NOT EXISTS (SELECT FROM erasures) OR NOT EXISTS (
     SELECT FROM messages AS m WHERE (m.passage_id = passages.passage_id OR m.message_id = passages.part_of)
         AND NOT m.deleted AND {IS_ERASED}))"""  # noqa: S608 - a constant
 
 _MAX_BETWEEN = 2_000
-"""Messages that are looked at between the first and the last one of a passage, at most."""
+"""Limit on the messages that are read between the first and the last one of a passage."""
 
 
 class ArchiveReading:
-    """Reads of the retrieval."""
+    """Reads of retrieval. Raises what ``Database.begin`` raises."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     @contextmanager
     def view(self, guild_id: str, visible_channel_ids: Sequence[str]) -> Iterator[View]:
-        """What of a guild may be seen. Holds a connection until the block ends, and no transaction."""
+        """Open a view of a guild's visible channels. Holds a connection until the block ends, without a transaction."""
         with self._database.read() as connection:
             yield View(connection, guild_id, visible_channel_ids)
 
 
 class View:
-    """The passages of one guild that stand in channels which may be seen."""
+    """The passages of one guild in visible channels."""
 
     def __init__(self, connection: Connection, guild_id: str, visible_channel_ids: Sequence[str]) -> None:
-        # The driver's own cursor: it reads vectors as bytes rather than as text twice as long.
+        # The driver's cursor, because it reads vectors in binary; as text they are twice as long.
         self._cursor = connection.connection.cursor(binary=True)
         self._guild_id = guild_id
         self._visible_channel_ids = list(visible_channel_ids)
 
     def snapshot(self, words: Collection[str]) -> GuildSnapshot:
-        """The guild as it is now, with what it knows of ``words``."""
+        """Return the current state of the guild, with the frequencies of ``words``."""
         (row,) = self._select(
             """
             SELECT coalesce(corpora.passages, 0) AS passages, coalesce(corpora.terms, 0) AS terms,
@@ -98,14 +99,14 @@ class View:
         )
 
     def collection(self) -> GuildCollection | None:
-        """Where the guild's vectors stand by now."""
+        """Return the guild's current collection."""
         rows = self._select(
             "SELECT guild_id, generation, model, dimension, rules FROM collections WHERE guild_id = %(guild)s"
         )
         return GuildCollection(**rows[0]._asdict()) if rows else None
 
     def count_by_access_channel(self) -> dict[str, int]:
-        """How many passages of the guild each channel decides on, whoever may see them."""
+        """Return the number of the guild's passages by access channel, whether visible or not."""
         rows = self._select(
             "SELECT acl_channel_id, count(*) AS passages FROM passages WHERE guild_id = %(guild)s GROUP BY 1"
         )
@@ -114,16 +115,20 @@ class View:
     def score_all(
         self, rarity: Mapping[str, float], *, mean_length: float, with_vectors: bool, limit: int
     ) -> list[VisiblePassage] | None:
-        """All passages, with points for the words of ``rarity``, fewer for a long one; None if more than ``limit``."""
+        """Return all visible passages with their points, or None if there are more than ``limit``.
+
+        The points are the sum of the ``rarity`` of the words in the passage, divided by 1 + its length /
+        ``mean_length``.
+        """
         words = [quote_lexeme(word) for word in rarity]
         rows = self._select(
             f"""
             SELECT passage_id, {"vector" if with_vectors else "NULL::bytea"},
-                   -- One comparison for those that hold nothing of the question, which are most.
+                   -- A single comparison for passages without any of the words, which are most.
                    CASE WHEN terms @@ %(any)s::tsquery THEN
-                       (SELECT sum(one.rarity)
-                        FROM unnest(%(queries)s::tsquery[], %(rarities)s::float8[]) AS one(query, rarity)
-                        WHERE terms @@ one.query) / (1 + length / %(mean_length)s) ELSE 0 END
+                       (SELECT sum(word.rarity)
+                        FROM unnest(%(queries)s::tsquery[], %(rarities)s::float8[]) AS word(query, rarity)
+                        WHERE terms @@ word.query) / (1 + length / %(mean_length)s) ELSE 0 END
             FROM ({_VISIBLE_PASSAGES}) AS visible LIMIT %(limit)s
             """,  # noqa: S608 - constants
             row_factory=tuple_row,
@@ -141,23 +146,24 @@ class View:
         ]
 
     def find_by_words(self, groups: Sequence[WordGroup], *, mean_length: float, limit: int) -> list[str]:
-        """The ids of ``limit`` passages that hold what is rarest of ``groups``, long ones less readily.
+        """Return the ids of the ``limit`` visible passages that contain the rarest of ``groups``.
 
-        Groups of several words that overlap must be all pairs of some words.
+        The longer a passage is in relation to ``mean_length``, the lower it ranks. Groups of several words that overlap
+        must be all the pairs of a set of words.
         """
         if not groups:
             return []
         in_guild = quote_lexeme(f"guild:{self._guild_id}")
-        # The index of terms knows the guild already. Compared as it is, PostgreSQL would also look the whole guild up,
-        # once a group.
+        # The term index already restricts the guild. A plain comparison would make PostgreSQL read all the guild's
+        # passages as well, once for each group.
         visible = _VISIBLE.replace("guild_id =", "guild_id || '' =")
         rows = self._select(
             f"""
             SELECT passage_id FROM unnest(%(queries)s::tsquery[], %(rarities)s::float8[], %(paired)s::bool[])
-                AS one(query, rarity, paired), passages
-            WHERE {GUILD_TERMS} @@ one.query AND {visible}
+                AS word_group(query, rarity, paired), passages
+            WHERE {GUILD_TERMS} @@ word_group.query AND {visible}
             GROUP BY passage_id, length
-            -- Of n words, each is in n - 1 pairs, and there are n (n - 1) / 2.
+            -- n words make n (n - 1) / 2 pairs, and each word is in n - 1 of them.
             ORDER BY (coalesce(sum(rarity) FILTER (WHERE NOT paired), 0)
                       + coalesce(2 * sum(rarity) FILTER (WHERE paired)
                                  / nullif(sqrt(1 + 8 * count(*) FILTER (WHERE paired)) - 1, 0), 0))
@@ -173,11 +179,11 @@ class View:
         return [row.passage_id for row in rows]
 
     def candidates(self, passage_ids: Collection[str], words: Sequence[str]) -> list[Candidate]:
-        """Those of ``passage_ids`` that exist and may be seen, with all that scoring by words needs."""
+        """Return those of ``passage_ids`` that exist and are visible, with what lexical scoring needs."""
         rows = self._select(
             f"""
             SELECT passage_id, text, length, last_at,
-                   -- The words are marked, and what is not marked is left out, before anything is taken apart.
+                   -- Label the words and drop everything unlabelled first, so that unnest has less to expand.
                    (SELECT json_object_agg(word.lexeme, cardinality(word.positions))
                     FROM unnest(ts_filter(setweight(terms, 'A', %(words)s), '{{a}}')) AS word) AS counts
             FROM passages WHERE passage_id = ANY(%(ids)s) AND {_VISIBLE} AND {_NOT_ERASED}
@@ -197,7 +203,7 @@ class View:
         ]
 
     def visible_entries(self, entry_ids: Collection[str]) -> dict[str, str]:
-        """Those of ``entry_ids`` that exist and may be seen, with the passages that they lead to."""
+        """Return those of ``entry_ids`` that exist and are visible, with the ids of their passages."""
         rows = self._select(
             f"""
             SELECT entry_id, passage_id FROM (
@@ -212,7 +218,10 @@ class View:
         return {row.entry_id: row.passage_id for row in rows}
 
     def vectors_of(self, passage_ids: Sequence[str], *, only_speakers: bool) -> dict[str, PassageVectors]:
-        """The vectors and speakers of passages, which must be such that may be seen; or their speakers only."""
+        """Return the vectors and numbers of authors of passages, or with ``only_speakers`` only the latter.
+
+        Does not check visibility: the caller passes visible passages.
+        """
         rows = self._select(
             f"""
             SELECT p.passage_id, {"NULL::bytea" if only_speakers else "p.vector"} AS own,
@@ -230,9 +239,10 @@ class View:
         }
 
     def speakers_around(self, passage_id: str, *, messages: int) -> dict[str, frozenset[str]]:
-        """Who speaks in a passage and in those from ``messages`` messages before it to as many after it.
+        """Return the author ids of a passage and of the passages near it, by passage id.
 
-        Author ids by passage id. All of them are in one channel, so that who may see one may see all.
+        Near are those that contain one of the ``messages`` messages before the passage or after it. All are in the same
+        channel, and so have the same visibility.
         """
         rows = self._select(
             """
@@ -242,7 +252,7 @@ class View:
                 WHERE (passage_id = %(passage)s OR message_id = (SELECT part_of FROM passages
                                                                  WHERE passage_id = %(passage)s))
                   AND NOT deleted)
-            -- Single values, not a join: PostgreSQL would sort all that the channel ever held.
+            -- Subqueries rather than a join, which would make PostgreSQL sort all messages of the channel.
             (SELECT passage_id, author_id FROM messages
              WHERE guild_id = %(guild)s AND channel_id = (SELECT channel_id FROM place)
                AND created_at < (SELECT first_at FROM place)
@@ -272,10 +282,10 @@ class View:
         return {found: frozenset(authors) for found, authors in people.items()}
 
     def messages_of(self, passage_ids: Sequence[str]) -> dict[str, list[PassageMessage]]:
-        """The messages of these passages in order, by passage, as they were written; what may not be seen is left out.
+        """Return the visible messages of these passages in order, by passage id, with their original text.
 
-        ``thread_title`` is the name of any channel. Of a long message, and of one with files, each passage has the part
-        that it was made of.
+        ``thread_title`` is the name of the channel, of whatever kind. A passage that is a part of a message or a file
+        has the text of that part.
         """
         columns = """m.message_id, nullif(m.guild_id, '') AS guild_id, m.channel_id, c.parent_channel_id,
                      c.kind AS channel_kind, c.name AS thread_title, m.author_id,
@@ -306,7 +316,7 @@ class View:
         return found
 
     def author_names(self, author_ids: Collection[str]) -> dict[str, str]:
-        """The latest name of each author in this guild; what people are called elsewhere is not for its readers."""
+        """Return the latest name of each author in this guild, by author id; names from other guilds are not used."""
         if not author_ids:
             return {}
         rows = self._select(
@@ -322,7 +332,7 @@ class View:
 
     def _select(self, statement: str, row_factory: Any = namedtuple_row, **parameters: Any) -> Sequence[Any]:
         values = {"guild": self._guild_id, "visible_channel_ids": self._visible_channel_ids, **parameters}
-        # A plan that is kept for any length of the lists is many times worse than one that was made for these.
+        # Not prepared, because a generic plan for lists of any length is many times slower.
         self._cursor.row_factory = row_factory  # type: ignore[attr-defined]  # psycopg's own
         self._cursor.execute(statement, values, prepare=False)  # type: ignore[call-arg]  # psycopg's own
         return self._cursor.fetchall()

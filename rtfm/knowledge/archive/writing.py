@@ -100,7 +100,10 @@ class ArchiveWriting:
     def channel_messages(self, place: Place, after: StoredMessage | None, *, limit: int) -> list[StoredMessage]:
         """Return the next ``limit`` messages of a channel that are not deleted, in order."""
         statement = (
-            select(*_MESSAGE_COLUMNS).where(_is_in_channel(place), ~messages.c.deleted).order_by(*_POSITION).limit(limit)
+            select(*_MESSAGE_COLUMNS)
+            .where(_is_in_channel(place), ~messages.c.deleted)
+            .order_by(*_POSITION)
+            .limit(limit)
         )
         if after is not None:
             statement = statement.where(messages.c.created_at >= after.created_at, tuple_(*_POSITION) > after.position)
@@ -207,10 +210,12 @@ def _write_messages(connection: Connection, change: Change) -> None:
         for message in sorted(change.messages, key=lambda message: message.message_id)
     ]
     connection.execute(statement, rows)
-    # Two records may put a message into different channels. If they are handled at the same time, the second fails here.
+    # Of two records that put a message into different channels and are handled at the same time, the second fails here.
     places = [(message.message_id, message.channel_id, message.guild_id) for message in change.messages]
     ids, channel_ids, guild_ids = zip(*places, strict=True)
-    moved = connection.execute(_FIND_MOVED, {"ids": list(ids), "channels": list(channel_ids), "guilds": list(guild_ids)})
+    moved = connection.execute(
+        _FIND_MOVED, {"ids": list(ids), "channels": list(channel_ids), "guilds": list(guild_ids)}
+    )
     if moved.first() is not None:
         raise InvalidEvent("a message must stay in the channel and guild in which it is known")
 

@@ -1,1 +1,1 @@
-"""Steps from one version of the archive's tables to the next, run by ``SqlArchive.migrate``."""
+"""The migrations of the archive's tables, run by ``SqlArchive.migrate``."""

@@ -1,10 +1,10 @@
-"""Alembic's entry point: runs the steps over the connection that ``SqlArchive.migrate`` hands in."""
+"""Alembic's entry point: runs the steps on the connection of ``SqlArchive.migrate``."""
 
 from __future__ import annotations
 
 from alembic import context
 
-# A transaction a step: one that makes an index beside others' work can be in none.
+# One transaction for each step, so that a step can leave it: CREATE INDEX CONCURRENTLY cannot run in a transaction.
 context.configure(
     connection=context.config.attributes["connection"], target_metadata=None, transaction_per_migration=True
 )

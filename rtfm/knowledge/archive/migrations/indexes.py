@@ -1,6 +1,7 @@
-"""Indexes that are made while others read and write.
+"""Creates indexes while others read and write.
 
-That cannot be done inside a transaction: a step that uses this does nothing else, so that it can be begun again.
+PostgreSQL cannot do that inside a transaction. A step that creates an index must do nothing else, so that it can be
+repeated.
 """
 
 from __future__ import annotations
@@ -11,17 +12,16 @@ from sqlalchemy import text
 from rtfm.knowledge.archive.database import LOCK_TIMEOUT_S
 
 INDEX_LOCK_TIMEOUT_S = 600
-"""How long transactions that began earlier are waited for. Nobody waits behind that, other than behind a step which
-changes a table."""
+"""Time to wait for earlier transactions. Unlike the wait for a table's lock, this one does not make others queue."""
 
 _VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"
 
 
 def create_index(name: str, definition: str) -> None:
-    """Make an index, which is there already only if it is whole. ``definition`` is what stands after ON."""
+    """Create an index unless it exists and is valid. ``definition`` is the SQL after ON."""
     with op.get_context().autocommit_block():
         op.execute(f"SET lock_timeout = '{INDEX_LOCK_TIMEOUT_S}s'")
-        # An attempt that was cut off leaves one behind that is kept up to date and never used.
+        # An interrupted attempt leaves an invalid index, which PostgreSQL updates but never uses.
         if op.get_bind().execute(text(_VALID), {"name": name}).scalar() is False:
             op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
         op.execute(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {definition}")

@@ -1,1 +1,1 @@
-"""One file for each step; a step that was released is never changed."""
+"""The steps of the migrations, one file each; a released step is never changed."""

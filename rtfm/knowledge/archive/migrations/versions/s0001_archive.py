@@ -1,6 +1,6 @@
 """The archive's tables and indexes.
 
-Nobody has a release yet: until the first one, this step is changed in place.
+This step is changed in place until the first release.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _STATEMENTS = (
     "CREATE INDEX passages_conversation ON passages (conversation_id)",
     "CREATE INDEX passages_acl ON passages (guild_id, acl_channel_id)",
     "CREATE INDEX passages_channel ON passages (channel_id)",
-    # Each search reads all that waits to be put in order, which is 4 MB by default, once a word.
+    # A search reads the whole pending list once for each word; PostgreSQL's default for its size is 4 MB.
     """
     CREATE INDEX passages_guild_terms ON passages USING gin ((terms || array_to_tsvector(ARRAY['guild:' || guild_id])))
         WITH (gin_pending_list_limit = 128)
@@ -150,6 +150,6 @@ _STATEMENTS = (
 
 
 def upgrade() -> None:
-    """Make the tables."""
+    """Create the tables and indexes."""
     for statement in _STATEMENTS:
         op.execute(statement)
