@@ -25,7 +25,7 @@ _log = get_logger(__name__)
 
 
 class Calibration:
-    """The calibration thread. ``with Calibration(knowledge) as calibration: …`` runs it; ``note`` is thread-safe."""
+    """The calibration thread. ``with Calibration(knowledge) as calibration: …`` runs it; ``enqueue`` is thread-safe."""
 
     def __init__(self, knowledge: Knowledge, *, retry_s: float = RETRY_S) -> None:
         self._knowledge = knowledge
@@ -44,7 +44,7 @@ class Calibration:
         self._guild_ids.put(None)
         self._thread.join(STOP_TIMEOUT_S)
 
-    def note(self, guild_ids: Collection[str]) -> None:
+    def enqueue(self, guild_ids: Collection[str]) -> None:
         """Queue guilds, to be calibrated if they have outgrown their floors; returns at once."""
         for guild_id in sorted(guild_ids):
             self._guild_ids.put(guild_id)
@@ -62,7 +62,7 @@ class Calibration:
                         )
             except TransientError as exc:
                 _log.warning("calibrating a floor failed, retrying", guild_id=guild_id, reason=str(exc), mend=exc.hint)
-                self.note([guild_id])
+                self.enqueue([guild_id])
                 self._stopping.wait(self._retry_s)
             except RtfmError as exc:
                 _log.warning("calibrating a floor failed", guild_id=guild_id, reason=str(exc), mend=exc.hint)

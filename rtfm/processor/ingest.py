@@ -43,11 +43,11 @@ class HasEvent(Protocol):
 class Ingest:
     """The handler of ``discord-messages``. Raises Unavailable when the archive or Chroma does not answer.
 
-    ``note_guilds`` is called with the guilds of changed messages, after the batch is written.
+    ``on_guilds_changed`` is called with the guilds of changed messages, after the batch is written.
     """
 
     knowledge: Knowledge
-    note_guilds: Callable[[Collection[str]], None] = lambda _: None
+    on_guilds_changed: Callable[[Collection[str]], None] = lambda _: None
 
     def __call__(self, records: Sequence[HasEvent]) -> list[Output]:
         """Handle a batch, without outputs. Raises InvalidEvent for an event that breaks a rule."""
@@ -67,7 +67,7 @@ class Ingest:
                 _log.info("a rebuild switched collections, repeating the batch", reason=str(exc))
         for change in changes:
             ARCHIVED.labels(change=change.value).inc()
-        self.note_guilds({message.guild_id for message in state.changed.values()})
+        self.on_guilds_changed({message.guild_id for message in state.changed.values()})
 
     def _write_batch(self, events: Sequence[DiscordMessage]) -> tuple[BatchState, list[MessageChange]]:
         """Write a batch, and return what it changed. Raises CollectionChanged if the batch must be repeated."""

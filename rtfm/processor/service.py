@@ -218,7 +218,7 @@ def _run_pipelines(settings: Settings, pipelines: Sequence[Pipeline], stop: Stop
     if any(thread.is_alive() for thread in threads):
         raise Unfinished(
             f"the remaining work was not finished within {settings.shutdown_grace_s:g} s",
-            hint="Nothing is lost: they are read again at the next start. Raise SHUTDOWN_GRACE_S to wait longer.",
+            hint="Nothing is lost: unfinished records are read again at the next start. Raise SHUTDOWN_GRACE_S to wait longer.",
         )
 
 
@@ -226,7 +226,7 @@ def _build_ingest(knowledge: Knowledge, closing: ExitStack) -> Handler:
     from rtfm.processor.calibration import Calibration
     from rtfm.processor.ingest import Ingest
 
-    return Ingest(knowledge=knowledge, note_guilds=closing.enter_context(Calibration(knowledge)).note)
+    return Ingest(knowledge=knowledge, on_guilds_changed=closing.enter_context(Calibration(knowledge)).enqueue)
 
 
 def _build_answering(settings: Settings, knowledge: Knowledge) -> Handler:

@@ -41,7 +41,7 @@ def grow(knowledge: Knowledge, calibration: Calibration, first: int, count: int)
         )
         for number in range(first, first + count)
     ]
-    Ingest(knowledge=knowledge, note_guilds=calibration.note)([Heard(event) for event in events])
+    Ingest(knowledge=knowledge, on_guilds_changed=calibration.enqueue)([Heard(event) for event in events])
 
 
 def calibrated_on(settings: Settings) -> int:

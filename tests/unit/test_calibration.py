@@ -42,9 +42,9 @@ def test_ingest_does_not_wait_for_a_calibration() -> None:
     """Guilds that are noted meanwhile have their turn afterwards."""
     floors = Floors()
     with calibration_of(floors) as calibration:
-        calibration.note(["1"])
+        calibration.enqueue(["1"])
         assert floors.done.acquire(timeout=WAIT_S)
-        calibration.note(["3", "2"])
+        calibration.enqueue(["3", "2"])
         floors.free.set()
         assert all(floors.done.acquire(timeout=WAIT_S) for _ in range(2))
     assert floors.asked == ["1", "2", "3"]
@@ -55,7 +55,7 @@ def test_a_guild_is_kept_while_a_store_does_not_answer() -> None:
     floors = Floors(failures=2)
     floors.free.set()
     with calibration_of(floors) as calibration:
-        calibration.note(["1"])
+        calibration.enqueue(["1"])
         assert all(floors.done.acquire(timeout=WAIT_S) for _ in range(3))
     assert floors.asked == ["1", "1", "1"]
 
@@ -67,5 +67,5 @@ def test_the_end_of_the_service_ends_the_thread() -> None:
     with calibration_of(floors):
         pass
     with calibration_of(floors) as calibration:
-        calibration.note(["1"])
+        calibration.enqueue(["1"])
     assert not [thread for thread in threading.enumerate() if thread.name == "calibration"]

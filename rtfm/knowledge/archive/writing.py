@@ -23,8 +23,8 @@ from rtfm.knowledge.archive.tsvectors import to_tsvector
 from rtfm.knowledge.words import terms
 from rtfm.visibility import ChannelFacts
 
-_MESSAGE_COLUMNS = [messages.c[one.name] for one in attrs.fields(StoredMessage)]
-_PASSAGE_COLUMNS = [passages.c[one.name] for one in attrs.fields(StoredPassage)]
+_MESSAGE_COLUMNS = [messages.c[field.name] for field in attrs.fields(StoredMessage)]
+_PASSAGE_COLUMNS = [passages.c[field.name] for field in attrs.fields(StoredPassage)]
 
 _POSITION = (messages.c.created_at, func.length(messages.c.message_id), messages.c.message_id)
 """``StoredMessage.position`` in SQL."""
@@ -310,8 +310,8 @@ _COUNT_TERMS = text(
 _DELETE_UNUSED_TERMS = text(
     """
     DELETE FROM document_frequencies AS known USING unnest(CAST(:guilds AS text[]), CAST(:terms AS text[]))
-        AS gone(guild_id, term)
-    WHERE (known.guild_id, known.term) = (gone.guild_id, gone.term) AND known.passages <= 0
+        AS unused(guild_id, term)
+    WHERE (known.guild_id, known.term) = (unused.guild_id, unused.term) AND known.passages <= 0
     """
 )
 
