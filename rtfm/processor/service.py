@@ -218,7 +218,7 @@ def _run_pipelines(settings: Settings, pipelines: Sequence[Pipeline], stop: Stop
     if any(thread.is_alive() for thread in threads):
         raise Unfinished(
             f"the remaining work was not finished within {settings.shutdown_grace_s:g} s",
-            hint="Nothing is lost: unfinished records are read again at the next start. Raise SHUTDOWN_GRACE_S to wait longer.",
+            hint="Nothing is lost: unfinished records are read again at the next start. SHUTDOWN_GRACE_S is the limit.",
         )
 
 
