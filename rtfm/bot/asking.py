@@ -12,7 +12,7 @@ from rtfm.events import BotQuery, DiscordMessage, TimestampMillis
 from rtfm.knowledge.archive import SqlArchive
 
 
-class QuestionSender:
+class OpenQuestionSender:
     """A sender for an outbox of questions."""
 
     def __init__(self, sender: Sender, archive: SqlArchive, *, clock_ms: Callable[[], TimestampMillis]) -> None:

@@ -42,11 +42,11 @@ discord.VoiceClient.warn_nacl = discord.VoiceClient.warn_dave = False  # no voic
 _ASK_IN_A_CHANNEL = "Please ask me in a channel of the server that you mean."
 
 
-class _ReconnectInALine(logging.Filter):
+class _ShortReconnectLogs(logging.Filter):
     """discord.py logs each lost connection as an error with its traceback; it connects again, so a warning will do."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and record.msg.startswith("Attempting a reconnect") and not _debugging():
+        if record.exc_info and record.msg.startswith("Attempting a reconnect") and not _is_debugging():
             error = record.exc_info[1]
             reason = str(error).partition("\n")[0]
             record.msg, record.args = f"{record.getMessage()} ({type(error).__name__}: {reason})", None
@@ -55,10 +55,10 @@ class _ReconnectInALine(logging.Filter):
         return True
 
 
-_RECONNECT_IN_A_LINE = _ReconnectInALine()
+_SHORT_RECONNECT_LOGS = _ShortReconnectLogs()
 
 
-def _debugging() -> bool:
+def _is_debugging() -> bool:
     return logging.getLogger(__name__).isEnabledFor(logging.DEBUG)
 
 
@@ -89,20 +89,20 @@ class RtfmClient(discord.Client):
             chunk_guilds_at_startup=False,
             member_cache_flags=discord.MemberCacheFlags.none(),
         )
-        logging.getLogger("discord.client").addFilter(_RECONNECT_IN_A_LINE)
+        logging.getLogger("discord.client").addFilter(_SHORT_RECONNECT_LOGS)
         Route.BASE = api or _DISCORD_API
         DiscordWebSocket.DEFAULT_GATEWAY = yarl.URL(gateway) if gateway else _DISCORD_GATEWAY
-        self._ask_for_gateway = api is not None and gateway is None
+        self._looks_up_gateway = api is not None and gateway is None
         self._publish = publish
         self._query_expiry_ms = int(query_expiry_s * 1000)
         self._connected = False
 
-    def trouble(self) -> str | None:
+    def not_ready_reason(self) -> str | None:
         """One line while there is no connection to the gateway, for readiness."""
         return None if self._connected else "not connected to Discord's gateway"
 
     async def setup_hook(self) -> None:
-        if self._ask_for_gateway:
+        if self._looks_up_gateway:
             _, address, _ = await self.http.get_bot_gateway()
             DiscordWebSocket.DEFAULT_GATEWAY = yarl.URL(address)
 
@@ -124,11 +124,11 @@ class RtfmClient(discord.Client):
 
     async def on_message(self, message: discord.Message) -> None:
         """Publish a new message, or ask the question that it is."""
-        if not messages.is_said_by_a_person(message):
+        if not messages.is_from_person(message):
             return
-        question = self._question(message)
+        question = self._find_question(message)
         if question is None:
-            self._publish_said(message, MessageChange.CREATED)
+            self._publish_message(message, MessageChange.CREATED)
         elif message.guild is None:
             await self._ask_directly(message, question)
         else:
@@ -137,16 +137,16 @@ class RtfmClient(discord.Client):
     async def on_raw_message_edit(self, payload: discord.RawMessageUpdateEvent) -> None:
         """Publish an edit; Discord also reports as one that it fetched a link's preview."""
         message = payload.message
-        if message.edited_at is not None and self._question(message) is None:
-            self._publish_said(message, MessageChange.EDITED)
+        if message.edited_at is not None and self._find_question(message) is None:
+            self._publish_message(message, MessageChange.EDITED)
 
     async def on_raw_message_delete(self, payload: discord.RawMessageDeleteEvent) -> None:
         """Publish a deletion."""
-        self._publish_deleted([payload.message_id], payload.channel_id, payload.guild_id)
+        self._publish_deletions([payload.message_id], payload.channel_id, payload.guild_id)
 
     async def on_raw_bulk_message_delete(self, payload: discord.RawBulkMessageDeleteEvent) -> None:
         """Publish a moderator's deletion of many messages."""
-        self._publish_deleted(sorted(payload.message_ids), payload.channel_id, payload.guild_id)
+        self._publish_deletions(sorted(payload.message_ids), payload.channel_id, payload.guild_id)
 
     async def on_error(self, event_method: str, /, *args: Any, **kwargs: Any) -> None:
         """Log what a handler could not do; without the event, which holds what people wrote."""
@@ -154,34 +154,34 @@ class RtfmClient(discord.Client):
         log.error("an event of Discord was not handled", handler=event_method, error=f"{type(error).__name__}")
         log.debug("traceback", exc_info=True)
 
-    def _publish_said(self, message: discord.Message, change: MessageChange) -> None:
-        event = messages.said(message, change)
+    def _publish_message(self, message: discord.Message, change: MessageChange) -> None:
+        event = messages.to_message_event(message, change)
         if event is None:
             IGNORED_EVENTS.labels(MESSAGES, "not_listened_to").inc()
         else:
             self._publish(MESSAGES, event)
 
-    def _publish_deleted(self, message_ids: list[int], channel_id: int, guild_id: int | None) -> None:
+    def _publish_deletions(self, message_ids: list[int], channel_id: int, guild_id: int | None) -> None:
         if guild_id is None:
             return
         guild = self.get_guild(guild_id)
         channel = guild.get_channel_or_thread(channel_id) if guild else None
         for message_id in message_ids:
-            self._publish(MESSAGES, messages.deleted(message_id, channel_id, guild_id, channel))
+            self._publish(MESSAGES, messages.to_deletion_event(message_id, channel_id, guild_id, channel))
 
-    def _question(self, message: discord.Message) -> triggers.Question | None:
+    def _find_question(self, message: discord.Message) -> triggers.FoundQuestion | None:
         role = message.guild.self_role if message.guild else None
         return triggers.find_question(
-            triggers.Incoming(
+            triggers.IncomingMessage(
                 content=message.content,
                 bot_id=str(self._own_id()),
                 bot_role_ids=(str(role.id),) if role else (),
-                replies_to_bot=self._replied_to(message) is not None,
+                replies_to_bot=self._find_replied_message(message) is not None,
                 direct=message.guild is None,
             )
         )
 
-    def _replied_to(self, message: discord.Message) -> discord.Message | None:
+    def _find_replied_message(self, message: discord.Message) -> discord.Message | None:
         """The bot's own message that ``message`` replies to."""
         resolved = message.reference.resolved if message.reference else None
         if isinstance(resolved, discord.Message) and resolved.author.id == self._own_id():
@@ -191,7 +191,7 @@ class RtfmClient(discord.Client):
     def _own_id(self) -> int:
         return self.user.id if self.user else 0
 
-    async def _ask_in_channel(self, message: discord.Message, question: triggers.Question) -> None:
+    async def _ask_in_channel(self, message: discord.Message, question: triggers.FoundQuestion) -> None:
         channel = message.channel
         if not isinstance(channel, discord.TextChannel | discord.Thread):
             IGNORED_EVENTS.labels(QUERIES, "not_listened_to").inc()
@@ -199,19 +199,19 @@ class RtfmClient(discord.Client):
             await message.reply(EMPTY_QUESTION, mention_author=False)
         else:
             self._publish_query(
-                message, question, channel.guild.id, Audience.PUBLIC, visibility.visible_to_readers_of(channel)
+                message, question, channel.guild.id, Audience.PUBLIC, visibility.channels_visible_to_readers(channel)
             )
             with contextlib.suppress(discord.HTTPException, aiohttp.ClientError, OSError):
                 await channel.typing()
 
-    async def _ask_directly(self, message: discord.Message, question: triggers.Question) -> None:
-        guild = await self._only_guild_of(message.author)
+    async def _ask_directly(self, message: discord.Message, question: triggers.FoundQuestion) -> None:
+        guild = await self._find_only_guild(message.author)
         if guild is None or not question.text:
             await message.channel.send(_ASK_IN_A_CHANNEL if guild is None else EMPTY_QUESTION)
         else:
-            self._publish_query(message, question, guild.id, Audience.ASKER, visibility.visible_to_all(guild))
+            self._publish_query(message, question, guild.id, Audience.ASKER, visibility.channels_visible_to_everyone(guild))
 
-    async def _only_guild_of(self, person: discord.abc.User) -> discord.Guild | None:
+    async def _find_only_guild(self, person: discord.abc.User) -> discord.Guild | None:
         """The bot's guild, when it has one and ``person`` is a member; who has left reads nothing any more."""
         if len(self.guilds) != 1:
             return None
@@ -224,13 +224,13 @@ class RtfmClient(discord.Client):
     def _publish_query(
         self,
         message: discord.Message,
-        question: triggers.Question,
+        question: triggers.FoundQuestion,
         guild_id: int,
         audience: Audience,
         visible_channel_ids: list[str],
     ) -> None:
         asked_at = created_at(message.id)
-        answered = self._replied_to(message)
+        answered = self._find_replied_message(message)
         self._publish(
             QUERIES,
             BotQuery(

@@ -31,14 +31,14 @@ from rtfm.telemetry import IGNORED_EVENTS, RESPONSES_DELIVERED, get_logger
 log = get_logger(__name__)
 
 # Discord promises to know a nonce for "the past few minutes"; within this, a second send cannot make a second reply.
-NONCE_HOLDS_MS = 60_000
-_SEARCHED_MESSAGES = 1_000
+NONCE_VALID_MS = 60_000
+_MAX_SEARCHED_MESSAGES = 1_000
 _TIMEOUT_S = 15.0  # less than the grace of a shutdown, which waits for replies under way
 _CLOCK_SKEW_MS = 60_000
-_HOLDS_AN_ANSWER = (Outcome.ANSWERED, Outcome.EXTRACTED)
+_OUTCOMES_WITH_ANSWER = (Outcome.ANSWERED, Outcome.EXTRACTED)
 
 
-class _Refused(Exception):
+class _ReplyRefused(Exception):
     """Discord will never take the reply."""
 
 
@@ -65,7 +65,7 @@ class ReplyDelivery:
             # Another service's, the console's, one that is answered already, or a forged one.
             IGNORED_EVENTS.labels(RESPONSES, "no_open_question").inc()
             return
-        if (field := _differing_field(question, response)) is not None:
+        if (field := _find_differing_field(question, response)) is not None:
             IGNORED_EVENTS.labels(RESPONSES, f"another_{field}").inc()
             log.warning(
                 "a response differs from its question, it is not posted", field=field, query_id=question.query_id
@@ -73,19 +73,19 @@ class ReplyDelivery:
             return
         self._check_gateway()
         try:
-            async with _discord_errors(question), asyncio.timeout(_TIMEOUT_S):
+            async with _translated_errors(question), asyncio.timeout(_TIMEOUT_S):
                 result = await self._post(response, late=self._clock_ms() > question.expires_at)
         except (discord.Forbidden, discord.NotFound) as exc:
             result = "forbidden" if isinstance(exc, discord.Forbidden) else "gone"
             log.warning("a reply could not be posted", result=result, query_id=question.query_id, code=exc.code)
-        except _Refused:
+        except _ReplyRefused:
             result = "refused"
         await asyncio.to_thread(self._archive.questions.close, question.query_id)
         RESPONSES_DELIVERED.labels(result).inc()
 
     def _check_gateway(self) -> None:
-        if (trouble := self._client.trouble()) is not None:
-            raise Unavailable("Discord", trouble)
+        if (reason := self._client.not_ready_reason()) is not None:
+            raise Unavailable("Discord", reason)
 
     async def _post(self, response: BotResponse, *, late: bool) -> str:
         guild = self._client.get_guild(int(response.guild_id)) if response.guild_id else None
@@ -93,7 +93,7 @@ class ReplyDelivery:
             return "gone"
         if guild is not None and guild.unavailable:
             raise Unavailable("Discord", f"guild {guild.id} is not available on Discord now")
-        citations = await visibility.as_discord_has_them(guild, response.citations)
+        citations = await visibility.refresh_citation_channels(guild, response.citations)
         response = attrs.evolve(response, citations=citations)
         if response.audience is Audience.PUBLIC:
             channel = (guild and guild.get_channel_or_thread(int(response.channel_id))) or (
@@ -101,10 +101,10 @@ class ReplyDelivery:
             )
             if not isinstance(channel, discord.TextChannel | discord.Thread):
                 return "gone"
-            visible = visibility.visible_to_readers_of(channel)
+            visible = visibility.channels_visible_to_readers(channel)
             return await self._send(response, channel, visible, late=late)
         asker = await self._client.create_dm(discord.Object(int(response.asker_id)))
-        return await self._send(response, asker, visibility.visible_to_all(guild) if guild else [], late=late)
+        return await self._send(response, asker, visibility.channels_visible_to_everyone(guild) if guild else [], late=late)
 
     async def _send(
         self,
@@ -116,19 +116,19 @@ class ReplyDelivery:
     ) -> str:
         answer = replies.compose(response)
         if late and response.outcome is not Outcome.EXPIRED:
-            parts, result = [replies.line(Outcome.EXPIRED)], "late"
-        elif not _may_show(response, visible):
+            parts, result = [replies.outcome_text(Outcome.EXPIRED)], "late"
+        elif not _can_show(response, visible):
             parts, result = [replies.NO_LONGER_SHOWN], "withheld"
         else:
             parts, result = answer, "posted"
-        reference = self._reference(response, channel)
-        done = await self._parts_already_there(response, channel, reference, [answer, parts, [replies.SOURCE_REMOVED]])
+        reference = self._build_reference(response, channel)
+        done = await self._count_posted_parts(response, channel, reference, [answer, parts, [replies.SOURCE_REMOVED]])
         if done >= len(parts):
             return "already_there"
         for number, part in enumerate(parts[done:], start=done):
             self._check_gateway()
             # Each time: looking for earlier parts and waiting for Discord's limits take seconds.
-            if result == "posted" and await self._is_removed(response):
+            if result == "posted" and await self._has_removed_source(response):
                 result = "removed"
                 if number:
                     break
@@ -140,19 +140,19 @@ class ReplyDelivery:
                 suppress_embeds=True,
                 reference=cast("discord.MessageReference", reference),  # None is taken, but not in its overloads
             )
-            await self._record(response, number, posted)
+            await self._record_part(response, number, posted)
             if result == "removed":
                 break
         return result
 
-    async def _is_removed(self, response: BotResponse) -> bool:
+    async def _has_removed_source(self, response: BotResponse) -> bool:
         """Whether a message that the answer rests on was deleted or erased by now."""
         try:
             return bool(await asyncio.to_thread(self._archive.removals.removed, rests_on(response)))
         except InvalidEvent:
             return True  # what PostgreSQL cannot store is the id of no message
 
-    async def _record(self, response: BotResponse, part: int, posted: discord.Message) -> None:
+    async def _record_part(self, response: BotResponse, part: int, posted: discord.Message) -> None:
         await asyncio.to_thread(
             self._archive.record_sent,
             response.query_id,
@@ -162,14 +162,14 @@ class ReplyDelivery:
             sent_at=self._clock_ms(),
         )
 
-    def _reference(self, response: BotResponse, channel: discord.abc.Snowflake) -> discord.MessageReference | None:
+    def _build_reference(self, response: BotResponse, channel: discord.abc.Snowflake) -> discord.MessageReference | None:
         if response.query_message_id is None or str(channel.id) != response.channel_id:
             return None
         return discord.MessageReference(
             message_id=int(response.query_message_id), channel_id=channel.id, fail_if_not_exists=False
         )
 
-    async def _parts_already_there(
+    async def _count_posted_parts(
         self,
         response: BotResponse,
         channel: discord.TextChannel | discord.Thread | discord.DMChannel,
@@ -180,15 +180,15 @@ class ReplyDelivery:
 
         The channel is searched when that can be longer ago than Discord knows nonces.
         """
-        recorded = await asyncio.to_thread(self._recorded_parts, response.query_id)
-        if self._clock_ms() - response.answered_at < NONCE_HOLDS_MS:
+        recorded = await asyncio.to_thread(self._count_recorded_parts, response.query_id)
+        if self._clock_ms() - response.answered_at < NONCE_VALID_MS:
             return recorded
         after = snowflake_at(TimestampMillis(response.answered_at - _CLOCK_SKEW_MS))
         own_id = self._client.user.id if self._client.user else 0
         wanted, found = max(map(len, versions)), 0
         try:
             async for message in channel.history(
-                limit=_SEARCHED_MESSAGES, after=discord.Object(after), oldest_first=True
+                limit=_MAX_SEARCHED_MESSAGES, after=discord.Object(after), oldest_first=True
             ):
                 texts = {parts[found].strip() for parts in versions if found < len(parts)}
                 if message.author.id == own_id and _is_part(message, reference, texts):
@@ -199,14 +199,14 @@ class ReplyDelivery:
             log.warning("an earlier reply cannot be looked for without the right to read history", channel=channel.id)
         return max(recorded, found)
 
-    def _recorded_parts(self, query_id: str) -> int:
+    def _count_recorded_parts(self, query_id: str) -> int:
         number = 0
         while self._archive.sent(query_id, number) is not None:
             number += 1
         return number
 
 
-def _differing_field(question: OpenQuestion, response: BotResponse) -> str | None:
+def _find_differing_field(question: OpenQuestion, response: BotResponse) -> str | None:
     """What of ``response`` is not as ``question`` has it, as a word; None when it answers the question."""
     pairs = {
         "guild": (question.guild_id, response.guild_id),
@@ -218,10 +218,10 @@ def _differing_field(question: OpenQuestion, response: BotResponse) -> str | Non
     return next((word for word, (asked, answered) in pairs.items() if asked != answered), None)
 
 
-def _may_show(response: BotResponse, visible: list[str]) -> bool:
-    if response.outcome in _HOLDS_AN_ANSWER and not response.retrieved:
+def _can_show(response: BotResponse, visible: list[str]) -> bool:
+    if response.outcome in _OUTCOMES_WITH_ANSWER and not response.retrieved:
         return False  # nothing says whose messages it rests on
-    return visibility.may_show(response.citations, response.retrieved, visible)
+    return visibility.can_show(response.citations, response.retrieved, visible)
 
 
 def _is_part(message: discord.Message, reference: discord.MessageReference | None, texts: set[str]) -> bool:
@@ -231,7 +231,7 @@ def _is_part(message: discord.Message, reference: discord.MessageReference | Non
 
 
 @contextlib.asynccontextmanager
-async def _discord_errors(question: OpenQuestion) -> AsyncIterator[None]:
+async def _translated_errors(question: OpenQuestion) -> AsyncIterator[None]:
     """Discord's errors as ours, but for 403 and 404, which are answers."""
     try:
         yield
@@ -243,4 +243,4 @@ async def _discord_errors(question: OpenQuestion) -> AsyncIterator[None]:
         if exc.status in (401, 429):
             raise Unavailable("Discord", f"Discord refuses requests now: {exc.status}") from exc
         log.warning("Discord refused a reply", query_id=question.query_id, status=exc.status, code=exc.code)
-        raise _Refused from exc
+        raise _ReplyRefused from exc

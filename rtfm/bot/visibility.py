@@ -20,10 +20,10 @@ from rtfm.visibility import readable
 # Voice and stage channels ask for another permission to be read; they are not listened to either.
 ReadableChannel = discord.TextChannel | discord.ForumChannel
 
-_NO_SUCH_CHANNEL = (400, 403, 404)
+_NO_CHANNEL_STATUSES = (400, 403, 404)
 
 
-def visible_to_readers_of(destination: discord.TextChannel | discord.Thread) -> list[str]:
+def channels_visible_to_readers(destination: discord.TextChannel | discord.Thread) -> list[str]:
     """Ids of the channels that everybody who can read ``destination`` can read, sorted.
 
     Age-restricted channels are left out unless the destination is one. Empty when the destination is a thread whose
@@ -37,8 +37,8 @@ def visible_to_readers_of(destination: discord.TextChannel | discord.Thread) -> 
         str(other.id)
         for other in _readable_channels(channel.guild)
         if (channel.is_nsfw() or not other.is_nsfw())
-        and _history_is_open(other)
-        and (_is_open(other) or _view_rules(other) == rules)
+        and _has_open_history(other)
+        and (_is_visible_to_everyone(other) or _view_rules(other) == rules)
     }
     if isinstance(destination, discord.Thread) and destination.is_private():
         # Its readers are its members, and moderators who may open every thread.
@@ -46,21 +46,21 @@ def visible_to_readers_of(destination: discord.TextChannel | discord.Thread) -> 
     return sorted(found)
 
 
-def visible_to_all(guild: discord.Guild) -> list[str]:
+def channels_visible_to_everyone(guild: discord.Guild) -> list[str]:
     """Ids of the channels that every member of ``guild`` can read, sorted, without age-restricted ones."""
     return sorted(
         str(channel.id)
         for channel in _readable_channels(guild)
-        if not channel.is_nsfw() and _is_open(channel) and _history_is_open(channel)
+        if not channel.is_nsfw() and _is_visible_to_everyone(channel) and _has_open_history(channel)
     )
 
 
-def may_show(
+def can_show(
     citations: Iterable[Citation], retrieved: Iterable[RetrievedPassage], visible_channel_ids: Iterable[str]
 ) -> bool:
     """Whether everything behind an answer, cited or only looked at, stands where its readers can read.
 
-    The citations are those of ``as_discord_has_them``.
+    The citations are those of ``refresh_citation_channels``.
     """
     visible = set(visible_channel_ids)
     return all(
@@ -70,7 +70,7 @@ def may_show(
     ) and all(passage.kind is SourceKind.MESSAGE and passage.acl_channel_id in visible for passage in retrieved)
 
 
-async def as_discord_has_them(guild: discord.Guild | None, citations: Iterable[Citation]) -> list[Citation]:
+async def refresh_citation_channels(guild: discord.Guild | None, citations: Iterable[Citation]) -> list[Citation]:
     """``citations`` with what Discord itself says of their channels, whatever they say.
 
     A source whose channel Discord does not show to the bot, or not in ``guild``, becomes one of UNKNOWN kind, which
@@ -82,9 +82,9 @@ async def as_discord_has_them(guild: discord.Guild | None, citations: Iterable[C
         channel_id = citation.channel_id
         if channel_id not in channels:
             is_of_guild = guild is not None and citation.guild_id == str(guild.id)
-            channels[channel_id] = await _channel(guild, channel_id) if guild and is_of_guild else None
+            channels[channel_id] = await _find_channel(guild, channel_id) if guild and is_of_guild else None
         channel = channels[channel_id]
-        kind, parent_channel_id = messages.place_of(channel)
+        kind, parent_channel_id = messages.classify_channel(channel)
         found.append(
             attrs.evolve(
                 citation,
@@ -96,7 +96,7 @@ async def as_discord_has_them(guild: discord.Guild | None, citations: Iterable[C
     return found
 
 
-async def _channel(guild: discord.Guild, channel_id: str | None) -> object | None:
+async def _find_channel(guild: discord.Guild, channel_id: str | None) -> object | None:
     if channel_id is None or not is_snowflake(channel_id):
         return None
     if channel := guild.get_channel_or_thread(int(channel_id)):
@@ -107,7 +107,7 @@ async def _channel(guild: discord.Guild, channel_id: str | None) -> object | Non
     except discord.InvalidData:  # of another guild
         return None
     except discord.HTTPException as exc:
-        if exc.status in _NO_SUCH_CHANNEL:
+        if exc.status in _NO_CHANNEL_STATUSES:
             return None
         raise
 
@@ -116,7 +116,7 @@ def _readable_channels(guild: discord.Guild) -> list[ReadableChannel]:
     return [channel for channel in guild.channels if isinstance(channel, ReadableChannel)]
 
 
-def _is_open(channel: ReadableChannel) -> bool:
+def _is_visible_to_everyone(channel: ReadableChannel) -> bool:
     """Whether every member sees ``channel``."""
     rules = _view_rules(channel)
     everyone = channel.guild.default_role
@@ -136,7 +136,7 @@ def _view_rules(channel: ReadableChannel) -> dict[int, bool]:
     }
 
 
-def _history_is_open(channel: ReadableChannel) -> bool:
+def _has_open_history(channel: ReadableChannel) -> bool:
     """Whether whoever sees ``channel`` can read what was said there earlier."""
     everyone = channel.guild.default_role
     allowed = channel.overwrites_for(everyone).read_message_history

@@ -241,7 +241,7 @@ def _answering(settings: Settings, knowledge: Knowledge) -> Handler:
         clock=now_ms,
         passages_per_answer=settings.passages_per_answer,
         model_timeout_s=settings.gemini_timeout_s,
-        standing=knowledge.archive.answers.standing,
+        still_readable=knowledge.archive.answers.standing,
     )
     _log.info("answering", by="extract" if model is None else model.name)
     return Answering(answerer=answerer, archive=knowledge.archive)
