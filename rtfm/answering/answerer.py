@@ -1,8 +1,8 @@
 """``Answerer`` turns a question into an answer.
 
-Owns the order of the steps: expiry, visibility, retrieval, the model, the extract. Promises an answer for every question
-while the stores are available: if the model fails, the answer is an extract; a defect fails one question, not the
-service.
+Owns the order of the steps: expiry, visibility, retrieval, the model, the extract. Promises an answer for every
+question while the stores are available: if the model fails, the answer is an extract, and a defect fails one question,
+not the service.
 """
 
 from __future__ import annotations

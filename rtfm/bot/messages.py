@@ -1,7 +1,7 @@
-"""From what Discord reports to the events of ``discord-messages``.
+"""Turns Discord's messages into the events of ``discord-messages``.
 
-Promises an event only for what people said: default messages and replies in text channels, threads and forum posts
-of guilds. Bots, webhooks, joins, pins, voice channels and direct messages give none.
+Only what people wrote becomes an event: default messages and replies in text channels, threads and forum posts of
+guilds. Messages of bots and webhooks, joins, pins, voice channels and direct messages do not.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from rtfm.clock import now_ms
 from rtfm.discord_ids import created_at
 from rtfm.events import Attachment, ChannelKind, DiscordMessage, MessageChange, MessageSource, TimestampMillis
 
-# Most answers are replies; a bot that reads only default messages never sees them.
 PERSON_MESSAGE_TYPES = frozenset({discord.MessageType.default, discord.MessageType.reply})
+"""Types of messages that people write. Most answers are replies."""
+
 _UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def is_from_person(message: discord.Message) -> bool:
-    """Whether ``message`` is something that a person said."""
+    """Whether a person wrote ``message``."""
     return message.type in PERSON_MESSAGE_TYPES and not message.author.bot and message.webhook_id is None
 
 
 def to_message_event(message: discord.Message, change: MessageChange) -> DiscordMessage | None:
-    """The event for a message that was written or edited, or None for what is not listened to."""
+    """Return the event for a new or edited message, or None for one that is not published."""
     kind, parent_channel_id = classify_channel(message.channel)
     if message.guild is None or kind is ChannelKind.UNKNOWN or not is_from_person(message):
         return None
@@ -60,7 +61,10 @@ def to_message_event(message: discord.Message, change: MessageChange) -> Discord
 
 
 def to_deletion_event(message_id: int, channel_id: int, guild_id: int, channel: object | None) -> DiscordMessage:
-    """The event for a message that is gone; Discord names it by its ids only. ``channel`` is what we know of it."""
+    """Return the event for a deleted message, of which Discord reports only the ids.
+
+    ``channel`` is the client's channel object, or None if the client does not know the channel.
+    """
     kind, parent_channel_id = classify_channel(channel)
     return DiscordMessage(
         message_id=str(message_id),
@@ -76,7 +80,7 @@ def to_deletion_event(message_id: int, channel_id: int, guild_id: int, channel: 
 
 
 def classify_channel(channel: object | None) -> tuple[ChannelKind, str | None]:
-    """What kind of channel it is, and the id of a thread's parent."""
+    """Return the kind of ``channel``, and the parent's id if it is a thread."""
     match channel:
         case discord.TextChannel():
             return ChannelKind.TEXT, None

@@ -1,8 +1,8 @@
-"""Events on their way from Discord's event loop to Kafka.
+"""Queues events between Discord's event loop and Kafka.
 
-``offer`` never blocks; one thread hands events to the producer in order and keeps each until a broker has it. While
-Kafka or the registry is down the outbox fills; what comes after it is full is dropped, counted and shown by readiness.
-Failed events are sent again, in their order, after all that was under way has been settled.
+``offer`` never blocks. One thread sends the events in order and keeps each until a broker acknowledged it. While Kafka
+or the registry is down, the outbox fills; once it is full, new events are dropped, counted and reported by readiness.
+Failed events are sent again in their order, after all events in flight were acknowledged or failed.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from rtfm.errors import PermanentError, RtfmError
 from rtfm.events import BotQuery, DiscordMessage
 from rtfm.telemetry import IGNORED_EVENTS, OUTBOX_EVENTS, get_logger
 
-LIMIT = 10_000  # events; some 20 MB
+LIMIT = 10_000  # events; about 20 MB
 _RETRY_S = 1.0
 
 log = get_logger(__name__)
 
 
 class Acknowledgement(Protocol):
-    """What became of a record, as the producer tells it."""
+    """The outcome of sending a record, from the producer."""
 
     @property
     def error(self) -> str | None:
-        """One line when no broker has the record."""
+        """One line if no broker has the record, else None."""
 
 
 class Sender(Protocol):
-    """The part of the event producer that is used here."""
+    """The part of the event producer that the outbox uses."""
 
     def send(
         self, topic: str, event: DiscordMessage | BotQuery, *, on_delivery: Callable[[Acknowledgement], None]
     ) -> None:
-        """Hand over one event; may wait for room."""
+        """Send one event; may wait for room."""
 
 
 @frozen
@@ -51,7 +51,7 @@ class _QueuedEvent:
 
 
 class Outbox:
-    """A bounded queue in front of the producer; safe to use from any thread."""
+    """A bounded queue in front of the producer. Thread-safe."""
 
     def __init__(self, sender: Sender, *, limit: int = LIMIT, retry_s: float = _RETRY_S) -> None:
         self._sender = sender
@@ -69,16 +69,16 @@ class Outbox:
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
 
     def start(self) -> None:
-        """Begin to send."""
+        """Start the thread that sends."""
         self._thread.start()
 
     def offer(self, topic: str, event: DiscordMessage | BotQuery) -> bool:
-        """Take ``event`` to be sent, at once; False when there is no room and it was dropped."""
+        """Queue ``event`` without blocking; return False if the outbox is full and the event was dropped."""
         with self._changed:
             if self._size() >= self._limit:
                 IGNORED_EVENTS.labels(topic, "outbox_full").inc()
                 if not self._dropping:
-                    log.error("the outbox is full, events are dropped", events=self._size(), not_ready_reason=self._problem)
+                    log.error("the outbox is full, dropping events", events=self._size(), error=self._problem)
                 self._dropping = True
                 return False
             self._dropping = False
@@ -88,14 +88,14 @@ class Outbox:
             return True
 
     def not_ready_reason(self) -> str | None:
-        """One line when events do not get through, for readiness."""
+        """Return why events are not sent, or None if they are."""
         with self._changed:
             if self._dropping:
                 return f"the outbox is full ({self._size()} events): {self._problem or 'Kafka is too slow'}"
             return self._problem
 
     def close(self, timeout_s: float) -> int:
-        """Wait up to ``timeout_s`` until all is sent, then stop; gives the number of events that were not."""
+        """Wait up to ``timeout_s`` until all events are sent, then stop; return the number of unsent events."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
             self._changed.wait_for(lambda: not self._size(), timeout=max(0.0, deadline - time.monotonic()))
@@ -107,7 +107,7 @@ class Outbox:
         return len(self._waiting) + len(self._in_flight) + len(self._failed)
 
     def _notify_change(self) -> None:
-        # The gauge is the sum over the outboxes of the process.
+        # The gauge is the sum of all outboxes of the process.
         OUTBOX_EVENTS.inc(self._size() - self._gauge_value)
         self._gauge_value = self._size()
         self._changed.notify_all()
@@ -117,8 +117,8 @@ class Outbox:
             try:
                 self._sender.send(queued.topic, queued.event, on_delivery=partial(self._on_delivery, queued))
             except PermanentError as exc:
-                # It will not fit its contract the next time either.
-                log.error("an event cannot be sent and is dropped", topic=queued.topic, error=str(exc))
+                # Another attempt would fail in the same way.
+                log.error("event cannot be sent, dropped", topic=queued.topic, error=str(exc))
                 IGNORED_EVENTS.labels(queued.topic, "unsendable").inc()
                 with self._changed:
                     self._in_flight.pop(queued.number, None)
@@ -130,7 +130,7 @@ class Outbox:
         with self._changed:
             while not self._closed:
                 if self._failed and not self._in_flight:
-                    # Kept in the queue while waiting, so that `close` and readiness count them.
+                    # In the queue while waiting, so that `close` and readiness count them.
                     self._waiting.extendleft(sorted(self._failed, key=lambda queued: queued.number, reverse=True))
                     self._failed.clear()
                     self._changed.wait_for(lambda: self._closed, timeout=self._retry_s)
@@ -149,16 +149,16 @@ class Outbox:
         with self._changed:
             self._in_flight.pop(queued.number, None)
             if self._problem is not None:
-                log.info("events get through again")
+                log.info("events are sent again")
                 self._problem = None
             self._notify_change()
 
-    def _keep_for_retry(self, queued: _QueuedEvent, not_ready_reason: str) -> None:
+    def _keep_for_retry(self, queued: _QueuedEvent, error: str) -> None:
         with self._changed:
             if self._in_flight.pop(queued.number, None) is None:
                 return
             if self._problem is None:
-                log.warning("events do not get through, they are kept and tried again", error=not_ready_reason)
-            self._problem = not_ready_reason
+                log.warning("sending events fails, they are kept and retried", error=error)
+            self._problem = error
             self._failed.append(queued)
             self._notify_change()

@@ -1,8 +1,7 @@
-"""What is a question to the bot, decided from plain values: no Discord objects, no I/O.
+"""Decides whether a message is a question to the bot, from plain values: no Discord objects, no I/O.
 
-A message is a question when it starts with ``!rtfm``, mentions the bot in its own words (or the role that Discord
-makes for the bot), replies to the bot, or comes by direct message. Mentions inside code or quoted lines are talk
-about the bot, not to it.
+A message is a question if it starts with ``!rtfm``, mentions the bot (or the role that Discord makes for the bot),
+replies to the bot, or is a direct message. Mentions inside code or quoted lines do not count.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _SPACES = re.compile(r"[ \t]+")
 
 @frozen(kw_only=True)
 class IncomingMessage:
-    """What decides whether a message is a question."""
+    """The facts about a message that decide whether it is a question."""
 
     content: str
     bot_id: str
@@ -36,16 +35,16 @@ class IncomingMessage:
 
 @frozen(kw_only=True)
 class FoundQuestion:
-    """A question to the bot; ``text`` is empty when only the bot's name was said."""
+    """A question to the bot; ``text`` is empty if the message only names the bot."""
 
     text: str
     origin: QueryOrigin
 
 
 def find_question(message: IncomingMessage) -> FoundQuestion | None:
-    """The question that ``message`` asks the bot, or None.
+    """Return the question that ``message`` asks the bot, or None.
 
-    A reply to the bot of up to three words and without a question mark ("thanks a lot") is talk.
+    A reply to the bot of at most three words without a question mark ("thanks a lot") is not a question.
     """
     if prefix := _PREFIX.match(message.content):
         return FoundQuestion(text=_tidy(message.content[prefix.end() :]), origin=QueryOrigin.COMMAND)
@@ -60,8 +59,8 @@ def find_question(message: IncomingMessage) -> FoundQuestion | None:
 
 
 def _is_mentioned(message: IncomingMessage) -> bool:
-    said = _CODE_OR_QUOTE.sub(" ", message.content)
-    return any(_names_bot(match, message) for match in _MENTION.finditer(said))
+    own_words = _CODE_OR_QUOTE.sub(" ", message.content)
+    return any(_names_bot(match, message) for match in _MENTION.finditer(own_words))
 
 
 def _without_bot(content: str, message: IncomingMessage) -> str:
