@@ -74,7 +74,7 @@ STANDALONE_SCHEMA: Mapping[str, Any] = {
 """The form of a rewritten question."""
 
 _LEAK_RUN_WORDS = 8
-"""An answer that has this many consecutive words of the instructions repeats them; chance does not give so many."""
+"""An answer with this many consecutive words of the instructions counts as a leak; none has so many by chance."""
 
 _WORD = re.compile(r"\w+")
 

@@ -144,7 +144,7 @@ async def _run(
         finally:
             draining.set()
             stop.set()
-            # Replies under way need the client, so it is closed after them.
+            # Unfinished replies need the client, so it is closed after them.
             await asyncio.wait({responses})
     for task in (gateway, responses):
         if task.done():
