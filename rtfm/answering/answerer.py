@@ -57,7 +57,7 @@ StillReadable = Callable[[Collection[str]], Collection[str]]
 
 MODEL_TIMEOUT_S = 20.0
 MAX_SOURCE_WORDS = 1_200
-"""Words of found passages that an answer can rest on, with eight sources."""
+"""Words of the found passages that an answer is made from, with eight sources."""
 
 _REWRITING_TIME_SHARE = 0.4
 """Share of the model's time for rewriting a follow-up; the answer needs the larger part."""
@@ -95,7 +95,7 @@ class _PreparedQuestion:
     listed: frozenset[str]
     files: Sequence[TextFile]
     deadline: TimestampMillis
-    paid: Sequence[Completion] = ()
+    completions: Sequence[Completion] = ()
 
 
 class Answerer:
@@ -169,7 +169,7 @@ class Answerer:
         """Build the response to ``query`` from ``draft``, and count it."""
         ANSWERS.labels(outcome=draft.outcome.value).inc()
         answered_at = self._clock()
-        paid = draft.completions
+        completions = draft.completions
         return BotResponse(
             query_id=query.query_id,
             guild_id=query.guild_id,
@@ -185,8 +185,8 @@ class Answerer:
             citations=list(draft.citations),
             retrieved=[_to_retrieved_passage(passage) for passage in draft.passages],
             model=draft.model,
-            prompt_tokens=_sum_known([completion.prompt_tokens for completion in paid]),
-            output_tokens=_sum_known([completion.output_tokens for completion in paid]),
+            prompt_tokens=_sum_known([completion.prompt_tokens for completion in completions]),
+            output_tokens=_sum_known([completion.output_tokens for completion in completions]),
             answered_at=answered_at,
             elapsed_ms=max(answered_at - read_at, 0),
         )
@@ -208,7 +208,9 @@ class Answerer:
         )
         passages = sources.select_usable(found.packed(MAX_SOURCE_WORDS)[: self._limit], query)
         if not passages:
-            return _Draft(outcome=Outcome.NOT_FOUND, reason=OutcomeReason.NOTHING_NEAR, completions=question.paid)
+            return _Draft(
+                outcome=Outcome.NOT_FOUND, reason=OutcomeReason.NOTHING_NEAR, completions=question.completions
+            )
         return self._recheck_sources(question, passages, self._write_or_quote(question, passages))
 
     def _prepare_question(self, query: BotQuery, now: TimestampMillis) -> _PreparedQuestion:
@@ -230,7 +232,7 @@ class Answerer:
             self._model,
             timeout_s=(deadline - now) / 1000 * _REWRITING_TIME_SHARE,
         )
-        return attrs.evolve(question, text=text, paid=[completion] if completion else [])
+        return attrs.evolve(question, text=text, completions=[completion] if completion else [])
 
     def _write_or_quote(self, question: _PreparedQuestion, passages: Sequence[Passage]) -> _Draft:
         if self._model is None:
@@ -247,13 +249,13 @@ class Answerer:
         """Return the model's answer. Raises RtfmError if there is no usable one."""
         request = prompt.build(question.text, passages, files=question.files, language=question.query.language)
         completion = model.complete(request, timeout_s=(question.deadline - self._clock()) / 1000)
-        paid = [*question.paid, completion]
+        completions = [*question.completions, completion]
         reply = prompt.parse(completion.text)
         if not reply.sufficient:
             return _Draft(
                 outcome=Outcome.NOT_FOUND,
                 reason=OutcomeReason.INSUFFICIENT,
-                completions=paid,
+                completions=completions,
                 model=completion.model,
             )
         answer = writing.write_answer(reply, passages, question=question.text, channels=question.listed)
@@ -261,7 +263,7 @@ class Answerer:
             outcome=Outcome.ANSWERED,
             answer=answer.text,
             citations=answer.citations,
-            completions=paid,
+            completions=completions,
             model=completion.model,
         )
 
@@ -281,8 +283,8 @@ class Answerer:
                 passages = sources.without_messages(passages, removed)
                 if draft.outcome in _OUTCOMES_WITH_ANSWER:
                     reason = OutcomeReason.UNUSABLE_OUTPUT if draft.model else draft.reason
-                    paid = draft.completions
-                    draft = attrs.evolve(_quote_passages(question, passages, reason), completions=paid)
+                    completions = draft.completions
+                    draft = attrs.evolve(_quote_passages(question, passages, reason), completions=completions)
         if not all(sources.is_visible(c, question.query.guild_id, question.listed) for c in draft.citations):
             raise AssertionError("an answer cites a message that its readers may not read")
         return attrs.evolve(draft, passages=passages)
@@ -291,7 +293,7 @@ class Answerer:
 def _quote_passages(question: _PreparedQuestion, passages: Sequence[Passage], reason: OutcomeReason | None) -> _Draft:
     found = extractive.quotes(question.text, passages, channels=question.listed)
     if not found:
-        return _Draft(outcome=Outcome.NOT_FOUND, reason=OutcomeReason.NOTHING_NEAR, completions=question.paid)
+        return _Draft(outcome=Outcome.NOT_FOUND, reason=OutcomeReason.NOTHING_NEAR, completions=question.completions)
     citations = [
         writing.build_citation(number, quote.passage, quote.message) for number, quote in enumerate(found, start=1)
     ]
@@ -300,7 +302,7 @@ def _quote_passages(question: _PreparedQuestion, passages: Sequence[Passage], re
         reason=reason,
         answer=extractive.compose(found),
         citations=citations,
-        completions=question.paid,
+        completions=question.completions,
     )
 
 

@@ -138,7 +138,7 @@ class RtfmClient(discord.Client):
             await self._ask_in_channel(message, question)
 
     async def on_raw_message_edit(self, payload: discord.RawMessageUpdateEvent) -> None:
-        """Publish an edit, but not an update without one: Discord also reports that it fetched a link's preview."""
+        """Publish an edit, but not the update that Discord sends when it has fetched a link's preview."""
         message = payload.message
         if message.edited_at is not None and self._find_question(message) is None:
             self._publish_message(message, MessageChange.EDITED)
