@@ -68,7 +68,7 @@ def answerer(knowledge: Knowledge, gemini: FakeGemini | None = None, *, timeout_
         model,
         clock=lambda: NOW,
         model_timeout_s=timeout_s,
-        standing=knowledge.archive.answers.find_readable,
+        still_readable=knowledge.archive.answers.find_readable,
     )
 
 

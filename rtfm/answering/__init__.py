@@ -1,5 +1,5 @@
-"""Answering: from a question and what may be seen to an answer with its sources.
+"""Writes the answer to a question from the passages that its readers may see.
 
-Owns the prompt, the models, the extract that stands in for a model, and what code takes out of either. Promises that no
-answer cites, links or pings what it was not given. Does not read Kafka and stores nothing.
+Owns the prompt, the models, the extract that replaces a model's answer, and the cleaning of both. Promises that an
+answer cites and links only what it was given, and pings nobody. Does not read Kafka and stores nothing.
 """

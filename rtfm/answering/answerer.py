@@ -1,8 +1,8 @@
-"""``Answerer``: one question to one answer.
+"""``Answerer`` turns a question into an answer.
 
-Owns the order of things: expiry, what may be seen, retrieval, the model, the extract. Promises an answer for every
-question as long as the stores answer: a model that fails costs its words, not the answer, and a defect costs one
-question, not the service.
+Owns the order of the steps: expiry, visibility, retrieval, the model, the extract. Promises an answer for every
+question while the stores are available: if the model fails, the answer is an extract, and a defect fails one question,
+not the service.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import attrs
 from attrs import frozen
 
 from rtfm.answering import extractive, follow_up, prompt, sources, writing
-from rtfm.answering.attachments import Attached, attached, telling_lines
+from rtfm.answering.attachments import TextFile, find_error_lines, select_text_files
 from rtfm.answering.guarded import reason_of
 from rtfm.answering.model import Completion, LanguageModel, ModelNotAsked
 from rtfm.answering.prompt import UnusableAnswer
@@ -42,36 +42,40 @@ Clock = Callable[[], TimestampMillis]
 """Milliseconds since the Unix epoch, UTC."""
 
 
-class Searches(Protocol):
-    """Who finds passages; see ``Retriever.search``."""
+class PassageSearch(Protocol):
+    """Finds passages; see ``Retriever``."""
 
     def search(
         self, question: str, *, guild_id: str | None, visible_channel_ids: Collection[str], limit: int
     ) -> SearchResult:
-        """At most ``limit`` passages, best first."""
+        """Return at most ``limit`` passages, the best first."""
         ...
 
 
-Standing = Callable[[Collection[str]], Collection[str]]
-"""Those of some message ids whose messages can still be read: neither deleted nor erased."""
+StillReadable = Callable[[Collection[str]], Collection[str]]
+"""Returns the given message ids without those of deleted or erased messages."""
 
 MODEL_TIMEOUT_S = 20.0
-SOURCE_WORDS = 1_200
-"""Words of what was found that are looked at: with eight sources, what the model's answer can rest on."""
+MAX_SOURCE_WORDS = 1_200
+"""Words of the found passages that an answer is made from, with eight sources."""
 
-_SHARE_FOR_REWRITING = 0.4  # of the time for the model; the answer matters more
+_REWRITING_TIME_SHARE = 0.4
+"""Share of the model's time for rewriting a follow-up; the answer needs the larger part."""
 
-_NAMED_RULES = 5
-"""Broken rules that an answer names at most."""
+_MAX_NAMED_RULES = 5
+"""Broken rules that a REFUSED answer names."""
 
-_RESTS_ON_PASSAGES = (Outcome.ANSWERED, Outcome.EXTRACTED)
+_OUTCOMES_WITH_ANSWER = (Outcome.ANSWERED, Outcome.EXTRACTED)
 
 _log = get_logger(__name__)
 
 
 @frozen(kw_only=True)
 class _Draft:
-    """What an answer consists of, before it is addressed. ``model`` wrote it, ``completions`` were paid for it."""
+    """The content of an answer, without the fields that repeat its question.
+
+    ``model`` is the model that wrote it. ``completions`` are all that the question used, for counting tokens.
+    """
 
     outcome: Outcome
     reason: OutcomeReason | None = None
@@ -83,15 +87,15 @@ class _Draft:
 
 
 @frozen(kw_only=True)
-class _Question:
-    """A question as it is searched and asked: on its own, without secrets."""
+class _PreparedQuestion:
+    """A question as retrieval and the model get it: understandable on its own, and without secrets."""
 
     text: str
     query: BotQuery
     listed: frozenset[str]
-    files: Sequence[Attached]
+    files: Sequence[TextFile]
     deadline: TimestampMillis
-    paid: Sequence[Completion] = ()
+    completions: Sequence[Completion] = ()
 
 
 class Answerer:
@@ -99,72 +103,73 @@ class Answerer:
 
     def __init__(
         self,
-        retriever: Searches,
+        retriever: PassageSearch,
         model: LanguageModel | None,
         *,
         clock: Clock,
         passages_per_answer: int = 8,
         model_timeout_s: float = MODEL_TIMEOUT_S,
-        standing: Standing | None = None,
+        still_readable: StillReadable | None = None,
     ) -> None:
-        """``model`` None answers by extract. At most ``passages_per_answer`` passages are looked at.
+        """Answer by extract if ``model`` is None, and use at most ``passages_per_answer`` passages.
 
-        All requests to the model for one question take at most ``model_timeout_s``. ``standing`` is asked about all
-        messages that were found once the answer is made: some may be gone by then.
+        All requests to the model for one question take at most ``model_timeout_s`` together. ``still_readable`` checks
+        the found messages after the answer is written, because some may have been deleted since.
         """
         self._retriever = retriever
         self._model = model
         self._clock = clock
         self._limit = passages_per_answer
         self._model_timeout_ms = round(model_timeout_s * 1000)
-        self._standing = standing
+        self._still_readable = still_readable
 
     def answer(self, query: BotQuery) -> BotResponse:
-        """The answer to ``query``.
+        """Return the answer to ``query``.
 
-        Raises TransientError when a store does not answer, PermanentError for a question that no store takes, and
-        ConfigError for what an operator must change. Any other failure is a FAILED answer, logged with where it was.
+        Raises TransientError if a store does not answer, PermanentError if a store rejects the question, and
+        ConfigError if an operator must act. Any other failure gives a FAILED answer, and the log has its traceback.
         """
         read_at = self._clock()
         try:
-            draft = self._draft(query, read_at)
+            draft = self._draft_answer(query, read_at)
         except (TransientError, PermanentError, ConfigError):
             raise
-        except Exception as exc:  # whoever asked is to hear that it failed, whatever the defect
-            # Without the error's own words, which may be somebody's.
+        except Exception as exc:  # any defect must give the asker an answer
+            # The error's message is left out because it may quote a member.
             where = "".join(traceback.format_tb(exc.__traceback__))
             _log.error("answering failed", query_id=query.query_id, error=type(exc).__name__, where=where)
             draft = _Draft(outcome=Outcome.FAILED)
-        response = self._addressed(query, draft, read_at=read_at)
+        response = self._build_response(query, draft, read_at=read_at)
         ANSWER_SECONDS.observe(response.elapsed_ms / 1000)
         return response
 
     def refuse(self, query: BotQuery, broken: Sequence[BrokenRule], *, record_at: TimestampMillis) -> BotResponse:
-        """The answer to a ``query`` whose ``broken`` fields break a rule: it names them and the rules, not the values.
+        """Return a REFUSED answer to a ``query`` that breaks rules: it names the fields and the rules, not the values.
 
-        So that the answer keeps the rules itself, ids that break one are "0", and times are those of ``record_at``.
+        The answer must keep the rules itself. So invalid ids become "0", and an invalid ``asked_at`` becomes
+        ``record_at``.
         """
         now = self._clock()
-        fields = {one.field for one in broken}
-        # A record without a time has one of -1 or 0.
+        fields = {rule.field for rule in broken}
+        # The time of a record without one is -1 or 0.
         at = record_at if 0 < record_at <= MAX_TIMESTAMP else now
-        fitting: dict[str, Any] = dict.fromkeys(("guild_id", "channel_id", "message_id", "asker_id"), "0")
-        fitting["asked_at"] = at
-        query = attrs.evolve(query, **{name: value for name, value in fitting.items() if name in fields})
-        answer = "; ".join(str(one) for one in broken[:_NAMED_RULES])
+        valid: dict[str, Any] = dict.fromkeys(("guild_id", "channel_id", "message_id", "asker_id"), "0")
+        valid["asked_at"] = at
+        query = attrs.evolve(query, **{name: value for name, value in valid.items() if name in fields})
+        answer = "; ".join(str(rule) for rule in broken[:_MAX_NAMED_RULES])
         draft = _Draft(outcome=Outcome.REFUSED, reason=OutcomeReason.INVALID_FIELD, answer=answer)
-        return self._addressed(query, draft, read_at=now)
+        return self._build_response(query, draft, read_at=now)
 
     def withdraw(self, query: BotQuery) -> BotResponse:
-        """The answer to a ``query`` of somebody who was erased since: nothing is looked for, no model is asked."""
+        """Return the answer to a ``query`` whose asker was erased since, without a search and without a model."""
         draft = _Draft(outcome=Outcome.NOT_FOUND, reason=OutcomeReason.SOURCE_REMOVED)
-        return self._addressed(query, draft, read_at=self._clock())
+        return self._build_response(query, draft, read_at=self._clock())
 
-    def _addressed(self, query: BotQuery, draft: _Draft, *, read_at: TimestampMillis) -> BotResponse:
-        """The answer that ``draft`` makes now, counted."""
+    def _build_response(self, query: BotQuery, draft: _Draft, *, read_at: TimestampMillis) -> BotResponse:
+        """Build the response to ``query`` from ``draft``, and count it."""
         ANSWERS.labels(outcome=draft.outcome.value).inc()
         answered_at = self._clock()
-        paid = draft.completions
+        completions = draft.completions
         return BotResponse(
             query_id=query.query_id,
             guild_id=query.guild_id,
@@ -178,131 +183,137 @@ class Answerer:
             reason=draft.reason,
             answer=draft.answer,
             citations=list(draft.citations),
-            retrieved=[_retrieved(passage) for passage in draft.passages],
+            retrieved=[_to_retrieved_passage(passage) for passage in draft.passages],
             model=draft.model,
-            prompt_tokens=_sum([completion.prompt_tokens for completion in paid]),
-            output_tokens=_sum([completion.output_tokens for completion in paid]),
+            prompt_tokens=_sum_known([completion.prompt_tokens for completion in completions]),
+            output_tokens=_sum_known([completion.output_tokens for completion in completions]),
             answered_at=answered_at,
             elapsed_ms=max(answered_at - read_at, 0),
         )
 
-    def _draft(self, query: BotQuery, now: TimestampMillis) -> _Draft:
+    def _draft_answer(self, query: BotQuery, now: TimestampMillis) -> _Draft:
         if now > query.expires_at:
             return _Draft(outcome=Outcome.EXPIRED)
         if len(query.visible_channel_ids) > MAX_VISIBLE_CHANNELS:
-            _log.warning("question refused: too many visible channels", query_id=query.query_id)
+            _log.warning("question refused, too many visible channels", query_id=query.query_id)
             return _Draft(outcome=Outcome.REFUSED, reason=OutcomeReason.TOO_MANY_CHANNELS)
         if not query.visible_channel_ids:
             return _Draft(outcome=Outcome.NOT_FOUND, reason=OutcomeReason.NOTHING_NEAR)
-        question = self._standalone(query, now)
+        question = self._prepare_question(query, now)
         found = self._retriever.search(
-            "\n".join([question.text, *telling_lines(question.files)]),
+            "\n".join([question.text, *find_error_lines(question.files)]),
             guild_id=query.guild_id,
             visible_channel_ids=query.visible_channel_ids,
             limit=self._limit,
         )
-        passages = sources.usable(found.packed(SOURCE_WORDS)[: self._limit], query)
+        passages = sources.select_usable(found.packed(MAX_SOURCE_WORDS)[: self._limit], query)
         if not passages:
-            return _Draft(outcome=Outcome.NOT_FOUND, reason=OutcomeReason.NOTHING_NEAR, completions=question.paid)
-        return self._checked(question, passages, self._from(question, passages))
+            return _Draft(
+                outcome=Outcome.NOT_FOUND, reason=OutcomeReason.NOTHING_NEAR, completions=question.completions
+            )
+        return self._recheck_sources(question, passages, self._write_or_quote(question, passages))
 
-    def _standalone(self, query: BotQuery, now: TimestampMillis) -> _Question:
+    def _prepare_question(self, query: BotQuery, now: TimestampMillis) -> _PreparedQuestion:
         deadline = TimestampMillis(min(now + self._model_timeout_ms, query.expires_at))
-        question = _Question(
+        question = _PreparedQuestion(
             text=scrub(query.question),
             query=query,
             listed=frozenset(query.visible_channel_ids),
-            files=attached(query.attachments),
+            files=select_text_files(query.attachments),
             deadline=deadline,
         )
         if not query.context:
             return question
         if self._model is None:
-            return attrs.evolve(question, text=follow_up.joined(question.text, query.context))
-        text, completion = follow_up.rewritten(
+            return attrs.evolve(question, text=follow_up.join_context(question.text, query.context))
+        text, completion = follow_up.rewrite(
             question.text,
             query.context,
             self._model,
-            timeout_s=(deadline - now) / 1000 * _SHARE_FOR_REWRITING,
+            timeout_s=(deadline - now) / 1000 * _REWRITING_TIME_SHARE,
         )
-        return attrs.evolve(question, text=text, paid=[completion] if completion else [])
+        return attrs.evolve(question, text=text, completions=[completion] if completion else [])
 
-    def _from(self, question: _Question, passages: Sequence[Passage]) -> _Draft:
+    def _write_or_quote(self, question: _PreparedQuestion, passages: Sequence[Passage]) -> _Draft:
         if self._model is None:
-            return _extracted(question, passages, OutcomeReason.NO_MODEL)
+            return _quote_passages(question, passages, OutcomeReason.NO_MODEL)
         try:
-            return self._written(self._model, question, passages)
+            return self._ask_model(self._model, question, passages)
         except RtfmError as exc:
             MODEL_FAILURES.labels(reason=reason_of(exc)).inc()
-            if not isinstance(exc, ModelNotAsked):  # whose causes are logged once, when they begin
-                _log.warning("the model gave no answer, quoting instead", reason=reason_of(exc), error=str(exc))
-            return _extracted(question, passages, _outcome_reason(exc))
+            if not isinstance(exc, ModelNotAsked):  # its causes are logged once, when they begin
+                _log.warning("the model gave no usable answer, quoting instead", reason=reason_of(exc), error=str(exc))
+            return _quote_passages(question, passages, _outcome_reason(exc))
 
-    def _written(self, model: LanguageModel, question: _Question, passages: Sequence[Passage]) -> _Draft:
-        """The model's answer. Raises RtfmError when there is none that can be used."""
-        asked = prompt.build(question.text, passages, files=question.files, language=question.query.language)
-        completion = model.complete(asked, timeout_s=(question.deadline - self._clock()) / 1000)
-        paid = [*question.paid, completion]
+    def _ask_model(self, model: LanguageModel, question: _PreparedQuestion, passages: Sequence[Passage]) -> _Draft:
+        """Return the model's answer. Raises RtfmError if there is no usable one."""
+        request = prompt.build(question.text, passages, files=question.files, language=question.query.language)
+        completion = model.complete(request, timeout_s=(question.deadline - self._clock()) / 1000)
+        completions = [*question.completions, completion]
         reply = prompt.parse(completion.text)
         if not reply.sufficient:
             return _Draft(
                 outcome=Outcome.NOT_FOUND,
                 reason=OutcomeReason.INSUFFICIENT,
-                completions=paid,
+                completions=completions,
                 model=completion.model,
             )
-        answer = writing.written(reply, passages, question=question.text, channels=question.listed)
+        answer = writing.write_answer(reply, passages, question=question.text, channels=question.listed)
         return _Draft(
             outcome=Outcome.ANSWERED,
             answer=answer.text,
             citations=answer.citations,
-            completions=paid,
+            completions=completions,
             model=completion.model,
         )
 
-    def _checked(self, question: _Question, passages: Sequence[Passage], draft: _Draft) -> _Draft:
-        """``draft`` with ``passages``, if all that it rests on may be read now; else an extract of what may be.
+    def _recheck_sources(self, question: _PreparedQuestion, passages: Sequence[Passage], draft: _Draft) -> _Draft:
+        """Return ``draft`` with ``passages``, or an extract of the rest if one of their messages was removed.
 
-        What it rests on is all that was found: the model has read it, whatever it cites.
+        All found messages count, not only the cited ones, because the model has read them all.
         """
-        if self._standing is not None:
-            # While the model wrote, or kept us waiting, somebody may have deleted what was found.
+        if self._still_readable is not None:
             ids = {message.message_id for passage in passages for message in passage.messages}
-            gone = frozenset(ids - set(self._standing(ids)))
-            if gone:
-                _log.info("messages were removed while the answer was made", query_id=question.query.query_id)
-                passages = sources.without(passages, gone)
-                if draft.outcome in _RESTS_ON_PASSAGES:
+            removed = frozenset(ids - set(self._still_readable(ids)))
+            if removed:
+                _log.info(
+                    "messages were removed while the answer was written, quoting the rest",
+                    query_id=question.query.query_id,
+                )
+                passages = sources.without_messages(passages, removed)
+                if draft.outcome in _OUTCOMES_WITH_ANSWER:
                     reason = OutcomeReason.UNUSABLE_OUTPUT if draft.model else draft.reason
-                    paid = draft.completions
-                    draft = attrs.evolve(_extracted(question, passages, reason), completions=paid)
-        if not all(sources.visible(c, question.query.guild_id, question.listed) for c in draft.citations):
-            raise AssertionError("an answer cites what its readers may not read")
+                    completions = draft.completions
+                    draft = attrs.evolve(_quote_passages(question, passages, reason), completions=completions)
+        if not all(sources.is_visible(c, question.query.guild_id, question.listed) for c in draft.citations):
+            raise AssertionError("an answer cites a message that its readers may not read")
         return attrs.evolve(draft, passages=passages)
 
 
-def _extracted(question: _Question, passages: Sequence[Passage], reason: OutcomeReason | None) -> _Draft:
+def _quote_passages(question: _PreparedQuestion, passages: Sequence[Passage], reason: OutcomeReason | None) -> _Draft:
     found = extractive.quotes(question.text, passages, channels=question.listed)
     if not found:
-        return _Draft(outcome=Outcome.NOT_FOUND, reason=OutcomeReason.NOTHING_NEAR, completions=question.paid)
-    citations = [writing.citation(number, quote.passage, quote.message) for number, quote in enumerate(found, start=1)]
+        return _Draft(outcome=Outcome.NOT_FOUND, reason=OutcomeReason.NOTHING_NEAR, completions=question.completions)
+    citations = [
+        writing.build_citation(number, quote.passage, quote.message) for number, quote in enumerate(found, start=1)
+    ]
     return _Draft(
         outcome=Outcome.EXTRACTED,
         reason=reason,
         answer=extractive.compose(found),
         citations=citations,
-        completions=question.paid,
+        completions=question.completions,
     )
 
 
-def _retrieved(passage: Passage) -> RetrievedPassage:
+def _to_retrieved_passage(passage: Passage) -> RetrievedPassage:
     first = passage.messages[0]
     return RetrievedPassage(
         passage_id=passage.passage_id,
         kind=SourceKind.MESSAGE,
         acl_channel_id=acl_channel_id(first.channel_id, first.parent_channel_id, first.channel_kind),
         message_ids=[message.message_id for message in passage.messages],
-        score=passage.pull,  # what they are sorted by
+        score=passage.pull,  # the order of passages
     )
 
 
@@ -317,6 +328,6 @@ def _outcome_reason(error: RtfmError) -> OutcomeReason:
     return OutcomeReason.MODEL_UNAVAILABLE
 
 
-def _sum(counts: Sequence[int | None]) -> int | None:
+def _sum_known(counts: Sequence[int | None]) -> int | None:
     known = [count for count in counts if count is not None]
     return sum(known) if known else None

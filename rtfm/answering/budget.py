@@ -1,8 +1,7 @@
-"""``Budget``: how many requests and tokens the model may cost in a minute and in a day.
+"""``Budget`` limits how many requests and tokens the model may use in a minute and in a day.
 
-Counts in fixed windows of the ``limits`` library, in this process's memory unless it is given another storage. What is
-under way is counted with an estimate, so that many questions at once do not overrun a budget together. Does not know
-money.
+Counts in fixed windows of the ``limits`` library, by default in this process's memory. Requests in flight count with an
+estimate, so that concurrent questions do not exceed a budget together. Does not count money.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _log = get_logger(__name__)
 
 @frozen
 class Limit:
-    """At most ``window.amount`` of a kind in a window."""
+    """At most ``window.amount`` requests or tokens in a window."""
 
     kind: Kind
     window: RateLimitItem
@@ -39,14 +38,14 @@ class Limit:
 
 
 @define
-class Spending:
-    """What one request costs: an estimate before it, what it came to after."""
+class RequestCost:
+    """What one request uses: an estimate before it, the actual numbers after it."""
 
     tokens: int
     requests: int = 1
 
-    def nothing(self) -> None:
-        """No request was made after all."""
+    def cancel(self) -> None:
+        """Set the cost to zero, for a request that was not sent."""
         self.tokens = self.requests = 0
 
 
@@ -54,62 +53,62 @@ class Budget:
     """Limits on requests and tokens. Thread-safe."""
 
     def __init__(self, limits: Sequence[Limit], storage: Storage | None = None) -> None:
-        """No ``limits`` allow everything."""
+        """Empty ``limits`` allow everything; ``storage`` None counts in memory."""
         self._limits = list(limits)
         self._counter = FixedWindowRateLimiter(storage or MemoryStorage())
-        self._under_way: Counter[Kind] = Counter()
-        self._over: Limit | None = None
+        self._reserved: Counter[Kind] = Counter()
+        self._used_up_limit: Limit | None = None
         self._lock = threading.Lock()
 
     @contextmanager
-    def spending(self, tokens: int) -> Iterator[Spending]:
-        """Room for one request of about ``tokens``; the block notes in the Spending what it really cost.
+    def reserve(self, tokens: int) -> Iterator[RequestCost]:
+        """Reserve one request of about ``tokens`` tokens; the block corrects the yielded cost afterwards.
 
-        A block that raises counts as a request without tokens, unless it said that there was none. Raises ModelNotAsked
-        ("over_budget") when there is no room; the limit that is used up is logged once and counted every time.
+        A block that raises counts as one request without tokens, unless it cancelled the cost. Raises ModelNotAsked
+        ("over_budget") if a limit has no room. A used-up limit is logged once and counted every time.
         """
-        self._reserve(tokens)
-        spent = Spending(tokens=tokens)
+        self._add_reservation(tokens)
+        cost = RequestCost(tokens=tokens)
         try:
-            yield spent
+            yield cost
         except BaseException:
-            spent.tokens = 0
+            cost.tokens = 0
             raise
         finally:
-            self._settle(tokens, spent)
+            self._record_cost(tokens, cost)
 
-    def _reserve(self, tokens: int) -> None:
+    def _add_reservation(self, tokens: int) -> None:
         costs: dict[Kind, int] = {"requests": 1, "tokens": tokens}
         with self._lock:
             for limit in self._limits:
                 left = self._counter.get_window_stats(limit.window, limit.kind).remaining
-                if left - self._under_way[limit.kind] < costs[limit.kind]:
+                if left - self._reserved[limit.kind] < costs[limit.kind]:
                     self._refuse(limit)
-            self._over = None
-            self._under_way.update(costs)
+            self._used_up_limit = None
+            self._reserved.update(costs)
 
     def _refuse(self, limit: Limit) -> None:
         MODEL_BUDGET_REFUSALS.labels(budget=f"{limit.kind}_per_{limit.window.GRANULARITY.name}").inc()
-        if self._over is not limit:
-            _log.warning("the model's budget is used up, quoting instead", budget=str(limit))
-        self._over = limit
-        raise ModelNotAsked("over_budget", f"the budget of {limit} is used up")
+        if self._used_up_limit is not limit:
+            _log.warning("model budget used up, quoting instead of asking the model", budget=str(limit))
+        self._used_up_limit = limit
+        raise ModelNotAsked("over_budget", f"the model budget of {limit} is used up")
 
-    def _settle(self, reserved: int, spent: Spending) -> None:
+    def _record_cost(self, reserved: int, cost: RequestCost) -> None:
         with self._lock:
-            self._under_way.subtract({"requests": 1, "tokens": reserved})
-            costs: dict[Kind, int] = {"requests": spent.requests, "tokens": spent.tokens}
+            self._reserved.subtract({"requests": 1, "tokens": reserved})
+            used: dict[Kind, int] = {"requests": cost.requests, "tokens": cost.tokens}
             for limit in self._limits:
-                if cost := costs[limit.kind]:
-                    self._counter.hit(limit.window, limit.kind, cost=cost)
+                if amount := used[limit.kind]:
+                    self._counter.hit(limit.window, limit.kind, cost=amount)
 
 
 def open_budget(settings: Settings) -> Budget:
-    """The budget of the settings, counted in memory."""
-    wanted: list[tuple[Kind, type[RateLimitItem], int | None]] = [
+    """Return the budget of the settings, counted in memory."""
+    configured: list[tuple[Kind, type[RateLimitItem], int | None]] = [
         ("requests", RateLimitItemPerMinute, settings.model_requests_per_minute),
         ("requests", RateLimitItemPerDay, settings.model_requests_per_day),
         ("tokens", RateLimitItemPerMinute, settings.model_tokens_per_minute),
         ("tokens", RateLimitItemPerDay, settings.model_tokens_per_day),
     ]
-    return Budget([Limit(kind, window(amount)) for kind, window, amount in wanted if amount is not None])
+    return Budget([Limit(kind, window(amount)) for kind, window, amount in configured if amount is not None])

@@ -1,7 +1,7 @@
-"""What code takes out of text before people read it, whoever wrote it: pings, foreign links, unknown numbers.
+"""Removes pings, unknown links and unknown citations from text before people read it. Pure.
 
-Pure. Promises that the result pings nobody, links only where it may, and cites only what it was given. It does not
-judge whether an answer is true.
+Promises that cleaned text pings nobody, and links and cites only what it was given. Does not judge whether an answer is
+true.
 """
 
 from __future__ import annotations
@@ -14,37 +14,38 @@ from rtfm.links import CLOSE, LINK_REMOVED, OPEN, links, without_foreign_links
 from rtfm.markup import without_channels, without_pings
 
 MAX_EXCERPT_CHARACTERS = 300
-_EXCERPT_FROM = 2_000  # characters of a text that its excerpt is made of
+_MAX_EXCERPT_INPUT = 2_000  # characters of a text from which its excerpt is made
 FENCE = "```"
 
 _CODE = re.compile(r"(```.*?(?:```|\Z)|(?<!\\)`[^`\n]+`)", re.DOTALL)
-# The lookbehind makes a run of spaces be read once, not again from each of its spaces.
+# Without the lookbehind, a run of spaces would be read again from each of its spaces.
 _CITATION = re.compile(r"(?<![ \t])[ \t]*\[\s*+(\d++(?:\s*+[,;]\s*+\d++)*+)\s*+\]")
-_NUMBER = re.compile(r"(?<!\d)\d{1,9}(?!\d)")  # no source has a longer number
+_NUMBER = re.compile(r"(?<!\d)\d{1,9}(?!\d)")  # no source number has more digits
 _WORD = re.compile(r"\w")
 _HEADING = re.compile(r"^[\s*_#:>~|-]{0,20}sources?[\s*_#:>~|-]{0,20}$", re.IGNORECASE)
-# What stands for a citation that is sure, while the text is being cleaned; a bracket after it would make it a link.
+# Marks replace the brackets of known citations while the text is cleaned. A parenthesis directly after such a citation
+# would make it a link.
 _MARKS = re.compile(f"[{OPEN}{CLOSE}]")
 _MARKED = re.compile(f"{OPEN}(\\d+){CLOSE}")
 _LINKED_MARK = re.compile(f"{CLOSE}(?=\\()")
-_MOST_ROUNDS = 10
+_MAX_ROUNDS = 10
 
 
-def cleaned(
+def clean(
     text: str, numbers: Mapping[int, int], known_links: Collection[str], known_channels: Collection[str] = ()
 ) -> str:
-    """What of a model's ``text`` may be shown: citations in their new ``numbers``, links of ``known_links``, no pings.
+    """Return a model's ``text`` with citations in their new ``numbers``, only links of ``known_links``, and no pings.
 
-    A channel is named by its id only if that is in ``known_channels``. A line that reads like the heading of a list of
-    sources is left out: the only such list is the bot's.
+    Mentions of channels outside ``known_channels`` become plain words. A line that reads like the heading of a list of
+    sources is removed, because only the bot adds such a list.
 
-    Taking one thing out may join what stands around it to another, so it is done until nothing changes. Text that is
-    made to go on for ever comes out empty.
+    Removing one thing can join its neighbours to another, so the steps repeat until nothing changes. If that takes more
+    than ``_MAX_ROUNDS`` rounds, the result is empty.
     """
-    text = renumbered(_MARKS.sub("", without_pings(text)), numbers, form=f"{OPEN}{{}}{CLOSE}")
-    for _ in range(_MOST_ROUNDS):
+    text = renumber_citations(_MARKS.sub("", without_pings(text)), numbers, form=f"{OPEN}{{}}{CLOSE}")
+    for _ in range(_MAX_ROUNDS):
         before = text
-        text = without_foreign_links(renumbered(_without_headings(text), {}), known_links)
+        text = without_foreign_links(renumber_citations(_without_headings(text), {}), known_links)
         text = without_channels(without_pings(text), known_channels)
         if text == before:
             return _MARKED.sub(r"[\1]", _LINKED_MARK.sub(f"{CLOSE} ", text)).strip()
@@ -52,45 +53,48 @@ def cleaned(
 
 
 def cited_numbers(text: str) -> list[int]:
-    """The numbers that ``text`` cites outside code, each once, in order."""
+    """Return the numbers that ``text`` cites outside code, each once, in order."""
     prose = [part for part in _CODE.split(text) if not _CODE.fullmatch(part)]
     cited = [match[1] for part in prose for match in _CITATION.finditer(part)]
     return list(dict.fromkeys(int(number) for numbers in cited for number in _NUMBER.findall(numbers)))
 
 
-def renumbered(text: str, numbers: Mapping[int, int], *, form: str = "[{}]") -> str:
-    """``text`` with its citations in the new numbers; one that has none is removed. Code stays as it is."""
+def renumber_citations(text: str, numbers: Mapping[int, int], *, form: str = "[{}]") -> str:
+    """Return ``text`` with citations in their new ``numbers``; unknown ones are removed, code is unchanged.
 
-    def replaced(match: re.Match[str]) -> str:
+    ``form`` is the format of a citation.
+    """
+
+    def replace(match: re.Match[str]) -> str:
         new = sorted({numbers[old] for old in map(int, _NUMBER.findall(match[1])) if old in numbers})
         space = match.group()[: match.group().index("[")]
         return space + "".join(form.format(number) for number in new) if new else ""
 
-    return "".join(part if _CODE.fullmatch(part) else _CITATION.sub(replaced, part) for part in _CODE.split(text))
+    return "".join(part if _CODE.fullmatch(part) else _CITATION.sub(replace, part) for part in _CODE.split(text))
 
 
-def without_numbers(text: str) -> str:
-    """``text`` with other brackets around what reads like a citation: in a quote it is none. Code stays as it is."""
+def without_citations(text: str) -> str:
+    """Return a quote's ``text`` with parentheses around numbers that read like citations. Code is unchanged."""
 
-    def replaced(match: re.Match[str]) -> str:
+    def replace(match: re.Match[str]) -> str:
         return f"{match.group()[: match.group().index('[')]}({match[1]})"
 
-    return "".join(part if _CODE.fullmatch(part) else _CITATION.sub(replaced, part) for part in _CODE.split(text))
+    return "".join(part if _CODE.fullmatch(part) else _CITATION.sub(replace, part) for part in _CODE.split(text))
 
 
-def says_something(text: str) -> bool:
-    """Whether words are left beside citations and notes of what was removed."""
+def has_words(text: str) -> bool:
+    """Whether ``text`` has words other than citations and notes of removed links."""
     return _WORD.search(_CITATION.sub("", text.replace(LINK_REMOVED, ""))) is not None
 
 
-def balanced(text: str) -> str:
-    """``text`` with its last code block closed: else what follows would be code."""
+def close_code_block(text: str) -> str:
+    """Return ``text`` with its last code block closed, so that text after it is not code."""
     return f"{text}\n{FENCE}" if text.count(FENCE) % 2 else text
 
 
 def excerpt(text: str) -> str:
-    """``text`` on one line, at most 300 characters, without pings and channels, the addresses of links in sight."""
-    begin = without_channels(without_pings(text.strip()[:_EXCERPT_FROM]))
+    """Return ``text`` on one line of at most 300 characters, without pings and channels, with visible addresses."""
+    begin = without_channels(without_pings(text.strip()[:_MAX_EXCERPT_INPUT]))
     line = one_line(without_foreign_links(begin, links(begin)))
     return line if len(line) <= MAX_EXCERPT_CHARACTERS else line[: MAX_EXCERPT_CHARACTERS - 1].rstrip() + "…"
 

@@ -1,7 +1,7 @@
-"""Answers without a model: the messages that come closest, quoted, dated and numbered. Pure.
+"""Answers without a model: quotes the best matching messages with date and number. Pure.
 
-Owns the choice of messages within passages. A question in a channel matches a question best, and the answer stands
-after it: so a message counts for its own words and for those of the messages before it that it may answer.
+Owns the choice of messages within passages. The best match of a question is usually the same question, and its answer
+follows it. So a message scores for its own words and for those of earlier messages that it may answer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from attrs import frozen
 
-from rtfm.answering.cleaning import balanced, without_numbers
+from rtfm.answering.cleaning import close_code_block, without_citations
 from rtfm.events import to_datetime
 from rtfm.knowledge import Passage, PassageMessage
 from rtfm.knowledge.words import terms
@@ -24,34 +24,37 @@ from rtfm.markup import escaped, plain_name, without_channels, without_pings
 MAX_QUOTES = 3
 MAX_QUOTE_CHARACTERS = 450
 MAX_CODE_CHARACTERS = 900
-"""A quote with a code block may be this long: half of a block is worth nothing."""
+"""The limit for a quote with a code block, because half of a block is useless."""
 
 MAX_EXTRACT_CHARACTERS = 1_500
-"""With the sources below it, one message of Discord's 2,000 characters."""
+"""With its sources, an extract fits into one Discord message of 2,000 characters."""
 
-WORTH_SHOWING = 0.7
-"""Share of the best score below which another passage, or another turn of a passage, is not quoted."""
+MIN_SHARE_OF_BEST = 0.7
+"""A passage, or a second turn of a passage, is quoted from this share of the best one's score."""
 
-WORTH_BESIDE = 0.2
-"""Share of the best turn's score below which a turn of another passage is chatter."""
+MIN_SHARE_OTHER_PASSAGE = 0.2
+"""A turn of another passage is quoted from this share of the best turn's score; below, it is chatter."""
 
-WORTH_A_THIRD = 0.5
-"""Share of the best quote's score below which two are enough: five of six third quotes hold no part of the answer."""
+MIN_SHARE_THIRD_QUOTE = 0.5
+"""A third quote is added from this share of the best quote's score.
+
+Below it, five of six third quotes contain no part of the answer.
+"""
 
 INTRODUCTION = "This was said about it:"
 
-_ONE_THOUGHT_MS = 120_000
-_ONE_THOUGHT_MESSAGES = 4  # who talks on is by then somewhere else
-_REACH = 6  # turns
-_PIECES = 4  # sentences and code blocks of a long message
-_NOTE = 25  # characters of a note that stands for a code block
-_FRAME = 60  # characters of quotation marks, name, date and number around a quote
+_MAX_TURN_GAP_MS = 120_000
+_MAX_TURN_MESSAGES = 4  # an author who writes more has usually moved to another subject
+_MAX_CARRY_TURNS = 6  # a turn can answer one of this many turns before it
+_MAX_PIECES = 4  # sentences and code blocks of a long message that are quoted
+_CODE_NOTE_CHARACTERS = 25  # length of a note that replaces a code block
+_QUOTE_OVERHEAD_CHARACTERS = 60  # quotation marks, name, date and number of a quote
 # Factors for a turn's score, set by eye on the sample chat and on public help channels.
-_CARRY = 0.6  # the words of an earlier turn, for one that may answer it
-_OPENER = 0.5  # who opens a conversation says what is wrong, the others what to do
-_ASKING = 0.5
-_BRIEF = 0.5
-_CONCRETE = 1.25
+_CARRY_FACTOR = 0.6  # for the terms of an earlier turn that this one may answer
+_OPENER_FACTOR = 0.5  # the first author of a conversation describes the problem, the others the solution
+_QUESTION_FACTOR = 0.5
+_BRIEF_FACTOR = 0.5
+_COMMAND_FACTOR = 1.25
 
 _QUESTION = re.compile(
     r"\?\s*$|^\s*(?:hi\W+|hello\W+)?"
@@ -62,12 +65,12 @@ _COMMAND = re.compile(r"`|https?://|(?:^|\s)(?:sudo|\./|/[\w.]+/|--?\w)|\w\.\w{2
 _BLOCK = re.compile(r"```.*?```", re.DOTALL)
 # A sentence ends at its mark or at the end of the line, but not inside inline code.
 _CODE_OR_END = re.compile(r"`[^`\n]+`|[.!?](?=\s)|\n")
-_SAME = 0.85  # share of common terms from which on two quotes say the same
+_SAME_TERMS_SHARE = 0.85  # two turns with this share of common terms say the same
 
 
 @frozen(kw_only=True)
 class Quote:
-    """Something worth showing: its words, and the message at which it begins."""
+    """A quote: its text, and the message at which it begins."""
 
     passage: Passage
     message: PassageMessage
@@ -76,7 +79,7 @@ class Quote:
 
 @frozen(kw_only=True)
 class _Turn:
-    """What one author said in one go. ``links`` are the addresses in it, as ``rtfm.links`` gives them."""
+    """Consecutive messages of one author. ``links`` are the addresses in its text, as ``rtfm.links`` returns them."""
 
     first: PassageMessage
     text: str
@@ -85,8 +88,8 @@ class _Turn:
 
 
 @frozen(kw_only=True)
-class _Candidate:
-    """A turn that may be quoted: of the passage at ``rank``, the one at ``place``."""
+class _QuotableTurn:
+    """A turn that may be quoted: number ``place`` of the passage at ``rank``."""
 
     rank: int
     place: int
@@ -96,60 +99,65 @@ class _Candidate:
 
 
 def quotes(question: str, passages: Sequence[Passage], *, channels: Collection[str] = ()) -> list[Quote]:
-    """At most three quotes: of passages in their order, at most two turns of one, in the order they were said.
+    """Return at most three quotes, in the order of the passages and of the turns within a passage.
 
-    None says what another one says already; together they fit into one of Discord's messages with their sources. Of
-    the channels that they name by id, only ``channels`` stay.
+    A passage gives at most two quotes. No two quotes say the same, and all fit into one Discord message with their
+    sources. Quotes mention only ``channels`` by id.
     """
     if not passages:
         return []
-    worth = [p for p in passages if p.messages and p.score >= WORTH_SHOWING * passages[0].score][:MAX_QUOTES]
-    rarity = _rarity(question, worth)
-    chosen: list[tuple[_Candidate, str]] = []
+    close = [p for p in passages if p.messages and p.score >= MIN_SHARE_OF_BEST * passages[0].score][:MAX_QUOTES]
+    rarity = _rarity_of_terms(question, close)
+    chosen: list[tuple[_QuotableTurn, str]] = []
     left = MAX_EXTRACT_CHARACTERS
-    for candidate in _candidates(rarity, worth):
-        if len(chosen) == MAX_QUOTES - 1 and candidate.score < WORTH_A_THIRD * max(one.score for one, _ in chosen):
+    for candidate in _rank_turns(rarity, close):
+        if len(chosen) == MAX_QUOTES - 1 and candidate.score < MIN_SHARE_THIRD_QUOTE * max(
+            other.score for other, _ in chosen
+        ):
             continue
-        if len(chosen) == MAX_QUOTES or any(_same(candidate.turn, other.turn) for other, _ in chosen):
+        if len(chosen) == MAX_QUOTES or any(_is_same(candidate.turn, other.turn) for other, _ in chosen):
             continue
-        text = _shown(_shortened(rarity, candidate.turn.text), candidate.turn.links, channels)
-        length = len(text) + 2 * text.count("\n") + _FRAME
+        text = _clean_quote(_shorten(rarity, candidate.turn.text), candidate.turn.links, channels)
+        length = len(text) + 2 * text.count("\n") + _QUOTE_OVERHEAD_CHARACTERS
         if text and (not chosen or length <= left):
             chosen.append((candidate, text))
             left -= length
     chosen.sort(key=lambda pair: (pair[0].rank, pair[0].place))
-    return [Quote(passage=found.passage, message=found.turn.first, text=text) for found, text in chosen]
+    return [Quote(passage=quoted.passage, message=quoted.turn.first, text=text) for quoted, text in chosen]
 
 
-def _candidates(rarity: Mapping[str, float], passages: Sequence[Passage]) -> list[_Candidate]:
-    """The best turn of each passage, then the second best where it is nearly as good."""
-    firsts: list[_Candidate] = []
-    seconds: list[_Candidate] = []
+def _rank_turns(rarity: Mapping[str, float], passages: Sequence[Passage]) -> list[_QuotableTurn]:
+    """Return the best turn of each passage, then second-best turns with nearly the same score."""
+    firsts: list[_QuotableTurn] = []
+    seconds: list[_QuotableTurn] = []
     for rank, passage in enumerate(passages):
-        turns = _turns(passage)
+        turns = _group_turns(passage)
         if not turns:
             continue
-        scores = _scores(rarity, turns)
+        scores = _score_turns(rarity, turns)
         order = sorted(range(len(turns)), key=lambda place: (-scores[place], place))
         best, *others = (
-            _Candidate(rank=rank, place=place, passage=passage, turn=turns[place], score=scores[place])
+            _QuotableTurn(rank=rank, place=place, passage=passage, turn=turns[place], score=scores[place])
             for place in order
         )
         firsts.append(best)
-        seconds += [other for other in others[:1] if other.score >= WORTH_SHOWING * best.score > 0]
-    floor = WORTH_BESIDE * max((candidate.score for candidate in firsts), default=0.0)
+        seconds += [other for other in others[:1] if other.score >= MIN_SHARE_OF_BEST * best.score > 0]
+    floor = MIN_SHARE_OTHER_PASSAGE * max((candidate.score for candidate in firsts), default=0.0)
     return [candidate for candidate in firsts + seconds if candidate.rank == 0 or candidate.score >= floor]
 
 
-def _same(turn: _Turn, other: _Turn) -> bool:
+def _is_same(turn: _Turn, other: _Turn) -> bool:
     if not turn.terms and not other.terms:
         return turn.text.strip().lower() == other.text.strip().lower()
-    return len(turn.terms & other.terms) >= _SAME * len(turn.terms | other.terms)
+    return len(turn.terms & other.terms) >= _SAME_TERMS_SHARE * len(turn.terms | other.terms)
 
 
 def best_message(question: str, answer: str, passage: Passage) -> PassageMessage:
-    """The message of ``passage`` that ``answer`` most likely rests on; without a word in common, the one to quote."""
-    rarity = _rarity(answer, [passage])
+    """Return the message of ``passage`` that ``answer`` most likely rests on.
+
+    If none shares a term with ``answer``, return the message that an extract would quote.
+    """
+    rarity = _rarity_of_terms(answer, [passage])
     overlaps = [_overlap(rarity, terms(message.content)) for message in passage.messages]
     if not any(overlaps):
         found = quotes(question, [passage])
@@ -158,31 +166,31 @@ def best_message(question: str, answer: str, passage: Passage) -> PassageMessage
 
 
 def compose(found: Sequence[Quote]) -> str:
-    """The answer that shows ``found``, numbered from 1, in Discord's markup."""
-    return "\n\n".join([INTRODUCTION, *(_block(number, quote) for number, quote in enumerate(found, start=1))])
+    """Return an answer in Discord's markup that shows the quotes in ``found``, numbered from 1."""
+    return "\n\n".join([INTRODUCTION, *(_format_quote(number, quote) for number, quote in enumerate(found, start=1))])
 
 
-def _block(number: int, quote: Quote) -> str:
-    said = "\n".join(f"> {line}" for line in quote.text.split("\n"))
+def _format_quote(number: int, quote: Quote) -> str:
+    quoted = "\n".join(f"> {line}" for line in quote.text.split("\n"))
     author = escaped(plain_name(quote.message.author_name))
-    return f"{said}\n{author}, {to_datetime(quote.message.created_at):%Y-%m-%d} [{number}]"
+    return f"{quoted}\n{author}, {to_datetime(quote.message.created_at):%Y-%m-%d} [{number}]"
 
 
-def _turns(passage: Passage) -> list[_Turn]:
+def _group_turns(passage: Passage) -> list[_Turn]:
     runs: list[list[PassageMessage]] = []
     for message in passage.messages:
         last = runs[-1][-1] if runs else None
         if (
             last is not None
             and _author(last) == _author(message)
-            and message.created_at - last.created_at <= _ONE_THOUGHT_MS
-            and len(runs[-1]) < _ONE_THOUGHT_MESSAGES
+            and message.created_at - last.created_at <= _MAX_TURN_GAP_MS
+            and len(runs[-1]) < _MAX_TURN_MESSAGES
         ):
             runs[-1].append(message)
         else:
             runs.append([message])
     names = tuple(f"@{message.author_name}" for message in passage.messages)
-    texts = ["\n".join(_quotable(message.content, names) for message in run) for run in runs]
+    texts = ["\n".join(_without_addressee(message.content, names) for message in run) for run in runs]
     return [
         _Turn(first=run[0], text=text, terms=frozenset(terms(text)), links=frozenset(links(text)))
         for run, text in zip(runs, texts, strict=True)
@@ -191,12 +199,12 @@ def _turns(passage: Passage) -> list[_Turn]:
 
 
 def _author(message: PassageMessage) -> str:
-    """Who said it. Two people may bear one name."""
+    """Return what identifies the author; two people can have the same name."""
     return message.author_id or message.author_name
 
 
-def _quotable(content: str, names: tuple[str, ...]) -> str:
-    """``content`` without pings and without whom it speaks to."""
+def _without_addressee(content: str, names: tuple[str, ...]) -> str:
+    """Return ``content`` without pings and without the name at its start that it addresses."""
     text = without_pings(content).strip()
     if text.startswith(names):
         name, _, rest = text.partition(" ")
@@ -204,16 +212,16 @@ def _quotable(content: str, names: tuple[str, ...]) -> str:
     return text
 
 
-def _shown(text: str, known: Collection[str], channels: Collection[str]) -> str:
-    """``text`` as it is quoted: code blocks closed, the addresses of links in sight, no numbers that look like ours.
+def _clean_quote(text: str, known: Collection[str], channels: Collection[str]) -> str:
+    """Return ``text`` for a quote: with closed code blocks and visible addresses, without numbers like citations.
 
-    A link that was cut, or that only two messages together make, is none that anybody wrote.
+    Links that are not ``known`` are removed: they come from cutting a text or joining two, and nobody wrote them.
     """
     text = without_foreign_links(without_channels(without_pings(text), channels), known)
-    return balanced(without_numbers(text))
+    return close_code_block(without_citations(text))
 
 
-def _scores(rarity: Mapping[str, float], turns: Sequence[_Turn]) -> list[float]:
+def _score_turns(rarity: Mapping[str, float], turns: Sequence[_Turn]) -> list[float]:
     overlaps = [_overlap(rarity, turn.terms) for turn in turns]
     authors = [_author(turn.first) for turn in turns]
     alone = len(set(authors)) == 1
@@ -221,39 +229,42 @@ def _scores(rarity: Mapping[str, float], turns: Sequence[_Turn]) -> list[float]:
     for i, turn in enumerate(turns):
         carried = max(
             (
-                overlaps[j] * _CARRY * (1 - (i - j - 1) / _REACH)
-                for j in range(max(0, i - _REACH), i)
+                overlaps[j] * _CARRY_FACTOR * (1 - (i - j - 1) / _MAX_CARRY_TURNS)
+                for j in range(max(0, i - _MAX_CARRY_TURNS), i)
                 if authors[j] != authors[i]
             ),
             default=0.0,
         )
         score = overlaps[i] + carried
         if authors[i] == authors[0] and not alone:
-            score *= _OPENER
+            score *= _OPENER_FACTOR
         if _QUESTION.search(turn.text):
-            score *= _ASKING
+            score *= _QUESTION_FACTOR
         if len(turn.terms) < 3:
-            score *= _BRIEF
+            score *= _BRIEF_FACTOR
         if _COMMAND.search(turn.text):
-            score *= _CONCRETE
+            score *= _COMMAND_FACTOR
         scores.append(score)
     return scores
 
 
-def _shortened(rarity: Mapping[str, float], text: str) -> str:
-    """``text``, or of a long one the best matching sentences in their order; code blocks whole, or a note instead."""
+def _shorten(rarity: Mapping[str, float], text: str) -> str:
+    """Return ``text``, or the best matching sentences of a long one in their order.
+
+    Code blocks are kept whole or replaced by a note.
+    """
     limit = MAX_CODE_CHARACTERS if _BLOCK.search(text) else MAX_QUOTE_CHARACTERS
     if len(text) <= limit:
         return text
     pieces = _pieces(text)
     scores = [_overlap(rarity, terms(piece)) for piece in pieces]
     for i in range(1, len(pieces)):
-        if _BLOCK.fullmatch(pieces[i]):  # which the sentence before it explains
+        if _BLOCK.fullmatch(pieces[i]):  # the sentence before a block explains it
             scores[i] = max(scores[i], scores[i - 1])
     chosen: set[int] = set()
     left = limit
     for i in sorted(range(len(pieces)), key=lambda i: (-scores[i], i)):
-        if len(pieces[i]) <= left and len(chosen) < _PIECES and (scores[i] > 0 or not chosen):
+        if len(pieces[i]) <= left and len(chosen) < _MAX_PIECES and (scores[i] > 0 or not chosen):
             chosen.add(i)
             left -= len(pieces[i]) + 3
     shown: list[str] = []
@@ -264,16 +275,16 @@ def _shortened(rarity: Mapping[str, float], text: str) -> str:
             before = "\n" if block and shown else "… " if skipped else ""
             shown.append(before + piece + ("\n" if block else ""))
             skipped = False
-        elif block and left >= _NOTE:
+        elif block and left >= _CODE_NOTE_CHARACTERS:
             shown.append(f"({piece.count(chr(10)) + 1} lines of code)")
-            left -= _NOTE
+            left -= _CODE_NOTE_CHARACTERS
         else:
             skipped = True
     return " ".join(shown).strip() or text[: limit - 1].rstrip() + "…"
 
 
 def _pieces(text: str) -> list[str]:
-    """The sentences and code blocks of ``text``, in order."""
+    """Return the sentences and code blocks of ``text``, in order."""
     found: list[str] = []
     end = 0
     for block in _BLOCK.finditer(text):
@@ -281,7 +292,7 @@ def _pieces(text: str) -> list[str]:
         found.append(block.group())
         end = block.end()
     found += _sentences(text[end:])
-    return [cut for piece in found if piece.strip() for cut in _cut(piece.strip())]
+    return [cut for piece in found if piece.strip() for cut in _wrap_long(piece.strip())]
 
 
 def _sentences(text: str) -> Iterator[str]:
@@ -293,25 +304,25 @@ def _sentences(text: str) -> Iterator[str]:
     yield text[begin:]
 
 
-def _cut(piece: str) -> list[str]:
-    """``piece``, or runs of its words where it is longer than a quote: the match may stand anywhere."""
+def _wrap_long(piece: str) -> list[str]:
+    """Return ``piece``, or shorter runs of its words if it is too long for a quote."""
     if len(piece) <= MAX_QUOTE_CHARACTERS or _BLOCK.fullmatch(piece):
         return [piece]
     return textwrap.wrap(" ".join(piece.split()), MAX_QUOTE_CHARACTERS // 3, break_on_hyphens=False)
 
 
-def _rarity(text: str, passages: Sequence[Passage]) -> dict[str, float]:
-    """How telling each term of ``text`` is among the messages of ``passages``: shares, which add up to 1."""
-    spread: Counter[str] = Counter()
+def _rarity_of_terms(text: str, passages: Sequence[Passage]) -> dict[str, float]:
+    """Return a weight for each term of ``text``, higher for a rarer one in ``passages``; they add up to 1."""
+    message_counts: Counter[str] = Counter()
     for passage in passages:
         for message in passage.messages:
-            spread.update(set(terms(message.content)))
-    weights = {term: 1 / (1 + spread[term] ** 0.5) for term in dict.fromkeys(terms(text))}
+            message_counts.update(set(terms(message.content)))
+    weights = {term: 1 / (1 + message_counts[term] ** 0.5) for term in dict.fromkeys(terms(text))}
     total = math.fsum(weights.values())
     return {term: weight / total for term, weight in weights.items()}
 
 
 def _overlap(rarity: Mapping[str, float], words: Collection[str]) -> float:
-    """The share of the telling terms that ``words`` hold: 0..1."""
-    # An exact sum: a set's order depends on the process, and a plain sum of floats on the order.
+    """Return the summed weight of the terms in ``words``, from 0 to 1."""
+    # fsum is exact: the order of a set differs between processes, and a plain sum of floats depends on the order.
     return math.fsum(rarity[word] for word in rarity.keys() & set(words))

@@ -1,7 +1,6 @@
-"""Follow-ups: a question that leans on what was said before it, made to stand alone.
+"""Turns a follow-up into a question that can be understood on its own.
 
-Owns the choice between one extra request to the model and joining the question to the asker's message before it. A
-question without context is left as it is and costs nothing.
+The model rewrites it with one extra request; without a model, the question is joined to the asker's previous message.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from rtfm.scrubbing import scrub
 from rtfm.telemetry import MODEL_FAILURES
 
 
-def rewritten(
+def rewrite(
     question: str, context: Sequence[ContextMessage], model: LanguageModel, *, timeout_s: float
 ) -> tuple[str, Completion | None]:
-    """The question on its own, and what that cost; ``joined`` and None when the model gives none."""
-    said = [attrs.evolve(message, content=scrub(message.content)) for message in context]
+    """Return the rewritten question and its completion, or ``join_context`` and None if the model fails."""
+    scrubbed = [attrs.evolve(message, content=scrub(message.content)) for message in context]
     try:
-        completion = model.complete(prompt.build_standalone(question, said), timeout_s=timeout_s)
+        completion = model.complete(prompt.build_standalone(question, scrubbed), timeout_s=timeout_s)
         return scrub(prompt.parse_standalone(completion.text)), completion
     except RtfmError as exc:
         MODEL_FAILURES.labels(reason=reason_of(exc)).inc()
-        return joined(question, context), None
+        return join_context(question, context), None
 
 
-def joined(question: str, context: Sequence[ContextMessage]) -> str:
-    """The question with the asker's message before it, which names what is asked about."""
+def join_context(question: str, context: Sequence[ContextMessage]) -> str:
+    """Return the question with the asker's previous message, which usually names the subject."""
     before = [message.content for message in context if message.speaker is Speaker.ASKER and message.content.strip()]
     return f"{question}\n{scrub(before[-1])}" if before else question

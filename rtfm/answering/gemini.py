@@ -1,7 +1,7 @@
 """``GeminiModel``: Google's Gemini over REST, through google-generativeai.
 
-The package's maintenance has ended (last release in December 2025), so nothing outside this file knows it. Does not
-retry and counts nothing.
+The package is no longer maintained (last release in December 2025), so only this module uses it. Does not retry and
+records no metrics.
 """
 
 from __future__ import annotations
@@ -14,71 +14,73 @@ from google.api_core import exceptions as api_errors
 from google.auth.exceptions import GoogleAuthError
 from google.protobuf.json_format import ParseError
 
-from rtfm.answering.model import MAX_OUTPUT_TOKENS, TEMPERATURE, Completion, Service
+from rtfm.answering.model import MAX_OUTPUT_TOKENS, TEMPERATURE, Completion, ModelService
 from rtfm.answering.prompt import Prompt
 from rtfm.errors import RtfmError
 
 with warnings.catch_warnings():
-    # It says at every import that it is no longer maintained; docs/decisions/ says why it is used.
+    # The package warns at import that it is no longer maintained; docs/decisions/ has the reason for using it.
     warnings.simplefilter("ignore", FutureWarning)
     from google.generativeai.client import configure
     from google.generativeai.generative_models import GenerativeModel
 
 
 class GeminiModel:
-    """A Gemini model. Thread-safe. One a process: the package keeps its key and address globally."""
+    """A Gemini model. Thread-safe. Only one per process: the package keeps its key and address globally."""
 
     def __init__(self, *, api_key: str, model: str, endpoint: str | None = None) -> None:
-        """``endpoint`` replaces the address of Google's API: a proxy or a stub, scheme included."""
+        """``endpoint`` replaces the address of Google's API, for a proxy or a stub; it includes the scheme."""
         options = {"api_endpoint": endpoint} if endpoint else None
         configure(api_key=api_key, transport="rest", client_options=options)
-        self._service = Service(name="Gemini", model=model, key_setting="GEMINI_API_KEY", model_setting="GEMINI_MODEL")
+        self._service = ModelService(
+            name="Gemini", model=model, key_setting="GEMINI_API_KEY", model_setting="GEMINI_MODEL"
+        )
         self._models: dict[str, Any] = {}
 
     def complete(self, prompt: Prompt, *, timeout_s: float) -> Completion:
         """See ``LanguageModel.complete``."""
         try:
-            response = self._model(prompt.instructions).generate_content(
+            response = self._model_for(prompt.instructions).generate_content(
                 prompt.document,
                 generation_config={
                     "temperature": TEMPERATURE,
                     "max_output_tokens": MAX_OUTPUT_TOKENS,
                     "response_mime_type": "application/json",
-                    # The package changes what it is given.
+                    # The package modifies its argument.
                     "response_schema": copy.deepcopy(dict(prompt.schema)),
                 },
-                # Without retry=None the package repeats on 503 for ten minutes, whatever the timeout.
+                # Without retry=None the package retries on 503 for ten minutes, whatever the timeout.
                 request_options={"timeout": timeout_s, "retry": None},
             )
-        # OSError is what requests, which carries the calls, derives its errors from.
+        # The package sends with requests, whose errors are OSErrors.
         except (api_errors.GoogleAPIError, GoogleAuthError, ParseError, OSError, ValueError) as exc:
-            raise self._translated(exc, timeout_s) from exc
+            raise self._to_rtfm_error(exc, timeout_s) from exc
         usage = response.usage_metadata
         return Completion(
-            text=self._text(response),
+            text=self._read_text(response),
             model=self._service.model,
             prompt_tokens=usage.prompt_token_count or None,
             output_tokens=(usage.total_token_count - usage.prompt_token_count) or None,
         )
 
-    def _model(self, instructions: str) -> Any:
+    def _model_for(self, instructions: str) -> Any:
         if instructions not in self._models:
             self._models[instructions] = GenerativeModel(self._service.model, system_instruction=instructions)
         return self._models[instructions]
 
-    def _translated(self, error: Exception, timeout_s: float) -> RtfmError:
+    def _to_rtfm_error(self, error: Exception, timeout_s: float) -> RtfmError:
         if isinstance(error, api_errors.GoogleAPICallError) and error.code is not None:
             headers = getattr(error.response, "headers", None) or {}
-            return self._service.refusal(int(error.code), error.message, headers.get("Retry-After"))
+            return self._service.refusal_error(int(error.code), error.message, headers.get("Retry-After"))
         if isinstance(error, ParseError) or (isinstance(error, ValueError) and not isinstance(error, OSError)):
-            return self._service.malformed()
-        return self._service.unreachable(error, timeout_s)
+            return self._service.malformed_error()
+        return self._service.unreachable_error(error, timeout_s)
 
-    def _text(self, response: Any) -> str:
+    def _read_text(self, response: Any) -> str:
         if not response.candidates:
             reason = response.prompt_feedback.block_reason
-            raise self._service.without_candidate(reason.name if reason else None)
+            raise self._service.no_candidate_error(reason.name if reason else None)
         candidate = response.candidates[0]
         text = "".join(part.text for part in candidate.content.parts if not getattr(part, "thought", False))
-        # A reason that the package is too old to know comes as a bare number.
-        return self._service.checked(text, getattr(candidate.finish_reason, "name", ""))
+        # A reason newer than the package is a plain number without a name.
+        return self._service.require_text(text, getattr(candidate.finish_reason, "name", ""))

@@ -1,6 +1,6 @@
-"""``GenaiModel``: Google's Gemini over REST, through google-genai, the successor of the package in ``gemini``.
+"""``GenaiModel``: Google's Gemini over REST, through google-genai, the successor of google-generativeai.
 
-Nothing outside this file knows it. Does not retry and counts nothing.
+Only this module uses the package. Does not retry and records no metrics.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from google import genai
 from google.genai import errors, types
 from httpx2 import HTTPError
 
-from rtfm.answering.model import MAX_OUTPUT_TOKENS, TEMPERATURE, Completion, Service
+from rtfm.answering.model import MAX_OUTPUT_TOKENS, TEMPERATURE, Completion, ModelService
 from rtfm.answering.prompt import Prompt
 
 
@@ -19,9 +19,11 @@ class GenaiModel:
     """A Gemini model. Thread-safe."""
 
     def __init__(self, *, api_key: str, model: str, endpoint: str | None = None) -> None:
-        """``endpoint`` replaces the address of Google's API: a proxy or a stub, scheme included."""
-        self._service = Service(name="Gemini", model=model, key_setting="GEMINI_API_KEY", model_setting="GEMINI_MODEL")
-        # Said in full, for the package reads environment variables where something is left open.
+        """``endpoint`` replaces the address of Google's API, for a proxy or a stub; it includes the scheme."""
+        self._service = ModelService(
+            name="Gemini", model=model, key_setting="GEMINI_API_KEY", model_setting="GEMINI_MODEL"
+        )
+        # All options are set, because the package reads environment variables for missing ones.
         self._client = genai.Client(
             enterprise=False,
             api_key=api_key,
@@ -47,30 +49,30 @@ class GenaiModel:
             )
         except errors.APIError as exc:
             headers = getattr(exc.response, "headers", None) or {}
-            raise self._service.refusal(exc.code, exc.message or "", headers.get("Retry-After")) from exc
+            raise self._service.refusal_error(exc.code, exc.message or "", headers.get("Retry-After")) from exc
         except ValueError as exc:
-            raise self._service.malformed() from exc
+            raise self._service.malformed_error() from exc
         except (HTTPError, OSError) as exc:
-            raise self._service.unreachable(exc, timeout_s) from exc
+            raise self._service.unreachable_error(exc, timeout_s) from exc
         usage = response.usage_metadata
         prompt_tokens = usage.prompt_token_count if usage else None
         total = usage.total_token_count if usage else None
         return Completion(
-            text=self._text(response),
+            text=self._read_text(response),
             model=self._service.model,
             prompt_tokens=prompt_tokens,
             output_tokens=total - prompt_tokens if total and prompt_tokens else None,
         )
 
-    def _text(self, response: types.GenerateContentResponse) -> str:
+    def _read_text(self, response: types.GenerateContentResponse) -> str:
         if not response.candidates:
             feedback = response.prompt_feedback
-            raise self._service.without_candidate(_name(feedback.block_reason) if feedback else None)
+            raise self._service.no_candidate_error(_enum_name(feedback.block_reason) if feedback else None)
         candidate = response.candidates[0]
         parts = (candidate.content.parts if candidate.content else None) or []
         text = "".join(part.text or "" for part in parts if not part.thought)
-        return self._service.checked(text, _name(candidate.finish_reason) or "")
+        return self._service.require_text(text, _enum_name(candidate.finish_reason) or "")
 
 
-def _name(reason: Any) -> str | None:
+def _enum_name(reason: Any) -> str | None:
     return None if reason is None else str(getattr(reason, "name", reason))

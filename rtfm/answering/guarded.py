@@ -1,9 +1,8 @@
-"""``GuardedModel``: a model's service as answering may lean on it.
+"""``GuardedModel``: a model behind retries, a budget and a circuit breaker.
 
-Owns the order of guards around one request: retries within the time that is left, the budget, the circuit breaker.
-Every failure that is worth it is tried again with jitter, or when the service asks for it (Retry-After). When too large
-a share of requests fails, the circuit opens: the service is left alone, but for one probe an interval. Does not know
-what is asked.
+Owns the order of these guards around one request. Transient failures are retried after a backoff with jitter, or after
+the Retry-After of the service, while time is left. If too large a share of requests fails, the circuit opens: only one
+probe per interval is sent. Does not read prompts or replies.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ from rtfm.errors import ConfigError, Throttled, TransientError, Unavailable
 from rtfm.telemetry import CIRCUIT_STATE, MODEL_REQUESTS, MODEL_SECONDS, MODEL_TOKENS, get_logger
 
 CHARACTERS_PER_TOKEN = 4
-"""About what Gemini's tokens hold in English (https://ai.google.dev/gemini-api/docs/tokens); only for estimates."""
+"""Characters of a Gemini token in English, about (https://ai.google.dev/gemini-api/docs/tokens); only for estimates."""
 
 SHORTEST_ATTEMPT_S = 0.5
-"""With less time left than this, no other request is begun."""
+"""No retry starts with less time left than this."""
 
-_STATES = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
+_STATE_VALUES = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
 
 _log = get_logger(__name__)
 
 
 @frozen(kw_only=True)
 class GuardPolicy:
-    """How hard to try, and when to stop trying."""
+    """When to retry a request, and when to open the circuit."""
 
     attempts: int = 3
     first_wait_s: float = 0.5
@@ -48,14 +47,14 @@ class GuardPolicy:
 
 
 @frozen
-class _Clock:
-    """The breaker's library wants an object."""
+class _BreakerClock:
+    """A clock in the form that the breaker's library takes."""
 
     monotonic: Callable[[], float]
 
 
 class GuardedModel:
-    """A ``LanguageModel`` behind retries, a budget and a circuit breaker. Thread-safe."""
+    """A ``LanguageModel`` with guards around its requests. Thread-safe."""
 
     def __init__(
         self,
@@ -67,7 +66,7 @@ class GuardedModel:
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """``clock`` gives seconds, ``jitter`` a number between 0 and 1. ``name`` stands in metrics and logs."""
+        """``clock`` returns seconds, ``jitter`` a number between 0 and 1. ``name`` appears in metrics and logs."""
         self.name = name
         self.adapter = model
         self._policy = policy
@@ -83,22 +82,22 @@ class GuardedModel:
                 window_size=max(1, round(policy.window_s)),
                 wait_duration_in_open=policy.probe_interval_s,
                 permitted_calls_in_half_open=1,
-                # Slowness is the timeout's business.
+                # Slow requests end by their timeout.
                 slow_call_duration_threshold=float("inf"),
             ),
-            clock=_Clock(clock),
-            classifier=_Failures(),
-            listener=_Listener(),
+            clock=_BreakerClock(clock),
+            classifier=_FailureClassifier(),
+            listener=_BreakerListener(),
         )
-        CIRCUIT_STATE.labels(dependency=name).set(_STATES[State.CLOSED])
+        CIRCUIT_STATE.labels(dependency=name).set(_STATE_VALUES[State.CLOSED])
 
     def complete(self, prompt: Prompt, *, timeout_s: float) -> Completion:
-        """See ``LanguageModel.complete``; ``timeout_s`` holds for all attempts together.
+        """See ``LanguageModel.complete``; ``timeout_s`` covers all attempts together.
 
-        Raises ModelNotAsked ("circuit_open", "over_budget", "out_of_time") without a request.
+        Raises ModelNotAsked ("circuit_open", "over_budget" or "out_of_time") if no request was sent.
         """
         if timeout_s <= 0:
-            raise ModelNotAsked("out_of_time", "the question's time is up")
+            raise ModelNotAsked("out_of_time", "no time is left to ask the model")
         deadline_s = self._clock() + timeout_s
         for attempt in stamina.retry_context(
             on=partial(self.wait_s, deadline_s=deadline_s),
@@ -113,7 +112,7 @@ class GuardedModel:
         raise AssertionError("retry_context ends with a result or an error")
 
     def wait_s(self, error: Exception, deadline_s: float) -> float | bool:
-        """Seconds to wait before the next attempt, True for the usual backoff, False for none."""
+        """Return the seconds until the next attempt, True for the usual backoff, or False for no further attempt."""
         left_s = deadline_s - self._clock() - SHORTEST_ATTEMPT_S
         if not isinstance(error, TransientError) or left_s <= 0:
             return False
@@ -123,15 +122,15 @@ class GuardedModel:
         return True
 
     def _attempt(self, prompt: Prompt, timeout_s: float) -> Completion:
-        asked = (len(prompt.instructions) + len(prompt.document)) // CHARACTERS_PER_TOKEN
-        with self._budget.spending(asked) as spent:
+        estimated_tokens = (len(prompt.instructions) + len(prompt.document)) // CHARACTERS_PER_TOKEN
+        with self._budget.reserve(estimated_tokens) as cost:
             try:
                 completion = self._breaker.call_sync(self._request, prompt, timeout_s)
             except CircuitOpenError as exc:
-                spent.nothing()
+                cost.cancel()
                 raise ModelNotAsked("circuit_open", f"the circuit to {self.name} is open") from exc
             if completion.prompt_tokens is not None:
-                spent.tokens = completion.prompt_tokens + (completion.output_tokens or 0)
+                cost.tokens = completion.prompt_tokens + (completion.output_tokens or 0)
         return completion
 
     def _request(self, prompt: Prompt, timeout_s: float) -> Completion:
@@ -151,10 +150,11 @@ class GuardedModel:
         return completion
 
 
-class _Failures:
-    """What speaks against the service: no answer, a refusal that holds for every request, a page that is not its own.
+class _FailureClassifier:
+    """Decides what the breaker counts as a failure of the service.
 
-    An answer that was blocked or cut off is the question's fault.
+    No answer, a refusal that every request would get, and a reply that is not of the service's API, such as a proxy's
+    page, count. A blocked or cut-off answer depends on the question and does not count.
     """
 
     def is_failure(self, *, result: object, exception: Exception | None) -> bool:
@@ -163,21 +163,21 @@ class _Failures:
         return exception is not None
 
 
-class _Listener(CoreEventListener):
-    """Tells people and metrics when the circuit opens and closes."""
+class _BreakerListener(CoreEventListener):
+    """Logs and counts the changes of the circuit's state."""
 
     def on_state_change(self, *, name: str, old: State, new: State) -> None:
-        CIRCUIT_STATE.labels(dependency=name).set(_STATES.get(new, 2))
+        CIRCUIT_STATE.labels(dependency=name).set(_STATE_VALUES.get(new, 2))
         if new is State.OPEN:
             _log.warning("circuit open, quoting instead of asking the model", dependency=name, before=str(old))
         elif new is State.HALF_OPEN:
-            _log.info("circuit half open, one probe", dependency=name)
+            _log.info("circuit half open, sending one probe", dependency=name)
         else:
             _log.info("circuit closed, the model answers again", dependency=name)
 
 
 def reason_of(error: Exception) -> str:
-    """One word for why a model gave no answer, for counting."""
+    """Return one word for why a model gave no answer, as a metric label."""
     match error:
         case UnusableAnswer() | ModelNotAsked():
             return error.reason

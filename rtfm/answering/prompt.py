@@ -1,7 +1,7 @@
-"""The prompts, and what a model's reply to them means. No I/O.
+"""Builds the prompts and parses the model's replies. No I/O.
 
-Owns the instructions, the form in which sources are shown and the form of the replies. Sources go in as JSON data, each
-with a number, so that nothing said in a channel can end its own quotation.
+Owns the instructions, the form of the sources and the form of the replies. Sources are numbered JSON data, so that no
+message can end its own quotation.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from attrs import frozen
 
-from rtfm.answering.attachments import Attached
+from rtfm.answering.attachments import TextFile
 from rtfm.errors import RtfmError
 from rtfm.events import ContextMessage, to_datetime
 from rtfm.knowledge.passages import Passage
@@ -23,7 +23,7 @@ MAX_CONTEXT_MESSAGES = 10
 MAX_CONTEXT_CHARACTERS = 1_000
 MAX_MESSAGE_CHARACTERS = 1_500
 MAX_SOURCE_CHARACTERS = 4_000
-"""Caps that keep a prompt under about 12,000 tokens with eight sources."""
+"""Together, these limits keep a prompt with eight sources under about 12,000 tokens."""
 
 INSTRUCTIONS = """\
 You answer questions in a Discord community from what its members said earlier. You get one JSON document with
@@ -54,7 +54,7 @@ ANSWER_SCHEMA: Mapping[str, Any] = {
     },
     "required": ["answer", "cited", "sufficient", "sources_disagree"],
 }
-"""The form of an answer, in the subset of OpenAPI that Gemini takes as a response schema."""
+"""The form of an answer, in the subset of OpenAPI that Gemini accepts as a response schema."""
 
 STANDALONE_INSTRUCTIONS = """\
 You rewrite a follow-up question so that it can be understood without what came before it. You get one JSON document
@@ -73,14 +73,14 @@ STANDALONE_SCHEMA: Mapping[str, Any] = {
 }
 """The form of a rewritten question."""
 
-_LEAK_WORDS = 8
-"""Words of the instructions in a row that no answer has by chance."""
+_LEAK_RUN_WORDS = 8
+"""An answer with this many consecutive words of the instructions counts as a leak; none has so many by chance."""
 
 _WORD = re.compile(r"\w+")
 
 
 class UnusableAnswer(RtfmError):
-    """The model answered, but with nothing that can be used. ``reason`` is one word, for counting."""
+    """The model's reply cannot be used. ``reason`` is one word, as a metric label."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -89,7 +89,7 @@ class UnusableAnswer(RtfmError):
 
 @frozen(kw_only=True)
 class Prompt:
-    """What a model is given: its instructions, one JSON document of data, and the form of its reply."""
+    """What a model gets: its instructions, one JSON document of data, and the form of its reply."""
 
     instructions: str
     document: str
@@ -98,7 +98,7 @@ class Prompt:
 
 @frozen(kw_only=True)
 class ModelAnswer:
-    """A model's answer, taken apart but not yet trusted."""
+    """A model's parsed answer, not yet checked against its sources."""
 
     answer: str
     cited: Sequence[int]
@@ -107,24 +107,23 @@ class ModelAnswer:
 
 
 def build(
-    question: str, sources: Sequence[Passage], *, files: Sequence[Attached] = (), language: str | None = None
+    question: str, sources: Sequence[Passage], *, files: Sequence[TextFile] = (), language: str | None = None
 ) -> Prompt:
-    """The prompt for an answer to ``question``; whatever is longer than the caps is cut.
+    """Build the prompt for an answer to ``question``; texts longer than the limits are cut.
 
-    ``sources`` are cited by their numbers from 1, ``files`` came with the question, and ``language`` is the asker's as
-    an IETF BCP 47 tag.
+    ``sources`` are numbered from 1, ``files`` came with the question, and ``language`` is the asker's IETF BCP 47 tag.
     """
     document: dict[str, Any] = {"question": question[:MAX_QUESTION_CHARACTERS]}
     if language:
         document["language"] = language[:35]
     if files:
         document["files"] = [{"name": file.filename, "text": file.text} for file in files]
-    document["sources"] = [_shown(number, source) for number, source in enumerate(sources, start=1)]
-    return Prompt(instructions=INSTRUCTIONS, document=_json(document), schema=ANSWER_SCHEMA)
+    document["sources"] = [_to_source(number, source) for number, source in enumerate(sources, start=1)]
+    return Prompt(instructions=INSTRUCTIONS, document=_to_json(document), schema=ANSWER_SCHEMA)
 
 
 def build_standalone(question: str, context: Sequence[ContextMessage]) -> Prompt:
-    """The prompt that makes of a follow-up a question that stands alone."""
+    """Build the prompt that rewrites a follow-up to a question that can be understood on its own."""
     document = {
         "question": question[:MAX_QUESTION_CHARACTERS],
         "context": [
@@ -132,15 +131,15 @@ def build_standalone(question: str, context: Sequence[ContextMessage]) -> Prompt
             for message in context[-MAX_CONTEXT_MESSAGES:]
         ],
     }
-    return Prompt(instructions=STANDALONE_INSTRUCTIONS, document=_json(document), schema=STANDALONE_SCHEMA)
+    return Prompt(instructions=STANDALONE_INSTRUCTIONS, document=_to_json(document), schema=STANDALONE_SCHEMA)
 
 
 def parse(text: str) -> ModelAnswer:
-    """A model's answer. Raises UnusableAnswer ("malformed") for anything but the form that was asked for.
+    """Parse a model's answer. Raises UnusableAnswer ("malformed") if it does not have the form of ``ANSWER_SCHEMA``.
 
-    A reply without ``sources_disagree`` counts as one that saw no disagreement.
+    A missing ``sources_disagree`` counts as false.
     """
-    reply = _object(text)
+    reply = _parse_object(text)
     answer, cited, sufficient = reply.get("answer"), reply.get("cited"), reply.get("sufficient")
     if not (
         isinstance(answer, str)
@@ -154,20 +153,20 @@ def parse(text: str) -> ModelAnswer:
 
 
 def parse_standalone(text: str) -> str:
-    """A rewritten question. Raises UnusableAnswer ("malformed") for anything but the form that was asked for."""
-    question = _object(text).get("question")
+    """Parse a rewritten question. Raises UnusableAnswer ("malformed") if it does not have the form of its schema."""
+    question = _parse_object(text).get("question")
     if not isinstance(question, str) or not question.strip():
         raise UnusableAnswer("malformed", "the model's reply has no question")
     return question.strip()[:MAX_QUESTION_CHARACTERS]
 
 
 def leaks_instructions(answer: str) -> bool:
-    """Whether ``answer`` repeats the instructions: eight of their words in a row."""
-    said = " ".join(_WORD.findall(answer.lower()))
-    return any(run in said for run in _RUNS)
+    """Whether ``answer`` contains ``_LEAK_RUN_WORDS`` consecutive words of the instructions."""
+    words = " ".join(_WORD.findall(answer.lower()))
+    return any(run in words for run in _INSTRUCTION_RUNS)
 
 
-def _shown(number: int, source: Passage) -> dict[str, Any]:
+def _to_source(number: int, source: Passage) -> dict[str, Any]:
     messages: list[dict[str, str]] = []
     left = MAX_SOURCE_CHARACTERS
     for message in source.messages:
@@ -181,24 +180,24 @@ def _shown(number: int, source: Passage) -> dict[str, Any]:
     return {"number": number, "messages": messages}
 
 
-def _object(text: str) -> dict[str, Any]:
+def _parse_object(text: str) -> dict[str, Any]:
     try:
         reply = json.loads(text)
     except (ValueError, RecursionError):
         reply = None
     if not isinstance(reply, dict):
-        raise UnusableAnswer("malformed", "the model's reply is not the JSON that was asked for")
+        raise UnusableAnswer("malformed", "the model's reply is not a JSON object")
     return reply
 
 
-def _json(document: dict[str, Any]) -> str:
-    # Half of a surrogate pair cannot be sent as UTF-8.
+def _to_json(document: dict[str, Any]) -> str:
+    # UTF-8 cannot encode half of a surrogate pair.
     return json.dumps(document, ensure_ascii=False).encode("utf-8", "replace").decode("utf-8")
 
 
-def _runs(instructions: str) -> frozenset[str]:
+def _word_runs(instructions: str) -> frozenset[str]:
     words = _WORD.findall(instructions.lower())
-    return frozenset(" ".join(words[i : i + _LEAK_WORDS]) for i in range(len(words) - _LEAK_WORDS + 1))
+    return frozenset(" ".join(words[i : i + _LEAK_RUN_WORDS]) for i in range(len(words) - _LEAK_RUN_WORDS + 1))
 
 
-_RUNS = _runs(INSTRUCTIONS) | _runs(STANDALONE_INSTRUCTIONS)
+_INSTRUCTION_RUNS = _word_runs(INSTRUCTIONS) | _word_runs(STANDALONE_INSTRUCTIONS)

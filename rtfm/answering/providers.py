@@ -1,6 +1,6 @@
-"""The model providers: which there are, which one the settings choose, and how it is opened.
+"""The model providers, the choice of one by the settings, and how to open it.
 
-A new provider is an adapter beside ``gemini`` and an entry in ``PROVIDERS``.
+To add a provider, write an adapter like ``gemini`` and add an entry to ``PROVIDERS``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rtfm.settings import Settings
 
 @frozen(kw_only=True)
 class Provider:
-    """A provider of models. ``name`` is what metrics and the shared breaker call it."""
+    """A provider of models. ``name`` appears in metrics and logs."""
 
     name: str
     is_chosen: Callable[[Settings], bool]
@@ -27,12 +27,12 @@ class Provider:
 
 
 def chosen_provider(settings: Settings) -> Provider | None:
-    """The first provider that is configured; None means that answers are extracts."""
+    """Return the first configured provider; None means that answers are extracts."""
     return next((provider for provider in PROVIDERS if provider.is_chosen(settings)), None)
 
 
 def open_model(settings: Settings) -> GuardedModel | None:
-    """The model of the chosen provider behind its guards; None where no provider is configured."""
+    """Open the chosen provider's model with its guards; return None if no provider is configured."""
     provider = chosen_provider(settings)
     if provider is None:
         return None
@@ -46,8 +46,7 @@ def open_model(settings: Settings) -> GuardedModel | None:
     return GuardedModel(provider.open(settings), name=provider.name, policy=policy, budget=open_budget(settings))
 
 
-# The adapters are imported when they are opened: Google's packages take half a second and more, and are not installed
-# everywhere.
+# Adapters are imported when they are opened: Google's packages take more than half a second to import and are optional.
 
 
 def _open_openai(settings: Settings) -> LanguageModel:
@@ -62,7 +61,7 @@ def _open_gemini(settings: Settings) -> LanguageModel:
     if settings.gemini_sdk == "google-genai":
         from rtfm.answering.genai import GenaiModel as Adapter
     else:
-        from rtfm.answering.gemini import GeminiModel as Adapter  # type: ignore[assignment]  # made of the same arguments
+        from rtfm.answering.gemini import GeminiModel as Adapter  # type: ignore[assignment]  # takes the same arguments
     return Adapter(
         api_key=settings.gemini_api_key or "", model=settings.gemini_model, endpoint=settings.gemini_api_endpoint
     )

@@ -1,6 +1,6 @@
-"""From a model's reply to an answer that may be shown: words cleaned, numbers checked, sources linked. Pure.
+"""Turns a model's reply into an answer: cleans its text, checks its citations and builds the sources. Pure.
 
-Promises that whatever the model wrote, the answer cites, links and pings nothing that it was not given.
+Promises that, whatever the model wrote, the answer cites and links only what the model was given, and pings nobody.
 """
 
 from __future__ import annotations
@@ -18,49 +18,51 @@ from rtfm.markup import plain_name
 from rtfm.scrubbing import scrub
 
 MAX_ANSWER_CHARACTERS = 3_500
-"""Two of Discord's messages; a model that writes more was told not to."""
+"""About two Discord messages; the prompt asks for short answers."""
 
 MAX_MODEL_CHARACTERS = 4 * MAX_ANSWER_CHARACTERS
-"""Of a model's reply, what is read at all."""
+"""Characters of a model's reply that are read; the rest is ignored."""
 
 
 @frozen(kw_only=True)
-class Written:
-    """An answer's words and the sources that they rest on."""
+class WrittenAnswer:
+    """An answer's text and the sources that it cites."""
 
     text: str
     citations: Sequence[Citation]
 
 
-def written(reply: ModelAnswer, passages: Sequence[Passage], *, question: str, channels: frozenset[str]) -> Written:
-    """The answer that ``reply`` makes with ``passages``, which it knows by their numbers from 1.
+def write_answer(
+    reply: ModelAnswer, passages: Sequence[Passage], *, question: str, channels: frozenset[str]
+) -> WrittenAnswer:
+    """Return the answer of ``reply``, which cites ``passages`` by their numbers from 1.
 
-    ``channels`` may be named by id in it. Raises UnusableAnswer for a reply that cites nothing that it was given
-    ("uncited"), repeats its instructions ("leak"), or of which nothing is left ("empty").
+    The answer may mention only ``channels`` by id. Raises UnusableAnswer for a reply that cites none of ``passages``
+    ("uncited"), repeats the instructions ("leak"), or has no words left after cleaning ("empty").
     """
     if leaks_instructions(reply.answer):
         raise UnusableAnswer("leak", "the model's answer repeats its instructions")
     cited = dict.fromkeys([*cleaning.cited_numbers(reply.answer), *reply.cited])
     used = [number for number in cited if 1 <= number <= len(passages)]
     if not used:
-        raise UnusableAnswer("uncited", "the model's answer cites nothing that it was given")
+        raise UnusableAnswer("uncited", "the model's answer cites none of its sources")
     numbers = {old: new for new, old in enumerate(used, start=1)}
     known = set().union(*(links(m.content) for number in used for m in passages[number - 1].messages))
-    text = cleaning.cleaned(scrub(reply.answer[:MAX_MODEL_CHARACTERS]), numbers, known, channels)
-    text = cleaning.balanced(without_foreign_links(_capped(text), known))  # a link that was cut is another link
-    if not cleaning.says_something(text):
-        raise UnusableAnswer("empty", "nothing is left of the model's answer")
+    text = cleaning.clean(scrub(reply.answer[:MAX_MODEL_CHARACTERS]), numbers, known, channels)
+    text = cleaning.close_code_block(without_foreign_links(_truncate(text), known))  # cutting a link makes another link
+    if not cleaning.has_words(text):
+        raise UnusableAnswer("empty", "the model's answer has no words left after cleaning")
     citations = [
-        citation(new, passages[old - 1], extractive.best_message(question, text, passages[old - 1]))
+        build_citation(new, passages[old - 1], extractive.best_message(question, text, passages[old - 1]))
         for old, new in numbers.items()
     ]
     if reply.sources_disagree:
         text = _with_dates(text, citations)
-    return Written(text=text, citations=citations)
+    return WrittenAnswer(text=text, citations=citations)
 
 
-def citation(number: int, passage: Passage, message: PassageMessage) -> Citation:
-    """``message`` of ``passage`` as a source."""
+def build_citation(number: int, passage: Passage, message: PassageMessage) -> Citation:
+    """Build the citation of ``message``, which is in ``passage``."""
     return Citation(
         number=number,
         kind=SourceKind.MESSAGE,
@@ -72,7 +74,7 @@ def citation(number: int, passage: Passage, message: PassageMessage) -> Citation
         title=plain_name(scrub(message.thread_title)) if message.thread_title else None,
         author_id=message.author_id,
         author_name=plain_name(message.author_name),
-        # The archive takes any time that an export claims, and a response must not hold one beyond year 9999.
+        # The archive accepts any time of an export, but a response must not contain one after the year 9999.
         created_at=message.created_at if is_time(message.created_at) else None,
         excerpt=cleaning.excerpt(message.content),
         score=passage.score,
@@ -80,7 +82,7 @@ def citation(number: int, passage: Passage, message: PassageMessage) -> Citation
 
 
 def _with_dates(text: str, citations: Sequence[Citation]) -> str:
-    """``text`` with the dates of sources that disagree, the newest first, unless it gives them itself."""
+    """Return ``text`` with the dates of its sources, the newest first, unless it gives them itself."""
     dated = sorted((c for c in citations if c.created_at is not None), key=lambda c: -(c.created_at or 0))
     dates = [(c.number, f"{to_datetime(c.created_at):%Y-%m-%d}") for c in dated if c.created_at is not None]
     if len(dates) < 2 or all(date in text for _, date in dates):
@@ -88,7 +90,7 @@ def _with_dates(text: str, citations: Sequence[Citation]) -> str:
     return f"{text}\n\n≠ " + " · ".join(f"[{number}] {date}" for number, date in dates)
 
 
-def _capped(text: str) -> str:
+def _truncate(text: str) -> str:
     if len(text) <= MAX_ANSWER_CHARACTERS:
         return text
     return text[: MAX_ANSWER_CHARACTERS - 2].rsplit(maxsplit=1)[0] + " …"

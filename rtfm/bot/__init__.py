@@ -1,1 +1,1 @@
-"""The Discord service: messages and questions in, replies out."""
+"""The Discord service: publishes messages and questions, and posts replies."""

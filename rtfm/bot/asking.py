@@ -1,6 +1,6 @@
-"""From a question to ``bot-queries``: its row in the archive first, then its record.
+"""Sends questions to ``bot-queries``: first the row in the archive, then the record.
 
-Promises that no query of the bot is in Kafka without a row that its response can be compared with.
+Promises that every query of the bot in Kafka has a row, with which its response is compared.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from rtfm.events import BotQuery, DiscordMessage, TimestampMillis
 from rtfm.knowledge.archive import SqlArchive
 
 
-class QuestionSender:
-    """A sender for an outbox of questions."""
+class OpenQuestionSender:
+    """A sender that opens a question in the archive before it sends the query."""
 
     def __init__(self, sender: Sender, archive: SqlArchive, *, clock_ms: Callable[[], TimestampMillis]) -> None:
         self._sender = sender
@@ -23,7 +23,7 @@ class QuestionSender:
     def send(
         self, topic: str, event: DiscordMessage | BotQuery, *, on_delivery: Callable[[Acknowledgement], None]
     ) -> None:
-        """Hand over one event; may wait for the archive, and raises Unavailable when that does not answer."""
+        """Send one event; may wait for the archive, and raises Unavailable if the archive does not answer."""
         if isinstance(event, BotQuery):
             self._archive.questions.open(event, now=self._clock_ms())
         self._sender.send(topic, event, on_delivery=on_delivery)

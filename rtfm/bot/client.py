@@ -1,8 +1,8 @@
-"""The Discord client: listens to the gateway and turns what it hears into events.
+"""The Discord client: listens to the gateway and publishes messages and questions as events.
 
-Owns the connection, its addresses and intents, and the way from a message to a ``DiscordMessage`` or a ``BotQuery``.
-Handlers publish before they first wait, so that events keep the order in which Discord sent them. What is asked of
-the bot is not published as conversation: a search would find the question itself first.
+Owns the connection, its addresses and its intents. Promises that events keep Discord's order: handlers publish before
+their first ``await``. A question to the bot is not published as a message, because a search would find the question
+itself first.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ log = get_logger(__name__)
 
 _DISCORD_API = Route.BASE
 _DISCORD_GATEWAY = DiscordWebSocket.DEFAULT_GATEWAY
-discord.VoiceClient.warn_nacl = discord.VoiceClient.warn_dave = False  # no voice here, so no warnings of it
+discord.VoiceClient.warn_nacl = discord.VoiceClient.warn_dave = False  # the bot does not use voice
 _ASK_IN_A_CHANNEL = "Please ask me in a channel of the server that you mean."
 
 
-class _ReconnectInALine(logging.Filter):
-    """discord.py logs each lost connection as an error with its traceback; it connects again, so a warning will do."""
+class _ShortReconnectLogs(logging.Filter):
+    """Shortens discord.py's log of a lost connection to a warning of one line: discord.py reconnects by itself."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and record.msg.startswith("Attempting a reconnect") and not _debugging():
+        if record.exc_info and record.msg.startswith("Attempting a reconnect") and not _is_debugging():
             error = record.exc_info[1]
             reason = str(error).partition("\n")[0]
             record.msg, record.args = f"{record.getMessage()} ({type(error).__name__}: {reason})", None
@@ -55,21 +55,21 @@ class _ReconnectInALine(logging.Filter):
         return True
 
 
-_RECONNECT_IN_A_LINE = _ReconnectInALine()
+_SHORT_RECONNECT_LOGS = _ShortReconnectLogs()
 
 
-def _debugging() -> bool:
+def _is_debugging() -> bool:
     return logging.getLogger(__name__).isEnabledFor(logging.DEBUG)
 
 
 class Publish(Protocol):
-    """Takes an event for a topic, at once; False when it had to be dropped."""
+    """Accepts an event for a topic without blocking; returns False if the event was dropped."""
 
     def __call__(self, topic: str, event: DiscordMessage | BotQuery) -> bool: ...
 
 
 class RtfmClient(discord.Client):
-    """A gateway client that publishes what it hears."""
+    """A gateway client that publishes messages, edits, deletions and questions."""
 
     def __init__(
         self,
@@ -79,8 +79,10 @@ class RtfmClient(discord.Client):
         api: str | None = None,
         gateway: str | None = None,
     ) -> None:
-        """``api`` and ``gateway`` are the addresses of another Discord-compatible server; they hold for the process,
-        as discord.py keeps its own in class attributes. With ``api`` alone, that server is asked for its gateway.
+        """Connect to Discord, or to another compatible server at ``api`` and ``gateway``.
+
+        The addresses apply to the whole process, because discord.py keeps them in class attributes. With ``api`` alone,
+        that server tells its gateway. ``query_expiry_s`` is the time that a question may take.
         """
         super().__init__(
             intents=discord.Intents(guilds=True, guild_messages=True, dm_messages=True, message_content=True),
@@ -89,100 +91,101 @@ class RtfmClient(discord.Client):
             chunk_guilds_at_startup=False,
             member_cache_flags=discord.MemberCacheFlags.none(),
         )
-        logging.getLogger("discord.client").addFilter(_RECONNECT_IN_A_LINE)
+        logging.getLogger("discord.client").addFilter(_SHORT_RECONNECT_LOGS)
         Route.BASE = api or _DISCORD_API
         DiscordWebSocket.DEFAULT_GATEWAY = yarl.URL(gateway) if gateway else _DISCORD_GATEWAY
-        self._ask_for_gateway = api is not None and gateway is None
+        self._looks_up_gateway = api is not None and gateway is None
         self._publish = publish
         self._query_expiry_ms = int(query_expiry_s * 1000)
         self._connected = False
 
-    def trouble(self) -> str | None:
-        """One line while there is no connection to the gateway, for readiness."""
+    def not_ready_reason(self) -> str | None:
+        """Return why the bot is not ready, or None while the gateway is connected."""
         return None if self._connected else "not connected to Discord's gateway"
 
     async def setup_hook(self) -> None:
-        if self._ask_for_gateway:
+        """Look up the gateway's address if only the API's was given."""
+        if self._looks_up_gateway:
             _, address, _ = await self.http.get_bot_gateway()
             DiscordWebSocket.DEFAULT_GATEWAY = yarl.URL(address)
 
     async def on_connect(self) -> None:
-        """The gateway has taken our identification."""
+        """Note a new session with the gateway."""
         self._connected = True
         log.info("connected to Discord", bot_id=self._own_id())
 
     async def on_resumed(self) -> None:
-        """The gateway has replayed what we missed."""
+        """Note a resumed session: the gateway has replayed the missed events."""
         self._connected = True
         log.info("resumed the session with Discord")
 
     async def on_disconnect(self) -> None:
-        """The gateway is gone; discord.py connects again."""
+        """Note a lost connection; discord.py reconnects."""
         if self._connected and not self.is_closed():
-            log.warning("disconnected from Discord")
+            log.warning("disconnected from Discord, reconnecting")
         self._connected = False
 
     async def on_message(self, message: discord.Message) -> None:
-        """Publish a new message, or ask the question that it is."""
-        if not messages.is_said_by_a_person(message):
+        """Publish a new message, or its question if it asks the bot."""
+        if not messages.is_from_person(message):
             return
-        question = self._question(message)
+        question = self._find_question(message)
         if question is None:
-            self._publish_said(message, MessageChange.CREATED)
+            self._publish_message(message, MessageChange.CREATED)
         elif message.guild is None:
             await self._ask_directly(message, question)
         else:
             await self._ask_in_channel(message, question)
 
     async def on_raw_message_edit(self, payload: discord.RawMessageUpdateEvent) -> None:
-        """Publish an edit; Discord also reports as one that it fetched a link's preview."""
+        """Publish an edit, but not the update that Discord sends when it has fetched a link's preview."""
         message = payload.message
-        if message.edited_at is not None and self._question(message) is None:
-            self._publish_said(message, MessageChange.EDITED)
+        if message.edited_at is not None and self._find_question(message) is None:
+            self._publish_message(message, MessageChange.EDITED)
 
     async def on_raw_message_delete(self, payload: discord.RawMessageDeleteEvent) -> None:
         """Publish a deletion."""
-        self._publish_deleted([payload.message_id], payload.channel_id, payload.guild_id)
+        self._publish_deletions([payload.message_id], payload.channel_id, payload.guild_id)
 
     async def on_raw_bulk_message_delete(self, payload: discord.RawBulkMessageDeleteEvent) -> None:
-        """Publish a moderator's deletion of many messages."""
-        self._publish_deleted(sorted(payload.message_ids), payload.channel_id, payload.guild_id)
+        """Publish the deletions of a moderator who removed many messages at once."""
+        self._publish_deletions(sorted(payload.message_ids), payload.channel_id, payload.guild_id)
 
     async def on_error(self, event_method: str, /, *args: Any, **kwargs: Any) -> None:
-        """Log what a handler could not do; without the event, which holds what people wrote."""
+        """Log a failed handler, without the event, because it contains what people wrote."""
         error = sys.exc_info()[1]
-        log.error("an event of Discord was not handled", handler=event_method, error=f"{type(error).__name__}")
+        log.error("handling an event from Discord failed", handler=event_method, error=f"{type(error).__name__}")
         log.debug("traceback", exc_info=True)
 
-    def _publish_said(self, message: discord.Message, change: MessageChange) -> None:
-        event = messages.said(message, change)
+    def _publish_message(self, message: discord.Message, change: MessageChange) -> None:
+        event = messages.to_message_event(message, change)
         if event is None:
             IGNORED_EVENTS.labels(MESSAGES, "not_listened_to").inc()
         else:
             self._publish(MESSAGES, event)
 
-    def _publish_deleted(self, message_ids: list[int], channel_id: int, guild_id: int | None) -> None:
+    def _publish_deletions(self, message_ids: list[int], channel_id: int, guild_id: int | None) -> None:
         if guild_id is None:
             return
         guild = self.get_guild(guild_id)
         channel = guild.get_channel_or_thread(channel_id) if guild else None
         for message_id in message_ids:
-            self._publish(MESSAGES, messages.deleted(message_id, channel_id, guild_id, channel))
+            self._publish(MESSAGES, messages.to_deletion_event(message_id, channel_id, guild_id, channel))
 
-    def _question(self, message: discord.Message) -> triggers.Question | None:
+    def _find_question(self, message: discord.Message) -> triggers.FoundQuestion | None:
         role = message.guild.self_role if message.guild else None
         return triggers.find_question(
-            triggers.Incoming(
+            triggers.IncomingMessage(
                 content=message.content,
                 bot_id=str(self._own_id()),
                 bot_role_ids=(str(role.id),) if role else (),
-                replies_to_bot=self._replied_to(message) is not None,
+                replies_to_bot=self._find_replied_message(message) is not None,
                 direct=message.guild is None,
             )
         )
 
-    def _replied_to(self, message: discord.Message) -> discord.Message | None:
-        """The bot's own message that ``message`` replies to."""
+    def _find_replied_message(self, message: discord.Message) -> discord.Message | None:
+        """Return the bot's message that ``message`` replies to."""
         resolved = message.reference.resolved if message.reference else None
         if isinstance(resolved, discord.Message) and resolved.author.id == self._own_id():
             return resolved
@@ -191,7 +194,7 @@ class RtfmClient(discord.Client):
     def _own_id(self) -> int:
         return self.user.id if self.user else 0
 
-    async def _ask_in_channel(self, message: discord.Message, question: triggers.Question) -> None:
+    async def _ask_in_channel(self, message: discord.Message, question: triggers.FoundQuestion) -> None:
         channel = message.channel
         if not isinstance(channel, discord.TextChannel | discord.Thread):
             IGNORED_EVENTS.labels(QUERIES, "not_listened_to").inc()
@@ -199,20 +202,25 @@ class RtfmClient(discord.Client):
             await message.reply(EMPTY_QUESTION, mention_author=False)
         else:
             self._publish_query(
-                message, question, channel.guild.id, Audience.PUBLIC, visibility.visible_to_readers_of(channel)
+                message, question, channel.guild.id, Audience.PUBLIC, visibility.channels_visible_to_readers(channel)
             )
             with contextlib.suppress(discord.HTTPException, aiohttp.ClientError, OSError):
                 await channel.typing()
 
-    async def _ask_directly(self, message: discord.Message, question: triggers.Question) -> None:
-        guild = await self._only_guild_of(message.author)
+    async def _ask_directly(self, message: discord.Message, question: triggers.FoundQuestion) -> None:
+        guild = await self._find_only_guild(message.author)
         if guild is None or not question.text:
             await message.channel.send(_ASK_IN_A_CHANNEL if guild is None else EMPTY_QUESTION)
         else:
-            self._publish_query(message, question, guild.id, Audience.ASKER, visibility.visible_to_all(guild))
+            self._publish_query(
+                message, question, guild.id, Audience.ASKER, visibility.channels_visible_to_everyone(guild)
+            )
 
-    async def _only_guild_of(self, person: discord.abc.User) -> discord.Guild | None:
-        """The bot's guild, when it has one and ``person`` is a member; who has left reads nothing any more."""
+    async def _find_only_guild(self, person: discord.abc.User) -> discord.Guild | None:
+        """Return the bot's guild if it has only one and ``person`` is a member.
+
+        Someone who left the guild can no longer read its messages.
+        """
         if len(self.guilds) != 1:
             return None
         try:
@@ -224,13 +232,13 @@ class RtfmClient(discord.Client):
     def _publish_query(
         self,
         message: discord.Message,
-        question: triggers.Question,
+        question: triggers.FoundQuestion,
         guild_id: int,
         audience: Audience,
         visible_channel_ids: list[str],
     ) -> None:
         asked_at = created_at(message.id)
-        answered = self._replied_to(message)
+        replied = self._find_replied_message(message)
         self._publish(
             QUERIES,
             BotQuery(
@@ -244,8 +252,8 @@ class RtfmClient(discord.Client):
                 expires_at=TimestampMillis(asked_at + self._query_expiry_ms),
                 audience=audience,
                 visible_channel_ids=visible_channel_ids,
-                context=[ContextMessage(speaker=Speaker.BOT, content=answered.content, message_id=str(answered.id))]
-                if answered
+                context=[ContextMessage(speaker=Speaker.BOT, content=replied.content, message_id=str(replied.id))]
+                if replied
                 else [],
                 origin=question.origin if message.guild else QueryOrigin.DIRECT,
             ),

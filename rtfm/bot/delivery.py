@@ -1,11 +1,10 @@
-"""From a ``BotResponse`` to one reply on Discord.
+"""Posts a ``BotResponse`` as one reply on Discord.
 
-Posts only what answers a question that the bot itself asked and that is still open, as the archive's row of it says;
-everything else in the topic is counted and skipped, whatever it holds. Promises one reply per question as long as the
-channel's history can be read: each part is recorded once it is posted, and has a nonce that Discord checks for some
-minutes; after that the channel is searched for the parts that are already there. The row is closed last. What is meant
-for the asker alone goes out by direct message, never where others read. Before each part the archive is asked whether
-what the answer rests on still stands. The caller commits after ``deliver`` returns.
+Posts a response only if it matches an open question of this bot in the archive; all others are counted and skipped.
+Promises one reply per question while the channel's history can be read. Each posted part is recorded, and has a nonce
+that Discord checks for some minutes; after that, the channel is searched for parts that were posted already. The
+question is closed last. A response for the asker alone is sent by direct message. Before each part, the archive is
+checked for removed messages on which the answer rests. The caller commits after ``deliver`` returns.
 """
 
 from __future__ import annotations
@@ -30,20 +29,21 @@ from rtfm.telemetry import IGNORED_EVENTS, RESPONSES_DELIVERED, get_logger
 
 log = get_logger(__name__)
 
-# Discord promises to know a nonce for "the past few minutes"; within this, a second send cannot make a second reply.
-NONCE_HOLDS_MS = 60_000
-_SEARCHED_MESSAGES = 1_000
-_TIMEOUT_S = 15.0  # less than the grace of a shutdown, which waits for replies under way
+NONCE_VALID_MS = 60_000
+"""Within this time, a second send cannot make a second reply: Discord knows a nonce for "the past few minutes"."""
+
+_MAX_SEARCHED_MESSAGES = 1_000
+_TIMEOUT_S = 15.0  # less than the grace period of a shutdown, which waits for replies in progress
 _CLOCK_SKEW_MS = 60_000
-_HOLDS_AN_ANSWER = (Outcome.ANSWERED, Outcome.EXTRACTED)
+_OUTCOMES_WITH_ANSWER = (Outcome.ANSWERED, Outcome.EXTRACTED)
 
 
-class _Refused(Exception):
-    """Discord will never take the reply."""
+class _ReplyRefused(Exception):
+    """Discord will never accept the reply."""
 
 
 class ReplyDelivery:
-    """Posts answers through a client that is logged in."""
+    """Posts responses through a client that is logged in."""
 
     def __init__(self, client: RtfmClient, archive: SqlArchive, *, clock_ms: Callable[[], TimestampMillis]) -> None:
         self._client = client
@@ -51,49 +51,47 @@ class ReplyDelivery:
         self._clock_ms = clock_ms
 
     async def deliver(self, response: BotResponse) -> None:
-        """Post ``response`` where it belongs, or count why not.
+        """Post ``response`` as a reply, or count why it was skipped.
 
-        Raises Unavailable when Discord does not take it now, when the gateway is not connected (rights would be checked
-        against what was known before), or when the archive does not answer. No response makes it raise anything else:
-        whoever can write the topic could end the bot with it.
+        Raises Unavailable if Discord or the archive does not answer, or if the gateway is not connected: permissions
+        would then be checked against an outdated state. No response makes it raise anything else, because anyone who
+        can write to the topic could then stop the bot.
         """
         if response.outcome is Outcome.UNKNOWN:
             IGNORED_EVENTS.labels(RESPONSES, "unknown_outcome").inc()
             return
         question = await asyncio.to_thread(self._archive.questions.find, response.query_id)
         if question is None:
-            # Another service's, the console's, one that is answered already, or a forged one.
+            # The question is another service's, the console's, or answered already, or the response is forged.
             IGNORED_EVENTS.labels(RESPONSES, "no_open_question").inc()
             return
-        if (field := _differing_field(question, response)) is not None:
+        if (field := _find_differing_field(question, response)) is not None:
             IGNORED_EVENTS.labels(RESPONSES, f"another_{field}").inc()
-            log.warning(
-                "a response differs from its question, it is not posted", field=field, query_id=question.query_id
-            )
+            log.warning("response differs from its question, not posted", field=field, query_id=question.query_id)
             return
         self._check_gateway()
         try:
-            async with _discord_errors(question), asyncio.timeout(_TIMEOUT_S):
+            async with _translated_errors(question), asyncio.timeout(_TIMEOUT_S):
                 result = await self._post(response, late=self._clock_ms() > question.expires_at)
         except (discord.Forbidden, discord.NotFound) as exc:
             result = "forbidden" if isinstance(exc, discord.Forbidden) else "gone"
-            log.warning("a reply could not be posted", result=result, query_id=question.query_id, code=exc.code)
-        except _Refused:
+            log.warning("posting a reply failed, not retried", result=result, query_id=question.query_id, code=exc.code)
+        except _ReplyRefused:
             result = "refused"
         await asyncio.to_thread(self._archive.questions.close, question.query_id)
         RESPONSES_DELIVERED.labels(result).inc()
 
     def _check_gateway(self) -> None:
-        if (trouble := self._client.trouble()) is not None:
-            raise Unavailable("Discord", trouble)
+        if (reason := self._client.not_ready_reason()) is not None:
+            raise Unavailable("Discord", reason)
 
     async def _post(self, response: BotResponse, *, late: bool) -> str:
         guild = self._client.get_guild(int(response.guild_id)) if response.guild_id else None
         if response.guild_id and guild is None:
             return "gone"
         if guild is not None and guild.unavailable:
-            raise Unavailable("Discord", f"guild {guild.id} is not available on Discord now")
-        citations = await visibility.as_discord_has_them(guild, response.citations)
+            raise Unavailable("Discord", f"guild {guild.id} is unavailable on Discord")
+        citations = await visibility.refresh_citation_channels(guild, response.citations)
         response = attrs.evolve(response, citations=citations)
         if response.audience is Audience.PUBLIC:
             channel = (guild and guild.get_channel_or_thread(int(response.channel_id))) or (
@@ -101,10 +99,12 @@ class ReplyDelivery:
             )
             if not isinstance(channel, discord.TextChannel | discord.Thread):
                 return "gone"
-            visible = visibility.visible_to_readers_of(channel)
+            visible = visibility.channels_visible_to_readers(channel)
             return await self._send(response, channel, visible, late=late)
         asker = await self._client.create_dm(discord.Object(int(response.asker_id)))
-        return await self._send(response, asker, visibility.visible_to_all(guild) if guild else [], late=late)
+        return await self._send(
+            response, asker, visibility.channels_visible_to_everyone(guild) if guild else [], late=late
+        )
 
     async def _send(
         self,
@@ -116,19 +116,19 @@ class ReplyDelivery:
     ) -> str:
         answer = replies.compose(response)
         if late and response.outcome is not Outcome.EXPIRED:
-            parts, result = [replies.line(Outcome.EXPIRED)], "late"
-        elif not _may_show(response, visible):
+            parts, result = [replies.outcome_text(Outcome.EXPIRED)], "late"
+        elif not _can_show(response, visible):
             parts, result = [replies.NO_LONGER_SHOWN], "withheld"
         else:
             parts, result = answer, "posted"
-        reference = self._reference(response, channel)
-        done = await self._parts_already_there(response, channel, reference, [answer, parts, [replies.SOURCE_REMOVED]])
+        reference = self._build_reference(response, channel)
+        done = await self._count_posted_parts(response, channel, reference, [answer, parts, [replies.SOURCE_REMOVED]])
         if done >= len(parts):
             return "already_there"
         for number, part in enumerate(parts[done:], start=done):
             self._check_gateway()
-            # Each time: looking for earlier parts and waiting for Discord's limits take seconds.
-            if result == "posted" and await self._is_removed(response):
+            # Checked before each part: searching for earlier parts and waiting for rate limits take seconds.
+            if result == "posted" and await self._has_removed_source(response):
                 result = "removed"
                 if number:
                     break
@@ -138,21 +138,21 @@ class ReplyDelivery:
                 nonce=replies.nonce(response.query_id, number),
                 allowed_mentions=discord.AllowedMentions.none(),
                 suppress_embeds=True,
-                reference=cast("discord.MessageReference", reference),  # None is taken, but not in its overloads
+                reference=cast("discord.MessageReference", reference),  # None is accepted, but not in the overloads
             )
-            await self._record(response, number, posted)
+            await self._record_part(response, number, posted)
             if result == "removed":
                 break
         return result
 
-    async def _is_removed(self, response: BotResponse) -> bool:
-        """Whether a message that the answer rests on was deleted or erased by now."""
+    async def _has_removed_source(self, response: BotResponse) -> bool:
+        """Whether a message on which the answer rests was deleted or erased."""
         try:
             return bool(await asyncio.to_thread(self._archive.removals.find_removed, source_message_ids(response)))
         except InvalidEvent:
-            return True  # what PostgreSQL cannot store is the id of no message
+            return True  # text that PostgreSQL cannot store is not the id of a message
 
-    async def _record(self, response: BotResponse, part: int, posted: discord.Message) -> None:
+    async def _record_part(self, response: BotResponse, part: int, posted: discord.Message) -> None:
         await asyncio.to_thread(
             self._archive.record_sent,
             response.query_id,
@@ -162,52 +162,56 @@ class ReplyDelivery:
             sent_at=self._clock_ms(),
         )
 
-    def _reference(self, response: BotResponse, channel: discord.abc.Snowflake) -> discord.MessageReference | None:
+    def _build_reference(
+        self, response: BotResponse, channel: discord.abc.Snowflake
+    ) -> discord.MessageReference | None:
         if response.query_message_id is None or str(channel.id) != response.channel_id:
             return None
         return discord.MessageReference(
             message_id=int(response.query_message_id), channel_id=channel.id, fail_if_not_exists=False
         )
 
-    async def _parts_already_there(
+    async def _count_posted_parts(
         self,
         response: BotResponse,
         channel: discord.TextChannel | discord.Thread | discord.DMChannel,
         reference: discord.MessageReference | None,
         versions: Sequence[Sequence[str]],
     ) -> int:
-        """How many parts an earlier delivery has posted, of whichever of ``versions`` it was.
+        """Return how many parts an earlier delivery posted, of any of ``versions``.
 
-        The channel is searched when that can be longer ago than Discord knows nonces.
+        The channel is searched if that delivery may be longer ago than Discord knows nonces.
         """
-        recorded = await asyncio.to_thread(self._recorded_parts, response.query_id)
-        if self._clock_ms() - response.answered_at < NONCE_HOLDS_MS:
+        recorded = await asyncio.to_thread(self._count_recorded_parts, response.query_id)
+        if self._clock_ms() - response.answered_at < NONCE_VALID_MS:
             return recorded
         after = snowflake_at(TimestampMillis(response.answered_at - _CLOCK_SKEW_MS))
         own_id = self._client.user.id if self._client.user else 0
-        wanted, found = max(map(len, versions)), 0
+        most, found = max(map(len, versions)), 0
         try:
             async for message in channel.history(
-                limit=_SEARCHED_MESSAGES, after=discord.Object(after), oldest_first=True
+                limit=_MAX_SEARCHED_MESSAGES, after=discord.Object(after), oldest_first=True
             ):
                 texts = {parts[found].strip() for parts in versions if found < len(parts)}
                 if message.author.id == own_id and _is_part(message, reference, texts):
                     found += 1
-                if found == wanted:
+                if found == most:
                     break
         except discord.Forbidden:
-            log.warning("an earlier reply cannot be looked for without the right to read history", channel=channel.id)
+            log.warning(
+                "no permission to read the channel's history, an earlier reply cannot be found", channel=channel.id
+            )
         return max(recorded, found)
 
-    def _recorded_parts(self, query_id: str) -> int:
+    def _count_recorded_parts(self, query_id: str) -> int:
         number = 0
         while self._archive.sent(query_id, number) is not None:
             number += 1
         return number
 
 
-def _differing_field(question: OpenQuestion, response: BotResponse) -> str | None:
-    """What of ``response`` is not as ``question`` has it, as a word; None when it answers the question."""
+def _find_differing_field(question: OpenQuestion, response: BotResponse) -> str | None:
+    """Return one word for what differs between ``response`` and ``question``, or None if they match."""
     pairs = {
         "guild": (question.guild_id, response.guild_id),
         "channel": (question.channel_id, response.channel_id),
@@ -215,13 +219,13 @@ def _differing_field(question: OpenQuestion, response: BotResponse) -> str | Non
         "asker": (question.asker_id, response.asker_id),
         "audience": (question.audience, response.audience),
     }
-    return next((word for word, (asked, answered) in pairs.items() if asked != answered), None)
+    return next((field for field, (asked, answered) in pairs.items() if asked != answered), None)
 
 
-def _may_show(response: BotResponse, visible: list[str]) -> bool:
-    if response.outcome in _HOLDS_AN_ANSWER and not response.retrieved:
-        return False  # nothing says whose messages it rests on
-    return visibility.may_show(response.citations, response.retrieved, visible)
+def _can_show(response: BotResponse, visible: list[str]) -> bool:
+    if response.outcome in _OUTCOMES_WITH_ANSWER and not response.retrieved:
+        return False  # the messages on which it rests are unknown
+    return visibility.can_show(response.citations, response.retrieved, visible)
 
 
 def _is_part(message: discord.Message, reference: discord.MessageReference | None, texts: set[str]) -> bool:
@@ -231,16 +235,18 @@ def _is_part(message: discord.Message, reference: discord.MessageReference | Non
 
 
 @contextlib.asynccontextmanager
-async def _discord_errors(question: OpenQuestion) -> AsyncIterator[None]:
-    """Discord's errors as ours, but for 403 and 404, which are answers."""
+async def _translated_errors(question: OpenQuestion) -> AsyncIterator[None]:
+    """Translate Discord's errors, except 403 and 404, which are final answers."""
     try:
         yield
     except (discord.Forbidden, discord.NotFound):
         raise
     except (discord.DiscordServerError, discord.RateLimited, aiohttp.ClientError, OSError, TimeoutError) as exc:
-        raise Unavailable("Discord", f"Discord does not answer: {type(exc).__name__}") from exc
+        raise Unavailable("Discord", f"Discord did not answer: {type(exc).__name__}") from exc
     except discord.HTTPException as exc:
         if exc.status in (401, 429):
-            raise Unavailable("Discord", f"Discord refuses requests now: {exc.status}") from exc
-        log.warning("Discord refused a reply", query_id=question.query_id, status=exc.status, code=exc.code)
-        raise _Refused from exc
+            raise Unavailable("Discord", f"Discord refuses requests: HTTP status {exc.status}") from exc
+        log.warning(
+            "Discord refused a reply, not retried", query_id=question.query_id, status=exc.status, code=exc.code
+        )
+        raise _ReplyRefused from exc

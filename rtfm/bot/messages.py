@@ -1,7 +1,7 @@
-"""From what Discord reports to the events of ``discord-messages``.
+"""Turns Discord's messages into the events of ``discord-messages``.
 
-Promises an event only for what people said: default messages and replies in text channels, threads and forum posts
-of guilds. Bots, webhooks, joins, pins, voice channels and direct messages give none.
+Only what people wrote becomes an event: default messages and replies in text channels, threads and forum posts of
+guilds. Messages of bots and webhooks, joins, pins, voice channels and direct messages do not.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from rtfm.clock import now_ms
 from rtfm.discord_ids import created_at
 from rtfm.events import Attachment, ChannelKind, DiscordMessage, MessageChange, MessageSource, TimestampMillis
 
-# Most answers are replies; a bot that reads only default messages never sees them.
-SAID = frozenset({discord.MessageType.default, discord.MessageType.reply})
+PERSON_MESSAGE_TYPES = frozenset({discord.MessageType.default, discord.MessageType.reply})
+"""Types of messages that people write. Most answers are replies."""
+
 _UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def is_said_by_a_person(message: discord.Message) -> bool:
-    """Whether ``message`` is something that a person said."""
-    return message.type in SAID and not message.author.bot and message.webhook_id is None
+def is_from_person(message: discord.Message) -> bool:
+    """Whether a person wrote ``message``."""
+    return message.type in PERSON_MESSAGE_TYPES and not message.author.bot and message.webhook_id is None
 
 
-def said(message: discord.Message, change: MessageChange) -> DiscordMessage | None:
-    """The event for a message that was written or edited, or None for what is not listened to."""
-    kind, parent_channel_id = place_of(message.channel)
-    if message.guild is None or kind is ChannelKind.UNKNOWN or not is_said_by_a_person(message):
+def to_message_event(message: discord.Message, change: MessageChange) -> DiscordMessage | None:
+    """Return the event for a new or edited message, or None for one that is not published."""
+    kind, parent_channel_id = classify_channel(message.channel)
+    if message.guild is None or kind is ChannelKind.UNKNOWN or not is_from_person(message):
         return None
     reference = message.reference if message.type is discord.MessageType.reply else None
     return DiscordMessage(
@@ -41,7 +42,7 @@ def said(message: discord.Message, change: MessageChange) -> DiscordMessage | No
         author_name=message.author.display_name,
         content=message.content,
         created_at=created_at(message.id),
-        edited_at=_millis(message.edited_at),
+        edited_at=_to_millis(message.edited_at),
         change=change,
         observed_at=now_ms(),
         source=MessageSource.GATEWAY,
@@ -59,9 +60,12 @@ def said(message: discord.Message, change: MessageChange) -> DiscordMessage | No
     )
 
 
-def deleted(message_id: int, channel_id: int, guild_id: int, channel: object | None) -> DiscordMessage:
-    """The event for a message that is gone; Discord names it by its ids only. ``channel`` is what we know of it."""
-    kind, parent_channel_id = place_of(channel)
+def to_deletion_event(message_id: int, channel_id: int, guild_id: int, channel: object | None) -> DiscordMessage:
+    """Return the event for a deleted message, of which Discord reports only the ids.
+
+    ``channel`` is the client's channel object, or None if the client does not know the channel.
+    """
+    kind, parent_channel_id = classify_channel(channel)
     return DiscordMessage(
         message_id=str(message_id),
         guild_id=str(guild_id),
@@ -75,8 +79,8 @@ def deleted(message_id: int, channel_id: int, guild_id: int, channel: object | N
     )
 
 
-def place_of(channel: object | None) -> tuple[ChannelKind, str | None]:
-    """What kind of channel it is, and the id of a thread's parent."""
+def classify_channel(channel: object | None) -> tuple[ChannelKind, str | None]:
+    """Return the kind of ``channel``, and the parent's id if it is a thread."""
     match channel:
         case discord.TextChannel():
             return ChannelKind.TEXT, None
@@ -91,5 +95,5 @@ def place_of(channel: object | None) -> tuple[ChannelKind, str | None]:
     return ChannelKind.UNKNOWN, None
 
 
-def _millis(moment: datetime | None) -> TimestampMillis | None:
+def _to_millis(moment: datetime | None) -> TimestampMillis | None:
     return None if moment is None else TimestampMillis((moment - _UNIX_EPOCH) // timedelta(milliseconds=1))

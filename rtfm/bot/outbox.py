@@ -1,8 +1,8 @@
-"""Events on their way from Discord's event loop to Kafka.
+"""Queues events between Discord's event loop and Kafka.
 
-``put`` never blocks; one thread hands events to the producer in order and keeps each until a broker has it. While
-Kafka or the registry is down the outbox fills; what comes after it is full is dropped, counted and shown by readiness.
-Failed events are sent again, in their order, after all that was under way has been settled.
+``offer`` never blocks. One thread sends the events in order and keeps each until a broker acknowledged it. While Kafka
+or the registry is down, the outbox fills; once it is full, new events are dropped, counted and reported by readiness.
+Failed events are sent again in their order, after all events in flight were acknowledged or failed.
 """
 
 from __future__ import annotations
@@ -20,82 +20,82 @@ from rtfm.errors import PermanentError, RtfmError
 from rtfm.events import BotQuery, DiscordMessage
 from rtfm.telemetry import IGNORED_EVENTS, OUTBOX_EVENTS, get_logger
 
-LIMIT = 10_000  # events; some 20 MB
+LIMIT = 10_000  # events; about 20 MB
 _RETRY_S = 1.0
 
 log = get_logger(__name__)
 
 
 class Acknowledgement(Protocol):
-    """What became of a record, as the producer tells it."""
+    """The outcome of sending a record, from the producer."""
 
     @property
     def error(self) -> str | None:
-        """One line when no broker has the record."""
+        """One line if no broker has the record, else None."""
 
 
 class Sender(Protocol):
-    """The part of the event producer that is used here."""
+    """The part of the event producer that the outbox uses."""
 
     def send(
         self, topic: str, event: DiscordMessage | BotQuery, *, on_delivery: Callable[[Acknowledgement], None]
     ) -> None:
-        """Hand over one event; may wait for room."""
+        """Send one event; may wait for room."""
 
 
 @frozen
-class _Entry:
+class _QueuedEvent:
     number: int
     topic: str
     event: DiscordMessage | BotQuery
 
 
 class Outbox:
-    """A bounded queue in front of the producer; safe to use from any thread."""
+    """A bounded queue in front of the producer. Thread-safe."""
 
     def __init__(self, sender: Sender, *, limit: int = LIMIT, retry_s: float = _RETRY_S) -> None:
         self._sender = sender
         self._limit = limit
         self._retry_s = retry_s
         self._changed = threading.Condition()
-        self._waiting: deque[_Entry] = deque()
-        self._under_way: dict[int, _Entry] = {}
-        self._failed: list[_Entry] = []
-        self._count = 0
-        self._shown = 0
+        self._waiting: deque[_QueuedEvent] = deque()
+        self._in_flight: dict[int, _QueuedEvent] = {}
+        self._failed: list[_QueuedEvent] = []
+        self._last_number = 0
+        self._gauge_value = 0
         self._dropping = False
-        self._trouble: str | None = None
+        self._problem: str | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
 
     def start(self) -> None:
-        """Begin to send."""
+        """Start the thread that sends."""
         self._thread.start()
 
-    def put(self, topic: str, event: DiscordMessage | BotQuery) -> bool:
-        """Take ``event`` to be sent, at once; False when there is no room and it was dropped."""
+    def offer(self, topic: str, event: DiscordMessage | BotQuery) -> bool:
+        """Queue ``event`` without blocking; return False if the outbox is full and the event was dropped."""
         with self._changed:
             if self._size() >= self._limit:
                 IGNORED_EVENTS.labels(topic, "outbox_full").inc()
                 if not self._dropping:
-                    log.error("the outbox is full, events are dropped", events=self._size(), trouble=self._trouble)
+                    log.error("the outbox is full, dropping events", events=self._size(), error=self._problem)
                 self._dropping = True
                 return False
             self._dropping = False
-            self._count += 1
-            self._waiting.append(_Entry(self._count, topic, event))
-            self._note_change()
+            self._last_number += 1
+            self._waiting.append(_QueuedEvent(self._last_number, topic, event))
+            self._notify_change()
             return True
 
-    def trouble(self) -> str | None:
-        """One line when events do not get through, for readiness."""
+    def not_ready_reason(self) -> str | None:
+        """Return why events are not sent, or None if they are."""
         with self._changed:
             if self._dropping:
-                return f"the outbox is full ({self._size()} events): {self._trouble or 'Kafka is too slow'}"
-            return self._trouble
+                return f"the outbox is full ({self._size()} events): {self._problem or 'Kafka is too slow'}"
+            return self._problem
 
     def close(self, timeout_s: float) -> int:
-        """Wait up to ``timeout_s`` until all is sent, then stop; gives the number of events that were not."""
+        """Wait up to ``timeout_s`` until all events are sent, then stop; return the number of unsent events."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
             self._changed.wait_for(lambda: not self._size(), timeout=max(0.0, deadline - time.monotonic()))
@@ -104,61 +104,61 @@ class Outbox:
             return self._size()
 
     def _size(self) -> int:
-        return len(self._waiting) + len(self._under_way) + len(self._failed)
+        return len(self._waiting) + len(self._in_flight) + len(self._failed)
 
-    def _note_change(self) -> None:
-        # The gauge is the sum over the outboxes of the process.
-        OUTBOX_EVENTS.inc(self._size() - self._shown)
-        self._shown = self._size()
+    def _notify_change(self) -> None:
+        # The gauge is the sum of all outboxes of the process.
+        OUTBOX_EVENTS.inc(self._size() - self._gauge_value)
+        self._gauge_value = self._size()
         self._changed.notify_all()
 
     def _run(self) -> None:
-        while (entry := self._next()) is not None:
+        while (queued := self._take_next()) is not None:
             try:
-                self._sender.send(entry.topic, entry.event, on_delivery=partial(self._settled, entry))
+                self._sender.send(queued.topic, queued.event, on_delivery=partial(self._on_delivery, queued))
             except PermanentError as exc:
-                # It will not fit its contract the next time either.
-                log.error("an event cannot be sent and is dropped", topic=entry.topic, error=str(exc))
-                IGNORED_EVENTS.labels(entry.topic, "unsendable").inc()
+                # Another attempt would fail in the same way.
+                log.error("event cannot be sent, dropped", topic=queued.topic, error=str(exc))
+                IGNORED_EVENTS.labels(queued.topic, "unsendable").inc()
                 with self._changed:
-                    self._under_way.pop(entry.number, None)
-                    self._note_change()
+                    self._in_flight.pop(queued.number, None)
+                    self._notify_change()
             except RtfmError as exc:
-                self._fail(entry, str(exc))
+                self._keep_for_retry(queued, str(exc))
 
-    def _next(self) -> _Entry | None:
+    def _take_next(self) -> _QueuedEvent | None:
         with self._changed:
             while not self._closed:
-                if self._failed and not self._under_way:
-                    # Kept in the queue while waiting, so that `close` and readiness count them.
-                    self._waiting.extendleft(sorted(self._failed, key=lambda entry: entry.number, reverse=True))
+                if self._failed and not self._in_flight:
+                    # In the queue while waiting, so that `close` and readiness count them.
+                    self._waiting.extendleft(sorted(self._failed, key=lambda queued: queued.number, reverse=True))
                     self._failed.clear()
                     self._changed.wait_for(lambda: self._closed, timeout=self._retry_s)
                 elif self._waiting and not self._failed:
-                    entry = self._waiting.popleft()
-                    self._under_way[entry.number] = entry
-                    return entry
+                    queued = self._waiting.popleft()
+                    self._in_flight[queued.number] = queued
+                    return queued
                 else:
                     self._changed.wait()
         return None
 
-    def _settled(self, entry: _Entry, acknowledgement: Acknowledgement) -> None:
+    def _on_delivery(self, queued: _QueuedEvent, acknowledgement: Acknowledgement) -> None:
         if acknowledgement.error is not None:
-            self._fail(entry, acknowledgement.error)
+            self._keep_for_retry(queued, acknowledgement.error)
             return
         with self._changed:
-            self._under_way.pop(entry.number, None)
-            if self._trouble is not None:
-                log.info("events get through again")
-                self._trouble = None
-            self._note_change()
+            self._in_flight.pop(queued.number, None)
+            if self._problem is not None:
+                log.info("events are sent again")
+                self._problem = None
+            self._notify_change()
 
-    def _fail(self, entry: _Entry, trouble: str) -> None:
+    def _keep_for_retry(self, queued: _QueuedEvent, error: str) -> None:
         with self._changed:
-            if self._under_way.pop(entry.number, None) is None:
+            if self._in_flight.pop(queued.number, None) is None:
                 return
-            if self._trouble is None:
-                log.warning("events do not get through, they are kept and tried again", error=trouble)
-            self._trouble = trouble
-            self._failed.append(entry)
-            self._note_change()
+            if self._problem is None:
+                log.warning("sending events fails, they are kept and retried", error=error)
+            self._problem = error
+            self._failed.append(queued)
+            self._notify_change()

@@ -1,7 +1,7 @@
-"""How an answer looks on Discord, from the event alone: its words, its sources, its parts. No I/O.
+"""Formats a response as Discord messages: its text, its sources, its parts. No I/O.
 
-Promises that every part is under 2,000 characters, that code fences are closed and opened again where a part ends
-inside one, and that no link is cut. Who may read the answer is decided elsewhere.
+Promises that every part is under 2,000 characters, that a code block across two parts is closed in the first and opened
+again in the second, and that no link is cut. Does not decide who may read the answer.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ from rtfm.discord_ids import jump_link
 from rtfm.events import BotResponse, Citation, Outcome, OutcomeReason, to_datetime
 from rtfm.markup import escaped, plain_name
 
-# Discord takes 2,000 characters a message and does not say how it counts; UTF-16 units are the strictest reading.
 PART_LIMIT = 1_999
-NONCE_LENGTH = 24  # Discord takes up to 25
+"""UTF-16 units of a part. Discord's limit is 2,000 characters; it does not say how it counts, and this is strictest."""
+
+NONCE_LENGTH = 24
+"""Characters of a nonce; Discord accepts up to 25."""
 
 _FENCE = "```"
 _LANGUAGE = re.compile(r"```([\w+#.-]{1,20})\s*$")
-_FENCE_ROOM = 2 * len(_FENCE) + 20 + 2  # a fence opened with its language, and closed, each on its line
-# What may not be cut: a link with its text, an address, a mention or emoji, a word.
+_FENCE_OVERHEAD = 2 * len(_FENCE) + 20 + 2  # an opening fence with its language and a closing one, each on its own line
+# Atoms are not cut: a link with its text, an address, a mention or emoji, a word.
 _ATOM = re.compile(r"\[[^\]\n]{1,200}\]\(<?[^)\s]+>?\)|<[^<>\s]+>|\S+|\s+")
 
-_LINES = {
+_OUTCOME_TEXTS = {
     Outcome.NOT_FOUND: "I found nothing about this in what was said here.",
     Outcome.EXPIRED: "I could not answer in time. Please ask again.",
     Outcome.REFUSED: "I cannot answer this here.",
@@ -38,70 +40,70 @@ NO_LONGER_SHOWN = "My answer rests on messages that may not be shown here. Pleas
 
 
 def compose(response: BotResponse) -> list[str]:
-    """The parts to post for ``response``, in order; none for an outcome that this version does not know."""
+    """Return the parts of ``response`` in order; none for an outcome that this version does not know."""
     if response.outcome is Outcome.UNKNOWN:
         return []
     answer = response.answer.strip() or (
-        SOURCE_REMOVED if response.reason is OutcomeReason.SOURCE_REMOVED else line(response.outcome)
+        SOURCE_REMOVED if response.reason is OutcomeReason.SOURCE_REMOVED else outcome_text(response.outcome)
     )
-    sources = "\n".join(_source(citation) for citation in response.citations)
+    sources = "\n".join(_source_line(citation) for citation in response.citations)
     return split(f"{answer}\n\n**Sources**\n{sources}" if sources else answer)
 
 
-def line(outcome: Outcome) -> str:
-    """What is said for an outcome without an answer."""
-    return _LINES.get(outcome, _LINES[Outcome.NOT_FOUND])
+def outcome_text(outcome: Outcome) -> str:
+    """Return the text for an outcome without an answer."""
+    return _OUTCOME_TEXTS.get(outcome, _OUTCOME_TEXTS[Outcome.NOT_FOUND])
 
 
 def nonce(query_id: str, part: int) -> str:
-    """The same nonce for the same part of the same answer, so that Discord drops a second send within minutes."""
+    """Return the nonce of a part, always the same, so that Discord drops a second send within minutes."""
     digest = hashlib.sha256(f"{query_id}/{part}".encode()).digest()
     return base64.b32encode(digest).decode("ascii")[:NONCE_LENGTH]
 
 
 def split(text: str, limit: int = PART_LIMIT) -> list[str]:
-    """``text`` in parts of at most ``limit`` (100 or more) UTF-16 units, none blank, broken at lines, then at words.
+    """Split ``text`` at lines, then at words, into parts of at most ``limit`` UTF-16 units, none of them blank.
 
-    A word or an address that is longer than a part is cut, for there is no other way.
+    ``limit`` must be 100 or more. A word or an address that is longer than a part is cut.
     """
     parts: list[str] = []
     lines: list[str] = []
     size = 0  # units of the lines, with what ends them
-    fence = ""  # the line that opened the fence we are in, to open it again
-    for line in visible(text).split("\n"):  # other marks that Python takes for line ends are none to Discord
-        for piece in _pieces(line, limit - _FENCE_ROOM):
-            after = _fence_after(fence, piece)
+    fence = ""  # the line that opened the current code block, to open it again in the next part
+    for line in visible(text).split("\n"):  # Discord does not know the other line ends of str.splitlines
+        for piece in _pieces(line, limit - _FENCE_OVERHEAD):
+            after = _open_fence_after(fence, piece)
             closing = len(_FENCE) + 1 if after else 0
-            width = _units(piece)
+            width = _utf16_units(piece)
             if lines and size + width + closing > limit:
-                parts.append(_closed(lines, fence))
+                parts.append(_join_part(lines, fence))
                 lines = [fence] if fence else []
-                size = _units(fence) + 1 if fence else 0
+                size = _utf16_units(fence) + 1 if fence else 0
             lines.append(piece)
             size += width + 1
             fence = after
-    parts.append(_closed(lines, fence))
+    parts.append(_join_part(lines, fence))
     return [part for part in (part.strip("\n") for part in parts) if part.strip()]
 
 
-def _source(citation: Citation) -> str:
+def _source_line(citation: Citation) -> str:
     link = one_line(citation.url or "").replace(" ", "%20") or jump_link(
         citation.guild_id, citation.channel_id or "", citation.message_id or ""
     )
-    about = escaped(plain_name(citation.author_name or citation.title or ""))
-    written = f"{to_datetime(citation.created_at):%Y-%m-%d}" if citation.created_at is not None else ""
-    return f"[{citation.number}] {link} · " + ", ".join(part for part in (about, written) if part)
+    name = escaped(plain_name(citation.author_name or citation.title or ""))
+    date = f"{to_datetime(citation.created_at):%Y-%m-%d}" if citation.created_at is not None else ""
+    return f"[{citation.number}] {link} · " + ", ".join(part for part in (name, date) if part)
 
 
 def _pieces(line: str, limit: int) -> Iterator[str]:
-    """``line`` in pieces of at most ``limit`` units, cut between atoms."""
-    if _units(line) <= limit:
+    """Split ``line`` between atoms into pieces of at most ``limit`` units."""
+    if _utf16_units(line) <= limit:
         yield line
         return
     piece, size = "", 0
     for atom in _ATOM.findall(line):
         for chunk in _chunks(atom, limit):
-            width = _units(chunk)
+            width = _utf16_units(chunk)
             if piece and size + width > limit:
                 yield piece.rstrip()
                 piece, size = "", 0
@@ -113,12 +115,12 @@ def _pieces(line: str, limit: int) -> Iterator[str]:
 
 
 def _chunks(atom: str, limit: int) -> Iterator[str]:
-    if _units(atom) <= limit:
+    if _utf16_units(atom) <= limit:
         yield atom
         return
     chunk, size = "", 0
     for character in atom:
-        width = _units(character)
+        width = _utf16_units(character)
         if size + width > limit:
             yield chunk
             chunk, size = "", 0
@@ -126,7 +128,7 @@ def _chunks(atom: str, limit: int) -> Iterator[str]:
     yield chunk
 
 
-def _fence_after(fence: str, line: str) -> str:
+def _open_fence_after(fence: str, line: str) -> str:
     if line.count(_FENCE) % 2 == 0:
         return fence
     if fence:
@@ -135,9 +137,9 @@ def _fence_after(fence: str, line: str) -> str:
     return _FENCE + (language[1] if language else "")
 
 
-def _closed(lines: list[str], fence: str) -> str:
+def _join_part(lines: list[str], fence: str) -> str:
     return "\n".join([*lines, _FENCE] if fence else lines)
 
 
-def _units(text: str) -> int:
+def _utf16_units(text: str) -> int:
     return len(text.encode("utf-16-le", "surrogatepass")) // 2

@@ -1,8 +1,8 @@
-"""The bot as a service: puts client, outbox and delivery together, from login to drained shutdown.
+"""Runs the bot as a service: client, outboxes and delivery, from login to drained shutdown.
 
-On SIGTERM or SIGINT the responses under way are posted and committed, the gateway is left, and what was heard is
-handed to Kafka, all within ``SHUTDOWN_GRACE_S``. While Discord or Kafka is down it waits, says so once and is not
-ready; only what an operator must change ends it.
+On SIGTERM or SIGINT it posts and commits unfinished responses, leaves the gateway, and sends its outboxes to Kafka, all
+within ``SHUTDOWN_GRACE_S``. While Discord or Kafka is down it waits, logs this once and is not ready. It ends by itself
+only for errors that an operator must fix.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import partial
 import aiohttp
 import discord
 
-from rtfm.bot.asking import QuestionSender
+from rtfm.bot.asking import OpenQuestionSender
 from rtfm.bot.client import Publish, RtfmClient
 from rtfm.bot.delivery import ReplyDelivery
 from rtfm.bot.outbox import Outbox
@@ -37,11 +37,13 @@ from rtfm.telemetry import Health, get_logger
 
 log = get_logger(__name__)
 
-_CONCURRENT_REPLIES = 8  # so that a channel's rate limit holds up no other channel
-_AUTHENTICATION_FAILED = 4004  # Discord's close event codes
-_REFUSED_MEND = "Make a new token at https://discord.com/developers/applications under Bot, and set DISCORD_TOKEN."
-_SWITCH_ON_INTENT = (
-    "Switch on Message Content Intent at https://discord.com/developers/applications, under Bot,"
+_CONCURRENT_REPLIES = 8  # so that the rate limit of one channel does not block the others
+_AUTHENTICATION_FAILED = 4004  # one of Discord's close event codes
+_REFUSED_LOGIN_HINT = (
+    "Create a new token at https://discord.com/developers/applications under Bot, and set DISCORD_TOKEN."
+)
+_INTENT_HINT = (
+    "Turn on Message Content Intent at https://discord.com/developers/applications, under Bot,"
     " Privileged Gateway Intents."
 )
 
@@ -49,13 +51,13 @@ _SWITCH_ON_INTENT = (
 def run_bot(settings: Settings, stop: threading.Event | None = None) -> None:
     """Run the bot until SIGTERM, SIGINT or ``stop``.
 
-    Raises ConfigError for a token that is missing or refused, an intent that is off and whatever the contracts
-    refuse, and Unavailable when Discord closes the connection for good.
+    Raises ConfigError if the token is missing or refused, the intent is off, or the contracts are invalid or not
+    registered, and Unavailable if Discord closes the connection permanently.
     """
     if not settings.discord_token:
         raise ConfigError(
             "DISCORD_TOKEN is not set",
-            hint="Make a bot at https://discord.com/developers/applications and put its token into .env.",
+            hint="Create a bot at https://discord.com/developers/applications and put its token into .env.",
         )
     asyncio.run(_serve(settings, settings.discord_token, Stop(stop)))
 
@@ -63,41 +65,44 @@ def run_bot(settings: Settings, stop: threading.Event | None = None) -> None:
 async def _serve(settings: Settings, token: str, stop: Stop) -> None:
     ready = {"discord": lambda: "not logged in to Discord yet"}
     with stop.on_signals(), observed(settings, ready) as health, CrashJournal.of(settings, "bot") as quarantine:
-        beating = asyncio.create_task(beat(health))
+        heartbeat = asyncio.create_task(beat(health))
         contracts = open_contracts(settings)
         with contextlib.closing(SqlArchive(settings.database_url)) as archive:
             with EventProducer(settings, contracts) as producer:
-                # Two, so that messages do not wait for the archive when it is down: only questions need it.
-                heard = Outbox(producer)
-                questions = Outbox(QuestionSender(producer, archive, clock_ms=now_ms))
-                health.ready_when("outbox", heard.trouble)
-                health.ready_when("questions", questions.trouble)
-                heard.start()
+                # Two outboxes, because only questions need the archive: messages do not wait while it is down.
+                messages = Outbox(producer)
+                questions = Outbox(OpenQuestionSender(producer, archive, clock_ms=now_ms))
+                health.ready_when("outbox", messages.not_ready_reason)
+                health.ready_when("questions", questions.not_ready_reason)
+                messages.start()
                 questions.start()
-                publish = partial(_publish, heard, questions)
+                publish = partial(_publish, messages, questions)
                 try:
                     await _run(settings, token, contracts, archive, publish, health, quarantine, stop)
                 finally:
                     left = await asyncio.gather(
-                        *(asyncio.to_thread(outbox.close, settings.shutdown_grace_s) for outbox in (heard, questions))
+                        *(
+                            asyncio.to_thread(outbox.close, settings.shutdown_grace_s)
+                            for outbox in (messages, questions)
+                        )
                     )
-                    # The outboxes have waited for their records as long as there is time; the producer need not again.
+                    # The outboxes have used the time for waiting; the producer does not wait again.
                     await asyncio.to_thread(producer.close, 0)
                     if sum(left):
-                        log.error("events could not be handed to Kafka before the end", events=sum(left))
-        beating.cancel()
+                        log.error("events lost at shutdown, not sent to Kafka in time", events=sum(left))
+        heartbeat.cancel()
     log.info("stopped")
 
 
 async def beat(health: Health) -> None:
-    """Tell the watchdog that the event loop passes: one that hangs posts nothing and hears nothing."""
+    """Report to the watchdog that the event loop runs; the bot neither listens nor posts while it hangs."""
     while True:
         health.beat("event loop")
         await asyncio.sleep(POLL_S)
 
 
-def _publish(heard: Outbox, questions: Outbox, topic: str, event: DiscordMessage | BotQuery) -> bool:
-    return (questions if isinstance(event, BotQuery) else heard).put(topic, event)
+def _publish(messages: Outbox, questions: Outbox, topic: str, event: DiscordMessage | BotQuery) -> bool:
+    return (questions if isinstance(event, BotQuery) else messages).offer(topic, event)
 
 
 async def _run(
@@ -111,10 +116,10 @@ async def _run(
     stop: Stop,
 ) -> None:
     """Run gateway and responses side by side until ``stop``, or until one of them ends with an error."""
-    stopped = asyncio.create_task(_wait(stop))
-    for step in (partial(_look_up_schemas, contracts), partial(archive.migrate, wait_s=0)):
+    stopped = asyncio.create_task(_wait_for_stop(stop))
+    for step in (partial(_check_schemas, contracts), partial(archive.migrate, wait_s=0)):
         await asyncio.to_thread(once_available, step, stop)
-    client = await _log_in_once_available(settings, token, publish, health, stop)
+    client = await _log_in_when_available(settings, token, publish, health, stop)
     if client is None:
         return
     draining = threading.Event()
@@ -123,7 +128,7 @@ async def _run(
         contracts,
         group=contracts.catalogue.group(RESPONSES),
         topic=RESPONSES,
-        handler=_handler(ReplyDelivery(client, archive, clock_ms=now_ms), asyncio.get_running_loop()),
+        handler=_build_handler(ReplyDelivery(client, archive, clock_ms=now_ms), asyncio.get_running_loop()),
         health=health,
         concurrency=_CONCURRENT_REPLIES,
         dead_letters=DeadLetterPolicy.of(settings),
@@ -132,35 +137,35 @@ async def _run(
         stop=draining,
     )
     async with client:
-        gateway = asyncio.create_task(_listen(client))
-        responses = asyncio.create_task(_answer(client, pipeline, draining))
+        gateway = asyncio.create_task(_run_gateway(client))
+        responses = asyncio.create_task(_run_responses(client, pipeline, draining))
         try:
             await asyncio.wait({stopped, gateway, responses}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             draining.set()
             stop.set()
-            # Replies under way need the client, so it is closed after them.
+            # Unfinished replies need the client, so it is closed after them.
             await asyncio.wait({responses})
     for task in (gateway, responses):
         if task.done():
             task.result()
 
 
-async def _wait(stop: Stop) -> None:
+async def _wait_for_stop(stop: Stop) -> None:
     while not stop.is_set():
         await asyncio.sleep(POLL_S)
 
 
-def _look_up_schemas(contracts: Contracts) -> None:
-    """Raise ConfigError, with how to fix it, for a schema that the bot writes with and that is not registered."""
+def _check_schemas(contracts: Contracts) -> None:
+    """Raise ConfigError if a schema with which the bot writes is not registered."""
     for topic in (MESSAGES, QUERIES):
         contracts.registry.id_for(topic, contracts.codec(topic).schema)
 
 
-async def _log_in_once_available(
+async def _log_in_when_available(
     settings: Settings, token: str, publish: Publish, health: Health, stop: Stop
 ) -> RtfmClient | None:
-    """A client that is logged in, however long Discord is down; None when ``stop`` came first."""
+    """Return a client that is logged in, waiting while Discord is down; None if ``stop`` came first."""
     loop = asyncio.get_running_loop()
 
     def log_in() -> RtfmClient:
@@ -170,40 +175,40 @@ async def _log_in_once_available(
 
 
 async def _log_in(settings: Settings, token: str, publish: Publish, health: Health) -> RtfmClient:
-    """A client that is logged in; a new one each time, as discord.py's cannot log in twice."""
+    """Log in with a new client and return it; a client of discord.py cannot log in twice."""
     client = RtfmClient(
         publish,
         query_expiry_s=settings.query_expiry_s,
         api=settings.discord_api,
         gateway=settings.discord_gateway,
     )
-    health.ready_when("discord", client.trouble)
+    health.ready_when("discord", client.not_ready_reason)
     try:
         await client.login(token)
     except discord.LoginFailure as exc:
         await client.close()
-        raise ConfigError("Discord refused DISCORD_TOKEN", hint=_REFUSED_MEND) from exc
+        raise ConfigError("Discord refused DISCORD_TOKEN", hint=_REFUSED_LOGIN_HINT) from exc
     except (discord.HTTPException, discord.GatewayNotFound, aiohttp.ClientError, OSError) as exc:
         await client.close()
-        raise Unavailable("Discord", f"Discord does not answer: {type(exc).__name__}: {exc}") from exc
+        raise Unavailable("Discord", f"Discord did not answer: {type(exc).__name__}: {exc}") from exc
     return client
 
 
-async def _listen(client: RtfmClient) -> None:
-    """Hold the gateway's connection until the client is closed; discord.py connects again by itself."""
+async def _run_gateway(client: RtfmClient) -> None:
+    """Listen to the gateway until the client is closed; discord.py reconnects by itself."""
     try:
         await client.connect()
     except discord.PrivilegedIntentsRequired as exc:
         raise ConfigError(
-            "the bot may not read messages: its Message Content Intent is off", hint=_SWITCH_ON_INTENT
+            "the bot cannot read messages because its Message Content Intent is off", hint=_INTENT_HINT
         ) from exc
     except discord.ConnectionClosed as exc:
         if exc.code == _AUTHENTICATION_FAILED:
-            raise ConfigError("Discord refused DISCORD_TOKEN", hint=_REFUSED_MEND) from exc
-        raise Unavailable("Discord", f"Discord closed the connection for good, code {exc.code}") from exc
+            raise ConfigError("Discord refused DISCORD_TOKEN", hint=_REFUSED_LOGIN_HINT) from exc
+        raise Unavailable("Discord", f"Discord closed the connection permanently, code {exc.code}") from exc
 
 
-async def _answer(client: RtfmClient, pipeline: Pipeline, draining: threading.Event) -> None:
+async def _run_responses(client: RtfmClient, pipeline: Pipeline, draining: threading.Event) -> None:
     """Post responses once the client knows its guilds, until ``draining``."""
     while not client.is_ready():
         if draining.is_set():
@@ -212,8 +217,8 @@ async def _answer(client: RtfmClient, pipeline: Pipeline, draining: threading.Ev
     await asyncio.to_thread(pipeline.run)
 
 
-def _handler(delivery: ReplyDelivery, loop: asyncio.AbstractEventLoop) -> Handler:
-    """What the pipeline's threads call; the posting itself happens on Discord's event loop."""
+def _build_handler(delivery: ReplyDelivery, loop: asyncio.AbstractEventLoop) -> Handler:
+    """Build the handler for the pipeline's threads; replies are posted on Discord's event loop."""
 
     def handle(records: Sequence[Record]) -> Sequence[Output]:
         for record in records:

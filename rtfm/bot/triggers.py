@@ -1,8 +1,7 @@
-"""What is a question to the bot, decided from plain values: no Discord objects, no I/O.
+"""Decides whether a message is a question to the bot, from plain values: no Discord objects, no I/O.
 
-A message is a question when it starts with ``!rtfm``, mentions the bot in its own words (or the role that Discord
-makes for the bot), replies to the bot, or comes by direct message. Mentions inside code or quoted lines are talk
-about the bot, not to it.
+A message is a question if it starts with ``!rtfm``, mentions the bot (or the role that Discord makes for the bot),
+replies to the bot, or is a direct message. Mentions inside code or quoted lines do not count.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ from rtfm.events import QueryOrigin
 
 PREFIX = "!rtfm"
 _PREFIX = re.compile(rf"\A\s*+{re.escape(PREFIX)}(?=\s|$)", re.IGNORECASE)
-_NOT_SAID = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`|^>>> .*\Z|^> [^\n]*", re.DOTALL | re.MULTILINE)
+_CODE_OR_QUOTE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`|^>>> .*\Z|^> [^\n]*", re.DOTALL | re.MULTILINE)
 _MENTION = re.compile(r"<@([!&]?)(\d+)>")
 _WORD = re.compile(r"\w+")
 _SPACES = re.compile(r"[ \t]+")
 
 
 @frozen(kw_only=True)
-class Incoming:
-    """What decides whether a message is a question."""
+class IncomingMessage:
+    """The facts about a message that decide whether it is a question."""
 
     content: str
     bot_id: str
@@ -35,40 +34,40 @@ class Incoming:
 
 
 @frozen(kw_only=True)
-class Question:
-    """A question to the bot; ``text`` is empty when only the bot's name was said."""
+class FoundQuestion:
+    """A question to the bot; ``text`` is empty if the message only names the bot."""
 
     text: str
     origin: QueryOrigin
 
 
-def find_question(message: Incoming) -> Question | None:
-    """The question that ``message`` asks the bot, or None.
+def find_question(message: IncomingMessage) -> FoundQuestion | None:
+    """Return the question that ``message`` asks the bot, or None.
 
-    A reply to the bot of up to three words and without a question mark ("thanks a lot") is talk.
+    A reply to the bot of at most three words without a question mark ("thanks a lot") is not a question.
     """
     if prefix := _PREFIX.match(message.content):
-        return Question(text=_tidy(message.content[prefix.end() :]), origin=QueryOrigin.COMMAND)
+        return FoundQuestion(text=_tidy(message.content[prefix.end() :]), origin=QueryOrigin.COMMAND)
     text = _tidy(_without_bot(message.content, message))
     if _is_mentioned(message):
-        return Question(text=text, origin=QueryOrigin.MENTION)
+        return FoundQuestion(text=text, origin=QueryOrigin.MENTION)
     if message.direct:
-        return Question(text=text, origin=QueryOrigin.DIRECT)
+        return FoundQuestion(text=text, origin=QueryOrigin.DIRECT)
     if message.replies_to_bot and ("?" in text or len(_WORD.findall(text)) > 3):
-        return Question(text=text, origin=QueryOrigin.REPLY)
+        return FoundQuestion(text=text, origin=QueryOrigin.REPLY)
     return None
 
 
-def _is_mentioned(message: Incoming) -> bool:
-    said = _NOT_SAID.sub(" ", message.content)
-    return any(_names_bot(match, message) for match in _MENTION.finditer(said))
+def _is_mentioned(message: IncomingMessage) -> bool:
+    own_words = _CODE_OR_QUOTE.sub(" ", message.content)
+    return any(_names_bot(match, message) for match in _MENTION.finditer(own_words))
 
 
-def _without_bot(content: str, message: Incoming) -> str:
+def _without_bot(content: str, message: IncomingMessage) -> str:
     return _MENTION.sub(lambda match: " " if _names_bot(match, message) else match[0], content)
 
 
-def _names_bot(match: re.Match[str], message: Incoming) -> bool:
+def _names_bot(match: re.Match[str], message: IncomingMessage) -> bool:
     sign, number = match.groups()
     return number in message.bot_role_ids if sign == "&" else number == message.bot_id
 

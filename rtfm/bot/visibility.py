@@ -1,9 +1,9 @@
-"""Which channels an answer may rest on, decided when the question is asked and again before the answer is posted.
+"""Decides which channels an answer may use, when the question is asked and again before the answer is posted.
 
-The bot knows no member's roles (it does without the members intent), so a reply in a channel may use only what
-provably everybody who sees that channel can read: channels that every member reads, and channels that show
-themselves to the same roles and members as the destination. Anything unclear counts as hidden. Ids are given as the
-design's access ids: channels and forums, for their public threads and posts too; private threads by themselves.
+The bot does not know members' roles, because it does not use the members intent. So a reply in a channel uses only
+channels that certainly everyone who sees that channel can read: channels that every member reads, and channels that are
+visible to the same roles and members as the destination. If unclear, a channel counts as hidden. All ids are ids of
+access channels: a channel or forum stands for its public threads and posts, a private thread only for itself.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from rtfm.bot import messages
 from rtfm.events import Citation, RetrievedPassage, SourceKind, is_snowflake
 from rtfm.visibility import readable
 
-# Voice and stage channels ask for another permission to be read; they are not listened to either.
+# Reading voice and stage channels needs another permission; their messages are not published either.
 ReadableChannel = discord.TextChannel | discord.ForumChannel
 
-_NO_SUCH_CHANNEL = (400, 403, 404)
+_NO_CHANNEL_STATUSES = (400, 403, 404)  # HTTP statuses for a channel that does not exist or that the bot cannot see
 
 
-def visible_to_readers_of(destination: discord.TextChannel | discord.Thread) -> list[str]:
-    """Ids of the channels that everybody who can read ``destination`` can read, sorted.
+def channels_visible_to_readers(destination: discord.TextChannel | discord.Thread) -> list[str]:
+    """Return the sorted ids of the channels that everyone who can read ``destination`` can read.
 
-    Age-restricted channels are left out unless the destination is one. Empty when the destination is a thread whose
-    channel is not known.
+    Age-restricted channels are left out unless the destination is one. The list is empty if the destination is a thread
+    whose parent is unknown.
     """
     channel = destination.parent if isinstance(destination, discord.Thread) else destination
     if channel is None:
@@ -37,30 +37,30 @@ def visible_to_readers_of(destination: discord.TextChannel | discord.Thread) -> 
         str(other.id)
         for other in _readable_channels(channel.guild)
         if (channel.is_nsfw() or not other.is_nsfw())
-        and _history_is_open(other)
-        and (_is_open(other) or _view_rules(other) == rules)
+        and _has_open_history(other)
+        and (_is_visible_to_everyone(other) or _view_rules(other) == rules)
     }
     if isinstance(destination, discord.Thread) and destination.is_private():
-        # Its readers are its members, and moderators who may open every thread.
+        # Its readers are its members, and moderators who can read every thread.
         found.add(str(destination.id))
     return sorted(found)
 
 
-def visible_to_all(guild: discord.Guild) -> list[str]:
-    """Ids of the channels that every member of ``guild`` can read, sorted, without age-restricted ones."""
+def channels_visible_to_everyone(guild: discord.Guild) -> list[str]:
+    """Return the sorted ids of the channels that every member of ``guild`` can read, without age-restricted ones."""
     return sorted(
         str(channel.id)
         for channel in _readable_channels(guild)
-        if not channel.is_nsfw() and _is_open(channel) and _history_is_open(channel)
+        if not channel.is_nsfw() and _is_visible_to_everyone(channel) and _has_open_history(channel)
     )
 
 
-def may_show(
+def can_show(
     citations: Iterable[Citation], retrieved: Iterable[RetrievedPassage], visible_channel_ids: Iterable[str]
 ) -> bool:
-    """Whether everything behind an answer, cited or only looked at, stands where its readers can read.
+    """Whether the readers of an answer can read all its cited messages and retrieved passages.
 
-    The citations are those of ``as_discord_has_them``.
+    ``citations`` must come from ``refresh_citation_channels``.
     """
     visible = set(visible_channel_ids)
     return all(
@@ -70,22 +70,22 @@ def may_show(
     ) and all(passage.kind is SourceKind.MESSAGE and passage.acl_channel_id in visible for passage in retrieved)
 
 
-async def as_discord_has_them(guild: discord.Guild | None, citations: Iterable[Citation]) -> list[Citation]:
-    """``citations`` with what Discord itself says of their channels, whatever they say.
+async def refresh_citation_channels(guild: discord.Guild | None, citations: Iterable[Citation]) -> list[Citation]:
+    """Return ``citations`` with the kinds and parents of their channels as Discord reports them now.
 
-    A source whose channel Discord does not show to the bot, or not in ``guild``, becomes one of UNKNOWN kind, which
-    nobody is shown. Raises what discord.py raises when Discord does not answer.
+    A citation becomes one of UNKNOWN kind, which is never shown, if the bot cannot see its channel in ``guild``. Raises
+    discord.py's errors if Discord does not answer.
     """
     channels: dict[str | None, object | None] = {}
-    found = []
+    refreshed = []
     for citation in citations:
         channel_id = citation.channel_id
         if channel_id not in channels:
             is_of_guild = guild is not None and citation.guild_id == str(guild.id)
-            channels[channel_id] = await _channel(guild, channel_id) if guild and is_of_guild else None
+            channels[channel_id] = await _find_channel(guild, channel_id) if guild and is_of_guild else None
         channel = channels[channel_id]
-        kind, parent_channel_id = messages.place_of(channel)
-        found.append(
+        kind, parent_channel_id = messages.classify_channel(channel)
+        refreshed.append(
             attrs.evolve(
                 citation,
                 kind=citation.kind if channel is not None else SourceKind.UNKNOWN,
@@ -93,21 +93,21 @@ async def as_discord_has_them(guild: discord.Guild | None, citations: Iterable[C
                 parent_channel_id=parent_channel_id,
             )
         )
-    return found
+    return refreshed
 
 
-async def _channel(guild: discord.Guild, channel_id: str | None) -> object | None:
+async def _find_channel(guild: discord.Guild, channel_id: str | None) -> object | None:
     if channel_id is None or not is_snowflake(channel_id):
         return None
     if channel := guild.get_channel_or_thread(int(channel_id)):
         return channel
     try:
-        # An archived thread, or one that the gateway has not told of.
+        # An archived thread, or one that the gateway has not reported.
         return await guild.fetch_channel(int(channel_id))
-    except discord.InvalidData:  # of another guild
+    except discord.InvalidData:  # the channel is in another guild
         return None
     except discord.HTTPException as exc:
-        if exc.status in _NO_SUCH_CHANNEL:
+        if exc.status in _NO_CHANNEL_STATUSES:
             return None
         raise
 
@@ -116,7 +116,7 @@ def _readable_channels(guild: discord.Guild) -> list[ReadableChannel]:
     return [channel for channel in guild.channels if isinstance(channel, ReadableChannel)]
 
 
-def _is_open(channel: ReadableChannel) -> bool:
+def _is_visible_to_everyone(channel: ReadableChannel) -> bool:
     """Whether every member sees ``channel``."""
     rules = _view_rules(channel)
     everyone = channel.guild.default_role
@@ -124,10 +124,11 @@ def _is_open(channel: ReadableChannel) -> bool:
 
 
 def _view_rules(channel: ReadableChannel) -> dict[int, bool]:
-    """Whom ``channel`` is shown to or hidden from by its own overwrites: id of a role or member → shown.
+    """Return the view permissions that ``channel`` sets itself: id of a role or member → whether it sees the channel.
 
-    The same rules mean the same viewers. What everyone may by default is left out of them on purpose: to hide a
-    channel from everyone also hides it from a role that may see channels in general, to say nothing does not.
+    Two channels with the same rules have the same viewers. The default permission of @everyone is left out on purpose:
+    a channel that denies @everyone is also hidden from a role that can view channels in general; a channel without such
+    a rule is not.
     """
     return {
         target.id: overwrite.view_channel
@@ -136,8 +137,8 @@ def _view_rules(channel: ReadableChannel) -> dict[int, bool]:
     }
 
 
-def _history_is_open(channel: ReadableChannel) -> bool:
-    """Whether whoever sees ``channel`` can read what was said there earlier."""
+def _has_open_history(channel: ReadableChannel) -> bool:
+    """Whether everyone who sees ``channel`` can read its earlier messages."""
     everyone = channel.guild.default_role
     allowed = channel.overwrites_for(everyone).read_message_history
     if allowed is None:

@@ -241,7 +241,7 @@ def _build_answering(settings: Settings, knowledge: Knowledge) -> Handler:
         clock=now_ms,
         passages_per_answer=settings.passages_per_answer,
         model_timeout_s=settings.gemini_timeout_s,
-        standing=knowledge.archive.answers.find_readable,
+        still_readable=knowledge.archive.answers.find_readable,
     )
     _log.info("answering", by="extract" if model is None else model.name)
     return Answering(answerer=answerer, archive=knowledge.archive)

@@ -210,7 +210,7 @@ def test_the_judge_sees_harm() -> None:
         audience=Audience.PUBLIC,
         outcome=Outcome.EXTRACTED,
         answer=extractive.compose(found),
-        citations=[writing.citation(1, found[0].passage, found[0].message)],
+        citations=[writing.build_citation(1, found[0].passage, found[0].message)],
     )
     assert harms(response, [HONEST]) == []
     blind = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rtfm.answering.attachments import MAX_FILE_CHARACTERS, attached, telling_lines
+from rtfm.answering.attachments import MAX_FILE_CHARACTERS, find_error_lines, select_text_files
 from rtfm.events import Attachment
 
 
@@ -12,24 +12,24 @@ def file(text: str | None, name: str = "boot.log") -> Attachment:
 
 def test_files_without_a_text_are_not_there() -> None:
     """Pictures, and what the bot did not read."""
-    assert attached([file(None, "shot.png"), file("", "empty.txt"), file(" \n")]) == []
+    assert select_text_files([file(None, "shot.png"), file("", "empty.txt"), file(" \n")]) == []
 
 
 def test_the_end_of_a_long_log_is_kept() -> None:
     """There it says what went wrong."""
-    (found,) = attached([file("start\n" + "x" * 70_000 + "\nend")])
+    (found,) = select_text_files([file("start\n" + "x" * 70_000 + "\nend")])
     assert len(found.text) == MAX_FILE_CHARACTERS
     assert found.text.endswith("\nend")
 
 
 def test_at_most_four_files_are_read() -> None:
     """A question is no archive."""
-    assert len(attached([file(f"text {i}") for i in range(9)])) == 4
+    assert len(select_text_files([file(f"text {i}") for i in range(9)])) == 4
 
 
 def test_secrets_in_files_are_removed() -> None:
     """A log is where tokens are pasted from."""
-    (found,) = attached([file("login as zoe@mail.example.org")])
+    (found,) = select_text_files([file("login as zoe@mail.example.org")])
     assert "zoe" not in found.text
 
 
@@ -46,7 +46,7 @@ def test_the_lines_that_say_what_went_wrong_are_searched_for() -> None:
             "Permission denied " + "x" * 900,
         ]
     )
-    lines = telling_lines(attached([file(log)]))
+    lines = find_error_lines(select_text_files([file(log)]))
     assert [line[:20] for line in lines] == ["Error: SK-2104 locke", "fatal: not a git rep", "Permission denied xx"]
     assert max(map(len, lines)) == 200
-    assert telling_lines(attached([file("all is well")])) == []
+    assert find_error_lines(select_text_files([file("all is well")])) == []

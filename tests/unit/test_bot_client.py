@@ -253,7 +253,7 @@ async def test_what_was_missed_is_replayed_after_a_lost_connection(fake: FakeDis
     general, person = guild.channel("general"), fake.person("ada", guild)
     async with connected(fake) as (client, published):
         fake.asks_to_reconnect()
-        await until(lambda: fake.resumed == 1 and client.trouble() is None, "no resume")
+        await until(lambda: fake.resumed == 1 and client.not_ready_reason() is None, "no resume")
         fake.says(general, person, "after")
         await until(lambda: bool(published.messages), "an event")
     assert [event.content for event in published.messages] == ["after"]

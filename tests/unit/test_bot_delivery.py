@@ -123,7 +123,7 @@ async def client_on(fake: FakeDiscord) -> AsyncIterator[RtfmClient]:
     async with client:
         await client.login(fake.token)
         listening = asyncio.create_task(client.connect())
-        while client.trouble() or not client.guilds or client.guilds[0].unavailable:
+        while client.not_ready_reason() or not client.guilds or client.guilds[0].unavailable:
             assert not listening.done()
             await asyncio.sleep(0.01)
         yield client
@@ -309,7 +309,7 @@ async def test_m3_nothing_is_posted_while_the_gateway_is_away(
         delivery = ReplyDelivery(client, archive, clock_ms=now)
         fake.loses_gateway()
         wiki.overwrites[guild.id] = (0, VIEW_CHANNEL)
-        while client.trouble() is None:
+        while client.not_ready_reason() is None:
             await asyncio.sleep(0.01)
         with pytest.raises(Unavailable, match="gateway"):
             await delivery.deliver(response)
@@ -332,7 +332,7 @@ async def test_an_answer_that_comes_too_late_is_not_shown(
     async with delivery_on(fake, archive) as delivery:
         await delivery.deliver(response)
         await delivery.deliver(response)
-    assert [message.content for message in fake.replies_to(asked)] == [replies.line(Outcome.EXPIRED)]
+    assert [message.content for message in fake.replies_to(asked)] == [replies.outcome_text(Outcome.EXPIRED)]
     assert delivered("late") == before + 1
 
 

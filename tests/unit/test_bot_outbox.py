@@ -9,8 +9,8 @@ import pytest
 from attrs import define, field, frozen
 from prometheus_client import REGISTRY
 
-from rtfm.bot.asking import QuestionSender
-from rtfm.bot.messages import deleted
+from rtfm.bot.asking import OpenQuestionSender
+from rtfm.bot.messages import to_deletion_event
 from rtfm.bot.outbox import Acknowledgement, Outbox
 from rtfm.errors import PermanentError, Unavailable
 from rtfm.events import Audience, BotQuery, DiscordMessage, TimestampMillis
@@ -25,7 +25,7 @@ class Ack:
 
 
 def event(number: int) -> DiscordMessage:
-    return deleted(number, 1, 1, None)
+    return to_deletion_event(number, 1, 1, None)
 
 
 @define
@@ -73,9 +73,9 @@ def outbox(sender: FlakySender) -> Iterator[Outbox]:
 def test_what_is_too_much_is_dropped_and_told(outbox: Outbox, sender: FlakySender) -> None:
     """The event loop is never made to wait; readiness says what is wrong."""
     sender.open_gate.clear()
-    taken = [outbox.put("discord-messages", event(number)) for number in range(7)]
+    taken = [outbox.offer("discord-messages", event(number)) for number in range(7)]
     assert taken == [True] * 5 + [False] * 2
-    assert "full" in str(outbox.trouble())
+    assert "full" in str(outbox.not_ready_reason())
     sender.open_gate.set()
     assert outbox.close(30) == 0
     assert sender.sent == ["0", "1", "2", "3", "4"]
@@ -85,17 +85,17 @@ def test_an_event_that_no_broker_took_is_sent_again(outbox: Outbox, sender: Flak
     """A delivery that failed is not a loss."""
     sender.refuses = ["0", "0", "2"]
     for number in range(4):
-        outbox.put("discord-messages", event(number))
+        outbox.offer("discord-messages", event(number))
     assert outbox.close(30) == 0
     assert sorted(sender.sent) == ["0", "1", "2", "3"]
-    assert outbox.trouble() is None
+    assert outbox.not_ready_reason() is None
 
 
 def test_a_producer_that_is_down_is_waited_for_in_order(outbox: Outbox, sender: FlakySender) -> None:
     """Nothing overtakes an event that could not be handed over."""
     sender.raises = [Unavailable("Kafka", "down"), Unavailable("Kafka", "down")]
     for number in range(3):
-        outbox.put("discord-messages", event(number))
+        outbox.offer("discord-messages", event(number))
     assert outbox.close(30) == 0
     assert sender.sent == ["0", "1", "2"]
 
@@ -104,7 +104,7 @@ def test_an_event_that_fits_no_contract_holds_nothing_up(outbox: Outbox, sender:
     """It can never be sent, so it goes; the rest follows."""
     sender.raises = [PermanentError("does not fit")]
     for number in range(2):
-        outbox.put("discord-messages", event(number))
+        outbox.offer("discord-messages", event(number))
     assert outbox.close(30) == 0
     assert sender.sent == ["1"]
 
@@ -112,8 +112,8 @@ def test_an_event_that_fits_no_contract_holds_nothing_up(outbox: Outbox, sender:
 def test_closing_tells_what_was_not_sent(outbox: Outbox, sender: FlakySender) -> None:
     """An operator learns of what is lost with the process."""
     sender.open_gate.clear()
-    outbox.put("discord-messages", event(0))
-    outbox.put("discord-messages", event(1))
+    outbox.offer("discord-messages", event(0))
+    outbox.offer("discord-messages", event(1))
     assert outbox.close(0.01) == 2
 
 
@@ -123,8 +123,8 @@ def test_the_gauge_counts_the_events_of_all_outboxes(outbox: Outbox, sender: Fla
     before = REGISTRY.get_sample_value("rtfm_outbox_events") or 0.0
     other = Outbox(sender, limit=5)
     for number in range(2):
-        outbox.put("discord-messages", event(number))
-        other.put("discord-messages", event(number))
+        outbox.offer("discord-messages", event(number))
+        other.offer("discord-messages", event(number))
     assert REGISTRY.get_sample_value("rtfm_outbox_events") == before + 4
     other.start()
     sender.open_gate.set()
@@ -162,9 +162,9 @@ class Kafka:
 def test_a_question_is_open_before_its_query_is_in_kafka(archive: SqlArchive) -> None:
     """Its response may come at once."""
     kafka = Kafka(archive)
-    box = Outbox(QuestionSender(kafka, archive, clock_ms=lambda: TimestampMillis(0)))
+    box = Outbox(OpenQuestionSender(kafka, archive, clock_ms=lambda: TimestampMillis(0)))
     box.start()
-    box.put("bot-queries", QUESTION)
+    box.offer("bot-queries", QUESTION)
     assert box.close(30) == 0
     assert kafka.open == [True]
 
@@ -172,7 +172,7 @@ def test_a_question_is_open_before_its_query_is_in_kafka(archive: SqlArchive) ->
 def test_a_question_that_cannot_be_kept_is_not_asked(sender: FlakySender) -> None:
     """Its answer could not be posted; it waits in the outbox until the archive is there."""
     nowhere = SqlArchive("postgresql://127.0.0.1:9/rtfm")
-    asking = QuestionSender(sender, nowhere, clock_ms=lambda: TimestampMillis(0))
+    asking = OpenQuestionSender(sender, nowhere, clock_ms=lambda: TimestampMillis(0))
     with pytest.raises(Unavailable):
         asking.send("bot-queries", QUESTION, on_delivery=lambda _: None)
     assert sender.taken == []

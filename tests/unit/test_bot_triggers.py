@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from rtfm.bot.triggers import Incoming, Question, find_question
+from rtfm.bot.triggers import FoundQuestion, IncomingMessage, find_question
 from rtfm.events import QueryOrigin
 
 BOT = "77"
 ROLE = "88"
 
 
-def ask(content: str, *, replies_to_bot: bool = False, direct: bool = False) -> Question | None:
+def ask(content: str, *, replies_to_bot: bool = False, direct: bool = False) -> FoundQuestion | None:
     return find_question(
-        Incoming(content=content, bot_id=BOT, bot_role_ids={ROLE}, replies_to_bot=replies_to_bot, direct=direct)
+        IncomingMessage(content=content, bot_id=BOT, bot_role_ids={ROLE}, replies_to_bot=replies_to_bot, direct=direct)
     )
 
 
@@ -63,22 +63,22 @@ def test_courtesy_in_reply_to_the_bot_is_no_question(content: str) -> None:
 )
 def test_what_is_said_to_the_bot_is_a_question(content: str, text: str, origin: QueryOrigin) -> None:
     """The bot's name and the prefix are taken out, the words stay."""
-    assert ask(content) == Question(text=text, origin=origin)
+    assert ask(content) == FoundQuestion(text=text, origin=origin)
 
 
 @pytest.mark.parametrize("content", ["and on Windows?", "it does not work for me"])
 def test_a_reply_to_the_bot_asks_on(content: str) -> None:
     """A follow-up needs no mention."""
-    assert ask(content, replies_to_bot=True) == Question(text=content, origin=QueryOrigin.REPLY)
+    assert ask(content, replies_to_bot=True) == FoundQuestion(text=content, origin=QueryOrigin.REPLY)
 
 
 def test_a_direct_message_is_a_question() -> None:
     """Nobody else is there to be meant."""
-    assert ask("mount NTFS", direct=True) == Question(text="mount NTFS", origin=QueryOrigin.DIRECT)
+    assert ask("mount NTFS", direct=True) == FoundQuestion(text="mount NTFS", origin=QueryOrigin.DIRECT)
 
 
 def test_a_mention_below_a_quoted_line_is_a_question() -> None:
     """A quote of one line ends with its line."""
-    found = find_question(Incoming(content="> what he said\n<@9> how do I mount it?", bot_id="9"))
+    found = find_question(IncomingMessage(content="> what he said\n<@9> how do I mount it?", bot_id="9"))
     assert found is not None
     assert found.origin is QueryOrigin.MENTION

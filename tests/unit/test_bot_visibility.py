@@ -9,7 +9,7 @@ import discord
 import pytest
 from attrs import evolve
 
-from rtfm.bot.visibility import may_show, visible_to_all, visible_to_readers_of
+from rtfm.bot.visibility import can_show, channels_visible_to_everyone, channels_visible_to_readers
 from rtfm.events import ChannelKind, Citation, RetrievedPassage, SourceKind, TimestampMillis
 from tests.fakes.discord import FakeChannel, FakeGuild
 from tests.fakes.discord.world import (
@@ -32,7 +32,7 @@ def as_seen(guild: FakeGuild) -> discord.Guild:
 def visible(guild: FakeGuild, destination: FakeChannel) -> set[str]:
     channel = as_seen(guild).get_channel_or_thread(int(destination.id))
     assert isinstance(channel, discord.TextChannel | discord.Thread)
-    return set(visible_to_readers_of(channel))
+    return set(channels_visible_to_readers(channel))
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_all_members_read_the_open_channels_only(guild: FakeGuild) -> None:
     general = guild.channel("general")
     guild.channel("adult", nsfw=True)
     guild.hidden_channel("staff", shown_to=guild.role("staff"))
-    assert visible_to_all(as_seen(guild)) == [general.id]
+    assert channels_visible_to_everyone(as_seen(guild)) == [general.id]
 
 
 def citation(kind: ChannelKind, channel_id: str, parent_channel_id: str | None = None) -> Citation:
@@ -150,7 +150,7 @@ def citation(kind: ChannelKind, channel_id: str, parent_channel_id: str | None =
 )
 def test_only_what_readers_see_may_be_cited(cited: Citation, allowed: bool) -> None:
     """Public threads and posts go with their parent, private threads and unknown kinds stand alone."""
-    assert may_show([cited], [], ["1"]) is allowed
+    assert can_show([cited], [], ["1"]) is allowed
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_what_was_looked_at_counts_although_it_is_not_cited(
 ) -> None:
     """A model may repeat what it cites nowhere."""
     passage = RetrievedPassage(passage_id="p", kind=kind, acl_channel_id=acl_channel_id, score=1.0)
-    assert may_show([citation(ChannelKind.TEXT, "1")], [passage], ["1"]) is allowed
+    assert can_show([citation(ChannelKind.TEXT, "1")], [passage], ["1"]) is allowed
 
 
 def test_no_member_is_shown_what_they_cannot_read() -> None:
@@ -186,7 +186,7 @@ def test_no_member_is_shown_what_they_cannot_read() -> None:
         members = [_member(seen, *person) for person in people]
         for destination in seen.text_channels:
             readers = [m for m in members if destination.permissions_for(m).view_channel]
-            for channel_id in visible_to_readers_of(destination):
+            for channel_id in channels_visible_to_readers(destination):
                 channel = seen.get_channel(int(channel_id))
                 assert channel is not None
                 used += channel != destination

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rtfm.answering.cleaning import cited_numbers, cleaned, excerpt, renumbered
+from rtfm.answering.cleaning import cited_numbers, clean, excerpt, renumber_citations
 from rtfm.links import LINK_REMOVED, links, without_foreign_links
 from rtfm.markup import escaped, plain_name, without_pings
 
@@ -92,7 +92,7 @@ def test_cleaning_twice_changes_nothing_more(text: str) -> None:
 )
 def test_what_is_taken_out_joins_to_nothing_that_should_be(text: str) -> None:
     """A citation or a control character in the middle of a ping or a link does not save it."""
-    shown = cleaned(f"so {text} it is", {1: 1}, {DOCS})
+    shown = clean(f"so {text} it is", {1: 1}, {DOCS})
     assert not re.search(r"<@\d|@everyone|://|\[\s*9", shown)
 
 
@@ -127,7 +127,7 @@ def test_what_is_taken_out_joins_to_nothing_that_should_be(text: str) -> None:
 )
 def test_whatever_a_model_writes_nothing_unwanted_is_left(pieces: list[str]) -> None:
     """No ping, no link but the source's, no number but the given one."""
-    shown = cleaned("".join(pieces), {1: 1}, {DOCS})
+    shown = clean("".join(pieces), {1: 1}, {DOCS})
     assert not re.search(r"<@[!&]?\d+>|@everyone|@here", shown)
     assert links(shown) <= {DOCS}
     assert set(cited_numbers(shown)) <= {1}
@@ -135,7 +135,7 @@ def test_whatever_a_model_writes_nothing_unwanted_is_left(pieces: list[str]) -> 
 
 def test_a_citation_right_after_a_link_stays() -> None:
     """Models often leave no space."""
-    assert cleaned(f"See {DOCS}[3] and `a[0]`.", {3: 1}, {DOCS}) == f"See {DOCS}[1] and `a[0]`."
+    assert clean(f"See {DOCS}[3] and `a[0]`.", {3: 1}, {DOCS}) == f"See {DOCS}[1] and `a[0]`."
 
 
 def test_citations_are_read_outside_code_only() -> None:
@@ -146,7 +146,7 @@ def test_citations_are_read_outside_code_only() -> None:
 def test_citations_get_their_new_numbers_and_unknown_ones_go() -> None:
     """Lists are taken apart; a bracket that is all unknown goes with the space before it."""
     text = "Set it [3]. Restart [9]. Both [1, 3; 9] in `a[3]`"
-    assert renumbered(text, {3: 1, 1: 2}) == "Set it [1]. Restart. Both [1][2] in `a[3]`"
+    assert renumber_citations(text, {3: 1, 1: 2}) == "Set it [1]. Restart. Both [1][2] in `a[3]`"
 
 
 def test_links_are_compared_without_what_ends_a_sentence() -> None:

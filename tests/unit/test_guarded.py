@@ -309,14 +309,14 @@ def test_a_refusal_for_want_of_budget_is_counted() -> None:
 
 def test_budgets_come_from_the_settings() -> None:
     """No setting, no limit; each of the four is one."""
-    with open_budget(Settings()).spending(10**9):
+    with open_budget(Settings()).reserve(10**9):
         pass
     for name in ("model_requests_per_minute", "model_requests_per_day"):
         budget = open_budget(Settings().with_flags(**{name: 1}))
-        with budget.spending(1), pytest.raises(ModelNotAsked), budget.spending(1):
+        with budget.reserve(1), pytest.raises(ModelNotAsked), budget.reserve(1):
             pass
     for name in ("model_tokens_per_minute", "model_tokens_per_day"):
-        with pytest.raises(ModelNotAsked), open_budget(Settings().with_flags(**{name: 9})).spending(10):
+        with pytest.raises(ModelNotAsked), open_budget(Settings().with_flags(**{name: 9})).reserve(10):
             pass
 
 

@@ -22,8 +22,8 @@ import rtfm_cli
 
 import rtfm
 from rtfm.answering import extractive, prompt, sources
-from rtfm.answering.attachments import attached, telling_lines
-from rtfm.bot.triggers import Incoming, find_question
+from rtfm.answering.attachments import find_error_lines, select_text_files
+from rtfm.bot.triggers import IncomingMessage, find_question
 from rtfm.events import Attachment, Audience, BotQuery, TimestampMillis
 from rtfm.knowledge import imports
 from rtfm.knowledge.conversations import Line, passages
@@ -190,7 +190,7 @@ def _mentioned(text: str) -> object:
 
 
 def _file(text: str) -> object:
-    return telling_lines(attached([Attachment(filename=text, url="", size_bytes=1, text=text)]))
+    return find_error_lines(select_text_files([Attachment(filename=text, url="", size_bytes=1, text=text)]))
 
 
 OTHERS: dict[str, Callable[[str], object]] = {
@@ -202,9 +202,11 @@ OTHERS: dict[str, Callable[[str], object]] = {
     ),
     "linking.link": _linked,
     "conversations.passages": _passages,
-    "triggers.find_question": lambda text: find_question(Incoming(content=text, bot_id="1", replies_to_bot=True)),
+    "triggers.find_question": lambda text: find_question(
+        IncomingMessage(content=text, bot_id="1", replies_to_bot=True)
+    ),
     "imports, mentions": _mentioned,
-    "sources.usable": lambda text: sources.usable([passage([said("ada", text)])], _query(text)),
+    "sources.select_usable": lambda text: sources.select_usable([passage([said("ada", text)])], _query(text)),
     "attachments": _file,
 }
 """What reads text in other ways, with the way that text from outside gets to it."""

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rtfm.answering.attachments import Attached
+from rtfm.answering.attachments import TextFile
 from rtfm.answering.prompt import (
     INSTRUCTIONS,
     MAX_SOURCE_CHARACTERS,
@@ -88,7 +88,7 @@ def test_everything_long_is_cut() -> None:
 
 def test_files_and_language_go_with_the_question() -> None:
     """As data of their own, and only where there are any."""
-    files = [Attached(filename="boot.log", text="E: no such disk")]
+    files = [TextFile(filename="boot.log", text="E: no such disk")]
     document = json.loads(build("why?", [source("so")], files=files, language="de").document)
     assert (document["files"], document["language"]) == ([{"name": "boot.log", "text": "E: no such disk"}], "de")
     assert set(json.loads(build("why?", [source("so")]).document)) == {"question", "sources"}
