@@ -96,7 +96,7 @@ class KafkaConfig:
         """The consumer group's name on the cluster."""
         return f"{self.topic_prefix}{name}"
 
-    def client(self) -> dict[str, Any]:
+    def client_config(self) -> dict[str, Any]:
         """What every client is configured with. librdkafka's own log lines go to ours."""
         return {
             "bootstrap.servers": self.bootstrap_servers,
@@ -109,24 +109,24 @@ class KafkaConfig:
             "log_level": 2,
         }
 
-    def producer(self) -> dict[str, Any]:
+    def producer_config(self) -> dict[str, Any]:
         """What every producer is configured with."""
-        return {**self.client(), "partitioner": PARTITIONER, "compression.type": self.compression}
+        return {**self.client_config(), "partitioner": PARTITIONER, "compression.type": self.compression}
 
-    def consumer(self, group: str) -> dict[str, Any]:
+    def consumer_config(self, group: str) -> dict[str, Any]:
         """What every consumer is configured with: it sees committed records and the ends of partitions."""
         return {
-            **self.client(),
+            **self.client_config(),
             "group.id": self.group(group),
             "enable.auto.commit": False,
             "isolation.level": "read_committed",
             "enable.partition.eof": True,
         }
 
-    def member(self, group: str) -> dict[str, Any]:
+    def member_config(self, group: str) -> dict[str, Any]:
         """What a consumer is configured with that joins its group."""
         config = {
-            **self.consumer(group),
+            **self.consumer_config(group),
             "group.protocol": self.group_protocol,
             # The watchdog ends a process that hangs before the group gives up on it.
             "max.poll.interval.ms": int(self.max_poll_interval_s * 1000),
@@ -144,7 +144,7 @@ class KafkaConfig:
                 config["group.instance.id"] = f"{self.group(group)}-{self.instance_id}"
         return config
 
-    def partitions(self, client: Consumer, topic: str) -> list[int]:
+    def list_partitions(self, client: Consumer, topic: str) -> list[int]:
         """The partitions of ``topic``, which is named with its prefix.
 
         Raises ConfigError where it does not exist, Unavailable without an answer.
@@ -161,21 +161,21 @@ class KafkaConfig:
         try:
             yield
         except KafkaException as exc:
-            raise self.translated(exc, what) from exc
+            raise self.translate_error(exc, what) from exc
         except TimeoutError as exc:
-            raise self.unreachable(what) from exc
+            raise self.unreachable_error(what) from exc
 
-    def translated(self, exc: KafkaException | KafkaError, what: str) -> RtfmError:
+    def translate_error(self, exc: KafkaException | KafkaError, what: str) -> RtfmError:
         """The project's error for one of librdkafka's."""
         error = exc.args[0] if isinstance(exc, KafkaException) else exc
         code = error.code()
         if code in _UNREACHABLE:
-            return self.unreachable(what)
+            return self.unreachable_error(what)
         if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION):
             return ConfigError(f"{what}: the topic does not exist", hint="run `rtfm-cli topics init`")
-        return ConfigError(f"{what}: {error.str()}") if not error.retriable() else self.unreachable(what)
+        return ConfigError(f"{what}: {error.str()}") if not error.retriable() else self.unreachable_error(what)
 
-    def unreachable(self, what: str) -> Unavailable:
+    def unreachable_error(self, what: str) -> Unavailable:
         """Kafka does not answer."""
         return Unavailable(
             "kafka",

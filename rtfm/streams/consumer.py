@@ -13,7 +13,7 @@ from rtfm.settings import Settings
 from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
 
 
-class Message(Protocol):
+class RawRecord(Protocol):
     """A record as confluent_kafka gives it; its own type allows None for what every record has."""
 
     def topic(self) -> str: ...
@@ -71,7 +71,7 @@ class EventReader:
         self._topic = topic
         self._consumer = Consumer(
             {
-                **self._kafka.consumer(group or f"rtfm-reader-{settings.instance_id}"),
+                **self._kafka.consumer_config(group or f"rtfm-reader-{settings.instance_id}"),
                 "auto.offset.reset": "latest" if from_end else "earliest",
                 "session.timeout.ms": 6000,  # one that died holds up its group for as long
                 "fetch.wait.max.ms": 50,
@@ -80,7 +80,7 @@ class EventReader:
         self._ends: set[int] = set()
         name = self._kafka.topic(topic)
         try:
-            self._partitions = self._kafka.partitions(self._consumer, name)
+            self._partitions = self._kafka.list_partitions(self._consumer, name)
             with self._kafka.translating(f"reading {name}"):
                 if group is not None:
                     self._consumer.subscribe([name])
@@ -104,19 +104,19 @@ class EventReader:
 
         Raises Unavailable when Kafka, or a registry that is needed, does not answer; the record comes again then.
         """
-        message = cast("Message | None", self._consumer.poll(timeout_s))
-        if message is None:
+        raw_record = cast("RawRecord | None", self._consumer.poll(timeout_s))
+        if raw_record is None:
             return None
-        if (error := message.error()) is not None:
+        if (error := raw_record.error()) is not None:
             if error.code() == KafkaError._PARTITION_EOF:
-                self._ends.add(message.partition())
+                self._ends.add(raw_record.partition())
                 return None
-            raise self._kafka.translated(error, f"reading {self._topic}")
+            raise self._kafka.translate_error(error, f"reading {self._topic}")
         try:
-            return record_of(self._topic, message, self._contracts)
+            return to_record(self._topic, raw_record, self._contracts)
         except TransientError:
             # Whoever tries again gets this record, not the one behind it.
-            self._consumer.seek(TopicPartition(message.topic(), message.partition(), message.offset()))
+            self._consumer.seek(TopicPartition(raw_record.topic(), raw_record.partition(), raw_record.offset()))
             raise
 
     def read_to_end(self) -> Iterator[Record]:
@@ -129,7 +129,7 @@ class EventReader:
                 yield record
             idle = idle + 1 if record is None else 0
             if idle > len(self._partitions) + 3:
-                raise self._kafka.translated(KafkaError(KafkaError._TIMED_OUT), f"reading {self._topic}")
+                raise self._kafka.translate_error(KafkaError(KafkaError._TIMED_OUT), f"reading {self._topic}")
 
     def commit(self, record: Record) -> None:
         """Note for the group that everything up to ``record`` in its partition is done."""
@@ -156,12 +156,12 @@ class EventReader:
         self.close()
 
 
-def record_of(topic: str, message: Message, contracts: Contracts | None) -> Record:
-    """The record of a message; what does not decode has an ``error``. None: it is not decoded.
+def to_record(topic: str, raw_record: RawRecord, contracts: Contracts | None) -> Record:
+    """The record of a raw_record; what does not decode has an ``error``. None: it is not decoded.
 
     Raises Unavailable where the registry is needed and does not answer.
     """
-    value, event, error = message.value(), None, None
+    value, event, error = raw_record.value(), None, None
     contract = contracts.catalogue.topics.get(topic) if contracts is not None else None
     if contracts is not None and contract is not None and contract.schema is not None:
         try:
@@ -172,12 +172,12 @@ def record_of(topic: str, message: Message, contracts: Contracts | None) -> Reco
             error = exc
     return Record(
         topic,
-        message.partition(),
-        message.offset(),
-        message.key(),
+        raw_record.partition(),
+        raw_record.offset(),
+        raw_record.key(),
         value,
-        message.headers() or [],
-        message.timestamp()[1],
+        raw_record.headers() or [],
+        raw_record.timestamp()[1],
         event,
         error,
     )

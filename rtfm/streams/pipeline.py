@@ -31,11 +31,11 @@ from rtfm.streams.quarantine import Quarantine
 from rtfm.streams.transactions import Transactions
 from rtfm.telemetry import CONSUMED, INFLIGHT, PAUSED_PARTITIONS, POLL_GAP_SECONDS, Health
 
-POLL_S = 0.1
-SETTLE_S = 0.005
-IDLE_S = 0.01
+POLL_TIMEOUT_S = 0.1
+COLLECT_TIMEOUT_S = 0.005
+IDLE_SLEEP_S = 0.01
 HANDLER_POLL_S = 0.05
-TAKE = 300
+POLL_RECORDS = 300
 HIGH_WATER = 500
 """Unfinished records of a partition; with those of one intake they bound the map in the offset's metadata.
 
@@ -43,16 +43,16 @@ A record has at most three bytes of the map, or four characters: 3,200, and the 
 """
 
 MAX_WINDOW = 2000
-"""Offsets of a partition from the lowest unfinished one on, where more is taken because the pool is quick.
+"""Offsets of a partition from the lowest unfinished one on, where more is polled because the pool is quick.
 
 Then an offset has at most one byte of the map.
 """
 
-PATIENCE_S = 1.0
+CROWDED_PATIENCE_S = 1.0
 """Crowded that long, partitions are paused; a resume costs up to a second, not polling costs nothing."""
 
-REPORT_EVERY_S = 0.5
-OUTSIDE_S = 60.0
+REPORT_INTERVAL_S = 0.5
+MAX_OUTSIDE_S = 60.0
 """Unhealthy after this long outside the group; a member without partitions is a healthy spare."""
 
 __all__ = ["Handler", "Output", "Pipeline", "Record", "Unfinished"]
@@ -84,7 +84,7 @@ class Pipeline:
         dead_letters: DeadLetterPolicy | None = None,
         quarantine: Quarantine | None = None,
         grace_s: float = 20.0,
-        outside_s: float = OUTSIDE_S,
+        max_outside_s: float = MAX_OUTSIDE_S,
     ) -> None:
         """The group is joined when ``handler`` is there; it need not be at first.
 
@@ -97,7 +97,7 @@ class Pipeline:
         self._topic = topic
         self._group = group
         self._health = health
-        self._outside_s = outside_s
+        self._max_outside_s = max_outside_s
         self._high_water = HIGH_WATER if batch_size is None else max(HIGH_WATER, 2 * batch_size)
         self._grace_s = grace_s
         self._stop = stop
@@ -130,10 +130,10 @@ class Pipeline:
             handling=self._handling,
             transactions=Transactions(kafka, f"{group}-{kafka.instance_id}"),
         )
-        self._members = Membership(kafka, topic=topic, group=group, waiting=self._waiting, listener=self)
+        self._membership = Membership(kafka, topic=topic, group=group, waiting=self._waiting, listener=self)
         self._crowded_since_s: float | None = None
-        self._reported_s = self._useful_s = float("-inf")
-        self._broken = False
+        self._last_report_s = self._last_useful_s = float("-inf")
+        self._has_failed = False
 
     def run(self) -> None:
         """Work until ``stop`` is set, then finish what is under way, commit and leave the group.
@@ -142,8 +142,8 @@ class Pipeline:
         TooManyDeadLetters, Unfinished when the work in hand takes longer than the time for stopping, and whatever
         defect the handler has.
         """
-        self._health.ready_when(self._group, self._not_ready)
-        self._health.alive_when(f"{self._group} membership", self._outside)
+        self._health.ready_when(self._group, self._waiting_reason)
+        self._health.alive_when(f"{self._group} membership", self._outside_reason)
         POLL_GAP_SECONDS.labels(self._group).set_function(partial(self._health.gap_s, self._group))
         try:
             if not self._open():
@@ -152,10 +152,10 @@ class Pipeline:
             while not self._stop.is_set():
                 self._step()
             unfinished = self._drain()
-            if self._commits.over is not None:
-                raise self._commits.over
+            if self._commits.limit_error is not None:
+                raise self._commits.limit_error
         except BaseException:
-            self._broken = True
+            self._has_failed = True
             raise
         finally:
             self._close()
@@ -177,13 +177,13 @@ class Pipeline:
                 self._commits.open()
                 if not self._await_handler():
                     return False
-                self._members.open()
+                self._membership.open()
             except Unavailable as exc:
                 self._waiting.note(self, exc)
                 self._stop.wait(backoff.next_s())
                 continue
             self._waiting.clear(self)
-            self._useful_s = time.monotonic()
+            self._last_useful_s = time.monotonic()
             return True
         return False
 
@@ -202,43 +202,43 @@ class Pipeline:
     def _step(self) -> None:
         self._health.beat(self._group)
         if self._lanes:
-            self._settle(SETTLE_S)  # poll() cannot be woken from another thread
-        if self._has_room():
+            self._collect(COLLECT_TIMEOUT_S)  # poll() cannot be woken from another thread
+        if self._apply_backpressure():
             due_s = self._commits.due_in_s()
-            wait_s = 0 if self._lanes else POLL_S if due_s is None else min(POLL_S, due_s)
-            if taken := self._members.take(wait_s, TAKE):
-                CONSUMED.labels(self._topic, self._group).inc(len(taken))
-                self._lanes.put(taken)
+            wait_s = 0 if self._lanes else POLL_TIMEOUT_S if due_s is None else min(POLL_TIMEOUT_S, due_s)
+            if polled := self._membership.poll(wait_s, POLL_RECORDS):
+                CONSUMED.labels(self._topic, self._group).inc(len(polled))
+                self._lanes.put(polled)
         elif not self._lanes:
-            time.sleep(IDLE_S)
+            time.sleep(IDLE_SLEEP_S)
         if self._commits.due_in_s() == 0:
             try:
                 self._commit()
             except PositionsChanged as exc:
-                self._members.rejoin(exc)
+                self._membership.rejoin(exc)
         self._report()
 
-    def _settle(self, wait_s: float = 0.0) -> None:
-        if finished := self._lanes.settle(wait_s):
-            self._commits.add(finished)
-        if self._commits.over is not None:
+    def _collect(self, wait_s: float = 0.0) -> None:
+        if finished := self._lanes.collect(wait_s):
+            self._commits.add_finished(finished)
+        if self._commits.limit_error is not None:
             self._stop.set()
 
     def _commit(self) -> None:
-        self._commits.commit(self._members.consumer)
+        self._commits.commit(self._membership.consumer)
 
     def _drain(self) -> bool:
         """Let what runs finish; the pool skips what it has not begun. Whether something is left."""
         deadline_s = time.monotonic() + self._grace_s * 0.8
-        self._quarantine.end()
-        self._members.wind_down()
+        self._quarantine.note_shutdown()
+        self._membership.wind_down()
         while (self._lanes or self._commits) and time.monotonic() < deadline_s:
             self._step()
         return bool(self._lanes or self._commits)
 
     def _close(self) -> None:
         try:
-            self._members.leave()
+            self._membership.leave()
         finally:
             self._commits.close()
             self._lanes.close()
@@ -246,27 +246,27 @@ class Pipeline:
 
     # As the listener of its membership
 
-    def committed(self, consumer: Consumer, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
+    def read_positions(self, consumer: Consumer, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
         """The group's positions; see RebalanceListener for this and the next ones."""
-        return self._commits.committed(consumer, numbers, timeout_s)
+        return self._commits.read_positions(consumer, numbers, timeout_s)
 
-    def assigned(self, part: PartitionState) -> None:
-        """Before the first record of ``part``, it is known which of them are suspected."""
-        self._quarantine.review(self._group, self._members.parts)
+    def on_assign(self, partition: PartitionState) -> None:
+        """Before the first record of ``partition``, it is known which of them are suspected."""
+        self._quarantine.review(self._group, self._membership.partitions)
 
     def before_revoke(self) -> None:
         """Commit what is finished."""
-        if not self._broken:
-            self._settle()
+        if not self._has_failed:
+            self._collect()
             self._commit()
 
-    def dropped(self) -> None:
+    def on_drop(self) -> None:
         """Commit nothing of what went elsewhere."""
-        self._commits.keep_live()
+        self._commits.drop_unassigned()
 
-    def reached_end(self, part: PartitionState) -> None:
+    def on_end_of_log(self, partition: PartitionState) -> None:
         """Commit the end of the log, so that markers of transactions do not count as lag."""
-        self._commits.add_end(part)
+        self._commits.add_end_of_log(partition)
 
     def confirm_name(self) -> None:
         """Raises Fenced where another process has this one's name."""
@@ -274,47 +274,51 @@ class Pipeline:
 
     # Backpressure
 
-    def _has_room(self) -> bool:
+    def _apply_backpressure(self) -> bool:
         """Whether to poll: first not polling holds back, which is free, then pausing, so that the group keeps us."""
         now_s = time.monotonic()
-        parts = self._members.parts
+        partitions = self._membership.partitions
         depth = self._lanes.depth
-        full = [part for part in parts if not part.paused and self._is_full(part, depth)]
-        all_wait = self._lanes.crowded or self._commits.stuck
+        full = [partition for partition in partitions if not partition.is_paused and self._is_full(partition, depth)]
+        all_wait = self._lanes.is_crowded or self._commits.is_full
         if not (full or all_wait):
             self._crowded_since_s = None
-            self._members.resume(part for part in parts if part.unfinished_count <= self._high_water // 2)
+            self._membership.resume(
+                partition for partition in partitions if partition.unfinished_count <= self._high_water // 2
+            )
             return True
         if self._crowded_since_s is None:
             self._crowded_since_s = now_s
-        if now_s - self._crowded_since_s < PATIENCE_S:
+        if now_s - self._crowded_since_s < CROWDED_PATIENCE_S:
             return False
-        self._members.pause(parts if all_wait else full)
+        self._membership.pause(partitions if all_wait else full)
         return True
 
-    def _is_full(self, part: PartitionState, depth: int) -> bool:
-        count = part.unfinished_count
-        return count >= self._high_water and (count >= depth or part.window >= MAX_WINDOW)
+    def _is_full(self, partition: PartitionState, depth: int) -> bool:
+        count = partition.unfinished_count
+        return count >= self._high_water and (count >= depth or partition.window >= MAX_WINDOW)
 
     # What others see
 
     def _report(self) -> None:
         now_s = time.monotonic()
-        if now_s - self._reported_s < REPORT_EVERY_S:
+        if now_s - self._last_report_s < REPORT_INTERVAL_S:
             return
-        self._reported_s = now_s
-        parts = self._members.parts
-        if parts or self._waiting.dependency is not None or self._members.joined:
-            self._useful_s = now_s
-        self._members.report()
-        self._quarantine.review(self._group, parts)
-        INFLIGHT.labels(self._group).set(sum(part.unfinished_count for part in parts))
-        PAUSED_PARTITIONS.labels(self._group).set(sum(part.paused for part in parts))
+        self._last_report_s = now_s
+        partitions = self._membership.partitions
+        if partitions or self._waiting.dependency is not None or self._membership.has_joined:
+            self._last_useful_s = now_s
+        self._membership.report_lag()
+        self._quarantine.review(self._group, partitions)
+        INFLIGHT.labels(self._group).set(sum(partition.unfinished_count for partition in partitions))
+        PAUSED_PARTITIONS.labels(self._group).set(sum(partition.is_paused for partition in partitions))
 
-    def _outside(self) -> str | None:
-        outside_s = time.monotonic() - self._useful_s
-        return f"no place in the group for {outside_s:.0f} s" if self._outside_s < outside_s < float("inf") else None
+    def _outside_reason(self) -> str | None:
+        outside_s = time.monotonic() - self._last_useful_s
+        return (
+            f"no place in the group for {outside_s:.0f} s" if self._max_outside_s < outside_s < float("inf") else None
+        )
 
-    def _not_ready(self) -> str | None:
+    def _waiting_reason(self) -> str | None:
         dependency = self._waiting.dependency
         return None if dependency is None else f"waiting for {dependency}"

@@ -22,7 +22,7 @@ _VERSION = "1"
 _TALLY = "."
 
 
-def encode(unfinished: Iterable[int], end: int) -> str:
+def encode_map(unfinished: Iterable[int], end: int) -> str:
     """The map of ``unfinished`` (ascending offsets, the first of them the committed one) below ``end``.
 
     Runs of unfinished and finished offsets take turns, as varints in base64 after the form's version. Empty when
@@ -50,7 +50,7 @@ def encode(unfinished: Iterable[int], end: int) -> str:
     return _VERSION + base64.b64encode(out).decode().rstrip("=")
 
 
-def decode(offset: int, metadata: str) -> tuple[list[int], int]:
+def decode_map(offset: int, metadata: str) -> tuple[list[int], int]:
     """The unfinished offsets, and the end, of a position. Raises ConfigError for metadata of another form."""
     if not metadata:
         return [], offset
@@ -104,17 +104,17 @@ class PartitionState:
     awaited: deque[int] = field(factory=deque)
     """Restored unfinished offsets that have not come from the log again yet."""
     tally: TallyState = field(factory=TallyState)
-    live: bool = True
-    paused: bool = False
-    _last_seen: int = -1
+    is_assigned: bool = True
+    is_paused: bool = False
+    _last_polled: int = -1
 
     @classmethod
-    def restored(cls, number: int, offset: int, metadata: str) -> PartitionState:
+    def from_position(cls, number: int, offset: int, metadata: str) -> PartitionState:
         """The state that a committed position stands for. Raises ConfigError for a position of another form."""
         if offset < 0:
             raise ConfigError(f"partition {number}: {offset} is no offset to start from")
         finished, _, tally = metadata.partition(_TALLY)
-        unfinished, end = decode(offset, "" if finished == _VERSION else finished)
+        unfinished, end = decode_map(offset, "" if finished == _VERSION else finished)
         return cls(
             number=number,
             start=offset,
@@ -127,7 +127,7 @@ class PartitionState:
         )
 
     @classmethod
-    def without_position(cls, number: int, offset: int, *, stored: tuple[int, str] | None = None) -> PartitionState:
+    def from_offset(cls, number: int, offset: int, *, stored: tuple[int, str] | None = None) -> PartitionState:
         """The state of a partition that is read from ``offset``, because the group has no position that is of use."""
         return cls(number=number, start=offset, committed=offset, stored=stored, end=offset)
 
@@ -138,17 +138,17 @@ class PartitionState:
 
     def admit(self, offset: int) -> bool:
         """Whether the record at ``offset`` is still to be done. Raises RtfmError for a record out of order."""
-        if 0 <= self._last_seen < offset >= self.end and not self.awaited:  # as nearly all are
-            self._last_seen = offset
+        if 0 <= self._last_polled < offset >= self.end and not self.awaited:  # as nearly all are
+            self._last_polled = offset
             self.unfinished[offset] = None
             self.end = offset + 1
             return True
-        if offset <= self._last_seen:
-            raise RtfmError(f"partition {self.number} gave offset {offset} after {self._last_seen}")
+        if offset <= self._last_polled:
+            raise RtfmError(f"partition {self.number} gave offset {offset} after {self._last_polled}")
         if offset < self.start:
             # The consumer was told to begin at ``start``. To take what it gives instead would do finished work again.
             raise RtfmError(f"partition {self.number} gave offset {offset}, but its assignment starts at {self.start}")
-        self._last_seen = offset
+        self._last_polled = offset
         while self.awaited and self.awaited[0] < offset:
             del self.unfinished[self.awaited.popleft()]  # gone from the log
         if self.awaited and self.awaited[0] == offset:
@@ -160,7 +160,7 @@ class PartitionState:
         self.end = offset + 1
         return True
 
-    def reach(self, end: int) -> bool:
+    def extend_to(self, end: int) -> bool:
         """Note that the log holds no record between the last one taken in and ``end``; whether that says more."""
         if end <= self.end or self.awaited:
             return False
@@ -171,7 +171,7 @@ class PartitionState:
         """Whether the record at ``offset`` is done."""
         return offset < self.end and offset not in self.unfinished
 
-    def unfinished_below(self, low: int) -> int:
+    def count_unfinished_below(self, low: int) -> int:
         """How many offsets below ``low`` are not finished, those included that were never taken in."""
         return sum(offset < low for offset in self.unfinished) + max(0, low - self.end)
 
@@ -186,7 +186,7 @@ class PartitionState:
 
     def position(self) -> tuple[int, str]:
         """Offset and metadata to commit."""
-        metadata, tally = encode(self.unfinished, self.end), self.tally.encode()
+        metadata, tally = encode_map(self.unfinished, self.end), self.tally.encode()
         if tally:
             metadata = f"{metadata or _VERSION}{_TALLY}{tally}"
         return next(iter(self.unfinished), self.end), metadata

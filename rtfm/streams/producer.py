@@ -24,7 +24,7 @@ from rtfm.telemetry import SENT, get_logger, new_traceparent
 
 CONTENT_TYPE = b"application/vnd.confluent.avro"
 _POLL_S = 0.1
-_REPORTS_S = 2.0  # for the reports of records that are given up; they need no broker
+_REPORT_TIMEOUT_S = 2.0  # for the reports of records that are given up; they need no broker
 
 _log = get_logger(__name__)
 
@@ -59,7 +59,7 @@ class EventProducer:
         self._routes: dict[str, tuple[str, Report]] = {}
         self._producer: Any = Producer(
             {
-                **self._kafka.producer(),
+                **self._kafka.producer_config(),
                 "enable.idempotence": True,
                 "acks": "all",
                 "linger.ms": 10,
@@ -106,9 +106,9 @@ class EventProducer:
         try:
             name, report = self._routes[topic]
         except KeyError:
-            name, report = self._routes[topic] = self._kafka.topic(topic), self._reporter(topic, None)
+            name, report = self._routes[topic] = self._kafka.topic(topic), self._build_report(topic, None)
         if on_delivery is not None:
-            report = self._reporter(topic, on_delivery)
+            report = self._build_report(topic, on_delivery)
         deadline = self._clock() + self._settings.kafka_delivery_timeout_s
         while True:
             try:
@@ -116,10 +116,12 @@ class EventProducer:
                 return
             except BufferError as exc:
                 if self._clock() >= deadline:
-                    raise self._kafka.unreachable(f"{topic}: the queue of {len(self._producer)} stays full") from exc
+                    raise self._kafka.unreachable_error(
+                        f"{topic}: the queue of {len(self._producer)} stays full"
+                    ) from exc
                 self._producer.poll(_POLL_S)
             except KafkaException as exc:
-                raise self._kafka.translated(exc, f"producing to {topic}") from exc
+                raise self._kafka.translate_error(exc, f"producing to {topic}") from exc
 
     def flush(self, timeout_s: float | None = None) -> None:
         """Wait until everything sent is acknowledged; default the delivery timeout.
@@ -153,7 +155,7 @@ class EventProducer:
         except Unavailable as exc:
             _log.error("records lost at the end", reason=str(exc))
         self._producer.purge()
-        self._producer.flush(_REPORTS_S)
+        self._producer.flush(_REPORT_TIMEOUT_S)
         self._closed.set()
         self._poller.join(timeout=2)
 
@@ -169,10 +171,10 @@ class EventProducer:
         while not self._closed.is_set():
             self._producer.poll(_POLL_S)
 
-    def _reporter(self, topic: str, on_delivery: Callable[[Delivery], None] | None) -> Report:
+    def _build_report(self, topic: str, on_delivery: Callable[[Delivery], None] | None) -> Report:
         count = SENT.labels(topic, "").inc
 
-        def report(error: KafkaError | None, message: Message) -> None:
+        def report(error: KafkaError | None, record: Message) -> None:
             if error is None:
                 count()
             else:
@@ -185,8 +187,8 @@ class EventProducer:
                 on_delivery(
                     Delivery(
                         topic=topic,
-                        partition=-1 if (partition := message.partition()) is None else partition,
-                        offset=-1 if (offset := message.offset()) is None else offset,
+                        partition=-1 if (partition := record.partition()) is None else partition,
+                        offset=-1 if (offset := record.offset()) is None else offset,
                         error=None if error is None else error.str(),
                     )
                 )

@@ -16,7 +16,7 @@ from rtfm.errors import Unavailable
 from rtfm.settings import Settings
 from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
 
-_AGAIN_S = 0.3
+_RETRY_PAUSE_S = 0.3
 T = TypeVar("T")
 
 
@@ -27,29 +27,29 @@ class GroupProgress:
         """Prepare; the first use connects."""
         self._kafka = KafkaConfig.of(settings)
         self._group = self._kafka.group(group)
-        self._admin = AdminClient(self._kafka.client())
+        self._admin = AdminClient(self._kafka.client_config())
         # One that never joins, for the admin client's list_consumer_group_offsets ends the process with a segmentation
         # fault while the cluster makes its offsets topic (confluent-kafka 2.16.0). Closed with this object.
-        self._consumer = Consumer({**self._kafka.client(), "group.id": self._group})
+        self._consumer = Consumer({**self._kafka.client_config(), "group.id": self._group})
 
-    def committed(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
+    def committed_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
         """The committed offset of each partition that has one: the offset that is read next.
 
         Raises Unavailable when Kafka does not answer.
         """
         name = self._kafka.topic(topic)
         asked = [TopicPartition(name, number) for number in partitions]
-        found = self._steadily(lambda: self._consumer.committed(asked, timeout=REQUEST_TIMEOUT_S))
-        return {part.partition: part.offset for part in found if part.offset >= 0}
+        found = self._retry(lambda: self._consumer.committed(asked, timeout=REQUEST_TIMEOUT_S))
+        return {position.partition: position.offset for position in found if position.offset >= 0}
 
-    def members(self) -> int:
+    def count_members(self) -> int:
         """How many consumers the group has; 0 for a group that never was.
 
         Raises Unavailable when Kafka does not answer.
         """
-        return self._steadily(self._members)
+        return self._retry(self._count_members)
 
-    def _members(self) -> int:
+    def _count_members(self) -> int:
         futures = self._admin.describe_consumer_groups([self._group], request_timeout=REQUEST_TIMEOUT_S)
         try:
             return len(futures[self._group].result(timeout=REQUEST_TIMEOUT_S * 2).members)
@@ -58,7 +58,7 @@ class GroupProgress:
                 return 0
             raise
 
-    def _steadily(self, ask: Callable[[], T]) -> T:
+    def _retry(self, ask: Callable[[], T]) -> T:
         """The result of ``ask``, asked again for a moment: a coordinator that has just started wants that."""
         until = time.monotonic() + REQUEST_TIMEOUT_S
         while True:
@@ -68,4 +68,4 @@ class GroupProgress:
             except Unavailable:
                 if time.monotonic() >= until:
                     raise
-                time.sleep(_AGAIN_S)
+                time.sleep(_RETRY_PAUSE_S)

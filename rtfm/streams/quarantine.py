@@ -28,15 +28,15 @@ FATAL_DEATHS = 3
 
 FOLDER = "in-hand"
 
-_RUNS, _ENDED = b"R", b"E"
+_RUNNING, _ENDED = b"R", b"E"
 _SLOTS, _SLOT_BYTES = 256, 128
 """Threads that can write down what they handle, one more takes the last one's slot; bytes of a line."""
 
 _SLOTS_END = 1 + _SLOTS * _SLOT_BYTES
 _FREE = 0
-_WAIT_S = 0.05
+_TURN_CHECK_S = 0.05
 
-_MAX_SPAN = 100_000
+_MAX_SUSPECTS = 100_000
 """Offsets of one batch that are suspected; a batch has 500 records, but gaps lie between them."""
 
 _log = get_logger(__name__)
@@ -55,7 +55,7 @@ class Quarantine:
     This one watches nothing and writes nothing: a record that ends the process ends it at every start.
     """
 
-    active = False
+    is_active = False
     """Whether records are to be handled one by one, because some of them are suspected."""
 
     def begin(self, group: str, partition: int, first: int, last: int) -> bool:
@@ -73,10 +73,10 @@ class Quarantine:
         """Count an unforeseen error of a handler as a death; whether the record is to be given up now."""
         return False
 
-    def review(self, group: str, parts: Iterable[PartitionState]) -> None:
-        """Suspect no longer what is finished; ``parts`` are all that the group's pipeline has."""
+    def review(self, group: str, partitions: Iterable[PartitionState]) -> None:
+        """Suspect no longer what is finished; ``partitions`` are all that the group's pipeline has."""
 
-    def end(self) -> None:
+    def note_shutdown(self) -> None:
         """From now on the process ends by itself: a death is no record's doing."""
 
 
@@ -90,7 +90,7 @@ class CrashJournal(Quarantine):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._memory = mmap.mmap(-1, _SLOTS_END)
-        self._own = threading.local()
+        self._local = threading.local()
         self._slots = itertools.chain(range(1, _SLOTS_END, _SLOT_BYTES), itertools.repeat(_SLOTS_END - _SLOT_BYTES))
         self._turn = threading.Lock()
         self._ended = False
@@ -110,10 +110,10 @@ class CrashJournal(Quarantine):
 
         Without a file, because the folder cannot be written, records are handled all the same.
         """
-        self.suspects = _suspects_after(self._path)
+        self.suspects = _read_suspects(self._path)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._memory = self._write(_RUNS)
+            self._memory = self._write(_RUNNING)
         except OSError as exc:
             _log.warning("deaths are not counted", path=str(self._path), reason=str(exc))
         if self.suspects:
@@ -121,7 +121,7 @@ class CrashJournal(Quarantine):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.end()
+        self.note_shutdown()
         try:
             self._write(_ENDED).close()
         except OSError as exc:
@@ -129,14 +129,14 @@ class CrashJournal(Quarantine):
 
     def begin(self, group: str, partition: int, first: int, last: int) -> bool:
         """Write down that this thread handles these records; while a suspect is unfinished, when its turn comes."""
-        own = self._own
+        local = self._local
         try:
-            slot: int = own.slot
+            slot: int = local.slot
         except AttributeError:
-            own.slot = slot = next(self._slots)
-        own.has_turn = self.active
-        if own.has_turn:
-            while not self._turn.acquire(timeout=_WAIT_S):
+            local.slot = slot = next(self._slots)
+        local.has_turn = self.is_active
+        if local.has_turn:
+            while not self._turn.acquire(timeout=_TURN_CHECK_S):
                 if self._ended:
                     return False
             if self._ended:
@@ -148,8 +148,8 @@ class CrashJournal(Quarantine):
 
     def finish(self) -> None:
         """This thread handles nothing any more."""
-        self._memory[self._own.slot] = _FREE
-        if self._own.has_turn:
+        self._memory[self._local.slot] = _FREE
+        if self._local.has_turn:
             self._turn.release()
 
     def deaths(self, group: str, partition: int, offset: int) -> int:
@@ -159,7 +159,7 @@ class CrashJournal(Quarantine):
     def blame(self, group: str, partition: int, first: int, last: int) -> bool:
         """Count an error that nobody foresaw; of several records, which one is to be found out. True: give it up."""
         if first != last:
-            for offset in range(first, min(last + 1, first + _MAX_SPAN)):
+            for offset in range(first, min(last + 1, first + _MAX_SUSPECTS)):
                 self.suspects.setdefault((group, partition, offset), 0)
             return False
         suspect = group, partition, first
@@ -168,25 +168,27 @@ class CrashJournal(Quarantine):
         self.suspects[suspect] = self.suspects.get(suspect, -1) + 1
         return False
 
-    def review(self, group: str, parts: Iterable[PartitionState]) -> None:
+    def review(self, group: str, partitions: Iterable[PartitionState]) -> None:
         """Suspect no longer what is finished, here or by another process, and see whether that was all."""
         if not self.suspects:
             return
-        by_number, unfinished = {part.number: part for part in parts}, 0
+        by_number, unfinished = {partition.number: partition for partition in partitions}, 0
         for suspect, deaths in list(self.suspects.items()):
             owner, number, offset = suspect
-            if owner != group or (part := by_number.get(number)) is None:
+            if owner != group or (partition := by_number.get(number)) is None:
                 continue
-            if not part.is_finished(offset):
+            if not partition.is_finished(offset):
                 unfinished += 1
-            elif deaths < FATAL_DEATHS or offset < part.committed:  # the process may die before a letter is committed
+            elif (
+                deaths < FATAL_DEATHS or offset < partition.committed
+            ):  # the process may die before a letter is committed
                 self.suspects.pop(suspect, None)
         self._unfinished[group] = unfinished
-        was_active, self.active = self.active, any(self._unfinished.values())
-        if was_active and not self.active:
+        was_active, self.is_active = self.is_active, any(self._unfinished.values())
+        if was_active and not self.is_active:
             _log.info("no record is tried alone any more")
 
-    def end(self) -> None:
+    def note_shutdown(self) -> None:
         """From now on the process ends by itself: a death is no record's doing."""
         self._ended = True
         self._memory[:1] = _ENDED
@@ -204,7 +206,7 @@ class CrashJournal(Quarantine):
         return memory
 
 
-def _suspects_after(path: Path) -> dict[_Suspect, int]:
+def _read_suspects(path: Path) -> dict[_Suspect, int]:
     """Who is suspected after the run that left ``path``: of earlier deaths, and what it handled if it died."""
     try:
         data = path.read_bytes()
@@ -212,13 +214,13 @@ def _suspects_after(path: Path) -> dict[_Suspect, int]:
         known: dict[_Suspect, int] = {(str(g), int(p), int(offset)): int(deaths) for g, p, offset, deaths in listed}
     except (OSError, ValueError, TypeError):
         return {}
-    if data[:1] != _RUNS:
+    if data[:1] != _RUNNING:
         return known
     lines = [data[start : start + _SLOT_BYTES] for start in range(1, _SLOTS_END, _SLOT_BYTES)]
-    handled = [place for line in lines if (place := _place(line)) is not None]
+    handled = [place for line in lines if (place := _parse_line(line)) is not None]
     suspects = dict(known)
     for group, partition, first, last in handled:
-        for offset in range(first, min(last + 1, first + _MAX_SPAN)):
+        for offset in range(first, min(last + 1, first + _MAX_SUSPECTS)):
             suspects.setdefault((group, partition, offset), 0)
     match handled:
         case [(group, partition, first, last)] if first == last and (group, partition, first) in known:
@@ -226,10 +228,10 @@ def _suspects_after(path: Path) -> dict[_Suspect, int]:
     return suspects
 
 
-def _place(line: bytes) -> tuple[str, int, int, int] | None:
+def _parse_line(line: bytes) -> tuple[str, int, int, int] | None:
     """Group, partition, first and last offset of a thread's line; None for one that was finished, or cut short."""
     text, end, _ = line.partition(b"\n")
-    parts = text.decode("utf-8", "replace").rsplit(" ", 3)
-    if line[0] == _FREE or not end or len(parts) != 4 or not all(part.isdecimal() for part in parts[1:]):
+    fields = text.decode("utf-8", "replace").rsplit(" ", 3)
+    if line[0] == _FREE or not end or len(fields) != 4 or not all(field.isdecimal() for field in fields[1:]):
         return None
-    return parts[0], int(parts[1]), int(parts[2]), int(parts[3])
+    return fields[0], int(fields[1]), int(fields[2]), int(fields[3])

@@ -10,7 +10,7 @@ import socket
 import struct
 
 _API_VERSIONS, _VERSION = 18, 3
-_MOST_BYTES = 65_536
+_MAX_BYTES = 65_536
 _AFFECTED = range(30, 34)
 """Levels of 4.3.0 to 4.4.0. Whether later releases have the defect is not known."""
 
@@ -20,7 +20,7 @@ DEFECT = (
 )
 
 
-def defect(bootstrap_servers: str, timeout_s: float = 2.0) -> str | None:
+def find_defect(bootstrap_servers: str, timeout_s: float = 2.0) -> str | None:
     """The known defect of the first broker that names its features, as a sentence; None where there is none.
 
     Also None where no broker answers without encryption and a login. Waits ``timeout_s`` for each step of an answer.
@@ -28,14 +28,14 @@ def defect(bootstrap_servers: str, timeout_s: float = 2.0) -> str | None:
     for server in bootstrap_servers.split(","):
         host, _, port = server.strip().rpartition(":")
         try:
-            level = metadata_level(host.strip("[]"), int(port), timeout_s)
+            level = read_metadata_level(host.strip("[]"), int(port), timeout_s)
         except (OSError, ValueError):
             continue
         return DEFECT if level in _AFFECTED else None
     return None
 
 
-def metadata_level(host: str, port: int, timeout_s: float) -> int:
+def read_metadata_level(host: str, port: int, timeout_s: float) -> int:
     """The highest ``metadata.version`` that a broker supports.
 
     Raises OSError where the broker cannot be asked, ValueError for an answer that cannot be read.
@@ -45,7 +45,7 @@ def metadata_level(host: str, port: int, timeout_s: float) -> int:
         connection.sendall(struct.pack(">i", len(request)) + request)
         with connection.makefile("rb") as answer:
             (length,) = struct.unpack(">i", answer.read(4).ljust(4, b"\0"))
-            if not 0 < length <= _MOST_BYTES:
+            if not 0 < length <= _MAX_BYTES:
                 raise ValueError(f"an answer of {length} bytes")
             # A name with its length and one before it, then the lowest and the highest version of the feature. What a
             # broker supports comes before what its cluster agreed on (https://kafka.apache.org/protocol, ApiVersions).

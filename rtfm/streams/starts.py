@@ -21,7 +21,7 @@ ASSIGN_TIMEOUT_S = 25.0
 """For all of it. A position is known when the transaction that holds it has ended: 10 s and the broker's interval."""
 
 CONFIRMATIONS = 2
-CONFIRM_GAP_S = 0.15
+CONFIRM_PAUSE_S = 0.15
 """A coordinator that has just taken over the group is asked again, before "no position" is believed."""
 
 LOG_END_PATIENCE_S = 3.0
@@ -54,9 +54,9 @@ class Starts:
         self._known: dict[int, int] = {}
         """The highest offset of each partition that this process knows to be committed."""
 
-    def note(self, part: PartitionState) -> None:
-        """Remember how far ``part`` was committed when it was given up."""
-        self._known[part.number] = max(part.committed, self._known.get(part.number, 0))
+    def remember(self, partition: PartitionState) -> None:
+        """Remember how far ``partition`` was committed when it was given up."""
+        self._known[partition.number] = max(partition.committed, self._known.get(partition.number, 0))
 
     def find(self, consumer: Consumer, numbers: Sequence[int], read: ReadPositions) -> list[PartitionState]:
         """An assignment of each of the partitions ``numbers``, to be fetched from its ``start``.
@@ -64,22 +64,22 @@ class Starts:
         Raises Unavailable where that is not known, Fenced, and ConfigError for metadata of another program.
         """
         deadline_s = self._clock() + ASSIGN_TIMEOUT_S
-        positions = {part.partition: part for part in read(list(numbers), ASSIGN_TIMEOUT_S)}
+        positions = {position.partition: position for position in read(list(numbers), ASSIGN_TIMEOUT_S)}
         for _ in range(CONFIRMATIONS):
-            doubtful = [n for n, part in positions.items() if part.offset < max(0, self._known.get(n, 0))]
+            doubtful = [n for n, position in positions.items() if position.offset < max(0, self._known.get(n, 0))]
             if not doubtful:
                 break
-            self._sleep(CONFIRM_GAP_S)
-            positions |= {part.partition: part for part in read(doubtful, self._left_s(deadline_s))}
-        return [self._start(consumer, part, deadline_s) for part in positions.values()]
+            self._sleep(CONFIRM_PAUSE_S)
+            positions |= {position.partition: position for position in read(doubtful, self._left_s(deadline_s))}
+        return [self._find_start(consumer, position, deadline_s) for position in positions.values()]
 
-    def _start(self, consumer: Consumer, position: TopicPartition, deadline_s: float) -> PartitionState:
+    def _find_start(self, consumer: Consumer, position: TopicPartition, deadline_s: float) -> PartitionState:
         number = position.partition
         low, high = self._log_range(consumer, number, deadline_s)
         if position.offset < 0:
             self._report_lost(number, low, "the group has no position")
-            return PartitionState.without_position(number, low)
-        part = PartitionState.restored(number, position.offset, position.metadata or "")
+            return PartitionState.from_offset(number, low)
+        partition = PartitionState.from_position(number, position.offset, position.metadata or "")
         if position.offset < self._known.get(number, 0):
             _log.error(
                 "the group's position moved back; only its own tools should do that",
@@ -99,12 +99,12 @@ class Starts:
                     committed=position.offset,
                     log_end=high,
                 )
-                return PartitionState.without_position(number, low, stored=part.stored)
-            self._sleep(CONFIRM_GAP_S)
+                return PartitionState.from_offset(number, low, stored=partition.stored)
+            self._sleep(CONFIRM_PAUSE_S)
             low, high = self._log_range(consumer, number, deadline_s)
-        self._report_lost(number, part.unfinished_below(low), "the group's position is older than the log")
-        part.start = max(part.start, low)
-        return part
+        self._report_lost(number, partition.count_unfinished_below(low), "the group's position is older than the log")
+        partition.start = max(partition.start, low)
+        return partition
 
     def _log_range(self, consumer: Consumer, number: int, deadline_s: float) -> tuple[int, int]:
         """Where the log of a partition begins and ends, in offsets."""
@@ -116,7 +116,7 @@ class Starts:
             raise Unavailable("kafka", f"where the log of {self._full_topic} [{number}] begins is not known")
         return low, high
 
-    def _report_lost(self, number: int, records: int, why: str) -> None:
+    def _report_lost(self, number: int, records: int, reason: str) -> None:
         if not records:
             return
         LOST_RECORDS.labels(self._topic, self._group).inc(records)
@@ -125,7 +125,7 @@ class Starts:
             group=self._group,
             partition=number,
             records=records,
-            reason=why,
+            reason=reason,
         )
 
     def _left_s(self, deadline_s: float) -> float:

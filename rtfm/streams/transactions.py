@@ -28,7 +28,7 @@ COMMIT_TIMEOUT_S = 8.0
 """For all of a transaction; less than a broker gives it, so that we end it and no broker does."""
 
 ABORT_TIMEOUT_S = 8.0
-BEYOND_LIMIT_S = 0.5
+CALL_GRACE_S = 0.5
 """How long a call of librdkafka may exceed the limit that it was given."""
 
 EXPIRY_S = 10.0
@@ -37,14 +37,14 @@ EXPIRY_S = 10.0
 STATISTICS_MS = 250
 """How soon a lost connection is noticed."""
 
-SAME_CONNECTION_US = 10_000
+CLOCK_JITTER_US = 10_000
 """Two readings of the clock in one set of statistics; a new connection takes longer."""
 
-CLOCKS_APART_S = 1.0
+CLOCK_TOLERANCE_S = 1.0
 MAX_RECORD_BYTES = 2_000_000
 """A dead letter is a record of up to a megabyte, Kafka's default limit, with headers that say why."""
 
-_THROWN_OUT = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}
+_PURGED = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}
 _REBALANCING = {
     KafkaError.ILLEGAL_GENERATION,
     KafkaError.REBALANCE_IN_PROGRESS,
@@ -53,7 +53,7 @@ _REBALANCING = {
 }
 
 
-class Produced(NamedTuple):
+class ProducerRecord(NamedTuple):
     """A record to produce; ``topic`` is without prefix. ``partition`` is -1 where the key decides."""
 
     topic: str
@@ -109,15 +109,15 @@ class Transactions:
         self._prefix = self._kafka.topic("")
         self._producer: Any = None
         self._refused: _Refusal | None = None
-        self._number = 0
-        self._began_s = 0.0
+        self._transaction_number = 0
+        self._started_s = 0.0
         self._up_since_us: dict[int, int] = {}
         """Since when each broker has been connected, by its id."""
         self._has_lost_connection = False
-        self._in_doubt = True
+        self._needs_open = True
 
     @property
-    def in_doubt(self) -> bool:
+    def needs_open(self) -> bool:
         """Whether ``open`` is due, before anything else is sent.
 
         A transaction may be open, or have ended, without our knowing; records of an aborted one were not taken; or a
@@ -130,19 +130,19 @@ class Transactions:
             try:
                 self._producer.poll(0)  # serves the statistics
             except KafkaException:  # a producer with a fatal error raises it from every call
-                self._in_doubt = True
-        return self._in_doubt or self._has_lost_connection
+                self._needs_open = True
+        return self._needs_open or self._has_lost_connection
 
     def open(self) -> None:
         """Make a producer anew, which ends whatever transaction a predecessor left open.
 
         Raises Unavailable without an answer, Fenced when another process is doing the same.
         """
-        self._in_doubt = True
+        self._needs_open = True
         self.close()
         producer: Any = Producer(
             {
-                **self._kafka.producer(),
+                **self._kafka.producer_config(),
                 "transactional.id": self._id,
                 "transaction.timeout.ms": int(EXPIRY_S * 1000),
                 "message.timeout.ms": 9_000,
@@ -162,15 +162,15 @@ class Transactions:
             producer.init_transactions(OPEN_TIMEOUT_S)
         except KafkaException as exc:
             error = exc.args[0]
-            if _fenced(error):
-                raise self._fenced(error) from exc
-            raise self._kafka.translated(exc, f"starting transactions of {self._id}") from exc
+            if _is_fenced(error):
+                raise self._fenced_error(error) from exc
+            raise self._kafka.translate_error(exc, f"starting transactions of {self._id}") from exc
         self._producer = producer
         self._up_since_us.clear()
-        self._in_doubt = self._has_lost_connection = False
+        self._needs_open = self._has_lost_connection = False
 
     def commit(
-        self, records: Iterable[Produced], positions: Sequence[TopicPartition] = (), member: object = None
+        self, records: Iterable[ProducerRecord], positions: Sequence[TopicPartition] = (), member: object = None
     ) -> None:
         """Produce ``records`` and commit ``positions`` of the group, if any, in one transaction.
 
@@ -178,7 +178,7 @@ class Transactions:
         """
         self._begin()
         counts: dict[str, int] = {}
-        deadline_s = self._began_s + COMMIT_TIMEOUT_S
+        deadline_s = self._started_s + COMMIT_TIMEOUT_S
         try:
             self._producer.begin_transaction()
             self._produce(records, counts, deadline_s)
@@ -186,18 +186,18 @@ class Transactions:
                 self._send_offsets(list(positions), member, _left_s(deadline_s))
             self._producer.commit_transaction(_left_s(deadline_s))
         except KafkaException as exc:
-            self._failed(exc.args[0], exc)
-        self._in_doubt = False
+            self._raise_failure(exc.args[0], exc)
+        self._needs_open = False
         for topic, count in counts.items():
             SENT.labels(topic, "").inc(count)
 
-    def confirm(self, position: TopicPartition) -> None:
+    def confirm_name(self, position: TopicPartition) -> None:
         """Ask the brokers who has the name, with a transaction that is aborted. Raises Fenced; no answer is silence.
 
         ``position`` is sent for a group of the name's own that nobody reads with: were it applied after all, because
         the request arrives late, no partition would be read again. A new producer is due afterwards.
         """
-        own = Consumer({**self._kafka.client(), "group.id": self._id})
+        own = Consumer({**self._kafka.client_config(), "group.id": self._id})
         self._begin()
         try:
             self._producer.begin_transaction()
@@ -207,9 +207,9 @@ class Transactions:
             pass  # in doubt, as after any other end
         except KafkaException as exc:
             with suppress(NotCommitted, OutcomeUnknown):
-                self._failed(exc.args[0], exc)
+                self._raise_failure(exc.args[0], exc)
         finally:
-            self._in_doubt = True
+            self._needs_open = True
             own.close()
 
     def close(self) -> None:
@@ -219,13 +219,13 @@ class Transactions:
             self._producer = None
 
     def _begin(self) -> None:
-        self._refused, self._in_doubt = None, True
-        self._number += 1
-        self._began_s = time.monotonic()
+        self._refused, self._needs_open = None, True
+        self._transaction_number += 1
+        self._started_s = time.monotonic()
 
-    def _produce(self, records: Iterable[Produced], counts: dict[str, int], deadline_s: float) -> None:
+    def _produce(self, records: Iterable[ProducerRecord], counts: dict[str, int], deadline_s: float) -> None:
         """Queue ``records`` and count them by topic. Every record goes through this loop alone, so it is tight."""
-        delivered = partial(self._delivered, self._number)
+        delivered = partial(self._on_delivery, self._transaction_number)
         produce, prefix = self._producer.produce, self._prefix
         for topic, key, value, headers, partition in records:
             counts[topic] = counts.get(topic, 0) + 1
@@ -247,7 +247,7 @@ class Transactions:
                 continue
             if broker["state"] == "UP":
                 since_us = told["ts"] - broker["stateage"]
-                has_lost = since_us - self._up_since_us.setdefault(node, since_us) > SAME_CONNECTION_US
+                has_lost = since_us - self._up_since_us.setdefault(node, since_us) > CLOCK_JITTER_US
             else:
                 has_lost = node in self._up_since_us
             self._has_lost_connection |= has_lost
@@ -259,38 +259,38 @@ class Transactions:
         """
         send = partial(self._producer.send_offsets_to_transaction, positions, member, limit_s)
         try:
-            within(limit_s + BEYOND_LIMIT_S, send)
+            within(limit_s + CALL_GRACE_S, send)
         except TimeoutError as exc:
             raise OutcomeUnknown(f"offsets were not taken within {limit_s:.1f} s") from exc
 
-    def _delivered(self, number: int, error: KafkaError | None, message: Message) -> None:
+    def _on_delivery(self, number: int, error: KafkaError | None, record: Message) -> None:
         if error is None:
             return
-        topic = (message.topic() or "").removeprefix(self._kafka.topic_prefix)
+        topic = (record.topic() or "").removeprefix(self._kafka.topic_prefix)
         SENT.labels(topic, error.name()).inc()
         # What an abort threw out says nothing of why; its reports may come as late as in the next transaction.
-        if number == self._number and error.code() not in _THROWN_OUT:
-            self._refused = self._refused or _Refusal(topic, error.code(), f"{message.topic()}: {error.str()}")
+        if number == self._transaction_number and error.code() not in _PURGED:
+            self._refused = self._refused or _Refusal(topic, error.code(), f"{record.topic()}: {error.str()}")
 
-    def _failed(self, error: KafkaError, exc: KafkaException) -> None:
+    def _raise_failure(self, error: KafkaError, exc: KafkaException) -> None:
         """Raise what ``error`` means for the transaction, having ended it where that can be known."""
-        if _fenced(error):
-            raise self._ended(error) from exc
+        if _is_fenced(error):
+            raise self._expired_or_fenced(error) from exc
         if not error.txn_requires_abort():
             raise OutcomeUnknown(error.str()) from exc
         try:
             self._producer.abort_transaction(ABORT_TIMEOUT_S)
-        except KafkaException as failed:
-            if _fenced(failed.args[0]):
-                raise self._ended(failed.args[0]) from failed
-            raise OutcomeUnknown(error.str()) from failed
+        except KafkaException as abort_error:
+            if _is_fenced(abort_error.args[0]):
+                raise self._expired_or_fenced(abort_error.args[0]) from abort_error
+            raise OutcomeUnknown(error.str()) from abort_error
         # The report that a record was refused may come after the error that it led to, but not after the abort.
         refused = self._refused
         reason = error.str() if refused is None else refused.reason
         # A new producer has a new epoch. It is needed where a request may still be under way: brokers check a late one
         # against the epoch only, and would take it into this producer's next transaction. It is needed as well where
         # a record was refused, which leaves a gap in the sequence numbers. An answer of the group leaves neither.
-        self._in_doubt = refused is not None or error.code() not in _REBALANCING
+        self._needs_open = refused is not None or error.code() not in _REBALANCING
         too_large = refused is not None and refused.code == KafkaError.MSG_SIZE_TOO_LARGE
         raise NotCommitted(
             reason,
@@ -298,17 +298,17 @@ class Transactions:
             too_large_for=refused.topic if refused is not None and too_large else None,
         ) from exc
 
-    def _ended(self, error: KafkaError) -> RtfmError:
+    def _expired_or_fenced(self, error: KafkaError) -> RtfmError:
         """Why somebody else ended the transaction. A broker says the same of a name taken and of a time over.
 
         Brokers that died, or this process frozen, for longer than a transaction may last are no reason to end. Where
         another process did take the place meanwhile, the two of them part at the next transaction.
         """
-        if time.monotonic() - self._began_s >= EXPIRY_S - CLOCKS_APART_S:
+        if time.monotonic() - self._started_s >= EXPIRY_S - CLOCK_TOLERANCE_S:
             return OutcomeUnknown(f"a transaction was open for longer than {EXPIRY_S:g} s: {error.str()}")
-        return self._fenced(error)
+        return self._fenced_error(error)
 
-    def _fenced(self, error: KafkaError) -> Fenced:
+    def _fenced_error(self, error: KafkaError) -> Fenced:
         return Fenced(
             f"another process took the place of {self._id}: {error.str()}",
             hint="RTFM_INSTANCE_ID must differ between instances",
@@ -339,5 +339,5 @@ def _left_s(deadline_s: float) -> float:
     return max(0.1, deadline_s - time.monotonic())
 
 
-def _fenced(error: KafkaError) -> bool:
+def _is_fenced(error: KafkaError) -> bool:
     return bool(error.fatal()) or error.code() in (KafkaError._FENCED, KafkaError._FATAL)

@@ -18,8 +18,8 @@ from rtfm import names
 from rtfm.contracts import schema_id_of
 from rtfm.errors import UndecodableRecord
 from rtfm.scrubbing import scrub
-from rtfm.streams.consumer import Message, Record
-from rtfm.streams.transactions import Produced
+from rtfm.streams.consumer import RawRecord, Record
+from rtfm.streams.transactions import ProducerRecord
 
 TOPIC = names.DEAD_LETTERS
 MAX_STACK_BYTES = 4096
@@ -47,18 +47,18 @@ _REPLAY_BLOCK = (_REPLAY_OF, _ATTEMPT, _FIRST, _TIMESTAMP)
 
 # The last header tells what a record in dead-letters is.
 _HEADER_COUNT = "rtfm.original.header_count"
-_MARK, _MARKED = "rtfm.mark", "rtfm.mark_of"
+_MARK, _MARK_OF = "rtfm.mark", "rtfm.mark_of"
 
 Headers = Sequence[tuple[str, bytes]]
 
 
 @frozen
-class DeadLetter:
+class OutgoingLetter:
     """A dead letter to produce, the offset of its original and the reason that it is counted by."""
 
     offset: int
     reason: str
-    record: Produced
+    record: ProducerRecord
 
 
 @frozen(kw_only=True)
@@ -102,7 +102,7 @@ class DeadLetterWriter:
     secrets: tuple[str, ...] = ()
     clock_s: Callable[[], float] = time.time
 
-    def letter(self, record: Record, error: BaseException, stage: str) -> DeadLetter:
+    def build_letter(self, record: Record, error: BaseException, stage: str) -> OutgoingLetter:
         """The dead letter of ``record``; ``stage`` is DECODE, HANDLE or CRASH.
 
         A replayed record that fails again has its original headers, the first failure's time and one attempt more.
@@ -111,7 +111,7 @@ class DeadLetterWriter:
         cause = error.__cause__ or error
         now_ms = int(self.clock_s() * 1000)
         # Scrubbed before it is cut: half a secret is not recognised.
-        stack = self._scrubbed("".join(traceback.format_exception(error)))
+        stack = self._scrub("".join(traceback.format_exception(error)))
         facts = {
             _SOURCE_TOPIC: record.topic,
             _SOURCE_PARTITION: str(record.partition),
@@ -121,7 +121,7 @@ class DeadLetterWriter:
             _STAGE: stage,
             _WRITER: __name__,
             _CAUSE: f"{type(cause).__module__}.{type(cause).__qualname__}",
-            _MESSAGE: _cut(self._scrubbed(str(error)), MAX_MESSAGE_BYTES),
+            _MESSAGE: _cut(self._scrub(str(error)), MAX_MESSAGE_BYTES),
             _STACK: _cut(stack, MAX_STACK_BYTES, end=True),
             _ATTEMPT: str(replay.attempt + 1 if replay else 1),
             _FIRST: str(replay.first_failure_ms if replay else now_ms),
@@ -133,9 +133,11 @@ class DeadLetterWriter:
             _HEADER_COUNT: str(len(original)),
         }
         headers = [*original, *((name, value.encode("utf-8", "replace")) for name, value in facts.items())]
-        return DeadLetter(record.offset, type(error).__name__, Produced(TOPIC, record.key, record.value, headers))
+        return OutgoingLetter(
+            record.offset, type(error).__name__, ProducerRecord(TOPIC, record.key, record.value, headers)
+        )
 
-    def _scrubbed(self, text: str) -> str:
+    def _scrub(self, text: str) -> str:
         return scrub(text, self.secrets)
 
 
@@ -205,7 +207,7 @@ class Letter:
         found = self.number(_FIRST)
         return found if found >= 0 else self.timestamp_ms
 
-    def replay(self) -> Replay:
+    def to_replay(self) -> Replay:
         """What a replay of it carries."""
         return Replay(
             letter_id=self.id,
@@ -231,28 +233,28 @@ class Mark:
     at_ms: int
 
     @staticmethod
-    def produced(letter: Letter, kind: str) -> Produced:
+    def build_record(letter: Letter, kind: str) -> ProducerRecord:
         """The record of a mark; in the letter's own partition, so that retention takes it after the letter."""
-        headers = [(_MARKED, letter.id.encode()), (_MARK, kind.encode())]
-        return Produced(TOPIC, f"mark-{letter.id}".encode(), None, headers, partition=letter.partition)
+        headers = [(_MARK_OF, letter.id.encode()), (_MARK, kind.encode())]
+        return ProducerRecord(TOPIC, f"mark-{letter.id}".encode(), None, headers, partition=letter.partition)
 
 
-def read(message: Message) -> Letter | Mark:
+def parse_letter(raw_record: RawRecord) -> Letter | Mark:
     """What a message from dead-letters is."""
-    headers: list[tuple[str, bytes]] = list(message.headers() or [])
+    headers: list[tuple[str, bytes]] = list(raw_record.headers() or [])
     last, value = headers[-1] if headers else ("", b"")
-    if last == _MARK and message.value() is None:
-        return Mark(_text(dict(headers).get(_MARKED)), _text(value), message.timestamp()[1])
+    if last == _MARK and raw_record.value() is None:
+        return Mark(_text(dict(headers).get(_MARK_OF)), _text(value), raw_record.timestamp()[1])
     count = -1
     if last == _HEADER_COUNT and _text(value).isdigit():
         count = int(_text(value))
     known = 0 <= count < len(headers)
     return Letter(
-        partition=message.partition(),
-        offset=message.offset(),
-        timestamp_ms=message.timestamp()[1],
-        key=message.key(),
-        value=message.value(),
+        partition=raw_record.partition(),
+        offset=raw_record.offset(),
+        timestamp_ms=raw_record.timestamp()[1],
+        key=raw_record.key(),
+        value=raw_record.value(),
         headers=headers[:count] if known else None,
         facts={name: _text(value) for name, value in (headers[count:] if known else headers)},
     )

@@ -17,13 +17,13 @@ from rtfm.errors import ConfigError, RtfmError
 if TYPE_CHECKING:
     from rtfm.settings import Settings
 
-WINDOW = 1000
+TALLY_RECORDS = 1000
 """Records that the share is taken of."""
 
-SHARE_FROM = 200
+MIN_SHARE_RECORDS = 200
 """Seen at least, before a share says anything."""
 
-_MASK = (1 << WINDOW) - 1
+_MASK = (1 << TALLY_RECORDS) - 1
 
 
 class TooManyDeadLetters(RtfmError):
@@ -37,18 +37,18 @@ class TallyState:
     consecutive: int = 0
     seen: int = 0
     bits: int = 0
-    """The last WINDOW records, the newest lowest; 1 is a dead letter."""
+    """The last TALLY_RECORDS records, the newest lowest; 1 is a dead letter."""
 
-    def good(self, count: int = 1) -> None:
+    def count_handled(self, count: int = 1) -> None:
         """Count records that were handled."""
-        self.seen = min(self.seen + count, WINDOW)
+        self.seen = min(self.seen + count, TALLY_RECORDS)
         self.consecutive = 0
         if self.bits:
             self.bits = (self.bits << count) & _MASK
 
-    def dead(self) -> None:
+    def count_dead_letter(self) -> None:
         """Count a dead letter."""
-        self.seen = min(self.seen + 1, WINDOW)
+        self.seen = min(self.seen + 1, TALLY_RECORDS)
         self.consecutive += 1
         self.bits = (self.bits << 1 | 1) & _MASK
 
@@ -63,7 +63,7 @@ class TallyState:
             return cls()
         try:
             consecutive, seen, bits = text.split(",")
-            return cls(int(consecutive), min(int(seen), WINDOW), int(bits, 16) & _MASK)
+            return cls(int(consecutive), min(int(seen), TALLY_RECORDS), int(bits, 16) & _MASK)
         except ValueError as exc:
             raise ConfigError(f"the tally of dead letters is of another program or version: {text[:20]!r}") from exc
 
@@ -72,7 +72,7 @@ class TallyState:
 class DeadLetterPolicy:
     """What a pipeline does with dead letters: how many of a partition it takes, and what they must not tell.
 
-    At most ``max_consecutive`` in a row, and ``max_share`` of the last WINDOW records; 0 is no limit. ``secrets`` are
+    At most ``max_consecutive`` in a row, and ``max_share`` of the last TALLY_RECORDS records; 0 is no limit. ``secrets`` are
     taken out of messages and stacks.
     """
 
@@ -87,20 +87,20 @@ class DeadLetterPolicy:
             max_consecutive=settings.dlq_max_consecutive, max_share=settings.dlq_max_share, secrets=settings.secrets()
         )
 
-    def reached(self, tally: TallyState) -> str | None:
+    def limit_reason(self, tally: TallyState) -> str | None:
         """What there is too much of, or None."""
         if 0 < self.max_consecutive <= tally.consecutive:
             return f"the last {tally.consecutive} records were all dead letters"
         dead = tally.bits.bit_count()
-        if self.max_share and tally.seen >= SHARE_FROM and dead / tally.seen > self.max_share:
+        if self.max_share and tally.seen >= MIN_SHARE_RECORDS and dead / tally.seen > self.max_share:
             return f"{dead} of the last {tally.seen} records were dead letters"
         return None
 
 
-def too_many(topic: str, partition: int, why: str, reason: str) -> TooManyDeadLetters:
+def too_many_error(topic: str, partition: int, limit: str, reason: str) -> TooManyDeadLetters:
     """The error for a ``partition`` at its limit; ``reason`` is the class of the last failure."""
     return TooManyDeadLetters(
-        f"{topic}, partition {partition}: {why}, the last one for {reason}; stopped before more follow",
+        f"{topic}, partition {partition}: {limit}, the last one for {reason}; stopped before more follow",
         hint="`rtfm-cli dlq stats` says why. Nothing is lost: it goes on where it stopped as soon as the next record"
         " can be handled. DLQ_MAX_CONSECUTIVE=0 and DLQ_MAX_SHARE=0 let all of them through.",
     )

@@ -40,16 +40,16 @@ class ReplayRules:
         if letter.topic not in EVENT_OF_TOPIC:
             return f"there is no topic {letter.topic!r} to replay it to"
         if self.force:
-            return _ERASED if self._unwanted(found) == _ERASED else None
+            return _ERASED if self._find_refusal(found) == _ERASED else None
         if found.state != OPEN:
-            return f"{said(found)}; --force replays it again"
+            return f"{describe_mark(found)}; --force replays it again"
         if letter.attempt > MAX_REPLAYS:
             return f"it failed {letter.attempt} times; --force tries once more"
         if letter.stage == "CRASH":
             return "it ended the processor again and again; --force once that is mended"
-        return self._unwanted(found)
+        return self._find_refusal(found)
 
-    def _unwanted(self, found: FiledLetter) -> str | None:
+    def _find_refusal(self, found: FiledLetter) -> str | None:
         letter = found.letter
         try:
             if letter.value is None:
@@ -60,7 +60,7 @@ class ReplayRules:
         return _ERASED if self.is_erased(event) else None
 
 
-def said(found: FiledLetter) -> str:
+def describe_mark(found: FiledLetter) -> str:
     """What became of a letter, and when."""
     at = to_datetime(TimestampMillis(found.marked_ms or 0)).strftime("%Y-%m-%d %H:%M:%S UTC")
     return f"{'replayed' if found.state == REPLAYED else 'discarded'} at {at}"

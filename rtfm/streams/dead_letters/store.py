@@ -18,15 +18,15 @@ from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, 
 
 from rtfm.settings import Settings
 from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
-from rtfm.streams.consumer import Message
-from rtfm.streams.dead_letters.letters import DISCARDED, OPEN, REPLAYED, STATES, TOPIC, Letter, Mark, read
-from rtfm.streams.transactions import NotCommitted, OutcomeUnknown, Produced, Transactions
+from rtfm.streams.consumer import RawRecord
+from rtfm.streams.dead_letters.letters import DISCARDED, OPEN, REPLAYED, STATES, TOPIC, Letter, Mark, parse_letter
+from rtfm.streams.transactions import NotCommitted, OutcomeUnknown, ProducerRecord, Transactions
 
 WRITER = "rtfm-dlq"
 """The transactional name of everybody who replays or discards."""
 
 READ_TIMEOUT_S = 10.0
-_TRY_AGAIN_S = (0.0, 0.2, 1.0)
+_RETRY_PAUSES_S = (0.0, 0.2, 1.0)
 _READING = "reading dead-letters"
 _BATCH_RECORDS = 200
 _BATCH_BYTES = 4_000_000
@@ -45,7 +45,7 @@ class LetterFilter:
     until_ms: int | None = None
     states: frozenset[str] = frozenset((OPEN,))
 
-    def takes(self, letter: Letter, state: str) -> bool:
+    def matches(self, letter: Letter, state: str) -> bool:
         """Whether ``letter`` is one of them."""
         return (
             state in self.states
@@ -82,7 +82,7 @@ class _Write:
 
     found: FiledLetter
     kind: str
-    records: tuple[Produced, ...]
+    records: tuple[ProducerRecord, ...]
 
 
 class DeadLetterStore:
@@ -95,7 +95,7 @@ class DeadLetterStore:
     def _new_consumer(self) -> Consumer:
         return Consumer(
             {
-                **self._kafka.consumer("rtfm-dlq-reader"),  # never joined, nothing is committed
+                **self._kafka.consumer_config("rtfm-dlq-reader"),  # never joined, nothing is committed
                 "fetch.wait.max.ms": 20,
             }
         )
@@ -105,17 +105,17 @@ class DeadLetterStore:
 
         The topic is read twice: the marks come after what they mark, and the letters are too large to be kept.
         """
-        starts = self._starts(wanted)
+        starts = self._find_starts(wanted)
         marks = {item.letter_id: item for item in self._read(starts) if isinstance(item, Mark)}
         for item in self._read(starts):
             if isinstance(item, Mark):
                 continue
             mark = marks.get(item.id)
             state = OPEN if mark is None else mark.kind
-            if wanted.takes(item, state):
+            if wanted.matches(item, state):
                 yield FiledLetter(letter=item, state=state, marked_ms=None if mark is None else mark.at_ms)
 
-    def partitions(self, topic: str) -> int:
+    def count_partitions(self, topic: str) -> int:
         """How many partitions ``topic`` has; 0 when there is no such topic."""
         name = self._kafka.topic(topic)
         with self._kafka.translating(_READING):
@@ -127,30 +127,30 @@ class DeadLetterStore:
 
         Raises Fenced when somebody else begins to replay or discard meanwhile; what was yielded is done.
         """
-        partitions = cache(self.partitions)
+        partitions = cache(self.count_partitions)
 
-        def replayed(found: FiledLetter) -> _Write:
+        def build_replay(found: FiledLetter) -> _Write:
             letter = found.letter
             number, _ = letter.origin
-            record = Produced(
+            record = ProducerRecord(
                 letter.topic,
                 letter.key,
                 letter.value,
-                [*(letter.headers or []), *letter.replay().headers()],
+                [*(letter.headers or []), *letter.to_replay().headers()],
                 # Where the rest of its key is, whatever partitioner its producer has.
                 partition=number if 0 <= number < partitions(letter.topic) else -1,
             )
-            return _Write(found, REPLAYED, (record, Mark.produced(letter, REPLAYED)))
+            return _Write(found, REPLAYED, (record, Mark.build_record(letter, REPLAYED)))
 
-        yield from self._write(wanted, refusal, replayed)
+        yield from self._write(wanted, refusal, build_replay)
 
     def discard(self, wanted: LetterFilter, refusal: Callable[[FiledLetter], str | None]) -> Iterator[Decision]:
         """Mark what ``wanted`` takes as not wanted any more; it stays until retention takes it. Raises Fenced."""
 
-        def discarded(found: FiledLetter) -> _Write:
-            return _Write(found, DISCARDED, (Mark.produced(found.letter, DISCARDED),))
+        def build_mark(found: FiledLetter) -> _Write:
+            return _Write(found, DISCARDED, (Mark.build_record(found.letter, DISCARDED),))
 
-        yield from self._write(wanted, refusal, discarded)
+        yield from self._write(wanted, refusal, build_mark)
 
     def close(self) -> None:
         """Leave."""
@@ -165,7 +165,10 @@ class DeadLetterStore:
     # Writing
 
     def _write(
-        self, wanted: LetterFilter, refusal: Callable[[FiledLetter], str | None], made: Callable[[FiledLetter], _Write]
+        self,
+        wanted: LetterFilter,
+        refusal: Callable[[FiledLetter], str | None],
+        build_write: Callable[[FiledLetter], _Write],
     ) -> Iterator[Decision]:
         transactions = Transactions(self._kafka, WRITER)
         transactions.open()  # before reading: from here on nobody who began earlier can commit
@@ -175,7 +178,7 @@ class DeadLetterStore:
                 if (reason := refusal(found)) is not None:
                     yield Decision(found=found, refusal=reason)
                     continue
-                batch.append(made(found))
+                batch.append(build_write(found))
                 if (
                     len(batch) >= _BATCH_RECORDS
                     or sum(record.size for one in batch for record in one.records) > _BATCH_BYTES
@@ -190,15 +193,15 @@ class DeadLetterStore:
     def _commit(self, transactions: Transactions, batch: list[_Write]) -> Iterator[Decision]:
         """Commit ``batch``; if Kafka takes it not as a whole, one by one, each of them a few times."""
         left, why = batch, ""
-        for pause_s in (0.0,) if len(batch) > 1 else _TRY_AGAIN_S:
+        for pause_s in (0.0,) if len(batch) > 1 else _RETRY_PAUSES_S:
             time.sleep(pause_s)
             try:
                 transactions.commit([record for write in left for record in write.records])
             except (NotCommitted, OutcomeUnknown) as exc:
                 why = str(exc)
-                if transactions.in_doubt:
+                if transactions.needs_open:
                     transactions.open()  # ends a transaction that may have been committed
-                    done = self._marked(left)
+                    done = self._find_marked(left)
                     left = [write for write in left if write.found.letter.id not in done]
             else:
                 left = []
@@ -211,7 +214,7 @@ class DeadLetterStore:
         else:
             yield from (Decision(found=write.found, refusal=f"Kafka does not take it: {why}") for write in left)
 
-    def _marked(self, batch: Iterable[_Write]) -> set[str]:
+    def _find_marked(self, batch: Iterable[_Write]) -> set[str]:
         """Which letters of ``batch`` have the mark that was sent."""
         kinds = {write.found.letter.id: write.kind for write in batch}
         found = self.find(LetterFilter(ids=frozenset(kinds), states=frozenset(STATES)))
@@ -224,13 +227,13 @@ class DeadLetterStore:
 
     # Reading
 
-    def _starts(self, wanted: LetterFilter) -> dict[int, int]:
+    def _find_starts(self, wanted: LetterFilter) -> dict[int, int]:
         """Partition → offset from which letters that are wanted can stand."""
         name = self._kafka.topic(TOPIC)
-        count = len(self._kafka.partitions(self._consumer, name))
+        count = len(self._kafka.list_partitions(self._consumer, name))
         if wanted.ids is not None:
             starts: dict[int, int] = {}
-            for number, offset in filter(None, map(place_of, wanted.ids)):
+            for number, offset in filter(None, map(parse_letter_id, wanted.ids)):
                 if number < count:
                     starts[number] = min(offset, starts.get(number, offset))
             return starts
@@ -239,7 +242,7 @@ class DeadLetterStore:
         times = [TopicPartition(name, number, wanted.since_ms) for number in range(count)]
         with self._kafka.translating(_READING):
             found = self._consumer.offsets_for_times(times, timeout=REQUEST_TIMEOUT_S)
-        return {part.partition: part.offset for part in found if part.offset != OFFSET_END}
+        return {position.partition: position.offset for position in found if position.offset != OFFSET_END}
 
     def _read(self, starts: dict[int, int]) -> Iterator[Letter | Mark]:
         """Everything from ``starts`` to the present end."""
@@ -250,28 +253,28 @@ class DeadLetterStore:
         idle_until_s = time.monotonic() + READ_TIMEOUT_S
         consumer = self._new_consumer()  # of its own, for one reading may begin while another is under way
         with closing(consumer), self._kafka.translating(_READING):
-            parts = [TopicPartition(name, *start) for start in starts.items()]
-            for part in parts:
-                if part.offset >= 0:
+            positions = [TopicPartition(name, *start) for start in starts.items()]
+            for position in positions:
+                if position.offset >= 0:
                     # An id may be of an offset that is not there any more; the log is read from where it begins now.
-                    low, high = consumer.get_watermark_offsets(part, REQUEST_TIMEOUT_S)
-                    part.offset = max(low, min(part.offset, high))
-            consumer.assign(parts)
+                    low, high = consumer.get_watermark_offsets(position, REQUEST_TIMEOUT_S)
+                    position.offset = max(low, min(position.offset, high))
+            consumer.assign(positions)
             while len(ended) < len(starts):
-                for message in cast("list[Message]", consumer.consume(500, 0.05)):
+                for record in cast("list[RawRecord]", consumer.consume(500, 0.05)):
                     idle_until_s = time.monotonic() + READ_TIMEOUT_S
-                    error = message.error()
+                    error = record.error()
                     if error is None:
-                        yield read(message)
+                        yield parse_letter(record)
                     elif error.code() == KafkaError._PARTITION_EOF:
-                        ended.add(message.partition())
+                        ended.add(record.partition())
                     else:
                         raise KafkaException(error)
                 if time.monotonic() > idle_until_s:
                     raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
 
 
-def place_of(letter_id: str) -> tuple[int, int] | None:
+def parse_letter_id(letter_id: str) -> tuple[int, int] | None:
     """(partition, offset) of a letter by its id; None for what is no id."""
     number, dash, offset = letter_id.partition("-")
     return (int(number), int(offset)) if dash and number.isdecimal() and offset.isdecimal() else None
