@@ -50,7 +50,7 @@ class Finished(NamedTuple):
 
 
 class Lanes:
-    """The pool: calls ``handling`` with one record at a time, or with batches of up to ``batch_size`` of a partition."""
+    """The pool: calls ``handling`` with one record, or with a batch of up to ``batch_size`` records of a partition."""
 
     def __init__(
         self,

@@ -1,10 +1,25 @@
-"""The pipeline of a service: poll, handle, and commit outputs with offsets in one transaction.
+"""The pipeline: polls a topic, hands its records to a handler, and commits outputs and offsets in one transaction.
 
-Promises that in Kafka every record has its outputs, or its dead letter, exactly once; a handler may run again after a
-crash. One thread owns the consumer (``membership``), the transactions (``commits``) and all state; handlers run in a
-pool (``lanes``), records of one key one after another, and what finishes early is committed early: the offset's
-metadata holds the map of what is finished above it (``position``). What is down pauses the pipeline, which keeps its
-place in the group. docs/delivery.md has the promises, and what they do not cover.
+Start reading here. The way of a record from poll to commit:
+
+1. ``membership`` joins the group. When it gets a partition, ``starts`` reads the group's committed position, and
+   ``position`` restores from it which offsets are finished and which are not.
+2. ``membership.Membership.poll`` returns the records that ``position`` says are unfinished.
+3. ``lanes.Lanes.put`` appends each record to its lane: the records of one partition and key, in order. The pool takes
+   one task of a lane at a time, so that one slow key holds up no other.
+4. In the pool, ``handling.Handling.handle`` decodes the record, calls the handler and encodes its outputs. A record
+   that can never succeed becomes a dead letter (``dead_letters``). While a dependency is down, the thread waits.
+   ``quarantine`` notes what each thread is handling, in case the process dies.
+5. ``lanes.Lanes.collect`` returns what the pool has finished. ``commits.Commits.add_finished`` checks the limit on dead
+   letters (``dead_letters.limits``) and marks the records as finished in ``position``.
+6. ``commits.Commits.commit`` produces outputs and dead letters and commits the positions, in one transaction
+   (``transactions``). A record that finishes before an earlier one is committed early: the position is the lowest
+   unfinished offset, and its metadata maps what is finished above it.
+7. A failed transaction changes nothing: its records are committed with the next one. If its outcome is unknown,
+   ``commits`` compares the group's positions with those that it sent.
+
+One thread does all of this except step 4. Every record has its outputs, or its dead letter, exactly once in Kafka; a
+handler may run again after a crash. docs/delivery.md lists the promises and what they do not cover.
 """
 
 from __future__ import annotations
@@ -35,23 +50,32 @@ POLL_TIMEOUT_S = 0.1
 COLLECT_TIMEOUT_S = 0.005
 IDLE_SLEEP_S = 0.01
 HANDLER_POLL_S = 0.05
-POLL_RECORDS = 300
-HIGH_WATER = 500
-"""Unfinished records of a partition; with those of one intake they bound the map in the offset's metadata.
 
-A record has at most three bytes of the map, or four characters: 3,200, and the tally's 270.
+POLL_RECORDS = 300
+"""Records that one poll returns at most."""
+
+HIGH_WATER = 500
+"""Unfinished records at which a partition is full.
+
+Together with one poll it bounds the finished map in the position's metadata, for which a broker takes 4,096 bytes by
+default: a record needs at most three bytes of the map, which are four characters, so 800 records need 3,200. The tally
+of dead letters needs 270 more.
 """
 
 MAX_WINDOW = 2000
-"""Offsets of a partition from the lowest unfinished one on, where more is polled because the pool is quick.
+"""Length of a partition's window at which it is full even if the pool is quick enough to be given more records.
 
-Then an offset has at most one byte of the map.
+At that density an offset needs at most one byte of the map.
 """
 
 CROWDED_PATIENCE_S = 1.0
-"""Crowded that long, partitions are paused; a resume costs up to a second, not polling costs nothing."""
+"""How long to go without polling before partitions are paused.
+
+Not polling costs nothing; resuming a paused partition takes up to a second.
+"""
 
 REPORT_INTERVAL_S = 0.5
+
 MAX_OUTSIDE_S = 60.0
 """Unhealthy after this long outside the group; a member without partitions is a healthy spare."""
 
@@ -59,14 +83,14 @@ __all__ = ["Handler", "Output", "Pipeline", "Record", "Unfinished"]
 
 
 class Unfinished(RtfmError):
-    """Work was still under way when the time for stopping was over; what it read will be read again."""
+    """Records were still being handled when the time for stopping was over; they are read again at the next start."""
 
 
 class Pipeline:
     """Reads one topic as one consumer group and hands its records to ``handler``.
 
-    With a ``batch_size`` the handler gets up to so many records of one partition a call, in order. Without, it gets
-    one record a call, those of one key one after another. Up to ``concurrency`` calls run at a time.
+    With a ``batch_size``, a call of the handler gets up to that many records of one partition, in order. Without it, a
+    call gets one record, and those of one key run one after another. Up to ``concurrency`` calls run at a time.
     """
 
     def __init__(
@@ -86,10 +110,12 @@ class Pipeline:
         grace_s: float = 20.0,
         max_outside_s: float = MAX_OUTSIDE_S,
     ) -> None:
-        """The group is joined when ``handler`` is there; it need not be at first.
+        """Prepare; ``run`` connects. If ``handler`` is a future, the pipeline joins the group once it has a result.
 
-        ``dead_letters`` None: the default limits. ``quarantine`` None: a record that ends the process ends it at every
-        start. ``grace_s``: how long work under way may take after ``stop``.
+        ``dead_letters`` None means the default limits, ``quarantine`` None that a record that kills the process does so
+        at every start. ``grace_s`` is how long running handlers may take after ``stop`` is set. ``max_outside_s`` is
+        how long the pipeline may be outside the group and still report that it is alive. Raises ConfigError for a topic
+        that is not in the catalogue.
         """
         if topic not in contracts.catalogue.topics:
             raise ConfigError(f"there is no topic {topic} in contracts.toml")
@@ -136,11 +162,11 @@ class Pipeline:
         self._has_failed = False
 
     def run(self) -> None:
-        """Work until ``stop`` is set, then finish what is under way, commit and leave the group.
+        """Run until ``stop`` is set; then finish the records being handled, commit them and leave the group.
 
-        Raises ConfigError for a topic that does not exist, Fenced when another process has this one's name,
-        TooManyDeadLetters, Unfinished when the work in hand takes longer than the time for stopping, and whatever
-        defect the handler has.
+        Raises ConfigError for a topic that does not exist, Fenced when another process uses this instance's name,
+        TooManyDeadLetters at the limit on dead letters, Unfinished when running handlers take longer than ``grace_s``,
+        and any defect of the handler.
         """
         self._health.ready_when(self._group, self._waiting_reason)
         self._health.alive_when(f"{self._group} membership", self._outside_reason)
@@ -161,19 +187,19 @@ class Pipeline:
             self._close()
         if unfinished:
             raise Unfinished(
-                f"{self._group}: the work in hand was not finished within {self._grace_s:g} s",
-                hint="nothing is lost: it is read again at the next start; SHUTDOWN_GRACE_S gives it longer",
+                f"{self._group}: handling did not finish within {self._grace_s:g} s after the stop",
+                hint="nothing is lost: the records are read again at the next start; SHUTDOWN_GRACE_S gives more time",
             )
 
     # The loop
 
     def _open(self) -> bool:
-        """Start transactions and join, waiting for Kafka; False when stopped meanwhile."""
+        """Start transactions and join the group, waiting for Kafka. Return False if stopped meanwhile."""
         backoff = Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S)
         while not self._stop.is_set():
             self._health.beat(self._group)
             try:
-                # Early: the end of a transaction that a dead predecessor left open takes up to a second.
+                # First, because ending a transaction that a dead predecessor left open takes up to a second.
                 self._commits.open()
                 if not self._await_handler():
                     return False
@@ -188,7 +214,7 @@ class Pipeline:
         return False
 
     def _await_handler(self) -> bool:
-        """Wait until the handler is there; False when stopped meanwhile."""
+        """Wait until the handler is ready. Return False if stopped meanwhile."""
         handler = self._handler
         if isinstance(handler, Future):
             while not handler.done():
@@ -200,6 +226,7 @@ class Pipeline:
         return True
 
     def _step(self) -> None:
+        """Collect, poll and commit once each, as far as there is something to do."""
         self._health.beat(self._group)
         if self._lanes:
             self._collect(COLLECT_TIMEOUT_S)  # poll() cannot be woken from another thread
@@ -228,7 +255,7 @@ class Pipeline:
         self._commits.commit(self._membership.consumer)
 
     def _drain(self) -> bool:
-        """Let what runs finish; the pool skips what it has not begun. Whether something is left."""
+        """Finish and commit running records; the pool skips the others. Return whether unfinished work is left."""
         deadline_s = time.monotonic() + self._grace_s * 0.8
         self._quarantine.note_shutdown()
         self._membership.wind_down()
@@ -247,41 +274,45 @@ class Pipeline:
     # As the listener of its membership
 
     def read_positions(self, consumer: Consumer, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
-        """The group's positions; see RebalanceListener for this and the next ones."""
+        """Return the group's positions. RebalanceListener describes this method and the following ones."""
         return self._commits.read_positions(consumer, numbers, timeout_s)
 
     def on_assign(self, partition: PartitionState) -> None:
-        """Before the first record of ``partition``, it is known which of them are suspected."""
+        """Find out, before the first record of ``partition``, whether it holds suspects."""
         self._quarantine.review(self._group, self._membership.partitions)
 
     def before_revoke(self) -> None:
-        """Commit what is finished."""
+        """Commit what is finished, unless the pipeline is failing."""
         if not self._has_failed:
             self._collect()
             self._commit()
 
     def on_drop(self) -> None:
-        """Commit nothing of what went elsewhere."""
+        """Drop what is finished in partitions that are no longer assigned."""
         self._commits.drop_unassigned()
 
     def on_end_of_log(self, partition: PartitionState) -> None:
-        """Commit the end of the log, so that markers of transactions do not count as lag."""
+        """Commit the end of the log, so that transaction markers do not count as lag."""
         self._commits.add_end_of_log(partition)
 
     def confirm_name(self) -> None:
-        """Raises Fenced where another process has this one's name."""
+        """Raise Fenced if another process uses this instance's name."""
         self._commits.confirm_name()
 
     # Backpressure
 
     def _apply_backpressure(self) -> bool:
-        """Whether to poll: first not polling holds back, which is free, then pausing, so that the group keeps us."""
+        """Pause and resume partitions as needed, and return whether to poll.
+
+        When the pool or a partition is full, polling stops at first, which costs nothing. After CROWDED_PATIENCE_S the
+        full partitions are paused and polling goes on, because the group removes a member that does not poll.
+        """
         now_s = time.monotonic()
         partitions = self._membership.partitions
         depth = self._lanes.depth
         full = [partition for partition in partitions if not partition.is_paused and self._is_full(partition, depth)]
-        all_wait = self._lanes.is_crowded or self._commits.is_full
-        if not (full or all_wait):
+        is_all_full = self._lanes.is_crowded or self._commits.is_full
+        if not (full or is_all_full):
             self._crowded_since_s = None
             self._membership.resume(
                 partition for partition in partitions if partition.unfinished_count <= self._high_water // 2
@@ -291,14 +322,14 @@ class Pipeline:
             self._crowded_since_s = now_s
         if now_s - self._crowded_since_s < CROWDED_PATIENCE_S:
             return False
-        self._membership.pause(partitions if all_wait else full)
+        self._membership.pause(partitions if is_all_full else full)
         return True
 
     def _is_full(self, partition: PartitionState, depth: int) -> bool:
         count = partition.unfinished_count
         return count >= self._high_water and (count >= depth or partition.window >= MAX_WINDOW)
 
-    # What others see
+    # Metrics and health
 
     def _report(self) -> None:
         now_s = time.monotonic()
