@@ -1,6 +1,6 @@
-"""How far a consumer group has come: what `import` waits for and `status` shows.
+"""Progress: the committed offsets and members of a consumer group, for `import`, `status` and tests.
 
-Reads the group's committed offsets; joins nothing and commits nothing.
+Does not join the group and does not commit.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ class GroupProgress:
     """Committed offsets and members of one consumer group. ``group`` and topics are given without prefix."""
 
     def __init__(self, settings: Settings, group: str) -> None:
-        """Prepare; the first use connects."""
+        """Prepare; the first call connects."""
         self._kafka = KafkaConfig.of(settings)
         self._group = self._kafka.group(group)
         self._admin = AdminClient(self._kafka.client_config())
-        # One that never joins, for the admin client's list_consumer_group_offsets ends the process with a segmentation
-        # fault while the cluster makes its offsets topic (confluent-kafka 2.16.0). Closed with this object.
+        # A consumer that never joins: the admin client's list_consumer_group_offsets ends with a segmentation fault
+        # while the cluster creates its offsets topic (confluent-kafka 2.16.0). Closed with this object.
         self._consumer = Consumer({**self._kafka.client_config(), "group.id": self._group})
 
     def committed_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
-        """The committed offset of each partition that has one: the offset that is read next.
+        """Return the committed offset of each partition that has one: the offset that is read next.
 
-        Raises Unavailable when Kafka does not answer.
+        Raises Unavailable if Kafka does not answer.
         """
         name = self._kafka.topic(topic)
         asked = [TopicPartition(name, number) for number in partitions]
@@ -43,9 +43,9 @@ class GroupProgress:
         return {position.partition: position.offset for position in found if position.offset >= 0}
 
     def count_members(self) -> int:
-        """How many consumers the group has; 0 for a group that never was.
+        """Return the number of consumers in the group; 0 for a group that does not exist.
 
-        Raises Unavailable when Kafka does not answer.
+        Raises Unavailable if Kafka does not answer.
         """
         return self._retry(self._count_members)
 
@@ -59,11 +59,11 @@ class GroupProgress:
             raise
 
     def _retry(self, ask: Callable[[], T]) -> T:
-        """The result of ``ask``, asked again for a moment: a coordinator that has just started wants that."""
+        """Return the result of ``ask``, tried again for REQUEST_TIMEOUT_S: a coordinator may have just started."""
         until = time.monotonic() + REQUEST_TIMEOUT_S
         while True:
             try:
-                with self._kafka.translating(f"asking where group {self._group} is"):
+                with self._kafka.translating(f"reading the state of group {self._group}"):
                     return ask()
             except Unavailable:
                 if time.monotonic() >= until:

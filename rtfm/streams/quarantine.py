@@ -191,9 +191,8 @@ class CrashJournal(Quarantine):
                 continue
             if not partition.is_finished(offset):
                 unfinished += 1
-            elif (
-                deaths < FATAL_DEATHS or offset < partition.committed
-            ):  # the process may die before a letter is committed
+            # A deadly record stays a suspect until its dead letter is committed, because the process may die before.
+            elif deaths < FATAL_DEATHS or offset < partition.committed:
                 self.suspects.pop(suspect, None)
         self._unfinished[group] = unfinished
         was_active, self.is_active = self.is_active, any(self._unfinished.values())

@@ -1,6 +1,6 @@
-"""Topics: what the catalogue wants, what the cluster has, and the steps from one to the other.
+"""Topics: compares the catalogue with the cluster, and creates, extends and configures topics to match.
 
-The whole plan is made and checked before the first change. Partitions are added, never taken away.
+The whole plan is complete before the first change. Partitions are added, never removed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
 from rtfm.streams.progress import GroupProgress
 
 MAX_COUNTED_OFFSETS = 20_000
-"""Offsets of a topic whose records are counted one by one for a listing; some 20 MB."""
+"""Offsets of a topic up to which its records are counted by reading them, about 20 MB."""
 
 COUNT_TIMEOUT_S = 5.0
+"""Time limit for counting the records of a topic."""
 
 
 @frozen(kw_only=True)
@@ -47,9 +48,10 @@ class Step:
 
 @frozen(kw_only=True)
 class TopicState:
-    """What a topic is on the cluster.
+    """A topic as it exists on the cluster.
 
-    ``offsets`` lie between its start and its end; the markers of transactions and what was aborted have some of them.
+    ``offsets`` is the number of offsets from its start to its end; transaction markers and aborted records have some of
+    them. ``lag`` is by group.
     """
 
     topic: str
@@ -60,7 +62,7 @@ class TopicState:
 
 
 class TopicAdmin:
-    """The cluster's topics, as far as the catalogue knows them."""
+    """Administers the cluster's topics that are in the catalogue."""
 
     def __init__(self, settings: Settings, catalogue: Catalogue) -> None:
         self._settings = settings
@@ -69,9 +71,9 @@ class TopicAdmin:
         self._client = AdminClient(self._kafka.client_config())
 
     def plan(self) -> list[Step]:
-        """The steps that `topics init` would take, one for each topic; ``none`` where all is as it should be.
+        """Return the steps that `topics init` would take; a topic that needs no change has one step ``none``.
 
-        Raises Unavailable without an answer from Kafka.
+        Raises Unavailable if Kafka does not answer.
         """
         partitions = self._count_partitions()
         existing = [topic for topic in self._catalogue.topics.values() if topic.name in partitions]
@@ -83,9 +85,9 @@ class TopicAdmin:
         ]
 
     def apply(self, plan: list[Step]) -> int:
-        """Take the steps of ``plan``; how many changes that were.
+        """Take the steps of ``plan`` and return the number of changes.
 
-        Raises ConfigError when the cluster refuses one, Unavailable without an answer.
+        Raises ConfigError if the cluster refuses one, Unavailable if Kafka does not answer.
         """
         changes = [step for step in plan if step.action != "none"]
         for step in changes:
@@ -109,7 +111,7 @@ class TopicAdmin:
         return len(changes)
 
     def states(self) -> list[TopicState]:
-        """Each topic of the catalogue that exists, with its offsets and the lag of its groups."""
+        """Return each topic of the catalogue that exists, with its offsets and the lag of its group."""
         partitions = self._count_partitions()
         topics = [topic for topic in self._catalogue.topics.values() if topic.name in partitions]
         configs = self._read_configs(topics)
@@ -118,10 +120,10 @@ class TopicAdmin:
             return [self._read_state(consumer, topic, partitions[topic.name], configs[topic.name]) for topic in topics]
 
     def count_records(self, state: TopicState) -> int | None:
-        """How many committed records a topic has, counted by reading it.
+        """Return the number of committed records in a topic by reading it, because Kafka does not know it.
 
-        None where it has more than MAX_COUNTED_OFFSETS offsets, or reading takes longer than COUNT_TIMEOUT_S: Kafka itself does
-        not know. Raises Unavailable without an answer.
+        None if the topic has more than MAX_COUNTED_OFFSETS offsets, or if reading takes longer than COUNT_TIMEOUT_S.
+        Raises Unavailable if Kafka does not answer.
         """
         if state.offsets == 0:
             return 0
@@ -131,13 +133,13 @@ class TopicAdmin:
         consumer = Consumer(
             {
                 **self._kafka.consumer_config("rtfm-offsets"),
-                # The end of a partition is told after that long, half a second by default.
+                # The end of a partition is reported after this time; the default is half a second.
                 "fetch.wait.max.ms": 10,
             }
         )
         with closing(consumer), self._kafka.translating(f"reading {name}"):
             positions = [TopicPartition(name, number) for number in range(state.partitions)]
-            for position in positions:  # asking once more for the beginning takes librdkafka half a second
+            for position in positions:  # with OFFSET_BEGINNING librdkafka would take another half second
                 position.offset, _ = consumer.get_watermark_offsets(position, timeout=REQUEST_TIMEOUT_S)
             consumer.assign(positions)
             return self._count_to_end(consumer, state.partitions)
@@ -159,9 +161,9 @@ class TopicAdmin:
         return count
 
     def delete(self) -> None:
-        """Delete every topic of the catalogue under this prefix. Refused without a prefix."""
+        """Delete every topic of the catalogue under the topic prefix. Raises ConfigError without a prefix."""
         if not self._settings.kafka_topic_prefix:
-            raise ConfigError("topics are deleted only under a prefix", hint="set KAFKA_TOPIC_PREFIX")
+            raise ConfigError("topics are only deleted under a prefix", hint="set KAFKA_TOPIC_PREFIX")
         names = [self._kafka.topic(name) for name in self._count_partitions()]
         if names:
             for future in self._client.delete_topics(names).values():
@@ -210,19 +212,23 @@ class TopicAdmin:
         }
 
     def _plan_topic(self, topic: Topic, partitions: int | None, config: dict[str, str]) -> list[Step]:
-        wanted = _expected_config(topic, self._settings.kafka_replication_factor)
+        expected = _expected_config(topic, self._settings.kafka_replication_factor)
         if partitions is None:
             detail = f"{topic.partitions} partitions, kept for {topic.retention_h} h"
-            return [Step(topic=topic.name, action="create", detail=detail, partitions=topic.partitions, config=wanted)]
+            return [
+                Step(topic=topic.name, action="create", detail=detail, partitions=topic.partitions, config=expected)
+            ]
         steps = []
         if partitions < topic.partitions:
             detail = f"{partitions} to {topic.partitions} partitions"
             steps.append(Step(topic=topic.name, action="add partitions", detail=detail, partitions=topic.partitions))
-        drift = {key: value for key, value in wanted.items() if config.get(key) != value}
+        drift = {key: value for key, value in expected.items() if config.get(key) != value}
         if drift:
             detail = ", ".join(f"{key} {config.get(key)} to {value}" for key, value in drift.items())
             steps.append(Step(topic=topic.name, action="configure", detail=detail, config=drift))
-        more = f"{partitions} partitions, more than the {topic.partitions} wanted; partitions are never taken away"
+        more = (
+            f"{partitions} partitions, more than the {topic.partitions} of the catalogue; partitions are never removed"
+        )
         return steps or [
             Step(topic=topic.name, action="none", detail=more if partitions > topic.partitions else "up to date")
         ]
@@ -235,7 +241,7 @@ class TopicAdmin:
                 code = exc.args[0].code()
                 if already_there and code == KafkaError.TOPIC_ALREADY_EXISTS:
                     return None
-                if code == KafkaError.UNKNOWN_TOPIC_OR_PART:  # it was there when the plan was begun
+                if code == KafkaError.UNKNOWN_TOPIC_OR_PART:  # it existed when the plan was made
                     raise Unavailable("kafka", f"{what}: a topic is being deleted", hint="try again") from exc
                 raise
 
@@ -244,10 +250,10 @@ def _expected_config(topic: Topic, replicas: int) -> dict[str, str]:
     return {
         "retention.ms": str(topic.retention_h * 3_600_000),
         "cleanup.policy": "delete",
-        # One broker of three may be away, and an acknowledged record is still on two.
+        # With three replicas one broker may be down, and an acknowledged record is still on two.
         "min.insync.replicas": str(max(1, replicas - 1)),
-        # The time that Kafka keeps is the time of producing: an import of old messages must not expire at once.
+        # Retention counts from the time of producing, so that imported old messages do not expire at once.
         "message.timestamp.type": "LogAppendTime",
-        # A dead letter is a record of any topic and the headers that say why.
+        # A dead letter is a record of any topic plus the headers that give the reason.
         **({"max.message.bytes": "2097152"} if topic.schema is None else {}),
     }
