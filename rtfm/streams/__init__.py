@@ -1,7 +1,7 @@
 """Streams: topics, producers, the pipeline and dead letters, on Kafka.
 
-``open_reader`` and ``open_producer`` are the interface for other programs and stay stable; docs/contracts.md shows both.
-Everything else starts at ``pipeline``. The terms of these modules, which docs/glossary.md defines in full:
+``open_reader`` and ``open_producer`` are the stable interface for other programs; docs/contracts.md shows both. To
+understand the rest, start with ``pipeline``. The terms of these modules, from docs/glossary.md:
 
 - *lane*: the records of one partition and key, or of one partition if they are handled in batches; kept in order.
 - *finished*: handled, with outputs or a dead letter; committed a little later. *Unfinished*: polled and not finished.
@@ -32,9 +32,10 @@ def open_reader(
     """Return a reader of ``topic`` that yields typed records.
 
     With a ``group`` it continues at the group's position, at first from the start of the topic. Without one it reads
-    from the start and cannot commit. ``from_end`` starts at the end of the topic instead. ``settings`` None reads the
+    from the start and commits nothing. ``from_end`` starts at the end of the topic instead. ``settings`` None reads the
     environment, like every command. Nothing is written to this machine. Raises ConfigError for a topic that does not
-    exist, Unavailable if Kafka does not answer. Reading may raise Unavailable too; it then returns the same record again.
+    exist, Unavailable if Kafka does not answer. Reading may raise Unavailable too, and then continues with the same
+    record.
     """
     from rtfm.streams.consumer import EventReader
 

@@ -47,7 +47,7 @@ def read_metadata_level(host: str, port: int, timeout_s: float) -> int:
             (length,) = struct.unpack(">i", answer.read(4).ljust(4, b"\0"))
             if not 0 < length <= _MAX_BYTES:
                 raise ValueError(f"an answer of {length} bytes")
-            # A feature is its name, with its length plus one in front, and its lowest and highest version. What a broker
+            # A feature is a name, after its length plus one, and its lowest and highest version. What the broker
             # supports comes before what its cluster agreed on (https://kafka.apache.org/protocol, ApiVersions).
             _, _, versions = answer.read(length).partition(b"\x11metadata.version")
     if len(versions) < 4:

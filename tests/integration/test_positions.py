@@ -19,7 +19,7 @@ from rtfm.errors import ConfigError
 from rtfm.settings import Settings
 from rtfm.streams.connection import KafkaConfig
 from rtfm.streams.pipeline import HIGH_WATER, POLL_RECORDS, Output, Record
-from rtfm.streams.position import encode
+from rtfm.streams.position import encode_map
 from rtfm.streams.progress import GroupProgress
 from rtfm.streams.topics import TopicAdmin
 from rtfm.streams.transactions import ProducerRecord, Transactions
@@ -71,7 +71,7 @@ def test_a_partition_that_was_left_full_is_read_on(settings: Settings, contracts
     count = 2 * (HIGH_WATER + POLL_RECORDS)
     produce(settings, contracts, MESSAGES, *(said(n) for n in range(count + 10)))
     left = range(0, count, 2)
-    stand_at(settings, MESSAGES, partition_of(settings, contracts, MESSAGES), 0, encode(left, count))
+    stand_at(settings, MESSAGES, partition_of(settings, contracts, MESSAGES), 0, encode_map(left, count))
     noting = Noting()
     with running(settings, contracts, noting):
         eventually(lambda: committed(settings) == count + 10)
@@ -101,7 +101,7 @@ def test_a_topic_that_was_made_anew_is_read_from_its_start(settings: Settings, c
     topics = TopicAdmin(settings, contracts.catalogue)
     topics.apply(eventually(lambda: [step for step in topics.plan() if step.action == "create"]))
     produce(settings, contracts, MESSAGES, *(said(n) for n in range(100, 105)))
-    stand_at(settings, MESSAGES, partition, 12, encode([12, 14], 18))
+    stand_at(settings, MESSAGES, partition, 12, encode_map([12, 14], 18))
     noting = Noting()
     with running(settings, contracts, noting):
         eventually(lambda: committed(settings) == 5)

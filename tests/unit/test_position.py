@@ -83,7 +83,7 @@ def test_a_record_below_the_start_of_an_assignment_stops_the_worker() -> None:
 
 def test_no_offset_is_no_position() -> None:
     """A coordinator's answer "no offset" is a negative number, which must never become 0 by itself."""
-    with pytest.raises(ConfigError, match="-1001 is no offset"):
+    with pytest.raises(ConfigError, match="-1001 is not an offset"):
         PartitionState.from_position(0, -1001, "")
 
 
