@@ -44,7 +44,7 @@ from rtfm.local.stack import LocalStack
 from rtfm.processor.service import tune_garbage_collector
 from rtfm.settings import Settings
 from rtfm.streams.pipeline import Handler, Output, Record
-from rtfm.streams.transactions import Produced
+from rtfm.streams.transactions import ProducerRecord
 from rtfm.telemetry import SENT, configure_logging
 
 RECORDS = 60_000
@@ -102,8 +102,8 @@ def throughput(base: Settings) -> list[Figure]:
             fill(own, topic, value, RECORDS)
         response = a_response()
 
-        def passing(records: Sequence[Record]) -> list[Produced]:
-            return [Produced(RESPONSES, record.key, record.value, record.headers) for record in records]
+        def passing(records: Sequence[Record]) -> list[ProducerRecord]:
+            return [ProducerRecord(RESPONSES, record.key, record.value, record.headers) for record in records]
 
         def typed(records: Sequence[Record]) -> list[Output]:
             return [Output(topic=RESPONSES, event=response) for _ in records]
@@ -130,9 +130,9 @@ def throughput(base: Settings) -> list[Figure]:
 def slow_handler(base: Settings) -> Figure:
     """A handler of 50 ms, 64 at a time; the ratio is against the 800 a second that are wanted."""
 
-    def slow(records: Sequence[Record]) -> list[Produced]:
+    def slow(records: Sequence[Record]) -> list[ProducerRecord]:
         time.sleep(0.05)
-        return [Produced(RESPONSES, record.key, record.value, record.headers) for record in records]
+        return [ProducerRecord(RESPONSES, record.key, record.value, record.headers) for record in records]
 
     with installation(base) as own:
         contracts = open_contracts(own)
@@ -184,7 +184,7 @@ def _ours(
 ) -> float:
     started: list[float] = []
 
-    def timed(records: Sequence[Record]) -> Sequence[Output | Produced]:
+    def timed(records: Sequence[Record]) -> Sequence[Output | ProducerRecord]:
         if not started:
             started.append(time.perf_counter())
         return handler(records)
@@ -231,12 +231,12 @@ def _work(kind: str) -> None:
     if kind == "stalled":
         sys.stdin.readline()
 
-    def handle(records: Sequence[Record]) -> list[Produced]:
+    def handle(records: Sequence[Record]) -> list[ProducerRecord]:
         if kind == "stalled":
             time.sleep(3600)
         if kind == "slow":
             time.sleep(30 if (records[0].value or b"").startswith(SLEEP) else 0.02)
-        return [Produced(RESPONSES, record.key, record.value, []) for record in records]
+        return [ProducerRecord(RESPONSES, record.key, record.value, []) for record in records]
 
     with running(own, contracts, LETTERS, handle, concurrency=16):
         time.sleep(3600)

@@ -248,7 +248,7 @@ def dead_letters(settings: Settings, contracts: Contracts) -> list[Record]:
 
 def committed(settings: Settings, topic: str = MESSAGES) -> int:
     """How many records the group is done with."""
-    return sum(_progress(settings).committed(topic, range(3)).values())
+    return sum(_progress(settings).committed_offsets(topic, range(3)).values())
 
 
 @lru_cache(maxsize=1)

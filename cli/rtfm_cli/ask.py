@@ -117,7 +117,7 @@ def _exchange(settings: Settings, query: BotQuery, timeout_s: float) -> tuple[Bo
 
 def _hint(settings: Settings) -> str:
     try:
-        members = GroupProgress(settings, catalogue.load(settings.schemas_dir).group(QUERIES)).members()
+        members = GroupProgress(settings, catalogue.load(settings.schemas_dir).group(QUERIES)).count_members()
     except Unavailable as exc:
         return str(exc)
     if members:

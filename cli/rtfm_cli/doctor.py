@@ -107,7 +107,7 @@ def _topics(settings: Settings) -> Finding:
     if changes:
         return Finding("wrong", "; ".join(changes), "rtfm-cli topics init")
     where = settings.kafka_bootstrap_servers
-    if defect := release.defect(where):
+    if defect := release.find_defect(where):
         return Finding(
             "note",
             f"{where} is {defect}",

@@ -100,13 +100,13 @@ def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) 
 def wait_until_ingested(settings: Settings, ends: dict[int, int], *, quiet: bool) -> bool:
     """Wait until ingest has passed ``ends``; False when there is no processor."""
     group = GroupProgress(settings, catalogue.load(settings.schemas_dir).group(MESSAGES))
-    committed = group.committed(MESSAGES, ends)
+    committed = group.committed_offsets(MESSAGES, ends)
     started = {partition: committed.get(partition, 0) for partition in ends}
     left = _left(ends, committed)
     alone_since: float | None = None
     with Progress("Indexing", left, quiet) as progress:
         while left:
-            if group.members():
+            if group.count_members():
                 alone_since = None
             else:
                 alone_since = alone_since or time.monotonic()
@@ -117,7 +117,7 @@ def wait_until_ingested(settings: Settings, ends: dict[int, int], *, quiet: bool
                     )
                     return False
             time.sleep(0.2)
-            committed = {**started, **group.committed(MESSAGES, ends)}
+            committed = {**started, **group.committed_offsets(MESSAGES, ends)}
             now = _left(ends, committed)
             progress.advance(left - now)
             left = now

@@ -125,7 +125,7 @@ def _messages(settings: Settings) -> str:
 
 
 def _queries(settings: Settings) -> str:
-    if GroupProgress(settings, catalogue.load(settings.schemas_dir).group(QUERIES)).members() == 0:
+    if GroupProgress(settings, catalogue.load(settings.schemas_dir).group(QUERIES)).count_members() == 0:
         raise SkippedCheck("no processor answers; start one with `rtfm-cli run processor`")
     now = now_ms()
     query = BotQuery(

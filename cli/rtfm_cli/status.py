@@ -62,9 +62,9 @@ def _topics(settings: Settings, contracts: Catalogue) -> list[dict[str, Any]]:
     states = {state.topic: state for state in admin.states()}
     for name in contracts.topics:
         state = states.get(name, TopicState(topic=name, partitions=0, config={}, offsets=0, lag={}))
-        records = admin.records(state) if name in states else 0
+        records = admin.count_records(state) if name in states else 0
         groups = [
-            {"group": group, "members": GroupProgress(settings, group).members(), "lag": lag}
+            {"group": group, "members": GroupProgress(settings, group).count_members(), "lag": lag}
             for group, lag in state.lag.items()
         ]
         shown = asdict(state, filter=include("topic", "partitions", "offsets"))

@@ -55,7 +55,7 @@ def list_(settings: Settings, as_json: bool) -> None:
     """List the topics with their records and the lag of their consumer groups."""
     admin = TopicAdmin(settings, catalogue.load(settings.schemas_dir))
     states = admin.states()
-    counts = {state.topic: admin.records(state) for state in states}
+    counts = {state.topic: admin.count_records(state) for state in states}
     if as_json:
         echo_json({"topics": [{**asdict(state), "records": counts[state.topic]} for state in states]})
         return

@@ -1,15 +1,15 @@
 """Streams: topics, producers, the pipeline and dead letters, on Kafka.
 
-What other programs need is here, and stays: ``open_reader`` and ``open_producer``. docs/contracts.md shows both.
+``open_reader`` and ``open_producer`` are the stable interface for other programs; docs/contracts.md shows both. To
+understand the rest, start with ``pipeline``. The terms of these modules, from docs/glossary.md:
 
-``pipeline`` is where to begin. The words that all of its modules use:
-
-- *lane*: the records of one partition and key, or of one partition where batches are handled; one after another.
-- *finished*: handled, with its outputs or a dead letter; committed a little later. *Unfinished*: taken, not finished.
-- *settle*: take what the pool has finished into the next transaction.
-- *window*: a partition's offsets from the lowest unfinished one to the highest taken, which the position's map covers.
-- *awaited*: unfinished offsets of a restored position that have not come from the log again yet.
-- *tally*: what became of the last 1,000 records of a partition, for the limit on dead letters.
+- *lane*: the records of one partition and key, or of one partition if they are handled in batches; kept in order.
+- *finished*: handled, with outputs or a dead letter; committed a little later. *Unfinished*: polled and not finished.
+- *collect*: take the results of the pool, for the next transaction.
+- *window*: the offsets of a partition from the lowest unfinished one to the highest one polled.
+- *finished map*: the map in a position's metadata of what is finished above its offset.
+- *awaited*: unfinished offsets of a restored position that have not been polled yet.
+- *tally*: the results of the last 1,000 records of a partition, for the limit on dead letters.
 - *suspect*: a record that was being handled when the process died.
 """
 
@@ -29,35 +29,36 @@ __all__ = ["open_producer", "open_reader"]
 def open_reader(
     topic: str, *, group: str | None = None, from_end: bool = False, settings: Settings | None = None
 ) -> EventReader:
-    """The events of ``topic`` as typed records, from where ``group`` had come to, at first from the start.
+    """Return a reader of ``topic`` that yields typed records.
 
-    Without a group everything is read from the start, and nothing is committed. ``from_end``: what comes from now on
-    instead of everything. ``settings`` None: those of the environment, as every command has them. Nothing is written to
-    this machine. Raises ConfigError for a topic that does not exist, Unavailable when Kafka does not answer; reading
-    raises Unavailable too, and then the same record comes again.
+    With a ``group`` it continues at the group's position, at first from the start of the topic. Without one it reads
+    from the start and commits nothing. ``from_end`` starts at the end of the topic instead. ``settings`` None reads the
+    environment, like every command. Nothing is written to this machine. Raises ConfigError for a topic that does not
+    exist, Unavailable if Kafka does not answer. Reading may raise Unavailable too, and then continues with the same
+    record.
     """
     from rtfm.streams.consumer import EventReader
 
-    known, contracts = _opened(settings)
-    return EventReader(known, contracts, topic, group=group, from_end=from_end)
+    loaded, contracts = _open(settings)
+    return EventReader(loaded, contracts, topic, group=group, from_end=from_end)
 
 
 def open_producer(settings: Settings | None = None) -> EventProducer:
-    """A producer of typed events, with delivery confirmed at ``flush`` or at the end of its ``with`` block.
+    """Return a producer of typed events, which confirms delivery at ``flush`` or at the end of its ``with`` block.
 
-    The schemas must be registered (`rtfm-cli schemas register`); it never registers one. Nothing is written to this
-    machine. Raises ConfigError.
+    The schemas must be registered (`rtfm-cli schemas register`); the producer never registers one. ``settings`` None
+    reads the environment. Nothing is written to this machine. Raises ConfigError.
     """
     from rtfm.streams.producer import EventProducer
 
-    return EventProducer(*_opened(settings))
+    return EventProducer(*_open(settings))
 
 
-def _opened(settings: Settings | None) -> tuple[Settings, Contracts]:
-    """The settings, and contracts without a cache on disk: the folder is that of another program."""
+def _open(settings: Settings | None) -> tuple[Settings, Contracts]:
+    """Return the settings and contracts, without a cache on disk: the working folder belongs to another program."""
     from rtfm import settings as loading
     from rtfm.contracts import Contracts, SchemaRegistry, catalogue
 
-    known = settings or loading.load()
-    registry = SchemaRegistry(known.schema_registry_url, prefix=known.kafka_topic_prefix)
-    return known, Contracts(catalogue.load(known.schemas_dir), registry)
+    loaded = settings or loading.load()
+    registry = SchemaRegistry(loaded.schema_registry_url, prefix=loaded.kafka_topic_prefix)
+    return loaded, Contracts(catalogue.load(loaded.schemas_dir), registry)

@@ -1,4 +1,4 @@
-"""How this project connects to Kafka: what clients are configured with, names, and what librdkafka's errors mean."""
+"""Connection: the configuration of Kafka clients, full names of topics and groups, and the meaning of client errors."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ if TYPE_CHECKING:
 REQUEST_TIMEOUT_S = 5.0
 
 POLL_MARGIN_S = 15.0
-"""How long after the watchdog, which ends a process that hangs, the group gives up on it."""
+"""How much longer than the watchdog, which ends a process that hangs, the group waits before it removes the member."""
 
 SESSION_TIMEOUT_MS = 6000
 
 ANSWER_TIMEOUT_S = 9.0
-"""How long a request waits for its answer before its connection is given up. librdkafka's 60 s are what one costs that
-is dead without a word, as behind a firewall that forgot it. Less than a transaction may last (EXPIRY_S), which
-librdkafka wants, and more than we wait for one (COMMIT_TIMEOUT_S): so a request of it is never sent twice."""
+"""How long a request waits for its answer before its connection is closed.
+
+librdkafka's default of 60 s is how long a silently dead connection, such as behind a firewall that dropped it, would
+block. The value is less than a transaction may last (EXPIRY_S), as librdkafka demands, and more than a transaction is
+waited for (COMMIT_TIMEOUT_S), so that none of its requests is sent twice.
+"""
 
 _log = get_logger(__name__)
 
@@ -42,8 +45,8 @@ _UNREACHABLE = {
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.REQUEST_TIMED_OUT,
-    # What a broker answers while partitions or replicas move, or it starts: retriable, as Kafka's protocol calls it
-    # (https://kafka.apache.org/protocol, error codes). librdkafka marks few of them so.
+    # Answers of a broker that starts, or while partitions or replicas move. Kafka's protocol calls them retriable
+    # (https://kafka.apache.org/protocol, error codes); librdkafka marks only few of them.
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.REPLICA_NOT_AVAILABLE,
@@ -62,22 +65,22 @@ _UNREACHABLE = {
 
 @frozen(kw_only=True)
 class KafkaConfig:
-    """What a client of Kafka has to know. Topics and groups are named without prefix everywhere else."""
+    """The settings of Kafka clients. Topics and groups are named without prefix everywhere else."""
 
     bootstrap_servers: str
     instance_id: str
-    """Different for each process of a group, and stable over its restarts."""
+    """Unique among the processes of a group, and stable across restarts."""
     topic_prefix: str = ""
     compression: str = "zstd"
     group_protocol: str = "classic"
     """``classic``, or ``consumer`` (KIP-848)."""
     static_membership: bool = True
     max_poll_interval_s: float = 60.0
-    """Without a poll for that long a member loses its partitions."""
+    """How long a member may go without polling before it loses its partitions."""
 
     @classmethod
     def of(cls, settings: Settings) -> KafkaConfig:
-        """The part of ``settings`` that is about Kafka."""
+        """Return the part of ``settings`` that concerns Kafka."""
         return cls(
             bootstrap_servers=settings.kafka_bootstrap_servers,
             instance_id=settings.instance_id,
@@ -89,15 +92,15 @@ class KafkaConfig:
         )
 
     def topic(self, name: str) -> str:
-        """The topic's name on the cluster."""
+        """Return the topic's name on the cluster."""
         return f"{self.topic_prefix}{name}"
 
     def group(self, name: str) -> str:
-        """The consumer group's name on the cluster."""
+        """Return the consumer group's name on the cluster."""
         return f"{self.topic_prefix}{name}"
 
-    def client(self) -> dict[str, Any]:
-        """What every client is configured with. librdkafka's own log lines go to ours."""
+    def client_config(self) -> dict[str, Any]:
+        """Return the configuration of every client. librdkafka's errors go to this process's log."""
         return {
             "bootstrap.servers": self.bootstrap_servers,
             "client.id": f"rtfm-{self.instance_id}",
@@ -109,45 +112,45 @@ class KafkaConfig:
             "log_level": 2,
         }
 
-    def producer(self) -> dict[str, Any]:
-        """What every producer is configured with."""
-        return {**self.client(), "partitioner": PARTITIONER, "compression.type": self.compression}
+    def producer_config(self) -> dict[str, Any]:
+        """Return the configuration of every producer."""
+        return {**self.client_config(), "partitioner": PARTITIONER, "compression.type": self.compression}
 
-    def consumer(self, group: str) -> dict[str, Any]:
-        """What every consumer is configured with: it sees committed records and the ends of partitions."""
+    def consumer_config(self, group: str) -> dict[str, Any]:
+        """Return the configuration of every consumer: it reads committed records only, and sees ends of partitions."""
         return {
-            **self.client(),
+            **self.client_config(),
             "group.id": self.group(group),
             "enable.auto.commit": False,
             "isolation.level": "read_committed",
             "enable.partition.eof": True,
         }
 
-    def member(self, group: str) -> dict[str, Any]:
-        """What a consumer is configured with that joins its group."""
+    def member_config(self, group: str) -> dict[str, Any]:
+        """Return the configuration of a consumer that joins its group."""
         config = {
-            **self.consumer(group),
+            **self.consumer_config(group),
             "group.protocol": self.group_protocol,
-            # The watchdog ends a process that hangs before the group gives up on it.
             "max.poll.interval.ms": int(self.max_poll_interval_s * 1000),
         }
         if self.group_protocol == "classic":
             config |= {
                 "partition.assignment.strategy": "cooperative-sticky",
                 "session.timeout.ms": SESSION_TIMEOUT_MS,
-                # A cooperative hand-over is two rounds, each noticed at a heartbeat.
+                # A cooperative rebalance takes two rounds, and a member learns of each at a heartbeat.
                 "heartbeat.interval.ms": 1000,
             }
-            # In the newer protocol a broker takes no member in the place of one that was killed before its session is
-            # over (UNRELEASED_INSTANCE_ID), so a static one would be no quicker, and the client takes that for fatal.
+            # In the consumer protocol a broker does not let a static member replace one that was killed until the old
+            # session expires (UNRELEASED_INSTANCE_ID), and librdkafka treats that answer as fatal. So static membership
+            # would make nothing faster there.
             if self.static_membership:
                 config["group.instance.id"] = f"{self.group(group)}-{self.instance_id}"
         return config
 
-    def partitions(self, client: Consumer, topic: str) -> list[int]:
-        """The partitions of ``topic``, which is named with its prefix.
+    def list_partitions(self, client: Consumer, topic: str) -> list[int]:
+        """Return the partitions of ``topic``, which is named with its prefix.
 
-        Raises ConfigError where it does not exist, Unavailable without an answer.
+        Raises ConfigError if it does not exist, Unavailable without an answer.
         """
         with self.translating(f"reading {topic}"):
             found = client.list_topics(topic, timeout=REQUEST_TIMEOUT_S).topics[topic]
@@ -157,26 +160,26 @@ class KafkaConfig:
 
     @contextmanager
     def translating(self, what: str) -> Iterator[None]:
-        """Raise the project's errors for librdkafka's; ``what`` says what is being done."""
+        """Raise this project's errors in place of librdkafka's; ``what`` says what is being done."""
         try:
             yield
         except KafkaException as exc:
-            raise self.translated(exc, what) from exc
+            raise self.translate_error(exc, what) from exc
         except TimeoutError as exc:
-            raise self.unreachable(what) from exc
+            raise self.unreachable_error(what) from exc
 
-    def translated(self, exc: KafkaException | KafkaError, what: str) -> RtfmError:
-        """The project's error for one of librdkafka's."""
+    def translate_error(self, exc: KafkaException | KafkaError, what: str) -> RtfmError:
+        """Return this project's error for one of librdkafka's."""
         error = exc.args[0] if isinstance(exc, KafkaException) else exc
         code = error.code()
         if code in _UNREACHABLE:
-            return self.unreachable(what)
+            return self.unreachable_error(what)
         if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION):
             return ConfigError(f"{what}: the topic does not exist", hint="run `rtfm-cli topics init`")
-        return ConfigError(f"{what}: {error.str()}") if not error.retriable() else self.unreachable(what)
+        return ConfigError(f"{what}: {error.str()}") if not error.retriable() else self.unreachable_error(what)
 
-    def unreachable(self, what: str) -> Unavailable:
-        """Kafka does not answer."""
+    def unreachable_error(self, what: str) -> Unavailable:
+        """Return the error that Kafka does not answer."""
         return Unavailable(
             "kafka",
             f"{what}: Kafka at {self.bootstrap_servers} does not answer",

@@ -1,4 +1,7 @@
-"""Reading one topic record by record, for the command line and tests: no handler, no group unless one is named."""
+"""Records, and a reader of one topic for the command line, tests and other programs.
+
+The reader calls no handler, and joins no group unless one is named.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from rtfm.settings import Settings
 from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
 
 
-class Message(Protocol):
-    """A record as confluent_kafka gives it; its own type allows None for what every record has."""
+class RawRecord(Protocol):
+    """A record as confluent_kafka returns it, typed without the None that its own type allows everywhere."""
 
     def topic(self) -> str: ...
     def partition(self) -> int: ...
@@ -27,10 +30,10 @@ class Message(Protocol):
 
 
 class Record(NamedTuple):
-    """A record as it was read. ``topic`` is without prefix; ``timestamp_ms`` is when it was produced.
+    """A record with its decoded value. ``topic`` is without prefix; ``timestamp_ms`` is Kafka's timestamp.
 
-    ``event`` is the decoded value, or None where the topic has no contract or ``error`` tells why it did not decode.
-    A tuple, because one is made for every record: a frozen class takes three times as long.
+    ``event`` is None if the topic has no contract, or if ``error`` says why the value does not decode. A tuple, because
+    creating a frozen class takes three times as long, for every record.
     """
 
     topic: str
@@ -44,7 +47,7 @@ class Record(NamedTuple):
     error: PermanentError | None = None
 
     def header(self, name: str) -> bytes | None:
-        """The last header of this name."""
+        """Return the value of the last header ``name``, or None."""
         for key, value in reversed(self.headers):
             if key == name:
                 return value
@@ -52,9 +55,9 @@ class Record(NamedTuple):
 
 
 class EventReader:
-    """Reads ``topic`` from its start or its end, or from where ``group`` had come to, if it had.
+    """Reads ``topic`` from its start, from its end, or from the position of ``group`` if it has one.
 
-    Raises Unavailable when Kafka does not answer, ConfigError for a topic that does not exist.
+    Raises Unavailable if Kafka does not answer, ConfigError for a topic that does not exist.
     """
 
     def __init__(
@@ -71,16 +74,16 @@ class EventReader:
         self._topic = topic
         self._consumer = Consumer(
             {
-                **self._kafka.consumer(group or f"rtfm-reader-{settings.instance_id}"),
+                **self._kafka.consumer_config(group or f"rtfm-reader-{settings.instance_id}"),
                 "auto.offset.reset": "latest" if from_end else "earliest",
-                "session.timeout.ms": 6000,  # one that died holds up its group for as long
+                "session.timeout.ms": 6000,  # how long a reader that died blocks its group
                 "fetch.wait.max.ms": 50,
             }
         )
         self._ends: set[int] = set()
         name = self._kafka.topic(topic)
         try:
-            self._partitions = self._kafka.partitions(self._consumer, name)
+            self._partitions = self._kafka.list_partitions(self._consumer, name)
             with self._kafka.translating(f"reading {name}"):
                 if group is not None:
                     self._consumer.subscribe([name])
@@ -95,32 +98,33 @@ class EventReader:
     def _start(self, name: str, partition: int, from_end: bool) -> int:
         if not from_end:
             return int(OFFSET_BEGINNING)
-        # A number, not OFFSET_END: that would be looked up at the first poll, after what the caller produces next.
+        # A number, because OFFSET_END would be resolved at the first poll, after what the caller produces next.
         _, end = self._consumer.get_watermark_offsets(TopicPartition(name, partition), timeout=REQUEST_TIMEOUT_S)
         return int(end) if end >= 0 else int(OFFSET_END)
 
     def poll(self, timeout_s: float) -> Record | None:
-        """The next record, or None when none came within ``timeout_s``.
+        """Return the next record, or None if none arrives within ``timeout_s``.
 
-        Raises Unavailable when Kafka, or a registry that is needed, does not answer; the record comes again then.
+        Raises Unavailable if Kafka, or the registry when it is needed, does not answer; the next call returns the same
+        record again.
         """
-        message = cast("Message | None", self._consumer.poll(timeout_s))
-        if message is None:
+        raw_record = cast("RawRecord | None", self._consumer.poll(timeout_s))
+        if raw_record is None:
             return None
-        if (error := message.error()) is not None:
+        if (error := raw_record.error()) is not None:
             if error.code() == KafkaError._PARTITION_EOF:
-                self._ends.add(message.partition())
+                self._ends.add(raw_record.partition())
                 return None
-            raise self._kafka.translated(error, f"reading {self._topic}")
+            raise self._kafka.translate_error(error, f"reading {self._topic}")
         try:
-            return record_of(self._topic, message, self._contracts)
+            return to_record(self._topic, raw_record, self._contracts)
         except TransientError:
-            # Whoever tries again gets this record, not the one behind it.
-            self._consumer.seek(TopicPartition(message.topic(), message.partition(), message.offset()))
+            # The next call must return this record again, not the one after it.
+            self._consumer.seek(TopicPartition(raw_record.topic(), raw_record.partition(), raw_record.offset()))
             raise
 
     def read_to_end(self) -> Iterator[Record]:
-        """Every record up to the present end of the topic."""
+        """Yield every record up to the current end of the topic."""
         self._ends.clear()
         idle = 0
         while len(self._ends) < len(self._partitions):
@@ -129,10 +133,10 @@ class EventReader:
                 yield record
             idle = idle + 1 if record is None else 0
             if idle > len(self._partitions) + 3:
-                raise self._kafka.translated(KafkaError(KafkaError._TIMED_OUT), f"reading {self._topic}")
+                raise self._kafka.translate_error(KafkaError(KafkaError._TIMED_OUT), f"reading {self._topic}")
 
     def commit(self, record: Record) -> None:
-        """Note for the group that everything up to ``record`` in its partition is done."""
+        """Commit for the group that everything up to and including ``record`` in its partition is read."""
         name = self._kafka.topic(record.topic)
         with self._kafka.translating(f"committing {name}"):
             self._consumer.commit(
@@ -140,7 +144,7 @@ class EventReader:
             )
 
     def close(self) -> None:
-        """Leave."""
+        """Leave the group, if any, and disconnect."""
         self._consumer.close()
 
     def __iter__(self) -> Iterator[Record]:
@@ -156,12 +160,12 @@ class EventReader:
         self.close()
 
 
-def record_of(topic: str, message: Message, contracts: Contracts | None) -> Record:
-    """The record of a message; what does not decode has an ``error``. None: it is not decoded.
+def to_record(topic: str, raw_record: RawRecord, contracts: Contracts | None) -> Record:
+    """Decode ``raw_record``; the result has an ``error`` if that fails. Without ``contracts`` nothing is decoded.
 
-    Raises Unavailable where the registry is needed and does not answer.
+    Raises Unavailable if the registry is needed and does not answer.
     """
-    value, event, error = message.value(), None, None
+    value, event, error = raw_record.value(), None, None
     contract = contracts.catalogue.topics.get(topic) if contracts is not None else None
     if contracts is not None and contract is not None and contract.schema is not None:
         try:
@@ -172,12 +176,12 @@ def record_of(topic: str, message: Message, contracts: Contracts | None) -> Reco
             error = exc
     return Record(
         topic,
-        message.partition(),
-        message.offset(),
-        message.key(),
+        raw_record.partition(),
+        raw_record.offset(),
+        raw_record.key(),
         value,
-        message.headers() or [],
-        message.timestamp()[1],
+        raw_record.headers() or [],
+        raw_record.timestamp()[1],
         event,
         error,
     )

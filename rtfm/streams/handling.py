@@ -1,7 +1,7 @@
-"""Handling records in the pool: decode, call the handler, encode its outputs, and tell failures apart.
+"""Handling: decodes records, calls the handler, encodes its outputs, and tells failures apart.
 
-Owns what becomes of a failure: what can never succeed is a dead letter, what is down is waited for, and a defect is
-raised. Knows nothing of offsets, transactions or assignments.
+Decides what follows a failure: a record that can never succeed becomes a dead letter, an unavailable dependency is
+waited for, and a defect is raised. Runs in the pool's threads. Knows nothing of positions or transactions.
 """
 
 from __future__ import annotations
@@ -16,94 +16,97 @@ from attrs import define, field, frozen
 from rtfm.backoff import Backoff
 from rtfm.contracts import Contracts
 from rtfm.errors import InvalidEvent, PermanentError, RtfmError, Throttled, TransientError, Unavailable
-from rtfm.streams.consumer import Message, Record, record_of
-from rtfm.streams.dead_letters.letters import DeadLetter, DeadLetterWriter
+from rtfm.streams.consumer import RawRecord, Record, to_record
+from rtfm.streams.dead_letters.letters import DeadLetterWriter, OutgoingLetter
 from rtfm.streams.position import PartitionState
 from rtfm.streams.producer import event_headers
 from rtfm.streams.quarantine import FATAL_DEATHS, KilledProcess, Quarantine
-from rtfm.streams.transactions import Produced
+from rtfm.streams.transactions import ProducerRecord
 from rtfm.telemetry import PIPELINE_PAUSED, PROCESS_SECONDS, child_traceparent, get_logger
 
 FIRST_BACKOFF_S = 0.2
 MAX_BACKOFF_S = 10.0
 MAX_WAIT_S = 60.0
-"""However long a dependency asks for: what it says may change, and who waits must notice."""
+"""Longest wait before a throttled dependency is tried again, whatever it asks for: its limits may change meanwhile."""
 
-NOTICE_S = 0.5
+STOP_CHECK_S = 0.5
+"""How often a waiting thread checks whether it should stop."""
+
 MAX_OUTPUT_BYTES = 1_000_000
-"""Kafka's default limit of a record is 1,048,588 bytes, headers and framing included."""
+"""Bytes of an output. Kafka's default limit is 1,048,588 bytes a record, headers and framing included."""
 
 _log = get_logger(__name__)
 
 
 @frozen(kw_only=True)
 class Output:
-    """An event that a handler wants produced; ``topic`` is without prefix."""
+    """An event for ``topic``, which is named without prefix."""
 
     topic: str
     event: Any
     headers: Mapping[str, bytes | str] = field(factory=dict)
 
 
-Handler = Callable[[Sequence[Record]], Sequence[Output | Produced]]
-"""Does a batch's work and gives what is to be produced, as events or as bytes.
+Handler = Callable[[Sequence[Record]], Sequence[Output | ProducerRecord]]
+"""Handles a batch of records and returns its outputs, as events or as bytes.
 
-It may be called again with the same records. It raises TransientError for what is down (the batch is tried again) and
-PermanentError for what can never succeed (the batch's records are tried one by one, and the failing one is a dead
-letter). Anything else is a defect and ends the pipeline; a record on which it ends four times is a dead letter.
+It may be called again with the same records. It raises TransientError if a dependency is down, and the batch is tried
+again. It raises PermanentError for what can never succeed: the records of the batch are then tried one by one, and each
+that fails becomes a dead letter. Any other error is a defect and ends the pipeline; at the fourth time the record
+becomes a dead letter instead.
 """
 
 
 class HandlingResult(NamedTuple):
-    """What became of records: outputs to produce, and dead letters."""
+    """The outputs and dead letters of handled records."""
 
-    produced: Sequence[Produced] = ()
-    dead: Sequence[DeadLetter] = ()
+    produced: Sequence[ProducerRecord] = ()
+    dead_letters: Sequence[OutgoingLetter] = ()
 
 
 NOTHING = HandlingResult()
 
 
-class GaveUp(Exception):
-    """The service is stopping, or the partition went elsewhere, while work waited for a dependency."""
+class HandlingCancelled(Exception):
+    """Handling ended without a result: the service is stopping, or the partition is no longer assigned."""
 
 
 @define
 class WaitingState:
-    """What a pipeline waits for; its threads note it, readiness and metrics show it."""
+    """The dependencies that a pipeline waits for, as readiness and metrics show them. Safe to use from threads."""
 
     group: str
-    _by: dict[object, str] = field(factory=dict)
+    _dependencies: dict[object, str] = field(factory=dict)
     _lock: threading.Lock = field(factory=threading.Lock)
 
-    def note(self, who: object, error: TransientError) -> None:
-        """``who`` waits for what ``error`` names."""
+    def note(self, waiter: object, error: TransientError) -> None:
+        """Note that ``waiter`` waits for the dependency that ``error`` names."""
         dependency = error.dependency if isinstance(error, Unavailable) else "throttled"
         with self._lock:
-            if dependency not in self._by.values():
+            if dependency not in self._dependencies.values():
                 _log.warning("waiting", group=self.group, dependency=dependency, reason=str(error))
                 PIPELINE_PAUSED.labels(self.group, dependency).set(1)
-            self._by[who] = dependency
+            self._dependencies[waiter] = dependency
 
-    def clear(self, who: object) -> None:
-        """``who`` goes on."""
-        if who not in self._by:  # read without the lock: only ``who`` itself adds it
+    def clear(self, waiter: object) -> None:
+        """Note that ``waiter`` no longer waits."""
+        if waiter not in self._dependencies:  # read without the lock: only ``waiter`` itself adds it
             return
         with self._lock:
-            dependency = self._by.pop(who)
-            if dependency not in self._by.values():
-                _log.info("going on", group=self.group, dependency=dependency)
+            dependency = self._dependencies.pop(waiter)
+            if dependency not in self._dependencies.values():
+                _log.info("no longer waiting", group=self.group, dependency=dependency)
                 PIPELINE_PAUSED.labels(self.group, dependency).set(0)
 
     @property
     def dependency(self) -> str | None:
-        """One of the dependencies that are waited for."""
+        """One of the dependencies that the pipeline waits for, or None."""
         with self._lock:
-            return next(iter(self._by.values()), None)
+            return next(iter(self._dependencies.values()), None)
 
 
 class Handling:
-    """Handles records of one topic for one group. Safe to use from several threads."""
+    """Handles the records of one topic for one group. Safe to use from several threads."""
 
     def __init__(
         self,
@@ -117,7 +120,7 @@ class Handling:
         stop: threading.Event,
     ) -> None:
         self.handler: Handler
-        """To be set before the first record is handled."""
+        """Must be set before the first record is handled."""
         self._contracts = contracts
         self._topic = topic
         self._group = group
@@ -127,40 +130,43 @@ class Handling:
         self._stop = stop
         self._seconds = PROCESS_SECONDS.labels(topic)
 
-    def handle(self, messages: Sequence[Message], part: PartitionState) -> HandlingResult:
-        """Handle ``messages`` of one partition as one batch, again and again while a dependency is down.
+    def handle(self, raw_records: Sequence[RawRecord], partition: PartitionState) -> HandlingResult:
+        """Handle ``raw_records`` of one partition as one batch, and try again while a dependency is down.
 
-        Raises GaveUp when stopped, or no longer assigned, while waiting; and whatever defect the handler has.
+        Raises HandlingCancelled if the service stops, or the partition is no longer assigned, while waiting. Raises any
+        defect of the handler.
         """
-        if self._quarantine.active and (letter := self._killer(messages)) is not None:
+        if self._quarantine.is_active and (letter := self._dead_letter_if_fatal(raw_records)) is not None:
             return letter
         try:
-            return self._tried(messages)
+            return self._handle_once(raw_records)
         except TransientError as exc:
-            return self._later(messages, part, exc)
+            return self._retry(raw_records, partition, exc)
 
-    def _tried(self, messages: Sequence[Message]) -> HandlingResult:
-        """Handle ``messages`` once; what ends the process meanwhile is written down."""
-        quarantine, final = self._quarantine, messages[-1]
-        place = self._group, final.partition(), messages[0].offset(), final.offset()
-        if not quarantine.begin(*place):
-            raise GaveUp
+    def _handle_once(self, raw_records: Sequence[RawRecord]) -> HandlingResult:
+        """Handle ``raw_records`` once. Meanwhile the quarantine knows that this thread handles them."""
+        quarantine, final = self._quarantine, raw_records[-1]
+        location = self._group, final.partition(), raw_records[0].offset(), final.offset()
+        if not quarantine.begin(*location):
+            raise HandlingCancelled
         try:
             started_s = time.monotonic()
-            result = self._handled_with_bad(messages)
+            result = self._decode_and_handle(raw_records)
             self._seconds.observe(time.monotonic() - started_s)
             return result
-        except RtfmError:  # what is down, or for the operator to mend, whichever record it was
+        except RtfmError:  # an unavailable dependency or an operator's mistake: no fault of a record
             raise
-        except Exception as exc:  # a defect of the handler, of any kind
-            if quarantine.blame(*place):
-                return self._buried(record_of(self._topic, final, None), exc, "HANDLE")
+        except Exception as exc:  # a defect of the handler
+            if quarantine.blame(*location):
+                return self._dead_letter(to_record(self._topic, final, None), exc, "HANDLE")
             raise
         finally:
             quarantine.finish()
 
-    def _later(self, messages: Sequence[Message], part: PartitionState, error: TransientError) -> HandlingResult:
-        """Handle ``messages`` when what ``error`` names is there again."""
+    def _retry(
+        self, raw_records: Sequence[RawRecord], partition: PartitionState, error: TransientError
+    ) -> HandlingResult:
+        """Handle ``raw_records`` again until the dependency that ``error`` names is available."""
         backoff = Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S)
         try:
             while True:
@@ -168,60 +174,64 @@ class Handling:
                 wait_s = backoff.next_s()
                 if isinstance(error, Throttled):
                     wait_s = min(error.retry_after_s, MAX_WAIT_S)
-                self._wait(wait_s, part)
+                self._wait(wait_s, partition)
                 try:
-                    return self._tried(messages)
+                    return self._handle_once(raw_records)
                 except TransientError as exc:
                     error = exc
         finally:
             self._waiting.clear(threading.get_ident())
 
-    def buried(self, message: Message, error: PermanentError) -> HandlingResult:
-        """A dead letter in place of outputs that no broker takes."""
-        return self._buried(record_of(self._topic, message, self._contracts), error, "PRODUCE")
+    def dead_letter_output(self, raw_record: RawRecord, error: PermanentError) -> HandlingResult:
+        """Return a dead letter to replace the outputs of ``raw_record``, which no broker accepts."""
+        return self._dead_letter(to_record(self._topic, raw_record, self._contracts), error, "PRODUCE")
 
-    def _wait(self, wait_s: float, part: PartitionState) -> None:
+    def _wait(self, wait_s: float, partition: PartitionState) -> None:
+        """Wait ``wait_s``. Raises HandlingCancelled as soon as handling should end."""
         until_s = time.monotonic() + wait_s
         while (left_s := until_s - time.monotonic()) > 0:
-            if self._stop.wait(min(left_s, NOTICE_S)) or not part.live:
+            if self._stop.wait(min(left_s, STOP_CHECK_S)) or not partition.is_assigned:
                 break
-        if self._stop.is_set() or not part.live:
-            raise GaveUp
+        if self._stop.is_set() or not partition.is_assigned:
+            raise HandlingCancelled
 
-    def _handled_with_bad(self, messages: Sequence[Message]) -> HandlingResult:
-        records = [record_of(self._topic, message, self._contracts) for message in messages]
+    def _decode_and_handle(self, raw_records: Sequence[RawRecord]) -> HandlingResult:
+        """Dead-letter the records that do not decode, and call the handler with the others."""
+        records = [to_record(self._topic, raw_record, self._contracts) for raw_record in raw_records]
         if len(records) == 1 and records[0].error is None:
-            return self._handled(records)
-        bad = [self._buried(record, record.error, "DECODE") for record in records if record.error is not None]
+            return self._call_handler(records)
+        bad = [self._dead_letter(record, record.error, "DECODE") for record in records if record.error is not None]
         good = [record for record in records if record.error is None]
-        return _merged([*bad, self._handled(good)] if good else bad)
+        return _merge([*bad, self._call_handler(good)] if good else bad)
 
-    def _handled(self, records: Sequence[Record]) -> HandlingResult:
+    def _call_handler(self, records: Sequence[Record]) -> HandlingResult:
+        """Call the handler with ``records``; after a PermanentError call it with each of them alone."""
         try:
             outputs = self.handler(records)
             if not outputs:
                 return NOTHING
             cause = records[0] if len(records) == 1 else None
             return HandlingResult(
-                [output if isinstance(output, Produced) else self._encoded(output, cause) for output in outputs]
+                [output if isinstance(output, ProducerRecord) else self._encode(output, cause) for output in outputs]
             )
         except PermanentError as exc:
             if len(records) == 1:
-                return self._buried(records[0], exc, "HANDLE")
-        return _merged([self._handled([record]) for record in records])
+                return self._dead_letter(records[0], exc, "HANDLE")
+        return _merge([self._call_handler([record]) for record in records])
 
-    def _encoded(self, output: Output, cause: Record | None) -> Produced:
-        topic, event, given = output.topic, output.event, output.headers
+    def _encode(self, output: Output, cause: Record | None) -> ProducerRecord:
+        """Encode ``output``, in the trace of ``cause``. Raises PermanentError for an invalid or too large event."""
+        topic, event, headers = output.topic, output.event, output.headers
         if cause is not None and cause.headers and (trace := cause.header("traceparent")) is not None:
-            given = {"traceparent": child_traceparent(trace.decode("ascii", "replace")), **given}
+            headers = {"traceparent": child_traceparent(trace.decode("ascii", "replace")), **headers}
         key, value = self._contracts.key(topic, event), self._contracts.encode(topic, event)
-        produced = Produced(topic, key, value, event_headers(given))
+        produced = ProducerRecord(topic, key, value, event_headers(headers))
         if (output.headers or len(value) > MAX_OUTPUT_BYTES // 2) and produced.size > MAX_OUTPUT_BYTES:
             raise InvalidEvent(f"an event for {topic} has {produced.size} bytes, more than {MAX_OUTPUT_BYTES}")
         return produced
 
-    def _buried(self, record: Record, error: Exception, stage: str) -> HandlingResult:
-        letter = self._writer.letter(record, error, stage)
+    def _dead_letter(self, record: Record, error: Exception, stage: str) -> HandlingResult:
+        letter = self._writer.build_letter(record, error, stage)
         _log.warning(
             "dead letter",
             topic=self._topic,
@@ -229,19 +239,19 @@ class Handling:
             offset=record.offset,
             reason=letter.reason,
         )
-        return HandlingResult(dead=(letter,))
+        return HandlingResult(dead_letters=(letter,))
 
-    def _killer(self, messages: Sequence[Message]) -> HandlingResult | None:
-        """The dead letter of a record that killed the process too often; it is not even decoded again."""
-        deaths = self._quarantine.deaths(self._group, messages[0].partition(), messages[0].offset())
-        if len(messages) > 1 or deaths < FATAL_DEATHS:
+    def _dead_letter_if_fatal(self, raw_records: Sequence[RawRecord]) -> HandlingResult | None:
+        """Return a dead letter for a record that killed the process too often, without decoding it again."""
+        deaths = self._quarantine.deaths(self._group, raw_records[0].partition(), raw_records[0].offset())
+        if len(raw_records) > 1 or deaths < FATAL_DEATHS:
             return None
-        error = KilledProcess(f"the process died {deaths} times while it had nothing but this record in hand")
-        return self._buried(record_of(self._topic, messages[0], None), error, "CRASH")
+        error = KilledProcess(f"the process died {deaths} times while it handled only this record")
+        return self._dead_letter(to_record(self._topic, raw_records[0], None), error, "CRASH")
 
 
-def _merged(parts: Sequence[HandlingResult]) -> HandlingResult:
+def _merge(results: Sequence[HandlingResult]) -> HandlingResult:
     return HandlingResult(
-        [record for part in parts for record in part.produced],
-        [letter for part in parts for letter in part.dead],
+        [record for result in results for record in result.produced],
+        [letter for result in results for letter in result.dead_letters],
     )

@@ -1,7 +1,7 @@
-"""Lanes: records on their way through the pool, those of one lane one after another.
+"""Lanes: the thread pool that handles records, keeping those of one lane in order.
 
-Owns the pool's threads and what waits behind them. Only the pipeline's own thread puts and settles; two queues are all
-that it shares with the pool. Knows nothing of offsets beyond carrying them.
+Owns the pool's threads and the queues in front of and behind them. Only the pipeline's thread calls ``put`` and
+``collect``; handlers run in the pool. Carries offsets, but knows nothing of positions or transactions.
 """
 
 from __future__ import annotations
@@ -12,38 +12,45 @@ import time
 from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 
-from rtfm.streams.consumer import Message
-from rtfm.streams.handling import GaveUp, Handling, HandlingResult
+from rtfm.streams.consumer import RawRecord
+from rtfm.streams.handling import Handling, HandlingCancelled, HandlingResult
 from rtfm.streams.position import PartitionState
 from rtfm.streams.quarantine import Quarantine
 
-Lane = tuple[int, Hashable]
-"""Partition and key: what stays in order. Not the assignment: work for an old one may still run when it comes back."""
+LaneKey = tuple[int, Hashable]
+"""Partition number and record key.
 
-Taken = tuple[PartitionState, Message]
-"""A message and the assignment that it came with."""
+Not the assignment: work of an old assignment may still run when the partition comes back.
+"""
 
-AHEAD_S = 0.03
-"""What the pool is given beyond what it works on, in its own time: as much as a transaction takes under load."""
+PolledRecord = tuple[PartitionState, RawRecord]
+"""A record and the assignment that it was polled under."""
 
-SPEED_EVERY_S = 0.02
+LOOKAHEAD_S = 0.03
+"""Seconds of work to queue beyond what the pool is handling: as much as a transaction takes under load."""
+
+SPEED_INTERVAL_S = 0.02
+"""Seconds between two measurements of how fast the pool handles records."""
 
 SKIPPED = HandlingResult()
-"""In place of what handling came to, where nothing was handled."""
+"""The result of records that were not handled."""
 
 
 class Finished(NamedTuple):
-    """What became of some messages of one assignment; ``last`` when their lane's turn is over."""
+    """Records of one assignment and the result of handling them.
 
-    part: PartitionState
-    messages: list[Message]
+    ``is_last``: they are the last of their lane's task, so that the lane's next task can start.
+    """
+
+    partition: PartitionState
+    records: list[RawRecord]
     result: HandlingResult
-    lane: Lane = (-1, None)
-    last: bool = True
+    lane: LaneKey = (-1, None)
+    is_last: bool = True
 
 
 class Lanes:
-    """Hands records to ``handling`` one by one, or in batches of up to ``batch_size`` of a partition."""
+    """The pool: calls ``handling`` with one record, or with a batch of up to ``batch_size`` records of a partition."""
 
     def __init__(
         self,
@@ -61,113 +68,119 @@ class Lanes:
         self._batch_size = batch_size
         self._stop = stop
         self._clock = clock
-        self._since_s, self._count, self._depth = clock(), 0, 0
+        self._speed_since_s, self._handled_count, self._depth = clock(), 0, 0
         self._defects: list[BaseException] = []
-        self._waiting: dict[Lane, list[Taken]] = {}
-        self._work: queue.SimpleQueue[tuple[Lane, list[Taken]] | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[Finished] = queue.SimpleQueue()
+        self._queued: dict[LaneKey, list[PolledRecord]] = {}
+        """Records behind the running task of each lane that has one."""
+        self._tasks: queue.SimpleQueue[tuple[LaneKey, list[PolledRecord]] | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[Finished] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True) for number in range(concurrency)
         ]
 
     def open(self) -> None:
-        """Start the pool."""
+        """Start the pool's threads."""
         for thread in self._threads:
             thread.start()
 
     def close(self) -> None:
-        """End the pool's threads as soon as each is through with what it runs."""
+        """Tell the pool's threads to end after their current task. Does not wait for them."""
         for _ in self._threads:
-            self._work.put(None)
+            self._tasks.put(None)
 
     def __len__(self) -> int:
-        """How many lanes have work."""
-        return len(self._waiting)
+        """Return the number of lanes that have work."""
+        return len(self._queued)
 
     @property
-    def crowded(self) -> bool:
-        """Whether more would only wait behind the pool. Batches grow while they wait, so of them it never is."""
-        return self._batch_size is None and self._work.qsize() >= max(2 * len(self._threads), self.depth)
+    def is_crowded(self) -> bool:
+        """Whether more records would only wait behind the pool. Never with batches, which grow while they wait."""
+        return self._batch_size is None and self._tasks.qsize() >= max(2 * len(self._threads), self.depth)
 
     @property
     def depth(self) -> int:
-        """How many records the pool gets through while a transaction is under way, as fast as it was of late."""
+        """The number of records that the pool handles in LOOKAHEAD_S at its latest speed."""
         now_s = self._clock()
-        if (elapsed_s := now_s - self._since_s) >= SPEED_EVERY_S:
-            self._depth = int(self._count / elapsed_s * AHEAD_S)
-            self._since_s, self._count = now_s, 0
+        if (elapsed_s := now_s - self._speed_since_s) >= SPEED_INTERVAL_S:
+            self._depth = int(self._handled_count / elapsed_s * LOOKAHEAD_S)
+            self._speed_since_s, self._handled_count = now_s, 0
         return self._depth
 
-    def put(self, taken: Iterable[Taken]) -> None:
-        """Add records, and set those lanes going that were empty."""
-        fresh, all_waiting, batched = [], self._waiting, self._batch_size is not None
-        for one in taken:
-            part, message = one
-            if batched:
-                lane: Lane = (part.number, None)
+    def put(self, polled: Iterable[PolledRecord]) -> None:
+        """Add records to their lanes, and start the lanes that were empty."""
+        new_lanes, all_queued, is_batched = [], self._queued, self._batch_size is not None
+        for item in polled:
+            partition, record = item
+            if is_batched:
+                lane: LaneKey = (partition.number, None)
             else:
-                key = message.key()
-                lane = (part.number, message.offset() if key is None else key)
-            if (waiting := all_waiting.get(lane)) is None:
-                all_waiting[lane] = [one]
-                fresh.append(lane)
+                key = record.key()
+                lane = (partition.number, record.offset() if key is None else key)
+            if (queued := all_queued.get(lane)) is None:
+                all_queued[lane] = [item]
+                new_lanes.append(lane)
             else:
-                waiting.append(one)
-        for lane in fresh:
-            self._next(lane)
+                queued.append(item)
+        for lane in new_lanes:
+            self._dispatch(lane)
 
-    def settle(self, wait_s: float = 0.0) -> list[Finished]:
-        """What the pool has finished since; waits up to ``wait_s`` for the first. Raises a handler's defect."""
+    def collect(self, wait_s: float = 0.0) -> list[Finished]:
+        """Return what the pool has finished since the last call, and start the next task of each lane.
+
+        Waits up to ``wait_s`` for the first result. Leaves out records that were skipped or whose partition is no
+        longer assigned. Raises a handler's defect.
+        """
         try:
-            done = [self._done.get(timeout=wait_s)] if wait_s else []
+            results = [self._results.get(timeout=wait_s)] if wait_s else []
         except queue.Empty:
             return []
-        done += [self._done.get() for _ in range(self._done.qsize())]
-        self._count += len(done)
+        results += [self._results.get() for _ in range(self._results.qsize())]
+        self._handled_count += len(results)
         if self._defects:
             raise self._defects[0]
-        for _, _, _, lane, last in done:
-            if last:
-                if self._waiting[lane]:
-                    self._next(lane)
+        for _, _, _, lane, is_last in results:
+            if is_last:
+                if self._queued[lane]:
+                    self._dispatch(lane)
                 else:
-                    del self._waiting[lane]
-        return [one for one in done if one.result is not SKIPPED and one.part.live]
+                    del self._queued[lane]
+        return [finished for finished in results if finished.result is not SKIPPED and finished.partition.is_assigned]
 
-    def _next(self, lane: Lane) -> None:
-        waiting = self._waiting[lane]
+    def _dispatch(self, lane: LaneKey) -> None:
+        """Queue the lane's next task for the pool."""
+        queued = self._queued[lane]
         if self._batch_size is None:
-            self._waiting[lane] = []
-            self._work.put((lane, waiting))
+            self._queued[lane] = []
+            self._tasks.put((lane, queued))
             return
-        count = min(len(waiting), self._batch_size)
-        while waiting[count - 1][0] is not waiting[0][0]:  # a batch is of one assignment
+        count = min(len(queued), self._batch_size)
+        while queued[count - 1][0] is not queued[0][0]:  # a batch belongs to one assignment
             count -= 1
-        if self._quarantine.active:
+        if self._quarantine.is_active:
             count = 1
-        self._work.put((lane, waiting[:count]))
-        self._waiting[lane] = waiting[count:]
+        self._tasks.put((lane, queued[:count]))
+        self._queued[lane] = queued[count:]
 
     def _run(self) -> None:
-        put = self._done.put
-        while (task := self._work.get()) is not None:
-            lane, taken = task
+        put = self._results.put
+        while (task := self._tasks.get()) is not None:
+            lane, polled = task
             if self._batch_size is not None:
-                part, messages = taken[0][0], [message for _, message in taken]
-                put(Finished(part, messages, self._handled(part, messages), lane, True))
+                partition, records = polled[0][0], [record for _, record in polled]
+                put(Finished(partition, records, self._handle(partition, records), lane, True))
                 continue
-            final = taken[-1]
-            for one in taken:
-                part, message = one
-                messages = [message]
-                put(Finished(part, messages, self._handled(part, messages), lane, one is final))
+            final = polled[-1]
+            for item in polled:
+                partition, record = item
+                records = [record]
+                put(Finished(partition, records, self._handle(partition, records), lane, item is final))
 
-    def _handled(self, part: PartitionState, messages: list[Message]) -> HandlingResult:
-        if self._stop.is_set() or self._defects or not part.live:
+    def _handle(self, partition: PartitionState, records: list[RawRecord]) -> HandlingResult:
+        if self._stop.is_set() or self._defects or not partition.is_assigned:
             return SKIPPED
         try:
-            return self._handling.handle(messages, part)
-        except GaveUp:
+            return self._handling.handle(records, partition)
+        except HandlingCancelled:
             return SKIPPED
         except BaseException as exc:
             self._defects.append(exc)

@@ -1,7 +1,7 @@
-"""Membership: the consumer of one instance in its group, and where each partition that it has stands.
+"""Membership: the consumer of one instance in its group, and the state of each assigned partition.
 
-Owns joining, leaving and the callbacks between them, and pausing. Promises that a record is given once per assignment,
-and only if it is still to be done. Does not handle, and commits nothing itself: its listener does.
+Owns joining, leaving, rebalances, polling and pausing. Promises that each unfinished record is returned once per
+assignment, and no finished one. Does not handle records, and leaves committing to its listener.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from rtfm.errors import ConfigError, RtfmError, TransientError, Unavailable
 from rtfm.streams.connection import KafkaConfig
-from rtfm.streams.consumer import Message
+from rtfm.streams.consumer import RawRecord
 from rtfm.streams.handling import WaitingState
 from rtfm.streams.position import PartitionState
 from rtfm.streams.starts import Starts
 from rtfm.streams.transactions import Fenced, is_member, member_id
 from rtfm.telemetry import LAG, PAUSES, REBALANCES, get_logger
 
-REJOIN_AFTER_S = 1.0
+REJOIN_PAUSE_S = 1.0
 WATERMARK_TIMEOUT_S = 2.0
+
 TOPIC_PATIENCE_S = 10.0
-"""A broker that has just started may not know a topic yet."""
+"""How long a topic may be unknown before it counts as deleted: a broker that has just started may not know it yet."""
 
 STATISTICS_MS = 3000
+"""Interval at which the consumer checks whether any broker answers."""
 
 _MISSING = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
 _TAKEN_OVER = (KafkaError.FENCED_INSTANCE_ID, KafkaError.UNRELEASED_INSTANCE_ID)
@@ -37,38 +39,38 @@ _TAKEN_OVER = (KafkaError.FENCED_INSTANCE_ID, KafkaError.UNRELEASED_INSTANCE_ID)
 _log = get_logger(__name__)
 
 _client_log = logging.getLogger("rtfm.streams.librdkafka")
-# Its warnings about offsets and polling are what explains a wrong position. Its lines about connections repeat for as
-# long as a broker is away, which ``waiting`` says once.
+# librdkafka's warnings about offsets and polling explain a wrong position. Its lines about connections are left out:
+# they repeat while a broker is away, which the event ``waiting`` says once.
 _client_log.addFilter(lambda line: line.getMessage().startswith(("OFFSET", "MAXPOLL", "COMMITFAIL")))
 
 
 class RebalanceListener(Protocol):
-    """What a member asks and tells while partitions move. Called by the thread that polls, mostly within a poll.
+    """What a membership calls during rebalances, on the thread that polls and mostly within a poll.
 
-    An error that a method raises comes out of ``take`` or ``leave``.
+    An error that a method raises is raised again by ``Membership.poll`` or ``Membership.leave``.
     """
 
-    def committed(self, consumer: Consumer, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
-        """The group's committed offsets and metadata of partitions ``numbers``. Raises Unavailable, Fenced."""
+    def read_positions(self, consumer: Consumer, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
+        """Return the group's committed offsets and metadata of partitions ``numbers``. Raises Unavailable, Fenced."""
 
-    def assigned(self, part: PartitionState) -> None:
-        """``part`` is new here; its records come after this."""
+    def on_assign(self, partition: PartitionState) -> None:
+        """Prepare for the records of a new assignment, before the first of them is polled."""
 
     def before_revoke(self) -> None:
-        """Partitions are about to be given up: the last moment at which what is finished of them can be committed."""
+        """Commit what is finished. Partitions are about to be revoked, so this is the last chance for their records."""
 
-    def dropped(self) -> None:
-        """Partitions are gone, by their own will or not; they are no longer ``live``."""
+    def on_drop(self) -> None:
+        """Drop the work of partitions that were revoked or lost; their ``is_assigned`` is now False."""
 
-    def reached_end(self, part: PartitionState) -> None:
-        """The log ends behind the last record that was taken of ``part``."""
+    def on_end_of_log(self, partition: PartitionState) -> None:
+        """Note that the log of ``partition`` has no more records, and that ``end`` moved past transaction markers."""
 
     def confirm_name(self) -> None:
-        """Raises Fenced where another process has this one's name."""
+        """Raise Fenced if another process uses this instance's name."""
 
 
 class Membership:
-    """One consumer of ``topic`` in ``group``. Used by one thread."""
+    """The consumer of ``topic`` in ``group``. Used by one thread."""
 
     def __init__(
         self,
@@ -88,22 +90,22 @@ class Membership:
         self._listener = listener
         self._connect = connect
         self._starts = Starts(kafka, topic=topic, group=group)
-        self._parts: dict[int, PartitionState] = {}
-        self._fresh: dict[int, int] = {}
-        """Partitions that were assigned since the last record was polled, and the offsets they are fetched from."""
+        self._partitions: dict[int, PartitionState] = {}
+        self._just_assigned: dict[int, int] = {}
+        """Partitions assigned since the last poll that returned a record, and the offset each is fetched from."""
         self._failure: BaseException | None = None
         self._missing_since_s: float | None = None
         self._leaving = False
         self._consumer: Consumer | None = None
 
     @property
-    def parts(self) -> Sequence[PartitionState]:
-        """What is assigned."""
-        return list(self._parts.values())
+    def partitions(self) -> Sequence[PartitionState]:
+        """The assigned partitions."""
+        return list(self._partitions.values())
 
     @property
-    def joined(self) -> bool:
-        """Whether the group has a place for this one, be it with no partition."""
+    def has_joined(self) -> bool:
+        """Whether the instance is a member of the group, with or without partitions."""
         return self._consumer is not None and is_member(self._consumer.consumer_group_metadata())
 
     @property
@@ -114,7 +116,7 @@ class Membership:
         return self._consumer
 
     def open(self) -> None:
-        """Connect. Raises ConfigError where the topic does not exist, Unavailable without an answer."""
+        """Connect and subscribe. Raises ConfigError if the topic does not exist, Unavailable without an answer."""
         self._consumer = self._connect(self._config())
         try:
             self._require_topic()
@@ -122,116 +124,122 @@ class Membership:
             self._consumer.close()
             self._consumer = None
             raise
-        self._join()
+        self._subscribe()
 
-    def take(self, wait_s: float, limit: int) -> list[tuple[PartitionState, Message]]:
-        """Up to ``limit`` records that are to be done; waits up to ``wait_s`` for the first.
+    def poll(self, wait_s: float, limit: int) -> list[tuple[PartitionState, RawRecord]]:
+        """Return up to ``limit`` unfinished records. Waits up to ``wait_s`` for the first one.
 
-        Raises what went wrong in a callback, ConfigError where the topic is gone, Fenced where another process has
-        this one's name, RtfmError for records out of order.
+        Rejoins the group after a transient error. Raises other errors of a callback, ConfigError if the topic was
+        deleted, Fenced if another process uses this instance's name, and RtfmError for records out of order.
         """
         try:
-            return self._taken(wait_s, limit)
-        except TransientError as exc:  # of a callback, too
+            return self._poll(wait_s, limit)
+        except TransientError as exc:  # possibly from a callback
             self.rejoin(exc)
             return []
 
-    def _taken(self, wait_s: float, limit: int) -> list[tuple[PartitionState, Message]]:
-        # consume(n, t) waits for all of t unless n records come; a poll for the first does not.
-        messages: list[Message] = []
+    def _poll(self, wait_s: float, limit: int) -> list[tuple[PartitionState, RawRecord]]:
+        # consume(n, t) waits for all of t unless it gets n records; poll(t) returns with the first.
+        records: list[RawRecord] = []
         if (first := self.consumer.poll(wait_s)) is not None:
-            self._fresh.clear()
-            messages = cast("list[Message]", [first, *self.consumer.consume(limit - 1, 0)])
+            self._just_assigned.clear()
+            records = cast("list[RawRecord]", [first, *self.consumer.consume(limit - 1, 0)])
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
-        if self._was_gone():
-            _log.warning("removed by the group and let in again, rejoining", group=self._group)
-            raise Unavailable("kafka", f"the group removed {self._kafka.instance_id} and let it in again")
-        if self._fresh and messages:
+        if self._has_been_readmitted():
+            _log.warning("removed from the group and readmitted, rejoining", group=self._group)
+            raise Unavailable("kafka", f"the group removed {self._kafka.instance_id} and readmitted it")
+        if self._just_assigned and records:
             try:
-                messages = self._without_fresh(messages)
+                records = self._rewind_just_assigned(records)
             except KafkaException as exc:
-                raise self._kafka.unreachable(f"reading {self._full_topic}: {exc.args[0].str()}") from exc
-        taken = []
-        for message in messages:
-            part = self._parts.get(message.partition())
-            if (error := message.error()) is None:
-                if part is not None and not self._leaving and part.admit(message.offset()):
-                    taken.append((part, message))
+                raise self._kafka.unreachable_error(f"reading {self._full_topic}: {exc.args[0].str()}") from exc
+        polled = self._select_unfinished(records)
+        self._watch_topic(bool(polled))
+        return polled
+
+    def _select_unfinished(self, records: list[RawRecord]) -> list[tuple[PartitionState, RawRecord]]:
+        """Return the unfinished ``records`` with their assignments, and act on errors and ends of partitions."""
+        unfinished = []
+        for record in records:
+            partition = self._partitions.get(record.partition())
+            if (error := record.error()) is None:
+                if partition is not None and not self._leaving and partition.admit(record.offset()):
+                    unfinished.append((partition, record))
             elif error.code() != KafkaError._PARTITION_EOF:
-                self._read_error(error, message.partition())
-            elif part is not None and part.reach(message.offset()):
-                # Markers of transactions stand behind the log's last record, and would count as lag.
-                self._listener.reached_end(part)
-        self._watch_topic(bool(taken))
-        return taken
+                self._handle_read_error(error, record.partition())
+            elif partition is not None and partition.extend_to(record.offset()):
+                # Transaction markers follow the last record of the log, and would count as lag.
+                self._listener.on_end_of_log(partition)
+        return unfinished
 
-    def _without_fresh(self, messages: list[Message]) -> list[Message]:
-        """``messages`` without those of partitions that were assigned while they were taken; these are read again.
+    def _rewind_just_assigned(self, records: list[RawRecord]) -> list[RawRecord]:
+        """Drop the records of partitions that were assigned during the poll, and seek back to read them again.
 
-        A callback runs in the middle of a batch, and nothing tells the records before it from those behind it. One
-        from before the assignment would change which records count as finished.
+        A rebalance callback can run in the middle of a batch, and nothing tells the records before it from those after
+        it. A record from before the assignment would change which records count as finished.
         """
-        fresh = dict(self._fresh)
-        for number, offset in fresh.items():
+        just_assigned = dict(self._just_assigned)
+        for number, offset in just_assigned.items():
             self.consumer.seek(TopicPartition(self._full_topic, number, offset))
-        return [message for message in messages if message.partition() not in fresh]
+        return [record for record in records if record.partition() not in just_assigned]
 
-    def pause(self, parts: Iterable[PartitionState]) -> None:
-        """Take nothing of ``parts``. What was fetched of them is dropped, so it costs up to a second to resume."""
-        fresh = [part for part in parts if not part.paused]
-        if fresh:
-            self.consumer.pause([TopicPartition(self._full_topic, part.number) for part in fresh])
-            PAUSES.labels(self._group).inc(len(fresh))
-        for part in fresh:
-            part.paused = True
+    def pause(self, partitions: Iterable[PartitionState]) -> None:
+        """Stop fetching ``partitions``. Fetched records are dropped, so resuming takes up to a second."""
+        running = [partition for partition in partitions if not partition.is_paused]
+        if running:
+            self.consumer.pause([TopicPartition(self._full_topic, partition.number) for partition in running])
+            PAUSES.labels(self._group).inc(len(running))
+        for partition in running:
+            partition.is_paused = True
 
-    def resume(self, parts: Iterable[PartitionState]) -> None:
-        """Take of ``parts`` again."""
-        ready = [part for part in parts if part.paused]
-        if ready and not self._leaving:
-            self.consumer.resume([TopicPartition(self._full_topic, part.number) for part in ready])
-            for part in ready:
-                part.paused = False
+    def resume(self, partitions: Iterable[PartitionState]) -> None:
+        """Fetch ``partitions`` again, unless the instance is leaving."""
+        paused = [partition for partition in partitions if partition.is_paused]
+        if paused and not self._leaving:
+            self.consumer.resume([TopicPartition(self._full_topic, partition.number) for partition in paused])
+            for partition in paused:
+                partition.is_paused = False
 
     def wind_down(self) -> None:
-        """Take nothing more, whatever is still assigned; stay in the group."""
+        """Return no more records, including those of new assignments, but stay in the group."""
         self._leaving = True
         if self._consumer is not None:
-            self.pause(self.parts)
+            self.pause(self.partitions)
 
     def leave(self) -> None:
-        """Leave the group; the listener may commit before that. Raises what went wrong in a callback."""
+        """Leave the group; the listener may commit before that. Raises a callback's error unless it is transient."""
         self._leaving = True
         if self._consumer is not None:
             self._consumer.close()
             self._consumer = None
-        self._forget(list(self._parts))
+        self._remove_partitions(list(self._partitions))
         failure, self._failure = self._failure, None
         if failure is not None and not isinstance(failure, TransientError):
             raise failure
 
-    def report(self) -> None:
-        """Set the lag of each partition: what the log has beyond what the group has committed."""
-        for part in self._parts.values():
+    def report_lag(self) -> None:
+        """Set the lag metric of each partition: the end of its log minus the committed offset."""
+        for partition in self._partitions.values():
             try:
-                # Of a paused partition nothing is fetched, which is what the cached answer comes from.
+                # The cached answer comes from fetching, which a paused partition does not do.
                 low, high = self.consumer.get_watermark_offsets(
-                    TopicPartition(self._full_topic, part.number), timeout=WATERMARK_TIMEOUT_S, cached=not part.paused
+                    TopicPartition(self._full_topic, partition.number),
+                    timeout=WATERMARK_TIMEOUT_S,
+                    cached=not partition.is_paused,
                 )
             except KafkaException:
                 continue
             if high >= 0:
-                lag = LAG.labels(self._kafka.group(self._group), self._full_topic, part.number)
-                lag.set(max(0, high - max(part.committed, low)))
+                lag = LAG.labels(self._kafka.group(self._group), self._full_topic, partition.number)
+                lag.set(max(0, high - max(partition.committed, low)))
 
     def _on_statistics(self, text: str) -> None:
-        # The one thing that tells an idle consumer that no broker answers. A broker that has just been heard of is
-        # among them as well.
+        # Only the statistics tell an idle consumer that no broker answers. They include brokers not connected to yet.
         states = {broker["state"] for broker in json.loads(text)["brokers"].values()}
         if states and "UP" not in states:
-            self._waiting.note("brokers", self._kafka.unreachable(f"reading {self._full_topic}"))
+            self._waiting.note("brokers", self._kafka.unreachable_error(f"reading {self._full_topic}"))
         else:
             self._waiting.clear("brokers")
 
@@ -239,9 +247,9 @@ class Membership:
 
     def _config(self) -> dict[str, Any]:
         return {
-            **self._kafka.member(self._group),
+            **self._kafka.member_config(self._group),
             "enable.auto.offset.store": False,
-            # The consumer must never go anywhere by itself: ``Starts`` decides, from what the group has committed.
+            # The consumer must never reset a position by itself: ``Starts`` decides from what the group has committed.
             "auto.offset.reset": "error",
             "queued.max.messages.kbytes": 16_384,
             "statistics.interval.ms": STATISTICS_MS,
@@ -250,137 +258,145 @@ class Membership:
             "logger": _client_log,
         }
 
-    def _join(self) -> None:
+    def _subscribe(self) -> None:
         self.consumer.subscribe(
             [self._full_topic],
-            on_assign=self._guarded(self._on_assign),
-            on_revoke=self._guarded(self._on_revoke),
-            on_lost=self._guarded(self._on_lost),
+            on_assign=self._wrap_callback(self._on_assign),
+            on_revoke=self._wrap_callback(self._on_revoke),
+            on_lost=self._wrap_callback(self._on_lost),
         )
 
-    def _was_gone(self) -> bool:
-        """Whether the group removed this member and let it in again while it had partitions.
+    def _has_been_readmitted(self) -> bool:
+        """Whether the group removed this member and readmitted it while it had partitions.
 
-        Others may have had those meanwhile. librdkafka says that they are lost, except where the group's answer comes
-        to a static member's request to join: then they stay assigned, also at the next generation.
+        Another member may have had the partitions meanwhile. librdkafka reports them as lost, unless the group's answer
+        comes to a static member's request to join: then they stay assigned, even in the next generation.
         """
         member = self.consumer.consumer_group_metadata()
-        return is_member(member) and any(part.member_id != member_id(member) for part in self._parts.values())
+        return is_member(member) and any(
+            partition.member_id != member_id(member) for partition in self._partitions.values()
+        )
 
     def rejoin(self, error: TransientError) -> None:
-        """Leave and come back: where a partition stands is not known, so it must not be worked on.
+        """Leave the group and join again, because the positions of its partitions are not known.
 
-        What is finished and not committed is handled again. Not to be called from within a callback.
-
-        Raises Fenced where another process was found to have this one's name.
+        Records that are finished but not committed are handled again. Must not be called within a callback. Raises
+        Fenced if leaving shows that another process uses this instance's name.
         """
         self._waiting.note(self, error)
-        self._forget(list(self._parts))
+        self._remove_partitions(list(self._partitions))
         self.consumer.close()
         failure, self._failure = self._failure, None
         if isinstance(failure, Fenced):
             self._consumer = None
             raise failure
-        time.sleep(REJOIN_AFTER_S)
+        time.sleep(REJOIN_PAUSE_S)
         self._consumer = self._connect(self._config())
-        self._join()
+        self._subscribe()
 
-    # Callbacks run inside poll() and close(); an exception would come out of those as a SystemError.
+    # Callbacks
 
-    def _guarded(
+    def _wrap_callback(
         self, callback: Callable[[Consumer, Sequence[TopicPartition]], None]
     ) -> Callable[[Consumer, list[TopicPartition]], None]:
-        def call(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Return ``callback`` with its errors kept for later: poll() and close() would turn them into a SystemError."""
+
+        def call(consumer: Consumer, topic_partitions: list[TopicPartition]) -> None:
             try:
-                callback(consumer, partitions)
+                callback(consumer, topic_partitions)
             except BaseException as exc:
                 self._failure = self._failure or exc
 
         return call
 
-    def _on_assign(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
-        if not partitions:  # a generation in which nothing changes for this member
+    def _on_assign(self, consumer: Consumer, topic_partitions: Sequence[TopicPartition]) -> None:
+        if not topic_partitions:  # nothing changes for this member in the new generation
             return
-        numbers = [part.partition for part in partitions]
-        self._forget(numbers)  # two states of one partition would both be committed
-        member = member_id(consumer.consumer_group_metadata())  # before the positions: another may commit from then on
-        parts = self._starts.find(consumer, numbers, partial(self._listener.committed, consumer))
-        # All of what is unfinished must be known before the first record: the next commit would erase the map.
-        for part in parts:
-            part.member_id = member
-        self._parts |= {part.number: part for part in parts}
-        for part in parts:
-            self._listener.assigned(part)
-        starts = {part.number: part.start for part in parts}
-        self._fresh |= starts
+        numbers = [item.partition for item in topic_partitions]
+        self._remove_partitions(numbers)  # otherwise two states of one partition would both be committed
+        member = member_id(consumer.consumer_group_metadata())  # before the positions: others may commit from then on
+        partitions = self._starts.find(consumer, numbers, partial(self._listener.read_positions, consumer))
+        for partition in partitions:
+            partition.member_id = member
+        # The states are complete before the first record is polled, because the next commit replaces the finished map.
+        self._partitions |= {partition.number: partition for partition in partitions}
+        for partition in partitions:
+            self._listener.on_assign(partition)
+        starts = {partition.number: partition.start for partition in partitions}
+        self._just_assigned |= starts
         fetched = [TopicPartition(self._full_topic, number, offset) for number, offset in starts.items()]
         consumer.incremental_assign(fetched)
         if self._leaving:
-            self.pause(parts)
+            self.pause(partitions)
         else:
-            # What the last assignment paused is paused still.
+            # librdkafka keeps a partition paused across assignments.
             consumer.resume(fetched)
         REBALANCES.labels(self._group, "assigned").inc()
-        _log.info("assigned", group=self._group, partitions=sorted(self._parts), starts=starts)
+        _log.info("assigned", group=self._group, partitions=sorted(self._partitions), starts=starts)
         self._waiting.clear(self)
 
-    def _on_revoke(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
+    def _on_revoke(self, consumer: Consumer, topic_partitions: Sequence[TopicPartition]) -> None:
         started_s = time.monotonic()
         try:
             self._listener.before_revoke()
         finally:
-            self._drop(consumer, partitions, "revoked", time.monotonic() - started_s)
+            self._unassign(consumer, topic_partitions, "revoked", time.monotonic() - started_s)
 
-    def _on_lost(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
-        # Somebody else may work on them already: nothing of them may be committed.
-        self._drop(consumer, partitions, "lost", 0.0)
+    def _on_lost(self, consumer: Consumer, topic_partitions: Sequence[TopicPartition]) -> None:
+        # Another member may have the partitions already, so nothing of them may be committed.
+        self._unassign(consumer, topic_partitions, "lost", 0.0)
 
-    def _drop(self, consumer: Consumer, partitions: Sequence[TopicPartition], kind: str, elapsed_s: float) -> None:
-        numbers = [part.partition for part in partitions]
-        self._forget(numbers)
-        consumer.incremental_unassign(list(partitions))
+    def _unassign(
+        self, consumer: Consumer, topic_partitions: Sequence[TopicPartition], kind: str, elapsed_s: float
+    ) -> None:
+        numbers = [item.partition for item in topic_partitions]
+        self._remove_partitions(numbers)
+        consumer.incremental_unassign(list(topic_partitions))
         REBALANCES.labels(self._group, kind).inc()
         _log.info(kind, group=self._group, partitions=sorted(numbers), elapsed_ms=round(elapsed_s * 1000))
 
-    def _forget(self, numbers: list[int]) -> None:
+    def _remove_partitions(self, numbers: list[int]) -> None:
+        """Mark the assignments of partitions ``numbers`` as ended, and tell the listener."""
         for number in numbers:
-            self._fresh.pop(number, None)
-            if (part := self._parts.pop(number, None)) is not None:
-                part.live = False
-                self._starts.note(part)
+            self._just_assigned.pop(number, None)
+            if (partition := self._partitions.pop(number, None)) is not None:
+                partition.is_assigned = False
+                self._starts.remember(partition)
                 LAG.remove(self._kafka.group(self._group), self._full_topic, str(number))
-        self._listener.dropped()
+        self._listener.on_drop()
 
-    # What the consumer reports beside records
+    # Errors of the consumer
 
-    def _read_error(self, error: KafkaError, partition: int) -> None:
-        """Raises TransientError where only joining again helps."""
+    def _handle_read_error(self, error: KafkaError, partition: int) -> None:
+        """Log ``error``, or raise it: as TransientError if joining again helps, as Fenced, or as ConfigError."""
         if any(error.code() == code or KafkaError(code).str() in error.str() for code in _TAKEN_OVER):
-            # It comes as itself or within a fatal one. A broker that stalled, or takes over a group, may fence a static
-            # member by its own older request (KAFKA-20985): unless another process has the name, the place is ours.
+            # The error comes by itself or within a fatal one. A broker that stalled, or takes over a group, may fence a
+            # static member because of that member's own older request (KAFKA-20985). Unless another process uses the
+            # name, this instance may join again.
             self._listener.confirm_name()
             _log.warning("fenced by the coordinator, rejoining", group=self._group)
-            raise Unavailable("kafka", f"the group took {self._kafka.instance_id} for gone: {error.str()}")
+            raise Unavailable("kafka", f"the coordinator fenced {self._kafka.instance_id}: {error.str()}")
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
-            # The position is outside the log: where to go on is decided by what the group has committed.
+            # The position is outside the log. Joining again decides where to start from what the group has committed.
             raise Unavailable("kafka", f"{self._full_topic} [{partition}]: {error.str()}")
         if error.fatal() or error.code() == KafkaError._FATAL:
-            raise self._kafka.translated(error, f"reading {self._full_topic}")
+            raise self._kafka.translate_error(error, f"reading {self._full_topic}")
         if error.code() in _MISSING and self._missing_since_s is None:
             self._missing_since_s = time.monotonic()
-        _log.warning("kafka", group=self._group, error=error.str())
+        _log.warning("kafka error", group=self._group, error=error.str())
 
-    def _watch_topic(self, found: bool) -> None:
-        if found:
+    def _watch_topic(self, has_records: bool) -> None:
+        """Raise ConfigError if the topic has been reported as unknown for TOPIC_PATIENCE_S and does not exist."""
+        if has_records:
             self._missing_since_s = None
         elif self._missing_since_s is not None and time.monotonic() - self._missing_since_s >= TOPIC_PATIENCE_S:
             self._missing_since_s = None
             try:
                 self._require_topic()
             except TransientError as exc:
-                _log.warning("kafka", group=self._group, error=str(exc))
+                _log.warning("kafka error", group=self._group, error=str(exc))
                 self._missing_since_s = time.monotonic()
 
     def _require_topic(self) -> None:
-        if not self._kafka.partitions(self.consumer, self._full_topic):
+        if not self._kafka.list_partitions(self.consumer, self._full_topic):
             raise ConfigError(f"reading {self._full_topic}: the topic has no partitions")

@@ -1,10 +1,25 @@
-"""The pipeline of a service: poll, handle, and commit outputs with offsets in one transaction.
+"""The pipeline: polls a topic, hands its records to a handler, and commits outputs and offsets in one transaction.
 
-Promises that in Kafka every record has its outputs, or its dead letter, exactly once; a handler may run again after a
-crash. One thread owns the consumer (``membership``), the transactions (``commits``) and all state; handlers run in a
-pool (``lanes``), records of one key one after another, and what finishes early is committed early: the offset's
-metadata holds the map of what is finished above it (``position``). What is down pauses the pipeline, which keeps its
-place in the group. docs/delivery.md has the promises, and what they do not cover.
+Start reading here. The way of a record from poll to commit:
+
+1. ``membership`` joins the group. When it gets a partition, ``starts`` reads the group's committed position, and
+   ``position`` restores from it which offsets are finished and which are not.
+2. ``membership.Membership.poll`` returns the records that ``position`` says are unfinished.
+3. ``lanes.Lanes.put`` appends each record to its lane: the records of one partition and key, in order. The pool takes
+   one task of a lane at a time, so that one slow key holds up no other.
+4. In the pool, ``handling.Handling.handle`` decodes the record, calls the handler and encodes its outputs. A record
+   that can never succeed becomes a dead letter (``dead_letters``). While a dependency is down, the thread waits.
+   ``quarantine`` notes what each thread is handling, in case the process dies.
+5. ``lanes.Lanes.collect`` returns what the pool has finished. ``commits.Commits.add_finished`` checks the limit on dead
+   letters (``dead_letters.limits``) and marks the records as finished in ``position``.
+6. ``commits.Commits.commit`` produces outputs and dead letters and commits the positions, in one transaction
+   (``transactions``). A record that finishes before an earlier one is committed early: the position is the lowest
+   unfinished offset, and its metadata maps what is finished above it.
+7. A failed transaction changes nothing: its records are committed with the next one. If its outcome is unknown,
+   ``commits`` compares the group's positions with those that it sent.
+
+One thread does all of this except step 4. Every record has its outputs, or its dead letter, exactly once in Kafka; a
+handler may run again after a crash. docs/delivery.md lists the promises and what they do not cover.
 """
 
 from __future__ import annotations
@@ -31,42 +46,51 @@ from rtfm.streams.quarantine import Quarantine
 from rtfm.streams.transactions import Transactions
 from rtfm.telemetry import CONSUMED, INFLIGHT, PAUSED_PARTITIONS, POLL_GAP_SECONDS, Health
 
-POLL_S = 0.1
-SETTLE_S = 0.005
-IDLE_S = 0.01
+POLL_TIMEOUT_S = 0.1
+COLLECT_TIMEOUT_S = 0.005
+IDLE_SLEEP_S = 0.01
 HANDLER_POLL_S = 0.05
-TAKE = 300
-HIGH_WATER = 500
-"""Unfinished records of a partition; with those of one intake they bound the map in the offset's metadata.
 
-A record has at most three bytes of the map, or four characters: 3,200, and the tally's 270.
+POLL_RECORDS = 300
+"""Records that one poll returns at most."""
+
+HIGH_WATER = 500
+"""Unfinished records at which a partition is full.
+
+Together with one poll it bounds the finished map in the position's metadata, for which a broker takes 4,096 bytes by
+default: a record needs at most three bytes of the map, which are four characters, so 800 records need 3,200. The tally
+of dead letters needs 270 more.
 """
 
 MAX_WINDOW = 2000
-"""Offsets of a partition from the lowest unfinished one on, where more is taken because the pool is quick.
+"""Length of a partition's window at which it is full even if the pool is quick enough to be given more records.
 
-Then an offset has at most one byte of the map.
+At that density an offset needs at most one byte of the map.
 """
 
-PATIENCE_S = 1.0
-"""Crowded that long, partitions are paused; a resume costs up to a second, not polling costs nothing."""
+CROWDED_PATIENCE_S = 1.0
+"""How long to go without polling before partitions are paused.
 
-REPORT_EVERY_S = 0.5
-OUTSIDE_S = 60.0
+Not polling costs nothing; resuming a paused partition takes up to a second.
+"""
+
+REPORT_INTERVAL_S = 0.5
+
+MAX_OUTSIDE_S = 60.0
 """Unhealthy after this long outside the group; a member without partitions is a healthy spare."""
 
 __all__ = ["Handler", "Output", "Pipeline", "Record", "Unfinished"]
 
 
 class Unfinished(RtfmError):
-    """Work was still under way when the time for stopping was over; what it read will be read again."""
+    """Records were still being handled when the time for stopping was over; they are read again at the next start."""
 
 
 class Pipeline:
     """Reads one topic as one consumer group and hands its records to ``handler``.
 
-    With a ``batch_size`` the handler gets up to so many records of one partition a call, in order. Without, it gets
-    one record a call, those of one key one after another. Up to ``concurrency`` calls run at a time.
+    With a ``batch_size``, a call of the handler gets up to that many records of one partition, in order. Without it, a
+    call gets one record, and those of one key run one after another. Up to ``concurrency`` calls run at a time.
     """
 
     def __init__(
@@ -84,12 +108,14 @@ class Pipeline:
         dead_letters: DeadLetterPolicy | None = None,
         quarantine: Quarantine | None = None,
         grace_s: float = 20.0,
-        outside_s: float = OUTSIDE_S,
+        max_outside_s: float = MAX_OUTSIDE_S,
     ) -> None:
-        """The group is joined when ``handler`` is there; it need not be at first.
+        """Prepare; ``run`` connects. If ``handler`` is a future, the pipeline joins the group once it has a result.
 
-        ``dead_letters`` None: the default limits. ``quarantine`` None: a record that ends the process ends it at every
-        start. ``grace_s``: how long work under way may take after ``stop``.
+        ``dead_letters`` None means the default limits, ``quarantine`` None that a record that kills the process does so
+        at every start. ``grace_s`` is how long running handlers may take after ``stop`` is set. ``max_outside_s`` is
+        how long the pipeline may be outside the group and still report that it is alive. Raises ConfigError for a topic
+        that is not in the catalogue.
         """
         if topic not in contracts.catalogue.topics:
             raise ConfigError(f"there is no topic {topic} in contracts.toml")
@@ -97,7 +123,7 @@ class Pipeline:
         self._topic = topic
         self._group = group
         self._health = health
-        self._outside_s = outside_s
+        self._max_outside_s = max_outside_s
         self._high_water = HIGH_WATER if batch_size is None else max(HIGH_WATER, 2 * batch_size)
         self._grace_s = grace_s
         self._stop = stop
@@ -130,20 +156,20 @@ class Pipeline:
             handling=self._handling,
             transactions=Transactions(kafka, f"{group}-{kafka.instance_id}"),
         )
-        self._members = Membership(kafka, topic=topic, group=group, waiting=self._waiting, listener=self)
+        self._membership = Membership(kafka, topic=topic, group=group, waiting=self._waiting, listener=self)
         self._crowded_since_s: float | None = None
-        self._reported_s = self._useful_s = float("-inf")
-        self._broken = False
+        self._last_report_s = self._last_useful_s = float("-inf")
+        self._has_failed = False
 
     def run(self) -> None:
-        """Work until ``stop`` is set, then finish what is under way, commit and leave the group.
+        """Run until ``stop`` is set; then finish the records being handled, commit them and leave the group.
 
-        Raises ConfigError for a topic that does not exist, Fenced when another process has this one's name,
-        TooManyDeadLetters, Unfinished when the work in hand takes longer than the time for stopping, and whatever
-        defect the handler has.
+        Raises ConfigError for a topic that does not exist, Fenced when another process uses this instance's name,
+        TooManyDeadLetters at the limit on dead letters, Unfinished when running handlers take longer than ``grace_s``,
+        and any defect of the handler.
         """
-        self._health.ready_when(self._group, self._not_ready)
-        self._health.alive_when(f"{self._group} membership", self._outside)
+        self._health.ready_when(self._group, self._waiting_reason)
+        self._health.alive_when(f"{self._group} membership", self._outside_reason)
         POLL_GAP_SECONDS.labels(self._group).set_function(partial(self._health.gap_s, self._group))
         try:
             if not self._open():
@@ -152,43 +178,43 @@ class Pipeline:
             while not self._stop.is_set():
                 self._step()
             unfinished = self._drain()
-            if self._commits.over is not None:
-                raise self._commits.over
+            if self._commits.limit_error is not None:
+                raise self._commits.limit_error
         except BaseException:
-            self._broken = True
+            self._has_failed = True
             raise
         finally:
             self._close()
         if unfinished:
             raise Unfinished(
-                f"{self._group}: the work in hand was not finished within {self._grace_s:g} s",
-                hint="nothing is lost: it is read again at the next start; SHUTDOWN_GRACE_S gives it longer",
+                f"{self._group}: handling did not finish within {self._grace_s:g} s after the stop",
+                hint="nothing is lost: the records are read again at the next start; SHUTDOWN_GRACE_S gives more time",
             )
 
     # The loop
 
     def _open(self) -> bool:
-        """Start transactions and join, waiting for Kafka; False when stopped meanwhile."""
+        """Start transactions and join the group, waiting for Kafka. Return False if stopped meanwhile."""
         backoff = Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S)
         while not self._stop.is_set():
             self._health.beat(self._group)
             try:
-                # Early: the end of a transaction that a dead predecessor left open takes up to a second.
+                # First, because ending a transaction that a dead predecessor left open takes up to a second.
                 self._commits.open()
                 if not self._await_handler():
                     return False
-                self._members.open()
+                self._membership.open()
             except Unavailable as exc:
                 self._waiting.note(self, exc)
                 self._stop.wait(backoff.next_s())
                 continue
             self._waiting.clear(self)
-            self._useful_s = time.monotonic()
+            self._last_useful_s = time.monotonic()
             return True
         return False
 
     def _await_handler(self) -> bool:
-        """Wait until the handler is there; False when stopped meanwhile."""
+        """Wait until the handler is ready. Return False if stopped meanwhile."""
         handler = self._handler
         if isinstance(handler, Future):
             while not handler.done():
@@ -200,45 +226,46 @@ class Pipeline:
         return True
 
     def _step(self) -> None:
+        """Collect, poll and commit once each, as far as there is something to do."""
         self._health.beat(self._group)
         if self._lanes:
-            self._settle(SETTLE_S)  # poll() cannot be woken from another thread
-        if self._has_room():
+            self._collect(COLLECT_TIMEOUT_S)  # poll() cannot be woken from another thread
+        if self._apply_backpressure():
             due_s = self._commits.due_in_s()
-            wait_s = 0 if self._lanes else POLL_S if due_s is None else min(POLL_S, due_s)
-            if taken := self._members.take(wait_s, TAKE):
-                CONSUMED.labels(self._topic, self._group).inc(len(taken))
-                self._lanes.put(taken)
+            wait_s = 0 if self._lanes else POLL_TIMEOUT_S if due_s is None else min(POLL_TIMEOUT_S, due_s)
+            if polled := self._membership.poll(wait_s, POLL_RECORDS):
+                CONSUMED.labels(self._topic, self._group).inc(len(polled))
+                self._lanes.put(polled)
         elif not self._lanes:
-            time.sleep(IDLE_S)
+            time.sleep(IDLE_SLEEP_S)
         if self._commits.due_in_s() == 0:
             try:
                 self._commit()
             except PositionsChanged as exc:
-                self._members.rejoin(exc)
+                self._membership.rejoin(exc)
         self._report()
 
-    def _settle(self, wait_s: float = 0.0) -> None:
-        if finished := self._lanes.settle(wait_s):
-            self._commits.add(finished)
-        if self._commits.over is not None:
+    def _collect(self, wait_s: float = 0.0) -> None:
+        if finished := self._lanes.collect(wait_s):
+            self._commits.add_finished(finished)
+        if self._commits.limit_error is not None:
             self._stop.set()
 
     def _commit(self) -> None:
-        self._commits.commit(self._members.consumer)
+        self._commits.commit(self._membership.consumer)
 
     def _drain(self) -> bool:
-        """Let what runs finish; the pool skips what it has not begun. Whether something is left."""
+        """Finish and commit running records; the pool skips the others. Return whether unfinished work is left."""
         deadline_s = time.monotonic() + self._grace_s * 0.8
-        self._quarantine.end()
-        self._members.wind_down()
+        self._quarantine.note_shutdown()
+        self._membership.wind_down()
         while (self._lanes or self._commits) and time.monotonic() < deadline_s:
             self._step()
         return bool(self._lanes or self._commits)
 
     def _close(self) -> None:
         try:
-            self._members.leave()
+            self._membership.leave()
         finally:
             self._commits.close()
             self._lanes.close()
@@ -246,75 +273,83 @@ class Pipeline:
 
     # As the listener of its membership
 
-    def committed(self, consumer: Consumer, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
-        """The group's positions; see RebalanceListener for this and the next ones."""
-        return self._commits.committed(consumer, numbers, timeout_s)
+    def read_positions(self, consumer: Consumer, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
+        """Return the group's positions. RebalanceListener describes this method and the following ones."""
+        return self._commits.read_positions(consumer, numbers, timeout_s)
 
-    def assigned(self, part: PartitionState) -> None:
-        """Before the first record of ``part``, it is known which of them are suspected."""
-        self._quarantine.review(self._group, self._members.parts)
+    def on_assign(self, partition: PartitionState) -> None:
+        """Find out, before the first record of ``partition``, whether it holds suspects."""
+        self._quarantine.review(self._group, self._membership.partitions)
 
     def before_revoke(self) -> None:
-        """Commit what is finished."""
-        if not self._broken:
-            self._settle()
+        """Commit what is finished, unless the pipeline is failing."""
+        if not self._has_failed:
+            self._collect()
             self._commit()
 
-    def dropped(self) -> None:
-        """Commit nothing of what went elsewhere."""
-        self._commits.keep_live()
+    def on_drop(self) -> None:
+        """Drop what is finished in partitions that are no longer assigned."""
+        self._commits.drop_unassigned()
 
-    def reached_end(self, part: PartitionState) -> None:
-        """Commit the end of the log, so that markers of transactions do not count as lag."""
-        self._commits.add_end(part)
+    def on_end_of_log(self, partition: PartitionState) -> None:
+        """Commit the end of the log, so that transaction markers do not count as lag."""
+        self._commits.add_end_of_log(partition)
 
     def confirm_name(self) -> None:
-        """Raises Fenced where another process has this one's name."""
+        """Raise Fenced if another process uses this instance's name."""
         self._commits.confirm_name()
 
     # Backpressure
 
-    def _has_room(self) -> bool:
-        """Whether to poll: first not polling holds back, which is free, then pausing, so that the group keeps us."""
+    def _apply_backpressure(self) -> bool:
+        """Pause and resume partitions as needed, and return whether to poll.
+
+        When the pool or a partition is full, polling stops at first, which costs nothing. After CROWDED_PATIENCE_S the
+        full partitions are paused and polling goes on, because the group removes a member that does not poll.
+        """
         now_s = time.monotonic()
-        parts = self._members.parts
+        partitions = self._membership.partitions
         depth = self._lanes.depth
-        full = [part for part in parts if not part.paused and self._is_full(part, depth)]
-        all_wait = self._lanes.crowded or self._commits.stuck
-        if not (full or all_wait):
+        full = [partition for partition in partitions if not partition.is_paused and self._is_full(partition, depth)]
+        is_all_full = self._lanes.is_crowded or self._commits.is_full
+        if not (full or is_all_full):
             self._crowded_since_s = None
-            self._members.resume(part for part in parts if part.unfinished_count <= self._high_water // 2)
+            self._membership.resume(
+                partition for partition in partitions if partition.unfinished_count <= self._high_water // 2
+            )
             return True
         if self._crowded_since_s is None:
             self._crowded_since_s = now_s
-        if now_s - self._crowded_since_s < PATIENCE_S:
+        if now_s - self._crowded_since_s < CROWDED_PATIENCE_S:
             return False
-        self._members.pause(parts if all_wait else full)
+        self._membership.pause(partitions if is_all_full else full)
         return True
 
-    def _is_full(self, part: PartitionState, depth: int) -> bool:
-        count = part.unfinished_count
-        return count >= self._high_water and (count >= depth or part.window >= MAX_WINDOW)
+    def _is_full(self, partition: PartitionState, depth: int) -> bool:
+        count = partition.unfinished_count
+        return count >= self._high_water and (count >= depth or partition.window >= MAX_WINDOW)
 
-    # What others see
+    # Metrics and health
 
     def _report(self) -> None:
         now_s = time.monotonic()
-        if now_s - self._reported_s < REPORT_EVERY_S:
+        if now_s - self._last_report_s < REPORT_INTERVAL_S:
             return
-        self._reported_s = now_s
-        parts = self._members.parts
-        if parts or self._waiting.dependency is not None or self._members.joined:
-            self._useful_s = now_s
-        self._members.report()
-        self._quarantine.review(self._group, parts)
-        INFLIGHT.labels(self._group).set(sum(part.unfinished_count for part in parts))
-        PAUSED_PARTITIONS.labels(self._group).set(sum(part.paused for part in parts))
+        self._last_report_s = now_s
+        partitions = self._membership.partitions
+        if partitions or self._waiting.dependency is not None or self._membership.has_joined:
+            self._last_useful_s = now_s
+        self._membership.report_lag()
+        self._quarantine.review(self._group, partitions)
+        INFLIGHT.labels(self._group).set(sum(partition.unfinished_count for partition in partitions))
+        PAUSED_PARTITIONS.labels(self._group).set(sum(partition.is_paused for partition in partitions))
 
-    def _outside(self) -> str | None:
-        outside_s = time.monotonic() - self._useful_s
-        return f"no place in the group for {outside_s:.0f} s" if self._outside_s < outside_s < float("inf") else None
+    def _outside_reason(self) -> str | None:
+        outside_s = time.monotonic() - self._last_useful_s
+        return (
+            f"no place in the group for {outside_s:.0f} s" if self._max_outside_s < outside_s < float("inf") else None
+        )
 
-    def _not_ready(self) -> str | None:
+    def _waiting_reason(self) -> str | None:
         dependency = self._waiting.dependency
         return None if dependency is None else f"waiting for {dependency}"

@@ -1,9 +1,9 @@
-"""Where a group is in a partition when records are finished out of order.
+"""Position: the state of one assignment, and the position to commit when records finish out of order.
 
-Owns the form of a committed position: the lowest unfinished offset, and in its metadata a run-length map of what is
-finished above it, then the tally of dead letters where there are any. Pure: no Kafka, no clock. The map is as long as
-there are runs, and runs are separated by unfinished records, so a bound on unfinished records is a bound on the map; it
-is never cut, which would repeat finished work.
+Owns the format of a committed position. Its offset is the lowest unfinished one. Its metadata holds the finished map, a
+run-length map of what is finished above that offset, and after it the tally of dead letters if there are any.
+Unfinished records separate the runs of the map, so that a bound on unfinished records bounds its length. The map is
+never cut, because that would repeat finished records. Pure: no Kafka, no clock.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _VERSION = "1"
 _TALLY = "."
 
 
-def encode(unfinished: Iterable[int], end: int) -> str:
-    """The map of ``unfinished`` (ascending offsets, the first of them the committed one) below ``end``.
+def encode_map(unfinished: Iterable[int], end: int) -> str:
+    """Return the finished map below ``end``, given the ``unfinished`` offsets, ascending from the committed one.
 
-    Runs of unfinished and finished offsets take turns, as varints in base64 after the form's version. Empty when
-    nothing above the committed offset is finished.
+    The map alternates the lengths of runs of unfinished and finished offsets, as varints in base64 after the version of
+    the format. It is empty if nothing above the committed offset is finished.
     """
     runs: list[int] = []
     start = stop = -1
@@ -50,20 +50,20 @@ def encode(unfinished: Iterable[int], end: int) -> str:
     return _VERSION + base64.b64encode(out).decode().rstrip("=")
 
 
-def decode(offset: int, metadata: str) -> tuple[list[int], int]:
-    """The unfinished offsets, and the end, of a position. Raises ConfigError for metadata of another form."""
+def decode_map(offset: int, metadata: str) -> tuple[list[int], int]:
+    """Return the unfinished offsets and the end of a position. Raises ConfigError for metadata in another format."""
     if not metadata:
         return [], offset
-    wrong = ConfigError(
-        f"the group's offset metadata is of another program or version: {metadata[:20]!r}",
+    error = ConfigError(
+        f"the group's offset metadata was written by another program or version: {metadata[:20]!r}",
         hint="stop the group and reset its offsets with Kafka's own tools, or run the version that wrote them",
     )
     if metadata[0] != _VERSION:
-        raise wrong
+        raise error
     try:
         packed = base64.b64decode(metadata[1:] + "=" * (-(len(metadata) - 1) % 4), validate=True)
     except binascii.Error as exc:
-        raise wrong from exc
+        raise error from exc
     runs, number, shift = [], 0, 0
     for byte in packed:
         number |= (byte & 127) << shift
@@ -72,7 +72,7 @@ def decode(offset: int, metadata: str) -> tuple[list[int], int]:
             runs.append(number)
             number = shift = 0
     if shift or len(runs) % 2:
-        raise wrong
+        raise error
     unfinished: list[int] = []
     for undone, done in zip(runs[::2], runs[1::2], strict=True):
         unfinished += range(offset, offset + undone)
@@ -82,39 +82,40 @@ def decode(offset: int, metadata: str) -> tuple[list[int], int]:
 
 @define(eq=False)
 class PartitionState:
-    """One assignment of one partition: what is taken in and not finished.
+    """One assignment of one partition, and which of its offsets are unfinished.
 
-    A new assignment is a new object, so its identity tells whether a result is still wanted: ``live`` is False once the
-    partition went elsewhere. Everything from the lowest unfinished offset to ``end`` that is not in ``unfinished`` is
-    finished, gaps of transactions and compaction included.
+    A new assignment is a new object, and ``is_assigned`` of the old one is False from then on, so that late results of
+    the old one are recognised. Every offset from the lowest unfinished one to ``end`` that is not in ``unfinished`` is
+    finished, including offsets that hold no record because of transactions or compaction.
     """
 
     number: int
     member_id: bytes = b""
-    """As whom the group knew the member that it was assigned to."""
+    """The id that the group gave to the member at the time of the assignment."""
     start: int = 0
-    """The offset from which this assignment is fetched: no record below it is taken."""
+    """The offset from which this assignment is fetched; no record below it is accepted."""
     committed: int = 0
-    """The offset that is committed now, as far as is known."""
+    """The committed offset, as far as this process knows."""
     stored: tuple[int, str] | None = None
-    """Offset and metadata as the group has them, as far as is known; None where the group has no position."""
+    """The group's offset and metadata, as far as this process knows; None if the group has no position."""
     end: int = 0
-    """The highest offset taken in, plus one."""
+    """The highest polled offset plus one; higher if the log is known to end there."""
     unfinished: dict[int, None] = field(factory=dict)
+    """Unfinished offsets in ascending order."""
     awaited: deque[int] = field(factory=deque)
-    """Restored unfinished offsets that have not come from the log again yet."""
+    """Unfinished offsets of the restored position that have not been polled yet."""
     tally: TallyState = field(factory=TallyState)
-    live: bool = True
-    paused: bool = False
-    _last_seen: int = -1
+    is_assigned: bool = True
+    is_paused: bool = False
+    _last_polled: int = -1
 
     @classmethod
-    def restored(cls, number: int, offset: int, metadata: str) -> PartitionState:
-        """The state that a committed position stands for. Raises ConfigError for a position of another form."""
+    def from_position(cls, number: int, offset: int, metadata: str) -> PartitionState:
+        """Restore the state from a committed position. Raises ConfigError for a position in another format."""
         if offset < 0:
-            raise ConfigError(f"partition {number}: {offset} is no offset to start from")
+            raise ConfigError(f"partition {number}: the position {offset} is not an offset")
         finished, _, tally = metadata.partition(_TALLY)
-        unfinished, end = decode(offset, "" if finished == _VERSION else finished)
+        unfinished, end = decode_map(offset, "" if finished == _VERSION else finished)
         return cls(
             number=number,
             start=offset,
@@ -127,30 +128,33 @@ class PartitionState:
         )
 
     @classmethod
-    def without_position(cls, number: int, offset: int, *, stored: tuple[int, str] | None = None) -> PartitionState:
-        """The state of a partition that is read from ``offset``, because the group has no position that is of use."""
+    def from_offset(cls, number: int, offset: int, *, stored: tuple[int, str] | None = None) -> PartitionState:
+        """Return the state of a partition that is read from ``offset``, because the group has no valid position."""
         return cls(number=number, start=offset, committed=offset, stored=stored, end=offset)
 
     @property
     def unfinished_count(self) -> int:
-        """How many records were taken in and are not finished."""
+        """The number of records that were polled and are not finished."""
         return len(self.unfinished) - len(self.awaited)
 
     def admit(self, offset: int) -> bool:
-        """Whether the record at ``offset`` is still to be done. Raises RtfmError for a record out of order."""
-        if 0 <= self._last_seen < offset >= self.end and not self.awaited:  # as nearly all are
-            self._last_seen = offset
+        """Note that the record at ``offset`` was polled, and return whether it is unfinished.
+
+        Raises RtfmError for a record out of order.
+        """
+        if 0 <= self._last_polled < offset >= self.end and not self.awaited:  # the usual case
+            self._last_polled = offset
             self.unfinished[offset] = None
             self.end = offset + 1
             return True
-        if offset <= self._last_seen:
-            raise RtfmError(f"partition {self.number} gave offset {offset} after {self._last_seen}")
+        if offset <= self._last_polled:
+            raise RtfmError(f"partition {self.number} gave offset {offset} after {self._last_polled}")
         if offset < self.start:
-            # The consumer was told to begin at ``start``. To take what it gives instead would do finished work again.
+            # The consumer was told to begin at ``start``. Accepting an earlier record would repeat finished work.
             raise RtfmError(f"partition {self.number} gave offset {offset}, but its assignment starts at {self.start}")
-        self._last_seen = offset
+        self._last_polled = offset
         while self.awaited and self.awaited[0] < offset:
-            del self.unfinished[self.awaited.popleft()]  # gone from the log
+            del self.unfinished[self.awaited.popleft()]  # no longer in the log
         if self.awaited and self.awaited[0] == offset:
             self.awaited.popleft()
             return True
@@ -160,33 +164,33 @@ class PartitionState:
         self.end = offset + 1
         return True
 
-    def reach(self, end: int) -> bool:
-        """Note that the log holds no record between the last one taken in and ``end``; whether that says more."""
+    def extend_to(self, end: int) -> bool:
+        """Note that the log has no record from ``self.end`` to ``end``. Return whether that moves the end."""
         if end <= self.end or self.awaited:
             return False
         self.end = end
         return True
 
     def is_finished(self, offset: int) -> bool:
-        """Whether the record at ``offset`` is done."""
+        """Return whether the record at ``offset`` is finished."""
         return offset < self.end and offset not in self.unfinished
 
-    def unfinished_below(self, low: int) -> int:
-        """How many offsets below ``low`` are not finished, those included that were never taken in."""
+    def count_unfinished_below(self, low: int) -> int:
+        """Return the number of unfinished offsets below ``low``, including those that were never polled."""
         return sum(offset < low for offset in self.unfinished) + max(0, low - self.end)
 
     @property
     def window(self) -> int:
-        """Offsets from the lowest unfinished one to the end: what the map would have to tell of."""
+        """The number of offsets from the lowest unfinished one to ``end``, which the finished map covers."""
         return self.end - next(iter(self.unfinished), self.end)
 
     def finish(self, offset: int) -> None:
-        """Note that the record at ``offset`` is done."""
+        """Note that the record at ``offset`` is finished."""
         del self.unfinished[offset]
 
     def position(self) -> tuple[int, str]:
-        """Offset and metadata to commit."""
-        metadata, tally = encode(self.unfinished, self.end), self.tally.encode()
+        """Return the offset and metadata to commit."""
+        metadata, tally = encode_map(self.unfinished, self.end), self.tally.encode()
         if tally:
             metadata = f"{metadata or _VERSION}{_TALLY}{tally}"
         return next(iter(self.unfinished), self.end), metadata

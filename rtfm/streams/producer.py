@@ -1,8 +1,8 @@
-"""Producing events: idempotent, acknowledged by all in-sync replicas, compressed, partitioned as other clients do.
+"""Producer: sends events without a transaction: idempotent, acknowledged by all in-sync replicas, compressed.
 
-The queue is bounded: a caller waits for room up to the delivery timeout and then gets an error. Every record that was
-taken is either delivered or reported, to ``on_delivery`` and at the next ``flush``, also when the producer is closed
-before it could be sent. Of failures only their number by reason is kept, so a service need never flush.
+The partitioner is that of Java's clients. The queue is bounded: a caller waits for room up to the delivery timeout and
+then gets an error. Every queued record is either delivered, or reported to ``on_delivery`` and by the next ``flush``,
+even if the producer is closed first. Failures are only counted by reason, so a service need not flush.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rtfm.telemetry import SENT, get_logger, new_traceparent
 
 CONTENT_TYPE = b"application/vnd.confluent.avro"
 _POLL_S = 0.1
-_REPORTS_S = 2.0  # for the reports of records that are given up; they need no broker
+_REPORT_TIMEOUT_S = 2.0  # for the reports of abandoned records, which need no broker
 
 _log = get_logger(__name__)
 
@@ -34,7 +34,7 @@ Report = Callable[[KafkaError | None, Message], None]
 
 @frozen(kw_only=True)
 class Delivery:
-    """What became of one record; ``error`` is None when the brokers have it. ``topic`` is without prefix."""
+    """The delivery report of one record; ``error`` is None if it was delivered. ``topic`` is without prefix."""
 
     topic: str
     partition: int
@@ -43,7 +43,7 @@ class Delivery:
 
 
 class EventProducer:
-    """Produces the events of the catalogue's topics. Safe to use from several threads."""
+    """Produces events of the catalogue's topics. Safe to use from several threads."""
 
     def __init__(
         self, settings: Settings, contracts: Contracts, *, clock: Callable[[], float] = time.monotonic
@@ -54,12 +54,12 @@ class EventProducer:
         self._clock = clock
         self._lock = threading.Lock()
         self._failures = Counter[str]()
-        # Topic → its name on the cluster, and the report of a record of which nobody wants to hear. Made once: making
-        # both for each record cost a twelfth of what a question costs on its way to Kafka.
+        # Topic → its name on the cluster, and the report callback of records without ``on_delivery``. Cached, because
+        # building both for each record took a twelfth of the time of producing a question.
         self._routes: dict[str, tuple[str, Report]] = {}
         self._producer: Any = Producer(
             {
-                **self._kafka.producer(),
+                **self._kafka.producer_config(),
                 "enable.idempotence": True,
                 "acks": "all",
                 "linger.ms": 10,
@@ -82,8 +82,8 @@ class EventProducer:
     ) -> None:
         """Queue ``event`` for ``topic``, waiting for room in the queue.
 
-        Raises InvalidEvent for an event that the schema does not allow, ConfigError where the schema is not
-        registered, Unavailable when the queue stays full or the registry does not answer.
+        Raises InvalidEvent for an event that the schema does not allow, ConfigError if the schema is not registered,
+        Unavailable if the queue stays full or the registry does not answer.
         """
         value = self._contracts.encode(topic, event)
         self.send_raw(topic, self._contracts.key(topic, event), value, event_headers(headers), on_delivery=on_delivery)
@@ -97,18 +97,15 @@ class EventProducer:
         *,
         on_delivery: Callable[[Delivery], None] | None = None,
     ) -> None:
-        """Queue bytes as they are, as dead letters need it.
-
-        Raises Unavailable when the queue stays full for the delivery timeout.
-        """
+        """Queue bytes without encoding them. Raises Unavailable if the queue stays full for the delivery timeout."""
         if self._closed.is_set():
             raise RtfmError(f"{topic}: the producer is closed")
         try:
             name, report = self._routes[topic]
         except KeyError:
-            name, report = self._routes[topic] = self._kafka.topic(topic), self._reporter(topic, None)
+            name, report = self._routes[topic] = self._kafka.topic(topic), self._build_report(topic, None)
         if on_delivery is not None:
-            report = self._reporter(topic, on_delivery)
+            report = self._build_report(topic, on_delivery)
         deadline = self._clock() + self._settings.kafka_delivery_timeout_s
         while True:
             try:
@@ -116,15 +113,17 @@ class EventProducer:
                 return
             except BufferError as exc:
                 if self._clock() >= deadline:
-                    raise self._kafka.unreachable(f"{topic}: the queue of {len(self._producer)} stays full") from exc
+                    raise self._kafka.unreachable_error(
+                        f"{topic}: the queue of {len(self._producer)} stays full"
+                    ) from exc
                 self._producer.poll(_POLL_S)
             except KafkaException as exc:
-                raise self._kafka.translated(exc, f"producing to {topic}") from exc
+                raise self._kafka.translate_error(exc, f"producing to {topic}") from exc
 
     def flush(self, timeout_s: float | None = None) -> None:
-        """Wait until everything sent is acknowledged; default the delivery timeout.
+        """Wait until all sent records are acknowledged, by default for the delivery timeout.
 
-        Raises Unavailable when something was not delivered since the last flush, with the count and the first reason.
+        Raises Unavailable if records were not delivered since the last flush, with their number and the first reason.
         """
         waiting = self._producer.flush(self._settings.kafka_delivery_timeout_s + 1 if timeout_s is None else timeout_s)
         with self._lock:
@@ -134,26 +133,26 @@ class EventProducer:
                 "kafka",
                 f"{waiting + failures.total()} records were not delivered to Kafka at"
                 f" {self._settings.kafka_bootstrap_servers}: {next(iter(failures), 'no acknowledgement yet')}",
-                hint="see that Kafka runs and its topics exist (`rtfm-cli topics check`)",
+                hint="check that Kafka runs and its topics exist (`rtfm-cli topics check`)",
             )
 
     def __len__(self) -> int:
-        """Records that wait for their acknowledgement."""
+        """Return the number of records that wait for their acknowledgement."""
         return len(self._producer)
 
     def close(self, timeout_s: float | None = None) -> None:
-        """Stop. What is queued is given ``timeout_s``, default the delivery timeout.
+        """Deliver what is queued within ``timeout_s``, by default the delivery timeout, and stop.
 
-        What was not delivered by then is given up: reported to its ``on_delivery``, counted and logged.
+        Records that are not delivered by then are dropped: reported to their ``on_delivery``, counted and logged.
         """
         if self._closed.is_set():
             return
         try:
             self.flush(timeout_s)
         except Unavailable as exc:
-            _log.error("records lost at the end", reason=str(exc))
+            _log.error("closing the producer, undelivered records are lost", reason=str(exc))
         self._producer.purge()
-        self._producer.flush(_REPORTS_S)
+        self._producer.flush(_REPORT_TIMEOUT_S)
         self._closed.set()
         self._poller.join(timeout=2)
 
@@ -161,18 +160,18 @@ class EventProducer:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        # An error has its own way out, which does not wait for Kafka a second time.
+        # After an error, do not wait for Kafka.
         self.close(None if error is None else 0)
 
     def _poll(self) -> None:
-        # Delivery reports are served from here, so that a caller that only sends hears of them too.
+        # Serves delivery reports even if the caller only sends.
         while not self._closed.is_set():
             self._producer.poll(_POLL_S)
 
-    def _reporter(self, topic: str, on_delivery: Callable[[Delivery], None] | None) -> Report:
+    def _build_report(self, topic: str, on_delivery: Callable[[Delivery], None] | None) -> Report:
         count = SENT.labels(topic, "").inc
 
-        def report(error: KafkaError | None, message: Message) -> None:
+        def report(error: KafkaError | None, record: Message) -> None:
             if error is None:
                 count()
             else:
@@ -185,19 +184,19 @@ class EventProducer:
                 on_delivery(
                     Delivery(
                         topic=topic,
-                        partition=-1 if (partition := message.partition()) is None else partition,
-                        offset=-1 if (offset := message.offset()) is None else offset,
+                        partition=-1 if (partition := record.partition()) is None else partition,
+                        offset=-1 if (offset := record.offset()) is None else offset,
                         error=None if error is None else error.str(),
                     )
                 )
-            except Exception:  # it would come out of an unrelated call of another thread
-                _log.exception("a delivery report's receiver failed", topic=topic)
+            except Exception:  # it would be raised by an unrelated call of another thread
+                _log.exception("on_delivery failed", topic=topic)
 
         return report
 
 
 def event_headers(given: Mapping[str, bytes | str] | None) -> Headers:
-    """A record's headers: those given, a trace and the content type."""
+    """Return the headers of an event's record: the ``given`` ones, a trace and the content type."""
     if not given:
         return [("traceparent", new_traceparent().encode()), ("content-type", CONTENT_TYPE)]
     headers = {key: value.encode() if isinstance(value, str) else value for key, value in given.items()}

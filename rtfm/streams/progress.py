@@ -1,6 +1,6 @@
-"""How far a consumer group has come: what `import` waits for and `status` shows.
+"""Progress: the committed offsets and members of a consumer group, for `import`, `status` and tests.
 
-Reads the group's committed offsets; joins nothing and commits nothing.
+Does not join the group and does not commit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rtfm.errors import Unavailable
 from rtfm.settings import Settings
 from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
 
-_AGAIN_S = 0.3
+_RETRY_PAUSE_S = 0.3
 T = TypeVar("T")
 
 
@@ -24,32 +24,32 @@ class GroupProgress:
     """Committed offsets and members of one consumer group. ``group`` and topics are given without prefix."""
 
     def __init__(self, settings: Settings, group: str) -> None:
-        """Prepare; the first use connects."""
+        """Prepare; the first call connects."""
         self._kafka = KafkaConfig.of(settings)
         self._group = self._kafka.group(group)
-        self._admin = AdminClient(self._kafka.client())
-        # One that never joins, for the admin client's list_consumer_group_offsets ends the process with a segmentation
-        # fault while the cluster makes its offsets topic (confluent-kafka 2.16.0). Closed with this object.
-        self._consumer = Consumer({**self._kafka.client(), "group.id": self._group})
+        self._admin = AdminClient(self._kafka.client_config())
+        # A consumer that never joins: the admin client's list_consumer_group_offsets ends with a segmentation fault
+        # while the cluster creates its offsets topic (confluent-kafka 2.16.0). Closed with this object.
+        self._consumer = Consumer({**self._kafka.client_config(), "group.id": self._group})
 
-    def committed(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
-        """The committed offset of each partition that has one: the offset that is read next.
+    def committed_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
+        """Return the committed offset of each partition that has one: the offset that is read next.
 
-        Raises Unavailable when Kafka does not answer.
+        Raises Unavailable if Kafka does not answer.
         """
         name = self._kafka.topic(topic)
         asked = [TopicPartition(name, number) for number in partitions]
-        found = self._steadily(lambda: self._consumer.committed(asked, timeout=REQUEST_TIMEOUT_S))
-        return {part.partition: part.offset for part in found if part.offset >= 0}
+        found = self._retry(lambda: self._consumer.committed(asked, timeout=REQUEST_TIMEOUT_S))
+        return {position.partition: position.offset for position in found if position.offset >= 0}
 
-    def members(self) -> int:
-        """How many consumers the group has; 0 for a group that never was.
+    def count_members(self) -> int:
+        """Return the number of consumers in the group; 0 for a group that does not exist.
 
-        Raises Unavailable when Kafka does not answer.
+        Raises Unavailable if Kafka does not answer.
         """
-        return self._steadily(self._members)
+        return self._retry(self._count_members)
 
-    def _members(self) -> int:
+    def _count_members(self) -> int:
         futures = self._admin.describe_consumer_groups([self._group], request_timeout=REQUEST_TIMEOUT_S)
         try:
             return len(futures[self._group].result(timeout=REQUEST_TIMEOUT_S * 2).members)
@@ -58,14 +58,14 @@ class GroupProgress:
                 return 0
             raise
 
-    def _steadily(self, ask: Callable[[], T]) -> T:
-        """The result of ``ask``, asked again for a moment: a coordinator that has just started wants that."""
+    def _retry(self, ask: Callable[[], T]) -> T:
+        """Return the result of ``ask``, tried again for REQUEST_TIMEOUT_S: a coordinator may have just started."""
         until = time.monotonic() + REQUEST_TIMEOUT_S
         while True:
             try:
-                with self._kafka.translating(f"asking where group {self._group} is"):
+                with self._kafka.translating(f"reading the state of group {self._group}"):
                     return ask()
             except Unavailable:
                 if time.monotonic() >= until:
                     raise
-                time.sleep(_AGAIN_S)
+                time.sleep(_RETRY_PAUSE_S)

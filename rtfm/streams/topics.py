@@ -1,6 +1,6 @@
-"""Topics: what the catalogue wants, what the cluster has, and the steps from one to the other.
+"""Topics: compares the catalogue with the cluster, and creates, extends and configures topics to match.
 
-The whole plan is made and checked before the first change. Partitions are added, never taken away.
+The whole plan is complete before the first change. Partitions are added, never removed.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from rtfm.settings import Settings
 from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
 from rtfm.streams.progress import GroupProgress
 
-COUNTED_AT_MOST = 20_000
-"""Offsets of a topic whose records are counted one by one for a listing; some 20 MB."""
+MAX_COUNTED_OFFSETS = 20_000
+"""Offsets of a topic up to which its records are counted by reading them, about 20 MB."""
 
-COUNTING_S = 5.0
+COUNT_TIMEOUT_S = 5.0
+"""Time limit for counting the records of a topic."""
 
 
 @frozen(kw_only=True)
@@ -47,9 +48,10 @@ class Step:
 
 @frozen(kw_only=True)
 class TopicState:
-    """What a topic is on the cluster.
+    """A topic as it exists on the cluster.
 
-    ``offsets`` lie between its start and its end; the markers of transactions and what was aborted have some of them.
+    ``offsets`` is the number of offsets from its start to its end; transaction markers and aborted records have some of
+    them. ``lag`` is by group.
     """
 
     topic: str
@@ -60,32 +62,32 @@ class TopicState:
 
 
 class TopicAdmin:
-    """The cluster's topics, as far as the catalogue knows them."""
+    """Administers the cluster's topics that are in the catalogue."""
 
     def __init__(self, settings: Settings, catalogue: Catalogue) -> None:
         self._settings = settings
         self._kafka = KafkaConfig.of(settings)
         self._catalogue = catalogue
-        self._client = AdminClient(self._kafka.client())
+        self._client = AdminClient(self._kafka.client_config())
 
     def plan(self) -> list[Step]:
-        """The steps that `topics init` would take, one for each topic; ``none`` where all is as it should be.
+        """Return the steps that `topics init` would take; a topic that needs no change has one step ``none``.
 
-        Raises Unavailable without an answer from Kafka.
+        Raises Unavailable if Kafka does not answer.
         """
-        partitions = self._partitions()
+        partitions = self._count_partitions()
         existing = [topic for topic in self._catalogue.topics.values() if topic.name in partitions]
-        configs = self._configs(existing)
+        configs = self._read_configs(existing)
         return [
             step
             for topic in self._catalogue.topics.values()
-            for step in self._steps(topic, partitions.get(topic.name), configs.get(topic.name, {}))
+            for step in self._plan_topic(topic, partitions.get(topic.name), configs.get(topic.name, {}))
         ]
 
     def apply(self, plan: list[Step]) -> int:
-        """Take the steps of ``plan``; how many changes that were.
+        """Take the steps of ``plan`` and return the number of changes.
 
-        Raises ConfigError when the cluster refuses one, Unavailable without an answer.
+        Raises ConfigError if the cluster refuses one, Unavailable if Kafka does not answer.
         """
         changes = [step for step in plan if step.action != "none"]
         for step in changes:
@@ -94,10 +96,10 @@ class TopicAdmin:
                 case "create":
                     replicas = self._settings.kafka_replication_factor
                     new = NewTopic(name, step.partitions, replicas, config=step.config or {})
-                    self._wait(self._client.create_topics([new])[name], f"creating {name}", already_there=True)
+                    self._wait_for(self._client.create_topics([new])[name], f"creating {name}", already_there=True)
                 case "add partitions":
                     more = self._client.create_partitions([NewPartitions(name, step.partitions)])
-                    self._wait(more[name], f"adding partitions to {name}")
+                    self._wait_for(more[name], f"adding partitions to {name}")
                 case "configure":
                     entries = [
                         ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
@@ -105,69 +107,69 @@ class TopicAdmin:
                     ]
                     resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
                     (future,) = self._client.incremental_alter_configs([resource]).values()
-                    self._wait(future, f"configuring {name}")
+                    self._wait_for(future, f"configuring {name}")
         return len(changes)
 
     def states(self) -> list[TopicState]:
-        """Each topic of the catalogue that exists, with its offsets and the lag of its groups."""
-        partitions = self._partitions()
+        """Return each topic of the catalogue that exists, with its offsets and the lag of its group."""
+        partitions = self._count_partitions()
         topics = [topic for topic in self._catalogue.topics.values() if topic.name in partitions]
-        configs = self._configs(topics)
-        consumer = Consumer({**self._kafka.client(), "group.id": "rtfm-offsets"})
+        configs = self._read_configs(topics)
+        consumer = Consumer({**self._kafka.client_config(), "group.id": "rtfm-offsets"})
         with closing(consumer), self._kafka.translating("reading offsets"):
-            return [self._state(consumer, topic, partitions[topic.name], configs[topic.name]) for topic in topics]
+            return [self._read_state(consumer, topic, partitions[topic.name], configs[topic.name]) for topic in topics]
 
-    def records(self, state: TopicState) -> int | None:
-        """How many committed records a topic has, counted by reading it.
+    def count_records(self, state: TopicState) -> int | None:
+        """Return the number of committed records in a topic by reading it, because Kafka does not know it.
 
-        None where it has more than COUNTED_AT_MOST offsets, or reading takes longer than COUNTING_S: Kafka itself does
-        not know. Raises Unavailable without an answer.
+        None if the topic has more than MAX_COUNTED_OFFSETS offsets, or if reading takes longer than COUNT_TIMEOUT_S.
+        Raises Unavailable if Kafka does not answer.
         """
         if state.offsets == 0:
             return 0
-        if state.offsets > COUNTED_AT_MOST:
+        if state.offsets > MAX_COUNTED_OFFSETS:
             return None
         name = self._kafka.topic(state.topic)
         consumer = Consumer(
             {
-                **self._kafka.consumer("rtfm-offsets"),
-                # The end of a partition is told after that long, half a second by default.
+                **self._kafka.consumer_config("rtfm-offsets"),
+                # The end of a partition is reported after this time; the default is half a second.
                 "fetch.wait.max.ms": 10,
             }
         )
         with closing(consumer), self._kafka.translating(f"reading {name}"):
-            parts = [TopicPartition(name, number) for number in range(state.partitions)]
-            for part in parts:  # asking once more for the beginning takes librdkafka half a second
-                part.offset, _ = consumer.get_watermark_offsets(part, timeout=REQUEST_TIMEOUT_S)
-            consumer.assign(parts)
-            return self._count(consumer, state.partitions)
+            positions = [TopicPartition(name, number) for number in range(state.partitions)]
+            for position in positions:  # with OFFSET_BEGINNING librdkafka would take another half second
+                position.offset, _ = consumer.get_watermark_offsets(position, timeout=REQUEST_TIMEOUT_S)
+            consumer.assign(positions)
+            return self._count_to_end(consumer, state.partitions)
 
-    def _count(self, consumer: Consumer, partitions: int) -> int | None:
+    def _count_to_end(self, consumer: Consumer, partitions: int) -> int | None:
         count = 0
         ended: set[int | None] = set()
-        until_s = time.monotonic() + COUNTING_S
+        until_s = time.monotonic() + COUNT_TIMEOUT_S
         while len(ended) < partitions:
             if time.monotonic() > until_s:
                 return None
-            for message in consumer.consume(1_000, timeout=0.05):
-                if (error := message.error()) is None:
+            for record in consumer.consume(1_000, timeout=0.05):
+                if (error := record.error()) is None:
                     count += 1
                 elif error.code() == KafkaError._PARTITION_EOF:
-                    ended.add(message.partition())
+                    ended.add(record.partition())
                 else:
                     raise KafkaException(error)
         return count
 
     def delete(self) -> None:
-        """Delete every topic of the catalogue under this prefix. Refused without a prefix."""
+        """Delete every topic of the catalogue under the topic prefix. Raises ConfigError without a prefix."""
         if not self._settings.kafka_topic_prefix:
-            raise ConfigError("topics are deleted only under a prefix", hint="set KAFKA_TOPIC_PREFIX")
-        names = [self._kafka.topic(name) for name in self._partitions()]
+            raise ConfigError("topics are only deleted under a prefix", hint="set KAFKA_TOPIC_PREFIX")
+        names = [self._kafka.topic(name) for name in self._count_partitions()]
         if names:
             for future in self._client.delete_topics(names).values():
-                self._wait(future, "deleting topics")
+                self._wait_for(future, "deleting topics")
 
-    def _state(self, consumer: Consumer, topic: Topic, partitions: int, config: dict[str, str]) -> TopicState:
+    def _read_state(self, consumer: Consumer, topic: Topic, partitions: int, config: dict[str, str]) -> TopicState:
         name = self._kafka.topic(topic.name)
         marks = [
             consumer.get_watermark_offsets(TopicPartition(name, number), timeout=REQUEST_TIMEOUT_S)
@@ -175,25 +177,27 @@ class TopicAdmin:
         ]
         lag = {}
         if topic.group is not None:
-            committed = GroupProgress(self._settings, topic.group).committed(topic.name, range(partitions))
+            committed = GroupProgress(self._settings, topic.group).committed_offsets(topic.name, range(partitions))
             lag[topic.group] = sum(
                 max(0, high - max(low, committed.get(number, low))) for number, (low, high) in enumerate(marks)
             )
         return TopicState(
             topic=topic.name,
             partitions=partitions,
-            config={key: config.get(key, "") for key in _wanted(topic, self._settings.kafka_replication_factor)},
+            config={
+                key: config.get(key, "") for key in _expected_config(topic, self._settings.kafka_replication_factor)
+            },
             offsets=sum(high - low for low, high in marks),
             lag=lag,
         )
 
-    def _partitions(self) -> dict[str, int]:
+    def _count_partitions(self) -> dict[str, int]:
         with self._kafka.translating("listing topics"):
             metadata = self._client.list_topics(timeout=REQUEST_TIMEOUT_S)
         found = {name: metadata.topics.get(self._kafka.topic(name)) for name in self._catalogue.topics}
         return {name: len(topic.partitions) for name, topic in found.items() if topic and topic.error is None}
 
-    def _configs(self, topics: list[Topic]) -> dict[str, dict[str, str]]:
+    def _read_configs(self, topics: list[Topic]) -> dict[str, dict[str, str]]:
         if not topics:
             return {}
         by_resource = {
@@ -202,30 +206,34 @@ class TopicAdmin:
         futures = self._client.describe_configs(list(by_resource), request_timeout=REQUEST_TIMEOUT_S)
         return {
             by_resource[resource]: {
-                key: entry.value for key, entry in self._wait(future, "reading topic settings").items()
+                key: entry.value for key, entry in self._wait_for(future, "reading topic settings").items()
             }
             for resource, future in futures.items()
         }
 
-    def _steps(self, topic: Topic, partitions: int | None, config: dict[str, str]) -> list[Step]:
-        wanted = _wanted(topic, self._settings.kafka_replication_factor)
+    def _plan_topic(self, topic: Topic, partitions: int | None, config: dict[str, str]) -> list[Step]:
+        expected = _expected_config(topic, self._settings.kafka_replication_factor)
         if partitions is None:
             detail = f"{topic.partitions} partitions, kept for {topic.retention_h} h"
-            return [Step(topic=topic.name, action="create", detail=detail, partitions=topic.partitions, config=wanted)]
+            return [
+                Step(topic=topic.name, action="create", detail=detail, partitions=topic.partitions, config=expected)
+            ]
         steps = []
         if partitions < topic.partitions:
             detail = f"{partitions} to {topic.partitions} partitions"
             steps.append(Step(topic=topic.name, action="add partitions", detail=detail, partitions=topic.partitions))
-        drift = {key: value for key, value in wanted.items() if config.get(key) != value}
+        drift = {key: value for key, value in expected.items() if config.get(key) != value}
         if drift:
             detail = ", ".join(f"{key} {config.get(key)} to {value}" for key, value in drift.items())
             steps.append(Step(topic=topic.name, action="configure", detail=detail, config=drift))
-        more = f"{partitions} partitions, more than the {topic.partitions} wanted; partitions are never taken away"
+        more = (
+            f"{partitions} partitions, more than the {topic.partitions} of the catalogue; partitions are never removed"
+        )
         return steps or [
             Step(topic=topic.name, action="none", detail=more if partitions > topic.partitions else "up to date")
         ]
 
-    def _wait(self, future: Future[Any], what: str, *, already_there: bool = False) -> Any:
+    def _wait_for(self, future: Future[Any], what: str, *, already_there: bool = False) -> Any:
         with self._kafka.translating(what):
             try:
                 return future.result(timeout=REQUEST_TIMEOUT_S * 2)
@@ -233,19 +241,19 @@ class TopicAdmin:
                 code = exc.args[0].code()
                 if already_there and code == KafkaError.TOPIC_ALREADY_EXISTS:
                     return None
-                if code == KafkaError.UNKNOWN_TOPIC_OR_PART:  # it was there when the plan was begun
+                if code == KafkaError.UNKNOWN_TOPIC_OR_PART:  # it existed when the plan was made
                     raise Unavailable("kafka", f"{what}: a topic is being deleted", hint="try again") from exc
                 raise
 
 
-def _wanted(topic: Topic, replicas: int) -> dict[str, str]:
+def _expected_config(topic: Topic, replicas: int) -> dict[str, str]:
     return {
         "retention.ms": str(topic.retention_h * 3_600_000),
         "cleanup.policy": "delete",
-        # One broker of three may be away, and an acknowledged record is still on two.
+        # With three replicas one broker may be down, and an acknowledged record is still on two.
         "min.insync.replicas": str(max(1, replicas - 1)),
-        # The time that Kafka keeps is the time of producing: an import of old messages must not expire at once.
+        # Retention counts from the time of producing, so that imported old messages do not expire at once.
         "message.timestamp.type": "LogAppendTime",
-        # A dead letter is a record of any topic and the headers that say why.
+        # A dead letter is a record of any topic plus the headers that give the reason.
         **({"max.message.bytes": "2097152"} if topic.schema is None else {}),
     }

@@ -1,8 +1,8 @@
 """Transactions: records and offsets of a group that become visible together or not at all.
 
-Owns the transactional producer. Promises that after ``commit`` returns all of it is committed, after ``NotCommitted``
-none of it, and after ``OutcomeUnknown`` that only the group's offsets can tell, once ``open`` has ended the old
-transaction. Does not decide when to try again.
+Owns the transactional producer. If ``commit`` returns, everything is committed; if it raises NotCommitted, nothing is.
+After OutcomeUnknown only the group's positions can tell, once ``open`` has ended the transaction. Does not decide when
+to try again.
 """
 
 from __future__ import annotations
@@ -25,26 +25,28 @@ from rtfm.telemetry import SENT
 
 OPEN_TIMEOUT_S = 5.0
 COMMIT_TIMEOUT_S = 8.0
-"""For all of a transaction; less than a broker gives it, so that we end it and no broker does."""
+"""Time limit for a whole transaction. Less than EXPIRY_S, so that this process ends it and not a broker."""
 
 ABORT_TIMEOUT_S = 8.0
-BEYOND_LIMIT_S = 0.5
-"""How long a call of librdkafka may exceed the limit that it was given."""
+CALL_GRACE_S = 0.5
+"""How long a call of librdkafka may exceed its own time limit before it is abandoned."""
 
 EXPIRY_S = 10.0
-"""A broker ends a transaction that is open for so long, and its producer with it."""
+"""How long a transaction may be open before a broker aborts it and fences its producer."""
 
 STATISTICS_MS = 250
 """How soon a lost connection is noticed."""
 
-SAME_CONNECTION_US = 10_000
-"""Two readings of the clock in one set of statistics; a new connection takes longer."""
+CLOCK_JITTER_US = 10_000
+"""Difference between two clock readings within one set of statistics; making a new connection takes longer."""
 
-CLOCKS_APART_S = 1.0
+CLOCK_TOLERANCE_S = 1.0
+"""How much earlier than EXPIRY_S, by this process's clock, a broker may have aborted a transaction."""
+
 MAX_RECORD_BYTES = 2_000_000
-"""A dead letter is a record of up to a megabyte, Kafka's default limit, with headers that say why."""
+"""A dead letter is a record of up to Kafka's default limit of a megabyte, plus the headers that give the reason."""
 
-_THROWN_OUT = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}
+_PURGED = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}
 _REBALANCING = {
     KafkaError.ILLEGAL_GENERATION,
     KafkaError.REBALANCE_IN_PROGRESS,
@@ -53,8 +55,8 @@ _REBALANCING = {
 }
 
 
-class Produced(NamedTuple):
-    """A record to produce; ``topic`` is without prefix. ``partition`` is -1 where the key decides."""
+class ProducerRecord(NamedTuple):
+    """A record to produce. ``topic`` is without prefix; ``partition`` -1 lets the key decide."""
 
     topic: str
     key: bytes | None
@@ -64,20 +66,20 @@ class Produced(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of key, value and headers, before compression."""
+        """The bytes of key, value and headers before compression."""
         headers = sum(len(name) + len(value or b"") for name, value in self.headers)
         return len(self.key or b"") + len(self.value or b"") + headers
 
 
 class Fenced(RtfmError):
-    """Another process has taken this one's place; it must end, and may be started again."""
+    """Another process uses this instance's name. This process must end, and may be started again."""
 
 
 class NotCommitted(RtfmError):
     """Nothing of the transaction was committed.
 
-    ``rebalancing``: the group is about to move partitions, as it may. ``too_large_for``: the topic that takes no
-    record as large as one of these.
+    ``rebalancing``: the group is rebalancing, which is normal. ``too_large_for``: the topic that refused a record
+    because of its size.
     """
 
     def __init__(self, message: str, *, rebalancing: bool = False, too_large_for: str | None = None) -> None:
@@ -87,7 +89,7 @@ class NotCommitted(RtfmError):
 
 
 class OutcomeUnknown(RtfmError):
-    """The transaction was or was not committed."""
+    """It is unknown whether the transaction was committed."""
 
 
 @frozen
@@ -100,7 +102,7 @@ class _Refusal:
 class Transactions:
     """The transactional producer of one instance in one group. Used by one thread.
 
-    Of all that share ``name`` only the one that was opened last can commit.
+    Of all producers with the same ``name``, only the one that was opened last can commit.
     """
 
     def __init__(self, kafka: KafkaConfig, name: str) -> None:
@@ -109,50 +111,50 @@ class Transactions:
         self._prefix = self._kafka.topic("")
         self._producer: Any = None
         self._refused: _Refusal | None = None
-        self._number = 0
-        self._began_s = 0.0
+        self._transaction_number = 0
+        self._started_s = 0.0
         self._up_since_us: dict[int, int] = {}
-        """Since when each broker has been connected, by its id."""
+        """Broker id → the time since which the broker has been connected."""
         self._has_lost_connection = False
-        self._in_doubt = True
+        self._needs_open = True
 
     @property
-    def in_doubt(self) -> bool:
-        """Whether ``open`` is due, before anything else is sent.
+    def needs_open(self) -> bool:
+        """Whether ``open`` must be called before anything else is sent, because the producer needs a new epoch.
 
-        A transaction may be open, or have ended, without our knowing; records of an aborted one were not taken; or a
-        connection was lost, so that a request on it may still be delivered. The client repeats such a request by
-        itself, and a broker that gets the first one late checks it against the epoch of the producer alone: it would
-        take the positions in it into a later transaction (KIP-890 has an epoch for each transaction, which librdkafka
-        2.16 does not know). A new producer has a new epoch.
+        That is so if the outcome of a transaction is unknown, if records of an aborted transaction were refused, or if
+        a connection was lost, so that a request on it may still be delivered. The client repeats such a request by
+        itself. A broker that gets the first one late checks it only against the epoch of the producer, and would add
+        its positions to a later transaction. (KIP-890 has an epoch for each transaction; librdkafka 2.16 does not
+        implement it.)
         """
         if self._producer is not None:
             try:
                 self._producer.poll(0)  # serves the statistics
-            except KafkaException:  # a producer with a fatal error raises it from every call
-                self._in_doubt = True
-        return self._in_doubt or self._has_lost_connection
+            except KafkaException:  # after a fatal error every call raises
+                self._needs_open = True
+        return self._needs_open or self._has_lost_connection
 
     def open(self) -> None:
-        """Make a producer anew, which ends whatever transaction a predecessor left open.
+        """Create a new producer, which ends any transaction that a predecessor left open.
 
-        Raises Unavailable without an answer, Fenced when another process is doing the same.
+        Raises Unavailable without an answer, Fenced if another process opens the same name at the same time.
         """
-        self._in_doubt = True
+        self._needs_open = True
         self.close()
         producer: Any = Producer(
             {
-                **self._kafka.producer(),
+                **self._kafka.producer_config(),
                 "transactional.id": self._id,
                 "transaction.timeout.ms": int(EXPIRY_S * 1000),
                 "message.timeout.ms": 9_000,
                 "linger.ms": 5,
-                # What a transaction waits while the markers of the last one are being written; the default is 100 ms.
+                # The wait while the markers of the last transaction are written; the default is 100 ms.
                 "retry.backoff.ms": 10,
                 "message.max.bytes": MAX_RECORD_BYTES,
-                # The transaction tells of all that went well.
+                # A commit confirms all deliveries.
                 "delivery.report.only.error": True,
-                # How long a topic that is not there may still turn up; the default of 30 s outlasts a transaction.
+                # How long to wait for a missing topic to appear; the default of 30 s outlasts a transaction.
                 "topic.metadata.propagation.max.ms": 3_000,
                 "statistics.interval.ms": STATISTICS_MS,
                 "stats_cb": self._on_statistics,
@@ -162,23 +164,24 @@ class Transactions:
             producer.init_transactions(OPEN_TIMEOUT_S)
         except KafkaException as exc:
             error = exc.args[0]
-            if _fenced(error):
-                raise self._fenced(error) from exc
-            raise self._kafka.translated(exc, f"starting transactions of {self._id}") from exc
+            if _is_fenced(error):
+                raise self._fenced_error(error) from exc
+            raise self._kafka.translate_error(exc, f"starting transactions of {self._id}") from exc
         self._producer = producer
         self._up_since_us.clear()
-        self._in_doubt = self._has_lost_connection = False
+        self._needs_open = self._has_lost_connection = False
 
     def commit(
-        self, records: Iterable[Produced], positions: Sequence[TopicPartition] = (), member: object = None
+        self, records: Iterable[ProducerRecord], positions: Sequence[TopicPartition] = (), member: object = None
     ) -> None:
-        """Produce ``records`` and commit ``positions`` of the group, if any, in one transaction.
+        """Produce ``records`` and commit ``positions`` in one transaction.
 
-        Raises NotCommitted, OutcomeUnknown or Fenced.
+        ``member`` is the group metadata of the consumer; it is needed if there are positions. Raises NotCommitted,
+        OutcomeUnknown, Fenced.
         """
         self._begin()
         counts: dict[str, int] = {}
-        deadline_s = self._began_s + COMMIT_TIMEOUT_S
+        deadline_s = self._started_s + COMMIT_TIMEOUT_S
         try:
             self._producer.begin_transaction()
             self._produce(records, counts, deadline_s)
@@ -186,46 +189,46 @@ class Transactions:
                 self._send_offsets(list(positions), member, _left_s(deadline_s))
             self._producer.commit_transaction(_left_s(deadline_s))
         except KafkaException as exc:
-            self._failed(exc.args[0], exc)
-        self._in_doubt = False
+            self._raise_failure(exc.args[0], exc)
+        self._needs_open = False
         for topic, count in counts.items():
             SENT.labels(topic, "").inc(count)
 
-    def confirm(self, position: TopicPartition) -> None:
-        """Ask the brokers who has the name, with a transaction that is aborted. Raises Fenced; no answer is silence.
+    def confirm_name(self, position: TopicPartition) -> None:
+        """Raise Fenced if another process uses this name, by trying a transaction and aborting it.
 
-        ``position`` is sent for a group of the name's own that nobody reads with: were it applied after all, because
-        the request arrives late, no partition would be read again. A new producer is due afterwards.
+        Without an answer from a broker it returns. ``position`` is sent for a group of this name, which no consumer
+        uses: if a late request applied it after all, no records would be read again. Afterwards ``needs_open`` is true.
         """
-        own = Consumer({**self._kafka.client(), "group.id": self._id})
+        own = Consumer({**self._kafka.client_config(), "group.id": self._id})
         self._begin()
         try:
             self._producer.begin_transaction()
             self._send_offsets([position], own.consumer_group_metadata(), OPEN_TIMEOUT_S)
             self._producer.abort_transaction(ABORT_TIMEOUT_S)
         except OutcomeUnknown:
-            pass  # in doubt, as after any other end
+            pass  # needs_open is set below
         except KafkaException as exc:
             with suppress(NotCommitted, OutcomeUnknown):
-                self._failed(exc.args[0], exc)
+                self._raise_failure(exc.args[0], exc)
         finally:
-            self._in_doubt = True
+            self._needs_open = True
             own.close()
 
     def close(self) -> None:
-        """Drop the producer; a transaction that is open stays so until the broker ends it, or ``open``."""
+        """Drop the producer. An open transaction stays open until a broker or the next ``open`` ends it."""
         if self._producer is not None:
             self._producer.purge()
             self._producer = None
 
     def _begin(self) -> None:
-        self._refused, self._in_doubt = None, True
-        self._number += 1
-        self._began_s = time.monotonic()
+        self._refused, self._needs_open = None, True
+        self._transaction_number += 1
+        self._started_s = time.monotonic()
 
-    def _produce(self, records: Iterable[Produced], counts: dict[str, int], deadline_s: float) -> None:
-        """Queue ``records`` and count them by topic. Every record goes through this loop alone, so it is tight."""
-        delivered = partial(self._delivered, self._number)
+    def _produce(self, records: Iterable[ProducerRecord], counts: dict[str, int], deadline_s: float) -> None:
+        """Queue ``records`` and count them by topic. Every record passes this loop, so it is kept tight."""
+        delivered = partial(self._on_delivery, self._transaction_number)
         produce, prefix = self._producer.produce, self._prefix
         for topic, key, value, headers, partition in records:
             counts[topic] = counts.get(topic, 0) + 1
@@ -239,58 +242,59 @@ class Transactions:
                     self._producer.poll(0.05)
 
     def _on_statistics(self, text: str) -> None:
-        # Of the brokers themselves: the coordinator's own connection carries no positions, and moves as it does. The
-        # count of disconnects begins again when librdkafka replaces a broker, so the age of the connection tells.
-        told = json.loads(text)
-        for broker in told["brokers"].values():
+        # Only the brokers' own connections count: the logical one to the coordinator carries no positions, and changes
+        # when the coordinator moves. The age of a connection is used because the count of disconnects starts again when
+        # librdkafka replaces a broker.
+        statistics = json.loads(text)
+        for broker in statistics["brokers"].values():
             if (node := broker["nodeid"]) < 0:
                 continue
             if broker["state"] == "UP":
-                since_us = told["ts"] - broker["stateage"]
-                has_lost = since_us - self._up_since_us.setdefault(node, since_us) > SAME_CONNECTION_US
+                since_us = statistics["ts"] - broker["stateage"]
+                has_lost = since_us - self._up_since_us.setdefault(node, since_us) > CLOCK_JITTER_US
             else:
                 has_lost = node in self._up_since_us
             self._has_lost_connection |= has_lost
 
     def _send_offsets(self, positions: list[TopicPartition], member: object, limit_s: float) -> None:
-        """Raises OutcomeUnknown where the call does not come back; that producer and its thread are left behind.
+        """Send ``positions``. Raises OutcomeUnknown if the call does not return; its producer and thread are abandoned.
 
-        librdkafka has a limit for a group's coordinator that is away and does not keep it (librdkafka issue 5456).
+        librdkafka does not keep its own time limit while the group's coordinator is away (librdkafka issue 5456).
         """
         send = partial(self._producer.send_offsets_to_transaction, positions, member, limit_s)
         try:
-            within(limit_s + BEYOND_LIMIT_S, send)
+            within(limit_s + CALL_GRACE_S, send)
         except TimeoutError as exc:
-            raise OutcomeUnknown(f"offsets were not taken within {limit_s:.1f} s") from exc
+            raise OutcomeUnknown(f"the offsets were not accepted within {limit_s:.1f} s") from exc
 
-    def _delivered(self, number: int, error: KafkaError | None, message: Message) -> None:
+    def _on_delivery(self, number: int, error: KafkaError | None, record: Message) -> None:
         if error is None:
             return
-        topic = (message.topic() or "").removeprefix(self._kafka.topic_prefix)
+        topic = (record.topic() or "").removeprefix(self._kafka.topic_prefix)
         SENT.labels(topic, error.name()).inc()
-        # What an abort threw out says nothing of why; its reports may come as late as in the next transaction.
-        if number == self._number and error.code() not in _THROWN_OUT:
-            self._refused = self._refused or _Refusal(topic, error.code(), f"{message.topic()}: {error.str()}")
+        # A purge by an abort says nothing about the cause; its reports may come as late as in the next transaction.
+        if number == self._transaction_number and error.code() not in _PURGED:
+            self._refused = self._refused or _Refusal(topic, error.code(), f"{record.topic()}: {error.str()}")
 
-    def _failed(self, error: KafkaError, exc: KafkaException) -> None:
-        """Raise what ``error`` means for the transaction, having ended it where that can be known."""
-        if _fenced(error):
-            raise self._ended(error) from exc
+    def _raise_failure(self, error: KafkaError, exc: KafkaException) -> None:
+        """Abort the transaction if that is possible, and raise what ``error`` means for it."""
+        if _is_fenced(error):
+            raise self._expired_or_fenced(error) from exc
         if not error.txn_requires_abort():
             raise OutcomeUnknown(error.str()) from exc
         try:
             self._producer.abort_transaction(ABORT_TIMEOUT_S)
-        except KafkaException as failed:
-            if _fenced(failed.args[0]):
-                raise self._ended(failed.args[0]) from failed
-            raise OutcomeUnknown(error.str()) from failed
-        # The report that a record was refused may come after the error that it led to, but not after the abort.
+        except KafkaException as abort_error:
+            if _is_fenced(abort_error.args[0]):
+                raise self._expired_or_fenced(abort_error.args[0]) from abort_error
+            raise OutcomeUnknown(error.str()) from abort_error
+        # The report of a refused record may come after the error that it causes, but not after the abort.
         refused = self._refused
         reason = error.str() if refused is None else refused.reason
-        # A new producer has a new epoch. It is needed where a request may still be under way: brokers check a late one
-        # against the epoch only, and would take it into this producer's next transaction. It is needed as well where
-        # a record was refused, which leaves a gap in the sequence numbers. An answer of the group leaves neither.
-        self._in_doubt = refused is not None or error.code() not in _REBALANCING
+        # A new epoch is needed if a request may still be under way: brokers check a late one against the epoch only,
+        # and would add it to this producer's next transaction. It is also needed after a refused record, which leaves a
+        # gap in the sequence numbers. A refusal by the group leaves neither.
+        self._needs_open = refused is not None or error.code() not in _REBALANCING
         too_large = refused is not None and refused.code == KafkaError.MSG_SIZE_TOO_LARGE
         raise NotCommitted(
             reason,
@@ -298,17 +302,18 @@ class Transactions:
             too_large_for=refused.topic if refused is not None and too_large else None,
         ) from exc
 
-    def _ended(self, error: KafkaError) -> RtfmError:
-        """Why somebody else ended the transaction. A broker says the same of a name taken and of a time over.
+    def _expired_or_fenced(self, error: KafkaError) -> RtfmError:
+        """Return the error for a transaction that someone else ended: OutcomeUnknown if it had expired, else Fenced.
 
-        Brokers that died, or this process frozen, for longer than a transaction may last are no reason to end. Where
-        another process did take the place meanwhile, the two of them part at the next transaction.
+        A broker gives the same answer in both cases. An expired transaction, because brokers were down or this process
+        was frozen for longer than EXPIRY_S, is no reason to end the process. If another process did take the name
+        meanwhile, the next transaction shows it.
         """
-        if time.monotonic() - self._began_s >= EXPIRY_S - CLOCKS_APART_S:
+        if time.monotonic() - self._started_s >= EXPIRY_S - CLOCK_TOLERANCE_S:
             return OutcomeUnknown(f"a transaction was open for longer than {EXPIRY_S:g} s: {error.str()}")
-        return self._fenced(error)
+        return self._fenced_error(error)
 
-    def _fenced(self, error: KafkaError) -> Fenced:
+    def _fenced_error(self, error: KafkaError) -> Fenced:
         return Fenced(
             f"another process took the place of {self._id}: {error.str()}",
             hint="RTFM_INSTANCE_ID must differ between instances",
@@ -316,20 +321,20 @@ class Transactions:
 
 
 def is_member(metadata: bytes) -> bool:
-    """Whether group ``metadata`` of a consumer is of a member.
+    """Return whether a consumer with this group ``metadata`` is a member of its group.
 
-    A broker takes offsets of generation -1 unchecked, beside live members, so they must not be sent. The bytes are
-    librdkafka's: a signature, then the generation (rd_kafka_consumer_group_metadata_write).
+    A broker accepts offsets of generation -1 without a check even if the group has members, so they must not be sent.
+    The bytes are librdkafka's: a signature, then the generation (rd_kafka_consumer_group_metadata_write).
     """
     (generation,) = struct.unpack_from("<i", metadata, len("CGMDv2:"))
     return bool(generation >= 0)
 
 
 def member_id(metadata: bytes) -> bytes:
-    """The id that the group gave a member in group ``metadata``, behind the name of the group; empty for no member.
+    """Return the member id in group ``metadata``, after the name of the group; empty if the consumer is not a member.
 
-    A classic group gives it at joining and forgets it with the member: as long as it is the same, nobody else was given
-    what this member has.
+    A classic group gives the id when a member joins and forgets it with the member. While the id stays the same, no
+    other member was given this member's partitions.
     """
     _, _, rest = metadata[len("CGMDv2:") + 4 :].partition(b"\0")
     return rest.partition(b"\0")[0]
@@ -339,5 +344,5 @@ def _left_s(deadline_s: float) -> float:
     return max(0.1, deadline_s - time.monotonic())
 
 
-def _fenced(error: KafkaError) -> bool:
+def _is_fenced(error: KafkaError) -> bool:
     return bool(error.fatal()) or error.code() in (KafkaError._FENCED, KafkaError._FATAL)

@@ -68,7 +68,7 @@ class Follower:
 
     def committed(self) -> int:
         """How many records are committed. Raises RtfmError when Kafka does not answer."""
-        return sum(self._progress.committed(self.topic, range(PARTITIONS)).values())
+        return sum(self._progress.committed_offsets(self.topic, range(PARTITIONS)).values())
 
     def read(self, produced: int) -> Reading:
         """A reading now. Raises RtfmError when Kafka does not answer."""

@@ -177,13 +177,13 @@ def test_positions_that_arrive_in_a_later_transaction_are_not_taken(
 
     def commit(**offsets: int) -> None:
         """As the pipeline does: a producer in doubt is replaced first."""
-        if transactions.in_doubt:
+        if transactions.needs_open:
             transactions.open()
         positions = [TopicPartition(topic, int(number[1:]), offset) for number, offset in offsets.items()]
         transactions.commit([], positions, member)
         # Longer than it takes until a lost connection is noticed.
         until_s = time.monotonic() + 1
-        while time.monotonic() < until_s and not transactions.in_doubt:
+        while time.monotonic() < until_s and not transactions.needs_open:
             time.sleep(0.05)
 
     def has_opened() -> bool:
@@ -196,7 +196,7 @@ def test_positions_that_arrive_in_a_later_transaction_are_not_taken(
         if what == "commit":
             commit(p0=20, p1=20)
         else:
-            transactions.confirm(TopicPartition(topic, 0, 0))
+            transactions.confirm_name(TopicPartition(topic, 0, 0))
         commit(p0=30, p1=30)
         commit(p1=40)
     transactions.close()

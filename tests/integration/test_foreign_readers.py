@@ -21,7 +21,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from rtfm.contracts import open_contracts
 from rtfm.settings import Settings
 from rtfm.streams.connection import KafkaConfig
-from rtfm.streams.transactions import Produced, Transactions
+from rtfm.streams.transactions import ProducerRecord, Transactions
 from tests import java_kafka
 from tests.conftest import CACHE_DIR, CHECKOUT, inherited_environment
 from tests.integration.test_processor import processor
@@ -84,7 +84,7 @@ def test_transactions_are_compressed_as_the_setting_says(settings: Settings) -> 
     contracts, settings = open_contracts(settings), evolve(settings, kafka_compression="gzip")
     transactions = Transactions(KafkaConfig.of(settings), "foreign")
     transactions.open()
-    transactions.commit([Produced(MESSAGES, b"42", contracts.encode(MESSAGES, said(7, content="so " * 500)), [])])
+    transactions.commit([ProducerRecord(MESSAGES, b"42", contracts.encode(MESSAGES, said(7, content="so " * 500)), [])])
     transactions.close()
     (record,) = records(settings, contracts, MESSAGES)
     batch = _fetch(settings.kafka_bootstrap_servers, f"{settings.kafka_topic_prefix}{MESSAGES}", record.partition)
@@ -104,7 +104,7 @@ def our_partitions(settings: Settings) -> dict[str, int]:
     transactions = Transactions(KafkaConfig.of(settings), "foreign")
     transactions.open()
     value = contracts.encode(MESSAGES, said(7))
-    transactions.commit([Produced(MESSAGES, key.encode(), value, []) for key in KEYS[1::2]])
+    transactions.commit([ProducerRecord(MESSAGES, key.encode(), value, []) for key in KEYS[1::2]])
     transactions.close()
     found = {(record.key or b"").decode(): record.partition for record in records(settings, contracts, MESSAGES)}
     assert set(found) == set(KEYS)

@@ -11,7 +11,7 @@ from confluent_kafka import Consumer, TopicPartition
 from rtfm.contracts import Contracts
 from rtfm.errors import Unavailable
 from rtfm.settings import Settings
-from rtfm.streams.commits import EVERY_S, RECORDS, Commits
+from rtfm.streams.commits import COMMIT_INTERVAL_S, FULL_RECORDS, Commits
 from rtfm.streams.connection import KafkaConfig
 from rtfm.streams.dead_letters.limits import DeadLetterPolicy
 from rtfm.streams.handling import Handling, WaitingState
@@ -56,29 +56,29 @@ def test_a_worker_without_a_place_in_the_group_waits_with_its_commit(settings: S
     outsider = Consumer(
         {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": KafkaConfig.of(settings).group(GROUP)}
     )
-    part = PartitionState(0)
-    for _ in range(RECORDS):
-        commits.add_end(part)
+    partition = PartitionState(0)
+    for _ in range(FULL_RECORDS):
+        commits.add_end_of_log(partition)
     assert commits.due_in_s() == 0
     commits.commit(outsider)
     outsider.close()
-    assert commits.due_in_s() == pytest.approx(EVERY_S)
-    assert len(commits) == RECORDS
+    assert commits.due_in_s() == pytest.approx(COMMIT_INTERVAL_S)
+    assert len(commits) == FULL_RECORDS
 
 
 def test_a_name_that_another_took_ends_the_worker_while_it_joins_anew(settings: Settings) -> None:
     """Leaving commits, which is where it shows; to go on would take the name back, and so for ever in turn."""
 
     class Listener:
-        def committed(self, *_: object) -> list[TopicPartition]:
+        def read_positions(self, *_: object) -> list[TopicPartition]:
             raise Unavailable("kafka", "the offsets are not known")
 
         def before_revoke(self) -> None:
             raise Fenced("another process took the place")
 
-        def assigned(self, part: PartitionState) -> None: ...
-        def dropped(self) -> None: ...
-        def reached_end(self, part: PartitionState) -> None: ...
+        def on_assign(self, partition: PartitionState) -> None: ...
+        def on_drop(self) -> None: ...
+        def on_end_of_log(self, partition: PartitionState) -> None: ...
         def confirm_name(self) -> None: ...
 
     members = Membership(
@@ -91,6 +91,6 @@ def test_a_name_that_another_took_ends_the_worker_while_it_joins_anew(settings: 
     members.open()
     try:
         with pytest.raises(Fenced):
-            eventually(lambda: members.take(0.1, 1))
+            eventually(lambda: members.poll(0.1, 1))
     finally:
         members.leave()

@@ -336,7 +336,7 @@ def test_a_handler_that_is_still_loading_keeps_the_pipeline_out_of_the_group_but
 
     with running(settings, contracts, handler):
         eventually(is_ended)
-        assert GroupProgress(settings, GROUP).members() == 0
+        assert GroupProgress(settings, GROUP).count_members() == 0
         assert noting.batches == []
         handler.set_result(noting)
         eventually(lambda: noting.ids == ["1"])

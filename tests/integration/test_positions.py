@@ -18,11 +18,11 @@ from rtfm.contracts import Contracts
 from rtfm.errors import ConfigError
 from rtfm.settings import Settings
 from rtfm.streams.connection import KafkaConfig
-from rtfm.streams.pipeline import HIGH_WATER, TAKE, Output, Record
-from rtfm.streams.position import encode
+from rtfm.streams.pipeline import HIGH_WATER, POLL_RECORDS, Output, Record
+from rtfm.streams.position import encode_map
 from rtfm.streams.progress import GroupProgress
 from rtfm.streams.topics import TopicAdmin
-from rtfm.streams.transactions import Produced, Transactions
+from rtfm.streams.transactions import ProducerRecord, Transactions
 from rtfm.telemetry import CONSUMED, INFLIGHT, LAG, PAUSED_PARTITIONS, PAUSES, Health
 from tests.streams import (
     GROUP,
@@ -68,10 +68,10 @@ def lag_of(settings: Settings, topic: str) -> dict[int, float]:
 
 def test_a_partition_that_was_left_full_is_read_on(settings: Settings, contracts: Contracts) -> None:
     """What is unfinished there is still in the log, not in hand: to count it would be to wait for it for ever."""
-    count = 2 * (HIGH_WATER + TAKE)
+    count = 2 * (HIGH_WATER + POLL_RECORDS)
     produce(settings, contracts, MESSAGES, *(said(n) for n in range(count + 10)))
     left = range(0, count, 2)
-    stand_at(settings, MESSAGES, partition_of(settings, contracts, MESSAGES), 0, encode(left, count))
+    stand_at(settings, MESSAGES, partition_of(settings, contracts, MESSAGES), 0, encode_map(left, count))
     noting = Noting()
     with running(settings, contracts, noting):
         eventually(lambda: committed(settings) == count + 10)
@@ -101,7 +101,7 @@ def test_a_topic_that_was_made_anew_is_read_from_its_start(settings: Settings, c
     topics = TopicAdmin(settings, contracts.catalogue)
     topics.apply(eventually(lambda: [step for step in topics.plan() if step.action == "create"]))
     produce(settings, contracts, MESSAGES, *(said(n) for n in range(100, 105)))
-    stand_at(settings, MESSAGES, partition, 12, encode([12, 14], 18))
+    stand_at(settings, MESSAGES, partition, 12, encode_map([12, 14], 18))
     noting = Noting()
     with running(settings, contracts, noting):
         eventually(lambda: committed(settings) == 5)
@@ -121,7 +121,7 @@ def test_a_stalled_handler_takes_in_no_more_than_is_allowed(settings: Settings, 
 
     with running(settings, contracts, stalled, topic=QUERIES, concurrency=4):
         eventually(lambda: PAUSED_PARTITIONS.labels(GROUP)._value.get() == 3)  # so that nothing more comes
-        assert 0 < INFLIGHT.labels(GROUP)._value.get() <= 3 * (HIGH_WATER + TAKE)
+        assert 0 < INFLIGHT.labels(GROUP)._value.get() <= 3 * (HIGH_WATER + POLL_RECORDS)
         go_on.set()
         eventually(lambda: committed(settings, QUERIES) == 5000)
     assert len(noting.ids) == len(set(noting.ids)) == 5000
@@ -178,7 +178,9 @@ def test_the_markers_of_transactions_are_no_lag(settings: Settings, contracts: C
     transactions.open()
     for number in range(3):
         event = asked(number)
-        transactions.commit([Produced(QUERIES, contracts.key(QUERIES, event), contracts.encode(QUERIES, event), [])])
+        transactions.commit(
+            [ProducerRecord(QUERIES, contracts.key(QUERIES, event), contracts.encode(QUERIES, event), [])]
+        )
     transactions.close()
     assert produced(settings, contracts, QUERIES) == 6
     with running(settings, contracts, noting, topic=QUERIES):
@@ -208,10 +210,10 @@ def test_a_spare_member_is_well_and_one_without_a_place_in_the_group_is_not(
     eventually(lambda: foreign.poll(0.1) is None and foreign.assignment())
     with ExitStack() as exits:
         for ours, health in zip(dynamic, healths, strict=True):
-            exits.enter_context(running(ours, contracts, Noting(), health=health, outside_s=1.0))
+            exits.enter_context(running(ours, contracts, Noting(), health=health, max_outside_s=1.0))
         eventually(lambda: all("no place in the group" in str(health.liveness()) for health in healths))
         foreign.close()
-        eventually(lambda: GroupProgress(settings, GROUP).members() == 4)
+        eventually(lambda: GroupProgress(settings, GROUP).count_members() == 4)
         well_s = time.monotonic() + 2  # longer than it takes to be unwell
         eventually(lambda: time.monotonic() > well_s and all(health.liveness() == {} for health in healths))
 

@@ -13,13 +13,13 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 from rtfm.contracts import Contracts, open_contracts
 from rtfm.settings import Settings
 from rtfm.streams.connection import KafkaConfig
-from rtfm.streams.transactions import Fenced, NotCommitted, OutcomeUnknown, Produced, Transactions
+from rtfm.streams.transactions import Fenced, NotCommitted, OutcomeUnknown, ProducerRecord, Transactions
 from tests.streams import RESPONSES, eventually, limit_record_bytes, records
 
 
-def record(value: bytes) -> Produced:
+def record(value: bytes) -> ProducerRecord:
     """A record of one key, so that all are in one partition."""
-    return Produced(RESPONSES, b"key", value, [])
+    return ProducerRecord(RESPONSES, b"key", value, [])
 
 
 @pytest.fixture
@@ -66,14 +66,14 @@ def test_one_that_the_broker_ended_for_its_age_is_no_reason_to_end(
     """R3, R5: brokers that were away, or a freeze, for longer than a transaction may last; nothing of it is visible."""
     ours = transactions()
 
-    def slow() -> Iterator[Produced]:
+    def slow() -> Iterator[ProducerRecord]:
         yield record(b"too late")
         eventually(lambda: not nothing_open(settings))
         eventually(lambda: nothing_open(settings))
 
     with pytest.raises(OutcomeUnknown, match="longer than 10 s"):
         ours.commit(slow())
-    assert ours.in_doubt
+    assert ours.needs_open
     ours.open()
     ours.commit([record(b"in time")])
     assert values(settings, contracts) == [b"in time"]
@@ -85,7 +85,7 @@ def test_of_two_of_one_name_the_older_hears_that_its_place_is_taken(
     """R4: also in the middle of a transaction, of which nothing is visible."""
     older = transactions()
 
-    def overtaken() -> Iterator[Produced]:
+    def overtaken() -> Iterator[ProducerRecord]:
         yield record(b"of the older")
         eventually(lambda: not nothing_open(settings))
         transactions().commit([record(b"of the younger")])
@@ -106,7 +106,7 @@ def test_one_that_is_refused_says_why_and_leaves_nothing_to_the_next(
         with pytest.raises(NotCommitted) as refused:
             ours.commit(large)
         assert refused.value.too_large_for == RESPONSES, refused.value
-        if ours.in_doubt:
+        if ours.needs_open:
             ours.open()
         ours.commit([record(b"small %d" % number)])
     assert values(settings, contracts) == [b"small %d" % number for number in range(8)]

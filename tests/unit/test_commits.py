@@ -17,7 +17,7 @@ from rtfm.streams.dead_letters.limits import DeadLetterPolicy
 from rtfm.streams.handling import HandlingResult, WaitingState
 from rtfm.streams.lanes import Finished
 from rtfm.streams.position import PartitionState
-from rtfm.streams.transactions import OutcomeUnknown, Produced, Transactions
+from rtfm.streams.transactions import OutcomeUnknown, ProducerRecord, Transactions
 
 TOPIC = "bot-queries"
 GROUP = "commits"
@@ -44,20 +44,20 @@ class Broker(Transactions):
         self.fate = "committed"
 
     def open(self) -> None:
-        self._in_doubt = self._has_lost_connection = False
+        self._needs_open = self._has_lost_connection = False
 
     def lose_connection(self) -> None:
         self._has_lost_connection = True
 
     def commit(
-        self, records: Iterable[Produced], positions: Sequence[TopicPartition] = (), member: object = None
+        self, records: Iterable[ProducerRecord], positions: Sequence[TopicPartition] = (), member: object = None
     ) -> None:
         values = [record.value for record in records]
         if self.fate != "lost":
             self.produced += values
             self.positions |= {part.partition: (part.offset, part.metadata or "") for part in positions}
         if self.fate != "committed":
-            self._in_doubt = True
+            self._needs_open = True
             raise OutcomeUnknown("no answer")
 
 
@@ -108,14 +108,16 @@ def commits(broker: Broker) -> Commits:
 def assigned(broker: Broker, number: int = 0) -> PartitionState:
     """A partition whose first ten records are committed."""
     broker.positions[number] = (10, "")
-    return PartitionState.restored(number, 10, "")
+    return PartitionState.from_position(number, 10, "")
 
 
 def answered(part: PartitionState, offset: int) -> Finished:
     """The record at ``offset``, answered."""
     assert part.admit(offset)
     message: Any = Message(offset)
-    return Finished(part, [message], HandlingResult([Produced("bot-responses", b"key", b"answer %d" % offset, [])]))
+    return Finished(
+        part, [message], HandlingResult([ProducerRecord("bot-responses", b"key", b"answer %d" % offset, [])])
+    )
 
 
 @pytest.mark.parametrize("fate", ["committed unheard", "lost"])
@@ -123,10 +125,10 @@ def test_an_unknown_outcome_is_what_the_positions_say(commits: Commits, broker: 
     """The transaction is done once, whether the answer was lost on its way or the request was."""
     part, member = assigned(broker), member_of(broker)
     broker.fate = fate
-    commits.add([answered(part, 10)])
+    commits.add_finished([answered(part, 10)])
     commits.commit(member)
     broker.fate = "committed"
-    commits.add([answered(part, 11)])
+    commits.add_finished([answered(part, 11)])
     commits.commit(member)
     assert broker.produced == [b"answer 10", b"answer 11"]
     assert broker.positions == {0: (12, "")}
@@ -137,14 +139,14 @@ def test_positions_of_another_process_are_no_reason_to_produce_again(commits: Co
     """The commit went through unheard, then another process took the partition and went on: nothing is repeated."""
     part, member = assigned(broker), member_of(broker)
     broker.fate = "committed unheard"
-    commits.add([answered(part, 10)])
+    commits.add_finished([answered(part, 10)])
     commits.commit(member)
     broker.fate = "committed"
     broker.positions[0] = (40, "")
     with pytest.raises(PositionsChanged):
         commits.commit(member)
-    part.live = False  # as the pipeline does: it joins again
-    commits.keep_live()
+    part.is_assigned = False  # as the pipeline does: it joins again
+    commits.drop_unassigned()
     commits.commit(member)
     assert broker.produced == [b"answer 10"]
     assert broker.positions == {0: (40, "")}
@@ -154,7 +156,7 @@ def test_no_position_where_one_was_is_not_taken_for_a_failed_commit(commits: Com
     """The coordinator lost it, or answers too early: the partition is assigned again, which asks again."""
     part, member = assigned(broker), member_of(broker)
     broker.fate = "committed unheard"
-    commits.add([answered(part, 10)])
+    commits.add_finished([answered(part, 10)])
     commits.commit(member)
     del broker.positions[0]
     with pytest.raises(PositionsChanged):
@@ -166,13 +168,13 @@ def test_what_is_still_assigned_tells_for_all_of_a_transaction(commits: Commits,
     stays, gone = assigned(broker, 0), assigned(broker, 1)
     member = member_of(broker)
     broker.fate = "committed unheard"
-    commits.add([answered(stays, 10), answered(gone, 10)])
+    commits.add_finished([answered(stays, 10), answered(gone, 10)])
     commits.commit(member)
     broker.fate = "committed"
     broker.positions[1] = (90, "")
-    gone.live = False
-    commits.keep_live()
-    commits.add([answered(stays, 11)])
+    gone.is_assigned = False
+    commits.drop_unassigned()
+    commits.add_finished([answered(stays, 11)])
     commits.commit(member)
     assert member.asked == [0]
     assert broker.produced == [b"answer 10", b"answer 10", b"answer 11"]
@@ -181,7 +183,7 @@ def test_what_is_still_assigned_tells_for_all_of_a_transaction(commits: Commits,
 def test_a_position_is_never_moved_back(commits: Commits, broker: Broker) -> None:
     """A defect here would read the partition again from there; the worker ends instead."""
     part, member = assigned(broker), member_of(broker)
-    commits.add([answered(part, 10)])
+    commits.add_finished([answered(part, 10)])
     part.committed = 50
     with pytest.raises(RtfmError, match="11 is behind 50"):
         commits.commit(member)
@@ -191,7 +193,7 @@ def test_a_position_is_never_moved_back(commits: Commits, broker: Broker) -> Non
 def test_a_position_that_a_late_request_moved_back_is_committed_again(commits: Commits, broker: Broker) -> None:
     """Also where nothing else is to be committed: the next owner would read from there."""
     part, member = assigned(broker), member_of(broker)
-    commits.add([answered(part, 10)])
+    commits.add_finished([answered(part, 10)])
     commits.commit(member)
     assert commits.due_in_s() is None
     broker.positions[0] = (10, "")
@@ -206,7 +208,7 @@ def test_a_position_that_a_late_request_moved_back_is_committed_again(commits: C
 def test_after_a_lost_connection_right_positions_stay_as_they_are(commits: Commits, broker: Broker) -> None:
     """Connections are lost for many reasons."""
     part, member = assigned(broker), member_of(broker)
-    commits.add([answered(part, 10)])
+    commits.add_finished([answered(part, 10)])
     commits.commit(member)
     broker.lose_connection()
     commits.commit(member)
@@ -217,7 +219,7 @@ def test_after_a_lost_connection_right_positions_stay_as_they_are(commits: Commi
 def test_after_a_lost_connection_positions_of_another_process_are_left_alone(commits: Commits, broker: Broker) -> None:
     """They are ahead: the partition has another owner, and this process joins again."""
     part, member = assigned(broker), member_of(broker)
-    commits.add([answered(part, 10)])
+    commits.add_finished([answered(part, 10)])
     commits.commit(member)
     broker.positions[0] = (40, "")
     broker.lose_connection()

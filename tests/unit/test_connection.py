@@ -22,12 +22,14 @@ from rtfm.streams.connection import KafkaConfig
 )
 def test_what_passes_by_itself_is_waited_for(code: int) -> None:
     """A processor must not end because a partition has another leader when it reads where the log begins."""
-    assert isinstance(KafkaConfig.of(Settings()).translated(KafkaException(KafkaError(code)), "reading"), Unavailable)
+    assert isinstance(
+        KafkaConfig.of(Settings()).translate_error(KafkaException(KafkaError(code)), "reading"), Unavailable
+    )
 
 
 @pytest.mark.parametrize("code", [KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.UNKNOWN_TOPIC_OR_PART])
 def test_what_somebody_must_mend_is_not(code: int) -> None:
     """The error says what was asked."""
-    error = KafkaConfig.of(Settings()).translated(KafkaException(KafkaError(code)), "reading")
+    error = KafkaConfig.of(Settings()).translate_error(KafkaException(KafkaError(code)), "reading")
     assert isinstance(error, ConfigError)
     assert "reading" in str(error)

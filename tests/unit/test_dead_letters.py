@@ -18,9 +18,9 @@ from rtfm.streams.dead_letters.letters import (
     DeadLetterWriter,
     Letter,
     Mark,
-    read,
+    parse_letter,
 )
-from rtfm.streams.transactions import Produced
+from rtfm.streams.transactions import ProducerRecord
 
 CONNECT = (
     *("topic", "partition", "offset", "connector.name", "task.id", "stage", "class.name"),
@@ -50,7 +50,7 @@ WRITER = DeadLetterWriter(group="test-group", clock_s=lambda: 1_700_000_500.0)
 class Message:
     """A produced record as confluent_kafka gives it back."""
 
-    record: Produced
+    record: ProducerRecord
     at: int = 5
 
     def key(self) -> bytes | None:
@@ -80,7 +80,9 @@ class Message:
 
 def written(original: Record, error: Exception | None = None) -> Letter:
     """The dead letter of ``original`` as a reader sees it."""
-    letter = read(Message(WRITER.letter(original, error or UndecodableRecord("cut short"), "DECODE").record))
+    letter = parse_letter(
+        Message(WRITER.build_letter(original, error or UndecodableRecord("cut short"), "DECODE").record)
+    )
     assert isinstance(letter, Letter)
     return letter
 
@@ -96,7 +98,7 @@ def raised(message: str) -> Exception:
 def test_a_letter_has_the_ten_headers_of_kafka_connect_and_our_own_behind_the_original_ones() -> None:
     """R15: whatever the original's headers are called, they stand first, in order, untouched."""
     original = record()
-    headers = WRITER.letter(original, raised("no"), "HANDLE").record.headers
+    headers = WRITER.build_letter(original, raised("no"), "HANDLE").record.headers
     assert headers[:3] == original.headers
     names = [name for name, _ in headers[3:]]
     assert names[:10] == [f"__connect.errors.{name}" for name in CONNECT]
@@ -130,8 +132,8 @@ def test_a_replay_that_fails_again_adds_an_attempt_and_no_headers() -> None:
     original = record()
     letter = written(original)
     for attempt in range(2, 30):
-        again = record(headers=[*(letter.headers or []), *letter.replay().headers()], offset=100 + attempt)
-        later = read(Message(WRITER.letter(again, raised("no"), "HANDLE").record, at=attempt))
+        again = record(headers=[*(letter.headers or []), *letter.to_replay().headers()], offset=100 + attempt)
+        later = parse_letter(Message(WRITER.build_letter(again, raised("no"), "HANDLE").record, at=attempt))
         assert isinstance(later, Letter)
         assert (later.headers, later.value, later.attempt) == (original.headers, original.value, attempt)
         assert later.number("rtfm.original.timestamp_ms") == original.timestamp_ms
@@ -143,7 +145,7 @@ def test_a_replay_that_fails_again_adds_an_attempt_and_no_headers() -> None:
 
 def test_headers_that_only_look_like_a_replay_are_the_originals() -> None:
     """What does not parse is not ours."""
-    block = written(record()).replay().headers()
+    block = written(record()).to_replay().headers()
     forged = [*block[:1], ("rtfm.attempt", b"many"), *block[2:]]
     assert written(record(headers=forged)).headers == forged
 
@@ -164,7 +166,7 @@ def test_secrets_are_in_neither_message_nor_stack(secret: str) -> None:
     writer = evolve(WRITER, secrets=("hunter2-hunter2",))
     for padding in ("", "x " * (MAX_STACK_BYTES // 2)):
         error = raised(f"the model said {secret} {padding}")
-        headers = dict(writer.letter(record(), error, "HANDLE").record.headers)
+        headers = dict(writer.build_letter(record(), error, "HANDLE").record.headers)
         for name in ("exception.message", "exception.stacktrace"):
             assert secret.encode()[-12:] not in headers[f"__connect.errors.{name}"]
 
@@ -172,14 +174,14 @@ def test_secrets_are_in_neither_message_nor_stack(secret: str) -> None:
 def test_a_mark_is_read_as_a_mark_and_no_original_is_taken_for_one() -> None:
     """A letter whose original has the headers of a mark stays a letter."""
     letter = written(record())
-    mark = read(Message(Mark.produced(letter, DISCARDED)))
+    mark = parse_letter(Message(Mark.build_record(letter, DISCARDED)))
     assert mark == Mark(letter.id, DISCARDED, 1_700_000_600_000)
-    assert isinstance(written(record(headers=Mark.produced(letter, DISCARDED).headers, value=None)), Letter)
+    assert isinstance(written(record(headers=Mark.build_record(letter, DISCARDED).headers, value=None)), Letter)
 
 
 def test_what_another_program_wrote_is_shown_by_its_connect_headers_and_has_no_known_original() -> None:
     """Kafka Connect writes to the same topic where it is told to."""
-    foreign = Produced("dead-letters", b"k", b"v", [("__connect.errors.topic", b"t"), ("x", b"y")])
-    letter = read(Message(foreign))
+    foreign = ProducerRecord("dead-letters", b"k", b"v", [("__connect.errors.topic", b"t"), ("x", b"y")])
+    letter = parse_letter(Message(foreign))
     assert isinstance(letter, Letter)
     assert (letter.topic, letter.headers, letter.attempt, letter.origin) == ("t", None, 1, (-1, -1))

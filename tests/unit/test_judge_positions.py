@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rtfm.streams.position import encode
+from rtfm.streams.position import encode_map
 from tests.judge.finished import Finished
 from tests.judge.positions import Position, positions_of
 from tests.judge.segments import Unreadable, read_partition
@@ -101,7 +101,7 @@ def test_the_map_of_a_position_is_read_as_the_processor_writes_it(finished: set[
     """Two programs that share a page, not a line of code."""
     done = {offset + number for number in finished if number}
     end = max(done, default=offset) + 1
-    metadata = encode([n for n in range(offset, end) if n not in done], end) if done else ""
+    metadata = encode_map([n for n in range(offset, end) if n not in done], end) if done else ""
     found = Finished.decode(offset, metadata)
     assert {n for n in range(max(0, offset - 2), end + 3) if found.holds(n)} == done | set(
         range(max(0, offset - 2), offset)
@@ -130,7 +130,9 @@ def test_what_is_lost_is_the_lowest_offset_that_was_finished_and_is_not(
         done = {position + number for number in ahead}
         end = max(done, default=position) + 1
         found.append(
-            Finished.decode(position, encode([n for n in range(position, end) if n not in done], end) if done else "")
+            Finished.decode(
+                position, encode_map([n for n in range(position, end) if n not in done], end) if done else ""
+            )
         )
         offsets.append(set(range(position)) | done)
     assert found[0].first_lost(found[1]) == min(offsets[0] - offsets[1], default=None)

@@ -11,7 +11,7 @@ import pytest
 from attrs import frozen
 
 from rtfm.streams.handling import HandlingResult
-from rtfm.streams.lanes import AHEAD_S, SPEED_EVERY_S, Finished, Lanes
+from rtfm.streams.lanes import LOOKAHEAD_S, SPEED_INTERVAL_S, Finished, Lanes
 from rtfm.streams.position import PartitionState
 from rtfm.streams.quarantine import Quarantine
 from tests.streams import eventually
@@ -79,7 +79,7 @@ def settled(lanes: Lanes, count: int) -> list[Finished]:
     found: list[Finished] = []
 
     def enough() -> bool:
-        found.extend(lanes.settle(0.01))
+        found.extend(lanes.collect(0.01))
         return len(found) >= count
 
     eventually(enough)
@@ -92,10 +92,10 @@ def test_records_of_a_key_go_one_after_another_and_hold_up_no_other() -> None:
     handling = Handling(lambda message: message.number or others_done.wait(30))
     with pool(handling) as lanes:
         lanes.put(taken(part, [b"slow", b"b", b"slow", None, b"b", None]))
-        assert sorted(message.offset() for one in settled(lanes, 4) for message in one.messages) == [1, 3, 4, 5]
+        assert sorted(message.offset() for one in settled(lanes, 4) for message in one.records) == [1, 3, 4, 5]
         assert len(lanes) == 1
         others_done.set()
-        assert [one.messages[0].offset() for one in settled(lanes, 2)] == [0, 2]
+        assert [one.records[0].offset() for one in settled(lanes, 2)] == [0, 2]
         assert len(lanes) == 0
 
 
@@ -111,7 +111,7 @@ def test_batches_are_of_one_assignment_and_in_order() -> None:
 def test_while_a_record_is_suspected_batches_are_of_one() -> None:
     """Then a death tells which of them it was."""
     careful = Quarantine()
-    careful.active = True
+    careful.is_active = True
     with pool(handling := Handling(), batch_size=3, quarantine=careful) as lanes:
         lanes.put(taken(PartitionState(0), [b"a"] * 3))
         assert len(settled(lanes, 3)) == 3
@@ -120,10 +120,10 @@ def test_while_a_record_is_suspected_batches_are_of_one() -> None:
 
 def test_what_a_partition_has_lost_is_not_handled() -> None:
     """Its records leave the lanes all the same."""
-    gone = PartitionState(0, live=False)
+    gone = PartitionState(0, is_assigned=False)
     with pool(handling := Handling()) as lanes:
         lanes.put(taken(gone, [b"a", b"b"]))
-        eventually(lambda: not lanes.settle(0.01) and not len(lanes))
+        eventually(lambda: not lanes.collect(0.01) and not len(lanes))
     assert handling.calls == []
 
 
@@ -135,14 +135,14 @@ def test_a_quick_pool_is_given_more_and_one_that_stands_still_no_more_than_it_ne
     with pool(handling, clock=lambda: now_s[0]) as lanes:
         lanes.put(taken(part, [None] * 100))
         settled(lanes, 100)
-        now_s[0] += SPEED_EVERY_S
-        assert lanes.depth == int(100 / SPEED_EVERY_S * AHEAD_S)
+        now_s[0] += SPEED_INTERVAL_S
+        assert lanes.depth == int(100 / SPEED_INTERVAL_S * LOOKAHEAD_S)
         hold.clear()
         lanes.put(taken(part, [None] * 100))
-        assert not lanes.crowded
-        now_s[0] += SPEED_EVERY_S
+        assert not lanes.is_crowded
+        now_s[0] += SPEED_INTERVAL_S
         assert lanes.depth == 0
-        assert lanes.crowded
+        assert lanes.is_crowded
         hold.set()
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rtfm.errors import ConfigError
-from rtfm.streams.dead_letters.limits import SHARE_FROM, WINDOW, DeadLetterPolicy, TallyState
+from rtfm.streams.dead_letters.limits import MIN_SHARE_RECORDS, TALLY_RECORDS, DeadLetterPolicy, TallyState
 from rtfm.streams.position import PartitionState
 
 LIMIT = DeadLetterPolicy(max_consecutive=100, max_share=0.5)
@@ -19,38 +19,38 @@ def tally(*runs: int) -> TallyState:
     for place, count in enumerate(runs):
         if place % 2:
             for _ in range(count):
-                made.dead()
+                made.count_dead_letter()
         else:
-            made.good(count)
+            made.count_handled(count)
     return made
 
 
 def test_a_hundred_in_a_row_are_too_many_and_one_good_one_between_them_is_not() -> None:
     """The limit is reached with the hundredth, not after it."""
-    assert LIMIT.reached(tally(0, 99)) is None
-    assert LIMIT.reached(tally(0, 100)) is not None
-    assert LIMIT.reached(tally(50, 60, 1, 60)) is None
+    assert LIMIT.limit_reason(tally(0, 99)) is None
+    assert LIMIT.limit_reason(tally(0, 100)) is not None
+    assert LIMIT.limit_reason(tally(50, 60, 1, 60)) is None
 
 
 def test_more_than_half_of_the_last_thousand_are_too_many_once_two_hundred_were_seen() -> None:
     """A few bad ones at the start say nothing; old ones are forgotten."""
     pattern = [0, 2, 1] + [2, 1] * 65  # two of three, never many in a row
-    assert LIMIT.reached(tally(*pattern)) is None
-    assert LIMIT.reached(tally(*pattern, 3)) is not None
-    assert tally(*pattern, 3).seen >= SHARE_FROM
+    assert LIMIT.limit_reason(tally(*pattern)) is None
+    assert LIMIT.limit_reason(tally(*pattern, 3)) is not None
+    assert tally(*pattern, 3).seen >= MIN_SHARE_RECORDS
     half = [1, 1] * 600
-    assert LIMIT.reached(tally(*half)) is None
-    assert LIMIT.reached(tally(*pattern, 3, 0, WINDOW)) is not None
-    assert LIMIT.reached(tally(*([99, 1] * 10), 0, *([1, 1] * 500))) is None
-    assert LIMIT.reached(tally(0, 600, WINDOW)) is None
+    assert LIMIT.limit_reason(tally(*half)) is None
+    assert LIMIT.limit_reason(tally(*pattern, 3, 0, TALLY_RECORDS)) is not None
+    assert LIMIT.limit_reason(tally(*([99, 1] * 10), 0, *([1, 1] * 500))) is None
+    assert LIMIT.limit_reason(tally(0, 600, TALLY_RECORDS)) is None
 
 
 def test_zero_is_no_limit() -> None:
     """Each of the two on its own."""
     bad = tally(0, 1000)
-    assert DeadLetterPolicy(max_consecutive=0, max_share=0).reached(bad) is None
-    assert DeadLetterPolicy(max_consecutive=0).reached(bad) is not None
-    assert DeadLetterPolicy(max_share=0).reached(bad) is not None
+    assert DeadLetterPolicy(max_consecutive=0, max_share=0).limit_reason(bad) is None
+    assert DeadLetterPolicy(max_consecutive=0).limit_reason(bad) is not None
+    assert DeadLetterPolicy(max_share=0).limit_reason(bad) is not None
 
 
 @given(st.lists(st.integers(0, 300), max_size=20))
@@ -66,14 +66,14 @@ def test_the_tally_stands_in_the_position_beside_the_map_of_what_is_finished() -
     """Each without the other, too."""
     for unfinished in ([], [3, 5]):
         for dead in (0, 4):
-            part = PartitionState.restored(1, 0, "")
+            part = PartitionState.from_position(1, 0, "")
             for offset in range(9):
                 part.admit(offset)
             for offset in set(range(9)) - set(unfinished):
                 part.finish(offset)
             for _ in range(dead):
-                part.tally.dead()
-            again = PartitionState.restored(1, *part.position())
+                part.tally.count_dead_letter()
+            again = PartitionState.from_position(1, *part.position())
             assert list(again.unfinished) == unfinished
             assert again.end == 9
             assert again.tally.consecutive == dead
@@ -82,4 +82,4 @@ def test_the_tally_stands_in_the_position_beside_the_map_of_what_is_finished() -
 def test_a_tally_of_another_form_stops_the_worker() -> None:
     """It must not be taken for none."""
     with pytest.raises(ConfigError):
-        PartitionState.restored(0, 5, "1.many")
+        PartitionState.from_position(0, 5, "1.many")

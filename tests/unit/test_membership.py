@@ -114,13 +114,13 @@ def revoke(consumer: Scripted, parts: list[TopicPartition]) -> None:
 class Listener:
     """Knows the positions that the consumer has."""
 
-    def committed(self, consumer: Any, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
+    def read_positions(self, consumer: Any, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
         return [TopicPartition(TOPIC, number, consumer.positions[number]) for number in numbers]
 
-    def assigned(self, part: PartitionState) -> None: ...
+    def on_assign(self, partition: PartitionState) -> None: ...
     def before_revoke(self) -> None: ...
-    def dropped(self) -> None: ...
-    def reached_end(self, part: PartitionState) -> None: ...
+    def on_drop(self) -> None: ...
+    def on_end_of_log(self, partition: PartitionState) -> None: ...
     def confirm_name(self) -> None: ...
 
 
@@ -162,11 +162,11 @@ def test_records_of_before_an_assignment_are_not_taken_for_those_of_it() -> None
     script: list[Message | Callback] = [assign, Message(500)]
     consumer = Scripted([[*script, revoke, moved_on, assign, Message(900)], [Message(900)]], {0: 500})
     members = membership(consumer)
-    assert members.take(0, 10) == []
+    assert members.poll(0, 10) == []
     assert consumer.sought == [(0, 900)]
-    (part,) = members.parts
+    (part,) = members.partitions
     assert part.position() == (900, "")
-    assert offsets(members.take(0, 10)) == [900]
+    assert offsets(members.poll(0, 10)) == [900]
 
 
 def test_the_end_of_a_log_of_before_an_assignment_skips_nothing() -> None:
@@ -178,8 +178,8 @@ def test_the_end_of_a_log_of_before_an_assignment_skips_nothing() -> None:
     end = Message(500, KafkaError._PARTITION_EOF)
     first: list[Message | Callback] = [assign, Message(400), end, revoke, behind, assign]
     members = membership(Scripted([first, [Message(450)]], {0: 400}))
-    assert members.take(0, 10) == []
-    assert offsets(members.take(0, 10)) == [450]
+    assert members.poll(0, 10) == []
+    assert offsets(members.poll(0, 10)) == [450]
 
 
 def test_a_consumer_resets_no_position_by_itself() -> None:
@@ -187,10 +187,10 @@ def test_a_consumer_resets_no_position_by_itself() -> None:
     broken = Scripted([[assign, Message(-1, KafkaError._AUTO_OFFSET_RESET)]], {0: 116})
     again = Scripted([[assign, Message(116)]], {0: 116})
     members = membership(broken, again)
-    assert members.take(0, 10) == []
+    assert members.poll(0, 10) == []
     assert broken.closed
     assert broken.config["auto.offset.reset"] == "error"
-    assert offsets(members.take(0, 10)) == [116]
+    assert offsets(members.poll(0, 10)) == [116]
     assert [part.offset for part in again.fetched] == [116]
 
 
@@ -198,15 +198,15 @@ def test_a_record_below_the_start_of_an_assignment_ends_the_worker() -> None:
     """Whatever moved the consumer back, finished records are not done again in silence."""
     members = membership(Scripted([[assign, Message(0)]], {0: 116}))
     with pytest.raises(RtfmError, match="gave offset 0, but its assignment starts at 116"):
-        members.take(0, 10)
+        members.poll(0, 10)
 
 
 def test_a_partition_that_is_assigned_twice_has_one_state() -> None:
     """Two states of one partition would both be committed; what is finished of the older one is dropped."""
     members = membership(Scripted([[assign, assign, Message(5)]], {0: 5}))
-    ((part, _),) = members.take(0, 10)
-    assert members.parts == [part]
-    assert part.live
+    ((part, _),) = members.poll(0, 10)
+    assert members.partitions == [part]
+    assert part.is_assigned
 
 
 def test_a_member_that_was_removed_and_let_in_again_joins_again() -> None:
@@ -218,7 +218,7 @@ def test_a_member_that_was_removed_and_let_in_again_joins_again() -> None:
     gone = Scripted([[assign, Message(5)], [let_in_again, Message(6)]], {0: 5})
     back = Scripted([[assign, Message(40)]], {0: 40}, member=b"another")
     members = membership(gone, back)
-    assert offsets(members.take(0, 10)) == [5]
-    assert members.take(0, 10) == []
+    assert offsets(members.poll(0, 10)) == [5]
+    assert members.poll(0, 10) == []
     assert gone.closed
-    assert offsets(members.take(0, 10)) == [40]
+    assert offsets(members.poll(0, 10)) == [40]

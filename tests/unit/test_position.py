@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rtfm.errors import ConfigError, RtfmError
-from rtfm.streams.position import PartitionState, decode, encode
+from rtfm.streams.position import PartitionState, decode_map, encode_map
 from rtfm.streams.transactions import is_member, member_id
 
 
@@ -16,7 +16,7 @@ from rtfm.streams.transactions import is_member, member_id
 def test_metadata_of_another_form_stops_the_worker(metadata: str) -> None:
     """To ignore it would repeat what is finished, or skip what is not."""
     with pytest.raises(ConfigError, match="another program or version"):
-        decode(7, metadata)
+        decode_map(7, metadata)
 
 
 def test_records_out_of_order_stop_the_worker() -> None:
@@ -49,7 +49,7 @@ def test_without_gaps_there_is_no_map() -> None:
         part.admit(offset)
         part.finish(offset)
     assert part.position() == (10, "")
-    assert decode(10, "") == ([], 10)
+    assert decode_map(10, "") == ([], 10)
 
 
 def test_the_position_is_the_lowest_unfinished_record_and_the_rest_is_not_done_again() -> None:
@@ -61,30 +61,30 @@ def test_the_position_is_the_lowest_unfinished_record_and_the_rest_is_not_done_a
         part.finish(offset)
     offset, metadata = part.position()
     assert offset == 2
-    again = PartitionState.restored(0, offset, metadata)
+    again = PartitionState.from_position(0, offset, metadata)
     assert [n for n in range(2, 12) if again.admit(n)] == [2, 5, 6, 7, 9, 10, 11]
 
 
 def test_restored_records_that_the_log_has_no_more_are_let_go() -> None:
     """Retention or compaction took them; the position must not wait for them."""
-    part = PartitionState.restored(0, 2, encode([2, 5, 6], 9))
+    part = PartitionState.from_position(0, 2, encode_map([2, 5, 6], 9))
     assert [offset for offset in (6, 9) if part.admit(offset)] == [6, 9]
     assert part.position()[0] == 6
 
 
 def test_a_record_below_the_start_of_an_assignment_stops_the_worker() -> None:
     """It was committed already: a consumer that gives it has been moved back by somebody else than the group."""
-    part = PartitionState.restored(0, 100, encode([100], 105))
+    part = PartitionState.from_position(0, 100, encode_map([100], 105))
     with pytest.raises(RtfmError, match="gave offset 0, but its assignment starts at 100"):
         part.admit(0)
     assert part.admit(100)
-    assert part.position() == (100, encode([100], 105))
+    assert part.position() == (100, encode_map([100], 105))
 
 
 def test_no_offset_is_no_position() -> None:
     """A coordinator's answer "no offset" is a negative number, which must never become 0 by itself."""
-    with pytest.raises(ConfigError, match="-1001 is no offset"):
-        PartitionState.restored(0, -1001, "")
+    with pytest.raises(ConfigError, match="-1001 is not an offset"):
+        PartitionState.from_position(0, -1001, "")
 
 
 @given(st.integers(0, 2**40), st.lists(st.tuples(st.integers(1, 300), st.integers(1, 20_000)), max_size=50))
@@ -95,7 +95,7 @@ def test_a_position_says_what_is_unfinished(start: int, runs: list[tuple[int, in
     for undone, done in runs:
         unfinished += range(end, end + undone)
         end += undone + done
-    assert decode(start, encode(unfinished, end)) == (unfinished, end)
+    assert decode_map(start, encode_map(unfinished, end)) == (unfinished, end)
 
 
 @given(st.sets(st.integers(0, 400)), st.sets(st.integers(0, 400)))
@@ -106,19 +106,19 @@ def test_after_a_restart_exactly_the_unfinished_is_done(taken: set[int], finishe
         assert part.admit(offset)
         if offset in finished:
             part.finish(offset)
-    restored = PartitionState.restored(0, *part.position())
+    restored = PartitionState.from_position(0, *part.position())
     again = [offset for offset in sorted(taken) if offset >= restored.start and restored.admit(offset)]
     assert again == sorted(taken - finished)
 
 
 def test_the_map_stays_within_what_a_broker_takes() -> None:
     """4,096 bytes of metadata; at worst every other record is finished."""
-    assert len(encode(range(0, 1400, 2), 1401)) < 4096
+    assert len(encode_map(range(0, 1400, 2), 1401)) < 4096
 
 
 def test_what_is_still_in_the_log_is_not_counted() -> None:
     """To count it would be to wait for ever for a partition that was left full."""
-    part = PartitionState.restored(0, 0, encode(range(0, 1400, 2), 1401))
+    part = PartitionState.from_position(0, 0, encode_map(range(0, 1400, 2), 1401))
     assert part.unfinished_count == 0
     assert part.admit(0)
     assert part.unfinished_count == 1
@@ -126,7 +126,7 @@ def test_what_is_still_in_the_log_is_not_counted() -> None:
 
 def test_a_position_that_moves_on_during_a_replay_is_no_new_topic() -> None:
     """What is finished above it is skipped, although it lies below what is committed by then."""
-    part = PartitionState.restored(0, 10, encode([10, 15], 20))
+    part = PartitionState.from_position(0, 10, encode_map([10, 15], 20))
     assert part.admit(10)
     part.finish(10)
     assert part.position()[0] == 15
@@ -135,14 +135,14 @@ def test_a_position_that_moves_on_during_a_replay_is_no_new_topic() -> None:
 
 def test_what_retention_removed_is_counted_without_what_was_finished() -> None:
     """Of twelve offsets below the start of the log, two were unfinished and two never taken in."""
-    part = PartitionState.restored(0, 10, encode([10, 15], 20))
-    assert part.unfinished_below(22) == 4
-    assert part.unfinished_below(10) == 0
+    part = PartitionState.from_position(0, 10, encode_map([10, 15], 20))
+    assert part.count_unfinished_below(22) == 4
+    assert part.count_unfinished_below(10) == 0
 
 
 def test_the_window_is_what_the_map_would_tell_of() -> None:
     """From the lowest unfinished offset to the end, however few of them are unfinished; nothing when all is done."""
-    part = PartitionState.restored(0, 10, "")
+    part = PartitionState.from_position(0, 10, "")
     for offset in range(10, 20):
         assert part.admit(offset)
     assert part.window == 10

@@ -84,7 +84,7 @@ def test_only_deaths_while_a_suspect_alone_was_handled_count(file: Path) -> None
 
 def test_an_end_in_order_blames_nobody(file: Path) -> None:
     """SIGTERM and then, the grace being over, SIGKILL, is no record's doing."""
-    dies(file, ("g", 0, 5, 9), then=lambda journal: journal.end())
+    dies(file, ("g", 0, 5, 9), then=lambda journal: journal.note_shutdown())
     assert suspects(file) == {}
     with CrashJournal(file) as journal:
         begins(journal, ("g", 0, 5, 5))
@@ -128,14 +128,14 @@ def test_suspects_are_tried_one_by_one_until_they_are_finished(file: Path) -> No
     """As long as one of them is to be done by this process, and no longer."""
     dies(file, ("g", 0, 5, 6), ("h", 1, 7, 7))
     with CrashJournal(file) as journal:
-        assert not journal.active  # nothing of them is assigned
+        assert not journal.is_active  # nothing of them is assigned
         part = assigned(0, 5, 6)
         journal.review("g", [part])
-        assert journal.active
+        assert journal.is_active
         part.finish(5)
         part.finish(6)
         journal.review("g", [part])
-        assert not journal.active
+        assert not journal.is_active
         assert journal.suspects == {("h", 1, 7): 0}
 
 
@@ -193,7 +193,7 @@ def test_a_service_that_stops_waits_for_no_turn(file: Path) -> None:
         answers: list[bool] = []
         other = threading.Thread(target=lambda: answers.append(journal.begin("h", 2, 1, 1)))
         other.start()
-        journal.end()
+        journal.note_shutdown()
         eventually(lambda: answers == [False])
         other.join(20)
 

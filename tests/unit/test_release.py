@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from rtfm.streams.release import DEFECT, defect, metadata_level
+from rtfm.streams.release import DEFECT, find_defect, read_metadata_level
 
 
 def answer(level: int, name: bytes = b"metadata.version") -> bytes:
@@ -52,14 +52,14 @@ def framed(raw: bytes) -> bytes:
 def test_releases_that_do_not_end_transactions_are_named(level: int, wrong: bool) -> None:
     """4.3 and 4.4 are, whatever stands before the feature that tells."""
     with broker(framed(answer(level))) as port:
-        assert metadata_level("127.0.0.1", port, 2) == level
-        assert defect(f"127.0.0.1:{port}") == (DEFECT if wrong else None)
+        assert read_metadata_level("127.0.0.1", port, 2) == level
+        assert find_defect(f"127.0.0.1:{port}") == (DEFECT if wrong else None)
 
 
 def test_the_first_broker_that_answers_decides() -> None:
     """A broker that is away is passed over, and so is an invalid address."""
     with broker(framed(answer(30))) as port:
-        assert defect(f"127.0.0.1:1,nonsense,127.0.0.1:{port}") == DEFECT
+        assert find_defect(f"127.0.0.1:1,nonsense,127.0.0.1:{port}") == DEFECT
 
 
 @pytest.mark.parametrize(
@@ -79,5 +79,5 @@ def test_an_answer_that_tells_nothing_is_no_defect(raw: bytes) -> None:
     """Whoever answers something else is found by other checks."""
     with broker(raw) as port:
         with pytest.raises((ValueError, OSError)):
-            metadata_level("127.0.0.1", port, 2)
-        assert defect(f"127.0.0.1:{port}") is None
+            read_metadata_level("127.0.0.1", port, 2)
+        assert find_defect(f"127.0.0.1:{port}") is None

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from rtfm.errors import Unavailable
 from rtfm.settings import Settings
 from rtfm.streams.connection import KafkaConfig
-from rtfm.streams.position import PartitionState, encode
+from rtfm.streams.position import PartitionState, encode_map
 from rtfm.streams.starts import Starts
 from rtfm.telemetry import LOST_RECORDS
 
@@ -112,7 +112,7 @@ def test_without_a_position_the_records_before_the_log_count_as_lost() -> None:
 def test_a_position_below_the_log_starts_at_the_log_and_the_difference_is_lost() -> None:
     """Retention was quicker than the group; what was finished above the position is not lost."""
     before = lost()
-    start = start_of(Coordinator([(10, encode([10, 15], 20))]), (30, 130))
+    start = start_of(Coordinator([(10, encode_map([10, 15], 20))]), (30, 130))
     assert start.start == 30
     assert lost() == before + 12
     assert start.admit(30)
@@ -145,7 +145,7 @@ def test_a_position_behind_what_this_process_committed_is_asked_for_again() -> N
     """The coordinator answered with an older state than it had confirmed."""
     clock, coordinator = Clock(), Coordinator([(40, ""), (116, "")])
     starts = Starts(KafkaConfig.of(Settings()), topic=TOPIC, group=GROUP, clock=lambda: clock.now_s, sleep=clock.sleep)
-    starts.note(PartitionState.restored(0, 116, ""))
+    starts.remember(PartitionState.from_position(0, 116, ""))
     (start,) = starts.find(consumer_of(iter([(0, 130)])), [0], coordinator.read)
     assert start.start == 116
 
@@ -154,7 +154,7 @@ def test_a_position_that_stays_behind_is_used_and_named() -> None:
     """Kafka's own tools may have moved it; nothing else should."""
     clock, coordinator = Clock(), Coordinator([(40, "")])
     starts = Starts(KafkaConfig.of(Settings()), topic=TOPIC, group=GROUP, clock=lambda: clock.now_s, sleep=clock.sleep)
-    starts.note(PartitionState.restored(0, 116, ""))
+    starts.remember(PartitionState.from_position(0, 116, ""))
     with capture_logs() as lines:
         (start,) = starts.find(consumer_of(iter([(0, 130)])), [0], coordinator.read)
     assert start.start == 40

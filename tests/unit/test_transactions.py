@@ -18,7 +18,7 @@ def test_a_producer_that_could_not_be_made_anew_is_due_to_be_opened(monkeypatch:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         made = Transactions(KafkaConfig(bootstrap_servers=address, instance_id="one"), "any")
-        made._in_doubt = False
+        made._needs_open = False
         with pytest.raises(Unavailable):
             made.open()
-    assert made.in_doubt
+    assert made.needs_open

@@ -14,7 +14,7 @@ from rtfm.contracts import open_contracts
 from rtfm.errors import ConfigError, Unavailable
 from rtfm.settings import Settings
 from rtfm.streams.dead_letters.letters import OPEN
-from rtfm.streams.dead_letters.replays import ReplayRules, said
+from rtfm.streams.dead_letters.replays import ReplayRules, describe_mark
 from rtfm.streams.dead_letters.store import DeadLetterStore, Decision, FiledLetter
 from rtfm_cli import exit_codes
 from rtfm_cli.dlq.rows import day, row_of
@@ -172,7 +172,7 @@ def discard(ids: tuple[str, ...], all_: bool, yes: bool, settings: Settings, as_
     """Mark dead letters as not wanted any more. They are not listed, and stay until retention takes them."""
 
     def refusal(found: FiledLetter) -> str | None:
-        return None if found.state == OPEN else said(found)
+        return None if found.state == OPEN else describe_mark(found)
 
     wanted = chosen_filter(given, ids, all_)
     with DeadLetterStore(settings) as store:

@@ -1,5 +1,5 @@
-"""Dead letters: records that can never be handled, kept byte for byte with where they stood and why they are here.
+"""Dead letters: records that can never be handled, kept byte for byte with their origin and the reason.
 
-``letters`` is the form of a letter and the only owner of header names, ``limits`` says how many are too many, ``store``
-reads, replays and discards them, ``replays`` says which may be replayed. docs/dead-letters.md is for operators.
+``letters`` owns the format and the header names, ``limits`` how many are too many, ``replays`` which may be replayed.
+``store`` reads, replays and discards them. docs/dead-letters.md is for operators.
 """

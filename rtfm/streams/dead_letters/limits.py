@@ -1,9 +1,9 @@
-"""How many dead letters are too many: a bad deploy must not drain a topic into dead-letters.
+"""Limits: how many dead letters are too many, so that a bad deploy does not drain a topic into dead-letters.
 
-Owns the tally of a partition and the limit on it. The tally is committed with the partition's position, in the same
-transaction as the dead letters that it counts, so it holds over restarts and goes with the partition to another
-process: at the limit not one record more becomes a dead letter, however often a supervisor starts the service again. A
-record that is handled lets it go on. Pure.
+Owns the tally of a partition and the limit on it. The tally is committed with the partition's position, in the
+transaction that commits the dead letters it counts. So it survives restarts and moves with the partition: at the limit
+no further record becomes a dead letter, however often a supervisor starts the service again. A handled record lowers
+the tally, and work goes on. Pure.
 """
 
 from __future__ import annotations
@@ -17,63 +17,66 @@ from rtfm.errors import ConfigError, RtfmError
 if TYPE_CHECKING:
     from rtfm.settings import Settings
 
-WINDOW = 1000
-"""Records that the share is taken of."""
+TALLY_RECORDS = 1000
+"""Records of a partition that the tally covers."""
 
-SHARE_FROM = 200
-"""Seen at least, before a share says anything."""
+MIN_SHARE_RECORDS = 200
+"""Records that the tally must have seen before the limit on the share applies."""
 
-_MASK = (1 << WINDOW) - 1
+_MASK = (1 << TALLY_RECORDS) - 1
 
 
 class TooManyDeadLetters(RtfmError):
-    """A partition has come to the limit; somebody must look before more of it is given up."""
+    """A partition reached the limit on dead letters; someone must find out why before more records become some."""
 
 
 @define
 class TallyState:
-    """What became of the last records of a partition, in the order in which they were finished."""
+    """The tally: the results of the last TALLY_RECORDS records of a partition, in the order in which they finished."""
 
     consecutive: int = 0
     seen: int = 0
     bits: int = 0
-    """The last WINDOW records, the newest lowest; 1 is a dead letter."""
+    """One bit for each record, the newest lowest; 1 is a dead letter."""
 
-    def good(self, count: int = 1) -> None:
+    def count_handled(self, count: int = 1) -> None:
         """Count records that were handled."""
-        self.seen = min(self.seen + count, WINDOW)
+        self.seen = min(self.seen + count, TALLY_RECORDS)
         self.consecutive = 0
         if self.bits:
             self.bits = (self.bits << count) & _MASK
 
-    def dead(self) -> None:
+    def count_dead_letter(self) -> None:
         """Count a dead letter."""
-        self.seen = min(self.seen + 1, WINDOW)
+        self.seen = min(self.seen + 1, TALLY_RECORDS)
         self.consecutive += 1
         self.bits = (self.bits << 1 | 1) & _MASK
 
     def encode(self) -> str:
-        """As text of at most 270 characters; empty when no dead letter is among the last records."""
+        """Return the tally as text of at most 270 characters; empty if it has no dead letter."""
         return f"{self.consecutive},{self.seen},{self.bits:x}" if self.bits else ""
 
     @classmethod
     def decode(cls, text: str) -> TallyState:
-        """The tally that ``encode`` gave. Raises ConfigError for other text."""
+        """Return the tally that ``encode`` wrote. Raises ConfigError for other text."""
         if not text:
             return cls()
         try:
             consecutive, seen, bits = text.split(",")
-            return cls(int(consecutive), min(int(seen), WINDOW), int(bits, 16) & _MASK)
+            return cls(int(consecutive), min(int(seen), TALLY_RECORDS), int(bits, 16) & _MASK)
         except ValueError as exc:
-            raise ConfigError(f"the tally of dead letters is of another program or version: {text[:20]!r}") from exc
+            raise ConfigError(
+                f"the group's tally of dead letters was written by another program or version: {text[:20]!r}",
+                hint="stop the group and reset its offsets with Kafka's own tools, or run the version that wrote them",
+            ) from exc
 
 
 @frozen(kw_only=True)
 class DeadLetterPolicy:
-    """What a pipeline does with dead letters: how many of a partition it takes, and what they must not tell.
+    """How many dead letters a pipeline may write for a partition, and which secrets they must not contain.
 
-    At most ``max_consecutive`` in a row, and ``max_share`` of the last WINDOW records; 0 is no limit. ``secrets`` are
-    taken out of messages and stacks.
+    At most ``max_consecutive`` in a row, and at most ``max_share`` of the last TALLY_RECORDS records; 0 is no limit.
+    ``secrets`` are removed from error messages and stacks.
     """
 
     max_consecutive: int = 100
@@ -82,25 +85,25 @@ class DeadLetterPolicy:
 
     @classmethod
     def of(cls, settings: Settings) -> DeadLetterPolicy:
-        """The policy that ``settings`` describe."""
+        """Return the policy of ``settings``."""
         return cls(
             max_consecutive=settings.dlq_max_consecutive, max_share=settings.dlq_max_share, secrets=settings.secrets()
         )
 
-    def reached(self, tally: TallyState) -> str | None:
-        """What there is too much of, or None."""
+    def limit_reason(self, tally: TallyState) -> str | None:
+        """Return why ``tally`` is at the limit, or None if it is below it."""
         if 0 < self.max_consecutive <= tally.consecutive:
             return f"the last {tally.consecutive} records were all dead letters"
         dead = tally.bits.bit_count()
-        if self.max_share and tally.seen >= SHARE_FROM and dead / tally.seen > self.max_share:
+        if self.max_share and tally.seen >= MIN_SHARE_RECORDS and dead / tally.seen > self.max_share:
             return f"{dead} of the last {tally.seen} records were dead letters"
         return None
 
 
-def too_many(topic: str, partition: int, why: str, reason: str) -> TooManyDeadLetters:
-    """The error for a ``partition`` at its limit; ``reason`` is the class of the last failure."""
+def too_many_error(topic: str, partition: int, limit: str, reason: str) -> TooManyDeadLetters:
+    """Return the error for a ``partition`` at its limit; ``reason`` is the class of the last failure."""
     return TooManyDeadLetters(
-        f"{topic}, partition {partition}: {why}, the last one for {reason}; stopped before more follow",
-        hint="`rtfm-cli dlq stats` says why. Nothing is lost: it goes on where it stopped as soon as the next record"
-        " can be handled. DLQ_MAX_CONSECUTIVE=0 and DLQ_MAX_SHARE=0 let all of them through.",
+        f"{topic}, partition {partition}: {limit}, the last one because of {reason}; stopped at the limit",
+        hint="`rtfm-cli dlq stats` shows the reasons. Nothing is lost: the next start continues here once the next"
+        " record can be handled. DLQ_MAX_CONSECUTIVE=0 and DLQ_MAX_SHARE=0 switch the limit off.",
     )

@@ -1,6 +1,6 @@
-"""Whether a dead letter may be replayed: not twice, not for ever, and not while its cause is known to hold.
+"""Replays: the rules that decide whether a dead letter may be replayed.
 
-Owns the reasons against. Does not replay: the store does.
+A letter is refused if it was replayed before, failed too often, or is known to fail again. ``store`` replays.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from rtfm.streams.dead_letters.letters import OPEN, REPLAYED
 from rtfm.streams.dead_letters.store import FiledLetter
 
 MAX_REPLAYS = 3
-"""Replays of one record; after as many, with one failure more than that, only a person's word starts another."""
+"""Replays of one record. After one failure more than that, only ``force`` replays it again."""
 
 _ERASED = "it was erased since (`rtfm-cli forget`)"
 
 
 @frozen(kw_only=True)
 class ReplayRules:
-    """The reason against replaying a letter, or None. ``force`` leaves only what cannot be done at all.
+    """Returns the reason against replaying a letter, or None. ``force`` leaves only what is impossible or erased.
 
-    ``is_erased`` says of an event whether it was erased: it would come back for as long as Kafka keeps it.
+    ``is_erased`` tells whether an event was erased: a replay would bring it back for as long as Kafka keeps it.
     """
 
     contracts: Contracts
@@ -33,23 +33,23 @@ class ReplayRules:
     is_erased: Callable[[object], bool] = lambda _: False
 
     def __call__(self, found: FiledLetter) -> str | None:
-        """Raises Unavailable when the registry must be asked and does not answer."""
+        """Return the reason against replaying, or None. Raises Unavailable if the registry is needed and is down."""
         letter = found.letter
         if letter.headers is None:
             return "another program wrote it, so its original headers are not known"
         if letter.topic not in EVENT_OF_TOPIC:
             return f"there is no topic {letter.topic!r} to replay it to"
         if self.force:
-            return _ERASED if self._unwanted(found) == _ERASED else None
+            return _ERASED if self._find_refusal(found) == _ERASED else None
         if found.state != OPEN:
-            return f"{said(found)}; --force replays it again"
+            return f"{describe_mark(found)}; --force replays it again"
         if letter.attempt > MAX_REPLAYS:
             return f"it failed {letter.attempt} times; --force tries once more"
         if letter.stage == "CRASH":
-            return "it ended the processor again and again; --force once that is mended"
-        return self._unwanted(found)
+            return "it ended the processor repeatedly; --force replays it once that is fixed"
+        return self._find_refusal(found)
 
-    def _unwanted(self, found: FiledLetter) -> str | None:
+    def _find_refusal(self, found: FiledLetter) -> str | None:
         letter = found.letter
         try:
             if letter.value is None:
@@ -60,7 +60,7 @@ class ReplayRules:
         return _ERASED if self.is_erased(event) else None
 
 
-def said(found: FiledLetter) -> str:
-    """What became of a letter, and when."""
+def describe_mark(found: FiledLetter) -> str:
+    """Return whether a letter was replayed or discarded, and when, as text."""
     at = to_datetime(TimestampMillis(found.marked_ms or 0)).strftime("%Y-%m-%d %H:%M:%S UTC")
     return f"{'replayed' if found.state == REPLAYED else 'discarded'} at {at}"
