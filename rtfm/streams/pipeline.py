@@ -187,7 +187,7 @@ class Pipeline:
             self._close()
         if unfinished:
             raise Unfinished(
-                f"{self._group}: handling did not finish within {self._grace_s:g} s after the stop",
+                f"{self._group}: the remaining work was not finished within {self._grace_s:g} s",
                 hint="nothing is lost: the records are read again at the next start; SHUTDOWN_GRACE_S gives more time",
             )
 
