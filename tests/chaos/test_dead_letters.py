@@ -108,7 +108,7 @@ def test_a_deadly_record_is_found_by_whichever_worker_gets_its_partition(
     fleets.append(first := Fleet(static, 5, 10, 8))
     fleets.append(second := Fleet(static, 5, 10, 8))
     first.start("one")
-    eventually(lambda: first.ended("one"))
+    eventually(lambda: first.has_ended("one"))
     second.start("two")
     supervised(settings, second, messages, 1)
     assert second.end("two") == 0

@@ -15,8 +15,8 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from rtfm.local.services import DEFAULT_PORTS, free_ports
 from rtfm.local.stack import LocalStack
 from tests.conftest import CACHE_DIR, stack_home
-from tests.judge.positions import Position, read_positions
-from tests.judge.segments import Outcome, PartitionLog, partitions, read_partition
+from tests.judge.positions import PositionCommit, read_positions
+from tests.judge.segments import PartitionLog, TransactionOutcome, partitions, read_partition
 from tests.streams import eventually
 
 CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
@@ -59,10 +59,10 @@ class Broker:
         log = self.log(topic)
         return log if len(log.markers) == markers else None
 
-    def positions(self, group: str, topic: str, *, ended: int) -> list[Position] | None:
+    def positions(self, group: str, topic: str, *, ended: int) -> list[PositionCommit] | None:
         """The group's commits for partition 0, as the parser finds them, when so many are in no open transaction."""
         found = read_positions(self.data).get((group, topic, 0), [])
-        return found if sum(p.written.batch.outcome is not Outcome.OPEN for p in found) == ended else None
+        return found if sum(p.written.batch.outcome is not TransactionOutcome.OPEN for p in found) == ended else None
 
     def given(self, topic: str, isolation: str, count: int) -> list[tuple[Any, ...]]:
         """What a consumer is given: offset, time, key, value and headers of ``count`` records, and no more."""
@@ -145,7 +145,7 @@ def test_committed_aborted_and_open_transactions_are_told_apart(broker: Broker, 
     two.commit_transaction(30)
     # Markers are written after the producer has its answer.
     log = eventually(lambda: broker.log_with(topic, markers=5))
-    assert {record.batch.outcome for record in log.records} == set(Outcome)
+    assert {record.batch.outcome for record in log.records} == set(TransactionOutcome)
     # A producer leaves a batch as it is where compression would make it larger: one of a single record, by chance.
     assert {codec} <= {record.batch.compression for record in log.records} <= {codec, "none"}
     assert len(parsed(log, visible=True)) == 60 * 3
@@ -206,7 +206,13 @@ def test_positions_take_effect_when_their_transaction_is_committed(broker: Broke
         (11, "crossed", False),
         (15, "open", False),
     ]
-    outcomes = [Outcome.NONE, Outcome.COMMITTED, Outcome.ABORTED, *[Outcome.COMMITTED] * 3, Outcome.OPEN]
+    outcomes = [
+        TransactionOutcome.NONE,
+        TransactionOutcome.COMMITTED,
+        TransactionOutcome.ABORTED,
+        *[TransactionOutcome.COMMITTED] * 3,
+        TransactionOutcome.OPEN,
+    ]
     assert [p.written.batch.outcome for p in found] == outcomes
     assert {p.written.batch.producer_id >= 0 for p in found[1:]} == {True}
     producers[0].abort_transaction(30)

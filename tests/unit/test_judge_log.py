@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.judge.checksum import crc32c
 from tests.judge.compression import decompress
-from tests.judge.segments import Outcome, PartitionLog, Unreadable, read_partition
+from tests.judge.segments import PartitionLog, TransactionOutcome, Unreadable, read_partition
 from tests.judging import batch, marker, record
 
 
@@ -75,25 +75,25 @@ def test_the_markers_of_a_producer_end_its_own_transaction_only(tmp_path: Path) 
     data += one(7, attributes=16, producer=1) + one(8)
     found = log(tmp_path, data)
     assert [(r.offset, r.batch.outcome, r.batch.marker) for r in found.records] == [
-        (0, Outcome.COMMITTED, 6),
-        (1, Outcome.ABORTED, 5),
-        (2, Outcome.NONE, None),
-        (3, Outcome.NONE, None),
-        (4, Outcome.COMMITTED, 6),
-        (7, Outcome.OPEN, None),
-        (8, Outcome.NONE, None),
+        (0, TransactionOutcome.COMMITTED, 6),
+        (1, TransactionOutcome.ABORTED, 5),
+        (2, TransactionOutcome.NONE, None),
+        (3, TransactionOutcome.NONE, None),
+        (4, TransactionOutcome.COMMITTED, 6),
+        (7, TransactionOutcome.OPEN, None),
+        (8, TransactionOutcome.NONE, None),
     ]
     assert (found.start, found.end, found.stable_end) == (0, 9, 7)
     assert [(m.offset, m.producer_id, m.outcome) for m in found.markers] == [
-        (5, 2, Outcome.ABORTED),
-        (6, 1, Outcome.COMMITTED),
+        (5, 2, TransactionOutcome.ABORTED),
+        (6, 1, TransactionOutcome.COMMITTED),
     ]
 
 
 def test_a_transaction_goes_on_in_the_next_segment(tmp_path: Path) -> None:
     """Its marker may stand in another file."""
     found = log(tmp_path, one(0, attributes=16, producer=1), marker(1, commit=True, producer=1) + one(2), starts=(0, 1))
-    assert [r.batch.outcome for r in found.records] == [Outcome.COMMITTED, Outcome.NONE]
+    assert [r.batch.outcome for r in found.records] == [TransactionOutcome.COMMITTED, TransactionOutcome.NONE]
 
 
 @pytest.mark.parametrize("left", [1, 20, 60, 61, 69])
@@ -101,9 +101,7 @@ def test_a_last_batch_that_is_not_whole_is_left_out_and_reported(tmp_path: Path,
     """As a broker leaves it that was killed while it wrote."""
     found = log(tmp_path, one(0) + one(1)[:left])
     assert [r.offset for r in found.records] == [0]
-    assert (
-        found.torn == f"some-topic-4/{0:020}.log ends in a batch that was not written whole: {left} bytes from byte 70"
-    )
+    assert found.torn == f"some-topic-4/{0:020}.log ends in an incomplete batch: {left} bytes from byte 70"
 
 
 def test_zeros_at_the_end_are_left_out_and_reported(tmp_path: Path) -> None:
@@ -120,13 +118,13 @@ def flipped(data: bytes, at: int) -> bytes:
 @pytest.mark.parametrize("at", [9, 16, 18, 30, 65])
 def test_a_bad_batch_before_a_whole_one_is_unreadable(tmp_path: Path, at: int) -> None:
     """In its length, version, checksum, header or records."""
-    with pytest.raises(Unreadable, match="is not readable at byte 0, and a whole batch follows at byte 70"):
+    with pytest.raises(Unreadable, match="is unreadable at byte 0, but a complete batch follows at byte 70"):
         log(tmp_path, flipped(one(0), at) + one(1))
 
 
 def test_a_torn_batch_in_a_segment_that_is_not_the_last_is_unreadable(tmp_path: Path) -> None:
     """A broker begins a new segment behind whole batches only."""
-    with pytest.raises(Unreadable, match="is not readable at byte 0"):
+    with pytest.raises(Unreadable, match="is unreadable at byte 0"):
         log(tmp_path, one(0)[:-1], one(1), starts=(0, 1))
 
 
@@ -138,7 +136,7 @@ def test_offsets_that_no_batch_holds_are_told(tmp_path: Path) -> None:
 
 def test_an_offset_that_comes_again_is_unreadable(tmp_path: Path) -> None:
     """No log holds an offset twice."""
-    with pytest.raises(Unreadable, match="holds offset 0 again behind 0"):
+    with pytest.raises(Unreadable, match="has offset 0 again after 0"):
         log(tmp_path, one(0) + one(0))
 
 

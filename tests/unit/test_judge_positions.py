@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rtfm.streams.position import encode
-from tests.judge.finished import Finished
-from tests.judge.positions import Position, positions_of
+from tests.judge.finished import FinishedOffsets
+from tests.judge.positions import PositionCommit, positions_of
 from tests.judge.segments import Unreadable, read_partition
 from tests.judging import ANSWER, OFFSETS, QUERIES, KeptRun, marker
 
@@ -23,13 +23,13 @@ def run(tmp_path: Path) -> KeptRun:
     return KeptRun(tmp_path / "run")
 
 
-def positions(run: KeptRun) -> list[Position]:
+def positions(run: KeptRun) -> list[PositionCommit]:
     """Of the answer group in partition 0 of bot-queries."""
     run.write()
     return positions_of(read_partition(run.folder / "kafka" / f"{OFFSETS}-3")).get(WHERE, [])
 
 
-def told(found: list[Position]) -> list[tuple[int | None, bool]]:
+def told(found: list[PositionCommit]) -> list[tuple[int | None, bool]]:
     """Offsets, and whether they took effect."""
     return [(position.offset, position.is_applied) for position in found]
 
@@ -102,19 +102,19 @@ def test_the_map_of_a_position_is_read_as_the_processor_writes_it(finished: set[
     done = {offset + number for number in finished if number}
     end = max(done, default=offset) + 1
     metadata = encode([n for n in range(offset, end) if n not in done], end) if done else ""
-    found = Finished.decode(offset, metadata)
-    assert {n for n in range(max(0, offset - 2), end + 3) if found.holds(n)} == done | set(
+    found = FinishedOffsets.decode(offset, metadata)
+    assert {n for n in range(max(0, offset - 2), end + 3) if found.is_finished(n)} == done | set(
         range(max(0, offset - 2), offset)
     )
     assert (found.position, found.end) == (offset, end if done else offset)
-    assert Finished.decode(offset, f"{metadata or '1'}.1,2,3") == found
+    assert FinishedOffsets.decode(offset, f"{metadata or '1'}.1,2,3") == found
 
 
 @pytest.mark.parametrize("metadata", ["2AQE", "other", "1AQ", "1A", "1!!!!", "1gA"])
 def test_metadata_of_another_form_is_refused(metadata: str) -> None:
     """Another version, half a pair of runs, no base64, a varint that is cut off."""
     with pytest.raises(ValueError, match="metadata"):
-        Finished.decode(5, metadata)
+        FinishedOffsets.decode(5, metadata)
 
 
 _SETS = st.tuples(st.integers(0, 8), st.sets(st.integers(1, 24)))
@@ -130,7 +130,9 @@ def test_what_is_lost_is_the_lowest_offset_that_was_finished_and_is_not(
         done = {position + number for number in ahead}
         end = max(done, default=position) + 1
         found.append(
-            Finished.decode(position, encode([n for n in range(position, end) if n not in done], end) if done else "")
+            FinishedOffsets.decode(
+                position, encode([n for n in range(position, end) if n not in done], end) if done else ""
+            )
         )
         offsets.append(set(range(position)) | done)
     assert found[0].first_lost(found[1]) == min(offsets[0] - offsets[1], default=None)
