@@ -17,6 +17,7 @@ import fastavro
 from attrs import define, field
 
 from tests.judge.checksum import crc32c
+from tests.judge.verdict import Verdict, judge
 
 SCHEMAS = Path(__file__).parents[1] / "schemas"
 QUERIES, MESSAGES, RESPONSES, LETTERS = "bot-queries", "discord-messages", "bot-responses", "dead-letters"
@@ -27,6 +28,9 @@ VISIBLE = ["10", "11"]
 PRODUCER = 7
 
 Headers = Sequence[tuple[str, bytes]]
+
+Break = Callable[["KeptRun"], object]
+"""A change to a run that makes it wrong."""
 
 
 def varint(number: int) -> bytes:
@@ -318,3 +322,14 @@ def right_run(folder: Path) -> KeptRun:
     run.respond("c3", partition=1)
     run.respond("c3", partition=1, ends="open", producer=8)
     return run
+
+
+def verdict(run: KeptRun) -> Verdict:
+    """Write ``run`` and judge it."""
+    return judge(run.write())
+
+
+def broken(found: Verdict) -> dict[str, list[str]]:
+    """Return the descriptions of the shown violations, by rule."""
+    assert found.reason is None
+    return {r.rule.name: [example.what for example in r.examples] for r in found.rulings if r.broken}

@@ -60,7 +60,7 @@ def test_keys_of_other_versions_are_no_positions(run: KeptRun) -> None:
 def test_a_key_that_is_cut_off_is_unreadable(run: KeptRun) -> None:
     """It is not passed over."""
     run.logs[OFFSETS, 3].append(b"\0\1\0\x09abc", b"\0\3", at_ms=1)
-    with pytest.raises(Unreadable, match="offset 0 is no position"):
+    with pytest.raises(Unreadable, match="offset 0 is not a position"):
         positions(run)
 
 
