@@ -56,7 +56,7 @@ def retrieved_from(channel_id: str) -> RetrievedPassage:
 
 
 def ask(archive: SqlArchive, response: BotResponse, *, expires_in_ms: int = 600_000) -> BotResponse:
-    """Open the question to which ``response`` is the answer, as the bot does before it asks."""
+    """Open the question that ``response`` answers, as the bot does before it asks."""
     archive.questions.open(
         BotQuery(
             query_id=response.query_id,
@@ -96,7 +96,7 @@ def citing(
 
 @contextlib.asynccontextmanager
 async def client_on(fake: FakeDiscord) -> AsyncIterator[RtfmClient]:
-    """A client that knows its guilds."""
+    """Connect a client that knows its guilds."""
     client = RtfmClient(lambda *_: True, query_expiry_s=600, api=fake.api, gateway=fake.gateway)
     async with client:
         await client.login(fake.token)
@@ -110,7 +110,7 @@ async def client_on(fake: FakeDiscord) -> AsyncIterator[RtfmClient]:
 
 @contextlib.asynccontextmanager
 async def delivery_on(fake: FakeDiscord, archive: SqlArchive, *, later_ms: int = 0) -> AsyncIterator[ReplyDelivery]:
-    """A delivery whose clock runs ``later_ms`` ahead."""
+    """Yield a delivery whose clock is ``later_ms`` ahead."""
     async with client_on(fake) as client:
         yield ReplyDelivery(client, archive, clock_ms=lambda: TimestampMillis(now() + later_ms))
 

@@ -29,7 +29,7 @@ from tests.attacks import ATTACKS, EVIL, HONEST, NAMES, QUESTION, harms
 from tests.fakes import gemini as fake
 from tests.fakes.gemini import FakeGemini
 from tests.fakes.obedient import obedient
-from tests.knowledge import GUILD, Heard, knowledge_of, message
+from tests.knowledge import GUILD, RecordOfEvent, knowledge_of, message
 from tests.passages import passage
 from tests.passages import said as said_by
 
@@ -78,7 +78,7 @@ def _events() -> list[DiscordMessage]:
 @pytest.fixture
 def knowledge(bare_settings: Settings) -> Iterator[Knowledge]:
     opened = knowledge_of(bare_settings, None)
-    Ingest(knowledge=opened)([Heard(event) for event in _events()])
+    Ingest(knowledge=opened)([RecordOfEvent(event) for event in _events()])
     yield opened
     opened.close()
 
@@ -139,7 +139,7 @@ def test_the_honest_answer_survives_beside_an_attack(bare_settings: Settings, ge
     """A model that repeats its instructions is not believed; what was honestly said is quoted, with its source."""
     opened = knowledge_of(bare_settings, None)
     attack = message(5, ATTACKS[0].text, author_id="66", reply_to_message_id="1002")
-    Ingest(knowledge=opened)([Heard(event) for event in [*_events()[:3], attack]])
+    Ingest(knowledge=opened)([RecordOfEvent(event) for event in [*_events()[:3], attack]])
     response = answerer(opened, gemini).answer(asked())
     opened.close()
     assert response.outcome is Outcome.EXTRACTED

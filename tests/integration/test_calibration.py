@@ -15,7 +15,7 @@ from rtfm.knowledge.floor import MIN_PASSAGES
 from rtfm.processor.calibration import Calibration
 from rtfm.processor.ingest import Ingest
 from rtfm.settings import Settings
-from tests.knowledge import GUILD, Heard, WordEmbedding, knowledge_of, message
+from tests.knowledge import GUILD, RecordOfEvent, WordEmbedding, knowledge_of, message
 
 WAIT_S = 120.0
 WORDS = [f"word{number}" for number in range(200)]
@@ -41,7 +41,7 @@ def grow(knowledge: Knowledge, calibration: Calibration, first: int, count: int)
         )
         for number in range(first, first + count)
     ]
-    Ingest(knowledge=knowledge, note_guilds=calibration.note)([Heard(event) for event in events])
+    Ingest(knowledge=knowledge, note_guilds=calibration.note)([RecordOfEvent(event) for event in events])
 
 
 def calibrated_on(settings: Settings) -> int:

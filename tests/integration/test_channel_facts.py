@@ -15,7 +15,7 @@ from rtfm.knowledge.rebuilding import plan, rebuild
 from rtfm.processor.ingest import Ingest
 from rtfm.settings import Settings
 from rtfm.visibility import ChannelFacts
-from tests.knowledge import GUILD, START, Heard, WordEmbedding, deletion, dump, knowledge_of, message
+from tests.knowledge import GUILD, START, RecordOfEvent, WordEmbedding, deletion, dump, knowledge_of, message
 
 OTHER_GUILD = "101"
 THREAD = {"channel_id": "300", "parent_channel_id": "200"}
@@ -35,7 +35,7 @@ def knowledge(bare_settings: Settings) -> Iterator[Knowledge]:
 
 
 def ingest(knowledge: Knowledge, *events: DiscordMessage) -> None:
-    Ingest(knowledge=knowledge)([Heard(event) for event in events])
+    Ingest(knowledge=knowledge)([RecordOfEvent(event) for event in events])
 
 
 def found(knowledge: Knowledge, question: str, *visible: str, guild_id: str = GUILD) -> list[str]:

@@ -27,7 +27,7 @@ from tests.answering import answerer, asked
 from tests.conftest import environment_of
 from tests.integration.test_deletion import ADVICE, handled, is_withdrawn
 from tests.integration.test_dlq import bury
-from tests.knowledge import GUILD, START, Heard, WordEmbedding, knowledge_of, message
+from tests.knowledge import GUILD, START, RecordOfEvent, WordEmbedding, knowledge_of, message
 from tests.streams import MESSAGES, eventually, produce, records, running
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -43,7 +43,7 @@ TALK = (
 @pytest.fixture
 def knowledge(settings: Settings) -> Iterator[Knowledge]:
     opened = knowledge_of(settings, WordEmbedding())
-    Ingest(knowledge=opened)([Heard(event) for event in TALK])
+    Ingest(knowledge=opened)([RecordOfEvent(event) for event in TALK])
     yield opened
     for guild_id in (GUILD, "101"):
         opened.vectors.forget_guild(guild_id)
@@ -115,7 +115,7 @@ def test_a_person_is_forgotten_everywhere(
     assert '"asker_id": "2"' not in left
     assert all(is_withdrawn(handled(handler, query)) for query in (quoting, own, naming))
     assert is_withdrawn(handled(handler, asked(query_id="m93", asker_id="2", asked_at=START)))
-    Ingest(knowledge=knowledge)([Heard(TALK[1]), Heard(TALK[3])])
+    Ingest(knowledge=knowledge)([RecordOfEvent(TALK[1]), RecordOfEvent(TALK[3])])
     assert ADVICE not in everything(settings)
 
 
@@ -139,7 +139,7 @@ def test_killed_in_the_middle_it_goes_on_when_it_is_run_again(
 ) -> None:
     """What was told is not told again, even with no processor that has removed it; nothing is left out."""
     many = [message(n, f"tulip {n}", author_id="66", channel_id=str(n % 7 + 1)) for n in range(100, 650)]
-    Ingest(knowledge=knowledge)([Heard(event) for event in many])
+    Ingest(knowledge=knowledge)([RecordOfEvent(event) for event in many])
     program = str(Path(sys.executable).with_name("rtfm-cli"))
     command = [program, "forget", "--user", "66", "--yes", "--json", "--no-wait", "--rate", "50"]
     with tempfile.TemporaryFile() as log:

@@ -18,7 +18,7 @@ from rtfm.knowledge.archive import Change, SqlArchive
 from rtfm.knowledge.rebuilding import plan, rebuild
 from rtfm.processor.ingest import Ingest
 from rtfm.settings import Settings
-from tests.knowledge import GUILD, START, Heard, WordEmbedding, deletion, dump, empty, knowledge_of, message
+from tests.knowledge import GUILD, START, RecordOfEvent, WordEmbedding, deletion, dump, empty, knowledge_of, message
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def knowledge(bare_settings: Settings, embedding: WordEmbedding) -> Iterator[Kno
 
 
 def ingest(knowledge: Knowledge, *events: DiscordMessage) -> None:
-    Ingest(knowledge=knowledge)([Heard(event) for event in events])
+    Ingest(knowledge=knowledge)([RecordOfEvent(event) for event in events])
 
 
 def found(knowledge: Knowledge, question: str, *visible: str) -> list[str]:

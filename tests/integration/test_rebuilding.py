@@ -26,7 +26,7 @@ from rtfm.knowledge.retrieval import Retriever
 from rtfm.knowledge.vectors import Entry
 from rtfm.processor.ingest import Ingest
 from rtfm.settings import Settings
-from tests.knowledge import GUILD, START, Heard, WordEmbedding, deletion, dump, empty, knowledge_of, message
+from tests.knowledge import GUILD, START, RecordOfEvent, WordEmbedding, deletion, dump, empty, knowledge_of, message
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -47,7 +47,7 @@ def knowledge(bare_settings: Settings) -> Iterator[Knowledge]:
 
 
 def ingest(knowledge: Knowledge, *events: DiscordMessage) -> None:
-    Ingest(knowledge=knowledge)([Heard(event) for event in events])
+    Ingest(knowledge=knowledge)([RecordOfEvent(event) for event in events])
 
 
 def found(knowledge: Knowledge) -> list[list[tuple[str, float]]]:

@@ -12,7 +12,7 @@ from rtfm.events import ChannelKind, DiscordMessage
 from rtfm.knowledge import Knowledge, Retriever, console_scope
 from rtfm.processor.ingest import Ingest
 from rtfm.settings import Settings
-from tests.knowledge import GUILD, Heard, WordEmbedding, knowledge_of, message
+from tests.knowledge import GUILD, RecordOfEvent, WordEmbedding, knowledge_of, message
 
 FLOWERS = ["tulip", "rose", "lily", "daisy", "iris", "poppy", "peony", "aster"]
 
@@ -27,7 +27,7 @@ def knowledge(bare_settings: Settings, request: pytest.FixtureRequest) -> Iterat
 
 
 def ingest(knowledge: Knowledge, *events: DiscordMessage) -> None:
-    Ingest(knowledge=knowledge)([Heard(event) for event in events])
+    Ingest(knowledge=knowledge)([RecordOfEvent(event) for event in events])
 
 
 def found(knowledge: Knowledge, question: str, visible: list[str], guild_id: str | None = GUILD) -> set[str]:

@@ -19,7 +19,7 @@ from rtfm.knowledge.scoring import Lexical, nearness
 from rtfm.knowledge.words import terms
 from rtfm.processor.ingest import Ingest
 from rtfm.settings import Settings
-from tests.knowledge import GUILD, Heard, WordEmbedding, knowledge_of, message
+from tests.knowledge import GUILD, RecordOfEvent, WordEmbedding, knowledge_of, message
 
 PUBLIC = (ChannelKind.PUBLIC_THREAD, ChannelKind.FORUM_POST)
 THREADS = 1_000
@@ -41,7 +41,7 @@ def knowledge(bare_settings: Settings, request: pytest.FixtureRequest) -> Iterat
 
 def ingest(knowledge: Knowledge, events: Sequence[DiscordMessage]) -> None:
     for start in range(0, len(events), 500):
-        Ingest(knowledge=knowledge)([Heard(event) for event in events[start : start + 500]])
+        Ingest(knowledge=knowledge)([RecordOfEvent(event) for event in events[start : start + 500]])
 
 
 def thread(number: int, rng: random.Random) -> list[DiscordMessage]:

@@ -110,7 +110,11 @@ BEFORE: list[tuple[str, str, Break]] = [
     ("positions-kept", "was removed", lambda run: run.position(INGEST, MESSAGES, None, ends=None)),
     ("positions-kept", "offset 1 was finished", lambda run: run.position(ANSWER, QUERIES, 0)),
     ("positions-kept", "unknown format", lambda run: run.position(ANSWER, QUERIES, 1, "of another program")),
-    ("dead-letters", "unexpected dead letter", lambda run: run.logs[LETTERS, 0].append("c0", b"x", at_ms=1, ends="commit")),
+    (
+        "dead-letters",
+        "unexpected dead letter",
+        lambda run: run.logs[LETTERS, 0].append("c0", b"x", at_ms=1, ends="commit"),
+    ),
     ("dead-letters", "invalid on purpose has 0 dead letters", lambda run: forge(run, letters=0)),
     ("dead-letters", "invalid on purpose has 2 dead letters", lambda run: forge(run, letters=2)),
     ("asked-first", "not in the topic", lambda run: run.respond("c9")),
