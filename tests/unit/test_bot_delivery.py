@@ -20,7 +20,7 @@ from tests.fakes.discord.world import new_id
 async def test_a_response_for_the_asker_is_never_posted_in_a_channel(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """An audience of ASKER goes out by direct message."""
+    """An audience of ASKER gets a direct message."""
     response = ask(archive, evolve(answer_to(asked), audience=Audience.ASKER))
     async with delivery_on(fake, archive) as delivery:
         await delivery.deliver(response)
@@ -31,7 +31,7 @@ async def test_a_response_for_the_asker_is_never_posted_in_a_channel(
 async def test_a_question_that_was_answered_is_closed(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """Another response to it is one that nobody waits for."""
+    """A second response to it has no open question."""
     response = ask(archive, answer_to(asked))
     async with delivery_on(fake, archive) as delivery:
         await delivery.deliver(response)
@@ -46,7 +46,7 @@ async def test_a_question_that_was_answered_is_closed(
 async def test_a_reply_that_is_recorded_is_not_posted_again(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """Killed before the question was closed: the record tells, though neither nonce nor channel would."""
+    """After a kill before the question was closed, the record prevents a repeat without nonce or channel history."""
     before = delivered("already_there")
     response = ask(archive, answer_to(asked))
     async with delivery_on(fake, archive) as delivery:
@@ -62,7 +62,7 @@ async def test_a_reply_that_is_recorded_is_not_posted_again(
 async def test_a_reply_refers_to_the_question_and_pings_nobody(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """Whatever the answer quotes, no one is called, and no link is unfolded."""
+    """Quoted mentions call nobody, and no link preview is shown."""
     async with delivery_on(fake, archive) as delivery:
         await delivery.deliver(
             citing(ask(archive, answer_to(asked, f"<@{asked.author.id}> @everyone <@&5>")), asked.channel.id)
@@ -80,7 +80,7 @@ async def test_a_reply_refers_to_the_question_and_pings_nobody(
 async def test_a_delivery_that_is_repeated_later_makes_no_second_reply(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage, later_ms: int
 ) -> None:
-    """Killed before the reply was recorded, and Discord has forgotten the nonce: the channel still holds the reply."""
+    """After a kill before the reply was recorded, without the nonce, the channel's history prevents a repeat."""
     response = ask(archive, answer_to(asked))
     async with delivery_on(fake, archive) as delivery:
         fake.fails("POST", "/messages", 0, after_doing_it=True)
@@ -120,7 +120,7 @@ async def test_a_delivery_that_stopped_midway_is_continued(
 async def test_a_direct_message_is_not_repeated_later(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage, later_ms: int
 ) -> None:
-    """There the words themselves tell that it was sent."""
+    """In a direct channel the same text shows that it was sent."""
     response = ask(archive, evolve(answer_to(asked), audience=Audience.ASKER))
     async with delivery_on(fake, archive) as delivery:
         fake.fails("POST", "/messages", 0, after_doing_it=True)
@@ -132,10 +132,10 @@ async def test_a_direct_message_is_not_repeated_later(
     assert len(fake.posted_in(fake.direct_channel(asked.author))) == 1
 
 
-async def test_a_reply_whose_fate_is_unknown_is_posted_once(
+async def test_a_reply_whose_outcome_is_unknown_is_posted_once(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """The connection broke after Discord had taken it: trying again within a minute posts nothing new, by the nonce."""
+    """The connection broke after Discord accepted it: the nonce prevents a repeat within a minute."""
     response = ask(archive, answer_to(asked))
     async with delivery_on(fake, archive) as delivery:
         fake.fails("POST", "/messages", 0, after_doing_it=True)
@@ -148,7 +148,7 @@ async def test_a_reply_whose_fate_is_unknown_is_posted_once(
 
 
 async def test_a_rate_limit_is_waited_for(fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage) -> None:
-    """The reply comes after the pause that Discord asks for."""
+    """The reply is posted after the pause that Discord asks for."""
     async with delivery_on(fake, archive) as delivery:
         fake.fails("POST", "/messages", 429, times=2)
         await delivery.deliver(ask(archive, answer_to(asked)))
@@ -156,10 +156,10 @@ async def test_a_rate_limit_is_waited_for(fake: FakeDiscord, archive: SqlArchive
 
 
 @pytest.mark.parametrize(("status", "result"), [(403, "forbidden"), (404, "gone")])
-async def test_a_place_that_is_closed_is_counted_and_let_go(
+async def test_a_reply_to_a_closed_channel_is_counted_and_dropped(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage, status: int, result: str
 ) -> None:
-    """A lost right or a deleted channel concerns this reply only; it blocks no other."""
+    """A lost permission or a deleted channel affects only this reply."""
     before = delivered(result)
     async with delivery_on(fake, archive) as delivery:
         fake.fails("POST", "/messages", status)
@@ -167,10 +167,10 @@ async def test_a_place_that_is_closed_is_counted_and_let_go(
     assert delivered(result) == before + 1
 
 
-async def test_a_reply_that_discord_refuses_for_good_is_counted(
+async def test_a_reply_that_discord_refuses_forever_is_counted(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """It is no dead letter: whoever can write the topic could reach the bot's limit with such answers."""
+    """It is not a dead letter, because anyone who can write to the topic could reach the bot's limit this way."""
     before = delivered("refused")
     response = ask(archive, answer_to(asked))
     async with delivery_on(fake, archive) as delivery:
@@ -183,7 +183,7 @@ async def test_a_reply_that_discord_refuses_for_good_is_counted(
 async def test_an_asker_whom_discord_does_not_know_is_counted(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """Discord answers 400 with code 50033 to a direct channel with nobody."""
+    """Discord answers 400 with code 50033 for a direct channel with an unknown person."""
     before = delivered("refused")
     response = ask(archive, evolve(answer_to(asked), asker_id=new_id(), audience=Audience.ASKER))
     async with delivery_on(fake, archive) as delivery:
@@ -191,10 +191,10 @@ async def test_an_asker_whom_discord_does_not_know_is_counted(
     assert delivered("refused") == before + 1
 
 
-async def test_unknown_guilds_and_channels_are_let_go(
+async def test_replies_to_unknown_guilds_and_channels_are_dropped(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """The bot was removed, or the channel was."""
+    """The bot was removed from the guild, or the channel was deleted."""
     before = delivered("gone")
     async with delivery_on(fake, archive) as delivery:
         for number, place in enumerate(({"guild_id": new_id()}, {"channel_id": new_id()})):
@@ -206,7 +206,7 @@ async def test_unknown_guilds_and_channels_are_let_go(
 async def test_a_question_that_was_deleted_still_gets_its_reply(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """It becomes an ordinary message."""
+    """The reply becomes an ordinary message."""
     fake.deletes(asked)
     async with delivery_on(fake, archive) as delivery:
         await delivery.deliver(ask(archive, answer_to(asked)))

@@ -32,10 +32,10 @@ from tests.fakes.discord.world import VIEW_CHANNEL, ChannelType, new_id
     ],
     ids=["service", "console", "uuid", "message", "empty", "nul", "long"],
 )
-async def test_clients_1_a_response_to_a_question_of_others_is_counted_and_skipped(
+async def test_a_response_to_a_question_of_others_is_counted_and_skipped(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage, query_id: str
 ) -> None:
-    """Any service may ask; the bot posts nothing of that, even where channel, message and person exist."""
+    """The bot posts no response to another service's question, even if its channel, message and person exist."""
     ask(archive, answer_to(asked))
     before = skipped("no_open_question")
     async with delivery_on(fake, archive) as delivery:
@@ -60,10 +60,10 @@ async def test_clients_1_a_response_to_a_question_of_others_is_counted_and_skipp
         ({"audience": Audience.UNKNOWN}, "another_audience"),
     ],
 )
-async def test_m8_a_response_that_differs_from_its_question_has_one_outcome(
+async def test_a_response_that_differs_from_its_question_is_skipped(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage, change: dict[str, object], reason: str
 ) -> None:
-    """It is counted by what differs and posted nowhere, and the true answer is still posted."""
+    """It is counted by the differing field and not posted; the right response is still posted."""
     response = ask(archive, answer_to(asked))
     before = skipped(reason)
     async with delivery_on(fake, archive) as delivery:
@@ -74,10 +74,10 @@ async def test_m8_a_response_that_differs_from_its_question_has_one_outcome(
     assert [message.content for message in fake.replies_to(asked)] == ["Use ntfs-3g."]
 
 
-async def test_m8_a_response_with_a_time_beyond_all_years_ends_nothing(
+async def test_a_response_with_an_impossible_time_does_not_end_the_bot(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """It is given up with a line for the asker, whose question is closed."""
+    """The asker gets one reply, and the question is closed."""
     response = citing(ask(archive, answer_to(asked)), asked.channel.id)
     beyond = evolve(
         response,
@@ -91,10 +91,10 @@ async def test_m8_a_response_with_a_time_beyond_all_years_ends_nothing(
 
 
 @pytest.mark.parametrize("outcome", [Outcome.ANSWERED, Outcome.EXTRACTED])
-async def test_m9_an_answer_without_what_it_rests_on_is_withheld(
+async def test_an_answer_without_retrieved_passages_is_withheld(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage, outcome: Outcome
 ) -> None:
-    """Nothing says who may read it."""
+    """Without its passages, nothing says who may read it."""
     before = delivered("withheld")
     response = ask(archive, evolve(answer_to(asked, "The password is penguin."), outcome=outcome, retrieved=[]))
     async with delivery_on(fake, archive) as delivery:
@@ -125,10 +125,10 @@ def archived(archive: SqlArchive, message_id: str, *, deleted: bool) -> None:
 
 
 @pytest.mark.parametrize("cites", [True, False])
-async def test_h4_an_answer_whose_source_was_deleted_is_not_posted(
+async def test_an_answer_whose_source_was_deleted_is_not_posted(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage, cites: bool
 ) -> None:
-    """Whether it is cited or only read: the asker gets a line instead, and once only."""
+    """Whether the source was cited or only read, the asker gets one line instead."""
     response = ask(archive, answer_to(asked))
     if cites:
         response = citing(response, asked.channel.id)
@@ -142,10 +142,10 @@ async def test_h4_an_answer_whose_source_was_deleted_is_not_posted(
     assert delivered("removed") == before + 1
 
 
-async def test_h4_a_part_is_not_posted_when_a_source_is_deleted_after_the_part_before(
+async def test_a_part_is_not_posted_when_a_source_is_deleted_after_the_part_before(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """Each part is checked: the rest of a long answer is left out."""
+    """Each part is checked, and the rest of a long answer is left out."""
     archived(archive, "5", deleted=False)
     response = ask(archive, answer_to(asked, "Use ntfs-3g. " * 250))
     assert len(replies.compose(response)) == 2
@@ -161,10 +161,10 @@ async def test_h4_a_part_is_not_posted_when_a_source_is_deleted_after_the_part_b
     assert len(fake.replies_to(asked)) == 1
 
 
-async def test_m3_nothing_is_posted_while_the_gateway_is_away(
+async def test_nothing_is_posted_while_the_gateway_is_down(
     fake: FakeDiscord, guild: FakeGuild, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """REST alone would post by the rights of before; once the gateway is back the new ones count."""
+    """REST alone would use outdated permissions; after the gateway is back the new ones apply."""
     wiki = guild.channel("wiki")
     response = citing(ask(archive, answer_to(asked, "The wiki says penguin.")), wiki.id)
     async with client_on(fake) as client:
@@ -188,7 +188,7 @@ async def test_m3_nothing_is_posted_while_the_gateway_is_away(
 async def test_an_answer_that_comes_too_late_is_not_shown(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """The asker is told so instead, once, whatever the response holds."""
+    """The asker gets the EXPIRED line instead, once."""
     before = delivered("late")
     response = ask(archive, answer_to(asked), expires_in_ms=-1)
     async with delivery_on(fake, archive) as delivery:
@@ -211,10 +211,10 @@ async def test_sources_that_readers_cannot_see_are_withheld(
 
 @pytest.mark.parametrize("archived", [False, True])
 @pytest.mark.parametrize("real", ["private thread", "staff channel", "staff thread", "voice channel"])
-async def test_m2_a_citation_is_not_believed_about_its_channel(
+async def test_a_citation_is_not_trusted_about_its_channel(
     fake: FakeDiscord, archive: SqlArchive, guild: FakeGuild, asked: FakeMessage, real: str, archived: bool
 ) -> None:
-    """M2: what Discord says of the channel counts, not what the archive was told of it."""
+    """What Discord says of the channel counts, not what the citation says."""
     staff = guild.hidden_channel("staff", shown_to=guild.role("staff"))
     cited = {
         "private thread": lambda: guild.thread(asked.channel, "incident", private=True, archived=archived),
@@ -230,10 +230,10 @@ async def test_m2_a_citation_is_not_believed_about_its_channel(
 
 
 @pytest.mark.parametrize("what", ["gone", "another guild", "no snowflake", "no channel"])
-async def test_m2_a_source_that_discord_does_not_know_is_withheld(
+async def test_a_source_that_discord_does_not_know_is_withheld(
     fake: FakeDiscord, archive: SqlArchive, guild: FakeGuild, asked: FakeMessage, what: str
 ) -> None:
-    """M2: a channel that was deleted, of another guild, or of another program has no readers on this one."""
+    """A channel that was deleted, or belongs to another guild or program, has no readers here."""
     response = citing(ask(archive, answer_to(asked, "The password is penguin.")), asked.channel.id)
     (citation,) = response.citations
     if what == "another guild":
@@ -251,10 +251,10 @@ async def test_m2_a_source_that_discord_does_not_know_is_withheld(
     assert [message.content for message in fake.replies_to(asked)] == [replies.NO_LONGER_SHOWN]
 
 
-async def test_m2_threads_and_posts_are_shown_by_what_discord_says(
+async def test_threads_and_posts_are_shown_by_what_discord_says(
     fake: FakeDiscord, archive: SqlArchive, guild: FakeGuild, asked: FakeMessage
 ) -> None:
-    """M2: archived ones are asked for, each once, and a stale kind in the archive hides nothing."""
+    """Archived ones are requested once each, and an outdated kind in the archive hides nothing."""
     forum = guild.channel("forum", kind=ChannelType.FORUM)
     places = [
         guild.thread(asked.channel, "open"),
@@ -274,10 +274,10 @@ async def test_m2_threads_and_posts_are_shown_by_what_discord_says(
     assert fake.count("GET", r"/channels/\d+") == 2
 
 
-async def test_m2_while_discord_does_not_say_what_a_channel_is_nothing_is_shown(
+async def test_nothing_is_posted_while_discord_does_not_describe_a_channel(
     fake: FakeDiscord, archive: SqlArchive, guild: FakeGuild, asked: FakeMessage
 ) -> None:
-    """M2: the response is delivered when Discord answers again."""
+    """The response is delivered when Discord answers again."""
     old = guild.thread(asked.channel, "old", archived=True)
     response = citing(ask(archive, answer_to(asked)), old.id, kind=ChannelKind.PUBLIC_THREAD, parent=asked.channel.id)
     async with delivery_on(fake, archive) as delivery:
@@ -291,7 +291,7 @@ async def test_m2_while_discord_does_not_say_what_a_channel_is_nothing_is_shown(
 
 
 async def test_unknown_outcomes_are_not_posted(fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage) -> None:
-    """They concern a later version."""
+    """They come from a later version."""
     response = ask(archive, answer_to(asked))
     async with delivery_on(fake, archive) as delivery:
         await delivery.deliver(evolve(response, outcome=Outcome.UNKNOWN))

@@ -38,13 +38,13 @@ def test_a_right_run_is_right(run: KeptRun) -> None:
 
 
 def cite(run: KeptRun, **citation: str) -> None:
-    """Ask and answer one question more, with a citation."""
+    """Ask and answer one more question, with a citation."""
     run.ask("c9")
     run.respond("c9", citations=[citation])
 
 
 def swap(run: KeptRun) -> None:
-    """Two questions of one key whose responses stand the other way round."""
+    """Answer two questions of one key in the wrong order."""
     run.ask("c8", key="same")
     run.ask("c9", key="same")
     run.respond("c9")
@@ -52,33 +52,33 @@ def swap(run: KeptRun) -> None:
 
 
 def move_back(run: KeptRun) -> None:
-    """Three positions, each below the one before."""
+    """Commit three positions, each below the one before."""
     for offset in (3, 2, 1):
         run.position(INGEST, MESSAGES, offset)
 
 
 def undecodable(run: KeptRun) -> None:
-    """A response of a schema that nobody knows."""
+    """Add a response with an unknown schema id."""
     run.logs[RESPONSES, 0].append("c0", b"\0\0\0\0\x09", at_ms=run.now_ms, ends="commit")
 
 
 def forge(run: KeptRun, *, letters: int = 1) -> None:
-    """A record that nobody can read, and its dead letters."""
+    """Add an unreadable record and its dead letters."""
     run.note("forged", topic=MESSAGES, key="forged-0")
     offset = run.logs[MESSAGES, 0].append("forged-0", b"poison", at_ms=run.now_ms)
     bury(run, MESSAGES, offset, letters)
 
 
 def bury(run: KeptRun, topic: str, offset: int, times: int = 1) -> None:
-    """Dead letters of one record of partition 0."""
+    """Add dead letters of one record of partition 0."""
     facts = {"topic": topic, "partition": "0", "offset": str(offset)}
     headers = [(f"__connect.errors.{name}", value.encode()) for name, value in facts.items()]
     for _ in range(times):
         run.logs[LETTERS, 0].append("x", b"x", headers, at_ms=run.now_ms, ends="commit")
 
 
-def tell_of(run: KeptRun, *, elapsed_ms: int = 1, **said: Any) -> None:
-    """Delete a message, commit that, and answer one question more."""
+def answer_after_deletion(run: KeptRun, *, elapsed_ms: int = 1, **said: Any) -> None:
+    """Delete a message, commit that, and answer one more question."""
     run.say("109", "the tulips stand behind the shed")
     run.say("109", "", "DELETED")
     run.position(INGEST, MESSAGES, run.logs[MESSAGES, 0].end)
@@ -100,11 +100,11 @@ BEFORE: list[tuple[str, str, Break]] = [
         lambda run: cite(run, channel_id="66", channel_kind="PRIVATE_THREAD", parent_channel_id="10"),
     ),
     ("visible-only", "passage p1", lambda run: (run.ask("c9"), run.respond("c9", retrieved=["10", "66"]))),
-    ("deleted", "quotes message 109", lambda run: tell_of(run, answer=QUOTE)),
+    ("deleted", "quotes message 109", lambda run: answer_after_deletion(run, answer=QUOTE)),
     (
         "deleted",
         "uses message 109",
-        lambda run: tell_of(run, citations=[{"channel_id": "10", "message_id": "109"}]),
+        lambda run: answer_after_deletion(run, citations=[{"channel_id": "10", "message_id": "109"}]),
     ),
     ("positions-kept", "moved back from 2 to 1", move_back),
     ("positions-kept", "was removed", lambda run: run.position(INGEST, MESSAGES, None, ends=None)),
@@ -139,8 +139,8 @@ BEFORE: list[tuple[str, str, Break]] = [
 
 
 @pytest.mark.parametrize(("rule", "what", "change"), BEFORE)
-def test_a_run_made_wrong_breaks_the_rule(run: KeptRun, rule: str, what: str, change: Break) -> None:
-    """Each rule is broken by what it is there for."""
+def test_each_rule_finds_a_fault_of_the_run(run: KeptRun, rule: str, what: str, change: Break) -> None:
+    """Each rule finds the fault that it exists for."""
     change(run)
     run.conclude()
     found = verdict(run)
@@ -154,17 +154,17 @@ def archive(run: KeptRun, number: str, **fields: object) -> None:
 
 
 def invent(run: KeptRun) -> None:
-    """A row more in the archive."""
+    """Add a row to the archive."""
     run.lines.insert(-1, run.line("archived") | {"message_id": "900"})
 
 
 def read_nothing(run: KeptRun) -> None:
-    """Leave out all that a reader was given."""
+    """Remove everything that a reader got."""
     run.lines = [line for line in run.lines if line["event"] != "seen"]
 
 
 def forget(run: KeptRun, event: str) -> None:
-    """Leave out the first line of ``event``."""
+    """Remove the first line of ``event``."""
     run.lines.remove(run.line(event))
 
 
@@ -191,8 +191,8 @@ AFTER: list[tuple[str, str, Break]] = [
 
 
 @pytest.mark.parametrize(("rule", "what", "change"), AFTER)
-def test_an_end_made_wrong_breaks_the_rule(run: KeptRun, rule: str, what: str, change: Break) -> None:
-    """What a reader was given and what the archive holds is compared with the files."""
+def test_each_rule_finds_a_fault_in_the_results(run: KeptRun, rule: str, what: str, change: Break) -> None:
+    """What a reader got and what the archive holds is compared with the files."""
     run.conclude()
     change(run)
     found = verdict(run)
@@ -201,14 +201,14 @@ def test_an_end_made_wrong_breaks_the_rule(run: KeptRun, rule: str, what: str, c
 
 
 def test_an_answer_that_was_begun_before_the_deletion_was_committed_may_quote_it(run: KeptRun) -> None:
-    """Nothing could have known of it."""
-    tell_of(run, answer=QUOTE, elapsed_ms=60)
+    """The processor could not have known of the deletion."""
+    answer_after_deletion(run, answer=QUOTE, elapsed_ms=60)
     run.conclude()
     assert broken(verdict(run)) == {}
 
 
 def test_a_response_older_than_its_question_is_found(run: KeptRun) -> None:
-    """It cannot be an answer to it."""
+    """It cannot be its answer."""
     run.ask("c9")
     run.now_ms -= 1000
     run.respond("c9")
@@ -218,7 +218,7 @@ def test_a_response_older_than_its_question_is_found(run: KeptRun) -> None:
 
 
 def test_an_example_names_the_records_of_a_duplicate(run: KeptRun) -> None:
-    """The question and both responses, with place, time, producer and transaction, in JSON and as text."""
+    """JSON and text name the question and both responses with place, time, producer and transaction."""
     run.respond("c0", producer=12)
     run.conclude()
     found = verdict(run)
@@ -237,7 +237,7 @@ def test_an_example_names_the_records_of_a_duplicate(run: KeptRun) -> None:
 
 
 def test_only_five_examples_of_a_rule_are_shown(run: KeptRun) -> None:
-    """The number of all of them stands beside."""
+    """Their total number is shown too."""
     for number in range(8):
         run.respond(f"x{number}")
     run.conclude()
@@ -247,7 +247,7 @@ def test_only_five_examples_of_a_rule_are_shown(run: KeptRun) -> None:
 
 
 def test_an_acknowledgement_may_come_without_an_offset(run: KeptRun) -> None:
-    """A producer is not told it for a record that the broker had from it already."""
+    """A producer does not learn the offset of a record that the broker already had from it."""
     run.line("acknowledged").update(offset=-1)
     run.conclude()
     assert broken(verdict(run)) == {}
@@ -260,8 +260,8 @@ def test_two_records_of_one_question_count_once(run: KeptRun) -> None:
     assert broken(verdict(run)) == {}
 
 
-def test_what_a_tool_did_is_allowed(run: KeptRun) -> None:
-    """Positions move back, and questions that are read again are answered again, as often as that."""
+def test_a_tool_may_move_positions_back(run: KeptRun) -> None:
+    """Positions move back, and each question is answered once more for each time it is read again."""
     run.position(ANSWER, QUERIES, 2)
     run.note("tool", what="reset-offsets", group=ANSWER)
     run.position(ANSWER, QUERIES, 1, ends=None)
@@ -271,7 +271,7 @@ def test_what_a_tool_did_is_allowed(run: KeptRun) -> None:
 
 
 def test_a_tool_allows_no_more_than_it_did(run: KeptRun) -> None:
-    """Neither another group, nor a later time, nor a response beyond those read again."""
+    """Other groups, later times and additional responses still break rules."""
     run.position(ANSWER, QUERIES, 2)
     run.position(INGEST, MESSAGES, 3)
     run.note("tool", what="reset-offsets", group=ANSWER)
@@ -288,8 +288,8 @@ def test_a_tool_allows_no_more_than_it_did(run: KeptRun) -> None:
     }
 
 
-def test_a_record_that_was_wrong_on_purpose_has_one_dead_letter(run: KeptRun) -> None:
-    """It need not be readable, and is neither a message nor a question; one that is not handled yet has no letter."""
+def test_a_forged_record_has_one_dead_letter(run: KeptRun) -> None:
+    """It may be unreadable and counts as neither message nor question; while unfinished it has no dead letter."""
     forge(run)
     run.conclude()
     run.note("forged", topic=MESSAGES, key="forged-1")
@@ -298,8 +298,8 @@ def test_a_record_that_was_wrong_on_purpose_has_one_dead_letter(run: KeptRun) ->
     assert broken(verdict(run)) == {}
 
 
-def test_what_a_run_did_not_finish_breaks_no_rule_unless_it_says_that_it_did(tmp_path: Path) -> None:
-    """Slowness is told apart from wrongness."""
+def test_unfinished_records_break_no_rule_unless_the_run_settled(tmp_path: Path) -> None:
+    """A slow run is not a wrong run."""
     for is_settled in (False, True):
         run = right_run(tmp_path / str(is_settled))
         run.conclude()

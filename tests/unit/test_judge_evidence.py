@@ -38,8 +38,8 @@ def run(tmp_path: Path) -> KeptRun:
     return right_run(tmp_path / "run")
 
 
-def test_records_behind_an_open_transaction_are_not_missed(run: KeptRun) -> None:
-    """A reader of committed records is not given them yet."""
+def test_records_after_an_open_transaction_are_not_expected(run: KeptRun) -> None:
+    """A reader of committed records does not get them yet."""
     run.conclude()
     run.logs[RESPONSES, 0].append("x", b"", at_ms=0, ends="open", producer=9)
     run.ask("c9")
@@ -50,7 +50,7 @@ def test_records_behind_an_open_transaction_are_not_missed(run: KeptRun) -> None
 
 
 def test_a_torn_tail_is_reported_and_breaks_no_rule(run: KeptRun) -> None:
-    """A broker that was killed leaves one, and cuts it off when it starts."""
+    """A killed broker leaves one, and truncates it when it starts."""
     run.conclude()
     log = run.logs[LETTERS, 1]
     log.segment = batch(0, [record(b"k", b"v")])[:-1]
@@ -60,13 +60,13 @@ def test_a_torn_tail_is_reported_and_breaks_no_rule(run: KeptRun) -> None:
 
 
 def without_newline(run: KeptRun) -> None:
-    """The last line is cut in half."""
+    """Cut the last line in half."""
     path = run.folder / "history.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
 
 
 def remove(run: KeptRun, name: str) -> None:
-    """Remove a folder of Kafka's."""
+    """Remove a folder of Kafka's data."""
     path = run.folder / "kafka" / name
     for file in path.iterdir():
         file.unlink()
@@ -88,25 +88,25 @@ def topic_id(run: KeptRun, number: int, name: str) -> None:
 
 
 def give_ids(run: KeptRun) -> None:
-    """Two partitions of one topic with different ids."""
+    """Give two partitions of one topic different ids."""
     topic_id(run, 0, "one")
     topic_id(run, 1, "two")
 
 
 def metadata(run: KeptRun, *values: bytes) -> None:
-    """Write the log of Kafka's metadata."""
+    """Write Kafka's metadata log."""
     path = run.folder / "kafka" / "__cluster_metadata-0" / f"{0:020}.log"
     path.parent.mkdir()
     path.write_bytes(b"".join(batch(n, [record(None, value)]) for n, value in enumerate(values)))
 
 
 def made(number: int) -> bytes:
-    """A TopicRecord of bot-queries."""
+    """Return a TopicRecord of bot-queries."""
     return b"\x01\x02\x00" + bytes([len(QUERIES) + 1]) + QUERIES.encode() + bytes([number]) * 16 + b"\0"
 
 
 def removed(number: int) -> bytes:
-    """A RemoveTopicRecord."""
+    """Return a RemoveTopicRecord."""
     return b"\x01\x09\x00" + bytes([number]) * 16 + b"\0"
 
 
@@ -139,8 +139,8 @@ LINES: list[tuple[str, Break]] = [
 
 
 @pytest.mark.parametrize(("reason", "change"), LINES)
-def test_what_is_not_one_whole_run_is_not_judged(run: KeptRun, reason: str, change: Break) -> None:
-    """One line says why, and no rule is looked at."""
+def test_an_incomplete_run_is_not_judged(run: KeptRun, reason: str, change: Break) -> None:
+    """One line says why, and no rule is checked."""
     run.conclude()
     if LINES.index((reason, change)) < 13:
         change(run)
@@ -154,8 +154,8 @@ def test_what_is_not_one_whole_run_is_not_judged(run: KeptRun, reason: str, chan
     assert len(found.as_text().splitlines()) == 1
 
 
-def test_another_topic_that_is_deleted_is_no_matter(run: KeptRun) -> None:
-    """Nor one whose name begins with the name of one that is judged."""
+def test_the_deletion_of_another_topic_is_ignored(run: KeptRun) -> None:
+    """This includes a topic whose name begins with that of a judged topic."""
     run.conclude()
     run.write()
     metadata(run, made(1), b"\x01\x02\x00\x02x" + bytes([2]) * 16 + b"\0", removed(2))
@@ -167,7 +167,7 @@ def test_another_topic_that_is_deleted_is_no_matter(run: KeptRun) -> None:
 def test_the_program_writes_and_prints_the_verdict(
     run: KeptRun, capsys: pytest.CaptureFixture[str], change: Break, code: int
 ) -> None:
-    """Exit code 0 for a right run, 1 for a wrong one; --json prints what verdict.json holds."""
+    """The exit code is 0 for a right run and 1 for a wrong one; --json prints the content of verdict.json."""
     change(run)
     run.conclude()
     folder = run.write()
@@ -180,7 +180,7 @@ def test_the_program_writes_and_prints_the_verdict(
 
 
 def test_the_program_does_not_judge_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    """Exit code 2 and one line."""
+    """The exit code is 2, and the output is one line."""
     command = [sys.executable, "-m", "tests.judge", str(tmp_path / "none")]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -189,7 +189,7 @@ def test_the_program_does_not_judge_a_folder_that_is_not_there(tmp_path: Path) -
 
 
 def test_the_judge_shares_no_code_with_what_it_judges() -> None:
-    """Its files import nothing of rtfm, cli or the other tests, and running it loads none of them."""
+    """Its files import nothing of rtfm, cli or other tests, and running it loads none of them."""
     allowed = {"tests", "cramjam", "numpy", "attrs", "fastavro", *sys.stdlib_module_names}
     for path in PACKAGE.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
