@@ -61,7 +61,7 @@ TOGETHER = {
     "tests/integration/test_java_avro.py": "Java",
     "tests/integration/test_wheel.py": "wheel",
 }
-"""Files whose tests one worker runs, one after another; other tests go to whoever is free."""
+"""Files whose tests one worker runs in sequence; other tests go to any free worker."""
 
 STACK = pytest.StashKey[str]()
 """Which services the run uses, for the summary."""

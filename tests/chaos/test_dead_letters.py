@@ -73,7 +73,7 @@ def supervise(settings: Settings, fleet: Fleet, messages: Sequence[DiscordMessag
 
 
 @pytest.mark.parametrize(("concurrency", "deadly"), [(0, 1), (8, 2)])
-def test_a_record_that_kills_the_process_is_one_letter_and_those_beside_it_are_answered(
+def test_a_record_that_kills_the_process_is_one_dead_letter_and_the_others_are_answered(
     settings: Settings, fleets: list[Fleet], concurrency: int, deadly: int
 ) -> None:
     """R20: it kills once among others and three times alone; of two such records neither is blamed for the other's."""

@@ -135,7 +135,7 @@ def test_no_attack_does_harm(knowledge: Knowledge, gemini: FakeGemini, said: dic
     assert len(gemini.requests) > len(ATTACKS)  # the attacks were found and read
 
 
-def test_the_honest_answer_survives_beside_an_attack(bare_settings: Settings, gemini: FakeGemini) -> None:
+def test_the_honest_answer_survives_an_attack(bare_settings: Settings, gemini: FakeGemini) -> None:
     """A model that repeats its instructions is not used; the honest text is quoted with its source."""
     opened = knowledge_of(bare_settings, None)
     attack = message(5, ATTACKS[0].text, author_id="66", reply_to_message_id="1002")

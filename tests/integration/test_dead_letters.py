@@ -94,12 +94,12 @@ def test_a_share_of_bad_records_above_the_limit_stops_it_too_and_a_fix_lets_it_g
         eventually(lambda: not one.is_alive())
     letters = len(dead_letters(settings, contracts))
     assert 100 < letters < 200
-    mended = Noting()
-    with running(settings, contracts, mended):
+    fixed = Noting()
+    with running(settings, contracts, fixed):
         eventually(lambda: committed(settings) == 900)
     assert len(dead_letters(settings, contracts)) == letters
-    assert len(strict.ids) + len(mended.ids) + letters == 900
-    assert set(strict.ids).isdisjoint(mended.ids)
+    assert len(strict.ids) + len(fixed.ids) + letters == 900
+    assert set(strict.ids).isdisjoint(fixed.ids)
 
 
 def test_many_threads_stop_at_the_limit_as_one_does(settings: Settings, contracts: Contracts) -> None:

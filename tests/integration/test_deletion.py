@@ -150,7 +150,7 @@ def test_an_answer_is_checked_when_it_is_kept(knowledge: Knowledge, bare_setting
     assert ADVICE not in kept_rows(bare_settings)
 
 
-def test_no_answer_slips_in_beside_a_deletion(knowledge: Knowledge, bare_settings: Settings) -> None:
+def test_no_answer_is_stored_during_a_deletion(knowledge: Knowledge, bare_settings: Settings) -> None:
     """After 40 answers stored alongside 40 deletions, no row holds the deleted text."""
     numbers = range(100, 140)
     add(
@@ -263,7 +263,7 @@ def test_an_edit_of_what_was_erased_does_not_bring_it_back(knowledge: Knowledge,
 
 
 @pytest.mark.parametrize(("scope", "known_as"), [("user", "7"), ("guild", GUILD), ("channel", "200")])
-def test_a_question_of_somebody_who_was_erased_is_not_asked_again(
+def test_a_question_of_an_erased_person_is_not_asked_again(
     knowledge: Knowledge, gemini: FakeGemini, bare_settings: Settings, scope: str, known_as: str
 ) -> None:
     """Its record may still be in Kafka; it gets an outcome, and no model reads it."""

@@ -166,9 +166,9 @@ def test_a_replay_is_the_original_where_it_was_and_happens_once(
     named = cli(settings, "dlq", "replay", done["items"][0]["id"], "--yes", check=False)
     assert named.returncode == 1
     assert "replayed at" in named.stdout
-    mended = Noting()
-    with running(settings, contracts, mended):
-        eventually(lambda: mended.ids == ["1"])
+    fixed = Noting()
+    with running(settings, contracts, fixed):
+        eventually(lambda: fixed.ids == ["1"])
     assert open_letters(settings) == []
 
 
@@ -294,7 +294,7 @@ def test_letters_of_a_transaction_that_is_not_committed_are_not_seen(settings: S
     assert len(open_letters(settings)) == 1
 
 
-def test_what_somebody_erased_does_not_come_back_by_a_replay(settings: Settings, contracts: Contracts) -> None:
+def test_an_erased_message_does_not_come_back_by_a_replay(settings: Settings, contracts: Contracts) -> None:
     """Ingest checks the erasures: it takes the other letter and not the erased one."""
     kept, erased = message(1, "keep the tulips dry"), message(2, "my secret hobby", author_id="77")
     produce(settings, contracts, MESSAGES, kept, erased)

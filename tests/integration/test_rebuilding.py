@@ -60,7 +60,7 @@ def found(knowledge: Knowledge) -> list[list[tuple[str, float]]]:
     return [[(passage.passage_id, passage.score) for passage in result.passages] for result in results]
 
 
-def start_anew(settings: Settings, knowledge: Knowledge) -> None:
+def start_again(settings: Settings, knowledge: Knowledge) -> None:
     knowledge.vectors.forget_guild(GUILD)
     empty(settings)
 
@@ -134,7 +134,7 @@ def test_a_model_that_came_after_the_texts_gives_them_vectors(bare_settings: Set
     ingest(knowledge, *TALK)
     expected = found(knowledge)
     rows = dump(bare_settings)
-    start_anew(bare_settings, knowledge)
+    start_again(bare_settings, knowledge)
     ingest(evolve(knowledge, embedding=None), *TALK)
     assert knowledge.archive.counts()["vectors"] == 0
     ingest(knowledge, message(9, "tulips of late", author_id="9"))

@@ -115,7 +115,7 @@ def test_a_name_is_one_short_line() -> None:
 
 
 @pytest.mark.parametrize("text", [f"https://docs.skerry.example@{EVIL[8:]}", "http:\\\\ada:pw@evil.example/x"])
-def test_an_address_with_an_account_is_not_shown_even_where_somebody_wrote_it(text: str) -> None:
+def test_an_address_with_an_account_is_not_shown(text: str) -> None:
     """The part before the @ looks like the host and misleads people."""
     assert "evil" not in without_foreign_links(f"see {text} there", links(text))
     assert without_foreign_links(f"{DOCS}/@ada?to=a@b", links(f"{DOCS}/@ada?to=a@b")) == f"{DOCS}/@ada?to=a@b"
