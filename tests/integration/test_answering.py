@@ -134,7 +134,7 @@ def test_a_hidden_channel_reaches_neither_model_nor_answer(knowledge: Knowledge,
 
 
 def test_a_model_s_verdict_that_nothing_answers_is_kept(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """ "Insufficient" becomes NOT_FOUND, with its token costs."""
+    """The verdict "insufficient" becomes NOT_FOUND, with its token costs."""
     gemini.reply = replying("", [], sufficient=False)
     response = answerer(knowledge, gemini).answer(asked())
     assert (response.outcome, response.answer, response.citations) == (Outcome.NOT_FOUND, "", [])

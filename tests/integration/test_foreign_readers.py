@@ -192,7 +192,7 @@ def test_records_without_a_key_go_to_any_partition(settings: Settings) -> None:
 
 @pytest.mark.debian
 def test_kafkajs_reads_what_we_produce(settings: Settings, node: Callable[..., Any]) -> None:
-    """zstd needs a codec of three lines."""
+    """Its zstd needs a codec of three lines."""
     contracts = open_contracts(settings)
     produce(settings, contracts, MESSAGES, *(said(number, content=f"straße {number} " * 20) for number in range(20)))
     found = node("read", **given(settings, topic=MESSAGES, count=20))

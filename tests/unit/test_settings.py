@@ -111,7 +111,7 @@ def test_a_flag_is_parsed_like_its_variable(tmp_path: Path) -> None:
 
 
 def test_a_flag_that_was_not_given_changes_nothing(tmp_path: Path) -> None:
-    """click passes None for it."""
+    """Without a flag click passes None."""
     loaded = load({}, tmp_path)
     assert loaded.with_flags(kafka_bootstrap_servers=None) == loaded
 
