@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psycopg
 
-from benchmarks.quality import CHECKOUT, SAMPLE, Heard
+from benchmarks.quality import CHECKOUT, SAMPLE, IngestedEvent
 from benchmarks.report import Figure, figure, interleaved, report
 from rtfm.answering.answerer import Answerer
 from rtfm.errors import RtfmError
@@ -104,10 +104,10 @@ class _Run:
         def measure() -> float:
             self._empty()
             for _ in range(2):
-                self._ingest([Heard(self._message(f"{QUESTION} {text(MESSAGE_CHARACTERS)}"))])
+                self._ingest([IngestedEvent(self._message(f"{QUESTION} {text(MESSAGE_CHARACTERS)}"))])
             message = self._message(f"{QUESTION} {text(MESSAGE_CHARACTERS)}")
             began = time.perf_counter()
-            self._ingest([Heard(message)])
+            self._ingest([IngestedEvent(message)])
             return time.perf_counter() - began
 
         return measure
@@ -118,7 +118,7 @@ class _Run:
         def measure() -> float:
             self._empty()
             body = text(DISCORD_CHARACTERS)[: DISCORD_CHARACTERS - len(QUESTION) - 1]
-            self._ingest([Heard(self._message(f"{QUESTION} {body}")) for _ in range(MESSAGES)])
+            self._ingest([IngestedEvent(self._message(f"{QUESTION} {body}")) for _ in range(MESSAGES)])
             query = BotQuery(
                 query_id="m1",
                 guild_id="100",

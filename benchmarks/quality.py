@@ -43,7 +43,7 @@ Figures = dict[str, dict[str, float]]
 
 
 @frozen
-class Heard:
+class IngestedEvent:
     """A record as ingest sees it."""
 
     event: object
@@ -119,7 +119,7 @@ def measured_on(
     for path in exports:
         messages = list(read_export(path).messages())
         for start in range(0, len(messages), BATCH):
-            ingest([Heard(message) for message in messages[start : start + BATCH]])
+            ingest([IngestedEvent(message) for message in messages[start : start + BATCH]])
     asked = read_questions(questions)
     figures: Figures = {}
     for embedding in [model, None] if model else [None]:

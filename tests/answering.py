@@ -1,4 +1,4 @@
-"""What tests of answering need: a guild with an answered question and a secret, questions to it, an answerer."""
+"""Fixtures for tests of answering: a guild with an answered question and a secret, questions to it, an answerer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rtfm.processor.ingest import Ingest
 from rtfm.settings import Settings
 from tests.fakes import gemini as fake
 from tests.fakes.gemini import FakeGemini
-from tests.knowledge import GUILD, Heard, knowledge_of, message
+from tests.knowledge import GUILD, RecordOfEvent, knowledge_of, message
 
 NOW = TimestampMillis(1_800_000_000_000)
 LOCK = (
@@ -35,7 +35,7 @@ SECRET = message(
 
 
 def asked(question: str = "printer locked by a stale job, how do I unlock it?", **fields: Any) -> BotQuery:
-    """A question about the printer, of somebody who sees channel 200."""
+    """Return a question about the printer, by a person who sees channel 200."""
     values: dict[str, Any] = {
         "query_id": "m42",
         "guild_id": GUILD,
@@ -52,14 +52,14 @@ def asked(question: str = "printer locked by a stale job, how do I unlock it?", 
 
 
 def printer_guild(settings: Settings) -> Knowledge:
-    """A guild with one answered question in an open channel and a secret in another."""
+    """Build a guild with one answered question in an open channel and a secret in another."""
     opened = knowledge_of(settings, None)
     add(opened, *LOCK, SECRET)
     return opened
 
 
 def answerer(knowledge: Knowledge, gemini: FakeGemini | None = None, *, timeout_s: float = 30.0) -> Answerer:
-    """Answers from ``knowledge``, with the words of ``gemini`` where it is given; its clock stands still."""
+    """Build an answerer over ``knowledge``, with ``gemini`` as its model if given; its clock stands still."""
     model = None
     if gemini is not None:
         model = GeminiModel(api_key=fake.KEY, model=fake.MODEL, endpoint=gemini.address)
@@ -73,5 +73,5 @@ def answerer(knowledge: Knowledge, gemini: FakeGemini | None = None, *, timeout_
 
 
 def add(knowledge: Knowledge, *events: DiscordMessage) -> None:
-    """Archive ``events``."""
-    Ingest(knowledge=knowledge)([Heard(event) for event in events])
+    """Write ``events`` to the archive."""
+    Ingest(knowledge=knowledge)([RecordOfEvent(event) for event in events])

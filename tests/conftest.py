@@ -1,7 +1,7 @@
-"""The real services that integration tests talk to, started once a run, and settings of its own for each test.
+"""The real services of the integration tests, started once per run, and separate settings for each test.
 
-Containers where an engine has the images of docker-compose.yml and they serve, else processes of this machine;
-``RTFM_TEST_STACK=local`` or ``=docker`` wants the one or the other. The summary says which they were.
+They are containers if a container engine has the images of docker-compose.yml and they work, else processes of this
+machine; ``RTFM_TEST_STACK=local`` or ``=docker`` demands one of them. The summary says which they were.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.shared_stack import SharedStack
 if TYPE_CHECKING:
     from rtfm.knowledge.archive import SqlArchive
 
-# Timing is never asserted in a test.
+# Tests never assert timing.
 hypothesis_settings.register_profile("rtfm", deadline=None)
 hypothesis_settings.load_profile("rtfm")
 
@@ -44,7 +44,7 @@ CACHE_DIR = CHECKOUT / ".rtfm" / "cache"
 
 @frozen(kw_only=True)
 class StackAddresses:
-    """Where a client finds each service."""
+    """The address of each service for a client."""
 
     kafka: str
     schema_registry: str
@@ -53,25 +53,25 @@ class StackAddresses:
 
 
 TOGETHER = {
-    # These start services at the usual ports.
+    # These start services at the default ports.
     "tests/integration/test_demo.py": "local services",
     "tests/integration/test_local.py": "local services",
-    # These have much to set up.
+    # These have expensive fixtures.
     "tests/integration/test_compatibility.py": "verdicts",
     "tests/integration/test_java_avro.py": "Java",
     "tests/integration/test_wheel.py": "wheel",
 }
-"""Files whose tests one worker runs, one after another; other tests go to whoever is free."""
+"""Files whose tests one worker runs in sequence; other tests go to any free worker."""
 
 STACK = pytest.StashKey[str]()
-"""What the services are, for the summary."""
+"""Which services the run uses, for the summary."""
 
 RUNNING = pytest.StashKey[SharedStack]()
 
 
 @pytest.fixture(autouse=True)
 def _logs() -> Iterator[None]:
-    """A command that a test runs in this process sets the logs up for itself, not for the tests after it."""
+    """Restore the logging configuration that a command of this process changes."""
     handlers, level = logging.root.handlers[:], logging.root.level
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
     yield
@@ -82,7 +82,7 @@ def _logs() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> StackAddresses:
-    """Kafka, registry, Chroma and PostgreSQL, running; one of each for all workers of a run."""
+    """Kafka, registry, Chroma and PostgreSQL, running; shared by all workers of a run."""
     config, folder = request.config, tmp_path_factory.getbasetemp()
     if hasattr(config, "workerinput"):
         folder = folder.parent
@@ -92,7 +92,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Stop the services, when no other worker has a use for them; not in a fixture, for that may take a while."""
+    """Stop the services once no other worker uses them; not in a fixture, because it may take a while."""
     config = session.config
     if (shared := config.stash.get(RUNNING, None)) is not None:
         shared.leave()
@@ -102,13 +102,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Unit tests come last: they are short, so no worker is left alone with a long one at the end of a run."""
+    """Run unit tests last: they are short, so that no worker is left alone with a long one at the end."""
     items.sort(key=lambda item: "tests/unit/" in item.nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Who runs what; not by xdist_group marks, which xdist 3.8 writes into node ids that pytest 9.2 no longer reads."""
+    """Assign tests to workers.
+
+    xdist_group marks do not work: xdist 3.8 writes them into node ids that pytest 9.2 no longer reads.
+    """
     from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # it carries no types
 
     class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # its package is not typed
@@ -120,7 +123,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Tell the summary what a worker's tests ran on."""
+    """Tell the summary which services a worker's tests used."""
     if what := getattr(node, "workeroutput", {}).get("stack"):
         node.config.stash[STACK] = what
 
@@ -157,14 +160,14 @@ def _start_services(exits: ExitStack, wanted: str) -> tuple[dict[str, str], str]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say what the integration tests ran on."""
+    """Print which services the integration tests used."""
     if what := config.stash.get(STACK, ""):
         terminalreporter.write_line(f"Kafka, registry, Chroma and PostgreSQL: {what}")
 
 
 @pytest.fixture(scope="session")
 def migrated_database(stack: StackAddresses) -> str:
-    """The name of an archive that is migrated and empty, which tests get copies of."""
+    """Name of an empty, migrated archive that tests copy."""
     from rtfm.knowledge.archive import SqlArchive
 
     name = f"template_{uuid.uuid4().hex[:12]}"
@@ -178,14 +181,14 @@ def migrated_database(stack: StackAddresses) -> str:
 
 @pytest.fixture
 def unmigrated_settings(stack: StackAddresses, tmp_path: Path) -> Iterator[Settings]:
-    """Settings with a prefix and a database of their own; no topics, no schemas, no tables."""
+    """Settings with their own topic prefix and database; without topics, schemas and tables."""
     with _settings(stack, tmp_path, template="template1") as settings:
         yield settings
 
 
 @pytest.fixture
 def archive(stack: StackAddresses, migrated_database: str, tmp_path: Path) -> Iterator[SqlArchive]:
-    """An archive of its own, migrated and empty."""
+    """A separate archive, migrated and empty."""
     from rtfm.knowledge.archive import SqlArchive
 
     with (
@@ -197,14 +200,14 @@ def archive(stack: StackAddresses, migrated_database: str, tmp_path: Path) -> It
 
 @pytest.fixture
 def bare_settings(stack: StackAddresses, migrated_database: str, tmp_path: Path) -> Iterator[Settings]:
-    """Settings with the archive migrated; no topics, no schemas."""
+    """Settings with the archive migrated; without topics and schemas."""
     with _settings(stack, tmp_path, template=migrated_database) as settings:
         yield settings
 
 
 @pytest.fixture
 def settings(stack: StackAddresses, migrated_database: str, tmp_path: Path) -> Iterator[Settings]:
-    """Settings with topics made, contracts registered and the archive migrated; the topics are deleted at the end."""
+    """Settings with topics created, contracts registered and the archive migrated; deletes the topics afterwards."""
     from rtfm.contracts import catalogue as catalogues
     from rtfm.streams.topics import TopicAdmin
 
@@ -219,7 +222,7 @@ def settings(stack: StackAddresses, migrated_database: str, tmp_path: Path) -> I
 
 @pytest.fixture(scope="session")
 def model_dir(fetched_model: Callable[[], Path]) -> Path:
-    """The embedding model: RTFM_EMBEDDING_MODEL_DIR, the one beside the checkout, or the one that anybody fetches."""
+    """Folder of the embedding model: RTFM_EMBEDDING_MODEL_DIR, the one next to the checkout, or the fetched one."""
     given = os.environ.get("RTFM_EMBEDDING_MODEL_DIR")
     folder = Path(given) if given else CHECKOUT.parent / "shared" / "models" / "all-MiniLM-L6-v2"
     return folder if folder.is_dir() else fetched_model()
@@ -227,7 +230,7 @@ def model_dir(fetched_model: Callable[[], Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def fetched_model() -> Callable[[], Path]:
-    """Gives the model as `rtfm-cli local up` fetches it; kept beside the jars for the next run."""
+    """Fetch the model as `rtfm-cli local up` does; it stays with the jars for the next run."""
     from rtfm.local import model
 
     def fetch() -> Path:
@@ -241,7 +244,7 @@ def fetched_model() -> Callable[[], Path]:
 
 @pytest.fixture
 def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `rtfm-cli` as a person would: ``cli(settings, "topics", "init")``."""
+    """Run `rtfm-cli` like a user: ``cli(settings, "topics", "init")``."""
 
     def run(
         settings: Settings, *arguments: str, check: bool = True, **environment: str
@@ -253,7 +256,7 @@ def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
-    """The environment variables that lead a process to ``settings``."""
+    """Return the environment variables that make a process use ``settings``."""
     variables = {
         attribute.metadata["env"]: str(value)
         for attribute in fields(Settings)
@@ -263,7 +266,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
 
 
 def inherited_environment() -> dict[str, str]:
-    """What a program of another process needs to run and to download, and nothing that sets RTFM up."""
+    """Return what a child process needs to run and to download, without any RTFM setting."""
     needed = re.compile(r"PATH|HOME|LANG|TMPDIR|.*_CA_BUNDLE|SSL_CERT_(FILE|DIR)|(HTTPS?|ALL|NO)_PROXY", re.IGNORECASE)
     return {name: value for name, value in os.environ.items() if needed.fullmatch(name)}
 
@@ -274,9 +277,9 @@ def run_cli(
     """Run the installed `rtfm-cli`; a failure shows what it printed."""
     done = subprocess.run(
         [Path(sys.executable).with_name("rtfm-cli"), *arguments],
-        # Not where somebody's .env may be.
+        # Not in a folder with a .env file.
         cwd=tempfile.gettempdir(),
-        # Not the terminal of whoever runs the tests: tables and lines would be as wide as that is.
+        # Not the user's terminal, whose width would change tables and lines.
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -288,17 +291,17 @@ def run_cli(
 
 
 def checked(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
-    """``done`` itself where it went well; else an AssertionError with what was printed."""
+    """Return ``done`` if it succeeded; else raise AssertionError with what was printed."""
     assert done.returncode == 0, f"{done.args} exited with {done.returncode}:\n{done.stdout}{done.stderr}"
     return done
 
 
 @contextmanager
 def stack_home() -> Iterator[Path]:
-    """A folder for the data of local services.
+    """Create a folder for the data of local services.
 
-    Not below ``tmp_path``: for root PostgreSQL runs as another account, and whenever a pytest starts, be it another
-    one, it shuts the folder of all runs to other accounts.
+    It is not below ``tmp_path``: PostgreSQL runs as another account under root, and any pytest that starts removes
+    access of other accounts to the folder of all runs.
     """
     CACHE_DIR.mkdir(parents=True, exist_ok=True)  # for a link from that folder to it
     home = Path(tempfile.mkdtemp(prefix="rtfm-test-"))
@@ -328,7 +331,7 @@ def _settings(stack: StackAddresses, tmp_path: Path, *, template: str) -> Iterat
 
 
 def _register(catalogue: Catalogue, settings: Settings) -> None:
-    """What `schemas register` leaves behind, without its questions: nothing is registered under a new prefix."""
+    """Do what `schemas register` does, without its checks: nothing is registered under a new prefix."""
     from rtfm.contracts import PATIENT_S, open_registry
 
     registry = open_registry(settings, timeout_s=PATIENT_S)

@@ -1,7 +1,7 @@
 """The services of docker-compose.yml as containers of one test run, for machines that have their images.
 
-Nothing is pulled for a test. Whatever keeps the containers from serving is ``Unusable``, so that a run can go on with
-local processes: no engine, an image that is missing or of another kind, a container that ends or does not answer.
+Nothing is pulled for a test. Every reason that the containers cannot serve raises ``Unusable``, so that a run can use
+local processes instead: no engine, a missing or wrong image, a container that ends or does not answer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rtfm.local.services import BROKER_SETTINGS, free_ports
 
 COMPOSE_FILE = Path(__file__).parent.parent / "docker-compose.yml"
 SERVICES = {"kafka": 9092, "schema-registry": 8081, "chromadb": 8000, "postgres": 5432}
-"""Each service with its port inside."""
+"""Each service with its port in the container."""
 
 ENGINE_TIMEOUT_S = 20
 START_TIMEOUT_S = 90.0
@@ -33,7 +33,7 @@ class Unusable(Exception):
 
 
 def images() -> dict[str, str]:
-    """The image of each service, as the compose file names it."""
+    """Return the image of each service, as the compose file names it."""
     text = COMPOSE_FILE.read_text(encoding="utf-8")
     found = {}
     for name in SERVICES:
@@ -47,14 +47,14 @@ def images() -> dict[str, str]:
 def running(
     image_of: dict[str, str] | None = None, *, start_timeout_s: float = START_TIMEOUT_S
 ) -> Iterator[dict[str, str]]:
-    """Start the four services; gives the address of each, by the names of ``StackAddresses``.
+    """Start the four services, and yield the address of each, by the names of ``StackAddresses``.
 
     ``image_of`` replaces the compose file's images. Raises Unusable.
     """
     from testcontainers.core.config import testcontainers_config
     from testcontainers.core.network import Network
 
-    testcontainers_config.ryuk_disabled = True  # an image of its own, which would have to be pulled
+    testcontainers_config.ryuk_disabled = True  # Ryuk needs its own image, which would have to be pulled
     with ExitStack() as stack:
         try:
             client = _engine()
@@ -106,7 +106,7 @@ def _start(stack: ExitStack, host: str, network: Any, image_of: dict[str, str], 
     containers: dict[str, Any] = {}
     for name, inner_port in SERVICES.items():
         container: Any = DockerContainer(image_of[name]).with_network(network).with_network_aliases(name)
-        # Kafka names to clients the port at which they find it, so inside and outside it is the same one.
+        # Kafka tells clients its port, so it must be the same inside and outside the container.
         inner = port_of["kafka"] if name == "kafka" else inner_port
         container.ports[inner] = ("127.0.0.1", port_of[name]) if host == "localhost" else port_of[name]
         containers[name] = stack.enter_context(container.with_envs(**environment_of[name]))
@@ -139,13 +139,13 @@ def _kafka_environment(host: str, port: int) -> dict[str, str]:
         "inter.broker.listener.name": "INTERNAL",
         **BROKER_SETTINGS,
     }
-    # The image's own way to write a setting as a variable.
+    # The image's own convention for settings as variables.
     variables = {f"KAFKA_{name.upper().replace('.', '_')}": value for name, value in settings.items()}
     return {**variables, "KAFKA_HEAP_OPTS": "-Xmx512m"}
 
 
 def _make_a_topic(address: str) -> None:
-    """Needs the broker's own address as well as the one that was given."""
+    """Create a topic, which needs the broker's advertised address as well as the given one."""
     admin = AdminClient({"bootstrap.servers": address, "log_level": 0})
     admin.create_topics([NewTopic("served", 1)], request_timeout=5)["served"].result(6)
 
@@ -155,7 +155,7 @@ def _until(name: str, check: Callable[[], object], containers: dict[str, Any], d
         try:
             check()
             return
-        except Exception as exc:  # whatever a service that is not up yet, or another one, makes of the question
+        except Exception as exc:  # any error of a service that is not up yet, or of another service
             for other, container in containers.items():
                 container.reload()
                 if container.status not in ("created", "running"):

@@ -1,7 +1,7 @@
-"""`rtfm-cli` in a process of its own that has its imports already: forked from one that made them once.
+"""`rtfm-cli` in a separate process that is forked after its imports are done.
 
-A command spends most of its time on imports, and the tests run it hundreds of times. What it does, prints and exits
-with is the same; that the program starts from nothing is for the tests of the installed command.
+A command spends most of its time on imports, and the tests run hundreds. Its behaviour, output and exit code are the
+same; the tests of the installed command cover a start from nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ _FORKSERVER.set_forkserver_preload([module for module, _, _ in COMMANDS.values()
 def run_forked(
     arguments: list[str], environment: dict[str, str], *, timeout_s: float
 ) -> subprocess.CompletedProcess[str]:
-    """Run `rtfm-cli`, without a terminal and outside the checkout. Raises TimeoutExpired, with the process killed."""
+    """Run `rtfm-cli`, without a terminal and outside the checkout.
+
+    Raises TimeoutExpired after killing the process.
+    """
     with tempfile.TemporaryDirectory(prefix="rtfm-cli-") as folder:
         outputs = Path(folder, "stdout"), Path(folder, "stderr")
         process = _FORKSERVER.Process(target=_command, args=(arguments, environment, *outputs))
@@ -39,12 +42,12 @@ def run_forked(
 
 
 def _command(arguments: list[str], environment: dict[str, str], stdout: Path, stderr: Path) -> None:
-    """What the forked process does: becomes the command."""
+    """Run the command in the forked process."""
     from rtfm_cli import main
 
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(tempfile.gettempdir())  # not where somebody's .env may be
+    os.chdir(tempfile.gettempdir())  # not in a folder with a .env file
     for path, number in ((stdout, 1), (stderr, 2)):
         with path.open("wb") as file:
             os.dup2(file.fileno(), number)

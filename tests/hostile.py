@@ -1,8 +1,8 @@
-"""Texts that make a pattern or a tokenizer work hard, and how long it takes: what time bounded by size is tested with.
+"""Texts that make patterns and tokenizers slow, and a measure of it, to test that time is linear in the text's size.
 
-A pattern that goes back over what it has read, or begins again inside it, takes the square of a text's length on some
-text; which one depends on the pattern. So each gets many: runs of every class of characters, two classes in turn, its
-own words again and again with runs behind them, brackets and code that open and never close.
+A pattern that backtracks over what it has read, or starts again inside it, takes quadratic time on some text; which
+text depends on the pattern. So each pattern gets many: runs of every class of characters, two classes in turn, its own
+words repeated with runs after them, brackets and code that open and never close.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import pairwise, product
 from attrs import frozen
 
 CHARACTERS = "aZ1_ \n\t\x00-./'\"`<>@#[](){}|^~*:;,!?=+$&%\\éя中\u0661\u2028\u200b🙂"
-"""One character or more of every class that a pattern may tell apart."""
+"""At least one character of every class that a pattern may distinguish."""
 
 _IN_TURN = "aA1_ \n-.'`<[(:,\\é"
 _WORDS = (
@@ -29,10 +29,10 @@ _LITERAL = re.compile(r"(?:[A-Za-z0-9 :/@#<`-]|\\[./+-]){2,}")
 
 MIN_SECONDS = 0.02
 MAX_RATIO = 6.0
-"""What a text of four times the length may take: four times as long, and room for a machine that does other things."""
+"""Limit for a text of four times the length: four times the duration, with room for a busy machine."""
 
 _FIRST_LENGTH = 1_024
-_LONGEST = 131_072  # twice the longest text that is ever read whole
+_LONGEST = 131_072  # twice the longest text that is read whole
 _SLOWEST = 3
 
 
@@ -46,7 +46,7 @@ class Shape:
 
 @frozen
 class Slow:
-    """A shape on which the time grows faster than the text: seconds at ``length`` and at four times as much."""
+    """A shape on which time grows faster than the text: seconds at ``length`` and at four times that."""
 
     shape: str
     length: int
@@ -55,7 +55,7 @@ class Slow:
 
 
 def shapes(pattern: str = "") -> Iterator[Shape]:
-    """The kinds of texts: for a ``pattern`` with its own words and more of them; for a function the plainer ones."""
+    """Return the kinds of texts: a ``pattern`` adds its own words and more; a function gets the plainer ones."""
     own = list(dict.fromkeys(word.replace("\\", "") for word in _LITERAL.findall(pattern)))[:12]
     for character in CHARACTERS:
         for end in _ENDS if pattern else ("!",):
@@ -79,9 +79,9 @@ def shapes(pattern: str = "") -> Iterator[Shape]:
 
 
 def superlinear(read: Callable[[str], object], pattern: str = "") -> list[Slow]:
-    """A shape on which ``read`` takes more than six times as long for four times the text; empty for none.
+    """Return the shape on which ``read`` takes more than six times as long for four times the text, or nothing.
 
-    All are tried once; the slowest are measured with a text so long that it takes 20 ms, if there is one.
+    All shapes are tried once; the slowest are measured with a text long enough to take 20 ms, if there is one.
     """
     tried = sorted(shapes(pattern), key=lambda shape: -_seconds(read, shape.text(_FIRST_LENGTH), times=1))
     slow = (slow_on(read, shape) for shape in tried[:_SLOWEST])
@@ -89,18 +89,18 @@ def superlinear(read: Callable[[str], object], pattern: str = "") -> list[Slow]:
 
 
 def repeated(part: str, end: str = "") -> Shape:
-    """``part`` again and again, then ``end``."""
+    """Return ``part`` repeatedly, followed by ``end``."""
     return Shape(f"{part!r} again and again, {end!r}", lambda n: part * (n // len(part) + 1) + end)
 
 
 def slow_on(read: Callable[[str], object], shape: Shape) -> Slow | None:
-    """The measurements, where ``read`` takes too long for four times the text of one shape."""
+    """Return the measurements if ``read`` takes too long for four times the text of one shape."""
     length = 1_024
     while (taken := _seconds(read, shape.text(length), times=1)) < MIN_SECONDS and length < _LONGEST:
         length *= 2
     if taken < MIN_SECONDS:
         return None
-    for times in (1, 5):  # the best of five only where one try raises a doubt
+    for times in (1, 5):  # the best of five only if one try is too slow
         short = _seconds(read, shape.text(length), times=times)
         long = _seconds(read, shape.text(4 * length), times=times)
         if long <= MAX_RATIO * short:
@@ -109,7 +109,7 @@ def slow_on(read: Callable[[str], object], shape: Shape) -> Slow | None:
 
 
 def _seconds(read: Callable[[str], object], text: str, *, times: int) -> float:
-    """The best of ``times`` tries, in seconds of this process's CPU."""
+    """Return the best of ``times`` tries, in seconds of this process's CPU time."""
     collects = gc.isenabled()
     gc.disable()
     try:

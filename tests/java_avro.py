@@ -1,4 +1,4 @@
-"""Java's own Avro, out of the registry's jars, in a process of its own: the reference for bytes, values and verdicts.
+"""Java's Avro from the registry's jars, in a separate process: the reference for bytes, values and verdicts.
 
 Run as ``python -m tests.java_avro JARS``; reads one JSON request a line and answers each with one line.
 """
@@ -24,7 +24,7 @@ class JavaAvro:
         self._process = process
 
     def ask(self, **request: Any) -> Any:
-        """The answer to one request."""
+        """Return the answer to one request."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -35,21 +35,21 @@ class JavaAvro:
         return answer["result"]
 
     def read(self, data: bytes, writer: Any, reader: Any) -> Any:
-        """The datum in ``data`` as Java reads it, in Avro's JSON encoding."""
+        """Return the datum in ``data`` as Java reads it, in Avro's JSON encoding."""
         return self.ask(what="read", data=data.hex(), writer=json.dumps(writer), reader=json.dumps(reader))
 
     def write(self, value: Any, schema: Any) -> bytes:
-        """The bytes that Java writes for ``value``, which is in Avro's JSON encoding."""
+        """Return the bytes that Java writes for ``value``, which is in Avro's JSON encoding."""
         return bytes.fromhex(self.ask(what="write", value=json.dumps(value), schema=json.dumps(schema)))
 
     def can_read(self, reader: Any, writer: Any) -> bool:
-        """Java's verdict on two schemas."""
+        """Return Java's verdict on two schemas."""
         return bool(self.ask(what="can_read", reader=json.dumps(reader), writer=json.dumps(writer)))
 
 
 @contextmanager
 def running() -> Iterator[JavaAvro]:
-    """Java's Avro for as long as the context lasts."""
+    """Run Java's Avro while the context lasts."""
     (archive,) = artifacts.locked("registry")
     artifacts.ensure(CACHE_DIR, [archive])
     jars = artifacts.unpacked(CACHE_DIR, archive) / "lib" / "main"

@@ -1,6 +1,6 @@
-"""Java's own Kafka client and Avro, with no code of this project, in a process of its own.
+"""Java's Kafka client and Avro, without any code of this project, in a separate process.
 
-Run as ``python -m tests.java_kafka JARS COMMAND JSON``; prints one JSON document. The frame is written and read by
+Run as ``python -m tests.java_kafka JARS COMMAND JSON``; prints one JSON document. It reads and writes the frame by
 hand: a zero byte, the schema's id as four bytes, the Avro binary.
 """
 
@@ -21,7 +21,7 @@ _WANTED = ("kafka-clients-", "zstd-jni-", "lz4-java-", "snappy-java-", "slf4j-ap
 
 
 def run(command: str, **given: Any) -> Any:
-    """What ``command`` gives."""
+    """Return the result of ``command``."""
     (registry,) = artifacts.locked("registry")
     kafka = artifacts.locked("kafka")
     artifacts.ensure(CACHE_DIR, [registry, *kafka])
@@ -51,11 +51,11 @@ class Client:
         self._schemas: dict[int, Any] = {}
 
     def produce(self) -> dict[str, int]:
-        """Key → the partition that Java's default partitioner chose."""
+        """Produce keys, and return the partition that Java's default partitioner chose for each."""
         return {key: self._send(self._given["topic"], key, b"x") for key in self._given["keys"]}
 
     def read(self) -> list[Any]:
-        """The first ``count`` records of ``topic``."""
+        """Return the first ``count`` records of ``topic``."""
         found: list[Any] = []
 
         def is_last(record: Any) -> bool:
@@ -66,7 +66,7 @@ class Client:
         return found
 
     def ask(self) -> Any:
-        """The response to ``query``."""
+        """Return the response to ``query``."""
         query = self._given["query"]
         known = self._asked(f"/subjects/{self._given['prefix']}bot-queries-value/versions/1")
         schema = self._avro.Schema.Parser().parse(known["schema"])

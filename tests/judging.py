@@ -1,6 +1,6 @@
-"""Kept runs made by hand for the tests of the judge: a right one, to break in one place.
+"""Kept runs made by hand for the tests of the judge: a right run, to break in one place.
 
-Writes the history and Kafka's files itself, so that a test can write what no Kafka would.
+It writes the history and Kafka's files itself, so that a test can write what Kafka never would.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import fastavro
 from attrs import define, field
 
 from tests.judge.checksum import crc32c
+from tests.judge.verdict import Verdict, judge
 
 SCHEMAS = Path(__file__).parents[1] / "schemas"
 QUERIES, MESSAGES, RESPONSES, LETTERS = "bot-queries", "discord-messages", "bot-responses", "dead-letters"
@@ -28,9 +29,12 @@ PRODUCER = 7
 
 Headers = Sequence[tuple[str, bytes]]
 
+Break = Callable[["KeptRun"], object]
+"""A change to a run that makes it wrong."""
+
 
 def varint(number: int) -> bytes:
-    """A zigzag varint."""
+    """Encode a zigzag varint."""
     number = number << 1 ^ number >> 63
     out = bytearray()
     while number > 127:
@@ -40,12 +44,12 @@ def varint(number: int) -> bytes:
 
 
 def sized(data: bytes | None) -> bytes:
-    """Bytes behind their length."""
+    """Encode bytes after their length."""
     return varint(-1) if data is None else varint(len(data)) + data
 
 
 def record(key: bytes | None, value: bytes | None, headers: Headers = (), *, delta: int = 0) -> bytes:
-    """One record of a batch, ``delta`` offsets behind its base."""
+    """Encode one record of a batch, ``delta`` offsets after its base."""
     body = b"\0" + varint(0) + varint(delta) + sized(key) + sized(value) + varint(len(headers))
     return sized(body + b"".join(sized(name.encode()) + sized(held) for name, held in headers))
 
@@ -59,20 +63,23 @@ def batch(
     producer: int = -1,
     epoch: int = 0,
 ) -> bytes:
-    """A batch of version 2; ``attributes`` as Kafka has them, 16 for transactional, 48 for a marker."""
+    """Encode a batch of version 2.
+
+    ``attributes`` are Kafka's: 16 for transactional, 48 for a marker.
+    """
     count, body = len(records), b"".join(records)
     checked = struct.pack(">hiqqqhii", attributes, count - 1, at_ms, at_ms, producer, epoch, 0, count) + body
     return struct.pack(">qiibI", base_offset, len(checked) + 9, 0, 2, crc32c(memoryview(checked))) + checked
 
 
 def marker(offset: int, *, commit: bool, producer: int, at_ms: int = 0) -> bytes:
-    """The control batch that ends a transaction."""
+    """Encode the control batch that ends a transaction."""
     packed = record(struct.pack(">hh", 0, int(commit)), struct.pack(">hi", 0, 0))
     return batch(offset, [packed], at_ms=at_ms, attributes=0x30, producer=producer)
 
 
 def text(value: str) -> bytes:
-    """A string behind its length in two bytes."""
+    """Encode a string after its length in two bytes."""
     return struct.pack(">h", len(value.encode())) + value.encode()
 
 
@@ -83,7 +90,7 @@ class Log:
     segment: bytes = b""
     end: int = 0
     visible: list[tuple[int, str | None]] = field(factory=list)
-    """Offset and key of what a reader of committed records is given."""
+    """Offset and key of the records that a reader of committed records gets."""
 
     def append(
         self,
@@ -95,7 +102,10 @@ class Log:
         ends: str | None = None,
         producer: int = PRODUCER,
     ) -> int:
-        """A record, in a transaction of its own that ``ends`` in commit, abort or open, or in none; its offset."""
+        """Append a record and return its offset.
+
+        The record has its own transaction, which ``ends`` in commit, abort or open, or no transaction.
+        """
         offset = self.end
         packed = key.encode() if isinstance(key, str) else key
         is_part = 16 if ends else 0
@@ -111,7 +121,7 @@ class Log:
 
 
 class KeptRun:
-    """A run under construction. ``conclude`` makes it right, ``write`` puts it into ``folder``.
+    """A run under construction. ``conclude`` makes it right, ``write`` writes it to ``folder``.
 
     Between the two a test changes ``lines``, ``logs`` or ``files``.
     """
@@ -121,7 +131,7 @@ class KeptRun:
         self.lines: list[dict[str, Any]] = []
         self.logs: dict[tuple[str, int], Log] = defaultdict(Log)
         self.files: dict[str, bytes] = {}
-        """More files below kafka/."""
+        """Additional files below kafka/."""
         self.schemas = {n: json.loads((SCHEMAS / f"{name}.avsc").read_text()) for n, name in NAMES.items()}
         self._parsed = {n: fastavro.parse_schema(schema) for n, schema in self.schemas.items()}
         self.now_ms = 1_700_000_000_000
@@ -153,13 +163,13 @@ class KeptRun:
         return self.lines[-1]
 
     def value(self, schema: int, **fields: Any) -> bytes:
-        """A value in Confluent's wire format."""
+        """Encode a value in Confluent's wire format."""
         out = io.BytesIO()
         fastavro.schemaless_writer(out, self._parsed[schema], fields)
         return struct.pack(">bI", 0, schema) + out.getvalue()
 
     def query(self, query_id: str, *, key: str | None = None, partition: int = 0, ends: str | None = None) -> int:
-        """The record of a question; its offset."""
+        """Add the record of a question, and return its offset."""
         value = self.value(
             1,
             query_id=query_id,
@@ -175,7 +185,7 @@ class KeptRun:
         return self.logs[QUERIES, partition].append(key or query_id, value, at_ms=self.now_ms, ends=ends)
 
     def ask(self, query_id: str, *, key: str | None = None, partition: int = 0) -> int:
-        """A question that is asked and acknowledged; its offset."""
+        """Add an acknowledged question, and return its offset."""
         self.note("asked", query_id=query_id, key=key or query_id, channel_id="10", visible_channel_ids=VISIBLE)
         offset = self.query(query_id, key=key, partition=partition)
         self.note("acknowledged", topic=QUERIES, partition=partition, offset=offset, query_id=query_id)
@@ -193,7 +203,7 @@ class KeptRun:
         answer: str = "so",
         elapsed_ms: int = 1,
     ) -> int:
-        """A response; ``retrieved`` are the channels of its passages."""
+        """Add a response, and return its offset; ``retrieved`` are the channels of its passages."""
         value = self.value(
             3,
             query_id=query_id,
@@ -218,7 +228,7 @@ class KeptRun:
         return log.append(query_id, value, at_ms=self.now_ms + 1, ends=ends, producer=producer)
 
     def say(self, message_id: str, content: str, change: str = "CREATED", *, channel: str = "10") -> int:
-        """A change of a message that is said and acknowledged; its offset."""
+        """Add an acknowledged change of a message, and return its offset."""
         self._versions[message_id] += 1
         version = self._versions[message_id]
         self.note("said", message_id=message_id, channel_id=channel, change=change, version=version, content=content)
@@ -254,7 +264,7 @@ class KeptRun:
         producer: int = PRODUCER,
         version: int = 3,
     ) -> None:
-        """A commit of a group's position; None is a tombstone."""
+        """Add a commit of a group's position; None is a tombstone."""
         self.now_ms += 10
         key = struct.pack(">h", 1) + text(group) + text(topic) + struct.pack(">i", partition)
         value = None
@@ -266,7 +276,7 @@ class KeptRun:
         self.logs[OFFSETS, 3].append(key, value, at_ms=self.now_ms, ends=ends, producer=producer)
 
     def conclude(self) -> None:
-        """Commit the ends of both topics, note what a reader is given and what the archive holds, and end."""
+        """Commit the ends of both topics, note what a reader gets and what the archive holds, and end the history."""
         for number in range(2):
             self.position(ANSWER, QUERIES, self.logs[QUERIES, number].end, partition=number)
             self.position(INGEST, MESSAGES, self.logs[MESSAGES, number].end, partition=number)
@@ -279,11 +289,11 @@ class KeptRun:
         self.note("end", ok=True)
 
     def line(self, event: str, matches: Callable[[dict[str, Any]], bool] = lambda _: True) -> dict[str, Any]:
-        """The first line of ``event`` that matches."""
+        """Return the first line of ``event`` that matches."""
         return next(line for line in self.lines if line["event"] == event and matches(line))
 
     def write(self) -> Path:
-        """Write the folder; its path."""
+        """Write the folder, and return its path."""
         text = "".join(json.dumps(line) + "\n" for line in self.lines)
         self.folder.mkdir(exist_ok=True)
         (self.folder / "history.jsonl").write_text(text, encoding="utf-8")
@@ -299,7 +309,7 @@ class KeptRun:
 
 
 def right_run(folder: Path) -> KeptRun:
-    """Everything was handled as it should be, with an aborted and an open attempt; not concluded."""
+    """Build a run in which everything was handled correctly, with an aborted and an open attempt; not concluded."""
     run = KeptRun(folder)
     for number in range(4):
         run.ask(f"c{number}", partition=number % 2)
@@ -318,3 +328,14 @@ def right_run(folder: Path) -> KeptRun:
     run.respond("c3", partition=1)
     run.respond("c3", partition=1, ends="open", producer=8)
     return run
+
+
+def verdict(run: KeptRun) -> Verdict:
+    """Write ``run`` and judge it."""
+    return judge(run.write())
+
+
+def broken(found: Verdict) -> dict[str, list[str]]:
+    """Return the descriptions of the shown violations, by rule."""
+    assert found.reason is None
+    return {r.rule.name: [example.what for example in r.examples] for r in found.rulings if r.broken}

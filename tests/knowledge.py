@@ -1,4 +1,4 @@
-"""What tests of the knowledge need: messages that read like a chat, and a small embedding in the model's place."""
+"""Fixtures for tests of the knowledge: messages that read like a chat, and a small embedding instead of the model."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ START = TimestampMillis(1_700_000_000_000)
 
 
 @frozen
-class Heard:
+class RecordOfEvent:
     """A record as ingest sees it."""
 
     event: object
 
 
 class WordEmbedding:
-    """Texts that share words are near: each word has a direction of its own. Counts its calls.
+    """Texts that share words are near: each word has its own direction. Counts its calls.
 
-    One of another name gives words other directions.
+    An embedding of another name gives words other directions.
     """
 
     def __init__(self, name: str = "words", dimension: int = DIMENSION) -> None:
@@ -46,7 +46,7 @@ class WordEmbedding:
         self.texts: list[str] = []
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """Unit vectors, shape (len(texts), dimension)."""
+        """Return unit vectors of shape (len(texts), dimension)."""
         self.calls.append(len(texts))
         self.texts += texts
         vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
@@ -64,7 +64,7 @@ def _direction(word: str, dimension: int) -> Vectors:
 
 
 def knowledge_of(settings: Settings, embedding: WordEmbedding | None) -> Knowledge:
-    """Knowledge over the real stores of ``settings``, migrated."""
+    """Return the knowledge over the real stores of ``settings``, migrated."""
     archive = SqlArchive(settings.database_url)
     archive.migrate()
     vectors = ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)
@@ -74,7 +74,7 @@ def knowledge_of(settings: Settings, embedding: WordEmbedding | None) -> Knowled
 
 
 def message(number: int, content: str, **fields: Any) -> DiscordMessage:
-    """Message ``number`` of channel 200, said ``number`` minutes after the start, by author 1 unless given."""
+    """Return message ``number`` of channel 200, ``number`` minutes after the start, by author 1 by default."""
     values: dict[str, Any] = {
         "message_id": str(1000 + number),
         "guild_id": GUILD,
@@ -90,7 +90,7 @@ def message(number: int, content: str, **fields: Any) -> DiscordMessage:
 
 
 def deletion(number: int, **fields: Any) -> DiscordMessage:
-    """What Discord tells of a deletion: ids only."""
+    """Return what Discord sends for a deletion: ids only."""
     values: dict[str, Any] = {
         "message_id": str(1000 + number),
         "guild_id": GUILD,
@@ -103,7 +103,7 @@ def deletion(number: int, **fields: Any) -> DiscordMessage:
 
 
 def stored(number: int, content: str, **fields: Any) -> StoredMessage:
-    """Message ``number`` as the archive keeps it."""
+    """Return message ``number`` as the archive stores it."""
     values: dict[str, Any] = {
         "message_id": str(number),
         "guild_id": GUILD,
@@ -127,7 +127,7 @@ _DERIVED = ("channels", "messages", "passages", "corpora", "document_frequencies
 
 
 def dump(settings: Settings) -> list[tuple[object, ...]]:
-    """Everything that ingest writes, in order."""
+    """Return everything that ingest writes, in order."""
     rows: list[tuple[object, ...]] = []
     with psycopg.connect(settings.database_url) as connection:
         for table in _DERIVED:
@@ -136,6 +136,6 @@ def dump(settings: Settings) -> list[tuple[object, ...]]:
 
 
 def empty(settings: Settings) -> None:
-    """Take everything that ingest wrote out of the archive."""
+    """Delete everything that ingest wrote from the archive."""
     with psycopg.connect(settings.database_url) as connection:
         connection.execute("TRUNCATE collections, channels, messages, passages, corpora, document_frequencies")

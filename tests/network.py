@@ -1,9 +1,9 @@
-"""A TCP proxy between a client and a server, with faults of a network that are switched while it runs.
+"""A TCP proxy between a client and a server, with network faults that are switched while it runs.
 
-It keeps both sockets of every connection, so it can do what a network does to bytes that TCP carries: delay them, slow
-them, hold them back, and end a connection for one side or both. It cannot drop bytes: the stream would be broken, and
-TCP never shows that to a program. A lost packet is therefore the delay of its retransmission. It cannot leave a SYN
-unanswered either: a connection into a cut network is made and silent, and reset once the network works again.
+It keeps both sockets of every connection, so that it can do to a TCP stream what a network does: delay it, slow it,
+hold it back, and end a connection for one side or both. It cannot drop bytes, because TCP never shows a gap to a
+program; a lost packet is therefore the delay of its retransmission. It cannot leave a SYN unanswered either: a
+connection into a cut network is accepted and silent, and is reset once the network works again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Self, TypeVar
 from attrs import define, frozen
 
 RETRANSMISSION_S = 0.2
-"""How long TCP waits at least before it sends a lost packet again (Linux: TCP_RTO_MIN)."""
+"""The shortest time that TCP waits before it retransmits a packet (Linux: TCP_RTO_MIN)."""
 
 _PIECE_BYTES = 65_536
 _PIECES = 256  # that a direction keeps before the sender has to wait
@@ -28,24 +28,24 @@ _LINGER_NONE = struct.pack("ii", 1, 0)  # closing sends RST
 
 Answer = TypeVar("Answer")
 Pieces = asyncio.Queue[tuple[float, bytes | None]]
-"""When each is due, and the piece: nothing for the end of what was sent, None for a reset."""
+"""When each piece is due, and the piece: empty for the end of the stream, None for a reset."""
 
 
 @frozen(kw_only=True)
 class Conditions:
-    """What one direction is like. ``loss`` is the share of pieces that arrive only when they are sent again."""
+    """Conditions of one direction. ``loss`` is the share of pieces that arrive only after a retransmission."""
 
     latency_s: float = 0.0
     jitter_s: float = 0.0
     loss: float = 0.0
     bytes_per_s: float | None = None
     held: bool = False
-    """Nothing passes, neither bytes nor the end of a connection, until it does again."""
+    """Nothing passes, neither bytes nor the end of a connection, until the network heals."""
 
 
 CLEAR = Conditions()
 Clients = Callable[[str], bool]
-"""Which clients, by name."""
+"""Selects clients by name."""
 
 
 def _everybody(_: str) -> bool:
@@ -58,7 +58,7 @@ def _nobody(_: str) -> bool:
 
 @define(kw_only=True, eq=False)
 class Link:
-    """One connection of a client, and the one to the server that belongs to it."""
+    """One connection of a client, and its connection to the server."""
 
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter | None = None
@@ -71,14 +71,14 @@ class Link:
         reset_socket(self.server)
 
     def close(self) -> None:
-        """End in order: what was written is still sent."""
+        """Close both ends after sending what was written."""
         for writer in (self.client, self.server):
             if writer is not None:
                 writer.close()
 
 
 class Proxy:
-    """Listens at ``port`` of 127.0.0.1 (0: any) and connects to ``target``, a port of the same host, until closed.
+    """Listens at ``port`` of 127.0.0.1 (0: any) and connects to ``target``, a port of the same host.
 
     Its methods may be called from any thread.
     """
@@ -109,15 +109,15 @@ class Proxy:
     # The faults
 
     def set_conditions(self, *, up: Conditions = CLEAR, down: Conditions = CLEAR) -> None:
-        """What the way to the server (``up``) and the way back (``down``) are like from now on."""
+        """Set the conditions towards the server (``up``) and back (``down``)."""
         self._on_loop(self._set(_conditions={"up": up, "down": down}))
 
     def cut(self, clients: Clients = _everybody) -> None:
-        """Let nothing pass in either direction for ``clients``, by name; neither end is told."""
+        """Block both directions for ``clients``, by name; neither end is told."""
         self._on_loop(self._set(_is_cut=clients))
 
     def abandon(self) -> None:
-        """Have the present connections stay open at both ends and never carry anything again; new ones work."""
+        """Keep the present connections open at both ends but dead; new ones work."""
         self._on_loop(self._each(lambda link: setattr(link, "abandoned", True)))
 
     def reset(self) -> None:
@@ -125,16 +125,16 @@ class Proxy:
         self._on_loop(self._each(Link.reset))
 
     def refuse(self) -> None:
-        """Listen no more, and reset the present connections."""
+        """Stop listening, and reset the present connections."""
         self._on_loop(self._refuse())
 
     def heal(self) -> None:
-        """Work again. What was held back is delivered; what was abandoned stays so."""
+        """Work again. Held data is delivered; abandoned connections stay dead."""
         self._on_loop(self._heal())
 
     @property
     def clients(self) -> list[str]:
-        """The names of those that are connected."""
+        """The names of the connected clients."""
         return sorted(self._on_loop(self._each(lambda link: link.name)))
 
     # In the loop's thread
@@ -215,11 +215,11 @@ class Proxy:
             await pieces.put((due_s, piece))
 
     async def _read(self, reader: asyncio.StreamReader) -> bytes:
-        """The next piece; nothing at the end."""
+        """Return the next piece; empty at the end."""
         return await reader.read(_PIECE_BYTES)
 
     def _name_of(self, first: bytes) -> str:
-        """Who sends this as the first thing of a connection."""
+        """Return the client's name, from the first piece of a connection."""
         return ""
 
     async def _give(self, link: Link, way: str, pieces: Pieces, writer: asyncio.StreamWriter) -> None:
@@ -241,13 +241,13 @@ class Proxy:
         await writer.drain()
 
     async def _passage(self, link: Link, way: str) -> None:
-        """Return when something of ``link`` may pass."""
+        """Wait until ``link`` may send."""
         while link.abandoned or self._conditions[way].held or self._is_cut(link.name):
             await self._changed.wait()
 
 
 def reset_socket(writer: asyncio.StreamWriter | None) -> None:
-    """Close with RST; what is not sent yet is lost."""
+    """Close with RST; unsent data is lost."""
     if writer is not None and not writer.is_closing():
         with suppress(OSError):
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)

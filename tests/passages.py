@@ -1,4 +1,4 @@
-"""Builds passages as retrieval gives them, for tests of answering."""
+"""Builds passages as retrieval returns them, for tests of answering."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def said(
     kind: ChannelKind = ChannelKind.TEXT,
     guild_id: str | None = GUILD,
 ) -> PassageMessage:
-    """A message, ``minute`` minutes after eight."""
+    """Return a message, ``minute`` minutes after eight."""
     return PassageMessage(
         message_id=message_id or f"7{minute:04}",
         guild_id=guild_id,
@@ -38,7 +38,7 @@ def said(
 
 
 def passage(messages: Sequence[PassageMessage], score: float = 0.8) -> Passage:
-    """A passage of ``messages``."""
+    """Return a passage of ``messages``."""
     return Passage(
         passage_id=f"p{messages[0].message_id}",
         score=score,

@@ -1,4 +1,4 @@
-"""A registry or Chroma behind a proxy that fails on demand: TCP outside, so that each way of not answering is real."""
+"""A proxy before a registry or Chroma that fails on demand over real TCP."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from urllib.parse import urlsplit
 from attrs import define, field
 
 MODES = ("refused", "silent", "503", "slow")
-"""No listener; accepted and never answered; an error at once; an answer that comes byte by byte."""
+"""No listener; accepted and never answered; an error at once; an answer byte by byte."""
 
 
 @define
 class RegistryProxy:
-    """Passes requests on until ``mode`` says otherwise; ``requests`` are the first lines of those that came.
+    """Forwards requests unless ``mode`` says otherwise; ``requests`` are the first lines of all requests.
 
-    The answer to a request whose first line holds ``lose`` is lost once, after the registry did what it asked for; one
-    that holds ``refuse`` does not get through once.
-    ``rebuilt`` maps ids to the ids that stand for what a registry rebuilt from nothing has under them.
+    The answer to a request whose first line contains ``lose`` is lost once, after the registry has processed it; one
+    that contains ``refuse`` is dropped once. ``rebuilt`` maps ids to the ids that a registry rebuilt from nothing uses
+    for them.
     """
 
     target: str
@@ -38,11 +38,11 @@ class RegistryProxy:
 
     @property
     def url(self) -> str:
-        """What a client is given."""
+        """The address for clients."""
         return f"http://127.0.0.1:{self.port}{urlsplit(self.target).path}"
 
     def fail(self, mode: str) -> None:
-        """Fail like this from now on, or work again with ``up``; connections that are open are dropped."""
+        """Fail in this way from now on, or work again with ``up``; open connections are dropped."""
         self.mode = mode
         if mode == "refused":
             self._close()
@@ -53,7 +53,7 @@ class RegistryProxy:
         self._open.clear()
 
     def listen(self) -> None:
-        """Accept connections, on the port that there was before."""
+        """Accept connections, on the same port as before."""
         self._listener = socket.create_server(("127.0.0.1", self.port))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
@@ -128,7 +128,7 @@ def _shut(connection: socket.socket) -> None:
 
 @contextmanager
 def proxy(target: str) -> Iterator[RegistryProxy]:
-    """A proxy before the registry at ``target``."""
+    """Run a proxy before the registry at ``target``."""
     made = RegistryProxy(target=target)
     made.listen()
     try:

@@ -1,4 +1,4 @@
-"""Pairs of schemas, an old one and one changed in one or two ways, from a seed: what the verdicts are compared on."""
+"""Pairs of schemas, an old one and one with one or two changes, from a seed, for comparing verdicts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def base(chance: random.Random, number: int) -> Schema:
-    """A record with a field of every kind of type, in an order and with primitives of its own."""
+    """Return a record with a field of every kind of type, in random order and with random primitives."""
     fields = [
         _field("plain", chance.choice(PRIMITIVES)),
         _field("number", chance.choice(("int", "long", "float"))),
@@ -45,7 +45,7 @@ def base(chance: random.Random, number: int) -> Schema:
 
 
 def changed(chance: random.Random, schema: Schema) -> tuple[Schema, str]:
-    """(``schema`` changed in one or two ways, what was done)."""
+    """Return ``schema`` with one or two changes, and a description of them."""
     made, done = copy.deepcopy(schema), []
     for _ in range(chance.choice((1, 1, 1, 2))):
         change = chance.choice(CHANGES)
@@ -67,7 +67,7 @@ def _enum(name: str, symbols: list[str], **more: Any) -> Schema:
 
 
 def _records(schema: Any) -> list[Schema]:
-    """All records, the outermost first."""
+    """Return all records, the outermost first."""
     if isinstance(schema, list):
         return [found for branch in schema for found in _records(branch)]
     if not isinstance(schema, dict):
@@ -96,7 +96,7 @@ def add_field_with_default(chance: random.Random, schema: Schema) -> None:
 
 
 def add_enum_field(chance: random.Random, schema: Schema) -> None:
-    """Its enum has a default, the field none."""
+    """Add a field whose enum has a default, while the field has none."""
     schema["fields"].append(_field("added_enum", _enum("Added", ["P", "Q"], default="P")))
 
 
@@ -189,7 +189,7 @@ def lose_enum_default(chance: random.Random, schema: Schema) -> None:
 
 
 def rename_record(chance: random.Random, schema: Schema) -> None:
-    """The name may be one that nothing refers to."""
+    """Rename a record, possibly one that nothing refers to."""
     if (entry := _find(schema, "inner")) and isinstance(entry["type"], dict):
         entry["type"]["name"] = "Renamed"
 
@@ -247,7 +247,7 @@ def change_doc(chance: random.Random, schema: Schema) -> None:
 
 
 def reorder_fields(chance: random.Random, schema: Schema) -> None:
-    """Where a name is defined before it is used must stay before: only fields of plain types move."""
+    """Move fields of plain types only: a name must stay defined before it is used."""
     plain = [entry for entry in schema["fields"] if isinstance(entry["type"], str)]
     for entry in plain:
         schema["fields"].remove(entry)
@@ -255,7 +255,7 @@ def reorder_fields(chance: random.Random, schema: Schema) -> None:
 
 
 def change_inside_tree(chance: random.Random, schema: Schema) -> None:
-    """A type that contains itself."""
+    """Change a type that contains itself."""
     if (entry := _find(schema, "tree")) and isinstance(entry["type"], dict):
         entry["type"]["fields"][0]["type"] = chance.choice(("long", "string"))
 
@@ -272,7 +272,7 @@ CHANGES: list[Change] = [
 
 
 def pairs(count: int, bases: int, seed: int = 7) -> list[tuple[int, Schema, Schema, str]]:
-    """``count`` pairs: (number of the old schema, old, new, what was done); every kind of change occurs."""
+    """Yield ``count`` pairs: (number of the old schema, old, new, changes); every kind of change occurs."""
     chance = random.Random(seed)
     old = [base(chance, number) for number in range(bases)]
     made = []

@@ -1,7 +1,7 @@
 """The services of a test run, which its worker processes share.
 
-Whoever needs them first starts them, and stops them when no other is using them. What is known of them stands in a file
-of the run's folder; locks of the system tell who is there, so that a worker that dies is not waited for.
+The first worker that needs them starts them, and stops them when no other uses them. Their addresses are in a file of
+the run's folder; file locks show which workers are alive, so that a dead one is not waited for.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import IO
 
 Start = Callable[[ExitStack, str], tuple[dict[str, str], str]]
-"""Starts the wanted kind of services; (addresses by name, what they are), and how they are stopped in the ExitStack."""
+"""Starts the services; returns (addresses by name, description), and registers how to stop them in the ExitStack."""
 
 
 class SharedStack:
-    """This process's part in the services of the run whose files are in ``folder``."""
+    """This process's share of the services of the run whose files are in ``folder``."""
 
     def __init__(self, folder: Path, start: Start) -> None:
         self._note = folder / "stack.json"
@@ -30,7 +30,7 @@ class SharedStack:
         self._presence: IO[str] | None = None
 
     def join(self, wanted: str) -> tuple[dict[str, str], str]:
-        """(addresses by name, what they are) of the services, which are started when they do not run."""
+        """Return (addresses by name, description) of the services; start them if they do not run."""
         with self._changes.open("w") as changes:
             fcntl.flock(changes, fcntl.LOCK_EX)
             if not self._note.exists():
@@ -43,7 +43,7 @@ class SharedStack:
         return addresses, what
 
     def leave(self) -> None:
-        """Be done with the services. Who started them waits until all others are, and stops them."""
+        """Release the services. The worker that started them waits for all others and stops them."""
         if self._presence is None:
             return
         self._presence.close()

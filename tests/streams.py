@@ -1,4 +1,4 @@
-"""What tests of the streams need: a running pipeline, a handler that notes what it got, raw records, waiting."""
+"""Helpers for tests of the streams: a running pipeline, a recording handler, raw records, waiting."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ RESPONSES = "bot-responses"
 
 
 def said(number: int, *, channel: str = "200", content: str = "hello") -> DiscordMessage:
-    """A message; its id is its number."""
+    """Return a message; its id is its number."""
     return DiscordMessage(
         message_id=str(number),
         guild_id="100",
@@ -59,7 +59,7 @@ def said(number: int, *, channel: str = "200", content: str = "hello") -> Discor
 
 
 def asked(number: int, question: str = "how?") -> BotQuery:
-    """A query of the console."""
+    """Return a query of the console."""
     return BotQuery(
         query_id=f"c{number}",
         channel_id="0",
@@ -73,7 +73,7 @@ def asked(number: int, question: str = "how?") -> BotQuery:
 
 
 def answered(query: BotQuery, answer: str = "so") -> BotResponse:
-    """An answer to ``query``."""
+    """Return an answer to ``query``."""
     return BotResponse(
         query_id=query.query_id,
         channel_id=query.channel_id,
@@ -88,10 +88,10 @@ def answered(query: BotQuery, answer: str = "so") -> BotResponse:
 
 
 def eventually(check: Callable[[], Any], *, timeout_s: float = 40.0) -> Any:
-    """The first true value of ``check``; AssertionError when there is none in time.
+    """Return the first true value of ``check``; AssertionError if there is none in time.
 
-    A service that does not answer the check for once, as on a busy machine, is asked again. A check that takes long
-    is asked half of the time at most, so that it does not hold up what it waits for.
+    If a service does not answer one check, as on a busy machine, the check is repeated. A slow check runs at most half
+    of the time, so that it does not delay what it waits for.
     """
     deadline = time.monotonic() + timeout_s
     silent: Unavailable | None = None
@@ -107,7 +107,7 @@ def eventually(check: Callable[[], Any], *, timeout_s: float = 40.0) -> Any:
 
 
 class Noting:
-    """A handler that keeps what it was given, and gives what ``outputs`` makes of each record."""
+    """A handler that keeps the records that it gets, and returns what ``outputs`` makes of each."""
 
     def __init__(self, outputs: Callable[[Record], Sequence[Output]] = lambda _: ()) -> None:
         self.batches: list[list[Record]] = []
@@ -121,7 +121,7 @@ class Noting:
 
     @property
     def ids(self) -> list[str]:
-        """Ids of the messages or queries, in the order in which they were handled."""
+        """Return ids of the messages or queries, in the order in which they were handled."""
         with self._lock:
             records = [record for batch in self.batches for record in batch]
         return [getattr(r.event, "message_id" if isinstance(r.event, DiscordMessage) else "query_id") for r in records]
@@ -138,7 +138,7 @@ def running(
     stop: threading.Event | None = None,
     **options: Any,
 ) -> Iterator[threading.Thread]:
-    """A pipeline at work in a thread, which is given; it is stopped at the end, and its error is raised."""
+    """Run a pipeline in a thread; stop it at the end, and raise its error."""
     stop = stop or threading.Event()
     journal = CrashJournal.of(settings, GROUP)
     pipeline = Pipeline(
@@ -196,7 +196,7 @@ def produce_raw(
     headers: Sequence[tuple[str, bytes]] = (),
     timestamp_ms: int = 0,
 ) -> None:
-    """Produce bytes as some other program might, without this project's producer."""
+    """Produce bytes like another program, without this project's producer."""
     failed: list[Any] = []
     producer: Any = Producer({**_servers(settings), "message.max.bytes": 2_000_000})
     producer.produce(
@@ -219,7 +219,7 @@ def produce_raws(
     key: bytes = b"200",
     headers: Sequence[tuple[str, bytes]] = (),
 ) -> None:
-    """Produce many of one key, in order."""
+    """Produce many records of one key, in order."""
     producer: Any = Producer({**_servers(settings), "enable.idempotence": True})
     for value in values:
         producer.produce(f"{settings.kafka_topic_prefix}{topic}", value, key, headers=list(headers))
@@ -227,7 +227,7 @@ def produce_raws(
 
 
 def limit_record_bytes(settings: Settings, topic: str, limit: int) -> None:
-    """Have ``topic`` take no larger batches of records."""
+    """Limit the size of batches that ``topic`` accepts."""
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
     entry = ConfigEntry("max.message.bytes", str(limit), incremental_operation=AlterConfigOpType.SET)
     name = f"{settings.kafka_topic_prefix}{topic}"
@@ -236,18 +236,18 @@ def limit_record_bytes(settings: Settings, topic: str, limit: int) -> None:
 
 
 def records(settings: Settings, contracts: Contracts, topic: str) -> list[Record]:
-    """Everything that is in ``topic``."""
+    """Return all records of ``topic``."""
     with EventReader(settings, contracts, topic) as reader:
         return list(reader.read_to_end())
 
 
 def dead_letters(settings: Settings, contracts: Contracts) -> list[Record]:
-    """Everything that is in dead-letters."""
+    """Return all records of dead-letters."""
     return records(settings, contracts, DEAD_LETTERS)
 
 
 def committed(settings: Settings, topic: str = MESSAGES) -> int:
-    """How many records the group is done with."""
+    """Return how many records the group has committed."""
     return sum(_progress(settings).committed_offsets(topic, range(3)).values())
 
 
@@ -257,6 +257,6 @@ def _progress(settings: Settings) -> GroupProgress:
 
 
 def produced(settings: Settings, contracts: Contracts, topic: str) -> int:
-    """How many offsets ``topic`` has."""
+    """Return how many offsets ``topic`` has."""
     states = TopicAdmin(settings, contracts.catalogue).states()
     return next(state.offsets for state in states if state.topic == topic)

@@ -1,9 +1,10 @@
-"""``make chaos SECONDS=… SEED=…``: the proof that nothing is lost and nothing is done twice.
+"""``make chaos SECONDS=… SEED=…``: prove that nothing is lost and nothing is done twice.
 
-Real processors answer real questions and archive real messages on services of this machine, with a stand-in only for
-Gemini. They are killed, also inside open transactions, and frozen; the broker, the registry, PostgreSQL and Chroma are
-killed and started again; processors come and go. At the end everything is accounted for: the last line is the account
-as JSON. The exit code is 1 if the run is wrong or not done in time, 2 if the judge cannot judge it.
+Real processors answer real questions and archive real messages on services of this machine; only Gemini is a fake. The
+run kills the processors, some of them inside open transactions, and freezes them; it kills and restarts the broker, the
+registry, PostgreSQL and Chroma; it adds and removes processors. At the end every record is accounted for: the last line
+is the account as JSON. The exit code is 0 if the run is right, 1 if it is wrong or did not finish in time, and 2 if it
+cannot be judged.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tests.chaos.run import Plan, run
 
 
 def main() -> int:
-    """Run; the exit code."""
+    """Run, and return the exit code."""
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=60.0)
     add_options(parser)

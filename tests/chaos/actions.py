@@ -1,4 +1,4 @@
-"""What is done to the processors of a run and to what they need, from a shuffled deck of actions."""
+"""The actions of a run against its processors and services, drawn from a shuffled deck."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ SERVICES = ("kafka", "schema-registry", "postgres", "chroma")
 
 @frozen
 class Action:
-    """Something to do. ``target`` chooses to whom, None where it cannot be done now; ``do`` says what was done."""
+    """One action: ``target`` chooses what it acts on, or None if it is impossible now; ``do`` returns what it did."""
 
     target: Callable[[], str | None]
     do: Callable[[str], str | None]
 
 
 class Chaos:
-    """One run's actions. Each is in the history, with its begin and its end."""
+    """One run's actions. The history records the begin and the end of each."""
 
     def __init__(
         self,
@@ -51,9 +51,10 @@ class Chaos:
         spared: Collection[str] = (),
         faults: Mapping[str, Action] = MappingProxyType({}),
     ) -> None:
-        """``pause_s``: between two actions, at least and at most. ``spared``: workers that nothing is done to.
+        """Configure the actions.
 
-        ``faults`` are further actions.
+        ``pause_s`` is the shortest and the longest pause between two actions. ``spared`` are workers that no action
+        touches. ``faults`` are additional actions.
         """
         self._settings = settings
         self._stack = stack
@@ -78,12 +79,12 @@ class Chaos:
     def begin(self, workers: int) -> None:
         """Start the first workers."""
         for _ in range(workers):
-            self.say(self._add(self._newcomer() or ""))
+            self.print_progress(self._add(self._newcomer() or ""))
 
     def run(self, seconds: float, *, latest_s: float) -> None:
-        """Do one thing after another for ``seconds``, in an order of chance, and each of them once in any case.
+        """Act for ``seconds`` in random order, and until each action has been done once.
 
-        It ends at ``latest_s`` of the monotonic clock, whatever is still to be done.
+        Ends at ``latest_s`` of the monotonic clock even if some actions have not been done.
         """
         deck = self._random.sample(sorted(self.actions), len(self.actions))
         until_s = time.monotonic() + seconds
@@ -98,17 +99,17 @@ class Chaos:
             time.sleep(max(0.0, min(pause_s, latest_s - time.monotonic())))
 
     def revive(self) -> None:
-        """Start again in place whoever ended by itself."""
+        """Restart every worker that ended by itself."""
         for name in self._fleet.revive():
             self.done["revived"] += 1
-            self.say(f"{name} had ended with {self._fleet.codes[-1]}, started again")
+            self.print_progress(f"{name} ended with exit code {self._fleet.codes[-1]}, restarted")
 
-    def say(self, text: str) -> None:
-        """A line of progress."""
+    def print_progress(self, text: str) -> None:
+        """Print a line of progress."""
         print(f"{time.monotonic() - self._started_s:6.1f} s  {text}", flush=True)  # noqa: T201 - for people
 
     def _do(self, name: str) -> bool:
-        """Whether it could be done."""
+        """Return whether the action was possible."""
         target = self.actions[name].target()
         if target is None:
             return False
@@ -119,7 +120,7 @@ class Chaos:
         seconds = round(time.monotonic() - began_s, 3)
         self._history.write("action", name=name, phase="end", **known, seconds=seconds, detail=what or "not done")
         if what is not None:
-            self.say(what)
+            self.print_progress(what)
         return what is not None
 
     def _victim(self) -> str | None:
@@ -137,12 +138,12 @@ class Chaos:
         try:
             name = peek.freeze_one(self._fleet, timeout_s=15)
             if name in self._spared:
-                raise AssertionError(f"only {name} was met inside an open transaction, which is spared")
+                raise AssertionError(f"only {name} was inside an open transaction, and it is spared")
             self._fleet.kill(name)
         except (AssertionError, KafkaException) as exc:
             for frozen_one in self._fleet.names:
                 self._fleet.send(frozen_one, signal.SIGCONT)
-            self.say(str(exc))
+            self.print_progress(str(exc))
             return None
         finally:
             peek.close()
@@ -150,7 +151,7 @@ class Chaos:
         return f"killed {name} inside an open transaction"
 
     def _freeze(self, name: str) -> str:
-        seconds = self._random.uniform(2, 13)  # also past the end of a transaction
+        seconds = self._random.uniform(2, 13)  # some freezes outlast the transaction timeout
         self._fleet.send(name, signal.SIGSTOP)
         time.sleep(seconds)
         self._fleet.send(name, signal.SIGCONT)
@@ -166,11 +167,11 @@ class Chaos:
             try:
                 self._stack.up([service])
                 break
-            except Unavailable as exc:  # on a machine that is so slow: without the service a run shows nothing
-                self.say(f"start {attempt} of {service}: {exc}")
+            except Unavailable as exc:  # on a slow machine; without the service the run proves nothing
+                self.print_progress(f"start {service}, attempt {attempt} of {STARTS}: {exc}")
         else:
-            return f"killed {service}, not started again in {STARTS} attempts"
-        return f"killed {service}, started again after {seconds:.1f} s"
+            return f"killed {service}, and it did not start in {STARTS} attempts"
+        return f"killed {service}, restarted after {seconds:.1f} s"
 
     def _newcomer(self) -> str | None:
         return f"w{self._next_worker + 1}" if len(self._fleet.names) < MAX_WORKERS else None

@@ -1,4 +1,4 @@
-"""Busy processes beside a run, which make the machine as slow as one with other work."""
+"""Busy processes alongside a run, which make the machine as slow as one with other work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# It ends when its standard input is closed, which the end of its parent does, however that comes.
+# Ends when its standard input is closed, which happens however its parent ends.
 _BURN = """
 import os, sys, threading
 threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
@@ -19,7 +19,7 @@ while True:
 
 @contextmanager
 def burning(count: int, folder: Path) -> Iterator[None]:
-    """``count`` busy processes with ``folder`` as their working folder."""
+    """Run ``count`` busy processes with ``folder`` as their working folder."""
     burners = [subprocess.Popen([sys.executable, "-c", _BURN], stdin=subprocess.PIPE, cwd=folder) for _ in range(count)]
     try:
         yield

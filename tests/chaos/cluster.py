@@ -1,6 +1,6 @@
-"""Three brokers as processes of this machine, each of which can be killed, started again, and cut off.
+"""Three brokers as processes of this machine, each of which can be killed, restarted and cut off.
 
-All that goes to a broker, from clients and from other brokers, goes through proxies before it.
+All traffic to a broker, from clients and from other brokers, goes through its proxies.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Cluster:
     """Brokers by number, 1 to 3; each is a controller as well."""
 
     def __init__(self, home: Path, proxies: ExitStack) -> None:
-        """``proxies`` are closed by whoever closes the stack."""
+        """Prepare the brokers below ``home``; their proxies close with the stack ``proxies``."""
         kinds = ("kafka", "kafka-controller")
         numbers = range(1, BROKERS + 1)
         ports = services.free_ports(f"{kind} {number} {end}" for kind in kinds for number in numbers for end in "io")
@@ -59,14 +59,14 @@ class Cluster:
 
     @property
     def reachable(self) -> str:
-        """The bootstrap servers without those that are cut off, for a client that must not ask one of these."""
+        """The bootstrap servers that are not cut off, for a client that must not ask one that is."""
         return self._address_of(self._proxies.keys() - self._cut_off)
 
     def _address_of(self, numbers: Iterable[int]) -> str:
         return ",".join(f"127.0.0.1:{self._proxies[number]['kafka'].port}" for number in numbers)
 
     def cut_off(self, number: int) -> None:
-        """Let nothing pass between a broker and the others, nor between it and clients."""
+        """Block all traffic between a broker and the other brokers, and between it and clients."""
         for other, proxies in self._proxies.items():
             for proxy in proxies.values():
                 if other == number:
@@ -76,19 +76,19 @@ class Cluster:
         self._cut_off.add(number)
 
     def heal(self) -> None:
-        """Let everything pass again."""
+        """Let all traffic pass again."""
         for proxies in self._proxies.values():
             for proxy in proxies.values():
                 proxy.heal()
         self._cut_off.clear()
 
     def coordinator(self, group: str) -> int:
-        """The number of the broker that coordinates ``group``."""
+        """Return the number of the broker that coordinates ``group``."""
         admin = AdminClient({"bootstrap.servers": self.address, "log_level": 0})
         return int(admin.describe_consumer_groups([group])[group].result(20).coordinator.id)
 
     def start(self, number: int) -> None:
-        """Start a broker, or start it again with what it held."""
+        """Start a broker, with the data that it had if it ran before."""
         folder = self._home / f"kafka-{number}"
         proxies = self._proxies[number]
         own = {
@@ -101,7 +101,7 @@ class Cluster:
         }
         ports = {kind: proxy.target for kind, proxy in proxies.items()}
         launch = services.prepare("kafka", folder, CACHE_DIR, ports, own)
-        # The folder was laid out for a broker of its own.
+        # services.prepare formats the folder for node 1.
         meta = folder / "log" / "meta.properties"
         meta.write_text(meta.read_text().replace("node.id=1", f"node.id={number}"))
         with (folder / "broker.log").open("ab") as log:
@@ -110,17 +110,17 @@ class Cluster:
             )
 
     def kill(self, number: int) -> None:
-        """``kill -9``."""
+        """End a broker with ``kill -9``."""
         process = self._processes.pop(number)
         process.send_signal(signal.SIGKILL)
         process.wait(20)
 
     def wait(self) -> None:
-        """Return when all brokers are in the cluster and hold what the others hold."""
-        eventually(lambda: self._counted(lambda brokers, short: brokers == BROKERS and not short), timeout_s=180)
+        """Wait until all brokers are in the cluster and every partition is in sync on all of them."""
+        eventually(lambda: self._check_state(lambda brokers, short: brokers == BROKERS and not short), timeout_s=180)
 
     def wait_missed(self, number: int) -> None:
-        """Return when the cluster has noticed that a broker is gone."""
+        """Wait until the cluster has noticed that broker ``number`` is gone."""
 
         def missed(brokers: int, short: list[str]) -> bool:
             return (
@@ -129,48 +129,48 @@ class Cluster:
                 and all(str(number) not in line.rpartition("[")[2] for line in short)
             )
 
-        eventually(lambda: self._counted(missed), timeout_s=180)
+        eventually(lambda: self._check_state(missed), timeout_s=180)
 
-    def _counted(self, check: Callable[[int, list[str]], bool]) -> bool:
-        """What ``check`` says of the number of brokers and of the partitions that are not on all of them."""
+    def _check_state(self, check: Callable[[int, list[str]], bool]) -> bool:
+        """Return what ``check`` says of the number of brokers and the partitions that are not on all of them."""
         try:
             return check(*self._state())
-        except KafkaException:  # none answers
+        except KafkaException:  # no broker answers
             return False
 
     def _state(self) -> tuple[int, list[str]]:
-        # A new client asks the server that it bootstraps from.
+        # A new client asks its bootstrap server.
         found = AdminClient({"bootstrap.servers": self.reachable, "log_level": 0}).list_topics(timeout=5)
         parts = [(name, part) for name, topic in found.topics.items() for part in topic.partitions.values()]
         return len(found.brokers), [
-            f"{name}-{part.id}: leader {part.leader}, in step {sorted(part.isrs)}"
+            f"{name}-{part.id}: leader {part.leader}, in sync {sorted(part.isrs)}"
             for name, part in parts
             if part.leader < 0 or len(part.isrs) < BROKERS
         ]
 
     @property
     def state(self) -> str:
-        """How many brokers there are, and which partitions are not on all of them; for people."""
+        """The number of brokers and the under-replicated partitions, for people."""
         try:
             brokers, short = self._state()
         except KafkaException as exc:
             return f"no broker answers: {exc}"
-        return "\n".join([f"{brokers} brokers; partitions that are not on all of them: {len(short)}", *short])
+        return "\n".join([f"{brokers} brokers; under-replicated partitions: {len(short)}", *short])
 
     def close(self) -> None:
-        """Kill whoever is left."""
+        """Kill the brokers that still run."""
         for number in list(self._processes):
             self.kill(number)
 
 
 def _is_of_broker(client: str, number: int) -> bool:
-    """Whether a broker gives itself this client id: ``broker-1-fetcher-0``, ``raft-client-1``, or its number alone."""
+    """Return whether a broker uses this client id: ``broker-1-fetcher-0``, ``raft-client-1``, or its number alone."""
     return re.fullmatch(rf"(broker-|raft-client-|AddPartitionsManager-client-)?{number}(-.*)?", client) is not None
 
 
 @contextmanager
 def three_brokers(settings: Settings) -> Iterator[tuple[Cluster, Settings]]:
-    """A cluster, and ``settings`` for it with every topic on all three."""
+    """Run a cluster; yields it and ``settings`` for it with every topic on all three brokers."""
     with stack_home() as home, ExitStack() as proxies:
         cluster = Cluster(home, proxies)
         try:

@@ -1,4 +1,4 @@
-"""Fleets for the tests of this folder, whose logs go with what is said of a failure."""
+"""Fleets for the tests of this folder; the report of a failed test contains their logs."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import pytest
 from tests.chaos.fleet import Fleet
 
 LOG_CHARACTERS = 20_000
-"""Of each fleet's log, the last."""
+"""How much of the end of each fleet's log a report contains."""
 
 _FLEETS = pytest.StashKey[list[Fleet]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "long: takes over a minute; left out unless asked for (-m long)")
+    config.addinivalue_line("markers", "long: takes over a minute; runs only with -m long")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what takes long, unless somebody chooses by markers."""
+    """Leave out the long tests unless -m is given."""
     if not config.option.markexpr:
         items[:] = [item for item in items if item.get_closest_marker("long") is None]
 
@@ -35,11 +35,11 @@ def fleets(request: pytest.FixtureRequest) -> Iterator[list[Fleet]]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add what the workers of a failed test wrote, and how those ended that did."""
+    """Add each fleet's log, and the state of its workers, to the report of a failed test."""
     report = yield
     if report.failed and report.when == "call":
         started = item.stash.get(_FLEETS, list[Fleet]())
         for number, fleet in enumerate(started, start=1):
             log = fleet.log.read_text(encoding="utf-8", errors="replace")[-LOG_CHARACTERS:]
-            report.sections.append((f"fleet {number}: {fleet.fate}", log))
+            report.sections.append((f"fleet {number}: {fleet.status}", log))
     return report

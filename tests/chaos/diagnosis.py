@@ -1,4 +1,4 @@
-"""Why a run does not settle, as far as its groups and its logs tell: lines for people, taken while everything runs."""
+"""Why a run does not settle, from its groups and logs: lines for people, collected while the services run."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ _TAIL_BYTES = 2_000_000
 def diagnosis(
     servers: str, groups: Mapping[str, str], partitions: int, logs: Iterable[Path], *, wait_s: float = 3.0
 ) -> list[str]:
-    """What each of ``groups``, by the topic that it reads, says of itself, and the last warnings of each log.
+    """Return the state and the positions of each group, and the last warnings of each log.
 
-    ``servers`` are Kafka's, past any proxy; ``wait_s`` is how long each of three questions waits for an answer.
+    ``groups`` are group names by the topic that each reads. ``servers`` are Kafka's addresses, not those of a proxy.
+    ``wait_s`` is the timeout of each of the three requests.
     """
 
     def of_group(topic: str) -> str:
@@ -32,7 +33,7 @@ def diagnosis(
             _positions(servers, group, parts, level, wait_s) for level in ("read_committed", "read_uncommitted")
         )
         state = _state(servers, group, wait_s)
-        return f"{group}: {state}; positions {stable}, without waiting for open transactions {pending}"
+        return f"{group}: {state}; positions {stable}, including open transactions {pending}"
 
     with ThreadPoolExecutor() as pool:
         lines = list(pool.map(of_group, groups))
@@ -42,7 +43,7 @@ def diagnosis(
 
 
 def last_warnings(log: Path) -> list[str]:
-    """The last lines of ``log`` that warn of something, each shortened."""
+    """Return the last warnings and errors in ``log``, each shortened."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
         lines = file.read().decode(errors="replace").splitlines()
@@ -54,7 +55,7 @@ def _state(servers: str, group: str, wait_s: float) -> str:
     try:
         found = admin.describe_consumer_groups([group], request_timeout=wait_s)[group].result(wait_s * 2)
     except (KafkaException, TimeoutError) as exc:
-        return f"its coordinator does not describe it ({exc})"
+        return f"its coordinator does not answer ({exc})"
     return f"{found.state.name}, {len(found.members)} members"
 
 

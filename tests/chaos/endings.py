@@ -1,4 +1,4 @@
-"""How a run may end before its time: a signal, or its time limit. Both become exceptions of the main thread."""
+"""How a run may end early: by a signal or by its time limit. Both become exceptions in the main thread."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class OutOfTime(BaseException):
 def endings(folder: Path, limit_s: float) -> Iterator[None]:
     """Raise Interrupted at the first signal and OutOfTime after ``limit_s``.
 
-    What runs below ``folder`` is killed at once, so that nothing waits for it. Further signals are ignored: `make` and
-    `timeout` send theirs to a process and to its group.
+    Kills every process below ``folder`` first, so that nothing waits for one. Later signals are ignored, because `make`
+    and `timeout` signal both a process and its group.
     """
     received: list[int] = []
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind: what a plain reader is given at the end, the archive's rows, Kafka's data, the verdict."""
+"""What a run leaves behind: what a plain consumer reads at the end, the archive's rows, Kafka's data, the verdict."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tests.conftest import CHECKOUT
 JUDGE = "tests.judge"
 READER = "plain"
 _POLL_S = 10.0
-"""A broker that has nothing to say for so long is not there."""
+"""A broker that sends nothing for this long counts as down."""
 
 
 def write_seen(settings: Settings, history: History, topics: Sequence[str]) -> None:
-    """Read committed records of ``topics`` as any client would, and note what was given, in order."""
+    """Read the committed records of ``topics`` with a plain consumer, and note each in the history, in order."""
     consumer: Any = Consumer(
         {
             "bootstrap.servers": settings.kafka_bootstrap_servers,
@@ -58,7 +58,7 @@ def write_seen(settings: Settings, history: History, topics: Sequence[str]) -> N
 
 
 def write_archived(settings: Settings, history: History) -> None:
-    """Note the archive's messages."""
+    """Write the archive's messages to the history."""
     with psycopg.connect(settings.database_url) as connection:
         rows = connection.execute("SELECT message_id, content, deleted, channel_id FROM messages ORDER BY message_id")
         for message_id, content, deleted, channel_id in rows:
@@ -66,7 +66,7 @@ def write_archived(settings: Settings, history: History) -> None:
 
 
 def keep_services(home: Path, history: History) -> None:
-    """Move Kafka's data and the services' logs from their ``home`` to the run's folder, once they have ended."""
+    """Move Kafka's data and the services' logs from ``home`` to the run's folder, after the services have ended."""
     with suppress(FileNotFoundError):
         shutil.move(home / "data" / "kafka" / "log", history.kafka)
     for path in sorted((home / "log").glob("*.log*")):
@@ -74,7 +74,7 @@ def keep_services(home: Path, history: History) -> None:
 
 
 def judge(folder: Path, timeout_s: float) -> int | None:
-    """The judge's exit code for a run's folder: 0 right, 1 wrong, 2 not judged; None where there is no judge."""
+    """Return the judge's exit code: 0 right, 1 wrong, 2 not judged; None if there is no judge."""
     try:
         importlib.import_module(JUDGE)
     except ImportError:
@@ -88,7 +88,7 @@ def judge(folder: Path, timeout_s: float) -> int | None:
 
 
 def verdict(*, wrong: bool, settled: bool, judged: int | None) -> str:
-    """The verdict on a run: ``wrong`` is what its account says, ``judged`` the judge's exit code."""
+    """Return the verdict on a run: ``wrong`` is the result of its account, ``judged`` the judge's exit code."""
     if wrong or judged == 1:
         return "wrong"
     if not settled:

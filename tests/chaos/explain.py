@@ -1,7 +1,8 @@
-"""``make chaos-explain DIR=…``: the story of one question that was answered twice or not at all, from a kept run.
+"""``make chaos-explain DIR=…``: explain why a question of a kept run has two answers, or none.
 
-Prints the question's record, every response with its transaction, what the group committed of the question's partition
-and which worker did, what was done to whom at those times, and the lines of the workers' logs.
+Prints the question's record, every response with its transaction, the positions that the group committed for the
+question's partition and the worker that committed each, the actions and worker starts around those times, and the
+workers' log lines.
 """
 
 from __future__ import annotations
@@ -18,36 +19,36 @@ from typing import Any
 from attrs import frozen
 
 from tests.chaos.history import HISTORY_FILE
-from tests.judge.evidence import Run, load
-from tests.judge.finished import Finished
+from tests.judge.evidence import LoadedRun, load
+from tests.judge.finished import FinishedOffsets
 from tests.judge.history import NotJudged
-from tests.judge.positions import Position
+from tests.judge.positions import PositionCommit
 from tests.judge.segments import Record, partitions, read_partition
 
 TRANSACTIONS = "__transaction_state"
 POSITIONS_SHOWN = 3
-"""Before and after each moment that matters."""
+"""Positions before and after each entry of the timeline."""
 
 AROUND_MS = 5_000
-"""What was done this long before the first and after the last moment is part of the story."""
+"""How long before the first and after the last entry of the timeline actions are shown."""
 
 LOG_AROUND_MS, LOG_LINES = 2_000, 60
-_LOUD = ("warning", "error", "critical")
-_TELLING = ("assign", "revok", "fenc", "rejoin", "abort", "transaction", "position", "offset", "stopp", "starting")
+_WARNING_LEVELS = ("warning", "error", "critical")
+_KEYWORDS = ("assign", "revok", "fenc", "rejoin", "abort", "transaction", "position", "offset", "stopp", "starting")
 
 
 @frozen(order=True)
-class Moment:
-    """Something that happened."""
+class TimelineEntry:
+    """Something that happened, with its time."""
 
     at_ms: int
     what: str
 
 
 class Story:
-    """What a kept run knows of one question."""
+    """Everything that a kept run says about one question."""
 
-    def __init__(self, folder: Path, run: Run, query_id: str) -> None:
+    def __init__(self, folder: Path, run: LoadedRun, query_id: str) -> None:
         self._folder = folder
         self._run = run
         self._query_id = query_id
@@ -55,27 +56,28 @@ class Story:
         self._names = producer_names(folder / "kafka")
         self._query = next((event.record for event in run.queries.get(query_id, [])), None)
 
-    def told(self) -> Iterator[str]:
-        """The story, line by line."""
+    def lines(self) -> Iterator[str]:
+        """Yield the explanation line by line."""
         begin, responses = self._run.begin, self._responses()
         visible = sum(record.is_visible for record in responses)
         yield f"run {begin.run}, commit {begin.commit}, seed {begin.seed}"
         yield f"{self._query_id}: {visible} committed responses"
         yield from self._section(
-            "The question", [self._record(self._query)] if self._query else ["is not in the topic"]
+            "The question's record",
+            [self._record(self._query)] if self._query else ["The topic does not hold the question."],
         )
         lines = [line for line in self._lines if line.get("query_id") == self._query_id]
         yield from (f"  {_time(line['at_ms'])}  {line['event']}  {_rest(line)}" for line in lines)
-        yield from self._section("Its responses, aborted ones included", map(self._record, responses))
-        moments = [Moment(record.timestamp_ms, f"response {self._record(record)}") for record in responses]
+        yield from self._section("Its responses, including aborted ones", map(self._record, responses))
+        entries = [TimelineEntry(record.timestamp_ms, f"response {self._record(record)}") for record in responses]
         if self._query is not None:
-            moments.append(Moment(self._query.timestamp_ms, "the question was produced"))
-            moments += self._turns()
+            entries.append(TimelineEntry(self._query.timestamp_ms, "the question was produced"))
+            entries += self._state_changes()
             yield from self._section(
-                f"Positions of {self._run.begin.groups['answer']} in {_place(self._query)}", self._positions(moments)
+                f"Positions of {self._run.begin.groups['answer']} in {_place(self._query)}", self._positions(entries)
             )
-        yield from self._section("What happened", self._happened(moments))
-        yield from self._section("What the workers logged then", self._logged(moments))
+        yield from self._section("Timeline", self._timeline(entries))
+        yield from self._section("Worker logs at these times", self._log_entries(entries))
 
     def _section(self, title: str, lines: Iterable[str]) -> Iterator[str]:
         yield f"\n{title}"
@@ -84,7 +86,7 @@ class Story:
             empty = False
             yield f"  {line}"
         if empty:
-            yield "  nothing"
+            yield "  none"
 
     def _responses(self) -> list[Record]:
         key = self._query_id.encode()
@@ -100,39 +102,41 @@ class Story:
         )
 
     def _producer(self, record: Record) -> str:
-        """Producer id and epoch of a record, and the name that has them."""
+        """Return a record's producer id and epoch, and the transactional id if it is known."""
         number, epoch = record.batch.producer_id, record.batch.producer_epoch
         name = self._names.get(number)
         return f"producer {number} epoch {epoch}" + (f" ({name})" if name else "")
 
-    def _committed(self) -> list[Position]:
+    def _committed(self) -> list[PositionCommit]:
         assert self._query is not None
         batch = self._query.batch
         return self._run.positions.get((self._run.begin.groups["answer"], batch.topic, batch.partition), [])
 
-    def _turns(self) -> Iterator[Moment]:
-        """When the question became finished, and unfinished again."""
+    def _state_changes(self) -> Iterator[TimelineEntry]:
+        """Yield when the question became finished, and when it became unfinished again."""
         assert self._query is not None
         was = False
         for position in self._committed():
-            if position.is_applied and (now := _holds(position, self._query.offset)) != was:
+            if position.is_applied and (now := _has_finished(position, self._query.offset)) != was:
                 was = now
                 what = "finished" if now else "UNFINISHED AGAIN"
-                yield Moment(position.written.timestamp_ms, f"the question is {what}: {self._position(position)}")
+                yield TimelineEntry(
+                    position.written.timestamp_ms, f"the question is {what}: {self._position(position)}"
+                )
 
-    def _position(self, position: Position) -> str:
+    def _position(self, position: PositionCommit) -> str:
         offset = "removed" if position.offset is None else position.offset
         applied = "" if position.is_applied else "  NOT APPLIED"
         metadata = f" {position.metadata[:40]!r}" if position.metadata else ""
         return f"position {offset}{metadata}  by {self._producer(position.written)}{applied}"
 
-    def _positions(self, moments: list[Moment]) -> Iterator[str]:
-        """Those around each moment; between them how many are left out."""
+    def _positions(self, entries: list[TimelineEntry]) -> Iterator[str]:
+        """Yield the positions around each of ``entries``, and how many are left out between them."""
         committed = self._committed()
         shown: set[int] = set()
-        for moment in moments:
+        for entry in entries:
             later = next(
-                (n for n, position in enumerate(committed) if position.written.timestamp_ms >= moment.at_ms),
+                (n for n, position in enumerate(committed) if position.written.timestamp_ms >= entry.at_ms),
                 len(committed),
             )
             shown.update(range(max(0, later - POSITIONS_SHOWN), min(len(committed), later + POSITIONS_SHOWN)))
@@ -150,40 +154,40 @@ class Story:
         if left_out:
             yield f"… {left_out} more"
 
-    def _window(self, moments: list[Moment]) -> tuple[int, int]:
-        if not moments:
+    def _window(self, entries: list[TimelineEntry]) -> tuple[int, int]:
+        if not entries:
             return 0, 0
-        return min(moments).at_ms - AROUND_MS, max(moments).at_ms + AROUND_MS
+        return min(entries).at_ms - AROUND_MS, max(entries).at_ms + AROUND_MS
 
-    def _happened(self, moments: list[Moment]) -> Iterator[str]:
-        first, last = self._window(moments)
+    def _timeline(self, entries: list[TimelineEntry]) -> Iterator[str]:
+        first, last = self._window(entries)
         done = [
-            Moment(line["at_ms"], f"{line['event']} {_rest(line)}")
+            TimelineEntry(line["at_ms"], f"{line['event']} {_rest(line)}")
             for line in self._lines
             if line["event"] in ("action", "worker", "settled") and first <= line["at_ms"] <= last
         ]
-        for moment in sorted(done + moments):
-            yield f"{_time(moment.at_ms)}  {moment.what}"
+        for entry in sorted(done + entries):
+            yield f"{_time(entry.at_ms)}  {entry.what}"
 
-    def _logged(self, moments: list[Moment]) -> Iterator[str]:
+    def _log_entries(self, entries: list[TimelineEntry]) -> Iterator[str]:
         found = []
         for path in sorted((self._folder / "logs").glob("w*.log")):
             for at_ms, level, text in _log_lines(path):
-                near = any(abs(at_ms - moment.at_ms) <= LOG_AROUND_MS for moment in moments)
-                tells = level in _LOUD or any(word in text.lower() for word in _TELLING)
+                near = any(abs(at_ms - entry.at_ms) <= LOG_AROUND_MS for entry in entries)
+                tells = level in _WARNING_LEVELS or any(word in text.lower() for word in _KEYWORDS)
                 if self._query_id in text.split('"') or (near and tells):
-                    found.append(Moment(at_ms, f"{path.stem}  {text}"))
-        for moment in sorted(found)[:LOG_LINES]:
-            yield f"{_time(moment.at_ms)}  {moment.what[:400]}"
+                    found.append(TimelineEntry(at_ms, f"{path.stem}  {text}"))
+        for entry in sorted(found)[:LOG_LINES]:
+            yield f"{_time(entry.at_ms)}  {entry.what[:400]}"
         if len(found) > LOG_LINES:
             yield f"… {len(found) - LOG_LINES} more"
 
 
 def producer_names(data: Path) -> dict[int, str]:
-    """Transactional ids by producer id, from Kafka's data folder.
+    """Return transactional ids by producer id, from Kafka's data folder.
 
     Source of the format: ``TransactionLogKey.json`` and ``TransactionLogValue.json`` of Kafka's transaction
-    coordinator, of whose values only the beginning is read.
+    coordinator. Only the beginning of a value is read.
     """
     names = {}
     for folder in partitions(data, TRANSACTIONS).values():
@@ -195,18 +199,18 @@ def producer_names(data: Path) -> dict[int, str]:
     return names
 
 
-def first_wrong(run: Run) -> str | None:
-    """A question that was answered twice, else one that was not answered."""
+def find_wrong_question(run: LoadedRun) -> str | None:
+    """Return a question with two answers; if there is none, a question without an answer."""
     twice = (query_id for query_id, events in run.responses.items() if len(events) > 1)
     missing = (query_id for query_id in run.history.asked if query_id not in run.responses)
     return next(twice, None) or next(missing, None)
 
 
-def _holds(position: Position, offset: int) -> bool:
+def _has_finished(position: PositionCommit, offset: int) -> bool:
     if position.offset is None:
         return False
     try:
-        return Finished.decode(position.offset, position.metadata).holds(offset)
+        return FinishedOffsets.decode(position.offset, position.metadata).is_finished(offset)
     except ValueError:
         return offset < position.offset
 
@@ -218,7 +222,7 @@ def _history(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _log_lines(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Time, level and text of each line; one that is not JSON, as of a traceback, has the time of the one before."""
+    """Yield time, level and text of each line; one that is not JSON has the time of the line before."""
     at_ms = 0
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         level = "error"
@@ -245,24 +249,26 @@ def _time(at_ms: int) -> str:
 
 
 def main() -> int:
-    """Tell; 2 where there is nothing to tell from."""
-    parser = argparse.ArgumentParser(prog="make chaos-explain", description="The story of one question of a kept run.")
+    """Print the explanation. The exit code is 2 if there is nothing to explain."""
+    parser = argparse.ArgumentParser(
+        prog="make chaos-explain", description="Explain what happened to one question of a kept run."
+    )
     parser.add_argument("folder", type=Path, metavar="DIR", help="the folder that `make chaos` kept")
-    parser.add_argument("--id", help="the question; default one that was answered twice, or not at all")
+    parser.add_argument("--id", help="id of the question; default: one with two answers, or with none")
     options = parser.parse_args()
     try:
         run = load(options.folder)
     except NotJudged as exc:
         print(f"Error: {exc}", file=sys.stderr)  # noqa: T201 - for people
         return 2
-    query_id = options.id or first_wrong(run)
+    query_id = options.id or find_wrong_question(run)
     if query_id is None:
-        print("Every question was answered once; name one with --id.")  # noqa: T201 - the result
+        print("Every question was answered once; choose one with --id.")  # noqa: T201 - the result
         return 0
     if query_id not in run.history.asked:
-        print(f"Error: {query_id} was not asked", file=sys.stderr)  # noqa: T201 - for people
+        print(f"Error: the run has no question {query_id}", file=sys.stderr)  # noqa: T201 - for people
         return 2
-    for line in Story(options.folder, run, query_id).told():
+    for line in Story(options.folder, run, query_id).lines():
         print(line)  # noqa: T201 - the result
     return 0
 

@@ -1,6 +1,6 @@
-"""Faults of the network between the processors of a run and each service, and a stall of Kafka, as actions.
+"""Network faults between a run's processors and each service, and a frozen Kafka, as actions.
 
-The processors connect through a proxy before each service; the load, and whoever looks at the run, go past it.
+The processors connect through a proxy for each service; the load and the observers of the run connect directly.
 """
 
 from __future__ import annotations
@@ -24,20 +24,23 @@ from tests.chaos.kafka_proxy import Api, KafkaProxy, LateRequest, api_of, proxie
 from tests.network import Conditions, Proxy
 
 LATE_PATIENCE_S = 8.0
-_LATE = (Api.PRODUCE, Api.ADD_OFFSETS_TO_TXN, Api.TXN_OFFSET_COMMIT, Api.END_TXN)
+_DELAYED_APIS = (Api.PRODUCE, Api.ADD_OFFSETS_TO_TXN, Api.TXN_OFFSET_COMMIT, Api.END_TXN)
 
 
 @frozen
 class Network:
-    """A proxy before each service, and the ports at which the services must be started."""
+    """A proxy for each service, and the ports that the services must use."""
 
     ports: Mapping[str, int]
     proxies: Mapping[str, Proxy]
     _open: ExitStack
 
     @classmethod
-    def planned(cls) -> Self:
-        """The proxies, which listen as soon as it is entered; the services need not run yet."""
+    def plan(cls) -> Self:
+        """Choose ports for the services and their proxies.
+
+        The proxies listen once the network is entered; the services need not run before that.
+        """
         ports = free_ports([*DEFAULT_PORTS, "proxied", *(f"{service} proxy" for service in SERVICES)])
         proxies: dict[str, Proxy] = {
             service: Proxy(ports[service], port=ports[f"{service} proxy"]) for service in SERVICES
@@ -55,7 +58,7 @@ class Network:
 
     @property
     def broker_settings(self) -> dict[str, str]:
-        """What the broker needs so that clients stay on the way on which they came."""
+        """Broker settings that keep each client on the listener it connected to."""
         return proxied_listener(self.proxies["kafka"], self.ports)
 
     @property
@@ -66,7 +69,7 @@ class Network:
         return proxy
 
     def through(self, settings: Settings) -> Settings:
-        """``settings`` that lead to the proxies."""
+        """Return ``settings`` that point to the proxies."""
         return evolve(
             settings,
             kafka_bootstrap_servers=f"127.0.0.1:{self.kafka.port}",
@@ -76,20 +79,20 @@ class Network:
         )
 
     def heal(self, services: Iterable[str] = SERVICES) -> None:
-        """All of it works again."""
+        """Remove all faults of ``services``."""
         for service in services:
             self.proxies[service].heal()
 
 
 def through(address: str, proxy: Proxy) -> str:
-    """The address of the same service behind ``proxy``."""
+    """Return the address of the same service behind ``proxy``."""
     parts = urlsplit(address)
     account, at, _ = parts.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=f"{account}{at}127.0.0.1:{proxy.port}"))
 
 
 class Faults:
-    """The actions; each ends with the network healed, or with Kafka running again."""
+    """The fault actions. Each ends with the network healed, or with Kafka running again."""
 
     def __init__(self, network: Network, stack: LocalStack, chance: random.Random) -> None:
         self._network = network
@@ -98,16 +101,16 @@ class Faults:
         self._turns: dict[str, list[str]] = {}
         self.actions: dict[str, Action] = {
             "latency": Action(lambda: self._next("latency"), self._latency),
-            "slow acknowledgements": Action(lambda: self._next("slow acknowledgements"), self._slow_answers),
+            "slow acknowledgements": Action(lambda: self._next("slow acknowledgements"), self._delay_answers),
             "reset": Action(lambda: self._next("reset"), self._reset),
             "half-open": Action(lambda: self._next("half-open"), self._half_open),
             "cut": Action(lambda: self._next("cut"), self._cut),
-            "stall kafka": Action(lambda: "kafka", self._stall),
-            "late request": Action(lambda: "kafka", self._late),
+            "stall kafka": Action(lambda: "kafka", self._freeze),
+            "late request": Action(lambda: "kafka", self._delay_request),
         }
 
     def _next(self, action: str) -> str:
-        """The service whose turn it is: each once, in an order of chance, then again."""
+        """Return the next service for ``action``: each service once in random order, then again."""
         turns = self._turns.setdefault(action, [])
         if not turns:
             turns += self._random.sample(SERVICES, len(SERVICES))
@@ -117,14 +120,14 @@ class Faults:
         latency_s, seconds = self._random.uniform(0.02, 0.3), self._random.uniform(2, 6)
         way = Conditions(latency_s=latency_s, jitter_s=latency_s, loss=0.05)
         self._network.proxies[service].set_conditions(up=way, down=way)
-        self._wait(service, seconds)
-        return f"put {service} {latency_s * 1000:.0f} ms away for {seconds:.1f} s"
+        self._wait_and_heal(service, seconds)
+        return f"added {latency_s * 1000:.0f} ms of latency to {service} for {seconds:.1f} s"
 
-    def _slow_answers(self, service: str) -> str:
+    def _delay_answers(self, service: str) -> str:
         latency_s, seconds = self._random.uniform(0.5, 4), self._random.uniform(3, 8)
         self._network.proxies[service].set_conditions(down=Conditions(latency_s=latency_s))
-        self._wait(service, seconds)
-        return f"kept answers of {service} back by {latency_s:.1f} s for {seconds:.1f} s"
+        self._wait_and_heal(service, seconds)
+        return f"delayed the answers of {service} by {latency_s:.1f} s for {seconds:.1f} s"
 
     def _reset(self, service: str) -> str:
         times = self._random.randint(1, 8)
@@ -135,21 +138,21 @@ class Faults:
 
     def _half_open(self, service: str) -> str:
         self._network.proxies[service].abandon()
-        return f"let the connections to {service} die unseen"
+        return f"left the connections to {service} half-open"
 
     def _cut(self, service: str) -> str:
-        seconds = self._random.uniform(2, 12)  # also past a session in the group and the end of a transaction
+        seconds = self._random.uniform(2, 12)  # some cuts outlast the group's session and the transaction timeout
         self._network.proxies[service].cut()
-        self._wait(service, seconds)
+        self._wait_and_heal(service, seconds)
         return f"cut {service} off for {seconds:.1f} s"
 
-    def _wait(self, service: str, seconds: float) -> None:
+    def _wait_and_heal(self, service: str, seconds: float) -> None:
         try:
             time.sleep(seconds)
         finally:
             self._network.heal([service])
 
-    def _stall(self, service: str) -> str | None:
+    def _freeze(self, service: str) -> str | None:
         pid = next(status.pid for status in self._stack.status() if status.name == service)
         if pid is None:
             return None
@@ -159,10 +162,10 @@ class Faults:
             time.sleep(seconds)
         finally:
             os.kill(pid, signal.SIGCONT)
-        return f"stalled {service} for {seconds:.1f} s"
+        return f"froze {service} for {seconds:.1f} s"
 
-    def _late(self, _: str) -> str | None:
-        kind, overtaken = self._random.choice(_LATE), self._random.randint(1, 3)
+    def _delay_request(self, _: str) -> str | None:
+        kind, overtaken = self._random.choice(_DELAYED_APIS), self._random.randint(1, 3)
         late = LateRequest(
             picks=lambda request: api_of(request) == kind,
             until=lambda request: api_of(request) == Api.END_TXN,

@@ -1,4 +1,4 @@
-"""A fleet of worker processes to kill, and the account of what became of the messages that they were given."""
+"""A fleet of worker processes to kill, and the account of the messages that they were given."""
 
 from __future__ import annotations
 
@@ -27,23 +27,22 @@ WORKER = (sys.executable, "-m", "tests.chaos.worker")
 
 
 Note = Callable[[str, int, int | None], None]
-"""Told of a worker's name, its process and its exit code, which is None when it has started."""
+"""Called with a worker's name, its process id and its exit code, which is None when it has started."""
 
 
 @frozen
-class _Running:
-    """A worker, and the thread that waits for its end."""
+class _RunningWorker:
+    """A worker process, and the thread that waits for its end."""
 
     process: subprocess.Popen[bytes]
     waiting: threading.Thread
 
 
 class Fleet:
-    """Processes by their name, their RTFM_INSTANCE_ID; what they wrote to standard error is kept.
+    """Worker processes by name, which is their RTFM_INSTANCE_ID.
 
-    They are workers (tests.chaos.worker) with ``arguments``, or whatever ``command`` starts, in ``folder``. All write
-    to ``log``; where ``logs`` is given, each start writes to a file of its own there. ``note`` is told of each start
-    and end as it happens.
+    The command is tests.chaos.worker with ``arguments``, or ``command``, started in ``folder``. Standard error goes to
+    ``log``; if ``logs`` is given, each start has its own file there. ``note`` is called at each start and end.
     """
 
     def __init__(
@@ -63,17 +62,17 @@ class Fleet:
         self._logs = logs
         self._note = note
         self._starts: Counter[str] = Counter()
-        self._workers: dict[str, _Running] = {}
-        self._told: dict[str, int] = {}
-        self._tells = tuple(command) == WORKER
+        self._workers: dict[str, _RunningWorker] = {}
+        self._listening_before: dict[str, int] = {}
+        self._is_worker = tuple(command) == WORKER
         self.log = logs / "fleet.log" if logs else Path(tempfile.mkstemp(suffix=".log")[1])
         self.codes: list[int] = []
 
     def start(self, name: str) -> None:
-        """Start a worker, or start it again in place."""
+        """Start a worker, or restart it under the same name."""
         settings = evolve(self._settings, instance_id=name)
-        if self._tells:
-            self._told[name] = self._tellings(name)
+        if self._is_worker:
+            self._listening_before[name] = self._count_listening(name)
         self._starts[name] += 1
         path = self._logs / f"{name}-{self._starts[name]}.log" if self._logs else self.log
         with path.open("ab") as log:
@@ -91,7 +90,7 @@ class Fleet:
 
         waiting = threading.Thread(target=wait, name=f"wait-{name}", daemon=True)
         waiting.start()
-        self._workers[name] = _Running(process, waiting)
+        self._workers[name] = _RunningWorker(process, waiting)
 
     def send(self, name: str, number: signal.Signals) -> None:
         """Send a signal."""
@@ -99,20 +98,20 @@ class Fleet:
 
     @property
     def pids(self) -> dict[str, int]:
-        """The process of each worker."""
+        """The process id of each worker."""
         return {name: worker.process.pid for name, worker in list(self._workers.items())}
 
     def kill(self, name: str) -> None:
-        """``kill -9``."""
+        """End a worker with ``kill -9``."""
         worker = self._workers.pop(name)
         worker.process.kill()
         worker.process.wait(20)
         worker.waiting.join()
 
     def end(self, name: str) -> int:
-        """SIGTERM, as soon as the worker listens to it; the exit code."""
-        if self._tells:
-            eventually(lambda: self.ended(name) or self._tellings(name) > self._told[name])
+        """Send SIGTERM once the worker handles it, and return the exit code."""
+        if self._is_worker:
+            eventually(lambda: self.has_ended(name) or self._count_listening(name) > self._listening_before[name])
         worker = self._workers[name]
         worker.process.terminate()
         self.codes.append(worker.process.wait(60))
@@ -120,54 +119,54 @@ class Fleet:
         del self._workers[name]
         return self.codes[-1]
 
-    def ended(self, name: str) -> bool:
-        """Whether it ended by itself."""
+    def has_ended(self, name: str) -> bool:
+        """Return whether the worker ended by itself."""
         return self._workers[name].process.poll() is not None
 
     def revive(self) -> list[str]:
-        """Start again whoever ended by itself, as a supervisor does; their names."""
-        ended = [name for name in self._workers if self.ended(name)]
+        """Restart the workers that ended by themselves, as a supervisor would, and return their names."""
+        ended = [name for name in self._workers if self.has_ended(name)]
         for name in ended:
             self.codes.append(self._workers[name].process.returncode)
             self.start(name)
         return ended
 
-    def _tellings(self, name: str) -> int:
-        """How often a worker of this name has said that it listens to signals."""
+    def _count_listening(self, name: str) -> int:
+        """Count how often a worker of this name has logged that it handles signals."""
         return self.log.read_text(encoding="utf-8", errors="replace").count(f"{name}: listening\n")
 
     def close(self) -> None:
-        """Kill whoever is left."""
+        """Kill the workers that still run."""
         for name in list(self._workers):
             self.kill(name)
         self.log.unlink(missing_ok=True)
 
     @property
     def names(self) -> list[str]:
-        """Who runs, or has ended by itself."""
+        """Workers that run or have ended by themselves."""
         return list(self._workers)
 
     @property
-    def fate(self) -> str:
-        """Who runs, and how those ended that did; for people."""
+    def status(self) -> str:
+        """Which workers run, and the exit codes of those that ended, for people."""
         now = ", ".join(
-            f"{name} {'runs' if (code := worker.process.poll()) is None else f'ended by itself with {code}'}"
+            f"{name} {'runs' if (code := worker.process.poll()) is None else f'ended by itself with exit code {code}'}"
             for name, worker in self._workers.items()
         )
-        return f"{now or 'nobody runs'}; earlier exit codes {self.codes}"
+        return f"{now or 'no worker runs'}; earlier exit codes {self.codes}"
 
 
 @frozen(kw_only=True)
-class Account:
-    """What became of messages that were answered: all zero where zero is due."""
+class AnswerAccount:
+    """What the responses to a test's messages show: all fields are zero if nothing is wrong."""
 
     missing: int
     duplicated: int
     out_of_order: int
 
 
-def account(settings: Settings, messages: Sequence[DiscordMessage]) -> Account:
-    """Compare bot-responses, as a reader of committed records sees it, with what was asked."""
+def account(settings: Settings, messages: Sequence[DiscordMessage]) -> AnswerAccount:
+    """Compare the committed records of bot-responses with the messages that were produced."""
     found = [
         (record.event.query_id, int(record.event.answer.split("|")[0]))
         for record in records(settings, open_contracts(settings), RESPONSES)
@@ -178,28 +177,28 @@ def account(settings: Settings, messages: Sequence[DiscordMessage]) -> Account:
     for channel, number in found:
         inversions += last.get(channel, -1) >= number
         last[channel] = max(number, last.get(channel, -1))
-    return Account(
+    return AnswerAccount(
         missing=len({int(message.message_id) for message in messages} - counts.keys()),
         duplicated=sum(count - 1 for count in counts.values()),
         out_of_order=inversions,
     )
 
 
-NOTHING_WRONG = Account(missing=0, duplicated=0, out_of_order=0)
+NOTHING_WRONG = AnswerAccount(missing=0, duplicated=0, out_of_order=0)
 
 
 def messages_for(settings: Settings, count: int, first: int = 0) -> list[DiscordMessage]:
-    """Produce ``count`` messages over many channels."""
+    """Produce ``count`` messages over many channels, and return them."""
     messages = [said(number, channel=str(number % CHANNELS)) for number in range(first, first + count)]
     produce(settings, open_contracts(settings), MESSAGES, *messages)
     return messages
 
 
 class Feed:
-    """Sends record after record to discord-messages until it is left, for as long as a test waits for its moment.
+    """Sends records to discord-messages while it is entered, so that a test can wait for the state it needs.
 
-    ``send`` sends the record of a number, counted from 0; ``count`` says how many were sent. A few hundred a second are
-    less than a worker can do, so that a feed that waited for long leaves no long rest.
+    ``send`` sends the record with a number, counted from 0; ``count`` is how many were sent. It sends a few hundred a
+    second, less than a worker can handle, so that no long backlog builds up while a test waits.
     """
 
     def __init__(self, settings: Settings, send: Callable[[EventProducer, int], None]) -> None:
@@ -229,13 +228,13 @@ class Feed:
                         self._send(producer, self.count)
                         self.count += 1
                 producer.flush()
-        except Exception as exc:  # a thread's own way out; the test raises it
+        except Exception as exc:  # raised in the test's thread by __exit__
             self._errors.append(exc)
 
 
 @contextmanager
 def messages_all_the_time(settings: Settings) -> Iterator[list[DiscordMessage]]:
-    """Messages over many channels while it is entered; the list grows, and holds all of them at the end."""
+    """Produce messages over many channels while entered; the list that it yields grows, and is complete at the end."""
     messages: list[DiscordMessage] = []
 
     def send(producer: EventProducer, number: int) -> None:

@@ -1,7 +1,7 @@
-"""Records that a stranger with write rights produces among the load, each of which must get one outcome of its own.
+"""Invalid records that a stranger with write access produces among the load; each must get exactly one outcome.
 
-What cannot be read, and a message that breaks a rule, becomes a dead letter; a question that breaks a rule is refused
-with a response. They are announced in the history before they are sent: letters by their key, questions as asked.
+An unreadable record, or a message that breaks a rule, becomes a dead letter; a question that breaks a rule is refused
+with a response. The history names each record before it is sent: dead letters by their key, questions as asked.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.streams import MESSAGES, QUERIES
 _UNKNOWN_SCHEMA = 999_999
 _HOUR_MS = 3_600_000
 _QUESTIONS = 0.3
-"""The share of questions that can be read and break a rule."""
+"""Share of readable questions that break a rule."""
 
 
 class Forger:
@@ -53,10 +53,10 @@ class Forger:
         )
         self._questions = 0
         self.keys: list[str] = []
-        """Of the records that are to become dead letters."""
+        """Keys of the records that must become dead letters."""
 
     def forge(self) -> tuple[str, str | None]:
-        """Produce one record; its topic, and its id if it is a question to be refused, None for a dead letter."""
+        """Produce one record, and return its topic and, for a question that must be refused, its id; else None."""
         if self._chance.random() < _QUESTIONS:
             query_id = f"r{self._questions}"
             self._questions += 1
@@ -71,13 +71,13 @@ class Forger:
         return topic, None
 
     def flush(self, timeout_s: float) -> None:
-        """Wait until the brokers have everything."""
+        """Wait until the brokers have acknowledged everything."""
         until_s = time.monotonic() + timeout_s
         while len(self._producer) and time.monotonic() < until_s:
-            self._producer.poll(0.1)  # in pieces: no signal is seen while librdkafka waits
+            self._producer.poll(0.1)  # in short waits: librdkafka blocks signal handling
 
     def close(self) -> None:
-        """Drop whatever is not sent."""
+        """Drop unsent records."""
         self._producer.purge()
 
     def _send(self, topic: str, key: str, value: bytes) -> None:

@@ -1,8 +1,8 @@
-"""Ends what a run started, and removes its folder, when the run itself can no longer do it.
+"""Ends the processes of a run and removes its folder if the run itself can no longer do so.
 
-``python -m tests.chaos.guard FOLDER`` waits until its standard input is closed, which is when the run has ended, be it
-by ``kill -9``. It then kills every process whose working folder is below FOLDER: services, workers and burners have
-theirs there. It is a session of its own, so that a signal to the run's process group does not reach it.
+``python -m tests.chaos.guard FOLDER`` waits until its standard input is closed, which happens when the run has ended,
+even by ``kill -9``. It then kills every process whose working folder is below FOLDER, as that of every service, worker
+and burner is. It has its own session, so that a signal to the run's process group does not reach it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pathlib import Path
 
 import psutil
 
-CHECKOUT = Path(__file__).parents[2]  # tests.conftest knows it as well, and imports all that tests need
+CHECKOUT = Path(__file__).parents[2]  # as in tests.conftest, which imports too much for here
 
 CLEAR_S = 1.0
-"""How long no process must have been found: one that was being started may start another."""
+"""How long no process must have been found before the folder is removed: one that starts may start another."""
 
 LIMIT_S = 30.0
 
 
 def processes_below(folder: Path) -> list[psutil.Process]:
-    """Running processes whose working folder is ``folder`` or below, this one left out."""
+    """Return running processes whose working folder is ``folder`` or below, except this one."""
     found = []
     for process in psutil.process_iter(["cwd", "status"]):
         cwd = process.info["cwd"]
@@ -38,15 +38,15 @@ def processes_below(folder: Path) -> list[psutil.Process]:
 
 
 def kill_below(folder: Path) -> None:
-    """``kill -9`` to every process whose working folder is ``folder`` or below."""
+    """Send ``kill -9`` to every process whose working folder is ``folder`` or below."""
     for process in processes_below(folder):
         with suppress(psutil.Error):
             process.kill()
 
 
 @contextmanager
-def guarded(folder: Path) -> Iterator[None]:
-    """Have ``folder`` and its processes cleared away even if this process is killed."""
+def guard_folder(folder: Path) -> Iterator[None]:
+    """Remove ``folder`` and its processes even if this process is killed."""
     guard = subprocess.Popen(
         [sys.executable, "-m", "tests.chaos.guard", str(folder)],
         stdin=subprocess.PIPE,
@@ -60,7 +60,7 @@ def guarded(folder: Path) -> Iterator[None]:
 
 
 def main(folder: Path) -> None:
-    """Wait for the end of the run, then clear away."""
+    """Wait for the end of the run, then kill its processes and remove its folder."""
     sys.stdin.buffer.read()
     until_s = time.monotonic() + LIMIT_S
     clear_at_s = time.monotonic() + CLEAR_S

@@ -1,7 +1,7 @@
-"""The history of a run: what was asked, said, acknowledged, done and seen, as lines of JSON with times.
+"""The history of a run: what was asked, said, acknowledged, done and seen, as JSON lines with times.
 
 Owns the folder of a run: ``history.jsonl`` and ``logs/`` while it runs, and ``kafka/`` once it has ended. One folder
-holds one run. ``tests.judge`` and ``tests.chaos.explain`` read what is written here.
+holds one run. ``tests.judge`` and ``tests.chaos.explain`` read these files.
 """
 
 from __future__ import annotations
@@ -19,35 +19,37 @@ HISTORY_FILE = "history.jsonl"
 
 
 def now_ms() -> int:
-    """Milliseconds since the epoch."""
+    """Return milliseconds since the epoch."""
     return time.time_ns() // 1_000_000
 
 
 class History:
-    """Writes one run's history. Safe to use from several threads; each line is on the disk before the next."""
+    """Writes one run's history. Thread-safe; each line is flushed to the file before the next is written."""
 
     def __init__(self, folder: Path) -> None:
-        """Make ``folder``; ConfigError where it holds a run already, or anything else."""
+        """Create ``folder``. Raises ConfigError if it is not empty."""
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if any(folder.iterdir()):
                 raise FileExistsError
-            # "x" decides between two runs that start at the same moment.
+            # "x" lets only one of two simultaneous runs create the file.
             self._file = (folder / HISTORY_FILE).open("x", encoding="utf-8", buffering=1)
         except FileExistsError:
-            raise ConfigError(f"{folder} is not empty: one folder holds one run", hint="name another folder") from None
+            raise ConfigError(
+                f"{folder} is not empty: one folder holds one run", hint="choose another folder"
+            ) from None
         self.logs.mkdir()
         self._lock = threading.Lock()
 
     @property
     def logs(self) -> Path:
-        """Where each worker start and each service has its log."""
+        """Folder of the logs: one file for each worker start and each service."""
         return self.folder / "logs"
 
     @property
     def kafka(self) -> Path:
-        """Where Kafka's data is when the run has ended."""
+        """Folder of Kafka's data once the run has ended."""
         return self.folder / "kafka"
 
     def write(self, event: str, **fields: object) -> None:
@@ -58,12 +60,12 @@ class History:
                 self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
-        """End; what still comes from other threads is left out."""
+        """Close the file; lines that other threads write later are dropped."""
         with self._lock:
             self._file.close()
 
     def move_to(self, folder: Path) -> None:
-        """Move the whole run to ``folder``, which does not exist yet."""
+        """Move the whole run to ``folder``, which must not exist yet."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(self.folder, folder)
         self.folder = folder

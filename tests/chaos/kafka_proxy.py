@@ -1,7 +1,7 @@
-"""A proxy before a broker that knows where a request begins, who sends it and which kind it is.
+"""A proxy before a broker that reads each request's boundaries, client and kind.
 
-Clients go through it when the broker has a listener that is advertised under the proxy's port
-(``proxied_listener``); tools that use the first listener go past it.
+Clients go through it if the broker has a listener that is advertised under the proxy's port (``proxied_listener``);
+tools that use the first listener bypass it.
 """
 
 from __future__ import annotations
@@ -33,18 +33,21 @@ class Api(IntEnum):
 
 
 def api_of(request: bytes) -> int:
-    """The kind of a request: four bytes of length, then the API key."""
+    """Return the kind of a request: four bytes of length, then the API key."""
     return int.from_bytes(request[4:6])
 
 
 def client_of(request: bytes) -> str:
-    """The client id: after length, key, version and correlation id, behind its own length, which is -1 for none."""
+    """Return the client id of a request.
+
+    It follows length, API key, version and correlation id, after a length of its own, which is -1 for none.
+    """
     length = int.from_bytes(request[12:14], signed=True)
     return request[14 : 14 + max(0, length)].decode(errors="replace")
 
 
 def proxied_listener(proxy: Proxy, ports: Mapping[str, int]) -> dict[str, str]:
-    """Settings for a broker at ``ports``: a further listener where ``proxy`` connects to, advertised under its port."""
+    """Return settings for a broker at ``ports``: an extra listener for ``proxy``, advertised under the proxy's port."""
     own = f"PLAINTEXT://127.0.0.1:{ports['kafka']}"
     return {
         "listeners": f"{own},CONTROLLER://127.0.0.1:{ports['kafka-controller']},PROXIED://127.0.0.1:{proxy.target}",
@@ -55,11 +58,12 @@ def proxied_listener(proxy: Proxy, ports: Mapping[str, int]) -> dict[str, str]:
 
 @define(kw_only=True, eq=False)
 class LateRequest:
-    """A request that the broker gets after later requests of the same client.
+    """A request that the broker receives after later requests of the same client.
 
-    The first request that ``picks`` chooses is kept, its client's connection is reset, and the broker's stays open.
-    The kept one is delivered before number ``overtaken`` of those requests that the client sends on other connections
-    and ``until`` chooses, at the latest after ``at_most_s``. ``delivered`` is set when the broker has answered it.
+    The first request that ``picks`` accepts is held back. Its client's connection is reset, and the broker's stays
+    open. The request is delivered before number ``overtaken`` of the requests that the client sends on other
+    connections and ``until`` accepts, at the latest after ``at_most_s``. ``delivered`` is set when the broker has
+    answered it.
     """
 
     picks: Callable[[bytes], bool]
@@ -67,9 +71,9 @@ class LateRequest:
     overtaken: int = 1
     at_most_s: float = 30.0
     client: str | None = field(default=None, init=False)
-    """Whose request was kept, as soon as one was."""
+    """The client whose request is held back, once there is one."""
     answer: bytes = field(default=b"", init=False)
-    """What the broker said to the kept one."""
+    """The broker's answer to the late request."""
     delivered: threading.Event = field(factory=threading.Event, init=False)
     due: asyncio.Event = field(factory=asyncio.Event, init=False)
     done: asyncio.Event = field(factory=asyncio.Event, init=False)
@@ -78,16 +82,16 @@ class LateRequest:
 
 
 class KafkaProxy(Proxy):
-    """Names clients by their client id, which is ``rtfm-`` and the instance for those of this project."""
+    """Identifies clients by their client id, which is ``rtfm-`` and the instance for those of this project."""
 
     _late: LateRequest | None = None
 
     def make_late(self, request: LateRequest | None) -> None:
-        """Keep the next request that ``request`` picks; None keeps no more."""
+        """Hold back the next request that ``request`` picks; None stops that."""
         self._on_loop(self._set(_late=request))
 
     async def _read(self, reader: asyncio.StreamReader) -> bytes:
-        """A whole request or answer."""
+        """Read a whole request or answer."""
         try:
             length = await reader.readexactly(4)
             return length + await reader.readexactly(int.from_bytes(length))
@@ -122,7 +126,7 @@ class KafkaProxy(Proxy):
                 late.delivered.set()
             finally:
                 late.done.set()
-            raise ConnectionResetError  # whose client is gone
+            raise ConnectionResetError  # the client's connection was reset above
         if late.client == link.name and late.until(request):
             late.overtaken -= 1
             if late.overtaken == 0:

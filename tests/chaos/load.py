@@ -1,7 +1,7 @@
-"""Real questions and messages for a run of ``make chaos``, and what must have become of them.
+"""Real questions and messages for ``make chaos``, and the comparison of the results with them.
 
-Everything is made from a seed. Messages are said, edited and deleted in a few channels of one guild; questions ask for
-what was said. What was produced is remembered, so that the end can be compared with it.
+Everything follows from a seed. Messages are created, edited and deleted in a few channels of one guild; questions ask
+about their content. The load remembers what it produced, so that the end of the run can be compared with it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ THINGS = ["disk", "printer", "mirror", "kernel", "screen", "router", "keyboard",
 
 @frozen
 class Place:
-    """Where messages are said."""
+    """A channel or thread in which messages are sent."""
 
     channel_id: str
     kind: ChannelKind = ChannelKind.TEXT
@@ -46,24 +46,24 @@ PLACES = [
     PRIVATE_THREAD,
 ]
 LISTED = [*CHANNELS, PRIVATE_THREAD.channel_id]
-"""What a question may list as visible: threads and posts that are public are not listed, their parents are."""
+"""Channels that a question may list as visible: public threads and posts are not listed, their parents are."""
 
 SOME_LISTED = (0, 1, 2, 4, 6, 8, 8, 9, 9, 9)
-"""How many of them a question lists."""
+"""How many of LISTED a question lists."""
 
 FORGED = "forged"
 FORGED_PER_S = 0.5
-"""Records of a stranger, whatever the load's rate: some in a hundred at the usual one."""
+"""Rate of a stranger's invalid records, whatever the load's rate; some in a hundred at the usual one."""
 
 FIRST_MESSAGES = 120
-"""Said before the first worker starts; how fast they are archived is what the machine can do."""
+"""Messages sent before the first worker starts; how fast they are archived measures the machine."""
 
 
 class Load:
-    """Produces from a thread of its own until ``stop``.
+    """Produces in its own thread until ``stop``.
 
-    Questions and messages have a source of chance each: the n-th of either is the same for a seed, however fast they
-    follow one another.
+    Questions and messages have separate random generators, so the n-th of each depends only on the seed, whatever the
+    rates.
     """
 
     def __init__(
@@ -91,45 +91,45 @@ class Load:
         self._versions: Counter[str] = Counter()
         self.asked: list[str] = []
         self.sent: Counter[str] = Counter()
-        """Records of each topic."""
+        """Number of records sent to each topic."""
         self.messages: dict[str, DiscordMessage] = {}
         """The last change of each message."""
         self._refused = 0
 
     @property
     def forged(self) -> list[str]:
-        """The keys of records that are to become dead letters, one each."""
+        """Keys of the records that must become one dead letter each."""
         return self._forger.keys
 
     def say(self, count: int) -> None:
-        """Say ``count`` messages at once, before ``start``, and wait until the brokers have them."""
+        """Send ``count`` messages at once, before ``start``, and wait until the brokers have them."""
         for _ in range(count):
             self._say()
         self._producer.flush()
 
     def start(self) -> None:
-        """Begin with questions and messages at their rates."""
+        """Start sending questions and messages at their rates."""
         self._thread.start()
 
     def set_share(self, topic: str, share: float) -> None:
-        """Go at ``share`` of the topic's rate from now on."""
+        """Send at ``share`` of the topic's rate from now on."""
         self._shares[topic] = share
 
     def stop(self, timeout_s: float) -> None:
-        """End, and wait until the brokers have everything. Raises Unavailable where they have not."""
+        """Stop sending, and wait until the brokers have everything. Raises Unavailable if they do not."""
         self._done.set()
         self._thread.join()
         if self._failure is not None:
             raise self._failure
         until_s = time.monotonic() + timeout_s
-        # In pieces: no signal is seen while librdkafka waits.
+        # In short waits: librdkafka blocks signal handling.
         while len(self._producer) and time.monotonic() < until_s:
             time.sleep(0.1)
         self._producer.flush(1)
         self._forger.flush(max(1.0, until_s - time.monotonic()))
 
     def close(self) -> None:
-        """Disconnect, whatever is not sent."""
+        """Disconnect, and drop unsent records."""
         self._done.set()
         self._producer.close(0)
         self._forger.close()
@@ -144,7 +144,7 @@ class Load:
                         due[topic] += self._waiting.expovariate(rate * self._shares[topic])
                         actions[topic]()
                 time.sleep(0.005)
-        except Exception as exc:  # a thread's own way out; stop() raises it
+        except Exception as exc:  # raised by stop() in the main thread
             self._failure = exc
 
     def _ask(self) -> None:
@@ -250,11 +250,12 @@ class Load:
 
 
 @frozen(kw_only=True)
-class Account:
-    """What became of a load.
+class LoadAccount:
+    """The results of a load.
 
-    ``answered`` equals ``asked``, ``archived`` equals ``messages`` and ``buried`` equals ``forged`` where nothing is
-    wrong, and the others are zero. ``dead_letters`` are those of records that were not forged.
+    If nothing is wrong, ``answered`` equals ``asked``, ``archived`` equals ``messages``, ``buried`` equals ``forged``,
+    and the other counts are zero. ``buried`` counts the forged records that became dead letters, ``dead_letters`` those
+    of all other records.
     """
 
     asked: int
@@ -277,14 +278,14 @@ class Account:
         return done and not wrong
 
     def as_dict(self) -> dict[str, object]:
-        """For the accounting line."""
+        """Return the fields for the accounting line."""
         return asdict(self)
 
 
-def account(settings: Settings, contracts: Contracts, load: Load) -> Account:
-    """Compare bot-responses, as a reader of committed records sees it, and the archive with what was produced.
+def account(settings: Settings, contracts: Contracts, load: Load) -> LoadAccount:
+    """Compare the committed bot-responses, the dead letters and the archive with what was produced.
 
-    A message that the archive has in another state than the last one produced counts as out of order.
+    A message counts as out of order if the archive does not hold its last produced change.
     """
     responses = [record.event for record in records(settings, contracts, RESPONSES)]
     counts = Counter(response.query_id for response in responses)
@@ -293,17 +294,19 @@ def account(settings: Settings, contracts: Contracts, load: Load) -> Account:
     with psycopg.connect(settings.database_url) as connection:
         rows = connection.execute("SELECT message_id, content, deleted FROM messages").fetchall()
     archived = {message_id: (content, deleted) for message_id, content, deleted in rows}
-    wanted = {
+    expected = {
         message.message_id: (message.content, message.change is MessageChange.DELETED)
         for message in load.messages.values()
     }
-    return Account(
+    return LoadAccount(
         asked=len(load.asked),
         answered=len(counts.keys() & set(load.asked)),
         missing=len(set(load.asked) - counts.keys()),
         duplicated=sum(count - 1 for count in counts.values()),
-        out_of_order=sum(archived[message_id] != wanted[message_id] for message_id in wanted.keys() & archived.keys()),
-        messages=len(wanted),
+        out_of_order=sum(
+            archived[message_id] != expected[message_id] for message_id in expected.keys() & archived.keys()
+        ),
+        messages=len(expected),
         archived=len(archived),
         forged=len(forged),
         buried=len(forged & letters.keys()),

@@ -1,4 +1,4 @@
-"""What `make chaos` and `make soak` are told on their command lines."""
+"""The command line options of `make chaos` and `make soak`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What both take."""
+    """Add the options that both take."""
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--rate", type=float, default=20.0, help="messages a second; half as many questions are asked")
-    parser.add_argument("--load", type=int, default=0, help="busy processes beside the run")
-    parser.add_argument("--keep", type=Path, help="keep the run in this folder, also when it is right")
+    parser.add_argument(
+        "--rate", type=float, default=20.0, help="messages a second; questions are sent at half this rate"
+    )
+    parser.add_argument("--load", type=int, default=0, help="number of busy processes alongside the run")
+    parser.add_argument("--keep", type=Path, help="keep the run in this folder, even if it is right")
     parser.add_argument("--record", action="store_true", help="add a row to docs/chaos-runs.md")

@@ -1,7 +1,7 @@
-"""How fast a run may go: its load follows what the machine gets done, so that slowness is no fault of its own.
+"""How fast a run may go: its load follows what the machine can do, so that a slow machine does not fail a run.
 
-Owns the rates of questions and messages and the time that settling may take. Both follow the positions that the two
-groups commit: what is produced and not yet committed is the backlog.
+Owns the rates of questions and messages, and the time limit for settling. Both follow the positions that the two groups
+commit: records that are produced and not yet committed are the backlog.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from tests.chaos.ticker import Ticker
 PARTITIONS = 3
 
 WINDOW_S = 30.0
-"""The rate of commits is taken over this long."""
+"""The rate of commits is an average over this long."""
 
 EASY_S, FULL_S = 10.0, 40.0
-"""A backlog of up to the first leaves the load as it is, one of the second brings it down to the least."""
+"""A backlog of up to EASY_S leaves the rates unchanged; one of FULL_S reduces them to the least."""
 
-LEAST = 0.05
-"""Of its rate the load always keeps this share: an idle run proves nothing."""
+LEAST_SHARE = 0.05
+"""Smallest share of its rate that the load keeps: an idle run proves nothing."""
 
 SETTLE_S = 60.0
 """Restarts, rebalances and transactions of dead workers take this long on a slow machine, whatever the backlog."""
 
-TELL_EVERY_S = 10.0
+NOTE_EVERY_S = 10.0
 SETTLE_FACTOR = 3.0
 SETTLE_MOST_S = 240.0
 
 
 @frozen(kw_only=True)
-class Reading:
-    """One topic at one moment: records ``produced`` and ``committed``, and the commits a second of late.
+class BacklogReading:
+    """One topic at one moment: records ``produced`` and ``committed``, and the recent commits a second.
 
-    A rate of 0 is that of a group that has committed nothing yet, or nothing for long.
+    The rate is 0 if the group has committed nothing yet, or nothing during the window.
     """
 
     produced: int
@@ -52,13 +52,13 @@ class Reading:
 
     @property
     def backlog_s(self) -> float:
-        """How long the backlog takes at the rate of commits."""
+        """Seconds that the backlog takes at the current rate of commits."""
         left = self.produced - self.committed
         return left / self.per_s if left > 0 and self.per_s > 0 else float(left > 0) * FULL_S
 
 
 class Follower:
-    """What a group has committed of a topic, and how fast it does."""
+    """Measures what a group has committed of a topic, and how fast."""
 
     def __init__(self, settings: Settings, topic: str, group: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._progress = GroupProgress(settings, group)
@@ -67,61 +67,61 @@ class Follower:
         self._seen: deque[tuple[float, int]] = deque()
 
     def committed(self) -> int:
-        """How many records are committed. Raises RtfmError when Kafka does not answer."""
+        """Return how many records are committed. Raises RtfmError if Kafka does not answer."""
         return sum(self._progress.committed_offsets(self.topic, range(PARTITIONS)).values())
 
-    def read(self, produced: int) -> Reading:
-        """A reading now. Raises RtfmError when Kafka does not answer."""
+    def read(self, produced: int) -> BacklogReading:
+        """Measure now. Raises RtfmError if Kafka does not answer."""
         committed, now_s = self.committed(), self._clock()
         if not committed:
-            self._seen.clear()  # the time that workers take to start is not that of their work
+            self._seen.clear()  # do not count the time that workers take to start
         self._seen.append((now_s, committed))
         while len(self._seen) > 2 and self._seen[0][0] < now_s - WINDOW_S:
             self._seen.popleft()
         since_s, before = self._seen[0]
         per_s = (committed - before) / (now_s - since_s) if now_s > since_s else 0.0
-        return Reading(produced=produced, committed=committed, per_s=per_s)
+        return BacklogReading(produced=produced, committed=committed, per_s=per_s)
 
 
 def share_for(backlog_s: float) -> float:
-    """The share of its rate that the load keeps with such a backlog."""
-    return max(LEAST, min(1.0, 1 - (backlog_s - EASY_S) / (FULL_S - EASY_S)))
+    """Return the share of its rate that the load keeps with a backlog of ``backlog_s``."""
+    return max(LEAST_SHARE, min(1.0, 1 - (backlog_s - EASY_S) / (FULL_S - EASY_S)))
 
 
-def settle_limit_s(readings: Mapping[str, Reading]) -> float:
-    """How long it may take until what ``readings`` tell of is done."""
+def settle_limit_s(readings: Mapping[str, BacklogReading]) -> float:
+    """Return the time limit for finishing the backlog in ``readings``."""
     longest_s = max((reading.backlog_s for reading in readings.values()), default=0.0)
     return min(SETTLE_MOST_S, SETTLE_S + SETTLE_FACTOR * longest_s)
 
 
 class Pace:
-    """Sets the load's rates once a second from a thread of its own, until ``stop``."""
+    """Sets the load's rates once a second in its own thread, until ``stop``."""
 
     def __init__(self, load: Load, ingest: Follower, answer: Follower, history: History) -> None:
         self._load = load
         self._ingest = ingest
         self.followers = (ingest, answer)
         self._history = history
-        self._ticker = Ticker(1, self._follow)
-        self._told_s = time.monotonic()
+        self._ticker = Ticker(1, self._set_rates)
+        self._noted_s = time.monotonic()
         self._first: tuple[float, int] | None = None
         self._shares: list[float] = []
-        self.readings: dict[str, Reading] = {}
-        """The last of each topic."""
+        self.readings: dict[str, BacklogReading] = {}
+        """The last reading of each topic."""
         self.measured_per_s: float | None = None
-        """How many of the messages that were said before the first worker started were archived a second."""
+        """How many of the first messages were archived a second; None until all of them are."""
 
     def start(self) -> None:
-        """Begin."""
+        """Start following."""
         self._ticker.start()
 
     @property
     def share(self) -> float:
-        """The share of its wanted rate that the slower of questions and messages had, on average."""
+        """Average share of its full rate that the slower of questions and messages had."""
         return sum(self._shares) / len(self._shares) if self._shares else 1.0
 
     def stop(self) -> None:
-        """End; the readings are those of now, as far as Kafka answers."""
+        """Stop, and take a last reading if Kafka answers."""
         self._ticker.stop()
         with suppress(RtfmError):
             self._read()
@@ -130,25 +130,25 @@ class Pace:
         for follower in self.followers:
             self.readings[follower.topic] = follower.read(self._load.sent[follower.topic])
 
-    def _follow(self) -> None:
+    def _set_rates(self) -> None:
         try:
             self._read()
-        except RtfmError:  # Kafka is away, and what is sent now comes all at once when it is back
-            shares = {follower.topic: LEAST for follower in self.followers}
+        except RtfmError:  # Kafka is down; what is sent now arrives all at once later
+            shares = {follower.topic: LEAST_SHARE for follower in self.followers}
         else:
             self._measure(self.readings[self._ingest.topic].committed)
             shares = {topic: share_for(reading.backlog_s) for topic, reading in self.readings.items()}
         for topic, share in shares.items():
             self._load.set_share(topic, share)
         self._shares.append(min(shares.values()))
-        if time.monotonic() - self._told_s >= TELL_EVERY_S:
-            self._told_s = time.monotonic()
+        if time.monotonic() - self._noted_s >= NOTE_EVERY_S:
+            self._noted_s = time.monotonic()
             rates = {f"{topic}_per_s": round(reading.per_s, 1) for topic, reading in self.readings.items()}
             lag = {f"{topic}_lag": reading.produced - reading.committed for topic, reading in self.readings.items()}
             self._history.write("measured", share=round(min(shares.values()), 2), **rates, **lag)
 
     def _measure(self, committed: int) -> None:
-        """Note how fast the first messages were archived, once they all are."""
+        """Note how fast the first messages were archived, once all of them are."""
         if self.measured_per_s is not None or not committed:
             return
         now_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""The report of a long run: one HTML page that needs nothing else, with pictures as inline SVG."""
+"""The report of a soak: one self-contained HTML page, with charts as inline SVG."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLOURS = ("#3366cc", "#dc3912", "#ff9900", "#109618", "#990099", "#0099c6", "#d
 WIDTH, HEIGHT = 960, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 8, 10, 26
 MOST_POINTS = 600
-"""More points than that are not seen, and make the page large."""
+"""More points than this are not visible, and make the page large."""
 
 Point = tuple[float, float]
 
@@ -30,28 +30,28 @@ svg { width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; 
 
 @frozen
 class Series:
-    """A line of a picture, in pieces: a process that was started again begins another piece."""
+    """A line of a chart, in pieces: a restarted process begins another piece."""
 
     name: str
     pieces: list[list[Point]]
 
 
 def page(title: str, line: Mapping[str, object], samples: Sequence[Sample], grown: Mapping[str, Growth]) -> str:
-    """The page."""
+    """Return the page."""
     verdict = str(line["verdict"])
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p>Verdict: <strong class="{"right" if verdict == "right" else "wrong"}">{escape(verdict)}</strong></p>',
         "<h2>Growth</h2>",
-        "<p>By the hour, over the longest life of each process after its warm-up.</p>",
+        "<p>Change per hour, over the longest life of each process, without its warm-up.</p>",
         _growth(grown),
-        _picture("Memory (MB)", _processes(samples, lambda use: use.memory_mb)),
-        _picture("Threads", _processes(samples, lambda use: use.threads)),
-        _picture("Open handles", _processes(samples, lambda use: use.handles)),
-        _picture("Lag (records)", _named(samples, lambda sample: sample.lag)),
-        _picture("Data on the disk (MB)", _named(samples, lambda sample: sample.disk_mb)),
-        _picture("Load average", _named(samples, lambda sample: {"1 minute": sample.load_average})),
-        _picture("Share of the wanted rates", _named(samples, lambda sample: {"share": sample.share})),
+        _chart("Memory (MB)", _process_series(samples, lambda use: use.memory_mb)),
+        _chart("Threads", _process_series(samples, lambda use: use.threads)),
+        _chart("Open file handles", _process_series(samples, lambda use: use.handles)),
+        _chart("Lag (records)", _named_series(samples, lambda sample: sample.lag)),
+        _chart("Data on disk (MB)", _named_series(samples, lambda sample: sample.disk_mb)),
+        _chart("Load average", _named_series(samples, lambda sample: {"1 minute": sample.load_average})),
+        _chart("Load as a share of its full rates", _named_series(samples, lambda sample: {"share": sample.share})),
         "<h2>Account</h2>",
         _table(("", ""), [(name, _text(value)) for name, value in line.items()]),
     ]
@@ -71,10 +71,10 @@ def _growth(grown: Mapping[str, Growth]) -> str:
         )
         for name, growth in grown.items()
     ]
-    return _table(("process", "minutes", "MB at the end", "MB an hour", "threads an hour", "handles an hour"), rows)
+    return _table(("process", "minutes", "MB at the end", "MB per hour", "threads per hour", "handles per hour"), rows)
 
 
-def _processes(samples: Sequence[Sample], value: Callable[..., float]) -> list[Series]:
+def _process_series(samples: Sequence[Sample], value: Callable[..., float]) -> list[Series]:
     found: dict[str, list[list[Point]]] = {}
     pids: dict[str, int] = {}
     for sample in samples:
@@ -87,7 +87,7 @@ def _processes(samples: Sequence[Sample], value: Callable[..., float]) -> list[S
     return [Series(name, pieces) for name, pieces in sorted(found.items())]
 
 
-def _named(samples: Sequence[Sample], values: Callable[[Sample], Mapping[str, float]]) -> list[Series]:
+def _named_series(samples: Sequence[Sample], values: Callable[[Sample], Mapping[str, float]]) -> list[Series]:
     found: dict[str, list[Point]] = {}
     for sample in samples:
         for name, value in values(sample).items():
@@ -95,10 +95,10 @@ def _named(samples: Sequence[Sample], values: Callable[[Sample], Mapping[str, fl
     return [Series(name, [points]) for name, points in sorted(found.items())]
 
 
-def _picture(title: str, series: Sequence[Series]) -> str:
-    points = [point for one in series for piece in one.pieces for point in piece]
+def _chart(title: str, series: Sequence[Series]) -> str:
+    points = [point for line_series in series for piece in line_series.pieces for point in piece]
     if not points:
-        return f"<h2>{escape(title)}</h2><p>nothing was seen</p>"
+        return f"<h2>{escape(title)}</h2><p>no samples</p>"
     end_s = max(at_s for at_s, _ in points) or 1.0
     step = round_step(max(value for _, value in points) / 4)
     top = step * 4
@@ -123,10 +123,10 @@ def _picture(title: str, series: Sequence[Series]) -> str:
             f'<text x="{across(at_s):.0f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{_duration(at_s, end_s)}</text>'
         )
     keys = []
-    for number, one in enumerate(series):
+    for number, line_series in enumerate(series):
         colour = COLOURS[number % len(COLOURS)]
-        keys.append(f'<span class="key"><span style="color:{colour}">&#9632;</span> {escape(one.name)}</span>')
-        for piece in one.pieces:
+        keys.append(f'<span class="key"><span style="color:{colour}">&#9632;</span> {escape(line_series.name)}</span>')
+        for piece in line_series.pieces:
             path = " ".join(f"{across(at_s):.1f},{down(value):.1f}" for at_s, value in thinned(piece))
             drawn.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
     box = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(drawn)}</svg>'
@@ -134,7 +134,7 @@ def _picture(title: str, series: Sequence[Series]) -> str:
 
 
 def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """At most ``most`` points: the highest of each stretch, so that no peak is lost."""
+    """Return at most ``most`` points: the highest of each stretch, so that no peak is lost."""
     if len(points) <= most:
         return list(points)
     edges = [round(number * len(points) / most) for number in range(most + 1)]
@@ -142,7 +142,7 @@ def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
 
 
 def round_step(least: float) -> float:
-    """The next of 1, 2, 5, 10, … that is not below ``least``; 0.1 and up."""
+    """Return the smallest of 0.1, 0.2, 0.5, 1, 2, 5, 10, … that is at least ``least``."""
     step = 0.1
     while True:
         for factor in (1, 2, 5):

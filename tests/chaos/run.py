@@ -1,7 +1,7 @@
-"""One run: services, load and chaos from their start to the verdict.
+"""One run: services, load and chaos from the start to the verdict.
 
-Owns the order of things, the time that each may take, and the run's folder. A run ends within ``limit_s``, whatever
-happens; one that is interrupted leaves no process and no folder behind, except the folder it was told to keep.
+Owns the order of the phases, the time limit of each, and the run's folder. A run always ends within ``limit_s``. An
+interrupted run leaves no process and no folder behind, except the folder that it was told to keep.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tests.chaos.diagnosis import diagnosis
 from tests.chaos.endings import Interrupted, OutOfTime, endings
 from tests.chaos.faults import Faults, Network
 from tests.chaos.fleet import Fleet
-from tests.chaos.guard import guarded
+from tests.chaos.guard import guard_folder
 from tests.chaos.history import FORMAT, History
 from tests.chaos.load import FIRST_MESSAGES, Load, account
 from tests.chaos.pace import PARTITIONS, SETTLE_S, Follower, Pace, settle_limit_s
@@ -49,21 +49,24 @@ from tests.streams import MESSAGES, QUERIES, RESPONSES
 INGEST_GROUP, ANSWER_GROUP = catalogues.load().group(MESSAGES), catalogues.load().group(QUERIES)
 
 ENDING_S = 35.0
-"""Kept for what comes after settling: ending the workers, accounting, stopping the services, judging."""
+"""Reserved for the phases after settling: ending the workers, accounting, stopping the services, judging."""
 
 TEARDOWN_S = 15.0
-"""Kept for removing everything when the limit has passed."""
+"""Reserved for removing everything once the limit has passed."""
 
 SETTLE_SHARE, SETTLE_KEPT_S = 0.4, 90.0
-"""Of its limit a run keeps this share for settling, at most so long; an action that is under way may use some of it."""
+"""A run reserves this share of its limit for settling, at most this many seconds.
 
-FEW = 0.5
-"""A run whose load had on average less than this share of its rates was slow."""
+An action that is still running may use some of it.
+"""
+
+SLOW_SHARE = 0.5
+"""A run is slow if its load had on average less than this share of its rates."""
 
 
 @frozen(kw_only=True)
 class Plan:
-    """What a run is to do. ``kept_in`` is where it is kept when it goes wrong, ``keep`` where it is in any case."""
+    """What a run does. A wrong run is kept below ``kept_in``; with ``keep``, any run is kept in that folder."""
 
     seed: int
     seconds: float
@@ -79,18 +82,18 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """Of the folder in which the run is kept."""
+        """Name of the folder in which the run is kept."""
         return f"{self.run[:8]}-seed-{self.seed}"
 
     @property
     def limit_s(self) -> float:
-        """Within which the run ends."""
+        """Seconds within which the run ends."""
         return self.seconds * 2 + 120
 
 
 @frozen(kw_only=True)
 class Scene:
-    """What runs, for those who look at it beside the run."""
+    """The running parts, for observers alongside the run."""
 
     home: Path
     settings: Settings
@@ -101,11 +104,11 @@ class Scene:
 
 
 Beside = Callable[[Scene], Ticker]
-"""Something more that is done beside a run, from its start to the end of settling."""
+"""Builds an observer that runs from the start of the run to the end of settling."""
 
 
 def commit() -> str:
-    """The commit that runs, with ``-dirty`` where files differ from it."""
+    """Return the checked-out commit, with ``-dirty`` if files differ from it."""
     described = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"],
         cwd=CHECKOUT,
@@ -117,23 +120,23 @@ def commit() -> str:
 
 
 def run(plan: Plan, beside: Beside | None = None) -> dict[str, object]:
-    """Do it; the accounting line, whose ``verdict`` is a key of ``evidence.EXIT_CODES``.
+    """Run ``plan``, and return the accounting line, whose ``verdict`` is a key of ``evidence.EXIT_CODES``.
 
-    Raises Interrupted, and ConfigError where ``plan.keep`` holds a run already.
+    Raises Interrupted, and ConfigError if ``plan.keep`` is not empty.
     """
     began_s = time.monotonic()
     configure_logging("WARNING")
     line: dict[str, object] = {"run": plan.run, "commit": commit(), "seed": plan.seed, "seconds": plan.seconds}
-    with stack_home() as home, guarded(home), endings(home, plan.limit_s - TEARDOWN_S):
+    with stack_home() as home, guard_folder(home), endings(home, plan.limit_s - TEARDOWN_S):
         history = History(plan.keep or home / "run")
-        one = _Run(plan, home, history, until_s=began_s + plan.limit_s - TEARDOWN_S)
+        chaos_run = _ChaosRun(plan, home, history, until_s=began_s + plan.limit_s - TEARDOWN_S)
         failure, verdict = None, "failed"
         try:
-            one.do(beside)
+            chaos_run.do(beside)
         except OutOfTime:
-            failure, verdict = f"not done within {plan.limit_s - TEARDOWN_S:.0f} s", "out of time"
+            failure, verdict = f"did not finish within {plan.limit_s - TEARDOWN_S:.0f} s", "out of time"
         except Interrupted:
-            one.close()
+            chaos_run.close()
             history.close()
             if plan.keep:
                 evidence.keep_services(home, history)
@@ -141,15 +144,15 @@ def run(plan: Plan, beside: Beside | None = None) -> dict[str, object]:
         except Exception as exc:
             failure = f"{type(exc).__name__}: {exc}"
             traceback.print_exc()
-        one.close()
-        line = one.line | line | {"load": plan.load}
-        history.write("end", ok=failure is None and one.right, **({"failure": failure} if failure else {}))
+        chaos_run.close()
+        line = chaos_run.line | line | {"load": plan.load}
+        history.write("end", ok=failure is None and chaos_run.right, **({"failure": failure} if failure else {}))
         history.close()
         evidence.keep_services(home, history)
-        judged = None if failure else evidence.judge(history.folder, max(10.0, one.left_s))
-        for words in one.diagnosis:
+        judged = None if failure else evidence.judge(history.folder, max(10.0, chaos_run.left_s))
+        for words in chaos_run.diagnosis:
             print(words, flush=True)  # noqa: T201 - for people
-        verdict = verdict if failure else one.verdict(judged)
+        verdict = verdict if failure else chaos_run.verdict(judged)
         if plan.keep is None and verdict != "right":
             history.move_to(plan.kept_in / plan.name)
         kept = str(history.folder) if plan.keep is not None or verdict != "right" else None
@@ -160,7 +163,7 @@ def run(plan: Plan, beside: Beside | None = None) -> dict[str, object]:
     return line
 
 
-class _Run:
+class _ChaosRun:
     """A run's parts while it lasts."""
 
     def __init__(self, plan: Plan, home: Path, history: History, *, until_s: float) -> None:
@@ -169,7 +172,7 @@ class _Run:
         self._history = history
         self._until_s = until_s
         self._open = ExitStack()
-        self._network = self._open.enter_context(Network.planned())
+        self._network = self._open.enter_context(Network.plan())
         broker_settings = {**self._network.broker_settings, "log.cleaner.enable": "false"}
         self._stack = LocalStack(home, cache_dir=CACHE_DIR, broker_settings=broker_settings)
         self._open.callback(self._stack.down)
@@ -178,17 +181,17 @@ class _Run:
         self._settle_s = self._acted_s = 0.0
         self.line: dict[str, object] = {}
         self.diagnosis: list[str] = []
-        """Why it did not settle, where it did not."""
+        """Why the run did not settle; empty if it did."""
         self.right = False
         self._wrong = True
 
     @property
     def left_s(self) -> float:
-        """Until the time limit."""
+        """Seconds until the time limit."""
         return self._until_s - time.monotonic()
 
     def verdict(self, judged: int | None) -> str:
-        """What the account and the judge say together."""
+        """Return the verdict from the account and the judge's exit code."""
         return evidence.verdict(wrong=self._wrong, settled=self._settled, judged=judged)
 
     def close(self) -> None:
@@ -196,10 +199,10 @@ class _Run:
         self._open.close()
 
     def do(self, beside: Beside | None) -> None:
-        """All of it; the account is in ``line``."""
+        """Run all phases; the account is in ``line``."""
         plan = self._plan
         gemini = self._open.enter_context(FakeGemini(keep_requests=False))
-        # Kills meet calls of the model that are under way.
+        # Slow answers of the model, so that some kills happen during a call.
         late, prompt = fakes.slow(3), fakes.Fault()
         calls = round(plan.questions_per_s * plan.limit_s)
         gemini.faults = [late if number % 20 == 0 else prompt for number in range(calls)]
@@ -242,11 +245,11 @@ class _Run:
             self._act(scene, load, chaos)
             self._settle(scene, chaos, settle_limit_s(pace.readings))
         for name in fleet.names:
-            chaos.say(f"{name} ended with {fleet.end(name)}")
+            chaos.print_progress(f"{name} ended with exit code {fleet.end(name)}")
         self._account(scene, contracts, load, chaos)
 
     def _act(self, scene: Scene, load: Load, chaos: Chaos) -> None:
-        """Load and chaos, until everything is said and runs again."""
+        """Run load and chaos, until everything is sent and all services run again."""
         load.say(FIRST_MESSAGES)
         chaos.begin(self._plan.workers)
         load.start()
@@ -265,13 +268,13 @@ class _Run:
         evidence.write_seen(scene.settings, self._history, [RESPONSES, DEAD_LETTERS])
         evidence.write_archived(scene.settings, self._history)
         self.right = found.right and self._settled
-        # What is missing or behind in a run that did not settle may only be late.
+        # In a run that did not settle, missing results may only be late.
         self._wrong = bool(found.duplicated or found.dead_letters or (self._settled and not found.right))
         share = scene.pace.share
         self.line = {
             **found.as_dict(),
             "actions": dict(chaos.done),
-            "slow": share < FEW or self._settle_s > SETTLE_S or self._acted_s < self._plan.seconds,
+            "slow": share < SLOW_SHARE or self._settle_s > SETTLE_S or self._acted_s < self._plan.seconds,
             "measured_per_s": scene.pace.measured_per_s,
             "share": round(share, 2),
             "acted_s": round(self._acted_s, 1),
@@ -286,7 +289,7 @@ class _Run:
         self._history.write("load", average=round(average, 2))
 
     def _prepare(self, addresses: dict[str, str]) -> Settings:
-        """Topics, contracts and archive."""
+        """Create topics, contracts and archive."""
         given = os.environ.get("RTFM_EMBEDDING_MODEL_DIR")
         model = Path(given) if given else CHECKOUT.parent / "shared" / "models" / "all-MiniLM-L6-v2"
         settings = evolve(
@@ -351,7 +354,7 @@ class _Run:
         )
 
     def _settle(self, scene: Scene, chaos: Chaos, limit_s: float) -> None:
-        """Wait until both groups are through with everything, and note whether they are."""
+        """Wait until both groups have committed everything, and note whether they have."""
         began_s = time.monotonic()
         limit_s = min(limit_s, self.left_s - ENDING_S)
         self._settled = _settled(scene, chaos, limit_s)
@@ -370,7 +373,7 @@ class _Run:
 def _settled(scene: Scene, chaos: Chaos, limit_s: float) -> bool:
     topics = TopicAdmin(scene.settings, catalogues.load())
     until_s = time.monotonic() + limit_s
-    told_s = 0.0
+    printed_s = 0.0
     state = "Kafka did not answer"
     while time.monotonic() < until_s:
         chaos.revive()
@@ -378,14 +381,14 @@ def _settled(scene: Scene, chaos: Chaos, limit_s: float) -> bool:
             ends = {state.topic: state.offsets for state in topics.states()}
             done = {follower.topic: follower.committed() for follower in scene.pace.followers}
         except RtfmError as exc:
-            chaos.say(str(exc))
+            chaos.print_progress(str(exc))
             continue
         if all(ends[topic] == count for topic, count in done.items()):
             return True
-        state = ", ".join(f"{topic}: {count} of {ends[topic]}" for topic, count in done.items())
-        if time.monotonic() - told_s > 5:
-            told_s = time.monotonic()
-            chaos.say(state)
+        state = ", ".join(f"{topic}: {count} of {ends[topic]} committed" for topic, count in done.items())
+        if time.monotonic() - printed_s > 5:
+            printed_s = time.monotonic()
+            chaos.print_progress(state)
         time.sleep(0.5)
-    chaos.say(f"not done after {limit_s:.0f} s: {state}")
+    chaos.print_progress(f"not settled after {limit_s:.0f} s: {state}")
     return False

@@ -1,4 +1,4 @@
-"""What processes and folders take up over time, and how fast that grows."""
+"""What processes and folders use over time, and how fast that grows."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.chaos.run import Scene
 PERIOD_S = 5.0
 DISK_PERIOD_S = 30.0
 WARM_UP_S = 300.0
-"""A process that has just started grows; this much of its life, or a quarter of it, is no growth."""
+"""A process grows while it starts: growth ignores this much of its life, or a quarter of it if that is less."""
 
 LEAST_SAMPLES = 5
 
 
 @frozen(kw_only=True)
 class Use:
-    """What a process and its children take up. ``memory_mb`` is resident; what children share counts once."""
+    """Resources of a process and its children. ``memory_mb`` is resident memory; shared memory counts once."""
 
     pid: int
     memory_mb: float
@@ -35,21 +35,21 @@ class Use:
 
 @frozen(kw_only=True)
 class Sample:
-    """One look at everything."""
+    """One measurement of everything."""
 
     at_s: float
-    """Seconds since the first."""
+    """Seconds since the first sample."""
     processes: dict[str, Use]
     lag: dict[str, int]
     disk_mb: dict[str, float]
     load_average: float
     share: float
-    """Of the wanted rates."""
+    """Of the load's full rates."""
 
 
 @frozen(kw_only=True)
 class Growth:
-    """How one process grew in its longest life, after its warm-up, an hour."""
+    """How one process grew an hour, over its longest life after its warm-up."""
 
     lived_s: float
     memory_mb: float
@@ -60,7 +60,7 @@ class Growth:
 
 
 class Sampler:
-    """Looks at a run's processes and folders, and keeps what it saw."""
+    """Measures a run's processes and folders, and keeps the samples."""
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
@@ -70,7 +70,7 @@ class Sampler:
         self.samples: list[Sample] = []
 
     def sample(self) -> None:
-        """Look once."""
+        """Take one sample."""
         now_s = time.monotonic()
         if now_s - self._disk_at_s >= DISK_PERIOD_S:
             self._disk_at_s = now_s
@@ -90,13 +90,13 @@ class Sampler:
         self._scene.history.write("sample", **asdict(sample))
 
     def _services(self) -> dict[str, int]:
-        # Not LocalStack.status(), which asks each service whether it answers.
+        # Not LocalStack.status(), which sends a request to each service.
         noted = json.loads((self._scene.home / LOCAL_STACK_FILE).read_text(encoding="utf-8"))["services"]
         return {name: entry["pid"] for name, entry in noted.items() if "pid" in entry}
 
 
 def used_by(pid: int) -> Use | None:
-    """What the process ``pid`` and its children take up now; None when it is gone."""
+    """Return what process ``pid`` and its children use now; None if it has ended."""
     try:
         process = psutil.Process(pid)
         with process.oneshot():
@@ -116,7 +116,7 @@ def used_by(pid: int) -> Use | None:
 
 
 def folder_mb(folder: Path) -> float:
-    """What the files below ``folder`` take up on the disk, of which some may be removed meanwhile."""
+    """Return the disk space of the files below ``folder``, in MB; files may be removed meanwhile."""
     blocks = 0
     for path, _, names in os.walk(folder):
         for name in names:
@@ -126,7 +126,7 @@ def folder_mb(folder: Path) -> float:
 
 
 def slope_per_h(points: Iterable[tuple[float, float]]) -> float:
-    """The least squares' slope of (seconds, value), an hour."""
+    """Return the slope per hour of (seconds, value) by least squares."""
     found = list(points)
     mean_s = sum(at_s for at_s, _ in found) / len(found)
     mean = sum(value for _, value in found) / len(found)
@@ -135,7 +135,7 @@ def slope_per_h(points: Iterable[tuple[float, float]]) -> float:
 
 
 def growth(samples: Sequence[Sample]) -> dict[str, Growth]:
-    """Of each process by name; those that never lived for a few samples after their warm-up are left out."""
+    """Return the growth of each process by name, except those with too few samples after their warm-up."""
     lives: dict[str, dict[int, list[tuple[float, Use]]]] = {}
     for sample in samples:
         for name, use in sample.processes.items():

@@ -1,6 +1,6 @@
-"""``make soak HOURS=2``: a long run with fewer kills, and what everything takes up meanwhile.
+"""``make soak HOURS=2``: a long run with fewer faults that records what everything uses.
 
-Nothing is done to the first worker, so that what grows in it can be seen. The report is a page,
+No action touches the first worker, so that its growth is visible. The report is a page,
 ``.rtfm/soak/<run>/report.html``; the last line is the account as JSON, with ``growth`` and ``report``.
 """
 
@@ -30,10 +30,10 @@ SPARED = "w1"
 
 
 def main() -> int:
-    """Run; the exit code is that of `make chaos`."""
+    """Run, and return the exit code, which is that of `make chaos`."""
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--hours", type=float, default=2.0)
-    parser.add_argument("--seconds", type=float, help="instead of hours, to try it")
+    parser.add_argument("--seconds", type=float, help="length of the run in seconds, instead of hours")
     add_options(parser)
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)  # noqa: T201 - for people
@@ -63,7 +63,7 @@ def main() -> int:
         return 2
     except Interrupted as exc:
         line = {"run": plan.run, "seed": plan.seed, "verdict": str(exc)}
-        print(f"{exc}; the report is {_report(plan, line, sampler)}", file=sys.stderr)  # noqa: T201 - for people
+        print(f"{exc}; report: {_report(plan, line, sampler)}", file=sys.stderr)  # noqa: T201 - for people
         return 128 + exc.number
     line["growth"] = {name: asdict(grown) for name, grown in growth(sampler.samples if sampler else []).items()}
     line["report"] = str(_report(plan, line, sampler))

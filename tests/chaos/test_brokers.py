@@ -15,9 +15,10 @@ from tests.streams import GROUP, committed, eventually
 
 @pytest.mark.timeout(600)
 def test_brokers_that_are_killed_one_after_another_lose_nothing(settings: Settings, fleets: list[Fleet]) -> None:
-    """R3: whoever leads a partition, the group or the transactions dies, and the workers go on.
+    """R3: the leaders of partitions, group and transactions die, and the workers continue.
 
-    As a rule by themselves; where librdkafka does not come back from a call, by their watchdog and a supervisor.
+    Usually they continue by themselves. If a librdkafka call does not return, the watchdog ends the worker and a
+    supervisor restarts it.
     """
     with three_brokers(settings) as (cluster, ours):
         topics = TopicAdmin(ours, catalogues.load())
@@ -35,14 +36,14 @@ def test_brokers_that_are_killed_one_after_another_lose_nothing(settings: Settin
         eventually(lambda: not fleet.revive() and committed(ours) == len(messages), timeout_s=180)
         assert "Fenced" not in fleet.log.read_text()
         codes = [fleet.end(name) for name in fleet.names]
-        # One that hangs in a call may be noticed only now: the other did its work before its watchdog's time was over.
+        # A worker that hangs in a call may show it only now: the other one did its work before its watchdog fired.
         assert codes == [0, 0] or "a loop hangs" in fleet.log.read_text()
         assert account(ours, messages) == NOTHING_WRONG
 
 
 @pytest.mark.timeout(600)
-def test_the_others_do_without_a_broker_that_is_cut_off(settings: Settings, fleets: list[Fleet]) -> None:
-    """It runs on and believes that it leads and coordinates; once it is back, nothing that it says counts."""
+def test_a_broker_that_is_cut_off_loses_nothing(settings: Settings, fleets: list[Fleet]) -> None:
+    """The isolated broker still believes that it leads and coordinates; after it is back, nothing it said counts."""
     with three_brokers(settings) as (cluster, ours):
         topics = TopicAdmin(ours, catalogues.load())
         topics.apply(topics.plan())

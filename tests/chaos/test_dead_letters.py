@@ -1,4 +1,4 @@
-"""Dead letters under kill -9, and records that do the killing."""
+"""Dead letters under kill -9, and records that kill the process."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from tests.streams import GROUP, MESSAGES, RESPONSES, committed, dead_letters, e
 DIED = 9
 
 
-def more_letters(settings: Settings, than: int) -> bool:
-    """Whether there are more than so many."""
+def has_more_letters(settings: Settings, than: int) -> bool:
+    """Return whether there are more than ``than`` dead letters."""
     return len(dead_letters(settings, open_contracts(settings))) > than
 
 
 def test_killed_while_letters_are_written_each_poison_record_is_one_letter(
     settings: Settings, fleets: list[Fleet]
 ) -> None:
-    """R14: nothing but poison, the worker dying inside open transactions and at random moments."""
+    """R14: all records are poison, and the worker dies inside open transactions and at random moments."""
     contracts = open_contracts(settings)
     unlimited = evolve(settings, dlq_max_consecutive=0, dlq_max_share=0, kafka_static_membership=True)
     fleets.append(fleet := Fleet(unlimited, 0, 10, 8))
@@ -48,7 +48,7 @@ def test_killed_while_letters_are_written_each_poison_record_is_one_letter(
             transactions.kill_one(fleet)
             fleet.start("one")
             there = len(dead_letters(settings, contracts))
-            eventually(partial(more_letters, settings, there))  # it works again
+            eventually(partial(has_more_letters, settings, there))  # the worker is back
             time.sleep(seed.uniform(0, 0.1))
             fleet.kill("one")
             fleet.start("one")
@@ -60,11 +60,11 @@ def test_killed_while_letters_are_written_each_poison_record_is_one_letter(
     assert sorted(letters) == sorted(poison)
 
 
-def supervised(settings: Settings, fleet: Fleet, messages: Sequence[DiscordMessage], letters: int) -> None:
-    """Start again whoever dies, until all messages are answered and the letters are there."""
+def supervise(settings: Settings, fleet: Fleet, messages: Sequence[DiscordMessage], letters: int) -> None:
+    """Restart workers that die, until all messages are answered and the dead letters are there."""
 
     def done() -> bool:
-        # Not the group's offsets: asking for them waits for the transaction of a dead worker, and nobody starts it.
+        # Not the group's offsets: they wait for the open transaction of a dead worker that is not restarted.
         fleet.revive()
         there = len(dead_letters(settings, open_contracts(settings)))
         return there >= letters and not account(settings, messages).missing
@@ -73,10 +73,10 @@ def supervised(settings: Settings, fleet: Fleet, messages: Sequence[DiscordMessa
 
 
 @pytest.mark.parametrize(("concurrency", "deadly"), [(0, 1), (8, 2)])
-def test_a_record_that_kills_the_process_is_one_letter_and_those_beside_it_are_answered(
+def test_a_record_that_kills_the_process_is_one_dead_letter_and_the_others_are_answered(
     settings: Settings, fleets: list[Fleet], concurrency: int, deadly: int
 ) -> None:
-    """R20: once among others, then three times alone; two of them blame none of each other's neighbours."""
+    """R20: it kills once among others and three times alone; of two such records neither is blamed for the other's."""
     contracts = open_contracts(settings)
     messages = messages_for(settings, 150)
     killers = [said(900 + number, channel=str(number), content=KILLER) for number in range(deadly)]
@@ -84,7 +84,7 @@ def test_a_record_that_kills_the_process_is_one_letter_and_those_beside_it_are_a
     messages += messages_for(settings, 150, first=150)
     fleets.append(fleet := Fleet(evolve(settings, kafka_static_membership=True), 5, 10, concurrency))
     fleet.start("one")
-    supervised(settings, fleet, messages, len(killers))
+    supervise(settings, fleet, messages, len(killers))
     assert fleet.end("one") == 0
     assert committed(settings) == len(messages) + len(killers)
     assert account(settings, messages) == NOTHING_WRONG
@@ -96,10 +96,8 @@ def test_a_record_that_kills_the_process_is_one_letter_and_those_beside_it_are_a
     assert 3 * len(killers) < deaths <= 4 * len(killers)
 
 
-def test_a_deadly_record_is_found_by_whichever_worker_gets_its_partition(
-    settings: Settings, fleets: list[Fleet]
-) -> None:
-    """R20: its first victim never comes back; the other worker counts for itself."""
+def test_a_deadly_record_is_found_by_the_next_worker_of_its_partition(settings: Settings, fleets: list[Fleet]) -> None:
+    """R20: the first victim never returns; the other worker counts its own crashes."""
     contracts = open_contracts(settings)
     messages = messages_for(settings, 100)
     produce(settings, contracts, MESSAGES, said(900, channel="1", content=KILLER))
@@ -108,9 +106,9 @@ def test_a_deadly_record_is_found_by_whichever_worker_gets_its_partition(
     fleets.append(first := Fleet(static, 5, 10, 8))
     fleets.append(second := Fleet(static, 5, 10, 8))
     first.start("one")
-    eventually(lambda: first.ended("one"))
+    eventually(lambda: first.has_ended("one"))
     second.start("two")
-    supervised(settings, second, messages, 1)
+    supervise(settings, second, messages, 1)
     assert second.end("two") == 0
     assert committed(settings) == len(messages) + 1
     assert account(settings, messages) == NOTHING_WRONG
@@ -119,13 +117,15 @@ def test_a_deadly_record_is_found_by_whichever_worker_gets_its_partition(
     assert letter.header("rtfm.error_class") == b"KilledProcess"
 
 
-def test_innocent_records_in_hand_at_every_death_are_never_letters(settings: Settings, fleets: list[Fleet]) -> None:
-    """Whoever kills a process with records in hand, again and again: none of them is blamed."""
+def test_records_that_are_unfinished_at_every_crash_are_never_dead_letters(
+    settings: Settings, fleets: list[Fleet]
+) -> None:
+    """Repeated kills of a process never turn its unfinished records into dead letters."""
     fleets.append(fleet := Fleet(evolve(settings, kafka_static_membership=True), 20, 10, 8))
     fleet.start("one")
     transactions = OpenTransactions(settings, group=GROUP, read=MESSAGES, written=RESPONSES)
     with messages_all_the_time(settings) as messages:
-        for _ in range(3):  # a fourth might be the third of one record that is tried alone
+        for _ in range(3):  # a fourth kill might be the third one of a record that is tried alone
             transactions.kill_one(fleet)
             fleet.start("one")
     transactions.close()

@@ -1,4 +1,4 @@
-"""Runs of `make chaos` that are ended before their time leave nothing behind."""
+"""Runs of `make chaos` that end early leave nothing behind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIMIT_S = 240.0
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder for temporary files, not below pytest's own: PostgreSQL may run as another account."""
+    """A folder for temporary files, not below pytest's own, because PostgreSQL may run as another account."""
     made = Path(tempfile.mkdtemp(prefix="rtfm-test-"))
     made.chmod(0o755)
     yield made
@@ -34,7 +34,7 @@ def folder() -> Iterator[Path]:
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """A run with its temporary files in ``folder``."""
+    """Start a run with its temporary files in ``folder``."""
     return subprocess.Popen(
         [sys.executable, "-m", "tests.chaos", "--seconds", "120", *arguments],
         env={**os.environ, "TMPDIR": str(folder)},
@@ -47,7 +47,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def await_line(run: subprocess.Popen[str], words: str) -> None:
-    """Read until ``run`` says ``words``, and have the rest of its output read as well."""
+    """Wait until ``run`` prints ``words``; a thread reads the rest of its output."""
     assert run.stdout is not None
     said = []
     for line in run.stdout:
@@ -61,7 +61,7 @@ def await_line(run: subprocess.Popen[str], words: str) -> None:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_is_ended_by_a_signal_leaves_no_process_and_no_folder(folder: Path, number: signal.Signals) -> None:
-    """Kafka, Chroma, PostgreSQL, the registry, workers and busy processes all end, also where the run is killed."""
+    """All services, workers and busy processes end, even if the run is killed."""
     run = start(folder, "--load", "1")
     await_line(run, "added w2")
     children = psutil.Process(run.pid).children(recursive=True)

@@ -1,4 +1,4 @@
-"""Exactly once on real Kafka: workers are killed, frozen, added and removed, and everything is accounted for."""
+"""Exactly once on real Kafka: workers are killed, frozen, added and removed, and every message is accounted for."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.streams import (
 def test_killed_inside_open_transactions_everything_is_answered_once(
     settings: Settings, fleets: list[Fleet], protocol: str
 ) -> None:
-    """R1, R2: the worker dies when its output is written and not committed; moments at random hardly ever are that.
+    """R1, R2: the worker dies between writing its output and committing it, which random kills hardly ever meet.
 
     With the classic protocol it is a static member, so it is back in its place at once.
     """
@@ -52,10 +52,10 @@ def test_killed_inside_open_transactions_everything_is_answered_once(
 
 
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])
-def test_killed_at_random_with_many_keys_in_hand_everything_is_answered_once_and_in_order(
+def test_killed_at_random_with_many_unfinished_keys_everything_is_answered_once_and_in_order(
     settings: Settings, fleets: list[Fleet], protocol: str
 ) -> None:
-    """R1, R2, R14: 60,000 records, two workers that are killed eight times; poison among them is one letter each."""
+    """R1, R2, R14: 60,000 records, two workers killed eight times; each poison record becomes one dead letter."""
     seed = random.Random(11)
     dynamic = evolve(settings, kafka_group_protocol=protocol, kafka_static_membership=False)
     messages = messages_for(settings, 30_000)
@@ -73,14 +73,14 @@ def test_killed_at_random_with_many_keys_in_hand_everything_is_answered_once_and
     assert [fleet.end(name) for name in fleet.names] == [0, 0]
     assert account(settings, messages) == NOTHING_WRONG
     letters = [letter.value for letter in dead_letters(settings, open_contracts(settings))]
-    assert sorted(letters) == sorted(b"poison %d" % n for n in range(20))  # type: ignore[type-var]  # none is None
+    assert sorted(letters) == sorted(b"poison %d" % n for n in range(20))  # type: ignore[type-var]  # no value is None
 
 
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])
 def test_a_worker_that_hangs_ends_itself_and_another_takes_over(
     settings: Settings, fleets: list[Fleet], protocol: str
 ) -> None:
-    """R6: nothing of it runs any more, not even its watchdog's thread; the log says where it stood."""
+    """R6: no thread of it runs, not even the watchdog's; the log shows where it hung."""
     ours = evolve(settings, kafka_group_protocol=protocol, kafka_static_membership=False)
     messages = messages_for(settings, 200)
     produce(settings, open_contracts(settings), MESSAGES, hanger := said(200, channel="20", content=f"{HANGER} one"))
@@ -88,7 +88,7 @@ def test_a_worker_that_hangs_ends_itself_and_another_takes_over(
     fleets.append(one := Fleet(evolve(ours, watchdog_s=3.0), 5, 10, 8))
     fleets.append(two := Fleet(ours, 5, 10, 8))
     one.start("one")
-    eventually(lambda: one.ended("one"))
+    eventually(lambda: one.has_ended("one"))
     assert "in hang" in one.log.read_text()
     two.start("two")
     eventually(lambda: not account(settings, messages).missing, timeout_s=60)
@@ -99,7 +99,7 @@ def test_a_worker_that_hangs_ends_itself_and_another_takes_over(
 def test_a_worker_frozen_until_its_transaction_expired_adds_nothing_twice_and_goes_on(
     settings: Settings, fleets: list[Fleet]
 ) -> None:
-    """R5: its partitions went elsewhere while it slept, and the broker ended what it had begun."""
+    """R5: its partitions moved while it was frozen, and the broker aborted its transaction."""
     fleets.append(fleet := Fleet(settings, 5, 2000, 8))
     for name in ("one", "two"):
         fleet.start(name)
@@ -107,19 +107,19 @@ def test_a_worker_frozen_until_its_transaction_expired_adds_nothing_twice_and_go
         transactions = OpenTransactions(settings, group=GROUP, read=MESSAGES, written=RESPONSES)
         eventually(lambda: committed(settings) > 0 and len(transactions.owners()) == 2)
         frozen = transactions.freeze_one(fleet)
-        written = transactions.written()
-        eventually(lambda: transactions.ended_below(written), timeout_s=60)
+        ends = transactions.end_offsets()
+        eventually(lambda: transactions.have_ended_below(ends), timeout_s=60)
         fleet.send(frozen, signal.SIGCONT)
         eventually(lambda: len(transactions.owners()) == 2)
         transactions.close()
     eventually(lambda: committed(settings) == len(messages), timeout_s=120)
-    assert fleet.codes == [], "it need not end for that"
+    assert fleet.codes == [], "a worker ended, although a freeze does not require it"
     assert [fleet.end(name) for name in fleet.names] == [0, 0]
     assert account(settings, messages) == NOTHING_WRONG
 
 
 def test_two_processes_of_one_name_do_not_both_work(settings: Settings, fleets: list[Fleet]) -> None:
-    """R4: the older is fenced and says so; nothing of it is visible twice."""
+    """R4: the older one is fenced and logs it; none of its output is visible twice."""
     messages = messages_for(settings, 2000)
     fleets.append(older := Fleet(settings, 50, 10, 2))
     fleets.append(younger := Fleet(settings, 5, 10, 8))
@@ -132,13 +132,13 @@ def test_two_processes_of_one_name_do_not_both_work(settings: Settings, fleets: 
 
 
 def test_of_two_idle_processes_of_one_name_the_older_ends(settings: Settings, fleets: list[Fleet]) -> None:
-    """R4: though nothing that it commits could tell it."""
+    """R4: it commits nothing that could reveal the younger one."""
     fleets.append(older := Fleet(settings, 5, 10, 8))
     fleets.append(younger := Fleet(settings, 5, 10, 8))
     older.start("same")
     eventually(lambda: "assigned" in older.log.read_text())
     younger.start("same")
-    eventually(lambda: older.ended("same"))
+    eventually(lambda: older.has_ended("same"))
     assert "Fenced: another process took the place" in older.log.read_text()
     messages = messages_for(settings, 100)
     eventually(lambda: committed(settings) == len(messages))
@@ -146,8 +146,8 @@ def test_of_two_idle_processes_of_one_name_the_older_ends(settings: Settings, fl
     assert account(settings, messages) == NOTHING_WRONG
 
 
-def test_a_worker_that_the_group_took_for_gone_takes_its_place_again(settings: Settings, fleets: list[Fleet]) -> None:
-    """R3: a broker that takes over a group may fence a member whose name nobody else has."""
+def test_a_worker_that_the_coordinator_fenced_joins_again(settings: Settings, fleets: list[Fleet]) -> None:
+    """R3: a broker that takes over a group may fence a member whose name no other process has."""
     fleets.append(fleet := Fleet(settings, 5, 10, 8))
     fleet.start("one")
     with messages_all_the_time(settings) as messages:
@@ -170,13 +170,13 @@ def test_a_worker_that_the_group_took_for_gone_takes_its_place_again(settings: S
     assert account(settings, messages) == NOTHING_WRONG
 
 
-def test_a_key_that_takes_long_holds_up_no_other_and_survives_a_kill(settings: Settings, fleets: list[Fleet]) -> None:
-    """R7: it takes longer than the group waits for a poll, and loses nothing by that.
+def test_a_slow_key_holds_up_no_other_and_survives_a_kill(settings: Settings, fleets: list[Fleet]) -> None:
+    """R7: handling takes longer than the group's poll limit, and nothing is lost.
 
-    What is finished above it is committed in the offset's metadata and not done again.
+    What is finished above the record is committed in the offset's metadata and not done again.
     """
     contracts = open_contracts(settings)
-    impatient = evolve(settings, watchdog_s=4.0)  # 19 s between two polls, and the slow one takes 20
+    impatient = evolve(settings, watchdog_s=4.0)  # polls may be 19 s apart, and the slow record takes 20
     slow = said(0, channel="0", content=SLEEPER)
     produce(settings, contracts, MESSAGES, slow)
     others = [said(number, channel=str(number % CHANNELS)) for number in range(1, 400) if number % CHANNELS]
@@ -199,7 +199,7 @@ def test_a_key_that_takes_long_holds_up_no_other_and_survives_a_kill(settings: S
 
 @pytest.mark.parametrize("rounds", [8, pytest.param(30, marks=pytest.mark.long)])
 def test_workers_that_come_and_go_lose_nothing(settings: Settings, fleets: list[Fleet], rounds: int) -> None:
-    """R10, R11: every two seconds one comes or goes, within its grace and with exit code 0; nothing is done again."""
+    """R10, R11: every two seconds a worker starts or ends, within its grace, with exit code 0 and nothing repeated."""
     seed = random.Random(5)
     fleets.append(fleet := Fleet(evolve(settings, kafka_static_membership=False), 10, 10, 8))
     fleet.start("w0")
@@ -212,7 +212,7 @@ def test_workers_that_come_and_go_lose_nothing(settings: Settings, fleets: list[
             time.sleep(2)
     eventually(lambda: committed(settings) == len(messages), timeout_s=120)
     assert {fleet.end(name) for name in fleet.names} == {0}
-    # A revocation waits for the transaction that is due, never for a handler.
+    # A revocation waits for the pending transaction, never for a handler.
     revocations = [int(ms) for ms in re.findall(r"revoked .*elapsed_ms=(\d+)", fleet.log.read_text())]
     assert revocations
     assert max(revocations) <= 5000

@@ -1,8 +1,8 @@
-"""Whether the broker that this project runs ends a transaction everywhere, shown with plain clients.
+"""Whether the broker that this project runs ends a transaction in every partition, shown with plain clients.
 
-Kafka 4.3.0 to 4.4.0 take a partition without a leader for a deleted one when a transaction ends, and write no marker to
-it (KAFKA-20734). The next transaction of that producer then carries what was aborted along with it: an answer that was
-never to be seen is there, beside the one that was made instead. ``rtfm.local`` runs a release without that defect.
+When a transaction ends, Kafka 4.3.0 to 4.4.0 treat a partition without a leader as deleted and write no marker to it
+(KAFKA-20734). The producer's next transaction then also commits what was aborted: an answer that must never be visible
+is visible next to its replacement. ``rtfm.local`` runs a release without this defect.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from tests.chaos.cluster import Cluster, three_brokers
 from tests.streams import eventually
 
 AWAY = 2
-"""The broker that leads the partition, and is away when its transaction ends; another one coordinates."""
+"""The broker that leads the partition and is down when its transaction ends; another one coordinates."""
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Three brokers: whichever is away, the transactions still have a coordinator."""
+    """Three brokers: transactions have a coordinator whichever one is down."""
     with three_brokers(Settings()) as (cluster, _):
         yield cluster
 
 
 def config(cluster: Cluster, **more: Any) -> dict[str, Any]:
-    """Of a plain client."""
+    """Return the configuration of a plain client."""
     return {"bootstrap.servers": cluster.address, "log_level": 0, **more}
 
 
 def leader(cluster: Cluster, topic: str) -> int:
-    """The broker that leads the topic's only partition, -1 for none."""
+    """Return the broker that leads the topic's only partition, -1 for none."""
     found = AdminClient(config(cluster)).list_topics(timeout=10).topics[topic]
     return int(found.partitions[0].leader) if found.partitions else -1
 
 
-def visible(cluster: Cluster, topic: str) -> list[bytes]:
-    """What a reader of committed records is given."""
+def read_committed(cluster: Cluster, topic: str) -> list[bytes]:
+    """Return what a reader of committed records gets."""
     consumer = Consumer(
         config(
             cluster,
@@ -70,10 +70,10 @@ def visible(cluster: Cluster, topic: str) -> list[bytes]:
     ],
     ids=["aborted", "committed"],
 )
-def test_a_transaction_that_ends_while_a_leader_is_away_ends_there_too(
+def test_a_transaction_ends_in_a_partition_whose_leader_is_down(
     cluster: Cluster, end: Callable[[Producer, float], None], expected: list[bytes], request: pytest.FixtureRequest
 ) -> None:
-    """What was aborted is never seen, and what was committed is seen without another transaction's help."""
+    """What was aborted never appears, and what was committed appears without another transaction."""
     topic = request.node.callspec.id
     admin = AdminClient(config(cluster))
     admin.create_topics([NewTopic(topic, 1, replica_assignment=[[AWAY]])])[topic].result(20)
@@ -91,8 +91,8 @@ def test_a_transaction_that_ends_while_a_leader_is_away_ends_there_too(
     end(producer, 30)
     cluster.start(AWAY)
     eventually(lambda: leader(cluster, topic) == AWAY, timeout_s=120)
-    eventually(lambda: visible(cluster, topic) == expected[:-1], timeout_s=60)
+    eventually(lambda: read_committed(cluster, topic) == expected[:-1], timeout_s=60)
     producer.begin_transaction()
     producer.produce(topic, b"after")
     producer.commit_transaction(60)
-    eventually(lambda: visible(cluster, topic) == expected, timeout_s=60)
+    eventually(lambda: read_committed(cluster, topic) == expected, timeout_s=60)

@@ -1,4 +1,4 @@
-"""Faults of the network between workers and Kafka: nothing is lost or done twice, and the workers go on."""
+"""Network faults between workers and Kafka: nothing is lost or done twice, and the workers continue."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tests.streams import MESSAGES, committed, eventually
 
 
 @frozen
-class Behind:
-    """Kafka, reached past the proxy with ``direct`` and through it with ``proxied``."""
+class ProxiedBroker:
+    """A broker: ``direct`` is its own address, ``proxied`` the proxy's."""
 
     proxy: KafkaProxy
     direct: str
@@ -36,21 +36,21 @@ class Behind:
 
 
 @pytest.fixture(scope="module")
-def broker() -> Iterator[Behind]:
-    """A broker of this file's own, with a listener that is advertised under the proxy's port."""
+def broker() -> Iterator[ProxiedBroker]:
+    """A broker for this file, with a listener that is advertised under the proxy's port."""
     ports = free_ports([*DEFAULT_PORTS, "proxied", "proxy"])
     with stack_home() as home, KafkaProxy(ports["proxied"], port=ports["proxy"]) as proxy:
         stack = LocalStack(home, cache_dir=CACHE_DIR, broker_settings=proxied_listener(proxy, ports))
         try:
             stack.up(["kafka"], ports=ports)
-            yield Behind(proxy, f"127.0.0.1:{ports['kafka']}", f"127.0.0.1:{proxy.port}")
+            yield ProxiedBroker(proxy, f"127.0.0.1:{ports['kafka']}", f"127.0.0.1:{proxy.port}")
         finally:
             stack.down()
 
 
 @pytest.fixture
-def direct(settings: Settings, broker: Behind) -> Iterator[Settings]:
-    """Settings for what goes past the proxy, with the topics made."""
+def direct(settings: Settings, broker: ProxiedBroker) -> Iterator[Settings]:
+    """Settings for clients that bypass the proxy, with the topics created."""
     direct = evolve(settings, kafka_bootstrap_servers=broker.direct)
     topics = TopicAdmin(direct, catalogues.load())
     topics.apply(topics.plan())
@@ -59,10 +59,12 @@ def direct(settings: Settings, broker: Behind) -> Iterator[Settings]:
 
 
 @contextmanager
-def workers(direct: Settings, broker: Behind, fleets: list[Fleet], *names: str, **changes: Any) -> Iterator[Fleet]:
-    """Workers that reach Kafka through the proxy, with messages all the time.
+def workers(
+    direct: Settings, broker: ProxiedBroker, fleets: list[Fleet], *names: str, **changes: Any
+) -> Iterator[Fleet]:
+    """Run workers that reach Kafka through the proxy, and produce messages all the time.
 
-    When the block is left, the network works again, and the workers go on by themselves until nothing is left to do.
+    When the block is left, the network heals, and the workers must finish everything by themselves.
     """
     fleets.append(fleet := Fleet(evolve(direct, kafka_bootstrap_servers=broker.proxied, **changes), 10, 10, 16))
     for name in names:
@@ -74,13 +76,13 @@ def workers(direct: Settings, broker: Behind, fleets: list[Fleet], *names: str, 
         before = committed(direct)
         eventually(lambda: committed(direct) > before + 200)
     eventually(lambda: committed(direct) == len(messages), timeout_s=120)
-    assert fleet.codes == [], "nobody needs to end for that"
+    assert fleet.codes == [], "a worker ended, although the fault does not require it"
     assert {fleet.end(name) for name in fleet.names} == {0}
     assert account(direct, messages) == NOTHING_WRONG
 
 
-def test_a_slow_network_is_only_slow(direct: Settings, broker: Behind, fleets: list[Fleet]) -> None:
-    """Latency and jitter, lost packets, a narrow way, acknowledgements that come three seconds after the request."""
+def test_a_slow_network_is_only_slow(direct: Settings, broker: ProxiedBroker, fleets: list[Fleet]) -> None:
+    """Latency and jitter, lost packets, low bandwidth, and acknowledgements three seconds late lose nothing."""
     with workers(direct, broker, fleets, "one", "two"):
         for way in (
             Conditions(latency_s=0.1, jitter_s=0.3),
@@ -93,10 +95,10 @@ def test_a_slow_network_is_only_slow(direct: Settings, broker: Behind, fleets: l
         time.sleep(6)
 
 
-def test_connections_that_are_reset_and_refused_are_made_again(
-    direct: Settings, broker: Behind, fleets: list[Fleet]
+def test_connections_that_are_reset_or_refused_are_restored(
+    direct: Settings, broker: ProxiedBroker, fleets: list[Fleet]
 ) -> None:
-    """Also where librdkafka does not come back from a call within the time that it was given."""
+    """It also works if a librdkafka call does not return within its timeout."""
     with workers(direct, broker, fleets, "one", "two"):
         for _ in range(10):
             broker.proxy.reset()
@@ -107,29 +109,29 @@ def test_connections_that_are_reset_and_refused_are_made_again(
 
 @pytest.mark.parametrize("way", ["up", "down"])
 def test_requests_or_answers_that_are_held_back_longer_than_a_transaction_are_survived(
-    direct: Settings, broker: Behind, fleets: list[Fleet], way: str
+    direct: Settings, broker: ProxiedBroker, fleets: list[Fleet], way: str
 ) -> None:
-    """They arrive all at once when the group and the transactions have gone on without this one."""
+    """They arrive all at once when group and transactions have moved on without this worker."""
     with workers(direct, broker, fleets, "one", "two"):
         broker.proxy.set_conditions(**{way: Conditions(held=True)})
         time.sleep(11)
 
 
-def test_half_open_connections_are_given_up(direct: Settings, broker: Behind, fleets: list[Fleet]) -> None:
-    """Nothing tells a client that a connection is dead, and what it has sent is never answered."""
+def test_half_open_connections_are_given_up(direct: Settings, broker: ProxiedBroker, fleets: list[Fleet]) -> None:
+    """Nothing tells a client that a connection is dead, and its requests are never answered."""
     with workers(direct, broker, fleets, "one", "two"):
         broker.proxy.abandon()
-        # Positions of a transaction that its producer cannot end any more are not told before it times out.
+        # The broker returns no positions of an orphaned transaction until it times out.
         (before,) = eventually(lambda: (committed(direct),))
         eventually(lambda: committed(direct) > before + 200)
 
 
-def test_a_member_that_was_gone_during_a_rebalance_does_not_go_on_with_what_it_had(
-    direct: Settings, broker: Behind, fleets: list[Fleet]
+def test_a_member_that_missed_a_rebalance_drops_its_old_partitions(
+    direct: Settings, broker: ProxiedBroker, fleets: list[Fleet]
 ) -> None:
-    """It is cut off while it gives up a partition, for longer than its session. The other has all of them meanwhile.
+    """It is cut off while it gives up a partition, for longer than its session; the other worker gets all partitions.
 
-    librdkafka does not say that its partitions are lost then, and the group takes commits of the member that came back.
+    librdkafka does not report its partitions as lost, and the group accepts commits of the returned member.
     """
     requests: Counter[int] = Counter()
 
@@ -140,7 +142,7 @@ def test_a_member_that_was_gone_during_a_rebalance_does_not_go_on_with_what_it_h
 
     broker.proxy.make_late(LateRequest(picks=counted, until=counted))
     with workers(direct, broker, fleets, "one") as fleet:
-        # So slow that the moment between two requests of a commit can be met.
+        # Slow enough to act between two requests of a commit.
         broker.proxy.set_conditions(up=Conditions(latency_s=0.2))
         synced = requests[Api.SYNC_GROUP]
         fleet.start("two")
@@ -150,24 +152,24 @@ def test_a_member_that_was_gone_during_a_rebalance_does_not_go_on_with_what_it_h
 
 
 @contextmanager
-def late_positions(broker: Behind) -> Iterator[None]:
-    """The next positions that are sent arrive inside their sender's next transaction."""
+def late_positions(broker: ProxiedBroker) -> Iterator[None]:
+    """Deliver the next positions that are sent inside their sender's next transaction."""
     late = LateRequest(
         picks=lambda request: api_of(request) == Api.TXN_OFFSET_COMMIT,
         until=lambda request: api_of(request) == Api.END_TXN,
-        overtaken=2,  # the first end is that of their own transaction
+        overtaken=2,  # the first END_TXN is that of their own transaction
     )
     broker.proxy.make_late(late)
     yield
-    assert late.delivered.wait(40), "no broker was given the late request"
+    assert late.delivered.wait(40), "the late request was never delivered"
     broker.proxy.make_late(None)
 
 
 @pytest.mark.parametrize("what", ["commit", "confirmation"])
-def test_positions_that_arrive_in_a_later_transaction_are_not_taken(
-    direct: Settings, broker: Behind, what: str
+def test_positions_that_arrive_in_a_later_transaction_do_not_stay(
+    direct: Settings, broker: ProxiedBroker, what: str
 ) -> None:
-    """A broker checks them against the producer's epoch alone, and librdkafka sends them again by itself meanwhile."""
+    """The broker checks only the producer's epoch, and librdkafka meanwhile sends the positions again by itself."""
     group = f"late-{what}"
     outsider = Consumer({"bootstrap.servers": broker.direct, "group.id": group, "isolation.level": "read_committed"})
     member = outsider.consumer_group_metadata()
@@ -176,12 +178,12 @@ def test_positions_that_arrive_in_a_later_transaction_are_not_taken(
     topic = KafkaConfig.of(direct).topic(MESSAGES)
 
     def commit(**offsets: int) -> None:
-        """As the pipeline does: a producer in doubt is replaced first."""
+        """Commit like the pipeline: replace a producer in doubt first."""
         if transactions.needs_open:
             transactions.open()
         positions = [TopicPartition(topic, int(number[1:]), offset) for number, offset in offsets.items()]
         transactions.commit([], positions, member)
-        # Longer than it takes until a lost connection is noticed.
+        # Longer than it takes to notice a lost connection.
         until_s = time.monotonic() + 1
         while time.monotonic() < until_s and not transactions.needs_open:
             time.sleep(0.05)
@@ -205,17 +207,17 @@ def test_positions_that_arrive_in_a_later_transaction_are_not_taken(
     outsider.close()
 
 
-def test_workers_that_die_after_their_positions_arrived_late_begin_where_they_were(
-    direct: Settings, broker: Behind, fleets: list[Fleet]
+def test_workers_that_die_after_a_late_request_resume_at_their_positions(
+    direct: Settings, broker: ProxiedBroker, fleets: list[Fleet]
 ) -> None:
-    """What a late request moved back is noticed within a third of a second and committed again; then they die."""
+    """A position that a late request moved back is committed again within a third of a second, before the kill."""
     with workers(direct, broker, fleets, "one") as fleet:
         for _ in range(3):
             with late_positions(broker):
                 pass
-            time.sleep(1.5)  # until the positions are committed again; docs/delivery.md says what holds before
+            time.sleep(1.5)  # until the positions are committed again; docs/delivery.md describes the time before
             fleet.kill("one")
             fleet.start("one")
             before = committed(direct)
-            eventually(lambda: committed(direct) > before, timeout_s=60)  # noqa: B023 - it is called in this round
-        fleet.codes.clear()  # those of the kills
+            eventually(lambda: committed(direct) > before, timeout_s=60)  # noqa: B023 - called in this iteration
+        fleet.codes.clear()  # exit codes of the kills

@@ -1,4 +1,4 @@
-"""Something that is done again and again beside a run."""
+"""Something that is done repeatedly alongside a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class Ticker:
-    """Calls ``do`` every ``period_s`` from a thread of its own, until ``stop``. An error of it is shown, no more."""
+    """Calls ``do`` every ``period_s`` in its own thread until ``stop``. An error in ``do`` is only printed."""
 
     def __init__(self, period_s: float, do: Callable[[], None]) -> None:
         self._period_s = period_s
@@ -17,11 +17,11 @@ class Ticker:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
-        """Begin, after the first period."""
+        """Start; the first call is after one period."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, once the call that is under way has returned."""
+        """Stop, once a running call has returned."""
         self._done.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -30,5 +30,5 @@ class Ticker:
         while not self._done.wait(self._period_s):
             try:
                 self._do()
-            except Exception:  # the next call may do better, and the run goes on
+            except Exception:  # the next call may succeed, and the run goes on
                 traceback.print_exc()

@@ -1,7 +1,7 @@
-"""Killing inside an open transaction, which moments at random hardly ever are.
+"""Kills a worker inside an open transaction, which random moments hardly ever meet.
 
-A transaction of a light load is open for some milliseconds. So whoever may have one is frozen as soon as a record is
-seen that is not committed; the broker then says whether its transaction is open still.
+Under a light load a transaction is open for a few milliseconds. As soon as an uncommitted record appears, all workers
+are therefore frozen; the broker then says whether the transaction is still open.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ PARTITIONS = 3
 
 
 class OpenTransactions:
-    """Sees what is written to ``written`` before it is committed, and who of ``group`` writes it.
+    """Sees what is written to topic ``written`` before it is committed, and which member of ``group`` writes it.
 
-    Keys of ``read`` and ``written`` are the same, and so are their partitions: who has a partition of the one writes
-    that of the other.
+    Records of ``read`` and ``written`` have the same keys and so the same partitions: the owner of a partition of
+    ``read`` writes to that partition of ``written``.
     """
 
     def __init__(self, settings: Settings, *, group: str, read: str, written: str) -> None:
@@ -44,16 +44,16 @@ class OpenTransactions:
         )
 
     def kill_one(self, fleet: Fleet, timeout_s: float = 120.0) -> str:
-        """Kill a process of ``fleet`` inside an open transaction; its name.
+        """Kill a process of ``fleet`` inside an open transaction, and return its name.
 
-        Something must be written all the while. AssertionError when none was met in time.
+        Something must be written all the time. Raises AssertionError if no open transaction was found in time.
         """
         name = self.freeze_one(fleet, timeout_s)
         fleet.kill(name)
         return name
 
     def owners(self) -> dict[str, set[int]]:
-        """Names of the group's members that have partitions of what is read → which."""
+        """Return the partitions of ``read`` by the name of the group member that has them."""
         description = self._admin.describe_consumer_groups([self._group])[self._group].result(10)
         found = {
             member.client_id.removeprefix("rtfm-"): {
@@ -63,20 +63,20 @@ class OpenTransactions:
         }
         return {name: numbers for name, numbers in found.items() if numbers}
 
-    def written(self) -> dict[int, int]:
-        """Where each partition ends now, what is not committed included."""
+    def end_offsets(self) -> dict[int, int]:
+        """Return the end of each partition, including uncommitted records."""
         return self._ends(IsolationLevel.READ_UNCOMMITTED)
 
-    def ended_below(self, written: dict[int, int]) -> bool:
-        """Whether every transaction that was open when ``written`` was asked for has ended, whatever came since."""
+    def have_ended_below(self, ends: dict[int, int]) -> bool:
+        """Return whether every transaction that was open below the offsets ``ends`` has ended, ignoring later ones."""
         stable = self._ends(IsolationLevel.READ_COMMITTED)
-        return all(stable[number] >= end for number, end in written.items())
+        return all(stable[number] >= end for number, end in ends.items())
 
     def freeze_one(self, fleet: Fleet, timeout_s: float = 120.0) -> str:
-        """Freeze one inside an open transaction, as ``kill_one`` kills one."""
+        """Freeze a worker inside an open transaction, and return its name, as ``kill_one`` does."""
         deadline_s = time.monotonic() + timeout_s
         self._looks = self._unknown = 0
-        ends = self.written()
+        ends = self.end_offsets()
         self._consumer.assign([TopicPartition(self._written, number, end) for number, end in ends.items()])
         while time.monotonic() < deadline_s:
             message = self._consumer.poll(0.5)
@@ -91,10 +91,10 @@ class OpenTransactions:
                     fleet.send(name, signal.SIGCONT)
             if victim is not None:
                 return victim
-            self._consumer.consume(10_000, 0)  # the next look is at what is written from now on
+            self._consumer.consume(10_000, 0)  # the next look sees only what is written from now on
         raise AssertionError(
-            f"no open transaction was met in {timeout_s:.0f} s: {self._looks} looks, {self._unknown} of them at"
-            f" one of nobody in {self._group}; {fleet.fate}"
+            f"no open transaction was found in {timeout_s:.0f} s: {self._looks} looks, {self._unknown} of them at"
+            f" one without an owner in {self._group}; {fleet.status}"
         )
 
     def close(self) -> None:
@@ -102,9 +102,9 @@ class OpenTransactions:
         self._consumer.close()
 
     def _victim(self, fleet: Fleet) -> str | None:
-        time.sleep(0.02)  # an end that is on its way arrives
-        stable, written = self._ends(IsolationLevel.READ_COMMITTED), self.written()
-        open_in = [number for number in range(PARTITIONS) if stable[number] < written[number]]
+        time.sleep(0.02)  # lets a commit that is on its way arrive
+        stable, ends = self._ends(IsolationLevel.READ_COMMITTED), self.end_offsets()
+        open_in = [number for number in range(PARTITIONS) if stable[number] < ends[number]]
         if not open_in:
             return None
         for name, assigned in self.owners().items():

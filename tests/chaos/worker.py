@@ -1,6 +1,6 @@
 """A worker of the chaos tests: answers every message with one response, keyed by channel, until SIGTERM.
 
-``python -m tests.chaos.worker HANDLER_MS PADDING_BYTES CONCURRENCY``, a concurrency of 0 being batches; settings come
+``python -m tests.chaos.worker HANDLER_MS PADDING_BYTES CONCURRENCY``; a concurrency of 0 means batches. Settings come
 from the environment. The answer is the message's id, so that a reader of bot-responses can account for every message
 and its order in the channel.
 """
@@ -31,22 +31,22 @@ from rtfm.telemetry import Health, configure_logging
 from tests.streams import GROUP, MESSAGES, RESPONSES, answered, asked
 
 SLEEPER = "sleep"
-"""The content of a message whose handling takes 20 s."""
+"""Content of a message that takes 20 s to handle."""
 
 HANGER = "hang"
-"""The content, with an instance's name, of a message at which that instance stands still and nothing of it runs."""
+"""Content, followed by an instance's name, of a message that makes this instance hang completely."""
 
 KILLER = "die"
-"""The content of a message whose handling ends the process."""
+"""Content of a message that ends the process."""
 
 
 def hang() -> None:
-    """Hold the interpreter for ever."""
+    """Hold the interpreter's lock practically forever, so that no other thread runs."""
     re.match(r"(a+)+$", "a" * 64 + "b")
 
 
 def main(handler_ms: float, padding_bytes: int, concurrency: int) -> int:
-    """Run until SIGTERM; 1 when the pipeline ended with an error."""
+    """Run until SIGTERM; return 1 if the pipeline ended with an error."""
     configured = settings.load(dotenv=None)
     configure_logging("INFO", "console")
     stop = threading.Event()
@@ -91,4 +91,4 @@ def main(handler_ms: float, padding_bytes: int, concurrency: int) -> int:
 
 if __name__ == "__main__":
     code = main(float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
-    os._exit(code)  # handlers that still sleep are not waited for
+    os._exit(code)  # does not wait for handlers that still sleep

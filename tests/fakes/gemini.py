@@ -1,13 +1,12 @@
-"""A stand-in for Gemini's REST API: a real HTTP server with its shape, and its faults on demand.
+"""A fake of Gemini's REST API: a real HTTP server with the same format, and faults on demand.
 
-It answers ``POST /v1beta/models/<model>:generateContent`` for one key and one model, and ``POST /v1/chat/completions``
-in the form of OpenAI, keeps every request, and by default repeats its sources: the answer is what the first one says.
-``faults`` are used up in the order they were given; ``behaviour`` holds until it is changed.
+It serves ``POST /v1beta/models/<model>:generateContent`` for one key and one model, and ``POST /v1/chat/completions``
+in OpenAI's format. It keeps every request. By default it repeats its sources: the answer is the text of the first one.
+``faults`` are used up in the order in which they were given; ``behaviour`` stays until it is changed.
 
-``python -m tests.fakes.gemini --port 8099 --delay-s 0.2 --fail-share 0.5 --status 503`` runs it as a process of its
-own. Its first line on standard output is ``{"address": …}``. ``GET /control`` gives what it was asked so far,
-``POST /control`` with ``{"delay_s": …, "status": …, "fail_share": …, "hang": …, "retry_after": …, "reply": …}``
-changes what it does.
+``python -m tests.fakes.gemini --port 8099 --delay-s 0.2 --fail-share 0.5 --status 503`` runs it as a separate process.
+Its first line on standard output is ``{"address": …}``. ``GET /control`` returns the requests so far; ``POST /control``
+with ``{"delay_s": …, "status": …, "fail_share": …, "hang": …, "retry_after": …, "reply": …}`` changes its behaviour.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ MODEL = "gemini-flash-latest"
 STATUS = {400: "INVALID_ARGUMENT", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 429: "RESOURCE_EXHAUSTED"}
 
 Reply = Callable[[dict[str, Any], str], str]
-"""From the prompt's document and its instructions to the text that the model writes."""
+"""Maps the prompt's document and instructions to the text that the model writes."""
 
 
 @frozen(kw_only=True)
 class Fault:
-    """One answer that is not what was asked for. ``delay_s`` comes before it."""
+    """One response that replaces the real one. ``delay_s`` comes before it."""
 
     status: int = 200
     body: str | None = None
@@ -45,7 +44,7 @@ class Fault:
 
 @frozen(kw_only=True)
 class Behaviour:
-    """What the server does with every request: ``fail_share`` (0..1) of them get ``status``, or hang for a minute."""
+    """How the server treats requests: a share of ``fail_share`` (0..1) gets ``status``, or hangs for a minute."""
 
     delay_s: float = 0.0
     status: int = 503
@@ -55,7 +54,7 @@ class Behaviour:
     reply: str = "first_source"
 
     def fault(self, chance: float) -> Fault:
-        """What becomes of a request that drew ``chance`` (0..1)."""
+        """Return the fault of a request that drew ``chance`` (0..1)."""
         if chance >= self.fail_share:
             return Fault(delay_s=self.delay_s)
         if self.hang:
@@ -67,43 +66,43 @@ class Behaviour:
 
 
 def throttled(retry_after: str | None = "7") -> Fault:
-    """429, as when the quota is used up."""
+    """Return a 429, as for a used-up quota."""
     headers = {} if retry_after is None else {"Retry-After": retry_after}
     return Fault(status=429, body=_error(429, "Resource has been exhausted"), headers=headers)
 
 
 def failing(status: int = 500) -> Fault:
-    """A failure of the server."""
+    """Return a failure of the server."""
     return Fault(status=status, body=_error(status, "An internal error has occurred"))
 
 
 def slow(delay_s: float) -> Fault:
-    """The right answer, late."""
+    """Return the right answer, late."""
     return Fault(delay_s=delay_s)
 
 
 def not_json() -> Fault:
-    """A proxy's page instead of the API's answer."""
+    """Return a proxy's page instead of the API's answer."""
     return Fault(body="<html>sign in</html>")
 
 
 def no_candidates() -> Fault:
-    """An answer without a candidate."""
+    """Return an answer without a candidate."""
     return Fault(body=json.dumps({"candidates": [], "usageMetadata": _USAGE}))
 
 
 def blocked_prompt() -> Fault:
-    """A question that the safety filter stopped."""
+    """Return the answer to a question that the safety filter blocked."""
     return Fault(body=json.dumps({"promptFeedback": {"blockReason": "SAFETY"}, "usageMetadata": _USAGE}))
 
 
 def finished(reason: str, text: str = "") -> Fault:
-    """A candidate that ended with ``reason``: SAFETY, RECITATION, MAX_TOKENS."""
+    """Return a candidate that ended with ``reason``: SAFETY, RECITATION, MAX_TOKENS."""
     return Fault(body=json.dumps(_response(text, reason)))
 
 
 def first_source(document: dict[str, Any], instructions: str = "") -> str:
-    """What the first source says, cited; a question that stands alone where no sources are given."""
+    """Return the first source's text, cited; without sources, the rewritten question."""
     if "sources" not in document:
         return standalone(document)
     if not document["sources"]:
@@ -114,24 +113,24 @@ def first_source(document: dict[str, Any], instructions: str = "") -> str:
 
 
 def insufficient(document: dict[str, Any], instructions: str = "") -> str:
-    """The sources do not answer the question."""
+    """Reply that the sources do not answer the question."""
     return standalone(document) if "sources" not in document else written("", [], sufficient=False)
 
 
 def standalone(document: dict[str, Any]) -> str:
-    """The question with what its asker said before."""
+    """Return the question, after the asker's earlier message."""
     before = [message["text"] for message in document["context"] if message["speaker"] == "asker"]
     return json.dumps({"question": " ".join([document["question"], *before[-1:]])}, ensure_ascii=False)
 
 
 def written(answer: str, cited: list[int], *, sufficient: bool = True, disagree: bool = False) -> str:
-    """An answer in the form that the prompt asks for."""
+    """Return an answer in the format that the prompt asks for."""
     reply = {"answer": answer, "cited": cited, "sufficient": sufficient, "sources_disagree": disagree}
     return json.dumps(reply, ensure_ascii=False)
 
 
 def replies() -> dict[str, Reply]:
-    """The replies that can be chosen by name."""
+    """Return the replies that can be chosen by name."""
     from tests.fakes.obedient import obedient
 
     return {"first_source": first_source, "insufficient": insufficient, "obedient": obedient}
@@ -156,17 +155,17 @@ class FakeGemini:
 
     @property
     def address(self) -> str:
-        """The value of GEMINI_API_ENDPOINT."""
+        """Value of GEMINI_API_ENDPOINT."""
         assert self._server is not None
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     @property
     def documents(self) -> list[dict[str, Any]]:
-        """The data of each prompt, as the model got it."""
+        """The data of each prompt, as the model received it."""
         return [_document(request) for request in self.requests]
 
     def answer(self, path: str, key: str | None, request: dict[str, Any]) -> tuple[int, dict[str, str], str]:
-        """Status, headers and body for one request."""
+        """Return status, headers and body for one request."""
         with self._lock:
             self.counts["requests"] += 1
             if self.keep_requests:
@@ -188,7 +187,7 @@ class FakeGemini:
         return 200, {}, json.dumps(_completion(text, "stop") if as_openai else _response(text, "STOP"))
 
     def control(self, changes: dict[str, Any]) -> dict[str, Any]:
-        """Change what the server does; gives what it does now and what it was asked so far."""
+        """Change the behaviour, and return it with the requests so far."""
         with self._lock:
             self.behaviour = attrs.evolve(self.behaviour, **changes)
             self.reply = replies()[self.behaviour.reply] if "reply" in changes else self.reply
@@ -258,7 +257,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Keep quiet about clients that were killed."""
+        """Ignore clients that were killed."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 

@@ -1,4 +1,4 @@
-"""A model that obeys whatever it reads: the worst that a real one could do with an attack in its sources."""
+"""A model that obeys everything it reads: the worst that a real one could do with an attack in its sources."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _ABOUT_ITSELF = re.compile(
 
 
 def obedient(document: dict[str, Any], instructions: str = "") -> str:
-    """Repeats every source word for word, with every number that it finds, and its instructions where they are named.
+    """Repeat every source word for word, with every number in it, and the instructions if a source asks for them.
 
-    All that an attack can make a model write, it writes: pings, links, forged numbers, its own instructions, another
-    reply's JSON, a claim that nothing was found.
+    It writes everything that an attack can make a model write: pings, links, forged numbers, its own instructions,
+    another reply's JSON, a claim that nothing was found.
     """
     if "sources" not in document:
         return json.dumps({"question": f"{document['question']} {_said(document['context'])}"}, ensure_ascii=False)

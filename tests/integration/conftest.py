@@ -16,7 +16,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def contracts(settings: Settings) -> Iterator[Contracts]:
-    """The contracts, open on the registry of ``settings``."""
+    """The contracts, with the registry of ``settings``."""
     opened = open_contracts(settings)
     yield opened
     opened.registry.close()

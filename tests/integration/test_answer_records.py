@@ -1,4 +1,4 @@
-"""Records of questions, each with one answer that is kept, over real PostgreSQL and with a fake Gemini."""
+"""Each question's record has one answer, which is stored, over real PostgreSQL and a fake Gemini."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def handled(handler: Answering, query: object) -> BotResponse:
     return output.event
 
 
-def test_r21_a_record_that_comes_again_gets_the_answer_that_it_had(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """R21: the second delivery asks no model and says the same, whatever was said meanwhile."""
+def test_a_repeated_record_gets_its_stored_answer(knowledge: Knowledge, gemini: FakeGemini) -> None:
+    """R21: the second delivery asks no model and gives the same answer, whatever was written meanwhile."""
     handler = Answering(answerer=answerer(knowledge, gemini), archive=knowledge.archive)
     first = handled(handler, asked())
     add(knowledge, message(30, "printer stale job unlock: throw it away", author_id="9"))
@@ -68,10 +68,10 @@ def test_r21_a_record_that_comes_again_gets_the_answer_that_it_had(knowledge: Kn
 
 
 @pytest.mark.parametrize(("partition", "offset"), [(0, 1), (1, 0)])
-def test_r21_a_second_record_of_an_answered_question_produces_nothing(
+def test_a_second_record_of_an_answered_question_produces_nothing(
     knowledge: Knowledge, gemini: FakeGemini, partition: int, offset: int
 ) -> None:
-    """R21: the row names the record that made it; another one gets no answer and asks no model."""
+    """R21: the stored answer names its record; another record gets no answer and asks no model."""
     handler = Answering(answerer=answerer(knowledge, gemini), archive=knowledge.archive)
     first = handled(handler, asked())
     kept = knowledge.archive.answers.find("m42")
@@ -83,11 +83,14 @@ def test_r21_a_second_record_of_an_answered_question_produces_nothing(
 
 
 @pytest.mark.parametrize(("other", "responses"), [(0, 2), (1, 1)], ids=["the same record", "another record"])
-def test_r21_two_workers_with_one_question_at_once_agree(
+def test_two_workers_with_one_question_at_once_agree(
     knowledge: Knowledge, gemini: FakeGemini, other: int, responses: int
 ) -> None:
-    """R21: one row stays. The same record on two workers gives both its answer, of which Kafka commits one; of two
-    records the one that made the row answers, and the other produces nothing."""
+    """R21: one stored answer remains.
+
+    For the same record on two workers both get its answer, of which Kafka commits one. Of two records, the one that
+    made the stored answer gets it, and the other produces nothing.
+    """
     together = threading.Barrier(2, timeout=30)
 
     def differing(document: dict[str, Any], instructions: str) -> str:
@@ -105,8 +108,8 @@ def test_r21_two_workers_with_one_question_at_once_agree(
 
 
 @pytest.mark.parametrize("query", [asked(query_id=""), asked(query_id="m\x00"), asked(query_id="5" * 129), LOCK[0]])
-def test_what_nobody_could_wait_for_is_invalid(knowledge: Knowledge, query: object) -> None:
-    """It belongs in dead-letters: no response could name it."""
+def test_a_question_that_no_response_could_name_is_invalid(knowledge: Knowledge, query: object) -> None:
+    """It becomes a dead letter, because no response could name it."""
     with pytest.raises(InvalidEvent, match=r"query_id must match|is not a BotQuery"):
         handled(Answering(answerer=answerer(knowledge), archive=knowledge.archive), query)
 
@@ -135,10 +138,10 @@ TIME_RULE = "must lie in the years 1 to 9999"
     ],
     ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
 )
-def test_clients_7_a_question_that_breaks_a_rule_is_refused_with_the_rule(
+def test_a_question_that_breaks_a_rule_is_refused_with_the_rule(
     knowledge: Knowledge, gemini: FakeGemini, fields: dict[str, Any], answer: str, repaired: dict[str, Any]
 ) -> None:
-    """Clients 2 and 7, M8: the answer names field and rule, not the value, and can itself be written and read."""
+    """The answer names field and rule, not the value, and is itself valid."""
     handler = Answering(answerer=answerer(knowledge, gemini), archive=knowledge.archive)
     query = asked(**fields)
     (output,) = handler([record(query, timestamp_ms=NOW - 5)])
@@ -155,17 +158,17 @@ def test_clients_7_a_question_that_breaks_a_rule_is_refused_with_the_rule(
 
 
 @pytest.mark.parametrize("timestamp_ms", [-1, 0, 10**17, -(10**17)])
-def test_m8_a_record_whose_own_time_is_none_is_refused_at_the_time_of_answering(
+def test_a_record_without_a_valid_time_is_refused_at_the_time_of_answering(
     knowledge: Knowledge, timestamp_ms: int
 ) -> None:
-    """M8: a producer writes any number as the time of a record."""
+    """A producer may write any number as a record's time."""
     handler = Answering(answerer=answerer(knowledge), archive=knowledge.archive)
     (output,) = handler([record(asked(asked_at=2**62), timestamp_ms=timestamp_ms)])
     assert output.event.asked_at == NOW
 
 
-def test_h3_a_question_that_a_store_refuses_is_refused(knowledge: Knowledge) -> None:
-    """H3: its sender learns it, and the partition goes on."""
+def test_a_question_that_a_store_refuses_is_refused(knowledge: Knowledge) -> None:
+    """Its sender learns it, and the partition continues."""
 
     class Refusing:
         def search(self, question: str, **_: object) -> SearchResult:
@@ -177,10 +180,10 @@ def test_h3_a_question_that_a_store_refuses_is_refused(knowledge: Knowledge) -> 
     assert response.answer.startswith("question must")
 
 
-def test_m8_a_message_of_an_impossible_year_is_cited_without_its_date(
+def test_a_message_of_an_impossible_year_is_cited_without_its_date(
     knowledge: Knowledge, bare_settings: Settings
 ) -> None:
-    """M8: an earlier version stored such times; the question is answered all the same."""
+    """An earlier version stored such times."""
     with psycopg.connect(bare_settings.database_url) as connection:
         connection.execute("UPDATE messages SET created_at = 2000000000000000 WHERE message_id = '1002'")
     response = handled(Answering(answerer=answerer(knowledge), archive=knowledge.archive), asked())
@@ -191,7 +194,7 @@ def test_m8_a_message_of_an_impossible_year_is_cited_without_its_date(
 
 @pytest.mark.parametrize("question", ["\x00\x07?", "x" * 20_000, "🙂", "ﷺ" * 100, "a", "%' OR 1=1; --", "<@1> <@2>"])
 def test_any_question_gets_an_outcome(knowledge: Knowledge, question: str) -> None:
-    """Control characters, 20,000 characters, emoji, one letter."""
+    """The cases are control characters, 20,000 characters, emoji and one letter."""
     response = handled(
         Answering(answerer=answerer(knowledge), archive=knowledge.archive), asked(question, query_id="m1")
     )
@@ -199,7 +202,7 @@ def test_any_question_gets_an_outcome(knowledge: Knowledge, question: str) -> No
 
 
 def test_a_database_that_is_gone_is_waited_for(knowledge: Knowledge, bare_settings: Settings) -> None:
-    """The question is not answered wrongly for want of the archive."""
+    """Without the archive no wrong answer is given."""
     away = knowledge_of_nothing(bare_settings)
     with pytest.raises(Unavailable):
         handled(Answering(answerer=answerer(away), archive=away.archive), asked())

@@ -1,4 +1,4 @@
-"""Questions to answers over real PostgreSQL and Chroma, with a fake Gemini behind the real client."""
+"""From questions to answers over real PostgreSQL and Chroma, with a fake Gemini behind the real client."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def replying(answer: str, cited: list[int], *, sufficient: bool = True) -> Calla
 def test_a_model_that_fails_costs_its_words_not_the_answer(
     knowledge: Knowledge, gemini: FakeGemini, fault: Fault
 ) -> None:
-    """Whatever happens to the model, the passages are quoted."""
+    """If the model fails in any way, passages are quoted."""
     gemini.faults = [fault]
     response = answerer(knowledge, gemini).answer(asked())
     assert response.outcome is Outcome.EXTRACTED
@@ -73,7 +73,7 @@ def test_a_model_that_fails_costs_its_words_not_the_answer(
 
 
 def test_a_model_that_is_late_is_not_waited_for(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """The timeout leads to the extract."""
+    """The timeout gives an extract."""
     gemini.faults = [fake.slow(30)]
     assert answerer(knowledge, gemini, timeout_s=0.3).answer(asked()).outcome is Outcome.EXTRACTED
 
@@ -82,7 +82,7 @@ def test_a_model_that_is_late_is_not_waited_for(knowledge: Knowledge, gemini: Fa
 def test_an_answer_that_rests_on_nothing_is_not_shown(
     knowledge: Knowledge, gemini: FakeGemini, cited: list[int]
 ) -> None:
-    """Without a source that was given, the model's words are its own."""
+    """Without a given source, the model's text is unfounded."""
     gemini.reply = replying("Just reboot [99].", cited)
     response = answerer(knowledge, gemini).answer(asked())
     assert response.outcome is Outcome.EXTRACTED
@@ -90,14 +90,14 @@ def test_an_answer_that_rests_on_nothing_is_not_shown(
 
 
 def test_a_question_past_its_time_is_not_answered(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """EXPIRED, and the model is not called."""
+    """The outcome is EXPIRED, and the model is not called."""
     response = answerer(knowledge, gemini).answer(asked(expires_at=TimestampMillis(NOW - 1)))
     assert (response.outcome, response.answer, response.citations) == (Outcome.EXPIRED, "", [])
     assert gemini.requests == []
 
 
 def test_too_many_visible_channels_are_refused(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """REFUSED, and the model is not called."""
+    """The outcome is REFUSED, and the model is not called."""
     response = answerer(knowledge, gemini).answer(asked(visible_channel_ids=[str(i) for i in range(20_001)]))
     assert response.outcome is Outcome.REFUSED
     assert gemini.requests == []
@@ -115,15 +115,15 @@ def test_too_many_visible_channels_are_refused(knowledge: Knowledge, gemini: Fak
     ],
     ids=["off topic", "nothing visible", "another channel", "another guild", "direct", "blank"],
 )
-def test_nothing_near_is_said_so(knowledge: Knowledge, gemini: FakeGemini, query: BotQuery) -> None:
-    """NOT_FOUND without a link, and the model is not called."""
+def test_nothing_near_is_not_found(knowledge: Knowledge, gemini: FakeGemini, query: BotQuery) -> None:
+    """The outcome is NOT_FOUND without a link, and the model is not called."""
     response = answerer(knowledge, gemini).answer(query)
     assert (response.outcome, response.answer, response.citations) == (Outcome.NOT_FOUND, "", [])
     assert gemini.requests == []
 
 
 def test_a_hidden_channel_reaches_neither_model_nor_answer(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """What the readers may not see is not even in the prompt."""
+    """What readers may not see is not in the prompt either."""
     query = asked("what is the printer unlock code for staff?")
     response = answerer(knowledge, gemini).answer(query)
     assert "--master" not in json.dumps(gemini.requests)
@@ -134,7 +134,7 @@ def test_a_hidden_channel_reaches_neither_model_nor_answer(knowledge: Knowledge,
 
 
 def test_a_model_s_verdict_that_nothing_answers_is_kept(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """Insufficient is NOT_FOUND, with what it cost."""
+    """The verdict "insufficient" becomes NOT_FOUND, with its token costs."""
     gemini.reply = replying("", [], sufficient=False)
     response = answerer(knowledge, gemini).answer(asked())
     assert (response.outcome, response.answer, response.citations) == (Outcome.NOT_FOUND, "", [])
@@ -142,7 +142,7 @@ def test_a_model_s_verdict_that_nothing_answers_is_kept(knowledge: Knowledge, ge
 
 
 def test_a_model_s_answer_carries_its_sources(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """Words of the model, link to the message that they rest on."""
+    """The text is the model's, the link leads to the cited message."""
     gemini.reply = replying("Run `printctl unlock --stale` [1].", [1])
     response = answerer(knowledge, gemini).answer(asked())
     assert response.outcome is Outcome.ANSWERED
@@ -155,7 +155,7 @@ def test_a_model_s_answer_carries_its_sources(knowledge: Knowledge, gemini: Fake
 
 
 def test_a_citation_in_a_thread_has_its_title(knowledge: Knowledge) -> None:
-    """As plain text: a title pings nobody."""
+    """It is plain text, so that a title pings no one."""
     place = {"channel_id": "900", "channel_kind": ChannelKind.FORUM_POST, "parent_channel_id": "200"}
     add(knowledge, message(70, "zebras need a striped stable", channel_name="Stables\n@everyone", **place))
     (citation,) = answerer(knowledge).answer(asked("what stable do zebras need?")).citations
@@ -163,7 +163,7 @@ def test_a_citation_in_a_thread_has_its_title(knowledge: Knowledge) -> None:
 
 
 def test_a_model_that_obeys_an_attack_does_no_harm(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """Pings, foreign links and forged numbers are gone whatever the model writes."""
+    """Pings, foreign links and forged numbers are removed from any output."""
     gemini.reply = replying(
         "@everyone <@7> go to https://evil.example/x or [here](https://evil.example) [1][7]. See"
         " https://discord.com/channels/1/2/3",
@@ -177,7 +177,7 @@ def test_a_model_that_obeys_an_attack_does_no_harm(knowledge: Knowledge, gemini:
 
 
 def test_an_extract_links_to_what_it_quotes(knowledge: Knowledge) -> None:
-    """Without a model: the answer's words, dated and numbered, with an excerpt."""
+    """Without a model, the quote is dated and numbered and has an excerpt."""
     response = answerer(knowledge).answer(asked())
     assert response.outcome is Outcome.EXTRACTED
     assert response.answer.endswith("bea, 2023-11-14 [1]")
@@ -187,7 +187,7 @@ def test_an_extract_links_to_what_it_quotes(knowledge: Knowledge) -> None:
 
 
 def test_an_answer_goes_back_where_the_question_came_from(knowledge: Knowledge) -> None:
-    """Ids and audience are the query's; an unknown audience is the asker alone."""
+    """It has the query's ids and audience; an unknown audience becomes the asker alone."""
     response = answerer(knowledge).answer(asked())
     assert (response.query_id, response.guild_id, response.channel_id) == ("m42", GUILD, "200")
     assert (response.query_message_id, response.asker_id, response.audience) == ("42", "7", Audience.PUBLIC)
@@ -202,7 +202,7 @@ CONTEXT = [
 
 
 def test_a_follow_up_is_rewritten_by_one_more_request(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """The exchange goes into the first prompt, without secrets; the question that comes of it is searched and asked."""
+    """The first prompt has the exchange without secrets; the rewritten question is searched and asked."""
     response = answerer(knowledge, gemini).answer(asked("yes, how do I get rid of it then?", context=CONTEXT))
     assert response.outcome is Outcome.ANSWERED
     exchange, prompt = gemini.documents
@@ -214,7 +214,7 @@ def test_a_follow_up_is_rewritten_by_one_more_request(knowledge: Knowledge, gemi
 
 @pytest.mark.parametrize("fault", [fake.failing(503), fake.finished("STOP", '{"question": ""}'), fake.slow(30)])
 def test_a_follow_up_that_is_not_rewritten_is_joined(knowledge: Knowledge, gemini: FakeGemini, fault: Fault) -> None:
-    """The asker's message before it names the subject."""
+    """The asker's earlier message supplies the subject."""
     gemini.faults = [fault]
     question = asked("yes, how do I get rid of it then?", context=CONTEXT)
     response = answerer(knowledge, gemini, timeout_s=5.0).answer(question)
@@ -224,13 +224,13 @@ def test_a_follow_up_that_is_not_rewritten_is_joined(knowledge: Knowledge, gemin
 
 
 def test_a_question_without_context_costs_one_request(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """Nothing is rewritten that stands alone."""
+    """It needs no rewriting."""
     answerer(knowledge, gemini).answer(asked())
     assert len(gemini.requests) == 1
 
 
 def test_sources_that_disagree_are_dated(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """Whatever the model says of it, the dates stand there, the newest first."""
+    """Dates are shown with the newest first, whatever the model writes about them."""
     newer = message(90_000, "printer locked by a stale job: unlock it with `printctl --force`", author_id="8")
     add(knowledge, attrs.evolve(newer, channel_id="201"))
     gemini.reply = lambda *_: fake.written("Use it [1]. Or else [2].", [1, 2], disagree=True)
@@ -245,7 +245,7 @@ def test_sources_that_disagree_are_dated(knowledge: Knowledge, gemini: FakeGemin
 def test_a_message_that_is_deleted_while_the_model_writes_is_not_in_the_answer(
     knowledge: Knowledge, gemini: FakeGemini
 ) -> None:
-    """What is gone when the answer is given is neither cited nor retold."""
+    """A message that is deleted before the answer is given is neither cited nor repeated."""
 
     def meanwhile(document: dict[str, Any], instructions: str) -> str:
         add(knowledge, attrs.evolve(LOCK[1], change=MessageChange.DELETED, content="", author_id=None))

@@ -1,4 +1,4 @@
-"""The bot between the fake Discord and real Kafka, as a whole service."""
+"""The bot as a whole service between the fake Discord and real Kafka."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _on_discord(settings: Settings, fake: FakeDiscord) -> Settings:
 
 @contextlib.contextmanager
 def running_bot(settings: Settings, fake: FakeDiscord) -> Iterator[None]:
-    """The bot in a thread of this process, stopped and checked at the end."""
+    """Run the bot in a thread; stop and check it at the end."""
     stop = threading.Event()
     raised: list[BaseException] = []
 
@@ -105,7 +105,7 @@ def running_bot(settings: Settings, fake: FakeDiscord) -> Iterator[None]:
 
 @contextlib.contextmanager
 def running_processor(settings: Settings) -> Iterator[None]:
-    """The processor in a thread of this process."""
+    """Run the processor in a thread."""
     stop = threading.Event()
     thread = threading.Thread(target=run_processor, args=(evolve(settings, metrics_port=0), None, stop))
     thread.start()
@@ -127,7 +127,7 @@ def _until_archived(settings: Settings, messages: int) -> None:
 
 @contextlib.contextmanager
 def bot_process(settings: Settings, fake: FakeDiscord) -> Iterator[subprocess.Popen[str]]:
-    """The bot in a process of its own, ready; killed at the end if it still runs."""
+    """Run the bot as a separate process until it is ready; kill it at the end if it still runs."""
     program = "from rtfm import settings; from rtfm.bot.service import run_bot; run_bot(settings.load(dotenv=None))"
     process = subprocess.Popen(
         [sys.executable, "-c", program], env=environment_of(settings), stderr=subprocess.PIPE, text=True
@@ -157,7 +157,7 @@ def _lag(settings: Settings) -> int:
 
 
 def records(settings: Settings, topic: str, count: int) -> list[Record]:
-    """The first ``count`` records of a topic, by the time they were produced."""
+    """Return the first ``count`` records of a topic, by timestamp."""
     found: list[Record] = []
     deadline = time.monotonic() + 30
     with contextlib.closing(EventReader(settings, open_contracts(settings), topic, group=None)) as reader:
@@ -198,7 +198,7 @@ def response_to(asked: FakeMessage, *, answer: str = "Use ntfs-3g.", ago_ms: int
 
 
 def open_question(settings: Settings, response: BotResponse) -> BotResponse:
-    """Let the bot have asked what ``response`` answers, before it was started."""
+    """Store the question that ``response`` answers, as if the bot had asked it before."""
     now = TimestampMillis(time.time_ns() // 1_000_000)
     query = BotQuery(
         query_id=response.query_id,
@@ -218,13 +218,13 @@ def open_question(settings: Settings, response: BotResponse) -> BotResponse:
 
 
 def test_a_missing_token_is_named() -> None:
-    """The operator learns which setting it is, before anything is started."""
+    """The operator learns which setting it is, before anything starts."""
     with pytest.raises(ConfigError, match="DISCORD_TOKEN"):
         run_bot(Settings())
 
 
 def test_a_metrics_port_that_is_taken_is_named() -> None:
-    """Two services on one machine is how it happens."""
+    """The usual cause is two services on one machine."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"METRICS_PORT: 127.0.0.1:{port}"):
@@ -232,14 +232,14 @@ def test_a_metrics_port_that_is_taken_is_named() -> None:
 
 
 def test_a_refused_token_ends_the_service(bot_settings: Settings) -> None:
-    """Waiting would not help, and trying often gets a bot banned."""
+    """Waiting would not help, and frequent attempts get a bot banned."""
     with pytest.raises(ConfigError, match="refused DISCORD_TOKEN") as caught:
         run_bot(evolve(bot_settings, discord_token="another-token"))
     assert "developers/applications" in str(caught.value.hint)
 
 
 def test_contracts_that_are_not_registered_end_the_service(bare_settings: Settings, fake: FakeDiscord) -> None:
-    """It would hear everything and be able to hand over nothing."""
+    """It could not produce anything that it receives."""
     with pytest.raises(ConfigError, match="not registered"):
         run_bot(_on_discord(bare_settings, fake))
 
@@ -255,14 +255,14 @@ def test_contracts_that_are_not_registered_end_the_service(bare_settings: Settin
 def test_what_the_gateway_refuses_ends_the_service(
     bot_settings: Settings, fake: FakeDiscord, make_it_so: Callable[[FakeDiscord], None], complaint: str
 ) -> None:
-    """A privileged intent that is off, or a token that was reset, is said in words."""
+    """The error explains a disabled privileged intent or a reset token."""
     make_it_so(fake)
     with pytest.raises(ConfigError, match=complaint):
         run_bot(bot_settings)
 
 
 def test_messages_edits_and_deletions_reach_kafka(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
-    """One channel stays in order, under its key."""
+    """Each channel stays in order, under its key."""
     (general,), (ada,) = guild.channels, guild.members
     with running_bot(bot_settings, fake):
         message = fake.says(general, ada, "how do I mount NTFS?")
@@ -279,7 +279,7 @@ def test_messages_edits_and_deletions_reach_kafka(bot_settings: Settings, fake: 
 def test_a_mention_is_asked_and_its_answer_is_replied_once(
     bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild
 ) -> None:
-    """The journey of a question, with the processor's part played by the test; a copy of the answer changes nothing."""
+    """The test plays the processor; a copy of the answer changes nothing."""
     (general,), (ada,) = guild.channels, guild.members
     with running_bot(bot_settings, fake):
         asked = fake.says(general, ada, f"<@{fake.bot.id}> how do I mount NTFS?", mentions=(fake.bot,))
@@ -298,12 +298,10 @@ def test_a_mention_is_asked_and_its_answer_is_replied_once(
     assert len(fake.posted_in(general)) == 2
 
 
-def test_clients_1_responses_to_the_questions_of_others_do_not_stop_the_bot(
+def test_responses_to_the_questions_of_others_do_not_stop_the_bot(
     bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild
 ) -> None:
-    """400 of them, some with a real channel and person: nothing is posted, nothing is a dead letter, and the bot's own
-    question is answered after them.
-    """
+    """400 of them, some with a real channel and person, are not posted or dead-lettered; the bot's own is answered."""
     (general,), (ada,) = guild.channels, guild.members
     with running_bot(bot_settings, fake):
         asked = fake.says(general, ada, "!rtfm how?")
@@ -333,7 +331,7 @@ def test_clients_1_responses_to_the_questions_of_others_do_not_stop_the_bot(
 
 
 def test_a_question_is_answered_from_what_was_said(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
-    """With the processor between: the answer quotes a message of this server and links to it, and pings nobody."""
+    """With a real processor, the answer quotes a message of this server, links to it, and pings no one."""
     (general,), (ada,) = guild.channels, guild.members
     staff = guild.hidden_channel("staff", shown_to=guild.role("staff"))
     with running_processor(bot_settings), running_bot(bot_settings, fake):
@@ -350,7 +348,7 @@ def test_a_question_is_answered_from_what_was_said(bot_settings: Settings, fake:
 
 
 def test_an_answer_is_not_repeated_by_the_next_bot(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
-    """What was committed is not read again, and a later copy answers no open question."""
+    """Committed responses are not read again, and a later copy answers no open question."""
     (general,), (ada,) = guild.channels, guild.members
     asked = fake.says(general, ada, "!rtfm how?", announce=False)
     response = open_question(bot_settings, response_to(asked))
@@ -367,7 +365,7 @@ def test_an_answer_is_not_repeated_by_the_next_bot(bot_settings: Settings, fake:
 
 
 def test_an_answer_waits_while_discord_is_down(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
-    """An error of Discord's is tried again, not dropped."""
+    """After an error of Discord it is retried, not dropped."""
     (general,), (ada,) = guild.channels, guild.members
     with running_bot(bot_settings, fake):
         asked = fake.says(general, ada, "!rtfm how?", announce=False)
@@ -378,7 +376,7 @@ def test_an_answer_waits_while_discord_is_down(bot_settings: Settings, fake: Fak
 
 
 def test_a_bot_that_starts_before_discord_waits(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
-    """It is not ready, and then it is."""
+    """It becomes ready later."""
     fake.fails("GET", "/users/@me", 0)
     with running_bot(bot_settings, fake):
         assert fake.count("GET", "/users/@me") == 2
@@ -387,7 +385,7 @@ def test_a_bot_that_starts_before_discord_waits(bot_settings: Settings, fake: Fa
 def test_a_bot_killed_before_its_commit_makes_no_second_reply(
     bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild
 ) -> None:
-    """The reply is on Discord, the offset is not committed and the nonce is forgotten: the channel tells."""
+    """The offset is not committed and the nonce is forgotten, but the channel shows the reply."""
     (general,), (ada,) = guild.channels, guild.members
     asked = fake.says(general, ada, "!rtfm how?", announce=False)
     last = fake.says(general, ada, "!rtfm and then?", announce=False)
@@ -405,13 +403,13 @@ def test_a_bot_killed_before_its_commit_makes_no_second_reply(
     assert len(fake.posted_in(general)) == 2
 
 
-def test_sigterm_hands_over_what_was_heard(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
-    """The process ends with 0, and nothing that it heard is lost."""
+def test_sigterm_flushes_the_outbox(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
+    """The process ends with 0, and none of its events is lost."""
     (general,), (ada,) = guild.channels, guild.members
     with bot_process(bot_settings, fake) as process:
         for number in range(200):
             fake.says(general, ada, f"message {number}")
-        # When this one is heard all are; what is tested is the way from there.
+        # Once this message has arrived all have; the test is about the way from there.
         fake.says(general, ada, "!rtfm was that all?")
         fake.wait_until(lambda: fake.count("POST", "/typing") > 0, "the question was not heard", timeout_s=60)
         os.kill(process.pid, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Floors that are calibrated beside ingest, on real PostgreSQL and Chroma."""
+"""Floors that are calibrated alongside ingest, on real PostgreSQL and Chroma."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rtfm.knowledge.floor import MIN_PASSAGES
 from rtfm.processor.calibration import Calibration
 from rtfm.processor.ingest import Ingest
 from rtfm.settings import Settings
-from tests.knowledge import GUILD, Heard, WordEmbedding, knowledge_of, message
+from tests.knowledge import GUILD, RecordOfEvent, WordEmbedding, knowledge_of, message
 
 WAIT_S = 120.0
 WORDS = [f"word{number}" for number in range(200)]
@@ -30,7 +30,7 @@ def knowledge(bare_settings: Settings) -> Iterator[Knowledge]:
 
 
 def grow(knowledge: Knowledge, calibration: Calibration, first: int, count: int) -> None:
-    """``count`` passages more, in threads of their own."""
+    """Add ``count`` passages, each in its own thread."""
     rng = random.Random(first)
     events = [
         message(
@@ -41,11 +41,11 @@ def grow(knowledge: Knowledge, calibration: Calibration, first: int, count: int)
         )
         for number in range(first, first + count)
     ]
-    Ingest(knowledge=knowledge, on_guilds_changed=calibration.enqueue)([Heard(event) for event in events])
+    Ingest(knowledge=knowledge, on_guilds_changed=calibration.enqueue)([RecordOfEvent(event) for event in events])
 
 
 def calibrated_on(settings: Settings) -> int:
-    """The passages of the guild when it was calibrated last; 0 before."""
+    """Return the number of passages at the guild's last calibration; 0 before the first."""
     with psycopg.connect(settings.database_url) as connection:
         row = connection.execute("SELECT passages FROM floors WHERE guild_id = %s", [GUILD]).fetchone()
     return row[0] if row else 0
@@ -61,7 +61,7 @@ def wait_until(settings: Settings, passages: int) -> None:
 def test_a_guild_is_calibrated_when_it_is_large_enough_and_again_when_it_has_grown_by_half(
     knowledge: Knowledge, bare_settings: Settings
 ) -> None:
-    """What it holds in between changes its floor little, and sixty searches are not for nothing."""
+    """Smaller growth hardly changes its floor, and sixty searches have a cost."""
     with Calibration(knowledge) as calibration:
         grow(knowledge, calibration, 0, MIN_PASSAGES - 1)
         grow(knowledge, calibration, MIN_PASSAGES - 1, 1)
@@ -76,7 +76,7 @@ def test_a_guild_is_calibrated_when_it_is_large_enough_and_again_when_it_has_gro
 
 
 def test_only_one_processor_at_a_time_calibrates_a_guild(knowledge: Knowledge) -> None:
-    """The others go on with guilds that are free."""
+    """The others continue with free guilds."""
     floors = knowledge.archive.floors
     with floors.try_lock(GUILD) as is_ours:
         assert is_ours

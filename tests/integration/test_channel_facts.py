@@ -1,4 +1,4 @@
-"""What is known of channels, and who may read them by it: over real PostgreSQL and Chroma."""
+"""The facts about channels and who may read them, over real PostgreSQL and Chroma."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rtfm.knowledge.rebuilding import plan, rebuild
 from rtfm.processor.ingest import Ingest
 from rtfm.settings import Settings
 from rtfm.visibility import ChannelFacts
-from tests.knowledge import GUILD, START, Heard, WordEmbedding, deletion, dump, knowledge_of, message
+from tests.knowledge import GUILD, START, RecordOfEvent, WordEmbedding, deletion, dump, knowledge_of, message
 
 OTHER_GUILD = "101"
 THREAD = {"channel_id": "300", "parent_channel_id": "200"}
@@ -35,7 +35,7 @@ def knowledge(bare_settings: Settings) -> Iterator[Knowledge]:
 
 
 def ingest(knowledge: Knowledge, *events: DiscordMessage) -> None:
-    Ingest(knowledge=knowledge)([Heard(event) for event in events])
+    Ingest(knowledge=knowledge)([RecordOfEvent(event) for event in events])
 
 
 def found(knowledge: Knowledge, question: str, *visible: str, guild_id: str = GUILD) -> list[str]:
@@ -44,15 +44,13 @@ def found(knowledge: Knowledge, question: str, *visible: str, guild_id: str = GU
 
 
 def seen(at: int, source: MessageSource = MessageSource.GATEWAY) -> dict[str, Any]:
-    """When and by whom an event was observed: minutes after the start."""
+    """Return when and by whom an event was observed, in minutes after the start."""
     return {"observed_at": TimestampMillis(START + at * 60_000), "source": source}
 
 
 @pytest.mark.parametrize("source", OTHERS)
-def test_m2_exports_and_programs_never_open_a_channel_that_is_known(
-    knowledge: Knowledge, source: MessageSource
-) -> None:
-    """M2: neither the same message, a new one, an edit or a deletion, however new they claim to be."""
+def test_exports_and_programs_never_open_a_channel_that_is_known(knowledge: Knowledge, source: MessageSource) -> None:
+    """Neither a known message, a new one, an edit or a deletion opens it, however new it claims to be."""
     ingest(knowledge, message(1, "the incident with tulips", **CLOSED, **seen(1)))
     for number, event in enumerate(
         (
@@ -70,8 +68,8 @@ def test_m2_exports_and_programs_never_open_a_channel_that_is_known(
 
 
 @pytest.mark.parametrize("source", OTHERS)
-def test_m2_a_thread_keeps_its_parent_whatever_an_export_says(knowledge: Knowledge, source: MessageSource) -> None:
-    """M2: a thread of #staff is not shown to the readers of #general."""
+def test_a_thread_keeps_its_parent_whatever_an_export_says(knowledge: Knowledge, source: MessageSource) -> None:
+    """A thread of #staff is not shown to readers of #general."""
     staff = {**OPEN, "parent_channel_id": "900"}
     ingest(knowledge, message(1, "tulips of the staff", **staff, **seen(1)))
     ingest(knowledge, message(2, "tulips", **OPEN, **seen(9, source)))
@@ -80,10 +78,10 @@ def test_m2_a_thread_keeps_its_parent_whatever_an_export_says(knowledge: Knowled
 
 
 @pytest.mark.parametrize("source", DISCORDS)
-def test_m2_a_newer_report_of_discord_opens_a_channel_and_an_older_one_does_not(
+def test_a_newer_report_of_discord_opens_a_channel_and_an_older_one_does_not(
     knowledge: Knowledge, source: MessageSource
 ) -> None:
-    """M2: the newest observation wins, in whatever order the events come."""
+    """The newest observation counts, in any order of arrival."""
     ingest(knowledge, message(1, "the tulips incident", **CLOSED, **seen(5)))
     ingest(knowledge, message(2, "more tulips", **OPEN, **seen(4, source)))
     assert found(knowledge, "tulips incident") == []
@@ -96,8 +94,8 @@ def test_m2_a_newer_report_of_discord_opens_a_channel_and_an_older_one_does_not(
 
 
 @pytest.mark.parametrize("source", [*OTHERS, *DISCORDS])
-def test_anybody_may_close_a_channel(knowledge: Knowledge, source: MessageSource) -> None:
-    """What was said before is closed with it, in the archive's passages too."""
+def test_any_source_may_close_a_channel(knowledge: Knowledge, source: MessageSource) -> None:
+    """Earlier messages are closed too, including the archive's passages."""
     ingest(knowledge, message(1, "open tulips", **OPEN, **seen(1)))
     assert found(knowledge, "tulips") == ["1001"]
     ingest(knowledge, message(2, "closed tulips", **CLOSED, **seen(2, source)))
@@ -105,16 +103,16 @@ def test_anybody_may_close_a_channel(knowledge: Knowledge, source: MessageSource
     assert found(knowledge, "tulips", "300") == ["1001", "1002"]
 
 
-def test_m2_a_report_of_discord_closes_what_a_program_opened_ahead_of_time(knowledge: Knowledge) -> None:
-    """M2: also for a message that the program has brought already."""
+def test_a_report_of_discord_closes_what_a_program_opened_ahead_of_time(knowledge: Knowledge) -> None:
+    """This includes a message that the program sent before."""
     ingest(knowledge, message(1, "forged tulips", **OPEN, **seen(9, MessageSource.OTHER)))
     assert found(knowledge, "tulips") == ["1001"]
     ingest(knowledge, message(1, "forged tulips", **CLOSED, **seen(3)))
     assert found(knowledge, "tulips") == []
 
 
-def test_m2_a_batch_believes_what_single_events_do(knowledge: Knowledge) -> None:
-    """M2: the order inside a batch counts like that of batches."""
+def test_a_batch_has_the_same_effect_as_single_events(knowledge: Knowledge) -> None:
+    """The order within a batch counts like the order of batches."""
     ingest(
         knowledge,
         message(1, "tulips", **CLOSED, **seen(1)),
@@ -125,8 +123,8 @@ def test_m2_a_batch_believes_what_single_events_do(knowledge: Knowledge) -> None
     assert found(knowledge, "tulips roses lilies", "300") == ["1001", "1002", "1003"]
 
 
-def test_m2_two_workers_agree_on_the_newest_facts(knowledge: Knowledge) -> None:
-    """M2: each decides by what it read; what is written is decided by what is there."""
+def test_two_workers_agree_on_the_newest_facts(knowledge: Knowledge) -> None:
+    """Each decides by what it read; the write is decided by the stored facts."""
     ingest(knowledge, message(1, "tulips", **OPEN, **seen(1)))
     (channel,) = knowledge.archive.channels(GUILD)
     closed = ChannelFacts(
@@ -143,14 +141,14 @@ def test_m2_two_workers_agree_on_the_newest_facts(knowledge: Knowledge) -> None:
 
 
 def test_a_deletion_that_knows_no_channel_leaves_its_facts_open(knowledge: Knowledge) -> None:
-    """The import that comes afterwards tells them."""
+    """A later import supplies them."""
     ingest(knowledge, deletion(9, channel_id="300", **seen(1)))
     ingest(knowledge, message(1, "tulips", **OPEN, **seen(0, MessageSource.IMPORT)))
     assert found(knowledge, "tulips") == ["1001"]
 
 
 def test_the_name_of_a_channel_is_the_newest(knowledge: Knowledge) -> None:
-    """Names open nothing, so anybody may bring them."""
+    """Names give no access, so any source may set them."""
     ingest(knowledge, message(1, "tulips", channel_name="help", **seen(5)))
     ingest(knowledge, message(2, "roses", channel_name="old", **seen(4, MessageSource.IMPORT)))
     assert [one.name for one in knowledge.archive.channels(GUILD)] == ["help"]
@@ -159,10 +157,10 @@ def test_the_name_of_a_channel_is_the_newest(knowledge: Knowledge) -> None:
 
 
 @pytest.mark.parametrize("kind", [ChannelKind.TEXT, ChannelKind.PUBLIC_THREAD])
-def test_m1_one_channel_id_in_two_guilds_is_two_channels(
+def test_one_channel_id_in_two_guilds_is_two_channels(
     knowledge: Knowledge, bare_settings: Settings, kind: ChannelKind
 ) -> None:
-    """M1: nothing of one guild is found, linked or changed in the other, and a rebuild of either works."""
+    """Nothing of one guild is found, linked or changed in the other, and either can be rebuilt."""
     said = {"channel_kind": kind, "channel_id": "300", "parent_channel_id": "200"}
     talk = [
         message(1, "how do tulips grow?", **said, **seen(1)),
@@ -192,7 +190,7 @@ def test_m1_one_channel_id_in_two_guilds_is_two_channels(
 def test_an_id_that_looks_like_one_of_the_archive_changes_no_other_conversation(
     knowledge: Knowledge, forged: str
 ) -> None:
-    """Ids of conversations and passages are made of ids; none can be the id of a message."""
+    """The archive derives its ids from other ids; none can equal a message's id."""
     long = "tulips grow in spring " * 150
     private = {**CLOSED, **seen(1)}
     ingest(knowledge, message(1, long), message(2, "secret lilies", **private), message(3, "secret roses", **private))

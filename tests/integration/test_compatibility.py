@@ -1,4 +1,4 @@
-"""Our verdicts beside those of the real registry and of Java's Avro, on generated pairs of schemas, both ways."""
+"""Our verdicts compared with those of the real registry and of Java's Avro, on generated schema pairs, both ways."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.schema_pairs import pairs
 PAIRS = pairs(204, bases=12)
 
 OURS_ALONE = {"logical-type", "enum-symbol-removed", "enum-default", "enum-order", "union-order", "namespace"}
-"""The rules by which this project is stricter than Avro."""
+"""The rules in which this project is stricter than Avro."""
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def java() -> Iterator[JavaAvro]:
 
 
 def test_verdicts_are_the_registrys_and_javas(bare_settings: Settings, java: JavaAvro) -> None:
-    """R26: whether the new schema reads the old one's records, and the old the new one's; 204 pairs."""
+    """R26: for 204 pairs, whether each schema reads the other's records."""
     registry = open_registry(bare_settings)
     for number in {number for number, *_ in PAIRS}:
         old = next(old for n, old, *_ in PAIRS if n == number)
@@ -44,11 +44,11 @@ def test_verdicts_are_the_registrys_and_javas(bare_settings: Settings, java: Jav
                 unlike.append((what, level, ours, theirs))
     assert unlike == []
     assert len(PAIRS) >= 200
-    assert len(PAIRS) * 2 * 0.3 < accepted < len(PAIRS) * 2 * 0.7  # both verdicts are common
+    assert len(PAIRS) * 2 * 0.3 < accepted < len(PAIRS) * 2 * 0.7  # both verdicts occur often
 
 
 def test_where_we_are_stricter_the_rule_has_a_name() -> None:
-    """What Avro takes both ways and this project refuses."""
+    """The cases are what Avro accepts both ways and this project refuses."""
     stricter: dict[str, int] = {}
     for _, old, new, _ in PAIRS:
         if can_read(new, old) and can_read(old, new):

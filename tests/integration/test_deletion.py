@@ -1,4 +1,4 @@
-"""What a deletion reaches, on real PostgreSQL and Chroma: kept answers, word statistics, answers on their way."""
+"""The effects of a deletion, on real PostgreSQL and Chroma: stored answers, word statistics, answers in progress."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.fakes.gemini import FakeGemini
 from tests.knowledge import GUILD, START, deletion, dump, knowledge_of, message
 
 ADVICE = "printctl"
-"""A word of the message that is deleted, and of no other."""
+"""A word of the deleted message, and of no other."""
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def handled(handler: Answering, query: object) -> BotResponse:
 
 
 def is_withdrawn(response: BotResponse) -> bool:
-    """Whether it says that its source was removed, and nothing else."""
+    """Return whether the response says only that its source was removed."""
     said = (response.outcome, response.reason, response.answer, response.citations, response.retrieved)
     return said == (Outcome.NOT_FOUND, OutcomeReason.SOURCE_REMOVED, "", [], [])
 
@@ -67,10 +67,10 @@ def kept_rows(settings: Settings) -> str:
 
 
 @pytest.mark.parametrize("with_model", [True, False], ids=["model", "extract"])
-def test_h4_a_deletion_withdraws_the_kept_answers_that_rest_on_the_message(
+def test_a_deletion_withdraws_the_kept_answers_that_rest_on_the_message(
     knowledge: Knowledge, gemini: FakeGemini, bare_settings: Settings, with_model: bool
 ) -> None:
-    """H4a: the record that comes again gets neither the old answer nor a new one, and no model is asked."""
+    """A repeated record gets neither the old answer nor a new one, and no model is asked."""
     gemini.reply = lambda *_: fake.written(f"Run `{ADVICE} unlock --stale` [1].", [1])
     handler = answering(knowledge, gemini if with_model else None)
     first = handled(handler, asked())
@@ -84,8 +84,8 @@ def test_h4_a_deletion_withdraws_the_kept_answers_that_rest_on_the_message(
     assert len(gemini.requests) == with_model
 
 
-def test_h4_a_deletion_leaves_other_kept_answers_alone(knowledge: Knowledge) -> None:
-    """Those that rest on other messages, and those of another question."""
+def test_a_deletion_leaves_other_kept_answers_alone(knowledge: Knowledge) -> None:
+    """They are answers from other messages and those of another question."""
     add(knowledge, message(20, "the scanner wants a driver called scanfix", author_id="4", channel_id="400"))
     handler = answering(knowledge)
     scanner = asked("which driver does the scanner want?", query_id="m50", visible_channel_ids=["400"])
@@ -97,8 +97,8 @@ def test_h4_a_deletion_leaves_other_kept_answers_alone(knowledge: Knowledge) -> 
     assert is_withdrawn(handled(handler, asked()))
 
 
-def test_h4_words_that_nobody_says_any_more_are_no_statistics(knowledge: Knowledge, bare_settings: Settings) -> None:
-    """H4b: a rare word is as telling as the message; one that others say stays, with its count."""
+def test_words_that_nobody_says_any_more_are_no_statistics(knowledge: Knowledge, bare_settings: Settings) -> None:
+    """A rare word could reveal the message; a word that others use stays, with its count."""
     add(knowledge, message(20, "the scanner wants a stale scanfix", author_id="4", channel_id="400"))
     add(knowledge, deletion(20, channel_id="400"))
     assert "scanfix" not in str(dump(bare_settings))
@@ -110,8 +110,8 @@ def test_h4_words_that_nobody_says_any_more_are_no_statistics(knowledge: Knowled
     assert "scanfix" in str(dump(bare_settings))
 
 
-def test_h4_what_the_model_read_and_did_not_cite_is_checked_too(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """H4c: the model repeats a message that is deleted while it writes, under the number of another source."""
+def test_what_the_model_read_and_did_not_cite_is_checked_too(knowledge: Knowledge, gemini: FakeGemini) -> None:
+    """The model repeats a message that is deleted while it writes, and cites another source."""
     other = message(30, "printer stale job: switch the printer off and on", author_id="5", channel_id="500")
     add(knowledge, other)
 
@@ -128,8 +128,8 @@ def test_h4_what_the_model_read_and_did_not_cite_is_checked_too(knowledge: Knowl
     assert "1030" in str(response.retrieved)
 
 
-def test_h4_an_extract_after_a_failed_model_is_checked_too(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """H4d: the message is deleted while the model is waited for, which then fails."""
+def test_an_extract_after_a_failed_model_is_checked_too(knowledge: Knowledge, gemini: FakeGemini) -> None:
+    """The message is deleted during the model's call, which then fails."""
 
     def failing(*_: object) -> str:
         add(knowledge, deletion(2))
@@ -141,8 +141,8 @@ def test_h4_an_extract_after_a_failed_model_is_checked_too(knowledge: Knowledge,
     assert all("1002" not in passage.message_ids for passage in response.retrieved)
 
 
-def test_h4_an_answer_is_checked_when_it_is_kept(knowledge: Knowledge, bare_settings: Settings) -> None:
-    """H4: what is deleted between the last look and the transaction that keeps the answer is in neither."""
+def test_an_answer_is_checked_when_it_is_kept(knowledge: Knowledge, bare_settings: Settings) -> None:
+    """This covers a deletion between the last check and the transaction that stores the answer."""
     response = answerer(knowledge).answer(asked())
     assert ADVICE in response.answer
     add(knowledge, deletion(2))
@@ -150,8 +150,8 @@ def test_h4_an_answer_is_checked_when_it_is_kept(knowledge: Knowledge, bare_sett
     assert ADVICE not in kept_rows(bare_settings)
 
 
-def test_h4_no_answer_slips_in_beside_a_deletion(knowledge: Knowledge, bare_settings: Settings) -> None:
-    """H4: however keeping and deleting meet, afterwards no row holds the text: 40 answers beside 40 deletions."""
+def test_no_answer_is_stored_during_a_deletion(knowledge: Knowledge, bare_settings: Settings) -> None:
+    """After 40 answers stored alongside 40 deletions, no row holds the deleted text."""
     numbers = range(100, 140)
     add(
         knowledge,
@@ -183,7 +183,7 @@ def test_h4_no_answer_slips_in_beside_a_deletion(knowledge: Knowledge, bare_sett
 
 
 def erase(settings: Settings, scope: str, known_as: str, before: int = NOW, guild_id: str = "") -> None:
-    """Note an erasure, as `rtfm-cli forget` does."""
+    """Record an erasure, as `rtfm-cli forget` does."""
     with psycopg.connect(settings.database_url) as connection:
         connection.execute(
             "INSERT INTO erasures (scope, id, before, guild_id) VALUES (%s, %s, %s, %s)",
@@ -195,10 +195,10 @@ SCOPES = [("user", "2", ""), ("user", "2", GUILD), ("channel", "200", ""), ("gui
 
 
 @pytest.mark.parametrize(("scope", "known_as", "guild_id"), SCOPES)
-def test_h5_a_deletion_is_never_skipped_whatever_was_erased(
+def test_a_deletion_is_never_skipped_whatever_was_erased(
     knowledge: Knowledge, bare_settings: Settings, scope: str, known_as: str, guild_id: str
 ) -> None:
-    """H5: the row says that the message may not be kept, so that its deletion must take the text away."""
+    """The erasure says that the message may not be stored, so its deletion must remove the text."""
     erase(bare_settings, scope, known_as, guild_id=guild_id)
     add(knowledge, deletion(2), deletion(77))
     assert ADVICE not in str(dump(bare_settings))
@@ -206,10 +206,10 @@ def test_h5_a_deletion_is_never_skipped_whatever_was_erased(
 
 
 @pytest.mark.parametrize(("scope", "known_as", "guild_id"), SCOPES)
-def test_h5_what_was_erased_is_not_found_and_does_not_stand(
+def test_what_was_erased_is_not_found_and_withdraws_answers(
     knowledge: Knowledge, bare_settings: Settings, scope: str, known_as: str, guild_id: str
 ) -> None:
-    """H5: from the moment of the row on, before any deletion was ingested: search, names, kept answers, checks."""
+    """It applies from the erasure's row on, before any deletion: to search, names, stored answers and checks."""
     add(knowledge, message(20, "<@2> knows printers", author_id="6", channel_id="600"))
     handler = answering(knowledge)
     assert ADVICE in handled(handler, asked()).answer
@@ -231,10 +231,10 @@ def test_h5_what_was_erased_is_not_found_and_does_not_stand(
     assert "@bea" not in str(named)
 
 
-def test_h5_an_erasure_in_one_guild_leaves_the_person_alone_in_others(
+def test_an_erasure_in_one_guild_leaves_the_person_alone_in_others(
     knowledge: Knowledge, bare_settings: Settings
 ) -> None:
-    """H5: so does one of a channel other channels, and any what was said afterwards."""
+    """An erased channel does not affect other channels, and no erasure affects later messages."""
     erase(bare_settings, "user", "2", guild_id="999")
     erase(bare_settings, "channel", "201")
     erase(bare_settings, "guild", "101")
@@ -246,14 +246,14 @@ def test_h5_an_erasure_in_one_guild_leaves_the_person_alone_in_others(
 
 
 @pytest.mark.parametrize("created_at", [-1, 0, -62_135_596_800_000])
-def test_h5_an_odd_time_does_not_count_as_erased(knowledge: Knowledge, created_at: int) -> None:
-    """H5: nothing was erased, so everything is kept."""
+def test_an_odd_time_does_not_count_as_erased(knowledge: Knowledge, created_at: int) -> None:
+    """Without an erasure everything is kept."""
     add(knowledge, message(40, "tulips grow in spring", created_at=TimestampMillis(created_at)))
     assert not knowledge.archive.writing.messages(["1040"])["1040"].deleted
 
 
-def test_h5_an_edit_of_what_was_erased_does_not_bring_it_back(knowledge: Knowledge, bare_settings: Settings) -> None:
-    """H5: only a deletion is taken."""
+def test_an_edit_of_what_was_erased_does_not_bring_it_back(knowledge: Knowledge, bare_settings: Settings) -> None:
+    """Only a deletion of it is taken."""
     erase(bare_settings, "user", "2")
     edit = attrs.evolve(
         LOCK[1], content="tulip", change=MessageChange.EDITED, edited_at=TimestampMillis(START + 900_000)
@@ -263,10 +263,10 @@ def test_h5_an_edit_of_what_was_erased_does_not_bring_it_back(knowledge: Knowled
 
 
 @pytest.mark.parametrize(("scope", "known_as"), [("user", "7"), ("guild", GUILD), ("channel", "200")])
-def test_h5_a_question_of_somebody_who_was_erased_is_not_asked_again(
+def test_a_question_of_an_erased_person_is_not_asked_again(
     knowledge: Knowledge, gemini: FakeGemini, bare_settings: Settings, scope: str, known_as: str
 ) -> None:
-    """H5: its record may still be in Kafka; it gets an outcome, and no model reads it."""
+    """Its record may still be in Kafka; it gets an outcome, and no model reads it."""
     erase(bare_settings, scope, known_as)
     assert is_withdrawn(handled(answering(knowledge, gemini), asked()))
     assert gemini.requests == []

@@ -1,4 +1,4 @@
-"""A running processor, questions and deletions at once: from when a deletion was ingested on, its text is nowhere."""
+"""A running processor with questions and deletions at once: after a deletion is ingested, its text is nowhere."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHANNELS = 5
 
 
 def mark(number: int) -> str:
-    """A word that one message says and no other."""
+    """Return a word that only one message has."""
     return f"zq{number:03}"
 
 
@@ -34,7 +34,7 @@ def channel(number: int) -> str:
 
 
 def question(number: int, query_id: str) -> BotQuery:
-    """One that finds the message, if anything does."""
+    """Return a question that would find the message."""
     now = now_ms()
     return asked(
         f"which part repairs the pump {mark(number)}?",
@@ -48,7 +48,7 @@ def question(number: int, query_id: str) -> BotQuery:
 
 
 def deleted_by_now(settings: Settings) -> set[int]:
-    """The numbers of the messages whose deletion is committed."""
+    """Return the numbers of the messages whose deletion is committed."""
     with psycopg.connect(settings.database_url) as connection:
         return {int(row[0]) - 1000 for row in connection.execute("SELECT message_id FROM messages WHERE deleted")}
 
@@ -57,10 +57,10 @@ def said_in(text: str, numbers: Sequence[int] | set[int]) -> list[str]:
     return [mark(number) for number in numbers if mark(number) in text]
 
 
-def test_h4_what_was_deleted_is_nowhere_at_any_moment_of_a_running_system(
+def test_what_was_deleted_is_nowhere_at_any_moment_of_a_running_system(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """Every column of every table, Chroma, and each response that was begun after the deletion was committed."""
+    """Checked are all tables, Chroma, and each response that was begun after the deletion was committed."""
     chance = random.Random(11)
     said = [
         message(n, f"the part that repairs the pump {mark(n)} is a seal", author_id=str(n), channel_id=channel(n))
@@ -72,7 +72,7 @@ def test_h4_what_was_deleted_is_nowhere_at_any_moment_of_a_running_system(
     with processor(settings, PROCESSOR_CONCURRENCY="4") as running, closing(knowledge_of(settings, None)) as knowledge:
 
         def look() -> None:
-            """What is deleted now is in no table and not in Chroma."""
+            """Check that the deleted messages are in no table and not in Chroma."""
             deleted = deleted_by_now(settings)
             for number in deleted:
                 gone_at.setdefault(number, now_ms())
@@ -91,7 +91,7 @@ def test_h4_what_was_deleted_is_nowhere_at_any_moment_of_a_running_system(
             produce(settings, contracts, QUERIES, *queries[:2])
             time.sleep(chance.random() * 0.2)
             produce(settings, contracts, MESSAGES, deletion(number, channel_id=channel(number)))
-            if step % 3 == 0:  # a late copy and an edit, as a backfill brings them
+            if step % 3 == 0:  # a late copy and an edit, as from a backfill
                 produce(settings, contracts, MESSAGES, said[number], evolve(said[number], edited_at=now_ms()))
             produce(settings, contracts, QUERIES, *queries[2:])
             time.sleep(chance.random() * 0.2)

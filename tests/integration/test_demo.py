@@ -17,7 +17,7 @@ TIMEOUT_S = 240.0
 
 @pytest.fixture(scope="module")
 def home() -> Iterator[Path]:
-    """A home of its own that shares what was downloaded; nothing runs in it at the end."""
+    """A home that shares downloaded files; nothing runs in it at the end."""
     with stack_home() as folder:
         (folder / "cache").symlink_to(CACHE_DIR)
         yield folder
@@ -25,7 +25,7 @@ def home() -> Iterator[Path]:
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """The variables of somebody whose own settings lead elsewhere."""
+    """The environment of a user whose own settings point elsewhere."""
     elsewhere = {"KAFKA_BOOTSTRAP_SERVERS": "localhost:1", "DATABASE_URL": "postgresql://nobody@localhost:1/none"}
     return inherited_environment() | elsewhere | {"RTFM_HOME": str(home)} | more
 
@@ -37,15 +37,15 @@ def states(home: Path) -> dict[str, str]:
 
 
 def summary(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """The last line of what the demo printed."""
+    """Return the last line of the demo's output."""
     parsed: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return parsed
 
 
 def test_demo_answers_from_nothing_and_again(home: Path) -> None:
-    """By words alone where the model cannot be had, then with the one that it fetches: at least four of five right.
+    """With lexical search if the model is unavailable, then with the fetched model, four of five answers are right.
 
-    The services that the first run keeps are used by the second, which leaves them running.
+    The second run uses the services that the first one keeps, and leaves them running.
     """
     nowhere = {"RTFM_EMBEDDING_MODEL_URL": "http://127.0.0.1:9/onnx.tar.gz"}
     first = run_cli(["demo", "--json", "--keep"], environment(home, **nowhere), timeout_s=TIMEOUT_S)
@@ -64,7 +64,7 @@ def test_demo_answers_from_nothing_and_again(home: Path) -> None:
 
 
 def test_demo_says_why_the_processor_ended(home: Path) -> None:
-    """A model folder that holds no model ends the processor; the demo points at its log and leaves nothing running."""
+    """A folder without a model ends the processor; the demo names its log and leaves nothing running."""
     folder = home / "no-model-here"
     folder.mkdir()
     done = run_cli(

@@ -1,4 +1,4 @@
-"""`rtfm-cli dlq` on real dead letters: found, understood, replayed once, or put away."""
+"""`rtfm-cli dlq` on real dead letters: list, show, replay once, discard."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ ANY = LetterFilter()
 
 
 def refuse(batch: Sequence[Record]) -> list[Output]:
-    """A handler to which everything is invalid."""
+    """A handler that finds everything invalid."""
     raise InvalidEvent("nothing is welcome")
 
 
 def bury(settings: Settings, contracts: Contracts, count: int, handler: Any = refuse) -> None:
-    """Run a pipeline until ``count`` records of discord-messages are done with."""
+    """Run a pipeline until ``count`` records of discord-messages are committed."""
     with running(settings, contracts, handler):
         eventually(lambda: committed(settings) == count)
 
@@ -65,16 +65,16 @@ def open_letters(settings: Settings, wanted: LetterFilter = ANY) -> list[FiledLe
 
 
 def replay(settings: Settings, contracts: Contracts, wanted: LetterFilter = ANY, **rules: Any) -> list[str | None]:
-    """The refusals, None for what was replayed."""
+    """Return the refusals; None for a replayed letter."""
     with DeadLetterStore(settings) as store:
         decisions = list(store.replay(wanted, ReplayRules(contracts=contracts, **rules)))
     return [decision.refusal for decision in decisions]
 
 
-def test_letters_are_listed_by_what_they_are_counted_and_put_away(
+def test_dead_letters_are_listed_by_filter_counted_and_discarded(
     settings: Settings, contracts: Contracts, cli: Cli
 ) -> None:
-    """Each filter takes some and leaves others; what was discarded is listed only when asked for."""
+    """Each filter selects some letters; discarded ones are listed only on request."""
     produce(settings, contracts, MESSAGES, said(1, channel="200"))
     produce_raw(settings, MESSAGES, b"\x00\x7f\xff\xff\xffx", key=b"201")
     produce_raw(settings, MESSAGES, None, key=b"202")
@@ -109,7 +109,7 @@ def test_letters_are_listed_by_what_they_are_counted_and_put_away(
 
 
 def test_a_key_and_headers_of_a_stranger_are_shown_as_text(settings: Settings, contracts: Contracts, cli: Cli) -> None:
-    """M6: `dlq list` ended with an error for a key like ``[/nope]``; a terminal obeyed what stood in headers."""
+    """A key like ``[/nope]`` once made `dlq list` fail, and headers could control the terminal."""
     key = "[/nope]\x1b[2J\u202e"
     produce_raw(
         settings, MESSAGES, b"\x00\x7f\xff\xff\xffx", key=key.encode(), headers=[("\x1b]0;x\x07", b"\x9b31m\n")]
@@ -128,7 +128,7 @@ def test_a_key_and_headers_of_a_stranger_are_shown_as_text(settings: Settings, c
 def test_show_decodes_as_far_as_it_goes_and_points_at_the_byte_that_does_not(
     settings: Settings, contracts: Contracts, cli: Cli
 ) -> None:
-    """A text with a byte that is no UTF-8; what stands before it is shown."""
+    """The values before an invalid UTF-8 byte in a text are shown."""
     good = contracts.encode(MESSAGES, said(1, content="hello there"))
     at = good.index(b"hello") + 3
     produce_raw(settings, MESSAGES, good[:at] + b"\xff" + good[at + 1 :], key=b"200", headers=[("odd", b"\xfe")])
@@ -150,7 +150,7 @@ def test_show_decodes_as_far_as_it_goes_and_points_at_the_byte_that_does_not(
 def test_a_replay_is_the_original_where_it_was_and_happens_once(
     settings: Settings, contracts: Contracts, cli: Cli
 ) -> None:
-    """A dry run does nothing; done, the mended handler gets it; done again, there is nothing to do."""
+    """A dry run does nothing; then the fixed handler gets the record; a second replay has nothing to do."""
     headers = [("traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"), ("odd", b"\xff"), ("none", None)]
     value = contracts.encode(MESSAGES, said(1))
     produce_raw(settings, MESSAGES, value, key=b"any", headers=headers)  # type: ignore[arg-type]  # None is a value
@@ -166,14 +166,14 @@ def test_a_replay_is_the_original_where_it_was_and_happens_once(
     named = cli(settings, "dlq", "replay", done["items"][0]["id"], "--yes", check=False)
     assert named.returncode == 1
     assert "replayed at" in named.stdout
-    mended = Noting()
-    with running(settings, contracts, mended):
-        eventually(lambda: mended.ids == ["1"])
+    fixed = Noting()
+    with running(settings, contracts, fixed):
+        eventually(lambda: fixed.ids == ["1"])
     assert open_letters(settings) == []
 
 
-def test_a_record_that_fails_again_and_again_is_not_replayed_for_ever(settings: Settings, contracts: Contracts) -> None:
-    """Its headers do not pile up, its first failure stays, and after three replays only a person starts another."""
+def test_a_record_that_keeps_failing_is_not_replayed_forever(settings: Settings, contracts: Contracts) -> None:
+    """Its headers do not grow, its first failure stays, and after three replays only --force replays it."""
     produce_raw(settings, MESSAGES, contracts.encode(MESSAGES, said(1)), headers=[("odd", b"\xff")])
     with running(settings, contracts, refuse):
         eventually(lambda: len(open_letters(settings)) == 1)
@@ -190,7 +190,7 @@ def test_a_record_that_fails_again_and_again_is_not_replayed_for_ever(settings: 
 
 
 def test_what_still_cannot_succeed_is_refused_and_the_rest_replayed(settings: Settings, contracts: Contracts) -> None:
-    """Bytes that no contract reads today, a record of another program, and one that killed the processor."""
+    """Undecodable bytes, another program's record and one that crashed the processor are refused."""
     produce(settings, contracts, MESSAGES, said(1))
     produce_raw(settings, MESSAGES, b"never")
     produce_raw(settings, MESSAGES, None)
@@ -208,13 +208,13 @@ def test_what_still_cannot_succeed_is_refused_and_the_rest_replayed(settings: Se
 
 
 def whole(settings: Settings, contracts: Contracts, letter_id: str) -> list[tuple[str, bytes]]:
-    """All headers of a letter as it stands in dead-letters."""
+    """Return all headers of a dead letter."""
     found = dead_letters(settings, contracts)
     return next(record.headers for record in found if f"{record.partition}-{record.offset}" == letter_id)
 
 
 def test_one_that_kafka_does_not_take_holds_up_no_other(settings: Settings, contracts: Contracts) -> None:
-    """Its topic takes no record as large any more; the others of its transaction go in another."""
+    """Its topic now has a smaller size limit; the others of its transaction are sent in another one."""
     produce(settings, contracts, MESSAGES, *(said(n, channel=str(n)) for n in range(2, 6)))
     produce(settings, contracts, MESSAGES, said(1, content=secrets.token_hex(20_000)))
     bury(settings, contracts, 5)
@@ -228,7 +228,7 @@ def test_one_that_kafka_does_not_take_holds_up_no_other(settings: Settings, cont
 def test_killed_at_any_moment_and_begun_again_each_letter_is_replayed_once(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """A replay and its mark are one."""
+    """A replay and its mark are atomic."""
     count = 3000
     values = [contracts.encode(MESSAGES, said(n)) for n in range(count)]
     produce_raws(settings, "dead-letters", values, headers=template(settings, contracts))
@@ -237,7 +237,7 @@ def test_killed_at_any_moment_and_begun_again_each_letter_is_replayed_once(
         before = produced(settings, contracts, MESSAGES)
         run = subprocess.Popen(
             [program, "dlq", "replay", "--all", "--yes", "--json"],
-            cwd=tempfile.gettempdir(),  # not where somebody's .env may be
+            cwd=tempfile.gettempdir(),  # not in a folder with a .env file
             env=environment_of(settings),
             stdout=subprocess.DEVNULL,
         )
@@ -253,7 +253,7 @@ def test_killed_at_any_moment_and_begun_again_each_letter_is_replayed_once(
 
 
 def template(settings: Settings, contracts: Contracts) -> list[tuple[str, bytes]]:
-    """The headers of a real letter, which is put away."""
+    """Return the headers of a real dead letter, which is then discarded."""
     produce(settings, contracts, MESSAGES, said(999_999))
     bury(settings, contracts, 1)
     (found,) = open_letters(settings)
@@ -264,10 +264,8 @@ def template(settings: Settings, contracts: Contracts) -> list[tuple[str, bytes]
     return [(name, value) for name, value in headers[:count]] + headers[count:]
 
 
-def test_who_begins_to_replay_later_ends_the_replay_of_who_began_earlier(
-    settings: Settings, contracts: Contracts
-) -> None:
-    """Both have read that a letter is open; one of them replays it."""
+def test_a_later_replay_fences_an_earlier_one(settings: Settings, contracts: Contracts) -> None:
+    """Both have seen an open letter; one of them replays it."""
     produce(settings, contracts, MESSAGES, said(1))
     bury(settings, contracts, 1)
     rules = ReplayRules(contracts=contracts)
@@ -283,7 +281,7 @@ def test_who_begins_to_replay_later_ends_the_replay_of_who_began_earlier(
 
 
 def test_letters_of_a_transaction_that_is_not_committed_are_not_seen(settings: Settings, contracts: Contracts) -> None:
-    """They may never have been."""
+    """The transaction may still be aborted."""
     producer: Any = Producer(
         {"bootstrap.servers": settings.kafka_bootstrap_servers, "transactional.id": f"{settings.instance_id}-open"}
     )
@@ -296,8 +294,8 @@ def test_letters_of_a_transaction_that_is_not_committed_are_not_seen(settings: S
     assert len(open_letters(settings)) == 1
 
 
-def test_what_somebody_erased_does_not_come_back_by_a_replay(settings: Settings, contracts: Contracts) -> None:
-    """The letter still holds it; ingest, which asks the erasures, takes the other and not that one."""
+def test_an_erased_message_does_not_come_back_by_a_replay(settings: Settings, contracts: Contracts) -> None:
+    """Ingest checks the erasures: it takes the other letter and not the erased one."""
     kept, erased = message(1, "keep the tulips dry"), message(2, "my secret hobby", author_id="77")
     produce(settings, contracts, MESSAGES, kept, erased)
     bury(settings, contracts, 2)
@@ -323,10 +321,8 @@ def test_what_somebody_erased_does_not_come_back_by_a_replay(settings: Settings,
     knowledge.close()
 
 
-def test_what_does_not_exist_or_was_not_said_is_exit_code_2(
-    settings: Settings, bare_settings: Settings, cli: Cli
-) -> None:
-    """No id, no such id, no such time, no topic: a line that says so, before anything is done."""
+def test_missing_and_unknown_arguments_are_exit_code_2(settings: Settings, bare_settings: Settings, cli: Cli) -> None:
+    """A missing or unknown id, time or topic gives one line, before anything is done."""
     for arguments, line in (
         (("replay",), "Say which"),
         (("replay", "--all", "0-1", "--yes"), "Either IDs or --all"),

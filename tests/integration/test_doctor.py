@@ -1,4 +1,4 @@
-"""`rtfm-cli doctor` finds what is wrong and says how to mend it."""
+"""`rtfm-cli doctor` finds what is wrong and how to fix it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _findings(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, str
 
 
 def test_an_unprepared_system_gets_the_commands_that_prepare_it(unmigrated_settings: Settings, cli: Cli) -> None:
-    """Services answer, but topics, contracts and tables are missing: exit 1, and each finding has its mend."""
+    """Topics, contracts and tables are missing: the exit code is 1, and each finding has its fix."""
     done = cli(unmigrated_settings, "doctor", "--json", check=False)
     assert done.returncode == 1
     findings = _findings(done)
@@ -31,7 +31,7 @@ def test_an_unprepared_system_gets_the_commands_that_prepare_it(unmigrated_setti
 
 
 def test_nothing_that_answers_is_still_a_whole_report(bare_settings: Settings, cli: Cli) -> None:
-    """With every address dead, each check says so in its turn; the first does not end the report."""
+    """If every address is dead, each check reports it; the first does not end the report."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         dead = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -52,7 +52,7 @@ def test_nothing_that_answers_is_still_a_whole_report(bare_settings: Settings, c
 
 
 def test_a_model_that_cannot_be_fetched_is_one_line_and_exit_3(bare_settings: Settings, cli: Cli) -> None:
-    """`--fetch-model` was asked for, so its failure is one."""
+    """`--fetch-model` was requested, so its failure counts."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}/onnx.tar.gz"
@@ -62,7 +62,7 @@ def test_a_model_that_cannot_be_fetched_is_one_line_and_exit_3(bare_settings: Se
 
 
 def test_a_prepared_system_is_well(settings: Settings, cli: Cli) -> None:
-    """Exit 0; what only makes it do less, as a missing key, is a note and no fault."""
+    """The exit code is 0; reduced function, as without a key, is a note."""
     done = cli(settings, "doctor", "--json")
     report = json.loads(done.stdout)
     assert report["ok"] is True

@@ -1,4 +1,4 @@
-"""What other programs find in the topics and write to them: kcat, kafkajs, Java; the bytes on the wire; retention."""
+"""Other programs on the topics: kcat, kafkajs, Java; the bytes on the wire; retention."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CODECS = {
 
 @pytest.mark.debian
 def test_kcat_reads_what_was_produced(settings: Settings) -> None:
-    """A client of another make, with the schema id where Confluent's tools look for it."""
+    """The schema id is where Confluent's tools look for it."""
     contracts = open_contracts(settings)
     produce(settings, contracts, MESSAGES, said(7, channel="42", content="straße"))
     topic = f"{settings.kafka_topic_prefix}{MESSAGES}"
@@ -56,7 +56,7 @@ def test_kcat_reads_what_was_produced(settings: Settings) -> None:
 
 @pytest.mark.debian
 def test_kcat_sees_the_topics_as_the_catalogue_has_them(settings: Settings) -> None:
-    """Partitions are the catalogue's."""
+    """Partitions are those of the catalogue."""
     command = ["kcat", "-L", "-J", "-b", settings.kafka_bootstrap_servers]
     listing = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
     found = {topic["topic"]: len(topic["partitions"]) for topic in listing["topics"]}
@@ -67,7 +67,7 @@ def test_kcat_sees_the_topics_as_the_catalogue_has_them(settings: Settings) -> N
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_batches_are_compressed_on_the_wire_as_the_setting_says(settings: Settings, codec: str) -> None:
-    """Asked of the broker in Kafka's own protocol, since clients hide it; zstd unless something else is set."""
+    """The test reads the broker's batches in Kafka's protocol, because clients hide them; zstd is the default."""
     assert settings.kafka_compression == "zstd"
     settings = evolve(settings, kafka_compression=codec)
     contracts = open_contracts(settings)
@@ -80,7 +80,7 @@ def test_batches_are_compressed_on_the_wire_as_the_setting_says(settings: Settin
 
 
 def test_transactions_are_compressed_as_the_setting_says(settings: Settings) -> None:
-    """Answers and dead letters go out in transactions, which have a producer of their own."""
+    """Answers and dead letters have a transactional producer of their own."""
     contracts, settings = open_contracts(settings), evolve(settings, kafka_compression="gzip")
     transactions = Transactions(KafkaConfig.of(settings), "foreign")
     transactions.open()
@@ -98,7 +98,7 @@ KEYS = [str(1_286_754_213_907_726_336 + 7919 * number) for number in range(40)]
 
 
 def our_partitions(settings: Settings) -> dict[str, int]:
-    """Key → partition of the records that this project's producers wrote, one of them in a transaction."""
+    """Return key → partition of records of this project's producers, one of them transactional."""
     contracts = open_contracts(settings)
     produce(settings, contracts, MESSAGES, *(said(number, channel=key) for number, key in enumerate(KEYS[::2])))
     transactions = Transactions(KafkaConfig.of(settings), "foreign")
@@ -113,13 +113,13 @@ def our_partitions(settings: Settings) -> dict[str, int]:
 
 
 def given(settings: Settings, **more: Any) -> dict[str, Any]:
-    """What a program of another make is told."""
+    """Return the arguments for another program."""
     addresses = {"broker": settings.kafka_bootstrap_servers, "registry": settings.schema_registry_url}
     return addresses | {"prefix": settings.kafka_topic_prefix} | more
 
 
 def a_query(query_id: str) -> dict[str, Any]:
-    """A question that expects nothing to be found; fields with a default are left out."""
+    """Return a question that finds nothing; fields with a default are left out."""
     now_ms = int(time.time() * 1000)
     return {
         "query_id": query_id,
@@ -167,24 +167,22 @@ def node() -> Callable[..., Any]:
 
 
 @pytest.mark.debian
-def test_clients_4_kafkajs_writes_a_key_to_the_partition_that_we_do(
-    settings: Settings, node: Callable[..., Any]
-) -> None:
-    """Or a DELETED of one program would overtake the CREATED of another."""
+def test_kafkajs_writes_a_key_to_the_partition_that_we_do(settings: Settings, node: Callable[..., Any]) -> None:
+    """Otherwise one program's DELETED could overtake another's CREATED."""
     ours = our_partitions(settings)
     assert node("produce", **given(settings, topic=MESSAGES, keys=KEYS)) == ours
 
 
-def test_clients_4_java_writes_a_key_to_our_partition(settings: Settings) -> None:
-    """With its default partitioner, as Kafka Streams and Kafka Connect have."""
+def test_java_writes_a_key_to_our_partition(settings: Settings) -> None:
+    """It uses the default partitioner, as Kafka Streams and Kafka Connect do."""
     ours = our_partitions(settings)
     assert java_kafka.run("produce", **given(settings, topic=MESSAGES, keys=KEYS)) == ours
 
 
-def test_clients_4_records_without_a_key_go_to_any_partition(settings: Settings) -> None:
-    """As with Java: murmur2 of nothing would have them all in one."""
+def test_records_without_a_key_go_to_any_partition(settings: Settings) -> None:
+    """Hashing a missing key would put all of them in one partition."""
     found = set()
-    for _ in range(30):  # what is sent within a moment stays together
+    for _ in range(30):  # records that are sent at the same moment stay together
         produce_raw(settings, MESSAGES, b"x", key=None)
         found = {record.partition for record in records(settings, open_contracts(settings), MESSAGES)}
         if len(found) > 1:
@@ -193,8 +191,8 @@ def test_clients_4_records_without_a_key_go_to_any_partition(settings: Settings)
 
 
 @pytest.mark.debian
-def test_clients_3_kafkajs_reads_what_we_produce(settings: Settings, node: Callable[..., Any]) -> None:
-    """Compressed with zstd, for which it needs a codec of three lines."""
+def test_kafkajs_reads_what_we_produce(settings: Settings, node: Callable[..., Any]) -> None:
+    """Its zstd needs a codec of three lines."""
     contracts = open_contracts(settings)
     produce(settings, contracts, MESSAGES, *(said(number, content=f"straße {number} " * 20) for number in range(20)))
     found = node("read", **given(settings, topic=MESSAGES, count=20))
@@ -202,8 +200,8 @@ def test_clients_3_kafkajs_reads_what_we_produce(settings: Settings, node: Calla
     assert {record["key"] for record in found} == {"200"}
 
 
-def test_clients_3_java_reads_what_we_produce(settings: Settings) -> None:
-    """Its client has zstd; the frame is taken apart by hand."""
+def test_java_reads_what_we_produce(settings: Settings) -> None:
+    """Its client supports zstd; the frame is parsed by hand."""
     contracts = open_contracts(settings)
     produce(settings, contracts, MESSAGES, *(said(number, content=f"straße {number} " * 20) for number in range(20)))
     found = java_kafka.run("read", **given(settings, topic=MESSAGES, count=20))
@@ -211,22 +209,22 @@ def test_clients_3_java_reads_what_we_produce(settings: Settings) -> None:
 
 
 @pytest.mark.debian
-def test_clients_kafkajs_asks_and_is_answered(settings: Settings, node: Callable[..., Any]) -> None:
-    """A query by its registered version out, the response back."""
+def test_kafkajs_asks_and_is_answered(settings: Settings, node: Callable[..., Any]) -> None:
+    """It sends a query with the registered schema version and reads the response."""
     with processor(settings, "--only", "answer"):
         found = node("ask", **given(settings, query=a_query("cnode-1")))
     assert (found["key"], found["value"]["outcome"]) == ("cnode-1", "NOT_FOUND")
 
 
-def test_clients_java_asks_and_is_answered(settings: Settings) -> None:
-    """The same with Java."""
+def test_java_asks_and_is_answered(settings: Settings) -> None:
+    """It sends a query with the registered schema version and reads the response."""
     with processor(settings, "--only", "answer"):
         found = java_kafka.run("ask", **given(settings, query=a_query("cjava-1")))
     assert (found["key"], found["value"]["outcome"]) == ("cjava-1", "NOT_FOUND")
 
 
 def _fetch(address: str, topic: str, partition: int) -> bytes:
-    """The record batches of a partition from its start, as they are stored (Fetch, version 10)."""
+    """Return the stored record batches of a partition from its start (Fetch, version 10)."""
     host, _, port = address.rpartition(":")
     name = topic.encode()
     body = struct.pack(">iiiibii", -1, 1000, 1, 10_000_000, 0, 0, -1) + struct.pack(">i", 1)
@@ -248,7 +246,7 @@ def _fetch(address: str, topic: str, partition: int) -> bytes:
 
 
 def test_a_record_from_2004_survives_a_retention_pass_that_removes_others_of_that_date(settings: Settings) -> None:
-    """An import of old messages must not expire at once, not even from a producer that dates its records."""
+    """An import of old messages must not expire at once, even from a producer that sets old timestamps."""
     contracts = open_contracts(settings)
     dated = f"{settings.kafka_topic_prefix}dated"
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
@@ -258,7 +256,7 @@ def test_a_record_from_2004_survives_a_retention_pass_that_removes_others_of_tha
     try:
         produce_raw(settings, MESSAGES, contracts.encode(MESSAGES, said(1)), timestamp_ms=IN_2004_MS)
         produce_raw(settings, "dated", b"x", timestamp_ms=IN_2004_MS)
-        # The broker looks for expired segments every 5 s in the stacks of the tests: when the other record is gone,
+        # The tests' brokers look for expired segments every 5 s: when the other record is gone,
         # it has looked at ours as well, or does so in the same pass.
         eventually(lambda: consumer.get_watermark_offsets(TopicPartition(dated, 0))[0] == 1, timeout_s=90)
         time.sleep(1)

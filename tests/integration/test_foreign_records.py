@@ -1,4 +1,4 @@
-"""Records of careless programs, through the real pipelines: each has one outcome, and none holds up the others."""
+"""Invalid records of other programs through the real pipelines: each has one outcome and blocks no other."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ def knowledge(settings: Settings) -> Iterator[Knowledge]:
 
 
 def written(contracts: Contracts, topic: str, event: Any) -> bytes:
-    """The bytes of ``event`` as a program writes them that knows the schema and no rules."""
+    """Return the bytes of ``event`` from a program that knows the schema but not the rules."""
     codec = contracts.codec(topic)
     schema_id = contracts.registry.id_for(topic, codec.schema)
     return reference.encoder(codec.schema)(event, b"\x00" + schema_id.to_bytes(4, "big"))
 
 
 def reasons(letters: list[Record]) -> list[str]:
-    """What dead letters say is wrong."""
+    """Return the reasons in dead letters."""
     return sorted((letter.header("__connect.errors.exception.message") or b"").decode() for letter in letters)
 
 
-def test_clients_7_400_careless_questions_are_refused_and_one_good_one_is_answered(
+def test_400_careless_questions_are_refused_and_one_good_one_is_answered(
     settings: Settings, contracts: Contracts, knowledge: Knowledge
 ) -> None:
-    """Clients 7: a program that names its people wrongly learns it from each answer, and stops nobody."""
+    """A program with invalid ids learns it from each answer, and stops no one."""
     queries = [
         asked(query_id=f"helpdesk-{number}", asker_id="ann smith", origin=QueryOrigin.SERVICE) for number in range(400)
     ]
@@ -72,10 +72,10 @@ def test_clients_7_400_careless_questions_are_refused_and_one_good_one_is_answer
     assert dead_letters(settings, contracts) == []
 
 
-def test_clients_2_a_refused_question_carries_the_time_of_its_record(
+def test_a_refused_question_carries_the_time_of_its_record(
     settings: Settings, contracts: Contracts, knowledge: Knowledge
 ) -> None:
-    """Clients 2: microseconds in asked_at are named and go no further; what nobody could wait for is a dead letter."""
+    """Microseconds in asked_at are named and not passed on; a question that no response could name is a dead letter."""
     micros = written(contracts, QUERIES, asked(query_id="q1", asked_at=TimestampMillis(NOW * 1000)))
     nameless = written(contracts, QUERIES, asked(query_id="spaced out"))
     produce_raw(settings, QUERIES, micros)
@@ -91,10 +91,10 @@ def test_clients_2_a_refused_question_carries_the_time_of_its_record(
     assert reasons([letter]) == ["BotQuery.query_id must match [A-Za-z0-9._:@-]{1,128}"]
 
 
-def test_h3_messages_that_break_a_rule_are_dead_letters_and_the_others_are_archived(
+def test_messages_that_break_a_rule_are_dead_letters_and_the_others_are_archived(
     settings: Settings, contracts: Contracts, knowledge: Knowledge
 ) -> None:
-    """H3, M1, M8: in one batch with good ones; nothing waits, and no letter repeats the value."""
+    """They share a batch with good ones; nothing waits, and no dead letter repeats the value."""
     good = [message(number, f"tulips {number}", author_id=str(number)) for number in range(6)]
     bad = {
         "guild_id must match [A-Za-z0-9._:@-]{1,128}": message(11, "x", guild_id="a b"),
@@ -107,7 +107,7 @@ def test_h3_messages_that_break_a_rule_are_dead_letters_and_the_others_are_archi
         ),
     }
     events = [event for pair in zip(good, bad.values(), strict=True) for event in pair]
-    # The first of them before the one that would move it.
+    # The first of them comes before the one that would move it.
     produce_raws(settings, MESSAGES, [written(contracts, MESSAGES, event) for event in [good[1], *events]])
     ingest = Ingest(knowledge=knowledge)
 

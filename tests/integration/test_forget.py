@@ -1,4 +1,4 @@
-"""`rtfm-cli forget` on real services: what a person, a channel or a guild leaves behind, which is nothing."""
+"""`rtfm-cli forget` on real services: nothing of a person, a channel or a guild remains."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.answering import answerer, asked
 from tests.conftest import environment_of
 from tests.integration.test_deletion import ADVICE, handled, is_withdrawn
 from tests.integration.test_dlq import bury
-from tests.knowledge import GUILD, START, Heard, WordEmbedding, knowledge_of, message
+from tests.knowledge import GUILD, START, RecordOfEvent, WordEmbedding, knowledge_of, message
 from tests.streams import MESSAGES, eventually, produce, records, running
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -43,7 +43,7 @@ TALK = (
 @pytest.fixture
 def knowledge(settings: Settings) -> Iterator[Knowledge]:
     opened = knowledge_of(settings, WordEmbedding())
-    Ingest(knowledge=opened)([Heard(event) for event in TALK])
+    Ingest(knowledge=opened)([RecordOfEvent(event) for event in TALK])
     yield opened
     for guild_id in (GUILD, "101"):
         opened.vectors.forget_guild(guild_id)
@@ -59,7 +59,7 @@ def _ingesting(knowledge: Knowledge) -> Callable[[Sequence[Record]], list[Output
 
 
 def everything(settings: Settings) -> str:
-    """Every column of every table, vectors as they are."""
+    """Return every column of every table, and the vectors."""
     with psycopg.connect(settings.database_url) as connection:
         tables = [
             name
@@ -73,7 +73,7 @@ def everything(settings: Settings) -> str:
 
 
 def deletions(settings: Settings, contracts: Contracts) -> Counter[str]:
-    """How many DELETED records each message has."""
+    """Return the number of DELETED records of each message."""
     events = [record.event for record in records(settings, contracts, MESSAGES)]
     return Counter(event.message_id for event in events if getattr(event, "change", None) is MessageChange.DELETED)
 
@@ -81,7 +81,7 @@ def deletions(settings: Settings, contracts: Contracts) -> Counter[str]:
 def test_a_dry_run_counts_and_changes_nothing(
     settings: Settings, contracts: Contracts, knowledge: Knowledge, cli: Cli
 ) -> None:
-    """As a table for people and as JSON for scripts."""
+    """It prints a table for people and JSON for scripts."""
     before = everything(settings)
     found = json.loads(cli(settings, "forget", "--user", "2", "--dry-run", "--json").stdout)
     assert (found["dry_run"], found["scope"], found["id"], found["guild_id"]) == (True, "user", "2", None)
@@ -96,7 +96,7 @@ def test_a_dry_run_counts_and_changes_nothing(
 def test_a_person_is_forgotten_everywhere(
     settings: Settings, contracts: Contracts, knowledge: Knowledge, cli: Cli
 ) -> None:
-    """Messages, name, questions and answers; each message has one DELETED record, and nothing of it is left."""
+    """Messages, name, questions and answers are gone; each message has one DELETED record."""
     handler = Answering(answerer=answerer(knowledge), archive=knowledge.archive)
     quoting, own = asked(query_id="m90"), asked("tulips?", query_id="m91", asker_id="2")
     naming = asked("stale job gone thanks", query_id="m92", message_id="1001")
@@ -115,7 +115,7 @@ def test_a_person_is_forgotten_everywhere(
     assert '"asker_id": "2"' not in left
     assert all(is_withdrawn(handled(handler, query)) for query in (quoting, own, naming))
     assert is_withdrawn(handled(handler, asked(query_id="m93", asker_id="2", asked_at=START)))
-    Ingest(knowledge=knowledge)([Heard(TALK[1]), Heard(TALK[3])])
+    Ingest(knowledge=knowledge)([RecordOfEvent(TALK[1]), RecordOfEvent(TALK[3])])
     assert ADVICE not in everything(settings)
 
 
@@ -125,7 +125,7 @@ def test_a_person_is_forgotten_everywhere(
 def test_a_channel_and_a_guild_are_forgotten(
     settings: Settings, contracts: Contracts, knowledge: Knowledge, cli: Cli, given: tuple[str, str], gone: set[str]
 ) -> None:
-    """What stands elsewhere stays."""
+    """Other channels and guilds stay."""
     with running(settings, contracts, _ingesting(knowledge)):
         cli(settings, "forget", *given, "--yes", "--no-wait")
         eventually(lambda: knowledge.archive.counts()["deleted"] == len(gone))
@@ -134,12 +134,12 @@ def test_a_channel_and_a_guild_are_forgotten(
     assert {message_id for message_id, row in rows.items() if row.deleted} == gone
 
 
-def test_killed_in_the_middle_it_goes_on_when_it_is_run_again(
+def test_after_a_kill_the_next_run_continues(
     settings: Settings, contracts: Contracts, knowledge: Knowledge, cli: Cli
 ) -> None:
-    """What was told is not told again, even with no processor that has removed it; nothing is left out."""
+    """Deletions are neither repeated nor left out, even if no processor has handled them."""
     many = [message(n, f"tulip {n}", author_id="66", channel_id=str(n % 7 + 1)) for n in range(100, 650)]
-    Ingest(knowledge=knowledge)([Heard(event) for event in many])
+    Ingest(knowledge=knowledge)([RecordOfEvent(event) for event in many])
     program = str(Path(sys.executable).with_name("rtfm-cli"))
     command = [program, "forget", "--user", "66", "--yes", "--json", "--no-wait", "--rate", "50"]
     with tempfile.TemporaryFile() as log:
@@ -164,7 +164,7 @@ def test_killed_in_the_middle_it_goes_on_when_it_is_run_again(
 def test_a_dead_letter_of_what_was_erased_is_not_replayed(
     settings: Settings, contracts: Contracts, knowledge: Knowledge, cli: Cli
 ) -> None:
-    """Not even with --force: it would be in Kafka for another week."""
+    """--force does not either: the record would be in Kafka for another week."""
     produce(settings, contracts, MESSAGES, message(5, ADVICE, author_id="2"), message(6, "tulips"))
     bury(settings, contracts, 2)
     cli(settings, "forget", "--user", "2", "--yes", "--no-wait")
@@ -181,13 +181,13 @@ def test_a_dead_letter_of_what_was_erased_is_not_replayed(
     "arguments",
     [(), ("--channel", "1", "--guild", "2"), ("--user", ""), ("--user", "a b"), ("--user", "1", "--json")],
 )
-def test_what_to_forget_must_be_said_clearly(settings: Settings, cli: Cli, arguments: tuple[str, ...]) -> None:
-    """Exit code 2, and nothing is changed."""
+def test_an_unclear_target_is_refused(settings: Settings, cli: Cli, arguments: tuple[str, ...]) -> None:
+    """The exit code is 2, and nothing changes."""
     assert cli(settings, "forget", *arguments, check=False).returncode == 2
 
 
 def test_without_an_answer_nothing_is_forgotten(settings: Settings, knowledge: Knowledge, cli: Cli) -> None:
-    """It asks, and no answer is no."""
+    """A missing answer to the prompt means no."""
     before = everything(settings)
     done = cli(settings, "forget", "--user", "2", check=False)
     assert done.returncode == 130

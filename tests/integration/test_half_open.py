@@ -1,4 +1,4 @@
-"""Connections that are dead without a word: both ends think that they are open, and nothing passes."""
+"""Half-open connections: both ends believe that they are open, and nothing passes."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def chroma(settings: Settings) -> Iterator[Proxy]:
 
 
 @pytest.mark.timeout(60, func_only=True)
-def test_an_idle_connection_to_postgresql_that_died_unseen_is_replaced(settings: Settings, postgres: Proxy) -> None:
-    """All of the pool's, at the first use of one of them."""
+def test_a_half_open_connection_to_postgresql_is_replaced(settings: Settings, postgres: Proxy) -> None:
+    """The first use of one replaces all of the pool's."""
     database = Database(through(settings.database_url, postgres))
     with database.begin(), database.begin(), database.begin():
         pass
@@ -53,7 +53,7 @@ def test_an_idle_connection_to_postgresql_that_died_unseen_is_replaced(settings:
 
 @pytest.mark.timeout(60, func_only=True)
 def test_a_statement_whose_answer_never_comes_is_given_up(settings: Settings, postgres: Proxy) -> None:
-    """PostgreSQL ended it long ago, and its own limit is of no use to a client that does not hear of it."""
+    """PostgreSQL's own limit does not help a client that never hears of it."""
     database = Database(through(settings.database_url, postgres), statement_timeout_s=1)
 
     def die_meanwhile() -> None:
@@ -71,7 +71,7 @@ def test_a_statement_whose_answer_never_comes_is_given_up(settings: Settings, po
 
 @pytest.mark.timeout(60, func_only=True)
 def test_a_transaction_whose_client_is_gone_unseen_does_not_keep_its_locks(settings: Settings, postgres: Proxy) -> None:
-    """PostgreSQL would wait two hours for a client that sent its last statement and no end."""
+    """By default PostgreSQL would wait two hours for a client that sent its last statement and no end."""
     with psycopg.connect(settings.database_url, autocommit=True) as direct:
         direct.execute("CREATE TABLE held (id int PRIMARY KEY, value int)")
         direct.execute("INSERT INTO held VALUES (1, 0)")
@@ -91,7 +91,7 @@ def test_a_transaction_whose_client_is_gone_unseen_does_not_keep_its_locks(setti
 
 
 def entry(number: int) -> Entry:
-    """A vector of its own."""
+    """Return a vector."""
     import numpy
 
     vector = numpy.zeros(4, dtype=numpy.float32)
@@ -103,7 +103,7 @@ def entry(number: int) -> Entry:
 def test_a_request_to_chroma_on_a_dead_connection_is_given_up_and_the_next_one_works(
     settings: Settings, chroma: Proxy
 ) -> None:
-    """With connections of its own: those that others use may be as dead."""
+    """The next request uses new connections, because pooled ones may be dead too."""
     vectors = ChromaVectors(through(settings.chroma_url, chroma), settings.kafka_topic_prefix, request_timeout_s=2)
     vectors.upsert("1", [entry(0)])
     chroma.abandon()
@@ -115,7 +115,7 @@ def test_a_request_to_chroma_on_a_dead_connection_is_given_up_and_the_next_one_w
 
 
 class OnlyFirst(Proxy):
-    """Carries its first connection; those after it are dead."""
+    """Forwards its first connection; later ones are dead."""
 
     _first: Link | None = None
 
@@ -128,7 +128,7 @@ class OnlyFirst(Proxy):
 
 @pytest.mark.timeout(60, func_only=True)
 def test_connecting_to_chroma_is_bounded(settings: Settings) -> None:
-    """Its client makes requests while it is made, on another connection than the check before, and has no limit."""
+    """The client's constructor sends requests without a timeout, on another connection than the check before."""
     with OnlyFirst(urlsplit(settings.chroma_url).port or 0) as proxy:
         vectors = ChromaVectors(through(settings.chroma_url, proxy), settings.kafka_topic_prefix, request_timeout_s=2)
         with pytest.raises(Unavailable):
@@ -140,7 +140,7 @@ SETTINGS = {"PostgreSQL": "database_url", "Chroma": "chroma_url", "schema regist
 
 @contextmanager
 def behind_a_proxy(settings: Settings, service: str) -> Iterator[tuple[Proxy, Settings]]:
-    """A proxy before ``service``, and the settings that lead through it."""
+    """A proxy before ``service``, and the settings that use it."""
     address: str = getattr(settings, SETTINGS[service])
     with Proxy(urlsplit(address).port or 0) as proxy:
         changed: dict[str, Any] = {SETTINGS[service]: through(address, proxy)}
@@ -151,7 +151,7 @@ def behind_a_proxy(settings: Settings, service: str) -> Iterator[tuple[Proxy, Se
 def test_a_processor_whose_connections_die_unseen_names_the_service_and_goes_on_by_itself(
     settings: Settings, cli: Cli, tmp_path: Path, service: str
 ) -> None:
-    """First the old connections are dead and new ones are silent, then new ones work; the old ones never do."""
+    """First old connections are dead and new ones silent; later new ones work, and old ones never do."""
     with behind_a_proxy(settings, service) as (proxy, ours), processor(ours) as running:
         imported(settings, cli, tmp_path)
         eventually(lambda: running.get("/readyz")[0] == 200)
@@ -168,7 +168,7 @@ def test_a_processor_whose_connections_die_unseen_names_the_service_and_goes_on_
 def test_a_processor_that_starts_while_the_registry_is_silent_names_it_and_goes_on_by_itself(
     settings: Settings, cli: Cli
 ) -> None:
-    """Its connections are made, and nothing answers."""
+    """Connections are accepted, and nothing answers."""
     service = "schema registry"
     with behind_a_proxy(settings, service) as (proxy, ours):
         proxy.cut()

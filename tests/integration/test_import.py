@@ -49,11 +49,11 @@ TALK = [
 
 @contextmanager
 def processor(settings: Settings) -> Iterator[None]:
-    """A processor that ingests, in a process of its own, stopped as an operator would."""
+    """A processor that ingests, as a separate process, stopped with SIGTERM."""
     program = shutil.which("rtfm-cli", path=str(CHECKOUT / ".venv" / "bin")) or "rtfm-cli"
     running = subprocess.Popen(
         [program, "run", "processor", "--only", "ingest"],
-        cwd=tempfile.gettempdir(),  # not where somebody's .env may be
+        cwd=tempfile.gettempdir(),  # not in a folder with a .env file
         env=environment_of(settings),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -76,7 +76,7 @@ def messages_in_kafka(settings: Settings) -> int:
 def test_one_foreign_file_stops_the_import_before_anything_is_sent(
     settings: Settings, cli: Cli, tmp_path: Path
 ) -> None:
-    """Exit 2, the file and the place in it, and nothing half done."""
+    """The exit code is 2, and the error names the file and the place in it."""
     good = written(tmp_path, "good.json", TALK)
     foreign = tmp_path / "foreign.json"
     foreign.write_text('{"guild": \n oops}', encoding="utf-8")
@@ -88,7 +88,7 @@ def test_one_foreign_file_stops_the_import_before_anything_is_sent(
 
 
 def test_an_unreachable_kafka_is_exit_3(settings: Settings, cli: Cli, tmp_path: Path) -> None:
-    """A script can tell it from a wrong file."""
+    """A script can distinguish it from a wrong file."""
     file = written(tmp_path, "good.json", TALK)
     done = cli(
         settings, "import", str(file), check=False, KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:9", KAFKA_DELIVERY_TIMEOUT_S="2"
@@ -98,7 +98,7 @@ def test_an_unreachable_kafka_is_exit_3(settings: Settings, cli: Cli, tmp_path: 
 
 
 def test_without_a_processor_the_messages_wait_and_import_says_so(settings: Settings, cli: Cli, tmp_path: Path) -> None:
-    """Nothing is lost by it, so it is no failure."""
+    """Nothing is lost, so it is not a failure."""
     done = cli(settings, "import", str(written(tmp_path, "talk.json", TALK)))
     assert "No processor is running" in done.stderr
     assert done.stdout.strip().splitlines()[-1] == "1 file: 3 messages sent, 0 left out"
@@ -106,7 +106,7 @@ def test_without_a_processor_the_messages_wait_and_import_says_so(settings: Sett
 
 
 def test_what_was_imported_can_be_found_when_import_returns(settings: Settings, cli: Cli, tmp_path: Path) -> None:
-    """Messages that are broken are left out and counted on the last line; a second import changes nothing."""
+    """The last line counts the broken messages that were left out; a second import changes nothing."""
     broken = [*TALK, {"id": "1004"}, entry(5, "x", type="GuildMemberJoin")]
     files = [
         str(written(tmp_path, "one.json", broken)),
@@ -133,8 +133,8 @@ def test_what_was_imported_can_be_found_when_import_returns(settings: Settings, 
     assert "{" not in explained.stdout + explained.stderr
 
 
-def test_low_a_message_that_no_record_can_hold_is_left_out(settings: Settings, cli: Cli, tmp_path: Path) -> None:
-    """The rest is imported, and the reason is said."""
+def test_a_message_that_no_record_can_hold_is_left_out(settings: Settings, cli: Cli, tmp_path: Path) -> None:
+    """The rest is imported, and the reason is printed."""
     file = written(tmp_path, "talk.json", [TALK[0], entry(7, "é" * 600_000), TALK[2]])
     done = cli(settings, "import", "--no-wait", str(file))
     assert done.stdout.startswith("1 file: 2 messages sent, 1 left out (1 × more than the 990000 bytes")
@@ -143,7 +143,7 @@ def test_low_a_message_that_no_record_can_hold_is_left_out(settings: Settings, c
 
 
 def test_search_and_eval_say_what_is_wrong_in_one_line(settings: Settings, cli: Cli, tmp_path: Path) -> None:
-    """A guild that is not there, a file of questions that is none, a database that does not answer."""
+    """The cases are an unknown guild, an invalid file of questions and a database that does not answer."""
     questions = tmp_path / "questions.jsonl"
     questions.write_text('{"question": "x"}\n', encoding="utf-8")
     for arguments, code, text in (
@@ -161,7 +161,7 @@ def test_search_and_eval_say_what_is_wrong_in_one_line(settings: Settings, cli: 
 
 
 def test_eval_measures_what_is_found(settings: Settings, cli: Cli, tmp_path: Path) -> None:
-    """A line a question with --out, the figures on standard output."""
+    """--out gets one line for each question, standard output the figures."""
     questions = tmp_path / "questions.jsonl"
     rows = [
         {"question": "mount ntfs disk", "message_id": "1", "guild_id": "100", "relevant_message_ids": ["1002", "1001"]},

@@ -1,4 +1,4 @@
-"""From changed messages to what can be found, on real PostgreSQL and Chroma."""
+"""From changes of messages to search, on real PostgreSQL and Chroma."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rtfm.knowledge.archive import Change, SqlArchive
 from rtfm.knowledge.rebuilding import plan, rebuild
 from rtfm.processor.ingest import Ingest
 from rtfm.settings import Settings
-from tests.knowledge import GUILD, START, Heard, WordEmbedding, deletion, dump, empty, knowledge_of, message
+from tests.knowledge import GUILD, START, RecordOfEvent, WordEmbedding, deletion, dump, empty, knowledge_of, message
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def knowledge(bare_settings: Settings, embedding: WordEmbedding) -> Iterator[Kno
 
 
 def ingest(knowledge: Knowledge, *events: DiscordMessage) -> None:
-    Ingest(knowledge=knowledge)([Heard(event) for event in events])
+    Ingest(knowledge=knowledge)([RecordOfEvent(event) for event in events])
 
 
 def found(knowledge: Knowledge, question: str, *visible: str) -> list[str]:
@@ -51,7 +51,7 @@ TALK = (
 
 
 def test_a_late_creation_never_undoes_a_deletion(knowledge: Knowledge) -> None:
-    """A backfill may bring what was deleted meanwhile."""
+    """A backfill may contain a message that was deleted meanwhile."""
     ingest(knowledge, deletion(1))
     ingest(knowledge, message(1, "the secret word is tulip"))
     assert found(knowledge, "secret word tulip") == []
@@ -59,7 +59,7 @@ def test_a_late_creation_never_undoes_a_deletion(knowledge: Knowledge) -> None:
 
 
 def test_a_late_creation_or_edit_never_undoes_a_newer_edit(knowledge: Knowledge) -> None:
-    """Whatever the order in which they arrive, the newest stands."""
+    """The newest version stays in any order of arrival."""
     newest = message(1, "use exfat", change=MessageChange.EDITED, edited_at=TimestampMillis(START + 900_000))
     older = message(1, "use vfat", change=MessageChange.EDITED, edited_at=TimestampMillis(START + 800_000))
     ingest(knowledge, newest)
@@ -69,7 +69,7 @@ def test_a_late_creation_or_edit_never_undoes_a_newer_edit(knowledge: Knowledge)
 
 
 def test_an_edit_within_the_millisecond_of_an_import_that_holds_it_changes_nothing(knowledge: Knowledge) -> None:
-    """An export carries the edited text; the edit itself may still be in Kafka."""
+    """An export has the edited text while the edit is still in Kafka."""
     at = TimestampMillis(START + 900_000)
     ingest(knowledge, message(1, "use exfat", edited_at=at))
     ingest(knowledge, message(1, "use exfat", change=MessageChange.EDITED, edited_at=at), message(1, "use ext2"))
@@ -79,7 +79,7 @@ def test_an_edit_within_the_millisecond_of_an_import_that_holds_it_changes_nothi
 def test_deleting_removes_text_and_vectors_and_leaves_a_tombstone(
     knowledge: Knowledge, bare_settings: Settings
 ) -> None:
-    """Nothing of what was said stays, in the archive, the term index or Chroma."""
+    """Archive, term index and Chroma keep nothing of the text."""
     ingest(knowledge, *TALK)
     ingest(knowledge, deletion(1), deletion(2), deletion(3))
     assert found(knowledge, "mount ntfs disk printer") == []
@@ -98,7 +98,7 @@ def test_deleting_removes_text_and_vectors_and_leaves_a_tombstone(
 
 
 def test_deleting_one_message_leaves_the_rest_of_its_conversation(knowledge: Knowledge) -> None:
-    """The passage is made anew from what is left, under its old id."""
+    """The passage is made again from the rest, with its old id."""
     ingest(knowledge, *TALK)
     ingest(knowledge, deletion(1))
     result = knowledge.retriever.search("ntfs-3g mount", guild_id=GUILD, visible_channel_ids=["200"], limit=1)
@@ -109,7 +109,7 @@ def test_deleting_one_message_leaves_the_rest_of_its_conversation(knowledge: Kno
 def test_a_replay_leaves_everything_as_it_was(
     knowledge: Knowledge, bare_settings: Settings, embedding: WordEmbedding
 ) -> None:
-    """In any batches, and without embedding anything again."""
+    """This holds for any batches, and nothing is embedded again."""
     history = [
         *TALK,
         message(2, "use ntfs-3g", author_id="2", change=MessageChange.EDITED, edited_at=START),
@@ -126,13 +126,13 @@ def test_a_replay_leaves_everything_as_it_was(
 
 
 def test_one_batch_is_one_embedding_call(knowledge: Knowledge, embedding: WordEmbedding) -> None:
-    """Three messages and two conversations: five texts."""
+    """Three messages and two conversations are five texts."""
     ingest(knowledge, *TALK)
     assert embedding.calls == [5]
 
 
 def test_batches_of_one_give_what_one_batch_gives(bare_settings: Settings, knowledge: Knowledge) -> None:
-    """How records happen to be grouped must not show."""
+    """The grouping of records has no effect."""
     ingest(knowledge, *TALK)
     at_once = dump(bare_settings)
     empty(bare_settings)
@@ -142,7 +142,7 @@ def test_batches_of_one_give_what_one_batch_gives(bare_settings: Settings, knowl
 
 
 def test_a_change_that_is_not_known_is_ignored(knowledge: Knowledge) -> None:
-    """A later version of the contract may have more of them."""
+    """A later version of the contract may add kinds of changes."""
     ingest(knowledge, message(1, "hello tulip", change=MessageChange.UNKNOWN))
     assert knowledge.archive.counts()["messages"] == 0
 
@@ -172,16 +172,16 @@ FAR = TimestampMillis(253_402_300_800_000)
     ],
     ids=range(13),
 )
-def test_h3_a_message_that_breaks_a_rule_is_refused(knowledge: Knowledge, fields: dict[str, Any], said: str) -> None:
-    """H3, M8, clients 2: the reason names field and rule; the partition does not wait for a store to take it."""
+def test_a_message_that_breaks_a_rule_is_refused(knowledge: Knowledge, fields: dict[str, Any], said: str) -> None:
+    """The reason names field and rule, and the partition does not wait for a store."""
     with pytest.raises(InvalidEvent, match=rf"^DiscordMessage\.{said}"):
         ingest(knowledge, message(1, "x", **fields))
     assert knowledge.archive.counts()["messages"] == 0
 
 
 @pytest.mark.parametrize("guild_id", ["team:a@example.org", "x" * 128, "-", "direct", "9.._"])
-def test_h3_any_guild_that_keeps_the_rule_is_kept_and_found(knowledge: Knowledge, guild_id: str) -> None:
-    """H3: a collection of Chroma takes fewer signs in its name than an id has."""
+def test_any_guild_that_keeps_the_rule_is_kept_and_found(knowledge: Knowledge, guild_id: str) -> None:
+    """Chroma's collection names allow fewer characters than an id."""
     try:
         ingest(knowledge, message(1, "tulips grow here", guild_id=guild_id))
         result = knowledge.retriever.search("tulips", guild_id=guild_id, visible_channel_ids=["200"], limit=1)
@@ -201,10 +201,10 @@ def test_h3_any_guild_that_keeps_the_rule_is_kept_and_found(knowledge: Knowledge
         ({"guild_id": None}, "guild_id must be that"),
     ],
 )
-def test_m1_a_known_message_stays_in_its_channel_and_guild(
+def test_a_known_message_stays_in_its_channel_and_guild(
     knowledge: Knowledge, bare_settings: Settings, fields: dict[str, Any], said: str
 ) -> None:
-    """M1: a newer record that says otherwise is refused, alone or in one batch with others, and nothing is damaged."""
+    """A newer record with another channel is refused, alone or in a batch, and damages nothing."""
     ingest(knowledge, *TALK)
     before = dump(bare_settings)
     newer = {"change": MessageChange.EDITED, "edited_at": TimestampMillis(START + 900_000), **fields}
@@ -220,8 +220,8 @@ def test_m1_a_known_message_stays_in_its_channel_and_guild(
     assert found(knowledge, "tulips stay") == ["1006"]
 
 
-def test_m1_a_deletion_elsewhere_is_refused_and_one_without_a_guild_is_not(knowledge: Knowledge) -> None:
-    """M1: Discord names the channel of each deletion; a program that knows no guild can still delete."""
+def test_a_deletion_elsewhere_is_refused_and_one_without_a_guild_is_not(knowledge: Knowledge) -> None:
+    """Discord names the channel of each deletion; a program that knows no guild can still delete."""
     ingest(knowledge, *TALK)
     for fields in ({"channel_id": "201"}, {"guild_id": "101"}):
         with pytest.raises(InvalidEvent, match="must be that of the message"):
@@ -232,8 +232,8 @@ def test_m1_a_deletion_elsewhere_is_refused_and_one_without_a_guild_is_not(knowl
     assert knowledge.archive.counts()["deleted"] == 2
 
 
-def test_m1_two_workers_with_one_message_in_two_channels_store_it_once(knowledge: Knowledge) -> None:
-    """M1: neither knew it when its batch began; the second is refused as soon as it is written."""
+def test_two_workers_with_one_message_in_two_channels_store_it_once(knowledge: Knowledge) -> None:
+    """Neither knew it when its batch began; the second write is refused."""
     first, second = message(1, "tulips"), message(1, "roses", channel_id="201")
     writing = knowledge.archive.writing
     ingest(knowledge, first)
@@ -257,7 +257,7 @@ def test_text_that_postgresql_cannot_hold_is_kept_without_the_character(knowledg
     "text", ["", " ", "😀", "\u202eabc", "```py\nprint(1)\n```", "word " * 10_000, "'; \\ : | & !"]
 )
 def test_odd_messages_are_kept(knowledge: Knowledge, text: str) -> None:
-    """Empty, emoji-only, right-to-left, code, very long, full of signs that tsquery knows."""
+    """They are empty, only emoji, right-to-left, code, very long, or full of tsquery operators."""
     ingest(knowledge, message(1, text), message(2, "a tulip"))
     assert knowledge.archive.counts()["messages"] == 2
     found(knowledge, text or "tulip")
@@ -266,7 +266,7 @@ def test_odd_messages_are_kept(knowledge: Knowledge, text: str) -> None:
 def test_secrets_and_addresses_are_taken_out_before_embedding(
     knowledge: Knowledge, embedding: WordEmbedding, bare_settings: Settings
 ) -> None:
-    """From what is said and from files, before anything is cut: half of a secret would not be recognised."""
+    """Text and files are cleaned before they are split, because half of a secret would not be recognised."""
     token, where = "ghp_" + "y" * 36, "ada@mail.example.org"
     file = "tulip words " * 90 + f"{token} {where} " + "tulip words " * 90
     ingest(
@@ -283,14 +283,14 @@ def test_secrets_and_addresses_are_taken_out_before_embedding(
 
 
 def test_what_a_bot_says_is_kept_but_not_found(knowledge: Knowledge) -> None:
-    """An own answer must never become a source."""
+    """The bot's own answer must never become a source."""
     ingest(knowledge, message(1, "tulips grow in spring", author_is_bot=True))
     assert knowledge.archive.counts()["messages"] == 1
     assert found(knowledge, "tulips spring") == []
 
 
 def test_an_outage_of_chroma_loses_nothing(bare_settings: Settings, knowledge: Knowledge) -> None:
-    """The batch fails as a whole, and handled again it is complete."""
+    """The whole batch fails, and is complete after a retry."""
     unplugged = evolve(
         knowledge, vectors=knowledge_of(evolve(bare_settings, chroma_url="http://127.0.0.1:9"), None).vectors
     )
@@ -303,7 +303,7 @@ def test_an_outage_of_chroma_loses_nothing(bare_settings: Settings, knowledge: K
 
 
 def test_an_outage_of_postgresql_is_no_failure_of_the_event(bare_settings: Settings) -> None:
-    """The pipeline waits; nothing goes to dead-letters."""
+    """The pipeline waits, without dead letters."""
     away = evolve(bare_settings, database_url="postgresql://rtfm@127.0.0.1:9/rtfm")
     knowledge = evolve(knowledge_of(bare_settings, None), archive=_archive(away))
     with pytest.raises(Unavailable, match=r"PostgreSQL at 127\.0\.0\.1:9"):
@@ -311,7 +311,7 @@ def test_an_outage_of_postgresql_is_no_failure_of_the_event(bare_settings: Setti
 
 
 def test_what_was_erased_is_not_taken_again(knowledge: Knowledge, bare_settings: Settings) -> None:
-    """Records of it may still be in Kafka. What is said afterwards counts."""
+    """Its records may still be in Kafka. Later messages are taken."""
     with psycopg.connect(bare_settings.database_url) as connection:
         connection.execute(f"INSERT INTO erasures VALUES ('user', '2', {START + 150_000})")  # noqa: S608 - a number
     ingest(knowledge, *TALK, message(4, "tulips", author_id="2"))
@@ -320,7 +320,7 @@ def test_what_was_erased_is_not_taken_again(knowledge: Knowledge, bare_settings:
 
 
 def test_a_thread_is_read_by_the_readers_of_its_parent(knowledge: Knowledge) -> None:
-    """Also when Discord tells its kind only after its first message."""
+    """This holds even if Discord reports its kind after its first message."""
     late: dict[str, Any] = {"channel_id": "201", "parent_channel_id": "200", "source": MessageSource.GATEWAY}
     ingest(knowledge, message(1, "tulips grow here", channel_kind=ChannelKind.UNKNOWN, **late))
     assert found(knowledge, "tulips") == []
@@ -330,7 +330,7 @@ def test_a_thread_is_read_by_the_readers_of_its_parent(knowledge: Knowledge) -> 
 
 
 def test_chroma_holds_its_collection_under_the_prefix(knowledge: Knowledge, bare_settings: Settings) -> None:
-    """So that several installations share a server."""
+    """Several installations can share a server."""
     ingest(knowledge, *TALK)
     assert knowledge.vectors.counts() == {f"{bare_settings.kafka_topic_prefix}rtfm-{GUILD}": 5}
 
@@ -338,7 +338,7 @@ def test_chroma_holds_its_collection_under_the_prefix(knowledge: Knowledge, bare
 def test_a_collection_that_was_removed_behind_our_back_is_an_outage_once(
     knowledge: Knowledge, bare_settings: Settings
 ) -> None:
-    """The next attempt makes it again instead of failing for ever."""
+    """The next attempt creates it again."""
     ingest(knowledge, TALK[0])
     name = f"{bare_settings.kafka_topic_prefix}rtfm-{GUILD}"
     address = f"{bare_settings.chroma_url}/api/v2/tenants/default_tenant/databases/default_database/collections/{name}"

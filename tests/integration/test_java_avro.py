@@ -1,4 +1,4 @@
-"""Bytes and values beside Java's Avro, which is what other services read and write with."""
+"""Bytes and values compared with Java's Avro, which other services use."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def java() -> Iterator[JavaAvro]:
 
 
 def in_json(node: Node, value: Any) -> Any:
-    """``value``, as ``reference.plain`` makes it, in Avro's JSON encoding: unions say which branch it is."""
+    """Return ``value``, from ``reference.plain``, in Avro's JSON encoding, in which unions name their branch."""
     match node.kind:
         case "record":
             return {entry.name: in_json(entry.node, value[entry.name]) for entry in node.fields}
@@ -51,7 +51,7 @@ def in_json(node: Node, value: Any) -> Any:
 
 
 def some_value(chance: random.Random, shape: shapes.Shape, name: str = "") -> Any:
-    """A value of ``shape`` for the field ``name``, often one at the edge of its type or of a rule."""
+    """Return a value of ``shape`` for the field ``name``, often at a limit of its type or of a rule."""
     match shape:
         case shapes.Record(event_class=event_class, slots=slots):
             return event_class(**{slot.name: some_value(chance, slot.shape, slot.name) for slot in slots})
@@ -81,14 +81,14 @@ def some_value(chance: random.Random, shape: shapes.Shape, name: str = "") -> An
 
 
 def some_event(chance: random.Random, shape: shapes.Record) -> Any:
-    """An event of another program than the bot, whose ids need not be Discord's."""
+    """Return an event of a program other than the bot, whose ids need not be Discord's."""
     event = some_value(chance, shape)
     others = {"source": MessageSource.OTHER, "origin": QueryOrigin.SERVICE, "observed_at": None}
     return attrs.evolve(event, **{name: value for name, value in others.items() if hasattr(event, name)})
 
 
 def agree(java: JavaAvro, codec: EventCodec[Any], event: Any) -> None:
-    """Java reads our bytes as the same value, and writes the same bytes for it, which we read as the same event."""
+    """Check that Java reads our bytes as the same value, and writes the same bytes, which we read as the same event."""
     expected = in_json(parse(codec.schema), reference.plain(event))
     encoded = codec.encode(event, 7)
     assert java.read(encoded[FRAME_BYTES:], codec.schema, codec.schema) == expected
@@ -98,15 +98,15 @@ def agree(java: JavaAvro, codec: EventCodec[Any], event: Any) -> None:
 
 
 @pytest.mark.parametrize("topic_name", EVENT_OF_TOPIC)
-def test_events_are_to_java_what_they_are_to_us(java: JavaAvro, topic_name: str) -> None:
-    """R25: 60 events of each contract, bytes and values, both ways."""
+def test_events_are_the_same_in_java(java: JavaAvro, topic_name: str) -> None:
+    """R25: bytes and values of 60 events of each contract are the same, both ways."""
     codec: EventCodec[Any] = EventCodec(EVENT_OF_TOPIC[topic_name], catalogue.load().topic(topic_name).schema or {})
     for event in [*events(topic_name, 30), *(some_event(random.Random(n), codec.shape) for n in range(30))]:
         agree(java, codec, event)
 
 
-def test_generated_schemas_are_to_java_what_they_are_to_us(java: JavaAvro) -> None:
-    """R25: 100 schemas with two values each, at the edges of their types."""
+def test_values_of_generated_schemas_are_the_same_in_java(java: JavaAvro) -> None:
+    """R25: bytes and values of 100 schemas with two values each, at the limits of their types, are the same."""
     for seed in range(100):
         schema, event_class = generated_record(random.Random(seed), NamesState())
         codec: EventCodec[Any] = EventCodec(event_class, schema)
@@ -116,7 +116,7 @@ def test_generated_schemas_are_to_java_what_they_are_to_us(java: JavaAvro) -> No
 
 @pytest.mark.parametrize("topic_name", EVENT_OF_TOPIC)
 def test_records_of_another_version_read_as_java_reads_them(java: JavaAvro, topic_name: str) -> None:
-    """R26: fields that came and went, in another order, with symbols that we do not know."""
+    """R26: fields are added, removed and reordered, with unknown symbols."""
     schema = catalogue.load().topic(topic_name).schema or {}
     codec: EventCodec[Any] = EventCodec(EVENT_OF_TOPIC[topic_name], schema)
     other = another_version(schema)
@@ -133,7 +133,7 @@ def test_records_of_another_version_read_as_java_reads_them(java: JavaAvro, topi
 
 
 def another_version(schema: Any) -> Any:
-    """What a later version might be: each field with a default is gone or has moved, one is new, enums have grown."""
+    """Return a possible later version: fields with a default are removed or moved, one is new, enums have grown."""
     other = copy.deepcopy(schema)
     with_default = [entry for entry in other["fields"] if "default" in entry]
     for entry in with_default:
@@ -143,7 +143,7 @@ def another_version(schema: Any) -> Any:
     for entry in other["fields"]:
         if entry["name"] in ("change", "outcome", "origin"):
             entry["type"]["symbols"].append("NEWER")
-    # A name is defined where it occurs first, which may have gone.
+    # A name is defined at its first occurrence, which may have been removed.
     return _defined(other, _named(schema), set())
 
 

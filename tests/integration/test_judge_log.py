@@ -1,4 +1,4 @@
-"""The judge's parser on the files of a real Kafka: it finds what consumers are given, and what became of the rest."""
+"""The judge's parser on the files of a real Kafka: it finds what consumers get, and all transaction outcomes."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from rtfm.local.services import DEFAULT_PORTS, free_ports
 from rtfm.local.stack import LocalStack
 from tests.conftest import CACHE_DIR, stack_home
-from tests.judge.positions import Position, read_positions
-from tests.judge.segments import Outcome, PartitionLog, partitions, read_partition
+from tests.judge.positions import PositionCommit, read_positions
+from tests.judge.segments import PartitionLog, TransactionOutcome, partitions, read_partition
 from tests.streams import eventually
 
 CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
 
 
 class Broker:
-    """A Kafka of this module's own, whose data folder is known."""
+    """A Kafka for this module, with a known data folder."""
 
     def __init__(self, address: str, data: Path) -> None:
         self.address = address
         self.data = data
 
     def new_topic(self) -> str:
-        """A topic of one partition and small segments."""
+        """Create a topic of one partition and small segments."""
         name = f"t{uuid.uuid4().hex[:8]}"
         topic = NewTopic(name, 1, 1, config={"segment.bytes": str(1024 * 1024)})
         admin = AdminClient({"bootstrap.servers": self.address})
@@ -38,7 +38,7 @@ class Broker:
         return name
 
     def producer(self, codec: str = "zstd", name: str | None = None) -> Any:
-        """A producer, transactional where it has a ``name``."""
+        """Return a producer, transactional if it has a ``name``."""
         config: dict[str, Any] = {
             "bootstrap.servers": self.address,
             "log_level": 0,
@@ -51,21 +51,21 @@ class Broker:
         return made
 
     def log(self, topic: str) -> PartitionLog:
-        """What the parser finds."""
+        """Return the parsed log."""
         return read_partition(partitions(self.data, topic)[0])
 
     def log_with(self, topic: str, *, markers: int) -> PartitionLog | None:
-        """What the parser finds, when it finds so many markers."""
+        """Return the parsed log once it has so many markers."""
         log = self.log(topic)
         return log if len(log.markers) == markers else None
 
-    def positions(self, group: str, topic: str, *, ended: int) -> list[Position] | None:
-        """The group's commits for partition 0, as the parser finds them, when so many are in no open transaction."""
+    def positions(self, group: str, topic: str, *, ended: int) -> list[PositionCommit] | None:
+        """Return the group's commits for partition 0 once so many are in no open transaction."""
         found = read_positions(self.data).get((group, topic, 0), [])
-        return found if sum(p.written.batch.outcome is not Outcome.OPEN for p in found) == ended else None
+        return found if sum(p.written.batch.outcome is not TransactionOutcome.OPEN for p in found) == ended else None
 
     def given(self, topic: str, isolation: str, count: int) -> list[tuple[Any, ...]]:
-        """What a consumer is given: offset, time, key, value and headers of ``count`` records, and no more."""
+        """Return what a consumer gets: offset, time, key, value and headers of ``count`` records, and no more."""
         consumer: Any = Consumer(
             {
                 "bootstrap.servers": self.address,
@@ -107,7 +107,7 @@ def broker() -> Iterator[Broker]:
 
 
 def parsed(log: PartitionLog, *, visible: bool) -> list[tuple[Any, ...]]:
-    """What the parser says that a consumer is given."""
+    """Return what the parser says a consumer gets."""
     return [
         (record.offset, record.timestamp_ms, record.key, record.value, record.headers)
         for record in log.records
@@ -116,7 +116,7 @@ def parsed(log: PartitionLog, *, visible: bool) -> list[tuple[Any, ...]]:
 
 
 def produce(producer: Any, topic: str, what: str, count: int) -> None:
-    """Produce ``count`` records that begin with ``what``; among them are empty and missing keys, values and headers."""
+    """Produce ``count`` records that begin with ``what``; some have empty or missing keys, values and headers."""
     for number in range(count):
         producer.produce(
             topic,
@@ -129,7 +129,7 @@ def produce(producer: Any, topic: str, what: str, count: int) -> None:
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_committed_aborted_and_open_transactions_are_told_apart(broker: Broker, codec: str) -> None:
-    """For each compression; a transaction that is open hides what was committed behind it, as from a consumer."""
+    """For each compression, an open transaction hides later commits, as it does for a consumer."""
     topic = broker.new_topic()
     plain = broker.producer(codec)
     produce(plain, topic, "plain", 60)
@@ -145,8 +145,8 @@ def test_committed_aborted_and_open_transactions_are_told_apart(broker: Broker, 
     two.commit_transaction(30)
     # Markers are written after the producer has its answer.
     log = eventually(lambda: broker.log_with(topic, markers=5))
-    assert {record.batch.outcome for record in log.records} == set(Outcome)
-    # A producer leaves a batch as it is where compression would make it larger: one of a single record, by chance.
+    assert {record.batch.outcome for record in log.records} == set(TransactionOutcome)
+    # A producer does not compress a batch if that would enlarge it, as with a single record.
     assert {codec} <= {record.batch.compression for record in log.records} <= {codec, "none"}
     assert len(parsed(log, visible=True)) == 60 * 3
     assert parsed(log, visible=True) == broker.given(topic, "read_committed", 60 * 3)
@@ -159,7 +159,7 @@ def test_committed_aborted_and_open_transactions_are_told_apart(broker: Broker, 
 
 
 def test_a_log_of_several_segments_is_read_whole(broker: Broker) -> None:
-    """Offsets go on from one segment to the next."""
+    """Offsets continue from one segment to the next."""
     topic = broker.new_topic()
     producer = broker.producer("none")
     for number in range(40):
@@ -170,7 +170,7 @@ def test_a_log_of_several_segments_is_read_whole(broker: Broker) -> None:
 
 
 def test_positions_take_effect_when_their_transaction_is_committed(broker: Broker) -> None:
-    """Plain commits, committed and aborted transactions, and what the group's members are told in the end."""
+    """The cases are plain commits, committed and aborted transactions, and what the group's members get at the end."""
     topic, group = broker.new_topic(), f"g{uuid.uuid4().hex[:8]}"
     config: Any = {"bootstrap.servers": broker.address, "log_level": 0, "group.id": group, "enable.auto.commit": False}
     consumer: Any = Consumer(config)
@@ -185,18 +185,18 @@ def test_positions_take_effect_when_their_transaction_is_committed(broker: Broke
         producers[0].begin_transaction()
         send(producers[0], offset, ends)
         producers[0].commit_transaction(30) if ends == "commit" else producers[0].abort_transaction(30)
-    # The marker counts, not the record: the first one is committed last, and its record is older.
+    # The marker counts, not the record: the first record is committed last, and it is older.
     for producer, offset in zip(producers, (11, 13), strict=True):
         producer.begin_transaction()
         send(producer, offset, "crossed")
     for ended, producer in enumerate(reversed(producers), start=5):
         producer.commit_transaction(30)
-        # Markers are written after the producer has its answer, and their order is what this is about.
+        # Markers are written after the producer has its answer, and this test depends on their order.
         eventually(partial(broker.positions, group, topic, ended=ended))
     producers[0].begin_transaction()
     send(producers[0], 15, "open")
     found = eventually(lambda: broker.positions(group, topic, ended=6))
-    # confluent-kafka sends the end of C's string with the metadata, and cuts it off again.
+    # confluent-kafka sends the metadata's C string terminator, and removes it when reading.
     assert [(p.offset, p.metadata.removesuffix("\0"), p.is_applied) for p in found] == [
         (3, "plain", True),
         (5, "commit", True),
@@ -206,7 +206,13 @@ def test_positions_take_effect_when_their_transaction_is_committed(broker: Broke
         (11, "crossed", False),
         (15, "open", False),
     ]
-    outcomes = [Outcome.NONE, Outcome.COMMITTED, Outcome.ABORTED, *[Outcome.COMMITTED] * 3, Outcome.OPEN]
+    outcomes = [
+        TransactionOutcome.NONE,
+        TransactionOutcome.COMMITTED,
+        TransactionOutcome.ABORTED,
+        *[TransactionOutcome.COMMITTED] * 3,
+        TransactionOutcome.OPEN,
+    ]
     assert [p.written.batch.outcome for p in found] == outcomes
     assert {p.written.batch.producer_id >= 0 for p in found[1:]} == {True}
     producers[0].abort_transaction(30)

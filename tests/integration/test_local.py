@@ -1,4 +1,4 @@
-"""The local services: killed at any moment they come back with what they held, and nobody else's process is touched."""
+"""The local services: after a kill they restart with their data, and other programs' processes are not touched."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LOST = signal.SIGKILL
 
 
 class _Healthy(BaseHTTPRequestHandler):
-    """Says 200 to whatever it is asked."""
+    """Answers 200 to every request."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -47,7 +47,7 @@ class _Healthy(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[LocalStack]:
-    """A stack of its own, which tests may kill service by service. The first attempt to start it was killed."""
+    """A stack whose services tests may kill. The first attempt to start it was killed."""
     with stack_home() as home:
         (home / "cache").symlink_to(CACHE_DIR)
         _kill_a_start(home)
@@ -61,7 +61,7 @@ def running() -> Iterator[LocalStack]:
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A home in which nothing runs; whatever a test starts there is stopped."""
+    """A home in which nothing runs; everything that a test starts there is stopped."""
     with stack_home() as folder:
         (folder / "cache").symlink_to(CACHE_DIR)
         try:
@@ -83,7 +83,7 @@ def _environment(home: Path) -> dict[str, str]:
 
 
 def _kill_a_start(home: Path) -> None:
-    """Begin to start all services and kill the command when it has noted the first."""
+    """Start all services, and kill the command when it has noted the first."""
     program = Path(sys.executable).with_name("rtfm-cli")
     with subprocess.Popen([program, "local", "up"], env=_environment(home), stderr=subprocess.DEVNULL) as start:
         while not (home / "run" / "stack.json").is_file():
@@ -101,12 +101,12 @@ def _kill(stack: LocalStack, name: str) -> None:
 
 
 def test_an_up_that_was_killed_is_finished_by_the_next(running: LocalStack) -> None:
-    """Whatever the first had begun, the second ends with four services that answer."""
+    """The second `up` ends with four services that answer, whatever the first had started."""
     assert [service.state for service in running.status()] == ["running"] * 4
 
 
 def test_a_registry_that_is_killed_right_after_a_registration_keeps_its_ids(running: LocalStack) -> None:
-    """Same ids for the same schemas after the kill, and a new schema gets an id that none had."""
+    """Schemas keep their ids, and a new schema gets an unused id."""
     url = _address(running, "schema-registry")
 
     def register(name: str) -> int:
@@ -126,7 +126,7 @@ def test_a_registry_that_is_killed_right_after_a_registration_keeps_its_ids(runn
 
 
 def test_kafka_that_is_killed_keeps_every_acknowledged_record(running: LocalStack) -> None:
-    """Acknowledged is on the disk, and the address is the one that clients were given."""
+    """Acknowledged records are on disk, and the address stays the same."""
     address = _address(running, "kafka")
     admin = AdminClient({"bootstrap.servers": address})
     admin.create_topics([NewTopic("kept", 1)])["kept"].result(30)
@@ -150,7 +150,7 @@ def test_kafka_that_is_killed_keeps_every_acknowledged_record(running: LocalStac
 
 
 def test_postgresql_that_is_killed_amid_its_clients_keeps_committed_rows(running: LocalStack) -> None:
-    """A stale postmaster.pid and workers that still serve a client do not keep it from starting at once."""
+    """It starts at once despite a stale postmaster.pid and backends that still serve a client."""
     url = _address(running, "postgres")
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("CREATE TABLE kept (x int)")
@@ -162,7 +162,7 @@ def test_postgresql_that_is_killed_amid_its_clients_keeps_committed_rows(running
 
 
 def test_postgresql_lets_nobody_in_without_the_password(running: LocalStack) -> None:
-    """Every user of the machine can reach the port; the password stands where only this one can read it."""
+    """Every user of the machine can reach the port; only this one can read the password."""
     url = _address(running, "postgres")
     password = psycopg.conninfo.conninfo_to_dict(url)["password"]
     with pytest.raises(psycopg.OperationalError, match="password"):
@@ -176,8 +176,8 @@ def test_postgresql_lets_nobody_in_without_the_password(running: LocalStack) -> 
     assert {path.stat().st_mode & 0o777 for path in holding} == {0o600}
 
 
-def test_m9_home_is_closed_to_other_users_while_the_services_run(running: LocalStack) -> None:
-    """Also for root, whose PostgreSQL runs as another account; no folder above it was opened for that."""
+def test_home_is_closed_to_other_users_while_the_services_run(running: LocalStack) -> None:
+    """This holds under root too, whose PostgreSQL runs as another account, without opening a folder above."""
     assert running.home.stat().st_mode & 0o777 == 0o700
     _kill(running, "postgres")
     running.up()
@@ -186,8 +186,8 @@ def test_m9_home_is_closed_to_other_users_while_the_services_run(running: LocalS
         assert connection.execute("SELECT count(*) FROM pg_database").fetchone() != (0,)
 
 
-def test_m9_a_folder_that_is_opened_for_another_account_is_named(tmp_path: Path) -> None:
-    """The line has the folder, and its mode before and after."""
+def test_a_folder_that_is_opened_for_another_account_is_named(tmp_path: Path) -> None:
+    """The line has the folder and its mode before and after."""
     closed = tmp_path / "closed"
     (closed / "programs").mkdir(parents=True)
     closed.chmod(0o700)
@@ -198,7 +198,7 @@ def test_m9_a_folder_that_is_opened_for_another_account_is_named(tmp_path: Path)
 
 
 def test_chroma_that_is_killed_keeps_added_vectors(running: LocalStack) -> None:
-    """What was added is found again, nearest first."""
+    """They are found again, nearest first."""
     port = int(_address(running, "chroma").rpartition(":")[2])
     vectors = [[1.0, 0.0], [0.0, 1.0], [0.7, 0.7]]
     client = chromadb.HttpClient("localhost", port)
@@ -210,20 +210,20 @@ def test_chroma_that_is_killed_keeps_added_vectors(running: LocalStack) -> None:
 
 
 def test_a_second_up_changes_nothing(running: LocalStack) -> None:
-    """Same processes, same addresses."""
+    """Processes and addresses stay the same."""
     before = running.status()
     assert running.up() == before
     assert [service.state for service in before] == ["running"] * 4
 
 
 def test_another_port_for_a_running_service_is_refused(running: LocalStack) -> None:
-    """A flag that cannot be honoured is not passed over."""
+    """A flag that cannot be applied is not ignored."""
     with pytest.raises(ConfigError, match="chroma runs at port"):
         running.up(ports={"chroma": 1})
 
 
 def test_services_listen_on_the_loopback_address_only(running: LocalStack) -> None:
-    """Nothing of the stack, management ports included, can be reached from another machine."""
+    """No port of the stack is reachable from another machine, including management ports."""
     hosts = {
         connection.laddr.ip.removeprefix("::ffff:")
         for pid in _pids(running).values()
@@ -234,7 +234,7 @@ def test_services_listen_on_the_loopback_address_only(running: LocalStack) -> No
 
 
 def test_a_taken_port_is_named_before_anything_starts(home: Path) -> None:
-    """One line with the port and the service."""
+    """One line names the port and the service."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -245,20 +245,20 @@ def test_a_taken_port_is_named_before_anything_starts(home: Path) -> None:
 
 
 def test_a_full_disk_is_named_before_anything_starts(home: Path) -> None:
-    """The line says what is free and what is needed."""
+    """The line has the free and the needed space."""
     with pytest.raises(ConfigError, match="has 1 MB free, the services need 200 MB"):
         LocalStack(home, free_bytes=lambda _: 1_000_000).up(["chroma"])
 
 
 def test_a_home_that_cannot_be_made_is_a_config_error(tmp_path: Path) -> None:
-    """A file where the folder should be is named."""
+    """A file in place of the folder is named."""
     (tmp_path / "home").write_text("", encoding="utf-8")
     with pytest.raises(ConfigError, match="home"):
         LocalStack(tmp_path / "home").up(["chroma"])
 
 
 def test_a_service_that_dies_at_its_start_says_why_and_where_its_log_is(home: Path) -> None:
-    """PostgreSQL with a broken configuration: its own reason, one line; mended, it starts."""
+    """One line has PostgreSQL's own reason for a broken configuration; once fixed, it starts."""
     stack = LocalStack(home)
     stack.up(["postgres"])
     stack.down()
@@ -275,8 +275,10 @@ def test_a_service_that_dies_at_its_start_says_why_and_where_its_log_is(home: Pa
 
 @pytest.mark.parametrize("given", [False, True])
 def test_a_port_that_another_program_takes_meanwhile_is_left_to_it(home: Path, given: bool) -> None:
-    """It answers as the service would, and is not taken for it: the service gets another port, or an error that says so
-    where that port was asked for; the next start finds another."""
+    """The program answers like the service, but is not mistaken for it.
+
+    The service gets another port, or an error if the port was requested; the next start finds another one.
+    """
     taken: list[ThreadingHTTPServer] = []
 
     def take(seconds: float) -> None:
@@ -284,7 +286,7 @@ def test_a_port_that_another_program_takes_meanwhile_is_left_to_it(home: Path, g
             port = json.loads((home / "run" / "ports.json").read_text(encoding="utf-8"))["chroma"]
             taken.append(ThreadingHTTPServer(("127.0.0.1", port), _Healthy))
             threading.Thread(target=taken[0].serve_forever, daemon=True).start()
-        time.sleep(seconds)  # as the stack would have
+        time.sleep(seconds)  # as the stack would
 
     hasty = LocalStack(home, sleep=take)
     try:
@@ -300,8 +302,8 @@ def test_a_port_that_another_program_takes_meanwhile_is_left_to_it(home: Path, g
             server.server_close()
 
 
-def test_down_leaves_a_process_alone_that_got_a_killed_services_number(home: Path) -> None:
-    """A number alone is no proof: another program with it is neither stopped nor taken for the service."""
+def test_down_does_not_stop_a_process_that_reuses_a_services_pid(home: Path) -> None:
+    """A reused process id is neither stopped nor mistaken for the service."""
     stack = LocalStack(home)
     stack.up(["chroma"])
     _kill(stack, "chroma")
@@ -317,7 +319,7 @@ def test_down_leaves_a_process_alone_that_got_a_killed_services_number(home: Pat
 
 
 def test_a_service_that_the_stack_lost_sight_of_is_not_started_a_second_time(home: Path) -> None:
-    """Two servers on one data folder would ruin it: with run/ deleted, the line names the process."""
+    """Two servers would corrupt the data folder: without run/, the error names the running process."""
     stack = LocalStack(home)
     stack.up(["chroma"])
     state = home / "run" / "stack.json"
@@ -333,7 +335,7 @@ def test_a_service_that_the_stack_lost_sight_of_is_not_started_a_second_time(hom
 def test_the_command_line_shows_the_addresses_and_every_other_command_finds_them(
     running: LocalStack, home: Path
 ) -> None:
-    """`local status --json` has the agreed shape and exits with 1 unless all run; `down` stops and keeps the data."""
+    """`local status --json` has its documented format and exits with 1 unless all run; `down` keeps the data."""
     done = run_cli(["local", "status", "--json"], _environment(home), check=False)
     assert done.returncode == 1
     assert [service["state"] for service in json.loads(done.stdout)["services"]] == ["stopped"] * 4
@@ -345,7 +347,7 @@ def test_the_command_line_shows_the_addresses_and_every_other_command_finds_them
     run_cli(["topics", "init"], environment)
     run_cli(["schemas", "register"], environment)
     assert "kafka" in run_cli(["local", "logs", "-n", "3"], environment).stdout
-    # This process started them and has not asked how they ended: that is nothing to wait for.
+    # This process started them and has not reaped them; zombies are nothing to wait for.
     assert run_cli(["local", "down"], environment).stdout.startswith("Stopped kafka")
 
     run_cli(["local", "up", "--json"], environment)

@@ -1,4 +1,4 @@
-"""A worker and its place in the group on a real broker: what it does without one, and what ends it."""
+"""A worker and its membership of the group on a real broker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.streams import GROUP, MESSAGES, eventually
 
 @pytest.fixture
 def commits(settings: Settings, contracts: Contracts) -> Iterator[Commits]:
-    """Commits of a worker whose clock stands still, so that only what is put off is not due."""
+    """Commits of a worker whose clock stands still, so that only delayed commits are not due."""
     stop, waiting = threading.Event(), WaitingState(GROUP)
     handling = Handling(
         contracts,
@@ -52,7 +52,7 @@ def commits(settings: Settings, contracts: Contracts) -> Iterator[Commits]:
 
 
 def test_a_worker_without_a_place_in_the_group_waits_with_its_commit(settings: Settings, commits: Commits) -> None:
-    """However much is finished: until the group answers a commit could only fail; to try at once is a busy loop."""
+    """Until the group answers, a commit could only fail, and retrying at once would be a busy loop."""
     outsider = Consumer(
         {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": KafkaConfig.of(settings).group(GROUP)}
     )
@@ -66,8 +66,8 @@ def test_a_worker_without_a_place_in_the_group_waits_with_its_commit(settings: S
     assert len(commits) == FULL_RECORDS
 
 
-def test_a_name_that_another_took_ends_the_worker_while_it_joins_anew(settings: Settings) -> None:
-    """Leaving commits, which is where it shows; to go on would take the name back, and so for ever in turn."""
+def test_a_worker_that_joins_again_ends_if_its_name_was_taken(settings: Settings) -> None:
+    """Leaving the group commits, which reveals it; continuing would take the name back, in turn forever."""
 
     class Listener:
         def read_positions(self, *_: object) -> list[TopicPartition]:

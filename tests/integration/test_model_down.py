@@ -1,4 +1,4 @@
-"""R21 through Kafka: the model is down for a while, and every question has exactly one answer all the same."""
+"""R21 through Kafka: the model is down for a while, and every question has exactly one answer."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def answered(settings: Settings, contracts: Contracts, count: int) -> bool:
     return len(responses(settings, contracts)) == count
 
 
-def test_r21_a_model_that_is_down_costs_no_answer_and_gets_one_probe_an_interval(
+def test_a_model_that_is_down_costs_no_answer_and_gets_one_probe_an_interval(
     settings: Settings, contracts: Contracts, cli: Cli, tmp_path: Path
 ) -> None:
-    """R21: extracts while it is down, at most one request an interval, no dead letter; then the model's words again."""
+    """R21: meanwhile there are extracts, at most one request an interval and no dead letter; later it answers."""
     with FakeGemini(behaviour=Behaviour(fail_share=1.0, status=503)) as gemini:
         environment = {
             "GEMINI_API_KEY": fake.KEY,
@@ -66,7 +66,7 @@ def test_r21_a_model_that_is_down_costs_no_answer_and_gets_one_probe_an_interval
                 eventually(partial(answered, settings, contracts, start + 50))
             down = responses(settings, contracts)
             probes = gemini.counts["requests"] - MIN_REQUESTS
-            # One at the end of each interval, and so no more than there were intervals.
+            # One at the end of each interval, so at most as many as intervals.
             assert 0 <= probes <= (time.monotonic() - began) / PROBE_INTERVAL_S
             assert {response.outcome for response in down} == {Outcome.EXTRACTED}
             assert {response.reason for response in down} == {OutcomeReason.MODEL_UNAVAILABLE}

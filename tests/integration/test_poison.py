@@ -1,4 +1,4 @@
-"""Fourteen kinds of poison on a topic: each is one dead letter as it was, and the record behind it is handled."""
+"""Fourteen kinds of poison records: each becomes one unchanged dead letter, and the next record is handled."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GUID_HEADER = ("__value_schema_id", b"\x01" + b"\xee" * 16)
 
 
 def poisons(contracts: Contracts) -> dict[str, tuple[bytes | None, list[tuple[str, bytes]]]]:
-    """R13's kinds: name → (value, headers)."""
+    """Return R13's kinds: name → (value, headers)."""
     good = contracts.encode(MESSAGES, said(1))
     frame, record = good[:5], good[5:]
     text_at = record.index(b"\x0ahello")  # the length and the text of the content
@@ -50,7 +50,7 @@ def poisons(contracts: Contracts) -> dict[str, tuple[bytes | None, list[tuple[st
 
 
 def test_each_of_fourteen_poisons_is_one_dead_letter_and_the_next_record_is_handled(settings: Settings) -> None:
-    """R13: nothing crashes, nothing is skipped, nothing is buried twice."""
+    """R13: nothing crashes, is skipped or is dead-lettered twice."""
     contracts = open_contracts(settings)
     kinds = poisons(contracts)
     assert len(kinds) == 14
@@ -66,7 +66,7 @@ def test_each_of_fourteen_poisons_is_one_dead_letter_and_the_next_record_is_hand
 
 
 def test_poison_among_a_megabyte_of_text_is_read_or_refused_whole(settings: Settings) -> None:
-    """A text as long as Kafka takes is an event; one byte less of it is a dead letter."""
+    """A text of Kafka's maximum size is an event; with one byte missing it is a dead letter."""
     contracts = open_contracts(settings)
     long: Any = evolve(said(1), content="é" * 400_000)
     value = contracts.encode(MESSAGES, long)

@@ -1,4 +1,4 @@
-"""Where a group is, on real Kafka: full partitions, foreign metadata, topics made anew, and what others see of it."""
+"""A group's positions on real Kafka: full partitions, foreign metadata, recreated topics, and what other tools see."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ from tests.streams import (
 )
 
 
-def stand_at(settings: Settings, topic: str, partition: int, offset: int, metadata: str) -> None:
-    """Commit a position for the group, which nobody is in."""
+def commit_position(settings: Settings, topic: str, partition: int, offset: int, metadata: str) -> None:
+    """Commit a position for the group, which has no members."""
     consumer: Any = Consumer(
         {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": KafkaConfig.of(settings).group(GROUP)}
     )
@@ -54,24 +54,24 @@ def stand_at(settings: Settings, topic: str, partition: int, offset: int, metada
 
 
 def partition_of(settings: Settings, contracts: Contracts, topic: str) -> int:
-    """The partition in which all of ``topic`` is."""
+    """Return the partition that has all records of ``topic``."""
     (number,) = {record.partition for record in records(settings, contracts, topic)}
     return number
 
 
 def lag_of(settings: Settings, topic: str) -> dict[int, float]:
-    """The metric, by partition."""
+    """Return the metric, by partition."""
     name = KafkaConfig.of(settings).topic(topic)
     samples = [s for metric in LAG.collect() for s in metric.samples if s.labels["topic"] == name]
     return {int(s.labels["partition"]): s.value for s in samples}
 
 
-def test_a_partition_that_was_left_full_is_read_on(settings: Settings, contracts: Contracts) -> None:
-    """What is unfinished there is still in the log, not in hand: to count it would be to wait for it for ever."""
+def test_a_partition_that_was_left_full_is_read_again(settings: Settings, contracts: Contracts) -> None:
+    """Its unfinished records are in the log, not in memory; counting them would make it wait forever."""
     count = 2 * (HIGH_WATER + POLL_RECORDS)
     produce(settings, contracts, MESSAGES, *(said(n) for n in range(count + 10)))
     left = range(0, count, 2)
-    stand_at(settings, MESSAGES, partition_of(settings, contracts, MESSAGES), 0, encode_map(left, count))
+    commit_position(settings, MESSAGES, partition_of(settings, contracts, MESSAGES), 0, encode_map(left, count))
     noting = Noting()
     with running(settings, contracts, noting):
         eventually(lambda: committed(settings) == count + 10)
@@ -79,9 +79,9 @@ def test_a_partition_that_was_left_full_is_read_on(settings: Settings, contracts
 
 
 def test_metadata_of_another_program_stops_the_worker(settings: Settings, contracts: Contracts) -> None:
-    """It would repeat what that program finished, or skip what it did not."""
+    """The worker would repeat that program's finished records, or skip unfinished ones."""
     produce(settings, contracts, MESSAGES, said(1))
-    stand_at(settings, MESSAGES, partition_of(settings, contracts, MESSAGES), 0, "somebody else's")
+    commit_position(settings, MESSAGES, partition_of(settings, contracts, MESSAGES), 0, "somebody else's")
     noting = Noting()
     with (
         pytest.raises(ConfigError, match="another program or version"),
@@ -91,8 +91,8 @@ def test_metadata_of_another_program_stops_the_worker(settings: Settings, contra
     assert noting.ids == []
 
 
-def test_a_topic_that_was_made_anew_is_read_from_its_start(settings: Settings, contracts: Contracts) -> None:
-    """Whatever the group had committed of the old one."""
+def test_a_recreated_topic_is_read_from_its_start(settings: Settings, contracts: Contracts) -> None:
+    """The group's positions of the old topic do not count."""
     produce(settings, contracts, MESSAGES, *(said(n) for n in range(20)))
     partition = partition_of(settings, contracts, MESSAGES)
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
@@ -101,7 +101,7 @@ def test_a_topic_that_was_made_anew_is_read_from_its_start(settings: Settings, c
     topics = TopicAdmin(settings, contracts.catalogue)
     topics.apply(eventually(lambda: [step for step in topics.plan() if step.action == "create"]))
     produce(settings, contracts, MESSAGES, *(said(n) for n in range(100, 105)))
-    stand_at(settings, MESSAGES, partition, 12, encode_map([12, 14], 18))
+    commit_position(settings, MESSAGES, partition, 12, encode_map([12, 14], 18))
     noting = Noting()
     with running(settings, contracts, noting):
         eventually(lambda: committed(settings) == 5)
@@ -109,7 +109,7 @@ def test_a_topic_that_was_made_anew_is_read_from_its_start(settings: Settings, c
 
 
 def test_a_stalled_handler_takes_in_no_more_than_is_allowed(settings: Settings, contracts: Contracts) -> None:
-    """R8: the rest of the backlog stays in Kafka; the memory is measured by the benchmark."""
+    """R8: the rest of the backlog stays in Kafka; a benchmark measures the memory."""
     produce(settings, contracts, QUERIES, *(asked(n) for n in range(5000)))
     go_on, noting = threading.Event(), Noting()
     INFLIGHT.labels(GROUP).set(0)
@@ -128,7 +128,7 @@ def test_a_stalled_handler_takes_in_no_more_than_is_allowed(settings: Settings, 
 
 
 def test_a_normal_load_pauses_nothing(settings: Settings, contracts: Contracts) -> None:
-    """R9: to resume costs up to a second, so it is the exception. The throughput is measured by the benchmark."""
+    """R9: resuming costs up to a second, so pauses are rare. A benchmark measures the throughput."""
     before = PAUSES.labels(GROUP)._value.get()
     produce(settings, contracts, QUERIES, *(asked(n) for n in range(3000)))
     with running(settings, contracts, Noting(), topic=QUERIES, concurrency=8):
@@ -136,8 +136,8 @@ def test_a_normal_load_pauses_nothing(settings: Settings, contracts: Contracts) 
         assert PAUSES.labels(GROUP)._value.get() == before
 
 
-def test_what_others_see_is_true(settings: Settings, contracts: Contracts) -> None:
-    """R30: the lag of each partition is the log's end less what is committed; records are counted as they are."""
+def test_lag_and_counts_are_true(settings: Settings, contracts: Contracts) -> None:
+    """R30: the lag of each partition is the log's end minus the position; counted records match."""
     go_on, noting, health = threading.Event(), Noting(), Health(max_gap_s=5)
     consumed = CONSUMED.labels(QUERIES, GROUP)._value.get()
 
@@ -150,8 +150,8 @@ def test_what_others_see_is_true(settings: Settings, contracts: Contracts) -> No
     def lag() -> dict[int, float]:
         return lag_of(settings, QUERIES)
 
-    def told() -> dict[int, float]:
-        """What Kafka's own tools compute."""
+    def tool_lag() -> dict[int, float]:
+        """Return what Kafka's own tools compute."""
         consumer: Any = Consumer(
             {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": KafkaConfig.of(settings).group(GROUP)}
         )
@@ -164,16 +164,16 @@ def test_what_others_see_is_true(settings: Settings, contracts: Contracts) -> No
     produce(settings, contracts, QUERIES, *(asked(n) for n in range(90)))
     with running(settings, contracts, held, topic=QUERIES, concurrency=4, health=health):
         eventually(lambda: len(noting.ids) == 89)
-        eventually(lambda: sum(told().values()) > 0 and lag() == told())
+        eventually(lambda: sum(tool_lag().values()) > 0 and lag() == tool_lag())
         assert health.liveness() == {}
         go_on.set()
-        eventually(lambda: lag() == told() == {0: 0.0, 1: 0.0, 2: 0.0})
+        eventually(lambda: lag() == tool_lag() == {0: 0.0, 1: 0.0, 2: 0.0})
         assert CONSUMED.labels(QUERIES, GROUP)._value.get() - consumed == 90
     assert lag() == {}
 
 
 def test_the_markers_of_transactions_are_no_lag(settings: Settings, contracts: Contracts) -> None:
-    """R30: neither here nor for Kafka's own tools, for the group commits where the log ends, not its last record."""
+    """R30: neither our metric nor Kafka's tools count them, because the group commits the end of the log."""
     transactions, noting = Transactions(KafkaConfig.of(settings), "writer"), Noting()
     transactions.open()
     for number in range(3):
@@ -193,10 +193,8 @@ def test_the_markers_of_transactions_are_no_lag(settings: Settings, contracts: C
     assert sorted(noting.ids) == ["c0", "c1", "c2", "c3"]
 
 
-def test_a_spare_member_is_well_and_one_without_a_place_in_the_group_is_not(
-    settings: Settings, contracts: Contracts
-) -> None:
-    """R30: a supervisor that ended a spare would move partitions for nothing; who cannot join is of no use."""
+def test_a_spare_member_is_healthy_and_one_outside_the_group_is_not(settings: Settings, contracts: Contracts) -> None:
+    """R30: a member without partitions is a healthy spare; one that cannot join is unhealthy."""
     dynamic = [evolve(settings, instance_id=f"w{number}", kafka_static_membership=False) for number in range(4)]
     healths = [Health(max_gap_s=30) for _ in dynamic]
     foreign: Any = Consumer(
@@ -221,7 +219,7 @@ def test_a_spare_member_is_well_and_one_without_a_place_in_the_group_is_not(
 def test_an_output_that_the_brokers_find_too_large_is_a_dead_letter_and_holds_up_no_other(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """To try it again would fail for ever, and with it all that is committed together."""
+    """Retrying would fail forever, with everything that is committed together."""
     from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType  # type: ignore[attr-defined]  # not in its __all__
 
     limit = ConfigEntry("max.message.bytes", "3000", incremental_operation=AlterConfigOpType.SET)
@@ -230,7 +228,7 @@ def test_an_output_that_the_brokers_find_too_large_is_a_dead_letter_and_holds_up
     )
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
     admin.incremental_alter_configs([resource])[resource].result(20)
-    # The broker takes the limit over a moment after it has said so.
+    # The broker applies the limit a moment after it has confirmed it.
     eventually(lambda: admin.describe_configs([resource])[resource].result(20)["max.message.bytes"].value == "3000")
     produce(settings, contracts, QUERIES, *(asked(n) for n in range(20)))
 
@@ -252,7 +250,7 @@ def test_an_output_that_the_brokers_find_too_large_is_a_dead_letter_and_holds_up
 def test_a_member_that_joins_takes_its_share_in_both_protocols(
     settings: Settings, contracts: Contracts, protocol: str
 ) -> None:
-    """KAFKA_GROUP_PROTOCOL: partitions move while records are in hand, and nothing is done twice or left out."""
+    """KAFKA_GROUP_PROTOCOL: partitions move while records are unfinished, and nothing is repeated or left out."""
     ours = evolve(settings, kafka_group_protocol=protocol, kafka_static_membership=False)
     first, second = Noting(), Noting()
 

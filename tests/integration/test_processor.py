@@ -32,7 +32,7 @@ QUESTION = "how do I mount an ntfs disk?"
 
 @frozen
 class Running:
-    """A processor in a process of its own."""
+    """A processor in a separate process."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -45,13 +45,13 @@ class Running:
         return [line for line in self.lines if line["event"] == event]
 
     def get(self, path: str) -> tuple[int, str]:
-        """Status and body of the metrics port; waits until it is open."""
+        """Return status and body of the metrics port; waits until it is open."""
         (line, *_) = eventually(lambda: self.logged("metrics and health"))
         response = httpx.get(line["address"] + path, timeout=60)
         return response.status_code, response.text
 
     def stop(self) -> int:
-        """Stop it as an operator would; its exit code."""
+        """Send SIGTERM, and return the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
 
@@ -65,7 +65,7 @@ def processor(settings: Settings, *arguments: str, **environment: str) -> Iterat
     with log.open("wb") as output:
         process = subprocess.Popen(
             [program, "run", "processor", *arguments],
-            cwd=settings.home,  # not where somebody's .env may be
+            cwd=settings.home,  # not in a folder with a .env file
             env=environment_of(settings) | {"LOG_FORMAT": "json"} | environment,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -108,7 +108,7 @@ def imported(settings: Settings, cli: Cli, folder: Path) -> None:
 
 @contextmanager
 def open_contracts_of(settings: Settings) -> Iterator[Contracts]:
-    """The contracts, and their registry closed at the end."""
+    """Open the contracts, and close their registry at the end."""
     contracts = open_contracts(settings)
     try:
         yield contracts
@@ -118,14 +118,14 @@ def open_contracts_of(settings: Settings) -> Iterator[Contracts]:
 
 @pytest.fixture
 def silent() -> Iterator[socket.socket]:
-    """A server that takes connections and says nothing."""
+    """A server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(90)
         yield server
 
 
-def test_contracts_that_are_not_registered_end_it_with_the_mend(bare_settings: Settings, cli: Cli) -> None:
-    """One line, one hint, exit 2."""
+def test_contracts_that_are_not_registered_end_it_with_the_fix(bare_settings: Settings, cli: Cli) -> None:
+    """The output is one line and one hint, the exit code 2."""
     done = cli(bare_settings, "run", "processor", check=False)
     assert done.returncode == 2
     assert "Error: " in done.stderr
@@ -133,7 +133,7 @@ def test_contracts_that_are_not_registered_end_it_with_the_mend(bare_settings: S
 
 
 def test_a_metrics_port_that_is_taken_is_named(bare_settings: Settings, cli: Cli, silent: socket.socket) -> None:
-    """The variable, the address, exit 2."""
+    """The error names the variable and the address; the exit code is 2."""
     port = silent.getsockname()[1]
     done = cli(evolve(bare_settings, metrics_port=port), "run", "processor", check=False)
     assert done.returncode == 2
@@ -141,9 +141,11 @@ def test_a_metrics_port_that_is_taken_is_named(bare_settings: Settings, cli: Cli
 
 
 def test_a_database_that_is_down_is_waited_for(settings: Settings, silent: socket.socket) -> None:
-    """Alive but not ready, said once however often it is tried, and stopped in order."""
+    """The processor is alive but not ready, logs it once for all attempts, and stops cleanly."""
     address = f"127.0.0.1:{silent.getsockname()[1]}"
-    database = f"postgresql://nobody@{address}/nothing?sslmode=disable&gssencmode=disable"  # a connection an attempt
+    database = (
+        f"postgresql://nobody@{address}/nothing?sslmode=disable&gssencmode=disable"  # one connection for each attempt
+    )
     with processor(settings, DATABASE_URL=database) as running:
         for _ in range(3):
             silent.accept()[0].close()
@@ -158,23 +160,23 @@ def test_a_database_that_is_down_is_waited_for(settings: Settings, silent: socke
 
 
 def test_a_second_signal_does_not_wait(settings: Settings, silent: socket.socket) -> None:
-    """A dependency that never answers cannot hold up an operator in a hurry."""
+    """A silent dependency cannot delay it."""
     database = f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/nothing"
     with processor(settings, DATABASE_URL=database) as running:
-        connection, _ = silent.accept()  # it waits for an answer now
+        connection, _ = silent.accept()  # it is waiting for an answer now
 
         def ended_by_another() -> bool:
             running.process.send_signal(signal.SIGTERM)
             return running.process.poll() is not None
 
-        # Two that come at once are one to the kernel, and nothing tells that the first has arrived.
+        # The kernel merges two signals that arrive at once, and nothing shows that the first has arrived.
         eventually(ended_by_another)
         assert running.process.returncode == 1
         connection.close()
 
 
 def test_a_question_goes_through_kafka_and_comes_back_answered(settings: Settings, cli: Cli, tmp_path: Path) -> None:
-    """Import, ask, status, metrics, drained stop: the main job without a model."""
+    """The main job without a model: import, ask, status, metrics and a drained stop."""
     with processor(settings) as running:
         imported(settings, cli, tmp_path)
         eventually(lambda: running.get("/readyz")[0] == 200)
@@ -197,7 +199,7 @@ def test_a_question_goes_through_kafka_and_comes_back_answered(settings: Setting
         found = json.loads(cli(settings, "status", "--json").stdout)
         assert found["wrong"] == {}
         topics = {topic["topic"]: topic for topic in found["topics"]}
-        # The markers of transactions have offsets, too.
+        # Transaction markers have offsets too.
         assert (topics["bot-responses"]["records"], topics["bot-responses"]["offsets"] > 2) == (2, True)
         assert topics["bot-queries"]["groups"] == [
             {"group": "discord-message-processor-answer", "members": 1, "lag": 0}
@@ -207,7 +209,7 @@ def test_a_question_goes_through_kafka_and_comes_back_answered(settings: Setting
         assert running.stop() == 0
     assert running.logged("stopped")
     assert not running.logged("a rebuild is due")
-    # What is said stays out of the log.
+    # The log contains no message text.
     assert "ntfs" not in running.log.read_text(encoding="utf-8")
 
     with psycopg.connect(settings.database_url) as connection:
@@ -234,7 +236,7 @@ def test_a_question_is_answered_by_the_model_where_there_is_a_key(settings: Sett
 def test_work_that_outlasts_the_time_for_stopping_is_done_at_the_next_start(
     settings: Settings, cli: Cli, tmp_path: Path
 ) -> None:
-    """Exit 1 with a line that says so, and the question is answered by whoever comes next."""
+    """A log line says so, the exit code is 1, and the next process answers the question."""
     with FakeGemini() as gemini:
         gemini.faults = [fake.slow(60)]
         environment = {"GEMINI_API_KEY": fake.KEY, "GEMINI_API_ENDPOINT": gemini.address, "SHUTDOWN_GRACE_S": "1"}
@@ -250,10 +252,10 @@ def test_work_that_outlasts_the_time_for_stopping_is_done_at_the_next_start(
             assert running.stop() == 0
 
 
-def test_a_second_signal_drops_what_is_in_hand_and_nothing_of_it_is_seen(
+def test_a_second_signal_drops_unfinished_records_and_none_is_visible(
     settings: Settings, cli: Cli, tmp_path: Path
 ) -> None:
-    """R12: exit code 1 at once; the question is answered by whoever comes next, and once."""
+    """R12: the exit code is 1 at once; the next process answers the question once."""
     with FakeGemini() as gemini:
         gemini.faults = [fake.slow(60)]
         environment = {
@@ -281,7 +283,7 @@ def test_a_second_signal_drops_what_is_in_hand_and_nothing_of_it_is_seen(
 def test_a_question_asked_before_the_processor_starts_is_answered_when_it_does(
     settings: Settings, cli: Cli, tmp_path: Path
 ) -> None:
-    """Without one that answers, `ask` ends with 3 and says what to do; the question waits in Kafka."""
+    """Meanwhile `ask` ends with 3 and says what to do; the question waits in Kafka."""
     with processor(settings, "--only", "ingest") as running:
         imported(settings, cli, tmp_path)
         done = cli(settings, "ask", "--timeout", "2", QUESTION, check=False)
@@ -296,7 +298,7 @@ def test_a_question_asked_before_the_processor_starts_is_answered_when_it_does(
 
 
 def test_a_question_past_its_time_comes_back_expired(settings: Settings, cli: Cli) -> None:
-    """The outcome is shown, and it is no failure."""
+    """The outcome is shown, and is not a failure."""
     with processor(settings, "--only", "answer") as running:
         eventually(lambda: running.logged("assigned"))
         done = cli(settings, "ask", "--json", QUESTION, QUERY_EXPIRY_S="0.001")
@@ -315,17 +317,17 @@ def test_a_question_past_its_time_comes_back_expired(settings: Settings, cli: Cl
         (["ask", "--channel", "999", QUESTION], "channel 999 is not in the archive"),
     ],
 )
-def test_a_wrong_question_is_a_matter_of_usage(
+def test_an_invalid_question_is_a_usage_error(
     bare_settings: Settings, cli: Cli, arguments: list[str], expected: str
 ) -> None:
-    """Exit 2, and nothing is sent: there is no topic to send to."""
+    """The exit code is 2, and nothing is sent."""
     done = cli(bare_settings, *arguments, check=False)
     assert done.returncode == 2
     assert expected in done.stderr
 
 
 def test_commands_say_that_kafka_is_not_there(settings: Settings, cli: Cli) -> None:
-    """Exit 3 within seconds; `status` shows the rest."""
+    """The exit code is 3 within seconds; `status` shows the rest."""
     away = evolve(settings, kafka_bootstrap_servers="127.0.0.1:9")
     asked = cli(away, "ask", QUESTION, check=False)
     assert asked.returncode == 3

@@ -1,4 +1,4 @@
-"""What docs/contracts.md shows to developers of other services, run as it stands there."""
+"""The examples of docs/contracts.md for developers of other services, run as they are printed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ READER, WRITER = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 def program(settings: Settings, source: str, folder: Path) -> subprocess.Popen[str]:
-    """``source`` as a program of its own, in a folder of its own."""
+    """Run ``source`` as a separate program in its own folder."""
     path = folder / "program.py"
     path.write_text(source, encoding="utf-8")
     environment = environment_of(settings)
@@ -42,7 +42,7 @@ def program(settings: Settings, source: str, folder: Path) -> subprocess.Popen[s
 def test_the_reader_of_the_docs_prints_what_is_said_and_goes_on_where_it_stopped(
     settings: Settings, tmp_path: Path
 ) -> None:
-    """About ten lines; bytes that nobody can read do not stop it."""
+    """It has about ten lines, and unreadable bytes do not stop it."""
     assert len([line for line in READER.splitlines() if line.strip()]) <= 13
     produce_raw(settings, MESSAGES, b"\xde\xad")
     produce(settings, open_contracts(settings), MESSAGES, said(1, content="tide tables"))
@@ -58,14 +58,14 @@ def test_the_reader_of_the_docs_prints_what_is_said_and_goes_on_where_it_stopped
     with program(settings, READER, tmp_path) as reader:
         assert reader.stdout is not None
         again = reader.stdout.readline()
-        while again.endswith("and maps\n"):  # it was ended between printing and committing
+        while again.endswith("and maps\n"):  # it ended between printing and committing
             again = reader.stdout.readline()
         reader.send_signal(signal.SIGINT)
     assert again.endswith("said later\n")
 
 
 def test_the_writer_of_the_docs_is_read_back(settings: Settings, tmp_path: Path) -> None:
-    """What another service writes is an event like ours."""
+    """Another service's event is like ours."""
     with program(settings, WRITER, tmp_path) as writer:
         assert writer.wait(60) == 0
     assert [path.name for path in tmp_path.iterdir() if path.name != settings.home.name] == ["program.py"]
@@ -75,7 +75,7 @@ def test_the_writer_of_the_docs_is_read_back(settings: Settings, tmp_path: Path)
 
 
 def test_a_record_that_could_not_be_read_for_want_of_the_registry_comes_again(settings: Settings) -> None:
-    """Whoever catches Unavailable and reads on loses nothing."""
+    """A program that catches Unavailable and continues loses nothing."""
     with open_producer(settings) as producer:
         producer.send(MESSAGES, said(1))
         producer.send(MESSAGES, said(2))
@@ -92,14 +92,14 @@ def test_a_record_that_could_not_be_read_for_want_of_the_registry_comes_again(se
                 try:
                     record = reader.poll(1.0)
                 except Unavailable:
-                    continue  # the pause after a failure is not over
+                    continue  # the pause after a failure has not ended
                 if record is not None:
                     seen.append(record.event.message_id)
     assert seen == ["1", "2"]
 
 
 def test_a_reader_from_the_end_gets_what_comes_from_then_on(settings: Settings, tmp_path: Path) -> None:
-    """A dashboard does not want the week before; a folder that is somebody else's stays as it is."""
+    """A dashboard does not need older records; another program's folder is not changed."""
     own = evolve(settings, home=tmp_path / "home")
     with open_producer(own) as producer:
         producer.send(MESSAGES, said(1))

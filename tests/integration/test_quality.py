@@ -14,7 +14,7 @@ from rtfm.settings import Settings
 
 
 class Worse(Retriever):
-    """Puts what it finds upside down."""
+    """Reverses the found passages."""
 
     def search(
         self, question: str, *, guild_id: str | None, visible_channel_ids: Collection[str], limit: int
@@ -27,7 +27,7 @@ class Worse(Retriever):
 
 @pytest.mark.parametrize("ranker", [Retriever, Worse])
 def test_a_worse_ranker_falls_below_the_baseline(bare_settings: Settings, ranker: type[Retriever]) -> None:
-    """The ranker that is in use does not."""
+    """The current ranker does not."""
     measured = measured_on(
         "sample",
         sorted(SAMPLE.glob("*.json")),
@@ -42,7 +42,7 @@ def test_a_worse_ranker_falls_below_the_baseline(bare_settings: Settings, ranker
 
 
 def test_a_point_is_forgiven_and_more_is_not() -> None:
-    """Corpora and figures without a baseline fall below nothing."""
+    """Corpora and figures without a baseline cannot fall below it."""
     baseline = {"sample hybrid": {"MRR@10": 0.75, "cover@300w": 0.68}}
     assert fallen_below(baseline, {"sample hybrid": {"MRR@10": 0.741, "hit@5": 0.1}, "another": {"MRR@10": 0.1}}) == []
     assert fallen_below(baseline, {"sample hybrid": {"MRR@10": 0.739, "cover@300w": 0.68}}) == [

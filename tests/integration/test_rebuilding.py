@@ -1,4 +1,4 @@
-"""Chroma made again from the archive: lost, damaged, or as it was."""
+"""Rebuilding Chroma from the archive, if it is lost, damaged or fine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rtfm.knowledge.retrieval import Retriever
 from rtfm.knowledge.vectors import Entry
 from rtfm.processor.ingest import Ingest
 from rtfm.settings import Settings
-from tests.knowledge import GUILD, START, Heard, WordEmbedding, deletion, dump, empty, knowledge_of, message
+from tests.knowledge import GUILD, START, RecordOfEvent, WordEmbedding, deletion, dump, empty, knowledge_of, message
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -47,11 +47,11 @@ def knowledge(bare_settings: Settings) -> Iterator[Knowledge]:
 
 
 def ingest(knowledge: Knowledge, *events: DiscordMessage) -> None:
-    Ingest(knowledge=knowledge)([Heard(event) for event in events])
+    Ingest(knowledge=knowledge)([RecordOfEvent(event) for event in events])
 
 
 def found(knowledge: Knowledge) -> list[list[tuple[str, float]]]:
-    # Without the exact comparison, so that Chroma is asked.
+    # Without the exact comparison, so that Chroma is searched.
     retriever = Retriever(knowledge.archive, knowledge.vectors, knowledge.embedding, exact_limit=0)
     results = [
         retriever.search(question, guild_id=GUILD, visible_channel_ids=["200"], limit=5)
@@ -60,13 +60,13 @@ def found(knowledge: Knowledge) -> list[list[tuple[str, float]]]:
     return [[(passage.passage_id, passage.score) for passage in result.passages] for result in results]
 
 
-def start_anew(settings: Settings, knowledge: Knowledge) -> None:
+def start_again(settings: Settings, knowledge: Knowledge) -> None:
     knowledge.vectors.forget_guild(GUILD)
     empty(settings)
 
 
 def rebuild_and_stay(settings: Settings, begun: Event) -> None:
-    """In a process of its own: rebuild, and stay in the middle of it."""
+    """Rebuild in a separate process, and stop in the middle."""
 
     def stay(what: str, done: int, total: int) -> None:
         begun.set()
@@ -77,7 +77,7 @@ def rebuild_and_stay(settings: Settings, begun: Event) -> None:
 
 
 def patiently(work: Callable[[], object]) -> None:
-    """Until PostgreSQL has noticed that the other one is gone."""
+    """Wait until PostgreSQL has noticed that the other process is gone."""
     while True:
         try:
             work()
@@ -98,13 +98,13 @@ def entries_in_use(knowledge: Knowledge) -> set[str]:
 
 
 def whole(knowledge: Knowledge) -> bool:
-    """Whether Chroma holds what the archive holds, in one collection."""
+    """Return whether Chroma holds exactly what the archive holds, in one collection."""
     held = knowledge.archive.collections.entry_ids(GUILD)
     return entries_in_use(knowledge) == held and len(knowledge.vectors.generations(GUILD)) == 1
 
 
 def test_a_lost_collection_is_made_again_without_embedding(knowledge: Knowledge) -> None:
-    """The same is found afterwards as before."""
+    """Search finds the same as before."""
     ingest(knowledge, *TALK)
     before, entries = found(knowledge), knowledge.vectors.count(GUILD)
     knowledge.vectors.forget_guild(GUILD)
@@ -120,8 +120,8 @@ def test_a_lost_collection_is_made_again_without_embedding(knowledge: Knowledge)
     assert plan(knowledge, GUILD).work == "nothing"
 
 
-def test_what_should_not_be_there_goes(knowledge: Knowledge) -> None:
-    """A deletion that Chroma did not hear of."""
+def test_a_rebuild_removes_stale_entries(knowledge: Knowledge) -> None:
+    """Chroma missed a deletion."""
     ingest(knowledge, *TALK)
     vector = WordEmbedding().embed(["stray"])[0]
     knowledge.vectors.upsert(GUILD, [Entry(entry_id="m99", passage_id="99", vector=vector)])
@@ -130,11 +130,11 @@ def test_what_should_not_be_there_goes(knowledge: Knowledge) -> None:
 
 
 def test_a_model_that_came_after_the_texts_gives_them_vectors(bare_settings: Settings, knowledge: Knowledge) -> None:
-    """Search by words says that a rebuild is due, and afterwards all is as if the model had been there at once."""
+    """Lexical search reports that a rebuild is due; afterwards all is as if the model had been there from the start."""
     ingest(knowledge, *TALK)
     expected = found(knowledge)
     rows = dump(bare_settings)
-    start_anew(bare_settings, knowledge)
+    start_again(bare_settings, knowledge)
     ingest(evolve(knowledge, embedding=None), *TALK)
     assert knowledge.archive.counts()["vectors"] == 0
     ingest(knowledge, message(9, "tulips of late", author_id="9"))
@@ -150,7 +150,7 @@ def test_a_model_that_came_after_the_texts_gives_them_vectors(bare_settings: Set
 
 
 def test_another_model_asks_for_a_rebuild_and_search_goes_by_words_meanwhile(knowledge: Knowledge) -> None:
-    """Of another name, and of another dimension; what is written meanwhile is found, and has its vectors afterwards."""
+    """Its name or dimension differs; messages written meanwhile are found, and get their vectors afterwards."""
     ingest(knowledge, *TALK)
     for model in (WordEmbedding(name="other words"), WordEmbedding(name="long words", dimension=512)):
         changed = evolve(knowledge, embedding=model, retriever=Retriever(knowledge.archive, knowledge.vectors, model))
@@ -172,8 +172,8 @@ def test_another_model_asks_for_a_rebuild_and_search_goes_by_words_meanwhile(kno
         assert str(1020 + model.dimension) in [one.message_id for one in result.passages[0].messages]
 
 
-def test_other_rules_make_the_conversations_anew(knowledge: Knowledge, bare_settings: Settings) -> None:
-    """An archive of an older version ends as if this one had made it."""
+def test_other_rules_make_the_conversations_again(knowledge: Knowledge, bare_settings: Settings) -> None:
+    """An archive of an older version ends as if this version had made it."""
     history = [*TALK, message(6, "<@1> kernel panics after the update", author_id="2", mentioned_user_ids=["1"])]
     ingest(knowledge, *history, deletion(3))
     expected, results = dump(bare_settings), found(knowledge)
@@ -194,7 +194,7 @@ def test_other_rules_make_the_conversations_anew(knowledge: Knowledge, bare_sett
 
 @pytest.mark.parametrize("work", ["copy", "link"])
 def test_what_happens_during_a_rebuild_is_in_the_new_collection(knowledge: Knowledge, work: str) -> None:
-    """New messages, edits and deletions; searches go on, and nothing that was deleted comes back."""
+    """It has new messages and edits but no deleted ones, and searches continue."""
     ingest(knowledge, *TALK)
     if work == "copy":
         knowledge.vectors.delete(GUILD, ["p1000"])
@@ -240,7 +240,7 @@ def test_what_happens_during_a_rebuild_is_in_the_new_collection(knowledge: Knowl
 
 
 def test_ingest_and_searches_at_full_speed_lose_nothing_to_rebuilds(knowledge: Knowledge) -> None:
-    """Batches in two channels, two rebuilds and searches at once: in the end Chroma holds what the archive holds."""
+    """After batches in two channels, two rebuilds and searches at once, Chroma holds what the archive holds."""
     ingest(knowledge, *TALK)
     stop = threading.Event()
     errors: list[BaseException] = []
@@ -292,7 +292,7 @@ def test_ingest_and_searches_at_full_speed_lose_nothing_to_rebuilds(knowledge: K
 def test_a_rebuild_that_is_killed_leaves_the_old_collection_in_use(
     knowledge: Knowledge, bare_settings: Settings, work: str
 ) -> None:
-    """And the next one removes what it has left."""
+    """The next rebuild removes its remains."""
     ingest(knowledge, *TALK)
     if work == "copy":
         knowledge.vectors.delete(GUILD, ["m1000"])
@@ -316,8 +316,10 @@ def test_a_rebuild_that_is_killed_leaves_the_old_collection_in_use(
 
 
 @pytest.mark.parametrize("work", ["copy", "link"])
-def test_only_who_keeps_ingest_waiting_switches(knowledge: Knowledge, bare_settings: Settings, work: str) -> None:
-    """A switch on another connection could be written after the lock was lost, over what ingest wrote since."""
+def test_only_the_holder_of_the_lock_switches_collections(
+    knowledge: Knowledge, bare_settings: Settings, work: str
+) -> None:
+    """Without the lock, a switch could overwrite what ingest wrote since."""
     ingest(knowledge, *TALK)
     if work == "copy":
         knowledge.vectors.delete(GUILD, ["p1000"])
@@ -341,7 +343,7 @@ def test_only_who_keeps_ingest_waiting_switches(knowledge: Knowledge, bare_setti
 
 
 def test_the_commands_say_what_is_due_and_do_it(knowledge: Knowledge, bare_settings: Settings, cli: Cli) -> None:
-    """`status`, `doctor` and `rebuild --dry-run` name guild, cause and mend; a second rebuild finds nothing to do."""
+    """`status`, `doctor` and `rebuild --dry-run` name guild, cause and fix; a second rebuild has nothing to do."""
     ingest(knowledge, *TALK)
     knowledge.vectors.forget_guild(GUILD)
     entries = len(knowledge.archive.collections.entry_ids(GUILD))
@@ -364,7 +366,7 @@ def _vectors_as_doctor_sees_them(settings: Settings, cli: Cli) -> dict[str, str]
 
 
 def test_no_order_and_no_replay_undoes_what_is_newer(knowledge: Knowledge) -> None:
-    """Creations, edits and a deletion of twelve messages, shuffled and repeated: the newest state stands."""
+    """After shuffled and repeated changes of twelve messages, the newest state stays."""
     rng = random.Random(11)
     events: list[DiscordMessage] = []
     gone, text = set(), {}

@@ -34,12 +34,12 @@ def between(settings: Settings) -> Iterator[RegistryProxy]:
 
 @pytest.fixture
 def through(settings: Settings, between: RegistryProxy) -> Settings:
-    """Settings of a service that reaches the registry through the proxy, with nothing cached."""
+    """Return settings of a service that reaches the registry through the proxy, with an empty cache."""
     return evolve(settings, schema_registry_url=between.url, home=settings.home / "service")
 
 
 def started(settings: Settings) -> Contracts:
-    """The contracts as a process that starts opens them."""
+    """Open the contracts like a starting process."""
     return open_contracts(settings)
 
 
@@ -53,7 +53,7 @@ def send(settings: Settings, contracts: Contracts, number: int = 1) -> None:
 def test_a_service_that_started_before_starts_and_produces_with_the_registry_gone(
     through: Settings, between: RegistryProxy, mode: str
 ) -> None:
-    """R22: refused, silent, 503, slow; the id comes from the cache."""
+    """R22: the registry refuses, is silent, answers 503 or is slow; the id comes from the cache."""
     send(through, started(through), 1)
     between.fail(mode)
     contracts = started(through)
@@ -65,7 +65,7 @@ def test_a_service_that_started_before_starts_and_produces_with_the_registry_gon
 def test_without_a_cache_the_registry_that_is_gone_is_named_at_once(
     through: Settings, between: RegistryProxy, mode: str
 ) -> None:
-    """The first look-up waits for its timeout, the next ones do not ask."""
+    """The first look-up waits for its timeout; the next ones do not ask."""
     between.fail(mode)
     contracts = started(through)
     for _ in range(50):
@@ -79,7 +79,7 @@ def test_without_a_cache_the_registry_that_is_gone_is_named_at_once(
 def test_a_registry_that_is_gone_pauses_the_partition_of_a_schema_not_seen_before(
     settings: Settings, through: Settings, between: RegistryProxy, mode: str
 ) -> None:
-    """R23: no dead letter, one request a pause, and it goes on by itself."""
+    """R23: there is no dead letter, one request for each pause, and it continues by itself."""
     contracts = open_contracts(settings)
     send(settings, contracts, 1)
     between.fail(mode)
@@ -97,7 +97,7 @@ def test_a_registry_that_is_gone_pauses_the_partition_of_a_schema_not_seen_befor
 def test_ten_thousand_records_of_one_unknown_id_ask_the_registry_once(
     settings: Settings, through: Settings, between: RegistryProxy
 ) -> None:
-    """R24: each is a dead letter; the answer that there is no such id is remembered for half a minute."""
+    """R24: each is a dead letter; the missing id is cached for half a minute."""
     produce_raws(settings, MESSAGES, [UNKNOWN_ID + bytes([number % 256]) for number in range(10_000)])
     contracts = started(through)
     began_s = time.monotonic()
@@ -109,19 +109,19 @@ def test_ten_thousand_records_of_one_unknown_id_ask_the_registry_once(
 
 
 def without_limits(settings: Settings) -> Settings:
-    """The same, but however many records are poison does not stop the pipeline."""
+    """Return the same settings without limits on dead letters."""
     limits: dict[str, Any] = {"dlq_max_consecutive": 10**9, "dlq_max_share": 1.0}
     return evolve(settings, **{name: value for name, value in limits.items() if hasattr(settings, name)})
 
 
 def test_an_id_that_became_known_is_found_after_the_pause(settings: Settings) -> None:
-    """A producer that registers late is not lost for ever."""
+    """Records of a producer that registers late are not lost."""
     now_s = [0.0]
     registry = SchemaRegistry(settings.schema_registry_url, clock=lambda: now_s[0])
     for _ in range(3):
         with pytest.raises(UnknownSchema):
             registry.schema(2**31 - 1)
-    registry.close()  # whatever asks from here on fails as Unavailable
+    registry.close()  # requests from here on fail as Unavailable
     with pytest.raises(UnknownSchema):
         registry.schema(2**31 - 1)
     now_s[0] += 31
@@ -130,7 +130,7 @@ def test_an_id_that_became_known_is_found_after_the_pause(settings: Settings) ->
 
 
 def rebuilt(settings: Settings, between: RegistryProxy) -> None:
-    """From now on the id of the messages' schema stands for another schema."""
+    """Make the id of the messages' schema stand for another schema."""
     registry = open_registry(settings)
     known = catalogue.load()
     ids = {name: registry.id_for(name, known.topic(name).schema or {}) for name in (MESSAGES, "bot-queries")}
@@ -141,7 +141,7 @@ def rebuilt(settings: Settings, between: RegistryProxy) -> None:
 def test_a_rebuilt_registry_stops_a_service_that_starts(
     settings: Settings, through: Settings, between: RegistryProxy
 ) -> None:
-    """Its ids mean something else, so nothing is written with them, nor read."""
+    """Its ids have other meanings, so nothing is written or read with them."""
     send(through, started(through))
     rebuilt(settings, between)
     contracts = started(through)
@@ -154,7 +154,7 @@ def test_a_rebuilt_registry_stops_a_service_that_starts(
 def test_a_registry_that_comes_back_rebuilt_stops_a_service_that_runs(
     settings: Settings, through: Settings, between: RegistryProxy
 ) -> None:
-    """It started from its cache during the outage; what it decodes by heart is no longer trusted either."""
+    """The service started from its cache during the outage; its cached ids are no longer trusted."""
     contracts = started(through)
     value = contracts.encode(MESSAGES, said(1))
     between.fail("503")
@@ -176,22 +176,22 @@ def test_a_registry_that_comes_back_rebuilt_stops_a_service_that_runs(
         contracts.decode(MESSAGES, value)
 
 
-def test_registering_anew_lets_a_service_start_on_a_rebuilt_registry(
+def test_registering_again_lets_a_service_start_on_a_rebuilt_registry(
     settings: Settings, through: Settings, between: RegistryProxy
 ) -> None:
-    """As the hint says; the cache of the old one is forgotten."""
+    """The hint says so; the old registry's cache is dropped."""
     send(through, started(through))
     rebuilt(settings, between)
     with pytest.raises(ConfigError):
         started(through).encode(MESSAGES, said(1))
-    between.rebuilt.clear()  # what is registered now is what the ids mean
+    between.rebuilt.clear()  # the ids now have the meaning of this registration
     registry = open_registry(through)
     registration.apply(catalogue.load(), registry, registration.plan(catalogue.load(), registry))
     assert started(through).decode(MESSAGES, started(through).encode(MESSAGES, said(1))) == said(1)
 
 
 def test_services_that_share_a_home_keep_each_others_ids(through: Settings, between: RegistryProxy) -> None:
-    """Both had opened their cache before the other wrote to it."""
+    """Both opened their cache before the other wrote to it."""
     bot, processor = started(through), started(through)
     bot.encode(MESSAGES, said(1))
     processor.registry.id_for("bot-queries", processor.codec("bot-queries").schema)
@@ -214,13 +214,13 @@ def copy(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def empty(bare_settings: Settings) -> Iterator[RegistryProxy]:
-    """A proxy before a registry in which nothing is registered under the test's prefix."""
+    """A proxy before a registry without schemas under the test's prefix."""
     with proxy(bare_settings.schema_registry_url) as made:
         yield made
 
 
 def state(settings: Settings, known: Catalogue) -> dict[str, Any]:
-    """What the registry holds for each subject: versions and level."""
+    """Return the registry's versions and level of each subject."""
     registry = open_registry(settings)
     held = {
         topic.name: (list(registry.versions(topic.name)), registry.compatibility(topic.name))
@@ -231,7 +231,7 @@ def state(settings: Settings, known: Catalogue) -> dict[str, Any]:
 
 
 def nothing_is_held(settings: Settings) -> bool:
-    """Whether no version is there, and no level of our making; a registry may report its default."""
+    """Return whether there is no version and no level of ours; a registry may report its default."""
     held = state(settings, catalogue.load()).values()
     return all(versions == [] and level != "FULL_TRANSITIVE" for versions, level in held)
 
@@ -239,7 +239,7 @@ def nothing_is_held(settings: Settings) -> bool:
 def test_register_plans_then_registers_and_changes_nothing_the_second_time(
     bare_settings: Settings, cli: Callable[..., Any]
 ) -> None:
-    """Versions and levels are there afterwards, and the ids are cached."""
+    """Afterwards versions and levels exist, and the ids are cached."""
     planned = json.loads(cli(bare_settings, "schemas", "register", "--dry-run", "--json").stdout)
     assert planned["changes"] == 3
     assert nothing_is_held(bare_settings)
@@ -256,7 +256,7 @@ def test_register_plans_then_registers_and_changes_nothing_the_second_time(
 def test_what_was_registered_is_taken_back_when_the_registry_goes_away_half_way(
     bare_settings: Settings, empty: RegistryProxy, lost: bool
 ) -> None:
-    """R28: also when only the answer is lost, and the registry did register."""
+    """R28: this holds even if only the answer is lost and the registry did register."""
     known = catalogue.load()
     registry = open_registry(evolve(bare_settings, schema_registry_url=empty.url))
     planned = registration.plan(known, registry)
@@ -279,7 +279,7 @@ def edited(path: Path, edit: Callable[[Any], None]) -> None:
 def test_one_bad_schema_keeps_all_from_being_registered(
     bare_settings: Settings, copy: Path, cli: Callable[..., Any]
 ) -> None:
-    """R28: exit 2 and a registry as it was."""
+    """R28: the exit code is 2, and the registry is unchanged."""
     edited(
         copy / "bot-response.avsc",
         lambda schema: schema["fields"][3].pop("doc"),
@@ -293,7 +293,7 @@ def test_one_bad_schema_keeps_all_from_being_registered(
 def test_a_registry_that_holds_an_incompatible_version_is_left_as_it_is(
     bare_settings: Settings, copy: Path, cli: Callable[..., Any]
 ) -> None:
-    """Whoever registered it there has readers; exit 2 names the subject and the version."""
+    """That version may have readers; the exit code is 2, and the error names subject and version."""
     registry = open_registry(bare_settings)
     foreign = json.loads((copy / "bot-query.avsc").read_text(encoding="utf-8"))
     foreign["fields"][0]["type"] = "long"
@@ -308,7 +308,7 @@ def test_a_registry_that_holds_an_incompatible_version_is_left_as_it_is(
 def test_check_asks_a_registry_and_reports_where_it_disagrees(
     settings: Settings, copy: Path, cli: Callable[..., Any]
 ) -> None:
-    """A registry that was told to take everything takes what this check refuses."""
+    """A registry with level NONE accepts what this check refuses."""
     url = settings.schema_registry_url
     assert cli(settings, "schemas", "check", "--registry", url).stdout.endswith("0 findings\n")
     registry = open_registry(settings)

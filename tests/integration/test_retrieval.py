@@ -1,4 +1,4 @@
-"""What is found, by whom, and what is not, on real PostgreSQL and Chroma."""
+"""What search finds and for whom, on real PostgreSQL and Chroma."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rtfm.events import ChannelKind, DiscordMessage
 from rtfm.knowledge import Knowledge, Retriever, console_scope
 from rtfm.processor.ingest import Ingest
 from rtfm.settings import Settings
-from tests.knowledge import GUILD, Heard, WordEmbedding, knowledge_of, message
+from tests.knowledge import GUILD, RecordOfEvent, WordEmbedding, knowledge_of, message
 
 FLOWERS = ["tulip", "rose", "lily", "daisy", "iris", "poppy", "peony", "aster"]
 
 
 @pytest.fixture(params=["hybrid", "lexical"])
 def knowledge(bare_settings: Settings, request: pytest.FixtureRequest) -> Iterator[Knowledge]:
-    """With and without an embedding model."""
+    """The knowledge with and without an embedding model."""
     opened = knowledge_of(bare_settings, WordEmbedding() if request.param == "hybrid" else None)
     yield opened
     opened.vectors.forget_guild(GUILD)
@@ -27,7 +27,7 @@ def knowledge(bare_settings: Settings, request: pytest.FixtureRequest) -> Iterat
 
 
 def ingest(knowledge: Knowledge, *events: DiscordMessage) -> None:
-    Ingest(knowledge=knowledge)([Heard(event) for event in events])
+    Ingest(knowledge=knowledge)([RecordOfEvent(event) for event in events])
 
 
 def found(knowledge: Knowledge, question: str, visible: list[str], guild_id: str | None = GUILD) -> set[str]:
@@ -64,13 +64,13 @@ ROOMS = (
     ],
 )
 def test_only_what_may_be_seen_is_found(knowledge: Knowledge, visible: list[str], expected: set[str]) -> None:
-    """The channel is listed, or it is a public thread or post whose parent is; an empty list means nothing."""
+    """The channel is listed, or it is a public thread or post with a listed parent; an empty list means none."""
     ingest(knowledge, *ROOMS)
     assert found(knowledge, "tulip bulbs", visible) == expected
 
 
 def test_another_guild_finds_nothing_even_with_the_right_channels(knowledge: Knowledge) -> None:
-    """Channel ids alone do not cross guilds, nor do direct messages."""
+    """Neither channel ids nor direct messages cross guilds."""
     ingest(
         knowledge,
         *ROOMS,
@@ -82,7 +82,7 @@ def test_another_guild_finds_nothing_even_with_the_right_channels(knowledge: Kno
 
 
 def test_more_channels_than_a_guild_can_have_are_refused(knowledge: Knowledge) -> None:
-    """Such a query is broken; it must not become a huge statement."""
+    """Such a query must not become a huge statement."""
     with pytest.raises(InvalidEvent, match="20000"):
         found(knowledge, "tulip", [str(number) for number in range(20_001)])
 
@@ -95,7 +95,7 @@ def test_a_question_without_words_is_no_error(knowledge: Knowledge, question: st
 
 
 def test_a_question_about_something_else_finds_nothing(knowledge: Knowledge) -> None:
-    """Better nothing than something that does not answer."""
+    """No answer is better than an unrelated one."""
     ingest(knowledge, *ROOMS)
     result = knowledge.retriever.search(
         "which gearbox oil suits a tractor", guild_id=GUILD, visible_channel_ids=["200"], limit=5
@@ -103,8 +103,8 @@ def test_a_question_about_something_else_finds_nothing(knowledge: Knowledge) -> 
     assert not result.found
 
 
-def test_random_rooms_leak_nothing_and_lose_nothing(knowledge: Knowledge) -> None:
-    """What is found is what a full scan with the rule of the contract finds, for 60 random readers."""
+def test_random_channels_leak_nothing_and_lose_nothing(knowledge: Knowledge) -> None:
+    """For 60 random readers, search finds what a full scan by the contract's rule finds."""
     rng = random.Random(7)
     kinds = [*ChannelKind]
     rooms = []
@@ -140,7 +140,7 @@ def test_random_rooms_leak_nothing_and_lose_nothing(knowledge: Knowledge) -> Non
 
 
 def test_mentions_are_shown_by_name(knowledge: Knowledge) -> None:
-    """An id says nothing to a reader, a live mention would ping, and a name of another guild is no business of ours."""
+    """An id means nothing to a reader, a live mention would ping, and another guild's names stay private."""
     ingest(
         knowledge,
         message(3, "tulips are my secret", author_id="9", author_name="eve", guild_id="77", channel_id="770"),
@@ -152,7 +152,7 @@ def test_mentions_are_shown_by_name(knowledge: Knowledge) -> None:
 
 
 def test_a_large_guild_is_searched_through_chroma(bare_settings: Settings) -> None:
-    """What may not be seen is passed over, however much of it is nearer."""
+    """Passages that may not be seen are skipped, however many are nearer."""
     knowledge = knowledge_of(bare_settings, WordEmbedding())
     narrow = Retriever(knowledge.archive, knowledge.vectors, knowledge.embedding, exact_limit=0)
     crowd = [
@@ -166,7 +166,7 @@ def test_a_large_guild_is_searched_through_chroma(bare_settings: Settings) -> No
 
 
 def test_the_console_sees_the_only_guild_but_no_private_places(knowledge: Knowledge) -> None:
-    """Private threads, unknown kinds and direct messages only where they are named."""
+    """Private threads, unknown kinds and direct messages are searched only if they are listed."""
     ingest(knowledge, *ROOMS, message(8, "tulip", guild_id=None, channel_id="500", channel_kind=ChannelKind.DIRECT))
     guild_id, visible = console_scope(knowledge.archive)
     assert guild_id == GUILD
@@ -176,7 +176,7 @@ def test_the_console_sees_the_only_guild_but_no_private_places(knowledge: Knowle
 
 
 def test_the_console_asks_which_guild_when_there_are_several(knowledge: Knowledge) -> None:
-    """Guessing would mix communities."""
+    """A guess would mix communities."""
     assert console_scope(knowledge.archive) == (None, [])
     ingest(knowledge, *ROOMS, message(9, "tulip", guild_id="101", channel_id="600"))
     with pytest.raises(ConfigError, match="several guilds") as caught:

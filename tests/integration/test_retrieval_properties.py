@@ -1,4 +1,4 @@
-"""What holds of every search, whoever asks what: complete, without leaks, exact words found."""
+"""Properties of every search: it is complete, leaks nothing, and finds exact words."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from rtfm.knowledge.scoring import Lexical, nearness
 from rtfm.knowledge.words import terms
 from rtfm.processor.ingest import Ingest
 from rtfm.settings import Settings
-from tests.knowledge import GUILD, Heard, WordEmbedding, knowledge_of, message
+from tests.knowledge import GUILD, RecordOfEvent, WordEmbedding, knowledge_of, message
 
 PUBLIC = (ChannelKind.PUBLIC_THREAD, ChannelKind.FORUM_POST)
 THREADS = 1_000
 VOCABULARY = [f"word{number}" for number in range(400)]
 ODDS = [1 / (number + 5) for number in range(400)]
-"""Words as unevenly frequent as in a language: some of them stand in a third of all passages."""
+"""Word frequencies as uneven as in a language: some words occur in a third of all passages."""
 
 
 @pytest.fixture(params=["hybrid", "lexical"])
 def knowledge(bare_settings: Settings, request: pytest.FixtureRequest) -> Iterator[Knowledge]:
-    """With and without an embedding model; nothing is too far away to be found."""
+    """The knowledge with and without an embedding model; no passage is too far away to be found."""
     opened = knowledge_of(bare_settings, WordEmbedding() if request.param == "hybrid" else None)
-    # The floor of a guild that never outgrows it.
+    # The floor of a guild that is never calibrated.
     opened.archive.floors.put(GUILD, request.param, -1.0, 10**9)
     yield opened
     opened.vectors.forget_guild(GUILD)
@@ -41,11 +41,11 @@ def knowledge(bare_settings: Settings, request: pytest.FixtureRequest) -> Iterat
 
 def ingest(knowledge: Knowledge, events: Sequence[DiscordMessage]) -> None:
     for start in range(0, len(events), 500):
-        Ingest(knowledge=knowledge)([Heard(event) for event in events[start : start + 500]])
+        Ingest(knowledge=knowledge)([RecordOfEvent(event) for event in events[start : start + 500]])
 
 
 def thread(number: int, rng: random.Random) -> list[DiscordMessage]:
-    """A conversation of two or three messages in a thread of its own, or with others in one of 20 channels."""
+    """Add a conversation of two or three messages, in its own thread or in one of 20 channels."""
     kind = ChannelKind.PUBLIC_THREAD if number >= 20 else ChannelKind.TEXT
     return [
         message(
@@ -61,7 +61,7 @@ def thread(number: int, rng: random.Random) -> list[DiscordMessage]:
 
 @attrs.frozen
 class Kept:
-    """A passage as a full scan sees it."""
+    """A passage for the full scan."""
 
     channel_id: str
     candidate: Candidate
@@ -69,7 +69,7 @@ class Kept:
 
 
 def everything(settings: Settings) -> list[Kept]:
-    """All passages, read past retrieval."""
+    """Return all passages, without retrieval."""
     with psycopg.connect(settings.database_url) as connection, connection.cursor(binary=True) as cursor:
         passages = cursor.execute(
             "SELECT passage_id, channel_id, text, length, last_at, vector FROM passages"
@@ -100,7 +100,7 @@ def everything(settings: Settings) -> list[Kept]:
 
 
 def scan(kept: Sequence[Kept], question: str, vector: Vectors | None, visible: set[str]) -> list[float]:
-    """The scores of the five best passages."""
+    """Return the scores of the five best passages."""
     words = list(dict.fromkeys(terms(question)))
     frequencies = {word: sum(word in one.candidate.counts for one in kept) for word in words}
     corpus = Corpus(passages=len(kept), terms=sum(one.candidate.length for one in kept))
@@ -111,14 +111,14 @@ def scan(kept: Sequence[Kept], question: str, vector: Vectors | None, visible: s
         if one.channel_id in visible and (vector is not None or counts):
             candidate = attrs.evolve(one.candidate, counts=counts)
             near = nearness(candidate, one.vectors, vector, lexical)
-            # All was said within days, so that all of it is fresh.
+            # All messages are from a few days, so all are fresh.
             scores.append(near.score + FRESH_WEIGHT)
     best = sorted(scores, reverse=True)[:5]
     return best[:1] + [score for score in best[1:] if score >= best[0] * TAIL]
 
 
 def test_what_is_found_is_what_a_full_scan_finds(knowledge: Knowledge, bare_settings: Settings) -> None:
-    """In 99 of 100 searches at least, whether one channel may be seen or a thousand, and whichever way is taken."""
+    """At least 99 of 100 searches agree, for one visible channel or a thousand, and on every search path."""
     rng = random.Random(3)
     ingest(knowledge, [event for number in range(THREADS) for event in thread(number, rng)])
     kept = everything(bare_settings)
@@ -145,7 +145,7 @@ def test_what_is_found_is_what_a_full_scan_finds(knowledge: Knowledge, bare_sett
 
 
 def places(rng: random.Random) -> list[tuple[str, ChannelKind, str | None]]:
-    """Channels, threads and posts of all kinds: id, kind, parent."""
+    """Return channels, threads and posts of all kinds: id, kind, parent."""
     rooms: list[tuple[str, ChannelKind, str | None]] = [
         (str(200 + number), ChannelKind.TEXT, None) for number in range(6)
     ]
@@ -156,7 +156,7 @@ def places(rng: random.Random) -> list[tuple[str, ChannelKind, str | None]]:
 
 
 def test_nothing_that_may_not_be_seen_shows_anywhere(knowledge: Knowledge) -> None:
-    """Not in passages, explanations, answers, citations or excerpts; nor after somebody who sees all has asked."""
+    """Passages, explanations, answers, citations and excerpts leak nothing, even after a reader who sees all."""
     rng = random.Random(5)
     rooms = places(rng)
     said = []
@@ -234,7 +234,7 @@ CODES = (
 
 
 def test_codes_versions_and_symbols_are_found_by_the_letter(knowledge: Knowledge) -> None:
-    """Each stands first where it was said, although others differ from it in a sign only."""
+    """Each finds its own message first, although others differ in one character."""
     said = [
         message(number, f"the update stops and prints {code} every time", channel_id=str(200 + number))
         for number, code in enumerate(CODES)

@@ -1,4 +1,4 @@
-"""No password and no key in anything that commands and services write, whatever is down, malformed or unwilling."""
+"""Commands and services print no password and no key, whatever is down, malformed or refusing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.conftest import environment_of, inherited_environment
 from tests.streams import eventually
 
 MARK = "geheim"
-"""Every secret of these tests holds it."""
+"""A text that every secret of these tests contains."""
 
 COMMANDS = (
     "doctor",
@@ -47,7 +47,7 @@ _PROGRAM = "import shlex, sys; from rtfm_cli.main import run\nfor line in sys.ar
 
 @contextmanager
 def dead_port() -> Iterator[int]:
-    """A port at which nobody answers."""
+    """A port without a listener."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         yield probe.getsockname()[1]
@@ -55,7 +55,7 @@ def dead_port() -> Iterator[int]:
 
 @contextmanager
 def answering(status: int) -> Iterator[int]:
-    """A server that gives this answer to everything, with a page of its own."""
+    """A server that gives the same answer to every request."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def _answer(self) -> None:
@@ -80,13 +80,13 @@ def answering(status: int) -> Iterator[int]:
 
 
 def with_password(url: str, name: str) -> str:
-    """``url`` with a user and a password that is named after its setting."""
+    """Return ``url`` with a user and a password that is named after its setting."""
     scheme, _, rest = url.partition("://")
     return f"{scheme}://anna:{MARK}-{name}-x@{rest.rpartition('@')[2]}"
 
 
 def secret_environment(settings: Settings, port: int) -> dict[str, str]:
-    """Services as ``settings`` have them, other addresses at ``port``, secrets in all of them."""
+    """Return the environment of ``settings`` with other addresses at ``port`` and secrets in all of them."""
     environment = environment_of(settings)
     for name in ("SCHEMA_REGISTRY_URL", "CHROMA_URL"):
         environment[name] = with_password(environment[name], name)
@@ -99,7 +99,7 @@ def secret_environment(settings: Settings, port: int) -> dict[str, str]:
 
 
 def printed(environment: dict[str, str], commands: tuple[str, ...] = COMMANDS) -> str:
-    """Everything that ``commands`` print, one after another."""
+    """Return all output of ``commands``, one after another."""
     registry = environment["SCHEMA_REGISTRY_URL"]
     lines = [command.format(registry=registry) for command in commands]
     done = subprocess.run(
@@ -116,13 +116,13 @@ def printed(environment: dict[str, str], commands: tuple[str, ...] = COMMANDS) -
 
 
 def database_password(settings: Settings) -> str:
-    """The password that the tests' PostgreSQL really has."""
+    """The password of the tests' PostgreSQL."""
     found = re.search(r":([^:@]*)@", settings.database_url)
     return found[1] if found else MARK
 
 
 def holds_no_secret(text: str, settings: Settings) -> bool:
-    """Whether ``text`` is something, and nothing secret."""
+    """Return whether ``text`` is not empty and has no secret."""
     password = database_password(settings)
     assert text.strip()
     assert [line for line in text.splitlines() if MARK in line] == []
@@ -134,8 +134,8 @@ STATES = ["up", "SCHEMA_REGISTRY_URL", "CHROMA_URL", "DATABASE_URL", "KAFKA_BOOT
 
 
 @pytest.mark.parametrize("down", STATES)
-def test_m7_commands_show_no_secret_whatever_is_down(settings: Settings, down: str) -> None:
-    """Everything answers, or one of the four does not."""
+def test_commands_show_no_secret_whatever_is_down(settings: Settings, down: str) -> None:
+    """Either everything answers, or one of the four does not."""
     settings.home.mkdir(exist_ok=True)
     with dead_port() as port:
         environment = secret_environment(settings, port)
@@ -149,8 +149,8 @@ def test_m7_commands_show_no_secret_whatever_is_down(settings: Settings, down: s
 
 
 @pytest.mark.parametrize("status", [200, 401, 500])
-def test_m7_commands_show_no_secret_whatever_answers(settings: Settings, status: int) -> None:
-    """A proxy's page, a refusal, an error: their messages hold the address."""
+def test_commands_show_no_secret_whatever_answers(settings: Settings, status: int) -> None:
+    """Messages about a proxy's page, a refusal or an error contain the address."""
     settings.home.mkdir(exist_ok=True)
     with answering(status) as port:
         environment = secret_environment(settings, port)
@@ -160,8 +160,8 @@ def test_m7_commands_show_no_secret_whatever_answers(settings: Settings, status:
         assert holds_no_secret(printed(environment), settings)
 
 
-def test_m7_malformed_addresses_are_refused_without_their_password(settings: Settings) -> None:
-    """Each in turn; the unit tests have more ways of misspelling."""
+def test_malformed_addresses_are_refused_without_their_password(settings: Settings) -> None:
+    """Each address is tried; unit tests cover more misspellings."""
     settings.home.mkdir(exist_ok=True)
     with dead_port() as port:
         given = secret_environment(settings, port)
@@ -176,7 +176,7 @@ def test_m7_malformed_addresses_are_refused_without_their_password(settings: Set
 
 @contextmanager
 def service(name: str, environment: dict[str, str], log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """`rtfm-cli run NAME` in a process of its own, which is stopped at the end."""
+    """`rtfm-cli run NAME` in a separate process, which is stopped at the end."""
     program = Path(sys.executable).with_name("rtfm-cli")
     command = [str(program), "--debug", "run", name]
     process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -192,7 +192,7 @@ def service(name: str, environment: dict[str, str], log: IO[bytes]) -> Iterator[
 
 
 def pages(log: str) -> str:
-    """What the metrics port says, whatever the status; the service logged which one it is."""
+    """Return the pages of the metrics port, whatever the status; the service logs the port."""
     port = re.findall(r"http://127\.0\.0\.1:(\d+)", log)[0]
     text = ""
     for path in ("readyz", "healthz", "metrics"):
@@ -205,8 +205,8 @@ def pages(log: str) -> str:
 
 
 @pytest.mark.parametrize("down", ["CHROMA_URL", "DATABASE_URL", "all of them"])
-def test_m7_a_processor_shows_no_secret_while_it_waits(settings: Settings, tmp_path: Path, down: str) -> None:
-    """Neither in its log nor at /readyz, of which one names what it waits for."""
+def test_a_processor_shows_no_secret_while_it_waits(settings: Settings, tmp_path: Path, down: str) -> None:
+    """Neither the log nor /readyz, which names the dependency, has one."""
     with dead_port() as port, (tmp_path / "log").open("wb") as log:
         environment = secret_environment(settings, port) | {"LOG_FORMAT": "console"}
         for name in ("SCHEMA_REGISTRY_URL", "CHROMA_URL", "DATABASE_URL"):
@@ -221,8 +221,8 @@ def test_m7_a_processor_shows_no_secret_while_it_waits(settings: Settings, tmp_p
 
 
 @pytest.mark.parametrize("status", [None, 401, 500])
-def test_m7_a_bot_shows_no_secret_while_it_waits(settings: Settings, tmp_path: Path, status: int | None) -> None:
-    """Discord's address and token, of a server that is not there or unwilling."""
+def test_a_bot_shows_no_secret_while_it_waits(settings: Settings, tmp_path: Path, status: int | None) -> None:
+    """Discord's server is missing or refuses; its address and the token are secrets."""
     port_of = dead_port() if status is None else answering(status)
     with port_of as port, (tmp_path / "log").open("wb") as log:
         environment = secret_environment(settings, port)
@@ -237,8 +237,8 @@ def test_m7_a_bot_shows_no_secret_while_it_waits(settings: Settings, tmp_path: P
     assert holds_no_secret(shown + (tmp_path / "log").read_text(), settings)
 
 
-def test_m7_local_status_shows_no_password(tmp_path: Path) -> None:
-    """It stands in run/stack.json, which its owner alone can read and the other commands do read."""
+def test_local_status_shows_no_password(tmp_path: Path) -> None:
+    """It is in run/stack.json, which only its owner can read and other commands use."""
     (tmp_path / "run").mkdir()
     entry = f'{{"address": "postgresql://rtfm:{MARK}@localhost:1/rtfm", "port": 1, "pid": {os.getpid()}, "started": 0}}'
     (tmp_path / "run" / "stack.json").write_text(f'{{"services": {{"postgres": {entry}}}}}')

@@ -1,4 +1,4 @@
-"""What a store refuses for its content, and what it cannot do at the moment, on real PostgreSQL and Chroma."""
+"""Content that a store refuses, and temporary failures, on real PostgreSQL and Chroma."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ STORED = StoredMessage(
     ],
     ids=["long key", "nul", "surrogate", "nul in JSON", "surrogate in JSON", "number", "nul in a list", "missing"],
 )
-def test_h3_what_postgresql_refuses_for_its_content_is_invalid(bare_settings: Settings, fields: dict[str, Any]) -> None:
-    """H3: by the class of its SQLSTATE, where the server says it, and the driver's own words where it does not."""
+def test_what_postgresql_refuses_for_its_content_is_invalid(bare_settings: Settings, fields: dict[str, Any]) -> None:
+    """The SQLSTATE class of the server decides, or the driver's own error."""
     archive = SqlArchive(bare_settings.database_url)
     archive.migrate()
     with pytest.raises(InvalidEvent, match="the archive cannot store a value") as caught:
@@ -59,8 +59,8 @@ def test_h3_what_postgresql_refuses_for_its_content_is_invalid(bare_settings: Se
     archive.close()
 
 
-def test_h3_a_lexeme_and_a_tsvector_that_are_too_long_are_invalid(bare_settings: Settings) -> None:
-    """H3: limits of PostgreSQL are no outage of it, in searches with the driver's own cursor too."""
+def test_a_lexeme_and_a_tsvector_that_are_too_long_are_invalid(bare_settings: Settings) -> None:
+    """PostgreSQL's limits are not an outage, including searches with the driver's own cursor."""
     archive = SqlArchive(bare_settings.database_url)
     archive.migrate()
     with pytest.raises(InvalidEvent, match="too long"), archive.reading.view("100", ["200"]) as view:
@@ -71,7 +71,7 @@ def test_h3_a_lexeme_and_a_tsvector_that_are_too_long_are_invalid(bare_settings:
 
 
 def test_an_outage_and_a_defect_are_not_taken_for_content(bare_settings: Settings) -> None:
-    """What may work later is waited for; a statement that is wrong is a defect of this project."""
+    """Temporary failures are waited for; a wrong statement is a defect of this project."""
     archive = SqlArchive(bare_settings.database_url)
     archive.migrate()
     with pytest.raises(Unavailable, match="deadlock"), archive.database.begin() as connection:
@@ -83,8 +83,8 @@ def test_an_outage_and_a_defect_are_not_taken_for_content(bare_settings: Setting
     archive.close()
 
 
-def test_h3_what_chroma_refuses_for_its_content_is_invalid(bare_settings: Settings) -> None:
-    """H3: a name that no collection may have, and vectors that are no numbers; the next request is served."""
+def test_what_chroma_refuses_for_its_content_is_invalid(bare_settings: Settings) -> None:
+    """The cases are an invalid collection name and invalid vectors; the next request works."""
     vectors = ChromaVectors(bare_settings.chroma_url, f"{bare_settings.kafka_topic_prefix} a b/")
     vector = np.full(4, 0.5, dtype=np.float32)
     with pytest.raises(InvalidEvent, match="Chroma cannot store a value"):

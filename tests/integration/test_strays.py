@@ -1,4 +1,4 @@
-"""Versions that other programs registered under our subjects are named, judged and removed."""
+"""Schema versions that other programs registered under our subjects are named, checked and removed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def registered_by_another(settings: Settings, change: Callable[[dict[str, Any]], None]) -> bytes:
-    """Produce a query with Confluent's serializer at its defaults and a changed schema; the bytes of the record."""
+    """Produce a query with Confluent's default serializer and a changed schema; return the record's bytes."""
     schema = json.loads(json.dumps(catalogue.load().topic(QUERIES).schema))
     change(schema)
     registry = SchemaRegistryClient({"url": settings.schema_registry_url})
@@ -57,10 +57,10 @@ def add_tenant(schema: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("change", "rule"), [(drop_logical_type, "logical-type"), (add_tenant, None)])
-def test_clients_5_a_stray_version_is_named_with_the_command_that_removes_it(
+def test_a_stray_version_is_named_with_the_command_that_removes_it(
     settings: Settings, cli: Cli, change: Callable[[dict[str, Any]], None], rule: str | None
 ) -> None:
-    """By three commands; after the command it is gone, and the record that was written with it still decodes."""
+    """Three commands name it; after its removal the record that was written with it still decodes."""
     url = settings.schema_registry_url
     assert cli(settings, "schemas", "check", "--registry", url).stdout.endswith("0 findings\n")
     record = registered_by_another(settings, change)
@@ -94,8 +94,8 @@ def test_clients_5_a_stray_version_is_named_with_the_command_that_removes_it(
     assert open_contracts(settings).decode(QUERIES, record).query_id == "c1"
 
 
-def test_clients_5_a_released_version_is_not_removed(settings: Settings, cli: Cli) -> None:
-    """Exit 2, and it is still there."""
+def test_a_released_version_is_not_removed(settings: Settings, cli: Cli) -> None:
+    """The exit code is 2, and the version stays."""
     done = cli(settings, "schemas", "remove", QUERIES, "1", "--yes", check=False)
     assert done.returncode == 2
     assert "released" in done.stderr
@@ -104,7 +104,7 @@ def test_clients_5_a_released_version_is_not_removed(settings: Settings, cli: Cl
     assert done.returncode == 2
 
 
-def test_clients_5_the_local_registry_checks_subjects_of_others(settings: Settings) -> None:
-    """As the one of docker-compose.yml: a subject without a level of its own is held to FULL_TRANSITIVE."""
+def test_the_local_registry_checks_subjects_of_others(settings: Settings) -> None:
+    """As in docker-compose.yml, a subject without its own level is checked by FULL_TRANSITIVE."""
     answer = httpx.get(f"{settings.schema_registry_url}/config", timeout=20).json()
     assert answer["compatibilityLevel"] == "FULL_TRANSITIVE"

@@ -111,7 +111,7 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
 
 
 def test_a_broker_that_is_not_there_is_one_line_and_exit_code_3(bare_settings: Settings, cli: Cli) -> None:
-    """Nothing is retried for minutes, nothing is printed twice."""
+    """Nothing is retried for minutes or printed twice."""
     done = cli(bare_settings, "topics", "init", check=False, KAFKA_BOOTSTRAP_SERVERS="localhost:1")
     assert done.returncode == 3
     assert "Kafka at localhost:1 does not answer" in done.stderr
@@ -119,22 +119,22 @@ def test_a_broker_that_is_not_there_is_one_line_and_exit_code_3(bare_settings: S
 
 
 def test_a_topic_that_does_not_exist_is_a_configuration_error(bare_settings: Settings) -> None:
-    """With the command that makes it."""
+    """The error names the command that creates it."""
     with pytest.raises(ConfigError) as caught:
         EventReader(bare_settings, open_contracts(bare_settings), "bot-queries")
     assert "topics init" in (caught.value.hint or "")
 
 
 def test_a_dry_run_changes_nothing_and_a_second_run_has_nothing_to_do(bare_settings: Settings, cli: Cli) -> None:
-    """The plan is the same until somebody carries it out."""
+    """The plan stays the same until it is applied."""
     for _ in range(2):
         assert "4 changes (dry run)" in cli(bare_settings, "topics", "init", "--dry-run").stdout
     assert cli(bare_settings, "topics", "init").stdout.endswith("4 changes\n")
     assert cli(bare_settings, "topics", "init").stdout.endswith("0 changes\n")
 
 
-def test_drifted_settings_are_put_right_and_extra_partitions_are_kept(settings: Settings, contracts: Contracts) -> None:
-    """Partitions cannot be taken away without losing records."""
+def test_drifted_settings_are_fixed_and_extra_partitions_are_kept(settings: Settings, contracts: Contracts) -> None:
+    """Removing partitions would lose records."""
     name = f"{settings.kafka_topic_prefix}bot-queries"
     client = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
     entry = ConfigEntry("retention.ms", "1000", incremental_operation=AlterConfigOpType.SET)
@@ -153,7 +153,7 @@ def test_drifted_settings_are_put_right_and_extra_partitions_are_kept(settings: 
 def test_an_event_that_the_schema_does_not_allow_is_refused_before_it_is_sent(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """The caller learns it, not the consumer."""
+    """The caller gets the error, not the consumer."""
     with EventProducer(settings, contracts) as producer, pytest.raises(InvalidEvent):
         producer.send("discord-messages", evolve(message(1), content=5))  # type: ignore[arg-type]  # that is the point
     assert read_all(settings, contracts, "discord-messages") == []
@@ -162,7 +162,7 @@ def test_an_event_that_the_schema_does_not_allow_is_refused_before_it_is_sent(
 def test_a_record_comes_back_as_it_was_sent_with_trace_and_content_type(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """Keyed by channel, so that a channel stays in order."""
+    """Its key is the channel, so that a channel stays in order."""
     produce(settings, contracts, [message(1, channel="42")])
     (record,) = read_all(settings, contracts, "discord-messages")
     assert record.event == message(1, channel="42")
@@ -171,7 +171,7 @@ def test_a_record_comes_back_as_it_was_sent_with_trace_and_content_type(
 
 
 def test_confluents_own_deserializer_reads_our_records(settings: Settings, contracts: Contracts) -> None:
-    """Any Confluent client does."""
+    """Any Confluent client can read them."""
     produce(settings, contracts, [message(1)])
     (record,) = read_all(settings, contracts, "discord-messages")
     deserializer = AvroDeserializer(SchemaRegistryClient({"url": settings.schema_registry_url}))
@@ -213,7 +213,7 @@ def test_bytes_that_do_not_decode_become_one_dead_letter_and_the_next_record_is_
 def test_a_batch_with_one_record_that_can_never_succeed_loses_only_that_one(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """The others of its batch are handled."""
+    """The other records of the batch are handled."""
     produce(settings, contracts, [message(number) for number in range(10)])
     handled: set[str] = set()
 
@@ -230,7 +230,7 @@ def test_a_batch_with_one_record_that_can_never_succeed_loses_only_that_one(
 
 
 def test_what_is_down_pauses_the_pipeline_and_nothing_is_skipped(settings: Settings, contracts: Contracts) -> None:
-    """No dead letter, no lost record, and readiness names what it waits for."""
+    """No record is dead-lettered or lost, and readiness names the dependency."""
     produce(settings, contracts, [message(number) for number in range(5)])
     back = threading.Event()
     handled: list[str] = []
@@ -250,7 +250,7 @@ def test_what_is_down_pauses_the_pipeline_and_nothing_is_skipped(settings: Setti
 
 
 def test_after_a_stop_work_goes_on_where_it_was_committed(settings: Settings, contracts: Contracts) -> None:
-    """What was finished before the stop is not done again."""
+    """Records that were finished before the stop are not repeated."""
     handled: list[str] = []
 
     def handler(records: Sequence[Record]) -> Sequence[Output]:
@@ -269,7 +269,7 @@ def test_after_a_stop_work_goes_on_where_it_was_committed(settings: Settings, co
 def test_records_of_one_key_stay_in_order_when_several_are_handled_at_once(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """Concurrency is between keys, never within one."""
+    """Only different keys are handled concurrently."""
     produce(settings, contracts, [message(number, channel=str(number % 4)) for number in range(40)])
     handled: dict[str, list[int]] = {}
 
@@ -285,7 +285,7 @@ def test_records_of_one_key_stay_in_order_when_several_are_handled_at_once(
 
 
 def test_outputs_are_in_kafka_and_carry_the_trace_of_their_record(settings: Settings, contracts: Contracts) -> None:
-    """From question to answer it is one trace."""
+    """A question and its answer share one trace."""
     with EventProducer(settings, contracts) as producer:
         trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
         producer.send("discord-messages", message(1), headers={"traceparent": trace})
@@ -304,7 +304,7 @@ def test_outputs_are_in_kafka_and_carry_the_trace_of_their_record(settings: Sett
 def test_committed_offsets_below_the_start_of_the_log_are_counted_as_lost(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """Retention that outran a stopped service must not go unseen."""
+    """Retention that overtook a stopped service must be visible."""
     from confluent_kafka import TopicPartition
 
     from rtfm.telemetry import LOST_RECORDS
@@ -333,21 +333,21 @@ def test_committed_offsets_below_the_start_of_the_log_are_counted_as_lost(
 
 
 def test_selftest_passes_on_a_prepared_system_and_says_which_check_it_left_out(settings: Settings, cli: Cli) -> None:
-    """Without a processor the question is not asked, and that is no failure."""
+    """Without a processor the question is not asked, which is not a failure."""
     done = cli(settings, "selftest", "--test", "all")
     assert "skipped" in done.stdout
     assert "failed" not in done.stdout
 
 
 def test_selftest_fails_where_topics_are_missing(bare_settings: Settings, cli: Cli) -> None:
-    """Exit code 1, with the mend."""
+    """The exit code is 1, and the output has the fix."""
     done = cli(bare_settings, "selftest", "--test", "topics", "--json", check=False)
     assert done.returncode == 1
     assert "topics init" in done.stdout
 
 
 def test_dead_letters_are_listed_and_shown(settings: Settings, contracts: Contracts, cli: Cli) -> None:
-    """With where they came from and their bytes."""
+    """Their origin and bytes are shown."""
     produce_raw(settings, contracts, b"7", b"no avro")
     handled: list[str] = []
 
@@ -367,6 +367,6 @@ def test_dead_letters_are_listed_and_shown(settings: Settings, contracts: Contra
 
 
 def test_an_event_of_another_topic_is_refused(settings: Settings, contracts: Contracts) -> None:
-    """A mistake in code shows at once, whichever contract it is."""
+    """A mistake in code shows at once, whatever the contract."""
     with EventProducer(settings, contracts) as producer, pytest.raises(RtfmError):
         producer.send("bot-responses", message(1))

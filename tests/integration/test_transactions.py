@@ -1,4 +1,4 @@
-"""Transactions on a real broker: what ends them, and what is said of it."""
+"""Transactions on a real broker: what ends them, and how it is reported."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.streams import RESPONSES, eventually, limit_record_bytes, records
 
 
 def record(value: bytes) -> ProducerRecord:
-    """A record of one key, so that all are in one partition."""
+    """Return a record of one key, so that all are in one partition."""
     return ProducerRecord(RESPONSES, b"key", value, [])
 
 
 @pytest.fixture
 def transactions(settings: Settings) -> Iterator[Callable[[], Transactions]]:
-    """Producers that share a name, opened; closed at the end."""
+    """Opened producers that share a name; closed at the end."""
     made: list[Transactions] = []
 
     def make() -> Transactions:
@@ -44,7 +44,7 @@ def contracts(settings: Settings) -> Contracts:
 
 
 def nothing_open(settings: Settings) -> bool:
-    """Whether no transaction is open in bot-responses."""
+    """Return whether no transaction is open in bot-responses."""
     admin: Any = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
     latest: Any = OffsetSpec
     asked = {TopicPartition(f"{settings.kafka_topic_prefix}{RESPONSES}", n): latest.latest() for n in range(3)}
@@ -56,14 +56,14 @@ def nothing_open(settings: Settings) -> bool:
 
 
 def values(settings: Settings, contracts: Contracts) -> list[bytes | None]:
-    """What a reader of committed records sees."""
+    """Return what a reader of committed records gets."""
     return [found.value for found in records(settings, contracts, RESPONSES)]
 
 
-def test_one_that_the_broker_ended_for_its_age_is_no_reason_to_end(
+def test_a_transaction_that_timed_out_does_not_end_the_worker(
     settings: Settings, contracts: Contracts, transactions: Callable[[], Transactions]
 ) -> None:
-    """R3, R5: brokers that were away, or a freeze, for longer than a transaction may last; nothing of it is visible."""
+    """R3, R5: after an outage or a freeze longer than the transaction timeout, none of it is visible."""
     ours = transactions()
 
     def slow() -> Iterator[ProducerRecord]:
@@ -79,10 +79,10 @@ def test_one_that_the_broker_ended_for_its_age_is_no_reason_to_end(
     assert values(settings, contracts) == [b"in time"]
 
 
-def test_of_two_of_one_name_the_older_hears_that_its_place_is_taken(
+def test_the_older_of_two_producers_of_one_name_is_fenced(
     settings: Settings, contracts: Contracts, transactions: Callable[[], Transactions]
 ) -> None:
-    """R4: also in the middle of a transaction, of which nothing is visible."""
+    """R4: this works within a transaction too, of which nothing is visible."""
     older = transactions()
 
     def overtaken() -> Iterator[ProducerRecord]:
@@ -95,10 +95,10 @@ def test_of_two_of_one_name_the_older_hears_that_its_place_is_taken(
     assert values(settings, contracts) == [b"of the younger"]
 
 
-def test_one_that_is_refused_says_why_and_leaves_nothing_to_the_next(
+def test_a_refused_transaction_says_why_and_does_not_affect_the_next(
     settings: Settings, contracts: Contracts, transactions: Callable[[], Transactions]
 ) -> None:
-    """Records that an abort throws out are reported late; that is no failure of the next transaction."""
+    """Aborted records are reported late, which must not fail the next transaction."""
     limit_record_bytes(settings, RESPONSES, 20_000)
     ours = transactions()
     large = [record(random.Random(number).randbytes(15_000)) for number in range(200)]

@@ -1,4 +1,4 @@
-"""The wheel works where there is no checkout."""
+"""The wheel works without a checkout."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rtfm.settings import Settings
 from tests.conftest import environment_of
 
 MAX_BASE_BYTES = 80_000_000
-"""Of site-packages without pip, compiled code included."""
+"""Size of site-packages without pip, including compiled code."""
 
 CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project's wheel, built without a network."""
+    """The project's wheel, built without network access."""
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(folder), str(CHECKOUT)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -34,7 +34,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_carries_contracts_migrations_and_the_sample(wheel: Path) -> None:
-    """What is no Python is in the wheel as well, and nothing of the tests."""
+    """Files other than Python are included, tests are not."""
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {
         "rtfm/schemas/contracts.toml",
@@ -48,12 +48,12 @@ def test_wheel_carries_contracts_migrations_and_the_sample(wheel: Path) -> None:
 
 
 def test_installed_wheel_lists_the_contracts(wheel: Path, tmp_path: Path) -> None:
-    """In a fresh environment, outside the checkout, the command finds the schemas inside its own package."""
+    """In a fresh environment outside the checkout, the command finds the schemas in its package."""
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=False)
     install = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python"), "install", "--quiet"]
     subprocess.run([*install, "--no-index", "--no-deps", str(wheel)], check=True)
-    # The dependencies come from here; a path in a .pth file does not bring this project's editable install along.
+    # The dependencies come from here; a path in a .pth file does not include this project's editable install.
     site_packages = Path(sysconfig.get_path("purelib", vars={"base": str(environment)}))
     (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     done = subprocess.run(
@@ -68,7 +68,7 @@ def test_installed_wheel_lists_the_contracts(wheel: Path, tmp_path: Path) -> Non
 
 
 def required(wheel: Path) -> set[str]:
-    """The packages that `pip install` of the wheel brings without an extra."""
+    """Return the packages that `pip install` of the wheel installs without an extra."""
     (entry,) = (name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".dist-info/METADATA"))
     text = zipfile.ZipFile(wheel).read(entry).decode()
     left = [Requirement(line.partition(": ")[2]) for line in text.splitlines() if line.startswith("Requires-Dist: ")]
@@ -84,7 +84,7 @@ def required(wheel: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of programs of an environment with the wheel and what it requires, and nothing else."""
+    """The script folder of an environment with only the wheel and its requirements."""
     environment = tmp_path_factory.mktemp("base") / "venv"
     venv.create(environment, with_pip=False)
     site_packages = Path(sysconfig.get_path("purelib", vars={"base": str(environment)}))
@@ -99,7 +99,7 @@ def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_base_install_is_small(base: Path) -> None:
-    """Contracts, codec and streams without what only the services need."""
+    """It has contracts, codec and streams without the services' dependencies."""
     site_packages = Path(sysconfig.get_path("purelib", vars={"base": str(base.parent)}))
     files = [path for top in site_packages.iterdir() for path in ([top] if top.is_file() else top.resolve().rglob("*"))]
     assert sum(path.stat().st_size for path in files if path.is_file()) <= MAX_BASE_BYTES
@@ -108,7 +108,7 @@ def test_base_install_is_small(base: Path) -> None:
 def test_base_install_works_with_topics_contracts_and_dead_letters(
     base: Path, settings: Settings, tmp_path: Path
 ) -> None:
-    """The commands that need neither the archive nor a model."""
+    """These commands need neither the archive nor a model."""
     for arguments in (
         ["--help"],
         ["topics", "list"],
@@ -143,7 +143,7 @@ def test_base_install_works_with_topics_contracts_and_dead_letters(
 def test_base_install_names_the_extra_that_a_command_needs(
     base: Path, arguments: list[str], extra: str, tmp_path: Path
 ) -> None:
-    """One line and exit code 2."""
+    """The output is one line, the exit code 2."""
     done = subprocess.run(
         [base / "rtfm-cli", *arguments],
         cwd=tmp_path,

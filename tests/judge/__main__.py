@@ -19,10 +19,10 @@ VERDICT = "verdict.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Judge; ``arguments`` are those of the command line unless given."""
+    """Judge a folder; ``arguments`` replace those of the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.judge", description="Judge the kept run in a folder.")
     parser.add_argument("folder", type=Path, metavar="DIR", help="the folder that `make chaos` kept")
-    parser.add_argument("--json", action="store_true", help="print what verdict.json holds")
+    parser.add_argument("--json", action="store_true", help="print the content of verdict.json")
     options = parser.parse_args(arguments)
     verdict = judge(options.folder)
     text = json.dumps(verdict.as_json(), indent=2, ensure_ascii=False)
@@ -30,11 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         (options.folder / VERDICT).write_text(text + "\n", encoding="utf-8")
     except OSError as exc:
-        print(f"{VERDICT} was not written: {exc}", file=sys.stderr)  # noqa: T201 - for people
+        print(f"cannot write {VERDICT}: {exc}", file=sys.stderr)  # noqa: T201 - for people
     return verdict.exit_code
 
 
 if __name__ == "__main__":
-    # What is loaded stays until the end; looking for what could be freed took a quarter of the time.
+    # All loaded objects live until the end; the garbage collector took a quarter of the time.
     gc.disable()
     sys.exit(main())

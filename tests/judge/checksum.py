@@ -1,7 +1,7 @@
-"""CRC-32C (Castagnoli, RFC 3720), which Kafka's record batches carry, over numpy: about 50 MB a second.
+"""CRC-32C (Castagnoli, RFC 3720), which Kafka's record batches carry, with numpy: about 50 MB a second.
 
-The checksum is linear: each byte contributes what a table says for its value and its distance to the end of its block,
-and the remainder before a block contributes as its first four bytes would.
+The checksum is linear: the contribution of each byte is in a table, by its value and its distance to the end of its
+block. The remainder of the blocks before contributes like four bytes at the start of the block.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _Words = NDArray[np.uint32]
 
 @cache
 def _tables() -> tuple[_Words, list[list[int]]]:
-    """Contributions by place in a block and value, flat; and those of the first four places, as lists."""
+    """Return the contributions by place in a block and value, flat, and those of the first four places, as lists."""
     words: _Words = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         words = (words >> 1 ^ (words & 1) * _POLYNOMIAL).astype(np.uint32)
@@ -34,12 +34,12 @@ _PLACES = np.arange(_BLOCK, dtype=np.int64) * 256
 
 
 def crc32c(data: memoryview) -> int:
-    """The checksum of ``data``, which has at least four bytes."""
+    """Return the checksum of ``data``, which must have at least four bytes."""
     contributions, (first, second, third, fourth) = _tables()
     blocks = -(-len(data) // _BLOCK)
-    padded = np.zeros(blocks * _BLOCK, dtype=np.uint8)  # zeros in front change no remainder of zero
+    padded = np.zeros(blocks * _BLOCK, dtype=np.uint8)  # leading zeros do not change a remainder of zero
     padded[len(padded) - len(data) :] = np.frombuffer(data, dtype=np.uint8)
-    padded[len(padded) - len(data) :][:4] ^= 255  # as a remainder of all ones to begin with
+    padded[len(padded) - len(data) :][:4] ^= 255  # the initial remainder is all ones
     parts = np.bitwise_xor.reduce(contributions[padded.reshape(blocks, _BLOCK) + _PLACES], axis=1)
     remainder = 0
     for part in parts.tolist():

@@ -1,7 +1,7 @@
-"""Decompresses the records of a batch, for every compression type that Kafka's protocol names.
+"""Decompresses the records of a batch, for every compression type of Kafka's protocol.
 
 The types and their numbers: https://kafka.apache.org/documentation/#recordbatch. Snappy comes in two framings: one raw
-block (librdkafka) and the blocks of the Java library snappy-java, behind its magic.
+block (librdkafka), and the blocks of the Java library snappy-java after its magic bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import cramjam
 
 _JAVA_SNAPPY = b"\x82SNAPPY\x00"
-_JAVA_SNAPPY_HEADER = len(_JAVA_SNAPPY) + 8  # then two version numbers of 4 bytes
+_JAVA_SNAPPY_HEADER = len(_JAVA_SNAPPY) + 8  # followed by two version numbers of 4 bytes
 
 
 def _snappy(data: bytes) -> bytes:
@@ -39,9 +39,9 @@ _DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 FAILURES = (OSError, EOFError, struct.error, cramjam.DecompressionError)
-"""What ``decompress`` raises for data that is not what its type says."""
+"""Errors that ``decompress`` raises for data that is not of its type."""
 
 
 def decompress(compression: str, data: bytes) -> bytes:
-    """``data`` without its compression. Raises one of FAILURES."""
+    """Return ``data`` decompressed. Raises one of FAILURES."""
     return _DECOMPRESS[compression](data)

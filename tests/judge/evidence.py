@@ -1,7 +1,7 @@
-"""A kept run, loaded: its history, the records of its topics decoded, and the positions of its groups.
+"""A kept run, loaded: its history, the decoded records of its topics, and the positions of its groups.
 
-Raises NotJudged where the files are not those of one whole run: a topic that is gone or was made again, offsets that
-are missing, a segment that is not readable.
+Raises NotJudged if the files are not those of one complete run: a topic was deleted or created again, offsets are
+missing, or a segment is unreadable.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 import fastavro
 from attrs import define, field, frozen
 
-from tests.judge.finished import Finished
+from tests.judge.finished import FinishedOffsets
 from tests.judge.history import FILE, Begin, History, NotJudged
 from tests.judge.history import read as read_history
 from tests.judge.positions import TOPIC as OFFSETS
-from tests.judge.positions import Position, Where, positions_of
+from tests.judge.positions import PositionCommit, Where, positions_of
 from tests.judge.segments import PartitionLog, Record, Unreadable, partitions, read_partition
 
 _FRAME = struct.Struct(">bI")  # Confluent's wire format: a zero, then the schema id
@@ -29,7 +29,7 @@ _METADATA_LOG = "__cluster_metadata-0"
 _TOPIC_RECORD, _REMOVE_TOPIC_RECORD = 2, 9  # TopicRecord.json, RemoveTopicRecord.json of Kafka's metadata
 
 _TOOL_WINDOW_MS = 30_000
-"""How far from a tool's line a position may move back because of it."""
+"""A tool may move a position back only within this time before or after its line in the history."""
 
 
 @frozen
@@ -47,38 +47,38 @@ class Event:
 
 @frozen(kw_only=True)
 class Setback:
-    """A group's position that lost something which was finished."""
+    """A commit after which a group's position lacks offsets that were finished before."""
 
-    before: Position
-    after: Position
+    before: PositionCommit
+    after: PositionCommit
     first_lost: int
     end: int
-    """Behind the highest offset that had been finished."""
+    """One more than the highest offset that had been finished."""
     is_allowed: bool
     """Whether a tool did it on purpose."""
 
 
 @define(kw_only=True)
-class Run:
+class LoadedRun:
     """Everything that the rules look at."""
 
     history: History
     logs: dict[str, dict[int, PartitionLog]]
-    positions: dict[Where, list[Position]]
+    positions: dict[Where, list[PositionCommit]]
     queries: dict[str, list[Event]] = field(factory=dict)
-    """Committed records of each question, in order of time."""
+    """Committed records of each question, by time."""
     messages: dict[str, list[Event]] = field(factory=dict)
     """Committed changes of each message, in order."""
     responses: dict[str, list[Event]] = field(factory=dict)
     dead_letters: list[Record] = field(factory=list)
     forged: list[Record] = field(factory=list)
-    """Committed records that were wrong on purpose; they are in none of the above."""
+    """Committed records that the run made invalid on purpose; they are in none of the fields above."""
     undecodable: list[tuple[Record, str]] = field(factory=list)
     setbacks: list[Setback] = field(factory=list)
-    strange_positions: list[tuple[Position, str]] = field(factory=list)
-    """Positions whose metadata is of no known form, and why."""
-    finished: dict[Where, Finished] = field(factory=dict)
-    """What each group's last position says."""
+    undecodable_positions: list[tuple[PositionCommit, str]] = field(factory=list)
+    """Positions whose metadata cannot be decoded, and why."""
+    finished: dict[Where, FinishedOffsets] = field(factory=dict)
+    """The offsets that each group's last position says are finished."""
 
     @property
     def begin(self) -> Begin:
@@ -86,27 +86,27 @@ class Run:
         return self.history.begin
 
     def topic(self, role: str) -> str:
-        """The name on the cluster."""
+        """Return the name of the topic of ``role`` on the cluster."""
         return self.begin.topics[role]
 
     def committed(self, role: str) -> Iterator[Record]:
-        """The records that a reader of committed records is given, partition by partition."""
+        """Yield the records that a reader of committed records gets, partition by partition."""
         for _, log in sorted(self.logs[self.topic(role)].items()):
             yield from (record for record in log.records if record.is_visible)
 
     def is_forged(self, record: Record) -> bool:
-        """Whether the history announces the record as one that is wrong on purpose."""
+        """Return whether the history announces the record as invalid on purpose."""
         return (record.batch.topic, (record.key or b"").decode(errors="replace")) in self.history.forged
 
     def is_finished(self, group: str, event: Event) -> bool:
-        """Whether the last position of the group ``group`` (answer, ingest) says that the record was handled."""
+        """Return whether the last position of ``group`` (answer, ingest) says that the record is finished."""
         batch = event.record.batch
         found = self.finished.get((self.begin.groups[group], batch.topic, batch.partition))
-        return found is not None and found.holds(event.record.offset)
+        return found is not None and found.is_finished(event.record.offset)
 
 
-def load(folder: Path) -> Run:
-    """The run in ``folder``. Raises NotJudged."""
+def load(folder: Path) -> LoadedRun:
+    """Load the run in ``folder``. Raises NotJudged."""
     history = read_history(folder / FILE)
     begin, data = history.begin, folder / "kafka"
     if not data.is_dir():
@@ -120,10 +120,10 @@ def load(folder: Path) -> Run:
         offsets = [_whole(read_partition(path)) for path in partitions(data, OFFSETS).values()]
         positions = {where: found for log in offsets for where, found in positions_of(log).items()}
     except (Unreadable, OSError) as exc:
-        raise NotJudged(f"Kafka's data is not readable: {exc}") from exc
+        raise NotJudged(f"Kafka's data is unreadable: {exc}") from exc
     if not offsets:
         raise NotJudged(f"the folders of {OFFSETS} are missing")
-    run = Run(history=history, logs=logs, positions=positions)
+    run = LoadedRun(history=history, logs=logs, positions=positions)
     run.logs[OFFSETS] = {log.partition: log for log in offsets}
     _decode(run)
     _follow_positions(run)
@@ -139,7 +139,7 @@ def _refuse_deleted(data: Path, topic: str) -> None:
 def _whole_topic(data: Path, topic: str, begin: Begin) -> dict[int, PartitionLog]:
     found = partitions(data, topic)
     if missing := [number for number in range(begin.partitions) if number not in found]:
-        raise NotJudged(f"the folder of {topic}-{missing[0]} is missing: the topic was deleted, or was never there")
+        raise NotJudged(f"the folder of {topic}-{missing[0]} is missing: the topic was deleted, or never existed")
     return {number: _whole(read_partition(path)) for number, path in sorted(found.items())}
 
 
@@ -148,14 +148,14 @@ def _whole(log: PartitionLog) -> PartitionLog:
     if gaps:
         (first, end), *_ = gaps
         raise NotJudged(
-            f"{log.topic}-{log.partition} has no offsets {first} to {end - 1}: they were removed by retention or"
+            f"{log.topic}-{log.partition} lacks offsets {first} to {end - 1}: they were removed by retention or"
             " compaction (run the broker with log.cleaner.enable=false)"
         )
     return log
 
 
 def _refuse_made_again(data: Path, logs: dict[str, dict[int, PartitionLog]], begin: Begin) -> None:
-    """A topic has one id, everywhere that ids stand: in its folders, at the run's beginning, in the metadata log."""
+    """Refuse a topic with several ids in its folders, the run's begin line and the metadata log."""
     known: dict[str, set[str]] = {topic: set() for topic in logs}
     for topic, parts in logs.items():
         known[topic] |= {log.topic_id for log in parts.values() if log.topic_id is not None}
@@ -171,15 +171,15 @@ def _refuse_made_again(data: Path, logs: dict[str, dict[int, PartitionLog]], beg
             raise NotJudged(f"{gone[0]} was deleted during the run")
     if several := [topic for topic, ids in known.items() if len(ids) > 1]:
         raise NotJudged(
-            f"{several[0]} was deleted and made again during the run: it has the ids "
+            f"{several[0]} was deleted and created again during the run: it has the ids "
             + ", ".join(sorted(known[several[0]]))
         )
 
 
 def _topic_records(records: Iterable[Record]) -> Iterator[tuple[int, str, str]]:
-    """Type, name and topic id of the metadata log's records that make or remove a topic.
+    """Yield type, name and topic id of the metadata log's records that create or remove a topic.
 
-    A record begins with a frame version, its type and its version, one byte each for those (KIP-631).
+    A record begins with a frame version, its type and its version, one byte each for these records (KIP-631).
     """
     for record in records:
         value = record.value or b""
@@ -192,18 +192,18 @@ def _topic_records(records: Iterable[Record]) -> Iterator[tuple[int, str, str]]:
 
 
 def _topic_id(packed: bytes) -> str:
-    """As Kafka writes it: base64 for URLs, without padding."""
+    """Return a topic id as Kafka writes it: URL-safe base64 without padding."""
     return base64.urlsafe_b64encode(packed).decode().rstrip("=")
 
 
-def _decode(run: Run) -> None:
+def _decode(run: LoadedRun) -> None:
     """Decode the committed records of the three topics that have a schema."""
     schemas: dict[int, Any] = {}
     for number, schema in run.begin.schemas.items():
         try:
             schemas[number] = fastavro.parse_schema(schema)
         except Exception as exc:  # fastavro raises many kinds
-            raise NotJudged(f"schema {number} of the history is not readable: {exc}") from exc
+            raise NotJudged(f"schema {number} of the history cannot be parsed: {exc}") from exc
     for role, name, found in (
         ("queries", "query_id", run.queries),
         ("messages", "message_id", run.messages),
@@ -214,7 +214,7 @@ def _decode(run: Run) -> None:
                 run.forged.append(record)
                 continue
             try:
-                fields = _decoded(record.value, schemas)
+                fields = _decode_value(record.value, schemas)
                 found.setdefault(fields[name], []).append(Event(record, fields))
             except Exception as exc:  # fastavro raises many kinds
                 run.undecodable.append((record, f"{type(exc).__name__}: {exc}"))
@@ -223,36 +223,36 @@ def _decode(run: Run) -> None:
     run.dead_letters += run.committed("dead_letters")
 
 
-def _decoded(value: bytes | None, schemas: dict[int, Any]) -> dict[str, Any]:
+def _decode_value(value: bytes | None, schemas: dict[int, Any]) -> dict[str, Any]:
     if value is None:
         raise ValueError("it has no value")
     zero, number = _FRAME.unpack_from(value)
     if zero or number not in schemas:
-        raise ValueError(f"it has the schema id {number}, which is not in the history")
+        raise ValueError(f"its schema id {number} is not in the history")
     packed = io.BytesIO(value[_FRAME.size :])
     fields: Any = fastavro.schemaless_reader(packed, schemas[number], None)
     if packed.read(1):
-        raise ValueError("something follows its value")
+        raise ValueError("there are bytes after its value")
     return dict(fields)
 
 
-def _follow_positions(run: Run) -> None:
-    """Find where a group's position lost what was finished, and what its last one says."""
+def _follow_positions(run: LoadedRun) -> None:
+    """Find the setbacks of each group's positions, and the finished offsets of its last one."""
     groups = set(run.begin.groups.values())
     for where, positions in run.positions.items():
         if where[0] not in groups:
             continue
-        last: tuple[Position, Finished] | None = None
+        last: tuple[PositionCommit, FinishedOffsets] | None = None
         for position in positions:
             if not position.is_applied:
                 continue
-            finished = Finished(((0, 0),))
+            finished = FinishedOffsets(((0, 0),))
             if position.offset is not None:
                 try:
-                    finished = Finished.decode(position.offset, position.metadata)
+                    finished = FinishedOffsets.decode(position.offset, position.metadata)
                 except ValueError as exc:
-                    run.strange_positions.append((position, str(exc)))
-                    finished = Finished(((0, position.offset),))
+                    run.undecodable_positions.append((position, str(exc)))
+                    finished = FinishedOffsets(((0, position.offset),))
             if last is not None and (lost := last[1].first_lost(finished)) is not None:
                 run.setbacks.append(
                     Setback(
@@ -260,7 +260,7 @@ def _follow_positions(run: Run) -> None:
                         after=position,
                         first_lost=lost,
                         end=last[1].end,
-                        is_allowed=_was_a_tool(run.history, position),
+                        is_allowed=_was_moved_by_tool(run.history, position),
                     )
                 )
             last = position, finished
@@ -269,7 +269,7 @@ def _follow_positions(run: Run) -> None:
     run.setbacks.sort(key=lambda setback: setback.after.committed_at_ms)
 
 
-def _was_a_tool(history: History, position: Position) -> bool:
+def _was_moved_by_tool(history: History, position: PositionCommit) -> bool:
     return any(
         tool.group == position.group and abs(tool.at_ms - position.committed_at_ms) <= _TOOL_WINDOW_MS
         for tool in history.tools

@@ -1,8 +1,8 @@
-"""What a committed position says is finished: all offsets below it, and the runs that its metadata tells of.
+"""The finished offsets of a committed position: all offsets below it, and those of the finished map in its metadata.
 
-The metadata is ``1``, then base64 without padding of varints, seven bits a byte, the lowest first. From the position
-on, runs of unfinished and finished offsets take turns. A tally of dead letters may follow behind a dot. Without
-metadata there are no such runs. docs/delivery.md describes it.
+The metadata is ``1``, followed by base64 without padding of varints, seven bits a byte, the lowest first. They are the
+lengths of alternating runs of unfinished and finished offsets, from the position on. A tally of dead letters may follow
+after a dot. Without metadata there are no such runs. docs/delivery.md describes the format.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ _TALLY = "."
 
 
 @frozen
-class Finished:
+class FinishedOffsets:
     """Finished offsets, as runs (from, to) in order; the first run begins at 0."""
 
     runs: tuple[tuple[int, int], ...] = field()
 
     @classmethod
-    def decode(cls, offset: int, metadata: str) -> Finished:
-        """From a position. Raises ValueError for metadata of another form."""
+    def decode(cls, offset: int, metadata: str) -> FinishedOffsets:
+        """Decode a position. Raises ValueError for metadata of another format."""
         runs = [(0, offset)]
         packed, _, _ = metadata.removesuffix("\0").partition(_TALLY)
         if packed:
             if packed[0] != _VERSION:
-                raise ValueError(f"metadata of an unknown form: {metadata[:20]!r}")
+                raise ValueError(f"metadata of an unknown format: {metadata[:20]!r}")
             lengths = _varints(packed[1:])
             if len(lengths) % 2:
                 raise ValueError(f"metadata ends in an unfinished run: {metadata[:20]!r}")
@@ -46,16 +46,16 @@ class Finished:
 
     @property
     def end(self) -> int:
-        """Behind the highest finished offset."""
+        """One more than the highest finished offset."""
         return self.runs[-1][1]
 
-    def holds(self, offset: int) -> bool:
-        """Whether ``offset`` is finished."""
+    def is_finished(self, offset: int) -> bool:
+        """Return whether ``offset`` is finished."""
         number = bisect_right(self.runs, (offset, self.end + 1)) - 1
         return number >= 0 and offset < self.runs[number][1]
 
-    def first_lost(self, later: Finished) -> int | None:
-        """The lowest offset that is finished here and not in ``later``; None where all are."""
+    def first_lost(self, later: FinishedOffsets) -> int | None:
+        """Return the lowest offset that is finished here and not in ``later``; None if there is none."""
         if self.runs == later.runs or self.end <= later.position:
             return None
         mine = iter(later.runs)
@@ -76,7 +76,7 @@ def _varints(text: str) -> list[int]:
     try:
         packed = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except binascii.Error as exc:
-        raise ValueError(f"metadata that is not base64: {text[:20]!r}") from exc
+        raise ValueError(f"metadata is not base64: {text[:20]!r}") from exc
     numbers, number, shift = [], 0, 0
     for byte in packed:
         number |= (byte & 127) << shift
@@ -85,5 +85,5 @@ def _varints(text: str) -> list[int]:
             numbers.append(number)
             number = shift = 0
     if shift:
-        raise ValueError(f"metadata that is cut off: {text[:20]!r}")
+        raise ValueError(f"metadata is cut off: {text[:20]!r}")
     return numbers

@@ -1,7 +1,7 @@
 """Reads a run's history: what was asked, said, acknowledged, seen and archived, and the facts of the run.
 
-Only the lines that the rules need are kept; lines of other events are allowed. A history that does not begin and end as
-one run does, or a line that is not what it should be, raises NotJudged.
+Keeps only the lines that the rules need; it accepts lines of other events. Raises NotJudged if the history is not that
+of one complete run, or a line has missing or wrong fields.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Begin:
     topics: Mapping[str, str]
     """Names on the cluster, by role."""
     topic_ids: Mapping[str, str]
-    """Kafka's ids of the topics at the beginning, by name; empty where the history does not give them."""
+    """Kafka's ids of the topics at the beginning, by name; empty if the history does not contain them."""
     groups: Mapping[str, str]
     partitions: int
     ordered_by_key: tuple[str, ...]
@@ -52,7 +52,7 @@ class Said:
 
 @frozen(kw_only=True)
 class Acknowledged:
-    """A record that the brokers have, as its producer was told."""
+    """A record that the brokers acknowledged to its producer."""
 
     topic: str
     partition: int
@@ -64,7 +64,7 @@ class Acknowledged:
 
 @frozen(kw_only=True)
 class Archived:
-    """A message in the archive at the end."""
+    """A message in the archive at the end of the run."""
 
     message_id: str
     channel_id: str | None
@@ -83,25 +83,25 @@ class Tool:
 
 @define(kw_only=True)
 class History:
-    """A whole history."""
+    """A complete history."""
 
     begin: Begin
     asked: dict[str, frozenset[str]] = field(factory=dict)
     """The visible channels of each question, by its id."""
     forged: set[tuple[str, str]] = field(factory=set)
-    """Topic and key of each record that was wrong on purpose, and is to become a dead letter."""
+    """Topic and key of each record that the run made invalid on purpose."""
     said: dict[tuple[str, int], Said] = field(factory=dict)
     acknowledged: list[Acknowledged] = field(factory=list)
     seen: dict[tuple[str, str, int], list[tuple[int, str | None]]] = field(factory=dict)
-    """Offset and key of each record that a reader was given, in order, by reader, topic and partition."""
+    """Offset and key of each record that a reader got, in order, by reader, topic and partition."""
     archived: list[Archived] = field(factory=list)
     tools: list[Tool] = field(factory=list)
     is_settled: bool = False
-    """Whether the run says that everything was handled when it ended."""
+    """Whether the run says that everything was finished when it ended."""
 
 
-class _Line:
-    """The fields of one line; those that are missing or of another type raise NotJudged."""
+class _HistoryLine:
+    """The fields of one line; missing fields and fields of another type raise NotJudged."""
 
     def __init__(self, number: int, fields: Mapping[str, object]) -> None:
         self._number = number
@@ -109,48 +109,48 @@ class _Line:
         self.event = self.text("event")
 
     def text(self, name: str) -> str:
-        """A string."""
+        """Return a string."""
         return self._take(name, str)
 
     def number(self, name: str) -> int:
-        """A whole number."""
+        """Return an integer."""
         return self._take(name, int)
 
     def flag(self, name: str) -> bool:
-        """True or false."""
+        """Return a boolean."""
         return self._take(name, bool)
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """A list of strings."""
+        """Return a list of strings."""
         found = self._take(name, list)
         if not all(isinstance(one, str) for one in found):
             raise self.wrong(f"{name} is not a list of strings")
         return tuple(found)
 
     def names(self, name: str) -> dict[str, str]:
-        """An object of strings."""
+        """Return an object of strings."""
         found = self._take(name, dict)
         if not all(isinstance(value, str) for value in found.values()):
             raise self.wrong(f"{name} is not an object of strings")
         return found
 
     def schemas(self, name: str) -> dict[int, Any]:
-        """An object of schemas by their ids."""
+        """Return an object of schemas by their ids."""
         try:
             return {int(number): schema for number, schema in self._take(name, dict).items()}
         except ValueError as exc:
-            raise self.wrong(f"{name} has a key that is no schema id") from exc
+            raise self.wrong(f"{name} has a key that is not a schema id") from exc
 
     def has(self, name: str) -> bool:
-        """Whether the field is there and not null."""
+        """Return whether the field exists and is not null."""
         return self._fields.get(name) is not None
 
     def fact(self, name: str) -> str:
-        """Anything, as text; empty where it is missing."""
+        """Return any value as text; empty if it is missing."""
         return str(self._fields[name]) if self.has(name) else ""
 
     def wrong(self, why: str) -> NotJudged:
-        """The error for this line."""
+        """Return the error for this line."""
         return NotJudged(f"line {self._number} of {FILE}: {why}")
 
     def _take(self, name: str, kind: type[_T]) -> _T:
@@ -161,12 +161,12 @@ class _Line:
 
 
 def read(path: Path) -> History:
-    """The history in the file ``path``. Raises NotJudged."""
+    """Read the history in the file ``path``. Raises NotJudged."""
     history: History | None = None
     is_ended = False
     for line in _lines(path):
         if is_ended:
-            raise line.wrong("something follows the end: there is more than one run in this folder")
+            raise line.wrong("a line follows the end: there is more than one run in this folder")
         if history is None:
             if line.event != "begin":
                 raise line.wrong(f"the history begins with {line.event!r}: its beginning is missing")
@@ -174,12 +174,12 @@ def read(path: Path) -> History:
         elif line.event == "begin":
             raise line.wrong("there is more than one run in this folder")
         elif line.fact("run") not in ("", history.begin.run):
-            raise line.wrong(f"it is of another run, {line.fact('run')}: there are two runs in this folder")
+            raise line.wrong(f"it belongs to another run, {line.fact('run')}: there are two runs in this folder")
         else:
             _add(history, line)
         is_ended = line.event == "end"
         if is_ended and line.has("failure"):
-            raise NotJudged(f"the run broke off, so its evidence is not whole: {line.fact('failure')}")
+            raise NotJudged(f"the run failed, so its evidence is incomplete: {line.fact('failure')}")
     if history is None:
         raise NotJudged(f"{FILE} is empty")
     if not is_ended:
@@ -187,7 +187,7 @@ def read(path: Path) -> History:
     return history
 
 
-def _lines(path: Path) -> Iterator[_Line]:
+def _lines(path: Path) -> Iterator[_HistoryLine]:
     number = 0
     try:
         with path.open(encoding="utf-8") as file:
@@ -197,14 +197,14 @@ def _lines(path: Path) -> Iterator[_Line]:
                 fields = json.loads(text)
                 if not isinstance(fields, dict):
                     raise NotJudged(f"line {number} of {FILE} is not an object")
-                yield _Line(number, fields)
+                yield _HistoryLine(number, fields)
     except FileNotFoundError:
         raise NotJudged(f"there is no {FILE} in {path.parent}") from None
     except ValueError as exc:
         raise NotJudged(f"line {number} of {FILE} is not JSON: {exc}") from exc
 
 
-def _begin(line: _Line) -> Begin:
+def _begin(line: _HistoryLine) -> Begin:
     if line.number("format") != FORMAT:
         raise line.wrong(f"the history has format {line.number('format')}, this judge reads {FORMAT}")
     topics, groups, ordered_by_key = line.names("topics"), line.names("groups"), line.texts("ordered_by_key")
@@ -214,7 +214,7 @@ def _begin(line: _Line) -> Begin:
         raise line.wrong(f"groups has no {missing[0]}")
     for topic in ordered_by_key:
         if topic not in (topics["responses"], topics["dead_letters"]):
-            raise line.wrong(f"ordered_by_key names {topic}, whose records do not say what they were made from")
+            raise line.wrong(f"ordered_by_key names {topic}, whose records do not name their input")
     return Begin(
         run=line.text("run"),
         commit=line.fact("commit"),
@@ -228,10 +228,10 @@ def _begin(line: _Line) -> Begin:
     )
 
 
-def _add(history: History, line: _Line) -> None:
+def _add(history: History, line: _HistoryLine) -> None:
     match line.event:
         case "asked":
-            # A question that is asked again has what it had the first time.
+            # A repeated question keeps the visible channels of the first one.
             history.asked.setdefault(line.text("query_id"), frozenset(line.texts("visible_channel_ids")))
         case "forged":
             history.forged.add((line.text("topic"), line.text("key")))

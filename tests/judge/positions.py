@@ -1,8 +1,8 @@
 """Reads what groups committed, from __consumer_offsets, in the order in which it took effect.
 
-A position that is sent in a transaction takes effect at the marker that commits it, and only if no later record has set
-the same position meanwhile; a tombstone removes the position and those that wait for their marker. This is what Kafka's
-``OffsetMetadataManager.replay`` and ``replayEndTransactionMarker`` do.
+A position that is sent in a transaction takes effect at the marker that commits it, unless a later record has set the
+same position meanwhile. A tombstone removes the position, and any that wait for their marker. Kafka's
+``OffsetMetadataManager.replay`` and ``replayEndTransactionMarker`` do the same.
 
 Source of the format: ``OffsetCommitKey.json`` and ``OffsetCommitValue.json`` of Kafka's group coordinator (keys of
 versions 0 and 1, values of versions 0 to 4); keys of other versions are not positions.
@@ -17,7 +17,15 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from tests.judge.segments import Marker, Outcome, PartitionLog, Record, Unreadable, partitions, read_partition
+from tests.judge.segments import (
+    Marker,
+    PartitionLog,
+    Record,
+    TransactionOutcome,
+    Unreadable,
+    partitions,
+    read_partition,
+)
 
 TOPIC = "__consumer_offsets"
 _KEYS = (0, 1)
@@ -28,7 +36,7 @@ Where = tuple[str, str, int]
 
 
 @frozen(kw_only=True)
-class Position:
+class PositionCommit:
     """One commit of a group's position in one partition."""
 
     group: str
@@ -44,26 +52,31 @@ class Position:
     is_applied: bool
     """Whether it became the group's position."""
     applied_at_ms: int | None = None
-    """When it did: the time of the marker that ended its transaction, else of the record; None where it did not."""
+    """When it took effect: the time of the marker that ended its transaction, else of the record; None if it did
+    not."""
 
 
-def read_positions(data: Path) -> dict[Where, list[Position]]:
-    """All commits in the data folder ``data``, each list in order of effect. Raises Unreadable, OSError."""
-    found: dict[Where, list[Position]] = {}
+def read_positions(data: Path) -> dict[Where, list[PositionCommit]]:
+    """Read all commits in the data folder ``data``, each list in order of effect. Raises Unreadable, OSError."""
+    found: dict[Where, list[PositionCommit]] = {}
     for folder in partitions(data, TOPIC).values():
         for where, positions in positions_of(read_partition(folder)).items():
             found.setdefault(where, []).extend(positions)
     return found
 
 
-def positions_of(log: PartitionLog) -> dict[Where, list[Position]]:
-    """The commits in one partition of __consumer_offsets; those without effect stand where they came to nothing."""
-    history: dict[Where, list[Position]] = {}
+def positions_of(log: PartitionLog) -> dict[Where, list[PositionCommit]]:
+    """Return the commits in one partition of __consumer_offsets.
+
+    A commit without effect has its place where that was decided: at its marker, a tombstone, a later commit in its
+    transaction, or the end.
+    """
+    history: dict[Where, list[PositionCommit]] = {}
     current: dict[Where, int] = {}
     """Offset of the record that set each position."""
-    pending: dict[int, dict[Where, Position]] = {}
+    pending: dict[int, dict[Where, PositionCommit]] = {}
 
-    def note(where: Where, position: Position, *, is_applied: bool, at_ms: int | None = None) -> None:
+    def note(where: Where, position: PositionCommit, *, is_applied: bool, at_ms: int | None = None) -> None:
         if is_applied:
             current[where] = position.written.offset
         applied_at_ms = (position.written.timestamp_ms if at_ms is None else at_ms) if is_applied else None
@@ -75,7 +88,7 @@ def positions_of(log: PartitionLog) -> dict[Where, list[Position]]:
         if isinstance(event, Marker):
             for where, position in pending.pop(event.producer_id, {}).items():
                 is_newer = current.get(where, -1) < position.written.offset
-                is_applied = event.outcome is Outcome.COMMITTED and is_newer
+                is_applied = event.outcome is TransactionOutcome.COMMITTED and is_newer
                 note(where, position, is_applied=is_applied, at_ms=event.timestamp_ms)
         elif (commit := _position(event)) is not None:
             where = commit.group, commit.topic, commit.partition
@@ -85,7 +98,7 @@ def positions_of(log: PartitionLog) -> dict[Where, list[Position]]:
                         note(where, dropped, is_applied=False)
                 note(where, commit, is_applied=True)
                 del current[where]
-            elif event.batch.outcome is Outcome.NONE:
+            elif event.batch.outcome is TransactionOutcome.NONE:
                 note(where, commit, is_applied=True)
             else:
                 waiting = pending.setdefault(event.batch.producer_id, {})
@@ -98,8 +111,8 @@ def positions_of(log: PartitionLog) -> dict[Where, list[Position]]:
     return history
 
 
-def _position(record: Record) -> Position | None:
-    """The commit that a record is, or None. Raises Unreadable."""
+def _position(record: Record) -> PositionCommit | None:
+    """Return the commit that a record holds, or None. Raises Unreadable."""
     try:
         key = _Fields(record.key or b"")
         if key.take(">h") not in _KEYS:
@@ -116,8 +129,8 @@ def _position(record: Record) -> Position | None:
             committed_at_ms = value.take(">q")
     except (struct.error, IndexError, UnicodeDecodeError) as exc:
         batch = record.batch
-        raise Unreadable(f"{TOPIC}-{batch.partition}: offset {record.offset} is no position: {exc}") from exc
-    return Position(
+        raise Unreadable(f"{TOPIC}-{batch.partition}: offset {record.offset} is not a position: {exc}") from exc
+    return PositionCommit(
         group=group,
         topic=topic,
         partition=partition,
@@ -131,24 +144,24 @@ def _position(record: Record) -> Position | None:
 
 
 class _Fields:
-    """Reads one field after another."""
+    """Reads the fields of a record in order."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._at = 0
 
     def take(self, form: str) -> int:
-        """A number, in ``struct``'s notation."""
+        """Read a number, in ``struct``'s notation."""
         (number,) = struct.unpack_from(form, self._data, self._at)
         self._at += struct.calcsize(form)
         return int(number)
 
     def text(self) -> str:
-        """A string behind its length in two bytes; null is empty."""
+        """Read a string after its length in two bytes; null is empty."""
         return self._text(self.take(">h"))
 
     def compact_text(self) -> str:
-        """A string behind its length plus one as an unsigned varint; null is empty."""
+        """Read a string after its length plus one as an unsigned varint; null is empty."""
         number = shift = 0
         while True:
             byte = self.take(">B")

@@ -1,6 +1,6 @@
-"""The rules that a run is judged by. Pure: each looks at a loaded run and gives what breaks it.
+"""The rules that a run is judged by. They are pure: each takes a loaded run and yields its violations.
 
-What a rule finds names its records, so that a reader of the verdict needs no tool to look further.
+A violation names its records, so that a reader of the verdict needs no other tool.
 """
 
 from __future__ import annotations
@@ -11,87 +11,87 @@ from typing import Any
 
 from attrs import frozen
 
-from tests.judge.evidence import Event, Run, Setback
-from tests.judge.finished import Finished
-from tests.judge.positions import Position
+from tests.judge.evidence import Event, LoadedRun, Setback
+from tests.judge.finished import FinishedOffsets
+from tests.judge.positions import PositionCommit
 from tests.judge.segments import Record
 
-_SOURCE = "__connect.errors."  # Kafka Connect's names for where a dead letter stood (KIP-298)
+_SOURCE = "__connect.errors."  # Kafka Connect's header names for a dead letter's origin (KIP-298)
 
 
 @frozen(kw_only=True)
-class Finding:
-    """One thing that breaks a rule, with the id of the question or message and the records that show it."""
+class Violation:
+    """A violation of a rule, with the id of the question or message and the records that show it."""
 
     what: str
     id: str | None = None
     records: tuple[Record, ...] = ()
-    positions: tuple[Position, ...] = ()
+    positions: tuple[PositionCommit, ...] = ()
 
 
-Check = Callable[[Run], Iterator[Finding]]
+Check = Callable[[LoadedRun], Iterator[Violation]]
 
 
 @frozen
 class Rule:
-    """A rule, as one sentence."""
+    """A rule, with its statement in one sentence."""
 
     name: str
     statement: str
     check: Check
 
 
-def answered_once(run: Run) -> Iterator[Finding]:
-    """Counts records that are committed, known by partition and offset; records of one question count once."""
-    given_up, rewinds = _given_up(run), _rewinds(run)
+def check_answered_once(run: LoadedRun) -> Iterator[Violation]:
+    """Count committed records, identified by partition and offset; several records of one question are one question."""
+    given_up, rewinds = _dead_lettered_questions(run), _rewinds(run)
     for query_id, responses in run.responses.items():
         asked = run.queries.get(query_id, [])
-        # Where a tool moved the position back over the question, it is answered again.
+        # If a tool moved the position back over the question, it is answered again.
         again = max((_times_read_again(event, rewinds) for event in asked), default=0)
         shown = tuple(event.record for event in (*asked, *responses))
         if query_id not in run.history.asked:
-            yield Finding(what="a response to a question that was not asked", id=query_id, records=shown)
+            yield Violation(what="there is a response to a question that was not asked", id=query_id, records=shown)
         elif len(responses) > 1 + again:
-            yield Finding(what=f"the question has {len(responses)} responses", id=query_id, records=shown)
+            yield Violation(what=f"the question has {len(responses)} responses", id=query_id, records=shown)
     for query_id in _acknowledged_questions(run):
         asked = run.queries.get(query_id, [])
         if query_id in run.responses or any(event.place in given_up for event in asked):
             continue
         if any(run.is_finished("answer", event) for event in asked):
-            yield Finding(
-                what="the group's position is past the question, and it has no response",
+            yield Violation(
+                what="the group's position is past the question, but it has no response",
                 id=query_id,
                 records=tuple(event.record for event in asked),
             )
 
 
-def unfinished_questions(run: Run) -> Iterator[Finding]:
-    """Acknowledged questions that the group had not handled when the run ended."""
+def unfinished_questions(run: LoadedRun) -> Iterator[Violation]:
+    """Yield acknowledged questions that the group had not finished when the run ended."""
     for query_id in _acknowledged_questions(run):
         asked = run.queries.get(query_id, [])
         if asked and query_id not in run.responses and not any(run.is_finished("answer", event) for event in asked):
             shown = tuple(event.record for event in asked)
-            yield Finding(what="the question was not handled when the run ended", id=query_id, records=shown)
+            yield Violation(what="the question was unfinished when the run ended", id=query_id, records=shown)
 
 
-def unfinished_messages(run: Run) -> Iterator[Finding]:
-    """Committed changes of messages that the group had not handled when the run ended."""
+def unfinished_messages(run: LoadedRun) -> Iterator[Violation]:
+    """Yield committed changes of messages that the group had not finished when the run ended."""
     for message_id, changes in run.messages.items():
         for event in changes:
             if not run.is_finished("ingest", event):
                 shown = (event.record,)
-                yield Finding(what="the change was not handled when the run ended", id=message_id, records=shown)
+                yield Violation(what="the change was unfinished when the run ended", id=message_id, records=shown)
 
 
-def finished(run: Run) -> Iterator[Finding]:
-    """Only where the run says that it settled; else what is unfinished is counted, and breaks no rule."""
+def check_finished(run: LoadedRun) -> Iterator[Violation]:
+    """Check only runs that say that they settled; in other runs unfinished records are counted and break no rule."""
     if run.history.is_settled:
         yield from unfinished_questions(run)
         yield from unfinished_messages(run)
 
 
-def in_order(run: Run) -> Iterator[Finding]:
-    """Compares places in the input; only the first response of a question counts here."""
+def check_order(run: LoadedRun) -> Iterator[Violation]:
+    """Compare places in the input; only the first response to a question counts."""
     for topic in run.begin.ordered_by_key:
         outputs = _responses(run) if topic == run.topic("responses") else _dead_letters(run)
         last: dict[tuple[int, str, int, bytes | None], tuple[int, Record]] = {}
@@ -99,13 +99,13 @@ def in_order(run: Run) -> Iterator[Finding]:
             stream = output.batch.partition, source, partition, key
             before, earlier = last.get(stream, (-1, output))
             if offset < before:
-                what = f"the output of {source}-{partition}@{offset} stands behind the one of offset {before}"
-                yield Finding(what=what, id=_text(key), records=(*shown, earlier, output))
+                what = f"the output of {source}-{partition}@{offset} comes after that of offset {before}"
+                yield Violation(what=what, id=_text(key), records=(*shown, earlier, output))
             last[stream] = max(before, offset), output
 
 
-def archived(run: Run) -> Iterator[Finding]:
-    """A change that the group had not handled when the run ended may be in the archive or not."""
+def check_archive(run: LoadedRun) -> Iterator[Violation]:
+    """Compare the archive with the topic; it may lack changes that were unfinished when the run ended."""
     rows = {row.message_id: row for row in run.history.archived}
     for message_id, changes in run.messages.items():
         row = rows.pop(message_id, None)
@@ -114,19 +114,19 @@ def archived(run: Run) -> Iterator[Finding]:
         shown = tuple(event.record for event in changes)
         if row is None:
             if first is not None:
-                yield Finding(what="the message is not in the archive", id=message_id, records=shown)
+                yield Violation(what="the message is not in the archive", id=message_id, records=shown)
             continue
         states = _states(changes)[first or 0 :]
         if (row.content, row.deleted, row.channel_id) not in states:
             state = "deleted" if row.deleted else f"{row.content[:80]!r} in channel {row.channel_id}"
-            what = f"the archive has not the last change of the message, but {state}"
-            yield Finding(what=what, id=message_id, records=shown)
+            what = f"the archive does not have the last change of the message; it has {state}"
+            yield Violation(what=what, id=message_id, records=shown)
     for message_id in rows:
-        yield Finding(what="the archive has a message that is not in the topic", id=message_id)
+        yield Violation(what="the archive has a message that is not in the topic", id=message_id)
 
 
-def visible_only(run: Run) -> Iterator[Finding]:
-    """A passage without a channel is readable by everybody, as documents and taught answers are."""
+def check_visibility(run: LoadedRun) -> Iterator[Violation]:
+    """Check citations and passages; a passage without a channel is readable by everyone, like a document."""
     for query_id, responses in run.responses.items():
         visible = run.history.asked.get(query_id)
         if visible is None:
@@ -137,18 +137,18 @@ def visible_only(run: Run) -> Iterator[Finding]:
                 if not _is_visible(citation, visible):
                     channel = citation["channel_id"]
                     what = f"citation {citation['number']} is from channel {channel}, which the question does not list"
-                    yield Finding(what=what, id=query_id, records=shown)
+                    yield Violation(what=what, id=query_id, records=shown)
             for passage in event.fields.get("retrieved", ()):
                 if (channel := passage["acl_channel_id"]) is not None and channel not in visible:
                     what = (
                         f"passage {passage['passage_id']} is from channel {channel}, which the question does not list"
                     )
-                    yield Finding(what=what, id=query_id, records=shown)
+                    yield Violation(what=what, id=query_id, records=shown)
 
 
-def deleted_stays_deleted(run: Run) -> Iterator[Finding]:
-    """A deletion counts from when the group's position passed it; a response from when its handling began."""
-    removed_at = _removed_at(run)
+def check_deletions(run: LoadedRun) -> Iterator[Violation]:
+    """Compare when the group's position passed each deletion with when the handling of each response began."""
+    removed_at = _deletions(run)
     texts = _texts_of(run, removed_at)
     for query_id, responses in run.responses.items():
         for event in responses:
@@ -163,14 +163,14 @@ def deleted_stays_deleted(run: Run) -> Iterator[Finding]:
                 quoted = any(text in said for text in texts[message_id])
                 if quoted or message_id in named:
                     shown = tuple(one.record for one in (deletion, *run.queries.get(query_id, ()), event))
-                    what = f"the response {'quotes' if quoted else 'rests on'} message {message_id}, which was deleted"
-                    yield Finding(what=what, id=query_id, records=shown)
+                    what = f"the response {'quotes' if quoted else 'uses'} message {message_id}, which was deleted"
+                    yield Violation(what=what, id=query_id, records=shown)
 
 
-def positions_kept(run: Run) -> Iterator[Finding]:
-    """Looks at every position that took effect."""
-    for position, why in run.strange_positions:
-        yield Finding(what=why, positions=(position,))
+def check_positions(run: LoadedRun) -> Iterator[Violation]:
+    """Check every position that took effect."""
+    for position, why in run.undecodable_positions:
+        yield Violation(what=why, positions=(position,))
     for setback in run.setbacks:
         if setback.is_allowed:
             continue
@@ -179,16 +179,16 @@ def positions_kept(run: Run) -> Iterator[Finding]:
         elif setback.after.offset < (setback.before.offset or 0):
             what = f"the position moved back from {setback.before.offset} to {setback.after.offset}"
         else:
-            what = f"offset {setback.first_lost} was finished and is unfinished again"
-        yield Finding(what=what, positions=(setback.before, setback.after))
+            what = f"offset {setback.first_lost} was finished and became unfinished again"
+        yield Violation(what=what, positions=(setback.before, setback.after))
 
 
-def read_right(run: Run) -> Iterator[Finding]:
-    """Each reader must have read all partitions of a topic that it read at all, up to the last stable offset."""
+def check_readers(run: LoadedRun) -> Iterator[Violation]:
+    """Check that each reader got all partitions of each topic that it read, up to the last stable offset."""
     topics = {(reader, topic) for reader, topic, _ in run.history.seen}
     responses = run.topic("responses")
     if run.responses and all(topic != responses for _, topic in topics):
-        yield Finding(what=f"no reader was given anything of {responses}, which holds committed records")
+        yield Violation(what=f"no reader got any record of {responses}, which has committed records")
     for reader, topic in sorted(topics):
         for number, log in sorted(run.logs[topic].items()):
             held = {record.offset: record for record in log.records}
@@ -198,27 +198,27 @@ def read_right(run: Run) -> Iterator[Finding]:
                 record = held.get(offset)
                 shown = () if record is None else (record,)
                 if offset in given:
-                    yield Finding(what=f"the reader {reader} was given {where} twice", records=shown)
+                    yield Violation(what=f"the reader {reader} got {where} twice", records=shown)
                 elif offset < last:
-                    yield Finding(what=f"the reader {reader} was given {where} behind {last}", records=shown)
+                    yield Violation(what=f"the reader {reader} got {where} after {last}", records=shown)
                 if record is None:
-                    yield Finding(what=f"the reader {reader} was given {where}, which does not exist")
+                    yield Violation(what=f"the reader {reader} got {where}, which does not exist")
                 elif not record.is_visible:
-                    what = f"the reader {reader} was given {where}, which is {record.batch.outcome.value}"
-                    yield Finding(what=what, records=shown)
+                    what = f"the reader {reader} got {where}, which is {record.batch.outcome.value}"
+                    yield Violation(what=what, records=shown)
                 elif key != _text(record.key):
-                    what = f"the reader {reader} was given {where} with the key {key!r}, not {_text(record.key)!r}"
-                    yield Finding(what=what, records=shown)
+                    what = f"the reader {reader} got {where} with the key {key!r}, not {_text(record.key)!r}"
+                    yield Violation(what=what, records=shown)
                 given.add(offset)
                 last = max(last, offset)
             for record in log.records:
                 if record.is_visible and record.offset < end and record.offset not in given:
-                    what = f"the reader {reader} was not given {topic}-{number}@{record.offset}"
-                    yield Finding(what=what, records=(record,))
+                    what = f"the reader {reader} did not get {topic}-{number}@{record.offset}"
+                    yield Violation(what=what, records=(record,))
 
 
-def dead_letters(run: Run) -> Iterator[Finding]:
-    """A dead letter names its record by topic, partition and offset. A record that is not handled yet has none."""
+def check_dead_letters(run: LoadedRun) -> Iterator[Violation]:
+    """Match dead letters with forged records by topic, partition and offset; an unfinished record has none yet."""
     letters: dict[tuple[str, int, int], list[Record]] = {}
     for letter in run.dead_letters:
         letters.setdefault(_source(letter), []).append(letter)
@@ -227,26 +227,30 @@ def dead_letters(run: Run) -> Iterator[Finding]:
         found = letters.pop((batch.topic, batch.partition, record.offset), [])
         group = "answer" if batch.topic == run.topic("queries") else "ingest"
         if len(found) > 1 or (not found and run.is_finished(group, Event(record, {}))):
-            what = f"a record that was wrong on purpose has {len(found)} dead letters"
-            yield Finding(what=what, id=_text(record.key), records=(record, *found))
+            what = f"a record that was invalid on purpose has {len(found)} dead letters"
+            yield Violation(what=what, id=_text(record.key), records=(record, *found))
     for found in letters.values():
         for letter in found:
-            yield Finding(what=f"a dead letter of {_origin(letter)}", id=_text(letter.key), records=(letter,))
+            yield Violation(
+                what=f"there is an unexpected dead letter of {_origin(letter)}", id=_text(letter.key), records=(letter,)
+            )
 
 
-def asked_first(run: Run) -> Iterator[Finding]:
-    """By the time that their producers gave them, which run on one machine."""
+def check_order_of_questions(run: LoadedRun) -> Iterator[Violation]:
+    """Compare the timestamps of the producers, which run on one machine."""
     for query_id, responses in run.responses.items():
         asked = run.queries.get(query_id, [])
         shown = tuple(event.record for event in (*asked, *responses))
         if not asked:
-            yield Finding(what="a response to a question that is not in the topic", id=query_id, records=shown)
+            yield Violation(
+                what="there is a response to a question that is not in the topic", id=query_id, records=shown
+            )
         elif asked[0].record.timestamp_ms > min(event.record.timestamp_ms for event in responses):
-            yield Finding(what="a response is older than its question", id=query_id, records=shown)
+            yield Violation(what="a response is older than its question", id=query_id, records=shown)
 
 
-def kept(run: Run) -> Iterator[Finding]:
-    """Looks at each acknowledgement; one of a record that was sent twice may come without an offset."""
+def check_acknowledgements(run: LoadedRun) -> Iterator[Violation]:
+    """Check each acknowledgement; that of a record that was sent twice may lack an offset."""
     held = {
         (record.batch.topic, *event.place): (known_as, event)
         for found in (run.queries, run.messages)
@@ -258,74 +262,76 @@ def kept(run: Run) -> Iterator[Finding]:
         known_as = line.query_id or line.message_id
         if line.offset < 0:
             if known_as not in run.queries and known_as not in run.messages:
-                yield Finding(what="acknowledged, and there is no record of it", id=known_as)
+                yield Violation(what="it was acknowledged, but there is no record of it", id=known_as)
             continue
         where = f"{line.topic}-{line.partition}@{line.offset}"
         found_id, event = held.get((line.topic, line.partition, line.offset), (None, None))
         shown = () if event is None else (event.record,)
         if found_id != known_as:
-            what = f"acknowledged at {where}, where " + ("no record is" if event is None else f"{found_id} stands")
-            yield Finding(what=what, id=known_as, records=shown)
+            what = f"acknowledged at {where}, where " + ("there is no record" if event is None else f"{found_id} is")
+            yield Violation(what=what, id=known_as, records=shown)
         elif event is not None and line.message_id is not None and line.version is not None:
             said = run.history.said.get((line.message_id, line.version))
             if said is None or (said.content, said.change) != (event.fields["content"], event.fields["change"]):
                 what = f"change {line.version} of the message, acknowledged at {where}, is not what was said"
-                yield Finding(what=what, id=known_as, records=shown)
+                yield Violation(what=what, id=known_as, records=shown)
 
 
-def decodable(run: Run) -> Iterator[Finding]:
-    """Leaves out the records that were wrong on purpose."""
+def check_decodable(run: LoadedRun) -> Iterator[Violation]:
+    """Check all records except those that were invalid on purpose."""
     for record, why in run.undecodable:
-        yield Finding(what=f"the record is not readable: {why}", id=_text(record.key), records=(record,))
+        yield Violation(what=f"the record cannot be decoded: {why}", id=_text(record.key), records=(record,))
 
 
 RULES = (
     Rule(
         "answered-once",
-        "Every acknowledged question has exactly one committed response, and nothing else has one.",
-        answered_once,
+        "Every acknowledged question has exactly one committed response, and no other question has one.",
+        check_answered_once,
     ),
-    Rule("in-order", "Outputs of one key stand in the order of their inputs.", in_order),
-    Rule("archived", "The archive holds the last change of every message, and nothing else.", archived),
+    Rule("in-order", "Outputs of one key are in the order of their inputs.", check_order),
+    Rule("archived", "The archive holds the last change of every message, and nothing else.", check_archive),
     Rule(
         "visible-only",
         "Every citation and every retrieved passage is from a channel that the question lists as visible.",
-        visible_only,
+        check_visibility,
     ),
     Rule(
         "deleted",
-        "No response whose handling began after ingest had committed a deletion quotes the message or rests on it.",
-        deleted_stays_deleted,
+        "No response whose handling began after ingest committed a deletion quotes or uses the deleted message.",
+        check_deletions,
     ),
     Rule(
         "positions-kept",
-        "No group's position moves back and nothing finished becomes unfinished, except by a tool.",
-        positions_kept,
+        "No group's position moves back and no finished offset becomes unfinished, except by a tool.",
+        check_positions,
     ),
-    Rule("read-right", "A reader of committed records is given each of them once, in order, and no other.", read_right),
+    Rule("read-right", "A reader of committed records gets each of them once, in order, and no others.", check_readers),
     Rule(
         "dead-letters",
-        "Each record that was wrong on purpose has exactly one dead letter, and nothing else has one.",
-        dead_letters,
+        "Each record that was invalid on purpose has exactly one dead letter, and no other record has one.",
+        check_dead_letters,
     ),
-    Rule("asked-first", "Every committed response follows a committed record of its question.", asked_first),
-    Rule("kept", "Every acknowledged record stands where its producer was told.", kept),
-    Rule("decodable", "Every committed record has the form that its schema id names.", decodable),
-    Rule("finished", "Everything is handled, where the run says that it is.", finished),
+    Rule(
+        "asked-first", "Every committed response follows a committed record of its question.", check_order_of_questions
+    ),
+    Rule("kept", "Every acknowledged record is at the offset that its producer was told.", check_acknowledgements),
+    Rule("decodable", "Every committed record can be decoded with the schema that it names.", check_decodable),
+    Rule("finished", "If the run says that it settled, everything is finished.", check_finished),
 )
 
 
-def _acknowledged_questions(run: Run) -> Iterator[str]:
+def _acknowledged_questions(run: LoadedRun) -> Iterator[str]:
     yield from dict.fromkeys(line.query_id for line in run.history.acknowledged if line.query_id is not None)
 
 
-def _rewinds(run: Run) -> list[Setback]:
-    """Where a tool moved the answer group's positions back."""
+def _rewinds(run: LoadedRun) -> list[Setback]:
+    """Return where a tool moved the answer group's positions back."""
     return [one for one in run.setbacks if one.is_allowed and one.after.group == run.begin.groups["answer"]]
 
 
 def _times_read_again(event: Event, rewinds: list[Setback]) -> int:
-    """How often the position was moved back over a question."""
+    """Return how often the position was moved back over a question."""
     batch = event.record.batch
     return sum(
         (rewind.after.topic, rewind.after.partition) == (batch.topic, batch.partition)
@@ -334,18 +340,18 @@ def _times_read_again(event: Event, rewinds: list[Setback]) -> int:
     )
 
 
-def _given_up(run: Run) -> set[tuple[int, int]]:
-    """Partition and offset of the questions that became dead letters."""
+def _dead_lettered_questions(run: LoadedRun) -> set[tuple[int, int]]:
+    """Return partition and offset of the questions that became dead letters."""
     sources = (_source(record) for record in run.dead_letters)
     return {(partition, offset) for topic, partition, offset in sources if topic == run.topic("queries")}
 
 
 _SHORTEST_QUOTE = 12
-"""Characters; a shorter text stands in other texts by chance."""
+"""In characters; a shorter text may occur in other texts by chance."""
 
 
-def _removed_at(run: Run) -> dict[str, tuple[int, Event]]:
-    """When ingest's position first held the deletion of each message, and that deletion."""
+def _deletions(run: LoadedRun) -> dict[str, tuple[int, Event]]:
+    """Return when ingest's position first covered the deletion of each message, and that deletion."""
     found: dict[str, tuple[int, Event]] = {}
     waiting: dict[int, list[Event]] = {}
     for event in (one for changes in run.messages.values() for one in changes):
@@ -357,12 +363,12 @@ def _removed_at(run: Run) -> dict[str, tuple[int, Event]]:
             if not position.is_applied or position.offset is None or position.applied_at_ms is None:
                 continue
             try:
-                finished = Finished.decode(position.offset, position.metadata)
+                finished = FinishedOffsets.decode(position.offset, position.metadata)
             except ValueError:
-                finished = Finished(((0, position.offset),))
+                finished = FinishedOffsets(((0, position.offset),))
             left = []
             for event in events:
-                if finished.holds(event.record.offset):
+                if finished.is_finished(event.record.offset):
                     found.setdefault(event.fields["message_id"], (position.applied_at_ms, event))
                 else:
                     left.append(event)
@@ -370,18 +376,18 @@ def _removed_at(run: Run) -> dict[str, tuple[int, Event]]:
     return found
 
 
-def _texts_of(run: Run, removed: Iterable[str]) -> dict[str, set[str]]:
-    """What each removed message ever said, where nobody else said it."""
+def _texts_of(run: LoadedRun, removed: Iterable[str]) -> dict[str, set[str]]:
+    """Return the texts that each removed message ever had and no other message had."""
     texts = {name: {event.fields["content"] for event in run.messages[name]} for name in run.messages}
     by = Counter(text for said in texts.values() for text in said)
     return {name: {text for text in texts[name] if len(text) >= _SHORTEST_QUOTE and by[text] == 1} for name in removed}
 
 
 _Output = tuple[Record, tuple[str, int, int], bytes | None, tuple[Record, ...]]
-"""A record, the place of what it was made from, the key of that, and the record of that where it is at hand."""
+"""A record, the place of its input, the input's key, and the input's record if it is known."""
 
 
-def _responses(run: Run) -> Iterator[_Output]:
+def _responses(run: LoadedRun) -> Iterator[_Output]:
     firsts: dict[str, Event] = {}
     for events in run.responses.values():
         for event in events:
@@ -393,14 +399,14 @@ def _responses(run: Run) -> Iterator[_Output]:
         yield event.record, (record.batch.topic, record.batch.partition, record.offset), record.key, (record,)
 
 
-def _dead_letters(run: Run) -> Iterator[_Output]:
+def _dead_letters(run: LoadedRun) -> Iterator[_Output]:
     for record in run.dead_letters:
         if (source := _source(record))[0]:
             yield record, source, record.key, ()
 
 
 def _source(letter: Record) -> tuple[str, int, int]:
-    """Topic, partition and offset of what became a dead letter; an empty topic where it does not say."""
+    """Return topic, partition and offset of a dead letter's record; an empty topic if the headers do not say."""
     facts = {name.removeprefix(_SOURCE): value for name, value in letter.headers if name.startswith(_SOURCE)}
     try:
         return (
@@ -414,11 +420,11 @@ def _source(letter: Record) -> tuple[str, int, int]:
 
 def _origin(letter: Record) -> str:
     topic, partition, offset = _source(letter)
-    return f"{topic}-{partition}@{offset}" if topic else "a record that it does not name"
+    return f"{topic}-{partition}@{offset}" if topic else "a record that its headers do not name"
 
 
 def _states(changes: list[Event]) -> list[tuple[str, bool, Any]]:
-    """Content, deleted and channel of a message after each of its changes; a deleted message stays deleted."""
+    """Return content, deleted and channel of a message after each change; a deleted message stays deleted."""
     states = []
     is_deleted = False
     for event in changes:
@@ -428,7 +434,7 @@ def _states(changes: list[Event]) -> list[tuple[str, bool, Any]]:
 
 
 def _is_visible(citation: dict[str, Any], visible: frozenset[str]) -> bool:
-    """Whether the channel is listed, or the parent of a thread or post that is public; a document has no channel."""
+    """Return whether the channel is listed, or the parent of a public thread or post; a document has no channel."""
     channel, parent = citation["channel_id"], citation["parent_channel_id"]
     is_public_below = citation["channel_kind"] in ("PUBLIC_THREAD", "FORUM_POST")
     return channel is None or channel in visible or (is_public_below and parent in visible)

@@ -1,11 +1,11 @@
-"""Parses the log segments of Kafka's data folder: record batches of version 2, and what became of each transaction.
+"""Parses the log segments of Kafka's data folder: record batches of version 2, and the outcome of each transaction.
 
-Promises for each record whether it is visible to a reader of committed records, from the control batches of the same
-partition. A last batch that was not written whole is left out and reported; anything else that is not readable raises
-Unreadable. Batches of versions 0 and 1, which Kafka 4 does not write, are unreadable.
+Determines for each record whether a reader of committed records gets it, from the control batches of the same
+partition. An incomplete last batch is left out and reported; anything else that is unreadable raises Unreadable.
+Batches of versions 0 and 1, which Kafka 4 does not write, are unreadable.
 
 Source of the format: https://kafka.apache.org/documentation/#recordbatch (batches, records and control records; the
-checksum is CRC-32C of everything behind it) and KIP-98 (transactions end with a marker of their producer id).
+checksum is CRC-32C of everything after it) and KIP-98 (a transaction ends with a marker of its producer id).
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _CONTROL_KEY = struct.Struct(">hh")  # version, type
 
 
 class Unreadable(Exception):
-    """The files are not a log that can be read whole."""
+    """The files are not a complete, readable log."""
 
 
-class Outcome(Enum):
-    """What became of the transaction of a batch."""
+class TransactionOutcome(Enum):
+    """How the transaction of a batch ended."""
 
     NONE = "not transactional"
     COMMITTED = "committed"
@@ -47,11 +47,11 @@ class Outcome(Enum):
 
     @property
     def is_visible(self) -> bool:
-        """Whether a reader of committed records is given the batch."""
-        return self in (Outcome.NONE, Outcome.COMMITTED)
+        """Whether a reader of committed records gets the batch."""
+        return self in (TransactionOutcome.NONE, TransactionOutcome.COMMITTED)
 
 
-_MARKERS = {0: Outcome.ABORTED, 1: Outcome.COMMITTED}
+_MARKERS = {0: TransactionOutcome.ABORTED, 1: TransactionOutcome.COMMITTED}
 
 
 @frozen(kw_only=True)
@@ -65,17 +65,17 @@ class Batch:
     leader_epoch: int
     compression: str
     producer_id: int
-    """-1 where the producer is not idempotent."""
+    """-1 if the producer is not idempotent."""
     producer_epoch: int
     base_sequence: int
-    outcome: Outcome
+    outcome: TransactionOutcome
     marker: int | None
     """Offset of the marker that ended its transaction."""
 
 
 @frozen
 class Record:
-    """One record; it is known by the topic and partition of its ``batch``, and its ``offset``."""
+    """One record; the topic and partition of its ``batch`` and its ``offset`` identify it."""
 
     offset: int
     timestamp_ms: int
@@ -101,7 +101,7 @@ class Record:
 
     @property
     def is_visible(self) -> bool:
-        """Whether a reader of committed records is given it."""
+        """Whether a reader of committed records gets it."""
         return self.batch.outcome.is_visible
 
 
@@ -113,12 +113,12 @@ class Marker:
     timestamp_ms: int
     producer_id: int
     producer_epoch: int
-    outcome: Outcome
+    outcome: TransactionOutcome
 
 
 @frozen(kw_only=True)
 class PartitionLog:
-    """A partition: everything that producers wrote, aborted and open records included, and the markers."""
+    """A partition: all records of producers, including aborted and open ones, and the markers."""
 
     topic: str
     partition: int
@@ -126,50 +126,52 @@ class PartitionLog:
     start: int
     """Offset of the first batch."""
     end: int
-    """Offset behind the last batch."""
+    """One more than the last offset of the last batch."""
     records: tuple[Record, ...] = field(repr=False)
     markers: tuple[Marker, ...] = field(repr=False)
     torn: str | None
-    """Where the last segment ends in a batch that was not written whole, and how many bytes that leaves out."""
+    """Where the last segment ends in an incomplete batch, and how many bytes are left out; None if it does not."""
     gaps: tuple[tuple[int, int], ...]
-    """Offsets (from, to) that no batch holds, as the cleaner leaves them in a compacted topic."""
+    """Offsets (from, to) that no batch contains, as in a compacted topic."""
 
     @property
     def stable_end(self) -> int:
-        """The last stable offset: a reader of committed records is given nothing from here on."""
-        return next((record.offset for record in self.records if record.batch.outcome is Outcome.OPEN), self.end)
+        """The last stable offset: a reader of committed records gets nothing from here on."""
+        return next(
+            (record.offset for record in self.records if record.batch.outcome is TransactionOutcome.OPEN), self.end
+        )
 
 
 def partitions(data: Path, topic: str) -> dict[int, Path]:
-    """Folders of ``topic`` in the data folder ``data``, by partition."""
+    """Return the folders of ``topic`` in the data folder ``data``, by partition."""
     name = re.compile(re.escape(topic) + r"-(\d+)")
     return {int(found[1]): path for path in data.iterdir() if path.is_dir() and (found := name.fullmatch(path.name))}
 
 
 def read_partition(folder: Path) -> PartitionLog:
-    """The log in ``folder``, which is named TOPIC-PARTITION. Raises Unreadable, OSError."""
+    """Read the log in ``folder``, which is named TOPIC-PARTITION. Raises Unreadable, OSError."""
     topic, _, number = folder.name.rpartition("-")
     segments = sorted(folder.glob("*.log"))
     if not segments:
         raise Unreadable(f"{folder.name} has no segment")
-    found: list[_Found] = []
+    found: list[_PackedBatch] = []
     torn = None
     for path in segments:
         torn = _scan(path, found, is_last=path is segments[-1])
     start = int(segments[0].stem)
     gaps, end = [], start
-    for one in found:
-        if one.base_offset < end:
-            raise Unreadable(f"{folder.name} holds offset {one.base_offset} again behind {end - 1}")
-        if one.base_offset > end:
-            gaps.append((end, one.base_offset))
-        end = one.base_offset + one.last_delta + 1
-    markers = {one.base_offset: marker for one in found if (marker := _marker(one)) is not None}
+    for raw in found:
+        if raw.base_offset < end:
+            raise Unreadable(f"{folder.name} has offset {raw.base_offset} again after {end - 1}")
+        if raw.base_offset > end:
+            gaps.append((end, raw.base_offset))
+        end = raw.base_offset + raw.last_delta + 1
+    markers = {raw.base_offset: marker for raw in found if (marker := _marker(raw)) is not None}
     records: list[Record] = []
-    for one, (outcome, ended_at) in zip(found, _outcomes(found, markers), strict=True):
-        if not one.attributes & _CONTROL:
-            batch = _batch(topic, int(number), one, outcome, ended_at)
-            records += [Record(*fields, batch) for fields in _unpacked(one)]
+    for raw, (outcome, ended_at) in zip(found, _outcomes(found, markers), strict=True):
+        if not raw.attributes & _CONTROL:
+            batch = _batch(topic, int(number), raw, outcome, ended_at)
+            records += [Record(*fields, batch) for fields in _unpack(raw)]
     return PartitionLog(
         topic=topic,
         partition=int(number),
@@ -193,8 +195,8 @@ def _topic_id(folder: Path) -> str | None:
 
 
 @frozen
-class _Found:
-    """A batch in a segment, its records still packed."""
+class _PackedBatch:
+    """A batch in a segment, with its records still packed."""
 
     where: str
     packed: bytes
@@ -213,44 +215,44 @@ class _Found:
     count: int
 
 
-def _marker(one: _Found) -> Marker | None:
-    """The marker that a batch is, or None. Raises Unreadable."""
-    if not one.attributes & _CONTROL or not one.attributes & _TRANSACTIONAL:
+def _marker(raw: _PackedBatch) -> Marker | None:
+    """Return the marker that a batch holds, or None. Raises Unreadable."""
+    if not raw.attributes & _CONTROL or not raw.attributes & _TRANSACTIONAL:
         return None
-    (_, timestamp_ms, key, _, _) = next(_unpacked(one))
+    (_, timestamp_ms, key, _, _) = next(_unpack(raw))
     try:
         outcome = _MARKERS[_CONTROL_KEY.unpack(key or b"")[1]]
     except (struct.error, KeyError) as exc:
-        raise Unreadable(f"{one.where}: a control record of an unknown type") from exc
+        raise Unreadable(f"{raw.where}: a control record of an unknown type") from exc
     return Marker(
-        offset=one.base_offset,
+        offset=raw.base_offset,
         timestamp_ms=timestamp_ms,
-        producer_id=one.producer_id,
-        producer_epoch=one.producer_epoch,
+        producer_id=raw.producer_id,
+        producer_epoch=raw.producer_epoch,
         outcome=outcome,
     )
 
 
-def _scan(path: Path, found: list[_Found], *, is_last: bool) -> str | None:
-    """Add the batches of a segment to ``found``; what is torn at its end, or None. Raises Unreadable."""
+def _scan(path: Path, found: list[_PackedBatch], *, is_last: bool) -> str | None:
+    """Add the batches of a segment to ``found``; return how it is torn at its end, or None. Raises Unreadable."""
     data = path.read_bytes()
     view = memoryview(data)
     where = f"{path.parent.name}/{path.name}"
     at = 0
     while at < len(data):
-        if (size := _whole_batch(view, at)) is None:
-            if not is_last or (behind := _next_batch(data, view, at + 1)) is not None:
-                more = "" if not is_last else f", and a whole batch follows at byte {behind}"
-                raise Unreadable(f"{where} is not readable at byte {at}{more}")
-            return f"{where} ends in a batch that was not written whole: {len(data) - at} bytes from byte {at}"
+        if (size := _complete_batch_size(view, at)) is None:
+            if not is_last or (behind := _next_complete_batch(data, view, at + 1)) is not None:
+                more = "" if not is_last else f", but a complete batch follows at byte {behind}"
+                raise Unreadable(f"{where} is unreadable at byte {at}{more}")
+            return f"{where} ends in an incomplete batch: {len(data) - at} bytes from byte {at}"
         packed = data[at + _HEADER.size : at + size]
-        found.append(_Found(f"{where} at byte {at}", packed, *_HEADER.unpack_from(data, at)))
+        found.append(_PackedBatch(f"{where} at byte {at}", packed, *_HEADER.unpack_from(data, at)))
         at += size
     return None
 
 
-def _whole_batch(view: memoryview, at: int) -> int | None:
-    """The size in bytes of the batch at ``at``; None where none is whole there."""
+def _complete_batch_size(view: memoryview, at: int) -> int | None:
+    """Return the size in bytes of the batch at ``at``; None if there is no complete batch."""
     if at + _HEADER.size > len(view):
         return None
     _, length, _, version, checksum, *_ = _HEADER.unpack_from(view, at)
@@ -260,68 +262,68 @@ def _whole_batch(view: memoryview, at: int) -> int | None:
     return size if crc32c(view[at + _CHECKED_FROM : at + size]) == checksum else None
 
 
-def _next_batch(data: bytes, view: memoryview, start: int) -> int | None:
-    """Where the first whole batch from ``start`` on begins."""
+def _next_complete_batch(data: bytes, view: memoryview, start: int) -> int | None:
+    """Return where the first complete batch from ``start`` on begins."""
     at = data.find(_VERSION, start + _VERSION_AT)
     while at >= 0:
-        if _whole_batch(view, at - _VERSION_AT) is not None:
+        if _complete_batch_size(view, at - _VERSION_AT) is not None:
             return at - _VERSION_AT
         at = data.find(_VERSION, at + 1)
     return None
 
 
-def _outcomes(found: list[_Found], markers: dict[int, Marker]) -> list[tuple[Outcome, int | None]]:
-    """For each batch how its transaction ended, and the offset of the marker that ended it."""
-    outcomes: list[tuple[Outcome, int | None]] = []
+def _outcomes(found: list[_PackedBatch], markers: dict[int, Marker]) -> list[tuple[TransactionOutcome, int | None]]:
+    """Return for each batch how its transaction ended, and the offset of the marker that ended it."""
+    outcomes: list[tuple[TransactionOutcome, int | None]] = []
     running: dict[int, list[int]] = {}
-    for number, one in enumerate(found):
-        outcomes.append((Outcome.NONE, None))
-        if (marker := markers.get(one.base_offset)) is not None:
-            for begun in running.pop(one.producer_id, ()):
+    for number, raw in enumerate(found):
+        outcomes.append((TransactionOutcome.NONE, None))
+        if (marker := markers.get(raw.base_offset)) is not None:
+            for begun in running.pop(raw.producer_id, ()):
                 outcomes[begun] = marker.outcome, marker.offset
-        elif one.attributes & _TRANSACTIONAL:
-            outcomes[number] = Outcome.OPEN, None
-            running.setdefault(one.producer_id, []).append(number)
+        elif raw.attributes & _TRANSACTIONAL:
+            outcomes[number] = TransactionOutcome.OPEN, None
+            running.setdefault(raw.producer_id, []).append(number)
     return outcomes
 
 
-def _batch(topic: str, partition: int, one: _Found, outcome: Outcome, marker: int | None) -> Batch:
+def _batch(topic: str, partition: int, raw: _PackedBatch, outcome: TransactionOutcome, marker: int | None) -> Batch:
     return Batch(
         topic=topic,
         partition=partition,
-        base_offset=one.base_offset,
-        last_offset=one.base_offset + one.last_delta,
-        leader_epoch=one.leader_epoch,
-        compression=_compression(one),
-        producer_id=one.producer_id,
-        producer_epoch=one.producer_epoch,
-        base_sequence=one.base_sequence,
+        base_offset=raw.base_offset,
+        last_offset=raw.base_offset + raw.last_delta,
+        leader_epoch=raw.leader_epoch,
+        compression=_compression(raw),
+        producer_id=raw.producer_id,
+        producer_epoch=raw.producer_epoch,
+        base_sequence=raw.base_sequence,
         outcome=outcome,
         marker=marker,
     )
 
 
-def _compression(one: _Found) -> str:
+def _compression(raw: _PackedBatch) -> str:
     try:
-        return compression.NAMES[one.attributes & _COMPRESSION]
+        return compression.NAMES[raw.attributes & _COMPRESSION]
     except IndexError as exc:
-        raise Unreadable(f"{one.where}: an unknown compression type") from exc
+        raise Unreadable(f"{raw.where}: an unknown compression type") from exc
 
 
-_Fields = tuple[int, int, bytes | None, bytes | None, bytes]
+_RecordFields = tuple[int, int, bytes | None, bytes | None, bytes]
 """Of a record: offset, timestamp, key, value, packed headers."""
 
 
-def _unpacked(one: _Found) -> Iterator[_Fields]:
-    """The records of a batch. Raises Unreadable."""
-    appended_ms = one.max_timestamp if one.attributes & _APPEND_TIME else None
+def _unpack(raw: _PackedBatch) -> Iterator[_RecordFields]:
+    """Yield the records of a batch. Raises Unreadable."""
+    appended_ms = raw.max_timestamp if raw.attributes & _APPEND_TIME else None
     try:
-        data = compression.decompress(_compression(one), one.packed)
+        data = compression.decompress(_compression(raw), raw.packed)
         at = 0
-        for _ in range(one.count):
+        for _ in range(raw.count):
             size, at = _varint(data, at)
             end = at + size
-            timestamp_delta, at = _varint(data, at + 1)  # behind a byte of attributes, none of which is in use
+            timestamp_delta, at = _varint(data, at + 1)  # skips the record's attributes, which are unused
             offset_delta, at = _varint(data, at)
             size, at = _varint(data, at)
             key = None if size < 0 else data[at : at + size]
@@ -329,17 +331,17 @@ def _unpacked(one: _Found) -> Iterator[_Fields]:
             size, at = _varint(data, at)
             value = None if size < 0 else data[at : at + size]
             at += max(size, 0)
-            timestamp_ms = one.base_timestamp + timestamp_delta if appended_ms is None else appended_ms
-            yield one.base_offset + offset_delta, timestamp_ms, key, value, data[at:end]
+            timestamp_ms = raw.base_timestamp + timestamp_delta if appended_ms is None else appended_ms
+            yield raw.base_offset + offset_delta, timestamp_ms, key, value, data[at:end]
             at = end
     except (*compression.FAILURES, IndexError) as exc:
-        raise Unreadable(f"{one.where}: its records are not readable: {exc}") from exc
+        raise Unreadable(f"{raw.where}: its records are unreadable: {exc}") from exc
     if at != len(data):
-        raise Unreadable(f"{one.where}: its records are {at} bytes long, its data {len(data)}")
+        raise Unreadable(f"{raw.where}: its records are {at} bytes long, but its data is {len(data)}")
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The zigzag varint at ``at``, and where it ends."""
+    """Return the zigzag varint at ``at``, and where it ends."""
     byte = data[at]
     at += 1
     if byte < 128:

@@ -12,8 +12,8 @@ from attrs import field, frozen
 
 from tests.judge import evidence
 from tests.judge.history import NotJudged
-from tests.judge.positions import Position
-from tests.judge.rules import RULES, Finding, Rule, unfinished_messages, unfinished_questions
+from tests.judge.positions import PositionCommit
+from tests.judge.rules import RULES, Rule, Violation, unfinished_messages, unfinished_questions
 from tests.judge.segments import Record
 
 EXAMPLES = 5
@@ -21,21 +21,21 @@ EXAMPLES = 5
 
 @frozen(kw_only=True)
 class Ruling:
-    """What one rule found."""
+    """The violations of one rule."""
 
     rule: Rule
     broken: int
-    examples: tuple[Finding, ...]
+    examples: tuple[Violation, ...]
 
 
 @frozen(kw_only=True)
 class Verdict:
-    """What is said of a run. ``reason`` is set, and nothing else, where it is not judged."""
+    """The verdict on a run. If the run is not judged, only ``reason`` is set."""
 
     reason: str | None = None
     facts: dict[str, object] = field(factory=dict)
     unfinished: dict[str, int] = field(factory=dict)
-    """What was not handled when a run ended that does not say that it settled."""
+    """Counts of what was unfinished at the end of a run that does not say that it settled."""
     torn: tuple[str, ...] = ()
     rulings: tuple[Ruling, ...] = ()
 
@@ -48,11 +48,11 @@ class Verdict:
 
     @property
     def exit_code(self) -> int:
-        """For the shell."""
+        """The program's exit code."""
         return {"right": 0, "wrong": 1, "not judged": 2}[self.word]
 
     def as_json(self) -> dict[str, object]:
-        """For verdict.json."""
+        """Return the content of verdict.json."""
         return {
             "verdict": self.word,
             "reason": self.reason,
@@ -64,14 +64,14 @@ class Verdict:
                     "name": ruling.rule.name,
                     "statement": ruling.rule.statement,
                     "broken": ruling.broken,
-                    "examples": [_finding(example) for example in ruling.examples],
+                    "examples": [_violation(example) for example in ruling.examples],
                 }
                 for ruling in self.rulings
             ],
         }
 
     def as_text(self) -> str:
-        """For people."""
+        """Return the verdict for people."""
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
@@ -83,7 +83,7 @@ class Verdict:
         yield "  " + ", ".join(f"{name} {value}" for name, value in self.facts.items())
         if any(self.unfinished.values()):
             counts = ", ".join(f"{count} {what}" for what, count in self.unfinished.items())
-            yield f"  unfinished, as the run did not settle: {counts}"
+            yield f"  unfinished, because the run did not settle: {counts}"
         yield from (f"  {torn}" for torn in self.torn)
         for ruling in self.rulings:
             yield f"  {ruling.broken or 'ok':>6}  {ruling.rule.name}: {ruling.rule.statement}"
@@ -96,7 +96,7 @@ class Verdict:
 
 
 def judge(folder: Path) -> Verdict:
-    """The verdict on the kept run in ``folder``."""
+    """Return the verdict on the kept run in ``folder``."""
     try:
         run = evidence.load(folder)
     except NotJudged as exc:
@@ -119,21 +119,21 @@ def judge(folder: Path) -> Verdict:
     )
 
 
-def _ruling(rule: Rule, findings: Iterator[Finding]) -> Ruling:
-    examples = tuple(islice(findings, EXAMPLES))
-    return Ruling(rule=rule, broken=len(examples) + _count(findings), examples=examples)
+def _ruling(rule: Rule, violations: Iterator[Violation]) -> Ruling:
+    examples = tuple(islice(violations, EXAMPLES))
+    return Ruling(rule=rule, broken=len(examples) + _count(violations), examples=examples)
 
 
-def _count(findings: Iterator[Finding]) -> int:
-    return sum(1 for _ in findings)
+def _count(violations: Iterator[Violation]) -> int:
+    return sum(1 for _ in violations)
 
 
-def _finding(finding: Finding) -> dict[str, object]:
+def _violation(violation: Violation) -> dict[str, object]:
     return {
-        "what": finding.what,
-        "id": finding.id,
-        "records": [_record(record) for record in finding.records],
-        "positions": [_position(position) for position in finding.positions],
+        "what": violation.what,
+        "id": violation.id,
+        "records": [_record(record) for record in violation.records],
+        "positions": [_position(position) for position in violation.positions],
     }
 
 
@@ -151,7 +151,7 @@ def _record(record: Record) -> dict[str, Any]:
     }
 
 
-def _position(position: Position) -> dict[str, Any]:
+def _position(position: PositionCommit) -> dict[str, Any]:
     return {
         "group": position.group,
         "of": f"{position.topic}-{position.partition}",
@@ -162,7 +162,7 @@ def _position(position: Position) -> dict[str, Any]:
 
 
 def _line(fields: dict[str, Any]) -> str:
-    """A record, or a position and its record."""
+    """Return a record, or a position and its record, as one line."""
     text = (
         f"{fields['topic']}-{fields['partition']}@{fields['offset']}  {fields['time']}"
         f"  producer {fields['producer_id']} epoch {fields['producer_epoch']}  {fields['transaction']}"

@@ -1,4 +1,4 @@
-"""What of an address is shown, and what in it counts as secret."""
+"""Which parts of an address are shown, and which are secret."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ PASSWORDS = ["hunter2", "pa/ss", "pa@ss", "pa:ss", "pa?ss", "pa#ss", "12/ss", "p
 
 @pytest.mark.parametrize("password", PASSWORDS)
 @pytest.mark.parametrize("scheme", ["http", "postgresql", "wss"])
-def test_m7_no_part_of_a_password_is_shown(scheme: str, password: str) -> None:
-    """Also where it holds what should have been escaped."""
+def test_no_part_of_a_password_is_shown(scheme: str, password: str) -> None:
+    """This includes passwords with characters that should have been escaped."""
     text = shown(f"{scheme}://anna:{password}@db.example:5432/archive?token=hunter2")
     assert text in (f"{scheme}://db.example:5432/archive", f"{scheme}://{NOT_SHOWN}")
 
 
-def test_m7_host_port_and_path_are_shown() -> None:
-    """They are what helps."""
+def test_host_port_and_path_are_shown() -> None:
+    """An operator needs them to find the fault."""
     assert shown("https://key:secret@registry:8081/apis/ccompat/v7") == "https://registry:8081/apis/ccompat/v7"
     assert shown("http://token-alone@[::1]:8000") == "http://[::1]:8000"
     assert shown("localhost:29092") == "localhost:29092"
 
 
 @pytest.mark.parametrize("text", ["http://anna:hunter2", "anna:hunter2@host", "host?password=x", "http://h:80a/"])
-def test_m7_a_malformed_address_that_may_hold_a_password_is_known(text: str) -> None:
-    """It is not repeated in the error."""
+def test_a_malformed_address_that_may_hold_a_password_is_recognised(text: str) -> None:
+    """The error does not repeat such an address."""
     assert may_hold_secret(text)
     assert "hunter2" not in shown(text)
 
 
-def test_m7_a_malformed_address_without_one_is_repeated() -> None:
-    """So that a reader finds the mistake."""
+def test_a_malformed_address_without_a_password_is_repeated() -> None:
+    """The error shows it, so that a reader finds the mistake."""
     assert not may_hold_secret("localhost:8081")
     assert not may_hold_secret("htp://localhost:8081/path")
 
@@ -52,8 +52,8 @@ def test_m7_a_malformed_address_without_one_is_repeated() -> None:
         ("https://bucket/model.tar.gz?X-Amz-Signature=0123abcd", {"0123abcd"}),
     ],
 )
-def test_m7_secrets_of_an_address_are_its_password_and_tokens(address: str, secrets: set[str]) -> None:
-    """As written and decoded."""
+def test_secrets_of_an_address_are_its_password_and_tokens(address: str, secrets: set[str]) -> None:
+    """Both the written and the decoded form are secret."""
     assert set(secrets_in(address)) == secrets
 
 
@@ -67,8 +67,8 @@ URLS += ["RTFM_DISCORD_API", "RTFM_DISCORD_GATEWAY", "DATABASE_URL", "KAFKA_BOOT
     ["anna:geheim77@host", "http//anna:geheim77@host", "ftp://anna:geheim77@host", "http://anna:geheim77",
      "ws://anna:1/geheim77@host:x", "http://anna:[geheim77@host:1", "https://anna@host:geheim77"],
 )  # fmt: skip
-def test_m7_a_malformed_address_is_refused_without_its_password(name: str, value: str, tmp_path: Path) -> None:
-    """The error names the variable; neither it nor what a traceback adds repeats the password."""
+def test_a_malformed_address_is_refused_without_its_password(name: str, value: str, tmp_path: Path) -> None:
+    """The error names the variable; neither it nor its traceback repeats the password."""
     with pytest.raises(ConfigError) as caught:
         settings.load({"RTFM_HOME": str(tmp_path), name: value}, dotenv=None)
     assert name in str(caught.value)
@@ -77,8 +77,8 @@ def test_m7_a_malformed_address_is_refused_without_its_password(name: str, value
     assert caught.value.__suppress_context__
 
 
-def test_m7_passwords_of_all_addresses_are_secrets_and_left_out_of_repr(tmp_path: Path) -> None:
-    """What is logged by others is searched for them."""
+def test_passwords_of_all_addresses_are_secrets_and_left_out_of_repr(tmp_path: Path) -> None:
+    """Other libraries' log lines are searched for them."""
     given = {name: f"{'wss' if 'GATEWAY' in name else 'http'}://anna:geheim-{name}@host:1" for name in URLS[:-2]}
     given |= {"DATABASE_URL": "postgresql://anna:geheim-db@host/x", "GEMINI_API_KEY": "geheim-key"}
     loaded = settings.load({"RTFM_HOME": str(tmp_path), **given}, dotenv=None)

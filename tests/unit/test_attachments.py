@@ -1,4 +1,4 @@
-"""Files that came with a question: what of them is read."""
+"""Which text of a question's attached files is read."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ def file(text: str | None, name: str = "boot.log") -> Attachment:
     return Attachment(filename=name, url="", size_bytes=len(text or ""), text=text)
 
 
-def test_files_without_a_text_are_not_there() -> None:
-    """Pictures, and what the bot did not read."""
+def test_files_without_text_are_left_out() -> None:
+    """Pictures and files that the bot did not read are left out."""
     assert select_text_files([file(None, "shot.png"), file("", "empty.txt"), file(" \n")]) == []
 
 
 def test_the_end_of_a_long_log_is_kept() -> None:
-    """There it says what went wrong."""
+    """The error is usually at the end of a log."""
     (found,) = select_text_files([file("start\n" + "x" * 70_000 + "\nend")])
     assert len(found.text) == MAX_FILE_CHARACTERS
     assert found.text.endswith("\nend")
 
 
 def test_at_most_four_files_are_read() -> None:
-    """A question is no archive."""
+    """Further files are ignored."""
     assert len(select_text_files([file(f"text {i}") for i in range(9)])) == 4
 
 
 def test_secrets_in_files_are_removed() -> None:
-    """A log is where tokens are pasted from."""
+    """Logs often contain tokens."""
     (found,) = select_text_files([file("login as zoe@mail.example.org")])
     assert "zoe" not in found.text
 
 
-def test_the_lines_that_say_what_went_wrong_are_searched_for() -> None:
-    """The last three of them, each once and short: all of a log would drown the question."""
+def test_the_error_lines_of_a_file_are_part_of_the_search() -> None:
+    """The last three are used, each once and shortened, because a whole log would drown the question."""
     log = "\n".join(
         [
             "booting",

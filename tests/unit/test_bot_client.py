@@ -1,4 +1,4 @@
-"""The client on the fake Discord: what it hears, over real sockets, becomes events."""
+"""The client on the fake Discord: what it receives over real sockets becomes events."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.fakes.discord.world import ChannelType
 
 @define
 class Published:
-    """Takes what a client publishes."""
+    """Collects what a client publishes."""
 
     messages: list[DiscordMessage] = field(factory=list)
     queries: list[BotQuery] = field(factory=list)
@@ -58,7 +58,7 @@ def guild(fake: FakeDiscord) -> FakeGuild:
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
-    """Let the client work until ``condition`` holds."""
+    """Let the client work until ``condition`` is true."""
     for _ in range(6_000):
         if condition():
             return
@@ -79,16 +79,16 @@ async def connected(fake: FakeDiscord, *, ask_for_gateway: bool = False) -> Asyn
     await listening
 
 
-async def test_a_refused_token_is_told_at_login(fake: FakeDiscord) -> None:
-    """A wrong token does not wait for the gateway."""
+async def test_a_refused_token_is_reported_at_login(fake: FakeDiscord) -> None:
+    """A wrong token fails at login, before the gateway connects."""
     client = RtfmClient(Published(), query_expiry_s=600, api=fake.api, gateway=fake.gateway)
     async with client:
         with pytest.raises(discord.LoginFailure):
             await client.login("another-token")
 
 
-async def test_what_no_person_said_gives_no_event(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """Bots, webhooks, joins, voice channels and direct messages are not archived."""
+async def test_messages_that_no_person_wrote_give_no_event(fake: FakeDiscord, guild: FakeGuild) -> None:
+    """Messages of bots and webhooks, joins, voice channels and direct messages are not archived."""
     general, voice = guild.channel("general"), guild.channel("talk", kind=ChannelType.VOICE)
     person, robot = fake.person("ada", guild), fake.person("robot", bot=True)
     async with connected(fake) as (_, published):
@@ -132,7 +132,7 @@ async def test_a_message_becomes_an_event(fake: FakeDiscord, guild: FakeGuild) -
 
 
 async def test_threads_and_posts_name_their_parent(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """The kind decides later who may read it."""
+    """The kind of channel later decides who may read it."""
     general, forum = guild.channel("general"), guild.channel("forum", kind=ChannelType.FORUM)
     person = fake.person("ada", guild)
     places = {
@@ -149,7 +149,7 @@ async def test_threads_and_posts_name_their_parent(fake: FakeDiscord, guild: Fak
 
 
 async def test_edits_and_deletions_become_events_in_order(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """They come without any cache of ours, and a link's preview is no edit."""
+    """They need no cache of ours, and a link preview is not an edit."""
     general, person = guild.channel("general"), fake.person("ada", guild)
     older = [fake.says(general, person, f"before the bot came {n}", announce=False) for n in range(3)]
     async with connected(fake) as (_, published):
@@ -166,7 +166,7 @@ async def test_edits_and_deletions_become_events_in_order(fake: FakeDiscord, gui
 
 
 async def test_a_mention_becomes_a_query_and_no_message(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """The question carries what its answer may use, and would otherwise be found as its own answer."""
+    """The query carries its visible channels; as a message it would be found as its own answer."""
     general, person = guild.channel("general"), fake.person("ada", guild)
     guild.hidden_channel("staff", shown_to=guild.role("staff"))
     async with connected(fake) as (_, published):
@@ -192,7 +192,7 @@ async def test_a_mention_becomes_a_query_and_no_message(fake: FakeDiscord, guild
 
 
 async def test_the_prefix_and_the_bots_role_ask_too(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """People pick the bot's role from Discord's list as often as the bot."""
+    """People often pick the bot's role instead of the bot from Discord's list."""
     general, person = guild.channel("general"), fake.person("ada", guild)
     role = guild.role("rtfm", of_bot=fake.bot)
     async with connected(fake) as (_, published):
@@ -203,7 +203,7 @@ async def test_the_prefix_and_the_bots_role_ask_too(fake: FakeDiscord, guild: Fa
 
 
 async def test_a_reply_to_the_bot_carries_what_it_replies_to(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """A follow-up makes sense only with the answer before it."""
+    """A follow-up needs the answer before it as context."""
     general, person = guild.channel("general"), fake.person("ada", guild)
     answer = fake.says(general, fake.bot, "Use ntfs-3g.", announce=False)
     async with connected(fake) as (_, published):
@@ -216,7 +216,7 @@ async def test_a_reply_to_the_bot_carries_what_it_replies_to(fake: FakeDiscord, 
 
 
 async def test_a_name_alone_is_told_how_to_ask(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """An empty question is not sent to anyone, and the hint pings nobody."""
+    """An empty question gets a hint, which pings nobody, and no query is sent."""
     general, person = guild.channel("general"), fake.person("ada", guild)
     async with connected(fake) as (_, published):
         asked = fake.says(general, person, "!rtfm")
@@ -226,7 +226,7 @@ async def test_a_name_alone_is_told_how_to_ask(fake: FakeDiscord, guild: FakeGui
 
 
 async def test_a_member_may_ask_directly(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """The answer is for the asker, and rests on what every member reads."""
+    """The answer is for the asker, from channels that every member can read."""
     general, person = guild.channel("general"), fake.person("ada", guild)
     guild.hidden_channel("staff", shown_to=guild.role("staff"))
     async with connected(fake) as (_, published):
@@ -238,7 +238,7 @@ async def test_a_member_may_ask_directly(fake: FakeDiscord, guild: FakeGuild) ->
 
 
 async def test_a_stranger_asking_directly_is_told_nothing(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """Who is no member any more reads nothing any more."""
+    """A person who is not a member of a guild gets no answer from it."""
     guild.channel("general")
     stranger = fake.person("eve")
     async with connected(fake) as (_, published):
@@ -249,7 +249,7 @@ async def test_a_stranger_asking_directly_is_told_nothing(fake: FakeDiscord, gui
 
 
 async def test_what_was_missed_is_replayed_after_a_lost_connection(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """A dropped connection is resumed, with nothing lost and nothing twice."""
+    """A dropped connection is resumed with every event exactly once."""
     general, person = guild.channel("general"), fake.person("ada", guild)
     async with connected(fake) as (client, published):
         fake.asks_to_reconnect()
@@ -261,7 +261,7 @@ async def test_what_was_missed_is_replayed_after_a_lost_connection(fake: FakeDis
 
 
 async def test_another_server_is_asked_for_its_gateway(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """With the REST address alone, no token goes to a gateway of anybody else."""
+    """With only a REST address configured, the token goes to no other gateway than that server's."""
     general, person = guild.channel("general"), fake.person("ada", guild)
     async with connected(fake, ask_for_gateway=True) as (_, published):
         fake.says(general, person, "hello there")
@@ -270,10 +270,10 @@ async def test_another_server_is_asked_for_its_gateway(fake: FakeDiscord, guild:
 
 
 @pytest.mark.parametrize("debug", [False, True])
-async def test_a_gateway_that_is_not_there_is_a_line_in_the_log(
+async def test_an_unreachable_gateway_is_one_line_in_the_log(
     fake: FakeDiscord, caplog: pytest.LogCaptureFixture, debug: bool
 ) -> None:
-    """A warning with its cause, for connections are lost every day; the traceback is there for who asks for it."""
+    """The log has a warning with the cause; the traceback is logged at debug level."""
     caplog.set_level(logging.DEBUG if debug else logging.INFO, logger="rtfm")
 
     def said() -> list[logging.LogRecord]:

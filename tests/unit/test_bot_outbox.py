@@ -1,4 +1,4 @@
-"""The outbox in front of the producer, with senders of our own that fail on demand."""
+"""The outbox before the producer, with senders that fail on demand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rtfm.knowledge.archive import SqlArchive
 
 @frozen
 class Ack:
-    """What became of a record."""
+    """The result of sending a record."""
 
     error: str | None = None
 
@@ -30,7 +30,7 @@ def event(number: int) -> DiscordMessage:
 
 @define
 class FlakySender:
-    """Acknowledges at once, but for what a test made fail."""
+    """Acknowledges at once, unless a test makes it fail."""
 
     raises: list[Exception] = field(factory=list)
     refuses: list[str] = field(factory=list)
@@ -70,8 +70,8 @@ def outbox(sender: FlakySender) -> Iterator[Outbox]:
     box.close(0)
 
 
-def test_what_is_too_much_is_dropped_and_told(outbox: Outbox, sender: FlakySender) -> None:
-    """The event loop is never made to wait; readiness says what is wrong."""
+def test_a_full_outbox_drops_events_and_reports_it(outbox: Outbox, sender: FlakySender) -> None:
+    """A full outbox drops events, never blocks the event loop, and shows in readiness."""
     sender.open_gate.clear()
     taken = [outbox.offer("discord-messages", event(number)) for number in range(7)]
     assert taken == [True] * 5 + [False] * 2
@@ -82,7 +82,7 @@ def test_what_is_too_much_is_dropped_and_told(outbox: Outbox, sender: FlakySende
 
 
 def test_an_event_that_no_broker_took_is_sent_again(outbox: Outbox, sender: FlakySender) -> None:
-    """A delivery that failed is not a loss."""
+    """A failed delivery loses nothing."""
     sender.refuses = ["0", "0", "2"]
     for number in range(4):
         outbox.offer("discord-messages", event(number))
@@ -92,7 +92,7 @@ def test_an_event_that_no_broker_took_is_sent_again(outbox: Outbox, sender: Flak
 
 
 def test_a_producer_that_is_down_is_waited_for_in_order(outbox: Outbox, sender: FlakySender) -> None:
-    """Nothing overtakes an event that could not be handed over."""
+    """No later event overtakes one that could not be sent."""
     sender.raises = [Unavailable("Kafka", "down"), Unavailable("Kafka", "down")]
     for number in range(3):
         outbox.offer("discord-messages", event(number))
@@ -100,8 +100,8 @@ def test_a_producer_that_is_down_is_waited_for_in_order(outbox: Outbox, sender: 
     assert sender.sent == ["0", "1", "2"]
 
 
-def test_an_event_that_fits_no_contract_holds_nothing_up(outbox: Outbox, sender: FlakySender) -> None:
-    """It can never be sent, so it goes; the rest follows."""
+def test_an_event_that_fits_no_contract_blocks_no_other(outbox: Outbox, sender: FlakySender) -> None:
+    """It can never be sent, so it is dropped and the rest follows."""
     sender.raises = [PermanentError("does not fit")]
     for number in range(2):
         outbox.offer("discord-messages", event(number))
@@ -109,8 +109,8 @@ def test_an_event_that_fits_no_contract_holds_nothing_up(outbox: Outbox, sender:
     assert sender.sent == ["1"]
 
 
-def test_closing_tells_what_was_not_sent(outbox: Outbox, sender: FlakySender) -> None:
-    """An operator learns of what is lost with the process."""
+def test_closing_reports_unsent_events(outbox: Outbox, sender: FlakySender) -> None:
+    """An operator learns which events are lost with the process."""
     sender.open_gate.clear()
     outbox.offer("discord-messages", event(0))
     outbox.offer("discord-messages", event(1))
@@ -160,7 +160,7 @@ class Kafka:
 
 
 def test_a_question_is_open_before_its_query_is_in_kafka(archive: SqlArchive) -> None:
-    """Its response may come at once."""
+    """Its response may arrive at once."""
     kafka = Kafka(archive)
     box = Outbox(OpenQuestionSender(kafka, archive, clock_ms=lambda: TimestampMillis(0)))
     box.start()
@@ -169,8 +169,8 @@ def test_a_question_is_open_before_its_query_is_in_kafka(archive: SqlArchive) ->
     assert kafka.open == [True]
 
 
-def test_a_question_that_cannot_be_kept_is_not_asked(sender: FlakySender) -> None:
-    """Its answer could not be posted; it waits in the outbox until the archive is there."""
+def test_a_question_that_cannot_be_stored_is_not_asked(sender: FlakySender) -> None:
+    """Its answer could not be posted, so it waits in the outbox until the archive is back."""
     nowhere = SqlArchive("postgresql://127.0.0.1:9/rtfm")
     asking = OpenQuestionSender(sender, nowhere, clock_ms=lambda: TimestampMillis(0))
     with pytest.raises(Unavailable):

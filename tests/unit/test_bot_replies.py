@@ -1,4 +1,4 @@
-"""How answers are worded and cut."""
+"""The wording of answers, and how long ones are split."""
 
 from __future__ import annotations
 
@@ -52,26 +52,26 @@ def units(text: str) -> int:
 
 
 def test_an_unknown_outcome_is_not_posted() -> None:
-    """A later version's outcome means nothing to this one."""
+    """It comes from a later version."""
     assert compose(response(Outcome.UNKNOWN, "an answer")) == []
 
 
 @pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome is not Outcome.UNKNOWN])
-def test_every_outcome_has_words(outcome: Outcome) -> None:
-    """An empty message cannot be sent; the asker is told something."""
+def test_every_outcome_has_a_text(outcome: Outcome) -> None:
+    """Discord rejects an empty message, and the asker must learn something."""
     (part,) = compose(response(outcome, " \n"))
     assert part.strip()
 
 
 def test_sources_are_numbered_jump_links() -> None:
-    """Each source stands under the answer with its number, link, author and day."""
+    """Each source is listed under the answer with number, link, author and day."""
     (part,) = compose(response(Outcome.ANSWERED, "Use ntfs-3g [1].", sources=2))
     assert part.splitlines()[0] == "Use ntfs-3g [1]."
     assert "[2] https://discord.com/channels/1/2/2 · penguin, 2023-11-14" in part
 
 
 def test_a_direct_channel_has_its_own_kind_of_link() -> None:
-    """Discord writes @me where there is no guild."""
+    """Discord uses @me instead of a guild id."""
     (part,) = compose(response(Outcome.ANSWERED, "Yes.", sources=1, guild_id=None))
     assert "https://discord.com/channels/@me/2/1" in part
 
@@ -83,7 +83,7 @@ def test_a_name_cannot_write_markdown() -> None:
 
 
 def test_nonces_are_stable_and_differ() -> None:
-    """A redelivered part has the nonce of the first send; another part or answer has another."""
+    """A redelivered part has the same nonce; other parts and answers have other ones."""
     assert nonce("m5", 0) == nonce("m5", 0)
     assert len({nonce("m5", 0), nonce("m5", 1), nonce("m6", 0), nonce("m50", 0)}) == 4
     assert len(nonce("m5", 0)) == 24
@@ -107,14 +107,14 @@ def test_a_fence_is_closed_and_opened_again_in_its_language() -> None:
 
 
 def test_a_masked_link_is_not_cut() -> None:
-    """The words and the address of a link stay together."""
+    """Text and address of a link stay together."""
     link = "[the long manual page](<https://example.org/manual>)"
     parts = split("x" * 1_940 + " " + link + " " + "y" * 100)
     assert any(link in part for part in parts)
 
 
 def test_wide_characters_count_twice() -> None:
-    """Emoji take two units in Discord's own client."""
+    """Discord counts an emoji as two units."""
     assert all(units(part) <= PART_LIMIT for part in split("🐧" * 3_000))
 
 
@@ -130,7 +130,7 @@ _LINES = st.lists(
 
 @given(_LINES)
 def test_any_text_is_cut_into_parts_that_can_be_sent(lines: list[str]) -> None:
-    """Parts fit, none is blank, fences are balanced and links whole."""
+    """Every part fits and has text, fences are balanced, and links are whole."""
     text = "\n".join(lines)
     parts = split(text, limit=200)
     assert all(0 < units(part) <= 200 and part.strip() for part in parts)
@@ -139,7 +139,7 @@ def test_any_text_is_cut_into_parts_that_can_be_sent(lines: list[str]) -> None:
 
 
 def test_a_line_of_a_quote_stays_in_the_quote() -> None:
-    """M4: line ends that Discord does not know would let a quoted person write in the bot's own words."""
+    """Line separators that Discord ignores would otherwise let a quoted person write in the bot's name."""
     quote = "> install apt\u2028# Official notice\u2029**Sources**\x85x\x0by\x0cz\x1c\x1d\x1e"
     (part,) = compose(response(Outcome.EXTRACTED, f"This was said about it:\n\n{quote}\na, 2026-01-01 [1]"))
     said = [line for line in re.split("[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]", part) if "Official" in line]
@@ -147,7 +147,7 @@ def test_a_line_of_a_quote_stays_in_the_quote() -> None:
 
 
 def test_a_name_under_an_answer_is_no_link() -> None:
-    """M5: nor does it ping or begin a line."""
+    """A name does not ping or start a line either."""
     (part,) = compose(response(Outcome.ANSWERED, "Yes.", sources=1, author_name="https://evil.gg\u2028@everyone"))
     assert "evil" not in part
     assert "@everyone" not in part

@@ -1,4 +1,4 @@
-"""What the bot takes for a question."""
+"""What the bot treats as a question."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def ask(content: str, *, replies_to_bot: bool = False, direct: bool = False) -> 
     ],
 )
 def test_talk_is_no_question(content: str) -> None:
-    """Only what is said to the bot is a question."""
+    """Only messages to the bot are questions."""
     assert ask(content) is None
 
 
@@ -61,24 +61,24 @@ def test_courtesy_in_reply_to_the_bot_is_no_question(content: str) -> None:
         ("<@77> why?\n```\nmount  -t ntfs\n```", "why?\n```\nmount -t ntfs\n```", QueryOrigin.MENTION),
     ],
 )
-def test_what_is_said_to_the_bot_is_a_question(content: str, text: str, origin: QueryOrigin) -> None:
-    """The bot's name and the prefix are taken out, the words stay."""
+def test_a_message_to_the_bot_is_a_question(content: str, text: str, origin: QueryOrigin) -> None:
+    """The bot's name and the prefix are removed, the other words stay."""
     assert ask(content) == FoundQuestion(text=text, origin=origin)
 
 
 @pytest.mark.parametrize("content", ["and on Windows?", "it does not work for me"])
-def test_a_reply_to_the_bot_asks_on(content: str) -> None:
+def test_a_reply_to_the_bot_is_a_question(content: str) -> None:
     """A follow-up needs no mention."""
     assert ask(content, replies_to_bot=True) == FoundQuestion(text=content, origin=QueryOrigin.REPLY)
 
 
 def test_a_direct_message_is_a_question() -> None:
-    """Nobody else is there to be meant."""
+    """In a direct channel the bot is the only recipient."""
     assert ask("mount NTFS", direct=True) == FoundQuestion(text="mount NTFS", origin=QueryOrigin.DIRECT)
 
 
 def test_a_mention_below_a_quoted_line_is_a_question() -> None:
-    """A quote of one line ends with its line."""
+    """A one-line quote ends with its line."""
     found = find_question(IncomingMessage(content="> what he said\n<@9> how do I mount it?", bot_id="9"))
     assert found is not None
     assert found.origin is QueryOrigin.MENTION

@@ -1,4 +1,4 @@
-"""Which channels an answer may rest on, for real discord.py objects made from payloads."""
+"""Which channels an answer may use, for real discord.py objects made from payloads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.fakes.discord.world import (
 
 
 def as_seen(guild: FakeGuild) -> discord.Guild:
-    """The guild as discord.py knows it after the gateway has sent it."""
+    """Return the guild as discord.py knows it from the gateway."""
     client = discord.Client(intents=discord.Intents(guilds=True))
     data: Any = guild.payload()
     return discord.Guild(data=data, state=client._connection)
@@ -41,14 +41,14 @@ def guild() -> FakeGuild:
 
 
 def test_a_hidden_channel_is_not_visible_in_an_open_one(guild: FakeGuild) -> None:
-    """What one role reads is not told to all."""
+    """A channel of one role is not quoted to everyone."""
     general = guild.channel("general")
     guild.hidden_channel("staff", shown_to=guild.role("staff"))
     assert visible(guild, general) == {general.id}
 
 
 def test_a_channel_that_hides_from_one_role_is_not_visible(guild: FakeGuild) -> None:
-    """A denial for any role or person counts, whoever is behind it."""
+    """A denial for any role or person counts."""
     general = guild.channel("general")
     guild.channel("no-guests", overwrites={guild.role("guest"): (0, VIEW_CHANNEL)})
     guild.channel("not-you", overwrites={new_id(): (0, VIEW_CHANNEL)})
@@ -57,7 +57,7 @@ def test_a_channel_that_hides_from_one_role_is_not_visible(guild: FakeGuild) -> 
 
 
 def test_channels_without_history_for_all_are_not_visible() -> None:
-    """Who cannot read back may not be told what was said, not even where it was said."""
+    """A person who cannot read back must not learn what was said or where."""
     guild = FakeGuild("penguins", everyone=VIEW_CHANNEL | SEND_MESSAGES)
     general = guild.channel("general")
     archive = guild.channel("archive", overwrites={guild.id: (READ_MESSAGE_HISTORY, 0)})
@@ -72,7 +72,7 @@ def test_another_hidden_channel_is_not_visible_in_a_hidden_one(guild: FakeGuild)
 
 
 def test_age_restricted_channels_stay_among_themselves(guild: FakeGuild) -> None:
-    """They are cited only where the reader has agreed to see such."""
+    """They are cited only in channels whose readers accepted the age restriction."""
     general = guild.channel("general")
     adult = guild.channel("adult", nsfw=True)
     assert visible(guild, general) == {general.id}
@@ -80,14 +80,14 @@ def test_age_restricted_channels_stay_among_themselves(guild: FakeGuild) -> None
 
 
 def test_voice_channels_are_not_visible(guild: FakeGuild) -> None:
-    """They ask for another permission to be read."""
+    """Reading them requires another permission."""
     general = guild.channel("general")
     guild.channel("talk", kind=ChannelType.VOICE)
     assert visible(guild, general) == {general.id}
 
 
 def test_channels_shown_to_the_same_people_are_visible_to_each_other(guild: FakeGuild) -> None:
-    """Staff may be answered from what staff said, and from what everybody reads."""
+    """Staff may get answers from staff channels and from open ones."""
     staff = guild.role("staff")
     one, other = guild.hidden_channel("one", shown_to=staff), guild.hidden_channel("other", shown_to=staff)
     general = guild.channel("general")
@@ -95,7 +95,7 @@ def test_channels_shown_to_the_same_people_are_visible_to_each_other(guild: Fake
 
 
 def test_a_thread_sees_what_its_channel_sees(guild: FakeGuild) -> None:
-    """Its readers are its channel's readers."""
+    """A thread has the readers of its channel."""
     general, forum = guild.channel("general"), guild.channel("forum", kind=ChannelType.FORUM)
     thread = guild.thread(general, "how to mount")
     post = guild.thread(forum, "mounting")
@@ -103,7 +103,7 @@ def test_a_thread_sees_what_its_channel_sees(guild: FakeGuild) -> None:
 
 
 def test_a_private_thread_sees_itself_and_no_other(guild: FakeGuild) -> None:
-    """Membership is proven only for those who read it."""
+    """Membership is known only for the thread in which the question was asked."""
     general = guild.channel("general")
     private = guild.thread(general, "incident", private=True)
     guild.thread(general, "other incident", private=True)
@@ -112,7 +112,7 @@ def test_a_private_thread_sees_itself_and_no_other(guild: FakeGuild) -> None:
 
 
 def test_all_members_read_the_open_channels_only(guild: FakeGuild) -> None:
-    """A direct message is answered from what every member reads."""
+    """A direct message is answered from what every member can read."""
     general = guild.channel("general")
     guild.channel("adult", nsfw=True)
     guild.hidden_channel("staff", shown_to=guild.role("staff"))
@@ -149,7 +149,7 @@ def citation(kind: ChannelKind, channel_id: str, parent_channel_id: str | None =
     ],
 )
 def test_only_what_readers_see_may_be_cited(cited: Citation, allowed: bool) -> None:
-    """Public threads and posts go with their parent, private threads and unknown kinds stand alone."""
+    """Public threads and posts follow their parent; private threads and unknown kinds do not."""
     assert can_show([cited], [], ["1"]) is allowed
 
 
@@ -162,16 +162,16 @@ def test_only_what_readers_see_may_be_cited(cited: Citation, allowed: bool) -> N
         (SourceKind.UNKNOWN, "1", False),
     ],
 )
-def test_what_was_looked_at_counts_although_it_is_not_cited(
+def test_retrieved_passages_count_even_if_they_are_not_cited(
     kind: SourceKind, acl_channel_id: str | None, allowed: bool
 ) -> None:
-    """A model may repeat what it cites nowhere."""
+    """A model may repeat a passage without citing it."""
     passage = RetrievedPassage(passage_id="p", kind=kind, acl_channel_id=acl_channel_id, score=1.0)
     assert can_show([citation(ChannelKind.TEXT, "1")], [passage], ["1"]) is allowed
 
 
 def test_no_member_is_shown_what_they_cannot_read() -> None:
-    """In random guilds, whoever reads the destination can read every channel that its answer may use."""
+    """In random guilds, every reader of the destination can read every channel that the answer may use."""
     rng = random.Random(7)
     used = 0
     for _ in range(300):

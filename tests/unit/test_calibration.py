@@ -1,4 +1,4 @@
-"""The queue of guilds whose floors are calibrated beside ingest."""
+"""The queue of guilds whose floors are calibrated alongside ingest."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def calibration_of(floors: Floors) -> Calibration:
 
 
 def test_ingest_does_not_wait_for_a_calibration() -> None:
-    """Guilds that are noted meanwhile have their turn afterwards."""
+    """Guilds that are noted during one are calibrated afterwards."""
     floors = Floors()
     with calibration_of(floors) as calibration:
         calibration.enqueue(["1"])
@@ -51,7 +51,7 @@ def test_ingest_does_not_wait_for_a_calibration() -> None:
 
 
 def test_a_guild_is_kept_while_a_store_does_not_answer() -> None:
-    """It is tried again, and the thread goes on."""
+    """It is tried again, and the thread continues."""
     floors = Floors(failures=2)
     floors.free.set()
     with calibration_of(floors) as calibration:
@@ -61,7 +61,7 @@ def test_a_guild_is_kept_while_a_store_does_not_answer() -> None:
 
 
 def test_the_end_of_the_service_ends_the_thread() -> None:
-    """Without anything to do, and with a guild that waits for its turn."""
+    """It ends when idle, and with a guild waiting."""
     floors = Floors(failures=1_000_000)
     floors.free.set()
     with calibration_of(floors):

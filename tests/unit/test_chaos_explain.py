@@ -1,4 +1,4 @@
-"""The story of a question that was answered twice, from a run made by hand."""
+"""The explanation of a question that was answered twice, from a run made by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAME = f"{ANSWER}-w1"
 
 
 def story_of(run: KeptRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *more: str) -> str:
-    """What is printed for a run; it must go well."""
+    """Return what is printed for a run; fails unless the exit code is 0."""
     run.write()
     monkeypatch.setattr("sys.argv", ["explain", str(run.folder), *more])
     assert explain.main() == 0
@@ -43,10 +43,10 @@ def run(tmp_path: Path) -> KeptRun:
     return run
 
 
-def test_the_story_of_a_duplicate_has_both_responses_and_who_wrote_them(
+def test_the_story_of_a_duplicate_shows_both_responses_and_their_workers(
     run: KeptRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Partition, offset, time, producer id and epoch, and the transactional id that says which worker it was."""
+    """It shows place, time, producer id and epoch, and the transactional id, which names the worker."""
     told = story_of(run, monkeypatch, capsys)
     assert "c1: 2 committed responses" in told
     responses = [line for line in told.splitlines() if line.startswith(f"  {RESPONSES}-1@")]
@@ -57,18 +57,18 @@ def test_the_story_of_a_duplicate_has_both_responses_and_who_wrote_them(
 def test_the_story_of_a_duplicate_shows_when_its_question_became_unfinished_again(
     run: KeptRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the kill and the worker's end before it, in order of time, and the line of the worker's log."""
+    """The timeline has the kill and the worker's end before it, and the worker's log line is shown."""
     told = story_of(run, monkeypatch, capsys)
-    happened = told.partition("What happened")[2]
+    happened = told.partition("Timeline")[2]
     order = [happened.index(what) for what in ("name kill", "code -9", "UNFINISHED AGAIN")]
     assert order == sorted(order)
-    assert "no position" in told.partition("What the workers logged then")[2]
+    assert "no position" in told.partition("Worker logs at these times")[2]
 
 
-def test_a_question_without_an_answer_is_told_of_as_well(
+def test_a_question_without_an_answer_is_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where no question has two."""
+    """If no question has two answers, one without an answer is explained."""
     run = right_run(tmp_path / "run")
     run.ask("c9")
     run.conclude()
@@ -77,10 +77,10 @@ def test_a_question_without_an_answer_is_told_of_as_well(
     assert "the question is finished: position" in told
 
 
-def test_a_right_run_has_no_story_but_any_question_can_be_asked_for(
+def test_any_question_of_a_right_run_can_be_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its aborted attempt is shown as such."""
+    """``--id`` explains a question that was answered once, including its aborted attempt."""
     run = right_run(tmp_path / "run")
     run.conclude()
     assert "Every question was answered once" in story_of(run, monkeypatch, capsys)
@@ -94,7 +94,7 @@ def test_a_right_run_has_no_story_but_any_question_can_be_asked_for(
 def test_a_folder_without_a_run_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In one line."""
+    """The error is one line."""
     monkeypatch.setattr("sys.argv", ["explain", str(tmp_path)])
     assert explain.main() == 2
     assert capsys.readouterr().err.startswith("Error: there is no history.jsonl")

@@ -1,4 +1,4 @@
-"""What decides about a chaos run: its pace, its verdict, its history, and what is written about it."""
+"""The pace, verdict and history of a chaos run, and the reports about it."""
 
 from __future__ import annotations
 
@@ -12,32 +12,41 @@ from rtfm.errors import ConfigError
 from tests.chaos import table
 from tests.chaos.evidence import EXIT_CODES, verdict
 from tests.chaos.history import History
-from tests.chaos.pace import EASY_S, FULL_S, LEAST, SETTLE_MOST_S, SETTLE_S, Reading, settle_limit_s, share_for
+from tests.chaos.pace import (
+    EASY_S,
+    FULL_S,
+    LEAST_SHARE,
+    SETTLE_MOST_S,
+    SETTLE_S,
+    BacklogReading,
+    settle_limit_s,
+    share_for,
+)
 from tests.chaos.report import MOST_POINTS, page, round_step, thinned
 from tests.chaos.samples import Sample, Use, growth
 
 
-def reading(backlog: int, per_s: float) -> Reading:
-    """With a backlog of so many records."""
-    return Reading(produced=1000 + backlog, committed=1000, per_s=per_s)
+def reading(backlog: int, per_s: float) -> BacklogReading:
+    """Return a reading with a backlog of so many records."""
+    return BacklogReading(produced=1000 + backlog, committed=1000, per_s=per_s)
 
 
-def test_a_load_gives_way_to_a_backlog_and_never_ends() -> None:
-    """None up to ten seconds' worth; the least share beyond forty."""
+def test_a_backlog_slows_the_load_and_never_stops_it() -> None:
+    """The load is full up to a backlog of ten seconds and has its smallest share beyond forty."""
     assert share_for(0) == share_for(EASY_S) == 1
-    assert LEAST < share_for((EASY_S + FULL_S) / 2) < 1
-    assert share_for(FULL_S) == share_for(1000) == LEAST
+    assert LEAST_SHARE < share_for((EASY_S + FULL_S) / 2) < 1
+    assert share_for(FULL_S) == share_for(1000) == LEAST_SHARE
 
 
-def test_a_backlog_is_told_in_seconds_of_what_is_committed() -> None:
-    """Where nothing is committed at all, it is a full one."""
+def test_a_backlog_is_measured_in_seconds_of_commits() -> None:
+    """A backlog is measured in seconds; it counts as full if nothing is committed."""
     assert reading(100, 20).backlog_s == 5
     assert reading(0, 0).backlog_s == 0
     assert reading(5, 0).backlog_s == FULL_S
 
 
 def test_settling_may_take_as_long_as_the_backlog_needs() -> None:
-    """Three times that, and a minute for restarts, up to a limit."""
+    """The limit is three times the backlog plus a minute for restarts, up to a maximum."""
     assert settle_limit_s({}) == SETTLE_S
     assert settle_limit_s({"a": reading(100, 10), "b": reading(0, 10)}) == SETTLE_S + 30
     assert settle_limit_s({"a": reading(10_000, 10)}) == SETTLE_MOST_S
@@ -56,15 +65,15 @@ def test_settling_may_take_as_long_as_the_backlog_needs() -> None:
         (False, False, 1, "wrong"),
     ],
 )
-def test_slowness_is_told_apart_from_wrongness(wrong: bool, settled: bool, judged: int | None, expected: str) -> None:
-    """What did not settle may be late; what the judge or the account finds wrong is wrong."""
+def test_a_slow_run_is_not_a_wrong_run(wrong: bool, settled: bool, judged: int | None, expected: str) -> None:
+    """Unsettled results may only be late; what the judge or the account finds wrong is wrong."""
     found = verdict(wrong=wrong, settled=settled, judged=judged)
     assert found == expected
     assert EXIT_CODES[found] == {"right": 0, "not judged": 2}.get(expected, 1)
 
 
-def test_a_history_is_lines_of_json_with_times_and_its_folder_holds_one(tmp_path: Path) -> None:
-    """A second run in the folder is refused before it writes anything."""
+def test_a_history_is_json_lines_with_times_and_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    """A second run in the same folder is refused before it writes anything."""
     history = History(tmp_path / "run")
     history.write("asked", query_id="c1")
     history.close()
@@ -78,7 +87,7 @@ def test_a_history_is_lines_of_json_with_times_and_its_folder_holds_one(tmp_path
 
 
 def test_a_recorded_run_is_a_row_of_the_table(tmp_path: Path) -> None:
-    """Its columns are those of docs/chaos-runs.md; workers that were revived are no actions."""
+    """Its columns are those of docs/chaos-runs.md; restarts of workers do not count as actions."""
     page = tmp_path / "runs.md"
     page.write_text(table.TABLE.read_text())
     line = {"commit": "abc", "seed": 7, "seconds": 120.0, "load": 8, "asked": 900, "verdict": "right", "slow": True}
@@ -88,7 +97,7 @@ def test_a_recorded_run_is_a_row_of_the_table(tmp_path: Path) -> None:
 
 
 def samples(pid_changes_at: int = 10_000) -> list[Sample]:
-    """Two hours of a worker that takes 10 MB, 2 threads and 4 handles more each hour, after five minutes of start."""
+    """Return two hours of a worker that grows by 10 MB, 2 threads and 4 handles an hour after five minutes of start."""
     found = []
     for number in range(1441):
         at_s = number * 5.0
@@ -113,7 +122,7 @@ def samples(pid_changes_at: int = 10_000) -> list[Sample]:
 
 
 def test_growth_is_by_the_hour_over_the_longest_life_without_its_start() -> None:
-    """A process that was started again does not look like one that gave its memory back."""
+    """A restarted process does not look as if it had freed its memory."""
     grown = growth(samples())["w1"]
     assert grown.memory_mb_per_h == pytest.approx(10, abs=0.2)
     assert grown.threads_per_h == pytest.approx(2, abs=0.2)
@@ -121,8 +130,8 @@ def test_growth_is_by_the_hour_over_the_longest_life_without_its_start() -> None
     assert growth(samples(pid_changes_at=1000))["w1"].lived_s == 999 * 5
 
 
-def test_a_report_is_one_page_that_needs_nothing_else() -> None:
-    """Pictures of everything that was sampled, and the account; what is shown is escaped."""
+def test_a_report_is_one_self_contained_page() -> None:
+    """It has a chart of everything that was sampled, and the account; all text is escaped."""
     found = samples(pid_changes_at=1000)
     told = page("Soak <run>", {"verdict": "right", "asked": 5}, found, growth(found))
     assert told.count("<svg") == 7
@@ -132,12 +141,12 @@ def test_a_report_is_one_page_that_needs_nothing_else() -> None:
 
 
 def test_a_report_of_a_run_that_ended_at_once_says_so() -> None:
-    """Nothing was sampled."""
-    assert "nothing was seen" in page("Soak", {"verdict": "failed"}, [], {})
+    """Each chart says that there are no samples."""
+    assert "no samples" in page("Soak", {"verdict": "failed"}, [], {})
 
 
 def test_a_thinned_line_keeps_its_peaks() -> None:
-    """One sample of five thousand."""
+    """A peak of one sample in five thousand is kept."""
     points = [(float(number), 1.0 if number == 2345 else 0.0) for number in range(5000)]
     assert len(thinned(points)) == MOST_POINTS
     assert (2345.0, 1.0) in thinned(points)
@@ -145,5 +154,5 @@ def test_a_thinned_line_keeps_its_peaks() -> None:
 
 @pytest.mark.parametrize(("least", "step"), [(0, 0.1), (0.15, 0.2), (3, 5), (70, 100), (101, 200)])
 def test_axes_have_round_steps(least: float, step: float) -> None:
-    """1, 2, 5, 10, …"""
+    """Steps are 1, 2 or 5 times a power of ten."""
     assert round_step(least) == pytest.approx(step)

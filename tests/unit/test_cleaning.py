@@ -1,4 +1,4 @@
-"""What code takes out of answers, whoever wrote them."""
+"""What is removed from answers by code, whatever wrote them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EVIL = "https://evil.example/login"
     ],
 )
 def test_a_link_that_no_source_has_is_removed(text: str) -> None:
-    """Masked, angled, in code, without scheme, or one that only begins like a known one."""
+    """It may be masked, in angle brackets or code, without a scheme, or begin like a known link."""
     cleaned = without_foreign_links(text, {DOCS})
     assert "evil" not in cleaned.lower()
 
@@ -52,13 +52,13 @@ def test_a_link_that_no_source_has_is_removed(text: str) -> None:
         ("nothing here", "nothing here"),
     ],
 )
-def test_a_link_of_a_source_stays_in_sight(text: str, expected: str) -> None:
+def test_a_link_of_a_source_is_kept(text: str, expected: str) -> None:
     """Known links are kept, with their address shown."""
     assert without_foreign_links(text, {DOCS}) == expected
 
 
 def test_the_sentence_around_a_removed_link_stays() -> None:
-    """A note stands in its place, and the full stop after it."""
+    """A note replaces the link, and the full stop after it stays."""
     assert without_foreign_links(f"Go to {EVIL}.", set()) == f"Go to {LINK_REMOVED}."
 
 
@@ -67,21 +67,21 @@ def test_the_sentence_around_a_removed_link_stays() -> None:
     ["<@123>", "<@!123>", "<@&123>", "@everyone", "@here", "`@everyone`", "@EVERYONE", "<@12<@3>4>", "@\x00here"],
 )
 def test_nothing_pings(text: str) -> None:
-    """Neither people nor roles nor everyone, in code or outside, nested or hidden by control characters."""
+    """People, roles and everyone are not pinged, in code or outside, nested or hidden by control characters."""
     cleaned = without_pings(f"hi {text} there").lower()
     assert not re.search(r"<@[!&]?\d+>", cleaned)
     assert "@everyone" not in cleaned
     assert "@here" not in cleaned
 
 
-def test_marks_that_turn_text_around_are_removed() -> None:
-    """A right-to-left override would show a command backwards."""
+def test_bidirectional_controls_are_removed() -> None:
+    """A right-to-left override would show a command reversed."""
     assert without_pings("run \u202egnp.exe\u202c now\x07") == "run gnp.exe now"
 
 
 @given(st.text(alphabet=st.sampled_from("<@!&>0123everyone here[]()` \n"), max_size=60))
 def test_cleaning_twice_changes_nothing_more(text: str) -> None:
-    """What was taken out leaves nothing that would have to be taken out."""
+    """The result of cleaning contains nothing to remove."""
     once = without_pings(text)
     assert without_pings(once) == once
 
@@ -90,8 +90,8 @@ def test_cleaning_twice_changes_nothing_more(text: str) -> None:
     "text",
     ["<@[9]123>", "@[9]everyone", "https:[9]//evil.example", "htt\x00ps://evil.example", "[ 9 ](https://evil.example)"],
 )
-def test_what_is_taken_out_joins_to_nothing_that_should_be(text: str) -> None:
-    """A citation or a control character in the middle of a ping or a link does not save it."""
+def test_removed_text_does_not_leave_a_ping_or_a_link(text: str) -> None:
+    """A citation or control character inside a ping or link does not hide it."""
     shown = clean(f"so {text} it is", {1: 1}, {DOCS})
     assert not re.search(r"<@\d|@everyone|://|\[\s*9", shown)
 
@@ -126,7 +126,7 @@ def test_what_is_taken_out_joins_to_nothing_that_should_be(text: str) -> None:
     )
 )
 def test_whatever_a_model_writes_nothing_unwanted_is_left(pieces: list[str]) -> None:
-    """No ping, no link but the source's, no number but the given one."""
+    """No ping, no link except the source's and no number except the given one is left."""
     shown = clean("".join(pieces), {1: 1}, {DOCS})
     assert not re.search(r"<@[!&]?\d+>|@everyone|@here", shown)
     assert links(shown) <= {DOCS}
@@ -134,7 +134,7 @@ def test_whatever_a_model_writes_nothing_unwanted_is_left(pieces: list[str]) -> 
 
 
 def test_a_citation_right_after_a_link_stays() -> None:
-    """Models often leave no space."""
+    """Models often leave no space before it."""
     assert clean(f"See {DOCS}[3] and `a[0]`.", {3: 1}, {DOCS}) == f"See {DOCS}[1] and `a[0]`."
 
 
@@ -144,24 +144,24 @@ def test_citations_are_read_outside_code_only() -> None:
 
 
 def test_citations_get_their_new_numbers_and_unknown_ones_go() -> None:
-    """Lists are taken apart; a bracket that is all unknown goes with the space before it."""
+    """Lists are split; a bracket with only unknown numbers is removed with the space before it."""
     text = "Set it [3]. Restart [9]. Both [1, 3; 9] in `a[3]`"
     assert renumber_citations(text, {3: 1, 1: 2}) == "Set it [1]. Restart. Both [1][2] in `a[3]`"
 
 
-def test_links_are_compared_without_what_ends_a_sentence() -> None:
-    """A full stop or a bracket after an address is not part of it."""
+def test_links_are_compared_without_trailing_punctuation() -> None:
+    """A full stop or bracket after an address is not part of it."""
     assert links(f"({DOCS}), {DOCS}/. {EVIL}!") == {DOCS, EVIL}
 
 
 def test_a_name_does_not_format() -> None:
-    """Names are the only words of an extract that nobody said."""
+    """Author names must not format the extract around them."""
     assert escaped(plain_name("_**x**_ @everyone [a](b)")) == "\\_\\*\\*x\\*\\*\\_ @\u200beveryone \\[a\\]\\(b\\)"
 
 
 @given(st.text(max_size=1000))
 def test_an_excerpt_is_one_short_line(text: str) -> None:
-    """At most 300 characters, as the contract says."""
+    """It has at most 300 characters, as the contract says."""
     shown = excerpt(text)
     assert len(shown) <= 300
     assert "\n" not in shown

@@ -1,4 +1,4 @@
-"""Events to bytes and back: what is refused, and what comes out."""
+"""Encoding and decoding events: what is refused, and what comes back."""
 
 import ast
 import contextlib
@@ -43,13 +43,13 @@ def codec() -> EventCodec[DiscordMessage]:
 
 @pytest.mark.parametrize("data", [b"", b"\x00\x00\x00\x00", b"\x01\x00\x00\x00\x07abc"])
 def test_bytes_without_a_schema_id_are_undecodable(data: bytes) -> None:
-    """Too short, or another magic byte."""
+    """They are too short, or have another magic byte."""
     with pytest.raises(UndecodableRecord):
         schema_id_of(data)
 
 
 def test_a_byte_too_few_or_too_many_is_undecodable() -> None:
-    """A record is read to its last byte, and no further."""
+    """A record must end exactly with its last field."""
     data = codec().encode(MESSAGE, 7)
     for broken in (data[:-1], data + b"\x00", data[:5]):
         with pytest.raises(UndecodableRecord):
@@ -57,14 +57,14 @@ def test_a_byte_too_few_or_too_many_is_undecodable() -> None:
 
 
 def test_a_value_of_the_wrong_type_is_refused_with_its_field() -> None:
-    """The field's name is in the error."""
+    """The error names the field."""
     wrong: Any = 5
     with pytest.raises(InvalidEvent, match="author_name"):
         codec().encode(evolve(MESSAGE, author_name=wrong), 7)
 
 
 def test_a_class_that_drifted_from_its_schema_is_refused_with_the_field() -> None:
-    """The codec cannot be built, so that no service starts on it."""
+    """The codec cannot be built, so that no service starts with it."""
     schema = catalogue.load().topics["discord-messages"].schema
     assert schema is not None
     fields = [entry for entry in schema["fields"] if entry["name"] != "content"]
@@ -74,7 +74,7 @@ def test_a_class_that_drifted_from_its_schema_is_refused_with_the_field() -> Non
 
 
 def test_an_event_comes_back_as_it_was() -> None:
-    """Through Confluent's frame with the id in it."""
+    """It goes through Confluent's frame with the schema id."""
     data = codec().encode(MESSAGE, 70_000)
     assert data[:5] == b"\x00" + struct.pack(">I", 70_000)
     assert schema_id_of(data) == 70_000
@@ -82,7 +82,7 @@ def test_an_event_comes_back_as_it_was() -> None:
 
 
 def test_generated_code_names_its_variables_for_the_fields() -> None:
-    """Who reads what `schemas show --codec` prints finds the fields in it, those of nested records included."""
+    """A reader of `schemas show --codec` finds all fields by name, including nested ones."""
     made = codec()
     for source in (made.encoder_source, made.decoder_source):
         variables = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
@@ -99,20 +99,20 @@ def test_every_event_class_matches_its_schema(topic_name: str) -> None:
     EventCodec(EVENT_OF_TOPIC[topic_name], schema)
 
 
-class Word(str, Enum):  # noqa: UP042 - a subclass of str that shows itself as something else, which StrEnum does not
-    """What some programs use for texts."""
+class Word(str, Enum):  # noqa: UP042 - its str() differs from its value, unlike that of StrEnum
+    """A string class as some programs use it."""
 
     HELLO = "hello"
 
 
-def test_a_text_that_shows_itself_as_something_else_is_written_as_it_is() -> None:
-    """The bytes are those of the text, not of how its class wants to be shown."""
+def test_a_subclass_of_str_is_encoded_by_its_value() -> None:
+    """The text's value is encoded, not the result of str()."""
     data = codec().encode(evolve(MESSAGE, content=Word.HELLO), 7)
     assert data == codec().encode(evolve(MESSAGE, content="hello"), 7)
 
 
 def test_a_record_of_another_name_is_undecodable_though_its_fields_fit() -> None:
-    """Avro takes the name for what it is: another kind of thing."""
+    """Avro distinguishes records by name."""
     data = codec().encode(MESSAGE, 7)
     with pytest.raises(UndecodableRecord, match="OtherMessage"):
         codec().decode(data, {**codec().schema, "name": "OtherMessage"})
@@ -123,7 +123,7 @@ def test_a_record_of_another_name_is_undecodable_though_its_fields_fit() -> None
     [["a", "bb"], ["7" * 18, "7" * 19] * 20, ["7" * 19] * 40, ["7"], ["7" * 20], ["x" * 128, "7"], ["7" * 18] * 9000],
 )
 def test_ids_of_any_mixture_of_lengths_come_back(ids: list[str]) -> None:
-    """One length, several, long ones, other signs than digits and many take different ways."""
+    """One length, several, long ones, other characters than digits, and many ids take different code paths."""
     schema = catalogue.load().topics["discord-messages"].schema or {}
     for channel_id in ("200", "a" * 128):
         event = evolve(MESSAGE, mentioned_user_ids=ids, guild_id="7" * 20, channel_id=channel_id)
@@ -134,7 +134,7 @@ def test_ids_of_any_mixture_of_lengths_come_back(ids: list[str]) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_texts_that_look_like_the_lengths_of_ids_come_back(seed: int) -> None:
-    """The signs that stand for lengths of 17 to 19 are texts, too, and ids may be of other lengths."""
+    """The characters that stand for lengths of 17 to 19 can be texts too, and ids may have other lengths."""
     chance = random.Random(seed)
     signs = chance.choice(["0123456789", '0123456789&$"', "07&\x00é€"])
     for count in range(80):
@@ -144,7 +144,7 @@ def test_texts_that_look_like_the_lengths_of_ids_come_back(seed: int) -> None:
 
 
 def test_a_count_that_no_record_could_hold_allocates_nothing() -> None:
-    """Whatever the bytes say, memory stays within a small multiple of their number."""
+    """Memory stays within a small multiple of the input's size, whatever it says."""
     frame, record = codec().encode(evolve(MESSAGE, attachments=[]), 7)[:5], codec().encode(MESSAGE, 7)[5:]
     codec_once = codec()
     tracemalloc.start()
@@ -175,8 +175,8 @@ def test_a_count_that_no_record_could_hold_allocates_nothing() -> None:
         ),
     ],
 )
-def test_records_of_a_schema_that_could_ask_for_any_amount_are_not_read(field_type: Any, what: str) -> None:
-    """A count of billions takes five bytes, and a nest as deep as the record is long overflows fastavro's stack."""
+def test_schemas_with_unbounded_items_are_not_read(field_type: Any, what: str) -> None:
+    """A count of billions takes five bytes, and nesting as deep as the record is long overflows fastavro's stack."""
     own = codec()
     # A union of so many types is left to fastavro.
     many = ["string", *({"type": "fixed", "name": f"Hash{number}", "size": 1} for number in range(70))]
@@ -188,7 +188,7 @@ def test_records_of_a_schema_that_could_ask_for_any_amount_are_not_read(field_ty
 
 
 def hostile(field_type: Any, *, by_fastavro: bool) -> Any:
-    """DiscordMessage's schema with a field of this type in front of all others."""
+    """Return DiscordMessage's schema with a field of this type before all others."""
     own = codec().schema
     # A union of so many types is left to fastavro.
     many = ["string", *({"type": "fixed", "name": f"Hash{number}", "size": 1} for number in range(70))]
@@ -200,16 +200,16 @@ def hostile(field_type: Any, *, by_fastavro: bool) -> Any:
 
 @pytest.mark.parametrize("by_fastavro", [False, True])
 @pytest.mark.parametrize("size", [-1, True, "5", 1.5])
-def test_low_a_fixed_of_an_impossible_size_is_undecodable(size: Any, by_fastavro: bool) -> None:
-    """An array of them would be stepped over backwards, for ever."""
+def test_a_fixed_of_an_impossible_size_is_undecodable(size: Any, by_fastavro: bool) -> None:
+    """An array of such values would be skipped backwards forever."""
     fixed = {"type": "array", "items": {"type": "fixed", "name": "F", "size": size}}
     with pytest.raises(UndecodableRecord, match="has the size"):
         codec().decode(struct.pack(">bI", 0, 7) + b"\x02" * 60, hostile(fixed, by_fastavro=by_fastavro))
 
 
 @pytest.mark.parametrize("by_fastavro", [False, True])
-def test_low_records_without_bytes_take_no_time_however_they_are_nested(by_fastavro: bool) -> None:
-    """Sixty levels of two fields each are more fields than can ever be stepped over."""
+def test_records_without_bytes_take_no_time_however_they_are_nested(by_fastavro: bool) -> None:
+    """Sixty levels of two fields each are more fields than could ever be skipped."""
     nest: Any = {"type": "record", "name": "R0", "fields": []}
     for level in range(1, 61):
         fields = [{"name": "a", "type": nest}, {"name": "b", "type": f"R{level - 1}"}]
@@ -218,16 +218,16 @@ def test_low_records_without_bytes_take_no_time_however_they_are_nested(by_fasta
         codec().decode(struct.pack(">bI", 0, 7) + b"\x00" * 60, hostile(nest, by_fastavro=by_fastavro))
 
 
-def test_low_items_without_bytes_take_no_time_however_many_they_are() -> None:
-    """A block of three bytes can count as many of them as the record has bytes, and there is room for many blocks."""
+def test_items_without_bytes_take_no_time_however_many_they_are() -> None:
+    """A block of three bytes can claim as many items as the record has bytes, and a record has room for many blocks."""
     block = varints.encode_long(150_000).encode("latin-1")
     data = struct.pack(">bI", 0, 7) + block * 100_000 + b"\x00" * 150_000
     with pytest.raises(UndecodableRecord):
         codec().decode(data, hostile({"type": "array", "items": "null"}, by_fastavro=False))
 
 
-def test_low_a_schema_that_is_nested_too_deeply_is_undecodable() -> None:
-    """Whoever walks it first comes to the end of the stack."""
+def test_a_schema_that_is_nested_too_deeply_is_undecodable() -> None:
+    """Walking it would exhaust the stack."""
     nest: Any = "string"
     for level in range(2_000):
         nest = {"type": "record", "name": f"D{level}", "fields": [{"name": "x", "type": nest}]}

@@ -1,4 +1,4 @@
-"""Which transaction holds what, and what is believed of one whose outcome nobody told."""
+"""Which transaction contains what, and how an unknown outcome is resolved."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GROUP = "commits"
 
 @define
 class Message:
-    """A message of confluent_kafka, as far as commits look at it."""
+    """The part of a confluent_kafka message that commits use."""
 
     number: int
 
@@ -34,7 +34,7 @@ class Message:
 
 
 class Broker(Transactions):
-    """Commits what it is given, and may then say that it does not know whether it did."""
+    """Commits what it gets, and may then report an unknown outcome."""
 
     def __init__(self) -> None:
         self._producer = None
@@ -63,7 +63,7 @@ class Broker(Transactions):
 
 @define
 class Member:
-    """A consumer that is a member of the group, and reads the positions that the broker has."""
+    """A group member that reads the broker's positions."""
 
     broker: Broker
     asked: list[int] = field(factory=list)
@@ -78,19 +78,19 @@ class Member:
 
 
 def member_of(broker: Broker) -> Any:
-    """As much of a consumer as commits use."""
+    """Return the part of a consumer that commits use."""
     return Member(broker)
 
 
 @pytest.fixture
 def broker() -> Broker:
-    """Holds nothing."""
+    """A broker without positions."""
     return Broker()
 
 
 @pytest.fixture
 def commits(broker: Broker) -> Commits:
-    """Commits whose clock stands at a time when everything is due."""
+    """Commits whose clock makes everything due."""
     now_s = iter(range(1000, 1_000_000, 1000))
     buries_nothing: Any = None
     return Commits(
@@ -106,13 +106,13 @@ def commits(broker: Broker) -> Commits:
 
 
 def assigned(broker: Broker, number: int = 0) -> PartitionState:
-    """A partition whose first ten records are committed."""
+    """Return a partition whose first ten records are committed."""
     broker.positions[number] = (10, "")
     return PartitionState.from_position(number, 10, "")
 
 
 def answered(part: PartitionState, offset: int) -> Finished:
-    """The record at ``offset``, answered."""
+    """Return the answered record at ``offset``."""
     assert part.admit(offset)
     message: Any = Message(offset)
     return Finished(
@@ -121,8 +121,8 @@ def answered(part: PartitionState, offset: int) -> Finished:
 
 
 @pytest.mark.parametrize("fate", ["committed unheard", "lost"])
-def test_an_unknown_outcome_is_what_the_positions_say(commits: Commits, broker: Broker, fate: str) -> None:
-    """The transaction is done once, whether the answer was lost on its way or the request was."""
+def test_positions_resolve_an_unknown_outcome(commits: Commits, broker: Broker, fate: str) -> None:
+    """The transaction is done once, whether the request or the answer was lost."""
     part, member = assigned(broker), member_of(broker)
     broker.fate = fate
     commits.add_finished([answered(part, 10)])
@@ -136,7 +136,7 @@ def test_an_unknown_outcome_is_what_the_positions_say(commits: Commits, broker: 
 
 
 def test_positions_of_another_process_are_no_reason_to_produce_again(commits: Commits, broker: Broker) -> None:
-    """The commit went through unheard, then another process took the partition and went on: nothing is repeated."""
+    """The commit succeeded unnoticed and another process continued from it: nothing is repeated."""
     part, member = assigned(broker), member_of(broker)
     broker.fate = "committed unheard"
     commits.add_finished([answered(part, 10)])
@@ -145,15 +145,15 @@ def test_positions_of_another_process_are_no_reason_to_produce_again(commits: Co
     broker.positions[0] = (40, "")
     with pytest.raises(PositionsChanged):
         commits.commit(member)
-    part.is_assigned = False  # as the pipeline does: it joins again
+    part.is_assigned = False  # like the pipeline, which joins again
     commits.drop_unassigned()
     commits.commit(member)
     assert broker.produced == [b"answer 10"]
     assert broker.positions == {0: (40, "")}
 
 
-def test_no_position_where_one_was_is_not_taken_for_a_failed_commit(commits: Commits, broker: Broker) -> None:
-    """The coordinator lost it, or answers too early: the partition is assigned again, which asks again."""
+def test_a_missing_position_does_not_count_as_a_failed_commit(commits: Commits, broker: Broker) -> None:
+    """The coordinator lost it or answered too early: the partition is assigned again, which asks again."""
     part, member = assigned(broker), member_of(broker)
     broker.fate = "committed unheard"
     commits.add_finished([answered(part, 10)])
@@ -163,8 +163,8 @@ def test_no_position_where_one_was_is_not_taken_for_a_failed_commit(commits: Com
         commits.commit(member)
 
 
-def test_what_is_still_assigned_tells_for_all_of_a_transaction(commits: Commits, broker: Broker) -> None:
-    """The other partition is gone, and whoever has it goes on from what was committed."""
+def test_an_assigned_partition_decides_for_the_whole_transaction(commits: Commits, broker: Broker) -> None:
+    """The other partition moved away, and its new owner continues from what was committed."""
     stays, gone = assigned(broker, 0), assigned(broker, 1)
     member = member_of(broker)
     broker.fate = "committed unheard"
@@ -181,7 +181,7 @@ def test_what_is_still_assigned_tells_for_all_of_a_transaction(commits: Commits,
 
 
 def test_a_position_is_never_moved_back(commits: Commits, broker: Broker) -> None:
-    """A defect here would read the partition again from there; the worker ends instead."""
+    """A defect that would move one back ends the worker instead of repeating records."""
     part, member = assigned(broker), member_of(broker)
     commits.add_finished([answered(part, 10)])
     part.committed = 50
@@ -191,7 +191,7 @@ def test_a_position_is_never_moved_back(commits: Commits, broker: Broker) -> Non
 
 
 def test_a_position_that_a_late_request_moved_back_is_committed_again(commits: Commits, broker: Broker) -> None:
-    """Also where nothing else is to be committed: the next owner would read from there."""
+    """This happens even without other commits: the next owner would read from there."""
     part, member = assigned(broker), member_of(broker)
     commits.add_finished([answered(part, 10)])
     commits.commit(member)
@@ -206,7 +206,7 @@ def test_a_position_that_a_late_request_moved_back_is_committed_again(commits: C
 
 
 def test_after_a_lost_connection_right_positions_stay_as_they_are(commits: Commits, broker: Broker) -> None:
-    """Connections are lost for many reasons."""
+    """Most lost connections have not changed the positions."""
     part, member = assigned(broker), member_of(broker)
     commits.add_finished([answered(part, 10)])
     commits.commit(member)

@@ -1,4 +1,4 @@
-"""What a change of schema breaks: by Avro's rules, by ours, and in a schema by itself."""
+"""Which changes of a schema are incompatible: by Avro's rules, by ours, and faults of a single schema."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def rules(old: Any, new: Any, level: str = "FULL_TRANSITIVE") -> set[tuple[str |
     return {(entry.direction, entry.rule) for entry in violations(SUBJECT, new, {1: old}, level)}
 
 
-def test_a_new_field_without_default_is_named_with_its_mend_and_who_it_breaks() -> None:
-    """Subject, version, field, rule, mend, producers and consumers stand in the violation."""
+def test_a_new_field_without_default_is_named_with_its_fix_and_whom_it_breaks() -> None:
+    """The violation names subject, version, field, rule, fix, producers and consumers."""
     topic = Topic(
         name="bot-queries",
         doc="Questions.",
@@ -86,7 +86,7 @@ MICROS = {"type": "long", "logicalType": "timestamp-micros"}
     ],
 )
 def test_a_breaking_change_is_found_by_its_rule(old: Any, new: Any, rule: tuple[str, str]) -> None:
-    """One field changes in one way; the violation names the direction and the rule."""
+    """One field changes in one way, and the violation names direction and rule."""
     assert rule in rules(record(field("a"), old), record(field("a"), *([new] if new else [])))
 
 
@@ -100,13 +100,13 @@ def test_a_breaking_change_is_found_by_its_rule(old: Any, new: Any, rule: tuple[
         (field("x", "string"), field("x", "bytes")),
     ],
 )
-def test_a_change_that_everybody_can_read_passes(old: Any, new: Any) -> None:
-    """Fields with defaults, symbols of enums with defaults, and words may change."""
+def test_a_compatible_change_passes(old: Any, new: Any) -> None:
+    """Fields with defaults, symbols of enums with defaults, and docs may change."""
     versions = [record(field("a"), *([entry] if entry else [])) for entry in (old, new)]
     assert rules(versions[0], versions[1]) == set()
 
 
-# What breaks: only who reads old records, or only who reads new ones.
+# Breaks only readers of old records, or only readers of new ones.
 BACKWARD_BREAK = (record(field("a")), record(field("a"), field("x")))
 FORWARD_BREAK = (record(field("a"), field("x")), record(field("a")))
 
@@ -120,22 +120,22 @@ FORWARD_BREAK = (record(field("a"), field("x")), record(field("a")))
         for suffix in ("", "_TRANSITIVE")
     ],
 )
-def test_each_level_looks_in_its_own_directions(level: str, backward: int, forward: int) -> None:
-    """All seven of Confluent's levels."""
+def test_each_level_checks_its_own_directions(level: str, backward: int, forward: int) -> None:
+    """All seven of Confluent's levels are covered."""
     assert len(rules(*BACKWARD_BREAK, level)) == backward
     assert len(rules(*FORWARD_BREAK, level)) == forward
 
 
 @pytest.mark.parametrize(("level", "count"), [("BACKWARD", 0), ("BACKWARD_TRANSITIVE", 1), ("FULL_TRANSITIVE", 1)])
 def test_only_a_transitive_level_compares_with_versions_before_the_newest(level: str, count: int) -> None:
-    """A field that version 2 had with a default loses it: version 1 never had the field."""
+    """A field loses the default that it had in version 2, and version 1 had no such field."""
     released = {1: record(field("a")), 2: record(field("a"), field("x", default=""))}
     found = violations(SUBJECT, record(field("a"), field("x")), released, level)
     assert [entry.version for entry in found] == [1] * count
 
 
 def test_a_violation_deep_inside_has_its_whole_path() -> None:
-    """Through an array, a union and a record."""
+    """The path goes through an array, a union and a record."""
 
     def nested(*more: Any) -> Any:
         inner = record(field("a"), *more, name="Inner")
@@ -156,7 +156,7 @@ def test_a_recursive_schema_is_compared_to_its_end() -> None:
 
 
 def test_fields_without_default_can_never_be_removed() -> None:
-    """Of any released version, under a level that looks forward."""
+    """This holds for all released versions under a level that includes forward compatibility."""
     released = {1: record(field("a"), field("b", default="")), 2: record(field("a"), field("c"))}
     assert never_removable(released, "FULL_TRANSITIVE") == ["a", "c"]
     assert never_removable(released, "BACKWARD_TRANSITIVE") == []
@@ -176,7 +176,7 @@ def test_fields_without_default_can_never_be_removed() -> None:
     ],
 )
 def test_what_libraries_disagree_on_is_a_fault_of_the_schema(schema: Any, rule: str) -> None:
-    """Defaults, enums, logical types and docs."""
+    """Such faults concern defaults, enums, logical types and docs."""
     assert [fault.rule for fault in lint.faults(schema)] == [rule]
 
 
@@ -186,8 +186,8 @@ def test_the_contracts_have_no_faults() -> None:
         assert lint.faults(topic.schema or {}) == []
 
 
-def test_a_difference_is_told_in_words() -> None:
-    """Fields that came, went and changed, and symbols of enums."""
+def test_a_difference_is_described_in_words() -> None:
+    """Added, removed and changed fields and enum symbols are described."""
     old = record(field("a"), field("gone"), field("kind", enum("A", default="A")))
     new = json.loads(
         json.dumps(record(field("a", "long"), field("kind", enum("A", "B", default="A")), field("x", default="")))

@@ -1,4 +1,4 @@
-"""What librdkafka's errors mean to the rest of the project."""
+"""How librdkafka's errors map to the project's errors."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from rtfm.streams.connection import KafkaConfig
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     ],
 )
-def test_what_passes_by_itself_is_waited_for(code: int) -> None:
-    """A processor must not end because a partition has another leader when it reads where the log begins."""
+def test_temporary_errors_are_unavailable(code: int) -> None:
+    """A changed partition leader must not end a processor that asks where the log begins."""
     assert isinstance(
         KafkaConfig.of(Settings()).translate_error(KafkaException(KafkaError(code)), "reading"), Unavailable
     )
 
 
 @pytest.mark.parametrize("code", [KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.UNKNOWN_TOPIC_OR_PART])
-def test_what_somebody_must_mend_is_not(code: int) -> None:
-    """The error says what was asked."""
+def test_errors_that_need_a_fix_are_not_unavailable(code: int) -> None:
+    """The error names the request that failed."""
     error = KafkaConfig.of(Settings()).translate_error(KafkaException(KafkaError(code)), "reading")
     assert isinstance(error, ConfigError)
     assert "reading" in str(error)

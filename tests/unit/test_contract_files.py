@@ -1,4 +1,4 @@
-"""The catalogue's files: what is malformed, what was released, and the commands that look after them."""
+"""The catalogue's files: malformed ones, released ones, and the commands that maintain them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUERY = "bot-query.avsc"
 
 @pytest.fixture
 def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the project's schemas that the command line uses."""
+    """A copy of the project's schemas for the command line."""
     directory = tmp_path / "schemas"
     shutil.copytree(catalogue.load().directory, directory)
     monkeypatch.setenv("RTFM_SCHEMAS_DIR", str(directory))
@@ -57,7 +57,7 @@ def add_field(path: Path, **more: Any) -> None:
     ],
 )
 def test_a_malformed_catalogue_is_named_with_its_place(copy: Path, text: str, said: str) -> None:
-    """File and key are in the one line."""
+    """The error is one line with file and key."""
     (copy / "contracts.toml").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=said):
         catalogue.load(copy)
@@ -73,14 +73,14 @@ def test_a_malformed_catalogue_is_named_with_its_place(copy: Path, text: str, sa
     ],
 )
 def test_a_schema_that_does_not_parse_is_named(copy: Path, text: str) -> None:
-    """Not JSON, no record, or no Avro."""
+    """The file is not JSON, not a record, or not Avro."""
     (copy / QUERY).write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=f"{QUERY}.*{'there is no type text' if 'text' in text else ''}"):
         catalogue.load(copy)
 
 
 def test_check_names_field_rule_and_consumers(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A field without a default is exit 1."""
+    """A field without a default gives exit code 1."""
     add_field(copy / QUERY)
     assert run(["schemas", "check"]) == 1
     said = capsys.readouterr().out
@@ -90,10 +90,8 @@ def test_check_names_field_rule_and_consumers(copy: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("damage", ["removed", "changed", "added"])
-def test_a_released_file_that_is_not_as_it_was_fails_the_check(
-    copy: Path, damage: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Released versions are immutable; the lock knows what they were."""
+def test_a_changed_released_file_fails_the_check(copy: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Released versions are immutable, and the lock has their digests."""
     released = copy / "released" / "bot-queries-value" / "1.avsc"
     match damage:
         case "removed":
@@ -106,8 +104,8 @@ def test_a_released_file_that_is_not_as_it_was_fails_the_check(
     assert "released/bot-queries-value/" in capsys.readouterr().out
 
 
-def test_check_speaks_json_and_github(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """For scripts and for annotations of a pull request."""
+def test_check_prints_json_and_github_annotations(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It prints JSON for scripts and annotations for pull requests."""
     add_field(copy / QUERY)
     assert run(["schemas", "check", "--format", "json"]) == 1
     found = json.loads(capsys.readouterr().out)["findings"]
@@ -119,7 +117,7 @@ def test_check_speaks_json_and_github(copy: Path, capsys: pytest.CaptureFixture[
 
 
 def test_release_refuses_what_is_incompatible_or_unchanged(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit 1 and nothing written."""
+    """The exit code is 1, and nothing is written."""
     assert run(["schemas", "release"]) == 1
     assert "Nothing to release" in capsys.readouterr().err
     add_field(copy / QUERY)
@@ -127,10 +125,10 @@ def test_release_refuses_what_is_incompatible_or_unchanged(copy: Path, capsys: p
     assert not (copy / "released" / "bot-queries-value" / "2.avsc").exists()
 
 
-def test_release_freezes_the_next_version_and_lists_what_can_never_go(
+def test_release_freezes_the_next_version_and_lists_permanent_fields(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Afterwards the check passes and the lock holds both versions."""
+    """Afterwards the check passes, and the lock has both versions."""
     add_field(copy / QUERY, default="")
     assert run(["schemas", "release"]) == 0
     said = capsys.readouterr().out
@@ -140,8 +138,8 @@ def test_release_freezes_the_next_version_and_lists_what_can_never_go(
     assert run(["schemas", "check"]) == 0
 
 
-def test_diff_tells_what_changed(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """In words, since the newest release."""
+def test_diff_describes_what_changed(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It describes the changes since the newest release."""
     add_field(copy / QUERY, default="")
     assert run(["schemas", "diff", "bot-queries"]) == 0
     assert "field locale is added: string, default ''" in capsys.readouterr().out
@@ -157,10 +155,10 @@ def test_diff_tells_what_changed(copy: Path, capsys: pytest.CaptureFixture[str])
         (["show", "dead-letters"], "dead-letters has no schema"),
     ],
 )
-def test_a_version_or_schema_that_is_not_there_is_named(
+def test_a_missing_version_or_schema_is_named(
     capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
-    """With exit 2; 0 is no version, and not the newest."""
+    """The exit code is 2; version 0 does not mean the newest."""
     assert run(["schemas", *arguments]) == 2
     assert said in capsys.readouterr().err
 
@@ -168,7 +166,7 @@ def test_a_version_or_schema_that_is_not_there_is_named(
 def test_a_logical_type_on_the_wrong_base_is_a_finding_and_no_warning_of_a_library(
     copy: Path, recwarn: pytest.WarningsRecorder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What goes to a terminal is ours."""
+    """The terminal shows our finding, not a library's warning."""
 
     def narrow(schema: dict[str, Any]) -> None:
         (asked,) = (entry for entry in schema["fields"] if entry["name"] == "asked_at")
@@ -177,12 +175,12 @@ def test_a_logical_type_on_the_wrong_base_is_a_finding_and_no_warning_of_a_libra
     change(copy / QUERY, narrow)
     assert run(["schemas", "check"]) == 1
     assert "`asked_at` has timestamp-millis on int; put it on long" in capsys.readouterr().out
-    # Others, as of a socket that an earlier test left, may come at any moment.
+    # Other warnings, as of a socket of an earlier test, may appear at any time.
     assert not [warning for warning in recwarn.list if warning.category is IgnoredLogicalType]
 
 
 def test_show_prints_the_source_of_a_codec(capsys: pytest.CaptureFixture[str]) -> None:
-    """What runs can be read."""
+    """The generated code can be read."""
     assert run(["schemas", "show", "bot-queries", "--codec"]) == 0
     said = capsys.readouterr().out
     assert "def encode(event, frame):" in said
@@ -191,7 +189,7 @@ def test_show_prints_the_source_of_a_codec(capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize("topic_name", EVENT_OF_TOPIC)
 def test_every_released_example_is_read_by_every_later_schema(topic_name: str) -> None:
-    """The bytes of each version's examples, through each later version and the event class."""
+    """The examples' bytes of each version are read with each later version and the event class."""
     known = catalogue.load()
     topic = known.topic(topic_name)
     codec: EventCodec[Any] = EventCodec(EVENT_OF_TOPIC[topic_name], topic.schema or {})
@@ -214,8 +212,8 @@ def test_every_released_example_is_read_by_every_later_schema(topic_name: str) -
                 assert plain[name] == example["value"][name]
 
 
-def test_names_of_topics_and_groups_have_one_home() -> None:
-    """rtfm/names.py has the topics of contracts.toml; groups stand in contracts.toml alone."""
+def test_names_of_topics_and_groups_are_defined_once() -> None:
+    """rtfm/names.py has the topics of contracts.toml; groups are in contracts.toml only."""
     known = catalogue.load()
     topics = {value for name, value in vars(names).items() if name.isupper()}
     assert topics == set(known.topics)
@@ -231,8 +229,8 @@ def test_names_of_topics_and_groups_have_one_home() -> None:
     assert {path for path, _ in spelled} == {"rtfm/names.py"}
 
 
-def test_a_topic_without_a_group_names_the_place(copy: Path) -> None:
-    """A service that has to read such a topic stops with exit code 2."""
+def test_a_topic_without_a_group_is_an_error_that_names_the_file(copy: Path) -> None:
+    """A service that must read such a topic stops with exit code 2."""
     text = (copy / "contracts.toml").read_text(encoding="utf-8")
     (copy / "contracts.toml").write_text(text.replace('group = "rtfm-bot-responses"\n', ""), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"\[topics.bot-responses\]: group is missing"):

@@ -1,4 +1,4 @@
-"""What a passage holds."""
+"""The content of a passage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def line(number: int, text: str) -> Line:
 
 
 def test_a_long_conversation_goes_on_in_another_passage_between_messages() -> None:
-    """No message is cut, and the first passage keeps its id when more is said."""
+    """No message is cut, and the first passage keeps its id when messages are added."""
     lines = [line(number, "word " * (PASSAGE_WORDS * 3 // 8)) for number in range(5)]
     made, passage_of = passages("c", lines, CHANNEL)
     assert [passage.passage_id for passage in made] == ["c", "c/1", "c/2"]
@@ -20,8 +20,8 @@ def test_a_long_conversation_goes_on_in_another_passage_between_messages() -> No
     assert passages("c", lines[:3], CHANNEL)[0][0] == made[0]
 
 
-def test_a_long_message_is_cut_into_parts_of_its_own() -> None:
-    """What is said around it stays together, and its parts have their ids whatever is said later."""
+def test_a_long_message_has_passages_of_its_own() -> None:
+    """The messages around it stay together, and its parts keep their ids when messages are added."""
     long = "word " * 10_000
     made, passage_of = passages("c", [line(1, "short"), line(2, long), line(3, "short too")], CHANNEL)
     assert passage_of == {"1": "c", "3": "c", "2": "2#1"}
@@ -33,7 +33,7 @@ def test_a_long_message_is_cut_into_parts_of_its_own() -> None:
 
 
 def test_a_file_is_cut_like_a_long_message() -> None:
-    """Its message stays in the conversation, or is in no passage but those of the file where it says nothing."""
+    """Its message stays in the conversation; without text it is only in the file's passages."""
     log = "kern.log\n" + "\n".join(f"line {number}" for number in range(500))
     said = Line(message_id="1", text="see the log", created_at=TimestampMillis(1), files=(log,))
     (whole, *parts), passage_of = passages("1", [said], CHANNEL)
@@ -47,12 +47,12 @@ def test_a_file_is_cut_like_a_long_message() -> None:
 
 
 def test_messages_without_text_are_in_no_passage() -> None:
-    """There is nothing to find in them."""
+    """Search could find nothing in them."""
     assert passages("c", [line(1, ""), line(2, "")], CHANNEL) == ([], {})
 
 
-def test_names_are_no_part_of_what_is_said() -> None:
-    """They make unlike conversations of the same people look alike."""
+def test_names_are_not_part_of_a_passage() -> None:
+    """Names would make unrelated conversations of the same people similar."""
     assert spoken_text("<@12>, use ntfs-3g") == "use ntfs-3g"
     assert spoken_text("Ada: use ntfs-3g", ["ada"]) == "use ntfs-3g"
     assert spoken_text("error: no such device", ["ada"]) == "error: no such device"

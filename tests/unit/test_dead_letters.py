@@ -1,4 +1,4 @@
-"""The form of a dead letter: the original untouched, and what is said behind it."""
+"""The format of a dead letter: the unchanged original, and the headers after its own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONNECT = (
 
 
 def record(**fields: Any) -> Record:
-    """A record that cannot be handled."""
+    """Return a record that cannot be handled."""
     values: dict[str, Any] = {
         "topic": "discord-messages",
         "partition": 2,
@@ -48,7 +48,7 @@ WRITER = DeadLetterWriter(group="test-group", clock_s=lambda: 1_700_000_500.0)
 
 @frozen
 class Message:
-    """A produced record as confluent_kafka gives it back."""
+    """A produced record as confluent_kafka returns it."""
 
     record: ProducerRecord
     at: int = 5
@@ -79,7 +79,7 @@ class Message:
 
 
 def written(original: Record, error: Exception | None = None) -> Letter:
-    """The dead letter of ``original`` as a reader sees it."""
+    """Return the dead letter of ``original`` as a reader sees it."""
     letter = parse_letter(
         Message(WRITER.build_letter(original, error or UndecodableRecord("cut short"), "DECODE").record)
     )
@@ -88,7 +88,7 @@ def written(original: Record, error: Exception | None = None) -> Letter:
 
 
 def raised(message: str) -> Exception:
-    """An error with a stack."""
+    """Return an error with a stack."""
     try:
         raise InvalidEvent(message)
     except InvalidEvent as exc:
@@ -96,7 +96,7 @@ def raised(message: str) -> Exception:
 
 
 def test_a_letter_has_the_ten_headers_of_kafka_connect_and_our_own_behind_the_original_ones() -> None:
-    """R15: whatever the original's headers are called, they stand first, in order, untouched."""
+    """R15: the original headers come first, in order and unchanged, whatever their names."""
     original = record()
     headers = WRITER.build_letter(original, raised("no"), "HANDLE").record.headers
     assert headers[:3] == original.headers
@@ -121,14 +121,14 @@ names = st.sampled_from(["odd", "rtfm.attempt", "rtfm.original.header_count", "r
 def test_the_original_comes_back_as_it_was_whatever_it_holds(
     headers: list[tuple[str, bytes]], key: bytes | None, value: bytes | None
 ) -> None:
-    """R15: headers with the names that we give are no exception."""
+    """R15: this includes headers with the names that we add."""
     letter = written(record(headers=headers, key=key, value=value))
     assert (letter.headers, letter.key, letter.value) == (headers, key, value)
     assert letter.topic == "discord-messages"
 
 
 def test_a_replay_that_fails_again_adds_an_attempt_and_no_headers() -> None:
-    """However often: the original and the first failure's time stay."""
+    """The original and the first failure's time stay, after any number of replays."""
     original = record()
     letter = written(original)
     for attempt in range(2, 30):
@@ -144,14 +144,14 @@ def test_a_replay_that_fails_again_adds_an_attempt_and_no_headers() -> None:
 
 
 def test_headers_that_only_look_like_a_replay_are_the_originals() -> None:
-    """What does not parse is not ours."""
+    """Headers that do not parse are not ours."""
     block = written(record()).to_replay().headers()
     forged = [*block[:1], ("rtfm.attempt", b"many"), *block[2:]]
     assert written(record(headers=forged)).headers == forged
 
 
 def test_the_stack_is_cut_to_its_end_and_long_messages_to_their_beginning() -> None:
-    """4 KB and 1 KB of UTF-8, no character cut in half."""
+    """The limits are 4 KB and 1 KB of UTF-8, and no character is cut in half."""
     letter = written(record(), raised("ä" * 5000))
     stack = letter.facts["__connect.errors.exception.stacktrace"]
     assert MAX_STACK_BYTES - 4 <= len(stack.encode()) <= MAX_STACK_BYTES
@@ -162,7 +162,7 @@ def test_the_stack_is_cut_to_its_end_and_long_messages_to_their_beginning() -> N
 
 @pytest.mark.parametrize("secret", ["AIza" + "x" * 35, "ghp_" + "a" * 36, "someone@example.org", "hunter2-hunter2"])
 def test_secrets_are_in_neither_message_nor_stack(secret: str) -> None:
-    """What looks like one, and those of this installation; also where the cut would leave half of one."""
+    """Texts that look like secrets and those of this installation are removed, even if half of one was cut off."""
     writer = evolve(WRITER, secrets=("hunter2-hunter2",))
     for padding in ("", "x " * (MAX_STACK_BYTES // 2)):
         error = raised(f"the model said {secret} {padding}")
@@ -172,7 +172,7 @@ def test_secrets_are_in_neither_message_nor_stack(secret: str) -> None:
 
 
 def test_a_mark_is_read_as_a_mark_and_no_original_is_taken_for_one() -> None:
-    """A letter whose original has the headers of a mark stays a letter."""
+    """A dead letter whose original has the headers of a mark is still a dead letter."""
     letter = written(record())
     mark = parse_letter(Message(Mark.build_record(letter, DISCARDED)))
     assert mark == Mark(letter.id, DISCARDED, 1_700_000_600_000)
@@ -180,7 +180,7 @@ def test_a_mark_is_read_as_a_mark_and_no_original_is_taken_for_one() -> None:
 
 
 def test_what_another_program_wrote_is_shown_by_its_connect_headers_and_has_no_known_original() -> None:
-    """Kafka Connect writes to the same topic where it is told to."""
+    """Kafka Connect may be configured to write to the same topic."""
     foreign = ProducerRecord("dead-letters", b"k", b"v", [("__connect.errors.topic", b"t"), ("x", b"y")])
     letter = parse_letter(Message(foreign))
     assert isinstance(letter, Letter)

@@ -1,4 +1,4 @@
-"""Which dead letters `rtfm-cli dlq` is told to look at."""
+"""Which dead letters `rtfm-cli dlq` selects."""
 
 from typing import Any
 
@@ -17,20 +17,20 @@ NOTHING: dict[str, Any] = {
 
 
 def test_a_key_stays_given_after_the_filter_was_made() -> None:
-    """Otherwise a list that finds nothing says that there are no dead letters at all."""
+    """Otherwise an empty result would say that there are no dead letters at all."""
     given = NOTHING | {"key": "200"}
     assert letter_filter(given, (), state="open").key == b"200"
     assert given_any(given)
 
 
 def test_letters_named_by_id_are_found_in_every_state() -> None:
-    """Others only in the state that is asked for."""
+    """Other filters find only letters in the requested state."""
     assert letter_filter(NOTHING, ("0-1",), state="open").states == {"OPEN", "REPLAYED", "DISCARDED"}
     assert letter_filter(NOTHING, (), state="open").states == {"OPEN"}
 
 
 @pytest.mark.parametrize(("ids", "all_"), [((), False), (("0-1",), True)])
-def test_what_to_change_must_be_said_once(ids: tuple[str, ...], all_: bool) -> None:
-    """Nothing is changed by mistake, for want of a filter or with two of them."""
+def test_a_change_needs_exactly_one_filter(ids: tuple[str, ...], all_: bool) -> None:
+    """A missing filter or two of them change nothing."""
     with pytest.raises(click.UsageError):
         chosen_filter(NOTHING, ids, all_)

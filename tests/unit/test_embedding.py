@@ -24,15 +24,15 @@ from rtfm.settings import Settings
 
 
 def test_a_folder_with_a_file_missing_is_named(tmp_path: Path) -> None:
-    """With both files that it needs, before anything is loaded."""
+    """The error names both required files, before anything is loaded."""
     (tmp_path / "model.onnx").write_bytes(b"x")
     with pytest.raises(ConfigError, match=r"model\.onnx and tokenizer\.json") as caught:
         OnnxEmbedding.load(tmp_path, 1)
     assert str(tmp_path) in str(caught.value)
 
 
-def test_a_corrupted_model_is_one_line_with_the_mend(tmp_path: Path) -> None:
-    """An interrupted copy must not look like a defect of ours."""
+def test_a_corrupted_model_is_one_line_with_the_fix(tmp_path: Path) -> None:
+    """An interrupted copy must not look like a defect."""
     (tmp_path / "model.onnx").write_bytes(b"no model")
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match="cannot be loaded") as caught:
@@ -42,7 +42,7 @@ def test_a_corrupted_model_is_one_line_with_the_mend(tmp_path: Path) -> None:
 
 
 def test_without_a_model_search_is_lexical_unless_one_was_asked_for(tmp_path: Path) -> None:
-    """A folder that is named and wrong is the operator's error; none at all is not."""
+    """A configured folder that is wrong is an error; no configured folder is not."""
     settings = evolve(Settings(), home=tmp_path)
     assert find_model(settings) is None
     with pytest.raises(ConfigError):
@@ -59,7 +59,7 @@ def test_the_folder_or_its_onnx_child_is_accepted(tmp_path: Path) -> None:
 
 
 def test_a_model_is_the_same_in_a_folder_of_another_name_and_another_with_other_files() -> None:
-    """A container may have it at another place: that is no reason to make all vectors anew."""
+    """Moving the model's folder must not make all vectors obsolete."""
     assert same_model("all-MiniLM-L6-v2@af46d50b108c", "model@af46d50b108c")
     assert not same_model("all-MiniLM-L6-v2@af46d50b108c", "all-MiniLM-L6-v2@000000000000")
     assert not same_model(None, "all-MiniLM-L6-v2@af46d50b108c")
@@ -67,14 +67,14 @@ def test_a_model_is_the_same_in_a_folder_of_another_name_and_another_with_other_
 
 
 def test_vectors_come_back_from_the_archive_as_they_were() -> None:
-    """Little-endian float32, whatever machine wrote them."""
+    """They are little-endian float32 on every machine."""
     vectors = np.random.default_rng(1).standard_normal((3, DIMENSION), dtype=np.float32)
     assert np.array_equal(from_bytes([to_bytes(vector) for vector in vectors]), vectors)
     assert len(from_bytes([])) == 0
 
 
-def test_the_real_model_gives_the_same_vector_in_any_company(model_dir: Path) -> None:
-    """Padding to the longest of a batch must not show; texts of like meaning are near."""
+def test_the_real_model_gives_the_same_vector_in_any_batch(model_dir: Path) -> None:
+    """Padding to the longest text of a batch must not change vectors; texts of similar meaning are near."""
     model = OnnxEmbedding.load(model_dir, 1)
     texts = ["how do I mount a disk?", "word " * 1000, "", "mounting a hard drive", "roses need compost"]
     together = model.embed(texts)
@@ -87,10 +87,10 @@ def test_the_real_model_gives_the_same_vector_in_any_company(model_dir: Path) ->
     assert model.embed([]).shape == (0, DIMENSION)
 
 
-def test_the_model_that_is_fetched_is_one_with_another_only_if_their_vectors_agree(
+def test_two_models_count_as_one_only_if_their_vectors_agree(
     model_dir: Path, fetched_model: Callable[[], Path]
 ) -> None:
-    """1,000 texts: one model only at a cosine of .9999 for each, else a rebuild is due from one to the other."""
+    """Each of 1,000 texts needs a cosine of at least .9999; otherwise a rebuild is due."""
     one, other = OnnxEmbedding.load(model_dir, 2), OnnxEmbedding.load(fetched_model(), 2)
     chance = random.Random(7)
     words = [

@@ -59,8 +59,8 @@ NO_SNOWFLAKES = ["helpdesk-7", "ann@example.org", str(2**64), "5" * 21, "-5", "5
 
 
 @pytest.mark.parametrize("value", NO_IDS)
-def test_h3_text_of_another_form_is_no_id_whoever_wrote_it(value: str) -> None:
-    """H3: every id has a bounded form that each store takes; the value is not repeated."""
+def test_text_of_another_format_is_not_an_id(value: str) -> None:
+    """Every id has a bounded format that each store accepts; the error does not repeat the value."""
     for source, origin in itertools.product(MessageSource, QueryOrigin):
         for event, name in (
             (evolve(MESSAGE, source=source, guild_id=value), "guild_id"),
@@ -75,7 +75,7 @@ def test_h3_text_of_another_form_is_no_id_whoever_wrote_it(value: str) -> None:
 
 @pytest.mark.parametrize("value", NO_SNOWFLAKES)
 def test_other_programs_have_ids_of_their_own_and_discord_has_decimals_of_64_bits(value: str) -> None:
-    """Which of both holds follows from the source of a message and from the origin of a question."""
+    """The source of a message and the origin of a question decide which format applies."""
     for source in MessageSource:
         broken = broken_rule(evolve(MESSAGE, source=source, author_id=value), now=NOW)
         if source in (MessageSource.GATEWAY, MessageSource.HISTORY):
@@ -91,13 +91,13 @@ def test_other_programs_have_ids_of_their_own_and_discord_has_decimals_of_64_bit
 
 
 def test_the_largest_snowflake_and_the_id_of_a_question_keep_the_rule() -> None:
-    """64 bits are as many as Discord has; the id of a question is never Discord's alone."""
+    """Snowflakes have 64 bits; the id of a question is never only Discord's."""
     assert broken_rule(evolve(MESSAGE, message_id=str(2**64 - 1)), now=NOW) is None
     assert broken_rule(evolve(QUERY, query_id="i1-a:b@c._"), now=NOW) is None
 
 
 def test_a_field_inside_a_list_is_named_with_its_place() -> None:
-    """So that whoever wrote it finds it."""
+    """The error tells the writer where it is."""
     turns = [ContextMessage(speaker=Speaker.BOT, content="", message_id=value) for value in ("5", None, "x y")]
     broken = broken_rule(evolve(QUERY, context=turns), now=NOW)
     assert broken is not None
@@ -105,8 +105,8 @@ def test_a_field_inside_a_list_is_named_with_its_place() -> None:
 
 
 @pytest.mark.parametrize("value", [MIN_TIMESTAMP - 1, MAX_TIMESTAMP + 1, -(2**63), 2**63 - 1, 1_700_000_000_000_000])
-def test_m8_a_time_outside_the_years_1_to_9999_breaks_the_rule(value: int) -> None:
-    """M8, and clients 2: microseconds instead of milliseconds are the usual mistake."""
+def test_a_time_outside_the_years_1_to_9999_breaks_the_rule(value: int) -> None:
+    """The usual mistake is microseconds instead of milliseconds."""
     wrong = TimestampMillis(value)
     for topic, name in (
         ("discord-messages", "created_at"),
@@ -128,20 +128,20 @@ def test_m8_a_time_outside_the_years_1_to_9999_breaks_the_rule(value: int) -> No
 
 @pytest.mark.parametrize("value", [MIN_TIMESTAMP, MAX_TIMESTAMP, 0, -1])
 def test_any_time_of_the_calendar_is_written(value: int) -> None:
-    """A question may wait for an answer until the year 9999."""
+    """A question may expire as late as the year 9999."""
     event = evolve(QUERY, expires_at=TimestampMillis(value))
     assert CODECS["bot-queries"].decode(CODECS["bot-queries"].encode(event, 7)) == event
 
 
 def test_an_observation_of_the_future_breaks_the_rule() -> None:
-    """It would win over all that Discord reports until then."""
+    """It would override all that Discord reports until then."""
     ahead = evolve(MESSAGE, observed_at=TimestampMillis(NOW + 60_001))
     assert str(broken_rule(ahead, now=NOW)) == "observed_at must not lie more than a minute ahead"
     assert broken_rule(ahead, now=TimestampMillis(NOW + 1)) is None
 
 
 def test_the_encoder_compares_observations_with_the_clock() -> None:
-    """Before and after it has seen a time that was right."""
+    """It does so before and after it has seen a valid time."""
     codec = CODECS["discord-messages"]
     for _ in range(2):
         now = time.time_ns() // 1_000_000
@@ -150,8 +150,8 @@ def test_the_encoder_compares_observations_with_the_clock() -> None:
         codec.encode(evolve(MESSAGE, observed_at=TimestampMillis(now + 30_000)), 7)
 
 
-def test_clients_2_stored_times_of_any_size_make_a_date() -> None:
-    """Clients 2: what an earlier version stored does not break whoever shows it."""
+def test_stored_times_of_any_size_make_a_date() -> None:
+    """Times stored by an earlier version do not break whatever shows them."""
     assert to_datetime(TimestampMillis(2**63 - 1)) == datetime(9999, 12, 31, 23, 59, 59, 999_000, UTC)
     assert to_datetime(TimestampMillis(-(2**63))) == datetime(1, 1, 1, tzinfo=UTC)
     assert to_datetime(TimestampMillis(1_726_854_000_123)) == datetime(2024, 9, 20, 17, 40, 0, 123_000, UTC)
@@ -164,7 +164,7 @@ IDS = st.one_of(
 
 
 def with_ids(event: Any) -> st.SearchStrategy[Any]:
-    """``event`` with other ids, in parts of it too; most are left as they are."""
+    """Return ``event`` with other ids, including nested ones; most stay as they are."""
     changed: dict[str, st.SearchStrategy[Any]] = {}
     for attribute in attrs.fields(type(event)):
         value = getattr(event, attribute.name)
@@ -181,8 +181,8 @@ def with_ids(event: Any) -> st.SearchStrategy[Any]:
 
 @settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
 @given(event=st.sampled_from(list(OF_TOPIC)).flatmap(lambda topic: with_ids(OF_TOPIC[topic])))
-def test_h3_the_encoder_writes_exactly_the_events_that_keep_the_rules(event: Any) -> None:
-    """H3: the compiled shortcuts refuse nothing that the rule allows, and let through nothing that it does not."""
+def test_the_encoder_writes_exactly_the_events_that_keep_the_rules(event: Any) -> None:
+    """The compiled shortcuts refuse exactly what the rules forbid."""
     (codec,) = (codec for codec in CODECS.values() if codec.event_class is type(event))
     broken = broken_rule(event, now=NOW)
     if broken is None:
@@ -202,7 +202,7 @@ def test_every_id_is_under_the_rule_but_those_of_passages(event_class: type[Any]
 
 
 def test_a_query_of_another_program_may_have_ids_of_its_own() -> None:
-    """Clients 7: an address of mail is an id."""
+    """An e-mail address is a valid id."""
     asked = BotQuery(
         query_id="helpdesk-5e1c",
         channel_id="0",

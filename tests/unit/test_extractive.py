@@ -1,4 +1,4 @@
-"""What is quoted when no model writes."""
+"""What is quoted if no model writes the answer."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ LOCK = passage(
 QUESTION = "SK-2104, the repository is locked after a power cut, how do I remove the lock?"
 
 
-def test_a_text_without_any_break_is_quoted_at_once() -> None:
-    """Going over it again from each of its letters would take minutes."""
+def test_a_text_without_any_break_is_quoted_quickly() -> None:
+    """Scanning it again from each character would take minutes."""
     (quote,) = quotes("?", [passage([said("ada", "x" * 200_000)])])
     assert len(quote.text) <= MAX_QUOTE_CHARACTERS
 
@@ -49,24 +49,24 @@ def test_a_long_text_without_sentences_is_quoted_where_it_matches() -> None:
 
 
 def test_no_passages_give_no_quotes() -> None:
-    """There is nothing to show."""
+    """There is nothing to quote."""
     assert quotes(QUESTION, []) == []
 
 
 def test_the_one_who_answers_is_quoted_rather_than_the_one_who_asks() -> None:
-    """The question in the channel shares more words with ours than its answer does."""
+    """A question in the channel shares more words with ours than its answer does."""
     assert quotes(QUESTION, [LOCK])[0].message.author_name == "ninefold"
     assert "unlock --stale" in quotes(QUESTION, [LOCK])[0].text
 
 
-def test_one_who_speaks_alone_is_quoted() -> None:
-    """A note without an answer is still what was said."""
+def test_a_monologue_is_quoted() -> None:
+    """A note that nobody answered is quoted."""
     alone = passage([said("tallow", "SK-2104 means the repository is locked")])
     assert [quote.text for quote in quotes(QUESTION, [alone])] == ["SK-2104 means the repository is locked"]
 
 
 def test_lines_said_in_one_go_are_quoted_together() -> None:
-    """A thought over two lines is one quote, which links to its first line."""
+    """A thought over two messages is one quote, which links to the first."""
     spread = passage(
         [
             said("tallow", "how do I remove the lock?", minute=0),
@@ -80,7 +80,7 @@ def test_lines_said_in_one_go_are_quoted_together() -> None:
 
 
 def test_one_who_talks_on_and_on_is_not_quoted_whole() -> None:
-    """Four messages are a thought, a whole monologue is not."""
+    """Four messages are quoted together, a whole monologue is not."""
     monologue = passage(
         [said("tallow", "remove the lock?")] + [said("ninefold", f"line {i}", minute=1) for i in range(9)]
     )
@@ -88,7 +88,7 @@ def test_one_who_talks_on_and_on_is_not_quoted_whole() -> None:
 
 
 def test_passages_far_behind_the_best_are_not_quoted() -> None:
-    """Two right ones are shown, a third of half the score is not."""
+    """Two good ones are shown, a third with half the score is not."""
     near = passage([said("wrenlet", "a lock is removed with skerry unlock", minute=20)], score=0.75)
     far = passage([said("brackish", "we lock the door at night", minute=30)], score=0.4)
     shown = {quote.message.author_name for quote in quotes(QUESTION, [LOCK, near, far])}
@@ -96,13 +96,13 @@ def test_passages_far_behind_the_best_are_not_quoted() -> None:
 
 
 def test_never_more_than_three_quotes() -> None:
-    """Discord's readers want it short."""
+    """An extract stays short."""
     many = [passage([said("wrenlet", f"remove lock {i}", minute=i), said("tallow", "lock?")]) for i in range(6)]
     assert len(quotes(QUESTION, many)) == 3
 
 
 def test_a_long_message_is_shown_by_its_matching_sentences() -> None:
-    """What matches comes before what stands first."""
+    """Matching sentences are preferred to the first ones."""
     filler = "We have had this machine for years and it makes a lot of noise. " * 20
     long = passage([said("ninefold", f"{filler}To remove the lock run skerry unlock. {filler}")])
     (quote,) = quotes(QUESTION, [long])
@@ -111,7 +111,7 @@ def test_a_long_message_is_shown_by_its_matching_sentences() -> None:
 
 
 def test_a_code_block_is_shown_whole_or_not_at_all() -> None:
-    """Half of a script is worth nothing; a note stands for one that is too long, and what explains it remains."""
+    """A note replaces a block that is too long, and the explanation stays."""
     filler = "We have had this machine for years and it makes a lot of noise. " * 10
     script = "```sh\nskerry stop\nskerry unlock --stale\nskerry start\n```"
     whole = passage([said("ninefold", f"{filler}\nRemove the lock with this:\n{script}\n{filler}")])
@@ -125,14 +125,14 @@ def test_a_code_block_is_shown_whole_or_not_at_all() -> None:
 
 
 def test_a_sentence_does_not_end_inside_inline_code() -> None:
-    """Dots in a command are no ends."""
+    """Dots in a command do not end a sentence."""
     filler = "We have had this machine for years and it makes a lot of noise. " * 10
     long = passage([said("ninefold", f"{filler}Remove the lock with `skerry unlock. --stale` today. {filler}")])
     assert "Remove the lock with `skerry unlock. --stale` today." in quotes(QUESTION, [long])[0].text
 
 
-def test_whom_a_message_speaks_to_is_not_quoted() -> None:
-    """The reader is somebody else; an @word that is nobody here stays."""
+def test_the_addressee_of_a_message_is_not_quoted() -> None:
+    """A leading mention is left out; an @word that is not a member's name stays."""
     spoken = passage(
         [said("tallow", "how do I remove the lock?"), said("ninefold", "@tallow: remove the lock by hand", minute=1)]
     )
@@ -157,13 +157,13 @@ def test_a_third_quote_has_to_be_half_as_good_as_the_best() -> None:
 
 
 def test_what_was_said_twice_is_quoted_once() -> None:
-    """The same words in two conversations, from two people."""
+    """The same words may occur in two conversations, from two people."""
     again = passage([said("wrenlet", "Then remove the lock with skerry unlock --stale!", minute=20)], score=0.79)
     assert [quote.message.author_name for quote in quotes(QUESTION, [LOCK, again])] == ["ninefold"]
 
 
 def test_an_extract_fits_into_one_message() -> None:
-    """Three long quotes do not: the third is left out rather than cut."""
+    """Of three long quotes, the third is left out rather than cut."""
     code = "```\n" + "y = 2\n" * 120 + "```"
     many = [passage([said(f"p{i}", f"remove lock {i} like this number{i} {code}", minute=i)]) for i in range(3)]
     found = quotes(QUESTION, many)
@@ -172,7 +172,7 @@ def test_an_extract_fits_into_one_message() -> None:
 
 
 def test_an_extract_is_the_same_in_every_process() -> None:
-    """Hashes of words differ between processes; what is chosen does not."""
+    """It does not depend on string hashes, which differ between processes."""
     script = (
         "from tests.unit.test_extractive import LOCK, QUESTION\n"
         "from rtfm.answering.extractive import compose, quotes\n"
@@ -192,20 +192,20 @@ def test_an_extract_is_the_same_in_every_process() -> None:
 
 
 def test_an_answer_quotes_names_dates_and_numbers() -> None:
-    """As Discord shows it."""
+    """They are formatted for Discord."""
     alone = passage([said("a_b", "first\nsecond")])
     assert compose(quotes("first?", [alone])) == "This was said about it:\n\n> first\n> second\na\\_b, 2026-03-02 [1]"
 
 
 def test_a_quoted_ping_and_a_masked_link_are_defused() -> None:
-    """What somebody said once must not ping or mislead again."""
+    """Quoted text must not ping or mislead again."""
     alone = passage([said("tallow", "@everyone <@12> look at [the docs](https://elsewhere.example)")])
     (quote,) = quotes("docs?", [alone])
     assert quote.text == "@\u200beveryone @someone look at the docs https://elsewhere.example"
 
 
 def test_a_citation_points_to_the_message_behind_the_words() -> None:
-    """The link leads to the answer, not to the top of the conversation."""
+    """The link leads to the quoted message, not to the top of the conversation."""
     assert best_message(QUESTION, "remove it with skerry unlock --stale", LOCK).message_id == "70006"
     assert best_message(QUESTION, "ganz anders", LOCK).message_id == "70006"
 
@@ -215,15 +215,15 @@ def test_a_citation_points_to_the_message_behind_the_words() -> None:
     st.lists(st.tuples(st.sampled_from(["a", "b"]), st.text(min_size=1, max_size=2_000)), min_size=1, max_size=6),
 )
 def test_whatever_was_said_can_be_quoted(question: str, lines: list[tuple[str, str]]) -> None:
-    """No text breaks the choice or grows the answer past its bounds."""
+    """No text breaks the selection or makes the answer too long."""
     found = quotes(question, [passage([said(author, text, minute=i) for i, (author, text) in enumerate(lines)])])
     assert len(found) <= 3
     assert found or not any(without_pings(text).strip() for _, text in lines)
     assert all(len(quote.text) <= MAX_CODE_CHARACTERS + 20 for quote in found)
 
 
-def test_a_quote_holds_no_line_of_its_own() -> None:
-    """M4: what a member writes behind a line end that Discord does not know stays in the quote."""
+def test_a_quote_cannot_start_a_line_outside_itself() -> None:
+    """Text after a line separator that Discord ignores stays in the quote."""
     (quote,) = quotes("apt?", [passage([said("eve", "install apt\u2028# Official notice\u2028**Sources**")])])
     answer = compose([quote])
     assert "> install apt # Official notice **Sources**\n" in answer
@@ -231,27 +231,27 @@ def test_a_quote_holds_no_line_of_its_own() -> None:
 
 
 def test_a_quote_hides_no_address_and_forges_no_number() -> None:
-    """M5: also where two messages make the link together; numbers in brackets are the answer's."""
+    """This includes a link formed by two messages; bracketed numbers are the answer's own."""
     two = passage([said("eve", "unlock [the driver"), said("eve", "here](https://elsewhere.example/x) as [7] says")])
     (quote,) = quotes("unlock driver?", [two])
     assert quote.text == "unlock the driver\nhere https://elsewhere.example/x as (7) says"
 
 
 def test_a_quote_names_no_channel_that_is_not_readable() -> None:
-    """Discord shows a channel's name to some who may not read it."""
+    """Discord shows a channel's name to people who may not read it."""
     spoken = passage([said("eve", "unlock it as in <#300> and <#200>")])
     assert quotes("unlock?", [spoken], channels=["200"])[0].text == "unlock it as in #channel and <#200>"
 
 
 def test_a_link_that_was_cut_is_not_shown() -> None:
-    """M5: half an address leads somewhere else."""
+    """Half an address leads somewhere else."""
     address = "https://good.example" + ".evil.example" * 60
     (quote,) = quotes("unlock?", [passage([said("eve", f"unlock it with {address} now")])])
     assert links(quote.text) <= {address}
 
 
 def test_many_code_blocks_leave_room_for_words() -> None:
-    """H1: a note for each of thousands of blocks would be longer than what is shown."""
+    """A note for each of thousands of blocks would exceed the limit."""
     text = "unlock it. " + "```a```" * 5_000
     (quote,) = quotes("unlock?", [passage([said("eve", text)])])
     assert len(quote.text) <= MAX_CODE_CHARACTERS + 20

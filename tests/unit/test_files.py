@@ -1,4 +1,4 @@
-"""Files that are there whole or as they were."""
+"""Files are written completely or not at all."""
 
 import stat
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 from rtfm.files import write_whole
 
 
-def test_a_file_is_replaced_and_nothing_stays_beside_it(tmp_path: Path) -> None:
-    """The folder is made where it is missing."""
+def test_a_file_is_replaced_and_leaves_no_temporary_file(tmp_path: Path) -> None:
+    """The folder is created if it is missing."""
     path = tmp_path / "folder" / "state.json"
     write_whole(path, "first")
     write_whole(path, "zwölf")
@@ -18,7 +18,7 @@ def test_a_file_is_replaced_and_nothing_stays_beside_it(tmp_path: Path) -> None:
 
 
 def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
-    """And no half of the new one."""
+    """No part of the new file remains."""
     path = tmp_path / "state.json"
     write_whole(path, "first")
     with pytest.raises(UnicodeEncodeError):

@@ -1,4 +1,4 @@
-"""Where the floor lies above what questions about other things reach."""
+"""The floor is above the evidence that unrelated questions reach."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def levels(seed: int) -> list[float]:
     return [rng.gauss(0.3, 0.05) for _ in PROBES]
 
 
-def test_nearly_all_other_questions_lie_below() -> None:
-    """Also those that it was not set on."""
+def test_nearly_all_unrelated_questions_are_below_the_floor() -> None:
+    """This includes questions that did not set it."""
     for seed in range(10):
         floor = floor_of(levels(seed))
         others = levels(seed + 100)
@@ -22,11 +22,11 @@ def test_nearly_all_other_questions_lie_below() -> None:
 
 
 def test_a_guild_that_knows_a_topic_of_the_probes_is_not_misled() -> None:
-    """Five questions that a guild of cooks can answer do not shut out its own."""
+    """Five probes that a cooking guild can answer do not shut out its own questions."""
     known = [*levels(1)[:-5], 0.9, 0.9, 0.9, 0.9, 0.9]
     assert floor_of(known) < 0.6
 
 
-def test_the_probes_are_sixty_and_none_stands_twice() -> None:
-    """Each weighs alike."""
+def test_the_sixty_probes_are_distinct() -> None:
+    """Each probe has the same weight."""
     assert len(PROBES) == len(set(PROBES)) == 60

@@ -1,4 +1,4 @@
-"""The guards around a model: retries, the circuit breaker, budgets. R21 of the reliability requirements is here."""
+"""The guards around a model: retries, circuit breaker, budgets. R21 of docs/requirements.md is shown here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DOWN = Unavailable("Gemini", "Gemini answers 503")
 
 @define
 class Script:
-    """A model that does what it is told, in order; the last instruction holds."""
+    """A model that follows a script; the last instruction repeats."""
 
     steps: list[Exception | Completion | Callable[[], Completion]]
     asked: int = 0
@@ -49,7 +49,7 @@ class Script:
 
 @define
 class Time:
-    """Seconds that pass when they are told to."""
+    """A clock that advances on request."""
 
     now_s: float = 1_000.0
 
@@ -59,7 +59,7 @@ class Time:
 
 @pytest.fixture
 def no_waiting() -> Iterator[None]:
-    """Retries wait for nothing, so that time is the test's own."""
+    """Make retries not sleep, so that the test controls the time."""
     stamina.set_testing(True, attempts=3)
     yield
     stamina.set_testing(False)
@@ -79,7 +79,7 @@ def guarded(
 
 
 def outcomes(model: GuardedModel, count: int) -> list[str]:
-    """What ``count`` questions in a row come to."""
+    """Return the results of ``count`` questions in a row."""
     found = []
     for _ in range(count):
         try:
@@ -94,8 +94,8 @@ def outcomes(model: GuardedModel, count: int) -> list[str]:
 
 @pytest.mark.usefixtures("no_waiting")
 @pytest.mark.parametrize("error", [DOWN, Throttled("busy", retry_after_s=1.0)])
-def test_what_may_pass_is_tried_again(error: Exception) -> None:
-    """429 and 5xx: the third attempt's answer is the answer."""
+def test_temporary_failures_are_retried(error: Exception) -> None:
+    """After 429 and 5xx, the third attempt's answer is used."""
     script = Script([error, error, DONE])
     assert guarded(script, policy=GuardPolicy(attempts=3)).complete(PROMPT, timeout_s=20) == DONE
     assert script.asked == 3
@@ -103,8 +103,8 @@ def test_what_may_pass_is_tried_again(error: Exception) -> None:
 
 @pytest.mark.usefixtures("no_waiting")
 @pytest.mark.parametrize("error", [ConfigError("the key is wrong"), UnusableAnswer("blocked", "no")])
-def test_what_will_not_pass_is_not_tried_again(error: Exception) -> None:
-    """A wrong key and a blocked answer stay what they are."""
+def test_permanent_failures_are_not_retried(error: Exception) -> None:
+    """A wrong key and a blocked answer are not retried."""
     script = Script([error, DONE])
     with pytest.raises(type(error)):
         guarded(script, policy=GuardPolicy(attempts=3)).complete(PROMPT, timeout_s=20)
@@ -120,7 +120,7 @@ def test_retry_after_that_exceeds_the_time_left_is_not_waited_for() -> None:
 
 
 def test_retry_after_and_jitter_make_the_wait() -> None:
-    """What the service asks for, and a little more, so that not all come back at once."""
+    """The wait is the Retry-After plus jitter, so that clients do not all return at once."""
     model = GuardedModel(
         Script([DONE]),
         name="gemini",
@@ -137,7 +137,7 @@ def test_retry_after_and_jitter_make_the_wait() -> None:
 
 @pytest.mark.usefixtures("no_waiting")
 def test_all_attempts_share_the_time() -> None:
-    """The second attempt has what the first left; when nothing is left there is none."""
+    """The second attempt gets the time that the first left; without time left there is none."""
     time = Time()
 
     def hang() -> Completion:
@@ -158,8 +158,8 @@ def test_no_time_left_is_no_request() -> None:
     assert (caught.value.reason, script.asked) == ("out_of_time", 0)
 
 
-def test_r21_an_open_circuit_lets_one_probe_through_an_interval() -> None:
-    """R21: down for a minute, it is asked at most once an interval, and again as soon as a probe succeeds."""
+def test_an_open_circuit_lets_one_probe_through_an_interval() -> None:
+    """R21: while it is down it gets at most one request an interval, and recovers as soon as a probe succeeds."""
     time, script = Time(), Script([DOWN])
     model = guarded(script, policy=GuardPolicy(attempts=1, min_requests=4, probe_interval_s=10), time=time)
     assert outcomes(model, 6) == ["Unavailable"] * 4 + ["circuit_open"] * 2
@@ -172,8 +172,8 @@ def test_r21_an_open_circuit_lets_one_probe_through_an_interval() -> None:
     assert outcomes(model, 20) == ["answered"] * 20
 
 
-def test_r21_a_probe_that_hangs_is_the_only_one() -> None:
-    """R21: half open, 16 threads: one request, the others are told at once."""
+def test_a_probe_that_hangs_is_the_only_one() -> None:
+    """R21: half open with 16 threads, one request is sent, and the other threads fail at once."""
     time, entered, release = Time(), threading.Event(), threading.Event()
 
     def hang() -> Completion:
@@ -197,7 +197,7 @@ def test_r21_a_probe_that_hangs_is_the_only_one() -> None:
 
 
 def test_a_circuit_opens_after_a_share_of_failures() -> None:
-    """One in three does no harm, every other one is too many, and what was long ago does not count."""
+    """One failure in three leaves it closed, one in two opens it, and old ones do not count."""
     time = Time()
     script = Script([DONE, DONE, DOWN] * 10)
     model = guarded(script, policy=GuardPolicy(attempts=1, failure_share=0.5, min_requests=4), time=time)
@@ -208,7 +208,7 @@ def test_a_circuit_opens_after_a_share_of_failures() -> None:
 
 
 def test_questions_that_are_blocked_do_not_open_the_circuit() -> None:
-    """They are not the service's fault; pages of a proxy and refused keys are."""
+    """They are not failures of the service; a proxy's pages and refused keys are."""
     policy = GuardPolicy(attempts=1, min_requests=3)
     for reason in ("blocked", "cut_off", "empty", "refused"):
         assert "circuit_open" not in outcomes(guarded(Script([UnusableAnswer(reason, "no")]), policy=policy), 20)
@@ -217,7 +217,7 @@ def test_questions_that_are_blocked_do_not_open_the_circuit() -> None:
 
 
 def test_calls_do_not_wait_for_one_another() -> None:
-    """16 questions at a time means 16 requests at a time."""
+    """16 questions at a time make 16 concurrent requests."""
     together = threading.Barrier(16, timeout=30)
 
     def meet() -> Completion:
@@ -230,7 +230,7 @@ def test_calls_do_not_wait_for_one_another() -> None:
 
 
 def test_the_circuit_s_state_is_a_metric() -> None:
-    """0 closed, 2 open."""
+    """0 is closed, 2 is open."""
     model = guarded(Script([DOWN]), policy=GuardPolicy(attempts=1, min_requests=2))
     assert REGISTRY.get_sample_value("rtfm_circuit_state", {"dependency": "gemini"}) == 0
     outcomes(model, 2)
@@ -243,7 +243,7 @@ def per_day(kind: str, amount: int) -> Limit:
 
 
 def test_a_used_up_budget_of_requests_spares_the_model() -> None:
-    """Three a day are three, retries included."""
+    """A budget of three a day allows three requests, retries included."""
     script = Script([DONE])
     model = guarded(script, budget=Budget([per_day("requests", 3)]))
     assert outcomes(model, 5) == ["answered"] * 3 + ["over_budget"] * 2
@@ -251,19 +251,19 @@ def test_a_used_up_budget_of_requests_spares_the_model() -> None:
 
 
 def test_tokens_are_counted_as_the_model_counts_them() -> None:
-    """100 a question: the third would pass 250."""
+    """At 100 tokens a question, the third would exceed 250."""
     model = guarded(Script([DONE]), budget=Budget([per_day("tokens", 250)]))
     assert outcomes(model, 4) == ["answered"] * 3 + ["over_budget"]
 
 
 def test_a_failed_request_costs_no_tokens() -> None:
-    """But it is a request."""
+    """It still counts as a request."""
     model = guarded(Script([DOWN]), budget=Budget([per_day("requests", 3), per_day("tokens", 20)]))
     assert outcomes(model, 5) == ["Unavailable"] * 3 + ["over_budget"] * 2
 
 
 def test_an_open_circuit_costs_nothing() -> None:
-    """Neither requests nor tokens: the budget is there when the model is back."""
+    """It uses neither requests nor tokens of the budget."""
     time, script = Time(), Script([DOWN])
     policy = GuardPolicy(attempts=1, min_requests=2, probe_interval_s=10)
     model = guarded(script, policy=policy, budget=Budget([per_day("requests", 4)]), time=time)
@@ -274,7 +274,7 @@ def test_an_open_circuit_costs_nothing() -> None:
 
 
 def test_questions_under_way_count_against_the_budget() -> None:
-    """16 at once do not overrun a budget of 5 together."""
+    """16 at once together do not exceed a budget of 5."""
     release = threading.Event()
 
     def wait() -> Completion:
@@ -290,8 +290,8 @@ def test_questions_under_way_count_against_the_budget() -> None:
     assert (found.count("answered"), found.count("over_budget"), script.asked) == (5, 11, 5)
 
 
-def test_a_budget_is_there_again_in_the_next_window() -> None:
-    """A second is over in a second."""
+def test_a_budget_is_restored_in_the_next_window() -> None:
+    """A budget a second is restored after a second."""
     budget = Budget([Limit("requests", RateLimitItemPerSecond(1))])
     model = guarded(Script([DONE]), budget=budget)
     assert outcomes(model, 2) == ["answered", "over_budget"]
@@ -299,8 +299,8 @@ def test_a_budget_is_there_again_in_the_next_window() -> None:
     assert any(pause.wait(0.1) or outcomes(model, 1) == ["answered"] for _ in range(100))
 
 
-def test_a_refusal_for_want_of_budget_is_counted() -> None:
-    """By the limit that was reached."""
+def test_a_refusal_by_the_budget_is_counted() -> None:
+    """The counter's label is the exceeded limit."""
     labels = {"budget": "requests_per_day"}
     before = REGISTRY.get_sample_value("rtfm_model_budget_refusals_total", labels) or 0
     outcomes(guarded(Script([DONE]), budget=Budget([per_day("requests", 1)])), 3)
@@ -308,7 +308,7 @@ def test_a_refusal_for_want_of_budget_is_counted() -> None:
 
 
 def test_budgets_come_from_the_settings() -> None:
-    """No setting, no limit; each of the four is one."""
+    """Each of the four settings is a limit; without it there is none."""
     with open_budget(Settings()).reserve(10**9):
         pass
     for name in ("model_requests_per_minute", "model_requests_per_day"):
@@ -322,7 +322,7 @@ def test_budgets_come_from_the_settings() -> None:
 
 @pytest.mark.parametrize("sdk", ["google-generativeai", "google-genai"])
 def test_the_model_of_the_settings_retries_against_the_real_form_of_the_api(sdk: str) -> None:
-    """GEMINI_SDK chooses the package; both come back after a 429 that says when, and a 503."""
+    """With each package of GEMINI_SDK, a 429 with Retry-After and a 503 are retried."""
     with FakeGemini() as server:
         server.faults = [fake.throttled("0"), fake.failing(503)]
         settings = evolve(
@@ -335,8 +335,8 @@ def test_the_model_of_the_settings_retries_against_the_real_form_of_the_api(sdk:
         assert len(server.requests) == 3
 
 
-def test_r21_a_service_that_is_down_is_left_alone() -> None:
-    """R21 over HTTP: of 50 questions, the first few reach the server, the others none."""
+def test_a_service_that_is_down_is_left_alone() -> None:
+    """R21 over HTTP: of 50 questions, only the first few reach the server."""
     with FakeGemini(behaviour=Behaviour(fail_share=1.0, status=503)) as server:
         settings = evolve(Settings(), gemini_api_key=fake.KEY, gemini_api_endpoint=server.address, model_attempts=1)
         model = open_model(settings)
@@ -346,7 +346,7 @@ def test_r21_a_service_that_is_down_is_left_alone() -> None:
 
 
 def test_an_openai_server_goes_before_gemini() -> None:
-    """Who names one means it."""
+    """A configured OpenAI server takes precedence."""
     with FakeGemini() as server:
         settings = evolve(
             Settings(),
@@ -361,5 +361,5 @@ def test_an_openai_server_goes_before_gemini() -> None:
 
 
 def test_without_a_key_there_is_no_model() -> None:
-    """Answers are extracts then."""
+    """Answers are then extracts."""
     assert open_model(Settings()) is None

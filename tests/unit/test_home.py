@@ -1,4 +1,4 @@
-"""RTFM_HOME is closed to other users, and folders that are not ours are left alone."""
+"""RTFM_HOME is closed to other users, and folders that are not ours are not changed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_m9_a_new_home_is_closed_whatever_the_umask(tmp_path: Path) -> None:
-    """Its parents are made as any folder is."""
+def test_a_new_home_is_closed_whatever_the_umask(tmp_path: Path) -> None:
+    """Its parents are created like any folder."""
     before = os.umask(0)
     try:
         make_private(tmp_path / "a" / "home")
@@ -29,8 +29,8 @@ def test_m9_a_new_home_is_closed_whatever_the_umask(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("was", [0o755, 0o701, 0o750, 0o777])
-def test_m9_a_wider_home_is_closed_with_a_line_that_says_so(tmp_path: Path, was: int) -> None:
-    """The line names the folder and both modes; a second call says nothing."""
+def test_a_wider_home_is_closed_with_a_line_that_says_so(tmp_path: Path, was: int) -> None:
+    """The line names the folder and both modes; a second call prints nothing."""
     tmp_path.chmod(was)
     with capture_logs() as lines:
         close_to_others(tmp_path)
@@ -40,7 +40,7 @@ def test_m9_a_wider_home_is_closed_with_a_line_that_says_so(tmp_path: Path, was:
     assert (line["folder"], line["mode"], line["was"]) == (str(tmp_path), "0700", f"{was:04o}")
 
 
-def test_m9_a_folder_shared_by_all_is_named_and_left_as_it_is(tmp_path: Path) -> None:
+def test_a_folder_shared_by_all_is_named_and_left_as_it_is(tmp_path: Path) -> None:
     """RTFM_HOME=/tmp must not close /tmp."""
     tmp_path.chmod(0o1777)
     with capture_logs() as lines:
@@ -49,10 +49,10 @@ def test_m9_a_folder_shared_by_all_is_named_and_left_as_it_is(tmp_path: Path) ->
     assert [line["folder"] for line in lines] == [str(tmp_path)]
 
 
-def test_m9_any_command_closes_a_home_that_is_open(
+def test_any_command_closes_a_home_that_is_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also one that has no use for it."""
+    """This includes commands that do not use it."""
     home = tmp_path / "home"
     home.mkdir(mode=0o755)
     monkeypatch.setenv("RTFM_HOME", str(home))

@@ -1,4 +1,4 @@
-"""The judge's parser on bytes made by hand: what no healthy Kafka writes."""
+"""The judge's parser on bytes made by hand, which a healthy Kafka does not write."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from tests.judge.checksum import crc32c
 from tests.judge.compression import decompress
-from tests.judge.segments import Outcome, PartitionLog, Unreadable, read_partition
+from tests.judge.segments import PartitionLog, TransactionOutcome, Unreadable, read_partition
 from tests.judging import batch, marker, record
 
 
 def log(folder: Path, *segments: bytes, starts: tuple[int, ...] = (0,)) -> PartitionLog:
-    """Of a partition with these segments."""
+    """Return the log of a partition with these segments."""
     path = folder / "some-topic-4"
     path.mkdir()
     for start, data in zip(starts, segments, strict=True):
@@ -26,8 +26,8 @@ def log(folder: Path, *segments: bytes, starts: tuple[int, ...] = (0,)) -> Parti
     return read_partition(path)
 
 
-def one(offset: int, value: bytes = b"v", **options: int) -> bytes:
-    """A batch of one record."""
+def single(offset: int, value: bytes = b"v", **options: int) -> bytes:
+    """Return a batch of one record."""
     return batch(offset, [record(b"k", value)], **options)
 
 
@@ -36,13 +36,13 @@ def one(offset: int, value: bytes = b"v", **options: int) -> bytes:
     [(b"123456789", 0xE3069283), (b"\0" * 32, 0x8A9136AA), (b"\xff" * 32, 0x62A8AB43), (bytes(range(32)), 0x46DD794E)],
 )
 def test_the_checksum_is_that_of_rfc_3720(data: bytes, checksum: int) -> None:
-    """The examples of its appendix B.4."""
+    """The cases are the examples of its appendix B.4."""
     assert crc32c(memoryview(data)) == checksum
 
 
 @given(st.binary(min_size=4, max_size=2000))
 def test_the_checksum_of_any_length_is_that_of_one_bit_after_another(data: bytes) -> None:
-    """The tables change nothing of the definition."""
+    """The tables give the same result as the bitwise definition."""
     remainder = 0xFFFFFFFF
     for byte in data:
         remainder ^= byte
@@ -59,7 +59,7 @@ def test_the_checksum_of_any_length_is_that_of_one_bit_after_another(data: bytes
 def test_any_record_is_read_as_it_was_written(
     records: list[tuple[bytes | None, bytes | None, dict[str, bytes]]],
 ) -> None:
-    """Keys, values and headers, missing and empty ones included."""
+    """This includes missing and empty keys, values and headers."""
     packed = [record(key, value, [*headers.items()], delta=n) for n, (key, value, headers) in enumerate(records)]
     with tempfile.TemporaryDirectory() as folder:
         found = log(Path(folder), batch(0, packed, at_ms=5) if packed else b"")
@@ -69,82 +69,88 @@ def test_any_record_is_read_as_it_was_written(
 
 
 def test_the_markers_of_a_producer_end_its_own_transaction_only(tmp_path: Path) -> None:
-    """Transactions of several producers are mixed in a partition."""
-    data = one(0, attributes=16, producer=1) + one(1, attributes=16, producer=2) + one(2) + one(3, producer=3)
-    data += one(4, attributes=16, producer=1) + marker(5, commit=False, producer=2) + marker(6, commit=True, producer=1)
-    data += one(7, attributes=16, producer=1) + one(8)
+    """Transactions of several producers are interleaved in a partition."""
+    data = (
+        single(0, attributes=16, producer=1) + single(1, attributes=16, producer=2) + single(2) + single(3, producer=3)
+    )
+    data += (
+        single(4, attributes=16, producer=1) + marker(5, commit=False, producer=2) + marker(6, commit=True, producer=1)
+    )
+    data += single(7, attributes=16, producer=1) + single(8)
     found = log(tmp_path, data)
     assert [(r.offset, r.batch.outcome, r.batch.marker) for r in found.records] == [
-        (0, Outcome.COMMITTED, 6),
-        (1, Outcome.ABORTED, 5),
-        (2, Outcome.NONE, None),
-        (3, Outcome.NONE, None),
-        (4, Outcome.COMMITTED, 6),
-        (7, Outcome.OPEN, None),
-        (8, Outcome.NONE, None),
+        (0, TransactionOutcome.COMMITTED, 6),
+        (1, TransactionOutcome.ABORTED, 5),
+        (2, TransactionOutcome.NONE, None),
+        (3, TransactionOutcome.NONE, None),
+        (4, TransactionOutcome.COMMITTED, 6),
+        (7, TransactionOutcome.OPEN, None),
+        (8, TransactionOutcome.NONE, None),
     ]
     assert (found.start, found.end, found.stable_end) == (0, 9, 7)
     assert [(m.offset, m.producer_id, m.outcome) for m in found.markers] == [
-        (5, 2, Outcome.ABORTED),
-        (6, 1, Outcome.COMMITTED),
+        (5, 2, TransactionOutcome.ABORTED),
+        (6, 1, TransactionOutcome.COMMITTED),
     ]
 
 
-def test_a_transaction_goes_on_in_the_next_segment(tmp_path: Path) -> None:
-    """Its marker may stand in another file."""
-    found = log(tmp_path, one(0, attributes=16, producer=1), marker(1, commit=True, producer=1) + one(2), starts=(0, 1))
-    assert [r.batch.outcome for r in found.records] == [Outcome.COMMITTED, Outcome.NONE]
+def test_a_transaction_continues_in_the_next_segment(tmp_path: Path) -> None:
+    """Its marker may be in another file."""
+    found = log(
+        tmp_path, single(0, attributes=16, producer=1), marker(1, commit=True, producer=1) + single(2), starts=(0, 1)
+    )
+    assert [r.batch.outcome for r in found.records] == [TransactionOutcome.COMMITTED, TransactionOutcome.NONE]
 
 
 @pytest.mark.parametrize("left", [1, 20, 60, 61, 69])
 def test_a_last_batch_that_is_not_whole_is_left_out_and_reported(tmp_path: Path, left: int) -> None:
-    """As a broker leaves it that was killed while it wrote."""
-    found = log(tmp_path, one(0) + one(1)[:left])
+    """A broker that is killed during a write leaves one."""
+    found = log(tmp_path, single(0) + single(1)[:left])
     assert [r.offset for r in found.records] == [0]
-    assert (
-        found.torn == f"some-topic-4/{0:020}.log ends in a batch that was not written whole: {left} bytes from byte 70"
-    )
+    assert found.torn == f"some-topic-4/{0:020}.log ends in an incomplete batch: {left} bytes from byte 70"
 
 
 def test_zeros_at_the_end_are_left_out_and_reported(tmp_path: Path) -> None:
-    """As a file system leaves them after a loss of power."""
-    found = log(tmp_path, one(0) + bytes(500))
+    """A file system may leave them after a loss of power."""
+    found = log(tmp_path, single(0) + bytes(500))
     assert ([r.offset for r in found.records], "500 bytes" in (found.torn or "")) == ([0], True)
 
 
 def flipped(data: bytes, at: int) -> bytes:
-    """With one bit changed."""
+    """Return ``data`` with one bit changed."""
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
 @pytest.mark.parametrize("at", [9, 16, 18, 30, 65])
 def test_a_bad_batch_before_a_whole_one_is_unreadable(tmp_path: Path, at: int) -> None:
-    """In its length, version, checksum, header or records."""
-    with pytest.raises(Unreadable, match="is not readable at byte 0, and a whole batch follows at byte 70"):
-        log(tmp_path, flipped(one(0), at) + one(1))
+    """The fault is in its length, version, checksum, header or records."""
+    with pytest.raises(Unreadable, match="is unreadable at byte 0, but a complete batch follows at byte 70"):
+        log(tmp_path, flipped(single(0), at) + single(1))
 
 
 def test_a_torn_batch_in_a_segment_that_is_not_the_last_is_unreadable(tmp_path: Path) -> None:
-    """A broker begins a new segment behind whole batches only."""
-    with pytest.raises(Unreadable, match="is not readable at byte 0"):
-        log(tmp_path, one(0)[:-1], one(1), starts=(0, 1))
+    """A broker starts a new segment only after a complete batch."""
+    with pytest.raises(Unreadable, match="is unreadable at byte 0"):
+        log(tmp_path, single(0)[:-1], single(1), starts=(0, 1))
 
 
-def test_offsets_that_no_batch_holds_are_told(tmp_path: Path) -> None:
-    """Within a segment, between two, and before the first."""
-    found = log(tmp_path, one(3) + one(5), one(9), starts=(3, 8))
+def test_missing_offsets_are_reported_as_gaps(tmp_path: Path) -> None:
+    """The gaps are within a segment, between two, and before the first."""
+    found = log(tmp_path, single(3) + single(5), single(9), starts=(3, 8))
     assert (found.start, found.end, found.gaps) == (3, 10, ((4, 5), (6, 9)))
 
 
 def test_an_offset_that_comes_again_is_unreadable(tmp_path: Path) -> None:
-    """No log holds an offset twice."""
-    with pytest.raises(Unreadable, match="holds offset 0 again behind 0"):
-        log(tmp_path, one(0) + one(0))
+    """A log holds each offset once."""
+    with pytest.raises(Unreadable, match="has offset 0 again after 0"):
+        log(tmp_path, single(0) + single(0))
 
 
 def test_records_that_are_not_what_the_batch_says_are_unreadable(tmp_path: Path) -> None:
-    """The checksum is right, and they are not."""
-    for number, data in enumerate((one(0, attributes=4), one(0, attributes=1), batch(0, [b"\x40"]), batch(0, [b""]))):
+    """Their checksum is valid."""
+    for number, data in enumerate(
+        (single(0, attributes=4), single(0, attributes=1), batch(0, [b"\x40"]), batch(0, [b""]))
+    ):
         folder = tmp_path / str(number)
         folder.mkdir()
         with pytest.raises(Unreadable, match="byte 0: its records are"):
@@ -152,9 +158,9 @@ def test_records_that_are_not_what_the_batch_says_are_unreadable(tmp_path: Path)
 
 
 def test_an_unknown_compression_and_an_unknown_marker_are_unreadable(tmp_path: Path) -> None:
-    """Kafka may come to write more than is known here."""
+    """Later versions of Kafka may add types."""
     with pytest.raises(Unreadable, match="an unknown compression type"):
-        log(tmp_path, one(0, attributes=7))
+        log(tmp_path, single(0, attributes=7))
     (tmp_path / "some-topic-4").rename(tmp_path / "other")
     unknown = batch(0, [record(struct.pack(">hh", 0, 9), b"")], attributes=0x30, producer=1)
     with pytest.raises(Unreadable, match="an unknown type"):
@@ -162,25 +168,25 @@ def test_an_unknown_compression_and_an_unknown_marker_are_unreadable(tmp_path: P
 
 
 def test_a_control_batch_without_a_transaction_is_no_marker(tmp_path: Path) -> None:
-    """The log of Kafka's metadata has them: leaders and snapshots."""
-    found = log(tmp_path, batch(0, [record(struct.pack(">hh", 0, 2), b"")], attributes=0x20) + one(1))
+    """Kafka's metadata log has control batches for leaders and snapshots."""
+    found = log(tmp_path, batch(0, [record(struct.pack(">hh", 0, 2), b"")], attributes=0x20) + single(1))
     assert ([r.offset for r in found.records], found.markers) == ([1], ())
 
 
-def test_times_are_those_of_the_broker_where_the_topic_says_so(tmp_path: Path) -> None:
-    """message.timestamp.type=LogAppendTime: the batch has one time."""
-    found = log(tmp_path, one(0, attributes=8, at_ms=123))
+def test_log_append_time_is_the_time_of_all_records(tmp_path: Path) -> None:
+    """With message.timestamp.type=LogAppendTime a batch has one time."""
+    found = log(tmp_path, single(0, attributes=8, at_ms=123))
     assert [r.timestamp_ms for r in found.records] == [123]
 
 
 def test_a_folder_without_segments_is_unreadable(tmp_path: Path) -> None:
-    """A partition has at least an empty one."""
+    """A partition has at least an empty segment."""
     with pytest.raises(Unreadable, match="some-topic-4 has no segment"):
         log(tmp_path, starts=())
 
 
 def test_snappy_of_the_java_client_is_read(tmp_path: Path) -> None:
-    """Blocks behind a magic, where librdkafka writes one raw block."""
+    """It writes blocks after magic bytes; librdkafka writes one raw block."""
     blocks = [bytes(cramjam.snappy.compress_raw(part)) for part in (b"hello ", b"world")]
     data = b"\x82SNAPPY\x00" + struct.pack(">ii", 1, 1) + b"".join(struct.pack(">i", len(b)) + b for b in blocks)
     assert decompress("snappy", data) == b"hello world"

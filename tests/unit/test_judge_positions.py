@@ -1,4 +1,4 @@
-"""What the judge reads from __consumer_offsets: positions in order of effect, and the maps of what is finished."""
+"""What the judge reads from __consumer_offsets: positions in order of effect, and finished maps."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rtfm.streams.position import encode_map
-from tests.judge.finished import Finished
-from tests.judge.positions import Position, positions_of
+from tests.judge.finished import FinishedOffsets
+from tests.judge.positions import PositionCommit, positions_of
 from tests.judge.segments import Unreadable, read_partition
 from tests.judging import ANSWER, OFFSETS, QUERIES, KeptRun, marker
 
@@ -23,14 +23,14 @@ def run(tmp_path: Path) -> KeptRun:
     return KeptRun(tmp_path / "run")
 
 
-def positions(run: KeptRun) -> list[Position]:
-    """Of the answer group in partition 0 of bot-queries."""
+def positions(run: KeptRun) -> list[PositionCommit]:
+    """Return the positions of the answer group in partition 0 of bot-queries."""
     run.write()
     return positions_of(read_partition(run.folder / "kafka" / f"{OFFSETS}-3")).get(WHERE, [])
 
 
-def told(found: list[Position]) -> list[tuple[int | None, bool]]:
-    """Offsets, and whether they took effect."""
+def effects(found: list[PositionCommit]) -> list[tuple[int | None, bool]]:
+    """Return offsets, and whether they took effect."""
     return [(position.offset, position.is_applied) for position in found]
 
 
@@ -43,7 +43,7 @@ def end(run: KeptRun, producer: int, *, commit: bool = True) -> None:
 
 @pytest.mark.parametrize("version", [0, 1, 2, 3, 4])
 def test_values_of_each_version_are_read(run: KeptRun, version: int) -> None:
-    """Offset, metadata and time, and who committed."""
+    """Offset, metadata, time and producer are read."""
     run.position(ANSWER, QUERIES, 5, "1AQE", version=version, producer=9)
     (found,) = positions(run)
     assert (found.group, found.topic, found.partition, found.offset, found.metadata) == (*WHERE, 5, "1AQE")
@@ -52,20 +52,20 @@ def test_values_of_each_version_are_read(run: KeptRun, version: int) -> None:
 
 
 def test_keys_of_other_versions_are_no_positions(run: KeptRun) -> None:
-    """Groups and their members stand in the same topic."""
+    """The topic also holds groups and their members."""
     run.logs[OFFSETS, 3].append(b"\0\2\0\3abc", b"\0\3", at_ms=1)
     assert positions(run) == []
 
 
 def test_a_key_that_is_cut_off_is_unreadable(run: KeptRun) -> None:
-    """It is not passed over."""
+    """It is not skipped."""
     run.logs[OFFSETS, 3].append(b"\0\1\0\x09abc", b"\0\3", at_ms=1)
-    with pytest.raises(Unreadable, match="offset 0 is no position"):
+    with pytest.raises(Unreadable, match="offset 0 is not a position"):
         positions(run)
 
 
 def test_a_transaction_takes_effect_at_its_marker(run: KeptRun) -> None:
-    """The one that is committed last counts last, wherever its record stands; of two in one transaction the later."""
+    """The last committed position counts, wherever its record is; within a transaction the later record counts."""
     run.position(ANSWER, QUERIES, 1, ends="open", producer=1)
     run.position(ANSWER, QUERIES, 2, ends="open", producer=1)
     run.position(QUERIES, "other", 9)
@@ -75,62 +75,62 @@ def test_a_transaction_takes_effect_at_its_marker(run: KeptRun) -> None:
     end(run, 2)
     run.position(ANSWER, QUERIES, 5, ends=None)
     run.position(ANSWER, QUERIES, 6, ends="open", producer=1)
-    assert told(positions(run)) == [(1, False), (4, False), (2, True), (3, True), (5, True), (6, False)]
+    assert effects(positions(run)) == [(1, False), (4, False), (2, True), (3, True), (5, True), (6, False)]
 
 
-def test_a_position_that_was_set_meanwhile_is_not_set_back(run: KeptRun) -> None:
-    """The coordinator leaves a committed position out whose record is older than that of the current one."""
+def test_a_newer_position_is_not_replaced_by_an_older_record(run: KeptRun) -> None:
+    """The coordinator ignores a committed position whose record is older than the current one's."""
     run.position(ANSWER, QUERIES, 1, ends="open", producer=1)
     run.position(ANSWER, QUERIES, 2, ends=None)
     end(run, 1)
-    assert told(positions(run)) == [(2, True), (1, False)]
+    assert effects(positions(run)) == [(2, True), (1, False)]
 
 
-def test_a_tombstone_removes_the_position_and_those_that_wait(run: KeptRun) -> None:
-    """What is committed after it stands again."""
+def test_a_tombstone_removes_the_position_and_pending_ones(run: KeptRun) -> None:
+    """Later commits set the position again."""
     run.position(ANSWER, QUERIES, 1)
     run.position(ANSWER, QUERIES, 2, ends="open", producer=1)
     run.position(ANSWER, QUERIES, None, ends=None)
     end(run, 1)
     run.position(ANSWER, QUERIES, 3)
-    assert told(positions(run)) == [(1, True), (2, False), (None, True), (3, True)]
+    assert effects(positions(run)) == [(1, True), (2, False), (None, True), (3, True)]
 
 
 @given(st.sets(st.integers(0, 400)), st.integers(0, 2**40))
 def test_the_map_of_a_position_is_read_as_the_processor_writes_it(finished: set[int], offset: int) -> None:
-    """Two programs that share a page, not a line of code."""
+    """The two programs share a documented format, but no code."""
     done = {offset + number for number in finished if number}
     end = max(done, default=offset) + 1
     metadata = encode_map([n for n in range(offset, end) if n not in done], end) if done else ""
-    found = Finished.decode(offset, metadata)
-    assert {n for n in range(max(0, offset - 2), end + 3) if found.holds(n)} == done | set(
+    found = FinishedOffsets.decode(offset, metadata)
+    assert {n for n in range(max(0, offset - 2), end + 3) if found.is_finished(n)} == done | set(
         range(max(0, offset - 2), offset)
     )
     assert (found.position, found.end) == (offset, end if done else offset)
-    assert Finished.decode(offset, f"{metadata or '1'}.1,2,3") == found
+    assert FinishedOffsets.decode(offset, f"{metadata or '1'}.1,2,3") == found
 
 
 @pytest.mark.parametrize("metadata", ["2AQE", "other", "1AQ", "1A", "1!!!!", "1gA"])
 def test_metadata_of_another_form_is_refused(metadata: str) -> None:
-    """Another version, half a pair of runs, no base64, a varint that is cut off."""
+    """The cases are another version, half a pair of runs, invalid base64 and a varint that is cut off."""
     with pytest.raises(ValueError, match="metadata"):
-        Finished.decode(5, metadata)
+        FinishedOffsets.decode(5, metadata)
 
 
 _SETS = st.tuples(st.integers(0, 8), st.sets(st.integers(1, 24)))
 
 
 @given(_SETS, _SETS)
-def test_what_is_lost_is_the_lowest_offset_that_was_finished_and_is_not(
+def test_the_first_lost_offset_is_the_lowest_that_is_unfinished_again(
     before: tuple[int, set[int]], after: tuple[int, set[int]]
 ) -> None:
-    """Compared with sets of offsets."""
+    """The result is compared with sets of offsets."""
     found, offsets = [], []
     for position, ahead in (before, after):
         done = {position + number for number in ahead}
         end = max(done, default=position) + 1
         found.append(
-            Finished.decode(
+            FinishedOffsets.decode(
                 position, encode_map([n for n in range(position, end) if n not in done], end) if done else ""
             )
         )

@@ -1,4 +1,4 @@
-"""Lanes: what goes to the pool, in which order, and how much of it."""
+"""Lanes: what goes to the pool, in which order, and how much."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.streams import eventually
 
 @frozen
 class Message:
-    """As much of a message of confluent_kafka as lanes look at."""
+    """The part of a confluent_kafka message that lanes use."""
 
     number: int
     key_: bytes | None
@@ -32,7 +32,7 @@ class Message:
 
 
 class Handling:
-    """Notes what it was given, and does what it is told to."""
+    """Records what it gets, and behaves as a test tells it to."""
 
     def __init__(self, act: Callable[[Message], object] = lambda _: None) -> None:
         self.calls: list[list[int]] = []
@@ -87,7 +87,7 @@ def settled(lanes: Lanes, count: int) -> list[Finished]:
 
 
 def test_records_of_a_key_go_one_after_another_and_hold_up_no_other() -> None:
-    """The first key's first record waits until all of the others are done."""
+    """The first record of the first key waits until all other keys are done."""
     part, others_done = PartitionState(0), threading.Event()
     handling = Handling(lambda message: message.number or others_done.wait(30))
     with pool(handling) as lanes:
@@ -100,7 +100,7 @@ def test_records_of_a_key_go_one_after_another_and_hold_up_no_other() -> None:
 
 
 def test_batches_are_of_one_assignment_and_in_order() -> None:
-    """What comes with a new assignment of the partition waits for the batch of the old one."""
+    """Records of a new assignment wait for the batch of the old one."""
     old, new = PartitionState(0), PartitionState(0)
     with pool(handling := Handling(), batch_size=3) as lanes:
         lanes.put([*taken(old, [b"a"] * 4), *taken(new, [b"a"])])
@@ -108,8 +108,8 @@ def test_batches_are_of_one_assignment_and_in_order() -> None:
     assert handling.calls == [[0, 1, 2], [3], [0]]
 
 
-def test_while_a_record_is_suspected_batches_are_of_one() -> None:
-    """Then a death tells which of them it was."""
+def test_a_suspect_makes_batches_of_one_record() -> None:
+    """A crash then identifies the record."""
     careful = Quarantine()
     careful.is_active = True
     with pool(handling := Handling(), batch_size=3, quarantine=careful) as lanes:
@@ -118,8 +118,8 @@ def test_while_a_record_is_suspected_batches_are_of_one() -> None:
     assert handling.calls == [[0], [1], [2]]
 
 
-def test_what_a_partition_has_lost_is_not_handled() -> None:
-    """Its records leave the lanes all the same."""
+def test_records_of_a_lost_partition_are_not_handled() -> None:
+    """Its records leave the lanes."""
     gone = PartitionState(0, is_assigned=False)
     with pool(handling := Handling()) as lanes:
         lanes.put(taken(gone, [b"a", b"b"]))
@@ -127,8 +127,8 @@ def test_what_a_partition_has_lost_is_not_handled() -> None:
     assert handling.calls == []
 
 
-def test_a_quick_pool_is_given_more_and_one_that_stands_still_no_more_than_it_needs() -> None:
-    """Two tasks a thread are enough for handlers that wait; a transaction would leave a quick pool without work."""
+def test_a_fast_pool_gets_more_tasks_than_a_slow_one() -> None:
+    """Slow handlers need two tasks a thread; a fast pool needs more, or a transaction would leave it idle."""
     part, now_s, hold = PartitionState(0), [0.0], threading.Event()
     hold.set()
     handling = Handling(lambda _: hold.wait(30))
@@ -147,7 +147,7 @@ def test_a_quick_pool_is_given_more_and_one_that_stands_still_no_more_than_it_ne
 
 
 def test_a_defect_of_a_handler_is_raised_where_results_are_taken() -> None:
-    """The pipeline ends with it."""
+    """It ends the pipeline."""
 
     def broken(_: Message) -> None:
         raise ZeroDivisionError("a defect")

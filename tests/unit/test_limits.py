@@ -1,4 +1,4 @@
-"""How many dead letters are too many, and how that is remembered."""
+"""The limits on dead letters, and how the tally is kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LIMIT = DeadLetterPolicy(max_consecutive=100, max_share=0.5)
 
 
 def tally(*runs: int) -> TallyState:
-    """Runs of good and of dead records take turns, good ones first."""
+    """Build a tally of alternating runs of good and dead records, good ones first."""
     made = TallyState()
     for place, count in enumerate(runs):
         if place % 2:
@@ -25,15 +25,15 @@ def tally(*runs: int) -> TallyState:
     return made
 
 
-def test_a_hundred_in_a_row_are_too_many_and_one_good_one_between_them_is_not() -> None:
-    """The limit is reached with the hundredth, not after it."""
+def test_a_hundred_dead_letters_in_a_row_are_too_many() -> None:
+    """The hundredth reaches the limit."""
     assert LIMIT.limit_reason(tally(0, 99)) is None
     assert LIMIT.limit_reason(tally(0, 100)) is not None
     assert LIMIT.limit_reason(tally(50, 60, 1, 60)) is None
 
 
 def test_more_than_half_of_the_last_thousand_are_too_many_once_two_hundred_were_seen() -> None:
-    """A few bad ones at the start say nothing; old ones are forgotten."""
+    """A few at the start do not count, and old results are forgotten."""
     pattern = [0, 2, 1] + [2, 1] * 65  # two of three, never many in a row
     assert LIMIT.limit_reason(tally(*pattern)) is None
     assert LIMIT.limit_reason(tally(*pattern, 3)) is not None
@@ -46,7 +46,7 @@ def test_more_than_half_of_the_last_thousand_are_too_many_once_two_hundred_were_
 
 
 def test_zero_is_no_limit() -> None:
-    """Each of the two on its own."""
+    """Each of the two limits can be switched off."""
     bad = tally(0, 1000)
     assert DeadLetterPolicy(max_consecutive=0, max_share=0).limit_reason(bad) is None
     assert DeadLetterPolicy(max_consecutive=0).limit_reason(bad) is not None
@@ -54,16 +54,16 @@ def test_zero_is_no_limit() -> None:
 
 
 @given(st.lists(st.integers(0, 300), max_size=20))
-def test_what_was_committed_is_remembered(runs: list[int]) -> None:
-    """The tally goes with the position, whoever reads it next, and stays short."""
+def test_a_committed_tally_is_restored(runs: list[int]) -> None:
+    """The tally is in the position's metadata, for the next owner, and stays short."""
     made = tally(*runs)
     assert len(made.encode()) <= 270
     back = TallyState.decode(made.encode())
     assert back == (made if made.bits else TallyState())
 
 
-def test_the_tally_stands_in_the_position_beside_the_map_of_what_is_finished() -> None:
-    """Each without the other, too."""
+def test_the_metadata_holds_the_finished_map_and_the_tally() -> None:
+    """Either may be missing."""
     for unfinished in ([], [3, 5]):
         for dead in (0, 4):
             part = PartitionState.from_position(1, 0, "")
@@ -80,6 +80,6 @@ def test_the_tally_stands_in_the_position_beside_the_map_of_what_is_finished() -
 
 
 def test_a_tally_of_another_form_stops_the_worker() -> None:
-    """It must not be taken for none."""
+    """It must not be treated as missing."""
     with pytest.raises(ConfigError):
         PartitionState.from_position(0, 5, "1.many")

@@ -1,7 +1,7 @@
-"""No text from outside makes us work longer than its length explains.
+"""No text from outside takes more time than its length explains.
 
-Every pattern of the packages and every pure function that takes a text is found by itself, so that a new one is tested
-without being named here. The one test in which time counts: CPU time of four times the text, best of five.
+The tests find every pattern of the packages and every pure function that takes a text, so that a new one is tested
+without being listed. This is the only test in which time counts: CPU time of four times the text, best of five.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ ARGUMENTS: dict[str, Any] = {
     "names": ["ada", "bob"],
     "max_tokens": 220,
 }
-"""What a function gets beside its text where it asks for more, by the parameter's name."""
+"""Arguments for further parameters of the functions, by name."""
 
 TEXTS = frozenset({"answer", "content", "name", "question", "text", "word"})
-"""Names of the parameters that hold text from outside."""
+"""Names of parameters that take text from outside."""
 
 NOT_TEXT = {
     "rtfm.bot.commands": "asks Discord",
@@ -61,7 +61,7 @@ NOT_TEXT = {
     "rtfm.local": "names of our own",
     "rtfm.telemetry": "names of our own",
 }
-"""Modules whose functions take other things under those names, or do more than read."""
+"""Modules whose parameters of these names are something else, or whose functions have side effects."""
 
 
 def _modules() -> Iterator[ModuleType]:
@@ -79,7 +79,7 @@ def _patterns() -> dict[str, re.Pattern[str]]:
     for module in MODULES:
         for name, value in vars(module).items():
             for number, pattern in enumerate(_patterns_in(value, depth=3)):
-                # Where it is imported it is the same object.
+                # An imported pattern is the same object.
                 found.setdefault(
                     id(pattern), (f"{module.__name__}.{name}" + (f"[{number}]" if number else ""), pattern)
                 )
@@ -87,7 +87,7 @@ def _patterns() -> dict[str, re.Pattern[str]]:
 
 
 def _patterns_in(value: object, *, depth: int) -> Iterator[re.Pattern[str]]:
-    """Patterns in collections and in instances of our classes, too."""
+    """Return patterns, including those in collections and in instances of our classes."""
     if isinstance(value, re.Pattern):
         if isinstance(value.pattern, str):
             yield value
@@ -111,7 +111,7 @@ PATTERNS = {name: pattern for name, pattern in _patterns().items() if name not i
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_a_pattern_takes_time_by_the_length_of_the_text(name: str) -> None:
-    """H1, H2: a run of line feeds or dashes in one message stopped a processor."""
+    """A run of line feeds or dashes in one message once stopped a processor."""
     pattern = PATTERNS[name]
 
     def read(text: str) -> None:
@@ -209,19 +209,19 @@ OTHERS: dict[str, Callable[[str], object]] = {
     "sources.select_usable": lambda text: sources.select_usable([passage([said("ada", text)])], _query(text)),
     "attachments": _file,
 }
-"""What reads text in other ways, with the way that text from outside gets to it."""
+"""Functions that read text in other ways, with adapters that pass it to them."""
 
 FUNCTIONS = {**_functions(), **OTHERS}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_takes_time_by_the_length_of_the_text(name: str) -> None:
-    """H1, H2: whatever is read of a message, a question, a name or a model's answer."""
+    """This covers everything that reads a message, a question, a name or a model's answer."""
     assert superlinear(FUNCTIONS[name]) == []
 
 
-def test_patterns_stand_where_they_are_found() -> None:
-    """H1: a pattern inside a function would not be tested; patterns are named at the top of their module."""
+def test_patterns_are_module_constants() -> None:
+    """A pattern inside a function would not be tested, so patterns are module constants."""
     inside: list[str] = []
     for path in sorted([*(ROOT / "rtfm").rglob("*.py"), *(ROOT / "cli").rglob("*.py")]):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -239,19 +239,21 @@ def test_patterns_stand_where_they_are_found() -> None:
             and isinstance(node.func.value, ast.Name)
             and node.func.value.id in ("re", "re2")
             and node.func.attr != "escape"
-            and not (path.name == "secret_forms.py" and node.func.attr == "compile")  # FORMS holds what it compiles
+            and not (
+                path.name == "secret_forms.py" and node.func.attr == "compile"
+            )  # FORMS holds the patterns that it compiles
             and node not in top
         ]
     assert inside == []
 
 
-def test_what_is_declared_is_there() -> None:
-    """A pattern that is gone leaves no exception behind."""
+def test_exceptions_name_existing_patterns() -> None:
+    """The exceptions name only patterns that exist."""
     assert set(OURS) <= set(_patterns())
 
 
-def test_the_measure_sees_what_it_is_for() -> None:
-    """H1, H2: the patterns that stopped the processor are found out, and a plain one is not."""
+def test_the_measure_detects_slow_patterns() -> None:
+    """It detects the patterns that stopped the processor, and accepts a plain one."""
     for pattern in (
         re.compile(r"^\W*#{2,}\s*x:", re.MULTILINE),
         re.compile(r"[\w.-]*[\w+~]"),

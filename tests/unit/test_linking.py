@@ -1,4 +1,4 @@
-"""Which message belongs to which conversation."""
+"""Which conversation a message belongs to."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def said(number: int, author: str, content: str, **fields: object) -> StoredMess
 
 
 def test_two_talks_at_once_are_two_conversations() -> None:
-    """Who speaks to whom decides, not who speaks next."""
+    """The addressee decides, not the next message."""
     linked = link(
         [
             said(1, "1", "how do I mount an ntfs disk?"),
@@ -55,13 +55,13 @@ def test_a_reply_is_certain_whatever_else_speaks_against_it() -> None:
 
 
 def test_a_reply_reaches_beyond_the_window() -> None:
-    """Somebody may answer after a day and a thousand messages."""
+    """A person may answer after a day and a thousand messages."""
     linked = link([said(9, "1", "solved", reply_to_message_id="5")], replied={"5": "4"})
     assert linked == {"9": "4"}
 
 
 def test_a_name_written_at_the_start_counts_as_a_mention() -> None:
-    """Not everybody uses mentions."""
+    """Many people write a name instead of a mention."""
     linked = link(
         [
             said(1, "1", "which file system for a usb stick?"),
@@ -88,7 +88,7 @@ def test_linked_messages_keep_their_conversation() -> None:
     st.integers(min_value=0, max_value=WINDOW),
 )
 def test_it_does_not_matter_how_messages_are_cut_into_batches(talk: list[tuple[str, str]], cut: int) -> None:
-    """A replay with other batches gives the same conversations."""
+    """A replay in other batches gives the same conversations."""
     messages = [said(number, author, text) for number, (author, text) in enumerate(talk, start=1)]
     at_once = link(messages)
     first = link(messages[:cut])
@@ -97,7 +97,7 @@ def test_it_does_not_matter_how_messages_are_cut_into_batches(talk: list[tuple[s
 
 
 def test_threads_and_posts_are_one_conversation_each() -> None:
-    """Discord says so; and a thread shares its id with the message that it grew from."""
+    """A thread has the id of the message that started it."""
     assert [kind for kind in ChannelKind if in_one_conversation(kind)] == [
         ChannelKind.FORUM_POST,
         ChannelKind.PUBLIC_THREAD,
@@ -108,7 +108,7 @@ def test_threads_and_posts_are_one_conversation_each() -> None:
 
 
 def test_long_talks_are_linked_alike_however_they_are_cut() -> None:
-    """The last 200 messages are enough to go on, names in the text included."""
+    """The last 200 messages are enough context, including names in their text."""
     rng = random.Random(5)
     words = ["ntfs", "disk", "sound", "card", "apt", "kernel", "try", "no", "why?"]
     messages = []
@@ -123,7 +123,7 @@ def test_long_talks_are_linked_alike_however_they_are_cut() -> None:
 
 
 def test_a_name_that_is_also_a_word_does_not_address() -> None:
-    """Somebody who calls himself like something that everybody speaks of."""
+    """A member's name may be a common word."""
     talk = [said(n, "1", "the kernel panics, which kernel is it?") for n in range(1, 6)]
     named = attrs.evolve(said(6, "2", "sound is silent"), author_name="kernel")
     linked = link([*talk, named, said(7, "1", "kernel five it is")])
@@ -131,7 +131,7 @@ def test_a_name_that_is_also_a_word_does_not_address() -> None:
 
 
 def test_each_weight_is_that_of_a_feature() -> None:
-    """A misspelled name would weigh nothing."""
+    """A misspelled name would have no effect."""
     rng = random.Random(6)
     window = Window()
     computed: set[str] = set()

@@ -1,4 +1,4 @@
-"""Links as Discord finds them, and text without those that nobody knows."""
+"""Links as Discord detects them, and text without unknown links."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ EVIL = "https://evil.example/login"
     ],
 )
 def test_a_link_is_found_wherever_discord_finds_it(text: str) -> None:
-    """M5: behind a letter of any script, a digit or a mark; an invite without a scheme; an address without slashes."""
+    """It may follow a letter of any script, a digit or a mark; invites need no scheme, addresses no slashes."""
     assert "evil" not in without_foreign_links(f"see {text} there")
 
 
@@ -59,7 +59,7 @@ def test_a_link_is_found_wherever_discord_finds_it(text: str) -> None:
     ],
 )
 def test_no_address_hides_behind_words(text: str) -> None:
-    """M5: not even one of a cited message, whatever stands in the brackets."""
+    """This includes a cited message's address, whatever is in the brackets."""
     shown = without_foreign_links(text, {DOCS})
     assert "](" not in shown
     assert without_foreign_links(shown, {DOCS}) == shown
@@ -68,7 +68,7 @@ def test_no_address_hides_behind_words(text: str) -> None:
 
 
 def test_words_and_address_of_a_known_link_stand_side_by_side() -> None:
-    """A reader sees where it leads; one whose words are the address is shown once."""
+    """A reader sees where it leads; a link whose text is its address is shown once."""
     assert without_foreign_links(f"see [the [old] docs]({DOCS}).", {DOCS}) == f"see the [old] docs {DOCS}."
     assert without_foreign_links(f"[{DOCS}]({DOCS})", {DOCS}) == DOCS
     assert without_foreign_links(f"[a]({DOCS}).evil.example", {DOCS}) == f"a {DOCS} .evil.example"
@@ -77,7 +77,7 @@ def test_words_and_address_of_a_known_link_stand_side_by_side() -> None:
 
 @pytest.mark.parametrize("text", [f"{DOCS}.evil.example", f"{DOCS}@evil.example", f"{DOCS}\u200b.evil", f"x{DOCS}2"])
 def test_an_address_that_begins_like_a_known_one_is_another(text: str) -> None:
-    """M5: a known address is compared whole."""
+    """Known addresses are compared whole."""
     assert DOCS not in without_foreign_links(text, {DOCS})
 
 
@@ -94,7 +94,7 @@ _PIECES = st.sampled_from([*"[]()<>`1a\\ \n", '"', "https://", "https:", "evil.e
 
 @given(st.lists(_PIECES, max_size=25).map("".join))
 def test_only_known_links_are_left_and_none_is_hidden(text: str) -> None:
-    """M5: whatever stands beside whatever; found by another rule than the one under test."""
+    """The text around links is random; the check uses another rule than the code."""
     shown = without_foreign_links(text, {DOCS})
     assert addresses(shown) <= {DOCS}
     assert links(shown) <= {DOCS}
@@ -103,19 +103,19 @@ def test_only_known_links_are_left_and_none_is_hidden(text: str) -> None:
 
 @pytest.mark.parametrize("name", [EVIL, f"x{EVIL}", "discord.gg/evil", f"[a]({EVIL})", f"_{EVIL}_", "www.evil.example"])
 def test_a_name_is_no_link(name: str) -> None:
-    """M5: a nickname stands under answers and in front of quotes."""
+    """Nicknames appear under answers and before quotes."""
     assert "evil" not in plain_name(name)
 
 
 def test_a_name_is_one_short_line() -> None:
-    """M4: line ends of Unicode are spaces, and marks do not format."""
+    """Unicode line ends become spaces, and Markdown does not format."""
     assert plain_name("a\u2028b\n# c") == "a b # c"
     assert escaped(plain_name("*a* <#5> @here")) == "\\*a\\* \\#channel @\u200bhere"
     assert len(plain_name("x" * 5_000)) == 100
 
 
 @pytest.mark.parametrize("text", [f"https://docs.skerry.example@{EVIL[8:]}", "http:\\\\ada:pw@evil.example/x"])
-def test_an_address_with_an_account_is_not_shown_even_where_somebody_wrote_it(text: str) -> None:
-    """What stands before the @ looks like the host; people would go elsewhere than they read."""
+def test_an_address_with_an_account_is_not_shown(text: str) -> None:
+    """The part before the @ looks like the host and misleads people."""
     assert "evil" not in without_foreign_links(f"see {text} there", links(text))
     assert without_foreign_links(f"{DOCS}/@ada?to=a@b", links(f"{DOCS}/@ada?to=a@b")) == f"{DOCS}/@ada?to=a@b"

@@ -1,4 +1,4 @@
-"""What was fetched is whole, or not used."""
+"""Fetched files are complete, or not used."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _archive(files: dict[str, bytes]) -> bytes:
 
 
 def test_a_corrupted_jar_is_named_with_what_to_do(tmp_path: Path) -> None:
-    """One line names the file, the hint mends it; nothing is fetched over it behind the operator's back."""
+    """One line names the file, and the hint the fix; it is not silently fetched again."""
     (tmp_path / "thing-1.0.jar").write_bytes(b"not what was locked")
     with pytest.raises(ConfigError, match=r"thing-1\.0\.jar is corrupted") as caught:
         artifacts.ensure(tmp_path, [_artifact(b"content")])
@@ -39,7 +39,7 @@ def test_a_corrupted_jar_is_named_with_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_jar_that_changes_after_it_was_checked_is_found_corrupted(tmp_path: Path) -> None:
-    """A change is seen, even one of the same length."""
+    """A change of the same length is detected too."""
     jar = tmp_path / "thing-1.0.jar"
     jar.write_bytes(b"content")
     artifacts.ensure(tmp_path, [_artifact(b"content")])
@@ -49,14 +49,14 @@ def test_a_jar_that_changes_after_it_was_checked_is_found_corrupted(tmp_path: Pa
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
-    """The line says how much there is and how much is needed."""
+    """The error says how much space is free and how much is needed."""
     with pytest.raises(ConfigError, match=r"MB free, the services need 3000000000 MB"):
         artifacts.ensure(tmp_path, [_artifact(b"content", size_bytes=10**15)])
     assert not (tmp_path / "partial").exists()
 
 
-def test_what_is_whole_is_not_fetched_again(tmp_path: Path) -> None:
-    """With every file there, nothing needs the network; progress is never reported."""
+def test_complete_files_are_not_fetched_again(tmp_path: Path) -> None:
+    """If every file is complete, there is no network access and no progress."""
     (tmp_path / "thing-1.0.jar").write_bytes(b"content")
     reports: list[tuple[str, int, int]] = []
     for _ in range(2):
@@ -65,7 +65,7 @@ def test_what_is_whole_is_not_fetched_again(tmp_path: Path) -> None:
 
 
 def test_an_unpacked_folder_that_was_damaged_is_unpacked_again(tmp_path: Path) -> None:
-    """A changed and a missing file both come back from the archive, whose SHA-256 is known."""
+    """A changed and a missing file are restored from the archive, whose SHA-256 is known."""
     content = _archive({"lib/a.jar": b"first", "lib/b.jar": b"second"})
     artifact = _artifact(content, "tar.gz")
     (tmp_path / artifact.filename).write_bytes(content)
@@ -78,7 +78,7 @@ def test_an_unpacked_folder_that_was_damaged_is_unpacked_again(tmp_path: Path) -
 
 
 def test_unpacking_that_was_killed_halfway_is_begun_again(tmp_path: Path) -> None:
-    """A folder without its listing was not finished."""
+    """A folder without its listing is incomplete."""
     content = _archive({"lib/a.jar": b"first"})
     artifact = _artifact(content, "tar.gz")
     (tmp_path / artifact.filename).write_bytes(content)
@@ -91,7 +91,7 @@ def test_unpacking_that_was_killed_halfway_is_begun_again(tmp_path: Path) -> Non
 
 
 def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path) -> None:
-    """A member that climbs out is refused."""
+    """A member with a path outside is refused."""
     content = _archive({"../climbed": b""})
     artifact = _artifact(content, "tar.gz")
     cache = tmp_path / "cache"
@@ -104,7 +104,7 @@ def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("service", ["kafka", "schema-registry"])
 def test_the_lock_names_every_file_with_size_and_digest(service: str) -> None:
-    """Each line is complete, and no two files of a service would overwrite each other."""
+    """Each line is complete, and no two files of a service have the same name."""
     locked = services.artifacts_of(service)
     assert locked
     assert all(len(artifact.sha256) == 64 and artifact.size_bytes > 0 for artifact in locked)
@@ -121,13 +121,13 @@ def test_the_lock_names_every_file_with_size_and_digest(service: str) -> None:
          "Caused by: java.net.BindException: Address already in use"),
     ],
 )  # fmt: skip
-def test_the_telling_line_is_found_in_a_programs_last_words(log: str, line: str) -> None:
-    """Neither a stack trace nor a farewell hides the reason."""
+def test_the_reason_is_found_in_a_programs_last_output(log: str, line: str) -> None:
+    """A stack trace or a last message does not hide the reason."""
     assert services.reason(log) == line
 
 
 class BreakingOff:
-    """A repository whose first downloads break off, each leaving a part of the file."""
+    """A repository whose first downloads stop early, each after a part of the file."""
 
     def __init__(self, path: Path, breaks: int) -> None:
         self.path, self.breaks, self.asked = path, breaks, 0
@@ -149,8 +149,8 @@ class BreakingOff:
 
 
 @pytest.mark.parametrize(("breaks", "whole"), [(2, True), (3, False)])
-def test_a_download_that_breaks_off_is_begun_again_twice(tmp_path: Path, breaks: int, whole: bool) -> None:
-    """What it left is no part of the next, and a network that stays away is said to be needed."""
+def test_an_interrupted_download_is_retried_twice(tmp_path: Path, breaks: int, whole: bool) -> None:
+    """A partial file is not continued, and after the last attempt the error says that the network is needed."""
     artifact = artifacts.locked("kafka")[0]
     repository = BreakingOff(tmp_path / artifact.filename, breaks)
     with stamina.set_testing(True, attempts=3):

@@ -1,4 +1,4 @@
-"""The embedding model is fetched whole or not at all, from a server on the loopback address."""
+"""The embedding model is fetched completely or not at all, from a server on the loopback address."""
 
 from __future__ import annotations
 
@@ -59,27 +59,27 @@ def _server(body: bytes, *, status: int = 200, length: int | None = None) -> Ite
 
 
 def test_a_file_that_is_not_the_model_is_refused(tmp_path: Path) -> None:
-    """What a captive portal serves is not unpacked, and nothing is left of it."""
+    """A captive portal's page is not unpacked, and nothing of it remains."""
     with _server(b"<html>please log in</html>") as (url, _), pytest.raises(RtfmError, match="not the expected one"):
         model.fetch(tmp_path, url=url, sha256=SHA256)
     assert list(model.model_dir(tmp_path).parent.iterdir()) == []
 
 
 def test_a_download_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
-    """Half a model is none."""
+    """A partial model is removed."""
     with _server(ARCHIVE[:50], length=len(ARCHIVE)) as (url, _), pytest.raises(Unavailable):
         model.fetch(tmp_path, url=url, sha256=SHA256)
     assert not model.is_there(tmp_path)
 
 
 def test_a_server_that_refuses_is_named_with_its_answer(tmp_path: Path) -> None:
-    """The line holds the address and the status."""
+    """The error has the address and the status."""
     with _server(b"", status=503) as (url, _), pytest.raises(Unavailable, match=r"onnx\.tar\.gz answers 503"):
         model.fetch(tmp_path, url=url, sha256=SHA256)
 
 
 def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
-    """A port that takes connections and says nothing does not hold up a start."""
+    """A silent port does not block a start."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -99,14 +99,14 @@ def test_a_port_where_nobody_listens_is_unavailable(tmp_path: Path) -> None:
 
 
 def test_a_home_that_cannot_be_written_is_a_config_error(tmp_path: Path) -> None:
-    """The line names the folder."""
+    """The error names the folder."""
     (tmp_path / "models").write_text("a file where a folder should be", encoding="utf-8")
     with _server(ARCHIVE) as (url, _), pytest.raises(ConfigError, match="models"):
         model.fetch(tmp_path, url=url, sha256=SHA256)
 
 
 def test_the_model_is_fetched_once_to_where_the_services_look(tmp_path: Path) -> None:
-    """The second call asks nobody; progress ends at the whole size."""
+    """The second call needs no server; progress ends at the full size."""
     reports: list[tuple[str, int, int]] = []
     with _server(ARCHIVE) as (url, requests):
         for _ in range(2):
@@ -118,7 +118,7 @@ def test_the_model_is_fetched_once_to_where_the_services_look(tmp_path: Path) ->
 
 
 def test_maven_central_has_the_model_as_it_is_pinned(fetched_model: Callable[[], Path]) -> None:
-    """The jar and the model in it have the SHA-256s of the code; both files are where the services look."""
+    """The jar and the model in it have the pinned SHA-256s; both files are where the services look."""
     folder = model_folder(fetched_model())
     assert folder is not None
     assert hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest() == model.ONNX_SHA256
@@ -128,7 +128,7 @@ def test_maven_central_has_the_model_as_it_is_pinned(fetched_model: Callable[[],
 
 
 def test_an_address_that_is_given_is_the_only_source(tmp_path: Path) -> None:
-    """Whoever names a mirror wants nothing from anywhere else, though another source would answer."""
+    """With a configured mirror, no other source is used, even if one would answer."""
     with _server(b"", status=404) as (url, requests), pytest.raises(Unavailable):
         model.fetch(tmp_path, url=url, sha256=SHA256)
     assert requests == ["/onnx.tar.gz"]

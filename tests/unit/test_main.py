@@ -1,4 +1,4 @@
-"""The frame of the command line: exit codes, one-line errors, help that imports nothing."""
+"""The command line's frame: exit codes, one-line errors, help without heavy imports."""
 
 import importlib
 import subprocess
@@ -21,12 +21,12 @@ from rtfm import errors
     ],
 )
 def test_the_exit_code_says_who_must_act(error: errors.RtfmError, code: int) -> None:
-    """2 the operator, 3 whoever runs the dependency, 1 nobody yet."""
+    """2 means the operator, 3 a dependency, 1 anything else."""
     assert exit_codes.of(error) == code
 
 
 def test_an_error_is_one_line_and_a_hint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """No traceback without --debug."""
+    """There is no traceback without --debug."""
 
     @click.command()
     def broken() -> None:
@@ -39,22 +39,22 @@ def test_an_error_is_one_line_and_a_hint(monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_an_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    """With the name that was not understood."""
+    """The error names the command."""
     assert main.run(["explode"]) == 2
     assert "explode" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", list(main.COMMANDS))
 def test_every_listed_command_exists_and_helps(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The table of commands and the modules cannot drift apart."""
+    """The table of commands and the modules agree."""
     module, attribute, _ = main.COMMANDS[name]
     assert isinstance(getattr(importlib.import_module(module), attribute), click.Command)
     assert main.run([name, "--help"]) == 0
     assert "Usage:" in capsys.readouterr().out
 
 
-def test_help_imports_no_vendor() -> None:
-    """So that it answers at once."""
+def test_help_imports_no_third_party_client() -> None:
+    """Help must be fast."""
     script = (
         "import sys; from rtfm_cli.main import run; run(['--help']);"
         "print([m for m in ('confluent_kafka', 'chromadb', 'sqlalchemy', 'discord', 'google.generativeai', 'numpy',"

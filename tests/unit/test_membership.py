@@ -1,4 +1,4 @@
-"""What is taken while partitions move: a record belongs to the assignment that it came with, and to no other."""
+"""Which records are taken while partitions move: a record belongs to the assignment with which it came."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Message:
 
 @define
 class Scripted:
-    """A consumer of one partition that does what the script says: gives messages, and calls back in between."""
+    """A consumer of one partition that follows a script of messages and callbacks."""
 
     polls: list[list[Message | Callback]]
     positions: dict[int, int]
@@ -102,17 +102,17 @@ class Scripted:
 
 
 def assign(consumer: Scripted, parts: list[TopicPartition]) -> None:
-    """The group gives the partition."""
+    """Assign the partition."""
     consumer.on_assign(consumer, parts)
 
 
 def revoke(consumer: Scripted, parts: list[TopicPartition]) -> None:
-    """The group takes it."""
+    """Revoke the partition."""
     consumer.on_revoke(consumer, parts)
 
 
 class Listener:
-    """Knows the positions that the consumer has."""
+    """Knows the consumer's positions."""
 
     def read_positions(self, consumer: Any, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
         return [TopicPartition(TOPIC, number, consumer.positions[number]) for number in numbers]
@@ -125,7 +125,7 @@ class Listener:
 
 
 def membership(*consumers: Scripted) -> Membership:
-    """A member whose first consumer, and those after it, are ``consumers``."""
+    """Return a member that uses ``consumers`` one after another."""
     left = list(consumers)
 
     def connect(config: dict[str, Any]) -> Scripted:
@@ -146,14 +146,14 @@ def membership(*consumers: Scripted) -> Membership:
 
 
 def offsets(taken: Sequence[tuple[PartitionState, Any]]) -> list[int]:
-    """Of messages that were taken."""
+    """Return the offsets of the taken messages."""
     return [message.offset() for _, message in taken]
 
 
-def test_records_of_before_an_assignment_are_not_taken_for_those_of_it() -> None:
-    """The partition went and came back in the middle of one batch, and another process had gone on with it meanwhile.
+def test_records_from_before_an_assignment_are_dropped() -> None:
+    """The partition went and came back within one batch, and another process had continued it meanwhile.
 
-    The records from before would be handled again, and would move the group's position back to where they stand.
+    The earlier records would be handled again, and would move the group's position back.
     """
 
     def moved_on(consumer: Scripted, _: list[TopicPartition]) -> None:
@@ -169,8 +169,8 @@ def test_records_of_before_an_assignment_are_not_taken_for_those_of_it() -> None
     assert offsets(members.poll(0, 10)) == [900]
 
 
-def test_the_end_of_a_log_of_before_an_assignment_skips_nothing() -> None:
-    """It lies above what the new assignment starts at, so the records in between would count as finished."""
+def test_an_end_of_log_from_before_an_assignment_skips_nothing() -> None:
+    """It is above the start of the new assignment, so the records in between would count as finished."""
 
     def behind(consumer: Scripted, _: list[TopicPartition]) -> None:
         consumer.positions[0] = 450
@@ -183,7 +183,7 @@ def test_the_end_of_a_log_of_before_an_assignment_skips_nothing() -> None:
 
 
 def test_a_consumer_resets_no_position_by_itself() -> None:
-    """It says that a position is outside the log; where to go on follows from what the group has committed then."""
+    """It reports that a position is outside the log; the group's committed position then decides."""
     broken = Scripted([[assign, Message(-1, KafkaError._AUTO_OFFSET_RESET)]], {0: 116})
     again = Scripted([[assign, Message(116)]], {0: 116})
     members = membership(broken, again)
@@ -195,14 +195,14 @@ def test_a_consumer_resets_no_position_by_itself() -> None:
 
 
 def test_a_record_below_the_start_of_an_assignment_ends_the_worker() -> None:
-    """Whatever moved the consumer back, finished records are not done again in silence."""
+    """Whatever moved the consumer back, finished records are not silently repeated."""
     members = membership(Scripted([[assign, Message(0)]], {0: 116}))
     with pytest.raises(RtfmError, match="gave offset 0, but its assignment starts at 116"):
         members.poll(0, 10)
 
 
 def test_a_partition_that_is_assigned_twice_has_one_state() -> None:
-    """Two states of one partition would both be committed; what is finished of the older one is dropped."""
+    """Two states would both be committed; the finished records of the older one are dropped."""
     members = membership(Scripted([[assign, assign, Message(5)]], {0: 5}))
     ((part, _),) = members.poll(0, 10)
     assert members.partitions == [part]
@@ -210,7 +210,7 @@ def test_a_partition_that_is_assigned_twice_has_one_state() -> None:
 
 
 def test_a_member_that_was_removed_and_let_in_again_joins_again() -> None:
-    """Another process may have had its partitions meanwhile, and librdkafka does not always say that they are lost."""
+    """Another process may have owned its partitions meanwhile, and librdkafka does not always report the loss."""
 
     def let_in_again(consumer: Scripted, _: list[TopicPartition]) -> None:
         consumer.member = b"another"

@@ -1,4 +1,4 @@
-"""Every adapter of a model against the fake servers: what it sends, and what becomes of each way to fail."""
+"""Each adapter of a model against the fake servers: its requests, and the result of each failure."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def ask(model: LanguageModel, timeout_s: float = 5.0) -> str:
     ],
 )
 def test_an_answer_that_cannot_be_used_says_why(server: FakeGemini, make: Maker, fault: Fault, reason: str) -> None:
-    """Blocks, empty, cut-off and malformed answers are told apart, each after one request."""
+    """Blocked, empty, cut-off and malformed answers are distinguished, each after one request."""
     server.faults = [fault]
     with pytest.raises(UnusableAnswer) as caught:
         ask(make(server.address))
@@ -86,7 +86,7 @@ def test_an_answer_that_cannot_be_used_says_why(server: FakeGemini, make: Maker,
     ],
 )
 def test_an_openai_answer_that_cannot_be_used_says_why(server: FakeGemini, body: object, reason: str) -> None:
-    """The same words for the same causes."""
+    """The same causes have the same names."""
     server.faults = [Fault(body=json.dumps(body))]
     with pytest.raises(UnusableAnswer) as caught:
         ask(by_openai(server.address))
@@ -96,7 +96,7 @@ def test_an_openai_answer_that_cannot_be_used_says_why(server: FakeGemini, body:
 @every
 @pytest.mark.parametrize("status", [408, 500, 502, 503, 504])
 def test_a_failing_server_is_unavailable_after_one_request(server: FakeGemini, make: Maker, status: int) -> None:
-    """Google's packages would repeat for minutes; here the caller decides."""
+    """Google's packages would retry for minutes; here the caller decides."""
     server.faults = [fake.failing(status)]
     with pytest.raises(Unavailable):
         ask(make(server.address))
@@ -105,7 +105,7 @@ def test_a_failing_server_is_unavailable_after_one_request(server: FakeGemini, m
 
 @every
 def test_a_server_that_answers_late_is_unavailable(server: FakeGemini, make: Maker) -> None:
-    """The time that the caller gives holds."""
+    """The caller's timeout applies."""
     server.faults = [fake.slow(30)]
     with pytest.raises(Unavailable):
         ask(make(server.address), timeout_s=0.3)
@@ -113,7 +113,7 @@ def test_a_server_that_answers_late_is_unavailable(server: FakeGemini, make: Mak
 
 @every
 def test_a_server_that_is_gone_is_unavailable(make: Maker) -> None:
-    """A refused connection is no vendor's exception."""
+    """A refused connection does not raise a vendor's exception."""
     with pytest.raises(Unavailable):
         ask(make(GONE), timeout_s=1.0)
 
@@ -123,7 +123,7 @@ def test_a_server_that_is_gone_is_unavailable(make: Maker) -> None:
 def test_a_quota_that_is_used_up_says_when_to_come_back(
     server: FakeGemini, make: Maker, header: str | None, expected_s: float
 ) -> None:
-    """Retry-After is honoured; nonsense in it, or none, counts as five seconds."""
+    """Retry-After is used; a missing or invalid one means five seconds."""
     server.faults = [fake.throttled(header)]
     with pytest.raises(Throttled) as caught:
         ask(make(server.address))
@@ -132,7 +132,7 @@ def test_a_quota_that_is_used_up_says_when_to_come_back(
 
 @every
 def test_a_failure_that_says_when_to_come_back_is_waited_for(server: FakeGemini, make: Maker) -> None:
-    """503 with Retry-After, too."""
+    """A 503 may have a Retry-After too."""
     server.faults = [Fault(status=503, body=fake.failing(503).body, headers={"Retry-After": "3"})]
     with pytest.raises(Throttled) as caught:
         ask(make(server.address))
@@ -150,7 +150,7 @@ def test_a_wrong_key_is_for_the_operator_and_not_shown(server: FakeGemini, make:
 @every
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_forbidden_key_is_for_the_operator(server: FakeGemini, make: Maker, status: int) -> None:
-    """As for a key of a project without the API."""
+    """It may be a key of a project without the API."""
     server.faults = [fake.failing(status)] * 3  # google-auth repeats a 401 twice
     with pytest.raises(ConfigError, match="_API_KEY"):
         ask(make(server.address))
@@ -166,7 +166,7 @@ def test_an_unknown_model_is_for_the_operator(server: FakeGemini, make: Maker) -
 
 @gemini_only
 def test_a_prompt_arrives_with_its_instructions_apart_and_the_reply_s_form(server: FakeGemini, make: Maker) -> None:
-    """Instructions go into the system instruction, data into the content, the schema into the configuration."""
+    """Instructions are the system instruction, data the content, and the schema part of the configuration."""
     completion = make(server.address).complete(PROMPT, timeout_s=5)
     (request,) = server.requests
     assert request["systemInstruction"]["parts"][0]["text"] == PROMPT.instructions
@@ -179,7 +179,7 @@ def test_a_prompt_arrives_with_its_instructions_apart_and_the_reply_s_form(serve
 
 
 def test_an_openai_server_gets_the_same_prompt(server: FakeGemini) -> None:
-    """As system and user message, with the reply's form as a JSON schema."""
+    """It gets a system and a user message, and the reply's format as a JSON schema."""
     completion = by_openai(server.address).complete(PROMPT, timeout_s=5)
     (request,) = server.requests
     assert [message["content"] for message in request["messages"]] == [PROMPT.instructions, DOCUMENT]
@@ -189,7 +189,7 @@ def test_an_openai_server_gets_the_same_prompt(server: FakeGemini) -> None:
 
 @every
 def test_a_model_goes_on_after_a_failure(server: FakeGemini, make: Maker) -> None:
-    """One failure leaves nothing behind."""
+    """A failure leaves no state behind."""
     server.faults = [fake.failing(503)]
     model = make(server.address)
     with pytest.raises(Unavailable):

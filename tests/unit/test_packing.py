@@ -1,4 +1,4 @@
-"""What of the found passages is shown within a number of words."""
+"""Which of the found passages are shown within a number of words."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from rtfm.knowledge.packing import company, pack
 from tests.passages import passage, said
 
 
-def test_what_stands_beside_the_best_passage_comes_forward() -> None:
-    """By its pull, not by its score."""
+def test_neighbours_of_the_best_passage_come_forward() -> None:
+    """Passages close to the best one are preferred to their scores."""
     best = passage([said("ada", "one two", message_id="1")], 0.9)
     second = passage([said("bo", "three four", message_id="2")], 0.7)
     beside = attrs.evolve(passage([said("ada", "five six", message_id="3")], 0.3), pull=0.8)
@@ -17,7 +17,7 @@ def test_what_stands_beside_the_best_passage_comes_forward() -> None:
 
 
 def test_a_message_that_does_not_fit_makes_room_for_shorter_ones() -> None:
-    """The words in all are never more than asked for, and no message stands twice."""
+    """The total never exceeds the limit, and no message is repeated."""
     long = said("ada", "word " * 9, message_id="1")
     short = said("bo", "two words", message_id="2")
     packed = pack([passage([long, short]), passage([short, said("cy", "three more words", message_id="3")], 0.5)], 6)
@@ -25,7 +25,7 @@ def test_a_message_that_does_not_fit_makes_room_for_shorter_ones() -> None:
 
 
 def test_company_is_the_share_of_people_in_common() -> None:
-    """A passage without anybody in common is none."""
+    """A passage without common people has none."""
     best = frozenset({"1", "2"})
     others = {"a": frozenset({"1"}), "b": frozenset({"1", "2", "3"}), "c": frozenset({"3"}), "d": frozenset({"2", "3"})}
     assert company(best, others) == {"a": 1.0, "b": 1.0, "d": 0.5}

@@ -1,4 +1,4 @@
-"""The pages that are made from the code and the contracts."""
+"""The pages that are generated from the code and the contracts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def generate() -> ModuleType:
 
 @pytest.mark.parametrize("topic_name", [topic.name for topic in catalogue.load().with_schema()])
 def test_a_page_names_every_field_symbol_reader_and_writer(topic_name: str, generate: ModuleType) -> None:
-    """What a developer of another service has to know, from the schema alone."""
+    """The schema alone gives a developer of another service what they need."""
     known = catalogue.load()
     topic = known.topic(topic_name)
     page = generate.contract_page(known, topic)
@@ -40,7 +40,7 @@ def test_a_page_names_every_field_symbol_reader_and_writer(topic_name: str, gene
 
 
 def test_a_page_that_is_stale_missing_or_left_over_is_named(generate: ModuleType, tmp_path: Path) -> None:
-    """`make lint` fails on each."""
+    """`make lint` fails on each of them."""
     for name in generate.PAGES:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(CHECKOUT / name, tmp_path / name)

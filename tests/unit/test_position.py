@@ -1,4 +1,4 @@
-"""Where a group is when records are finished out of order."""
+"""A group's position if records finish out of order."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rtfm.streams.transactions import is_member, member_id
 
 @pytest.mark.parametrize("metadata", ["2AQE", "hello", "1***", "1gA", "1AQ"])
 def test_metadata_of_another_form_stops_the_worker(metadata: str) -> None:
-    """To ignore it would repeat what is finished, or skip what is not."""
+    """Ignoring it would repeat finished records or skip unfinished ones."""
     with pytest.raises(ConfigError, match="another program or version"):
         decode_map(7, metadata)
 
 
 def test_records_out_of_order_stop_the_worker() -> None:
-    """One stale record would count what lies between as finished."""
+    """One stale record would mark those in between as finished."""
     part = PartitionState(number=0)
     assert part.admit(5)
     with pytest.raises(RtfmError, match="offset 5 after 5"):
@@ -28,14 +28,14 @@ def test_records_out_of_order_stop_the_worker() -> None:
 
 
 def test_a_consumer_that_is_in_no_group_is_no_member() -> None:
-    """A broker takes its offsets unchecked, so the form of librdkafka's bytes is held here."""
+    """A broker accepts its offsets unchecked, so the test covers the format of librdkafka's bytes."""
     consumer = Consumer({"bootstrap.servers": "localhost:1", "group.id": "none", "log_level": 0})
     assert not is_member(consumer.consumer_group_metadata())
     assert is_member(b"CGMDv2:" + (3).to_bytes(4, "little") + b"rest")
 
 
 def test_the_id_of_a_member_is_read_from_what_librdkafka_says_of_it() -> None:
-    """Behind the group's name, before the instance's; one that is in no group has none."""
+    """It is after the group's name and before the instance's; a consumer in no group has none."""
     consumer = Consumer({"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "log_level": 0})
     assert member_id(consumer.consumer_group_metadata()) == b""
     assert member_id(b"CGMDv2:" + (3).to_bytes(4, "little") + b"group\0member-1\0instance\0") == b"member-1"
@@ -43,7 +43,7 @@ def test_the_id_of_a_member_is_read_from_what_librdkafka_says_of_it() -> None:
 
 
 def test_without_gaps_there_is_no_map() -> None:
-    """Reset by Kafka's own tools writes empty metadata, which is the same."""
+    """Kafka's own reset tools write the same empty metadata."""
     part = PartitionState(number=0)
     for offset in range(10):
         part.admit(offset)
@@ -53,7 +53,7 @@ def test_without_gaps_there_is_no_map() -> None:
 
 
 def test_the_position_is_the_lowest_unfinished_record_and_the_rest_is_not_done_again() -> None:
-    """A new assignment does what is unfinished and skips what is not."""
+    """A new assignment handles unfinished records and skips finished ones."""
     part = PartitionState(number=0)
     for offset in range(10):
         part.admit(offset)
@@ -65,15 +65,15 @@ def test_the_position_is_the_lowest_unfinished_record_and_the_rest_is_not_done_a
     assert [n for n in range(2, 12) if again.admit(n)] == [2, 5, 6, 7, 9, 10, 11]
 
 
-def test_restored_records_that_the_log_has_no_more_are_let_go() -> None:
-    """Retention or compaction took them; the position must not wait for them."""
+def test_awaited_records_that_the_log_no_longer_has_are_dropped() -> None:
+    """Retention or compaction removed them, and the position must not wait for them."""
     part = PartitionState.from_position(0, 2, encode_map([2, 5, 6], 9))
     assert [offset for offset in (6, 9) if part.admit(offset)] == [6, 9]
     assert part.position()[0] == 6
 
 
 def test_a_record_below_the_start_of_an_assignment_stops_the_worker() -> None:
-    """It was committed already: a consumer that gives it has been moved back by somebody else than the group."""
+    """It is already committed: something other than the group moved the consumer back."""
     part = PartitionState.from_position(0, 100, encode_map([100], 105))
     with pytest.raises(RtfmError, match="gave offset 0, but its assignment starts at 100"):
         part.admit(0)
@@ -82,14 +82,14 @@ def test_a_record_below_the_start_of_an_assignment_stops_the_worker() -> None:
 
 
 def test_no_offset_is_no_position() -> None:
-    """A coordinator's answer "no offset" is a negative number, which must never become 0 by itself."""
+    """A coordinator's "no offset" is a negative number, which must never become 0 implicitly."""
     with pytest.raises(ConfigError, match="-1001 is not an offset"):
         PartitionState.from_position(0, -1001, "")
 
 
 @given(st.integers(0, 2**40), st.lists(st.tuples(st.integers(1, 300), st.integers(1, 20_000)), max_size=50))
 def test_a_position_says_what_is_unfinished(start: int, runs: list[tuple[int, int]]) -> None:
-    """Whatever the runs, what is written is what is read."""
+    """For any runs, the decoded map equals the encoded one."""
     unfinished: list[int] = []
     end = start
     for undone, done in runs:
@@ -100,7 +100,7 @@ def test_a_position_says_what_is_unfinished(start: int, runs: list[tuple[int, in
 
 @given(st.sets(st.integers(0, 400)), st.sets(st.integers(0, 400)))
 def test_after_a_restart_exactly_the_unfinished_is_done(taken: set[int], finished: set[int]) -> None:
-    """Gaps in the log, as transactions leave them, included."""
+    """The log may have gaps, as transactions leave them."""
     part = PartitionState(number=0)
     for offset in sorted(taken):
         assert part.admit(offset)
@@ -112,12 +112,12 @@ def test_after_a_restart_exactly_the_unfinished_is_done(taken: set[int], finishe
 
 
 def test_the_map_stays_within_what_a_broker_takes() -> None:
-    """4,096 bytes of metadata; at worst every other record is finished."""
+    """The limit is 4,096 bytes of metadata; the worst case is every other record finished."""
     assert len(encode_map(range(0, 1400, 2), 1401)) < 4096
 
 
-def test_what_is_still_in_the_log_is_not_counted() -> None:
-    """To count it would be to wait for ever for a partition that was left full."""
+def test_awaited_records_do_not_fill_a_partition() -> None:
+    """Counting it would make a partition that was left full wait forever."""
     part = PartitionState.from_position(0, 0, encode_map(range(0, 1400, 2), 1401))
     assert part.unfinished_count == 0
     assert part.admit(0)
@@ -125,7 +125,7 @@ def test_what_is_still_in_the_log_is_not_counted() -> None:
 
 
 def test_a_position_that_moves_on_during_a_replay_is_no_new_topic() -> None:
-    """What is finished above it is skipped, although it lies below what is committed by then."""
+    """Finished records above it are skipped, although they are below the later commits."""
     part = PartitionState.from_position(0, 10, encode_map([10, 15], 20))
     assert part.admit(10)
     part.finish(10)
@@ -134,14 +134,14 @@ def test_a_position_that_moves_on_during_a_replay_is_no_new_topic() -> None:
 
 
 def test_what_retention_removed_is_counted_without_what_was_finished() -> None:
-    """Of twelve offsets below the start of the log, two were unfinished and two never taken in."""
+    """Of twelve offsets below the start of the log, two were unfinished and two never taken."""
     part = PartitionState.from_position(0, 10, encode_map([10, 15], 20))
     assert part.count_unfinished_below(22) == 4
     assert part.count_unfinished_below(10) == 0
 
 
-def test_the_window_is_what_the_map_would_tell_of() -> None:
-    """From the lowest unfinished offset to the end, however few of them are unfinished; nothing when all is done."""
+def test_the_window_spans_the_finished_map() -> None:
+    """It spans from the lowest unfinished offset to the highest taken one; it is empty if all are finished."""
     part = PartitionState.from_position(0, 10, "")
     for offset in range(10, 20):
         assert part.admit(offset)

@@ -1,4 +1,4 @@
-"""M6: what commands print reaches the terminal as text: no escape sequences and no markup out of data."""
+"""Commands print data as text: the terminal gets no escape sequences and no markup from it."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ def _is_safe(shown: str) -> bool:
 
 @given(st.text())
 def test_nothing_that_a_terminal_obeys_is_printed(text: str) -> None:
-    """M6: control characters become escapes that can be read, on one line."""
+    """Control characters become readable escapes on one line."""
     shown = printable(text)
     assert _is_safe(shown)
     assert "\n" not in shown
     assert printable(shown) == shown
 
 
-def test_what_is_plain_stays_as_it_is() -> None:
-    """Other scripts, emoji of several parts and marks on letters are text."""
+def test_plain_text_is_unchanged() -> None:
+    """Other scripts, composed emoji and combining marks are plain text."""
     for text in ("Überraschung 日本語 e\u0301", "👩\u200d💻 🏳️", "naïve, [1] (a) <b>"):
         assert printable(text) == text
 
 
 def test_an_escape_shows_what_was_there() -> None:
-    """M6: whoever looks into a dead letter wants to see its bytes."""
+    """A reader of a dead letter needs to see its bytes."""
     assert printable("a\x1b\x9b\u202e\n") == r"a\x1b\x9b\u202e\n"
 
 
 def test_echo_prints_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
-    """M6: by whatever command it is called."""
+    """This holds for every command."""
     echo(f"name: {HOSTILE}\nnext")
     out = capsys.readouterr().out
     assert _is_safe(out)
@@ -52,20 +52,20 @@ def test_echo_prints_no_control_characters(capsys: pytest.CaptureFixture[str]) -
 
 @given(st.recursive(st.text() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 def test_json_for_scripts_means_the_same_and_obeys_nothing(value: object) -> None:
-    """M6: --json on a terminal, too."""
+    """--json on a terminal is safe and has the same value."""
     written = json_text(value)
     assert _is_safe(written)
     assert json.loads(written) == value
 
 
 def test_json_goes_out_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    """M6: what a script reads is what was there."""
+    """A script reads the original data."""
     echo_json({"key": HOSTILE, "more": "a\u200bb"})
     assert json.loads(capsys.readouterr().out) == {"key": HOSTILE, "more": "a\u200bb"}
 
 
 def test_a_cell_is_text_and_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    """M6: `dlq list` ended with an error for a key like ``[/nope]``, and listed nothing."""
+    """A key like ``[/nope]`` once made `dlq list` fail."""
     table = Table("key", box=None)
     table.add_row(HOSTILE)
     table.add_row(words("[/nope]", "red"))
@@ -77,7 +77,7 @@ def test_a_cell_is_text_and_no_markup(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_an_error_is_one_line_without_control_characters(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """M6: an export may come with any file name."""
+    """An export may have any file name."""
     assert main.run(["import", str(tmp_path / f"a{HOSTILE.replace(chr(0), '').replace('/', '')}.json")]) == 2
     err = capsys.readouterr().err
     assert _is_safe(err)
@@ -85,7 +85,7 @@ def test_an_error_is_one_line_without_control_characters(capsys: pytest.CaptureF
 
 
 def test_every_command_prints_through_these_functions() -> None:
-    """M6: nothing else in the package writes to the terminal or makes cells of a table."""
+    """Nothing else in the package writes to the terminal or builds table cells."""
     found = []
     for path in sorted(CLI.glob("*.py")):
         if path.name in ("printing.py", "tables.py"):

@@ -1,4 +1,4 @@
-"""R29: the producer with a broker that never answers waits, then says so, and loses track of no record."""
+"""R29: the producer with a broker that never answers waits, reports it, and keeps track of every record."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEADERS = [("traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"), ("co
 
 @pytest.fixture
 def stalled() -> Iterator[Settings]:
-    """Settings that lead to a listening socket behind which nobody speaks Kafka."""
+    """Settings with a listening socket that never speaks Kafka."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
         yield evolve(
             Settings(),
@@ -38,7 +38,7 @@ def contracts(stalled: Settings) -> Contracts:
 
 
 class Reports:
-    """Counts what was reported for each record."""
+    """Counts the reports of each record."""
 
     def __init__(self) -> None:
         self.of: Counter[int] = Counter()
@@ -62,7 +62,7 @@ def send(producer: EventProducer, reports: Reports, number: int) -> None:
 def test_a_full_queue_holds_the_caller_up_to_the_deadline_and_then_is_unavailable(
     stalled: Settings, contracts: Contracts
 ) -> None:
-    """The queue takes what it is set to and no more; whoever comes after waits out the deadline and is told."""
+    """The queue has its configured size; a further caller waits for the deadline and gets an error."""
     now_s = itertools.count(step=7)
     producer = EventProducer(stalled, contracts, clock=lambda: float(next(now_s)))
     reports = Reports()
@@ -79,7 +79,7 @@ def test_a_full_queue_holds_the_caller_up_to_the_deadline_and_then_is_unavailabl
 def test_every_record_that_was_taken_is_reported_once_when_the_producer_closes(
     stalled: Settings, contracts: Contracts
 ) -> None:
-    """What never left the queue is a failed delivery, not a lost one; what was refused is not reported."""
+    """An unsent record is a failed delivery; a refused one is not reported."""
     reports = Reports()
     producer = EventProducer(evolve(stalled, kafka_delivery_timeout_s=0.2), contracts)
     taken = 0
@@ -97,7 +97,7 @@ def test_every_record_that_was_taken_is_reported_once_when_the_producer_closes(
 def test_a_flush_that_leaves_records_over_is_an_error_with_their_number(
     stalled: Settings, contracts: Contracts
 ) -> None:
-    """A command that ends with records in its queue must not exit with 0."""
+    """A command that ends with unsent records must not exit with 0."""
     producer = EventProducer(stalled, contracts)
     for number in range(3):
         send(producer, Reports(), number)
@@ -107,7 +107,7 @@ def test_a_flush_that_leaves_records_over_is_an_error_with_their_number(
 
 
 def test_an_error_in_the_block_is_not_followed_by_a_wait_for_kafka(stalled: Settings, contracts: Contracts) -> None:
-    """What waits is given up at once and reported, not left until the delivery timeout."""
+    """Unsent records are reported as failed at once, not after the delivery timeout."""
     reports = Reports()
 
     def fail_halfway() -> None:
@@ -122,7 +122,7 @@ def test_an_error_in_the_block_is_not_followed_by_a_wait_for_kafka(stalled: Sett
 
 
 def test_a_closed_producer_takes_nothing(stalled: Settings, contracts: Contracts) -> None:
-    """A record that nobody would ever send is refused."""
+    """It refuses records, because it would never send them."""
     producer = EventProducer(stalled, contracts)
     producer.close(timeout_s=0)
     producer.close()
@@ -131,7 +131,7 @@ def test_a_closed_producer_takes_nothing(stalled: Settings, contracts: Contracts
 
 
 def grown_bytes(action: Callable[[int], None], count: int) -> int:
-    """How much more memory the process holds after ``count`` times; as many as fill the allocator's pools go before."""
+    """Return the growth of the process's memory over ``count`` calls, after a warm-up of the allocator's pools."""
     action(20_000)
     before: int = psutil.Process().memory_info().rss
     action(count)
@@ -140,13 +140,13 @@ def grown_bytes(action: Callable[[int], None], count: int) -> int:
 
 
 def test_failed_deliveries_that_nobody_asks_about_take_no_memory(stalled: Settings, contracts: Contracts) -> None:
-    """A service never flushes. 100 bytes kept of each of the 80,000 failures would be 8 MB."""
+    """A service never flushes; 100 bytes kept for each of the 80,000 failures would be 8 MB."""
     settings = evolve(stalled, kafka_delivery_timeout_s=0.1, kafka_queue_max_messages=20_000)
     producer = EventProducer(settings, contracts)
 
     def fail(count: int) -> None:
         while count:
-            with suppress(Unavailable):  # no room yet: the same one again
+            with suppress(Unavailable):  # the queue is full: retry the same record
                 producer.send_raw("discord-messages", b"7", b"value", HEADERS)
                 count -= 1
 
@@ -155,7 +155,7 @@ def test_failed_deliveries_that_nobody_asks_about_take_no_memory(stalled: Settin
 
 
 def test_refused_records_take_no_memory(stalled: Settings, contracts: Contracts) -> None:
-    """Neither do those that the full queue refuses, whose headers were already made ready for the wire."""
+    """This includes records refused by the full queue, whose headers were already encoded."""
     now_s = itertools.count(step=100)
     producer = EventProducer(stalled, contracts, clock=lambda: float(next(now_s)))
     for number in range(1000):

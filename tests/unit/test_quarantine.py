@@ -1,4 +1,4 @@
-"""What a process handled when it died, and who is blamed for it. The deaths are real, of forked processes."""
+"""Which record is blamed for a crash. The crashes are real, of forked processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def begins(journal: CrashJournal, *handled: tuple[str, int, int, int]) -> None:
-    """Each of these is handled by a thread of its own, and not finished."""
+    """Start handling each record in its own thread, and do not finish."""
     for place in handled:
         thread = threading.Thread(target=journal.begin, args=place)
         thread.start()
@@ -33,7 +33,7 @@ def begins(journal: CrashJournal, *handled: tuple[str, int, int, int]) -> None:
 def dies(
     file: Path, *handled: tuple[str, int, int, int], then: Callable[[CrashJournal], object] = lambda _: None
 ) -> None:
-    """A process that handles these, and dies before any except clause runs."""
+    """Run a process that handles these records and crashes before any except clause runs."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -47,13 +47,13 @@ def dies(
 
 
 def suspects(file: Path) -> dict[Suspect, int]:
-    """Who is suspected by the next process."""
+    """Return the suspects of the next process."""
     with CrashJournal(file) as journal:
         return dict(journal.suspects)
 
 
 def assigned(number: int, *unfinished: int, committed: int = 0) -> PartitionState:
-    """A partition with these records still to be done."""
+    """Return a partition with these unfinished records."""
     part = PartitionState(number, start=committed, committed=committed, end=committed)
     for offset in unfinished:
         part.admit(offset)
@@ -61,29 +61,29 @@ def assigned(number: int, *unfinished: int, committed: int = 0) -> PartitionStat
 
 
 def test_all_that_was_being_handled_is_suspected_and_nothing_of_it_is_blamed(file: Path) -> None:
-    """Any of them may have done it: the batch of one thread, and the record of another pipeline."""
+    """Any of them may be the cause: those in one thread's batch, or the record of another pipeline."""
     dies(file, ("g", 0, 5, 7), ("other group", 2, 40, 40))
     assert suspects(file) == {("g", 0, 5): 0, ("g", 0, 6): 0, ("g", 0, 7): 0, ("other group", 2, 40): 0}
 
 
-def test_deaths_beside_others_never_count_however_many(file: Path) -> None:
-    """R20: whoever kills the process, an innocent record that was handled beside it is not blamed."""
+def test_crashes_while_other_records_were_handled_never_count(file: Path) -> None:
+    """R20: a record is not blamed for crashes while others were handled too."""
     for offset in range(0, 50, 10):
         dies(file, ("g", 0, offset, offset + 2), ("h", 1, 7, 7))
     assert set(suspects(file).values()) == {0}
     assert len(suspects(file)) == 16
 
 
-def test_only_deaths_while_a_suspect_alone_was_handled_count(file: Path) -> None:
-    """R20: the one that killed the process again and again, with nothing else being handled."""
+def test_only_crashes_while_one_suspect_was_handled_count(file: Path) -> None:
+    """R20: a record is blamed for repeated crashes while it alone was handled."""
     dies(file, ("g", 0, 5, 5), ("g", 0, 6, 6))
     for deaths in range(1, FATAL_DEATHS + 1):
         dies(file, ("g", 0, 5, 5))
         assert suspects(file) == {("g", 0, 5): deaths, ("g", 0, 6): 0}
 
 
-def test_an_end_in_order_blames_nobody(file: Path) -> None:
-    """SIGTERM and then, the grace being over, SIGKILL, is no record's doing."""
+def test_a_shutdown_blames_no_record(file: Path) -> None:
+    """SIGTERM, followed by SIGKILL after the grace, is not caused by a record."""
     dies(file, ("g", 0, 5, 9), then=lambda journal: journal.note_shutdown())
     assert suspects(file) == {}
     with CrashJournal(file) as journal:
@@ -91,8 +91,8 @@ def test_an_end_in_order_blames_nobody(file: Path) -> None:
     assert suspects(file) == {}
 
 
-def test_what_was_finished_before_the_death_is_not_suspected(file: Path) -> None:
-    """Only what was being handled at that moment."""
+def test_records_finished_before_the_crash_are_not_suspects(file: Path) -> None:
+    """Only records that were being handled are suspects."""
 
     def work(journal: CrashJournal) -> None:
         for offset in range(100):
@@ -103,8 +103,8 @@ def test_what_was_finished_before_the_death_is_not_suspected(file: Path) -> None
     assert suspects(file) == {}
 
 
-def test_a_defect_counts_as_a_death_of_the_record_that_it_came_on(file: Path) -> None:
-    """Of a batch, the next run has to find out which; the fourth time the record is to be given up."""
+def test_an_unhandled_exception_counts_as_a_crash_of_its_record(file: Path) -> None:
+    """For a batch, the next run finds the record; after the fourth time it is dead-lettered."""
     with CrashJournal(file) as journal:
         assert journal.blame("g", 0, 5, 6) is False
     for _ in range(FATAL_DEATHS - 1):
@@ -116,8 +116,8 @@ def test_a_defect_counts_as_a_death_of_the_record_that_it_came_on(file: Path) ->
         assert [journal.blame("g", 1, 9, 9) for _ in range(4)] == [False, False, False, True]
 
 
-def test_a_death_is_counted_once_even_if_the_next_start_is_cut_short(file: Path) -> None:
-    """What it counts, and that it has counted, become true together."""
+def test_a_crash_is_counted_once_even_if_the_next_start_crashes(file: Path) -> None:
+    """The count and the fact that it was counted are written together."""
     dies(file, ("g", 0, 5, 5))
     dies(file, ("g", 0, 5, 5))
     dies(file)
@@ -125,7 +125,7 @@ def test_a_death_is_counted_once_even_if_the_next_start_is_cut_short(file: Path)
 
 
 def test_suspects_are_tried_one_by_one_until_they_are_finished(file: Path) -> None:
-    """As long as one of them is to be done by this process, and no longer."""
+    """This lasts as long as this process has an unfinished suspect."""
     dies(file, ("g", 0, 5, 6), ("h", 1, 7, 7))
     with CrashJournal(file) as journal:
         assert not journal.is_active  # nothing of them is assigned
@@ -139,8 +139,8 @@ def test_suspects_are_tried_one_by_one_until_they_are_finished(file: Path) -> No
         assert journal.suspects == {("h", 1, 7): 0}
 
 
-def test_what_another_worker_finished_meanwhile_is_suspected_no_longer(file: Path) -> None:
-    """The partition was elsewhere and comes back, with its position."""
+def test_records_that_another_worker_finished_are_no_longer_suspects(file: Path) -> None:
+    """The partition was elsewhere and returns with its position."""
     dies(file, ("g", 0, 5, 8), ("g", 1, 5, 5))
     with CrashJournal(file) as journal:
         journal.review("g", [assigned(0, committed=9), assigned(1, 5)])
@@ -148,8 +148,8 @@ def test_what_another_worker_finished_meanwhile_is_suspected_no_longer(file: Pat
     assert suspects(file) == {("g", 1, 5): 0}
 
 
-def test_a_deadly_record_stays_known_until_its_letter_is_committed(file: Path) -> None:
-    """The process may die before that, and would try it again."""
+def test_a_deadly_record_stays_known_until_its_dead_letter_is_committed(file: Path) -> None:
+    """The process may crash before that, and would try it again."""
     dies(file, ("g", 0, 5, 5))
     for _ in range(FATAL_DEATHS):
         dies(file, ("g", 0, 5, 5))
@@ -163,8 +163,8 @@ def test_a_deadly_record_stays_known_until_its_letter_is_committed(file: Path) -
         assert journal.suspects == {}
 
 
-def test_while_a_suspect_is_to_be_done_the_whole_process_handles_one_record_at_a_time(file: Path) -> None:
-    """A record of another pipeline waits for its turn, too."""
+def test_with_an_unfinished_suspect_the_process_handles_one_record_at_a_time(file: Path) -> None:
+    """Records of other pipelines wait too."""
     dies(file, ("g", 0, 5, 5))
     with CrashJournal(file) as journal:
         journal.review("g", [assigned(0, 5)])
@@ -185,7 +185,7 @@ def test_while_a_suspect_is_to_be_done_the_whole_process_handles_one_record_at_a
 
 
 def test_a_service_that_stops_waits_for_no_turn(file: Path) -> None:
-    """What has not begun is read again at the next start."""
+    """Records that have not started are read again at the next start."""
     dies(file, ("g", 0, 5, 5))
     with CrashJournal(file) as journal:
         journal.review("g", [assigned(0, 5)])
@@ -198,15 +198,15 @@ def test_a_service_that_stops_waits_for_no_turn(file: Path) -> None:
         other.join(20)
 
 
-def test_more_threads_than_the_file_has_lines_for_are_served_all_the_same(file: Path) -> None:
-    """The last line then holds what came last."""
+def test_more_threads_than_lines_in_the_file_work(file: Path) -> None:
+    """The last line then has the newest entry."""
     with CrashJournal(file) as journal:
         for number in range(300):
             begins(journal, ("g", 0, number, number))
 
 
-def test_without_a_folder_to_write_to_records_are_handled_all_the_same(file: Path) -> None:
-    """A read-only file system takes the protection away, not the service."""
+def test_records_are_handled_without_a_writable_folder(file: Path) -> None:
+    """A read-only file system disables the protection, not the service."""
     file.parent.write_text("a file is in the way")
     with CrashJournal(file) as journal:
         assert journal.begin("g", 0, 1, 1) is True
@@ -214,15 +214,15 @@ def test_without_a_folder_to_write_to_records_are_handled_all_the_same(file: Pat
 
 
 @pytest.mark.parametrize("content", [b"", b"R", b"R" + b"g 0 1 1\n" * 5000, b"\xff" * 50_000])
-def test_a_damaged_file_is_nothing(file: Path, content: bytes) -> None:
-    """The machine may die, too, and leave anything."""
+def test_a_damaged_file_is_ignored(file: Path, content: bytes) -> None:
+    """A crash of the machine may leave any content."""
     assert suspects(file) == {}
     file.write_bytes(content)
     assert suspects(file) == {}
 
 
 def test_each_service_and_instance_has_a_file_of_its_own(tmp_path: Path) -> None:
-    """Whatever the instance is called, it stays in its folder."""
+    """No instance name leads out of the folder."""
     journal = CrashJournal.of(Settings(home=tmp_path, instance_id="pod/../1"), "bot")
     with journal:
         pass

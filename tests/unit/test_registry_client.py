@@ -1,4 +1,4 @@
-"""The registry's client before a server of our own that answers as no registry should."""
+"""The registry's client against a server that answers as no registry should."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Write = Callable[[bytes], object]
 
 @contextmanager
 def registry(answer: Callable[[Write], object], **headers: str) -> Iterator[RegistryClient]:
-    """A client of a server that gives everybody ``answer``."""
+    """A client of a server that returns ``answer`` to every request."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -45,7 +45,7 @@ def registry(answer: Callable[[Write], object], **headers: str) -> Iterator[Regi
         server.server_close()
 
 
-def test_low_a_schema_without_end_is_not_read() -> None:
+def test_a_schema_without_end_is_not_read() -> None:
     """Reading stops after a megabyte, and records of that id are dead letters."""
     sent = 0
     over = threading.Event()
@@ -63,18 +63,18 @@ def test_low_a_schema_without_end_is_not_read() -> None:
         with pytest.raises(UnknownSchema, match=f"more than {MAX_ANSWER_BYTES} bytes"):
             client.schema_of(7)
         assert over.wait(60)
-    assert sent < 20 * MAX_ANSWER_BYTES  # the rest stood in the sockets
+    assert sent < 20 * MAX_ANSWER_BYTES  # the rest was buffered in the sockets
 
 
-def test_low_a_list_of_versions_without_end_is_a_named_error() -> None:
-    """The commands that look at all versions say what is wrong instead of breaking."""
+def test_a_list_of_versions_without_end_is_a_named_error() -> None:
+    """Commands that look at all versions report it instead of failing."""
     with registry(lambda write: write(b"1," * MAX_ANSWER_BYTES)) as client:
         with pytest.raises(PermanentError, match="/versions"):
             client.versions("discord-messages")
 
 
-def test_low_a_small_answer_that_unpacks_to_a_large_one_is_not_unpacked_whole() -> None:
-    """Compression makes a kilobyte of a megabyte."""
+def test_a_small_answer_that_unpacks_to_a_large_one_is_not_unpacked_whole() -> None:
+    """A kilobyte may decompress to a megabyte."""
     packed = gzip.compress(b"x" * 50 * MAX_ANSWER_BYTES)
     with registry(lambda write: write(packed), Content_Encoding="gzip") as client:
         with pytest.raises(UnknownSchema, match="more than"):
@@ -82,7 +82,7 @@ def test_low_a_small_answer_that_unpacks_to_a_large_one_is_not_unpacked_whole() 
 
 
 def test_an_answer_of_a_usual_length_is_read_whole() -> None:
-    """The bound is far above every schema here."""
+    """The limit is far above every schema here."""
     schema = {"type": "record", "name": "A", "fields": [{"name": "x", "type": "string", "doc": "d" * 200_000}]}
     body = json.dumps({"schema": json.dumps(schema)}).encode()
     with registry(lambda write: write(body)) as client:

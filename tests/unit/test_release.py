@@ -1,4 +1,4 @@
-"""What a broker tells of its release, over a real socket."""
+"""What a broker reveals of its release, over a real socket."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rtfm.streams.release import DEFECT, find_defect, read_metadata_level
 
 
 def answer(level: int, name: bytes = b"metadata.version") -> bytes:
-    """An answer to ApiVersions in version 3 of a broker that supports ``name`` from 7 to ``level``."""
+    """Return a version 3 ApiVersions response of a broker that supports ``name`` from 7 to ``level``."""
     requests = bytes([2]) + struct.pack(">hhh", 18, 0, 4) + b"\0"
     features = bytes([3, 4]) + b"abc" + struct.pack(">hh", 0, 1) + b"\0"
     features += bytes([len(name) + 1]) + name + struct.pack(">hh", 7, level) + b"\0"
@@ -25,7 +25,7 @@ def answer(level: int, name: bytes = b"metadata.version") -> bytes:
 
 @contextmanager
 def broker(raw: bytes) -> Iterator[int]:
-    """The port of something that answers every request with ``raw``."""
+    """Yield the port of a server that answers every request with ``raw``."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -44,20 +44,20 @@ def broker(raw: bytes) -> Iterator[int]:
 
 
 def framed(raw: bytes) -> bytes:
-    """With its length before it."""
+    """Return ``raw`` after its length."""
     return struct.pack(">i", len(raw)) + raw
 
 
 @pytest.mark.parametrize(("level", "wrong"), [(25, False), (29, False), (30, True), (33, True), (34, False)])
 def test_releases_that_do_not_end_transactions_are_named(level: int, wrong: bool) -> None:
-    """4.3 and 4.4 are, whatever stands before the feature that tells."""
+    """They are 4.3 and 4.4, whatever precedes the feature that identifies them."""
     with broker(framed(answer(level))) as port:
         assert read_metadata_level("127.0.0.1", port, 2) == level
         assert find_defect(f"127.0.0.1:{port}") == (DEFECT if wrong else None)
 
 
 def test_the_first_broker_that_answers_decides() -> None:
-    """A broker that is away is passed over, and so is an invalid address."""
+    """A broker that is down and an invalid address are skipped."""
     with broker(framed(answer(30))) as port:
         assert find_defect(f"127.0.0.1:1,nonsense,127.0.0.1:{port}") == DEFECT
 
@@ -75,8 +75,8 @@ def test_the_first_broker_that_answers_decides() -> None:
     ],
     ids=["closed", "a byte", "empty", "cut off", "another feature", "endless number", "another protocol"],
 )
-def test_an_answer_that_tells_nothing_is_no_defect(raw: bytes) -> None:
-    """Whoever answers something else is found by other checks."""
+def test_an_unknown_answer_is_not_a_defect(raw: bytes) -> None:
+    """Other checks find servers that are not brokers."""
     with broker(raw) as port:
         with pytest.raises((ValueError, OSError)):
             read_metadata_level("127.0.0.1", port, 2)

@@ -13,7 +13,7 @@ from rtfm.knowledge.retrieval import Retriever
 
 
 def test_a_search_that_fails_before_it_knows_the_collection_says_so() -> None:
-    """It is begun again for a collection that was replaced, of which there is no sign here."""
+    """Only a replaced collection is searched again, and nothing shows that it was replaced."""
     failures = iter([Unavailable("PostgreSQL", "no answer")])
 
     def view(*_: object) -> Any:

@@ -1,4 +1,4 @@
-"""How much must speak for an answer where search goes by words alone."""
+"""The evidence that an answer needs in lexical search."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ CORPUS = Corpus(passages=1_300, terms=130_000)
 
 
 def found(lexical: Lexical, *words: str) -> Nearness:
-    """A passage of usual length that says each of ``words`` once."""
+    """Return a passage of usual length that contains each of ``words`` once."""
     points = lexical.points(dict.fromkeys(words, 1), 100)
     return Nearness(score=0.5, meaning=None, points=points, words=len(words))
 
 
 def test_a_symbol_alone_counts_as_much_as_two_words_that_agree() -> None:
-    """Who asks for nothing but an error code or a name that stands in one message must find it."""
+    """A question that is only an error code or a name in one message must find it."""
     lexical = Lexical.of(["okapix"], {"okapix": 1}, CORPUS)
     only = found(lexical, "okapix")
     assert evidence([only], lexical) == 2 * only.points
 
 
 def test_one_word_of_many_counts_once_and_two_count_double() -> None:
-    """A single word in common is how questions about other things find something."""
+    """A single common word also matches unrelated questions."""
     lexical = Lexical.of(["bread", "knead", "oven"], {"bread": 3, "knead": 3, "oven": 3}, CORPUS)
     one, two = found(lexical, "bread"), found(lexical, "bread", "oven")
     assert evidence([one], lexical) == one.points

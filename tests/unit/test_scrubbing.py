@@ -1,4 +1,4 @@
-"""Secrets and addresses out of text."""
+"""Removing secrets and addresses from text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from rtfm.scrubbing import EMAIL_REMOVED, SECRET_REMOVED, scrub
 from tests.hostile import repeated, slow_on
 
-# Put together here, so that no scanner of repositories takes them for real ones.
+# Concatenated here, so that secret scanners do not report them.
 SECRETS = [
     "M" + "a" * 23 + "." + "b" * 6 + "." + "c" * 38,
     "AIza" + "x" * 35,
@@ -39,25 +39,25 @@ SECRETS = [
 
 @pytest.mark.parametrize("secret", SECRETS)
 def test_a_secret_of_a_known_form_is_removed(secret: str) -> None:
-    """Whatever stands around it stays."""
+    """The text around it stays."""
     assert scrub(f"my key: {secret}").startswith(f"my key: {SECRET_REMOVED}")
     assert secret not in scrub(f"my key: {secret}")
 
 
 def test_a_password_in_an_address_is_removed() -> None:
-    """Host and path stay, they are what helps."""
+    """Host and path stay, because they help."""
     assert scrub("postgresql://anna:hunter2@db:5432/x") == f"postgresql://{SECRET_REMOVED}@db:5432/x"
 
 
 def test_the_rest_of_a_line_with_a_token_stays() -> None:
-    """The header's name, the address of the webhook."""
+    """The header's name and the webhook's address stay."""
     assert scrub("Authorization: Bearer " + "b" * 40) == f"Authorization: Bearer {SECRET_REMOVED}"
     hook = "https://discord.com/api/webhooks/"
     assert scrub(hook + "123456789012345678/" + "w" * 68) == f"{hook}{SECRET_REMOVED}"
 
 
 def test_an_e_mail_address_is_removed() -> None:
-    """Not what only looks a little like one."""
+    """Similar texts stay."""
     assert scrub("write to a.b+c@mail.example.org now") == f"write to {EMAIL_REMOVED} now"
     assert scrub("user@host and git@host:repo") == "user@host and git@host:repo"
 
@@ -75,8 +75,8 @@ def test_an_e_mail_address_is_removed() -> None:
         "x" * 5_000,
     ],
 )
-def test_what_helps_stays(text: str) -> None:
-    """Error codes, hashes, addresses of machines."""
+def test_useful_identifiers_stay(text: str) -> None:
+    """Error codes, hashes and addresses of machines stay."""
     assert scrub(text) == text
 
 
@@ -95,12 +95,12 @@ _ZERO_WIDTH = "\u200b\u200d\u2060\ufeff"
 
 
 def drawn(template: str, chance: random.Random) -> tuple[str, str]:
-    """A text made from a template of the samples' file, and the secret in it."""
+    """Return a text made from a template of the samples' file, and the secret in it."""
 
     def draw(match: re.Match[str]) -> str:
         signs = _SIGNS[match[1]]
         text = "".join(chance.choices(signs, k=int(match[2])))
-        # Such a secret without a letter, a digit or upper case would be one in a thousand; - and _ end no token.
+        # Fewer than one such secret in a thousand lacks a letter, a digit or upper case; no token ends with - or _.
         inner = re.sub(r"^[-_+/]|[-_+/]$", "x", text)
         return inner if len(inner) < 8 or match[1] in "dhU" else f"{inner[:-3]}7qK"
 
@@ -112,7 +112,7 @@ def drawn(template: str, chance: random.Random) -> tuple[str, str]:
 
 
 def samples(seed: int, rounds: int) -> Iterator[tuple[str, str, str]]:
-    """(kind, text, secret), each template ``rounds`` times, in sentences and marks of chat."""
+    """Yield (kind, text, secret), each template ``rounds`` times, in sentences and chat markup."""
     chance = random.Random(seed)
     for kind, templates in SAMPLES.items():
         for template in templates * rounds:
@@ -124,13 +124,13 @@ def samples(seed: int, rounds: int) -> Iterator[tuple[str, str, str]]:
 
 
 def is_left(secret: str, text: str) -> bool:
-    """Whether 12 signs in a row of ``secret`` are still in ``text``, or all of a shorter one."""
+    """Return whether ``text`` has 12 characters in a row of ``secret``, or all of a shorter one."""
     length = min(12, len(secret))
     return any(secret[start : start + length] in text for start in range(len(secret) - length + 1))
 
 
-def test_m10_secrets_of_thirty_kinds_are_removed() -> None:
-    """In all their places; the file holds forms alone, the values are drawn."""
+def test_secrets_of_thirty_kinds_are_removed() -> None:
+    """The file has only templates; the values are random."""
     found = list(samples(seed=11, rounds=5))
     missed = [(kind, text) for kind, text, secret in found if is_left(secret, scrub(text))]
     assert len(SAMPLES) >= 30
@@ -138,8 +138,8 @@ def test_m10_secrets_of_thirty_kinds_are_removed() -> None:
     assert len(missed) <= 0.02 * len(found), missed[:20]
 
 
-def test_m10_a_sign_without_width_hides_no_secret() -> None:
-    """Whoever copies the token copies it whole, or without that sign."""
+def test_a_zero_width_character_hides_no_secret() -> None:
+    """A person would copy the token with that character or without it."""
     chance = random.Random(12)
     missed = []
     for kind, text, secret in samples(seed=12, rounds=1):
@@ -176,8 +176,8 @@ def test_m10_a_sign_without_width_hides_no_secret() -> None:
         "UUID=6e35d56a-9067-47d8-b84e-50ca84a2ff89 / ext3",
     ],
 )
-def test_m10_what_only_speaks_of_secrets_stays(text: str) -> None:
-    """People ask about passwords and tokens all day."""
+def test_text_about_secrets_stays(text: str) -> None:
+    """Questions about passwords and tokens are common."""
     assert scrub(text) == text
 
 
@@ -191,6 +191,6 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("piece", HOSTILE)
-def test_m10_time_is_in_proportion_to_the_text(piece: str) -> None:
+def test_time_is_in_proportion_to_the_text(piece: str) -> None:
     """Four times the text takes at most six times as long."""
     assert slow_on(scrub, repeated(piece)) is None

@@ -1,4 +1,4 @@
-"""Where a setting comes from, and what is said when it is wrong."""
+"""Where a setting comes from, and the errors for wrong ones."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def load(environ: dict[str, str], home: Path, dotenv: Path | None = None) -> set
 def test_a_malformed_variable_is_named_with_its_value_and_what_it_should_be(
     name: str, value: str, wanted: str, tmp_path: Path
 ) -> None:
-    """The person who must act reads all three in one line."""
+    """One line has all three."""
     with pytest.raises(ConfigError) as caught:
         load({name: value}, tmp_path)
     assert name in str(caught.value)
@@ -42,7 +42,7 @@ def test_a_malformed_variable_is_named_with_its_value_and_what_it_should_be(
 
 
 def test_a_malformed_secret_is_not_repeated(tmp_path: Path) -> None:
-    """A database address may hold a password."""
+    """A database address may contain a password."""
     with pytest.raises(ConfigError) as caught:
         load({"DATABASE_URL": "mysql://user:hunter2@host/db"}, tmp_path)
     assert "hunter2" not in str(caught.value)
@@ -50,14 +50,14 @@ def test_a_malformed_secret_is_not_repeated(tmp_path: Path) -> None:
 
 
 def test_secrets_are_left_out_of_repr(tmp_path: Path) -> None:
-    """Settings may be logged whole."""
+    """Settings may be logged."""
     loaded = load({"DISCORD_TOKEN": "t0ken", "DATABASE_URL": "postgresql://u:hunter2@h/d"}, tmp_path)
     assert "t0ken" not in repr(loaded)
     assert "hunter2" not in repr(loaded)
 
 
 def test_a_secret_can_be_read_from_a_file(tmp_path: Path) -> None:
-    """NAME_FILE holds the path; the end of line is not part of the secret."""
+    """NAME_FILE is the path; the final line break is not part of the secret."""
     (tmp_path / "token").write_text("t0ken\n")
     assert load({"DISCORD_TOKEN_FILE": str(tmp_path / "token")}, tmp_path).discord_token == "t0ken"
 
@@ -69,7 +69,7 @@ def test_a_secret_file_that_is_not_there_is_an_error_that_names_it(tmp_path: Pat
 
 
 def test_the_environment_wins_over_dotenv_and_dotenv_over_the_default(tmp_path: Path) -> None:
-    """The order of the documentation."""
+    """This is the documented order."""
     dotenv = tmp_path / ".env"
     dotenv.write_text("GEMINI_MODEL=from-dotenv\nLOG_LEVEL=ERROR\n")
     loaded = load({"LOG_LEVEL": "DEBUG"}, tmp_path, dotenv)
@@ -77,7 +77,7 @@ def test_the_environment_wins_over_dotenv_and_dotenv_over_the_default(tmp_path: 
 
 
 def test_addresses_come_from_the_local_stack_while_it_runs(tmp_path: Path) -> None:
-    """A running stack needs no configuration; a service whose process is gone does not count."""
+    """A running stack needs no configuration; a service whose process has ended does not count."""
     (tmp_path / "run").mkdir()
     services = {
         "kafka": {"address": "localhost:12345", "pid": os.getpid()},
@@ -90,15 +90,15 @@ def test_addresses_come_from_the_local_stack_while_it_runs(tmp_path: Path) -> No
 
 
 def test_the_environment_wins_over_the_local_stack(tmp_path: Path) -> None:
-    """Whoever names a broker means it."""
+    """A configured broker takes precedence."""
     (tmp_path / "run").mkdir()
     services = {"kafka": {"address": "localhost:12345", "pid": os.getpid()}}
     (tmp_path / settings.LOCAL_STACK_FILE).write_text(json.dumps({"services": services}))
     assert load({"KAFKA_BOOTSTRAP_SERVERS": "kafka:9092"}, tmp_path).kafka_bootstrap_servers == "kafka:9092"
 
 
-def test_a_broken_state_file_of_the_local_stack_is_as_none(tmp_path: Path) -> None:
-    """A half-written file must not stop every command."""
+def test_a_broken_state_file_of_the_local_stack_is_ignored(tmp_path: Path) -> None:
+    """A partial file must not stop every command."""
     (tmp_path / "run").mkdir()
     (tmp_path / settings.LOCAL_STACK_FILE).write_text("{")
     assert load({}, tmp_path).kafka_bootstrap_servers == "localhost:29092"
@@ -111,13 +111,13 @@ def test_a_flag_is_parsed_like_its_variable(tmp_path: Path) -> None:
 
 
 def test_a_flag_that_was_not_given_changes_nothing(tmp_path: Path) -> None:
-    """click passes None for it."""
+    """Without a flag click passes None."""
     loaded = load({}, tmp_path)
     assert loaded.with_flags(kafka_bootstrap_servers=None) == loaded
 
 
 def test_every_setting_has_a_meaning_and_a_variable_of_its_own() -> None:
-    """The documentation is made from these."""
+    """The documentation is generated from these."""
     described = list(settings.describe())
     assert all(doc.endswith(".") for _, _, _, doc, _ in described)
     assert len({env for _, env, _, _, _ in described}) == len(described)

@@ -1,4 +1,4 @@
-"""Where an assignment starts, from what the group has committed and what the log holds."""
+"""Where an assignment starts, from the group's position and the log's range."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GROUP = "starts"
 
 @define
 class Log:
-    """A consumer that knows where each partition's log begins and ends; each call takes the next answer."""
+    """A consumer with the beginning and end of each partition's log; each call uses the next answer."""
 
     ranges: Iterator[tuple[int, int] | KafkaError]
 
@@ -37,7 +37,7 @@ class Log:
 
 @define
 class Coordinator:
-    """Answers one after another, each an offset with its metadata; the last one stays."""
+    """Returns offsets with metadata in order; the last one repeats."""
 
     answers: Sequence[tuple[int, str]]
     asked: int = 0
@@ -50,7 +50,7 @@ class Coordinator:
 
 @define
 class Clock:
-    """Time that passes by sleeping only."""
+    """A clock that advances only by sleeping."""
 
     now_s: float = 0.0
     slept: list[float] = field(factory=list)
@@ -61,14 +61,14 @@ class Clock:
 
 
 def consumer_of(ranges: Iterator[tuple[int, int] | KafkaError]) -> Any:
-    """As much of a consumer as finding a start uses."""
+    """Return the part of a consumer that finding a start uses."""
     return Log(ranges)
 
 
 def start_of(
     coordinator: Coordinator, *log: tuple[int, int] | KafkaError, clock: Clock | None = None
 ) -> PartitionState:
-    """Where partition 0 starts; the log's last range stays."""
+    """Return where partition 0 starts; the log's last range repeats."""
     clock = clock or Clock()
 
     def ranges() -> Iterator[tuple[int, int] | KafkaError]:
@@ -82,18 +82,18 @@ def start_of(
 
 
 def lost() -> float:
-    """The metric."""
+    """Return the metric of lost records."""
     return float(LOST_RECORDS.labels(TOPIC, GROUP)._value.get())
 
 
 def test_a_coordinator_that_says_no_offset_at_first_is_asked_again() -> None:
-    """It may still be loading the group: its position is used, and nothing is read again from the start."""
+    """It may still be loading the group: its position is then used, and nothing is read from the start."""
     start = start_of(Coordinator([(NO_OFFSET, ""), (116, "")]), (0, 130))
     assert (start.start, start.stored) == (116, (116, ""))
 
 
 def test_a_new_group_starts_at_the_beginning_of_the_log_and_has_lost_nothing() -> None:
-    """Also an added partition, and a topic that was created again, with which Kafka removes the positions."""
+    """This includes an added partition and a recreated topic, whose positions Kafka removes."""
     before, coordinator = lost(), Coordinator([(NO_OFFSET, "")])
     start = start_of(coordinator, (0, 130))
     assert (start.start, start.stored) == (0, None)
@@ -110,7 +110,7 @@ def test_without_a_position_the_records_before_the_log_count_as_lost() -> None:
 
 
 def test_a_position_below_the_log_starts_at_the_log_and_the_difference_is_lost() -> None:
-    """Retention was quicker than the group; what was finished above the position is not lost."""
+    """Retention overtook the group; records finished above the position are not lost."""
     before = lost()
     start = start_of(Coordinator([(10, encode_map([10, 15], 20))]), (30, 130))
     assert start.start == 30
@@ -119,15 +119,15 @@ def test_a_position_below_the_log_starts_at_the_log_and_the_difference_is_lost()
 
 
 def test_a_log_that_ends_before_the_position_is_waited_for() -> None:
-    """A broker that has just become the leader learns of the log's end a moment later."""
+    """A broker that has just become the leader learns the log's end a moment later."""
     start = start_of(Coordinator([(116, "")]), (0, 100), (0, 110), (0, 116))
     assert start.start == 116
 
 
 def test_a_log_that_stays_shorter_than_the_position_is_another_log() -> None:
-    """The topic was created again, or its brokers lost records: it is read from its beginning, and an error is logged.
+    """The topic was recreated or lost records: it is read from its beginning, and an error is logged.
 
-    What the group has committed is still known, so that an unknown outcome of a commit is resolved.
+    The group's position is kept, so that an unknown outcome of a commit is resolved.
     """
     start = start_of(Coordinator([(116, "")]), (0, 5))
     assert (start.start, start.stored) == (0, (116, ""))
@@ -136,13 +136,13 @@ def test_a_log_that_stays_shorter_than_the_position_is_another_log() -> None:
 
 @pytest.mark.parametrize("answer", [(-1, 5), KafkaError(KafkaError._TIMED_OUT)])
 def test_a_log_whose_beginning_is_not_known_is_not_read(answer: tuple[int, int] | KafkaError) -> None:
-    """Whether something was lost would not be known either; the worker joins again."""
+    """It would be unknown whether records were lost; the worker joins again."""
     with pytest.raises(Unavailable):
         start_of(Coordinator([(5, "")]), answer)
 
 
 def test_a_position_behind_what_this_process_committed_is_asked_for_again() -> None:
-    """The coordinator answered with an older state than it had confirmed."""
+    """The coordinator returned an older state than it had confirmed."""
     clock, coordinator = Clock(), Coordinator([(40, ""), (116, "")])
     starts = Starts(KafkaConfig.of(Settings()), topic=TOPIC, group=GROUP, clock=lambda: clock.now_s, sleep=clock.sleep)
     starts.remember(PartitionState.from_position(0, 116, ""))
@@ -151,7 +151,7 @@ def test_a_position_behind_what_this_process_committed_is_asked_for_again() -> N
 
 
 def test_a_position_that_stays_behind_is_used_and_named() -> None:
-    """Kafka's own tools may have moved it; nothing else should."""
+    """Only Kafka's own tools should have moved it back."""
     clock, coordinator = Clock(), Coordinator([(40, "")])
     starts = Starts(KafkaConfig.of(Settings()), topic=TOPIC, group=GROUP, clock=lambda: clock.now_s, sleep=clock.sleep)
     starts.remember(PartitionState.from_position(0, 116, ""))

@@ -1,4 +1,4 @@
-"""The small HTTP port of a service, its health, and traces."""
+"""The HTTP port of a service, its health, and traces."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from rtfm import telemetry
 
 
 class Clock:
-    """A clock that moves when it is told to."""
+    """A clock that advances on request."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -53,7 +53,7 @@ def get(server: telemetry.MetricsServer, path: str) -> tuple[int, str]:
 def test_a_loop_that_does_not_pass_makes_the_service_unhealthy_and_says_which(
     server: telemetry.MetricsServer, health: telemetry.Health, clock: Clock
 ) -> None:
-    """The body names the loop and for how long it stood."""
+    """The body names the loop and for how long it has hung."""
     health.beat("ingest")
     clock.now_s = 11
     status, body = get(server, "/healthz")
@@ -64,7 +64,7 @@ def test_a_loop_that_does_not_pass_makes_the_service_unhealthy_and_says_which(
 def test_a_loop_that_passes_again_is_healthy_again(
     server: telemetry.MetricsServer, health: telemetry.Health, clock: Clock
 ) -> None:
-    """Nothing sticks."""
+    """The state recovers."""
     health.beat("ingest")
     clock.now_s = 11
     health.beat("ingest")
@@ -84,7 +84,7 @@ def test_a_condition_that_fails_makes_the_service_not_ready_but_alive(
 
 
 def test_metrics_are_served_with_their_help(server: telemetry.MetricsServer) -> None:
-    """In Prometheus's text form."""
+    """The format is Prometheus's text format."""
     telemetry.ANSWERS.labels("NOT_FOUND").inc()
     status, body = get(server, "/metrics")
     assert status == 200
@@ -93,12 +93,12 @@ def test_metrics_are_served_with_their_help(server: telemetry.MetricsServer) -> 
 
 
 def test_an_unknown_path_is_not_found(server: telemetry.MetricsServer) -> None:
-    """No stack trace, no listing."""
+    """The response has no stack trace and no listing."""
     assert get(server, "/etc/passwd")[0] == 404
 
 
-def test_low_idle_connections_take_few_threads_and_keep_nobody_from_asking(server: telemetry.MetricsServer) -> None:
-    """The oldest is closed for a new one, so that the supervisor's question is answered."""
+def test_idle_connections_take_few_threads_and_keep_nobody_from_asking(server: telemetry.MetricsServer) -> None:
+    """The oldest connection is closed for a new one, so that a supervisor's probe is answered."""
     before = threading.active_count()
     with contextlib.ExitStack() as connections:
         for _ in range(100):
@@ -110,8 +110,8 @@ def test_low_idle_connections_take_few_threads_and_keep_nobody_from_asking(serve
             time.sleep(0.05)
 
 
-def test_low_a_connection_that_says_nothing_is_closed(server: telemetry.MetricsServer) -> None:
-    """Its thread ends with it."""
+def test_a_silent_connection_is_closed(server: telemetry.MetricsServer) -> None:
+    """Its thread ends too."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(b"GET /heal")
         assert connection.recv(1) == b""
@@ -127,6 +127,6 @@ def test_a_child_stays_in_its_parents_trace_with_a_span_of_its_own() -> None:
 
 @pytest.mark.parametrize("broken", [None, "", "00-short-x-01", "garbage"])
 def test_a_broken_parent_begins_a_new_trace(broken: str | None) -> None:
-    """A foreign header must not stop a record."""
+    """Another program's header must not stop a record."""
     version, trace_id, span_id, flags = telemetry.child_traceparent(broken).split("-")
     assert (version, len(trace_id), len(span_id), flags) == ("00", 32, 16, "01")

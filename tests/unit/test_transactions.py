@@ -1,4 +1,4 @@
-"""The transactional producer without a broker that answers."""
+"""The transactional producer with a broker that does not answer."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rtfm.streams.connection import KafkaConfig
 from rtfm.streams.transactions import Transactions
 
 
-def test_a_producer_that_could_not_be_made_anew_is_due_to_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the one before it was well: it is gone, and nothing may be committed with it."""
+def test_a_producer_that_could_not_be_replaced_has_to_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the previous producer was fine, it is closed, and nothing may be committed with it."""
     monkeypatch.setattr(transactions, "OPEN_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"

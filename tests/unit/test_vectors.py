@@ -1,4 +1,4 @@
-"""What becomes of a Chroma that answers with nonsense, with errors, or with vectors of another model."""
+"""How errors, invalid answers and another model's vectors in Chroma are handled."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RIGHT = {
 
 
 class Confused(BaseHTTPRequestHandler):
-    """Says what the test wants about ``asked``, by default about everything; only the heartbeat is right."""
+    """Returns what a test wants for ``asked``, by default for everything; only the heartbeat is right."""
 
     answer = b""
     status = 200
@@ -45,7 +45,7 @@ class Confused(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def confused() -> Iterator[str]:
-    """The address of a server that is no Chroma."""
+    """Yield the address of a server that is not Chroma."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Confused)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -57,10 +57,10 @@ def confused() -> Iterator[str]:
 @pytest.mark.parametrize(
     ("status", "answer"), [(200, b"{}"), (200, b"[]"), (200, b"<html>"), (200, b""), (500, b"oops"), (404, b"{}")]
 )
-def test_an_answer_that_is_none_of_chromas_is_an_outage(
+def test_an_answer_that_is_not_from_chroma_is_an_outage(
     confused: str, status: int, answer: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pipeline waits for it to be mended; nothing is lost and nothing goes to dead-letters."""
+    """The pipeline waits until it is fixed, without dead letters."""
     monkeypatch.setattr(Confused, "status", status)
     monkeypatch.setattr(Confused, "answer", answer)
     with pytest.raises(Unavailable, match="Chroma"):
@@ -86,10 +86,10 @@ def test_an_answer_that_is_none_of_chromas_is_an_outage(
         (502, b"<html>", Unavailable),
     ],
 )
-def test_h3_a_refusal_is_told_from_an_outage_by_its_status(
+def test_the_status_distinguishes_a_refusal_from_an_outage(
     confused: str, status: int, answer: bytes, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """H3: what can never be stored is a dead letter; everything else may work later, or after a rebuild."""
+    """What can never be stored is a dead letter; other errors may pass later, or after a rebuild."""
     monkeypatch.setattr(Confused, "status", status)
     monkeypatch.setattr(Confused, "answer", answer)
     monkeypatch.setattr(Confused, "asked", "/collections")
@@ -97,8 +97,8 @@ def test_h3_a_refusal_is_told_from_an_outage_by_its_status(
         ChromaVectors(confused).generations("1")
 
 
-def test_h3_each_guild_has_a_collection_of_its_own() -> None:
-    """H3: ids of any form make names that Chroma takes, and no two the same, whatever generation they are of."""
+def test_each_guild_has_a_collection_of_its_own() -> None:
+    """Ids of any format give distinct names that Chroma accepts, in any generation."""
     guilds = ["", "direct", "Direct", "5", "5-1", "5.1", "5.2d1", "a:b", "a@b", "a_b", "a.b", "-", "x" * 128, ":" * 128]
     names = [ChromaVectors("http://x")._name(guild, generation) for guild in guilds for generation in (0, 1, 12)]
     assert len(set(names)) == len(names)
@@ -107,7 +107,7 @@ def test_h3_each_guild_has_a_collection_of_its_own() -> None:
 
 
 def test_vectors_of_another_model_ask_for_a_rebuild() -> None:
-    """They cannot be compared; nothing found in them would mean anything."""
+    """Vectors of two models cannot be compared."""
     with pytest.raises(ConfigError, match="768 dimensions") as caught:
         _check_model("rtfm-1", {"model": "another", "dimension": 768}, "this", 384)
     assert "rebuild" in str(caught.value.hint)

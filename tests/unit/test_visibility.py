@@ -35,7 +35,7 @@ def facts(kind: ChannelKind, parent: str | None = "1", at: int = 0, *, discord: 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_parent_decides_for_public_threads_and_posts_alone(kind: ChannelKind) -> None:
-    """Each channel is readable by its own id; what it hangs under counts for two kinds."""
+    """Other channels are readable by their own id only."""
     assert readable("5", "1", kind, ["5"])
     assert readable("5", "1", kind, ["1"]) == (kind in PARENT_DECIDES) == (acl_channel_id("5", "1", kind) == "1")
     assert not readable("5", None, kind, ["1"])
@@ -47,8 +47,8 @@ def test_the_parent_decides_for_public_threads_and_posts_alone(kind: ChannelKind
     ("before", "after"),
     [(CLOSED, OPEN), (CLOSED, TEXT), (UNKNOWN, OPEN), (UNKNOWN, POST), (DIRECT, TEXT), (TEXT, OPEN), (OPEN, TEXT)],
 )
-def test_m2_only_a_newer_report_of_discord_widens_who_may_read(before: ChannelKind, after: ChannelKind) -> None:
-    """M2: not an export, not another program, not an old report, and not a message that is known already."""
+def test_only_a_newer_report_of_discord_widens_who_may_read(before: ChannelKind, after: ChannelKind) -> None:
+    """An export, another program, an old report or a known message does not."""
     known = facts(before, at=5, discord=True)
     for at, discord, unchanged in itertools.product((0, 4, 5, 6, 9), (False, True), (False, True)):
         seen = facts(after, at=at, discord=discord)
@@ -56,8 +56,8 @@ def test_m2_only_a_newer_report_of_discord_widens_who_may_read(before: ChannelKi
         assert believed == (seen if discord and at > 5 and not unchanged else known)
 
 
-def test_m2_another_parent_is_another_readership() -> None:
-    """M2: a thread of #staff does not become one of #general by what an export says."""
+def test_another_parent_is_another_readership() -> None:
+    """An export cannot move a thread of #staff to #general."""
     known = facts(OPEN, "1", at=5, discord=True)
     assert newest_facts("9", known, facts(OPEN, "2", at=9)) == known
     assert newest_facts("9", known, facts(POST, "1", at=9)) == facts(POST, "1", at=9)
@@ -76,7 +76,7 @@ def test_the_newest_observation_wins_where_nobody_gains(discord: bool) -> None:
 
 
 def test_discord_corrects_what_others_said_however_old_it_is() -> None:
-    """M2: whoever was first cannot keep a private thread open by a time that is ahead."""
+    """A first observation with a time in the future cannot keep a private thread open."""
     closed = facts(CLOSED, at=1, discord=True)
     assert newest_facts("9", facts(OPEN, at=9), closed) == closed
     assert newest_facts("9", facts(OPEN, at=9), closed, unchanged=True) == closed
@@ -84,8 +84,8 @@ def test_discord_corrects_what_others_said_however_old_it_is() -> None:
 
 
 @given(known=FACTS, seen=st.lists(FACTS, max_size=6), listed=st.sets(st.sampled_from(["1", "2", "9"])))
-def test_m2_others_never_give_anybody_a_right(known: ChannelFacts, seen: list[ChannelFacts], listed: set[str]) -> None:
-    """M2: after any reports of exports and programs, who may read the channel could read it before."""
+def test_others_never_give_anybody_a_right(known: ChannelFacts, seen: list[ChannelFacts], listed: set[str]) -> None:
+    """After any reports of exports and programs, every reader of the channel could read it before."""
     believed = known
     for one in seen:
         believed = newest_facts("9", believed, facts(one.kind, one.parent_channel_id, one.observed_at))
@@ -95,13 +95,13 @@ def test_m2_others_never_give_anybody_a_right(known: ChannelFacts, seen: list[Ch
 
 @given(known=FACTS, at=st.integers(0, 9), discord=st.booleans())
 def test_an_unknown_kind_says_nothing(known: ChannelFacts, at: int, discord: bool) -> None:
-    """A deletion need not know where it happened."""
+    """A deletion need not know the kind of its channel."""
     assert newest_facts("9", known, facts(UNKNOWN, at=at, discord=discord)) == known
 
 
 @given(known=FACTS, seen=FACTS, listed=st.sets(st.sampled_from(["1", "2"])))
 def test_what_does_not_widen_gives_nobody_a_right(known: ChannelFacts, seen: ChannelFacts, listed: set[str]) -> None:
-    """Both are one rule: whoever gains by an observation makes it one that widens."""
+    """An observation that gives anyone access counts as one that widens it."""
     gains = readable("9", seen.parent_channel_id, seen.kind, listed) and not readable(
         "9", known.parent_channel_id, known.kind, listed
     )

@@ -1,31 +1,31 @@
-"""What counts as a word in chat."""
+"""Which parts of a chat message are terms."""
 
 from rtfm.knowledge.words import MAX_TERM_LENGTH, terms
 
 
 def test_a_blob_is_no_word() -> None:
-    """Nobody types a key of a thousand characters again."""
+    """No one types a key of a thousand characters again."""
     assert terms("x" * (MAX_TERM_LENGTH + 1)) == []
 
 
 def test_mentions_and_custom_emoji_are_no_words() -> None:
-    """Discord's markup holds ids that nobody searches for."""
+    """No one searches for the ids in Discord's markup."""
     assert terms("<@123> <@!4> <#5> <:party:6> kernel") == ["kernel"]
 
 
 def test_chat_words_and_stop_words_are_left_out() -> None:
-    """They stand in every question."""
+    """They occur in every question."""
     assert terms("hi, does anyone know how to do this? thanks") == []
 
 
 def test_paths_versions_and_error_codes_stay_whole_and_give_their_parts() -> None:
-    """Both the whole and a part of it may be asked for."""
+    """A question may contain the whole or a part."""
     found = terms("see /etc/fstab: E1234, v2.10.3 and apt-get.")
     assert {"/etc/fstab", "etc", "fstab", "e1234", "v2.10.3", "apt-get", "apt"} <= set(found)
 
 
 def test_forms_of_a_word_are_one_term() -> None:
-    """A question about mounting finds a message that says mount."""
+    """A question about mounting finds a message with mount."""
     assert len({terms(word)[0] for word in ("mount", "mounts", "mounting", "mounted")}) == 1
     assert terms("drives") == terms("drive")
 

@@ -1,4 +1,4 @@
-"""A Discord of our own: REST and gateway over real sockets, for the unmodified discord.py client."""
+"""A fake Discord for the unmodified discord.py client: REST and gateway over real sockets."""
 
 from tests.fakes.discord.server import FakeDiscord
 from tests.fakes.discord.world import FakeChannel, FakeGuild, FakeMessage, FakePerson

@@ -1,4 +1,4 @@
-"""The fake's gateway: sessions that are identified, fed, dropped and resumed."""
+"""The fake's gateway: sessions that clients identify, lose and resume."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MESSAGE_CONTENT = 1 << 15
 
 @define(eq=False)
 class Session:
-    """One identified client; it remembers what it was sent, for a resume."""
+    """One identified client; it keeps the events that it was sent, for a resume."""
 
     intents: int
     id: str = field(factory=new_id)
@@ -36,7 +36,7 @@ class Session:
 
 @define(eq=False)
 class Gateway:
-    """Accepts connections and fans events out to sessions."""
+    """Accepts connections and sends events to all sessions."""
 
     token: str
     bot: FakePerson

@@ -1,6 +1,6 @@
-"""The fake Discord's front: REST over HTTP, the gateway beside it, and what tests do and ask.
+"""The fake Discord's server: REST over HTTP, the gateway, and the methods that tests use.
 
-Everything runs in one thread with its own event loop; the methods for tests hand their work to it and wait.
+Everything runs in one thread with its own event loop; the methods for tests run there and wait for the result.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NEVER = -1  # in place of a status
 
 @define
 class Fault:
-    """Answers that the next matching requests get instead of their own; status 0 cuts the connection."""
+    """Responses that the next matching requests get instead of the real ones; status 0 closes the connection."""
 
     method: str
     path: re.Pattern[str]
@@ -44,7 +44,7 @@ def _json(body: Any, *, status: int = 200, headers: Mapping[str, str] | None = N
 
 
 class FakeDiscord:
-    """A Discord on a loopback port; use it as a context manager."""
+    """A Discord on a loopback port, as a context manager."""
 
     def __init__(self) -> None:
         self.token = "made-up-token"
@@ -74,24 +74,24 @@ class FakeDiscord:
 
     @property
     def api(self) -> str:
-        """For RTFM_DISCORD_API."""
+        """Value of RTFM_DISCORD_API."""
         return f"http://127.0.0.1:{self._port}{_ROOT}"
 
     @property
     def gateway(self) -> str:
-        """For RTFM_DISCORD_GATEWAY."""
+        """Value of RTFM_DISCORD_GATEWAY."""
         return f"ws://127.0.0.1:{self._port}/gateway"
 
-    # What there is
+    # The world
 
     def guild(self, name: str = "penguins", **values: Any) -> FakeGuild:
-        """Make a guild; before the bot connects."""
+        """Create a guild, before the bot connects."""
         guild = FakeGuild(name=name, **values)
         self._guilds.append(guild)
         return guild
 
     def person(self, name: str, *guilds: FakeGuild, bot: bool = False) -> FakePerson:
-        """Make a person who is a member of ``guilds``."""
+        """Create a person who is a member of ``guilds``."""
         person = FakePerson(name, bot=bot)
         for guild in guilds:
             guild.members.append(person)
@@ -106,7 +106,7 @@ class FakeDiscord:
         self._channels[channel.id] = channel
         return channel
 
-    # What people do
+    # Actions of people
 
     def says(
         self,
@@ -121,7 +121,7 @@ class FakeDiscord:
         message_type: int | None = None,
         announce: bool = True,
     ) -> FakeMessage:
-        """Write a message; without ``announce`` the gateway stays silent about it."""
+        """Post a message; without ``announce`` the gateway does not send it."""
         message = FakeMessage(
             channel=channel,
             author=author,
@@ -136,17 +136,17 @@ class FakeDiscord:
         return message
 
     def edits(self, message: FakeMessage, content: str) -> None:
-        """Change a message's words."""
+        """Change a message's content."""
         message.content = content
         message.edited_timestamp = "2026-01-02T03:04:05.678000+00:00"
         self._do(self._gateway.broadcast("MESSAGE_UPDATE", message.event()))
 
     def unfurls(self, message: FakeMessage) -> None:
-        """Report an update of a message that nobody edited, as for a link's preview."""
+        """Send an update of a message that nobody edited, as for a link preview."""
         self._do(self._gateway.broadcast("MESSAGE_UPDATE", message.event()))
 
     def deletes(self, *messages: FakeMessage) -> None:
-        """Delete messages of one channel; several at once are a bulk deletion."""
+        """Delete messages of one channel; several are a bulk deletion."""
         channel = messages[0].channel
         place = {"channel_id": channel.id} | ({"guild_id": channel.guild.id} if channel.guild else {})
         for message in messages:
@@ -159,7 +159,7 @@ class FakeDiscord:
                 self._gateway.broadcast("MESSAGE_DELETE_BULK", place | {"ids": [message.id for message in messages]})
             )
 
-    # What goes wrong
+    # Faults
 
     def fails(
         self,
@@ -172,23 +172,24 @@ class FakeDiscord:
         retry_after_s: float = 0.05,
         code: int = 0,
     ) -> None:
-        """Let the next ``times`` requests whose path ends like the pattern ``path`` fail.
+        """Make the next ``times`` requests fail whose path ends in the pattern ``path``.
 
-        Status 0 cuts the connection; ``after_doing_it`` does the request's work first, so its fate is unknown.
+        Status 0 closes the connection; ``after_doing_it`` performs the request first, so that its outcome is unknown to
+        the client.
         """
         body = {"code": code, "message": "made to fail", "retry_after": retry_after_s, "global": False}
         self._faults.append(Fault(method, re.compile(rf".*{path}$"), status, times, after_doing_it, body))
 
     def stalls(self, method: str, path: str) -> None:
-        """Do the next such request's work, and never answer it."""
+        """Perform the next matching request, and never answer it."""
         self._faults.append(Fault(method, re.compile(rf".*{path}$"), _NEVER, 1, True, {}))
 
     def heals(self) -> None:
-        """Let nothing fail any more."""
+        """Remove all faults."""
         self._faults.clear()
 
     def forgets_nonces(self) -> None:
-        """Let some minutes pass, after which Discord knows no nonce any more."""
+        """Forget all nonces, as Discord does after a few minutes."""
         self._nonces.clear()
 
     def refuses_message_content(self) -> None:
@@ -200,17 +201,17 @@ class FakeDiscord:
         self._do(self._gateway.close(code))
 
     def loses_gateway(self) -> None:
-        """Close every connection to the gateway, forget the sessions and take no connection; REST goes on."""
+        """Close every connection to the gateway, forget the sessions and refuse connections; REST keeps working."""
         self._gateway.away = True
         self.closes_gateway(1001)
         self.forgets_sessions()
 
     def regains_gateway(self) -> None:
-        """Take connections to the gateway again."""
+        """Accept connections to the gateway again."""
         self._gateway.away = False
 
     def closes_every_gateway(self, code: int) -> None:
-        """Close every coming connection to the gateway when it identifies."""
+        """Close every future connection to the gateway when it identifies."""
         self._gateway.refuses_with = code
 
     def asks_to_reconnect(self) -> None:
@@ -221,7 +222,7 @@ class FakeDiscord:
         """Make every resume fail."""
         self._gateway.sessions.clear()
 
-    # What the bot did
+    # Actions of the bot
 
     @property
     def identified(self) -> int:
@@ -234,11 +235,11 @@ class FakeDiscord:
         return self._gateway.resumed
 
     def posted_in(self, channel: FakeChannel) -> list[FakeMessage]:
-        """The bot's messages in a channel, in order."""
+        """Return the bot's messages in a channel, in order."""
         return [message for message in list(channel.messages) if message.author is self.bot]
 
     def replies_to(self, message: FakeMessage) -> list[FakeMessage]:
-        """The bot's messages that refer to ``message``, in order."""
+        """Return the bot's messages that refer to ``message``, in order."""
         return [
             posted
             for posted in self.posted_in(message.channel)
@@ -246,11 +247,11 @@ class FakeDiscord:
         ]
 
     def count(self, method: str, path: str) -> int:
-        """How many requests had this method and a path that ends like the pattern ``path``."""
+        """Count the requests with this method and a path that ends in the pattern ``path``."""
         return sum(1 for done, where in self.requests if done == method and re.fullmatch(rf".*{path}", where))
 
     def wait_until(self, condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
-        """Return once ``condition`` holds; AssertionError that names ``what`` after ``timeout_s``."""
+        """Wait until ``condition`` is true; AssertionError that names ``what`` after ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < deadline, f"after {timeout_s} s: {what}"
@@ -303,7 +304,7 @@ class FakeDiscord:
                 if fault.status == 0:
                     assert request.transport is not None
                     request.transport.close()
-                # discord.py takes a 429 without this header for a ban by the network in front of Discord.
+                # discord.py treats a 429 without this header as a Cloudflare ban.
                 return _json(fault.body, status=fault.status or 500, headers={"Via": "1.1 fake"})
         return await handler(request)
 

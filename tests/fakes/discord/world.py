@@ -1,6 +1,6 @@
-"""What exists on the fake Discord: people, guilds, channels, messages, each with the payload Discord gives of it.
+"""The objects of the fake Discord: people, guilds, channels and messages, with Discord's payload for each.
 
-Values here are changed by the server's thread only; tests hold them to name things.
+Only the server's thread changes them; tests use them as references.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ Payload = dict[str, Any]
 
 
 def new_id(at_ms: int | None = None) -> str:
-    """A snowflake of now, or of ``at_ms``; later ones are greater within a millisecond, too."""
+    """Return a snowflake of now, or of ``at_ms``; later ones are greater, even within a millisecond."""
     now_ms = time.time_ns() // 1_000_000 if at_ms is None else at_ms
     return str(((now_ms - _EPOCH_MS) << 22) | (next(_count) & 0x3FFFFF))
 
 
 def iso_time(snowflake: str) -> str:
-    """The time in a snowflake, as Discord writes times."""
+    """Return the time in a snowflake, in Discord's format."""
     return datetime.fromtimestamp(((int(snowflake) >> 22) + _EPOCH_MS) / 1000, UTC).isoformat()
 
 
 class ChannelType(IntEnum):
-    """Discord's channel types that the fake knows."""
+    """Discord's channel types that the fake supports."""
 
     TEXT = 0
     DIRECT = 1
@@ -60,7 +60,7 @@ class FakePerson:
 
 @define(eq=False)
 class FakeMessage:
-    """A message; ``sent`` is the request that posted it, for the bot's own."""
+    """A message; ``sent`` is the request that posted it, for the bot's own messages."""
 
     channel: FakeChannel
     author: FakePerson
@@ -114,7 +114,7 @@ class FakeMessage:
         return self.payload() | {"guild_id": guild.id} | ({} if self.webhook else {"member": member})
 
     def pings(self) -> list[str]:
-        """Whom this message of the bot notifies: person ids, role ids and ``everyone``."""
+        """Return whom this message of the bot notifies: person ids, role ids and ``everyone``."""
         allowed = self.sent.get("allowed_mentions", {"parse": ["users", "roles", "everyone"], "replied_user": True})
         parse = allowed.get("parse", [])
         named = [
@@ -181,7 +181,7 @@ class FakeChannel:
 
 @define(eq=False)
 class FakeGuild:
-    """A guild. Everyone's role has the guild's id."""
+    """A guild. The role of everyone has the guild's id."""
 
     name: str
     everyone: int = READ_AND_WRITE
@@ -194,7 +194,7 @@ class FakeGuild:
         self.roles = [_role(self.id, "@everyone", self.everyone)]
 
     def role(self, name: str, permissions: int = 0, *, of_bot: FakePerson | None = None) -> str:
-        """Add a role; gives its id. ``of_bot`` makes it the role that Discord manages for a bot."""
+        """Add a role, and return its id. ``of_bot`` makes it the role that Discord manages for a bot."""
         role = _role(new_id(), name, permissions)
         if of_bot is not None:
             role |= {"managed": True, "tags": {"bot_id": of_bot.id}}
@@ -209,17 +209,17 @@ class FakeGuild:
         overwrites: dict[str, tuple[int, int]] | None = None,
         nsfw: bool = False,
     ) -> FakeChannel:
-        """Add a channel; before the bot connects, as the fake announces no new ones."""
+        """Add a channel, before the bot connects, because the fake announces no new ones."""
         channel = FakeChannel(name=name, type=kind, guild=self, overwrites=overwrites or {}, nsfw=nsfw)
         self.channels.append(channel)
         return channel
 
     def hidden_channel(self, name: str, *, shown_to: str) -> FakeChannel:
-        """Add a channel that only one role or person sees."""
+        """Add a channel that only one role or person can see."""
         return self.channel(name, overwrites={self.id: (0, VIEW_CHANNEL), shown_to: (VIEW_CHANNEL, 0)})
 
     def thread(self, parent: FakeChannel, name: str, *, private: bool = False, archived: bool = False) -> FakeChannel:
-        """Add a thread, or a post where ``parent`` is a forum. The gateway does not tell of an archived one."""
+        """Add a thread, or a post if ``parent`` is a forum. The gateway does not announce an archived one."""
         kind = ChannelType.PRIVATE_THREAD if private else ChannelType.PUBLIC_THREAD
         thread = FakeChannel(name=name, type=kind, guild=self, parent=parent, archived=archived)
         self.channels.append(thread)
