@@ -201,7 +201,7 @@ class Answerer:
             visible_channel_ids=query.visible_channel_ids,
             limit=self._limit,
         )
-        passages = sources.usable(found.packed(SOURCE_WORDS)[: self._limit], query)
+        passages = sources.usable(found.pack(SOURCE_WORDS)[: self._limit], query)
         if not passages:
             return _Draft(outcome=Outcome.NOT_FOUND, reason=OutcomeReason.NOTHING_NEAR, completions=question.paid)
         return self._checked(question, passages, self._from(question, passages))
@@ -302,7 +302,7 @@ def _retrieved(passage: Passage) -> RetrievedPassage:
         kind=SourceKind.MESSAGE,
         acl_channel_id=acl_channel_id(first.channel_id, first.parent_channel_id, first.channel_kind),
         message_ids=[message.message_id for message in passage.messages],
-        score=passage.pull,  # what they are sorted by
+        score=passage.boosted_score,  # what they are sorted by
     )
 
 

@@ -183,7 +183,7 @@ def _say_if_a_rebuild_is_due(knowledge: Knowledge) -> None:
 
     model = knowledge.embedding.name if knowledge.embedding else None
     with suppress(RtfmError):  # a store that cannot say it now does not keep the service from starting
-        for guild_id, reason in rebuilding.outdated(knowledge.archive, model).items():
+        for guild_id, reason in rebuilding.find_outdated(knowledge.archive, model).items():
             _log.warning("a rebuild is due", guild_id=guild_id, reason=reason, mend="rtfm-cli rebuild")
 
 

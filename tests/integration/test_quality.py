@@ -21,7 +21,9 @@ class Worse(Retriever):
     ) -> SearchResult:
         found = super().search(question, guild_id=guild_id, visible_channel_ids=visible_channel_ids, limit=limit)
         return attrs.evolve(
-            found, passages=[attrs.evolve(one, pull=-one.pull) for one in reversed(found.passages)], beside=[]
+            found,
+            passages=[attrs.evolve(one, boosted_score=-one.boosted_score) for one in reversed(found.passages)],
+            nearby=[],
         )
 
 

@@ -293,7 +293,7 @@ def test_the_checks_of_visibility_are_not_vacuous() -> None:
 
 def test_low_retrieved_is_published_with_what_it_is_sorted_by() -> None:
     """A passage beside the best one stands before others of a higher score of its own; readers see why."""
-    beside = evolve(passage([said("ada", "the reset button is on the left", minute=7)], 0.3), pull=0.7)
+    beside = evolve(passage([said("ada", "the reset button is on the left", minute=7)], 0.3), boosted_score=0.7)
     other = passage([said("bea", "how do I reset my password?", minute=9)], 0.5)
     response = Answerer(Found([LOCK, beside, other]), None, clock=lambda: NOW).answer(asked())
     scores = [found.score for found in response.retrieved]
