@@ -27,7 +27,7 @@ _SENTENCE = re.compile(r".+?(?:[.!?](?=\s)|\Z)\s*", re.DOTALL)
 
 
 def estimate_tokens(text: str) -> int:
-    """Estimate how many tokens BERT's tokenizer makes of ``text``: one for a mark, one for three letters."""
+    """Estimate how many tokens BERT's tokenizer makes of ``text``: one per mark, about one per three letters."""
     words = _WORD.findall(text)
     return 2 + len(words) + sum([_estimate_word_tokens(word) - 1 for word in words if len(word) > 1])
 
@@ -50,7 +50,7 @@ def _estimate_word_tokens(word: str) -> int:
 
 
 def split(text: str, max_tokens: int = MAX_TOKENS) -> list[str]:
-    """Return the parts of ``text`` in order: one if it is short, else as few as its lines, sentences and words allow."""
+    """Split ``text`` into parts in order: as few as its lines, sentences and words allow, one if it is short."""
     if estimate_tokens(text) <= max_tokens:
         return [text]
     parts: list[str] = []
