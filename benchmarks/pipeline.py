@@ -33,7 +33,7 @@ from benchmarks.pipeline_setup import (
     a_query,
     a_response,
     fill,
-    find_model_beside_checkout,
+    find_model_near_checkout,
     installation,
     running_pipeline,
     worker,
@@ -71,7 +71,7 @@ def main() -> int:
                 schema_registry_url=addresses["schema-registry"],
                 chroma_url=addresses["chroma"],
                 database_url=addresses["postgres"],
-                embedding_model_dir=configuration.load().embedding_model_dir or find_model_beside_checkout(),
+                embedding_model_dir=configuration.load().embedding_model_dir or find_model_near_checkout(),
                 kafka_static_membership=False,
             )
             measured = {

@@ -181,6 +181,6 @@ def percentile(values: Sequence[float], percent: int) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
-def find_model_beside_checkout() -> Path | None:
+def find_model_near_checkout() -> Path | None:
     folder = Path.cwd().parent / "shared" / "models" / "all-MiniLM-L6-v2"
     return folder if folder.is_dir() else None

@@ -53,9 +53,11 @@ def is_compatible(collection: GuildCollection | None, embedding: Embedding | Non
     return is_same_model(collection.model, embedding.name) and collection.dimension == embedding.dimension
 
 
-def is_same_model(one: str | None, other: str | None) -> bool:
+def is_same_model(first: str | None, second: str | None) -> bool:
     """Whether two recorded names are of the same model: the digest of its files decides, not the folder's name."""
-    return one == other or (one is not None and other is not None and _files_digest(one) == _files_digest(other))
+    return first == second or (
+        first is not None and second is not None and _files_digest(first) == _files_digest(second)
+    )
 
 
 def _files_digest(name: str) -> str:

@@ -52,7 +52,7 @@ _USER_MENTION = re.compile(r"<@!?(\d+)>")
 
 @frozen(kw_only=True)
 class Ranks:
-    """A passage's rank by meaning and by terms, from 1, and the value that each rank is by, 0..1."""
+    """A passage's ranks by meaning and by terms, from 1, and the values that decide them, 0..1."""
 
     meaning_rank: int | None
     words_rank: int | None
