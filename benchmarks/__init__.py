@@ -1,1 +1,1 @@
-"""Benchmarks: each measures against a named peer, both in one run, and prints the ratio."""
+"""Benchmarks. Each measures ours and a named peer in the same run, and prints the ratio."""

@@ -1,10 +1,10 @@
-"""What a typed event costs: the compiled codec against fastavro, and the way to and from Kafka against Confluent's.
+"""Cost of a typed event: the compiled codec against fastavro, and to and from Kafka against Confluent's serializers.
 
-Peers: fastavro writing from a ready dictionary, fastavro reading plus a generated constructor, and on the way through
-Kafka Confluent's AvroSerializer with ``attrs.asdict`` and AvroDeserializer with the same constructor; these make
-datetimes of timestamps, which is theirs to do. Every value that comes out is dropped at once, so that the garbage
-collector is not what is measured. Codec rates are per second of this thread's processor time: what else the machine
-does is no part of the figure. Kafka's are by the clock.
+The peers of the codec are fastavro writing from a ready dictionary, and fastavro reading plus a generated constructor.
+Through Kafka, they are Confluent's AvroSerializer with ``attrs.asdict`` and AvroDeserializer with the same constructor;
+both also convert timestamps to datetimes. Every result is dropped at once, to keep the garbage collector out of the
+figures. Codec rates are per second of this thread's processor time, so other load on the machine does not count. Rates
+through Kafka are by wall-clock time.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ import fastavro
 
 from benchmarks import codec_kafka
 from benchmarks.events import events
-from benchmarks.report import Figure, figure, interleaved, report
+from benchmarks.report import Figure, figure, interleave, report
 from rtfm.contracts import EVENT_OF_TOPIC, EventCodec, catalogue, reference
 
 EVENTS = 2_000
 ENCODE_TARGET, DECODE_TARGET, VERSION_TARGET = 2.5, 1.7, 0.5
 
 
-def rate(operation: Callable[[Any], object], values: Iterable[Any], count: int) -> float:
-    """Operations of ``operation`` over ``values`` in a second of processor time, results dropped."""
+def measure_rate(operation: Callable[[Any], object], values: Iterable[Any], count: int) -> float:
+    """Return how many of ``values`` ``operation`` handles per second of processor time; drops the results."""
     start = time.thread_time()
     for value in values:
         operation(value)
@@ -38,7 +38,7 @@ def rate(operation: Callable[[Any], object], values: Iterable[Any], count: int) 
 
 
 def figures(topic_name: str, rounds: int) -> list[Figure]:
-    """Encode, decode, and decode of another version, for one contract."""
+    """Measure encoding, decoding, and decoding of another version, for one contract."""
     schema = catalogue.load().topic(topic_name).schema
     assert schema is not None
     codec: EventCodec[Any] = EventCodec(EVENT_OF_TOPIC[topic_name], schema)
@@ -66,18 +66,18 @@ def figures(topic_name: str, rounds: int) -> list[Figure]:
     assert all(decode(data) == value == fastavro_decode(data) for data, value in zip(records, values, strict=True))
     older = json.loads(json.dumps(schema))
     older["fields"].append({"name": "added", "type": ["null", "string"], "default": None, "doc": "Unknown to readers."})
-    of_another_version = codec.decoder(older)
+    decode_other_version = codec.decoder(older)
     other_records = [data + b"\x02\x08text" for data in records]
-    assert of_another_version(other_records[0]) == values[0]
+    assert decode_other_version(other_records[0]) == values[0]
     gc.collect()
     gc.freeze()
-    samples = interleaved(
+    samples = interleave(
         {
-            "encode": lambda: rate(encode, values, EVENTS),
-            "fastavro encode": lambda: rate(fastavro_encode, plain, EVENTS),
-            "decode": lambda: rate(decode, records, EVENTS),
-            "fastavro decode": lambda: rate(fastavro_decode, records, EVENTS),
-            "decode other version": lambda: rate(of_another_version, other_records, EVENTS),
+            "encode": lambda: measure_rate(encode, values, EVENTS),
+            "fastavro encode": lambda: measure_rate(fastavro_encode, plain, EVENTS),
+            "decode": lambda: measure_rate(decode, records, EVENTS),
+            "fastavro decode": lambda: measure_rate(fastavro_decode, records, EVENTS),
+            "decode other version": lambda: measure_rate(decode_other_version, other_records, EVENTS),
         },
         rounds=rounds,
     )
@@ -107,7 +107,7 @@ def figures(topic_name: str, rounds: int) -> list[Figure]:
 
 
 def reference_constructor(event_class: type[Any], codec: EventCodec[Any]) -> Callable[[dict[str, Any]], Any]:
-    """The peer's constructor: generated Python from fastavro's dictionary to the event, nested ones included."""
+    """Generate the peer's constructor, which builds an event with its nested values from fastavro's dictionary."""
     from rtfm.contracts import shapes
 
     names: dict[str, Any] = {}
@@ -128,17 +128,17 @@ def reference_constructor(event_class: type[Any], codec: EventCodec[Any]) -> Cal
                 return value
 
     assert codec.shape.event_class is event_class
-    build: Callable[[dict[str, Any]], Any] = eval(f"lambda d: {expression(codec.shape, 'd')}", names)  # noqa: S307 - made here
+    build: Callable[[dict[str, Any]], Any] = eval(f"lambda d: {expression(codec.shape, 'd')}", names)  # noqa: S307 - generated above
     return build
 
 
 def main() -> int:
-    """Print the figures; 1 when a target was missed."""
-    found = [entry for topic_name in EVENT_OF_TOPIC for entry in figures(topic_name, rounds=7)]
+    """Print the figures. Return 1 if a target was missed."""
+    results = [entry for topic_name in EVENT_OF_TOPIC for entry in figures(topic_name, rounds=7)]
     with codec_kafka.kafka() as address:
         for topic_name, event_class in EVENT_OF_TOPIC.items():
-            found += codec_kafka.figures(address, topic_name, partial(reference_constructor, event_class), rounds=5)
-    return 0 if report(found) else 1
+            results += codec_kafka.figures(address, topic_name, partial(reference_constructor, event_class), rounds=5)
+    return 0 if report(results) else 1
 
 
 if __name__ == "__main__":

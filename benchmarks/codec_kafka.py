@@ -1,7 +1,7 @@
 """Typed events to Kafka and back, against Confluent's serializers on the same clients; part of ``benchmarks.codec``.
 
-Takes the Kafka of the settings where it answers, else starts the local services for as long as it runs. Works in topics
-of its own, which it removes.
+Uses the Kafka of the settings if it answers, else starts the local services for the time of the run. Creates topics of
+its own and removes them.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerialize
 from confluent_kafka.serialization import MessageField, SerializationContext
 
 from benchmarks.events import events
-from benchmarks.report import Figure, figure, interleaved
+from benchmarks.report import Figure, figure, interleave
 from rtfm import settings
 from rtfm.contracts import EVENT_OF_TOPIC, EventCodec, catalogue
 from rtfm.local.stack import LocalStack
 
 EVENTS = 5_000
 PASSES = 3
-"""Times that the events are sent in one sample."""
+"""How many times one sample sends the events."""
 
 TO_KAFKA_TARGET, OF_RAW_TARGET, FROM_KAFKA_TARGET = 2.2, 0.7, 4.5
 CACHE_DIR = Path(".rtfm/cache")
@@ -40,7 +40,7 @@ CACHE_DIR = Path(".rtfm/cache")
 
 @contextmanager
 def kafka() -> Iterator[str]:
-    """The address of a Kafka that answers."""
+    """Provide the address of a Kafka that answers."""
     address = settings.load().kafka_bootstrap_servers
     try:
         AdminClient({"bootstrap.servers": address, "log_level": 0}).list_topics(timeout=3)
@@ -59,7 +59,7 @@ def kafka() -> Iterator[str]:
 def figures(
     address: str, topic_name: str, build: Callable[[EventCodec[Any]], Callable[[dict[str, Any]], Any]], rounds: int
 ) -> list[Figure]:
-    """To Kafka against Confluent's serializer and against bytes that are ready, and from Kafka."""
+    """Measure producing against Confluent's serializer and against encoded bytes, and consuming."""
     schema = catalogue.load().topic(topic_name).schema
     assert schema is not None
     codec: EventCodec[Any] = EventCodec(EVENT_OF_TOPIC[topic_name], schema)
@@ -82,25 +82,25 @@ def figures(
         future.result(30)
     gc.collect()
     gc.freeze()
-    ready: Iterator[bytes] = iter(())
+    encoded_values: Iterator[bytes] = iter(())
 
-    def from_ready(_: Any) -> bytes:
-        nonlocal ready
+    def next_encoded(_: Any) -> bytes:
+        nonlocal encoded_values
         try:
-            return next(ready)
+            return next(encoded_values)
         except StopIteration:
-            ready = iter(encoded)
-            return next(ready)
+            encoded_values = iter(encoded)
+            return next(encoded_values)
 
-    to_kafka = interleaved(
+    to_kafka = interleave(
         {
             "ours": lambda: _produce(address, topic, values, encode),
             "confluent": lambda: _produce(address, topic, values, lambda value: serialize(value, context)),
-            "raw": lambda: _produce(address, topic, values, from_ready),
+            "raw": lambda: _produce(address, topic, values, next_encoded),
         },
         rounds=rounds,
     )
-    from_kafka = interleaved(
+    from_kafka = interleave(
         {
             "ours": lambda: _consume(address, topic, decode),
             "confluent": lambda: _consume(address, topic, lambda data: deserialize(data, context)),
@@ -118,7 +118,7 @@ def figures(
             unit="/s",
         ),
         figure(
-            f"{topic_name}: to Kafka against bytes that are ready",
+            f"{topic_name}: to Kafka against encoded bytes",
             to_kafka["ours"],
             to_kafka["raw"],
             OF_RAW_TARGET,
@@ -135,7 +135,7 @@ def figures(
 
 
 def _produce(address: str, topic: str, values: list[Any], encode: Callable[[Any], Any]) -> float:
-    """Events a second from the first ``produce`` to the last acknowledgement."""
+    """Return events per second from the first ``produce`` to the last acknowledgement."""
     producer = Producer(
         {
             "bootstrap.servers": address,
@@ -153,7 +153,7 @@ def _produce(address: str, topic: str, values: list[Any], encode: Callable[[Any]
         failed += error is not None
 
     producer.produce(f"{topic}-warm-up", b"", b"key", on_delivery=report)
-    assert producer.flush(30) == 0  # the connection is made
+    assert producer.flush(30) == 0  # connects
     start = time.perf_counter()
     for _ in range(PASSES):
         for number, value in enumerate(values):
@@ -168,7 +168,7 @@ def _produce(address: str, topic: str, values: list[Any], encode: Callable[[Any]
 
 
 def _consume(address: str, topic: str, decode: Callable[[bytes], Any]) -> float:
-    """Events a second from the first batch to the last event, each dropped at once."""
+    """Return events per second from the first batch to the last event; drops each event at once."""
     consumer = Consumer(
         {
             "bootstrap.servers": address,
@@ -178,8 +178,8 @@ def _consume(address: str, topic: str, decode: Callable[[bytes], Any]) -> float:
         }
     )
     consumer.assign([TopicPartition(topic, 0, 0)])
-    wanted = EVENTS * PASSES
-    batch = consumer.consume(500, 10.0)  # the connection is made
+    expected = EVENTS * PASSES
+    batch = consumer.consume(500, 10.0)  # connects
     done = 0
     start = time.perf_counter()
     while batch:
@@ -187,7 +187,7 @@ def _consume(address: str, topic: str, decode: Callable[[bytes], Any]) -> float:
             if message.error() is None:
                 decode(message.value() or b"")
         done += len(batch)
-        batch = consumer.consume(500, 10.0) if done < wanted else []
+        batch = consumer.consume(500, 10.0) if done < expected else []
     elapsed_s = time.perf_counter() - start
     consumer.close()
     return done / elapsed_s

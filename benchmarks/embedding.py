@@ -1,6 +1,6 @@
-"""Embedding: texts a second against Chroma's default embedding function, given the same model files.
+"""Embedding: texts per second against Chroma's default embedding function with the same model files.
 
-``python -m benchmarks.embedding [--json]``. The model is RTFM_EMBEDDING_MODEL_DIR, or the one that was fetched.
+``python -m benchmarks.embedding [--json]``. The model is in RTFM_EMBEDDING_MODEL_DIR, else the fetched one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import figure, interleaved, report
+from benchmarks.report import figure, interleave, report
 from rtfm import settings
 from rtfm.knowledge.embedding import OnnxEmbedding, default_model_dir, model_folder
 
@@ -25,7 +25,7 @@ COSINE_TARGET = 0.999
 TEXTS = 128
 TOKENS = 40
 
-# Each is one token of the model's vocabulary.
+# Each word is one token of the model's vocabulary.
 _WORDS = (
     "disk",
     "driver",
@@ -42,14 +42,14 @@ _WORDS = (
 )
 
 
-def texts_of(tokens: int, count: int, seed: int) -> list[str]:
-    """Texts of ``tokens`` tokens each; two of them mark start and end."""
+def build_texts(tokens: int, count: int, seed: int) -> list[str]:
+    """Build texts of ``tokens`` tokens each, including the two that mark start and end."""
     rng = random.Random(seed)
     return [" ".join(rng.choices(_WORDS, k=tokens - 2)) for _ in range(count)]
 
 
 def main() -> int:
-    """Run the benchmark; 1 when a target is missed, 2 without a model."""
+    """Run the benchmark. Return 1 if a target is missed, 2 without a model."""
     loaded = settings.load()
     folder = model_folder(loaded.embedding_model_dir or default_model_dir(loaded.home))
     if folder is None:
@@ -58,12 +58,14 @@ def main() -> int:
         )
         return 2
     ours = OnnxEmbedding.load(folder, loaded.embedding_threads)
-    texts = texts_of(TOKENS, TEXTS, seed=1)
+    texts = build_texts(TOKENS, TEXTS, seed=1)
     with tempfile.TemporaryDirectory() as scratch:
-        peer = chroma_default(folder, Path(scratch))
-        some = [*texts[:16], "Short.", "word " * 300]
-        cosines = np.sum(np.asarray(peer(some)) * ours.embed(some), axis=1)
-        rates = interleaved({"ours": lambda: _rate(ours.embed, texts), "peer": lambda: _rate(peer, texts)})
+        peer = load_chroma_default(folder, Path(scratch))
+        compared = [*texts[:16], "Short.", "word " * 300]
+        cosines = np.sum(np.asarray(peer(compared)) * ours.embed(compared), axis=1)
+        rates = interleave(
+            {"ours": lambda: _measure_rate(ours.embed, texts), "peer": lambda: _measure_rate(peer, texts)}
+        )
     figures = [
         figure(f"texts at {TOKENS} tokens", rates["ours"], rates["peer"], SPEED_TARGET, unit="texts/s"),
         figure("least cosine to Chroma's vector", float(np.min(cosines)), 1.0, COSINE_TARGET),
@@ -71,14 +73,14 @@ def main() -> int:
     return 0 if report(figures) else 1
 
 
-def _rate(embed: Callable[[list[str]], Any], texts: list[str]) -> float:
+def _measure_rate(embed: Callable[[list[str]], Any], texts: list[str]) -> float:
     start = time.perf_counter()
     embed(texts)
     return len(texts) / (time.perf_counter() - start)
 
 
-def chroma_default(folder: Path, scratch: Path) -> Callable[[list[str]], Any]:
-    """Chroma's default function, over a copy of the same files where it looks for them."""
+def load_chroma_default(folder: Path, scratch: Path) -> Callable[[list[str]], Any]:
+    """Load Chroma's default function from a copy of the same files in the folder where it looks for them."""
     from chromadb.utils.embedding_functions.onnx_mini_lm_l6_v2 import ONNXMiniLM_L6_V2
 
     function = ONNXMiniLM_L6_V2()

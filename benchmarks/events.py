@@ -1,6 +1,6 @@
-"""Believable events for benchmarks: ids of the lengths that Discord gave out, texts of which a fifth is not ASCII.
+"""Realistic events for benchmarks: ids of the lengths that Discord has used, and a fifth of the texts not ASCII.
 
-Everything comes from a seed, so that two runs measure the same.
+Everything is derived from a seed, so that two runs measure the same events.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ WORDS = (
 OTHER_WORDS = ("café", "größer", "naïve", "–", "диск", "не", "монтируется", "ディスク", "🌊", "👍", "“quoted”", "señal")
 NAMES = ("quillfeather", "mossy", "tidepool42", "brontë", "Łukasz", "さくら", "north_wind", "Käse", "ada", "kelp")
 
-# 17 digits until 2017, 18 until July 2022, 19 since: channels and people are older than messages.
-_OLD = ((10**16, 10**17), (10**17, 10**18), (10**18, 14 * 10**17))
-_AGES = {"person": (1, 5, 4), "place": (0, 5, 5), "message": (0, 2, 8)}
+# Ids had 17 digits until 2017, 18 until July 2022, and have 19 since; channels and people are older than messages.
+_ID_RANGES = ((10**16, 10**17), (10**17, 10**18), (10**18, 14 * 10**17))
+_ID_WEIGHTS = {"person": (1, 5, 4), "place": (0, 5, 5), "message": (0, 2, 8)}
 _NOT_ASCII = 0.2
 
 
 def events(topic_name: str, count: int, seed: int = 7) -> list[Any]:
-    """``count`` events of a topic, the same for the same seed."""
+    """Return ``count`` events of a topic, the same for the same seed."""
     chance = random.Random(seed)
     return [_MAKERS[topic_name](chance, number) for number in range(count)]
 
 
 def _id(chance: random.Random, of: str) -> str:
-    (bounds,) = chance.choices(_OLD, weights=_AGES[of])
+    (bounds,) = chance.choices(_ID_RANGES, weights=_ID_WEIGHTS[of])
     return str(chance.randrange(*bounds))
 
 
-def _conversation(chance: random.Random, messages: int) -> list[str]:
-    """Ids of messages that were written within a day of each other."""
+def _message_ids(chance: random.Random, messages: int) -> list[str]:
+    """Return ids of messages that were written within a day of each other."""
     first = int(_id(chance, "message"))
     return [str(first + number) for number in sorted(chance.randrange(86_400_000 << 22) for _ in range(messages))]
 
@@ -64,7 +64,7 @@ def _text(chance: random.Random, most_words: int) -> str:
     return " ".join(chance.choice(words) for _ in range(chance.randrange(1, most_words)))
 
 
-def _at(number: int) -> TimestampMillis:
+def _time(number: int) -> TimestampMillis:
     return TimestampMillis(1_790_000_000_000 + number * 977)
 
 
@@ -87,10 +87,10 @@ def _message(chance: random.Random, number: int) -> DiscordMessage:
         author_id=_id(chance, "person"),
         author_name=chance.choice(NAMES),
         content=_text(chance, 40),
-        created_at=_at(number),
-        edited_at=_at(number + 60) if edited else None,
+        created_at=_time(number),
+        edited_at=_time(number + 60) if edited else None,
         change=MessageChange.EDITED if edited else MessageChange.CREATED,
-        observed_at=TimestampMillis(_at(number) - 10**11),
+        observed_at=TimestampMillis(_time(number) - 10**11),
         source=MessageSource.GATEWAY,
         reply_to_message_id=_id(chance, "message") if chance.random() < 0.3 else None,
         mentioned_user_ids=[_id(chance, "person") for _ in range(chance.choice((0, 0, 0, 1, 1, 2)))],
@@ -107,8 +107,8 @@ def _query(chance: random.Random, number: int) -> BotQuery:
         message_id=_id(chance, "message"),
         asker_id=_id(chance, "person"),
         question=_text(chance, 20),
-        asked_at=_at(number),
-        expires_at=TimestampMillis(_at(number) + 600_000),
+        asked_at=_time(number),
+        expires_at=TimestampMillis(_time(number) + 600_000),
         audience=Audience.PUBLIC,
         visible_channel_ids=sorted(_id(chance, "place") for _ in range(chance.randrange(10, 70))),
         context=[
@@ -132,7 +132,7 @@ def _response(chance: random.Random, number: int) -> BotResponse:
         channel_id=_id(chance, "place"),
         query_message_id=_id(chance, "message"),
         asker_id=_id(chance, "person"),
-        asked_at=_at(number),
+        asked_at=_time(number),
         origin=QueryOrigin.MENTION,
         audience=Audience.PUBLIC,
         outcome=Outcome.EXTRACTED if extracted else Outcome.ANSWERED,
@@ -144,7 +144,7 @@ def _response(chance: random.Random, number: int) -> BotResponse:
                 passage_id=_id(chance, "message"),
                 kind=SourceKind.MESSAGE,
                 acl_channel_id=_id(chance, "place"),
-                message_ids=_conversation(chance, chance.randrange(1, 14)),
+                message_ids=_message_ids(chance, chance.randrange(1, 14)),
                 score=chance.random(),
             )
             for _ in range(8)
@@ -152,7 +152,7 @@ def _response(chance: random.Random, number: int) -> BotResponse:
         model=None if extracted else "gemini-flash-latest",
         prompt_tokens=None if extracted else chance.randrange(800, 9000),
         output_tokens=None if extracted else chance.randrange(20, 400),
-        answered_at=TimestampMillis(_at(number) + 1500),
+        answered_at=TimestampMillis(_time(number) + 1500),
         elapsed_ms=chance.randrange(3, 20_000),
     )
 
@@ -167,7 +167,7 @@ def _citation(chance: random.Random, guild: str, number: int) -> Citation:
         message_id=_id(chance, "message"),
         author_id=_id(chance, "person"),
         author_name=chance.choice(NAMES),
-        created_at=TimestampMillis(_at(number) - 10**10),
+        created_at=TimestampMillis(_time(number) - 10**10),
         excerpt=_text(chance, 40),
         score=chance.random(),
     )

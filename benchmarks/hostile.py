@@ -1,8 +1,8 @@
-"""Time that the worst of texts cost, beside as much of a plain chat: `make bench-hostile`.
+"""Time that hostile texts cost, against plain chat of the same size: `make bench-hostile`.
 
-``python -m benchmarks.hostile [--json]``. Real PostgreSQL and Chroma, started for it; no embedding. One run takes every
-kind of text in turn, so that all meet the same noise. A message of 64 KB is to be ingested within a second, and a
-question over a hundred hostile messages of 2,000 characters to be answered within two.
+``python -m benchmarks.hostile [--json]``. Starts PostgreSQL and Chroma; does not embed. A run measures all kinds
+of text in turn, so that all meet the same noise. The limits are one second to ingest a message of 64 KB, and two to
+answer a question over a hundred hostile messages of 2,000 characters.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import psycopg
 
-from benchmarks.quality import CHECKOUT, SAMPLE, IngestedEvent
-from benchmarks.report import Figure, figure, interleaved, report
+from benchmarks.quality import CHECKOUT, SAMPLE, EventRecord
+from benchmarks.report import Figure, figure, interleave, report
 from rtfm.answering.answerer import Answerer
 from rtfm.errors import RtfmError
 from rtfm.events import Audience, BotQuery, ChannelKind, DiscordMessage, MessageChange, TimestampMillis
@@ -53,19 +53,19 @@ KINDS: dict[str, Callable[[int], str]] = {
 
 
 def main() -> int:
-    """Measure; 1 when something takes longer than it may."""
+    """Run the benchmark. Return 1 if a limit is exceeded."""
     with tempfile.TemporaryDirectory(prefix="rtfm-hostile-") as home:
         stack = LocalStack(Path(home), cache_dir=CHECKOUT / ".rtfm" / "cache")
         try:
             addresses = {service.name: service.address for service in stack.up(("chroma", "postgres"))}
-            figures = measured(addresses["postgres"], addresses["chroma"])
+            figures = measure_kinds(addresses["postgres"], addresses["chroma"])
         finally:
             stack.down()
     return 0 if report(figures) else 1
 
 
-def measured(database_url: str, chroma_url: str) -> list[Figure]:
-    """Each kind of text, ingested and asked about, beside plain chat of the same size."""
+def measure_kinds(database_url: str, chroma_url: str) -> list[Figure]:
+    """Measure ingesting and answering for each kind of text, against plain chat of the same size."""
     archive = SqlArchive(database_url)
     archive.migrate()
     vectors = ChromaVectors(chroma_url, "hostile.")
@@ -74,9 +74,9 @@ def measured(database_url: str, chroma_url: str) -> list[Figure]:
     exports = [read_export(path) for path in sorted(SAMPLE.glob("*.json"))]
     chat = " ".join(message.content for export in exports for message in export.messages())
     kinds = {"plain chat": lambda n: (chat * (n // len(chat) + 1))[:n], **KINDS}
-    run = _Run(knowledge, database_url)
-    ingested = interleaved({name: run.ingesting(text) for name, text in kinds.items()}, rounds=3)
-    answered = interleaved({name: run.answering(text) for name, text in kinds.items()}, rounds=3)
+    run = _HostileMeasurements(knowledge, database_url)
+    ingested = interleave({name: run.ingest_timer(text) for name, text in kinds.items()}, rounds=3)
+    answered = interleave({name: run.answer_timer(text) for name, text in kinds.items()}, rounds=3)
     knowledge.close()
     figures = []
     for what, samples, limit in (("ingest", ingested, INGEST_SECONDS), ("answer", answered, ANSWER_SECONDS)):
@@ -86,39 +86,39 @@ def measured(database_url: str, chroma_url: str) -> list[Figure]:
             for name, taken in samples.items()
         ]
         slowest = max(max(taken) for taken in samples.values())
-        name = f"{what}, the slowest, to the limit"
+        name = f"{what}, slowest kind, against the limit"
         figures.append(figure(name, slowest, limit, 1.0, higher_is_better=False, unit="s"))
     return figures
 
 
-class _Run:
+class _HostileMeasurements:
     def __init__(self, knowledge: Knowledge, database_url: str) -> None:
         self._ingest = Ingest(knowledge=knowledge)
         self._answerer = Answerer(knowledge.retriever, None, clock=lambda: NOW)
         self._database_url = database_url
         self._next = 1_000
 
-    def ingesting(self, text: Callable[[int], str]) -> Callable[[], float]:
-        """Seconds for one message of 64 KB after two others of its kind."""
+    def ingest_timer(self, text: Callable[[int], str]) -> Callable[[], float]:
+        """Return a function that measures the seconds for one message of 64 KB after two others of its kind."""
 
         def measure() -> float:
-            self._empty()
+            self._empty_archive()
             for _ in range(2):
-                self._ingest([IngestedEvent(self._message(f"{QUESTION} {text(MESSAGE_CHARACTERS)}"))])
+                self._ingest([EventRecord(self._message(f"{QUESTION} {text(MESSAGE_CHARACTERS)}"))])
             message = self._message(f"{QUESTION} {text(MESSAGE_CHARACTERS)}")
-            began = time.perf_counter()
-            self._ingest([IngestedEvent(message)])
-            return time.perf_counter() - began
+            start = time.perf_counter()
+            self._ingest([EventRecord(message)])
+            return time.perf_counter() - start
 
         return measure
 
-    def answering(self, text: Callable[[int], str]) -> Callable[[], float]:
-        """Seconds for an answer over a hundred messages of 2,000 characters."""
+    def answer_timer(self, text: Callable[[int], str]) -> Callable[[], float]:
+        """Return a function that measures the seconds for an answer over a hundred messages of 2,000 characters."""
 
         def measure() -> float:
-            self._empty()
+            self._empty_archive()
             body = text(DISCORD_CHARACTERS)[: DISCORD_CHARACTERS - len(QUESTION) - 1]
-            self._ingest([IngestedEvent(self._message(f"{QUESTION} {body}")) for _ in range(MESSAGES)])
+            self._ingest([EventRecord(self._message(f"{QUESTION} {body}")) for _ in range(MESSAGES)])
             query = BotQuery(
                 query_id="m1",
                 guild_id="100",
@@ -130,13 +130,13 @@ class _Run:
                 audience=Audience.PUBLIC,
                 visible_channel_ids=["200"],
             )
-            began = time.perf_counter()
+            start = time.perf_counter()
             self._answerer.answer(query)
-            return time.perf_counter() - began
+            return time.perf_counter() - start
 
         return measure
 
-    def _empty(self) -> None:
+    def _empty_archive(self) -> None:
         with psycopg.connect(self._database_url) as connection:
             connection.execute("TRUNCATE collections, channels, messages, passages, corpora, document_frequencies")
 

@@ -1,10 +1,15 @@
-"""Import to searchable, through Kafka, beside bare embedding: how much of its speed the pipeline keeps.
+"""Import to searchable through Kafka, against bare embedding: how much of its speed the pipeline keeps.
 
-``python -m benchmarks.import_ FILE FILE… [--json]``. Needs the local stack (`rtfm-cli local up`) and the embedding
-model; works in topics, collections and a database of its own, which it removes. The first file warms up. The others are
-taken in a few rounds, each: through the pipeline until all of it can be found; then the same passages and messages
-embedded in batches in this process, with as many threads, and put into Chroma at once; then some of the messages
-through Chroma's default embedding function, which has the same model's files. Also reports the memory of the processor.
+``python -m benchmarks.import_ FILE FILE… [--json]``. Needs the local stack (`rtfm-cli local up`) and the
+embedding model. Creates topics, collections and a database of its own, and removes them. The first file is the warm-up;
+the others are divided into rounds. Each round measures three ways:
+
+- through the pipeline, until all messages can be found,
+- the same passages and messages embedded in batches in this process, with the same number of threads, and written to
+  Chroma at once,
+- some of the messages through Chroma's default embedding function with the same model files.
+
+Also reports the memory of the processor.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ import psutil
 import psycopg
 from attrs import evolve
 
-from benchmarks.embedding import chroma_default
+from benchmarks.embedding import load_chroma_default
 from benchmarks.report import figure, report
 from rtfm import settings
 from rtfm.contracts import catalogue, open_contracts
@@ -33,7 +38,7 @@ from rtfm.knowledge import Knowledge, open_knowledge
 from rtfm.knowledge.conversations import spoken_text
 from rtfm.knowledge.embedding import default_model_dir, model_folder
 from rtfm.knowledge.imports import read_export
-from rtfm.knowledge.vectors import Entry
+from rtfm.knowledge.vectors import VectorEntry
 from rtfm.streams.producer import EventProducer
 from rtfm.streams.topics import TopicAdmin
 
@@ -43,35 +48,39 @@ CHROMA_TARGET = 5.0
 MEMORY_LIMIT_MB = 600.0
 ROUNDS = 4
 BATCH = 500
-SINGLE = 64
-"""Messages of a round that Chroma's function embeds: it takes twenty milliseconds for each."""
-BARE = "bare"
-PATIENCE_S = 280.0
+CHROMA_MESSAGES = 64
+"""Messages of a round that Chroma's function embeds, at twenty milliseconds each."""
+BARE_GUILD = "bare"
+TIMEOUT_S = 280.0
 
 
 def main() -> int:
-    """Run the benchmark; 1 when a target is missed, 2 without files or model."""
+    """Run the benchmark. Return 1 if a target is missed, 2 without files or model."""
     files = [Path(argument) for argument in sys.argv[1:] if not argument.startswith("-")]
     loaded = settings.load()
     folder = model_folder(loaded.embedding_model_dir or default_model_dir(loaded.home))
     if len(files) < 2 or folder is None:
-        print("give at least two export files, and RTFM_EMBEDDING_MODEL_DIR if none was fetched", file=sys.stderr)
+        print(
+            "give at least two export files, and set RTFM_EMBEDDING_MODEL_DIR if no model was fetched", file=sys.stderr
+        )
         return 2
-    talks = [list(read_export(file).messages()) for file in files]
-    rounds = [[message for talk in talks[1 + turn :: ROUNDS] for message in talk] for turn in range(ROUNDS)]
+    exports = [list(read_export(file).messages()) for file in files]
+    rounds = [[message for export in exports[1 + turn :: ROUNDS] for message in export] for turn in range(ROUNDS)]
     samples: dict[str, list[float]] = {"ours": [], "bare": [], "chroma": []}
     with (
         tempfile.TemporaryDirectory() as scratch,
-        _installation() as (own, knowledge),
-        _processor(own) as processor,
-        EventProducer(own, open_contracts(own)) as producer,
+        _installation() as (own_settings, knowledge),
+        _processor(own_settings) as processor,
+        EventProducer(own_settings, open_contracts(own_settings)) as producer,
     ):
-        default = chroma_default(folder, Path(scratch))
-        for turn, messages in enumerate([talks[0], *filter(None, rounds)]):
+        default = load_chroma_default(folder, Path(scratch))
+        for turn, messages in enumerate([exports[0], *filter(None, rounds)]):
             rates = {
-                "ours": len(messages) / _through_kafka(messages, producer, own),
-                "bare": len(messages) / _bare(messages, knowledge, own),
-                "chroma": _rate(default, [message.content for message in messages if message.content][:SINGLE]),
+                "ours": len(messages) / _import_through_kafka(messages, producer, own_settings),
+                "bare": len(messages) / _embed_bare(messages, knowledge, own_settings),
+                "chroma": _measure_rate(
+                    default, [message.content for message in messages if message.content][:CHROMA_MESSAGES]
+                ),
             }
             if turn:
                 for name, rate in rates.items():
@@ -80,9 +89,11 @@ def main() -> int:
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors", file=sys.stderr)
     ours = samples["ours"]
     figures = [
-        figure("searchable messages, beside bare embedding", ours, samples["bare"], PIPELINE_TARGET, unit="messages/s"),
-        figure("searchable messages, beside Chroma alone", ours, samples["chroma"], CHROMA_TARGET, unit="messages/s"),
-        # The ratio says how many times the processor fits into the limit.
+        figure(
+            "searchable messages, against bare embedding", ours, samples["bare"], PIPELINE_TARGET, unit="messages/s"
+        ),
+        figure("searchable messages, against Chroma alone", ours, samples["chroma"], CHROMA_TARGET, unit="messages/s"),
+        # The ratio is how many times the processor fits into the limit.
         figure("resident memory of the processor", memory_mb, MEMORY_LIMIT_MB, 1.0, higher_is_better=False, unit="MB"),
     ]
     return 0 if report(figures) else 1
@@ -90,31 +101,31 @@ def main() -> int:
 
 @contextmanager
 def _installation() -> Iterator[tuple[settings.Settings, Knowledge]]:
-    """Topics, database and collections of their own on the services that run."""
+    """Provide topics, a database and collections of their own on the running services."""
     loaded = settings.load()
     name = f"bench{secrets.token_hex(4)}"
     server = loaded.database_url.rpartition("/")[0]
-    own = evolve(loaded, kafka_topic_prefix=f"{name}.", database_url=f"{server}/{name}")
+    own_settings = evolve(loaded, kafka_topic_prefix=f"{name}.", database_url=f"{server}/{name}")
     with psycopg.connect(loaded.database_url, autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}"')
-    knowledge = open_knowledge(own)
+    knowledge = open_knowledge(own_settings)
     try:
         knowledge.archive.migrate()
-        yield own, knowledge
+        yield own_settings, knowledge
     finally:
-        for guild_id in [*knowledge.archive.guilds(), BARE]:
+        for guild_id in [*knowledge.archive.guilds(), BARE_GUILD]:
             knowledge.vectors.forget_guild(guild_id)
         knowledge.close()
-        TopicAdmin(own, catalogue.load(own.schemas_dir)).delete()
+        TopicAdmin(own_settings, catalogue.load(own_settings.schemas_dir)).delete()
         with psycopg.connect(loaded.database_url, autocommit=True) as connection:
             connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
 @contextmanager
-def _processor(own: settings.Settings) -> Iterator[subprocess.Popen[bytes]]:
+def _processor(own_settings: settings.Settings) -> Iterator[subprocess.Popen[bytes]]:
     environment = os.environ | {
-        "KAFKA_TOPIC_PREFIX": own.kafka_topic_prefix,
-        "DATABASE_URL": own.database_url,
+        "KAFKA_TOPIC_PREFIX": own_settings.kafka_topic_prefix,
+        "DATABASE_URL": own_settings.database_url,
         "LOG_LEVEL": "WARNING",
         "METRICS_PORT": "0",
     }
@@ -128,29 +139,31 @@ def _processor(own: settings.Settings) -> Iterator[subprocess.Popen[bytes]]:
             processor.terminate()
 
 
-def _through_kafka(messages: Sequence[DiscordMessage], producer: EventProducer, own: settings.Settings) -> float:
-    """Seconds from the first record sent until all messages can be found."""
-    with psycopg.connect(own.database_url, autocommit=True) as connection:
+def _import_through_kafka(
+    messages: Sequence[DiscordMessage], producer: EventProducer, own_settings: settings.Settings
+) -> float:
+    """Return the seconds from the first record sent until all messages can be found."""
+    with psycopg.connect(own_settings.database_url, autocommit=True) as connection:
         start = time.perf_counter()
         for message in messages:
             producer.send(TOPIC, message)
         while True:
-            # Ingest writes Chroma before the archive.
+            # Polling the archive is enough, because ingest writes to Chroma first.
             stored = connection.execute(
                 "SELECT count(*) FROM messages WHERE message_id = ANY(%s)", [[one.message_id for one in messages]]
             ).fetchone()
             elapsed_s = time.perf_counter() - start
             if stored is not None and stored[0] == len({one.message_id for one in messages}):
                 return elapsed_s
-            if elapsed_s > PATIENCE_S:
+            if elapsed_s > TIMEOUT_S:
                 raise TimeoutError(f"{stored} of {len(messages)} messages after {elapsed_s:.0f} s")
-            time.sleep(0.02)  # between looks: looking all the time would slow down what is measured
+            time.sleep(0.02)  # polling without a pause would slow down what is measured
 
 
-def _bare(messages: Sequence[DiscordMessage], knowledge: Knowledge, own: settings.Settings) -> float:
-    """Seconds to embed the passages and messages that ingest made of these, in batches, and to put them into Chroma."""
+def _embed_bare(messages: Sequence[DiscordMessage], knowledge: Knowledge, own_settings: settings.Settings) -> float:
+    """Return the seconds to embed, in batches, what ingest made of these messages, and to write it to Chroma."""
     ids = [message.message_id for message in messages]
-    with psycopg.connect(own.database_url, autocommit=True) as connection:
+    with psycopg.connect(own_settings.database_url, autocommit=True) as connection:
         passages = connection.execute(
             "SELECT passage_id, text FROM passages WHERE passage_id IN "
             "(SELECT passage_id FROM messages WHERE message_id = ANY(%s))",
@@ -169,13 +182,13 @@ def _bare(messages: Sequence[DiscordMessage], knowledge: Knowledge, own: setting
         for vector in knowledge.embedding.embed(texts[first : first + BATCH])
     ]
     entries = [
-        Entry(entry_id=name, passage_id=name, vector=vector) for name, vector in zip(names, vectors, strict=True)
+        VectorEntry(entry_id=name, passage_id=name, vector=vector) for name, vector in zip(names, vectors, strict=True)
     ]
-    knowledge.vectors.upsert(BARE, entries, model=knowledge.embedding.name)
+    knowledge.vectors.upsert(BARE_GUILD, entries, model=knowledge.embedding.name)
     return time.perf_counter() - start
 
 
-def _rate(embed: Callable[[list[str]], Any], texts: list[str]) -> float:
+def _measure_rate(embed: Callable[[list[str]], Any], texts: list[str]) -> float:
     start = time.perf_counter()
     embed(texts)
     return len(texts) / (time.perf_counter() - start)

@@ -1,12 +1,12 @@
 """Learns the weights of the linker, and writes them to ``rtfm/knowledge/linker_weights.json``.
 
 ``python -m benchmarks.learn_linking FOLDER [--write]``. FOLDER holds ``exports/*.json`` and ``questions.jsonl``. Files
-whose name begins with ``dev`` are learned from, those with ``test`` are only measured. No package beyond numpy.
+whose names begin with ``dev`` are the training data; those with ``test`` are only measured. Needs no package but numpy.
 
-A conversation is known only through the relevant messages of its question. Such a message belongs where most of its
-conversation is; any other message may belong to anything that is no known conversation. The loss is the negative log of
-the probability of these choices (softmax over the candidates). Each day is learned three times: as it is, with half of
-the mentions taken out, and with all: addressing habits differ. Known messages before count as linked right: learning
+Conversations are known only by the relevant messages of the questions. Such a message belongs where most of its
+conversation is. Any other message may belong to anything but a known conversation. The loss is the negative log of the
+probability of these choices (softmax over the candidates). Each day is learned three times, because addressing habits
+differ: with all mentions, with half of them and without any. Earlier known messages count as linked correctly. Learning
 from the linker's own mistakes as well raises its F, but it then joins too much, and coverage falls.
 """
 
@@ -29,22 +29,24 @@ from numpy.typing import NDArray
 from rtfm.knowledge import linking
 from rtfm.knowledge.archive import StoredMessage
 from rtfm.knowledge.imports import read_export
-from rtfm.knowledge.linking import LEARNED, WINDOW, Window
+from rtfm.knowledge.linking import LEARNED_WEIGHTS, WINDOW, Window
 
 ROUNDS = 2
 STEPS = 300
 RATE = 0.05
 SHRINK = 0.15
-"""Weight of the squared weights against the loss of one message."""
+"""Factor of the squared weights in the loss, against the loss of one message."""
 
 UNKNOWN_WEIGHT = 0.2
-"""What a message outside the known conversations counts."""
+"""Weight of a message outside the known conversations."""
 
-OPENING = {"new_speaker": 1.2}
-"""What is added to learned weights: the messages that open the known conversations are not in the exports, so that
-learning sees fewer new conversations of new speakers than there are."""
+ADDED_WEIGHTS = {"new_speaker": 1.2}
+"""Added to the learned weights, by feature.
 
-FEATURES = tuple(LEARNED)
+The exports lack the messages that open the known conversations, so learning sees too few new conversations by new
+speakers."""
+
+FEATURES = tuple(LEARNED_WEIGHTS)
 
 _MENTION = re.compile(r"<@!?\d+>[,:]?\s*")
 
@@ -54,16 +56,16 @@ Gold = dict[str, str]
 
 
 @frozen(kw_only=True)
-class Decision:
-    """One message: a row of features for each candidate, and which candidates are right."""
+class TrainingExample:
+    """One message to learn from: a row of features for each candidate, and which candidates are right."""
 
     features: Floats
     right: NDArray[np.bool_]
     weight: float
 
 
-def days_of(folder: Path, split: str) -> list[Day]:
-    """The days of a split, in order of time."""
+def read_days(folder: Path, split: str) -> list[Day]:
+    """Read the days of a split, in order of time."""
     days: list[Day] = []
     for path in sorted((folder / "exports").glob(f"{split}*.json")):
         messages = [message for message in read_export(path).messages() if not message.author_is_bot]
@@ -92,77 +94,79 @@ def days_of(folder: Path, split: str) -> list[Day]:
     return days
 
 
-def gold_of(folder: Path) -> Gold:
-    """Message id → the conversation that people marked."""
+def read_gold(folder: Path) -> Gold:
+    """Read the conversation that people marked for each message, by message id."""
     lines = (folder / "questions.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines if line.strip()]
     return {message: f"gold{row['message_id']}" for row in rows for message in row["relevant_message_ids"]}
 
 
 def without_mentions(day: Day, share: float, rng: random.Random) -> Day:
-    """``day`` with that share of its mentions taken out."""
+    """Return ``day`` with that share of its mentions removed."""
     return [
-        attrs.evolve(said, mentioned_user_ids=[], content=_MENTION.sub("", said.content))
-        if said.mentioned_user_ids and rng.random() < share
-        else said
-        for said in day
+        attrs.evolve(message, mentioned_user_ids=[], content=_MENTION.sub("", message.content))
+        if message.mentioned_user_ids and rng.random() < share
+        else message
+        for message in day
     ]
 
 
-def decisions(day: Day, gold: Gold, weights: Floats) -> Iterator[Decision]:
-    """What there is to learn from a day, as if all known messages before had been linked right."""
+def build_examples(day: Day, gold: Gold, weights: Floats) -> Iterator[TrainingExample]:
+    """Yield what can be learned from a day, as if all earlier known messages had been linked correctly."""
     window = Window()
     linked: dict[str, str] = {}
-    for place, said in enumerate(day):
-        choices = window.choices(said)
+    for place, message in enumerate(day):
+        choices = window.choices(message)
         ids = [conversation for conversation, _ in choices]
         features = np.array([[values.get(name, 0.0) for name in FEATURES] for _, values in choices])
         scores = features @ weights
-        mine = gold.get(said.message_id)
+        gold_conversation = gold.get(message.message_id)
         recent = [one.message_id for one in day[max(0, place - WINDOW) : place]]
-        held: dict[str, Counter[str | None]] = {}
+        gold_counts: dict[str, Counter[str | None]] = {}
         for message_id in recent:
-            held.setdefault(linked[message_id], Counter())[gold.get(message_id)] += 1
-        right = _right(ids, held, mine)
+            gold_counts.setdefault(linked[message_id], Counter())[gold.get(message_id)] += 1
+        right = _find_right(ids, gold_counts, gold_conversation)
         if len(ids) > 1 and not right.all():
-            yield Decision(features=features, right=right, weight=1.0 if mine else UNKNOWN_WEIGHT)
-        chosen = mine or ids[int(np.where(right, scores, -math.inf).argmax())] or said.message_id
-        linked[said.message_id] = chosen
-        window.add(said, chosen)
+            yield TrainingExample(features=features, right=right, weight=1.0 if gold_conversation else UNKNOWN_WEIGHT)
+        chosen = gold_conversation or ids[int(np.where(right, scores, -math.inf).argmax())] or message.message_id
+        linked[message.message_id] = chosen
+        window.add(message, chosen)
 
 
-def _right(ids: Sequence[str | None], held: dict[str, Counter[str | None]], mine: str | None) -> NDArray[np.bool_]:
-    if mine is None:
-        # Where the known conversations are not in the majority, or a new one.
-        return np.array([one is None or 2 * held[one][None] >= held[one].total() for one in ids])
-    mates = np.array([0 if one is None else held[one][mine] for one in ids])
-    known = np.array([1 if one is None else max(1, held[one].total() - held[one][None]) for one in ids])
-    mates[mates / known < 1 / 3] = 0
-    right: NDArray[np.bool_] = mates >= max(1, mates.max() / 2)
+def _find_right(
+    ids: Sequence[str | None], gold_counts: dict[str, Counter[str | None]], gold_conversation: str | None
+) -> NDArray[np.bool_]:
+    if gold_conversation is None:
+        # Right is a new conversation, or one without a majority of known messages.
+        return np.array([one is None or 2 * gold_counts[one][None] >= gold_counts[one].total() for one in ids])
+    same = np.array([0 if one is None else gold_counts[one][gold_conversation] for one in ids])
+    known = np.array([1 if one is None else max(1, gold_counts[one].total() - gold_counts[one][None]) for one in ids])
+    same[same / known < 1 / 3] = 0
+    right: NDArray[np.bool_] = same >= max(1, same.max() / 2)
     if not right.any():
         right[0] = True
     return right
 
 
-def fit(learned_from: Sequence[Decision], start: Floats) -> Floats:
-    """Weights with the least loss, by Adam's method."""
-    width = max(len(one.right) for one in learned_from)
-    features = np.zeros((len(learned_from), width, len(FEATURES)), dtype=np.float32)
-    there = np.zeros((len(learned_from), width), dtype=bool)
-    right = np.zeros_like(there)
-    for row, one in enumerate(learned_from):
+def fit(examples: Sequence[TrainingExample], start: Floats) -> Floats:
+    """Return the weights with the least loss, found with Adam."""
+    width = max(len(one.right) for one in examples)
+    features = np.zeros((len(examples), width, len(FEATURES)), dtype=np.float32)
+    is_candidate = np.zeros((len(examples), width), dtype=bool)
+    right = np.zeros_like(is_candidate)
+    for row, one in enumerate(examples):
         features[row, : len(one.right)] = one.features
-        there[row, : len(one.right)] = True
+        is_candidate[row, : len(one.right)] = True
         right[row, : len(one.right)] = one.right
-    counts = np.array([one.weight for one in learned_from])
+    counts = np.array([one.weight for one in examples])
     weights, mean, square = start.copy(), np.zeros(len(start)), np.zeros(len(start))
     for step in range(1, STEPS + 1):
-        scores = np.where(there, features @ weights.astype(np.float32), -1e9)
+        scores = np.where(is_candidate, features @ weights.astype(np.float32), -1e9)
         odds = np.exp(scores - scores.max(axis=1, keepdims=True))
         odds /= odds.sum(axis=1, keepdims=True)
-        wanted = odds * right
-        wanted /= wanted.sum(axis=1, keepdims=True) + 1e-12
-        slope = np.einsum("nk,nkd->d", (odds - wanted) * counts[:, None], features) + SHRINK * weights
+        target = odds * right
+        target /= target.sum(axis=1, keepdims=True) + 1e-12
+        slope = np.einsum("nk,nkd->d", (odds - target) * counts[:, None], features) + SHRINK * weights
         slope /= counts.sum()
         mean, square = 0.9 * mean + 0.1 * slope, 0.999 * square + 0.001 * slope**2
         rate = RATE if step < STEPS * 2 // 3 else RATE / 5
@@ -171,45 +175,45 @@ def fit(learned_from: Sequence[Decision], start: Floats) -> Floats:
 
 
 def learn(days: Sequence[Day], gold: Gold) -> Floats:
-    """Weights learned from ``days``."""
+    """Learn weights from ``days``."""
     variants = [without_mentions(day, share, random.Random(1)) for share in (0.0, 0.5, 1.0) for day in days]
     weights = np.zeros(len(FEATURES))
     for _ in range(ROUNDS):
-        weights = fit([one for day in variants for one in decisions(day, gold, weights)], weights)
-    opening: Floats = np.array([OPENING.get(name, 0.0) for name in FEATURES])
-    return weights + opening
+        weights = fit([one for day in variants for one in build_examples(day, gold, weights)], weights)
+    additions: Floats = np.array([ADDED_WEIGHTS.get(name, 0.0) for name in FEATURES])
+    return weights + additions
 
 
-def pairs(days: Sequence[Day], gold: Gold, weights: Mapping[str, float]) -> tuple[float, float, float]:
-    """Precision, recall and F over the pairs of known messages that are in one conversation."""
+def measure_pairs(days: Sequence[Day], gold: Gold, weights: Mapping[str, float]) -> tuple[float, float, float]:
+    """Return precision, recall and F over the pairs of known messages that are in one conversation."""
     both = ours = theirs = 0
     for day in days:
         linked = linking.link(day, weights=weights)
-        known = [said.message_id for said in day if said.message_id in gold]
+        known = [message.message_id for message in day if message.message_id in gold]
         for place, one in enumerate(known):
             for other in known[:place]:
-                here, there = linked[one] == linked[other], gold[one] == gold[other]
-                both, ours, theirs = both + (here and there), ours + here, theirs + there
+                is_ours, is_gold = linked[one] == linked[other], gold[one] == gold[other]
+                both, ours, theirs = both + (is_ours and is_gold), ours + is_ours, theirs + is_gold
     precision, recall = both / max(ours, 1), both / max(theirs, 1)
     return precision, recall, 2 * both / max(ours + theirs, 1)
 
 
 def main() -> None:
-    """Learn, measure, and write if asked to."""
+    """Learn, measure, and write the weights with --write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--write", action="store_true", help="replace linker_weights.json")
     arguments = parser.parse_args()
-    gold = gold_of(arguments.folder)
-    fitted = learn(days_of(arguments.folder, "dev"), gold)
+    gold = read_gold(arguments.folder)
+    fitted = learn(read_days(arguments.folder, "dev"), gold)
     learned = {name: round(float(weight), 3) for name, weight in zip(FEATURES, fitted, strict=True)}
     for name, weight in learned.items():
         print(f"{weight:6.2f}  {name}")
     for split in ("dev", "test"):
-        for label, weights in (("committed", LEARNED), ("learned now", learned)):
+        for label, weights in (("committed", LEARNED_WEIGHTS), ("learned now", learned)):
             for share in (0.0, 0.5, 1.0):
-                days = [without_mentions(day, share, random.Random(1)) for day in days_of(arguments.folder, split)]
-                precision, recall, f = pairs(days, gold, weights)
+                days = [without_mentions(day, share, random.Random(1)) for day in read_days(arguments.folder, split)]
+                precision, recall, f = measure_pairs(days, gold, weights)
                 print(
                     f"{split:5} {label:12} without {share:.0%} of the mentions: "
                     f"precision {precision:.3f} recall {recall:.3f} F {f:.3f}"

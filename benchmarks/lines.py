@@ -1,6 +1,6 @@
-"""Lines of rtfm/ and cli/ that are code: without blank lines, comments and docstrings.
+"""Lines of code in rtfm/ and cli/, without blank lines, comments and docstrings.
 
-``make bench-lines`` counts the checkout; ``ARGS='v0.1.0'`` counts that commit beside it, room by room.
+``make bench-lines`` counts the checkout; ``ARGS='v0.1.0'`` also counts that commit, room by room.
 """
 
 import ast
@@ -12,11 +12,11 @@ from collections import Counter
 from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[1]
-_NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+_NOT_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 
-def code_lines(source: str) -> int:
-    """Number of lines of a module that hold code; a statement over three lines counts three."""
+def count_code_lines(source: str) -> int:
+    """Return the number of a module's lines that hold code; a statement over three lines counts three."""
     docstrings: set[int] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -29,7 +29,7 @@ def code_lines(source: str) -> int:
                 docstrings.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type not in _NO_CODE:
+        if token.type not in _NOT_CODE:
             lines.update(range(token.start[0], token.end[0] + 1))
     return len(lines - docstrings)
 
@@ -38,23 +38,23 @@ def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
 
 
-def rooms(commit: str | None) -> Counter[str]:
-    """Lines of code by room (``rtfm/streams``), of the checkout or of a commit."""
+def count_by_room(commit: str | None) -> Counter[str]:
+    """Count the lines of code by room (such as ``rtfm/streams``), of the checkout or of a commit."""
     found: Counter[str] = Counter()
     for name in _git("ls-tree", "-r", "--name-only", commit or "HEAD", "rtfm", "cli").split():
         path = CHECKOUT / name
         if name.endswith(".py") and (commit or path.is_file()):
             source = _git("show", f"{commit}:{name}") if commit else path.read_text("utf-8")
             parts = name.split("/")
-            found["cli" if parts[0] == "cli" else "/".join(parts[:2]) if len(parts) > 2 else "rtfm"] += code_lines(
-                source
+            found["cli" if parts[0] == "cli" else "/".join(parts[:2]) if len(parts) > 2 else "rtfm"] += (
+                count_code_lines(source)
             )
     return found
 
 
 def main(arguments: list[str]) -> None:
     """Print the table."""
-    columns = [rooms(commit) for commit in [*arguments, None]]
+    columns = [count_by_room(commit) for commit in [*arguments, None]]
     print(f"{'':20}" + "".join(f"{name[:10]:>12}" for name in [*arguments, "now"]))
     for room in sorted(set().union(*columns)):
         print(f"{room:20}" + "".join(f"{column[room]:12,}" for column in columns))

@@ -1,4 +1,4 @@
-"""Sixty questions about other things that no floor was calibrated on: they judge it."""
+"""Sixty off-topic questions that no floor was calibrated with; they test the floors."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""The pipeline: throughput, concurrency, added latency, what slow keys and kills cost, memory under a backlog.
+"""The pipeline: throughput, concurrency, added latency, the cost of slow keys and kills, memory under a backlog.
 
-``make bench-pipeline [ARGS='--json latency memory']``: all, or some of throughput, concurrency, latency, questions,
-sleeper, kill and memory. Starts services of its own and needs some five minutes. Peers, interleaved in one run: a
-serial loop of consume 500, produce 500, commit in one transaction; a bare consume and produce without any.
+``make bench-pipeline [ARGS='--json latency memory']`` runs all parts, or some of throughput, concurrency, latency,
+questions, sleeper, kill and memory. Starts services of its own and takes about five minutes. The peers run interleaved
+in the same run: a serial loop that consumes 500 records, produces 500 and commits in one transaction, and a bare
+consume and produce without transactions.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import psutil
 from attrs import evolve
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from benchmarks.pipeline_faults import after_a_kill, beside_a_sleeper
-from benchmarks.pipeline_latency import light_load, questions
+from benchmarks.pipeline_faults import measure_kill, measure_sleeper
+from benchmarks.pipeline_latency import measure_light_load, measure_questions
 from benchmarks.pipeline_setup import (
     LETTERS,
     MESSAGES,
@@ -32,12 +33,12 @@ from benchmarks.pipeline_setup import (
     a_query,
     a_response,
     fill,
+    find_model_near_checkout,
     installation,
-    model_beside_the_checkout,
-    running,
+    running_pipeline,
     worker,
 )
-from benchmarks.report import Figure, figure, interleaved, report
+from benchmarks.report import Figure, figure, interleave, report
 from rtfm import settings as configuration
 from rtfm.contracts import Contracts, open_contracts
 from rtfm.local.stack import LocalStack
@@ -54,12 +55,12 @@ MEMORY_LIMIT_MB = 100.0
 
 
 def main() -> int:
-    """Run the benchmark; 1 when a target is missed."""
+    """Run the benchmark. Return 1 if a target is missed."""
     configure_logging("WARNING")
-    tune_garbage_collector()  # as the service does, and for the peers as well
+    tune_garbage_collector()  # like the service, and for the peers as well
     with tempfile.TemporaryDirectory(prefix="rtfm-bench-") as folder:
         home = Path(folder)
-        home.chmod(0o755)  # PostgreSQL is another account where root runs this
+        home.chmod(0o755)  # if root runs this, PostgreSQL runs as another account
         stack = LocalStack(home, cache_dir=Path(".rtfm/cache"))
         try:
             addresses = {service.name: service.address for service in stack.up()}
@@ -70,20 +71,20 @@ def main() -> int:
                 schema_registry_url=addresses["schema-registry"],
                 chroma_url=addresses["chroma"],
                 database_url=addresses["postgres"],
-                embedding_model_dir=configuration.load().embedding_model_dir or model_beside_the_checkout(),
+                embedding_model_dir=configuration.load().embedding_model_dir or find_model_near_checkout(),
                 kafka_static_membership=False,
             )
             measured = {
-                "throughput": lambda: throughput(base),
-                "concurrency": lambda: [slow_handler(base)],
-                "latency": lambda: light_load(base),
-                "questions": lambda: questions(base),
-                "sleeper": lambda: beside_a_sleeper(base),
-                "kill": lambda: after_a_kill(base),
-                "memory": lambda: [memory(base)],
+                "throughput": lambda: measure_throughput(base),
+                "concurrency": lambda: [measure_slow_handler(base)],
+                "latency": lambda: measure_light_load(base),
+                "questions": lambda: measure_questions(base),
+                "sleeper": lambda: measure_sleeper(base),
+                "kill": lambda: measure_kill(base),
+                "memory": lambda: [measure_memory(base)],
             }
             wanted = [name for name in sys.argv[1:] if not name.startswith("-")] or list(measured)
-            # Shown as soon as it is known.
+            # Each part is reported as soon as it is measured.
             met = [report(measured[name]()) for name in wanted]
         finally:
             stack.down()
@@ -93,8 +94,8 @@ def main() -> int:
 # Throughput
 
 
-def throughput(base: Settings) -> list[Figure]:
-    """Records a second of one process: as bytes, and with events decoded and encoded."""
+def measure_throughput(base: Settings) -> list[Figure]:
+    """Measure records per second of one process: as bytes, and with events decoded and encoded."""
     with installation(base) as own:
         contracts = open_contracts(own)
         value = contracts.encode(MESSAGES, a_message())
@@ -108,12 +109,12 @@ def throughput(base: Settings) -> list[Figure]:
         def typed(records: Sequence[Record]) -> list[Output]:
             return [Output(topic=RESPONSES, event=response) for _ in records]
 
-        samples = interleaved(
+        samples = interleave(
             {
-                "raw": lambda: _raw(own, MESSAGES),
-                "tuned": lambda: _raw(own, MESSAGES, {"retry.backoff.ms": 10}),
-                "passing": lambda: _ours(own, contracts, LETTERS, passing, RECORDS),
-                "typed": lambda: _ours(own, contracts, MESSAGES, typed, RECORDS),
+                "raw": lambda: _run_raw_loop(own, MESSAGES),
+                "tuned": lambda: _run_raw_loop(own, MESSAGES, {"retry.backoff.ms": 10}),
+                "passing": lambda: _run_pipeline(own, contracts, LETTERS, passing, RECORDS),
+                "typed": lambda: _run_pipeline(own, contracts, MESSAGES, typed, RECORDS),
             },
             rounds=5,
         )
@@ -121,14 +122,14 @@ def throughput(base: Settings) -> list[Figure]:
     return [
         figure("empty handler, against a raw loop", samples["passing"], raw, 1.2, unit="records/s"),
         figure("with events decoded and encoded", samples["typed"], raw, 0.6, unit="records/s"),
-        # With librdkafka's defaults the loop waits 100 ms now and then for the markers of its last transaction.
+        # With librdkafka's defaults, the loop sometimes waits 100 ms for the markers of its last transaction.
         figure("empty handler, against one that hardly waits", samples["passing"], tuned, None, unit="records/s"),
         figure("with events, against one that hardly waits", samples["typed"], tuned, None, unit="records/s"),
     ]
 
 
-def slow_handler(base: Settings) -> Figure:
-    """A handler of 50 ms, 64 at a time; the ratio is against the 800 a second that are wanted."""
+def measure_slow_handler(base: Settings) -> Figure:
+    """Measure a handler of 50 ms, 64 at a time, against a target of 800 records per second."""
 
     def slow(records: Sequence[Record]) -> list[ProducerRecord]:
         time.sleep(0.05)
@@ -137,11 +138,11 @@ def slow_handler(base: Settings) -> Figure:
     with installation(base) as own:
         contracts = open_contracts(own)
         fill(own, QUERIES, contracts.encode(QUERIES, a_query(0)), SLOW_RECORDS, keys=SLOW_RECORDS)
-        samples = [_ours(own, contracts, QUERIES, slow, SLOW_RECORDS, concurrency=64) for _ in range(3)]
+        samples = [_run_pipeline(own, contracts, QUERIES, slow, SLOW_RECORDS, concurrency=64) for _ in range(3)]
     return figure("50 ms handler, 64 at a time", samples, [800.0], 1.0, unit="records/s")
 
 
-def _raw(own: Settings, topic: str, tuning: Mapping[str, Any] = MappingProxyType({})) -> float:
+def _run_raw_loop(own: Settings, topic: str, tuning: Mapping[str, Any] = MappingProxyType({})) -> float:
     group = f"raw-{secrets.token_hex(4)}"
     servers = {"bootstrap.servers": own.kafka_bootstrap_servers}
     consumer: Any = Consumer(
@@ -179,7 +180,7 @@ def _raw(own: Settings, topic: str, tuning: Mapping[str, Any] = MappingProxyType
     return RECORDS / elapsed_s
 
 
-def _ours(
+def _run_pipeline(
     own: Settings, contracts: Contracts, topic: str, handler: Handler, count: int, *, concurrency: int = 16
 ) -> float:
     started: list[float] = []
@@ -191,7 +192,7 @@ def _ours(
 
     sent = SENT.labels(RESPONSES, "")
     before = sent._value.get()
-    with running(own, contracts, topic, timed, concurrency=concurrency):
+    with running_pipeline(own, contracts, topic, timed, concurrency=concurrency):
         while sent._value.get() - before < count:
             time.sleep(0.002)
         return count / (time.perf_counter() - started[0])
@@ -200,8 +201,8 @@ def _ours(
 # Memory
 
 
-def memory(base: Settings) -> Figure:
-    """Growth of a process whose handler stands still while a million records wait."""
+def measure_memory(base: Settings) -> Figure:
+    """Measure the growth of a process whose handler blocks while a million records wait."""
     with installation(base) as own:
         fill(own, LETTERS, b"x" * 100, BACKLOG)
         with worker("stalled", own) as process:
@@ -221,10 +222,10 @@ def memory(base: Settings) -> Figure:
     )
 
 
-def _work(kind: str) -> None:
+def _run_worker(kind: str) -> None:
     own = configuration.load(dotenv=None)
     if kind == "bare":
-        _bare(own)
+        _run_bare_loop(own)
     contracts = open_contracts(own)
     tune_garbage_collector()
     print("ready", flush=True)
@@ -238,11 +239,11 @@ def _work(kind: str) -> None:
             time.sleep(30 if (records[0].value or b"").startswith(SLEEP) else 0.02)
         return [ProducerRecord(RESPONSES, record.key, record.value, []) for record in records]
 
-    with running(own, contracts, LETTERS, handle, concurrency=16):
+    with running_pipeline(own, contracts, LETTERS, handle, concurrency=16):
         time.sleep(3600)
 
 
-def _bare(own: Settings) -> None:
+def _run_bare_loop(own: Settings) -> None:
     servers = {"bootstrap.servers": own.kafka_bootstrap_servers}
     consumer: Any = Consumer({**servers, "group.id": "bare", "enable.auto.commit": False})
     consumer.assign([TopicPartition(f"{own.kafka_topic_prefix}{LETTERS}", number, 0) for number in range(3)])
@@ -256,5 +257,5 @@ def _bare(own: Settings) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["worker"]:
-        _work(sys.argv[2])
+        _run_worker(sys.argv[2])
     sys.exit(main())

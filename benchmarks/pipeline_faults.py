@@ -1,4 +1,4 @@
-"""What a slow key and a killed process cost: latencies beside a key that sleeps, the time until answers flow again."""
+"""The cost of a slow key and of a kill: latencies while a key sleeps, and the time until answers flow again."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ KILLS = 7
 FLOW_LIMIT_S = 3.0
 
 
-def beside_a_sleeper(base: Settings) -> list[Figure]:
-    """Milliseconds of records of one partition, of which one key sleeps for 30 s, against a run without it.
+def measure_sleeper(base: Settings) -> list[Figure]:
+    """Measure the latency in ms of a partition in which one key sleeps for 30 s, against a run without that key.
 
-    Both runs are at the same time and meet the same moments. All is in one partition, sixteen at a time, 20 ms each.
+    Both runs take place at the same time. All records are in one partition, handled sixteen at a time, 20 ms each.
     """
     with installation(base) as with_it, installation(base) as without:
         with worker("slow", with_it), worker("slow", without):
-            runs = {"ours": _Flow(with_it), "peer": _Flow(without)}
+            runs = {"ours": _RecordFlow(with_it), "peer": _RecordFlow(without)}
             for flow in runs.values():
                 flow.send()
                 flow.wait()
-            chance, started_s, slept = random.Random(1), time.monotonic(), False
+            rng, started_s, slept = random.Random(1), time.monotonic(), False
             while (now_s := time.monotonic() - started_s) < SLEEPER_S:
-                time.sleep(chance.expovariate(PER_S))
+                time.sleep(rng.expovariate(PER_S))
                 for flow in runs.values():
                     flow.send()
                 if now_s > 2 and not slept:
@@ -54,10 +54,10 @@ def beside_a_sleeper(base: Settings) -> list[Figure]:
                     slept = True
             for flow in runs.values():
                 flow.wait()
-    samples = {name: flow.times_ms for name, flow in runs.items()}
+    samples = {name: flow.latencies_ms for name, flow in runs.items()}
     return [
         figure(
-            f"beside a key that sleeps 30 s, p{percent}",
+            f"while a key sleeps 30 s, p{percent}",
             percentile(samples["ours"], percent),
             percentile(samples["peer"], percent),
             1 / 1.2 if percent == 99 else None,
@@ -69,8 +69,8 @@ def beside_a_sleeper(base: Settings) -> list[Figure]:
     ]
 
 
-class _Flow:
-    """Sends records to one partition and notes when each comes out, but for the one that sleeps."""
+class _RecordFlow:
+    """Sends records to one partition and records the latency of each output, without the one that sleeps."""
 
     def __init__(self, own: Settings) -> None:
         self._topic = f"{own.kafka_topic_prefix}{LETTERS}"
@@ -83,18 +83,18 @@ class _Flow:
         self._consumer.assign([TopicPartition(self._target, number, 0) for number in range(3)])
         self._sent = 0
         self._seen = 0
-        self.times_ms: list[float] = []
+        self.latencies_ms: list[float] = []
         threading.Thread(target=self._read, daemon=True).start()
 
     def send(self, what: bytes = b"") -> None:
-        """One record of one of forty keys."""
+        """Send a record with one of forty keys, or with the key that sleeps."""
         self._sent += 1
         key = b"sleeper" if what else b"k%d" % (self._sent % 40)
         self._producer.produce(self._topic, b"%s|%d" % (what, time.perf_counter_ns()), key, 0)
         self._producer.poll(0)
 
     def wait(self) -> None:
-        """Return when all have come out."""
+        """Wait for the outputs of all records."""
         deadline_s = time.monotonic() + 60
         while self._seen < self._sent:
             assert time.monotonic() < deadline_s, "records are missing"
@@ -108,13 +108,13 @@ class _Flow:
             what, _, at_ns = message.value().partition(b"|")
             self._seen += 1
             if not what:
-                self.times_ms.append((time.perf_counter_ns() - int(at_ns)) / 1e6)
+                self.latencies_ms.append((time.perf_counter_ns() - int(at_ns)) / 1e6)
 
 
-def after_a_kill(base: Settings) -> list[Figure]:
-    """Seconds from ``kill -9`` inside an open transaction, with a start in place at once, to the next response.
+def measure_kill(base: Settings) -> list[Figure]:
+    """Measure the seconds from ``kill -9`` in an open transaction, with an immediate restart, to the next response.
 
-    That of a real processor; its start alone is measured beside it, from the command to its first assignment.
+    Uses a real processor. The start alone, from the command to the first assignment, is reported separately.
     """
     from tests.chaos.fleet import Fleet
     from tests.chaos.transactions import OpenTransactions
@@ -124,42 +124,47 @@ def after_a_kill(base: Settings) -> list[Figure]:
         program = str(Path(sys.executable).with_name("rtfm-cli"))
         command = [program, "run", "processor", "--only", "answer"]
         variables = environment(static) | {"LOG_LEVEL": "INFO"}
-        del variables["RTFM_INSTANCE_ID"]  # the fleet gives it
+        del variables["RTFM_INSTANCE_ID"]  # the fleet sets it
         fleet = Fleet(static, command=command, environment=variables)
-        asking = _Questions(static)
+        load = _QuestionLoad(static)
         transactions = OpenTransactions(static, group=catalogue.load().group(QUERIES), read=QUERIES, written=RESPONSES)
-        flow_s: list[float] = []
+        recovery_s: list[float] = []
         start_s: list[float] = []
         try:
             fleet.start("in-place")
-            asking.next_response()
+            load.next_response()
             for _ in range(KILLS):
                 time.sleep(2)
                 assert transactions.kill_one(fleet, timeout_s=60), "no open transaction was met"
-                killed_s, assigned = time.monotonic(), _assigned(fleet.log)
-                asking.answered.clear()
+                killed_s, assigned = time.monotonic(), _count_assignments(fleet.log)
+                load.answered.clear()
                 fleet.start("in-place")
                 deadline_s = killed_s + 60
-                while _assigned(fleet.log) == assigned:
+                while _count_assignments(fleet.log) == assigned:
                     assert time.monotonic() < deadline_s, "the process did not come back"
                     time.sleep(0.02)
                 start_s.append(time.monotonic() - killed_s)
-                asking.next_response()
-                flow_s.append(time.monotonic() - killed_s)
+                load.next_response()
+                recovery_s.append(time.monotonic() - killed_s)
         finally:
-            asking.stop()
+            load.stop()
             transactions.close()
             fleet.close()
     return [
         figure(
-            "killed in a transaction, to the next answer", flow_s, [FLOW_LIMIT_S], 1.0, higher_is_better=False, unit="s"
+            "killed in a transaction, to the next answer",
+            recovery_s,
+            [FLOW_LIMIT_S],
+            1.0,
+            higher_is_better=False,
+            unit="s",
         ),
-        figure("of that the process's start", start_s, None, None, unit="s"),
+        figure("of that, the start of the process", start_s, None, None, unit="s"),
     ]
 
 
-class _Questions:
-    """Asks ten questions a second and notes when responses come."""
+class _QuestionLoad:
+    """Asks ten questions per second and signals when responses arrive."""
 
     def __init__(self, own: Settings) -> None:
         self._own = own
@@ -175,7 +180,7 @@ class _Questions:
         assert self.answered.wait(60), "no response within 60 s"
 
     def stop(self) -> None:
-        """Ask no more."""
+        """Stop asking."""
         self._done.set()
 
     def _ask(self) -> None:
@@ -205,5 +210,5 @@ class _Questions:
         consumer.close()
 
 
-def _assigned(log: Path) -> int:
+def _count_assignments(log: Path) -> int:
     return log.read_text(encoding="utf-8").count('"assigned"')

@@ -1,4 +1,4 @@
-"""What the pipeline costs a single record, and what the whole way of a question costs."""
+"""The latency that the pipeline adds to a single record, and that of a question as a whole."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from benchmarks.pipeline_setup import (
     LETTERS,
     QUERIES,
     RESPONSES,
+    a_numbered_message,
     a_query,
     environment,
     installation,
     percentile,
-    said,
     worker,
 )
 from benchmarks.report import Figure, figure
@@ -34,33 +34,33 @@ QUESTIONS_S = 20.0
 CORPUS = 2_000
 
 
-def light_load(base: Settings) -> list[Figure]:
-    """Milliseconds that the pipeline adds to a bare round trip, at ten records a second.
+def measure_light_load(base: Settings) -> list[Figure]:
+    """Measure the milliseconds that the pipeline adds to a bare round trip, at ten records per second.
 
-    Each question goes through one of the two, in turn, so both meet the same moments. The ratio is of what is allowed
-    to what is added.
+    Records alternate between the two, so that both meet the same noise. The ratio is the allowed latency divided by the
+    added one.
     """
     with installation(base) as bare, installation(base) as ours, worker("bare", bare), worker("ours", ours):
-        times = {"bare": _RoundTrips(bare, "read_uncommitted"), "ours": _RoundTrips(ours, "read_committed")}
-        for trips in times.values():
-            trips.one()
-        chance, until_s = random.Random(1), time.monotonic() + LIGHT_S
-        samples: dict[str, list[float]] = {name: [] for name in times}
-        for name in itertools.cycle(times):
+        round_trips = {"bare": _RoundTrips(bare, "read_uncommitted"), "ours": _RoundTrips(ours, "read_committed")}
+        for trips in round_trips.values():
+            trips.measure()
+        rng, until_s = random.Random(1), time.monotonic() + LIGHT_S
+        samples: dict[str, list[float]] = {name: [] for name in round_trips}
+        for name in itertools.cycle(round_trips):
             if time.monotonic() > until_s:
                 break
-            time.sleep(chance.expovariate(2 * LIGHT_PER_S))
-            samples[name].append(times[name].one())
-        for trips in times.values():
+            time.sleep(rng.expovariate(2 * LIGHT_PER_S))
+            samples[name].append(round_trips[name].measure())
+        for trips in round_trips.values():
             trips.close()
     figures = []
     for percent, allowed_ms in ((50, 10.0), (99, 40.0)):
-        mine, other = (percentile(samples[name], percent) for name in ("ours", "bare"))
+        ours_ms, bare_ms = (percentile(samples[name], percent) for name in ("ours", "bare"))
         figures += [
-            figure(f"round trip p{percent}", mine, other, None, samples, higher_is_better=False, unit="ms"),
+            figure(f"round trip p{percent}", ours_ms, bare_ms, None, samples, higher_is_better=False, unit="ms"),
             figure(
                 f"added by the pipeline p{percent}",
-                max(mine - other, 0.01),
+                max(ours_ms - bare_ms, 0.01),
                 allowed_ms,
                 1.0,
                 {},
@@ -72,7 +72,7 @@ def light_load(base: Settings) -> list[Figure]:
 
 
 class _RoundTrips:
-    """Produces a record and waits for it at the other end."""
+    """Produces a record and waits for its output."""
 
     def __init__(self, own: Settings, isolation: str) -> None:
         self._topic = f"{own.kafka_topic_prefix}{LETTERS}"
@@ -85,8 +85,8 @@ class _RoundTrips:
         self._consumer.assign([TopicPartition(target, number, 0) for number in range(3)])
         self._number = 0
 
-    def one(self) -> float:
-        """Milliseconds of one round trip."""
+    def measure(self) -> float:
+        """Return the milliseconds of one round trip."""
         self._number += 1
         value = str(self._number).encode() + b"|" + b"x" * 200
         started_s = time.perf_counter()
@@ -102,10 +102,10 @@ class _RoundTrips:
         self._consumer.close()
 
 
-def questions(base: Settings) -> list[Figure]:
-    """Milliseconds from a question to its response, with a model that answers at once and an index that is warm.
+def measure_questions(base: Settings) -> list[Figure]:
+    """Measure the milliseconds from a question to its response, with an instant model and a warm index.
 
-    Behind it, where the time goes, stage by stage. Reported; nothing is promised.
+    Also reports the time of each stage. There is no target.
     """
     from rtfm.knowledge import open_knowledge
     from rtfm.processor.ingest import Ingest
@@ -119,31 +119,31 @@ def questions(base: Settings) -> list[Figure]:
         knowledge.archive.migrate()
         ingest = Ingest(knowledge=knowledge)
         for first in range(0, CORPUS, 500):
-            ingest.apply([said(number) for number in range(first, first + 500)])
+            ingest.apply([a_numbered_message(number) for number in range(first, first + 500)])
         knowledge.close()
         variables = environment(own) | {"GEMINI_API_KEY": fake.KEY, "GEMINI_API_ENDPOINT": model.address}
         notes = base.home.parent / "stages.jsonl"
         command = [sys.executable, "-m", "benchmarks.pipeline_stages", str(notes)]
         with subprocess.Popen(command, env=variables) as processor:
-            asking = _Asking(own, open_contracts(own))
+            round_trips = _QuestionRoundTrips(own, open_contracts(own))
             try:
                 for number in range(-20, int(QUESTIONS_S * LIGHT_PER_S)):
                     time.sleep(random.Random(number).expovariate(2 * LIGHT_PER_S))
-                    name, began_ns, ended_ns = asking.one(number + 20)
+                    query_id, started_ns, ended_ns = round_trips.ask(number + 20)
                     if number >= 0:
-                        sent_ns[name], seen_ns[name] = began_ns, ended_ns
-                        total_ms.append((ended_ns - began_ns) / 1e6)
+                        sent_ns[query_id], seen_ns[query_id] = started_ns, ended_ns
+                        total_ms.append((ended_ns - started_ns) / 1e6)
             finally:
                 processor.terminate()
-                asking.close()
+                round_trips.close()
     return [
         figure(f"question to response p{percent}", percentile(total_ms, percent), None, None, unit="ms")
         for percent in (50, 99)
     ] + pipeline_stages.figures(notes, sent_ns, seen_ns)
 
 
-class _Asking:
-    """Asks a question through Kafka and waits for its response."""
+class _QuestionRoundTrips:
+    """Asks questions through Kafka and waits for their responses."""
 
     def __init__(self, own: Settings, contracts: Contracts) -> None:
         self._own = own
@@ -156,8 +156,8 @@ class _Asking:
         target = f"{own.kafka_topic_prefix}{RESPONSES}"
         self._consumer.assign([TopicPartition(target, number, 0) for number in range(3)])
 
-    def one(self, number: int) -> tuple[str, int, int]:
-        """The question's id, and when it was produced and its response read: nanoseconds since 1970."""
+    def ask(self, number: int) -> tuple[str, int, int]:
+        """Return the question's id, when it was produced and when its response was read, in ns since 1970."""
         query = evolve(a_query(number), guild_id="100", question=f"how do I mend disk number {number % 50}?")
         started_ns = time.time_ns()
         self._producer.produce(

@@ -1,4 +1,4 @@
-"""What the benchmarks of the pipeline share: topics of their own, data, a pipeline that runs, processes."""
+"""Shared parts of the pipeline's benchmarks: topics of their own, data, running pipelines and processes."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from rtfm.telemetry import Health
 MESSAGES, QUERIES, RESPONSES, LETTERS = "discord-messages", "bot-queries", "bot-responses", "dead-letters"
 KEYS = 200
 SLEEP = b"sleep"
-"""The beginning of a value whose handling takes 30 s."""
+"""The beginning of a value that takes 30 s to handle."""
 
 
 @contextmanager
 def installation(base: Settings) -> Iterator[Settings]:
-    """Topics and a database of its own."""
+    """Provide settings with topics of their own, which are deleted at the end."""
     own = evolve(base, kafka_topic_prefix=f"b{secrets.token_hex(3)}.", instance_id=secrets.token_hex(3))
     catalogue = catalogues.load()
     topics = TopicAdmin(own, catalogue)
@@ -52,7 +52,10 @@ def installation(base: Settings) -> Iterator[Settings]:
 
 
 @contextmanager
-def running(own: Settings, contracts: Contracts, topic: str, handler: Handler, *, concurrency: int) -> Iterator[None]:
+def running_pipeline(
+    own: Settings, contracts: Contracts, topic: str, handler: Handler, *, concurrency: int
+) -> Iterator[None]:
+    """Run a pipeline in a thread until the block ends."""
     stop, journal = threading.Event(), CrashJournal.of(own, "bench")
     pipeline = Pipeline(
         KafkaConfig.of(own),
@@ -78,6 +81,7 @@ def running(own: Settings, contracts: Contracts, topic: str, handler: Handler, *
 
 @contextmanager
 def worker(kind: str, own: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    """Run ``python -m benchmarks.pipeline worker`` until the block ends, then kill it."""
     command = [sys.executable, "-m", "benchmarks.pipeline", "worker", kind]
     with subprocess.Popen(command, env=environment(own), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
@@ -87,6 +91,7 @@ def worker(kind: str, own: Settings) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def environment(own: Settings) -> dict[str, str]:
+    """Return the environment of a process with these settings."""
     given = {
         "RTFM_HOME": own.home,
         "RTFM_INSTANCE_ID": own.instance_id,
@@ -103,6 +108,7 @@ def environment(own: Settings) -> dict[str, str]:
 
 
 def fill(own: Settings, topic: str, value: bytes, count: int, *, keys: int = KEYS) -> None:
+    """Produce ``count`` records of ``value`` under ``keys`` different keys."""
     producer: Any = Producer(
         {
             "bootstrap.servers": own.kafka_bootstrap_servers,
@@ -139,7 +145,7 @@ def a_message() -> DiscordMessage:
     )
 
 
-def said(number: int) -> DiscordMessage:
+def a_numbered_message(number: int) -> DiscordMessage:
     text = f"to mend disk number {number % 50} turn it off and run `mend-disk --port {number}`"
     return evolve(a_message(), message_id=str(5000 + number), content=text, created_at=At(1_700_000_000_000 + number))
 
@@ -175,6 +181,6 @@ def percentile(values: Sequence[float], percent: int) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
-def model_beside_the_checkout() -> Path | None:
+def find_model_near_checkout() -> Path | None:
     folder = Path.cwd().parent / "shared" / "models" / "all-MiniLM-L6-v2"
     return folder if folder.is_dir() else None

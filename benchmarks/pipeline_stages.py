@@ -1,7 +1,7 @@
-"""Where the time of a question goes: the processor with a clock at every stage, and what its notes come to.
+"""Where the time of a question goes: the answering processor with a clock at every stage.
 
-``python -m benchmarks.pipeline_stages FILE`` runs the processor that answers, and writes a line a question to FILE when
-it is stopped. Questions must come one at a time, for a stage's time is added to the question that is under way.
+``python -m benchmarks.pipeline_stages FILE`` runs that processor, and writes one line per question to FILE when it is
+stopped. Ask one question at a time, because each stage's time is added to the current question.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _BEGUN, _ENDED, _COMMITTED, _ID = "begun_ns", "ended_ns", "committed_ns", "query
 
 
 def figures(notes: Path, sent_ns: dict[str, int], seen_ns: dict[str, int]) -> list[Figure]:
-    """p50 and p99 of each stage, in milliseconds. When each question was produced and its response read is given."""
+    """Return p50 and p99 of each stage in milliseconds.
+
+    ``sent_ns`` and ``seen_ns`` say when each question was produced and when its response was read.
+    """
     samples: dict[str, list[float]] = {stage: [] for stage in STAGES}
     for line in notes.read_text(encoding="utf-8").splitlines():
         note = json.loads(line)
@@ -34,20 +37,20 @@ def figures(notes: Path, sent_ns: dict[str, int], seen_ns: dict[str, int]) -> li
             continue
         note[WAIT] = (note[_BEGUN] - sent_ns[name]) / 1e6 - note.get(DECODE, 0.0)
         note[READ] = (seen_ns[name] - note[_COMMITTED]) / 1e6
-        # Each stage less what is inside it.
+        # The time of a stage without the stages inside it.
         note[HANDLE] -= sum(note.get(stage, 0.0) for stage in (FIND, RANK, MODEL, KEEP))
         note[RANK] = max(0.0, note.get(RANK, 0.0) - sum(note.get(stage, 0.0) for stage in (EMBED, SQL, CHROMA)))
         for stage in STAGES:
             samples[stage].append(note.get(stage, 0.0))
     return [
-        figure(f"of that {stage} p{percent}", percentile(values, percent), None, None, unit="ms")
+        figure(f"of that, {stage} p{percent}", percentile(values, percent), None, None, unit="ms")
         for stage, values in samples.items()
         for percent in (50, 99)
     ]
 
 
-def _note_of(stages: list[dict[str, Any]]) -> None:
-    """Put a clock at every stage, for the process at hand."""
+def _install_clocks(stages: list[dict[str, Any]]) -> None:
+    """Put a clock around every stage of this process; ``stages`` receives the times of each question."""
     from rtfm.answering.guarded import GuardedModel
     from rtfm.contracts import Contracts
     from rtfm.knowledge.archive.answers import ArchiveAnswers
@@ -60,7 +63,7 @@ def _note_of(stages: list[dict[str, Any]]) -> None:
 
     now: dict[str, Any] = {}
 
-    def clocked(owner: type[Any], method: str, stage: str) -> None:
+    def add_clock(owner: type[Any], method: str, stage: str) -> None:
         inner: Callable[..., Any] = getattr(owner, method)
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -85,36 +88,36 @@ def _note_of(stages: list[dict[str, Any]]) -> None:
         (Answering, "__call__", HANDLE),
         (Transactions, "commit", COMMIT),
     ):
-        clocked(owner, method, stage)
+        add_clock(owner, method, stage)
     handle, commit = Answering.__call__, Transactions.commit
 
-    def handled(answering: Answering, records: Sequence[Any]) -> Any:
+    def timed_handle(answering: Answering, records: Sequence[Any]) -> Any:
         now[_BEGUN], now[_ID] = time.time_ns(), records[0].event.query_id
         outputs = handle(answering, records)
         now[_ENDED] = time.time_ns()
         return outputs
 
-    def committed(*args: Any, **kwargs: Any) -> None:
-        began_ns = time.time_ns()
+    def timed_commit(*args: Any, **kwargs: Any) -> None:
+        started_ns = time.time_ns()
         commit(*args, **kwargs)
         if _ENDED in now:
-            due_ms = (began_ns - now[_ENDED]) / 1e6 - now.get(ENCODE, 0.0)
+            due_ms = (started_ns - now[_ENDED]) / 1e6 - now.get(ENCODE, 0.0)
             stages.append({**now, DUE: due_ms, _COMMITTED: time.time_ns()})
         now.clear()
 
-    Answering.__call__ = handled  # type: ignore[method-assign, assignment]  # a clock around it
-    Transactions.commit = committed  # type: ignore[method-assign]  # a clock around it
+    Answering.__call__ = timed_handle  # type: ignore[method-assign, assignment]  # a clock around it
+    Transactions.commit = timed_commit  # type: ignore[method-assign]  # a clock around it
 
 
 def main() -> None:
-    """Run the processor until it is told to end."""
+    """Run the processor until it is stopped."""
     from rtfm import settings
     from rtfm.processor.service import run_processor
     from rtfm.telemetry import configure_logging
 
     configure_logging("WARNING")
     stages: list[dict[str, Any]] = []
-    _note_of(stages)
+    _install_clocks(stages)
     run_processor(settings.load(dotenv=None), "answer")
     Path(sys.argv[1]).write_text("".join(json.dumps(note) + "\n" for note in stages), encoding="utf-8")
 

@@ -1,11 +1,11 @@
 """Retrieval's quality against the committed baseline: `make eval`.
 
-``python -m benchmarks.quality [--data FOLDER] [--write] [--json]``. Always measures the sample chat; FOLDER, where
-there is one, holds ``exports/*.json`` and ``questions.jsonl``. Real PostgreSQL and Chroma, started for it. Without an
-embedding model (RTFM_EMBEDDING_MODEL_DIR, or the one that was fetched) only lexical search is measured.
+``python -m benchmarks.quality [--data FOLDER] [--write] [--json]``. Measures the sample chat and, if given, FOLDER with
+``exports/*.json`` and ``questions.jsonl``. Starts PostgreSQL and Chroma. Without an embedding model
+(RTFM_EMBEDDING_MODEL_DIR, or the fetched one), it measures lexical search only.
 
-A figure that is more than a point below ``quality.json`` fails. ``rejected`` is the share of sixty questions about
-other things that find nothing, ``kept`` that of the answerable ones that find something.
+A figure more than a point below ``quality.json`` fails. ``rejected`` is the share of sixty off-topic questions that
+find nothing; ``kept`` is the share of answerable questions that find something.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ DROP = 0.01
 BATCH = 500
 
 Figures = dict[str, dict[str, float]]
-"""By corpus and mode of search, the value of each figure, 0..1."""
+"""The value of each figure, 0..1, by corpus and mode of search."""
 
 
 @frozen
-class IngestedEvent:
-    """A record as ingest sees it."""
+class EventRecord:
+    """A record with the one field that ingest reads."""
 
     event: object
 
 
 def main() -> int:
-    """Measure; 1 when a figure has fallen."""
+    """Run the benchmark. Return 1 if a figure has fallen."""
     parser = argparse.ArgumentParser(description="Retrieval's quality against the committed baseline.")
     parser.add_argument("--data", type=Path, help="a folder with exports/*.json and questions.jsonl")
-    parser.add_argument("--write", action="store_true", help="make what was measured the baseline")
+    parser.add_argument("--write", action="store_true", help="replace the baseline with the results")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     corpora = {"sample": (sorted(SAMPLE.glob("*.json")), SAMPLE / "questions.jsonl")}
@@ -69,7 +69,7 @@ def main() -> int:
         try:
             addresses = {service.name: service.address for service in stack.up(("chroma", "postgres"))}
             for name, (exports, questions) in corpora.items():
-                measured |= measured_on(
+                measured |= measure_corpus(
                     name,
                     exports,
                     questions,
@@ -82,14 +82,14 @@ def main() -> int:
     if arguments.write:
         BASELINE.write_text(json.dumps({**baseline, **measured}, indent=2) + "\n", encoding="utf-8")
     _report(measured, baseline, as_json=arguments.json)
-    fallen = fallen_below(baseline, measured)
+    fallen = find_drops(baseline, measured)
     if fallen and not arguments.json:
         print("fallen: " + "; ".join(fallen), file=sys.stderr)
     return 1 if fallen else 0
 
 
-def fallen_below(baseline: Figures, measured: Figures) -> list[str]:
-    """The figures that are more than a point below the baseline, each in words."""
+def find_drops(baseline: Figures, measured: Figures) -> list[str]:
+    """Return the figures that are more than a point below the baseline, each as a line of text."""
     return [
         f"{corpus} {name} {baseline[corpus][name]:.3f} → {value:.3f}"
         for corpus, figures in measured.items()
@@ -98,7 +98,7 @@ def fallen_below(baseline: Figures, measured: Figures) -> list[str]:
     ]
 
 
-def measured_on(
+def measure_corpus(
     name: str,
     exports: Sequence[Path],
     questions: Path,
@@ -108,7 +108,7 @@ def measured_on(
     model: OnnxEmbedding | None,
     retriever_of: Callable[[SqlArchive, ChromaVectors, Embedding | None], Retriever] = Retriever,
 ) -> Figures:
-    """Take in a corpus, ask its questions and those about other things, with the model and without."""
+    """Ingest a corpus, and ask its questions and the off-topic ones, with and without the model."""
     archive = SqlArchive(database_url)
     archive.migrate()
     vectors = ChromaVectors(chroma_url, f"{name}.")
@@ -119,16 +119,16 @@ def measured_on(
     for path in exports:
         messages = list(read_export(path).messages())
         for start in range(0, len(messages), BATCH):
-            ingest([IngestedEvent(message) for message in messages[start : start + BATCH]])
-    asked = read_questions(questions)
+            ingest([EventRecord(message) for message in messages[start : start + BATCH]])
+    labelled = read_questions(questions)
     figures: Figures = {}
     for embedding in [model, None] if model else [None]:
         searched = evolve(knowledge, embedding=embedding, retriever=retriever_of(archive, vectors, embedding))
-        guilds = {question.guild_id for question in asked}
+        guilds = {question.guild_id for question in labelled}
         for guild_id in sorted(guilds):
-            calibrate(archive, searched.retriever, guild_id, anew=True)
+            calibrate(archive, searched.retriever, guild_id, force=True)
         visible = {guild_id: console_scope(archive, guild_id)[1] for guild_id in guilds}
-        results = [measure(searched.retriever, question, visible[question.guild_id]) for question in asked]
+        results = [measure(searched.retriever, question, visible[question.guild_id]) for question in labelled]
         summary = summarise(results)
         guild_id = min(guilds)
         rejected = [

@@ -1,4 +1,4 @@
-"""How a benchmark shows its figures: a table for people, one JSON object a line for scripts."""
+"""Figures of a benchmark, shown as a table or, for scripts, as one JSON object per line."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from attrs import field, frozen
 
 @frozen(kw_only=True)
 class Figure:
-    """One measured figure: ours, the peer's, and the ratio that was wanted.
+    """One measured figure: ours, the peer's, their ratio and the target for it.
 
-    ``ours`` and ``peer`` are medians in ``unit``; ``ratio`` says how many times better ours is, so that higher is
-    better whichever way the unit points. ``target`` None: reported only, nothing is promised.
+    ``ours`` and ``peer`` are medians in ``unit``. ``ratio`` is how many times better ours is, so higher is better
+    whatever the unit is. Without a ``target``, the figure is only reported.
     """
 
     name: str
@@ -38,9 +38,9 @@ def figure(
     *,
     unit: str = "",
 ) -> Figure:
-    """A figure from values or from samples, whose medians count.
+    """Build a figure from values, or from samples, of which it takes the medians.
 
-    ``samples`` holds the raw values; left out, they are what was given as ``ours`` and ``peer``.
+    ``samples`` are the raw values by side; the default is ``ours`` and ``peer`` as given.
     """
     if samples is None:
         samples = {
@@ -54,8 +54,8 @@ def figure(
     return Figure(name=name, ours=mine, peer=other, ratio=ratio, target=target, met=met, samples=samples, unit=unit)
 
 
-def interleaved(paths: dict[str, Callable[[], float]], *, rounds: int = 5, warm_up: int = 1) -> dict[str, list[float]]:
-    """``rounds`` samples of each path, taken in turn so that all of them meet the same noise."""
+def interleave(paths: dict[str, Callable[[], float]], *, rounds: int = 5, warm_up: int = 1) -> dict[str, list[float]]:
+    """Take ``rounds`` samples of each path in turn, so that all paths meet the same noise."""
     samples: dict[str, list[float]] = {name: [] for name in paths}
     for turn in range(warm_up + rounds):
         for name, measure in paths.items():
@@ -66,7 +66,7 @@ def interleaved(paths: dict[str, Callable[[], float]], *, rounds: int = 5, warm_
 
 
 def report(figures: Sequence[Figure], as_json: bool | None = None) -> bool:
-    """Print the figures and say whether every target was met. ``as_json`` None: as the command line asks."""
+    """Print the figures and return whether all targets were met. By default, --json on the command line decides."""
     if "--json" in sys.argv[1:] if as_json is None else as_json:
         for entry in figures:
             row = {
@@ -81,11 +81,11 @@ def report(figures: Sequence[Figure], as_json: bool | None = None) -> bool:
             }
             print(json.dumps(row))
     else:
-        _table(figures)
+        _print_table(figures)
     return all(entry.met for entry in figures)
 
 
-def _table(figures: Sequence[Figure]) -> None:
+def _print_table(figures: Sequence[Figure]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -99,8 +99,8 @@ def _table(figures: Sequence[Figure]) -> None:
         unit = f" {entry.unit}" if entry.unit else ""
         table.add_row(
             entry.name,
-            _number(entry.ours) + unit,
-            "" if entry.peer is None else _number(entry.peer) + unit,
+            _format_number(entry.ours) + unit,
+            "" if entry.peer is None else _format_number(entry.peer) + unit,
             "" if entry.ratio is None else f"{entry.ratio:.2f}",
             "" if entry.target is None else f"{entry.target:.2f}",
             met,
@@ -112,5 +112,5 @@ def _median(values: Sequence[float] | float) -> float:
     return float(values) if isinstance(values, (int, float)) else statistics.median(values)
 
 
-def _number(value: float) -> str:
+def _format_number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,9 +1,9 @@
-"""Retrieval: p95 by corpus size and by visible channels, beside a bare unfiltered Chroma query in the same run.
+"""Retrieval: p95 by corpus size and by visible channels, against a bare unfiltered Chroma query in the same run.
 
-``python -m benchmarks.retrieval [--messages 10000,100000,1000000] [--json]``. Real PostgreSQL and Chroma, started for
-it; synthetic vectors and texts, 200 channels, a passage for six messages. Words are as frequent as measured on public
-help chat without stop words: the n-th most frequent one 1/(n+10) as often, 40 in a passage, 9 in a question. Embedding
-the question is not part of it, but reported. A million messages take half an hour to load.
+``python -m benchmarks.retrieval [--messages 10000,100000,1000000] [--json]``. Starts PostgreSQL and Chroma. Vectors and
+texts are synthetic, in 200 channels, with a passage for six messages. Words are as frequent as measured on public help
+chat without stop words: the frequency of the n-th is proportional to 1/(n+10). A passage has 40, a question 9.
+The time to embed a question is reported separately. A million messages take half an hour to load.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rtfm.knowledge.embedding import DIMENSION, find_model
 from rtfm.knowledge.entries import message_entry, passage_entry
 from rtfm.knowledge.float32 import Vectors, to_bytes
 from rtfm.knowledge.retrieval import Retriever
-from rtfm.knowledge.vectors import ChromaVectors, Entry
+from rtfm.knowledge.vectors import ChromaVectors, VectorEntry
 from rtfm.knowledge.words import terms
 from rtfm.local.stack import LocalStack
 
@@ -42,7 +42,7 @@ PER_PASSAGE = 6
 QUESTIONS = 60
 TOPICS = 400
 VOCABULARY = 50_000
-WORDS, WORDS_ASKED = 40, 9
+PASSAGE_TERMS, QUESTION_TERMS = 40, 9
 P95_TARGET_MS = 30.0
 GROWTH_TARGET = 4.0
 WARM_UP = 5
@@ -50,8 +50,8 @@ NEAREST = 200
 CHECKOUT = Path(__file__).parent.parent
 
 
-class Synthetic:
-    """Texts and vectors about topics, always the same ones."""
+class SyntheticEmbedding:
+    """Texts and vectors about topics, the same in every run."""
 
     name = "synthetic"
     dimension = DIMENSION
@@ -63,24 +63,24 @@ class Synthetic:
         self._odds = odds / odds.sum()
 
     def vectors(self, topics: Sequence[int]) -> Vectors:
-        """Unit vectors near their topics."""
+        """Return unit vectors near their topics."""
         noise = self._rng.standard_normal((len(topics), DIMENSION)).astype(np.float32)
         found = self._centres[list(topics)] + noise
         lengths: Vectors = np.linalg.norm(found, axis=1, keepdims=True)
         return found / lengths
 
     def texts(self, count: int, words: int) -> list[str]:
-        """Texts whose words are as unevenly frequent as in a language."""
+        """Return texts whose words are as unevenly frequent as in a natural language."""
         drawn = self._rng.choice(VOCABULARY, size=(count, words), p=self._odds)
         return [" ".join(f"wordq{word}" for word in row) for row in drawn]
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """In the model's place: a question is about some topic."""
+        """Return a vector of some topic for each question, in place of the model."""
         return self.vectors([len(text) * 31 % TOPICS for text in texts])
 
 
-def load(guild: str, messages: int, archive: str, vectors: ChromaVectors, made: Synthetic) -> None:
-    """Fill both stores."""
+def load(guild: str, messages: int, archive: str, vectors: ChromaVectors, synthetic: SyntheticEmbedding) -> None:
+    """Load a guild into both stores."""
     rng = random.Random(2)
     passages = messages // PER_PASSAGE
     frequencies: dict[str, int] = {}
@@ -91,8 +91,8 @@ def load(guild: str, messages: int, archive: str, vectors: ChromaVectors, made: 
         for start in range(0, passages, 1000):
             count = min(1000, passages - start)
             topics = [rng.randrange(TOPICS) for _ in range(count)]
-            texts, whole = made.texts(count, WORDS), made.vectors(topics)
-            single = made.vectors([topic for topic in topics for _ in range(PER_PASSAGE)])
+            texts, whole = synthetic.texts(count, PASSAGE_TERMS), synthetic.vectors(topics)
+            single = synthetic.vectors([topic for topic in topics for _ in range(PER_PASSAGE)])
             rows = list(_rows(guild, start, texts, rng))
             for text in texts:
                 for word in set(terms(text)):
@@ -115,16 +115,16 @@ def load(guild: str, messages: int, archive: str, vectors: ChromaVectors, made: 
                     for place, vector in enumerate(single):
                         passage, channel, text = rows[place // PER_PASSAGE]
                         part = " ".join(text.split()[place % PER_PASSAGE :: PER_PASSAGE])
-                        who = (f"{passage}{place % PER_PASSAGE}", guild, channel, str(rng.randrange(500)), "ada")
-                        said = (False, part, int(passage[1:]) * 10 + place, 0, False)
+                        ids = (f"{passage}{place % PER_PASSAGE}", guild, channel, str(rng.randrange(500)), "ada")
+                        content = (False, part, int(passage[1:]) * 10 + place, 0, False)
                         none: list[str] = []
-                        copy.write_row((*who, *said, none, "[]", passage, passage, to_bytes(vector)))
+                        copy.write_row((*ids, *content, none, "[]", passage, passage, to_bytes(vector)))
             entries = [
-                Entry(entry_id=passage_entry(passage), passage_id=passage, vector=vector)
+                VectorEntry(entry_id=passage_entry(passage), passage_id=passage, vector=vector)
                 for (passage, _, _), vector in zip(rows, whole, strict=True)
             ]
             entries += [
-                Entry(
+                VectorEntry(
                     entry_id=message_entry(f"{rows[place // PER_PASSAGE][0]}{place % PER_PASSAGE}"),
                     passage_id=rows[place // PER_PASSAGE][0],
                     vector=vector,
@@ -135,9 +135,9 @@ def load(guild: str, messages: int, archive: str, vectors: ChromaVectors, made: 
         with connection.cursor() as cursor, cursor.copy("COPY document_frequencies FROM STDIN") as copy:
             for word, count in frequencies.items():
                 copy.write_row((guild, word, count))
-        connection.execute("INSERT INTO corpora VALUES (%s, %s, %s)", (guild, passages, passages * WORDS))
+        connection.execute("INSERT INTO corpora VALUES (%s, %s, %s)", (guild, passages, passages * PASSAGE_TERMS))
         connection.execute("INSERT INTO floors VALUES (%s, 'hybrid', 0, %s)", (guild, passages))
-        # As PostgreSQL does by itself within a minute.
+        # PostgreSQL does this by itself within a minute.
         connection.execute("VACUUM ANALYZE")
 
 
@@ -147,14 +147,14 @@ def _rows(guild: str, start: int, texts: Sequence[str], rng: random.Random) -> I
 
 
 def main() -> int:
-    """Run the benchmark; 1 when a target is missed."""
+    """Run the benchmark. Return 1 if a target is missed."""
     parser = argparse.ArgumentParser(description="Retrieval by corpus size and visible channels.")
     parser.add_argument("--messages", default="10000,100000", help="corpus sizes, rising")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     sizes = [int(size) for size in arguments.messages.split(",")]
     figures: list[Figure] = []
-    smallest: dict[str, float] = {}
+    smallest_p95: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="rtfm-bench-") as home:
         stack = LocalStack(Path(home), cache_dir=CHECKOUT / ".rtfm" / "cache")
         try:
@@ -162,14 +162,14 @@ def main() -> int:
             archive = SqlArchive(services["postgres"].address)
             archive.migrate()
             vectors = ChromaVectors(services["chroma"].address)
-            made = {str(number): Synthetic() for number, _ in enumerate(sizes, start=1)}
-            for (guild, one), size in zip(made.items(), sizes, strict=True):
+            synthetic = {str(number): SyntheticEmbedding() for number, _ in enumerate(sizes, start=1)}
+            for (guild, model), size in zip(synthetic.items(), sizes, strict=True):
                 started = time.monotonic()
-                load(guild, size, services["postgres"].address, vectors, one)
+                load(guild, size, services["postgres"].address, vectors, model)
                 print(f"{size:,} messages loaded in {time.monotonic() - started:.0f} s", file=sys.stderr)
-            # All together, so that the growth is not that of the machine's other work.
-            for (guild, one), size in zip(made.items(), sizes, strict=True):
-                figures += measured(guild, size, archive, vectors, one, smallest)
+            # After all are loaded, so that other work on the machine affects all sizes alike.
+            for (guild, model), size in zip(synthetic.items(), sizes, strict=True):
+                figures += measure_searches(guild, size, archive, vectors, model, smallest_p95)
             for name in ("chroma", "postgres"):
                 memory = _resident_mb(services[name].pid)
                 figures.append(figure(f"all of it loaded: memory of {name}", memory, None, None, unit="MB"))
@@ -177,20 +177,25 @@ def main() -> int:
             figures.append(figure("memory of the process that searches, without the model", own, None, None, unit="MB"))
         finally:
             stack.down()
-    figures += _embedding_of_a_question()
+    figures += _measure_question_embedding()
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors", file=sys.stderr)
     return 0 if report(figures, arguments.json) else 1
 
 
-def measured(
-    guild: str, size: int, archive: SqlArchive, vectors: ChromaVectors, made: Synthetic, smallest: dict[str, float]
+def measure_searches(
+    guild: str,
+    size: int,
+    archive: SqlArchive,
+    vectors: ChromaVectors,
+    synthetic: SyntheticEmbedding,
+    smallest_p95: dict[str, float],
 ) -> list[Figure]:
-    """Search with some of the channels visible, with all legs and by words alone, in turn with a bare query."""
-    searches = {f"{count} of {CHANNELS} channels": (Retriever(archive, vectors, made), count) for count in VISIBLE}
+    """Search with some of the channels visible, hybrid and lexical, in turn with a bare query."""
+    searches = {f"{count} of {CHANNELS} channels": (Retriever(archive, vectors, synthetic), count) for count in VISIBLE}
     searches[f"{VISIBLE[-1]} of {CHANNELS} channels, lexical"] = (Retriever(archive, vectors, None), VISIBLE[-1])
     rng = random.Random(3)
-    questions = made.texts(QUESTIONS, WORDS_ASKED)
-    vector_of = made.embed(questions)
+    questions = synthetic.texts(QUESTIONS, QUESTION_TERMS)
+    vector_of = synthetic.embed(questions)
     times: dict[str, list[float]] = {name: [] for name in searches}
     bare: list[float] = []
     for turn, question in enumerate([*questions[:WARM_UP], *questions]):
@@ -210,28 +215,28 @@ def measured(
         samples = taken[WARM_UP:]
         ours = _p95(samples)
         raw = {"ours": samples, "peer": bare}
-        told = partial(figure, higher_is_better=False, unit="ms")
-        figures.append(told(f"{size:,} messages, {name}: p95 beside Chroma's", ours, _p95(bare), None, raw))
+        build_figure = partial(figure, higher_is_better=False, unit="ms")
+        figures.append(build_figure(f"{size:,} messages, {name}: p95 against Chroma's", ours, _p95(bare), None, raw))
         if size == 100_000 and "lexical" not in name:
-            named = f"{size:,} messages, {name}: p95 within {P95_TARGET_MS:.0f} ms"
-            figures.append(told(named, ours, P95_TARGET_MS, 1.0, {}))
+            figure_name = f"{size:,} messages, {name}: p95 within {P95_TARGET_MS:.0f} ms"
+            figures.append(build_figure(figure_name, ours, P95_TARGET_MS, 1.0, {}))
         middle, other = statistics.median(samples), statistics.median(bare)
-        figures.append(told(f"{size:,} messages, {name}: p50 beside Chroma's", middle, other, None, {}))
-        if name in smallest:
-            named = f"{name}: p95 at {size:,} within {GROWTH_TARGET:.0f} times the smallest corpus's"
-            figures.append(told(named, ours, smallest[name], 1 / GROWTH_TARGET, {}))
-        smallest.setdefault(name, ours)
+        figures.append(build_figure(f"{size:,} messages, {name}: p50 against Chroma's", middle, other, None, {}))
+        if name in smallest_p95:
+            figure_name = f"{name}: p95 at {size:,} within {GROWTH_TARGET:.0f} times the smallest corpus's"
+            figures.append(build_figure(figure_name, ours, smallest_p95[name], 1 / GROWTH_TARGET, {}))
+        smallest_p95.setdefault(name, ours)
     return figures
 
 
 def _resident_mb(pid: int | None) -> float:
-    """Resident memory of a process and its children; shared pages count once."""
+    """Return the resident memory of a process and its children in MB; shared pages count once."""
     process = psutil.Process(pid)
     family = [process, *process.children(recursive=True)] if pid else [process]
-    return sum(getattr(one.memory_full_info(), "pss", 0) for one in family) / 1e6
+    return sum(getattr(member.memory_full_info(), "pss", 0) for member in family) / 1e6
 
 
-def _embedding_of_a_question() -> list[Figure]:
+def _measure_question_embedding() -> list[Figure]:
     model = find_model(settings.load())
     if model is None:
         return []

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.padding import Padding
 
 from rtfm.errors import ConfigError, RtfmError, Unavailable
-from rtfm.knowledge.evaluation import Question, read_questions
+from rtfm.knowledge.evaluation import LabelledQuestion, read_questions
 from rtfm.local.services import create_database
 from rtfm.local.stack import LocalStack
 from rtfm.settings import Settings
@@ -47,7 +47,7 @@ STOP_TIMEOUT_S = 20.0
 class Reply:
     """What `rtfm-cli ask --json` printed for a question, or why it printed nothing."""
 
-    question: Question
+    question: LabelledQuestion
     outcome: str
     answer: str
     citations: tuple[Mapping[str, Any], ...]
@@ -113,7 +113,7 @@ def exports() -> list[Path]:
     return sorted(SAMPLE.glob("*.json"))
 
 
-def questions() -> list[Question]:
+def questions() -> list[LabelledQuestion]:
     """The five questions that the demo asks."""
     return read_questions(SAMPLE / "questions.jsonl")
 
@@ -210,7 +210,7 @@ def _search_mode(console: Console, environment: Mapping[str, str]) -> str:
     return str(found["mode"])
 
 
-def _ask(console: Console, environment: Mapping[str, str], question: Question) -> Reply:
+def _ask(console: Console, environment: Mapping[str, str], question: LabelledQuestion) -> Reply:
     console.print()
     console.print(words("? ", "bold cyan") + words(question.question, "bold"))
     with console.status("through demo.bot-queries and back …"):
@@ -223,7 +223,7 @@ def _ask(console: Console, environment: Mapping[str, str], question: Question) -
     return reply
 
 
-def _reply(environment: Mapping[str, str], question: Question) -> Reply:
+def _reply(environment: Mapping[str, str], question: LabelledQuestion) -> Reply:
     try:
         # 1 is the outcome FAILED, printed as any other.
         printed = json.loads(

@@ -166,7 +166,7 @@ def _model(settings: Settings) -> Finding:
 def _due(settings: Settings) -> Finding:
     """Whether the vectors are those of the model: without them search goes by words though the model is there."""
     try:
-        due = rebuilding.due_by(settings)
+        due = rebuilding.find_due_for(settings)
     except RtfmError:
         return Finding("note", "not looked at: what keeps them does not answer")
     if due:

@@ -8,7 +8,7 @@ from attrs.filters import exclude
 
 from rtfm.errors import ConfigError
 from rtfm.knowledge import rebuilding
-from rtfm.knowledge.rebuilding import Plan
+from rtfm.knowledge.rebuilding import RebuildPlan
 from rtfm_cli.knowledge import opened_knowledge
 from rtfm_cli.options import counted, echo_json, examples, json_option
 from rtfm_cli.printing import echo
@@ -62,7 +62,7 @@ def rebuild(dry_run: bool, force: bool, only: str | None, as_json: bool) -> None
             echo("Processors load the model at their start: restart those that began without this one.", err=True)
 
 
-def _line(plan: Plan, *, dry_run: bool) -> str:
+def _line(plan: RebuildPlan, *, dry_run: bool) -> str:
     name = f"guild {plan.guild_id}" if plan.guild_id else "direct messages"
     counts = ", ".join(
         counted(count, what)

@@ -97,13 +97,13 @@ def _show_explanation(result: SearchResult) -> None:
     for name in ("", "first message", "score", "shown by", "meaning", "words", "speakers"):
         table.add_column(name, justify="left" if name == "first message" else "right", no_wrap=True)
     # In the order in which they are shown to a model.
-    for passage in sorted([*result.passages, *result.beside], key=lambda passage: -passage.pull):
+    for passage in sorted([*result.passages, *result.nearby], key=lambda passage: -passage.boosted_score):
         ranks = how.ranks.get(passage.passage_id)
         table.add_row(
             str(numbers.get(passage.passage_id, "beside 1")),
             passage.messages[0].message_id,
             f"{passage.score:.3f}",
-            f"{passage.pull:.3f}",
+            f"{passage.boosted_score:.3f}",
             "" if ranks is None else _ranked(ranks.meaning_rank, ranks.meaning),
             "" if ranks is None else _ranked(ranks.words_rank, ranks.words),
             str(len({message.author_name for message in passage.messages})),

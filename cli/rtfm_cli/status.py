@@ -13,7 +13,7 @@ from attrs.filters import include
 from rtfm.contracts import Catalogue, catalogue, open_registry
 from rtfm.errors import RtfmError
 from rtfm.knowledge.archive import SqlArchive
-from rtfm.knowledge.rebuilding import due_by
+from rtfm.knowledge.rebuilding import find_due_for
 from rtfm.knowledge.vectors import ChromaVectors
 from rtfm.settings import Settings
 from rtfm.streams.progress import GroupProgress
@@ -37,7 +37,7 @@ def status(settings: Settings, as_json: bool) -> int:
         "schemas": lambda: _schemas(settings, contracts),
         "archive": lambda: _archive(settings),
         "chroma": lambda: _chroma(settings),
-        "rebuild_due": lambda: due_by(settings),
+        "rebuild_due": lambda: find_due_for(settings),
     }
     found: dict[str, Any] = {}
     wrong: dict[str, RtfmError] = {}

@@ -206,7 +206,7 @@ class Answerer:
             visible_channel_ids=query.visible_channel_ids,
             limit=self._limit,
         )
-        passages = sources.select_usable(found.packed(MAX_SOURCE_WORDS)[: self._limit], query)
+        passages = sources.select_usable(found.pack(MAX_SOURCE_WORDS)[: self._limit], query)
         if not passages:
             return _Draft(
                 outcome=Outcome.NOT_FOUND, reason=OutcomeReason.NOTHING_NEAR, completions=question.completions
@@ -313,7 +313,7 @@ def _to_retrieved_passage(passage: Passage) -> RetrievedPassage:
         kind=SourceKind.MESSAGE,
         acl_channel_id=acl_channel_id(first.channel_id, first.parent_channel_id, first.channel_kind),
         message_ids=[message.message_id for message in passage.messages],
-        score=passage.pull,  # the order of passages
+        score=passage.boosted_score,  # the order of passages
     )
 
 

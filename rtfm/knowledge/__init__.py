@@ -1,7 +1,7 @@
 """Knowledge: what was said, where it is kept and how it is found.
 
-Owns the archive (SQL, the record), the vectors (Chroma, derived), the embedding model and retrieval. ``open_knowledge``
-puts them together. Does not read Kafka and writes no answers' texts.
+Owns the archive (PostgreSQL, the source of truth), the vectors (Chroma, derived from it), the embedding model and
+retrieval. ``open_knowledge`` puts them together. Does not use Kafka and does not write answers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 
 @frozen(kw_only=True)
 class Knowledge:
-    """The parts of the room, put together. ``embedding`` is None when search is lexical."""
+    """The archive, the vectors, the embedding model and retrieval. ``embedding`` is None if search is lexical."""
 
     archive: SqlArchive
     vectors: ChromaVectors
@@ -44,7 +44,7 @@ class Knowledge:
 
 
 def open_knowledge(settings: Settings) -> Knowledge:
-    """The knowledge of the settings; the first use connects.
+    """Open the knowledge that the settings name; the first use connects.
 
     Raises ConfigError when an address or the model's folder is wrong.
     """

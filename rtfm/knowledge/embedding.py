@@ -1,8 +1,8 @@
 """The embedding model: all-MiniLM-L6-v2 in ONNX, the model that Chroma uses by default.
 
-Owns the model's files once they are there, and batching. Promises the vectors of Chroma's own embedding function (the
-same files, 256 tokens, mean pooling, unit length), but pads a batch to its longest text only. Never downloads: the
-model is fetched by `rtfm-cli local up`, `demo` or `doctor --fetch-model`.
+Owns loading the model's files, and batching. Promises the vectors of Chroma's own embedding function (the same files,
+256 tokens, mean pooling, unit length), but pads a batch to its longest text only. Never downloads: `rtfm-cli local up`,
+`demo` and `doctor --fetch-model` fetch the model.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from rtfm.telemetry import EMBEDDED, get_logger
 MODEL_NAME = "all-MiniLM-L6-v2"
 DIMENSION = 384
 MAX_TOKENS = 256
-"""What Chroma's embedding function and sentence-transformers cut texts at."""
+"""Tokens at which Chroma's embedding function and sentence-transformers truncate a text."""
 
 _FILES = ("model.onnx", "tokenizer.json")
 _TOKENS_PER_RUN = 1280
-"""Tokens, padding included, that go through the model at once: more of them fall out of the processor's caches."""
+"""Tokens of one run of the model, padding included; more of them do not fit into the processor's caches."""
 
 _log = get_logger(__name__)
 
 
 class Embedding(Protocol):
-    """What turns texts into vectors, which compare with those of the same ``name`` and ``dimension`` only."""
+    """Turns texts into vectors, which are comparable only with vectors of the same ``name`` and ``dimension``."""
 
     @property
     def name(self) -> str: ...
@@ -42,34 +42,36 @@ class Embedding(Protocol):
     def dimension(self) -> int: ...
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """One unit vector a text: float32, shape (len(texts), dimension)."""
+        """Return one unit vector for each text: float32, shape (len(texts), dimension)."""
         ...
 
 
-def serves(collection: GuildCollection | None, embedding: Embedding | None) -> bool:
-    """Whether ``embedding`` made the vectors of ``collection``, or will: it compares with no others."""
+def is_compatible(collection: GuildCollection | None, embedding: Embedding | None) -> bool:
+    """Whether ``embedding`` made the vectors of ``collection``, or will make them if there is no collection yet."""
     if embedding is None or collection is None:
         return embedding is not None
-    return same_model(collection.model, embedding.name) and collection.dimension == embedding.dimension
+    return is_same_model(collection.model, embedding.name) and collection.dimension == embedding.dimension
 
 
-def same_model(one: str | None, other: str | None) -> bool:
-    """Whether two recorded names are of one model: its files decide, not what their folder is called here."""
-    return one == other or (one is not None and other is not None and _files_of(one) == _files_of(other))
+def is_same_model(first: str | None, second: str | None) -> bool:
+    """Whether two recorded names are of the same model: the digest of its files decides, not the folder's name."""
+    return first == second or (
+        first is not None and second is not None and _files_digest(first) == _files_digest(second)
+    )
 
 
-def _files_of(name: str) -> str:
+def _files_digest(name: str) -> str:
     return name.rpartition("@")[2]
 
 
 class OnnxEmbedding:
     """The model, loaded. Thread-safe: onnxruntime's ``run`` and the tokenizer are.
 
-    ``name`` is that of its folder with a digest of its files, ``folder@digest``; see ``same_model``.
+    ``name`` is the folder's name with a digest of the model's files, ``folder@digest``; see ``is_same_model``.
     """
 
     def __init__(self, session: Any, tokenizer: Any, *, name: str) -> None:
-        """Use ``load``."""
+        """Use ``load`` instead."""
         self.name = name
         self.dimension = DIMENSION
         self._session = session
@@ -77,16 +79,17 @@ class OnnxEmbedding:
 
     @classmethod
     def load(cls, directory: Path, threads: int) -> OnnxEmbedding:
-        """Load from ``directory`` or its ``onnx`` child.
+        """Load the model from ``directory`` or its ``onnx`` child.
 
-        Raises ConfigError that names the missing or unreadable file.
+        Raises ConfigError with the name of the missing or unreadable file.
         """
         folder = model_folder(directory)
         if folder is None:
             raise ConfigError(
-                f"{directory} is not a folder of {MODEL_NAME}: it needs {' and '.join(_FILES)}{_lacks(directory)}",
-                hint="`rtfm-cli doctor --fetch-model` fetches it to RTFM_HOME, where it is found unless"
-                " RTFM_EMBEDDING_MODEL_DIR says otherwise.",
+                f"{directory} does not contain {MODEL_NAME}, which needs {' and '.join(_FILES)}"
+                f"{_describe_missing(directory)}",
+                hint="`rtfm-cli doctor --fetch-model` fetches it to RTFM_HOME; it is found there unless"
+                " RTFM_EMBEDDING_MODEL_DIR is set.",
             )
         import onnxruntime
         from tokenizers import Tokenizer
@@ -95,7 +98,7 @@ class OnnxEmbedding:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # The arena keeps the memory of the largest batch for ever.
+        # The arena keeps the memory of the largest batch until the process ends.
         options.enable_cpu_mem_arena = False
         try:
             session = onnxruntime.InferenceSession(
@@ -104,10 +107,10 @@ class OnnxEmbedding:
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             tokenizer.enable_truncation(max_length=MAX_TOKENS)
             tokenizer.no_padding()
-            model = cls(session, tokenizer, name=_identity(folder))
-            # The session says nothing certain about its dimension, and a damaged model fails only when it is used.
+            model = cls(session, tokenizer, name=_model_identity(folder))
+            # A session does not report its dimension reliably, and a damaged model fails only when it is used.
             model.dimension = model._run([tokenizer.encode("a test").ids]).shape[1]
-        except Exception as exc:  # both libraries raise their own untyped errors
+        except Exception as exc:  # both libraries raise untyped errors of their own
             raise ConfigError(
                 f"the embedding model in {folder} cannot be loaded: {str(exc).partition(chr(10))[0]}",
                 hint="Delete the folder and run `rtfm-cli doctor --fetch-model`.",
@@ -115,13 +118,13 @@ class OnnxEmbedding:
         return model
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """One unit vector a text: float32, shape (len(texts), dimension). An empty text has a vector, too."""
+        """Return one unit vector for each text, also for an empty one: float32, shape (len(texts), dimension)."""
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         if not texts:
             return vectors
         encoded = self._tokenizer.encode_batch_fast(list(texts))
         tokens = [encoding.ids for encoding in encoded]
-        # Texts of like length share a run, so that little of it is padding.
+        # Texts of similar length share a run, so that little of it is padding.
         order = sorted(range(len(texts)), key=lambda i: len(tokens[i]))
         start = 0
         while start < len(order):
@@ -155,21 +158,21 @@ def _end_of_run(order: list[int], tokens: list[list[int]], start: int) -> int:
 
 
 def model_folder(directory: Path) -> Path | None:
-    """Where the model's files stand: ``directory`` itself or its ``onnx`` child; None if in neither."""
+    """Return the folder of the model's files: ``directory`` itself or its ``onnx`` child; None if neither has them."""
     for folder in (directory, directory / "onnx"):
         if all((folder / name).is_file() for name in _FILES):
             return folder
     return None
 
 
-def _lacks(directory: Path) -> str:
+def _describe_missing(directory: Path) -> str:
     folder = directory / "onnx" if (directory / "onnx").is_dir() else directory
     missing = [name for name in _FILES if not (folder / name).is_file()]
     return f"; {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing" if folder.is_dir() else ""
 
 
-def _identity(folder: Path) -> str:
-    """The folder's name, as people know the model, and a digest of the files that decide what its vectors are."""
+def _model_identity(folder: Path) -> str:
+    """Return the folder's name, by which people know the model, with a digest of the files that decide its vectors."""
     digest = hashlib.sha256()
     for name in _FILES:
         with (folder / name).open("rb") as file:
@@ -179,27 +182,27 @@ def _identity(folder: Path) -> str:
 
 
 def default_model_dir(home: Path) -> Path:
-    """Where the model is fetched to."""
+    """Return the folder that the model is fetched to."""
     return home / "models" / MODEL_NAME
 
 
 def find_model(settings: Settings) -> OnnxEmbedding | None:
-    """The model of the settings, or the one that was fetched; None, with one line in the log, when there is none.
+    """Load the model of the settings or the fetched one; without either, log a warning and return None.
 
-    Raises ConfigError when RTFM_EMBEDDING_MODEL_DIR is given and is no model folder, or a fetched model is damaged.
+    Raises ConfigError when RTFM_EMBEDDING_MODEL_DIR is not a model folder, or when the fetched model is damaged.
     """
     if settings.embedding_model_dir is not None:
         return OnnxEmbedding.load(settings.embedding_model_dir, settings.embedding_threads)
     directory = default_model_dir(settings.home)
     if not directory.exists():
         _log.warning(
-            "search is lexical: no embedding model", looked_in=str(directory), mend="rtfm-cli doctor --fetch-model"
+            "no embedding model, search is lexical", looked_in=str(directory), hint="rtfm-cli doctor --fetch-model"
         )
         return None
     return OnnxEmbedding.load(directory, settings.embedding_threads)
 
 
 def model_name(settings: Settings) -> str | None:
-    """The name of the model that ``find_model`` would load, without loading it; None where there is none."""
+    """Return the name of the model that ``find_model`` would load, without loading it; None if there is none."""
     folder = model_folder(settings.embedding_model_dir or default_model_dir(settings.home))
-    return None if folder is None else _identity(folder)
+    return None if folder is None else _model_identity(folder)

@@ -1,8 +1,8 @@
-"""Measures retrieval on questions whose answers are known.
+"""Evaluation: retrieval measured on questions whose answers are known.
 
-Owns the metrics: hit@5 and MRR@10 (the first passage that holds a relevant message) and coverage (the share of a
-question's relevant messages inside the first 300 words of what is found). Reads the archive through retrieval, so that
-the floor and visibility count, too.
+Owns the metrics: hit@5 and MRR@10 (by the first passage that holds a relevant message) and coverage (the share of a
+question's relevant messages inside the first 300 words of the result). Searches with ``Retriever``, so the floor and
+visibility apply.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from attrs import frozen
 from rtfm.errors import ConfigError
 from rtfm.knowledge.retrieval import Retriever
 
-WORDS = 300
-PASSAGES = 20
-"""Passages that are asked for: more than 300 words hold."""
+MAX_WORDS = 300
+"""Words of a result in which coverage looks for relevant messages."""
+
+MAX_PASSAGES = 20
+"""Passages of a search: more than fit into 300 words."""
 
 
 @frozen(kw_only=True)
-class Question:
-    """A question and the messages that answer it."""
+class LabelledQuestion:
+    """A question with the ids of the messages that answer it. ``message_id`` identifies the question."""
 
     message_id: str
     question: str
@@ -32,8 +34,12 @@ class Question:
 
 
 @frozen(kw_only=True)
-class Result:
-    """What was found for one question. ``hit_rank`` counts passages from 1; None if none holds a relevant message."""
+class QuestionResult:
+    """What was found for one question.
+
+    ``hit_rank`` is the rank, from 1, of the first passage with a relevant message, None without one; ``coverage`` is a
+    share, 0..1.
+    """
 
     message_id: str
     retrieved: list[str]
@@ -44,7 +50,7 @@ class Result:
 
 @frozen(kw_only=True)
 class Summary:
-    """All questions together; every figure but ``questions`` and ``nothing_found`` is between 0 and 1."""
+    """The figures over all questions: ``questions`` and ``nothing_found`` are counts, the others are shares, 0..1."""
 
     questions: int
     nothing_found: int
@@ -53,8 +59,8 @@ class Summary:
     coverage: float
 
 
-def read_questions(path: Path) -> list[Question]:
-    """Read a file of questions, one JSON object a line. Raises ConfigError with the line that is wrong."""
+def read_questions(path: Path) -> list[LabelledQuestion]:
+    """Read a file of questions, one JSON object per line. Raises ConfigError with the number of an invalid line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as exc:
@@ -66,7 +72,7 @@ def read_questions(path: Path) -> list[Question]:
         try:
             row = json.loads(line)
             questions.append(
-                Question(
+                LabelledQuestion(
                     message_id=str(row["message_id"]),
                     question=str(row["question"]),
                     guild_id=str(row["guild_id"]),
@@ -75,20 +81,20 @@ def read_questions(path: Path) -> list[Question]:
             )
         except (ValueError, KeyError, TypeError) as exc:
             raise ConfigError(
-                f"{path}, line {number}: no question: {type(exc).__name__} {exc}",
-                hint="A line holds question, message_id, guild_id and relevant_message_ids.",
+                f"{path}, line {number}: invalid question: {type(exc).__name__} {exc}",
+                hint="Each line needs question, message_id, guild_id and relevant_message_ids.",
             ) from exc
         if not questions[-1].relevant:
             raise ConfigError(f"{path}, line {number}: relevant_message_ids is empty")
     if not questions:
-        raise ConfigError(f"{path} holds no questions")
+        raise ConfigError(f"{path} contains no questions")
     return questions
 
 
-def measure(retriever: Retriever, question: Question, visible_channel_ids: Sequence[str]) -> Result:
-    """Ask one question."""
+def measure(retriever: Retriever, question: LabelledQuestion, visible_channel_ids: Sequence[str]) -> QuestionResult:
+    """Search for one question and compare the result with the known answer."""
     found = retriever.search(
-        question.question, guild_id=question.guild_id, visible_channel_ids=visible_channel_ids, limit=PASSAGES
+        question.question, guild_id=question.guild_id, visible_channel_ids=visible_channel_ids, limit=MAX_PASSAGES
     )
     hit = next(
         (
@@ -98,8 +104,8 @@ def measure(retriever: Retriever, question: Question, visible_channel_ids: Seque
         ),
         None,
     )
-    retrieved = [message.message_id for passage in found.packed(WORDS) for message in passage.messages]
-    return Result(
+    retrieved = [message.message_id for passage in found.pack(MAX_WORDS) for message in passage.messages]
+    return QuestionResult(
         message_id=question.message_id,
         retrieved=retrieved,
         hit_rank=hit,
@@ -108,8 +114,8 @@ def measure(retriever: Retriever, question: Question, visible_channel_ids: Seque
     )
 
 
-def summarise(results: Sequence[Result]) -> Summary:
-    """The figures of all ``results``, at least one."""
+def summarise(results: Sequence[QuestionResult]) -> Summary:
+    """Return the figures over all ``results``, of which there must be at least one."""
     count = len(results)
     ranks = [result.hit_rank for result in results if result.hit_rank is not None]
     return Summary(

@@ -1,7 +1,7 @@
-"""The relevance floor of a guild: how much must speak for an answer before one is given.
+"""The relevance floor of a guild: the evidence below which a question gets no answer.
 
-Owns the calibration: questions about other things are put to the guild's own corpus, and the floor lies above what they
-reach. Scores rise with the text that is searched, so that it is done again when the corpus has grown by half.
+Owns the calibration: it asks the guild's own corpus off-topic questions and sets the floor above the evidence that they
+reach. Scores rise with the size of the corpus, so calibration repeats whenever the corpus has grown by half.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from rtfm.knowledge.retrieval import Retriever
 from rtfm.telemetry import get_logger
 
 GROWTH = 1.5
-"""How much a corpus grows before its floor is calibrated anew."""
+"""Growth of a corpus after which its floor is calibrated again."""
 
 MIN_PASSAGES = 50
-"""Passages below which a corpus says too little about its floor."""
+"""Passages that a corpus needs for a calibrated floor; with fewer, the default floor applies."""
 
 _log = get_logger(__name__)
 
 
-def floor_of(levels: Sequence[float]) -> float:
-    """The floor above what questions about other things reached, at least four of them.
+def compute_floor(values: Sequence[float]) -> float:
+    """Return the floor above ``values``, the evidence that at least four off-topic questions reached.
 
-    The 95th percentile and half of its distance to the upper quartile, kept between 2.5 and 3 standard deviations over
-    the median, as the quartiles estimate them: a guild that knows some of the probes' topics is not misled by its own
-    best ones.
+    This is the 95th percentile plus half of its distance to the upper quartile, limited to between 2.5 and 3 standard
+    deviations above the median. The deviation is estimated from the quartiles, so a guild that does know some of the
+    topics does not raise its own floor by much.
     """
-    cuts = statistics.quantiles(levels, n=20, method="inclusive")
+    cuts = statistics.quantiles(values, n=20, method="inclusive")
     lower, middle, upper, high = cuts[4], cuts[9], cuts[14], cuts[18]
-    deviation = (upper - lower) / 1.349  # of a normal distribution
+    deviation = (upper - lower) / 1.349  # the interquartile range of a normal distribution in standard deviations
     return min(max(high + (high - upper) / 2, middle + 2.5 * deviation), middle + 3 * deviation)
 
 
@@ -41,22 +41,22 @@ def calibrate(
     retriever: Retriever,
     guild_id: str,
     *,
-    anew: bool = False,
+    force: bool = False,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Set the floor of a guild that has outgrown its own, or with ``anew`` of any; changes nothing if stopped.
+    """Calibrate the floor of a guild if it has outgrown its last one, or always with ``force``.
 
-    Raises Unavailable when a store does not answer.
+    Changes nothing once ``is_stopped`` returns True. Raises Unavailable when a store does not answer.
     """
     mode = retriever.mode_in(guild_id)
-    passages = archive.floors.count_if_outgrown(guild_id, mode, growth=0.0 if anew else GROWTH)
+    passages = archive.floors.count_if_outgrown(guild_id, mode, growth=0.0 if force else GROWTH)
     if passages < MIN_PASSAGES:
         return
-    levels = []
-    for level in retriever.evidence(PROBES, guild_id=guild_id):
+    values = []
+    for value in retriever.evidence(PROBES, guild_id=guild_id):
         if is_stopped():
             return
-        levels.append(level)
-    floor = floor_of(levels)
+        values.append(value)
+    floor = compute_floor(values)
     archive.floors.put(guild_id, mode, floor, passages)
     _log.info("relevance floor calibrated", guild_id=guild_id, mode=mode, floor=round(floor, 3), passages=passages)

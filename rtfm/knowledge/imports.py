@@ -1,7 +1,8 @@
-"""Reads chat exports in DiscordChatExporter's JSON shape.
+"""Reads chat exports in DiscordChatExporter's JSON format.
 
-Owns the check that a file is such an export, and what of it becomes events. A file that is none raises; a message that
-is broken is left out with its place and the reason. Memory does not grow with the file. Writes nothing.
+Owns the check that a file is such an export, and the conversion of its messages to events. A file that is not an export
+raises an error. An invalid message is left out, with its place and the reason. Memory use does not depend on the size
+of the file. Does not write.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from rtfm.events import (
     is_time,
 )
 from rtfm.knowledge import json_items
-from rtfm.knowledge.json_items import Item, Member, NotJson
+from rtfm.knowledge.json_items import JsonItem, JsonMember, NotJson
 
 MAX_PLACES = 1_000
-"""Messages of a file that are left out with their place; more are counted only."""
+"""Left-out messages of a file that are kept with their place; further ones are only counted."""
 
 MAX_EVENT_BYTES = 990_000
-"""A longer event is left out: with its key and headers it would be over what Kafka takes, 1,000,000 bytes."""
+"""Size of an encoded event above which it is left out: with key and headers, Kafka takes 1,000,000 bytes."""
 
 _Value = TypeVar("_Value")
 
@@ -57,14 +58,14 @@ _KINDS = {
 }
 _THREADS = (ChannelKind.PUBLIC_THREAD, ChannelKind.PRIVATE_THREAD, ChannelKind.FORUM_POST)
 
-_SAID = ("Default", "Reply")
-"""What people wrote. The other types are notices of Discord: joins, pins, calls, boosts, thread starts."""
+_MESSAGE_TYPES = ("Default", "Reply")
+"""Types of messages that people write. The others are Discord's notices: joins, pins, calls, boosts, thread starts."""
 
 _DIRECT_GUILD = "0"
 """The guild id that the exporter gives to direct messages."""
 
 _MAX_NAME_CHARACTERS = 100
-"""Of a name that is mentioned; Discord's are 32 at most."""
+"""Characters of a mentioned name; Discord's names have 32 at most."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -72,7 +73,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @frozen(kw_only=True)
 class LeftOut:
-    """A message that does not become an event: its place in the file, and why."""
+    """A message that does not become an event, with its place in the file and the reason."""
 
     where: str
     why: str
@@ -80,14 +81,14 @@ class LeftOut:
 
 @define
 class LeftOutState:
-    """The messages of a file that were left out: how many, for which reasons, and the first ones with their places."""
+    """The left-out messages of a file: their number, the reasons, and the first ones with their places."""
 
     count: int = 0
     first: list[LeftOut] = field(factory=list)
     reasons: Counter[str] = field(factory=Counter)
 
     def add(self, where: str, why: str) -> None:
-        """Count one more."""
+        """Add one message."""
         self.count += 1
         if len(self.first) < MAX_PLACES:
             self.first.append(LeftOut(where=where, why=why))
@@ -96,10 +97,10 @@ class LeftOutState:
 
 @frozen(kw_only=True)
 class ChatExport:
-    """One file: a channel and what was said in it. ``guild_id`` is None for direct messages.
+    """One file: a channel and its messages. ``guild_id`` is None for direct messages.
 
-    ``count`` messages become events; they are read again for each use, since a file may be larger than memory.
-    ``observed_at`` is when the file was written, None where it does not say so.
+    ``count`` is the number of messages that become events. They are read from the file for each use, because a file may
+    be larger than memory. ``observed_at`` is when the file was written, None if it does not tell.
     """
 
     path: Path
@@ -113,134 +114,134 @@ class ChatExport:
     left_out: LeftOutState
 
     def messages(self) -> Iterator[DiscordMessage]:
-        """The messages in their order. Raises ConfigError when the file has changed and is no export any more."""
+        """Yield the messages in order. Raises ConfigError if the file has changed and is not an export any more."""
         place = attrs.asdict(self, filter=attrs.filters.exclude("path", "count", "left_out"), recurse=False)
-        for entry in _entries(self.path):
-            if isinstance(entry, Item):
-                with contextlib.suppress(_Broken):
-                    yield _message(entry.value, **place)
+        for entry in _read_entries(self.path):
+            if isinstance(entry, JsonItem):
+                with contextlib.suppress(_Invalid):
+                    yield _parse_message(entry.value, **place)
 
 
-class _Broken(Exception):
-    """Why a message, or the head of a file, cannot be read."""
+class _Invalid(Exception):
+    """A message, or the head of a file, is invalid; the argument says why."""
 
 
 def read_export(path: Path) -> ChatExport:
-    """Check one export, all of it.
+    """Check an export completely, and describe it.
 
-    Raises ConfigError for a file that cannot be read, is no JSON or is something else, with the place in it.
+    Raises ConfigError with the place in the file if it cannot be read, is not JSON or is not an export.
     """
     head: dict[str, Any] = {}
     left_out, count = LeftOutState(), 0
-    for entry in _entries(path):
-        if isinstance(entry, Member):
+    for entry in _read_entries(path):
+        if isinstance(entry, JsonMember):
             if entry.key == _MESSAGES and _MESSAGES in head:
                 raise ConfigError(
-                    f"{path} is not a chat export: it has messages twice", hint="Export the channel again."
+                    f"{path} is not a chat export: it contains messages twice", hint="Export the channel again."
                 )
             if entry.key in (_MESSAGES, "guild", "channel", "exportedAt"):
                 head[entry.key] = entry.value
             continue
         try:
-            # What follows may be the guild and the channel.
-            _message(entry.value, channel_id="", channel_kind=ChannelKind.UNKNOWN)
+            # The guild and the channel may follow after the messages.
+            _parse_message(entry.value, channel_id="", channel_kind=ChannelKind.UNKNOWN)
             count += 1
-        except _Broken as exc:
-            named = entry.value.get("id") if isinstance(entry.value, dict) else None
+        except _Invalid as exc:
+            message_id = entry.value.get("id") if isinstance(entry.value, dict) else None
             place = f"messages[{entry.number}]"
-            left_out.add(f"{place} (id {named})" if _is_snowflake(named) else place, str(exc))
+            left_out.add(f"{place} (id {message_id})" if _is_snowflake(message_id) else place, str(exc))
     try:
-        guild = _object(head, "guild")
-        channel = _object(head, "channel")
+        guild = _read_object(head, "guild")
+        channel = _read_object(head, "channel")
         if not isinstance(head.get(_MESSAGES), list):
-            raise _Broken("messages is no list")
-        guild_id = _snowflake(guild, "id", "guild.id")
-        channel_id = _snowflake(channel, "id", "channel.id")
-        kind_name = _string(channel, "type", "channel.type")
-    except _Broken as exc:
+            raise _Invalid("messages is not a list")
+        guild_id = _read_snowflake(guild, "id", "guild.id")
+        channel_id = _read_snowflake(channel, "id", "channel.id")
+        kind_name = _read_string(channel, "type", "channel.type")
+    except _Invalid as exc:
         raise ConfigError(
             f"{path} is not a chat export of DiscordChatExporter: {exc}", hint="Export the channel as JSON."
         ) from exc
     kind = _KINDS.get(kind_name, ChannelKind.UNKNOWN)
     parent = channel.get("categoryId")
     if kind in _THREADS and parent is not None and not _is_snowflake(parent):
-        raise ConfigError(f"{path}: channel.categoryId is no id", hint="Export the channel again.")
+        raise ConfigError(f"{path}: channel.categoryId is not a valid id", hint="Export the channel again.")
     return ChatExport(
         path=path,
         guild_id=None if guild_id == _DIRECT_GUILD else guild_id,
         channel_id=channel_id,
         channel_kind=kind,
-        channel_name=_clean(str(channel.get("name") or channel_id)),
-        # The exporter names a thread's parent in the category's fields.
+        channel_name=_replace_surrogates(str(channel.get("name") or channel_id)),
+        # For a thread, the exporter writes the parent into the category's fields.
         parent_channel_id=str(parent) if kind in _THREADS and parent else None,
-        observed_at=_exported_at(head),
+        observed_at=_parse_exported_at(head),
         count=count,
         left_out=left_out,
     )
 
 
-def _entries(path: Path) -> Iterator[Member | Item]:
+def _read_entries(path: Path) -> Iterator[JsonMember | JsonItem]:
     try:
         if path.exists() and not path.is_file():
-            raise ConfigError(f"{path} is no file, which is read more than once", hint="Save the export to a file.")
+            raise ConfigError(
+                f"{path} is not a regular file; an export is read more than once", hint="Save the export to a file."
+            )
         yield from json_items.read(path, array=_MESSAGES)
     except OSError as exc:
         raise ConfigError(f"{path} cannot be read: {exc.strerror or exc}") from exc
     except NotJson as exc:
         place = f"{path}, {exc}" if str(exc).startswith(("line", "byte")) else f"{path} is not a chat export: {exc}"
-        raise ConfigError(
-            place, hint="Export the channel as JSON; an export that was interrupted ends in the middle."
-        ) from exc
+        raise ConfigError(place, hint="Export the channel as JSON. An interrupted export is incomplete.") from exc
 
 
-def _message(message: object, **place: Any) -> DiscordMessage:
-    """The event of a message; ``place`` are the fields that it does not carry itself."""
+def _parse_message(message: object, **place: Any) -> DiscordMessage:
+    """Return the event of a message; ``place`` are the fields of its guild and channel."""
     if not isinstance(message, dict):
-        raise _Broken("no JSON object")
-    message_id = _snowflake(message, "id", "id")
+        raise _Invalid("not a JSON object")
+    message_id = _read_snowflake(message, "id", "id")
     kind = message.get("type", "Default")
-    if kind not in _SAID:
-        raise _Broken(f"a notice of type {kind[:50]}" if isinstance(kind, str) else "type is no text")
-    author = _object(message, "author")
-    content = _string(message, "content", "content")
+    if kind not in _MESSAGE_TYPES:
+        raise _Invalid(f"a notice of type {kind[:50]}" if isinstance(kind, str) else "type is not text")
+    author = _read_object(message, "author")
+    content = _read_string(message, "content", "content")
     edited = message.get("timestampEdited")
-    mentions = _people(message)
+    mentions = _parse_mentions(message)
     return DiscordMessage(
         **place,
         message_id=message_id,
-        author_id=_snowflake(author, "id", "author.id"),
-        author_name=_clean(str(author.get("nickname") or _string(author, "name", "author.name"))),
+        author_id=_read_snowflake(author, "id", "author.id"),
+        author_name=_replace_surrogates(str(author.get("nickname") or _read_string(author, "name", "author.name"))),
         author_is_bot=author.get("isBot") is True,
-        content=_clean(_with_markup(content, mentions)),
-        created_at=_time(message.get("timestamp"), "timestamp"),
-        edited_at=None if edited is None else _time(edited, "timestampEdited"),
+        content=_replace_surrogates(_restore_mentions(content, mentions)),
+        created_at=_parse_time(message.get("timestamp"), "timestamp"),
+        edited_at=None if edited is None else _parse_time(edited, "timestampEdited"),
         change=MessageChange.CREATED,
         source=MessageSource.IMPORT,
-        reply_to_message_id=_reply(message),
+        reply_to_message_id=_parse_reply(message),
         mentioned_user_ids=list(dict.fromkeys(user for user, _ in mentions)),
-        attachments=_attachments(message),
+        attachments=_parse_attachments(message),
     )
 
 
-def _with_markup(content: str, mentions: list[tuple[str, list[str]]]) -> str:
-    """The content as Discord has it: the exporter writes ``@name`` for a mention, Discord ``<@id>``."""
-    of_name = {name: user for user, names in mentions for name in names if 0 < len(name) <= _MAX_NAME_CHARACTERS}
-    # By first letter and longest first: a pattern of all names would take the product of names and content.
+def _restore_mentions(content: str, mentions: list[tuple[str, list[str]]]) -> str:
+    """Return the content with Discord's markup for mentions, ``<@id>``; the exporter writes ``@name`` instead."""
+    user_of_name = {name: user for user, names in mentions for name in names if 0 < len(name) <= _MAX_NAME_CHARACTERS}
+    # By first letter and longest first: a pattern of all names would take time proportional to names times content.
     lengths: dict[str, list[int]] = {}
-    for length, first in sorted({(len(name), name[0]) for name in of_name}, reverse=True):
+    for length, first in sorted({(len(name), name[0]) for name in user_of_name}, reverse=True):
         lengths.setdefault(first, []).append(length)
     parts: list[str] = []
     done = 0
-    sign = content.find("@") if of_name else -1
-    while sign >= 0:
-        for length in lengths.get(content[sign + 1 : sign + 2], ()):
-            end = sign + 1 + length
-            user = of_name.get(content[sign + 1 : end])
+    at = content.find("@") if user_of_name else -1
+    while at >= 0:
+        for length in lengths.get(content[at + 1 : at + 2], ()):
+            end = at + 1 + length
+            user = user_of_name.get(content[at + 1 : end])
             if user is not None and not _is_in_word(content[end : end + 1]):
-                parts += (content[done:sign], f"<@{user}>")
+                parts += (content[done:at], f"<@{user}>")
                 done = end
                 break
-        sign = content.find("@", max(done, sign + 1))
+        at = content.find("@", max(done, at + 1))
     return "".join([*parts, content[done:]])
 
 
@@ -248,17 +249,17 @@ def _is_in_word(character: str) -> bool:
     return character.isalnum() or character == "_"
 
 
-def _people(message: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+def _parse_mentions(message: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     found = []
-    for person in _list(message, "mentions"):
+    for person in _read_list(message, "mentions"):
         if not isinstance(person, dict):
-            raise _Broken("mentions holds something else than objects")
+            raise _Invalid("mentions contains a value that is not an object")
         names = [name for key in ("nickname", "name") if isinstance(name := person.get(key), str)]
-        found.append((_snowflake(person, "id", "mentions.id"), names))
+        found.append((_read_snowflake(person, "id", "mentions.id"), names))
     return found
 
 
-def _reply(message: Mapping[str, Any]) -> str | None:
+def _parse_reply(message: Mapping[str, Any]) -> str | None:
     reference = message.get("reference")
     if not isinstance(reference, dict) or message.get("type") != "Reply":
         return None
@@ -266,48 +267,48 @@ def _reply(message: Mapping[str, Any]) -> str | None:
     return str(target) if _is_snowflake(target) else None
 
 
-def _attachments(message: Mapping[str, Any]) -> list[Attachment]:
+def _parse_attachments(message: Mapping[str, Any]) -> list[Attachment]:
     found = []
-    for attachment in _list(message, "attachments"):
+    for attachment in _read_list(message, "attachments"):
         if not isinstance(attachment, dict):
-            raise _Broken("attachments holds something else than objects")
+            raise _Invalid("attachments contains a value that is not an object")
         size = attachment.get("fileSizeBytes", 0)
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**63:
-            raise _Broken("attachments.fileSizeBytes is no size")
+            raise _Invalid("attachments.fileSizeBytes is not a valid size")
         found.append(
             Attachment(
-                filename=_clean(_string(attachment, "fileName", "attachments.fileName")),
-                url=_clean(_string(attachment, "url", "attachments.url")),
+                filename=_replace_surrogates(_read_string(attachment, "fileName", "attachments.fileName")),
+                url=_replace_surrogates(_read_string(attachment, "url", "attachments.url")),
                 size_bytes=size,
             )
         )
     return found
 
 
-def _object(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    return _of_type(parent.get(key), dict, key, "object")
+def _read_object(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    return _require_type(parent.get(key), dict, key, "an object")
 
 
-def _list(parent: Mapping[str, Any], key: str) -> list[Any]:
-    return [] if parent.get(key) is None else _of_type(parent[key], list, key, "list")
+def _read_list(parent: Mapping[str, Any], key: str) -> list[Any]:
+    return [] if parent.get(key) is None else _require_type(parent[key], list, key, "a list")
 
 
-def _string(parent: Mapping[str, Any], key: str, place: str) -> str:
-    return _of_type(parent.get(key), str, place, "text")
+def _read_string(parent: Mapping[str, Any], key: str, place: str) -> str:
+    return _require_type(parent.get(key), str, place, "text")
 
 
-def _of_type(value: object, kind: type[_Value], place: str, named: str) -> _Value:
+def _require_type(value: object, kind: type[_Value], place: str, kind_name: str) -> _Value:
     if not isinstance(value, kind):
-        raise _Broken(f"{place} is missing" if value is None else f"{place} is no {named}")
+        raise _Invalid(f"{place} is missing" if value is None else f"{place} is not {kind_name}")
     return value
 
 
-def _snowflake(parent: Mapping[str, Any], key: str, place: str) -> str:
+def _read_snowflake(parent: Mapping[str, Any], key: str, place: str) -> str:
     value = parent.get(key)
     if value is None:
-        raise _Broken(f"{place} is missing")
+        raise _Invalid(f"{place} is missing")
     if not _is_snowflake(value):
-        raise _Broken(f"{place} is no id: digits as text, at most 64 bits")
+        raise _Invalid(f"{place} is not a valid id: digits as text, at most 64 bits")
     return str(value)
 
 
@@ -315,26 +316,26 @@ def _is_snowflake(value: object) -> bool:
     return isinstance(value, str) and is_snowflake(value)
 
 
-def _time(value: object, place: str) -> TimestampMillis:
+def _parse_time(value: object, place: str) -> TimestampMillis:
     try:
-        moment = datetime.fromisoformat(_of_type(value, str, place, "text"))
+        moment = datetime.fromisoformat(_require_type(value, str, place, "text"))
     except ValueError as exc:
-        raise _Broken(f"{place} is no ISO 8601 time") from exc
+        raise _Invalid(f"{place} is not an ISO 8601 time") from exc
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     timestamp = TimestampMillis((moment - _EPOCH) // timedelta(milliseconds=1))
     if not is_time(timestamp):
-        raise _Broken(f"{place} must lie in the years 1 to 9999 of UTC")
+        raise _Invalid(f"{place} must lie in the years 1 to 9999 of UTC")
     return timestamp
 
 
-def _exported_at(document: Mapping[str, Any]) -> TimestampMillis | None:
-    """When an export was written; by this machine's clock where the exporter's is ahead."""
+def _parse_exported_at(document: Mapping[str, Any]) -> TimestampMillis | None:
+    """Return when an export was written, but not later than now if the exporter's clock is ahead."""
     try:
-        return min(_time(document.get("exportedAt"), "exportedAt"), now_ms())
-    except _Broken:
+        return min(_parse_time(document.get("exportedAt"), "exportedAt"), now_ms())
+    except _Invalid:
         return None
 
 
-def _clean(text: str) -> str:
+def _replace_surrogates(text: str) -> str:
     return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)

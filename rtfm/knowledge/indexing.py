@@ -1,9 +1,8 @@
-"""From changed messages to what retrieval can find: which conversations they touch, their passages, and the vectors.
+"""Indexing: links changed messages to conversations and updates the passages and vectors of those conversations.
 
 Owns the order of a batch's last steps: one embedding call, Chroma, then one archive transaction. Chroma comes first
-because the archive decides what counts as done: whatever fails before its transaction is simply done again, with the
-same ids. Promises that a batch indexed twice leaves everything as it was. Does not decide which version of a message is
-the newest.
+because the archive decides what is done: after a failure before its transaction, the batch is repeated with the same
+ids. Promises that indexing a batch twice changes nothing. Does not decide which version of a message is the newest.
 """
 
 from __future__ import annotations
@@ -26,25 +25,26 @@ from rtfm.knowledge.archive import (
     StoredMessage,
     StoredPassage,
 )
-from rtfm.knowledge.conversations import Line, passages, spoken_text
-from rtfm.knowledge.embedding import Embedding, serves
+from rtfm.knowledge.conversations import ConversationLine, build_passages, spoken_text
+from rtfm.knowledge.embedding import Embedding, is_compatible
 from rtfm.knowledge.entries import message_entry, passage_entry
 from rtfm.knowledge.float32 import Vectors, to_bytes
-from rtfm.knowledge.linking import CONTEXT, LEARNED, in_one_conversation, link, thread_conversation
-from rtfm.knowledge.vectors import ChromaVectors, Entry, WrongCollection
+from rtfm.knowledge.linking import CONTEXT, LEARNED_WEIGHTS, is_one_conversation, link, thread_conversation_id
+from rtfm.knowledge.vectors import ChromaVectors, VectorEntry, WrongCollection
 from rtfm.scrubbing import scrub
 from rtfm.telemetry import get_logger
 
-RULES = f"4-{hashlib.sha256(repr(tuple(LEARNED.values())).encode()).hexdigest()[:8]}"
-"""Version of linking, splitting, scrubbing and terms, with the linker's weights: raise the number when one of them
-makes something else of the same messages."""
+RULES = f"4-{hashlib.sha256(repr(tuple(LEARNED_WEIGHTS.values())).encode()).hexdigest()[:8]}"
+"""Version of linking, splitting, scrubbing and terms, with a digest of the linker's weights.
+
+Raise the number when one of them changes what the same messages become."""
 
 _log = get_logger(__name__)
 
 
 @define(kw_only=True)
 class BatchState:
-    """One batch on its way: what is known of its messages and channels, the archive's state overlaid with changes."""
+    """A batch that is being indexed: its messages and channels as the archive has them, overlaid with the changes."""
 
     messages: dict[str, StoredMessage] = field(factory=dict)
     channels: dict[Place, Channel]
@@ -54,32 +54,32 @@ class BatchState:
 
 @define
 class Indexer:
-    """Writes batches to the archive and Chroma. ``embedding`` None gives texts no vectors."""
+    """Writes batches to the archive and Chroma. Without ``embedding``, texts get no vectors."""
 
     _archive: SqlArchive
     _vectors: ChromaVectors
     _embedding: Embedding | None
 
     def index(self, state: BatchState) -> None:
-        """Link the changed messages, and bring passages and vectors up to date with them.
+        """Link the changed messages, and update passages and vectors.
 
-        Raises Unavailable when a store does not answer, CollectionChanged when a rebuild has switched a guild
-        meanwhile: then the whole batch must be begun again, since messages may be in other conversations by now.
+        Raises Unavailable when a store does not answer, CollectionChanged when a rebuild switched a guild during the
+        call. Then start again with the whole batch, because messages may have moved to other conversations.
         """
-        collections = self._collections(state)
+        collections = self._find_collections(state)
         try:
             self._write(state, self._link(state), collections)
         except (CollectionChanged, Unavailable) as exc:
-            stale = self._replaced(collections)
-            for collection in stale:
-                # What was written to it after it went would stay for ever. If Chroma cannot, the next rebuild does it.
+            replaced = self._find_replaced(collections)
+            for collection in replaced:
+                # This batch may have created it again. If Chroma fails now, the next rebuild deletes it.
                 with suppress(Unavailable):
                     self._vectors.forget(collection.guild_id, collection.generation)
-            if stale and isinstance(exc, Unavailable):
-                raise CollectionChanged(f"{exc}; it was replaced") from exc
+            if replaced and isinstance(exc, Unavailable):
+                raise CollectionChanged(f"{exc}; the collection was replaced") from exc
             raise
 
-    def _replaced(self, collections: Mapping[str, GuildCollection]) -> list[GuildCollection]:
+    def _find_replaced(self, collections: Mapping[str, GuildCollection]) -> list[GuildCollection]:
         now = self._archive.collections.find(collections)
         return [
             collection
@@ -88,22 +88,22 @@ class Indexer:
         ]
 
     def _link(self, state: BatchState) -> set[str]:
-        """Give every new message a conversation; the conversations that have to be made anew."""
+        """Give every new message a conversation, and return the conversations whose passages must be built again."""
         touched = {m.conversation_id for m in state.changed.values() if m.conversation_id is not None}
         by_channel: dict[Place, list[StoredMessage]] = {}
         for message in state.changed.values():
             if message.conversation_id is None and not message.deleted and not message.author_is_bot:
                 by_channel.setdefault(message.place, []).append(message)
         for place, new in by_channel.items():
-            for message_id, conversation_id in self._conversations(state, place, new).items():
+            for message_id, conversation_id in self._link_channel(state, place, new).items():
                 message = state.changed[message_id]
                 state.changed[message_id] = attrs.evolve(message, conversation_id=conversation_id)
                 touched.add(conversation_id)
         return touched
 
-    def _conversations(self, state: BatchState, place: Place, new: Sequence[StoredMessage]) -> Mapping[str, str]:
-        if in_one_conversation(state.channels[place].kind):
-            return {message.message_id: thread_conversation(*place) for message in new}
+    def _link_channel(self, state: BatchState, place: Place, new: Sequence[StoredMessage]) -> Mapping[str, str]:
+        if is_one_conversation(state.channels[place].kind):
+            return {message.message_id: thread_conversation_id(*place) for message in new}
         writing = self._archive.writing
         ordered = sorted(new, key=lambda message: message.position)
         context = {
@@ -113,7 +113,7 @@ class Indexer:
             )
         }
         context |= {message.message_id: message for message in ordered}
-        said = sorted(
+        ordered_context = sorted(
             (message for message in context.values() if not message.deleted), key=lambda message: message.position
         )
         outside = {m.reply_to_message_id for m in new if m.reply_to_message_id} - context.keys()
@@ -122,44 +122,50 @@ class Indexer:
             for message in (writing.messages(outside) if outside else {}).values()
             if message.conversation_id is not None and message.place == place
         }
-        return link(said, replied=replied)
+        return link(ordered_context, replied=replied)
 
     def _write(self, state: BatchState, touched: set[str], collections: Mapping[str, GuildCollection]) -> None:
         writing = self._archive.writing
         members = {**writing.conversation_messages(touched), **state.changed} if touched else dict(state.changed)
         old = writing.passages_of(touched) if touched else {}
-        wanted, passage_of, texts_of = _passages(members.values(), touched, state.channels)
-        with_vectors = {guild_id for guild_id, found in collections.items() if serves(found, self._embedding)}
+        passages, passage_of, texts_of = _build_passages(members.values(), touched, state.channels)
+        with_vectors = {guild_id for guild_id, found in collections.items() if is_compatible(found, self._embedding)}
 
-        fresh = [
+        changed = [
             passage
-            for passage in wanted
+            for passage in passages
             if (before := old.get(passage.passage_id)) is None
-            or _differs(before, passage, with_vector=passage.guild_id in with_vectors)
+            or _is_changed(before, passage, with_vector=passage.guild_id in with_vectors)
         ]
-        gone = [passage for passage_id, passage in old.items() if passage_id not in {p.passage_id for p in wanted}]
-        spoken = [message for message in state.changed.values() if message.message_id in texts_of]
-        vector_of = self._embedded(
-            {passage_entry(p.passage_id): p.text for p in fresh if p.guild_id in with_vectors}
-            | {message_entry(m.message_id): texts_of[m.message_id] for m in spoken if m.guild_id in with_vectors}
+        removed = [passage for passage_id, passage in old.items() if passage_id not in {p.passage_id for p in passages}]
+        with_text = [message for message in state.changed.values() if message.message_id in texts_of]
+        vector_of = self._embed(
+            {passage_entry(p.passage_id): p.text for p in changed if p.guild_id in with_vectors}
+            | {message_entry(m.message_id): texts_of[m.message_id] for m in with_text if m.guild_id in with_vectors}
         )
-        leads_to = {passage_entry(passage.passage_id): passage.passage_id for passage in fresh}
-        leads_to |= {message_entry(message.message_id): passage_of[message.message_id] for message in spoken}
+        passage_of_entry = {passage_entry(passage.passage_id): passage.passage_id for passage in changed}
+        passage_of_entry |= {message_entry(message.message_id): passage_of[message.message_id] for message in with_text}
         for guild_id, collection in collections.items():
-            # What is in Chroma and has no vector any more: what is gone, and what changed where texts get no vectors.
-            stale = {passage_entry(p.passage_id) for p in [*gone, *fresh] if p.guild_id == guild_id}
-            stale |= {message_entry(m.message_id) for m in state.changed.values() if m.guild_id == guild_id and _old(m)}
-            stale |= {message_entry(m.message_id) for m in spoken if m.guild_id == guild_id}
-            self._put(
+            # Entries of the guild that are written, or deleted if they have no vector (any more).
+            touched_ids = {passage_entry(p.passage_id) for p in [*removed, *changed] if p.guild_id == guild_id}
+            touched_ids |= {
+                message_entry(m.message_id)
+                for m in state.changed.values()
+                if m.guild_id == guild_id and _may_be_indexed(m)
+            }
+            touched_ids |= {message_entry(m.message_id) for m in with_text if m.guild_id == guild_id}
+            self._write_vectors(
                 collection,
                 [
-                    Entry(entry_id=entry_id, passage_id=leads_to[entry_id], vector=vector_of[entry_id])
-                    for entry_id in leads_to
-                    if entry_id in stale and entry_id in vector_of
+                    VectorEntry(entry_id=entry_id, passage_id=passage_of_entry[entry_id], vector=vector_of[entry_id])
+                    for entry_id in passage_of_entry
+                    if entry_id in touched_ids and entry_id in vector_of
                 ],
-                sorted(stale - vector_of.keys()),
+                sorted(touched_ids - vector_of.keys()),
             )
-        fresh = [attrs.evolve(p, vector=_bytes(vector_of.get(passage_entry(p.passage_id)))) for p in fresh]
+        changed = [
+            attrs.evolve(p, vector=_to_optional_bytes(vector_of.get(passage_entry(p.passage_id)))) for p in changed
+        ]
         writing.write(
             Change(
                 channels=list(state.touched_channels.values()),
@@ -167,40 +173,44 @@ class Indexer:
                 collections=list(collections.values()),
                 message_vectors={
                     message.message_id: to_bytes(vector_of[message_entry(message.message_id)])
-                    for message in spoken
+                    for message in with_text
                     if message_entry(message.message_id) in vector_of
                 },
                 passage_of_message={message_id: passage_of.get(message_id) for message_id in members},
-                passages=fresh,
-                removed_passage_ids=[passage.passage_id for passage in gone],
+                passages=changed,
+                removed_passage_ids=[passage.passage_id for passage in removed],
             )
         )
 
-    def _collections(self, state: BatchState) -> dict[str, GuildCollection]:
-        """The collections of the guilds that a batch changes; one that has none yet gets one of this model."""
+    def _find_collections(self, state: BatchState) -> dict[str, GuildCollection]:
+        """Return the collections of the guilds that a batch changes; a guild without one gets one of this model."""
         guild_ids = {message.guild_id for message in state.changed.values()}
         guild_ids |= {channel.guild_id for channel in state.touched_channels.values()}
         known = self._archive.collections.find(guild_ids)
-        return {guild_id: known.get(guild_id) or first_collection(guild_id, self._embedding) for guild_id in guild_ids}
+        return {
+            guild_id: known.get(guild_id) or build_first_collection(guild_id, self._embedding) for guild_id in guild_ids
+        }
 
-    def _embedded(self, texts: Mapping[str, str]) -> dict[str, Vectors]:
+    def _embed(self, texts: Mapping[str, str]) -> dict[str, Vectors]:
         if self._embedding is None or not texts:
             return {}
         return dict(zip(texts, self._embedding.embed(list(texts.values())), strict=True))
 
-    def _put(self, collection: GuildCollection, entries: Sequence[Entry], gone: Sequence[str]) -> None:
+    def _write_vectors(
+        self, collection: GuildCollection, entries: Sequence[VectorEntry], removed: Sequence[str]
+    ) -> None:
         if collection.model is None:
             return
         try:
             self._vectors.upsert(collection.guild_id, entries, generation=collection.generation, model=collection.model)
-            self._vectors.delete(collection.guild_id, gone, generation=collection.generation)
+            self._vectors.delete(collection.guild_id, removed, generation=collection.generation)
         except WrongCollection as exc:
-            # Chroma holds nothing that the archive does not hold: nothing is lost by going on.
-            _log.warning("Chroma is passed over", reason=str(exc), mend=exc.hint)
+            # Nothing is lost: the archive keeps every vector.
+            _log.warning("vectors not written to Chroma, a rebuild is due", reason=str(exc), hint=exc.hint)
 
 
-def first_collection(guild_id: str, embedding: Embedding | None) -> GuildCollection:
-    """What a guild without a collection gets."""
+def build_first_collection(guild_id: str, embedding: Embedding | None) -> GuildCollection:
+    """Build the collection of a guild that has none yet."""
     return GuildCollection(
         guild_id=guild_id,
         model=embedding.name if embedding else None,
@@ -209,27 +219,28 @@ def first_collection(guild_id: str, embedding: Embedding | None) -> GuildCollect
     )
 
 
-def _passages(
+def _build_passages(
     members: Iterable[StoredMessage], touched: set[str], channels: Mapping[Place, Channel]
 ) -> tuple[list[StoredPassage], dict[str, str], dict[str, str]]:
-    """The passages of the touched conversations; message id → passage id; message id → what is embedded of it alone.
+    """Build the passages of the touched conversations.
 
-    A message of parts leads to its first one, and has no vector beside theirs.
+    Returns the passages, the passage id of each message, and the text of each message that gets a vector of its own. A
+    message in parts leads to the first part and has no vector besides those of its parts.
     """
     conversations: dict[str, list[StoredMessage]] = {conversation_id: [] for conversation_id in touched}
     for message in members:
         if message.conversation_id in conversations and not message.deleted and not message.author_is_bot:
             conversations[message.conversation_id].append(message)
-    made: list[StoredPassage] = []
+    passages: list[StoredPassage] = []
     passage_of: dict[str, str] = {}
     texts_of: dict[str, str] = {}
     for conversation_id, messages in conversations.items():
         messages.sort(key=lambda message: message.position)
         names = [message.author_name for message in messages if message.author_name]
         lines = [
-            Line(
+            ConversationLine(
                 message_id=message.message_id,
-                # Before it is cut: half of a secret is not recognised.
+                # Before it is split, because half of a secret is not recognised.
                 text=scrub(spoken_text(message.content, names)),
                 created_at=message.created_at,
                 files=tuple(
@@ -241,23 +252,23 @@ def _passages(
             for message in messages
         ]
         if lines:
-            found, leads_to = passages(conversation_id, lines, channels[messages[0].place])
-            made += found
-            passage_of |= leads_to
-        texts_of |= {line.message_id: line.text for line in lines if line.whole}
-    return made, passage_of, texts_of
+            found, passage_of_message = build_passages(conversation_id, lines, channels[messages[0].place])
+            passages += found
+            passage_of |= passage_of_message
+        texts_of |= {line.message_id: line.text for line in lines if line.is_whole}
+    return passages, passage_of, texts_of
 
 
-def _differs(before: StoredPassage, after: StoredPassage, *, with_vector: bool) -> bool:
+def _is_changed(before: StoredPassage, after: StoredPassage, *, with_vector: bool) -> bool:
     if with_vector and before.vector is None:
         return True
     return attrs.evolve(before, vector=None) != attrs.evolve(after, vector=None)
 
 
-def _old(message: StoredMessage) -> bool:
-    """Whether the message may have been indexed before: it is deleted or edited."""
+def _may_be_indexed(message: StoredMessage) -> bool:
+    """Whether the message may have been indexed before, because it is deleted or edited."""
     return message.deleted or message.version != 2 * message.created_at
 
 
-def _bytes(vector: Vectors | None) -> bytes | None:
+def _to_optional_bytes(vector: Vectors | None) -> bytes | None:
     return None if vector is None else to_bytes(vector)

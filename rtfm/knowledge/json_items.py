@@ -1,7 +1,7 @@
-"""Reads a JSON object of any length from a file, without holding more of it than one value.
+"""Reads a JSON object of any length from a file, one value at a time.
 
-Owns the way from bytes to members and items. Promises that memory stays below a small multiple of ``MAX_VALUE``
-characters, whatever the file holds, and that an error names its place in the file. Judges nothing else.
+Promises that memory stays below a small multiple of ``MAX_VALUE`` characters, whatever the file contains, and that an
+error names its place in the file. Does not check the values.
 """
 
 from __future__ import annotations
@@ -16,87 +16,87 @@ from typing import Any, BinaryIO
 from attrs import frozen
 
 MAX_VALUE = 16_000_000
-"""Characters of one member or item, more than ten times what a record can carry."""
+"""Characters of one member or item: more than ten times what a record can carry."""
 
 _CHUNK = 65_536
 _SPACE = re.compile(r"[ \t\n\r]*")
 _NEAR_END = 20
-"""Characters before the end of what was read in which a literal, a number or an escape may have been cut."""
+"""Characters before the end of the text read so far in which a literal, number or escape may be incomplete."""
 
-_LONGEST_NUMBER = 4_000
-"""Digits; Python refuses to read 4,300 and more, and no number here has more than 20."""
+_MAX_NUMBER_DIGITS = 4_000
+"""Digits above which a number becomes a float; Python rejects integers above 4,300, and no valid number has over 20."""
 
 
 @frozen
-class Member:
-    """A member of the object. For the array whose items are given one by one, ``value`` is empty."""
+class JsonMember:
+    """A member of the object. ``value`` is empty for the array whose items follow one by one."""
 
     key: str
     value: Any
 
 
 @frozen
-class Item:
-    """An item of that array, from 0."""
+class JsonItem:
+    """An item of that array; ``number`` counts from 0."""
 
     number: int
     value: Any
 
 
 class NotJson(Exception):
-    """The file is not a JSON object, or one of its values is too long; the argument says where."""
+    """The file is not a JSON object, or one of its values is too long; the message says where."""
 
 
-def read(path: Path, *, array: str) -> Iterator[Member | Item]:
-    """The members of the object in ``path`` in their order; after the one named ``array`` its items, if it is a list.
+def read(path: Path, *, array: str) -> Iterator[JsonMember | JsonItem]:
+    """Yield the members of the object in ``path`` in order; the member ``array``, if a list, is followed by its items.
 
-    Raises NotJson, and OSError for a file that cannot be read.
+    Raises NotJson, or OSError if the file cannot be read.
     """
     with path.open("rb") as file:
-        text = _Text(file)
+        text = _TextReader(file)
         if text.peek() != "{":
-            text.value()
-            raise NotJson("it holds no JSON object")
-        text.take("{", "'{'")
+            text.read_value()
+            raise NotJson("it does not contain a JSON object")
+        text.skip("{", "'{'")
         while text.peek() != "}":
-            key = text.value()
+            key = text.read_value()
             if not isinstance(key, str):
                 raise text.error("Expecting property name enclosed in double quotes")
-            text.take(":", "':' delimiter")
+            text.skip(":", "':' delimiter")
             if key == array and text.peek() == "[":
-                yield Member(key, [])
-                yield from _items(text)
+                yield JsonMember(key, [])
+                yield from _read_items(text)
             else:
-                yield Member(key, text.value())
+                yield JsonMember(key, text.read_value())
             if text.peek() != "}":
-                text.take(",", "',' delimiter")
+                text.skip(",", "',' delimiter")
                 if text.peek() == "}":
                     raise text.error("Expecting property name enclosed in double quotes")
-        text.take("}", "'}'")
+        text.skip("}", "'}'")
         if text.peek():
             raise text.error("Extra data")
 
 
-def _items(text: _Text) -> Iterator[Item]:
-    text.take("[", "'['")
+def _read_items(text: _TextReader) -> Iterator[JsonItem]:
+    text.skip("[", "'['")
     number = 0
     while text.peek() != "]":
-        yield Item(number, text.value())
+        yield JsonItem(number, text.read_value())
         number += 1
         if text.peek() != "]":
-            text.take(",", "',' delimiter")
+            text.skip(",", "',' delimiter")
             if text.peek() == "]":
                 raise text.error("Expecting value")
-    text.take("]", "']'")
+    text.skip("]", "']'")
 
 
-class _Text:
-    """The part of the file that is being read, as text."""
+class _TextReader:
+    """Parses values from the file, of which it holds one part as text."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self._json = json.JSONDecoder(parse_int=_number)
+        self._json = json.JSONDecoder(parse_int=_parse_int)
         self._bytes = 0
         self._text = ""
         self._at = 0
@@ -104,7 +104,7 @@ class _Text:
         self._ended = False
 
     def peek(self) -> str:
-        """The next character that is no space; empty at the end of the file."""
+        """Return the next character that is not white space; empty at the end of the file."""
         while True:
             found = _SPACE.match(self._text, self._at)
             self._at = found.end() if found else self._at
@@ -112,16 +112,16 @@ class _Text:
                 return self._text[self._at]
             if self._ended:
                 return ""
-            self._read_on(_CHUNK)
+            self._read_more(_CHUNK)
 
-    def take(self, character: str, what: str) -> None:
-        """Step over ``character``."""
+    def skip(self, character: str, what: str) -> None:
+        """Skip ``character``; raise NotJson that expects ``what`` if it is not next."""
         if self.peek() != character:
             raise self.error(f"Expecting {what}")
         self._at += 1
 
-    def value(self) -> Any:
-        """The next value, whole."""
+    def read_value(self) -> Any:
+        """Read the next value."""
         self.peek()
         size = _CHUNK
         while True:
@@ -133,17 +133,17 @@ class _Text:
             except RecursionError as exc:
                 raise NotJson("it is nested too deeply") from exc
             else:
-                # A number at the end of what was read may go on.
+                # A number at the end of the text may continue in the file.
                 if end < len(self._text) or self._ended:
                     self._at = end
                     return value
             if len(self._text) - self._at > MAX_VALUE:
                 raise self.error(f"a value of more than {MAX_VALUE} characters")
-            self._read_on(size)
+            self._read_more(size)
             size *= 2
 
     def error(self, why: str, at: int | None = None) -> NotJson:
-        """``why``, with the place in the file."""
+        """Return an error with ``why`` and the place in the file."""
         at = self._at if at is None else at
         before = self._text[:at]
         line = self._line + before.count("\n")
@@ -153,7 +153,7 @@ class _Text:
     def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
         return error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _NEAR_END
 
-    def _read_on(self, size: int) -> None:
+    def _read_more(self, size: int) -> None:
         done = self._text[: self._at]
         if lines := done.count("\n"):
             self._line += lines
@@ -171,5 +171,5 @@ class _Text:
         self._ended = not data
 
 
-def _number(digits: str) -> int | float:
-    return int(digits) if len(digits) < _LONGEST_NUMBER else float(digits)
+def _parse_int(digits: str) -> int | float:
+    return int(digits) if len(digits) < _MAX_NUMBER_DIGITS else float(digits)

@@ -1,8 +1,8 @@
 """Which message of a channel belongs to which conversation. Pure: no I/O, no clock.
 
-Replies and threads are certain. Otherwise each conversation of the channel's last 100 messages, and a new one, gets a
-linear score, and the best takes the message. A decision is never revised. It depends on those 100 messages, and on
-whom they address, only: given the last ``CONTEXT`` messages, it does not matter how the rest was cut into batches.
+Replies and threads are certain. For any other message, each conversation of the channel's last 100 messages and a new
+one get a linear score, and the message joins the best. A decision is never revised. It depends only on those 100
+messages and on whom they address. Given the last ``CONTEXT`` messages, the division into batches makes no difference.
 
 The weights in ``linker_weights.json`` were learned on public help chat by ``benchmarks/learn_linking.py``;
 docs/decisions/0011 has the reasoning.
@@ -24,16 +24,16 @@ from rtfm.knowledge.archive.rows import StoredMessage
 from rtfm.knowledge.words import strip_mentions, terms
 
 WINDOW = 100
-"""Messages of the channel that a conversation may have been silent for."""
+"""Messages of the channel after which a silent conversation is no candidate any more."""
 
 CONTEXT = 2 * WINDOW
-"""Messages that must be known before the first one that is to be linked: the names in a window lie before it."""
+"""Messages before the first one to link that must be known: a window, and the window in which its names were found."""
 
 MAX_CANDIDATES = 30
-"""Conversations, most recent first, that are weighed for a message."""
+"""Conversations, most recent first, that get a score for a message."""
 
 MAX_CHARACTERS = 4_000
-"""Of a message, what is read of it: Discord's own limit. An import may bring more."""
+"""Characters of a message that are read: Discord's own limit, which imported messages may exceed."""
 
 _NAME = r"[\w\[\]{}|`^\-]{2,32}"
 NAME_AT_START = re.compile(rf"\A\W{{0,20}}({_NAME})\s*[:,>]\s")
@@ -45,37 +45,41 @@ _AGREEMENT = re.compile(
     re.IGNORECASE,
 )
 
-_COMMON = 4
-"""A name that occurs as often without addressing anybody is a word of the language, too."""
+_COMMON_NAME = 4
+"""A name that occurs this often in the window without addressing anyone counts as an ordinary word."""
 
-_SCARCE = 60
-"""Messages whose share of addressed ones says how people address each other here."""
+_SCARCITY_WINDOW = 60
+"""Latest messages whose share of addressed ones measures how often people address each other in the channel."""
 
-_MEMORY = 25.0
-"""Messages after which a word that was said counts half."""
+_WORD_HALF_LIFE = 25.0
+"""Messages after which a word counts half."""
 
 
 Features = dict[str, float]
-"""Features of one choice by name, those that are 0 left out.
+"""Features of one choice by name, without those that are 0.
 
-The *speaker* says the message and may address an *addressee*, else the message is *open*. Both are *here* if they spoke
-in the conversation, else *absent*; the speaker is *awaited* where somebody addressed them since they last spoke.
-Addressing is *scarce* in a channel where few messages address anybody. Distances are log2(1 + messages between).
+The *speaker* is the author of the message. It may address an *addressee*, else it is *open*. A person is *here* after
+speaking in the conversation, else *absent*. The speaker is *awaited* in the conversation where they were last addressed
+if they have not spoken since. Addressing is *scarce* if few messages of the channel address anyone. Distances are
+log2(1 + messages between).
 """
 
-LEARNED: Mapping[str, float] = json.loads(Path(__file__).with_name("linker_weights.json").read_text(encoding="utf-8"))
-"""A weight for each feature."""
+LEARNED_WEIGHTS: Mapping[str, float] = json.loads(
+    Path(__file__).with_name("linker_weights.json").read_text(encoding="utf-8")
+)
+"""The weight of each feature."""
 
 
-def in_one_conversation(kind: ChannelKind) -> bool:
-    """Whether the whole channel is one conversation: threads and forum posts are."""
+def is_one_conversation(kind: ChannelKind) -> bool:
+    """Whether a channel of this kind is one conversation as a whole, as threads and forum posts are."""
     return kind in (ChannelKind.PUBLIC_THREAD, ChannelKind.PRIVATE_THREAD, ChannelKind.FORUM_POST)
 
 
-def thread_conversation(guild_id: str, channel_id: str) -> str:
-    """The conversation of a thread. A thread has the id of the message that it grew from, which is in another one.
+def thread_conversation_id(guild_id: str, channel_id: str) -> str:
+    """Return the conversation id of a thread.
 
-    No id has a slash, so that no message's conversation can be taken for that of a thread.
+    A thread has the id of its starter message, which is in another conversation. Discord's ids contain no slash, so the
+    result differs from every conversation id that is a message's id.
     """
     return f"thread/{guild_id}/{channel_id}"
 
@@ -84,12 +88,12 @@ def link(
     messages: Sequence[StoredMessage],
     *,
     replied: Mapping[str, str] | None = None,
-    weights: Mapping[str, float] = LEARNED,
+    weights: Mapping[str, float] = LEARNED_WEIGHTS,
 ) -> dict[str, str]:
-    """The conversation of each message that had none: message id → conversation id.
+    """Return the conversation id of each message that had none, by message id.
 
-    ``messages`` are of one channel, in order, with the linked ones that came before. ``replied`` gives the
-    conversation of messages outside ``messages`` that are replied to. A new conversation has its first message's id.
+    ``messages`` are messages of one channel in order, including the linked ones that came before. ``replied`` gives the
+    conversations of replied messages that are not in ``messages``. A new conversation gets its first message's id.
     """
     window = Window()
     known = dict(replied or {})
@@ -97,7 +101,7 @@ def link(
     for message in messages:
         conversation = message.conversation_id or known.get(message.reply_to_message_id or "")
         if conversation is None:
-            conversation = _best(window.choices(message), weights) or message.message_id
+            conversation = _find_best(window.choices(message), weights) or message.message_id
         if message.conversation_id is None:
             linked[message.message_id] = conversation
         known[message.message_id] = conversation
@@ -105,7 +109,7 @@ def link(
     return linked
 
 
-def _best(choices: Iterable[tuple[str | None, Features]], weights: Mapping[str, float]) -> str | None:
+def _find_best(choices: Iterable[tuple[str | None, Features]], weights: Mapping[str, float]) -> str | None:
     best, best_score = None, -math.inf
     for conversation_id, features in choices:
         score = sum([weights[name] * value for name, value in features.items()])
@@ -116,7 +120,7 @@ def _best(choices: Iterable[tuple[str | None, Features]], weights: Mapping[str, 
 
 @frozen(kw_only=True)
 class WindowMessage:
-    """A linked message in the window. ``place`` counts messages from the start of the run."""
+    """A linked message in the window. ``place`` counts messages from the first one added."""
 
     place: int
     author_id: str
@@ -130,26 +134,30 @@ class WindowMessage:
 
 @define
 class _ConversationState:
-    """What the score needs of a conversation, from its messages in the window."""
+    """What the features need to know of a conversation, from its messages in the window.
 
-    began: str
+    ``starter`` is the author of its first message there, ``recent_size`` its messages among the channel's last 10.
+    ``last_by`` and ``addressed_at`` give the last place where each person spoke or was addressed.
+    """
+
+    starter: str
     last: int = -1
     size: int = 0
-    recent: int = 0
+    recent_size: int = 0
     asks: bool = False
-    last_of: dict[str, int] = field(factory=dict)
-    said_by: Counter[str] = field(factory=Counter)
-    spoken_to: dict[str, int] = field(factory=dict)
+    last_by: dict[str, int] = field(factory=dict)
+    messages_by: Counter[str] = field(factory=Counter)
+    addressed_at: dict[str, int] = field(factory=dict)
     pairs: set[tuple[str, str]] = field(factory=set)
     words: dict[str, int] = field(factory=dict)
 
 
 @frozen(kw_only=True)
-class _Incoming:
-    """What the score needs of the message to be linked, and of the window around it.
+class _IncomingMessage:
+    """What the features need to know of the message to link and of the window.
 
-    ``own_last`` is where the speaker spoke last, ``addressed_last`` where they were last addressed, and
-    ``addressee_last`` where the addressee spoke last: (place, conversation id), None outside the window.
+    ``own_last`` is where the speaker last spoke, ``addressed_last`` where they were last addressed, and
+    ``addressee_last`` where the addressee last spoke: (place, conversation id), or None outside the window.
     """
 
     place: int
@@ -177,11 +185,11 @@ class Window:
     _tokens: Counter[str] = field(factory=Counter)
 
     def add(self, message: StoredMessage, conversation_id: str) -> None:
-        """Take in a message that is linked."""
-        text = _read(message)
-        addressees = self._addressees(message, text)
-        named = {one.name for one in self._messages if one.author_id in addressees}
-        tokens = frozenset(_tokens(text)) - named
+        """Add a linked message."""
+        text = _beginning(message)
+        addressees = self._find_addressees(message, text)
+        names = {earlier.name for earlier in self._messages if earlier.author_id in addressees}
+        tokens = frozenset(_tokens(text)) - names
         self._messages.append(
             WindowMessage(
                 place=self._place,
@@ -199,74 +207,77 @@ class Window:
         if len(self._messages) > WINDOW:
             self._tokens.subtract(self._messages.popleft().tokens)
 
-    def _addressees(self, message: StoredMessage, text: str) -> tuple[str, ...]:
-        """Whom a message speaks to: mentions, else a name of the window at its start, its end or within."""
+    def _find_addressees(self, message: StoredMessage, text: str) -> tuple[str, ...]:
+        """Find whom a message addresses: mentions, else a name of the window at its start, at its end or within."""
         speaker = message.author_id or ""
         mentioned = tuple(dict.fromkeys(user for user in message.mentioned_user_ids if user != speaker))
         if mentioned:
             return mentioned
-        names = {one.name: one.author_id for one in self._messages if one.author_id != speaker}
+        names = {earlier.name: earlier.author_id for earlier in self._messages if earlier.author_id != speaker}
         start = NAME_AT_START.match(text)
         if start and start.group(1).lower() in names:
             return (names[start.group(1).lower()],)
         tokens = _tokens(text)
         for place, token in [*zip((0, -1), tokens[:1] + tokens[-1:], strict=False), *enumerate(tokens, start=1)]:
-            rare = self._tokens[token] < (_COMMON if place <= 0 else _COMMON / 2)
-            if token in names and rare and len(token) >= (3 if place <= 0 else 4):
+            is_rare = self._tokens[token] < (_COMMON_NAME if place <= 0 else _COMMON_NAME / 2)
+            if token in names and is_rare and len(token) >= (3 if place <= 0 else 4):
                 return (names[token],)
         return ()
 
     def choices(self, message: StoredMessage) -> list[tuple[str | None, Features]]:
-        """Where a message may belong: (conversation id, or None for a new one; the features of that choice)."""
-        text = _read(message)
+        """Return the conversations that a message may belong to, None for a new one, with the features of each."""
+        text = _beginning(message)
         words = frozenset(terms(text))
-        conversations = self._conversations(words)
-        incoming = self._incoming(message, text, words, conversations)
+        conversations = self._describe_conversations(words)
+        incoming = self._describe_incoming(message, text, words, conversations)
         latest = sorted(conversations.items(), key=lambda item: -item[1].last)[:MAX_CANDIDATES]
         return [
-            (None, _of_new(incoming)),
-            *((conversation_id, _of_known(incoming, conversation_id, state)) for conversation_id, state in latest),
+            (None, _features_of_new(incoming)),
+            *(
+                (conversation_id, _features_of_existing(incoming, conversation_id, state))
+                for conversation_id, state in latest
+            ),
         ]
 
-    def _conversations(self, words: frozenset[str]) -> dict[str, _ConversationState]:
-        """The conversations of the window, with those of ``words`` that occur in them."""
+    def _describe_conversations(self, words: frozenset[str]) -> dict[str, _ConversationState]:
+        """Describe the conversations of the window, with the ``words`` that occur in each."""
         found: dict[str, _ConversationState] = {}
-        for one in self._messages:
-            state = found.get(one.conversation_id)
+        for message in self._messages:
+            state = found.get(message.conversation_id)
             if state is None:
-                state = found[one.conversation_id] = _ConversationState(one.author_id)
-            state.last, state.asks = one.place, one.asks
+                state = found[message.conversation_id] = _ConversationState(message.author_id)
+            state.last, state.asks = message.place, message.asks
             state.size += 1
-            state.recent += self._place - one.place <= 10
-            state.last_of[one.author_id] = one.place
-            state.said_by[one.author_id] += 1
-            for user in one.addressees:
-                state.spoken_to[user] = one.place
-                state.pairs.add((one.author_id, user))
-            for word in one.words & words:
-                state.words[word] = one.place
+            state.recent_size += self._place - message.place <= 10
+            state.last_by[message.author_id] = message.place
+            state.messages_by[message.author_id] += 1
+            for user in message.addressees:
+                state.addressed_at[user] = message.place
+                state.pairs.add((message.author_id, user))
+            for word in message.words & words:
+                state.words[word] = message.place
         return found
 
-    def _incoming(
+    def _describe_incoming(
         self,
         message: StoredMessage,
         text: str,
         words: frozenset[str],
         conversations: Mapping[str, _ConversationState],
-    ) -> _Incoming:
+    ) -> _IncomingMessage:
         speaker = message.author_id or ""
         last_by: dict[str, tuple[int, str]] = {}
         addressed_last: tuple[int, str] | None = None
         frequency: Counter[str] = Counter()
-        for one in self._messages:
-            frequency.update(one.words & words)
-            last_by[one.author_id] = (one.place, one.conversation_id)
-            if speaker in one.addressees:
-                addressed_last = (one.place, one.conversation_id)
-        addressees = self._addressees(message, text)
+        for earlier in self._messages:
+            frequency.update(earlier.words & words)
+            last_by[earlier.author_id] = (earlier.place, earlier.conversation_id)
+            if speaker in earlier.addressees:
+                addressed_last = (earlier.place, earlier.conversation_id)
+        addressees = self._find_addressees(message, text)
         addressee = next((user for user in addressees if user in last_by), next(iter(addressees), None))
         rarity = {word: math.log((len(self._messages) + 2) / (frequency[word] + 1)) for word in words}
-        return _Incoming(
+        return _IncomingMessage(
             place=self._place,
             speaker=speaker,
             addressee=addressee,
@@ -280,19 +291,19 @@ class Window:
             own_last=last_by.get(speaker),
             addressed_last=addressed_last,
             addressee_last=None if addressee is None else last_by.get(addressee),
-            own_conversations=sum(speaker in state.last_of for state in conversations.values()),
+            own_conversations=sum(speaker in state.last_by for state in conversations.values()),
         )
 
     def _share_addressed(self) -> float:
-        latest = list(self._messages)[-_SCARCE:]
-        # As if a few messages had come before, of which as many were addressed as usual.
-        return (sum(bool(one.addressees) for one in latest) + 8) / (len(latest) + 20)
+        latest = list(self._messages)[-_SCARCITY_WINDOW:]
+        # Smoothed by 20 earlier messages, of which 8 were addressed, as is usual.
+        return (sum(bool(message.addressees) for message in latest) + 8) / (len(latest) + 20)
 
 
-def _of_new(incoming: _Incoming) -> Features:
-    """The features of a new conversation."""
+def _features_of_new(incoming: _IncomingMessage) -> Features:
+    """Return the features of a new conversation."""
     is_known = incoming.own_last is not None
-    distance = _log(incoming.place - incoming.own_last[0]) if incoming.own_last else 7.0
+    distance = _log_distance(incoming.place - incoming.own_last[0]) if incoming.own_last else 7.0
     found: Features = {
         "new": 1.0,
         "new_distance_to_speaker": distance,
@@ -312,11 +323,11 @@ def _of_new(incoming: _Incoming) -> Features:
     return found
 
 
-def _of_known(incoming: _Incoming, conversation_id: str, state: _ConversationState) -> Features:
-    """The features of a conversation that exists."""
+def _features_of_existing(incoming: _IncomingMessage, conversation_id: str, state: _ConversationState) -> Features:
+    """Return the features of an existing conversation."""
     place, speaker, addressee = incoming.place, incoming.speaker, incoming.addressee
-    speaker_at, addressed_at = state.last_of.get(speaker), state.spoken_to.get(speaker)
-    addressee_at = None if addressee is None else state.last_of.get(addressee)
+    speaker_at, speaker_addressed_at = state.last_by.get(speaker), state.addressed_at.get(speaker)
+    addressee_at = None if addressee is None else state.last_by.get(addressee)
     is_adjacent = state.last == place - 1
     is_awaited = (
         incoming.addressed_last is not None
@@ -324,7 +335,7 @@ def _of_known(incoming: _Incoming, conversation_id: str, state: _ConversationSta
         and (incoming.own_last is None or incoming.addressed_last[0] > incoming.own_last[0])
     )
     recent_overlap = (
-        sum(incoming.rarity[word] * 2 ** ((said - place) / _MEMORY) for word, said in state.words.items())
+        sum(incoming.rarity[word] * 2 ** ((last - place) / _WORD_HALF_LIFE) for word, last in state.words.items())
         / incoming.total_rarity
     )
     found: Features = {
@@ -332,23 +343,23 @@ def _of_known(incoming: _Incoming, conversation_id: str, state: _ConversationSta
         "adjacent_question": is_adjacent and state.asks,
         "overlap": sum(incoming.rarity[word] for word in state.words) / incoming.total_rarity,
         "recent_overlap": recent_overlap,
-        "size": _log(state.size),
-        "share_of_last_10": state.recent / 10,
-        "speakers": _log(len(state.last_of)),
-        "speaker_share": state.said_by[speaker] / state.size,
-        "speaker_began": state.began == speaker,
+        "size": _log_distance(state.size),
+        "share_of_last_10": state.recent_size / 10,
+        "speakers": _log_distance(len(state.last_by)),
+        "speaker_share": state.messages_by[speaker] / state.size,
+        "speaker_began": state.starter == speaker,
         "speaker_awaited": is_awaited,
         "agrees_speaker_awaited": incoming.agrees and is_awaited,
         "speaker_spoke_here_last": incoming.own_last is not None and incoming.own_last[1] == conversation_id,
     }
     if speaker_at is not None:
-        found |= {"speaker_here": 1.0, "distance_to_speaker": _log(place - speaker_at)}
-    if addressed_at is not None:
-        found |= {"speaker_addressed_here": 1.0, "distance_to_address": _log(place - addressed_at)}
+        found |= {"speaker_here": 1.0, "distance_to_speaker": _log_distance(place - speaker_at)}
+    if speaker_addressed_at is not None:
+        found |= {"speaker_addressed_here": 1.0, "distance_to_address": _log_distance(place - speaker_addressed_at)}
     if speaker_at is None and addressee_at is None:
         found["both_absent_recent_overlap"] = recent_overlap
     if incoming.is_open:
-        distance = _log(place - state.last)
+        distance = _log_distance(place - state.last)
         found |= {
             "open_distance": distance,
             "open_distance_scarce": incoming.scarce * distance,
@@ -359,7 +370,7 @@ def _of_known(incoming: _Incoming, conversation_id: str, state: _ConversationSta
             found |= {
                 "open_speaker_absent": 1.0,
                 "open_speaker_absent_scarce": incoming.scarce,
-                "open_speaker_absent_lone_question": len(state.last_of) == 1 and state.asks,
+                "open_speaker_absent_lone_question": len(state.last_by) == 1 and state.asks,
                 "agrees_open_speaker_absent": incoming.agrees,
             }
         else:
@@ -371,24 +382,24 @@ def _of_known(incoming: _Incoming, conversation_id: str, state: _ConversationSta
     elif addressee is not None:
         found["both_spoke_to_each_other"] = (addressee, speaker) in state.pairs or (speaker, addressee) in state.pairs
         if addressee_at is None:
-            found |= {"addressee_absent": 1.0, "addressee_absent_but_addressed": addressee in state.spoken_to}
+            found |= {"addressee_absent": 1.0, "addressee_absent_but_addressed": addressee in state.addressed_at}
         else:
             found |= {
                 "addressee_here": 1.0,
                 "addressee_spoke_here_last": incoming.addressee_last is not None
                 and incoming.addressee_last[1] == conversation_id,
                 "both_here": speaker_at is not None,
-                "distance_to_addressee": _log(place - addressee_at),
+                "distance_to_addressee": _log_distance(place - addressee_at),
             }
     return found
 
 
-def _log(distance: int) -> float:
+def _log_distance(distance: int) -> float:
     return math.log2(1 + distance)
 
 
-def _read(message: StoredMessage) -> str:
-    """The beginning of a message: what is behind it tells nothing about whom it answers."""
+def _beginning(message: StoredMessage) -> str:
+    """Return the beginning of a message, which decides whom it answers."""
     return message.content[:MAX_CHARACTERS]
 
 

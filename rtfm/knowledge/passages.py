@@ -1,4 +1,4 @@
-"""What retrieval finds: passages with their messages. Pure."""
+"""Passages with their messages, as retrieval returns them. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rtfm.events import ChannelKind, TimestampMillis
 class PassageMessage:
     """A message of a passage. Mentions of users are replaced by their names.
 
-    ``thread_title`` is that of the thread or forum post that it stands in, None outside and where it is not known.
+    ``thread_title`` is the title of the message's thread or forum post; None outside of one or if it is unknown.
     """
 
     message_id: str
@@ -29,13 +29,13 @@ class PassageMessage:
 
 @frozen(kw_only=True)
 class Passage:
-    """What was found: a conversation or a part of one, with its messages in order.
+    """A conversation or a part of one, with its messages in order.
 
-    ``pull`` is the score, raised for passages beside the best one: the order in which they are shown.
+    Passages are shown in the order of ``boosted_score``: the score, raised for passages near the best one.
     """
 
     passage_id: str
     score: float
-    pull: float = field(default=attrs.Factory(lambda self: self.score, takes_self=True))
+    boosted_score: float = field(default=attrs.Factory(lambda self: self.score, takes_self=True))
     text: str
     messages: list[PassageMessage]

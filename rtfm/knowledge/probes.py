@@ -1,7 +1,7 @@
-"""Questions about other things: what a guild's relevance floor is calibrated on.
+"""Off-topic questions that calibrate a guild's relevance floor. Pure.
 
-Whatever a guild is about, hardly any of these is about it: the topics are far apart, so that a guild of cooks knows a
-few of them and the floor, read from the middle of their distribution, does not notice. Pure.
+The topics are far apart, so few of them concern any one guild. A guild of cooks knows some of them, which does not
+matter, because the floor is computed from the middle of the distribution.
 """
 
 from __future__ import annotations
@@ -80,4 +80,4 @@ PROBES: tuple[str, ...] = (
     "What should I wear to an interview at a bank?",
     "How do I tell a colleague that his jokes hurt people?",
 )
-"""Sixty. Tests judge a floor by other ones."""
+"""Sixty questions. Tests judge a floor with other ones."""

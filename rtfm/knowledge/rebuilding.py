@@ -1,10 +1,10 @@
-"""Makes a guild's vectors again in a new collection of Chroma, and lets it take the place of the old one.
+"""Rebuilds a guild's vectors in a new collection of Chroma, which then replaces the old one.
 
-Owns the choice of what has to be done: copy the vectors that the archive keeps (Chroma lost some), make them anew
-(another model, or none when the texts came), or make the conversations anew as well (other rules of linking and
-splitting). Until the switch everybody searches and writes what was there before; what ingest wrote meanwhile is made up
-for, the last of it while ingest waits. Promises that a rebuild which dies leaves the old collection in use, and in the
-archive nothing; what it leaves in Chroma the next one removes.
+Owns the choice of the work: copy the vectors that the archive keeps (Chroma lost some), embed all texts again (the
+model changed, or there was none before), or also link all messages again (the rules of linking and splitting changed).
+Searches and ingest use the old collection until the switch. The rebuild repeats what ingest wrote in the meantime; for
+the last part, ingest waits. A rebuild that is killed leaves the old collection in use and nothing in the archive. The
+next rebuild removes what it left in Chroma.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from rtfm.errors import ConfigError
 from rtfm.knowledge import Knowledge, Retriever
 from rtfm.knowledge.archive import GuildCollection, SqlArchive, StoredMessage
 from rtfm.knowledge.archive.staging import Staging, open_staging
-from rtfm.knowledge.embedding import model_name, same_model
+from rtfm.knowledge.embedding import is_same_model, model_name
 from rtfm.knowledge.entries import TABLES, Table, entry_id, row_ids
 from rtfm.knowledge.float32 import from_bytes
 from rtfm.knowledge.floor import calibrate
-from rtfm.knowledge.indexing import RULES, BatchState, Indexer, first_collection
-from rtfm.knowledge.vectors import ChromaVectors, Entry
+from rtfm.knowledge.indexing import RULES, BatchState, Indexer, build_first_collection
+from rtfm.knowledge.vectors import ChromaVectors, VectorEntry
 from rtfm.settings import Settings
 
 BATCH = 500
-"""Messages or vectors that are read and written at once."""
+"""Messages or vectors that are read and written together."""
 
-_ROUNDS = 5
-"""Times that is caught up with ingest before it has to wait for the rest."""
+_MAX_CATCH_UPS = 5
+"""Attempts to catch up with ingest before ingest has to wait for the rest."""
 
 Work = Literal["nothing", "clean", "copy", "embed", "link"]
-"""Nothing; remove what an earlier rebuild left; copy vectors; make them anew; make conversations anew, too."""
+"""Nothing; remove what an earlier rebuild left; copy vectors; embed all texts; link all messages, too."""
 
 Progress = Callable[[str, int, int], None]
-"""What is being done, how much of it is done, how much there is."""
+"""Called with the step, the number of items done and the number of all items."""
 
 
 @frozen(kw_only=True)
-class Plan:
-    """What is to be done for a guild ('' for direct messages), and why.
+class RebuildPlan:
+    """The work that a guild ('' for direct messages) needs, and the reason.
 
-    ``entries`` are the vectors that the archive holds, ``missing`` those of them that Chroma does not, ``superfluous``
-    what it holds beside them, ``left_over`` its collections that an earlier rebuild left.
+    ``entries`` counts the vectors in the archive, ``missing`` those that Chroma lacks, and ``superfluous`` those that
+    only Chroma has. ``left_over`` are the generations of collections that an earlier rebuild left.
     """
 
     guild_id: str
@@ -62,29 +62,29 @@ class Plan:
 
     @property
     def changes(self) -> int:
-        """What would be different afterwards: vectors that are made, come back or go, and collections that go."""
-        made = {"embed": self.passages, "link": self.passages}.get(self.work, self.missing + self.superfluous)
-        return made + len(self.left_over)
+        """The number of vectors that the rebuild makes, restores or removes, plus the collections that it removes."""
+        vectors = {"embed": self.passages, "link": self.passages}.get(self.work, self.missing + self.superfluous)
+        return vectors + len(self.left_over)
 
 
-def plan(knowledge: Knowledge, guild_id: str, *, force: bool = False) -> Plan:
-    """What is to be done for a guild; ``force`` makes anew even what is right.
+def plan(knowledge: Knowledge, guild_id: str, *, force: bool = False) -> RebuildPlan:
+    """Plan the rebuild of a guild; with ``force``, rebuild even what is up to date.
 
     Raises Unavailable when a store does not answer, ConfigError when a model is needed and there is none.
     """
     archive, embedding = knowledge.archive, knowledge.embedding
     known = archive.collections.find([guild_id]).get(guild_id)
     passages, without = archive.collections.count_passages(guild_id)
-    collection = known or first_collection(guild_id, embedding)
+    collection = known or build_first_collection(guild_id, embedding)
     entries: set[str] = set()
     found: set[str] = set()
     left_over: list[int] = []
     if passages > without or collection.model is not None:
         entries = archive.collections.entry_ids(guild_id)
         found = knowledge.vectors.entry_ids(guild_id, generation=collection.generation, model=collection.model or "")
-        there = knowledge.vectors.generations(guild_id)
-        left_over = [generation for generation in there if generation != collection.generation]
-    made = Plan(
+        generations = knowledge.vectors.generations(guild_id)
+        left_over = [generation for generation in generations if generation != collection.generation]
+    unchanged = RebuildPlan(
         guild_id=guild_id,
         work="nothing",
         why="nothing to do",
@@ -98,19 +98,21 @@ def plan(knowledge: Knowledge, guild_id: str, *, force: bool = False) -> Plan:
         collection=collection,
     )
     model = embedding.name if embedding else None
-    work, why = _why(collection, model, passages=passages, without=without) or _lost(made, force=force)
+    work, why = _reason_in_archive(collection, model, passages=passages, without=without) or _reason_in_chroma(
+        unchanged, force=force
+    )
     if work in ("embed", "link") and embedding is None and entries:
         raise ConfigError(
-            f"guild {guild_id or 'of direct messages'}: {why}, and there is no embedding model",
-            hint="`rtfm-cli doctor --fetch-model` fetches it, or set RTFM_EMBEDDING_MODEL_DIR.",
+            f"{f'guild {guild_id}' if guild_id else 'direct messages'}: {why}, but there is no embedding model",
+            hint="Run `rtfm-cli doctor --fetch-model`, or set RTFM_EMBEDDING_MODEL_DIR.",
         )
-    return attrs.evolve(made, work=work, why=why)
+    return attrs.evolve(unchanged, work=work, why=why)
 
 
-def due(archive: SqlArchive, vectors: ChromaVectors, model: str | None) -> dict[str, str]:
-    """Why a rebuild is due, by guild ('' for direct messages); counts only, so that it is quick.
+def find_due(archive: SqlArchive, vectors: ChromaVectors, model: str | None) -> dict[str, str]:
+    """Return why a rebuild is due, for each guild that needs one ('' for direct messages).
 
-    ``model`` is the name of the embedding model, None without one.
+    ``model`` is the name of the embedding model, None without one. Quick, because it only counts.
     """
     found = {}
     for guild_id in [*archive.guilds(), ""]:
@@ -118,119 +120,133 @@ def due(archive: SqlArchive, vectors: ChromaVectors, model: str | None) -> dict[
         collection = archive.collections.find([guild_id]).get(guild_id)
         if collection is None or not passages:
             continue
-        reason = _why(collection, model, passages=passages, without=without)
+        reason = _reason_in_archive(collection, model, passages=passages, without=without)
         if reason is None and collection.model is not None:
-            there = vectors.count(guild_id, generation=collection.generation)
-            kept = archive.collections.count_entries(guild_id)
-            if there != kept:
-                reason = ("copy", f"vectors lost: Chroma has {there} of {kept}")
+            in_chroma = vectors.count(guild_id, generation=collection.generation)
+            in_archive = archive.collections.count_entries(guild_id)
+            if in_chroma != in_archive:
+                reason = ("copy", f"vectors lost: Chroma has {in_chroma} of {in_archive}")
         if reason is not None:
             found[guild_id] = reason[1]
     return found
 
 
-def outdated(archive: SqlArchive, model: str | None) -> dict[str, str]:
-    """``due`` by what is recorded of each guild's vectors alone: nothing is counted, so size costs nothing."""
+def find_outdated(archive: SqlArchive, model: str | None) -> dict[str, str]:
+    """Like ``find_due``, but only by the recorded model and rules; takes the same time for archives of any size."""
     recorded = archive.collections.find([*archive.guilds(), ""])
-    return {guild_id: why[1] for guild_id, one in recorded.items() if (why := _outdated(one, model))}
+    return {
+        guild_id: reason[1]
+        for guild_id, collection in recorded.items()
+        if (reason := _reason_in_record(collection, model))
+    }
 
 
-def due_by(settings: Settings) -> dict[str, str]:
-    """``due`` for the stores and the model of the settings; the model is not loaded.
+def find_due_for(settings: Settings) -> dict[str, str]:
+    """Call ``find_due`` for the stores and the model of the settings, without loading the model.
 
-    Raises Unavailable when a store does not answer, ConfigError for an archive that is not of this version.
+    Raises Unavailable when a store does not answer, ConfigError for an archive of another version.
     """
     archive = SqlArchive(settings.database_url)
     vectors = ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)
     try:
-        return due(archive, vectors, model_name(settings))
+        return find_due(archive, vectors, model_name(settings))
     finally:
         vectors.close()
         archive.close()
 
 
-def _why(collection: GuildCollection, model: str | None, *, passages: int, without: int) -> tuple[Work, str] | None:
-    """What the archive alone makes necessary."""
+def _reason_in_archive(
+    collection: GuildCollection, model: str | None, *, passages: int, without: int
+) -> tuple[Work, str] | None:
+    """Return the work that the archive alone makes necessary, and the reason."""
     if not passages:
         return None
-    if (why := _outdated(collection, model)) is not None:
-        return why
+    if (reason := _reason_in_record(collection, model)) is not None:
+        return reason
     if without and model is not None:
-        return "embed", f"{without} of {passages} texts have no vectors"
+        return "embed", f"{without} of {passages} passages have no vectors"
     return None
 
 
-def _outdated(collection: GuildCollection, model: str | None) -> tuple[Work, str] | None:
+def _reason_in_record(collection: GuildCollection, model: str | None) -> tuple[Work, str] | None:
+    """Return the work that the recorded rules and model make necessary, and the reason."""
     if collection.rules != RULES:
-        return "link", f"rules differ: conversations were made by {collection.rules}, these are {RULES}"
-    if model is not None and not same_model(collection.model, model):
+        return "link", f"rules differ: conversations were linked by {collection.rules}, the current ones are {RULES}"
+    if model is not None and not is_same_model(collection.model, model):
         if collection.model is None:
-            return "embed", "texts have no vectors: there was no embedding model when they came"
+            return "embed", "passages have no vectors: there was no embedding model when they were indexed"
         return "embed", f"model differs: the vectors are of {collection.model}, the model is {model}"
     return None
 
 
-def _lost(made: Plan, *, force: bool) -> tuple[Work, str]:
-    """What Chroma makes necessary."""
-    if made.missing or made.superfluous:
-        return "copy", f"vectors lost: Chroma misses {made.missing} and has {made.superfluous} that should not be there"
-    if force and made.messages:
-        return "link", "asked for"
-    if made.left_over:
-        return "clean", "an earlier rebuild left something in Chroma"
+def _reason_in_chroma(unchanged: RebuildPlan, *, force: bool) -> tuple[Work, str]:
+    """Return the work that Chroma's state or ``force`` makes necessary, and the reason."""
+    if unchanged.missing or unchanged.superfluous:
+        return (
+            "copy",
+            f"vectors lost: Chroma misses {unchanged.missing} and has {unchanged.superfluous} superfluous ones",
+        )
+    if force and unchanged.messages:
+        return "link", "requested"
+    if unchanged.left_over:
+        return "clean", "an earlier rebuild left collections in Chroma"
     return "nothing", "nothing to do"
 
 
-def rebuild(knowledge: Knowledge, todo: Plan, *, progress: Progress = lambda *_: None) -> None:
-    """Do what was planned for a guild. Nothing that is searched changes before it is complete.
+def rebuild(knowledge: Knowledge, rebuild_plan: RebuildPlan, *, progress: Progress = lambda *_: None) -> None:
+    """Carry out a plan. Searches use the old collection until the new one is complete.
 
-    Raises Unavailable when a store does not answer, ConfigError when the guild is being rebuilt by somebody else. After
-    either, the old collection is in use.
+    Raises Unavailable when a store does not answer, ConfigError when another process rebuilds the guild. After either,
+    the old collection is still in use.
     """
-    if todo.work == "nothing":
+    if rebuild_plan.work == "nothing":
         return
-    guild_id, now = todo.guild_id, todo.collection
+    guild_id, old = rebuild_plan.guild_id, rebuild_plan.collection
     with open_staging(knowledge.archive, guild_id) as staging:
-        current = knowledge.archive.collections.find([guild_id]).get(guild_id, now)
-        if current.generation != now.generation:
-            raise ConfigError(f"guild {guild_id} was rebuilt by somebody else", hint="Look again with --dry-run.")
-        for generation in todo.left_over:
+        current = knowledge.archive.collections.find([guild_id]).get(guild_id, old)
+        if current.generation != old.generation:
+            raise ConfigError(
+                f"guild {guild_id} was rebuilt by another process", hint="Check with `rtfm-cli rebuild --dry-run`."
+            )
+        for generation in rebuild_plan.left_over:
             knowledge.vectors.forget(guild_id, generation)
-        if todo.work == "clean":
+        if rebuild_plan.work == "clean":
             return
-        if todo.work == "copy":
-            _copy(knowledge, staging, attrs.evolve(now, generation=now.generation + 1), todo, progress)
+        if rebuild_plan.work == "copy":
+            _copy(knowledge, staging, attrs.evolve(old, generation=old.generation + 1), rebuild_plan, progress)
         else:
-            made = attrs.evolve(first_collection(guild_id, knowledge.embedding), generation=now.generation + 1)
-            making = _Making(knowledge=knowledge, staging=staging, new=made, relink=todo.work == "link")
-            making.run(todo, progress)
-        knowledge.vectors.forget(guild_id, now.generation)
+            new = attrs.evolve(build_first_collection(guild_id, knowledge.embedding), generation=old.generation + 1)
+            reindexing = _Reindexing(knowledge=knowledge, staging=staging, new=new, relink=rebuild_plan.work == "link")
+            reindexing.run(rebuild_plan, progress)
+        knowledge.vectors.forget(guild_id, old.generation)
 
 
-def _copy(knowledge: Knowledge, staging: Staging, new: GuildCollection, todo: Plan, progress: Progress) -> None:
+def _copy(
+    knowledge: Knowledge, staging: Staging, new: GuildCollection, rebuild_plan: RebuildPlan, progress: Progress
+) -> None:
     archive, guild_id = knowledge.archive.collections, new.guild_id
 
     def put(table: Table, ids: Iterable[str]) -> int:
         stored = archive.vectors_of(table, ids)
-        rows = from_bytes([one.vector for one in stored])
+        vectors = from_bytes([row.vector for row in stored])
         entries = [
-            Entry(entry_id=entry_id(table, one.id), passage_id=one.passage_id, vector=row)
-            for one, row in zip(stored, rows, strict=True)
+            VectorEntry(entry_id=entry_id(table, row.id), passage_id=row.passage_id, vector=vector)
+            for row, vector in zip(stored, vectors, strict=True)
         ]
         knowledge.vectors.upsert(guild_id, entries, generation=new.generation, model=new.model or "")
         staging.record_copied(
-            [(entry.entry_id, one.passage_id, one.vector) for entry, one in zip(entries, stored, strict=True)]
+            [(entry.entry_id, row.passage_id, row.vector) for entry, row in zip(entries, stored, strict=True)]
         )
         return len(stored)
 
     def catch_up() -> int:
         gone = staging.drop_obsolete()
         knowledge.vectors.delete(guild_id, gone, generation=new.generation)
-        wanted = staging.find_uncopied()
-        for ids in _batches(wanted):
+        missing = staging.find_uncopied()
+        for ids in _batches(missing):
             for table in TABLES:
                 put(table, row_ids(table, ids))
-        return len(gone) + len(wanted)
+        return len(gone) + len(missing)
 
     staging.record_copied([])
     done = 0
@@ -239,8 +255,8 @@ def _copy(knowledge: Knowledge, staging: Staging, new: GuildCollection, todo: Pl
         while ids := archive.ids_with_vectors(table, guild_id, after, limit=BATCH):
             after = ids[-1]
             done += put(table, ids)
-            progress("Copying", done, max(todo.entries, done))
-    _caught_up(catch_up)
+            progress("Copying", done, max(rebuild_plan.entries, done))
+    _repeat_catch_up(catch_up)
     with staging.archive.collections.block_ingest(guild_id):
         catch_up()
         staging.switch_collection(new)
@@ -250,26 +266,26 @@ def _batches(ids: Sequence[str]) -> Iterable[Sequence[str]]:
     return (ids[start : start + BATCH] for start in range(0, len(ids), BATCH))
 
 
-def _caught_up(catch_up: Callable[[], int]) -> None:
-    """Catch up until little is left, which ingest then waits for."""
-    for _ in range(_ROUNDS):
+def _repeat_catch_up(catch_up: Callable[[], int]) -> None:
+    """Catch up until at most a batch is left, for which ingest then waits."""
+    for _ in range(_MAX_CATCH_UPS):
         if catch_up() <= BATCH:
             return
 
 
 @frozen(kw_only=True)
-class _Making:
-    """Passages and vectors on their way into staging."""
+class _Reindexing:
+    """Builds passages and vectors in staging."""
 
     _knowledge: Knowledge
     _staging: Staging
     _new: GuildCollection
     _relink: bool
 
-    def run(self, todo: Plan, progress: Progress) -> None:
-        """Make everything, and let it take the place of what is there."""
+    def run(self, rebuild_plan: RebuildPlan, progress: Progress) -> None:
+        """Build everything in staging, then replace the guild's passages and vectors with it."""
         guild_id = self._new.guild_id
-        # First the channels that are gone through, so that staging knows them all.
+        # Read the channels before staging begins, so that staging knows all of them.
         channels = self._knowledge.archive.channels(guild_id)
         self._staging.create_tables(self._new)
         done = 0
@@ -277,21 +293,21 @@ class _Making:
             after: StoredMessage | None = None
             while messages := self._knowledge.archive.writing.channel_messages(channel.place, after, limit=BATCH):
                 after = messages[-1]
-                self._take(messages)
+                self._index_staged(messages)
                 done += len(messages)
-                progress("Indexing", done, max(todo.messages, done))
+                progress("Indexing", done, max(rebuild_plan.messages, done))
             self._staging.analyze()
-        _caught_up(self._catch_up)
-        searched = Retriever(self._staging.archive, self._knowledge.vectors, self._knowledge.embedding)
-        calibrate(self._staging.archive, searched, guild_id, anew=True)
+        _repeat_catch_up(self._catch_up)
+        retriever = Retriever(self._staging.archive, self._knowledge.vectors, self._knowledge.embedding)
+        calibrate(self._staging.archive, retriever, guild_id, force=True)
         with self._staging.archive.collections.block_ingest(guild_id):
             self._catch_up()
             self._staging.replace_original(self._new)
 
     def _catch_up(self) -> int:
-        wanted = self._staging.find_outdated()
+        changed = self._staging.find_outdated()
         self._staging.copy_channels()
-        for ids in _batches(wanted):
+        for ids in _batches(changed):
             now = self._knowledge.archive.writing.messages(ids)
             before = self._staging.archive.writing.messages(ids)
             gone = [
@@ -299,10 +315,10 @@ class _Making:
                 for message_id, message in before.items()
                 if message_id not in now or now[message_id].deleted
             ]
-            self._take([*(message for message in now.values() if not message.deleted), *gone])
-        return len(wanted)
+            self._index_staged([*(message for message in now.values() if not message.deleted), *gone])
+        return len(changed)
 
-    def _take(self, messages: Sequence[StoredMessage]) -> None:
+    def _index_staged(self, messages: Sequence[StoredMessage]) -> None:
         writing = self._staging.archive.writing
         before = writing.messages([message.message_id for message in messages])
         state = BatchState(channels=writing.channels({message.place for message in messages}))

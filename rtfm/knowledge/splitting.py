@@ -1,8 +1,8 @@
-"""Cuts one long text into parts that the embedding model reads whole. Pure.
+"""Splits one long text into parts that the embedding model reads whole. Pure.
 
-Owns the estimate of a text's tokens: the tokenizer belongs to the model, and parts must be the same with any model and
-with none. Promises that nothing is lost between parts, that a code block which fits into one is never cut, and that one
-which does not is cut between its lines and stays a code block in each part.
+Owns the estimate of a text's tokens. It does not use the model's tokenizer, because the parts must be the same with any
+model and without one. Promises that no text is lost between parts and that a code block that fits into a part is never
+split. A longer code block is split between its lines and stays a code block in each part.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import re
 from collections.abc import Iterator
 
 MAX_TOKENS = 220
-"""Estimated tokens of a part. The model reads 256; the estimate was at most an eighth too low on chat, code, logs, hex
-and several languages, and is mostly a fifth too high."""
+"""Estimated tokens of a part. The model reads 256.
 
-_LONGEST = 100
-"""Letters from which on a word is one unknown token to BERT's tokenizer: there is nothing to find in a blob."""
+The estimate was at most an eighth too low on chat, code, logs, hex and several languages; mostly it is a fifth too
+high."""
+
+_MAX_WORD_LETTERS = 100
+"""Letters of a word above which BERT's tokenizer makes it one unknown token; nobody searches for such a blob."""
 
 _WORD = re.compile(r"[^\W_]+|\S")
 _VOWEL = re.compile("[aeiouy]", re.IGNORECASE)
@@ -24,37 +26,37 @@ _FENCED = re.compile(r"```(?P<language>[\w+#.-]*\n)?(?P<code>.*?)(?:```)?\Z", re
 _SENTENCE = re.compile(r".+?(?:[.!?](?=\s)|\Z)\s*", re.DOTALL)
 
 
-def tokens(text: str) -> int:
-    """About how many tokens BERT's tokenizer makes of ``text``: a mark is one, a word one for three letters or so."""
-    found = _WORD.findall(text)
-    return 2 + len(found) + sum([_tokens_of(word) - 1 for word in found if len(word) > 1])
+def estimate_tokens(text: str) -> int:
+    """Estimate how many tokens BERT's tokenizer makes of ``text``: one per mark, about one per three letters."""
+    words = _WORD.findall(text)
+    return 2 + len(words) + sum([_estimate_word_tokens(word) - 1 for word in words if len(word) > 1])
 
 
-def _tokens_of(word: str) -> int:
+def _estimate_word_tokens(word: str) -> int:
     length = len(word)
     if length == 1:
         return 1
     if not word.isascii():
         return length
-    if length > _LONGEST:
+    if length > _MAX_WORD_LETTERS:
         return 1
     if word.isdigit():
         return (length + 1) // 2
     if not word.isalpha():
         return (3 * length + 3) // 4
     if length > 16 or (length > 5 and word.isupper()) or (length > 3 and len(_VOWEL.findall(word)) * 5 < length):
-        return (2 * length + 2) // 3  # no word of a language
+        return (2 * length + 2) // 3  # not a word of a language
     return 1 if length <= 4 else 2 if length <= 7 else (length + 1) // 3
 
 
 def split(text: str, max_tokens: int = MAX_TOKENS) -> list[str]:
-    """The parts of ``text``, in order: one if it is short, else as few as its lines, sentences and words allow."""
-    if tokens(text) <= max_tokens:
+    """Split ``text`` into parts in order: as few as its lines, sentences and words allow, one if it is short."""
+    if estimate_tokens(text) <= max_tokens:
         return [text]
     parts: list[str] = []
     size = 0
-    for piece, before in _pieces(text, max_tokens):
-        length = tokens(piece) - 2
+    for piece, before in _iter_pieces(text, max_tokens):
+        length = estimate_tokens(piece) - 2
         if parts and size + length + 2 <= max_tokens:
             parts[-1] += before + piece
             size += length
@@ -64,45 +66,45 @@ def split(text: str, max_tokens: int = MAX_TOKENS) -> list[str]:
     return parts
 
 
-def _pieces(text: str, max_tokens: int) -> Iterator[tuple[str, str]]:
-    """Pieces that fit into a part, each with what stands between it and the one before."""
+def _iter_pieces(text: str, max_tokens: int) -> Iterator[tuple[str, str]]:
+    """Yield pieces that fit into a part, each with the separator between it and the piece before."""
     end = 0
     for block in _BLOCK.finditer(text):
-        yield from _prose(text[end : block.start()], max_tokens)
-        if tokens(block.group()) <= max_tokens:
+        yield from _split_prose(text[end : block.start()], max_tokens)
+        if estimate_tokens(block.group()) <= max_tokens:
             yield block.group(), "\n"
         else:
-            yield from _code(block.group(), max_tokens)
+            yield from _split_code(block.group(), max_tokens)
         end = block.end()
-    yield from _prose(text[end:], max_tokens)
+    yield from _split_prose(text[end:], max_tokens)
 
 
-def _prose(text: str, max_tokens: int) -> Iterator[tuple[str, str]]:
+def _split_prose(text: str, max_tokens: int) -> Iterator[tuple[str, str]]:
     for line in text.split("\n"):
         if not line.strip():
             continue
-        if tokens(line) <= max_tokens:
+        if estimate_tokens(line) <= max_tokens:
             yield line, "\n"
             continue
         before = "\n"
         for sentence in _SENTENCE.findall(line):
-            for piece in [sentence] if tokens(sentence) <= max_tokens else _words(sentence, max_tokens):
+            for piece in [sentence] if estimate_tokens(sentence) <= max_tokens else _split_words(sentence, max_tokens):
                 yield piece.strip(), before
                 before = " "
 
 
-def _code(block: str, max_tokens: int) -> Iterator[tuple[str, str]]:
-    """The lines of a code block, as code blocks that fill a part each."""
+def _split_code(block: str, max_tokens: int) -> Iterator[tuple[str, str]]:
+    """Yield the lines of a code block as code blocks that each fill a part."""
     fenced = _FENCED.match(block)
     language, code = (fenced["language"] or "\n", fenced["code"]) if fenced else ("\n", block)
-    if tokens(language) > max_tokens // 4:  # no name of a language: it would leave no room in any part
+    if estimate_tokens(language) > max_tokens // 4:  # not a language name, and too long to repeat in every part
         language, code = "\n", language + code
-    frame = tokens(f"```{language}```")
+    frame = estimate_tokens(f"```{language}```")
     lines: list[str] = []
     size = frame
     for line in code.strip("\n").split("\n"):
-        for piece in [line] if tokens(line) + frame <= max_tokens else _words(line, max_tokens - frame):
-            length = tokens(piece) - 2
+        for piece in [line] if estimate_tokens(line) + frame <= max_tokens else _split_words(line, max_tokens - frame):
+            length = estimate_tokens(piece) - 2
             if lines and size + length > max_tokens:
                 yield f"```{language}" + "\n".join(lines) + "\n```", "\n"
                 lines, size = [], frame
@@ -112,23 +114,23 @@ def _code(block: str, max_tokens: int) -> Iterator[tuple[str, str]]:
         yield f"```{language}" + "\n".join(lines) + "\n```", "\n"
 
 
-def _words(text: str, max_tokens: int) -> Iterator[str]:
-    """Runs of words that fit, and pieces of words that do not."""
-    found: list[str] = []
+def _split_words(text: str, max_tokens: int) -> Iterator[str]:
+    """Yield runs of words that fit, and pieces of words that do not."""
+    words: list[str] = []
     size = 2
     for word in text.split():
-        for piece in [word] if tokens(word) <= max_tokens else _cut(word, max_tokens):
-            length = tokens(piece) - 2
-            if found and size + length > max_tokens:
-                yield " ".join(found)
-                found, size = [], 2
-            found.append(piece)
+        for piece in [word] if estimate_tokens(word) <= max_tokens else _cut_word(word, max_tokens):
+            length = estimate_tokens(piece) - 2
+            if words and size + length > max_tokens:
+                yield " ".join(words)
+                words, size = [], 2
+            words.append(piece)
             size += length
-    if found:
-        yield " ".join(found)
+    if words:
+        yield " ".join(words)
 
 
-def _cut(word: str, max_tokens: int) -> Iterator[str]:
-    # No character is more than one token.
+def _cut_word(word: str, max_tokens: int) -> Iterator[str]:
+    # A character is at most one token.
     width = max_tokens - 2
     return (word[start : start + width] for start in range(0, len(word), width))

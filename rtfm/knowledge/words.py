@@ -1,7 +1,7 @@
-"""What counts as a word in chat: the terms of lexical search and of linking.
+"""Terms: the stemmed words of chat that lexical search and linking use. Pure.
 
-Owns the tokenizer, its stop words and its stemming. Pure. A change here changes what is stored in the archive's term
-index, so that passages must be made anew.
+Owns the tokenizer, its stop words and its stemming. A change here changes the archive's term index, so raise
+``indexing.RULES`` to have passages built again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 MAX_TERM_LENGTH = 64
-"""Characters of the longest term that is indexed; longer runs are blobs that nobody types again."""
+"""Characters of the longest indexed term; longer runs are blobs that nobody searches for."""
 
 _MENTION = re.compile(r"<(?:@[!&]?|#|a?:\w+:)\d+>")
 _RUN = re.compile(r"[\w./+\-~']+")
@@ -31,20 +31,20 @@ _STOP_WORDS = frozenset(
 
 
 def terms(text: str) -> list[str]:
-    """The terms of ``text`` in order, repeated ones included.
+    """Return the terms of ``text`` in order, including repeated ones.
 
-    Runs of letters, digits and ``_./+-~'`` in lower case; a path, version or compound also gives its parts. Stop words
-    and chat words are left out, plain words are stemmed lightly.
+    A term is a run of letters, digits and ``_./+-~'`` in lower case; a path, version or compound also yields its parts.
+    Stop words and chat words are left out, and plain words are stemmed lightly.
     """
     found: list[str] = []
-    for run in _runs(strip_mentions(text).lower()):
+    for run in _iter_runs(strip_mentions(text).lower()):
         parts = [part for part in _PARTS.split(run) if part]
         found += [run, *parts] if len(parts) > 1 else [run]
     return [_stem(word) for word in found if len(word) <= MAX_TERM_LENGTH and word.replace("'", "") not in _STOP_WORDS]
 
 
-def _runs(text: str) -> Iterator[str]:
-    """Runs without the punctuation around them; of ``../..``, which ends with none, what begins with the slash."""
+def _iter_runs(text: str) -> Iterator[str]:
+    """Yield runs without the punctuation around them; a slash within trailing punctuation starts a second run."""
     for whole in _RUN.findall(text):
         word = whole.rstrip("./-'")
         slash = whole.find("/", len(word))
@@ -55,13 +55,13 @@ def _runs(text: str) -> Iterator[str]:
 
 
 def strip_mentions(text: str) -> str:
-    """``text`` without Discord's markup for users, roles, channels and custom emoji."""
+    """Return ``text`` without Discord's markup for users, roles, channels and custom emoji."""
     return _MENTION.sub(" ", text)
 
 
 @lru_cache(maxsize=50_000)
 def _stem(word: str) -> str:
-    """Cut plural, -ing, -ed and -ly from plain ASCII words; anything with a digit or sign stays as it is."""
+    """Remove plural, -ing, -ed and -ly from plain ASCII words; words with a digit or sign stay as they are."""
     word = word.removesuffix("'s")
     if len(word) < 4 or not (word.isascii() and word.isalpha()):
         return word

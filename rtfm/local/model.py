@@ -4,7 +4,7 @@ Owns ``RTFM_HOME/models``. Promises a whole model or none. Nobody needs the mode
 lexical, so a caller that only wants to offer it catches Unavailable and says its one line.
 
 Both sources have all-MiniLM-L6-v2 in fp32, exported by different people: their vectors are kept apart by the digest of
-the files (``embedding.same_model``), so an archive that has vectors of one needs a rebuild for the other.
+the files (``embedding.is_same_model``), so an archive that has vectors of one needs a rebuild for the other.
 """
 
 from __future__ import annotations

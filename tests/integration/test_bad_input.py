@@ -14,7 +14,7 @@ from rtfm.contracts import Contracts
 from rtfm.errors import InvalidEvent, Unavailable
 from rtfm.events import Attachment, Audience, BotQuery, BotResponse, DiscordMessage, Outcome, TimestampMillis
 from rtfm.knowledge import Knowledge, open_knowledge
-from rtfm.knowledge.vectors import ChromaVectors, Entry
+from rtfm.knowledge.vectors import ChromaVectors, VectorEntry
 from rtfm.settings import Settings
 from rtfm.streams.producer import EventProducer
 from tests.integration.test_processor import open_contracts_of, processor
@@ -165,7 +165,7 @@ def test_a_chroma_that_does_not_answer_in_time_is_unavailable_and_asked_again(se
     vector = np.eye(1, 384, dtype=np.float32)[0]
     with proxy(settings.chroma_url) as between:
         direct = ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)
-        direct.upsert(GUILD, [Entry(entry_id="m1", passage_id="1", vector=vector)])
+        direct.upsert(GUILD, [VectorEntry(entry_id="m1", passage_id="1", vector=vector)])
         through = ChromaVectors(between.url, settings.kafka_topic_prefix, request_timeout_s=2)
         eventually(lambda: through.nearest(GUILD, vector, 1) == ["m1"])
         between.fail(mode)

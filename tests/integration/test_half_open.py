@@ -17,7 +17,7 @@ from sqlalchemy import text
 
 from rtfm.errors import Unavailable
 from rtfm.knowledge.archive.database import Database
-from rtfm.knowledge.vectors import ChromaVectors, Entry
+from rtfm.knowledge.vectors import ChromaVectors, VectorEntry
 from rtfm.settings import Settings
 from tests.chaos.faults import through
 from tests.integration.test_processor import QUESTION, Cli, imported, processor
@@ -90,13 +90,13 @@ def test_a_transaction_whose_client_is_gone_unseen_does_not_keep_its_locks(setti
         database.close()
 
 
-def entry(number: int) -> Entry:
+def entry(number: int) -> VectorEntry:
     """Return a vector."""
     import numpy
 
     vector = numpy.zeros(4, dtype=numpy.float32)
     vector[number] = 1
-    return Entry(entry_id=f"p{number}", passage_id=str(number), vector=vector)
+    return VectorEntry(entry_id=f"p{number}", passage_id=str(number), vector=vector)
 
 
 @pytest.mark.timeout(60, func_only=True)

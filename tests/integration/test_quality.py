@@ -8,7 +8,7 @@ from collections.abc import Collection
 import attrs
 import pytest
 
-from benchmarks.quality import BASELINE, SAMPLE, fallen_below, measured_on
+from benchmarks.quality import BASELINE, SAMPLE, find_drops, measure_corpus
 from rtfm.knowledge import Retriever, SearchResult
 from rtfm.settings import Settings
 
@@ -21,14 +21,16 @@ class Worse(Retriever):
     ) -> SearchResult:
         found = super().search(question, guild_id=guild_id, visible_channel_ids=visible_channel_ids, limit=limit)
         return attrs.evolve(
-            found, passages=[attrs.evolve(one, pull=-one.pull) for one in reversed(found.passages)], beside=[]
+            found,
+            passages=[attrs.evolve(one, boosted_score=-one.boosted_score) for one in reversed(found.passages)],
+            nearby=[],
         )
 
 
 @pytest.mark.parametrize("ranker", [Retriever, Worse])
 def test_a_worse_ranker_falls_below_the_baseline(bare_settings: Settings, ranker: type[Retriever]) -> None:
     """The current ranker does not."""
-    measured = measured_on(
+    measured = measure_corpus(
         "sample",
         sorted(SAMPLE.glob("*.json")),
         SAMPLE / "questions.jsonl",
@@ -37,14 +39,14 @@ def test_a_worse_ranker_falls_below_the_baseline(bare_settings: Settings, ranker
         model=None,
         retriever_of=ranker,
     )
-    fallen = fallen_below(json.loads(BASELINE.read_text(encoding="utf-8")), measured)
+    fallen = find_drops(json.loads(BASELINE.read_text(encoding="utf-8")), measured)
     assert bool(fallen) == (ranker is Worse), fallen
 
 
 def test_a_point_is_forgiven_and_more_is_not() -> None:
     """Corpora and figures without a baseline cannot fall below it."""
     baseline = {"sample hybrid": {"MRR@10": 0.75, "cover@300w": 0.68}}
-    assert fallen_below(baseline, {"sample hybrid": {"MRR@10": 0.741, "hit@5": 0.1}, "another": {"MRR@10": 0.1}}) == []
-    assert fallen_below(baseline, {"sample hybrid": {"MRR@10": 0.739, "cover@300w": 0.68}}) == [
+    assert find_drops(baseline, {"sample hybrid": {"MRR@10": 0.741, "hit@5": 0.1}, "another": {"MRR@10": 0.1}}) == []
+    assert find_drops(baseline, {"sample hybrid": {"MRR@10": 0.739, "cover@300w": 0.68}}) == [
         "sample hybrid MRR@10 0.750 → 0.739"
     ]

@@ -21,9 +21,9 @@ from attrs import evolve
 from rtfm.errors import ConfigError
 from rtfm.events import DiscordMessage, MessageChange, TimestampMillis
 from rtfm.knowledge import Knowledge
-from rtfm.knowledge.rebuilding import Plan, plan, rebuild
+from rtfm.knowledge.rebuilding import RebuildPlan, plan, rebuild
 from rtfm.knowledge.retrieval import Retriever
-from rtfm.knowledge.vectors import Entry
+from rtfm.knowledge.vectors import VectorEntry
 from rtfm.processor.ingest import Ingest
 from rtfm.settings import Settings
 from tests.knowledge import GUILD, START, RecordOfEvent, WordEmbedding, deletion, dump, empty, knowledge_of, message
@@ -86,7 +86,7 @@ def patiently(work: Callable[[], object]) -> None:
             time.sleep(0.05)
 
 
-def rebuilt(knowledge: Knowledge, **options: Any) -> Plan:
+def rebuilt(knowledge: Knowledge, **options: Any) -> RebuildPlan:
     todo = plan(knowledge, GUILD, **options)
     rebuild(knowledge, todo)
     return todo
@@ -124,7 +124,7 @@ def test_a_rebuild_removes_stale_entries(knowledge: Knowledge) -> None:
     """Chroma missed a deletion."""
     ingest(knowledge, *TALK)
     vector = WordEmbedding().embed(["stray"])[0]
-    knowledge.vectors.upsert(GUILD, [Entry(entry_id="m99", passage_id="99", vector=vector)])
+    knowledge.vectors.upsert(GUILD, [VectorEntry(entry_id="m99", passage_id="99", vector=vector)])
     assert rebuilt(knowledge).superfluous == 1
     assert whole(knowledge)
 

@@ -32,7 +32,7 @@ def ingest(knowledge: Knowledge, *events: DiscordMessage) -> None:
 
 def found(knowledge: Knowledge, question: str, visible: list[str], guild_id: str | None = GUILD) -> set[str]:
     result = knowledge.retriever.search(question, guild_id=guild_id, visible_channel_ids=visible, limit=50)
-    return {one.message_id for passage in [*result.passages, *result.beside] for one in passage.messages}
+    return {one.message_id for passage in [*result.passages, *result.nearby] for one in passage.messages}
 
 
 def in_channel(number: int, text: str, channel: str, kind: ChannelKind, parent: str | None = None) -> DiscordMessage:

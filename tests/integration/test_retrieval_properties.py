@@ -14,8 +14,8 @@ from rtfm.events import Audience, BotQuery, ChannelKind, DiscordMessage, Timesta
 from rtfm.knowledge import Knowledge, Retriever
 from rtfm.knowledge.archive.search_rows import Candidate, Corpus, PassageVectors
 from rtfm.knowledge.float32 import Vectors
-from rtfm.knowledge.retrieval import FRESH_WEIGHT, TAIL
-from rtfm.knowledge.scoring import Lexical, nearness
+from rtfm.knowledge.retrieval import FRESH_WEIGHT, TAIL_SHARE
+from rtfm.knowledge.scoring import LexicalScorer, nearness
 from rtfm.knowledge.words import terms
 from rtfm.processor.ingest import Ingest
 from rtfm.settings import Settings
@@ -104,7 +104,7 @@ def scan(kept: Sequence[Kept], question: str, vector: Vectors | None, visible: s
     words = list(dict.fromkeys(terms(question)))
     frequencies = {word: sum(word in one.candidate.counts for one in kept) for word in words}
     corpus = Corpus(passages=len(kept), terms=sum(one.candidate.length for one in kept))
-    lexical = Lexical.of(words, {word: count for word, count in frequencies.items() if count}, corpus)
+    lexical = LexicalScorer.of(words, {word: count for word, count in frequencies.items() if count}, corpus)
     scores = []
     for one in kept:
         counts = {word: one.candidate.counts[word] for word in words if word in one.candidate.counts}
@@ -114,7 +114,7 @@ def scan(kept: Sequence[Kept], question: str, vector: Vectors | None, visible: s
             # All messages are from a few days, so all are fresh.
             scores.append(near.score + FRESH_WEIGHT)
     best = sorted(scores, reverse=True)[:5]
-    return best[:1] + [score for score in best[1:] if score >= best[0] * TAIL]
+    return best[:1] + [score for score in best[1:] if score >= best[0] * TAIL_SHARE]
 
 
 def test_what_is_found_is_what_a_full_scan_finds(knowledge: Knowledge, bare_settings: Settings) -> None:
@@ -201,7 +201,7 @@ def test_nothing_that_may_not_be_seen_shows_anywhere(knowledge: Knowledge) -> No
                 visible_channel_ids=sorted(visible),
             )
         )
-        told = f"{result} {result.packed(100)} {response}".replace(question, "")
+        told = f"{result} {result.pack(100)} {response}".replace(question, "")
         shown += len(result.passages) + len(response.citations)
         for event in hidden:
             marks = (f"secret{event.content[-4:]}", f"'{event.message_id}'", f"author{event.channel_id}")

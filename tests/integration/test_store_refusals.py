@@ -13,7 +13,7 @@ from sqlalchemy import text
 from rtfm.errors import ConfigError, InvalidEvent, RtfmError, Unavailable
 from rtfm.events import TimestampMillis
 from rtfm.knowledge.archive import Change, SqlArchive, StoredMessage
-from rtfm.knowledge.vectors import ChromaVectors, Entry
+from rtfm.knowledge.vectors import ChromaVectors, VectorEntry
 from rtfm.settings import Settings
 
 STORED = StoredMessage(
@@ -88,14 +88,14 @@ def test_what_chroma_refuses_for_its_content_is_invalid(bare_settings: Settings)
     vectors = ChromaVectors(bare_settings.chroma_url, f"{bare_settings.kafka_topic_prefix} a b/")
     vector = np.full(4, 0.5, dtype=np.float32)
     with pytest.raises(InvalidEvent, match="Chroma cannot store a value"):
-        vectors.upsert("100", [Entry(entry_id="m1", passage_id="1", vector=vector)])
+        vectors.upsert("100", [VectorEntry(entry_id="m1", passage_id="1", vector=vector)])
     vectors = ChromaVectors(bare_settings.chroma_url, bare_settings.kafka_topic_prefix)
     with pytest.raises(InvalidEvent):
-        vectors.upsert("100", [Entry(entry_id="m1", passage_id="1", vector=np.full(4, np.nan, dtype=np.float32))])
+        vectors.upsert("100", [VectorEntry(entry_id="m1", passage_id="1", vector=np.full(4, np.nan, dtype=np.float32))])
     with pytest.raises(InvalidEvent):
-        vectors.upsert("100", [Entry(entry_id="m1", passage_id="1", vector=vector)] * 2)
-    vectors.upsert("100", [Entry(entry_id="m1", passage_id="1", vector=vector)])
+        vectors.upsert("100", [VectorEntry(entry_id="m1", passage_id="1", vector=vector)] * 2)
+    vectors.upsert("100", [VectorEntry(entry_id="m1", passage_id="1", vector=vector)])
     with pytest.raises(ConfigError, match="dimension"):
-        vectors.upsert("100", [Entry(entry_id="m1", passage_id="1", vector=vector[:3])])
+        vectors.upsert("100", [VectorEntry(entry_id="m1", passage_id="1", vector=vector[:3])])
     assert vectors.count("100") == 1
     vectors.forget_guild("100")

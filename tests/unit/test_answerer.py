@@ -293,7 +293,7 @@ def test_the_checks_of_visibility_are_not_vacuous() -> None:
 
 def test_retrieved_passages_are_published_with_their_sort_values() -> None:
     """A passage next to the best one may precede higher scores; the published values show why."""
-    beside = evolve(passage([said("ada", "the reset button is on the left", minute=7)], 0.3), pull=0.7)
+    beside = evolve(passage([said("ada", "the reset button is on the left", minute=7)], 0.3), boosted_score=0.7)
     other = passage([said("bea", "how do I reset my password?", minute=9)], 0.5)
     response = Answerer(Found([LOCK, beside, other]), None, clock=lambda: NOW).answer(asked())
     scores = [found.score for found in response.retrieved]

@@ -16,8 +16,8 @@ from rtfm.knowledge.embedding import (
     OnnxEmbedding,
     default_model_dir,
     find_model,
+    is_same_model,
     model_folder,
-    same_model,
 )
 from rtfm.knowledge.float32 import from_bytes, to_bytes
 from rtfm.settings import Settings
@@ -60,10 +60,10 @@ def test_the_folder_or_its_onnx_child_is_accepted(tmp_path: Path) -> None:
 
 def test_a_model_is_the_same_in_a_folder_of_another_name_and_another_with_other_files() -> None:
     """Moving the model's folder must not make all vectors obsolete."""
-    assert same_model("all-MiniLM-L6-v2@af46d50b108c", "model@af46d50b108c")
-    assert not same_model("all-MiniLM-L6-v2@af46d50b108c", "all-MiniLM-L6-v2@000000000000")
-    assert not same_model(None, "all-MiniLM-L6-v2@af46d50b108c")
-    assert same_model(None, None)
+    assert is_same_model("all-MiniLM-L6-v2@af46d50b108c", "model@af46d50b108c")
+    assert not is_same_model("all-MiniLM-L6-v2@af46d50b108c", "all-MiniLM-L6-v2@000000000000")
+    assert not is_same_model(None, "all-MiniLM-L6-v2@af46d50b108c")
+    assert is_same_model(None, None)
 
 
 def test_vectors_come_back_from_the_archive_as_they_were() -> None:
@@ -112,4 +112,4 @@ def test_two_models_count_as_one_only_if_their_vectors_agree(
     texts = [" ".join(chance.choices(words, k=chance.randrange(1, 12))) for _ in range(1000)]
     cosines = np.sum(one.embed(texts) * other.embed(texts), axis=1)
     assert cosines.min() > 0.98, "both are all-MiniLM-L6-v2"
-    assert same_model(one.name, other.name) is bool(cosines.min() >= 0.9999)
+    assert is_same_model(one.name, other.name) is bool(cosines.min() >= 0.9999)

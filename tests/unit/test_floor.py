@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from rtfm.knowledge.floor import floor_of
+from rtfm.knowledge.floor import compute_floor
 from rtfm.knowledge.probes import PROBES
 
 
@@ -16,7 +16,7 @@ def levels(seed: int) -> list[float]:
 def test_nearly_all_unrelated_questions_are_below_the_floor() -> None:
     """This includes questions that did not set it."""
     for seed in range(10):
-        floor = floor_of(levels(seed))
+        floor = compute_floor(levels(seed))
         others = levels(seed + 100)
         assert sum(level >= floor for level in others) <= 3
 
@@ -24,7 +24,7 @@ def test_nearly_all_unrelated_questions_are_below_the_floor() -> None:
 def test_a_guild_that_knows_a_topic_of_the_probes_is_not_misled() -> None:
     """Five probes that a cooking guild can answer do not shut out its own questions."""
     known = [*levels(1)[:-5], 0.9, 0.9, 0.9, 0.9, 0.9]
-    assert floor_of(known) < 0.6
+    assert compute_floor(known) < 0.6
 
 
 def test_the_sixty_probes_are_distinct() -> None:

@@ -47,7 +47,7 @@ def written(path: Path, document: Any) -> Path:
     ("document", "place"),
     [
         ('{"guild": {"id": "1"},\n "channel": ', "line 2"),
-        ("[]", "no JSON object"),
+        ("[]", "does not contain a JSON object"),
         ("", "line 1"),
         ({"messages": []}, "guild is missing"),
         ({"guild": {"id": "100"}, "messages": []}, "channel is missing"),
@@ -80,19 +80,19 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("broken", "why"),
     [
-        ("text", "no JSON object"),
+        ("text", "not a JSON object"),
         (entry(2, id=None), "id is missing"),
-        (entry(2, id="1e3"), "id is no id"),
+        (entry(2, id="1e3"), "id is not a valid id"),
         (entry(2, content=None), "content is missing"),
-        (entry(2, content=5), "content is no text"),
+        (entry(2, content=5), "content is not text"),
         (entry(2, author=None), "author is missing"),
         (entry(2, author={"name": "x"}), "author.id is missing"),
-        (entry(2, timestamp="yesterday"), "no ISO 8601"),
+        (entry(2, timestamp="yesterday"), "not an ISO 8601"),
         (entry(2, timestampEdited=7), "timestampEdited"),
-        (entry(2, id=str(2**64)), "id is no id: digits as text, at most 64 bits"),
+        (entry(2, id=str(2**64)), "id is not a valid id: digits as text, at most 64 bits"),
         (entry(2, timestamp="9999-12-31T23:59:59.999-23:59"), "timestamp must lie in the years 1 to 9999"),
         (entry(2, timestampEdited="0001-01-01T00:00:00+23:59"), "timestampEdited must lie in the years 1 to 9999"),
-        (entry(2, mentions={}), "mentions is no list"),
+        (entry(2, mentions={}), "mentions is not a list"),
         (entry(2, attachments=[{"url": "x"}]), "attachments.fileName is missing"),
         (entry(2, type="GuildMemberJoin"), "a notice of type GuildMemberJoin"),
     ],
@@ -191,7 +191,12 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("place", "why"),
-    [("id", "id is no id"), ("content", "content is no text"), ("timestamp", "timestamp is no text"), ("x", None)],
+    [
+        ("id", "id is not a valid id"),
+        ("content", "content is not text"),
+        ("timestamp", "timestamp is not text"),
+        ("x", None),
+    ],
 )
 def test_a_number_of_5000_digits_affects_only_its_message(place: str, why: str | None, tmp_path: Path) -> None:
     """Python refuses to parse such a number; in a field that is not read it does no harm."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rtfm.knowledge.json_items import MAX_VALUE, Item, Member, NotJson, read
+from rtfm.knowledge.json_items import MAX_VALUE, JsonItem, JsonMember, NotJson, read
 
 SIGNS = ["a", "\\", '"', "é", "日", "😀", "\n", " ", "{", "]", ",", "0", "\ud800", "\u2028"]
 
@@ -34,9 +34,9 @@ def values(chance: random.Random, depth: int = 3) -> Any:
 def whole(path: Path) -> tuple[dict[str, Any], list[Any]]:
     """Return (members, items of the array), read in one piece."""
     entries = list(read(path, array="items"))
-    items = [entry.value for entry in entries if isinstance(entry, Item)]
-    assert [entry.number for entry in entries if isinstance(entry, Item)] == list(range(len(items)))
-    return {entry.key: entry.value for entry in entries if isinstance(entry, Member)}, items
+    items = [entry.value for entry in entries if isinstance(entry, JsonItem)]
+    assert [entry.number for entry in entries if isinstance(entry, JsonItem)] == list(range(len(items)))
+    return {entry.key: entry.value for entry in entries if isinstance(entry, JsonMember)}, items
 
 
 @pytest.mark.parametrize("seed", range(25))
@@ -64,7 +64,7 @@ def test_wherever_the_pieces_are_cut_the_values_are_the_same(seed: int, tmp_path
     ("text", "why"),
     [
         ("", "line 1, column 1: not JSON: Expecting value"),
-        ("[1]", "it holds no JSON object"),
+        ("[1]", "it does not contain a JSON object"),
         ("[" * 100_000, "it is nested too deeply"),
         ('{"a": 1,}', "line 1, column 9: not JSON: Expecting property name"),
         ('{"a": 1\n "b": 2}', "line 2, column 2: not JSON: Expecting ',' delimiter"),

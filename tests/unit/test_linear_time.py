@@ -26,7 +26,7 @@ from rtfm.answering.attachments import find_error_lines, select_text_files
 from rtfm.bot.triggers import IncomingMessage, find_question
 from rtfm.events import Attachment, Audience, BotQuery, TimestampMillis
 from rtfm.knowledge import imports
-from rtfm.knowledge.conversations import Line, passages
+from rtfm.knowledge.conversations import ConversationLine, build_passages
 from rtfm.knowledge.linking import link
 from tests.hostile import superlinear
 from tests.knowledge import CHANNEL, stored
@@ -181,12 +181,14 @@ def _linked(text: str) -> object:
 
 
 def _passages(text: str) -> object:
-    return passages("1", [Line(message_id="1", text=text, created_at=TimestampMillis(0), files=(text,))], CHANNEL)
+    return build_passages(
+        "1", [ConversationLine(message_id="1", text=text, created_at=TimestampMillis(0), files=(text,))], CHANNEL
+    )
 
 
 def _mentioned(text: str) -> object:
     people = [(str(i), [text[: i + 1], f"n{i}"]) for i in range(120)]
-    return imports._with_markup(text, people)
+    return imports._restore_mentions(text, people)
 
 
 def _file(text: str) -> object:
@@ -201,7 +203,7 @@ OTHERS: dict[str, Callable[[str], object]] = {
         extractive.quotes("unlock?", [passage([said(text or "x", "unlock it")])])
     ),
     "linking.link": _linked,
-    "conversations.passages": _passages,
+    "conversations.build_passages": _passages,
     "triggers.find_question": lambda text: find_question(
         IncomingMessage(content=text, bot_id="1", replies_to_bot=True)
     ),

@@ -12,12 +12,12 @@ from rtfm.events import ChannelKind, is_id
 from rtfm.knowledge.archive import StoredMessage
 from rtfm.knowledge.linking import (
     CONTEXT,
-    LEARNED,
+    LEARNED_WEIGHTS,
     WINDOW,
     Window,
-    in_one_conversation,
+    is_one_conversation,
     link,
-    thread_conversation,
+    thread_conversation_id,
 )
 from tests.knowledge import stored
 
@@ -98,13 +98,13 @@ def test_it_does_not_matter_how_messages_are_cut_into_batches(talk: list[tuple[s
 
 def test_threads_and_posts_are_one_conversation_each() -> None:
     """A thread has the id of the message that started it."""
-    assert [kind for kind in ChannelKind if in_one_conversation(kind)] == [
+    assert [kind for kind in ChannelKind if is_one_conversation(kind)] == [
         ChannelKind.FORUM_POST,
         ChannelKind.PUBLIC_THREAD,
         ChannelKind.PRIVATE_THREAD,
     ]
-    assert thread_conversation("1", "5") not in ("5", thread_conversation("2", "5"))
-    assert not is_id(thread_conversation("1", "5"))
+    assert thread_conversation_id("1", "5") not in ("5", thread_conversation_id("2", "5"))
+    assert not is_id(thread_conversation_id("1", "5"))
 
 
 def test_long_talks_are_linked_alike_however_they_are_cut() -> None:
@@ -143,4 +143,4 @@ def test_each_weight_is_that_of_a_feature() -> None:
         for _, features in window.choices(message):
             computed |= features.keys()
         window.add(message, str(rng.randrange(max(0, number - 50), number + 1) // 3))
-    assert computed == LEARNED.keys()
+    assert computed == LEARNED_WEIGHTS.keys()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import attrs
 
-from rtfm.knowledge.packing import company, pack
+from rtfm.knowledge.packing import pack, speaker_overlap
 from tests.passages import passage, said
 
 
 def test_neighbours_of_the_best_passage_come_forward() -> None:
-    """Passages close to the best one are preferred to their scores."""
+    """Passages near the best one rank by their boosted score, not by their score."""
     best = passage([said("ada", "one two", message_id="1")], 0.9)
     second = passage([said("bo", "three four", message_id="2")], 0.7)
-    beside = attrs.evolve(passage([said("ada", "five six", message_id="3")], 0.3), pull=0.8)
+    beside = attrs.evolve(passage([said("ada", "five six", message_id="3")], 0.3), boosted_score=0.8)
     assert [one.passage_id for one in pack([best, second, beside], 4)] == [best.passage_id, beside.passage_id]
 
 
@@ -28,4 +28,4 @@ def test_company_is_the_share_of_people_in_common() -> None:
     """A passage without common people has none."""
     best = frozenset({"1", "2"})
     others = {"a": frozenset({"1"}), "b": frozenset({"1", "2", "3"}), "c": frozenset({"3"}), "d": frozenset({"2", "3"})}
-    assert company(best, others) == {"a": 1.0, "b": 1.0, "d": 0.5}
+    assert speaker_overlap(best, others) == {"a": 1.0, "b": 1.0, "d": 0.5}

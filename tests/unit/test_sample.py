@@ -8,7 +8,7 @@ from typing import Any
 
 from rtfm_cli import demo
 
-from rtfm.knowledge.evaluation import Question
+from rtfm.knowledge.evaluation import LabelledQuestion
 from rtfm.knowledge.imports import read_export
 
 DISCORD_EPOCH_MS = 1_420_070_400_000
@@ -64,7 +64,7 @@ def test_questions_have_their_answers_in_the_sample() -> None:
 
 def test_an_answer_is_right_only_with_a_link_to_its_conversation() -> None:
     """Both the outcome and the right citation are needed."""
-    question = Question(message_id="0", question="?", guild_id="1", relevant=frozenset({"1"}))
+    question = LabelledQuestion(message_id="0", question="?", guild_id="1", relevant=frozenset({"1"}))
 
     def reply(outcome: str, *cited: str) -> demo.Reply:
         citations = tuple({"message_id": message_id} for message_id in cited)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from rtfm.knowledge.archive.search_rows import Corpus
-from rtfm.knowledge.scoring import Lexical, Nearness, evidence
+from rtfm.knowledge.scoring import LexicalScorer, Nearness, evidence
 
 CORPUS = Corpus(passages=1_300, terms=130_000)
 
 
-def found(lexical: Lexical, *words: str) -> Nearness:
+def found(lexical: LexicalScorer, *words: str) -> Nearness:
     """Return a passage of usual length that contains each of ``words`` once."""
     points = lexical.points(dict.fromkeys(words, 1), 100)
     return Nearness(score=0.5, meaning=None, points=points, words=len(words))
@@ -16,14 +16,14 @@ def found(lexical: Lexical, *words: str) -> Nearness:
 
 def test_a_symbol_alone_counts_as_much_as_two_words_that_agree() -> None:
     """A question that is only an error code or a name in one message must find it."""
-    lexical = Lexical.of(["okapix"], {"okapix": 1}, CORPUS)
+    lexical = LexicalScorer.of(["okapix"], {"okapix": 1}, CORPUS)
     only = found(lexical, "okapix")
     assert evidence([only], lexical) == 2 * only.points
 
 
 def test_one_word_of_many_counts_once_and_two_count_double() -> None:
     """A single common word also matches unrelated questions."""
-    lexical = Lexical.of(["bread", "knead", "oven"], {"bread": 3, "knead": 3, "oven": 3}, CORPUS)
+    lexical = LexicalScorer.of(["bread", "knead", "oven"], {"bread": 3, "knead": 3, "oven": 3}, CORPUS)
     one, two = found(lexical, "bread"), found(lexical, "bread", "oven")
     assert evidence([one], lexical) == one.points
     assert evidence([one, two], lexical) == 2 * two.points

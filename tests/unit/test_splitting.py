@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rtfm.knowledge import splitting
-from rtfm.knowledge.splitting import MAX_TOKENS, split, tokens
+from rtfm.knowledge.splitting import MAX_TOKENS, estimate_tokens, split
 
 RNG = random.Random(5)
 LONG = {
@@ -41,7 +41,7 @@ def test_the_model_reads_every_part_whole(kind: str, model_dir: Path) -> None:
     tokenizer.no_padding()
     parts = split(LONG[kind])
     assert max(len(encoded.ids) for encoded in tokenizer.encode_batch(parts)) <= 256
-    assert len(parts) < 1 + 3 * sum(map(tokens, parts)) / MAX_TOKENS
+    assert len(parts) < 1 + 3 * sum(map(estimate_tokens, parts)) / MAX_TOKENS
 
 
 @pytest.mark.parametrize("kind", LONG)
@@ -56,7 +56,7 @@ def test_any_text_is_cut_without_loss(text: str, limit: int) -> None:
     parts = split(text, limit)
     kept = re.sub(r"[\s`]", "", "".join(parts))
     assert kept == re.sub(r"[\s`]", "", text)
-    assert len(parts) == 1 or all(tokens(part) <= limit for part in parts)
+    assert len(parts) == 1 or all(estimate_tokens(part) <= limit for part in parts)
 
 
 def test_a_code_block_that_fits_is_not_cut() -> None:
@@ -83,4 +83,4 @@ def test_a_code_block_whose_first_line_could_name_a_language_keeps_it_as_code(le
     parts = split(f"```{first}\n" + "sudo mount /dev/sdb1 /mnt\n" * 60 + "```")
     assert "".join(parts).count("sudo mount") == 60
     assert first in re.sub(r"[\s`]", "", "".join(parts))
-    assert all(tokens(part) <= MAX_TOKENS for part in parts)
+    assert all(estimate_tokens(part) <= MAX_TOKENS for part in parts)
