@@ -115,7 +115,7 @@ def open_stack() -> LocalStack:
 
 def offer_model(home: Path) -> None:
     """Fetch the embedding model where none is; one line when it cannot be had, which is no error."""
-    if model.is_there(home) or load_settings().embedding_model_dir is not None:
+    if model.is_fetched(home) or load_settings().embedding_model_dir is not None:
         return
     try:
         with download_progress() as progress:
