@@ -1,4 +1,4 @@
-"""`rtfm-cli doctor` finds what is wrong and says how to mend it."""
+"""`rtfm-cli doctor` finds what is wrong and says how to fix it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def _findings(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, str
 
 
 def test_an_unprepared_system_gets_the_commands_that_prepare_it(unmigrated_settings: Settings, cli: Cli) -> None:
-    """Services answer, but topics, contracts and tables are missing: exit 1, and each finding has its mend."""
+    """Services answer, but topics, contracts and tables are missing: exit 1, and each finding has its fix."""
     done = cli(unmigrated_settings, "doctor", "--json", check=False)
     assert done.returncode == 1
     findings = _findings(done)
     assert findings["kafka"]["state"] == findings["schema registry"]["state"] == findings["archive"]["state"] == "wrong"
-    assert findings["kafka"]["mend"] == "rtfm-cli topics init"
-    assert findings["schema registry"]["mend"] == "rtfm-cli schemas register"
-    assert findings["archive"]["mend"]
+    assert findings["kafka"]["fix"] == "rtfm-cli topics init"
+    assert findings["schema registry"]["fix"] == "rtfm-cli schemas register"
+    assert findings["archive"]["fix"]
     assert findings["chroma"]["state"] == "ok"
 
 

@@ -25,7 +25,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from structlog.testing import capture_logs
 
 from rtfm.errors import ConfigError, Unavailable
-from rtfm.local.services import free_ports, allow_traversal
+from rtfm.local.services import allow_traversal, free_ports
 from rtfm.local.stack import LocalStack
 from tests.conftest import CACHE_DIR, inherited_environment, run_cli, stack_home
 

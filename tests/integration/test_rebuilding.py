@@ -341,7 +341,7 @@ def test_only_who_keeps_ingest_waiting_switches(knowledge: Knowledge, bare_setti
 
 
 def test_the_commands_say_what_is_due_and_do_it(knowledge: Knowledge, bare_settings: Settings, cli: Cli) -> None:
-    """`status`, `doctor` and `rebuild --dry-run` name guild, cause and mend; a second rebuild finds nothing to do."""
+    """`status`, `doctor` and `rebuild --dry-run` name guild, cause and fix; a second rebuild finds nothing to do."""
     ingest(knowledge, *TALK)
     knowledge.vectors.forget_guild(GUILD)
     entries = len(knowledge.archive.collections.entry_ids(GUILD))
@@ -350,7 +350,7 @@ def test_the_commands_say_what_is_due_and_do_it(knowledge: Knowledge, bare_setti
         in cli(bare_settings, "status", check=False).stdout
     )
     assert f"vectors lost: Chroma misses {entries} and" in cli(bare_settings, "rebuild", "--dry-run").stdout
-    assert _vectors_as_doctor_sees_them(bare_settings, cli)["mend"] == "rtfm-cli rebuild"
+    assert _vectors_as_doctor_sees_them(bare_settings, cli)["fix"] == "rtfm-cli rebuild"
     done = json.loads(cli(bare_settings, "rebuild", "--json").stdout)
     assert (done["changes"], done["items"][0]["work"]) == (entries, "copy")
     assert cli(bare_settings, "rebuild").stdout.endswith("0 changes\n")
