@@ -30,7 +30,7 @@ from rtfm.settings import Settings
 from rtfm_cli import exit_codes
 from rtfm_cli.ask import unescape_markdown
 from rtfm_cli.local import download_progress, offer_model, open_stack
-from rtfm_cli.options import echo_json, json_option, load_settings
+from rtfm_cli.options import echo_json, examples, json_option, load_settings
 from rtfm_cli.tables import styled
 
 SAMPLE = Path(__file__).parent / "sample"
@@ -64,6 +64,11 @@ class Reply:
         return self.is_answered and bool(cited & self.question.relevant)
 
 
+@examples("""
+rtfm-cli demo
+rtfm-cli demo --keep                leaves the services running
+rtfm-cli demo --json
+""")
 @click.command()
 @click.option("--keep", is_flag=True, help="Do not stop the services that the demo started.")
 @json_option

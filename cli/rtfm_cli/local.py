@@ -35,7 +35,6 @@ def local() -> None:
 @examples("""
 rtfm-cli local up
 rtfm-cli local up --kafka-port 19092
-rtfm-cli local status --json
 """)
 @local.command()
 @click.option(
@@ -63,6 +62,9 @@ def up(as_json: bool, **ports: int | None) -> None:
     _print(statuses, as_json)
 
 
+@examples("""
+rtfm-cli local down
+""")
 @local.command()
 @json_option
 def down(as_json: bool) -> None:
@@ -75,6 +77,10 @@ def down(as_json: bool) -> None:
         echo("Stopped " + ", ".join(stopped) + "." if stopped else "Nothing was running.")
 
 
+@examples("""
+rtfm-cli local status
+rtfm-cli local status --json
+""")
 @local.command()
 @json_option
 def status(as_json: bool) -> int:
@@ -85,6 +91,11 @@ def status(as_json: bool) -> int:
     return exit_codes.DONE if running else exit_codes.CHECK_FAILED
 
 
+@examples("""
+rtfm-cli local logs
+rtfm-cli local logs kafka --lines 200
+rtfm-cli local logs postgres --follow
+""")
 @local.command()
 @click.argument("service", type=click.Choice(SERVICES), required=False)
 @click.option("-f", "--follow", is_flag=True, help="Follow the log.")

@@ -44,6 +44,10 @@ def processor(only: Part | None, settings: Settings) -> None:
         os._exit(exit_codes.CHECK_FAILED)
 
 
+@examples("""
+rtfm-cli run bot
+DISCORD_TOKEN=… METRICS_PORT=9101 rtfm-cli run bot
+""")
 @run.command("bot")
 @kafka_and_registry_settings
 def bot(settings: Settings) -> None:

@@ -19,10 +19,14 @@ from rtfm.settings import Settings
 from rtfm.streams.progress import GroupProgress
 from rtfm.streams.topics import TopicAdmin, TopicState
 from rtfm_cli import exit_codes
-from rtfm_cli.options import echo_json, format_records, json_option, kafka_and_registry_settings, pluralize
+from rtfm_cli.options import echo_json, examples, format_records, json_option, kafka_and_registry_settings, pluralize
 from rtfm_cli.tables import print_table, styled, table_console
 
 
+@examples("""
+rtfm-cli status
+rtfm-cli status --bootstrap-servers localhost:29092 --json
+""")
 @click.command("status")
 @kafka_and_registry_settings
 @json_option

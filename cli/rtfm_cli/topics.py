@@ -48,6 +48,10 @@ def init(settings: Settings, dry_run: bool, as_json: bool) -> None:
     echo(f"{changes} changes" + (" (dry run)" if dry_run and changes else ""))
 
 
+@examples("""
+rtfm-cli topics list
+rtfm-cli topics list --json
+""")
 @topics.command("list")
 @kafka_settings
 @json_option
@@ -71,6 +75,10 @@ def list_(settings: Settings, as_json: bool) -> None:
     print_table(["topic", "partitions", "records", "retention", "lag"], rows)
 
 
+@examples("""
+rtfm-cli topics check
+rtfm-cli topics check --bootstrap-servers kafka:9092 --json
+""")
 @topics.command()
 @kafka_settings
 @json_option

@@ -95,8 +95,8 @@ class LocalStack:
         """Start the services that do not run and wait until all answer; a second call changes nothing.
 
         ``ports`` names ports that must be used. For the others it takes the remembered port, the default port or any
-        free port. If another program takes a chosen port before the service does, the service gets another one.
-        Raises ConfigError for a taken port, a corrupted download or a full disk, Unavailable for a service that ends or
+        free port. If another program takes such a port before the service does, the service gets another one. Raises
+        ConfigError for a taken port, a corrupted download or a full disk, Unavailable for a service that ends or
         does not answer within 90 s.
         """
         with self._lock_home():
