@@ -1,11 +1,11 @@
 # One image for every service: `run bot`, `run processor` and the commands of rtfm-cli.
-# Everything comes from the two locks, hashes checked, so the same commit gives the same packages.
+# All packages come from the two locks, with checked hashes, so a commit always gives the same packages.
 
 FROM python:3.12-slim AS builder
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
 
-# The tools that make the wheel stay in this stage.
+# The tools that build the wheel stay in this stage.
 COPY requirements.lock requirements-services.lock ./
 RUN awk '/^[a-z]/ { keep = $1 ~ /^(hatchling|packaging|pathspec|pluggy|tomlkit|trove-classifiers)==/ } keep' \
       requirements.lock > tools.lock && \
@@ -14,7 +14,7 @@ RUN awk '/^[a-z]/ { keep = $1 ~ /^(hatchling|packaging|pathspec|pluggy|tomlkit|t
 RUN python -m venv /opt/rtfm && \
     /opt/rtfm/bin/pip install --require-hashes --no-deps -r requirements-services.lock && \
     /opt/rtfm/bin/pip check && \
-    # Descriptions of every Google API, 110 MB; the one for Gemini is not among what is read of them.
+    # Descriptions of every Google API, 110 MB; Gemini's is not read from these files.
     rm -r /opt/rtfm/lib/python3*/site-packages/googleapiclient/discovery_cache/documents
 
 COPY pyproject.toml README.md LICENSE ./
@@ -43,7 +43,7 @@ USER 10001
 WORKDIR /var/lib/rtfm
 VOLUME /var/lib/rtfm
 EXPOSE 9108
-# The base image has no curl; a service that lives answers on its metrics port.
+# The base image has no curl, so Python asks the service's metrics port.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --retries=3 \
   CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['METRICS_PORT'] + '/healthz', timeout=4)"]
 ENTRYPOINT ["rtfm-cli"]

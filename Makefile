@@ -1,10 +1,10 @@
-# Every target makes what it needs first; `make help` lists them.
-# PYTHON=python3.12 picks the interpreter, UV= keeps to pip where uv is installed, ARGS='-k codec' goes to the tool.
+# Every target first makes what it needs; `make help` lists the targets.
+# PYTHON=python3.12 selects the interpreter, UV= uses pip although uv is installed, ARGS='-k codec' is passed to the tool.
 
 SHELL := /bin/bash
 PYTHON ?= python3
 UV ?= $(shell command -v uv)
-# Tests wait as long as they compute: twice the cores of a small machine keeps both busy.
+# Tests wait about as long as they compute, so two workers per core of a small machine keep both cores busy.
 WORKERS ?= 4
 ARGS ?=
 VENV := .venv
@@ -27,7 +27,7 @@ demo: $(STAMP) ## The whole journey on this machine: real services, sample chat,
 	$(BIN)/rtfm-cli demo $(ARGS)
 
 test: $(STAMP) ## Unit and integration tests, the latter on real services
-	@$(HAS_DEBIAN) || echo "Tests marked debian are left out: they need the Debian packages kcat, nodejs and npm."
+	@$(HAS_DEBIAN) || echo "Skipping the tests marked debian: they need the Debian packages kcat, nodejs and npm."
 	$(BIN)/pytest -n $(WORKERS) tests/unit tests/integration $(if $(shell $(HAS_DEBIAN) && echo yes),,-m "not debian") $(ARGS)
 
 coverage: $(STAMP) ## Unit and integration tests with branch coverage of rtfm/, at least 95%
@@ -39,13 +39,13 @@ coverage: $(STAMP) ## Unit and integration tests with branch coverage of rtfm/, 
 test-chaos: $(STAMP) ## Tests that kill and freeze workers and brokers, on real services
 	$(BIN)/pytest tests/chaos $(ARGS)
 
-install: $(STAMP) ## Make .venv/ from requirements.lock
+install: $(STAMP) ## Create .venv/ from requirements.lock
 
-# pip takes hashes for all or for none, and an editable project has none: so the lock first, then the project.
-# The lock is complete, which `pip check` proves; --no-deps keeps pip from asking for hashes of extras.
+# pip checks hashes for all requirements or for none, and an editable project has none: so the lock comes first.
+# The lock is complete, which `pip check` verifies; with --no-deps pip does not ask for hashes of extras.
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "Error: $(PYTHON) is not Python 3.11 or later; say which one to use: make PYTHON=python3.12 install" >&2; exit 1; }
+	  echo "Error: $(PYTHON) is not Python 3.11 or later; choose another: make PYTHON=python3.12 install" >&2; exit 1; }
 ifneq ($(UV),)
 	test -x $(BIN)/python || "$(UV)" venv --quiet --seed --python "$$(command -v $(PYTHON))" $(VENV)
 	"$(UV)" pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r requirements.lock
@@ -60,52 +60,52 @@ endif
 	@touch $@
 
 ## Check
-lint: $(STAMP) ## Style, types, imports between rooms, and whether generated pages are up to date
+lint: $(STAMP) ## Style, types, imports between packages, and whether generated pages are up to date
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
 
-format: $(STAMP) ## Put the source in order
+format: $(STAMP) ## Format the source
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP) ## Write the generated pages anew
+docs: $(STAMP) ## Write the generated pages again
 	$(BIN)/python docs/generate.py
 
 compat-check: $(STAMP) ## Compare the schemas with the released ones, offline
 	$(BIN)/rtfm-cli schemas check $(ARGS)
 
-# What make chaos and make soak take: LOAD busy processes beside the run, RATE messages a second, RECORD=1 for
-# docs/chaos-runs.md, and a folder to KEEP the run in.
+# Options of make chaos and make soak: LOAD busy processes next to the run, RATE messages per second, RECORD=1 to add a
+# row to docs/chaos-runs.md, and a folder in which to KEEP the run.
 RUN_OPTIONS = $(if $(SEED),--seed $(SEED)) $(if $(LOAD),--load $(LOAD)) $(if $(RATE),--rate $(RATE)) \
 	$(if $(KEEP),--keep "$(KEEP)") $(if $(RECORD),--record) $(ARGS)
 
-chaos: $(STAMP) ## Kill everything at every moment and account for all of it: SECONDS=120 SEED=7 LOAD=4 KEEP=FOLDER
+chaos: $(STAMP) ## Kill services at any moment and account for every record: SECONDS=120 SEED=7 LOAD=4 KEEP=FOLDER
 	@exec $(BIN)/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(RUN_OPTIONS)
 
-chaos-explain: $(STAMP) ## The story of a question answered twice or not at all: DIR=FOLDER that chaos kept
+chaos-explain: $(STAMP) ## The story of a question that was answered twice or not at all: DIR=FOLDER of a kept run
 	@exec $(BIN)/python -m tests.chaos.explain "$(DIR)" $(ARGS)
 
-soak: $(STAMP) ## Chaos for HOURS=2 with memory, threads, handles, disk and lag over time, as a page
+soak: $(STAMP) ## Chaos for HOURS=2, with memory, threads, handles, disk and lag over time on one page
 	@exec $(BIN)/python -m tests.chaos.soak $(if $(HOURS),--hours $(HOURS)) $(if $(SECONDS),--seconds $(SECONDS)) \
 	  $(RUN_OPTIONS)
 
 EVAL_DATA ?=
-eval: $(STAMP) ## Quality of retrieval against the baseline; EVAL_DATA=FOLDER adds exports/ and questions.jsonl
+eval: $(STAMP) ## Compare retrieval with the baseline; EVAL_DATA=FOLDER adds exports/ and questions.jsonl
 	$(BIN)/python -m benchmarks.quality $(if $(EVAL_DATA),--data "$(EVAL_DATA)") $(ARGS)
 
-bench-%: $(STAMP) ## One benchmark of benchmarks/, ARGS=--json for scripts
+bench-%: $(STAMP) ## Run one benchmark of benchmarks/; ARGS=--json for scripts
 	$(BIN)/python -m benchmarks.$* $(ARGS)
 
 ## Run
-local-up: $(STAMP) ## Start Kafka, the registry, Chroma and PostgreSQL here, without Docker
+local-up: $(STAMP) ## Start Kafka, the registry, Chroma and PostgreSQL on this machine, without Docker
 	$(BIN)/rtfm-cli local up $(ARGS)
 
-local-down: $(STAMP) ## Stop them again
+local-down: $(STAMP) ## Stop them
 	$(BIN)/rtfm-cli local down $(ARGS)
 
-clean: ## Remove what the tools left behind; keeps .venv/ and .rtfm/
+clean: ## Remove files that tools generated; keeps .venv/ and .rtfm/
 	rm -rf build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

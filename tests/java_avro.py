@@ -50,9 +50,9 @@ class JavaAvro:
 @contextmanager
 def running() -> Iterator[JavaAvro]:
     """Run Java's Avro while the context lasts."""
-    (archive,) = artifacts.locked("registry")
+    (archive,) = artifacts.locked_artifacts("registry")
     artifacts.ensure(CACHE_DIR, [archive])
-    jars = artifacts.unpacked(CACHE_DIR, archive) / "lib" / "main"
+    jars = artifacts.ensure_unpacked(CACHE_DIR, archive) / "lib" / "main"
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.java_avro", str(jars)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

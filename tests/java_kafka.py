@@ -22,10 +22,10 @@ _WANTED = ("kafka-clients-", "zstd-jni-", "lz4-java-", "snappy-java-", "slf4j-ap
 
 def run(command: str, **given: Any) -> Any:
     """Return the result of ``command``."""
-    (registry,) = artifacts.locked("registry")
-    kafka = artifacts.locked("kafka")
+    (registry,) = artifacts.locked_artifacts("registry")
+    kafka = artifacts.locked_artifacts("kafka")
     artifacts.ensure(CACHE_DIR, [registry, *kafka])
-    avro = artifacts.unpacked(CACHE_DIR, registry) / "lib" / "main"
+    avro = artifacts.ensure_unpacked(CACHE_DIR, registry) / "lib" / "main"
     jars = [str(CACHE_DIR / one.filename) for one in kafka if one.filename.startswith(_WANTED)]
     jars += [str(jar) for jar in avro.glob("org.apache.avro.avro-*.jar")]
     done = subprocess.run(

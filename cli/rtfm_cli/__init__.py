@@ -1,1 +1,1 @@
-"""`rtfm-cli`: one file per group of commands, each thin over a room of ``rtfm``."""
+"""`rtfm-cli`: one file per group of commands, each a thin layer over a package of ``rtfm``."""

@@ -1,4 +1,4 @@
-"""`rtfm-cli ask`: a question through Kafka and its answer back."""
+"""`rtfm-cli ask`: sends a question through Kafka and prints the answer."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from rtfm.streams.progress import GroupProgress
 from rtfm_cli import exit_codes
 from rtfm_cli.options import echo_json, examples, json_option, kafka_and_registry_settings
 from rtfm_cli.round_trip import round_trip
-from rtfm_cli.tables import words
+from rtfm_cli.tables import styled
 
 CONSOLE_ID = "0"
 
-_CITED = include("number", "message_id", "channel_id", "excerpt", "score")
+_CITATION_KEYS = include("number", "message_id", "channel_id", "excerpt", "score")
 
 _CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 _ESCAPED = re.compile(r"\\([^A-Za-z0-9\s])")
 
-_LINES = {
-    "NOT_FOUND": "Nothing that was said is near enough to this question.",
-    "EXPIRED": "The question was too old when it was read.",
+_OUTCOME_TEXTS = {
+    "NOT_FOUND": "No archived message is near enough to this question.",
+    "EXPIRED": "The question had expired before a processor read it.",
     "REFUSED": "The question was refused.",
     "FAILED": "Answering failed; the processor's log says why.",
-    "UNKNOWN": "The answer is of a kind that this version does not know.",
+    "UNKNOWN": "The answer has an outcome that this version does not know.",
 }
 
 
@@ -71,23 +71,23 @@ def ask(
 ) -> int:
     """Ask QUESTION through bot-queries and print the answer from bot-responses.
 
-    Private threads and direct messages are used only where --channel names them. Exits with 1 when answering failed and
-    with 3 when no answer came in time.
+    Private threads and direct messages are used only if --channel names them. Exits with 1 if answering failed and with
+    3 if no answer came in time.
     """
     if not question.strip():
         raise click.BadParameter("it is empty", param_hint="QUESTION")
     if question.encode(errors="replace").decode() != question:
         raise click.BadParameter("it is not UTF-8", param_hint="QUESTION")
-    query = _query(settings, question, guild, channels)
-    response, elapsed_ms = _exchange(settings, query, timeout_s)
+    query = _build_query(settings, question, guild, channels)
+    response, elapsed_ms = _send_and_wait(settings, query, timeout_s)
     if as_json:
-        echo_json(_as_json(response, elapsed_ms))
+        echo_json(_to_json(response, elapsed_ms))
     else:
-        _show(response, elapsed_ms)
+        _print_response(response, elapsed_ms)
     return exit_codes.CHECK_FAILED if response.outcome.value in ("FAILED", "UNKNOWN") else exit_codes.DONE
 
 
-def _query(settings: Settings, question: str, guild: str | None, channels: tuple[str, ...]) -> BotQuery:
+def _build_query(settings: Settings, question: str, guild: str | None, channels: tuple[str, ...]) -> BotQuery:
     with closing(SqlArchive(settings.database_url)) as archive:
         guild_id, visible = console_scope(archive, guild, channels)
     asked_at = now_ms()
@@ -105,58 +105,60 @@ def _query(settings: Settings, question: str, guild: str | None, channels: tuple
     )
 
 
-def _exchange(settings: Settings, query: BotQuery, timeout_s: float) -> tuple[BotResponse, int]:
-    """The response to ``query`` and the milliseconds that it took. Raises Unavailable when none comes in time."""
+def _send_and_wait(settings: Settings, query: BotQuery, timeout_s: float) -> tuple[BotResponse, int]:
+    """Return the response to ``query`` and the milliseconds that it took. Raises Unavailable if none comes in time."""
     answer = round_trip(
         settings, QUERIES, query, RESPONSES, lambda response: response.query_id == query.query_id, timeout_s
     )
     if answer is None:
-        raise Unavailable("processor", f"no answer within {timeout_s:g} s", hint=_hint(settings))
+        raise Unavailable("processor", f"no answer within {timeout_s:g} s", hint=_find_hint(settings))
     return answer
 
 
-def _hint(settings: Settings) -> str:
+def _find_hint(settings: Settings) -> str:
     try:
         members = GroupProgress(settings, catalogue.load(settings.schemas_dir).group(QUERIES)).count_members()
     except Unavailable as exc:
         return str(exc)
     if members:
-        return "A processor is running; its log and `rtfm-cli status` say what it waits for."
-    return "No processor is running. Start one with `rtfm-cli run processor`."
+        return "a processor is running; its log and `rtfm-cli status` say what it waits for"
+    return "no processor is running; start one with `rtfm-cli run processor`"
 
 
-def _as_json(response: BotResponse, elapsed_ms: int) -> dict[str, Any]:
+def _to_json(response: BotResponse, elapsed_ms: int) -> dict[str, Any]:
     return {
         "query_id": response.query_id,
         "outcome": response.outcome.value,
         "answer": response.answer,
-        "citations": [{**asdict(citation, filter=_CITED), "url": _url(citation)} for citation in response.citations],
+        "citations": [
+            {**asdict(citation, filter=_CITATION_KEYS), "url": _link_to(citation)} for citation in response.citations
+        ],
         "elapsed_ms": elapsed_ms,
     }
 
 
-def _show(response: BotResponse, elapsed_ms: int) -> None:
+def _print_response(response: BotResponse, elapsed_ms: int) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    answer = readable(response.answer) or _LINES.get(response.outcome.value, response.outcome.value)
-    console.print(words(answer, newlines=True))
+    answer = unescape_markdown(response.answer) or _OUTCOME_TEXTS.get(response.outcome.value, response.outcome.value)
+    console.print(styled(answer, newlines=True))
     if response.citations:
-        console.print(words("\nSources", "bold", newlines=True))
+        console.print(styled("\nSources", "bold", newlines=True))
     for citation in response.citations:
-        console.print(words(f"[{citation.number}] {_url(citation)}", "cyan"))
-        written = f"{to_datetime(citation.created_at):%Y-%m-%d}" if citation.created_at is not None else ""
-        said = f"{written} {citation.author_name or citation.title or ''}: {citation.excerpt}".strip()
-        console.print(words(f"    {said}", "dim"))
+        console.print(styled(f"[{citation.number}] {_link_to(citation)}", "cyan"))
+        date = f"{to_datetime(citation.created_at):%Y-%m-%d}" if citation.created_at is not None else ""
+        excerpt = f"{date} {citation.author_name or citation.title or ''}: {citation.excerpt}".strip()
+        console.print(styled(f"    {excerpt}", "dim"))
     by = f" by {response.model}" if response.model else ""
     console.print()
-    console.print(words(f"{response.outcome.value.lower()}{by} in {elapsed_ms} ms", "dim"))
+    console.print(styled(f"{response.outcome.value.lower()}{by} in {elapsed_ms} ms", "dim"))
 
 
-def readable(answer: str) -> str:
-    """An answer without the backslashes that keep Discord from reading marks in it; code has none."""
+def unescape_markdown(answer: str) -> str:
+    """Remove the backslashes that escape Discord's markdown, outside code."""
     parts = _CODE.split(answer)
     parts[::2] = [_ESCAPED.sub(r"\1", part) for part in parts[::2]]
     return "".join(parts)
 
 
-def _url(citation: Citation) -> str:
+def _link_to(citation: Citation) -> str:
     return citation.url or jump_link(citation.guild_id, citation.channel_id or "", citation.message_id or "")

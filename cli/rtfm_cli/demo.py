@@ -1,8 +1,7 @@
 """`rtfm-cli demo`: the whole journey on this machine, with a sample chat.
 
-Every step is a command that a person could type, run in a process of its own against the local services. Topics,
-contracts and collections carry the prefix ``demo.`` and the archive is a database of its own, so that what is there
-already stays untouched.
+Every step is a command that a person could type, run in its own process against the local services. The demo has its
+own topic prefix, ``demo.``, and its own database, so it changes no other topic, contract, collection or archive.
 """
 
 from __future__ import annotations
@@ -29,23 +28,23 @@ from rtfm.local.services import create_database
 from rtfm.local.stack import LocalStack
 from rtfm.settings import Settings
 from rtfm_cli import exit_codes
-from rtfm_cli.ask import readable
+from rtfm_cli.ask import unescape_markdown
 from rtfm_cli.local import download_progress, offer_model, open_stack
-from rtfm_cli.options import echo_json, json_option, load_settings
-from rtfm_cli.tables import words
+from rtfm_cli.options import echo_json, examples, json_option, load_settings
+from rtfm_cli.tables import styled
 
 SAMPLE = Path(__file__).parent / "sample"
 PREFIX = "demo."
 DATABASE = "rtfm_demo"
-RIGHT_ENOUGH = 4
-"""Of the five questions; what the demo promises with the embedding model and without it."""
+MIN_RIGHT_ANSWERS = 4
+"""How many of the five answers must be right, with or without the embedding model."""
 
 STOP_TIMEOUT_S = 20.0
 
 
 @frozen(kw_only=True)
 class Reply:
-    """What `rtfm-cli ask --json` printed for a question, or why it printed nothing."""
+    """What `rtfm-cli ask --json` printed for a question; if it printed nothing, ``answer`` is the error."""
 
     question: LabelledQuestion
     outcome: str
@@ -54,45 +53,50 @@ class Reply:
     elapsed_ms: int
 
     @property
-    def answered(self) -> bool:
-        """Whether there is an answer at all."""
+    def is_answered(self) -> bool:
+        """Whether there is an answer."""
         return self.outcome in ("ANSWERED", "EXTRACTED")
 
     @property
-    def right(self) -> bool:
+    def is_right(self) -> bool:
         """Whether the answer links to the conversation that holds it."""
         cited = {str(citation["message_id"]) for citation in self.citations}
-        return self.answered and bool(cited & self.question.relevant)
+        return self.is_answered and bool(cited & self.question.relevant)
 
 
+@examples("""
+rtfm-cli demo
+rtfm-cli demo --keep                leaves the services running
+rtfm-cli demo --json
+""")
 @click.command()
-@click.option("--keep", is_flag=True, help="Leave the services running that the demo started.")
+@click.option("--keep", is_flag=True, help="Do not stop the services that the demo started.")
 @json_option
 def demo(keep: bool, as_json: bool) -> int:
     """Show the whole journey on this machine, with sample data.
 
     Starts Kafka, the registry, Chroma and PostgreSQL unless they run already, imports a sample chat through
-    discord-messages, and asks five questions through bot-queries. The first time it fetches about 200 MB. Your own
-    topics and archive stay as they are. Exits with 1 when fewer than four answers link to the right conversation.
+    discord-messages, and asks five questions through bot-queries. The first run fetches about 200 MB. Your own topics
+    and archive stay as they are. Exits with 1 if fewer than four answers link to the right conversation.
     """
     began = time.monotonic()
     console = Console(stderr=as_json, highlight=False)
     settings = load_settings()
     stack = open_stack()
-    with _services(console, stack, keep=keep):
-        environment = _environment(stack)
+    with _running_services(console, stack, keep=keep):
+        environment = _build_environment(stack)
         offer_model(stack.home)
         _prepare(console, environment)
-        with _processor(settings, environment):
-            _import(console, environment)
-            mode = _search_mode(console, environment)
-            replies = [_ask(console, environment, question) for question in questions()]
-        dead_letters = len(json.loads(_cli(environment, "dlq", "list", "--json"))["dead_letters"])
+        with _running_processor(settings, environment):
+            _import_sample(console, environment)
+            mode = _prepare_search(console, environment)
+            replies = [_ask_question(console, environment, question) for question in questions()]
+        dead_letters = len(json.loads(_run_command(environment, "dlq", "list", "--json"))["dead_letters"])
 
     summary: dict[str, Any] = {
         "questions": len(replies),
-        "answered": sum(reply.answered for reply in replies),
-        "right": sum(reply.right for reply in replies),
+        "answered": sum(reply.is_answered for reply in replies),
+        "right": sum(reply.is_right for reply in replies),
         "dead_letters": dead_letters,
         "mode": mode,
         "seconds": round(time.monotonic() - began, 1),
@@ -102,25 +106,25 @@ def demo(keep: bool, as_json: bool) -> int:
         " {mode} search, {seconds} s".format(**summary)
     )
     console.print()
-    console.print(words(last, "bold"))
+    console.print(styled(last, "bold"))
     if as_json:
         echo_json(summary)
-    return exit_codes.DONE if summary["right"] >= RIGHT_ENOUGH else exit_codes.CHECK_FAILED
+    return exit_codes.DONE if summary["right"] >= MIN_RIGHT_ANSWERS else exit_codes.CHECK_FAILED
 
 
 def exports() -> list[Path]:
-    """The files of the sample chat, one for each channel."""
+    """Return the files of the sample chat, one per channel."""
     return sorted(SAMPLE.glob("*.json"))
 
 
 def questions() -> list[LabelledQuestion]:
-    """The five questions that the demo asks."""
+    """Return the five questions that the demo asks."""
     return read_questions(SAMPLE / "questions.jsonl")
 
 
 @contextmanager
-def _services(console: Console, stack: LocalStack, *, keep: bool) -> Iterator[None]:
-    """The local services, running; those that did not run before are stopped at the end unless ``keep``."""
+def _running_services(console: Console, stack: LocalStack, *, keep: bool) -> Iterator[None]:
+    """Run the local services; at the end stop those that did not run before, unless ``keep``."""
     before = {service.name for service in stack.status() if service.state == "running"}
     started = [service.name for service in stack.status() if service.name not in before]
     try:
@@ -133,8 +137,8 @@ def _services(console: Console, stack: LocalStack, *, keep: bool) -> Iterator[No
             stack.down(started)
 
 
-def _environment(stack: LocalStack) -> dict[str, str]:
-    """The environment of every step: this one, with the demo's own addresses and names."""
+def _build_environment(stack: LocalStack) -> dict[str, str]:
+    """Return the environment of every step: this process's, with the demo's addresses and names."""
     address = {service.name: service.address for service in stack.status()}
     server = address["postgres"].rpartition("/")[0]
     create_database(server, DATABASE)
@@ -153,14 +157,14 @@ def _environment(stack: LocalStack) -> dict[str, str]:
 
 def _prepare(console: Console, environment: Mapping[str, str]) -> None:
     with _step(console, "Topics", "rtfm-cli topics init"):
-        _cli(environment, "topics", "init")
+        _run_command(environment, "topics", "init")
     with _step(console, "Avro contracts", "rtfm-cli schemas register"):
-        _cli(environment, "schemas", "register")
+        _run_command(environment, "schemas", "register")
 
 
 @contextmanager
-def _processor(settings: Settings, environment: Mapping[str, str]) -> Iterator[None]:
-    """A processor in a process of its own; it drains and ends with the block."""
+def _running_processor(settings: Settings, environment: Mapping[str, str]) -> Iterator[None]:
+    """Run a processor in its own process; at the end of the block it finishes its records and stops."""
     log = settings.home / "log" / "demo-processor.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
@@ -170,14 +174,14 @@ def _processor(settings: Settings, environment: Mapping[str, str]) -> Iterator[N
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            # A Ctrl-C on the terminal is for the demo, which then ends the processor in order.
+            # Ctrl-C on the terminal reaches only the demo, which then stops the processor.
             start_new_session=True,
         )
     try:
         yield
     except RtfmError as exc:
         if process.poll() is not None:
-            raise RtfmError(f"the processor ended with {process.returncode}", hint=f"its log is {log}") from exc
+            raise RtfmError(f"the processor ended with {process.returncode}", hint=f"read its log, {log}") from exc
         raise
     finally:
         if process.poll() is None:
@@ -189,45 +193,47 @@ def _processor(settings: Settings, environment: Mapping[str, str]) -> Iterator[N
                 process.wait()
 
 
-def _import(console: Console, environment: Mapping[str, str]) -> None:
+def _import_sample(console: Console, environment: Mapping[str, str]) -> None:
     files = exports()
     with _step(console, f"Sample chat, {len(files)} channels", "rtfm-cli import cli/rtfm_cli/sample/*.json"):
-        done = json.loads(_cli(environment, "import", "--json", *map(str, files)))
+        done = json.loads(_run_command(environment, "import", "--json", *map(str, files)))
         if not done["ingested"]:
-            raise RtfmError("the processor did not take the sample chat")
+            raise RtfmError("the processor did not ingest the sample chat")
 
-    console.print(words(f"  {done['messages']} messages through {PREFIX}discord-messages into the archive", "dim"))
+    console.print(styled(f"  {done['messages']} messages through {PREFIX}discord-messages into the archive", "dim"))
 
 
-def _search_mode(console: Console, environment: Mapping[str, str]) -> str:
-    """How the sample chat is searched; an earlier run may have left it without vectors, or with another model's."""
+def _prepare_search(console: Console, environment: Mapping[str, str]) -> str:
+    """Return the search mode, after a rebuild if an earlier run left no vectors or those of another model."""
     search = ("search", "--json", "--limit", "1", "backup")
-    found = json.loads(_cli(environment, *search))
+    found = json.loads(_run_command(environment, *search))
     if "rebuild_due" in found:
-        with _step(console, "Vectors made anew for this embedding model", "rtfm-cli rebuild"):
-            _cli(environment, "rebuild", "--json")
-        found = json.loads(_cli(environment, *search))
+        with _step(console, "Vectors of this embedding model", "rtfm-cli rebuild"):
+            _run_command(environment, "rebuild", "--json")
+        found = json.loads(_run_command(environment, *search))
     return str(found["mode"])
 
 
-def _ask(console: Console, environment: Mapping[str, str], question: LabelledQuestion) -> Reply:
+def _ask_question(console: Console, environment: Mapping[str, str], question: LabelledQuestion) -> Reply:
     console.print()
-    console.print(words("? ", "bold cyan") + words(question.question, "bold"))
+    console.print(styled("? ", "bold cyan") + styled(question.question, "bold"))
     with console.status("through demo.bot-queries and back …"):
-        reply = _reply(environment, question)
-    mark = words("  ✓ ", "green") if reply.right else words("  ✗ ", "red")
-    console.print(Padding(words(readable(reply.answer), newlines=True), (0, 0, 0, 2)))
+        reply = _fetch_reply(environment, question)
+    mark = styled("  ✓ ", "green") if reply.is_right else styled("  ✗ ", "red")
+    console.print(Padding(styled(unescape_markdown(reply.answer), newlines=True), (0, 0, 0, 2)))
     for citation in reply.citations:
-        console.print(words(f"  [{citation['number']}] {citation['url']}", "dim"), soft_wrap=True)
-    console.print(mark + words(f"{reply.outcome.lower()} in {reply.elapsed_ms} ms", "dim"))
+        console.print(styled(f"  [{citation['number']}] {citation['url']}", "dim"), soft_wrap=True)
+    console.print(mark + styled(f"{reply.outcome.lower()} in {reply.elapsed_ms} ms", "dim"))
     return reply
 
 
-def _reply(environment: Mapping[str, str], question: LabelledQuestion) -> Reply:
+def _fetch_reply(environment: Mapping[str, str], question: LabelledQuestion) -> Reply:
     try:
-        # 1 is the outcome FAILED, printed as any other.
+        # Exit code 1 is the outcome FAILED, which is printed like any other.
         printed = json.loads(
-            _cli(environment, "ask", "--json", question.question, allowed=(exit_codes.DONE, exit_codes.CHECK_FAILED))
+            _run_command(
+                environment, "ask", "--json", question.question, allowed=(exit_codes.DONE, exit_codes.CHECK_FAILED)
+            )
         )
     except Unavailable as exc:
         return Reply(question=question, outcome="NONE", answer=str(exc), citations=(), elapsed_ms=0)
@@ -240,12 +246,12 @@ def _reply(environment: Mapping[str, str], question: LabelledQuestion) -> Reply:
     )
 
 
-# The same interpreter and the same installation, wherever the script itself lies.
+# The same interpreter and installation, wherever the rtfm-cli script is.
 _PROGRAM = (sys.executable, "-c", "from rtfm_cli.main import main; main()")
 
 
-def _cli(environment: Mapping[str, str], *arguments: str, allowed: tuple[int, ...] = (0,)) -> str:
-    """The standard output of a command; an exit code that is not allowed raises the error that it stands for."""
+def _run_command(environment: Mapping[str, str], *arguments: str, allowed: tuple[int, ...] = (0,)) -> str:
+    """Run a command and return its standard output. Raises the error that any other than an allowed exit code means."""
     done = subprocess.run(
         [*_PROGRAM, *arguments],
         env=dict(environment),
@@ -270,9 +276,9 @@ def _cli(environment: Mapping[str, str], *arguments: str, allowed: tuple[int, ..
 
 @contextmanager
 def _step(console: Console, what: str, command: str, *, spinner: bool = True) -> Iterator[None]:
-    """A line for a step that went well, with its time; a spinner meanwhile unless the step shows its own progress."""
+    """Print a line with the time when a step succeeds; show a spinner until then if ``spinner``."""
     began = time.monotonic()
     with console.status(f"{what} …") if spinner else nullcontext():
         yield
-    took = words(f" ({command}, {time.monotonic() - began:.1f} s)", "dim")
-    console.print(words("✓ ", "green") + words(what) + took)
+    took = styled(f" ({command}, {time.monotonic() - began:.1f} s)", "dim")
+    console.print(styled("✓ ", "green") + styled(what) + took)

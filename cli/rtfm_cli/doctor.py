@@ -1,4 +1,4 @@
-"""`rtfm-cli doctor`: what keeps this installation from working, each finding with its mend."""
+"""`rtfm-cli doctor`: finds what keeps this installation from working, and names the fix. Changes nothing."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ from rtfm_cli.local import download_progress
 from rtfm_cli.options import echo_json, examples, json_option, load_settings
 from rtfm_cli.printing import echo, printable
 
-ROOM_BYTES = 1_000_000_000
-"""Downloads take 0.5 GB, an archive of 100,000 messages about as much."""
+MIN_FREE_BYTES = 1_000_000_000
+"""Downloads take 0.5 GB, and an archive of 100,000 messages about as much."""
 
-MAX_CLOCK_GAP_S = 5.0
-"""Answers expire by the clock; a gap that is seen by a reader of dates in whole seconds."""
+MAX_CLOCK_DIFFERENCE_S = 5.0
+"""Answers expire by the clock. The limit is well above the resolution of the Date header, which is a second."""
 
 
 @frozen
-class Finding:
-    """What a check found: ``state`` is ``ok``, ``note`` (works, with less) or ``wrong``; ``mend`` says what to do."""
+class CheckResult:
+    """What a check found. ``state`` is ``ok``, ``note`` (it works with less) or ``wrong``; ``fix`` says what to do."""
 
     state: str
     detail: str
-    mend: str | None = None
+    fix: str | None = None
 
 
 @examples("""
@@ -57,176 +57,178 @@ rtfm-cli doctor --json
 @click.option("--fetch-model", is_flag=True, help="Fetch the embedding model first (80 MB).")
 @json_option
 def doctor(fetch_model: bool, as_json: bool) -> int:
-    """Check configuration and surroundings, with a mend for each finding.
+    """Check the configuration and the services, and name a fix for each problem.
 
-    Changes nothing, unless told to fetch the model. Exits with 1 when something is wrong.
+    Changes nothing, except that --fetch-model fetches the model. Exits with 1 if something is wrong.
     """
     settings = load_settings()
     if fetch_model:
         with download_progress() as progress:
             model.fetch(settings.home, url=settings.embedding_model_url, progress=progress)
-    findings = dict(examine(settings))
-    failed = any(finding.state == "wrong" for finding in findings.values())
+    results = dict(run_checks(settings))
+    failed = any(result.state == "wrong" for result in results.values())
     if as_json:
         echo_json(
-            {"ok": not failed, "findings": [{"check": name, **asdict(found)} for name, found in findings.items()]}
+            {"ok": not failed, "findings": [{"check": name, **asdict(result)} for name, result in results.items()]}
         )
     else:
-        _show(findings)
+        _print_results(results)
     return exit_codes.CHECK_FAILED if failed else exit_codes.DONE
 
 
-def examine(settings: Settings) -> Iterator[tuple[str, Finding]]:
-    """Make every check (its name, what it found), one after the other; none of them changes anything."""
+def run_checks(settings: Settings) -> Iterator[tuple[str, CheckResult]]:
+    """Run the checks one after another and yield the name and the result of each. None of them changes anything."""
     for name, check in _CHECKS.items():
         try:
             yield name, check(settings)
         except RtfmError as exc:
-            yield name, Finding("wrong", redacted(str(exc)), exc.hint)
+            yield name, CheckResult("wrong", redacted(str(exc)), exc.hint)
 
 
-def _python(_settings: Settings) -> Finding:
+def _check_python(_settings: Settings) -> CheckResult:
     version = ".".join(map(str, sys.version_info[:3]))
-    return Finding("ok", f"{version} in {sys.prefix}")
+    return CheckResult("ok", f"{version} in {sys.prefix}")
 
 
-def _room(settings: Settings) -> Finding:
+def _check_disk_space(settings: Settings) -> CheckResult:
     folder = settings.home.absolute()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     detail = f"{free / 1e9:.1f} GB free in {folder}"
-    if free < ROOM_BYTES:
-        return Finding("wrong", detail, "make room, or set RTFM_HOME to a folder on another disk")
-    return Finding("ok", detail)
+    if free < MIN_FREE_BYTES:
+        return CheckResult("wrong", detail, "free disk space, or set RTFM_HOME to a folder on another disk")
+    return CheckResult("ok", detail)
 
 
-def _topics(settings: Settings) -> Finding:
+def _check_topics(settings: Settings) -> CheckResult:
     plan = TopicAdmin(settings, catalogue.load(settings.schemas_dir)).plan()
     changes = [f"{step.topic}: {step.action}" for step in plan if step.action != "none"]
     if changes:
-        return Finding("wrong", "; ".join(changes), "rtfm-cli topics init")
+        return CheckResult("wrong", "; ".join(changes), "rtfm-cli topics init")
     where = settings.kafka_bootstrap_servers
     if defect := release.find_defect(where):
-        return Finding(
+        return CheckResult(
             "note",
             f"{where} is {defect}",
             "run Kafka 4.2.2 or older, or a release whose notes say that KAFKA-20734 is fixed",
         )
-    return Finding("ok", f"{len(plan)} topics as they should be at {where}")
+    return CheckResult("ok", f"{len(plan)} topics are up to date at {where}")
 
 
-def _schemas(settings: Settings) -> Finding:
+def _check_schemas(settings: Settings) -> CheckResult:
     with closing(contracts.open_registry(settings)) as registry:
         plan = registration.plan(catalogue.load(settings.schemas_dir), registry)
     changes = [f"{item.subject}: {item.change}" for item in plan if item.changes]
     if changes:
-        return Finding("wrong", "; ".join(changes), "rtfm-cli schemas register")
-    return Finding("ok", f"{len(plan)} contracts registered at {shown(settings.schema_registry_url)}")
+        return CheckResult("wrong", "; ".join(changes), "rtfm-cli schemas register")
+    return CheckResult("ok", f"{len(plan)} contracts registered at {shown(settings.schema_registry_url)}")
 
 
-def _strays(settings: Settings) -> Finding:
+def _check_strays(settings: Settings) -> CheckResult:
     try:
         with closing(contracts.open_registry(settings)) as registry:
             found = strays.find(catalogue.load(settings.schemas_dir), registry)
     except Unavailable:
-        return Finding("note", "not looked at: the registry does not answer")
+        return CheckResult("note", "not checked: the registry does not answer")
     if not found:
-        return Finding("ok", "the registry holds released versions only")
+        return CheckResult("ok", "the registry has released versions only")
     state = "wrong" if any(stray.breaks for stray in found) else "note"
     messages, commands = [stray.message for stray in found], [stray.command() for stray in found]
-    return Finding(state, "\n".join(messages), "\n".join(commands))
+    return CheckResult(state, "\n".join(messages), "\n".join(commands))
 
 
-def _archive(settings: Settings) -> Finding:
+def _check_archive(settings: Settings) -> CheckResult:
     with closing(SqlArchive(settings.database_url)) as archive:
         archive.check()
-    return Finding("ok", "PostgreSQL answers and has the tables")
+    return CheckResult("ok", "PostgreSQL answers and has the tables")
 
 
-def _vectors(settings: Settings) -> Finding:
+def _check_chroma(settings: Settings) -> CheckResult:
     with closing(ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)) as vectors:
         vectors.check()
-    return Finding("ok", f"answers at {shown(settings.chroma_url)}")
+    return CheckResult("ok", f"answers at {shown(settings.chroma_url)}")
 
 
-def _model(settings: Settings) -> Finding:
+def _check_model(settings: Settings) -> CheckResult:
     folder = settings.embedding_model_dir or default_model_dir(settings.home)
     if model_folder(folder) is not None:
-        return Finding("ok", str(folder))
+        return CheckResult("ok", str(folder))
     if settings.embedding_model_dir is not None:
-        return Finding(
+        return CheckResult(
             "wrong",
-            f"{folder} is no folder of the model",
-            "set RTFM_EMBEDDING_MODEL_DIR to one that holds model.onnx and tokenizer.json, or to nothing",
+            f"{folder} does not have the model's files",
+            "set RTFM_EMBEDDING_MODEL_DIR to a folder with model.onnx and tokenizer.json, or leave it empty",
         )
-    return Finding("note", f"not in {folder}: search is lexical", "rtfm-cli doctor --fetch-model")
+    return CheckResult("note", f"not in {folder}: search is lexical", "rtfm-cli doctor --fetch-model")
 
 
-def _due(settings: Settings) -> Finding:
-    """Whether the vectors are those of the model: without them search goes by words though the model is there."""
+def _check_vectors(settings: Settings) -> CheckResult:
+    """Check that the vectors are of the present model; otherwise search uses words although the model is there."""
     try:
         due = rebuilding.find_due_for(settings)
     except RtfmError:
-        return Finding("note", "not looked at: what keeps them does not answer")
+        return CheckResult("note", "not checked: the archive or Chroma does not answer")
     if due:
         guilds = "; ".join(
             f"{f'guild {guild_id}' if guild_id else 'direct messages'}: {why}" for guild_id, why in due.items()
         )
-        return Finding("note", guilds, "rtfm-cli rebuild")
-    return Finding("ok", "those of all guilds are as they should be")
+        return CheckResult("note", guilds, "rtfm-cli rebuild")
+    return CheckResult("ok", "up to date in all guilds")
 
 
-def _clock(settings: Settings) -> Finding:
-    """The registry's clock against this one: services of one system must agree on when a question expires."""
+def _check_clock(settings: Settings) -> CheckResult:
+    """Compare this clock with the registry's; services must agree on when a question expires."""
     try:
         reply = httpx.head(settings.schema_registry_url, timeout=2)
         theirs = parsedate_to_datetime(reply.headers["Date"]).timestamp()
     except (httpx.HTTPError, KeyError, ValueError):
-        return Finding("note", "no server to compare it with")
-    gap_s = abs(time.time() - theirs)
-    if gap_s > MAX_CLOCK_GAP_S:
-        return Finding("wrong", f"{gap_s:.0f} s away from the registry's", "set both machines' clocks by NTP")
-    return Finding("ok", "agrees with the registry's")
+        return CheckResult("note", "not checked: no server to compare it with")
+    difference_s = abs(time.time() - theirs)
+    if difference_s > MAX_CLOCK_DIFFERENCE_S:
+        return CheckResult(
+            "wrong", f"{difference_s:.0f} s away from the registry's clock", "set both machines' clocks by NTP"
+        )
+    return CheckResult("ok", "agrees with the registry's clock")
 
 
-def _discord(settings: Settings) -> Finding:
+def _check_discord(settings: Settings) -> CheckResult:
     if settings.discord_token is None:
-        return Finding("note", "no token: the bot cannot start", "set DISCORD_TOKEN in .env")
-    return Finding("ok", "a token is set")
+        return CheckResult("note", "no token: the bot cannot start", "set DISCORD_TOKEN in .env")
+    return CheckResult("ok", "a token is set")
 
 
-def _provider(settings: Settings) -> Finding:
+def _check_provider(settings: Settings) -> CheckResult:
     provider = chosen_provider(settings)
     if provider is None:
-        return Finding("note", "none: answers are extracts", "set GEMINI_API_KEY in .env")
-    return Finding("ok", provider.describe(settings))
+        return CheckResult("note", "none: answers are extracts", "set GEMINI_API_KEY in .env")
+    return CheckResult("ok", provider.describe(settings))
 
 
-_CHECKS: dict[str, Callable[[Settings], Finding]] = {
-    "python": _python,
-    "room": _room,
-    "kafka": _topics,
-    "schema registry": _schemas,
-    "stray versions": _strays,
-    "archive": _archive,
-    "chroma": _vectors,
-    "embedding model": _model,
-    "vectors": _due,
-    "clock": _clock,
-    "discord": _discord,
-    "model provider": _provider,
+_CHECKS: dict[str, Callable[[Settings], CheckResult]] = {
+    "python": _check_python,
+    "room": _check_disk_space,
+    "kafka": _check_topics,
+    "schema registry": _check_schemas,
+    "stray versions": _check_strays,
+    "archive": _check_archive,
+    "chroma": _check_chroma,
+    "embedding model": _check_model,
+    "vectors": _check_vectors,
+    "clock": _check_clock,
+    "discord": _check_discord,
+    "model provider": _check_provider,
 }
 
 
-def _show(findings: dict[str, Finding]) -> None:
-    width = max(map(len, findings))
-    for name, finding in findings.items():
-        color = {"ok": "green", "note": "yellow", "wrong": "red"}[finding.state]
-        first, *others = finding.detail.split("\n")
-        echo(finding.state.ljust(5), fg=color, nl=False)
+def _print_results(results: dict[str, CheckResult]) -> None:
+    width = max(map(len, results))
+    for name, result in results.items():
+        color = {"ok": "green", "note": "yellow", "wrong": "red"}[result.state]
+        first, *others = result.detail.split("\n")
+        echo(result.state.ljust(5), fg=color, nl=False)
         echo(f" {name.ljust(width)}  {printable(first)}")
         for line in others:
             echo(f"{' ' * (width + 8)}{printable(line)}")
-        for line in finding.mend.split("\n") if finding.mend else ():
+        for line in result.fix.split("\n") if result.fix else ():
             echo(f"{' ' * (width + 8)}→ {printable(line)}")

@@ -1,4 +1,4 @@
-"""`rtfm-cli eval`: how good retrieval is, on questions whose answers are known."""
+"""`rtfm-cli eval`: measures retrieval on questions whose answers are known."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attrs.filters import exclude, include
 from rtfm.errors import ConfigError
 from rtfm.knowledge import console_scope
 from rtfm.knowledge.evaluation import measure, read_questions, summarise
-from rtfm_cli.knowledge import opened_knowledge
+from rtfm_cli.knowledge import open_console_knowledge
 from rtfm_cli.options import echo_json, examples, json_option
 from rtfm_cli.printing import echo
 
@@ -23,16 +23,16 @@ rtfm-cli eval questions.jsonl --out results.jsonl --json
 """)
 @click.command("eval")
 @click.argument("questions", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Write one JSON object a question to this file.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write one JSON object per question to this file.")
 @json_option
 def eval_(questions: Path, out: Path | None, as_json: bool) -> None:
-    """Measure retrieval on QUESTIONS: one JSON object a line.
+    """Measure retrieval on QUESTIONS, a file with one JSON object per line.
 
-    Each holds question, message_id, guild_id and relevant_message_ids. Prints hit@5, MRR@10 and coverage: the share of
-    the relevant messages inside the first 300 words of what is found.
+    Each object has question, message_id, guild_id and relevant_message_ids. Prints hit@5, MRR@10 and coverage: the
+    share of the relevant messages in the first 300 words of the passages found.
     """
     asked = read_questions(questions)
-    with opened_knowledge() as knowledge:
+    with open_console_knowledge() as knowledge:
         visible = {
             guild_id: console_scope(knowledge.archive, guild_id)[1]
             for guild_id in {question.guild_id for question in asked}

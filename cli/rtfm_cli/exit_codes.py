@@ -1,4 +1,4 @@
-"""What a command's exit code tells a script. A command returns one of these; an error that it raises becomes one."""
+"""The exit codes of commands. A command returns one of them; ``of`` gives the code of an error that it raises."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from rtfm.errors import ConfigError, RtfmError, TransientError
 
 DONE = 0
 CHECK_FAILED = 1
-USAGE = 2  # usage or configuration; click's own code for usage
+USAGE = 2  # wrong usage or configuration; click uses the same code
 UNREACHABLE = 3
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 
 def of(error: RtfmError) -> int:
-    """The exit code of an error."""
+    """Return the exit code of an error."""
     match error:
         case ConfigError():
             return USAGE

@@ -1,4 +1,4 @@
-"""`rtfm-cli import`: chat exports into discord-messages."""
+"""`rtfm-cli import`: produces the messages of chat exports to discord-messages."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from rtfm.names import MESSAGES
 from rtfm.settings import Settings
 from rtfm.streams.producer import Delivery, EventProducer, event_headers
 from rtfm.streams.progress import GroupProgress
-from rtfm_cli.options import counted, echo_json, examples, json_option, kafka_and_registry_settings
+from rtfm_cli.options import echo_json, examples, json_option, kafka_and_registry_settings, pluralize
 from rtfm_cli.printing import echo, printable
 from rtfm_cli.progress import Progress
 
-PATIENCE_S = 10.0
-"""Seconds without a processor after which import no longer waits for one."""
+NO_PROCESSOR_TIMEOUT_S = 10.0
+"""Seconds without a processor after which import stops waiting."""
 
 _PLACES_SHOWN = 10
 
@@ -34,7 +34,7 @@ rtfm-cli import --no-wait general.json
 """)
 @click.command("import")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--no-wait", is_flag=True, help="Do not wait until the messages can be found.")
+@click.option("--no-wait", is_flag=True, help="Do not wait until the messages are searchable.")
 @kafka_and_registry_settings
 @json_option
 def import_(
@@ -45,8 +45,8 @@ def import_(
 ) -> None:
     """Import chat exports (DiscordChatExporter's JSON) through discord-messages.
 
-    All files are checked before anything is sent. Messages that are broken, and Discord's own notices, are left out and
-    counted. Importing a file again changes nothing.
+    All files are checked before anything is sent. Broken messages and Discord's own notices are left out and counted.
+    Importing a file again changes nothing.
     """
     exports = [read_export(path) for path in files]
     produced, sent = _produce(settings, exports, quiet=as_json)
@@ -56,22 +56,22 @@ def import_(
 
 @define
 class ProducedEnds:
-    """How far the topic is written: partition → offset after the last record of ours."""
+    """The end of the produced records: partition → offset after the last one."""
 
     ends: dict[int, int] = field(factory=dict)
     _lock: threading.Lock = field(factory=threading.Lock)
 
-    def note(self, delivery: Delivery) -> None:
-        """Take note of a record, from any thread."""
+    def record_delivery(self, delivery: Delivery) -> None:
+        """Record a delivery; may be called from any thread."""
         if delivery.error is None:
             with self._lock:
                 self.ends[delivery.partition] = max(self.ends.get(delivery.partition, 0), delivery.offset + 1)
 
 
 def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) -> tuple[dict[int, int], int]:
-    """Send all messages; (partition → offset after the last one, how many were sent).
+    """Send all messages and return partition → offset after the last one, and how many were sent.
 
-    Raises RtfmError when one was not delivered.
+    Raises RtfmError if a message was not delivered.
     """
     produced = ProducedEnds()
     contracts = open_contracts(settings)
@@ -86,7 +86,7 @@ def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) 
                     if len(value) > MAX_EVENT_BYTES:
                         raise InvalidEvent(f"more than the {MAX_EVENT_BYTES} bytes that an event can have")
                     key = contracts.key(MESSAGES, message)
-                    producer.send_raw(MESSAGES, key, value, event_headers(None), on_delivery=produced.note)
+                    producer.send_raw(MESSAGES, key, value, event_headers(None), on_delivery=produced.record_delivery)
                 except PermanentError as exc:
                     export.left_out.add(f"message {message.message_id}", str(exc))
                 if number % 100 == 0:
@@ -98,19 +98,19 @@ def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) 
 
 
 def wait_until_ingested(settings: Settings, ends: dict[int, int], *, quiet: bool) -> bool:
-    """Wait until ingest has passed ``ends``; False when there is no processor."""
+    """Wait until ingest has committed ``ends`` and return True, or False if no processor is running."""
     group = GroupProgress(settings, catalogue.load(settings.schemas_dir).group(MESSAGES))
     committed = group.committed_offsets(MESSAGES, ends)
     started = {partition: committed.get(partition, 0) for partition in ends}
-    left = _left(ends, committed)
-    alone_since: float | None = None
+    left = _count_left(ends, committed)
+    absent_since: float | None = None
     with Progress("Indexing", left, quiet) as progress:
         while left:
             if group.count_members():
-                alone_since = None
+                absent_since = None
             else:
-                alone_since = alone_since or time.monotonic()
-                if time.monotonic() - alone_since >= PATIENCE_S:
+                absent_since = absent_since or time.monotonic()
+                if time.monotonic() - absent_since >= NO_PROCESSOR_TIMEOUT_S:
                     echo(
                         "No processor is running: the messages wait in Kafka. Start one with `rtfm-cli run processor`.",
                         err=True,
@@ -118,18 +118,18 @@ def wait_until_ingested(settings: Settings, ends: dict[int, int], *, quiet: bool
                     return False
             time.sleep(0.2)
             committed = {**started, **group.committed_offsets(MESSAGES, ends)}
-            now = _left(ends, committed)
+            now = _count_left(ends, committed)
             progress.advance(left - now)
             left = now
     return True
 
 
-def _left(ends: dict[int, int], committed: dict[int, int]) -> int:
+def _count_left(ends: dict[int, int], committed: dict[int, int]) -> int:
     return sum(max(end - committed.get(partition, 0), 0) for partition, end in ends.items())
 
 
 def _report(exports: Sequence[ChatExport], sent: int, *, ingested: bool, as_json: bool) -> None:
-    first = [(export.path, one) for export in exports for one in export.left_out.first]
+    first = [(export.path, message) for export in exports for message in export.left_out.first]
     left_out = sum(export.left_out.count for export in exports)
     if as_json:
         echo_json(
@@ -138,15 +138,16 @@ def _report(exports: Sequence[ChatExport], sent: int, *, ingested: bool, as_json
                 "messages": sent,
                 "ingested": ingested,
                 "left_out_count": left_out,
-                "left_out": [{"file": str(path), **asdict(one)} for path, one in first],
+                "left_out": [{"file": str(path), **asdict(message)} for path, message in first],
             }
         )
         return
-    for path, one in first[:_PLACES_SHOWN]:
-        echo(printable(f"Left out: {path}, {one.where}: {one.why}"), err=True)
+    for path, message in first[:_PLACES_SHOWN]:
+        echo(printable(f"Left out: {path}, {message.where}: {message.why}"), err=True)
     if left_out > _PLACES_SHOWN:
         echo(f"Left out: {left_out - _PLACES_SHOWN} more; --json lists the first 1,000 of each file.", err=True)
     reasons = sum((export.left_out.reasons for export in exports), Counter[str]())
     why = f" ({'; '.join(f'{count} × {reason}' for reason, count in reasons.most_common(5))})" if reasons else ""
     state = "imported and searchable" if ingested else "sent"
-    echo(f"{counted(len(exports), 'files')}: {counted(sent, 'messages')} {state}, {left_out} left out{printable(why)}")
+    files, messages = pluralize(len(exports), "files"), pluralize(sent, "messages")
+    echo(f"{files}: {messages} {state}, {left_out} left out{printable(why)}")

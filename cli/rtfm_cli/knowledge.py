@@ -1,4 +1,4 @@
-"""What was said, for commands that search it themselves."""
+"""Opens the archive and the search for commands that run retrieval themselves."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rtfm_cli.printing import echo
 
 
 @contextmanager
-def opened_knowledge() -> Iterator[Knowledge]:
-    """The knowledge of the settings, and one line for people when search goes by words alone."""
+def open_console_knowledge() -> Iterator[Knowledge]:
+    """Open the knowledge of the settings. Prints a line if there is no embedding model."""
     with closing(open_knowledge(load_settings(log_level="ERROR"))) as knowledge:
         if knowledge.retriever.mode == "lexical":
-            echo("No embedding model: search goes by words. `rtfm-cli doctor --fetch-model` fetches it.", err=True)
+            echo("No embedding model: search uses words only. `rtfm-cli doctor --fetch-model` fetches it.", err=True)
         yield knowledge

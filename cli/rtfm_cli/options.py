@@ -1,4 +1,4 @@
-"""Options that several commands share, and the settings they lead to."""
+"""Options that several commands share, and the settings that they change."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 
 
 def kafka_settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give ``command`` its ``settings``, with an option for the address of Kafka."""
+    """Pass ``settings`` to ``command``, with an option for the address of Kafka."""
 
     @click.option(
         "--bootstrap-servers",
@@ -43,21 +43,21 @@ def kafka_settings(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def kafka_and_registry_settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give ``command`` its ``settings``, with options for the addresses of Kafka and of the schema registry."""
+    """Pass ``settings`` to ``command``, with options for the addresses of Kafka and the schema registry."""
     return kafka_settings(registry_option(command))
 
 
-def need(*packages: str) -> None:
-    """Raise ModuleNotFoundError, of which `main` makes a line with the extra, before anything starts without one."""
+def require_packages(*packages: str) -> None:
+    """Raise ModuleNotFoundError if a package is missing; `main` then names the extra to install."""
     for name in packages:
         if find_spec(name) is None:
             raise ModuleNotFoundError(f"{name} is not installed", name=name)
 
 
 def load_settings(*, log_level: str | None = None, **flags: Any) -> settings.Settings:
-    """The settings with a command's flags on top; logging is set up on the way.
+    """Load the settings, apply a command's flags, and configure logging.
 
-    ``log_level`` is for commands that say themselves what would be logged; ``--debug`` logs all the same.
+    ``log_level`` replaces the configured level for commands that print such messages themselves; ``--debug`` wins.
     """
     loaded = settings.load().with_flags(**flags)
     hide(loaded.secrets())
@@ -69,22 +69,22 @@ def load_settings(*, log_level: str | None = None, **flags: Any) -> settings.Set
 
 
 def echo_json(value: Any) -> None:
-    """One JSON document on one line, without the secrets of this process."""
+    """Print one JSON document on one line, without the secrets of the settings."""
     echo(json_text(value))
 
 
-def counted(count: int, plural: str) -> str:
-    """A number with what it counts: "1 message", "2 messages"."""
+def pluralize(count: int, plural: str) -> str:
+    """Return a number with its noun: "1 message", "2 messages"."""
     return f"{count} {plural.removesuffix('s') if count == 1 else plural}"
 
 
-def records_shown(records: int | None, offsets: int) -> str:
-    """The records of a topic for a table; its offsets are no less where they were not counted."""
+def format_records(records: int | None, offsets: int) -> str:
+    """Return the number of a topic's records for a table; its offsets are the upper bound if they were not counted."""
     return f"≤ {offsets}" if records is None else str(records)
 
 
 def examples(text: str) -> Callable[[Any], Any]:
-    """Examples for the end of a command's --help, one a line."""
+    """Add examples to the end of a command's --help, one per line."""
 
     def attach(command: Any) -> Any:
         command.epilog = "\b\nExamples:\n" + indent(text.strip("\n"), "  ")

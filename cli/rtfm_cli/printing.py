@@ -1,8 +1,8 @@
-"""What commands print for people: the one way out to the terminal.
+"""Prints for people: the only way to the terminal, apart from tables.
 
-Owns that nothing which came from outside (what was said, names, keys, files, other services' errors) reaches the
-terminal as anything but text, and no secret of the settings at all. Tables are in ``rtfm_cli.tables``, so that rich is
-only imported where there is one.
+Promises that text from outside (messages, names, keys, files, errors of other services) reaches the terminal without
+escape sequences, and that no secret of the settings reaches it. Tables are in ``rtfm_cli.tables``, so that rich is
+imported only for them.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ __all__ = ["echo", "json_text", "printable"]
 
 
 def echo(text: str = "", *, err: bool = False, nl: bool = True, fg: str | None = None, bold: bool = False) -> None:
-    """Print lines, to stderr with ``err``. Data that must stay on its line goes through ``printable`` before."""
+    """Print lines, to stderr with ``err``. Pass data that must stay on one line through ``printable`` first."""
     shown = redacted(printable(text, newlines=True))
     click.secho(shown, err=err, nl=nl, fg=fg, bold=bold or None)
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
-    """JSON whose strings hold no character that a terminal would obey; it means the same."""
+    """Return JSON in which every character that a terminal would interpret is escaped."""
     written = redacted(json.dumps(value, ensure_ascii=False, indent=indent))
     if written.isprintable():
         return written

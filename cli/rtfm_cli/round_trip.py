@@ -1,4 +1,4 @@
-"""An event into Kafka, and the event that follows from it back."""
+"""Produces an event and waits for the event that follows from it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def round_trip(
     is_wanted: Callable[[Any], bool],
     timeout_s: float,
 ) -> tuple[Any, int] | None:
-    """Produce ``event`` to ``sent_to`` and wait for the event of ``topic`` that ``is_wanted``.
+    """Produce ``event`` to ``sent_to`` and wait for the event of ``topic`` that ``is_wanted`` accepts.
 
-    Gives it with the milliseconds that it took, or None when it does not come in time.
+    Returns that event and the milliseconds until it came, or None if it does not come in time.
     """
     contracts = open_contracts(settings)
-    # The end is looked up before the event goes out, so that nothing can be missed.
+    # The reader seeks to the end of the topic before the event is sent, so that it misses nothing.
     with EventReader(settings, contracts, topic, from_end=True) as reader:
         began = time.monotonic()
         with EventProducer(settings, contracts) as producer:

@@ -1,4 +1,4 @@
-"""`rtfm-cli run`: the two services. Each is imported where it is run, for it has packages that the other does not."""
+"""`rtfm-cli run`: runs one of the two services. Each is imported in its command, because its packages are its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from rtfm.settings import Settings
 from rtfm.streams.pipeline import Unfinished
 from rtfm_cli import exit_codes
-from rtfm_cli.options import examples, kafka_and_registry_settings, need
+from rtfm_cli.options import examples, kafka_and_registry_settings, require_packages
 from rtfm_cli.printing import echo
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def run() -> None:
-    """Run a service until SIGTERM or Ctrl-C; it then finishes what is in hand."""
+    """Run a service until SIGTERM or Ctrl-C; it then finishes the records that it has started."""
 
 
 @examples("""
@@ -28,27 +28,31 @@ rtfm-cli run processor
 METRICS_PORT=9100 rtfm-cli run processor --only answer
 """)
 @run.command("processor")
-@click.option("--only", type=click.Choice(["ingest", "answer"]), help="Do one of its two jobs.")
+@click.option("--only", type=click.Choice(["ingest", "answer"]), help="Run only one of the two pipelines.")
 @kafka_and_registry_settings
 def processor(only: Part | None, settings: Settings) -> None:
     """Archive messages and answer questions."""
-    need("onnxruntime", "chromadb", "sqlalchemy")
+    require_packages("onnxruntime", "chromadb", "sqlalchemy")
     from rtfm.processor.service import run_processor
 
     try:
         run_processor(settings, only)
     except Unfinished as exc:
         echo(f"Error: {exc}\nHint: {exc.hint}", err=True)
-        # Threads that are still at work would keep the interpreter from ending.
+        # Threads that still run would keep the interpreter from ending.
         sys.stderr.flush()
         os._exit(exit_codes.CHECK_FAILED)
 
 
+@examples("""
+rtfm-cli run bot
+DISCORD_TOKEN=… METRICS_PORT=9101 rtfm-cli run bot
+""")
 @run.command("bot")
 @kafka_and_registry_settings
 def bot(settings: Settings) -> None:
-    """Listen and reply on Discord, as the bot of DISCORD_TOKEN."""
-    need("discord", "sqlalchemy")
+    """Connect to Discord as the bot of DISCORD_TOKEN: publish messages and questions, post answers."""
+    require_packages("discord", "sqlalchemy")
     from rtfm.bot.service import run_bot
 
     run_bot(settings)

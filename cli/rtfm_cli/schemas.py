@@ -1,4 +1,4 @@
-"""`rtfm-cli schemas`: the contracts, and the registry that holds them."""
+"""`rtfm-cli schemas`: registers, checks and releases the contracts, and shows the registry's versions of them."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ rtfm-cli schemas list --json
 @schemas.command("list")
 @json_option
 def list_(as_json: bool) -> None:
-    """Show the contracts of the catalogue. Asks no registry."""
-    catalogue = _catalogue()
+    """List the contracts of the catalogue, without asking a registry."""
+    catalogue = _load_catalogue()
     rows = [
         {
             "subject": topic.subject,
@@ -75,7 +75,7 @@ def register(schema_registry_url: str | None, dry_run: bool, as_json: bool) -> N
     if not (catalogue.directory / lock.LOCK_FILE).is_file() and not dry_run:
         lock.write(catalogue)
     registry = contracts.open_registry(settings, timeout_s=contracts.PATIENT_S)
-    contracts.Contracts(catalogue, registry)  # a class that drifted from its schema is found before anything is written
+    contracts.Contracts(catalogue, registry)  # compares classes with schemas before anything is written
     items = registration.plan(catalogue, registry)
     if not dry_run:
         items = registration.apply(catalogue, registry, items)
@@ -86,7 +86,7 @@ def register(schema_registry_url: str | None, dry_run: bool, as_json: bool) -> N
         for i in items
     ]
     if as_json:
-        echo_json({"changes": changes, "dry_run": dry_run, "items": rows, "strays": _stray_rows(found)})
+        echo_json({"changes": changes, "dry_run": dry_run, "items": rows, "strays": _to_rows(found)})
         return
     for stray in found:
         echo(f"{stray.message}\n  remove it: {stray.command(schema_registry_url and registry.url)}", err=True)
@@ -102,13 +102,14 @@ rtfm-cli schemas check --registry http://localhost:8081
 """)
 @schemas.command("check")
 @click.option("--format", "output", type=click.Choice(["text", "json", "github"]), default="text", show_default=True)
-@click.option("--registry", "url", metavar="URL", help="Ask this registry too; a verdict unlike ours is an error.")
+@click.option("--registry", "url", metavar="URL", help="Compare with this registry's verdicts, too.")
 def check(output: str, url: str | None) -> int:
-    """Compare the schemas with every released version, without a network; exit 1 when one breaks somebody.
+    """Compare the schemas with every released version, offline.
 
-    Also looks for what is wrong with a schema by itself, and for released files that were changed or removed.
+    Also checks each schema by itself, and looks for released files that were changed or removed. Exits with 1 if a
+    change breaks a reader or a check fails; with --registry, also if the registry's verdict differs.
     """
-    catalogue = _catalogue()
+    catalogue = _load_catalogue()
     found = releases.findings(catalogue)
     if url:
         registry = contracts.open_registry(load_settings(schema_registry_url=url))
@@ -132,10 +133,10 @@ def check(output: str, url: str | None) -> int:
     elif output == "github":
         for finding in found:
             file = catalogue.directory / (finding.file or "")
-            echo(f"::error file={_relative(file)},title=Contracts: {finding.rule}::{finding.message}")
+            echo(f"::error file={_to_relative(file)},title=Contracts: {finding.rule}::{finding.message}")
     else:
         for finding in found:
-            echo(_text(finding))
+            echo(_format_finding(finding))
     if output != "json":
         echo(f"{subjects} subjects checked, {len(found)} finding{'' if len(found) == 1 else 's'}")
     return exit_codes.CHECK_FAILED if found else exit_codes.DONE
@@ -149,13 +150,13 @@ rtfm-cli schemas remove bot-queries-value 7 --yes
 @click.argument("subject")
 @click.argument("version", type=click.IntRange(1))
 @registry_option
-@click.option("--yes", is_flag=True, help="Remove it; without, say what would be removed.")
+@click.option("--yes", is_flag=True, help="Remove it; without --yes only show what would be removed.")
 @json_option
 def remove(subject: str, version: int, schema_registry_url: str | None, yes: bool, as_json: bool) -> None:
-    """Take a version that nobody released out of the registry.
+    """Remove an unreleased version from the registry.
 
-    Records that were written with it stay readable. Refuses a released version. Turn auto.register.schemas off in the
-    client that registered it first, or it comes again.
+    Records that were written with it stay readable. Refuses a released version. First turn off auto.register.schemas in
+    the client that registered it; otherwise the client registers it again.
     """
     settings = load_settings(schema_registry_url=schema_registry_url)
     catalogue = catalogues.load(settings.schemas_dir)
@@ -165,7 +166,7 @@ def remove(subject: str, version: int, schema_registry_url: str | None, yes: boo
     if yes:
         registry.remove(topic.name, version)
     if as_json:
-        echo_json({"removed": yes, "stray": _stray_rows([stray])[0]})
+        echo_json({"removed": yes, "stray": _to_rows([stray])[0]})
         return
     echo(stray.message)
     echo("Removed." if yes else "Nothing was removed; --yes removes it.")
@@ -178,17 +179,20 @@ rtfm-cli schemas diff bot-queries --from 1
 """)
 @schemas.command("diff")
 @click.argument("topic", required=False)
-@click.option("--from", "version", type=click.IntRange(1), help="Released version to start from; default the newest.")
+@click.option(
+    "--from", "version", type=click.IntRange(1), help="Released version to compare with; default: the newest."
+)
 @json_option
 def diff(topic: str | None, version: int | None, as_json: bool) -> None:
-    """Show in words what changed since a released version."""
-    catalogue = _catalogue()
+    """Describe what changed since a released version."""
+    catalogue = _load_catalogue()
     rows: list[dict[str, Any]] = []
     for entry in [catalogue.topic(topic)] if topic else catalogue.with_schema():
         released = catalogue.released(entry.name)
         if entry.schema is None or (version or max(released, default=0)) not in released:
             raise ConfigError(
-                f"{entry.subject} has no released version {version or 1}", hint=_released(list(released), entry.name)
+                f"{entry.subject} has no released version {version or 1}",
+                hint=_released_hint(list(released), entry.name),
             )
         start = version or max(released)
         rows.append(
@@ -208,27 +212,27 @@ rtfm-cli schemas release --dry-run
 rtfm-cli schemas release
 """)
 @schemas.command("release")
-@click.option("--dry-run", is_flag=True, help="Say what would be released and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be released and change nothing.")
 @click.option("--reset-v1", is_flag=True, help="Make the schemas version 1 again; only before the project's first tag.")
 def release(dry_run: bool, reset_v1: bool) -> int:
-    """Freeze the schemas that changed as their next version; refuses an incompatible or an unchanged one."""
-    catalogue = _catalogue()
+    """Release the changed schemas as their next version. Refuses incompatible and unchanged schemas."""
+    catalogue = _load_catalogue()
     if reset_v1:
-        if _tags(catalogue.directory):
+        if _read_tags(catalogue.directory):
             raise ConfigError(
-                "version 1 stands since the project's first tag", hint="Release a compatible version instead."
+                "version 1 cannot change after the project's first tag", hint="release a compatible version instead"
             )
         planned = {topic.name: 1 for topic in catalogue.with_schema()}
     else:
         planned = releases.plan(catalogue)
         found = releases.findings(catalogue)
         for finding in found:
-            echo(_text(finding), err=True)
+            echo(_format_finding(finding), err=True)
         if found:
             echo("Nothing was released.", err=True)
             return exit_codes.CHECK_FAILED
         if not planned:
-            echo("Nothing to release: every schema is as it was last released.", err=True)
+            echo("Nothing to release: no schema changed since its last release.", err=True)
             return exit_codes.CHECK_FAILED
     if not dry_run:
         if reset_v1:
@@ -249,39 +253,39 @@ rtfm-cli schemas show bot-queries --codec
 """)
 @schemas.command("show")
 @click.argument("topic")
-@click.option("--version", type=click.IntRange(1), help="A released version; default the schema as it stands.")
-@click.option("--codec", is_flag=True, help="Show the Python source of its encoder and decoder.")
+@click.option("--version", type=click.IntRange(1), help="A released version; default: the present schema.")
+@click.option("--codec", is_flag=True, help="Print the Python source of its encoder and decoder.")
 def show(topic: str, version: int | None, codec: bool) -> None:
-    """Print a schema, or the source of the codec that is made from it."""
-    catalogue = _catalogue()
+    """Print a schema, or the source of the codec that is compiled from it."""
+    catalogue = _load_catalogue()
     entry = catalogue.topic(topic)
     schema = entry.schema if version is None else catalogue.released(topic).get(version)
     if entry.schema is None or (codec and topic not in EVENT_OF_TOPIC):
         raise ConfigError(
-            f"{topic} has no {'codec' if codec else 'schema'}", hint="`rtfm-cli schemas list` shows which do."
+            f"{topic} has no {'codec' if codec else 'schema'}", hint="`rtfm-cli schemas list` shows the topics with one"
         )
     if schema is None:
         raise ConfigError(
             f"{entry.subject} has no released version {version}",
-            hint=_released(list(catalogue.released(topic)), topic),
+            hint=_released_hint(list(catalogue.released(topic)), topic),
         )
     if not codec:
         echo(json_text(schema, indent=2))
         return
-    made = EventCodec[Any](EVENT_OF_TOPIC[topic], entry.schema or {})
-    reader = made.decoder_source if version is None else made.source_for(schema)
-    echo(made.encoder_source + "\n\n" + reader)
+    compiled = EventCodec[Any](EVENT_OF_TOPIC[topic], entry.schema or {})
+    reader = compiled.decoder_source if version is None else compiled.source_for(schema)
+    echo(compiled.encoder_source + "\n\n" + reader)
 
 
-def _catalogue() -> Catalogue:
+def _load_catalogue() -> Catalogue:
     return catalogues.load(load_settings().schemas_dir)
 
 
-def _released(versions: list[int], topic: str) -> str:
-    return f"Released of {topic}: {', '.join(map(str, sorted(versions))) or 'none'}."
+def _released_hint(versions: list[int], topic: str) -> str:
+    return f"released versions of {topic}: {', '.join(map(str, sorted(versions))) or 'none'}"
 
 
-def _text(finding: Finding) -> str:
+def _format_finding(finding: Finding) -> str:
     text = finding.message
     if finding.direction == "backward" and finding.consumers:
         text += f"\n  breaks for records still in Kafka: {', '.join(finding.consumers)}"
@@ -290,7 +294,7 @@ def _text(finding: Finding) -> str:
     return f"{text}\n  rule: {finding.rule}" + (f", at {finding.path}" if finding.path else "")
 
 
-def _stray_rows(found: list[Stray]) -> list[dict[str, Any]]:
+def _to_rows(found: list[Stray]) -> list[dict[str, Any]]:
     return [
         {
             "subject": stray.subject,
@@ -303,15 +307,15 @@ def _stray_rows(found: list[Stray]) -> list[dict[str, Any]]:
     ]
 
 
-def _tags(directory: Path) -> list[str]:
+def _read_tags(directory: Path) -> list[str]:
     try:
         result = subprocess.run(
             ["git", "-C", str(directory), "tag", "--list"], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
-        return []  # not a checkout: schemas of somebody's own
+        return []  # not a checkout: the schemas of another project
     return result.stdout.split()
 
 
-def _relative(path: Path) -> str:
+def _to_relative(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,4 +1,4 @@
-"""`rtfm-cli search`: what retrieval finds, with scores."""
+"""`rtfm-cli search`: shows what retrieval finds, with scores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import click
 
 from rtfm.discord_ids import jump_link
 from rtfm.knowledge import SearchResult, console_scope
-from rtfm_cli.knowledge import opened_knowledge
+from rtfm_cli.knowledge import open_console_knowledge
 from rtfm_cli.options import echo_json, examples, json_option
 from rtfm_cli.printing import echo, printable
 from rtfm_cli.tables import Table, table_console
@@ -28,11 +28,11 @@ rtfm-cli search --guild 1163874448331508 --limit 3 --json "mount an NTFS disk"
 def search(query: str, guild: str | None, channels: tuple[str, ...], limit: int, explain: bool, as_json: bool) -> None:
     """Show what retrieval finds for QUERY, best first, with scores.
 
-    Private threads and direct messages are searched only where --channel names them.
+    Private threads and direct messages are searched only if --channel names them.
     """
     if not query.strip():
         raise click.BadParameter("it is empty", param_hint="QUERY")
-    with opened_knowledge() as knowledge:
+    with open_console_knowledge() as knowledge:
         guild_id, visible = console_scope(knowledge.archive, guild, channels)
         result = knowledge.retriever.search(query, guild_id=guild_id, visible_channel_ids=visible, limit=limit)
     if as_json:
@@ -54,63 +54,65 @@ def search(query: str, guild: str | None, channels: tuple[str, ...], limit: int,
         )
         return
     if result.rebuild_due:
-        echo(f"{result.rebuild_due}: run `rtfm-cli rebuild`. Until then search goes by words.", err=True)
+        echo(f"{result.rebuild_due}: run `rtfm-cli rebuild`. Until then search uses words only.", err=True)
     if explain:
-        _show_explanation(result)
+        _print_explanation(result)
     if not result.found:
-        echo(f"Nothing is near enough ({result.mode} search).")
+        echo(f"No passage is near enough ({result.mode} search).")
         return
     for number, passage in enumerate(result.passages, start=1):
         first = passage.messages[0]
         place = jump_link(first.guild_id, first.channel_id, first.message_id)
         echo(f"{number}. {passage.score:.2f}  {place}", bold=True)
         for message in passage.messages[:6]:
-            echo(f"   {printable(message.author_name)}: {_one_line(message.content)}")
+            echo(f"   {printable(message.author_name)}: {_to_line(message.content)}")
         if len(passage.messages) > 6:
             echo(f"   … {len(passage.messages) - 6} more messages")
     echo(f"{len(result.passages)} passages ({result.mode} search)")
 
 
-_READ = 2_000  # characters of a message, of which a line is made
+_READ_CHARACTERS = 2_000  # of a message; enough for a line
 
 
-def _one_line(text: str) -> str:
-    line = printable(" ".join(text[:_READ].split()))
+def _to_line(text: str) -> str:
+    line = printable(" ".join(text[:_READ_CHARACTERS].split()))
     return line if len(line) <= 160 else line[:159] + "…"
 
 
-def _show_explanation(result: SearchResult) -> None:
-    how = result.explanation
-    if how is None:
-        echo("Nothing was searched: no visible channel, or no question.")
+def _print_explanation(result: SearchResult) -> None:
+    details = result.explanation
+    if details is None:
+        echo("Nothing was searched: there is no visible channel, or no question.")
         return
-    kind = "calibrated on this guild" if how.calibrated else "usual, not calibrated yet"
-    relation = "reaches" if how.evidence >= how.floor else "stays below"
-    vectors = "" if how.compared == "no vectors" else f": {how.looked_at:,} vectors"
-    echo(f"filters   guild {how.guild_id or 'direct messages'}, {how.visible_channels:,} visible channels")
-    echo(f"compared  {how.compared}{vectors}; {how.candidates} candidates scored")
-    echo(f"floor     evidence of {how.evidence:.2f} {relation} {how.floor:.2f} ({kind})")
+    kind = "calibrated for this guild" if details.calibrated else "the default, not calibrated yet"
+    relation = "reaches" if details.evidence >= details.floor else "is below"
+    vectors = "" if details.compared == "no vectors" else f": {details.looked_at:,} vectors"
+    echo(f"filters   guild {details.guild_id or 'direct messages'}, {details.visible_channels:,} visible channels")
+    echo(f"compared  {details.compared}{vectors}; {details.candidates} candidates scored")
+    echo(f"floor     evidence of {details.evidence:.2f} {relation} {details.floor:.2f} ({kind})")
     if not result.found:
         return
     numbers = {passage.passage_id: number for number, passage in enumerate(result.passages, start=1)}
     table = Table(header_style="bold", title_justify="left")
     for name in ("", "first message", "score", "shown by", "meaning", "words", "speakers"):
         table.add_column(name, justify="left" if name == "first message" else "right", no_wrap=True)
-    # In the order in which they are shown to a model.
+    # In the order in which a model gets them.
     for passage in sorted([*result.passages, *result.nearby], key=lambda passage: -passage.boosted_score):
-        ranks = how.ranks.get(passage.passage_id)
+        ranks = details.ranks.get(passage.passage_id)
         table.add_row(
             str(numbers.get(passage.passage_id, "beside 1")),
             passage.messages[0].message_id,
             f"{passage.score:.3f}",
             f"{passage.boosted_score:.3f}",
-            "" if ranks is None else _ranked(ranks.meaning_rank, ranks.meaning),
-            "" if ranks is None else _ranked(ranks.words_rank, ranks.words),
+            "" if ranks is None else _format_rank(ranks.meaning_rank, ranks.meaning),
+            "" if ranks is None else _format_rank(ranks.words_rank, ranks.words),
             str(len({message.author_name for message in passage.messages})),
         )
     table_console().print(table)
-    echo("meaning and words: the rank, and what it is by, 0 to 1. shown by: the score, raised beside the best.\n")
+    echo(
+        "meaning, words: the rank and its figure, 0 to 1. shown by: the score, raised for passages near the best one.\n"
+    )
 
 
-def _ranked(rank: int | None, value: float | None) -> str:
+def _format_rank(rank: int | None, value: float | None) -> str:
     return "" if rank is None or value is None else f"{rank}. {value:.2f}"

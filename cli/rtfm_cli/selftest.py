@@ -1,4 +1,4 @@
-"""`rtfm-cli selftest`: a round trip through every part of a running system."""
+"""`rtfm-cli selftest`: tests every part of a running system with a round trip."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from rtfm.streams.topics import TopicAdmin
 from rtfm_cli import exit_codes
 from rtfm_cli.options import echo_json, examples, json_option, kafka_and_registry_settings
 from rtfm_cli.round_trip import round_trip
-from rtfm_cli.tables import print_table, words
+from rtfm_cli.tables import print_table, styled
 
 TESTS = ("connection", "topics", "schemas", "messages", "queries", "dead-letters")
 _ANSWER_TIMEOUT_S = 15.0
 
 
-class SkippedCheck(Exception):
-    """The check has nothing to try; the text says why and what would change that."""
+class SkippedTest(Exception):
+    """A test that cannot run; the text says why, and what to do."""
 
 
 @examples("""
@@ -49,54 +49,54 @@ rtfm-cli selftest --test queries --json
 """)
 @click.command()
 @click.option(
-    "--test", "which", type=click.Choice(["all", *TESTS]), default="all", show_default=True, help="What to try."
+    "--test", "which", type=click.Choice(["all", *TESTS]), default="all", show_default=True, help="Test to run."
 )
 @kafka_and_registry_settings
 @json_option
 def selftest(which: str, settings: Settings, as_json: bool) -> int:
-    """Try the running system from outside. Leaves nothing in the archive.
+    """Test the running system from outside; the archive stays unchanged.
 
-    Exits with 1 when a check fails, with 3 when Kafka or the registry does not answer.
+    Exits with 1 if a test fails, with 3 if Kafka or the registry does not answer.
     """
     checks: dict[str, Callable[[Settings], str]] = {
-        "connection": _connection,
-        "topics": _topics,
-        "schemas": _schemas,
-        "messages": _messages,
-        "queries": _queries,
-        "dead-letters": _dead_letters,
+        "connection": _test_connection,
+        "topics": _test_topics,
+        "schemas": _test_schemas,
+        "messages": _test_messages,
+        "queries": _test_queries,
+        "dead-letters": _test_dead_letters,
     }
     results = []
     for name in TESTS if which == "all" else (which,):
         started = time.monotonic()
         try:
             state, detail = "ok", checks[name](settings)
-        except SkippedCheck as exc:
+        except SkippedTest as exc:
             state, detail = "skipped", str(exc)
         except (ConfigError, PermanentError) as exc:
             state, detail = "failed", redacted(f"{exc}" + (f" ({exc.hint})" if exc.hint else ""))
         results.append(
             {"test": name, "result": state, "detail": detail, "ms": round(1000 * (time.monotonic() - started))}
         )
-    _print(results, as_json)
+    _print_results(results, as_json)
     failed = any(result["result"] == "failed" for result in results)
     return exit_codes.CHECK_FAILED if failed else exit_codes.DONE
 
 
-def _connection(settings: Settings) -> str:
+def _test_connection(settings: Settings) -> str:
     TopicAdmin(settings, catalogue.load(settings.schemas_dir)).plan()
     return f"Kafka answers at {settings.kafka_bootstrap_servers}"
 
 
-def _topics(settings: Settings) -> str:
+def _test_topics(settings: Settings) -> str:
     plan = TopicAdmin(settings, catalogue.load(settings.schemas_dir)).plan()
     wrong = [step.topic for step in plan if step.action != "none"]
     if wrong:
         raise ConfigError(", ".join(wrong) + " missing or drifted", hint="run `rtfm-cli topics init`")
-    return f"{len({step.topic for step in plan})} topics are as they should be"
+    return f"{len({step.topic for step in plan})} topics are up to date"
 
 
-def _schemas(settings: Settings) -> str:
+def _test_schemas(settings: Settings) -> str:
     contracts = open_contracts(settings)
     ids = [
         contracts.registry.id_for(topic.name, topic.schema)
@@ -106,9 +106,9 @@ def _schemas(settings: Settings) -> str:
     return f"{len(ids)} contracts are registered at {shown(settings.schema_registry_url)}"
 
 
-def _messages(settings: Settings) -> str:
+def _test_messages(settings: Settings) -> str:
     now = now_ms()
-    # Ingest does nothing with an UNKNOWN change, so this leaves no message behind.
+    # Ingest ignores an UNKNOWN change, so this archives nothing.
     message = DiscordMessage(
         message_id="0",
         channel_id=f"selftest-{uuid.uuid4()}",
@@ -120,13 +120,13 @@ def _messages(settings: Settings) -> str:
     )
     back = round_trip(settings, MESSAGES, message, MESSAGES, lambda event: event == message, _ANSWER_TIMEOUT_S)
     if back is None:
-        raise ConfigError(f"a message that was acknowledged did not come back within {_ANSWER_TIMEOUT_S:.0f} s")
-    return "a message went to discord-messages and came back the same"
+        raise ConfigError(f"an acknowledged message could not be read back within {_ANSWER_TIMEOUT_S:.0f} s")
+    return "a message was produced to discord-messages and read back unchanged"
 
 
-def _queries(settings: Settings) -> str:
+def _test_queries(settings: Settings) -> str:
     if GroupProgress(settings, catalogue.load(settings.schemas_dir).group(QUERIES)).count_members() == 0:
-        raise SkippedCheck("no processor answers; start one with `rtfm-cli run processor`")
+        raise SkippedTest("no processor is running; start one with `rtfm-cli run processor`")
     now = now_ms()
     query = BotQuery(
         query_id=f"c{uuid.uuid4()}",
@@ -144,23 +144,23 @@ def _queries(settings: Settings) -> str:
     )
     if answer is None:
         raise ConfigError(
-            f"a question was not answered within {_ANSWER_TIMEOUT_S:.0f} s", hint="see the processor's log"
+            f"a question was not answered within {_ANSWER_TIMEOUT_S:.0f} s", hint="read the processor's log"
         )
     return f"a question was answered with {answer[0].outcome.value}"
 
 
-def _dead_letters(settings: Settings) -> str:
+def _test_dead_letters(settings: Settings) -> str:
     with DeadLetterStore(settings) as store:
         count = sum(1 for _ in store.find(LetterFilter()))
     return f"{count} dead letters" + ("; see `rtfm-cli dlq list`" if count else "")
 
 
-def _print(results: list[dict[str, Any]], as_json: bool) -> None:
+def _print_results(results: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         echo_json({"ok": all(result["result"] != "failed" for result in results), "tests": results})
         return
     colours = {"ok": "green", "failed": "red", "skipped": "yellow"}
     print_table(
         ["test", "result", "detail", "ms"],
-        [(r["test"], words(r["result"], colours[r["result"]]), r["detail"], r["ms"]) for r in results],
+        [(r["test"], styled(r["result"], colours[r["result"]]), r["detail"], r["ms"]) for r in results],
     )

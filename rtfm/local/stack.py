@@ -1,8 +1,8 @@
-"""Kafka, a schema registry, Chroma and PostgreSQL as processes of this machine, without Docker.
+"""Runs Kafka, a schema registry, Chroma and PostgreSQL as processes of this machine, without Docker.
 
-Owns ``RTFM_HOME``: ``data/`` of each service, ``log/``, ``cache/`` for what was fetched, ``run/`` for addresses and
-processes. Stops only processes that it started: a process is its own while number and start time agree. Whatever was
-killed, ``up`` brings back with what it held.
+Owns ``RTFM_HOME``: ``data/`` of each service, ``log/``, ``cache/`` for downloads, ``run/`` for addresses and processes.
+Stops only processes that it started, which it recognises by process id and start time. After a kill of any service,
+``up`` starts it again with its data.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from rtfm.settings import LOCAL_STACK_FILE
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 20.0
 ORPHANS_TIMEOUT_S = 10.0
-"""PostgreSQL's workers end by themselves when it is killed: at once, or at the end of a query."""
+"""How long to wait for PostgreSQL's workers, which end by themselves after it was killed: at once, or after a query."""
 
-ROOM_BYTES = 200_000_000
-"""What the services need to start: PostgreSQL 60 MB, Kafka's log segments and indexes, logs."""
+MIN_FREE_BYTES = 200_000_000
+"""Disk space that the services need to start: PostgreSQL 60 MB, Kafka's log segments and indexes, logs."""
 
-LOG_BYTES = 10_000_000
-"""A log that is longer at a start is put aside as ``.log.1``."""
+MAX_LOG_BYTES = 10_000_000
+"""A longer log is renamed to ``.log.1`` at the start of its service."""
 
 _PORT_TRIES = 3
-"""Two stacks that start at the same moment choose the same ports; the slower one takes others then."""
+"""Attempts to find ports: if two stacks start at the same moment and choose the same ports, the slower one retries."""
 
 _POLL_S = 0.05
 
@@ -61,11 +61,11 @@ class ServiceStatus:
 
 
 class _PortTaken(Unavailable):
-    """Another program was quicker."""
+    """Another program took the port between the choice and the start."""
 
 
 class LocalStack:
-    """The four services of one home folder; any number of them at once, of this and other processes, take turns."""
+    """The four services of one home folder. Stacks of several threads or processes on one home take turns."""
 
     def __init__(
         self,
@@ -92,101 +92,102 @@ class LocalStack:
         ports: Mapping[str, int] | None = None,
         progress: artifacts.Progress | None = None,
     ) -> list[ServiceStatus]:
-        """Start what does not run and wait until all answer; a second call changes nothing.
+        """Start the services that do not run and wait until all answer; a second call changes nothing.
 
-        ``ports`` are those that must be taken; others are remembered, or the usual one if it is free, or any.
-        One that another program takes in the meantime is left to it, unless it was given. Raises ConfigError for a
-        taken port, a corrupted download or a full disk, Unavailable for a service that ends or does not answer within
-        90 s.
+        ``ports`` names ports that must be used. For the others it takes the remembered port, the default port or any
+        free port. If another program takes such a port before the service does, the service gets another one. Raises
+        ConfigError for a taken port, a corrupted download or a full disk, Unavailable for a service that ends or
+        does not answer within 90 s.
         """
-        with self._sole_use():
-            running = {name: entry for name in names if (entry := self._running(name))}
-            self._refuse_to_move(running, ports or {})
+        with self._lock_home():
+            running = {name: entry for name in names if (entry := self._running_entry(name))}
+            self._check_ports_unchanged(running, ports or {})
             with ThreadPoolExecutor(len(SERVICES)) as pool:
-                # One that was killed a moment ago may still be there.
-                answering = list(pool.map(self._await, running, running.values()))
+                # A service that was just killed may still be listed as running.
+                answering = list(pool.map(self._wait_until_answering, running, running.values()))
             missing = [name for name in names if not dict(zip(running, answering, strict=True)).get(name)]
             if missing:
-                self._make_sure_of_room()
+                self._check_free_space()
                 artifacts.ensure(self.cache_dir, [a for name in missing for a in services.artifacts_of(name)], progress)
             tries = 0
             while missing:
                 tries += 1
                 missing = self._start_all(missing, ports or {}, last=tries == _PORT_TRIES)
             if "schema-registry" in names:
-                services.set_global_level(self._state()["schema-registry"]["address"])
+                services.set_global_level(self._read_state()["schema-registry"]["address"])
             if "postgres" in names:
-                services.create_database(self._state()["postgres"]["address"])
+                services.create_database(self._read_state()["postgres"]["address"])
         return self.status()
 
     def down(self, names: Sequence[str] = SERVICES) -> list[str]:
-        """Stop what this folder's stack started; the names of what was stopped. The data stays."""
-        with self._sole_use():
-            running = [name for name in names if self._running(name)]
+        """Stop the services that this folder's stack started and return their names. The data stays."""
+        with self._lock_home():
+            running = [name for name in names if self._running_entry(name)]
             with ThreadPoolExecutor(len(SERVICES)) as pool:
                 list(pool.map(self._stop, running))
-            with suppress(OSError):  # on a full disk: what has ended is known to have ended without the note
+            with suppress(OSError):  # the disk may be full; an ended process is recognised without this entry
                 for name in names:
-                    self._note(name, None)
+                    self._save_entry(name, None)
             return running
 
     def status(self) -> list[ServiceStatus]:
-        """One entry for each of the four services, each asked whether it answers."""
+        """Return the status of each of the four services, after checking whether it answers."""
         with ThreadPoolExecutor(len(SERVICES)) as pool:
             return list(pool.map(self._status, SERVICES))
 
     def log_path(self, name: str) -> Path:
-        """Where the service ``name`` writes what it has to say."""
+        """Return the log file of the service ``name``."""
         return self.home / "log" / f"{name}.log"
 
     def _status(self, name: str) -> ServiceStatus:
-        entry = self._running(name)
+        entry = self._running_entry(name)
         if entry is None:
             return ServiceStatus(name=name, state="stopped", address="", pid=None)
-        state = "running" if services.answers(name, entry["port"]) else "not answering"
+        state = "running" if services.is_answering(name, entry["port"]) else "not answering"
         return ServiceStatus(name=name, state=state, address=entry["address"], pid=entry["pid"])
 
     def _start_all(self, names: Sequence[str], given: Mapping[str, int], *, last: bool) -> list[str]:
-        """Start ``names`` at once; those whose port another program took between the choice and the start.
+        """Start ``names`` in parallel and return those whose port another program took before they started.
 
-        Raises what keeps one from starting, and of those as well where the port was given or it is the ``last`` try.
+        Raises the error of a service that cannot start. A taken port is such an error if the port was ``given`` or this
+        is the ``last`` try.
         """
         chosen = self._choose_ports(names, given)
         with ThreadPoolExecutor(len(SERVICES)) as pool:
             starts = {name: pool.submit(self._start, name, chosen) for name in names}
-        beaten = []
+        without_port = []
         for name, start in starts.items():
             try:
                 start.result()
             except _PortTaken:
                 if last or name in given:
                     raise
-                beaten.append(name)
-        return beaten
+                without_port.append(name)
+        return without_port
 
     def _start(self, name: str, ports: Mapping[str, int]) -> None:
         data_dir = self.home / "data" / name
-        self._clear_orphans(name, data_dir)
-        self._note(name, {"begun": True})
+        self._end_orphans(name, data_dir)
+        self._save_entry(name, {"begun": True})
         launch = services.prepare(name, data_dir, self.cache_dir, ports, self._broker_settings)
         log = self.log_path(name)
         log.parent.mkdir(parents=True, exist_ok=True)
-        if log.is_file() and log.stat().st_size > LOG_BYTES:
+        if log.is_file() and log.stat().st_size > MAX_LOG_BYTES:
             log.replace(log.with_name(f"{log.name}.1"))
         with log.open("ab") as output:
-            written = output.tell()
+            log_offset = output.tell()
             process = self._spawn(launch, data_dir, output)
         entry = {
             "address": services.address(name, ports[name], data_dir),
             "port": ports[name],
             "pid": process.pid,
             "started": psutil.Process(process.pid).create_time(),
-            "log_offset": written,
+            "log_offset": log_offset,
         }
-        self._note(name, entry)
-        if not self._await(name, entry):
+        self._save_entry(name, entry)
+        if not self._wait_until_answering(name, entry):
             own = [ports[port] for port in (name, f"{name}-controller") if port in ports]
-            taken = [port for port in own if not services.port_is_free(port)]
+            taken = [port for port in own if not services.is_port_free(port)]
             if taken:
                 raise _PortTaken(
                     name,
@@ -195,8 +196,8 @@ class LocalStack:
                 )
             raise Unavailable(
                 name,
-                f"{name} ended at its start: {self._last_words(name, entry)}",
-                hint=f"its log is {self.log_path(name)}",
+                f"{name} ended at its start: {self._failure_reason(name, entry)}",
+                hint=f"read its log, {self.log_path(name)}",
             )
 
     def _spawn(self, launch: Launch, data_dir: Path, output: Any) -> subprocess.Popen[bytes]:
@@ -206,72 +207,72 @@ class LocalStack:
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**services.ENVIRONMENT, "HOME": str(data_dir), **launch.environment},
-            cwd=launch.folder or data_dir,  # which is how a later start knows what is left of a killed one
+            cwd=launch.folder or data_dir,  # a later start finds orphans by their working folder
             start_new_session=True,
             **launch.account,
         )
 
-    def _await(self, name: str, entry: dict[str, Any]) -> bool:
-        """Wait until the service answers; False when its process ends.
+    def _wait_until_answering(self, name: str, entry: dict[str, Any]) -> bool:
+        """Wait until the service answers and return True, or False if its process ends.
 
-        One that does neither is stopped, so that the next start begins anew.
+        Stops a service that does neither and raises Unavailable.
         """
         deadline = self._clock() + START_TIMEOUT_S
-        while not (services.answers(name, entry["port"]) and _listens(entry)):
-            if _process(entry) is None:
+        while not (services.is_answering(name, entry["port"]) and _is_listening(entry)):
+            if _find_process(entry) is None:
                 return False
             if self._clock() > deadline:
                 self._stop(name)
                 raise Unavailable(
                     name,
                     f"{name} did not answer at {shown(entry['address'])} within {START_TIMEOUT_S:.0f} s",
-                    hint=f"its log is {self.log_path(name)}",
+                    hint=f"read its log, {self.log_path(name)}",
                 )
             self._sleep(_POLL_S)
         return True
 
-    def _last_words(self, name: str, entry: dict[str, Any]) -> str:
+    def _failure_reason(self, name: str, entry: dict[str, Any]) -> str:
         with self.log_path(name).open("rb") as log:
             log.seek(entry["log_offset"])
-            return services.reason(log.read().decode("utf-8", errors="replace"))
+            return services.find_reason(log.read().decode("utf-8", errors="replace"))
 
-    def _clear_orphans(self, name: str, data_dir: Path) -> None:
-        """Wait for what a killed service left behind, and end what an ``up`` left that was killed while it started."""
-        begun = "begun" in self._state().get(name, {})
+    def _end_orphans(self, name: str, data_dir: Path) -> None:
+        """Wait until the orphans of a killed service end; kill those of an ``up`` that was killed during the start."""
+        was_starting = "begun" in self._read_state().get(name, {})
         deadline = self._clock() + ORPHANS_TIMEOUT_S
-        while left := _at_work_in(data_dir):
-            if begun:
-                for process in left:
+        while orphans := _find_processes_in(data_dir):
+            if was_starting:
+                for process in orphans:
                     with suppress(psutil.NoSuchProcess):
                         process.kill()
             elif self._clock() > deadline:
                 raise ConfigError(
                     f"{name}: {data_dir} is in use by processes that this stack does not know: "
-                    + ", ".join(str(process.pid) for process in left),
+                    + ", ".join(str(process.pid) for process in orphans),
                     hint="end them, then start again",
                 )
             self._sleep(_POLL_S)
 
     def _stop(self, name: str) -> None:
-        process = _process(self._state().get(name))
+        process = _find_process(self._read_state().get(name))
         if process is None:
             return
         try:
-            # PostgreSQL waits for its clients on SIGTERM and drops them on SIGINT.
+            # On SIGTERM PostgreSQL waits for its clients; on SIGINT it disconnects them.
             process.send_signal(signal.SIGINT if name == "postgres" else signal.SIGTERM)
-            if not self._ends(process):
+            if not self._wait_until_ended(process):
                 process.kill()
-                if not self._ends(process):
-                    raise Unavailable(name, f"{name} (process {process.pid}) does not end")
+                if not self._wait_until_ended(process):
+                    raise Unavailable(name, f"{name} (process {process.pid}) does not end, even after SIGKILL")
         except psutil.NoSuchProcess:
             return
         except psutil.AccessDenied as exc:
             raise ConfigError(f"{name} (process {process.pid}) belongs to another user") from exc
 
-    def _ends(self, process: psutil.Process) -> bool:
-        """Wait until ``process`` ends; False when it does not in time.
+    def _wait_until_ended(self, process: psutil.Process) -> bool:
+        """Wait until ``process`` ends and return True, or False if it does not end in time.
 
-        A process that has ended stays listed as a zombie until the program that started it asks for its exit code.
+        An ended process stays listed as a zombie until the program that started it reads its exit code.
         """
         deadline = self._clock() + STOP_TIMEOUT_S
         while self._clock() < deadline:
@@ -283,18 +284,18 @@ class LocalStack:
                     return True
         return False
 
-    def _running(self, name: str) -> dict[str, Any] | None:
-        entry = self._state().get(name)
-        return entry if _process(entry) is not None else None
+    def _running_entry(self, name: str) -> dict[str, Any] | None:
+        entry = self._read_state().get(name)
+        return entry if _find_process(entry) is not None else None
 
-    def _make_sure_of_room(self) -> None:
-        if (free := self._free_bytes(self.home)) < ROOM_BYTES:
+    def _check_free_space(self) -> None:
+        if (free := self._free_bytes(self.home)) < MIN_FREE_BYTES:
             raise ConfigError(
-                f"{self.home} has {free / 1e6:.0f} MB free, the services need {ROOM_BYTES / 1e6:.0f} MB",
-                hint="make room, or set RTFM_HOME to a folder on another disk",
+                f"{self.home} has {free / 1e6:.0f} MB free, the services need {MIN_FREE_BYTES / 1e6:.0f} MB",
+                hint="free disk space, or set RTFM_HOME to a folder on another disk",
             )
 
-    def _refuse_to_move(self, running: Mapping[str, dict[str, Any]], ports: Mapping[str, int]) -> None:
+    def _check_ports_unchanged(self, running: Mapping[str, dict[str, Any]], ports: Mapping[str, int]) -> None:
         for name, port in ports.items():
             if name in running and running[name]["port"] != port:
                 raise ConfigError(
@@ -303,29 +304,29 @@ class LocalStack:
                 )
 
     def _choose_ports(self, names: Sequence[str], given: Mapping[str, int]) -> dict[str, int]:
-        remembered = self._read("run/ports.json")
+        remembered = self._read_json("run/ports.json")
         chosen = dict(remembered)
         for name in (*names, *(["kafka-controller"] if "kafka" in names else [])):
             others = {port for other, port in chosen.items() if other != name} | set(given.values())
             if name in given:
-                if not services.port_is_free(given[name]):
+                if not services.is_port_free(given[name]):
                     raise ConfigError(
                         f"port {given[name]} for {name} is taken by another program",
-                        hint="end that program or give another port",
+                        hint="end that program, or give another port",
                     )
                 chosen[name] = given[name]
                 continue
             candidates = [remembered.get(name), DEFAULT_PORTS[name], *services.free_ports(DEFAULT_PORTS).values()]
             chosen[name] = next(
-                port for port in candidates if port and port not in others and services.port_is_free(port)
+                port for port in candidates if port and port not in others and services.is_port_free(port)
             )
         if chosen != remembered:
-            self._write("run/ports.json", chosen)
+            self._write_json("run/ports.json", chosen)
         return chosen
 
     @contextmanager
-    def _sole_use(self) -> Iterator[None]:
-        """Two commands at once take turns. What the disk refuses becomes one line here."""
+    def _lock_home(self) -> Iterator[None]:
+        """Lock the home folder, so that commands take turns. Raises ConfigError for an error of the disk."""
         try:
             make_private(self.home)
             (self.home / "run").mkdir(exist_ok=True)
@@ -337,32 +338,34 @@ class LocalStack:
             full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
             raise ConfigError(
                 f"{where}: the disk is full" if full else f"{where}: {exc.strerror}",
-                hint="make room, or set RTFM_HOME to a folder elsewhere" if full else "set RTFM_HOME to another folder",
+                hint="free disk space, or set RTFM_HOME to a folder on another disk"
+                if full
+                else "set RTFM_HOME to another folder",
             ) from exc
 
-    def _state(self) -> dict[str, dict[str, Any]]:
-        state: dict[str, dict[str, Any]] = self._read(LOCAL_STACK_FILE).get("services", {})
+    def _read_state(self) -> dict[str, dict[str, Any]]:
+        state: dict[str, dict[str, Any]] = self._read_json(LOCAL_STACK_FILE).get("services", {})
         return state
 
-    def _note(self, name: str, entry: dict[str, Any] | None) -> None:
+    def _save_entry(self, name: str, entry: dict[str, Any] | None) -> None:
         with self._state_lock:
-            state = {other: kept for other, kept in self._state().items() if other != name}
-            self._write(LOCAL_STACK_FILE, {"services": state | ({name: entry} if entry else {})})
+            state = {other: kept for other, kept in self._read_state().items() if other != name}
+            self._write_json(LOCAL_STACK_FILE, {"services": state | ({name: entry} if entry else {})})
 
-    def _read(self, name: str) -> dict[str, Any]:
+    def _read_json(self, name: str) -> dict[str, Any]:
         try:
             value = json.loads((self.home / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return value if isinstance(value, dict) else {}
 
-    def _write(self, name: str, value: object) -> None:
-        # PostgreSQL's address has its password.
+    def _write_json(self, name: str, value: object) -> None:
+        # PostgreSQL's address includes its password.
         write_whole(self.home / name, json.dumps(value, indent=1), mode=0o600)
 
 
-def _process(entry: dict[str, Any] | None) -> psutil.Process | None:
-    """The running process of a state entry, or None when it ended or its number went to another program."""
+def _find_process(entry: dict[str, Any] | None) -> psutil.Process | None:
+    """Return the running process of a state entry, or None if it ended or another program has its process id now."""
     if not entry:
         return None
     try:
@@ -373,22 +376,22 @@ def _process(entry: dict[str, Any] | None) -> psutil.Process | None:
     return process if same else None
 
 
-def _listens(entry: dict[str, Any]) -> bool:
-    """Whether the port is the service's own: another program may have taken it a moment before, and answer as well."""
+def _is_listening(entry: dict[str, Any]) -> bool:
+    """Whether the service itself listens on its port; another program may have taken the port and answer there."""
     try:
         process = psutil.Process(entry["pid"])
         try:
             connections = process.net_connections("tcp")
         except psutil.AccessDenied:
-            # Not root is not told of processes of others, nor of an own one that has ended: that has no command.
+            # Without root this is another user's process, or one of ours that has ended and so has no command line.
             return bool(process.cmdline())
     except psutil.NoSuchProcess:
         return False
     return any(c.status == psutil.CONN_LISTEN and c.laddr.port == entry["port"] for c in connections)
 
 
-def _at_work_in(data_dir: Path) -> list[psutil.Process]:
-    """Processes of our programs whose working folder is ``data_dir`` or below, which is where services have theirs."""
+def _find_processes_in(data_dir: Path) -> list[psutil.Process]:
+    """Return the processes of the services' programs that have their working folder in ``data_dir``."""
     return [
         process
         for process in psutil.process_iter(["cwd", "name", "status"])

@@ -24,9 +24,9 @@ def test_an_unprepared_system_gets_the_commands_that_prepare_it(unmigrated_setti
     assert done.returncode == 1
     findings = _findings(done)
     assert findings["kafka"]["state"] == findings["schema registry"]["state"] == findings["archive"]["state"] == "wrong"
-    assert findings["kafka"]["mend"] == "rtfm-cli topics init"
-    assert findings["schema registry"]["mend"] == "rtfm-cli schemas register"
-    assert findings["archive"]["mend"]
+    assert findings["kafka"]["fix"] == "rtfm-cli topics init"
+    assert findings["schema registry"]["fix"] == "rtfm-cli schemas register"
+    assert findings["archive"]["fix"]
     assert findings["chroma"]["state"] == "ok"
 
 

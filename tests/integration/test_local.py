@@ -25,7 +25,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from structlog.testing import capture_logs
 
 from rtfm.errors import ConfigError, Unavailable
-from rtfm.local.services import free_ports, let_through
+from rtfm.local.services import allow_traversal, free_ports
 from rtfm.local.stack import LocalStack
 from tests.conftest import CACHE_DIR, inherited_environment, run_cli, stack_home
 
@@ -192,7 +192,7 @@ def test_a_folder_that_is_opened_for_another_account_is_named(tmp_path: Path) ->
     (closed / "programs").mkdir(parents=True)
     closed.chmod(0o700)
     with capture_logs() as lines:
-        let_through(closed / "programs")
+        allow_traversal(closed / "programs")
     assert closed.stat().st_mode & 0o777 == 0o701
     assert [(line["mode"], line["was"]) for line in lines if line["folder"] == str(closed)] == [("0701", "0700")]
 

@@ -352,7 +352,7 @@ def test_the_commands_say_what_is_due_and_do_it(knowledge: Knowledge, bare_setti
         in cli(bare_settings, "status", check=False).stdout
     )
     assert f"vectors lost: Chroma misses {entries} and" in cli(bare_settings, "rebuild", "--dry-run").stdout
-    assert _vectors_as_doctor_sees_them(bare_settings, cli)["mend"] == "rtfm-cli rebuild"
+    assert _vectors_as_doctor_sees_them(bare_settings, cli)["fix"] == "rtfm-cli rebuild"
     done = json.loads(cli(bare_settings, "rebuild", "--json").stdout)
     assert (done["changes"], done["items"][0]["work"]) == (entries, "copy")
     assert cli(bare_settings, "rebuild").stdout.endswith("0 changes\n")

@@ -83,8 +83,8 @@ def test_a_stray_version_is_named_with_the_command_that_removes_it(
     found = next(finding for finding in report["findings"] if finding["check"] == "stray versions")
     assert found["state"] == ("note" if rule is None else "wrong")
     assert f"{subject} version 2" in found["detail"]
-    assert found["mend"] == f"rtfm-cli schemas remove {subject} 2 --yes"
-    assert found["mend"] in cli(settings, "doctor", check=False).stdout
+    assert found["fix"] == f"rtfm-cli schemas remove {subject} 2 --yes"
+    assert found["fix"] in cli(settings, "doctor", check=False).stdout
 
     assert "Nothing was removed" in cli(settings, "schemas", "remove", QUERIES, "2").stdout
     assert list(open_registry(settings).versions(QUERIES)) == [1, 2]

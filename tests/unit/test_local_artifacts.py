@@ -69,10 +69,10 @@ def test_an_unpacked_folder_that_was_damaged_is_unpacked_again(tmp_path: Path) -
     content = _archive({"lib/a.jar": b"first", "lib/b.jar": b"second"})
     artifact = _artifact(content, "tar.gz")
     (tmp_path / artifact.filename).write_bytes(content)
-    folder = artifacts.unpacked(tmp_path, artifact)
+    folder = artifacts.ensure_unpacked(tmp_path, artifact)
     (folder / "lib" / "a.jar").write_bytes(b"damaged")
     (folder / "lib" / "b.jar").unlink()
-    assert artifacts.unpacked(tmp_path, artifact) == folder
+    assert artifacts.ensure_unpacked(tmp_path, artifact) == folder
     assert (folder / "lib" / "a.jar").read_bytes() == b"first"
     assert (folder / "lib" / "b.jar").read_bytes() == b"second"
 
@@ -85,7 +85,7 @@ def test_unpacking_that_was_killed_halfway_is_begun_again(tmp_path: Path) -> Non
     half = tmp_path / "thing-1.0"
     half.mkdir()
     (half / "rest").write_bytes(b"")
-    folder = artifacts.unpacked(tmp_path, artifact)
+    folder = artifacts.ensure_unpacked(tmp_path, artifact)
     assert [path.name for path in folder.rglob("*.jar")] == ["a.jar"]
     assert not (folder / "rest").exists()
 
@@ -98,7 +98,7 @@ def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path) -> None:
     cache.mkdir()
     (cache / artifact.filename).write_bytes(content)
     with pytest.raises(ConfigError, match=r"\.\./climbed"):
-        artifacts.unpacked(cache, artifact)
+        artifacts.ensure_unpacked(cache, artifact)
     assert not (tmp_path / "climbed").exists()
 
 
@@ -123,7 +123,7 @@ def test_the_lock_names_every_file_with_size_and_digest(service: str) -> None:
 )  # fmt: skip
 def test_the_reason_is_found_in_a_programs_last_output(log: str, line: str) -> None:
     """A stack trace or a last message does not hide the reason."""
-    assert services.reason(log) == line
+    assert services.find_reason(log) == line
 
 
 class BreakingOff:
@@ -151,7 +151,7 @@ class BreakingOff:
 @pytest.mark.parametrize(("breaks", "whole"), [(2, True), (3, False)])
 def test_an_interrupted_download_is_retried_twice(tmp_path: Path, breaks: int, whole: bool) -> None:
     """A partial file is not continued, and after the last attempt the error says that the network is needed."""
-    artifact = artifacts.locked("kafka")[0]
+    artifact = artifacts.locked_artifacts("kafka")[0]
     repository = BreakingOff(tmp_path / artifact.filename, breaks)
     with stamina.set_testing(True, attempts=3):
         if whole:

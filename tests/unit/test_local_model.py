@@ -69,7 +69,7 @@ def test_a_download_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
     """A partial model is removed."""
     with _server(ARCHIVE[:50], length=len(ARCHIVE)) as (url, _), pytest.raises(Unavailable):
         model.fetch(tmp_path, url=url, sha256=SHA256)
-    assert not model.is_there(tmp_path)
+    assert not model.is_fetched(tmp_path)
 
 
 def test_a_server_that_refuses_is_named_with_its_answer(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_maven_central_has_the_model_as_it_is_pinned(fetched_model: Callable[[],
     folder = model_folder(fetched_model())
     assert folder is not None
     assert hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest() == model.ONNX_SHA256
-    (jar,) = artifacts.locked("model")
+    (jar,) = artifacts.locked_artifacts("model")
     assert jar.sha256 == "bf9521866c121a05bf7be34afe8f0e8468c313cbbd9737f3c7565a3398c1a061"
     assert sorted(path.name for path in folder.parent.iterdir()) == ["onnx"]
 
@@ -132,4 +132,4 @@ def test_an_address_that_is_given_is_the_only_source(tmp_path: Path) -> None:
     with _server(b"", status=404) as (url, requests), pytest.raises(Unavailable):
         model.fetch(tmp_path, url=url, sha256=SHA256)
     assert requests == ["/onnx.tar.gz"]
-    assert not model.is_there(tmp_path)
+    assert not model.is_fetched(tmp_path)

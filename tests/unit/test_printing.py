@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rtfm_cli import main
 from rtfm_cli.options import echo_json
 from rtfm_cli.printing import echo, json_text, printable
-from rtfm_cli.tables import Table, table_console, words
+from rtfm_cli.tables import Table, styled, table_console
 
 CLI = Path(__file__).parents[2] / "cli" / "rtfm_cli"
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m\r\u202eabc\u2028def\x00[/nope][bold]"
@@ -68,7 +68,7 @@ def test_a_cell_is_text_and_no_markup(capsys: pytest.CaptureFixture[str]) -> Non
     """A key like ``[/nope]`` once made `dlq list` fail."""
     table = Table("key", box=None)
     table.add_row(HOSTILE)
-    table.add_row(words("[/nope]", "red"))
+    table.add_row(styled("[/nope]", "red"))
     table_console().print(table)
     out = capsys.readouterr().out
     assert out.count("[/nope]") == 2

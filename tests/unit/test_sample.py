@@ -70,7 +70,7 @@ def test_an_answer_is_right_only_with_a_link_to_its_conversation() -> None:
         citations = tuple({"message_id": message_id} for message_id in cited)
         return demo.Reply(question=question, outcome=outcome, answer="", citations=citations, elapsed_ms=1)
 
-    assert not reply("EXTRACTED", "2").right
-    assert not reply("NOT_FOUND", "1").right
-    assert not reply("ANSWERED").right
-    assert reply("ANSWERED", "2", "1").right
+    assert not reply("EXTRACTED", "2").is_right
+    assert not reply("NOT_FOUND", "1").is_right
+    assert not reply("ANSWERED").is_right
+    assert reply("ANSWERED", "2", "1").is_right

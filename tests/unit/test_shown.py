@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from rich.table import Table
-from rtfm_cli.ask import readable
+from rtfm_cli.ask import unescape_markdown
 from rtfm_cli.tables import table_console
 
 
@@ -19,10 +19,10 @@ def test_a_table_in_a_pipe_is_as_wide_as_what_is_in_it(capsys: pytest.CaptureFix
 
 def test_an_answer_on_a_terminal_has_no_escapes() -> None:
     """Only Discord needs them in names."""
-    assert readable(r"> use \*all\* of it, dfx\_harrow [1]") == "> use *all* of it, dfx_harrow [1]"
+    assert unescape_markdown(r"> use \*all\* of it, dfx\_harrow [1]") == "> use *all* of it, dfx_harrow [1]"
 
 
 def test_backslashes_of_code_stay() -> None:
     """They are part of the quoted command."""
     answer = "run `find . -exec rm {} \\;` or\n```\nC:\\_x\n```"
-    assert readable(answer) == answer
+    assert unescape_markdown(answer) == answer

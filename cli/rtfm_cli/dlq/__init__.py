@@ -1,1 +1,1 @@
-"""`rtfm-cli dlq`: dead letters, why they are there, and what becomes of them."""
+"""`rtfm-cli dlq`: lists, inspects, replays and discards dead letters."""

@@ -1,4 +1,4 @@
-"""`rtfm-cli dlq`: dead letters, why they are there, and what becomes of them."""
+"""`rtfm-cli dlq`: the commands that list, count, replay and discard dead letters."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rtfm.errors import ConfigError, Unavailable
 from rtfm.settings import Settings
 from rtfm.streams.dead_letters.letters import OPEN
 from rtfm.streams.dead_letters.replays import ReplayRules, describe_mark
-from rtfm.streams.dead_letters.store import DeadLetterStore, Decision, FiledLetter
+from rtfm.streams.dead_letters.store import DeadLetterStore, Decision, FiledLetter, LetterFilter
 from rtfm_cli import exit_codes
-from rtfm_cli.dlq.rows import day, row_of
-from rtfm_cli.dlq.selection import chosen_filter, filter_options, given_any, letter_filter
+from rtfm_cli.dlq.rows import format_time, to_row
+from rtfm_cli.dlq.selection import build_change_filter, build_filter, filter_options, has_filter
 from rtfm_cli.dlq.show import show
 from rtfm_cli.options import echo_json, examples, json_option, kafka_and_registry_settings, kafka_settings
 from rtfm_cli.printing import echo
@@ -27,14 +27,17 @@ from rtfm_cli.tables import print_table
 if TYPE_CHECKING:
     from rtfm.knowledge.archive import Erasures
 
+Refusal = Callable[[FiledLetter], str | None]
+"""Returns why a letter is refused, or None."""
+
 _AGES_H = (1, 6, 24, 72)
 
 
 @click.group()
 def dlq() -> None:
-    """Look into dead letters: records that can never be processed, kept byte for byte. Replay or discard them.
+    """List, inspect, replay and discard dead letters: records that can never be handled, kept byte for byte.
 
-    A dead letter's ID is PARTITION-OFFSET in the topic dead-letters and never changes.
+    A dead letter's ID is PARTITION-OFFSET in the topic dead-letters; it never changes.
     """
 
 
@@ -48,29 +51,29 @@ rtfm-cli dlq list --error-class UnknownSchema --state all
 """)
 @dlq.command("list")
 @filter_options
-@click.option("--id", "ids", multiple=True, metavar="ID", help="This one; may be given again.")
+@click.option("--id", "ids", multiple=True, metavar="ID", help="Only this one; may be repeated.")
 @click.option(
     "--state",
     type=click.Choice(["open", "replayed", "discarded", "all"]),
     default="open",
     show_default=True,
-    help="What became of them.",
+    help="Only letters in this state.",
 )
 @kafka_settings
 @json_option
 def list_(ids: tuple[str, ...], state: str, settings: Settings, as_json: bool, **given: Any) -> None:
     """List dead letters, oldest first."""
     with DeadLetterStore(settings) as store:
-        rows = [row_of(found) for found in store.find(letter_filter(given, ids, state=state))]
+        rows = [to_row(found) for found in store.find(build_filter(given, ids, state=state))]
     rows.sort(key=lambda row: (row["dead_since_ms"], row["id"]))
     if as_json:
         echo_json({"dead_letters": rows})
         return
     if not rows:
-        echo("There are no dead letters." if not (given_any(given) or ids) else "No dead letters match.")
+        echo("There are no dead letters." if not (has_filter(given) or ids) else "No dead letters match.")
         return
     for row in rows:
-        row |= {"since": day(row["dead_since_ms"]), "from": f"{row['partition']}-{row['offset']}"}
+        row |= {"since": format_time(row["dead_since_ms"]), "from": f"{row['partition']}-{row['offset']}"}
         row["error"] = row["error_class"]
     columns = ["id", "since", "topic", "from", "key", "error", "attempt", "message"]
     print_table(columns, [[row[column] for column in columns] for row in rows])
@@ -84,13 +87,16 @@ rtfm-cli dlq stats --json
 @kafka_settings
 @json_option
 def stats(settings: Settings, as_json: bool) -> None:
-    """Count dead letters by topic, error, stage and age; those that are open, and what became of the others."""
+    """Count dead letters.
+
+    Counts all of them by state, and the open ones by topic, error, stage and age.
+    """
     now = now_ms()
     states: Counter[str] = Counter({"open": 0, "replayed": 0, "discarded": 0})
     by: dict[str, Counter[str]] = {name: Counter() for name in ("topic", "error_class", "stage", "age")}
     oldest_ms: int | None = None
     with DeadLetterStore(settings) as store:
-        for found in store.find(letter_filter({}, (), state="all")):
+        for found in store.find(build_filter({}, (), state="all")):
             states[found.state.lower()] += 1
             letter = found.letter
             if found.state != "OPEN":
@@ -107,7 +113,7 @@ def stats(settings: Settings, as_json: bool) -> None:
     echo(", ".join(f"{count} {state}" for state, count in states.items()))
     if oldest_ms is None:
         return
-    echo(f"The oldest open one is of {day(oldest_ms)}.")
+    echo(f"The oldest open one is from {format_time(oldest_ms)}.")
     print_table(
         ["open, by", "", "count"],
         [
@@ -126,9 +132,9 @@ rtfm-cli dlq replay --error-class UnknownSchema --since 2h --yes
 @dlq.command()
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @filter_options
-@click.option("--all", "all_", is_flag=True, help="Every open one.")
-@click.option("--force", is_flag=True, help="Also what the rules below refuse.")
-@click.option("--yes", is_flag=True, help="Do it; without this it only says what it would do.")
+@click.option("--all", "all_", is_flag=True, help="All open ones.")
+@click.option("--force", is_flag=True, help="Also replay letters that the rules above refuse.")
+@click.option("--yes", is_flag=True, help="Replay; without --yes only show what would be replayed.")
 @kafka_and_registry_settings
 @json_option
 def replay(
@@ -140,21 +146,17 @@ def replay(
     as_json: bool,
     **given: Any,
 ) -> int:
-    """Produce dead letters again, to the topic and partition that they came from, once their cause is gone.
+    """Produce dead letters again.
 
-    Refused are letters whose cause still holds, as far as can be told, that were replayed before, or that failed more
-    than three times; and, even with --force, what was erased since with `rtfm-cli forget`. A replay and the mark that
-    it happened commit together. Exit code 1: an ID was refused.
+    Use it once their cause is fixed: each record goes back to its topic and partition. Refuses letters that would fail
+    again, as far as RTFM can tell, that were replayed before, or that failed more than three times. Even with --force
+    it refuses what was erased with `rtfm-cli forget`. The replay and its mark are committed together. Exits with 1 if
+    an ID was refused.
     """
-    wanted = chosen_filter(given, ids, all_)
-    rules = ReplayRules(contracts=open_contracts(settings), force=force, is_erased=_is_erased(settings))
+    selected = build_change_filter(given, ids, all_)
+    rules = ReplayRules(contracts=open_contracts(settings), force=force, is_erased=_build_erasure_check(settings))
     with DeadLetterStore(settings) as store:
-        _require(store, ids)
-        if yes:
-            decisions: Iterable[Decision] = store.replay(wanted, rules)
-        else:
-            decisions = (Decision(found=found, refusal=rules(found)) for found in store.find(wanted))
-        return _report(decisions, "replay", ids, yes=yes, as_json=as_json)
+        return _decide(store, store.replay, selected, rules, "replay", ids, yes=yes, as_json=as_json)
 
 
 @examples("""
@@ -164,29 +166,27 @@ rtfm-cli dlq discard --error-class UndecodableRecord --until 1d --yes
 @dlq.command()
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @filter_options
-@click.option("--all", "all_", is_flag=True, help="Every open one.")
-@click.option("--yes", is_flag=True, help="Do it; without this it only says what it would do.")
+@click.option("--all", "all_", is_flag=True, help="All open ones.")
+@click.option("--yes", is_flag=True, help="Discard; without --yes only show what would be discarded.")
 @kafka_settings
 @json_option
 def discard(ids: tuple[str, ...], all_: bool, yes: bool, settings: Settings, as_json: bool, **given: Any) -> int:
-    """Mark dead letters as not wanted any more. They are not listed, and stay until retention takes them."""
+    """Mark dead letters as not wanted.
+
+    They are no longer listed; their bytes stay until retention removes them.
+    """
 
     def refusal(found: FiledLetter) -> str | None:
         return None if found.state == OPEN else describe_mark(found)
 
-    wanted = chosen_filter(given, ids, all_)
+    selected = build_change_filter(given, ids, all_)
     with DeadLetterStore(settings) as store:
-        _require(store, ids)
-        if yes:
-            decisions: Iterable[Decision] = store.discard(wanted, refusal)
-        else:
-            decisions = (Decision(found=found, refusal=refusal(found)) for found in store.find(wanted))
-        return _report(decisions, "discard", ids, yes=yes, as_json=as_json)
+        return _decide(store, store.discard, selected, refusal, "discard", ids, yes=yes, as_json=as_json)
 
 
-def _erasures(settings: Settings) -> Erasures:
-    """What must not come back; nothing where no archive was made yet. Raises Unavailable without PostgreSQL."""
-    from rtfm.knowledge.archive import Erasures, SqlArchive  # not in the base install
+def _read_erasures(settings: Settings) -> Erasures:
+    """Read what was erased; empty if there is no archive yet. Raises Unavailable if PostgreSQL does not answer."""
+    from rtfm.knowledge.archive import Erasures, SqlArchive  # their packages are not in the base install
 
     with closing(SqlArchive(settings.database_url)) as archive:
         try:
@@ -195,27 +195,49 @@ def _erasures(settings: Settings) -> Erasures:
             return Erasures(before={})
 
 
-def _is_erased(settings: Settings) -> Callable[[Any], bool]:
-    """Whether an event was erased since. Without the packages that read the archive, ingest alone says so."""
+def _build_erasure_check(settings: Settings) -> Callable[[Any], bool]:
+    """Return a function that tells whether an event was erased; without the archive's packages it is always False."""
     try:
-        return _erasures(settings).covers_event
+        return _read_erasures(settings).covers_event
     except ModuleNotFoundError:
-        text = "Erasures are not looked up without rtfm-events[processor]; ingest drops what was erased."
+        text = "Erasures are not checked without rtfm-events[processor]; ingest drops erased messages."
         echo(text, err=True)
         return lambda _: False
 
 
-def _require(store: DeadLetterStore, ids: Collection[str]) -> None:
-    """Raise ConfigError for an id of no letter, before anything is done."""
-    missing = set(ids) - {found.letter.id for found in store.find(letter_filter({}, ids, state="all"))} if ids else ()
+def _check_ids_exist(store: DeadLetterStore, ids: Collection[str]) -> None:
+    """Raise ConfigError for an id without a letter."""
+    missing = set(ids) - {found.letter.id for found in store.find(build_filter({}, ids, state="all"))} if ids else ()
     if missing:
         raise ConfigError(
             f"there is no dead letter {', '.join(sorted(missing))}", hint="`rtfm-cli dlq list` shows their ids"
         )
 
 
-def _report(decisions: Iterable[Decision], verb: str, ids: Collection[str], *, yes: bool, as_json: bool) -> int:
-    """Print what is or would be done; 1 when something that was named is refused."""
+def _decide(
+    store: DeadLetterStore,
+    change: Callable[[LetterFilter, Refusal], Iterable[Decision]],
+    selected: LetterFilter,
+    refusal: Refusal,
+    verb: str,
+    ids: Collection[str],
+    *,
+    yes: bool,
+    as_json: bool,
+) -> int:
+    """Change the selected letters, or with ``yes`` unset only show what would change. Returns the exit code."""
+    _check_ids_exist(store, ids)
+    if yes:
+        decisions = change(selected, refusal)
+    else:
+        decisions = (Decision(found=found, refusal=refusal(found)) for found in store.find(selected))
+    return _print_decisions(decisions, verb, ids, yes=yes, as_json=as_json)
+
+
+def _print_decisions(
+    decisions: Iterable[Decision], verb: str, ids: Collection[str], *, yes: bool, as_json: bool
+) -> int:
+    """Print what is done or would be done, and return the exit code: 1 if a letter named by id was refused."""
     done, items = {"replay": "replayed", "discard": "discarded"}[verb], []
     broken: Unavailable | None = None
     try:
@@ -225,7 +247,7 @@ def _report(decisions: Iterable[Decision], verb: str, ids: Collection[str], *, y
             items.append({"id": letter.id, "topic": letter.topic, "action": action, "reason": decision.refusal})
             if yes and not as_json and len(items) % 1000 == 0:
                 echo(f"{len(items)} letters", err=True)
-    except Unavailable as exc:  # what was done before is done, and is said
+    except Unavailable as exc:  # raised after the report on what was done before
         broken = exc
     refusals = sum(item["action"] == "refused" for item in items)
     if as_json:
@@ -234,7 +256,7 @@ def _report(decisions: Iterable[Decision], verb: str, ids: Collection[str], *, y
         print_table(["id", "topic", "", "why not"], [[cell or "" for cell in item.values()] for item in items])
     if not as_json:
         last = f"{len(items) - refusals} {'' if yes else 'would be '}{done}, {refusals} refused."
-        echo(last if yes else f"{last} Nothing was done: add --yes.")
+        echo(last if yes else f"{last} Nothing was changed: add --yes.")
     if broken is not None:
         raise broken
     return exit_codes.CHECK_FAILED if ids and refusals else exit_codes.DONE

@@ -1,4 +1,4 @@
-"""How a dead letter is shown: the row that `list --json` has, bytes as text, times."""
+"""Converts a dead letter for display: its row in `list --json`, bytes as text, times."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from rtfm.events import TimestampMillis, to_datetime
 from rtfm.streams.dead_letters.store import FiledLetter
 
 
-def row_of(found: FiledLetter) -> dict[str, Any]:
-    """A letter as `list --json` has it. Times are milliseconds since the epoch."""
+def to_row(found: FiledLetter) -> dict[str, Any]:
+    """Return a letter's row of `list --json`. Times are milliseconds since the epoch."""
     letter = found.letter
     partition, offset = letter.origin
     return {
@@ -18,7 +18,7 @@ def row_of(found: FiledLetter) -> dict[str, Any]:
         "topic": letter.topic,
         "partition": partition,
         "offset": offset,
-        "key": text_of(letter.key),
+        "key": to_text(letter.key),
         "stage": letter.stage,
         "error_class": letter.error_class,
         "message": letter.message,
@@ -32,11 +32,11 @@ def row_of(found: FiledLetter) -> dict[str, Any]:
     }
 
 
-def text_of(value: bytes | None) -> str | None:
-    """Bytes as text; bytes that are not UTF-8 are escaped."""
+def to_text(value: bytes | None) -> str | None:
+    """Return bytes as text; escapes what is not UTF-8."""
     return None if value is None else value.decode("utf-8", "backslashreplace")
 
 
-def day(at_ms: int) -> str:
-    """A time for people, in UTC."""
+def format_time(at_ms: int) -> str:
+    """Return a time for people, in UTC."""
     return to_datetime(TimestampMillis(at_ms)).strftime("%Y-%m-%d %H:%M:%S")

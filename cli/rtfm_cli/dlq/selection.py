@@ -1,4 +1,4 @@
-"""Which dead letters a command is about: its options, and the filter that they become."""
+"""Options that select dead letters, and the filter that is built from them."""
 
 from __future__ import annotations
 
@@ -17,48 +17,50 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _STAGES = ("DECODE", "HANDLE", "PRODUCE", "CRASH")
 
 
-class Moment(click.ParamType[int]):
-    """A time, given as itself or as how long ago it is; milliseconds since the epoch."""
+class TimeParam(click.ParamType[int]):
+    """An option's time, given as a date or as an age such as 2h; becomes milliseconds since the epoch."""
 
     name = "TIME"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Fails for what is neither."""
+        """Convert ``value``; fails if it is neither a date nor an age."""
         if isinstance(value, int):
             return value
         if ago := _AGO.fullmatch(value):
-            at = datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+            time = datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
         else:
             try:
-                at = datetime.fromisoformat(value)
+                time = datetime.fromisoformat(value)
             except ValueError:
-                self.fail(f"{value!r} is neither like 2h, 30m or 7d ago nor like 2026-11-24T10:00 (UTC)", param, ctx)
-            at = at if at.tzinfo else at.replace(tzinfo=UTC)
-        return int(at.timestamp() * 1000)
+                self.fail(f"{value!r} is neither like 2h, 30m or 7d nor like 2026-11-24T10:00 (UTC)", param, ctx)
+            time = time if time.tzinfo else time.replace(tzinfo=UTC)
+        return int(time.timestamp() * 1000)
 
 
 def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say which letters; they become the dictionary ``given`` of ``letter_filter``."""
-    moment = Moment()
+    """Add the options that select letters; they become the dictionary ``given`` of ``build_filter``."""
+    time_param = TimeParam()
     for option in (
-        click.option("--until", "until_ms", type=moment, help="Dead before this time, or this long ago."),
-        click.option("--since", "since_ms", type=moment, help="Dead since this time, or this long: 2h, 7d."),
-        click.option("--key", help="Those with this key."),
-        click.option("--stage", type=click.Choice(_STAGES, case_sensitive=False), help="Those that failed there."),
-        click.option("--error-class", help="Those of this error, as `dlq stats` names it."),
-        click.option("--topic", help="Those that came from this topic."),
+        click.option(
+            "--until", "until_ms", type=time_param, help="Dead before this time or age: 2026-11-24T10:00, 1d."
+        ),
+        click.option("--since", "since_ms", type=time_param, help="Dead since this time or age: 2h, 7d."),
+        click.option("--key", help="Only records with this key."),
+        click.option("--stage", type=click.Choice(_STAGES, case_sensitive=False), help="Only failures of this stage."),
+        click.option("--error-class", help="Only this error, as `dlq stats` names it."),
+        click.option("--topic", help="Only records of this topic."),
     ):
         command = option(command)
     return command
 
 
-def given_any(given: Mapping[str, Any]) -> bool:
+def has_filter(given: Mapping[str, Any]) -> bool:
     """Whether one of the filter options was given."""
     return any(value is not None for value in given.values())
 
 
-def letter_filter(given: Mapping[str, Any], ids: Collection[str], *, state: str) -> LetterFilter:
-    """The filter that the options mean; letters named by id are found in every state."""
+def build_filter(given: Mapping[str, Any], ids: Collection[str], *, state: str) -> LetterFilter:
+    """Build the filter of the options. Letters named by id are found in every state."""
     states = STATES if state == "all" or ids else (state.upper(),)
     key = given.get("key")
     return LetterFilter(
@@ -68,10 +70,10 @@ def letter_filter(given: Mapping[str, Any], ids: Collection[str], *, state: str)
     )
 
 
-def chosen_filter(given: Mapping[str, Any], ids: Collection[str], all_: bool) -> LetterFilter:
-    """The filter for what is to be changed. Raises UsageError where nothing, or too much, was said."""
-    if not (all_ or ids or given_any(given)):
+def build_change_filter(given: Mapping[str, Any], ids: Collection[str], all_: bool) -> LetterFilter:
+    """Build the filter of a command that changes letters. Raises UsageError unless it selects them in one way."""
+    if not (all_ or ids or has_filter(given)):
         raise click.UsageError("Say which: IDs, a filter such as --topic, or --all.")
     if all_ and ids:
         raise click.UsageError("Either IDs or --all.")
-    return letter_filter(given, ids, state="open")
+    return build_filter(given, ids, state="open")

@@ -1,4 +1,4 @@
-"""`rtfm-cli dlq show`: one dead letter whole, decoded as far as it can be, with the byte where that ends."""
+"""`rtfm-cli dlq show`: one dead letter, decoded as far as possible, with the byte at which decoding fails."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rtfm.contracts.inspection import Fault, frame_fault, inspect
 from rtfm.errors import ConfigError, PermanentError, RtfmError
 from rtfm.settings import Settings
 from rtfm.streams.dead_letters.letters import STATES, Letter
-from rtfm.streams.dead_letters.store import DeadLetterStore, LetterFilter
-from rtfm_cli.dlq.rows import day, row_of, text_of
+from rtfm.streams.dead_letters.store import DeadLetterStore, FiledLetter, LetterFilter
+from rtfm_cli.dlq.rows import format_time, to_row, to_text
 from rtfm_cli.options import echo_json, examples, json_option, kafka_and_registry_settings
 from rtfm_cli.printing import echo, json_text, printable
 
@@ -22,8 +22,11 @@ _ROW = 16
 
 
 @frozen(kw_only=True)
-class Reading:
-    """What a letter's value holds. ``schema`` says by which schema it was read, ``now`` whether it decodes today."""
+class DecodedValue:
+    """A letter's value, decoded as far as possible.
+
+    ``schema`` says which schema it was read with, ``now`` whether it decodes today.
+    """
 
     schema: str
     fields: dict[str, Any]
@@ -40,80 +43,95 @@ rtfm-cli dlq show 0-17 --json
 @kafka_and_registry_settings
 @json_option
 def show(id_: str, settings: Settings, as_json: bool) -> None:
-    """Show the dead letter ID: why it is one, its headers, and its value as far as it can be decoded."""
+    """Show one dead letter.
+
+    Prints why it failed, its headers, and its value, decoded as far as possible.
+    """
     with DeadLetterStore(settings) as store:
         found = next(iter(store.find(LetterFilter(ids=frozenset([id_]), states=frozenset(STATES)))), None)
     if found is None:
         raise ConfigError(f"there is no dead letter {id_}", hint="`rtfm-cli dlq list` shows their ids")
-    letter, value = found.letter, found.letter.value
-    reading = read(letter, open_contracts(settings))
+    decoded = decode_letter(found.letter, open_contracts(settings))
     if as_json:
-        fault = reading.fault
-        echo_json(
-            row_of(found)
-            | {
-                "headers": [[name, text_of(content)] for name, content in letter.headers or []],
-                "facts": letter.facts,
-                "schema": reading.schema,
-                "fields": reading.fields,
-                "fault": fault and asdict(fault),
-                "now": reading.now,
-                "value_hex": None if value is None else value.hex(),
-            }
-        )
-        return
-    for name, content in row_of(found).items():
+        echo_json(_to_json(found, decoded))
+    else:
+        _print_letter(found, decoded)
+
+
+def _to_json(found: FiledLetter, decoded: DecodedValue) -> dict[str, Any]:
+    letter = found.letter
+    return to_row(found) | {
+        "headers": [[name, to_text(content)] for name, content in letter.headers or []],
+        "facts": letter.facts,
+        "schema": decoded.schema,
+        "fields": decoded.fields,
+        "fault": decoded.fault and asdict(decoded.fault),
+        "now": decoded.now,
+        "value_hex": None if letter.value is None else letter.value.hex(),
+    }
+
+
+def _print_letter(found: FiledLetter, decoded: DecodedValue) -> None:
+    for name, content in to_row(found).items():
         if content in (None, ""):
             continue
         if name.endswith("_ms"):
-            name, content = name.removesuffix("_ms"), f"{day(content)} UTC"
+            name, content = name.removesuffix("_ms"), f"{format_time(content)} UTC"
         echo(printable(f"{name}: {content}"))
+    _print_headers(found.letter)
+    _print_value(found.letter.value, decoded)
+    echo(f"\nnow: {decoded.now}")
+
+
+def _print_headers(letter: Letter) -> None:
     echo("\noriginal headers:" if letter.headers else "\noriginal headers: none")
     for name, raw in letter.headers or []:
-        echo(printable(f"  {name}: {text_of(raw)}"))
-    echo("\nwhat is known of the failure:")
+        echo(printable(f"  {name}: {to_text(raw)}"))
+    echo("\nfailure:")
     for name, text in letter.facts.items():
         echo(f"  {printable(name)}: " + text.rstrip().replace("\n", "\n    "))
-    echo(f"\nvalue, {'none' if value is None else f'{len(value)} bytes'}; {reading.schema}:")
-    for name, content in reading.fields.items():
+
+
+def _print_value(value: bytes | None, decoded: DecodedValue) -> None:
+    echo(f"\nvalue, {'none' if value is None else f'{len(value)} bytes'}; {decoded.schema}:")
+    for name, content in decoded.fields.items():
         echo(f"  {printable(name)}: {json_text(content)}")
-    if reading.fault is not None:
-        fault = reading.fault
+    if decoded.fault is not None:
+        fault = decoded.fault
         echo(f"\nbyte {fault.position} ({fault.position:#x}): " + printable(f"{fault.path}: {fault.reason}"))
-    for line in hex_dump(value or b"", None if reading.fault is None else reading.fault.position):
+    for line in hex_dump(value or b"", None if decoded.fault is None else decoded.fault.position):
         echo(line)
-    echo(f"\nnow: {reading.now}")
 
 
-def read(letter: Letter, contracts: Contracts) -> Reading:
-    """Decode what can be decoded; a registry that does not answer is said, not raised."""
+def decode_letter(letter: Letter, contracts: Contracts) -> DecodedValue:
+    """Decode a letter's value as far as possible. If the registry does not answer, the result says so."""
     value = letter.value
     if value is None:
-        return Reading(schema="a tombstone", fields={}, fault=None, now="still cannot be decoded: it has no value")
+        return DecodedValue(schema="a tombstone", fields={}, fault=None, now="still cannot be decoded: it has no value")
     if letter.topic not in EVENT_OF_TOPIC:
-        return Reading(schema="no contract is known", fields={}, fault=None, now="cannot be told")
+        return DecodedValue(schema="the topic has no contract", fields={}, fault=None, now="unknown: no contract")
     try:
         contracts.decode(letter.topic, value)
         now = "it decodes"
     except PermanentError as exc:
         now = f"still cannot be decoded: {exc}"
     except RtfmError as exc:
-        now = f"cannot be told: {exc}"
+        now = f"unknown: {exc}"
     if (fault := frame_fault(value)) is not None:
-        return Reading(schema="it names no schema", fields={}, fault=fault, now=now)
+        return DecodedValue(schema="it names no schema", fields={}, fault=fault, now=now)
     schema_id = schema_id_of(value)
     try:
         schema = contracts.registry.schema(schema_id)
-        by = f"read by schema {schema_id}, {schema.get('name', '')}"
+        used = f"read with schema {schema_id}, {schema.get('name', '')}"
     except RtfmError as exc:
         schema = contracts.codec(letter.topic).schema
-        by = f"read by today's schema of {letter.topic}, for {exc}"
+        used = f"read with today's schema of {letter.topic}, because {exc}"
     inspection = inspect(value, schema)
-    return Reading(schema=by, fields=inspection.fields, fault=inspection.fault, now=now)
+    return DecodedValue(schema=used, fields=inspection.fields, fault=inspection.fault, now=now)
 
 
 def hex_dump(value: bytes, position: int | None) -> list[str]:
-    """Lines of sixteen bytes: those around ``position``, which is pointed at, or the first ones."""
+    """Return lines of sixteen bytes: those around ``position``, with a pointer to it, or the first ones."""
     at = 0 if position is None else position
     first = max(0, at // _ROW - _ROWS_AROUND) if position is not None else 0
     last = (at // _ROW if position is not None else 2 * _ROWS_AROUND) + _ROWS_AROUND
