@@ -17,7 +17,7 @@ from pathlib import Path
 from rtfm import settings
 from rtfm.contracts import catalogue, release
 from rtfm.contracts.catalogue import Catalogue, Topic
-from rtfm.contracts.rules.compatibility import never_removable
+from rtfm.contracts.rules.compatibility import unremovable_fields
 from rtfm.contracts.tree import Field, Node, field_path, parse, walk
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,8 +68,8 @@ def env_example() -> str:
 def contract_page(known: Catalogue, topic: Topic) -> str:
     """The page of one topic, as Markdown: what a developer of another service reads."""
     node = parse(topic.schema)
-    released = known.released(topic.name)
-    fixed = set(never_removable(released, topic.compatibility or "NONE"))
+    released = known.released_schemas(topic.name)
+    fixed = set(unremovable_fields(released, topic.compatibility or "NONE"))
     parts = [
         f"# {topic.name}\n",
         f"<!-- Made from schemas/{topic.schema_file} and contracts.toml; change those and run `make docs`. -->\n",
@@ -128,12 +128,13 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/configuration.md": configuration,
     ".env.example": env_example,
     **{
-        f"docs/contracts/{topic.name}.md": partial(contract_page, CONTRACTS, topic) for topic in CONTRACTS.with_schema()
+        f"docs/contracts/{topic.name}.md": partial(contract_page, CONTRACTS, topic)
+        for topic in CONTRACTS.topics_with_schema()
     },
 }
 
 
-def stale(root: Path = ROOT) -> list[str]:
+def find_stale(root: Path = ROOT) -> list[str]:
     """Paths below ``root`` of the pages that are missing, not what would be written, or of contracts that are gone."""
     return [
         name
@@ -148,7 +149,7 @@ def stale(root: Path = ROOT) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     """Write the pages, or check them; 1 when the check finds a stale one."""
-    wrong = stale()
+    wrong = find_stale()
     if arguments == ["--check"]:
         for name in wrong:
             sys.stderr.write(f"{name} is stale; run `make docs`.\n")

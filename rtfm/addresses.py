@@ -17,19 +17,19 @@ _PLAIN_AUTHORITY = re.compile(r"(?:\[[0-9A-Fa-f:.]*\]|[^:\[\]]*)(?::[0-9]*)?")
 
 _SECRET_NAME = re.compile(r"pass|secret|token|key|sig|cred|auth", re.IGNORECASE)
 
-_NOT_HOST = re.compile(r"[@?#]")
-_BEHIND = re.compile(r"[?#]")
-_BETWEEN = re.compile(r"[&\0]")
+_NEVER_IN_HOST = re.compile(r"[@?#]")
+_QUERY_START = re.compile(r"[?#]")
+_QUERY_SEPARATOR = re.compile(r"[&\0]")
 
 
-def shown(address: str) -> str:
+def redact_address(address: str) -> str:
     """``address`` without user, password, query and fragment; ``(not shown)`` where its parts cannot be told apart."""
     scheme, separator, rest = address.partition("://")
     if not separator:
         return NOT_SHOWN if may_hold_secret(address) else address
     # A password may hold any sign that would end it, so the last @ counts.
     user, _, place = rest.rpartition("@")
-    place, _, _ = _BEHIND.sub("\0", place).partition("\0")
+    place, _, _ = _QUERY_START.sub("\0", place).partition("\0")
     authority, slash, path = place.partition("/")
     if set(user) & set("?#") or not _PLAIN_AUTHORITY.fullmatch(authority):
         return f"{scheme}://{NOT_SHOWN}"
@@ -38,7 +38,7 @@ def shown(address: str) -> str:
 
 def may_hold_secret(text: str) -> bool:
     """Whether ``text``, which should have been an address and is malformed, may hold a password."""
-    if _NOT_HOST.search(text):
+    if _NEVER_IN_HOST.search(text):
         return True
     _, separator, rest = text.partition("://")
     return bool(separator) and not _PLAIN_AUTHORITY.fullmatch(rest.partition("/")[0])
@@ -55,8 +55,8 @@ def secrets_in(address: str) -> Iterator[str]:
     userinfo, _, place = rest.rpartition("@")
     user, colon, password = userinfo.partition(":")
     found = [password if colon or scheme.startswith("postgres") else user]
-    _, _, query = _BEHIND.sub("\0", place).partition("\0")
-    for part in _BETWEEN.split(query):
+    _, _, query = _QUERY_START.sub("\0", place).partition("\0")
+    for part in _QUERY_SEPARATOR.split(query):
         name, _, value = part.partition("=")
         if _SECRET_NAME.search(name):
             found.append(value)

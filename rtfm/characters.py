@@ -10,22 +10,22 @@ from __future__ import annotations
 import re
 
 _FOREIGN_LINE_ENDS = re.compile("[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
-_HIDDEN = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_INVISIBLE = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _JOINERS = frozenset("\u200b\u200c\u200d")  # several scripts and emoji need them, and they do nothing to a terminal
 
 
-def visible(text: str) -> str:
+def strip_invisible(text: str) -> str:
     """``text`` without characters that are not shown. Lines end with a line feed alone."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return _HIDDEN.sub("", _FOREIGN_LINE_ENDS.sub(" ", text))
+    return _INVISIBLE.sub("", _FOREIGN_LINE_ENDS.sub(" ", text))
 
 
-def one_line(text: str) -> str:
+def to_one_line(text: str) -> str:
     """``text`` without characters that are not shown, on one line."""
-    return " ".join(visible(text).split())
+    return " ".join(strip_invisible(text).split())
 
 
-def printable(text: str, *, newlines: bool = False) -> str:
+def escape_unprintable(text: str, *, newlines: bool = False) -> str:
     r"""``text`` as a terminal may get it: whatever it would obey or hide is written as an escape, such as ``\x1b``.
 
     Line feeds and tabs stay only with ``newlines``, since data must not begin a line of ours.

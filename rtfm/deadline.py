@@ -14,7 +14,7 @@ from typing import TypeVar
 Answer = TypeVar("Answer")
 
 
-def within(bound_s: float, request: Callable[[], Answer]) -> Answer:
+def run_within(bound_s: float, request: Callable[[], Answer]) -> Answer:
     """What ``request`` gives or raises; TimeoutError after ``bound_s`` in all.
 
     What comes too late is dropped, with its thread.

@@ -1,6 +1,6 @@
 """The events as Python values: frozen attrs classes that mirror the Avro schemas in ``schemas/``.
 
-Owns the two rules that a schema cannot express, for ids and for times: ``broken_rule``. Field names, their order and
+Owns the two rules that a schema cannot express, for ids and for times: ``find_broken_rule``. Field names, their order and
 their defaults are the schemas' own; the codec checks that when it is built and names the field that drifted. Times are
 whole milliseconds since the Unix epoch, UTC (Avro's ``timestamp-millis``).
 """
@@ -22,7 +22,7 @@ TimestampMillis = NewType("TimestampMillis", int)
 ID = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
 """The form of every id, to be matched in full."""
 
-_OF_THE_ARCHIVE = frozenset({"passage_id"})
+_ARCHIVE_ID_FIELDS = frozenset({"passage_id"})
 
 MAX_SNOWFLAKE = 2**64 - 1
 
@@ -41,9 +41,9 @@ def to_datetime(timestamp: TimestampMillis) -> datetime:
     return _EPOCH + timedelta(milliseconds=min(max(timestamp, MIN_TIMESTAMP), MAX_TIMESTAMP))
 
 
-def holds_ids(field_name: str) -> bool:
+def is_id_field(field_name: str) -> bool:
     """Whether the rule for ids holds for the texts in a field of this name; not for the archive's own ids."""
-    return field_name.endswith(("_id", "_ids")) and field_name not in _OF_THE_ARCHIVE
+    return field_name.endswith(("_id", "_ids")) and field_name not in _ARCHIVE_ID_FIELDS
 
 
 def is_id(value: str) -> bool:
@@ -296,25 +296,25 @@ class BrokenRule:
         return f"{self.field} {self.rule}"
 
 
-def broken_rule(event: Any, *, now: TimestampMillis) -> BrokenRule | None:
+def find_broken_rule(event: Any, *, now: TimestampMillis) -> BrokenRule | None:
     """The first field of ``event`` that breaks the rule for ids or the rule for times; None if all keep them.
 
     ``event`` is an event or a part of one, with values of the right types. ``now`` is what ``observed_at`` is
     compared with.
     """
-    return next(broken_rules(event, now=now), None)
+    return next(find_broken_rules(event, now=now), None)
 
 
-def broken_rules(event: Any, *, now: TimestampMillis) -> Iterator[BrokenRule]:
-    """Every field of ``event`` that breaks a rule, as ``broken_rule`` says; a list is named once."""
-    why = _why_snowflakes(event)
-    yield from _broken(event, "", why)
+def find_broken_rules(event: Any, *, now: TimestampMillis) -> Iterator[BrokenRule]:
+    """Every field of ``event`` that breaks a rule, as ``find_broken_rule`` says; a list is named once."""
+    why = _snowflake_reason(event)
+    yield from _check_part(event, "", why)
     observed_at = getattr(event, "observed_at", None)
     if observed_at is not None and now + MAX_AHEAD_MS < observed_at <= MAX_TIMESTAMP:
         yield BrokenRule(field="observed_at", rule="must not lie more than a minute ahead")
 
 
-def _why_snowflakes(event: object) -> str:
+def _snowflake_reason(event: object) -> str:
     """Why the ids of ``event`` must be Discord's; empty if they need not be."""
     if isinstance(event, DiscordMessage) and event.source in DISCORDS_OWN_SOURCES:
         return f"since source is {event.source.value}"
@@ -323,17 +323,17 @@ def _why_snowflakes(event: object) -> str:
     return ""
 
 
-def _broken(part: object, path: str, why: str) -> Iterator[BrokenRule]:
-    for name, form in _forms(type(part)):
+def _check_part(part: object, path: str, why: str) -> Iterator[BrokenRule]:
+    for name, form in _checked_fields(type(part)):
         value = getattr(part, name)
         if value is None:
             continue
         where = f"{path}{name}"
         items = value if isinstance(value, list) else (value,)
-        if form is _Form.RECORD:
+        if form is _FieldCheck.RECORD:
             for place, item in enumerate(items):
-                yield from _broken(item, f"{where}[{place}]." if items is value else f"{where}.", why)
-        elif form is _Form.TIME:
+                yield from _check_part(item, f"{where}[{place}]." if items is value else f"{where}.", why)
+        elif form is _FieldCheck.TIME:
             if not all(map(is_time, items)):
                 yield BrokenRule(field=where, rule="must lie in the years 1 to 9999")
         elif not all(map(is_id, items)):
@@ -342,7 +342,7 @@ def _broken(part: object, path: str, why: str) -> Iterator[BrokenRule]:
             yield BrokenRule(field=where, rule=f"must be a decimal of at most 64 bits, {why}")
 
 
-class _Form(StrEnum):
+class _FieldCheck(StrEnum):
     """What of a field is checked, or of the items of a list."""
 
     ID = "id"
@@ -350,22 +350,22 @@ class _Form(StrEnum):
     RECORD = "record"
 
 
-_FORMS: dict[type[Any], list[tuple[str, _Form]]] = {}
+_CHECKED_FIELDS: dict[type[Any], list[tuple[str, _FieldCheck]]] = {}
 
 
-def _forms(event_class: type[Any]) -> list[tuple[str, _Form]]:
+def _checked_fields(event_class: type[Any]) -> list[tuple[str, _FieldCheck]]:
     """The fields of ``event_class`` that are checked, in their order; looked up once a class."""
-    if event_class in _FORMS:
-        return _FORMS[event_class]
+    if event_class in _CHECKED_FIELDS:
+        return _CHECKED_FIELDS[event_class]
     hints = typing.get_type_hints(event_class)
     found = []
     for attribute in attrs.fields(event_class):
         options = typing.get_args(hints[attribute.name]) or (hints[attribute.name],)
         if TimestampMillis in options:
-            found.append((attribute.name, _Form.TIME))
-        elif str in options and holds_ids(attribute.name):
-            found.append((attribute.name, _Form.ID))
+            found.append((attribute.name, _FieldCheck.TIME))
+        elif str in options and is_id_field(attribute.name):
+            found.append((attribute.name, _FieldCheck.ID))
         elif any(isinstance(option, type) and attrs.has(option) for option in options):
-            found.append((attribute.name, _Form.RECORD))
-    _FORMS[event_class] = found
+            found.append((attribute.name, _FieldCheck.RECORD))
+    _CHECKED_FIELDS[event_class] = found
     return found

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 
-def write_whole(path: Path, text: str, *, mode: int = 0o666) -> None:
+def write_atomically(path: Path, text: str, *, mode: int = 0o666) -> None:
     """Write ``path`` in UTF-8, whole or not at all, also where the process is killed; its folder is made if missing.
 
     ``mode`` is for a new file, before the umask. Raises OSError.

@@ -15,7 +15,7 @@ from rtfm.telemetry import get_logger
 
 _log = get_logger(__name__)
 
-PRIVATE = 0o700
+PRIVATE_MODE = 0o700
 
 
 def make_private(home: Path) -> None:
@@ -27,11 +27,11 @@ def make_private(home: Path) -> None:
     if not home.exists():
         home.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):  # another process was quicker
-            home.mkdir(mode=PRIVATE)
-    close_to_others(home)
+            home.mkdir(mode=PRIVATE_MODE)
+    restrict_to_owner(home)
 
 
-def close_to_others(home: Path) -> None:
+def restrict_to_owner(home: Path) -> None:
     """Take the rights of other users from the folder ``home``, if it is there and our own."""
     try:
         status = home.stat()

@@ -17,7 +17,7 @@ LINK_REMOVED = "(link removed)"
 OPEN, CLOSE = "\ue000", "\ue001"
 """Private marks that callers may put around text; they end an address."""
 
-_START = re.compile(
+_LINK_START = re.compile(
     r"https?\\?:\\?[/\\]"
     r"|(?<=\]\()[\s<]*+https?:"  # a browser takes an address without slashes, too
     r"|(?<=<)[a-z][a-z0-9+.-]{0,60}:/"
@@ -29,15 +29,15 @@ _START = re.compile(
     re.IGNORECASE,
 )
 # A quotation mark may be part of a host's name, and is taken for its end only behind the host.
-_REST = re.compile(f'[^\\s<>\\[\\]|/?#{OPEN}{CLOSE}]*+[^\\s<>\\[\\]|"`{OPEN}{CLOSE}]*+')
+_ADDRESS_REST = re.compile(f'[^\\s<>\\[\\]|/?#{OPEN}{CLOSE}]*+[^\\s<>\\[\\]|"`{OPEN}{CLOSE}]*+')
 _HOST_END = re.compile(r"[/\\?#]")
-_SCHEME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+.-")
-_ENDS = ".,;:!?'\"`*_~)]}|"
+_SCHEME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+.-")
+_TRAILING_PUNCTUATION = ".,;:!?'\"`*_~)]}|"
 _BRACKET = re.compile(r"\\.|[\[\]]", re.DOTALL)
 _PARENTHESIS = re.compile(r"[()]")
 _TARGET_END = re.compile(r">?\s{0,50}+(?:\"[^\"\n]{0,200}\"\s{0,50}+|'[^'\n]{0,200}'\s{0,50}+)?\)")
-_MAY_HOLD = re.compile(r":|www\.|discord", re.IGNORECASE)
-_MOST_ROUNDS = 5
+_LINK_HINT = re.compile(r":|www\.|discord", re.IGNORECASE)
+_MAX_ROUNDS = 5
 
 
 @frozen
@@ -51,38 +51,38 @@ class _Address:
     """Where the text goes on: behind a masked link's last parenthesis."""
 
 
-def links(text: str) -> set[str]:
+def find_links(text: str) -> set[str]:
     """The addresses in ``text``, in the form in which they are compared."""
-    return {_comparable(text[address.start : address.end]) for address in _addresses(text)}
+    return {_normalise(text[address.start : address.end]) for address in _find_addresses(text)}
 
 
-def without_foreign_links(text: str, known: Collection[str] = ()) -> str:
-    """``text`` with a note in place of each address that is not in ``known`` (as ``links`` gives them), code included.
+def remove_unknown_links(text: str, known: Collection[str] = ()) -> str:
+    """``text`` with a note in place of each address that is not in ``known`` (as ``find_links`` gives them), code included.
 
     An address with an account before its host is removed even if it is known: ``https://docs.example@evil.example``
     leads to the second name.
     A link that hides its address behind words is taken apart: the address of a known one stands behind the words.
     """
-    for _ in range(_MOST_ROUNDS):  # what is left when a link is taken apart may join to another one
+    for _ in range(_MAX_ROUNDS):  # what is left when a link is taken apart may join to another one
         before = text
-        text = _checked(text, known)
+        text = _remove_once(text, known)
         if text == before:
             return text
     return text.replace(":", ": ").replace("/", " / ")
 
 
-def _checked(text: str, known: Collection[str]) -> str:
-    found = list(_addresses(text))
+def _remove_once(text: str, known: Collection[str]) -> str:
+    found = list(_find_addresses(text))
     if not found:
         return text
-    opens = _opening_brackets(text) if any(address.close >= 0 for address in found) else {}
+    opens = _match_brackets(text) if any(address.close >= 0 for address in found) else {}
     edits: list[tuple[int, int, str]] = []
     for address in found:
         written = text[address.start : address.end]
-        allowed = _comparable(written) in known and not _names_account(written)
+        allowed = _normalise(written) in known and not _has_account(written)
         if address.close < 0:
             if not allowed:
-                edits.append((address.start, address.start + len(written.rstrip(_ENDS)), LINK_REMOVED))
+                edits.append((address.start, address.start + len(written.rstrip(_TRAILING_PUNCTUATION)), LINK_REMOVED))
             continue
         opened = opens.get(address.close)
         if opened is None:
@@ -93,43 +93,43 @@ def _checked(text: str, known: Collection[str]) -> str:
             edits.append((address.close, address.after, "]"))
             continue
         edits.append((opened, opened + 1, ""))
-        shown = f" {written}{_gap(text, address.after)}" if allowed and words != written else ""
+        shown = f" {written}{_separator_after(text, address.after)}" if allowed and words != written else ""
         edits.append((address.close, address.after, shown))
-    return _edited(text, edits)
+    return _apply_edits(text, edits)
 
 
-def _addresses(text: str) -> Iterator[_Address]:
-    if _MAY_HOLD.search(text) is None:
+def _find_addresses(text: str) -> Iterator[_Address]:
+    if _LINK_HINT.search(text) is None:
         return
     place = 0
-    while (match := _START.search(text, place)) is not None:
-        start = _start_of(text, match, place)
-        rest = _REST.match(text, match.end())
+    while (match := _LINK_START.search(text, place)) is not None:
+        start = _find_start(text, match, place)
+        rest = _ADDRESS_REST.match(text, match.end())
         end = rest.end() if rest is not None else match.end()
-        close = _close_before(text, start, place)
+        close = _find_closing_bracket(text, start, place)
         after = end
         if close >= 0:
-            end = _end_of_target(text, start, end)
+            end = _find_target_end(text, start, end)
             closing = _TARGET_END.match(text, end)
             after = closing.end() if closing is not None else end
         yield _Address(start, end, close, after)
         place = max(after, match.end())
 
 
-def _start_of(text: str, match: re.Match[str], place: int) -> int:
+def _find_start(text: str, match: re.Match[str], place: int) -> int:
     start = match.start()
     if text[start] != ":":
         while text[start].isspace() or text[start] == "<":
             start += 1
         return start
-    while start > place and text[start - 1] in _SCHEME:
+    while start > place and text[start - 1] in _SCHEME_CHARACTERS:
         start -= 1
     while text[start] != ":" and not text[start].isalpha():
         start += 1
     return start
 
 
-def _close_before(text: str, start: int, place: int) -> int:
+def _find_closing_bracket(text: str, start: int, place: int) -> int:
     """The bracket of ``](`` right before an address, or -1."""
     at = start
     while at > place and (text[at - 1].isspace() or text[at - 1] in "<\\"):
@@ -137,7 +137,7 @@ def _close_before(text: str, start: int, place: int) -> int:
     return at - 2 if at - 2 >= place and text[at - 2 : at] == "](" else -1
 
 
-def _end_of_target(text: str, start: int, end: int) -> int:
+def _find_target_end(text: str, start: int, end: int) -> int:
     depth = 0
     for match in _PARENTHESIS.finditer(text, start, end):
         depth += 1 if match.group() == "(" else -1
@@ -146,7 +146,7 @@ def _end_of_target(text: str, start: int, end: int) -> int:
     return end
 
 
-def _opening_brackets(text: str) -> dict[int, int]:
+def _match_brackets(text: str) -> dict[int, int]:
     """The bracket that opens, for each that closes one."""
     opened: list[int] = []
     found: dict[int, int] = {}
@@ -158,14 +158,14 @@ def _opening_brackets(text: str) -> dict[int, int]:
     return found
 
 
-def _gap(text: str, at: int) -> str:
+def _separator_after(text: str, at: int) -> str:
     """A space where the text behind an address would be read as part of it."""
     behind = text[at : at + 2]
     ends = not behind or behind[0].isspace() or (behind[0] in ".,;:!?)" and (len(behind) == 1 or behind[1].isspace()))
     return "" if ends else " "
 
 
-def _edited(text: str, edits: list[tuple[int, int, str]]) -> str:
+def _apply_edits(text: str, edits: list[tuple[int, int, str]]) -> str:
     parts: list[str] = []
     place = 0
     for start, end, replacement in sorted(edits):
@@ -176,11 +176,11 @@ def _edited(text: str, edits: list[tuple[int, int, str]]) -> str:
     return "".join([*parts, text[place:]])
 
 
-def _names_account(address: str) -> bool:
+def _has_account(address: str) -> bool:
     """Whether an account stands before the host, which a reader would take for the host."""
     scheme, _, rest = address.partition(":")
     return scheme.lower() in ("http", "https") and "@" in _HOST_END.split(rest.lstrip("/\\"), maxsplit=1)[0]
 
 
-def _comparable(address: str) -> str:
-    return address.rstrip(_ENDS).rstrip("/")
+def _normalise(address: str) -> str:
+    return address.rstrip(_TRAILING_PUNCTUATION).rstrip("/")

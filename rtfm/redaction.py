@@ -10,20 +10,20 @@ from collections.abc import Iterable
 
 SECRET_REMOVED = "(secret removed)"  # noqa: S105 - says that one was there
 
-_hidden: dict[str, None] = {}
-"""What ``redacted`` takes out, longest first; a dict for its order."""
+_secrets: dict[str, None] = {}
+"""What ``redact`` takes out, longest first; a dict for its order."""
 
 
 def hide(secrets: Iterable[str]) -> None:
     """Take ``secrets`` out of whatever this process writes from now on: logs, readiness, errors of commands."""
     found = {form for secret in secrets for form in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1])}
-    known = sorted(found | _hidden.keys(), key=lambda text: (-len(text), text))
-    _hidden.clear()
-    _hidden.update(dict.fromkeys(known))
+    known = sorted(found | _secrets.keys(), key=lambda text: (-len(text), text))
+    _secrets.clear()
+    _secrets.update(dict.fromkeys(known))
 
 
-def redacted(text: str) -> str:
+def redact(text: str) -> str:
     """``text`` without what ``hide`` was told."""
-    for secret in list(_hidden):
+    for secret in list(_secrets):
         text = text.replace(secret, SECRET_REMOVED)
     return text

@@ -28,14 +28,16 @@ _INVISIBLE = re.compile(
 )
 
 # No secret is shorter; nearly all messages have nothing of this, and need not be searched.
-_MAYBE = re.compile(r"\S{15}|://|pass|pwd|secret|token|key|basic|bearer|auth|credential|-u |--user", re.IGNORECASE)
+_SECRET_HINT = re.compile(
+    r"\S{15}|://|pass|pwd|secret|token|key|basic|bearer|auth|credential|-u |--user", re.IGNORECASE
+)
 
 
 def scrub(text: str, known: Iterable[str] = ()) -> str:
     """``text`` with a note in place of each token, key, password in an address, e-mail address and ``known`` secret."""
     for secret in known:
         text = text.replace(secret, SECRET_REMOVED)
-    if spans := _secret_spans(text):
+    if spans := _find_secret_spans(text):
         parts, end = [], 0
         for first, last in spans:
             parts += [text[end:first], SECRET_REMOVED]
@@ -44,13 +46,13 @@ def scrub(text: str, known: Iterable[str] = ()) -> str:
     return _EMAIL.sub(EMAIL_REMOVED, text) if "@" in text else text
 
 
-def _secret_spans(text: str) -> list[tuple[int, int]]:
+def _find_secret_spans(text: str) -> list[tuple[int, int]]:
     """Where secrets stand in ``text``: ascending, without overlaps."""
     visible, places = text, None
     if not text.isascii() and _INVISIBLE.search(text):
         places = [place for place, sign in enumerate(text) if not _INVISIBLE.match(sign)]
         visible = "".join(text[place] for place in places)
-    if not _MAYBE.search(visible):
+    if not _SECRET_HINT.search(visible):
         return []
     lower = visible.lower()
     found = sorted(span for form in FORMS if any(hint in lower for hint in form.hints) for span in form.spans(visible))

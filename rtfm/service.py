@@ -48,7 +48,7 @@ class Stop:
         self.event.set()
 
     @contextmanager
-    def on_signals(self) -> Iterator[None]:
+    def handle_signals(self) -> Iterator[None]:
         """A first signal asks for the end, a second one does not wait for it. Nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -70,7 +70,7 @@ class Stop:
 
 
 @contextmanager
-def observed(settings: Settings, ready: Mapping[str, Callable[[], str | None]]) -> Iterator[Health]:
+def open_monitoring(settings: Settings, ready: Mapping[str, Callable[[], str | None]]) -> Iterator[Health]:
     """A service's health, shown on its metrics port; the process ends when a loop that reports to it hangs.
 
     ``ready`` are the first conditions of readiness: without one the port would call a service ready that has only
@@ -96,7 +96,7 @@ def observed(settings: Settings, ready: Mapping[str, Callable[[], str | None]]) 
         server.stop()
 
 
-def once_available(
+def retry_until_available(
     step: Callable[[], T], stop: Stop, note: Callable[[TransientError], object] = lambda _: None
 ) -> T | None:
     """The result of ``step``, however long what it needs is down; None when ``stop`` came first.
@@ -134,7 +134,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
-        self._wind_up()
+        self._rearm_timer()
         self._thread.start()
         return self
 
@@ -145,17 +145,17 @@ class Watchdog:
     def _watch(self) -> None:
         try:
             while not self._done.wait(min(1.0, self._limit_s / 10)):
-                self._wind_up()
-                if stalled := self._health.stalled(self._limit_s):
-                    self._end(stalled)
+                self._rearm_timer()
+                if stalled := self._health.find_stalled(self._limit_s):
+                    self._end_process(stalled)
         finally:
             faulthandler.cancel_dump_traceback_later()
 
-    def _wind_up(self) -> None:
+    def _rearm_timer(self) -> None:
         # It fires when not even our thread gets to wind it up again.
         faulthandler.dump_traceback_later(self._limit_s, exit=True, file=sys.stderr)
 
-    def _end(self, stalled: dict[str, str]) -> None:
+    def _end_process(self, stalled: dict[str, str]) -> None:
         _log.error("a loop hangs, the process ends", **stalled)
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         sys.stderr.flush()

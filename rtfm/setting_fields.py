@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from attrs import field
 
-from rtfm.addresses import shown
+from rtfm.addresses import redact_address
 
 Number = TypeVar("Number", int, float)
 
@@ -115,10 +115,10 @@ def setting(
     """A field of Settings: variable ``env``, meaning ``doc``, heading ``group`` in the docs; a secret is not shown."""
     return field(
         default=default,
-        repr=False if secret else _represented,
+        repr=False if secret else _safe_repr,
         metadata={"env": env, "doc": doc, "parse": parse, "secret": secret, "group": group},
     )
 
 
-def _represented(value: object) -> str:
-    return repr(shown(value) if isinstance(value, str) and "://" in value else value)
+def _safe_repr(value: object) -> str:
+    return repr(redact_address(value) if isinstance(value, str) and "://" in value else value)

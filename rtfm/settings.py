@@ -289,15 +289,15 @@ def load(environ: Mapping[str, str] | None = None, *, dotenv: Path | None = Path
     Raises ConfigError that names the variable, where it stands and what it should be.
     """
     process = dict(os.environ if environ is None else environ)
-    sources = [("the environment", process), (str(dotenv), _dotenv(dotenv))]
+    sources = [("the environment", process), (str(dotenv), _read_dotenv(dotenv))]
     values: dict[str, Any] = {}
     for attribute in fields(Settings):
-        found = _find(attribute.metadata["env"], sources, secret=attribute.metadata["secret"])
+        found = _find_value(attribute.metadata["env"], sources, secret=attribute.metadata["secret"])
         if found is not None:
             text, where = found
             values[attribute.name] = _parse(attribute, text, f"{attribute.metadata['env']} in {where}")
     home = values.get("home", Path(".rtfm"))
-    return Settings(**(_local_addresses(home) | values))
+    return Settings(**(_read_local_addresses(home) | values))
 
 
 def _attribute(name: str) -> Attribute[Any]:
@@ -312,15 +312,15 @@ def _parse(attribute: Attribute[Any], value: Any, where: str) -> Any:
     except ValueError as exc:
         hidden = attribute.metadata["secret"] or addresses.may_hold_secret(value)
         # Without its cause, which repeats the value.
-        raise ConfigError(f"{where}: {'its value' if hidden else repr(value)} is not {_wanted(exc)}") from None
+        raise ConfigError(f"{where}: {'its value' if hidden else repr(value)} is not {_expected_form(exc)}") from None
 
 
-def _wanted(error: ValueError) -> str:
+def _expected_form(error: ValueError) -> str:
     text = str(error)
     return "a number" if text.startswith(("invalid literal", "could not convert")) else text
 
 
-def _dotenv(path: Path | None) -> dict[str, str]:
+def _read_dotenv(path: Path | None) -> dict[str, str]:
     if path is None or not path.is_file():
         return {}
     from dotenv import dotenv_values
@@ -331,7 +331,7 @@ def _dotenv(path: Path | None) -> dict[str, str]:
         raise ConfigError(f"{path} cannot be read: {exc}") from exc
 
 
-def _find(name: str, sources: list[tuple[str, dict[str, str]]], *, secret: bool) -> tuple[str, str] | None:
+def _find_value(name: str, sources: list[tuple[str, dict[str, str]]], *, secret: bool) -> tuple[str, str] | None:
     for where, variables in sources:
         if value := variables.get(name, "").strip():
             return value, where
@@ -343,7 +343,7 @@ def _find(name: str, sources: list[tuple[str, dict[str, str]]], *, secret: bool)
     return None
 
 
-def _local_addresses(home: Path) -> dict[str, str]:
+def _read_local_addresses(home: Path) -> dict[str, str]:
     """Addresses of the local services that run in ``home``; none where none do."""
     try:
         services = json.loads((home / LOCAL_STACK_FILE).read_text(encoding="utf-8"))["services"]
@@ -358,11 +358,11 @@ def _local_addresses(home: Path) -> dict[str, str]:
     return {
         names[name]: service["address"]
         for name, service in services.items()
-        if name in names and _alive(service.get("pid"))
+        if name in names and _is_alive(service.get("pid"))
     }
 
 
-def _alive(pid: object) -> bool:
+def _is_alive(pid: object) -> bool:
     if not isinstance(pid, int):
         return False
     try:

@@ -21,8 +21,8 @@ import structlog
 from attrs import define, field
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram, generate_latest
 
-from rtfm.characters import printable
-from rtfm.redaction import redacted
+from rtfm.characters import escape_unprintable
+from rtfm.redaction import redact
 
 # Names follow OpenTelemetry's messaging conventions where they have one.
 CONSUMED = Counter(
@@ -93,7 +93,7 @@ BUILD_INFO = Gauge("rtfm_build_info", "Always 1; the version is in the label.", 
 
 class _RedactingFormatter(structlog.stdlib.ProcessorFormatter):
     def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record))
+        return redact(super().format(record))
 
 
 def configure_logging(level: str, output: str = "auto") -> None:
@@ -108,7 +108,7 @@ def configure_logging(level: str, output: str = "auto") -> None:
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if as_json
         else [
-            _as_text,
+            _escape_values,
             # Its own formatter shows local variables, settings among them.
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
@@ -138,11 +138,11 @@ def configure_logging(level: str, output: str = "auto") -> None:
     )
 
 
-def _as_text(_logger: object, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _escape_values(_logger: object, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Values without what a terminal would obey: ids and errors may come from outside. JSON escapes it by itself."""
     for name, value in event.items():
         if isinstance(value, str):
-            event[name] = printable(value, newlines=True)
+            event[name] = escape_unprintable(value, newlines=True)
     return event
 
 
@@ -184,7 +184,7 @@ class Health:
         """Note that the loop ``name`` passed."""
         self._beats[name] = self.clock()
 
-    def rest(self, name: str) -> None:
+    def end(self, name: str) -> None:
         """Note that the loop ``name`` has ended, as it may."""
         self._beats.pop(name, None)
 
@@ -201,7 +201,7 @@ class Health:
         """Add a condition of readiness."""
         self._ready[name] = check
 
-    def stalled(self, limit_s: float) -> dict[str, str]:
+    def find_stalled(self, limit_s: float) -> dict[str, str]:
         """Loops that have not passed for ``limit_s``: loop → line."""
         return {
             name: f"no pass for {gap_s:.0f} s" for name in list(self._beats) if (gap_s := self.gap_s(name)) > limit_s
@@ -209,14 +209,14 @@ class Health:
 
     def liveness(self) -> dict[str, str]:
         """What keeps the service from being alive: loop or condition → line. Empty when all is well."""
-        return self.stalled(self.max_gap_s) | _wrong(self._alive)
+        return self.find_stalled(self.max_gap_s) | _run_checks(self._alive)
 
     def readiness(self) -> dict[str, str]:
         """What keeps the service from being ready: condition → line. Empty when all is well."""
-        return self.liveness() | _wrong(self._ready)
+        return self.liveness() | _run_checks(self._ready)
 
 
-def _wrong(checks: dict[str, Callable[[], str | None]]) -> dict[str, str]:
+def _run_checks(checks: dict[str, Callable[[], str | None]]) -> dict[str, str]:
     found = {name: check() for name, check in list(checks.items())}
     return {name: line for name, line in found.items() if line is not None}
 
@@ -241,7 +241,7 @@ class MetricsServer(ThreadingHTTPServer):
         """Open the port; 0 takes a free one. Raises OSError when it cannot be had."""
         self._open: dict[Any, None] = {}  # in the order in which they came
         self._open_lock = threading.Lock()
-        super().__init__((host, port), _handler(health))
+        super().__init__((host, port), _build_request_handler(health))
         self.port: int = self.server_address[1]
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -273,7 +273,7 @@ class MetricsServer(ThreadingHTTPServer):
         self.server_close()
 
 
-def _handler(health: Health) -> type[BaseHTTPRequestHandler]:
+def _build_request_handler(health: Health) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = IDLE_S
 
@@ -289,7 +289,7 @@ def _handler(health: Health) -> type[BaseHTTPRequestHandler]:
                     self._answer(404, b"not found\n", "text/plain")
 
         def _verdict(self, wrong: dict[str, str]) -> None:
-            body = redacted(json.dumps({"ok": not wrong, "wrong": wrong})).encode()
+            body = redact(json.dumps({"ok": not wrong, "wrong": wrong})).encode()
             self._answer(503 if wrong else 200, body, "application/json")
 
         def _answer(self, status: int, body: bytes, content_type: str) -> None:

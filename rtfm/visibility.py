@@ -28,7 +28,9 @@ def acl_channel_id(channel_id: str, parent_channel_id: str | None, kind: Channel
     return parent_channel_id if kind in PARENT_DECIDES and parent_channel_id else channel_id
 
 
-def readable(channel_id: str | None, parent_channel_id: str | None, kind: ChannelKind, listed: Collection[str]) -> bool:
+def is_readable(
+    channel_id: str | None, parent_channel_id: str | None, kind: ChannelKind, listed: Collection[str]
+) -> bool:
     """Whether everyone who can read the ``listed`` channels can read this one, which must be of their guild."""
     if channel_id is None:
         return False
@@ -48,7 +50,7 @@ class ChannelFacts:
     from_discord: bool = False
 
 
-def widens(channel_id: str, known: ChannelFacts, seen: ChannelFacts) -> bool:
+def is_wider(channel_id: str, known: ChannelFacts, seen: ChannelFacts) -> bool:
     """Whether others could read the channel by ``seen`` who cannot by ``known``."""
     if seen.kind in _PRIVATE:
         return False
@@ -57,7 +59,7 @@ def widens(channel_id: str, known: ChannelFacts, seen: ChannelFacts) -> bool:
     return known.kind in _PRIVATE or before != after
 
 
-def newest_facts(channel_id: str, known: ChannelFacts, seen: ChannelFacts, *, unchanged: bool = False) -> ChannelFacts:
+def merge_facts(channel_id: str, known: ChannelFacts, seen: ChannelFacts, *, unchanged: bool = False) -> ChannelFacts:
     """What is believed of a channel, of which ``known`` was believed, after ``seen``.
 
     The newest observation wins, with two exceptions. Exports and other programs never widen who can read a channel, and
@@ -66,7 +68,7 @@ def newest_facts(channel_id: str, known: ChannelFacts, seen: ChannelFacts, *, un
     """
     if seen.kind is ChannelKind.UNKNOWN or (unchanged and not seen.from_discord):
         return known
-    if widens(channel_id, known, seen):
+    if is_wider(channel_id, known, seen):
         accepted = seen.from_discord and seen.observed_at > known.observed_at and not unchanged
     else:
         corrects = seen.from_discord and not known.from_discord

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
-from rtfm.characters import one_line
-from rtfm.links import CLOSE, LINK_REMOVED, OPEN, links, without_foreign_links
-from rtfm.markup import without_channels, without_pings
+from rtfm.characters import to_one_line
+from rtfm.links import CLOSE, LINK_REMOVED, OPEN, find_links, remove_unknown_links
+from rtfm.markup import remove_channel_mentions, remove_pings
 
 MAX_EXCERPT_CHARACTERS = 300
 _EXCERPT_FROM = 2_000  # characters of a text that its excerpt is made of
@@ -41,11 +41,11 @@ def cleaned(
     Taking one thing out may join what stands around it to another, so it is done until nothing changes. Text that is
     made to go on for ever comes out empty.
     """
-    text = renumbered(_MARKS.sub("", without_pings(text)), numbers, form=f"{OPEN}{{}}{CLOSE}")
+    text = renumbered(_MARKS.sub("", remove_pings(text)), numbers, form=f"{OPEN}{{}}{CLOSE}")
     for _ in range(_MOST_ROUNDS):
         before = text
-        text = without_foreign_links(renumbered(_without_headings(text), {}), known_links)
-        text = without_channels(without_pings(text), known_channels)
+        text = remove_unknown_links(renumbered(_without_headings(text), {}), known_links)
+        text = remove_channel_mentions(remove_pings(text), known_channels)
         if text == before:
             return _MARKED.sub(r"[\1]", _LINKED_MARK.sub(f"{CLOSE} ", text)).strip()
     return ""
@@ -90,8 +90,8 @@ def balanced(text: str) -> str:
 
 def excerpt(text: str) -> str:
     """``text`` on one line, at most 300 characters, without pings and channels, the addresses of links in sight."""
-    begin = without_channels(without_pings(text.strip()[:_EXCERPT_FROM]))
-    line = one_line(without_foreign_links(begin, links(begin)))
+    begin = remove_channel_mentions(remove_pings(text.strip()[:_EXCERPT_FROM]))
+    line = to_one_line(remove_unknown_links(begin, find_links(begin)))
     return line if len(line) <= MAX_EXCERPT_CHARACTERS else line[: MAX_EXCERPT_CHARACTERS - 1].rstrip() + "…"
 
 

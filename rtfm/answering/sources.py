@@ -13,7 +13,7 @@ import attrs
 from rtfm.events import BotQuery, Citation
 from rtfm.knowledge import Passage, PassageMessage
 from rtfm.scrubbing import scrub
-from rtfm.visibility import readable
+from rtfm.visibility import is_readable
 
 
 def usable(passages: Sequence[Passage], query: BotQuery) -> list[Passage]:
@@ -37,7 +37,7 @@ def usable(passages: Sequence[Passage], query: BotQuery) -> list[Passage]:
 
 def visible(said: PassageMessage | Citation, guild_id: str | None, listed: frozenset[str]) -> bool:
     """Whether everyone who can read the ``listed`` channels of ``guild_id`` can read what was ``said``."""
-    return said.guild_id == guild_id and readable(said.channel_id, said.parent_channel_id, said.channel_kind, listed)
+    return said.guild_id == guild_id and is_readable(said.channel_id, said.parent_channel_id, said.channel_kind, listed)
 
 
 def without(passages: Sequence[Passage], gone: frozenset[str]) -> list[Passage]:

@@ -13,8 +13,8 @@ from rtfm.answering import cleaning, extractive
 from rtfm.answering.prompt import ModelAnswer, UnusableAnswer, leaks_instructions
 from rtfm.events import Citation, SourceKind, is_time, to_datetime
 from rtfm.knowledge import Passage, PassageMessage
-from rtfm.links import links, without_foreign_links
-from rtfm.markup import plain_name
+from rtfm.links import find_links, remove_unknown_links
+from rtfm.markup import to_plain_name
 from rtfm.scrubbing import scrub
 
 MAX_ANSWER_CHARACTERS = 3_500
@@ -45,9 +45,9 @@ def written(reply: ModelAnswer, passages: Sequence[Passage], *, question: str, c
     if not used:
         raise UnusableAnswer("uncited", "the model's answer cites nothing that it was given")
     numbers = {old: new for new, old in enumerate(used, start=1)}
-    known = set().union(*(links(m.content) for number in used for m in passages[number - 1].messages))
+    known = set().union(*(find_links(m.content) for number in used for m in passages[number - 1].messages))
     text = cleaning.cleaned(scrub(reply.answer[:MAX_MODEL_CHARACTERS]), numbers, known, channels)
-    text = cleaning.balanced(without_foreign_links(_capped(text), known))  # a link that was cut is another link
+    text = cleaning.balanced(remove_unknown_links(_capped(text), known))  # a link that was cut is another link
     if not cleaning.says_something(text):
         raise UnusableAnswer("empty", "nothing is left of the model's answer")
     citations = [
@@ -69,9 +69,9 @@ def citation(number: int, passage: Passage, message: PassageMessage) -> Citation
         parent_channel_id=message.parent_channel_id,
         channel_kind=message.channel_kind,
         message_id=message.message_id,
-        title=plain_name(scrub(message.thread_title)) if message.thread_title else None,
+        title=to_plain_name(scrub(message.thread_title)) if message.thread_title else None,
         author_id=message.author_id,
-        author_name=plain_name(message.author_name),
+        author_name=to_plain_name(message.author_name),
         # The archive takes any time that an export claims, and a response must not hold one beyond year 9999.
         created_at=message.created_at if is_time(message.created_at) else None,
         excerpt=cleaning.excerpt(message.content),

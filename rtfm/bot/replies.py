@@ -11,10 +11,10 @@ import hashlib
 import re
 from collections.abc import Iterator
 
-from rtfm.characters import one_line, visible
+from rtfm.characters import strip_invisible, to_one_line
 from rtfm.discord_ids import jump_link
 from rtfm.events import BotResponse, Citation, Outcome, OutcomeReason, to_datetime
-from rtfm.markup import escaped, plain_name
+from rtfm.markup import escape_markup, to_plain_name
 
 # Discord takes 2,000 characters a message and does not say how it counts; UTF-16 units are the strictest reading.
 PART_LIMIT = 1_999
@@ -68,7 +68,7 @@ def split(text: str, limit: int = PART_LIMIT) -> list[str]:
     lines: list[str] = []
     size = 0  # units of the lines, with what ends them
     fence = ""  # the line that opened the fence we are in, to open it again
-    for line in visible(text).split("\n"):  # other marks that Python takes for line ends are none to Discord
+    for line in strip_invisible(text).split("\n"):  # other marks that Python takes for line ends are none to Discord
         for piece in _pieces(line, limit - _FENCE_ROOM):
             after = _fence_after(fence, piece)
             closing = len(_FENCE) + 1 if after else 0
@@ -85,10 +85,10 @@ def split(text: str, limit: int = PART_LIMIT) -> list[str]:
 
 
 def _source(citation: Citation) -> str:
-    link = one_line(citation.url or "").replace(" ", "%20") or jump_link(
+    link = to_one_line(citation.url or "").replace(" ", "%20") or jump_link(
         citation.guild_id, citation.channel_id or "", citation.message_id or ""
     )
-    about = escaped(plain_name(citation.author_name or citation.title or ""))
+    about = escape_markup(to_plain_name(citation.author_name or citation.title or ""))
     written = f"{to_datetime(citation.created_at):%Y-%m-%d}" if citation.created_at is not None else ""
     return f"[{citation.number}] {link} · " + ", ".join(part for part in (about, written) if part)
 

@@ -15,7 +15,7 @@ import discord
 
 from rtfm.bot import messages
 from rtfm.events import Citation, RetrievedPassage, SourceKind, is_snowflake
-from rtfm.visibility import readable
+from rtfm.visibility import is_readable
 
 # Voice and stage channels ask for another permission to be read; they are not listened to either.
 ReadableChannel = discord.TextChannel | discord.ForumChannel
@@ -65,7 +65,7 @@ def may_show(
     visible = set(visible_channel_ids)
     return all(
         citation.kind is SourceKind.MESSAGE
-        and readable(citation.channel_id, citation.parent_channel_id, citation.channel_kind, visible)
+        and is_readable(citation.channel_id, citation.parent_channel_id, citation.channel_kind, visible)
         for citation in citations
     ) and all(passage.kind is SourceKind.MESSAGE and passage.acl_channel_id in visible for passage in retrieved)
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from rtfm.settings import Settings
 
 __all__ = [
+    "COMMAND_TIMEOUT_S",
     "EVENT_OF_TOPIC",
-    "PATIENT_S",
     "Catalogue",
     "Contracts",
     "EventCodec",
@@ -35,7 +35,7 @@ __all__ = [
     "schema_id_of",
 ]
 
-PATIENT_S = 15.0
+COMMAND_TIMEOUT_S = 15.0
 """How long a command waits that has one try, on a machine where everything has just been started."""
 
 EVENT_OF_TOPIC: dict[str, type[Any]] = {
@@ -111,7 +111,7 @@ def open_registry(settings: Settings, *, timeout_s: float = 2.0) -> SchemaRegist
     """The registry client of this process; ``timeout_s`` bounds each request.
 
     A service asks again by itself, so it waits briefly. A command that writes has one try, and a registry that has
-    just started takes seconds for its first write: ``PATIENT_S``.
+    just started takes seconds for its first write: ``COMMAND_TIMEOUT_S``.
     """
     with suppress(OSError):  # then nothing is cached
         make_private(settings.home)

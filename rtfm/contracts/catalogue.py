@@ -93,11 +93,11 @@ class Catalogue:
             raise ConfigError(f"{self.directory / CATALOGUE_FILE}: [topics.{topic_name}]: group is missing")
         return group
 
-    def with_schema(self) -> list[Topic]:
+    def topics_with_schema(self) -> list[Topic]:
         """The topics whose values have a schema."""
         return [topic for topic in self.topics.values() if topic.schema is not None]
 
-    def released(self, topic_name: str) -> dict[int, Schema]:
+    def released_schemas(self, topic_name: str) -> dict[int, Schema]:
         """Version → schema, ascending, of what was released for the topic; empty when nothing was.
 
         Raises ConfigError for a file that is no schema or whose name is no version.
@@ -120,23 +120,23 @@ def load(schemas_dir: Path | None = None) -> Catalogue:
 
     Raises ConfigError that names file and place for whatever is missing or malformed.
     """
-    directory = schemas_dir or _own_directory()
+    directory = schemas_dir or _find_packaged_directory()
     path = directory / CATALOGUE_FILE
     try:
-        document = tomllib.loads(_read(path))
+        document = tomllib.loads(_read_text(path))
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"{path}: {exc}") from exc
-    namespace = _take(document, "namespace", str, str(path))
+    namespace = _read_value(document, "namespace", str, str(path))
     if document.get("partitioner", PARTITIONER) != PARTITIONER:
         raise ConfigError(f"{path} partitioner: it is not {PARTITIONER}, which clients of all makes have")
-    topics = _take(document, "topics", dict, str(path))
-    return Catalogue(directory, namespace, {name: _topic(directory, path, name, topics[name]) for name in topics})
+    topics = _read_value(document, "topics", dict, str(path))
+    return Catalogue(directory, namespace, {name: _build_topic(directory, path, name, topics[name]) for name in topics})
 
 
 def read_schema(path: Path) -> Schema:
     """The Avro record schema in ``path``; ConfigError naming file and place when it is none."""
     try:
-        schema = json.loads(_read(path))
+        schema = json.loads(_read_text(path))
     except json.JSONDecodeError as exc:
         raise ConfigError(f"{path}:{exc.lineno}:{exc.colno}: not JSON: {exc.msg}") from exc
     if not isinstance(schema, dict) or schema.get("type") != "record":
@@ -153,14 +153,14 @@ def read_schema(path: Path) -> Schema:
     return cast("Schema", schema)
 
 
-def _own_directory() -> Path:
+def _find_packaged_directory() -> Path:
     beside = _PACKAGE.parent / "schemas"
     if (_PACKAGE.parent / "pyproject.toml").is_file() and beside.is_dir():
         return beside  # a checkout, whose schemas a stale copy in an editable install must not shadow
     return _PACKAGE / "schemas"
 
 
-def _topic(directory: Path, path: Path, name: str, table: object) -> Topic:
+def _build_topic(directory: Path, path: Path, name: str, table: object) -> Topic:
     where = f"{path}: [topics.{name}]"
     if not isinstance(table, dict):
         raise ConfigError(f"{where} is not a table")
@@ -168,32 +168,32 @@ def _topic(directory: Path, path: Path, name: str, table: object) -> Topic:
         raise ConfigError(f"{where}: a topic is named with at most 200 letters, digits, dots, dashes and underscores")
     if unknown := sorted(set(table) - set(_TOPIC_KEYS)):
         raise ConfigError(f"{where}: unknown key {unknown[0]}", hint="Keys are " + ", ".join(_TOPIC_KEYS) + ".")
-    schema_file = _take(table, "schema", str, where) if "schema" in table else None
+    schema_file = _read_value(table, "schema", str, where) if "schema" in table else None
     schema = read_schema(directory / schema_file) if schema_file else None
-    level = _take(table, "compatibility", str, where) if schema else None
+    level = _read_value(table, "compatibility", str, where) if schema else None
     if level is not None and level not in COMPATIBILITY_LEVELS:
         raise ConfigError(
             f"{where} compatibility: {level!r} is no level", hint="Levels are " + ", ".join(COMPATIBILITY_LEVELS) + "."
         )
-    key = _take(table, "key", str, where)
+    key = _read_value(table, "key", str, where)
     if schema and key not in {entry["name"] for entry in schema["fields"] if entry["type"] == "string"}:
         raise ConfigError(f"{where} key: {key!r} is not a string field of {schema_file}")
     return Topic(
         name=name,
-        doc=_take(table, "doc", str, where),
+        doc=_read_value(table, "doc", str, where),
         key=key,
-        partitions=_positive(table, "partitions", where),
-        retention_h=_positive(table, "retention_h", where),
+        partitions=_read_positive(table, "partitions", where),
+        retention_h=_read_positive(table, "retention_h", where),
         schema=schema,
         schema_file=schema_file,
         compatibility=level,
-        producers=_names(table, "producers", where),
-        consumers=_names(table, "consumers", where),
-        group=_take(table, "group", str, where) if "group" in table else None,
+        producers=_read_texts(table, "producers", where),
+        consumers=_read_texts(table, "consumers", where),
+        group=_read_value(table, "group", str, where) if "group" in table else None,
     )
 
 
-def _take(table: dict[str, Any], key: str, kind: type, where: str) -> Any:
+def _read_value(table: dict[str, Any], key: str, kind: type, where: str) -> Any:
     if key not in table:
         raise ConfigError(f"{where}: {key} is missing")
     if type(table[key]) is not kind:
@@ -202,21 +202,21 @@ def _take(table: dict[str, Any], key: str, kind: type, where: str) -> Any:
     return table[key]
 
 
-def _positive(table: dict[str, Any], key: str, where: str) -> int:
-    number: int = _take(table, key, int, where)
+def _read_positive(table: dict[str, Any], key: str, where: str) -> int:
+    number: int = _read_value(table, key, int, where)
     if number < 1:
         raise ConfigError(f"{where} {key}: {number} is not at least 1")
     return number
 
 
-def _names(table: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
-    names = _take(table, key, list, where)
+def _read_texts(table: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
+    names = _read_value(table, key, list, where)
     if not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{where} {key}: a list of texts is wanted")
     return tuple(names)
 
 
-def _read(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:

@@ -16,7 +16,7 @@ from rtfm.clock import now_ms
 from rtfm.contracts import compiled, reference, shapes
 from rtfm.contracts.catalogue import Schema
 from rtfm.errors import InvalidEvent, UndecodableRecord
-from rtfm.events import broken_rule
+from rtfm.events import find_broken_rule
 
 Event = TypeVar("Event")
 
@@ -49,7 +49,7 @@ class EventCodec(Generic[Event]):
             self._decode, self.decoder_source = compiled.decoder(self.shape, schema)
         else:
             self._encoder_for = self._fastavro_encoder
-            self._decode = self._by_fastavro(schema)
+            self._decode = self._fastavro_decoder(schema)
         self._encoders: dict[int, Callable[[Event], bytes]] = {}
 
     def encode(self, event: Event, schema_id: int) -> bytes:
@@ -77,10 +77,10 @@ class EventCodec(Generic[Event]):
     def decoder(self, writer_schema: Schema | None = None) -> Callable[[bytes], Event]:
         """``decode`` for one writer's schema, without the check of the frame; a new one at each call."""
         try:
-            return self._resolved(writer_schema or self.schema)
+            return self._build_decoder(writer_schema or self.schema)
         except RecursionError:
             why = f"{self.event_class.__name__} is not read from records of a schema that is nested too deeply"
-            return lambda _: _undecodable(why)
+            return lambda _: _raise_undecodable(why)
 
     def source_for(self, writer_schema: Schema) -> str:
         """The source of the decoder for records of ``writer_schema``.
@@ -89,18 +89,18 @@ class EventCodec(Generic[Event]):
         """
         return compiled.decoder(self.shape, writer_schema)[1]
 
-    def _resolved(self, writer_schema: Schema) -> Callable[[bytes], Event]:
+    def _build_decoder(self, writer_schema: Schema) -> Callable[[bytes], Event]:
         if writer_schema == self.schema:
             return self._decode
         if not shapes.is_covered(self.shape):
-            return self._by_fastavro(writer_schema)
+            return self._fastavro_decoder(writer_schema)
         try:
             return compiled.decoder(self.shape, writer_schema)[0]
         except compiled.NotCovered:
-            return self._by_fastavro(writer_schema)
+            return self._fastavro_decoder(writer_schema)
         except compiled.Unresolvable as exc:
             why = f"{self.event_class.__name__} cannot be read from records of its schema: {exc}"
-            return lambda _: _undecodable(why)
+            return lambda _: _raise_undecodable(why)
 
     def _fastavro_encoder(self, frame: str) -> Callable[[Any], bytes]:
         write, before = reference.encoder(self.schema), frame.encode("latin-1")
@@ -109,18 +109,18 @@ class EventCodec(Generic[Event]):
             try:
                 data = write(event, before)
             except Exception as exc:  # fastavro raises its own errors, ValueError and TypeError
-                raise compiled.refused(self.shape, event, exc) from exc
-            if (broken := broken_rule(event, now=now_ms())) is not None:
+                raise compiled.build_refusal(self.shape, event, exc) from exc
+            if (broken := find_broken_rule(event, now=now_ms())) is not None:
                 raise InvalidEvent(f"{self.event_class.__name__}.{broken}")
             return data
 
         return encode
 
-    def _by_fastavro(self, writer_schema: Schema) -> Callable[[bytes], Event]:
+    def _fastavro_decoder(self, writer_schema: Schema) -> Callable[[bytes], Event]:
         name = self.event_class.__name__
-        if found := reference.hazard(writer_schema):
+        if found := reference.find_hazard(writer_schema):
             why = f"{name} is not read from records of a schema in which {found}"
-            return lambda _: _undecodable(why)
+            return lambda _: _raise_undecodable(why)
         read = reference.decoder(self.shape, self.schema, writer_schema, FRAME_BYTES)
 
         def decode(data: bytes) -> Event:
@@ -132,5 +132,5 @@ class EventCodec(Generic[Event]):
         return decode
 
 
-def _undecodable(why: str) -> Any:
+def _raise_undecodable(why: str) -> Any:
     raise UndecodableRecord(why)

@@ -18,11 +18,11 @@ from rtfm.contracts.compiled import varints
 from rtfm.contracts.tree import Node, parse
 from rtfm.errors import UndecodableRecord
 
-_FAULTS = (IndexError, struct.error, UnicodeDecodeError, varints.Misfit, RecursionError)
+_DECODING_ERRORS = (IndexError, struct.error, UnicodeDecodeError, varints.Misfit, RecursionError)
 
 
 @frozen
-class Fault:
+class DecodingFault:
     """The byte at ``position`` (0 is the first of the frame) is where ``path`` cannot be read, and why."""
 
     position: int
@@ -35,7 +35,7 @@ class Inspection:
     """The fields that were read, as JSON has them, in order, and what ended the reading, if anything did."""
 
     fields: dict[str, Any]
-    fault: Fault | None
+    fault: DecodingFault | None
 
 
 @define
@@ -50,12 +50,12 @@ class _ReadState:
 Put = Callable[[Any], object]
 
 
-def frame_fault(data: bytes) -> Fault | None:
+def frame_fault(data: bytes) -> DecodingFault | None:
     """What is wrong with the five bytes before the value, if anything is."""
     try:
         schema_id_of(data)
     except UndecodableRecord as exc:
-        return Fault(0 if len(data) >= FRAME_BYTES else len(data), "the frame", str(exc))
+        return DecodingFault(0 if len(data) >= FRAME_BYTES else len(data), "the frame", str(exc))
     return None
 
 
@@ -67,12 +67,12 @@ def inspect(data: bytes, schema: Schema) -> Inspection:
     node = parse(schema)
     try:
         _read(state, node, node.short_name or node.kind, partial(found.__setitem__, "value"))
-    except _FAULTS as exc:
-        fault = Fault(_position(state, exc), state.path, varints.reason(exc))
+    except _DECODING_ERRORS as exc:
+        fault = DecodingFault(_find_position(state, exc), state.path, varints.reason(exc))
     else:
         fault = None
         if (left := len(data) - state.position) > 0:
-            fault = Fault(state.position, "the end", f"{left} more bytes follow the record")
+            fault = DecodingFault(state.position, "the end", f"{left} more bytes follow the record")
     value = found.get("value", {})
     return Inspection(value if isinstance(value, dict) else {"value": value}, fault)
 
@@ -89,7 +89,7 @@ def _read(state: _ReadState, node: Node, path: str, put: Put) -> None:
         case "array" | "map":
             _read_blocks(state, node, path, put)
         case "union":
-            index = _long(state)
+            index = _read_long(state)
             if not 0 <= index < len(node.branches):
                 raise varints.Misfit(f"the union has {len(node.branches)} branches, none is number {index}")
             _read(state, node.branches[index], path, put)
@@ -113,7 +113,7 @@ def _read_blocks(state: _ReadState, node: Node, path: str, put: Put) -> None:
             if node.kind == "array":
                 _read(state, node.items, where, items.append)
             else:
-                _read(state, node.items, where, partial(entries.__setitem__, _content(state).decode()))
+                _read(state, node.items, where, partial(entries.__setitem__, _read_content(state).decode()))
 
 
 def _read_plain(state: _ReadState, node: Node) -> Any:
@@ -127,37 +127,37 @@ def _read_plain(state: _ReadState, node: Node) -> Any:
             state.position += 1
             return bool(byte)
         case "int" | "long":
-            return _long(state)
+            return _read_long(state)
         case "float" | "double":
             code = "<f" if node.kind == "float" else "<d"
             (number,) = struct.unpack_from(code, state.data, state.position)
             state.position += struct.calcsize(code)
             return number
         case "string":
-            return _content(state).decode()
+            return _read_content(state).decode()
         case "bytes":
-            return _content(state).hex()
+            return _read_content(state).hex()
         case "fixed":
-            return _taken(state, node.size).hex()
+            return _read_bytes(state, node.size).hex()
         case _:
-            index = _long(state)
+            index = _read_long(state)
             if not 0 <= index < len(node.symbols):
                 raise varints.Misfit(f"the enum has {len(node.symbols)} symbols, none is number {index}")
             return node.symbols[index]
 
 
-def _long(state: _ReadState) -> int:
+def _read_long(state: _ReadState) -> int:
     number, state.position = varints.decode_long(state.data, state.position)
     return number
 
 
-def _content(state: _ReadState) -> bytes:
+def _read_content(state: _ReadState) -> bytes:
     length, state.position = varints.decode_length(state.data, state.position)
     state.start = state.position
-    return _taken(state, length)
+    return _read_bytes(state, length)
 
 
-def _taken(state: _ReadState, size: int) -> bytes:
+def _read_bytes(state: _ReadState, size: int) -> bytes:
     taken = state.data[state.position : state.position + size]
     if len(taken) < size:
         raise IndexError
@@ -165,7 +165,7 @@ def _taken(state: _ReadState, size: int) -> bytes:
     return taken
 
 
-def _position(state: _ReadState, exc: Exception) -> int:
+def _find_position(state: _ReadState, exc: Exception) -> int:
     match exc:
         case IndexError() | struct.error():
             return len(state.data)

@@ -16,13 +16,13 @@ from attrs import NOTHING, asdict, frozen
 from rtfm.contracts.catalogue import Catalogue, Schema, Topic
 from rtfm.contracts.tree import Node, parse
 from rtfm.errors import ConfigError
-from rtfm.files import write_whole
+from rtfm.files import write_atomically
 
 LOCK_FILE = "contracts.lock"
 
 
 @frozen(kw_only=True)
-class Locked:
+class LockedVersion:
     """One released version: the fingerprint of its schema, and the SHA-256 of its file and of its examples' file.
 
     All in hexadecimal; ``examples_sha256`` is None without examples.
@@ -39,7 +39,7 @@ def fingerprint(schema: Schema) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read(catalogue: Catalogue) -> dict[str, dict[int, Locked]]:
+def read(catalogue: Catalogue) -> dict[str, dict[int, LockedVersion]]:
     """Subject → version → what was released; empty without a lock file. ConfigError when it is malformed."""
     path = catalogue.directory / LOCK_FILE
     if not path.is_file():
@@ -47,7 +47,7 @@ def read(catalogue: Catalogue) -> dict[str, dict[int, Locked]]:
     try:
         subjects = json.loads(path.read_text(encoding="utf-8"))["subjects"]
         return {
-            subject: {int(version): Locked(**entry) for version, entry in versions.items()}
+            subject: {int(version): LockedVersion(**entry) for version, entry in versions.items()}
             for subject, versions in subjects.items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
@@ -59,18 +59,18 @@ def read(catalogue: Catalogue) -> dict[str, dict[int, Locked]]:
 def write(catalogue: Catalogue) -> None:
     """Lock every released version as it stands. OSError when the file cannot be written."""
     subjects = {
-        topic.subject: {str(version): asdict(locked) for version, locked in _released(catalogue, topic).items()}
-        for topic in catalogue.with_schema()
+        topic.subject: {str(version): asdict(locked) for version, locked in _read_released(catalogue, topic).items()}
+        for topic in catalogue.topics_with_schema()
     }
-    write_whole(catalogue.directory / LOCK_FILE, json.dumps({"subjects": subjects}, indent=2) + "\n")
+    write_atomically(catalogue.directory / LOCK_FILE, json.dumps({"subjects": subjects}, indent=2) + "\n")
 
 
-def breaches(catalogue: Catalogue) -> list[tuple[str, str]]:
+def find_breaches(catalogue: Catalogue) -> list[tuple[str, str]]:
     """(subject, what is wrong) for every released version that is missing, changed or unknown to the lock."""
     locked = read(catalogue)
     found = []
-    for topic in catalogue.with_schema():
-        known, there = locked.get(topic.subject, {}), _released(catalogue, topic)
+    for topic in catalogue.topics_with_schema():
+        known, there = locked.get(topic.subject, {}), _read_released(catalogue, topic)
         for version in sorted(known.keys() | there.keys()):
             where = f"released/{topic.subject}/{version}.avsc"
             if version not in there:
@@ -81,21 +81,21 @@ def breaches(catalogue: Catalogue) -> list[tuple[str, str]]:
                 same = known[version].sha256 == there[version].sha256
                 what = f"the examples of {where} were" if same else f"{where} was"
                 found.append((topic.subject, f"{what} changed or removed after the release; restore them from git"))
-    gone = locked.keys() - {topic.subject for topic in catalogue.with_schema()}
+    gone = locked.keys() - {topic.subject for topic in catalogue.topics_with_schema()}
     return found + [
         (subject, f"{subject} was released, but the catalogue has no such topic") for subject in sorted(gone)
     ]
 
 
-def _released(catalogue: Catalogue, topic: Topic) -> dict[int, Locked]:
+def _read_released(catalogue: Catalogue, topic: Topic) -> dict[int, LockedVersion]:
     directory = catalogue.released_directory(topic.name)
     return {
-        version: Locked(
+        version: LockedVersion(
             fingerprint=fingerprint(schema),
             sha256=_sha256(directory / f"{version}.avsc") or "",
             examples_sha256=_sha256(directory / f"{version}.examples.json"),
         )
-        for version, schema in catalogue.released(topic.name).items()
+        for version, schema in catalogue.released_schemas(topic.name).items()
     }
 
 

@@ -22,35 +22,35 @@ from rtfm.contracts.tree import Node, is_size, parse, takes_no_bytes
 Plain = dict[str, Any]
 
 
-def parsed(schema: Schema) -> Any:
+def parse_for_fastavro(schema: Schema) -> Any:
     """``schema`` as fastavro wants it, with timestamps as plain numbers."""
-    return fastavro.parse_schema(json.loads(json.dumps(schema), object_hook=_without_logical_type))
+    return fastavro.parse_schema(json.loads(json.dumps(schema), object_hook=_remove_logical_type))
 
 
 def encoder(schema: Schema) -> Callable[[Any, bytes], bytes]:
     """A function from (event, the bytes to begin with) to bytes; it raises what fastavro raises."""
-    own = parsed(schema)
+    own = parse_for_fastavro(schema)
 
     def encode(event: Any, frame: bytes) -> bytes:
         out = io.BytesIO()
         out.write(frame)
-        fastavro.schemaless_writer(out, own, plain(event), strict=True)
+        fastavro.schemaless_writer(out, own, to_plain(event), strict=True)
         return out.getvalue()
 
     return encode
 
 
-def decoder(shape: shapes.Record, schema: Schema, writer_schema: Schema, skip: int) -> Callable[[bytes], Any]:
+def decoder(shape: shapes.RecordShape, schema: Schema, writer_schema: Schema, skip: int) -> Callable[[bytes], Any]:
     """A function from bytes, of which the first ``skip`` are the frame, to the event; it raises what fastavro raises.
 
     EOFError for a record that is not exactly as long as the bytes.
     """
-    writer, own = parsed(writer_schema), parsed(schema)
+    writer, own = parse_for_fastavro(writer_schema), parse_for_fastavro(schema)
     same = writer_schema == schema
 
     def decode(data: bytes) -> Any:
-        source = _Bounded(data, skip)
-        event = build(shape, fastavro.schemaless_reader(cast("IO[bytes]", source), writer, None if same else own))
+        source = _BoundedReader(data, skip)
+        event = build_event(shape, fastavro.schemaless_reader(cast("IO[bytes]", source), writer, None if same else own))
         if source.position != len(data):
             raise EOFError(f"{len(data) - source.position} bytes follow the record")
         return event
@@ -58,22 +58,22 @@ def decoder(shape: shapes.Record, schema: Schema, writer_schema: Schema, skip: i
     return decode
 
 
-def hazard(schema: Schema) -> str | None:
+def find_hazard(schema: Schema) -> str | None:
     """What in a writer's schema lets a few bytes ask fastavro for any amount of time, memory or stack, if anything.
 
     RecursionError for a schema that is nested too deeply to be walked.
     """
-    return _hazard(parse(schema), (), {}, set())
+    return _find_hazard(parse(schema), (), {}, set())
 
 
-def _hazard(node: Node, inside: tuple[Node, ...], no_bytes: dict[int, bool], seen: set[int]) -> str | None:
+def _find_hazard(node: Node, inside: tuple[Node, ...], no_bytes: dict[int, bool], seen: set[int]) -> str | None:
     if node in inside:
         return f"{node.name} contains itself"
     if id(node) in seen:
         return None
     parts = [entry.node for entry in node.fields] + list(node.branches) + ([node.items] if node.items else [])
     for part in parts:
-        if found := _hazard(part, (*inside, node), no_bytes, seen):
+        if found := _find_hazard(part, (*inside, node), no_bytes, seen):
             return found
     seen.add(id(node))
     if node.kind == "fixed" and not is_size(node.size):
@@ -86,27 +86,27 @@ def _hazard(node: Node, inside: tuple[Node, ...], no_bytes: dict[int, bool], see
     return None
 
 
-def plain(event: Any) -> Any:
+def to_plain(event: Any) -> Any:
     """An event as dictionaries, lists and symbols."""
     return attrs.asdict(event, value_serializer=lambda _, __, value: value.value if isinstance(value, Enum) else value)
 
 
-def build(shape: shapes.Shape, value: Any) -> Any:
-    """The event that ``value``, as ``plain`` makes it, stands for."""
+def build_event(shape: shapes.Shape, value: Any) -> Any:
+    """The event that ``value``, as ``to_plain`` makes it, stands for."""
     match shape:
-        case shapes.Record(event_class=event_class, slots=slots):
-            return event_class(**{slot.name: build(slot.shape, value[slot.name]) for slot in slots})
+        case shapes.RecordShape(event_class=event_class, slots=slots):
+            return event_class(**{slot.name: build_event(slot.shape, value[slot.name]) for slot in slots})
         case shapes.Sequence(items=items):
-            return [build(items, item) for item in value]
+            return [build_event(items, item) for item in value]
         case shapes.Nullable(value=inner):
-            return None if value is None else build(inner, value)
+            return None if value is None else build_event(inner, value)
         case shapes.Enumeration(enum_class=enum_class):
             return enum_class(value)
         case _:
             return value
 
 
-class _Bounded:
+class _BoundedReader:
     """A file that refuses to read past its end or by a negative count; fastavro would take what there is."""
 
     def __init__(self, data: bytes, position: int) -> None:
@@ -121,6 +121,6 @@ class _Bounded:
         return self._data[start:end]
 
 
-def _without_logical_type(node: dict[str, Any]) -> dict[str, Any]:
+def _remove_logical_type(node: dict[str, Any]) -> dict[str, Any]:
     node.pop("logicalType", None)
     return node

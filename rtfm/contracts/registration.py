@@ -15,7 +15,7 @@ from rtfm.contracts import release
 from rtfm.contracts.catalogue import Catalogue, Schema, Topic
 from rtfm.contracts.registry import SchemaRegistry
 from rtfm.contracts.registry_client import SchemaRefused
-from rtfm.contracts.rules.compatibility import accepts, compared
+from rtfm.contracts.rules.compatibility import is_accepted, versions_to_compare
 from rtfm.errors import ConfigError, RtfmError, Unavailable
 
 
@@ -35,7 +35,7 @@ class Registration:
     version: int | None = None
 
     @property
-    def changes(self) -> bool:
+    def has_changes(self) -> bool:
         """Whether anything has to be written."""
         return bool(self.missing) or self.sets_level
 
@@ -58,7 +58,7 @@ def plan(catalogue: Catalogue, registry: SchemaRegistry) -> list[Registration]:
             f"{found[0].message}; nothing was registered",
             hint="`rtfm-cli schemas check` shows everything that is wrong.",
         )
-    return [_plan_one(catalogue, topic, registry) for topic in catalogue.with_schema()]
+    return [_plan_topic(catalogue, topic, registry) for topic in catalogue.topics_with_schema()]
 
 
 def apply(catalogue: Catalogue, registry: SchemaRegistry, planned: list[Registration]) -> list[Registration]:
@@ -83,7 +83,7 @@ def apply(catalogue: Catalogue, registry: SchemaRegistry, planned: list[Registra
                 raise ConfigError(f"{item.subject} is not found right after it was registered at {registry.url}")
             result.append(evolve(item, schema_id=found[0], version=found[1]))
     except BaseException as exc:
-        left = _take_back(undo)
+        left = _roll_back(undo)
         outcome = "nothing was registered" if left is None else f"what was written before is left behind: {left}"
         if isinstance(exc, SchemaRefused):
             raise ConfigError(f"{exc}; {outcome}") from exc
@@ -92,21 +92,21 @@ def apply(catalogue: Catalogue, registry: SchemaRegistry, planned: list[Registra
         raise
     registry.check_cache()
     for item in result:
-        registry.keep(item.topic, catalogue.topic(item.topic).schema or {}, item.schema_id or 0)
+        registry.cache_id(item.topic, catalogue.topic(item.topic).schema or {}, item.schema_id or 0)
     return result
 
 
-def _plan_one(catalogue: Catalogue, topic: Topic, registry: SchemaRegistry) -> Registration:
+def _plan_topic(catalogue: Catalogue, topic: Topic, registry: SchemaRegistry) -> Registration:
     schema, level = topic.schema or {}, topic.compatibility or "NONE"
-    released = catalogue.released(topic.name)
+    released = catalogue.released_schemas(topic.name)
     history = [*released.values()] + ([] if schema in released.values() else [schema])
     found = registry.lookup(topic.name, schema)
     held = {number: known for number, (_, known) in registry.versions(topic.name).items()}
     # A registry that has the current schema has its past too, or had a reason to drop it.
     missing = () if found else tuple(version for version in history if registry.lookup(topic.name, version) is None)
     for version in missing:
-        for number, known in compared(held, level).items():
-            if not accepts(version, known, level):
+        for number, known in versions_to_compare(held, level).items():
+            if not is_accepted(version, known, level):
                 raise ConfigError(
                     f"{registry.subject(topic.name)}: the schema is incompatible with version {number} at"
                     f" {registry.url}; nothing was registered",
@@ -128,7 +128,7 @@ def _unregister(registry: SchemaRegistry, topic_name: str, schema: Schema) -> No
         registry.unregister(topic_name, found[1])
 
 
-def _take_back(undo: list[Callable[[], None]]) -> RtfmError | None:
+def _roll_back(undo: list[Callable[[], None]]) -> RtfmError | None:
     """Undo, last step first; the error of a step that failed, after which the others were tried all the same."""
     failed = None
     for step in reversed(undo):

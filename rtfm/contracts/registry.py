@@ -24,10 +24,10 @@ from rtfm.errors import ConfigError, RtfmError, Unavailable, UnknownSchema
 
 Answer = TypeVar("Answer")
 
-UNKNOWN_FOR_S = 30.0
+UNKNOWN_ID_TTL_S = 30.0
 """How long an id that the registry does not know is not asked for again."""
 
-MOST_UNKNOWN = 10_000
+MAX_UNKNOWN_IDS = 10_000
 """Ids that are remembered as unknown; a producer that makes up ids must not fill the memory."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 15.0
@@ -91,7 +91,7 @@ class SchemaRegistry(RegistryClient):
         """Have ``forget`` called, from any thread, once an id is found to mean something else than it did."""
         self._on_conflict.append(forget)
 
-    def keep(self, topic_name: str, schema: Schema, schema_id: int) -> None:
+    def cache_id(self, topic_name: str, schema: Schema, schema_id: int) -> None:
         """Cache the id of a schema, so that services on this machine can start without the registry."""
         self._cache.keep_id(self.subject(topic_name), fingerprint(schema), schema_id)
         self._cache.keep_schema(schema_id, schema)
@@ -102,7 +102,7 @@ class SchemaRegistry(RegistryClient):
         Raises Unavailable when it does not answer.
         """
         for schema_id, schema in self._cache.schemas().items():
-            if not self._still_means(schema_id, fingerprint(schema)):
+            if not self._is_unchanged(schema_id, fingerprint(schema)):
                 self._cache.forget()
                 return
 
@@ -114,19 +114,19 @@ class SchemaRegistry(RegistryClient):
     # Look-ups
 
     def _find_id(self, topic_name: str, schema: Schema) -> int:
-        subject, mark = self.subject(topic_name), fingerprint(schema)
+        subject, expected = self.subject(topic_name), fingerprint(schema)
         with self._lock:
             if topic_name in self._ids:
                 return self._ids[topic_name]
-            found = self._cache.id_of(subject, mark)
+            found = self._cache.id_of(subject, expected)
             if found is not None:
-                self._trust(found, mark)
+                self._use_cached(found, expected)
             else:
-                registered = self._paced(lambda: self.lookup(topic_name, schema))
+                registered = self._request_with_backoff(lambda: self.lookup(topic_name, schema))
                 if registered is None:
                     raise ConfigError(f"the schema of {subject} is not registered at {self.url}", hint=_REGISTER_HINT)
                 found = registered[0]
-                self.keep(topic_name, schema, found)
+                self.cache_id(topic_name, schema, found)
             self._ids[topic_name] = found
             return found
 
@@ -139,7 +139,7 @@ class SchemaRegistry(RegistryClient):
                 raise UnknownSchema(why)
             found = self._cache.schema(schema_id)
             if found is not None:
-                self._trust(schema_id, fingerprint(found))
+                self._use_cached(schema_id, fingerprint(found))
             else:
                 found = self._ask_for_schema(schema_id)
                 self._cache.keep_schema(schema_id, found)
@@ -148,17 +148,17 @@ class SchemaRegistry(RegistryClient):
 
     def _ask_for_schema(self, schema_id: int) -> Schema:
         try:
-            found = self._paced(lambda: self.schema_of(schema_id))
+            found = self._request_with_backoff(lambda: self.fetch_schema(schema_id))
             if found is None:
                 raise UnknownSchema(f"schema id {schema_id} does not exist at {self.url}")
         except UnknownSchema as exc:
-            if len(self._unknown) >= MOST_UNKNOWN:
+            if len(self._unknown) >= MAX_UNKNOWN_IDS:
                 self._unknown.clear()
-            self._unknown[schema_id] = (self._clock() + UNKNOWN_FOR_S, str(exc))
+            self._unknown[schema_id] = (self._clock() + UNKNOWN_ID_TTL_S, str(exc))
             raise
         return found
 
-    def _paced(self, request: Callable[[], Answer]) -> Answer:
+    def _request_with_backoff(self, request: Callable[[], Answer]) -> Answer:
         """The answer to ``request``, which is not made while the pause after a failure lasts."""
         if self._last_failure is not None and self._clock() < self._not_before:
             raise Unavailable(self._last_failure.dependency, str(self._last_failure), hint=self._last_failure.hint)
@@ -174,10 +174,10 @@ class SchemaRegistry(RegistryClient):
 
     # Confirming what the cache said
 
-    def _trust(self, schema_id: int, mark: str) -> None:
+    def _use_cached(self, schema_id: int, expected: str) -> None:
         """Use a cached id now, and see to it that the registry still means the same by it. Called under the lock."""
         with self._trust_lock:
-            self._unconfirmed[schema_id] = mark
+            self._unconfirmed[schema_id] = expected
             if self._confirming:
                 return
         try:
@@ -189,8 +189,8 @@ class SchemaRegistry(RegistryClient):
             raise self._conflict
 
     def _confirm(self, timeout_s: float) -> None:
-        for schema_id, mark in list(self._unconfirmed.items()):
-            if not self._still_means(schema_id, mark, timeout_s):
+        for schema_id, expected in list(self._unconfirmed.items()):
+            if not self._is_unchanged(schema_id, expected, timeout_s):
                 self._conflict = ConfigError(
                     f"schema id {schema_id} means something else at {self.url} than when this service last used it",
                     hint="If it was rebuilt, run `rtfm-cli schemas register` on this machine, which forgets the old"
@@ -201,12 +201,12 @@ class SchemaRegistry(RegistryClient):
                 return
             self._unconfirmed.pop(schema_id, None)
 
-    def _still_means(self, schema_id: int, mark: str, timeout_s: float | None = None) -> bool:
+    def _is_unchanged(self, schema_id: int, expected: str, timeout_s: float | None = None) -> bool:
         try:
-            found = self.schema_of(schema_id, timeout_s)
+            found = self.fetch_schema(schema_id, timeout_s)
         except UnknownSchema:
             return False
-        return found is not None and fingerprint(found) == mark
+        return found is not None and fingerprint(found) == expected
 
     def _keep_confirming(self) -> None:
         pause = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)

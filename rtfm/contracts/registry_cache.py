@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 from rtfm.contracts.catalogue import Schema
-from rtfm.files import write_whole
+from rtfm.files import write_atomically
 
 
 class RegistryCache:
@@ -75,7 +75,7 @@ class RegistryCache:
         if self._folder is None:
             return
         with suppress(OSError):
-            write_whole(self._folder / name, json.dumps(content, ensure_ascii=False))
+            write_atomically(self._folder / name, json.dumps(content, ensure_ascii=False))
 
 
 def _id_file(subject: str, fingerprint: str) -> str:

@@ -14,10 +14,10 @@ from urllib.parse import quote, unquote, urlsplit
 import fastavro
 import httpx
 
-from rtfm.addresses import shown
+from rtfm.addresses import redact_address
 from rtfm.contracts import tree
 from rtfm.contracts.catalogue import Schema
-from rtfm.deadline import within
+from rtfm.deadline import run_within
 from rtfm.errors import ConfigError, PermanentError, Unavailable, UnknownSchema
 
 # Confluent's error codes; a 404 without one of them comes from a wrong address.
@@ -41,7 +41,7 @@ class RegistryClient:
     def __init__(self, url: str, *, timeout_s: float = 2.0, prefix: str = "") -> None:
         """``timeout_s`` bounds each request; ``prefix`` stands before every subject."""
         parts = urlsplit(url)
-        self.url = shown(url).rstrip("/")
+        self.url = redact_address(url).rstrip("/")
         self._prefix = prefix
         self._timeout_s = timeout_s
         self._client = httpx.Client(
@@ -54,7 +54,7 @@ class RegistryClient:
         """The registry's name for the values of the topic (TopicNameStrategy, with the prefix)."""
         return f"{self._prefix}{topic_name}-value"
 
-    def schema_of(self, schema_id: int, timeout_s: float | None = None) -> Schema | None:
+    def fetch_schema(self, schema_id: int, timeout_s: float | None = None) -> Schema | None:
         """The schema that ``schema_id`` stands for; None when the registry has none.
 
         Raises UnknownSchema when it stands for something else than an Avro record that can be read by itself.
@@ -78,12 +78,12 @@ class RegistryClient:
 
     def lookup(self, topic_name: str, schema: Schema) -> tuple[int, int] | None:
         """The (id, version) of ``schema`` under the topic's subject; None when it is not registered there."""
-        answer = self._request("POST", f"/subjects/{self._quoted(topic_name)}", _body(schema))
+        answer = self._request("POST", f"/subjects/{self._quoted_subject(topic_name)}", _body(schema))
         return None if answer is None else (int(answer["id"]), int(answer["version"]))
 
     def versions(self, topic_name: str) -> dict[int, tuple[int, Schema]]:
         """Version → (id, schema) of the topic's subject, ascending; empty when it has none."""
-        path = f"/subjects/{self._quoted(topic_name)}/versions"
+        path = f"/subjects/{self._quoted_subject(topic_name)}/versions"
         found = {}
         for number in sorted(self._request("GET", path) or ()):
             answer = self._request("GET", f"{path}/{number}")
@@ -104,23 +104,23 @@ class RegistryClient:
 
         Raises SchemaRefused when the registry finds it invalid or incompatible.
         """
-        answer = self._request("POST", f"/subjects/{self._quoted(topic_name)}/versions", _body(schema))
+        answer = self._request("POST", f"/subjects/{self._quoted_subject(topic_name)}/versions", _body(schema))
         return int(answer["id"])
 
     def is_compatible(self, topic_name: str, schema: Schema, version: int) -> bool:
         """The registry's own verdict on ``schema`` against ``version``, under the subject's level."""
-        path = f"/compatibility/subjects/{self._quoted(topic_name)}/versions/{version}"
+        path = f"/compatibility/subjects/{self._quoted_subject(topic_name)}/versions/{version}"
         answer = self._request("POST", path, _body(schema))
         return bool(answer["is_compatible"])
 
     def compatibility(self, topic_name: str) -> str | None:
         """The compatibility level that is set for the subject itself; None when it follows the registry's default."""
-        answer = self._request("GET", f"/config/{self._quoted(topic_name)}")
+        answer = self._request("GET", f"/config/{self._quoted_subject(topic_name)}")
         return None if answer is None else str(answer.get("compatibilityLevel") or answer.get("compatibility"))
 
     def set_compatibility(self, topic_name: str, level: str | None) -> None:
         """Set the compatibility level of the subject; None lets it follow the registry's default."""
-        path = f"/config/{self._quoted(topic_name)}"
+        path = f"/config/{self._quoted_subject(topic_name)}"
         if level is None:
             self._request("DELETE", path)
         else:
@@ -129,17 +129,17 @@ class RegistryClient:
     def unregister(self, topic_name: str, version: int) -> None:
         """Take a version back that was registered by mistake. Its id stays taken."""
         self.remove(topic_name, version)
-        self._request("DELETE", f"/subjects/{self._quoted(topic_name)}/versions/{version}?permanent=true")
+        self._request("DELETE", f"/subjects/{self._quoted_subject(topic_name)}/versions/{version}?permanent=true")
 
     def remove(self, topic_name: str, version: int) -> None:
         """Take a version out of its subject; its id goes on standing for the schema, for records that have it."""
-        self._request("DELETE", f"/subjects/{self._quoted(topic_name)}/versions/{version}")
+        self._request("DELETE", f"/subjects/{self._quoted_subject(topic_name)}/versions/{version}")
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
 
-    def _quoted(self, topic_name: str) -> str:
+    def _quoted_subject(self, topic_name: str) -> str:
         return quote(self.subject(topic_name), safe="")
 
     def _request(
@@ -158,7 +158,7 @@ class RegistryClient:
                 return response.status_code, bytes(content)
 
         try:
-            status, content = within(bound_s, ask)
+            status, content = run_within(bound_s, ask)
         except TimeoutError as exc:
             raise self._unavailable(f"no answer within {bound_s:g} s") from exc
         except (httpx.HTTPError, RuntimeError) as exc:  # RuntimeError: the client was closed meanwhile
@@ -166,7 +166,7 @@ class RegistryClient:
             raise self._unavailable(f"no answer within {bound_s:g} s" if late else str(exc)) from exc
         if len(content) > MAX_ANSWER_BYTES:
             raise _AnswerTooLong(f"{self.url} answers with more than {MAX_ANSWER_BYTES} bytes to {method} {path}")
-        answer = _json(content)
+        answer = _parse_json(content)
         if status == 404 and isinstance(answer, dict) and answer.get("error_code") in _NOT_FOUND:
             return None
         if status in (401, 403):
@@ -198,7 +198,7 @@ def _body(schema: Schema) -> dict[str, Any]:
     return {"schema": json.dumps(schema, separators=(",", ":"), ensure_ascii=False), "schemaType": "AVRO"}
 
 
-def _json(content: bytes) -> Any:
+def _parse_json(content: bytes) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError):

@@ -49,9 +49,9 @@ def find(catalogue: Catalogue, registry: SchemaRegistry) -> list[Stray]:
     Raises Unavailable when the registry does not answer.
     """
     found = []
-    for topic in catalogue.with_schema():
+    for topic in catalogue.topics_with_schema():
         held = registry.versions(topic.name)
-        known = [*catalogue.released(topic.name).values(), topic.schema or {}]
+        known = [*catalogue.released_schemas(topic.name).values(), topic.schema or {}]
         # A registry may keep another notation of a schema than it was given, and finds it all the same.
         own = {registered[1] for schema in known if held and (registered := registry.lookup(topic.name, schema))}
         for version, (schema_id, schema) in held.items():
@@ -62,7 +62,7 @@ def find(catalogue: Catalogue, registry: SchemaRegistry) -> list[Stray]:
                         subject=registry.subject(topic.name),
                         version=version,
                         schema_id=schema_id,
-                        breaks=_broken(catalogue, topic, schema),
+                        breaks=_find_broken_rules(catalogue, topic, schema),
                     )
                 )
     return found
@@ -70,16 +70,18 @@ def find(catalogue: Catalogue, registry: SchemaRegistry) -> list[Stray]:
 
 def topic_of(catalogue: Catalogue, registry: SchemaRegistry, subject: str) -> Topic:
     """The topic of ``subject``, which may be written with its prefix or without. Raises ConfigError for another one."""
-    for topic in catalogue.with_schema():
+    for topic in catalogue.topics_with_schema():
         if subject in (registry.subject(topic.name), topic.subject, topic.name):
             return topic
     raise ConfigError(
         f"{subject} is not a subject of ours",
-        hint="Subjects are " + ", ".join(registry.subject(topic.name) for topic in catalogue.with_schema()) + ".",
+        hint="Subjects are "
+        + ", ".join(registry.subject(topic.name) for topic in catalogue.topics_with_schema())
+        + ".",
     )
 
 
-def removable(catalogue: Catalogue, registry: SchemaRegistry, topic: Topic, version: int) -> Stray:
+def find_removable(catalogue: Catalogue, registry: SchemaRegistry, topic: Topic, version: int) -> Stray:
     """The stray ``version`` of ``topic``. Raises ConfigError for one that is not there, or is a released one."""
     for stray in find(catalogue, registry):
         if (stray.topic, stray.version) == (topic.name, version):
@@ -90,11 +92,11 @@ def removable(catalogue: Catalogue, registry: SchemaRegistry, topic: Topic, vers
     raise ConfigError(f"{subject} has no version {version}", hint="`rtfm-cli schemas register --dry-run` lists strays.")
 
 
-def _broken(catalogue: Catalogue, topic: Topic, schema: Schema) -> tuple[str, ...]:
+def _find_broken_rules(catalogue: Catalogue, topic: Topic, schema: Schema) -> tuple[str, ...]:
     """The rules that ``schema`` would break as the next version."""
-    released = catalogue.released(topic.name) or {1: topic.schema or {}}
+    released = catalogue.released_schemas(topic.name) or {1: topic.schema or {}}
     try:
-        found = release.findings_of(evolve(topic, schema=schema), released)
+        found = release.topic_findings(evolve(topic, schema=schema), released)
         return tuple(dict.fromkeys(f"{finding.rule}, {finding.what}" for finding in found))
     except Exception as exc:  # whatever the schema of a stranger makes the checks stumble over
         return (f"it cannot be read as a contract ({type(exc).__name__})",)

@@ -62,7 +62,7 @@ class Field:
 
 def parse(schema: Any) -> Node:
     """The tree of ``schema``."""
-    return _node(schema, "", {})
+    return _build_node(schema, "", {})
 
 
 def walk(node: Node, path: str = "", seen: frozenset[str] = frozenset()) -> Iterator[tuple[str, Node]]:
@@ -111,25 +111,25 @@ def takes_no_bytes(node: Node, known: dict[int, bool]) -> bool:
             return False
 
 
-def _node(schema: Any, namespace: str, named: dict[str, Node]) -> Node:
+def _build_node(schema: Any, namespace: str, named: dict[str, Node]) -> Node:
     if isinstance(schema, list):
-        return Node("union", branches=tuple(_node(branch, namespace, named) for branch in schema))
+        return Node("union", branches=tuple(_build_node(branch, namespace, named) for branch in schema))
     if isinstance(schema, str):
-        return Node(schema) if schema in PRIMITIVES else named[_full(schema, namespace)]
+        return Node(schema) if schema in PRIMITIVES else named[_full_name(schema, namespace)]
     kind = schema["type"]
     if isinstance(kind, (dict, list)):
-        return _node(kind, namespace, named)
+        return _build_node(kind, namespace, named)
     if kind in ("array", "map"):
-        return Node(kind, items=_node(schema["items" if kind == "array" else "values"], namespace, named))
+        return Node(kind, items=_build_node(schema["items" if kind == "array" else "values"], namespace, named))
     if kind in PRIMITIVES:
         return Node(kind, logical=schema.get("logicalType"))
     if kind not in ("record", "enum", "fixed"):
-        return named[_full(kind, namespace)]
-    return _named(schema, namespace, named)
+        return named[_full_name(kind, namespace)]
+    return _build_named(schema, namespace, named)
 
 
-def _named(schema: dict[str, Any], namespace: str, named: dict[str, Node]) -> Node:
-    name = _full(schema["name"], schema.get("namespace", namespace))
+def _build_named(schema: dict[str, Any], namespace: str, named: dict[str, Node]) -> Node:
+    name = _full_name(schema["name"], schema.get("namespace", namespace))
     size = schema.get("size", 0)
     inner = name.rpartition(".")[0]
     node = named[name] = Node(
@@ -137,7 +137,7 @@ def _named(schema: dict[str, Any], namespace: str, named: dict[str, Node]) -> No
         name=name,
         logical=schema.get("logicalType"),
         doc=schema.get("doc"),
-        aliases=tuple(_full(alias, inner) for alias in schema.get("aliases", ())),
+        aliases=tuple(_full_name(alias, inner) for alias in schema.get("aliases", ())),
         symbols=tuple(schema.get("symbols", ())),
         default=schema.get("default") if schema["type"] == "enum" else None,
         size=size,
@@ -145,7 +145,7 @@ def _named(schema: dict[str, Any], namespace: str, named: dict[str, Node]) -> No
     node.fields = tuple(
         Field(
             entry["name"],
-            _node(entry["type"], inner, named),
+            _build_node(entry["type"], inner, named),
             entry.get("doc"),
             entry.get("default", NOTHING),
             tuple(entry.get("aliases", ())),
@@ -155,5 +155,5 @@ def _named(schema: dict[str, Any], namespace: str, named: dict[str, Node]) -> No
     return node
 
 
-def _full(name: str, namespace: str) -> str:
+def _full_name(name: str, namespace: str) -> str:
     return name if "." in name or not namespace else f"{namespace}.{name}"

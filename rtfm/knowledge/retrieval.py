@@ -25,7 +25,7 @@ from rtfm.knowledge.passages import Passage, PassageMessage
 from rtfm.knowledge.scoring import Lexical, Mode, Nearness, evidence, nearness, usual_floor
 from rtfm.knowledge.vectors import ChromaVectors
 from rtfm.knowledge.words import terms
-from rtfm.markup import plain_name
+from rtfm.markup import to_plain_name
 from rtfm.visibility import MAX_VISIBLE_CHANNELS
 
 MAX_QUESTION_CHARACTERS = 4_000
@@ -325,6 +325,6 @@ def _shown(message: PassageMessage, names: Mapping[str, str]) -> PassageMessage:
     return attrs.evolve(
         message,
         thread_title=message.thread_title if in_one_conversation(message.channel_kind) else None,
-        author_name=plain_name(message.author_name) or "unknown",
-        content=_USER.sub(lambda match: f"@{plain_name(names.get(match.group(1), 'someone'))}", message.content),
+        author_name=to_plain_name(message.author_name) or "unknown",
+        content=_USER.sub(lambda match: f"@{to_plain_name(names.get(match.group(1), 'someone'))}", message.content),
     )

@@ -27,7 +27,7 @@ from urllib.parse import urlsplit, urlunsplit
 from attrs import field, frozen
 
 from rtfm.errors import ConfigError, Unavailable
-from rtfm.files import write_whole
+from rtfm.files import write_atomically
 from rtfm.local import artifacts
 from rtfm.local.artifacts import Artifact, locked
 from rtfm.telemetry import get_logger
@@ -294,9 +294,9 @@ def _password_for(data_dir: Path, account: Mapping[str, Any]) -> Iterator[Path]:
     and who is let in as the database's owner can run programs."""
     kept = _password_file(data_dir)
     if not kept.is_file():
-        write_whole(kept, secrets.token_hex(16), mode=0o600)
+        write_atomically(kept, secrets.token_hex(16), mode=0o600)
     lent = data_dir / "password.lent"
-    write_whole(lent, kept.read_text(encoding="ascii"), mode=0o600)
+    write_atomically(lent, kept.read_text(encoding="ascii"), mode=0o600)
     try:
         if account:
             os.chown(lent, account["user"], account["group"])

@@ -15,7 +15,7 @@ from attrs import frozen
 from rtfm.answering.answerer import Answerer
 from rtfm.clock import now_ms
 from rtfm.errors import InvalidEvent
-from rtfm.events import BotQuery, BotResponse, BrokenRule, TimestampMillis, broken_rules
+from rtfm.events import BotQuery, BotResponse, BrokenRule, TimestampMillis, find_broken_rules
 from rtfm.knowledge.archive import SqlArchive
 from rtfm.names import QUERIES, RESPONSES
 from rtfm.streams.pipeline import Output, Record
@@ -45,7 +45,7 @@ class Answering:
         query = record.event
         if not isinstance(query, BotQuery):
             raise InvalidEvent(f"{type(query).__name__} is not a BotQuery")
-        broken = list(broken_rules(query, now=now_ms()))
+        broken = list(find_broken_rules(query, now=now_ms()))
         unusable = next((one for one in broken if one.field == "query_id"), None)
         if unusable is not None:
             raise InvalidEvent(f"BotQuery.{unusable}")

@@ -8,14 +8,14 @@ import click
 from attrs import asdict, frozen
 
 from rtfm.contracts import EVENT_OF_TOPIC, Contracts, open_contracts, schema_id_of
-from rtfm.contracts.inspection import Fault, frame_fault, inspect
+from rtfm.contracts.inspection import DecodingFault, frame_fault, inspect
 from rtfm.errors import ConfigError, PermanentError, RtfmError
 from rtfm.settings import Settings
 from rtfm.streams.dead_letters.letters import STATES, Letter
 from rtfm.streams.dead_letters.store import DeadLetterStore, LetterFilter
 from rtfm_cli.dlq.rows import day, row_of, text_of
 from rtfm_cli.options import echo_json, examples, json_option, kafka_and_registry_settings
-from rtfm_cli.printing import echo, json_text, printable
+from rtfm_cli.printing import echo, escape_unprintable, json_text
 
 _ROWS_AROUND = 3
 _ROW = 16
@@ -27,7 +27,7 @@ class Reading:
 
     schema: str
     fields: dict[str, Any]
-    fault: Fault | None
+    fault: DecodingFault | None
     now: str
 
 
@@ -67,19 +67,19 @@ def show(id_: str, settings: Settings, as_json: bool) -> None:
             continue
         if name.endswith("_ms"):
             name, content = name.removesuffix("_ms"), f"{day(content)} UTC"
-        echo(printable(f"{name}: {content}"))
+        echo(escape_unprintable(f"{name}: {content}"))
     echo("\noriginal headers:" if letter.headers else "\noriginal headers: none")
     for name, raw in letter.headers or []:
-        echo(printable(f"  {name}: {text_of(raw)}"))
+        echo(escape_unprintable(f"  {name}: {text_of(raw)}"))
     echo("\nwhat is known of the failure:")
     for name, text in letter.facts.items():
-        echo(f"  {printable(name)}: " + text.rstrip().replace("\n", "\n    "))
+        echo(f"  {escape_unprintable(name)}: " + text.rstrip().replace("\n", "\n    "))
     echo(f"\nvalue, {'none' if value is None else f'{len(value)} bytes'}; {reading.schema}:")
     for name, content in reading.fields.items():
-        echo(f"  {printable(name)}: {json_text(content)}")
+        echo(f"  {escape_unprintable(name)}: {json_text(content)}")
     if reading.fault is not None:
         fault = reading.fault
-        echo(f"\nbyte {fault.position} ({fault.position:#x}): " + printable(f"{fault.path}: {fault.reason}"))
+        echo(f"\nbyte {fault.position} ({fault.position:#x}): " + escape_unprintable(f"{fault.path}: {fault.reason}"))
     for line in hex_dump(value or b"", None if reading.fault is None else reading.fault.position):
         echo(line)
     echo(f"\nnow: {reading.now}")

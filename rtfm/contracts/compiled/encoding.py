@@ -2,7 +2,7 @@
 
 The function takes the event and the frame, runs straight through the fields, and joins everything once. All texts are
 expected to be ASCII and short, and take a slower way where they are not; ids are looked at together. Whatever comes of
-a value that does not fit is raised anew as what ``refused`` makes of the event.
+a value that does not fit is raised anew as what ``build_refusal`` makes of the event.
 
 The rules of ``rtfm.events`` cost little: ids of 1 to 19 digits keep the rule for ids whatever it demands, and times
 before the last moment that was found to be right need no clock. Only where something else is found is the rule itself
@@ -16,13 +16,13 @@ from typing import Any
 from rtfm.contracts import shapes
 from rtfm.contracts.compiled import varints
 from rtfm.contracts.compiled.source import SourceState, item_of
-from rtfm.events import ID, holds_ids
+from rtfm.events import ID, is_id_field
 
 
-def source(shape: shapes.Record) -> tuple[str, dict[str, Any]]:
+def source(shape: shapes.RecordShape) -> tuple[str, dict[str, Any]]:
     """(source, names that it uses) of ``encode(event, frame) -> bytes`` for ``shape``, which must be covered."""
     state = SourceState(names={name: getattr(varints, name) for name in _RUNTIME})
-    state.names.update(join="".join, write_float=varints.floating("f")[0], write_double=varints.floating("d")[0])
+    state.names.update(join="".join, write_float=varints.float_codec("f")[0], write_double=varints.float_codec("d")[0])
     state.names["matches_id"] = ID.fullmatch
     state.line(0, "def encode(event, frame):")
     state.line(1, "try:")
@@ -30,21 +30,21 @@ def source(shape: shapes.Record) -> tuple[str, dict[str, Any]]:
     parts = _record(state, shape, "event", "", 2)
     state.line(2, "if unsure:")
     state.line(3, "check(event)")
-    state.line(2, f'return {_joined(["frame", *parts])}.encode("latin-1")')
-    # Whatever a wrong value raises in between, ``refused`` finds the field and says what is wrong with it.
+    state.line(2, f'return {_join(["frame", *parts])}.encode("latin-1")')
+    # Whatever a wrong value raises in between, ``build_refusal`` finds the field and says what is wrong with it.
     state.line(1, "except Exception as exc:")
-    state.line(2, "raise refused(event, exc) from exc")
+    state.line(2, "raise build_refusal(event, exc) from exc")
     return state.text(), state.names
 
 
 _RUNTIME = [
-    *("Misfit", "LENGTH", "EVEN", "MORE", "PAIR", "TAIL", "TIME_MIN", "TIME_MAX"),
+    *("Misfit", "LENGTH", "FIRST_BYTE", "MIDDLE_BYTE", "PAIR", "TAIL", "TIME_MIN", "TIME_MAX"),
     *("ID_LENGTH", "ANY_ID_LENGTH", "encode_long", "encode_int", "encode_time"),
     *("encode_bytes", "encode_texts", "encode_ids"),
 ]
 
 
-def _record(state: SourceState, shape: shapes.Record, v: str, prefix: str, depth: int) -> list[str]:
+def _record(state: SourceState, shape: shapes.RecordShape, v: str, prefix: str, depth: int) -> list[str]:
     """Write the lines that prepare the record in ``v``; its fields' variables are named ``prefix`` and the field."""
     known_class = state.constant(shape.event_class.__name__, shape.event_class)
     state.line(depth, f"if {v}.__class__ is not {known_class}:")
@@ -53,7 +53,7 @@ def _record(state: SourceState, shape: shapes.Record, v: str, prefix: str, depth
     variables = {slot.name: state.variable(prefix + slot.name) for slot in shape.slots}
     for name, variable in variables.items():
         state.line(depth, f"{variable} = {v}.{name}")
-    ids = [slot for slot in shape.slots if _is_id(slot) and slot.name not in MADE_IDS]
+    ids = [slot for slot in shape.slots if _is_id(slot) and slot.name not in FREE_FORM_IDS]
     prepared = _ids(state, ids, variables, v, depth) if ids else {}
     parts: list[str] = []
     for slot in shape.slots:
@@ -61,7 +61,7 @@ def _record(state: SourceState, shape: shapes.Record, v: str, prefix: str, depth
     return parts
 
 
-MADE_IDS = frozenset({"query_id"})
+FREE_FORM_IDS = frozenset({"query_id"})
 """Ids that are more than digits, mostly: they are matched one by one."""
 
 _TEXT = shapes.Primitive("string", None)
@@ -69,7 +69,7 @@ _TEXT = shapes.Primitive("string", None)
 
 def _is_id(slot: shapes.Slot) -> bool:
     shape = slot.shape.value if isinstance(slot.shape, shapes.Nullable) else slot.shape
-    return holds_ids(slot.name) and shape == _TEXT
+    return is_id_field(slot.name) and shape == _TEXT
 
 
 def _slot(state: SourceState, slot: shapes.Slot, v: str, depth: int) -> list[str]:
@@ -78,13 +78,13 @@ def _slot(state: SourceState, slot: shapes.Slot, v: str, depth: int) -> list[str
         # Nothing but a time can be compared with one; None, which needs no check, is left out.
         state.line(depth, f"if {v} is not None and {v} > checked_until[0]:")
         state.line(depth + 1, "unsure = True")
-    if slot.shape == shapes.Sequence(_TEXT) and holds_ids(slot.name):
+    if slot.shape == shapes.Sequence(_TEXT) and is_id_field(slot.name):
         state.line(depth, f"if {v}:")
         state.line(depth + 1, f"{v}, plain = encode_ids({v})")
         state.line(depth + 1, "unsure = unsure or not plain")
-        _empty(state, v, depth)
+        _end_list(state, v, depth)
         return [v]
-    if slot.shape == _TEXT and holds_ids(slot.name):
+    if slot.shape == _TEXT and is_id_field(slot.name):
         state.line(depth, f"if not {v}.encode().isalnum() and not matches_id({v}):")
         state.line(depth + 1, f"raise Misfit({v})")
         return [f"ANY_ID_LENGTH[len({v})]", v]
@@ -112,7 +112,7 @@ def _ids(
             state.line(depth + 1, f"{length} = ID_LENGTH[len({v})]")
     # Digits of bytes are recognised several times as fast as digits of text.
     texts = [v for _, v in prepared.values()]
-    state.line(depth + 1, f"usual = {_joined(texts) if len(texts) > 1 else texts[0]}.encode().isdigit()")
+    state.line(depth + 1, f"usual = {_join(texts) if len(texts) > 1 else texts[0]}.encode().isdigit()")
     state.line(depth, "except IndexError:")
     state.line(depth + 1, "usual = False")
     state.line(depth, "if not usual:")
@@ -124,7 +124,7 @@ def _ids(
     return prepared
 
 
-def _joined(parts: list[str]) -> str:
+def _join(parts: list[str]) -> str:
     """The expression that joins ``parts``.
 
     Not an f-string, which is slower, and which would ask a subclass of str, as enums may be, how it wants to be shown.
@@ -149,17 +149,17 @@ def _value(state: SourceState, shape: shapes.Shape, v: str, depth: int) -> list[
             state.line(depth + 1, f'{v} = "{none}"')
             state.line(depth, "else:")
             parts = _value(state, inner, v, depth + 1)
-            joined = f'"{some}" + {parts[0]}' if len(parts) == 1 else _joined([f'"{some}"', *parts])
+            joined = f'"{some}" + {parts[0]}' if len(parts) == 1 else _join([f'"{some}"', *parts])
             state.line(depth + 1, f"{v} = {joined}")
         case shapes.Enumeration(enum_class=enum_class, symbols=symbols):
             _enumeration(state, enum_class, symbols, v, depth)
         case shapes.Sequence(items=shapes.Primitive(kind="string")):
             state.line(depth, f"if {v}:")
             state.line(depth + 1, f"{v} = encode_texts({v})")
-            _empty(state, v, depth)
+            _end_list(state, v, depth)
         case shapes.Sequence(items=items):
             _sequence(state, items, v, depth)
-        case shapes.Record():
+        case shapes.RecordShape():
             return _record(state, shape, v, f"{v}_", depth)
         case shapes.Primitive(kind="long", logical="timestamp-millis"):
             return _time(state, v, depth)
@@ -205,8 +205,8 @@ def _time(state: SourceState, v: str, depth: int) -> list[str]:
     first, second, third, rest = (state.part(v, what) for what in ("byte_1", "byte_2", "byte_3", "bytes_4_5"))
     state.line(depth, f"if {v}.__class__ is int and TIME_MIN <= {v} < TIME_MAX:")
     state.line(depth + 1, f"number = {v} & 0xFFFFF")
-    state.line(depth + 1, f"{first} = EVEN[number & 0x3F]; {second} = MORE[number >> 6 & 0x7F]")
-    state.line(depth + 1, f"{third} = MORE[number >> 13]")
+    state.line(depth + 1, f"{first} = FIRST_BYTE[number & 0x3F]; {second} = MIDDLE_BYTE[number >> 6 & 0x7F]")
+    state.line(depth + 1, f"{third} = MIDDLE_BYTE[number >> 13]")
     state.line(depth + 1, f"number = {v} >> 20")
     state.line(depth + 1, f"{rest} = PAIR[number & 0x3FFF]; {v} = TAIL[number >> 14]")
     state.line(depth, "else:")
@@ -234,10 +234,10 @@ def _sequence(state: SourceState, items: shapes.Shape, v: str, depth: int) -> No
     of_item = _value(state, items, item, depth + 2)
     state.line(depth + 2, f"{parts} += ({', '.join(of_item)}{',' * (len(of_item) == 1)})")
     state.line(depth + 1, f'{v} = join({parts}) + "\\x00"')
-    _empty(state, v, depth)
+    _end_list(state, v, depth)
 
 
-def _empty(state: SourceState, v: str, depth: int) -> None:
+def _end_list(state: SourceState, v: str, depth: int) -> None:
     """End the lines for a list with those for one without items, and for what is no list."""
     state.line(depth, f"elif {v}.__class__ is list:")
     state.line(depth + 1, f'{v} = "\\x00"')

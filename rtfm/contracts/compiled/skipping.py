@@ -15,7 +15,7 @@ class Unresolvable(Exception):
 Skip = Callable[[bytes, int], int]
 
 
-def skipper(node: Node, made: dict[int, Skip], empty: dict[int, bool]) -> Skip:
+def build_skipper(node: Node, made: dict[int, Skip], empty: dict[int, bool]) -> Skip:
     """A function from (data, position of a ``node``) to the position behind it; IndexError or Misfit when cut short.
 
     Raises Unresolvable for a type that cannot be. ``made`` holds the functions of the records above, so that a
@@ -37,18 +37,18 @@ def skipper(node: Node, made: dict[int, Skip], empty: dict[int, bool]) -> Skip:
         case "string" | "bytes":
             return lambda data, p: sum(varints.decode_length(data, p))
         case "union":
-            branches = [skipper(branch, made, empty) for branch in node.branches]
+            branches = [build_skipper(branch, made, empty) for branch in node.branches]
             return lambda data, p: _skip_union(branches, data, p)
         case "record":
             parts: list[Skip] = []
             made[id(node)] = lambda data, p: _skip_all(parts, data, p)
-            parts.extend(skipper(entry.node, made, empty) for entry in node.fields)
+            parts.extend(build_skipper(entry.node, made, empty) for entry in node.fields)
             return made[id(node)]
         case _:
             assert node.items is not None  # noqa: S101 - what is left are arrays and maps
-            inner = [skipper(node.items, made, empty)]
+            inner = [build_skipper(node.items, made, empty)]
             if node.kind == "map":
-                inner.insert(0, skipper(Node("string"), made, empty))
+                inner.insert(0, build_skipper(Node("string"), made, empty))
             return lambda data, p: _skip_blocks(inner, data, p)
 
 

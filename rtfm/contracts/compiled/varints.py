@@ -50,8 +50,8 @@ ANY_ID_LENGTH: tuple[Any, ...] = (None, *LENGTH[1:129])
 SOME_ID_LENGTH: dict[int, tuple[Any, ...]] = {i: (None, *lengths[1:20]) for i, lengths in SOME_LENGTH.items()}
 
 # Times in milliseconds from July 1970 to 2039 take six bytes: one of six bits, five of seven.
-EVEN = tuple(chr(number << 1 | 128) for number in range(1 << 6))
-MORE = tuple(chr(number | 128) for number in range(1 << 7))
+FIRST_BYTE = tuple(chr(number << 1 | 128) for number in range(1 << 6))
+MIDDLE_BYTE = tuple(chr(number | 128) for number in range(1 << 7))
 TIME_MIN, TIME_MAX = 1 << 34, 1 << 41
 
 
@@ -130,7 +130,7 @@ def encode_bytes(content: bytes) -> str:
     return encode_long(len(content)) + content.decode("latin-1")
 
 
-def floating(code: str) -> tuple[Callable[[float], str], Callable[[bytes, int], tuple[float]]]:
+def float_codec(code: str) -> tuple[Callable[[float], str], Callable[[bytes, int], tuple[float]]]:
     """Encoder and decoder of ``f`` (4 bytes) or ``d`` (8 bytes)."""
     layout = struct.Struct("<" + code)
     pack = layout.pack

@@ -6,7 +6,7 @@ from rtfm.contracts.catalogue import Schema
 from rtfm.contracts.tree import Field, Node, field_path, parse, walk
 
 
-def changes(old: Schema, new: Schema) -> list[str]:
+def describe_changes(old: Schema, new: Schema) -> list[str]:
     """One line for each difference from ``old`` to ``new``, in the order of the fields; empty when there is none."""
     before, after = _fields(parse(old)), _fields(parse(new))
     gone, new_ones = before.keys() - after.keys(), after.keys() - before.keys()
@@ -18,10 +18,10 @@ def changes(old: Schema, new: Schema) -> list[str]:
                 default = f"default {entry.default!r}" if entry.has_default else "no default"
                 lines.append(f"field {path} is added: {_type(entry.node)}, {default}")
             continue
-        lines += [f"field {path}: {line}" for line in _of_field(before[path], entry)]
+        lines += [f"field {path}: {line}" for line in _describe_field(before[path], entry)]
     if list(before) != list(after) and sorted(before) == sorted(after):
         lines.append("the fields stand in another order")
-    lines += _of_types(parse(old), parse(new))
+    lines += _describe_types(parse(old), parse(new))
     return lines
 
 
@@ -33,7 +33,7 @@ def _parent(path: str) -> str:
     return path.rpartition(".")[0].removesuffix("[]")
 
 
-def _of_field(old: Field, new: Field) -> list[str]:
+def _describe_field(old: Field, new: Field) -> list[str]:
     lines = []
     if _type(old.node) != _type(new.node):
         lines.append(f"type {_type(old.node)} becomes {_type(new.node)}")
@@ -46,7 +46,7 @@ def _of_field(old: Field, new: Field) -> list[str]:
     return lines
 
 
-def _of_types(old: Node, new: Node) -> list[str]:
+def _describe_types(old: Node, new: Node) -> list[str]:
     before = {part.name: part for _, part in walk(old) if part.name}
     lines = []
     for name, part in {part.name: part for _, part in walk(new) if part.name}.items():

@@ -12,7 +12,7 @@ class Breach:
     path: str
     rule: str
     what: str
-    mend: str
+    fix: str
 
 
 @frozen(kw_only=True)

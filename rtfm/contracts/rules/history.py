@@ -12,7 +12,9 @@ from rtfm.contracts.rules.findings import Breach
 from rtfm.contracts.tree import Node, field_path, items_path
 
 
-def changes(old: Node, new: Node, path: str = "", seen: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Breach]:
+def find_breaches(
+    old: Node, new: Node, path: str = "", seen: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[Breach]:
     """Every change from ``old`` to ``new`` that breaks a rule of this project."""
     if (id(old), id(new)) in seen or old.kind != new.kind:
         return  # recursive, or a change of type, which Avro's own rules judge
@@ -26,18 +28,18 @@ def changes(old: Node, new: Node, path: str = "", seen: frozenset[tuple[int, int
             path, "namespace", f"{at} changes only its namespace, from {old.name} to {new.name}", "keep the full name"
         )
     if old.kind == "enum":
-        yield from _enum_changes(old, new, path, at)
+        yield from _find_enum_breaches(old, new, path, at)
     if old.items is not None and new.items is not None:
-        yield from changes(old.items, new.items, items_path(path, old), seen)
+        yield from find_breaches(old.items, new.items, items_path(path, old), seen)
     if old.kind == "union":
-        yield from _union_changes(old, new, path, at, seen)
+        yield from _find_union_breaches(old, new, path, at, seen)
     of_new = {name: entry for entry in new.fields for name in (*entry.aliases, entry.name)}
     for entry in old.fields:
         if entry.name in of_new:
-            yield from changes(entry.node, of_new[entry.name].node, field_path(path, entry.name), seen)
+            yield from find_breaches(entry.node, of_new[entry.name].node, field_path(path, entry.name), seen)
 
 
-def _enum_changes(old: Node, new: Node, path: str, at: str) -> Iterator[Breach]:
+def _find_enum_breaches(old: Node, new: Node, path: str, at: str) -> Iterator[Breach]:
     for symbol in old.symbols:
         if symbol not in new.symbols:
             yield Breach(
@@ -52,7 +54,9 @@ def _enum_changes(old: Node, new: Node, path: str, at: str) -> Iterator[Breach]:
         yield Breach(path, "enum-order", what, "add symbols at the end; code made from the schema numbers them")
 
 
-def _union_changes(old: Node, new: Node, path: str, at: str, seen: frozenset[tuple[int, int]]) -> Iterator[Breach]:
+def _find_union_breaches(
+    old: Node, new: Node, path: str, at: str, seen: frozenset[tuple[int, int]]
+) -> Iterator[Breach]:
     def key(node: Node) -> str:
         return node.name or node.kind
 
@@ -64,4 +68,4 @@ def _union_changes(old: Node, new: Node, path: str, at: str, seen: frozenset[tup
         )
     for branch in old.branches:
         if key(branch) in of_new:
-            yield from changes(branch, of_new[key(branch)], path, seen)
+            yield from find_breaches(branch, of_new[key(branch)], path, seen)

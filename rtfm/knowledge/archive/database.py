@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import psycopg
 from sqlalchemy import Connection, create_engine, exc, text
 
-from rtfm.addresses import shown
+from rtfm.addresses import redact_address
 from rtfm.errors import ConfigError, InvalidEvent, RtfmError, Unavailable
 from rtfm.knowledge.archive.bounded import DIALECT, BoundedConnection
 from rtfm.telemetry import get_logger
@@ -231,7 +231,7 @@ def _without_secrets(database_url: str) -> str:
         _ = urlsplit(database_url).port
     except ValueError:  # its message repeats what stands where the port should be
         raise ConfigError("DATABASE_URL: the port is no number") from None
-    return shown(database_url).partition("://")[2]
+    return redact_address(database_url).partition("://")[2]
 
 
 def _line(error: Exception) -> str:
