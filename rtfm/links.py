@@ -1,8 +1,8 @@
-"""Links in text from outside: where they stand, and text without those that are not known. Pure.
+"""Links in untrusted text: finding them, and removing those that are not known. Pure.
 
-Owns what counts as a link. Discord makes a link of ``https://`` anywhere, also behind a letter or a digit; of words
-with an address behind them, ``[words](address)``, also where the words hold brackets or lines; of ``<scheme:/…>``; and
-of an invite without any scheme. Time is linear in the text.
+Owns what counts as a link. Discord renders these as links: ``https://`` anywhere, even after a letter or a digit; a
+masked link, ``[words](address)``, even if the words contain brackets or line breaks; ``<scheme:/…>``; and an invite
+without a scheme. Time is linear in the text.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from attrs import frozen
 LINK_REMOVED = "(link removed)"
 
 OPEN, CLOSE = "\ue000", "\ue001"
-"""Private marks that callers may put around text; they end an address."""
+"""Private-use characters that callers may put around text; they end an address."""
 
 _LINK_START = re.compile(
     r"https?\\?:\\?[/\\]"
-    r"|(?<=\]\()[\s<]*+https?:"  # a browser takes an address without slashes, too
+    r"|(?<=\]\()[\s<]*+https?:"  # a browser also accepts an address without slashes
     r"|(?<=<)[a-z][a-z0-9+.-]{0,60}:/"
     r"|(?<=<)(?:tel|sms):"
-    r"|:\\?/\\?/"  # another scheme; it is looked for before the colon
+    r"|:\\?/\\?/"  # another scheme, which is then searched for before the colon
     r"|mailto:(?=\S)"
     r"|(?<![a-z0-9])www\.(?=\w)"
     r"|discord(?:app)?\.(?:gg|gift|new|com\\?/(?:invite|gifts|template))\\?/",
     re.IGNORECASE,
 )
-# A quotation mark may be part of a host's name, and is taken for its end only behind the host.
+# A quotation mark may be part of a host name; it ends an address only after the host.
 _ADDRESS_REST = re.compile(f'[^\\s<>\\[\\]|/?#{OPEN}{CLOSE}]*+[^\\s<>\\[\\]|"`{OPEN}{CLOSE}]*+')
 _HOST_END = re.compile(r"[/\\?#]")
 _SCHEME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+.-")
@@ -42,28 +42,28 @@ _MAX_ROUNDS = 5
 
 @frozen
 class _Address:
-    """Where an address stands; ``close`` is the bracket that ends the words it hides behind, or -1."""
+    """The position of an address; ``close`` is the closing bracket of a masked link's words, or -1."""
 
     start: int
     end: int
     close: int
     after: int
-    """Where the text goes on: behind a masked link's last parenthesis."""
+    """The position after the link, including a masked link's last parenthesis."""
 
 
 def find_links(text: str) -> set[str]:
-    """The addresses in ``text``, in the form in which they are compared."""
+    """Return the addresses in ``text``, normalised for comparison."""
     return {_normalise(text[address.start : address.end]) for address in _find_addresses(text)}
 
 
 def remove_unknown_links(text: str, known: Collection[str] = ()) -> str:
-    """``text`` with a note in place of each address that is not in ``known`` (as ``find_links`` gives them), code included.
+    """Return ``text`` with a note in place of each address that is not in ``known``, in code blocks too.
 
-    An address with an account before its host is removed even if it is known: ``https://docs.example@evil.example``
-    leads to the second name.
-    A link that hides its address behind words is taken apart: the address of a known one stands behind the words.
+    ``known`` holds addresses as returned by ``find_links``. An address with an account before its host is removed even
+    if it is known, because ``https://docs.example@evil.example`` leads to the second name. A masked link is unmasked:
+    if its address is known, it follows the words.
     """
-    for _ in range(_MAX_ROUNDS):  # what is left when a link is taken apart may join to another one
+    for _ in range(_MAX_ROUNDS):  # removing a link may join the text around it to a new one
         before = text
         text = _remove_once(text, known)
         if text == before:
@@ -130,7 +130,7 @@ def _find_start(text: str, match: re.Match[str], place: int) -> int:
 
 
 def _find_closing_bracket(text: str, start: int, place: int) -> int:
-    """The bracket of ``](`` right before an address, or -1."""
+    """Return the position of the bracket in ``](`` right before an address, or -1."""
     at = start
     while at > place and (text[at - 1].isspace() or text[at - 1] in "<\\"):
         at -= 1
@@ -147,7 +147,7 @@ def _find_target_end(text: str, start: int, end: int) -> int:
 
 
 def _match_brackets(text: str) -> dict[int, int]:
-    """The bracket that opens, for each that closes one."""
+    """Return closing bracket → opening bracket, by position."""
     opened: list[int] = []
     found: dict[int, int] = {}
     for match in _BRACKET.finditer(text):
@@ -159,7 +159,7 @@ def _match_brackets(text: str) -> dict[int, int]:
 
 
 def _separator_after(text: str, at: int) -> str:
-    """A space where the text behind an address would be read as part of it."""
+    """Return a space if the text after an address would be read as part of it."""
     behind = text[at : at + 2]
     ends = not behind or behind[0].isspace() or (behind[0] in ".,;:!?)" and (len(behind) == 1 or behind[1].isspace()))
     return "" if ends else " "
@@ -169,7 +169,7 @@ def _apply_edits(text: str, edits: list[tuple[int, int, str]]) -> str:
     parts: list[str] = []
     place = 0
     for start, end, replacement in sorted(edits):
-        if start < place:  # it lies in what was replaced
+        if start < place:  # inside a part that is replaced already
             continue
         parts += (text[place:start], replacement)
         place = end
@@ -177,7 +177,7 @@ def _apply_edits(text: str, edits: list[tuple[int, int, str]]) -> str:
 
 
 def _has_account(address: str) -> bool:
-    """Whether an account stands before the host, which a reader would take for the host."""
+    """Return whether the address has an account before its host, which a reader would mistake for the host."""
     scheme, _, rest = address.partition(":")
     return scheme.lower() in ("http", "https") and "@" in _HOST_END.split(rest.lstrip("/\\"), maxsplit=1)[0]
 

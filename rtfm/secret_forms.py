@@ -1,7 +1,7 @@
 """The published forms of tokens, keys and passwords that people paste into help channels. Pure.
 
-Each form has literals, of which one must occur before its pattern is tried. No pattern has a repeat without a bound
-before something that may fail, so its time is in proportion to the text.
+A form's pattern is tried only if one of its literals occurs in the text. Every repetition before something that may
+fail is bounded, so that time is linear in the text.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from attrs import frozen
 
 @frozen
 class SecretForm:
-    """One form; ``hints`` are in lower case. What ``pattern`` calls ``secret`` is the secret, else all that it matches.
+    """One form of a secret.
 
-    ``accepts`` has the last word on what was found.
+    ``hints`` are the literals, in lower case. The secret is the group ``secret`` of ``pattern``, or its whole
+    match if it has no such group. ``accepts`` may reject a secret that was found.
     """
 
     hints: tuple[str, ...]
@@ -27,7 +28,7 @@ class SecretForm:
     accepts: Callable[[str], bool] | None = None
 
     def spans(self, text: str) -> Iterator[tuple[int, int]]:
-        """Where the secrets of this form stand in ``text``."""
+        """Yield the (start, end) of each secret of this form in ``text``."""
         group = "secret" if "secret" in self.pattern.groupindex else 0
         for match in self.pattern.finditer(text):
             if self.accepts is None or self.accepts(match[group]):
@@ -39,12 +40,15 @@ _DIGIT, _RUN = re.compile(r"\d"), re.compile(r"[A-Za-z0-9]{32}")
 
 
 def _is_mixed(text: str) -> bool:
-    """Upper case, lower case and digits: no word, no hash, no path."""
+    """Return whether ``text`` has upper case, lower case and digits, unlike words, hashes and paths."""
     return bool(_UPPER.search(text) and _LOWER.search(text) and _DIGIT.search(text))
 
 
 def _is_random(text: str) -> bool:
-    """Drawn by chance: all kinds of signs, changing often. Joined names change seldom, hashes have one case."""
+    """Return whether ``text`` looks randomly generated: all kinds of characters, in frequent alternation.
+
+    Joined names alternate rarely, and hashes have one case.
+    """
     kinds = "".join(
         "0" if sign.isdigit() else "a" if sign.islower() else "A" if sign.isupper() else "-" for sign in text
     )
@@ -53,12 +57,12 @@ def _is_random(text: str) -> bool:
 
 
 def _is_token(text: str) -> bool:
-    """No word of a sentence: a letter and a digit, or very long in one piece."""
+    """Return whether ``text`` is not a word of a sentence: it has a letter and a digit, or is very long."""
     return bool(_DIGIT.search(text) and _LETTER.search(text)) or bool(_RUN.search(text))
 
 
 def _is_login(text: str) -> bool:
-    """Whether ``text`` is user:password in base64."""
+    """Return whether ``text`` is user:password in base64."""
     try:
         return b":" in base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except binascii.Error:
@@ -73,11 +77,11 @@ _PLACEHOLDER = re.compile(
     re.IGNORECASE,
 )
 _CODE = re.compile(r"[A-Za-z_$][\w$]{0,63}(?:[.(\[]|->|::|=>)|[A-Z][A-Z_]{3,63}$")
-"""An expression or the name of a constant."""
+"""An expression, or the name of a constant."""
 
 
 def _is_assigned_secret(text: str) -> bool:
-    """Whether the value of ``password=`` is one, no placeholder and no code."""
+    """Return whether the value after ``password=`` is a password: neither a placeholder nor code."""
     return not _PLACEHOLDER.match(text) and not _CODE.match(text)
 
 
@@ -86,7 +90,7 @@ def _is_quoted_secret(text: str) -> bool:
 
 
 def _is_prose_secret(text: str) -> bool:
-    """Whether what follows ``password:`` in prose is a password: words have no digits in them."""
+    """Return whether the text after ``password:`` in prose is a password: words contain no digits."""
     return _is_assigned_secret(text) and _is_token(text)
 
 
@@ -116,7 +120,7 @@ def _form(
 
 
 def _token(prefixes: str, body: str, accepts: Callable[[str], bool] | None = None) -> SecretForm:
-    """Tokens that begin with one of the literal ``prefixes``; a sign before it, as of Markdown, may be ``_``."""
+    """Build the form of tokens with one of the ``prefixes``; Markdown's ``_`` may precede them."""
     literals = prefixes.split(" ")
     pattern = rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, literals))}){body}"
     return SecretForm(tuple(literal.lower() for literal in literals), re.compile(pattern), accepts)
@@ -125,7 +129,7 @@ def _token(prefixes: str, body: str, accepts: Callable[[str], bool] | None = Non
 _END = r"(?![A-Za-z0-9])"
 
 FORMS = (
-    # Blocks. One that was cut off ends with the text.
+    # Blocks. A truncated one ends with the text.
     _form(
         ("private key",),
         r"-{4,5} ?BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)? ?-{4,5}"
@@ -138,7 +142,7 @@ FORMS = (
     # Addresses
     _form(
         ("://",),
-        # A password with // in it ends the search, or a text full of :// would be read from each of them.
+        # // ends a password, otherwise a text full of :// would be searched to its end from each of them.
         r"(?<=://)(?P<secret>[^\s/?#:@<>\"'`]{0,128}:(?!\d{1,5}/)(?:(?!//)[^\s@<>\"'`]){1,1024}"
         r"(?:@[^\s@/<>\"'`]{1,128})?)(?=@)",
     ),
@@ -170,7 +174,7 @@ FORMS = (
     _token("github_pat_", r"\w{30,}"),
     _token("glpat- gldt- glft- glsoat- glrt- glcbt- glimt- glptt- glagent- gloas- glffct- glwt-", r"[\w.-]{18,}"),
     _token("GR1348941", r"[\w-]{18,}"),
-    _token("sk- pk-lf- sess-", r"[\w-]{20,}", _is_token),  # providers of models, and on
+    _token("sk- pk-lf- sess-", r"[\w-]{20,}", _is_token),  # providers of models, and the next two
     _token("gsk_ pplx- xai- r8_ tgp_v1_ csk- nvapi- fw_ jina_ tvly-", r"[\w-]{24,}", _is_token),
     _token("hf_ api_org_", r"[A-Za-z0-9]{28,}"),
     _token("A3T AKIA ASIA ABIA ACCA", rf"[0-9A-Z]{{13,17}}{_END}", lambda text: len(text) == 20),  # AWS
@@ -222,13 +226,13 @@ FORMS = (
     _form(
         ("eyj",), r"(?<![A-Za-z0-9])eyJ[\w-]{8,600}\.[\w-]{0,800}\.[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}"
     ),  # an encrypted one
-    # A word of its own that is none in any language, and no public key
+    # A standalone random word that is not a public key
     _form(
         ("",),
         r"(?<![^\s\"'`*(\[])(?!AAAA[BCE]3Nza)[A-Za-z0-9][A-Za-z0-9+/_-]{30,254}[A-Za-z0-9=](?![^\s\"'`*)\],.;!?])",
         _is_random,
     ),
-    # What a name or the sentence gives away
+    # Values recognised by the name or the sentence before them
     _form(_PASS_HINTS, _PASSWORDS + _ASSIGNMENT + _QUOTED, _is_quoted_secret, re.IGNORECASE),
     _form(_PASS_HINTS, rf"{_PASSWORDS}=(?P<secret>{_UNQUOTED}{{4,512}})", _is_assigned_secret, re.IGNORECASE),
     _form(
