@@ -134,8 +134,8 @@ class Settings:
     dlq_max_share: float = _kafka(
         "DLQ_MAX_SHARE",
         0.5,
-        "Share of dead letters among the last 1,000 records of a partition above which a pipeline stops. It applies from"
-        " 200 records on; 0 disables the limit.",
+        "Share of dead letters among the last 1,000 records of a partition above which a pipeline stops. It applies"
+        " from 200 records on; 0 disables the limit.",
         share,
     )
     schema_registry_url: str = _contracts(

@@ -1,9 +1,9 @@
-"""Events to bytes and back, in Confluent's wire format: 0x00, the schema id as 4 big-endian bytes, the Avro value.
+"""The codec of events, in Confluent's wire format: 0x00, the schema id as 4 big-endian bytes, the Avro value.
 
-Promises: what is decoded was encoded with the schema that it names, to the last byte; an event that does not fit its
-schema, or breaks one of the rules of ``rtfm.events``, is refused with the field's name; no input makes it allocate more
-than a small multiple of its size. Decoding checks no rules: who handles an event does. It asks no registry: callers
-bring the id and, where it is not the codec's own, the schema that a record was written with.
+Promises that decoded bytes are a value of the schema that they name, to the last byte; that an event which does not fit
+its schema or breaks a rule of ``rtfm.events`` is refused with the field's name; and that no input makes it allocate
+more than a small multiple of its size. Decoding does not check the rules of ``rtfm.events``: handlers do. It does not
+use a registry: callers pass the schema id and, unless it is the codec's own, the writer's schema.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FRAME = struct.Struct(">bI")
 
 
 def schema_id_of(data: bytes) -> int:
-    """The id of the schema that ``data`` was written with; UndecodableRecord when there is none."""
+    """Return the id of the schema that ``data`` was written with; raises UndecodableRecord if it has none."""
     if len(data) < FRAME_BYTES:
         raise UndecodableRecord(f"{len(data)} bytes are too short for a record with a schema id")
     magic, schema_id = _FRAME.unpack_from(data)
@@ -36,10 +36,10 @@ def schema_id_of(data: bytes) -> int:
 
 
 class EventCodec(Generic[Event]):
-    """The codec of one event class and its schema; built once, safe to share between threads."""
+    """The codec of one event class and its schema. Built once, safe to share between threads."""
 
     def __init__(self, event_class: type[Event], schema: Schema) -> None:
-        """Match the class with the schema and make the codec; ConfigError names the field on drift."""
+        """Match the class with the schema and build the codec; raises ConfigError that names a field that differs."""
         self.event_class = event_class
         self.schema = schema
         self.shape = shapes.match(event_class, schema)
@@ -53,39 +53,39 @@ class EventCodec(Generic[Event]):
         self._encoders: dict[int, Callable[[Event], bytes]] = {}
 
     def encode(self, event: Event, schema_id: int) -> bytes:
-        """The framed bytes of ``event``; InvalidEvent names the field that does not fit the schema or breaks a rule."""
+        """Encode ``event`` with its frame; raises InvalidEvent that names the field at fault."""
         try:
             return self._encoders[schema_id](event)
         except KeyError:
             return self.encoder(schema_id)(event)
 
     def decode(self, data: bytes, writer_schema: Schema | None = None) -> Event:
-        """The event in the framed bytes ``data``.
+        """Decode the framed bytes ``data``.
 
-        ``writer_schema`` is the schema that its id stands for; None when it is the codec's own. Raises
-        UndecodableRecord when the bytes are not exactly one record of that schema.
+        ``writer_schema`` is the schema of their id; None if it is the codec's own. Raises UndecodableRecord if the
+        bytes are not exactly one record of that schema.
         """
         schema_id_of(data)
         return self.decoder(writer_schema)(data)
 
     def encoder(self, schema_id: int) -> Callable[[Event], bytes]:
-        """``encode`` for one id, which is faster."""
+        """Build a faster ``encode`` for one schema id."""
         encode = self._encoder_for(_FRAME.pack(MAGIC, schema_id).decode("latin-1"))
         self._encoders[schema_id] = encode
         return encode
 
     def decoder(self, writer_schema: Schema | None = None) -> Callable[[bytes], Event]:
-        """``decode`` for one writer's schema, without the check of the frame; a new one at each call."""
+        """Build a ``decode`` for one writer's schema, without the check of the frame."""
         try:
             return self._build_decoder(writer_schema or self.schema)
         except RecursionError:
-            why = f"{self.event_class.__name__} is not read from records of a schema that is nested too deeply"
+            why = f"{self.event_class.__name__} cannot be read from records of a schema that is nested too deeply"
             return lambda _: _raise_undecodable(why)
 
     def source_for(self, writer_schema: Schema) -> str:
-        """The source of the decoder for records of ``writer_schema``.
+        """Return the source of the decoder for records of ``writer_schema``.
 
-        Raises compiled.Unresolvable when they cannot be such events, compiled.NotCovered when fastavro reads them.
+        Raises compiled.Unresolvable if they cannot be read as the event, compiled.NotCovered if fastavro reads them.
         """
         return compiled.decoder(self.shape, writer_schema)[1]
 
@@ -119,7 +119,7 @@ class EventCodec(Generic[Event]):
     def _fastavro_decoder(self, writer_schema: Schema) -> Callable[[bytes], Event]:
         name = self.event_class.__name__
         if found := reference.find_hazard(writer_schema):
-            why = f"{name} is not read from records of a schema in which {found}"
+            why = f"{name} cannot be read from records of a schema in which {found}"
             return lambda _: _raise_undecodable(why)
         read = reference.decoder(self.shape, self.schema, writer_schema, FRAME_BYTES)
 

@@ -1,6 +1,6 @@
-"""What the bytes of a record hold, as far as they can be read, and the byte from which they cannot: for people.
+"""Diagnosis of a record's bytes, for people: the fields up to the first byte that cannot be decoded. Pure.
 
-Pure. Reads by a writer's schema, slowly and to the point of failure; what it finds wrong, the codec refuses, too.
+Reads by the writer's schema, slowly. The codec refuses everything that this reports as a fault.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DECODING_ERRORS = (IndexError, struct.error, UnicodeDecodeError, varints.Misfit
 
 @frozen
 class DecodingFault:
-    """The byte at ``position`` (0 is the first of the frame) is where ``path`` cannot be read, and why."""
+    """The byte at which ``path`` cannot be decoded, and why; ``position`` 0 is the first byte of the frame."""
 
     position: int
     path: str
@@ -32,7 +32,7 @@ class DecodingFault:
 
 @frozen
 class Inspection:
-    """The fields that were read, as JSON has them, in order, and what ended the reading, if anything did."""
+    """The fields that were decoded, as JSON values in order, and the fault that stopped decoding, if any."""
 
     fields: dict[str, Any]
     fault: DecodingFault | None
@@ -44,14 +44,14 @@ class _ReadState:
     position: int
     path: str = ""
     start: int = 0
-    """Where what is read now begins."""
+    """The position at which the value that is being read begins."""
 
 
 Put = Callable[[Any], object]
 
 
 def frame_fault(data: bytes) -> DecodingFault | None:
-    """What is wrong with the five bytes before the value, if anything is."""
+    """Return the fault in the five bytes before the value, if any."""
     try:
         schema_id_of(data)
     except UndecodableRecord as exc:
@@ -60,7 +60,7 @@ def frame_fault(data: bytes) -> DecodingFault | None:
 
 
 def inspect(data: bytes, schema: Schema) -> Inspection:
-    """The fields of the framed record ``data``, which was written with ``schema``."""
+    """Decode the fields of the framed record ``data``, which was written with ``schema``."""
     if (fault := frame_fault(data)) is not None:
         return Inspection({}, fault)
     state, found = _ReadState(data, FRAME_BYTES), dict[str, Any]()
@@ -78,7 +78,7 @@ def inspect(data: bytes, schema: Schema) -> Inspection:
 
 
 def _read(state: _ReadState, node: Node, path: str, put: Put) -> None:
-    """Read a ``node`` and ``put`` it where it belongs; what has parts is put before they are read."""
+    """Read a ``node`` and pass it to ``put``; a container is passed before its parts are read."""
     state.path, state.start = path, state.position
     match node.kind:
         case "record":

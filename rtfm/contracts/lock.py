@@ -1,7 +1,7 @@
-"""``contracts.lock``: which versions were released, and what they were; released files never change.
+"""``contracts.lock``: the checksums of released versions, which never change.
 
-Owns the fingerprint of a schema: the same for two texts that mean the same contract, whatever their layout and docs.
-Reads and writes files, asks no registry.
+Owns the fingerprint of a schema, which is the same for two texts that differ only in layout and docs. Reads and writes
+files, does not use a registry.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LOCK_FILE = "contracts.lock"
 class LockedVersion:
     """One released version: the fingerprint of its schema, and the SHA-256 of its file and of its examples' file.
 
-    All in hexadecimal; ``examples_sha256`` is None without examples.
+    All are hexadecimal; ``examples_sha256`` is None without examples.
     """
 
     fingerprint: str
@@ -34,13 +34,13 @@ class LockedVersion:
 
 
 def fingerprint(schema: Schema) -> str:
-    """SHA-256, in hexadecimal, of what ``schema`` says to a codec: all of it but docs and layout."""
+    """Return the SHA-256, in hexadecimal, of ``schema`` without docs and layout."""
     text = json.dumps(_canonical(parse(schema), set()), separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read(catalogue: Catalogue) -> dict[str, dict[int, LockedVersion]]:
-    """Subject → version → what was released; empty without a lock file. ConfigError when it is malformed."""
+    """Read the lock file: subject → version → entry; empty without a file. Raises ConfigError if it is malformed."""
     path = catalogue.directory / LOCK_FILE
     if not path.is_file():
         return {}
@@ -57,7 +57,7 @@ def read(catalogue: Catalogue) -> dict[str, dict[int, LockedVersion]]:
 
 
 def write(catalogue: Catalogue) -> None:
-    """Lock every released version as it stands. OSError when the file cannot be written."""
+    """Lock every released version in its present form. Raises OSError if the file cannot be written."""
     subjects = {
         topic.subject: {str(version): asdict(locked) for version, locked in _read_released(catalogue, topic).items()}
         for topic in catalogue.topics_with_schema()
@@ -66,7 +66,7 @@ def write(catalogue: Catalogue) -> None:
 
 
 def find_breaches(catalogue: Catalogue) -> list[tuple[str, str]]:
-    """(subject, what is wrong) for every released version that is missing, changed or unknown to the lock."""
+    """Return (subject, error) for every released version that is missing, changed or not in the lock."""
     locked = read(catalogue)
     found = []
     for topic in catalogue.topics_with_schema():
@@ -76,7 +76,7 @@ def find_breaches(catalogue: Catalogue) -> list[tuple[str, str]]:
             if version not in there:
                 found.append((topic.subject, f"{where} is missing, but it was released; restore it from git"))
             elif version not in known:
-                found.append((topic.subject, f"{where} is not in {LOCK_FILE}; only `schemas release` makes versions"))
+                found.append((topic.subject, f"{where} is not in {LOCK_FILE}; only `schemas release` creates versions"))
             elif known[version] != there[version]:
                 same = known[version].sha256 == there[version].sha256
                 what = f"the examples of {where} were" if same else f"{where} was"

@@ -1,7 +1,7 @@
-"""Events through fastavro: slower than the compiled codec, and complete.
+"""The codec by fastavro: slower than the compiled codec, but complete.
 
-It is what the compiled codec is held against in tests and benchmarks, and the path for a schema or a writer's version
-with types that the compiled codec leaves out. Timestamps are plain numbers here too.
+Used for types that the compiled codec does not support, and as the reference that tests and benchmarks compare it with.
+Timestamps are plain numbers here too.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Plain = dict[str, Any]
 
 
 def parse_for_fastavro(schema: Schema) -> Any:
-    """``schema`` as fastavro wants it, with timestamps as plain numbers."""
+    """Parse ``schema`` for fastavro, with timestamps as plain numbers."""
     return fastavro.parse_schema(json.loads(json.dumps(schema), object_hook=_remove_logical_type))
 
 
 def encoder(schema: Schema) -> Callable[[Any, bytes], bytes]:
-    """A function from (event, the bytes to begin with) to bytes; it raises what fastavro raises."""
+    """Return a function from (event, frame) to bytes; it raises fastavro's errors."""
     own = parse_for_fastavro(schema)
 
     def encode(event: Any, frame: bytes) -> bytes:
@@ -41,9 +41,9 @@ def encoder(schema: Schema) -> Callable[[Any, bytes], bytes]:
 
 
 def decoder(shape: shapes.RecordShape, schema: Schema, writer_schema: Schema, skip: int) -> Callable[[bytes], Any]:
-    """A function from bytes, of which the first ``skip`` are the frame, to the event; it raises what fastavro raises.
+    """Return a function from bytes, of which the first ``skip`` are the frame, to the event.
 
-    EOFError for a record that is not exactly as long as the bytes.
+    It raises fastavro's errors, and EOFError if the record is not exactly as long as the bytes.
     """
     writer, own = parse_for_fastavro(writer_schema), parse_for_fastavro(schema)
     same = writer_schema == schema
@@ -59,9 +59,9 @@ def decoder(shape: shapes.RecordShape, schema: Schema, writer_schema: Schema, sk
 
 
 def find_hazard(schema: Schema) -> str | None:
-    """What in a writer's schema lets a few bytes ask fastavro for any amount of time, memory or stack, if anything.
+    """Return what in a writer's schema lets a few bytes cost fastavro unlimited time, memory or stack; None if nothing.
 
-    RecursionError for a schema that is nested too deeply to be walked.
+    Raises RecursionError for a schema that is nested too deeply.
     """
     return _find_hazard(parse(schema), (), {}, set())
 
@@ -78,7 +78,7 @@ def _find_hazard(node: Node, inside: tuple[Node, ...], no_bytes: dict[int, bool]
     seen.add(id(node))
     if node.kind == "fixed" and not is_size(node.size):
         return f"{node.name} has the size {node.size!r}"
-    # Only now, when nothing in the items is known to contain itself.
+    # Only after the items, which by now are known not to contain themselves.
     if node.kind == "array" and node.items is not None and takes_no_bytes(node.items, no_bytes):
         return "the items of an array take no bytes"
     if node.kind == "record" and any(part.kind == "record" and takes_no_bytes(part, no_bytes) for part in parts):
@@ -87,12 +87,12 @@ def _find_hazard(node: Node, inside: tuple[Node, ...], no_bytes: dict[int, bool]
 
 
 def to_plain(event: Any) -> Any:
-    """An event as dictionaries, lists and symbols."""
+    """Return an event as dictionaries, lists and symbols."""
     return attrs.asdict(event, value_serializer=lambda _, __, value: value.value if isinstance(value, Enum) else value)
 
 
 def build_event(shape: shapes.Shape, value: Any) -> Any:
-    """The event that ``value``, as ``to_plain`` makes it, stands for."""
+    """Build the event from ``value``, the inverse of ``to_plain``."""
     match shape:
         case shapes.RecordShape(event_class=event_class, slots=slots):
             return event_class(**{slot.name: build_event(slot.shape, value[slot.name]) for slot in slots})
@@ -107,7 +107,7 @@ def build_event(shape: shapes.Shape, value: Any) -> Any:
 
 
 class _BoundedReader:
-    """A file that refuses to read past its end or by a negative count; fastavro would take what there is."""
+    """A file that refuses to read past its end or a negative count; fastavro would accept fewer bytes."""
 
     def __init__(self, data: bytes, position: int) -> None:
         self._data = data
@@ -116,7 +116,7 @@ class _BoundedReader:
     def read(self, size: int) -> bytes:
         end = self.position + size
         if size < 0 or end > len(self._data):
-            raise EOFError("the record is cut short, or holds a length that is none")
+            raise EOFError("the record is cut short, or contains an invalid length")
         start, self.position = self.position, end
         return self._data[start:end]
 

@@ -1,7 +1,7 @@
-"""Checking the contracts as a whole, and freezing them as released versions.
+"""Checks of all contracts, and their release as frozen versions.
 
-A release writes ``released/<subject>/<n>.avsc``, an example of it with its bytes, and ``contracts.lock``. Nothing is
-written unless everything checks.
+A release writes ``released/<subject>/<n>.avsc``, examples with their bytes, and ``contracts.lock``. It writes nothing
+if a check fails.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TIME_MS = 1_726_854_000_123
 
 
 def findings(catalogue: Catalogue) -> list[Finding]:
-    """Everything that is wrong with the catalogue, from its files alone. Raises ConfigError for malformed ones."""
+    """Check the catalogue by its files alone. Raises ConfigError for malformed files."""
     found = [
         Finding(
             kind="lock", subject=subject, rule="released", path="", message=f"{subject}: {what}", file=lock.LOCK_FILE
@@ -44,7 +44,7 @@ def findings(catalogue: Catalogue) -> list[Finding]:
 
 
 def topic_findings(topic: Topic, released: Mapping[int, Schema]) -> list[Finding]:
-    """What is wrong with the schema of one topic: by itself, and against its released versions."""
+    """Check the schema of one topic: by itself, and against its released versions."""
     schema = topic.schema or {}
     by_itself = [
         Finding(
@@ -67,9 +67,9 @@ def topic_findings(topic: Topic, released: Mapping[int, Schema]) -> list[Finding
 
 
 def disagreements(catalogue: Catalogue, registry: SchemaRegistry) -> list[Finding]:
-    """Where the registry's verdict on a schema against a version that it holds is not ours by Avro's rules.
+    """Find where the registry's verdict on a schema against a registered version differs from ours, by Avro's rules.
 
-    Raises Unavailable when the registry does not answer.
+    Raises Unavailable if the registry does not respond.
     """
     found = []
     for topic in catalogue.topics_with_schema():
@@ -96,7 +96,7 @@ def disagreements(catalogue: Catalogue, registry: SchemaRegistry) -> list[Findin
 
 
 def plan(catalogue: Catalogue) -> dict[str, int]:
-    """Topic → the version that its schema would be released as, for those that changed since the last release."""
+    """Return topic → next version, for the topics whose schema changed since the last release."""
     changed = {}
     for topic in catalogue.topics_with_schema():
         released = catalogue.released_schemas(topic.name)
@@ -106,7 +106,7 @@ def plan(catalogue: Catalogue) -> dict[str, int]:
 
 
 def release(catalogue: Catalogue, planned: dict[str, int]) -> None:
-    """Freeze the schemas as planned; refuses with ConfigError, and writes nothing, when anything is wrong."""
+    """Freeze the schemas as planned; raises ConfigError, and writes nothing, if a check fails."""
     if found := findings(catalogue):
         raise ConfigError(
             f"nothing was released: {found[0].message}", hint="`rtfm-cli schemas check` shows everything that is wrong."
@@ -117,9 +117,9 @@ def release(catalogue: Catalogue, planned: dict[str, int]) -> None:
 
 
 def reset(catalogue: Catalogue) -> None:
-    """Make the schemas as they stand version 1 of each subject; all that was released is forgotten.
+    """Delete all released versions and make the present schemas version 1 of each subject.
 
-    Raises ConfigError when a schema is wrong by itself. Whether a reset is still allowed is the caller's to know.
+    Raises ConfigError if a schema breaks a rule by itself. The caller decides whether a reset is still allowed.
     """
     for topic in catalogue.topics_with_schema():
         if found := topic_findings(topic, {}):
@@ -140,7 +140,7 @@ def _freeze(catalogue: Catalogue, topic: Topic, version: int) -> None:
 
 
 def examples(schema: Schema) -> list[dict[str, Any]]:
-    """Two records of ``schema`` as JSON and as the hexadecimal of their Avro bytes: a full one and the least one."""
+    """Build a full and a minimal record of ``schema``, as JSON and as hexadecimal Avro bytes."""
     node = parse(schema)
     return [
         {"value": value, "avro": _encode(schema, value)}
@@ -149,7 +149,7 @@ def examples(schema: Schema) -> list[dict[str, Any]]:
 
 
 def examples_path(catalogue: Catalogue, topic: Topic, version: int) -> Path:
-    """Where the examples of a released version stand."""
+    """Return the path of the examples of a released version."""
     return catalogue.released_directory(topic.name) / f"{version}.examples.json"
 
 

@@ -1,7 +1,7 @@
-"""What an event looks like to a codec: an attrs class and an Avro schema, matched field by field.
+"""Shapes of events: an attrs class and an Avro schema, matched field by field.
 
-Owns the rules of that match, and says which field drifted, or which value does not fit. A shape is made once, when a
-codec is built. ``Other`` marks the types that the contracts do not use: only fastavro reads and writes those.
+Owns the rules of that match; errors name the field that differs, or the value that does not fit. A codec builds its
+shape once. ``Other`` marks the types that the contracts do not use, which only fastavro reads and writes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Sequence:
 
 @frozen
 class Nullable:
-    """None or ``value``; ``null_first`` tells which of the two union branches null is."""
+    """None or ``value``; ``null_first`` tells whether null is the first of the two union branches."""
 
     value: Shape
     null_first: bool
@@ -65,7 +65,7 @@ class Nullable:
 
 @frozen
 class Slot:
-    """One field of a record: its shape, and its default as JSON (attrs.NOTHING where there is none)."""
+    """One field of a record: its shape, and its default as JSON (attrs.NOTHING if it has none)."""
 
     name: str
     shape: Shape
@@ -90,7 +90,7 @@ Shape = Primitive | Enumeration | Sequence | Nullable | RecordShape | Other
 
 
 def match(event_class: type[Any], schema: Schema) -> RecordShape:
-    """The shape of ``event_class`` under the record ``schema``.
+    """Match ``event_class`` with the record ``schema`` and return the shape.
 
     Raises ConfigError that names the class, the field and the difference.
     """
@@ -105,7 +105,7 @@ def match(event_class: type[Any], schema: Schema) -> RecordShape:
 
 
 def is_covered(shape: Shape) -> bool:
-    """Whether the compiled codec reads and writes all of ``shape``."""
+    """Return whether the compiled codec supports all of ``shape``."""
     match shape:
         case Other() | RecordShape(slots=()):
             return False
@@ -118,7 +118,7 @@ def is_covered(shape: Shape) -> bool:
 
 
 def find_misfit(shape: Shape, value: Any, path: str) -> str | None:
-    """What of ``value`` does not fit ``shape``, with its path and never with its content; None when all fits."""
+    """Return the path in ``value`` that does not fit ``shape``, and why, never its content; None if all fits."""
     match shape:
         case RecordShape(event_class=event_class, slots=slots):
             if type(value) is not event_class:
@@ -141,9 +141,11 @@ def find_misfit(shape: Shape, value: Any, path: str) -> str | None:
 
 
 def _find_primitive_misfit(kind: str, value: Any, path: str) -> str | None:
-    wanted = PRIMITIVES[kind]
+    expected = PRIMITIVES[kind]
     fits = (
-        isinstance(value, str) if kind == "string" else type(value) in ((float, int) if wanted is float else (wanted,))
+        isinstance(value, str)
+        if kind == "string"
+        else type(value) in ((float, int) if expected is float else (expected,))
     )
     if not fits:
         return _type_mismatch(value, kind, path)
@@ -153,17 +155,17 @@ def _find_primitive_misfit(kind: str, value: Any, path: str) -> str | None:
         try:
             value.encode()
         except UnicodeEncodeError:
-            return f"{path} holds half of a surrogate pair, which UTF-8 cannot write"
+            return f"{path} contains half of a surrogate pair, which UTF-8 cannot encode"
     return None
 
 
-def _type_mismatch(value: Any, wanted: str, path: str) -> str:
-    return f"{path} is {type(value).__name__}, not {wanted}"
+def _type_mismatch(value: Any, expected: str, path: str) -> str:
+    return f"{path} is {type(value).__name__}, not {expected}"
 
 
 def _match_record(event_class: Any, node: Node, path: str, above: tuple[str, ...]) -> RecordShape:
     if node.name in above:
-        raise ConfigError(f"{path}: {node.name} contains itself, which events may not")
+        raise ConfigError(f"{path}: {node.name} contains itself, which is not supported in events")
     if not (isinstance(event_class, type) and attrs.has(event_class)):
         raise _drift_error(path, event_class, f"the record {node.name}")
     hints = typing.get_type_hints(event_class)
@@ -175,7 +177,7 @@ def _match_record(event_class: Any, node: Node, path: str, above: tuple[str, ...
         raise ConfigError(f"{path}.{extra[0]} is in the class, but not in the schema {node.name}")
     if list(of_class) != of_schema:
         first = next(name for name, other in zip(of_class, of_schema, strict=True) if name != other)
-        raise ConfigError(f"{path}.{first} stands in another place than in the schema {node.name}")
+        raise ConfigError(f"{path}.{first} is in another position than in the schema {node.name}")
     slots = []
     for entry in node.fields:
         where = f"{path}.{entry.name}"
@@ -202,9 +204,9 @@ def _match_type(hint: Any, node: Node, path: str, above: tuple[str, ...]) -> Sha
             raise _drift_error(path, hint, "an array, which is list[…]")
         return Sequence(_match_type(typing.get_args(hint)[0], node.items, f"{path}[]", above))
     if node.kind in PRIMITIVES:
-        wanted: Any = TimestampMillis if node.logical == "timestamp-millis" else PRIMITIVES[node.kind]
-        if hint is not wanted:
-            raise _drift_error(path, hint, f"{node.logical or node.kind}, which is {wanted.__name__}")
+        expected: Any = TimestampMillis if node.logical == "timestamp-millis" else PRIMITIVES[node.kind]
+        if hint is not expected:
+            raise _drift_error(path, hint, f"{node.logical or node.kind}, which is {expected.__name__}")
         return Primitive(node.kind, node.logical)
     return Other()
 
@@ -228,6 +230,6 @@ def _check_default(attribute: attrs.Attribute[Any], entry: Field, path: str) -> 
         raise ConfigError(f"{path}: the default is {default!r} in the class and {entry.default!r} in the schema")
 
 
-def _drift_error(path: str, hint: Any, wanted: str) -> ConfigError:
+def _drift_error(path: str, hint: Any, expected: str) -> ConfigError:
     shown = hint.__name__ if isinstance(hint, type) else str(hint)
-    return ConfigError(f"{path} is {shown} in the class; the schema has {wanted}")
+    return ConfigError(f"{path} is {shown} in the class; the schema has {expected}")

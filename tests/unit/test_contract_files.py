@@ -52,7 +52,7 @@ def add_field(path: Path, **more: Any) -> None:
         ("topics = {}", "namespace is missing"),
         ('namespace = "a"\n[topics.t]\ndoc = "d"\nkey = "k"\npartitions = 0', "partitions: 0"),
         ('namespace = "a"\n[topics.t]\nretention = 1', "unknown key retention"),
-        ('namespace = "a"\n[topics.t]\nschema = "bot-query.avsc"\ncompatibility = "ALL"', "'ALL' is no level"),
+        ('namespace = "a"\n[topics.t]\nschema = "bot-query.avsc"\ncompatibility = "ALL"', "'ALL' is not a level"),
         ('namespace = "a"\n[topics.t]\nschema = "gone.avsc"', "gone.avsc cannot be read"),
     ],
 )

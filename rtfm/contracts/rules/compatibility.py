@@ -1,10 +1,10 @@
-"""Whether a schema can take the place of its released versions. Pure: no files, no network.
+"""Whether a schema is compatible with its released versions. Pure: no files, no network.
 
-BACKWARD means that the new schema reads what an old one wrote, FORWARD that the old one reads what the new one
-writes, FULL both; the transitive levels compare with every released version, the others with the newest
-(https://docs.confluent.io/platform/current/schema-registry/fundamentals/schema-evolution.html). What reads what is
-decided as Java's Avro does, which registries run; Avro's own Python checker is asked as well, so that what our walk
-should miss still fails. Two sets of rules are ours alone and hold at every level but NONE: see ``history``.
+BACKWARD means that the new schema reads records of an old one, FORWARD that the old one reads records of the new one,
+FULL both. The transitive levels compare with every released version, the others with the newest
+(https://docs.confluent.io/platform/current/schema-registry/fundamentals/schema-evolution.html). Resolution follows
+Java's Avro, which registries run. Avro's Python checker is a second opinion for anything that this module misses. The
+project's own rules apply at every level except NONE: see ``history``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _WIDENS_TO = {
 
 @frozen
 class Gap:
-    """A place where a reader cannot read a writer: the path, the rule's name, and what to say of it."""
+    """A place where a reader cannot read a writer's records: the path, the rule's name and the details."""
 
     path: str
     rule: str
@@ -43,9 +43,9 @@ class Gap:
 
 
 def find_violations(subject: str, schema: Schema, released: Mapping[int, Schema], level: str) -> list[Finding]:
-    """What ``schema`` breaks as the next version of ``subject``, under the compatibility ``level``.
+    """Return the rules that ``schema`` breaks as the next version of ``subject``, under the compatibility ``level``.
 
-    A schema that equals the newest released version is that version, and is compared as such.
+    A schema that equals the newest released version is compared as that version.
     """
     newest = max(released, default=0)
     number = newest if schema == released.get(newest) else newest + 1
@@ -80,7 +80,7 @@ def find_violations(subject: str, schema: Schema, released: Mapping[int, Schema]
 
 
 def versions_to_compare(released: Mapping[int, Schema], level: str) -> dict[int, Schema]:
-    """Those of ``released`` that ``level`` has a new version compared with."""
+    """Return the released versions that ``level`` compares a new version with."""
     if level == "NONE":
         return {}
     versions = sorted(released)
@@ -88,18 +88,18 @@ def versions_to_compare(released: Mapping[int, Schema], level: str) -> dict[int,
 
 
 def is_accepted(schema: Schema, held: Schema, level: str) -> bool:
-    """Whether ``schema`` may follow ``held`` under ``level``, by Avro's rules alone."""
+    """Return whether ``schema`` may follow ``held`` under ``level``, by Avro's rules alone."""
     backward = can_read(schema, held) if level.startswith(("BACKWARD", "FULL")) else True
     return backward and (can_read(held, schema) if level.startswith(("FORWARD", "FULL")) else True)
 
 
 def can_read(reader: Schema, writer: Schema) -> bool:
-    """Whether a reader with the one schema reads whatever a writer with the other writes, by Avro's rules alone."""
+    """Return whether ``reader`` can read every record of ``writer``, by Avro's rules alone."""
     return not find_gaps(reader, writer)
 
 
 def find_gaps(reader: Schema, writer: Schema) -> list[Gap]:
-    """Every place where ``reader`` cannot read what ``writer`` writes; empty when it can."""
+    """Return every place where ``reader`` cannot read records of ``writer``; empty if it can."""
     found = list(dict.fromkeys(_find_gaps(parse(reader), parse(writer), "", set())))
     if not found and (why := _check_with_avro(reader, writer)):
         found.append(Gap("", "avro", why))
@@ -107,7 +107,7 @@ def find_gaps(reader: Schema, writer: Schema) -> list[Gap]:
 
 
 def unremovable_fields(released: Mapping[int, Schema], level: str) -> list[str]:
-    """Paths of the fields that no later version may leave out, since readers of a released one need them."""
+    """Return the paths of fields that no later version may omit, because readers of a released one need them."""
     versions = versions_to_compare(released, level) if level.startswith(("FORWARD", "FULL")) else {}
     types = (part for version in versions.values() for part in walk(parse(version)))
     paths = (field_path(path, entry.name) for path, node in types for entry in node.fields if not entry.has_default)
@@ -116,7 +116,7 @@ def unremovable_fields(released: Mapping[int, Schema], level: str) -> list[str]:
 
 def _find_gaps(reader: Node, writer: Node, path: str, seen: set[tuple[int, int]]) -> Iterator[Gap]:
     if (id(reader), id(writer)) in seen:
-        return  # a recursive type that is being compared already
+        return  # a recursive type, already being compared
     seen = seen | {(id(reader), id(writer))}
     if writer.kind == "union":
         for branch in writer.branches:
@@ -159,7 +159,7 @@ def _find_named_gaps(reader: Node, writer: Node, path: str, seen: set[tuple[int,
 
 
 def _to_breach(gap: Gap, *, backward: bool) -> Breach:
-    """What is wrong, from the side of who changes the schema."""
+    """Describe ``gap`` for the person who changes the schema."""
     at = f"`{gap.path}`" if gap.path else "the record"
     old, new = (gap.written, gap.wanted) if backward else (gap.wanted, gap.written)
     match gap.rule, backward:
@@ -195,17 +195,17 @@ def _name(node: Node) -> str:
 
 
 def _check_with_avro(reader: Schema, writer: Schema) -> str | None:
-    """Why Avro's own checker says that the schemas do not resolve; None when it finds nothing."""
+    """Return why Avro's own checker finds the schemas incompatible; None if it does not."""
     import avro.compatibility
     import avro.errors
     import avro.schema
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", avro.errors.IgnoredLogicalType)  # a lint of ours says it with the place
+            warnings.simplefilter("ignore", avro.errors.IgnoredLogicalType)  # reported by our lint, with the place
             ours, theirs = (avro.schema.parse(json.dumps(_qualify_aliases(schema, ""))) for schema in (reader, writer))
     except avro.errors.AvroException:
-        return None  # malformed in a way that is the lints' to name
+        return None  # malformed in a way that the lint reports
     checker: Any = avro.compatibility.ReaderWriterCompatibilityChecker
     result = checker().get_compatibility(ours, theirs)
     if result.compatibility is avro.compatibility.SchemaCompatibilityType.compatible:
@@ -214,7 +214,7 @@ def _check_with_avro(reader: Schema, writer: Schema) -> str | None:
 
 
 def _qualify_aliases(schema: Any, namespace: str) -> Any:
-    """``schema`` with the namespace in each type's aliases, which Avro's checker in Python does not think of."""
+    """Return ``schema`` with namespaces in all aliases, which Avro's Python checker does not add."""
     if isinstance(schema, list):
         return [_qualify_aliases(branch, namespace) for branch in schema]
     if not isinstance(schema, dict):

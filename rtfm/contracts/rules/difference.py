@@ -1,4 +1,4 @@
-"""What changed between two versions of a schema, in words. Pure."""
+"""Descriptions of the changes between two versions of a schema. Pure."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from rtfm.contracts.tree import Field, Node, field_path, parse, walk
 
 
 def describe_changes(old: Schema, new: Schema) -> list[str]:
-    """One line for each difference from ``old`` to ``new``, in the order of the fields; empty when there is none."""
+    """Return one line for each change from ``old`` to ``new``, in the order of the fields."""
     before, after = _fields(parse(old)), _fields(parse(new))
     gone, new_ones = before.keys() - after.keys(), after.keys() - before.keys()
-    # What is inside a record that came or went as a whole is not told again.
+    # Fields inside an added or removed record are not listed again.
     lines = [f"field {path} is removed" for path in before if path in gone and _parent(path) not in gone]
     for path, entry in after.items():
         if path not in before:
@@ -20,7 +20,7 @@ def describe_changes(old: Schema, new: Schema) -> list[str]:
             continue
         lines += [f"field {path}: {line}" for line in _describe_field(before[path], entry)]
     if list(before) != list(after) and sorted(before) == sorted(after):
-        lines.append("the fields stand in another order")
+        lines.append("the fields are in another order")
     lines += _describe_types(parse(old), parse(new))
     return lines
 

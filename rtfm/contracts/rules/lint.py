@@ -1,6 +1,6 @@
-"""What is wrong with a schema by itself, whatever came before it. Pure.
+"""Checks of a schema by itself, without its earlier versions. Pure.
 
-Avro's libraries disagree on these, so they are errors here: what one accepts, another cannot read.
+Avro's libraries disagree on these, so they are errors here: a schema that one library accepts, another cannot read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOGICAL_TYPE_BASES: dict[str, tuple[str, ...]] = {
 
 
 def find_breaches(schema: Schema) -> list[Breach]:
-    """Everything that is wrong with ``schema``."""
+    """Return every breach of a rule in ``schema``."""
     found = (breach for path, node in walk(parse(schema)) for breach in _check_type(path, node))
     return list({(breach.path, breach.rule): breach for breach in found}.values())
 
@@ -39,10 +39,10 @@ def find_breaches(schema: Schema) -> list[Breach]:
 def _check_type(path: str, node: Node) -> Iterator[Breach]:
     at = f"`{path}`" if path else "the record"
     if node.kind in ("record", "enum") and not node.doc:
-        yield Breach(path, "doc", f"the {node.kind} {node.short_name} has no doc", "say what it is")
+        yield Breach(path, "doc", f"the {node.kind} {node.short_name} has no doc", "describe it")
     if node.logical is not None:
         if node.logical not in LOGICAL_TYPE_BASES:
-            yield Breach(path, "logical-type", f"{at} has the unknown logicalType {node.logical}", "take one of Avro's")
+            yield Breach(path, "logical-type", f"{at} has the unknown logicalType {node.logical}", "use one of Avro's")
         elif node.kind not in LOGICAL_TYPE_BASES[node.logical]:
             wanted = " or ".join(LOGICAL_TYPE_BASES[node.logical])
             yield Breach(path, "logical-type", f"{at} has {node.logical} on {node.kind}", f"put it on {wanted}")
@@ -52,15 +52,15 @@ def _check_type(path: str, node: Node) -> Iterator[Breach]:
                 path, "enum-default", f"{at} is an enum without a default", "add one, or no symbol can be added later"
             )
         elif node.default not in node.symbols:
-            what = f"{at} has the enum default {node.default}, no symbol"
-            yield Breach(path, "enum-default", what, "take one of its symbols")
+            what = f"{at} has the enum default {node.default}, which is not a symbol"
+            yield Breach(path, "enum-default", what, "use one of its symbols")
     for entry in node.fields:
         yield from _check_field(field_path(path, entry.name), entry)
 
 
 def _check_field(path: str, entry: Field) -> Iterator[Breach]:
     if not entry.doc:
-        yield Breach(path, "doc", f"field `{path}` has no doc", "say what it is, and its unit")
+        yield Breach(path, "doc", f"field `{path}` has no doc", "describe it, with its unit")
     if not entry.has_default or is_valid_default(entry.default, entry.node):
         return
     if entry.node.kind == "union" and any(is_valid_default(entry.default, branch) for branch in entry.node.branches):
@@ -71,7 +71,7 @@ def _check_field(path: str, entry: Field) -> Iterator[Breach]:
 
 
 def is_valid_default(value: Any, node: Node) -> bool:
-    """Whether ``value``, as JSON, is a default of ``node``; of a union, the first branch counts."""
+    """Return whether ``value``, as JSON, is a valid default of ``node``; for a union, of its first branch."""
     match node.kind:
         case "null":
             return value is None

@@ -29,7 +29,7 @@ from rtfm.knowledge.archive.tsvectors import quoted
 from rtfm.knowledge.entries import PREFIX, row_ids
 from rtfm.knowledge.passages import PassageMessage
 
-# ``rtfm.visibility.is_readable`` in SQL: the channel itself is listed, or the parent of a public thread or forum post, as
+# ``visibility.is_readable`` in SQL: the channel itself is listed, or the parent of a public thread or forum post, as
 # ``acl_channel_id`` has it. Not "= ANY(array)": PostgreSQL weighs every element of an array while it plans, 100 ms for
 # a thousand channels.
 _VISIBLE = """guild_id = %(guild)s AND (acl_channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[]))
