@@ -192,7 +192,7 @@ def _record(
         if slot.name not in written:
             if slot.default is NOTHING:
                 raise Unresolvable(
-                    f"{path}.{slot.name}: the writer does not have the field and the reader has no default"
+                    f"{path}.{slot.name}: the writer has no such field and the reader has no default"
                 )
             made = _default(state, slot)
             state.line(depth, f"{variables[slot.name]} = {made}", f"{path}.{slot.name}")
