@@ -160,8 +160,12 @@ def _match_brackets(text: str) -> dict[int, int]:
 
 def _separator_after(text: str, at: int) -> str:
     """Return a space if the text after an address would be read as part of it."""
-    behind = text[at : at + 2]
-    ends = not behind or behind[0].isspace() or (behind[0] in ".,;:!?)" and (len(behind) == 1 or behind[1].isspace()))
+    following = text[at : at + 2]
+    ends = (
+        not following
+        or following[0].isspace()
+        or (following[0] in ".,;:!?)" and (len(following) == 1 or following[1].isspace()))
+    )
     return "" if ends else " "
 
 

@@ -28,7 +28,7 @@ from rtfm.redaction import redact
 # do when it is wrong; ops/runbook.md says more.
 CONSUMED = Counter(
     "messaging_client_consumed_messages_total",
-    "Records taken from Kafka. If it stands still while kafka_consumergroup_lag grows, see /readyz and the log.",
+    "Records taken from Kafka. If it stops while kafka_consumergroup_lag grows, see /readyz and the log.",
     ["messaging_destination_name", "messaging_consumer_group_name"],
 )
 SENT = Counter(
@@ -103,7 +103,7 @@ CIRCUIT_STATE = Gauge(
 )
 ARCHIVED = Counter(
     "rtfm_archived_messages_total",
-    "Messages written to the archive. If it stands still while people write, check the bot and the lag of ingest.",
+    "Messages written to the archive. If it stops while people write, check the bot and the lag of ingest.",
     ["change"],
 )
 EMBEDDED = Counter(

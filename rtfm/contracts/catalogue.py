@@ -154,9 +154,9 @@ def read_schema(path: Path) -> Schema:
 
 
 def _find_packaged_directory() -> Path:
-    beside = _PACKAGE.parent / "schemas"
-    if (_PACKAGE.parent / "pyproject.toml").is_file() and beside.is_dir():
-        return beside  # a checkout; an editable install may contain a stale copy
+    in_checkout = _PACKAGE.parent / "schemas"
+    if (_PACKAGE.parent / "pyproject.toml").is_file() and in_checkout.is_dir():
+        return in_checkout  # a checkout; an editable install may contain a stale copy
     return _PACKAGE / "schemas"
 
 

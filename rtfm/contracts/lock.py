@@ -81,9 +81,9 @@ def find_breaches(catalogue: Catalogue) -> list[tuple[str, str]]:
                 same = known[version].sha256 == there[version].sha256
                 what = f"the examples of {where} were" if same else f"{where} was"
                 found.append((topic.subject, f"{what} changed or removed after the release; restore them from git"))
-    gone = locked.keys() - {topic.subject for topic in catalogue.topics_with_schema()}
+    removed = locked.keys() - {topic.subject for topic in catalogue.topics_with_schema()}
     return found + [
-        (subject, f"{subject} was released, but the catalogue has no such topic") for subject in sorted(gone)
+        (subject, f"{subject} was released, but the catalogue has no such topic") for subject in sorted(removed)
     ]
 
 

@@ -67,23 +67,23 @@ def apply(catalogue: Catalogue, registry: SchemaRegistry, planned: list[Registra
     Raises ConfigError if the registry refuses something, Unavailable if it stops responding. In both cases earlier
     writes are rolled back as far as the registry can be reached.
     """
-    undo: list[Callable[[], None]] = []
+    undo_steps: list[Callable[[], None]] = []
     result = []
     try:
         for item in planned:
             name, current = item.topic, catalogue.topic(item.topic).schema or {}
             if item.sets_level:
-                undo.append(partial(registry.set_compatibility, name, registry.compatibility(name)))
+                undo_steps.append(partial(registry.set_compatibility, name, registry.compatibility(name)))
                 registry.set_compatibility(name, item.level)
             for schema in item.missing:
                 # Noted before the attempt: it may succeed although its response is lost.
-                undo.append(partial(_unregister, registry, name, schema))
+                undo_steps.append(partial(_unregister, registry, name, schema))
                 registry.register(name, schema)
             if (found := registry.lookup(name, current)) is None:
                 raise ConfigError(f"{item.subject} was registered at {registry.url}, but the registry does not find it")
             result.append(evolve(item, schema_id=found[0], version=found[1]))
     except BaseException as exc:
-        left = _roll_back(undo)
+        left = _roll_back(undo_steps)
         outcome = "nothing was registered" if left is None else f"earlier writes could not be rolled back: {left}"
         if isinstance(exc, SchemaRefused):
             raise ConfigError(f"{exc}; {outcome}") from exc
@@ -101,11 +101,11 @@ def _plan_topic(catalogue: Catalogue, topic: Topic, registry: SchemaRegistry) ->
     released = catalogue.released_schemas(topic.name)
     history = [*released.values()] + ([] if schema in released.values() else [schema])
     found = registry.lookup(topic.name, schema)
-    held = {number: known for number, (_, known) in registry.versions(topic.name).items()}
+    in_registry = {number: known for number, (_, known) in registry.versions(topic.name).items()}
     # A registry with the current schema has its earlier versions too, or they were removed on purpose.
     missing = () if found else tuple(version for version in history if registry.lookup(topic.name, version) is None)
     for version in missing:
-        for number, known in versions_to_compare(held, level).items():
+        for number, known in versions_to_compare(in_registry, level).items():
             if not is_accepted(version, known, level):
                 raise ConfigError(
                     f"{registry.subject(topic.name)}: the schema is incompatible with version {number} at"
@@ -128,10 +128,10 @@ def _unregister(registry: SchemaRegistry, topic_name: str, schema: Schema) -> No
         registry.unregister(topic_name, found[1])
 
 
-def _roll_back(undo: list[Callable[[], None]]) -> RtfmError | None:
+def _roll_back(undo_steps: list[Callable[[], None]]) -> RtfmError | None:
     """Run all steps, the last first, and return the error of one that failed."""
     failed = None
-    for step in reversed(undo):
+    for step in reversed(undo_steps):
         try:
             step()
         except RtfmError as exc:

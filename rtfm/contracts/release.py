@@ -74,20 +74,19 @@ def disagreements(catalogue: Catalogue, registry: SchemaRegistry) -> list[Findin
     found = []
     for topic in catalogue.topics_with_schema():
         schema, level = topic.schema or {}, topic.compatibility or "NONE"
-        for version, (_, held) in registry.versions(topic.name).items():
+        for version, (_, registered) in registry.versions(topic.name).items():
             theirs = registry.is_compatible(topic.name, schema, version)
-            ours = is_accepted(schema, held, level)
+            ours = is_accepted(schema, registered, level)
             if theirs is not ours:
-                said = (
-                    f"the registry at {registry.url} {'takes' if theirs else 'refuses'} it after its version {version}"
-                )
+                verb = "accepts" if theirs else "refuses"
+                verdict = f"the registry at {registry.url} {verb} it after its version {version}"
                 found.append(
                     Finding(
                         kind="registry",
                         subject=topic.subject,
                         rule="registry-disagrees",
                         path="",
-                        message=f"{topic.subject}: {said}, this check {'takes' if ours else 'refuses'} it",
+                        message=f"{topic.subject}: {verdict}, this check {'accepts' if ours else 'refuses'} it",
                         version=version,
                         file=topic.schema_file,
                     )

@@ -50,11 +50,11 @@ def find(catalogue: Catalogue, registry: SchemaRegistry) -> list[Stray]:
     """
     found = []
     for topic in catalogue.topics_with_schema():
-        held = registry.versions(topic.name)
+        versions = registry.versions(topic.name)
         known = [*catalogue.released_schemas(topic.name).values(), topic.schema or {}]
         # A registry may store a schema in another notation, so its look-up decides too.
-        own = {registered[1] for schema in known if held and (registered := registry.lookup(topic.name, schema))}
-        for version, (schema_id, schema) in held.items():
+        own = {registered[1] for schema in known if versions and (registered := registry.lookup(topic.name, schema))}
+        for version, (schema_id, schema) in versions.items():
             if version not in own and schema not in known:
                 found.append(
                     Stray(

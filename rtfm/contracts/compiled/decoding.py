@@ -191,9 +191,7 @@ def _record(
     for slot in shape.slots:
         if slot.name not in written:
             if slot.default is NOTHING:
-                raise Unresolvable(
-                    f"{path}.{slot.name}: the writer has no such field and the reader has no default"
-                )
+                raise Unresolvable(f"{path}.{slot.name}: the writer has no such field and the reader has no default")
             made = _default(state, slot)
             state.line(depth, f"{variables[slot.name]} = {made}", f"{path}.{slot.name}")
     blank = build_blank(shape.event_class)

@@ -39,7 +39,7 @@ class Gap:
     rule: str
     detail: str = ""
     written: str = ""
-    wanted: str = ""
+    expected: str = ""
 
 
 def find_violations(subject: str, schema: Schema, released: Mapping[int, Schema], level: str) -> list[Finding]:
@@ -87,10 +87,10 @@ def versions_to_compare(released: Mapping[int, Schema], level: str) -> dict[int,
     return {version: released[version] for version in (versions if level.endswith("_TRANSITIVE") else versions[-1:])}
 
 
-def is_accepted(schema: Schema, held: Schema, level: str) -> bool:
-    """Return whether ``schema`` may follow ``held`` under ``level``, by Avro's rules alone."""
-    backward = can_read(schema, held) if level.startswith(("BACKWARD", "FULL")) else True
-    return backward and (can_read(held, schema) if level.startswith(("FORWARD", "FULL")) else True)
+def is_accepted(schema: Schema, old: Schema, level: str) -> bool:
+    """Return whether ``schema`` may follow ``old`` under ``level``, by Avro's rules alone."""
+    backward = can_read(schema, old) if level.startswith(("BACKWARD", "FULL")) else True
+    return backward and (can_read(old, schema) if level.startswith(("FORWARD", "FULL")) else True)
 
 
 def can_read(reader: Schema, writer: Schema) -> bool:
@@ -161,7 +161,7 @@ def _find_named_gaps(reader: Node, writer: Node, path: str, seen: set[tuple[int,
 def _to_breach(gap: Gap, *, backward: bool) -> Breach:
     """Describe ``gap`` for the person who changes the schema."""
     at = f"`{gap.path}`" if gap.path else "the record"
-    old, new = (gap.written, gap.wanted) if backward else (gap.wanted, gap.written)
+    old, new = (gap.written, gap.expected) if backward else (gap.expected, gap.written)
     match gap.rule, backward:
         case "default", True:
             what, fix = f"new field {at} has no default", "add a default"

@@ -9,12 +9,12 @@ from rtfm.contracts.tree import Field, Node, field_path, parse, walk
 def describe_changes(old: Schema, new: Schema) -> list[str]:
     """Return one line for each change from ``old`` to ``new``, in the order of the fields."""
     before, after = _fields(parse(old)), _fields(parse(new))
-    gone, new_ones = before.keys() - after.keys(), after.keys() - before.keys()
+    removed, added = before.keys() - after.keys(), after.keys() - before.keys()
     # Fields inside an added or removed record are not listed again.
-    lines = [f"field {path} is removed" for path in before if path in gone and _parent(path) not in gone]
+    lines = [f"field {path} is removed" for path in before if path in removed and _parent(path) not in removed]
     for path, entry in after.items():
         if path not in before:
-            if _parent(path) not in new_ones:
+            if _parent(path) not in added:
                 default = f"default {entry.default!r}" if entry.has_default else "no default"
                 lines.append(f"field {path} is added: {_type(entry.node)}, {default}")
             continue

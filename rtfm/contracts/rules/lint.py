@@ -44,8 +44,8 @@ def _check_type(path: str, node: Node) -> Iterator[Breach]:
         if node.logical not in LOGICAL_TYPE_BASES:
             yield Breach(path, "logical-type", f"{at} has the unknown logicalType {node.logical}", "use one of Avro's")
         elif node.kind not in LOGICAL_TYPE_BASES[node.logical]:
-            wanted = " or ".join(LOGICAL_TYPE_BASES[node.logical])
-            yield Breach(path, "logical-type", f"{at} has {node.logical} on {node.kind}", f"put it on {wanted}")
+            bases = " or ".join(LOGICAL_TYPE_BASES[node.logical])
+            yield Breach(path, "logical-type", f"{at} has {node.logical} on {node.kind}", f"put it on {bases}")
     if node.kind == "enum":
         if node.default is None:
             yield Breach(
