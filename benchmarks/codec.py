@@ -45,8 +45,8 @@ def figures(topic_name: str, rounds: int) -> list[Figure]:
     values = events(topic_name, EVENTS)
     encode, decode = codec.encoder(7), codec.decoder()
     records = [encode(value) for value in values]
-    plain = [reference.plain(value) for value in values]
-    parsed = reference.parsed(schema)
+    plain = [reference.to_plain(value) for value in values]
+    parsed = reference.parse_for_fastavro(schema)
     build = reference_constructor(EVENT_OF_TOPIC[topic_name], codec)
     frame = records[0][:5]
 
@@ -114,7 +114,7 @@ def reference_constructor(event_class: type[Any], codec: EventCodec[Any]) -> Cal
 
     def expression(shape: shapes.Shape, value: str) -> str:
         match shape:
-            case shapes.Record(event_class=known, slots=slots):
+            case shapes.RecordShape(event_class=known, slots=slots):
                 names[known.__name__] = known
                 parts = (f"{slot.name}={expression(slot.shape, f'{value}[{slot.name!r}]')}" for slot in slots)
                 return f"{known.__name__}({', '.join(parts)})"
@@ -122,7 +122,7 @@ def reference_constructor(event_class: type[Any], codec: EventCodec[Any]) -> Cal
                 table = f"OF_{enum_class.__name__}"
                 names[table] = {symbol: enum_class(symbol) for symbol in symbols}
                 return f"{table}[{value}]"
-            case shapes.Sequence(items=items) if isinstance(items, shapes.Record):
+            case shapes.Sequence(items=items) if isinstance(items, shapes.RecordShape):
                 return f"[{expression(items, 'item')} for item in {value}]"
             case _:
                 return value

@@ -1,4 +1,4 @@
-"""RTFM: answers questions in Discord communities from what was said there before, over an event platform."""
+"""RTFM answers questions in Discord communities from their earlier messages, over an event platform."""
 
 from importlib.metadata import PackageNotFoundError, version
 

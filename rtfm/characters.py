@@ -1,8 +1,8 @@
-"""Which characters people are shown, on Discord and on a terminal. Pure.
+"""Characters that are safe to show, on Discord and on a terminal. Pure.
 
-Control characters, marks that turn the direction of text and halves of surrogate pairs are never shown. Unicode has
-line ends that Python and editors know and Discord does not (U+2028, U+2029, U+0085, …): they become spaces, so that
-what was one line on Discord stays one.
+Control characters, marks that change the direction of text and lone surrogates are never shown. Unicode line ends that
+Python and editors recognise but Discord does not (U+2028, U+2029, U+0085, …) become spaces, so that one line on Discord
+stays one line.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ from __future__ import annotations
 import re
 
 _FOREIGN_LINE_ENDS = re.compile("[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
-_HIDDEN = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_JOINERS = frozenset("\u200b\u200c\u200d")  # several scripts and emoji need them, and they do nothing to a terminal
+_INVISIBLE = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_JOINERS = frozenset("\u200b\u200c\u200d")  # needed by several scripts and emoji, harmless to a terminal
 
 
-def visible(text: str) -> str:
-    """``text`` without characters that are not shown. Lines end with a line feed alone."""
+def strip_invisible(text: str) -> str:
+    """Return ``text`` without invisible characters, its lines separated by line feeds alone."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return _HIDDEN.sub("", _FOREIGN_LINE_ENDS.sub(" ", text))
+    return _INVISIBLE.sub("", _FOREIGN_LINE_ENDS.sub(" ", text))
 
 
-def one_line(text: str) -> str:
-    """``text`` without characters that are not shown, on one line."""
-    return " ".join(visible(text).split())
+def to_one_line(text: str) -> str:
+    """Return ``text`` without invisible characters, on one line."""
+    return " ".join(strip_invisible(text).split())
 
 
-def printable(text: str, *, newlines: bool = False) -> str:
-    r"""``text`` as a terminal may get it: whatever it would obey or hide is written as an escape, such as ``\x1b``.
+def escape_unprintable(text: str, *, newlines: bool = False) -> str:
+    r"""Return ``text`` with everything that a terminal would obey or hide as an escape, such as ``\x1b``.
 
-    Line feeds and tabs stay only with ``newlines``, since data must not begin a line of ours.
+    Line feeds and tabs stay only with ``newlines``, because data must not start a line of its own in our output.
     """
     if text.isprintable():
         return text

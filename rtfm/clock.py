@@ -1,4 +1,4 @@
-"""The clock of this machine, as events tell time."""
+"""The machine's clock in the unit of events."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from rtfm.events import TimestampMillis
 
 
 def now_ms() -> TimestampMillis:
-    """Milliseconds since the Unix epoch, UTC."""
+    """Return the milliseconds since the Unix epoch, UTC."""
     return TimestampMillis(time.time_ns() // 1_000_000)

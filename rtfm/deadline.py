@@ -1,7 +1,7 @@
-"""A bound on the whole of a request, for clients whose own timeouts bound its parts.
+"""A bound on the whole of a request, for clients whose own timeouts bound only its parts.
 
-A timeout of httpx bounds each read, and none bounds the look-up of a name: an answer that trickles in, or a name server
-that is gone, would hold up the caller for long.
+httpx's timeouts bound each read, and none bounds the look-up of a host name. Without this, a trickling response or an
+unreachable name server would block the caller far beyond its timeout.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import TypeVar
 Answer = TypeVar("Answer")
 
 
-def within(bound_s: float, request: Callable[[], Answer]) -> Answer:
-    """What ``request`` gives or raises; TimeoutError after ``bound_s`` in all.
+def run_within(bound_s: float, request: Callable[[], Answer]) -> Answer:
+    """Return or raise the outcome of ``request``; raise TimeoutError after ``bound_s`` seconds in all.
 
-    What comes too late is dropped, with its thread.
+    ``request`` runs in its own daemon thread. A late outcome is discarded.
     """
     answer: Future[Answer] = Future()
 

@@ -1,4 +1,4 @@
-"""What Discord's ids tell: when a thing was made, and the address that opens a message. Pure.
+"""Creation times and message links from Discord's ids. Pure.
 
 An id is a snowflake: milliseconds since Discord's epoch in the upper 42 bits (Discord's API reference, "Snowflakes").
 """
@@ -12,15 +12,15 @@ _TIME_SHIFT = 22
 
 
 def created_at(snowflake: int) -> TimestampMillis:
-    """When the thing with this id was made."""
+    """Return the time at which ``snowflake`` was created."""
     return TimestampMillis((snowflake >> _TIME_SHIFT) + _EPOCH_MS)
 
 
 def snowflake_at(timestamp: TimestampMillis) -> int:
-    """The least id that could have been made at ``timestamp``; 0 before Discord's epoch."""
+    """Return the lowest id that could be created at ``timestamp``; 0 before Discord's epoch."""
     return max(0, timestamp - _EPOCH_MS) << _TIME_SHIFT
 
 
 def jump_link(guild_id: str | None, channel_id: str, message_id: str) -> str:
-    """The address that opens a message in Discord's client; without a guild, one of a direct conversation."""
+    """Return the address that opens a message in Discord's client; without a guild, in a direct conversation."""
     return f"https://discord.com/channels/{guild_id or '@me'}/{channel_id}/{message_id}"

@@ -1,14 +1,14 @@
-"""The errors that cross rooms: who must act, and whether trying again can help.
+"""The errors that cross package boundaries. Their class says who must act and whether a retry can help.
 
-Adapters translate a vendor's exception with ``raise … from exc``; above them no vendor's exception is named.
-The first argument of each is one line for the person who must act: what, where. ``hint`` says what to do.
+Adapters translate a vendor's exception with ``raise … from exc``; code above them names no vendor's exception. The
+first argument of each error is one line for the person who must act: what, where. ``hint`` says what to do.
 """
 
 from __future__ import annotations
 
 
 class RtfmError(Exception):
-    """Anything this project raises on purpose."""
+    """The base of every error that this project raises on purpose."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -20,27 +20,27 @@ class ConfigError(RtfmError):
 
 
 class PermanentError(RtfmError):
-    """This event can never succeed; it belongs in dead-letters."""
+    """This record can never be handled; it belongs in dead-letters."""
 
 
 class UndecodableRecord(PermanentError):
-    """The bytes are not a record of the schema that they name."""
+    """The bytes are not a value of the schema whose id they carry."""
 
 
 class UnknownSchema(PermanentError):
-    """The registry answered that the schema id does not exist."""
+    """The registry has no usable schema of this id."""
 
 
 class InvalidEvent(PermanentError):
-    """The record decodes, but breaks a rule that the schema cannot say."""
+    """The event breaks a rule that the schema cannot express, or does not fit its schema."""
 
 
 class TransientError(RtfmError):
-    """Trying again later can succeed: pause and back off."""
+    """A later retry can succeed: pause and back off."""
 
 
 class Unavailable(TransientError):
-    """A dependency does not answer; the command line exits with 3."""
+    """A dependency does not respond; the command line exits with 3."""
 
     def __init__(self, dependency: str, message: str, *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -48,7 +48,7 @@ class Unavailable(TransientError):
 
 
 class Throttled(TransientError):
-    """A dependency asks for fewer requests."""
+    """A dependency limits the rate of requests; retry after ``retry_after_s`` seconds."""
 
     def __init__(self, message: str, *, retry_after_s: float, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)

@@ -1,7 +1,7 @@
 """The events as Python values: frozen attrs classes that mirror the Avro schemas in ``schemas/``.
 
-Owns the two rules that a schema cannot express, for ids and for times: ``broken_rule``. Field names, their order and
-their defaults are the schemas' own; the codec checks that when it is built and names the field that drifted. Times are
+Owns the two rules that a schema cannot express, for ids and for times: ``find_broken_rule``. Names, order and defaults
+of fields must equal the schemas'; the codec checks that when it is built and names the field that differs. Times are
 whole milliseconds since the Unix epoch, UTC (Avro's ``timestamp-millis``).
 """
 
@@ -20,49 +20,50 @@ from attrs import field, frozen
 TimestampMillis = NewType("TimestampMillis", int)
 
 ID = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
-"""The form of every id, to be matched in full."""
+"""The form of every id; use ``fullmatch``."""
 
-_OF_THE_ARCHIVE = frozenset({"passage_id"})
+_ARCHIVE_ID_FIELDS = frozenset({"passage_id"})
+"""Fields with the archive's own ids, which have no form."""
 
 MAX_SNOWFLAKE = 2**64 - 1
 
 MIN_TIMESTAMP = TimestampMillis(-62_135_596_800_000)
 MAX_TIMESTAMP = TimestampMillis(253_402_300_799_999)
-"""The first and the last millisecond of the years 1 to 9999, which are the years of Python's and of SQL's calendars."""
+"""The first and the last millisecond of the years 1 to 9999, the range of Python's and SQL's calendars."""
 
 MAX_AHEAD_MS = 60_000
-"""How far ``observed_at`` may lie ahead of the clock of whoever checks it."""
+"""Milliseconds that ``observed_at`` may be ahead of the clock that checks it."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def to_datetime(timestamp: TimestampMillis) -> datetime:
-    """The aware UTC datetime of ``timestamp``; what lies outside the years 1 to 9999 becomes their first or last."""
+    """Return ``timestamp`` as an aware UTC datetime, clamped to the years 1 to 9999."""
     return _EPOCH + timedelta(milliseconds=min(max(timestamp, MIN_TIMESTAMP), MAX_TIMESTAMP))
 
 
-def holds_ids(field_name: str) -> bool:
-    """Whether the rule for ids holds for the texts in a field of this name; not for the archive's own ids."""
-    return field_name.endswith(("_id", "_ids")) and field_name not in _OF_THE_ARCHIVE
+def is_id_field(field_name: str) -> bool:
+    """Return whether the rule for ids applies to a field of this name; it does not apply to the archive's own ids."""
+    return field_name.endswith(("_id", "_ids")) and field_name not in _ARCHIVE_ID_FIELDS
 
 
 def is_id(value: str) -> bool:
-    """Whether ``value`` has the form of an id."""
+    """Return whether ``value`` has the form of an id."""
     return ID.fullmatch(value) is not None
 
 
 def is_snowflake(value: str) -> bool:
-    """Whether ``value`` can be an id of Discord's: a decimal of at most 64 bits."""
+    """Return whether ``value`` can be a Discord id: a decimal of at most 64 bits."""
     return value.isascii() and value.isdigit() and len(value) <= 20 and int(value) <= MAX_SNOWFLAKE
 
 
 def is_time(value: int) -> bool:
-    """Whether ``value`` lies in the years 1 to 9999."""
+    """Return whether ``value`` is in the years 1 to 9999."""
     return MIN_TIMESTAMP <= value <= MAX_TIMESTAMP
 
 
 class ChannelKind(StrEnum):
-    """What kind of channel a message stands in; UNKNOWN counts as private."""
+    """The kind of a message's channel; UNKNOWN counts as private."""
 
     UNKNOWN = "UNKNOWN"
     TEXT = "TEXT"
@@ -73,7 +74,7 @@ class ChannelKind(StrEnum):
 
 
 class MessageChange(StrEnum):
-    """What happened to a message; a reader does nothing with UNKNOWN and counts it."""
+    """What happened to a message; a reader ignores UNKNOWN and counts it."""
 
     UNKNOWN = "UNKNOWN"
     CREATED = "CREATED"
@@ -82,7 +83,7 @@ class MessageChange(StrEnum):
 
 
 class MessageSource(StrEnum):
-    """Where a message event comes from; UNKNOWN counts as OTHER."""
+    """The origin of a message event; UNKNOWN counts as OTHER."""
 
     UNKNOWN = "UNKNOWN"
     GATEWAY = "GATEWAY"
@@ -100,7 +101,7 @@ class Audience(StrEnum):
 
 
 class Speaker(StrEnum):
-    """Who said a message of the context; UNKNOWN counts as OTHER."""
+    """The author of a context message; UNKNOWN counts as OTHER."""
 
     UNKNOWN = "UNKNOWN"
     ASKER = "ASKER"
@@ -109,7 +110,7 @@ class Speaker(StrEnum):
 
 
 class QueryOrigin(StrEnum):
-    """How a question reached the bot, or SERVICE: another program asks."""
+    """How a question reached the bot; SERVICE means that another program asks."""
 
     UNKNOWN = "UNKNOWN"
     MENTION = "MENTION"
@@ -123,7 +124,7 @@ class QueryOrigin(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How answering ended; a reader does nothing with UNKNOWN and counts it."""
+    """The result of answering; a reader ignores UNKNOWN and counts it."""
 
     UNKNOWN = "UNKNOWN"
     ANSWERED = "ANSWERED"
@@ -135,7 +136,7 @@ class Outcome(StrEnum):
 
 
 class OutcomeReason(StrEnum):
-    """Why an outcome is what it is."""
+    """The reason for an outcome."""
 
     UNKNOWN = "UNKNOWN"
     NOTHING_NEAR = "NOTHING_NEAR"
@@ -151,7 +152,7 @@ class OutcomeReason(StrEnum):
 
 
 class SourceKind(StrEnum):
-    """What a source is; a reader shows none of UNKNOWN kind."""
+    """The kind of a source; a reader does not show a source of UNKNOWN kind."""
 
     UNKNOWN = "UNKNOWN"
     MESSAGE = "MESSAGE"
@@ -225,7 +226,7 @@ class BotQuery:
 
 @frozen(kw_only=True)
 class Citation:
-    """A source that an answer rests on; the ids are those of a message, the address that of anything else."""
+    """A source that an answer cites: a message by its ids, any other source by ``url``."""
 
     number: int
     kind: SourceKind
@@ -245,7 +246,7 @@ class Citation:
 
 @frozen(kw_only=True)
 class RetrievedPassage:
-    """A passage that answering looked at, cited or not; ``acl_channel_id`` None: all of the guild may read it."""
+    """A passage that answering used, cited or not; everyone in the guild may read it if ``acl_channel_id`` is None."""
 
     passage_id: str
     kind: SourceKind
@@ -279,15 +280,15 @@ class BotResponse:
 
 
 DISCORDS_OWN_SOURCES = frozenset({MessageSource.GATEWAY, MessageSource.HISTORY})
-"""Messages that Discord itself reported; their ids are snowflakes."""
+"""Sources of messages that Discord itself reported; their ids are snowflakes."""
 
 DISCORDS_OWN_ORIGINS = frozenset(QueryOrigin) - {QueryOrigin.UNKNOWN, QueryOrigin.CONSOLE, QueryOrigin.SERVICE}
-"""Questions that were asked on Discord; their ids are snowflakes, but for ``query_id``."""
+"""Origins of questions that were asked on Discord; their ids, except ``query_id``, are snowflakes."""
 
 
 @frozen(kw_only=True)
 class BrokenRule:
-    """A field that breaks a rule, and the rule; the value is left out, since it may be anything."""
+    """A field that breaks a rule, and the rule; without the value, which may be secret or harmful."""
 
     field: str
     rule: str
@@ -296,26 +297,25 @@ class BrokenRule:
         return f"{self.field} {self.rule}"
 
 
-def broken_rule(event: Any, *, now: TimestampMillis) -> BrokenRule | None:
-    """The first field of ``event`` that breaks the rule for ids or the rule for times; None if all keep them.
+def find_broken_rule(event: Any, *, now: TimestampMillis) -> BrokenRule | None:
+    """Return the first field of ``event`` that breaks the rule for ids or times; None if there is none.
 
-    ``event`` is an event or a part of one, with values of the right types. ``now`` is what ``observed_at`` is
-    compared with.
+    ``event`` is an event or a part of one, with values of the right types. ``observed_at`` is compared with ``now``.
     """
-    return next(broken_rules(event, now=now), None)
+    return next(find_broken_rules(event, now=now), None)
 
 
-def broken_rules(event: Any, *, now: TimestampMillis) -> Iterator[BrokenRule]:
-    """Every field of ``event`` that breaks a rule, as ``broken_rule`` says; a list is named once."""
-    why = _why_snowflakes(event)
-    yield from _broken(event, "", why)
+def find_broken_rules(event: Any, *, now: TimestampMillis) -> Iterator[BrokenRule]:
+    """Yield every field of ``event`` that breaks a rule, as for ``find_broken_rule``; a list is reported once."""
+    why = _snowflake_reason(event)
+    yield from _check_part(event, "", why)
     observed_at = getattr(event, "observed_at", None)
     if observed_at is not None and now + MAX_AHEAD_MS < observed_at <= MAX_TIMESTAMP:
         yield BrokenRule(field="observed_at", rule="must not lie more than a minute ahead")
 
 
-def _why_snowflakes(event: object) -> str:
-    """Why the ids of ``event`` must be Discord's; empty if they need not be."""
+def _snowflake_reason(event: object) -> str:
+    """Return why the ids of ``event`` must be snowflakes; empty if they need not be."""
     if isinstance(event, DiscordMessage) and event.source in DISCORDS_OWN_SOURCES:
         return f"since source is {event.source.value}"
     if isinstance(event, BotQuery) and event.origin in DISCORDS_OWN_ORIGINS:
@@ -323,17 +323,17 @@ def _why_snowflakes(event: object) -> str:
     return ""
 
 
-def _broken(part: object, path: str, why: str) -> Iterator[BrokenRule]:
-    for name, form in _forms(type(part)):
+def _check_part(part: object, path: str, why: str) -> Iterator[BrokenRule]:
+    for name, form in _checked_fields(type(part)):
         value = getattr(part, name)
         if value is None:
             continue
         where = f"{path}{name}"
         items = value if isinstance(value, list) else (value,)
-        if form is _Form.RECORD:
+        if form is _FieldCheck.RECORD:
             for place, item in enumerate(items):
-                yield from _broken(item, f"{where}[{place}]." if items is value else f"{where}.", why)
-        elif form is _Form.TIME:
+                yield from _check_part(item, f"{where}[{place}]." if items is value else f"{where}.", why)
+        elif form is _FieldCheck.TIME:
             if not all(map(is_time, items)):
                 yield BrokenRule(field=where, rule="must lie in the years 1 to 9999")
         elif not all(map(is_id, items)):
@@ -342,30 +342,30 @@ def _broken(part: object, path: str, why: str) -> Iterator[BrokenRule]:
             yield BrokenRule(field=where, rule=f"must be a decimal of at most 64 bits, {why}")
 
 
-class _Form(StrEnum):
-    """What of a field is checked, or of the items of a list."""
+class _FieldCheck(StrEnum):
+    """How a field is checked, or each item of a list."""
 
     ID = "id"
     TIME = "time"
     RECORD = "record"
 
 
-_FORMS: dict[type[Any], list[tuple[str, _Form]]] = {}
+_CHECKED_FIELDS: dict[type[Any], list[tuple[str, _FieldCheck]]] = {}
 
 
-def _forms(event_class: type[Any]) -> list[tuple[str, _Form]]:
-    """The fields of ``event_class`` that are checked, in their order; looked up once a class."""
-    if event_class in _FORMS:
-        return _FORMS[event_class]
+def _checked_fields(event_class: type[Any]) -> list[tuple[str, _FieldCheck]]:
+    """Return the fields of ``event_class`` that are checked, in their order; computed once per class."""
+    if event_class in _CHECKED_FIELDS:
+        return _CHECKED_FIELDS[event_class]
     hints = typing.get_type_hints(event_class)
     found = []
     for attribute in attrs.fields(event_class):
         options = typing.get_args(hints[attribute.name]) or (hints[attribute.name],)
         if TimestampMillis in options:
-            found.append((attribute.name, _Form.TIME))
-        elif str in options and holds_ids(attribute.name):
-            found.append((attribute.name, _Form.ID))
+            found.append((attribute.name, _FieldCheck.TIME))
+        elif str in options and is_id_field(attribute.name):
+            found.append((attribute.name, _FieldCheck.ID))
         elif any(isinstance(option, type) and attrs.has(option) for option in options):
-            found.append((attribute.name, _Form.RECORD))
-    _FORMS[event_class] = found
+            found.append((attribute.name, _FieldCheck.RECORD))
+    _CHECKED_FIELDS[event_class] = found
     return found

@@ -1,4 +1,4 @@
-"""Files that others may read at any moment: they are there whole, or as they were before."""
+"""Atomic writes, for files that others may read at any moment."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import threading
 from pathlib import Path
 
 
-def write_whole(path: Path, text: str, *, mode: int = 0o666) -> None:
-    """Write ``path`` in UTF-8, whole or not at all, also where the process is killed; its folder is made if missing.
+def write_atomically(path: Path, text: str, *, mode: int = 0o666) -> None:
+    """Write ``path`` in UTF-8, whole or not at all, even if the process is killed.
 
-    ``mode`` is for a new file, before the umask. Raises OSError.
+    A missing folder is created. ``mode`` applies to a new file, before the umask. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")

@@ -1,7 +1,6 @@
-"""``RTFM_HOME`` belongs to one user: it holds passwords, Kafka's logs and what people said.
+"""The access rights of ``RTFM_HOME``, which holds passwords, Kafka's logs and people's messages.
 
-Owns the folder's mode, 0700: made so, and made so again where it is wider, with a line in the log. What stands in it is
-not looked at.
+Owns the folder's mode, 0700. A wider mode is narrowed, with a line in the log. The files in it are left alone.
 """
 
 from __future__ import annotations
@@ -15,24 +14,25 @@ from rtfm.telemetry import get_logger
 
 _log = get_logger(__name__)
 
-PRIVATE = 0o700
+PRIVATE_MODE = 0o700
 
 
 def make_private(home: Path) -> None:
-    """Make the folder where it is not there, and close it to other users.
+    """Create the folder if it is missing, and restrict it to its owner.
 
-    Raises OSError when it cannot be made. One that is another user's, a home folder or shared by all is left as it is.
+    A folder that belongs to another user, is a home folder or is shared by all users stays as it is. Raises OSError
+    if it cannot be created.
     """
     home = home.absolute()
     if not home.exists():
         home.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):  # another process was quicker
-            home.mkdir(mode=PRIVATE)
-    close_to_others(home)
+        with suppress(FileExistsError):  # another process created it first
+            home.mkdir(mode=PRIVATE_MODE)
+    restrict_to_owner(home)
 
 
-def close_to_others(home: Path) -> None:
-    """Take the rights of other users from the folder ``home``, if it is there and our own."""
+def restrict_to_owner(home: Path) -> None:
+    """Remove other users' rights from the folder ``home``, if it exists and is our own."""
     try:
         status = home.stat()
     except OSError:
@@ -47,7 +47,7 @@ def close_to_others(home: Path) -> None:
     with suppress(OSError):
         path.chmod(mode & ~0o077)
         _log.warning(
-            "RTFM_HOME was open to other users and is closed now",
+            "RTFM_HOME was open to other users; its mode is restricted now",
             folder=str(path),
             mode=f"{mode & ~0o077:04o}",
             was=f"{mode:04o}",

@@ -1,8 +1,8 @@
-"""Links in text from outside: where they stand, and text without those that are not known. Pure.
+"""Links in untrusted text: finding them, and removing those that are not known. Pure.
 
-Owns what counts as a link. Discord makes a link of ``https://`` anywhere, also behind a letter or a digit; of words
-with an address behind them, ``[words](address)``, also where the words hold brackets or lines; of ``<scheme:/…>``; and
-of an invite without any scheme. Time is linear in the text.
+Owns what counts as a link. Discord renders these as links: ``https://`` anywhere, even after a letter or a digit; a
+masked link, ``[words](address)``, even if the words contain brackets or line breaks; ``<scheme:/…>``; and an invite
+without a scheme. Time is linear in the text.
 """
 
 from __future__ import annotations
@@ -15,74 +15,74 @@ from attrs import frozen
 LINK_REMOVED = "(link removed)"
 
 OPEN, CLOSE = "\ue000", "\ue001"
-"""Private marks that callers may put around text; they end an address."""
+"""Private-use characters that callers may put around text; they end an address."""
 
-_START = re.compile(
+_LINK_START = re.compile(
     r"https?\\?:\\?[/\\]"
-    r"|(?<=\]\()[\s<]*+https?:"  # a browser takes an address without slashes, too
+    r"|(?<=\]\()[\s<]*+https?:"  # a browser also accepts an address without slashes
     r"|(?<=<)[a-z][a-z0-9+.-]{0,60}:/"
     r"|(?<=<)(?:tel|sms):"
-    r"|:\\?/\\?/"  # another scheme; it is looked for before the colon
+    r"|:\\?/\\?/"  # another scheme, which is then searched for before the colon
     r"|mailto:(?=\S)"
     r"|(?<![a-z0-9])www\.(?=\w)"
     r"|discord(?:app)?\.(?:gg|gift|new|com\\?/(?:invite|gifts|template))\\?/",
     re.IGNORECASE,
 )
-# A quotation mark may be part of a host's name, and is taken for its end only behind the host.
-_REST = re.compile(f'[^\\s<>\\[\\]|/?#{OPEN}{CLOSE}]*+[^\\s<>\\[\\]|"`{OPEN}{CLOSE}]*+')
+# A quotation mark may be part of a host name; it ends an address only after the host.
+_ADDRESS_REST = re.compile(f'[^\\s<>\\[\\]|/?#{OPEN}{CLOSE}]*+[^\\s<>\\[\\]|"`{OPEN}{CLOSE}]*+')
 _HOST_END = re.compile(r"[/\\?#]")
-_SCHEME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+.-")
-_ENDS = ".,;:!?'\"`*_~)]}|"
+_SCHEME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+.-")
+_TRAILING_PUNCTUATION = ".,;:!?'\"`*_~)]}|"
 _BRACKET = re.compile(r"\\.|[\[\]]", re.DOTALL)
 _PARENTHESIS = re.compile(r"[()]")
 _TARGET_END = re.compile(r">?\s{0,50}+(?:\"[^\"\n]{0,200}\"\s{0,50}+|'[^'\n]{0,200}'\s{0,50}+)?\)")
-_MAY_HOLD = re.compile(r":|www\.|discord", re.IGNORECASE)
-_MOST_ROUNDS = 5
+_LINK_HINT = re.compile(r":|www\.|discord", re.IGNORECASE)
+_MAX_ROUNDS = 5
 
 
 @frozen
 class _Address:
-    """Where an address stands; ``close`` is the bracket that ends the words it hides behind, or -1."""
+    """The position of an address; ``close`` is the closing bracket of a masked link's words, or -1."""
 
     start: int
     end: int
     close: int
     after: int
-    """Where the text goes on: behind a masked link's last parenthesis."""
+    """The position after the link, including a masked link's last parenthesis."""
 
 
-def links(text: str) -> set[str]:
-    """The addresses in ``text``, in the form in which they are compared."""
-    return {_comparable(text[address.start : address.end]) for address in _addresses(text)}
+def find_links(text: str) -> set[str]:
+    """Return the addresses in ``text``, normalised for comparison."""
+    return {_normalise(text[address.start : address.end]) for address in _find_addresses(text)}
 
 
-def without_foreign_links(text: str, known: Collection[str] = ()) -> str:
-    """``text`` with a note in place of each address that is not in ``known`` (as ``links`` gives them), code included.
+def remove_unknown_links(text: str, known: Collection[str] = ()) -> str:
+    """Return ``text`` with a note in place of each address that is not in ``known``, in code blocks too.
 
-    An address with an account before its host is removed even if it is known: ``https://docs.example@evil.example``
-    leads to the second name.
-    A link that hides its address behind words is taken apart: the address of a known one stands behind the words.
+    ``known`` holds addresses as returned by ``find_links``. An address with an account before its host is removed even
+    if it is known, because ``https://docs.example@evil.example`` leads to the second name. A masked link is unmasked:
+    if its address is known, it follows the words.
     """
-    for _ in range(_MOST_ROUNDS):  # what is left when a link is taken apart may join to another one
+    for _ in range(_MAX_ROUNDS):  # removing a link may join the text around it to a new one
         before = text
-        text = _checked(text, known)
+        text = _remove_once(text, known)
         if text == before:
             return text
     return text.replace(":", ": ").replace("/", " / ")
 
 
-def _checked(text: str, known: Collection[str]) -> str:
-    found = list(_addresses(text))
+def _remove_once(text: str, known: Collection[str]) -> str:
+    found = list(_find_addresses(text))
     if not found:
         return text
-    opens = _opening_brackets(text) if any(address.close >= 0 for address in found) else {}
+    opens = _match_brackets(text) if any(address.close >= 0 for address in found) else {}
     edits: list[tuple[int, int, str]] = []
     for address in found:
         written = text[address.start : address.end]
-        allowed = _comparable(written) in known and not _names_account(written)
+        allowed = _normalise(written) in known and not _has_account(written)
         if address.close < 0:
             if not allowed:
-                edits.append((address.start, address.start + len(written.rstrip(_ENDS)), LINK_REMOVED))
+                edits.append((address.start, address.start + len(written.rstrip(_TRAILING_PUNCTUATION)), LINK_REMOVED))
             continue
         opened = opens.get(address.close)
         if opened is None:
@@ -93,51 +93,51 @@ def _checked(text: str, known: Collection[str]) -> str:
             edits.append((address.close, address.after, "]"))
             continue
         edits.append((opened, opened + 1, ""))
-        shown = f" {written}{_gap(text, address.after)}" if allowed and words != written else ""
+        shown = f" {written}{_separator_after(text, address.after)}" if allowed and words != written else ""
         edits.append((address.close, address.after, shown))
-    return _edited(text, edits)
+    return _apply_edits(text, edits)
 
 
-def _addresses(text: str) -> Iterator[_Address]:
-    if _MAY_HOLD.search(text) is None:
+def _find_addresses(text: str) -> Iterator[_Address]:
+    if _LINK_HINT.search(text) is None:
         return
     place = 0
-    while (match := _START.search(text, place)) is not None:
-        start = _start_of(text, match, place)
-        rest = _REST.match(text, match.end())
+    while (match := _LINK_START.search(text, place)) is not None:
+        start = _find_start(text, match, place)
+        rest = _ADDRESS_REST.match(text, match.end())
         end = rest.end() if rest is not None else match.end()
-        close = _close_before(text, start, place)
+        close = _find_closing_bracket(text, start, place)
         after = end
         if close >= 0:
-            end = _end_of_target(text, start, end)
+            end = _find_target_end(text, start, end)
             closing = _TARGET_END.match(text, end)
             after = closing.end() if closing is not None else end
         yield _Address(start, end, close, after)
         place = max(after, match.end())
 
 
-def _start_of(text: str, match: re.Match[str], place: int) -> int:
+def _find_start(text: str, match: re.Match[str], place: int) -> int:
     start = match.start()
     if text[start] != ":":
         while text[start].isspace() or text[start] == "<":
             start += 1
         return start
-    while start > place and text[start - 1] in _SCHEME:
+    while start > place and text[start - 1] in _SCHEME_CHARACTERS:
         start -= 1
     while text[start] != ":" and not text[start].isalpha():
         start += 1
     return start
 
 
-def _close_before(text: str, start: int, place: int) -> int:
-    """The bracket of ``](`` right before an address, or -1."""
+def _find_closing_bracket(text: str, start: int, place: int) -> int:
+    """Return the position of the bracket in ``](`` right before an address, or -1."""
     at = start
     while at > place and (text[at - 1].isspace() or text[at - 1] in "<\\"):
         at -= 1
     return at - 2 if at - 2 >= place and text[at - 2 : at] == "](" else -1
 
 
-def _end_of_target(text: str, start: int, end: int) -> int:
+def _find_target_end(text: str, start: int, end: int) -> int:
     depth = 0
     for match in _PARENTHESIS.finditer(text, start, end):
         depth += 1 if match.group() == "(" else -1
@@ -146,8 +146,8 @@ def _end_of_target(text: str, start: int, end: int) -> int:
     return end
 
 
-def _opening_brackets(text: str) -> dict[int, int]:
-    """The bracket that opens, for each that closes one."""
+def _match_brackets(text: str) -> dict[int, int]:
+    """Return closing bracket → opening bracket, by position."""
     opened: list[int] = []
     found: dict[int, int] = {}
     for match in _BRACKET.finditer(text):
@@ -158,29 +158,33 @@ def _opening_brackets(text: str) -> dict[int, int]:
     return found
 
 
-def _gap(text: str, at: int) -> str:
-    """A space where the text behind an address would be read as part of it."""
-    behind = text[at : at + 2]
-    ends = not behind or behind[0].isspace() or (behind[0] in ".,;:!?)" and (len(behind) == 1 or behind[1].isspace()))
+def _separator_after(text: str, at: int) -> str:
+    """Return a space if the text after an address would be read as part of it."""
+    following = text[at : at + 2]
+    ends = (
+        not following
+        or following[0].isspace()
+        or (following[0] in ".,;:!?)" and (len(following) == 1 or following[1].isspace()))
+    )
     return "" if ends else " "
 
 
-def _edited(text: str, edits: list[tuple[int, int, str]]) -> str:
+def _apply_edits(text: str, edits: list[tuple[int, int, str]]) -> str:
     parts: list[str] = []
     place = 0
     for start, end, replacement in sorted(edits):
-        if start < place:  # it lies in what was replaced
+        if start < place:  # inside a part that is replaced already
             continue
         parts += (text[place:start], replacement)
         place = end
     return "".join([*parts, text[place:]])
 
 
-def _names_account(address: str) -> bool:
-    """Whether an account stands before the host, which a reader would take for the host."""
+def _has_account(address: str) -> bool:
+    """Return whether the address has an account before its host, which a reader would mistake for the host."""
     scheme, _, rest = address.partition(":")
     return scheme.lower() in ("http", "https") and "@" in _HOST_END.split(rest.lstrip("/\\"), maxsplit=1)[0]
 
 
-def _comparable(address: str) -> str:
-    return address.rstrip(_ENDS).rstrip("/")
+def _normalise(address: str) -> str:
+    return address.rstrip(_TRAILING_PUNCTUATION).rstrip("/")

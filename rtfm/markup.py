@@ -1,6 +1,6 @@
-"""Discord's markup in what people read: pings, commands to click, names. Pure.
+"""Discord's markup in text that is shown to people: pings, clickable commands, names. Pure.
 
-Promises that what these functions return notifies nobody, and that a name neither formats, links nor pings.
+Promises that text from ``remove_pings`` notifies nobody, and that a name contains no link and no ping.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from rtfm.characters import one_line, visible
-from rtfm.links import without_foreign_links
+from rtfm.characters import strip_invisible, to_one_line
+from rtfm.links import remove_unknown_links
 
 MAX_NAME_CHARACTERS = 100
-"""Of a person's or thread's name; Discord allows 32 and 100."""
+"""Length of a person's or thread's name; Discord allows 32 and 100."""
 
-_PINGED = re.compile(r"<@([!&]?)\d{1,25}>")
+_PING = re.compile(r"<@([!&]?)\d{1,25}>")
 _COMMAND = re.compile(r"</([\w -]{1,100}):\d{1,25}>")
 _CHANNEL = re.compile(r"<#(\d{1,25})>")
 _EVERYONE = re.compile(r"@(?=everyone|here)", re.IGNORECASE)
@@ -22,24 +22,24 @@ _ZERO_WIDTH_SPACE = "\N{ZERO WIDTH SPACE}"
 _MARKDOWN = re.compile(r"([\\*_~`|<>\[\]()#])")
 
 
-def without_pings(text: str) -> str:
-    """``text`` without anything that notifies people or runs a command at a click, and without control characters."""
-    text = _COMMAND.sub(r"/\1", visible(text))
-    text = _PINGED.sub(lambda match: "@role" if match[1] == "&" else "@someone", text)
+def remove_pings(text: str) -> str:
+    """Return ``text`` without pings, clickable commands and invisible characters."""
+    text = _COMMAND.sub(r"/\1", strip_invisible(text))
+    text = _PING.sub(lambda match: "@role" if match[1] == "&" else "@someone", text)
     return _EVERYONE.sub(f"@{_ZERO_WIDTH_SPACE}", text)
 
 
-def without_channels(text: str, known: Collection[str] = ()) -> str:
-    """``text`` with no channel named by its id but those of ``known``."""
+def remove_channel_mentions(text: str, known: Collection[str] = ()) -> str:
+    """Return ``text`` with each channel mention whose id is not in ``known`` replaced by ``#channel``."""
     return _CHANNEL.sub(lambda match: match.group() if match[1] in known else "#channel", text)
 
 
-def plain_name(name: str) -> str:
-    """A name on one line, without pings and links. It may still hold marks that format; see ``escaped``."""
-    shown = one_line(without_foreign_links(without_channels(without_pings(name[: 2 * MAX_NAME_CHARACTERS]))))
+def to_plain_name(name: str) -> str:
+    """Return ``name`` on one line, without pings and links. It may still contain markup; see ``escape_markup``."""
+    shown = to_one_line(remove_unknown_links(remove_channel_mentions(remove_pings(name[: 2 * MAX_NAME_CHARACTERS]))))
     return shown if len(shown) <= MAX_NAME_CHARACTERS else shown[: MAX_NAME_CHARACTERS - 1] + "…"
 
 
-def escaped(text: str) -> str:
-    """``text`` as it reads in Discord's markup: nothing in it formats."""
+def escape_markup(text: str) -> str:
+    """Return ``text`` with Discord's markup escaped, so that it is shown literally."""
     return _MARKDOWN.sub(r"\\\1", text)

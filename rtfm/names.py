@@ -1,4 +1,4 @@
-"""The names of the topics in contracts.toml, without a prefix; everything else about them is in the catalogue. Pure."""
+"""The topic names of contracts.toml, without a prefix. The catalogue owns everything else about topics. Pure."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""What this process must never print: the secrets of its settings.
+"""Redaction of the secrets in this process's settings.
 
-The second line of defence, behind ``addresses.shown``: logs, readiness, and what commands print go through it.
+The second line of defence, behind ``addresses.redact_address``. Logs, readiness and all output of commands go through
+it. It knows only the secrets that ``hide`` was given.
 """
 
 from __future__ import annotations
@@ -8,22 +9,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-SECRET_REMOVED = "(secret removed)"  # noqa: S105 - says that one was there
+SECRET_REMOVED = "(secret removed)"  # noqa: S105 - not a secret, but the text in its place
 
-_hidden: dict[str, None] = {}
-"""What ``redacted`` takes out, longest first; a dict for its order."""
+_secrets: dict[str, None] = {}
+"""What ``redact`` removes, longest first; a dict for its order."""
 
 
 def hide(secrets: Iterable[str]) -> None:
-    """Take ``secrets`` out of whatever this process writes from now on: logs, readiness, errors of commands."""
+    """Remove ``secrets`` from everything that this process writes from now on: logs, readiness, command output."""
     found = {form for secret in secrets for form in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1])}
-    known = sorted(found | _hidden.keys(), key=lambda text: (-len(text), text))
-    _hidden.clear()
-    _hidden.update(dict.fromkeys(known))
+    known = sorted(found | _secrets.keys(), key=lambda text: (-len(text), text))
+    _secrets.clear()
+    _secrets.update(dict.fromkeys(known))
 
 
-def redacted(text: str) -> str:
-    """``text`` without what ``hide`` was told."""
-    for secret in list(_hidden):
+def redact(text: str) -> str:
+    """Return ``text`` with every secret given to ``hide`` replaced."""
+    for secret in list(_secrets):
         text = text.replace(secret, SECRET_REMOVED)
     return text

@@ -1,8 +1,8 @@
-"""Secrets and e-mail addresses out of text that leaves the archive: to the model, into answers, into logs.
+"""Removal of secrets and e-mail addresses from text that leaves the archive: to the model, answers and logs. Pure.
 
-Owns the rule of what is replaced; the forms of secrets are in ``secret_forms``. Pure. Promises nothing about secrets
-that have no recognisable form. Its time is in proportion to the text: a repeat before something that may fail is
-bounded, and a pattern is tried only where a literal of its form occurs.
+Owns the rule of what is replaced; ``secret_forms`` owns the forms of secrets. Secrets without a recognisable form are
+not found. Time is linear in the text: a repetition before something that may fail is bounded, and a pattern is tried
+only if one of its form's literals occurs.
 """
 
 from __future__ import annotations
@@ -17,25 +17,27 @@ __all__ = ["EMAIL_REMOVED", "SECRET_REMOVED", "scrub"]
 
 EMAIL_REMOVED = "(e-mail removed)"
 
-# Behind // the @ ends the account of a URL; that is no e-mail address.
+# After // an @ ends the account of a URL; that is not an e-mail address.
 _EMAIL = re.compile(
     r"(?<![\w.+-])(?<!//)(?!git@)(?:mailto:)?[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b"
 )
 
-# Signs without width: a token with one inside is a token to who pastes it into a terminal that drops them.
+# Zero-width characters. A token with one inside works again when pasted into a terminal that drops them.
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
 )
 
-# No secret is shorter; nearly all messages have nothing of this, and need not be searched.
-_MAYBE = re.compile(r"\S{15}|://|pass|pwd|secret|token|key|basic|bearer|auth|credential|-u |--user", re.IGNORECASE)
+# No secret is shorter than this. Nearly all messages have no match and are not searched further.
+_SECRET_HINT = re.compile(
+    r"\S{15}|://|pass|pwd|secret|token|key|basic|bearer|auth|credential|-u |--user", re.IGNORECASE
+)
 
 
 def scrub(text: str, known: Iterable[str] = ()) -> str:
-    """``text`` with a note in place of each token, key, password in an address, e-mail address and ``known`` secret."""
+    """Return ``text`` with a note in place of each secret form, e-mail address and ``known`` secret."""
     for secret in known:
         text = text.replace(secret, SECRET_REMOVED)
-    if spans := _secret_spans(text):
+    if spans := _find_secret_spans(text):
         parts, end = [], 0
         for first, last in spans:
             parts += [text[end:first], SECRET_REMOVED]
@@ -44,13 +46,13 @@ def scrub(text: str, known: Iterable[str] = ()) -> str:
     return _EMAIL.sub(EMAIL_REMOVED, text) if "@" in text else text
 
 
-def _secret_spans(text: str) -> list[tuple[int, int]]:
-    """Where secrets stand in ``text``: ascending, without overlaps."""
+def _find_secret_spans(text: str) -> list[tuple[int, int]]:
+    """Return the (start, end) of each secret in ``text``, ascending and without overlaps."""
     visible, places = text, None
     if not text.isascii() and _INVISIBLE.search(text):
         places = [place for place, sign in enumerate(text) if not _INVISIBLE.match(sign)]
         visible = "".join(text[place] for place in places)
-    if not _MAYBE.search(visible):
+    if not _SECRET_HINT.search(visible):
         return []
     lower = visible.lower()
     found = sorted(span for form in FORMS if any(hint in lower for hint in form.hints) for span in form.spans(visible))

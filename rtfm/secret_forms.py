@@ -1,7 +1,7 @@
 """The published forms of tokens, keys and passwords that people paste into help channels. Pure.
 
-Each form has literals, of which one must occur before its pattern is tried. No pattern has a repeat without a bound
-before something that may fail, so its time is in proportion to the text.
+A form's pattern is tried only if one of its literals occurs in the text. Every repetition before something that may
+fail is bounded, so that time is linear in the text.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from attrs import frozen
 
 
 @frozen
-class Form:
-    """One form; ``hints`` are in lower case. What ``pattern`` calls ``secret`` is the secret, else all that it matches.
+class SecretForm:
+    """One form of a secret.
 
-    ``accepts`` has the last word on what was found.
+    ``hints`` are the literals, in lower case. The secret is the group ``secret`` of ``pattern``, or its whole
+    match if it has no such group. ``accepts`` may reject a secret that was found.
     """
 
     hints: tuple[str, ...]
@@ -27,7 +28,7 @@ class Form:
     accepts: Callable[[str], bool] | None = None
 
     def spans(self, text: str) -> Iterator[tuple[int, int]]:
-        """Where the secrets of this form stand in ``text``."""
+        """Yield the (start, end) of each secret of this form in ``text``."""
         group = "secret" if "secret" in self.pattern.groupindex else 0
         for match in self.pattern.finditer(text):
             if self.accepts is None or self.accepts(match[group]):
@@ -39,12 +40,15 @@ _DIGIT, _RUN = re.compile(r"\d"), re.compile(r"[A-Za-z0-9]{32}")
 
 
 def _is_mixed(text: str) -> bool:
-    """Upper case, lower case and digits: no word, no hash, no path."""
+    """Return whether ``text`` has upper case, lower case and digits, unlike words, hashes and paths."""
     return bool(_UPPER.search(text) and _LOWER.search(text) and _DIGIT.search(text))
 
 
 def _is_random(text: str) -> bool:
-    """Drawn by chance: all kinds of signs, changing often. Joined names change seldom, hashes have one case."""
+    """Return whether ``text`` looks randomly generated: all kinds of characters, in frequent alternation.
+
+    Joined names alternate rarely, and hashes have one case.
+    """
     kinds = "".join(
         "0" if sign.isdigit() else "a" if sign.islower() else "A" if sign.isupper() else "-" for sign in text
     )
@@ -53,12 +57,12 @@ def _is_random(text: str) -> bool:
 
 
 def _is_token(text: str) -> bool:
-    """No word of a sentence: a letter and a digit, or very long in one piece."""
+    """Return whether ``text`` is not a word of a sentence: it has a letter and a digit, or is very long."""
     return bool(_DIGIT.search(text) and _LETTER.search(text)) or bool(_RUN.search(text))
 
 
 def _is_login(text: str) -> bool:
-    """Whether ``text`` is user:password in base64."""
+    """Return whether ``text`` is user:password in base64."""
     try:
         return b":" in base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except binascii.Error:
@@ -73,25 +77,25 @@ _PLACEHOLDER = re.compile(
     re.IGNORECASE,
 )
 _CODE = re.compile(r"[A-Za-z_$][\w$]{0,63}(?:[.(\[]|->|::|=>)|[A-Z][A-Z_]{3,63}$")
-"""An expression or the name of a constant."""
+"""An expression, or the name of a constant."""
 
 
-def _is_assigned(text: str) -> bool:
-    """Whether the value of ``password=`` is one, no placeholder and no code."""
+def _is_assigned_secret(text: str) -> bool:
+    """Return whether the value after ``password=`` is a password: neither a placeholder nor code."""
     return not _PLACEHOLDER.match(text) and not _CODE.match(text)
 
 
-def _is_quoted(text: str) -> bool:
+def _is_quoted_secret(text: str) -> bool:
     return not _PLACEHOLDER.match(text)
 
 
-def _is_said(text: str) -> bool:
-    """Whether what follows ``password:`` in prose is a password: words have no digits in them."""
-    return _is_assigned(text) and _is_token(text)
+def _is_prose_secret(text: str) -> bool:
+    """Return whether the text after ``password:`` in prose is a password: words contain no digits."""
+    return _is_assigned_secret(text) and _is_token(text)
 
 
 def _is_quoted_token(text: str) -> bool:
-    return _is_quoted(text) and _is_token(text)
+    return _is_quoted_secret(text) and _is_token(text)
 
 
 _PASSWORDS = r"(?:passw(?:or)?d|passphrase|passcode|pwd|(?<![A-Za-z])pass|secret)s?"
@@ -100,30 +104,32 @@ _KEY = (
     r"|(?:api|access|account|auth|private|encryption|signing|license|master|storage|deploy)[ _-]?key"
     r"|(?:api|app|client|shared|webhook|signing)[ _-]?secret)s?"
 )
-_SET = r"[\"'`\]]{0,2}[ \t]{0,3}(?::=|=>|={1,3}|:)[ \t]{0,3}"
-_SAID = r"[\"'`\]*]{0,2}(?:[ \t]{0,3}[:=][ \t]{0,3}|[ \t]{1,3}(?:is|was)[ \t]{0,2}:?[ \t]{1,3})[*`\"']{0,2}"
+_ASSIGNMENT = r"[\"'`\]]{0,2}[ \t]{0,3}(?::=|=>|={1,3}|:)[ \t]{0,3}"
+_PROSE_ASSIGNMENT = r"[\"'`\]*]{0,2}(?:[ \t]{0,3}[:=][ \t]{0,3}|[ \t]{1,3}(?:is|was)[ \t]{0,2}:?[ \t]{1,3})[*`\"']{0,2}"
 _QUOTED = r"(?P<quote>[\"'`])(?P<secret>[^\"'`\n]{4,512})(?P=quote)"
-_PLAIN = r"[^\s\"'`,;&<>|]"
+_UNQUOTED = r"[^\s\"'`,;&<>|]"
 
 _PASS_HINTS = ("passw", "passphrase", "passcode", "pwd", "pass", "secret")
 _KEY_HINTS = ("key", "token", "_auth", "credential", "secret", "signature")
 
 
-def _form(hints: tuple[str, ...], pattern: str, accepts: Callable[[str], bool] | None = None, flags: int = 0) -> Form:
-    return Form(hints, re.compile(pattern, flags), accepts)
+def _form(
+    hints: tuple[str, ...], pattern: str, accepts: Callable[[str], bool] | None = None, flags: int = 0
+) -> SecretForm:
+    return SecretForm(hints, re.compile(pattern, flags), accepts)
 
 
-def _prefixed(prefixes: str, body: str, accepts: Callable[[str], bool] | None = None) -> Form:
-    """Tokens that begin with one of the literal ``prefixes``; a sign before it, as of Markdown, may be ``_``."""
+def _token(prefixes: str, body: str, accepts: Callable[[str], bool] | None = None) -> SecretForm:
+    """Build the form of tokens with one of the ``prefixes``; Markdown's ``_`` may precede them."""
     literals = prefixes.split(" ")
     pattern = rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, literals))}){body}"
-    return Form(tuple(literal.lower() for literal in literals), re.compile(pattern), accepts)
+    return SecretForm(tuple(literal.lower() for literal in literals), re.compile(pattern), accepts)
 
 
 _END = r"(?![A-Za-z0-9])"
 
 FORMS = (
-    # Blocks. One that was cut off ends with the text.
+    # Blocks. A truncated one ends with the text.
     _form(
         ("private key",),
         r"-{4,5} ?BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)? ?-{4,5}"
@@ -132,11 +138,11 @@ FORMS = (
     ),
     _form(("putty-user-key-file",), r"PuTTY-User-Key-File-\d.*?(?:Private-MAC: ?[0-9a-f]{20,128}|\Z)", flags=re.DOTALL),
     _form(("ls0tls1crudjti",), r"LS0tLS1CRUdJTi[A-Za-z0-9+/=\s]{40,}"),  # a block in base64
-    _prefixed("AGE-SECRET-KEY-1", r"[A-Z0-9]{40,}"),
+    _token("AGE-SECRET-KEY-1", r"[A-Z0-9]{40,}"),
     # Addresses
     _form(
         ("://",),
-        # A password with // in it ends the search, or a text full of :// would be read from each of them.
+        # // ends a password, otherwise a text full of :// would be searched to its end from each of them.
         r"(?<=://)(?P<secret>[^\s/?#:@<>\"'`]{0,128}:(?!\d{1,5}/)(?:(?!//)[^\s@<>\"'`]){1,1024}"
         r"(?:@[^\s@/<>\"'`]{1,128})?)(?=@)",
     ),
@@ -161,77 +167,82 @@ FORMS = (
     _form(("-u ", "--user "), r"(?:-u|--user)[ =][\"']?(?P<secret>[\w.@+-]{1,64}:[^\s\"':]{4,128})", _is_token),
     # Platforms
     _form((".",), r"(?<![A-Za-z0-9])(?:mfa\.[\w-]{60,}|[MNO][\w-]{22,29}\.[\w-]{5,7}\.[\w-]{25,})"),  # Discord
-    _prefixed("AIza", rf"[\w-]{{35}}{_END}"),  # Google, up to the refresh token
-    _prefixed("GOCSPX- ya29.", r"[\w-]{20,}"),
+    _token("AIza", rf"[\w-]{{35}}{_END}"),  # Google, up to the refresh token
+    _token("GOCSPX- ya29.", r"[\w-]{20,}"),
     _form(("1//0",), r"(?<![\w/])1//0[\w-]{30,}"),
-    _prefixed("ghp_ gho_ ghu_ ghs_ ghr_", r"[A-Za-z0-9]{30,}"),
-    _prefixed("github_pat_", r"\w{30,}"),
-    _prefixed("glpat- gldt- glft- glsoat- glrt- glcbt- glimt- glptt- glagent- gloas- glffct- glwt-", r"[\w.-]{18,}"),
-    _prefixed("GR1348941", r"[\w-]{18,}"),
-    _prefixed("sk- pk-lf- sess-", r"[\w-]{20,}", _is_token),  # providers of models, and on
-    _prefixed("gsk_ pplx- xai- r8_ tgp_v1_ csk- nvapi- fw_ jina_ tvly-", r"[\w-]{24,}", _is_token),
-    _prefixed("hf_ api_org_", r"[A-Za-z0-9]{28,}"),
-    _prefixed("A3T AKIA ASIA ABIA ACCA", rf"[0-9A-Z]{{13,17}}{_END}", lambda text: len(text) == 20),  # AWS
-    _prefixed("ABSK", r"[A-Za-z0-9+/=]{60,}"),
-    _prefixed("IQoJb3JpZ2lu FwoGZXIvYXdz FQoGZXIvYXdz", r"[A-Za-z0-9+/=%_-]{40,}"),
+    _token("ghp_ gho_ ghu_ ghs_ ghr_", r"[A-Za-z0-9]{30,}"),
+    _token("github_pat_", r"\w{30,}"),
+    _token("glpat- gldt- glft- glsoat- glrt- glcbt- glimt- glptt- glagent- gloas- glffct- glwt-", r"[\w.-]{18,}"),
+    _token("GR1348941", r"[\w-]{18,}"),
+    _token("sk- pk-lf- sess-", r"[\w-]{20,}", _is_token),  # providers of models, and the next two
+    _token("gsk_ pplx- xai- r8_ tgp_v1_ csk- nvapi- fw_ jina_ tvly-", r"[\w-]{24,}", _is_token),
+    _token("hf_ api_org_", r"[A-Za-z0-9]{28,}"),
+    _token("A3T AKIA ASIA ABIA ACCA", rf"[0-9A-Z]{{13,17}}{_END}", lambda text: len(text) == 20),  # AWS
+    _token("ABSK", r"[A-Za-z0-9+/=]{60,}"),
+    _token("IQoJb3JpZ2lu FwoGZXIvYXdz FQoGZXIvYXdz", r"[A-Za-z0-9+/=%_-]{40,}"),
     _form(
         ("aws", "akia", "asia", "secret", "access key", "s3"),
         r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{40}(?![A-Za-z0-9+/=])",
         _is_mixed,
     ),
     _form(("xox", "xapp-"), r"(?<![A-Za-z0-9])(?:xox[a-z](?:\.xox[a-z])?-|xapp-)[\w%.+/-]{10,}"),  # Slack
-    _prefixed("npm_", rf"[A-Za-z0-9]{{30,}}{_END}"),
-    _prefixed("pypi-Ag", r"[\w-]{16,}"),
-    _prefixed("dckr_pat_ dckr_oat_", r"[\w-]{20,}"),
-    _prefixed("dop_v1_ doo_v1_ dor_v1_", r"[a-f0-9]{32,}"),
-    _prefixed("hvs. hvb. hvr.", r"[\w-]{20,}"),  # Vault
+    _token("npm_", rf"[A-Za-z0-9]{{30,}}{_END}"),
+    _token("pypi-Ag", r"[\w-]{16,}"),
+    _token("dckr_pat_ dckr_oat_", r"[\w-]{20,}"),
+    _token("dop_v1_ doo_v1_ dor_v1_", r"[a-f0-9]{32,}"),
+    _token("hvs. hvb. hvr.", r"[\w-]{20,}"),  # Vault
     _form((" s.", "=s.", ":s.", '"s.'), r"(?<![\w.])s\.[A-Za-z0-9]{24}(?![\w.])", _is_mixed),
-    _prefixed("sk_live_ sk_test_ rk_live_ rk_test_ sk_prod_ rk_prod_", r"[A-Za-z0-9]{16,}"),  # Stripe
-    _prefixed("whsec_", r"[A-Za-z0-9+/=_-]{20,}"),
+    _token("sk_live_ sk_test_ rk_live_ rk_test_ sk_prod_ rk_prod_", r"[A-Za-z0-9]{16,}"),  # Stripe
+    _token("whsec_", r"[A-Za-z0-9+/=_-]{20,}"),
     _form((":aa", ":"), rf"(?<!\d)\d{{8,10}}:A[A-Za-z0-9_-]{{34}}{_END}"),  # Telegram
-    _prefixed("SG.", r"[\w-]{16,32}\.[\w-]{32,64}"),  # SendGrid
+    _token("SG.", r"[\w-]{16,32}\.[\w-]{32,64}"),  # SendGrid
     _form(("sk", "ac"), rf"(?<![A-Za-z0-9])(?:SK|AC)[0-9a-f]{{32}}{_END}"),  # Twilio
     _form(("8q~", "7q~"), r"(?<![A-Za-z0-9])[\w~.-]{3}[78]Q~[\w~.-]{31,34}"),  # Azure, and the next two
     _form(
         ("jqqj99", "azdo", "aios", "asta"), r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{32,76}(?:JQQJ99|AZDO)[A-Za-z0-9+/=]{4,60}"
     ),
     _form(("==",), r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{86}==(?![A-Za-z0-9+/=])", _is_mixed),
-    _prefixed("shpat_ shpca_ shppa_ shpss_ shptka_", r"[a-fA-F0-9]{30,}"),
-    _prefixed("sq0atp- sq0csp- sq0idp-", r"[\w-]{20,}"),
-    _prefixed("key-", rf"[0-9a-f]{{32}}{_END}"),  # Mailgun
+    _token("shpat_ shpca_ shppa_ shpss_ shptka_", r"[a-fA-F0-9]{30,}"),
+    _token("sq0atp- sq0csp- sq0idp-", r"[\w-]{20,}"),
+    _token("key-", rf"[0-9a-f]{{32}}{_END}"),  # Mailgun
     _form(("-us",), rf"(?<![A-Za-z0-9])[0-9a-f]{{32}}-us\d{{1,2}}{_END}"),  # Mailchimp
-    _prefixed("xkeysib- xsmtpsib-", r"[a-f0-9]{40,}[\w-]{0,40}"),
-    _prefixed(
+    _token("xkeysib- xsmtpsib-", r"[a-f0-9]{40,}[\w-]{0,40}"),
+    _token(
         "lin_api_ ntn_ figd_ PMAK- NRAK- NRII- glsa_ glc_ sntrys_ sntryu_ pul- rubygems_ CLOJARS_", r"[\w=+/-]{20,}"
     ),
-    _prefixed("secret_", rf"[A-Za-z0-9]{{40,46}}{_END}"),  # Notion
-    _prefixed("dapi", rf"[0-9a-f]{{32}}(?:-\d)?{_END}"),  # Databricks
+    _token("secret_", rf"[A-Za-z0-9]{{40,46}}{_END}"),  # Notion
+    _token("dapi", rf"[0-9a-f]{{32}}(?:-\d)?{_END}"),  # Databricks
     _form((".atlasv1.",), r"(?<![A-Za-z0-9])[A-Za-z0-9]{14}\.atlasv1\.[\w=-]{40,}"),  # Terraform
-    _prefixed("dp.pt. dp.st. dp.ct. dp.sa. dp.scim. dp.audit.", r"[\w.]{30,}"),  # Doppler
-    _prefixed("pscale_tkn_ pscale_pw_ pscale_oauth_ sbp_ sb_secret_ nfp_ tskey- CCIPAT_ bkua_ ops_eyJ", r"[\w.-]{20,}"),
-    _prefixed("sqp_ sqa_ squ_", r"[a-f0-9]{30,}"),
-    _prefixed("fo1_ fm1_ fm2_ fm1r_ FlyV1", r"[\w+/=, -]{30,}", _is_mixed),
-    _prefixed("HRKU- EAAA ATATT3 ATCTT3 ATBB AKCp LTAI AKID oy2 cio phc_ phx_ rnd_", r"[\w=-]{16,}", _is_mixed),
-    _prefixed("pat", r"[A-Za-z0-9]{14}\.[a-f0-9]{64}"),  # Airtable
-    _prefixed("sl.", r"[\w-]{60,}"),  # Dropbox
-    _prefixed("AAAAAAAAAAAAAAAAAAAA", r"[\w%-]{50,}"),  # Twitter
-    _prefixed("oauth:", rf"[a-z0-9]{{30}}{_END}"),  # Twitch
+    _token("dp.pt. dp.st. dp.ct. dp.sa. dp.scim. dp.audit.", r"[\w.]{30,}"),  # Doppler
+    _token("pscale_tkn_ pscale_pw_ pscale_oauth_ sbp_ sb_secret_ nfp_ tskey- CCIPAT_ bkua_ ops_eyJ", r"[\w.-]{20,}"),
+    _token("sqp_ sqa_ squ_", r"[a-f0-9]{30,}"),
+    _token("fo1_ fm1_ fm2_ fm1r_ FlyV1", r"[\w+/=, -]{30,}", _is_mixed),
+    _token("HRKU- EAAA ATATT3 ATCTT3 ATBB AKCp LTAI AKID oy2 cio phc_ phx_ rnd_", r"[\w=-]{16,}", _is_mixed),
+    _token("pat", r"[A-Za-z0-9]{14}\.[a-f0-9]{64}"),  # Airtable
+    _token("sl.", r"[\w-]{60,}"),  # Dropbox
+    _token("AAAAAAAAAAAAAAAAAAAA", r"[\w%-]{50,}"),  # Twitter
+    _token("oauth:", rf"[a-z0-9]{{30}}{_END}"),  # Twitch
     _form(("eyj",), r"(?<![A-Za-z0-9])eyJ[\w-]{8,600}\.eyJ[\w-]{8,}(?:\.[\w-]*){0,3}"),  # a JSON web token
     _form(
         ("eyj",), r"(?<![A-Za-z0-9])eyJ[\w-]{8,600}\.[\w-]{0,800}\.[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}"
     ),  # an encrypted one
-    # A word of its own that is none in any language, and no public key
+    # A standalone random word that is not a public key
     _form(
         ("",),
         r"(?<![^\s\"'`*(\[])(?!AAAA[BCE]3Nza)[A-Za-z0-9][A-Za-z0-9+/_-]{30,254}[A-Za-z0-9=](?![^\s\"'`*)\],.;!?])",
         _is_random,
     ),
-    # What a name or the sentence gives away
-    _form(_PASS_HINTS, _PASSWORDS + _SET + _QUOTED, _is_quoted, re.IGNORECASE),
-    _form(_PASS_HINTS, rf"{_PASSWORDS}=(?P<secret>{_PLAIN}{{4,512}})", _is_assigned, re.IGNORECASE),
-    _form(_PASS_HINTS, rf"{_PASSWORDS}{_SAID}(?P<secret>{_PLAIN}{{6,512}})", _is_said, re.IGNORECASE),
-    _form(_PASS_HINTS, rf"--?{_PASSWORDS}[ =](?P<secret>(?!-){_PLAIN}{{4,512}})", _is_said, re.IGNORECASE),
-    _form(_KEY_HINTS, _KEY + _SET + _QUOTED, _is_quoted_token, re.IGNORECASE),
-    _form(_KEY_HINTS, rf"{_KEY}{_SAID}(?P<secret>{_PLAIN}{{8,2048}})", _is_said, re.IGNORECASE),
-    _form(_KEY_HINTS, rf"--?{_KEY}[ =](?P<secret>(?!-){_PLAIN}{{8,2048}})", _is_said, re.IGNORECASE),
+    # Values recognised by the name or the sentence before them
+    _form(_PASS_HINTS, _PASSWORDS + _ASSIGNMENT + _QUOTED, _is_quoted_secret, re.IGNORECASE),
+    _form(_PASS_HINTS, rf"{_PASSWORDS}=(?P<secret>{_UNQUOTED}{{4,512}})", _is_assigned_secret, re.IGNORECASE),
+    _form(
+        _PASS_HINTS,
+        rf"{_PASSWORDS}{_PROSE_ASSIGNMENT}(?P<secret>{_UNQUOTED}{{6,512}})",
+        _is_prose_secret,
+        re.IGNORECASE,
+    ),
+    _form(_PASS_HINTS, rf"--?{_PASSWORDS}[ =](?P<secret>(?!-){_UNQUOTED}{{4,512}})", _is_prose_secret, re.IGNORECASE),
+    _form(_KEY_HINTS, _KEY + _ASSIGNMENT + _QUOTED, _is_quoted_token, re.IGNORECASE),
+    _form(_KEY_HINTS, rf"{_KEY}{_PROSE_ASSIGNMENT}(?P<secret>{_UNQUOTED}{{8,2048}})", _is_prose_secret, re.IGNORECASE),
+    _form(_KEY_HINTS, rf"--?{_KEY}[ =](?P<secret>(?!-){_UNQUOTED}{{8,2048}})", _is_prose_secret, re.IGNORECASE),
 )

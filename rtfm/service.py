@@ -1,4 +1,4 @@
-"""What both services share: signals, the metrics port, the watchdog, and waiting for what is down at the start."""
+"""What both services share: signals, the metrics port, the watchdog, and waiting for dependencies at the start."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rtfm.telemetry import BUILD_INFO, Health, MetricsServer, get_logger
 
 EXIT_CODE = 1
 POLL_S = 0.1
-"""How soon a service notices that it is asked to end."""
+"""Seconds until a service notices that it was asked to stop."""
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 15.0
 
@@ -30,26 +30,26 @@ T = TypeVar("T")
 
 
 class Stop:
-    """Whether a service was asked to end: by SIGTERM, by SIGINT, or by ``event``."""
+    """The request to stop a service: by SIGTERM, SIGINT or ``event``."""
 
     def __init__(self, event: threading.Event | None = None) -> None:
         self.event = event or threading.Event()
         self._signals = 0
 
     def is_set(self) -> bool:
-        """Whether it was."""
-        # A signal's handler may interrupt whoever holds the event's lock, so it only counts.
+        """Return whether the service was asked to stop."""
+        # A signal handler may interrupt the holder of the event's lock, so it only counts.
         if self._signals:
             self.event.set()
         return self.event.is_set()
 
     def set(self) -> None:
-        """Ask for the end."""
+        """Ask the service to stop."""
         self.event.set()
 
     @contextmanager
-    def on_signals(self) -> Iterator[None]:
-        """A first signal asks for the end, a second one does not wait for it. Nothing outside the main thread."""
+    def handle_signals(self) -> Iterator[None]:
+        """Stop on the first signal, exit at once on the second. Does nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -63,18 +63,18 @@ class Stop:
         try:
             yield
         finally:
-            # Once asked to end, the process ends: until it has, a second signal must find who listens.
+            # After the first signal the handler stays, so that a second one still ends the process.
             if not self._signals:
                 for number, handler in before.items():
                     signal.signal(number, handler)
 
 
 @contextmanager
-def observed(settings: Settings, ready: Mapping[str, Callable[[], str | None]]) -> Iterator[Health]:
-    """A service's health, shown on its metrics port; the process ends when a loop that reports to it hangs.
+def open_monitoring(settings: Settings, ready: Mapping[str, Callable[[], str | None]]) -> Iterator[Health]:
+    """Open the metrics port and start the watchdog; yield the health that both report on.
 
-    ``ready`` are the first conditions of readiness: without one the port would call a service ready that has only
-    begun to start. Raises ConfigError when the port cannot be had.
+    ``ready`` holds the first conditions of readiness. Without one, a service that has only begun to start would be
+    reported as ready. Raises ConfigError if the port cannot be opened.
     """
     health = Health(max_gap_s=settings.watchdog_s * 2 / 3)
     for name, check in ready.items():
@@ -96,22 +96,22 @@ def observed(settings: Settings, ready: Mapping[str, Callable[[], str | None]]) 
         server.stop()
 
 
-def once_available(
+def retry_until_available(
     step: Callable[[], T], stop: Stop, note: Callable[[TransientError], object] = lambda _: None
 ) -> T | None:
-    """The result of ``step``, however long what it needs is down; None when ``stop`` came first.
+    """Retry ``step`` while it raises TransientError and return its result; None if ``stop`` is set first.
 
-    The first failure is logged, ``note`` is given each.
+    The first failure is logged; ``note`` is called with each.
     """
-    backoff, said = Backoff(_FIRST_WAIT_S, _LONGEST_WAIT_S), False
+    backoff, logged = Backoff(_FIRST_WAIT_S, _LONGEST_WAIT_S), False
     while not stop.is_set():
         try:
             return step()
         except TransientError as exc:
             note(exc)
-            if not said:
+            if not logged:
                 _log.warning("waiting to start", reason=str(exc), mend=exc.hint)
-            said = True
+            logged = True
         until_s = time.monotonic() + backoff.next_s()
         while time.monotonic() < until_s and not stop.is_set():
             time.sleep(POLL_S)
@@ -121,10 +121,10 @@ def once_available(
 class Watchdog:
     """Ends the process ``limit_s`` after the last pass of any loop that reports to ``health``.
 
-    A process that hangs keeps its partitions from everybody else for as long as the group believes in it. Two things
-    watch: a thread, and under it a timer of the interpreter that needs no lock of Python's, for what holds that lock
-    for ever (a regular expression that backtracks, an extension in C). The stacks of all threads go to standard error
-    first. ``with Watchdog(health, 45): …``; one a process.
+    A hung process keeps its partitions until the group removes it. A thread watches the loops. A timer of the
+    interpreter, which does not need the GIL, watches that thread, for code that never releases the GIL (a backtracking
+    regular expression, a C extension). The stacks of all threads go to standard error first. Use as
+    ``with Watchdog(health, 45): …``, once per process.
     """
 
     def __init__(self, health: Health, limit_s: float) -> None:
@@ -134,7 +134,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
-        self._wind_up()
+        self._rearm_timer()
         self._thread.start()
         return self
 
@@ -145,18 +145,18 @@ class Watchdog:
     def _watch(self) -> None:
         try:
             while not self._done.wait(min(1.0, self._limit_s / 10)):
-                self._wind_up()
-                if stalled := self._health.stalled(self._limit_s):
-                    self._end(stalled)
+                self._rearm_timer()
+                if stalled := self._health.find_stalled(self._limit_s):
+                    self._end_process(stalled)
         finally:
             faulthandler.cancel_dump_traceback_later()
 
-    def _wind_up(self) -> None:
-        # It fires when not even our thread gets to wind it up again.
+    def _rearm_timer(self) -> None:
+        # It fires if not even the watchdog's thread can rearm it.
         faulthandler.dump_traceback_later(self._limit_s, exit=True, file=sys.stderr)
 
-    def _end(self, stalled: dict[str, str]) -> None:
-        _log.error("a loop hangs, the process ends", **stalled)
+    def _end_process(self, stalled: dict[str, str]) -> None:
+        _log.error("a loop hangs, ending the process", **stalled)
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         sys.stderr.flush()
         os._exit(EXIT_CODE)

@@ -1,8 +1,8 @@
-"""Configuration: the only reader of the environment.
+"""Configuration: the only reader of ``os.environ``.
 
 Owns every setting's name, default and meaning. A value comes from, in this order: a command's flag, the environment,
-``.env`` in the working directory, the local stack that runs in ``RTFM_HOME`` (addresses only), the default. A
-secret may be given as ``NAME_FILE``, a file that holds it. Nothing else in the project reads ``os.environ``.
+``.env`` in the working directory, the running local stack in ``RTFM_HOME`` (addresses only), the default. A secret can
+be given as ``NAME_FILE``, the path of a file that contains it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ from rtfm.setting_fields import (
 )
 
 LOCAL_STACK_FILE = "run/stack.json"
+"""The file in ``RTFM_HOME`` that describes the running local services."""
+
 MIN_SECRET_LENGTH = 6
+"""Characters below which a secret is not redacted: it is probably a word, and texts would become unreadable."""
 
 
 # The headings of docs/configuration.md.
@@ -49,16 +52,16 @@ _discord = partial(setting, group="Discord")
 
 @frozen(kw_only=True)
 class Settings:
-    """Every setting, parsed. Secrets are left out of ``repr``."""
+    """Every setting, parsed. ``repr`` omits secrets."""
 
     home: Path = _general("RTFM_HOME", Path(".rtfm"), "Folder for the local services, downloads and caches.", Path)
     instance_id: str = _general(
         "RTFM_INSTANCE_ID",
         Factory(socket.gethostname),
-        "Name of this instance, stable over restarts and different for each replica. Default: the host name.",
+        "Name of this instance, stable over restarts and unique for each replica. Default: the host name.",
     )
     log_level: str = _general(
-        "LOG_LEVEL", "INFO", "Least severe level that is logged.", one_of("DEBUG", "INFO", "WARNING", "ERROR")
+        "LOG_LEVEL", "INFO", "Lowest level that is logged.", one_of("DEBUG", "INFO", "WARNING", "ERROR")
     )
     log_format: str = _general(
         "LOG_FORMAT",
@@ -66,87 +69,85 @@ class Settings:
         "`console`, `json`, or `auto`: console on a terminal, JSON elsewhere.",
         one_of("auto", "console", "json"),
     )
-    metrics_host: str = _general(
-        "METRICS_HOST", "127.0.0.1", "Address on which a service opens its metrics and health port."
-    )
+    metrics_host: str = _general("METRICS_HOST", "127.0.0.1", "Address of a service's metrics and health port.")
     metrics_port: int = _general(
-        "METRICS_PORT", 0, "Port of /metrics, /healthz and /readyz; 0 takes a free one and logs it.", port
+        "METRICS_PORT", 0, "Port of /metrics, /healthz and /readyz; 0 picks a free one and logs it.", port
     )
     shutdown_grace_s: float = _general(
-        "SHUTDOWN_GRACE_S", 20.0, "Seconds that a service may take to finish on SIGTERM.", seconds
+        "SHUTDOWN_GRACE_S", 20.0, "Seconds that a service may take to stop after SIGTERM.", seconds
     )
     watchdog_s: float = _general(
         "WATCHDOG_S",
         45.0,
         "Seconds without a pass of a service's loop after which the process logs the stacks of its threads and ends."
-        " Below 30 s it may end one that only waits for Kafka.",
+        " Below 30 s it may end a process that is only waiting for Kafka.",
         seconds,
     )
     kafka_bootstrap_servers: str = _kafka(
-        "KAFKA_BOOTSTRAP_SERVERS", "localhost:29092", "Kafka brokers to start from.", bootstrap_servers
+        "KAFKA_BOOTSTRAP_SERVERS", "localhost:29092", "Kafka brokers to connect to first.", bootstrap_servers
     )
     kafka_topic_prefix: str = _kafka(
         "KAFKA_TOPIC_PREFIX",
         "",
-        "Put before every topic, consumer group, subject and collection, for a shared cluster.",
+        "Prefix of every topic, consumer group, subject and collection, for a shared cluster.",
         topic_prefix,
     )
     kafka_replication_factor: int = _kafka(
-        "KAFKA_REPLICATION_FACTOR", 1, "Replicas of each topic that `topics init` makes; 3 in production.", count
+        "KAFKA_REPLICATION_FACTOR", 1, "Replicas of each topic that `topics init` creates; 3 in production.", count
     )
     kafka_queue_max_messages: int = _kafka(
-        "KAFKA_QUEUE_MAX_MESSAGES", 10_000, "Records that a producer holds before it makes its caller wait.", count
+        "KAFKA_QUEUE_MAX_MESSAGES", 10_000, "Records that a producer queues before its caller has to wait.", count
     )
     kafka_delivery_timeout_s: float = _kafka(
         "KAFKA_DELIVERY_TIMEOUT_S",
         30.0,
-        "Seconds after which a record that no broker took is reported as not delivered.",
+        "Seconds after which a record that no broker acknowledged is reported as not delivered.",
         seconds,
     )
     kafka_compression: str = _kafka(
         "KAFKA_COMPRESSION",
         "zstd",
-        "Compression of what is produced: `zstd`, `lz4`, `snappy`, `gzip` or `none`. Another one where a reader of the"
-        " topics cannot read zstd.",
+        "Compression of produced records: `zstd`, `lz4`, `snappy`, `gzip` or `none`. Change it if a reader of the"
+        " topics does not support zstd.",
         one_of("none", "gzip", "snappy", "lz4", "zstd"),
     )
     kafka_group_protocol: str = _kafka(
         "KAFKA_GROUP_PROTOCOL",
         "classic",
-        "`classic` notices a dead worker within 6 s; `consumer` (KIP-848) moves partitions with less ado, and notices"
-        " within the broker's session timeout, 45 s unless set.",
+        "`classic` detects a dead worker within 6 s; `consumer` (KIP-848) rebalances with less disruption, but detects"
+        " it only after the broker's session timeout, 45 s by default.",
         one_of("classic", "consumer"),
     )
     kafka_static_membership: bool = _kafka(
         "KAFKA_STATIC_MEMBERSHIP",
         True,
-        "With the classic protocol: keep a worker's partitions for it while it is restarted in place under the same"
-        " RTFM_INSTANCE_ID. One that is removed holds them for 6 s; `false` where workers come and go.",
+        "With the classic protocol: keep a worker's partitions assigned while it restarts under the same"
+        " RTFM_INSTANCE_ID. A removed worker holds them for 6 s; set `false` if workers are added and removed often.",
         boolean,
     )
     dlq_max_consecutive: int = _kafka(
         "DLQ_MAX_CONSECUTIVE",
         100,
-        "Dead letters in a row, in one partition, after which a pipeline stops; 0 never stops.",
+        "Consecutive dead letters in one partition after which a pipeline stops; 0 disables the limit.",
         limit,
     )
     dlq_max_share: float = _kafka(
         "DLQ_MAX_SHARE",
         0.5,
-        "Share of dead letters among the last 1,000 records of a partition, 200 or more being seen, above which a"
-        " pipeline stops; 0 never stops.",
+        "Share of dead letters among the last 1,000 records of a partition above which a pipeline stops. It applies"
+        " from 200 records on; 0 disables the limit.",
         share,
     )
     schema_registry_url: str = _contracts(
         "SCHEMA_REGISTRY_URL",
         "http://localhost:8081",
-        "Schema registry with Confluent's API, path included.",
+        "Schema registry with Confluent's API, including its path.",
         url("http", "https"),
     )
     schemas_dir: Path | None = _contracts(
         "RTFM_SCHEMAS_DIR",
         None,
-        "Folder that replaces the packaged schemas, released/ and contracts.toml included.",
+        "Folder that replaces the packaged schemas, including released/ and contracts.toml.",
         Path,
     )
     database_url: str = _knowledge(
@@ -160,25 +161,25 @@ class Settings:
     embedding_model_dir: Path | None = _knowledge(
         "RTFM_EMBEDDING_MODEL_DIR",
         None,
-        "Folder of all-MiniLM-L6-v2 in ONNX (model.onnx and tokenizer.json). Default: where it was fetched to in"
-        " RTFM_HOME; without it search is lexical.",
+        "Folder of all-MiniLM-L6-v2 in ONNX (model.onnx and tokenizer.json). Default: the fetched model in RTFM_HOME;"
+        " without a model search is lexical.",
         Path,
     )
     embedding_model_url: str | None = _knowledge(
         "RTFM_EMBEDDING_MODEL_URL",
         None,
-        "The only place that the model is fetched from: a mirror of the archive that Chroma fetches. Default: Maven"
-        " Central, then Chroma's own address.",
+        "The only address that the embedding model is fetched from: a mirror of the archive that Chroma fetches."
+        " Default: Maven Central, then Chroma's own address.",
         url("http", "https"),
     )
     embedding_threads: int = _knowledge("EMBEDDING_THREADS", 2, "Threads of the embedding model.", count)
-    passages_per_answer: int = _knowledge("PASSAGES_PER_ANSWER", 8, "Passages that an answer may rest on.", count)
+    passages_per_answer: int = _knowledge("PASSAGES_PER_ANSWER", 8, "Passages that an answer may use.", count)
     gemini_api_key: str | None = _answering(
-        "GEMINI_API_KEY", None, "Key of the Gemini API. Without it answers are extracts.", secret=True
+        "GEMINI_API_KEY", None, "Key of the Gemini API. Without a model answers are extracts.", secret=True
     )
     gemini_model: str = _answering("GEMINI_MODEL", "gemini-flash-latest", "Model that writes answers.")
     gemini_api_endpoint: str | None = _answering(
-        "GEMINI_API_ENDPOINT", None, "Another address of the Gemini REST API: a proxy or a stub.", url("http", "https")
+        "GEMINI_API_ENDPOINT", None, "Address of a proxy or stub of the Gemini REST API.", url("http", "https")
     )
     gemini_sdk: str = _answering(
         "GEMINI_SDK",
@@ -192,64 +193,70 @@ class Settings:
     openai_base_url: str | None = _answering(
         "OPENAI_BASE_URL",
         None,
-        "OpenAI-compatible server to ask instead of Gemini, version included: `http://localhost:11434/v1`.",
+        "OpenAI-compatible server to use instead of Gemini, including the version: `http://localhost:11434/v1`.",
         url("http", "https"),
     )
-    openai_api_key: str | None = _answering(
-        "OPENAI_API_KEY", None, "Key of that server, where it wants one.", secret=True
-    )
+    openai_api_key: str | None = _answering("OPENAI_API_KEY", None, "Key of that server, if it needs one.", secret=True)
     openai_model: str = _answering("OPENAI_MODEL", "llama3.1", "Model of that server.")
     model_attempts: int = _answering(
-        "MODEL_ATTEMPTS", 3, "Requests for one answer, when the model's service is busy or fails.", count
+        "MODEL_ATTEMPTS", 3, "Requests for one answer if the model's service is busy or fails.", count
     )
     model_requests_per_minute: int | None = _answering(
         "MODEL_REQUESTS_PER_MINUTE",
         None,
-        "Budget of requests to the model a minute and processor; above it answers are extracts. Default: no limit.",
+        "Requests to the model per minute and processor; above it answers are extracts. Default: no limit.",
         count,
     )
-    model_requests_per_day: int | None = _answering("MODEL_REQUESTS_PER_DAY", None, "The same for a day.", count)
+    model_requests_per_day: int | None = _answering("MODEL_REQUESTS_PER_DAY", None, "The same per day.", count)
     model_tokens_per_minute: int | None = _answering(
         "MODEL_TOKENS_PER_MINUTE",
         None,
-        "Budget of tokens, of prompts and answers, a minute and processor. Default: no limit.",
+        "Tokens of prompts and answers per minute and processor; above it answers are extracts. Default: no limit.",
         count,
     )
-    model_tokens_per_day: int | None = _answering("MODEL_TOKENS_PER_DAY", None, "The same for a day.", count)
+    model_tokens_per_day: int | None = _answering("MODEL_TOKENS_PER_DAY", None, "The same per day.", count)
     breaker_failure_share: float = _answering(
         "BREAKER_FAILURE_SHARE",
         0.5,
-        "Share of the requests of the last BREAKER_WINDOW_S that must fail for the model to be left alone.",
+        "Share of failed requests in the last BREAKER_WINDOW_S at which the circuit breaker opens.",
         positive_share,
     )
     breaker_min_requests: int = _answering(
-        "BREAKER_MIN_REQUESTS", 5, "Requests within that time below which it is asked on.", count
+        "BREAKER_MIN_REQUESTS", 5, "Requests in that time below which the circuit breaker stays closed.", count
     )
-    breaker_window_s: float = _answering("BREAKER_WINDOW_S", 60.0, "Seconds looked back on.", seconds)
+    breaker_window_s: float = _answering(
+        "BREAKER_WINDOW_S", 60.0, "Seconds of requests that the circuit breaker counts.", seconds
+    )
     breaker_probe_interval_s: float = _answering(
         "BREAKER_PROBE_INTERVAL_S",
         30.0,
-        "Seconds that the model is left alone before one request tries it again.",
+        "Seconds that the circuit breaker stays open before one request tests the model.",
         seconds,
     )
     processor_concurrency: int = _answering(
-        "PROCESSOR_CONCURRENCY", 16, "Questions that one processor answers at a time.", count
+        "PROCESSOR_CONCURRENCY", 16, "Questions that one processor answers at the same time.", count
     )
     query_expiry_s: float = _answering(
         "QUERY_EXPIRY_S", 600.0, "Seconds after which a question is no longer answered.", seconds
     )
     discord_token: str | None = _discord("DISCORD_TOKEN", None, "Token of the bot.", secret=True)
     discord_api: str | None = _discord(
-        "RTFM_DISCORD_API", None, "REST address of another Discord-compatible server.", url("http", "https")
+        "RTFM_DISCORD_API",
+        None,
+        "REST address of a Discord-compatible server to use instead of Discord.",
+        url("http", "https"),
     )
     discord_gateway: str | None = _discord(
-        "RTFM_DISCORD_GATEWAY", None, "Gateway address of another Discord-compatible server.", url("ws", "wss")
+        "RTFM_DISCORD_GATEWAY",
+        None,
+        "Gateway address of a Discord-compatible server to use instead of Discord.",
+        url("ws", "wss"),
     )
 
     def secrets(self) -> tuple[str, ...]:
-        """What must not be shown, longest first: the secrets' values, and of every address what is secret in it.
+        """Return the values of secrets and the secrets in all addresses, longest first.
 
-        Those of fewer than 6 characters are left out: they are words, and texts would lose what they say.
+        Secrets of fewer than ``MIN_SECRET_LENGTH`` characters are left out.
         """
         values = [(entry, getattr(self, entry.name)) for entry in fields(Settings)]
         found = {
@@ -263,7 +270,7 @@ class Settings:
         return tuple(sorted((secret for secret in found if len(secret) >= MIN_SECRET_LENGTH), key=len, reverse=True))
 
     def with_flags(self, **flags: Any) -> Settings:
-        """These settings with the flags that were given (not None) put in their place.
+        """Return these settings with the given flags (those that are not None) in place of their values.
 
         Raises ConfigError for a value that does not parse.
         """
@@ -276,7 +283,7 @@ class Settings:
 
 
 def describe() -> Iterator[tuple[str, str, str, str, bool]]:
-    """One (group, variable, default, meaning, is secret) for each setting, in order."""
+    """Yield (group, variable, default, meaning, is secret) for each setting, in order."""
     for attribute in fields(Settings):
         meta = attribute.metadata
         default = "" if attribute.default is None or isinstance(attribute.default, Factory) else attribute.default  # type: ignore[arg-type]  # attrs types Factory as a function
@@ -284,20 +291,20 @@ def describe() -> Iterator[tuple[str, str, str, str, bool]]:
 
 
 def load(environ: Mapping[str, str] | None = None, *, dotenv: Path | None = Path(".env")) -> Settings:
-    """The settings of this process.
+    """Read the settings of this process.
 
-    Raises ConfigError that names the variable, where it stands and what it should be.
+    Raises ConfigError that names the variable, where its value comes from and the expected form.
     """
     process = dict(os.environ if environ is None else environ)
-    sources = [("the environment", process), (str(dotenv), _dotenv(dotenv))]
+    sources = [("the environment", process), (str(dotenv), _read_dotenv(dotenv))]
     values: dict[str, Any] = {}
     for attribute in fields(Settings):
-        found = _find(attribute.metadata["env"], sources, secret=attribute.metadata["secret"])
+        found = _find_value(attribute.metadata["env"], sources, secret=attribute.metadata["secret"])
         if found is not None:
             text, where = found
             values[attribute.name] = _parse(attribute, text, f"{attribute.metadata['env']} in {where}")
     home = values.get("home", Path(".rtfm"))
-    return Settings(**(_local_addresses(home) | values))
+    return Settings(**(_read_local_addresses(home) | values))
 
 
 def _attribute(name: str) -> Attribute[Any]:
@@ -311,16 +318,16 @@ def _parse(attribute: Attribute[Any], value: Any, where: str) -> Any:
         return attribute.metadata["parse"](value)
     except ValueError as exc:
         hidden = attribute.metadata["secret"] or addresses.may_hold_secret(value)
-        # Without its cause, which repeats the value.
-        raise ConfigError(f"{where}: {'its value' if hidden else repr(value)} is not {_wanted(exc)}") from None
+        # Without the cause, which repeats the value.
+        raise ConfigError(f"{where}: {'its value' if hidden else repr(value)} is not {_expected_form(exc)}") from None
 
 
-def _wanted(error: ValueError) -> str:
+def _expected_form(error: ValueError) -> str:
     text = str(error)
     return "a number" if text.startswith(("invalid literal", "could not convert")) else text
 
 
-def _dotenv(path: Path | None) -> dict[str, str]:
+def _read_dotenv(path: Path | None) -> dict[str, str]:
     if path is None or not path.is_file():
         return {}
     from dotenv import dotenv_values
@@ -331,7 +338,7 @@ def _dotenv(path: Path | None) -> dict[str, str]:
         raise ConfigError(f"{path} cannot be read: {exc}") from exc
 
 
-def _find(name: str, sources: list[tuple[str, dict[str, str]]], *, secret: bool) -> tuple[str, str] | None:
+def _find_value(name: str, sources: list[tuple[str, dict[str, str]]], *, secret: bool) -> tuple[str, str] | None:
     for where, variables in sources:
         if value := variables.get(name, "").strip():
             return value, where
@@ -343,8 +350,8 @@ def _find(name: str, sources: list[tuple[str, dict[str, str]]], *, secret: bool)
     return None
 
 
-def _local_addresses(home: Path) -> dict[str, str]:
-    """Addresses of the local services that run in ``home``; none where none do."""
+def _read_local_addresses(home: Path) -> dict[str, str]:
+    """Return the addresses of the local services that run in ``home``."""
     try:
         services = json.loads((home / LOCAL_STACK_FILE).read_text(encoding="utf-8"))["services"]
     except (OSError, ValueError, KeyError):
@@ -358,17 +365,17 @@ def _local_addresses(home: Path) -> dict[str, str]:
     return {
         names[name]: service["address"]
         for name, service in services.items()
-        if name in names and _alive(service.get("pid"))
+        if name in names and _is_alive(service.get("pid"))
     }
 
 
-def _alive(pid: object) -> bool:
+def _is_alive(pid: object) -> bool:
     if not isinstance(pid, int):
         return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # the process belongs to another user
         pass
     return True

@@ -1,4 +1,4 @@
-"""What a running service shows: logs, metrics, health and the trace that travels in Kafka headers.
+"""Observability of a service: logs, metrics, health, and the trace context in Kafka headers.
 
 Owns every metric's name and help. No message content and no secret is logged at INFO or above.
 """
@@ -21,79 +21,161 @@ import structlog
 from attrs import define, field
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, Histogram, generate_latest
 
-from rtfm.characters import printable
-from rtfm.redaction import redacted
+from rtfm.characters import escape_unprintable
+from rtfm.redaction import redact
 
-# Names follow OpenTelemetry's messaging conventions where they have one.
+# Names follow OpenTelemetry's messaging conventions where they exist. Each help text says what is counted and what to
+# do when it is wrong; ops/runbook.md says more.
 CONSUMED = Counter(
     "messaging_client_consumed_messages_total",
-    "Records taken from Kafka.",
+    "Records taken from Kafka. If it stops while kafka_consumergroup_lag grows, see /readyz and the log.",
     ["messaging_destination_name", "messaging_consumer_group_name"],
 )
 SENT = Counter(
     "messaging_client_sent_messages_total",
-    "Records that a broker acknowledged, or refused with error_type.",
+    "Records that a broker acknowledged, or refused with error_type. If refusals grow, check the brokers.",
     ["messaging_destination_name", "error_type"],
 )
 PROCESS_SECONDS = Histogram(
     "messaging_process_duration_seconds",
-    "Handling one batch of records.",
+    "Seconds to handle one batch of records. If it grows, check PostgreSQL, Chroma and the model; then add processors.",
     ["messaging_destination_name"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10),
 )
-DEAD_LETTERS = Counter("rtfm_dlq_messages_total", "Records sent to dead-letters.", ["topic", "reason"])
-LOST_RECORDS = Counter(
-    "rtfm_lost_records_total", "Records that retention removed before they were read.", ["topic", "group"]
+DEAD_LETTERS = Counter(
+    "rtfm_dlq_messages_total",
+    "Records sent to dead-letters. If it grows, run `rtfm-cli dlq stats`, then `rtfm-cli dlq show ID`.",
+    ["topic", "reason"],
 )
-IGNORED_EVENTS = Counter("rtfm_ignored_events_total", "Events that a reader did nothing with.", ["topic", "reason"])
-ANSWERS = Counter("rtfm_answers_total", "Answers by outcome.", ["outcome"])
-ANSWER_SECONDS = Histogram("rtfm_answer_duration_seconds", "From reading a question to its answer.")
-MODEL_FAILURES = Counter("rtfm_model_failures_total", "Questions that the model did not answer, by reason.", ["reason"])
-MODEL_REQUESTS = Counter("rtfm_model_requests_total", "Requests to the model's service, retries included.", ["result"])
+LOST_RECORDS = Counter(
+    "rtfm_lost_records_total",
+    "Records that retention removed before they were read. If it grows, raise retention or add processors; import the"
+    " missing messages from an export.",
+    ["topic", "group"],
+)
+IGNORED_EVENTS = Counter(
+    "rtfm_ignored_events_total",
+    "Events that a reader or the bot's outbox skipped. Reasons another_…, outbox_full and unsendable mean trouble:"
+    " check who writes to bot-responses, or why Kafka does not accept events.",
+    ["topic", "reason"],
+)
+ANSWERS = Counter(
+    "rtfm_answers_total",
+    "Answers by outcome. FAILED is a defect: report the log lines `answering failed`. If EXTRACTED grows, see"
+    " rtfm_model_failures_total.",
+    ["outcome"],
+)
+ANSWER_SECONDS = Histogram(
+    "rtfm_answer_duration_seconds",
+    "Seconds from reading a question to its answer. If it grows, compare rtfm_model_request_duration_seconds.",
+)
+MODEL_FAILURES = Counter(
+    "rtfm_model_failures_total",
+    "Questions that the model did not answer, by reason. Check key and model for `configuration`, the budget for"
+    " `over_budget`, the address for `malformed`; other reasons pass, or call for another model.",
+    ["reason"],
+)
+MODEL_REQUESTS = Counter(
+    "rtfm_model_requests_total",
+    "Requests to the model's service, retries included. If other results than `answered` grow, see"
+    " rtfm_model_failures_total.",
+    ["result"],
+)
 MODEL_SECONDS = Histogram(
     "rtfm_model_request_duration_seconds",
-    "One request to the model's service.",
+    "Seconds of one request to the model's service. If it nears GEMINI_TIMEOUT_S, choose a faster model.",
     buckets=(0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 60),
 )
-MODEL_TOKENS = Counter("rtfm_model_tokens_total", "Tokens that the model's service counted.", ["kind"])
-MODEL_BUDGET_REFUSALS = Counter(
-    "rtfm_model_budget_refusals_total", "Requests that a used-up budget kept from the model.", ["budget"]
+MODEL_TOKENS = Counter(
+    "rtfm_model_tokens_total",
+    "Tokens that the model's service counted. If they cost too much, set MODEL_TOKENS_PER_DAY.",
+    ["kind"],
 )
-CIRCUIT_STATE = Gauge("rtfm_circuit_state", "0 closed, 1 half open (one probe), 2 open.", ["dependency"])
-ARCHIVED = Counter("rtfm_archived_messages_total", "Messages written to the archive.", ["change"])
-EMBEDDED = Counter("rtfm_embedded_texts_total", "Texts turned into vectors.")
-RESPONSES_DELIVERED = Counter("rtfm_responses_delivered_total", "Responses by what became of them.", ["result"])
-OUTBOX_EVENTS = Gauge("rtfm_outbox_events", "Events that the bot heard and no broker has yet.")
-PIPELINE_PAUSED = Gauge("rtfm_pipeline_paused", "1 while a pipeline waits for a dependency.", ["group", "dependency"])
-POLL_GAP_SECONDS = Gauge("rtfm_poll_gap_seconds", "Since the last pass of a pipeline's loop.", ["group"])
+MODEL_BUDGET_REFUSALS = Counter(
+    "rtfm_model_budget_refusals_total",
+    "Requests withheld from the model because a budget was used up. Raise that budget if its answers are missed.",
+    ["budget"],
+)
+CIRCUIT_STATE = Gauge(
+    "rtfm_circuit_state",
+    "Circuit breaker: 0 closed, 1 half open (one probe), 2 open. If it stays 2, check the model's service.",
+    ["dependency"],
+)
+ARCHIVED = Counter(
+    "rtfm_archived_messages_total",
+    "Messages written to the archive. If it stops while people write, check the bot and the lag of ingest.",
+    ["change"],
+)
+EMBEDDED = Counter(
+    "rtfm_embedded_texts_total",
+    "Texts turned into vectors. If it stays 0 while messages are archived, run `rtfm-cli doctor --fetch-model`.",
+)
+RESPONSES_DELIVERED = Counter(
+    "rtfm_responses_delivered_total",
+    "Responses to open questions, by result. Check the bot's permissions for `forbidden`, the lag for `late`.",
+    ["result"],
+)
+OUTBOX_EVENTS = Gauge(
+    "rtfm_outbox_events",
+    "Events that the bot received and no broker acknowledged yet. If it grows, check Kafka; a full outbox drops them.",
+)
+PIPELINE_PAUSED = Gauge(
+    "rtfm_pipeline_paused",
+    "1 while a pipeline waits for a dependency. Start the dependency; the pipeline resumes by itself.",
+    ["group", "dependency"],
+)
+POLL_GAP_SECONDS = Gauge(
+    "rtfm_poll_gap_seconds",
+    "Seconds since the last pass of a pipeline's loop. Above WATCHDOG_S the process ends: report the stacks it logs.",
+    ["group"],
+)
 LAG = Gauge(
     "kafka_consumergroup_lag",
-    "Records between what a group has committed and the end of a partition.",
+    "Records between a group's committed position and the end of a partition. If it grows, add processors, up to the"
+    " number of partitions.",
     ["consumergroup", "topic", "partition"],
 )
-INFLIGHT = Gauge("rtfm_inflight_records", "Records taken from Kafka that are not finished.", ["group"])
-PAUSED_PARTITIONS = Gauge("rtfm_paused_partitions", "Partitions that are full and not read just now.", ["group"])
-PAUSES = Counter("rtfm_partition_pauses_total", "Partitions that were paused because they were full.", ["group"])
+INFLIGHT = Gauge(
+    "rtfm_inflight_records",
+    "Unfinished records. If it stays high without commits, see rtfm_pipeline_paused and rtfm_txn_aborts_total.",
+    ["group"],
+)
+PAUSED_PARTITIONS = Gauge(
+    "rtfm_paused_partitions",
+    "Partitions that are not read because they are full. If it stays above 0, handling is too slow: add processors.",
+    ["group"],
+)
+PAUSES = Counter(
+    "rtfm_partition_pauses_total",
+    "Pauses of partitions because they were full. If it grows steadily, handling is too slow: add processors.",
+    ["group"],
+)
 REBALANCES = Counter(
-    "rtfm_rebalances_total", "Changes of what a pipeline has: assigned, revoked or lost.", ["group", "kind"]
+    "rtfm_rebalances_total",
+    "Changes of a pipeline's assignment: assigned, revoked or lost. If they recur without restarts, check the log for"
+    " members that leave, and the network to Kafka.",
+    ["group", "kind"],
 )
 TRANSACTION_SECONDS = Histogram(
     "rtfm_txn_commit_seconds",
-    "Transactions that were committed, from begin to end.",
+    "Seconds from begin to end of a committed transaction. If it grows, check the brokers' load and disks.",
     ["group"],
     buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 TRANSACTION_FAILURES = Counter(
     "rtfm_txn_aborts_total",
-    "Transactions that failed: rebalancing (as they may), refused by a broker, or of unknown outcome.",
+    "Failed transactions: rebalancing (expected while partitions move), refused by a broker, or of unknown outcome."
+    " All are repeated; if the last two grow, check the brokers.",
     ["group", "reason"],
 )
-BUILD_INFO = Gauge("rtfm_build_info", "Always 1; the version is in the label.", ["version"])
+BUILD_INFO = Gauge(
+    "rtfm_build_info", "Always 1; the label holds the version. Compare it after an upgrade.", ["version"]
+)
 
 
 class _RedactingFormatter(structlog.stdlib.ProcessorFormatter):
     def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record))
+        return redact(super().format(record))
 
 
 def configure_logging(level: str, output: str = "auto") -> None:
@@ -108,8 +190,8 @@ def configure_logging(level: str, output: str = "auto") -> None:
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if as_json
         else [
-            _as_text,
-            # Its own formatter shows local variables, settings among them.
+            _escape_values,
+            # The default formatter shows local variables, which may be settings.
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
             ),
@@ -138,28 +220,28 @@ def configure_logging(level: str, output: str = "auto") -> None:
     )
 
 
-def _as_text(_logger: object, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Values without what a terminal would obey: ids and errors may come from outside. JSON escapes it by itself."""
+def _escape_values(_logger: object, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Escape control characters in values, because ids and errors may come from outside; JSON does so by itself."""
     for name, value in event.items():
         if isinstance(value, str):
-            event[name] = printable(value, newlines=True)
+            event[name] = escape_unprintable(value, newlines=True)
     return event
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
-    """The logger of a module; events are short sentences, facts go into key-value pairs."""
+    """Return the logger of a module; events are short sentences, facts are key-value pairs."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
     return logger
 
 
 def new_traceparent() -> str:
-    """A W3C ``traceparent`` header value that begins a trace (https://www.w3.org/TR/trace-context/)."""
-    # Its ids are no secrets, and one is made for every record: no system call.
+    """Return a W3C ``traceparent`` header value that begins a trace (https://www.w3.org/TR/trace-context/)."""
+    # The ids are not secret and every record needs one, so no system call for randomness.
     return f"00-{random.getrandbits(128) or 1:032x}-{random.getrandbits(64) or 1:016x}-01"
 
 
 def child_traceparent(parent: str | None) -> str:
-    """A ``traceparent`` in the same trace as ``parent``, or a new trace where there is none or it is malformed."""
+    """Return a ``traceparent`` in the trace of ``parent``; in a new trace if that is missing or malformed."""
     parts = (parent or "").split("-")
     if len(parts) != 4 or len(parts[1]) != 32:
         return new_traceparent()
@@ -168,10 +250,10 @@ def child_traceparent(parent: str | None) -> str:
 
 @define
 class Health:
-    """Whether a service lives and is ready; loops report to it, the HTTP port and the watchdog read it.
+    """The liveness and readiness of a service. Loops report to it; the metrics port and the watchdog read it.
 
-    A loop calls ``beat(name)`` on every pass and ``rest(name)`` at its end. ``alive_when`` and ``ready_when`` add
-    conditions; a check gives None when all is well, else one line of what is wrong.
+    A loop calls ``beat(name)`` on every pass and ``end(name)`` at its end. ``alive_when`` and ``ready_when`` add
+    conditions; a check returns None if all is well, otherwise one line that says what is wrong.
     """
 
     max_gap_s: float = 60.0
@@ -181,67 +263,68 @@ class Health:
     _ready: dict[str, Callable[[], str | None]] = field(factory=dict)
 
     def beat(self, name: str) -> None:
-        """Note that the loop ``name`` passed."""
+        """Record a pass of the loop ``name``."""
         self._beats[name] = self.clock()
 
-    def rest(self, name: str) -> None:
-        """Note that the loop ``name`` has ended, as it may."""
+    def end(self, name: str) -> None:
+        """Stop watching the loop ``name``, which has ended normally."""
         self._beats.pop(name, None)
 
     def gap_s(self, name: str) -> float:
-        """Seconds since the last pass of the loop ``name``; 0 where there is none."""
+        """Return the seconds since the last pass of the loop ``name``; 0 if it does not run."""
         at = self._beats.get(name)
         return 0.0 if at is None else self.clock() - at
 
     def alive_when(self, name: str, check: Callable[[], str | None]) -> None:
-        """Add a condition of being alive."""
+        """Add a condition of liveness."""
         self._alive[name] = check
 
     def ready_when(self, name: str, check: Callable[[], str | None]) -> None:
         """Add a condition of readiness."""
         self._ready[name] = check
 
-    def stalled(self, limit_s: float) -> dict[str, str]:
-        """Loops that have not passed for ``limit_s``: loop → line."""
+    def find_stalled(self, limit_s: float) -> dict[str, str]:
+        """Return the loops without a pass for ``limit_s``: loop → line."""
         return {
             name: f"no pass for {gap_s:.0f} s" for name in list(self._beats) if (gap_s := self.gap_s(name)) > limit_s
         }
 
     def liveness(self) -> dict[str, str]:
-        """What keeps the service from being alive: loop or condition → line. Empty when all is well."""
-        return self.stalled(self.max_gap_s) | _wrong(self._alive)
+        """Return what keeps the service from being alive: loop or condition → line. Empty if all is well."""
+        return self.find_stalled(self.max_gap_s) | _run_checks(self._alive)
 
     def readiness(self) -> dict[str, str]:
-        """What keeps the service from being ready: condition → line. Empty when all is well."""
-        return self.liveness() | _wrong(self._ready)
+        """Return what keeps the service from being ready: condition → line. Empty if all is well."""
+        return self.liveness() | _run_checks(self._ready)
 
 
-def _wrong(checks: dict[str, Callable[[], str | None]]) -> dict[str, str]:
+def _run_checks(checks: dict[str, Callable[[], str | None]]) -> dict[str, str]:
     found = {name: check() for name, check in list(checks.items())}
     return {name: line for name, line in found.items() if line is not None}
 
 
 MAX_CONNECTIONS = 16
-"""Open at a time to the metrics port; one more closes the oldest. Prometheus, a supervisor and a person need three."""
+"""Open connections to the metrics port; one more closes the oldest. Prometheus, a supervisor and a person use three."""
 
 IDLE_S = 5.0
 """Seconds without a byte after which a connection to the metrics port is closed."""
 
 
 class MetricsServer(ThreadingHTTPServer):
-    """One small HTTP port with /metrics, /healthz and /readyz.
+    """A small HTTP port with /metrics, /healthz and /readyz.
 
-    A thread for each connection, and few of them: whoever holds connections open closes only older ones.
+    Each connection has a thread. Their number is limited by closing the oldest, so that a client that holds connections
+    open cannot lock out newer ones.
     """
 
     daemon_threads = True
     request_queue_size = 64
 
     def __init__(self, health: Health, host: str, port: int) -> None:
-        """Open the port; 0 takes a free one. Raises OSError when it cannot be had."""
-        self._open: dict[Any, None] = {}  # in the order in which they came
+        """Open the port; 0 picks a free one. Raises OSError if it cannot be opened."""
+        self._open: dict[Any, None] = {}  # in the order of arrival
         self._open_lock = threading.Lock()
-        super().__init__((host, port), _handler(health))
+        super().__init__((host, port), _build_request_handler(health))
         self.port: int = self.server_address[1]
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -251,7 +334,7 @@ class MetricsServer(ThreadingHTTPServer):
                 oldest = next(iter(self._open))
                 del self._open[oldest]
                 with contextlib.suppress(OSError):
-                    oldest.shutdown(socket.SHUT_RDWR)  # its thread reads the end of it
+                    oldest.shutdown(socket.SHUT_RDWR)  # its thread then reads the end of the stream
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
@@ -260,11 +343,11 @@ class MetricsServer(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log it only for who looks for it: mostly whoever asked has gone."""
+        """Log at DEBUG only: usually the client has disconnected."""
         get_logger(__name__).debug("a request to the metrics port failed", exc_info=True)
 
     def start(self) -> None:
-        """Begin to answer, from a daemon thread."""
+        """Serve requests from a daemon thread."""
         threading.Thread(target=self.serve_forever, name="metrics", daemon=True).start()
 
     def stop(self) -> None:
@@ -273,8 +356,8 @@ class MetricsServer(ThreadingHTTPServer):
         self.server_close()
 
 
-def _handler(health: Health) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
+def _build_request_handler(health: Health) -> type[BaseHTTPRequestHandler]:
+    class _RequestHandler(BaseHTTPRequestHandler):
         timeout = IDLE_S
 
         def do_GET(self) -> None:
@@ -282,14 +365,14 @@ def _handler(health: Health) -> type[BaseHTTPRequestHandler]:
                 case "/metrics":
                     self._answer(200, generate_latest(REGISTRY), CONTENT_TYPE_LATEST)
                 case "/healthz":
-                    self._verdict(health.liveness())
+                    self._answer_health(health.liveness())
                 case "/readyz":
-                    self._verdict(health.readiness())
+                    self._answer_health(health.readiness())
                 case _:
                     self._answer(404, b"not found\n", "text/plain")
 
-        def _verdict(self, wrong: dict[str, str]) -> None:
-            body = redacted(json.dumps({"ok": not wrong, "wrong": wrong})).encode()
+        def _answer_health(self, wrong: dict[str, str]) -> None:
+            body = redact(json.dumps({"ok": not wrong, "wrong": wrong})).encode()
             self._answer(503 if wrong else 200, body, "application/json")
 
         def _answer(self, status: int, body: bytes, content_type: str) -> None:
@@ -302,4 +385,4 @@ def _handler(health: Health) -> type[BaseHTTPRequestHandler]:
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is the base class's
             return
 
-    return Handler
+    return _RequestHandler

@@ -1,9 +1,9 @@
-"""Who may read what was said: the one rule on which retrieval, answering, the bot and the archive's SQL rest. Pure.
+"""Who may read a message. Retrieval, answering, the bot and the archive's SQL all follow this rule. Pure.
 
-A reader's rights come as a list of channel ids: the channels and forums that the reader can read, without their
-threads, and those private threads whose membership is proven. A message is readable if its own channel is listed, or if
-it stands in a public thread or forum post whose parent is listed: archived threads cannot be enumerated. So a channel
-of unknown kind counts as private.
+A reader's rights are a list of channel ids: the channels and forums that the reader can read, without their threads,
+and the private threads whose membership is proven. A message is readable if its own channel is listed, or if it is in a
+public thread or forum post whose parent is listed, because archived threads cannot be enumerated. A channel of unknown
+kind counts as private.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ from attrs import frozen
 from rtfm.events import ChannelKind
 
 MAX_VISIBLE_CHANNELS = 20_000
-"""More ids than any guild has channels (Discord allows 500, and 1,000 active threads)."""
+"""The limit on a reader's list, above any guild's channels (Discord allows 500, and 1,000 active threads)."""
 
 PARENT_DECIDES = frozenset({ChannelKind.PUBLIC_THREAD, ChannelKind.FORUM_POST})
-"""Kinds of channels that everybody can read who can read their parent."""
+"""Kinds of channels whose readers are the readers of their parent."""
 
 _PRIVATE = frozenset({ChannelKind.UNKNOWN, ChannelKind.PRIVATE_THREAD, ChannelKind.DIRECT})
 
 
 def acl_channel_id(channel_id: str, parent_channel_id: str | None, kind: ChannelKind) -> str:
-    """The channel whose readers can read this one: the parent of a public thread or forum post, else itself."""
+    """Return the access channel: the parent of a public thread or forum post, otherwise the channel itself."""
     return parent_channel_id if kind in PARENT_DECIDES and parent_channel_id else channel_id
 
 
-def readable(channel_id: str | None, parent_channel_id: str | None, kind: ChannelKind, listed: Collection[str]) -> bool:
-    """Whether everyone who can read the ``listed`` channels can read this one, which must be of their guild."""
+def is_readable(
+    channel_id: str | None, parent_channel_id: str | None, kind: ChannelKind, listed: Collection[str]
+) -> bool:
+    """Return whether everyone who can read the ``listed`` channels can read this one, which must be of their guild."""
     if channel_id is None:
         return False
     return channel_id in listed or acl_channel_id(channel_id, parent_channel_id, kind) in listed
@@ -37,9 +39,9 @@ def readable(channel_id: str | None, parent_channel_id: str | None, kind: Channe
 
 @frozen(kw_only=True)
 class ChannelFacts:
-    """What decides who can read a channel, and who observed it when (0: unknown).
+    """The facts that decide who can read a channel.
 
-    ``from_discord`` tells Discord's own reports from those of exports and other programs.
+    ``observed_at`` is in milliseconds, 0 if unknown. ``from_discord`` is false for exports and other programs.
     """
 
     kind: ChannelKind
@@ -48,8 +50,8 @@ class ChannelFacts:
     from_discord: bool = False
 
 
-def widens(channel_id: str, known: ChannelFacts, seen: ChannelFacts) -> bool:
-    """Whether others could read the channel by ``seen`` who cannot by ``known``."""
+def is_wider(channel_id: str, known: ChannelFacts, seen: ChannelFacts) -> bool:
+    """Return whether ``seen`` would let people read the channel who cannot read it by ``known``."""
     if seen.kind in _PRIVATE:
         return False
     before = acl_channel_id(channel_id, known.parent_channel_id, known.kind)
@@ -57,16 +59,16 @@ def widens(channel_id: str, known: ChannelFacts, seen: ChannelFacts) -> bool:
     return known.kind in _PRIVATE or before != after
 
 
-def newest_facts(channel_id: str, known: ChannelFacts, seen: ChannelFacts, *, unchanged: bool = False) -> ChannelFacts:
-    """What is believed of a channel, of which ``known`` was believed, after ``seen``.
+def merge_facts(channel_id: str, known: ChannelFacts, seen: ChannelFacts, *, unchanged: bool = False) -> ChannelFacts:
+    """Return the facts to keep of a channel: ``known`` or ``seen``.
 
     The newest observation wins, with two exceptions. Exports and other programs never widen who can read a channel, and
-    what Discord reports corrects what they said, however old it is. An UNKNOWN kind says nothing. ``unchanged`` is for
-    an event that brought nothing new: it never widens either, and counts only if it is Discord's.
+    Discord's report replaces theirs, however old it is. An UNKNOWN kind is ignored. ``unchanged`` marks
+    an event that brought nothing new: it never widens access either, and counts only if it is from Discord.
     """
     if seen.kind is ChannelKind.UNKNOWN or (unchanged and not seen.from_discord):
         return known
-    if widens(channel_id, known, seen):
+    if is_wider(channel_id, known, seen):
         accepted = seen.from_discord and seen.observed_at > known.observed_at and not unchanged
     else:
         corrects = seen.from_discord and not known.from_discord

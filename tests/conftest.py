@@ -332,16 +332,16 @@ def _settings(stack: StackAddresses, tmp_path: Path, *, template: str) -> Iterat
 
 def _register(catalogue: Catalogue, settings: Settings) -> None:
     """Do what `schemas register` does, without its checks: nothing is registered under a new prefix."""
-    from rtfm.contracts import PATIENT_S, open_registry
+    from rtfm.contracts import COMMAND_TIMEOUT_S, open_registry
 
-    registry = open_registry(settings, timeout_s=PATIENT_S)
-    for topic in catalogue.with_schema():
+    registry = open_registry(settings, timeout_s=COMMAND_TIMEOUT_S)
+    for topic in catalogue.topics_with_schema():
         schema = topic.schema or {}
-        released = [version for version in catalogue.released(topic.name).values() if version != schema]
+        released = [version for version in catalogue.released_schemas(topic.name).values() if version != schema]
         registry.set_compatibility(topic.name, topic.compatibility)
         for version in [*released, schema]:
             schema_id = registry.register(topic.name, version)
-        registry.keep(topic.name, schema, schema_id)
+        registry.cache_id(topic.name, schema, schema_id)
     registry.close()
 
 

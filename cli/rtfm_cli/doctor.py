@@ -14,7 +14,7 @@ import httpx
 from attrs import asdict, frozen
 
 from rtfm import contracts
-from rtfm.addresses import shown
+from rtfm.addresses import redact_address
 from rtfm.answering.providers import chosen_provider
 from rtfm.contracts import catalogue, registration, strays
 from rtfm.errors import RtfmError, Unavailable
@@ -23,14 +23,14 @@ from rtfm.knowledge.archive import SqlArchive
 from rtfm.knowledge.embedding import default_model_dir, model_folder
 from rtfm.knowledge.vectors import ChromaVectors
 from rtfm.local import model
-from rtfm.redaction import redacted
+from rtfm.redaction import redact
 from rtfm.settings import Settings
 from rtfm.streams import release
 from rtfm.streams.topics import TopicAdmin
 from rtfm_cli import exit_codes
 from rtfm_cli.local import download_progress
 from rtfm_cli.options import echo_json, examples, json_option, load_settings
-from rtfm_cli.printing import echo, printable
+from rtfm_cli.printing import echo, escape_unprintable
 
 MIN_FREE_BYTES = 1_000_000_000
 """Downloads take 0.5 GB, and an archive of 100,000 messages about as much."""
@@ -82,7 +82,7 @@ def run_checks(settings: Settings) -> Iterator[tuple[str, CheckResult]]:
         try:
             yield name, check(settings)
         except RtfmError as exc:
-            yield name, CheckResult("wrong", redacted(str(exc)), exc.hint)
+            yield name, CheckResult("wrong", redact(str(exc)), exc.hint)
 
 
 def _check_python(_settings: Settings) -> CheckResult:
@@ -119,10 +119,10 @@ def _check_topics(settings: Settings) -> CheckResult:
 def _check_schemas(settings: Settings) -> CheckResult:
     with closing(contracts.open_registry(settings)) as registry:
         plan = registration.plan(catalogue.load(settings.schemas_dir), registry)
-    changes = [f"{item.subject}: {item.change}" for item in plan if item.changes]
+    changes = [f"{item.subject}: {item.change}" for item in plan if item.has_changes]
     if changes:
         return CheckResult("wrong", "; ".join(changes), "rtfm-cli schemas register")
-    return CheckResult("ok", f"{len(plan)} contracts registered at {shown(settings.schema_registry_url)}")
+    return CheckResult("ok", f"{len(plan)} contracts registered at {redact_address(settings.schema_registry_url)}")
 
 
 def _check_strays(settings: Settings) -> CheckResult:
@@ -147,7 +147,7 @@ def _check_archive(settings: Settings) -> CheckResult:
 def _check_chroma(settings: Settings) -> CheckResult:
     with closing(ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)) as vectors:
         vectors.check()
-    return CheckResult("ok", f"answers at {shown(settings.chroma_url)}")
+    return CheckResult("ok", f"answers at {redact_address(settings.chroma_url)}")
 
 
 def _check_model(settings: Settings) -> CheckResult:
@@ -227,8 +227,8 @@ def _print_results(results: dict[str, CheckResult]) -> None:
         color = {"ok": "green", "note": "yellow", "wrong": "red"}[result.state]
         first, *others = result.detail.split("\n")
         echo(result.state.ljust(5), fg=color, nl=False)
-        echo(f" {name.ljust(width)}  {printable(first)}")
+        echo(f" {name.ljust(width)}  {escape_unprintable(first)}")
         for line in others:
-            echo(f"{' ' * (width + 8)}{printable(line)}")
+            echo(f"{' ' * (width + 8)}{escape_unprintable(line)}")
         for line in result.fix.split("\n") if result.fix else ():
-            echo(f"{' ' * (width + 8)}→ {printable(line)}")
+            echo(f"{' ' * (width + 8)}→ {escape_unprintable(line)}")

@@ -19,7 +19,7 @@ from rtfm.settings import Settings
 from rtfm.streams.producer import Delivery, EventProducer, event_headers
 from rtfm.streams.progress import GroupProgress
 from rtfm_cli.options import echo_json, examples, json_option, kafka_and_registry_settings, pluralize
-from rtfm_cli.printing import echo, printable
+from rtfm_cli.printing import echo, escape_unprintable
 from rtfm_cli.progress import Progress
 
 NO_PROCESSOR_TIMEOUT_S = 10.0
@@ -143,11 +143,11 @@ def _report(exports: Sequence[ChatExport], sent: int, *, ingested: bool, as_json
         )
         return
     for path, message in first[:_PLACES_SHOWN]:
-        echo(printable(f"Left out: {path}, {message.where}: {message.why}"), err=True)
+        echo(escape_unprintable(f"Left out: {path}, {message.where}: {message.why}"), err=True)
     if left_out > _PLACES_SHOWN:
         echo(f"Left out: {left_out - _PLACES_SHOWN} more; --json lists the first 1,000 of each file.", err=True)
     reasons = sum((export.left_out.reasons for export in exports), Counter[str]())
     why = f" ({'; '.join(f'{count} × {reason}' for reason, count in reasons.most_common(5))})" if reasons else ""
     state = "imported and searchable" if ingested else "sent"
     files, messages = pluralize(len(exports), "files"), pluralize(sent, "messages")
-    echo(f"{files}: {messages} {state}, {left_out} left out{printable(why)}")
+    echo(f"{files}: {messages} {state}, {left_out} left out{escape_unprintable(why)}")

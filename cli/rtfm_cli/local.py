@@ -13,7 +13,7 @@ from attrs import asdict, evolve
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-from rtfm.addresses import shown
+from rtfm.addresses import redact_address
 from rtfm.errors import ConfigError, RtfmError
 from rtfm.local import artifacts, model
 from rtfm.local.services import SERVICES
@@ -162,7 +162,7 @@ def _plain_progress() -> artifacts.Progress:
 
 
 def _print(statuses: list[ServiceStatus], as_json: bool) -> None:
-    rows = [asdict(evolve(status, address=shown(status.address))) for status in statuses]
+    rows = [asdict(evolve(status, address=redact_address(status.address))) for status in statuses]
     if as_json:
         echo_json({"services": rows})
     else:

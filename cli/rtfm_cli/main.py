@@ -12,7 +12,7 @@ import click
 
 from rtfm import errors
 from rtfm_cli import exit_codes
-from rtfm_cli.printing import echo, printable
+from rtfm_cli.printing import echo, escape_unprintable
 
 # name: (module, attribute, help). The help texts are here, so that --help imports no command.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -126,6 +126,6 @@ def _print_error(message: str, hint: str | None, debug: bool) -> None:
     """Print an error and its hint on standard error, after the traceback with ``debug``."""
     if debug:
         echo(traceback.format_exc(), err=True)
-    echo(printable(f"Error: {message}"), err=True)
+    echo(escape_unprintable(f"Error: {message}"), err=True)
     if hint:
         echo(f"Hint: {hint}", err=True)

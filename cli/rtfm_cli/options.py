@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from rtfm import settings, telemetry
-from rtfm.home import close_to_others
+from rtfm.home import restrict_to_owner
 from rtfm.redaction import hide
 from rtfm_cli.printing import echo, json_text
 
@@ -64,7 +64,7 @@ def load_settings(*, log_level: str | None = None, **flags: Any) -> settings.Set
     context = click.get_current_context(silent=True)
     debug = bool(context and (context.find_root().obj or {}).get("debug"))
     telemetry.configure_logging("DEBUG" if debug else log_level or loaded.log_level, loaded.log_format)
-    close_to_others(loaded.home)
+    restrict_to_owner(loaded.home)
     return loaded
 
 

@@ -12,21 +12,21 @@ from typing import Any
 
 import click
 
-from rtfm.characters import printable
-from rtfm.redaction import redacted
+from rtfm.characters import escape_unprintable
+from rtfm.redaction import redact
 
-__all__ = ["echo", "json_text", "printable"]
+__all__ = ["echo", "escape_unprintable", "json_text"]
 
 
 def echo(text: str = "", *, err: bool = False, nl: bool = True, fg: str | None = None, bold: bool = False) -> None:
-    """Print lines, to stderr with ``err``. Pass data that must stay on one line through ``printable`` first."""
-    shown = redacted(printable(text, newlines=True))
+    """Print lines, to stderr with ``err``. Escape data that must stay on its line with ``escape_unprintable`` first."""
+    shown = redact(escape_unprintable(text, newlines=True))
     click.secho(shown, err=err, nl=nl, fg=fg, bold=bold or None)
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
     """Return JSON in which every character that a terminal would interpret is escaped."""
-    written = redacted(json.dumps(value, ensure_ascii=False, indent=indent))
+    written = redact(json.dumps(value, ensure_ascii=False, indent=indent))
     if written.isprintable():
         return written
     return "".join(

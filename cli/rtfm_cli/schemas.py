@@ -44,11 +44,11 @@ def list_(as_json: bool) -> None:
             "record": (topic.schema or {})["name"],
             "key": topic.key,
             "compatibility": topic.compatibility,
-            "released": list(catalogue.released(topic.name)),
+            "released": list(catalogue.released_schemas(topic.name)),
             "producers": list(topic.producers),
             "consumers": list(topic.consumers),
         }
-        for topic in catalogue.with_schema()
+        for topic in catalogue.topics_with_schema()
     ]
     if as_json:
         echo_json({"directory": str(catalogue.directory), "subjects": rows})
@@ -74,12 +74,12 @@ def register(schema_registry_url: str | None, dry_run: bool, as_json: bool) -> N
     catalogue = catalogues.load(settings.schemas_dir)
     if not (catalogue.directory / lock.LOCK_FILE).is_file() and not dry_run:
         lock.write(catalogue)
-    registry = contracts.open_registry(settings, timeout_s=contracts.PATIENT_S)
+    registry = contracts.open_registry(settings, timeout_s=contracts.COMMAND_TIMEOUT_S)
     contracts.Contracts(catalogue, registry)  # compares classes with schemas before anything is written
     items = registration.plan(catalogue, registry)
     if not dry_run:
         items = registration.apply(catalogue, registry, items)
-    changes = sum(item.changes for item in items)
+    changes = sum(item.has_changes for item in items)
     found = strays.find(catalogue, registry)
     rows = [
         {"subject": i.subject, "change": i.change, "id": i.schema_id, "version": i.version, "level": i.level}
@@ -126,7 +126,7 @@ def check(output: str, url: str | None) -> int:
             )
             for stray in strays.find(catalogue, registry)
         ]
-    subjects = len(catalogue.with_schema())
+    subjects = len(catalogue.topics_with_schema())
     if output == "json":
         shown = filters.exclude(fields(Finding).what)
         echo_json({"subjects": subjects, "findings": [asdict(finding, filter=shown) for finding in found]})
@@ -160,9 +160,9 @@ def remove(subject: str, version: int, schema_registry_url: str | None, yes: boo
     """
     settings = load_settings(schema_registry_url=schema_registry_url)
     catalogue = catalogues.load(settings.schemas_dir)
-    registry = contracts.open_registry(settings, timeout_s=contracts.PATIENT_S)
+    registry = contracts.open_registry(settings, timeout_s=contracts.COMMAND_TIMEOUT_S)
     topic = strays.topic_of(catalogue, registry, subject)
-    stray = strays.removable(catalogue, registry, topic, version)
+    stray = strays.find_removable(catalogue, registry, topic, version)
     if yes:
         registry.remove(topic.name, version)
     if as_json:
@@ -187,8 +187,8 @@ def diff(topic: str | None, version: int | None, as_json: bool) -> None:
     """Describe what changed since a released version."""
     catalogue = _load_catalogue()
     rows: list[dict[str, Any]] = []
-    for entry in [catalogue.topic(topic)] if topic else catalogue.with_schema():
-        released = catalogue.released(entry.name)
+    for entry in [catalogue.topic(topic)] if topic else catalogue.topics_with_schema():
+        released = catalogue.released_schemas(entry.name)
         if entry.schema is None or (version or max(released, default=0)) not in released:
             raise ConfigError(
                 f"{entry.subject} has no released version {version or 1}",
@@ -196,7 +196,11 @@ def diff(topic: str | None, version: int | None, as_json: bool) -> None:
             )
         start = version or max(released)
         rows.append(
-            {"subject": entry.subject, "from": start, "changes": difference.changes(released[start], entry.schema)}
+            {
+                "subject": entry.subject,
+                "from": start,
+                "changes": difference.describe_changes(released[start], entry.schema),
+            }
         )
     if as_json:
         echo_json({"subjects": rows})
@@ -222,7 +226,7 @@ def release(dry_run: bool, reset_v1: bool) -> int:
             raise ConfigError(
                 "version 1 cannot change after the project's first tag", hint="release a compatible version instead"
             )
-        planned = {topic.name: 1 for topic in catalogue.with_schema()}
+        planned = {topic.name: 1 for topic in catalogue.topics_with_schema()}
     else:
         planned = releases.plan(catalogue)
         found = releases.findings(catalogue)
@@ -242,7 +246,7 @@ def release(dry_run: bool, reset_v1: bool) -> int:
     for name, version in planned.items():
         topic = catalogue.topic(name)
         echo(f"{topic.subject} v{version}" + (" would be released" if dry_run else " released"))
-        fixed = compatibility.never_removable({version: topic.schema or {}}, topic.compatibility or "NONE")
+        fixed = compatibility.unremovable_fields({version: topic.schema or {}}, topic.compatibility or "NONE")
         echo("  fields that can never be removed: " + (", ".join(fixed) or "none"))
     return exit_codes.DONE
 
@@ -259,7 +263,7 @@ def show(topic: str, version: int | None, codec: bool) -> None:
     """Print a schema, or the source of the codec that is compiled from it."""
     catalogue = _load_catalogue()
     entry = catalogue.topic(topic)
-    schema = entry.schema if version is None else catalogue.released(topic).get(version)
+    schema = entry.schema if version is None else catalogue.released_schemas(topic).get(version)
     if entry.schema is None or (codec and topic not in EVENT_OF_TOPIC):
         raise ConfigError(
             f"{topic} has no {'codec' if codec else 'schema'}", hint="`rtfm-cli schemas list` shows the topics with one"
@@ -267,7 +271,7 @@ def show(topic: str, version: int | None, codec: bool) -> None:
     if schema is None:
         raise ConfigError(
             f"{entry.subject} has no released version {version}",
-            hint=_released_hint(list(catalogue.released(topic)), topic),
+            hint=_released_hint(list(catalogue.released_schemas(topic)), topic),
         )
     if not codec:
         echo(json_text(schema, indent=2))

@@ -9,7 +9,7 @@ from rtfm.discord_ids import jump_link
 from rtfm.knowledge import SearchResult, console_scope
 from rtfm_cli.knowledge import open_console_knowledge
 from rtfm_cli.options import echo_json, examples, json_option
-from rtfm_cli.printing import echo, printable
+from rtfm_cli.printing import echo, escape_unprintable
 from rtfm_cli.tables import Table, table_console
 
 
@@ -65,7 +65,7 @@ def search(query: str, guild: str | None, channels: tuple[str, ...], limit: int,
         place = jump_link(first.guild_id, first.channel_id, first.message_id)
         echo(f"{number}. {passage.score:.2f}  {place}", bold=True)
         for message in passage.messages[:6]:
-            echo(f"   {printable(message.author_name)}: {_to_line(message.content)}")
+            echo(f"   {escape_unprintable(message.author_name)}: {_to_line(message.content)}")
         if len(passage.messages) > 6:
             echo(f"   … {len(passage.messages) - 6} more messages")
     echo(f"{len(result.passages)} passages ({result.mode} search)")
@@ -75,7 +75,7 @@ _READ_CHARACTERS = 2_000  # of a message; enough for a line
 
 
 def _to_line(text: str) -> str:
-    line = printable(" ".join(text[:_READ_CHARACTERS].split()))
+    line = escape_unprintable(" ".join(text[:_READ_CHARACTERS].split()))
     return line if len(line) <= 160 else line[:159] + "…"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from rtfm.addresses import shown
+from rtfm.addresses import redact_address
 from rtfm.clock import now_ms
 from rtfm.contracts import catalogue, open_contracts
 from rtfm.errors import ConfigError, PermanentError
@@ -24,7 +24,7 @@ from rtfm.events import (
     TimestampMillis,
 )
 from rtfm.names import MESSAGES, QUERIES, RESPONSES
-from rtfm.redaction import redacted
+from rtfm.redaction import redact
 from rtfm.settings import Settings
 from rtfm.streams.dead_letters.store import DeadLetterStore, LetterFilter
 from rtfm.streams.progress import GroupProgress
@@ -74,7 +74,7 @@ def selftest(which: str, settings: Settings, as_json: bool) -> int:
         except SkippedTest as exc:
             state, detail = "skipped", str(exc)
         except (ConfigError, PermanentError) as exc:
-            state, detail = "failed", redacted(f"{exc}" + (f" ({exc.hint})" if exc.hint else ""))
+            state, detail = "failed", redact(f"{exc}" + (f" ({exc.hint})" if exc.hint else ""))
         results.append(
             {"test": name, "result": state, "detail": detail, "ms": round(1000 * (time.monotonic() - started))}
         )
@@ -100,10 +100,10 @@ def _test_schemas(settings: Settings) -> str:
     contracts = open_contracts(settings)
     ids = [
         contracts.registry.id_for(topic.name, topic.schema)
-        for topic in contracts.catalogue.with_schema()
+        for topic in contracts.catalogue.topics_with_schema()
         if topic.schema is not None
     ]
-    return f"{len(ids)} contracts are registered at {shown(settings.schema_registry_url)}"
+    return f"{len(ids)} contracts are registered at {redact_address(settings.schema_registry_url)}"
 
 
 def _test_messages(settings: Settings) -> str:

@@ -79,7 +79,7 @@ def _read_topics(settings: Settings, contracts: Catalogue) -> list[dict[str, Any
 def _read_schemas(settings: Settings, contracts: Catalogue) -> list[dict[str, Any]]:
     registry = open_registry(settings)
     found = []
-    for topic in contracts.with_schema():
+    for topic in contracts.topics_with_schema():
         registered = registry.lookup(topic.name, topic.schema) if topic.schema else None
         schema_id, version = registered or (None, None)
         found.append(

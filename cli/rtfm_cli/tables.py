@@ -9,8 +9,8 @@ from typing import Any
 from rich import table, text
 from rich.console import Console
 
-from rtfm.redaction import redacted
-from rtfm_cli.printing import printable
+from rtfm.redaction import redact
+from rtfm_cli.printing import escape_unprintable
 
 
 def table_console() -> Console:
@@ -24,7 +24,10 @@ class Table(table.Table):
     def add_row(self, *cells: Any, **options: Any) -> None:
         """Add a row of strings or styled texts."""
         super().add_row(
-            *(cell if isinstance(cell, text.Text) else text.Text(redacted(printable(str(cell)))) for cell in cells)
+            *(
+                cell if isinstance(cell, text.Text) else text.Text(redact(escape_unprintable(str(cell))))
+                for cell in cells
+            )
         )
 
 
@@ -40,4 +43,4 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, pad
 
 def styled(content: str, style: str = "", *, newlines: bool = False) -> text.Text:
     """Return ``content`` as rich text in a style; keeps its line feeds with ``newlines``."""
-    return text.Text(redacted(printable(content, newlines=newlines)), style=style)
+    return text.Text(redact(escape_unprintable(content, newlines=newlines)), style=style)

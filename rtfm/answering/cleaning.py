@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
-from rtfm.characters import one_line
-from rtfm.links import CLOSE, LINK_REMOVED, OPEN, links, without_foreign_links
-from rtfm.markup import without_channels, without_pings
+from rtfm.characters import to_one_line
+from rtfm.links import CLOSE, LINK_REMOVED, OPEN, find_links, remove_unknown_links
+from rtfm.markup import remove_channel_mentions, remove_pings
 
 MAX_EXCERPT_CHARACTERS = 300
 _MAX_EXCERPT_INPUT = 2_000  # characters of a text from which its excerpt is made
@@ -42,11 +42,11 @@ def clean(
     Removing one thing can join its neighbours to another, so the steps repeat until nothing changes. If that takes more
     than ``_MAX_ROUNDS`` rounds, the result is empty.
     """
-    text = renumber_citations(_MARKS.sub("", without_pings(text)), numbers, form=f"{OPEN}{{}}{CLOSE}")
+    text = renumber_citations(_MARKS.sub("", remove_pings(text)), numbers, form=f"{OPEN}{{}}{CLOSE}")
     for _ in range(_MAX_ROUNDS):
         before = text
-        text = without_foreign_links(renumber_citations(_without_headings(text), {}), known_links)
-        text = without_channels(without_pings(text), known_channels)
+        text = remove_unknown_links(renumber_citations(_without_headings(text), {}), known_links)
+        text = remove_channel_mentions(remove_pings(text), known_channels)
         if text == before:
             return _MARKED.sub(r"[\1]", _LINKED_MARK.sub(f"{CLOSE} ", text)).strip()
     return ""
@@ -94,8 +94,8 @@ def close_code_block(text: str) -> str:
 
 def excerpt(text: str) -> str:
     """Return ``text`` on one line of at most 300 characters, without pings and channels, with visible addresses."""
-    begin = without_channels(without_pings(text.strip()[:_MAX_EXCERPT_INPUT]))
-    line = one_line(without_foreign_links(begin, links(begin)))
+    begin = remove_channel_mentions(remove_pings(text.strip()[:_MAX_EXCERPT_INPUT]))
+    line = to_one_line(remove_unknown_links(begin, find_links(begin)))
     return line if len(line) <= MAX_EXCERPT_CHARACTERS else line[: MAX_EXCERPT_CHARACTERS - 1].rstrip() + "…"
 
 

@@ -18,8 +18,8 @@ from rtfm.answering.cleaning import close_code_block, without_citations
 from rtfm.events import to_datetime
 from rtfm.knowledge import Passage, PassageMessage
 from rtfm.knowledge.words import terms
-from rtfm.links import links, without_foreign_links
-from rtfm.markup import escaped, plain_name, without_channels, without_pings
+from rtfm.links import find_links, remove_unknown_links
+from rtfm.markup import escape_markup, remove_channel_mentions, remove_pings, to_plain_name
 
 MAX_QUOTES = 3
 MAX_QUOTE_CHARACTERS = 450
@@ -172,7 +172,7 @@ def compose(found: Sequence[Quote]) -> str:
 
 def _format_quote(number: int, quote: Quote) -> str:
     quoted = "\n".join(f"> {line}" for line in quote.text.split("\n"))
-    author = escaped(plain_name(quote.message.author_name))
+    author = escape_markup(to_plain_name(quote.message.author_name))
     return f"{quoted}\n{author}, {to_datetime(quote.message.created_at):%Y-%m-%d} [{number}]"
 
 
@@ -192,7 +192,7 @@ def _group_turns(passage: Passage) -> list[_Turn]:
     names = tuple(f"@{message.author_name}" for message in passage.messages)
     texts = ["\n".join(_without_addressee(message.content, names) for message in run) for run in runs]
     return [
-        _Turn(first=run[0], text=text, terms=frozenset(terms(text)), links=frozenset(links(text)))
+        _Turn(first=run[0], text=text, terms=frozenset(terms(text)), links=frozenset(find_links(text)))
         for run, text in zip(runs, texts, strict=True)
         if text.strip()
     ]
@@ -205,7 +205,7 @@ def _author(message: PassageMessage) -> str:
 
 def _without_addressee(content: str, names: tuple[str, ...]) -> str:
     """Return ``content`` without pings and without the name at its start that it addresses."""
-    text = without_pings(content).strip()
+    text = remove_pings(content).strip()
     if text.startswith(names):
         name, _, rest = text.partition(" ")
         text = rest.lstrip() if name.rstrip(",:") in names and rest.strip() else text
@@ -217,7 +217,7 @@ def _clean_quote(text: str, known: Collection[str], channels: Collection[str]) -
 
     Links that are not ``known`` are removed: they come from cutting a text or joining two, and nobody wrote them.
     """
-    text = without_foreign_links(without_channels(without_pings(text), channels), known)
+    text = remove_unknown_links(remove_channel_mentions(remove_pings(text), channels), known)
     return close_code_block(without_citations(text))
 
 

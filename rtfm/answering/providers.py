@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from attrs import frozen
 
-from rtfm.addresses import shown
+from rtfm.addresses import redact_address
 from rtfm.answering.budget import open_budget
 from rtfm.answering.guarded import GuardedModel, GuardPolicy
 from rtfm.answering.model import LanguageModel
@@ -72,7 +72,7 @@ PROVIDERS = (
         name="openai",
         is_chosen=lambda settings: settings.openai_base_url is not None,
         open=_open_openai,
-        describe=lambda settings: f"{settings.openai_model} at {shown(settings.openai_base_url or '')}",
+        describe=lambda settings: f"{settings.openai_model} at {redact_address(settings.openai_base_url or '')}",
     ),
     Provider(
         name="gemini",

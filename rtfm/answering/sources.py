@@ -13,7 +13,7 @@ import attrs
 from rtfm.events import BotQuery, Citation
 from rtfm.knowledge import Passage, PassageMessage
 from rtfm.scrubbing import scrub
-from rtfm.visibility import readable
+from rtfm.visibility import is_readable
 
 
 def select_usable(passages: Sequence[Passage], query: BotQuery) -> list[Passage]:
@@ -39,7 +39,7 @@ def select_usable(passages: Sequence[Passage], query: BotQuery) -> list[Passage]
 
 def is_visible(message: PassageMessage | Citation, guild_id: str | None, listed: frozenset[str]) -> bool:
     """Whether everyone who can read the ``listed`` channels of ``guild_id`` can read ``message``."""
-    return message.guild_id == guild_id and readable(
+    return message.guild_id == guild_id and is_readable(
         message.channel_id, message.parent_channel_id, message.channel_kind, listed
     )
 

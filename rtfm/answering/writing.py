@@ -13,8 +13,8 @@ from rtfm.answering import cleaning, extractive
 from rtfm.answering.prompt import ModelAnswer, UnusableAnswer, leaks_instructions
 from rtfm.events import Citation, SourceKind, is_time, to_datetime
 from rtfm.knowledge import Passage, PassageMessage
-from rtfm.links import links, without_foreign_links
-from rtfm.markup import plain_name
+from rtfm.links import find_links, remove_unknown_links
+from rtfm.markup import to_plain_name
 from rtfm.scrubbing import scrub
 
 MAX_ANSWER_CHARACTERS = 3_500
@@ -47,9 +47,9 @@ def write_answer(
     if not used:
         raise UnusableAnswer("uncited", "the model's answer cites none of its sources")
     numbers = {old: new for new, old in enumerate(used, start=1)}
-    known = set().union(*(links(m.content) for number in used for m in passages[number - 1].messages))
+    known = set().union(*(find_links(m.content) for number in used for m in passages[number - 1].messages))
     text = cleaning.clean(scrub(reply.answer[:MAX_MODEL_CHARACTERS]), numbers, known, channels)
-    text = cleaning.close_code_block(without_foreign_links(_truncate(text), known))  # cutting a link makes another link
+    text = cleaning.close_code_block(remove_unknown_links(_truncate(text), known))  # cutting a link makes another link
     if not cleaning.has_words(text):
         raise UnusableAnswer("empty", "the model's answer has no words left after cleaning")
     citations = [
@@ -71,9 +71,9 @@ def build_citation(number: int, passage: Passage, message: PassageMessage) -> Ci
         parent_channel_id=message.parent_channel_id,
         channel_kind=message.channel_kind,
         message_id=message.message_id,
-        title=plain_name(scrub(message.thread_title)) if message.thread_title else None,
+        title=to_plain_name(scrub(message.thread_title)) if message.thread_title else None,
         author_id=message.author_id,
-        author_name=plain_name(message.author_name),
+        author_name=to_plain_name(message.author_name),
         # The archive accepts any time of an export, but a response must not contain one after the year 9999.
         created_at=message.created_at if is_time(message.created_at) else None,
         excerpt=cleaning.excerpt(message.content),

@@ -11,10 +11,10 @@ import hashlib
 import re
 from collections.abc import Iterator
 
-from rtfm.characters import one_line, visible
+from rtfm.characters import strip_invisible, to_one_line
 from rtfm.discord_ids import jump_link
 from rtfm.events import BotResponse, Citation, Outcome, OutcomeReason, to_datetime
-from rtfm.markup import escaped, plain_name
+from rtfm.markup import escape_markup, to_plain_name
 
 PART_LIMIT = 1_999
 """UTF-16 units of a part. Discord's limit is 2,000 characters; it does not say how it counts, and this is strictest."""
@@ -70,7 +70,7 @@ def split(text: str, limit: int = PART_LIMIT) -> list[str]:
     lines: list[str] = []
     size = 0  # units of the lines, with what ends them
     fence = ""  # the line that opened the current code block, to open it again in the next part
-    for line in visible(text).split("\n"):  # Discord does not know the other line ends of str.splitlines
+    for line in strip_invisible(text).split("\n"):  # Discord does not know the other line ends of str.splitlines
         for piece in _pieces(line, limit - _FENCE_OVERHEAD):
             after = _open_fence_after(fence, piece)
             closing = len(_FENCE) + 1 if after else 0
@@ -87,10 +87,10 @@ def split(text: str, limit: int = PART_LIMIT) -> list[str]:
 
 
 def _source_line(citation: Citation) -> str:
-    link = one_line(citation.url or "").replace(" ", "%20") or jump_link(
+    link = to_one_line(citation.url or "").replace(" ", "%20") or jump_link(
         citation.guild_id, citation.channel_id or "", citation.message_id or ""
     )
-    name = escaped(plain_name(citation.author_name or citation.title or ""))
+    name = escape_markup(to_plain_name(citation.author_name or citation.title or ""))
     date = f"{to_datetime(citation.created_at):%Y-%m-%d}" if citation.created_at is not None else ""
     return f"[{citation.number}] {link} · " + ", ".join(part for part in (name, date) if part)
 

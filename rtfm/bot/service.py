@@ -26,7 +26,7 @@ from rtfm.errors import ConfigError, Unavailable
 from rtfm.events import BotQuery, DiscordMessage
 from rtfm.knowledge.archive import SqlArchive
 from rtfm.names import MESSAGES, QUERIES, RESPONSES
-from rtfm.service import POLL_S, Stop, observed, once_available
+from rtfm.service import POLL_S, Stop, open_monitoring, retry_until_available
 from rtfm.settings import Settings
 from rtfm.streams.connection import KafkaConfig
 from rtfm.streams.dead_letters.limits import DeadLetterPolicy
@@ -64,7 +64,11 @@ def run_bot(settings: Settings, stop: threading.Event | None = None) -> None:
 
 async def _serve(settings: Settings, token: str, stop: Stop) -> None:
     ready = {"discord": lambda: "not logged in to Discord yet"}
-    with stop.on_signals(), observed(settings, ready) as health, CrashJournal.of(settings, "bot") as quarantine:
+    with (
+        stop.handle_signals(),
+        open_monitoring(settings, ready) as health,
+        CrashJournal.of(settings, "bot") as quarantine,
+    ):
         heartbeat = asyncio.create_task(beat(health))
         contracts = open_contracts(settings)
         with contextlib.closing(SqlArchive(settings.database_url)) as archive:
@@ -118,7 +122,7 @@ async def _run(
     """Run gateway and responses side by side until ``stop``, or until one of them ends with an error."""
     stopped = asyncio.create_task(_wait_for_stop(stop))
     for step in (partial(_check_schemas, contracts), partial(archive.migrate, wait_s=0)):
-        await asyncio.to_thread(once_available, step, stop)
+        await asyncio.to_thread(retry_until_available, step, stop)
     client = await _log_in_when_available(settings, token, publish, health, stop)
     if client is None:
         return
@@ -171,7 +175,7 @@ async def _log_in_when_available(
     def log_in() -> RtfmClient:
         return asyncio.run_coroutine_threadsafe(_log_in(settings, token, publish, health), loop).result()
 
-    return await asyncio.to_thread(once_available, log_in, stop)
+    return await asyncio.to_thread(retry_until_available, log_in, stop)
 
 
 async def _log_in(settings: Settings, token: str, publish: Publish, health: Health) -> RtfmClient:

@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 from attrs import frozen
 
-from rtfm.characters import visible
+from rtfm.characters import strip_invisible
 from rtfm.events import QueryOrigin
 
 PREFIX = "!rtfm"
@@ -73,5 +73,5 @@ def _names_bot(match: re.Match[str], message: IncomingMessage) -> bool:
 
 
 def _tidy(text: str) -> str:
-    lines = (_SPACES.sub(" ", line).rstrip() for line in visible(text).strip().split("\n"))
+    lines = (_SPACES.sub(" ", line).rstrip() for line in strip_invisible(text).strip().split("\n"))
     return "\n".join(lines).strip(" ,:\n")

@@ -15,7 +15,7 @@ import discord
 
 from rtfm.bot import messages
 from rtfm.events import Citation, RetrievedPassage, SourceKind, is_snowflake
-from rtfm.visibility import readable
+from rtfm.visibility import is_readable
 
 # Reading voice and stage channels needs another permission; their messages are not published either.
 ReadableChannel = discord.TextChannel | discord.ForumChannel
@@ -65,7 +65,7 @@ def can_show(
     visible = set(visible_channel_ids)
     return all(
         citation.kind is SourceKind.MESSAGE
-        and readable(citation.channel_id, citation.parent_channel_id, citation.channel_kind, visible)
+        and is_readable(citation.channel_id, citation.parent_channel_id, citation.channel_kind, visible)
         for citation in citations
     ) and all(passage.kind is SourceKind.MESSAGE and passage.acl_channel_id in visible for passage in retrieved)
 

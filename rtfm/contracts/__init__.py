@@ -1,7 +1,7 @@
-"""The contracts: what stands in Kafka, by schema, and the way between events and bytes.
+"""The contracts of Kafka's topics, and the conversion between events and bytes.
 
-Owns schemas, codecs and the registry client. It does not talk to Kafka: ``rtfm.streams`` does, with a ``Contracts``
-that is built once a process.
+Owns schemas, codecs and the registry client. It does not talk to Kafka: ``rtfm.streams`` does, with one ``Contracts``
+per process.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from rtfm.settings import Settings
 
 __all__ = [
+    "COMMAND_TIMEOUT_S",
     "EVENT_OF_TOPIC",
-    "PATIENT_S",
     "Catalogue",
     "Contracts",
     "EventCodec",
@@ -35,8 +35,8 @@ __all__ = [
     "schema_id_of",
 ]
 
-PATIENT_S = 15.0
-"""How long a command waits that has one try, on a machine where everything has just been started."""
+COMMAND_TIMEOUT_S = 15.0
+"""Timeout of a command's registry requests. It does not retry, and a registry that just started takes seconds."""
 
 EVENT_OF_TOPIC: dict[str, type[Any]] = {
     names.MESSAGES: DiscordMessage,
@@ -46,10 +46,10 @@ EVENT_OF_TOPIC: dict[str, type[Any]] = {
 
 
 class Contracts:
-    """Events of every topic to bytes and back. Built once a process, safe to share between threads."""
+    """Encodes and decodes the events of every topic. Built once per process, safe to share between threads."""
 
     def __init__(self, catalogue: Catalogue, registry: SchemaRegistry) -> None:
-        """Build the codecs; ConfigError names the topic or the field where class and schema differ."""
+        """Build the codecs; raises ConfigError that names the topic or field on which class and schema disagree."""
         self.catalogue = catalogue
         self.registry = registry
         self._codecs: dict[str, EventCodec[Any]] = {}
@@ -58,24 +58,24 @@ class Contracts:
             if topic.schema is None:
                 raise ConfigError(f"the topic {name} has no schema in {catalogue.directory / CATALOGUE_FILE}")
             self._codecs[name] = EventCodec(event_class, topic.schema)
-        # Topic → the five bytes that name a schema → its decoder.
+        # Topic → the five bytes of a frame → the decoder of its schema.
         self._decoders: dict[str, dict[bytes, Callable[[bytes], Any]]] = {name: {} for name in self._codecs}
         registry.on_conflict(self._forget_decoders)
 
     def encode(self, topic_name: str, event: Any) -> bytes:
-        """The value of a record: ``event`` in Confluent's wire format.
+        """Encode ``event`` in Confluent's wire format, as the value of a record.
 
-        Raises InvalidEvent when it does not fit the schema, ConfigError when the schema is not registered and
-        Unavailable when the registry does not answer.
+        Raises InvalidEvent if it does not fit the schema or breaks a rule, ConfigError if the schema is not registered,
+        and Unavailable if the registry does not respond.
         """
         codec = self.codec(topic_name)
         return codec.encode(event, self.registry.id_for(topic_name, codec.schema))
 
     def decode(self, topic_name: str, data: bytes) -> Any:
-        """The event in the value of a record, whichever version of the schema it was written with.
+        """Decode the value of a record, written with any version of the schema.
 
-        Raises UndecodableRecord, UnknownSchema, Unavailable when the registry has to be asked and does not answer, and
-        ConfigError when it was found to mean something else by an id than it did.
+        Raises UndecodableRecord, UnknownSchema, Unavailable if the registry is needed and does not respond, and
+        ConfigError if the registry now has another schema under a known id.
         """
         try:
             decode = self._decoders[topic_name][data[:FRAME_BYTES]]
@@ -88,7 +88,7 @@ class Contracts:
         schema_id = schema_id_of(data)
         decode = codec.decoder(self.registry.schema(schema_id))
         self._decoders[topic_name][data[:FRAME_BYTES]] = decode
-        self.registry.schema(schema_id)  # raises if the ids were found to be wrong meanwhile
+        self.registry.schema(schema_id)  # raises if a conflict of ids was found meanwhile
         return decode
 
     def _forget_decoders(self) -> None:
@@ -96,11 +96,11 @@ class Contracts:
             known.clear()
 
     def key(self, topic_name: str, event: Any) -> bytes:
-        """The key of a record: the field of ``event`` that the catalogue names, as UTF-8."""
+        """Return the key of a record: the field of ``event`` that the catalogue names, as UTF-8."""
         return str(getattr(event, self.catalogue.topic(topic_name).key)).encode()
 
     def codec(self, topic_name: str) -> EventCodec[Any]:
-        """The codec of a topic; ConfigError when it has none."""
+        """Return the codec of a topic; raises ConfigError if it has none."""
         try:
             return self._codecs[topic_name]
         except KeyError:
@@ -108,12 +108,11 @@ class Contracts:
 
 
 def open_registry(settings: Settings, *, timeout_s: float = 2.0) -> SchemaRegistry:
-    """The registry client of this process; ``timeout_s`` bounds each request.
+    """Build the registry client of this process; ``timeout_s`` bounds each request.
 
-    A service asks again by itself, so it waits briefly. A command that writes has one try, and a registry that has
-    just started takes seconds for its first write: ``PATIENT_S``.
+    Services retry, so the default is short. Commands that write use ``COMMAND_TIMEOUT_S``.
     """
-    with suppress(OSError):  # then nothing is cached
+    with suppress(OSError):  # without the folder nothing is cached
         make_private(settings.home)
     return SchemaRegistry(
         settings.schema_registry_url,
@@ -124,5 +123,5 @@ def open_registry(settings: Settings, *, timeout_s: float = 2.0) -> SchemaRegist
 
 
 def open_contracts(settings: Settings) -> Contracts:
-    """The contracts as the settings have them; asks no registry yet. Raises ConfigError."""
+    """Build the contracts from the settings, without a request to the registry. Raises ConfigError."""
     return Contracts(catalogues.load(settings.schemas_dir), open_registry(settings))

@@ -1,7 +1,7 @@
-"""The catalogue of contracts: which topics there are, with which schema, key, retention and readers.
+"""The catalogue of contracts: the topics with their schema, key, retention and readers.
 
-Owns the reading of ``contracts.toml``, of the schemas beside it and of their released versions, and says what is wrong
-with them by file and place. It knows nothing of Kafka or of a registry, and changes nothing.
+Owns the reading of ``contracts.toml``, of its schemas and their released versions. Errors name the file and the place.
+It does not use Kafka or a registry, and writes nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COMPATIBILITY_LEVELS = (
 )
 
 PARTITIONER = "murmur2_random"
-"""Of every producer, as librdkafka calls it: a key has one partition, whoever writes it. See contracts.toml."""
+"""librdkafka's name of the partitioner that every producer uses, so that a key has one partition."""
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _VERSION = re.compile("[1-9][0-9]*")
@@ -45,9 +45,9 @@ _TOPIC_KEYS = ("doc", "schema", "key", "partitions", "retention_h", "compatibili
 
 @frozen(kw_only=True)
 class Topic:
-    """One topic of the catalogue; ``schema`` and ``compatibility`` are None where values have no schema.
+    """One topic of the catalogue; ``schema`` and ``compatibility`` are None if its values have no schema.
 
-    ``group`` is the consumer group of the service that reads it, without a prefix; None where none does.
+    ``group`` is the consumer group of the service that reads it, without a prefix; None if no service does.
     """
 
     name: str
@@ -64,20 +64,20 @@ class Topic:
 
     @property
     def subject(self) -> str:
-        """The registry's name for the values of this topic, without a prefix (TopicNameStrategy)."""
+        """The subject of this topic's values, without a prefix (TopicNameStrategy)."""
         return f"{self.name}-value"
 
 
 @frozen
 class Catalogue:
-    """All topics by their name without a prefix, in the order of the file."""
+    """All topics by name without a prefix, in the order of the file."""
 
     directory: Path
     namespace: str
     topics: dict[str, Topic]
 
     def topic(self, name: str) -> Topic:
-        """The topic ``name``; ConfigError when the catalogue has none of that name."""
+        """Return the topic ``name``; raises ConfigError if the catalogue does not have it."""
         try:
             return self.topics[name]
         except KeyError:
@@ -87,20 +87,20 @@ class Catalogue:
             ) from None
 
     def group(self, topic_name: str) -> str:
-        """The consumer group of the service that reads the topic; ConfigError when the catalogue has none."""
+        """Return the consumer group of the service that reads the topic; raises ConfigError if there is none."""
         group = self.topic(topic_name).group
         if group is None:
             raise ConfigError(f"{self.directory / CATALOGUE_FILE}: [topics.{topic_name}]: group is missing")
         return group
 
-    def with_schema(self) -> list[Topic]:
-        """The topics whose values have a schema."""
+    def topics_with_schema(self) -> list[Topic]:
+        """Return the topics whose values have a schema."""
         return [topic for topic in self.topics.values() if topic.schema is not None]
 
-    def released(self, topic_name: str) -> dict[int, Schema]:
-        """Version → schema, ascending, of what was released for the topic; empty when nothing was.
+    def released_schemas(self, topic_name: str) -> dict[int, Schema]:
+        """Read the released versions of the topic: version → schema, ascending.
 
-        Raises ConfigError for a file that is no schema or whose name is no version.
+        Raises ConfigError for a file that is not a schema or whose name is not a version.
         """
         directory = self.released_directory(topic_name)
         found = {}
@@ -111,32 +111,32 @@ class Catalogue:
         return dict(sorted(found.items()))
 
     def released_directory(self, topic_name: str) -> Path:
-        """Where the released versions of the topic's subject stand."""
+        """Return the folder of the released versions of the topic's subject."""
         return self.directory / RELEASED_DIRECTORY / self.topic(topic_name).subject
 
 
 def load(schemas_dir: Path | None = None) -> Catalogue:
-    """The catalogue in ``schemas_dir``, or the project's own where that is None.
+    """Read the catalogue in ``schemas_dir``, by default the project's own.
 
-    Raises ConfigError that names file and place for whatever is missing or malformed.
+    Raises ConfigError that names the file and the place of what is missing or malformed.
     """
-    directory = schemas_dir or _own_directory()
+    directory = schemas_dir or _find_packaged_directory()
     path = directory / CATALOGUE_FILE
     try:
-        document = tomllib.loads(_read(path))
+        document = tomllib.loads(_read_text(path))
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"{path}: {exc}") from exc
-    namespace = _take(document, "namespace", str, str(path))
+    namespace = _read_value(document, "namespace", str, str(path))
     if document.get("partitioner", PARTITIONER) != PARTITIONER:
-        raise ConfigError(f"{path} partitioner: it is not {PARTITIONER}, which clients of all makes have")
-    topics = _take(document, "topics", dict, str(path))
-    return Catalogue(directory, namespace, {name: _topic(directory, path, name, topics[name]) for name in topics})
+        raise ConfigError(f"{path} partitioner: must be {PARTITIONER}, which clients of every language support")
+    topics = _read_value(document, "topics", dict, str(path))
+    return Catalogue(directory, namespace, {name: _build_topic(directory, path, name, topics[name]) for name in topics})
 
 
 def read_schema(path: Path) -> Schema:
-    """The Avro record schema in ``path``; ConfigError naming file and place when it is none."""
+    """Read the Avro record schema in ``path``; raises ConfigError that names file and place if it is invalid."""
     try:
-        schema = json.loads(_read(path))
+        schema = json.loads(_read_text(path))
     except json.JSONDecodeError as exc:
         raise ConfigError(f"{path}:{exc.lineno}:{exc.colno}: not JSON: {exc.msg}") from exc
     if not isinstance(schema, dict) or schema.get("type") != "record":
@@ -153,14 +153,14 @@ def read_schema(path: Path) -> Schema:
     return cast("Schema", schema)
 
 
-def _own_directory() -> Path:
-    beside = _PACKAGE.parent / "schemas"
-    if (_PACKAGE.parent / "pyproject.toml").is_file() and beside.is_dir():
-        return beside  # a checkout, whose schemas a stale copy in an editable install must not shadow
+def _find_packaged_directory() -> Path:
+    in_checkout = _PACKAGE.parent / "schemas"
+    if (_PACKAGE.parent / "pyproject.toml").is_file() and in_checkout.is_dir():
+        return in_checkout  # a checkout; an editable install may contain a stale copy
     return _PACKAGE / "schemas"
 
 
-def _topic(directory: Path, path: Path, name: str, table: object) -> Topic:
+def _build_topic(directory: Path, path: Path, name: str, table: object) -> Topic:
     where = f"{path}: [topics.{name}]"
     if not isinstance(table, dict):
         raise ConfigError(f"{where} is not a table")
@@ -168,59 +168,60 @@ def _topic(directory: Path, path: Path, name: str, table: object) -> Topic:
         raise ConfigError(f"{where}: a topic is named with at most 200 letters, digits, dots, dashes and underscores")
     if unknown := sorted(set(table) - set(_TOPIC_KEYS)):
         raise ConfigError(f"{where}: unknown key {unknown[0]}", hint="Keys are " + ", ".join(_TOPIC_KEYS) + ".")
-    schema_file = _take(table, "schema", str, where) if "schema" in table else None
+    schema_file = _read_value(table, "schema", str, where) if "schema" in table else None
     schema = read_schema(directory / schema_file) if schema_file else None
-    level = _take(table, "compatibility", str, where) if schema else None
+    level = _read_value(table, "compatibility", str, where) if schema else None
     if level is not None and level not in COMPATIBILITY_LEVELS:
         raise ConfigError(
-            f"{where} compatibility: {level!r} is no level", hint="Levels are " + ", ".join(COMPATIBILITY_LEVELS) + "."
+            f"{where} compatibility: {level!r} is not a level",
+            hint="Levels are " + ", ".join(COMPATIBILITY_LEVELS) + ".",
         )
-    key = _take(table, "key", str, where)
+    key = _read_value(table, "key", str, where)
     if schema and key not in {entry["name"] for entry in schema["fields"] if entry["type"] == "string"}:
         raise ConfigError(f"{where} key: {key!r} is not a string field of {schema_file}")
     return Topic(
         name=name,
-        doc=_take(table, "doc", str, where),
+        doc=_read_value(table, "doc", str, where),
         key=key,
-        partitions=_positive(table, "partitions", where),
-        retention_h=_positive(table, "retention_h", where),
+        partitions=_read_positive(table, "partitions", where),
+        retention_h=_read_positive(table, "retention_h", where),
         schema=schema,
         schema_file=schema_file,
         compatibility=level,
-        producers=_names(table, "producers", where),
-        consumers=_names(table, "consumers", where),
-        group=_take(table, "group", str, where) if "group" in table else None,
+        producers=_read_texts(table, "producers", where),
+        consumers=_read_texts(table, "consumers", where),
+        group=_read_value(table, "group", str, where) if "group" in table else None,
     )
 
 
-def _take(table: dict[str, Any], key: str, kind: type, where: str) -> Any:
+def _read_value(table: dict[str, Any], key: str, kind: type, where: str) -> Any:
     if key not in table:
         raise ConfigError(f"{where}: {key} is missing")
     if type(table[key]) is not kind:
-        wanted = {str: "a text", int: "a whole number", list: "a list", dict: "a table"}[kind]
-        raise ConfigError(f"{where} {key}: {table[key]!r} is not {wanted}")
+        expected = {str: "a text", int: "a whole number", list: "a list", dict: "a table"}[kind]
+        raise ConfigError(f"{where} {key}: {table[key]!r} is not {expected}")
     return table[key]
 
 
-def _positive(table: dict[str, Any], key: str, where: str) -> int:
-    number: int = _take(table, key, int, where)
+def _read_positive(table: dict[str, Any], key: str, where: str) -> int:
+    number: int = _read_value(table, key, int, where)
     if number < 1:
         raise ConfigError(f"{where} {key}: {number} is not at least 1")
     return number
 
 
-def _names(table: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
-    names = _take(table, key, list, where)
+def _read_texts(table: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
+    names = _read_value(table, key, list, where)
     if not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"{where} {key}: a list of texts is wanted")
+        raise ConfigError(f"{where} {key}: must be a list of texts")
     return tuple(names)
 
 
-def _read(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(
             f"{path} cannot be read: {exc.strerror if isinstance(exc, OSError) else exc}",
-            hint="RTFM_SCHEMAS_DIR, where set, must hold contracts.toml, the schemas and released/.",
+            hint="RTFM_SCHEMAS_DIR, if set, must contain contracts.toml, the schemas and released/.",
         ) from exc

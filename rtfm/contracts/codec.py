@@ -1,9 +1,9 @@
-"""Events to bytes and back, in Confluent's wire format: 0x00, the schema id as 4 big-endian bytes, the Avro value.
+"""The codec of events, in Confluent's wire format: 0x00, the schema id as 4 big-endian bytes, the Avro value.
 
-Promises: what is decoded was encoded with the schema that it names, to the last byte; an event that does not fit its
-schema, or breaks one of the rules of ``rtfm.events``, is refused with the field's name; no input makes it allocate more
-than a small multiple of its size. Decoding checks no rules: who handles an event does. It asks no registry: callers
-bring the id and, where it is not the codec's own, the schema that a record was written with.
+Promises that decoded bytes are a value of the schema that they name, to the last byte; that an event which does not fit
+its schema or breaks a rule of ``rtfm.events`` is refused with the field's name; and that no input makes it allocate
+more than a small multiple of its size. Decoding does not check the rules of ``rtfm.events``: handlers do. It does not
+use a registry: callers pass the schema id and, unless it is the codec's own, the writer's schema.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rtfm.clock import now_ms
 from rtfm.contracts import compiled, reference, shapes
 from rtfm.contracts.catalogue import Schema
 from rtfm.errors import InvalidEvent, UndecodableRecord
-from rtfm.events import broken_rule
+from rtfm.events import find_broken_rule
 
 Event = TypeVar("Event")
 
@@ -26,7 +26,7 @@ _FRAME = struct.Struct(">bI")
 
 
 def schema_id_of(data: bytes) -> int:
-    """The id of the schema that ``data`` was written with; UndecodableRecord when there is none."""
+    """Return the id of the schema that ``data`` was written with; raises UndecodableRecord if it has none."""
     if len(data) < FRAME_BYTES:
         raise UndecodableRecord(f"{len(data)} bytes are too short for a record with a schema id")
     magic, schema_id = _FRAME.unpack_from(data)
@@ -36,10 +36,10 @@ def schema_id_of(data: bytes) -> int:
 
 
 class EventCodec(Generic[Event]):
-    """The codec of one event class and its schema; built once, safe to share between threads."""
+    """The codec of one event class and its schema. Built once, safe to share between threads."""
 
     def __init__(self, event_class: type[Event], schema: Schema) -> None:
-        """Match the class with the schema and make the codec; ConfigError names the field on drift."""
+        """Match the class with the schema and build the codec; raises ConfigError that names a field that differs."""
         self.event_class = event_class
         self.schema = schema
         self.shape = shapes.match(event_class, schema)
@@ -49,58 +49,58 @@ class EventCodec(Generic[Event]):
             self._decode, self.decoder_source = compiled.decoder(self.shape, schema)
         else:
             self._encoder_for = self._fastavro_encoder
-            self._decode = self._by_fastavro(schema)
+            self._decode = self._fastavro_decoder(schema)
         self._encoders: dict[int, Callable[[Event], bytes]] = {}
 
     def encode(self, event: Event, schema_id: int) -> bytes:
-        """The framed bytes of ``event``; InvalidEvent names the field that does not fit the schema or breaks a rule."""
+        """Encode ``event`` with its frame; raises InvalidEvent that names the field at fault."""
         try:
             return self._encoders[schema_id](event)
         except KeyError:
             return self.encoder(schema_id)(event)
 
     def decode(self, data: bytes, writer_schema: Schema | None = None) -> Event:
-        """The event in the framed bytes ``data``.
+        """Decode the framed bytes ``data``.
 
-        ``writer_schema`` is the schema that its id stands for; None when it is the codec's own. Raises
-        UndecodableRecord when the bytes are not exactly one record of that schema.
+        ``writer_schema`` is the schema of their id; None if it is the codec's own. Raises UndecodableRecord if the
+        bytes are not exactly one record of that schema.
         """
         schema_id_of(data)
         return self.decoder(writer_schema)(data)
 
     def encoder(self, schema_id: int) -> Callable[[Event], bytes]:
-        """``encode`` for one id, which is faster."""
+        """Build a faster ``encode`` for one schema id."""
         encode = self._encoder_for(_FRAME.pack(MAGIC, schema_id).decode("latin-1"))
         self._encoders[schema_id] = encode
         return encode
 
     def decoder(self, writer_schema: Schema | None = None) -> Callable[[bytes], Event]:
-        """``decode`` for one writer's schema, without the check of the frame; a new one at each call."""
+        """Build a ``decode`` for one writer's schema, without the check of the frame."""
         try:
-            return self._resolved(writer_schema or self.schema)
+            return self._build_decoder(writer_schema or self.schema)
         except RecursionError:
-            why = f"{self.event_class.__name__} is not read from records of a schema that is nested too deeply"
-            return lambda _: _undecodable(why)
+            why = f"{self.event_class.__name__} cannot be read from records of a schema that is nested too deeply"
+            return lambda _: _raise_undecodable(why)
 
     def source_for(self, writer_schema: Schema) -> str:
-        """The source of the decoder for records of ``writer_schema``.
+        """Return the source of the decoder for records of ``writer_schema``.
 
-        Raises compiled.Unresolvable when they cannot be such events, compiled.NotCovered when fastavro reads them.
+        Raises compiled.Unresolvable if they cannot be read as the event, compiled.NotCovered if fastavro reads them.
         """
         return compiled.decoder(self.shape, writer_schema)[1]
 
-    def _resolved(self, writer_schema: Schema) -> Callable[[bytes], Event]:
+    def _build_decoder(self, writer_schema: Schema) -> Callable[[bytes], Event]:
         if writer_schema == self.schema:
             return self._decode
         if not shapes.is_covered(self.shape):
-            return self._by_fastavro(writer_schema)
+            return self._fastavro_decoder(writer_schema)
         try:
             return compiled.decoder(self.shape, writer_schema)[0]
         except compiled.NotCovered:
-            return self._by_fastavro(writer_schema)
+            return self._fastavro_decoder(writer_schema)
         except compiled.Unresolvable as exc:
             why = f"{self.event_class.__name__} cannot be read from records of its schema: {exc}"
-            return lambda _: _undecodable(why)
+            return lambda _: _raise_undecodable(why)
 
     def _fastavro_encoder(self, frame: str) -> Callable[[Any], bytes]:
         write, before = reference.encoder(self.schema), frame.encode("latin-1")
@@ -109,18 +109,18 @@ class EventCodec(Generic[Event]):
             try:
                 data = write(event, before)
             except Exception as exc:  # fastavro raises its own errors, ValueError and TypeError
-                raise compiled.refused(self.shape, event, exc) from exc
-            if (broken := broken_rule(event, now=now_ms())) is not None:
+                raise compiled.build_refusal(self.shape, event, exc) from exc
+            if (broken := find_broken_rule(event, now=now_ms())) is not None:
                 raise InvalidEvent(f"{self.event_class.__name__}.{broken}")
             return data
 
         return encode
 
-    def _by_fastavro(self, writer_schema: Schema) -> Callable[[bytes], Event]:
+    def _fastavro_decoder(self, writer_schema: Schema) -> Callable[[bytes], Event]:
         name = self.event_class.__name__
-        if found := reference.hazard(writer_schema):
-            why = f"{name} is not read from records of a schema in which {found}"
-            return lambda _: _undecodable(why)
+        if found := reference.find_hazard(writer_schema):
+            why = f"{name} cannot be read from records of a schema in which {found}"
+            return lambda _: _raise_undecodable(why)
         read = reference.decoder(self.shape, self.schema, writer_schema, FRAME_BYTES)
 
         def decode(data: bytes) -> Event:
@@ -132,5 +132,5 @@ class EventCodec(Generic[Event]):
         return decode
 
 
-def _undecodable(why: str) -> Any:
+def _raise_undecodable(why: str) -> Any:
     raise UndecodableRecord(why)

@@ -1,6 +1,6 @@
-"""What the bytes of a record hold, as far as they can be read, and the byte from which they cannot: for people.
+"""Diagnosis of a record's bytes, for people: the fields up to the first byte that cannot be decoded. Pure.
 
-Pure. Reads by a writer's schema, slowly and to the point of failure; what it finds wrong, the codec refuses, too.
+Reads by the writer's schema, slowly. The codec refuses everything that this reports as a fault.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from rtfm.contracts.compiled import varints
 from rtfm.contracts.tree import Node, parse
 from rtfm.errors import UndecodableRecord
 
-_FAULTS = (IndexError, struct.error, UnicodeDecodeError, varints.Misfit, RecursionError)
+_DECODING_ERRORS = (IndexError, struct.error, UnicodeDecodeError, varints.Misfit, RecursionError)
 
 
 @frozen
-class Fault:
-    """The byte at ``position`` (0 is the first of the frame) is where ``path`` cannot be read, and why."""
+class DecodingFault:
+    """The byte at which ``path`` cannot be decoded, and why; ``position`` 0 is the first byte of the frame."""
 
     position: int
     path: str
@@ -32,10 +32,10 @@ class Fault:
 
 @frozen
 class Inspection:
-    """The fields that were read, as JSON has them, in order, and what ended the reading, if anything did."""
+    """The fields that were decoded, as JSON values in order, and the fault that stopped decoding, if any."""
 
     fields: dict[str, Any]
-    fault: Fault | None
+    fault: DecodingFault | None
 
 
 @define
@@ -44,41 +44,41 @@ class _ReadState:
     position: int
     path: str = ""
     start: int = 0
-    """Where what is read now begins."""
+    """The position at which the value that is being read begins."""
 
 
 Put = Callable[[Any], object]
 
 
-def frame_fault(data: bytes) -> Fault | None:
-    """What is wrong with the five bytes before the value, if anything is."""
+def frame_fault(data: bytes) -> DecodingFault | None:
+    """Return the fault in the five bytes before the value, if any."""
     try:
         schema_id_of(data)
     except UndecodableRecord as exc:
-        return Fault(0 if len(data) >= FRAME_BYTES else len(data), "the frame", str(exc))
+        return DecodingFault(0 if len(data) >= FRAME_BYTES else len(data), "the frame", str(exc))
     return None
 
 
 def inspect(data: bytes, schema: Schema) -> Inspection:
-    """The fields of the framed record ``data``, which was written with ``schema``."""
+    """Decode the fields of the framed record ``data``, which was written with ``schema``."""
     if (fault := frame_fault(data)) is not None:
         return Inspection({}, fault)
     state, found = _ReadState(data, FRAME_BYTES), dict[str, Any]()
     node = parse(schema)
     try:
         _read(state, node, node.short_name or node.kind, partial(found.__setitem__, "value"))
-    except _FAULTS as exc:
-        fault = Fault(_position(state, exc), state.path, varints.reason(exc))
+    except _DECODING_ERRORS as exc:
+        fault = DecodingFault(_find_position(state, exc), state.path, varints.reason(exc))
     else:
         fault = None
         if (left := len(data) - state.position) > 0:
-            fault = Fault(state.position, "the end", f"{left} more bytes follow the record")
+            fault = DecodingFault(state.position, "the end", f"{left} more bytes follow the record")
     value = found.get("value", {})
     return Inspection(value if isinstance(value, dict) else {"value": value}, fault)
 
 
 def _read(state: _ReadState, node: Node, path: str, put: Put) -> None:
-    """Read a ``node`` and ``put`` it where it belongs; what has parts is put before they are read."""
+    """Read a ``node`` and pass it to ``put``; a container is passed before its parts are read."""
     state.path, state.start = path, state.position
     match node.kind:
         case "record":
@@ -89,7 +89,7 @@ def _read(state: _ReadState, node: Node, path: str, put: Put) -> None:
         case "array" | "map":
             _read_blocks(state, node, path, put)
         case "union":
-            index = _long(state)
+            index = _read_long(state)
             if not 0 <= index < len(node.branches):
                 raise varints.Misfit(f"the union has {len(node.branches)} branches, none is number {index}")
             _read(state, node.branches[index], path, put)
@@ -113,7 +113,7 @@ def _read_blocks(state: _ReadState, node: Node, path: str, put: Put) -> None:
             if node.kind == "array":
                 _read(state, node.items, where, items.append)
             else:
-                _read(state, node.items, where, partial(entries.__setitem__, _content(state).decode()))
+                _read(state, node.items, where, partial(entries.__setitem__, _read_content(state).decode()))
 
 
 def _read_plain(state: _ReadState, node: Node) -> Any:
@@ -127,37 +127,37 @@ def _read_plain(state: _ReadState, node: Node) -> Any:
             state.position += 1
             return bool(byte)
         case "int" | "long":
-            return _long(state)
+            return _read_long(state)
         case "float" | "double":
             code = "<f" if node.kind == "float" else "<d"
             (number,) = struct.unpack_from(code, state.data, state.position)
             state.position += struct.calcsize(code)
             return number
         case "string":
-            return _content(state).decode()
+            return _read_content(state).decode()
         case "bytes":
-            return _content(state).hex()
+            return _read_content(state).hex()
         case "fixed":
-            return _taken(state, node.size).hex()
+            return _read_bytes(state, node.size).hex()
         case _:
-            index = _long(state)
+            index = _read_long(state)
             if not 0 <= index < len(node.symbols):
                 raise varints.Misfit(f"the enum has {len(node.symbols)} symbols, none is number {index}")
             return node.symbols[index]
 
 
-def _long(state: _ReadState) -> int:
+def _read_long(state: _ReadState) -> int:
     number, state.position = varints.decode_long(state.data, state.position)
     return number
 
 
-def _content(state: _ReadState) -> bytes:
+def _read_content(state: _ReadState) -> bytes:
     length, state.position = varints.decode_length(state.data, state.position)
     state.start = state.position
-    return _taken(state, length)
+    return _read_bytes(state, length)
 
 
-def _taken(state: _ReadState, size: int) -> bytes:
+def _read_bytes(state: _ReadState, size: int) -> bytes:
     taken = state.data[state.position : state.position + size]
     if len(taken) < size:
         raise IndexError
@@ -165,7 +165,7 @@ def _taken(state: _ReadState, size: int) -> bytes:
     return taken
 
 
-def _position(state: _ReadState, exc: Exception) -> int:
+def _find_position(state: _ReadState, exc: Exception) -> int:
     match exc:
         case IndexError() | struct.error():
             return len(state.data)

@@ -1,7 +1,7 @@
-"""``contracts.lock``: which versions were released, and what they were; released files never change.
+"""``contracts.lock``: the checksums of released versions, which never change.
 
-Owns the fingerprint of a schema: the same for two texts that mean the same contract, whatever their layout and docs.
-Reads and writes files, asks no registry.
+Owns the fingerprint of a schema, which is the same for two texts that differ only in layout and docs. Reads and writes
+files, does not use a registry.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from attrs import NOTHING, asdict, frozen
 from rtfm.contracts.catalogue import Catalogue, Schema, Topic
 from rtfm.contracts.tree import Node, parse
 from rtfm.errors import ConfigError
-from rtfm.files import write_whole
+from rtfm.files import write_atomically
 
 LOCK_FILE = "contracts.lock"
 
 
 @frozen(kw_only=True)
-class Locked:
+class LockedVersion:
     """One released version: the fingerprint of its schema, and the SHA-256 of its file and of its examples' file.
 
-    All in hexadecimal; ``examples_sha256`` is None without examples.
+    All are hexadecimal; ``examples_sha256`` is None without examples.
     """
 
     fingerprint: str
@@ -34,20 +34,20 @@ class Locked:
 
 
 def fingerprint(schema: Schema) -> str:
-    """SHA-256, in hexadecimal, of what ``schema`` says to a codec: all of it but docs and layout."""
+    """Return the SHA-256, in hexadecimal, of ``schema`` without docs and layout."""
     text = json.dumps(_canonical(parse(schema), set()), separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read(catalogue: Catalogue) -> dict[str, dict[int, Locked]]:
-    """Subject → version → what was released; empty without a lock file. ConfigError when it is malformed."""
+def read(catalogue: Catalogue) -> dict[str, dict[int, LockedVersion]]:
+    """Read the lock file: subject → version → entry; empty without a file. Raises ConfigError if it is malformed."""
     path = catalogue.directory / LOCK_FILE
     if not path.is_file():
         return {}
     try:
         subjects = json.loads(path.read_text(encoding="utf-8"))["subjects"]
         return {
-            subject: {int(version): Locked(**entry) for version, entry in versions.items()}
+            subject: {int(version): LockedVersion(**entry) for version, entry in versions.items()}
             for subject, versions in subjects.items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
@@ -57,45 +57,45 @@ def read(catalogue: Catalogue) -> dict[str, dict[int, Locked]]:
 
 
 def write(catalogue: Catalogue) -> None:
-    """Lock every released version as it stands. OSError when the file cannot be written."""
+    """Lock every released version in its present form. Raises OSError if the file cannot be written."""
     subjects = {
-        topic.subject: {str(version): asdict(locked) for version, locked in _released(catalogue, topic).items()}
-        for topic in catalogue.with_schema()
+        topic.subject: {str(version): asdict(locked) for version, locked in _read_released(catalogue, topic).items()}
+        for topic in catalogue.topics_with_schema()
     }
-    write_whole(catalogue.directory / LOCK_FILE, json.dumps({"subjects": subjects}, indent=2) + "\n")
+    write_atomically(catalogue.directory / LOCK_FILE, json.dumps({"subjects": subjects}, indent=2) + "\n")
 
 
-def breaches(catalogue: Catalogue) -> list[tuple[str, str]]:
-    """(subject, what is wrong) for every released version that is missing, changed or unknown to the lock."""
+def find_breaches(catalogue: Catalogue) -> list[tuple[str, str]]:
+    """Return (subject, error) for every released version that is missing, changed or not in the lock."""
     locked = read(catalogue)
     found = []
-    for topic in catalogue.with_schema():
-        known, there = locked.get(topic.subject, {}), _released(catalogue, topic)
+    for topic in catalogue.topics_with_schema():
+        known, there = locked.get(topic.subject, {}), _read_released(catalogue, topic)
         for version in sorted(known.keys() | there.keys()):
             where = f"released/{topic.subject}/{version}.avsc"
             if version not in there:
                 found.append((topic.subject, f"{where} is missing, but it was released; restore it from git"))
             elif version not in known:
-                found.append((topic.subject, f"{where} is not in {LOCK_FILE}; only `schemas release` makes versions"))
+                found.append((topic.subject, f"{where} is not in {LOCK_FILE}; only `schemas release` creates versions"))
             elif known[version] != there[version]:
                 same = known[version].sha256 == there[version].sha256
                 what = f"the examples of {where} were" if same else f"{where} was"
                 found.append((topic.subject, f"{what} changed or removed after the release; restore them from git"))
-    gone = locked.keys() - {topic.subject for topic in catalogue.with_schema()}
+    removed = locked.keys() - {topic.subject for topic in catalogue.topics_with_schema()}
     return found + [
-        (subject, f"{subject} was released, but the catalogue has no such topic") for subject in sorted(gone)
+        (subject, f"{subject} was released, but the catalogue has no such topic") for subject in sorted(removed)
     ]
 
 
-def _released(catalogue: Catalogue, topic: Topic) -> dict[int, Locked]:
+def _read_released(catalogue: Catalogue, topic: Topic) -> dict[int, LockedVersion]:
     directory = catalogue.released_directory(topic.name)
     return {
-        version: Locked(
+        version: LockedVersion(
             fingerprint=fingerprint(schema),
             sha256=_sha256(directory / f"{version}.avsc") or "",
             examples_sha256=_sha256(directory / f"{version}.examples.json"),
         )
-        for version, schema in catalogue.released(topic.name).items()
+        for version, schema in catalogue.released_schemas(topic.name).items()
     }
 
 

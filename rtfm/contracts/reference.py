@@ -1,7 +1,7 @@
-"""Events through fastavro: slower than the compiled codec, and complete.
+"""The codec by fastavro: slower than the compiled codec, but complete.
 
-It is what the compiled codec is held against in tests and benchmarks, and the path for a schema or a writer's version
-with types that the compiled codec leaves out. Timestamps are plain numbers here too.
+Used for types that the compiled codec does not support, and as the reference that tests and benchmarks compare it with.
+Timestamps are plain numbers here too.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from rtfm.contracts.tree import Node, is_size, parse, takes_no_bytes
 Plain = dict[str, Any]
 
 
-def parsed(schema: Schema) -> Any:
-    """``schema`` as fastavro wants it, with timestamps as plain numbers."""
-    return fastavro.parse_schema(json.loads(json.dumps(schema), object_hook=_without_logical_type))
+def parse_for_fastavro(schema: Schema) -> Any:
+    """Parse ``schema`` for fastavro, with timestamps as plain numbers."""
+    return fastavro.parse_schema(json.loads(json.dumps(schema), object_hook=_remove_logical_type))
 
 
 def encoder(schema: Schema) -> Callable[[Any, bytes], bytes]:
-    """A function from (event, the bytes to begin with) to bytes; it raises what fastavro raises."""
-    own = parsed(schema)
+    """Return a function from (event, frame) to bytes; it raises fastavro's errors."""
+    own = parse_for_fastavro(schema)
 
     def encode(event: Any, frame: bytes) -> bytes:
         out = io.BytesIO()
         out.write(frame)
-        fastavro.schemaless_writer(out, own, plain(event), strict=True)
+        fastavro.schemaless_writer(out, own, to_plain(event), strict=True)
         return out.getvalue()
 
     return encode
 
 
-def decoder(shape: shapes.Record, schema: Schema, writer_schema: Schema, skip: int) -> Callable[[bytes], Any]:
-    """A function from bytes, of which the first ``skip`` are the frame, to the event; it raises what fastavro raises.
+def decoder(shape: shapes.RecordShape, schema: Schema, writer_schema: Schema, skip: int) -> Callable[[bytes], Any]:
+    """Return a function from bytes, of which the first ``skip`` are the frame, to the event.
 
-    EOFError for a record that is not exactly as long as the bytes.
+    It raises fastavro's errors, and EOFError if the record is not exactly as long as the bytes.
     """
-    writer, own = parsed(writer_schema), parsed(schema)
+    writer, own = parse_for_fastavro(writer_schema), parse_for_fastavro(schema)
     same = writer_schema == schema
 
     def decode(data: bytes) -> Any:
-        source = _Bounded(data, skip)
-        event = build(shape, fastavro.schemaless_reader(cast("IO[bytes]", source), writer, None if same else own))
+        source = _BoundedReader(data, skip)
+        event = build_event(shape, fastavro.schemaless_reader(cast("IO[bytes]", source), writer, None if same else own))
         if source.position != len(data):
             raise EOFError(f"{len(data) - source.position} bytes follow the record")
         return event
@@ -58,27 +58,27 @@ def decoder(shape: shapes.Record, schema: Schema, writer_schema: Schema, skip: i
     return decode
 
 
-def hazard(schema: Schema) -> str | None:
-    """What in a writer's schema lets a few bytes ask fastavro for any amount of time, memory or stack, if anything.
+def find_hazard(schema: Schema) -> str | None:
+    """Return what in a writer's schema lets a few bytes cost fastavro unlimited time, memory or stack; None if nothing.
 
-    RecursionError for a schema that is nested too deeply to be walked.
+    Raises RecursionError for a schema that is nested too deeply.
     """
-    return _hazard(parse(schema), (), {}, set())
+    return _find_hazard(parse(schema), (), {}, set())
 
 
-def _hazard(node: Node, inside: tuple[Node, ...], no_bytes: dict[int, bool], seen: set[int]) -> str | None:
+def _find_hazard(node: Node, inside: tuple[Node, ...], no_bytes: dict[int, bool], seen: set[int]) -> str | None:
     if node in inside:
         return f"{node.name} contains itself"
     if id(node) in seen:
         return None
     parts = [entry.node for entry in node.fields] + list(node.branches) + ([node.items] if node.items else [])
     for part in parts:
-        if found := _hazard(part, (*inside, node), no_bytes, seen):
+        if found := _find_hazard(part, (*inside, node), no_bytes, seen):
             return found
     seen.add(id(node))
     if node.kind == "fixed" and not is_size(node.size):
         return f"{node.name} has the size {node.size!r}"
-    # Only now, when nothing in the items is known to contain itself.
+    # Only after the items, which by now are known not to contain themselves.
     if node.kind == "array" and node.items is not None and takes_no_bytes(node.items, no_bytes):
         return "the items of an array take no bytes"
     if node.kind == "record" and any(part.kind == "record" and takes_no_bytes(part, no_bytes) for part in parts):
@@ -86,28 +86,28 @@ def _hazard(node: Node, inside: tuple[Node, ...], no_bytes: dict[int, bool], see
     return None
 
 
-def plain(event: Any) -> Any:
-    """An event as dictionaries, lists and symbols."""
+def to_plain(event: Any) -> Any:
+    """Return an event as dictionaries, lists and symbols."""
     return attrs.asdict(event, value_serializer=lambda _, __, value: value.value if isinstance(value, Enum) else value)
 
 
-def build(shape: shapes.Shape, value: Any) -> Any:
-    """The event that ``value``, as ``plain`` makes it, stands for."""
+def build_event(shape: shapes.Shape, value: Any) -> Any:
+    """Build the event from ``value``, the inverse of ``to_plain``."""
     match shape:
-        case shapes.Record(event_class=event_class, slots=slots):
-            return event_class(**{slot.name: build(slot.shape, value[slot.name]) for slot in slots})
+        case shapes.RecordShape(event_class=event_class, slots=slots):
+            return event_class(**{slot.name: build_event(slot.shape, value[slot.name]) for slot in slots})
         case shapes.Sequence(items=items):
-            return [build(items, item) for item in value]
+            return [build_event(items, item) for item in value]
         case shapes.Nullable(value=inner):
-            return None if value is None else build(inner, value)
+            return None if value is None else build_event(inner, value)
         case shapes.Enumeration(enum_class=enum_class):
             return enum_class(value)
         case _:
             return value
 
 
-class _Bounded:
-    """A file that refuses to read past its end or by a negative count; fastavro would take what there is."""
+class _BoundedReader:
+    """A file that refuses to read past its end or a negative count; fastavro would accept fewer bytes."""
 
     def __init__(self, data: bytes, position: int) -> None:
         self._data = data
@@ -116,11 +116,11 @@ class _Bounded:
     def read(self, size: int) -> bytes:
         end = self.position + size
         if size < 0 or end > len(self._data):
-            raise EOFError("the record is cut short, or holds a length that is none")
+            raise EOFError("the record is cut short, or contains an invalid length")
         start, self.position = self.position, end
         return self._data[start:end]
 
 
-def _without_logical_type(node: dict[str, Any]) -> dict[str, Any]:
+def _remove_logical_type(node: dict[str, Any]) -> dict[str, Any]:
     node.pop("logicalType", None)
     return node

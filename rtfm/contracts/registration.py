@@ -1,7 +1,7 @@
-"""Registering the contracts: what a registry lacks, and the writing of it, all or nothing.
+"""Registration of the contracts in a registry, all or nothing.
 
-A plan is made and checked whole before the first write; should a write fail all the same, what was written before it
-is taken back. Versions that a registry holds are never changed.
+A plan is made and checked before the first write. If a write fails, the earlier ones are rolled back. Versions that a
+registry has already are never changed.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from rtfm.contracts import release
 from rtfm.contracts.catalogue import Catalogue, Schema, Topic
 from rtfm.contracts.registry import SchemaRegistry
 from rtfm.contracts.registry_client import SchemaRefused
-from rtfm.contracts.rules.compatibility import accepts, compared
+from rtfm.contracts.rules.compatibility import is_accepted, versions_to_compare
 from rtfm.errors import ConfigError, RtfmError, Unavailable
 
 
 @frozen(kw_only=True)
 class Registration:
-    """What one subject needs: schemas to register, oldest first, and whether its level has to be set.
+    """The changes that one subject needs: schemas to register, oldest first, and whether to set its level.
 
-    ``schema_id`` and ``version`` are the registry's for the current schema, None while it is not registered.
+    ``schema_id`` and ``version`` are the registry's for the current schema; None while it is not registered.
     """
 
     topic: str
@@ -35,56 +35,56 @@ class Registration:
     version: int | None = None
 
     @property
-    def changes(self) -> bool:
-        """Whether anything has to be written."""
+    def has_changes(self) -> bool:
+        """Return whether anything has to be written."""
         return bool(self.missing) or self.sets_level
 
     @property
     def change(self) -> str:
-        """The change in words."""
+        """Return the change in words."""
         register = "register" if len(self.missing) == 1 else f"register {len(self.missing)} versions"
-        parts = [text for wanted, text in ((self.missing, register), (self.sets_level, "set level")) if wanted]
+        parts = [text for is_needed, text in ((self.missing, register), (self.sets_level, "set level")) if is_needed]
         return ", ".join(parts) or "none"
 
 
 def plan(catalogue: Catalogue, registry: SchemaRegistry) -> list[Registration]:
-    """What each subject needs; changes nothing.
+    """Plan the changes of each subject, without writing.
 
-    Raises ConfigError when the contracts break a rule by themselves, or a version that the registry holds;
-    Unavailable when it does not answer.
+    Raises ConfigError if the contracts break a rule or are incompatible with a version in the registry, and Unavailable
+    if it does not respond.
     """
     if found := release.findings(catalogue):
         raise ConfigError(
             f"{found[0].message}; nothing was registered",
             hint="`rtfm-cli schemas check` shows everything that is wrong.",
         )
-    return [_plan_one(catalogue, topic, registry) for topic in catalogue.with_schema()]
+    return [_plan_topic(catalogue, topic, registry) for topic in catalogue.topics_with_schema()]
 
 
 def apply(catalogue: Catalogue, registry: SchemaRegistry, planned: list[Registration]) -> list[Registration]:
-    """Write what ``planned`` says, and give it back with the ids and versions that came of it.
+    """Carry out ``planned``, and return it with the registry's ids and versions.
 
-    Raises ConfigError when the registry refuses something, Unavailable when it goes away; then what was registered
-    before is taken back as far as the registry can be reached.
+    Raises ConfigError if the registry refuses something, Unavailable if it stops responding. In both cases earlier
+    writes are rolled back as far as the registry can be reached.
     """
-    undo: list[Callable[[], None]] = []
+    undo_steps: list[Callable[[], None]] = []
     result = []
     try:
         for item in planned:
             name, current = item.topic, catalogue.topic(item.topic).schema or {}
             if item.sets_level:
-                undo.append(partial(registry.set_compatibility, name, registry.compatibility(name)))
+                undo_steps.append(partial(registry.set_compatibility, name, registry.compatibility(name)))
                 registry.set_compatibility(name, item.level)
             for schema in item.missing:
-                # Noted before it is tried: an answer that is lost may still have been a yes.
-                undo.append(partial(_unregister, registry, name, schema))
+                # Noted before the attempt: it may succeed although its response is lost.
+                undo_steps.append(partial(_unregister, registry, name, schema))
                 registry.register(name, schema)
             if (found := registry.lookup(name, current)) is None:
-                raise ConfigError(f"{item.subject} is not found right after it was registered at {registry.url}")
+                raise ConfigError(f"{item.subject} was registered at {registry.url}, but the registry does not find it")
             result.append(evolve(item, schema_id=found[0], version=found[1]))
     except BaseException as exc:
-        left = _take_back(undo)
-        outcome = "nothing was registered" if left is None else f"what was written before is left behind: {left}"
+        left = _roll_back(undo_steps)
+        outcome = "nothing was registered" if left is None else f"earlier writes could not be rolled back: {left}"
         if isinstance(exc, SchemaRefused):
             raise ConfigError(f"{exc}; {outcome}") from exc
         if isinstance(exc, Unavailable):
@@ -92,21 +92,21 @@ def apply(catalogue: Catalogue, registry: SchemaRegistry, planned: list[Registra
         raise
     registry.check_cache()
     for item in result:
-        registry.keep(item.topic, catalogue.topic(item.topic).schema or {}, item.schema_id or 0)
+        registry.cache_id(item.topic, catalogue.topic(item.topic).schema or {}, item.schema_id or 0)
     return result
 
 
-def _plan_one(catalogue: Catalogue, topic: Topic, registry: SchemaRegistry) -> Registration:
+def _plan_topic(catalogue: Catalogue, topic: Topic, registry: SchemaRegistry) -> Registration:
     schema, level = topic.schema or {}, topic.compatibility or "NONE"
-    released = catalogue.released(topic.name)
+    released = catalogue.released_schemas(topic.name)
     history = [*released.values()] + ([] if schema in released.values() else [schema])
     found = registry.lookup(topic.name, schema)
-    held = {number: known for number, (_, known) in registry.versions(topic.name).items()}
-    # A registry that has the current schema has its past too, or had a reason to drop it.
+    in_registry = {number: known for number, (_, known) in registry.versions(topic.name).items()}
+    # A registry with the current schema has its earlier versions too, or they were removed on purpose.
     missing = () if found else tuple(version for version in history if registry.lookup(topic.name, version) is None)
     for version in missing:
-        for number, known in compared(held, level).items():
-            if not accepts(version, known, level):
+        for number, known in versions_to_compare(in_registry, level).items():
+            if not is_accepted(version, known, level):
                 raise ConfigError(
                     f"{registry.subject(topic.name)}: the schema is incompatible with version {number} at"
                     f" {registry.url}; nothing was registered",
@@ -128,10 +128,10 @@ def _unregister(registry: SchemaRegistry, topic_name: str, schema: Schema) -> No
         registry.unregister(topic_name, found[1])
 
 
-def _take_back(undo: list[Callable[[], None]]) -> RtfmError | None:
-    """Undo, last step first; the error of a step that failed, after which the others were tried all the same."""
+def _roll_back(undo_steps: list[Callable[[], None]]) -> RtfmError | None:
+    """Run all steps, the last first, and return the error of one that failed."""
     failed = None
-    for step in reversed(undo):
+    for step in reversed(undo_steps):
         try:
             step()
         except RtfmError as exc:

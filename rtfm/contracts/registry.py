@@ -1,10 +1,10 @@
-"""The schema registry as services use it: they only look up; registering is for ``rtfm-cli schemas register``.
+"""The schema registry as services use it: look-ups only. ``rtfm-cli schemas register`` registers.
 
-Promises of the two look-ups, ``id_for`` and ``schema``: one request at a time, none longer than the timeout; after a
-failure none before a growing, jittered pause is over, meanwhile Unavailable at once; an id that the registry does not
-know is asked for again only after half a minute. What was answered once is kept on disk, so that a service starts with
-the registry gone; then a thread confirms what was taken from there as soon as it can, and when the registry means
-something else by an id, every further look-up raises ConfigError.
+The two look-ups, ``id_for`` and ``schema``, make one request at a time, none longer than the timeout. After a failure
+they raise Unavailable at once until a growing, jittered pause is over. An id that the registry does not know is not
+requested again for half a minute. Responses are cached on disk, so that a service can start without the registry. A
+thread confirms ids from the cache as soon as it can; if the registry has another schema under one of them, every later
+look-up raises ConfigError.
 """
 
 from __future__ import annotations
@@ -24,21 +24,23 @@ from rtfm.errors import ConfigError, RtfmError, Unavailable, UnknownSchema
 
 Answer = TypeVar("Answer")
 
-UNKNOWN_FOR_S = 30.0
-"""How long an id that the registry does not know is not asked for again."""
+UNKNOWN_ID_TTL_S = 30.0
+"""Seconds before an id that the registry does not know is requested again."""
 
-MOST_UNKNOWN = 10_000
-"""Ids that are remembered as unknown; a producer that makes up ids must not fill the memory."""
+MAX_UNKNOWN_IDS = 10_000
+"""Ids that are remembered as unknown, so that a producer of random ids cannot fill the memory."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 15.0
+"""Pause between requests after a failure, before jitter."""
+
 CONFIRM_TIMEOUT_S = 0.5
-"""How long a service that starts waits for the registry to confirm what its cache says."""
+"""Seconds that a starting service waits for the registry to confirm its cached ids."""
 
 _REGISTER_HINT = "Run `rtfm-cli schemas register`."
 
 
 class SchemaRegistry(RegistryClient):
-    """A registry at ``url``, with a memory. Safe to share between threads."""
+    """A registry at ``url``, cached. Safe to share between threads."""
 
     def __init__(
         self,
@@ -49,11 +51,11 @@ class SchemaRegistry(RegistryClient):
         prefix: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``timeout_s`` bounds each request; ``prefix`` stands before every subject; ``cache_dir`` None: no cache."""
+        """``timeout_s`` bounds each request, ``prefix`` precedes every subject; without ``cache_dir`` no disk cache."""
         super().__init__(url, timeout_s=timeout_s, prefix=prefix)
         self._clock = clock
         self._cache = RegistryCache(cache_dir, self.url, prefix)
-        self._lock = threading.Lock()  # held over a request, so that there is one at a time
+        self._lock = threading.Lock()  # held during a request, so that there is one at a time
         self._ids: dict[str, int] = {}
         self._schemas: dict[int, Schema] = {}
         self._unknown: dict[int, tuple[float, str]] = {}
@@ -68,9 +70,9 @@ class SchemaRegistry(RegistryClient):
         self._closed = threading.Event()
 
     def id_for(self, topic_name: str, schema: Schema) -> int:
-        """The id under which ``schema`` is registered for the topic. Never registers.
+        """Return the id of ``schema`` under the topic's subject, without registering it.
 
-        Raises ConfigError when it is not registered, Unavailable when the registry does not answer.
+        Raises ConfigError if it is not registered, Unavailable if the registry does not respond.
         """
         if self._conflict is not None:
             raise self._conflict
@@ -78,9 +80,10 @@ class SchemaRegistry(RegistryClient):
         return known if known is not None else self._find_id(topic_name, schema)
 
     def schema(self, schema_id: int) -> Schema:
-        """The schema that ``schema_id`` stands for.
+        """Return the schema of ``schema_id``.
 
-        Raises UnknownSchema when the registry has none, or no Avro record; Unavailable when it does not answer.
+        Raises UnknownSchema if the registry does not have it or it is not an Avro record, and Unavailable if the
+        registry does not respond.
         """
         if self._conflict is not None:
             raise self._conflict
@@ -88,21 +91,21 @@ class SchemaRegistry(RegistryClient):
         return known if known is not None else self._find_schema(schema_id)
 
     def on_conflict(self, forget: Callable[[], None]) -> None:
-        """Have ``forget`` called, from any thread, once an id is found to mean something else than it did."""
+        """Call ``forget``, from any thread, when an id is found to have another schema than before."""
         self._on_conflict.append(forget)
 
-    def keep(self, topic_name: str, schema: Schema, schema_id: int) -> None:
+    def cache_id(self, topic_name: str, schema: Schema, schema_id: int) -> None:
         """Cache the id of a schema, so that services on this machine can start without the registry."""
         self._cache.keep_id(self.subject(topic_name), fingerprint(schema), schema_id)
         self._cache.keep_schema(schema_id, schema)
 
     def check_cache(self) -> None:
-        """Forget what is cached of this registry when it means something else by any id, as after it was rebuilt.
+        """Clear the disk cache if the registry has another schema under any cached id, for example after a rebuild.
 
-        Raises Unavailable when it does not answer.
+        Raises Unavailable if the registry does not respond.
         """
         for schema_id, schema in self._cache.schemas().items():
-            if not self._still_means(schema_id, fingerprint(schema)):
+            if not self._is_unchanged(schema_id, fingerprint(schema)):
                 self._cache.forget()
                 return
 
@@ -114,19 +117,19 @@ class SchemaRegistry(RegistryClient):
     # Look-ups
 
     def _find_id(self, topic_name: str, schema: Schema) -> int:
-        subject, mark = self.subject(topic_name), fingerprint(schema)
+        subject, expected = self.subject(topic_name), fingerprint(schema)
         with self._lock:
             if topic_name in self._ids:
                 return self._ids[topic_name]
-            found = self._cache.id_of(subject, mark)
+            found = self._cache.id_of(subject, expected)
             if found is not None:
-                self._trust(found, mark)
+                self._use_cached(found, expected)
             else:
-                registered = self._paced(lambda: self.lookup(topic_name, schema))
+                registered = self._request_with_backoff(lambda: self.lookup(topic_name, schema))
                 if registered is None:
                     raise ConfigError(f"the schema of {subject} is not registered at {self.url}", hint=_REGISTER_HINT)
                 found = registered[0]
-                self.keep(topic_name, schema, found)
+                self.cache_id(topic_name, schema, found)
             self._ids[topic_name] = found
             return found
 
@@ -139,7 +142,7 @@ class SchemaRegistry(RegistryClient):
                 raise UnknownSchema(why)
             found = self._cache.schema(schema_id)
             if found is not None:
-                self._trust(schema_id, fingerprint(found))
+                self._use_cached(schema_id, fingerprint(found))
             else:
                 found = self._ask_for_schema(schema_id)
                 self._cache.keep_schema(schema_id, found)
@@ -148,18 +151,18 @@ class SchemaRegistry(RegistryClient):
 
     def _ask_for_schema(self, schema_id: int) -> Schema:
         try:
-            found = self._paced(lambda: self.schema_of(schema_id))
+            found = self._request_with_backoff(lambda: self.fetch_schema(schema_id))
             if found is None:
                 raise UnknownSchema(f"schema id {schema_id} does not exist at {self.url}")
         except UnknownSchema as exc:
-            if len(self._unknown) >= MOST_UNKNOWN:
+            if len(self._unknown) >= MAX_UNKNOWN_IDS:
                 self._unknown.clear()
-            self._unknown[schema_id] = (self._clock() + UNKNOWN_FOR_S, str(exc))
+            self._unknown[schema_id] = (self._clock() + UNKNOWN_ID_TTL_S, str(exc))
             raise
         return found
 
-    def _paced(self, request: Callable[[], Answer]) -> Answer:
-        """The answer to ``request``, which is not made while the pause after a failure lasts."""
+    def _request_with_backoff(self, request: Callable[[], Answer]) -> Answer:
+        """Return the response to ``request``; raises Unavailable without a request during the pause after a failure."""
         if self._last_failure is not None and self._clock() < self._not_before:
             raise Unavailable(self._last_failure.dependency, str(self._last_failure), hint=self._last_failure.hint)
         try:
@@ -172,12 +175,12 @@ class SchemaRegistry(RegistryClient):
         self._last_failure = None
         return answer
 
-    # Confirming what the cache said
+    # Confirming cached ids
 
-    def _trust(self, schema_id: int, mark: str) -> None:
-        """Use a cached id now, and see to it that the registry still means the same by it. Called under the lock."""
+    def _use_cached(self, schema_id: int, expected: str) -> None:
+        """Accept a cached id, and have it confirmed now or in the background. Call with the lock held."""
         with self._trust_lock:
-            self._unconfirmed[schema_id] = mark
+            self._unconfirmed[schema_id] = expected
             if self._confirming:
                 return
         try:
@@ -189,24 +192,24 @@ class SchemaRegistry(RegistryClient):
             raise self._conflict
 
     def _confirm(self, timeout_s: float) -> None:
-        for schema_id, mark in list(self._unconfirmed.items()):
-            if not self._still_means(schema_id, mark, timeout_s):
+        for schema_id, expected in list(self._unconfirmed.items()):
+            if not self._is_unchanged(schema_id, expected, timeout_s):
                 self._conflict = ConfigError(
-                    f"schema id {schema_id} means something else at {self.url} than when this service last used it",
-                    hint="If it was rebuilt, run `rtfm-cli schemas register` on this machine, which forgets the old"
-                    " ids, and start the service again.",
+                    f"schema id {schema_id} is another schema at {self.url} than when this service last used it",
+                    hint="If the registry was rebuilt, run `rtfm-cli schemas register` on this machine, which clears"
+                    " the cached ids, and start the service again.",
                 )
                 for forget in self._on_conflict:
                     forget()
                 return
             self._unconfirmed.pop(schema_id, None)
 
-    def _still_means(self, schema_id: int, mark: str, timeout_s: float | None = None) -> bool:
+    def _is_unchanged(self, schema_id: int, expected: str, timeout_s: float | None = None) -> bool:
         try:
-            found = self.schema_of(schema_id, timeout_s)
+            found = self.fetch_schema(schema_id, timeout_s)
         except UnknownSchema:
             return False
-        return found is not None and fingerprint(found) == mark
+        return found is not None and fingerprint(found) == expected
 
     def _keep_confirming(self) -> None:
         pause = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
@@ -214,7 +217,7 @@ class SchemaRegistry(RegistryClient):
             try:
                 self._confirm(self._timeout_s)
             except RtfmError:
-                continue  # out of reach, or it refuses the credentials: neither says what an id means
+                continue  # unreachable, or it refuses the credentials: the ids stay unconfirmed
             with self._trust_lock:
                 if not self._unconfirmed or self._conflict is not None:
                     self._confirming = False

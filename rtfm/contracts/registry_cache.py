@@ -1,9 +1,8 @@
-"""What a registry answered before, on disk: ids and schemas, by registry address and prefix.
+"""A disk cache of a registry's ids and schemas, by registry address and prefix.
 
-A schema id is never given to another schema, so what is kept here does not grow old; a registry that was rebuilt from
-nothing breaks that, which is why ``registry`` confirms ids before it trusts them for long. Each answer is a file of its
-own, so that services that share a folder do not undo each other's. A cache that cannot be read or written is no cache,
-and no error.
+Entries do not expire, because a registry never gives an id to another schema. Only a rebuilt registry breaks that, so
+``registry`` confirms cached ids. Each entry is a file, so that services that share a folder do not overwrite each
+other's. A cache that cannot be read or written is ignored, without an error.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from typing import Any
 from urllib.parse import quote
 
 from rtfm.contracts.catalogue import Schema
-from rtfm.files import write_whole
+from rtfm.files import write_atomically
 
 
 class RegistryCache:
-    """The answers of one registry, in a folder below ``directory``; nowhere when that is None. Thread-safe."""
+    """The cache of one registry, in a folder below ``directory``; empty if that is None. Thread-safe."""
 
     def __init__(self, directory: Path | None, url: str, prefix: str) -> None:
         name = hashlib.sha256(f"{url} {prefix}".encode()).hexdigest()[:24]
@@ -29,17 +28,17 @@ class RegistryCache:
         self._url = url
 
     def id_of(self, subject: str, fingerprint: str) -> int | None:
-        """The id that the schema with ``fingerprint`` had under ``subject``."""
+        """Return the cached id of the schema with ``fingerprint`` under ``subject``."""
         known = self._read(_id_file(subject, fingerprint)).get("id")
         return known if type(known) is int else None
 
     def schema(self, schema_id: int) -> Schema | None:
-        """The schema that ``schema_id`` stood for."""
+        """Return the cached schema of ``schema_id``."""
         known = self._read(_schema_file(schema_id)).get("schema")
         return known if isinstance(known, dict) and known.get("type") == "record" else None
 
     def schemas(self) -> dict[int, Schema]:
-        """Every schema that is kept, by its id."""
+        """Return every cached schema, by id."""
         found = {}
         for path in sorted(self._folder.glob("schema-*.json")) if self._folder and self._folder.is_dir() else ():
             schema_id = path.stem.removeprefix("schema-")
@@ -48,17 +47,17 @@ class RegistryCache:
         return found
 
     def keep_id(self, subject: str, fingerprint: str, schema_id: int) -> None:
-        """Remember the id of a schema under ``subject``."""
+        """Cache the id of a schema under ``subject``."""
         if self.id_of(subject, fingerprint) != schema_id:
             self._write(_id_file(subject, fingerprint), {"url": self._url, "subject": subject, "id": schema_id})
 
     def keep_schema(self, schema_id: int, schema: Schema) -> None:
-        """Remember what ``schema_id`` stands for."""
+        """Cache the schema of ``schema_id``."""
         if self.schema(schema_id) != schema:
             self._write(_schema_file(schema_id), {"url": self._url, "id": schema_id, "schema": schema})
 
     def forget(self) -> None:
-        """Remember nothing of this registry."""
+        """Delete everything cached of this registry."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -75,7 +74,7 @@ class RegistryCache:
         if self._folder is None:
             return
         with suppress(OSError):
-            write_whole(self._folder / name, json.dumps(content, ensure_ascii=False))
+            write_atomically(self._folder / name, json.dumps(content, ensure_ascii=False))
 
 
 def _id_file(subject: str, fingerprint: str) -> str:

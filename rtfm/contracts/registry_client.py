@@ -1,8 +1,8 @@
-"""A schema registry's REST API, as Confluent's clients speak it: one method a request, no state but the connections.
+"""A client of Confluent's schema registry API: one method per request, no state except connections.
 
-Plain httpx rather than Confluent's client: that one waits for ever unless told, raises two families of errors, and
-has neither a bound on look-ups of one unknown id nor a way to start from a cache; what is needed here is a handful of
-requests. Promises that no request takes longer than its timeout, however slowly the answer or the address comes.
+Promises that no request takes longer than its timeout, however slowly the response or the host name's address arrives.
+Plain httpx instead of Confluent's client, which waits without limit by default, raises two families of errors, requests
+an unknown id again for every record, and cannot start from a cache.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from urllib.parse import quote, unquote, urlsplit
 import fastavro
 import httpx
 
-from rtfm.addresses import shown
+from rtfm.addresses import redact_address
 from rtfm.contracts import tree
 from rtfm.contracts.catalogue import Schema
-from rtfm.deadline import within
+from rtfm.deadline import run_within
 from rtfm.errors import ConfigError, PermanentError, Unavailable, UnknownSchema
 
-# Confluent's error codes; a 404 without one of them comes from a wrong address.
+# Confluent's error codes for "not found"; a 404 without one of them means a wrong address.
 _NOT_FOUND = (40401, 40402, 40403, 40408)
 
 MAX_ANSWER_BYTES = 1_000_000
-"""The rest of a longer answer is not read. The schemas here have some ten thousand bytes."""
+"""Limit on a response; the rest is not read. This project's schemas have about ten thousand bytes."""
 
 
 class SchemaRefused(PermanentError):
-    """The registry refuses a schema: invalid, or incompatible with a version that it holds."""
+    """The registry refuses a schema: it is invalid, or incompatible with a registered version."""
 
 
 class _AnswerTooLong(PermanentError):
-    """An answer has more than MAX_ANSWER_BYTES."""
+    """A response has more than MAX_ANSWER_BYTES."""
 
 
 class RegistryClient:
-    """A registry at ``url`` (path included; ``https://user:password@host`` signs in). Safe to share between threads."""
+    """A registry at ``url``, path and ``user:password@`` included. Safe to share between threads."""
 
     def __init__(self, url: str, *, timeout_s: float = 2.0, prefix: str = "") -> None:
-        """``timeout_s`` bounds each request; ``prefix`` stands before every subject."""
+        """``timeout_s`` bounds each request; ``prefix`` precedes every subject."""
         parts = urlsplit(url)
-        self.url = shown(url).rstrip("/")
+        self.url = redact_address(url).rstrip("/")
         self._prefix = prefix
         self._timeout_s = timeout_s
         self._client = httpx.Client(
@@ -51,18 +51,18 @@ class RegistryClient:
         )
 
     def subject(self, topic_name: str) -> str:
-        """The registry's name for the values of the topic (TopicNameStrategy, with the prefix)."""
+        """Return the subject of the topic's values (TopicNameStrategy, with the prefix)."""
         return f"{self._prefix}{topic_name}-value"
 
-    def schema_of(self, schema_id: int, timeout_s: float | None = None) -> Schema | None:
-        """The schema that ``schema_id`` stands for; None when the registry has none.
+    def fetch_schema(self, schema_id: int, timeout_s: float | None = None) -> Schema | None:
+        """Fetch the schema of ``schema_id``; None if the registry does not have it.
 
-        Raises UnknownSchema when it stands for something else than an Avro record that can be read by itself.
+        Raises UnknownSchema if it is not an Avro record schema without references.
         """
         try:
             answer = self._request("GET", f"/schemas/ids/{schema_id}", timeout_s=timeout_s)
         except _AnswerTooLong as exc:
-            # No record of it can be read, and whoever can register schemas must not end a service with one.
+            # Not ConfigError: a client that can register schemas must not be able to stop a service with one.
             raise UnknownSchema(f"schema id {schema_id}: {exc}") from exc
         if answer is None:
             return None
@@ -71,19 +71,21 @@ class RegistryClient:
             fastavro.parse_schema(json.loads(answer["schema"]))
             tree.parse(schema)
         except Exception as exc:  # not JSON, such as Protobuf; fastavro raises its own errors, KeyError and TypeError
-            raise UnknownSchema(f"schema id {schema_id} at {self.url} is no Avro schema that stands by itself") from exc
+            raise UnknownSchema(
+                f"schema id {schema_id} at {self.url} is not an Avro schema, or needs references"
+            ) from exc
         if not isinstance(schema, dict) or schema.get("type") != "record":
-            raise UnknownSchema(f"schema id {schema_id} at {self.url} is no Avro record")
+            raise UnknownSchema(f"schema id {schema_id} at {self.url} is not an Avro record")
         return cast("Schema", schema)
 
     def lookup(self, topic_name: str, schema: Schema) -> tuple[int, int] | None:
-        """The (id, version) of ``schema`` under the topic's subject; None when it is not registered there."""
-        answer = self._request("POST", f"/subjects/{self._quoted(topic_name)}", _body(schema))
+        """Look up the (id, version) of ``schema`` under the topic's subject; None if it is not registered there."""
+        answer = self._request("POST", f"/subjects/{self._quoted_subject(topic_name)}", _body(schema))
         return None if answer is None else (int(answer["id"]), int(answer["version"]))
 
     def versions(self, topic_name: str) -> dict[int, tuple[int, Schema]]:
-        """Version → (id, schema) of the topic's subject, ascending; empty when it has none."""
-        path = f"/subjects/{self._quoted(topic_name)}/versions"
+        """Fetch version → (id, schema) of the topic's subject, ascending; empty if it has none."""
+        path = f"/subjects/{self._quoted_subject(topic_name)}/versions"
         found = {}
         for number in sorted(self._request("GET", path) or ()):
             answer = self._request("GET", f"{path}/{number}")
@@ -93,59 +95,59 @@ class RegistryClient:
                 schema = json.loads(answer["schema"])
             except ValueError as exc:
                 raise ConfigError(
-                    f"{self.subject(topic_name)} version {number} at {self.url} is no Avro schema",
+                    f"{self.subject(topic_name)} version {number} at {self.url} is not an Avro schema",
                     hint=f"Remove it: curl -X DELETE {self.url}{path}/{number}",
                 ) from exc
             found[int(number)] = (int(answer["id"]), cast("Schema", schema))
         return found
 
     def register(self, topic_name: str, schema: Schema) -> int:
-        """Register ``schema`` as the next version and give its id; the same id when it is registered already.
+        """Register ``schema`` as the next version and return its id; its present id if it is registered already.
 
-        Raises SchemaRefused when the registry finds it invalid or incompatible.
+        Raises SchemaRefused if the registry finds it invalid or incompatible.
         """
-        answer = self._request("POST", f"/subjects/{self._quoted(topic_name)}/versions", _body(schema))
+        answer = self._request("POST", f"/subjects/{self._quoted_subject(topic_name)}/versions", _body(schema))
         return int(answer["id"])
 
     def is_compatible(self, topic_name: str, schema: Schema, version: int) -> bool:
-        """The registry's own verdict on ``schema`` against ``version``, under the subject's level."""
-        path = f"/compatibility/subjects/{self._quoted(topic_name)}/versions/{version}"
+        """Return the registry's verdict on ``schema`` against ``version``, under the subject's level."""
+        path = f"/compatibility/subjects/{self._quoted_subject(topic_name)}/versions/{version}"
         answer = self._request("POST", path, _body(schema))
         return bool(answer["is_compatible"])
 
     def compatibility(self, topic_name: str) -> str | None:
-        """The compatibility level that is set for the subject itself; None when it follows the registry's default."""
-        answer = self._request("GET", f"/config/{self._quoted(topic_name)}")
+        """Fetch the subject's own compatibility level; None if it follows the registry's default."""
+        answer = self._request("GET", f"/config/{self._quoted_subject(topic_name)}")
         return None if answer is None else str(answer.get("compatibilityLevel") or answer.get("compatibility"))
 
     def set_compatibility(self, topic_name: str, level: str | None) -> None:
-        """Set the compatibility level of the subject; None lets it follow the registry's default."""
-        path = f"/config/{self._quoted(topic_name)}"
+        """Set the compatibility level of the subject; None restores the registry's default."""
+        path = f"/config/{self._quoted_subject(topic_name)}"
         if level is None:
             self._request("DELETE", path)
         else:
             self._request("PUT", path, {"compatibility": level})
 
     def unregister(self, topic_name: str, version: int) -> None:
-        """Take a version back that was registered by mistake. Its id stays taken."""
+        """Delete a version permanently that was registered by mistake. Its id stays in use."""
         self.remove(topic_name, version)
-        self._request("DELETE", f"/subjects/{self._quoted(topic_name)}/versions/{version}?permanent=true")
+        self._request("DELETE", f"/subjects/{self._quoted_subject(topic_name)}/versions/{version}?permanent=true")
 
     def remove(self, topic_name: str, version: int) -> None:
-        """Take a version out of its subject; its id goes on standing for the schema, for records that have it."""
-        self._request("DELETE", f"/subjects/{self._quoted(topic_name)}/versions/{version}")
+        """Remove a version from its subject. Its id keeps the schema, so that records with it stay readable."""
+        self._request("DELETE", f"/subjects/{self._quoted_subject(topic_name)}/versions/{version}")
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
 
-    def _quoted(self, topic_name: str) -> str:
+    def _quoted_subject(self, topic_name: str) -> str:
         return quote(self.subject(topic_name), safe="")
 
     def _request(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout_s: float | None = None
     ) -> Any:
-        """The answer as JSON; None when the registry says that there is no such thing."""
+        """Return the response as JSON; None if the registry reports that the resource does not exist."""
         bound_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
 
         def ask() -> tuple[int, bytes]:
@@ -158,15 +160,15 @@ class RegistryClient:
                 return response.status_code, bytes(content)
 
         try:
-            status, content = within(bound_s, ask)
+            status, content = run_within(bound_s, ask)
         except TimeoutError as exc:
             raise self._unavailable(f"no answer within {bound_s:g} s") from exc
-        except (httpx.HTTPError, RuntimeError) as exc:  # RuntimeError: the client was closed meanwhile
+        except (httpx.HTTPError, RuntimeError) as exc:  # RuntimeError: the client was closed during the request
             late = isinstance(exc, httpx.TimeoutException)
             raise self._unavailable(f"no answer within {bound_s:g} s" if late else str(exc)) from exc
         if len(content) > MAX_ANSWER_BYTES:
             raise _AnswerTooLong(f"{self.url} answers with more than {MAX_ANSWER_BYTES} bytes to {method} {path}")
-        answer = _json(content)
+        answer = _parse_json(content)
         if status == 404 and isinstance(answer, dict) and answer.get("error_code") in _NOT_FOUND:
             return None
         if status in (401, 403):
@@ -175,14 +177,16 @@ class RegistryClient:
                 hint="Put them into SCHEMA_REGISTRY_URL: https://user:password@host.",
             )
         if status in (409, 422):
-            said = answer.get("message") if isinstance(answer, dict) else None
-            raise SchemaRefused(f"the schema registry refuses it: {said or content[:200].decode(errors='replace')}")
+            reason = answer.get("message") if isinstance(answer, dict) else None
+            raise SchemaRefused(
+                f"the schema registry refuses the schema: {reason or content[:200].decode(errors='replace')}"
+            )
         if status >= 500 or status in (408, 429):
-            raise self._unavailable(f"it answers {status}")
+            raise self._unavailable(f"it responds with status {status}")
         if status >= 300 or answer is None:
             raise ConfigError(
-                f"{self.url} does not answer as a schema registry does ({status} to {method} {path})",
-                hint="SCHEMA_REGISTRY_URL takes the path too, such as /apis/ccompat/v7.",
+                f"{self.url} does not respond like a schema registry ({status} to {method} {path})",
+                hint="SCHEMA_REGISTRY_URL must include the path, for example /apis/ccompat/v7.",
             )
         return answer
 
@@ -198,7 +202,7 @@ def _body(schema: Schema) -> dict[str, Any]:
     return {"schema": json.dumps(schema, separators=(",", ":"), ensure_ascii=False), "schemaType": "AVRO"}
 
 
-def _json(content: bytes) -> Any:
+def _parse_json(content: bytes) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
-"""Checking the contracts as a whole, and freezing them as released versions.
+"""Checks of all contracts, and their release as frozen versions.
 
-A release writes ``released/<subject>/<n>.avsc``, an example of it with its bytes, and ``contracts.lock``. Nothing is
-written unless everything checks.
+A release writes ``released/<subject>/<n>.avsc``, examples with their bytes, and ``contracts.lock``. It writes nothing
+if a check fails.
 """
 
 from __future__ import annotations
@@ -17,49 +17,49 @@ from attrs import evolve
 
 from rtfm.contracts import lock
 from rtfm.contracts.catalogue import Catalogue, Schema, Topic
-from rtfm.contracts.reference import parsed
+from rtfm.contracts.reference import parse_for_fastavro
 from rtfm.contracts.registry import SchemaRegistry
 from rtfm.contracts.rules import lint
-from rtfm.contracts.rules.compatibility import accepts, violations
+from rtfm.contracts.rules.compatibility import find_violations, is_accepted
 from rtfm.contracts.rules.findings import Finding
 from rtfm.contracts.tree import Node, parse
 from rtfm.errors import ConfigError
-from rtfm.files import write_whole
+from rtfm.files import write_atomically
 
 _SNOWFLAKE = "1286754213907726336"
 _TIME_MS = 1_726_854_000_123
 
 
 def findings(catalogue: Catalogue) -> list[Finding]:
-    """Everything that is wrong with the catalogue, from its files alone. Raises ConfigError for malformed ones."""
+    """Check the catalogue by its files alone. Raises ConfigError for malformed files."""
     found = [
         Finding(
             kind="lock", subject=subject, rule="released", path="", message=f"{subject}: {what}", file=lock.LOCK_FILE
         )
-        for subject, what in lock.breaches(catalogue)
+        for subject, what in lock.find_breaches(catalogue)
     ]
-    for topic in catalogue.with_schema():
-        found += findings_of(topic, catalogue.released(topic.name))
+    for topic in catalogue.topics_with_schema():
+        found += topic_findings(topic, catalogue.released_schemas(topic.name))
     return found
 
 
-def findings_of(topic: Topic, released: Mapping[int, Schema]) -> list[Finding]:
-    """What is wrong with the schema of one topic: by itself, and against its released versions."""
+def topic_findings(topic: Topic, released: Mapping[int, Schema]) -> list[Finding]:
+    """Check the schema of one topic: by itself, and against its released versions."""
     schema = topic.schema or {}
     by_itself = [
         Finding(
             kind="lint",
             subject=topic.subject,
-            rule=fault.rule,
-            path=fault.path,
-            message=f"{topic.subject}: {fault.what}; {fault.mend}",
-            mend=fault.mend,
+            rule=breach.rule,
+            path=breach.path,
+            message=f"{topic.subject}: {breach.what}; {breach.fix}",
+            mend=breach.fix,
             file=topic.schema_file,
-            what=fault.what,
+            what=breach.what,
         )
-        for fault in lint.faults(schema)
+        for breach in lint.find_breaches(schema)
     ]
-    against = violations(topic.subject, schema, released, topic.compatibility or "NONE")
+    against = find_violations(topic.subject, schema, released, topic.compatibility or "NONE")
     return by_itself + [
         evolve(finding, producers=topic.producers, consumers=topic.consumers, file=topic.schema_file)
         for finding in against
@@ -67,27 +67,26 @@ def findings_of(topic: Topic, released: Mapping[int, Schema]) -> list[Finding]:
 
 
 def disagreements(catalogue: Catalogue, registry: SchemaRegistry) -> list[Finding]:
-    """Where the registry's verdict on a schema against a version that it holds is not ours by Avro's rules.
+    """Find where the registry's verdict on a schema against a registered version differs from ours, by Avro's rules.
 
-    Raises Unavailable when the registry does not answer.
+    Raises Unavailable if the registry does not respond.
     """
     found = []
-    for topic in catalogue.with_schema():
+    for topic in catalogue.topics_with_schema():
         schema, level = topic.schema or {}, topic.compatibility or "NONE"
-        for version, (_, held) in registry.versions(topic.name).items():
+        for version, (_, registered) in registry.versions(topic.name).items():
             theirs = registry.is_compatible(topic.name, schema, version)
-            ours = accepts(schema, held, level)
+            ours = is_accepted(schema, registered, level)
             if theirs is not ours:
-                said = (
-                    f"the registry at {registry.url} {'takes' if theirs else 'refuses'} it after its version {version}"
-                )
+                verb = "accepts" if theirs else "refuses"
+                verdict = f"the registry at {registry.url} {verb} it after its version {version}"
                 found.append(
                     Finding(
                         kind="registry",
                         subject=topic.subject,
                         rule="registry-disagrees",
                         path="",
-                        message=f"{topic.subject}: {said}, this check {'takes' if ours else 'refuses'} it",
+                        message=f"{topic.subject}: {verdict}, this check {'accepts' if ours else 'refuses'} it",
                         version=version,
                         file=topic.schema_file,
                     )
@@ -96,17 +95,17 @@ def disagreements(catalogue: Catalogue, registry: SchemaRegistry) -> list[Findin
 
 
 def plan(catalogue: Catalogue) -> dict[str, int]:
-    """Topic → the version that its schema would be released as, for those that changed since the last release."""
+    """Return topic → next version, for the topics whose schema changed since the last release."""
     changed = {}
-    for topic in catalogue.with_schema():
-        released = catalogue.released(topic.name)
+    for topic in catalogue.topics_with_schema():
+        released = catalogue.released_schemas(topic.name)
         if not released or topic.schema != released[max(released)]:
             changed[topic.name] = max(released, default=0) + 1
     return changed
 
 
 def release(catalogue: Catalogue, planned: dict[str, int]) -> None:
-    """Freeze the schemas as planned; refuses with ConfigError, and writes nothing, when anything is wrong."""
+    """Freeze the schemas as planned; raises ConfigError, and writes nothing, if a check fails."""
     if found := findings(catalogue):
         raise ConfigError(
             f"nothing was released: {found[0].message}", hint="`rtfm-cli schemas check` shows everything that is wrong."
@@ -117,14 +116,14 @@ def release(catalogue: Catalogue, planned: dict[str, int]) -> None:
 
 
 def reset(catalogue: Catalogue) -> None:
-    """Make the schemas as they stand version 1 of each subject; all that was released is forgotten.
+    """Delete all released versions and make the present schemas version 1 of each subject.
 
-    Raises ConfigError when a schema is wrong by itself. Whether a reset is still allowed is the caller's to know.
+    Raises ConfigError if a schema breaks a rule by itself. The caller decides whether a reset is still allowed.
     """
-    for topic in catalogue.with_schema():
-        if found := findings_of(topic, {}):
+    for topic in catalogue.topics_with_schema():
+        if found := topic_findings(topic, {}):
             raise ConfigError(f"nothing was reset: {found[0].message}")
-    for topic in catalogue.with_schema():
+    for topic in catalogue.topics_with_schema():
         for path in sorted(catalogue.released_directory(topic.name).glob("*")):
             path.unlink()
         _freeze(catalogue, topic, 1)
@@ -132,45 +131,45 @@ def reset(catalogue: Catalogue) -> None:
 
 
 def _freeze(catalogue: Catalogue, topic: Topic, version: int) -> None:
-    assert topic.schema is not None  # noqa: S101 - see Catalogue.with_schema
+    assert topic.schema is not None  # noqa: S101 - see Catalogue.topics_with_schema
     directory = catalogue.released_directory(topic.name)
     text = (catalogue.directory / str(topic.schema_file)).read_text(encoding="utf-8")
-    write_whole(directory / f"{version}.avsc", text)
-    write_whole(directory / f"{version}.examples.json", _json(examples(topic.schema)))
+    write_atomically(directory / f"{version}.avsc", text)
+    write_atomically(directory / f"{version}.examples.json", _to_json(examples(topic.schema)))
 
 
 def examples(schema: Schema) -> list[dict[str, Any]]:
-    """Two records of ``schema`` as JSON and as the hexadecimal of their Avro bytes: a full one and the least one."""
+    """Build a full and a minimal record of ``schema``, as JSON and as hexadecimal Avro bytes."""
     node = parse(schema)
     return [
-        {"value": value, "avro": _encoded(schema, value)}
-        for value in (_example(node, "", full=True), _example(node, "", full=False))
+        {"value": value, "avro": _encode(schema, value)}
+        for value in (_build_example(node, "", full=True), _build_example(node, "", full=False))
     ]
 
 
 def examples_path(catalogue: Catalogue, topic: Topic, version: int) -> Path:
-    """Where the examples of a released version stand."""
+    """Return the path of the examples of a released version."""
     return catalogue.released_directory(topic.name) / f"{version}.examples.json"
 
 
-def _encoded(schema: Schema, value: Any) -> str:
+def _encode(schema: Schema, value: Any) -> str:
     out = io.BytesIO()
-    fastavro.schemaless_writer(out, parsed(schema), value)
+    fastavro.schemaless_writer(out, parse_for_fastavro(schema), value)
     return out.getvalue().hex()
 
 
-def _example(node: Node, name: str, *, full: bool) -> Any:
+def _build_example(node: Node, name: str, *, full: bool) -> Any:
     match node.kind:
         case "record":
-            return {entry.name: _example(entry.node, entry.name, full=full) for entry in node.fields}
+            return {entry.name: _build_example(entry.node, entry.name, full=full) for entry in node.fields}
         case "array":
-            return [_example(node.items, name, full=full) for _ in range(2)] if full and node.items else []
+            return [_build_example(node.items, name, full=full) for _ in range(2)] if full and node.items else []
         case "map":
-            return {"key": _example(node.items, name, full=full)} if full and node.items else {}
+            return {"key": _build_example(node.items, name, full=full)} if full and node.items else {}
         case "union":
             null = next((branch for branch in node.branches if branch.kind == "null"), None)
             others = [branch for branch in node.branches if branch.kind != "null"]
-            return None if null and not full else _example(others[0], name, full=full)
+            return None if null and not full else _build_example(others[0], name, full=full)
         case "enum":
             return node.symbols[-1] if full else node.symbols[0]
         case "string":
@@ -187,5 +186,5 @@ def _example(node: Node, name: str, *, full: bool) -> Any:
             return None
 
 
-def _json(value: Any) -> str:
+def _to_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, default=lambda data: data.decode("latin-1")) + "\n"

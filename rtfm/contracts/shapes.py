@@ -1,7 +1,7 @@
-"""What an event looks like to a codec: an attrs class and an Avro schema, matched field by field.
+"""Shapes of events: an attrs class and an Avro schema, matched field by field.
 
-Owns the rules of that match, and says which field drifted, or which value does not fit. A shape is made once, when a
-codec is built. ``Other`` marks the types that the contracts do not use: only fastavro reads and writes those.
+Owns the rules of that match; errors name the field that differs, or the value that does not fit. A codec builds its
+shape once. ``Other`` marks the types that the contracts do not use, which only fastavro reads and writes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Sequence:
 
 @frozen
 class Nullable:
-    """None or ``value``; ``null_first`` tells which of the two union branches null is."""
+    """None or ``value``; ``null_first`` tells whether null is the first of the two union branches."""
 
     value: Shape
     null_first: bool
@@ -65,7 +65,7 @@ class Nullable:
 
 @frozen
 class Slot:
-    """One field of a record: its shape, and its default as JSON (attrs.NOTHING where there is none)."""
+    """One field of a record: its shape, and its default as JSON (attrs.NOTHING if it has none)."""
 
     name: str
     shape: Shape
@@ -73,7 +73,7 @@ class Slot:
 
 
 @frozen
-class Record:
+class RecordShape:
     """An attrs class, with its fields in the order of the schema."""
 
     event_class: type[Any]
@@ -86,11 +86,11 @@ class Other:
     """A type that the contracts do not use: aliases, maps, fixed, unions of several; the value is fastavro's own."""
 
 
-Shape = Primitive | Enumeration | Sequence | Nullable | Record | Other
+Shape = Primitive | Enumeration | Sequence | Nullable | RecordShape | Other
 
 
-def match(event_class: type[Any], schema: Schema) -> Record:
-    """The shape of ``event_class`` under the record ``schema``.
+def match(event_class: type[Any], schema: Schema) -> RecordShape:
+    """Match ``event_class`` with the record ``schema`` and return the shape.
 
     Raises ConfigError that names the class, the field and the difference.
     """
@@ -98,74 +98,76 @@ def match(event_class: type[Any], schema: Schema) -> Record:
     try:
         if event_class.__name__ != node.short_name:
             raise ConfigError(f"{event_class.__name__} does not match the schema {node.name}: the names differ")
-        return _record(event_class, node, event_class.__name__, ())
+        return _match_record(event_class, node, event_class.__name__, ())
     except ConfigError as exc:
         exc.hint = f"Change the class in {event_class.__module__} together with its schema."
         raise
 
 
 def is_covered(shape: Shape) -> bool:
-    """Whether the compiled codec reads and writes all of ``shape``."""
+    """Return whether the compiled codec supports all of ``shape``."""
     match shape:
-        case Other() | Record(slots=()):
+        case Other() | RecordShape(slots=()):
             return False
         case Sequence(items=inner) | Nullable(value=inner):
             return is_covered(inner)
-        case Record(slots=slots):
+        case RecordShape(slots=slots):
             return all(is_covered(slot.shape) for slot in slots)
         case _:
             return True
 
 
-def misfit(shape: Shape, value: Any, path: str) -> str | None:
-    """What of ``value`` does not fit ``shape``, with its path and never with its content; None when all fits."""
+def find_misfit(shape: Shape, value: Any, path: str) -> str | None:
+    """Return the path in ``value`` that does not fit ``shape``, and why, never its content; None if all fits."""
     match shape:
-        case Record(event_class=event_class, slots=slots):
+        case RecordShape(event_class=event_class, slots=slots):
             if type(value) is not event_class:
-                return _unlike(value, event_class.__name__, path)
-            found = (misfit(slot.shape, getattr(value, slot.name), f"{path}.{slot.name}") for slot in slots)
+                return _type_mismatch(value, event_class.__name__, path)
+            found = (find_misfit(slot.shape, getattr(value, slot.name), f"{path}.{slot.name}") for slot in slots)
             return next((text for text in found if text), None)
         case Sequence(items=items):
             if type(value) is not list:
-                return _unlike(value, "a list", path)
-            found = (misfit(items, item, f"{path}[{place}]") for place, item in enumerate(value))
+                return _type_mismatch(value, "a list", path)
+            found = (find_misfit(items, item, f"{path}[{place}]") for place, item in enumerate(value))
             return next((text for text in found if text), None)
         case Nullable(value=inner):
-            return None if value is None else misfit(inner, value, path)
+            return None if value is None else find_misfit(inner, value, path)
         case Enumeration(enum_class=enum_class):
-            return None if type(value) is enum_class else _unlike(value, enum_class.__name__, path)
+            return None if type(value) is enum_class else _type_mismatch(value, enum_class.__name__, path)
         case Primitive(kind=kind):
-            return _misfit_primitive(kind, value, path)
+            return _find_primitive_misfit(kind, value, path)
         case _:
             return None
 
 
-def _misfit_primitive(kind: str, value: Any, path: str) -> str | None:
-    wanted = PRIMITIVES[kind]
+def _find_primitive_misfit(kind: str, value: Any, path: str) -> str | None:
+    expected = PRIMITIVES[kind]
     fits = (
-        isinstance(value, str) if kind == "string" else type(value) in ((float, int) if wanted is float else (wanted,))
+        isinstance(value, str)
+        if kind == "string"
+        else type(value) in ((float, int) if expected is float else (expected,))
     )
     if not fits:
-        return _unlike(value, kind, path)
+        return _type_mismatch(value, kind, path)
     if kind in RANGES and not RANGES[kind][0] <= value <= RANGES[kind][1]:
         return f"{path} is out of the range of {kind}"
     if kind == "string":
         try:
             value.encode()
         except UnicodeEncodeError:
-            return f"{path} holds half of a surrogate pair, which UTF-8 cannot write"
+            return f"{path} contains half of a surrogate pair, which UTF-8 cannot encode"
     return None
 
 
-def _unlike(value: Any, wanted: str, path: str) -> str:
-    return f"{path} is {type(value).__name__}, not {wanted}"
+def _type_mismatch(value: Any, expected: str, path: str) -> str:
+    return f"{path} is {type(value).__name__}, not {expected}"
 
 
-def _record(event_class: Any, node: Node, path: str, above: tuple[str, ...]) -> Record:
+def _match_record(event_class: Any, node: Node, path: str, above: tuple[str, ...]) -> RecordShape:
     if node.name in above:
-        raise ConfigError(f"{path}: {node.name} contains itself, which events may not")
+        raise ConfigError(f"{path}: {node.name} contains itself, which is not supported in events")
     if not (isinstance(event_class, type) and attrs.has(event_class)):
-        raise _drift(path, event_class, f"the record {node.name}")
+        raise _drift_error(path, event_class, f"the record {node.name}")
     hints = typing.get_type_hints(event_class)
     of_class = {attribute.name: attribute for attribute in attrs.fields(event_class)}
     of_schema = [entry.name for entry in node.fields]
@@ -175,43 +177,43 @@ def _record(event_class: Any, node: Node, path: str, above: tuple[str, ...]) -> 
         raise ConfigError(f"{path}.{extra[0]} is in the class, but not in the schema {node.name}")
     if list(of_class) != of_schema:
         first = next(name for name, other in zip(of_class, of_schema, strict=True) if name != other)
-        raise ConfigError(f"{path}.{first} stands in another place than in the schema {node.name}")
+        raise ConfigError(f"{path}.{first} is in another position than in the schema {node.name}")
     slots = []
     for entry in node.fields:
         where = f"{path}.{entry.name}"
         _check_default(of_class[entry.name], entry, where)
-        shape = _shape(hints[entry.name], entry.node, where, (*above, node.name))
+        shape = _match_type(hints[entry.name], entry.node, where, (*above, node.name))
         slots.append(Slot(entry.name, Other() if entry.aliases else shape, entry.default))
-    return Record(event_class, node.name, tuple(slots))
+    return RecordShape(event_class, node.name, tuple(slots))
 
 
-def _shape(hint: Any, node: Node, path: str, above: tuple[str, ...]) -> Shape:
+def _match_type(hint: Any, node: Node, path: str, above: tuple[str, ...]) -> Shape:
     if node.is_nullable:
         options = [option for option in typing.get_args(hint) if option is not type(None)]
         is_union = typing.get_origin(hint) in (Union, types.UnionType)
         if not is_union or len(typing.get_args(hint)) != 2 or len(options) != 1:
-            raise _drift(path, hint, "a union with null, which is … | None")
+            raise _drift_error(path, hint, "a union with null, which is … | None")
         null_first = node.branches[0].kind == "null"
-        return Nullable(_shape(options[0], node.branches[1 if null_first else 0], path, above), null_first)
+        return Nullable(_match_type(options[0], node.branches[1 if null_first else 0], path, above), null_first)
     if node.kind == "record":
-        return _record(hint, node, path, above)
+        return _match_record(hint, node, path, above)
     if node.kind == "enum":
-        return _enumeration(hint, node, path)
+        return _match_enumeration(hint, node, path)
     if node.kind == "array" and node.items is not None:
         if typing.get_origin(hint) is not list:
-            raise _drift(path, hint, "an array, which is list[…]")
-        return Sequence(_shape(typing.get_args(hint)[0], node.items, f"{path}[]", above))
+            raise _drift_error(path, hint, "an array, which is list[…]")
+        return Sequence(_match_type(typing.get_args(hint)[0], node.items, f"{path}[]", above))
     if node.kind in PRIMITIVES:
-        wanted: Any = TimestampMillis if node.logical == "timestamp-millis" else PRIMITIVES[node.kind]
-        if hint is not wanted:
-            raise _drift(path, hint, f"{node.logical or node.kind}, which is {wanted.__name__}")
+        expected: Any = TimestampMillis if node.logical == "timestamp-millis" else PRIMITIVES[node.kind]
+        if hint is not expected:
+            raise _drift_error(path, hint, f"{node.logical or node.kind}, which is {expected.__name__}")
         return Primitive(node.kind, node.logical)
     return Other()
 
 
-def _enumeration(hint: Any, node: Node, path: str) -> Enumeration:
+def _match_enumeration(hint: Any, node: Node, path: str) -> Enumeration:
     if not (isinstance(hint, type) and issubclass(hint, Enum)):
-        raise _drift(path, hint, f"the enum {node.name}")
+        raise _drift_error(path, hint, f"the enum {node.name}")
     members = tuple(str(member.value) for member in hint)
     if members != node.symbols:
         raise ConfigError(f"{path}: {hint.__name__} is {', '.join(members)}; the schema has {', '.join(node.symbols)}")
@@ -228,6 +230,6 @@ def _check_default(attribute: attrs.Attribute[Any], entry: Field, path: str) -> 
         raise ConfigError(f"{path}: the default is {default!r} in the class and {entry.default!r} in the schema")
 
 
-def _drift(path: str, hint: Any, wanted: str) -> ConfigError:
+def _drift_error(path: str, hint: Any, expected: str) -> ConfigError:
     shown = hint.__name__ if isinstance(hint, type) else str(hint)
-    return ConfigError(f"{path} is {shown} in the class; the schema has {wanted}")
+    return ConfigError(f"{path} is {shown} in the class; the schema has {expected}")

@@ -1,7 +1,7 @@
-"""An Avro schema as a tree: names resolved, namespaces spelled out, ready to be walked.
+"""An Avro schema as a tree, with names resolved and namespaces spelled out. Pure.
 
-Pure. It takes schemas that parse (``catalogue.read_schema`` saw to that) and judges nothing; what a tree means is for
-the codec, the compatibility rules and the lints to say.
+It expects a valid schema, as from ``catalogue.read_schema``, and checks nothing. The codec and the rules interpret the
+tree.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ PRIMITIVES = ("null", "boolean", "int", "long", "float", "double", "bytes", "str
 
 @define(eq=False)
 class Node:
-    """One type of a schema. ``kind`` is a primitive's name, or record, enum, fixed, array, map, union.
+    """One type of a schema. ``kind`` is a primitive's name, or record, enum, fixed, array, map or union.
 
-    A named type that occurs twice is one node, and a recursive one contains itself.
+    A named type is one node wherever it occurs, so a recursive type contains itself.
     """
 
     kind: str
@@ -40,13 +40,13 @@ class Node:
 
     @property
     def is_nullable(self) -> bool:
-        """Whether this is a union of null and one other type."""
+        """Return whether this is a union of null and one other type."""
         return len(self.branches) == 2 and any(branch.kind == "null" for branch in self.branches)
 
 
 @frozen(eq=False)
 class Field:
-    """One field of a record; ``default`` is attrs.NOTHING where there is none."""
+    """One field of a record; ``default`` is attrs.NOTHING if it has none."""
 
     name: str
     node: Node
@@ -56,17 +56,17 @@ class Field:
 
     @property
     def has_default(self) -> bool:
-        """Whether a reader can do without the field."""
+        """Return whether the field has a default."""
         return self.default is not NOTHING
 
 
 def parse(schema: Any) -> Node:
-    """The tree of ``schema``."""
-    return _node(schema, "", {})
+    """Parse ``schema`` into a tree."""
+    return _build_node(schema, "", {})
 
 
 def walk(node: Node, path: str = "", seen: frozenset[str] = frozenset()) -> Iterator[tuple[str, Node]]:
-    """Every type below ``node``, itself first, with its path; a recursive type is entered once."""
+    """Yield (path, type) for ``node`` and every type below it; a recursive type is entered once."""
     yield path, node
     if node.name:
         if node.name in seen:
@@ -81,22 +81,22 @@ def walk(node: Node, path: str = "", seen: frozenset[str] = frozenset()) -> Iter
 
 
 def field_path(path: str, name: str) -> str:
-    """The path of the field ``name`` in the record at ``path``."""
+    """Return the path of the field ``name`` in the record at ``path``."""
     return f"{path}.{name}" if path else name
 
 
 def items_path(path: str, node: Node) -> str:
-    """The path of the items of the array or map ``node`` at ``path``."""
+    """Return the path of the items of the array or map ``node`` at ``path``."""
     return path + ("{}" if node.kind == "map" else "[]")
 
 
 def is_size(size: Any) -> bool:
-    """Whether a fixed can have this size; fastavro's check of a schema takes anything."""
+    """Return whether ``size`` is valid for a fixed; fastavro accepts anything in a schema."""
     return type(size) is int and size >= 0
 
 
 def takes_no_bytes(node: Node, known: dict[int, bool]) -> bool:
-    """Whether every value of ``node`` is written as nothing at all; ``known`` keeps the verdicts, one a node."""
+    """Return whether every value of ``node`` is encoded as no bytes; ``known`` caches the results by node."""
     match node.kind:
         case "null":
             return True
@@ -104,32 +104,32 @@ def takes_no_bytes(node: Node, known: dict[int, bool]) -> bool:
             return node.size == 0
         case "record":
             if id(node) not in known:
-                known[id(node)] = True  # for a record that contains itself; no value of such a type can be written
+                known[id(node)] = True  # for a record that contains itself, of which no value can be encoded
                 known[id(node)] = all(takes_no_bytes(entry.node, known) for entry in node.fields)
             return known[id(node)]
         case _:
             return False
 
 
-def _node(schema: Any, namespace: str, named: dict[str, Node]) -> Node:
+def _build_node(schema: Any, namespace: str, named: dict[str, Node]) -> Node:
     if isinstance(schema, list):
-        return Node("union", branches=tuple(_node(branch, namespace, named) for branch in schema))
+        return Node("union", branches=tuple(_build_node(branch, namespace, named) for branch in schema))
     if isinstance(schema, str):
-        return Node(schema) if schema in PRIMITIVES else named[_full(schema, namespace)]
+        return Node(schema) if schema in PRIMITIVES else named[_full_name(schema, namespace)]
     kind = schema["type"]
     if isinstance(kind, (dict, list)):
-        return _node(kind, namespace, named)
+        return _build_node(kind, namespace, named)
     if kind in ("array", "map"):
-        return Node(kind, items=_node(schema["items" if kind == "array" else "values"], namespace, named))
+        return Node(kind, items=_build_node(schema["items" if kind == "array" else "values"], namespace, named))
     if kind in PRIMITIVES:
         return Node(kind, logical=schema.get("logicalType"))
     if kind not in ("record", "enum", "fixed"):
-        return named[_full(kind, namespace)]
-    return _named(schema, namespace, named)
+        return named[_full_name(kind, namespace)]
+    return _build_named(schema, namespace, named)
 
 
-def _named(schema: dict[str, Any], namespace: str, named: dict[str, Node]) -> Node:
-    name = _full(schema["name"], schema.get("namespace", namespace))
+def _build_named(schema: dict[str, Any], namespace: str, named: dict[str, Node]) -> Node:
+    name = _full_name(schema["name"], schema.get("namespace", namespace))
     size = schema.get("size", 0)
     inner = name.rpartition(".")[0]
     node = named[name] = Node(
@@ -137,7 +137,7 @@ def _named(schema: dict[str, Any], namespace: str, named: dict[str, Node]) -> No
         name=name,
         logical=schema.get("logicalType"),
         doc=schema.get("doc"),
-        aliases=tuple(_full(alias, inner) for alias in schema.get("aliases", ())),
+        aliases=tuple(_full_name(alias, inner) for alias in schema.get("aliases", ())),
         symbols=tuple(schema.get("symbols", ())),
         default=schema.get("default") if schema["type"] == "enum" else None,
         size=size,
@@ -145,7 +145,7 @@ def _named(schema: dict[str, Any], namespace: str, named: dict[str, Node]) -> No
     node.fields = tuple(
         Field(
             entry["name"],
-            _node(entry["type"], inner, named),
+            _build_node(entry["type"], inner, named),
             entry.get("doc"),
             entry.get("default", NOTHING),
             tuple(entry.get("aliases", ())),
@@ -155,5 +155,5 @@ def _named(schema: dict[str, Any], namespace: str, named: dict[str, Node]) -> No
     return node
 
 
-def _full(name: str, namespace: str) -> str:
+def _full_name(name: str, namespace: str) -> str:
     return name if "." in name or not namespace else f"{namespace}.{name}"

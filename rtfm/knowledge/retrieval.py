@@ -25,7 +25,7 @@ from rtfm.knowledge.passages import Passage, PassageMessage
 from rtfm.knowledge.scoring import LexicalScorer, Mode, Nearness, default_floor, evidence, nearness
 from rtfm.knowledge.vectors import ChromaVectors
 from rtfm.knowledge.words import terms
-from rtfm.markup import plain_name
+from rtfm.markup import to_plain_name
 from rtfm.visibility import MAX_VISIBLE_CHANNELS
 
 MAX_QUESTION_CHARACTERS = 4_000
@@ -338,8 +338,8 @@ def _to_displayed(message: PassageMessage, names: Mapping[str, str]) -> PassageM
     return attrs.evolve(
         message,
         thread_title=message.thread_title if is_one_conversation(message.channel_kind) else None,
-        author_name=plain_name(message.author_name) or "unknown",
+        author_name=to_plain_name(message.author_name) or "unknown",
         content=_USER_MENTION.sub(
-            lambda match: f"@{plain_name(names.get(match.group(1), 'someone'))}", message.content
+            lambda match: f"@{to_plain_name(names.get(match.group(1), 'someone'))}", message.content
         ),
     )

@@ -18,8 +18,8 @@ from urllib.parse import unquote, urlsplit
 import httpx
 from attrs import frozen
 
-from rtfm.addresses import shown
-from rtfm.deadline import within
+from rtfm.addresses import redact_address
+from rtfm.deadline import run_within
 from rtfm.errors import ConfigError, InvalidEvent, Unavailable
 from rtfm.knowledge.float32 import Vectors
 
@@ -64,7 +64,7 @@ class ChromaVectors:
     def __init__(self, url: str, prefix: str = "", *, request_timeout_s: float = REQUEST_TIMEOUT_S) -> None:
         """The first use connects. Every collection's name begins with ``prefix``."""
         parts = urlsplit(url)
-        self._url = shown(url).rstrip("/")
+        self._url = redact_address(url).rstrip("/")
         self._credentials = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
         self._request_timeout_s = request_timeout_s
         # A collection's name must begin with a letter or digit.
@@ -76,7 +76,7 @@ class ChromaVectors:
     def check(self) -> None:
         """Raise Unavailable unless Chroma answers."""
         try:
-            within(
+            run_within(
                 CONNECT_TIMEOUT_S,
                 lambda: httpx.get(f"{self._url}/api/v2/heartbeat", timeout=CONNECT_TIMEOUT_S, auth=self._credentials),
             ).raise_for_status()
@@ -226,7 +226,7 @@ class ChromaVectors:
             if self._cached_client is None:
                 # Chroma's client makes requests in its constructor, without a timeout.
                 self.check()
-                self._cached_client = within(
+                self._cached_client = run_within(
                     self._request_timeout_s,
                     lambda: _connect(self._url, self._credentials, self._request_timeout_s, self._raise_refusal),
                 )
@@ -340,7 +340,7 @@ def _connect(
     request = session.request
 
     def request_with_limit(*args: Any, **options: Any) -> Any:
-        reply = within(request_timeout_s, lambda: request(*args, **options))
+        reply = run_within(request_timeout_s, lambda: request(*args, **options))
         raise_refusal(reply)
         return reply
 

@@ -22,7 +22,7 @@ from typing import TypeVar
 
 import httpx
 
-from rtfm.addresses import shown
+from rtfm.addresses import redact_address
 from rtfm.errors import ConfigError, RtfmError, Unavailable
 from rtfm.home import make_private
 from rtfm.local import artifacts
@@ -143,7 +143,7 @@ def _fetch_from_archive(
     found = _run_while_progressing(download, folder, progress, connect_timeout_s)
     if found != sha256:
         raise RtfmError(
-            f"the embedding model from {shown(url)} has the SHA-256 {found}, not the expected one",
+            f"the embedding model from {redact_address(url)} has the SHA-256 {found}, not the expected one",
             hint="a proxy may have answered in its place; try again",
         )
     unpack(archive, folder)
@@ -171,7 +171,7 @@ def _download(url: str, path: Path, connect_timeout_s: float, report: Progress) 
                 digest.update(chunk)
                 report(MODEL_NAME, file.tell(), max(total, file.tell()))
     except httpx.HTTPStatusError as exc:
-        raise _fetch_error(f"{shown(url)} answers {exc.response.status_code}") from exc
+        raise _fetch_error(f"{redact_address(url)} answers {exc.response.status_code}") from exc
     except (httpx.HTTPError, httpx.InvalidURL) as exc:
         raise _fetch_error(str(exc) or type(exc).__name__) from exc
     return digest.hexdigest()

@@ -30,7 +30,7 @@ from urllib.parse import urlsplit, urlunsplit
 from attrs import field, frozen
 
 from rtfm.errors import ConfigError, Unavailable
-from rtfm.files import write_whole
+from rtfm.files import write_atomically
 from rtfm.local import artifacts
 from rtfm.local.artifacts import Artifact, locked_artifacts
 from rtfm.telemetry import get_logger
@@ -307,9 +307,9 @@ def _lend_password(data_dir: Path, account: Mapping[str, Any]) -> Iterator[Path]
     """
     password = _password_file(data_dir)
     if not password.is_file():
-        write_whole(password, secrets.token_hex(16), mode=0o600)
+        write_atomically(password, secrets.token_hex(16), mode=0o600)
     copy = data_dir / "password.lent"
-    write_whole(copy, password.read_text(encoding="ascii"), mode=0o600)
+    write_atomically(copy, password.read_text(encoding="ascii"), mode=0o600)
     try:
         if account:
             os.chown(copy, account["user"], account["group"])

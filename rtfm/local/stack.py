@@ -25,9 +25,9 @@ from typing import Any
 import psutil
 from attrs import frozen
 
-from rtfm.addresses import shown
+from rtfm.addresses import redact_address
 from rtfm.errors import ConfigError, Unavailable
-from rtfm.files import write_whole
+from rtfm.files import write_atomically
 from rtfm.home import make_private
 from rtfm.local import artifacts, services
 from rtfm.local.services import DEFAULT_PORTS, SERVICES, Launch
@@ -225,7 +225,7 @@ class LocalStack:
                 self._stop(name)
                 raise Unavailable(
                     name,
-                    f"{name} did not answer at {shown(entry['address'])} within {START_TIMEOUT_S:.0f} s",
+                    f"{name} did not answer at {redact_address(entry['address'])} within {START_TIMEOUT_S:.0f} s",
                     hint=f"read its log, {self.log_path(name)}",
                 )
             self._sleep(_POLL_S)
@@ -361,7 +361,7 @@ class LocalStack:
 
     def _write_json(self, name: str, value: object) -> None:
         # PostgreSQL's address includes its password.
-        write_whole(self.home / name, json.dumps(value, indent=1), mode=0o600)
+        write_atomically(self.home / name, json.dumps(value, indent=1), mode=0o600)
 
 
 def _find_process(entry: dict[str, Any] | None) -> psutil.Process | None:

@@ -14,7 +14,7 @@ from attrs import frozen
 from rtfm.answering.answerer import Answerer
 from rtfm.clock import now_ms
 from rtfm.errors import InvalidEvent
-from rtfm.events import BotQuery, BotResponse, BrokenRule, TimestampMillis, broken_rules
+from rtfm.events import BotQuery, BotResponse, BrokenRule, TimestampMillis, find_broken_rules
 from rtfm.knowledge.archive import SqlArchive
 from rtfm.names import QUERIES, RESPONSES
 from rtfm.streams.pipeline import Output, Record
@@ -44,7 +44,7 @@ class Answering:
         query = record.event
         if not isinstance(query, BotQuery):
             raise InvalidEvent(f"{type(query).__name__} is not a BotQuery")
-        broken = list(broken_rules(query, now=now_ms()))
+        broken = list(find_broken_rules(query, now=now_ms()))
         broken_id = next((rule for rule in broken if rule.field == "query_id"), None)
         if broken_id is not None:
             raise InvalidEvent(f"BotQuery.{broken_id}")

@@ -15,7 +15,7 @@ from attrs import frozen
 
 from rtfm.clock import now_ms
 from rtfm.errors import InvalidEvent
-from rtfm.events import DISCORDS_OWN_SOURCES, ChannelKind, DiscordMessage, MessageChange, broken_rule
+from rtfm.events import DISCORDS_OWN_SOURCES, ChannelKind, DiscordMessage, MessageChange, find_broken_rule
 from rtfm.knowledge import Knowledge
 from rtfm.knowledge.archive import Channel, CollectionChanged, Erasures, StoredMessage, guild_key
 from rtfm.knowledge.indexing import BatchState, Indexer
@@ -85,7 +85,7 @@ class Ingest:
     def _validate(self, event: object) -> DiscordMessage | None:
         if not isinstance(event, DiscordMessage):
             raise InvalidEvent(f"{type(event).__name__} is not a DiscordMessage")
-        if (broken := broken_rule(event, now=now_ms())) is not None:
+        if (broken := find_broken_rule(event, now=now_ms())) is not None:
             raise InvalidEvent(f"DiscordMessage.{broken}")
         if event.change is MessageChange.UNKNOWN:
             IGNORED_EVENTS.labels(topic=MESSAGES, reason="unknown change").inc()

@@ -22,7 +22,7 @@ from rtfm.clock import now_ms
 from rtfm.contracts import Contracts, open_contracts
 from rtfm.errors import RtfmError
 from rtfm.names import MESSAGES, QUERIES, RESPONSES
-from rtfm.service import POLL_S, Stop, observed, once_available
+from rtfm.service import POLL_S, Stop, open_monitoring, retry_until_available
 from rtfm.settings import Settings
 from rtfm.streams.connection import KafkaConfig
 from rtfm.streams.dead_letters.limits import DeadLetterPolicy
@@ -62,7 +62,7 @@ def run_processor(settings: Settings, only: Part | None = None, stop: threading.
     starting: dict[str, str] = {"start": "the service is starting"}
     quarantine = CrashJournal.of(settings, f"processor-{only}" if only else "processor")
     ready = {"start": lambda: starting.get("start")}
-    with stopping.on_signals(), observed(settings, ready) as health, quarantine:
+    with stopping.handle_signals(), open_monitoring(settings, ready) as health, quarantine:
         contracts = open_contracts(settings)
         handlers = Handlers()
         pipelines = _build_pipelines(settings, contracts, only, handlers, health, stopping.event, quarantine)
@@ -152,7 +152,7 @@ def _prepare_handlers(
         codec = contracts.codec(RESPONSES)
         steps.insert(0, partial(contracts.registry.id_for, RESPONSES, codec.schema))
     for step in steps:
-        once_available(step, stop, lambda error: starting.update(start=str(error)))
+        retry_until_available(step, stop, lambda error: starting.update(start=str(error)))
     if stop.is_set():
         return False
     _warn_of_due_rebuilds(knowledge)

@@ -269,7 +269,7 @@ class Pipeline:
         finally:
             self._commits.close()
             self._lanes.close()
-            self._health.rest(self._group)
+            self._health.end(self._group)
 
     # As the listener of its membership
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from attrs import frozen
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from rtfm.deadline import within
+from rtfm.deadline import run_within
 from rtfm.errors import RtfmError
 from rtfm.streams.connection import KafkaConfig
 from rtfm.telemetry import SENT
@@ -263,7 +263,7 @@ class Transactions:
         """
         send = partial(self._producer.send_offsets_to_transaction, positions, member, limit_s)
         try:
-            within(limit_s + CALL_GRACE_S, send)
+            run_within(limit_s + CALL_GRACE_S, send)
         except TimeoutError as exc:
             raise OutcomeUnknown(f"the offsets were not accepted within {limit_s:.1f} s") from exc
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from attrs import evolve, field, frozen
 
-from rtfm.contracts import PATIENT_S, Contracts, open_registry, registration
+from rtfm.contracts import COMMAND_TIMEOUT_S, Contracts, open_registry, registration
 from rtfm.contracts import catalogue as catalogues
 from rtfm.errors import RtfmError
 from rtfm.knowledge.archive import SqlArchive
@@ -208,7 +208,7 @@ class _ChaosRun:
         gemini.faults = [late if number % 20 == 0 else prompt for number in range(calls)]
         started = self._stack.up(ports=self._network.ports)
         settings = self._prepare({service.name: service.address for service in started})
-        contracts = Contracts(catalogues.load(), open_registry(settings, timeout_s=PATIENT_S))
+        contracts = Contracts(catalogues.load(), open_registry(settings, timeout_s=COMMAND_TIMEOUT_S))
         self._begin(settings, contracts)
         load = Load(
             settings,
@@ -306,7 +306,7 @@ class _ChaosRun:
         catalogue = catalogues.load()
         topics = TopicAdmin(settings, catalogue)
         topics.apply(topics.plan())
-        registry = open_registry(settings, timeout_s=PATIENT_S)
+        registry = open_registry(settings, timeout_s=COMMAND_TIMEOUT_S)
         registration.apply(catalogue, registry, registration.plan(catalogue, registry))
         registry.close()
         archive = SqlArchive(settings.database_url)

@@ -13,7 +13,7 @@ from attrs import evolve
 
 from rtfm.answering.answerer import Answerer
 from rtfm.errors import InvalidEvent, Unavailable
-from rtfm.events import BotResponse, Outcome, OutcomeReason, QueryOrigin, broken_rule
+from rtfm.events import BotResponse, Outcome, OutcomeReason, QueryOrigin, find_broken_rule
 from rtfm.knowledge import Knowledge, SearchResult
 from rtfm.processor.answer import Answering
 from rtfm.settings import Settings
@@ -151,7 +151,7 @@ def test_a_question_that_breaks_a_rule_is_refused_with_the_rule(
     expected: dict[str, Any] = {"guild_id": GUILD, "channel_id": "200", "query_message_id": "42", "asker_id": "7"}
     expected |= {"asked_at": query.asked_at, **repaired}
     assert {name: getattr(response, name) for name in expected} == expected
-    assert broken_rule(response, now=NOW) is None
+    assert find_broken_rule(response, now=NOW) is None
     assert gemini.requests == []
     assert [output.event for output in handler([record(query, timestamp_ms=NOW - 5)])] == [response]
     assert handler([record(query, offset=1)]) == []
@@ -189,7 +189,7 @@ def test_a_message_of_an_impossible_year_is_cited_without_its_date(
     response = handled(Answering(answerer=answerer(knowledge), archive=knowledge.archive), asked())
     assert response.outcome is Outcome.EXTRACTED
     assert {c.message_id: c.created_at for c in response.citations}["1002"] is None
-    assert broken_rule(response, now=NOW) is None
+    assert find_broken_rule(response, now=NOW) is None
 
 
 @pytest.mark.parametrize("question", ["\x00\x07?", "x" * 20_000, "🙂", "ﷺ" * 100, "a", "%' OR 1=1; --", "<@1> <@2>"])

@@ -134,7 +134,7 @@ def test_odd_messages_and_questions_each_have_a_clear_outcome(
 def test_half_of_a_surrogate_pair_is_refused_where_it_is_produced(settings: Settings) -> None:
     """UTF-8 cannot encode it: the error names the field, and no unreadable record is produced."""
     with open_contracts_of(settings) as contracts, EventProducer(settings, contracts) as producer:
-        with pytest.raises(InvalidEvent, match="content holds half of a surrogate pair"):
+        with pytest.raises(InvalidEvent, match="content contains half of a surrogate pair"):
             producer.send(MESSAGES, message(1, "a \ud800 tulip"))
 
 

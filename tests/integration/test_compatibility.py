@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from rtfm.contracts import open_registry
-from rtfm.contracts.rules.compatibility import can_read, violations
+from rtfm.contracts.rules.compatibility import can_read, find_violations
 from rtfm.settings import Settings
 from tests import java_avro
 from tests.java_avro import JavaAvro
@@ -52,7 +52,7 @@ def test_where_we_are_stricter_the_rule_has_a_name() -> None:
     stricter: dict[str, int] = {}
     for _, old, new, _ in PAIRS:
         if can_read(new, old) and can_read(old, new):
-            for violation in violations("pairs-value", new, {1: old}, "FULL_TRANSITIVE"):
+            for violation in find_violations("pairs-value", new, {1: old}, "FULL_TRANSITIVE"):
                 assert violation.direction == "history"
                 stricter[violation.rule] = stricter.get(violation.rule, 0) + 1
     assert stricter.keys() == OURS_ALONE

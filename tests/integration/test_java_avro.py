@@ -32,7 +32,7 @@ def java() -> Iterator[JavaAvro]:
 
 
 def in_json(node: Node, value: Any) -> Any:
-    """Return ``value``, from ``reference.plain``, in Avro's JSON encoding, in which unions name their branch."""
+    """Return ``value``, from ``reference.to_plain``, in Avro's JSON encoding, in which unions name their branch."""
     match node.kind:
         case "record":
             return {entry.name: in_json(entry.node, value[entry.name]) for entry in node.fields}
@@ -53,7 +53,7 @@ def in_json(node: Node, value: Any) -> Any:
 def some_value(chance: random.Random, shape: shapes.Shape, name: str = "") -> Any:
     """Return a value of ``shape`` for the field ``name``, often at a limit of its type or of a rule."""
     match shape:
-        case shapes.Record(event_class=event_class, slots=slots):
+        case shapes.RecordShape(event_class=event_class, slots=slots):
             return event_class(**{slot.name: some_value(chance, slot.shape, slot.name) for slot in slots})
         case shapes.Sequence(items=items):
             many = 70 if isinstance(items, shapes.Primitive) else 2
@@ -80,7 +80,7 @@ def some_value(chance: random.Random, shape: shapes.Shape, name: str = "") -> An
             return chance.choice(TEXTS)
 
 
-def some_event(chance: random.Random, shape: shapes.Record) -> Any:
+def some_event(chance: random.Random, shape: shapes.RecordShape) -> Any:
     """Return an event of a program other than the bot, whose ids need not be Discord's."""
     event = some_value(chance, shape)
     others = {"source": MessageSource.OTHER, "origin": QueryOrigin.SERVICE, "observed_at": None}
@@ -89,7 +89,7 @@ def some_event(chance: random.Random, shape: shapes.Record) -> Any:
 
 def agree(java: JavaAvro, codec: EventCodec[Any], event: Any) -> None:
     """Check that Java reads our bytes as the same value, and writes the same bytes, which we read as the same event."""
-    expected = in_json(parse(codec.schema), reference.plain(event))
+    expected = in_json(parse(codec.schema), reference.to_plain(event))
     encoded = codec.encode(event, 7)
     assert java.read(encoded[FRAME_BYTES:], codec.schema, codec.schema) == expected
     written = java.write(expected, codec.schema)
@@ -121,13 +121,13 @@ def test_records_of_another_version_read_as_java_reads_them(java: JavaAvro, topi
     codec: EventCodec[Any] = EventCodec(EVENT_OF_TOPIC[topic_name], schema)
     other = another_version(schema)
     for event in events(topic_name, 20):
-        plain = reference.plain(event)
+        plain = reference.to_plain(event)
         written = {entry["name"]: plain.get(entry["name"], "new") for entry in other["fields"]}
         for name in ("change", "outcome", "origin"):
             if name in written:
                 written[name] = "NEWER"
         data = java.write(in_json(parse(other), written), other)
-        assert in_json(parse(schema), reference.plain(codec.decode(FRAME + data, other))) == java.read(
+        assert in_json(parse(schema), reference.to_plain(codec.decode(FRAME + data, other))) == java.read(
             data, other, schema
         )
 

@@ -342,6 +342,6 @@ def test_a_handler_that_is_still_loading_keeps_the_pipeline_out_of_the_group_but
         eventually(lambda: noting.ids == ["1"])
     health = Health()
     with running(settings, contracts, Future[Handler](), health=health):
-        eventually(lambda: health.stalled(-1))  # at work
+        eventually(lambda: health.find_stalled(-1))  # at work
     # Stopping does not wait for handlers, and leaves no open transaction.
-    assert health.stalled(-1) == {}
+    assert health.find_stalled(-1) == {}

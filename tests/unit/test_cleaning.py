@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rtfm.answering.cleaning import cited_numbers, clean, excerpt, renumber_citations
-from rtfm.links import LINK_REMOVED, links, without_foreign_links
-from rtfm.markup import escaped, plain_name, without_pings
+from rtfm.links import LINK_REMOVED, find_links, remove_unknown_links
+from rtfm.markup import escape_markup, remove_pings, to_plain_name
 
 DOCS = "https://docs.skerry.example/locks"
 EVIL = "https://evil.example/login"
@@ -37,7 +37,7 @@ EVIL = "https://evil.example/login"
 )
 def test_a_link_that_no_source_has_is_removed(text: str) -> None:
     """It may be masked, in angle brackets or code, without a scheme, or begin like a known link."""
-    cleaned = without_foreign_links(text, {DOCS})
+    cleaned = remove_unknown_links(text, {DOCS})
     assert "evil" not in cleaned.lower()
 
 
@@ -54,12 +54,12 @@ def test_a_link_that_no_source_has_is_removed(text: str) -> None:
 )
 def test_a_link_of_a_source_is_kept(text: str, expected: str) -> None:
     """Known links are kept, with their address shown."""
-    assert without_foreign_links(text, {DOCS}) == expected
+    assert remove_unknown_links(text, {DOCS}) == expected
 
 
 def test_the_sentence_around_a_removed_link_stays() -> None:
     """A note replaces the link, and the full stop after it stays."""
-    assert without_foreign_links(f"Go to {EVIL}.", set()) == f"Go to {LINK_REMOVED}."
+    assert remove_unknown_links(f"Go to {EVIL}.", set()) == f"Go to {LINK_REMOVED}."
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_the_sentence_around_a_removed_link_stays() -> None:
 )
 def test_nothing_pings(text: str) -> None:
     """People, roles and everyone are not pinged, in code or outside, nested or hidden by control characters."""
-    cleaned = without_pings(f"hi {text} there").lower()
+    cleaned = remove_pings(f"hi {text} there").lower()
     assert not re.search(r"<@[!&]?\d+>", cleaned)
     assert "@everyone" not in cleaned
     assert "@here" not in cleaned
@@ -76,14 +76,14 @@ def test_nothing_pings(text: str) -> None:
 
 def test_bidirectional_controls_are_removed() -> None:
     """A right-to-left override would show a command reversed."""
-    assert without_pings("run \u202egnp.exe\u202c now\x07") == "run gnp.exe now"
+    assert remove_pings("run \u202egnp.exe\u202c now\x07") == "run gnp.exe now"
 
 
 @given(st.text(alphabet=st.sampled_from("<@!&>0123everyone here[]()` \n"), max_size=60))
 def test_cleaning_twice_changes_nothing_more(text: str) -> None:
     """The result of cleaning contains nothing to remove."""
-    once = without_pings(text)
-    assert without_pings(once) == once
+    once = remove_pings(text)
+    assert remove_pings(once) == once
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_whatever_a_model_writes_nothing_unwanted_is_left(pieces: list[str]) -> 
     """No ping, no link except the source's and no number except the given one is left."""
     shown = clean("".join(pieces), {1: 1}, {DOCS})
     assert not re.search(r"<@[!&]?\d+>|@everyone|@here", shown)
-    assert links(shown) <= {DOCS}
+    assert find_links(shown) <= {DOCS}
     assert set(cited_numbers(shown)) <= {1}
 
 
@@ -151,12 +151,14 @@ def test_citations_get_their_new_numbers_and_unknown_ones_go() -> None:
 
 def test_links_are_compared_without_trailing_punctuation() -> None:
     """A full stop or bracket after an address is not part of it."""
-    assert links(f"({DOCS}), {DOCS}/. {EVIL}!") == {DOCS, EVIL}
+    assert find_links(f"({DOCS}), {DOCS}/. {EVIL}!") == {DOCS, EVIL}
 
 
 def test_a_name_does_not_format() -> None:
     """Author names must not format the extract around them."""
-    assert escaped(plain_name("_**x**_ @everyone [a](b)")) == "\\_\\*\\*x\\*\\*\\_ @\u200beveryone \\[a\\]\\(b\\)"
+    assert (
+        escape_markup(to_plain_name("_**x**_ @everyone [a](b)")) == "\\_\\*\\*x\\*\\*\\_ @\u200beveryone \\[a\\]\\(b\\)"
+    )
 
 
 @given(st.text(max_size=1000))

@@ -99,7 +99,7 @@ LONGS = st.one_of(st.sampled_from(LONG_EDGES), st.integers(-(2**63), 2**63 - 1),
 def values(shape: shapes.Shape) -> st.SearchStrategy[Any]:
     """Return values that fit ``shape``."""
     match shape:
-        case shapes.Record(event_class=event_class, slots=slots):
+        case shapes.RecordShape(event_class=event_class, slots=slots):
             return st.builds(event_class, **{slot.name: values(slot.shape) for slot in slots})
         case shapes.Sequence(items=items):
             return st.lists(values(items), max_size=5)
@@ -151,7 +151,7 @@ def test_a_damaged_record_is_undecodable_or_an_event_and_nothing_else(seed: int,
         event = codec.decode(damaged)
     except UndecodableRecord:
         return
-    assert shapes.misfit(codec.shape, event, "event") is None
+    assert shapes.find_misfit(codec.shape, event, "event") is None
 
 
 def without_some_fields(chance: random.Random, schema: Any) -> Any:
@@ -214,14 +214,14 @@ def _plain_shape(schema: Any) -> shapes.Shape:
         return shapes.Enumeration(StrEnum("Plain", members), tuple(members), None)  # type: ignore[arg-type]
     if kind == "record":
         slots = tuple(shapes.Slot(name, _plain_shape(entry), attrs.NOTHING) for name, entry in _by_name(schema).items())
-        return shapes.Record(dict, schema["name"], slots)
+        return shapes.RecordShape(dict, schema["name"], slots)
     return shapes.Primitive(kind, None)
 
 
 def _write(schema: Any, plain: dict[str, Any]) -> bytes:
     out = io.BytesIO()
     out.write(b"\x00\x00\x00\x00\x07")
-    fastavro.schemaless_writer(out, reference.parsed(schema), plain)
+    fastavro.schemaless_writer(out, reference.parse_for_fastavro(schema), plain)
     return out.getvalue()
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from rtfm.contracts import catalogue
 from rtfm.contracts.catalogue import Topic
-from rtfm.contracts.release import findings_of
+from rtfm.contracts.release import topic_findings
 from rtfm.contracts.rules import difference, lint
-from rtfm.contracts.rules.compatibility import can_read, never_removable, violations
+from rtfm.contracts.rules.compatibility import can_read, find_violations, unremovable_fields
 
 SUBJECT = "bot-queries-value"
 
@@ -29,7 +29,7 @@ def enum(*symbols: str, **more: Any) -> dict[str, Any]:
 
 
 def rules(old: Any, new: Any, level: str = "FULL_TRANSITIVE") -> set[tuple[str | None, str]]:
-    return {(entry.direction, entry.rule) for entry in violations(SUBJECT, new, {1: old}, level)}
+    return {(entry.direction, entry.rule) for entry in find_violations(SUBJECT, new, {1: old}, level)}
 
 
 def test_a_new_field_without_default_is_named_with_its_fix_and_whom_it_breaks() -> None:
@@ -46,7 +46,7 @@ def test_a_new_field_without_default_is_named_with_its_fix_and_whom_it_breaks() 
         producers=("bot",),
         consumers=("processor: answer",),
     )
-    found = findings_of(topic, {1: record(field("a"))})
+    found = topic_findings(topic, {1: record(field("a"))})
     assert [entry.message for entry in found] == [
         "bot-queries-value v2: new field `locale` has no default, so readers of v2 cannot read v1; add a default"
     ]
@@ -130,7 +130,7 @@ def test_each_level_checks_its_own_directions(level: str, backward: int, forward
 def test_only_a_transitive_level_compares_with_versions_before_the_newest(level: str, count: int) -> None:
     """A field loses the default that it had in version 2, and version 1 had no such field."""
     released = {1: record(field("a")), 2: record(field("a"), field("x", default=""))}
-    found = violations(SUBJECT, record(field("a"), field("x")), released, level)
+    found = find_violations(SUBJECT, record(field("a"), field("x")), released, level)
     assert [entry.version for entry in found] == [1] * count
 
 
@@ -141,7 +141,7 @@ def test_a_violation_deep_inside_has_its_whole_path() -> None:
         inner = record(field("a"), *more, name="Inner")
         return record(field("list", {"type": "array", "items": ["null", inner]}))
 
-    found = violations(SUBJECT, nested(field("b")), {1: nested()}, "BACKWARD")
+    found = find_violations(SUBJECT, nested(field("b")), {1: nested()}, "BACKWARD")
     assert [entry.path for entry in found] == ["list[].b"]
 
 
@@ -158,8 +158,8 @@ def test_a_recursive_schema_is_compared_to_its_end() -> None:
 def test_fields_without_default_can_never_be_removed() -> None:
     """This holds for all released versions under a level that includes forward compatibility."""
     released = {1: record(field("a"), field("b", default="")), 2: record(field("a"), field("c"))}
-    assert never_removable(released, "FULL_TRANSITIVE") == ["a", "c"]
-    assert never_removable(released, "BACKWARD_TRANSITIVE") == []
+    assert unremovable_fields(released, "FULL_TRANSITIVE") == ["a", "c"]
+    assert unremovable_fields(released, "BACKWARD_TRANSITIVE") == []
 
 
 @pytest.mark.parametrize(
@@ -177,13 +177,13 @@ def test_fields_without_default_can_never_be_removed() -> None:
 )
 def test_what_libraries_disagree_on_is_a_fault_of_the_schema(schema: Any, rule: str) -> None:
     """Such faults concern defaults, enums, logical types and docs."""
-    assert [fault.rule for fault in lint.faults(schema)] == [rule]
+    assert [fault.rule for fault in lint.find_breaches(schema)] == [rule]
 
 
 def test_the_contracts_have_no_faults() -> None:
     """The three schemas of the project."""
-    for topic in catalogue.load().with_schema():
-        assert lint.faults(topic.schema or {}) == []
+    for topic in catalogue.load().topics_with_schema():
+        assert lint.find_breaches(topic.schema or {}) == []
 
 
 def test_a_difference_is_described_in_words() -> None:
@@ -192,7 +192,7 @@ def test_a_difference_is_described_in_words() -> None:
     new = json.loads(
         json.dumps(record(field("a", "long"), field("kind", enum("A", "B", default="A")), field("x", default="")))
     )
-    assert difference.changes(old, new) == [
+    assert difference.describe_changes(old, new) == [
         "field gone is removed",
         "field a: type string becomes long",
         "field x is added: string, default ''",

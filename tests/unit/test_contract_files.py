@@ -52,7 +52,7 @@ def add_field(path: Path, **more: Any) -> None:
         ("topics = {}", "namespace is missing"),
         ('namespace = "a"\n[topics.t]\ndoc = "d"\nkey = "k"\npartitions = 0', "partitions: 0"),
         ('namespace = "a"\n[topics.t]\nretention = 1', "unknown key retention"),
-        ('namespace = "a"\n[topics.t]\nschema = "bot-query.avsc"\ncompatibility = "ALL"', "'ALL' is no level"),
+        ('namespace = "a"\n[topics.t]\nschema = "bot-query.avsc"\ncompatibility = "ALL"', "'ALL' is not a level"),
         ('namespace = "a"\n[topics.t]\nschema = "gone.avsc"', "gone.avsc cannot be read"),
     ],
 )
@@ -134,7 +134,7 @@ def test_release_freezes_the_next_version_and_lists_permanent_fields(
     said = capsys.readouterr().out
     assert "bot-queries-value v2 released" in said
     assert "query_id" in said.partition("never be removed")[2]
-    assert list(catalogue.load(copy).released("bot-queries")) == [1, 2]
+    assert list(catalogue.load(copy).released_schemas("bot-queries")) == [1, 2]
     assert run(["schemas", "check"]) == 0
 
 
@@ -193,7 +193,7 @@ def test_every_released_example_is_read_by_every_later_schema(topic_name: str) -
     known = catalogue.load()
     topic = known.topic(topic_name)
     codec: EventCodec[Any] = EventCodec(EVENT_OF_TOPIC[topic_name], topic.schema or {})
-    released = known.released(topic_name)
+    released = known.released_schemas(topic_name)
     assert released
     for version, schema in released.items():
         examples = json.loads(release.examples_path(known, topic, version).read_text(encoding="utf-8"))
@@ -203,11 +203,13 @@ def test_every_released_example_is_read_by_every_later_schema(topic_name: str) -
             event = codec.decode(b"\x00\x00\x00\x00\x07" + data, schema)
             later = [released[number] for number in released if number >= version] + [codec.schema]
             for reader in later:
-                value = fastavro.schemaless_reader(io.BytesIO(data), reference.parsed(schema), reference.parsed(reader))
+                value = fastavro.schemaless_reader(
+                    io.BytesIO(data), reference.parse_for_fastavro(schema), reference.parse_for_fastavro(reader)
+                )
                 assert isinstance(value, dict)
                 for name in example["value"].keys() & value.keys():
                     assert value[name] == example["value"][name]
-            plain = reference.plain(event)
+            plain = reference.to_plain(event)
             for name in example["value"].keys() & plain.keys():
                 assert plain[name] == example["value"][name]
 

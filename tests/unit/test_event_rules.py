@@ -26,9 +26,9 @@ from rtfm.events import (
     QueryOrigin,
     Speaker,
     TimestampMillis,
-    broken_rule,
-    broken_rules,
-    holds_ids,
+    find_broken_rule,
+    find_broken_rules,
+    is_id_field,
     to_datetime,
 )
 
@@ -68,7 +68,7 @@ def test_text_of_another_format_is_not_an_id(value: str) -> None:
             (evolve(QUERY, origin=origin, query_id=value), "query_id"),
             (evolve(QUERY, origin=origin, visible_channel_ids=["5", value]), "visible_channel_ids"),
         ):
-            broken = broken_rule(event, now=NOW)
+            broken = find_broken_rule(event, now=NOW)
             assert broken is not None
             assert str(broken) == f"{name} must match [A-Za-z0-9._:@-]{{1,128}}"
 
@@ -77,13 +77,13 @@ def test_text_of_another_format_is_not_an_id(value: str) -> None:
 def test_other_programs_have_ids_of_their_own_and_discord_has_decimals_of_64_bits(value: str) -> None:
     """The source of a message and the origin of a question decide which format applies."""
     for source in MessageSource:
-        broken = broken_rule(evolve(MESSAGE, source=source, author_id=value), now=NOW)
+        broken = find_broken_rule(evolve(MESSAGE, source=source, author_id=value), now=NOW)
         if source in (MessageSource.GATEWAY, MessageSource.HISTORY):
             assert str(broken) == f"author_id must be a decimal of at most 64 bits, since source is {source.value}"
         else:
             assert broken is None
     for origin in QueryOrigin:
-        broken = broken_rule(evolve(QUERY, origin=origin, asker_id=value), now=NOW)
+        broken = find_broken_rule(evolve(QUERY, origin=origin, asker_id=value), now=NOW)
         if origin in DISCORDS_OWN_ORIGINS:
             assert str(broken) == f"asker_id must be a decimal of at most 64 bits, since origin is {origin.value}"
         else:
@@ -92,14 +92,14 @@ def test_other_programs_have_ids_of_their_own_and_discord_has_decimals_of_64_bit
 
 def test_the_largest_snowflake_and_the_id_of_a_question_keep_the_rule() -> None:
     """Snowflakes have 64 bits; the id of a question is never only Discord's."""
-    assert broken_rule(evolve(MESSAGE, message_id=str(2**64 - 1)), now=NOW) is None
-    assert broken_rule(evolve(QUERY, query_id="i1-a:b@c._"), now=NOW) is None
+    assert find_broken_rule(evolve(MESSAGE, message_id=str(2**64 - 1)), now=NOW) is None
+    assert find_broken_rule(evolve(QUERY, query_id="i1-a:b@c._"), now=NOW) is None
 
 
 def test_a_field_inside_a_list_is_named_with_its_place() -> None:
     """The error tells the writer where it is."""
     turns = [ContextMessage(speaker=Speaker.BOT, content="", message_id=value) for value in ("5", None, "x y")]
-    broken = broken_rule(evolve(QUERY, context=turns), now=NOW)
+    broken = find_broken_rule(evolve(QUERY, context=turns), now=NOW)
     assert broken is not None
     assert broken.field == "context[2].message_id"
 
@@ -118,7 +118,9 @@ def test_a_time_outside_the_years_1_to_9999_breaks_the_rule(value: int) -> None:
         ("bot-responses", "answered_at"),
     ):
         event = evolve(OF_TOPIC[topic], **{name: wrong})
-        assert [str(broken) for broken in broken_rules(event, now=NOW)] == [f"{name} must lie in the years 1 to 9999"]
+        assert [str(broken) for broken in find_broken_rules(event, now=NOW)] == [
+            f"{name} must lie in the years 1 to 9999"
+        ]
         with pytest.raises(InvalidEvent, match=rf"\.{name} must lie in the years 1 to 9999$"):
             CODECS[topic].encode(event, 7)
     citation = evolve(RESPONSE.citations[0], created_at=wrong)
@@ -136,8 +138,8 @@ def test_any_time_of_the_calendar_is_written(value: int) -> None:
 def test_an_observation_of_the_future_breaks_the_rule() -> None:
     """It would override all that Discord reports until then."""
     ahead = evolve(MESSAGE, observed_at=TimestampMillis(NOW + 60_001))
-    assert str(broken_rule(ahead, now=NOW)) == "observed_at must not lie more than a minute ahead"
-    assert broken_rule(ahead, now=TimestampMillis(NOW + 1)) is None
+    assert str(find_broken_rule(ahead, now=NOW)) == "observed_at must not lie more than a minute ahead"
+    assert find_broken_rule(ahead, now=TimestampMillis(NOW + 1)) is None
 
 
 def test_the_encoder_compares_observations_with_the_clock() -> None:
@@ -184,7 +186,7 @@ def with_ids(event: Any) -> st.SearchStrategy[Any]:
 def test_the_encoder_writes_exactly_the_events_that_keep_the_rules(event: Any) -> None:
     """The compiled shortcuts refuse exactly what the rules forbid."""
     (codec,) = (codec for codec in CODECS.values() if codec.event_class is type(event))
-    broken = broken_rule(event, now=NOW)
+    broken = find_broken_rule(event, now=NOW)
     if broken is None:
         assert codec.decode(codec.encode(event, 7)) == event
     else:
@@ -197,8 +199,8 @@ def test_the_encoder_writes_exactly_the_events_that_keep_the_rules(event: Any) -
 def test_every_id_is_under_the_rule_but_those_of_passages(event_class: type[Any]) -> None:
     """A field that is added later is checked by its name."""
     names = [attribute.name for attribute in attrs.fields(event_class)]
-    assert [name for name in names if name.endswith(("_id", "_ids")) and not holds_ids(name)] == []
-    assert not holds_ids("passage_id")
+    assert [name for name in names if name.endswith(("_id", "_ids")) and not is_id_field(name)] == []
+    assert not is_id_field("passage_id")
 
 
 def test_a_query_of_another_program_may_have_ids_of_its_own() -> None:

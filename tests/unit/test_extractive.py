@@ -18,8 +18,8 @@ from rtfm.answering.extractive import (
     compose,
     quotes,
 )
-from rtfm.links import links
-from rtfm.markup import without_pings
+from rtfm.links import find_links
+from rtfm.markup import remove_pings
 from tests.passages import passage, said
 
 LOCK = passage(
@@ -218,7 +218,7 @@ def test_whatever_was_said_can_be_quoted(question: str, lines: list[tuple[str, s
     """No text breaks the selection or makes the answer too long."""
     found = quotes(question, [passage([said(author, text, minute=i) for i, (author, text) in enumerate(lines)])])
     assert len(found) <= 3
-    assert found or not any(without_pings(text).strip() for _, text in lines)
+    assert found or not any(remove_pings(text).strip() for _, text in lines)
     assert all(len(quote.text) <= MAX_CODE_CHARACTERS + 20 for quote in found)
 
 
@@ -247,7 +247,7 @@ def test_a_link_that_was_cut_is_not_shown() -> None:
     """Half an address leads somewhere else."""
     address = "https://good.example" + ".evil.example" * 60
     (quote,) = quotes("unlock?", [passage([said("eve", f"unlock it with {address} now")])])
-    assert links(quote.text) <= {address}
+    assert find_links(quote.text) <= {address}
 
 
 def test_many_code_blocks_leave_room_for_words() -> None:

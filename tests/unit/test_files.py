@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from rtfm.files import write_whole
+from rtfm.files import write_atomically
 
 
 def test_a_file_is_replaced_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     """The folder is created if it is missing."""
     path = tmp_path / "folder" / "state.json"
-    write_whole(path, "first")
-    write_whole(path, "zwölf")
+    write_atomically(path, "first")
+    write_atomically(path, "zwölf")
     assert path.read_text("utf-8") == "zwölf"
     assert list(path.parent.iterdir()) == [path]
 
@@ -20,9 +20,9 @@ def test_a_file_is_replaced_and_leaves_no_temporary_file(tmp_path: Path) -> None
 def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     """No part of the new file remains."""
     path = tmp_path / "state.json"
-    write_whole(path, "first")
+    write_atomically(path, "first")
     with pytest.raises(UnicodeEncodeError):
-        write_whole(path, "no \ud800 UTF-8")
+        write_atomically(path, "no \ud800 UTF-8")
     assert path.read_text("utf-8") == "first"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -30,5 +30,5 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
 def test_a_private_file_is_private_from_the_first_byte(tmp_path: Path) -> None:
     """Its mode does not depend on the umask."""
     path = tmp_path / "password"
-    write_whole(path, "secret", mode=0o600)
+    write_atomically(path, "secret", mode=0o600)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -10,7 +10,7 @@ import pytest
 from rtfm_cli import main
 from structlog.testing import capture_logs
 
-from rtfm.home import close_to_others, make_private
+from rtfm.home import make_private, restrict_to_owner
 
 
 def mode(path: Path) -> int:
@@ -33,8 +33,8 @@ def test_a_wider_home_is_closed_with_a_line_that_says_so(tmp_path: Path, was: in
     """The line names the folder and both modes; a second call prints nothing."""
     tmp_path.chmod(was)
     with capture_logs() as lines:
-        close_to_others(tmp_path)
-        close_to_others(tmp_path)
+        restrict_to_owner(tmp_path)
+        restrict_to_owner(tmp_path)
     assert mode(tmp_path) == 0o700
     (line,) = lines
     assert (line["folder"], line["mode"], line["was"]) == (str(tmp_path), "0700", f"{was:04o}")
@@ -44,7 +44,7 @@ def test_a_folder_shared_by_all_is_named_and_left_as_it_is(tmp_path: Path) -> No
     """RTFM_HOME=/tmp must not close /tmp."""
     tmp_path.chmod(0o1777)
     with capture_logs() as lines:
-        close_to_others(tmp_path)
+        restrict_to_owner(tmp_path)
     assert mode(tmp_path) == 0o1777
     assert [line["folder"] for line in lines] == [str(tmp_path)]
 

@@ -11,7 +11,7 @@ import pytest
 
 from rtfm.clock import now_ms
 from rtfm.errors import ConfigError
-from rtfm.events import ChannelKind, MessageChange, MessageSource, TimestampMillis, broken_rule
+from rtfm.events import ChannelKind, MessageChange, MessageSource, TimestampMillis, find_broken_rule
 from rtfm.knowledge.imports import MAX_PLACES, read_export
 
 
@@ -247,11 +247,11 @@ def test_an_export_was_observed_when_it_was_written(
     """Thus an old export does not override newer reports of Discord; one without a date is older than all."""
     (message,) = read_export(written(tmp_path, export([entry(1)]) | exported_at)).messages()
     assert (message.observed_at, message.source) == (observed_at, MessageSource.IMPORT)
-    assert broken_rule(message, now=TimestampMillis(1_800_000_000_000)) is None
+    assert find_broken_rule(message, now=TimestampMillis(1_800_000_000_000)) is None
 
 
 def test_an_exporter_whose_clock_is_ahead_observed_nothing_of_the_future(tmp_path: Path) -> None:
     """Its messages are still valid."""
     (message,) = read_export(written(tmp_path, export([entry(1)]) | {"exportedAt": "9000-01-01T00:00:00Z"})).messages()
     assert message.observed_at is not None
-    assert broken_rule(message, now=now_ms()) is None
+    assert find_broken_rule(message, now=now_ms()) is None

@@ -12,7 +12,7 @@ from rtfm_cli.dlq.show import hex_dump
 
 from rtfm.contracts import EVENT_OF_TOPIC, EventCodec
 from rtfm.contracts import catalogue as catalogues
-from rtfm.contracts.inspection import Fault, frame_fault, inspect
+from rtfm.contracts.inspection import DecodingFault, frame_fault, inspect
 from rtfm.errors import UndecodableRecord
 from tests.streams import MESSAGES, said
 
@@ -57,18 +57,18 @@ def test_a_whole_record_is_read_whole() -> None:
 @pytest.mark.parametrize(
     ("data", "fault"),
     [
-        (b"", Fault(0, "the frame", "0 bytes are too short for a record with a schema id")),
-        (b"\x00\x00", Fault(2, "the frame", "2 bytes are too short for a record with a schema id")),
-        (ODD[:5] + b"\x02" + ODD[6:], Fault(5, "Odd.flag", "neither true nor false")),
-        (ODD[:6] + b"\x08" + ODD[7:], Fault(6, "Odd.kind", "the enum has 2 symbols, none is number 4")),
-        (ODD[:7] + b"\x04" + ODD[8:], Fault(7, "Odd.maybe", "the union has 2 branches, none is number 2")),
-        (ODD[:14] + b"\x7f" + ODD[15:], Fault(14, "Odd.texts[0]", "a length beyond the end of the record")),
-        (ODD[:15] + b"\xff" + ODD[16:], Fault(15, "Odd.texts[0]", "not UTF-8")),
-        (ODD[:-1], Fault(len(ODD) - 1, "Odd.mark", "the record is cut short")),
-        (ODD + b"zz", Fault(len(ODD), "the end", "2 more bytes follow the record")),
+        (b"", DecodingFault(0, "the frame", "0 bytes are too short for a record with a schema id")),
+        (b"\x00\x00", DecodingFault(2, "the frame", "2 bytes are too short for a record with a schema id")),
+        (ODD[:5] + b"\x02" + ODD[6:], DecodingFault(5, "Odd.flag", "neither true nor false")),
+        (ODD[:6] + b"\x08" + ODD[7:], DecodingFault(6, "Odd.kind", "the enum has 2 symbols, none is number 4")),
+        (ODD[:7] + b"\x04" + ODD[8:], DecodingFault(7, "Odd.maybe", "the union has 2 branches, none is number 2")),
+        (ODD[:14] + b"\x7f" + ODD[15:], DecodingFault(14, "Odd.texts[0]", "a length beyond the end of the record")),
+        (ODD[:15] + b"\xff" + ODD[16:], DecodingFault(15, "Odd.texts[0]", "not UTF-8")),
+        (ODD[:-1], DecodingFault(len(ODD) - 1, "Odd.mark", "the record is cut short")),
+        (ODD + b"zz", DecodingFault(len(ODD), "the end", "2 more bytes follow the record")),
     ],
 )
-def test_the_fault_is_located_to_the_byte(data: bytes, fault: Fault) -> None:
+def test_the_fault_is_located_to_the_byte(data: bytes, fault: DecodingFault) -> None:
     """Bytes are counted from the first byte of the frame."""
     assert inspect(data, RECORD).fault == fault
 

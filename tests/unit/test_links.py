@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rtfm.links import links, without_foreign_links
-from rtfm.markup import escaped, plain_name
+from rtfm.links import find_links, remove_unknown_links
+from rtfm.markup import escape_markup, to_plain_name
 from tests.attacks import addresses
 
 DOCS = "https://docs.skerry.example/locks"
@@ -38,7 +38,7 @@ EVIL = "https://evil.example/login"
 )
 def test_a_link_is_found_wherever_discord_finds_it(text: str) -> None:
     """It may follow a letter of any script, a digit or a mark; invites need no scheme, addresses no slashes."""
-    assert "evil" not in without_foreign_links(f"see {text} there")
+    assert "evil" not in remove_unknown_links(f"see {text} there")
 
 
 @pytest.mark.parametrize(
@@ -60,25 +60,25 @@ def test_a_link_is_found_wherever_discord_finds_it(text: str) -> None:
 )
 def test_no_address_hides_behind_words(text: str) -> None:
     """This includes a cited message's address, whatever is in the brackets."""
-    shown = without_foreign_links(text, {DOCS})
+    shown = remove_unknown_links(text, {DOCS})
     assert "](" not in shown
-    assert without_foreign_links(shown, {DOCS}) == shown
-    assert "](" not in without_foreign_links(text)
-    assert "skerry" not in without_foreign_links(text)
+    assert remove_unknown_links(shown, {DOCS}) == shown
+    assert "](" not in remove_unknown_links(text)
+    assert "skerry" not in remove_unknown_links(text)
 
 
 def test_words_and_address_of_a_known_link_stand_side_by_side() -> None:
     """A reader sees where it leads; a link whose text is its address is shown once."""
-    assert without_foreign_links(f"see [the [old] docs]({DOCS}).", {DOCS}) == f"see the [old] docs {DOCS}."
-    assert without_foreign_links(f"[{DOCS}]({DOCS})", {DOCS}) == DOCS
-    assert without_foreign_links(f"[a]({DOCS}).evil.example", {DOCS}) == f"a {DOCS} .evil.example"
-    assert without_foreign_links(f"[wiki]({DOCS}_(x)) now", {f"{DOCS}_(x"}) == f"wiki {DOCS}_(x) now"
+    assert remove_unknown_links(f"see [the [old] docs]({DOCS}).", {DOCS}) == f"see the [old] docs {DOCS}."
+    assert remove_unknown_links(f"[{DOCS}]({DOCS})", {DOCS}) == DOCS
+    assert remove_unknown_links(f"[a]({DOCS}).evil.example", {DOCS}) == f"a {DOCS} .evil.example"
+    assert remove_unknown_links(f"[wiki]({DOCS}_(x)) now", {f"{DOCS}_(x"}) == f"wiki {DOCS}_(x) now"
 
 
 @pytest.mark.parametrize("text", [f"{DOCS}.evil.example", f"{DOCS}@evil.example", f"{DOCS}\u200b.evil", f"x{DOCS}2"])
 def test_an_address_that_begins_like_a_known_one_is_another(text: str) -> None:
     """Known addresses are compared whole."""
-    assert DOCS not in without_foreign_links(text, {DOCS})
+    assert DOCS not in remove_unknown_links(text, {DOCS})
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_an_address_that_begins_like_a_known_one_is_another(text: str) -> None:
 )
 def test_what_is_no_link_stays(text: str) -> None:
     """Code and prose have colons and brackets."""
-    assert without_foreign_links(text) == text
+    assert remove_unknown_links(text) == text
 
 
 _PIECES = st.sampled_from([*"[]()<>`1a\\ \n", '"', "https://", "https:", "evil.example", DOCS, "://"])
@@ -95,27 +95,27 @@ _PIECES = st.sampled_from([*"[]()<>`1a\\ \n", '"', "https://", "https:", "evil.e
 @given(st.lists(_PIECES, max_size=25).map("".join))
 def test_only_known_links_are_left_and_none_is_hidden(text: str) -> None:
     """The text around links is random; the check uses another rule than the code."""
-    shown = without_foreign_links(text, {DOCS})
+    shown = remove_unknown_links(text, {DOCS})
     assert addresses(shown) <= {DOCS}
-    assert links(shown) <= {DOCS}
-    assert without_foreign_links(shown, {DOCS}) == shown
+    assert find_links(shown) <= {DOCS}
+    assert remove_unknown_links(shown, {DOCS}) == shown
 
 
 @pytest.mark.parametrize("name", [EVIL, f"x{EVIL}", "discord.gg/evil", f"[a]({EVIL})", f"_{EVIL}_", "www.evil.example"])
 def test_a_name_is_no_link(name: str) -> None:
     """Nicknames appear under answers and before quotes."""
-    assert "evil" not in plain_name(name)
+    assert "evil" not in to_plain_name(name)
 
 
 def test_a_name_is_one_short_line() -> None:
     """Unicode line ends become spaces, and Markdown does not format."""
-    assert plain_name("a\u2028b\n# c") == "a b # c"
-    assert escaped(plain_name("*a* <#5> @here")) == "\\*a\\* \\#channel @\u200bhere"
-    assert len(plain_name("x" * 5_000)) == 100
+    assert to_plain_name("a\u2028b\n# c") == "a b # c"
+    assert escape_markup(to_plain_name("*a* <#5> @here")) == "\\*a\\* \\#channel @\u200bhere"
+    assert len(to_plain_name("x" * 5_000)) == 100
 
 
 @pytest.mark.parametrize("text", [f"https://docs.skerry.example@{EVIL[8:]}", "http:\\\\ada:pw@evil.example/x"])
 def test_an_address_with_an_account_is_not_shown(text: str) -> None:
     """The part before the @ looks like the host and misleads people."""
-    assert "evil" not in without_foreign_links(f"see {text} there", links(text))
-    assert without_foreign_links(f"{DOCS}/@ada?to=a@b", links(f"{DOCS}/@ada?to=a@b")) == f"{DOCS}/@ada?to=a@b"
+    assert "evil" not in remove_unknown_links(f"see {text} there", find_links(text))
+    assert remove_unknown_links(f"{DOCS}/@ada?to=a@b", find_links(f"{DOCS}/@ada?to=a@b")) == f"{DOCS}/@ada?to=a@b"

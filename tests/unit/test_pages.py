@@ -24,7 +24,7 @@ def generate() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("topic_name", [topic.name for topic in catalogue.load().with_schema()])
+@pytest.mark.parametrize("topic_name", [topic.name for topic in catalogue.load().topics_with_schema()])
 def test_a_page_names_every_field_symbol_reader_and_writer(topic_name: str, generate: ModuleType) -> None:
     """The schema alone gives a developer of another service what they need."""
     known = catalogue.load()
@@ -44,11 +44,11 @@ def test_a_page_that_is_stale_missing_or_left_over_is_named(generate: ModuleType
     for name in generate.PAGES:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(CHECKOUT / name, tmp_path / name)
-    assert generate.stale(tmp_path) == []
+    assert generate.find_stale(tmp_path) == []
     folder = tmp_path / "docs" / "contracts"
     (folder / "bot-queries.md").write_text("old", encoding="utf-8")
     (folder / "bot-responses.md").unlink()
     (folder / "gone.md").write_text("a topic that was", encoding="utf-8")
-    assert generate.stale(tmp_path) == [
+    assert generate.find_stale(tmp_path) == [
         f"docs/contracts/{name}.md" for name in ("bot-queries", "bot-responses", "gone")
     ]

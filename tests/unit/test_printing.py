@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rtfm_cli import main
 from rtfm_cli.options import echo_json
-from rtfm_cli.printing import echo, json_text, printable
+from rtfm_cli.printing import echo, escape_unprintable, json_text
 from rtfm_cli.tables import Table, styled, table_console
 
 CLI = Path(__file__).parents[2] / "cli" / "rtfm_cli"
@@ -25,21 +25,21 @@ def _is_safe(shown: str) -> bool:
 @given(st.text())
 def test_nothing_that_a_terminal_obeys_is_printed(text: str) -> None:
     """Control characters become readable escapes on one line."""
-    shown = printable(text)
+    shown = escape_unprintable(text)
     assert _is_safe(shown)
     assert "\n" not in shown
-    assert printable(shown) == shown
+    assert escape_unprintable(shown) == shown
 
 
 def test_plain_text_is_unchanged() -> None:
     """Other scripts, composed emoji and combining marks are plain text."""
     for text in ("Überraschung 日本語 e\u0301", "👩\u200d💻 🏳️", "naïve, [1] (a) <b>"):
-        assert printable(text) == text
+        assert escape_unprintable(text) == text
 
 
 def test_an_escape_shows_what_was_there() -> None:
     """A reader of a dead letter needs to see its bytes."""
-    assert printable("a\x1b\x9b\u202e\n") == r"a\x1b\x9b\u202e\n"
+    assert escape_unprintable("a\x1b\x9b\u202e\n") == r"a\x1b\x9b\u202e\n"
 
 
 def test_echo_prints_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:

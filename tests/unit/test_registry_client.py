@@ -61,7 +61,7 @@ def test_a_schema_without_end_is_not_read() -> None:
 
     with registry(answer) as client:
         with pytest.raises(UnknownSchema, match=f"more than {MAX_ANSWER_BYTES} bytes"):
-            client.schema_of(7)
+            client.fetch_schema(7)
         assert over.wait(60)
     assert sent < 20 * MAX_ANSWER_BYTES  # the rest was buffered in the sockets
 
@@ -78,7 +78,7 @@ def test_a_small_answer_that_unpacks_to_a_large_one_is_not_unpacked_whole() -> N
     packed = gzip.compress(b"x" * 50 * MAX_ANSWER_BYTES)
     with registry(lambda write: write(packed), Content_Encoding="gzip") as client:
         with pytest.raises(UnknownSchema, match="more than"):
-            client.schema_of(7)
+            client.fetch_schema(7)
 
 
 def test_an_answer_of_a_usual_length_is_read_whole() -> None:
@@ -86,4 +86,4 @@ def test_an_answer_of_a_usual_length_is_read_whole() -> None:
     schema = {"type": "record", "name": "A", "fields": [{"name": "x", "type": "string", "doc": "d" * 200_000}]}
     body = json.dumps({"schema": json.dumps(schema)}).encode()
     with registry(lambda write: write(body)) as client:
-        assert client.schema_of(7) == schema
+        assert client.fetch_schema(7) == schema

@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 
 from rtfm import __version__
 from rtfm.errors import ConfigError, Unavailable
-from rtfm.service import Stop, observed, once_available
+from rtfm.service import Stop, open_monitoring, retry_until_available
 from rtfm.settings import Settings
 from tests.streams import eventually
 
@@ -38,7 +38,7 @@ def loop():
 
 def rests():
     health.beat("other")
-    health.rest("other")
+    health.end("other")
 
 rests()
 with Watchdog(health, 1.0):
@@ -51,14 +51,14 @@ EVENT_LOOP = """
 import asyncio, time
 from attrs import evolve
 from rtfm.bot.service import beat
-from rtfm.service import observed
+from rtfm.service import open_monitoring
 from rtfm.settings import Settings
 
 def hangs():
     time.sleep(60)
 
 async def serve():
-    with observed(evolve(Settings(), watchdog_s=2.0), {}) as health:
+    with open_monitoring(evolve(Settings(), watchdog_s=2.0), {}) as health:
         beating = asyncio.create_task(beat(health))
         await asyncio.sleep(4)
         print("passed for longer than the limit", flush=True)
@@ -83,7 +83,7 @@ def test_a_loop_that_hangs_ends_the_process_and_shows_where(hangs: str) -> None:
 
 def test_a_loop_that_has_ended_is_not_missed() -> None:
     """The watchdog watches only loops that are running."""
-    done = run(THREADS.replace("HANGS", "(lambda: health.rest('loop'))").replace("LIMIT", "2"))
+    done = run(THREADS.replace("HANGS", "(lambda: health.end('loop'))").replace("LIMIT", "2"))
     assert done.returncode == 0, done.stderr
     assert "ended by itself" in done.stdout
 
@@ -98,7 +98,7 @@ def test_an_event_loop_of_the_bot_that_hangs_ends_its_process() -> None:
 
 def test_the_metrics_port_shows_the_version_that_runs() -> None:
     """An operator sees the release of each process."""
-    with observed(Settings(), {}):
+    with open_monitoring(Settings(), {}):
         assert REGISTRY.get_sample_value("rtfm_build_info", {"version": __version__}) == 1
 
 
@@ -106,7 +106,7 @@ def test_a_service_that_has_just_begun_is_not_ready() -> None:
     """Its port answers before it has checked its dependencies."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with observed(evolve(Settings(), metrics_port=port), {"start": lambda: "the service is starting"}):
+    with open_monitoring(evolve(Settings(), metrics_port=port), {"start": lambda: "the service is starting"}):
         answer = httpx.get(f"http://127.0.0.1:{port}/readyz")
     assert (answer.status_code, answer.json()["wrong"]) == (503, {"start": "the service is starting"})
 
@@ -115,16 +115,18 @@ def test_a_dependency_that_is_down_at_the_start_is_named_and_waited_for() -> Non
     """It waits for outages; configuration errors are raised at once."""
     answers: list[Callable[[], str]] = [lambda: raised(Unavailable("archive", "no answer")), lambda: "there"]
     noted: list[str] = []
-    assert once_available(lambda: answers.pop(0)(), Stop(), lambda error: noted.append(str(error))) == "there"
+    assert retry_until_available(lambda: answers.pop(0)(), Stop(), lambda error: noted.append(str(error))) == "there"
     assert noted == ["no answer"]
     with pytest.raises(ConfigError):
-        once_available(lambda: raised(ConfigError("no such topic")), Stop())
+        retry_until_available(lambda: raised(ConfigError("no such topic")), Stop())
 
 
 def test_a_service_that_is_asked_to_end_waits_for_nothing() -> None:
     """It ends even while a dependency is down."""
     stop = Stop(threading.Event())
-    waiting = threading.Thread(target=once_available, args=(lambda: raised(Unavailable("kafka", "no answer")), stop))
+    waiting = threading.Thread(
+        target=retry_until_available, args=(lambda: raised(Unavailable("kafka", "no answer")), stop)
+    )
     waiting.start()
     stop.set()
     eventually(lambda: not waiting.is_alive())

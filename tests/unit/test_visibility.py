@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rtfm.events import ChannelKind
-from rtfm.visibility import PARENT_DECIDES, ChannelFacts, acl_channel_id, newest_facts, readable, widens
+from rtfm.visibility import PARENT_DECIDES, ChannelFacts, acl_channel_id, is_readable, is_wider, merge_facts
 
 KINDS = list(ChannelKind)
 TEXT, POST, OPEN, CLOSED, DIRECT, UNKNOWN = (
@@ -36,11 +36,11 @@ def facts(kind: ChannelKind, parent: str | None = "1", at: int = 0, *, discord: 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_parent_decides_for_public_threads_and_posts_alone(kind: ChannelKind) -> None:
     """Other channels are readable by their own id only."""
-    assert readable("5", "1", kind, ["5"])
-    assert readable("5", "1", kind, ["1"]) == (kind in PARENT_DECIDES) == (acl_channel_id("5", "1", kind) == "1")
-    assert not readable("5", None, kind, ["1"])
-    assert not readable("5", "1", kind, [])
-    assert not readable(None, "1", kind, ["1"])
+    assert is_readable("5", "1", kind, ["5"])
+    assert is_readable("5", "1", kind, ["1"]) == (kind in PARENT_DECIDES) == (acl_channel_id("5", "1", kind) == "1")
+    assert not is_readable("5", None, kind, ["1"])
+    assert not is_readable("5", "1", kind, [])
+    assert not is_readable(None, "1", kind, ["1"])
 
 
 @pytest.mark.parametrize(
@@ -52,17 +52,17 @@ def test_only_a_newer_report_of_discord_widens_who_may_read(before: ChannelKind,
     known = facts(before, at=5, discord=True)
     for at, discord, unchanged in itertools.product((0, 4, 5, 6, 9), (False, True), (False, True)):
         seen = facts(after, at=at, discord=discord)
-        believed = newest_facts("9", known, seen, unchanged=unchanged)
+        believed = merge_facts("9", known, seen, unchanged=unchanged)
         assert believed == (seen if discord and at > 5 and not unchanged else known)
 
 
 def test_another_parent_is_another_readership() -> None:
     """An export cannot move a thread of #staff to #general."""
     known = facts(OPEN, "1", at=5, discord=True)
-    assert newest_facts("9", known, facts(OPEN, "2", at=9)) == known
-    assert newest_facts("9", known, facts(POST, "1", at=9)) == facts(POST, "1", at=9)
+    assert merge_facts("9", known, facts(OPEN, "2", at=9)) == known
+    assert merge_facts("9", known, facts(POST, "1", at=9)) == facts(POST, "1", at=9)
     moved = facts(OPEN, "2", at=9, discord=True)
-    assert newest_facts("9", known, moved) == moved
+    assert merge_facts("9", known, moved) == moved
 
 
 @pytest.mark.parametrize("discord", [False, True])
@@ -71,16 +71,16 @@ def test_the_newest_observation_wins_where_nobody_gains(discord: bool) -> None:
     known = facts(OPEN, at=5, discord=True)
     for at in (5, 6):
         closed = facts(CLOSED, at=at, discord=discord)
-        assert newest_facts("9", known, closed) == closed
-    assert newest_facts("9", known, facts(CLOSED, at=4, discord=discord)) == known
+        assert merge_facts("9", known, closed) == closed
+    assert merge_facts("9", known, facts(CLOSED, at=4, discord=discord)) == known
 
 
 def test_discord_corrects_what_others_said_however_old_it_is() -> None:
     """A first observation with a time in the future cannot keep a private thread open."""
     closed = facts(CLOSED, at=1, discord=True)
-    assert newest_facts("9", facts(OPEN, at=9), closed) == closed
-    assert newest_facts("9", facts(OPEN, at=9), closed, unchanged=True) == closed
-    assert newest_facts("9", facts(OPEN, at=9, discord=True), closed) != closed
+    assert merge_facts("9", facts(OPEN, at=9), closed) == closed
+    assert merge_facts("9", facts(OPEN, at=9), closed, unchanged=True) == closed
+    assert merge_facts("9", facts(OPEN, at=9, discord=True), closed) != closed
 
 
 @given(known=FACTS, seen=st.lists(FACTS, max_size=6), listed=st.sets(st.sampled_from(["1", "2", "9"])))
@@ -88,21 +88,21 @@ def test_others_never_give_anybody_a_right(known: ChannelFacts, seen: list[Chann
     """After any reports of exports and programs, every reader of the channel could read it before."""
     believed = known
     for one in seen:
-        believed = newest_facts("9", believed, facts(one.kind, one.parent_channel_id, one.observed_at))
-    if "9" not in listed and readable("9", believed.parent_channel_id, believed.kind, listed):
-        assert readable("9", known.parent_channel_id, known.kind, listed)
+        believed = merge_facts("9", believed, facts(one.kind, one.parent_channel_id, one.observed_at))
+    if "9" not in listed and is_readable("9", believed.parent_channel_id, believed.kind, listed):
+        assert is_readable("9", known.parent_channel_id, known.kind, listed)
 
 
 @given(known=FACTS, at=st.integers(0, 9), discord=st.booleans())
 def test_an_unknown_kind_says_nothing(known: ChannelFacts, at: int, discord: bool) -> None:
     """A deletion need not know the kind of its channel."""
-    assert newest_facts("9", known, facts(UNKNOWN, at=at, discord=discord)) == known
+    assert merge_facts("9", known, facts(UNKNOWN, at=at, discord=discord)) == known
 
 
 @given(known=FACTS, seen=FACTS, listed=st.sets(st.sampled_from(["1", "2"])))
 def test_what_does_not_widen_gives_nobody_a_right(known: ChannelFacts, seen: ChannelFacts, listed: set[str]) -> None:
     """An observation that gives anyone access counts as one that widens it."""
-    gains = readable("9", seen.parent_channel_id, seen.kind, listed) and not readable(
+    gains = is_readable("9", seen.parent_channel_id, seen.kind, listed) and not is_readable(
         "9", known.parent_channel_id, known.kind, listed
     )
-    assert widens("9", known, seen) or not gains
+    assert is_wider("9", known, seen) or not gains

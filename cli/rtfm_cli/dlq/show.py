@@ -8,14 +8,14 @@ import click
 from attrs import asdict, frozen
 
 from rtfm.contracts import EVENT_OF_TOPIC, Contracts, open_contracts, schema_id_of
-from rtfm.contracts.inspection import Fault, frame_fault, inspect
+from rtfm.contracts.inspection import DecodingFault, frame_fault, inspect
 from rtfm.errors import ConfigError, PermanentError, RtfmError
 from rtfm.settings import Settings
 from rtfm.streams.dead_letters.letters import STATES, Letter
 from rtfm.streams.dead_letters.store import DeadLetterStore, FiledLetter, LetterFilter
 from rtfm_cli.dlq.rows import format_time, to_row, to_text
 from rtfm_cli.options import echo_json, examples, json_option, kafka_and_registry_settings
-from rtfm_cli.printing import echo, json_text, printable
+from rtfm_cli.printing import echo, escape_unprintable, json_text
 
 _ROWS_AROUND = 3
 _ROW = 16
@@ -30,7 +30,7 @@ class DecodedValue:
 
     schema: str
     fields: dict[str, Any]
-    fault: Fault | None
+    fault: DecodingFault | None
     now: str
 
 
@@ -77,7 +77,7 @@ def _print_letter(found: FiledLetter, decoded: DecodedValue) -> None:
             continue
         if name.endswith("_ms"):
             name, content = name.removesuffix("_ms"), f"{format_time(content)} UTC"
-        echo(printable(f"{name}: {content}"))
+        echo(escape_unprintable(f"{name}: {content}"))
     _print_headers(found.letter)
     _print_value(found.letter.value, decoded)
     echo(f"\nnow: {decoded.now}")
@@ -86,19 +86,19 @@ def _print_letter(found: FiledLetter, decoded: DecodedValue) -> None:
 def _print_headers(letter: Letter) -> None:
     echo("\noriginal headers:" if letter.headers else "\noriginal headers: none")
     for name, raw in letter.headers or []:
-        echo(printable(f"  {name}: {to_text(raw)}"))
+        echo(escape_unprintable(f"  {name}: {to_text(raw)}"))
     echo("\nfailure:")
     for name, text in letter.facts.items():
-        echo(f"  {printable(name)}: " + text.rstrip().replace("\n", "\n    "))
+        echo(f"  {escape_unprintable(name)}: " + text.rstrip().replace("\n", "\n    "))
 
 
 def _print_value(value: bytes | None, decoded: DecodedValue) -> None:
     echo(f"\nvalue, {'none' if value is None else f'{len(value)} bytes'}; {decoded.schema}:")
     for name, content in decoded.fields.items():
-        echo(f"  {printable(name)}: {json_text(content)}")
+        echo(f"  {escape_unprintable(name)}: {json_text(content)}")
     if decoded.fault is not None:
         fault = decoded.fault
-        echo(f"\nbyte {fault.position} ({fault.position:#x}): " + printable(f"{fault.path}: {fault.reason}"))
+        echo(f"\nbyte {fault.position} ({fault.position:#x}): " + escape_unprintable(f"{fault.path}: {fault.reason}"))
     for line in hex_dump(value or b"", None if decoded.fault is None else decoded.fault.position):
         echo(line)
 

@@ -1,7 +1,7 @@
-"""The compiled codec: the generated source of an event's encoder and decoders, made into functions once.
+"""The compiled codec: generated source of an event's encoder and decoders, compiled to functions once.
 
-Promises what ``codec`` promises for the shapes that it covers, at several times the speed of an interpreted codec. The
-source is kept and can be read (``rtfm-cli schemas show --codec``).
+Keeps the promises of ``codec`` for the shapes that it covers, at several times the speed of an interpreted codec.
+``rtfm-cli schemas show --codec`` prints the source.
 """
 
 from __future__ import annotations
@@ -20,73 +20,82 @@ from rtfm.contracts.compiled.decoding import NotCovered
 from rtfm.contracts.compiled.skipping import Unresolvable
 from rtfm.contracts.tree import parse
 from rtfm.errors import InvalidEvent, UndecodableRecord
-from rtfm.events import MAX_AHEAD_MS, MIN_TIMESTAMP, TimestampMillis, broken_rule
+from rtfm.events import MAX_AHEAD_MS, MIN_TIMESTAMP, TimestampMillis, find_broken_rule
 
-__all__ = ["NotCovered", "Unresolvable", "decoder", "encoder", "refused"]
+__all__ = ["NotCovered", "Unresolvable", "build_refusal", "decoder", "encoder"]
 
-FAULTS = (ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error, RecursionError, AttributeError)
-"""What comes of a value or of bytes that do not fit."""
+DECODING_ERRORS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    struct.error,
+    RecursionError,
+    AttributeError,
+)
+"""What the generated code raises for a value or bytes that do not fit."""
 
 
-def encoder(shape: shapes.Record) -> tuple[Callable[[str], Callable[[Any], bytes]], str]:
-    """(function that makes the encoder for a frame, source of that). The frame is text of the code points 0 to 255.
+def encoder(shape: shapes.RecordShape) -> tuple[Callable[[str], Callable[[Any], bytes]], str]:
+    """Return (function from a frame to its encoder, source). The frame is text of the code points 0 to 255.
 
-    The encoder raises InvalidEvent with the field that does not fit, or that breaks a rule of ``rtfm.events``.
+    The encoder raises InvalidEvent that names the field that does not fit or breaks a rule of ``rtfm.events``.
     """
     text, names = encoding.source(shape)
-    # ``observed_at`` up to here was found to be right by a clock, which goes forward.
+    # ``observed_at`` is valid up to here: the clock of an earlier check only goes forward.
     checked_until = [MIN_TIMESTAMP]
 
     def check(event: Any) -> None:
         now = now_ms()
-        if broken_rule(event, now=now) is not None:
+        if find_broken_rule(event, now=now) is not None:
             raise varints.Misfit(event)
         checked_until[0] = TimestampMillis(now + MAX_AHEAD_MS)
 
     names |= {"check": check, "checked_until": checked_until}
-    names["refused"] = lambda event, exc: refused(shape, event, exc)
-    made: FunctionType = _load(text, names, "encode", f"<encoder of {shape.name}>")
-    # The frame as a default, so that no call stands between the caller and the encoder.
-    return lambda frame: FunctionType(made.__code__, made.__globals__, "encode", (frame,)), text
+    names["build_refusal"] = lambda event, exc: build_refusal(shape, event, exc)
+    template: FunctionType = _compile(text, names, "encode", f"<encoder of {shape.name}>")
+    # The frame is a default argument, which saves a call between the caller and the encoder.
+    return lambda frame: FunctionType(template.__code__, template.__globals__, "encode", (frame,)), text
 
 
-def refused(shape: shapes.Record, event: Any, exc: Exception) -> InvalidEvent:
-    """Why ``event`` does not fit ``shape``, after encoding it raised ``exc``."""
+def build_refusal(shape: shapes.RecordShape, event: Any, exc: Exception) -> InvalidEvent:
+    """Build the error that says why ``event`` does not fit ``shape``, after encoding it raised ``exc``."""
     name = shape.event_class.__name__
-    if found := shapes.misfit(shape, event, name):
+    if found := shapes.find_misfit(shape, event, name):
         return InvalidEvent(found)
-    if broken := broken_rule(event, now=now_ms()):
+    if broken := find_broken_rule(event, now=now_ms()):
         return InvalidEvent(f"{name}.{broken}")
     return InvalidEvent(f"{name} does not fit its schema: {exc}")
 
 
-def decoder(shape: shapes.Record, writer_schema: Schema) -> tuple[Callable[[bytes], Any], str]:
-    """(function from framed bytes to event, its source) for records of ``writer_schema``.
+def decoder(shape: shapes.RecordShape, writer_schema: Schema) -> tuple[Callable[[bytes], Any], str]:
+    """Return (function from framed bytes to event, its source) for records of ``writer_schema``.
 
-    The function raises UndecodableRecord with the field. Raises Unresolvable or NotCovered.
+    The function raises UndecodableRecord that names the field. Raises Unresolvable or NotCovered.
     """
     text, names, paths = decoding.source(shape, parse(writer_schema))
     where = f"<decoder of {shape.name}>"
     names = {**names, "TABLE_MISSES": (KeyError, struct.error)}
-    inner: Callable[[bytes], Any] = _load(text, names, "decode", where)
+    inner: Callable[[bytes], Any] = _compile(text, names, "decode", where)
 
     def decode(data: bytes) -> Any:
         try:
             return inner(data)
-        except FAULTS as exc:
-            path = _path(exc.__traceback__, where, paths) or shape.name
+        except DECODING_ERRORS as exc:
+            path = _find_path(exc.__traceback__, where, paths) or shape.name
             raise UndecodableRecord(f"{path}: {varints.reason(exc)}") from exc
 
     return decode, text
 
 
-def _load(text: str, names: dict[str, Any], function: str, where: str) -> Any:
+def _compile(text: str, names: dict[str, Any], function: str, where: str) -> Any:
     scope = dict(names)
-    exec(compile(text, where, "exec"), scope)  # noqa: S102 - the source is made here, from schemas that were checked
+    exec(compile(text, where, "exec"), scope)  # noqa: S102 - the source is generated here, from valid schemas
     return scope[function]
 
 
-def _path(raised: TracebackType | None, where: str, paths: dict[int, str]) -> str | None:
+def _find_path(raised: TracebackType | None, where: str, paths: dict[int, str]) -> str | None:
     found = None
     for frame, line in traceback.walk_tb(raised):
         if frame.f_code.co_filename == where:

@@ -1,9 +1,9 @@
-"""The source of a decoder: from a writer's schema and the reader's shape to a Python function that reads it.
+"""Generator of decoders: from a writer's schema and the reader's shape to the source of a Python function.
 
-The writer's schema may be the reader's own or another version: fields that the reader lacks are stepped over, fields
-that the writer lacks take their defaults, and numbers are widened, all decided here and not for each record. The text
-of a record is taken as Latin-1 once and cut from that, which costs less than decoding each piece as UTF-8; pieces that
-are not ASCII are decoded properly.
+The writer's schema may be the reader's own or another version. Fields that the reader lacks are skipped, fields that
+the writer lacks get their defaults, and numbers are widened; all of that is decided here and not for each record. A
+record is decoded as Latin-1 once and texts are slices of it, which costs less than decoding each as UTF-8. Slices that
+are not ASCII are then decoded as UTF-8.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from attrs import NOTHING
 
 from rtfm.contracts import reference, shapes
 from rtfm.contracts.compiled import varints
-from rtfm.contracts.compiled.skipping import Unresolvable, skipper
+from rtfm.contracts.compiled.skipping import Unresolvable, build_skipper
 from rtfm.contracts.compiled.source import SourceState, item_of
 from rtfm.contracts.tree import Field, Node
 
@@ -25,22 +25,22 @@ _WIDER = {"long": ("int",), "float": ("int", "long"), "double": ("int", "long", 
 
 
 class NotCovered(Exception):
-    """The schemas have a type that only fastavro reads."""
+    """The schemas have a type that only fastavro supports."""
 
 
-def source(shape: shapes.Record, writer: Node) -> tuple[str, dict[str, Any], dict[int, str]]:
-    """(source, names that it uses, line number → path) of ``decode(data) -> event``.
+def source(shape: shapes.RecordShape, writer: Node) -> tuple[str, dict[str, Any], dict[int, str]]:
+    """Generate ``decode(data) -> event``: (source, names that it uses, line number → path).
 
-    Raises Unresolvable when the writer's records cannot be such events, NotCovered when that is for fastavro to say.
+    Raises Unresolvable if the writer's records cannot be read as the event, NotCovered if fastavro must decide that.
     """
     state = SourceState(names={name: getattr(varints, name) for name in _RUNTIME})
-    state.names.update(read_float=varints.floating("f")[1], read_double=varints.floating("d")[1])
+    state.names.update(read_float=varints.float_codec("f")[1], read_double=varints.float_codec("d")[1])
     state.line(0, "def decode(data):", shape.name)
     state.line(1, 'text = data.decode("latin-1")', shape.name)
     state.line(1, "position = 5", shape.name)
     _record(state, writer, shape, "event", "", shape.event_class.__name__, 1)
     state.line(1, "if position != len(data):", shape.name)
-    state.line(2, 'raise Misfit("it ends before or behind the last byte")', shape.name)
+    state.line(2, 'raise Misfit("the record does not end at the last byte")', shape.name)
     state.line(1, "return event", shape.name)
     return state.text(), state.names, state.paths()
 
@@ -52,7 +52,7 @@ _RUNTIME = [
 
 
 def _read(state: SourceState, node: Node, shape: shapes.Shape, target: str, path: str, depth: int) -> None:
-    """Write the lines that read a ``node`` at ``position`` into ``target`` and leave ``position`` behind it."""
+    """Add the lines that read a ``node`` at ``position`` into ``target`` and move ``position`` past it."""
     if node.kind == "union":
         _union(state, node, shape, target, path, depth)
         return
@@ -63,13 +63,13 @@ def _read(state: SourceState, node: Node, shape: shapes.Shape, target: str, path
             _read(state, node, shape.value, target, path, depth)
         return
     match shape:
-        case shapes.Record() if node.kind == "record":
+        case shapes.RecordShape() if node.kind == "record":
             _record(state, node, shape, target, f"{target}_", path, depth)
         case shapes.Sequence(items=shapes.Primitive(kind="string")) if node.items and node.items.kind == "string":
             state.line(depth, f"{target}, position = decode_texts(data, text, position)", path)
         case shapes.Sequence(items=items) if node.kind == "array" and node.items is not None:
             item = state.variable(item_of(target))
-            _blocks(state, target, path, depth)
+            _begin_blocks(state, target, path, depth)
             _read(state, node.items, items, item, f"{path}[]", depth + 2)
             state.line(depth + 2, f"{state.part(target, 'append')}({item})", path)
             state.line(depth + 1, "byte = data[position]; position += 1", path)
@@ -84,7 +84,9 @@ def _read(state: SourceState, node: Node, shape: shapes.Shape, target: str, path
         case shapes.Other():
             raise NotCovered(path)
         case _:
-            raise Unresolvable(f"{path}: {node.kind} cannot be read as {type(shape).__name__.lower()}")
+            raise Unresolvable(
+                f"{path}: {node.kind} cannot be read as {type(shape).__name__.removesuffix('Shape').lower()}"
+            )
 
 
 def _primitive(
@@ -141,21 +143,21 @@ def _union(state: SourceState, node: Node, shape: shapes.Shape, target: str, pat
     if len(node.branches) > 63:
         raise NotCovered(path)
     state.line(depth, "byte = data[position]; position += 1", path)
-    # Null last: a field that may be null mostly is not.
+    # Null last, because most nullable fields are not null.
     order = sorted(range(len(node.branches)), key=lambda index: node.branches[index].kind == "null")
     for place, index in enumerate(order):
         state.line(depth, f"{'elif' if place else 'if'} byte == {index << 1}:", path)
         try:
             _read(state, node.branches[index], shape, target, path, depth + 1)
         except Unresolvable as exc:
-            if not any(_resolves(branch, shape) for branch in node.branches):
+            if not any(_is_resolvable(branch, shape) for branch in node.branches):
                 raise
             state.line(depth + 1, f"raise Misfit({str(exc)!r})", path)
     state.line(depth, "else:", path)
     state.line(depth + 1, 'raise Misfit("no such branch of the union")', path)
 
 
-def _resolves(node: Node, shape: shapes.Shape) -> bool:
+def _is_resolvable(node: Node, shape: shapes.Shape) -> bool:
     try:
         _read(SourceState({}), node, shape, "x", "", 0)
     except Unresolvable:
@@ -163,8 +165,8 @@ def _resolves(node: Node, shape: shapes.Shape) -> bool:
     return True
 
 
-def _blocks(state: SourceState, target: str, path: str, depth: int) -> None:
-    """Begin the loop over the items of an array; the caller reads one item and then the next block's first byte."""
+def _begin_blocks(state: SourceState, target: str, path: str, depth: int) -> None:
+    """Open the loop over the items of an array; the caller adds the lines for an item and for the next block."""
     state.line(depth, f"{target} = []; {state.part(target, 'append')} = {target}.append", path)
     state.line(depth, "byte = data[position]; position += 1", path)
     state.line(depth, "while byte:", path)
@@ -173,7 +175,7 @@ def _blocks(state: SourceState, target: str, path: str, depth: int) -> None:
 
 
 def _record(
-    state: SourceState, node: Node, shape: shapes.Record, target: str, prefix: str, path: str, depth: int
+    state: SourceState, node: Node, shape: shapes.RecordShape, target: str, prefix: str, path: str, depth: int
 ) -> None:
     if node.short_name != shape.name.rpartition(".")[2]:
         raise Unresolvable(f"{path}: {node.name} cannot be read as {shape.name}")
@@ -189,16 +191,16 @@ def _record(
     for slot in shape.slots:
         if slot.name not in written:
             if slot.default is NOTHING:
-                raise Unresolvable(f"{path}.{slot.name}: the writer has no such field and the reader no default")
+                raise Unresolvable(f"{path}.{slot.name}: the writer has no such field and the reader has no default")
             made = _default(state, slot)
             state.line(depth, f"{variables[slot.name]} = {made}", f"{path}.{slot.name}")
-    blank = blank_of(shape.event_class)
+    blank = build_blank(shape.event_class)
     known_class = state.constant(shape.event_class.__name__, shape.event_class)
     if blank is None:
         arguments = ", ".join(f"{name}={variable}" for name, variable in variables.items())
         state.line(depth, f"{target} = {known_class}({arguments})", path)
         return
-    # Assigned to a subclass that is not frozen yet, then frozen: a tenth of what the constructor costs.
+    # Fill an instance of an unfrozen subclass, then freeze it: a tenth of the cost of the constructor.
     state.line(depth, f"{target} = {state.constant(blank.__name__, blank)}()", path)
     for name, variable in variables.items():
         state.line(depth, f"{target}.{name} = {variable}", path)
@@ -207,22 +209,22 @@ def _record(
 
 def _default(state: SourceState, slot: shapes.Slot) -> str:
     shape, default = slot.shape, slot.default
-    value = reference.build(shape, default)
+    value = reference.build_event(shape, default)
     if type(value) in (str, int, bool, bytes, type(None)):
         return repr(value)
-    make: Callable[[], Any] = lambda: reference.build(shape, default)  # noqa: E731 - a name for the generated source
+    make: Callable[[], Any] = lambda: reference.build_event(shape, default)  # noqa: E731 - a name for the generated source
     return state.constant(f"default_{slot.name}", make) + "()"
 
 
 def _skip_field(state: SourceState, entry: Field, path: str, depth: int) -> None:
-    name = state.constant(f"skip_{entry.name}", skipper(entry.node, {}, {}))
+    name = state.constant(f"skip_{entry.name}", build_skipper(entry.node, {}, {}))
     state.line(depth, f"position = {name}(data, position)", f"{path}.{entry.name}")
 
 
-def blank_of(event_class: type[Any]) -> type[Any] | None:
-    """A subclass of a frozen attrs class whose instances can be filled field by field and then become of that class.
+def build_blank(event_class: type[Any]) -> type[Any] | None:
+    """Build a subclass of a frozen attrs class whose instances are filled field by field, then change to that class.
 
-    None where the constructor does more than set fields, or the class cannot be changed this way.
+    None if the constructor does more than set fields, or if ``__class__`` cannot be assigned.
     """
     constructor = vars(event_class).get("__init__")
     only_sets = inspect.isfunction(constructor) and constructor.__code__.co_filename.startswith("<attrs generated")

@@ -1,4 +1,4 @@
-"""Functions that step over a field which the reader's schema does not have."""
+"""Functions that skip a field which the reader's schema does not have."""
 
 from __future__ import annotations
 
@@ -9,71 +9,72 @@ from rtfm.contracts.tree import Node, is_size, takes_no_bytes
 
 
 class Unresolvable(Exception):
-    """Records of the writer's schema cannot be read as the event; the argument says where and why."""
+    """Records of the writer's schema cannot be read as the event; the message says where and why."""
 
 
 Skip = Callable[[bytes, int], int]
 
 
-def skipper(node: Node, made: dict[int, Skip], empty: dict[int, bool]) -> Skip:
-    """A function from (data, position of a ``node``) to the position behind it; IndexError or Misfit when cut short.
+def build_skipper(node: Node, skippers: dict[int, Skip], empty: dict[int, bool]) -> Skip:
+    """Return a function from (data, position of a ``node``) to the position after it.
 
-    Raises Unresolvable for a type that cannot be. ``made`` holds the functions of the records above, so that a
-    recursive one finds itself, ``empty`` which records take no bytes.
+    It raises IndexError or Misfit for data that are cut short. ``skippers`` holds the functions of enclosing records,
+    so that a recursive record finds its own; ``empty`` caches which records take no bytes. Raises Unresolvable for an
+    impossible type.
     """
-    if id(node) in made:
-        return made[id(node)]
+    if id(node) in skippers:
+        return skippers[id(node)]
     if takes_no_bytes(node, empty):
-        # At once: such records can be nested so that they have more fields than anybody can step over.
-        return lambda _, p: p
+        # At once, because nested records without bytes can have an exponential number of fields.
+        return lambda _, position: position
     if node.kind == "fixed" and not is_size(node.size):
         raise Unresolvable(f"{node.name} has the size {node.size!r}")
     match node.kind:
         case "null" | "boolean" | "float" | "double" | "fixed":
             width = {"null": 0, "boolean": 1, "float": 4, "double": 8}.get(node.kind, node.size)
-            return lambda _, p: p + width
+            return lambda _, position: position + width
         case "int" | "long" | "enum":
-            return lambda data, p: varints.decode_long(data, p)[1]
+            return lambda data, position: varints.decode_long(data, position)[1]
         case "string" | "bytes":
-            return lambda data, p: sum(varints.decode_length(data, p))
+            return lambda data, position: sum(varints.decode_length(data, position))
         case "union":
-            branches = [skipper(branch, made, empty) for branch in node.branches]
-            return lambda data, p: _skip_union(branches, data, p)
+            branches = [build_skipper(branch, skippers, empty) for branch in node.branches]
+            return lambda data, position: _skip_union(branches, data, position)
         case "record":
             parts: list[Skip] = []
-            made[id(node)] = lambda data, p: _skip_all(parts, data, p)
-            parts.extend(skipper(entry.node, made, empty) for entry in node.fields)
-            return made[id(node)]
+            skippers[id(node)] = lambda data, position: _skip_all(parts, data, position)
+            parts.extend(build_skipper(entry.node, skippers, empty) for entry in node.fields)
+            return skippers[id(node)]
         case _:
-            assert node.items is not None  # noqa: S101 - what is left are arrays and maps
-            inner = [skipper(node.items, made, empty)]
+            assert node.items is not None  # noqa: S101 - only arrays and maps remain
+            inner = [build_skipper(node.items, skippers, empty)]
             if node.kind == "map":
-                inner.insert(0, skipper(Node("string"), made, empty))
-            return lambda data, p: _skip_blocks(inner, data, p)
+                inner.insert(0, build_skipper(Node("string"), skippers, empty))
+            return lambda data, position: _skip_blocks(inner, data, position)
 
 
-def _skip_union(branches: list[Skip], data: bytes, p: int) -> int:
-    index, p = varints.decode_long(data, p)
+def _skip_union(branches: list[Skip], data: bytes, position: int) -> int:
+    index, position = varints.decode_long(data, position)
     if not 0 <= index < len(branches):
         raise varints.Misfit("no such branch of the union")
-    return branches[index](data, p)
+    return branches[index](data, position)
 
 
-def _skip_all(parts: list[Skip], data: bytes, p: int) -> int:
+def _skip_all(parts: list[Skip], data: bytes, position: int) -> int:
     for part in parts:
-        p = part(data, p)
-    return p
+        position = part(data, position)
+    return position
 
 
-def _skip_blocks(inner: list[Skip], data: bytes, p: int) -> int:
-    while data[p]:
-        count, size, p = varints.decode_count(data, p)
+def _skip_blocks(inner: list[Skip], data: bytes, position: int) -> int:
+    while data[position]:
+        count, size, position = varints.decode_count(data, position)
         if size >= 0:
-            p += size
+            position += size
         else:
             for _ in range(count):
-                before = p
-                p = _skip_all(inner, data, p)
-                if p == before:
-                    break  # items that take no bytes: there may be as many as the record has bytes, in each block
-    return p + 1
+                before = position
+                position = _skip_all(inner, data, position)
+                if position == before:
+                    break  # items that take no bytes; each block may claim as many as the record has bytes
+    return position + 1

@@ -1,4 +1,4 @@
-"""The text of a generated function while it is written: its lines, its variables and the objects that it names."""
+"""The source of a generated function while it is built: its lines, variables and constants."""
 
 from __future__ import annotations
 
@@ -15,60 +15,60 @@ OWN_NAMES = frozenset(
         *("len", "int", "float", "list", "range", "Exception"),
     ]
 )
-"""What generated code says itself; no field's variable is called so."""
+"""Names that the generated code itself uses, which no field's variable may have."""
 
 
 @define
 class SourceState:
-    """Lines with the path of the field that each one is for, and the names in use."""
+    """The lines, each with the path of its field, and the names in use."""
 
     names: dict[str, Any]
-    """Name → object, for what the text refers to."""
+    """Name → object, for the constants of the source."""
     lines: list[tuple[str, str]] = field(factory=list)
     _variables: set[str] = field(factory=set)
     _parts: dict[tuple[str, str], str] = field(factory=dict)
 
     def line(self, depth: int, text: str, path: str = "") -> None:
-        """Add a line, ``depth`` levels deep, for the field at ``path``."""
+        """Add a line, indented ``depth`` levels, for the field at ``path``."""
         self.lines.append(("    " * depth + text, path))
 
-    def constant(self, wanted: str, value: Any) -> str:
-        """A name under which the text finds ``value``: ``wanted`` where it is free."""
+    def constant(self, preferred: str, value: Any) -> str:
+        """Return a name for the constant ``value``: ``preferred`` if it is free."""
         for known, other in self.names.items():
             if other is value:
                 return known
-        name = self._free(wanted)
+        name = self._free(preferred)
         self.names[name] = value
         return name
 
-    def variable(self, wanted: str) -> str:
-        """A fresh variable: ``wanted`` where that is free."""
-        name = self._free(wanted)
+    def variable(self, preferred: str) -> str:
+        """Return a new variable: ``preferred`` if it is free."""
+        name = self._free(preferred)
         self._variables.add(name)
         return name
 
     def part(self, variable: str, what: str) -> str:
-        """The variable for ``what`` of ``variable``, such as its length; the same one each time."""
+        """Return the variable for ``what`` of ``variable``, such as its length; the same one each time."""
         if (variable, what) not in self._parts:
             self._parts[variable, what] = self.variable(f"{variable}_{what}")
         return self._parts[variable, what]
 
     def text(self) -> str:
-        """The source."""
+        """Return the source."""
         return "\n".join(line for line, _ in self.lines) + "\n"
 
     def paths(self) -> dict[int, str]:
-        """Line number → path of the field that it is for."""
+        """Return line number → path of its field."""
         return {number: path for number, (_, path) in enumerate(self.lines, 1) if path}
 
-    def _free(self, wanted: str) -> str:
-        name, number = wanted, 1
+    def _free(self, preferred: str) -> str:
+        name, number = preferred, 1
         while name in OWN_NAMES or name in self.names or name in self._variables:
             number += 1
-            name = f"{wanted}_{number}"
+            name = f"{preferred}_{number}"
         return name
 
 
 def item_of(variable: str) -> str:
-    """What one item of the list ``variable`` is called: ``citation`` of ``citations``."""
+    """Return the name of one item of the list ``variable``: ``citation`` for ``citations``."""
     return variable.removesuffix("s") if variable.endswith("s") and len(variable) > 1 else f"{variable}_item"

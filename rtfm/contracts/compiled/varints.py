@@ -1,7 +1,7 @@
 """Avro's numbers for the generated codecs: tables for the short ones, functions for the rest.
 
-Encoders build text of the code points 0 to 255 and turn it into bytes once, at the end; that is what ``str`` means
-for bytes in this module. Avro's int and long are zigzag varints of at most 32 and 64 bits
+Encoders build text of the code points 0 to 255 and encode it to bytes once, at the end; here ``str`` means such text.
+Avro's int and long are zigzag varints of at most 32 and 64 bits
 (https://avro.apache.org/docs/1.12.0/specification/#binary-encoding).
 """
 
@@ -18,11 +18,11 @@ LIMIT = 8192
 
 
 class Misfit(ValueError):
-    """A value does not fit its type, or bytes are no value of it."""
+    """A value does not fit its type, or bytes are not a value of it."""
 
 
 def reason(exc: Exception) -> str:
-    """What was wrong with the bytes whose reading raised ``exc``, in words."""
+    """Return what is wrong with the bytes whose decoding raised ``exc``."""
     match exc:
         case IndexError() | struct.error():
             return "the record is cut short"
@@ -36,27 +36,27 @@ def reason(exc: Exception) -> str:
             return str(exc)
 
 
-# Two continued bytes for 14 bits, and the one or two bytes that end a number.
+# By 14 bits: two bytes with the continuation bit, and the one or two bytes that end a number.
 PAIR = tuple(chr(number & 127 | 128) + chr(number >> 7 | 128) for number in range(1 << 14))
 TAIL = tuple(chr(number) if number < 128 else PAIR[number][0] + chr(number >> 7) for number in range(1 << 14))
-# By length: the length; and the second branch of a union before it.
+# By length: the encoded length; and that after the index of a union's branch.
 LENGTH = tuple(TAIL[length << 1] for length in range(LIMIT))
 SOME_LENGTH = {index: tuple(chr(index << 1) + text for text in LENGTH) for index in (0, 1)}
 
-# By length: that of an id which keeps the rule for ids if it consists of digits, as Discord's do; and that of any id.
-# An empty one has none, which cannot be joined.
+# By length: the encoded length of an id, up to 19 characters if it is numeric (then it satisfies the rule for ids), up
+# to 128 for any id. An empty id is invalid: None cannot be joined.
 ID_LENGTH: tuple[Any, ...] = (None, *LENGTH[1:20])
 ANY_ID_LENGTH: tuple[Any, ...] = (None, *LENGTH[1:129])
 SOME_ID_LENGTH: dict[int, tuple[Any, ...]] = {i: (None, *lengths[1:20]) for i, lengths in SOME_LENGTH.items()}
 
-# Times in milliseconds from July 1970 to 2039 take six bytes: one of six bits, five of seven.
-EVEN = tuple(chr(number << 1 | 128) for number in range(1 << 6))
-MORE = tuple(chr(number | 128) for number in range(1 << 7))
+# Times in milliseconds from July 1970 to 2039 take six bytes: the first holds six bits, the others seven.
+FIRST_BYTE = tuple(chr(number << 1 | 128) for number in range(1 << 6))
+MIDDLE_BYTE = tuple(chr(number | 128) for number in range(1 << 7))
 TIME_MIN, TIME_MAX = 1 << 34, 1 << 41
 
 
 def encode_long(number: int) -> str:
-    """Any number of 64 bits; Misfit for what is none."""
+    """Encode a number of 64 bits; raises Misfit for anything else."""
     if type(number) is not int or not -0x8000000000000000 <= number <= 0x7FFFFFFFFFFFFFFF:
         raise Misfit(number)
     number = number << 1 if number >= 0 else ~(number << 1)
@@ -68,21 +68,21 @@ def encode_long(number: int) -> str:
 
 
 def encode_time(number: int) -> str:
-    """A time in milliseconds; Misfit for what is none, or outside the years 1 to 9999."""
+    """Encode a time in milliseconds; raises Misfit for anything else, or outside the years 1 to 9999."""
     if type(number) is not int or not MIN_TIMESTAMP <= number <= MAX_TIMESTAMP:
         raise Misfit(number)
     return encode_long(number)
 
 
 def encode_int(number: int) -> str:
-    """Any number of 32 bits; Misfit for what is none."""
+    """Encode a number of 32 bits; raises Misfit for anything else."""
     if type(number) is not int or not -0x80000000 <= number <= 0x7FFFFFFF:
         raise Misfit(number)
     return encode_long(number)
 
 
 def encode_texts(texts: list[str]) -> str:
-    """A list of texts as one block."""
+    """Encode a list of texts as one block."""
     if type(texts) is not list:
         raise Misfit(texts)
     if not texts:
@@ -95,20 +95,20 @@ def encode_texts(texts: list[str]) -> str:
 
 
 def encode_ids(ids: list[str]) -> tuple[str, bool]:
-    """(a list of ids as one block, whether all of them are known to keep the rule for ids, Discord's included)."""
+    """Return (a list of ids encoded as one block, whether all are known to satisfy the rules for ids)."""
     if type(ids) is not list or not ids:
         return encode_texts(ids), True
     count, lengths = len(ids), ID_LENGTH
     try:
         digits = "".join(ids)
-        # Digits of bytes are recognised several times as fast as digits of text.
+        # bytes.isdigit is several times as fast as str.isdigit.
         if digits.encode().isdigit():
             size, items = len(ids[0]), ""
             length = lengths[size]
             if count == 1:
                 return f"\x02{length}{digits}\x00", True
             if len(digits) == size * count:
-                # No length is a digit: if they are where those of equal ids would be, there are no others.
+                # An encoded length is not a digit: if one is at each place for ids of equal length, all have it.
                 items = length + length.join(ids)
                 if items[:: size + 1] != length * count:
                     items = ""
@@ -119,19 +119,19 @@ def encode_ids(ids: list[str]) -> tuple[str, bool]:
                 items = "".join(parts)
             return f"{LENGTH[count]}{items}\x00", True
     except (IndexError, TypeError, AttributeError):
-        pass  # one is empty or long, or there are many
+        pass  # an id is empty or long, or there are too many
     return encode_texts(ids), False
 
 
 def encode_bytes(content: bytes) -> str:
-    """Length and content."""
+    """Encode the length and the content."""
     if type(content) is not bytes:
         raise Misfit(content)
     return encode_long(len(content)) + content.decode("latin-1")
 
 
-def floating(code: str) -> tuple[Callable[[float], str], Callable[[bytes, int], tuple[float]]]:
-    """Encoder and decoder of ``f`` (4 bytes) or ``d`` (8 bytes)."""
+def float_codec(code: str) -> tuple[Callable[[float], str], Callable[[bytes, int], tuple[float]]]:
+    """Return the encoder and the decoder of ``f`` (4 bytes) or ``d`` (8 bytes)."""
     layout = struct.Struct("<" + code)
     pack = layout.pack
 
@@ -143,10 +143,10 @@ def floating(code: str) -> tuple[Callable[[float], str], Callable[[bytes, int], 
     return encode, layout.unpack_from
 
 
-# By a first byte: the length that it stands for, -1 where more bytes follow or it is negative.
+# By first byte: the length that it encodes; -1 if more bytes follow or the length is negative.
 SHORT_LENGTH = tuple(-1 if byte & 1 or byte > 127 else byte >> 1 for byte in range(256))
 
-# By two little-endian bytes: the part of a time that they hold. KeyError where they hold none, as in negative times.
+# By two little-endian bytes: their part of a time. KeyError if it is not in the tables, as for negative times.
 read_three_pairs = struct.Struct("<HHH").unpack_from
 TIME_LOW = {low | 128 | (high | 128) << 8: (low >> 1) + (high << 6) for low in range(0, 128, 2) for high in range(128)}
 TIME_MIDDLE = {low | 128 | (high | 128) << 8: (low + (high << 7)) << 13 for low in range(128) for high in range(128)}
@@ -154,7 +154,7 @@ TIME_HIGH = {low | 128 | high << 8: (low + (high << 7)) << 27 for low in range(1
 
 
 def decode_long(data: bytes, position: int) -> tuple[int, int]:
-    """(number, position behind it); Misfit for more than 64 bits, IndexError at the end of the data."""
+    """Return (number, position after it); raises Misfit above 64 bits, IndexError at the end of the data."""
     byte = data[position]
     position += 1
     number = byte & 127
@@ -172,7 +172,7 @@ def decode_long(data: bytes, position: int) -> tuple[int, int]:
 
 
 def decode_int(data: bytes, position: int) -> tuple[int, int]:
-    """(number, position behind it); Misfit for more than 32 bits."""
+    """Return (number, position after it); raises Misfit above 32 bits."""
     number, position = decode_long(data, position)
     if not -0x80000000 <= number <= 0x7FFFFFFF:
         raise Misfit("a number of more than 32 bits")
@@ -180,7 +180,7 @@ def decode_int(data: bytes, position: int) -> tuple[int, int]:
 
 
 def decode_length(data: bytes, position: int) -> tuple[int, int]:
-    """(length, position behind it); Misfit when it is negative or longer than the data."""
+    """Return (length, position after it); raises Misfit if it is negative or longer than the data."""
     length, position = decode_long(data, position)
     if length < 0 or length > len(data) - position:
         raise Misfit("a length beyond the end of the record")
@@ -188,7 +188,7 @@ def decode_length(data: bytes, position: int) -> tuple[int, int]:
 
 
 def decode_count(data: bytes, position: int) -> tuple[int, int, int]:
-    """(items of a block, its size in bytes or -1, position behind both); Misfit when it cannot hold as many."""
+    """Return (items of a block, its size in bytes or -1, position after both); raises Misfit for too many items."""
     count, position = decode_long(data, position)
     size = -1
     if count < 0:
@@ -199,17 +199,17 @@ def decode_count(data: bytes, position: int) -> tuple[int, int, int]:
     return count, size, position
 
 
-# What of a block of ids is no digit are the bytes of their lengths, 17 to 19: a translation for these.
+# The bytes of lengths 17 to 19, which are the only non-digits in a block of ids, and the table that decodes them.
 _ID_LENGTHS = bytes(length << 1 for length in (17, 18, 19))
 _DIGITS = b"0123456789"
 _HALF = bytes(byte >> 1 for byte in range(256))
 
 
 def decode_texts(data: bytes, text: str, position: int) -> tuple[list[str], int]:
-    """(the texts of an array, position behind it); ``text`` is ``data`` as Latin-1.
+    """Return (the texts of an array, position after it); ``text`` is ``data`` as Latin-1.
 
-    Ids of one length, or of those that Discord gave out, are cut apart at once. Tried with the first block of an array
-    only, which mostly is its last: what is looked through for nothing stays less than the array.
+    Ids of one length, or of 17 to 19 digits like Discord's, are split at once. This is tried only for the first block
+    of an array, which usually is the last, so that a failed attempt costs less than reading the array.
     """
     count, start = SHORT_LENGTH[data[position]], position + 1
     if not count:
@@ -217,7 +217,7 @@ def decode_texts(data: bytes, text: str, position: int) -> tuple[list[str], int]
     if count < 0:
         count, _, start = decode_count(data, position)
     first = data[start]
-    step = SHORT_LENGTH[first] + 1  # 0 for what is no short length: then ``end`` is this byte, which is not 0
+    step = SHORT_LENGTH[first] + 1  # 0 for a longer length: then ``end`` is this byte, which is not 0
     end = start + step * count
     if end < len(data) and not data[end]:
         items = text[start:end]

@@ -1,1 +1,1 @@
-"""What a schema must keep: by itself, against its released versions, and the words for what changed. Pure."""
+"""The rules for schemas, by themselves and against released versions, and descriptions of changes. Pure."""

@@ -1,10 +1,10 @@
-"""Whether a schema can take the place of its released versions. Pure: no files, no network.
+"""Whether a schema is compatible with its released versions. Pure: no files, no network.
 
-BACKWARD means that the new schema reads what an old one wrote, FORWARD that the old one reads what the new one
-writes, FULL both; the transitive levels compare with every released version, the others with the newest
-(https://docs.confluent.io/platform/current/schema-registry/fundamentals/schema-evolution.html). What reads what is
-decided as Java's Avro does, which registries run; Avro's own Python checker is asked as well, so that what our walk
-should miss still fails. Two sets of rules are ours alone and hold at every level but NONE: see ``history``.
+BACKWARD means that the new schema reads records of an old one, FORWARD that the old one reads records of the new one,
+FULL both. The transitive levels compare with every released version, the others with the newest
+(https://docs.confluent.io/platform/current/schema-registry/fundamentals/schema-evolution.html). Resolution follows
+Java's Avro, which registries run. Avro's Python checker is a second opinion for anything that this module misses. The
+project's own rules apply at every level except NONE: see ``history``.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ _WIDENS_TO = {
 
 @frozen
 class Gap:
-    """A place where a reader cannot read a writer: the path, the rule's name, and what to say of it."""
+    """A place where a reader cannot read a writer's records: the path, the rule's name and the details."""
 
     path: str
     rule: str
     detail: str = ""
     written: str = ""
-    wanted: str = ""
+    expected: str = ""
 
 
-def violations(subject: str, schema: Schema, released: Mapping[int, Schema], level: str) -> list[Finding]:
-    """What ``schema`` breaks as the next version of ``subject``, under the compatibility ``level``.
+def find_violations(subject: str, schema: Schema, released: Mapping[int, Schema], level: str) -> list[Finding]:
+    """Return the rules that ``schema`` breaks as the next version of ``subject``, under the compatibility ``level``.
 
-    A schema that equals the newest released version is that version, and is compared as such.
+    A schema that equals the newest released version is compared as that version.
     """
     newest = max(released, default=0)
     number = newest if schema == released.get(newest) else newest + 1
     found = []
-    for version, old in compared(released, level).items():
+    for version, old in versions_to_compare(released, level).items():
         breaches = []
         if level.startswith(("BACKWARD", "FULL")):
-            breaches += [("backward", _breach(gap, backward=True)) for gap in gaps(schema, old)]
+            breaches += [("backward", _to_breach(gap, backward=True)) for gap in find_gaps(schema, old)]
         if level.startswith(("FORWARD", "FULL")):
-            breaches += [("forward", _breach(gap, backward=False)) for gap in gaps(old, schema)]
-        breaches += [("history", change) for change in history.changes(parse(old), parse(schema))]
+            breaches += [("forward", _to_breach(gap, backward=False)) for gap in find_gaps(old, schema)]
+        breaches += [("history", change) for change in history.find_breaches(parse(old), parse(schema))]
         consequence = {
             "backward": f", so readers of v{number} cannot read v{version}",
             "forward": f", so readers of v{version} cannot read v{number}",
@@ -68,10 +68,10 @@ def violations(subject: str, schema: Schema, released: Mapping[int, Schema], lev
                 subject=subject,
                 rule=breach.rule,
                 path=breach.path,
-                message=f"{subject} v{number}: {breach.what}{consequence[direction]}; {breach.mend}",
+                message=f"{subject} v{number}: {breach.what}{consequence[direction]}; {breach.fix}",
                 version=version,
                 direction=direction,
-                mend=breach.mend,
+                mend=breach.fix,
                 what=breach.what,
             )
             for direction, breach in breaches
@@ -79,54 +79,54 @@ def violations(subject: str, schema: Schema, released: Mapping[int, Schema], lev
     return found
 
 
-def compared(released: Mapping[int, Schema], level: str) -> dict[int, Schema]:
-    """Those of ``released`` that ``level`` has a new version compared with."""
+def versions_to_compare(released: Mapping[int, Schema], level: str) -> dict[int, Schema]:
+    """Return the released versions that ``level`` compares a new version with."""
     if level == "NONE":
         return {}
     versions = sorted(released)
     return {version: released[version] for version in (versions if level.endswith("_TRANSITIVE") else versions[-1:])}
 
 
-def accepts(schema: Schema, held: Schema, level: str) -> bool:
-    """Whether ``schema`` may follow ``held`` under ``level``, by Avro's rules alone."""
-    backward = can_read(schema, held) if level.startswith(("BACKWARD", "FULL")) else True
-    return backward and (can_read(held, schema) if level.startswith(("FORWARD", "FULL")) else True)
+def is_accepted(schema: Schema, old: Schema, level: str) -> bool:
+    """Return whether ``schema`` may follow ``old`` under ``level``, by Avro's rules alone."""
+    backward = can_read(schema, old) if level.startswith(("BACKWARD", "FULL")) else True
+    return backward and (can_read(old, schema) if level.startswith(("FORWARD", "FULL")) else True)
 
 
 def can_read(reader: Schema, writer: Schema) -> bool:
-    """Whether a reader with the one schema reads whatever a writer with the other writes, by Avro's rules alone."""
-    return not gaps(reader, writer)
+    """Return whether ``reader`` can read every record of ``writer``, by Avro's rules alone."""
+    return not find_gaps(reader, writer)
 
 
-def gaps(reader: Schema, writer: Schema) -> list[Gap]:
-    """Every place where ``reader`` cannot read what ``writer`` writes; empty when it can."""
-    found = list(dict.fromkeys(_gaps(parse(reader), parse(writer), "", set())))
-    if not found and (why := _second_opinion(reader, writer)):
+def find_gaps(reader: Schema, writer: Schema) -> list[Gap]:
+    """Return every place where ``reader`` cannot read records of ``writer``; empty if it can."""
+    found = list(dict.fromkeys(_find_gaps(parse(reader), parse(writer), "", set())))
+    if not found and (why := _check_with_avro(reader, writer)):
         found.append(Gap("", "avro", why))
     return found
 
 
-def never_removable(released: Mapping[int, Schema], level: str) -> list[str]:
-    """Paths of the fields that no later version may leave out, since readers of a released one need them."""
-    versions = compared(released, level) if level.startswith(("FORWARD", "FULL")) else {}
+def unremovable_fields(released: Mapping[int, Schema], level: str) -> list[str]:
+    """Return the paths of fields that no later version may omit, because readers of a released one need them."""
+    versions = versions_to_compare(released, level) if level.startswith(("FORWARD", "FULL")) else {}
     types = (part for version in versions.values() for part in walk(parse(version)))
     paths = (field_path(path, entry.name) for path, node in types for entry in node.fields if not entry.has_default)
     return list(dict.fromkeys(paths))
 
 
-def _gaps(reader: Node, writer: Node, path: str, seen: set[tuple[int, int]]) -> Iterator[Gap]:
+def _find_gaps(reader: Node, writer: Node, path: str, seen: set[tuple[int, int]]) -> Iterator[Gap]:
     if (id(reader), id(writer)) in seen:
-        return  # a recursive type that is being compared already
+        return  # a recursive type, already being compared
     seen = seen | {(id(reader), id(writer))}
     if writer.kind == "union":
         for branch in writer.branches:
             if reader.kind == "union" or len(writer.branches) == 1:
-                yield from _gaps(reader, branch, path, seen)
-            elif any(True for _ in _gaps(reader, branch, path, seen)):
+                yield from _find_gaps(reader, branch, path, seen)
+            elif any(True for _ in _find_gaps(reader, branch, path, seen)):
                 yield Gap(path, "type", "", _name(writer), _name(reader))
                 return
     elif reader.kind == "union":
-        inside = [list(_gaps(branch, writer, path, seen)) for branch in reader.branches]
+        inside = [list(_find_gaps(branch, writer, path, seen)) for branch in reader.branches]
         if not any(not branch for branch in inside):
             alike = [found for branch, found in zip(reader.branches, inside, strict=True) if branch.kind == writer.kind]
             named = writer.kind in ("record", "enum", "array", "map") and len(alike) == 1
@@ -135,12 +135,12 @@ def _gaps(reader: Node, writer: Node, path: str, seen: set[tuple[int, int]]) -> 
         if reader.kind not in _WIDENS_TO.get(writer.kind, ()):
             yield Gap(path, "type", "", _name(writer), _name(reader))
     elif reader.items is not None and writer.items is not None:
-        yield from _gaps(reader.items, writer.items, items_path(path, reader), seen)
+        yield from _find_gaps(reader.items, writer.items, items_path(path, reader), seen)
     elif reader.name:
-        yield from _named_gaps(reader, writer, path, seen)
+        yield from _find_named_gaps(reader, writer, path, seen)
 
 
-def _named_gaps(reader: Node, writer: Node, path: str, seen: set[tuple[int, int]]) -> Iterator[Gap]:
+def _find_named_gaps(reader: Node, writer: Node, path: str, seen: set[tuple[int, int]]) -> Iterator[Gap]:
     if reader.short_name != writer.short_name and writer.name not in reader.aliases:
         yield Gap(path, "name", "", writer.name, reader.name)
     if reader.size != writer.size:
@@ -153,37 +153,37 @@ def _named_gaps(reader: Node, writer: Node, path: str, seen: set[tuple[int, int]
         name = next((known for known in (entry.name, *entry.aliases) if known in written), None)
         where = field_path(path, entry.name)
         if name is not None:
-            yield from _gaps(entry.node, written[name].node, where, seen)
+            yield from _find_gaps(entry.node, written[name].node, where, seen)
         elif not entry.has_default:
             yield Gap(where, "default", _name(entry.node))
 
 
-def _breach(gap: Gap, *, backward: bool) -> Breach:
-    """What is wrong, from the side of who changes the schema."""
+def _to_breach(gap: Gap, *, backward: bool) -> Breach:
+    """Describe ``gap`` for the person who changes the schema."""
     at = f"`{gap.path}`" if gap.path else "the record"
-    old, new = (gap.written, gap.wanted) if backward else (gap.wanted, gap.written)
+    old, new = (gap.written, gap.expected) if backward else (gap.expected, gap.written)
     match gap.rule, backward:
         case "default", True:
-            what, mend = f"new field {at} has no default", "add a default"
+            what, fix = f"new field {at} has no default", "add a default"
         case "default", False:
-            what, mend = f"field {at} is removed and had no default", "keep the field"
+            what, fix = f"field {at} is removed and had no default", "keep the field"
         case "enum-symbol", True:
-            what, mend = f"symbol {gap.detail} of {at} is removed from an enum without a default", "keep the symbol"
+            what, fix = f"symbol {gap.detail} of {at} is removed from an enum without a default", "keep the symbol"
         case "enum-symbol", False:
             what = f"symbol {gap.detail} is added to {at}, whose enum had no default"
-            mend = "keep to the old symbols, or add a new field for the new ones"
+            fix = "keep to the old symbols, or add a new field for the new ones"
         case (("type" | "union-branch"), _):
-            what, mend = f"{at} changes from {old} to {new}", f"keep {old}, or add a new field with a default"
+            what, fix = f"{at} changes from {old} to {new}", f"keep {old}, or add a new field with a default"
         case "name", _:
-            what, mend = (
+            what, fix = (
                 f"the type of {at} changes its name from {old} to {new}",
                 f"keep the name, or add the alias {old}",
             )
         case "size", _:
-            what, mend = f"{at} changes its size from {old} to {new} bytes", "keep the size"
+            what, fix = f"{at} changes its size from {old} to {new} bytes", "keep the size"
         case _:
-            what, mend = f"{at}: {gap.detail}", "keep the released form"
-    return Breach(gap.path, gap.rule, what, mend)
+            what, fix = f"{at}: {gap.detail}", "keep the released form"
+    return Breach(gap.path, gap.rule, what, fix)
 
 
 def _name(node: Node) -> str:
@@ -194,20 +194,18 @@ def _name(node: Node) -> str:
     return node.name or node.kind
 
 
-def _second_opinion(reader: Schema, writer: Schema) -> str | None:
-    """Why Avro's own checker says that the schemas do not resolve; None when it finds nothing."""
+def _check_with_avro(reader: Schema, writer: Schema) -> str | None:
+    """Return why Avro's own checker finds the schemas incompatible; None if it does not."""
     import avro.compatibility
     import avro.errors
     import avro.schema
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", avro.errors.IgnoredLogicalType)  # a lint of ours says it with the place
-            ours, theirs = (
-                avro.schema.parse(json.dumps(_with_full_aliases(schema, ""))) for schema in (reader, writer)
-            )
+            warnings.simplefilter("ignore", avro.errors.IgnoredLogicalType)  # reported by our lint, with the place
+            ours, theirs = (avro.schema.parse(json.dumps(_qualify_aliases(schema, ""))) for schema in (reader, writer))
     except avro.errors.AvroException:
-        return None  # malformed in a way that is the lints' to name
+        return None  # malformed in a way that the lint reports
     checker: Any = avro.compatibility.ReaderWriterCompatibilityChecker
     result = checker().get_compatibility(ours, theirs)
     if result.compatibility is avro.compatibility.SchemaCompatibilityType.compatible:
@@ -215,19 +213,19 @@ def _second_opinion(reader: Schema, writer: Schema) -> str | None:
     return "; ".join(sorted(result.messages)) or "the schemas do not resolve"
 
 
-def _with_full_aliases(schema: Any, namespace: str) -> Any:
-    """``schema`` with the namespace in each type's aliases, which Avro's checker in Python does not think of."""
+def _qualify_aliases(schema: Any, namespace: str) -> Any:
+    """Return ``schema`` with namespaces in all aliases, which Avro's Python checker does not add."""
     if isinstance(schema, list):
-        return [_with_full_aliases(branch, namespace) for branch in schema]
+        return [_qualify_aliases(branch, namespace) for branch in schema]
     if not isinstance(schema, dict):
         return schema
     inner = schema.get("namespace", namespace)
     changed = {
-        key: _with_full_aliases(value, inner) if key in ("type", "items", "values") else value
+        key: _qualify_aliases(value, inner) if key in ("type", "items", "values") else value
         for key, value in schema.items()
     }
     if "fields" in schema:
-        changed["fields"] = [entry | {"type": _with_full_aliases(entry["type"], inner)} for entry in schema["fields"]]
+        changed["fields"] = [entry | {"type": _qualify_aliases(entry["type"], inner)} for entry in schema["fields"]]
     if "aliases" in schema:
         changed["aliases"] = [alias if "." in alias or not inner else f"{inner}.{alias}" for alias in schema["aliases"]]
     return changed

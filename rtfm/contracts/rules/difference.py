@@ -1,4 +1,4 @@
-"""What changed between two versions of a schema, in words. Pure."""
+"""Descriptions of the changes between two versions of a schema. Pure."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from rtfm.contracts.catalogue import Schema
 from rtfm.contracts.tree import Field, Node, field_path, parse, walk
 
 
-def changes(old: Schema, new: Schema) -> list[str]:
-    """One line for each difference from ``old`` to ``new``, in the order of the fields; empty when there is none."""
+def describe_changes(old: Schema, new: Schema) -> list[str]:
+    """Return one line for each change from ``old`` to ``new``, in the order of the fields."""
     before, after = _fields(parse(old)), _fields(parse(new))
-    gone, new_ones = before.keys() - after.keys(), after.keys() - before.keys()
-    # What is inside a record that came or went as a whole is not told again.
-    lines = [f"field {path} is removed" for path in before if path in gone and _parent(path) not in gone]
+    removed, added = before.keys() - after.keys(), after.keys() - before.keys()
+    # Fields inside an added or removed record are not listed again.
+    lines = [f"field {path} is removed" for path in before if path in removed and _parent(path) not in removed]
     for path, entry in after.items():
         if path not in before:
-            if _parent(path) not in new_ones:
+            if _parent(path) not in added:
                 default = f"default {entry.default!r}" if entry.has_default else "no default"
                 lines.append(f"field {path} is added: {_type(entry.node)}, {default}")
             continue
-        lines += [f"field {path}: {line}" for line in _of_field(before[path], entry)]
+        lines += [f"field {path}: {line}" for line in _describe_field(before[path], entry)]
     if list(before) != list(after) and sorted(before) == sorted(after):
-        lines.append("the fields stand in another order")
-    lines += _of_types(parse(old), parse(new))
+        lines.append("the fields are in another order")
+    lines += _describe_types(parse(old), parse(new))
     return lines
 
 
@@ -33,7 +33,7 @@ def _parent(path: str) -> str:
     return path.rpartition(".")[0].removesuffix("[]")
 
 
-def _of_field(old: Field, new: Field) -> list[str]:
+def _describe_field(old: Field, new: Field) -> list[str]:
     lines = []
     if _type(old.node) != _type(new.node):
         lines.append(f"type {_type(old.node)} becomes {_type(new.node)}")
@@ -46,7 +46,7 @@ def _of_field(old: Field, new: Field) -> list[str]:
     return lines
 
 
-def _of_types(old: Node, new: Node) -> list[str]:
+def _describe_types(old: Node, new: Node) -> list[str]:
     before = {part.name: part for _, part in walk(old) if part.name}
     lines = []
     for name, part in {part.name: part for _, part in walk(new) if part.name}.items():

@@ -1,4 +1,4 @@
-"""What a rule says is wrong. Pure."""
+"""The results of checking rules. Pure."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from attrs import field, frozen
 
 @frozen
 class Breach:
-    """One place at which a schema breaks a rule, and what to do about it."""
+    """A place at which a schema breaks a rule, what is wrong and the ``fix``."""
 
     path: str
     rule: str
     what: str
-    mend: str
+    fix: str
 
 
 @frozen(kw_only=True)
 class Finding:
-    """One thing that is wrong with the contracts. ``kind``: lock, lint, compatibility, registry.
+    """One error in the contracts. ``kind`` is lock, lint, compatibility or registry.
 
-    ``version`` is the released version that the schema was compared with; ``direction`` is "backward" (the new cannot
-    read the old), "forward" (the old cannot read the new) or "history". ``what`` is the message without its context.
+    ``version`` is the released version that the schema was compared with. ``direction`` is "backward" (the new schema
+    cannot read the old one's records), "forward" (the old one cannot read the new one's) or "history". ``what`` is the
+    message without its context, ``mend`` the fix.
     """
 
     kind: str

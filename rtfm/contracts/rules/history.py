@@ -1,7 +1,7 @@
-"""What may not change from one released version to another although Avro would let it. Pure.
+"""Changes between versions that Avro allows and this project does not. Pure.
 
-These are rules of this project, each for a reader that would go on without an error and be wrong: a time read in
-another unit, a symbol that comes to mean another, a total order that turns around.
+Each would make a reader go on without an error and be wrong: a time in another unit, a symbol with another meaning, a
+reversed order.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from rtfm.contracts.rules.findings import Breach
 from rtfm.contracts.tree import Node, field_path, items_path
 
 
-def changes(old: Node, new: Node, path: str = "", seen: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Breach]:
-    """Every change from ``old`` to ``new`` that breaks a rule of this project."""
+def find_breaches(
+    old: Node, new: Node, path: str = "", seen: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[Breach]:
+    """Yield every change from ``old`` to ``new`` that breaks a rule of this project."""
     if (id(old), id(new)) in seen or old.kind != new.kind:
-        return  # recursive, or a change of type, which Avro's own rules judge
+        return  # recursive, or a change of type, which Avro's own rules cover
     seen |= {(id(old), id(new))}
     at = f"`{path}`" if path else "the record"
     if old.logical != new.logical:
@@ -26,33 +28,37 @@ def changes(old: Node, new: Node, path: str = "", seen: frozenset[tuple[int, int
             path, "namespace", f"{at} changes only its namespace, from {old.name} to {new.name}", "keep the full name"
         )
     if old.kind == "enum":
-        yield from _enum_changes(old, new, path, at)
+        yield from _find_enum_breaches(old, new, path, at)
     if old.items is not None and new.items is not None:
-        yield from changes(old.items, new.items, items_path(path, old), seen)
+        yield from find_breaches(old.items, new.items, items_path(path, old), seen)
     if old.kind == "union":
-        yield from _union_changes(old, new, path, at, seen)
+        yield from _find_union_breaches(old, new, path, at, seen)
     of_new = {name: entry for entry in new.fields for name in (*entry.aliases, entry.name)}
     for entry in old.fields:
         if entry.name in of_new:
-            yield from changes(entry.node, of_new[entry.name].node, field_path(path, entry.name), seen)
+            yield from find_breaches(entry.node, of_new[entry.name].node, field_path(path, entry.name), seen)
 
 
-def _enum_changes(old: Node, new: Node, path: str, at: str) -> Iterator[Breach]:
+def _find_enum_breaches(old: Node, new: Node, path: str, at: str) -> Iterator[Breach]:
     for symbol in old.symbols:
         if symbol not in new.symbols:
             yield Breach(
-                path, "enum-symbol-removed", f"{at} loses the symbol {symbol}", "keep it; stop writing it instead"
+                path, "enum-symbol-removed", f"{at} loses the symbol {symbol}", "keep it, and stop writing it instead"
             )
     if old.default != new.default:
         what = f"{at} changes its enum default from {old.default or 'none'} to {new.default or 'none'}"
-        yield Breach(path, "enum-default", what, "keep the default, which old readers take for what they do not know")
+        yield Breach(
+            path, "enum-default", what, "keep the default, which old readers use for symbols that they do not know"
+        )
     kept = [symbol for symbol in new.symbols if symbol in old.symbols]
     if kept != [symbol for symbol in old.symbols if symbol in new.symbols] or list(new.symbols[: len(kept)]) != kept:
         what = f"{at} puts its symbols in another order"
         yield Breach(path, "enum-order", what, "add symbols at the end; code made from the schema numbers them")
 
 
-def _union_changes(old: Node, new: Node, path: str, at: str, seen: frozenset[tuple[int, int]]) -> Iterator[Breach]:
+def _find_union_breaches(
+    old: Node, new: Node, path: str, at: str, seen: frozenset[tuple[int, int]]
+) -> Iterator[Breach]:
     def key(node: Node) -> str:
         return node.name or node.kind
 
@@ -60,8 +66,11 @@ def _union_changes(old: Node, new: Node, path: str, at: str, seen: frozenset[tup
     common = [key(branch) for branch in old.branches if key(branch) in of_new]
     if common != [key(branch) for branch in new.branches if key(branch) in common]:
         yield Breach(
-            path, "union-order", f"{at} puts its branches in another order", "keep it; a default means the first"
+            path,
+            "union-order",
+            f"{at} puts its branches in another order",
+            "keep the order; a default belongs to the first branch",
         )
     for branch in old.branches:
         if key(branch) in of_new:
-            yield from changes(branch, of_new[key(branch)], path, seen)
+            yield from find_breaches(branch, of_new[key(branch)], path, seen)

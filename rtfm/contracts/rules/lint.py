@@ -1,6 +1,6 @@
-"""What is wrong with a schema by itself, whatever came before it. Pure.
+"""Checks of a schema by itself, without its earlier versions. Pure.
 
-Avro's libraries disagree on these, so they are errors here: what one accepts, another cannot read.
+Avro's libraries disagree on these, so they are errors here: a schema that one library accepts, another cannot read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rtfm.contracts.shapes import RANGES
 from rtfm.contracts.tree import Field, Node, field_path, parse, walk
 
 # https://avro.apache.org/docs/1.12.0/specification/#logical-types
-BASES: dict[str, tuple[str, ...]] = {
+LOGICAL_TYPE_BASES: dict[str, tuple[str, ...]] = {
     "decimal": ("bytes", "fixed"),
     "uuid": ("string", "fixed"),
     "date": ("int",),
@@ -30,48 +30,48 @@ BASES: dict[str, tuple[str, ...]] = {
 }
 
 
-def faults(schema: Schema) -> list[Breach]:
-    """Everything that is wrong with ``schema``."""
-    found = (breach for path, node in walk(parse(schema)) for breach in _of_type(path, node))
+def find_breaches(schema: Schema) -> list[Breach]:
+    """Return every breach of a rule in ``schema``."""
+    found = (breach for path, node in walk(parse(schema)) for breach in _check_type(path, node))
     return list({(breach.path, breach.rule): breach for breach in found}.values())
 
 
-def _of_type(path: str, node: Node) -> Iterator[Breach]:
+def _check_type(path: str, node: Node) -> Iterator[Breach]:
     at = f"`{path}`" if path else "the record"
     if node.kind in ("record", "enum") and not node.doc:
-        yield Breach(path, "doc", f"the {node.kind} {node.short_name} has no doc", "say what it is")
+        yield Breach(path, "doc", f"the {node.kind} {node.short_name} has no doc", "describe it")
     if node.logical is not None:
-        if node.logical not in BASES:
-            yield Breach(path, "logical-type", f"{at} has the unknown logicalType {node.logical}", "take one of Avro's")
-        elif node.kind not in BASES[node.logical]:
-            wanted = " or ".join(BASES[node.logical])
-            yield Breach(path, "logical-type", f"{at} has {node.logical} on {node.kind}", f"put it on {wanted}")
+        if node.logical not in LOGICAL_TYPE_BASES:
+            yield Breach(path, "logical-type", f"{at} has the unknown logicalType {node.logical}", "use one of Avro's")
+        elif node.kind not in LOGICAL_TYPE_BASES[node.logical]:
+            bases = " or ".join(LOGICAL_TYPE_BASES[node.logical])
+            yield Breach(path, "logical-type", f"{at} has {node.logical} on {node.kind}", f"put it on {bases}")
     if node.kind == "enum":
         if node.default is None:
             yield Breach(
                 path, "enum-default", f"{at} is an enum without a default", "add one, or no symbol can be added later"
             )
         elif node.default not in node.symbols:
-            what = f"{at} has the enum default {node.default}, no symbol"
-            yield Breach(path, "enum-default", what, "take one of its symbols")
+            what = f"{at} has the enum default {node.default}, which is not a symbol"
+            yield Breach(path, "enum-default", what, "use one of its symbols")
     for entry in node.fields:
-        yield from _of_field(field_path(path, entry.name), entry)
+        yield from _check_field(field_path(path, entry.name), entry)
 
 
-def _of_field(path: str, entry: Field) -> Iterator[Breach]:
+def _check_field(path: str, entry: Field) -> Iterator[Breach]:
     if not entry.doc:
-        yield Breach(path, "doc", f"field `{path}` has no doc", "say what it is, and its unit")
-    if not entry.has_default or fits(entry.default, entry.node):
+        yield Breach(path, "doc", f"field `{path}` has no doc", "describe it, with its unit")
+    if not entry.has_default or is_valid_default(entry.default, entry.node):
         return
-    if entry.node.kind == "union" and any(fits(entry.default, branch) for branch in entry.node.branches):
-        mend = "put the branch of the default first"
-        yield Breach(path, "default", f"the default of `{path}` is not of the first branch of its union", mend)
+    if entry.node.kind == "union" and any(is_valid_default(entry.default, branch) for branch in entry.node.branches):
+        fix = "put the branch of the default first"
+        yield Breach(path, "default", f"the default of `{path}` is not of the first branch of its union", fix)
     else:
         yield Breach(path, "default", f"the default of `{path}` is not of its type", "give one of its type")
 
 
-def fits(value: Any, node: Node) -> bool:
-    """Whether ``value``, as JSON, is a default of ``node``; of a union, the first branch counts."""
+def is_valid_default(value: Any, node: Node) -> bool:
+    """Return whether ``value``, as JSON, is a valid default of ``node``; for a union, of its first branch."""
     match node.kind:
         case "null":
             return value is None
@@ -87,15 +87,17 @@ def fits(value: Any, node: Node) -> bool:
         case "enum":
             return value in node.symbols
         case "array":
-            return isinstance(value, list) and all(node.items is not None and fits(item, node.items) for item in value)
+            return isinstance(value, list) and all(
+                node.items is not None and is_valid_default(item, node.items) for item in value
+            )
         case "map":
             return isinstance(value, dict) and all(
-                node.items is not None and fits(item, node.items) for item in value.values()
+                node.items is not None and is_valid_default(item, node.items) for item in value.values()
             )
         case "record":
             return isinstance(value, dict) and all(
-                fits(value[entry.name], entry.node) if entry.name in value else entry.has_default
+                is_valid_default(value[entry.name], entry.node) if entry.name in value else entry.has_default
                 for entry in node.fields
             )
         case _:
-            return fits(value, node.branches[0])
+            return is_valid_default(value, node.branches[0])

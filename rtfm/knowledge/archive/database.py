@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import psycopg
 from sqlalchemy import Connection, create_engine, exc, text
 
-from rtfm.addresses import shown
+from rtfm.addresses import redact_address
 from rtfm.errors import ConfigError, InvalidEvent, RtfmError, Unavailable
 from rtfm.knowledge.archive.bounded import DIALECT, BoundedConnection
 from rtfm.telemetry import get_logger
@@ -231,7 +231,7 @@ def _to_printable_address(database_url: str) -> str:
         _ = urlsplit(database_url).port
     except ValueError:  # its message repeats the port, which may be a part of the password
         raise ConfigError("DATABASE_URL: the port is not a number") from None
-    return shown(database_url).partition("://")[2]
+    return redact_address(database_url).partition("://")[2]
 
 
 def _first_line(error: Exception) -> str:

@@ -30,7 +30,7 @@ from rtfm.knowledge.archive.tsvectors import quote_lexeme
 from rtfm.knowledge.entries import PREFIX, row_ids
 from rtfm.knowledge.passages import PassageMessage
 
-# ``rtfm.visibility.readable`` in SQL: either the channel or its access channel is visible. Not "= ANY(array)", because
+# ``visibility.is_readable`` in SQL: either the channel or its access channel is visible. Not "= ANY(array)", because
 # PostgreSQL's planner estimates every element of an array, which takes 100 ms for a thousand channels.
 _VISIBLE = """guild_id = %(guild)s AND (acl_channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[]))
               OR channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[])))"""

@@ -8,7 +8,7 @@ import attrs
 from attrs import field, frozen
 
 from rtfm.events import BotQuery, ChannelKind, DiscordMessage, MessageChange, TimestampMillis
-from rtfm.visibility import ChannelFacts, acl_channel_id, newest_facts
+from rtfm.visibility import ChannelFacts, acl_channel_id, merge_facts
 
 
 def guild_key(guild_id: str | None) -> str:
@@ -50,11 +50,11 @@ class Channel:
         return acl_channel_id(self.channel_id, self.parent_channel_id, self.kind)
 
     def merge(self, seen: Channel, *, unchanged: bool = False) -> Channel:
-        """Return the channel, updated from a later sighting; see ``newest_facts`` for ``unchanged``."""
+        """Return the channel, updated from a later sighting; see ``merge_facts`` for ``unchanged``."""
         is_newer = seen.facts.observed_at >= self.facts.observed_at and not unchanged
         return attrs.evolve(
             self,
-            facts=newest_facts(self.channel_id, self.facts, seen.facts, unchanged=unchanged),
+            facts=merge_facts(self.channel_id, self.facts, seen.facts, unchanged=unchanged),
             name=seen.name if seen.name and is_newer else self.name,
         )
 
