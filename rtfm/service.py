@@ -110,7 +110,7 @@ def retry_until_available(
         except TransientError as exc:
             note(exc)
             if not logged:
-                _log.warning("waiting to start", reason=str(exc), mend=exc.hint)
+                _log.warning("waiting to start", reason=str(exc), hint=exc.hint)
             logged = True
         until_s = time.monotonic() + backoff.next_s()
         while time.monotonic() < until_s and not stop.is_set():

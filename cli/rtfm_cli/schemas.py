@@ -122,7 +122,7 @@ def check(output: str, url: str | None) -> int:
                 path="",
                 message=f"{stray.message}; {stray.command(registry.url)}",
                 version=stray.version,
-                mend=stray.command(registry.url),
+                fix=stray.command(registry.url),
             )
             for stray in strays.find(catalogue, registry)
         ]

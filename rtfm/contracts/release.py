@@ -53,7 +53,7 @@ def topic_findings(topic: Topic, released: Mapping[int, Schema]) -> list[Finding
             rule=breach.rule,
             path=breach.path,
             message=f"{topic.subject}: {breach.what}; {breach.fix}",
-            mend=breach.fix,
+            fix=breach.fix,
             file=topic.schema_file,
             what=breach.what,
         )

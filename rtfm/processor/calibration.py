@@ -61,8 +61,8 @@ class Calibration:
                             is_stopped=self._stopping.is_set,
                         )
             except TransientError as exc:
-                _log.warning("calibrating a floor failed, retrying", guild_id=guild_id, reason=str(exc), mend=exc.hint)
+                _log.warning("calibrating a floor failed, retrying", guild_id=guild_id, reason=str(exc), hint=exc.hint)
                 self.enqueue([guild_id])
                 self._stopping.wait(self._retry_s)
             except RtfmError as exc:
-                _log.warning("calibrating a floor failed", guild_id=guild_id, reason=str(exc), mend=exc.hint)
+                _log.warning("calibrating a floor failed", guild_id=guild_id, reason=str(exc), hint=exc.hint)

@@ -184,7 +184,7 @@ def _warn_of_due_rebuilds(knowledge: Knowledge) -> None:
     model = knowledge.embedding.name if knowledge.embedding else None
     with suppress(RtfmError):  # the warning must not keep the service from starting
         for guild_id, reason in rebuilding.find_outdated(knowledge.archive, model).items():
-            _log.warning("a rebuild is due", guild_id=guild_id, reason=reason, mend="rtfm-cli rebuild")
+            _log.warning("a rebuild is due", guild_id=guild_id, reason=reason, hint="rtfm-cli rebuild")
 
 
 @contextmanager

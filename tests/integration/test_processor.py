@@ -216,7 +216,7 @@ def test_a_question_goes_through_kafka_and_comes_back_answered(settings: Setting
         connection.execute("UPDATE collections SET rules = 'older'")
     with processor(settings) as running:
         (line,) = eventually(lambda: running.logged("a rebuild is due"))
-        assert (line["guild_id"], line["mend"]) == ("100", "rtfm-cli rebuild")
+        assert (line["guild_id"], line["hint"]) == ("100", "rtfm-cli rebuild")
 
 
 def test_a_question_is_answered_by_the_model_where_there_is_a_key(settings: Settings, cli: Cli, tmp_path: Path) -> None:

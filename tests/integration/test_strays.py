@@ -88,7 +88,7 @@ def test_a_stray_version_is_named_with_the_command_that_removes_it(
 
     assert "Nothing was removed" in cli(settings, "schemas", "remove", QUERIES, "2").stdout
     assert list(open_registry(settings).versions(QUERIES)) == [1, 2]
-    cli(settings, *shlex.split(finding["mend"])[1:])
+    cli(settings, *shlex.split(finding["fix"])[1:])
     assert list(open_registry(settings).versions(QUERIES)) == [1]
     assert cli(settings, "schemas", "check", "--registry", url).stdout.endswith("0 findings\n")
     assert open_contracts(settings).decode(QUERIES, record).query_id == "c1"

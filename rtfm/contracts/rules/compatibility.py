@@ -71,7 +71,7 @@ def find_violations(subject: str, schema: Schema, released: Mapping[int, Schema]
                 message=f"{subject} v{number}: {breach.what}{consequence[direction]}; {breach.fix}",
                 version=version,
                 direction=direction,
-                mend=breach.fix,
+                fix=breach.fix,
                 what=breach.what,
             )
             for direction, breach in breaches

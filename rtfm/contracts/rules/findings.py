@@ -21,7 +21,7 @@ class Finding:
 
     ``version`` is the released version that the schema was compared with. ``direction`` is "backward" (the new schema
     cannot read the old one's records), "forward" (the old one cannot read the new one's) or "history". ``what`` is the
-    message without its context, ``mend`` the fix.
+    message without its context, ``fix`` what to do.
     """
 
     kind: str
@@ -31,7 +31,7 @@ class Finding:
     message: str
     version: int | None = None
     direction: str | None = None
-    mend: str | None = None
+    fix: str | None = None
     producers: tuple[str, ...] = ()
     consumers: tuple[str, ...] = ()
     file: str | None = None
