@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 OURS = {
     "rtfm.contracts.catalogue._TOPIC_NAME": "names in our own contracts.toml",
     "rtfm.local.services._STACK_TRACE": "logs of services that we start",
-    "rtfm.local.services._TELLING": "logs of services that we start",
+    "rtfm.local.services._ERROR_LINE": "logs of services that we start",
 }
 """Patterns that read nothing from outside, and what they read."""
 
