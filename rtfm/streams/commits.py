@@ -324,8 +324,9 @@ class Commits:
         """Replace the record behind the largest output for ``topic`` with a dead letter.
 
         A broker refuses a whole batch and thus small outputs with a large one, so only one is replaced at a time, until
-        the broker accepts the rest. Return False if no output comes from a single record. A dead letter is never
-        replaced, because nothing may be dropped.
+        the broker accepts the rest. At the limit on dead letters the record is left out of the transaction instead, and
+        stays unfinished. Return False if no output comes from a single record. A dead letter is never replaced, because
+        nothing may be dropped.
         """
         pending = self._pending
         outputs = [
@@ -338,12 +339,17 @@ class Commits:
         if not outputs:
             return False
         size, number = max(outputs)
-        partition, records = pending[number].partition, pending[number].records
+        finished = pending[number]
+        partition, (raw_record,) = finished.partition, finished.records
         error = InvalidEvent(f"an event for {topic} has {size} bytes, more than the brokers accept")
-        pending[number] = pending[number]._replace(result=self._handling.dead_letter_output(records[0], error))
-        partition.tally.count_dead_letter()
-        if (limit := self._policy.limit_reason(partition.tally)) is not None:
-            self.limit_error = too_many_error(self._topic, partition.number, limit, type(error).__name__)
+        partition.tally.undo_handled()
+        replaced = self._apply_limit(finished._replace(result=self._handling.dead_letter_output(raw_record, error)))
+        if replaced.records:
+            pending[number] = replaced
+        else:  # beyond the limit
+            del pending[number]
+            partition.reopen(raw_record.offset())
+            self._record_count -= 1
         return True
 
     def _postpone(self, error: RtfmError) -> None:

@@ -243,13 +243,13 @@ class Pipeline:
                 self._commit()
             except PositionsChanged as exc:
                 self._membership.rejoin(exc)
+        if self._commits.limit_error is not None:
+            self._stop.set()
         self._report()
 
     def _collect(self, wait_s: float = 0.0) -> None:
         if finished := self._lanes.collect(wait_s):
             self._commits.add_finished(finished)
-        if self._commits.limit_error is not None:
-            self._stop.set()
 
     def _commit(self) -> None:
         self._commits.commit(self._membership.consumer)

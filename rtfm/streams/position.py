@@ -188,6 +188,10 @@ class PartitionState:
         """Note that the record at ``offset`` is finished."""
         del self.unfinished[offset]
 
+    def reopen(self, offset: int) -> None:
+        """Note that the record at ``offset`` is unfinished again, because its result is not committed."""
+        self.unfinished = dict.fromkeys(sorted((*self.unfinished, offset)))
+
     def position(self) -> tuple[int, str]:
         """Return the offset and metadata to commit."""
         metadata, tally = encode_map(self.unfinished, self.end), self.tally.encode()

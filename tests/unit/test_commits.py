@@ -9,15 +9,16 @@ import pytest
 from attrs import define, field
 from confluent_kafka import TopicPartition
 
-from rtfm.errors import RtfmError
+from rtfm.errors import InvalidEvent, RtfmError
 from rtfm.settings import Settings
 from rtfm.streams.commits import Commits, PositionsChanged
 from rtfm.streams.connection import KafkaConfig
+from rtfm.streams.dead_letters.letters import OutgoingLetter
 from rtfm.streams.dead_letters.limits import DeadLetterPolicy
 from rtfm.streams.handling import HandlingResult, WaitingState
 from rtfm.streams.lanes import Finished
 from rtfm.streams.position import PartitionState
-from rtfm.streams.transactions import OutcomeUnknown, ProducerRecord, Transactions
+from rtfm.streams.transactions import NotCommitted, OutcomeUnknown, ProducerRecord, Transactions
 
 TOPIC = "bot-queries"
 GROUP = "commits"
@@ -42,6 +43,7 @@ class Broker(Transactions):
         self.positions: dict[int, tuple[int, str]] = {}
         self.produced: list[bytes | None] = []
         self.fate = "committed"
+        self.max_size: int | None = None
 
     def open(self) -> None:
         self._needs_open = self._has_lost_connection = False
@@ -52,6 +54,10 @@ class Broker(Transactions):
     def commit(
         self, records: Iterable[ProducerRecord], positions: Sequence[TopicPartition] = (), member: object = None
     ) -> None:
+        records = list(records)
+        for record in records:
+            if self.max_size is not None and record.topic == "bot-responses" and record.size > self.max_size:
+                raise NotCommitted("too large", too_large_for="bot-responses")
         values = [record.value for record in records]
         if self.fate != "lost":
             self.produced += values
@@ -59,6 +65,16 @@ class Broker(Transactions):
         if self.fate != "committed":
             self._needs_open = True
             raise OutcomeUnknown("no answer")
+
+
+class Handling:
+    """Writes a dead letter for a record."""
+
+    def dead_letter_output(self, raw_record: Message, error: InvalidEvent) -> HandlingResult:
+        letter = OutgoingLetter(
+            raw_record.offset(), type(error).__name__, ProducerRecord("dead-letters", b"key", b"dead letter", [])
+        )
+        return HandlingResult([], [letter])
 
 
 @define
@@ -92,14 +108,14 @@ def broker() -> Broker:
 def commits(broker: Broker) -> Commits:
     """Commits whose clock makes everything due."""
     now_s = iter(range(1000, 1_000_000, 1000))
-    buries_nothing: Any = None
+    handling: Any = Handling()
     return Commits(
         KafkaConfig.of(Settings()),
         topic=TOPIC,
         group=GROUP,
         policy=DeadLetterPolicy(),
         waiting=WaitingState(GROUP),
-        handling=buries_nothing,
+        handling=handling,
         transactions=broker,
         clock=lambda: float(next(now_s)),
     )
@@ -226,3 +242,43 @@ def test_after_a_lost_connection_positions_of_another_process_are_left_alone(com
     with pytest.raises(PositionsChanged):
         commits.commit(member)
     assert broker.positions == {0: (40, "")}
+
+
+def commit_all(commits: Commits, member: Any) -> None:
+    """Commit until nothing is left; each refusal replaces one output."""
+    for _ in range(1000):
+        if not len(commits):
+            return
+        commits.commit(member)
+    raise AssertionError(f"{len(commits)} records are still not committed")
+
+
+def test_outputs_that_brokers_refuse_count_towards_the_limit(commits: Commits, broker: Broker) -> None:
+    """Each record is handled before its output is refused, and the limit is reached all the same."""
+    part, member = assigned(broker), member_of(broker)
+    broker.max_size = 1
+    for offset in range(10, 109):
+        commits.add_finished([answered(part, offset)])
+        commit_all(commits, member)
+    assert (commits.limit_error, part.tally.consecutive) == (None, 99)
+    commits.add_finished([answered(part, 109)])
+    commit_all(commits, member)
+    assert "the last 100 records were all dead letters" in str(commits.limit_error)
+
+
+def test_no_refused_output_becomes_a_dead_letter_beyond_the_limit(commits: Commits, broker: Broker) -> None:
+    """The record stays unfinished, and what else is in the transaction is committed."""
+    part, member = assigned(broker), member_of(broker)
+    broker.max_size = 1
+    commits.add_finished([answered(part, offset) for offset in range(10, 130)])
+    commit_all(commits, member)
+    assert broker.produced == [b"dead letter"] * 100
+    assert part.tally.consecutive == 100
+    assert len(part.unfinished) == 20
+    offset, metadata = broker.positions[0]
+    restored = PartitionState.from_position(0, offset, metadata)
+    assert sorted(restored.unfinished) == sorted(part.unfinished)
+    broker.max_size = None
+    commits.add_finished([answered(part, 130)])
+    commit_all(commits, member)
+    assert broker.produced[-1] == b"answer 130"

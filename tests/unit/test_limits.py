@@ -45,6 +45,14 @@ def test_more_than_half_of_the_last_thousand_are_too_many_once_two_hundred_were_
     assert LIMIT.limit_reason(tally(0, 600, TALLY_RECORDS)) is None
 
 
+@pytest.mark.parametrize(("before", "after"), [((0, 3, 1), (0, 3)), ((0, 3, 1, 2), (0, 5)), ((5, 1, 2), (5, 1, 1))])
+def test_a_refused_record_no_longer_counts_as_handled(before: tuple[int, ...], after: tuple[int, ...]) -> None:
+    """The dead letters around it are in a row again."""
+    made = tally(*before)
+    made.undo_handled()
+    assert made == tally(*after)
+
+
 def test_zero_is_no_limit() -> None:
     """Each of the two limits can be switched off."""
     bad = tally(0, 1000)

@@ -52,6 +52,13 @@ class TallyState:
         self.consecutive += 1
         self.bits = (self.bits << 1 | 1) & _MASK
 
+    def undo_handled(self) -> None:
+        """Forget the newest handled record, because its outputs were refused after it had been counted."""
+        newer = _count_trailing_ones(self.bits)
+        self.bits = self.bits >> newer + 1 << newer | self.bits & (1 << newer) - 1
+        self.seen = max(0, self.seen - 1)
+        self.consecutive = _count_trailing_ones(self.bits)
+
     def encode(self) -> str:
         """Return the tally as text of at most 270 characters; empty if it has no dead letter."""
         return f"{self.consecutive},{self.seen},{self.bits:x}" if self.bits else ""
@@ -98,6 +105,10 @@ class DeadLetterPolicy:
         if self.max_share and tally.seen >= MIN_SHARE_RECORDS and dead / tally.seen > self.max_share:
             return f"{dead} of the last {tally.seen} records were dead letters"
         return None
+
+
+def _count_trailing_ones(bits: int) -> int:
+    return (bits ^ bits + 1).bit_length() - 1
 
 
 def too_many_error(topic: str, partition: int, limit: str, reason: str) -> TooManyDeadLetters:
