@@ -106,6 +106,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "tests/unit/" in item.nodeid)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fail a unit test that needs services, for example by the fixture ``settings`` or ``archive``."""
+    if "tests/unit/" in item.nodeid and "stack" in getattr(item, "fixturenames", ()):
+        pytest.fail("a unit test starts no services; move it to tests/integration", pytrace=False)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Assign tests to workers.

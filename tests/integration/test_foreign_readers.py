@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
-import shutil
 import socket
 import struct
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,11 +21,11 @@ from rtfm.settings import Settings
 from rtfm.streams.connection import KafkaConfig
 from rtfm.streams.transactions import ProducerRecord, Transactions
 from tests import java_kafka
-from tests.conftest import CACHE_DIR, CHECKOUT, inherited_environment
+from tests.conftest import inherited_environment
+from tests.integration.conftest import NODE
 from tests.integration.test_processor import processor
 from tests.streams import MESSAGES, eventually, produce, produce_raw, records, said
 
-NODE = CHECKOUT / "tests" / "node"
 IN_2004_MS = 1_100_000_000_000
 # https://kafka.apache.org/documentation/#recordbatch, the lowest three bits of a batch's attributes
 CODECS = {
@@ -137,25 +135,13 @@ def a_query(query_id: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def node() -> Callable[..., Any]:
+def node(node_modules: Callable[[], Path]) -> Callable[..., Any]:
     """Run tests/node/client.js, with the packages of its lock."""
-    folder = CACHE_DIR / f"node-{hashlib.sha256((NODE / 'package-lock.json').read_bytes()).hexdigest()[:16]}"
-    CACHE_DIR.mkdir(parents=True, exist_ok=True)
-    with (CACHE_DIR / "node.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.is_dir():
-            partial = folder.with_name(f"{folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            for name in ("package.json", "package-lock.json"):
-                shutil.copy(NODE / name, partial)
-            command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-            subprocess.run(command, cwd=partial, check=True, capture_output=True, timeout=200)
-            partial.rename(folder)
+    packages = node_modules()
 
     def run(command: str, **told: Any) -> Any:
         environment = inherited_environment() | {
-            "NODE_PATH": str(folder / "node_modules"),
+            "NODE_PATH": str(packages),
             "KAFKAJS_NO_PARTITIONER_WARNING": "1",
         }
         program = ["node", str(NODE / "client.js"), command, json.dumps(told)]

@@ -145,30 +145,6 @@ QUESTION = BotQuery(
 )
 
 
-@define
-class Kafka:
-    """Notes which questions were open when their queries came."""
-
-    archive: SqlArchive
-    open: list[bool] = field(factory=list)
-
-    def send(
-        self, topic: str, event: DiscordMessage | BotQuery, *, on_delivery: Callable[[Acknowledgement], None]
-    ) -> None:
-        self.open.append(isinstance(event, BotQuery) and self.archive.questions.find(event.query_id) is not None)
-        on_delivery(Ack())
-
-
-def test_a_question_is_open_before_its_query_is_in_kafka(archive: SqlArchive) -> None:
-    """Its response may arrive at once."""
-    kafka = Kafka(archive)
-    box = Outbox(OpenQuestionSender(kafka, archive, clock_ms=lambda: TimestampMillis(0)))
-    box.start()
-    box.offer("bot-queries", QUESTION)
-    assert box.close(30) == 0
-    assert kafka.open == [True]
-
-
 def test_a_question_that_cannot_be_stored_is_not_asked(sender: FlakySender) -> None:
     """Its answer could not be posted, so it waits in the outbox until the archive is back."""
     nowhere = SqlArchive("postgresql://127.0.0.1:9/rtfm")

@@ -1,0 +1,54 @@
+"""Questions on their way from the bot to Kafka, with the real archive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attrs import define, field, frozen
+
+from rtfm.bot.asking import OpenQuestionSender
+from rtfm.bot.outbox import Acknowledgement, Outbox
+from rtfm.events import Audience, BotQuery, DiscordMessage, TimestampMillis
+from rtfm.knowledge.archive import SqlArchive
+
+
+@frozen
+class Ack:
+    """The report of a record that was delivered."""
+
+    error: str | None = None
+
+
+@define
+class Kafka:
+    """Notes which questions were open when their queries came."""
+
+    archive: SqlArchive
+    open: list[bool] = field(factory=list)
+
+    def send(
+        self, topic: str, event: DiscordMessage | BotQuery, *, on_delivery: Callable[[Acknowledgement], None]
+    ) -> None:
+        self.open.append(isinstance(event, BotQuery) and self.archive.questions.find(event.query_id) is not None)
+        on_delivery(Ack())
+
+
+def test_a_question_is_open_before_its_query_is_in_kafka(archive: SqlArchive) -> None:
+    """Its response may arrive at once."""
+    kafka = Kafka(archive)
+    box = Outbox(OpenQuestionSender(kafka, archive, clock_ms=lambda: TimestampMillis(0)))
+    box.start()
+    question = BotQuery(
+        query_id="m1",
+        channel_id="200",
+        message_id="1",
+        asker_id="7",
+        question="how?",
+        asked_at=TimestampMillis(0),
+        expires_at=TimestampMillis(600_000),
+        audience=Audience.ASKER,
+        visible_channel_ids=[],
+    )
+    box.offer("bot-queries", question)
+    assert box.close(30) == 0
+    assert kafka.open == [True]
