@@ -132,6 +132,7 @@ def fill(own: Settings, topic: str, value: bytes, count: int, *, keys: int = KEY
 
 
 def a_message() -> DiscordMessage:
+    """Return a message of 270 characters."""
     return DiscordMessage(
         message_id="1041",
         guild_id="100",
@@ -146,11 +147,13 @@ def a_message() -> DiscordMessage:
 
 
 def a_numbered_message(number: int) -> DiscordMessage:
+    """Return a short message that differs by ``number``."""
     text = f"to mend disk number {number % 50} turn it off and run `mend-disk --port {number}`"
     return evolve(a_message(), message_id=str(5000 + number), content=text, created_at=At(1_700_000_000_000 + number))
 
 
 def a_query(number: int) -> BotQuery:
+    """Return a question that never expires."""
     return BotQuery(
         query_id=f"c{number}",
         channel_id="200",
@@ -164,6 +167,7 @@ def a_query(number: int) -> BotQuery:
 
 
 def a_response() -> BotResponse:
+    """Return an extract of 270 characters."""
     return BotResponse(
         query_id="c1",
         channel_id="200",
@@ -178,9 +182,11 @@ def a_response() -> BotResponse:
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
+    """Return the value below which ``percent`` of ``values`` lie, interpolated."""
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
 def find_model_near_checkout() -> Path | None:
+    """Return the folder of the embedding model next to the checkout; None if there is none."""
     folder = Path.cwd().parent / "shared" / "models" / "all-MiniLM-L6-v2"
     return folder if folder.is_dir() else None

@@ -328,6 +328,7 @@ class MetricsServer(ThreadingHTTPServer):
         self.port: int = self.server_address[1]
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection; close the oldest one if there are more than MAX_CONNECTIONS."""
         with self._open_lock:
             self._open[request] = None
             if len(self._open) > MAX_CONNECTIONS:
@@ -338,6 +339,7 @@ class MetricsServer(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
+        """Close a connection and forget it."""
         with self._open_lock:
             self._open.pop(request, None)
         super().shutdown_request(request)

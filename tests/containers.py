@@ -154,7 +154,6 @@ def _until(name: str, check: Callable[[], object], containers: dict[str, Any], d
     while True:
         try:
             check()
-            return
         except Exception as exc:  # any error of a service that is not up yet, or of another service
             for other, container in containers.items():
                 container.reload()
@@ -165,3 +164,5 @@ def _until(name: str, check: Callable[[], object], containers: dict[str, Any], d
             if time.monotonic() > deadline:
                 raise Unusable(f"the container of {name} does not answer: {type(exc).__name__}") from exc
             time.sleep(0.2)
+        else:
+            return

@@ -65,7 +65,9 @@ def _is_debugging() -> bool:
 class Publish(Protocol):
     """Accepts an event for a topic without blocking; returns False if the event was dropped."""
 
-    def __call__(self, topic: str, event: DiscordMessage | BotQuery) -> bool: ...
+    def __call__(self, topic: str, event: DiscordMessage | BotQuery) -> bool:
+        """Publish ``event``, or drop it."""
+        ...
 
 
 class RtfmClient(discord.Client):

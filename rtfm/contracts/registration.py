@@ -79,9 +79,7 @@ def apply(catalogue: Catalogue, registry: SchemaRegistry, planned: list[Registra
                 # Noted before the attempt: it may succeed although its response is lost.
                 undo_steps.append(partial(_unregister, registry, name, schema))
                 registry.register(name, schema)
-            if (found := registry.lookup(name, current)) is None:
-                raise ConfigError(f"{item.subject} was registered at {registry.url}, but the registry does not find it")
-            result.append(evolve(item, schema_id=found[0], version=found[1]))
+            result.append(_look_up(item, current, registry))
     except BaseException as exc:
         left = _roll_back(undo_steps)
         outcome = "nothing was registered" if left is None else f"earlier writes could not be rolled back: {left}"
@@ -94,6 +92,13 @@ def apply(catalogue: Catalogue, registry: SchemaRegistry, planned: list[Registra
     for item in result:
         registry.cache_id(item.topic, catalogue.topic(item.topic).schema or {}, item.schema_id or 0)
     return result
+
+
+def _look_up(item: Registration, schema: Schema, registry: SchemaRegistry) -> Registration:
+    """Return ``item`` with the id and version that the registry has given it."""
+    if (found := registry.lookup(item.topic, schema)) is None:
+        raise ConfigError(f"{item.subject} was registered at {registry.url}, but the registry does not find it")
+    return evolve(item, schema_id=found[0], version=found[1])
 
 
 def _plan_topic(catalogue: Catalogue, topic: Topic, registry: SchemaRegistry) -> Registration:

@@ -151,14 +151,17 @@ class SchemaRegistry(RegistryClient):
 
     def _ask_for_schema(self, schema_id: int) -> Schema:
         try:
-            found = self._request_with_backoff(lambda: self.fetch_schema(schema_id))
-            if found is None:
-                raise UnknownSchema(f"schema id {schema_id} does not exist at {self.url}")
+            return self._fetch_existing(schema_id)
         except UnknownSchema as exc:
             if len(self._unknown) >= MAX_UNKNOWN_IDS:
                 self._unknown.clear()
             self._unknown[schema_id] = (self._clock() + UNKNOWN_ID_TTL_S, str(exc))
             raise
+
+    def _fetch_existing(self, schema_id: int) -> Schema:
+        found = self._request_with_backoff(lambda: self.fetch_schema(schema_id))
+        if found is None:
+            raise UnknownSchema(f"schema id {schema_id} does not exist at {self.url}")
         return found
 
     def _request_with_backoff(self, request: Callable[[], Answer]) -> Answer:

@@ -168,6 +168,10 @@ class RegistryClient:
             raise self._unavailable(f"no answer within {bound_s:g} s" if late else str(exc)) from exc
         if len(content) > MAX_ANSWER_BYTES:
             raise _AnswerTooLong(f"{self.url} answers with more than {MAX_ANSWER_BYTES} bytes to {method} {path}")
+        return self._read_answer(status, content, f"{method} {path}")
+
+    def _read_answer(self, status: int, content: bytes, request: str) -> Any:
+        """Return the response as JSON, None for a missing resource; raise the error that another status means."""
         answer = _parse_json(content)
         if status == 404 and isinstance(answer, dict) and answer.get("error_code") in _NOT_FOUND:
             return None
@@ -185,7 +189,7 @@ class RegistryClient:
             raise self._unavailable(f"it responds with status {status}")
         if status >= 300 or answer is None:
             raise ConfigError(
-                f"{self.url} does not respond like a schema registry ({status} to {method} {path})",
+                f"{self.url} does not respond like a schema registry ({status} to {request})",
                 hint="SCHEMA_REGISTRY_URL must include the path, for example /apis/ccompat/v7.",
             )
         return answer

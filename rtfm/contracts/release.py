@@ -172,6 +172,12 @@ def _build_example(node: Node, name: str, *, full: bool) -> Any:
             return None if null and not full else _build_example(others[0], name, full=full)
         case "enum":
             return node.symbols[-1] if full else node.symbols[0]
+        case _:
+            return _build_plain_example(node, name, full=full)
+
+
+def _build_plain_example(node: Node, name: str, *, full: bool) -> Any:
+    match node.kind:
         case "string":
             return (_SNOWFLAKE if name.endswith(("_id", "_ids")) else f"{name} – ñ 🌊") if full else ""
         case "int" | "long":

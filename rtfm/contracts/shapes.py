@@ -95,12 +95,13 @@ def match(event_class: type[Any], schema: Schema) -> RecordShape:
     Raises ConfigError that names the class, the field and the difference.
     """
     node = parse(schema)
+    hint = f"Change the class in {event_class.__module__} together with its schema."
+    if event_class.__name__ != node.short_name:
+        raise ConfigError(f"{event_class.__name__} does not match the schema {node.name}: the names differ", hint=hint)
     try:
-        if event_class.__name__ != node.short_name:
-            raise ConfigError(f"{event_class.__name__} does not match the schema {node.name}: the names differ")
         return _match_record(event_class, node, event_class.__name__, ())
     except ConfigError as exc:
-        exc.hint = f"Change the class in {event_class.__module__} together with its schema."
+        exc.hint = hint
         raise
 
 

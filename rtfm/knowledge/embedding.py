@@ -36,10 +36,14 @@ class Embedding(Protocol):
     """Turns texts into vectors, which are comparable only with vectors of the same ``name`` and ``dimension``."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The model's name."""
+        ...
 
     @property
-    def dimension(self) -> int: ...
+    def dimension(self) -> int:
+        """How many numbers a vector has."""
+        ...
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Return one unit vector for each text: float32, shape (len(texts), dimension)."""

@@ -153,8 +153,7 @@ def read_export(path: Path) -> ChatExport:
     try:
         guild = _read_object(head, "guild")
         channel = _read_object(head, "channel")
-        if not isinstance(head.get(_MESSAGES), list):
-            raise _Invalid("messages is not a list")
+        _require_type(head.get(_MESSAGES), list, _MESSAGES, "a list")
         guild_id = _read_snowflake(guild, "id", "guild.id")
         channel_id = _read_snowflake(channel, "id", "channel.id")
         kind_name = _read_string(channel, "type", "channel.type")

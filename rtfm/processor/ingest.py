@@ -36,7 +36,9 @@ class HasEvent(Protocol):
     """A record, as far as ingest needs it."""
 
     @property
-    def event(self) -> object: ...
+    def event(self) -> object:
+        """The decoded value."""
+        ...
 
 
 @frozen(kw_only=True)

@@ -153,13 +153,14 @@ class Handling:
             started_s = time.monotonic()
             result = self._decode_and_handle(raw_records)
             self._seconds.observe(time.monotonic() - started_s)
-            return result
         except RtfmError:  # an unavailable dependency or an operator's mistake: no fault of a record
             raise
         except Exception as exc:  # a defect of the handler
             if quarantine.blame(*location):
                 return self._dead_letter(to_record(self._topic, final, None), exc, "HANDLE")
             raise
+        else:
+            return result
         finally:
             quarantine.finish()
 

@@ -178,8 +178,6 @@ class Pipeline:
             while not self._stop.is_set():
                 self._step()
             unfinished = self._drain()
-            if self._commits.limit_error is not None:
-                raise self._commits.limit_error
         except BaseException:
             self._has_failed = True
             raise
@@ -255,12 +253,17 @@ class Pipeline:
         self._commits.commit(self._membership.consumer)
 
     def _drain(self) -> bool:
-        """Finish and commit running records; the pool skips the others. Return whether unfinished work is left."""
+        """Finish and commit running records; the pool skips the others. Return whether unfinished work is left.
+
+        Raises TooManyDeadLetters if that was the reason to stop.
+        """
         deadline_s = time.monotonic() + self._grace_s * 0.8
         self._quarantine.note_shutdown()
         self._membership.wind_down()
         while (self._lanes or self._commits) and time.monotonic() < deadline_s:
             self._step()
+        if self._commits.limit_error is not None:
+            raise self._commits.limit_error
         return bool(self._lanes or self._commits)
 
     def _close(self) -> None:

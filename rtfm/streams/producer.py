@@ -110,7 +110,6 @@ class EventProducer:
         while True:
             try:
                 self._producer.produce(name, value, key, headers=headers, on_delivery=report)
-                return
             except BufferError as exc:
                 if self._clock() >= deadline:
                     raise self._kafka.unreachable_error(
@@ -119,6 +118,8 @@ class EventProducer:
                 self._producer.poll(_POLL_S)
             except KafkaException as exc:
                 raise self._kafka.translate_error(exc, f"producing to {topic}") from exc
+            else:
+                return
 
     def flush(self, timeout_s: float | None = None) -> None:
         """Wait until all sent records are acknowledged, by default for the delivery timeout.

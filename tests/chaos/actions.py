@@ -136,9 +136,7 @@ class Chaos:
     def _kill_in_transaction(self, _: str) -> str | None:
         peek = OpenTransactions(self._settings, group=catalogue.load().group(QUERIES), read=QUERIES, written=RESPONSES)
         try:
-            name = peek.freeze_one(self._fleet, timeout_s=15)
-            if name in self._spared:
-                raise AssertionError(f"only {name} was inside an open transaction, and it is spared")
+            name = self._freeze_in_transaction(peek)
             self._fleet.kill(name)
         except (AssertionError, KafkaException) as exc:
             for frozen_one in self._fleet.names:
@@ -149,6 +147,12 @@ class Chaos:
             peek.close()
         self._fleet.start(name)
         return f"killed {name} inside an open transaction"
+
+    def _freeze_in_transaction(self, peek: OpenTransactions) -> str:
+        name = peek.freeze_one(self._fleet, timeout_s=15)
+        if name in self._spared:
+            raise AssertionError(f"only {name} was inside an open transaction, and it is spared")
+        return name
 
     def _freeze(self, name: str) -> str:
         seconds = self._random.uniform(2, 13)  # some freezes outlast the transaction timeout

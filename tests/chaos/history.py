@@ -11,6 +11,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from typing import TextIO
 
 from rtfm.errors import ConfigError
 
@@ -23,6 +24,14 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def _open_new(folder: Path) -> TextIO:
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise FileExistsError
+    # "x" lets only one of two simultaneous runs create the file.
+    return (folder / HISTORY_FILE).open("x", encoding="utf-8", buffering=1)
+
+
 class History:
     """Writes one run's history. Thread-safe; each line is flushed to the file before the next is written."""
 
@@ -30,11 +39,7 @@ class History:
         """Create ``folder``. Raises ConfigError if it is not empty."""
         self.folder = folder
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
-                raise FileExistsError
-            # "x" lets only one of two simultaneous runs create the file.
-            self._file = (folder / HISTORY_FILE).open("x", encoding="utf-8", buffering=1)
+            self._file = _open_new(folder)
         except FileExistsError:
             raise ConfigError(
                 f"{folder} is not empty: one folder holds one run", hint="choose another folder"

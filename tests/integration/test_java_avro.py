@@ -62,19 +62,28 @@ def some_value(chance: random.Random, shape: shapes.Shape, name: str = "") -> An
             return None if chance.random() < 0.4 else some_value(chance, inner, name)
         case shapes.Enumeration(enum_class=enum_class):
             return chance.choice(list(enum_class))
-        case shapes.Primitive(kind="boolean"):
+        case shapes.Primitive(kind=kind, logical=logical):
+            return some_primitive(chance, kind, logical, name)
+        case _:
+            return chance.choice(TEXTS)
+
+
+def some_primitive(chance: random.Random, kind: str, logical: str | None, name: str) -> Any:
+    """Return a value of one of Avro's primitive types, as ``some_value`` does."""
+    match kind:
+        case "boolean":
             return chance.random() < 0.5
-        case shapes.Primitive(kind="int"):
+        case "int":
             return chance.choice(INT_EDGES)
-        case shapes.Primitive(kind="long", logical="timestamp-millis"):
+        case "long" if logical == "timestamp-millis":
             return chance.choice([*TIMES, chance.randrange(MIN_TIMESTAMP, MAX_TIMESTAMP)])
-        case shapes.Primitive(kind="string") if name.endswith(("_id", "_ids")):
+        case "string" if name.endswith(("_id", "_ids")):
             return chance.choice(IDS)
-        case shapes.Primitive(kind="long"):
+        case "long":
             return chance.choice([*LONG_EDGES, chance.randrange(2**62)])
-        case shapes.Primitive(kind="double"):
+        case "double":
             return chance.choice((0.0, -1.5, 1e300, 5e-324, chance.random()))
-        case shapes.Primitive(kind="bytes"):
+        case "bytes":
             return chance.randbytes(chance.choice((0, 1, 63, 64, 300)))
         case _:
             return chance.choice(TEXTS)

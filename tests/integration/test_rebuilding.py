@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.synchronize import Event
 from typing import Any
@@ -81,9 +82,10 @@ def patiently(work: Callable[[], object]) -> None:
     while True:
         try:
             work()
-            return
         except ConfigError:
             time.sleep(0.05)
+        else:
+            return
 
 
 def rebuilt(knowledge: Knowledge, **options: Any) -> RebuildPlan:
@@ -239,11 +241,33 @@ def test_what_happens_during_a_rebuild_is_in_the_new_collection(knowledge: Knowl
     assert "1012" in results["new room tulips"]
 
 
+@contextmanager
+def in_threads(stop: threading.Event, *works: Callable[[], None]) -> Iterator[list[BaseException]]:
+    """Run each of ``works`` in a thread that must end when ``stop`` is set; give the list of the errors they raise."""
+    errors: list[BaseException] = []
+
+    def guarded(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as exc:
+            errors.append(exc)
+            stop.set()
+
+    threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    try:
+        yield errors
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
 def test_ingest_and_searches_at_full_speed_lose_nothing_to_rebuilds(knowledge: Knowledge) -> None:
     """After batches in two channels, two rebuilds and searches at once, Chroma holds what the archive holds."""
     ingest(knowledge, *TALK)
     stop = threading.Event()
-    errors: list[BaseException] = []
     said: list[str] = []
 
     def speak(channel: str) -> None:
@@ -261,27 +285,12 @@ def test_ingest_and_searches_at_full_speed_lose_nothing_to_rebuilds(knowledge: K
             result = knowledge.retriever.search("tulips roses", guild_id=GUILD, visible_channel_ids=["200"], limit=5)
             assert (result.mode, result.passages[0].passage_id) == ("hybrid", "1000")
 
-    def guarded(work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as exc:
-            errors.append(exc)
-            stop.set()
-
-    works: list[Callable[[], None]] = [partial(speak, "300"), partial(speak, "400"), ask]
-    threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
-    for thread in threads:
-        thread.start()
-    try:
+    with in_threads(stop, partial(speak, "300"), partial(speak, "400"), ask) as errors:
         for _ in range(2):
             rebuilt(knowledge, force=True)
             until = len(said) + 4
             while len(said) < until and not errors:
                 stop.wait(0.01)
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
     assert errors == []
     assert whole(knowledge)
     stored = knowledge.archive.writing.messages(said)

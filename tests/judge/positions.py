@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from heapq import merge
 from pathlib import Path
 
-from attrs import evolve, frozen
+from attrs import define, evolve, field, frozen
 
 from tests.judge.segments import (
     Marker,
@@ -71,44 +71,66 @@ def positions_of(log: PartitionLog) -> dict[Where, list[PositionCommit]]:
     A commit without effect has its place where that was decided: at its marker, a tombstone, a later commit in its
     transaction, or the end.
     """
-    history: dict[Where, list[PositionCommit]] = {}
-    current: dict[Where, int] = {}
-    """Offset of the record that set each position."""
-    pending: dict[int, dict[Where, PositionCommit]] = {}
-
-    def note(where: Where, position: PositionCommit, *, is_applied: bool, at_ms: int | None = None) -> None:
-        if is_applied:
-            current[where] = position.written.offset
-        applied_at_ms = (position.written.timestamp_ms if at_ms is None else at_ms) if is_applied else None
-        noted = evolve(position, is_applied=is_applied, applied_at_ms=applied_at_ms)
-        history.setdefault(where, []).append(noted)
-
+    replay = _ReplayState()
     events: Iterable[Record | Marker] = merge(log.records, log.markers, key=lambda event: event.offset)
     for event in events:
         if isinstance(event, Marker):
-            for where, position in pending.pop(event.producer_id, {}).items():
-                is_newer = current.get(where, -1) < position.written.offset
-                is_applied = event.outcome is TransactionOutcome.COMMITTED and is_newer
-                note(where, position, is_applied=is_applied, at_ms=event.timestamp_ms)
+            replay.end_transaction(event)
         elif (commit := _position(event)) is not None:
-            where = commit.group, commit.topic, commit.partition
-            if commit.offset is None:
-                for waiting in pending.values():
-                    if (dropped := waiting.pop(where, None)) is not None:
-                        note(where, dropped, is_applied=False)
-                note(where, commit, is_applied=True)
-                del current[where]
-            elif event.batch.outcome is TransactionOutcome.NONE:
-                note(where, commit, is_applied=True)
-            else:
-                waiting = pending.setdefault(event.batch.producer_id, {})
-                if (replaced := waiting.pop(where, None)) is not None:
-                    note(where, replaced, is_applied=False)
-                waiting[where] = commit
-    for waiting in pending.values():
-        for where, position in waiting.items():
-            note(where, position, is_applied=False)
-    return history
+            replay.add(commit)
+    return replay.finish()
+
+
+@define
+class _ReplayState:
+    """The commits in one partition of __consumer_offsets up to one place in its log."""
+
+    _history: dict[Where, list[PositionCommit]] = field(factory=dict)
+    _current: dict[Where, int] = field(factory=dict)
+    """Offset of the record that set each position."""
+    _pending: dict[int, dict[Where, PositionCommit]] = field(factory=dict)
+    """Commits of open transactions by producer id."""
+
+    def add(self, commit: PositionCommit) -> None:
+        """Apply ``commit``, or keep it until the marker of its transaction."""
+        where = commit.group, commit.topic, commit.partition
+        batch = commit.written.batch
+        if commit.offset is None:
+            for waiting in self._pending.values():
+                self._drop(waiting, where)
+            self._note(where, commit, is_applied=True)
+            del self._current[where]
+        elif batch.outcome is TransactionOutcome.NONE:
+            self._note(where, commit, is_applied=True)
+        else:
+            waiting = self._pending.setdefault(batch.producer_id, {})
+            self._drop(waiting, where)
+            waiting[where] = commit
+
+    def end_transaction(self, marker: Marker) -> None:
+        """Apply or drop the commits that waited for ``marker``."""
+        for where, position in self._pending.pop(marker.producer_id, {}).items():
+            is_newer = self._current.get(where, -1) < position.written.offset
+            is_applied = marker.outcome is TransactionOutcome.COMMITTED and is_newer
+            self._note(where, position, is_applied=is_applied, at_ms=marker.timestamp_ms)
+
+    def finish(self) -> dict[Where, list[PositionCommit]]:
+        """Drop the commits that still wait for a marker, and return all commits."""
+        for waiting in self._pending.values():
+            for where in list(waiting):
+                self._drop(waiting, where)
+        return self._history
+
+    def _drop(self, waiting: dict[Where, PositionCommit], where: Where) -> None:
+        if (dropped := waiting.pop(where, None)) is not None:
+            self._note(where, dropped, is_applied=False)
+
+    def _note(self, where: Where, position: PositionCommit, *, is_applied: bool, at_ms: int | None = None) -> None:
+        if is_applied:
+            self._current[where] = position.written.offset
+        applied_at_ms = (position.written.timestamp_ms if at_ms is None else at_ms) if is_applied else None
+        noted = evolve(position, is_applied=is_applied, applied_at_ms=applied_at_ms)
+        self._history.setdefault(where, []).append(noted)
 
 
 def _position(record: Record) -> PositionCommit | None:

@@ -14,7 +14,7 @@ from attrs import frozen
 from tests.judge.evidence import Event, LoadedRun, Setback
 from tests.judge.finished import FinishedOffsets
 from tests.judge.positions import PositionCommit
-from tests.judge.segments import Record
+from tests.judge.segments import PartitionLog, Record
 
 _SOURCE = "__connect.errors."  # Kafka Connect's header names for a dead letter's origin (KIP-298)
 
@@ -191,30 +191,37 @@ def check_readers(run: LoadedRun) -> Iterator[Violation]:
         yield Violation(what=f"no reader got any record of {responses}, which has committed records")
     for reader, topic in sorted(topics):
         for number, log in sorted(run.logs[topic].items()):
-            held = {record.offset: record for record in log.records}
-            end, last, given = log.stable_end, -1, set()
-            for offset, key in run.history.seen.get((reader, topic, number), ()):
-                where = f"{topic}-{number}@{offset}"
-                record = held.get(offset)
-                shown = () if record is None else (record,)
-                if offset in given:
-                    yield Violation(what=f"the reader {reader} got {where} twice", records=shown)
-                elif offset < last:
-                    yield Violation(what=f"the reader {reader} got {where} after {last}", records=shown)
-                if record is None:
-                    yield Violation(what=f"the reader {reader} got {where}, which does not exist")
-                elif not record.is_visible:
-                    what = f"the reader {reader} got {where}, which is {record.batch.outcome.value}"
-                    yield Violation(what=what, records=shown)
-                elif key != _text(record.key):
-                    what = f"the reader {reader} got {where} with the key {key!r}, not {_text(record.key)!r}"
-                    yield Violation(what=what, records=shown)
-                given.add(offset)
-                last = max(last, offset)
+            given = run.history.seen.get((reader, topic, number), ())
+            yield from _check_given(reader, f"{topic}-{number}", log, given)
+            offsets = {offset for offset, _ in given}
             for record in log.records:
-                if record.is_visible and record.offset < end and record.offset not in given:
+                if record.is_visible and record.offset < log.stable_end and record.offset not in offsets:
                     what = f"the reader {reader} did not get {topic}-{number}@{record.offset}"
                     yield Violation(what=what, records=(record,))
+
+
+def _check_given(
+    reader: str, partition: str, log: PartitionLog, given: Iterable[tuple[int, str | None]]
+) -> Iterator[Violation]:
+    """Check the offsets and keys that a reader got from one partition, in the order in which it got them."""
+    held = {record.offset: record for record in log.records}
+    last, offsets = -1, set()
+    for offset, key in given:
+        got = f"the reader {reader} got {partition}@{offset}"
+        record = held.get(offset)
+        shown = () if record is None else (record,)
+        if offset in offsets:
+            yield Violation(what=f"{got} twice", records=shown)
+        elif offset < last:
+            yield Violation(what=f"{got} after {last}", records=shown)
+        if record is None:
+            yield Violation(what=f"{got}, which does not exist")
+        elif not record.is_visible:
+            yield Violation(what=f"{got}, which is {record.batch.outcome.value}", records=shown)
+        elif key != _text(record.key):
+            yield Violation(what=f"{got} with the key {key!r}, not {_text(record.key)!r}", records=shown)
+        offsets.add(offset)
+        last = max(last, offset)
 
 
 def check_dead_letters(run: LoadedRun) -> Iterator[Violation]:

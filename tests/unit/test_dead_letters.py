@@ -89,10 +89,9 @@ def written(original: Record, error: Exception | None = None) -> Letter:
 
 def raised(message: str) -> Exception:
     """Return an error with a stack."""
-    try:
+    with pytest.raises(InvalidEvent) as caught:
         raise InvalidEvent(message)
-    except InvalidEvent as exc:
-        return exc
+    return caught.value
 
 
 def test_a_letter_has_the_ten_headers_of_kafka_connect_and_our_own_behind_the_original_ones() -> None:

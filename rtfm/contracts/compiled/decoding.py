@@ -76,10 +76,7 @@ def _read(state: SourceState, node: Node, shape: shapes.Shape, target: str, path
         case shapes.Enumeration() if node.kind == "enum":
             _enumeration(state, node, shape, target, path, depth)
         case shapes.Primitive(kind=kind, logical=logical):
-            if not (node.kind == kind or node.kind in _WIDER.get(kind, ()) or {node.kind, kind} == {"string", "bytes"}):
-                raise Unresolvable(f"{path}: {node.kind} cannot be read as {kind}")
-            if node.logical and logical and node.logical != logical:
-                raise Unresolvable(f"{path}: {node.logical} cannot be read as {logical}")
+            _check_readable(node, kind, logical, path)
             _primitive(state, node.kind, kind, logical, target, path, depth)
         case shapes.Other():
             raise NotCovered(path)
@@ -87,6 +84,14 @@ def _read(state: SourceState, node: Node, shape: shapes.Shape, target: str, path
             raise Unresolvable(
                 f"{path}: {node.kind} cannot be read as {type(shape).__name__.removesuffix('Shape').lower()}"
             )
+
+
+def _check_readable(node: Node, kind: str, logical: str | None, path: str) -> None:
+    """Raise Unresolvable unless a written ``node`` can be read as the primitive type ``kind``."""
+    if not (node.kind == kind or node.kind in _WIDER.get(kind, ()) or {node.kind, kind} == {"string", "bytes"}):
+        raise Unresolvable(f"{path}: {node.kind} cannot be read as {kind}")
+    if node.logical and logical and node.logical != logical:
+        raise Unresolvable(f"{path}: {node.logical} cannot be read as {logical}")
 
 
 def _primitive(

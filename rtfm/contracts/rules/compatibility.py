@@ -119,18 +119,9 @@ def _find_gaps(reader: Node, writer: Node, path: str, seen: set[tuple[int, int]]
         return  # a recursive type, already being compared
     seen = seen | {(id(reader), id(writer))}
     if writer.kind == "union":
-        for branch in writer.branches:
-            if reader.kind == "union" or len(writer.branches) == 1:
-                yield from _find_gaps(reader, branch, path, seen)
-            elif any(True for _ in _find_gaps(reader, branch, path, seen)):
-                yield Gap(path, "type", "", _name(writer), _name(reader))
-                return
+        yield from _find_gaps_of_written_union(reader, writer, path, seen)
     elif reader.kind == "union":
-        inside = [list(_find_gaps(branch, writer, path, seen)) for branch in reader.branches]
-        if not any(not branch for branch in inside):
-            alike = [found for branch, found in zip(reader.branches, inside, strict=True) if branch.kind == writer.kind]
-            named = writer.kind in ("record", "enum", "array", "map") and len(alike) == 1
-            yield from alike[0] if named else [Gap(path, "union-branch", "", _name(writer), _name(reader))]
+        yield from _find_gaps_of_read_union(reader, writer, path, seen)
     elif reader.kind != writer.kind:
         if reader.kind not in _WIDENS_TO.get(writer.kind, ()):
             yield Gap(path, "type", "", _name(writer), _name(reader))
@@ -138,6 +129,23 @@ def _find_gaps(reader: Node, writer: Node, path: str, seen: set[tuple[int, int]]
         yield from _find_gaps(reader.items, writer.items, items_path(path, reader), seen)
     elif reader.name:
         yield from _find_named_gaps(reader, writer, path, seen)
+
+
+def _find_gaps_of_written_union(reader: Node, writer: Node, path: str, seen: set[tuple[int, int]]) -> Iterator[Gap]:
+    for branch in writer.branches:
+        if reader.kind == "union" or len(writer.branches) == 1:
+            yield from _find_gaps(reader, branch, path, seen)
+        elif any(True for _ in _find_gaps(reader, branch, path, seen)):
+            yield Gap(path, "type", "", _name(writer), _name(reader))
+            return
+
+
+def _find_gaps_of_read_union(reader: Node, writer: Node, path: str, seen: set[tuple[int, int]]) -> Iterator[Gap]:
+    inside = [list(_find_gaps(branch, writer, path, seen)) for branch in reader.branches]
+    if all(inside):
+        alike = [found for branch, found in zip(reader.branches, inside, strict=True) if branch.kind == writer.kind]
+        named = writer.kind in ("record", "enum", "array", "map") and len(alike) == 1
+        yield from alike[0] if named else [Gap(path, "union-branch", "", _name(writer), _name(reader))]
 
 
 def _find_named_gaps(reader: Node, writer: Node, path: str, seen: set[tuple[int, int]]) -> Iterator[Gap]:
