@@ -1,52 +1,74 @@
-"""The examples of docs/contracts.md for developers of other services, run as they are printed."""
+"""The programs of examples/, which the pages show to developers of other services, run as they are."""
 
 from __future__ import annotations
 
-import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from attrs import evolve
 
-from rtfm.contracts import open_contracts
+from rtfm.contracts import Contracts, open_contracts
 from rtfm.errors import Unavailable
+from rtfm.events import MessageChange
 from rtfm.settings import Settings
 from rtfm.streams import open_producer, open_reader
 from tests.conftest import CHECKOUT, environment_of
 from tests.registry_proxy import proxy
 from tests.streams import MESSAGES, produce, produce_raw, said
 
-PAGE = (CHECKOUT / "docs" / "contracts.md").read_text(encoding="utf-8")
-READER, WRITER = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+EXAMPLES = CHECKOUT / "examples"
+
+FOREIGN_READERS: dict[str, tuple[pytest.MarkDecorator, ...]] = {
+    "read_with_confluent.py": (),
+    "read_with_fastavro.py": (),
+    "read_messages.js": (pytest.mark.debian,),
+}
+"""Examples that use nothing of this project, with the marks of what they need."""
 
 
-def program(settings: Settings, source: str, folder: Path) -> subprocess.Popen[str]:
-    """Run ``source`` as a separate program in its own folder."""
-    path = folder / "program.py"
-    path.write_text(source, encoding="utf-8")
-    environment = environment_of(settings)
-    del environment["RTFM_HOME"]  # as another program has it
+def program(settings: Settings, name: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
+    """Run an example in ``folder``, with an environment that only says where the services are."""
+    variables = environment_of(settings) | environment
+    del variables["RTFM_HOME"]  # as another program has it
     return subprocess.Popen(
-        [sys.executable, path],
+        [sys.executable if name.endswith(".py") else "node", EXAMPLES / name],
         cwd=folder,
-        env=environment,
+        env=variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     )
 
 
+def printed_by(settings: Settings, name: str, folder: Path, lines: int, **environment: str) -> list[str]:
+    """Return the first ``lines`` lines that an example prints, then stop it."""
+    with program(settings, name, folder, **environment) as reader:
+        assert reader.stdout is not None
+        try:
+            return [reader.stdout.readline() for _ in range(lines)]
+        finally:
+            reader.kill()
+
+
+def test_every_example_is_run() -> None:
+    """An example that no test runs is soon wrong."""
+    names = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".js")}
+    assert names == {"read_messages.py", "write_message.py", *FOREIGN_READERS}
+
+
 def test_the_reader_of_the_docs_prints_what_is_said_and_goes_on_where_it_stopped(
     settings: Settings, tmp_path: Path
 ) -> None:
     """It has about ten lines, and unreadable bytes do not stop it."""
-    assert len([line for line in READER.splitlines() if line.strip()]) <= 13
+    source = (EXAMPLES / "read_messages.py").read_text(encoding="utf-8")
+    assert len([line for line in source.splitlines() if line.strip()]) <= 14
     produce_raw(settings, MESSAGES, b"\xde\xad")
     produce(settings, open_contracts(settings), MESSAGES, said(1, content="tide tables"))
-    with program(settings, READER, tmp_path) as reader:
+    with program(settings, "read_messages.py", tmp_path) as reader:
         assert reader.stdout is not None
         lines = [reader.stdout.readline() for _ in range(2)]
         produce(settings, open_contracts(settings), MESSAGES, said(2, content="and maps"))
@@ -55,7 +77,7 @@ def test_the_reader_of_the_docs_prints_what_is_said_and_goes_on_where_it_stopped
     assert lines[0].startswith("skipped")
     assert [line.partition(" said ")[2] for line in lines[1:]] == ["tide tables\n", "and maps\n"]
     produce(settings, open_contracts(settings), MESSAGES, said(3, content="later"))
-    with program(settings, READER, tmp_path) as reader:
+    with program(settings, "read_messages.py", tmp_path) as reader:
         assert reader.stdout is not None
         again = reader.stdout.readline()
         while again.endswith("and maps\n"):  # it ended between printing and committing
@@ -66,12 +88,27 @@ def test_the_reader_of_the_docs_prints_what_is_said_and_goes_on_where_it_stopped
 
 def test_the_writer_of_the_docs_is_read_back(settings: Settings, tmp_path: Path) -> None:
     """Another service's event is like ours."""
-    with program(settings, WRITER, tmp_path) as writer:
+    with program(settings, "write_message.py", tmp_path) as writer:
         assert writer.wait(60) == 0
-    assert [path.name for path in tmp_path.iterdir() if path.name != settings.home.name] == ["program.py"]
+    assert [path.name for path in tmp_path.iterdir() if path.name != settings.home.name] == []
     with open_reader(MESSAGES, settings=settings) as reader:
         (record,) = reader.read_to_end()
     assert record.event.content == "tide tables are in the wiki"
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks) for name, marks in FOREIGN_READERS.items()])
+def test_readers_without_rtfm_print_what_is_said(
+    settings: Settings, contracts: Contracts, node_modules: Callable[[], Path], tmp_path: Path, name: str
+) -> None:
+    """Messages in two alphabets, and a deletion."""
+    first, second = said(1, content="tide tables"), said(2, content="карты")
+    produce(settings, contracts, MESSAGES, first, second, evolve(first, change=MessageChange.DELETED))
+    more = {"NODE_PATH": str(node_modules()), "KAFKAJS_NO_PARTITIONER_WARNING": "1"} if name.endswith(".js") else {}
+    assert printed_by(settings, name, tmp_path, 3, **more) == [
+        "ada said tide tables\n",
+        "ada said карты\n",
+        "deleted 1\n",
+    ]
 
 
 def test_a_record_that_could_not_be_read_for_want_of_the_registry_comes_again(settings: Settings) -> None:

@@ -52,3 +52,11 @@ def test_a_page_that_is_stale_missing_or_left_over_is_named(generate: ModuleType
     assert generate.find_stale(tmp_path) == [
         f"docs/contracts/{name}.md" for name in ("bot-queries", "bot-responses", "gone")
     ]
+
+
+def test_pages_show_the_examples_as_their_files_have_them(generate: ModuleType) -> None:
+    """Without the docstring, because the page introduces the example."""
+    page = generate.page_with_examples("docs/contracts.md")
+    _, _, source = (CHECKOUT / "examples" / "write_message.py").read_text(encoding="utf-8").split('"""', 2)
+    assert f"```python\n{source.lstrip()}```\n" in page
+    assert page == (CHECKOUT / "docs" / "contracts.md").read_text(encoding="utf-8")
