@@ -11,28 +11,39 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 HAS_DEBIAN := command -v kcat >/dev/null && command -v node >/dev/null && command -v npm >/dev/null
+NOT_DEBIAN = $(if $(shell $(HAS_DEBIAN) && echo yes),,-m "not debian")
+SAY_WHAT_IS_SKIPPED := $(HAS_DEBIAN) || \
+  echo "Skipping the tests marked debian: they need the Debian packages kcat, nodejs and npm."
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test coverage test-chaos chaos chaos-explain soak lint format docs eval compat-check local-up local-down clean
+.PHONY: help install demo test test-unit test-integration test-chaos coverage lint style types compat-check format docs \
+  hooks chaos chaos-explain soak eval local-up local-down clean
 
 help: ## Show this list
 	@awk -F ':.*## ' \
 	  '/^## / { printf "\n%s\n", substr($$0, 4) } \
-	   /^[a-z%-]+:.*## / { sub(/%/, "NAME", $$1); printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	   /^[a-z%-]+:.*## / { sub(/%/, "NAME", $$1); printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 ## Start here
 demo: $(STAMP) ## The whole journey on this machine: real services, sample chat, five questions
 	$(BIN)/rtfm-cli demo $(ARGS)
 
-test: $(STAMP) ## Unit and integration tests, the latter on real services
-	@$(HAS_DEBIAN) || echo "Skipping the tests marked debian: they need the Debian packages kcat, nodejs and npm."
-	$(BIN)/pytest -n $(WORKERS) tests/unit tests/integration $(if $(shell $(HAS_DEBIAN) && echo yes),,-m "not debian") $(ARGS)
+test: $(STAMP) ## Unit and integration tests in one run
+	@$(SAY_WHAT_IS_SKIPPED)
+	$(BIN)/pytest -n $(WORKERS) tests/unit tests/integration $(NOT_DEBIAN) $(ARGS)
+
+test-unit: $(STAMP) ## Unit tests, without services
+	$(BIN)/pytest -n $(WORKERS) tests/unit $(ARGS)
+
+test-integration: $(STAMP) ## Integration tests, on real services
+	@$(SAY_WHAT_IS_SKIPPED)
+	$(BIN)/pytest -n $(WORKERS) tests/integration $(NOT_DEBIAN) $(ARGS)
 
 coverage: $(STAMP) ## Unit and integration tests with branch coverage of rtfm/, at least 95%
 	rm -rf .coverage && mkdir .coverage
-	$(BIN)/coverage run -m pytest -n $(WORKERS) tests/unit tests/integration $(if $(shell $(HAS_DEBIAN) && echo yes),,-m "not debian") $(ARGS)
+	$(BIN)/coverage run -m pytest -n $(WORKERS) tests/unit tests/integration $(NOT_DEBIAN) $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -60,22 +71,31 @@ endif
 	@touch $@
 
 ## Check
-lint: $(STAMP) ## Style, types, imports between packages, and whether generated pages are up to date
+lint: style types ## Style and types
+
+style: $(STAMP) ## Style, imports between packages, generated pages and workflows, offline
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+
+types: $(STAMP) ## Types, strictly
+	$(BIN)/mypy
 
 format: $(STAMP) ## Format the source
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP) ## Write the generated pages again
+docs: $(STAMP) ## Write the generated pages and the examples in the pages again
 	$(BIN)/python docs/generate.py
 
 compat-check: $(STAMP) ## Compare the schemas with the released ones, offline
-	$(BIN)/rtfm-cli schemas check $(ARGS)
+	$(BIN)/rtfm-cli schemas check $(if $(GITHUB_ACTIONS),--format github) $(ARGS)
+
+hooks: $(STAMP) ## Check each commit as .pre-commit-config.yaml says
+	$(BIN)/pre-commit install
 
 # Options of make chaos and make soak: LOAD busy processes next to the run, RATE messages per second, RECORD=1 to add a
 # row to docs/chaos-runs.md, and a folder in which to KEEP the run.
