@@ -16,7 +16,11 @@ from rtfm_cli.main import COMMANDS, LazyGroup, cli
 from rtfm import settings
 
 CHECKOUT = Path(__file__).parents[2]
-PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
+PAGES = [
+    *(CHECKOUT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md")),
+    CHECKOUT / ".github" / "pull_request_template.md",
+    *sorted((CHECKOUT / "docs").rglob("*.md")),
+]
 
 
 def pins(name: str) -> dict[str, str]:
