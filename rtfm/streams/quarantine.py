@@ -23,7 +23,7 @@ from rtfm.settings import Settings
 from rtfm.streams.position import PartitionState
 from rtfm.telemetry import get_logger
 
-FATAL_DEATHS = 3
+FATAL_CRASHES = 3
 """Deaths of the process while a suspect was handled alone, after which the suspect becomes a dead letter."""
 
 FOLDER = "in-hand"
@@ -70,11 +70,11 @@ class Quarantine:
     def finish(self) -> None:
         """Note that this thread no longer handles anything."""
 
-    def deaths(self, group: str, partition: int, offset: int) -> int:
+    def count_crashes(self, group: str, partition: int, offset: int) -> int:
         """Return how often the process died while it handled only this record."""
         return 0
 
-    def blame(self, group: str, partition: int, first: int, last: int) -> bool:
+    def count_defect(self, group: str, partition: int, first: int, last: int) -> bool:
         """Count a defect of a handler as a death. Return whether the record must become a dead letter now."""
         return False
 
@@ -161,11 +161,11 @@ class CrashJournal(Quarantine):
         if self._local.has_turn:
             self._turn.release()
 
-    def deaths(self, group: str, partition: int, offset: int) -> int:
+    def count_crashes(self, group: str, partition: int, offset: int) -> int:
         """Return how often the process died while it handled only this record."""
         return self.suspects.get((group, partition, offset), 0)
 
-    def blame(self, group: str, partition: int, first: int, last: int) -> bool:
+    def count_defect(self, group: str, partition: int, first: int, last: int) -> bool:
         """Count a defect of a handler as a death of its record; the records of a batch become suspects instead.
 
         Return whether the record must become a dead letter now.
@@ -175,7 +175,7 @@ class CrashJournal(Quarantine):
                 self.suspects.setdefault((group, partition, offset), 0)
             return False
         suspect = group, partition, first
-        if self.deaths(*suspect) >= FATAL_DEATHS - 1:
+        if self.count_crashes(*suspect) >= FATAL_CRASHES - 1:
             return True
         self.suspects[suspect] = self.suspects.get(suspect, -1) + 1
         return False
@@ -192,7 +192,7 @@ class CrashJournal(Quarantine):
             if not partition.is_finished(offset):
                 unfinished += 1
             # A deadly record stays a suspect until its dead letter is committed, because the process may die before.
-            elif deaths < FATAL_DEATHS or offset < partition.committed:
+            elif deaths < FATAL_CRASHES or offset < partition.committed:
                 self.suspects.pop(suspect, None)
         self._unfinished[group] = unfinished
         was_active, self.is_active = self.is_active, any(self._unfinished.values())

@@ -96,7 +96,7 @@ class TopicAdmin:
                 case "create":
                     replicas = self._settings.kafka_replication_factor
                     new = NewTopic(name, step.partitions, replicas, config=step.config or {})
-                    self._wait_for(self._client.create_topics([new])[name], f"creating {name}", already_there=True)
+                    self._wait_for(self._client.create_topics([new])[name], f"creating {name}", allow_existing=True)
                 case "add partitions":
                     more = self._client.create_partitions([NewPartitions(name, step.partitions)])
                     self._wait_for(more[name], f"adding partitions to {name}")
@@ -233,13 +233,13 @@ class TopicAdmin:
             Step(topic=topic.name, action="none", detail=more if partitions > topic.partitions else "up to date")
         ]
 
-    def _wait_for(self, future: Future[Any], what: str, *, already_there: bool = False) -> Any:
+    def _wait_for(self, future: Future[Any], what: str, *, allow_existing: bool = False) -> Any:
         with self._kafka.translating(what):
             try:
                 return future.result(timeout=REQUEST_TIMEOUT_S * 2)
             except KafkaException as exc:
                 code = exc.args[0].code()
-                if already_there and code == KafkaError.TOPIC_ALREADY_EXISTS:
+                if allow_existing and code == KafkaError.TOPIC_ALREADY_EXISTS:
                     return None
                 if code == KafkaError.UNKNOWN_TOPIC_OR_PART:  # it existed when the plan was made
                     raise Unavailable("kafka", f"{what}: a topic is being deleted", hint="try again") from exc

@@ -98,7 +98,7 @@ class Replay:
 
 
 @frozen(kw_only=True)
-class DeadLetterWriter:
+class DeadLetterBuilder:
     """Builds the dead letters of one group. Removes ``secrets``, and text that looks like one, from errors."""
 
     group: str
