@@ -266,7 +266,7 @@ class Commits:
     def _fetch_positions(self, consumer: Consumer, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
         """Return the group's positions. If one of them is in an open transaction, wait until that has ended.
 
-        Raises Unavailable if that takes longer than ``timeout_s``.
+        Raises Unavailable if the positions cannot be read within ``timeout_s``.
         """
         with self._kafka.translating(f"reading the positions of {self._group}"):
             found = consumer.committed([TopicPartition(self._full_topic, number) for number in numbers], timeout_s)
@@ -301,7 +301,7 @@ class Commits:
         """Add positions that a late request moved back to the next transaction. Raises Unavailable, PositionsChanged.
 
         A late request is one that was sent before its connection broke, and that reached the broker after the client
-        had repeated it on another connection. The producer now has a new epoch, so brokers refuse further late requests.
+        had repeated it on another connection. Further late requests are refused, because the producer has a new epoch.
         """
         partitions = self._committed_partitions
         if not partitions:
@@ -342,11 +342,11 @@ class Commits:
         self._pending, self._sent, self._positions = self._sent + self._pending, [], []
 
     def _dead_letter_largest(self, topic: str) -> bool:
-        """Replace the largest output for ``topic``, and all outputs of the same record, with a dead letter of the record.
+        """Replace all outputs of the record with the largest output for ``topic`` by a dead letter of that record.
 
         A broker refuses all records that were sent together with one that is too large. So only one record at a time
-        becomes a dead letter, until the broker accepts the others. Return False if no pending output for ``topic`` comes
-        from a single record. A dead letter that is too large is never replaced, because nothing may be lost.
+        becomes a dead letter, until the broker accepts the others. Return False if no pending output for ``topic``
+        comes from a single record. A dead letter that is too large is never replaced, because nothing may be lost.
         """
         pending = self._pending
         outputs = [
@@ -378,8 +378,8 @@ def _position_to_commit(partition: PartitionState) -> _Position:
     offset, metadata = partition.position()
     if offset < partition.committed:
         raise RtfmError(
-            f"partition {partition.number}: refusing to commit offset {offset}, because {partition.committed} is already"
-            " committed; this is a defect of RTFM"
+            f"partition {partition.number}: refusing to commit offset {offset}, because {partition.committed} is"
+            " already committed; this is a defect of RTFM"
         )
     return _Position(partition, offset, metadata)
 
