@@ -125,7 +125,10 @@ class Membership:
         return self._consumer
 
     def open(self) -> None:
-        """Connect and subscribe. Raises ConfigError if the topic does not exist, Unavailable if Kafka does not answer."""
+        """Connect and subscribe.
+
+        Raises ConfigError if the topic does not exist, Unavailable if Kafka does not answer.
+        """
         self._consumer = self._connect(self._config())
         try:
             self._require_topic()
@@ -282,8 +285,8 @@ class Membership:
         """Return whether the group removed this member while it had partitions, and readmitted it.
 
         Another member may have had the partitions meanwhile. Usually librdkafka reports them as lost. It does not if a
-        static member learns of its removal from the answer to a request to join. The partitions then stay assigned, even
-        in the next generation, although the member has a new member id.
+        static member learns of its removal from the answer to a request to join. The partitions then stay assigned in
+        the next generation, although the member has a new member id.
         """
         member = self.consumer.consumer_group_metadata()
         return is_member(member) and any(
@@ -409,7 +412,7 @@ class Membership:
         _log.warning("kafka error", group=self._group, error=error.str())
 
     def _watch_topic(self, has_records: bool) -> None:
-        """Raise ConfigError if brokers have reported the topic as unknown for TOPIC_PATIENCE_S and it does not exist."""
+        """Raise ConfigError if brokers have reported the topic as unknown for TOPIC_PATIENCE_S and it is missing."""
         if has_records:
             self._missing_since_s = None
         elif self._missing_since_s is not None and time.monotonic() - self._missing_since_s >= TOPIC_PATIENCE_S:

@@ -36,7 +36,7 @@ _RUNNING, _ENDED = b"R", b"E"
 """The first byte of the journal. If it still says that the process is running, the process has crashed."""
 
 _SLOTS, _SLOT_BYTES = 256, 128
-"""The number of slots in the journal, and the bytes of a slot. Each thread has a slot; surplus threads share the last."""
+"""The number of slots in the journal, and the bytes of a slot. Each thread has one; further threads share the last."""
 
 _SLOTS_END = 1 + _SLOTS * _SLOT_BYTES
 _FREE = 0

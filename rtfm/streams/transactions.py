@@ -257,10 +257,9 @@ class Transactions:
                     self._producer.poll(0.05)
 
     def _on_statistics(self, text: str) -> None:
-        # The statistics list brokers by id, and the coordinator once more with a negative id. The latter is skipped: it
-        # carries no positions, and it changes when the coordinator moves. A lost connection is recognised by the age of
-        # the present one. The count of disconnects would not do, because it starts at 0 when librdkafka replaces a
-        # broker.
+        # Only connections to a broker by its id count. The logical connection to the coordinator carries no positions,
+        # and it changes when the coordinator moves. A lost connection is recognised by the age of the present one. The
+        # count of disconnects is not used, because it starts at 0 again when librdkafka replaces a broker.
         statistics = json.loads(text)
         for broker in statistics["brokers"].values():
             if (node := broker["nodeid"]) < 0:
@@ -289,8 +288,8 @@ class Transactions:
             return
         topic = (record.topic() or "").removeprefix(self._kafka.topic_prefix)
         SENT.labels(topic, error.name()).inc()
-        # An abort purges queued records. Their reports do not tell the cause of the abort, so they are ignored. Reports of
-        # the last transaction may arrive during this one and are ignored, too.
+        # An abort purges queued records. Their reports do not tell the cause of the abort, so they are ignored. Reports
+        # of the last transaction may arrive during this one and are ignored, too.
         if number == self._transaction_number and error.code() not in _PURGED:
             self._refused = self._refused or _Refusal(topic, error.code(), f"{record.topic()}: {error.str()}")
 
@@ -310,9 +309,9 @@ class Transactions:
         # returns. So ``_refused`` is read here.
         refused = self._refused
         reason = error.str() if refused is None else refused.reason
-        # A new epoch is needed if a request of this transaction may still reach a broker, because the broker would add it
-        # to the producer's next transaction. It is also needed after a refused record, because that leaves a gap in the
-        # sequence numbers. Neither is the case if the group refused the positions.
+        # A new epoch is needed if a request of this transaction may still reach a broker, because the broker would add
+        # it to the producer's next transaction. It is also needed after a refused record, because that leaves a gap in
+        # the sequence numbers. Neither is the case if the group refused the positions.
         self._needs_open = refused is not None or error.code() not in _REBALANCING
         too_large = refused is not None and refused.code == KafkaError.MSG_SIZE_TOO_LARGE
         raise NotCommitted(
@@ -343,7 +342,7 @@ def is_member(metadata: bytes) -> bool:
     """Return whether a consumer with this group ``metadata`` is a member of its group.
 
     The generation of a consumer that is not a member is -1. Positions must not be committed with it, because a broker
-    accepts them without a check even if the group has members. librdkafka writes the metadata as a signature followed by
+    accepts them without a check even if the group has members. librdkafka writes the metadata as a signature and then
     the generation (rd_kafka_consumer_group_metadata_write).
     """
     (generation,) = struct.unpack_from("<i", metadata, len("CGMDv2:"))
@@ -353,8 +352,8 @@ def is_member(metadata: bytes) -> bool:
 def member_id(metadata: bytes) -> bytes:
     """Return the member id in group ``metadata``, which follows the name of the group.
 
-    It is empty if the consumer is not a member. A classic group gives a new id to a member that joins. So while the id
-    stays the same, the group has not removed the member and given its partitions to another one.
+    It is empty if the consumer is not a member. A classic group gives a new id to each member that joins. So while the
+    id stays the same, the group has not removed the member and given its partitions to another one.
     """
     _, _, rest = metadata[len("CGMDv2:") + 4 :].partition(b"\0")
     return rest.partition(b"\0")[0]
