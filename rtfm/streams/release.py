@@ -1,7 +1,7 @@
 """Release: finds out whether a broker runs a release of Kafka with a known defect.
 
-A broker does not tell its release, but the highest ``metadata.version`` that it supports. Each minor release raises that
-number (``org.apache.kafka.server.common.MetadataVersion``: 4.2 supports 29, 4.3 supports 30, 4.4 supports 33).
+A broker does not tell its release, but the highest ``metadata.version`` that it supports. Each minor release raises
+that number (``org.apache.kafka.server.common.MetadataVersion``: 4.2 supports 29, 4.3 supports 30, 4.4 supports 33).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import struct
 _API_VERSIONS, _VERSION = 18, 3
 _MAX_BYTES = 65_536
 _AFFECTED = range(30, 34)
-"""The highest ``metadata.version`` of the releases 4.3.0 to 4.4.0. It is unknown whether later releases are affected."""
+"""The highest ``metadata.version`` of the releases 4.3.0 to 4.4.0. Later releases may be affected, too."""
 
 DEFECT = (
     "Kafka 4.3 or 4.4: its transactions may not end where a partition has no leader for a moment (KAFKA-20734),"
@@ -48,9 +48,9 @@ def read_metadata_level(host: str, port: int, timeout_s: float) -> int:
             (length,) = struct.unpack(">i", answer.read(4).ljust(4, b"\0"))
             if not 0 < length <= _MAX_BYTES:
                 raise ValueError(f"an answer of {length} bytes")
-            # The answer lists features (https://kafka.apache.org/protocol, ApiVersions). Each has the length of its name
-            # plus one, its name, and its lowest and highest version. The first list has what the broker supports; the
-            # second list, with what the cluster uses, comes later.
+            # The answer lists features (https://kafka.apache.org/protocol, ApiVersions). Each has the length of its
+            # name plus one, its name, and its lowest and highest version. The first list has the features that the
+            # broker supports. A second list, with those that the cluster uses, comes later.
             _, _, versions = answer.read(length).partition(b"\x11metadata.version")
     if len(versions) < 4:
         raise ValueError("no metadata.version")

@@ -37,7 +37,7 @@ COUNT_TIMEOUT_S = 5.0
 
 @frozen(kw_only=True)
 class Step:
-    """One change to one topic. ``action`` is ``create``, ``add partitions``, ``configure``, or ``none`` for no change."""
+    """One change to one topic. ``action`` is ``create``, ``add partitions``, ``configure``, or ``none``."""
 
     topic: str
     action: str
@@ -250,7 +250,8 @@ def _expected_config(topic: Topic, replicas: int) -> dict[str, str]:
     return {
         "retention.ms": str(topic.retention_h * 3_600_000),
         "cleanup.policy": "delete",
-        # With three replicas, producers can write while one broker is down, and each acknowledged record is on two brokers.
+        # With three replicas, producers can write while one broker is down, and each acknowledged record is on at least
+        # two brokers.
         "min.insync.replicas": str(max(1, replicas - 1)),
         # Retention counts from the time when a record is written to the log. Imported old messages would otherwise be
         # removed at once.

@@ -171,7 +171,7 @@ class Letter:
 
     @property
     def id(self) -> str:
-        """The id, which consists of the partition and the offset of the dead letter in dead-letters. It never changes."""
+        """The id: the partition and the offset of the dead letter in dead-letters. It never changes."""
         return f"{self.partition}-{self.offset}"
 
     @property

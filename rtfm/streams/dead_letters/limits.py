@@ -1,10 +1,10 @@
 """Limits: how many dead letters are too many, so that a broken release does not turn a whole topic into dead letters.
 
 This module owns the tally of a partition and the limit on dead letters. The tally is committed with the partition's
-position, in the transaction that commits the dead letters that it counts. It therefore survives restarts, and moves with
-the partition to another processor. At the limit no further record becomes a dead letter, however often the service is
-started again. When a record can be handled again, the tally goes below the limit, and the pipeline continues. This
-module does no input or output.
+position, in the transaction that commits the dead letters that it counts. It therefore survives restarts, and moves
+with the partition to another processor. At the limit no further record becomes a dead letter, however often the service
+is started again. When a record can be handled again, the tally goes down, and the pipeline continues. This module does
+no input or output.
 """
 
 from __future__ import annotations

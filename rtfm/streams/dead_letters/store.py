@@ -116,8 +116,8 @@ class DeadLetterStore:
     def find(self, wanted: LetterFilter) -> Iterator[FiledLetter]:
         """Yield the dead letters that ``wanted`` selects, oldest first in each partition.
 
-        The topic is read twice: first the marks, because a mark comes after its dead letter, then the dead letters, which
-        are too large to keep all of them in memory.
+        The topic is read twice. Marks are read first, because a mark comes after its dead letter. Then the dead letters
+        are read, which are too large to keep all of them in memory.
         """
         starts = self._find_starts(wanted)
         marks = {item.letter_id: item for item in self._read(starts) if isinstance(item, Mark)}
