@@ -32,8 +32,8 @@ ANSWER_TIMEOUT_S = 9.0
 """How long a request waits for its answer before its connection is closed.
 
 With librdkafka's default, a connection that is dead without a sign would block for 60 s, for example if a firewall
-drops its packets. librdkafka requires the value to be less than the transaction timeout, which is EXPIRY_S. It is more than
-COMMIT_TIMEOUT_S, so that no request of a transaction is sent twice within the time limit of the transaction.
+drops its packets. librdkafka requires the value to be less than the transaction timeout, which is EXPIRY_S. It is more
+than COMMIT_TIMEOUT_S, so that no request of a transaction is sent twice within the time limit of the transaction.
 """
 
 _log = get_logger(__name__)

@@ -59,8 +59,8 @@ class EventProducer:
         self._clock = clock
         self._lock = threading.Lock()
         self._failures = Counter[str]()
-        # By topic: its name on the cluster, and the report callback for records without ``on_delivery``. They are cached,
-        # because building both for each record took a twelfth of the time to produce a question.
+        # By topic: its name on the cluster, and the report callback for records without ``on_delivery``. They are
+        # cached, because building both for each record took a twelfth of the time to produce a question.
         self._routes: dict[str, tuple[str, Report]] = {}
         self._producer: Any = Producer(
             {
