@@ -1,16 +1,19 @@
 """Streams: topics, producers, the pipeline and dead letters, on Kafka.
 
 ``open_reader`` and ``open_producer`` are the stable interface for other programs; docs/contracts.md shows both. To
-understand the rest, start with ``pipeline``. The terms of these modules, from docs/glossary.md:
+understand the other modules, start with ``pipeline``. They use these terms, which docs/glossary.md defines:
 
-- *lane*: the records of one partition and key, or of one partition if they are handled in batches; kept in order.
-- *finished*: handled, with outputs or a dead letter; committed a little later. *Unfinished*: polled and not finished.
-- *collect*: take the results of the pool, for the next transaction.
-- *window*: the offsets of a partition from the lowest unfinished one to the highest one polled.
-- *finished map*: the map in a position's metadata of what is finished above its offset.
-- *awaited*: unfinished offsets of a restored position that have not been polled yet.
-- *tally*: the results of the last 1,000 records of a partition, for the limit on dead letters.
-- *suspect*: a record that was being handled when the process died.
+- *lane*: the records of one partition and key, which are handled one after another. With batches, a lane has all
+  records of one partition.
+- *finished*: handled, so that the outputs or the dead letter are ready to commit. An *unfinished* record was polled and
+  is not finished.
+- *assignment*: one period in which a partition belongs to this instance. ``PartitionState`` is the state of one, and a
+  variable ``partition`` usually holds it.
+- *position*: an offset of a partition and its metadata, as the group commits them.
+- *finished map*: the part of a position's metadata that says which offsets above the committed one are finished.
+- *awaited*: said of an offset that is unfinished in the restored position and has not been polled yet.
+- *tally*: the results of the last 1,000 records of a partition, from which the limit on dead letters is computed.
+- *suspect*: a record that may have caused a crash or a defect, because it was being handled then.
 """
 
 from __future__ import annotations
@@ -31,11 +34,13 @@ def open_reader(
 ) -> EventReader:
     """Return a reader of ``topic`` that yields typed records.
 
-    With a ``group`` it continues at the group's position, at first from the start of the topic. Without one it reads
-    from the start and commits nothing. ``from_end`` starts at the end of the topic instead. ``settings`` None reads the
-    environment, like every command. Nothing is written to this machine. Raises ConfigError for a topic that does not
-    exist, Unavailable if Kafka does not answer. Reading may raise Unavailable too, and then continues with the same
-    record.
+    With a ``group``, the reader continues at the group's position. Without a group, or if the group has no position, it
+    reads from the start of the topic, or with ``from_end`` from its end. It commits only when its ``commit`` is called.
+    If ``settings`` is None, they are read from the environment, as every command does. Nothing is written to this
+    machine's disk.
+
+    Raises ConfigError if the topic does not exist, Unavailable if Kafka does not answer. Reading may raise Unavailable,
+    too. The next read then returns the record that could not be read.
     """
     from rtfm.streams.consumer import EventReader
 
@@ -46,8 +51,9 @@ def open_reader(
 def open_producer(settings: Settings | None = None) -> EventProducer:
     """Return a producer of typed events, which confirms delivery at ``flush`` or at the end of its ``with`` block.
 
-    The schemas must be registered (`rtfm-cli schemas register`); the producer never registers one. ``settings`` None
-    reads the environment. Nothing is written to this machine. Raises ConfigError.
+    The schemas must be registered before (`rtfm-cli schemas register`), because the producer never registers one. If
+    ``settings`` is None, they are read from the environment. Nothing is written to this machine's disk. Raises
+    ConfigError if a setting is invalid.
     """
     from rtfm.streams.producer import EventProducer
 
@@ -55,7 +61,7 @@ def open_producer(settings: Settings | None = None) -> EventProducer:
 
 
 def _open(settings: Settings | None) -> tuple[Settings, Contracts]:
-    """Return the settings and contracts, without a cache on disk: the working folder belongs to another program."""
+    """Return the settings and contracts. No cache is kept on disk, because the caller may be any program."""
     from rtfm import settings as loading
     from rtfm.contracts import Contracts, SchemaRegistry, catalogue
 

@@ -1,8 +1,9 @@
 """Commits: keeps finished records until a transaction has committed them.
 
-Decides when a transaction is due, what it contains, and what follows if it fails. Promises that a failed transaction
-loses nothing and repeats no handler: its records go into the next one. If the outcome of a transaction is unknown, the
-group's positions decide. The limit on dead letters is applied here, before a dead letter is produced.
+This module decides when a transaction is due, what it contains, and what follows if it fails. The records of a failed
+transaction go into the next one. So nothing is lost, and no handler runs again because of the failure. If it is unknown
+whether a transaction was committed, this module reads the group's positions to find out. It also applies the limit on
+dead letters, before a dead letter is produced.
 """
 
 from __future__ import annotations
@@ -17,41 +18,42 @@ from rtfm.backoff import Backoff
 from rtfm.errors import InvalidEvent, RtfmError, Unavailable
 from rtfm.streams.connection import KafkaConfig
 from rtfm.streams.dead_letters.limits import DeadLetterPolicy, TooManyDeadLetters, too_many_error
-from rtfm.streams.handling import FIRST_BACKOFF_S, MAX_BACKOFF_S, NOTHING, Handling, WaitingState
+from rtfm.streams.handling import EMPTY_RESULT, FIRST_BACKOFF_S, MAX_BACKOFF_S, Handling, WaitingState
 from rtfm.streams.lanes import Finished
 from rtfm.streams.position import PartitionState
 from rtfm.streams.transactions import NotCommitted, OutcomeUnknown, ProducerRecord, Transactions, is_member, member_id
 from rtfm.telemetry import DEAD_LETTERS, TRANSACTION_FAILURES, TRANSACTION_SECONDS, get_logger
 
 COMMIT_INTERVAL_S = 0.02
-"""Time between the starts of two transactions while fewer than FULL_RECORDS are pending."""
+"""Time between the starts of two transactions while fewer than BUSY_RECORDS records are uncommitted."""
 
 MIN_GAP_S = 0.003
-"""Time between the end of a transaction and the start of the next one under load.
+"""Time between the end of a transaction and the start of the next one while BUSY_RECORDS are uncommitted.
 
-Without a gap every third transaction waits for the markers of the one before it, for ``retry.backoff.ms`` (100 ms by
-default).
+If the next transaction starts at once, the broker may still be writing the markers of the last one. It then refuses the
+first request, and librdkafka repeats the request after ``retry.backoff.ms`` (here 10 ms, by default 100 ms). Without a
+gap this happened to every third transaction.
 """
 
-FULL_RECORDS = 1000
-"""Pending records at which the next transaction starts after MIN_GAP_S instead of COMMIT_INTERVAL_S.
+BUSY_RECORDS = 1000
+"""Uncommitted records at which the next transaction starts after MIN_GAP_S instead of COMMIT_INTERVAL_S.
 
-A transaction costs about the same whatever it holds. 1,000 records are about 20 ms of work, which is COMMIT_INTERVAL_S;
-with 500 the pipeline was a third slower.
+The cost of a transaction hardly depends on the number of its records, so transactions should be large. 1,000 records
+are about 20 ms of work, which is as long as COMMIT_INTERVAL_S. With 500 records the pipeline was a third slower.
 """
 
-MAX_PENDING_RECORDS = 2000
-"""Uncommitted records at which no more are polled."""
+MAX_UNCOMMITTED_RECORDS = 2000
+"""Uncommitted records at which the pipeline stops polling."""
 
 RESOLVE_TIMEOUT_S = 5.0
-"""Time for reading the group's positions after a transaction whose outcome is unknown."""
+"""Time limit for reading the group's positions to find out the outcome of a transaction."""
 
 _log = get_logger(__name__)
 
 
 @frozen
 class _Position:
-    """A position that a transaction commits, and its assignment."""
+    """A position that a transaction commits, with the assignment to which it belongs."""
 
     partition: PartitionState
     offset: int
@@ -59,11 +61,11 @@ class _Position:
 
 
 class PositionsChanged(Unavailable):
-    """Another process changed the group's positions, so the partitions must be assigned again."""
+    """Another process changed the group's positions, so this process must rejoin the group."""
 
 
 class Commits:
-    """Commits the finished records of one topic for one group. Used by one thread."""
+    """The finished but uncommitted records of one topic and group. Only one thread may use it."""
 
     def __init__(
         self,
@@ -87,29 +89,33 @@ class Commits:
         self._handling = handling
         self._transactions = transactions
         self.limit_error: TooManyDeadLetters | None = None
-        """Set at the limit on dead letters. No more are written, and the pipeline must end."""
+        """The error to end the pipeline with, once a partition is at the limit on dead letters; until then None.
+
+        After it is set, no record becomes a dead letter any more.
+        """
         self._pending: list[Finished] = []
+        """What the next transaction will contain."""
         self._sent: list[Finished] = []
-        """The content of the last transaction until its outcome is known."""
+        """What the last transaction contains, until its outcome is known."""
         self._positions: list[_Position] = []
-        """The positions of the last transaction until its outcome is known."""
+        """The positions in the last transaction, until its outcome is known."""
         self._committed_partitions: dict[int, PartitionState] = {}
-        """Assignments with a position that this process committed."""
-        self._record_count = 0
+        """By partition number, the current assignments for which this process has committed a position."""
+        self._uncommitted_count = 0
         self._last_attempt_s = self._last_commit_s = self._not_before_s = 0.0
         self._backoff = Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S)
 
     def open(self) -> None:
-        """Start transactions if that is needed. Raises Unavailable, Fenced."""
+        """Open the transactional producer if it needs a new epoch. Raises Unavailable, Fenced."""
         if self._transactions.needs_open:
             self._transactions.open()
 
     def close(self) -> None:
-        """Drop the producer. Does not commit."""
+        """Drop the transactional producer without committing anything."""
         self._transactions.close()
 
     def add_finished(self, finished: Iterable[Finished]) -> None:
-        """Add ``finished`` to the next transaction, with dead letters only up to the limit."""
+        """Add ``finished`` to the next transaction, but no dead letters beyond the limit."""
         count = 0
         for item in finished:
             partition, records, result, _, _ = item
@@ -123,15 +129,18 @@ class Commits:
                 partition.finish(record.offset())
             self._pending.append(item)
             count += len(records)
-        self._record_count += count
+        self._uncommitted_count += count
 
-    def add_end_of_log(self, partition: PartitionState) -> None:
-        """Add the current end of ``partition`` to the next transaction."""
-        self._pending.append(Finished(partition, [], NOTHING))
-        self._record_count += 1
+    def add_position(self, partition: PartitionState) -> None:
+        """Commit the current position of ``partition`` with the next transaction, even if no record of it finished."""
+        self._pending.append(Finished(partition, [], EMPTY_RESULT))
+        self._uncommitted_count += 1
 
     def _apply_limit(self, finished: Finished) -> Finished:
-        """Return ``finished`` without the dead letters beyond the limit; their records stay unfinished."""
+        """Return ``finished`` without the dead letters beyond the limit and without their records.
+
+        Those records stay unfinished, so the next start reads them again.
+        """
         tally, letters = finished.partition.tally, {letter.offset: letter for letter in finished.result.dead_letters}
         accepted = []
         for record in finished.records:
@@ -151,39 +160,43 @@ class Commits:
         )
 
     def __len__(self) -> int:
-        """Return the number of finished records that are not known to be committed."""
-        return self._record_count
+        """Return the number of uncommitted records; a position without a record counts as one."""
+        return self._uncommitted_count
 
     @property
     def is_full(self) -> bool:
-        """Whether too many records wait for a transaction."""
-        return self._record_count >= MAX_PENDING_RECORDS
+        """Whether so many records are uncommitted that the pipeline must stop polling."""
+        return self._uncommitted_count >= MAX_UNCOMMITTED_RECORDS
 
     def due_in_s(self) -> float | None:
-        """Return the seconds until ``commit`` is due, or None if there is nothing to commit."""
+        """Return the seconds until ``commit`` should be called, or None if there is nothing to do."""
         if self._transactions.needs_open and self._committed_partitions:
             return max(0.0, self._not_before_s - self._clock())
-        if not self._record_count:
+        if not self._uncommitted_count:
             return None
         due_s = (
             self._last_commit_s + MIN_GAP_S
-            if self._record_count >= FULL_RECORDS
+            if self._uncommitted_count >= BUSY_RECORDS
             else self._last_attempt_s + COMMIT_INTERVAL_S
         )
         return max(0.0, max(due_s, self._not_before_s) - self._clock())
 
     def drop_unassigned(self) -> None:
-        """Drop everything that belongs to partitions that are no longer assigned."""
+        """Drop the records and positions of assignments that have ended."""
         self._pending = [finished for finished in self._pending if finished.partition.is_assigned]
         self._sent = [finished for finished in self._sent if finished.partition.is_assigned]
         self._positions = [position for position in self._positions if position.partition.is_assigned]
         self._committed_partitions = {
             number: partition for number, partition in self._committed_partitions.items() if partition.is_assigned
         }
-        self._record_count = _count_records(self._pending) + _count_records(self._sent)
+        self._uncommitted_count = _count_records(self._pending) + _count_records(self._sent)
 
     def commit(self, consumer: Consumer) -> None:
-        """Commit the pending records, or postpone that if Kafka refuses it. Raises Fenced, PositionsChanged."""
+        """Commit the pending records in one transaction. If that is not possible now, postpone it.
+
+        Does nothing if a postponed commit is not due yet, even if partitions are about to be revoked. The new owner
+        then handles their records again. Raises Fenced, PositionsChanged.
+        """
         now_s = self._clock()
         if now_s < self._not_before_s:
             return
@@ -191,11 +204,12 @@ class Commits:
         try:
             if self._sent or self._transactions.needs_open:
                 self._resolve_outcome(consumer)
-            # Asked each time, because the generation changes without notice.
+            # Read again for each commit, because the group's generation can change at any time.
             member = consumer.consumer_group_metadata()
             partitions = dict.fromkeys(finished.partition for finished in self._pending)
             if not is_member(member) or any(partition.member_id != member_id(member) for partition in partitions):
-                # Joining makes progress in polls, so leave time for one.
+                # The group must accept this member before it may commit. The consumer joins only while it is polled,
+                # so return and let the loop poll.
                 self._not_before_s = now_s + COMMIT_INTERVAL_S
                 return
             if not self._pending:
@@ -208,7 +222,7 @@ class Commits:
                 member,
             )
         except NotCommitted as exc:
-            self._handle_refusal(exc, now_s)
+            self._handle_not_committed(exc, now_s)
         except OutcomeUnknown as exc:
             TRANSACTION_FAILURES.labels(self._group, "unknown").inc()
             self._postpone(exc)
@@ -221,11 +235,11 @@ class Commits:
             TRANSACTION_SECONDS.labels(self._group).observe(self._last_commit_s - now_s)
             self._mark_committed()
 
-    def _handle_refusal(self, error: NotCommitted, now_s: float) -> None:
-        """Keep the records of a transaction that was not committed for the next one."""
+    def _handle_not_committed(self, error: NotCommitted, now_s: float) -> None:
+        """Keep the records of a failed transaction for the next one, and set the time of that."""
         self._return_to_pending()
         if error.rebalancing:
-            # Expected during a rebalance; retried in the next generation.
+            # This is normal during a rebalance. The next attempt uses the new generation.
             TRANSACTION_FAILURES.labels(self._group, "rebalancing").inc()
             _log.info("commit postponed, the group is rebalancing", group=self._group, reason=str(error))
             self._not_before_s = now_s + COMMIT_INTERVAL_S
@@ -234,19 +248,27 @@ class Commits:
             self._postpone(error)
 
     def confirm_name(self) -> None:
-        """Raise Fenced if another process uses this instance's name: it opens its transactions before it joins."""
+        """Raise Fenced if another process uses this instance's name.
+
+        Another process with the name has fenced this producer already, because a process opens its producer before it
+        joins the group.
+        """
         if not self._transactions.needs_open:
             self._transactions.confirm_name(TopicPartition(self._full_topic, 0, 0))
 
     def read_positions(self, consumer: Consumer, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
-        """Return the group's committed positions of partitions ``numbers``. Raises Unavailable, Fenced."""
+        """Return the group's committed positions of the partitions ``numbers``. Raises Unavailable, Fenced."""
         if self._transactions.needs_open:
-            self._transactions.open()  # otherwise the broker would wait for our own transaction to end
+            # This ends the last transaction. Positions in an open transaction cannot be read.
+            self._transactions.open()
         return self._fetch_positions(consumer, numbers, timeout_s)
 
     def _fetch_positions(self, consumer: Consumer, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
-        """Return the group's positions once no open transaction contains one of them. Raises Unavailable."""
-        with self._kafka.translating(f"reading the offsets of {self._group}"):
+        """Return the group's positions. If one of them is in an open transaction, wait until that has ended.
+
+        Raises Unavailable if the positions cannot be read within ``timeout_s``.
+        """
+        with self._kafka.translating(f"reading the positions of {self._group}"):
             found = consumer.committed([TopicPartition(self._full_topic, number) for number in numbers], timeout_s)
             for position in found:
                 if position.error is not None:
@@ -256,11 +278,12 @@ class Commits:
     def _resolve_outcome(self, consumer: Consumer) -> None:
         """Find out whether the last transaction was committed. Raises Unavailable, PositionsChanged.
 
-        Every commit changes the offset or the metadata, so the group has either the positions that were sent or those
-        from before. A transaction commits as a whole, so the partitions that are still assigned decide for all of it.
-        Any other position was written by another process: this one lost its partitions and does not know it yet.
+        Every commit changes the offset or the metadata of a position. So the group now has either the positions that
+        were sent, or the positions from before. A transaction is committed as a whole, so the positions of the
+        partitions that are still assigned tell the outcome for all of it. If a position is neither, another process
+        has written it. This process then has lost its partitions and does not know it yet.
         """
-        self._transactions.open()  # commits or aborts the transaction
+        self._transactions.open()  # Afterwards the last transaction is either committed or aborted.
         sent = self._positions
         if not sent:
             self._restore_positions(consumer)
@@ -272,15 +295,13 @@ class Commits:
         elif all(stored[position.partition.number] == position.partition.stored for position in sent):
             self._return_to_pending()
         else:
-            raise PositionsChanged(
-                "kafka", f"the positions of {self._group} were changed by another process while a commit was under way"
-            )
+            raise PositionsChanged("kafka", f"another process changed the positions of {self._group} during a commit")
 
     def _restore_positions(self, consumer: Consumer) -> None:
-        """Commit positions again that a late request moved back. Raises Unavailable, PositionsChanged.
+        """Add positions that a late request moved back to the next transaction. Raises Unavailable, PositionsChanged.
 
-        The request was sent before a connection was lost, and again on another one. The producer is new by now, so
-        brokers refuse further late requests.
+        A late request is one that was sent before its connection broke, and that reached the broker after the client
+        had repeated it on another connection. Further late requests are refused, because the producer has a new epoch.
         """
         partitions = self._committed_partitions
         if not partitions:
@@ -291,7 +312,7 @@ class Commits:
                 continue
             if found.offset > partition.committed:
                 raise PositionsChanged(
-                    "kafka", f"another process committed a position of {self._group} [{partition.number}]"
+                    "kafka", f"another process committed a position of {self._group}, partition {partition.number}"
                 )
             _log.warning(
                 "a late request moved the group's position back, committing it again",
@@ -300,11 +321,11 @@ class Commits:
                 committed=partition.committed,
                 found=found.offset,
             )
-            self.add_end_of_log(partition)
+            self.add_position(partition)
 
     def _mark_committed(self) -> None:
-        """Update positions and metrics after the last transaction was committed."""
-        self._record_count -= _count_records(self._sent)
+        """Note that the last transaction was committed, and update the metrics."""
+        self._uncommitted_count -= _count_records(self._sent)
         for finished in self._sent:
             for letter in finished.result.dead_letters:
                 DEAD_LETTERS.labels(self._topic, letter.reason).inc()
@@ -317,16 +338,16 @@ class Commits:
         self._waiting.clear(self)
 
     def _return_to_pending(self) -> None:
-        """Put the records of the last transaction in front of those for the next one."""
+        """Make the sent records pending again, before the other pending records."""
         self._pending, self._sent, self._positions = self._sent + self._pending, [], []
 
     def _dead_letter_largest(self, topic: str) -> bool:
-        """Replace the record behind the largest output for ``topic`` with a dead letter.
+        """Replace all outputs of the record with the largest output for ``topic`` by a dead letter of that record.
 
-        A broker refuses a whole batch and thus small outputs with a large one, so only one is replaced at a time, until
-        the broker accepts the rest. At the limit on dead letters the record is left out of the transaction instead, and
-        stays unfinished. Return False if no output comes from a single record. A dead letter is never replaced, because
-        nothing may be dropped.
+        A broker refuses all records that were sent together with one that is too large. So only one record at a time
+        becomes a dead letter, until the broker accepts the others. At the limit on dead letters the record is left out
+        of the transaction instead, and stays unfinished. Return False if no pending output for ``topic`` comes from a
+        single record. A dead letter that is too large is never replaced, because nothing may be lost.
         """
         pending = self._pending
         outputs = [
@@ -349,7 +370,7 @@ class Commits:
         else:  # beyond the limit
             del pending[number]
             partition.reopen(raw_record.offset())
-            self._record_count -= 1
+            self._uncommitted_count -= 1
         return True
 
     def _postpone(self, error: RtfmError) -> None:
@@ -359,10 +380,13 @@ class Commits:
 
 
 def _position_to_commit(partition: PartitionState) -> _Position:
-    """Return the position of ``partition`` to commit. Raises RtfmError if it would move the group back."""
+    """Return the position of ``partition`` to commit. Raises RtfmError if that would move the group's position back."""
     offset, metadata = partition.position()
     if offset < partition.committed:
-        raise RtfmError(f"partition {partition.number}: {offset} is behind {partition.committed}, which is committed")
+        raise RtfmError(
+            f"partition {partition.number}: refusing to commit offset {offset}, because {partition.committed} is"
+            " already committed; this is a defect of RTFM"
+        )
     return _Position(partition, offset, metadata)
 
 
@@ -374,5 +398,5 @@ def _records_to_produce(finished: Iterable[Finished]) -> Iterator[ProducerRecord
 
 
 def _count_records(finished: Iterable[Finished]) -> int:
-    """Return the number of records; an end of a log counts as one, so that it is committed."""
+    """Return the number of records. A position without records counts as one, so that it is committed."""
     return sum([len(item.records) or 1 for item in finished])

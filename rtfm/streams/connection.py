@@ -1,4 +1,4 @@
-"""Connection: the configuration of Kafka clients, full names of topics and groups, and the meaning of client errors."""
+"""Connection: the configuration of Kafka clients, the names of topics and groups, and the translation of errors."""
 
 from __future__ import annotations
 
@@ -17,18 +17,23 @@ if TYPE_CHECKING:
     from rtfm.settings import Settings
 
 REQUEST_TIMEOUT_S = 5.0
+"""Time limit for a single request to Kafka, such as reading metadata."""
 
 POLL_MARGIN_S = 15.0
-"""How much longer than the watchdog, which ends a process that hangs, the group waits before it removes the member."""
+"""By how much ``max.poll.interval.ms`` is longer than WATCHDOG_S.
+
+So the watchdog ends a process that hangs before the group removes its member.
+"""
 
 SESSION_TIMEOUT_MS = 6000
+"""How long a classic group waits for a heartbeat of a member before it removes the member."""
 
 ANSWER_TIMEOUT_S = 9.0
 """How long a request waits for its answer before its connection is closed.
 
-librdkafka's default of 60 s is how long a silently dead connection, such as behind a firewall that dropped it, would
-block. The value is less than a transaction may last (EXPIRY_S), as librdkafka demands, and more than a transaction is
-waited for (COMMIT_TIMEOUT_S), so that none of its requests is sent twice.
+With librdkafka's default, a connection that is dead without a sign would block for 60 s, for example if a firewall
+drops its packets. librdkafka requires the value to be less than the transaction timeout, which is EXPIRY_S. It is more
+than COMMIT_TIMEOUT_S, so that no request of a transaction is sent twice within the time limit of the transaction.
 """
 
 _log = get_logger(__name__)
@@ -45,8 +50,8 @@ _UNREACHABLE = {
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.REQUEST_TIMED_OUT,
-    # Answers of a broker that starts, or while partitions or replicas move. Kafka's protocol calls them retriable
-    # (https://kafka.apache.org/protocol, error codes); librdkafka marks only few of them.
+    # A broker answers with these errors while it starts, or while partitions or replicas move. Kafka's protocol calls
+    # them retriable (https://kafka.apache.org/protocol, error codes), but librdkafka marks only a few of them so.
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.REPLICA_NOT_AVAILABLE,
@@ -65,18 +70,22 @@ _UNREACHABLE = {
 
 @frozen(kw_only=True)
 class KafkaConfig:
-    """The settings of Kafka clients. Topics and groups are named without prefix everywhere else."""
+    """The settings of Kafka clients.
+
+    Its methods add the topic prefix to names. All other code names topics and groups without prefix, unless a docstring
+    says otherwise.
+    """
 
     bootstrap_servers: str
     instance_id: str
-    """Unique among the processes of a group, and stable across restarts."""
+    """The name of this instance. It is unique among the processes of a group, and the same after a restart."""
     topic_prefix: str = ""
     compression: str = "zstd"
     group_protocol: str = "classic"
     """``classic``, or ``consumer`` (KIP-848)."""
     static_membership: bool = True
     max_poll_interval_s: float = 60.0
-    """How long a member may go without polling before it loses its partitions."""
+    """How long a member may go without polling before the group takes its partitions away."""
 
     @classmethod
     def of(cls, settings: Settings) -> KafkaConfig:
@@ -100,7 +109,7 @@ class KafkaConfig:
         return f"{self.topic_prefix}{name}"
 
     def client_config(self) -> dict[str, Any]:
-        """Return the configuration of every client. librdkafka's errors go to this process's log."""
+        """Return the configuration that all clients share. librdkafka's errors go to this process's log at DEBUG."""
         return {
             "bootstrap.servers": self.bootstrap_servers,
             "client.id": f"rtfm-{self.instance_id}",
@@ -113,11 +122,14 @@ class KafkaConfig:
         }
 
     def producer_config(self) -> dict[str, Any]:
-        """Return the configuration of every producer."""
+        """Return the configuration that all producers share."""
         return {**self.client_config(), "partitioner": PARTITIONER, "compression.type": self.compression}
 
     def consumer_config(self, group: str) -> dict[str, Any]:
-        """Return the configuration of every consumer: it reads committed records only, and sees ends of partitions."""
+        """Return the configuration that all consumers share.
+
+        With it, a consumer reads committed records only, and reports when it reaches the end of a log.
+        """
         return {
             **self.client_config(),
             "group.id": self.group(group),
@@ -137,20 +149,19 @@ class KafkaConfig:
             config |= {
                 "partition.assignment.strategy": "cooperative-sticky",
                 "session.timeout.ms": SESSION_TIMEOUT_MS,
-                # A cooperative rebalance takes two rounds, and a member learns of each at a heartbeat.
+                # A cooperative rebalance has two rounds. A member learns of each round from the answer to a heartbeat.
                 "heartbeat.interval.ms": 1000,
             }
-            # In the consumer protocol a broker does not let a static member replace one that was killed until the old
-            # session expires (UNRELEASED_INSTANCE_ID), and librdkafka treats that answer as fatal. So static membership
-            # would make nothing faster there.
+            # Membership is static only here. In the consumer protocol, a restarted static member that was killed is
+            # refused with UNRELEASED_INSTANCE_ID until its old session expires, and librdkafka treats that as fatal.
             if self.static_membership:
                 config["group.instance.id"] = f"{self.group(group)}-{self.instance_id}"
         return config
 
     def list_partitions(self, client: Consumer, topic: str) -> list[int]:
-        """Return the partitions of ``topic``, which is named with its prefix.
+        """Return the partition numbers of ``topic``, which is named with its prefix.
 
-        Raises ConfigError if it does not exist, Unavailable without an answer.
+        Raises ConfigError if the topic does not exist, Unavailable if Kafka does not answer.
         """
         with self.translating(f"reading {topic}"):
             found = client.list_topics(topic, timeout=REQUEST_TIMEOUT_S).topics[topic]
@@ -160,7 +171,7 @@ class KafkaConfig:
 
     @contextmanager
     def translating(self, what: str) -> Iterator[None]:
-        """Raise this project's errors in place of librdkafka's; ``what`` says what is being done."""
+        """Translate librdkafka's errors in the ``with`` block to this project's. ``what`` says what the block does."""
         try:
             yield
         except KafkaException as exc:
@@ -169,7 +180,7 @@ class KafkaConfig:
             raise self.unreachable_error(what) from exc
 
     def translate_error(self, exc: KafkaException | KafkaError, what: str) -> RtfmError:
-        """Return this project's error for one of librdkafka's."""
+        """Return this project's error for ``exc``: Unavailable if a retry can help, otherwise ConfigError."""
         error = exc.args[0] if isinstance(exc, KafkaException) else exc
         code = error.code()
         if code in _UNREACHABLE:
@@ -179,7 +190,7 @@ class KafkaConfig:
         return ConfigError(f"{what}: {error.str()}") if not error.retriable() else self.unreachable_error(what)
 
     def unreachable_error(self, what: str) -> Unavailable:
-        """Return the error that Kafka does not answer."""
+        """Return an error that says that Kafka does not answer."""
         return Unavailable(
             "kafka",
             f"{what}: Kafka at {self.bootstrap_servers} does not answer",

@@ -1,6 +1,6 @@
 """Records, and a reader of one topic for the command line, tests and other programs.
 
-The reader calls no handler, and joins no group unless one is named.
+The reader joins a group only if one is named. Pipelines do not use it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
 
 
 class RawRecord(Protocol):
-    """A record as confluent_kafka returns it, typed without the None that its own type allows everywhere."""
+    """A record as confluent_kafka returns it. Unlike confluent_kafka's type, this one has None only where it occurs."""
 
     def topic(self) -> str: ...
     def partition(self) -> int: ...
@@ -30,10 +30,10 @@ class RawRecord(Protocol):
 
 
 class Record(NamedTuple):
-    """A record with its decoded value. ``topic`` is without prefix; ``timestamp_ms`` is Kafka's timestamp.
+    """A record with its decoded value. ``topic`` is without prefix, and ``timestamp_ms`` is Kafka's timestamp.
 
-    ``event`` is None if the topic has no contract, or if ``error`` says why the value does not decode. A tuple, because
-    creating a frozen class takes three times as long, for every record.
+    ``event`` is None if the topic has no contract, or if the value could not be decoded; then ``error`` gives the
+    reason. The class is a NamedTuple because creating an attrs instance for each record would take three times as long.
     """
 
     topic: str
@@ -55,9 +55,9 @@ class Record(NamedTuple):
 
 
 class EventReader:
-    """Reads ``topic`` from its start, from its end, or from the position of ``group`` if it has one.
+    """A reader of ``topic``, which starts at the position of ``group``, or at the start or the end of the topic.
 
-    Raises Unavailable if Kafka does not answer, ConfigError for a topic that does not exist.
+    Raises Unavailable if Kafka does not answer, ConfigError if the topic does not exist.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class EventReader:
             {
                 **self._kafka.consumer_config(group or f"rtfm-reader-{settings.instance_id}"),
                 "auto.offset.reset": "latest" if from_end else "earliest",
-                "session.timeout.ms": 6000,  # how long a reader that died blocks its group
+                "session.timeout.ms": 6000,  # How long the partitions of a killed reader stay blocked.
                 "fetch.wait.max.ms": 50,
             }
         )
@@ -98,15 +98,16 @@ class EventReader:
     def _start(self, name: str, partition: int, from_end: bool) -> int:
         if not from_end:
             return int(OFFSET_BEGINNING)
-        # A number, because OFFSET_END would be resolved at the first poll, after what the caller produces next.
+        # The offset is read now. OFFSET_END would be resolved at the first poll, and records that the caller produces
+        # before that would be skipped.
         _, end = self._consumer.get_watermark_offsets(TopicPartition(name, partition), timeout=REQUEST_TIMEOUT_S)
         return int(end) if end >= 0 else int(OFFSET_END)
 
     def poll(self, timeout_s: float) -> Record | None:
         """Return the next record, or None if none arrives within ``timeout_s``.
 
-        Raises Unavailable if Kafka, or the registry when it is needed, does not answer; the next call returns the same
-        record again.
+        Raises Unavailable if Kafka does not answer, or the registry if it is needed. The next call then returns the
+        record that could not be read.
         """
         raw_record = cast("RawRecord | None", self._consumer.poll(timeout_s))
         if raw_record is None:
@@ -119,12 +120,12 @@ class EventReader:
         try:
             return to_record(self._topic, raw_record, self._contracts)
         except TransientError:
-            # The next call must return this record again, not the one after it.
+            # Without this the next call would return the record after this one.
             self._consumer.seek(TopicPartition(raw_record.topic(), raw_record.partition(), raw_record.offset()))
             raise
 
     def read_to_end(self) -> Iterator[Record]:
-        """Yield every record up to the current end of the topic."""
+        """Yield every record from the current place up to the end of the topic. Raises Unavailable."""
         self._ends.clear()
         idle = 0
         while len(self._ends) < len(self._partitions):
@@ -136,7 +137,7 @@ class EventReader:
                 raise self._kafka.translate_error(KafkaError(KafkaError._TIMED_OUT), f"reading {self._topic}")
 
     def commit(self, record: Record) -> None:
-        """Commit for the group that everything up to and including ``record`` in its partition is read."""
+        """Commit the group's position in the partition of ``record`` as the offset after it. Raises Unavailable."""
         name = self._kafka.topic(record.topic)
         with self._kafka.translating(f"committing {name}"):
             self._consumer.commit(
@@ -144,7 +145,7 @@ class EventReader:
             )
 
     def close(self) -> None:
-        """Leave the group, if any, and disconnect."""
+        """Leave the group if there is one, and disconnect."""
         self._consumer.close()
 
     def __iter__(self) -> Iterator[Record]:
@@ -161,9 +162,9 @@ class EventReader:
 
 
 def to_record(topic: str, raw_record: RawRecord, contracts: Contracts | None) -> Record:
-    """Decode ``raw_record``; the result has an ``error`` if that fails. Without ``contracts`` nothing is decoded.
+    """Return ``raw_record`` with its value decoded. If decoding fails, the result has an ``error``.
 
-    Raises Unavailable if the registry is needed and does not answer.
+    If ``contracts`` is None, nothing is decoded. Raises Unavailable if the registry is needed and does not answer.
     """
     value, event, error = raw_record.value(), None, None
     contract = contracts.catalogue.topics.get(topic) if contracts is not None else None

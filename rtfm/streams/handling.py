@@ -1,7 +1,8 @@
 """Handling: decodes records, calls the handler, encodes its outputs, and tells failures apart.
 
-Decides what follows a failure: a record that can never succeed becomes a dead letter, an unavailable dependency is
-waited for, and a defect is raised. Runs in the pool's threads. Knows nothing of positions or transactions.
+This module decides what follows a failure. A record that can never succeed becomes a dead letter. If a dependency is
+unavailable, handling waits and tries again. A defect is raised. All of this runs in the pool's threads and does not use
+positions or transactions.
 """
 
 from __future__ import annotations
@@ -17,30 +18,33 @@ from rtfm.backoff import Backoff
 from rtfm.contracts import Contracts
 from rtfm.errors import InvalidEvent, PermanentError, RtfmError, Throttled, TransientError, Unavailable
 from rtfm.streams.consumer import RawRecord, Record, to_record
-from rtfm.streams.dead_letters.letters import DeadLetterWriter, OutgoingLetter
+from rtfm.streams.dead_letters.letters import DeadLetterBuilder, OutgoingLetter
 from rtfm.streams.position import PartitionState
 from rtfm.streams.producer import event_headers
-from rtfm.streams.quarantine import FATAL_DEATHS, KilledProcess, Quarantine
+from rtfm.streams.quarantine import FATAL_CRASHES, KilledProcess, Quarantine
 from rtfm.streams.transactions import ProducerRecord
 from rtfm.telemetry import PIPELINE_PAUSED, PROCESS_SECONDS, child_traceparent, get_logger
 
 FIRST_BACKOFF_S = 0.2
 MAX_BACKOFF_S = 10.0
 MAX_WAIT_S = 60.0
-"""Longest wait before a throttled dependency is tried again, whatever it asks for: its limits may change meanwhile."""
+"""Longest wait before a throttled dependency is tried again.
+
+The wait is cut to this length even if the dependency asks for a longer one, because its limits may change meanwhile.
+"""
 
 STOP_CHECK_S = 0.5
 """How often a waiting thread checks whether it should stop."""
 
 MAX_OUTPUT_BYTES = 1_000_000
-"""Bytes of an output. Kafka's default limit is 1,048,588 bytes a record, headers and framing included."""
+"""The most bytes of an output. Kafka's default limit is 1,048,588 bytes a record, headers and framing included."""
 
 _log = get_logger(__name__)
 
 
 @frozen(kw_only=True)
 class Output:
-    """An event for ``topic``, which is named without prefix."""
+    """An event to be produced to ``topic``, which is named without prefix."""
 
     topic: str
     event: Any
@@ -48,23 +52,28 @@ class Output:
 
 
 Handler = Callable[[Sequence[Record]], Sequence[Output | ProducerRecord]]
-"""Handles a batch of records and returns its outputs, as events or as bytes.
+"""A function that handles a batch of records and returns the outputs, as events or as bytes.
 
-It may be called again with the same records. It raises TransientError if a dependency is down, and the batch is tried
-again. It raises PermanentError for what can never succeed: the records of the batch are then tried one by one, and each
-that fails becomes a dead letter. Any other error is a defect and ends the pipeline; at the fourth time the record
-becomes a dead letter instead.
+It may be called again with the same records, so its effects must be idempotent. Its errors have these consequences:
+
+- TransientError: a dependency is down. The batch is tried again.
+- PermanentError: a record of the batch can never succeed. A single record becomes a dead letter. The records of a
+  larger batch are then tried one by one.
+- Any other RtfmError ends the pipeline.
+- Any other exception is a defect and ends the pipeline, too. A crash journal counts the defects of each record across
+  restarts. At the fourth defect the record becomes a dead letter, and the pipeline continues.
 """
 
 
 class HandlingResult(NamedTuple):
-    """The outputs and dead letters of handled records."""
+    """The outputs and dead letters that handling has made of records. ``produced`` are outputs still to be produced."""
 
     produced: Sequence[ProducerRecord] = ()
     dead_letters: Sequence[OutgoingLetter] = ()
 
 
-NOTHING = HandlingResult()
+EMPTY_RESULT = HandlingResult()
+"""The result of records that have no outputs and no dead letters."""
 
 
 class HandlingCancelled(Exception):
@@ -73,14 +82,18 @@ class HandlingCancelled(Exception):
 
 @define
 class WaitingState:
-    """The dependencies that a pipeline waits for, as readiness and metrics show them. Safe to use from threads."""
+    """The dependencies that a pipeline is waiting for, which its readiness and its metrics show.
+
+    It is safe to use from several threads. A wait after Throttled is shown as the dependency ``throttled``, because the
+    error does not name the dependency.
+    """
 
     group: str
     _dependencies: dict[object, str] = field(factory=dict)
     _lock: threading.Lock = field(factory=threading.Lock)
 
     def note(self, waiter: object, error: TransientError) -> None:
-        """Note that ``waiter`` waits for the dependency that ``error`` names."""
+        """Note that ``waiter``, which may be any hashable object, waits because of ``error``."""
         dependency = error.dependency if isinstance(error, Unavailable) else "throttled"
         with self._lock:
             if dependency not in self._dependencies.values():
@@ -90,7 +103,7 @@ class WaitingState:
 
     def clear(self, waiter: object) -> None:
         """Note that ``waiter`` no longer waits."""
-        if waiter not in self._dependencies:  # read without the lock: only ``waiter`` itself adds it
+        if waiter not in self._dependencies:  # Read without the lock, because only ``waiter`` adds its own key.
             return
         with self._lock:
             dependency = self._dependencies.pop(waiter)
@@ -100,13 +113,13 @@ class WaitingState:
 
     @property
     def dependency(self) -> str | None:
-        """One of the dependencies that the pipeline waits for, or None."""
+        """One of the dependencies that the pipeline is waiting for, or None if it is not waiting."""
         with self._lock:
             return next(iter(self._dependencies.values()), None)
 
 
 class Handling:
-    """Handles the records of one topic for one group. Safe to use from several threads."""
+    """The handling of one topic's records for one group. It is safe to use from several threads."""
 
     def __init__(
         self,
@@ -120,11 +133,11 @@ class Handling:
         stop: threading.Event,
     ) -> None:
         self.handler: Handler
-        """Must be set before the first record is handled."""
+        """The handler. It must be set before ``handle`` is called."""
         self._contracts = contracts
         self._topic = topic
         self._group = group
-        self._writer = DeadLetterWriter(group=group, secrets=secrets)
+        self._builder = DeadLetterBuilder(group=group, secrets=secrets)
         self._quarantine = quarantine
         self._waiting = waiting
         self._stop = stop
@@ -133,18 +146,18 @@ class Handling:
     def handle(self, raw_records: Sequence[RawRecord], partition: PartitionState) -> HandlingResult:
         """Handle ``raw_records`` of one partition as one batch, and try again while a dependency is down.
 
-        Raises HandlingCancelled if the service stops, or the partition is no longer assigned, while waiting. Raises any
-        defect of the handler.
+        Raises HandlingCancelled if the service stops or the partition is no longer assigned while this thread waits.
+        Errors of the handler that are neither permanent nor transient are raised as they are.
         """
-        if self._quarantine.is_active and (letter := self._dead_letter_if_fatal(raw_records)) is not None:
-            return letter
+        if self._quarantine.is_active and (result := self._dead_letter_if_fatal(raw_records)) is not None:
+            return result
         try:
             return self._handle_once(raw_records)
         except TransientError as exc:
             return self._retry(raw_records, partition, exc)
 
     def _handle_once(self, raw_records: Sequence[RawRecord]) -> HandlingResult:
-        """Handle ``raw_records`` once. Meanwhile the quarantine knows that this thread handles them."""
+        """Handle ``raw_records`` once. The quarantine notes that this thread is handling them."""
         quarantine, final = self._quarantine, raw_records[-1]
         location = self._group, final.partition(), raw_records[0].offset(), final.offset()
         if not quarantine.begin(*location):
@@ -153,10 +166,10 @@ class Handling:
             started_s = time.monotonic()
             result = self._decode_and_handle(raw_records)
             self._seconds.observe(time.monotonic() - started_s)
-        except RtfmError:  # an unavailable dependency or an operator's mistake: no fault of a record
+        except RtfmError:  # The cause is a dependency or the configuration, not a record.
             raise
         except Exception as exc:  # a defect of the handler
-            if quarantine.blame(*location):
+            if quarantine.count_defect(*location):
                 return self._dead_letter(to_record(self._topic, final, None), exc, "HANDLE")
             raise
         else:
@@ -167,7 +180,7 @@ class Handling:
     def _retry(
         self, raw_records: Sequence[RawRecord], partition: PartitionState, error: TransientError
     ) -> HandlingResult:
-        """Handle ``raw_records`` again until the dependency that ``error`` names is available."""
+        """Handle ``raw_records`` again, with waits between, until no TransientError such as ``error`` is raised."""
         backoff = Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S)
         try:
             while True:
@@ -184,11 +197,11 @@ class Handling:
             self._waiting.clear(threading.get_ident())
 
     def dead_letter_output(self, raw_record: RawRecord, error: PermanentError) -> HandlingResult:
-        """Return a dead letter to replace the outputs of ``raw_record``, which no broker accepts."""
+        """Return a dead letter of ``raw_record`` to replace its outputs, which the brokers do not accept."""
         return self._dead_letter(to_record(self._topic, raw_record, self._contracts), error, "PRODUCE")
 
     def _wait(self, wait_s: float, partition: PartitionState) -> None:
-        """Wait ``wait_s``. Raises HandlingCancelled as soon as handling should end."""
+        """Wait ``wait_s``. Raises HandlingCancelled if the service stops or the partition is no longer assigned."""
         until_s = time.monotonic() + wait_s
         while (left_s := until_s - time.monotonic()) > 0:
             if self._stop.wait(min(left_s, STOP_CHECK_S)) or not partition.is_assigned:
@@ -197,33 +210,36 @@ class Handling:
             raise HandlingCancelled
 
     def _decode_and_handle(self, raw_records: Sequence[RawRecord]) -> HandlingResult:
-        """Dead-letter the records that do not decode, and call the handler with the others."""
+        """Return dead letters of the records that do not decode, and the handler's outputs for the others."""
         records = [to_record(self._topic, raw_record, self._contracts) for raw_record in raw_records]
         if len(records) == 1 and records[0].error is None:
             return self._call_handler(records)
-        bad = [self._dead_letter(record, record.error, "DECODE") for record in records if record.error is not None]
-        good = [record for record in records if record.error is None]
-        return _merge([*bad, self._call_handler(good)] if good else bad)
+        failed = [self._dead_letter(record, record.error, "DECODE") for record in records if record.error is not None]
+        decoded = [record for record in records if record.error is None]
+        return _merge([*failed, self._call_handler(decoded)] if decoded else failed)
 
     def _call_handler(self, records: Sequence[Record]) -> HandlingResult:
-        """Call the handler with ``records``; after a PermanentError call it with each of them alone."""
+        """Call the handler with ``records``. If it raises PermanentError, call it with each record alone."""
         try:
             outputs = self.handler(records)
             if not outputs:
-                return NOTHING
-            cause = records[0] if len(records) == 1 else None
+                return EMPTY_RESULT
+            record = records[0] if len(records) == 1 else None
             return HandlingResult(
-                [output if isinstance(output, ProducerRecord) else self._encode(output, cause) for output in outputs]
+                [output if isinstance(output, ProducerRecord) else self._encode(output, record) for output in outputs]
             )
         except PermanentError as exc:
             if len(records) == 1:
                 return self._dead_letter(records[0], exc, "HANDLE")
         return _merge([self._call_handler([record]) for record in records])
 
-    def _encode(self, output: Output, cause: Record | None) -> ProducerRecord:
-        """Encode ``output``, in the trace of ``cause``. Raises PermanentError for an invalid or too large event."""
+    def _encode(self, output: Output, record: Record | None) -> ProducerRecord:
+        """Encode ``output``, with the trace of the ``record`` from which the handler made it.
+
+        Raises PermanentError if the event is invalid or too large.
+        """
         topic, event, headers = output.topic, output.event, output.headers
-        if cause is not None and cause.headers and (trace := cause.header("traceparent")) is not None:
+        if record is not None and record.headers and (trace := record.header("traceparent")) is not None:
             headers = {"traceparent": child_traceparent(trace.decode("ascii", "replace")), **headers}
         key, value = self._contracts.key(topic, event), self._contracts.encode(topic, event)
         produced = ProducerRecord(topic, key, value, event_headers(headers))
@@ -232,7 +248,7 @@ class Handling:
         return produced
 
     def _dead_letter(self, record: Record, error: Exception, stage: str) -> HandlingResult:
-        letter = self._writer.build_letter(record, error, stage)
+        letter = self._builder.build_letter(record, error, stage)
         _log.warning(
             "dead letter",
             topic=self._topic,
@@ -243,11 +259,11 @@ class Handling:
         return HandlingResult(dead_letters=(letter,))
 
     def _dead_letter_if_fatal(self, raw_records: Sequence[RawRecord]) -> HandlingResult | None:
-        """Return a dead letter for a record that killed the process too often, without decoding it again."""
-        deaths = self._quarantine.deaths(self._group, raw_records[0].partition(), raw_records[0].offset())
-        if len(raw_records) > 1 or deaths < FATAL_DEATHS:
+        """Return a dead letter of a record that crashed the process too often, otherwise None. Decodes nothing."""
+        crashes = self._quarantine.count_crashes(self._group, raw_records[0].partition(), raw_records[0].offset())
+        if len(raw_records) > 1 or crashes < FATAL_CRASHES:
             return None
-        error = KilledProcess(f"the process died {deaths} times while it handled only this record")
+        error = KilledProcess(f"the process crashed {crashes} times while it handled only this record")
         return self._dead_letter(to_record(self._topic, raw_records[0], None), error, "CRASH")
 
 

@@ -1,7 +1,7 @@
-"""Lanes: the thread pool that handles records, keeping those of one lane in order.
+"""Lanes: the thread pool that handles records, and that keeps the records of one lane in order.
 
-Owns the pool's threads and the queues in front of and behind them. Only the pipeline's thread calls ``put`` and
-``collect``; handlers run in the pool. Carries offsets, but knows nothing of positions or transactions.
+This module owns the pool's threads, the queue of tasks for them and the queue of their results. Handlers run in the
+pool. Only the pipeline's thread calls the methods of ``Lanes``. Nothing is committed here.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from rtfm.streams.quarantine import Quarantine
 LaneKey = tuple[int, Hashable]
 """Partition number and record key.
 
-Not the assignment: work of an old assignment may still run when the partition comes back.
+The key does not contain the assignment. A lane therefore continues when a partition is revoked and assigned again, and
+its records stay in order although a handler may still work on a record of the old assignment.
 """
 
 PolledRecord = tuple[PartitionState, RawRecord]
 """A record and the assignment that it was polled under."""
 
 LOOKAHEAD_S = 0.03
-"""Seconds of work to queue beyond what the pool is handling: as much as a transaction takes under load."""
+"""Seconds of work that may be queued for the pool. A transaction takes about this long under load."""
 
 SPEED_INTERVAL_S = 0.02
 """Seconds between two measurements of how fast the pool handles records."""
@@ -39,7 +40,7 @@ SKIPPED = HandlingResult()
 class Finished(NamedTuple):
     """Records of one assignment and the result of handling them.
 
-    ``is_last``: they are the last of their lane's task, so that the lane's next task can start.
+    ``is_last`` means that they are the last records of their lane's task, so that the lane's next task can start.
     """
 
     partition: PartitionState
@@ -50,7 +51,10 @@ class Finished(NamedTuple):
 
 
 class Lanes:
-    """The pool: calls ``handling`` with one record, or with a batch of up to ``batch_size`` records of a partition."""
+    """The pool of ``concurrency`` threads, which call ``handling``.
+
+    Without a ``batch_size`` a call gets one record. With it, a call gets up to that many records of one partition.
+    """
 
     def __init__(
         self,
@@ -71,7 +75,7 @@ class Lanes:
         self._speed_since_s, self._handled_count, self._depth = clock(), 0, 0
         self._defects: list[BaseException] = []
         self._queued: dict[LaneKey, list[PolledRecord]] = {}
-        """Records behind the running task of each lane that has one."""
+        """For each lane with a task in the pool, the records that wait for the end of the task."""
         self._tasks: queue.SimpleQueue[tuple[LaneKey, list[PolledRecord]] | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Finished] = queue.SimpleQueue()
         self._threads = [
@@ -94,7 +98,10 @@ class Lanes:
 
     @property
     def is_crowded(self) -> bool:
-        """Whether more records would only wait behind the pool. Never with batches, which grow while they wait."""
+        """Whether so many tasks are queued that more records would only wait.
+
+        It is always false with batches, because a longer queue makes larger batches.
+        """
         return self._batch_size is None and self._tasks.qsize() >= max(2 * len(self._threads), self.depth)
 
     @property
@@ -125,10 +132,10 @@ class Lanes:
             self._dispatch(lane)
 
     def collect(self, wait_s: float = 0.0) -> list[Finished]:
-        """Return what the pool has finished since the last call, and start the next task of each lane.
+        """Return what the pool has finished since the last call, and queue the next task of each lane.
 
-        Waits up to ``wait_s`` for the first result. Leaves out records that were skipped or whose partition is no
-        longer assigned. Raises a handler's defect.
+        Waits up to ``wait_s`` for the first result. The return value does not contain skipped records and records of
+        ended assignments. Raises the first error that ended the handling of a record in the pool.
         """
         try:
             results = [self._results.get(timeout=wait_s)] if wait_s else []
@@ -154,7 +161,7 @@ class Lanes:
             self._tasks.put((lane, queued))
             return
         count = min(len(queued), self._batch_size)
-        while queued[count - 1][0] is not queued[0][0]:  # a batch belongs to one assignment
+        while queued[count - 1][0] is not queued[0][0]:  # All records of a batch must be of one assignment.
             count -= 1
         if self._quarantine.is_active:
             count = 1

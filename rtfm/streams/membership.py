@@ -1,7 +1,7 @@
 """Membership: the consumer of one instance in its group, and the state of each assigned partition.
 
-Owns joining, leaving, rebalances, polling and pausing. Promises that each unfinished record is returned once per
-assignment, and no finished one. Does not handle records, and leaves committing to its listener.
+This module owns joining, leaving, rebalances, polling and pausing. During an assignment it returns each unfinished
+record once, and no finished record. It does not handle records. A listener commits.
 """
 
 from __future__ import annotations
@@ -25,10 +25,16 @@ from rtfm.streams.transactions import Fenced, is_member, member_id
 from rtfm.telemetry import LAG, PAUSES, REBALANCES, get_logger
 
 REJOIN_PAUSE_S = 1.0
+"""Time between leaving the group and joining it again."""
+
 WATERMARK_TIMEOUT_S = 2.0
+"""Time limit for reading the beginning and the end of a partition's log for the lag."""
 
 TOPIC_PATIENCE_S = 10.0
-"""How long a topic may be unknown before it counts as deleted: a broker that has just started may not know it yet."""
+"""How long brokers may report that the topic is unknown before this module checks whether it was deleted.
+
+A broker that has just started may not know the topic yet.
+"""
 
 STATISTICS_MS = 3000
 """Interval at which the consumer checks whether any broker answers."""
@@ -39,38 +45,41 @@ _TAKEN_OVER = (KafkaError.FENCED_INSTANCE_ID, KafkaError.UNRELEASED_INSTANCE_ID)
 _log = get_logger(__name__)
 
 _client_log = logging.getLogger("rtfm.streams.librdkafka")
-# librdkafka's warnings about offsets and polling explain a wrong position. Its lines about connections are left out:
-# they repeat while a broker is away, which the event ``waiting`` says once.
+# librdkafka's warnings about offsets and polling are logged, because they explain a wrong position. Its lines about
+# connections are not, because they repeat while a broker is away. The log event ``waiting`` reports that once.
 _client_log.addFilter(lambda line: line.getMessage().startswith(("OFFSET", "MAXPOLL", "COMMITFAIL")))
 
 
 class RebalanceListener(Protocol):
-    """What a membership calls during rebalances, on the thread that polls and mostly within a poll.
+    """The methods that a membership calls, on the thread that polls and mostly during a poll.
 
-    An error that a method raises is raised again by ``Membership.poll`` or ``Membership.leave``.
+    If a method raises an error, ``Membership.poll`` or ``Membership.leave`` raises that error.
     """
 
     def read_positions(self, consumer: Consumer, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
-        """Return the group's committed offsets and metadata of partitions ``numbers``. Raises Unavailable, Fenced."""
+        """Return the group's committed positions of the partitions ``numbers``. Raises Unavailable, Fenced."""
 
     def on_assign(self, partition: PartitionState) -> None:
-        """Prepare for the records of a new assignment, before the first of them is polled."""
+        """Prepare for a new assignment. The call comes before the first record of the partition is polled."""
 
     def before_revoke(self) -> None:
-        """Commit what is finished. Partitions are about to be revoked, so this is the last chance for their records."""
+        """Commit the finished records now, because partitions are about to be revoked.
+
+        The new owner of a partition handles the records again that are not committed.
+        """
 
     def on_drop(self) -> None:
-        """Drop the work of partitions that were revoked or lost; their ``is_assigned`` is now False."""
+        """Drop the uncommitted records of partitions whose assignment has ended; ``is_assigned`` is False for them."""
 
     def on_end_of_log(self, partition: PartitionState) -> None:
-        """Note that the log of ``partition`` has no more records, and that ``end`` moved past transaction markers."""
+        """Note that ``partition`` was read to the end of the log, and that ``end`` moved past transaction markers."""
 
     def confirm_name(self) -> None:
         """Raise Fenced if another process uses this instance's name."""
 
 
 class Membership:
-    """The consumer of ``topic`` in ``group``. Used by one thread."""
+    """The membership of one instance in ``group``, with its consumer of ``topic``. Only one thread may use it."""
 
     def __init__(
         self,
@@ -92,7 +101,7 @@ class Membership:
         self._starts = Starts(kafka, topic=topic, group=group)
         self._partitions: dict[int, PartitionState] = {}
         self._just_assigned: dict[int, int] = {}
-        """Partitions assigned since the last poll that returned a record, and the offset each is fetched from."""
+        """The partitions that were assigned since the last poll that returned a record, and their start offsets."""
         self._failure: BaseException | None = None
         self._missing_since_s: float | None = None
         self._leaving = False
@@ -110,13 +119,16 @@ class Membership:
 
     @property
     def consumer(self) -> Consumer:
-        """The consumer, between ``open`` and ``leave``."""
+        """The consumer. It exists only between ``open`` and ``leave``; otherwise RtfmError is raised."""
         if self._consumer is None:
             raise RtfmError(f"{self._group}: not connected")
         return self._consumer
 
     def open(self) -> None:
-        """Connect and subscribe. Raises ConfigError if the topic does not exist, Unavailable without an answer."""
+        """Connect and subscribe.
+
+        Raises ConfigError if the topic does not exist, Unavailable if Kafka does not answer.
+        """
         self._consumer = self._connect(self._config())
         try:
             self._require_topic()
@@ -129,17 +141,18 @@ class Membership:
     def poll(self, wait_s: float, limit: int) -> list[tuple[PartitionState, RawRecord]]:
         """Return up to ``limit`` unfinished records. Waits up to ``wait_s`` for the first one.
 
-        Rejoins the group after a transient error. Raises other errors of a callback, ConfigError if the topic was
-        deleted, Fenced if another process uses this instance's name, and RtfmError for records out of order.
+        After a transient error it rejoins the group and returns nothing. Raises ConfigError if the topic was deleted,
+        Fenced if another process uses this instance's name, and RtfmError if records come out of order. Any other error
+        of the listener is raised as it is.
         """
         try:
             return self._poll(wait_s, limit)
-        except TransientError as exc:  # possibly from a callback
+        except TransientError as exc:  # It may come from the listener.
             self.rejoin(exc)
             return []
 
     def _poll(self, wait_s: float, limit: int) -> list[tuple[PartitionState, RawRecord]]:
-        # consume(n, t) waits for all of t unless it gets n records; poll(t) returns with the first.
+        # consume(n, t) waits for the whole time t unless it gets n records. poll(t) returns as soon as one is there.
         records: list[RawRecord] = []
         if (first := self.consumer.poll(wait_s)) is not None:
             self._just_assigned.clear()
@@ -160,7 +173,7 @@ class Membership:
         return polled
 
     def _select_unfinished(self, records: list[RawRecord]) -> list[tuple[PartitionState, RawRecord]]:
-        """Return the unfinished ``records`` with their assignments, and act on errors and ends of partitions."""
+        """Return the unfinished ones of ``records`` with their assignments. Handle errors and ends of logs."""
         unfinished = []
         for record in records:
             partition = self._partitions.get(record.partition())
@@ -170,15 +183,16 @@ class Membership:
             elif error.code() != KafkaError._PARTITION_EOF:
                 self._handle_read_error(error, record.partition())
             elif partition is not None and partition.extend_to(record.offset()):
-                # Transaction markers follow the last record of the log, and would count as lag.
+                # Transaction markers follow the last record of the log. Unless the position moves past them, they count
+                # as lag.
                 self._listener.on_end_of_log(partition)
         return unfinished
 
     def _rewind_just_assigned(self, records: list[RawRecord]) -> list[RawRecord]:
-        """Drop the records of partitions that were assigned during the poll, and seek back to read them again.
+        """Seek to the start of partitions that were assigned during this poll, and return the other records.
 
-        A rebalance callback can run in the middle of a batch, and nothing tells the records before it from those after
-        it. A record from before the assignment would change which records count as finished.
+        An assignment can happen while the consumer collects ``records``. It cannot be told which records of the
+        partition were fetched before the assignment. Admitting one of them would mark the wrong offsets as finished.
         """
         just_assigned = dict(self._just_assigned)
         for number, offset in just_assigned.items():
@@ -186,7 +200,7 @@ class Membership:
         return [record for record in records if record.partition() not in just_assigned]
 
     def pause(self, partitions: Iterable[PartitionState]) -> None:
-        """Stop fetching ``partitions``. Fetched records are dropped, so resuming takes up to a second."""
+        """Stop fetching ``partitions``. The consumer drops what it has fetched, so resuming takes up to a second."""
         running = [partition for partition in partitions if not partition.is_paused]
         if running:
             self.consumer.pause([TopicPartition(self._full_topic, partition.number) for partition in running])
@@ -195,7 +209,7 @@ class Membership:
             partition.is_paused = True
 
     def resume(self, partitions: Iterable[PartitionState]) -> None:
-        """Fetch ``partitions`` again, unless the instance is leaving."""
+        """Fetch the paused ones of ``partitions`` again, unless the instance is leaving."""
         paused = [partition for partition in partitions if partition.is_paused]
         if paused and not self._leaving:
             self.consumer.resume([TopicPartition(self._full_topic, partition.number) for partition in paused])
@@ -203,13 +217,13 @@ class Membership:
                 partition.is_paused = False
 
     def wind_down(self) -> None:
-        """Return no more records, including those of new assignments, but stay in the group."""
+        """Stop returning records, also those of later assignments, but stay in the group."""
         self._leaving = True
         if self._consumer is not None:
             self.pause(self.partitions)
 
     def leave(self) -> None:
-        """Leave the group; the listener may commit before that. Raises a callback's error unless it is transient."""
+        """Leave the group. Before that the listener may commit; its error is raised unless it is transient."""
         self._leaving = True
         if self._consumer is not None:
             self._consumer.close()
@@ -223,7 +237,7 @@ class Membership:
         """Set the lag metric of each partition: the end of its log minus the committed offset."""
         for partition in self._partitions.values():
             try:
-                # The cached answer comes from fetching, which a paused partition does not do.
+                # The cached values come from fetching, and a paused partition is not fetched.
                 low, high = self.consumer.get_watermark_offsets(
                     TopicPartition(self._full_topic, partition.number),
                     timeout=WATERMARK_TIMEOUT_S,
@@ -236,7 +250,8 @@ class Membership:
                 lag.set(max(0, high - max(partition.committed, low)))
 
     def _on_statistics(self, text: str) -> None:
-        # Only the statistics tell an idle consumer that no broker answers. They include brokers not connected to yet.
+        # Only the statistics tell an idle consumer that no broker answers. They also list brokers that the consumer has
+        # not connected to yet.
         states = {broker["state"] for broker in json.loads(text)["brokers"].values()}
         if states and "UP" not in states:
             self._waiting.note("brokers", self._kafka.unreachable_error(f"reading {self._full_topic}"))
@@ -249,12 +264,12 @@ class Membership:
         return {
             **self._kafka.member_config(self._group),
             "enable.auto.offset.store": False,
-            # The consumer must never reset a position by itself: ``Starts`` decides from what the group has committed.
+            # The consumer must never choose a start by itself. ``Starts`` does that, from the group's positions.
             "auto.offset.reset": "error",
             "queued.max.messages.kbytes": 16_384,
             "statistics.interval.ms": STATISTICS_MS,
             "stats_cb": self._on_statistics,
-            "log_level": 4,  # warnings; served by poll()
+            "log_level": 4,  # Warnings and worse. poll() passes them to the logger.
             "logger": _client_log,
         }
 
@@ -267,10 +282,11 @@ class Membership:
         )
 
     def _has_been_readmitted(self) -> bool:
-        """Whether the group removed this member and readmitted it while it had partitions.
+        """Return whether the group removed this member while it had partitions, and readmitted it.
 
-        Another member may have had the partitions meanwhile. librdkafka reports them as lost, unless the group's answer
-        comes to a static member's request to join: then they stay assigned, even in the next generation.
+        Another member may have had the partitions meanwhile. Usually librdkafka reports them as lost. It does not if a
+        static member learns of its removal from the answer to a request to join. The partitions then stay assigned in
+        the next generation, although the member has a new member id.
         """
         member = self.consumer.consumer_group_metadata()
         return is_member(member) and any(
@@ -278,10 +294,10 @@ class Membership:
         )
 
     def rejoin(self, error: TransientError) -> None:
-        """Leave the group and join again, because the positions of its partitions are not known.
+        """Leave the group because of ``error`` and join it again with a new consumer, which reads the positions again.
 
-        Records that are finished but not committed are handled again. Must not be called within a callback. Raises
-        Fenced if leaving shows that another process uses this instance's name.
+        Uncommitted records are handled again. This method must not be called from a callback. Raises Fenced if leaving
+        shows that another process uses this instance's name.
         """
         self._waiting.note(self, error)
         self._remove_partitions(list(self._partitions))
@@ -299,7 +315,10 @@ class Membership:
     def _wrap_callback(
         self, callback: Callable[[Consumer, Sequence[TopicPartition]], None]
     ) -> Callable[[Consumer, list[TopicPartition]], None]:
-        """Return ``callback`` with its errors kept for later: poll() and close() would turn them into a SystemError."""
+        """Return a function that calls ``callback`` and keeps its error, which ``poll`` and ``leave`` raise later.
+
+        confluent_kafka would turn an error that leaves a callback into a SystemError.
+        """
 
         def call(consumer: Consumer, topic_partitions: list[TopicPartition]) -> None:
             try:
@@ -310,15 +329,18 @@ class Membership:
         return call
 
     def _on_assign(self, consumer: Consumer, topic_partitions: Sequence[TopicPartition]) -> None:
-        if not topic_partitions:  # nothing changes for this member in the new generation
+        if not topic_partitions:  # The new generation changes nothing for this member.
             return
         numbers = [item.partition for item in topic_partitions]
-        self._remove_partitions(numbers)  # otherwise two states of one partition would both be committed
-        member = member_id(consumer.consumer_group_metadata())  # before the positions: others may commit from then on
+        # An old state of the same partition must go, because otherwise both states would be committed.
+        self._remove_partitions(numbers)
+        # The member id is read before the positions. If the group removes this member in between, another member may
+        # commit, and the old id then shows that the positions may be out of date.
+        member = member_id(consumer.consumer_group_metadata())
         partitions = self._starts.find(consumer, numbers, partial(self._listener.read_positions, consumer))
         for partition in partitions:
             partition.member_id = member
-        # The states are complete before the first record is polled, because the next commit replaces the finished map.
+        # From here on the states are complete. A commit from an incomplete state would replace the finished map.
         self._partitions |= {partition.number: partition for partition in partitions}
         for partition in partitions:
             self._listener.on_assign(partition)
@@ -343,7 +365,7 @@ class Membership:
             self._unassign(consumer, topic_partitions, "revoked", time.monotonic() - started_s)
 
     def _on_lost(self, consumer: Consumer, topic_partitions: Sequence[TopicPartition]) -> None:
-        # Another member may have the partitions already, so nothing of them may be committed.
+        # Another member may already have the partitions, so none of their records may be committed.
         self._unassign(consumer, topic_partitions, "lost", 0.0)
 
     def _unassign(
@@ -356,7 +378,7 @@ class Membership:
         _log.info(kind, group=self._group, partitions=sorted(numbers), elapsed_ms=round(elapsed_s * 1000))
 
     def _remove_partitions(self, numbers: list[int]) -> None:
-        """Mark the assignments of partitions ``numbers`` as ended, and tell the listener."""
+        """End the assignments of the partitions ``numbers``, and tell the listener."""
         for number in numbers:
             self._just_assigned.pop(number, None)
             if (partition := self._partitions.pop(number, None)) is not None:
@@ -368,17 +390,21 @@ class Membership:
     # Errors of the consumer
 
     def _handle_read_error(self, error: KafkaError, partition: int) -> None:
-        """Log ``error``, or raise it: as TransientError if joining again helps, as Fenced, or as ConfigError."""
+        """Log ``error`` if the consumer recovers by itself. Otherwise raise it.
+
+        Raises TransientError if rejoining the group helps, Fenced if another process uses this instance's name, and
+        ConfigError for a fatal error.
+        """
         if any(error.code() == code or KafkaError(code).str() in error.str() for code in _TAKEN_OVER):
-            # The error comes by itself or within a fatal one. A broker that stalled, or takes over a group, may fence a
-            # static member because of that member's own older request (KAFKA-20985). Unless another process uses the
-            # name, this instance may join again.
+            # The code is either that of ``error``, or named in the text of a fatal error. The coordinator may be
+            # mistaken: after a stall, or after it took over the group, it may fence a static member because of the
+            # member's own older request (KAFKA-20985). If no other process uses the name, this instance may rejoin.
             self._listener.confirm_name()
             _log.warning("fenced by the coordinator, rejoining", group=self._group)
             raise Unavailable("kafka", f"the coordinator fenced {self._kafka.instance_id}: {error.str()}")
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
-            # The position is outside the log. Joining again decides where to start from what the group has committed.
-            raise Unavailable("kafka", f"{self._full_topic} [{partition}]: {error.str()}")
+            # The consumer's position is outside the log. Rejoining finds a new start from the group's position.
+            raise Unavailable("kafka", f"{self._full_topic}, partition {partition}: {error.str()}")
         if error.fatal() or error.code() == KafkaError._FATAL:
             raise self._kafka.translate_error(error, f"reading {self._full_topic}")
         if error.code() in _MISSING and self._missing_since_s is None:
@@ -386,7 +412,7 @@ class Membership:
         _log.warning("kafka error", group=self._group, error=error.str())
 
     def _watch_topic(self, has_records: bool) -> None:
-        """Raise ConfigError if the topic has been reported as unknown for TOPIC_PATIENCE_S and does not exist."""
+        """Raise ConfigError if brokers have reported the topic as unknown for TOPIC_PATIENCE_S and it is missing."""
         if has_records:
             self._missing_since_s = None
         elif self._missing_since_s is not None and time.monotonic() - self._missing_since_s >= TOPIC_PATIENCE_S:

@@ -1,25 +1,26 @@
-"""The pipeline: polls a topic, hands its records to a handler, and commits outputs and offsets in one transaction.
+"""The pipeline: polls a topic, calls a handler with its records, and commits outputs and offsets in one transaction.
 
-Start reading here. The way of a record from poll to commit:
+Start reading here. A record passes these steps from poll to commit:
 
-1. ``membership`` joins the group. When it gets a partition, ``starts`` reads the group's committed position, and
-   ``position`` restores from it which offsets are finished and which are not.
-2. ``membership.Membership.poll`` returns the records that ``position`` says are unfinished.
-3. ``lanes.Lanes.put`` appends each record to its lane: the records of one partition and key, in order. The pool takes
-   one task of a lane at a time, so that one slow key holds up no other.
+1. ``membership`` joins the group. When the group assigns a partition, ``starts`` reads the group's committed position,
+   and ``position`` restores from it which offsets are finished.
+2. ``membership.Membership.poll`` returns the records that are unfinished according to ``position``.
+3. ``lanes.Lanes.put`` appends each record to its lane. A lane has the records of one partition and key, in order. The
+   pool handles at most one task of a lane at a time. Lanes do not wait for each other, so a slow key delays no other.
 4. In the pool, ``handling.Handling.handle`` decodes the record, calls the handler and encodes its outputs. A record
-   that can never succeed becomes a dead letter (``dead_letters``). While a dependency is down, the thread waits.
-   ``quarantine`` notes what each thread is handling, in case the process dies.
+   that can never succeed becomes a dead letter (``dead_letters``). While a dependency is down, the pool's thread waits.
+   ``quarantine`` notes which records each thread is handling, so that they are known after a crash.
 5. ``lanes.Lanes.collect`` returns what the pool has finished. ``commits.Commits.add_finished`` checks the limit on dead
    letters (``dead_letters.limits``) and marks the records as finished in ``position``.
-6. ``commits.Commits.commit`` produces outputs and dead letters and commits the positions, in one transaction
-   (``transactions``). A record that finishes before an earlier one is committed early: the position is the lowest
-   unfinished offset, and its metadata maps what is finished above it.
-7. A failed transaction changes nothing: its records are committed with the next one. If its outcome is unknown,
-   ``commits`` compares the group's positions with those that it sent.
+6. ``commits.Commits.commit`` produces the outputs and dead letters and commits the positions, in one transaction
+   (``transactions``). A record can be committed before an earlier record of its partition is finished: the committed
+   offset is the lowest unfinished one, and its metadata says which offsets above it are finished.
+7. If a transaction fails, its records are committed with the next one. If its outcome is unknown, ``commits`` finds out
+   by comparing the group's positions with the positions that it sent.
 
-One thread does all of this except step 4. Every record has its outputs, or its dead letter, exactly once in Kafka; a
-handler may run again after a crash. docs/delivery.md lists the promises and what they do not cover.
+One thread does all of this except step 4. A defect of the handler ends the pipeline, which then commits nothing more.
+In Kafka, the outputs or the dead letter of each record are committed exactly once. The handler itself may run again for
+a record, for example after a crash. docs/delivery.md lists the promises and their limits.
 """
 
 from __future__ import annotations
@@ -52,45 +53,51 @@ IDLE_SLEEP_S = 0.01
 HANDLER_POLL_S = 0.05
 
 POLL_RECORDS = 300
-"""Records that one poll returns at most."""
+"""The most records that one poll returns."""
 
 HIGH_WATER = 500
-"""Unfinished records at which a partition is full.
+"""Unfinished records at which a partition is full, unless the pool handles that many within LOOKAHEAD_S.
 
-Together with one poll it bounds the finished map in the position's metadata, for which a broker takes 4,096 bytes by
-default: a record needs at most three bytes of the map, which are four characters, so 800 records need 3,200. The tally
-of dead letters needs 270 more.
+This limit and POLL_RECORDS bound the length of the finished map. The map is part of the position's metadata, and a
+broker accepts 4,096 bytes of metadata by default. An unfinished record adds at most three bytes to the map, which are
+four characters in base64. So 800 unfinished records need at most 3,200 characters. The tally of dead letters needs 270
+more. With batches the limit is at least two batches. The records of a partition then finish in order, which keeps the
+map short.
 """
 
 MAX_WINDOW = 2000
-"""Length of a partition's window at which it is full even if the pool is quick enough to be given more records.
+"""Offsets in a partition's window at which a partition with HIGH_WATER unfinished records is full in any case.
 
-At that density an offset needs at most one byte of the map.
+In so short a window an offset adds at most one byte to the map.
 """
 
 CROWDED_PATIENCE_S = 1.0
-"""How long to go without polling before partitions are paused.
+"""How long the pipeline goes without polling before it pauses partitions and polls again.
 
-Not polling costs nothing; resuming a paused partition takes up to a second.
+Not polling costs nothing, but resuming a paused partition takes up to a second.
 """
 
 REPORT_INTERVAL_S = 0.5
+"""Time between two updates of the metrics and of the suspects."""
 
 MAX_OUTSIDE_S = 60.0
-"""Unhealthy after this long outside the group; a member without partitions is a healthy spare."""
+"""How long a pipeline may be outside its group before it reports that it is unhealthy.
+
+A member of the group without partitions is healthy, because it may be a spare.
+"""
 
 __all__ = ["Handler", "Output", "Pipeline", "Record", "Unfinished"]
 
 
 class Unfinished(RtfmError):
-    """Records were still being handled when the time for stopping was over; they are read again at the next start."""
+    """The time for stopping is over and work is left. The next start reads those records again."""
 
 
 class Pipeline:
-    """Reads one topic as one consumer group and hands its records to ``handler``.
+    """A pipeline, which reads one topic as one consumer group and calls ``handler`` with the records.
 
-    With a ``batch_size``, a call of the handler gets up to that many records of one partition, in order. Without it, a
-    call gets one record, and those of one key run one after another. Up to ``concurrency`` calls run at a time.
+    With a ``batch_size``, a call gets up to that many records of one partition, in order. Without it, a call gets one
+    record, and the records of one key are handled one after another. Up to ``concurrency`` calls run at the same time.
     """
 
     def __init__(
@@ -110,12 +117,14 @@ class Pipeline:
         grace_s: float = 20.0,
         max_outside_s: float = MAX_OUTSIDE_S,
     ) -> None:
-        """Prepare; ``run`` connects. If ``handler`` is a future, the pipeline joins the group once it has a result.
+        """Prepare the pipeline; ``run`` connects to Kafka.
 
-        ``dead_letters`` None means the default limits, ``quarantine`` None that a record that kills the process does so
-        at every start. ``grace_s`` is how long running handlers may take after ``stop`` is set. ``max_outside_s`` is
-        how long the pipeline may be outside the group and still report that it is alive. Raises ConfigError for a topic
-        that is not in the catalogue.
+        If ``handler`` is a future, the pipeline joins the group once the future has a result. Without ``dead_letters``
+        the default limits apply. Without a ``quarantine``, a record that crashes the process crashes it at every start.
+        ``grace_s`` is the time that stopping may take; four fifths of it are for unfinished records. After
+        ``max_outside_s`` outside the group the pipeline reports that it is not alive.
+
+        Raises ConfigError if ``topic`` is not in the catalogue.
         """
         if topic not in contracts.catalogue.topics:
             raise ConfigError(f"there is no topic {topic} in contracts.toml")
@@ -162,11 +171,12 @@ class Pipeline:
         self._has_failed = False
 
     def run(self) -> None:
-        """Run until ``stop`` is set; then finish the records being handled, commit them and leave the group.
+        """Run until ``stop`` is set. Then finish the records being handled, commit them and leave the group.
 
-        Raises ConfigError for a topic that does not exist, Fenced when another process uses this instance's name,
-        TooManyDeadLetters at the limit on dead letters, Unfinished when running handlers take longer than ``grace_s``,
-        and any defect of the handler.
+        Raises ConfigError if the topic does not exist, Fenced if another process uses this instance's name,
+        TooManyDeadLetters at the limit on dead letters, and Unfinished if work is left when the time for stopping is
+        over. An error of the handler that is neither permanent nor transient is raised as it is. After an error nothing
+        more is committed, except that TooManyDeadLetters is raised after the last commit.
         """
         self._health.ready_when(self._group, self._waiting_reason)
         self._health.alive_when(f"{self._group} membership", self._outside_reason)
@@ -185,19 +195,21 @@ class Pipeline:
             self._close()
         if unfinished:
             raise Unfinished(
-                f"{self._group}: the remaining work was not finished within {self._grace_s:g} s",
-                hint="nothing is lost: the records are read again at the next start; SHUTDOWN_GRACE_S gives more time",
+                f"{self._group}: records were still unfinished after most of the {self._grace_s:g} s for stopping",
+                hint="nothing is lost: the next start reads the records again. A higher SHUTDOWN_GRACE_S gives more"
+                " time.",
             )
 
     # The loop
 
     def _open(self) -> bool:
-        """Start transactions and join the group, waiting for Kafka. Return False if stopped meanwhile."""
+        """Open the transactional producer and join the group, waiting for Kafka. Return False if stopped meanwhile."""
         backoff = Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S)
         while not self._stop.is_set():
             self._health.beat(self._group)
             try:
-                # First, because ending a transaction that a dead predecessor left open takes up to a second.
+                # The producer is opened first, because that ends a transaction that a crashed predecessor left open,
+                # which takes up to a second.
                 self._commits.open()
                 if not self._await_handler():
                     return False
@@ -224,10 +236,11 @@ class Pipeline:
         return True
 
     def _step(self) -> None:
-        """Collect, poll and commit once each, as far as there is something to do."""
+        """Collect results, poll and commit, each at most once and only if it is due."""
         self._health.beat(self._group)
         if self._lanes:
-            self._collect(COLLECT_TIMEOUT_S)  # poll() cannot be woken from another thread
+            # Results are awaited here and not in poll(), because another thread cannot wake poll().
+            self._collect(COLLECT_TIMEOUT_S)
         if self._apply_backpressure():
             due_s = self._commits.due_in_s()
             wait_s = 0 if self._lanes else POLL_TIMEOUT_S if due_s is None else min(POLL_TIMEOUT_S, due_s)
@@ -253,8 +266,9 @@ class Pipeline:
         self._commits.commit(self._membership.consumer)
 
     def _drain(self) -> bool:
-        """Finish and commit running records; the pool skips the others. Return whether unfinished work is left.
+        """Finish and commit the records being handled, and return whether work is left.
 
+        The pool skips records that are only queued. They stay unfinished, and the next start reads them again.
         Raises TooManyDeadLetters if that was the reason to stop.
         """
         deadline_s = time.monotonic() + self._grace_s * 0.8
@@ -274,29 +288,29 @@ class Pipeline:
             self._lanes.close()
             self._health.end(self._group)
 
-    # As the listener of its membership
+    # Methods that Membership calls, as RebalanceListener describes them
 
     def read_positions(self, consumer: Consumer, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
-        """Return the group's positions. RebalanceListener describes this method and the following ones."""
+        """Return the group's committed positions of the partitions ``numbers``. Raises Unavailable, Fenced."""
         return self._commits.read_positions(consumer, numbers, timeout_s)
 
     def on_assign(self, partition: PartitionState) -> None:
-        """Find out, before the first record of ``partition``, whether it holds suspects."""
+        """Check for suspects in ``partition`` before its first record is polled."""
         self._quarantine.review(self._group, self._membership.partitions)
 
     def before_revoke(self) -> None:
-        """Commit what is finished, unless the pipeline is failing."""
+        """Commit the finished records, unless an error is ending the pipeline."""
         if not self._has_failed:
             self._collect()
             self._commit()
 
     def on_drop(self) -> None:
-        """Drop what is finished in partitions that are no longer assigned."""
+        """Drop the uncommitted records of partitions that are no longer assigned."""
         self._commits.drop_unassigned()
 
     def on_end_of_log(self, partition: PartitionState) -> None:
-        """Commit the end of the log, so that transaction markers do not count as lag."""
-        self._commits.add_end_of_log(partition)
+        """Commit the end of the log with the next transaction, so that transaction markers do not count as lag."""
+        self._commits.add_position(partition)
 
     def confirm_name(self) -> None:
         """Raise Fenced if another process uses this instance's name."""
@@ -307,8 +321,9 @@ class Pipeline:
     def _apply_backpressure(self) -> bool:
         """Pause and resume partitions as needed, and return whether to poll.
 
-        When the pool or a partition is full, polling stops at first, which costs nothing. After CROWDED_PATIENCE_S the
-        full partitions are paused and polling goes on, because the group removes a member that does not poll.
+        Polling stops at first if the pool is crowded, or if the commits or a partition are full. After
+        CROWDED_PATIENCE_S the full partitions are paused and polling continues, because the group removes a member that
+        does not poll.
         """
         now_s = time.monotonic()
         partitions = self._membership.partitions

@@ -1,9 +1,10 @@
 """Position: the state of one assignment, and the position to commit when records finish out of order.
 
-Owns the format of a committed position. Its offset is the lowest unfinished one. Its metadata holds the finished map, a
-run-length map of what is finished above that offset, and after it the tally of dead letters if there are any.
-Unfinished records separate the runs of the map, so that a bound on unfinished records bounds its length. The map is
-never cut, because that would repeat finished records. Pure: no Kafka, no clock.
+This module owns the format of a committed position. The offset is the lowest unfinished one. The metadata contains the
+finished map, which says which offsets above it are finished, and then the tally of dead letters if there are any. The
+finished map is a list of run lengths. Its length is bounded by the number of unfinished records, because each run of
+finished offsets follows an unfinished one. The map is never cut, because records that it does not mention would be
+handled again. This module uses neither Kafka nor a clock.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ _TALLY = "."
 
 
 def encode_map(unfinished: Iterable[int], end: int) -> str:
-    """Return the finished map below ``end``, given the ``unfinished`` offsets, ascending from the committed one.
+    """Return the finished map up to ``end`` (exclusive), given the ``unfinished`` offsets in ascending order.
 
-    The map alternates the lengths of runs of unfinished and finished offsets, as varints in base64 after the version of
-    the format. It is empty if nothing above the committed offset is finished.
+    The map begins at the first unfinished offset. It consists of the version of the format and then, in base64, the
+    lengths of the runs of unfinished and of finished offsets in turn, each as a varint. It is empty if no offset above
+    the first unfinished one is finished.
     """
     runs: list[int] = []
     start = stop = -1
@@ -51,11 +53,14 @@ def encode_map(unfinished: Iterable[int], end: int) -> str:
 
 
 def decode_map(offset: int, metadata: str) -> tuple[list[int], int]:
-    """Return the unfinished offsets and the end of a position. Raises ConfigError for metadata in another format."""
+    """Return the unfinished offsets in a finished map that begins at ``offset``, and the end of the map (exclusive).
+
+    Raises ConfigError if ``metadata`` has another format.
+    """
     if not metadata:
         return [], offset
     error = ConfigError(
-        f"the group's offset metadata was written by another program or version: {metadata[:20]!r}",
+        f"the metadata of the group's position was written by another program or version: {metadata[:20]!r}",
         hint="stop the group and reset its offsets with Kafka's own tools, or run the version that wrote them",
     )
     if metadata[0] != _VERSION:
@@ -82,28 +87,31 @@ def decode_map(offset: int, metadata: str) -> tuple[list[int], int]:
 
 @define(eq=False)
 class PartitionState:
-    """One assignment of one partition, and which of its offsets are unfinished.
+    """The state of one assignment of a partition, above all which offsets are unfinished.
 
-    A new assignment is a new object, and ``is_assigned`` of the old one is False from then on, so that late results of
-    the old one are recognised. Every offset from the lowest unfinished one to ``end`` that is not in ``unfinished`` is
-    finished, including offsets that hold no record because of transactions or compaction.
+    Each assignment has its own object. ``is_assigned`` becomes False when the assignment ends, so that later results of
+    it are recognised and dropped. Every offset below ``end`` that is not in ``unfinished`` is finished. That includes
+    offsets without a record, which transactions and compaction leave.
     """
 
     number: int
     member_id: bytes = b""
-    """The id that the group gave to the member at the time of the assignment."""
+    """The member id that this instance had in the group when the partition was assigned."""
     start: int = 0
-    """The offset from which this assignment is fetched; no record below it is accepted."""
+    """The offset from which this assignment is read. A record below it is an error."""
     committed: int = 0
     """The committed offset, as far as this process knows."""
     stored: tuple[int, str] | None = None
     """The group's offset and metadata, as far as this process knows; None if the group has no position."""
     end: int = 0
-    """The highest polled offset plus one; higher if the log is known to end there."""
+    """The offset after the window: the highest polled offset plus one, or higher if no record lies between.
+
+    After a start it is the end of the restored finished map.
+    """
     unfinished: dict[int, None] = field(factory=dict)
     """Unfinished offsets in ascending order."""
     awaited: deque[int] = field(factory=deque)
-    """Unfinished offsets of the restored position that have not been polled yet."""
+    """The offsets in ``unfinished`` that come from the restored position and have not been polled yet, ascending."""
     tally: TallyState = field(factory=TallyState)
     is_assigned: bool = True
     is_paused: bool = False
@@ -111,7 +119,7 @@ class PartitionState:
 
     @classmethod
     def from_position(cls, number: int, offset: int, metadata: str) -> PartitionState:
-        """Restore the state from a committed position. Raises ConfigError for a position in another format."""
+        """Restore the state from a committed position. Raises ConfigError if the position has another format."""
         if offset < 0:
             raise ConfigError(f"partition {number}: the position {offset} is not an offset")
         finished, _, tally = metadata.partition(_TALLY)
@@ -129,7 +137,10 @@ class PartitionState:
 
     @classmethod
     def from_offset(cls, number: int, offset: int, *, stored: tuple[int, str] | None = None) -> PartitionState:
-        """Return the state of a partition that is read from ``offset``, because the group has no valid position."""
+        """Return the state of a partition that starts at ``offset``, because the group has no usable position.
+
+        ``stored`` is the unusable position, if there is one.
+        """
         return cls(number=number, start=offset, committed=offset, stored=stored, end=offset)
 
     @property
@@ -140,7 +151,7 @@ class PartitionState:
     def admit(self, offset: int) -> bool:
         """Note that the record at ``offset`` was polled, and return whether it is unfinished.
 
-        Raises RtfmError for a record out of order.
+        Raises RtfmError if the offset is not higher than that of the last record, or is below ``start``.
         """
         if 0 <= self._last_polled < offset >= self.end and not self.awaited:  # the usual case
             self._last_polled = offset
@@ -148,13 +159,13 @@ class PartitionState:
             self.end = offset + 1
             return True
         if offset <= self._last_polled:
-            raise RtfmError(f"partition {self.number} gave offset {offset} after {self._last_polled}")
+            raise RtfmError(f"partition {self.number}: polled offset {offset} after {self._last_polled}")
         if offset < self.start:
-            # The consumer was told to begin at ``start``. Accepting an earlier record would repeat finished work.
-            raise RtfmError(f"partition {self.number} gave offset {offset}, but its assignment starts at {self.start}")
+            # An earlier record would be handled a second time.
+            raise RtfmError(f"partition {self.number}: polled offset {offset}, but reading started at {self.start}")
         self._last_polled = offset
         while self.awaited and self.awaited[0] < offset:
-            del self.unfinished[self.awaited.popleft()]  # no longer in the log
+            del self.unfinished[self.awaited.popleft()]  # The log no longer has this record.
         if self.awaited and self.awaited[0] == offset:
             self.awaited.popleft()
             return True
@@ -165,7 +176,7 @@ class PartitionState:
         return True
 
     def extend_to(self, end: int) -> bool:
-        """Note that the log has no record from ``self.end`` to ``end``. Return whether that moves the end."""
+        """Note that the log has no record from ``self.end`` up to ``end``. Return whether ``self.end`` was moved."""
         if end <= self.end or self.awaited:
             return False
         self.end = end
@@ -176,16 +187,16 @@ class PartitionState:
         return offset < self.end and offset not in self.unfinished
 
     def count_unfinished_below(self, low: int) -> int:
-        """Return the number of unfinished offsets below ``low``, including those that were never polled."""
+        """Return the number of offsets below ``low`` that are unfinished or at or above ``end``."""
         return sum(offset < low for offset in self.unfinished) + max(0, low - self.end)
 
     @property
     def window(self) -> int:
-        """The number of offsets from the lowest unfinished one to ``end``, which the finished map covers."""
+        """The number of offsets in the window, which reaches from the lowest unfinished offset up to ``end``."""
         return self.end - next(iter(self.unfinished), self.end)
 
     def finish(self, offset: int) -> None:
-        """Note that the record at ``offset`` is finished."""
+        """Note that the record at ``offset``, which was unfinished, is finished."""
         del self.unfinished[offset]
 
     def reopen(self, offset: int) -> None:

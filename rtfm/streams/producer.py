@@ -1,8 +1,12 @@
-"""Producer: sends events without a transaction: idempotent, acknowledged by all in-sync replicas, compressed.
+"""Producer: sends events outside of transactions.
 
-The partitioner is that of Java's clients. The queue is bounded: a caller waits for room up to the delivery timeout and
-then gets an error. Every queued record is either delivered, or reported to ``on_delivery`` and by the next ``flush``,
-even if the producer is closed first. Failures are only counted by reason, so a service need not flush.
+Records are compressed, and each is acknowledged by all in-sync replicas. Retries do not duplicate records. The
+partitioner is that of Java's clients. The queue is bounded. While it is full, a caller waits for up to the delivery
+timeout and then gets an error.
+
+If a queued record is not delivered, ``on_delivery`` and the next ``flush`` report that. This includes records that are
+still queued when the producer is closed. A service need not call ``flush``, because the producer keeps only the number
+of failures for each reason.
 """
 
 from __future__ import annotations
@@ -24,7 +28,8 @@ from rtfm.telemetry import SENT, get_logger, new_traceparent
 
 CONTENT_TYPE = b"application/vnd.confluent.avro"
 _POLL_S = 0.1
-_REPORT_TIMEOUT_S = 2.0  # for the reports of abandoned records, which need no broker
+_REPORT_TIMEOUT_S = 2.0
+"""Time limit for reporting dropped records when the producer is closed, which needs no broker."""
 
 _log = get_logger(__name__)
 
@@ -34,7 +39,7 @@ Report = Callable[[KafkaError | None, Message], None]
 
 @frozen(kw_only=True)
 class Delivery:
-    """The delivery report of one record; ``error`` is None if it was delivered. ``topic`` is without prefix."""
+    """The delivery report of one record. ``error`` is None if it was delivered. ``topic`` is without prefix."""
 
     topic: str
     partition: int
@@ -43,7 +48,7 @@ class Delivery:
 
 
 class EventProducer:
-    """Produces events of the catalogue's topics. Safe to use from several threads."""
+    """A producer of events for the topics of the catalogue. It is safe to use from several threads."""
 
     def __init__(
         self, settings: Settings, contracts: Contracts, *, clock: Callable[[], float] = time.monotonic
@@ -54,8 +59,8 @@ class EventProducer:
         self._clock = clock
         self._lock = threading.Lock()
         self._failures = Counter[str]()
-        # Topic → its name on the cluster, and the report callback of records without ``on_delivery``. Cached, because
-        # building both for each record took a twelfth of the time of producing a question.
+        # By topic: its name on the cluster, and the report callback for records without ``on_delivery``. They are
+        # cached, because building both for each record took a twelfth of the time to produce a question.
         self._routes: dict[str, tuple[str, Report]] = {}
         self._producer: Any = Producer(
             {
@@ -80,10 +85,10 @@ class EventProducer:
         headers: Mapping[str, bytes | str] | None = None,
         on_delivery: Callable[[Delivery], None] | None = None,
     ) -> None:
-        """Queue ``event`` for ``topic``, waiting for room in the queue.
+        """Queue ``event`` for ``topic``. If the queue is full, wait for room.
 
-        Raises InvalidEvent for an event that the schema does not allow, ConfigError if the schema is not registered,
-        Unavailable if the queue stays full or the registry does not answer.
+        Raises InvalidEvent if the event does not fit the schema, ConfigError if the schema is not registered, and
+        Unavailable if the queue stays full for the delivery timeout or the registry does not answer.
         """
         value = self._contracts.encode(topic, event)
         self.send_raw(topic, self._contracts.key(topic, event), value, event_headers(headers), on_delivery=on_delivery)
@@ -97,7 +102,7 @@ class EventProducer:
         *,
         on_delivery: Callable[[Delivery], None] | None = None,
     ) -> None:
-        """Queue bytes without encoding them. Raises Unavailable if the queue stays full for the delivery timeout."""
+        """Queue bytes as they are. Raises Unavailable if the queue stays full for the delivery timeout."""
         if self._closed.is_set():
             raise RtfmError(f"{topic}: the producer is closed")
         try:
@@ -122,9 +127,10 @@ class EventProducer:
                 return
 
     def flush(self, timeout_s: float | None = None) -> None:
-        """Wait until all sent records are acknowledged, by default for the delivery timeout.
+        """Wait until all sent records are acknowledged, for at most ``timeout_s`` (by default the delivery timeout).
 
-        Raises Unavailable if records were not delivered since the last flush, with their number and the first reason.
+        Raises Unavailable if records were not delivered since the last flush. The error has their number and one of the
+        reasons.
         """
         waiting = self._producer.flush(self._settings.kafka_delivery_timeout_s + 1 if timeout_s is None else timeout_s)
         with self._lock:
@@ -138,13 +144,13 @@ class EventProducer:
             )
 
     def __len__(self) -> int:
-        """Return the number of records that wait for their acknowledgement."""
+        """Return the number of records that are not acknowledged yet."""
         return len(self._producer)
 
     def close(self, timeout_s: float | None = None) -> None:
-        """Deliver what is queued within ``timeout_s``, by default the delivery timeout, and stop.
+        """Deliver the queued records within ``timeout_s`` (by default the delivery timeout), then stop.
 
-        Records that are not delivered by then are dropped: reported to their ``on_delivery``, counted and logged.
+        Records that are not delivered in time are dropped. They are reported to ``on_delivery``, counted and logged.
         """
         if self._closed.is_set():
             return
@@ -161,11 +167,11 @@ class EventProducer:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        # After an error, do not wait for Kafka.
+        # If the ``with`` block raised an error, do not wait for Kafka.
         self.close(None if error is None else 0)
 
     def _poll(self) -> None:
-        # Serves delivery reports even if the caller only sends.
+        # poll() calls the report callbacks. This thread does that even if the caller only sends.
         while not self._closed.is_set():
             self._producer.poll(_POLL_S)
 
@@ -190,14 +196,14 @@ class EventProducer:
                         error=None if error is None else error.str(),
                     )
                 )
-            except Exception:  # it would be raised by an unrelated call of another thread
+            except Exception:  # Otherwise an unrelated call of another thread would raise it.
                 _log.exception("on_delivery failed", topic=topic)
 
         return report
 
 
 def event_headers(given: Mapping[str, bytes | str] | None) -> Headers:
-    """Return the headers of an event's record: the ``given`` ones, a trace and the content type."""
+    """Return ``given`` as the headers of an event's record, with a trace and a content type added if missing."""
     if not given:
         return [("traceparent", new_traceparent().encode()), ("content-type", CONTENT_TYPE)]
     headers = {key: value.encode() if isinstance(value, str) else value for key, value in given.items()}

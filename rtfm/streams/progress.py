@@ -21,21 +21,21 @@ T = TypeVar("T")
 
 
 class GroupProgress:
-    """Committed offsets and members of one consumer group. ``group`` and topics are given without prefix."""
+    """The committed offsets and members of one consumer group. ``group`` and topics are named without prefix."""
 
     def __init__(self, settings: Settings, group: str) -> None:
-        """Prepare; the first call connects."""
+        """Prepare the clients. They connect when a method is called for the first time."""
         self._kafka = KafkaConfig.of(settings)
         self._group = self._kafka.group(group)
         self._admin = AdminClient(self._kafka.client_config())
-        # A consumer that never joins: the admin client's list_consumer_group_offsets ends with a segmentation fault
-        # while the cluster creates its offsets topic (confluent-kafka 2.16.0). Closed with this object.
+        # Offsets are read with a consumer that never joins the group. The admin client's list_consumer_group_offsets
+        # crashes with a segmentation fault while the cluster creates its offsets topic (confluent-kafka 2.16.0).
         self._consumer = Consumer({**self._kafka.client_config(), "group.id": self._group})
 
     def committed_offsets(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
-        """Return the committed offset of each partition that has one: the offset that is read next.
+        """Return the committed offset of each of the ``partitions`` that has one.
 
-        Raises Unavailable if Kafka does not answer.
+        The committed offset is the one from which the group continues. Raises Unavailable if Kafka does not answer.
         """
         name = self._kafka.topic(topic)
         asked = [TopicPartition(name, number) for number in partitions]
@@ -43,7 +43,7 @@ class GroupProgress:
         return {position.partition: position.offset for position in found if position.offset >= 0}
 
     def count_members(self) -> int:
-        """Return the number of consumers in the group; 0 for a group that does not exist.
+        """Return the number of consumers in the group, which is 0 if the group does not exist.
 
         Raises Unavailable if Kafka does not answer.
         """
@@ -59,7 +59,7 @@ class GroupProgress:
             raise
 
     def _retry(self, ask: Callable[[], T]) -> T:
-        """Return the result of ``ask``, tried again for REQUEST_TIMEOUT_S: a coordinator may have just started."""
+        """Return the result of ``ask``. Retry it for REQUEST_TIMEOUT_S, because a coordinator may have just started."""
         until = time.monotonic() + REQUEST_TIMEOUT_S
         while True:
             try:

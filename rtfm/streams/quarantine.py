@@ -1,11 +1,14 @@
-"""Quarantine: finds records that kill the process, and stops them from killing it at every start.
+"""Quarantine: finds records that crash the process, and stops them from crashing it at every start.
 
-Each thread notes the records that it handles in a small file, the crash journal. It is mapped into memory, so that a
-note costs no system call, and it outlives the process (not the machine, which no record kills). Records that the
-journal holds after a crash are suspects. While a partition of this process has an unfinished suspect, the whole process
-handles one record at a time. Only a crash while a suspect was handled alone counts against it, so that an innocent
-record next to a deadly one is never blamed. docs/dead-letters.md describes the behaviour,
-docs/decisions/0010-limits-and-deaths.md gives the reasons.
+Each thread notes in a small file, the crash journal, which records it is handling. The file is mapped into memory, so a
+note costs no system call. The notes survive a crash of the process, but perhaps not one of the machine.
+
+At the next start, the records that were being handled are suspects. While a suspect in a partition of this process is
+unfinished, the whole process handles one record at a time. A crash counts against a suspect only if nothing else was
+being handled. So a record does not become a dead letter because another one crashed the process. At the third counted
+crash the suspect becomes a dead letter, before it is handled again. Defects of a handler are counted in the same way.
+
+docs/dead-letters.md describes this for operators. docs/decisions/0010-limits-and-deaths.md gives the reasons.
 """
 
 from __future__ import annotations
@@ -23,73 +26,79 @@ from rtfm.settings import Settings
 from rtfm.streams.position import PartitionState
 from rtfm.telemetry import get_logger
 
-FATAL_DEATHS = 3
-"""Deaths of the process while a suspect was handled alone, after which the suspect becomes a dead letter."""
+FATAL_CRASHES = 3
+"""Crashes while only the suspect was being handled, after which the suspect becomes a dead letter."""
 
 FOLDER = "in-hand"
 """The folder of the journals in RTFM_HOME."""
 
 _RUNNING, _ENDED = b"R", b"E"
+"""The first byte of the journal. If it still says that the process is running, the process has crashed."""
+
 _SLOTS, _SLOT_BYTES = 256, 128
-"""Threads with a slot of their own in the journal (any more share the last slot), and the bytes of a slot."""
+"""The number of slots in the journal, and the bytes of a slot. Each thread has one; further threads share the last."""
 
 _SLOTS_END = 1 + _SLOTS * _SLOT_BYTES
 _FREE = 0
 _TURN_CHECK_S = 0.05
-"""How often a thread that waits for its turn checks whether the process is stopping."""
+"""Time between two checks, by a thread that waits for its turn, whether the process is stopping."""
 
 _MAX_SUSPECTS = 100_000
-"""Offsets of one batch that become suspects; a batch has 500 records, but there are gaps between them."""
+"""The most offsets of one batch that become suspects.
+
+A batch has 500 records. The journal notes only its first and last offset, and many offsets between may have no record.
+"""
 
 _log = get_logger(__name__)
 
 _Suspect = tuple[str, int, int]
-"""Group, partition, offset."""
+"""A record, by group, partition and offset."""
 
 
 class KilledProcess(PermanentError):
-    """The record killed the process repeatedly while nothing else was handled."""
+    """The record crashed the process repeatedly while no other record was being handled."""
 
 
 class Quarantine:
-    """The interface of a quarantine, and one that does nothing. Groups are named without prefix.
+    """The interface of a quarantine. This class itself does nothing, so no crash is counted.
 
-    With this class, a record that kills the process kills it at every start.
+    Groups are named without prefix.
     """
 
     is_active = False
     """Whether the process must handle one record at a time, because a suspect is unfinished."""
 
     def begin(self, group: str, partition: int, first: int, last: int) -> bool:
-        """Note that this thread handles the records from offset ``first`` to ``last``; may wait for its turn.
+        """Note that this thread is handling the records from offset ``first`` to ``last``.
 
-        Return False if it must not handle them, because the process is stopping.
+        While ``is_active``, the thread first waits until no other thread handles a record. Return False if the records
+        must not be handled, because the process is stopping.
         """
         return True
 
     def finish(self) -> None:
         """Note that this thread no longer handles anything."""
 
-    def deaths(self, group: str, partition: int, offset: int) -> int:
-        """Return how often the process died while it handled only this record."""
+    def count_crashes(self, group: str, partition: int, offset: int) -> int:
+        """Return how many crashes and defects are counted against this record."""
         return 0
 
-    def blame(self, group: str, partition: int, first: int, last: int) -> bool:
-        """Count a defect of a handler as a death. Return whether the record must become a dead letter now."""
+    def count_defect(self, group: str, partition: int, first: int, last: int) -> bool:
+        """Count a defect of a handler, like a crash. Return whether the record must become a dead letter now."""
         return False
 
     def review(self, group: str, partitions: Iterable[PartitionState]) -> None:
-        """Clear suspects that are finished. ``partitions`` are all partitions of the group's pipeline."""
+        """Clear finished suspects. ``partitions`` are all partitions that are assigned to the group's pipeline."""
 
     def note_shutdown(self) -> None:
         """Note that the process is stopping, so that its end is not blamed on a record."""
 
 
 class CrashJournal(Quarantine):
-    """The quarantine of one process, shared by its pipelines. ``with CrashJournal(path) as quarantine: …``.
+    """The quarantine of one process, which its pipelines share. Use as ``with CrashJournal(path) as quarantine: …``.
 
-    The file holds whether the process is running, a line for each thread (group, partition, first and last offset), and
-    the suspects of earlier runs.
+    The file contains whether the process is running, a slot for each thread, and the suspects of earlier runs. A slot
+    has a line with the group, the partition and the first and last offset that the thread is handling.
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,9 +109,12 @@ class CrashJournal(Quarantine):
         self._turn = threading.Lock()
         self._is_stopping = False
         self._unfinished: dict[str, int] = {}
-        """The number of unfinished suspects in the partitions of each group's pipeline."""
+        """By group, the number of unfinished suspects in the partitions that are assigned to its pipeline."""
         self.suspects: dict[_Suspect, int] = {}
-        """Deaths while each suspect was handled alone. Threads share it, so only single dict operations change it."""
+        """For each suspect, the crashes and defects counted against it.
+
+        Several threads use this dict, so it is changed only by single operations, which are atomic.
+        """
 
     @classmethod
     def of(cls, settings: Settings, name: str) -> CrashJournal:
@@ -111,7 +123,7 @@ class CrashJournal(Quarantine):
         return cls(settings.home / FOLDER / quote(file, safe=""))
 
     def __enter__(self) -> CrashJournal:
-        """Read the suspects of the last run and start the journal of this one.
+        """Read the suspects from the journal of the last run, and start the journal of this run.
 
         If the folder cannot be written, records are handled without a journal.
         """
@@ -137,7 +149,7 @@ class CrashJournal(Quarantine):
             )
 
     def begin(self, group: str, partition: int, first: int, last: int) -> bool:
-        """Note that this thread handles these records. Waits for its turn while a suspect is unfinished."""
+        """Note that this thread is handling these records, if necessary after waiting for its turn."""
         local = self._local
         try:
             slot: int = local.slot
@@ -156,43 +168,45 @@ class CrashJournal(Quarantine):
         return True
 
     def finish(self) -> None:
-        """Note that this thread no longer handles anything, and pass the turn on."""
+        """Note that this thread no longer handles anything, and let the next thread have its turn."""
         self._memory[self._local.slot] = _FREE
         if self._local.has_turn:
             self._turn.release()
 
-    def deaths(self, group: str, partition: int, offset: int) -> int:
-        """Return how often the process died while it handled only this record."""
+    def count_crashes(self, group: str, partition: int, offset: int) -> int:
+        """Return how many crashes and defects are counted against this record."""
         return self.suspects.get((group, partition, offset), 0)
 
-    def blame(self, group: str, partition: int, first: int, last: int) -> bool:
-        """Count a defect of a handler as a death of its record; the records of a batch become suspects instead.
+    def count_defect(self, group: str, partition: int, first: int, last: int) -> bool:
+        """Count a defect of a handler, like a crash, and return whether the record must become a dead letter now.
 
-        Return whether the record must become a dead letter now.
+        The first defect or crash makes the record a suspect and does not count. The records of a batch only become
+        suspects, because the defect may be due to any of them.
         """
         if first != last:
             for offset in range(first, min(last + 1, first + _MAX_SUSPECTS)):
                 self.suspects.setdefault((group, partition, offset), 0)
             return False
         suspect = group, partition, first
-        if self.deaths(*suspect) >= FATAL_DEATHS - 1:
+        if self.count_crashes(*suspect) >= FATAL_CRASHES - 1:
             return True
         self.suspects[suspect] = self.suspects.get(suspect, -1) + 1
         return False
 
     def review(self, group: str, partitions: Iterable[PartitionState]) -> None:
-        """Clear suspects that this or another process finished, and update ``is_active``."""
+        """Clear suspects that this or another process has finished, and update ``is_active``."""
         if not self.suspects:
             return
         by_number, unfinished = {partition.number: partition for partition in partitions}, 0
-        for suspect, deaths in list(self.suspects.items()):
+        for suspect, crashes in list(self.suspects.items()):
             owner, number, offset = suspect
             if owner != group or (partition := by_number.get(number)) is None:
                 continue
             if not partition.is_finished(offset):
                 unfinished += 1
-            # A deadly record stays a suspect until its dead letter is committed, because the process may die before.
-            elif deaths < FATAL_DEATHS or offset < partition.committed:
+            # A record with too many crashes stays a suspect until its dead letter is committed. The process may crash
+            # before that, and would otherwise handle the record again.
+            elif crashes < FATAL_CRASHES or offset < partition.committed:
                 self.suspects.pop(suspect, None)
         self._unfinished[group] = unfinished
         was_active, self.is_active = self.is_active, any(self._unfinished.values())
@@ -205,11 +219,14 @@ class CrashJournal(Quarantine):
         self._memory[:1] = _ENDED
 
     def _write(self, state: bytes) -> mmap.mmap:
-        """Replace the file and map the new one: truncating the old one would kill a process that has it mapped."""
-        listed = json.dumps([[*suspect, deaths] for suspect, deaths in self.suspects.items()]).encode()
+        """Replace the file and return the new one, mapped into memory.
+
+        The old file is not truncated, because that would crash a process that still has it mapped.
+        """
+        listed = json.dumps([[*suspect, crashes] for suspect, crashes in self.suspects.items()]).encode()
         new = self._path.with_name(self._path.name + ".new")
         with new.open("w+b") as file:
-            # Written in full, so that a full disk fails here and not at a store into memory.
+            # The whole file is written, so that a full disk raises OSError here instead of crashing the process later.
             file.write(state.ljust(_SLOTS_END, b"\0") + listed)
             file.flush()
             memory = mmap.mmap(file.fileno(), _SLOTS_END)
@@ -218,11 +235,11 @@ class CrashJournal(Quarantine):
 
 
 def _read_suspects(path: Path) -> dict[_Suspect, int]:
-    """Return the suspects after the run that wrote ``path``: earlier ones, and what it was handling if it crashed."""
+    """Return the suspects in the journal ``path``. If the run that wrote it crashed, add what it was handling."""
     try:
         data = path.read_bytes()
         listed = json.loads(data[_SLOTS_END:])
-        known: dict[_Suspect, int] = {(str(g), int(p), int(offset)): int(deaths) for g, p, offset, deaths in listed}
+        known: dict[_Suspect, int] = {(str(g), int(p), int(offset)): int(crashes) for g, p, offset, crashes in listed}
     except (OSError, ValueError, TypeError):
         return {}
     if data[:1] != _RUNNING:
@@ -240,7 +257,7 @@ def _read_suspects(path: Path) -> dict[_Suspect, int]:
 
 
 def _parse_line(line: bytes) -> tuple[str, int, int, int] | None:
-    """Return group, partition, first and last offset of a thread's line, or None if it is free or incomplete."""
+    """Return group, partition, first and last offset from a slot, or None if the slot is free or incomplete."""
     text, end, _ = line.partition(b"\n")
     fields = text.decode("utf-8", "replace").rsplit(" ", 3)
     if line[0] == _FREE or not end or len(fields) != 4 or not all(field.isdecimal() for field in fields[1:]):

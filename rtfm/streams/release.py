@@ -1,7 +1,7 @@
-"""Release: tells which release of Kafka a broker runs, and which known defect it has.
+"""Release: finds out whether a broker runs a release of Kafka with a known defect.
 
-A broker does not name its release. It names the highest ``metadata.version`` that it supports, which each minor release
-raises (``org.apache.kafka.server.common.MetadataVersion``: 4.2 supports 29, 4.3 supports 30, 4.4 supports 33).
+A broker does not tell its release, but the highest ``metadata.version`` that it supports. Each minor release raises
+that number (``org.apache.kafka.server.common.MetadataVersion``: 4.2 supports 29, 4.3 supports 30, 4.4 supports 33).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import struct
 _API_VERSIONS, _VERSION = 18, 3
 _MAX_BYTES = 65_536
 _AFFECTED = range(30, 34)
-"""Metadata levels of the releases 4.3.0 to 4.4.0. Whether later releases have the defect is unknown."""
+"""The highest ``metadata.version`` of the releases 4.3.0 to 4.4.0. Later releases may be affected, too."""
 
 DEFECT = (
     "Kafka 4.3 or 4.4: its transactions may not end where a partition has no leader for a moment (KAFKA-20734),"
@@ -21,9 +21,10 @@ DEFECT = (
 
 
 def find_defect(bootstrap_servers: str, timeout_s: float = 2.0) -> str | None:
-    """Return the known defect of the first broker that names its features, as a sentence, or None.
+    """Return the known defect of the first broker that answers, as a sentence, or None if it has none.
 
-    Also None if no broker answers without encryption and a login. Waits ``timeout_s`` for each step of an answer.
+    Return None also if no broker answers, for example because all require encryption or a login. ``timeout_s`` is the
+    time limit for the connection and for each read.
     """
     for server in bootstrap_servers.split(","):
         host, _, port = server.strip().rpartition(":")
@@ -38,7 +39,7 @@ def find_defect(bootstrap_servers: str, timeout_s: float = 2.0) -> str | None:
 def read_metadata_level(host: str, port: int, timeout_s: float) -> int:
     """Return the highest ``metadata.version`` that a broker supports.
 
-    Raises OSError if the broker cannot be reached, ValueError for an answer that cannot be read.
+    Raises OSError if the broker cannot be reached, ValueError if its answer cannot be parsed.
     """
     request = struct.pack(">hhih", _API_VERSIONS, _VERSION, 1, -1) + b"\x00\x05rtfm\x02\x31\x00"
     with socket.create_connection((host, port), timeout=timeout_s) as connection:
@@ -47,8 +48,9 @@ def read_metadata_level(host: str, port: int, timeout_s: float) -> int:
             (length,) = struct.unpack(">i", answer.read(4).ljust(4, b"\0"))
             if not 0 < length <= _MAX_BYTES:
                 raise ValueError(f"an answer of {length} bytes")
-            # A feature is a name, after its length plus one, and its lowest and highest version. What the broker
-            # supports comes before what its cluster agreed on (https://kafka.apache.org/protocol, ApiVersions).
+            # The answer lists features (https://kafka.apache.org/protocol, ApiVersions). Each has the length of its
+            # name plus one, its name, and its lowest and highest version. The first list has the features that the
+            # broker supports. A second list, with those that the cluster uses, comes later.
             _, _, versions = answer.read(length).partition(b"\x11metadata.version")
     if len(versions) < 4:
         raise ValueError("no metadata.version")

@@ -1,8 +1,8 @@
 """Starts: finds the offset at which each assignment starts, from the group's committed position and the log.
 
-Decides what a missing position means, and a position outside the log; docs/delivery.md has the table. Promises that a
-coordinator's answer is never mistaken for "start from 0": the consumer is told an offset for every partition, and
-resets none by itself. Does not commit.
+This module decides where to start if the group has no position, or if the position is outside the log. docs/delivery.md
+has a table of these cases. An unclear answer of the coordinator is never taken as "no position", which would mean to
+read the topic again from its beginning. Nothing is committed here.
 """
 
 from __future__ import annotations
@@ -18,28 +18,38 @@ from rtfm.streams.position import PartitionState
 from rtfm.telemetry import LOST_RECORDS, get_logger
 
 ASSIGN_TIMEOUT_S = 25.0
-"""Time limit for all partitions of an assignment.
+"""Time limit for finding the starts of all partitions that are assigned together.
 
-A position in an open transaction is known only when the transaction has ended, which takes up to 10 s and the broker's
-interval for looking after expired ones.
+A position in an open transaction can be read only when the transaction has ended. If its producer crashed, the broker
+ends it after up to 10 s, plus the interval at which the broker checks for expired transactions.
 """
 
 CONFIRMATIONS = 2
-"""How often a missing or older position is read again: a coordinator that has just taken over may not know it yet."""
+"""How often a position is read again if it is missing, or older than one that this process knows.
+
+A coordinator that has just taken over a group may not know the newest position yet.
+"""
 
 CONFIRM_PAUSE_S = 0.15
+"""Time before a position, or the end of the log, is read again."""
 
 LOG_END_PATIENCE_S = 3.0
-"""How long the log may end before the committed position: a new leader may not know the log's end yet."""
+"""How long to wait if the log ends before the committed position.
+
+A new leader of the partition may not know the end of the log yet.
+"""
 
 _log = get_logger(__name__)
 
 ReadPositions = Callable[[list[int], float], list[TopicPartition]]
-"""Reads the group's committed positions of partitions within a number of seconds. Raises Unavailable, Fenced."""
+"""A function that returns the group's committed positions of partitions.
+
+It gets the numbers of the partitions and a time limit in seconds. Raises Unavailable, Fenced.
+"""
 
 
 class Starts:
-    """Finds the offsets at which assignments of ``topic`` to ``group`` start. Used by one thread."""
+    """The search for the offsets at which assignments of ``topic`` in ``group`` start. Only one thread may use it."""
 
     def __init__(
         self,
@@ -57,16 +67,17 @@ class Starts:
         self._clock = clock
         self._sleep = sleep
         self._known: dict[int, int] = {}
-        """The highest committed offset of each partition that this process knows of."""
+        """By partition number, the highest offset that this process knows to be committed."""
 
     def remember(self, partition: PartitionState) -> None:
-        """Remember the committed offset of ``partition`` at the end of its assignment."""
+        """Remember the committed offset of ``partition``, whose assignment has ended."""
         self._known[partition.number] = max(partition.committed, self._known.get(partition.number, 0))
 
     def find(self, consumer: Consumer, numbers: Sequence[int], read: ReadPositions) -> list[PartitionState]:
-        """Return a new assignment of each of the partitions ``numbers``, to be fetched from its ``start``.
+        """Return a new state for each of the partitions ``numbers``; its ``start`` says where to start.
 
-        Raises Unavailable if a position cannot be read, Fenced, and ConfigError for metadata of another program.
+        Raises Unavailable if a position cannot be read, Fenced, and ConfigError if the metadata of a position was
+        written by another program.
         """
         deadline_s = self._clock() + ASSIGN_TIMEOUT_S
         positions = {position.partition: position for position in read(list(numbers), ASSIGN_TIMEOUT_S)}
@@ -87,7 +98,7 @@ class Starts:
         partition = PartitionState.from_position(number, position.offset, position.metadata or "")
         if position.offset < self._known.get(number, 0):
             _log.error(
-                "the group's position moved back; only Kafka's own tools should do that",
+                "the group's position moved back, which only an operator should do with Kafka's tools",
                 group=self._group,
                 partition=number,
                 committed=position.offset,
@@ -97,8 +108,8 @@ class Starts:
         while high < position.offset:
             if self._clock() >= patient_until_s:
                 _log.error(
-                    "the log ends before the committed position: the topic was created again, or its brokers lost"
-                    " records; starting at the beginning of the log",
+                    "the log ends before the committed position, because the topic was created again or its brokers"
+                    " lost records; starting at the beginning of the log",
                     group=self._group,
                     partition=number,
                     committed=position.offset,
@@ -107,18 +118,22 @@ class Starts:
                 return PartitionState.from_offset(number, low, stored=partition.stored)
             self._sleep(CONFIRM_PAUSE_S)
             low, high = self._log_range(consumer, number, deadline_s)
-        self._report_lost(number, partition.count_unfinished_below(low), "the group's position is older than the log")
+        self._report_lost(
+            number, partition.count_unfinished_below(low), "the group's position is below the beginning of the log"
+        )
         partition.start = max(partition.start, low)
         return partition
 
     def _log_range(self, consumer: Consumer, number: int, deadline_s: float) -> tuple[int, int]:
-        """Return the first offset of a partition's log and the one after its last."""
-        with self._kafka.translating(f"reading the offsets of {self._full_topic}"):
+        """Return the beginning and the end of a partition's log: its first offset, and the offset after its last."""
+        with self._kafka.translating(f"reading the first and last offsets of {self._full_topic}"):
             low, high = consumer.get_watermark_offsets(
                 TopicPartition(self._full_topic, number), timeout=min(REQUEST_TIMEOUT_S, self._left_s(deadline_s))
             )
         if low < 0 or high < 0:
-            raise Unavailable("kafka", f"the first and last offset of {self._full_topic} [{number}] are unknown")
+            raise Unavailable(
+                "kafka", f"the first and last offsets of {self._full_topic}, partition {number}, are unknown"
+            )
         return low, high
 
     def _report_lost(self, number: int, records: int, reason: str) -> None:

@@ -1,6 +1,6 @@
 """Topics: compares the catalogue with the cluster, and creates, extends and configures topics to match.
 
-The whole plan is complete before the first change. Partitions are added, never removed.
+All changes are planned before the first one is made. Partitions are added but never removed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rtfm.streams.connection import REQUEST_TIMEOUT_S, KafkaConfig
 from rtfm.streams.progress import GroupProgress
 
 MAX_COUNTED_OFFSETS = 20_000
-"""Offsets of a topic up to which its records are counted by reading them, about 20 MB."""
+"""The most offsets of a topic whose records are counted, by reading about 20 MB."""
 
 COUNT_TIMEOUT_S = 5.0
 """Time limit for counting the records of a topic."""
@@ -37,7 +37,7 @@ COUNT_TIMEOUT_S = 5.0
 
 @frozen(kw_only=True)
 class Step:
-    """One change to one topic: ``create``, ``add partitions``, ``configure``, or ``none``."""
+    """One change to one topic. ``action`` is ``create``, ``add partitions``, ``configure``, or ``none``."""
 
     topic: str
     action: str
@@ -50,8 +50,8 @@ class Step:
 class TopicState:
     """A topic as it exists on the cluster.
 
-    ``offsets`` is the number of offsets from its start to its end; transaction markers and aborted records have some of
-    them. ``lag`` is by group.
+    ``offsets`` is the number of offsets in its logs, including those of transaction markers and aborted records.
+    ``lag`` is the lag of each group that reads the topic.
     """
 
     topic: str
@@ -62,7 +62,7 @@ class TopicState:
 
 
 class TopicAdmin:
-    """Administers the cluster's topics that are in the catalogue."""
+    """The administration of the topics in the catalogue on one cluster."""
 
     def __init__(self, settings: Settings, catalogue: Catalogue) -> None:
         self._settings = settings
@@ -71,7 +71,7 @@ class TopicAdmin:
         self._client = AdminClient(self._kafka.client_config())
 
     def plan(self) -> list[Step]:
-        """Return the steps that `topics init` would take; a topic that needs no change has one step ``none``.
+        """Return the steps that `topics init` would take. A topic that needs no change has one step ``none``.
 
         Raises Unavailable if Kafka does not answer.
         """
@@ -87,7 +87,7 @@ class TopicAdmin:
     def apply(self, plan: list[Step]) -> int:
         """Take the steps of ``plan`` and return the number of changes.
 
-        Raises ConfigError if the cluster refuses one, Unavailable if Kafka does not answer.
+        Raises ConfigError if the cluster refuses a change, Unavailable if Kafka does not answer.
         """
         changes = [step for step in plan if step.action != "none"]
         for step in changes:
@@ -96,7 +96,7 @@ class TopicAdmin:
                 case "create":
                     replicas = self._settings.kafka_replication_factor
                     new = NewTopic(name, step.partitions, replicas, config=step.config or {})
-                    self._wait_for(self._client.create_topics([new])[name], f"creating {name}", already_there=True)
+                    self._wait_for(self._client.create_topics([new])[name], f"creating {name}", allow_existing=True)
                 case "add partitions":
                     more = self._client.create_partitions([NewPartitions(name, step.partitions)])
                     self._wait_for(more[name], f"adding partitions to {name}")
@@ -111,7 +111,7 @@ class TopicAdmin:
         return len(changes)
 
     def states(self) -> list[TopicState]:
-        """Return each topic of the catalogue that exists, with its offsets and the lag of its group."""
+        """Return the states of those topics in the catalogue that exist on the cluster."""
         partitions = self._count_partitions()
         topics = [topic for topic in self._catalogue.topics.values() if topic.name in partitions]
         configs = self._read_configs(topics)
@@ -120,10 +120,10 @@ class TopicAdmin:
             return [self._read_state(consumer, topic, partitions[topic.name], configs[topic.name]) for topic in topics]
 
     def count_records(self, state: TopicState) -> int | None:
-        """Return the number of committed records in a topic by reading it, because Kafka does not know it.
+        """Return the number of committed records in a topic. They are read, because Kafka does not count them.
 
-        None if the topic has more than MAX_COUNTED_OFFSETS offsets, or if reading takes longer than COUNT_TIMEOUT_S.
-        Raises Unavailable if Kafka does not answer.
+        Return None if the topic has more than MAX_COUNTED_OFFSETS offsets, or if reading takes longer than
+        COUNT_TIMEOUT_S. Raises Unavailable if Kafka does not answer.
         """
         if state.offsets == 0:
             return 0
@@ -133,13 +133,13 @@ class TopicAdmin:
         consumer = Consumer(
             {
                 **self._kafka.consumer_config("rtfm-offsets"),
-                # The end of a partition is reported after this time; the default is half a second.
+                # The broker reports the end of a log after this time. The default is half a second.
                 "fetch.wait.max.ms": 10,
             }
         )
         with closing(consumer), self._kafka.translating(f"reading {name}"):
             positions = [TopicPartition(name, number) for number in range(state.partitions)]
-            for position in positions:  # with OFFSET_BEGINNING librdkafka would take another half second
+            for position in positions:  # With OFFSET_BEGINNING, librdkafka would take half a second longer.
                 position.offset, _ = consumer.get_watermark_offsets(position, timeout=REQUEST_TIMEOUT_S)
             consumer.assign(positions)
             return self._count_to_end(consumer, state.partitions)
@@ -163,7 +163,7 @@ class TopicAdmin:
     def delete(self) -> None:
         """Delete every topic of the catalogue under the topic prefix. Raises ConfigError without a prefix."""
         if not self._settings.kafka_topic_prefix:
-            raise ConfigError("topics are only deleted under a prefix", hint="set KAFKA_TOPIC_PREFIX")
+            raise ConfigError("topics are deleted only if they have a prefix", hint="set KAFKA_TOPIC_PREFIX")
         names = [self._kafka.topic(name) for name in self._count_partitions()]
         if names:
             for future in self._client.delete_topics(names).values():
@@ -233,15 +233,15 @@ class TopicAdmin:
             Step(topic=topic.name, action="none", detail=more if partitions > topic.partitions else "up to date")
         ]
 
-    def _wait_for(self, future: Future[Any], what: str, *, already_there: bool = False) -> Any:
+    def _wait_for(self, future: Future[Any], what: str, *, allow_existing: bool = False) -> Any:
         with self._kafka.translating(what):
             try:
                 return future.result(timeout=REQUEST_TIMEOUT_S * 2)
             except KafkaException as exc:
                 code = exc.args[0].code()
-                if already_there and code == KafkaError.TOPIC_ALREADY_EXISTS:
+                if allow_existing and code == KafkaError.TOPIC_ALREADY_EXISTS:
                     return None
-                if code == KafkaError.UNKNOWN_TOPIC_OR_PART:  # it existed when the plan was made
+                if code == KafkaError.UNKNOWN_TOPIC_OR_PART:  # The topic existed when the plan was made.
                     raise Unavailable("kafka", f"{what}: a topic is being deleted", hint="try again") from exc
                 raise
 
@@ -250,10 +250,12 @@ def _expected_config(topic: Topic, replicas: int) -> dict[str, str]:
     return {
         "retention.ms": str(topic.retention_h * 3_600_000),
         "cleanup.policy": "delete",
-        # With three replicas one broker may be down, and an acknowledged record is still on two.
+        # With three replicas, producers can write while one broker is down, and each acknowledged record is on at least
+        # two brokers.
         "min.insync.replicas": str(max(1, replicas - 1)),
-        # Retention counts from the time of producing, so that imported old messages do not expire at once.
+        # Retention counts from the time when a record is written to the log. Imported old messages would otherwise be
+        # removed at once.
         "message.timestamp.type": "LogAppendTime",
-        # A dead letter is a record of any topic plus the headers that give the reason.
+        # A dead letter is larger than its original, because headers with the reason are added.
         **({"max.message.bytes": "2097152"} if topic.schema is None else {}),
     }

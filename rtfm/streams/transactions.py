@@ -1,8 +1,8 @@
-"""Transactions: records and offsets of a group that become visible together or not at all.
+"""Transactions: records and positions of a group that become visible together or not at all.
 
-Owns the transactional producer. If ``commit`` returns, everything is committed; if it raises NotCommitted, nothing is.
-After OutcomeUnknown only the group's positions can tell, once ``open`` has ended the transaction. Does not decide when
-to try again.
+This module owns the transactional producer. If ``commit`` returns, everything is committed. If it raises NotCommitted,
+nothing is committed. If it raises OutcomeUnknown, call ``open``, which ends the transaction. Then read the group's
+positions to find out whether it was committed. The caller decides when to try again.
 """
 
 from __future__ import annotations
@@ -24,10 +24,14 @@ from rtfm.streams.connection import KafkaConfig
 from rtfm.telemetry import SENT
 
 OPEN_TIMEOUT_S = 5.0
+"""Time limit for opening a producer."""
+
 COMMIT_TIMEOUT_S = 8.0
-"""Time limit for a whole transaction. Less than EXPIRY_S, so that this process ends it and not a broker."""
+"""Time limit for a whole transaction. It is less than EXPIRY_S, so that this process ends the transaction first."""
 
 ABORT_TIMEOUT_S = 8.0
+"""Time limit for aborting a transaction."""
+
 CALL_GRACE_S = 0.5
 """How long a call of librdkafka may exceed its own time limit before it is abandoned."""
 
@@ -35,16 +39,19 @@ EXPIRY_S = 10.0
 """How long a transaction may be open before a broker aborts it and fences its producer."""
 
 STATISTICS_MS = 250
-"""How soon a lost connection is noticed."""
+"""Interval of librdkafka's statistics, from which a lost connection is noticed."""
 
 CLOCK_JITTER_US = 10_000
-"""Difference between two clock readings within one set of statistics; making a new connection takes longer."""
+"""Microseconds by which the computed start of one and the same connection may differ between statistics.
+
+librdkafka reads the clock twice for each set of statistics. A new connection starts later by more than this.
+"""
 
 CLOCK_TOLERANCE_S = 1.0
-"""How much earlier than EXPIRY_S, by this process's clock, a broker may have aborted a transaction."""
+"""How much earlier than EXPIRY_S a broker may abort a transaction, as measured by this process's clock."""
 
 MAX_RECORD_BYTES = 2_000_000
-"""A dead letter is a record of up to Kafka's default limit of a megabyte, plus the headers that give the reason."""
+"""The most bytes of a record. A dead letter has the bytes of its original, by default up to a megabyte, and headers."""
 
 _PURGED = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}
 _REBALANCING = {
@@ -56,7 +63,7 @@ _REBALANCING = {
 
 
 class ProducerRecord(NamedTuple):
-    """A record to produce. ``topic`` is without prefix; ``partition`` -1 lets the key decide."""
+    """A record to be produced. ``topic`` is without prefix. With ``partition`` -1 the key decides the partition."""
 
     topic: str
     key: bytes | None
@@ -72,14 +79,17 @@ class ProducerRecord(NamedTuple):
 
 
 class Fenced(RtfmError):
-    """Another process uses this instance's name. This process must end, and may be started again."""
+    """The transactional producer can no longer be used, usually because another process uses this instance's name.
+
+    This process must end. It may be started again.
+    """
 
 
 class NotCommitted(RtfmError):
     """Nothing of the transaction was committed.
 
-    ``rebalancing``: the group is rebalancing, which is normal. ``too_large_for``: the topic that refused a record
-    because of its size.
+    ``rebalancing`` says that the reason is a rebalance of the group, which is normal. ``too_large_for`` is the topic
+    for which a broker refused a record because of its size.
     """
 
     def __init__(self, message: str, *, rebalancing: bool = False, too_large_for: str | None = None) -> None:
@@ -94,15 +104,17 @@ class OutcomeUnknown(RtfmError):
 
 @frozen
 class _Refusal:
+    """A record that a broker refused: its topic, the code of the error, and the error as text."""
+
     topic: str
     code: int
     reason: str
 
 
 class Transactions:
-    """The transactional producer of one instance in one group. Used by one thread.
+    """The transactional producer of one instance in one group. Only one thread may use it.
 
-    Of all producers with the same ``name``, only the one that was opened last can commit.
+    Of all producers with the same ``name``, only the last one that was opened can commit.
     """
 
     def __init__(self, kafka: KafkaConfig, name: str) -> None:
@@ -114,7 +126,7 @@ class Transactions:
         self._transaction_number = 0
         self._started_s = 0.0
         self._up_since_us: dict[int, int] = {}
-        """Broker id → the time since which the broker has been connected."""
+        """By broker id, the time at which the current connection was made, in microseconds of librdkafka's clock."""
         self._has_lost_connection = False
         self._needs_open = True
 
@@ -122,23 +134,24 @@ class Transactions:
     def needs_open(self) -> bool:
         """Whether ``open`` must be called before anything else is sent, because the producer needs a new epoch.
 
-        That is so if the outcome of a transaction is unknown, if records of an aborted transaction were refused, or if
-        a connection was lost, so that a request on it may still be delivered. The client repeats such a request by
-        itself. A broker that gets the first one late checks it only against the epoch of the producer, and would add
-        its positions to a later transaction. (KIP-890 has an epoch for each transaction; librdkafka 2.16 does not
-        implement it.)
+        There are three reasons: the outcome of a transaction is unknown, a broker refused records of an aborted
+        transaction, or a connection was lost. In the last case a request on the lost connection may still reach the
+        broker, after the client has repeated it on a new connection. The broker checks a late request only against the
+        producer's epoch. With an unchanged epoch it would add the request's positions to a later transaction. (KIP-890
+        introduces an epoch for each transaction, but librdkafka 2.16 does not implement it.)
         """
         if self._producer is not None:
             try:
-                self._producer.poll(0)  # serves the statistics
-            except KafkaException:  # after a fatal error every call raises
+                self._producer.poll(0)  # This calls ``_on_statistics`` if statistics are due.
+            except KafkaException:  # After a fatal error every call raises.
                 self._needs_open = True
         return self._needs_open or self._has_lost_connection
 
     def open(self) -> None:
-        """Create a new producer, which ends any transaction that a predecessor left open.
+        """Create a new producer. This ends a transaction that an earlier producer of the same name left open.
 
-        Raises Unavailable without an answer, Fenced if another process opens the same name at the same time.
+        Raises Unavailable if Kafka does not answer, Fenced if another process opens a producer of the same name at the
+        same time.
         """
         self._needs_open = True
         self.close()
@@ -149,12 +162,13 @@ class Transactions:
                 "transaction.timeout.ms": int(EXPIRY_S * 1000),
                 "message.timeout.ms": 9_000,
                 "linger.ms": 5,
-                # The wait while the markers of the last transaction are written; the default is 100 ms.
+                # How long to wait before a request is repeated while the broker still writes the markers of the last
+                # transaction. The default is 100 ms.
                 "retry.backoff.ms": 10,
                 "message.max.bytes": MAX_RECORD_BYTES,
-                # A commit confirms all deliveries.
+                # A successful commit confirms that all records were delivered.
                 "delivery.report.only.error": True,
-                # How long to wait for a missing topic to appear; the default of 30 s outlasts a transaction.
+                # How long to wait for a missing topic to appear. The default of 30 s is longer than a transaction.
                 "topic.metadata.propagation.max.ms": 3_000,
                 "statistics.interval.ms": STATISTICS_MS,
                 "stats_cb": self._on_statistics,
@@ -176,7 +190,7 @@ class Transactions:
     ) -> None:
         """Produce ``records`` and commit ``positions`` in one transaction.
 
-        ``member`` is the group metadata of the consumer; it is needed if there are positions. Raises NotCommitted,
+        ``member`` is the group metadata of the consumer and is required if there are positions. Raises NotCommitted,
         OutcomeUnknown, Fenced.
         """
         self._begin()
@@ -195,10 +209,11 @@ class Transactions:
             SENT.labels(topic, "").inc(count)
 
     def confirm_name(self, position: TopicPartition) -> None:
-        """Raise Fenced if another process uses this name, by trying a transaction and aborting it.
+        """Raise Fenced if another process uses this name.
 
-        Without an answer from a broker it returns. ``position`` is sent for a group of this name, which no consumer
-        uses: if a late request applied it after all, no records would be read again. Afterwards ``needs_open`` is true.
+        This method begins a transaction, sends ``position`` and aborts the transaction. If no broker answers, it
+        returns. The position is sent for a group that no consumer uses, so that a late request can do no harm. After
+        the call ``needs_open`` is true.
         """
         own = Consumer({**self._kafka.client_config(), "group.id": self._id})
         self._begin()
@@ -207,7 +222,7 @@ class Transactions:
             self._send_offsets([position], own.consumer_group_metadata(), OPEN_TIMEOUT_S)
             self._producer.abort_transaction(ABORT_TIMEOUT_S)
         except OutcomeUnknown:
-            pass  # needs_open is set below
+            pass
         except KafkaException as exc:
             with suppress(NotCommitted, OutcomeUnknown):
                 self._raise_failure(exc.args[0], exc)
@@ -216,7 +231,7 @@ class Transactions:
             own.close()
 
     def close(self) -> None:
-        """Drop the producer. An open transaction stays open until a broker or the next ``open`` ends it."""
+        """Drop the producer. A transaction that is open stays open until a broker or the next ``open`` ends it."""
         if self._producer is not None:
             self._producer.purge()
             self._producer = None
@@ -227,7 +242,7 @@ class Transactions:
         self._started_s = time.monotonic()
 
     def _produce(self, records: Iterable[ProducerRecord], counts: dict[str, int], deadline_s: float) -> None:
-        """Queue ``records`` and count them by topic. Every record passes this loop, so it is kept tight."""
+        """Queue ``records`` in the producer, and count them by topic in ``counts``. The loop must be fast."""
         delivered = partial(self._on_delivery, self._transaction_number)
         produce, prefix = self._producer.produce, self._prefix
         for topic, key, value, headers, partition in records:
@@ -242,9 +257,9 @@ class Transactions:
                     self._producer.poll(0.05)
 
     def _on_statistics(self, text: str) -> None:
-        # Only the brokers' own connections count: the logical one to the coordinator carries no positions, and changes
-        # when the coordinator moves. The age of a connection is used because the count of disconnects starts again when
-        # librdkafka replaces a broker.
+        # Only connections to a broker by its id count. The logical connection to the coordinator carries no positions,
+        # and it changes when the coordinator moves. A lost connection is recognised by the age of the present one. The
+        # count of disconnects is not used, because it starts at 0 again when librdkafka replaces a broker.
         statistics = json.loads(text)
         for broker in statistics["brokers"].values():
             if (node := broker["nodeid"]) < 0:
@@ -257,27 +272,29 @@ class Transactions:
             self._has_lost_connection |= has_lost
 
     def _send_offsets(self, positions: list[TopicPartition], member: object, limit_s: float) -> None:
-        """Send ``positions``. Raises OutcomeUnknown if the call does not return; its producer and thread are abandoned.
+        """Send ``positions``. Raises OutcomeUnknown if that does not return in time.
 
-        librdkafka does not keep its own time limit while the group's coordinator is away (librdkafka issue 5456).
+        librdkafka does not keep its own time limit while the group's coordinator is away (librdkafka issue 5456). So
+        the call runs in a thread of its own, which is abandoned together with the producer if it does not return.
         """
         send = partial(self._producer.send_offsets_to_transaction, positions, member, limit_s)
         try:
             run_within(limit_s + CALL_GRACE_S, send)
         except TimeoutError as exc:
-            raise OutcomeUnknown(f"the offsets were not accepted within {limit_s:.1f} s") from exc
+            raise OutcomeUnknown(f"sending the positions did not return within {limit_s + CALL_GRACE_S:.1f} s") from exc
 
     def _on_delivery(self, number: int, error: KafkaError | None, record: Message) -> None:
         if error is None:
             return
         topic = (record.topic() or "").removeprefix(self._kafka.topic_prefix)
         SENT.labels(topic, error.name()).inc()
-        # A purge by an abort says nothing about the cause; its reports may come as late as in the next transaction.
+        # An abort purges queued records. Their reports do not tell the cause of the abort, so they are ignored. Reports
+        # of the last transaction may arrive during this one and are ignored, too.
         if number == self._transaction_number and error.code() not in _PURGED:
             self._refused = self._refused or _Refusal(topic, error.code(), f"{record.topic()}: {error.str()}")
 
     def _raise_failure(self, error: KafkaError, exc: KafkaException) -> None:
-        """Abort the transaction if that is possible, and raise what ``error`` means for it."""
+        """Abort the transaction if possible, and raise NotCommitted, OutcomeUnknown or Fenced because of ``error``."""
         if _is_fenced(error):
             raise self._expired_or_fenced(error) from exc
         if not error.txn_requires_abort():
@@ -288,12 +305,13 @@ class Transactions:
             if _is_fenced(abort_error.args[0]):
                 raise self._expired_or_fenced(abort_error.args[0]) from abort_error
             raise OutcomeUnknown(error.str()) from abort_error
-        # The report of a refused record may come after the error that it causes, but not after the abort.
+        # The report of a refused record may come after the error that the refusal causes, but it comes before the abort
+        # returns. So ``_refused`` is read here.
         refused = self._refused
         reason = error.str() if refused is None else refused.reason
-        # A new epoch is needed if a request may still be under way: brokers check a late one against the epoch only,
-        # and would add it to this producer's next transaction. It is also needed after a refused record, which leaves a
-        # gap in the sequence numbers. A refusal by the group leaves neither.
+        # A new epoch is needed if a request of this transaction may still reach a broker, because the broker would add
+        # it to the producer's next transaction. It is also needed after a refused record, because that leaves a gap in
+        # the sequence numbers. Neither is the case if the group refused the positions.
         self._needs_open = refused is not None or error.code() not in _REBALANCING
         too_large = refused is not None and refused.code == KafkaError.MSG_SIZE_TOO_LARGE
         raise NotCommitted(
@@ -303,11 +321,11 @@ class Transactions:
         ) from exc
 
     def _expired_or_fenced(self, error: KafkaError) -> RtfmError:
-        """Return the error for a transaction that someone else ended: OutcomeUnknown if it had expired, else Fenced.
+        """Return OutcomeUnknown if the transaction was open for so long that a broker ended it, otherwise Fenced.
 
-        A broker gives the same answer in both cases. An expired transaction, because brokers were down or this process
-        was frozen for longer than EXPIRY_S, is no reason to end the process. If another process did take the name
-        meanwhile, the next transaction shows it.
+        Brokers send the same error in both cases. A transaction expires after EXPIRY_S if brokers are down or this
+        process is frozen, and then the process need not end. If another process has taken the name as well, the next
+        transaction is fenced.
         """
         if time.monotonic() - self._started_s >= EXPIRY_S - CLOCK_TOLERANCE_S:
             return OutcomeUnknown(f"a transaction was open for longer than {EXPIRY_S:g} s: {error.str()}")
@@ -315,26 +333,27 @@ class Transactions:
 
     def _fenced_error(self, error: KafkaError) -> Fenced:
         return Fenced(
-            f"another process took the place of {self._id}: {error.str()}",
-            hint="RTFM_INSTANCE_ID must differ between instances",
+            f"another process took the place of {self._id}, or its producer had a fatal error: {error.str()}",
+            hint="RTFM_INSTANCE_ID must differ between instances. If it does, the error above is the cause.",
         )
 
 
 def is_member(metadata: bytes) -> bool:
     """Return whether a consumer with this group ``metadata`` is a member of its group.
 
-    A broker accepts offsets of generation -1 without a check even if the group has members, so they must not be sent.
-    The bytes are librdkafka's: a signature, then the generation (rd_kafka_consumer_group_metadata_write).
+    The generation of a consumer that is not a member is -1. Positions must not be committed with it, because a broker
+    accepts them without a check even if the group has members. librdkafka writes the metadata as a signature and then
+    the generation (rd_kafka_consumer_group_metadata_write).
     """
     (generation,) = struct.unpack_from("<i", metadata, len("CGMDv2:"))
     return bool(generation >= 0)
 
 
 def member_id(metadata: bytes) -> bytes:
-    """Return the member id in group ``metadata``, after the name of the group; empty if the consumer is not a member.
+    """Return the member id in group ``metadata``, which follows the name of the group.
 
-    A classic group gives the id when a member joins and forgets it with the member. While the id stays the same, no
-    other member was given this member's partitions.
+    It is empty if the consumer is not a member. A classic group gives a new id to each member that joins. So while the
+    id stays the same, the group has not removed the member and given its partitions to another one.
     """
     _, _, rest = metadata[len("CGMDv2:") + 4 :].partition(b"\0")
     return rest.partition(b"\0")[0]

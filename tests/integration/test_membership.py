@@ -11,7 +11,7 @@ from confluent_kafka import Consumer, TopicPartition
 from rtfm.contracts import Contracts
 from rtfm.errors import Unavailable
 from rtfm.settings import Settings
-from rtfm.streams.commits import COMMIT_INTERVAL_S, FULL_RECORDS, Commits
+from rtfm.streams.commits import BUSY_RECORDS, COMMIT_INTERVAL_S, Commits
 from rtfm.streams.connection import KafkaConfig
 from rtfm.streams.dead_letters.limits import DeadLetterPolicy
 from rtfm.streams.handling import Handling, WaitingState
@@ -57,13 +57,13 @@ def test_a_worker_without_a_place_in_the_group_waits_with_its_commit(settings: S
         {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": KafkaConfig.of(settings).group(GROUP)}
     )
     partition = PartitionState(0)
-    for _ in range(FULL_RECORDS):
-        commits.add_end_of_log(partition)
+    for _ in range(BUSY_RECORDS):
+        commits.add_position(partition)
     assert commits.due_in_s() == 0
     commits.commit(outsider)
     outsider.close()
     assert commits.due_in_s() == pytest.approx(COMMIT_INTERVAL_S)
-    assert len(commits) == FULL_RECORDS
+    assert len(commits) == BUSY_RECORDS
 
 
 def test_a_worker_that_joins_again_ends_if_its_name_was_taken(settings: Settings) -> None:

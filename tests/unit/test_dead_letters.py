@@ -15,7 +15,7 @@ from rtfm.streams.dead_letters.letters import (
     DISCARDED,
     MAX_MESSAGE_BYTES,
     MAX_STACK_BYTES,
-    DeadLetterWriter,
+    DeadLetterBuilder,
     Letter,
     Mark,
     parse_letter,
@@ -43,7 +43,7 @@ def record(**fields: Any) -> Record:
     return Record(**{**values, **fields})
 
 
-WRITER = DeadLetterWriter(group="test-group", clock_s=lambda: 1_700_000_500.0)
+BUILDER = DeadLetterBuilder(group="test-group", clock_s=lambda: 1_700_000_500.0)
 
 
 @frozen
@@ -81,7 +81,7 @@ class Message:
 def written(original: Record, error: Exception | None = None) -> Letter:
     """Return the dead letter of ``original`` as a reader sees it."""
     letter = parse_letter(
-        Message(WRITER.build_letter(original, error or UndecodableRecord("cut short"), "DECODE").record)
+        Message(BUILDER.build_letter(original, error or UndecodableRecord("cut short"), "DECODE").record)
     )
     assert isinstance(letter, Letter)
     return letter
@@ -97,7 +97,7 @@ def raised(message: str) -> Exception:
 def test_a_letter_has_the_ten_headers_of_kafka_connect_and_our_own_behind_the_original_ones() -> None:
     """R15: the original headers come first, in order and unchanged, whatever their names."""
     original = record()
-    headers = WRITER.build_letter(original, raised("no"), "HANDLE").record.headers
+    headers = BUILDER.build_letter(original, raised("no"), "HANDLE").record.headers
     assert headers[:3] == original.headers
     names = [name for name, _ in headers[3:]]
     assert names[:10] == [f"__connect.errors.{name}" for name in CONNECT]
@@ -132,7 +132,7 @@ def test_a_replay_that_fails_again_adds_an_attempt_and_no_headers() -> None:
     letter = written(original)
     for attempt in range(2, 30):
         again = record(headers=[*(letter.headers or []), *letter.to_replay().headers()], offset=100 + attempt)
-        later = parse_letter(Message(WRITER.build_letter(again, raised("no"), "HANDLE").record, at=attempt))
+        later = parse_letter(Message(BUILDER.build_letter(again, raised("no"), "HANDLE").record, at=attempt))
         assert isinstance(later, Letter)
         assert (later.headers, later.value, later.attempt) == (original.headers, original.value, attempt)
         assert later.number("rtfm.original.timestamp_ms") == original.timestamp_ms
@@ -162,7 +162,7 @@ def test_the_stack_is_cut_to_its_end_and_long_messages_to_their_beginning() -> N
 @pytest.mark.parametrize("secret", ["AIza" + "x" * 35, "ghp_" + "a" * 36, "someone@example.org", "hunter2-hunter2"])
 def test_secrets_are_in_neither_message_nor_stack(secret: str) -> None:
     """Texts that look like secrets and those of this installation are removed, even if half of one was cut off."""
-    writer = evolve(WRITER, secrets=("hunter2-hunter2",))
+    writer = evolve(BUILDER, secrets=("hunter2-hunter2",))
     for padding in ("", "x " * (MAX_STACK_BYTES // 2)):
         error = raised(f"the model said {secret} {padding}")
         headers = dict(writer.build_letter(record(), error, "HANDLE").record.headers)

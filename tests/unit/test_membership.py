@@ -197,7 +197,7 @@ def test_a_consumer_resets_no_position_by_itself() -> None:
 def test_a_record_below_the_start_of_an_assignment_ends_the_worker() -> None:
     """Whatever moved the consumer back, finished records are not silently repeated."""
     members = membership(Scripted([[assign, Message(0)]], {0: 116}))
-    with pytest.raises(RtfmError, match="gave offset 0, but its assignment starts at 116"):
+    with pytest.raises(RtfmError, match="polled offset 0, but reading started at 116"):
         members.poll(0, 10)
 
 

@@ -75,7 +75,7 @@ def test_awaited_records_that_the_log_no_longer_has_are_dropped() -> None:
 def test_a_record_below_the_start_of_an_assignment_stops_the_worker() -> None:
     """It is already committed: something other than the group moved the consumer back."""
     part = PartitionState.from_position(0, 100, encode_map([100], 105))
-    with pytest.raises(RtfmError, match="gave offset 0, but its assignment starts at 100"):
+    with pytest.raises(RtfmError, match="polled offset 0, but reading started at 100"):
         part.admit(0)
     assert part.admit(100)
     assert part.position() == (100, encode_map([100], 105))

@@ -11,7 +11,7 @@ import pytest
 
 from rtfm.settings import Settings
 from rtfm.streams.position import PartitionState
-from rtfm.streams.quarantine import FATAL_DEATHS, CrashJournal
+from rtfm.streams.quarantine import FATAL_CRASHES, CrashJournal
 from tests.streams import eventually
 
 Suspect = tuple[str, int, int]
@@ -77,9 +77,9 @@ def test_crashes_while_other_records_were_handled_never_count(file: Path) -> Non
 def test_only_crashes_while_one_suspect_was_handled_count(file: Path) -> None:
     """R20: a record is blamed for repeated crashes while it alone was handled."""
     dies(file, ("g", 0, 5, 5), ("g", 0, 6, 6))
-    for deaths in range(1, FATAL_DEATHS + 1):
+    for crashes in range(1, FATAL_CRASHES + 1):
         dies(file, ("g", 0, 5, 5))
-        assert suspects(file) == {("g", 0, 5): deaths, ("g", 0, 6): 0}
+        assert suspects(file) == {("g", 0, 5): crashes, ("g", 0, 6): 0}
 
 
 def test_a_shutdown_blames_no_record(file: Path) -> None:
@@ -106,14 +106,14 @@ def test_records_finished_before_the_crash_are_not_suspects(file: Path) -> None:
 def test_an_unhandled_exception_counts_as_a_crash_of_its_record(file: Path) -> None:
     """For a batch, the next run finds the record; after the fourth time it is dead-lettered."""
     with CrashJournal(file) as journal:
-        assert journal.blame("g", 0, 5, 6) is False
-    for _ in range(FATAL_DEATHS - 1):
+        assert journal.count_defect("g", 0, 5, 6) is False
+    for _ in range(FATAL_CRASHES - 1):
         with CrashJournal(file) as journal:
-            assert journal.blame("g", 0, 5, 5) is False
-    assert suspects(file) == {("g", 0, 5): FATAL_DEATHS - 1, ("g", 0, 6): 0}
+            assert journal.count_defect("g", 0, 5, 5) is False
+    assert suspects(file) == {("g", 0, 5): FATAL_CRASHES - 1, ("g", 0, 6): 0}
     with CrashJournal(file) as journal:
-        assert journal.blame("g", 0, 5, 5) is True
-        assert [journal.blame("g", 1, 9, 9) for _ in range(4)] == [False, False, False, True]
+        assert journal.count_defect("g", 0, 5, 5) is True
+        assert [journal.count_defect("g", 1, 9, 9) for _ in range(4)] == [False, False, False, True]
 
 
 def test_a_crash_is_counted_once_even_if_the_next_start_crashes(file: Path) -> None:
@@ -151,13 +151,13 @@ def test_records_that_another_worker_finished_are_no_longer_suspects(file: Path)
 def test_a_deadly_record_stays_known_until_its_dead_letter_is_committed(file: Path) -> None:
     """The process may crash before that, and would try it again."""
     dies(file, ("g", 0, 5, 5))
-    for _ in range(FATAL_DEATHS):
+    for _ in range(FATAL_CRASHES):
         dies(file, ("g", 0, 5, 5))
     part = assigned(0, 5)
     part.finish(5)
     with CrashJournal(file) as journal:
         journal.review("g", [part])
-        assert journal.deaths("g", 0, 5) == FATAL_DEATHS
+        assert journal.count_crashes("g", 0, 5) == FATAL_CRASHES
         part.committed = 6
         journal.review("g", [part])
         assert journal.suspects == {}

@@ -1,9 +1,9 @@
 """Letters: the format of the records in dead-letters, for writing and reading.
 
-A dead letter is the original record: key, value and headers byte for byte and in order. After the original headers
-follows a block with its origin and the reason. The last header of the block counts the original ones, so that they can
-be told apart whatever their names are. A mark is a record without a value that tells what happened to a dead letter.
-docs/dead-letters.md lists every header.
+A dead letter has the key, the value and the headers of the original record, byte for byte and in order. After the
+original headers come added headers with the origin and the reason. The last header is the number of original headers,
+so that original and added headers can be told apart even if they have the same names. A mark is a record without a
+value. It says that a dead letter was replayed or discarded. docs/dead-letters.md lists every header.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from rtfm.streams.transactions import ProducerRecord
 
 TOPIC = names.DEAD_LETTERS
 MAX_STACK_BYTES = 4096
+"""The most bytes of an error's stack in a dead letter. The end of the stack is kept."""
+
 MAX_MESSAGE_BYTES = 1024
+"""The most bytes of an error's message in a dead letter."""
 
 OPEN, REPLAYED, DISCARDED = "OPEN", "REPLAYED", "DISCARDED"
 STATES = (OPEN, REPLAYED, DISCARDED)
 """The states of a dead letter."""
 
-# Kafka Connect's names, which other tools know
+# The header names of Kafka Connect, which other tools know
 # (https://cwiki.apache.org/confluence/display/KAFKA/KIP-298%3A+Error+Handling+in+Connect).
 _CONNECT = "__connect.errors."
 _SOURCE_TOPIC, _SOURCE_PARTITION, _SOURCE_OFFSET = f"{_CONNECT}topic", f"{_CONNECT}partition", f"{_CONNECT}offset"
@@ -40,12 +43,12 @@ _CAUSE, _MESSAGE, _STACK = (f"{_CONNECT}exception.{name}" for name in ("class.na
 
 _GROUP, _SCHEMA_ID, _ERROR_CLASS = "rtfm.consumer_group", "rtfm.schema_id", "rtfm.error_class"
 
-# The headers of a replayed record after its original ones, in this order.
+# A replayed record has these headers after its original ones, in this order.
 _REPLAY_OF, _ATTEMPT, _FIRST = "rtfm.replay_of", "rtfm.attempt", "rtfm.first_failure_ms"
 _TIMESTAMP = "rtfm.original.timestamp_ms"
 _REPLAY_BLOCK = (_REPLAY_OF, _ATTEMPT, _FIRST, _TIMESTAMP)
 
-# The last header tells a dead letter from a mark.
+# The last header of a dead letter is _HEADER_COUNT. The last header of a mark is _MARK.
 _HEADER_COUNT = "rtfm.original.header_count"
 _MARK, _MARK_OF = "rtfm.mark", "rtfm.mark_of"
 
@@ -54,7 +57,7 @@ Headers = Sequence[tuple[str, bytes]]
 
 @frozen
 class OutgoingLetter:
-    """A dead letter to produce, and the offset of its original. ``reason`` is the error's class, for the metrics."""
+    """A dead letter to be produced. ``offset`` is that of the record that failed. ``reason`` is the error's class."""
 
     offset: int
     reason: str
@@ -63,9 +66,11 @@ class OutgoingLetter:
 
 @frozen(kw_only=True)
 class Replay:
-    """The history of a replayed record: its dead letter, the number of failures, and the time of the first one.
+    """The added headers of a replayed record.
 
-    ``timestamp_ms`` is Kafka's timestamp of the original.
+    ``letter_id`` is the id of the dead letter that was replayed. ``attempt`` is the number of times that the record has
+    failed, and ``first_failure_ms`` the time of the first failure. ``timestamp_ms`` is Kafka's timestamp of the
+    original.
     """
 
     letter_id: str
@@ -74,13 +79,13 @@ class Replay:
     timestamp_ms: int
 
     def headers(self) -> list[tuple[str, bytes]]:
-        """Return the headers to append to the original ones."""
+        """Return the headers to add after the original ones."""
         values = (self.letter_id, self.attempt, self.first_failure_ms, self.timestamp_ms)
         return [(name, str(value).encode()) for name, value in zip(_REPLAY_BLOCK, values, strict=True)]
 
     @classmethod
     def split(cls, headers: Headers) -> tuple[list[tuple[str, bytes]], Replay | None]:
-        """Split the headers of a record into the original ones and its replay, if it is one."""
+        """Return the original headers of a record, and its Replay. That is None if the record is not a replay."""
         block = headers[-len(_REPLAY_BLOCK) :]
         if tuple(name for name, _ in block) != _REPLAY_BLOCK:
             return list(headers), None
@@ -92,29 +97,32 @@ class Replay:
                 first_failure_ms=int(first_failure_ms),
                 timestamp_ms=int(timestamp_ms),
             )
-        except (ValueError, AttributeError):  # not written by us, so the headers are original
+        except (ValueError, AttributeError):  # Another program wrote these headers, so they belong to the original.
             return list(headers), None
         return list(headers[: -len(_REPLAY_BLOCK)]), replay
 
 
 @frozen(kw_only=True)
-class DeadLetterWriter:
-    """Builds the dead letters of one group. Removes ``secrets``, and text that looks like one, from errors."""
+class DeadLetterBuilder:
+    """A builder of the dead letters of one group.
+
+    It removes ``secrets``, and other text that looks like a secret, from error messages and stacks.
+    """
 
     group: str
     secrets: tuple[str, ...] = ()
     clock_s: Callable[[], float] = time.time
 
     def build_letter(self, record: Record, error: BaseException, stage: str) -> OutgoingLetter:
-        """Return the dead letter of ``record``; ``stage`` is DECODE, HANDLE, PRODUCE or CRASH.
+        """Return the dead letter of ``record``. ``stage`` is DECODE, HANDLE, PRODUCE or CRASH.
 
-        For a replayed record that fails again it keeps the original headers and the time of the first failure, and
-        counts one attempt more.
+        If ``record`` is a replay, the dead letter has the original's headers and the time of its first failure, and its
+        number of attempts is one higher.
         """
         original, replay = Replay.split(record.headers)
         cause = error.__cause__ or error
         now_ms = int(self.clock_s() * 1000)
-        # Scrubbed before it is cut, because half a secret is not recognised.
+        # Secrets are removed before the text is cut, because a part of a secret would not be recognised.
         stack = self._scrub("".join(traceback.format_exception(error)))
         facts = {
             _SOURCE_TOPIC: record.topic,
@@ -147,10 +155,10 @@ class DeadLetterWriter:
 
 @frozen(kw_only=True)
 class Letter:
-    """A dead letter as read from dead-letters. ``headers`` are the original ones.
+    """A dead letter as read from dead-letters. ``headers`` are the original ones, ``facts`` the added ones.
 
-    If another program wrote the record, ``headers`` is None, because they cannot be told apart, and ``facts`` come from
-    Connect's headers.
+    If another program wrote the record, original and added headers cannot be told apart. Then ``headers`` is None and
+    ``facts`` has all headers, so that those of Kafka Connect can be used.
     """
 
     partition: int
@@ -163,7 +171,7 @@ class Letter:
 
     @property
     def id(self) -> str:
-        """Its partition and offset in dead-letters, which never change."""
+        """The id: the partition and the offset of the dead letter in dead-letters. It never changes."""
         return f"{self.partition}-{self.offset}"
 
     @property
@@ -173,12 +181,12 @@ class Letter:
 
     @property
     def origin(self) -> tuple[int, int]:
-        """The partition and offset of the record that failed; -1 if unknown."""
+        """The partition and offset of the record that failed; for a replay, those of the replay. -1 if unknown."""
         return self.number(_SOURCE_PARTITION), self.number(_SOURCE_OFFSET)
 
     @property
     def stage(self) -> str:
-        """DECODE, HANDLE, PRODUCE or CRASH; another program may use its own names."""
+        """DECODE, HANDLE, PRODUCE or CRASH. If another program wrote the record, it may be another name."""
         return self.facts.get(_STAGE, "")
 
     @property
@@ -193,27 +201,27 @@ class Letter:
 
     @property
     def attempt(self) -> int:
-        """How often the record failed; each replay that fails counts once."""
+        """The number of times that the record has failed. Each replay that fails adds one."""
         return max(1, self.number(_ATTEMPT))
 
     @property
     def group(self) -> str:
-        """The consumer group that could not handle it."""
+        """The consumer group that could not handle the record."""
         return self.facts.get(_GROUP) or self.facts.get(_CONNECTOR, "")
 
     @property
     def schema_id(self) -> str:
-        """The schema id in the value; empty if there is none."""
+        """The schema id in the value, or empty if there is none."""
         return self.facts.get(_SCHEMA_ID, "")
 
     @property
     def first_failure_ms(self) -> int:
-        """When the record failed for the first time, in milliseconds since the epoch."""
+        """The time when the record failed for the first time, in milliseconds since the epoch."""
         found = self.number(_FIRST)
         return found if found >= 0 else self.timestamp_ms
 
     def to_replay(self) -> Replay:
-        """Return the history that a replay of this letter carries."""
+        """Return the added headers for a replay of this dead letter."""
         return Replay(
             letter_id=self.id,
             attempt=self.attempt,
@@ -222,7 +230,7 @@ class Letter:
         )
 
     def number(self, name: str) -> int:
-        """Return the number in the header ``name``, or -1 if there is none."""
+        """Return the number in the added header ``name``, or -1 if there is none."""
         try:
             return int(self.facts.get(name, ""))
         except ValueError:
@@ -231,7 +239,10 @@ class Letter:
 
 @frozen
 class Mark:
-    """A mark: the dead letter ``letter_id`` was replayed or discarded (``kind``) at ``at_ms``."""
+    """A mark, which says that the dead letter ``letter_id`` was replayed or discarded at ``at_ms``.
+
+    ``kind`` is REPLAYED or DISCARDED.
+    """
 
     letter_id: str
     kind: str
@@ -239,13 +250,16 @@ class Mark:
 
     @staticmethod
     def build_record(letter: Letter, kind: str) -> ProducerRecord:
-        """Return the record of a mark, for the letter's partition, so that retention removes it after the letter."""
+        """Return the record of a mark for ``letter``.
+
+        The mark goes to the partition of the dead letter, so that retention never removes it before the dead letter.
+        """
         headers = [(_MARK_OF, letter.id.encode()), (_MARK, kind.encode())]
         return ProducerRecord(TOPIC, f"mark-{letter.id}".encode(), None, headers, partition=letter.partition)
 
 
 def parse_letter(raw_record: RawRecord) -> Letter | Mark:
-    """Return the dead letter or mark that a record from dead-letters holds."""
+    """Return ``raw_record``, which is from dead-letters, as a dead letter or as a mark."""
     headers: list[tuple[str, bytes]] = list(raw_record.headers() or [])
     last, value = headers[-1] if headers else ("", b"")
     if last == _MARK and raw_record.value() is None:
@@ -266,7 +280,7 @@ def parse_letter(raw_record: RawRecord) -> Letter | Mark:
 
 
 def _cut(text: str, limit: int, *, end: bool = False) -> str:
-    """Return the beginning of ``text``, or its ``end``, in at most ``limit`` bytes of UTF-8."""
+    """Return at most ``limit`` bytes (in UTF-8) from the beginning of ``text``, or from its end."""
     data = text.encode("utf-8", "replace")
     return (data[-limit:] if end else data[:limit]).decode("utf-8", "ignore")
 

@@ -1,9 +1,10 @@
-"""Limits: how many dead letters are too many, so that a bad deploy does not drain a topic into dead-letters.
+"""Limits: how many dead letters are too many, so that a broken release does not turn a whole topic into dead letters.
 
-Owns the tally of a partition and the limit on it. The tally is committed with the partition's position, in the
-transaction that commits the dead letters it counts. So it survives restarts and moves with the partition: at the limit
-no further record becomes a dead letter, however often a supervisor starts the service again. A handled record lowers
-the tally, and work goes on. Pure.
+This module owns the tally of a partition and the limit on dead letters. The tally is committed with the partition's
+position, in the transaction that commits the dead letters that it counts. It therefore survives restarts, and moves
+with the partition to another processor. At the limit no further record becomes a dead letter, however often the service
+is started again. When a record can be handled again, the tally goes down, and the pipeline continues. This module does
+no input or output.
 """
 
 from __future__ import annotations
@@ -18,29 +19,33 @@ if TYPE_CHECKING:
     from rtfm.settings import Settings
 
 TALLY_RECORDS = 1000
-"""Records of a partition that the tally covers."""
+"""The number of most recent records of a partition that the tally covers."""
 
 MIN_SHARE_RECORDS = 200
-"""Records that the tally must have seen before the limit on the share applies."""
+"""The number of records that the tally must have counted before the limit on the share applies."""
 
 _MASK = (1 << TALLY_RECORDS) - 1
 
 
 class TooManyDeadLetters(RtfmError):
-    """A partition reached the limit on dead letters; someone must find out why before more records become some."""
+    """A partition has reached the limit on dead letters. An operator must find the cause before work continues."""
 
 
 @define
 class TallyState:
-    """The tally: the results of the last TALLY_RECORDS records of a partition, in the order in which they finished."""
+    """The tally of a partition: the results of its last TALLY_RECORDS records, in the order in which they finished.
+
+    ``consecutive`` is the number of dead letters since the last handled record. ``seen`` is the number of counted
+    records, at most TALLY_RECORDS.
+    """
 
     consecutive: int = 0
     seen: int = 0
     bits: int = 0
-    """One bit for each record, the newest lowest; 1 is a dead letter."""
+    """One bit for each record. The newest record has the lowest bit. 1 means a dead letter."""
 
     def count_handled(self, count: int = 1) -> None:
-        """Count records that were handled."""
+        """Count ``count`` handled records."""
         self.seen = min(self.seen + count, TALLY_RECORDS)
         self.consecutive = 0
         if self.bits:
@@ -60,7 +65,7 @@ class TallyState:
         self.consecutive = _count_trailing_ones(self.bits)
 
     def encode(self) -> str:
-        """Return the tally as text of at most 270 characters; empty if it has no dead letter."""
+        """Return the tally as text of at most 270 characters. The text is empty if there is no dead letter."""
         return f"{self.consecutive},{self.seen},{self.bits:x}" if self.bits else ""
 
     @classmethod
@@ -80,10 +85,10 @@ class TallyState:
 
 @frozen(kw_only=True)
 class DeadLetterPolicy:
-    """How many dead letters a pipeline may write for a partition, and which secrets they must not contain.
+    """The limit on the dead letters of a partition, and the secrets that must not be in them.
 
-    At most ``max_consecutive`` in a row, and at most ``max_share`` of the last TALLY_RECORDS records; 0 is no limit.
-    ``secrets`` are removed from error messages and stacks.
+    A pipeline stops at ``max_consecutive`` dead letters in a row, or if more than the share ``max_share`` of the last
+    TALLY_RECORDS records became dead letters. 0 means no limit. ``secrets`` are removed from error messages and stacks.
     """
 
     max_consecutive: int = 100
@@ -112,7 +117,10 @@ def _count_trailing_ones(bits: int) -> int:
 
 
 def too_many_error(topic: str, partition: int, limit: str, reason: str) -> TooManyDeadLetters:
-    """Return the error for a ``partition`` at its limit; ``reason`` is the class of the last failure."""
+    """Return the error for a ``partition`` at the limit. ``limit`` is the text of ``limit_reason``.
+
+    ``reason`` is the class of the error that made the last dead letter.
+    """
     return TooManyDeadLetters(
         f"{topic}, partition {partition}: {limit}, the last one because of {reason}; stopped at the limit",
         hint="`rtfm-cli dlq stats` shows the reasons. Nothing is lost: the next start continues here once the next"

@@ -1,6 +1,7 @@
 """Replays: the rules that decide whether a dead letter may be replayed.
 
-A letter is refused if it was replayed before, failed too often, or is known to fail again. ``store`` replays.
+A replay is refused if the dead letter was replayed or discarded before, if its record failed too often or crashed the
+process, if it is known to fail again, or if its event was erased. This module replays nothing; ``store`` does.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ from rtfm.streams.dead_letters.letters import OPEN, REPLAYED
 from rtfm.streams.dead_letters.store import FiledLetter
 
 MAX_REPLAYS = 3
-"""Replays of one record. After one failure more than that, only ``force`` replays it again."""
+"""The number of replays of one record that are allowed without ``force``."""
 
 _ERASED = "it was erased since (`rtfm-cli forget`)"
 
 
 @frozen(kw_only=True)
 class ReplayRules:
-    """Returns the reason against replaying a letter, or None. ``force`` leaves only what is impossible or erased.
+    """The rules for replays, as a function that returns the reason why a dead letter must not be replayed, or None.
 
-    ``is_erased`` tells whether an event was erased: a replay would bring it back for as long as Kafka keeps it.
+    With ``force``, only what is impossible or erased is refused. ``is_erased`` returns whether an event was erased. A
+    replay would put an erased event back into Kafka until retention removes it.
     """
 
     contracts: Contracts
@@ -33,34 +35,34 @@ class ReplayRules:
     is_erased: Callable[[object], bool] = lambda _: False
 
     def __call__(self, found: FiledLetter) -> str | None:
-        """Return the reason against replaying, or None. Raises Unavailable if the registry is needed and is down."""
+        """Return the reason why ``found`` must not be replayed, or None. Raises Unavailable if the registry is down."""
         letter = found.letter
         if letter.headers is None:
-            return "another program wrote it, so its original headers are not known"
+            return "another program wrote it, so its original headers cannot be told apart"
         if letter.topic not in EVENT_OF_TOPIC:
-            return f"there is no topic {letter.topic!r} to replay it to"
+            return f"the catalogue has no topic {letter.topic!r}, to which it would be replayed"
         if self.force:
             return _ERASED if self._find_refusal(found) == _ERASED else None
         if found.state != OPEN:
             return f"{describe_mark(found)}; --force replays it again"
         if letter.attempt > MAX_REPLAYS:
-            return f"it failed {letter.attempt} times; --force tries once more"
+            return f"it has failed {letter.attempt} times; --force replays it once more"
         if letter.stage == "CRASH":
-            return "it ended the processor repeatedly; --force replays it once that is fixed"
+            return "it crashed the processor repeatedly; fix the cause, then replay it with --force"
         return self._find_refusal(found)
 
     def _find_refusal(self, found: FiledLetter) -> str | None:
         letter = found.letter
         try:
             if letter.value is None:
-                return "it has no value, and no version of the contract allows that"
+                return "it has no value, and the contract does not allow that"
             event = self.contracts.decode(letter.topic, letter.value)
         except PermanentError as exc:
-            return f"its cause still holds: {exc}"
+            return f"it would fail again: {exc}"
         return _ERASED if self.is_erased(event) else None
 
 
 def describe_mark(found: FiledLetter) -> str:
-    """Return whether a letter was replayed or discarded, and when, as text."""
+    """Return a text that says whether a dead letter was replayed or discarded, and when."""
     at = to_datetime(TimestampMillis(found.marked_ms or 0)).strftime("%Y-%m-%d %H:%M:%S UTC")
     return f"{'replayed' if found.state == REPLAYED else 'discarded'} at {at}"

@@ -1,8 +1,9 @@
-"""Store: finds, replays and discards the letters in the topic dead-letters.
+"""Store: finds, replays and discards the dead letters in the topic dead-letters.
 
-Reads committed records only. Marks, which are records of the same topic, tell what happened to a letter. A replay and
-its mark commit together. Of all processes that replay or discard, only the one that started last can commit, so that
-two of them never replay the same letter. Does not decide which letters may be replayed.
+This module reads committed records only. A mark, which is a record of the same topic, says that a dead letter was
+replayed or discarded. A replay and its mark are committed in one transaction. Of all processes that replay or discard,
+only the last one that started can commit, so two of them never replay the same dead letter. The caller decides which
+dead letters may be replayed.
 """
 
 from __future__ import annotations
@@ -23,18 +24,27 @@ from rtfm.streams.dead_letters.letters import DISCARDED, OPEN, REPLAYED, STATES,
 from rtfm.streams.transactions import NotCommitted, OutcomeUnknown, ProducerRecord, Transactions
 
 WRITER = "rtfm-dlq"
-"""The transactional name of every process that replays or discards."""
+"""The transactional name that all processes use to replay or discard, so that a later one fences an earlier one."""
 
 READ_TIMEOUT_S = 10.0
+"""How long reading may go without a record before Kafka counts as unavailable."""
+
 _RETRY_PAUSES_S = (0.0, 0.2, 1.0)
+"""The waits before the attempts to commit a single dead letter."""
+
 _READING = "reading dead-letters"
-_BATCH_RECORDS = 200
-_BATCH_BYTES = 4_000_000
+
+_BATCH_RECORDS, _BATCH_BYTES = 200, 4_000_000
+"""The dead letters or the bytes at which a transaction is committed."""
 
 
 @frozen(kw_only=True)
 class LetterFilter:
-    """Selects letters; None matches any. Times are of the dead letter, in milliseconds since the epoch."""
+    """The conditions by which dead letters are selected. None means no condition.
+
+    ``since_ms`` and ``until_ms`` are compared with the time when the dead letter was written, in milliseconds since the
+    epoch.
+    """
 
     ids: frozenset[str] | None = None
     topic: str | None = None
@@ -46,7 +56,7 @@ class LetterFilter:
     states: frozenset[str] = frozenset((OPEN,))
 
     def matches(self, letter: Letter, state: str) -> bool:
-        """Return whether ``letter``, which is in ``state``, is selected."""
+        """Return whether ``letter``, whose state is ``state``, meets all conditions."""
         return (
             state in self.states
             and (self.ids is None or letter.id in self.ids)
@@ -61,7 +71,7 @@ class LetterFilter:
 
 @frozen(kw_only=True)
 class FiledLetter:
-    """A letter and its state: OPEN, REPLAYED or DISCARDED, and the time of its mark."""
+    """A dead letter with its state (OPEN, REPLAYED or DISCARDED) and the time of its mark, which is None if OPEN."""
 
     letter: Letter
     state: str = OPEN
@@ -70,7 +80,7 @@ class FiledLetter:
 
 @frozen(kw_only=True)
 class Decision:
-    """The decision on a letter; ``refusal`` is the reason if nothing is done."""
+    """What was decided about a dead letter. If ``refusal`` is not None, nothing was done, for that reason."""
 
     found: FiledLetter
     refusal: str | None = None
@@ -78,7 +88,7 @@ class Decision:
 
 @frozen
 class _Write:
-    """The records to produce for one letter: its mark of ``kind``, after the replay if it is one."""
+    """The records to produce for one dead letter: a mark of ``kind``, and before it the replay if it is replayed."""
 
     found: FiledLetter
     kind: str
@@ -86,7 +96,10 @@ class _Write:
 
 
 class DeadLetterStore:
-    """The dead letters of a cluster. Raises Unavailable if Kafka does not answer, ConfigError without the topic."""
+    """The dead letters of a cluster.
+
+    Its methods raise Unavailable if Kafka does not answer, and ConfigError if the topic dead-letters does not exist.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._kafka = KafkaConfig.of(settings)
@@ -95,15 +108,16 @@ class DeadLetterStore:
     def _new_consumer(self) -> Consumer:
         return Consumer(
             {
-                **self._kafka.consumer_config("rtfm-dlq-reader"),  # never joined, nothing is committed
+                **self._kafka.consumer_config("rtfm-dlq-reader"),  # The group is never joined.
                 "fetch.wait.max.ms": 20,
             }
         )
 
     def find(self, wanted: LetterFilter) -> Iterator[FiledLetter]:
-        """Yield the letters that ``wanted`` selects, oldest first in each partition.
+        """Yield the dead letters that ``wanted`` selects, oldest first in each partition.
 
-        Reads the topic twice, because marks follow their letters and the letters are too large to keep in memory.
+        The topic is read twice. Marks are read first, because a mark comes after its dead letter. Then the dead letters
+        are read, which are too large to keep all of them in memory.
         """
         starts = self._find_starts(wanted)
         marks = {item.letter_id: item for item in self._read(starts) if isinstance(item, Mark)}
@@ -116,16 +130,17 @@ class DeadLetterStore:
                 yield FiledLetter(letter=item, state=state, marked_ms=None if mark is None else mark.at_ms)
 
     def count_partitions(self, topic: str) -> int:
-        """Return the number of partitions of ``topic``; 0 if it does not exist."""
+        """Return the number of partitions of ``topic``, which is 0 if the topic does not exist."""
         name = self._kafka.topic(topic)
         with self._kafka.translating(_READING):
             found = self._consumer.list_topics(name, timeout=REQUEST_TIMEOUT_S).topics[name]
         return 0 if found.error is not None else len(found.partitions)
 
     def replay(self, wanted: LetterFilter, refusal: Callable[[FiledLetter], str | None]) -> Iterator[Decision]:
-        """Produce the selected letters to their original topics, except those for which ``refusal`` gives a reason.
+        """Produce the originals of the selected dead letters to their topics, and yield what was decided about each.
 
-        Raises Fenced if another process starts to replay or discard meanwhile; the decisions yielded before hold.
+        A dead letter is not replayed if ``refusal`` returns a reason for it. Raises Fenced if another process starts to
+        replay or discard meanwhile. What was yielded before that remains true.
         """
         partitions = cache(self.count_partitions)
 
@@ -137,7 +152,8 @@ class DeadLetterStore:
                 letter.key,
                 letter.value,
                 [*(letter.headers or []), *letter.to_replay().headers()],
-                # The partition of its key's other records, whatever partitioner its producer used.
+                # The original's partition is kept, so that the replay is in order with other records of its key even if
+                # their producer used another partitioner.
                 partition=number if 0 <= number < partitions(letter.topic) else -1,
             )
             return _Write(found, REPLAYED, (record, Mark.build_record(letter, REPLAYED)))
@@ -145,7 +161,10 @@ class DeadLetterStore:
         yield from self._write(wanted, refusal, build_replay)
 
     def discard(self, wanted: LetterFilter, refusal: Callable[[FiledLetter], str | None]) -> Iterator[Decision]:
-        """Mark the selected letters as not wanted. Their bytes stay until retention removes them. Raises Fenced."""
+        """Mark the selected dead letters as discarded, and yield what was decided about each. Raises Fenced.
+
+        Retention removes them later.
+        """
 
         def build_mark(found: FiledLetter) -> _Write:
             return _Write(found, DISCARDED, (Mark.build_record(found.letter, DISCARDED),))
@@ -171,7 +190,9 @@ class DeadLetterStore:
         build_write: Callable[[FiledLetter], _Write],
     ) -> Iterator[Decision]:
         transactions = Transactions(self._kafka, WRITER)
-        transactions.open()  # before reading: from here on no process that started earlier can commit
+        # The producer is opened before reading. From then on, processes that started earlier cannot commit any more, so
+        # no mark is missed.
+        transactions.open()
         try:
             batch: list[_Write] = []
             for found in self.find(wanted):
@@ -191,7 +212,7 @@ class DeadLetterStore:
             transactions.close()
 
     def _commit(self, transactions: Transactions, batch: list[_Write]) -> Iterator[Decision]:
-        """Commit ``batch``; if Kafka refuses it as a whole, commit its letters one by one, with a few attempts each."""
+        """Commit ``batch`` in one transaction. If that fails, commit its dead letters one by one, with retries."""
         left, reason = batch, ""
         for pause_s in (0.0,) if len(batch) > 1 else _RETRY_PAUSES_S:
             time.sleep(pause_s)
@@ -200,7 +221,7 @@ class DeadLetterStore:
             except (NotCommitted, OutcomeUnknown) as exc:
                 reason = str(exc)
                 if transactions.needs_open:
-                    transactions.open()  # ends the transaction, which may have been committed
+                    transactions.open()  # This ends the last transaction, which may turn out to be committed.
                     done = self._find_marked(left)
                     left = [write for write in left if write.found.letter.id not in done]
             else:
@@ -215,7 +236,7 @@ class DeadLetterStore:
             yield from (Decision(found=write.found, refusal=f"Kafka refuses it: {reason}") for write in left)
 
     def _find_marked(self, batch: Iterable[_Write]) -> set[str]:
-        """Return the ids of the letters in ``batch`` that have the mark that was sent."""
+        """Return the ids of those dead letters in ``batch`` whose new mark was committed."""
         kinds = {write.found.letter.id: write.kind for write in batch}
         found = self.find(LetterFilter(ids=frozenset(kinds), states=frozenset(STATES)))
         before = {write.found.letter.id: write.found.marked_ms for write in batch}
@@ -228,7 +249,7 @@ class DeadLetterStore:
     # Reading
 
     def _find_starts(self, wanted: LetterFilter) -> dict[int, int]:
-        """Return the offset of each partition from which selected letters can be found."""
+        """Return the offset in each partition from which to read. Partitions without a selected one are left out."""
         name = self._kafka.topic(TOPIC)
         count = len(self._kafka.list_partitions(self._consumer, name))
         if wanted.ids is not None:
@@ -245,18 +266,18 @@ class DeadLetterStore:
         return {position.partition: position.offset for position in found if position.offset != OFFSET_END}
 
     def _read(self, starts: dict[int, int]) -> Iterator[Letter | Mark]:
-        """Yield everything from ``starts`` to the current end of the topic."""
+        """Yield all dead letters and marks from the offsets ``starts`` to the current end of the topic."""
         if not starts:
             return
         name = self._kafka.topic(TOPIC)
         ended: set[int] = set()
         idle_until_s = time.monotonic() + READ_TIMEOUT_S
-        consumer = self._new_consumer()  # one for each read, because reads may overlap
+        consumer = self._new_consumer()  # Each read has its own consumer, because two reads may overlap.
         with closing(consumer), self._kafka.translating(_READING):
             positions = [TopicPartition(name, *start) for start in starts.items()]
             for position in positions:
                 if position.offset >= 0:
-                    # Retention may have removed the offset of an id; then read from the start of the log.
+                    # Retention may have removed this offset. Then reading starts at the beginning of the log.
                     low, high = consumer.get_watermark_offsets(position, REQUEST_TIMEOUT_S)
                     position.offset = max(low, min(position.offset, high))
             consumer.assign(positions)
@@ -275,6 +296,6 @@ class DeadLetterStore:
 
 
 def parse_letter_id(letter_id: str) -> tuple[int, int] | None:
-    """Return the partition and offset in a letter's id, or None if it is invalid."""
+    """Return the partition and offset in the id of a dead letter, or None if the id is invalid."""
     number, dash, offset = letter_id.partition("-")
     return (int(number), int(offset)) if dash and number.isdecimal() and offset.isdecimal() else None
