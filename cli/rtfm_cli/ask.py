@@ -71,8 +71,8 @@ def ask(
 ) -> int:
     """Produce QUESTION to bot-queries and print the answer from bot-responses.
 
-    Answers use private threads and direct messages only if --channel names them. Exits with 1 if answering failed and with
-    3 if no answer came in time.
+    Answers use private threads and direct messages only if --channel names them. Exits with 1 if answering failed, and
+    with 3 if no answer came in time.
     """
     if not question.strip():
         raise click.BadParameter("the question is empty", param_hint="QUESTION")

@@ -252,7 +252,7 @@ _PROGRAM = (sys.executable, "-c", "from rtfm_cli.main import main; main()")
 
 
 def _run_command(environment: Mapping[str, str], *arguments: str, allowed: tuple[int, ...] = (0,)) -> str:
-    """Run a command and return its standard output. If its exit code is not ``allowed``, raise the error that it means."""
+    """Run a command and return its standard output. For an exit code not in ``allowed``, raise the error it means."""
     done = subprocess.run(
         [*_PROGRAM, *arguments],
         env=dict(environment),

@@ -194,7 +194,9 @@ def _check_clock(settings: Settings) -> CheckResult:
     difference_s = abs(time.time() - theirs)
     if difference_s > MAX_CLOCK_DIFFERENCE_S:
         return CheckResult(
-            "wrong", f"differs from the registry's clock by {difference_s:.0f} s", "set the clocks of both machines by NTP"
+            "wrong",
+            f"differs from the registry's clock by {difference_s:.0f} s",
+            "set the clocks of both machines by NTP",
         )
     return CheckResult("ok", "agrees with the registry's clock")
 

@@ -102,7 +102,9 @@ def forget(
 def _parse_target(user: str | None, channel: str | None, guild: str | None) -> Target:
     given = [name for name in (user, channel, guild) if name is not None]
     if not given or (channel is not None and len(given) > 1):
-        raise click.UsageError("Name what to erase: --user, --channel or --guild. Only --user and --guild can be combined.")
+        raise click.UsageError(
+            "Name what to erase: --user, --channel or --guild. Only --user and --guild can be combined."
+        )
     if not all(is_id(name) for name in given):
         raise click.UsageError("An id may have only letters, digits and . _ : @ - and at most 128 characters.")
     if user is not None:

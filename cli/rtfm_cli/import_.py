@@ -45,8 +45,8 @@ def import_(
 ) -> None:
     """Import chat exports (DiscordChatExporter's JSON) through discord-messages.
 
-    All files are checked before anything is sent. System messages (such as joins and pins) and invalid messages are left
-    out; the report counts them by reason. Importing a file again changes nothing.
+    All files are checked before anything is sent. System messages (such as joins and pins) and invalid messages are
+    left out; the report counts them by reason. Importing a file again changes nothing.
     """
     exports = [read_export(path) for path in files]
     produced, sent = _produce(settings, exports, quiet=as_json)

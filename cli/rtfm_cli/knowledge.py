@@ -15,5 +15,8 @@ def open_console_knowledge() -> Iterator[Knowledge]:
     """Open the archive, the vectors and the search of the settings; print a line if there is no embedding model."""
     with closing(open_knowledge(load_settings(log_level="ERROR"))) as knowledge:
         if knowledge.retriever.mode == "lexical":
-            echo("No embedding model: RTFM uses keyword search. `rtfm-cli doctor --fetch-model` fetches the model.", err=True)
+            echo(
+                "No embedding model: RTFM uses keyword search. `rtfm-cli doctor --fetch-model` fetches the model.",
+                err=True,
+            )
         yield knowledge

@@ -42,10 +42,20 @@ rtfm-cli local up --kafka-port 19092
     "--kafka-port", "kafka", type=click.IntRange(1, 65535), help="Port of Kafka; default 29092, or any free port."
 )
 @click.option(
-    "--registry-port", "schema_registry", type=click.IntRange(1, 65535), help="Port of the registry; default 8081, or any free port."
+    "--registry-port",
+    "schema_registry",
+    type=click.IntRange(1, 65535),
+    help="Port of the registry; default 8081, or any free port.",
 )
-@click.option("--chroma-port", "chroma", type=click.IntRange(1, 65535), help="Port of Chroma; default 8000, or any free port.")
-@click.option("--postgres-port", "postgres", type=click.IntRange(1, 65535), help="Port of PostgreSQL; default 5432, or any free port.")
+@click.option(
+    "--chroma-port", "chroma", type=click.IntRange(1, 65535), help="Port of Chroma; default 8000, or any free port."
+)
+@click.option(
+    "--postgres-port",
+    "postgres",
+    type=click.IntRange(1, 65535),
+    help="Port of PostgreSQL; default 5432, or any free port.",
+)
 @json_option
 def up(as_json: bool, **ports: int | None) -> None:
     """Start the services that do not run yet.

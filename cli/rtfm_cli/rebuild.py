@@ -44,7 +44,9 @@ def rebuild(dry_run: bool, force: bool, only: str | None, as_json: bool) -> None
     with open_console_knowledge() as knowledge:
         guilds = [*knowledge.archive.guilds(), *([""] if knowledge.archive.channels(None) else [])]
         if only is not None and only not in guilds:
-            raise ConfigError(f"guild {only} is not in the archive", hint="`rtfm-cli rebuild --dry-run` lists the guilds")
+            raise ConfigError(
+                f"guild {only} is not in the archive", hint="`rtfm-cli rebuild --dry-run` lists the guilds"
+            )
         plans = [
             rebuilding.plan(knowledge, guild_id, force=force) for guild_id in guilds if only is None or guild_id == only
         ]

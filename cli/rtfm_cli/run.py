@@ -31,7 +31,11 @@ rtfm-cli run processor
 METRICS_PORT=9100 rtfm-cli run processor --only answer
 """)
 @run.command("processor")
-@click.option("--only", type=click.Choice(["ingest", "answer"]), help="Run only one of the two pipelines: archive messages, or answer questions.")
+@click.option(
+    "--only",
+    type=click.Choice(["ingest", "answer"]),
+    help="Run only one of the two pipelines: archive messages, or answer questions.",
+)
 @kafka_and_registry_settings
 def processor(only: Part | None, settings: Settings) -> None:
     """Run the processor: archive messages and answer questions."""

@@ -19,7 +19,7 @@ from rtfm_cli.tables import print_table
 
 @click.group()
 def topics() -> None:
-    """Create, list and check the Kafka topics that contracts.toml names."""
+    """Create, list and check the Kafka topics of the catalogue, contracts.toml."""
 
 
 @examples("""
@@ -32,9 +32,9 @@ rtfm-cli topics init --bootstrap-servers kafka:9092 --json
 @click.option("--dry-run", is_flag=True, help="Show the plan and change nothing.")
 @json_option
 def init(settings: Settings, dry_run: bool, as_json: bool) -> None:
-    """Create missing topics and correct drifted ones; a second run changes nothing.
+    """Create missing topics, and change topics that differ from the catalogue.
 
-    Partitions are added, never removed.
+    Adds partitions, but never removes any. A second run changes nothing.
     """
     admin = TopicAdmin(settings, catalogue.load(settings.schemas_dir))
     plan = admin.plan()
@@ -83,7 +83,10 @@ rtfm-cli topics check --bootstrap-servers kafka:9092 --json
 @kafka_settings
 @json_option
 def check(settings: Settings, as_json: bool) -> int:
-    """Compare the topics with the catalogue and change nothing. Exits with 1 if a topic is missing or drifted."""
+    """Compare the topics with the catalogue and change nothing.
+
+    Exits with 1 if a topic is missing or differs from the catalogue.
+    """
     wrong = [
         step for step in TopicAdmin(settings, catalogue.load(settings.schemas_dir)).plan() if step.action != "none"
     ]
