@@ -32,9 +32,9 @@ rtfm-cli topics init --bootstrap-servers kafka:9092 --json
 @click.option("--dry-run", is_flag=True, help="Show the plan and change nothing.")
 @json_option
 def init(settings: Settings, dry_run: bool, as_json: bool) -> None:
-    """Create missing topics, and change topics that differ from the catalogue.
+    """Create missing topics and change wrong ones.
 
-    Adds partitions, but never removes any. A second run changes nothing.
+    A topic is wrong if it differs from the catalogue. Adds partitions, but never removes any. A second run changes nothing.
     """
     admin = TopicAdmin(settings, catalogue.load(settings.schemas_dir))
     plan = admin.plan()
@@ -56,7 +56,10 @@ rtfm-cli topics list --json
 @kafka_settings
 @json_option
 def list_(settings: Settings, as_json: bool) -> None:
-    """List the topics with their records and the lag of their consumer groups."""
+    """List the topics with records and lag.
+
+    Lag is the number of records that a consumer group has not committed yet.
+    """
     admin = TopicAdmin(settings, catalogue.load(settings.schemas_dir))
     states = admin.states()
     counts = {state.topic: admin.count_records(state) for state in states}

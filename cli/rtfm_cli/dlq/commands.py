@@ -88,7 +88,10 @@ rtfm-cli dlq stats --json
 @kafka_settings
 @json_option
 def stats(settings: Settings, as_json: bool) -> None:
-    """Count all dead letters by state, and the open ones by topic, error, stage and age."""
+    """Count dead letters.
+
+    Counts all of them by state, and the open ones by topic, error, stage and age.
+    """
     now = now_ms()
     states: Counter[str] = Counter({"open": 0, "replayed": 0, "discarded": 0})
     by: dict[str, Counter[str]] = {name: Counter() for name in ("topic", "error_class", "stage", "age")}
@@ -144,9 +147,9 @@ def replay(
     as_json: bool,
     **given: Any,
 ) -> int:
-    """Produce the original records of dead letters again, to their topics and partitions.
+    """Produce the original records again.
 
-    Use it once the cause is fixed. Refuses dead letters that still cannot be decoded, were replayed or discarded
+    Each record goes back to its topic and partition. Replay dead letters once their cause is fixed. Refuses dead letters that still cannot be decoded, were replayed or discarded
     before, failed more than three times, or crashed the processor; --force replays them. Always refuses dead letters
     that were erased with `rtfm-cli forget` or written by another program. Each dead letter is marked as replayed in
     the transaction of its replay. Exits with 1 if an ID that you named was refused.
