@@ -34,7 +34,8 @@ rtfm-cli topics init --bootstrap-servers kafka:9092 --json
 def init(settings: Settings, dry_run: bool, as_json: bool) -> None:
     """Create missing topics and change wrong ones.
 
-    A topic is wrong if it differs from the catalogue. Adds partitions, but never removes any. A second run changes nothing.
+    A topic is wrong if it differs from the catalogue. Adds partitions, but never removes any. A second run changes
+    nothing.
     """
     admin = TopicAdmin(settings, catalogue.load(settings.schemas_dir))
     plan = admin.plan()

@@ -149,10 +149,12 @@ def replay(
 ) -> int:
     """Produce the original records again.
 
-    Each record goes back to its topic and partition. Replay dead letters once their cause is fixed. Refuses dead letters that still cannot be decoded, were replayed or discarded
-    before, failed more than three times, or crashed the processor; --force replays them. Always refuses dead letters
-    that were erased with `rtfm-cli forget` or written by another program. Each dead letter is marked as replayed in
-    the transaction of its replay. Exits with 1 if an ID that you named was refused.
+    Each record goes back to its topic and partition. Replay dead letters once their cause is fixed.
+
+    Refuses dead letters that still cannot be decoded, were replayed or discarded before, failed more than three times,
+    or crashed the processor; --force replays them. Always refuses dead letters that were erased with `rtfm-cli forget`
+    or written by another program. Each dead letter is marked as replayed in the transaction of its replay. Exits with
+    1 if an ID that you named was refused.
     """
     selected = build_change_filter(given, ids, all_)
     rules = ReplayRules(contracts=open_contracts(settings), force=force, is_erased=_build_erasure_check(settings))
