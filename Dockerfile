@@ -1,11 +1,11 @@
 # One image for every service: `run bot`, `run processor` and the commands of rtfm-cli.
-# All packages come from the two locks, with checked hashes, so a commit always gives the same packages.
+# The two lock files name all packages with their hashes, so the same commit always installs the same packages.
 
 FROM python:3.12-slim AS builder
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
 
-# The tools that build the wheel stay in this stage.
+# The tools that build the wheel are installed only in this stage, so the image does not contain them.
 COPY requirements.lock requirements-services.lock ./
 RUN awk '/^[a-z]/ { keep = $1 ~ /^(hatchling|packaging|pathspec|pluggy|tomlkit|trove-classifiers)==/ } keep' \
       requirements.lock > tools.lock && \
@@ -14,7 +14,7 @@ RUN awk '/^[a-z]/ { keep = $1 ~ /^(hatchling|packaging|pathspec|pluggy|tomlkit|t
 RUN python -m venv /opt/rtfm && \
     /opt/rtfm/bin/pip install --require-hashes --no-deps -r requirements-services.lock && \
     /opt/rtfm/bin/pip check && \
-    # Descriptions of every Google API, 110 MB; Gemini's is not read from these files.
+    # These descriptions of every Google API have 110 MB; Gemini's client does not read them.
     rm -r /opt/rtfm/lib/python3*/site-packages/googleapiclient/discovery_cache/documents
 
 COPY pyproject.toml README.md LICENSE ./

@@ -35,11 +35,11 @@ _CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 _ESCAPED = re.compile(r"\\([^A-Za-z0-9\s])")
 
 _OUTCOME_TEXTS = {
-    "NOT_FOUND": "No archived message is near enough to this question.",
-    "EXPIRED": "The question had expired before a processor read it.",
+    "NOT_FOUND": "No archived message answers this question.",
+    "EXPIRED": "The question was not answered in time.",
     "REFUSED": "The question was refused.",
     "FAILED": "Answering failed; the processor's log says why.",
-    "UNKNOWN": "The answer has an outcome that this version does not know.",
+    "UNKNOWN": "This version of RTFM does not know the outcome of the answer.",
 }
 
 
@@ -49,7 +49,7 @@ rtfm-cli ask --guild 1163874448331508 --timeout 10 --json "how do I mount an NTF
 """)
 @click.command("ask")
 @click.argument("question")
-@click.option("--guild", metavar="ID", help="Answer from this guild; default: the archive's only one.")
+@click.option("--guild", metavar="ID", help="Answer from this guild; default: the only guild in the archive.")
 @click.option("--channel", "channels", multiple=True, metavar="ID", help="Use this channel only; may be repeated.")
 @click.option(
     "--timeout",
@@ -69,15 +69,15 @@ def ask(
     settings: Settings,
     as_json: bool,
 ) -> int:
-    """Ask QUESTION through bot-queries and print the answer from bot-responses.
+    """Produce QUESTION to bot-queries and print the answer from bot-responses.
 
-    Private threads and direct messages are used only if --channel names them. Exits with 1 if answering failed and with
-    3 if no answer came in time.
+    Answers use private threads and direct messages only if --channel names them. Exits with 1 if answering failed, and
+    with 3 if no answer came in time.
     """
     if not question.strip():
-        raise click.BadParameter("it is empty", param_hint="QUESTION")
+        raise click.BadParameter("the question is empty", param_hint="QUESTION")
     if question.encode(errors="replace").decode() != question:
-        raise click.BadParameter("it is not UTF-8", param_hint="QUESTION")
+        raise click.BadParameter("the question is not UTF-8", param_hint="QUESTION")
     query = _build_query(settings, question, guild, channels)
     response, elapsed_ms = _send_and_wait(settings, query, timeout_s)
     if as_json:
@@ -121,7 +121,7 @@ def _find_hint(settings: Settings) -> str:
     except Unavailable as exc:
         return str(exc)
     if members:
-        return "a processor is running; its log and `rtfm-cli status` say what it waits for"
+        return "a processor is running; read its log and its /readyz"
     return "no processor is running; start one with `rtfm-cli run processor`"
 
 

@@ -1,4 +1,4 @@
-"""`rtfm-cli demo`: the whole journey on this machine, with a sample chat.
+"""`rtfm-cli demo`: shows the whole journey on this machine, with a sample chat.
 
 Every step is a command that a person could type, run in its own process against the local services. The demo has its
 own topic prefix, ``demo.``, and its own database, so it changes no other topic, contract, collection or archive.
@@ -44,7 +44,7 @@ STOP_TIMEOUT_S = 20.0
 
 @frozen(kw_only=True)
 class Reply:
-    """What `rtfm-cli ask --json` printed for a question; if it printed nothing, ``answer`` is the error."""
+    """The output of `rtfm-cli ask --json` for a question; if the command failed, ``answer`` is the error."""
 
     question: LabelledQuestion
     outcome: str
@@ -66,7 +66,7 @@ class Reply:
 
 @examples("""
 rtfm-cli demo
-rtfm-cli demo --keep                leaves the services running
+rtfm-cli demo --keep                # leaves the services running
 rtfm-cli demo --json
 """)
 @click.command()
@@ -76,8 +76,9 @@ def demo(keep: bool, as_json: bool) -> int:
     """Show the whole journey on this machine, with sample data.
 
     Starts Kafka, the registry, Chroma and PostgreSQL unless they run already, imports a sample chat through
-    discord-messages, and asks five questions through bot-queries. The first run fetches about 200 MB. Your own topics
-    and archive stay as they are. Exits with 1 if fewer than four answers link to the right conversation.
+    discord-messages, and asks five questions through bot-queries. The first run fetches Kafka, the registry (200 MB)
+    and the embedding model (80 MB). Your own topics and archive are not changed. Exits with 1 if fewer than four
+    answers link to the right conversation.
     """
     began = time.monotonic()
     console = Console(stderr=as_json, highlight=False)
@@ -124,7 +125,7 @@ def questions() -> list[LabelledQuestion]:
 
 @contextmanager
 def _running_services(console: Console, stack: LocalStack, *, keep: bool) -> Iterator[None]:
-    """Run the local services; at the end stop those that did not run before, unless ``keep``."""
+    """Run the local services during the block; then stop those that did not run before, unless ``keep``."""
     before = {service.name for service in stack.status() if service.state == "running"}
     started = [service.name for service in stack.status() if service.name not in before]
     try:
@@ -138,7 +139,7 @@ def _running_services(console: Console, stack: LocalStack, *, keep: bool) -> Ite
 
 
 def _build_environment(stack: LocalStack) -> dict[str, str]:
-    """Return the environment of every step: this process's, with the demo's addresses and names."""
+    """Return the environment of every command: that of this process, with the addresses and names of the demo."""
     address = {service.name: service.address for service in stack.status()}
     server = address["postgres"].rpartition("/")[0]
     create_database(server, DATABASE)
@@ -164,7 +165,7 @@ def _prepare(console: Console, environment: Mapping[str, str]) -> None:
 
 @contextmanager
 def _running_processor(settings: Settings, environment: Mapping[str, str]) -> Iterator[None]:
-    """Run a processor in its own process; at the end of the block it finishes its records and stops."""
+    """Run a processor in its own process during the block; then let it finish its records and end."""
     log = settings.home / "log" / "demo-processor.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
@@ -204,7 +205,7 @@ def _import_sample(console: Console, environment: Mapping[str, str]) -> None:
 
 
 def _prepare_search(console: Console, environment: Mapping[str, str]) -> str:
-    """Return the search mode, after a rebuild if an earlier run left no vectors or those of another model."""
+    """Return the search mode. Rebuild first if an earlier run left no vectors, or vectors of another model."""
     search = ("search", "--json", "--limit", "1", "backup")
     found = json.loads(_run_command(environment, *search))
     if "rebuild_due" in found:
@@ -229,7 +230,7 @@ def _ask_question(console: Console, environment: Mapping[str, str], question: La
 
 def _fetch_reply(environment: Mapping[str, str], question: LabelledQuestion) -> Reply:
     try:
-        # Exit code 1 is the outcome FAILED, which is printed like any other.
+        # Exit code 1 means the outcome FAILED; its answer is printed like that of any other outcome.
         printed = json.loads(
             _run_command(
                 environment, "ask", "--json", question.question, allowed=(exit_codes.DONE, exit_codes.CHECK_FAILED)
@@ -251,7 +252,7 @@ _PROGRAM = (sys.executable, "-c", "from rtfm_cli.main import main; main()")
 
 
 def _run_command(environment: Mapping[str, str], *arguments: str, allowed: tuple[int, ...] = (0,)) -> str:
-    """Run a command and return its standard output. Raises the error that any other than an allowed exit code means."""
+    """Run a command and return its standard output. For an exit code not in ``allowed``, raise the error it means."""
     done = subprocess.run(
         [*_PROGRAM, *arguments],
         env=dict(environment),
@@ -276,7 +277,7 @@ def _run_command(environment: Mapping[str, str], *arguments: str, allowed: tuple
 
 @contextmanager
 def _step(console: Console, what: str, command: str, *, spinner: bool = True) -> Iterator[None]:
-    """Print a line with the time when a step succeeds; show a spinner until then if ``spinner``."""
+    """Print a line with the time that the block took if it succeeds; with ``spinner``, show a spinner until then."""
     began = time.monotonic()
     with console.status(f"{what} …") if spinner else nullcontext():
         yield

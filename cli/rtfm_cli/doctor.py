@@ -1,4 +1,4 @@
-"""`rtfm-cli doctor`: finds what keeps this installation from working, and names the fix. Changes nothing."""
+"""`rtfm-cli doctor`: finds what keeps this installation from working, and names the fix."""
 
 from __future__ import annotations
 
@@ -33,15 +33,21 @@ from rtfm_cli.options import echo_json, examples, json_option, load_settings
 from rtfm_cli.printing import echo, escape_unprintable
 
 MIN_FREE_BYTES = 1_000_000_000
-"""Downloads take 0.5 GB, and an archive of 100,000 messages about as much."""
+"""Free disk space that RTFM needs: 0.5 GB for downloads, and as much for an archive of 100,000 messages."""
 
 MAX_CLOCK_DIFFERENCE_S = 5.0
-"""Answers expire by the clock. The limit is well above the resolution of the Date header, which is a second."""
+"""How much this clock may differ from the registry's: questions expire by the clock.
+
+The limit is well above the resolution of the Date header, which is a second.
+"""
 
 
 @frozen
 class CheckResult:
-    """What a check found. ``state`` is ``ok``, ``note`` (it works with less) or ``wrong``; ``fix`` says what to do."""
+    """The result of a check.
+
+    ``state`` is ``ok``, ``note`` (RTFM works, but lacks something) or ``wrong``; ``fix`` says what to do.
+    """
 
     state: str
     detail: str
@@ -59,7 +65,8 @@ rtfm-cli doctor --json
 def doctor(fetch_model: bool, as_json: bool) -> int:
     """Check the configuration and the services, and name a fix for each problem.
 
-    Changes nothing, except that --fetch-model fetches the model. Exits with 1 if something is wrong.
+    Changes nothing, apart from --fetch-model. (Like every command, doctor removes the rights of other users from
+    RTFM_HOME.) Exits with 1 if something is wrong, also if a service does not answer.
     """
     settings = load_settings()
     if fetch_model:
@@ -130,9 +137,9 @@ def _check_strays(settings: Settings) -> CheckResult:
         with closing(contracts.open_registry(settings)) as registry:
             found = strays.find(catalogue.load(settings.schemas_dir), registry)
     except Unavailable:
-        return CheckResult("note", "not checked: the registry does not answer")
+        return CheckResult("note", "not checked, because the registry does not answer")
     if not found:
-        return CheckResult("ok", "the registry has released versions only")
+        return CheckResult("ok", "the registry has only released versions")
     state = "wrong" if any(stray.breaks for stray in found) else "note"
     messages, commands = [stray.message for stray in found], [stray.command() for stray in found]
     return CheckResult(state, "\n".join(messages), "\n".join(commands))
@@ -160,15 +167,15 @@ def _check_model(settings: Settings) -> CheckResult:
             f"{folder} does not have the model's files",
             "set RTFM_EMBEDDING_MODEL_DIR to a folder with model.onnx and tokenizer.json, or leave it empty",
         )
-    return CheckResult("note", f"not in {folder}: search is lexical", "rtfm-cli doctor --fetch-model")
+    return CheckResult("note", f"no model in {folder}: RTFM uses keyword search", "rtfm-cli doctor --fetch-model")
 
 
 def _check_vectors(settings: Settings) -> CheckResult:
-    """Check that the vectors are of the present model; otherwise search uses words although the model is there."""
+    """Check that the vectors are of the present model; with vectors of another model RTFM uses keyword search."""
     try:
         due = rebuilding.find_due_for(settings)
     except RtfmError:
-        return CheckResult("note", "not checked: the archive or Chroma does not answer")
+        return CheckResult("note", "not checked, because the archive or Chroma does not answer")
     if due:
         guilds = "; ".join(
             f"{f'guild {guild_id}' if guild_id else 'direct messages'}: {why}" for guild_id, why in due.items()
@@ -178,30 +185,32 @@ def _check_vectors(settings: Settings) -> CheckResult:
 
 
 def _check_clock(settings: Settings) -> CheckResult:
-    """Compare this clock with the registry's; services must agree on when a question expires."""
+    """Compare this clock with the registry's, because all services must agree on when a question expires."""
     try:
         reply = httpx.head(settings.schema_registry_url, timeout=2)
         theirs = parsedate_to_datetime(reply.headers["Date"]).timestamp()
     except (httpx.HTTPError, KeyError, ValueError):
-        return CheckResult("note", "not checked: no server to compare it with")
+        return CheckResult("note", "not checked, because the registry does not tell its time")
     difference_s = abs(time.time() - theirs)
     if difference_s > MAX_CLOCK_DIFFERENCE_S:
         return CheckResult(
-            "wrong", f"{difference_s:.0f} s away from the registry's clock", "set both machines' clocks by NTP"
+            "wrong",
+            f"differs from the registry's clock by {difference_s:.0f} s",
+            "set the clocks of both machines by NTP",
         )
     return CheckResult("ok", "agrees with the registry's clock")
 
 
 def _check_discord(settings: Settings) -> CheckResult:
     if settings.discord_token is None:
-        return CheckResult("note", "no token: the bot cannot start", "set DISCORD_TOKEN in .env")
+        return CheckResult("note", "no token, so the bot cannot start", "set DISCORD_TOKEN in .env")
     return CheckResult("ok", "a token is set")
 
 
 def _check_provider(settings: Settings) -> CheckResult:
     provider = chosen_provider(settings)
     if provider is None:
-        return CheckResult("note", "none: answers are extracts", "set GEMINI_API_KEY in .env")
+        return CheckResult("note", "no key, so answers are extracts (quotes)", "set GEMINI_API_KEY in .env")
     return CheckResult("ok", provider.describe(settings))
 
 

@@ -1,4 +1,4 @@
-"""`rtfm-cli eval`: measures retrieval on questions whose answers are known."""
+"""`rtfm-cli eval`: measures search with questions whose answers are known."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ rtfm-cli eval questions.jsonl --out results.jsonl --json
 @click.option("--out", type=click.Path(path_type=Path), help="Write one JSON object per question to this file.")
 @json_option
 def eval_(questions: Path, out: Path | None, as_json: bool) -> None:
-    """Measure retrieval on QUESTIONS, a file with one JSON object per line.
+    """Measure search with QUESTIONS, a file with one JSON object per line.
 
-    Each object has question, message_id, guild_id and relevant_message_ids. Prints hit@5, MRR@10 and coverage: the
-    share of the relevant messages in the first 300 words of the passages found.
+    Each object has question, message_id, guild_id and relevant_message_ids. Prints hit@5, MRR@10 and
+    cover@300w: the share of the relevant messages that is in the first 300 words of the passages found.
     """
     asked = read_questions(questions)
     with open_console_knowledge() as knowledge:
@@ -58,4 +58,4 @@ def eval_(questions: Path, out: Path | None, as_json: bool) -> None:
         return
     for name, value in figures.items():
         echo(f"{name:12} {value:.3f}")
-    echo(f"{summary.questions} questions, {summary.nothing_found} found nothing ({results[0].mode} search)")
+    echo(f"{summary.questions} questions, {summary.nothing_found} without a result ({results[0].mode} search)")

@@ -1,4 +1,4 @@
-"""The exit codes of commands. A command returns one of them; ``of`` gives the code of an error that it raises."""
+"""The exit codes of commands. ``of`` returns the exit code of an error."""
 
 from __future__ import annotations
 

@@ -24,13 +24,13 @@ from rtfm_cli.progress import Progress
 from rtfm_cli.tables import print_table
 
 _PAGE = 200
-"""Deletions that are produced before the progress is saved."""
+"""Deletions after which the progress is saved in the archive."""
 
 _REACH_LABELS = {
-    "messages": "messages, with their words in the statistics",
-    "passages": "passages with one of them; made again without it",
-    "vectors": "vectors, in the archive and in Chroma",
-    "answers_that_quote": "stored answers that rest on one of them",
+    "messages": "messages, and their words in the statistics of search",
+    "passages": "passages that contain these messages; they are formed again without them",
+    "vectors": "vectors of these passages, in the archive and in Chroma",
+    "answers_that_quote": "stored answers that use one of these messages",
     "answers_to_own_questions": "stored answers to this person's questions",
     "answers_that_name": "stored answers that may name this person",
 }
@@ -43,11 +43,11 @@ rtfm-cli forget --user 80351110224678912 --guild 1163874448331508
 rtfm-cli forget --channel 1163874448331511
 """)
 @click.command("forget")
-@click.option("--user", metavar="ID", help="A person: all messages and questions, in all guilds or only in --guild.")
-@click.option("--channel", metavar="ID", help="A channel, with its threads and posts.")
-@click.option("--guild", metavar="ID", help="A guild; with --user, the person in this guild only.")
+@click.option("--user", metavar="ID", help="Erase a person's messages and questions, in all guilds or only in --guild.")
+@click.option("--channel", metavar="ID", help="Erase a channel, with its threads and posts.")
+@click.option("--guild", metavar="ID", help="Erase a guild; with --user, erase the person in this guild only.")
 @click.option("--dry-run", is_flag=True, help="Show what would be erased and change nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Erase without asking for confirmation.")
 @click.option("--rate", default=500, show_default=True, type=click.IntRange(1), help="Deletions produced per second.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until the processor has removed everything.")
 @kafka_and_registry_settings
@@ -63,12 +63,13 @@ def forget(
     settings: Settings,
     as_json: bool,
 ) -> int:
-    """Erase the messages and questions of a person, or all of a channel or guild, up to now.
+    """Erase the messages and questions of a person, a channel or a guild, up to now.
 
-    From the start of the command none of it is found, shown or archived again. The command then produces one DELETED
-    event for each archived message, so that the processor and every other reader of discord-messages removes it. If the
-    command is interrupted, run it again to continue. docs/privacy.md says how long copies stay in Kafka and in backups.
-    Exits with 1 if no processor has removed the messages yet.
+    From the moment of the confirmation, search does not find what is erased, answers do not use it, and ingest does not
+    archive it again. Then the command produces one DELETED event for each archived message, so that the processor and
+    every other reader of discord-messages removes the message. If the command is interrupted, run it again to continue.
+    docs/privacy.md says how long copies stay in Kafka and in backups. Exits with 1 if messages are left, because no
+    processor has removed them yet.
     """
     target = _parse_target(user, channel, guild)
     with closing(SqlArchive(settings.database_url)) as archive:
@@ -101,9 +102,11 @@ def forget(
 def _parse_target(user: str | None, channel: str | None, guild: str | None) -> Target:
     given = [name for name in (user, channel, guild) if name is not None]
     if not given or (channel is not None and len(given) > 1):
-        raise click.UsageError("Give one of --user, --channel and --guild; --user may be combined with --guild.")
+        raise click.UsageError(
+            "Name what to erase: --user, --channel or --guild. Only --user and --guild can be combined."
+        )
     if not all(is_id(name) for name in given):
-        raise click.UsageError("An id has only letters, digits and . _ : @ - and at most 128 characters.")
+        raise click.UsageError("An id may have only letters, digits and . _ : @ - and at most 128 characters.")
     if user is not None:
         return Target(scope="user", id=user, guild_id=guild or "")
     return Target(scope="channel", id=channel) if channel is not None else Target(scope="guild", id=given[0])
@@ -121,8 +124,8 @@ def _produce_deletions(
 ) -> tuple[int, dict[int, int]]:
     """Produce the deletions, at most ``rate`` per second, and save the progress in the archive.
 
-    Returns how many there were, and partition → offset after the last one. Raises Unavailable if Kafka does not accept
-    a deletion.
+    Returns the number of deletions, and for each partition the offset after the last one. Raises Unavailable if Kafka
+    does not accept a deletion.
     """
     told, produced, contracts = 0, ProducedEnds(), open_contracts(settings)
     with EventProducer(settings, contracts) as producer, Progress("Producing", total, quiet) as progress:
@@ -148,7 +151,7 @@ def _build_deletion(message: ErasedMessage) -> object:
         guild_id=message.guild_id or None,
         channel_id=message.channel_id,
         channel_kind=ChannelKind.UNKNOWN,
-        # The archive may have a time outside the range that events allow.
+        # The archive accepts times that an event must not have.
         created_at=message.created_at if is_time(message.created_at) else TimestampMillis(0),
         change=MessageChange.DELETED,
         observed_at=now_ms(),

@@ -23,7 +23,7 @@ from rtfm_cli.printing import echo, escape_unprintable
 from rtfm_cli.progress import Progress
 
 NO_PROCESSOR_TIMEOUT_S = 10.0
-"""Seconds without a processor after which import stops waiting."""
+"""Seconds without a running processor after which a command stops waiting for ingest."""
 
 _PLACES_SHOWN = 10
 
@@ -45,8 +45,8 @@ def import_(
 ) -> None:
     """Import chat exports (DiscordChatExporter's JSON) through discord-messages.
 
-    All files are checked before anything is sent. Broken messages and Discord's own notices are left out and counted.
-    Importing a file again changes nothing.
+    All files are checked before anything is sent. System messages (such as joins and pins) and invalid messages are
+    left out; the report counts them by reason. Importing a file again changes nothing.
     """
     exports = [read_export(path) for path in files]
     produced, sent = _produce(settings, exports, quiet=as_json)
@@ -56,20 +56,20 @@ def import_(
 
 @define
 class ProducedEnds:
-    """The end of the produced records: partition → offset after the last one."""
+    """For each partition, the offset after the last record that was produced to it."""
 
     ends: dict[int, int] = field(factory=dict)
     _lock: threading.Lock = field(factory=threading.Lock)
 
     def record_delivery(self, delivery: Delivery) -> None:
-        """Record a delivery; may be called from any thread."""
+        """Note where a record was delivered; may be called from any thread."""
         if delivery.error is None:
             with self._lock:
                 self.ends[delivery.partition] = max(self.ends.get(delivery.partition, 0), delivery.offset + 1)
 
 
 def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) -> tuple[dict[int, int], int]:
-    """Send all messages and return partition → offset after the last one, and how many were sent.
+    """Send all messages; return for each partition the offset after the last one, and the number of messages.
 
     Raises RtfmError if a message was not delivered.
     """
@@ -98,7 +98,7 @@ def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) 
 
 
 def wait_until_ingested(settings: Settings, ends: dict[int, int], *, quiet: bool) -> bool:
-    """Wait until ingest has committed ``ends`` and return True, or False if no processor is running."""
+    """Wait until ingest has committed the offsets ``ends`` and return True, or False if no processor is running."""
     group = GroupProgress(settings, catalogue.load(settings.schemas_dir).group(MESSAGES))
     committed = group.committed_offsets(MESSAGES, ends)
     started = {partition: committed.get(partition, 0) for partition in ends}

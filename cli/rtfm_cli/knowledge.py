@@ -12,8 +12,11 @@ from rtfm_cli.printing import echo
 
 @contextmanager
 def open_console_knowledge() -> Iterator[Knowledge]:
-    """Open the knowledge of the settings. Prints a line if there is no embedding model."""
+    """Open the archive, the vectors and the search of the settings; print a line if there is no embedding model."""
     with closing(open_knowledge(load_settings(log_level="ERROR"))) as knowledge:
         if knowledge.retriever.mode == "lexical":
-            echo("No embedding model: search uses words only. `rtfm-cli doctor --fetch-model` fetches it.", err=True)
+            echo(
+                "No embedding model: RTFM uses keyword search. `rtfm-cli doctor --fetch-model` fetches the model.",
+                err=True,
+            )
         yield knowledge

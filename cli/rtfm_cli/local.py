@@ -28,7 +28,8 @@ from rtfm_cli.tables import print_table
 def local() -> None:
     """Run Kafka, the registry, Chroma and PostgreSQL on this machine, without Docker.
 
-    Their data is in RTFM_HOME (.rtfm/), and every other command finds them there while they run.
+    Their data and logs are in RTFM_HOME (default .rtfm/). While they run, every other command finds their addresses
+    there.
     """
 
 
@@ -38,19 +39,29 @@ rtfm-cli local up --kafka-port 19092
 """)
 @local.command()
 @click.option(
-    "--kafka-port", "kafka", type=click.IntRange(1, 65535), help="Port of Kafka; default 29092 where it is free."
+    "--kafka-port", "kafka", type=click.IntRange(1, 65535), help="Port of Kafka; default 29092, or any free port."
 )
 @click.option(
-    "--registry-port", "schema_registry", type=click.IntRange(1, 65535), help="Port of the registry; default 8081."
+    "--registry-port",
+    "schema_registry",
+    type=click.IntRange(1, 65535),
+    help="Port of the registry; default 8081, or any free port.",
 )
-@click.option("--chroma-port", "chroma", type=click.IntRange(1, 65535), help="Port of Chroma; default 8000.")
-@click.option("--postgres-port", "postgres", type=click.IntRange(1, 65535), help="Port of PostgreSQL; default 5432.")
+@click.option(
+    "--chroma-port", "chroma", type=click.IntRange(1, 65535), help="Port of Chroma; default 8000, or any free port."
+)
+@click.option(
+    "--postgres-port",
+    "postgres",
+    type=click.IntRange(1, 65535),
+    help="Port of PostgreSQL; default 5432, or any free port.",
+)
 @json_option
 def up(as_json: bool, **ports: int | None) -> None:
     """Start the services that do not run yet.
 
-    The first start fetches about 200 MB; later ones need no network. It also tries to fetch the embedding model (80
-    MB). Without the model search is lexical.
+    The first start fetches Kafka and the registry (200 MB); later starts need no network. It also tries to fetch the
+    embedding model (80 MB). Without the model RTFM uses keyword search.
     """
     given = {name.replace("_", "-"): port for name, port in ports.items() if port is not None}
     stack = open_stack()
@@ -68,7 +79,7 @@ rtfm-cli local down
 @local.command()
 @json_option
 def down(as_json: bool) -> None:
-    """Stop what `local up` started. The data stays."""
+    """Stop the services that `local up` started. Their data stays."""
     stack = open_stack()
     stopped = stack.down()
     if as_json:
@@ -98,7 +109,7 @@ rtfm-cli local logs postgres --follow
 """)
 @local.command()
 @click.argument("service", type=click.Choice(SERVICES), required=False)
-@click.option("-f", "--follow", is_flag=True, help="Follow the log.")
+@click.option("-f", "--follow", is_flag=True, help="Print new lines until Ctrl-C.")
 @click.option("-n", "--lines", default=50, show_default=True, type=click.IntRange(1), help="Number of lines to show.")
 def logs(service: str | None, follow: bool, lines: int) -> None:
     """Show the log of SERVICE, or of all four services."""
@@ -125,14 +136,14 @@ def open_stack() -> LocalStack:
 
 
 def offer_model(home: Path) -> None:
-    """Fetch the embedding model if there is none. A failure is not an error: it prints one line."""
+    """Fetch the embedding model if there is none. If that fails, print one line and return."""
     if model.is_fetched(home) or load_settings().embedding_model_dir is not None:
         return
     try:
         with download_progress() as progress:
             model.fetch(home, url=load_settings().embedding_model_url, progress=progress)
     except RtfmError as exc:
-        echo(f"Search will be lexical: {exc}", err=True)
+        echo(f"RTFM will use keyword search: {exc}", err=True)
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""The entry point of `rtfm-cli`: finds commands without importing them; turns an error into a line and an exit code."""
+"""The entry point of `rtfm-cli`.
+
+A command is imported only when it is called. An error of a command becomes a line on standard error and an exit code.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,21 @@ from rtfm import errors
 from rtfm_cli import exit_codes
 from rtfm_cli.printing import echo, escape_unprintable
 
-# name: (module, attribute, help). The help texts are here, so that --help imports no command.
+# Command: (module, attribute, help text). The help texts are here, so that --help need not import the commands.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "local": ("rtfm_cli.local", "local", "Run Kafka, the registry, Chroma and PostgreSQL on this machine."),
     "topics": ("rtfm_cli.topics", "topics", "Create, list and check the Kafka topics."),
     "schemas": ("rtfm_cli.schemas", "schemas", "Register, check and release the Avro contracts."),
-    "run": ("rtfm_cli.run", "run", "Run a service: the bot or the processor."),
+    "run": ("rtfm_cli.run", "run", "Run one of the two services: the bot or the processor."),
     "import": ("rtfm_cli.import_", "import_", "Import chat exports through discord-messages."),
-    "search": ("rtfm_cli.search", "search", "Show what retrieval finds, with scores."),
-    "ask": ("rtfm_cli.ask", "ask", "Ask a question through Kafka."),
-    "rebuild": ("rtfm_cli.rebuild", "rebuild", "Make the vectors again from the archive."),
-    "eval": ("rtfm_cli.eval", "eval_", "Measure retrieval on questions whose answers are known."),
+    "search": ("rtfm_cli.search", "search", "Show which passages a question finds, with scores."),
+    "ask": ("rtfm_cli.ask", "ask", "Ask a question through Kafka and print the answer."),
+    "rebuild": ("rtfm_cli.rebuild", "rebuild", "Restore the vectors from the archive, or compute them again."),
+    "eval": ("rtfm_cli.eval", "eval_", "Measure search with questions whose answers are known."),
     "dlq": ("rtfm_cli.dlq.commands", "dlq", "List, inspect, replay and discard dead letters."),
     "forget": ("rtfm_cli.forget", "forget", "Erase a person, a channel or a guild."),
-    "selftest": ("rtfm_cli.selftest", "selftest", "Test every part of a running system."),
-    "status": ("rtfm_cli.status", "status", "Show topics, groups, lag and stores."),
+    "selftest": ("rtfm_cli.selftest", "selftest", "Send a message and a question through the running system."),
+    "status": ("rtfm_cli.status", "status", "Show topics, consumer groups with their lag, contracts and stores."),
     "doctor": ("rtfm_cli.doctor", "doctor", "Check the configuration and the services, and name fixes."),
     "demo": ("rtfm_cli.demo", "demo", "Show the whole journey on this machine, with sample data."),
 }
@@ -58,8 +61,8 @@ class LazyGroup(click.Group):
 _HELP = """Answers questions from your community's past messages, over Kafka with Avro contracts.
 
 \b
-rtfm-cli demo                          the whole journey on this machine
-rtfm-cli local up                      real Kafka, registry, Chroma and PostgreSQL
+rtfm-cli demo                          show the whole journey on this machine
+rtfm-cli local up                      start Kafka, the registry, Chroma and PostgreSQL
 rtfm-cli topics init                   create the topics
 rtfm-cli schemas register              register the contracts
 rtfm-cli run processor                 archive messages and answer questions
@@ -93,7 +96,7 @@ def run(args: list[str] | None = None) -> int:
     try:
         result: Any = cli.main(args=arguments, prog_name="rtfm-cli", standalone_mode=False)
     except click.ClickException as exc:
-        shown = io.StringIO()  # the message may have a file's name, so it goes through echo
+        shown = io.StringIO()  # the message may contain a file's name, so echo prints it
         exc.show(shown)
         echo(shown.getvalue(), err=True, nl=False)
         return exc.exit_code
@@ -119,7 +122,7 @@ def run(args: list[str] | None = None) -> int:
 
 
 def _command_and_extra(arguments: list[str]) -> tuple[str, str]:
-    """Return the command that ``arguments`` call, and the extra that installs its packages."""
+    """Return the command that ``arguments`` name, and the extra that installs its packages."""
     words = [word for word in arguments if not word.startswith("-")]
     extra = "local" if words[0] in ("local", "demo") else "bot" if words[:2] == ["run", "bot"] else "processor"
     return " ".join(words[: 2 if words[0] in ("local", "run") else 1]), extra

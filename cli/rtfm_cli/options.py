@@ -1,4 +1,4 @@
-"""Options that several commands share, and the settings that they change."""
+"""Options that several commands share, and small functions for their output."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def require_packages(*packages: str) -> None:
 def load_settings(*, log_level: str | None = None, **flags: Any) -> settings.Settings:
     """Load the settings, apply a command's flags, and configure logging.
 
-    ``log_level`` replaces the configured level for commands that print such messages themselves; ``--debug`` wins.
+    ``log_level`` replaces the configured level, for commands that print the logged facts themselves. ``--debug``
+    overrides both levels.
     """
     loaded = settings.load().with_flags(**flags)
     hide(loaded.secrets())
@@ -79,7 +80,7 @@ def pluralize(count: int, plural: str) -> str:
 
 
 def format_records(records: int | None, offsets: int) -> str:
-    """Return the number of a topic's records for a table; its offsets are the upper bound if they were not counted."""
+    """Return the number of a topic's records for a table: ``records``, or "≤ ``offsets``" if they were not counted."""
     return f"≤ {offsets}" if records is None else str(records)
 
 

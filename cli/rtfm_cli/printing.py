@@ -1,8 +1,8 @@
-"""Prints for people: the only way to the terminal, apart from tables.
+"""Prints lines for people, and JSON.
 
-Promises that text from outside (messages, names, keys, files, errors of other services) reaches the terminal without
-escape sequences, and that no secret of the settings reaches it. Tables are in ``rtfm_cli.tables``, so that rich is
-imported only for them.
+Everything but tables is printed by this module. It removes escape sequences from text that comes from outside
+(messages, names, keys, files, errors of other services), and it removes the secrets of the settings. Tables are in
+``rtfm_cli.tables``, so that rich is imported only for them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ __all__ = ["echo", "escape_unprintable", "json_text"]
 
 
 def echo(text: str = "", *, err: bool = False, nl: bool = True, fg: str | None = None, bold: bool = False) -> None:
-    """Print lines, to stderr with ``err``. Escape data that must stay on its line with ``escape_unprintable`` first."""
+    """Print lines, to stderr with ``err``.
+
+    Line feeds are printed. Use ``escape_unprintable`` first for data that must stay on one line.
+    """
     shown = redact(escape_unprintable(text, newlines=True))
     click.secho(shown, err=err, nl=nl, fg=fg, bold=bold or None)
 

@@ -10,7 +10,7 @@ from rtfm_cli.printing import echo
 
 
 class Progress:
-    """A progress bar on a terminal, a plain line now and then elsewhere, nothing if ``quiet``."""
+    """A progress bar on a terminal; elsewhere a plain line now and then; nothing if ``quiet``."""
 
     def __init__(self, what: str, total: int, quiet: bool) -> None:
         console = Console(stderr=True)
@@ -43,7 +43,7 @@ class Progress:
         self._bar.stop()
 
     def reach(self, what: str, done: int, total: int) -> None:
-        """Set the number done to ``done`` of ``total``, under the label ``what``."""
+        """Show that ``done`` of ``total`` are done, with the label ``what``."""
         if what != self._what or total != self._total:
             self._what, self._total = what, total
             self._bar.update(self._task, description=what, total=total)

@@ -1,4 +1,4 @@
-"""`rtfm-cli rebuild`: makes the vectors again from the archive, in a new collection."""
+"""`rtfm-cli rebuild`: restores the vectors from the archive or computes them again, in a new collection."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _WORK_DESCRIPTIONS = {
     "nothing": "nothing to do",
     "clean": "remove what an earlier rebuild left in Chroma",
     "copy": "copy the archive's vectors to a new collection",
-    "embed": "make all vectors again",
-    "link": "make all conversations and vectors again",
+    "embed": "compute all vectors again",
+    "link": "form all conversations again and compute all vectors",
 }
 
 
@@ -29,21 +29,24 @@ rtfm-cli rebuild
 rtfm-cli rebuild --guild 1163874448331508 --force
 """)
 @click.command("rebuild")
-@click.option("--dry-run", is_flag=True, help="Show what would be done, and why; change nothing.")
-@click.option("--force", is_flag=True, help="Rebuild even if up to date.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done and why; change nothing.")
+@click.option("--force", is_flag=True, help="Rebuild guilds that are up to date, too.")
 @click.option("--guild", "only", metavar="ID", help="Rebuild this guild only.")
 @json_option
 def rebuild(dry_run: bool, force: bool, only: str | None, as_json: bool) -> None:
-    """Make the vectors again from the archive, in a new collection that then replaces the old one.
+    """Restore the vectors from the archive, or compute them again, in a new collection that replaces the old one.
 
-    If Chroma was lost or damaged, copies the vectors that the archive keeps, without embedding. If the embedding model
-    changed or was missing, or a new version splits conversations differently, makes all vectors again. Search and
-    ingest continue meanwhile. An interrupted rebuild changes nothing.
+    If Chroma lost vectors, copies them from the archive. If the embedding model changed or was missing, or if a new
+    version forms conversations by other rules, computes all vectors again. Search and ingest continue meanwhile; ingest
+    waits only while the new collection replaces the old one. If the command is interrupted, the old collection stays in
+    use, and the next rebuild removes the unfinished one.
     """
     with open_console_knowledge() as knowledge:
         guilds = [*knowledge.archive.guilds(), *([""] if knowledge.archive.channels(None) else [])]
         if only is not None and only not in guilds:
-            raise ConfigError(f"guild {only} is not in the archive", hint="`rtfm-cli rebuild --dry-run` lists them")
+            raise ConfigError(
+                f"guild {only} is not in the archive", hint="`rtfm-cli rebuild --dry-run` lists the guilds"
+            )
         plans = [
             rebuilding.plan(knowledge, guild_id, force=force) for guild_id in guilds if only is None or guild_id == only
         ]
@@ -59,7 +62,7 @@ def rebuild(dry_run: bool, force: bool, only: str | None, as_json: bool) -> None
     else:
         echo(f"{changes} changes")
         if not dry_run and any(plan.work == "embed" for plan in plans):
-            echo("Processors load the model when they start: restart those that started without it.", err=True)
+            echo("A processor loads the model when it starts: restart processors that started without it.", err=True)
 
 
 def _format_plan(plan: RebuildPlan, *, dry_run: bool) -> str:

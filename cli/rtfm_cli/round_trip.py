@@ -1,4 +1,4 @@
-"""Produces an event and waits for the event that follows from it."""
+"""Produces an event and waits for another event, such as a question and its answer."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def round_trip(
 ) -> tuple[Any, int] | None:
     """Produce ``event`` to ``sent_to`` and wait for the event of ``topic`` that ``is_wanted`` accepts.
 
-    Returns that event and the milliseconds until it came, or None if it does not come in time.
+    Returns the accepted event and the milliseconds that it took, or None if ``timeout_s`` passes.
     """
     contracts = open_contracts(settings)
-    # The reader seeks to the end of the topic before the event is sent, so that it misses nothing.
+    # The reader is at the end of the topic before the event is sent, so that it reads every later event.
     with EventReader(settings, contracts, topic, from_end=True) as reader:
         began = time.monotonic()
         with EventProducer(settings, contracts) as producer:

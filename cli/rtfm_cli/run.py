@@ -1,4 +1,7 @@
-"""`rtfm-cli run`: runs one of the two services. Each is imported in its command, because its packages are its own."""
+"""`rtfm-cli run`: runs one of the two services.
+
+A service is imported only in its own command, because the packages of the other one need not be installed.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def run() -> None:
-    """Run a service until SIGTERM or Ctrl-C; it then finishes the records that it has started."""
+    """Run a service until SIGTERM or Ctrl-C. Then the service finishes the records that it has started and ends."""
 
 
 @examples("""
@@ -28,10 +31,14 @@ rtfm-cli run processor
 METRICS_PORT=9100 rtfm-cli run processor --only answer
 """)
 @run.command("processor")
-@click.option("--only", type=click.Choice(["ingest", "answer"]), help="Run only one of the two pipelines.")
+@click.option(
+    "--only",
+    type=click.Choice(["ingest", "answer"]),
+    help="Run only one of the two pipelines: archive messages, or answer questions.",
+)
 @kafka_and_registry_settings
 def processor(only: Part | None, settings: Settings) -> None:
-    """Archive messages and answer questions."""
+    """Run the processor: archive messages and answer questions."""
     require_packages("onnxruntime", "chromadb", "sqlalchemy")
     from rtfm.processor.service import run_processor
 
@@ -39,7 +46,7 @@ def processor(only: Part | None, settings: Settings) -> None:
         run_processor(settings, only)
     except Unfinished as exc:
         echo(f"Error: {exc}\nHint: {exc.hint}", err=True)
-        # Threads that still run would keep the interpreter from ending.
+        # A thread that still runs would keep the interpreter from ending, so end the process directly.
         sys.stderr.flush()
         os._exit(exit_codes.CHECK_FAILED)
 
@@ -51,7 +58,11 @@ DISCORD_TOKEN=… METRICS_PORT=9101 rtfm-cli run bot
 @run.command("bot")
 @kafka_and_registry_settings
 def bot(settings: Settings) -> None:
-    """Connect to Discord as the bot of DISCORD_TOKEN: publish messages and questions, post answers."""
+    """Run the Discord bot.
+
+    It connects with DISCORD_TOKEN, publishes messages and questions to Kafka, and posts the answers. Answers need a
+    running processor, too.
+    """
     require_packages("discord", "sqlalchemy")
     from rtfm.bot.service import run_bot
 

@@ -1,4 +1,4 @@
-"""`rtfm-cli schemas`: registers, checks and releases the contracts, and shows the registry's versions of them."""
+"""`rtfm-cli schemas`: registers, checks, compares, releases and shows the contracts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ rtfm-cli schemas list --json
 @schemas.command("list")
 @json_option
 def list_(as_json: bool) -> None:
-    """List the contracts of the catalogue, without asking a registry."""
+    """List the contracts of the catalogue. Works without a registry."""
     catalogue = _load_catalogue()
     rows = [
         {
@@ -69,13 +69,16 @@ rtfm-cli schemas register --registry http://localhost:8081
 @click.option("--dry-run", is_flag=True, help="Show the plan and change nothing.")
 @json_option
 def register(schema_registry_url: str | None, dry_run: bool, as_json: bool) -> None:
-    """Register the contracts and their compatibility levels, all or nothing. A second run changes nothing."""
+    """Register the contracts and their compatibility levels, all or nothing.
+
+    A second run changes nothing. Also names versions in the registry that were never released.
+    """
     settings = load_settings(schema_registry_url=schema_registry_url)
     catalogue = catalogues.load(settings.schemas_dir)
     if not (catalogue.directory / lock.LOCK_FILE).is_file() and not dry_run:
         lock.write(catalogue)
     registry = contracts.open_registry(settings, timeout_s=contracts.COMMAND_TIMEOUT_S)
-    contracts.Contracts(catalogue, registry)  # compares classes with schemas before anything is written
+    contracts.Contracts(catalogue, registry)  # raises if a class does not fit its schema, before anything is written
     items = registration.plan(catalogue, registry)
     if not dry_run:
         items = registration.apply(catalogue, registry, items)
@@ -102,12 +105,13 @@ rtfm-cli schemas check --registry http://localhost:8081
 """)
 @schemas.command("check")
 @click.option("--format", "output", type=click.Choice(["text", "json", "github"]), default="text", show_default=True)
-@click.option("--registry", "url", metavar="URL", help="Compare with this registry's verdicts, too.")
+@click.option("--registry", "url", metavar="URL", help="Also ask this registry whether it accepts the schemas.")
 def check(output: str, url: str | None) -> int:
     """Compare the schemas with every released version, offline.
 
-    Also checks each schema by itself, and looks for released files that were changed or removed. Exits with 1 if a
-    change breaks a reader or a check fails; with --registry, also if the registry's verdict differs.
+    Also checks each schema by itself, and looks for released files that were changed or removed. With --registry, also
+    compares the result with the registry's, and names versions that were never released. Exits with 1 if there is a
+    finding.
     """
     catalogue = _load_catalogue()
     found = releases.findings(catalogue)
@@ -150,13 +154,13 @@ rtfm-cli schemas remove bot-queries-value 7 --yes
 @click.argument("subject")
 @click.argument("version", type=click.IntRange(1))
 @registry_option
-@click.option("--yes", is_flag=True, help="Remove it; without --yes only show what would be removed.")
+@click.option("--yes", is_flag=True, help="Remove the version; without --yes only show what would be removed.")
 @json_option
 def remove(subject: str, version: int, schema_registry_url: str | None, yes: bool, as_json: bool) -> None:
-    """Remove an unreleased version from the registry.
+    """Remove a version that was never released from the registry.
 
-    Records that were written with it stay readable. Refuses a released version. First turn off auto.register.schemas in
-    the client that registered it; otherwise the client registers it again.
+    Records that were written with this version stay readable. The command refuses to remove a released version. First
+    turn off auto.register.schemas in the client that registered the version; otherwise the client registers it again.
     """
     settings = load_settings(schema_registry_url=schema_registry_url)
     catalogue = catalogues.load(settings.schemas_dir)
@@ -184,7 +188,7 @@ rtfm-cli schemas diff bot-queries --from 1
 )
 @json_option
 def diff(topic: str | None, version: int | None, as_json: bool) -> None:
-    """Describe what changed since a released version."""
+    """Describe what changed in a schema since a released version."""
     catalogue = _load_catalogue()
     rows: list[dict[str, Any]] = []
     for entry in [catalogue.topic(topic)] if topic else catalogue.topics_with_schema():
@@ -217,9 +221,14 @@ rtfm-cli schemas release
 """)
 @schemas.command("release")
 @click.option("--dry-run", is_flag=True, help="Show what would be released and change nothing.")
-@click.option("--reset-v1", is_flag=True, help="Make the schemas version 1 again; only before the project's first tag.")
+@click.option(
+    "--reset-v1", is_flag=True, help="Replace version 1 by the present schemas; only before the project's first tag."
+)
 def release(dry_run: bool, reset_v1: bool) -> int:
-    """Release the changed schemas as their next version. Refuses incompatible and unchanged schemas."""
+    """Release the changed schemas as their next version.
+
+    Exits with 1 and releases nothing if a schema is incompatible or none has changed.
+    """
     catalogue = _load_catalogue()
     if reset_v1:
         if _read_tags(catalogue.directory):
@@ -258,9 +267,9 @@ rtfm-cli schemas show bot-queries --codec
 @schemas.command("show")
 @click.argument("topic")
 @click.option("--version", type=click.IntRange(1), help="A released version; default: the present schema.")
-@click.option("--codec", is_flag=True, help="Print the Python source of its encoder and decoder.")
+@click.option("--codec", is_flag=True, help="Print the Python source of the encoder and the decoder.")
 def show(topic: str, version: int | None, codec: bool) -> None:
-    """Print a schema, or the source of the codec that is compiled from it."""
+    """Print a schema, or the source of the codec that is generated from it."""
     catalogue = _load_catalogue()
     entry = catalogue.topic(topic)
     schema = entry.schema if version is None else catalogue.released_schemas(topic).get(version)
@@ -292,7 +301,7 @@ def _released_hint(versions: list[int], topic: str) -> str:
 def _format_finding(finding: Finding) -> str:
     text = finding.message
     if finding.direction == "backward" and finding.consumers:
-        text += f"\n  breaks for records still in Kafka: {', '.join(finding.consumers)}"
+        text += f"\n  breaks readers of records that are still in Kafka: {', '.join(finding.consumers)}"
     elif finding.direction is not None and finding.consumers:
         text += f"\n  breaks: {', '.join(finding.consumers)} (written by {', '.join(finding.producers)})"
     return f"{text}\n  rule: {finding.rule}" + (f", at {finding.path}" if finding.path else "")
@@ -317,7 +326,7 @@ def _read_tags(directory: Path) -> list[str]:
             ["git", "-C", str(directory), "tag", "--list"], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
-        return []  # not a checkout: the schemas of another project
+        return []  # the schemas are not in a git repository
     return result.stdout.split()
 
 

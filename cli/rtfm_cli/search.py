@@ -1,4 +1,4 @@
-"""`rtfm-cli search`: shows what retrieval finds, with scores."""
+"""`rtfm-cli search`: shows which passages a question finds, with scores."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ rtfm-cli search --guild 1163874448331508 --limit 3 --json "mount an NTFS disk"
 """)
 @click.command("search")
 @click.argument("query")
-@click.option("--guild", metavar="ID", help="Search this guild; default: the archive's only one.")
+@click.option("--guild", metavar="ID", help="Search this guild; default: the only guild in the archive.")
 @click.option("--channel", "channels", multiple=True, metavar="ID", help="Search this channel only; may be repeated.")
-@click.option("--limit", type=click.IntRange(1, 100), default=10, show_default=True, help="Most passages to show.")
+@click.option("--limit", type=click.IntRange(1, 100), default=10, show_default=True, help="Maximum number of passages.")
 @click.option("--explain", is_flag=True, help="Show both ranks, the scores, the floor and the filters.")
 @json_option
 def search(query: str, guild: str | None, channels: tuple[str, ...], limit: int, explain: bool, as_json: bool) -> None:
-    """Show what retrieval finds for QUERY, best first, with scores.
+    """Show the passages that QUERY finds, best first, with scores.
 
-    Private threads and direct messages are searched only if --channel names them.
+    Searches private threads and direct messages only if --channel names them.
     """
     if not query.strip():
-        raise click.BadParameter("it is empty", param_hint="QUERY")
+        raise click.BadParameter("the query is empty", param_hint="QUERY")
     with open_console_knowledge() as knowledge:
         guild_id, visible = console_scope(knowledge.archive, guild, channels)
         result = knowledge.retriever.search(query, guild_id=guild_id, visible_channel_ids=visible, limit=limit)
@@ -54,7 +54,7 @@ def search(query: str, guild: str | None, channels: tuple[str, ...], limit: int,
         )
         return
     if result.rebuild_due:
-        echo(f"{result.rebuild_due}: run `rtfm-cli rebuild`. Until then search uses words only.", err=True)
+        echo(f"{result.rebuild_due}: run `rtfm-cli rebuild`. Until then RTFM uses keyword search.", err=True)
     if explain:
         _print_explanation(result)
     if not result.found:
@@ -71,7 +71,8 @@ def search(query: str, guild: str | None, channels: tuple[str, ...], limit: int,
     echo(f"{len(result.passages)} passages ({result.mode} search)")
 
 
-_READ_CHARACTERS = 2_000  # of a message; enough for a line
+_READ_CHARACTERS = 2_000
+"""Characters of a message that are read to print its line of at most 160 characters."""
 
 
 def _to_line(text: str) -> str:
@@ -82,9 +83,9 @@ def _to_line(text: str) -> str:
 def _print_explanation(result: SearchResult) -> None:
     details = result.explanation
     if details is None:
-        echo("Nothing was searched: there is no visible channel, or no question.")
+        echo("Nothing was searched: no channel is visible, or the query has no words.")
         return
-    kind = "calibrated for this guild" if details.calibrated else "the default, not calibrated yet"
+    kind = "calibrated for this guild" if details.calibrated else "the default; not calibrated for this guild yet"
     relation = "reaches" if details.evidence >= details.floor else "is below"
     vectors = "" if details.compared == "no vectors" else f": {details.looked_at:,} vectors"
     echo(f"filters   guild {details.guild_id or 'direct messages'}, {details.visible_channels:,} visible channels")
@@ -96,11 +97,11 @@ def _print_explanation(result: SearchResult) -> None:
     table = Table(header_style="bold", title_justify="left")
     for name in ("", "first message", "score", "shown by", "meaning", "words", "speakers"):
         table.add_column(name, justify="left" if name == "first message" else "right", no_wrap=True)
-    # In the order in which a model gets them.
+    # The order in which the model gets the passages.
     for passage in sorted([*result.passages, *result.nearby], key=lambda passage: -passage.boosted_score):
         ranks = details.ranks.get(passage.passage_id)
         table.add_row(
-            str(numbers.get(passage.passage_id, "beside 1")),
+            str(numbers.get(passage.passage_id, "near 1")),
             passage.messages[0].message_id,
             f"{passage.score:.3f}",
             f"{passage.boosted_score:.3f}",
@@ -110,7 +111,8 @@ def _print_explanation(result: SearchResult) -> None:
         )
     table_console().print(table)
     echo(
-        "meaning, words: the rank and its figure, 0 to 1. shown by: the score, raised for passages near the best one.\n"
+        "meaning, words: the rank by meaning or words, and the value from 0 to 1 that gives this rank.\n"
+        "shown by: the score that decides the order; it is raised for passages near the best one.\n"
     )
 
 

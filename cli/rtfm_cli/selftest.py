@@ -1,4 +1,4 @@
-"""`rtfm-cli selftest`: tests every part of a running system with a round trip."""
+"""`rtfm-cli selftest`: tests a running system by sending a message and a question through it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _ANSWER_TIMEOUT_S = 15.0
 
 
 class SkippedTest(Exception):
-    """A test that cannot run; the text says why, and what to do."""
+    """Raised by a test that cannot run; the text says why, and what to do."""
 
 
 @examples("""
@@ -54,9 +54,10 @@ rtfm-cli selftest --test queries --json
 @kafka_and_registry_settings
 @json_option
 def selftest(which: str, settings: Settings, as_json: bool) -> int:
-    """Test the running system from outside; the archive stays unchanged.
+    """Send a message and a question through the running system, and check what comes back.
 
-    Exits with 1 if a test fails, with 3 if Kafka or the registry does not answer.
+    Also checks the topics and the contracts, and counts dead letters. The archive stays unchanged. Exits with 1 if a
+    test fails, with 3 if Kafka or the registry does not answer.
     """
     checks: dict[str, Callable[[Settings], str]] = {
         "connection": _test_connection,
@@ -92,7 +93,9 @@ def _test_topics(settings: Settings) -> str:
     plan = TopicAdmin(settings, catalogue.load(settings.schemas_dir)).plan()
     wrong = [step.topic for step in plan if step.action != "none"]
     if wrong:
-        raise ConfigError(", ".join(wrong) + " missing or drifted", hint="run `rtfm-cli topics init`")
+        raise ConfigError(
+            ", ".join(wrong) + " missing, or different from the catalogue", hint="run `rtfm-cli topics init`"
+        )
     return f"{len({step.topic for step in plan})} topics are up to date"
 
 
@@ -108,7 +111,7 @@ def _test_schemas(settings: Settings) -> str:
 
 def _test_messages(settings: Settings) -> str:
     now = now_ms()
-    # Ingest ignores an UNKNOWN change, so this archives nothing.
+    # Ingest ignores a message whose change is UNKNOWN, so nothing is archived.
     message = DiscordMessage(
         message_id="0",
         channel_id=f"selftest-{uuid.uuid4()}",

@@ -1,4 +1,4 @@
-"""`rtfm-cli status`: shows what is running, how far behind it is, and what the stores hold."""
+"""`rtfm-cli status`: shows topics, consumer groups and their lag, the registry, and what the stores hold."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ rtfm-cli status --bootstrap-servers localhost:29092 --json
 @kafka_and_registry_settings
 @json_option
 def status(settings: Settings, as_json: bool) -> int:
-    """Show topics, consumer groups with their lag, the registry and the stores.
+    """Show topics, consumer groups with their lag, the registry, the archive and Chroma.
 
-    Shows everything that it can reach. Exits with 3 if something does not answer, with 2 if something is not set up.
+    A part that does not answer is named, and the others are shown. Exits with 3 if a part does not answer, with 2 if a
+    part is not set up.
     """
     contracts = catalogue.load(settings.schemas_dir)
     parts: dict[str, Callable[[], Any]] = {
@@ -52,7 +53,7 @@ def status(settings: Settings, as_json: bool) -> int:
             found[name] = None
             wrong[name] = exc
     if len(wrong) > 1:
-        wrong.pop("rebuild_due", None)  # it reads the same stores, so it fails for the same reason
+        wrong.pop("rebuild_due", None)  # reads the same stores as other parts, so it fails for the same reason
     if as_json:
         echo_json({**found, "wrong": {name: str(error) for name, error in wrong.items()}})
     else:
@@ -99,7 +100,7 @@ def _count_chroma(settings: Settings) -> dict[str, int]:
 
 
 def _format_counts(name: str, found: dict[str, int]) -> str:
-    if name == "chroma":  # names of collections have no plural
+    if name == "chroma":  # Chroma's counts are named by collection; such a name has no plural
         return ", ".join(f"{count} {what}" for what, count in found.items())
     return ", ".join(pluralize(count, what) for what, count in found.items())
 

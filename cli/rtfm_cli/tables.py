@@ -1,4 +1,4 @@
-"""Tables and styled lines for people. Their text is never read as rich's markup."""
+"""Tables and styled lines for people. Square brackets in their text are printed, not read as rich's markup."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rtfm_cli.printing import escape_unprintable
 
 
 def table_console() -> Console:
-    """Return the console for tables: as wide as the terminal, or in a pipe as wide as the table, so nothing is cut."""
+    """Return the console for tables. It is as wide as the terminal; in a pipe it is so wide that no line is cut."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
 
 
 class Table(table.Table):
-    """A rich table that shows a string as it is, on one line."""
+    """A rich table that prints each string literally and on one line."""
 
     def add_row(self, *cells: Any, **options: Any) -> None:
         """Add a row of strings or styled texts."""
@@ -32,7 +32,7 @@ class Table(table.Table):
 
 
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, pad_edge: bool = True) -> None:
-    """Print ``rows`` below the names of their columns; a cell that is too wide for the terminal is folded."""
+    """Print ``rows`` below the names of their columns; a cell too wide for the terminal continues on more lines."""
     shown = Table(box=None, pad_edge=pad_edge)
     for column in columns:
         shown.add_column(column, overflow="fold")
@@ -42,5 +42,5 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, pad
 
 
 def styled(content: str, style: str = "", *, newlines: bool = False) -> text.Text:
-    """Return ``content`` as rich text in a style; keeps its line feeds with ``newlines``."""
+    """Return ``content`` as rich text in a style; with ``newlines``, line feeds are kept."""
     return text.Text(redact(escape_unprintable(content, newlines=newlines)), style=style)

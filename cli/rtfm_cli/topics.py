@@ -19,7 +19,7 @@ from rtfm_cli.tables import print_table
 
 @click.group()
 def topics() -> None:
-    """Create, list and check the Kafka topics that contracts.toml names."""
+    """Create, list and check the Kafka topics of the catalogue, contracts.toml."""
 
 
 @examples("""
@@ -32,9 +32,10 @@ rtfm-cli topics init --bootstrap-servers kafka:9092 --json
 @click.option("--dry-run", is_flag=True, help="Show the plan and change nothing.")
 @json_option
 def init(settings: Settings, dry_run: bool, as_json: bool) -> None:
-    """Create missing topics and correct drifted ones; a second run changes nothing.
+    """Create missing topics and change wrong ones.
 
-    Partitions are added, never removed.
+    A topic is wrong if it differs from the catalogue. Adds partitions, but never removes any. A second run changes
+    nothing.
     """
     admin = TopicAdmin(settings, catalogue.load(settings.schemas_dir))
     plan = admin.plan()
@@ -56,7 +57,10 @@ rtfm-cli topics list --json
 @kafka_settings
 @json_option
 def list_(settings: Settings, as_json: bool) -> None:
-    """List the topics with their records and the lag of their consumer groups."""
+    """List the topics with records and lag.
+
+    Lag is the number of records that a consumer group has not committed yet.
+    """
     admin = TopicAdmin(settings, catalogue.load(settings.schemas_dir))
     states = admin.states()
     counts = {state.topic: admin.count_records(state) for state in states}
@@ -83,7 +87,10 @@ rtfm-cli topics check --bootstrap-servers kafka:9092 --json
 @kafka_settings
 @json_option
 def check(settings: Settings, as_json: bool) -> int:
-    """Compare the topics with the catalogue and change nothing. Exits with 1 if a topic is missing or drifted."""
+    """Compare the topics with the catalogue and change nothing.
+
+    Exits with 1 if a topic is missing or differs from the catalogue.
+    """
     wrong = [
         step for step in TopicAdmin(settings, catalogue.load(settings.schemas_dir)).plan() if step.action != "none"
     ]

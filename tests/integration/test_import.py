@@ -129,7 +129,7 @@ def test_what_was_imported_can_be_found_when_import_returns(settings: Settings, 
     assert (again["messages"], again["ingested"], len(again["left_out"])) == (4, True, 2)
     for word in ("filters", "2 visible channels", "floor", "meaning", "words", "│ 1001"):
         assert word in explained.stdout
-    assert explained.stderr.startswith("No embedding model: search uses words only.")
+    assert explained.stderr.startswith("No embedding model: RTFM uses keyword search.")
     assert "{" not in explained.stdout + explained.stderr
 
 

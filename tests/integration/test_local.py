@@ -327,7 +327,7 @@ def test_a_service_that_the_stack_lost_sight_of_is_not_started_a_second_time(hom
     pid = _pids(stack)["chroma"]
     state.unlink()
     hasty = LocalStack(home, clock=itertools.count(0, 60).__next__)
-    with pytest.raises(ConfigError, match=f"in use by processes that this stack does not know: {pid}"):
+    with pytest.raises(ConfigError, match=f"in use by processes that this stack did not start: {pid}"):
         hasty.up(["chroma"])
     state.write_text(remembered, encoding="utf-8")
 

@@ -190,7 +190,7 @@ def test_a_question_goes_through_kafka_and_comes_back_answered(settings: Setting
         assert isinstance(answer["elapsed_ms"], int)
 
         nothing = cli(settings, "ask", "who won the chess championship in Reykjavik?")
-        assert "No archived message is near enough" in nothing.stdout
+        assert "No archived message answers this question" in nothing.stdout
 
         metrics = running.get("/metrics")[1]
         assert 'rtfm_answers_total{outcome="EXTRACTED"} 1.0' in metrics
@@ -309,9 +309,9 @@ def test_a_question_past_its_time_comes_back_expired(settings: Settings, cli: Cl
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["ask", "  "], "it is empty"),
-        (["ask", "half of a pair: \udcf0"], "it is not UTF-8"),
-        (["search", "  "], "it is empty"),
+        (["ask", "  "], "the question is empty"),
+        (["ask", "half of a pair: \udcf0"], "the question is not UTF-8"),
+        (["search", "  "], "the query is empty"),
         (["ask", "--timeout", "0", QUESTION], "--timeout"),
         (["ask", "--guild", "999", QUESTION], "guild 999 is not in the archive"),
         (["ask", "--channel", "999", QUESTION], "channel 999 is not in the archive"),

@@ -95,7 +95,7 @@ def test_a_port_where_nobody_listens_is_unavailable(tmp_path: Path) -> None:
         url = f"http://127.0.0.1:{probe.getsockname()[1]}/onnx.tar.gz"
         with pytest.raises(Unavailable, match="embedding model cannot be fetched") as caught:
             model.fetch(tmp_path, url=url, sha256=SHA256)
-    assert "search is lexical" in str(caught.value.hint)
+    assert "keyword search" in str(caught.value.hint)
 
 
 def test_a_home_that_cannot_be_written_is_a_config_error(tmp_path: Path) -> None:

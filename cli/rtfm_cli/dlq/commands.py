@@ -28,16 +28,17 @@ if TYPE_CHECKING:
     from rtfm.knowledge.archive import Erasures
 
 Refusal = Callable[[FiledLetter], str | None]
-"""Returns why a letter is refused, or None."""
+"""A function that returns why a dead letter is refused, or None."""
 
 _AGES_H = (1, 6, 24, 72)
 
 
 @click.group()
 def dlq() -> None:
-    """List, inspect, replay and discard dead letters: records that can never be handled, kept byte for byte.
+    """List, count, show, replay and discard dead letters.
 
-    A dead letter's ID is PARTITION-OFFSET in the topic dead-letters; it never changes.
+    A dead letter is a record that could not be handled, kept byte for byte in the topic dead-letters. Its ID is its
+    PARTITION-OFFSET in this topic, for example 0-17; the ID never changes. docs/dead-letters.md explains more.
     """
 
 
@@ -51,13 +52,13 @@ rtfm-cli dlq list --error-class UnknownSchema --state all
 """)
 @dlq.command("list")
 @filter_options
-@click.option("--id", "ids", multiple=True, metavar="ID", help="Only this one; may be repeated.")
+@click.option("--id", "ids", multiple=True, metavar="ID", help="Only the dead letter with this ID; may be repeated.")
 @click.option(
     "--state",
     type=click.Choice(["open", "replayed", "discarded", "all"]),
     default="open",
     show_default=True,
-    help="Only letters in this state.",
+    help="Only dead letters in this state.",
 )
 @kafka_settings
 @json_option
@@ -113,7 +114,7 @@ def stats(settings: Settings, as_json: bool) -> None:
     echo(", ".join(f"{count} {state}" for state, count in states.items()))
     if oldest_ms is None:
         return
-    echo(f"The oldest open one is from {format_time(oldest_ms)}.")
+    echo(f"The oldest open dead letter is from {format_time(oldest_ms)} UTC.")
     print_table(
         ["open, by", "", "count"],
         [
@@ -125,15 +126,15 @@ def stats(settings: Settings, as_json: bool) -> None:
 
 
 @examples("""
-rtfm-cli dlq replay 0-17 2-4               shows what would happen
+rtfm-cli dlq replay 0-17 2-4               # shows what would be replayed
 rtfm-cli dlq replay --all --yes
 rtfm-cli dlq replay --error-class UnknownSchema --since 2h --yes
 """)
 @dlq.command()
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @filter_options
-@click.option("--all", "all_", is_flag=True, help="All open ones.")
-@click.option("--force", is_flag=True, help="Also replay letters that the rules above refuse.")
+@click.option("--all", "all_", is_flag=True, help="All open dead letters.")
+@click.option("--force", is_flag=True, help="Also replay dead letters that are refused by default.")
 @click.option("--yes", is_flag=True, help="Replay; without --yes only show what would be replayed.")
 @kafka_and_registry_settings
 @json_option
@@ -146,12 +147,14 @@ def replay(
     as_json: bool,
     **given: Any,
 ) -> int:
-    """Produce dead letters again.
+    """Produce the original records again.
 
-    Use it once their cause is fixed: each record goes back to its topic and partition. Refuses letters that would fail
-    again, as far as RTFM can tell, that were replayed before, or that failed more than three times. Even with --force
-    it refuses what was erased with `rtfm-cli forget`. The replay and its mark are committed together. Exits with 1 if
-    an ID was refused.
+    Each record goes back to its topic and partition. Replay dead letters once their cause is fixed.
+
+    Refuses dead letters that still cannot be decoded, were replayed or discarded before, failed more than three times,
+    or crashed the processor; --force replays them. Always refuses dead letters that were erased with `rtfm-cli forget`
+    or written by another program. Each dead letter is marked as replayed in the transaction of its replay. Exits with
+    1 if an ID that you named was refused.
     """
     selected = build_change_filter(given, ids, all_)
     rules = ReplayRules(contracts=open_contracts(settings), force=force, is_erased=_build_erasure_check(settings))
@@ -166,14 +169,14 @@ rtfm-cli dlq discard --error-class UndecodableRecord --until 1d --yes
 @dlq.command()
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @filter_options
-@click.option("--all", "all_", is_flag=True, help="All open ones.")
+@click.option("--all", "all_", is_flag=True, help="All open dead letters.")
 @click.option("--yes", is_flag=True, help="Discard; without --yes only show what would be discarded.")
 @kafka_settings
 @json_option
 def discard(ids: tuple[str, ...], all_: bool, yes: bool, settings: Settings, as_json: bool, **given: Any) -> int:
     """Mark dead letters as not wanted.
 
-    They are no longer listed; their bytes stay until retention removes them.
+    `dlq list` no longer shows them. Their bytes stay in Kafka until retention removes them.
     """
 
     def refusal(found: FiledLetter) -> str | None:
@@ -185,8 +188,8 @@ def discard(ids: tuple[str, ...], all_: bool, yes: bool, settings: Settings, as_
 
 
 def _read_erasures(settings: Settings) -> Erasures:
-    """Read what was erased; empty if there is no archive yet. Raises Unavailable if PostgreSQL does not answer."""
-    from rtfm.knowledge.archive import Erasures, SqlArchive  # their packages are not in the base install
+    """Return the erasures of the archive; none if there is no archive yet. Raises Unavailable if PostgreSQL is down."""
+    from rtfm.knowledge.archive import Erasures, SqlArchive  # the base install lacks these packages
 
     with closing(SqlArchive(settings.database_url)) as archive:
         try:
@@ -196,21 +199,24 @@ def _read_erasures(settings: Settings) -> Erasures:
 
 
 def _build_erasure_check(settings: Settings) -> Callable[[Any], bool]:
-    """Return a function that tells whether an event was erased; without the archive's packages it is always False."""
+    """Return a function that tells whether an event was erased.
+
+    Without the packages of the archive, the function always returns False.
+    """
     try:
         return _read_erasures(settings).covers_event
     except ModuleNotFoundError:
-        text = "Erasures are not checked without rtfm-events[processor]; ingest drops erased messages."
+        text = "Not checked: what was erased, because rtfm-events[processor] is missing. Ingest drops erased messages."
         echo(text, err=True)
         return lambda _: False
 
 
 def _check_ids_exist(store: DeadLetterStore, ids: Collection[str]) -> None:
-    """Raise ConfigError for an id without a letter."""
+    """Raise ConfigError if there is no dead letter with one of ``ids``."""
     missing = set(ids) - {found.letter.id for found in store.find(build_filter({}, ids, state="all"))} if ids else ()
     if missing:
         raise ConfigError(
-            f"there is no dead letter {', '.join(sorted(missing))}", hint="`rtfm-cli dlq list` shows their ids"
+            f"there is no dead letter {', '.join(sorted(missing))}", hint="`rtfm-cli dlq list` shows the IDs"
         )
 
 
@@ -225,7 +231,7 @@ def _decide(
     yes: bool,
     as_json: bool,
 ) -> int:
-    """Change the selected letters, or with ``yes`` unset only show what would change. Returns the exit code."""
+    """Change the selected dead letters; without ``yes`` only print what would change. Return the exit code."""
     _check_ids_exist(store, ids)
     if yes:
         decisions = change(selected, refusal)
@@ -237,7 +243,7 @@ def _decide(
 def _print_decisions(
     decisions: Iterable[Decision], verb: str, ids: Collection[str], *, yes: bool, as_json: bool
 ) -> int:
-    """Print what is done or would be done, and return the exit code: 1 if a letter named by id was refused."""
+    """Print what is done or would be done. Return the exit code: 1 if ``ids`` were named and one was refused."""
     done, items = {"replay": "replayed", "discard": "discarded"}[verb], []
     broken: Unavailable | None = None
     try:
@@ -246,8 +252,8 @@ def _print_decisions(
             action = "refused" if refused else done if yes else verb
             items.append({"id": letter.id, "topic": letter.topic, "action": action, "reason": decision.refusal})
             if yes and not as_json and len(items) % 1000 == 0:
-                echo(f"{len(items)} letters", err=True)
-    except Unavailable as exc:  # raised after the report on what was done before
+                echo(f"{len(items)} dead letters", err=True)
+    except Unavailable as exc:  # raised again after the report on what was done before
         broken = exc
     refusals = sum(item["action"] == "refused" for item in items)
     if as_json:

@@ -1,4 +1,4 @@
-"""Converts a dead letter for display: its row in `list --json`, bytes as text, times."""
+"""Converts a dead letter for display: to a row of `dlq list --json`, bytes to text, times to text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rtfm.streams.dead_letters.store import FiledLetter
 
 
 def to_row(found: FiledLetter) -> dict[str, Any]:
-    """Return a letter's row of `list --json`. Times are milliseconds since the epoch."""
+    """Return the row of a dead letter in `dlq list --json`. Times are milliseconds since the epoch."""
     letter = found.letter
     partition, offset = letter.origin
     return {
@@ -33,10 +33,10 @@ def to_row(found: FiledLetter) -> dict[str, Any]:
 
 
 def to_text(value: bytes | None) -> str | None:
-    """Return bytes as text; escapes what is not UTF-8."""
+    """Return bytes as text, with escapes for bytes that are not UTF-8."""
     return None if value is None else value.decode("utf-8", "backslashreplace")
 
 
 def format_time(at_ms: int) -> str:
-    """Return a time for people, in UTC."""
+    """Return a time in UTC as text for people."""
     return to_datetime(TimestampMillis(at_ms)).strftime("%Y-%m-%d %H:%M:%S")

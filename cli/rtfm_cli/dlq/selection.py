@@ -18,12 +18,12 @@ _STAGES = ("DECODE", "HANDLE", "PRODUCE", "CRASH")
 
 
 class TimeParam(click.ParamType[int]):
-    """An option's time, given as a date or as an age such as 2h; becomes milliseconds since the epoch."""
+    """The type of an option whose value is a date, or an age such as 2h. The result is milliseconds since the epoch."""
 
     name = "TIME"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Convert ``value``; fails if it is neither a date nor an age."""
+        """Convert ``value``. Raises BadParameter if it is neither a date nor an age."""
         if isinstance(value, int):
             return value
         if ago := _AGO.fullmatch(value):
@@ -38,16 +38,24 @@ class TimeParam(click.ParamType[int]):
 
 
 def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that select letters; they become the dictionary ``given`` of ``build_filter``."""
+    """Add the options that select dead letters. ``build_filter`` takes their values as ``given``."""
     time_param = TimeParam()
     for option in (
         click.option(
-            "--until", "until_ms", type=time_param, help="Dead before this time or age: 2026-11-24T10:00, 1d."
+            "--until",
+            "until_ms",
+            type=time_param,
+            help="Only dead letters written before this time, or longer ago: 2026-11-24T10:00 or 1d.",
         ),
-        click.option("--since", "since_ms", type=time_param, help="Dead since this time or age: 2h, 7d."),
+        click.option(
+            "--since",
+            "since_ms",
+            type=time_param,
+            help="Only dead letters written since this time, or this long ago: 2026-11-24T10:00 or 2h.",
+        ),
         click.option("--key", help="Only records with this key."),
         click.option("--stage", type=click.Choice(_STAGES, case_sensitive=False), help="Only failures of this stage."),
-        click.option("--error-class", help="Only this error, as `dlq stats` names it."),
+        click.option("--error-class", help="Only this error, such as UnknownSchema; `dlq stats` lists them."),
         click.option("--topic", help="Only records of this topic."),
     ):
         command = option(command)
@@ -60,7 +68,7 @@ def has_filter(given: Mapping[str, Any]) -> bool:
 
 
 def build_filter(given: Mapping[str, Any], ids: Collection[str], *, state: str) -> LetterFilter:
-    """Build the filter of the options. Letters named by id are found in every state."""
+    """Build the filter of the options. A dead letter that is named by its ID is selected in every state."""
     states = STATES if state == "all" or ids else (state.upper(),)
     key = given.get("key")
     return LetterFilter(
@@ -71,9 +79,9 @@ def build_filter(given: Mapping[str, Any], ids: Collection[str], *, state: str) 
 
 
 def build_change_filter(given: Mapping[str, Any], ids: Collection[str], all_: bool) -> LetterFilter:
-    """Build the filter of a command that changes letters. Raises UsageError unless it selects them in one way."""
+    """Build the filter of a command that changes dead letters. Raises UsageError if it selects none, or in two ways."""
     if not (all_ or ids or has_filter(given)):
-        raise click.UsageError("Say which: IDs, a filter such as --topic, or --all.")
+        raise click.UsageError("Name dead letters by ID, by an option such as --topic, or with --all.")
     if all_ and ids:
-        raise click.UsageError("Either IDs or --all.")
+        raise click.UsageError("Give either IDs or --all.")
     return build_filter(given, ids, state="open")

@@ -1,4 +1,4 @@
-"""`rtfm-cli dlq show`: one dead letter, decoded as far as possible, with the byte at which decoding fails."""
+"""`rtfm-cli dlq show`: prints one dead letter, decoded as far as possible, and the byte at which decoding fails."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _ROW = 16
 
 @frozen(kw_only=True)
 class DecodedValue:
-    """A letter's value, decoded as far as possible.
+    """The value of a dead letter, decoded as far as possible.
 
-    ``schema`` says which schema it was read with, ``now`` whether it decodes today.
+    ``schema`` says in words which schema was used, and ``now`` whether a service could decode the value today.
     """
 
     schema: str
@@ -50,7 +50,7 @@ def show(id_: str, settings: Settings, as_json: bool) -> None:
     with DeadLetterStore(settings) as store:
         found = next(iter(store.find(LetterFilter(ids=frozenset([id_]), states=frozenset(STATES)))), None)
     if found is None:
-        raise ConfigError(f"there is no dead letter {id_}", hint="`rtfm-cli dlq list` shows their ids")
+        raise ConfigError(f"there is no dead letter {id_}", hint="`rtfm-cli dlq list` shows the IDs")
     decoded = decode_letter(found.letter, open_contracts(settings))
     if as_json:
         echo_json(_to_json(found, decoded))
@@ -104,21 +104,23 @@ def _print_value(value: bytes | None, decoded: DecodedValue) -> None:
 
 
 def decode_letter(letter: Letter, contracts: Contracts) -> DecodedValue:
-    """Decode a letter's value as far as possible. If the registry does not answer, the result says so."""
+    """Decode the value of a dead letter as far as possible. If the registry does not answer, the result says so."""
     value = letter.value
     if value is None:
-        return DecodedValue(schema="a tombstone", fields={}, fault=None, now="still cannot be decoded: it has no value")
+        return DecodedValue(
+            schema="a tombstone", fields={}, fault=None, now="still cannot be decoded, because it has no value"
+        )
     if letter.topic not in EVENT_OF_TOPIC:
         return DecodedValue(schema="the topic has no contract", fields={}, fault=None, now="unknown: no contract")
     try:
         contracts.decode(letter.topic, value)
-        now = "it decodes"
+        now = "can be decoded"
     except PermanentError as exc:
         now = f"still cannot be decoded: {exc}"
     except RtfmError as exc:
         now = f"unknown: {exc}"
     if (fault := frame_fault(value)) is not None:
-        return DecodedValue(schema="it names no schema", fields={}, fault=fault, now=now)
+        return DecodedValue(schema="the value names no schema", fields={}, fault=fault, now=now)
     schema_id = schema_id_of(value)
     try:
         schema = contracts.registry.schema(schema_id)
@@ -131,7 +133,7 @@ def decode_letter(letter: Letter, contracts: Contracts) -> DecodedValue:
 
 
 def hex_dump(value: bytes, position: int | None) -> list[str]:
-    """Return lines of sixteen bytes: those around ``position``, with a pointer to it, or the first ones."""
+    """Return lines of sixteen bytes: around ``position``, with a pointer to it, or from the start if it is None."""
     at = 0 if position is None else position
     first = max(0, at // _ROW - _ROWS_AROUND) if position is not None else 0
     last = (at // _ROW if position is not None else 2 * _ROWS_AROUND) + _ROWS_AROUND
