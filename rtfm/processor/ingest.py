@@ -1,8 +1,8 @@
 """Ingest: the handler that applies events of ``discord-messages`` to the archive and Chroma.
 
-It decides which version of a message is the newest and which fields are stored. ``indexing`` then updates conversations,
-passages and vectors. An event that arrives late never overwrites a newer version, a message never moves to another
-channel, and handling a batch twice changes nothing. The pipeline reads the records.
+It decides which version of a message is the newest and which fields are stored. ``indexing`` then updates the
+conversations, passages and vectors. An event that arrives late never overwrites a newer version, a message never moves
+to another channel, and handling a batch twice changes nothing. The pipeline reads the records.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def _apply_event(state: BatchState, event: DiscordMessage, erasures: Erasures) -
         return False
     after = _tombstone(event, before) if event.change is MessageChange.DELETED else _newer_version(event, before)
     channel = _channel(event, guild_id, known, unchanged=after is None)
-    # The DELETED event of an erased message must not store facts of an erased channel again. If the archive has no facts
-    # of the channel, it has no message of it either, so nothing is lost.
+    # The DELETED event of an erased message must not store the facts of an erased channel again. If the archive has no
+    # facts of a channel, it has no messages of it either, so nothing is lost.
     if not erased and channel is not None and channel != known:
         state.channels[channel.place] = channel
         state.touched_channels[channel.place] = channel
@@ -141,7 +141,8 @@ def _channel(event: DiscordMessage, guild_id: str, known: Channel | None, *, unc
     )
     if known is not None:
         return known.merge(seen, unchanged=unchanged)
-    # If a deletion without facts stored its channel, later events with facts might be treated as contradicting it.
+    # A deletion without facts would store the channel with the kind UNKNOWN, which counts as private. An import could
+    # not correct this later, because imports never widen who can read a channel.
     has_facts = event.change is not MessageChange.DELETED or event.channel_kind is not ChannelKind.UNKNOWN
     return seen if has_facts else None
 

@@ -1,8 +1,8 @@
 """The processor as a service: starts, runs and stops the pipelines of ingest and answering.
 
-While a dependency is down, the service logs this once, reports that it is not ready, and waits. An error that an operator
-must fix ends it. On SIGTERM or SIGINT it finishes the records that it has begun, for at most ``SHUTDOWN_GRACE_S``
-seconds. A second signal ends it at once.
+While a dependency is down, the service logs this once, reports that it is not ready, and waits. An error that an
+operator must fix ends it. On SIGTERM or SIGINT it finishes the records that it has begun, for at most
+``SHUTDOWN_GRACE_S`` seconds. A second signal ends it at once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ INGEST_BATCH = 500
 """Most messages of a partition that are embedded in one call and written in one transaction."""
 
 GC_THRESHOLD = 20_000
-"""New objects after which the garbage collector runs. Python's default is 700, which a few hundred records reach."""
+"""New objects after which the garbage collector runs. Some hundred records exceed Python's default, 700."""
 
 Part = Literal["ingest", "answer"]
 
@@ -191,7 +191,7 @@ def _warn_of_due_rebuilds(knowledge: Knowledge) -> None:
 
 @contextmanager
 def _run_pipelines(settings: Settings, pipelines: Sequence[Pipeline], stop: Stop) -> Iterator[None]:
-    """Run ``pipelines`` in threads during the block, stop them at its end, and raise the first error of a pipeline."""
+    """Run ``pipelines`` in threads during the block, then stop them. Raises their first error."""
     failures: list[BaseException] = []
 
     def work(pipeline: Pipeline) -> None:

@@ -162,7 +162,7 @@ class Staging:
 
 @contextmanager
 def open_staging(archive: SqlArchive, guild_id: str) -> Iterator[Staging]:
-    """Open staging for the rebuild of one guild. Staging is removed at the end of the block.
+    """Open staging for the rebuild of one guild; it is removed at the end of the block.
 
     Raises ConfigError if another process is rebuilding the guild.
     """
@@ -171,7 +171,7 @@ def open_staging(archive: SqlArchive, guild_id: str) -> Iterator[Staging]:
         if not second.collections.try_lock_rebuild(guild_id):
             raise ConfigError(
                 f"guild {guild_id or 'of direct messages'} is being rebuilt already",
-                hint="Wait until that rebuild has finished, or stop it. The guild keeps its old vectors if you stop it.",
+                hint="Wait until that rebuild has finished, or stop it. If stopped, it changes nothing that is in use.",
             )
         with archive.database.begin() as connection:
             schema = str(connection.execute(text("SELECT current_schema()")).scalar_one())
