@@ -47,8 +47,8 @@ _log = get_logger(__name__)
 class BatchState:
     """The state of a batch while it is indexed.
 
-    ``messages`` and ``channels`` are those of the batch as the archive has them, updated by the events that were applied
-    so far. ``changed`` and ``touched_channels`` are the messages and channels that must be written.
+    ``messages`` and ``channels`` are those of the batch as the archive has them, updated by the events that were
+    applied so far. ``changed`` and ``touched_channels`` are the messages and channels that must be written.
     """
 
     messages: dict[str, StoredMessage] = field(factory=dict)
@@ -78,8 +78,8 @@ class Indexer:
         except (CollectionChanged, Unavailable) as exc:
             replaced = self._find_replaced(collections)
             for collection in replaced:
-                # The rebuild has deleted this collection, but the batch may have created it again. If Chroma fails here,
-                # the next rebuild deletes the collection.
+                # The rebuild has deleted this collection, but the batch may have created it again. If Chroma fails
+                # here, the next rebuild deletes the collection.
                 with suppress(Unavailable):
                     self._vectors.forget(collection.guild_id, collection.generation)
             if replaced and isinstance(exc, Unavailable):
@@ -95,7 +95,7 @@ class Indexer:
         ]
 
     def _link(self, state: BatchState) -> set[str]:
-        """Assign a conversation to each new message. Return the ids of the conversations whose passages must be rebuilt."""
+        """Assign a conversation to each new message. Return the conversations whose passages must be built again."""
         touched = {m.conversation_id for m in state.changed.values() if m.conversation_id is not None}
         by_channel: dict[Place, list[StoredMessage]] = {}
         for message in state.changed.values():
@@ -231,9 +231,9 @@ def _build_passages(
 ) -> tuple[list[StoredPassage], dict[str, str], dict[str, str]]:
     """Build the passages of the touched conversations.
 
-    Returns the passages, the passage id of each message, and the text of each message that gets a vector of its own. The
-    passage id of a long message, which is split into parts, is that of its first part. A long message has no vector of
-    its own, because its parts have vectors.
+    Returns the passages, the passage id of each message, and the text of each message that gets a vector of its own.
+    The passage id of a long message, which is split into parts, is that of its first part. A long message has no vector
+    of its own, because its parts have vectors.
     """
     conversations: dict[str, list[StoredMessage]] = {conversation_id: [] for conversation_id in touched}
     for message in members:

@@ -1,7 +1,7 @@
 """Reads a JSON object of any length from a file, one value at a time.
 
-Memory use stays below a small multiple of ``MAX_VALUE`` characters, whatever the file contains. An error names its place
-in the file. The values themselves are not checked.
+Memory use stays below a small multiple of ``MAX_VALUE`` characters, whatever the file contains. An error names its
+place in the file. The values themselves are not checked.
 """
 
 from __future__ import annotations

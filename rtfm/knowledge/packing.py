@@ -1,7 +1,7 @@
 """Packing: chooses the messages of the found passages that fit into a given number of words.
 
-A conversation is often found in several passages. Therefore passages that are near the best one in the channel and share
-speakers with it move forward. If a passage does not fit as a whole, those of its messages that fit are kept. Each
+A conversation is often found in several passages. Therefore passages that are near the best one in the channel and
+share speakers with it move forward. If a passage does not fit as a whole, those of its messages that fit are kept. Each
 message appears only once. Pure.
 """
 

@@ -46,7 +46,7 @@ _log = get_logger(__name__)
 
 @frozen
 class Handlers:
-    """The handlers of the two pipelines. Each future gets its handler when the dependencies of the handler are loaded."""
+    """The handlers of the two pipelines. Each future is set when the dependencies of its handler are loaded."""
 
     ingest: Future[Handler] = field(factory=Future)
     answer: Future[Handler] = field(factory=Future)
@@ -220,7 +220,7 @@ def _run_pipelines(settings: Settings, pipelines: Sequence[Pipeline], stop: Stop
     if any(thread.is_alive() for thread in threads):
         raise Unfinished(
             f"the remaining work was not finished within {settings.shutdown_grace_s:g} s",
-            hint="Nothing is lost: unfinished records are read again at the next start. SHUTDOWN_GRACE_S sets the limit.",
+            hint="Nothing is lost: unfinished records are read again at the next start. SHUTDOWN_GRACE_S is the limit.",
         )
 
 
