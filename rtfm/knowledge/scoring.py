@@ -65,7 +65,7 @@ class LexicalScorer:
         return cls(rarity=rarity, frequencies=frequencies, mean_length=corpus.terms / max(corpus.passages, 1) or 1.0)
 
     def points(self, counts: Mapping[str, int], length: int) -> float:
-        """Return the BM25 points of a passage of ``length`` terms, with the ``counts`` of the question's terms in it."""
+        """Return the BM25 points of a passage of ``length`` terms, with the counts of the question's terms in it."""
         norm = _K1 * (1 - _B + _B * length / self.mean_length)
         return sum(self.rarity[word] * count * (_K1 + 1) / (count + norm) for word, count in counts.items())
 
