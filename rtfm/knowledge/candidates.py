@@ -28,11 +28,11 @@ Compared = Literal["every visible passage", "the nearest passages", "no vectors"
 
 _MAX_NEAREST = 50
 _MIN_NEAREST = 25
-"""Most passages that the search by meaning returns, and the number below which Chroma is asked for more entries."""
+"""Maximum number of passages from the search by meaning; number below which Chroma is asked for more entries."""
 
 _MAX_LEXICAL, _MAX_LEXICAL_ALONE = 40, 60
 _MAX_COUNTED, _MAX_COUNTED_ALONE = 80, 400
-"""Most passages that the search by terms contributes, and most passages among which BM25 chooses these.
+"""Maximum number of passages from the search by terms, and of the matching passages from which BM25 chooses them.
 
 The constants ending in ``ALONE`` apply when there is no search by meaning."""
 
@@ -43,7 +43,7 @@ _ENTRIES_PER_PASSAGE = 2.5
 """Average number of entries near a question for each passage near it: its own entry and those of its messages."""
 
 _MIN_ENTRIES, _MAX_ENTRIES = 120, 12_800
-"""Least and most entries that one query asks Chroma for."""
+"""Minimum and maximum number of entries that a query asks Chroma for."""
 
 _MAX_POSTINGS, _MAX_POSTINGS_ALONE = 1_000, 4_000
 """Limit on the passages that match the searched terms, added up over the terms.
@@ -52,13 +52,13 @@ The search takes the rarest terms first, and searches the next terms in pairs on
 is no search by meaning."""
 
 _MAX_PAIRED_TERMS = 6
-"""Most terms that are combined into pairs."""
+"""Maximum number of terms that are combined into pairs."""
 
 _MAX_THREADS = 64
-"""Most searches that wait for Chroma at the same time. A thread is started when it is first needed."""
+"""Maximum number of searches that wait for Chroma at the same time. Threads are started when they are needed."""
 
 _MAX_GUILDS = 1_000
-"""Most guilds whose numbers of passages per channel are cached, a few kilobytes for each guild."""
+"""Maximum number of guilds in the cache of passages per channel, which takes a few kilobytes for each guild."""
 
 _RECOUNT_GROWTH = 1.1
 """Factor of growth of a guild after which its passages are counted again.

@@ -14,7 +14,7 @@ from rtfm.knowledge.splitting import MAX_TOKENS, estimate_tokens, split
 from rtfm.knowledge.words import strip_mentions
 
 PASSAGE_WORDS = 200
-"""Most words of a passage. The embedding model reads 256 tokens of a text, which are about 200 words."""
+"""Maximum number of words of a passage. The embedding model reads 256 tokens of a text, which are about 200 words."""
 
 _ADDRESS_CHARACTERS = 200  # characters at the start of a message in which the name of an addressee is looked for
 

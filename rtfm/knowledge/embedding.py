@@ -28,7 +28,7 @@ MAX_TOKENS = 256
 
 _FILES = ("model.onnx", "tokenizer.json")
 _TOKENS_PER_RUN = 1280
-"""Most tokens of one run of the model, including padding. The data of more tokens does not fit into a CPU's caches."""
+"""Maximum number of tokens in a run of the model, including padding. More do not fit into the CPU's caches."""
 
 _log = get_logger(__name__)
 

@@ -18,7 +18,7 @@ GROWTH = 1.5
 """Factor of growth of a corpus after which its floor is calibrated again."""
 
 MIN_PASSAGES = 50
-"""Least passages of a corpus whose floor is calibrated. For a smaller corpus, the default floor applies."""
+"""Minimum number of passages of a corpus whose floor is calibrated. A smaller corpus has the default floor."""
 
 _log = get_logger(__name__)
 

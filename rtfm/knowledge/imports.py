@@ -67,7 +67,7 @@ _DIRECT_GUILD = "0"
 """The guild id that the exporter writes for direct messages."""
 
 _MAX_NAME_CHARACTERS = 100
-"""Most characters of a name in a mention that is recognised. Names on Discord have at most 32."""
+"""Maximum length of a name in a mention that is recognised. Names on Discord have at most 32."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from attrs import frozen
 
 MAX_VALUE = 16_000_000
-"""Most characters of a member or item. This is more than ten times the size of a Kafka record."""
+"""Maximum length in characters of a member or item. This is more than ten times the size of a Kafka record."""
 
 _CHUNK = 65_536
 _SPACE = re.compile(r"[ \t\n\r]*")

@@ -36,7 +36,7 @@ CONTEXT = 2 * WINDOW
 These are the window of that message, and another window before it, whose names show whom its messages address."""
 
 MAX_CANDIDATES = 30
-"""Most existing conversations that get a score for a message. The most recent ones are chosen."""
+"""Maximum number of existing conversations that get a score for a message. The most recent ones are chosen."""
 
 MAX_CHARACTERS = 4_000
 """Characters of a message that are read. This is Discord's limit, which messages of other programs may exceed."""
@@ -71,7 +71,7 @@ The names use these words:
 - *here* and *absent*: a person is here if they have spoken in the conversation, otherwise absent.
 - *awaited*: the speaker was last addressed in this conversation, and has not spoken in the channel since.
 - *scarce*: few messages of the channel address anyone.
-- *distance*: log2(1 + number of messages between two messages).
+- *distance*: log2(1 + d) for two messages of the channel, if the second is the d-th message after the first.
 """
 
 LEARNED_WEIGHTS: Mapping[str, float] = json.loads(

@@ -14,13 +14,13 @@ import attrs
 from rtfm.knowledge.passages import Passage
 
 NEARBY_WEIGHT = 0.5
-"""Most that nearness to the best passage adds to a score, as a share of the best passage's score.
+"""Maximum that nearness to the best passage adds to a score, as a share of the best passage's score.
 
 Coverage rises with this weight and is about the same from 0.3 to 0.5. The value was chosen on conversations from which
 the linker had not learned."""
 
 NEARBY_MESSAGES = 100
-"""Messages before and after the best passage whose passages count as near it."""
+"""Number of messages before the best passage, and after it, whose passages count as near."""
 
 
 def speaker_overlap(best: frozenset[str], others: Mapping[str, frozenset[str]]) -> dict[str, float]:

@@ -37,7 +37,7 @@ BATCH = 500
 """Messages or vectors that are read and written together in one batch."""
 
 _MAX_CATCH_UPS = 5
-"""Most attempts to catch up with ingest before ingest has to wait for the last one."""
+"""Maximum number of attempts to catch up with ingest, before ingest has to wait for the last one."""
 
 Work = Literal["nothing", "clean", "copy", "embed", "link"]
 """The work of a rebuild.

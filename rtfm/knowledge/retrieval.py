@@ -44,7 +44,7 @@ FRESH_HALF_LIFE_MS = 365 * 24 * 3600 * 1000
 The gain is so small that it decides only between nearly equal scores."""
 
 _MAX_NEARBY = 20
-"""Most passages from around the best one that are added to a result."""
+"""Maximum number of passages from around the best one that are added to a result."""
 
 _MODEL_DIFFERS = "the vectors are not of this embedding model, or are missing"
 _VECTORS_LOST = "Chroma does not have this guild's vectors"
@@ -196,7 +196,7 @@ class Retriever:
             try:
                 result = self._search_view(view, search, mode, limit)
             except Unavailable:
-                # A rebuild may have replaced the collection of Chroma during the search. Then it is no failure.
+                # If a rebuild has replaced the collection of Chroma during the search, the search is repeated below.
                 if view.collection() == guild.collection:
                     raise
             else:

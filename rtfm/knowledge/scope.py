@@ -10,7 +10,7 @@ from rtfm.knowledge.archive import SqlArchive
 
 _PUBLIC = (ChannelKind.TEXT, ChannelKind.PUBLIC_THREAD, ChannelKind.FORUM_POST)
 _MAX_LISTED_GUILDS = 20
-"""Most guilds that an error lists."""
+"""Maximum number of guilds that an error lists."""
 
 
 def console_scope(

@@ -36,7 +36,7 @@ POINTS_FLOOR_GROWTH = 1.5
 _K1, _B = 1.2, 0.75  # BM25's usual parameters; other values near them give about the same quality
 
 _MIN_CORPUS = 1000
-"""Least number of passages with which the rarity of terms is computed, even if the corpus is smaller.
+"""Minimum number of passages with which the rarity of terms is computed, even if the corpus is smaller.
 
 In a corpus of a few passages, a term may occur in most of them although it is rare in the language."""
 
@@ -124,7 +124,7 @@ def evidence(found: Sequence[Nearness], scorer: LexicalScorer) -> float:
 
     - With vectors, it is the highest ``meaning`` plus ``KNOWN_WEIGHT`` times ``known_share``.
     - Without vectors, it is the highest BM25 points times ``known_share``. The points of a passage count twice if it
-      contains at least two of the question's terms, or the only term of a question that has a single one. Thus a
+      contains at least two of the question's terms, or if the question has only one term and the passage contains it. Thus a
       question that consists of a symbol or an error code can reach the floor.
     """
     meanings = [passage.meaning for passage in found if passage.meaning is not None]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 
 MAX_TOKENS = 220
-"""Most tokens of a part, by estimate. The model reads 256.
+"""Maximum number of tokens of a part, by estimate. The model reads 256.
 
 On chat, code, logs, hex and several languages, the estimate was at most an eighth too low. Mostly it is a fifth too
 high."""

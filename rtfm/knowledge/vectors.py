@@ -34,13 +34,13 @@ IDLE_S = 5.0
 An idle connection may be broken without notice, and a new connection takes only 1 ms."""
 
 _BATCH = 1000
-"""Most entries of one request. Chroma's limit is 5,461 with SQLite. Larger requests only take more memory."""
+"""Maximum number of entries of a request. Chroma's limit is 5,461 with SQLite. Larger requests take more memory."""
 
 _REFUSES_CONTENT = frozenset({400, 413, 414, 422})
 """HTTP statuses after which Chroma can never store the content. 404 and 409 depend on its current state instead."""
 
 _IDS_PER_PAGE = 10_000
-"""Most ids that one request reads."""
+"""Maximum number of ids that a request reads."""
 
 _REBUILD = "Run `rtfm-cli rebuild`."
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9]")

@@ -25,7 +25,7 @@ from rtfm.telemetry import ARCHIVED, IGNORED_EVENTS, get_logger
 from rtfm.visibility import ChannelFacts
 
 MAX_TEXT_CHARACTERS = 64 * 1024
-"""Characters of an attached text file that are stored. The bot sends no longer texts."""
+"""Characters of an attached text file that are stored. The bot never sends more."""
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 

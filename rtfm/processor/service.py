@@ -1,8 +1,9 @@
 """The processor as a service: starts, runs and stops the pipelines of ingest and answering.
 
-While a dependency is down, the service logs this once, reports that it is not ready, and waits. An error that an
-operator must fix ends it. On SIGTERM or SIGINT it finishes the records that it has begun, for at most
-``SHUTDOWN_GRACE_S`` seconds. A second signal ends it at once.
+While a dependency is down, the service logs this once, reports that it is not ready, and waits. The service ends with
+an error if an operator must change something, if a partition has too many dead letters, or after a defect. On SIGTERM
+or SIGINT it finishes the records that it has begun, for at most ``SHUTDOWN_GRACE_S`` seconds. A second signal ends it
+at once.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from rtfm.knowledge import Knowledge
 
 INGEST_BATCH = 500
-"""Most messages of a partition that are embedded in one call and written in one transaction."""
+"""Maximum number of messages of a partition that are embedded in one call and written in one transaction."""
 
 GC_THRESHOLD = 20_000
 """New objects after which the garbage collector runs. Some hundred records exceed Python's default, 700."""

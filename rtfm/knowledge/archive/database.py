@@ -35,13 +35,13 @@ LOCK_TIMEOUT_S = 2
 The limit is short because other statements on the table have to wait behind the migration."""
 
 MIGRATION_WAIT_S = 1800
-"""Seconds that a process waits while another one migrates; an index over many millions of rows takes minutes."""
+"""Seconds that a process waits while another one migrates. An index over many millions of rows takes minutes."""
 
 _LOCK_POLL_S = 0.5
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
-# The key of the advisory lock. Any number does that no other program uses in this database.
+# The key of the advisory lock. It is a number that no other program uses in this database.
 _MIGRATION_LOCK = 7_305_108_171
 
 _FIND_MIGRATING_BACKEND = """
@@ -75,9 +75,8 @@ class Database:
         """Prepare the connections, which are made at their first use.
 
         A ``temporary`` database has one connection, whose table names mean its temporary tables, and no time limits.
-        Raises ConfigError if ``database_url`` is not a PostgreSQL address.
-
-        ``migrations`` is the folder with the steps of ``migrate``.
+        ``migrations`` is the folder with the steps of ``migrate``. Raises ConfigError if ``database_url`` is not a
+        PostgreSQL address.
         """
         scheme, separator, rest = database_url.partition("://")
         if not separator or scheme.split("+")[0] not in ("postgresql", "postgres"):
@@ -97,8 +96,8 @@ class Database:
                 max_overflow=0 if temporary else 15,
                 connect_args={
                     "connect_timeout": CONNECT_TIMEOUT_S,
-                    # The defaults of PostgreSQL's planner suit long statements and pages that are not cached. Ours are
-                    # short, and mostly read cached pages by index.
+                    # PostgreSQL's defaults suit long statements that read pages from the disk. The statements of the
+                    # archive are short, and mostly read cached pages by index.
                     "options": "-c timezone=UTC -c random_page_cost=1.1 -c jit=off "
                     + ("-c search_path=pg_temp" if temporary else timeouts),
                     "answer_timeout_s": None if temporary else statement_timeout_s + ANSWER_MARGIN_S,

@@ -77,8 +77,8 @@ class ErasedMessage:
 class ErasurePass:
     """A pass over the erased messages, in the order of their ids.
 
-    A pass covers the messages whose id is greater than ``after`` and that were created before ``before`` and not before
-    ``since`` (None: at any time). If ``is_resumable``, its progress is saved, so that the next run can continue there.
+    A pass covers the messages whose id is greater than ``after``, and whose time is less than ``before`` and at least
+    ``since`` (None: any time). If ``is_resumable``, its progress is saved, so that the next run can continue there.
     """
 
     before: TimestampMillis

@@ -1,4 +1,4 @@
-"""The open questions: one row for each question that the bot has passed on and not answered yet, without its text.
+"""The open questions: one row for each question that the bot received and has not answered, without its text.
 
 A row never changes while its question is open. Opening a question also removes the rows of questions that expired more
 than ``KEPT_AFTER_EXPIRY_MS`` ago. The bot decides who may read an answer.
@@ -22,7 +22,7 @@ KEPT_AFTER_EXPIRY_MS = 24 * 3600 * 1000
 
 @frozen(kw_only=True)
 class OpenQuestion:
-    """The fields of a question with which its response is compared."""
+    """The stored fields of a question. The bot compares a response with them."""
 
     query_id: str
     guild_id: str | None

@@ -36,7 +36,8 @@ from rtfm.knowledge.passages import PassageMessage
 _VISIBLE = """guild_id = %(guild)s AND (acl_channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[]))
               OR channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[])))"""
 
-# The passages for which _VISIBLE is true, found by the indexes on their channels. Faster if few passages are visible.
+# The passages for which _VISIBLE is true, found by the indexes on their channels. This is faster if few passages are
+# visible.
 _VISIBLE_PASSAGES = """
     SELECT p.* FROM unnest(%(visible_channel_ids)s::text[]) AS visible(id)
         JOIN passages AS p ON p.guild_id = %(guild)s AND p.acl_channel_id = visible.id
