@@ -124,8 +124,8 @@ def evidence(found: Sequence[Nearness], scorer: LexicalScorer) -> float:
 
     - With vectors, it is the highest ``meaning`` plus ``KNOWN_WEIGHT`` times ``known_share``.
     - Without vectors, it is the highest BM25 points times ``known_share``. The points of a passage count twice if it
-      contains at least two of the question's terms, or if the question has only one term and the passage contains it. Thus a
-      question that consists of a symbol or an error code can reach the floor.
+      contains at least two of the question's terms, or if the question has only one term and the passage contains it.
+      Thus a question that consists of a symbol or an error code can reach the floor.
     """
     meanings = [passage.meaning for passage in found if passage.meaning is not None]
     if meanings:
