@@ -45,7 +45,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK = 7_305_108_171
 
 _FIND_MIGRATING_BACKEND = """
-    SELECT concat('backend ', pid, ' from ', coalesce(host(client_addr), 'its own host'), ' since ', backend_start)
+    SELECT concat('backend ', pid, ' from ', coalesce(host(client_addr), 'a local socket'), ' since ', backend_start)
     FROM pg_locks JOIN pg_stat_activity USING (pid)
     WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND (classid::bigint << 32) + objid::bigint = :key
       AND datname = current_database()
