@@ -1,1 +1,1 @@
-"""Benchmarks. Each measures ours and a named peer in the same run, and prints the ratio."""
+"""Benchmarks. A benchmark measures this project and a named peer in the same run, and prints their ratio."""

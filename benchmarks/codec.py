@@ -1,10 +1,15 @@
-"""Cost of a typed event: the compiled codec against fastavro, and to and from Kafka against Confluent's serializers.
+"""Speed of encoding and decoding events, in memory and through Kafka.
 
-The peers of the codec are fastavro writing from a ready dictionary, and fastavro reading plus a generated constructor.
-Through Kafka, they are Confluent's AvroSerializer with ``attrs.asdict`` and AvroDeserializer with the same constructor;
-both also convert timestamps to datetimes. Every result is dropped at once, to keep the garbage collector out of the
-figures. Codec rates are per second of this thread's processor time, so other load on the machine does not count. Rates
-through Kafka are by wall-clock time.
+The peers are:
+
+- in memory: fastavro, which encodes a dictionary that is given, and decodes into a dictionary, from which a generated
+  constructor builds the event,
+- through Kafka: Confluent's AvroSerializer with ``attrs.asdict``, and AvroDeserializer with the same constructor. Both
+  also convert timestamps to datetimes.
+
+Every result is dropped at once, so that the garbage collector does not influence the figures. Rates in memory are per
+second of CPU time of this thread, so that other load on the machine does not count. Rates through Kafka are per second
+of wall-clock time.
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ ENCODE_TARGET, DECODE_TARGET, VERSION_TARGET = 2.5, 1.7, 0.5
 
 
 def measure_rate(operation: Callable[[Any], object], values: Iterable[Any], count: int) -> float:
-    """Return how many of ``values`` ``operation`` handles per second of processor time; drops the results."""
+    """Return how many ``values`` the ``operation`` handles per second of CPU time. Its results are dropped."""
     start = time.thread_time()
     for value in values:
         operation(value)
@@ -38,7 +43,7 @@ def measure_rate(operation: Callable[[Any], object], values: Iterable[Any], coun
 
 
 def figures(topic_name: str, rounds: int) -> list[Figure]:
-    """Measure encoding, decoding, and decoding of another version, for one contract."""
+    """Measure encoding, decoding, and decoding from another version of the schema, for one contract."""
     schema = catalogue.load().topic(topic_name).schema
     assert schema is not None
     codec: EventCodec[Any] = EventCodec(EVENT_OF_TOPIC[topic_name], schema)
@@ -107,7 +112,7 @@ def figures(topic_name: str, rounds: int) -> list[Figure]:
 
 
 def reference_constructor(event_class: type[Any], codec: EventCodec[Any]) -> Callable[[dict[str, Any]], Any]:
-    """Generate the peer's constructor, which builds an event with its nested values from fastavro's dictionary."""
+    """Generate the peer's constructor. It builds an event with its nested values from fastavro's dictionary."""
     from rtfm.contracts import shapes
 
     names: dict[str, Any] = {}

@@ -1,7 +1,7 @@
-"""Typed events to Kafka and back, against Confluent's serializers on the same clients; part of ``benchmarks.codec``.
+"""Speed of producing and consuming events, against Confluent's serializers with the same clients.
 
-Uses the Kafka of the settings if it answers, else starts the local services for the time of the run. Creates topics of
-its own and removes them.
+This is a part of ``benchmarks.codec``. It uses the Kafka of the settings if that answers, otherwise it starts the local
+services for the time of the run. It creates topics of its own and removes them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rtfm.local.stack import LocalStack
 
 EVENTS = 5_000
 PASSES = 3
-"""How many times one sample sends the events."""
+"""How many times the events are sent for one sample."""
 
 TO_KAFKA_TARGET, OF_RAW_TARGET, FROM_KAFKA_TARGET = 2.2, 0.7, 4.5
 CACHE_DIR = Path(".rtfm/cache")
@@ -40,7 +40,7 @@ CACHE_DIR = Path(".rtfm/cache")
 
 @contextmanager
 def kafka() -> Iterator[str]:
-    """Provide the address of a Kafka that answers."""
+    """Yield the address of a Kafka that answers."""
     address = settings.load().kafka_bootstrap_servers
     try:
         AdminClient({"bootstrap.servers": address, "log_level": 0}).list_topics(timeout=3)
@@ -59,7 +59,7 @@ def kafka() -> Iterator[str]:
 def figures(
     address: str, topic_name: str, build: Callable[[EventCodec[Any]], Callable[[dict[str, Any]], Any]], rounds: int
 ) -> list[Figure]:
-    """Measure producing against Confluent's serializer and against encoded bytes, and consuming."""
+    """Measure producing against Confluent's serializer and against bytes that are already encoded, and consuming."""
     schema = catalogue.load().topic(topic_name).schema
     assert schema is not None
     codec: EventCodec[Any] = EventCodec(EVENT_OF_TOPIC[topic_name], schema)
@@ -168,7 +168,7 @@ def _produce(address: str, topic: str, values: list[Any], encode: Callable[[Any]
 
 
 def _consume(address: str, topic: str, decode: Callable[[bytes], Any]) -> float:
-    """Return events per second from the first batch to the last event; drops each event at once."""
+    """Return events per second from the first batch to the last event. Each event is dropped at once."""
     consumer = Consumer(
         {
             "bootstrap.servers": address,

@@ -1,6 +1,7 @@
-"""Embedding: texts per second against Chroma's default embedding function with the same model files.
+"""Embedding: texts per second, against Chroma's default embedding function with the same model files.
 
-``python -m benchmarks.embedding [--json]``. The model is in RTFM_EMBEDDING_MODEL_DIR, else the fetched one.
+``python -m benchmarks.embedding [--json]`` runs it, with the model in RTFM_EMBEDDING_MODEL_DIR or, if that is not set,
+the model that was fetched to RTFM_HOME.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ _WORDS = (
 
 
 def build_texts(tokens: int, count: int, seed: int) -> list[str]:
-    """Build texts of ``tokens`` tokens each, including the two that mark start and end."""
+    """Build texts of ``tokens`` tokens each, including the two tokens that mark start and end."""
     rng = random.Random(seed)
     return [" ".join(rng.choices(_WORDS, k=tokens - 2)) for _ in range(count)]
 
 
 def main() -> int:
-    """Run the benchmark. Return 1 if a target is missed, 2 without a model."""
+    """Run the benchmark. Return 1 if a target is missed, and 2 if there is no model."""
     loaded = settings.load()
     folder = model_folder(loaded.embedding_model_dir or default_model_dir(loaded.home))
     if folder is None:
@@ -80,7 +81,10 @@ def _measure_rate(embed: Callable[[list[str]], Any], texts: list[str]) -> float:
 
 
 def load_chroma_default(folder: Path, scratch: Path) -> Callable[[list[str]], Any]:
-    """Load Chroma's default function from a copy of the same files in the folder where it looks for them."""
+    """Load Chroma's default embedding function with a copy of the model files in ``folder``.
+
+    The copy is made in ``scratch``, where the function is told to look for the files.
+    """
     from chromadb.utils.embedding_functions.onnx_mini_lm_l6_v2 import ONNXMiniLM_L6_V2
 
     function = ONNXMiniLM_L6_V2()

@@ -1,6 +1,7 @@
-"""Realistic events for benchmarks: ids of the lengths that Discord has used, and a fifth of the texts not ASCII.
+"""Realistic events for benchmarks.
 
-Everything is derived from a seed, so that two runs measure the same events.
+Ids have the lengths that Discord has used, and a fifth of the texts contains characters that are not ASCII. Everything
+is derived from a seed, so that two runs measure the same events.
 """
 
 from __future__ import annotations
@@ -36,14 +37,15 @@ WORDS = (
 OTHER_WORDS = ("café", "größer", "naïve", "–", "диск", "не", "монтируется", "ディスク", "🌊", "👍", "“quoted”", "señal")
 NAMES = ("quillfeather", "mossy", "tidepool42", "brontë", "Łukasz", "さくら", "north_wind", "Käse", "ada", "kelp")
 
-# Ids had 17 digits until 2017, 18 until July 2022, and have 19 since; channels and people are older than messages.
+# Ids had 17 digits until 2017 and 18 digits until July 2022; since then they have 19. Channels and people are older
+# than messages.
 _ID_RANGES = ((10**16, 10**17), (10**17, 10**18), (10**18, 14 * 10**17))
 _ID_WEIGHTS = {"person": (1, 5, 4), "place": (0, 5, 5), "message": (0, 2, 8)}
 _NOT_ASCII = 0.2
 
 
 def events(topic_name: str, count: int, seed: int = 7) -> list[Any]:
-    """Return ``count`` events of a topic, the same for the same seed."""
+    """Return ``count`` events of a topic. The same seed gives the same events."""
     chance = random.Random(seed)
     return [_MAKERS[topic_name](chance, number) for number in range(count)]
 

@@ -1,8 +1,9 @@
-"""Time that hostile texts cost, against plain chat of the same size: `make bench-hostile`.
+"""Time that hostile texts take, against plain chat of the same size: `make bench-hostile`.
 
-``python -m benchmarks.hostile [--json]``. Starts PostgreSQL and Chroma; does not embed. A run measures all kinds
-of text in turn, so that all meet the same noise. The limits are one second to ingest a message of 64 KB, and two to
-answer a question over a hundred hostile messages of 2,000 characters.
+``python -m benchmarks.hostile [--json]`` starts PostgreSQL and Chroma, and uses no embedding model. A run measures all
+kinds of text in turn, so that other load on the machine affects all of them. The limits are one second to ingest a
+message of 64 KB, and two seconds to answer a question for which a hundred hostile messages of 2,000 characters are
+found.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class _HostileMeasurements:
         self._next = 1_000
 
     def ingest_timer(self, text: Callable[[int], str]) -> Callable[[], float]:
-        """Return a function that measures the seconds for one message of 64 KB after two others of its kind."""
+        """Return a function that measures the seconds to ingest a message of 64 KB, after two others of its kind."""
 
         def measure() -> float:
             self._empty_archive()
@@ -113,7 +114,7 @@ class _HostileMeasurements:
         return measure
 
     def answer_timer(self, text: Callable[[int], str]) -> Callable[[], float]:
-        """Return a function that measures the seconds for an answer over a hundred messages of 2,000 characters."""
+        """Return a function that measures the seconds to answer a question in an archive of ``MESSAGES`` such texts."""
 
         def measure() -> float:
             self._empty_archive()

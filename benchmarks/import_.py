@@ -1,15 +1,15 @@
-"""Import to searchable through Kafka, against bare embedding: how much of its speed the pipeline keeps.
+"""Speed of an import through Kafka until its messages can be found, against embedding the messages only.
 
-``python -m benchmarks.import_ FILE FILE… [--json]``. Needs the local stack (`rtfm-cli local up`) and the
-embedding model. Creates topics, collections and a database of its own, and removes them. The first file is the warm-up;
-the others are divided into rounds. Each round measures three ways:
+``python -m benchmarks.import_ FILE FILE… [--json]`` needs the local stack (`rtfm-cli local up`) and the embedding
+model. It creates topics, collections and a database of its own, and removes them. The first file is the warm-up, and
+the others are divided into rounds. Each round measures:
 
-- through the pipeline, until all messages can be found,
-- the same passages and messages embedded in batches in this process, with the same number of threads, and written to
-  Chroma at once,
-- some of the messages through Chroma's default embedding function with the same model files.
+- the import through the pipeline, until all messages can be found,
+- embedding the same passages and messages in batches in this process, with the same number of threads, and writing them
+  to Chroma at once,
+- embedding some of the messages with Chroma's default embedding function and the same model files.
 
-Also reports the memory of the processor.
+The memory of the processor is reported, too.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ MEMORY_LIMIT_MB = 600.0
 ROUNDS = 4
 BATCH = 500
 CHROMA_MESSAGES = 64
-"""Messages of a round that Chroma's function embeds, at twenty milliseconds each."""
+"""Messages of a round that Chroma's function embeds. It takes twenty milliseconds for each."""
 BARE_GUILD = "bare"
 TIMEOUT_S = 280.0
 
 
 def main() -> int:
-    """Run the benchmark. Return 1 if a target is missed, 2 without files or model."""
+    """Run the benchmark. Return 1 if a target is missed, and 2 if there are no files or there is no model."""
     files = [Path(argument) for argument in sys.argv[1:] if not argument.startswith("-")]
     loaded = settings.load()
     folder = model_folder(loaded.embedding_model_dir or default_model_dir(loaded.home))
@@ -93,7 +93,7 @@ def main() -> int:
             "searchable messages, against bare embedding", ours, samples["bare"], PIPELINE_TARGET, unit="messages/s"
         ),
         figure("searchable messages, against Chroma alone", ours, samples["chroma"], CHROMA_TARGET, unit="messages/s"),
-        # The ratio is how many times the processor fits into the limit.
+        # The ratio is the limit divided by the memory.
         figure("resident memory of the processor", memory_mb, MEMORY_LIMIT_MB, 1.0, higher_is_better=False, unit="MB"),
     ]
     return 0 if report(figures) else 1
@@ -101,7 +101,7 @@ def main() -> int:
 
 @contextmanager
 def _installation() -> Iterator[tuple[settings.Settings, Knowledge]]:
-    """Provide topics, a database and collections of their own on the running services."""
+    """Yield settings and knowledge with new topics, a new database and new collections on the running services."""
     loaded = settings.load()
     name = f"bench{secrets.token_hex(4)}"
     server = loaded.database_url.rpartition("/")[0]
@@ -142,26 +142,25 @@ def _processor(own_settings: settings.Settings) -> Iterator[subprocess.Popen[byt
 def _import_through_kafka(
     messages: Sequence[DiscordMessage], producer: EventProducer, own_settings: settings.Settings
 ) -> float:
-    """Return the seconds from the first record sent until all messages can be found."""
+    """Return the seconds from sending the first record until all messages can be found."""
+    ids = [message.message_id for message in messages]
     with psycopg.connect(own_settings.database_url, autocommit=True) as connection:
         start = time.perf_counter()
         for message in messages:
             producer.send(TOPIC, message)
         while True:
-            # Polling the archive is enough, because ingest writes to Chroma first.
-            stored = connection.execute(
-                "SELECT count(*) FROM messages WHERE message_id = ANY(%s)", [[one.message_id for one in messages]]
-            ).fetchone()
+            # It is enough to look into the archive, because ingest writes to Chroma before it.
+            stored = connection.execute("SELECT count(*) FROM messages WHERE message_id = ANY(%s)", [ids]).fetchone()
             elapsed_s = time.perf_counter() - start
-            if stored is not None and stored[0] == len({one.message_id for one in messages}):
+            if stored is not None and stored[0] == len(set(ids)):
                 return elapsed_s
             if elapsed_s > TIMEOUT_S:
                 raise TimeoutError(f"{stored} of {len(messages)} messages after {elapsed_s:.0f} s")
-            time.sleep(0.02)  # polling without a pause would slow down what is measured
+            time.sleep(0.02)  # without a pause, the queries would slow down the processor
 
 
 def _embed_bare(messages: Sequence[DiscordMessage], knowledge: Knowledge, own_settings: settings.Settings) -> float:
-    """Return the seconds to embed, in batches, what ingest made of these messages, and to write it to Chroma."""
+    """Return the seconds to embed the passages and texts of these messages in batches, and to write them to Chroma."""
     ids = [message.message_id for message in messages]
     with psycopg.connect(own_settings.database_url, autocommit=True) as connection:
         passages = connection.execute(

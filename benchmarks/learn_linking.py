@@ -1,13 +1,16 @@
-"""Learns the weights of the linker, and writes them to ``rtfm/knowledge/linker_weights.json``.
+"""Learns the weights of the linker, which are in ``rtfm/knowledge/linker_weights.json``.
 
-``python -m benchmarks.learn_linking FOLDER [--write]``. FOLDER holds ``exports/*.json`` and ``questions.jsonl``. Files
-whose names begin with ``dev`` are the training data; those with ``test`` are only measured. Needs no package but numpy.
+``python -m benchmarks.learn_linking FOLDER [--write]`` reads ``exports/*.json`` and ``questions.jsonl`` in FOLDER.
+Exports whose names begin with ``dev`` are the training data. Exports whose names begin with ``test`` are only measured.
 
-Conversations are known only by the relevant messages of the questions. Such a message belongs where most of its
-conversation is. Any other message may belong to anything but a known conversation. The loss is the negative log of the
-probability of these choices (softmax over the candidates). Each day is learned three times, because addressing habits
-differ: with all mentions, with half of them and without any. Earlier known messages count as linked correctly. Learning
-from the linker's own mistakes as well raises its F, but it then joins too much, and coverage falls.
+The data contains no conversations, but the relevant messages of each question are one conversation. These are the known
+messages. The right choice for a known message is the conversation that contains most of the earlier messages of its
+known conversation. Any choice is right for another message, except a conversation of mostly known messages. The loss is
+the negative logarithm of the probability of the right choices (softmax over all choices).
+
+Each day is used three times, with all mentions, with half of them and without any, because communities differ in how
+often people mention each other. The known messages before the current one count as linked correctly. Learning from the
+linker's own mistakes, too, raises its F, but then it joins too much, and coverage falls.
 """
 
 from __future__ import annotations
@@ -35,16 +38,16 @@ ROUNDS = 2
 STEPS = 300
 RATE = 0.05
 SHRINK = 0.15
-"""Factor of the squared weights in the loss, against the loss of one message."""
+"""Factor of the sum of the squared weights in the loss. The loss of one message has the factor 1."""
 
 UNKNOWN_WEIGHT = 0.2
-"""Weight of a message outside the known conversations."""
+"""Weight in the loss of a message that is in no known conversation. The other messages have the weight 1."""
 
 ADDED_WEIGHTS = {"new_speaker": 1.2}
-"""Added to the learned weights, by feature.
+"""Amounts by feature that are added to the learned weights.
 
-The exports lack the messages that open the known conversations, so learning sees too few new conversations by new
-speakers."""
+The exports do not contain the messages that begin the known conversations. Therefore learning sees too few new
+conversations of new speakers."""
 
 FEATURES = tuple(LEARNED_WEIGHTS)
 
@@ -57,7 +60,7 @@ Gold = dict[str, str]
 
 @frozen(kw_only=True)
 class TrainingExample:
-    """One message to learn from: a row of features for each candidate, and which candidates are right."""
+    """A message to learn from: a row of features for each choice, and the choices that are right."""
 
     features: Floats
     right: NDArray[np.bool_]
@@ -65,7 +68,7 @@ class TrainingExample:
 
 
 def read_days(folder: Path, split: str) -> list[Day]:
-    """Read the days of a split, in order of time."""
+    """Read the days of a split (``dev`` or ``test``), in order of time."""
     days: list[Day] = []
     for path in sorted((folder / "exports").glob(f"{split}*.json")):
         messages = [message for message in read_export(path).messages() if not message.author_is_bot]
@@ -95,14 +98,14 @@ def read_days(folder: Path, split: str) -> list[Day]:
 
 
 def read_gold(folder: Path) -> Gold:
-    """Read the conversation that people marked for each message, by message id."""
+    """Read the known conversation of each known message, by message id."""
     lines = (folder / "questions.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines if line.strip()]
     return {message: f"gold{row['message_id']}" for row in rows for message in row["relevant_message_ids"]}
 
 
 def without_mentions(day: Day, share: float, rng: random.Random) -> Day:
-    """Return ``day`` with that share of its mentions removed."""
+    """Return ``day`` without a ``share`` of its mentions, chosen at random."""
     return [
         attrs.evolve(message, mentioned_user_ids=[], content=_MENTION.sub("", message.content))
         if message.mentioned_user_ids and rng.random() < share
@@ -112,7 +115,7 @@ def without_mentions(day: Day, share: float, rng: random.Random) -> Day:
 
 
 def build_examples(day: Day, gold: Gold, weights: Floats) -> Iterator[TrainingExample]:
-    """Yield what can be learned from a day, as if all earlier known messages had been linked correctly."""
+    """Yield the examples of a day. For each, the earlier known messages count as linked correctly."""
     window = Window()
     linked: dict[str, str] = {}
     for place, message in enumerate(day):
@@ -121,7 +124,7 @@ def build_examples(day: Day, gold: Gold, weights: Floats) -> Iterator[TrainingEx
         features = np.array([[values.get(name, 0.0) for name in FEATURES] for _, values in choices])
         scores = features @ weights
         gold_conversation = gold.get(message.message_id)
-        recent = [one.message_id for one in day[max(0, place - WINDOW) : place]]
+        recent = [earlier.message_id for earlier in day[max(0, place - WINDOW) : place]]
         gold_counts: dict[str, Counter[str | None]] = {}
         for message_id in recent:
             gold_counts.setdefault(linked[message_id], Counter())[gold.get(message_id)] += 1
@@ -137,10 +140,12 @@ def _find_right(
     ids: Sequence[str | None], gold_counts: dict[str, Counter[str | None]], gold_conversation: str | None
 ) -> NDArray[np.bool_]:
     if gold_conversation is None:
-        # Right is a new conversation, or one without a majority of known messages.
-        return np.array([one is None or 2 * gold_counts[one][None] >= gold_counts[one].total() for one in ids])
-    same = np.array([0 if one is None else gold_counts[one][gold_conversation] for one in ids])
-    known = np.array([1 if one is None else max(1, gold_counts[one].total() - gold_counts[one][None]) for one in ids])
+        # A new conversation is right, and so is a conversation in which at most half of the messages are known.
+        return np.array([name is None or 2 * gold_counts[name][None] >= gold_counts[name].total() for name in ids])
+    same = np.array([0 if name is None else gold_counts[name][gold_conversation] for name in ids])
+    known = np.array(
+        [1 if name is None else max(1, gold_counts[name].total() - gold_counts[name][None]) for name in ids]
+    )
     same[same / known < 1 / 3] = 0
     right: NDArray[np.bool_] = same >= max(1, same.max() / 2)
     if not right.any():
@@ -149,16 +154,16 @@ def _find_right(
 
 
 def fit(examples: Sequence[TrainingExample], start: Floats) -> Floats:
-    """Return the weights with the least loss, found with Adam."""
-    width = max(len(one.right) for one in examples)
+    """Return the weights with the least loss. They are found with Adam, beginning at ``start``."""
+    width = max(len(example.right) for example in examples)
     features = np.zeros((len(examples), width, len(FEATURES)), dtype=np.float32)
     is_candidate = np.zeros((len(examples), width), dtype=bool)
     right = np.zeros_like(is_candidate)
-    for row, one in enumerate(examples):
-        features[row, : len(one.right)] = one.features
-        is_candidate[row, : len(one.right)] = True
-        right[row, : len(one.right)] = one.right
-    counts = np.array([one.weight for one in examples])
+    for row, example in enumerate(examples):
+        features[row, : len(example.right)] = example.features
+        is_candidate[row, : len(example.right)] = True
+        right[row, : len(example.right)] = example.right
+    counts = np.array([example.weight for example in examples])
     weights, mean, square = start.copy(), np.zeros(len(start)), np.zeros(len(start))
     for step in range(1, STEPS + 1):
         scores = np.where(is_candidate, features @ weights.astype(np.float32), -1e9)
@@ -179,27 +184,27 @@ def learn(days: Sequence[Day], gold: Gold) -> Floats:
     variants = [without_mentions(day, share, random.Random(1)) for share in (0.0, 0.5, 1.0) for day in days]
     weights = np.zeros(len(FEATURES))
     for _ in range(ROUNDS):
-        weights = fit([one for day in variants for one in build_examples(day, gold, weights)], weights)
+        weights = fit([example for day in variants for example in build_examples(day, gold, weights)], weights)
     additions: Floats = np.array([ADDED_WEIGHTS.get(name, 0.0) for name in FEATURES])
     return weights + additions
 
 
 def measure_pairs(days: Sequence[Day], gold: Gold, weights: Mapping[str, float]) -> tuple[float, float, float]:
-    """Return precision, recall and F over the pairs of known messages that are in one conversation."""
+    """Return precision, recall and F over the pairs of known messages that are in the same conversation."""
     both = ours = theirs = 0
     for day in days:
         linked = linking.link(day, weights=weights)
         known = [message.message_id for message in day if message.message_id in gold]
-        for place, one in enumerate(known):
+        for place, message_id in enumerate(known):
             for other in known[:place]:
-                is_ours, is_gold = linked[one] == linked[other], gold[one] == gold[other]
+                is_ours, is_gold = linked[message_id] == linked[other], gold[message_id] == gold[other]
                 both, ours, theirs = both + (is_ours and is_gold), ours + is_ours, theirs + is_gold
     precision, recall = both / max(ours, 1), both / max(theirs, 1)
     return precision, recall, 2 * both / max(ours + theirs, 1)
 
 
 def main() -> None:
-    """Learn, measure, and write the weights with --write."""
+    """Learn the weights, measure them, and write them if --write is given."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--write", action="store_true", help="replace linker_weights.json")

@@ -1,6 +1,6 @@
-"""Lines of code in rtfm/ and cli/, without blank lines, comments and docstrings.
+"""Counts the lines of code in rtfm/ and cli/, without blank lines, comments and docstrings, for each package.
 
-``make bench-lines`` counts the checkout; ``ARGS='v0.1.0'`` also counts that commit, room by room.
+``make bench-lines`` counts the checkout. ``make bench-lines ARGS='v0.1.0'`` counts this commit, too.
 """
 
 import ast
@@ -16,7 +16,7 @@ _NOT_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, t
 
 
 def count_code_lines(source: str) -> int:
-    """Return the number of a module's lines that hold code; a statement over three lines counts three."""
+    """Return the number of a module's lines that contain code. A statement over three lines counts as three."""
     docstrings: set[int] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -39,7 +39,7 @@ def _git(*arguments: str) -> str:
 
 
 def count_by_room(commit: str | None) -> Counter[str]:
-    """Count the lines of code by room (such as ``rtfm/streams``), of the checkout or of a commit."""
+    """Count the lines of code of each package, for example ``rtfm/streams``, in a commit; None means the checkout."""
     found: Counter[str] = Counter()
     for name in _git("ls-tree", "-r", "--name-only", commit or "HEAD", "rtfm", "cli").split():
         path = CHECKOUT / name

@@ -1,4 +1,4 @@
-"""Sixty off-topic questions that no floor was calibrated with; they test the floors."""
+"""Sixty off-topic questions that test the floors. No floor was calibrated with any of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cost of a slow key and of a kill: latencies while a key sleeps, and the time until answers flow again."""
+"""The effect of a slow key on the latency of other keys, and the time from a crash until the next answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attrs import evolve
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from benchmarks.pipeline_setup import (
-    LETTERS,
+    DEAD_LETTERS,
     QUERIES,
     RESPONSES,
     SLEEP,
@@ -34,9 +34,10 @@ FLOW_LIMIT_S = 3.0
 
 
 def measure_sleeper(base: Settings) -> list[Figure]:
-    """Measure the latency in ms of a partition in which one key sleeps for 30 s, against a run without that key.
+    """Measure the latency of other keys while the handler of one key sleeps for 30 s, against a run without this key.
 
-    Both runs take place at the same time. All records are in one partition, handled sixteen at a time, 20 ms each.
+    Both runs take place at the same time. In each, all records are in one partition, and their handler takes 20 ms and
+    runs for sixteen records at a time.
     """
     with installation(base) as with_it, installation(base) as without:
         with worker("slow", with_it), worker("slow", without):
@@ -70,10 +71,10 @@ def measure_sleeper(base: Settings) -> list[Figure]:
 
 
 class _RecordFlow:
-    """Sends records to one partition and records the latency of each output, without the one that sleeps."""
+    """Sends records to one partition, and measures the latency of each output except that of the sleeping key."""
 
     def __init__(self, own: Settings) -> None:
-        self._topic = f"{own.kafka_topic_prefix}{LETTERS}"
+        self._topic = f"{own.kafka_topic_prefix}{DEAD_LETTERS}"
         self._target = f"{own.kafka_topic_prefix}{RESPONSES}"
         servers = {"bootstrap.servers": own.kafka_bootstrap_servers}
         self._producer: Any = Producer({**servers, "linger.ms": 0})
@@ -87,7 +88,7 @@ class _RecordFlow:
         threading.Thread(target=self._read, daemon=True).start()
 
     def send(self, what: bytes = b"") -> None:
-        """Send a record with one of forty keys, or with the key that sleeps."""
+        """Send a record with one of forty keys, or if ``what`` is ``SLEEP``, with the key whose handler sleeps."""
         self._sent += 1
         key = b"sleeper" if what else b"k%d" % (self._sent % 40)
         self._producer.produce(self._topic, b"%s|%d" % (what, time.perf_counter_ns()), key, 0)
@@ -112,9 +113,9 @@ class _RecordFlow:
 
 
 def measure_kill(base: Settings) -> list[Figure]:
-    """Measure the seconds from ``kill -9`` in an open transaction, with an immediate restart, to the next response.
+    """Measure the seconds from ``kill -9`` of a processor in an open transaction to the next response.
 
-    Uses a real processor. The start alone, from the command to the first assignment, is reported separately.
+    The processor is started again at once. The time from its start to its first assignment is reported separately.
     """
     from tests.chaos.fleet import Fleet
     from tests.chaos.transactions import OpenTransactions
@@ -135,13 +136,13 @@ def measure_kill(base: Settings) -> list[Figure]:
             load.next_response()
             for _ in range(KILLS):
                 time.sleep(2)
-                assert transactions.kill_one(fleet, timeout_s=60), "no open transaction was met"
+                assert transactions.kill_one(fleet, timeout_s=60), "no open transaction was found"
                 killed_s, assigned = time.monotonic(), _count_assignments(fleet.log)
                 load.answered.clear()
                 fleet.start("in-place")
                 deadline_s = killed_s + 60
                 while _count_assignments(fleet.log) == assigned:
-                    assert time.monotonic() < deadline_s, "the process did not come back"
+                    assert time.monotonic() < deadline_s, "the processor got no assignment after its restart"
                     time.sleep(0.02)
                 start_s.append(time.monotonic() - killed_s)
                 load.next_response()
@@ -159,7 +160,7 @@ def measure_kill(base: Settings) -> list[Figure]:
             higher_is_better=False,
             unit="s",
         ),
-        figure("of that, the start of the process", start_s, None, None, unit="s"),
+        figure("of that, from the kill to the first assignment", start_s, None, None, unit="s"),
     ]
 
 

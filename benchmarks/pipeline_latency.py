@@ -1,4 +1,4 @@
-"""The latency that the pipeline adds to a single record, and that of a question as a whole."""
+"""The latency that the pipeline adds to a single record, and the time from a question to its response."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from benchmarks import pipeline_stages
 from benchmarks.pipeline_setup import (
-    LETTERS,
+    DEAD_LETTERS,
     QUERIES,
     RESPONSES,
     a_numbered_message,
@@ -35,10 +35,10 @@ CORPUS = 2_000
 
 
 def measure_light_load(base: Settings) -> list[Figure]:
-    """Measure the milliseconds that the pipeline adds to a bare round trip, at ten records per second.
+    """Measure the milliseconds that the pipeline adds to a round trip through Kafka, at ten records per second.
 
-    Records alternate between the two, so that both meet the same noise. The ratio is the allowed latency divided by the
-    added one.
+    Records go through the pipeline and through a loop without transactions in turn, so that other load on the machine
+    affects both. The reported ratio is the allowed latency divided by the added latency.
     """
     with installation(base) as bare, installation(base) as ours, worker("bare", bare), worker("ours", ours):
         round_trips = {"bare": _RoundTrips(bare, "read_uncommitted"), "ours": _RoundTrips(ours, "read_committed")}
@@ -72,10 +72,10 @@ def measure_light_load(base: Settings) -> list[Figure]:
 
 
 class _RoundTrips:
-    """Produces a record and waits for its output."""
+    """Produces records, and waits for the output of each."""
 
     def __init__(self, own: Settings, isolation: str) -> None:
-        self._topic = f"{own.kafka_topic_prefix}{LETTERS}"
+        self._topic = f"{own.kafka_topic_prefix}{DEAD_LETTERS}"
         servers = {"bootstrap.servers": own.kafka_bootstrap_servers}
         self._producer: Any = Producer({**servers, "linger.ms": 0})
         self._consumer: Any = Consumer(
@@ -103,9 +103,9 @@ class _RoundTrips:
 
 
 def measure_questions(base: Settings) -> list[Figure]:
-    """Measure the milliseconds from a question to its response, with an instant model and a warm index.
+    """Measure the milliseconds from a question to its response, with a model that answers at once and warm caches.
 
-    Also reports the time of each stage. There is no target.
+    The time of each stage is reported, too. The figures have no targets.
     """
     from rtfm.knowledge import open_knowledge
     from rtfm.processor.ingest import Ingest
@@ -157,7 +157,7 @@ class _QuestionRoundTrips:
         self._consumer.assign([TopicPartition(target, number, 0) for number in range(3)])
 
     def ask(self, number: int) -> tuple[str, int, int]:
-        """Return the question's id, when it was produced and when its response was read, in ns since 1970."""
+        """Ask a question. Return its id, and the times (ns since 1970) when it was sent and its response was read."""
         query = evolve(a_query(number), guild_id="100", question=f"how do I mend disk number {number % 50}?")
         started_ns = time.time_ns()
         self._producer.produce(

@@ -1,4 +1,4 @@
-"""Shared parts of the pipeline's benchmarks: topics of their own, data, running pipelines and processes."""
+"""Shared parts of the benchmarks of the pipeline: new topics, data, and running pipelines and processes."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from rtfm.streams.quarantine import CrashJournal
 from rtfm.streams.topics import TopicAdmin
 from rtfm.telemetry import Health
 
-MESSAGES, QUERIES, RESPONSES, LETTERS = "discord-messages", "bot-queries", "bot-responses", "dead-letters"
+MESSAGES, QUERIES, RESPONSES, DEAD_LETTERS = "discord-messages", "bot-queries", "bot-responses", "dead-letters"
 KEYS = 200
 SLEEP = b"sleep"
-"""The beginning of a value that takes 30 s to handle."""
+"""The beginning of a value whose handler takes 30 s."""
 
 
 @contextmanager
 def installation(base: Settings) -> Iterator[Settings]:
-    """Provide settings with topics of their own, which are deleted at the end."""
+    """Yield settings with a new topic prefix, whose topics exist until the end of the block."""
     own = evolve(base, kafka_topic_prefix=f"b{secrets.token_hex(3)}.", instance_id=secrets.token_hex(3))
     catalogue = catalogues.load()
     topics = TopicAdmin(own, catalogue)
@@ -91,7 +91,7 @@ def worker(kind: str, own: Settings) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def environment(own: Settings) -> dict[str, str]:
-    """Return the environment of a process with these settings."""
+    """Return the environment variables of a process with these settings."""
     given = {
         "RTFM_HOME": own.home,
         "RTFM_INSTANCE_ID": own.instance_id,
@@ -108,7 +108,7 @@ def environment(own: Settings) -> dict[str, str]:
 
 
 def fill(own: Settings, topic: str, value: bytes, count: int, *, keys: int = KEYS) -> None:
-    """Produce ``count`` records of ``value`` under ``keys`` different keys."""
+    """Produce ``count`` records with the same ``value`` and ``keys`` different keys."""
     producer: Any = Producer(
         {
             "bootstrap.servers": own.kafka_bootstrap_servers,

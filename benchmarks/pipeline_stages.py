@@ -1,7 +1,8 @@
-"""Where the time of a question goes: the answering processor with a clock at every stage.
+"""Measures the time of each stage of a question, in a processor that answers.
 
-``python -m benchmarks.pipeline_stages FILE`` runs that processor, and writes one line per question to FILE when it is
-stopped. Ask one question at a time, because each stage's time is added to the current question.
+``python -m benchmarks.pipeline_stages FILE`` runs a processor whose stages are measured. When it is stopped, it writes
+one line for each question to FILE. Ask only one question at a time, because the time of a stage is added to the
+question that was begun last.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ _BEGUN, _ENDED, _COMMITTED, _ID = "begun_ns", "ended_ns", "committed_ns", "query
 def figures(notes: Path, sent_ns: dict[str, int], seen_ns: dict[str, int]) -> list[Figure]:
     """Return p50 and p99 of each stage in milliseconds.
 
-    ``sent_ns`` and ``seen_ns`` say when each question was produced and when its response was read.
+    ``notes`` is the file of the processor. ``sent_ns`` and ``seen_ns`` are the times when each question was sent and
+    its response was read, by query id.
     """
     samples: dict[str, list[float]] = {stage: [] for stage in STAGES}
     for line in notes.read_text(encoding="utf-8").splitlines():
@@ -37,7 +39,7 @@ def figures(notes: Path, sent_ns: dict[str, int], seen_ns: dict[str, int]) -> li
             continue
         note[WAIT] = (note[_BEGUN] - sent_ns[name]) / 1e6 - note.get(DECODE, 0.0)
         note[READ] = (seen_ns[name] - note[_COMMITTED]) / 1e6
-        # The time of a stage without the stages inside it.
+        # The measured times of these two stages include other stages, which are subtracted.
         note[HANDLE] -= sum(note.get(stage, 0.0) for stage in (FIND, RANK, MODEL, KEEP))
         note[RANK] = max(0.0, note.get(RANK, 0.0) - sum(note.get(stage, 0.0) for stage in (EMBED, SQL, CHROMA)))
         for stage in STAGES:
@@ -50,7 +52,7 @@ def figures(notes: Path, sent_ns: dict[str, int], seen_ns: dict[str, int]) -> li
 
 
 def _install_clocks(stages: list[dict[str, Any]]) -> None:
-    """Put a clock around every stage of this process; ``stages`` receives the times of each question."""
+    """Measure the stages in this process. The times of each question are appended to ``stages``."""
     from rtfm.answering.guarded import GuardedModel
     from rtfm.contracts import Contracts
     from rtfm.knowledge.archive.answers import ArchiveAnswers
@@ -110,7 +112,7 @@ def _install_clocks(stages: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Run the processor until it is stopped."""
+    """Run the processor until it is stopped, then write the times."""
     from rtfm import settings
     from rtfm.processor.service import run_processor
     from rtfm.telemetry import configure_logging

@@ -1,11 +1,13 @@
-"""Retrieval's quality against the committed baseline: `make eval`.
+"""Quality of retrieval, against the committed baseline: `make eval`.
 
-``python -m benchmarks.quality [--data FOLDER] [--write] [--json]``. Measures the sample chat and, if given, FOLDER with
-``exports/*.json`` and ``questions.jsonl``. Starts PostgreSQL and Chroma. Without an embedding model
-(RTFM_EMBEDDING_MODEL_DIR, or the fetched one), it measures lexical search only.
+``python -m benchmarks.quality [--data FOLDER] [--write] [--json]`` starts PostgreSQL and Chroma. It measures the sample
+chat and, if FOLDER is given, the chat in its ``exports/*.json`` with the questions in its ``questions.jsonl``. The
+model is in RTFM_EMBEDDING_MODEL_DIR or, if that is not set, was fetched to RTFM_HOME. Without a model, only lexical
+search is measured.
 
-A figure more than a point below ``quality.json`` fails. ``rejected`` is the share of sixty off-topic questions that
-find nothing; ``kept`` is the share of answerable questions that find something.
+The benchmark fails if a figure is more than a point (0.01) below ``quality.json``. The figure ``rejected`` is the share
+of sixty off-topic questions for which nothing is found. ``kept`` is the share of answerable questions for which
+something is found.
 """
 
 from __future__ import annotations
@@ -39,18 +41,18 @@ DROP = 0.01
 BATCH = 500
 
 Figures = dict[str, dict[str, float]]
-"""The value of each figure, 0..1, by corpus and mode of search."""
+"""Corpus and mode of search → name of the figure → its value, 0..1."""
 
 
 @frozen
 class EventRecord:
-    """A record with the one field that ingest reads."""
+    """A record with the only field that ingest reads."""
 
     event: object
 
 
 def main() -> int:
-    """Run the benchmark. Return 1 if a figure has fallen."""
+    """Run the benchmark. Return 1 if a figure is more than a point below the baseline."""
     parser = argparse.ArgumentParser(description="Retrieval's quality against the committed baseline.")
     parser.add_argument("--data", type=Path, help="a folder with exports/*.json and questions.jsonl")
     parser.add_argument("--write", action="store_true", help="replace the baseline with the results")
@@ -84,12 +86,12 @@ def main() -> int:
     _report(measured, baseline, as_json=arguments.json)
     fallen = find_drops(baseline, measured)
     if fallen and not arguments.json:
-        print("fallen: " + "; ".join(fallen), file=sys.stderr)
+        print("more than a point below the baseline: " + "; ".join(fallen), file=sys.stderr)
     return 1 if fallen else 0
 
 
 def find_drops(baseline: Figures, measured: Figures) -> list[str]:
-    """Return the figures that are more than a point below the baseline, each as a line of text."""
+    """Return a line of text for each figure that is more than a point below the baseline."""
     return [
         f"{corpus} {name} {baseline[corpus][name]:.3f} → {value:.3f}"
         for corpus, figures in measured.items()
@@ -108,7 +110,7 @@ def measure_corpus(
     model: OnnxEmbedding | None,
     retriever_of: Callable[[SqlArchive, ChromaVectors, Embedding | None], Retriever] = Retriever,
 ) -> Figures:
-    """Ingest a corpus, and ask its questions and the off-topic ones, with and without the model."""
+    """Ingest a corpus, and search it for its own questions and the off-topic questions, with and without the model."""
     archive = SqlArchive(database_url)
     archive.migrate()
     vectors = ChromaVectors(chroma_url, f"{name}.")

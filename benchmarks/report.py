@@ -1,4 +1,4 @@
-"""Figures of a benchmark, shown as a table or, for scripts, as one JSON object per line."""
+"""The figures of a benchmark. They are shown as a table, or for scripts as one JSON object per line."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from attrs import field, frozen
 
 @frozen(kw_only=True)
 class Figure:
-    """One measured figure: ours, the peer's, their ratio and the target for it.
+    """A measured figure: the values of this project and of the peer, their ratio and its target.
 
-    ``ours`` and ``peer`` are medians in ``unit``. ``ratio`` is how many times better ours is, so higher is better
-    whatever the unit is. Without a ``target``, the figure is only reported.
+    ``ours`` and ``peer`` are medians in ``unit``. ``ratio`` says how many times better ``ours`` is, so a higher ratio
+    is always better. A figure without a ``target`` is only reported.
     """
 
     name: str
@@ -38,9 +38,9 @@ def figure(
     *,
     unit: str = "",
 ) -> Figure:
-    """Build a figure from values, or from samples, of which it takes the medians.
+    """Build a figure. ``ours`` and ``peer`` are each a value, or samples of which the median is taken.
 
-    ``samples`` are the raw values by side; the default is ``ours`` and ``peer`` as given.
+    ``samples`` are the raw values of "ours" and "peer". By default, they are taken from ``ours`` and ``peer``.
     """
     if samples is None:
         samples = {
@@ -55,7 +55,7 @@ def figure(
 
 
 def interleave(paths: dict[str, Callable[[], float]], *, rounds: int = 5, warm_up: int = 1) -> dict[str, list[float]]:
-    """Take ``rounds`` samples of each path in turn, so that all paths meet the same noise."""
+    """Take ``rounds`` samples of each path in turn, so that other load on the machine affects all paths."""
     samples: dict[str, list[float]] = {name: [] for name in paths}
     for turn in range(warm_up + rounds):
         for name, measure in paths.items():

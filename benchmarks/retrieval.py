@@ -1,9 +1,11 @@
-"""Retrieval: p95 by corpus size and by visible channels, against a bare unfiltered Chroma query in the same run.
+"""Time of a search by corpus size and number of visible channels, against a plain query to Chroma in the same run.
 
-``python -m benchmarks.retrieval [--messages 10000,100000,1000000] [--json]``. Starts PostgreSQL and Chroma. Vectors and
-texts are synthetic, in 200 channels, with a passage for six messages. Words are as frequent as measured on public help
-chat without stop words: the frequency of the n-th is proportional to 1/(n+10). A passage has 40, a question 9.
-The time to embed a question is reported separately. A million messages take half an hour to load.
+``python -m benchmarks.retrieval [--messages 10000,100000,1000000] [--json]`` starts PostgreSQL and Chroma. The query to
+Chroma has no filter. The figures are medians and 95th percentiles. The time to embed a question is reported separately.
+
+Vectors and texts are synthetic, in 200 channels, with six messages in a passage. A passage has 40 words and a question
+9. The frequency of the n-th most frequent word is proportional to 1/(n+10), as was measured on public help chat without
+stop words. Loading a million messages takes half an hour.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ CHECKOUT = Path(__file__).parent.parent
 
 
 class SyntheticEmbedding:
-    """Texts and vectors about topics, the same in every run."""
+    """Makes texts and vectors about topics. They are the same in every run."""
 
     name = "synthetic"
     dimension = DIMENSION
@@ -70,17 +72,17 @@ class SyntheticEmbedding:
         return found / lengths
 
     def texts(self, count: int, words: int) -> list[str]:
-        """Return texts whose words are as unevenly frequent as in a natural language."""
+        """Return ``count`` texts of ``words`` words, whose frequencies are like those of a natural language."""
         drawn = self._rng.choice(VOCABULARY, size=(count, words), p=self._odds)
         return [" ".join(f"wordq{word}" for word in row) for row in drawn]
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """Return a vector of some topic for each question, in place of the model."""
+        """Return a vector of some topic for each question. This replaces the embedding model."""
         return self.vectors([len(text) * 31 % TOPICS for text in texts])
 
 
 def load(guild: str, messages: int, archive: str, vectors: ChromaVectors, synthetic: SyntheticEmbedding) -> None:
-    """Load a guild into both stores."""
+    """Write a guild of ``messages`` synthetic messages to the archive and Chroma."""
     rng = random.Random(2)
     passages = messages // PER_PASSAGE
     frequencies: dict[str, int] = {}
@@ -137,7 +139,7 @@ def load(guild: str, messages: int, archive: str, vectors: ChromaVectors, synthe
                 copy.write_row((guild, word, count))
         connection.execute("INSERT INTO corpora VALUES (%s, %s, %s)", (guild, passages, passages * PASSAGE_TERMS))
         connection.execute("INSERT INTO floors VALUES (%s, 'hybrid', 0, %s)", (guild, passages))
-        # PostgreSQL does this by itself within a minute.
+        # Otherwise autovacuum would do this within a minute.
         connection.execute("VACUUM ANALYZE")
 
 
@@ -167,12 +169,12 @@ def main() -> int:
                 started = time.monotonic()
                 load(guild, size, services["postgres"].address, vectors, model)
                 print(f"{size:,} messages loaded in {time.monotonic() - started:.0f} s", file=sys.stderr)
-            # After all are loaded, so that other work on the machine affects all sizes alike.
+            # The searches begin after all sizes are loaded, so that other load on the machine affects all sizes alike.
             for (guild, model), size in zip(synthetic.items(), sizes, strict=True):
                 figures += measure_searches(guild, size, archive, vectors, model, smallest_p95)
             for name in ("chroma", "postgres"):
                 memory = _resident_mb(services[name].pid)
-                figures.append(figure(f"all of it loaded: memory of {name}", memory, None, None, unit="MB"))
+                figures.append(figure(f"memory of {name} after loading all sizes", memory, None, None, unit="MB"))
             own = _resident_mb(None)
             figures.append(figure("memory of the process that searches, without the model", own, None, None, unit="MB"))
         finally:
@@ -190,7 +192,7 @@ def measure_searches(
     synthetic: SyntheticEmbedding,
     smallest_p95: dict[str, float],
 ) -> list[Figure]:
-    """Search with some of the channels visible, hybrid and lexical, in turn with a bare query."""
+    """Measure hybrid and lexical searches with some of the channels visible, in turn with a plain query to Chroma."""
     searches = {f"{count} of {CHANNELS} channels": (Retriever(archive, vectors, synthetic), count) for count in VISIBLE}
     searches[f"{VISIBLE[-1]} of {CHANNELS} channels, lexical"] = (Retriever(archive, vectors, None), VISIBLE[-1])
     rng = random.Random(3)
@@ -209,7 +211,7 @@ def measure_searches(
         bare.append((time.perf_counter() - start) * 1000)
     bare = bare[WARM_UP:]
     figures = [
-        figure(f"{size:,} messages: a bare Chroma query for {NEAREST}, p95", _p95(bare), None, None, {}, unit="ms")
+        figure(f"{size:,} messages: a plain query to Chroma for {NEAREST}, p95", _p95(bare), None, None, {}, unit="ms")
     ]
     for name, taken in times.items():
         samples = taken[WARM_UP:]
@@ -230,7 +232,10 @@ def measure_searches(
 
 
 def _resident_mb(pid: int | None) -> float:
-    """Return the resident memory of a process and its children in MB; shared pages count once."""
+    """Return the resident memory of a process and its children in MB. None means this process, without children.
+
+    A page that processes share counts once.
+    """
     process = psutil.Process(pid)
     family = [process, *process.children(recursive=True)] if pid else [process]
     return sum(getattr(member.memory_full_info(), "pss", 0) for member in family) / 1e6

@@ -1,7 +1,8 @@
-"""Knowledge: what was said, where it is kept and how it is found.
+"""Knowledge: stores messages, and finds those that are relevant to a question.
 
-Owns the archive (PostgreSQL, the source of truth), the vectors (Chroma, derived from it), the embedding model and
-retrieval. ``open_knowledge`` puts them together. Does not use Kafka and does not write answers.
+The package owns the archive (PostgreSQL, the source of truth), the vectors (Chroma, derived from the archive), the
+embedding model and retrieval. ``open_knowledge`` opens all four. The package does not use Kafka and does not write
+answers.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ __all__ = [
 
 @frozen(kw_only=True)
 class Knowledge:
-    """The archive, the vectors, the embedding model and retrieval. ``embedding`` is None if search is lexical."""
+    """The archive, the vectors, the embedding model and retrieval. ``embedding`` is None if there is no model."""
 
     archive: SqlArchive
     vectors: ChromaVectors
@@ -44,9 +45,10 @@ class Knowledge:
 
 
 def open_knowledge(settings: Settings) -> Knowledge:
-    """Open the knowledge that the settings name; the first use connects.
+    """Open the stores and the embedding model of the settings.
 
-    Raises ConfigError when an address or the model's folder is wrong.
+    The connections to the stores are made at their first use. Raises ConfigError when the address of a store or the
+    folder of the model is invalid.
     """
     archive = SqlArchive(settings.database_url)
     vectors = ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)

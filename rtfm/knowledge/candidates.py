@@ -1,8 +1,9 @@
-"""Candidates: the passages that may be near a question, before they are scored.
+"""Finds candidates: the passages that may be near a question, before they are scored.
 
-Two searches find them at the same time: by meaning (in Chroma, or over every visible vector if there are few visible
-passages) and by terms (in the archive's term index). Both are limited to one guild and to the visible channels.
-``retrieval`` scores every candidate in the same way, whichever search found it. This module does not write.
+Two searches find candidates, one by meaning and one by terms. If few passages are visible, both compare every visible
+passage. Otherwise, Chroma finds the nearest vectors while the archive's term index finds the passages with the rarest
+terms. Every candidate is from the given guild and from a visible channel. ``retrieval`` scores all candidates in the
+same way, whichever search found them. This module does not write.
 """
 
 from __future__ import annotations
@@ -27,44 +28,47 @@ Compared = Literal["every visible passage", "the nearest passages", "no vectors"
 
 _MAX_NEAREST = 50
 _MIN_NEAREST = 25
-"""Passages that the search by meaning returns at most; with fewer than the second number, Chroma is queried again."""
+"""Maximum number of passages from the search by meaning; number below which Chroma is asked for more entries."""
 
 _MAX_LEXICAL, _MAX_LEXICAL_ALONE = 40, 60
 _MAX_COUNTED, _MAX_COUNTED_ALONE = 80, 400
-"""Passages that the search by terms contributes at most, and the passages whose terms are counted to choose them.
+"""Maximum number of passages from the search by terms, and of the matching passages from which BM25 chooses them.
 
-The second number of each pair applies when there is no search by meaning."""
+The constants ending in ``ALONE`` apply when there is no search by meaning."""
 
 _MIN_EXACT_LIMIT = 1_000
-"""Visible passages that are compared one by one in about the time of Chroma's fastest query."""
+"""Number of visible passages whose comparison one by one takes about as long as Chroma's fastest query."""
 
 _ENTRIES_PER_PASSAGE = 2.5
-"""Entries near a question that belong to one passage on average: its own and those of its messages."""
+"""Average number of entries near a question for each passage near it: its own entry and those of its messages."""
 
 _MIN_ENTRIES, _MAX_ENTRIES = 120, 12_800
-"""Entries that one query asks Chroma for."""
+"""Minimum and maximum number of entries that a query asks Chroma for."""
 
 _MAX_POSTINGS, _MAX_POSTINGS_ALONE = 1_000, 4_000
-"""Passages that a question's rarest terms may match in all; the second number without a search by meaning.
+"""Limit on the passages that match the searched terms, added up over the terms.
 
-Common terms are searched in pairs only."""
+The search takes the rarest terms first, and searches the next terms in pairs only. The second number applies when there
+is no search by meaning."""
 
 _MAX_PAIRED_TERMS = 6
-"""Common terms that are combined into pairs."""
+"""Maximum number of terms that are combined into pairs."""
 
 _MAX_THREADS = 64
-"""Searches that may wait for Chroma at the same time; a thread starts when it is needed."""
+"""Maximum number of searches that wait for Chroma at the same time. Threads are started when they are needed."""
 
 _MAX_GUILDS = 1_000
-"""Guilds whose channel sizes are cached, a few kilobytes each."""
+"""Maximum number of guilds in the cache of passages per channel, which takes a few kilobytes for each guild."""
 
 _RECOUNT_GROWTH = 1.1
-"""Growth of a guild after which its channels are counted again; an outdated count costs time only."""
+"""Factor of growth of a guild after which its passages are counted again.
+
+Outdated counts make a search slower, but its result stays correct."""
 
 
 @frozen(kw_only=True)
 class SearchRequest:
-    """What to search one guild for. Without ``vector``, the search is by terms alone."""
+    """A search in one guild. If ``vector`` is None, passages are found by terms alone."""
 
     guild: GuildSnapshot
     visible_channel_ids: Sequence[str]
@@ -74,10 +78,10 @@ class SearchRequest:
 
 @frozen(kw_only=True)
 class CandidateSet:
-    """The ids of the passages that the searches by meaning and by terms found, best first; some are in both.
+    """The candidates of a search: the passages that were found by meaning and by terms, best first.
 
-    ``compared_count`` is the number of vectors that were compared. ``vectors_lost`` is True if Chroma has no collection
-    that the question can be compared with.
+    A passage may be in both lists. ``compared_count`` is the number of vectors that were compared. ``vectors_lost`` is
+    True if Chroma has no collection with vectors of the question's model for this guild.
     """
 
     nearest_ids: Sequence[str]
@@ -88,14 +92,14 @@ class CandidateSet:
 
 
 class CandidateSearch:
-    """Runs both searches. Thread-safe."""
+    """Runs the searches by meaning and by terms. Thread-safe."""
 
     def __init__(self, vectors: ChromaVectors, exact_limit: int | None = None) -> None:
-        """Compare every vector for up to ``exact_limit`` visible passages; None: as long as that is faster."""
+        """Compare every vector if at most ``exact_limit`` passages are visible; None chooses the limit by speed."""
         self._vectors = vectors
         self._exact_limit = exact_limit
         self._sizes = _ChannelSizesState()
-        # Chroma is another process: it works while this thread queries the archive.
+        # A query to Chroma waits in one of these threads while the calling thread queries the archive.
         self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="nearest")
 
     def close(self) -> None:
@@ -113,7 +117,7 @@ class CandidateSearch:
             found = _search_exactly(view, search, 2 * limit)
             if found is not None:
                 return found
-            # There are more visible passages than when they were counted.
+            # The counts are outdated: more passages are visible than they say.
             visible = 2 * limit
         share = total / max(visible, 1)
         if search.vector is None:
@@ -122,7 +126,7 @@ class CandidateSearch:
         return self._search_chroma(view, search, search.vector, share)
 
     def _search_chroma(self, view: View, search: SearchRequest, vector: Vectors, share: float) -> CandidateSet:
-        """``share`` is the number of the guild's passages for each visible one."""
+        """Search by meaning in Chroma and by terms. ``share`` is the ratio of all passages to the visible passages."""
         count = min(max(math.ceil(_MAX_NEAREST * _ENTRIES_PER_PASSAGE * share), _MIN_ENTRIES), _MAX_ENTRIES)
         future = self._threads.submit(self._query_chroma, search.guild, vector, count)
         lexical_ids = _search_terms(view, search, _MAX_POSTINGS, _MAX_COUNTED)
@@ -141,7 +145,7 @@ class CandidateSearch:
             entries = self._query_chroma(search.guild, vector, count)
 
     def _query_chroma(self, guild: GuildSnapshot, vector: Vectors, count: int) -> list[str] | None:
-        """Return the ids of the nearest entries; None if Chroma has no collection that ``vector`` compares with."""
+        """Return the ids of the nearest entries; None if Chroma has no collection with vectors of the same model."""
         collection = guild.collection
         generation, model = (collection.generation, collection.model or "") if collection else (0, "")
         try:
@@ -151,9 +155,9 @@ class CandidateSearch:
 
 
 def select_candidates(candidates: Sequence[Candidate], found: CandidateSet, scorer: LexicalScorer) -> list[Candidate]:
-    """Select what is worth a score from ``candidates``, which are the passages of ``found``.
+    """Select the passages to score from ``candidates``, which are the passages of ``found`` with their terms.
 
-    These are all passages that are near by meaning, and the best others by BM25.
+    These are all passages that were found by meaning, and the best passages by BM25 that were found by terms.
     """
     points = {candidate.passage_id: scorer.points(candidate.counts, candidate.length) for candidate in candidates}
     best = sorted(points.keys() & found.lexical_ids, key=lambda passage_id: (-points[passage_id], passage_id))
@@ -162,7 +166,7 @@ def select_candidates(candidates: Sequence[Candidate], found: CandidateSet, scor
 
 
 def _search_exactly(view: View, search: SearchRequest, limit: int) -> CandidateSet | None:
-    """Compare all visible passages; None if there are more than ``limit``."""
+    """Compare all visible passages with the question. Return None if there are more than ``limit``."""
     scorer, vector = search.scorer, search.vector
     rarity = {term: scorer.rarity[term] for term in scorer.frequencies}
     visible = view.score_all(rarity, mean_length=scorer.mean_length, with_vectors=vector is not None, limit=limit)
@@ -197,9 +201,10 @@ def _to_visible_passages(view: View, entries: Sequence[str]) -> list[str]:
 
 
 def _group_rarest_terms(scorer: LexicalScorer, total: int, max_postings: int) -> list[WordGroup]:
-    """Return the rarest terms one by one, and pairs of the next ones, that match about ``max_postings`` passages.
+    """Return the groups of terms to search for: the rarest terms singly, and pairs of the next terms.
 
-    ``total`` is the number of the guild's passages.
+    The single terms have at most ``max_postings`` matches in all, and so do the pairs, by estimate. ``total`` is the
+    number of the guild's passages.
     """
     frequencies = scorer.frequencies
     rarest = sorted(frequencies, key=lambda term: (frequencies[term], term))
@@ -221,7 +226,7 @@ def _group_rarest_terms(scorer: LexicalScorer, total: int, max_postings: int) ->
 
 @define
 class _ChannelSizesState:
-    """The number of passages for each access channel of a guild, as last counted."""
+    """A cache of the number of passages in each access channel of a guild."""
 
     _guilds: OrderedDict[str, tuple[int, Mapping[str, int]]] = field(factory=OrderedDict)
     _lock: threading.Lock = field(factory=threading.Lock)

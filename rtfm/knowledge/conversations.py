@@ -1,4 +1,4 @@
-"""Conversations: from their messages to passages, which are embedded, searched and shown. Pure: no I/O, no clock."""
+"""Builds the passages of a conversation from its messages. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from rtfm.knowledge.splitting import MAX_TOKENS, estimate_tokens, split
 from rtfm.knowledge.words import strip_mentions
 
 PASSAGE_WORDS = 200
-"""Words after which a conversation continues in another passage: about what the model reads of a text (256 tokens)."""
+"""Maximum number of words of a passage. The embedding model reads 256 tokens of a text, which are about 200 words."""
 
-_ADDRESS_CHARACTERS = 200  # at the start of a message, searched for the name of an addressee
+_ADDRESS_CHARACTERS = 200  # characters at the start of a message in which the name of an addressee is looked for
 
 
 @frozen(kw_only=True)
 class ConversationLine:
-    """A message of a conversation. ``text`` is what is searched: without names and markup.
+    """A message of a conversation, with the texts that become parts of passages.
 
-    ``files`` are the texts of the message's attachments.
+    ``text`` is the text of the message without mentions and without the name of an addressee at its start. ``files``
+    are the texts of its attachments.
     """
 
     message_id: str
@@ -33,12 +34,12 @@ class ConversationLine:
 
     @cached_property
     def is_whole(self) -> bool:
-        """Whether the text fits whole into a passage together with other messages of the conversation."""
+        """Whether the text is short enough to share a passage with other messages of the conversation."""
         return bool(self.text) and len(self.text.split()) <= PASSAGE_WORDS and estimate_tokens(self.text) <= MAX_TOKENS
 
 
 def spoken_text(content: str, names: Sequence[str] = ()) -> str:
-    """Return the text of a message without mentions and without the name (of ``names``) that it begins with."""
+    """Return a message's text without mentions, and without a name at its start if it is one of ``names``."""
     text = strip_mentions(content).strip()
     start = NAME_AT_START.match(f"{text} " if len(text) < _ADDRESS_CHARACTERS else text[:_ADDRESS_CHARACTERS])
     if start and start.group(1).lower() in {name.lower() for name in names}:
@@ -51,10 +52,13 @@ def build_passages(
 ) -> tuple[list[StoredPassage], dict[str, str]]:
     """Return a conversation's passages in ``channel``, without vectors, and the passage id of each message.
 
-    Whole messages share passages of about 200 words; long messages and files are split into passages of their own. The
-    first passage has the conversation's id, the n-th after it ``<conversation>/<n>``, and the n-th part of a message
-    ``<message>#<n>``, counted from 1; message ids contain neither sign. Messages without text are left out. A message
-    that is only in parts leads to the first of them.
+    Messages that are short enough share passages of about 200 words. Long messages and files are split into parts, each
+    of which is a passage. Messages without text and files are left out. The passage id of a message that is not in a
+    shared passage is that of its first part.
+
+    The id of the first shared passage is the id of the conversation, that of the n-th one after it is
+    ``<conversation>/<n>``, and that of the n-th part of a message is ``<message>#<n>``, counted from 1. Message ids
+    contain neither ``/`` nor ``#``.
     """
     runs: list[list[ConversationLine]] = []
     words = 0
@@ -98,6 +102,6 @@ def build_passages(
 
 
 def _split_line(line: ConversationLine) -> list[str]:
-    """Return the parts of a message that is too long for a shared passage, then the parts of its files."""
+    """Return the parts of a message: of its text, if it is too long for a shared passage, and of its files."""
     long = [] if line.is_whole or not line.text else [line.text]
     return [part for text in (*long, *line.files) for part in split(text)]

@@ -1,8 +1,9 @@
 """The embedding model: all-MiniLM-L6-v2 in ONNX, the model that Chroma uses by default.
 
-Owns loading the model's files, and batching. Promises the vectors of Chroma's own embedding function (the same files,
-256 tokens, mean pooling, unit length), but pads a batch to its longest text only. Never downloads: `rtfm-cli local up`,
-`demo` and `doctor --fetch-model` fetch the model.
+This module loads the model's files and embeds texts in batches. From the same files, it makes the same vectors as
+Chroma's embedding function (256 tokens, mean pooling, unit length). It is faster because it pads the texts of a batch
+only to the longest one. It never downloads the model: `rtfm-cli local up`, `rtfm-cli demo`, `rtfm-cli doctor
+--fetch-model` and Compose's `init` service do.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from rtfm.telemetry import EMBEDDED, get_logger
 MODEL_NAME = "all-MiniLM-L6-v2"
 DIMENSION = 384
 MAX_TOKENS = 256
-"""Tokens at which Chroma's embedding function and sentence-transformers truncate a text."""
+"""Tokens of a text that are embedded. Chroma's embedding function and sentence-transformers have the same limit."""
 
 _FILES = ("model.onnx", "tokenizer.json")
 _TOKENS_PER_RUN = 1280
-"""Tokens of one run of the model, padding included; more of them do not fit into the processor's caches."""
+"""Maximum number of tokens in a run of the model, including padding. More do not fit into the CPU's caches."""
 
 _log = get_logger(__name__)
 
 
 class Embedding(Protocol):
-    """Turns texts into vectors, which are comparable only with vectors of the same ``name`` and ``dimension``."""
+    """An embedding model. Only vectors of models with the same ``name`` and ``dimension`` can be compared."""
 
     @property
     def name(self) -> str:
@@ -51,14 +52,17 @@ class Embedding(Protocol):
 
 
 def is_compatible(collection: GuildCollection | None, embedding: Embedding | None) -> bool:
-    """Whether ``embedding`` made the vectors of ``collection``, or will make them if there is no collection yet."""
+    """Whether vectors of ``embedding`` can be compared with those of ``collection``, or there is no collection yet.
+
+    False if ``embedding`` is None.
+    """
     if embedding is None or collection is None:
         return embedding is not None
     return is_same_model(collection.model, embedding.name) and collection.dimension == embedding.dimension
 
 
 def is_same_model(first: str | None, second: str | None) -> bool:
-    """Whether two recorded names are of the same model: the digest of its files decides, not the folder's name."""
+    """Whether two model names have the same digest of the model's files. The names of the folders may differ."""
     return first == second or (
         first is not None and second is not None and _files_digest(first) == _files_digest(second)
     )
@@ -69,9 +73,9 @@ def _files_digest(name: str) -> str:
 
 
 class OnnxEmbedding:
-    """The model, loaded. Thread-safe: onnxruntime's ``run`` and the tokenizer are.
+    """The loaded model. Thread-safe, because onnxruntime's ``run`` and the tokenizer are.
 
-    ``name`` is the folder's name with a digest of the model's files, ``folder@digest``; see ``is_same_model``.
+    ``name`` is ``folder@digest``, with a digest of the model's files; see ``is_same_model``.
     """
 
     def __init__(self, session: Any, tokenizer: Any, *, name: str) -> None:
@@ -83,17 +87,17 @@ class OnnxEmbedding:
 
     @classmethod
     def load(cls, directory: Path, threads: int) -> OnnxEmbedding:
-        """Load the model from ``directory`` or its ``onnx`` child.
+        """Load the model from ``directory`` or its subfolder ``onnx``.
 
-        Raises ConfigError with the name of the missing or unreadable file.
+        Raises ConfigError if a file is missing, or if the model cannot be loaded.
         """
         folder = model_folder(directory)
         if folder is None:
             raise ConfigError(
                 f"{directory} does not contain {MODEL_NAME}, which needs {' and '.join(_FILES)}"
                 f"{_describe_missing(directory)}",
-                hint="`rtfm-cli doctor --fetch-model` fetches it to RTFM_HOME; it is found there unless"
-                " RTFM_EMBEDDING_MODEL_DIR is set.",
+                hint="`rtfm-cli doctor --fetch-model` fetches the model to RTFM_HOME. To use it from there, do not set"
+                " RTFM_EMBEDDING_MODEL_DIR.",
             )
         import onnxruntime
         from tokenizers import Tokenizer
@@ -102,7 +106,7 @@ class OnnxEmbedding:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # The arena keeps the memory of the largest batch until the process ends.
+        # With the arena, the process would keep the memory of its largest batch until it ends.
         options.enable_cpu_mem_arena = False
         try:
             session = onnxruntime.InferenceSession(
@@ -112,7 +116,7 @@ class OnnxEmbedding:
             tokenizer.enable_truncation(max_length=MAX_TOKENS)
             tokenizer.no_padding()
             model = cls(session, tokenizer, name=_model_identity(folder))
-            # A session does not report its dimension reliably, and a damaged model fails only when it is used.
+            # A session does not report its dimension reliably, and a damaged model may load and fail when it is used.
             model.dimension = model._run([tokenizer.encode("a test").ids]).shape[1]
         except Exception as exc:  # both libraries raise untyped errors of their own
             raise ConfigError(
@@ -122,13 +126,13 @@ class OnnxEmbedding:
         return model
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """Return one unit vector for each text, also for an empty one: float32, shape (len(texts), dimension)."""
+        """Return one unit vector for each text, even for an empty text: float32, shape (len(texts), dimension)."""
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         if not texts:
             return vectors
         encoded = self._tokenizer.encode_batch_fast(list(texts))
         tokens = [encoding.ids for encoding in encoded]
-        # Texts of similar length share a run, so that little of it is padding.
+        # Texts of similar length are put into the same run, so that it contains little padding.
         order = sorted(range(len(texts)), key=lambda i: len(tokens[i]))
         start = 0
         while start < len(order):
@@ -162,7 +166,7 @@ def _end_of_run(order: list[int], tokens: list[list[int]], start: int) -> int:
 
 
 def model_folder(directory: Path) -> Path | None:
-    """Return the folder of the model's files: ``directory`` itself or its ``onnx`` child; None if neither has them."""
+    """Return the folder of the model's files: ``directory`` or its subfolder ``onnx``; None if neither has them."""
     for folder in (directory, directory / "onnx"):
         if all((folder / name).is_file() for name in _FILES):
             return folder
@@ -176,7 +180,7 @@ def _describe_missing(directory: Path) -> str:
 
 
 def _model_identity(folder: Path) -> str:
-    """Return the folder's name, by which people know the model, with a digest of the files that decide its vectors."""
+    """Return the model's name: the name of its folder, and a digest of the files on which its vectors depend."""
     digest = hashlib.sha256()
     for name in _FILES:
         with (folder / name).open("rb") as file:
@@ -191,9 +195,10 @@ def default_model_dir(home: Path) -> Path:
 
 
 def find_model(settings: Settings) -> OnnxEmbedding | None:
-    """Load the model of the settings or the fetched one; without either, log a warning and return None.
+    """Load the model from RTFM_EMBEDDING_MODEL_DIR or, if that is not set, the model that was fetched to RTFM_HOME.
 
-    Raises ConfigError when RTFM_EMBEDDING_MODEL_DIR is not a model folder, or when the fetched model is damaged.
+    Logs a warning and returns None if there is no model. Raises ConfigError when RTFM_EMBEDDING_MODEL_DIR does not
+    contain a model, or when the fetched model is incomplete or damaged.
     """
     if settings.embedding_model_dir is not None:
         return OnnxEmbedding.load(settings.embedding_model_dir, settings.embedding_threads)

@@ -1,4 +1,4 @@
-"""Ids of entries in Chroma: one for each passage and each message with a vector. Pure."""
+"""The ids of entries in Chroma. Each passage and each message with a vector has an entry. Pure."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ from collections.abc import Iterable
 from typing import Literal
 
 Table = Literal["passages", "messages"]
-"""The table of the archive that stores the vector of an entry."""
+"""The archive's tables whose rows may have a vector, and thus an entry."""
 
 TABLES: tuple[Table, ...] = ("passages", "messages")
 
 PREFIX: dict[Table, str] = {"passages": "p", "messages": "m"}
-"""The prefix that makes the id of an entry from the id of its row."""
+"""The prefix before the id of a row in the id of its entry, by table."""
 
 
 def entry_id(table: Table, row_id: str) -> str:
-    """Return the id of a row's entry."""
+    """Return the id of the entry of a row of ``table``."""
     return PREFIX[table] + row_id
 
 
 def passage_entry(passage_id: str) -> str:
-    """Return the id of a passage's own entry."""
+    """Return the id of the entry of a passage."""
     return entry_id("passages", passage_id)
 
 
 def message_entry(message_id: str) -> str:
-    """Return the id of a message's entry."""
+    """Return the id of the entry of a message."""
     return entry_id("messages", message_id)
 
 
 def row_ids(table: Table, entry_ids: Iterable[str]) -> list[str]:
-    """Return the ids of the rows of ``table`` whose entries are among ``entry_ids``, in the same order."""
+    """Return the row ids of those ``entry_ids`` that are entries of ``table``, in the same order."""
     prefix = PREFIX[table]
     return [entry_id.removeprefix(prefix) for entry_id in entry_ids if entry_id.startswith(prefix)]

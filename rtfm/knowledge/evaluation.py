@@ -1,8 +1,11 @@
-"""Evaluation: retrieval measured on questions whose answers are known.
+"""Evaluation: measures retrieval with questions whose relevant messages are known.
 
-Owns the metrics: hit@5 and MRR@10 (by the first passage that holds a relevant message) and coverage (the share of a
-question's relevant messages inside the first 300 words of the result). Searches with ``Retriever``, so the floor and
-visibility apply.
+The metrics of a question are:
+
+- hit@5 and MRR@10, which depend on the rank of the first passage that contains a relevant message,
+- coverage: the share of the relevant messages that are in the first 300 words of the result.
+
+``Retriever`` does the searches, so the floor and visibility apply.
 """
 
 from __future__ import annotations
@@ -17,15 +20,15 @@ from rtfm.errors import ConfigError
 from rtfm.knowledge.retrieval import Retriever
 
 MAX_WORDS = 300
-"""Words of a result in which coverage looks for relevant messages."""
+"""Words of the result among which coverage counts the relevant messages."""
 
 MAX_PASSAGES = 20
-"""Passages of a search: more than fit into 300 words."""
+"""Passages to search for. They contain more than 300 words."""
 
 
 @frozen(kw_only=True)
 class LabelledQuestion:
-    """A question with the ids of the messages that answer it. ``message_id`` identifies the question."""
+    """A question with the ids of the messages that answer it. ``message_id`` is the message that asks it."""
 
     message_id: str
     question: str
@@ -35,10 +38,10 @@ class LabelledQuestion:
 
 @frozen(kw_only=True)
 class QuestionResult:
-    """What was found for one question.
+    """The result of the search for one question.
 
-    ``hit_rank`` is the rank, from 1, of the first passage with a relevant message, None without one; ``coverage`` is a
-    share, 0..1.
+    ``retrieved`` are the ids of the messages in the first 300 words of the result. ``hit_rank`` is the rank, from 1, of
+    the first passage that contains a relevant message, or None if none does. ``coverage`` is a share, 0..1.
     """
 
     message_id: str
@@ -50,7 +53,7 @@ class QuestionResult:
 
 @frozen(kw_only=True)
 class Summary:
-    """The figures over all questions: ``questions`` and ``nothing_found`` are counts, the others are shares, 0..1."""
+    """The metrics over all questions: ``questions`` and ``nothing_found`` are counts, the others are shares, 0..1."""
 
     questions: int
     nothing_found: int
@@ -60,7 +63,7 @@ class Summary:
 
 
 def read_questions(path: Path) -> list[LabelledQuestion]:
-    """Read a file of questions, one JSON object per line. Raises ConfigError with the number of an invalid line."""
+    """Read a file of questions, one JSON object per line. Raises ConfigError that names an invalid line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as exc:
@@ -92,7 +95,7 @@ def read_questions(path: Path) -> list[LabelledQuestion]:
 
 
 def measure(retriever: Retriever, question: LabelledQuestion, visible_channel_ids: Sequence[str]) -> QuestionResult:
-    """Search for one question and compare the result with the known answer."""
+    """Search for one question, and compare the result with its relevant messages."""
     found = retriever.search(
         question.question, guild_id=question.guild_id, visible_channel_ids=visible_channel_ids, limit=MAX_PASSAGES
     )
@@ -115,7 +118,7 @@ def measure(retriever: Retriever, question: LabelledQuestion, visible_channel_id
 
 
 def summarise(results: Sequence[QuestionResult]) -> Summary:
-    """Return the figures over all ``results``, of which there must be at least one."""
+    """Return the metrics over all ``results``, which must not be empty."""
     count = len(results)
     ranks = [result.hit_rank for result in results if result.hit_rank is not None]
     return Summary(

@@ -1,4 +1,4 @@
-"""Vectors in memory and as the archive stores them: little-endian float32. Pure."""
+"""Converts vectors to and from the bytes that the archive stores: little-endian float32. Pure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Vectors = NDArray[np.float32]
 
 
 def to_bytes(vector: Vectors) -> bytes:
-    """Return a vector as the archive stores it."""
+    """Return the bytes of a vector that the archive stores."""
     return vector.astype("<f4").tobytes()
 
 
 def from_bytes(vectors: Sequence[bytes]) -> Vectors:
-    """Return stored vectors, all of one dimension, as float32 of shape (len(vectors), dimension); (0, 0) for none."""
+    """Return stored vectors, all of one dimension, as an array of shape (len(vectors), dimension), or (0, 0)."""
     if not vectors:
         return np.empty((0, 0), dtype=np.float32)
     return np.frombuffer(b"".join(vectors), dtype="<f4").reshape(len(vectors), -1)

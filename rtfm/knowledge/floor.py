@@ -1,7 +1,7 @@
 """The relevance floor of a guild: the evidence below which a question gets no answer.
 
-Owns the calibration: it asks the guild's own corpus off-topic questions and sets the floor above the evidence that they
-reach. Scores rise with the size of the corpus, so calibration repeats whenever the corpus has grown by half.
+The calibration searches the guild for off-topic questions, and sets the floor above the evidence that they reach.
+Because scores rise with the size of the corpus, a floor is calibrated again whenever the corpus has grown by half.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from rtfm.knowledge.retrieval import Retriever
 from rtfm.telemetry import get_logger
 
 GROWTH = 1.5
-"""Growth of a corpus after which its floor is calibrated again."""
+"""Factor of growth of a corpus after which its floor is calibrated again."""
 
 MIN_PASSAGES = 50
-"""Passages that a corpus needs for a calibrated floor; with fewer, the default floor applies."""
+"""Minimum number of passages of a corpus whose floor is calibrated. A smaller corpus has the default floor."""
 
 _log = get_logger(__name__)
 
 
 def compute_floor(values: Sequence[float]) -> float:
-    """Return the floor above ``values``, the evidence that at least four off-topic questions reached.
+    """Return the floor for ``values``, which are the evidence that at least four off-topic questions reached.
 
-    This is the 95th percentile plus half of its distance to the upper quartile, limited to between 2.5 and 3 standard
-    deviations above the median. The deviation is estimated from the quartiles, so a guild that does know some of the
-    topics does not raise its own floor by much.
+    The floor is the 95th percentile plus half of its distance from the upper quartile, but at least 2.5 and at most 3
+    standard deviations above the median. The standard deviation is estimated from the quartiles. So if a guild does
+    discuss some of the topics, their high evidence raises its floor only a little.
     """
     cuts = statistics.quantiles(values, n=20, method="inclusive")
     lower, middle, upper, high = cuts[4], cuts[9], cuts[14], cuts[18]
@@ -44,9 +44,9 @@ def calibrate(
     force: bool = False,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Calibrate the floor of a guild if it has outgrown its last one, or always with ``force``.
+    """Calibrate the floor of a guild if it is due (see ``count_if_outgrown``), or always with ``force``.
 
-    Changes nothing once ``is_stopped`` returns True. Raises Unavailable when a store does not answer.
+    Stops without a change once ``is_stopped`` returns True. Raises Unavailable when a store does not answer.
     """
     mode = retriever.mode_in(guild_id)
     passages = archive.floors.count_if_outgrown(guild_id, mode, growth=0.0 if force else GROWTH)

@@ -1,8 +1,8 @@
 """Reads chat exports in DiscordChatExporter's JSON format.
 
-Owns the check that a file is such an export, and the conversion of its messages to events. A file that is not an export
-raises an error. An invalid message is left out, with its place and the reason. Memory use does not depend on the size
-of the file. Does not write.
+This module checks that a file is an export and converts its messages to events. A file that is not an export raises an
+error. A message that is invalid is left out; its place in the file and the reason are recorded. Memory use does not
+depend on the size of the file. This module does not write.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ from rtfm.knowledge import json_items
 from rtfm.knowledge.json_items import JsonItem, JsonMember, NotJson
 
 MAX_PLACES = 1_000
-"""Left-out messages of a file that are kept with their place; further ones are only counted."""
+"""Left-out messages of a file whose places are recorded. Further left-out messages are only counted."""
 
 MAX_EVENT_BYTES = 990_000
-"""Size of an encoded event above which it is left out: with key and headers, Kafka takes 1,000,000 bytes."""
+"""Size of an encoded event above which it is left out.
+
+Kafka accepts records of at most 1,000,000 bytes, including key and headers."""
 
 _Value = TypeVar("_Value")
 
@@ -59,13 +61,13 @@ _KINDS = {
 _THREADS = (ChannelKind.PUBLIC_THREAD, ChannelKind.PRIVATE_THREAD, ChannelKind.FORUM_POST)
 
 _MESSAGE_TYPES = ("Default", "Reply")
-"""Types of messages that people write. The others are Discord's notices: joins, pins, calls, boosts, thread starts."""
+"""The types of messages that people write. Discord itself writes the others: joins, pins, calls, boosts and so on."""
 
 _DIRECT_GUILD = "0"
-"""The guild id that the exporter gives to direct messages."""
+"""The guild id that the exporter writes for direct messages."""
 
 _MAX_NAME_CHARACTERS = 100
-"""Characters of a mentioned name; Discord's names have 32 at most."""
+"""Maximum length of a name in a mention that is recognised. Names on Discord have at most 32."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -81,14 +83,14 @@ class LeftOut:
 
 @define
 class LeftOutState:
-    """The left-out messages of a file: their number, the reasons, and the first ones with their places."""
+    """The left-out messages of a file: their number, also by reason, and the first ones with their places."""
 
     count: int = 0
     first: list[LeftOut] = field(factory=list)
     reasons: Counter[str] = field(factory=Counter)
 
     def add(self, where: str, why: str) -> None:
-        """Add one message."""
+        """Add a left-out message."""
         self.count += 1
         if len(self.first) < MAX_PLACES:
             self.first.append(LeftOut(where=where, why=why))
@@ -97,10 +99,10 @@ class LeftOutState:
 
 @frozen(kw_only=True)
 class ChatExport:
-    """One file: a channel and its messages. ``guild_id`` is None for direct messages.
+    """An export file with the messages of one channel. ``guild_id`` is None for direct messages.
 
-    ``count`` is the number of messages that become events. They are read from the file for each use, because a file may
-    be larger than memory. ``observed_at`` is when the file was written, None if it does not tell.
+    ``count`` is the number of messages that become events. They are not kept in memory, because a file may be larger
+    than the memory. ``observed_at`` is the time of the export, None if the file does not contain it.
     """
 
     path: Path
@@ -114,7 +116,10 @@ class ChatExport:
     left_out: LeftOutState
 
     def messages(self) -> Iterator[DiscordMessage]:
-        """Yield the messages in order. Raises ConfigError if the file has changed and is not an export any more."""
+        """Read the file again and yield its messages in order.
+
+        Raises ConfigError if the file has changed and is not an export any more.
+        """
         place = attrs.asdict(self, filter=attrs.filters.exclude("path", "count", "left_out"), recurse=False)
         for entry in _read_entries(self.path):
             if isinstance(entry, JsonItem):
@@ -123,13 +128,13 @@ class ChatExport:
 
 
 class _Invalid(Exception):
-    """A message, or the head of a file, is invalid; the argument says why."""
+    """A message, or the part of a file outside its messages, is invalid. The argument says why."""
 
 
 def read_export(path: Path) -> ChatExport:
-    """Check an export completely, and describe it.
+    """Read a whole file, check that it is an export, and return its description.
 
-    Raises ConfigError with the place in the file if it cannot be read, is not JSON or is not an export.
+    Raises ConfigError if the file cannot be read, is not JSON or is not an export.
     """
     head: dict[str, Any] = {}
     left_out, count = LeftOutState(), 0
@@ -143,7 +148,7 @@ def read_export(path: Path) -> ChatExport:
                 head[entry.key] = entry.value
             continue
         try:
-            # The guild and the channel may follow after the messages.
+            # The fields of the guild and the channel may come later in the file, so they are not checked here.
             _parse_message(entry.value, channel_id="", channel_kind=ChannelKind.UNKNOWN)
             count += 1
         except _Invalid as exc:
@@ -171,7 +176,7 @@ def read_export(path: Path) -> ChatExport:
         channel_id=channel_id,
         channel_kind=kind,
         channel_name=_replace_surrogates(str(channel.get("name") or channel_id)),
-        # For a thread, the exporter writes the parent into the category's fields.
+        # For a thread, the exporter writes the id of the parent channel into the field for the category.
         parent_channel_id=str(parent) if kind in _THREADS and parent else None,
         observed_at=_parse_exported_at(head),
         count=count,
@@ -194,13 +199,13 @@ def _read_entries(path: Path) -> Iterator[JsonMember | JsonItem]:
 
 
 def _parse_message(message: object, **place: Any) -> DiscordMessage:
-    """Return the event of a message; ``place`` are the fields of its guild and channel."""
+    """Return the event of a message. ``place`` contains the fields of the event that describe guild and channel."""
     if not isinstance(message, dict):
         raise _Invalid("not a JSON object")
     message_id = _read_snowflake(message, "id", "id")
     kind = message.get("type", "Default")
     if kind not in _MESSAGE_TYPES:
-        raise _Invalid(f"a notice of type {kind[:50]}" if isinstance(kind, str) else "type is not text")
+        raise _Invalid(f"a system message of type {kind[:50]}" if isinstance(kind, str) else "type is not text")
     author = _read_object(message, "author")
     content = _read_string(message, "content", "content")
     edited = message.get("timestampEdited")
@@ -223,9 +228,10 @@ def _parse_message(message: object, **place: Any) -> DiscordMessage:
 
 
 def _restore_mentions(content: str, mentions: list[tuple[str, list[str]]]) -> str:
-    """Return the content with Discord's markup for mentions, ``<@id>``; the exporter writes ``@name`` instead."""
+    """Return the content with each ``@name`` that the exporter wrote for a mention replaced by Discord's ``<@id>``."""
     user_of_name = {name: user for user, names in mentions for name in names if 0 < len(name) <= _MAX_NAME_CHARACTERS}
-    # By first letter and longest first: a pattern of all names would take time proportional to names times content.
+    # The names are looked up by their first letter and length, the longest first. A regular expression of all names
+    # would take time in proportion to the number of names times the length of the content.
     lengths: dict[str, list[int]] = {}
     for length, first in sorted({(len(name), name[0]) for name in user_of_name}, reverse=True):
         lengths.setdefault(first, []).append(length)
@@ -329,7 +335,7 @@ def _parse_time(value: object, place: str) -> TimestampMillis:
 
 
 def _parse_exported_at(document: Mapping[str, Any]) -> TimestampMillis | None:
-    """Return when an export was written, but not later than now if the exporter's clock is ahead."""
+    """Return the time of the export, or the present time if the exporter's clock was ahead; None if it is not given."""
     try:
         return min(_parse_time(document.get("exportedAt"), "exportedAt"), now_ms())
     except _Invalid:

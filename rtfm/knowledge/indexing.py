@@ -1,8 +1,9 @@
 """Indexing: links changed messages to conversations and updates the passages and vectors of those conversations.
 
-Owns the order of a batch's last steps: one embedding call, Chroma, then one archive transaction. Chroma comes first
-because the archive decides what is done: after a failure before its transaction, the batch is repeated with the same
-ids. Promises that indexing a batch twice changes nothing. Does not decide which version of a message is the newest.
+A batch is written in three steps: one embedding call, the changes in Chroma, and one transaction of the archive. The
+archive comes last because a batch counts as done when its transaction is committed. If an earlier step fails, the batch
+is repeated and writes entries with the same ids to Chroma again. Therefore indexing a batch twice changes nothing. The
+caller decides which version of a message is the newest.
 """
 
 from __future__ import annotations
@@ -35,16 +36,20 @@ from rtfm.scrubbing import scrub
 from rtfm.telemetry import get_logger
 
 RULES = f"4-{hashlib.sha256(repr(tuple(LEARNED_WEIGHTS.values())).encode()).hexdigest()[:8]}"
-"""Version of linking, splitting, scrubbing and terms, with a digest of the linker's weights.
+"""The version of linking, splitting, scrubbing and terms, with a digest of the linker's weights.
 
-Raise the number when one of them changes what the same messages become."""
+Raise the number when one of them begins to produce other conversations, passages or terms from the same messages."""
 
 _log = get_logger(__name__)
 
 
 @define(kw_only=True)
 class BatchState:
-    """A batch that is being indexed: its messages and channels as the archive has them, overlaid with the changes."""
+    """The state of a batch while it is indexed.
+
+    ``messages`` and ``channels`` are those of the batch as the archive has them, updated by the events that were
+    applied so far. ``changed`` and ``touched_channels`` are the messages and channels that must be written.
+    """
 
     messages: dict[str, StoredMessage] = field(factory=dict)
     channels: dict[Place, Channel]
@@ -54,7 +59,7 @@ class BatchState:
 
 @define
 class Indexer:
-    """Writes batches to the archive and Chroma. Without ``embedding``, texts get no vectors."""
+    """Indexes batches in the archive and Chroma. If ``embedding`` is None, passages and messages get no vectors."""
 
     _archive: SqlArchive
     _vectors: ChromaVectors
@@ -63,8 +68,9 @@ class Indexer:
     def index(self, state: BatchState) -> None:
         """Link the changed messages, and update passages and vectors.
 
-        Raises Unavailable when a store does not answer, CollectionChanged when a rebuild switched a guild during the
-        call. Then start again with the whole batch, because messages may have moved to other conversations.
+        Raises Unavailable when a store does not answer, and CollectionChanged when a rebuild switched a guild to
+        another collection during the call. The caller must then read the state of the batch again and repeat the whole
+        batch, because a rebuild may move messages to other conversations.
         """
         collections = self._find_collections(state)
         try:
@@ -72,7 +78,8 @@ class Indexer:
         except (CollectionChanged, Unavailable) as exc:
             replaced = self._find_replaced(collections)
             for collection in replaced:
-                # This batch may have created it again. If Chroma fails now, the next rebuild deletes it.
+                # The rebuild has deleted this collection, but the batch may have created it again. If Chroma fails
+                # here, the next rebuild deletes the collection.
                 with suppress(Unavailable):
                     self._vectors.forget(collection.guild_id, collection.generation)
             if replaced and isinstance(exc, Unavailable):
@@ -88,7 +95,7 @@ class Indexer:
         ]
 
     def _link(self, state: BatchState) -> set[str]:
-        """Give every new message a conversation, and return the conversations whose passages must be built again."""
+        """Assign a conversation to each new message. Return the conversations whose passages must be built again."""
         touched = {m.conversation_id for m in state.changed.values() if m.conversation_id is not None}
         by_channel: dict[Place, list[StoredMessage]] = {}
         for message in state.changed.values():
@@ -146,7 +153,7 @@ class Indexer:
         passage_of_entry = {passage_entry(passage.passage_id): passage.passage_id for passage in changed}
         passage_of_entry |= {message_entry(message.message_id): passage_of[message.message_id] for message in with_text}
         for guild_id, collection in collections.items():
-            # Entries of the guild that are written, or deleted if they have no vector (any more).
+            # The guild's entries that this batch affects. Those with a vector are written, the others are deleted.
             touched_ids = {passage_entry(p.passage_id) for p in [*removed, *changed] if p.guild_id == guild_id}
             touched_ids |= {
                 message_entry(m.message_id)
@@ -183,7 +190,7 @@ class Indexer:
         )
 
     def _find_collections(self, state: BatchState) -> dict[str, GuildCollection]:
-        """Return the collections of the guilds that a batch changes; a guild without one gets one of this model."""
+        """Return the collections of the guilds of a batch; a guild without a collection gets its first one."""
         guild_ids = {message.guild_id for message in state.changed.values()}
         guild_ids |= {channel.guild_id for channel in state.touched_channels.values()}
         known = self._archive.collections.find(guild_ids)
@@ -205,12 +212,12 @@ class Indexer:
             self._vectors.upsert(collection.guild_id, entries, generation=collection.generation, model=collection.model)
             self._vectors.delete(collection.guild_id, removed, generation=collection.generation)
         except WrongCollection as exc:
-            # Nothing is lost: the archive keeps every vector.
+            # No vector is lost, because the archive stores all of them.
             _log.warning("vectors not written to Chroma, a rebuild is due", reason=str(exc), hint=exc.hint)
 
 
 def build_first_collection(guild_id: str, embedding: Embedding | None) -> GuildCollection:
-    """Build the collection of a guild that has none yet."""
+    """Return the first collection of a guild, for the current model and rules."""
     return GuildCollection(
         guild_id=guild_id,
         model=embedding.name if embedding else None,
@@ -224,8 +231,9 @@ def _build_passages(
 ) -> tuple[list[StoredPassage], dict[str, str], dict[str, str]]:
     """Build the passages of the touched conversations.
 
-    Returns the passages, the passage id of each message, and the text of each message that gets a vector of its own. A
-    message in parts leads to the first part and has no vector besides those of its parts.
+    Returns the passages, the passage id of each message, and the text of each message that gets a vector of its own.
+    The passage id of a long message, which is split into parts, is that of its first part. A long message has no vector
+    of its own, because its parts have vectors.
     """
     conversations: dict[str, list[StoredMessage]] = {conversation_id: [] for conversation_id in touched}
     for message in members:
@@ -240,7 +248,7 @@ def _build_passages(
         lines = [
             ConversationLine(
                 message_id=message.message_id,
-                # Before it is split, because half of a secret is not recognised.
+                # Secrets are removed before the text is split, because a part of a secret would not be recognised.
                 text=scrub(spoken_text(message.content, names)),
                 created_at=message.created_at,
                 files=tuple(
@@ -266,7 +274,7 @@ def _is_changed(before: StoredPassage, after: StoredPassage, *, with_vector: boo
 
 
 def _may_be_indexed(message: StoredMessage) -> bool:
-    """Whether the message may have been indexed before, because it is deleted or edited."""
+    """Whether Chroma may have an entry of an earlier version of the message: it is deleted or edited."""
     return message.deleted or message.version != 2 * message.created_at
 
 

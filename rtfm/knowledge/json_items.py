@@ -1,7 +1,7 @@
 """Reads a JSON object of any length from a file, one value at a time.
 
-Promises that memory stays below a small multiple of ``MAX_VALUE`` characters, whatever the file contains, and that an
-error names its place in the file. Does not check the values.
+Memory use stays below a small multiple of ``MAX_VALUE`` characters, whatever the file contains. An error names its
+place in the file. The values themselves are not checked.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ from typing import Any, BinaryIO
 from attrs import frozen
 
 MAX_VALUE = 16_000_000
-"""Characters of one member or item: more than ten times what a record can carry."""
+"""Maximum length in characters of a member or item. This is more than ten times the size of a Kafka record."""
 
 _CHUNK = 65_536
 _SPACE = re.compile(r"[ \t\n\r]*")
 _NEAR_END = 20
-"""Characters before the end of the text read so far in which a literal, number or escape may be incomplete."""
+"""Characters at the end of the text read so far in which a literal, number or escape may be incomplete."""
 
 _MAX_NUMBER_DIGITS = 4_000
-"""Digits above which a number becomes a float; Python rejects integers above 4,300, and no valid number has over 20."""
+"""Digits from which a number is read as a float.
+
+Python refuses to parse integers of more than 4,300 digits. Valid numbers of an export have at most 20 digits."""
 
 
 @frozen
 class JsonMember:
-    """A member of the object. ``value`` is empty for the array whose items follow one by one."""
+    """A member of the object. For the array whose items follow as ``JsonItem``, ``value`` is an empty list."""
 
     key: str
     value: Any
@@ -37,20 +39,21 @@ class JsonMember:
 
 @frozen
 class JsonItem:
-    """An item of that array; ``number`` counts from 0."""
+    """An item of the array that is read one item at a time. ``number`` counts from 0."""
 
     number: int
     value: Any
 
 
 class NotJson(Exception):
-    """The file is not a JSON object, or one of its values is too long; the message says where."""
+    """The file is not a JSON object, or one of its values is too long. The message names the place."""
 
 
 def read(path: Path, *, array: str) -> Iterator[JsonMember | JsonItem]:
-    """Yield the members of the object in ``path`` in order; the member ``array``, if a list, is followed by its items.
+    """Yield the members of the JSON object in ``path`` in order.
 
-    Raises NotJson, or OSError if the file cannot be read.
+    If the member ``array`` is a list, its items are yielded one by one after it. Raises NotJson, or OSError if the file
+    cannot be read.
     """
     with path.open("rb") as file:
         text = _TextReader(file)
@@ -91,7 +94,7 @@ def _read_items(text: _TextReader) -> Iterator[JsonItem]:
 
 
 class _TextReader:
-    """Parses values from the file, of which it holds one part as text."""
+    """Parses values from a file, and keeps only a part of the file in memory."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -115,7 +118,7 @@ class _TextReader:
             self._read_more(_CHUNK)
 
     def skip(self, character: str, what: str) -> None:
-        """Skip ``character``; raise NotJson that expects ``what`` if it is not next."""
+        """Skip ``character``. If it is not next, raise NotJson that says that ``what`` was expected."""
         if self.peek() != character:
             raise self.error(f"Expecting {what}")
         self._at += 1
@@ -143,7 +146,7 @@ class _TextReader:
             size *= 2
 
     def error(self, why: str, at: int | None = None) -> NotJson:
-        """Return an error with ``why`` and the place in the file."""
+        """Return an error that says ``why``, and names the place ``at`` in the text; None means the current place."""
         at = self._at if at is None else at
         before = self._text[:at]
         line = self._line + before.count("\n")

@@ -1,11 +1,15 @@
-"""Which message of a channel belongs to which conversation. Pure: no I/O, no clock.
+"""Decides which conversation each message of a channel belongs to. Pure: no I/O, no clock.
 
-Replies and threads are certain. For any other message, each conversation of the channel's last 100 messages and a new
-one get a linear score, and the message joins the best. A decision is never revised. It depends only on those 100
-messages and on whom they address. Given the last ``CONTEXT`` messages, the division into batches makes no difference.
+A reply belongs to the conversation of the message that it replies to, and all messages of a thread are one
+conversation. For any other message, the choices are the conversations of the channel's last 100 messages and a new
+conversation. Each choice gets a linear score, and the message joins the conversation with the highest score. A decision
+is never revised.
+
+A decision depends only on these 100 messages and on the people whom they address. If the last ``CONTEXT`` messages
+before a batch are known, the result does not depend on how messages are divided into batches.
 
 The weights in ``linker_weights.json`` were learned on public help chat by ``benchmarks/learn_linking.py``;
-docs/decisions/0011 has the reasoning.
+docs/decisions/0011 gives the reasons.
 """
 
 from __future__ import annotations
@@ -24,16 +28,18 @@ from rtfm.knowledge.archive.rows import StoredMessage
 from rtfm.knowledge.words import strip_mentions, terms
 
 WINDOW = 100
-"""Messages of the channel after which a silent conversation is no candidate any more."""
+"""Latest messages of the channel whose conversations a message can join."""
 
 CONTEXT = 2 * WINDOW
-"""Messages before the first one to link that must be known: a window, and the window in which its names were found."""
+"""Messages before the first message to link that must be known.
+
+These are the window of that message, and another window before it, whose names show whom its messages address."""
 
 MAX_CANDIDATES = 30
-"""Conversations, most recent first, that get a score for a message."""
+"""Maximum number of existing conversations that get a score for a message. The most recent ones are chosen."""
 
 MAX_CHARACTERS = 4_000
-"""Characters of a message that are read: Discord's own limit, which imported messages may exceed."""
+"""Characters of a message that are read. This is Discord's limit, which messages of other programs may exceed."""
 
 _NAME = r"[\w\[\]{}|`^\-]{2,32}"
 NAME_AT_START = re.compile(rf"\A\W{{0,20}}({_NAME})\s*[:,>]\s")
@@ -46,22 +52,26 @@ _AGREEMENT = re.compile(
 )
 
 _COMMON_NAME = 4
-"""A name that occurs this often in the window without addressing anyone counts as an ordinary word."""
+"""Occurrences in the window, without addressing anyone, from which a name counts as an ordinary word."""
 
 _SCARCITY_WINDOW = 60
-"""Latest messages whose share of addressed ones measures how often people address each other in the channel."""
+"""Latest messages that are examined for how often people of the channel address each other."""
 
 _WORD_HALF_LIFE = 25.0
-"""Messages after which a word counts half."""
+"""Messages since a word's last occurrence after which the word counts half."""
 
 
 Features = dict[str, float]
-"""Features of one choice by name, without those that are 0.
+"""The features of one choice, by name. Features that are 0 may be left out.
 
-The *speaker* is the author of the message. It may address an *addressee*, else it is *open*. A person is *here* after
-speaking in the conversation, else *absent*. The speaker is *awaited* in the conversation where they were last addressed
-if they have not spoken since. Addressing is *scarce* if few messages of the channel address anyone. Distances are
-log2(1 + messages between).
+The names use these words:
+
+- *speaker*: the author of the message to link.
+- *addressee*: the person whom the message addresses. A message without an addressee is *open*.
+- *here* and *absent*: a person is here if they have spoken in the conversation, otherwise absent.
+- *awaited*: the speaker was last addressed in this conversation, and has not spoken in the channel since.
+- *scarce*: few messages of the channel address anyone.
+- *distance*: log2(1 + d) for two messages of the channel, if the second is the d-th message after the first.
 """
 
 LEARNED_WEIGHTS: Mapping[str, float] = json.loads(
@@ -71,15 +81,15 @@ LEARNED_WEIGHTS: Mapping[str, float] = json.loads(
 
 
 def is_one_conversation(kind: ChannelKind) -> bool:
-    """Whether a channel of this kind is one conversation as a whole, as threads and forum posts are."""
+    """Whether all messages of a channel of this kind are one conversation, as in threads and forum posts."""
     return kind in (ChannelKind.PUBLIC_THREAD, ChannelKind.PRIVATE_THREAD, ChannelKind.FORUM_POST)
 
 
 def thread_conversation_id(guild_id: str, channel_id: str) -> str:
     """Return the conversation id of a thread.
 
-    A thread has the id of its starter message, which is in another conversation. Discord's ids contain no slash, so the
-    result differs from every conversation id that is a message's id.
+    It is not the id of the thread alone, because a thread has the same id as its starter message, which may be the id
+    of another conversation. Ids contain no slash, so the result differs from the id of every message.
     """
     return f"thread/{guild_id}/{channel_id}"
 
@@ -92,8 +102,9 @@ def link(
 ) -> dict[str, str]:
     """Return the conversation id of each message that had none, by message id.
 
-    ``messages`` are messages of one channel in order, including the linked ones that came before. ``replied`` gives the
-    conversations of replied messages that are not in ``messages``. A new conversation gets its first message's id.
+    ``messages`` are messages of one channel in order, including the linked messages before those to link. ``replied``
+    gives the conversation ids of messages that were replied to and are not in ``messages``. The id of a new
+    conversation is the id of its first message.
     """
     window = Window()
     known = dict(replied or {})
@@ -120,7 +131,7 @@ def _find_best(choices: Iterable[tuple[str | None, Features]], weights: Mapping[
 
 @frozen(kw_only=True)
 class WindowMessage:
-    """A linked message in the window. ``place`` counts messages from the first one added."""
+    """A linked message in the window. ``place`` is the number of messages that were added before it."""
 
     place: int
     author_id: str
@@ -134,10 +145,12 @@ class WindowMessage:
 
 @define
 class _ConversationState:
-    """What the features need to know of a conversation, from its messages in the window.
+    """The facts about a conversation from which its features are computed. Only messages in the window count.
 
-    ``starter`` is the author of its first message there, ``recent_size`` its messages among the channel's last 10.
-    ``last_by`` and ``addressed_at`` give the last place where each person spoke or was addressed.
+    ``starter`` is the author of the conversation's first message. ``last`` is the place of its last message, and
+    ``asks`` is true if that is a question. ``recent_size`` is the number of its messages among the channel's last 10.
+    ``last_by`` and ``addressed_at`` give, for each person, the place where they last spoke or were last addressed.
+    ``pairs`` are (author, addressee). ``words`` gives the last place of each word that the message to link also has.
     """
 
     starter: str
@@ -154,10 +167,13 @@ class _ConversationState:
 
 @frozen(kw_only=True)
 class _IncomingMessage:
-    """What the features need to know of the message to link and of the window.
+    """The facts about the message to link from which the features are computed.
 
-    ``own_last`` is where the speaker last spoke, ``addressed_last`` where they were last addressed, and
-    ``addressee_last`` where the addressee last spoke: (place, conversation id), or None outside the window.
+    ``rarity`` gives the rarity of each of its words in the window. ``scarce`` is the share of messages that address
+    nobody. The following are each a (place, conversation id), or None if there is no such message in the window:
+    ``own_last`` is the speaker's last message, ``addressed_last`` is the last message that addresses the speaker, and
+    ``addressee_last`` is the addressee's last message. ``own_conversations`` is the number of conversations in which
+    the speaker has spoken.
     """
 
     place: int
@@ -208,7 +224,11 @@ class Window:
             self._tokens.subtract(self._messages.popleft().tokens)
 
     def _find_addressees(self, message: StoredMessage, text: str) -> tuple[str, ...]:
-        """Find whom a message addresses: mentions, else a name of the window at its start, at its end or within."""
+        """Return the ids of the people whom a message addresses.
+
+        These are the mentioned people. Without mentions, a name of someone in the window is looked for at the start of
+        the message, at its end, and within it.
+        """
         speaker = message.author_id or ""
         mentioned = tuple(dict.fromkeys(user for user in message.mentioned_user_ids if user != speaker))
         if mentioned:
@@ -225,7 +245,7 @@ class Window:
         return ()
 
     def choices(self, message: StoredMessage) -> list[tuple[str | None, Features]]:
-        """Return the conversations that a message may belong to, None for a new one, with the features of each."""
+        """Return the ids of the conversations that a message may belong to, with their features. None is a new one."""
         text = _beginning(message)
         words = frozenset(terms(text))
         conversations = self._describe_conversations(words)
@@ -240,7 +260,7 @@ class Window:
         ]
 
     def _describe_conversations(self, words: frozenset[str]) -> dict[str, _ConversationState]:
-        """Describe the conversations of the window, with the ``words`` that occur in each."""
+        """Return the state of each conversation in the window. ``words`` are the words of the message to link."""
         found: dict[str, _ConversationState] = {}
         for message in self._messages:
             state = found.get(message.conversation_id)
@@ -296,12 +316,13 @@ class Window:
 
     def _share_addressed(self) -> float:
         latest = list(self._messages)[-_SCARCITY_WINDOW:]
-        # Smoothed by 20 earlier messages, of which 8 were addressed, as is usual.
+        # So that the share means something after few messages, 20 earlier messages are assumed, of which 8 addressed
+        # someone, as is usual.
         return (sum(bool(message.addressees) for message in latest) + 8) / (len(latest) + 20)
 
 
 def _features_of_new(incoming: _IncomingMessage) -> Features:
-    """Return the features of a new conversation."""
+    """Return the features of beginning a new conversation."""
     is_known = incoming.own_last is not None
     distance = _log_distance(incoming.place - incoming.own_last[0]) if incoming.own_last else 7.0
     found: Features = {
@@ -324,7 +345,7 @@ def _features_of_new(incoming: _IncomingMessage) -> Features:
 
 
 def _features_of_existing(incoming: _IncomingMessage, conversation_id: str, state: _ConversationState) -> Features:
-    """Return the features of an existing conversation."""
+    """Return the features of joining an existing conversation."""
     place, speaker, addressee = incoming.place, incoming.speaker, incoming.addressee
     speaker_at, speaker_addressed_at = state.last_by.get(speaker), state.addressed_at.get(speaker)
     addressee_at = None if addressee is None else state.last_by.get(addressee)
@@ -399,7 +420,7 @@ def _log_distance(distance: int) -> float:
 
 
 def _beginning(message: StoredMessage) -> str:
-    """Return the beginning of a message, which decides whom it answers."""
+    """Return the part of a message that the linker reads."""
     return message.content[:MAX_CHARACTERS]
 
 

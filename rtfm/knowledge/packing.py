@@ -1,7 +1,8 @@
-"""Packing: which messages of the found passages fit into a number of words.
+"""Packing: chooses the messages of the found passages that fit into a given number of words.
 
-Passages near the best one with the same speakers move forward, because a conversation is often found in pieces. A
-passage that does not fit whole contributes the messages that fit. Each message appears once. Pure.
+A conversation is often found in several passages. Therefore passages that are near the best one in the channel and
+share speakers with it move forward. If a passage does not fit as a whole, those of its messages that fit are kept. Each
+message appears only once. Pure.
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ import attrs
 from rtfm.knowledge.passages import Passage
 
 NEARBY_WEIGHT = 0.5
-"""What nearness in the channel adds to a passage's score at most, as a share of the best passage's score.
+"""Maximum that nearness to the best passage adds to a score, as a share of the best passage's score.
 
-Coverage grows with it and is flat from 0.3 to 0.5. It was chosen on conversations that the linker had not seen."""
+Coverage rises with this weight and is about the same from 0.3 to 0.5. The value was chosen on conversations from which
+the linker had not learned."""
 
 NEARBY_MESSAGES = 100
-"""Messages before and after the best passage that count as near it."""
+"""Number of messages before the best passage, and after it, whose passages count as near."""
 
 
 def speaker_overlap(best: frozenset[str], others: Mapping[str, frozenset[str]]) -> dict[str, float]:
-    """Return the share of speakers, 0..1, that each passage has in common with the best one, if there are any.
+    """Return the share of speakers, 0..1, that each passage has in common with the best passage, by passage id.
 
-    ``best`` and the values of ``others`` (by passage id) are author ids.
+    ``best`` are the author ids of the best passage, ``others`` those of other passages, by passage id. A passage
+    without common speakers is left out.
     """
     return {
         passage_id: len(best & speakers) / min(len(best), len(speakers))
@@ -36,7 +39,7 @@ def speaker_overlap(best: frozenset[str], others: Mapping[str, frozenset[str]]) 
 def pack(passages: Sequence[Passage], max_words: int) -> list[Passage]:
     """Return the passages by ``boosted_score``, highest first, with the messages that fit into ``max_words`` in all.
 
-    A message that does not fit is skipped in favour of shorter ones, which answer as often.
+    If a message does not fit, it is left out and shorter messages may follow; they answer a question as often.
     """
     packed: list[Passage] = []
     seen: set[tuple[str, str]] = set()

@@ -1,4 +1,4 @@
-"""Passages with their messages, as retrieval returns them. Pure."""
+"""The passages that retrieval returns, with their messages. Pure."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from rtfm.events import ChannelKind, TimestampMillis
 
 @frozen(kw_only=True)
 class PassageMessage:
-    """A message of a passage. Mentions of users are replaced by their names.
+    """A message of a passage. In ``content``, mentions of users are replaced by their names.
 
-    ``thread_title`` is the title of the message's thread or forum post; None outside of one or if it is unknown.
+    ``thread_title`` is the title of the message's thread or forum post. It is None if the message is not in a thread or
+    forum post, or if the title is unknown.
     """
 
     message_id: str
@@ -29,9 +30,9 @@ class PassageMessage:
 
 @frozen(kw_only=True)
 class Passage:
-    """A conversation or a part of one, with its messages in order.
+    """A found passage, with its messages in order.
 
-    Passages are shown in the order of ``boosted_score``: the score, raised for passages near the best one.
+    ``boosted_score`` is the score, raised if the passage is near the best one. Passages are shown in its order.
     """
 
     passage_id: str

@@ -1,7 +1,7 @@
 """Off-topic questions that calibrate a guild's relevance floor. Pure.
 
-The topics are far apart, so few of them concern any one guild. A guild of cooks knows some of them, which does not
-matter, because the floor is computed from the middle of the distribution.
+The topics are very different, so any one guild discusses only few of them. These few do not matter, because the floor
+is computed from the middle of the distribution of evidence.
 """
 
 from __future__ import annotations
@@ -80,4 +80,4 @@ PROBES: tuple[str, ...] = (
     "What should I wear to an interview at a bank?",
     "How do I tell a colleague that his jokes hurt people?",
 )
-"""Sixty questions. Tests judge a floor with other ones."""
+"""Sixty questions. Tests check a floor with other questions than these."""

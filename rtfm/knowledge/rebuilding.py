@@ -1,10 +1,16 @@
-"""Rebuilds a guild's vectors in a new collection of Chroma, which then replaces the old one.
+"""Rebuilds a guild's vectors in a new collection of Chroma, which then replaces the old collection.
 
-Owns the choice of the work: copy the vectors that the archive keeps (Chroma lost some), embed all texts again (the
-model changed, or there was none before), or also link all messages again (the rules of linking and splitting changed).
-Searches and ingest use the old collection until the switch. The rebuild repeats what ingest wrote in the meantime; for
-the last part, ingest waits. A rebuild that is killed leaves the old collection in use and nothing in the archive. The
-next rebuild removes what it left in Chroma.
+This module decides how much work a guild needs:
+
+- If Chroma lost vectors, it copies the vectors that the archive stores.
+- If the model changed, or there was no model before, it embeds all texts again.
+- If the rules of linking and splitting changed, it also links all messages again.
+
+Searches and ingest use the old collection until the switch. The rebuild then catches up with the messages that ingest
+has written in the meantime. While it catches up for the last time and switches, ingest waits.
+
+If a rebuild is killed before the switch, the old collection stays in use and the archive is unchanged. Whenever it is
+killed, Chroma may keep a collection that is not in use. The next rebuild removes it.
 """
 
 from __future__ import annotations
@@ -28,24 +34,29 @@ from rtfm.knowledge.vectors import ChromaVectors, VectorEntry
 from rtfm.settings import Settings
 
 BATCH = 500
-"""Messages or vectors that are read and written together."""
+"""Messages or vectors that are read and written together in one batch."""
 
 _MAX_CATCH_UPS = 5
-"""Attempts to catch up with ingest before ingest has to wait for the rest."""
+"""Maximum number of attempts to catch up with ingest, before ingest has to wait for the last one."""
 
 Work = Literal["nothing", "clean", "copy", "embed", "link"]
-"""Nothing; remove what an earlier rebuild left; copy vectors; embed all texts; link all messages, too."""
+"""The work of a rebuild.
+
+``clean`` removes collections that an earlier rebuild left, ``copy`` copies vectors, ``embed`` embeds all texts again,
+and ``link`` links all messages again and embeds all texts."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with the step, the number of items done and the number of all items."""
+"""A function that is called with the name of the step, the number of finished items, and the number of all items."""
 
 
 @frozen(kw_only=True)
 class RebuildPlan:
-    """The work that a guild ('' for direct messages) needs, and the reason.
+    """The work that a guild ('' for direct messages) needs, and the reason ``why``.
 
-    ``entries`` counts the vectors in the archive, ``missing`` those that Chroma lacks, and ``superfluous`` those that
-    only Chroma has. ``left_over`` are the generations of collections that an earlier rebuild left.
+    ``without_vectors`` is the number of passages without a vector. ``entries`` is the number of vectors in the archive,
+    ``missing`` the number of these that Chroma does not have, and ``superfluous`` the number of entries that only
+    Chroma has. ``left_over`` are the generations of collections that an earlier rebuild left. ``collection`` is the
+    collection in use.
     """
 
     guild_id: str
@@ -62,15 +73,15 @@ class RebuildPlan:
 
     @property
     def changes(self) -> int:
-        """The number of vectors that the rebuild makes, restores or removes, plus the collections that it removes."""
+        """An estimate of the changes in Chroma: vectors that are made, restored or removed, and collections removed."""
         vectors = {"embed": self.passages, "link": self.passages}.get(self.work, self.missing + self.superfluous)
         return vectors + len(self.left_over)
 
 
 def plan(knowledge: Knowledge, guild_id: str, *, force: bool = False) -> RebuildPlan:
-    """Plan the rebuild of a guild; with ``force``, rebuild even what is up to date.
+    """Plan the rebuild of a guild. With ``force``, a guild that is up to date is linked and embedded again.
 
-    Raises Unavailable when a store does not answer, ConfigError when a model is needed and there is none.
+    Raises Unavailable when a store does not answer, and ConfigError when a model is needed and there is none.
     """
     archive, embedding = knowledge.archive, knowledge.embedding
     known = archive.collections.find([guild_id]).get(guild_id)
@@ -110,9 +121,10 @@ def plan(knowledge: Knowledge, guild_id: str, *, force: bool = False) -> Rebuild
 
 
 def find_due(archive: SqlArchive, vectors: ChromaVectors, model: str | None) -> dict[str, str]:
-    """Return why a rebuild is due, for each guild that needs one ('' for direct messages).
+    """Return the guilds ('' for direct messages) that need a rebuild, with the reason for each.
 
-    ``model`` is the name of the embedding model, None without one. Quick, because it only counts.
+    ``model`` is the name of the embedding model, None if there is no model. This is fast, because vectors are counted
+    and not compared.
     """
     found = {}
     for guild_id in [*archive.guilds(), ""]:
@@ -132,7 +144,10 @@ def find_due(archive: SqlArchive, vectors: ChromaVectors, model: str | None) -> 
 
 
 def find_outdated(archive: SqlArchive, model: str | None) -> dict[str, str]:
-    """Like ``find_due``, but only by the recorded model and rules; takes the same time for archives of any size."""
+    """Do the same as ``find_due``, but compare only the recorded model and rules.
+
+    The time does not depend on the size of the archive.
+    """
     recorded = archive.collections.find([*archive.guilds(), ""])
     return {
         guild_id: reason[1]
@@ -142,9 +157,9 @@ def find_outdated(archive: SqlArchive, model: str | None) -> dict[str, str]:
 
 
 def find_due_for(settings: Settings) -> dict[str, str]:
-    """Call ``find_due`` for the stores and the model of the settings, without loading the model.
+    """Call ``find_due`` with the stores and the model of the settings. The model is not loaded.
 
-    Raises Unavailable when a store does not answer, ConfigError for an archive of another version.
+    Raises Unavailable when a store does not answer, and ConfigError for an archive of another version.
     """
     archive = SqlArchive(settings.database_url)
     vectors = ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)
@@ -158,7 +173,7 @@ def find_due_for(settings: Settings) -> dict[str, str]:
 def _reason_in_archive(
     collection: GuildCollection, model: str | None, *, passages: int, without: int
 ) -> tuple[Work, str] | None:
-    """Return the work that the archive alone makes necessary, and the reason."""
+    """Return the work that the state of the archive requires, and the reason; None if it requires nothing."""
     if not passages:
         return None
     if (reason := _reason_in_record(collection, model)) is not None:
@@ -169,18 +184,18 @@ def _reason_in_archive(
 
 
 def _reason_in_record(collection: GuildCollection, model: str | None) -> tuple[Work, str] | None:
-    """Return the work that the recorded rules and model make necessary, and the reason."""
+    """Return the work that the recorded rules and model require, and the reason; None if they are the current ones."""
     if collection.rules != RULES:
-        return "link", f"rules differ: conversations were linked by {collection.rules}, the current ones are {RULES}"
+        return "link", f"rules differ: conversations were linked with rules {collection.rules}, now {RULES} apply"
     if model is not None and not is_same_model(collection.model, model):
         if collection.model is None:
             return "embed", "passages have no vectors: there was no embedding model when they were indexed"
-        return "embed", f"model differs: the vectors are of {collection.model}, the model is {model}"
+        return "embed", f"model differs: the vectors were made with {collection.model}, the model is now {model}"
     return None
 
 
 def _reason_in_chroma(unchanged: RebuildPlan, *, force: bool) -> tuple[Work, str]:
-    """Return the work that Chroma's state or ``force`` makes necessary, and the reason."""
+    """Return the work that the state of Chroma or ``force`` requires, and the reason."""
     if unchanged.missing or unchanged.superfluous:
         return (
             "copy",
@@ -194,10 +209,11 @@ def _reason_in_chroma(unchanged: RebuildPlan, *, force: bool) -> tuple[Work, str
 
 
 def rebuild(knowledge: Knowledge, rebuild_plan: RebuildPlan, *, progress: Progress = lambda *_: None) -> None:
-    """Carry out a plan. Searches use the old collection until the new one is complete.
+    """Do the work of a plan. Searches use the old collection until the new collection is complete.
 
-    Raises Unavailable when a store does not answer, ConfigError when another process rebuilds the guild. After either,
-    the old collection is still in use.
+    Raises Unavailable when a store does not answer, and ConfigError when another process rebuilds the guild or has
+    rebuilt it since the plan was made. After an error, the old collection is still in use, unless only removing it
+    failed.
     """
     if rebuild_plan.work == "nothing":
         return
@@ -267,7 +283,10 @@ def _batches(ids: Sequence[str]) -> Iterable[Sequence[str]]:
 
 
 def _repeat_catch_up(catch_up: Callable[[], int]) -> None:
-    """Catch up until at most a batch is left, for which ingest then waits."""
+    """Call ``catch_up`` until it finds at most a batch of changes, or ``_MAX_CATCH_UPS`` times.
+
+    While the remaining changes are written, ingest has to wait.
+    """
     for _ in range(_MAX_CATCH_UPS):
         if catch_up() <= BATCH:
             return
@@ -275,7 +294,7 @@ def _repeat_catch_up(catch_up: Callable[[], int]) -> None:
 
 @frozen(kw_only=True)
 class _Reindexing:
-    """Builds passages and vectors in staging."""
+    """A rebuild that makes passages and vectors again, in staging."""
 
     _knowledge: Knowledge
     _staging: Staging
@@ -283,9 +302,9 @@ class _Reindexing:
     _relink: bool
 
     def run(self, rebuild_plan: RebuildPlan, progress: Progress) -> None:
-        """Build everything in staging, then replace the guild's passages and vectors with it."""
+        """Build all passages and vectors in staging, then replace the guild's passages and vectors with them."""
         guild_id = self._new.guild_id
-        # Read the channels before staging begins, so that staging knows all of them.
+        # The channels are read before staging copies them, so that staging has every channel that is read here.
         channels = self._knowledge.archive.channels(guild_id)
         self._staging.create_tables(self._new)
         done = 0

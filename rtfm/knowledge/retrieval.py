@@ -1,7 +1,7 @@
-"""Retrieval: from a question to the visible passages that are near it.
+"""Retrieval: finds the visible passages that are near a question.
 
-Scores every candidate exactly, from the archive's vectors and term counts, however the candidate was found. Every
-search is limited to one guild and to the visible channels. Does not write.
+Every candidate is scored exactly, with the vectors and term counts in the archive, whichever search found it. Every
+search is limited to one guild and its visible channels. This module does not write.
 """
 
 from __future__ import annotations
@@ -29,20 +29,22 @@ from rtfm.markup import to_plain_name
 from rtfm.visibility import MAX_VISIBLE_CHANNELS
 
 MAX_QUESTION_CHARACTERS = 4_000
-"""Discord's limit for a member with Nitro; the rest of a longer question is ignored."""
+"""Characters of a question that are used. This is Discord's limit for a member with Nitro."""
 
 TAIL_SHARE = 0.35
-"""Passages below this share of the best passage's score are dropped. At a half, coverage falls by a point."""
+"""Share of the best passage's score below which passages are dropped. With 0.5, coverage is a point lower."""
 
 DUPLICATE_COSINE = 0.98
-"""Cosine from which two passages are duplicates; only the better one is shown."""
+"""Cosine from which two passages count as duplicates. Only the better one is shown."""
 
 FRESH_WEIGHT = 0.002
 FRESH_HALF_LIFE_MS = 365 * 24 * 3600 * 1000
-"""Score that the newest candidate gains, and the age at which half of it is left; decides between equal scores only."""
+"""What the newest candidate's score gains, and the age at which half of the gain is left.
+
+The gain is so small that it decides only between nearly equal scores."""
 
 _MAX_NEARBY = 20
-"""Passages around the best one that are added at most."""
+"""Maximum number of passages from around the best one that are added to a result."""
 
 _MODEL_DIFFERS = "the vectors are not of this embedding model, or are missing"
 _VECTORS_LOST = "Chroma does not have this guild's vectors"
@@ -52,7 +54,10 @@ _USER_MENTION = re.compile(r"<@!?(\d+)>")
 
 @frozen(kw_only=True)
 class Ranks:
-    """A passage's ranks by meaning and by terms, from 1, and the values that decide them, 0..1."""
+    """A passage's ranks by meaning and by terms, from 1, and the values that they are based on, 0..1.
+
+    ``meaning_rank`` and ``meaning`` are None without vectors, and ``words_rank`` is None without common terms.
+    """
 
     meaning_rank: int | None
     words_rank: int | None
@@ -62,9 +67,10 @@ class Ranks:
 
 @frozen(kw_only=True)
 class Explanation:
-    """How a search went. Contains nothing from channels that are not visible.
+    """An account of how a search reached its result, without text or ids from channels that are not visible.
 
-    ``looked_at`` counts the vectors that were compared; ``calibrated`` is False for a default floor.
+    ``visible_channels``, ``looked_at`` and ``candidates`` are numbers: of visible channels, of compared vectors and of
+    scored passages. ``calibrated`` is False if ``floor`` is a default floor. ``ranks`` are by passage id.
     """
 
     guild_id: str
@@ -80,10 +86,10 @@ class Explanation:
 
 @frozen(kw_only=True)
 class SearchResult:
-    """Passages, best first; empty if nothing is near enough.
+    """The result of a search. ``passages``, best first, are empty if no passage is near enough to the question.
 
-    ``nearby`` are more passages from around the best one. ``rebuild_due`` is the reason why the search could not use
-    vectors although there is a model, else None.
+    ``nearby`` are further passages that are near the best one in its channel. ``rebuild_due`` is the reason if the
+    search could not use vectors although there is a model, otherwise None.
     """
 
     mode: Mode
@@ -94,11 +100,11 @@ class SearchResult:
 
     @property
     def found(self) -> bool:
-        """Whether anything is near enough to the question."""
+        """Whether any passage is near enough to the question."""
         return bool(self.passages)
 
     def pack(self, max_words: int) -> list[Passage]:
-        """Return what is shown of the passages: at most ``max_words`` words, those near the best passage early."""
+        """Return the passages and messages to show, of at most ``max_words`` words in all; see ``packing.pack``."""
         return pack([*self.passages, *self.nearby], max_words)
 
 
@@ -111,7 +117,7 @@ class _ScoredPassage:
 
 
 class Retriever:
-    """Searches one guild within visible channels. Thread-safe."""
+    """Searches guilds, one at a time, within the visible channels. Thread-safe."""
 
     def __init__(
         self,
@@ -121,10 +127,10 @@ class Retriever:
         *,
         exact_limit: int | None = None,
     ) -> None:
-        """Without ``embedding``, search is lexical.
+        """Prepare. If ``embedding`` is None, search is lexical.
 
-        Up to ``exact_limit`` visible passages, every vector is compared; above, Chroma finds the nearest. By default
-        the limit is where comparing all takes longer.
+        If at most ``exact_limit`` passages are visible, all their vectors are compared. Otherwise Chroma finds the
+        nearest. By default, the limit is about the number from which comparing all vectors takes longer.
         """
         self._archive = archive
         self._embedding = embedding
@@ -135,8 +141,8 @@ class Retriever:
     ) -> SearchResult:
         """Find at most ``limit`` passages of the guild (None: of direct messages), best first.
 
-        A passage is visible if its channel is listed, or if it is from a public thread or forum post whose parent is
-        listed. Raises InvalidEvent for more than 20,000 channel ids, Unavailable when a store does not answer.
+        A passage is visible if ``visible_channel_ids`` contains its channel, or the parent of its public thread or
+        forum post. Raises InvalidEvent for more than 20,000 channel ids, and Unavailable when a store does not answer.
         """
         if len(visible_channel_ids) > MAX_VISIBLE_CHANNELS:
             raise InvalidEvent(f"{len(visible_channel_ids)} visible channels are more than {MAX_VISIBLE_CHANNELS}")
@@ -148,20 +154,20 @@ class Retriever:
         return self._search(_question_terms(text), vector, guild_key(guild_id), visible, limit)
 
     def close(self) -> None:
-        """Let the threads end. Does not close the stores, which belong to the caller."""
+        """Let the threads end. The caller closes the stores."""
         self._candidates.close()
 
     @property
     def mode(self) -> Mode:
-        """The mode of a search that can use the vectors: hybrid, or lexical without an embedding model."""
+        """The mode of search in a guild whose vectors are of this model: hybrid, or lexical without a model."""
         return "lexical" if self._embedding is None else "hybrid"
 
     def mode_in(self, guild_id: str) -> Mode:
-        """Return the mode of a guild's searches: lexical, too, while its vectors are from another model."""
+        """Return the mode of search in a guild. It is lexical also if the guild's vectors are of another model."""
         return self._mode(self._archive.collections.find([guild_id]).get(guild_id) if self._embedding else None)
 
     def evidence(self, questions: Sequence[str], *, guild_id: str) -> Iterator[float]:
-        """Yield the evidence for each of ``questions``, over all channels of a guild ('' for direct messages)."""
+        """Yield the evidence for each of ``questions`` in all channels of a guild ('' for direct messages)."""
         vectors: Sequence[Vectors | None] = [None] * len(questions)
         if self._embedding is not None:
             vectors = list(self._embedding.embed(questions))
@@ -190,13 +196,13 @@ class Retriever:
             try:
                 result = self._search_view(view, search, mode, limit)
             except Unavailable:
-                # A rebuild may have replaced Chroma's collection.
+                # If a rebuild has replaced the collection of Chroma during the search, the search is repeated below.
                 if view.collection() == guild.collection:
                     raise
             else:
                 if view.collection() == guild.collection:
                     return result
-        # A rebuild has replaced the passages and vectors during the search: search again.
+        # A rebuild has replaced the passages and vectors during the search, so the search is repeated.
         return self._search(words, vector, guild_id, visible_channel_ids, limit)
 
     def _search_view(self, view: View, search: SearchRequest, mode: Mode, limit: int) -> SearchResult:
@@ -243,7 +249,7 @@ class Retriever:
 
 
 def _question_terms(question: str) -> list[str]:
-    """Return the terms of a question, each once."""
+    """Return the terms of a question without repetitions."""
     return list(dict.fromkeys(terms(question)))
 
 
@@ -263,7 +269,7 @@ def _score(
 
 
 def _drop_duplicates(scored: Sequence[_ScoredPassage], limit: int) -> list[_ScoredPassage]:
-    """Return the first ``limit`` passages that are not duplicates of one before them."""
+    """Return the first ``limit`` passages that are not duplicates of an earlier passage."""
     kept: list[_ScoredPassage] = []
     texts: set[str] = set()
     vectors: list[Vectors] = []
@@ -299,14 +305,14 @@ def _build_ranks(scored: Sequence[_ScoredPassage], scorer: LexicalScorer) -> dic
 
 
 def _rank_by_value(values: Mapping[str, float]) -> dict[str, int]:
-    """Return the rank of each key by its value, from 1 for the highest."""
+    """Return the rank of each key. The key with the highest value has rank 1."""
     return {key: rank for rank, key in enumerate(sorted(values, key=lambda key: -values[key]), start=1)}
 
 
 def _build_passages(
     view: View, scored: Sequence[_ScoredPassage], overlap: Mapping[str, float], best_score: float
 ) -> list[Passage]:
-    """Build the passages with their messages; ``overlap`` are the shares of speakers in common with the best one."""
+    """Build the passages with their messages. ``overlap`` is the result of ``speaker_overlap``."""
     messages_of = view.messages_of([passage.candidate.passage_id for passage in scored])
     mentioned = {
         user

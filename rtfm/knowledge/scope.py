@@ -1,4 +1,4 @@
-"""Which channels a search from the console may use, where nobody has roles in a guild."""
+"""The channels that a search from the command line may use. There, no Discord roles say what the reader may see."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from rtfm.knowledge.archive import SqlArchive
 
 _PUBLIC = (ChannelKind.TEXT, ChannelKind.PUBLIC_THREAD, ChannelKind.FORUM_POST)
 _MAX_LISTED_GUILDS = 20
-"""Guilds that an error lists at most."""
+"""Maximum number of guilds that an error lists."""
 
 
 def console_scope(
     archive: SqlArchive, guild_id: str | None = None, channel_ids: Sequence[str] = ()
 ) -> tuple[str | None, list[str]]:
-    """Return the guild id and the visible channel ids for the console.
+    """Return the guild id and the visible channel ids for a search from the command line.
 
-    These are ``channel_ids``, else all channels of ``guild_id``, else those of the archive's only guild; none for an
-    empty archive. Private threads, direct messages and channels of unknown kind are included only if ``channel_ids``
-    names them.
+    - With ``channel_ids``, these channels are visible.
+    - Otherwise the channels of ``guild_id`` are visible, or if it is None, those of the archive's only guild. Private
+      threads, direct messages and channels of unknown kind are left out.
+    - In an empty archive, no channel is visible.
 
-    Raises ConfigError when there are several guilds to choose from, or when a named guild or channel is not in the
-    archive.
+    Raises ConfigError when neither argument is given and the archive has several guilds, when a given guild or channel
+    is not in the archive, and when the channels do not all belong to one guild (``guild_id``, if given).
     """
     if channel_ids:
         return _channels_scope(archive, guild_id, channel_ids)
@@ -38,7 +39,7 @@ def console_scope(
         (guild_id,) = guilds
     elif guild_id not in guilds:
         raise ConfigError(f"guild {guild_id} is not in the archive", hint=f"It holds: {_join_guilds(guilds)}.")
-    # A public thread is visible by its parent's id, even if the parent itself has no messages.
+    # The access channel of a public thread is its parent, which may have no messages of its own in the archive.
     return guild_id, sorted({c.acl_channel_id for c in archive.channels(guild_id) if c.kind in _PUBLIC})
 
 
@@ -48,12 +49,18 @@ def _channels_scope(
     guilds_of = archive.guilds_of_channels(channel_ids)
     for channel_id in channel_ids:
         if channel_id not in guilds_of:
-            raise ConfigError(f"channel {channel_id} is not in the archive", hint="`rtfm-cli status` shows what is.")
+            raise ConfigError(
+                f"channel {channel_id} is not in the archive",
+                hint="Check the id. A channel is in the archive once one of its messages is archived.",
+            )
     guilds = set.intersection(*(guilds_of[channel_id] for channel_id in channel_ids))
     if guild_id is not None:
         guilds &= {guild_id}
     if len(guilds) != 1:
-        raise ConfigError("the channels belong to several guilds", hint="Name channels of one guild, or add --guild.")
+        raise ConfigError(
+            "the channels do not all belong to one guild",
+            hint="Give channels of one guild only, and with --guild, channels of that guild.",
+        )
     return guilds.pop() or None, sorted(set(channel_ids))
 
 

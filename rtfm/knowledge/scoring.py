@@ -1,7 +1,7 @@
-"""Scores: how near a passage is to a question, and how near is near enough.
+"""Computes the score of a passage for a question, and the evidence and floor that decide whether there is an answer.
 
-Owns BM25, the weights of the combined score and the default floors. A score is at most 1.56 with the embedding model
-and 1.03 without; scores of the two modes are not comparable. Pure.
+This module owns BM25, the weights of the combined score and the default floors. A score is at most 1.56 with the
+embedding model and 1.03 without it. Scores of the two modes cannot be compared. Pure.
 """
 
 from __future__ import annotations
@@ -16,36 +16,38 @@ from rtfm.knowledge.archive.search_rows import Candidate, Corpus, PassageVectors
 from rtfm.knowledge.float32 import Vectors, from_bytes
 
 Mode = Literal["hybrid", "lexical"]
-"""With or without the embedding model."""
+"""The mode of search: by meaning and terms (hybrid), or by terms alone (lexical)."""
 
 CONVERSATION_WEIGHT = 0.65
 BEST_MESSAGE_WEIGHT = 0.35
 LEXICAL_WEIGHT = 0.5
 ANSWERED_WEIGHT, ANSWERED_WEIGHT_LEXICAL = 0.06, 0.03
-"""Weights of the combined score; quality is flat around them (docs/decisions/0011-retrieval.md).
+"""The weights of the combined score. Other values near them give about the same quality (docs/decisions/0011).
 
-The last two apply to passages with at least two speakers: a message that nobody replied to seldom holds an answer."""
+The last two, for hybrid and lexical search, apply to passages with at least two speakers. A message that nobody replied
+to rarely contains an answer."""
 
 KNOWN_WEIGHT = 0.2
 MEANING_FLOOR = 0.49
 POINTS_FLOOR = 10.0
 POINTS_FLOOR_GROWTH = 1.5
-"""The floors of a guild that has no calibrated one; see ``default_floor``."""
+"""The constants of ``evidence`` and of the default floors; see there and ``default_floor``."""
 
-_K1, _B = 1.2, 0.75  # BM25's usual parameters; quality is flat around them
+_K1, _B = 1.2, 0.75  # BM25's usual parameters; other values near them give about the same quality
 
 _MIN_CORPUS = 1000
-"""Passages that a smaller corpus counts as when terms are weighted.
+"""Minimum number of passages with which the rarity of terms is computed, even if the corpus is smaller.
 
-In a handful of passages, a term may occur in most of them and still be rare in the language."""
+In a corpus of a few passages, a term may occur in most of them although it is rare in the language."""
 
 
 @frozen(kw_only=True)
 class LexicalScorer:
     """BM25 for one question in one guild.
 
-    ``rarity`` is the inverse document frequency of each term; ``frequencies`` gives the number of passages with each
-    term, without unknown terms; ``mean_length`` is the mean number of terms in a passage.
+    ``rarity`` is the inverse document frequency of each term of the question. ``frequencies`` is the number of passages
+    with each of these terms; terms in no passage are left out. ``mean_length`` is the mean number of terms in a
+    passage.
     """
 
     rarity: Mapping[str, float]
@@ -54,7 +56,7 @@ class LexicalScorer:
 
     @classmethod
     def of(cls, words: Sequence[str], frequencies: Mapping[str, int], corpus: Corpus) -> LexicalScorer:
-        """Build from the question's ``words``, each once, and the number of passages that hold each."""
+        """Build a scorer for the question's terms ``words``, without repetitions, from their ``frequencies``."""
         total = max(corpus.passages, _MIN_CORPUS)
         rarity = {}
         for word in words:
@@ -63,28 +65,28 @@ class LexicalScorer:
         return cls(rarity=rarity, frequencies=frequencies, mean_length=corpus.terms / max(corpus.passages, 1) or 1.0)
 
     def points(self, counts: Mapping[str, int], length: int) -> float:
-        """Return the BM25 points of a passage of ``length`` terms that holds the words ``counts`` times."""
+        """Return the BM25 points of a passage of ``length`` terms, with the counts of the question's terms in it."""
         norm = _K1 * (1 - _B + _B * length / self.mean_length)
         return sum(self.rarity[word] * count * (_K1 + 1) / (count + norm) for word, count in counts.items())
 
     def share(self, points: float) -> float:
-        """Return ``points`` as a share of the most that the question's words can reach, 0..1."""
+        """Return ``points`` as a share of the most points that the question's terms can reach, 0..1."""
         most = sum(self.rarity.values()) * (_K1 + 1)
         return points / most if most else 0.0
 
     @property
     def known_share(self) -> float:
-        """The share of the question's words, by rarity, that occur anywhere in the guild, 0..1."""
+        """The share of the question's terms, weighted by rarity, that occur anywhere in the guild, 0..1."""
         total = sum(self.rarity.values())
         return sum(self.rarity[word] for word in self.frequencies) / total if total else 0.0
 
 
 @frozen(kw_only=True)
 class Nearness:
-    """How near one passage is.
+    """How near a passage is to a question.
 
-    ``meaning`` is the mean of the passage's and its best message's cosine, None without vectors; ``points`` are BM25's,
-    and ``words`` is the number of the question's terms in the passage.
+    ``meaning`` is the mean of two cosines to the question, that of the passage and that of its best message; None
+    without vectors. ``points`` are the points of BM25. ``words`` is the number of the question's terms in the passage.
     """
 
     score: float
@@ -96,7 +98,7 @@ class Nearness:
 def nearness(
     candidate: Candidate, vectors: PassageVectors, question: Vectors | None, scorer: LexicalScorer
 ) -> Nearness:
-    """Compare a passage with a question: by meaning and terms, or by terms alone if either has no vector."""
+    """Compare a passage with a question: by meaning and terms, or by terms alone if one of them has no vector."""
     points = scorer.points(candidate.counts, candidate.length)
     words = len(candidate.counts)
     share = scorer.share(points)
@@ -118,11 +120,12 @@ def nearness(
 
 
 def evidence(found: Sequence[Nearness], scorer: LexicalScorer) -> float:
-    """Return how much ``found`` speaks for an answer; this is compared with the floor.
+    """Return the evidence of ``found``, the number that is compared with the floor.
 
-    With vectors: the best meaning, raised by the share of the question's words that the guild knows. Without: the best
-    BM25 points times that share. The points count twice if at least two words match, or the only word that the question
-    has, so that a symbol or an error code alone can be found.
+    - With vectors, it is the highest ``meaning`` plus ``KNOWN_WEIGHT`` times ``known_share``.
+    - Without vectors, it is the highest BM25 points times ``known_share``. The points of a passage count twice if it
+      contains at least two of the question's terms, or if the question has only one term and the passage contains it.
+      Thus a question that consists of a symbol or an error code can reach the floor.
     """
     meanings = [passage.meaning for passage in found if passage.meaning is not None]
     if meanings:
@@ -133,10 +136,10 @@ def evidence(found: Sequence[Nearness], scorer: LexicalScorer) -> float:
 
 
 def default_floor(mode: Mode, corpus: Corpus) -> float:
-    """Return the floor of a guild that has no calibrated one.
+    """Return the floor of a guild that has no calibrated floor.
 
-    Determined with 60 off-topic questions (cooking, law, sports) and 211 on-topic ones, on help chat of 27 to 1,102
-    passages.
+    The constants were chosen with 60 off-topic questions (cooking, law, sports) and 211 on-topic questions, on help
+    chat of 27 to 1,102 passages.
     """
     if mode == "hybrid":
         return MEANING_FLOOR

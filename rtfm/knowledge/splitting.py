@@ -1,8 +1,8 @@
-"""Splits one long text into parts that the embedding model reads whole. Pure.
+"""Splits one long text into parts, so that the embedding model reads each part completely. Pure.
 
-Owns the estimate of a text's tokens. It does not use the model's tokenizer, because the parts must be the same with any
-model and without one. Promises that no text is lost between parts and that a code block that fits into a part is never
-split. A longer code block is split between its lines and stays a code block in each part.
+The number of a part's tokens is estimated, not computed with the model's tokenizer, because the parts must be the same
+with any model and without a model. No text is lost between parts. A code block that fits into a part is never split. A
+longer code block is split between its lines, and its lines are a code block in each part.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import re
 from collections.abc import Iterator
 
 MAX_TOKENS = 220
-"""Estimated tokens of a part. The model reads 256.
+"""Maximum number of tokens of a part, by estimate. The model reads 256.
 
-The estimate was at most an eighth too low on chat, code, logs, hex and several languages; mostly it is a fifth too
+On chat, code, logs, hex and several languages, the estimate was at most an eighth too low. Mostly it is a fifth too
 high."""
 
 _MAX_WORD_LETTERS = 100
-"""Letters of a word above which BERT's tokenizer makes it one unknown token; nobody searches for such a blob."""
+"""Letters of the longest word that BERT's tokenizer splits into tokens. A longer word is one unknown token."""
 
 _WORD = re.compile(r"[^\W_]+|\S")
 _VOWEL = re.compile("[aeiouy]", re.IGNORECASE)
@@ -27,7 +27,7 @@ _SENTENCE = re.compile(r".+?(?:[.!?](?=\s)|\Z)\s*", re.DOTALL)
 
 
 def estimate_tokens(text: str) -> int:
-    """Estimate how many tokens BERT's tokenizer makes of ``text``: one per mark, about one per three letters."""
+    """Estimate the number of tokens of ``text`` in BERT's tokenizer: one per mark, about one per three letters."""
     words = _WORD.findall(text)
     return 2 + len(words) + sum([_estimate_word_tokens(word) - 1 for word in words if len(word) > 1])
 
@@ -50,7 +50,7 @@ def _estimate_word_tokens(word: str) -> int:
 
 
 def split(text: str, max_tokens: int = MAX_TOKENS) -> list[str]:
-    """Split ``text`` into parts in order: as few as its lines, sentences and words allow, one if it is short."""
+    """Split ``text`` into parts, in order, between lines, sentences or words. A short text is one part."""
     if estimate_tokens(text) <= max_tokens:
         return [text]
     parts: list[str] = []
@@ -67,7 +67,7 @@ def split(text: str, max_tokens: int = MAX_TOKENS) -> list[str]:
 
 
 def _iter_pieces(text: str, max_tokens: int) -> Iterator[tuple[str, str]]:
-    """Yield pieces that fit into a part, each with the separator between it and the piece before."""
+    """Yield pieces that fit into a part, each with the separator that joins it to the piece before."""
     end = 0
     for block in _BLOCK.finditer(text):
         yield from _split_prose(text[end : block.start()], max_tokens)
@@ -94,10 +94,10 @@ def _split_prose(text: str, max_tokens: int) -> Iterator[tuple[str, str]]:
 
 
 def _split_code(block: str, max_tokens: int) -> Iterator[tuple[str, str]]:
-    """Yield the lines of a code block as code blocks that each fill a part."""
+    """Yield code blocks that each fit into a part and together contain the lines of ``block``."""
     fenced = _FENCED.match(block)
     language, code = (fenced["language"] or "\n", fenced["code"]) if fenced else ("\n", block)
-    if estimate_tokens(language) > max_tokens // 4:  # not a language name, and too long to repeat in every part
+    if estimate_tokens(language) > max_tokens // 4:  # too long for a language, and to repeat in every part
         language, code = "\n", language + code
     frame = estimate_tokens(f"```{language}```")
     lines: list[str] = []
@@ -115,7 +115,7 @@ def _split_code(block: str, max_tokens: int) -> Iterator[tuple[str, str]]:
 
 
 def _split_words(text: str, max_tokens: int) -> Iterator[str]:
-    """Yield runs of words that fit, and pieces of words that do not."""
+    """Yield runs of words that fit into a part. A word that does not fit is cut."""
     words: list[str] = []
     size = 2
     for word in text.split():
@@ -131,6 +131,6 @@ def _split_words(text: str, max_tokens: int) -> Iterator[str]:
 
 
 def _cut_word(word: str, max_tokens: int) -> Iterator[str]:
-    # A character is at most one token.
+    # A character makes at most one token, so this many characters always fit.
     width = max_tokens - 2
     return (word[start : start + width] for start in range(0, len(word), width))

@@ -1,9 +1,12 @@
-"""Chroma: finds the passages nearest to a question.
+"""The vectors in Chroma: writes them, and finds the entries that are nearest to a question.
 
-Owns the collections: one per guild and generation, with cosine distance, and an entry for each passage and message that
-names the passage. A rebuild makes the next generation; the archive records which one is in use. Everything in Chroma
-can be restored from the archive, which keeps every vector. Does not check who may see what: the archive filters the
-result, because a ``where`` in Chroma is a scan.
+There is a collection for each guild and generation, with cosine distance. It contains an entry for each passage and
+each message with a vector; the metadata of an entry names the passage. A rebuild makes the next generation, and the
+archive records which generation is in use. Everything in Chroma can be restored from the archive, which stores every
+vector.
+
+This module does not check which channels are visible. The archive filters the result of a search, because a ``where``
+condition would make Chroma scan the collection.
 """
 
 from __future__ import annotations
@@ -26,16 +29,18 @@ from rtfm.knowledge.float32 import Vectors
 CONNECT_TIMEOUT_S = 3.0
 REQUEST_TIMEOUT_S = 30.0
 IDLE_S = 5.0
-"""Idle time after which a connection is not used again: it may be dead unnoticed, and a new one costs 1 ms."""
+"""Idle seconds after which a connection is not used again.
+
+An idle connection may be broken without notice, and a new connection takes only 1 ms."""
 
 _BATCH = 1000
-"""Entries per request. Chroma's own limit is 5,461 with SQLite, and larger requests only take more memory."""
+"""Maximum number of entries of a request. Chroma's limit is 5,461 with SQLite. Larger requests take more memory."""
 
 _REFUSES_CONTENT = frozenset({400, 413, 414, 422})
-"""HTTP statuses with which Chroma refuses content; 404 and 409 depend on its current state instead."""
+"""HTTP statuses after which Chroma can never store the content. 404 and 409 depend on its current state instead."""
 
 _IDS_PER_PAGE = 10_000
-"""Ids per request."""
+"""Maximum number of ids that a request reads."""
 
 _REBUILD = "Run `rtfm-cli rebuild`."
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9]")
@@ -52,17 +57,17 @@ class VectorEntry:
 
 
 class WrongCollection(ConfigError):
-    """A collection holds vectors of another model or dimension than the vectors that are written or searched."""
+    """A collection has vectors of another model or dimension than the vectors to write or to search for."""
 
 
 class ChromaVectors:
     """The vectors on a Chroma server. Thread-safe.
 
-    Every method raises Unavailable when Chroma does not answer, and InvalidEvent when it can never store a value.
+    Every method raises Unavailable when Chroma does not answer, and InvalidEvent when Chroma can never store a value.
     """
 
     def __init__(self, url: str, prefix: str = "", *, request_timeout_s: float = REQUEST_TIMEOUT_S) -> None:
-        """The first use connects. Every collection's name begins with ``prefix``."""
+        """Prepare the connection, which is made at its first use. All names of collections begin with ``prefix``."""
         parts = urlsplit(url)
         self._url = redact_address(url).rstrip("/")
         self._credentials = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
@@ -84,7 +89,7 @@ class ChromaVectors:
             raise self._unavailable(exc) from exc
 
     def upsert(self, guild_id: str, entries: Sequence[VectorEntry], *, generation: int = 0, model: str = "") -> None:
-        """Write entries with vectors of ``model``, and replace entries with the same ids.
+        """Write entries, whose vectors were made with ``model``. An entry replaces an entry with the same id.
 
         Raises WrongCollection when the collection's vectors are of another model or dimension.
         """
@@ -98,7 +103,7 @@ class ChromaVectors:
                 )
 
     def delete(self, guild_id: str, entry_ids: Sequence[str], *, generation: int = 0) -> None:
-        """Remove entries. Missing ids or a missing collection are not an error."""
+        """Remove entries. A missing entry or collection is not an error."""
         for start in range(0, len(entry_ids), _BATCH):
             with self._collection(guild_id, generation) as collection:
                 if collection is not None:
@@ -107,19 +112,19 @@ class ChromaVectors:
     def nearest(
         self, guild_id: str, vector: Vectors, count: int, *, generation: int = 0, model: str = ""
     ) -> list[str] | None:
-        """Return the ids of the ``count`` nearest entries, nearest first; None without a collection.
+        """Return the ids of the ``count`` entries nearest to ``vector``, nearest first; None if there is no collection.
 
         Raises WrongCollection when the collection's vectors are of another model or dimension.
         """
         with self._collection(guild_id, generation, model, vector) as collection:
             if collection is None:
                 return None
-            # Without metadata, which would take as long as the search itself.
+            # The metadata is not requested, because reading it would take as long as the search itself.
             found = collection.query(query_embeddings=[vector], n_results=count, include=[])
         return [str(entry_id) for entry_id in found["ids"][0]]
 
     def entry_ids(self, guild_id: str, *, generation: int = 0, model: str = "") -> set[str]:
-        """Return the ids of all entries of a guild; none if they are of another model."""
+        """Return the ids of all entries of a guild. The result is empty if the vectors are of another model."""
         found: set[str] = set()
         with self._collection(guild_id, generation) as collection:
             if collection is None or _differs(model, (collection.metadata or {}).get("model")):
@@ -136,7 +141,7 @@ class ChromaVectors:
             return 0 if collection is None else int(collection.count())
 
     def generations(self, guild_id: str) -> list[int]:
-        """Return the generations of a guild's collection that exist, in use or not."""
+        """Return the generations for which a guild has a collection, including those that are not in use."""
         first = self._name(guild_id, 0)
         with self._translate_errors():
             names = [collection.name for collection in self._client().list_collections()]
@@ -161,7 +166,7 @@ class ChromaVectors:
             self.forget(guild_id, generation)
 
     def forget(self, guild_id: str, generation: int) -> None:
-        """Remove one generation of a guild's collection. A missing one is not an error."""
+        """Remove the collection of a guild's generation. A missing collection is not an error."""
         from chromadb.errors import NotFoundError
 
         name = self._name(guild_id, generation)
@@ -170,7 +175,7 @@ class ChromaVectors:
             self._client().delete_collection(name)
 
     def close(self) -> None:
-        """Drop the connection; the next use connects again."""
+        """Close the connection. The next use connects again."""
         with self._lock:
             self._cached_client = None
             self._collections.clear()
@@ -189,7 +194,10 @@ class ChromaVectors:
         *,
         create: bool = False,
     ) -> Iterator[Any]:
-        """Provide the collection, checked against ``model`` and ``vector``; None if it is missing and not created."""
+        """Yield the collection; None if it is missing and not to be created.
+
+        If ``vector`` is given, raises WrongCollection unless ``model`` and the dimension are those of the collection.
+        """
         name = self._name(guild_id, generation)
         with self._translate_errors():
             collection = self._collections.get(name)
@@ -202,7 +210,7 @@ class ChromaVectors:
             try:
                 yield collection
             except Exception:  # raised again
-                # The collection may have been removed and created again under another id.
+                # The cached id may be outdated, because the collection was removed and created again.
                 self._collections.pop(name, None)
                 raise
 
@@ -224,7 +232,7 @@ class ChromaVectors:
     def _client(self) -> Any:
         with self._lock:
             if self._cached_client is None:
-                # Chroma's client makes requests in its constructor, without a timeout.
+                # The constructor of Chroma's client makes requests without a timeout.
                 self.check()
                 self._cached_client = run_within(
                     self._request_timeout_s,
@@ -246,22 +254,25 @@ class ChromaVectors:
         try:
             yield
         except (BatchSizeExceededError, DuplicateIDError, InvalidUUIDError) as exc:
-            # Raised by the client, without a request.
+            # Chroma's client raises these before it makes a request.
             raise InvalidEvent(f"Chroma cannot store a value: {_first_line(str(exc))}") from exc
         except (InvalidArgumentError, InvalidDimensionException) as exc:
             if "dimension" not in str(exc):
                 raise self._unavailable(exc) from exc
             raise WrongCollection(f"Chroma at {self._url}: {str(exc).partition(chr(10))[0]}", hint=_REBUILD) from exc
         except (httpx.TransportError, TimeoutError) as exc:
-            # Its other connections may be dead, too, and each would take as long to fail.
+            # The other connections of the client may be broken, too, and each would take as long to fail.
             self.close()
             raise self._unavailable(exc) from exc
         except (ChromaError, httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as exc:
-            # The client raises the last three for an answer that is not Chroma's.
+            # The client raises the last three errors for an answer that is not from Chroma.
             raise self._unavailable(exc) from exc
 
     def _raise_refusal(self, reply: httpx.Response) -> None:
-        """Raise by the status of a reply, because Chroma's client does not tell refusals from failures."""
+        """Raise InvalidEvent if Chroma refuses the content, and Unavailable for an error that is not from Chroma.
+
+        Chroma's client cannot tell these apart. It raises the other errors itself.
+        """
         if not reply.is_error:
             return
         try:
@@ -270,7 +281,8 @@ class ChromaVectors:
         except (ValueError, KeyError, TypeError):
             kind, message = "", reply.text
         line = _first_line(message) or f"status {reply.status_code}"
-        # A wrong dimension is a matter of the collection, a quota one of the server.
+        # An error of the dimension is about the collection, and an error of the quota about the server. Neither is
+        # about the content.
         if reply.status_code in _REFUSES_CONTENT and kind != "QuotaError" and "dimension" not in message.lower():
             raise InvalidEvent(f"Chroma cannot store a value: {line}")
         if not kind:
@@ -294,7 +306,7 @@ def _check_model(name: str, recorded: Mapping[str, Any], model: str, dimension: 
 
 
 def _differs(expected: object, recorded: object) -> bool:
-    """Whether both values are known and differ."""
+    """Whether both values are known and different."""
     return bool(expected) and bool(recorded) and expected != recorded
 
 
@@ -303,9 +315,10 @@ def _first_line(text: str) -> str:
 
 
 def _encode_guild_id(guild_id: str) -> str:
-    """Return a guild id as a part of a collection's name, which must not contain ``:``, ``@`` or another ``-``.
+    """Return a guild id in the form that a collection's name contains.
 
-    Letters and digits, and so Discord's ids, stay as they are. Any other character becomes a dot and its hex code.
+    ASCII letters and digits stay as they are, so Discord's ids do not change. Any other character becomes a dot and its
+    hex code, because the name must not contain ``:`` or ``@``, and contains ``-`` only as a separator.
     """
     if not guild_id:
         return "direct"
@@ -332,7 +345,7 @@ def _connect(
         ssl=is_https,
         settings=Settings(anonymized_telemetry=False, chroma_http_keepalive_secs=IDLE_S),
     )
-    # The client has no setting for a timeout, and would wait for an answer without limit.
+    # The client has no setting for a timeout. Without these lines, it would wait for an answer without limit.
     session = client._server._session  # type: ignore[attr-defined]  # not public
     session.timeout = httpx.Timeout(request_timeout_s, connect=CONNECT_TIMEOUT_S)
     if credentials:

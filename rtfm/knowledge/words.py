@@ -1,7 +1,7 @@
-"""Terms: the stemmed words of chat that lexical search and linking use. Pure.
+"""Terms: the stemmed words of a text that lexical search and linking use. Pure.
 
-Owns the tokenizer, its stop words and its stemming. A change here changes the archive's term index, so raise
-``indexing.RULES`` to have passages built again.
+This module owns the tokenizer, the stop words and the stemming. The archive stores the terms of each passage. So after
+a change here, raise the number in ``indexing.RULES``, which makes a rebuild due.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 MAX_TERM_LENGTH = 64
-"""Characters of the longest indexed term; longer runs are blobs that nobody searches for."""
+"""Characters of the longest term. Longer runs of characters are left out, because nobody searches for them."""
 
 _MENTION = re.compile(r"<(?:@[!&]?|#|a?:\w+:)\d+>")
 _RUN = re.compile(r"[\w./+\-~']+")
@@ -31,10 +31,10 @@ _STOP_WORDS = frozenset(
 
 
 def terms(text: str) -> list[str]:
-    """Return the terms of ``text`` in order, including repeated ones.
+    """Return the terms of ``text`` in order, including repeated terms.
 
-    A term is a run of letters, digits and ``_./+-~'`` in lower case; a path, version or compound also yields its parts.
-    Stop words and chat words are left out, and plain words are stemmed lightly.
+    A term is a run of letters, digits and ``_./+-~'`` in lower case. The parts of a path, version or compound are
+    terms, too. Stop words are left out, and words of plain letters are stemmed.
     """
     found: list[str] = []
     for run in _iter_runs(strip_mentions(text).lower()):
@@ -44,7 +44,7 @@ def terms(text: str) -> list[str]:
 
 
 def _iter_runs(text: str) -> Iterator[str]:
-    """Yield runs without the punctuation around them; a slash within trailing punctuation starts a second run."""
+    """Yield runs without the punctuation around them. A slash within trailing punctuation starts a second run."""
     for whole in _RUN.findall(text):
         word = whole.rstrip("./-'")
         slash = whole.find("/", len(word))
@@ -61,7 +61,7 @@ def strip_mentions(text: str) -> str:
 
 @lru_cache(maxsize=50_000)
 def _stem(word: str) -> str:
-    """Remove plural, -ing, -ed and -ly from plain ASCII words; words with a digit or sign stay as they are."""
+    """Remove plural endings, -ing, -ed and -ly. A word with anything but ASCII letters stays as it is."""
     word = word.removesuffix("'s")
     if len(word) < 4 or not (word.isascii() and word.isalpha()):
         return word

@@ -1,1 +1,1 @@
-"""The processor: ingests messages and answers questions."""
+"""The processor: the service that ingests messages and answers questions."""

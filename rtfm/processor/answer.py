@@ -1,8 +1,11 @@
-"""The handler of ``bot-queries``: answers each query once, and stores the answer before it is produced.
+"""The handler of ``bot-queries``. It answers each query once, and stores the answer before it is produced.
 
-Promises that a repeated record gets its stored answer without a call to the model, and that a second record of the same
-query produces nothing. A query that breaks a rule is answered with REFUSED and the rule, and that of an erased asker
-with NOT_FOUND. Does not read Kafka.
+- If Kafka delivers a record again, the handler returns the stored answer and does not call the model.
+- A second record with the same query produces nothing.
+- A query that breaks a rule gets the outcome REFUSED with the rule.
+- A query that an erasure covers gets the outcome NOT_FOUND.
+
+The pipeline reads the records and produces the responses.
 """
 
 from __future__ import annotations
@@ -31,15 +34,15 @@ class Answering:
     archive: SqlArchive
 
     def __call__(self, records: Sequence[Record]) -> list[Output]:
-        """Return at most one response for each record. Raises InvalidEvent if a ``query_id`` is invalid."""
+        """Return at most one response for each record. Raises InvalidEvent if a ``query_id`` breaks a rule."""
         responses = [self._respond(record) for record in records]
         return [Output(topic=RESPONSES, event=response) for response in responses if response is not None]
 
     def _respond(self, record: Record) -> BotResponse | None:
-        """Return the response to the query of ``record``, or None if another record of the same query has it.
+        """Return the response to the query of ``record``, or None if another record of the same query got it.
 
-        A record that is repeated after a crash or a rebalance gets its response again, because only the pipeline knows
-        whether it was produced; the pipeline commits it once.
+        After a crash or a rebalance, Kafka may deliver a record again. This method then returns the same response
+        again, because it cannot know whether the response was produced. The pipeline's transactions commit it once.
         """
         query = record.event
         if not isinstance(query, BotQuery):
@@ -51,8 +54,8 @@ class Answering:
         made_by = f"{record.topic}-{record.partition}-{record.offset}"
         stored = self.archive.answers.find(query.query_id)
         if stored is None:
-            # Stored before it is produced, so that the record finds it here after a crash. If two workers answer the
-            # same query at the same time, the first row stays.
+            # The answer is stored before it is produced, so that it is found here if the record is repeated after a
+            # crash. If two processors answer the same query at the same time, the answer that is stored first is kept.
             stored = self.archive.answers.store(self._answer(record, query, broken), made_by=made_by)
             _log.info(
                 "answered",
@@ -75,7 +78,7 @@ class Answering:
             try:
                 return self.answerer.answer(query)
             except InvalidEvent as exc:
-                _log.warning("a store rejected the question", query_id=query.query_id, error=str(exc))
+                _log.warning("the archive or Chroma rejected the question", query_id=query.query_id, error=str(exc))
                 broken = [BrokenRule(field="question", rule="must be text that can be searched for")]
         return self.answerer.refuse(query, broken, record_at=TimestampMillis(record.timestamp_ms))
 

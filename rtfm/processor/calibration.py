@@ -1,7 +1,7 @@
-"""Calibrates the floors of guilds that have grown, in the background of ingest.
+"""Calibrates the floors of guilds that have grown, in a thread beside ingest.
 
-Owns the thread and its queue. Promises that a guild is calibrated by one processor at a time, and that ingest never
-waits for it. The queue is lost when the process ends; a guild's next message queues it again.
+This module owns the thread and its queue. Only one processor at a time calibrates a guild, and ingest never waits for a
+calibration. The queue is lost when the process ends, but a guild is queued again when its next message is ingested.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from rtfm.knowledge.floor import calibrate
 from rtfm.telemetry import get_logger
 
 RETRY_S = 15.0
-"""Seconds until the retry after a store did not answer."""
+"""Seconds until a calibration is retried, if the archive or Chroma did not answer."""
 
 STOP_TIMEOUT_S = 5.0
-"""Seconds that the shutdown waits for the current search of the calibration."""
+"""Seconds that the shutdown waits for the thread, which finishes its current search before it ends."""
 
 _log = get_logger(__name__)
 
 
 class Calibration:
-    """The calibration thread. ``with Calibration(knowledge) as calibration: …`` runs it; ``enqueue`` is thread-safe."""
+    """The calibration thread, which runs inside a ``with`` block. ``enqueue`` is thread-safe."""
 
     def __init__(self, knowledge: Knowledge, *, retry_s: float = RETRY_S) -> None:
         self._knowledge = knowledge
         self._retry_s = retry_s
-        # None ends the thread. A guild may be queued more than once; after the first time its floor is up to date.
+        # None ends the thread. A guild may be in the queue more than once: the first time calibrates its floor, and the
+        # other times change nothing.
         self._guild_ids: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="calibration", daemon=True)
@@ -45,7 +46,7 @@ class Calibration:
         self._thread.join(STOP_TIMEOUT_S)
 
     def enqueue(self, guild_ids: Collection[str]) -> None:
-        """Queue guilds, to be calibrated if they have outgrown their floors; returns at once."""
+        """Queue guilds for calibration, and return at once. A guild is calibrated only if its floor is due."""
         for guild_id in sorted(guild_ids):
             self._guild_ids.put(guild_id)
 

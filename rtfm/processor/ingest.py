@@ -1,8 +1,8 @@
-"""Ingest: turns the events of a batch into changes of messages and channels, and has them indexed.
+"""Ingest: the handler that applies events of ``discord-messages`` to the archive and Chroma.
 
-Owns which version of a message is the newest, and what is stored of it. Promises that a late event never overwrites a
-newer one, that a message never moves to another channel, and that handling a batch twice changes nothing. Does not read
-Kafka.
+It decides which version of a message is the newest and which fields are stored. ``indexing`` then updates the
+conversations, passages and vectors. An event that arrives late never overwrites a newer version, a message never moves
+to another channel, and handling a batch twice changes nothing. The pipeline reads the records.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rtfm.telemetry import ARCHIVED, IGNORED_EVENTS, get_logger
 from rtfm.visibility import ChannelFacts
 
 MAX_TEXT_CHARACTERS = 64 * 1024
-"""Characters of an attached text file that are stored; the bot sends no larger ones."""
+"""Characters of an attached text file that are stored. The bot never sends more."""
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -33,7 +33,7 @@ _log = get_logger(__name__)
 
 
 class HasEvent(Protocol):
-    """A record, as far as ingest needs it."""
+    """A record with the only field that ingest needs."""
 
     @property
     def event(self) -> object:
@@ -45,14 +45,14 @@ class HasEvent(Protocol):
 class Ingest:
     """The handler of ``discord-messages``. Raises Unavailable when the archive or Chroma does not answer.
 
-    ``on_guilds_changed`` is called with the guilds of changed messages, after the batch is written.
+    After each batch, ``on_guilds_changed`` is called with the ids of the guilds whose messages were changed.
     """
 
     knowledge: Knowledge
     on_guilds_changed: Callable[[Collection[str]], None] = lambda _: None
 
     def __call__(self, records: Sequence[HasEvent]) -> list[Output]:
-        """Handle a batch, without outputs. Raises InvalidEvent for an event that breaks a rule."""
+        """Handle a batch, and return no outputs. Raises InvalidEvent for an event that breaks a rule."""
         events = [self._validate(record.event) for record in records]
         self.apply([event for event in events if event is not None])
         return []
@@ -72,7 +72,10 @@ class Ingest:
         self.on_guilds_changed({message.guild_id for message in state.changed.values()})
 
     def _write_batch(self, events: Sequence[DiscordMessage]) -> tuple[BatchState, list[MessageChange]]:
-        """Write a batch, and return what it changed. Raises CollectionChanged if the batch must be repeated."""
+        """Write a batch, and return its state and the kinds of changes that it made.
+
+        Raises CollectionChanged if the batch must be repeated.
+        """
         archive = self.knowledge.archive
         messages = archive.writing.messages({event.message_id for event in events})
         places = {(guild_key(event.guild_id), event.channel_id) for event in events}
@@ -114,7 +117,8 @@ def _apply_event(state: BatchState, event: DiscordMessage, erasures: Erasures) -
         return False
     after = _tombstone(event, before) if event.change is MessageChange.DELETED else _newer_version(event, before)
     channel = _channel(event, guild_id, known, unchanged=after is None)
-    # A deletion must not store the facts of an erased channel again. If they are unknown, so are its messages.
+    # The DELETED event of an erased message must not store the facts of an erased channel again. If the archive has no
+    # facts of a channel, it has no messages of it either, so nothing is lost.
     if not erased and channel is not None and channel != known:
         state.channels[channel.place] = channel
         state.touched_channels[channel.place] = channel
@@ -125,7 +129,7 @@ def _apply_event(state: BatchState, event: DiscordMessage, erasures: Erasures) -
 
 
 def _channel(event: DiscordMessage, guild_id: str, known: Channel | None, *, unchanged: bool) -> Channel | None:
-    """Return the event's channel as it is known after the event; None if nothing is known."""
+    """Return the event's channel with the facts that are known after the event; None if no facts are known."""
     seen = Channel(
         channel_id=event.channel_id,
         guild_id=guild_id,
@@ -139,15 +143,17 @@ def _channel(event: DiscordMessage, guild_id: str, known: Channel | None, *, unc
     )
     if known is not None:
         return known.merge(seen, unchanged=unchanged)
-    # A deletion without facts about its channel must not take precedence over later events with facts.
+    # A deletion without facts would store the channel with the kind UNKNOWN, which counts as private. An import could
+    # not correct this later, because imports never widen who can read a channel.
     has_facts = event.change is not MessageChange.DELETED or event.channel_kind is not ChannelKind.UNKNOWN
     return seen if has_facts else None
 
 
 def _guild_of(event: DiscordMessage, before: StoredMessage | None) -> str:
-    """Return the guild of the message. Raises InvalidEvent if the event moves a known message.
+    """Return the guild of the event's message, '' for direct messages.
 
-    A deletion need not name the guild, so a deleted message may have none.
+    A DELETED event may lack the guild. So a deleted message in the archive may have no guild, and a later event may
+    name it. Raises InvalidEvent if the event names another channel or guild than the archive.
     """
     guild_id = guild_key(event.guild_id)
     if before is None:
@@ -162,7 +168,7 @@ def _guild_of(event: DiscordMessage, before: StoredMessage | None) -> str:
 
 
 def _newer_version(event: DiscordMessage, before: StoredMessage | None) -> StoredMessage | None:
-    # Doubled, so that an edit is newer than a message that already has the edit's time.
+    # The time is doubled, so that an EDITED event has a higher version than a CREATED event with the same edit time.
     version = 2 * (event.edited_at or event.created_at) + (event.change is MessageChange.EDITED)
     if before is not None and (before.deleted or before.version >= version):
         return None
@@ -208,5 +214,5 @@ def _tombstone(event: DiscordMessage, before: StoredMessage | None) -> StoredMes
 
 
 def _storable(text: str) -> str:
-    """Replace what PostgreSQL (NUL) or UTF-8 (unpaired surrogates) cannot store."""
+    """Replace characters that cannot be stored: NUL in PostgreSQL, and unpaired surrogates in UTF-8."""
     return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", text)

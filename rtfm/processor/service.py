@@ -1,8 +1,9 @@
-"""The processor as a service: both pipelines, from start to drained shutdown.
+"""The processor as a service: starts, runs and stops the pipelines of ingest and answering.
 
-Owns the order of starting and stopping. While a dependency is down, the service waits, logs it once and is not ready;
-only an error that an operator must fix ends it. On SIGTERM or SIGINT it finishes its unfinished records within
-``SHUTDOWN_GRACE_S``; a second signal ends it at once.
+While a dependency is down, the service logs this once, reports that it is not ready, and waits. The service ends with
+an error if an operator must change something, if a partition has too many dead letters, or after a defect. On SIGTERM
+or SIGINT it finishes the records that it has begun, for at most ``SHUTDOWN_GRACE_S`` seconds. A second signal ends it
+at once.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ if TYPE_CHECKING:
     from rtfm.knowledge import Knowledge
 
 INGEST_BATCH = 500
-"""Messages of a partition that are embedded in one call and written in one transaction, at most."""
+"""Maximum number of messages of a partition that are embedded in one call and written in one transaction."""
 
 GC_THRESHOLD = 20_000
-"""New objects that trigger the garbage collector; Python's default of 700 is reached by some hundred records."""
+"""New objects after which the garbage collector runs. Some hundred records exceed Python's default, 700."""
 
 Part = Literal["ingest", "answer"]
 
@@ -46,7 +47,7 @@ _log = get_logger(__name__)
 
 @frozen
 class Handlers:
-    """The handlers of the pipelines; set when what they need is loaded."""
+    """The handlers of the two pipelines. Each future is set when the dependencies of its handler are loaded."""
 
     ingest: Future[Handler] = field(factory=Future)
     answer: Future[Handler] = field(factory=Future)
@@ -55,8 +56,8 @@ class Handlers:
 def run_processor(settings: Settings, only: Part | None = None, stop: threading.Event | None = None) -> None:
     """Run ingest and answering, or ``only`` one of them, until SIGTERM, SIGINT or ``stop``.
 
-    Raises ConfigError for what an operator must fix: an unregistered contract, a missing topic, an invalid address.
-    Raises Unfinished if records were still unfinished after ``SHUTDOWN_GRACE_S``.
+    Raises ConfigError for an error that an operator must fix, for example an unregistered contract, a missing topic or
+    an invalid address. Raises Unfinished if records were still unfinished after ``SHUTDOWN_GRACE_S``.
     """
     stopping = Stop(stop)
     starting: dict[str, str] = {"start": "the service is starting"}
@@ -66,7 +67,7 @@ def run_processor(settings: Settings, only: Part | None = None, stop: threading.
         contracts = open_contracts(settings)
         handlers = Handlers()
         pipelines = _build_pipelines(settings, contracts, only, handlers, health, stopping.event, quarantine)
-        # The pipelines join their groups while the handlers load. ``closing`` closes stores after the pipelines ended.
+        # The pipelines join their groups while the handlers load. ``closing`` closes the stores after the pipelines.
         with ExitStack() as closing, _run_pipelines(settings, pipelines, stopping):
             if _prepare_handlers(settings, contracts, only, stopping, starting, handlers, health, closing):
                 starting.clear()
@@ -85,7 +86,7 @@ def _build_pipelines(
     stop: threading.Event,
     quarantine: Quarantine,
 ) -> list[Pipeline]:
-    """Return the pipelines of both parts, or of ``only`` one."""
+    """Return the pipelines of ingest and answering, or of ``only`` one of them."""
     dead_letters = DeadLetterPolicy.of(settings)
     new_pipeline = partial(
         Pipeline,
@@ -121,10 +122,11 @@ def _build_pipelines(
 
 
 def tune_garbage_collector() -> None:
-    """Exclude all current objects from garbage collection, and run it less often.
+    """Exclude all current objects from garbage collection, and let the collector run less often.
 
-    Unfinished records are many objects that live until their transaction ends, so the collector would traverse them
-    again and again, which took a fifth of the time of a record. What a service loads at its start is never freed.
+    Unfinished records consist of many objects that live until their transaction ends. With Python's defaults, the
+    collector traverses them again and again, which took a fifth of the time of a record. The current objects can be
+    excluded because a service never frees the objects that it loads at its start.
     """
     gc.collect()
     gc.freeze()
@@ -141,12 +143,13 @@ def _prepare_handlers(
     health: Health,
     closing: ExitStack,
 ) -> bool:
-    """Load the ``handlers`` once their dependencies answer and the archive is migrated; return False if stopped."""
+    """Wait for the dependencies, migrate the archive and set the ``handlers``; return False if stopped meanwhile."""
     from rtfm.knowledge import open_knowledge
 
     knowledge = open_knowledge(settings)
     closing.callback(knowledge.close)
-    # With wait_s=0, waiting for another process's migration is a retry of once_available, which can be stopped.
+    # With wait_s=0, ``migrate`` does not wait for a migration by another process. Instead, ``retry_until_available``
+    # calls it again, so that the wait can be interrupted.
     steps: list[Callable[[], object]] = [partial(knowledge.archive.migrate, wait_s=0), knowledge.vectors.check]
     if only != "ingest":
         codec = contracts.codec(RESPONSES)
@@ -169,7 +172,7 @@ def _prepare_handlers(
 
 
 def _failure_of(check: Callable[[], None]) -> str | None:
-    """Return the error of a store's ``check``, or None if the store can be used."""
+    """Return the error that ``check`` raises as text, or None if it raises no error."""
     try:
         check()
     except RtfmError as exc:
@@ -178,18 +181,18 @@ def _failure_of(check: Callable[[], None]) -> str | None:
 
 
 def _warn_of_due_rebuilds(knowledge: Knowledge) -> None:
-    """Log each guild that needs a rebuild, because it is searched by terms alone although there is a model."""
+    """Log each guild whose vectors or passages were made by another model or by other rules than the current ones."""
     from rtfm.knowledge import rebuilding
 
     model = knowledge.embedding.name if knowledge.embedding else None
-    with suppress(RtfmError):  # the warning must not keep the service from starting
+    with suppress(RtfmError):  # the service must start even if the warning fails
         for guild_id, reason in rebuilding.find_outdated(knowledge.archive, model).items():
             _log.warning("a rebuild is due", guild_id=guild_id, reason=reason, hint="rtfm-cli rebuild")
 
 
 @contextmanager
 def _run_pipelines(settings: Settings, pipelines: Sequence[Pipeline], stop: Stop) -> Iterator[None]:
-    """Run ``pipelines`` in threads during the block, stop them at its end, and raise the first error of one."""
+    """Run ``pipelines`` in threads during the block, then stop them. Raises their first error."""
     failures: list[BaseException] = []
 
     def work(pipeline: Pipeline) -> None:

@@ -116,7 +116,7 @@ def test_what_was_imported_can_be_found_when_import_returns(settings: Settings, 
         done = cli(settings, "import", *files)
         assert done.stdout.strip().splitlines()[-1] == (
             "2 files: 4 messages imported and searchable, 2 left out"
-            " (1 × author is missing; 1 × a notice of type GuildMemberJoin)"
+            " (1 × author is missing; 1 × a system message of type GuildMemberJoin)"
         )
         assert "messages[3] (id 1004)" in done.stderr
         found = json.loads(cli(settings, "search", "mount ntfs disk", "--json").stdout)

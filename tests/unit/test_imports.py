@@ -94,7 +94,7 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
         (entry(2, timestampEdited="0001-01-01T00:00:00+23:59"), "timestampEdited must lie in the years 1 to 9999"),
         (entry(2, mentions={}), "mentions is not a list"),
         (entry(2, attachments=[{"url": "x"}]), "attachments.fileName is missing"),
-        (entry(2, type="GuildMemberJoin"), "a notice of type GuildMemberJoin"),
+        (entry(2, type="GuildMemberJoin"), "a system message of type GuildMemberJoin"),
     ],
 )
 def test_a_broken_message_is_left_out_and_the_rest_is_read(broken: Any, why: str, tmp_path: Path) -> None:

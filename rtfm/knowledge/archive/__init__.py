@@ -1,7 +1,7 @@
 """The archive: every message, passage, stored answer and setting, in PostgreSQL.
 
-Owns the messages with their versions and deletions, and the answers that were given and sent. Promises that a late
-event never overwrites a newer one, and that writing is idempotent. Does not embed, link or rank.
+An event that arrives late never overwrites a newer version of its message. Every write is idempotent. Embedding
+texts, linking messages and ranking passages are done outside of this package.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The stored answers: one row for each query, which names the record that it answers.
+"""The stored answers: one row for each query, with the answer and the record that was answered.
 
-Promises that the first answer to a query is never replaced, and that no answer is stored or returned that has a removed
-message as a source. Does not decide what to do with a second answer.
+The first answer to a query is never replaced by another answer. An answer that has a removed message as a source is
+withdrawn before it is stored or returned. The caller decides what to do when it has a second answer to a query.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rtfm.knowledge.archive.tables import answers
 
 @frozen(kw_only=True)
 class StoredAnswer:
-    """An answer. ``made_by`` is the record (topic-partition-offset) that asked for it."""
+    """A stored answer. ``made_by`` names the record that it answers, as ``topic-partition-offset``."""
 
     response: BotResponse
     made_by: str
@@ -44,18 +44,19 @@ class ArchiveAnswers:
         self._database = database
 
     def find(self, query_id: str) -> StoredAnswer | None:
-        """Return the answer that is stored for a query, or None. It is withdrawn if a source was removed."""
+        """Return the stored answer to a query, or None. It is withdrawn if one of its sources was removed."""
         statement = select(answers.c.response, answers.c.made_by).where(answers.c.query_id == query_id)
         with self._database.begin() as connection:
             row = connection.execute(statement).one_or_none()
             if row is None:
                 return None
             stored = StoredAnswer(response=_to_response(row.response), made_by=row.made_by)
-            # Deletions withdrew their answers already; an erased message may still wait for its deletion.
+            # A deletion withdraws the answers that use the message. An erased message may not be deleted yet, so an
+            # answer that uses it may not be withdrawn in the table.
             return attrs.evolve(stored, response=_withdraw_if_removed(connection, stored.response))
 
     def store(self, response: BotResponse, *, made_by: str) -> StoredAnswer:
-        """Store an answer under its ``query_id`` unless there is one, and return the one that is stored.
+        """Store an answer unless its query has one already, and return the answer that is stored afterwards.
 
         An answer that has a removed message as a source is withdrawn before it is stored or returned.
         """
@@ -68,7 +69,7 @@ class ArchiveAnswers:
                 "answered_at": response.answered_at,
                 "made_by": made_by,
             }
-            # An update that changes nothing, because ON CONFLICT DO NOTHING would return no row.
+            # On conflict, an update that changes nothing: DO NOTHING would not return the row that exists.
             statement = (
                 insert(answers)
                 .values(values)
@@ -82,7 +83,7 @@ class ArchiveAnswers:
         return StoredAnswer(response=stored, made_by=row.made_by)
 
     def find_readable(self, message_ids: Collection[str]) -> set[str]:
-        """Return those of ``message_ids`` whose messages are known and neither deleted nor erased."""
+        """Return the ids among ``message_ids`` of messages that are in the archive and neither deleted nor erased."""
         statement = text(f"SELECT message_id FROM messages AS m WHERE message_id = ANY(:ids) AND {IS_READABLE}")  # noqa: S608 - a constant
         with self._database.begin() as connection:
             return set(connection.execute(statement, {"ids": list(message_ids)}).scalars())

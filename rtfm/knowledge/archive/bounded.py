@@ -1,7 +1,7 @@
-"""Connections to PostgreSQL that never wait without limit for an answer.
+"""Connections to PostgreSQL that wait only a limited time for an answer.
 
-PostgreSQL's own limits end statements. They do not help a client whose connection died without notice, for example
-behind a firewall that dropped it or a proxy that hangs.
+PostgreSQL can limit the time of a statement, but this limit works on the server. It does not help a client that gets no
+answer because the connection is broken, for example because a firewall dropped it or a proxy hangs.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 DIALECT = "postgresql+bounded"
 PING_TIMEOUT_S = 3.0
-"""Time that an idle connection has to answer the ping before it is used again."""
+"""Seconds that an idle connection has to answer a ping. SQLAlchemy pings a connection before it uses it again."""
 
 
 class BoundedConnection(psycopg.Connection[Any]):
-    """A connection that closes itself when an answer takes longer than ``answer_timeout_s``; None is no limit."""
+    """A connection that closes itself when an answer takes longer than ``answer_timeout_s``; None means no limit."""
 
     answer_timeout_s: float | None = None
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
-        """Wait as psycopg does; every request of a connection goes through here.
+        """Wait for an answer as psycopg does, but at most ``answer_timeout_s``, unless ``timeout`` is given.
 
-        Raises OperationalError when the answer is late.
+        psycopg calls this method for every request. Raises OperationalError when the time is over.
         """
         bound_s = self.answer_timeout_s if timeout is None else timeout
         started_s = time.monotonic()
@@ -43,7 +43,7 @@ class BoundedConnection(psycopg.Connection[Any]):
 
     @contextmanager
     def limit_answer_time(self, bound_s: float | None) -> Iterator[None]:
-        """Replace ``answer_timeout_s`` inside the block; None is no limit."""
+        """Set ``answer_timeout_s`` to ``bound_s`` inside the block; None means no limit."""
         before, self.answer_timeout_s = self.answer_timeout_s, bound_s
         try:
             yield
@@ -57,7 +57,7 @@ class BoundedDialect(PGDialect_psycopg):
     supports_statement_cache = True
 
     def connect(self, *arguments: Any, answer_timeout_s: float | None = None, **options: Any) -> Any:
-        """Connect, and limit the connection's answers to ``answer_timeout_s``."""
+        """Connect, and limit the time of each answer to ``answer_timeout_s``."""
         connection = BoundedConnection.connect(*arguments, **options)
         connection.answer_timeout_s = answer_timeout_s
         return connection

@@ -1,8 +1,10 @@
-"""The Chroma collection that each guild uses, with the model and rules that made its vectors and passages.
+"""The archive's record of the Chroma collection that each guild uses.
 
-Owns the fence, a lock between ingest and rebuilds: a batch of ingest holds it shared for its transaction, a rebuild
-holds it exclusively while it switches collections. Promises that a batch commits only if its guilds still use the
-collections that it wrote to.
+The record includes the model and the version of the rules with which the guild's vectors and passages were made.
+
+This module also owns the *fence*, a lock of each guild between ingest and rebuilds. A batch of ingest holds it in
+shared mode during its transaction. A rebuild holds it exclusively while it switches the guild to a new collection.
+Therefore a batch commits only if its guilds still use the collections that the batch wrote to.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from rtfm.knowledge.archive.tables import collections, messages, passages, upser
 from rtfm.knowledge.entries import Table as EntryTable
 from rtfm.knowledge.entries import entry_id
 
-# Advisory locks, named by guild.
+# The keys of the advisory locks of a guild.
 _FENCE = "hashtextextended('rtfm fence ' || :guild, 0)"
 _REBUILD = "hashtextextended('rtfm rebuild ' || :guild, 0)"
 
@@ -33,7 +35,7 @@ _VECTOR_TABLES: dict[EntryTable, tuple[TableClause, ColumnClause[str]]] = {
 
 
 class CollectionChanged(TransientError):
-    """A rebuild has switched a guild to another collection since the batch began; the batch must be repeated."""
+    """A rebuild has switched a guild to another collection since the batch began, so the batch must be repeated."""
 
 
 class ArchiveCollections:
@@ -43,7 +45,7 @@ class ArchiveCollections:
         self._database = database
 
     def find(self, guild_ids: Collection[str]) -> dict[str, GuildCollection]:
-        """Return the collections of ``guild_ids``, by guild; guilds without one are left out."""
+        """Return the collections of ``guild_ids`` by guild id; a guild without a collection is left out."""
         statement = select(collections).where(collections.c.guild_id.in_(list(guild_ids)))
         with self._database.read() as connection:
             return {row.guild_id: GuildCollection(**row._mapping) for row in connection.execute(statement)}
@@ -88,7 +90,7 @@ class ArchiveCollections:
             )
 
     def ids_with_vectors(self, table: EntryTable, guild_id: str, after: str, *, limit: int) -> list[str]:
-        """Return the next ``limit`` ids of a guild's "passages" or "messages" with a vector, in order."""
+        """Return the next ``limit`` ids, after the id ``after``, of a guild's passages or messages with a vector."""
         rows, key = _VECTOR_TABLES[table]
         statement = (
             select(key).where(rows.c.guild_id == guild_id, *_has_vector(rows), key > after).order_by(key).limit(limit)
@@ -97,7 +99,7 @@ class ArchiveCollections:
             return list(connection.execute(statement).scalars())
 
     def vectors_of(self, table: EntryTable, ids: Iterable[str]) -> list[StoredVector]:
-        """Return the vectors of the "passages" or "messages" in ``ids``; those without one are left out."""
+        """Return the vectors of the passages or messages ``ids``; rows without a vector are left out."""
         rows, key = _VECTOR_TABLES[table]
         statement = select(key.label("id"), rows.c.passage_id, rows.c.vector).where(
             key.in_(list(ids)), *_has_vector(rows)
@@ -107,9 +109,9 @@ class ArchiveCollections:
 
     @contextmanager
     def block_ingest(self, guild_id: str) -> Iterator[None]:
-        """Let no batch of ingest for this guild commit inside the block.
+        """Prevent batches of ingest for this guild from committing inside the block; they wait until its end.
 
-        Only for an archive with a single connection, since the lock belongs to the connection.
+        The archive must have a single connection, because the lock belongs to the connection.
         """
         self._call(f"SELECT pg_advisory_lock({_FENCE})", guild_id)
         try:
@@ -118,7 +120,7 @@ class ArchiveCollections:
             self._call(f"SELECT pg_advisory_unlock({_FENCE})", guild_id)
 
     def try_lock_rebuild(self, guild_id: str) -> bool:
-        """Lock the rebuild of this guild until the connection ends; return False if another one holds the lock."""
+        """Lock the guild's rebuild until this connection ends; return False if another connection holds the lock."""
         return bool(self._call(f"SELECT pg_try_advisory_lock({_REBUILD})", guild_id))
 
     def _call(self, statement: str, guild_id: str) -> object:
@@ -132,14 +134,15 @@ def _has_vector(rows: TableClause) -> tuple[Any, ...]:
 
 
 def lock_collections(connection: Connection, expected: Sequence[GuildCollection]) -> None:
-    """Lock the collections of a batch until its transaction ends; a guild without one gets the expected one.
+    """Lock the guilds of ``expected`` against a switch of their collections until the transaction ends.
 
-    Raises CollectionChanged if the collection of a guild is not the ``expected`` one.
+    A guild that has no collection yet gets its ``expected`` one. Raises CollectionChanged if a guild has another
+    collection than the ``expected`` one.
     """
     if not expected:
         return
     guild_ids = sorted(collection.guild_id for collection in expected)
-    # In the order of guild ids, so that two batches cannot deadlock.
+    # All batches lock the guilds in the order of their ids, so that two batches cannot deadlock.
     connection.execute(
         text(
             f"SELECT pg_advisory_xact_lock_shared({_FENCE.replace(':', '')}) FROM unnest(:guilds) AS guild"  # noqa: S608 - a constant
@@ -153,4 +156,4 @@ def lock_collections(connection: Connection, expected: Sequence[GuildCollection]
     known = {row.guild_id: GuildCollection(**row._mapping) for row in connection.execute(statement)}
     for collection in expected:
         if known[collection.guild_id] != collection:
-            raise CollectionChanged(f"guild {collection.guild_id} uses another collection by now")
+            raise CollectionChanged(f"guild {collection.guild_id} has been switched to another collection")

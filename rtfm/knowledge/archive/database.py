@@ -1,4 +1,7 @@
-"""The connection to PostgreSQL: one engine, short transactions, migrations, and errors translated to the project's."""
+"""The connections to PostgreSQL, and the migrations of the archive's tables.
+
+Errors of PostgreSQL and its driver are translated to errors of this project.
+"""
 
 from __future__ import annotations
 
@@ -19,33 +22,38 @@ from rtfm.telemetry import get_logger
 
 CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_S = 60
-"""Limit for a statement, and for the idle time of a transaction, so that a vanished client does not keep its locks."""
+"""Seconds that a statement may take, and that a transaction may be idle.
+
+Without the limits, a client that has vanished would keep its locks."""
 
 ANSWER_MARGIN_S = 5
-"""Time that an answer may take beyond ``STATEMENT_TIMEOUT_S``."""
+"""Seconds beyond the limit for a statement after which the client closes a connection that does not answer."""
 
 LOCK_TIMEOUT_S = 2
-"""How long a migration waits for the lock of a table that it changes; all other statements queue behind that wait."""
+"""Seconds that a migration waits for the lock of a table.
+
+The limit is short because other statements on the table have to wait behind the migration."""
 
 MIGRATION_WAIT_S = 1800
-"""How long a process waits for another one's migrations; an index over many millions of rows takes minutes."""
+"""Seconds that a process waits while another one migrates. An index over many millions of rows takes minutes."""
 
 _LOCK_POLL_S = 0.5
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
-# Any number that no other program uses for advisory locks in this database.
+# The key of the advisory lock. It is a number that no other program uses in this database.
 _MIGRATION_LOCK = 7_305_108_171
 
 _FIND_MIGRATING_BACKEND = """
-    SELECT concat('backend ', pid, ' from ', coalesce(host(client_addr), 'this machine'), ' since ', backend_start)
+    SELECT concat('backend ', pid, ' from ', coalesce(host(client_addr), 'a local socket'), ' since ', backend_start)
     FROM pg_locks JOIN pg_stat_activity USING (pid)
     WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND (classid::bigint << 32) + objid::bigint = :key
       AND datname = current_database()
 """
 
-# SQLSTATEs (https://www.postgresql.org/docs/18/errcodes-appendix.html). The first classes mean that a value can never
-# be stored: data exceptions, integrity constraints, and limits such as that of an index row.
+# SQLSTATEs (https://www.postgresql.org/docs/18/errcodes-appendix.html). ``_REFUSES_CONTENT`` are the classes of errors
+# after which a value can never be stored: data exceptions, integrity constraints, and limits, for example on the size
+# of an index row.
 _REFUSES_CONTENT = ("22", "23", "54")
 _REFUSES_STATEMENT = "42"
 _MISSES_TABLES = ("42P01", "42703")
@@ -54,7 +62,7 @@ _log = get_logger(__name__)
 
 
 class Database:
-    """The archive's database. Thread-safe; every ``begin`` is one short transaction."""
+    """The archive's database. Thread-safe."""
 
     def __init__(
         self,
@@ -64,10 +72,11 @@ class Database:
         statement_timeout_s: int = STATEMENT_TIMEOUT_S,
         migrations: Path = MIGRATIONS,
     ) -> None:
-        """Prepare; the first use connects. Raises ConfigError if ``database_url`` is not a PostgreSQL address.
+        """Prepare the connections, which are made at their first use.
 
-        A ``temporary`` database has one connection, sees only its temporary tables, and has no time limits.
-        ``migrations`` is the folder with the steps of ``migrate``.
+        A ``temporary`` database has one connection, whose table names mean its temporary tables, and no time limits.
+        ``migrations`` is the folder with the steps of ``migrate``. Raises ConfigError if ``database_url`` is not a
+        PostgreSQL address.
         """
         scheme, separator, rest = database_url.partition("://")
         if not separator or scheme.split("+")[0] not in ("postgresql", "postgres"):
@@ -81,13 +90,14 @@ class Database:
         try:
             self._engine = create_engine(
                 f"{DIALECT}://{rest}",
-                # A new connection would not have the temporary tables, so a broken one must fail.
+                # A new connection would not have the temporary tables. So a broken connection must not be replaced.
                 pool_pre_ping=not temporary,
                 pool_size=1 if temporary else 5,
                 max_overflow=0 if temporary else 15,
                 connect_args={
                     "connect_timeout": CONNECT_TIMEOUT_S,
-                    # Statements are short and mostly read cached pages by index; PostgreSQL's defaults assume neither.
+                    # PostgreSQL's defaults suit long statements that read pages from the disk. The statements of the
+                    # archive are short, and mostly read cached pages by index.
                     "options": "-c timezone=UTC -c random_page_cost=1.1 -c jit=off "
                     + ("-c search_path=pg_temp" if temporary else timeouts),
                     "answer_timeout_s": None if temporary else statement_timeout_s + ANSWER_MARGIN_S,
@@ -96,7 +106,7 @@ class Database:
             )
         except (exc.ArgumentError, ValueError):
             raise ConfigError("DATABASE_URL cannot be parsed") from None
-        # The same pool, without BEGIN and COMMIT around statements.
+        # It uses the same pool, but sends no BEGIN and COMMIT around statements.
         self._reader = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         self._migrations = migrations
         self._migrating = threading.Lock()
@@ -121,20 +131,21 @@ class Database:
     def _translate_errors(self) -> Iterator[None]:
         try:
             yield
-        # SQLAlchemy's errors, those of reads through the driver's cursor, and that of an unpaired surrogate.
+        # Reads that use the driver's cursor raise psycopg.Error. An unpaired surrogate raises UnicodeEncodeError.
         except (exc.DBAPIError, exc.TimeoutError, psycopg.Error, UnicodeEncodeError) as error:
             raise self._to_rtfm_error(error) from error
 
     def migrate(self, *, wait_s: float = MIGRATION_WAIT_S, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Migrate the tables to this version; safe in several processes at once, and while others read and write.
+        """Migrate the tables to the newest step.
 
-        Each step is its own transaction and stays when a later one fails. Raises Unavailable when a table to be changed
-        stays locked, or another process is still migrating after ``wait_s``. Raises ConfigError if the tables are at a
-        step that this version does not know.
+        Several processes may call this at once, and others may read and write meanwhile. Each step is its own
+        transaction, so the finished steps stay when a later one fails. Raises Unavailable when a table to be changed
+        stays locked, or when another process is still migrating after ``wait_s``. Raises ConfigError if the tables are
+        at a step that this version does not know.
         """
         if self._is_current():
             return
-        # Imported here, because every command that uses the archive would load it: a fifth of the start of `ask`.
+        # Alembic takes a fifth of the start of `ask`, so it is imported only when a migration is needed.
         from alembic import command
         from alembic.config import Config
         from alembic.util import CommandError
@@ -147,7 +158,7 @@ class Database:
                 self._take_migration_lock(connection, wait_s, sleep)
                 connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'"))
                 connection.execute(text("SET statement_timeout = 0"))
-                # Creating an index has no time limit.
+                # An index may take any time.
                 _driver_connection(connection).answer_timeout_s = None
                 connection.commit()
                 config.attributes["connection"] = connection
@@ -158,22 +169,23 @@ class Database:
                     hint="Run the version that made it, or set DATABASE_URL to an empty database.",
                 ) from error
             finally:
-                # Close the connection, which also releases the lock; its settings are for migrations only.
+                # Closing the connection releases the lock. The connection must not be used again, because its settings
+                # are for migrations only.
                 connection.invalidate()
 
     def _take_migration_lock(self, connection: Connection, wait_s: float, sleep: Callable[[float], None]) -> None:
-        # By polling: waiting inside a statement would block another process's CREATE INDEX CONCURRENTLY.
+        # Polled: a statement that waits for the lock would block the CREATE INDEX CONCURRENTLY of the other process.
         key = {"key": _MIGRATION_LOCK}
         waited_s = 0.0
         while not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), key).scalar_one():
             holder = connection.execute(text(_FIND_MIGRATING_BACKEND), key).scalar()
             connection.commit()
-            other = f"another process ({holder or 'which has just ended'})"
+            other = f"another process ({holder or 'just ended'})"
             if waited_s >= wait_s:
                 raise Unavailable(
                     "PostgreSQL",
                     f"PostgreSQL at {self.address}: {other} is migrating the archive",
-                    hint="It may take minutes; if it hangs, stop that process or terminate its backend.",
+                    hint="A migration may take minutes. If it hangs, stop that process or its PostgreSQL backend.",
                 )
             if not waited_s:
                 _log.warning("waiting for another process to migrate the archive", who=other, at_most_s=wait_s)
@@ -192,7 +204,7 @@ class Database:
         return found is not None and newest.startswith(f"s{found}_")
 
     def check(self) -> None:
-        """Raise Unavailable or ConfigError if the archive cannot be used."""
+        """Raise Unavailable or ConfigError if the archive does not answer or has no tables."""
         with self.begin() as connection:
             connection.execute(text("SELECT 1 FROM messages LIMIT 1"))
 
@@ -201,7 +213,7 @@ class Database:
         self._engine.dispose()
 
     def _to_rtfm_error(self, error: Exception) -> RtfmError:
-        """Return the project's error for ``error``, by its SQLSTATE; errors of the driver itself have none."""
+        """Return this project's error for ``error``, by its SQLSTATE; an error of the driver itself has no SQLSTATE."""
         cause = getattr(error, "orig", None) or error
         state = str(getattr(cause, "sqlstate", None) or "")
         if state.startswith(_REFUSES_CONTENT) or (not state and isinstance(cause, (psycopg.DataError, UnicodeError))):
@@ -222,22 +234,22 @@ class Database:
 
 def _driver_connection(connection: Connection) -> BoundedConnection:
     found = connection.connection.driver_connection
-    assert isinstance(found, BoundedConnection)  # noqa: S101 - the dialect makes no other
+    assert isinstance(found, BoundedConnection)  # noqa: S101 - BoundedDialect creates all connections
     return found
 
 
 def _to_printable_address(database_url: str) -> str:
     try:
         _ = urlsplit(database_url).port
-    except ValueError:  # its message repeats the port, which may be a part of the password
+    except ValueError:  # not chained: its message contains the wrong port, which may be a part of the password
         raise ConfigError("DATABASE_URL: the port is not a number") from None
     return redact_address(database_url).partition("://")[2]
 
 
 def _first_line(error: Exception) -> str:
-    """Return the first line of the driver's error, without statement and parameters, which contain people's text."""
+    """Return the first line of the driver's error. The statement and its parameters may contain people's messages."""
     cause = getattr(error, "orig", None) or error
     if isinstance(cause, UnicodeEncodeError):
-        return "not valid UTF-8"  # the message of the error quotes the text
+        return "not valid UTF-8"  # str(cause) would contain the text
     diagnosis = getattr(getattr(cause, "diag", None), "message_primary", None)
     return str(diagnosis or str(cause).strip().partition("\n")[0] or type(cause).__name__)

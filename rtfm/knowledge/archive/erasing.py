@@ -1,7 +1,8 @@
-"""Erasing a person, a channel or a guild: the row in ``erasures``, and the answers that it withdraws at once.
+"""Erases a person, a channel or a guild: writes the row in ``erasures`` and withdraws the affected answers.
 
-Promises that nothing of the target is found, shown or ingested once the row is committed, and that an interrupted
-erasure can be resumed. Does not remove messages: the caller produces a DELETED event for each, and ingest removes them.
+As soon as the row is committed, no message of the target is found, shown or ingested. An interrupted erasure can be
+resumed. This module does not remove messages: the caller produces a DELETED event for each erased message, and
+ingest removes it.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ _OF_TARGET: Mapping[Scope, str] = {
     " OR m.channel_id IN (SELECT channel_id FROM channels WHERE parent_channel_id = :id))",
     "guild": "m.guild_id = :id",
 }
-"""Whether an erasure's target includes the message ``m``, regardless of its time."""
+"""SQL conditions, by scope: the message ``m`` belongs to the target, whenever it was written."""
 
 _ASKED_BY_TARGET: Mapping[Scope, str] = {
     "user": "response ->> 'asker_id' = :id AND :guild IN ('', coalesce(response ->> 'guild_id', ''))",
     "channel": "response ->> 'channel_id' = :id",
     "guild": "response ->> 'guild_id' = :id",
 }
-"""Whether a stored answer is to a question of the target."""
+"""SQL conditions, by scope: a stored answer is to a question of the person, or asked in the channel or guild."""
 
 _HAS_SOURCE_THAT_MENTIONS = f"""{SOURCE_MESSAGE_IDS} ?| ARRAY(
     SELECT message_id FROM messages AS m WHERE :guild IN ('', m.guild_id) AND (:id = ANY(mentioned_user_ids)
         OR position('<@' || :id || '>' IN content) > 0 OR position('<@!' || :id || '>' IN content) > 0))"""  # noqa: S608 - a constant
-"""Whether a stored answer has a source that mentions a person, and so may contain their name."""
+"""SQL condition: a stored answer has a source that mentions the person, so the answer may contain their name."""
 
 _NOT_WITHDRAWN = "response ->> 'reason' IS DISTINCT FROM 'SOURCE_REMOVED'"
 
@@ -52,7 +53,7 @@ class Target:
 
 @frozen(kw_only=True)
 class ErasureCounts:
-    """How many rows an erasure removes, and how many stored answers it withdraws."""
+    """The number of rows that an erasure removes, and of stored answers that it withdraws."""
 
     messages: int
     passages: int
@@ -74,9 +75,10 @@ class ErasedMessage:
 
 @frozen(kw_only=True)
 class ErasurePass:
-    """One pass over the messages of an erasure, by id: those after the id ``after``, created at ``since`` or later.
+    """A pass over the erased messages, in the order of their ids.
 
-    The progress of a pass that ``is_resumable`` is saved, so that the next run continues there.
+    A pass covers the messages whose id is greater than ``after``, and whose time is less than ``before`` and at least
+    ``since`` (None: any time). If ``is_resumable``, its progress is saved, so that the next run can continue there.
     """
 
     before: TimestampMillis
@@ -86,13 +88,13 @@ class ErasurePass:
 
 
 class ArchiveErasing:
-    """Reads and writes of the commands that erase. Raises what ``Database.begin`` raises."""
+    """Reads and writes of `rtfm-cli forget`. Every method raises what ``Database.begin`` raises."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def count(self, target: Target) -> ErasureCounts:
-        """Return how much erasing ``target`` would remove and withdraw now."""
+        """Return what erasing ``target`` would remove and withdraw now."""
         of_messages = f"FROM messages AS m WHERE NOT m.deleted AND {_OF_TARGET[target.scope]}"
         of_passages = f"""FROM passages AS p WHERE EXISTS (
             SELECT {of_messages} AND (m.passage_id = p.passage_id OR m.message_id = p.part_of))"""
@@ -111,10 +113,10 @@ class ArchiveErasing:
             )
 
     def begin(self, target: Target, *, before: TimestampMillis) -> list[ErasurePass]:
-        """Store the erasure of ``target`` up to ``before``, and withdraw its answers.
+        """Store the erasure of everything of ``target`` before ``before``, and withdraw the affected answers.
 
-        Returns the passes whose messages need DELETED events. If an earlier erasure of the target was interrupted, the
-        first pass resumes it.
+        Returns passes over the messages that need DELETED events. If an earlier erasure of the target was interrupted,
+        the first pass resumes it, and a second pass covers the messages that were written since.
         """
         withdrawn = json.dumps(WITHDRAWN_FIELDS)
         withdrawn_and_anonymous = json.dumps(
@@ -170,15 +172,15 @@ class ArchiveErasing:
             return [ErasedMessage(**row._mapping) for row in connection.execute(*_to_statement(sql, target, **values))]
 
     def save_progress(self, target: Target, produced_to: str | None) -> None:
-        """Store that DELETED events are produced up to the message id ``produced_to``; None means for all."""
+        """Save that the DELETED events up to the message id ``produced_to`` have been produced; None means all."""
         sql = "UPDATE erasures SET produced_to = :to WHERE (scope, id, guild_id) = (:scope, :id, :guild)"
         with self._database.begin() as connection:
             connection.execute(*_to_statement(sql, target, to=produced_to))
 
 
 def _has_erased_source(target: Target) -> str:
-    """Return the condition that a stored answer has a source among the target's messages."""
-    # The sources of an answer are all in its own guild.
+    """Return the SQL condition that a stored answer has a source among the target's messages."""
+    # All sources of an answer are in the guild of its question.
     if target.scope == "guild":
         return _ASKED_BY_TARGET["guild"]
     return f"{SOURCE_MESSAGE_IDS} ?| ARRAY(SELECT message_id FROM messages AS m WHERE {_OF_TARGET[target.scope]})"  # noqa: S608 - constants
@@ -189,7 +191,7 @@ def _may_name_target(target: Target) -> str:
 
 
 def _clear_channel_names(connection: Connection, target: Target) -> None:
-    """Remove the names of erased channels; those of threads and forum posts were written by a person."""
+    """Remove the names of erased channels, because people write the names of threads and forum posts."""
     if target.scope == "user":
         return
     where = "guild_id = :id" if target.scope == "guild" else ":id IN (channel_id, parent_channel_id)"
@@ -197,5 +199,5 @@ def _clear_channel_names(connection: Connection, target: Target) -> None:
 
 
 def _to_statement(sql: str, target: Target, **values: object) -> tuple[TextClause, dict[str, object]]:
-    """Return a statement, and the values that it may refer to."""
+    """Return a statement and the values of its parameters."""
     return text(sql), {"scope": target.scope, "id": target.id, "guild": target.guild_id, **values}

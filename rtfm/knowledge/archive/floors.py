@@ -1,4 +1,4 @@
-"""The calibrated floor of each guild, with the number of passages that it was calibrated on."""
+"""The calibrated floors of each guild: one per mode of search, with the number of passages at the calibration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class ArchiveFloors:
     def count_if_outgrown(self, guild_id: str, mode: str, *, growth: float) -> int:
         """Return the number of a guild's passages if its floor is due for calibration, else 0.
 
-        It is due when there is no floor yet, or ``growth`` times the passages of the last calibration.
+        A floor is due if it does not exist yet, or if the guild has at least ``growth`` times as many passages as at
+        the last calibration.
         """
         statement = (
             select(corpora.c.passages)
@@ -36,7 +37,7 @@ class ArchiveFloors:
             return int(connection.execute(statement).scalar() or 0)
 
     def put(self, guild_id: str, mode: str, floor: float, passages: int) -> None:
-        """Store a guild's floor and the number of passages that it was calibrated on."""
+        """Store a guild's floor for a mode of search, and the number of passages at its calibration."""
         values = {"guild_id": guild_id, "mode": mode, "floor": floor, "passages": passages}
         with self._database.begin() as connection:
             connection.execute(upsert(floors, "guild_id", "mode"), values)
@@ -45,7 +46,7 @@ class ArchiveFloors:
     def try_lock(self, guild_id: str) -> Iterator[bool]:
         """Lock the calibration of a guild for the block; yield False if another process holds the lock.
 
-        Holds a connection, without a transaction.
+        A connection is in use until the block ends, but no transaction is open.
         """
         values = {"guild": guild_id}
         with self._database.read() as connection:

@@ -1,7 +1,7 @@
-"""The open questions: one row for each question that the bot asked and has not answered, without its text.
+"""The open questions: one row for each question that the bot received and has not answered, without its text.
 
-Promises that a row of an open question never changes. Opening a question removes the rows that expired more than
-``KEPT_AFTER_EXPIRY_MS`` ago. Does not decide who may read an answer.
+A row never changes while its question is open. Opening a question also removes the rows of questions that expired more
+than ``KEPT_AFTER_EXPIRY_MS`` ago. The bot decides who may read an answer.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from rtfm.knowledge.archive.rows import guild_key
 from rtfm.knowledge.archive.tables import open_questions
 
 KEPT_AFTER_EXPIRY_MS = 24 * 3600 * 1000
-"""The retention of bot-responses: an EXPIRED response may be read this late."""
+"""The retention of bot-responses: a response to an expired question may be read this late after its expiry."""
 
 
 @frozen(kw_only=True)
 class OpenQuestion:
-    """The fields of a question that its response must repeat."""
+    """The stored fields of a question. The bot compares a response with them."""
 
     query_id: str
     guild_id: str | None
@@ -40,7 +40,7 @@ class ArchiveQuestions:
         self._database = database
 
     def open(self, query: BotQuery, *, now: TimestampMillis) -> None:
-        """Store ``query`` as open, unless it is already, and remove the rows that expired long ago."""
+        """Store ``query`` as an open question, unless it is one already, and remove rows that expired long ago."""
         values = {
             "query_id": query.query_id,
             "guild_id": guild_key(query.guild_id),
@@ -55,19 +55,19 @@ class ArchiveQuestions:
             connection.execute(insert(open_questions).values(values).on_conflict_do_nothing())
 
     def find(self, query_id: str) -> OpenQuestion | None:
-        """Return the open question with this id, which may be any text, or None."""
+        """Return the open question with this id, or None. The id may be any text."""
         statement = select(open_questions).where(open_questions.c.query_id == query_id)
         try:
             with self._database.begin() as connection:
                 row = connection.execute(statement).one_or_none()
         except InvalidEvent:
-            return None  # no row has an id that PostgreSQL cannot store
+            return None  # PostgreSQL cannot store this id, so no row has it
         if row is None:
             return None
         values = {**row._mapping, "guild_id": row.guild_id or None, "audience": Audience(row.audience)}
         return OpenQuestion(**values)
 
     def close(self, query_id: str) -> None:
-        """Remove the row, so that later responses to this question are ignored."""
+        """Remove the row of a question, so that later responses to it are ignored."""
         with self._database.begin() as connection:
             connection.execute(delete(open_questions).where(open_questions.c.query_id == query_id))

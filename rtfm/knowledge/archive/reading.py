@@ -1,7 +1,7 @@
-"""Reads of retrieval: candidates, their vectors and terms, and their messages.
+"""The reads of retrieval: candidates, their vectors and terms, and their messages.
 
-Promises that every read which selects passages is limited to one guild and its visible channels. Does not rank by
-meaning.
+Every read that selects passages is limited to one guild and its visible channels. This module ranks passages by terms
+only; ``candidates`` and ``retrieval`` compare vectors.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ from rtfm.knowledge.archive.tsvectors import quote_lexeme
 from rtfm.knowledge.entries import PREFIX, row_ids
 from rtfm.knowledge.passages import PassageMessage
 
-# ``visibility.is_readable`` in SQL: either the channel or its access channel is visible. Not "= ANY(array)", because
-# PostgreSQL's planner estimates every element of an array, which takes 100 ms for a thousand channels.
+# ``visibility.is_readable`` in SQL: the channel or its access channel is visible. The condition does not use
+# "= ANY(array)", because PostgreSQL's planner would estimate every element of the array, which takes 100 ms for a
+# thousand channels.
 _VISIBLE = """guild_id = %(guild)s AND (acl_channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[]))
               OR channel_id IN (SELECT unnest(%(visible_channel_ids)s::text[])))"""
 
-# The same passages, found by the indexes on their channels; faster when few passages are visible.
+# The passages for which _VISIBLE is true, found by the indexes on their channels. This is faster if few passages are
+# visible.
 _VISIBLE_PASSAGES = """
     SELECT p.* FROM unnest(%(visible_channel_ids)s::text[]) AS visible(id)
         JOIN passages AS p ON p.guild_id = %(guild)s AND p.acl_channel_id = visible.id
@@ -45,40 +47,43 @@ _VISIBLE_PASSAGES = """
     WHERE p.acl_channel_id NOT IN (SELECT unnest(%(visible_channel_ids)s::text[]))
 """
 
-# A passage that contains an erased message is hidden until ingest has made it again. The first NOT EXISTS is evaluated
-# once for each statement.
+# A passage that contains an erased message is hidden until ingest has built it again without the message. PostgreSQL
+# evaluates the first NOT EXISTS once for each statement, so the condition costs little if nothing was ever erased.
 _NOT_ERASED = f"""(NOT EXISTS (SELECT FROM erasures) OR NOT EXISTS (
     SELECT FROM messages AS m WHERE (m.passage_id = passages.passage_id OR m.message_id = passages.part_of)
         AND NOT m.deleted AND {IS_ERASED}))"""  # noqa: S608 - a constant
 
 _MAX_BETWEEN = 2_000
-"""Limit on the messages that are read between the first and the last one of a passage."""
+"""Limit on the messages of the channel that are read between the first and the last message of a passage."""
 
 
 class ArchiveReading:
-    """Reads of retrieval. Raises what ``Database.begin`` raises."""
+    """Opens views for retrieval. Every method raises what ``Database.begin`` raises."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     @contextmanager
     def view(self, guild_id: str, visible_channel_ids: Sequence[str]) -> Iterator[View]:
-        """Open a view of a guild's visible channels. Holds a connection until the block ends, without a transaction."""
+        """Open a view of a guild's visible channels.
+
+        A connection is in use until the block ends, but no transaction is open.
+        """
         with self._database.read() as connection:
             yield View(connection, guild_id, visible_channel_ids)
 
 
 class View:
-    """The passages of one guild in visible channels."""
+    """The reads of one search: passages of one guild in the visible channels."""
 
     def __init__(self, connection: Connection, guild_id: str, visible_channel_ids: Sequence[str]) -> None:
-        # The driver's cursor, because it reads vectors in binary; as text they are twice as long.
+        # psycopg's own cursor reads vectors in binary form; as text they would be twice as long.
         self._cursor = connection.connection.cursor(binary=True)
         self._guild_id = guild_id
         self._visible_channel_ids = list(visible_channel_ids)
 
     def snapshot(self, words: Collection[str]) -> GuildSnapshot:
-        """Return the current state of the guild, with the frequencies of ``words``."""
+        """Return the current state of the guild. ``words`` are the terms whose frequencies are needed."""
         (row,) = self._select(
             """
             SELECT coalesce(corpora.passages, 0) AS passages, coalesce(corpora.terms, 0) AS terms,
@@ -117,14 +122,14 @@ class View:
     ) -> list[VisiblePassage] | None:
         """Return all visible passages with their points, or None if there are more than ``limit``.
 
-        The points are the sum of the ``rarity`` of the words in the passage, divided by 1 + its length /
-        ``mean_length``.
+        ``rarity`` gives the rarity of each term of the question. The points of a passage are the sum of the rarities of
+        the terms that it contains, divided by (1 + its length / ``mean_length``).
         """
         words = [quote_lexeme(word) for word in rarity]
         rows = self._select(
             f"""
             SELECT passage_id, {"vector" if with_vectors else "NULL::bytea"},
-                   -- A single comparison for passages without any of the words, which are most.
+                   -- Most passages contain none of the words, and need only this comparison.
                    CASE WHEN terms @@ %(any)s::tsquery THEN
                        (SELECT sum(word.rarity)
                         FROM unnest(%(queries)s::tsquery[], %(rarities)s::float8[]) AS word(query, rarity)
@@ -146,16 +151,16 @@ class View:
         ]
 
     def find_by_words(self, groups: Sequence[WordGroup], *, mean_length: float, limit: int) -> list[str]:
-        """Return the ids of the ``limit`` visible passages that contain the rarest of ``groups``.
+        """Return the ids of the ``limit`` best visible passages that contain all words of a group, best first.
 
-        The longer a passage is in relation to ``mean_length``, the lower it ranks. Groups of several words that overlap
-        must be all the pairs of a set of words.
+        A passage ranks higher the rarer the groups in it are, and lower the longer it is in relation to
+        ``mean_length``. The groups are single words, and all pairs of a set of other words.
         """
         if not groups:
             return []
         in_guild = quote_lexeme(f"guild:{self._guild_id}")
-        # The term index already restricts the guild. A plain comparison would make PostgreSQL read all the guild's
-        # passages as well, once for each group.
+        # The term index already limits the search to the guild. With a plain comparison of guild_id, PostgreSQL would
+        # also read all passages of the guild by another index, once for each group.
         visible = _VISIBLE.replace("guild_id =", "guild_id || '' =")
         rows = self._select(
             f"""
@@ -163,7 +168,8 @@ class View:
                 AS word_group(query, rarity, paired), passages
             WHERE {GUILD_TERMS} @@ word_group.query AND {visible}
             GROUP BY passage_id, length
-            -- n words make n (n - 1) / 2 pairs, and each word is in n - 1 of them.
+            -- A word is in several pairs, so its rarity is counted several times: n words make n (n - 1) / 2 pairs, and
+            -- each word is in n - 1 of them.
             ORDER BY (coalesce(sum(rarity) FILTER (WHERE NOT paired), 0)
                       + coalesce(2 * sum(rarity) FILTER (WHERE paired)
                                  / nullif(sqrt(1 + 8 * count(*) FILTER (WHERE paired)) - 1, 0), 0))
@@ -179,11 +185,11 @@ class View:
         return [row.passage_id for row in rows]
 
     def candidates(self, passage_ids: Collection[str], words: Sequence[str]) -> list[Candidate]:
-        """Return those of ``passage_ids`` that exist and are visible, with what lexical scoring needs."""
+        """Return the existing, visible passages among ``passage_ids``, and how often each contains ``words``."""
         rows = self._select(
             f"""
             SELECT passage_id, text, length, last_at,
-                   -- Label the words and drop everything unlabelled first, so that unnest has less to expand.
+                   -- Label the words and drop all other lexemes, so that unnest has less to expand.
                    (SELECT json_object_agg(word.lexeme, cardinality(word.positions))
                     FROM unnest(ts_filter(setweight(terms, 'A', %(words)s), '{{a}}')) AS word) AS counts
             FROM passages WHERE passage_id = ANY(%(ids)s) AND {_VISIBLE} AND {_NOT_ERASED}
@@ -203,7 +209,7 @@ class View:
         ]
 
     def visible_entries(self, entry_ids: Collection[str]) -> dict[str, str]:
-        """Return those of ``entry_ids`` that exist and are visible, with the ids of their passages."""
+        """Return the passage id of each entry among ``entry_ids`` that exists and is visible, by entry id."""
         rows = self._select(
             f"""
             SELECT entry_id, passage_id FROM (
@@ -218,9 +224,10 @@ class View:
         return {row.entry_id: row.passage_id for row in rows}
 
     def vectors_of(self, passage_ids: Sequence[str], *, only_speakers: bool) -> dict[str, PassageVectors]:
-        """Return the vectors and numbers of authors of passages, or with ``only_speakers`` only the latter.
+        """Return the vectors and the number of authors of each passage, by passage id.
 
-        Does not check visibility: the caller passes visible passages.
+        With ``only_speakers``, the vectors are left out. Visibility is not checked: the caller must pass the ids of
+        visible passages only.
         """
         rows = self._select(
             f"""
@@ -241,8 +248,9 @@ class View:
     def speakers_around(self, passage_id: str, *, messages: int) -> dict[str, frozenset[str]]:
         """Return the author ids of a passage and of the passages near it, by passage id.
 
-        Near are those that contain one of the ``messages`` messages before the passage or after it. All are in the same
-        channel, and so have the same visibility.
+        A passage is near if it contains one of the ``messages`` messages before the given passage or after it, or a
+        message between its first and its last one. All these passages are in the same channel and have the same
+        visibility.
         """
         rows = self._select(
             """
@@ -252,7 +260,7 @@ class View:
                 WHERE (passage_id = %(passage)s OR message_id = (SELECT part_of FROM passages
                                                                  WHERE passage_id = %(passage)s))
                   AND NOT deleted)
-            -- Subqueries rather than a join, which would make PostgreSQL sort all messages of the channel.
+            -- Subqueries, because with a join PostgreSQL would sort all messages of the channel.
             (SELECT passage_id, author_id FROM messages
              WHERE guild_id = %(guild)s AND channel_id = (SELECT channel_id FROM place)
                AND created_at < (SELECT first_at FROM place)
@@ -284,8 +292,8 @@ class View:
     def messages_of(self, passage_ids: Sequence[str]) -> dict[str, list[PassageMessage]]:
         """Return the visible messages of these passages in order, by passage id, with their original text.
 
-        ``thread_title`` is the name of the channel, of whatever kind. A passage that is a part of a message or a file
-        has the text of that part.
+        A passage that is a part of a message or of a file is returned as that message, with the text of the part.
+        ``thread_title`` is the name of the message's channel, even if the channel is not a thread.
         """
         columns = """m.message_id, nullif(m.guild_id, '') AS guild_id, m.channel_id, c.parent_channel_id,
                      c.kind AS channel_kind, c.name AS thread_title, m.author_id,
@@ -316,7 +324,7 @@ class View:
         return found
 
     def author_names(self, author_ids: Collection[str]) -> dict[str, str]:
-        """Return the latest name of each author in this guild, by author id; names from other guilds are not used."""
+        """Return the latest name of each author in this guild, by author id. Names in other guilds are not used."""
         if not author_ids:
             return {}
         rows = self._select(
@@ -332,7 +340,7 @@ class View:
 
     def _select(self, statement: str, row_factory: Any = namedtuple_row, **parameters: Any) -> Sequence[Any]:
         values = {"guild": self._guild_id, "visible_channel_ids": self._visible_channel_ids, **parameters}
-        # Not prepared, because a generic plan for lists of any length is many times slower.
+        # Not prepared: a prepared statement gets a generic plan for lists of any length, which is many times slower.
         self._cursor.row_factory = row_factory  # type: ignore[attr-defined]  # psycopg's own
         self._cursor.execute(statement, values, prepare=False)  # type: ignore[call-arg]  # psycopg's own
         return self._cursor.fetchall()

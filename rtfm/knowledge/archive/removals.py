@@ -1,8 +1,8 @@
-"""Removed messages, that is deleted or erased ones, and the answers that used them.
+"""Removed messages and the stored answers that use them. A removed message is a deleted or an erased message.
 
-Owns the SQL rule of what is erased, and the fields of a withdrawn answer. Promises that no stored answer has a removed
-message as a source: a lock serialises removing messages and storing answers, so that the second of the two sees the
-first. Does not remove messages; ingest does.
+This module owns the SQL condition for erased messages, and the fields of a withdrawn answer. Removing messages and
+storing an answer exclude each other by a lock. Whichever comes second sees the result of the first, so no stored answer
+keeps the content of a removed message. This module does not remove messages; ingest does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WITHDRAWN_FIELDS: dict[str, Any] = {
     "citations": [],
     "retrieved": [],
 }
-"""The fields of a withdrawn answer that replace what it said."""
+"""The fields with which withdrawing an answer replaces its content."""
 
 _LOCK = "hashtextextended('rtfm removals', 0)"
 
@@ -41,10 +41,10 @@ IS_ERASED = "(EXISTS (SELECT FROM erasures) AND {covered})".format(
         created_at="m.created_at", guild="m.guild_id", channel="m.channel_id", author="m.author_id"
     )
 )
-"""Whether the message ``m`` was erased: ``Erasures.covers`` in SQL. Costs nothing in an archive without erasures."""
+"""SQL condition: the message ``m`` was erased. Same rule as ``Erasures.covers``; costs little without erasures."""
 
 IS_READABLE = f"(NOT m.deleted AND NOT {IS_ERASED})"
-"""Whether the message ``m`` is neither deleted nor erased."""
+"""SQL condition: the message ``m`` is neither deleted nor erased."""
 
 _FIND_REMOVED = text(f"SELECT message_id FROM messages AS m WHERE message_id = ANY(:ids) AND NOT {IS_READABLE}")  # noqa: S608 - a constant
 _IS_ASKER_ERASED = text(
@@ -75,49 +75,52 @@ class ArchiveRemovals:
         return Erasures(before={(row.scope, row.id, row.guild_id): TimestampMillis(row.before) for row in rows})
 
     def find_removed(self, message_ids: Collection[str]) -> set[str]:
-        """Return those of ``message_ids`` whose messages are known to be deleted or erased."""
+        """Return the ids among ``message_ids`` of messages that are in the archive as deleted or erased."""
         with self._database.begin() as connection:
             return find_removed(connection, message_ids)
 
     def is_asker_erased(self, *, guild_id: str | None, channel_id: str, asker_id: str, asked_at: int) -> bool:
-        """Return whether a question's asker, channel or guild was erased after it was asked."""
+        """Return whether an erasure of the asker, the channel or the guild covers a question."""
         values = {"guild": guild_key(guild_id), "channel": channel_id, "author": asker_id, "at": asked_at}
         with self._database.begin() as connection:
             return bool(connection.execute(_IS_ASKER_ERASED, values).scalar_one())
 
 
 def source_message_ids(response: BotResponse) -> set[str]:
-    """Return the ids of the messages that an answer cites or was written from: SOURCE_MESSAGE_IDS in Python."""
+    """Return the ids of an answer's sources: the messages that it cites or that the model read.
+
+    ``SOURCE_MESSAGE_IDS`` is the same rule in SQL.
+    """
     cited = {citation.message_id for citation in response.citations if citation.message_id is not None}
     return cited.union(*(passage.message_ids for passage in response.retrieved))
 
 
 def lock_removals(connection: Connection, *, shared: bool) -> None:
-    """Lock removals until the transaction ends.
+    """Take the lock on removals until the transaction ends.
 
-    Storing an answer takes the ``shared`` lock, which excludes removals. A removal takes it exclusively, which excludes
-    both.
+    Storing an answer takes the lock in ``shared`` mode, which excludes removals. A removal takes it exclusively, which
+    excludes other removals and storing answers.
     """
     function = "pg_advisory_xact_lock_shared" if shared else "pg_advisory_xact_lock"
     connection.execute(text(f"SELECT {function}({_LOCK})"))
 
 
 def find_removed(connection: Connection, message_ids: Collection[str]) -> set[str]:
-    """Return what ``ArchiveRemovals.find_removed`` returns, within a transaction."""
+    """Do the same as ``ArchiveRemovals.find_removed``, within a transaction."""
     if not message_ids:
         return set()
     return set(connection.execute(_FIND_REMOVED, {"ids": list(message_ids)}).scalars())
 
 
 def withdraw(response: BotResponse) -> BotResponse:
-    """Return ``response`` without its content."""
+    """Return ``response`` as a withdrawn answer: without its content, with the reason SOURCE_REMOVED."""
     return attrs.evolve(response, **WITHDRAWN_FIELDS)
 
 
 def withdraw_answers(connection: Connection, message_ids: Collection[str]) -> int:
-    """Withdraw the stored answers that have a source in ``message_ids``, and return how many.
+    """Withdraw the stored answers that have a source in ``message_ids``, and return their number.
 
-    The caller holds the exclusive lock of ``lock_removals``.
+    The caller must hold the lock of ``lock_removals`` exclusively.
     """
     values = {"withdrawn": json.dumps(WITHDRAWN_FIELDS), "ids": list(message_ids)}
     return connection.execute(text(_WITHDRAW), values).rowcount

@@ -12,17 +12,17 @@ from rtfm.visibility import ChannelFacts, acl_channel_id, merge_facts
 
 
 def guild_key(guild_id: str | None) -> str:
-    """Return the archive's form of a guild id: '' for direct messages."""
+    """Return a guild id as the archive stores it: None, which stands for direct messages, becomes ''."""
     return guild_id or ""
 
 
 Place = tuple[str, str]
-"""(guild id, channel id). A channel id alone is not enough: other programs may use it in several guilds."""
+"""(guild id, channel id). Messages of other programs may use the same channel id in several guilds."""
 
 
 @frozen(kw_only=True)
 class Channel:
-    """A channel that has messages. ``guild_id`` is '' for direct messages."""
+    """A channel that has messages. ``guild_id`` is '' for a channel of direct messages."""
 
     channel_id: str
     guild_id: str
@@ -31,7 +31,7 @@ class Channel:
 
     @property
     def place(self) -> Place:
-        """The channel within its guild."""
+        """The channel's guild id and channel id."""
         return self.guild_id, self.channel_id
 
     @property
@@ -46,11 +46,14 @@ class Channel:
 
     @property
     def acl_channel_id(self) -> str:
-        """The access channel: the one whose permissions decide who reads this channel."""
+        """The access channel: the channel whose permissions decide who can read this channel."""
         return acl_channel_id(self.channel_id, self.parent_channel_id, self.kind)
 
     def merge(self, seen: Channel, *, unchanged: bool = False) -> Channel:
-        """Return the channel, updated from a later sighting; see ``merge_facts`` for ``unchanged``."""
+        """Return the channel with the facts and the name of ``seen``, if they are to replace the known ones.
+
+        ``merge_facts`` says when they do, and what ``unchanged`` means.
+        """
         is_newer = seen.facts.observed_at >= self.facts.observed_at and not unchanged
         return attrs.evolve(
             self,
@@ -61,7 +64,7 @@ class Channel:
 
 @frozen(kw_only=True)
 class StoredMessage:
-    """A message in the archive; a deleted one has neither author nor content."""
+    """A message in the archive. A deleted message has neither author nor content."""
 
     message_id: str
     guild_id: str
@@ -82,7 +85,7 @@ class StoredMessage:
 
     @property
     def place(self) -> Place:
-        """The channel of the message, within its guild."""
+        """The guild id and channel id of the message."""
         return self.guild_id, self.channel_id
 
     @property
@@ -91,9 +94,9 @@ class StoredMessage:
         return self.created_at, len(self.message_id), self.message_id
 
     def tombstone(self) -> StoredMessage:
-        """Return what remains of the message when it is deleted.
+        """Return the row that remains of the message when it is deleted.
 
-        The conversation remains, so that its passages can be made again from the other messages.
+        The row keeps its conversation, so that the conversation's passages can be built again from the other messages.
         """
         return StoredMessage(
             message_id=self.message_id,
@@ -110,9 +113,9 @@ class StoredMessage:
 class StoredPassage:
     """A passage in the archive.
 
-    ``part_of`` is the id of the message of which the passage is a part, either of its long text or of a file; None if
-    the passage consists of whole messages. ``vector`` is little-endian float32 as bytes; None without an embedding
-    model.
+    A passage consists of whole messages, or of a part of one message or of its file. In the second case, ``part_of`` is
+    the id of this message; otherwise it is None. ``vector`` is little-endian float32 as bytes; None without an
+    embedding model.
     """
 
     passage_id: str
@@ -129,10 +132,10 @@ class StoredPassage:
 
 @frozen(kw_only=True)
 class GuildCollection:
-    """The collection that a guild uses, and what its vectors and passages were made with.
+    """The collection that a guild uses, and the model and rules with which its vectors and passages were made.
 
-    ``generation`` counts rebuilds. ``model`` and ``dimension`` are None if the texts have no vectors. ``rules`` is the
-    version of linking, splitting and terms.
+    ``generation`` is increased by each rebuild. ``model`` and ``dimension`` are None if the passages have no vectors.
+    ``rules`` is the version of linking, splitting, scrubbing and terms; see ``indexing.RULES``.
     """
 
     guild_id: str
@@ -144,7 +147,7 @@ class GuildCollection:
 
 @frozen(kw_only=True)
 class StoredVector:
-    """The vector of a passage or message; ``passage_id`` is the passage that a hit leads to."""
+    """The vector of a passage or message ``id``. Search returns the passage ``passage_id`` if the vector is near."""
 
     id: str
     passage_id: str
@@ -153,10 +156,10 @@ class StoredVector:
 
 @frozen(kw_only=True)
 class Change:
-    """All changes of one batch, which are written in one transaction.
+    """The changes of one batch, which are written in one transaction.
 
-    ``channels`` are the channels as the batch saw them; newer facts in the archive stay. ``collections`` are those that
-    the batch has written its vectors to.
+    ``channels`` are channels with the facts in the batch's events; newer facts in the archive are kept.
+    ``collections`` are the collections to which the batch has written its vectors.
     """
 
     channels: list[Channel]
@@ -173,9 +176,10 @@ Scope = Literal["user", "channel", "guild"]
 
 @frozen(kw_only=True)
 class Erasures:
-    """All erasures: (scope, id, guild id) → the time before which everything is erased.
+    """All erasures.
 
-    The guild id is set for a person who was erased in one guild only, else it is ''.
+    ``before`` maps (scope, id, guild id) to the time before which everything of the target is erased. The guild id is
+    '' unless a person was erased in a single guild only.
     """
 
     before: dict[tuple[str, str, str], TimestampMillis]
@@ -192,7 +196,7 @@ class Erasures:
         return any(key in self.before and created_at < self.before[key] for key in keys)
 
     def covers_event(self, event: object) -> bool:
-        """Return whether an event is an erased message or question. A DELETED event never is."""
+        """Return whether an event is an erased message or question. A DELETED event never counts as erased."""
         match event:
             case DiscordMessage(change=MessageChange.DELETED):
                 return False

@@ -12,7 +12,7 @@ from rtfm.knowledge.archive.rows import GuildCollection
 
 @frozen(kw_only=True)
 class Corpus:
-    """The size of a guild's text: the number of passages, and of the terms in all of them."""
+    """The number of a guild's passages, and the number of terms in all of them, including repeated terms."""
 
     passages: int
     terms: int
@@ -20,11 +20,11 @@ class Corpus:
 
 @frozen(kw_only=True)
 class GuildSnapshot:
-    """The state of a guild that a search starts from, the same for everyone who asks.
+    """The state of a guild at the start of a search. It does not depend on the asker's visible channels.
 
-    ``guild_id`` is '' for direct messages. ``frequencies`` maps each word of the question to the number of passages
-    that contain it; unknown words are left out. ``floors`` maps the mode of search to the calibrated floor.
-    ``collection`` is None before the first message.
+    ``guild_id`` is '' for direct messages. ``frequencies`` maps each term of the question to the number of passages
+    that contain it; terms in no passage are left out. ``floors`` maps each mode of search to its calibrated floor.
+    ``collection`` is None before the guild's first message.
     """
 
     guild_id: str
@@ -36,7 +36,7 @@ class GuildSnapshot:
 
 @frozen(kw_only=True)
 class WordGroup:
-    """Words that a passage must contain together, and how rare they are together."""
+    """Terms that a passage must all contain to match. ``rarity`` is the sum of their rarities."""
 
     words: Sequence[str]
     rarity: float
@@ -44,10 +44,10 @@ class WordGroup:
 
 @frozen(kw_only=True)
 class VisiblePassage:
-    """A passage in the choice of candidates, when all visible passages are read.
+    """A passage as it is read when all visible passages are compared with the question.
 
-    ``points`` is higher the rarer the question's words in it are, and 0 if it has none. ``vector`` is float32 as bytes;
-    None if there is none or it was not requested.
+    ``points`` is 0 if the passage contains none of the question's terms, and higher the rarer the terms in it are.
+    ``vector`` is float32 as bytes; None if the passage has no vector or it was not requested.
     """
 
     passage_id: str
@@ -57,7 +57,7 @@ class VisiblePassage:
 
 @frozen(kw_only=True)
 class Candidate:
-    """A passage with what lexical scoring needs. ``counts`` maps each of the question's terms to its occurrences."""
+    """A passage to be scored. ``counts`` gives, for each of the question's terms in it, the number of occurrences."""
 
     passage_id: str
     text: str

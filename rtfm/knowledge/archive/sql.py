@@ -24,13 +24,14 @@ from rtfm.knowledge.archive.writing import ArchiveWriting, to_channel
 class SqlArchive:
     """The archive in PostgreSQL. Thread-safe.
 
-    Every method raises Unavailable when the database does not answer, and ConfigError if ``migrate`` has not run.
+    Every method raises Unavailable when the database does not answer, and ConfigError if the tables are missing.
     """
 
     def __init__(self, database_url: str, *, temporary: bool = False) -> None:
-        """Prepare; the first use connects. Raises ConfigError if ``database_url`` is not a PostgreSQL address.
+        """Prepare the connections, which are made at their first use.
 
-        ``temporary`` is for ``open_staging``.
+        Only ``open_staging`` sets ``temporary``; see ``Database``. Raises ConfigError if ``database_url`` is not a
+        PostgreSQL address.
         """
         self.database = Database(database_url, temporary=temporary)
         self.collections = ArchiveCollections(self.database)
@@ -43,15 +44,15 @@ class SqlArchive:
         self.floors = ArchiveFloors(self.database)
 
     def migrate(self, *, wait_s: float = MIGRATION_WAIT_S) -> None:
-        """Migrate the tables to this version; safe in several processes at once, and while others read and write.
+        """Migrate the tables to the newest step; see ``Database.migrate``.
 
-        Also raises Unavailable when a table to be changed stays locked, or another process migrates for longer than
-        ``wait_s``. The steps that were finished stay.
+        Also raises Unavailable when a table to be changed stays locked, or when another process is still migrating
+        after ``wait_s``.
         """
         self.database.migrate(wait_s=wait_s)
 
     def check(self) -> None:
-        """Raise Unavailable or ConfigError if the archive cannot be used."""
+        """Raise Unavailable or ConfigError if the archive does not answer or has no tables."""
         self.database.check()
 
     def close(self) -> None:
@@ -71,10 +72,10 @@ class SqlArchive:
             return [to_channel(row) for row in connection.execute(statement)]
 
     def guilds_of_channels(self, channel_ids: Sequence[str]) -> dict[str, set[str]]:
-        """Return the guilds ('' for direct messages) of each known channel, by channel id.
+        """Return the guild ids ('' for direct messages) of each channel that is in the archive, by channel id.
 
-        A channel that is only known as the parent of a thread is included. A channel of Discord has one guild; other
-        programs may use an id in several.
+        A channel that the archive knows only as the parent of a thread is included. On Discord a channel has one guild,
+        but messages of other programs may use the same channel id in several guilds.
         """
         statement = select(channels.c.channel_id, channels.c.acl_channel_id, channels.c.guild_id).where(
             channels.c.channel_id.in_(channel_ids) | channels.c.acl_channel_id.in_(channel_ids)
@@ -87,7 +88,10 @@ class SqlArchive:
         return found
 
     def counts(self) -> dict[str, int]:
-        """Return the numbers of messages (not deleted), deleted messages, passages, vectors, channels and answers."""
+        """Return the numbers of messages, deleted messages, passages, vectors, channels and answers.
+
+        ``messages`` does not include the deleted ones, and ``vectors`` counts those of passages only.
+        """
         statement = text("""
             SELECT count(*) FILTER (WHERE NOT deleted) AS messages, count(*) FILTER (WHERE deleted) AS deleted,
                    (SELECT count(*) FROM passages) AS passages, (SELECT count(vector) FROM passages) AS vectors,
@@ -98,7 +102,7 @@ class SqlArchive:
             return dict(connection.execute(statement).one()._mapping)
 
     def sent(self, query_id: str, part: int) -> str | None:
-        """Return the id of the Discord message that is this part of an answer; None if it was not sent."""
+        """Return the id of the Discord message with this part of an answer; None if no such message was recorded."""
         with self.database.begin() as connection:
             return connection.execute(
                 select(sent.c.message_id).where(sent.c.query_id == query_id, sent.c.part == part)

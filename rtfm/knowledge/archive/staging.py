@@ -1,8 +1,8 @@
-"""Staging: a second copy of the archive for a rebuild, in temporary tables of one connection.
+"""Staging: temporary tables of one connection, in which a rebuild makes a second copy of a guild's rows.
 
-Owns the SQL with which a rebuild compares and moves rows. Promises that nothing is left when the connection ends,
-however it ends, and that a single transaction replaces a guild's original rows. Until it commits, searches find the
-original rows.
+This module owns the SQL with which a rebuild compares and moves rows. PostgreSQL drops the staging tables when the
+connection ends, also after a crash. A single transaction replaces the guild's original rows with the staged rows. Until
+it commits, searches use the original rows.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from rtfm.knowledge.archive.rows import GuildCollection
 from rtfm.knowledge.archive.sql import SqlArchive
 from rtfm.knowledge.entries import PREFIX
 
-# The answers are not copied; the table is empty, because writing a deletion needs one.
+# The staged table ``answers`` stays empty. It must exist, because writing a deletion updates ``answers``.
 _TABLES = ("channels", "messages", "passages", "document_frequencies", "corpora", "floors", "collections", "answers")
 
-# The entries that Chroma should hold, each with a mark that changes when the entry changes.
+# The entries that Chroma should hold. The mark of an entry changes when its vector or its passage changes.
 _ENTRIES = f"""
     SELECT '{PREFIX["passages"]}' || passage_id AS entry_id, md5(vector) || passage_id AS mark
     FROM {{real}}.passages WHERE guild_id = :guild AND vector IS NOT NULL
@@ -41,17 +41,17 @@ _SWITCH = (
 
 
 class Staging:
-    """The staging tables of one guild; ``archive`` sees them under their usual names."""
+    """The staging tables of one guild. ``archive`` reads and writes them instead of the original tables."""
 
     def __init__(self, archive: SqlArchive, schema: str, guild_id: str) -> None:
-        """Prepare; use ``open_staging`` instead. ``schema`` is the schema of the original tables."""
+        """Use ``open_staging`` instead. ``schema`` is the PostgreSQL schema of the original tables."""
         self.archive = archive
         self._database = archive.database
         self._real = '"' + schema.replace('"', '""') + '"'
         self._guild = guild_id
 
     def record_copied(self, entries: Sequence[tuple[str, str, bytes]]) -> None:
-        """Record entries that were copied to Chroma: (entry id, passage id, vector)."""
+        """Record that ``entries`` (entry id, passage id, vector) were copied to Chroma."""
         with self._database.begin() as connection:
             connection.execute(text("CREATE TEMP TABLE IF NOT EXISTS copied (entry_id text PRIMARY KEY, mark text)"))
             if entries:
@@ -64,14 +64,14 @@ class Staging:
                 )
 
     def find_uncopied(self) -> list[str]:
-        """Return the ids of the entries that were not copied, or have changed since."""
+        """Return the ids of the entries that were not copied yet, or have changed since they were copied."""
         return self._ids(
             f"SELECT entry_id FROM ({_ENTRIES}) AS now LEFT JOIN copied USING (entry_id)"  # noqa: S608 - constants
             " WHERE copied.mark IS DISTINCT FROM now.mark"
         )
 
     def drop_obsolete(self) -> list[str]:
-        """Remove the records of copied entries that no longer exist, and return their ids."""
+        """Remove the records of copied entries that the archive no longer has, and return the ids of these entries."""
         return self._ids(
             f"DELETE FROM copied WHERE entry_id NOT IN (SELECT entry_id FROM ({_ENTRIES}) AS now)"  # noqa: S608 - constants
             " RETURNING entry_id"
@@ -96,7 +96,7 @@ class Staging:
         self._run("ANALYZE messages", "ANALYZE passages", "ANALYZE document_frequencies")
 
     def find_outdated(self) -> list[str]:
-        """Return the ids of the messages that are not staged yet, or have changed since."""
+        """Return the ids of the messages that are not staged yet, or have changed since they were staged."""
         return self._ids(
             """
             SELECT m.message_id FROM {real}.messages AS m LEFT JOIN messages AS staged USING (message_id)
@@ -108,9 +108,9 @@ class Staging:
         )
 
     def replace_original(self, collection: GuildCollection) -> None:
-        """Replace the guild's original rows with the staged ones, and its collection, in one transaction.
+        """Replace the guild's original rows with the staged ones, and set its collection, in one transaction.
 
-        Call only inside ``block_ingest``, or a batch of ingest may be lost.
+        Call this only inside ``block_ingest``. Otherwise the changes of a concurrent batch of ingest may be lost.
         """
         self._run(
             # A channel's access channel may have changed since its passages were staged.
@@ -146,7 +146,7 @@ class Staging:
         )
 
     def switch_collection(self, collection: GuildCollection) -> None:
-        """Set the guild's collection. Call only inside ``block_ingest``, which excludes other writers."""
+        """Set the guild's collection. Call this only inside ``block_ingest``, which keeps ingest from writing."""
         self._run(*_SWITCH, **attrs.asdict(collection))
 
     def _run(self, *statements: str, **values: object) -> None:
@@ -162,7 +162,7 @@ class Staging:
 
 @contextmanager
 def open_staging(archive: SqlArchive, guild_id: str) -> Iterator[Staging]:
-    """Open staging for the rebuild of one guild; the end of the block removes it.
+    """Open staging for the rebuild of one guild; it is removed at the end of the block.
 
     Raises ConfigError if another process is rebuilding the guild.
     """
@@ -171,7 +171,7 @@ def open_staging(archive: SqlArchive, guild_id: str) -> Iterator[Staging]:
         if not second.collections.try_lock_rebuild(guild_id):
             raise ConfigError(
                 f"guild {guild_id or 'of direct messages'} is being rebuilt already",
-                hint="Wait until that rebuild has finished, or stop it; stopping it removes its unfinished work.",
+                hint="Wait until that rebuild has finished, or stop it. If stopped, it changes nothing that is in use.",
             )
         with archive.database.begin() as connection:
             schema = str(connection.execute(text("SELECT current_schema()")).scalar_one())

@@ -1,8 +1,8 @@
-"""The columns of the archive's tables, for statements; the migrations define types, keys and indexes.
+"""The tables of the archive and their columns, as the statements use them.
 
-The columns of messages, passages and collections are the fields of the classes that they are read into. Ids are text.
-Times are whole milliseconds since the epoch, UTC. The guild id of direct messages is '' rather than NULL, so that it
-can be part of keys and comparisons.
+The types, keys and indexes are defined by the migrations. The columns of messages, passages and collections are the
+fields of the classes into which their rows are read. Ids are text. Times are whole milliseconds since the epoch, UTC.
+The guild id of direct messages is '' instead of NULL, so that it can be part of keys and comparisons.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rtfm.knowledge.archive.rows import GuildCollection, StoredMessage, StoredPa
 
 
 def _columns(row: type[attrs.AttrsInstance]) -> list[ColumnClause[Any]]:
-    """Return a column for each field of ``row``; a field that holds objects is JSON."""
+    """Return a column for each field of ``row``; ``attachments``, a list of objects, is JSON."""
     return [column(field.name, JSONB if field.name == "attachments" else None) for field in attrs.fields(row)]
 
 
@@ -36,7 +36,7 @@ channels = table(
 messages = table("messages", *_columns(StoredMessage), column("vector"))
 
 GUILD_TERMS = "(terms || array_to_tsvector(ARRAY['guild:' || guild_id]))"
-"""What the term index contains of a passage: its terms, and its guild as an extra term that no word can equal."""
+"""The indexed terms of a passage: its own terms, and its guild as an extra term that is different from every word."""
 
 passages = table("passages", *_columns(StoredPassage), column("terms"), column("length"))
 
@@ -52,7 +52,7 @@ SOURCE_MESSAGE_IDS = (
     "(jsonb_path_query_array(response, '$.citations[*].message_id')"
     " || jsonb_path_query_array(response, '$.retrieved[*].message_ids[*]'))"
 )
-"""The ids of the messages that a stored answer cites or was written from, as a JSON array; indexed."""
+"""SQL expression: the ids of a stored answer's sources as a JSON array. There is an index on this expression."""
 
 answers = table("answers", column("query_id"), column("response", JSONB), column("answered_at"), column("made_by"))
 
@@ -73,7 +73,7 @@ open_questions = table(
 
 
 def upsert(rows: TableClause, *key: str) -> Insert:
-    """Return a statement that inserts rows and replaces those that have the same ``key``."""
+    """Return a statement that inserts rows, or replaces a row with the same ``key``."""
     statement = insert(rows)
     new = {column.name: column for column in statement.excluded}
     return statement.on_conflict_do_update(index_elements=key, set_=new)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from rtfm.errors import InvalidEvent
 
-# A tsvector keeps at most this many positions for a lexeme, and none above 16383 (PostgreSQL, "Text Search Types").
+# PostgreSQL keeps at most this many positions of a lexeme in a tsvector, and no position above 16383 (PostgreSQL's
+# documentation, "Text Search Types").
 _POSITIONS = 255
 
 
@@ -21,7 +22,7 @@ def to_tsvector(words: Sequence[str]) -> str:
 
 
 def quote_lexeme(word: str) -> str:
-    """Return a word as a quoted lexeme of a tsvector or tsquery. Raises InvalidEvent for a NUL character."""
+    """Return a word as a quoted lexeme of a tsvector or tsquery. Raises InvalidEvent if it contains a NUL character."""
     if "\x00" in word:
         raise InvalidEvent("a word contains a NUL character")
     return "'" + word.replace("\\", "\\\\").replace("'", "''") + "'"

@@ -1,6 +1,7 @@
-"""Reads and writes of ingest.
+"""The reads and writes of ingest.
 
-Owns the transaction that writes a batch, and the statistics of terms. Does not decide what changes.
+This module owns the transaction that writes a batch, and the counts of passages for each term, which lexical search
+needs. The caller decides what the batch changes.
 """
 
 from __future__ import annotations
@@ -37,20 +38,21 @@ class ArchiveWriting:
         self._database = database
 
     def messages(self, message_ids: Collection[str]) -> dict[str, StoredMessage]:
-        """Return the known messages among ``message_ids``, including deleted ones, by id."""
+        """Return the messages among ``message_ids`` that are in the archive, by id. Deleted messages are included."""
         return self._select_messages(messages.c.message_id.in_(message_ids))
 
     def channels(self, places: Collection[Place]) -> dict[Place, Channel]:
-        """Return the known channels among ``places``."""
+        """Return the channels among ``places`` that are in the archive."""
         statement = select(channels).where(tuple_(channels.c.guild_id, channels.c.channel_id).in_(list(places)))
         with self._database.begin() as connection:
             found = [to_channel(row) for row in connection.execute(statement)] if places else []
         return {channel.place: channel for channel in found}
 
     def context(self, place: Place, *, first_at: int, last_at: int, window: int) -> list[StoredMessage]:
-        """Return the linked messages of a channel around a batch, in order.
+        """Return the channel's linked messages before and during the time of a batch, in order.
 
-        They are the last ``window`` ones up to ``first_at``, and at most 20 times as many from there to ``last_at``.
+        These are the last ``window`` messages up to ``first_at``, and at most ``20 * window`` messages after
+        ``first_at`` and up to ``last_at``.
         """
         linked = and_(_is_in_channel(place), messages.c.conversation_id.is_not(None), ~messages.c.deleted)
         before = (
@@ -82,8 +84,9 @@ class ArchiveWriting:
     def write(self, change: Change) -> None:
         """Write a batch in one transaction. Writing it again changes nothing.
 
-        A stored message that is newer than the given one, or deleted, stays. Answers whose sources the batch deletes
-        are withdrawn. Raises CollectionChanged if a rebuild has switched to another collection since the batch began.
+        A stored message is kept if it is deleted, or newer than the message in the batch. Answers that have a message
+        as a source that the batch deletes are withdrawn. Raises CollectionChanged if a rebuild has switched a guild to
+        another collection since the batch began.
         """
         with self._database.begin() as connection:
             lock_collections(connection, change.collections)
@@ -93,12 +96,12 @@ class ArchiveWriting:
             _assign_passages(connection, change.passage_of_message)
             deleted = [message.message_id for message in change.messages if message.deleted]
             if deleted:
-                # Last, because no answer can be stored while the lock is held.
+                # This comes last, because no answer can be stored while the lock is held.
                 lock_removals(connection, shared=False)
                 withdraw_answers(connection, deleted)
 
     def channel_messages(self, place: Place, after: StoredMessage | None, *, limit: int) -> list[StoredMessage]:
-        """Return the next ``limit`` messages of a channel that are not deleted, in order."""
+        """Return the next ``limit`` messages of a channel, after ``after``, in order. Deleted ones are left out."""
         statement = (
             select(*_MESSAGE_COLUMNS)
             .where(_is_in_channel(place), ~messages.c.deleted)
@@ -136,9 +139,9 @@ def _is_in_channel(place: Place) -> ColumnElement[bool]:
 
 
 def _write_channels(connection: Connection, change: Change) -> dict[Place, Channel]:
-    """Write what a batch saw of its channels, and return all channels of the batch as they are now known.
+    """Write the channels of a batch, and return them and the channels of its passages as they are stored afterwards.
 
-    Their rows stay locked until the transaction ends, so that no passage is written with an outdated access channel.
+    The rows stay locked until the transaction ends, so that no passage is written with an outdated access channel.
     """
     seen = {channel.place: channel for channel in change.channels}
     if seen:
@@ -167,7 +170,7 @@ def _write_channels(connection: Connection, change: Change) -> dict[Place, Chann
             .values({name: value for name, value in row.items() if name not in ("guild_id", "channel_id")})
         )
         if after.acl_channel_id != before.acl_channel_id:
-            # The access channel of a passage follows that of its channel.
+            # The passages of the channel get the new access channel, too.
             connection.execute(
                 update(passages)
                 .where(passages.c.guild_id == after.guild_id, passages.c.channel_id == after.channel_id)
@@ -210,14 +213,15 @@ def _write_messages(connection: Connection, change: Change) -> None:
         for message in sorted(change.messages, key=lambda message: message.message_id)
     ]
     connection.execute(statement, rows)
-    # Of two records that put a message into different channels and are handled at the same time, the second fails here.
+    # Two records that are handled at the same time may name different channels for the same message. The second one
+    # fails here.
     places = [(message.message_id, message.channel_id, message.guild_id) for message in change.messages]
     ids, channel_ids, guild_ids = zip(*places, strict=True)
     moved = connection.execute(
         _FIND_MOVED, {"ids": list(ids), "channels": list(channel_ids), "guilds": list(guild_ids)}
     )
     if moved.first() is not None:
-        raise InvalidEvent("a message must stay in the channel and guild in which it is known")
+        raise InvalidEvent("a message must stay in the channel and guild in which it is archived")
 
 
 _FIND_MOVED = text(
@@ -270,9 +274,9 @@ def _assign_passages(connection: Connection, passage_of_message: Mapping[str, st
 
 
 def _count_terms(connection: Connection, replaced: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Update the number of passages that contain each term of a guild, which BM25 needs and no tsvector index has.
+    """Update the number of passages that contain each term of a guild. BM25 needs it, and no index provides it.
 
-    ``rows`` are going to replace the passages ``replaced``.
+    ``rows`` are about to replace the passages ``replaced``.
     """
     values = {
         "replaced": list(replaced),
@@ -294,7 +298,7 @@ _TERM_CHANGES = """
         AS new(guild_id, terms, length)
 """
 
-# Sorted by key, so that two processes lock rows in the same order.
+# The rows are sorted by key, so that two processes lock them in the same order and cannot deadlock.
 _COUNT_TERMS = text(
     f"""
     WITH counted AS (

@@ -1,7 +1,7 @@
 """Creates indexes while others read and write.
 
-PostgreSQL cannot do that inside a transaction. A step that creates an index must do nothing else, so that it can be
-repeated.
+PostgreSQL cannot do that inside a transaction. Therefore a step that creates an index must do nothing else, so that it
+can be repeated after a failure.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from sqlalchemy import text
 from rtfm.knowledge.archive.database import LOCK_TIMEOUT_S
 
 INDEX_LOCK_TIMEOUT_S = 600
-"""Time to wait for earlier transactions. Unlike the wait for a table's lock, this one does not make others queue."""
+"""Seconds to wait for the end of earlier transactions. This wait does not block other statements."""
 
 _VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"
 
 
 def create_index(name: str, definition: str) -> None:
-    """Create an index unless it exists and is valid. ``definition`` is the SQL after ON."""
+    """Create an index, unless it exists and is valid. ``definition`` is the part of CREATE INDEX after ON."""
     with op.get_context().autocommit_block():
         op.execute(f"SET lock_timeout = '{INDEX_LOCK_TIMEOUT_S}s'")
-        # An interrupted attempt leaves an invalid index, which PostgreSQL updates but never uses.
+        # An interrupted CREATE INDEX leaves an invalid index, which PostgreSQL updates but never uses.
         if op.get_bind().execute(text(_VALID), {"name": name}).scalar() is False:
             op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
         op.execute(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {definition}")

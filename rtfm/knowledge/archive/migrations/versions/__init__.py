@@ -1,1 +1,1 @@
-"""The steps of the migrations, one file each; a released step is never changed."""
+"""The migration steps, one file for each. A step is never changed after its release."""

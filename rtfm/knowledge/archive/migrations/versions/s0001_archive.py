@@ -70,7 +70,8 @@ _STATEMENTS = (
     "CREATE INDEX passages_conversation ON passages (conversation_id)",
     "CREATE INDEX passages_acl ON passages (guild_id, acl_channel_id)",
     "CREATE INDEX passages_channel ON passages (channel_id)",
-    # A search reads the whole pending list once for each word; PostgreSQL's default for its size is 4 MB.
+    # A search reads the index's whole list of pending entries once for each word. By default, PostgreSQL lets this list
+    # grow to 4 MB; here it is limited to 128 kB.
     """
     CREATE INDEX passages_guild_terms ON passages USING gin ((terms || array_to_tsvector(ARRAY['guild:' || guild_id])))
         WITH (gin_pending_list_limit = 128)
