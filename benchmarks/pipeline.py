@@ -35,7 +35,6 @@ from benchmarks.pipeline_setup import (
     a_query,
     a_response,
     fill,
-    find_model_near_checkout,
     installation,
     running_pipeline,
     worker,
@@ -73,7 +72,7 @@ def main() -> int:
                 schema_registry_url=addresses["schema-registry"],
                 chroma_url=addresses["chroma"],
                 database_url=addresses["postgres"],
-                embedding_model_dir=configuration.load().embedding_model_dir or find_model_near_checkout(),
+                embedding_model_dir=configuration.load().embedding_model_dir,
                 kafka_static_membership=False,
             )
             measured = {

@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from attrs import evolve
@@ -184,9 +183,3 @@ def a_response() -> BotResponse:
 def percentile(values: Sequence[float], percent: int) -> float:
     """Return the value below which ``percent`` of ``values`` lie, interpolated."""
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
-
-
-def find_model_near_checkout() -> Path | None:
-    """Return the folder of the embedding model next to the checkout; None if there is none."""
-    folder = Path.cwd().parent / "shared" / "models" / "all-MiniLM-L6-v2"
-    return folder if folder.is_dir() else None

@@ -209,8 +209,9 @@ class Indexer:
         if collection.model is None:
             return
         try:
-            self._vectors.upsert(collection.guild_id, entries, generation=collection.generation, model=collection.model)
+            # First, so that a removed message's vector goes even where the collection takes no new ones.
             self._vectors.delete(collection.guild_id, removed, generation=collection.generation)
+            self._vectors.upsert(collection.guild_id, entries, generation=collection.generation, model=collection.model)
         except WrongCollection as exc:
             # No vector is lost, because the archive stores all of them.
             _log.warning("vectors not written to Chroma, a rebuild is due", reason=str(exc), hint=exc.hint)
