@@ -1,4 +1,4 @@
-"""Odd input of people and broken services through the real path: Kafka, processor, archive, Chroma, answer."""
+"""Odd messages and questions, and a Chroma that fails, through Kafka, a processor, the archive and Chroma."""
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ FINDS = [
     ("quokkas sleep late", "1007", "quokkas sleep"),
     ("fatal: frobnicator ERR-7741 refused", "1008", "frobnicator ERR-7741"),
 ]
-"""A question, the message that must be cited first, and the text that must be quoted of it."""
+"""For each search: the question, the id of the message that must be cited first, and the text that must be quoted."""
 
 ODD_QUESTIONS = ["?", "x", "quokkas " * 2_500, "\u202e\x00😀"]
 
 PATIENCE_S = 240.0
-"""Embedding is slow on a busy machine."""
+"""Timeout of waits for the processor, which embeds slowly on a busy machine."""
 
 
 @pytest.fixture
 def archived(settings: Settings) -> Iterator[Knowledge]:
-    """The stores, for inspection."""
+    """The stores of the processor, for inspection."""
     knowledge = open_knowledge(settings)
     yield knowledge
     knowledge.vectors.forget_guild(GUILD)
@@ -76,7 +76,7 @@ def archived(settings: Settings) -> Iterator[Knowledge]:
 
 
 def answers(settings: Settings, contracts: Contracts, *questions: str) -> list[BotResponse]:
-    """Return the processor's answers to ``questions``, in order."""
+    """Produce ``questions``, and return the processor's responses in the same order."""
     now = TimestampMillis(time.time_ns() // 1_000_000)
     queries = [
         BotQuery(
@@ -109,7 +109,10 @@ def with_model(settings: Settings, model_dir: Path) -> Settings:
 def test_odd_messages_and_questions_each_have_a_clear_outcome(
     settings: Settings, archived: Knowledge, model_dir: Path
 ) -> None:
-    """There are no dead letters: every part of long messages and log files is found and shown, secrets are not."""
+    """Odd messages make no dead letters, all their text is found, and answers contain no secret.
+
+    Text is found in every part of a long message and in attached log files. Odd questions get an extract or NOT_FOUND.
+    """
     odd = with_model(settings, model_dir)
     with processor(odd) as running, open_contracts_of(settings) as contracts:
         produce(settings, contracts, MESSAGES, *ODD)
@@ -132,14 +135,14 @@ def test_odd_messages_and_questions_each_have_a_clear_outcome(
 
 
 def test_half_of_a_surrogate_pair_is_refused_where_it_is_produced(settings: Settings) -> None:
-    """UTF-8 cannot encode it: the error names the field, and no unreadable record is produced."""
+    """The producer refuses half of a surrogate pair, which UTF-8 cannot encode, with an error that names the field."""
     with open_contracts_of(settings) as contracts, EventProducer(settings, contracts) as producer:
         with pytest.raises(InvalidEvent, match="content contains half of a surrogate pair"):
             producer.send(MESSAGES, message(1, "a \ud800 tulip"))
 
 
 def test_a_chroma_that_fails_in_any_way_is_waited_for(settings: Settings, archived: Knowledge, model_dir: Path) -> None:
-    """After refusals, errors and garbage, each message is archived and indexed once Chroma recovers."""
+    """The processor waits while Chroma answers 503 or garbage or refuses connections, and then stores each message."""
     with proxy(settings.chroma_url) as chroma, open_contracts_of(settings) as contracts:
         through = evolve(with_model(settings, model_dir), chroma_url=chroma.url)
         with processor(through) as running:
@@ -161,7 +164,7 @@ def test_a_chroma_that_fails_in_any_way_is_waited_for(settings: Settings, archiv
 
 @pytest.mark.parametrize("mode", ["silent", "slow"])
 def test_a_chroma_that_does_not_answer_in_time_is_unavailable_and_asked_again(settings: Settings, mode: str) -> None:
-    """Silence and single bytes hit a timeout, and the next question gets its answer."""
+    """A request to a silent or very slow Chroma raises Unavailable, and succeeds once Chroma recovers."""
     vector = np.eye(1, 384, dtype=np.float32)[0]
     with proxy(settings.chroma_url) as between:
         direct = ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)
