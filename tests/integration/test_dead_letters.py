@@ -1,4 +1,4 @@
-"""Dead letters on real Kafka: their content, the limit, and failures to write them."""
+"""Dead letters on real Kafka: their content, the limits, and failures to write them."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def value(letter: Record, name: str) -> str:
 
 
 def refuse(records: Sequence[Record]) -> list[Output]:
-    """A handler that finds everything invalid."""
+    """Refuse every record as invalid."""
     raise InvalidEvent("nothing is welcome")
 
 
 def test_a_letter_is_the_record_byte_for_byte_with_a_megabyte_too(settings: Settings, contracts: Contracts) -> None:
-    """R15: key, value and headers are unchanged, even in the largest record that Kafka accepts by default."""
+    """R15: A dead letter keeps key, value and headers unchanged, even of the largest record that Kafka accepts."""
     large = b"\x00" * 1_047_000
     originals = [(b"\xfe\x00key", b"\xde\xad"), (None, None), (b"", b""), (b"200", large)]
     for key, content in originals:
@@ -62,7 +62,10 @@ def test_a_letter_is_the_record_byte_for_byte_with_a_megabyte_too(settings: Sett
 def test_bad_input_stops_the_pipeline_at_the_limit_and_at_every_start_after_it(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """R17: after 100 dead letters the rest stays unread, restarts add none, and a valid record lets it continue."""
+    """R17: After 100 dead letters in a row the pipeline stops, and restarts add no dead letter.
+
+    The rest of the topic stays unread. A valid record lets the pipeline continue.
+    """
     produce_raws(settings, MESSAGES, [b"bad %d" % n for n in range(1000)])
     for _ in range(3):
         with pytest.raises(TooManyDeadLetters, match="all dead letters"), running(settings, contracts, Noting()) as one:
@@ -81,7 +84,7 @@ def test_bad_input_stops_the_pipeline_at_the_limit_and_at_every_start_after_it(
 def test_a_share_of_bad_records_above_the_limit_stops_it_too_and_a_fix_lets_it_go_on(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """R17: two of three are bad; records that the fixed handler accepts are not skipped."""
+    """R17: The pipeline stops if two of three records are bad, and continues with a fixed handler, skipping nothing."""
     produce(settings, contracts, MESSAGES, *(said(n, channel="1") for n in range(900)))
     strict = Noting()
 
@@ -103,12 +106,12 @@ def test_a_share_of_bad_records_above_the_limit_stops_it_too_and_a_fix_lets_it_g
 
 
 def test_many_threads_stop_at_the_limit_as_one_does(settings: Settings, contracts: Contracts) -> None:
-    """R17: no dead letter is written past the limit, even out of order."""
+    """R17: With several threads, no dead letter is written beyond the limit, even if records finish out of order."""
     produce(settings, contracts, MESSAGES, *(said(n, channel=str(n)) for n in range(1500)))
     with pytest.raises(TooManyDeadLetters), running(settings, contracts, refuse, concurrency=8) as one:
         eventually(lambda: not one.is_alive())
     letters = len(dead_letters(settings, contracts))
-    assert 100 <= letters <= 300  # each of three partitions may come close to it
+    assert 100 <= letters <= 300  # each of the three partitions may come close to the limit
     with pytest.raises(TooManyDeadLetters), running(settings, contracts, refuse, concurrency=8) as one:
         eventually(lambda: not one.is_alive())
     assert len(dead_letters(settings, contracts)) <= 300
@@ -117,7 +120,10 @@ def test_many_threads_stop_at_the_limit_as_one_does(settings: Settings, contract
 def test_without_its_topic_a_letter_holds_back_the_offset_until_it_can_be_written(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """R16: nothing after the record is committed or dropped, and the pipeline reports that it waits."""
+    """R16: If the topic of dead letters is missing, the pipeline waits, and commits nothing after the bad record.
+
+    The pipeline reports that it waits, and continues when the topic exists.
+    """
     name = f"{settings.kafka_topic_prefix}dead-letters"
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
     admin.delete_topics([name])[name].result(20)
@@ -136,7 +142,7 @@ def test_without_its_topic_a_letter_holds_back_the_offset_until_it_can_be_writte
 
 
 def test_a_letter_that_is_too_large_for_its_topic_is_not_dropped(settings: Settings, contracts: Contracts) -> None:
-    """R16: the pipeline waits at this offset until the topic accepts it."""
+    """R16: If a dead letter is too large for its topic, the pipeline waits until the topic accepts it."""
     limit_record_bytes(settings, "dead-letters", 5000)
     produce_raw(settings, MESSAGES, os.urandom(20_000), key=b"1")
     health = Health()
@@ -151,7 +157,10 @@ def test_a_letter_that_is_too_large_for_its_topic_is_not_dropped(settings: Setti
 def test_a_record_on_which_the_handler_breaks_at_every_start_is_one_letter(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """A defect ends the service and skips nothing; the fourth time only this record is dead-lettered."""
+    """A record on which the handler has a defect ends the service, and the fourth time becomes a dead letter.
+
+    No other record is skipped.
+    """
     produce(settings, contracts, MESSAGES, *(said(n, channel="1") for n in range(6)))
     noting = Noting()
 
