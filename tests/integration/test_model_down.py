@@ -1,4 +1,4 @@
-"""R21 through Kafka: the model is down for a while, and every question has exactly one answer."""
+"""R21 through Kafka: the model is down for a while, and every question gets exactly one answer."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ def answered(settings: Settings, contracts: Contracts, count: int) -> bool:
 def test_a_model_that_is_down_costs_no_answer_and_gets_one_probe_an_interval(
     settings: Settings, contracts: Contracts, cli: Cli, tmp_path: Path
 ) -> None:
-    """R21: meanwhile there are extracts, at most one request an interval and no dead letter; later it answers."""
+    """R21: While the model is down, questions get extracts, and later they get the model's answers.
+
+    Meanwhile the model gets at most one request for each probe interval, and there are no dead letters.
+    """
     with FakeGemini(behaviour=Behaviour(fail_share=1.0, status=503)) as gemini:
         environment = {
             "GEMINI_API_KEY": fake.KEY,
@@ -66,7 +69,7 @@ def test_a_model_that_is_down_costs_no_answer_and_gets_one_probe_an_interval(
                 eventually(partial(answered, settings, contracts, start + 50))
             down = responses(settings, contracts)
             probes = gemini.counts["requests"] - MIN_REQUESTS
-            # One at the end of each interval, so at most as many as intervals.
+            # There is one probe at the end of each interval, so at most as many probes as intervals.
             assert 0 <= probes <= (time.monotonic() - began) / PROBE_INTERVAL_S
             assert {response.outcome for response in down} == {Outcome.EXTRACTED}
             assert {response.reason for response in down} == {OutcomeReason.MODEL_UNAVAILABLE}

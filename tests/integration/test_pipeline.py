@@ -1,4 +1,4 @@
-"""The pipeline on real Kafka: failing records, outages, and offsets."""
+"""The pipeline on real Kafka: failing records, outages and offsets."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ def header(record: Record, name: str) -> str:
 def test_whatever_does_not_decode_is_one_dead_letter_and_the_next_record_is_handled(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """It is empty, a tombstone, too short, too long, or of another format, an unknown schema or another topic."""
+    """A record that cannot be decoded becomes one dead letter, and the next record is handled.
+
+    Such values are empty, missing, too short, too long, or of another format, an unknown schema or another topic.
+    """
     good = contracts.encode(MESSAGES, said(1))
     query = contracts.encode(QUERIES, asked(1))
     poison = [
@@ -78,7 +81,7 @@ def test_whatever_does_not_decode_is_one_dead_letter_and_the_next_record_is_hand
 def test_a_dead_letter_is_the_original_byte_for_byte_and_says_where_and_why(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """Key, value and headers come in order, followed by Kafka Connect's ten headers."""
+    """A dead letter keeps key, value and headers in order, followed by Kafka Connect's ten headers."""
     original = [("traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"), ("odd", b"\xff\x00"), ("odd", b"")]
     produce_raw(settings, MESSAGES, b"\xde\xad", key=b"\xfe\x00key", headers=original)
     with running(settings, contracts, Noting()):
@@ -95,7 +98,7 @@ def test_a_dead_letter_is_the_original_byte_for_byte_and_says_where_and_why(
 
 
 def test_one_invalid_event_does_not_take_its_batch_with_it(settings: Settings, contracts: Contracts) -> None:
-    """The batch is tried record by record, and only the failing one is dead-lettered."""
+    """If a batch fails, its records are handled one by one, and only the invalid one becomes a dead letter."""
     produce(settings, contracts, MESSAGES, *(said(n) for n in range(1, 6)))
     done: list[str] = []
 
@@ -115,7 +118,7 @@ def test_one_invalid_event_does_not_take_its_batch_with_it(settings: Settings, c
 
 
 def test_a_defect_of_the_handler_ends_the_service_and_skips_nothing(settings: Settings, contracts: Contracts) -> None:
-    """An unexpected error is no reason to drop the record."""
+    """A defect of the handler ends the pipeline, and the record stays unfinished."""
     produce(settings, contracts, MESSAGES, said(1))
 
     def handler(_: Sequence[Record]) -> list[Output]:
@@ -130,7 +133,10 @@ def test_a_defect_of_the_handler_ends_the_service_and_skips_nothing(settings: Se
 def test_what_is_down_for_everyone_pauses_and_then_everything_is_handled_in_order(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """While it waits it is not ready and names the dependency; nothing is dead-lettered or skipped."""
+    """While a dependency is down the pipeline is not ready and names it, and then handles every record in order.
+
+    No record becomes a dead letter or is skipped.
+    """
     produce(settings, contracts, MESSAGES, *(said(n) for n in range(1, 4)))
     back, health, noting, tries = threading.Event(), Health(), Noting(), []
 
@@ -153,7 +159,7 @@ def test_what_is_down_for_everyone_pauses_and_then_everything_is_handled_in_orde
 
 
 class _Registry:
-    """A registry that answers 503 until it is switched to the real one's answers."""
+    """A registry that answers 503 until it is switched to the answers of the real one."""
 
     def __init__(self, real: str) -> None:
         self.up = threading.Event()
@@ -175,7 +181,7 @@ class _Registry:
 
 
 def test_a_registry_that_is_down_makes_no_dead_letters(settings: Settings, contracts: Contracts) -> None:
-    """A record that cannot be decoded during an outage waits."""
+    """A record that cannot be decoded while the registry is down waits, and becomes no dead letter."""
     produce(settings, contracts, MESSAGES, said(1), said(2))
     registry = _Registry(settings.schema_registry_url)
     elsewhere = evolve(settings, schema_registry_url=registry.url, home=settings.home / "other")
@@ -190,7 +196,7 @@ def test_a_registry_that_is_down_makes_no_dead_letters(settings: Settings, contr
 
 
 def test_an_output_that_no_broker_takes_holds_back_its_offset(settings: Settings, contracts: Contracts) -> None:
-    """While the answers' topic is missing, the question is not lost."""
+    """While the topic of answers is missing, the offset of the question is not committed."""
     hasty = evolve(settings, kafka_delivery_timeout_s=1.0)
     name = f"{settings.kafka_topic_prefix}{RESPONSES}"
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
@@ -210,7 +216,7 @@ def test_an_output_that_no_broker_takes_holds_back_its_offset(settings: Settings
 def test_stopping_finishes_and_commits_started_records_and_repeats_none(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """Records that were handled before the stop are not handled again."""
+    """A stop finishes and commits the records that were started, and the next start repeats none of them."""
     produce(settings, contracts, QUERIES, *(asked(n) for n in range(20)))
     begun, stop = threading.Event(), threading.Event()
     first = Noting()
@@ -232,7 +238,7 @@ def test_stopping_finishes_and_commits_started_records_and_repeats_none(
 def test_records_of_one_key_are_handled_one_after_another_and_of_others_meanwhile(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """A slow key does not block the others of its partition."""
+    """A slow record delays only later records of its key, not other keys of its partition."""
     others = [asked(n) for n in range(1, 30)]
     slow_down, noting = threading.Event(), Noting()
     produce(settings, contracts, QUERIES, asked(0), asked(0, "again"), *others)
@@ -254,7 +260,7 @@ def test_records_of_one_key_are_handled_one_after_another_and_of_others_meanwhil
 
 
 def test_a_second_worker_takes_its_share_and_nothing_is_left_out(settings: Settings, contracts: Contracts) -> None:
-    """Partitions move to a new worker and back, and each channel stays in order."""
+    """Partitions move to a second processor and back, no record is left out, and each channel stays in order."""
     first, second, numbers = Noting(), Noting(), count(1000)
 
     def second_has_work() -> bool:
@@ -275,7 +281,7 @@ def test_a_second_worker_takes_its_share_and_nothing_is_left_out(settings: Setti
 
 
 def test_records_that_retention_removed_unread_are_counted(settings: Settings, contracts: Contracts) -> None:
-    """A committed offset below the start of the log raises a metric."""
+    """If the committed offset is below the start of the log, a metric counts the records that were lost."""
     produce(settings, contracts, MESSAGES, *(said(n) for n in range(10)))
     with running(settings, contracts, Noting()):
         eventually(lambda: committed(settings) == 10)
@@ -293,7 +299,7 @@ def test_records_that_retention_removed_unread_are_counted(settings: Settings, c
 
 
 def test_an_output_continues_the_trace_of_its_record(settings: Settings, contracts: Contracts) -> None:
-    """A question and its answer share one trace."""
+    """An output has the trace of the record that it comes from, so that a question and its answer share a trace."""
     trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
     produce(settings, contracts, QUERIES, asked(1), headers={"traceparent": trace})
     noting = Noting(lambda record: [Output(topic=RESPONSES, event=answered(record.event))])
@@ -308,7 +314,7 @@ def test_an_output_continues_the_trace_of_its_record(settings: Settings, contrac
 def test_a_topic_that_is_not_there_is_the_operators_to_make(
     bare_settings: Settings, settings: Settings, contracts: Contracts
 ) -> None:
-    """The error names the command; the worker does not wait forever."""
+    """If a topic does not exist, the pipeline ends with an error that names the command to create it."""
     lost = evolve(settings, kafka_topic_prefix="nowhere.")
     with pytest.raises(ConfigError, match="does not exist"), running(lost, contracts, Noting()) as thread:
         eventually(lambda: not thread.is_alive())
@@ -317,7 +323,10 @@ def test_a_topic_that_is_not_there_is_the_operators_to_make(
 def test_a_handler_that_is_still_loading_keeps_the_pipeline_out_of_the_group_but_not_from_its_name(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """Open transactions of a dead predecessor are ended meanwhile; records are taken once the handler is ready."""
+    """A pipeline whose handler still loads stays outside its group, but already fences a predecessor of its name.
+
+    Open transactions of a crashed predecessor are ended meanwhile. Records are taken once the handler is ready.
+    """
     name = f"{settings.kafka_topic_prefix}{GROUP}-{settings.instance_id}"
     servers = {"bootstrap.servers": settings.kafka_bootstrap_servers}
     predecessor: Any = Producer({**servers, "transactional.id": name, "transaction.timeout.ms": 600_000})
@@ -331,7 +340,7 @@ def test_a_handler_that_is_still_loading_keeps_the_pipeline_out_of_the_group_but
             predecessor.produce(f"{settings.kafka_topic_prefix}{RESPONSES}", b"x")
             predecessor.commit_transaction(10)
         except KafkaException:
-            return True  # fenced, which a broker reports as UNKNOWN during a commit
+            return True  # the producer is fenced, which a broker reports as UNKNOWN during a commit
         return False
 
     with running(settings, contracts, handler):
@@ -342,6 +351,6 @@ def test_a_handler_that_is_still_loading_keeps_the_pipeline_out_of_the_group_but
         eventually(lambda: noting.ids == ["1"])
     health = Health()
     with running(settings, contracts, Future[Handler](), health=health):
-        eventually(lambda: health.find_stalled(-1))  # at work
-    # Stopping does not wait for handlers, and leaves no open transaction.
+        eventually(lambda: health.find_stalled(-1))  # the pipeline's loop runs
+    # A stop does not wait for the handler, and leaves no open transaction.
     assert health.find_stalled(-1) == {}

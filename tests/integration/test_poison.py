@@ -23,14 +23,14 @@ from tests.streams import (
 )
 
 GUID_HEADER = ("__value_schema_id", b"\x01" + b"\xee" * 16)
-"""Confluent's other way to name a schema; these bytes name none."""
+"""Confluent's header that names a schema by a GUID; no schema has this GUID."""
 
 
 def poisons(contracts: Contracts) -> dict[str, tuple[bytes | None, list[tuple[str, bytes]]]]:
-    """Return R13's kinds: name → (value, headers)."""
+    """Return the kinds of R13 as name → (value, headers)."""
     good = contracts.encode(MESSAGES, said(1))
     frame, record = good[:5], good[5:]
-    text_at = record.index(b"\x0ahello")  # the length and the text of the content
+    text_at = record.index(b"\x0ahello")  # the position of the content's length and text
     kinds: dict[str, bytes | None] = {
         "empty": b"",
         "tombstone": None,
@@ -50,7 +50,7 @@ def poisons(contracts: Contracts) -> dict[str, tuple[bytes | None, list[tuple[st
 
 
 def test_each_of_fourteen_poisons_is_one_dead_letter_and_the_next_record_is_handled(settings: Settings) -> None:
-    """R13: nothing crashes, is skipped or is dead-lettered twice."""
+    """R13: Each of the fourteen records becomes exactly one dead letter; none crashes the pipeline or is skipped."""
     contracts = open_contracts(settings)
     kinds = poisons(contracts)
     assert len(kinds) == 14
@@ -66,7 +66,7 @@ def test_each_of_fourteen_poisons_is_one_dead_letter_and_the_next_record_is_hand
 
 
 def test_poison_among_a_megabyte_of_text_is_read_or_refused_whole(settings: Settings) -> None:
-    """A text of Kafka's maximum size is an event; with one byte missing it is a dead letter."""
+    """A text of Kafka's maximum size is handled, and becomes a dead letter if one of its bytes is missing."""
     contracts = open_contracts(settings)
     long: Any = evolve(said(1), content="é" * 400_000)
     value = contracts.encode(MESSAGES, long)

@@ -44,7 +44,7 @@ from tests.streams import (
 
 
 def commit_position(settings: Settings, topic: str, partition: int, offset: int, metadata: str) -> None:
-    """Commit a position for the group, which has no members."""
+    """Commit a position for the group while it has no members."""
     consumer: Any = Consumer(
         {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": KafkaConfig.of(settings).group(GROUP)}
     )
@@ -54,20 +54,24 @@ def commit_position(settings: Settings, topic: str, partition: int, offset: int,
 
 
 def partition_of(settings: Settings, contracts: Contracts, topic: str) -> int:
-    """Return the partition that has all records of ``topic``."""
+    """Return the only partition of ``topic`` that has records."""
     (number,) = {record.partition for record in records(settings, contracts, topic)}
     return number
 
 
 def lag_of(settings: Settings, topic: str) -> dict[int, float]:
-    """Return the metric, by partition."""
+    """Return the lag metric of each partition."""
     name = KafkaConfig.of(settings).topic(topic)
     samples = [s for metric in LAG.collect() for s in metric.samples if s.labels["topic"] == name]
     return {int(s.labels["partition"]): s.value for s in samples}
 
 
 def test_a_partition_that_was_left_full_is_read_again(settings: Settings, contracts: Contracts) -> None:
-    """Its unfinished records are in the log, not in memory; counting them would make it wait forever."""
+    """A partition whose window was full at a stop is read again after the restart.
+
+    Its unfinished records are in the log, not in memory. If they counted as uncommitted, the partition would wait
+    forever.
+    """
     count = 2 * (HIGH_WATER + POLL_RECORDS)
     produce(settings, contracts, MESSAGES, *(said(n) for n in range(count + 10)))
     left = range(0, count, 2)
@@ -79,7 +83,10 @@ def test_a_partition_that_was_left_full_is_read_again(settings: Settings, contra
 
 
 def test_metadata_of_another_program_stops_the_worker(settings: Settings, contracts: Contracts) -> None:
-    """The worker would repeat that program's finished records, or skip unfinished ones."""
+    """Metadata of another program in a position ends the processor.
+
+    Ignoring it would repeat finished records or skip unfinished ones.
+    """
     produce(settings, contracts, MESSAGES, said(1))
     commit_position(settings, MESSAGES, partition_of(settings, contracts, MESSAGES), 0, "somebody else's")
     noting = Noting()
@@ -92,7 +99,7 @@ def test_metadata_of_another_program_stops_the_worker(settings: Settings, contra
 
 
 def test_a_recreated_topic_is_read_from_its_start(settings: Settings, contracts: Contracts) -> None:
-    """The group's positions of the old topic do not count."""
+    """A recreated topic is read from its start, although the group had positions in the old topic."""
     produce(settings, contracts, MESSAGES, *(said(n) for n in range(20)))
     partition = partition_of(settings, contracts, MESSAGES)
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
@@ -109,7 +116,10 @@ def test_a_recreated_topic_is_read_from_its_start(settings: Settings, contracts:
 
 
 def test_a_stalled_handler_takes_in_no_more_than_is_allowed(settings: Settings, contracts: Contracts) -> None:
-    """R8: the rest of the backlog stays in Kafka; a benchmark measures the memory."""
+    """R8: While a handler hangs, at most the configured number of records is taken, and the rest stays in Kafka.
+
+    A benchmark measures the memory.
+    """
     produce(settings, contracts, QUERIES, *(asked(n) for n in range(5000)))
     go_on, noting = threading.Event(), Noting()
     INFLIGHT.labels(GROUP).set(0)
@@ -120,7 +130,7 @@ def test_a_stalled_handler_takes_in_no_more_than_is_allowed(settings: Settings, 
         return noting(batch)
 
     with running(settings, contracts, stalled, topic=QUERIES, concurrency=4):
-        eventually(lambda: PAUSED_PARTITIONS.labels(GROUP)._value.get() == 3)  # so that nothing more comes
+        eventually(lambda: PAUSED_PARTITIONS.labels(GROUP)._value.get() == 3)  # all, so nothing more is fetched
         assert 0 < INFLIGHT.labels(GROUP)._value.get() <= 3 * (HIGH_WATER + POLL_RECORDS)
         go_on.set()
         eventually(lambda: committed(settings, QUERIES) == 5000)
@@ -128,7 +138,10 @@ def test_a_stalled_handler_takes_in_no_more_than_is_allowed(settings: Settings, 
 
 
 def test_a_normal_load_pauses_nothing(settings: Settings, contracts: Contracts) -> None:
-    """R9: resuming costs up to a second, so pauses are rare. A benchmark measures the throughput."""
+    """R9: Normal load pauses no partition, because resuming takes up to a second.
+
+    A benchmark measures the throughput.
+    """
     before = PAUSES.labels(GROUP)._value.get()
     produce(settings, contracts, QUERIES, *(asked(n) for n in range(3000)))
     with running(settings, contracts, Noting(), topic=QUERIES, concurrency=8):
@@ -137,7 +150,7 @@ def test_a_normal_load_pauses_nothing(settings: Settings, contracts: Contracts) 
 
 
 def test_lag_and_counts_are_true(settings: Settings, contracts: Contracts) -> None:
-    """R30: the lag of each partition is the log's end minus the position; counted records match."""
+    """R30: The lag of each partition is the end of its log minus the position, and the metrics count every record."""
     go_on, noting, health = threading.Event(), Noting(), Health(max_gap_s=5)
     consumed = CONSUMED.labels(QUERIES, GROUP)._value.get()
 
@@ -151,7 +164,7 @@ def test_lag_and_counts_are_true(settings: Settings, contracts: Contracts) -> No
         return lag_of(settings, QUERIES)
 
     def tool_lag() -> dict[int, float]:
-        """Return what Kafka's own tools compute."""
+        """Return the lag that Kafka's own tools compute."""
         consumer: Any = Consumer(
             {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": KafkaConfig.of(settings).group(GROUP)}
         )
@@ -173,7 +186,10 @@ def test_lag_and_counts_are_true(settings: Settings, contracts: Contracts) -> No
 
 
 def test_the_markers_of_transactions_are_no_lag(settings: Settings, contracts: Contracts) -> None:
-    """R30: neither our metric nor Kafka's tools count them, because the group commits the end of the log."""
+    """R30: Transaction markers count as lag neither in our metric nor in Kafka's tools.
+
+    The group commits the end of the log.
+    """
     transactions, noting = Transactions(KafkaConfig.of(settings), "writer"), Noting()
     transactions.open()
     for number in range(3):
@@ -194,7 +210,7 @@ def test_the_markers_of_transactions_are_no_lag(settings: Settings, contracts: C
 
 
 def test_a_spare_member_is_healthy_and_one_outside_the_group_is_not(settings: Settings, contracts: Contracts) -> None:
-    """R30: a member without partitions is a healthy spare; one that cannot join is unhealthy."""
+    """R30: A member without partitions is healthy, and a processor that cannot join the group is not."""
     dynamic = [evolve(settings, instance_id=f"w{number}", kafka_static_membership=False) for number in range(4)]
     healths = [Health(max_gap_s=30) for _ in dynamic]
     foreign: Any = Consumer(
@@ -212,14 +228,17 @@ def test_a_spare_member_is_healthy_and_one_outside_the_group_is_not(settings: Se
         eventually(lambda: all("no place in the group" in str(health.liveness()) for health in healths))
         foreign.close()
         eventually(lambda: GroupProgress(settings, GROUP).count_members() == 4)
-        well_s = time.monotonic() + 2  # longer than it takes to be unwell
+        well_s = time.monotonic() + 2  # longer than it takes to become unhealthy
         eventually(lambda: time.monotonic() > well_s and all(health.liveness() == {} for health in healths))
 
 
 def test_an_output_that_the_brokers_find_too_large_is_a_dead_letter_and_holds_up_no_other(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """Retrying would fail forever, with everything that is committed together."""
+    """An output that is too large for its topic makes its input a dead letter, and delays no other record.
+
+    Retrying would fail forever, together with everything in the same transaction.
+    """
     from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType  # type: ignore[attr-defined]  # not in its __all__
 
     limit = ConfigEntry("max.message.bytes", "3000", incremental_operation=AlterConfigOpType.SET)
@@ -250,7 +269,10 @@ def test_an_output_that_the_brokers_find_too_large_is_a_dead_letter_and_holds_up
 def test_a_member_that_joins_takes_its_share_in_both_protocols(
     settings: Settings, contracts: Contracts, protocol: str
 ) -> None:
-    """KAFKA_GROUP_PROTOCOL: partitions move while records are unfinished, and nothing is repeated or left out."""
+    """With both values of KAFKA_GROUP_PROTOCOL, a new member gets partitions whose records are unfinished.
+
+    No record is repeated or left out.
+    """
     ours = evolve(settings, kafka_group_protocol=protocol, kafka_static_membership=False)
     first, second = Noting(), Noting()
 

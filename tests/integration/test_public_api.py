@@ -1,4 +1,4 @@
-"""The examples of docs/contracts.md for developers of other services, run as they are printed."""
+"""The examples of docs/contracts.md for developers of other services, run as the page prints them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def program(settings: Settings, source: str, folder: Path) -> subprocess.Popen[s
     path = folder / "program.py"
     path.write_text(source, encoding="utf-8")
     environment = environment_of(settings)
-    del environment["RTFM_HOME"]  # as another program has it
+    del environment["RTFM_HOME"]  # other programs do not set it
     return subprocess.Popen(
         [sys.executable, path],
         cwd=folder,
@@ -42,7 +42,7 @@ def program(settings: Settings, source: str, folder: Path) -> subprocess.Popen[s
 def test_the_reader_of_the_docs_prints_what_is_said_and_goes_on_where_it_stopped(
     settings: Settings, tmp_path: Path
 ) -> None:
-    """It has about ten lines, and unreadable bytes do not stop it."""
+    """The reader in the documentation prints messages, passes unreadable bytes, and continues where it stopped."""
     assert len([line for line in READER.splitlines() if line.strip()]) <= 13
     produce_raw(settings, MESSAGES, b"\xde\xad")
     produce(settings, open_contracts(settings), MESSAGES, said(1, content="tide tables"))
@@ -58,14 +58,14 @@ def test_the_reader_of_the_docs_prints_what_is_said_and_goes_on_where_it_stopped
     with program(settings, READER, tmp_path) as reader:
         assert reader.stdout is not None
         again = reader.stdout.readline()
-        while again.endswith("and maps\n"):  # it ended between printing and committing
+        while again.endswith("and maps\n"):  # the program ended between printing and committing
             again = reader.stdout.readline()
         reader.send_signal(signal.SIGINT)
     assert again.endswith("said later\n")
 
 
 def test_the_writer_of_the_docs_is_read_back(settings: Settings, tmp_path: Path) -> None:
-    """Another service's event is like ours."""
+    """An event that the writer in the documentation produces is read like our own."""
     with program(settings, WRITER, tmp_path) as writer:
         assert writer.wait(60) == 0
     assert [path.name for path in tmp_path.iterdir() if path.name != settings.home.name] == ["program.py"]
@@ -75,7 +75,10 @@ def test_the_writer_of_the_docs_is_read_back(settings: Settings, tmp_path: Path)
 
 
 def test_a_record_that_could_not_be_read_for_want_of_the_registry_comes_again(settings: Settings) -> None:
-    """A program that catches Unavailable and continues loses nothing."""
+    """A record that could not be decoded while the registry was down is returned again.
+
+    A program that catches Unavailable and continues loses nothing.
+    """
     with open_producer(settings) as producer:
         producer.send(MESSAGES, said(1))
         producer.send(MESSAGES, said(2))
@@ -92,14 +95,14 @@ def test_a_record_that_could_not_be_read_for_want_of_the_registry_comes_again(se
                 try:
                     record = reader.poll(1.0)
                 except Unavailable:
-                    continue  # the pause after a failure has not ended
+                    continue  # the pause after a failed request has not ended
                 if record is not None:
                     seen.append(record.event.message_id)
     assert seen == ["1", "2"]
 
 
 def test_a_reader_from_the_end_gets_what_comes_from_then_on(settings: Settings, tmp_path: Path) -> None:
-    """A dashboard does not need older records; another program's folder is not changed."""
+    """A reader that starts at the end gets only later records, and changes nothing in its program's folder."""
     own = evolve(settings, home=tmp_path / "home")
     with open_producer(own) as producer:
         producer.send(MESSAGES, said(1))

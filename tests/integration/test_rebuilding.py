@@ -1,4 +1,4 @@
-"""Rebuilding Chroma from the archive, if it is lost, damaged or fine."""
+"""Rebuilding Chroma from the archive when it is lost, damaged or up to date."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def ingest(knowledge: Knowledge, *events: DiscordMessage) -> None:
 
 
 def found(knowledge: Knowledge) -> list[list[tuple[str, float]]]:
-    # Without the exact comparison, so that Chroma is searched.
+    # A limit of 0 avoids the exact comparison, so that Chroma is searched.
     retriever = Retriever(knowledge.archive, knowledge.vectors, knowledge.embedding, exact_limit=0)
     results = [
         retriever.search(question, guild_id=GUILD, visible_channel_ids=["200"], limit=5)
@@ -66,7 +66,7 @@ def start_again(settings: Settings, knowledge: Knowledge) -> None:
 
 
 def rebuild_and_stay(settings: Settings, begun: Event) -> None:
-    """Rebuild in a separate process, and stop in the middle."""
+    """Rebuild in a separate process that stops in the middle, until it is killed."""
 
     def stay(what: str, done: int, total: int) -> None:
         begun.set()
@@ -77,7 +77,7 @@ def rebuild_and_stay(settings: Settings, begun: Event) -> None:
 
 
 def patiently(work: Callable[[], object]) -> None:
-    """Wait until PostgreSQL has noticed that the other process is gone."""
+    """Call ``work`` again until PostgreSQL has noticed that the other process is gone."""
     while True:
         try:
             work()
@@ -98,13 +98,13 @@ def entries_in_use(knowledge: Knowledge) -> set[str]:
 
 
 def whole(knowledge: Knowledge) -> bool:
-    """Return whether Chroma holds exactly what the archive holds, in one collection."""
+    """Return whether Chroma has exactly the archive's entries, in one collection."""
     held = knowledge.archive.collections.entry_ids(GUILD)
     return entries_in_use(knowledge) == held and len(knowledge.vectors.generations(GUILD)) == 1
 
 
 def test_a_lost_collection_is_made_again_without_embedding(knowledge: Knowledge) -> None:
-    """Search finds the same as before."""
+    """A lost collection is rebuilt without embedding again, and search finds the same as before."""
     ingest(knowledge, *TALK)
     before, entries = found(knowledge), knowledge.vectors.count(GUILD)
     knowledge.vectors.forget_guild(GUILD)
@@ -121,7 +121,7 @@ def test_a_lost_collection_is_made_again_without_embedding(knowledge: Knowledge)
 
 
 def test_a_rebuild_removes_stale_entries(knowledge: Knowledge) -> None:
-    """Chroma missed a deletion."""
+    """A rebuild removes the entry of a deleted message whose deletion Chroma missed."""
     ingest(knowledge, *TALK)
     vector = WordEmbedding().embed(["stray"])[0]
     knowledge.vectors.upsert(GUILD, [VectorEntry(entry_id="m99", passage_id="99", vector=vector)])
@@ -130,7 +130,10 @@ def test_a_rebuild_removes_stale_entries(knowledge: Knowledge) -> None:
 
 
 def test_a_model_that_came_after_the_texts_gives_them_vectors(bare_settings: Settings, knowledge: Knowledge) -> None:
-    """Lexical search reports that a rebuild is due; afterwards all is as if the model had been there from the start."""
+    """If a model is added later, search stays lexical and asks for a rebuild, which gives all texts vectors.
+
+    The result is the same as if the model had been there from the start.
+    """
     ingest(knowledge, *TALK)
     expected = found(knowledge)
     rows = dump(bare_settings)
@@ -150,7 +153,11 @@ def test_a_model_that_came_after_the_texts_gives_them_vectors(bare_settings: Set
 
 
 def test_another_model_asks_for_a_rebuild_and_search_goes_by_words_meanwhile(knowledge: Knowledge) -> None:
-    """Its name or dimension differs; messages written meanwhile are found, and get their vectors afterwards."""
+    """With another model, search is lexical and asks for a rebuild.
+
+    The model has another name or dimension. Messages that are written meanwhile are found, and get their vectors in the
+    rebuild.
+    """
     ingest(knowledge, *TALK)
     for model in (WordEmbedding(name="other words"), WordEmbedding(name="long words", dimension=512)):
         changed = evolve(knowledge, embedding=model, retriever=Retriever(knowledge.archive, knowledge.vectors, model))
@@ -173,7 +180,7 @@ def test_another_model_asks_for_a_rebuild_and_search_goes_by_words_meanwhile(kno
 
 
 def test_other_rules_make_the_conversations_again(knowledge: Knowledge, bare_settings: Settings) -> None:
-    """An archive of an older version ends as if this version had made it."""
+    """After a rebuild, an archive of an older version is the same as one that this version made."""
     history = [*TALK, message(6, "<@1> kernel panics after the update", author_id="2", mentioned_user_ids=["1"])]
     ingest(knowledge, *history, deletion(3))
     expected, results = dump(bare_settings), found(knowledge)
@@ -194,7 +201,10 @@ def test_other_rules_make_the_conversations_again(knowledge: Knowledge, bare_set
 
 @pytest.mark.parametrize("work", ["copy", "link"])
 def test_what_happens_during_a_rebuild_is_in_the_new_collection(knowledge: Knowledge, work: str) -> None:
-    """It has new messages and edits but no deleted ones, and searches continue."""
+    """The new collection has the messages and edits that were written during the rebuild, and no deleted ones.
+
+    Searches continue meanwhile.
+    """
     ingest(knowledge, *TALK)
     if work == "copy":
         knowledge.vectors.delete(GUILD, ["p1000"])
@@ -240,7 +250,7 @@ def test_what_happens_during_a_rebuild_is_in_the_new_collection(knowledge: Knowl
 
 
 def test_ingest_and_searches_at_full_speed_lose_nothing_to_rebuilds(knowledge: Knowledge) -> None:
-    """After batches in two channels, two rebuilds and searches at once, Chroma holds what the archive holds."""
+    """After ingest in two channels, two rebuilds and searches at once, Chroma has exactly the archive's entries."""
     ingest(knowledge, *TALK)
     stop = threading.Event()
     errors: list[BaseException] = []
@@ -292,7 +302,7 @@ def test_ingest_and_searches_at_full_speed_lose_nothing_to_rebuilds(knowledge: K
 def test_a_rebuild_that_is_killed_leaves_the_old_collection_in_use(
     knowledge: Knowledge, bare_settings: Settings, work: str
 ) -> None:
-    """The next rebuild removes its remains."""
+    """After a killed rebuild, the old collection stays in use until the next rebuild, which removes what was left."""
     ingest(knowledge, *TALK)
     if work == "copy":
         knowledge.vectors.delete(GUILD, ["m1000"])
@@ -319,7 +329,7 @@ def test_a_rebuild_that_is_killed_leaves_the_old_collection_in_use(
 def test_only_the_holder_of_the_lock_switches_collections(
     knowledge: Knowledge, bare_settings: Settings, work: str
 ) -> None:
-    """Without the lock, a switch could overwrite what ingest wrote since."""
+    """Only the holder of the lock switches collections, because a switch could lose what ingest wrote since."""
     ingest(knowledge, *TALK)
     if work == "copy":
         knowledge.vectors.delete(GUILD, ["p1000"])
@@ -343,7 +353,7 @@ def test_only_the_holder_of_the_lock_switches_collections(
 
 
 def test_the_commands_say_what_is_due_and_do_it(knowledge: Knowledge, bare_settings: Settings, cli: Cli) -> None:
-    """`status`, `doctor` and `rebuild --dry-run` name guild, cause and fix; a second rebuild has nothing to do."""
+    """`status`, `doctor` and `rebuild --dry-run` name guild, cause and fix, and a second rebuild has nothing to do."""
     ingest(knowledge, *TALK)
     knowledge.vectors.forget_guild(GUILD)
     entries = len(knowledge.archive.collections.entry_ids(GUILD))
@@ -366,7 +376,7 @@ def _vectors_as_doctor_sees_them(settings: Settings, cli: Cli) -> dict[str, str]
 
 
 def test_no_order_and_no_replay_undoes_what_is_newer(knowledge: Knowledge) -> None:
-    """After shuffled and repeated changes of twelve messages, the newest state stays."""
+    """After changes of twelve messages in any order and with repetitions, the newest state stays."""
     rng = random.Random(11)
     events: list[DiscordMessage] = []
     gone, text = set(), {}

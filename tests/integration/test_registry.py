@@ -1,4 +1,4 @@
-"""The registry through outages, lost answers and a rebuild: a real one, behind a proxy that fails on demand."""
+"""The registry through outages, lost answers and a rebuild, on a real registry behind a failing proxy."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ UNKNOWN_ID = b"\x00\x7f\xff\xff\xff"
 
 @pytest.fixture
 def between(settings: Settings) -> Iterator[RegistryProxy]:
-    """The proxy before the registry of ``settings``."""
+    """The proxy between the services and the registry of ``settings``."""
     with proxy(settings.schema_registry_url) as made:
         yield made
 
 
 @pytest.fixture
 def through(settings: Settings, between: RegistryProxy) -> Settings:
-    """Return settings of a service that reaches the registry through the proxy, with an empty cache."""
+    """Settings of a service that reaches the registry through the proxy, with an empty cache."""
     return evolve(settings, schema_registry_url=between.url, home=settings.home / "service")
 
 
@@ -53,7 +53,10 @@ def send(settings: Settings, contracts: Contracts, number: int = 1) -> None:
 def test_a_service_that_started_before_starts_and_produces_with_the_registry_gone(
     through: Settings, between: RegistryProxy, mode: str
 ) -> None:
-    """R22: the registry refuses, is silent, answers 503 or is slow; the id comes from the cache."""
+    """R22: A service that has started before can start and produce while the registry is gone.
+
+    The registry refuses connections, is silent, answers 503 or is slow. The schema id comes from the cache.
+    """
     send(through, started(through), 1)
     between.fail(mode)
     contracts = started(through)
@@ -65,7 +68,7 @@ def test_a_service_that_started_before_starts_and_produces_with_the_registry_gon
 def test_without_a_cache_the_registry_that_is_gone_is_named_at_once(
     through: Settings, between: RegistryProxy, mode: str
 ) -> None:
-    """The first look-up waits for its timeout; the next ones do not ask."""
+    """Without a cache, the first look-up waits for its timeout and names the registry; the next ones do not ask."""
     between.fail(mode)
     contracts = started(through)
     for _ in range(50):
@@ -79,7 +82,10 @@ def test_without_a_cache_the_registry_that_is_gone_is_named_at_once(
 def test_a_registry_that_is_gone_pauses_the_partition_of_a_schema_not_seen_before(
     settings: Settings, through: Settings, between: RegistryProxy, mode: str
 ) -> None:
-    """R23: there is no dead letter, one request for each pause, and it continues by itself."""
+    """R23: While the registry is gone, a record of an unseen schema pauses its partition.
+
+    There is no dead letter and one request for each pause, and the partition continues once the registry is back.
+    """
     contracts = open_contracts(settings)
     send(settings, contracts, 1)
     between.fail(mode)
@@ -97,7 +103,10 @@ def test_a_registry_that_is_gone_pauses_the_partition_of_a_schema_not_seen_befor
 def test_ten_thousand_records_of_one_unknown_id_ask_the_registry_once(
     settings: Settings, through: Settings, between: RegistryProxy
 ) -> None:
-    """R24: each is a dead letter; the missing id is cached for half a minute."""
+    """R24: 10,000 records of one unknown schema id are dead letters after one request.
+
+    A missing id is cached for half a minute.
+    """
     produce_raws(settings, MESSAGES, [UNKNOWN_ID + bytes([number % 256]) for number in range(10_000)])
     contracts = started(through)
     began_s = time.monotonic()
@@ -109,19 +118,19 @@ def test_ten_thousand_records_of_one_unknown_id_ask_the_registry_once(
 
 
 def without_limits(settings: Settings) -> Settings:
-    """Return the same settings without limits on dead letters."""
+    """Return ``settings`` without limits on dead letters."""
     limits: dict[str, Any] = {"dlq_max_consecutive": 10**9, "dlq_max_share": 1.0}
     return evolve(settings, **{name: value for name, value in limits.items() if hasattr(settings, name)})
 
 
 def test_an_id_that_became_known_is_found_after_the_pause(settings: Settings) -> None:
-    """Records of a producer that registers late are not lost."""
+    """An unknown schema id is requested again after the pause, so that a schema that is registered late is found."""
     now_s = [0.0]
     registry = SchemaRegistry(settings.schema_registry_url, clock=lambda: now_s[0])
     for _ in range(3):
         with pytest.raises(UnknownSchema):
             registry.schema(2**31 - 1)
-    registry.close()  # requests from here on fail as Unavailable
+    registry.close()  # every later request fails as Unavailable
     with pytest.raises(UnknownSchema):
         registry.schema(2**31 - 1)
     now_s[0] += 31
@@ -130,7 +139,7 @@ def test_an_id_that_became_known_is_found_after_the_pause(settings: Settings) ->
 
 
 def rebuilt(settings: Settings, between: RegistryProxy) -> None:
-    """Make the id of the messages' schema stand for another schema."""
+    """Give the schema id of discord-messages the meaning of another schema."""
     registry = open_registry(settings)
     known = catalogue.load()
     ids = {name: registry.id_for(name, known.topic(name).schema or {}) for name in (MESSAGES, "bot-queries")}
@@ -141,7 +150,7 @@ def rebuilt(settings: Settings, between: RegistryProxy) -> None:
 def test_a_rebuilt_registry_stops_a_service_that_starts(
     settings: Settings, through: Settings, between: RegistryProxy
 ) -> None:
-    """Its ids have other meanings, so nothing is written or read with them."""
+    """A service that starts on a rebuilt registry, whose ids have other meanings, ends before it writes or reads."""
     send(through, started(through))
     rebuilt(settings, between)
     contracts = started(through)
@@ -154,7 +163,7 @@ def test_a_rebuilt_registry_stops_a_service_that_starts(
 def test_a_registry_that_comes_back_rebuilt_stops_a_service_that_runs(
     settings: Settings, through: Settings, between: RegistryProxy
 ) -> None:
-    """The service started from its cache during the outage; its cached ids are no longer trusted."""
+    """A service that started from its cache neither encodes nor decodes once the registry comes back rebuilt."""
     contracts = started(through)
     value = contracts.encode(MESSAGES, said(1))
     between.fail("503")
@@ -179,19 +188,19 @@ def test_a_registry_that_comes_back_rebuilt_stops_a_service_that_runs(
 def test_registering_again_lets_a_service_start_on_a_rebuilt_registry(
     settings: Settings, through: Settings, between: RegistryProxy
 ) -> None:
-    """The hint says so; the old registry's cache is dropped."""
+    """After registering again on a rebuilt registry, as the hint says, a service starts and replaces its cache."""
     send(through, started(through))
     rebuilt(settings, between)
     with pytest.raises(ConfigError):
         started(through).encode(MESSAGES, said(1))
-    between.rebuilt.clear()  # the ids now have the meaning of this registration
+    between.rebuilt.clear()  # the ids now have the meanings of the next registration
     registry = open_registry(through)
     registration.apply(catalogue.load(), registry, registration.plan(catalogue.load(), registry))
     assert started(through).decode(MESSAGES, started(through).encode(MESSAGES, said(1))) == said(1)
 
 
 def test_services_that_share_a_home_keep_each_others_ids(through: Settings, between: RegistryProxy) -> None:
-    """Both opened their cache before the other wrote to it."""
+    """Two services that share a home keep each other's cached ids, even if both opened the cache before any write."""
     bot, processor = started(through), started(through)
     bot.encode(MESSAGES, said(1))
     processor.registry.id_for("bot-queries", processor.codec("bot-queries").schema)
@@ -201,7 +210,7 @@ def test_services_that_share_a_home_keep_each_others_ids(through: Settings, betw
     again.registry.id_for("bot-queries", again.codec("bot-queries").schema)
 
 
-# Registering
+# Registration
 
 
 @pytest.fixture
@@ -220,7 +229,7 @@ def empty(bare_settings: Settings) -> Iterator[RegistryProxy]:
 
 
 def state(settings: Settings, known: Catalogue) -> dict[str, Any]:
-    """Return the registry's versions and level of each subject."""
+    """Return the versions and the compatibility level of each subject in the registry."""
     registry = open_registry(settings)
     held = {
         topic.name: (list(registry.versions(topic.name)), registry.compatibility(topic.name))
@@ -231,7 +240,7 @@ def state(settings: Settings, known: Catalogue) -> dict[str, Any]:
 
 
 def nothing_is_held(settings: Settings) -> bool:
-    """Return whether there is no version and no level of ours; a registry may report its default."""
+    """Return whether the registry has no version and no own level for any subject."""
     held = state(settings, catalogue.load()).values()
     return all(versions == [] and level != "FULL_TRANSITIVE" for versions, level in held)
 
@@ -239,7 +248,7 @@ def nothing_is_held(settings: Settings) -> bool:
 def test_register_plans_then_registers_and_changes_nothing_the_second_time(
     bare_settings: Settings, cli: Callable[..., Any]
 ) -> None:
-    """Afterwards versions and levels exist, and the ids are cached."""
+    """`schemas register` plans, then registers versions and levels and caches ids, and then has nothing to do."""
     planned = json.loads(cli(bare_settings, "schemas", "register", "--dry-run", "--json").stdout)
     assert planned["changes"] == 3
     assert nothing_is_held(bare_settings)
@@ -248,7 +257,7 @@ def test_register_plans_then_registers_and_changes_nothing_the_second_time(
     again = cli(bare_settings, "schemas", "register")
     assert again.stdout.rstrip().endswith("0 changes")
     registry = open_registry(bare_settings)
-    registry.close()  # no request gets through any more
+    registry.close()  # no more requests reach the registry
     assert registry.id_for(MESSAGES, catalogue.load().topic(MESSAGES).schema or {}) > 0
 
 
@@ -256,7 +265,10 @@ def test_register_plans_then_registers_and_changes_nothing_the_second_time(
 def test_what_was_registered_is_taken_back_when_the_registry_goes_away_half_way(
     bare_settings: Settings, empty: RegistryProxy, lost: bool
 ) -> None:
-    """R28: this holds even if only the answer is lost and the registry did register."""
+    """R28: If the registry goes away halfway, the versions that were registered are removed again.
+
+    This holds even if the registry did register a version and only its answer was lost.
+    """
     known = catalogue.load()
     registry = open_registry(evolve(bare_settings, schema_registry_url=empty.url))
     planned = registration.plan(known, registry)
@@ -279,7 +291,7 @@ def edited(path: Path, edit: Callable[[Any], None]) -> None:
 def test_one_bad_schema_keeps_all_from_being_registered(
     bare_settings: Settings, copy: Path, cli: Callable[..., Any]
 ) -> None:
-    """R28: the exit code is 2, and the registry is unchanged."""
+    """R28: If one schema is invalid, the exit code is 2, and nothing is registered."""
     edited(
         copy / "bot-response.avsc",
         lambda schema: schema["fields"][3].pop("doc"),
@@ -293,7 +305,10 @@ def test_one_bad_schema_keeps_all_from_being_registered(
 def test_a_registry_that_holds_an_incompatible_version_is_left_as_it_is(
     bare_settings: Settings, copy: Path, cli: Callable[..., Any]
 ) -> None:
-    """That version may have readers; the exit code is 2, and the error names subject and version."""
+    """A registry with an incompatible version is not changed, because that version may have readers.
+
+    The exit code is 2, and the error names subject and version.
+    """
     registry = open_registry(bare_settings)
     foreign = json.loads((copy / "bot-query.avsc").read_text(encoding="utf-8"))
     foreign["fields"][0]["type"] = "long"
@@ -308,7 +323,7 @@ def test_a_registry_that_holds_an_incompatible_version_is_left_as_it_is(
 def test_check_asks_a_registry_and_reports_where_it_disagrees(
     settings: Settings, copy: Path, cli: Callable[..., Any]
 ) -> None:
-    """A registry with level NONE accepts what this check refuses."""
+    """`schemas check` refuses an incompatible version, and reports that a registry with level NONE accepts it."""
     url = settings.schema_registry_url
     assert cli(settings, "schemas", "check", "--registry", url).stdout.endswith("0 findings\n")
     registry = open_registry(settings)
