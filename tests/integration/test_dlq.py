@@ -199,7 +199,7 @@ def test_a_record_that_keeps_failing_is_not_replayed_forever(settings: Settings,
 
 
 def test_what_still_cannot_succeed_is_refused_and_the_rest_replayed(settings: Settings, contracts: Contracts) -> None:
-    """Undecodable bytes, records of other programs and records that crash the processor are not replayed; others are."""
+    """A replay leaves out undecodable bytes, records of other programs, and records that crashed the processor."""
     produce(settings, contracts, MESSAGES, said(1))
     produce_raw(settings, MESSAGES, b"never")
     produce_raw(settings, MESSAGES, None)

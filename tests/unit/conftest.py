@@ -22,5 +22,5 @@ def guild(fake: FakeDiscord) -> FakeGuild:
 
 @pytest.fixture
 def asked(fake: FakeDiscord, guild: FakeGuild) -> FakeMessage:
-    """A question in an open channel, asked before the bot came."""
+    """A question in an open channel that was asked before the bot started."""
     return fake.says(guild.channel("general"), fake.person("ada", guild), "!rtfm how?", announce=False)

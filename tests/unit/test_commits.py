@@ -1,4 +1,4 @@
-"""Which transaction contains what, and how an unknown outcome is resolved."""
+"""The content of each transaction, and how an unknown outcome is resolved."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Message:
 
 
 class Broker(Transactions):
-    """Commits what it gets, and may then report an unknown outcome."""
+    """Transactions that keep what is committed with them, and may then report an unknown outcome."""
 
     def __init__(self) -> None:
         self._producer = None
@@ -63,7 +63,7 @@ class Broker(Transactions):
 
 @define
 class Member:
-    """A group member that reads the broker's positions."""
+    """A group member that reads the positions of ``broker``."""
 
     broker: Broker
     asked: list[int] = field(factory=list)
@@ -78,7 +78,7 @@ class Member:
 
 
 def member_of(broker: Broker) -> Any:
-    """Return the part of a consumer that commits use."""
+    """Return the part of a consumer that commits use, reading the positions of ``broker``."""
     return Member(broker)
 
 
@@ -90,7 +90,7 @@ def broker() -> Broker:
 
 @pytest.fixture
 def commits(broker: Broker) -> Commits:
-    """Commits whose clock makes everything due."""
+    """Commits whose clock makes every commit due."""
     now_s = iter(range(1000, 1_000_000, 1000))
     buries_nothing: Any = None
     return Commits(
@@ -106,13 +106,13 @@ def commits(broker: Broker) -> Commits:
 
 
 def assigned(broker: Broker, number: int = 0) -> PartitionState:
-    """Return a partition whose first ten records are committed."""
+    """Return an assigned partition whose position is 10."""
     broker.positions[number] = (10, "")
     return PartitionState.from_position(number, 10, "")
 
 
 def answered(part: PartitionState, offset: int) -> Finished:
-    """Return the answered record at ``offset``."""
+    """Return the finished record at ``offset``, with its answer."""
     assert part.admit(offset)
     message: Any = Message(offset)
     return Finished(
@@ -122,7 +122,7 @@ def answered(part: PartitionState, offset: int) -> Finished:
 
 @pytest.mark.parametrize("fate", ["committed unheard", "lost"])
 def test_positions_resolve_an_unknown_outcome(commits: Commits, broker: Broker, fate: str) -> None:
-    """The transaction is done once, whether the request or the answer was lost."""
+    """If the outcome of a commit is unknown, its records are produced once, whether request or answer was lost."""
     part, member = assigned(broker), member_of(broker)
     broker.fate = fate
     commits.add_finished([answered(part, 10)])
@@ -136,7 +136,7 @@ def test_positions_resolve_an_unknown_outcome(commits: Commits, broker: Broker, 
 
 
 def test_positions_of_another_process_are_no_reason_to_produce_again(commits: Commits, broker: Broker) -> None:
-    """The commit succeeded unnoticed and another process continued from it: nothing is repeated."""
+    """If a commit took effect unnoticed and another process went on from it, nothing is produced again."""
     part, member = assigned(broker), member_of(broker)
     broker.fate = "committed unheard"
     commits.add_finished([answered(part, 10)])
@@ -145,7 +145,7 @@ def test_positions_of_another_process_are_no_reason_to_produce_again(commits: Co
     broker.positions[0] = (40, "")
     with pytest.raises(PositionsChanged):
         commits.commit(member)
-    part.is_assigned = False  # like the pipeline, which joins again
+    part.is_assigned = False  # as the pipeline does when it joins again
     commits.drop_unassigned()
     commits.commit(member)
     assert broker.produced == [b"answer 10"]
@@ -153,7 +153,10 @@ def test_positions_of_another_process_are_no_reason_to_produce_again(commits: Co
 
 
 def test_a_missing_position_does_not_count_as_a_failed_commit(commits: Commits, broker: Broker) -> None:
-    """The coordinator lost it or answered too early: the partition is assigned again, which asks again."""
+    """If the coordinator returns no position, PositionsChanged is raised, so that the partition is assigned again.
+
+    The coordinator lost the position, or answered too early. The new assignment asks again.
+    """
     part, member = assigned(broker), member_of(broker)
     broker.fate = "committed unheard"
     commits.add_finished([answered(part, 10)])
@@ -164,7 +167,10 @@ def test_a_missing_position_does_not_count_as_a_failed_commit(commits: Commits, 
 
 
 def test_an_assigned_partition_decides_for_the_whole_transaction(commits: Commits, broker: Broker) -> None:
-    """The other partition moved away, and its new owner continues from what was committed."""
+    """The position of a partition that is still assigned decides the outcome of the whole transaction.
+
+    The other partition was revoked, and its new owner continues from what was committed.
+    """
     stays, gone = assigned(broker, 0), assigned(broker, 1)
     member = member_of(broker)
     broker.fate = "committed unheard"
@@ -181,7 +187,7 @@ def test_an_assigned_partition_decides_for_the_whole_transaction(commits: Commit
 
 
 def test_a_position_is_never_moved_back(commits: Commits, broker: Broker) -> None:
-    """A defect that would move one back ends the worker instead of repeating records."""
+    """A commit that would move a position back ends the processor, because records would be repeated."""
     part, member = assigned(broker), member_of(broker)
     commits.add_finished([answered(part, 10)])
     part.committed = 50
@@ -191,7 +197,10 @@ def test_a_position_is_never_moved_back(commits: Commits, broker: Broker) -> Non
 
 
 def test_a_position_that_a_late_request_moved_back_is_committed_again(commits: Commits, broker: Broker) -> None:
-    """This happens even without other commits: the next owner would read from there."""
+    """A position that a late request moved back is committed again, even if nothing else is to be committed.
+
+    Otherwise the next owner would read from there.
+    """
     part, member = assigned(broker), member_of(broker)
     commits.add_finished([answered(part, 10)])
     commits.commit(member)
@@ -206,7 +215,7 @@ def test_a_position_that_a_late_request_moved_back_is_committed_again(commits: C
 
 
 def test_after_a_lost_connection_right_positions_stay_as_they_are(commits: Commits, broker: Broker) -> None:
-    """Most lost connections have not changed the positions."""
+    """After a lost connection, positions that have not changed are not committed again."""
     part, member = assigned(broker), member_of(broker)
     commits.add_finished([answered(part, 10)])
     commits.commit(member)
@@ -217,7 +226,10 @@ def test_after_a_lost_connection_right_positions_stay_as_they_are(commits: Commi
 
 
 def test_after_a_lost_connection_positions_of_another_process_are_left_alone(commits: Commits, broker: Broker) -> None:
-    """They are ahead: the partition has another owner, and this process joins again."""
+    """If positions of another process are found after a lost connection, PositionsChanged is raised.
+
+    The positions are ahead, because the partition has another owner. This process joins again.
+    """
     part, member = assigned(broker), member_of(broker)
     commits.add_finished([answered(part, 10)])
     commits.commit(member)
