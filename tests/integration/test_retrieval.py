@@ -158,7 +158,7 @@ def test_mentions_are_shown_by_name(knowledge: Knowledge) -> None:
 
 
 def test_a_large_guild_is_searched_through_chroma(bare_settings: Settings) -> None:
-    """In a large guild, which is searched in Chroma, hidden passages do not displace visible ones that are less near."""
+    """In a large guild, which is searched in Chroma, hidden passages do not displace visible ones."""
     knowledge = knowledge_of(bare_settings, WordEmbedding())
     narrow = Retriever(knowledge.archive, knowledge.vectors, knowledge.embedding, exact_limit=0)
     crowd = [

@@ -1,4 +1,4 @@
-"""Reading a JSON file in pieces gives the same values and error positions as Python's parser."""
+"""A JSON file that is read in pieces has the same values and the same errors as with Python's parser."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIGNS = ["a", "\\", '"', "é", "日", "😀", "\n", " ", "{", "]", ",", "0", "\u
 
 
 def values(chance: random.Random, depth: int = 3) -> Any:
-    """Generate a JSON value."""
+    """Return a random JSON value."""
     match chance.randrange(8 if depth else 6):
         case 0:
             return chance.choice([None, True, False])
@@ -32,7 +32,7 @@ def values(chance: random.Random, depth: int = 3) -> Any:
 
 
 def whole(path: Path) -> tuple[dict[str, Any], list[Any]]:
-    """Return (members, items of the array), read in one piece."""
+    """Return (members, items of the array) of a file that is read in one piece."""
     entries = list(read(path, array="items"))
     items = [entry.value for entry in entries if isinstance(entry, JsonItem)]
     assert [entry.number for entry in entries if isinstance(entry, JsonItem)] == list(range(len(items)))
@@ -41,7 +41,7 @@ def whole(path: Path) -> tuple[dict[str, Any], list[Any]]:
 
 @pytest.mark.parametrize("seed", range(25))
 def test_wherever_the_pieces_are_cut_the_values_are_the_same(seed: int, tmp_path: Path) -> None:
-    """Cuts may be inside a number, an escape, a multi-byte character or a literal."""
+    """The values do not depend on the pieces, even if a number, escape, multi-byte character or literal is cut."""
     chance = random.Random(seed)
     document = {
         "pad": "x" * (65_000 + chance.randrange(600)),
@@ -78,7 +78,7 @@ def test_wherever_the_pieces_are_cut_the_values_are_the_same(seed: int, tmp_path
     ],
 )
 def test_an_error_has_the_place_that_it_has_in_the_file(text: str, why: str, tmp_path: Path) -> None:
-    """This holds far beyond the first piece."""
+    """An error has its position in the file, even far beyond the first piece."""
     file = tmp_path / "file.json"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(NotJson) as caught:
@@ -93,7 +93,7 @@ def test_an_error_has_the_place_that_it_has_in_the_file(text: str, why: str, tmp
 
 
 def test_bytes_that_are_no_text_are_named_by_their_place(tmp_path: Path) -> None:
-    """They may be beyond the first piece, or a multi-byte character that is cut."""
+    """Bytes that are not UTF-8 are named by their position, beyond the first piece and in a cut character too."""
     file = tmp_path / "file.json"
     file.write_bytes(b'{"pad": "' + b"x" * 65_526 + "é".encode() + b"y" * 100 + b'\xff"}')
     with pytest.raises(NotJson, match=f"byte {9 + 65_526 + 2 + 100}: not UTF-8"):
@@ -101,7 +101,7 @@ def test_bytes_that_are_no_text_are_named_by_their_place(tmp_path: Path) -> None
 
 
 def test_a_value_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
-    """Memory is bounded by the longest useful value."""
+    """A value without an end is an error after the length of the longest useful value, so that memory is bounded."""
     file = tmp_path / "file.json"
     with file.open("w", encoding="utf-8") as writing:
         writing.write('{"items": ["')

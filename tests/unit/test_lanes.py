@@ -1,4 +1,4 @@
-"""Lanes: what goes to the pool, in which order, and how much."""
+"""Lanes: the records that go to the pool, in which order, and how many."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Message:
 
 
 class Handling:
-    """Records what it gets, and behaves as a test tells it to."""
+    """A handling that notes the records that it gets, and calls ``act`` for each."""
 
     def __init__(self, act: Callable[[Message], object] = lambda _: None) -> None:
         self.calls: list[list[int]] = []
@@ -55,7 +55,7 @@ def pool(
 ) -> Iterator[Lanes]:
     stop = threading.Event()
     lanes = Lanes(
-        handling,  # type: ignore[arg-type]  # as much of it as lanes use
+        handling,  # type: ignore[arg-type]  # only the part that lanes use
         name="g",
         concurrency=concurrency,
         batch_size=batch_size,
@@ -87,7 +87,7 @@ def settled(lanes: Lanes, count: int) -> list[Finished]:
 
 
 def test_records_of_a_key_go_one_after_another_and_hold_up_no_other() -> None:
-    """The first record of the first key waits until all other keys are done."""
+    """A record waits for earlier records of its key, and delays no other key."""
     part, others_done = PartitionState(0), threading.Event()
     handling = Handling(lambda message: message.number or others_done.wait(30))
     with pool(handling) as lanes:
@@ -100,7 +100,7 @@ def test_records_of_a_key_go_one_after_another_and_hold_up_no_other() -> None:
 
 
 def test_batches_are_of_one_assignment_and_in_order() -> None:
-    """Records of a new assignment wait for the batch of the old one."""
+    """A batch has records of one assignment only, and records of a new assignment wait for the batch of the old one."""
     old, new = PartitionState(0), PartitionState(0)
     with pool(handling := Handling(), batch_size=3) as lanes:
         lanes.put([*taken(old, [b"a"] * 4), *taken(new, [b"a"])])
@@ -109,7 +109,7 @@ def test_batches_are_of_one_assignment_and_in_order() -> None:
 
 
 def test_a_suspect_makes_batches_of_one_record() -> None:
-    """A crash then identifies the record."""
+    """While there is a suspect, batches have one record, so that a crash identifies the record."""
     careful = Quarantine()
     careful.is_active = True
     with pool(handling := Handling(), batch_size=3, quarantine=careful) as lanes:
@@ -119,7 +119,7 @@ def test_a_suspect_makes_batches_of_one_record() -> None:
 
 
 def test_records_of_a_lost_partition_are_not_handled() -> None:
-    """Its records leave the lanes."""
+    """Records of a partition that was lost leave the lanes without being handled."""
     gone = PartitionState(0, is_assigned=False)
     with pool(handling := Handling()) as lanes:
         lanes.put(taken(gone, [b"a", b"b"]))
@@ -128,7 +128,7 @@ def test_records_of_a_lost_partition_are_not_handled() -> None:
 
 
 def test_a_fast_pool_gets_more_tasks_than_a_slow_one() -> None:
-    """Slow handlers need two tasks a thread; a fast pool needs more, or a transaction would leave it idle."""
+    """A slow pool gets two tasks for each thread, and a fast pool more, so that no transaction leaves it idle."""
     part, now_s, hold = PartitionState(0), [0.0], threading.Event()
     hold.set()
     handling = Handling(lambda _: hold.wait(30))
@@ -147,7 +147,7 @@ def test_a_fast_pool_gets_more_tasks_than_a_slow_one() -> None:
 
 
 def test_a_defect_of_a_handler_is_raised_where_results_are_taken() -> None:
-    """It ends the pipeline."""
+    """A defect of a handler is raised when its result is collected, which ends the pipeline."""
 
     def broken(_: Message) -> None:
         raise ZeroDivisionError("a defect")

@@ -1,4 +1,4 @@
-"""How errors, invalid answers and another model's vectors in Chroma are handled."""
+"""How errors, invalid answers and vectors of another model in Chroma are handled."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ RIGHT = {
     "default_tenant": b'{"name": "default_tenant"}',
     "default_database": b'{"id": "4b1a3c7e-0000-4000-8000-000000000000", "name": "default_database", "tenant": ""}',
 }
-"""What Chroma says while a client connects, by the end of what it is asked."""
+"""Chroma's answers while a client connects, by the end of the requested path."""
 
 
 class Confused(BaseHTTPRequestHandler):
-    """Returns what a test wants for ``asked``, by default for everything; only the heartbeat is right."""
+    """Answers paths that contain ``asked`` with ``status`` and ``answer``, and other paths like Chroma.
+
+    An empty ``asked`` means all paths. The heartbeat is always right.
+    """
 
     answer = b""
     status = 200
@@ -37,10 +40,10 @@ class Confused(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(self.answer if wrong else right)
 
-    do_POST = do_GET  # noqa: N815 - as above
+    do_POST = do_GET  # noqa: N815 - the name is the base class's
 
     def log_message(self, *args: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -60,7 +63,7 @@ def confused() -> Iterator[str]:
 def test_an_answer_that_is_not_from_chroma_is_an_outage(
     confused: str, status: int, answer: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pipeline waits until it is fixed, without dead letters."""
+    """An answer that is not Chroma's is Unavailable, so that the pipeline waits without dead letters."""
     monkeypatch.setattr(Confused, "status", status)
     monkeypatch.setattr(Confused, "answer", answer)
     with pytest.raises(Unavailable, match="Chroma"):
@@ -89,7 +92,7 @@ def test_an_answer_that_is_not_from_chroma_is_an_outage(
 def test_the_status_distinguishes_a_refusal_from_an_outage(
     confused: str, status: int, answer: bytes, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What can never be stored is a dead letter; other errors may pass later, or after a rebuild."""
+    """Content that can never be stored is InvalidEvent, a wrong dimension WrongCollection, and the rest Unavailable."""
     monkeypatch.setattr(Confused, "status", status)
     monkeypatch.setattr(Confused, "answer", answer)
     monkeypatch.setattr(Confused, "asked", "/collections")
@@ -98,7 +101,7 @@ def test_the_status_distinguishes_a_refusal_from_an_outage(
 
 
 def test_each_guild_has_a_collection_of_its_own() -> None:
-    """Ids of any format give distinct names that Chroma accepts, in any generation."""
+    """Guilds with ids of any format have distinct collections, whose names Chroma accepts, in each generation."""
     guilds = ["", "direct", "Direct", "5", "5-1", "5.1", "5.2d1", "a:b", "a@b", "a_b", "a.b", "-", "x" * 128, ":" * 128]
     names = [ChromaVectors("http://x")._name(guild, generation) for guild in guilds for generation in (0, 1, 12)]
     assert len(set(names)) == len(names)
@@ -107,7 +110,7 @@ def test_each_guild_has_a_collection_of_its_own() -> None:
 
 
 def test_vectors_of_another_model_ask_for_a_rebuild() -> None:
-    """Vectors of two models cannot be compared."""
+    """The error for vectors of another model asks for a rebuild, because vectors of two models cannot be compared."""
     with pytest.raises(ConfigError, match="768 dimensions") as caught:
         _check_model("rtfm-1", {"model": "another", "dimension": 768}, "this", 384)
     assert "rebuild" in str(caught.value.hint)
