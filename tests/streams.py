@@ -43,7 +43,7 @@ QUERIES = "bot-queries"
 RESPONSES = "bot-responses"
 
 
-def said(number: int, *, channel: str = "200", content: str = "hello") -> DiscordMessage:
+def build_message(number: int, *, channel: str = "200", content: str = "hello") -> DiscordMessage:
     """Return a message whose id is ``number``."""
     return DiscordMessage(
         message_id=str(number),
@@ -58,7 +58,7 @@ def said(number: int, *, channel: str = "200", content: str = "hello") -> Discor
     )
 
 
-def asked(number: int, question: str = "how?") -> BotQuery:
+def build_query(number: int, question: str = "how?") -> BotQuery:
     """Return a query of the console whose id is c and ``number``."""
     return BotQuery(
         query_id=f"c{number}",
@@ -72,7 +72,7 @@ def asked(number: int, question: str = "how?") -> BotQuery:
     )
 
 
-def answered(query: BotQuery, answer: str = "so") -> BotResponse:
+def build_response(query: BotQuery, answer: str = "so") -> BotResponse:
     """Return an answer to ``query``."""
     return BotResponse(
         query_id=query.query_id,
@@ -106,7 +106,7 @@ def eventually(check: Callable[[], Any], *, timeout_s: float = 40.0) -> Any:
     raise AssertionError(f"not within {timeout_s:.0f} s: {asked}") from silent
 
 
-class Noting:
+class RecordingHandler:
     """A handler that keeps the records that it gets, and returns the outputs that ``outputs`` makes of each."""
 
     def __init__(self, outputs: Callable[[Record], Sequence[Output]] = lambda _: ()) -> None:

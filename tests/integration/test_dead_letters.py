@@ -19,7 +19,8 @@ from rtfm.telemetry import Health
 from tests.streams import (
     GROUP,
     MESSAGES,
-    Noting,
+    RecordingHandler,
+    build_message,
     committed,
     dead_letters,
     eventually,
@@ -28,7 +29,6 @@ from tests.streams import (
     produce_raw,
     produce_raws,
     running,
-    said,
 )
 
 ODD_HEADERS = [("odd", b"\xff\x00"), ("odd", b""), ("none", None), ("rtfm.original.header_count", b"1"), ("ä", b"x")]
@@ -49,7 +49,7 @@ def test_a_letter_is_the_record_byte_for_byte_with_a_megabyte_too(settings: Sett
     originals = [(b"\xfe\x00key", b"\xde\xad"), (None, None), (b"", b""), (b"200", large)]
     for key, content in originals:
         produce_raw(settings, MESSAGES, content, key=key, headers=ODD_HEADERS)  # type: ignore[arg-type]  # None is a value
-    with running(settings, contracts, Noting()):
+    with running(settings, contracts, RecordingHandler()):
         eventually(lambda: committed(settings) == len(originals))
     letters = dead_letters(settings, contracts)
     assert sorted(((r.key, r.value) for r in letters), key=repr) == sorted(originals, key=repr)
@@ -68,16 +68,19 @@ def test_bad_input_stops_the_pipeline_at_the_limit_and_at_every_start_after_it(
     """
     produce_raws(settings, MESSAGES, [b"bad %d" % n for n in range(1000)])
     for _ in range(3):
-        with pytest.raises(TooManyDeadLetters, match="all dead letters"), running(settings, contracts, Noting()) as one:
+        with (
+            pytest.raises(TooManyDeadLetters, match="all dead letters"),
+            running(settings, contracts, RecordingHandler()) as one,
+        ):
             eventually(lambda: not one.is_alive())
         assert len(dead_letters(settings, contracts)) == 100
         assert committed(settings) == 100
     other = evolve(settings, instance_id="another-host", home=settings.home / "other")
-    with pytest.raises(TooManyDeadLetters), running(other, contracts, Noting()) as one:
+    with pytest.raises(TooManyDeadLetters), running(other, contracts, RecordingHandler()) as one:
         eventually(lambda: not one.is_alive())
     assert len(dead_letters(settings, contracts)) == 100
     unlimited = evolve(settings, dlq_max_consecutive=0, dlq_max_share=0)
-    with running(unlimited, contracts, Noting()):
+    with running(unlimited, contracts, RecordingHandler()):
         eventually(lambda: committed(settings) == 1000)
 
 
@@ -85,8 +88,8 @@ def test_a_share_of_bad_records_above_the_limit_stops_it_too_and_a_fix_lets_it_g
     settings: Settings, contracts: Contracts
 ) -> None:
     """R17: The pipeline stops if two of three records are bad, and continues with a fixed handler, skipping nothing."""
-    produce(settings, contracts, MESSAGES, *(said(n, channel="1") for n in range(900)))
-    strict = Noting()
+    produce(settings, contracts, MESSAGES, *(build_message(n, channel="1") for n in range(900)))
+    strict = RecordingHandler()
 
     def handler(batch: Sequence[Record]) -> list[Output]:
         if any(int(record.event.message_id) % 3 for record in batch):
@@ -97,7 +100,7 @@ def test_a_share_of_bad_records_above_the_limit_stops_it_too_and_a_fix_lets_it_g
         eventually(lambda: not one.is_alive())
     letters = len(dead_letters(settings, contracts))
     assert 100 < letters < 200
-    fixed = Noting()
+    fixed = RecordingHandler()
     with running(settings, contracts, fixed):
         eventually(lambda: committed(settings) == 900)
     assert len(dead_letters(settings, contracts)) == letters
@@ -107,7 +110,7 @@ def test_a_share_of_bad_records_above_the_limit_stops_it_too_and_a_fix_lets_it_g
 
 def test_many_threads_stop_at_the_limit_as_one_does(settings: Settings, contracts: Contracts) -> None:
     """R17: With several threads, no dead letter is written beyond the limit, even if records finish out of order."""
-    produce(settings, contracts, MESSAGES, *(said(n, channel=str(n)) for n in range(1500)))
+    produce(settings, contracts, MESSAGES, *(build_message(n, channel=str(n)) for n in range(1500)))
     with pytest.raises(TooManyDeadLetters), running(settings, contracts, refuse, concurrency=8) as one:
         eventually(lambda: not one.is_alive())
     letters = len(dead_letters(settings, contracts))
@@ -127,10 +130,10 @@ def test_without_its_topic_a_letter_holds_back_the_offset_until_it_can_be_writte
     name = f"{settings.kafka_topic_prefix}dead-letters"
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
     admin.delete_topics([name])[name].result(20)
-    produce(settings, contracts, MESSAGES, said(1, channel="1"))
+    produce(settings, contracts, MESSAGES, build_message(1, channel="1"))
     produce_raw(settings, MESSAGES, b"bad", key=b"1")
-    produce(settings, contracts, MESSAGES, said(3, channel="1"))
-    health, noting = Health(), Noting()
+    produce(settings, contracts, MESSAGES, build_message(3, channel="1"))
+    health, noting = Health(), RecordingHandler()
     with running(settings, contracts, noting, health=health):
         eventually(lambda: health.readiness() == {GROUP: "waiting for kafka"})
         assert committed(settings) <= 1
@@ -146,7 +149,7 @@ def test_a_letter_that_is_too_large_for_its_topic_is_not_dropped(settings: Setti
     limit_record_bytes(settings, "dead-letters", 5000)
     produce_raw(settings, MESSAGES, os.urandom(20_000), key=b"1")
     health = Health()
-    with running(settings, contracts, Noting(), health=health):
+    with running(settings, contracts, RecordingHandler(), health=health):
         eventually(lambda: health.readiness() == {GROUP: "waiting for kafka"})
         assert committed(settings) == 0
         limit_record_bytes(settings, "dead-letters", 2_097_152)
@@ -161,8 +164,8 @@ def test_a_record_on_which_the_handler_breaks_at_every_start_is_one_letter(
 
     No other record is skipped.
     """
-    produce(settings, contracts, MESSAGES, *(said(n, channel="1") for n in range(6)))
-    noting = Noting()
+    produce(settings, contracts, MESSAGES, *(build_message(n, channel="1") for n in range(6)))
+    noting = RecordingHandler()
 
     def handler(batch: Sequence[Record]) -> list[Output]:
         if any(record.event.message_id == "3" for record in batch):

@@ -30,7 +30,8 @@ from tests.knowledge import knowledge_of, message
 from tests.streams import (
     MESSAGES,
     QUERIES,
-    Noting,
+    RecordingHandler,
+    build_message,
     committed,
     dead_letters,
     eventually,
@@ -41,7 +42,6 @@ from tests.streams import (
     produced,
     records,
     running,
-    said,
 )
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -75,7 +75,7 @@ def test_dead_letters_are_listed_by_filter_counted_and_discarded(
     settings: Settings, contracts: Contracts, cli: Cli
 ) -> None:
     """Each filter of `dlq list` selects its dead letters, and discarded ones are listed only on request."""
-    produce(settings, contracts, MESSAGES, said(1, channel="200"))
+    produce(settings, contracts, MESSAGES, build_message(1, channel="200"))
     produce_raw(settings, MESSAGES, b"\x00\x7f\xff\xff\xffx", key=b"201")
     produce_raw(settings, MESSAGES, None, key=b"202")
     bury(settings, contracts, 3)
@@ -132,7 +132,7 @@ def test_show_decodes_as_far_as_it_goes_and_points_at_the_byte_that_does_not(
     settings: Settings, contracts: Contracts, cli: Cli
 ) -> None:
     """`dlq show` prints the values before an undecodable byte, and points at that byte."""
-    good = contracts.encode(MESSAGES, said(1, content="hello there"))
+    good = contracts.encode(MESSAGES, build_message(1, content="hello there"))
     at = good.index(b"hello") + 3
     produce_raw(settings, MESSAGES, good[:at] + b"\xff" + good[at + 1 :], key=b"200", headers=[("odd", b"\xfe")])
     bury(settings, contracts, 1)
@@ -158,7 +158,7 @@ def test_a_replay_is_the_original_where_it_was_and_happens_once(
     A dry run does nothing, the fixed handler gets the record, and a second replay finds nothing to do.
     """
     headers = [("traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"), ("odd", b"\xff"), ("none", None)]
-    value = contracts.encode(MESSAGES, said(1))
+    value = contracts.encode(MESSAGES, build_message(1))
     produce_raw(settings, MESSAGES, value, key=b"any", headers=headers)  # type: ignore[arg-type]  # None is a value
     bury(settings, contracts, 1)
     assert "would be replayed" in cli(settings, "dlq", "replay", "--all").stdout
@@ -172,7 +172,7 @@ def test_a_replay_is_the_original_where_it_was_and_happens_once(
     named = cli(settings, "dlq", "replay", done["items"][0]["id"], "--yes", check=False)
     assert named.returncode == 1
     assert "replayed at" in named.stdout
-    fixed = Noting()
+    fixed = RecordingHandler()
     with running(settings, contracts, fixed):
         eventually(lambda: fixed.ids == ["1"])
     assert open_letters(settings) == []
@@ -183,7 +183,7 @@ def test_a_record_that_keeps_failing_is_not_replayed_forever(settings: Settings,
 
     Its headers do not grow, and its first failure stays recorded.
     """
-    produce_raw(settings, MESSAGES, contracts.encode(MESSAGES, said(1)), headers=[("odd", b"\xff")])
+    produce_raw(settings, MESSAGES, contracts.encode(MESSAGES, build_message(1)), headers=[("odd", b"\xff")])
     with running(settings, contracts, refuse):
         eventually(lambda: len(open_letters(settings)) == 1)
         (first,) = (found.letter for found in open_letters(settings))
@@ -200,7 +200,7 @@ def test_a_record_that_keeps_failing_is_not_replayed_forever(settings: Settings,
 
 def test_what_still_cannot_succeed_is_refused_and_the_rest_replayed(settings: Settings, contracts: Contracts) -> None:
     """A replay leaves out undecodable bytes, records of other programs, and records that crashed the processor."""
-    produce(settings, contracts, MESSAGES, said(1))
+    produce(settings, contracts, MESSAGES, build_message(1))
     produce_raw(settings, MESSAGES, b"never")
     produce_raw(settings, MESSAGES, None)
     bury(settings, contracts, 3)
@@ -227,8 +227,8 @@ def test_one_that_kafka_does_not_take_holds_up_no_other(settings: Settings, cont
 
     Its topic now has a smaller limit, so the others of its transaction are sent in another transaction.
     """
-    produce(settings, contracts, MESSAGES, *(said(n, channel=str(n)) for n in range(2, 6)))
-    produce(settings, contracts, MESSAGES, said(1, content=secrets.token_hex(20_000)))
+    produce(settings, contracts, MESSAGES, *(build_message(n, channel=str(n)) for n in range(2, 6)))
+    produce(settings, contracts, MESSAGES, build_message(1, content=secrets.token_hex(20_000)))
     bury(settings, contracts, 5)
     limit_record_bytes(settings, MESSAGES, 5000)
     refusals = replay(settings, contracts)
@@ -245,7 +245,7 @@ def test_killed_at_any_moment_and_begun_again_each_letter_is_replayed_once(
     The replayed record and the mark are in one transaction.
     """
     count = 3000
-    values = [contracts.encode(MESSAGES, said(n)) for n in range(count)]
+    values = [contracts.encode(MESSAGES, build_message(n)) for n in range(count)]
     produce_raws(settings, "dead-letters", values, headers=template(settings, contracts))
     program = Path(sys.executable).with_name("rtfm-cli")
     for wait_s in (0.0, 0.15, 0.05):
@@ -269,7 +269,7 @@ def test_killed_at_any_moment_and_begun_again_each_letter_is_replayed_once(
 
 def template(settings: Settings, contracts: Contracts) -> list[tuple[str, bytes]]:
     """Return the headers of a real dead letter, which is then discarded."""
-    produce(settings, contracts, MESSAGES, said(999_999))
+    produce(settings, contracts, MESSAGES, build_message(999_999))
     bury(settings, contracts, 1)
     (found,) = open_letters(settings)
     headers = whole(settings, contracts, found.letter.id)
@@ -281,7 +281,7 @@ def template(settings: Settings, contracts: Contracts) -> list[tuple[str, bytes]
 
 def test_a_later_replay_fences_an_earlier_one(settings: Settings, contracts: Contracts) -> None:
     """If two replays see one open dead letter, the later one fences the earlier one, and one of them replays it."""
-    produce(settings, contracts, MESSAGES, said(1))
+    produce(settings, contracts, MESSAGES, build_message(1))
     bury(settings, contracts, 1)
     rules = ReplayRules(contracts=contracts)
     with DeadLetterStore(settings) as slow, DeadLetterStore(settings) as quick:

@@ -25,7 +25,7 @@ from rtfm.streams.transactions import ProducerRecord, Transactions
 from tests import java_kafka
 from tests.conftest import CACHE_DIR, CHECKOUT, inherited_environment
 from tests.integration.test_processor import processor
-from tests.streams import MESSAGES, eventually, produce, produce_raw, records, said
+from tests.streams import MESSAGES, build_message, eventually, produce, produce_raw, records
 
 NODE = CHECKOUT / "tests" / "node"
 IN_2004_MS = 1_100_000_000_000
@@ -43,7 +43,7 @@ CODECS = {
 def test_kcat_reads_what_was_produced(settings: Settings) -> None:
     """kcat finds the schema id where Confluent's tools expect it, and reads the value."""
     contracts = open_contracts(settings)
-    produce(settings, contracts, MESSAGES, said(7, channel="42", content="straße"))
+    produce(settings, contracts, MESSAGES, build_message(7, channel="42", content="straße"))
     topic = f"{settings.kafka_topic_prefix}{MESSAGES}"
     command = ["kcat", "-C", "-b", settings.kafka_bootstrap_servers, "-t", topic, "-e", "-q", "-f", "%k %S %h %s"]
     done = subprocess.run(command, capture_output=True, check=True, timeout=60)
@@ -51,7 +51,7 @@ def test_kcat_reads_what_was_produced(settings: Settings) -> None:
     assert key == b"42"
     assert int(size) == len(value)
     assert b"content-type=application/vnd.confluent.avro" in headers
-    assert contracts.decode(MESSAGES, value) == said(7, channel="42", content="straße")
+    assert contracts.decode(MESSAGES, value) == build_message(7, channel="42", content="straße")
 
 
 @pytest.mark.debian
@@ -74,7 +74,7 @@ def test_batches_are_compressed_on_the_wire_as_the_setting_says(settings: Settin
     assert settings.kafka_compression == "zstd"
     settings = evolve(settings, kafka_compression=codec)
     contracts = open_contracts(settings)
-    produce(settings, contracts, MESSAGES, *(said(n, content="the same again " * 20) for n in range(50)))
+    produce(settings, contracts, MESSAGES, *(build_message(n, content="the same again " * 20) for n in range(50)))
     partition = records(settings, contracts, MESSAGES)[0].partition
     batch = _fetch(settings.kafka_bootstrap_servers, f"{settings.kafka_topic_prefix}{MESSAGES}", partition)
     (attributes,) = struct.unpack_from(">h", batch, 8 + 4 + 4 + 1 + 4)
@@ -87,7 +87,9 @@ def test_transactions_are_compressed_as_the_setting_says(settings: Settings) -> 
     contracts, settings = open_contracts(settings), evolve(settings, kafka_compression="gzip")
     transactions = Transactions(KafkaConfig.of(settings), "foreign")
     transactions.open()
-    transactions.commit([ProducerRecord(MESSAGES, b"42", contracts.encode(MESSAGES, said(7, content="so " * 500)), [])])
+    transactions.commit(
+        [ProducerRecord(MESSAGES, b"42", contracts.encode(MESSAGES, build_message(7, content="so " * 500)), [])]
+    )
     transactions.close()
     (record,) = records(settings, contracts, MESSAGES)
     batch = _fetch(settings.kafka_bootstrap_servers, f"{settings.kafka_topic_prefix}{MESSAGES}", record.partition)
@@ -103,10 +105,12 @@ KEYS = [str(1_286_754_213_907_726_336 + 7919 * number) for number in range(40)]
 def our_partitions(settings: Settings) -> dict[str, int]:
     """Return key → partition of records from this project's two kinds of producers."""
     contracts = open_contracts(settings)
-    produce(settings, contracts, MESSAGES, *(said(number, channel=key) for number, key in enumerate(KEYS[::2])))
+    produce(
+        settings, contracts, MESSAGES, *(build_message(number, channel=key) for number, key in enumerate(KEYS[::2]))
+    )
     transactions = Transactions(KafkaConfig.of(settings), "foreign")
     transactions.open()
-    value = contracts.encode(MESSAGES, said(7))
+    value = contracts.encode(MESSAGES, build_message(7))
     transactions.commit([ProducerRecord(MESSAGES, key.encode(), value, []) for key in KEYS[1::2]])
     transactions.close()
     found = {(record.key or b"").decode(): record.partition for record in records(settings, contracts, MESSAGES)}
@@ -200,7 +204,12 @@ def test_records_without_a_key_go_to_any_partition(settings: Settings) -> None:
 def test_kafkajs_reads_what_we_produce(settings: Settings, node: Callable[..., Any]) -> None:
     """kafkajs reads this project's records, with a zstd codec of three lines."""
     contracts = open_contracts(settings)
-    produce(settings, contracts, MESSAGES, *(said(number, content=f"straße {number} " * 20) for number in range(20)))
+    produce(
+        settings,
+        contracts,
+        MESSAGES,
+        *(build_message(number, content=f"straße {number} " * 20) for number in range(20)),
+    )
     found = node("read", **given(settings, topic=MESSAGES, count=20))
     assert [record["value"]["content"] for record in found] == [f"straße {number} " * 20 for number in range(20)]
     assert {record["key"] for record in found} == {"200"}
@@ -209,7 +218,12 @@ def test_kafkajs_reads_what_we_produce(settings: Settings, node: Callable[..., A
 def test_java_reads_what_we_produce(settings: Settings) -> None:
     """Java's client reads this project's records; the test parses the frame by hand."""
     contracts = open_contracts(settings)
-    produce(settings, contracts, MESSAGES, *(said(number, content=f"straße {number} " * 20) for number in range(20)))
+    produce(
+        settings,
+        contracts,
+        MESSAGES,
+        *(build_message(number, content=f"straße {number} " * 20) for number in range(20)),
+    )
     found = java_kafka.run("read", **given(settings, topic=MESSAGES, count=20))
     assert [record["value"]["content"] for record in found] == [f"straße {number} " * 20 for number in range(20)]
 
@@ -263,7 +277,7 @@ def test_a_record_from_2004_survives_a_retention_pass_that_removes_others_of_tha
     admin.create_topics([NewTopic(dated, 1, 1, config=config)])[dated].result(20)
     consumer: Any = Consumer({"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": dated})
     try:
-        produce_raw(settings, MESSAGES, contracts.encode(MESSAGES, said(1)), timestamp_ms=IN_2004_MS)
+        produce_raw(settings, MESSAGES, contracts.encode(MESSAGES, build_message(1)), timestamp_ms=IN_2004_MS)
         produce_raw(settings, "dated", b"x", timestamp_ms=IN_2004_MS)
         # The tests' brokers look for expired segments every 5 s. When the other record is gone,
         # the broker has looked at ours as well, or does so in the same pass.
@@ -273,5 +287,5 @@ def test_a_record_from_2004_survives_a_retention_pass_that_removes_others_of_tha
     finally:
         consumer.close()
         admin.delete_topics([dated])[dated].result(20)
-    assert kept.event == said(1)
+    assert kept.event == build_message(1)
     assert abs(kept.timestamp_ms - time.time() * 1000) < 600_000

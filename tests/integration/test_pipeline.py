@@ -27,9 +27,10 @@ from tests.streams import (
     MESSAGES,
     QUERIES,
     RESPONSES,
-    Noting,
-    answered,
-    asked,
+    RecordingHandler,
+    build_message,
+    build_query,
+    build_response,
     committed,
     dead_letters,
     eventually,
@@ -37,7 +38,6 @@ from tests.streams import (
     produce_raw,
     records,
     running,
-    said,
 )
 
 
@@ -52,8 +52,8 @@ def test_whatever_does_not_decode_is_one_dead_letter_and_the_next_record_is_hand
 
     Such values are empty, missing, too short, too long, or of another format, an unknown schema or another topic.
     """
-    good = contracts.encode(MESSAGES, said(1))
-    query = contracts.encode(QUERIES, asked(1))
+    good = contracts.encode(MESSAGES, build_message(1))
+    query = contracts.encode(QUERIES, build_query(1))
     poison = [
         None,
         b"",
@@ -66,8 +66,8 @@ def test_whatever_does_not_decode_is_one_dead_letter_and_the_next_record_is_hand
     ]
     for value in poison:
         produce_raw(settings, MESSAGES, value)
-    produce(settings, contracts, MESSAGES, said(7))
-    noting = Noting()
+    produce(settings, contracts, MESSAGES, build_message(7))
+    noting = RecordingHandler()
     with running(settings, contracts, noting):
         eventually(lambda: committed(settings) == len(poison) + 1)
     assert noting.ids == ["7"]
@@ -84,7 +84,7 @@ def test_a_dead_letter_is_the_original_byte_for_byte_and_says_where_and_why(
     """A dead letter keeps key, value and headers in order, followed by Kafka Connect's ten headers."""
     original = [("traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"), ("odd", b"\xff\x00"), ("odd", b"")]
     produce_raw(settings, MESSAGES, b"\xde\xad", key=b"\xfe\x00key", headers=original)
-    with running(settings, contracts, Noting()):
+    with running(settings, contracts, RecordingHandler()):
         eventually(lambda: committed(settings) == 1)
     (letter,) = dead_letters(settings, contracts)
     assert (letter.key, letter.value) == (b"\xfe\x00key", b"\xde\xad")
@@ -99,7 +99,7 @@ def test_a_dead_letter_is_the_original_byte_for_byte_and_says_where_and_why(
 
 def test_one_invalid_event_does_not_take_its_batch_with_it(settings: Settings, contracts: Contracts) -> None:
     """If a batch fails, its records are handled one by one, and only the invalid one becomes a dead letter."""
-    produce(settings, contracts, MESSAGES, *(said(n) for n in range(1, 6)))
+    produce(settings, contracts, MESSAGES, *(build_message(n) for n in range(1, 6)))
     done: list[str] = []
 
     def handler(batch: Sequence[Record]) -> list[Output]:
@@ -119,7 +119,7 @@ def test_one_invalid_event_does_not_take_its_batch_with_it(settings: Settings, c
 
 def test_a_defect_of_the_handler_ends_the_service_and_skips_nothing(settings: Settings, contracts: Contracts) -> None:
     """A defect of the handler ends the pipeline, and the record stays unfinished."""
-    produce(settings, contracts, MESSAGES, said(1))
+    produce(settings, contracts, MESSAGES, build_message(1))
 
     def handler(_: Sequence[Record]) -> list[Output]:
         raise ZeroDivisionError("a defect")
@@ -137,8 +137,8 @@ def test_what_is_down_for_everyone_pauses_and_then_everything_is_handled_in_orde
 
     No record becomes a dead letter or is skipped.
     """
-    produce(settings, contracts, MESSAGES, *(said(n) for n in range(1, 4)))
-    back, health, noting, tries = threading.Event(), Health(), Noting(), []
+    produce(settings, contracts, MESSAGES, *(build_message(n) for n in range(1, 4)))
+    back, health, noting, tries = threading.Event(), Health(), RecordingHandler(), []
 
     def handler(batch: Sequence[Record]) -> list[Output]:
         tries.append(len(batch))
@@ -150,7 +150,7 @@ def test_what_is_down_for_everyone_pauses_and_then_everything_is_handled_in_orde
         eventually(lambda: len(tries) > 2)
         assert health.readiness() == {GROUP: "waiting for archive"}
         assert committed(settings) == 0
-        produce(settings, contracts, MESSAGES, said(4))
+        produce(settings, contracts, MESSAGES, build_message(4))
         back.set()
         eventually(lambda: committed(settings) == 4)
         assert eventually(lambda: health.readiness() == {})
@@ -182,10 +182,10 @@ class _Registry:
 
 def test_a_registry_that_is_down_makes_no_dead_letters(settings: Settings, contracts: Contracts) -> None:
     """A record that cannot be decoded while the registry is down waits, and becomes no dead letter."""
-    produce(settings, contracts, MESSAGES, said(1), said(2))
+    produce(settings, contracts, MESSAGES, build_message(1), build_message(2))
     registry = _Registry(settings.schema_registry_url)
     elsewhere = evolve(settings, schema_registry_url=registry.url, home=settings.home / "other")
-    health, noting = Health(), Noting()
+    health, noting = Health(), RecordingHandler()
     with running(elsewhere, open_contracts(elsewhere), noting, health=health):
         eventually(lambda: health.readiness() == {GROUP: "waiting for schema registry"})
         registry.up.set()
@@ -201,8 +201,8 @@ def test_an_output_that_no_broker_takes_holds_back_its_offset(settings: Settings
     name = f"{settings.kafka_topic_prefix}{RESPONSES}"
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
     admin.delete_topics([name])[name].result(20)
-    produce(settings, contracts, QUERIES, asked(1))
-    noting = Noting(lambda record: [Output(topic=RESPONSES, event=answered(record.event))])
+    produce(settings, contracts, QUERIES, build_query(1))
+    noting = RecordingHandler(lambda record: [Output(topic=RESPONSES, event=build_response(record.event))])
     health = Health()
     with running(hasty, contracts, noting, topic=QUERIES, health=health):
         eventually(lambda: health.readiness() == {GROUP: "waiting for kafka"})
@@ -217,9 +217,9 @@ def test_stopping_finishes_and_commits_started_records_and_repeats_none(
     settings: Settings, contracts: Contracts
 ) -> None:
     """A stop finishes and commits the records that were started, and the next start repeats none of them."""
-    produce(settings, contracts, QUERIES, *(asked(n) for n in range(20)))
+    produce(settings, contracts, QUERIES, *(build_query(n) for n in range(20)))
     begun, stop = threading.Event(), threading.Event()
-    first = Noting()
+    first = RecordingHandler()
 
     def slow(batch: Sequence[Record]) -> list[Output]:
         begun.set()
@@ -228,7 +228,7 @@ def test_stopping_finishes_and_commits_started_records_and_repeats_none(
 
     with running(settings, contracts, slow, topic=QUERIES, concurrency=2, stop=stop):
         assert begun.wait(40)
-    second = Noting()
+    second = RecordingHandler()
     with running(settings, contracts, second, topic=QUERIES):
         eventually(lambda: committed(settings, QUERIES) == 20)
     assert 1 <= len(first.ids) <= 2
@@ -239,9 +239,9 @@ def test_records_of_one_key_are_handled_one_after_another_and_of_others_meanwhil
     settings: Settings, contracts: Contracts
 ) -> None:
     """A slow record delays only later records of its key, not other keys of its partition."""
-    others = [asked(n) for n in range(1, 30)]
-    slow_down, noting = threading.Event(), Noting()
-    produce(settings, contracts, QUERIES, asked(0), asked(0, "again"), *others)
+    others = [build_query(n) for n in range(1, 30)]
+    slow_down, noting = threading.Event(), RecordingHandler()
+    produce(settings, contracts, QUERIES, build_query(0), build_query(0, "again"), *others)
     order: list[str] = []
 
     def handler(batch: Sequence[Record]) -> list[Output]:
@@ -261,17 +261,17 @@ def test_records_of_one_key_are_handled_one_after_another_and_of_others_meanwhil
 
 def test_a_second_worker_takes_its_share_and_nothing_is_left_out(settings: Settings, contracts: Contracts) -> None:
     """Partitions move to a second processor and back, no record is left out, and each channel stays in order."""
-    first, second, numbers = Noting(), Noting(), count(1000)
+    first, second, numbers = RecordingHandler(), RecordingHandler(), count(1000)
 
     def second_has_work() -> bool:
-        produce(settings, contracts, MESSAGES, *(said(next(numbers), channel=str(n)) for n in range(12)))
+        produce(settings, contracts, MESSAGES, *(build_message(next(numbers), channel=str(n)) for n in range(12)))
         return bool(second.ids)
 
     with running(settings, contracts, first):
-        produce(settings, contracts, MESSAGES, *(said(n, channel=str(n % 30)) for n in range(300)))
+        produce(settings, contracts, MESSAGES, *(build_message(n, channel=str(n % 30)) for n in range(300)))
         with running(evolve(settings, instance_id="second"), contracts, second):
             eventually(second_has_work)
-        produce(settings, contracts, MESSAGES, *(said(n, channel=str(n % 30)) for n in range(9000, 9100)))
+        produce(settings, contracts, MESSAGES, *(build_message(n, channel=str(n % 30)) for n in range(9000, 9100)))
         eventually(lambda: set(map(str, range(9000, 9100))) <= set(first.ids))
         total = sum(1 for _ in records(settings, contracts, MESSAGES))
         eventually(lambda: committed(settings) == total)
@@ -282,16 +282,16 @@ def test_a_second_worker_takes_its_share_and_nothing_is_left_out(settings: Setti
 
 def test_records_that_retention_removed_unread_are_counted(settings: Settings, contracts: Contracts) -> None:
     """If the committed offset is below the start of the log, a metric counts the records that were lost."""
-    produce(settings, contracts, MESSAGES, *(said(n) for n in range(10)))
-    with running(settings, contracts, Noting()):
+    produce(settings, contracts, MESSAGES, *(build_message(n) for n in range(10)))
+    with running(settings, contracts, RecordingHandler()):
         eventually(lambda: committed(settings) == 10)
-    produce(settings, contracts, MESSAGES, *(said(n) for n in range(10, 20)))
+    produce(settings, contracts, MESSAGES, *(build_message(n) for n in range(10, 20)))
     partition = next(r.partition for r in records(settings, contracts, MESSAGES))
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
     gone = TopicPartition(f"{settings.kafka_topic_prefix}{MESSAGES}", partition, 14)
     admin.delete_records([gone])[gone].result(20)
     before = LOST_RECORDS.labels(MESSAGES, GROUP)._value.get()
-    noting = Noting()
+    noting = RecordingHandler()
     with running(settings, contracts, noting):
         eventually(lambda: committed(settings) == 20)
     assert noting.ids == [str(n) for n in range(14, 20)]
@@ -301,8 +301,8 @@ def test_records_that_retention_removed_unread_are_counted(settings: Settings, c
 def test_an_output_continues_the_trace_of_its_record(settings: Settings, contracts: Contracts) -> None:
     """An output has the trace of the record that it comes from, so that a question and its answer share a trace."""
     trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
-    produce(settings, contracts, QUERIES, asked(1), headers={"traceparent": trace})
-    noting = Noting(lambda record: [Output(topic=RESPONSES, event=answered(record.event))])
+    produce(settings, contracts, QUERIES, build_query(1), headers={"traceparent": trace})
+    noting = RecordingHandler(lambda record: [Output(topic=RESPONSES, event=build_response(record.event))])
     with running(settings, contracts, noting, topic=QUERIES, concurrency=2):
         eventually(lambda: committed(settings, QUERIES) == 1)
     (response,) = records(settings, contracts, RESPONSES)
@@ -316,7 +316,7 @@ def test_a_topic_that_is_not_there_is_the_operators_to_make(
 ) -> None:
     """If a topic does not exist, the pipeline ends with an error that names the command to create it."""
     lost = evolve(settings, kafka_topic_prefix="nowhere.")
-    with pytest.raises(ConfigError, match="does not exist"), running(lost, contracts, Noting()) as thread:
+    with pytest.raises(ConfigError, match="does not exist"), running(lost, contracts, RecordingHandler()) as thread:
         eventually(lambda: not thread.is_alive())
 
 
@@ -331,8 +331,8 @@ def test_a_handler_that_is_still_loading_keeps_the_pipeline_out_of_the_group_but
     servers = {"bootstrap.servers": settings.kafka_bootstrap_servers}
     predecessor: Any = Producer({**servers, "transactional.id": name, "transaction.timeout.ms": 600_000})
     predecessor.init_transactions(30)
-    produce(settings, contracts, MESSAGES, said(1))
-    handler, noting = Future[Handler](), Noting()
+    produce(settings, contracts, MESSAGES, build_message(1))
+    handler, noting = Future[Handler](), RecordingHandler()
 
     def is_ended() -> bool:
         try:

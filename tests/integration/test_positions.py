@@ -29,9 +29,10 @@ from tests.streams import (
     MESSAGES,
     QUERIES,
     RESPONSES,
-    Noting,
-    answered,
-    asked,
+    RecordingHandler,
+    build_message,
+    build_query,
+    build_response,
     committed,
     dead_letters,
     eventually,
@@ -39,7 +40,6 @@ from tests.streams import (
     produced,
     records,
     running,
-    said,
 )
 
 
@@ -73,10 +73,10 @@ def test_a_partition_that_was_left_full_is_read_again(settings: Settings, contra
     forever.
     """
     count = 2 * (HIGH_WATER + POLL_RECORDS)
-    produce(settings, contracts, MESSAGES, *(said(n) for n in range(count + 10)))
+    produce(settings, contracts, MESSAGES, *(build_message(n) for n in range(count + 10)))
     left = range(0, count, 2)
     commit_position(settings, MESSAGES, partition_of(settings, contracts, MESSAGES), 0, encode_map(left, count))
-    noting = Noting()
+    noting = RecordingHandler()
     with running(settings, contracts, noting):
         eventually(lambda: committed(settings) == count + 10)
     assert noting.ids == [str(n) for n in [*left, *range(count, count + 10)]]
@@ -87,9 +87,9 @@ def test_metadata_of_another_program_stops_the_worker(settings: Settings, contra
 
     Ignoring it would repeat finished records or skip unfinished ones.
     """
-    produce(settings, contracts, MESSAGES, said(1))
+    produce(settings, contracts, MESSAGES, build_message(1))
     commit_position(settings, MESSAGES, partition_of(settings, contracts, MESSAGES), 0, "somebody else's")
-    noting = Noting()
+    noting = RecordingHandler()
     with (
         pytest.raises(ConfigError, match="another program or version"),
         running(settings, contracts, noting) as thread,
@@ -100,16 +100,16 @@ def test_metadata_of_another_program_stops_the_worker(settings: Settings, contra
 
 def test_a_recreated_topic_is_read_from_its_start(settings: Settings, contracts: Contracts) -> None:
     """A recreated topic is read from its start, although the group had positions in the old topic."""
-    produce(settings, contracts, MESSAGES, *(said(n) for n in range(20)))
+    produce(settings, contracts, MESSAGES, *(build_message(n) for n in range(20)))
     partition = partition_of(settings, contracts, MESSAGES)
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
     name = KafkaConfig.of(settings).topic(MESSAGES)
     admin.delete_topics([name])[name].result(20)
     topics = TopicAdmin(settings, contracts.catalogue)
     topics.apply(eventually(lambda: [step for step in topics.plan() if step.action == "create"]))
-    produce(settings, contracts, MESSAGES, *(said(n) for n in range(100, 105)))
+    produce(settings, contracts, MESSAGES, *(build_message(n) for n in range(100, 105)))
     commit_position(settings, MESSAGES, partition, 12, encode_map([12, 14], 18))
-    noting = Noting()
+    noting = RecordingHandler()
     with running(settings, contracts, noting):
         eventually(lambda: committed(settings) == 5)
     assert noting.ids == [str(n) for n in range(100, 105)]
@@ -120,8 +120,8 @@ def test_a_stalled_handler_takes_in_no_more_than_is_allowed(settings: Settings, 
 
     A benchmark measures the memory.
     """
-    produce(settings, contracts, QUERIES, *(asked(n) for n in range(5000)))
-    go_on, noting = threading.Event(), Noting()
+    produce(settings, contracts, QUERIES, *(build_query(n) for n in range(5000)))
+    go_on, noting = threading.Event(), RecordingHandler()
     INFLIGHT.labels(GROUP).set(0)
     PAUSED_PARTITIONS.labels(GROUP).set(0)
 
@@ -143,15 +143,15 @@ def test_a_normal_load_pauses_nothing(settings: Settings, contracts: Contracts) 
     A benchmark measures the throughput.
     """
     before = PAUSES.labels(GROUP)._value.get()
-    produce(settings, contracts, QUERIES, *(asked(n) for n in range(3000)))
-    with running(settings, contracts, Noting(), topic=QUERIES, concurrency=8):
+    produce(settings, contracts, QUERIES, *(build_query(n) for n in range(3000)))
+    with running(settings, contracts, RecordingHandler(), topic=QUERIES, concurrency=8):
         eventually(lambda: committed(settings, QUERIES) == 3000)
         assert PAUSES.labels(GROUP)._value.get() == before
 
 
 def test_lag_and_counts_are_true(settings: Settings, contracts: Contracts) -> None:
     """R30: The lag of each partition is the end of its log minus the position, and the metrics count every record."""
-    go_on, noting, health = threading.Event(), Noting(), Health(max_gap_s=5)
+    go_on, noting, health = threading.Event(), RecordingHandler(), Health(max_gap_s=5)
     consumed = CONSUMED.labels(QUERIES, GROUP)._value.get()
 
     def held(batch: Sequence[Record]) -> list[Output]:
@@ -174,7 +174,7 @@ def test_lag_and_counts_are_true(settings: Settings, contracts: Contracts) -> No
         consumer.close()
         return {number: float(ends[number] - max(found[number], 0)) for number in ends}
 
-    produce(settings, contracts, QUERIES, *(asked(n) for n in range(90)))
+    produce(settings, contracts, QUERIES, *(build_query(n) for n in range(90)))
     with running(settings, contracts, held, topic=QUERIES, concurrency=4, health=health):
         eventually(lambda: len(noting.ids) == 89)
         eventually(lambda: sum(tool_lag().values()) > 0 and lag() == tool_lag())
@@ -190,10 +190,10 @@ def test_the_markers_of_transactions_are_no_lag(settings: Settings, contracts: C
 
     The group commits the end of the log.
     """
-    transactions, noting = Transactions(KafkaConfig.of(settings), "writer"), Noting()
+    transactions, noting = Transactions(KafkaConfig.of(settings), "writer"), RecordingHandler()
     transactions.open()
     for number in range(3):
-        event = asked(number)
+        event = build_query(number)
         transactions.commit(
             [ProducerRecord(QUERIES, contracts.key(QUERIES, event), contracts.encode(QUERIES, event), [])]
         )
@@ -204,7 +204,7 @@ def test_the_markers_of_transactions_are_no_lag(settings: Settings, contracts: C
         eventually(lambda: sum(lag_of(settings, QUERIES).values()) == 0 and lag_of(settings, QUERIES))
     assert len(noting.ids) == 3
     with running(settings, contracts, noting, topic=QUERIES):
-        produce(settings, contracts, QUERIES, asked(3))
+        produce(settings, contracts, QUERIES, build_query(3))
         eventually(lambda: committed(settings, QUERIES) == 7)
     assert sorted(noting.ids) == ["c0", "c1", "c2", "c3"]
 
@@ -224,7 +224,7 @@ def test_a_spare_member_is_healthy_and_one_outside_the_group_is_not(settings: Se
     eventually(lambda: foreign.poll(0.1) is None and foreign.assignment())
     with ExitStack() as exits:
         for ours, health in zip(dynamic, healths, strict=True):
-            exits.enter_context(running(ours, contracts, Noting(), health=health, max_outside_s=1.0))
+            exits.enter_context(running(ours, contracts, RecordingHandler(), health=health, max_outside_s=1.0))
         eventually(lambda: all("no place in the group" in str(health.liveness()) for health in healths))
         foreign.close()
         eventually(lambda: GroupProgress(settings, GROUP).count_members() == 4)
@@ -249,12 +249,12 @@ def test_an_output_that_the_brokers_find_too_large_is_a_dead_letter_and_holds_up
     admin.incremental_alter_configs([resource])[resource].result(20)
     # The broker applies the limit a moment after it has confirmed it.
     eventually(lambda: admin.describe_configs([resource])[resource].result(20)["max.message.bytes"].value == "3000")
-    produce(settings, contracts, QUERIES, *(asked(n) for n in range(20)))
+    produce(settings, contracts, QUERIES, *(build_query(n) for n in range(20)))
 
     def handle(batch: Sequence[Record]) -> list[Output]:
         (record,) = batch
         size = 20_000 if record.event.query_id in ("c3", "c7") else 10
-        return [Output(topic=RESPONSES, event=answered(record.event, secrets.token_hex(size)))]
+        return [Output(topic=RESPONSES, event=build_response(record.event, secrets.token_hex(size)))]
 
     with running(settings, contracts, handle, topic=QUERIES, concurrency=4):
         eventually(lambda: committed(settings, QUERIES) == 20)
@@ -274,22 +274,22 @@ def test_a_member_that_joins_takes_its_share_in_both_protocols(
     No record is repeated or left out.
     """
     ours = evolve(settings, kafka_group_protocol=protocol, kafka_static_membership=False)
-    first, second = Noting(), Noting()
+    first, second = RecordingHandler(), RecordingHandler()
 
-    def slowly(noting: Noting) -> Any:
+    def slowly(noting: RecordingHandler) -> Any:
         def handle(batch: Sequence[Record]) -> list[Output]:
             time.sleep(0.005)
             noting(batch)
-            return [Output(topic=RESPONSES, event=answered(batch[0].event))]
+            return [Output(topic=RESPONSES, event=build_response(batch[0].event))]
 
         return handle
 
     with running(ours, contracts, slowly(first), topic=QUERIES, concurrency=4):
-        produce(settings, contracts, QUERIES, *(asked(n) for n in range(300)))
+        produce(settings, contracts, QUERIES, *(build_query(n) for n in range(300)))
         with running(evolve(ours, instance_id="second"), contracts, slowly(second), topic=QUERIES, concurrency=4):
             numbers = iter(range(300, 100_000))
             while not second.ids:
-                produce(settings, contracts, QUERIES, *(asked(next(numbers)) for _ in range(50)))
+                produce(settings, contracts, QUERIES, *(build_query(next(numbers)) for _ in range(50)))
                 time.sleep(0.2)
         total = next(numbers)
         eventually(lambda: committed(settings, QUERIES) == total)

@@ -17,7 +17,7 @@ from rtfm.settings import Settings
 from rtfm.streams import open_producer, open_reader
 from tests.conftest import CHECKOUT, environment_of
 from tests.registry_proxy import proxy
-from tests.streams import MESSAGES, produce, produce_raw, said
+from tests.streams import MESSAGES, build_message, produce, produce_raw
 
 PAGE = (CHECKOUT / "docs" / "contracts.md").read_text(encoding="utf-8")
 READER, WRITER = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -45,16 +45,16 @@ def test_the_reader_of_the_docs_prints_what_is_said_and_goes_on_where_it_stopped
     """The reader in the documentation prints messages, passes unreadable bytes, and continues where it stopped."""
     assert len([line for line in READER.splitlines() if line.strip()]) <= 13
     produce_raw(settings, MESSAGES, b"\xde\xad")
-    produce(settings, open_contracts(settings), MESSAGES, said(1, content="tide tables"))
+    produce(settings, open_contracts(settings), MESSAGES, build_message(1, content="tide tables"))
     with program(settings, READER, tmp_path) as reader:
         assert reader.stdout is not None
         lines = [reader.stdout.readline() for _ in range(2)]
-        produce(settings, open_contracts(settings), MESSAGES, said(2, content="and maps"))
+        produce(settings, open_contracts(settings), MESSAGES, build_message(2, content="and maps"))
         lines.append(reader.stdout.readline())
         reader.send_signal(signal.SIGINT)
     assert lines[0].startswith("skipped")
     assert [line.partition(" said ")[2] for line in lines[1:]] == ["tide tables\n", "and maps\n"]
-    produce(settings, open_contracts(settings), MESSAGES, said(3, content="later"))
+    produce(settings, open_contracts(settings), MESSAGES, build_message(3, content="later"))
     with program(settings, READER, tmp_path) as reader:
         assert reader.stdout is not None
         again = reader.stdout.readline()
@@ -80,8 +80,8 @@ def test_a_record_that_could_not_be_read_for_want_of_the_registry_comes_again(se
     A program that catches Unavailable and continues loses nothing.
     """
     with open_producer(settings) as producer:
-        producer.send(MESSAGES, said(1))
-        producer.send(MESSAGES, said(2))
+        producer.send(MESSAGES, build_message(1))
+        producer.send(MESSAGES, build_message(2))
         producer.flush()
     with proxy(settings.schema_registry_url) as between:
         between.fail("503")
@@ -105,10 +105,10 @@ def test_a_reader_from_the_end_gets_what_comes_from_then_on(settings: Settings, 
     """A reader that starts at the end gets only later records, and changes nothing in its program's folder."""
     own = evolve(settings, home=tmp_path / "home")
     with open_producer(own) as producer:
-        producer.send(MESSAGES, said(1))
+        producer.send(MESSAGES, build_message(1))
         producer.flush()
         with open_reader(MESSAGES, from_end=True, settings=own) as reader:
-            producer.send(MESSAGES, said(2))
+            producer.send(MESSAGES, build_message(2))
             producer.flush()
             assert next(iter(reader)).event.message_id == "2"
     assert not own.home.exists()

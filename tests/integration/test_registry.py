@@ -20,7 +20,17 @@ from rtfm.settings import Settings
 from rtfm.streams.producer import EventProducer
 from rtfm.telemetry import Health
 from tests.registry_proxy import MODES, RegistryProxy, proxy
-from tests.streams import GROUP, MESSAGES, Noting, committed, dead_letters, eventually, produce_raws, running, said
+from tests.streams import (
+    GROUP,
+    MESSAGES,
+    RecordingHandler,
+    build_message,
+    committed,
+    dead_letters,
+    eventually,
+    produce_raws,
+    running,
+)
 
 UNKNOWN_ID = b"\x00\x7f\xff\xff\xff"
 
@@ -45,7 +55,7 @@ def started(settings: Settings) -> Contracts:
 
 def send(settings: Settings, contracts: Contracts, number: int = 1) -> None:
     with EventProducer(settings, contracts) as producer:
-        producer.send(MESSAGES, said(number))
+        producer.send(MESSAGES, build_message(number))
         producer.flush(20)
 
 
@@ -73,7 +83,7 @@ def test_without_a_cache_the_registry_that_is_gone_is_named_at_once(
     contracts = started(through)
     for _ in range(50):
         with pytest.raises(Unavailable, match="schema registry"):
-            contracts.encode(MESSAGES, said(1))
+            contracts.encode(MESSAGES, build_message(1))
     assert len(between.requests) <= 1
     contracts.registry.close()
 
@@ -89,7 +99,7 @@ def test_a_registry_that_is_gone_pauses_the_partition_of_a_schema_not_seen_befor
     contracts = open_contracts(settings)
     send(settings, contracts, 1)
     between.fail(mode)
-    health, noting = Health(), Noting()
+    health, noting = Health(), RecordingHandler()
     with running(through, started(through), noting, health=health):
         eventually(lambda: health.readiness() == {GROUP: "waiting for schema registry"})
         asked = len(between.requests)
@@ -110,7 +120,7 @@ def test_ten_thousand_records_of_one_unknown_id_ask_the_registry_once(
     produce_raws(settings, MESSAGES, [UNKNOWN_ID + bytes([number % 256]) for number in range(10_000)])
     contracts = started(through)
     began_s = time.monotonic()
-    with running(without_limits(through), contracts, Noting()):
+    with running(without_limits(through), contracts, RecordingHandler()):
         eventually(lambda: committed(settings) == 10_000, timeout_s=120)
     asked = [line for line in between.requests if "/schemas/ids/" in line]
     assert 1 <= len(asked) <= 1 + (time.monotonic() - began_s) // UNKNOWN_ID_TTL_S
@@ -155,8 +165,11 @@ def test_a_rebuilt_registry_stops_a_service_that_starts(
     rebuilt(settings, between)
     contracts = started(through)
     with EventProducer(through, contracts) as producer, pytest.raises(ConfigError, match="is another schema"):
-        producer.send(MESSAGES, said(2))
-    with pytest.raises(ConfigError, match="is another schema"), running(through, contracts, Noting()) as thread:
+        producer.send(MESSAGES, build_message(2))
+    with (
+        pytest.raises(ConfigError, match="is another schema"),
+        running(through, contracts, RecordingHandler()) as thread,
+    ):
         thread.join(40)
 
 
@@ -165,17 +178,17 @@ def test_a_registry_that_comes_back_rebuilt_stops_a_service_that_runs(
 ) -> None:
     """A service that started from its cache neither encodes nor decodes once the registry comes back rebuilt."""
     contracts = started(through)
-    value = contracts.encode(MESSAGES, said(1))
+    value = contracts.encode(MESSAGES, build_message(1))
     between.fail("503")
     contracts = started(through)
-    assert contracts.encode(MESSAGES, said(1)) == value
-    assert contracts.decode(MESSAGES, value) == said(1)
+    assert contracts.encode(MESSAGES, build_message(1)) == value
+    assert contracts.decode(MESSAGES, value) == build_message(1)
     rebuilt(settings, between)
     between.fail("up")
 
     def is_refused() -> bool:
         try:
-            contracts.encode(MESSAGES, said(1))
+            contracts.encode(MESSAGES, build_message(1))
         except ConfigError as exc:
             return "is another schema" in str(exc)
         return False
@@ -192,21 +205,21 @@ def test_registering_again_lets_a_service_start_on_a_rebuilt_registry(
     send(through, started(through))
     rebuilt(settings, between)
     with pytest.raises(ConfigError):
-        started(through).encode(MESSAGES, said(1))
+        started(through).encode(MESSAGES, build_message(1))
     between.rebuilt.clear()  # the ids now have the meanings of the next registration
     registry = open_registry(through)
     registration.apply(catalogue.load(), registry, registration.plan(catalogue.load(), registry))
-    assert started(through).decode(MESSAGES, started(through).encode(MESSAGES, said(1))) == said(1)
+    assert started(through).decode(MESSAGES, started(through).encode(MESSAGES, build_message(1))) == build_message(1)
 
 
 def test_services_that_share_a_home_keep_each_others_ids(through: Settings, between: RegistryProxy) -> None:
     """Two services that share a home keep each other's cached ids, even if both opened the cache before any write."""
     bot, processor = started(through), started(through)
-    bot.encode(MESSAGES, said(1))
+    bot.encode(MESSAGES, build_message(1))
     processor.registry.id_for("bot-queries", processor.codec("bot-queries").schema)
     between.fail("refused")
     again = started(through)
-    again.encode(MESSAGES, said(1))
+    again.encode(MESSAGES, build_message(1))
     again.registry.id_for("bot-queries", again.codec("bot-queries").schema)
 
 

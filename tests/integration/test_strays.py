@@ -16,7 +16,7 @@ from confluent_kafka.schema_registry.avro import AvroSerializer
 
 from rtfm.contracts import catalogue, open_contracts, open_registry
 from rtfm.settings import Settings
-from tests.streams import QUERIES, asked
+from tests.streams import QUERIES, build_query
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -37,7 +37,7 @@ def registered_by_another(settings: Settings, change: Callable[[dict[str, Any]],
         {"bootstrap.servers": settings.kafka_bootstrap_servers, "value.serializer": serialized}
     )
     codec = open_contracts(settings).codec(QUERIES)
-    query = asked(1)
+    query = build_query(1)
     value = {field["name"]: getattr(query, field["name"], None) for field in schema["fields"]}
     value |= {"audience": "ASKER", "origin": "CONSOLE", "context": [], "attachments": []}
     producer.produce(f"{settings.kafka_topic_prefix}{QUERIES}", key="c1", value=value)

@@ -94,7 +94,7 @@ def test_cleaning_twice_changes_nothing_more(text: str) -> None:
     ["<@[9]123>", "@[9]everyone", "https:[9]//evil.example", "htt\x00ps://evil.example", "[ 9 ](https://evil.example)"],
 )
 def test_removed_text_does_not_leave_a_ping_or_a_link(text: str) -> None:
-    """A ping or link that only appears after a citation or control character inside it was removed is removed too."""
+    """A ping or link with a citation or control character inside it is removed, too."""
     shown = clean(f"so {text} it is", {1: 1}, {DOCS})
     assert not re.search(r"<@\d|@everyone|://|\[\s*9", shown)
 

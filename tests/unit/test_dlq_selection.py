@@ -17,7 +17,7 @@ NOTHING: dict[str, Any] = {
 
 
 def test_a_key_stays_given_after_the_filter_was_made() -> None:
-    """The filter still says that a key was given after it was used.
+    """Building a filter leaves the options unchanged, so that a key still counts as given afterwards.
 
     Otherwise an empty result would say that there are no dead letters at all.
     """

@@ -14,12 +14,12 @@ from rtfm.contracts import EVENT_OF_TOPIC, EventCodec
 from rtfm.contracts import catalogue as catalogues
 from rtfm.contracts.inspection import DecodingFault, frame_fault, inspect
 from rtfm.errors import UndecodableRecord
-from tests.streams import MESSAGES, said
+from tests.streams import MESSAGES, build_message
 
 SCHEMA = catalogues.load().topic(MESSAGES).schema
 assert SCHEMA is not None
 CODEC = EventCodec(EVENT_OF_TOPIC[MESSAGES], SCHEMA)
-GOOD = CODEC.encode(said(1, content="hello"), 7)
+GOOD = CODEC.encode(build_message(1, content="hello"), 7)
 
 RECORD: dict[str, Any] = {
     "type": "record",

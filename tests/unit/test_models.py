@@ -153,7 +153,7 @@ def test_a_wrong_key_is_for_the_operator_and_not_shown(server: FakeGemini, make:
 @every
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_forbidden_key_is_for_the_operator(server: FakeGemini, make: Maker, status: int) -> None:
-    """The error for a refused key, as of a project without the API, is a configuration error."""
+    """A key that is refused, for instance because its project does not have the API, is a configuration error."""
     server.faults = [fake.failing(status)] * 3  # google-auth repeats the request twice after a 401
     with pytest.raises(ConfigError, match="_API_KEY"):
         ask(make(server.address))

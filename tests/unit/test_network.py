@@ -251,7 +251,7 @@ def test_a_missing_server_resets_the_clients_connection() -> None:
 
 
 def test_conditions_have_no_fault_by_default() -> None:
-    """Conditions have no fault by default, so that setting one direction clears no fault in the other."""
+    """Conditions without arguments have no fault."""
     assert Conditions() == CLEAR
 
 

@@ -85,7 +85,7 @@ def test_an_error_is_one_line_without_control_characters(capsys: pytest.CaptureF
 
 
 def test_every_command_prints_through_these_functions() -> None:
-    """No module of the commands prints or builds table cells by itself."""
+    """Commands print and build table cells only through the modules printing and tables."""
     found = []
     for path in sorted(CLI.glob("*.py")):
         if path.name in ("printing.py", "tables.py"):

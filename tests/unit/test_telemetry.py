@@ -111,7 +111,7 @@ def test_idle_connections_take_few_threads_and_keep_nobody_from_asking(server: t
 
 
 def test_a_silent_connection_is_closed(server: telemetry.MetricsServer) -> None:
-    """A connection without a request is closed, and its thread ends."""
+    """A connection that stops in the middle of a request is closed."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(b"GET /heal")
         assert connection.recv(1) == b""
