@@ -61,9 +61,7 @@ def replying(answer: str, cited: list[int], *, sufficient: bool = True) -> Calla
         fake.finished("STOP", "not the JSON that was asked for"),
     ],
 )
-def test_a_model_that_fails_costs_its_words_not_the_answer(
-    knowledge: Knowledge, gemini: FakeGemini, fault: Fault
-) -> None:
+def test_if_the_model_fails_passages_are_quoted(knowledge: Knowledge, gemini: FakeGemini, fault: Fault) -> None:
     """If the model fails in any way, the answer quotes passages."""
     gemini.faults = [fault]
     response = answerer(knowledge, gemini).answer(asked())
@@ -79,7 +77,7 @@ def test_a_model_that_is_late_is_not_waited_for(knowledge: Knowledge, gemini: Fa
 
 
 @pytest.mark.parametrize("cited", [[], [99], [0, -1]])
-def test_an_answer_that_rests_on_nothing_is_not_shown(
+def test_an_answer_without_a_valid_citation_is_not_shown(
     knowledge: Knowledge, gemini: FakeGemini, cited: list[int]
 ) -> None:
     """The text of a model that cites none of the given sources is not shown."""
@@ -115,7 +113,9 @@ def test_too_many_visible_channels_are_refused(knowledge: Knowledge, gemini: Fak
     ],
     ids=["off topic", "nothing visible", "another channel", "another guild", "direct", "blank"],
 )
-def test_nothing_near_is_not_found(knowledge: Knowledge, gemini: FakeGemini, query: BotQuery) -> None:
+def test_a_question_without_matching_passages_is_not_found(
+    knowledge: Knowledge, gemini: FakeGemini, query: BotQuery
+) -> None:
     """A question without matching passages gets NOT_FOUND without a link, and the model is not called."""
     response = answerer(knowledge, gemini).answer(query)
     assert (response.outcome, response.answer, response.citations) == (Outcome.NOT_FOUND, "", [])
@@ -133,7 +133,7 @@ def test_a_hidden_channel_reaches_neither_model_nor_answer(knowledge: Knowledge,
     assert {citation.channel_id for citation in open_to_staff.citations} == {"300"}
 
 
-def test_a_model_s_verdict_that_nothing_answers_is_kept(knowledge: Knowledge, gemini: FakeGemini) -> None:
+def test_an_insufficient_verdict_becomes_not_found(knowledge: Knowledge, gemini: FakeGemini) -> None:
     """The model's verdict "insufficient" becomes NOT_FOUND, with its token costs."""
     gemini.reply = replying("", [], sufficient=False)
     response = answerer(knowledge, gemini).answer(asked())
@@ -216,7 +216,9 @@ def test_a_follow_up_is_rewritten_by_one_more_request(knowledge: Knowledge, gemi
 
 
 @pytest.mark.parametrize("fault", [fake.failing(503), fake.finished("STOP", '{"question": ""}'), fake.slow(30)])
-def test_a_follow_up_that_is_not_rewritten_is_joined(knowledge: Knowledge, gemini: FakeGemini, fault: Fault) -> None:
+def test_a_follow_up_that_is_not_rewritten_is_joined_to_the_earlier_message(
+    knowledge: Knowledge, gemini: FakeGemini, fault: Fault
+) -> None:
     """If a follow-up cannot be rewritten, it is joined to the asker's earlier message, which names the subject."""
     gemini.faults = [fault]
     question = asked("yes, how do I get rid of it then?", context=CONTEXT)

@@ -150,7 +150,7 @@ def test_a_migration_does_not_keep_others_from_a_table_that_is_in_use(
     later.close()
 
 
-def is_whole(index: str, settings: Settings) -> bool:
+def is_index_usable(index: str, settings: Settings) -> bool:
     """Return whether searches use ``index``."""
     with psycopg.connect(settings.database_url) as connection:
         row = connection.execute("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", [index])
@@ -191,7 +191,7 @@ def test_ingest_writes_while_a_migration_makes_an_index(
             assert migration.is_alive(), errors
     migration.join()
     assert errors == []
-    assert is_whole("passages_late", unmigrated_settings)
+    assert is_index_usable("passages_late", unmigrated_settings)
     assert archive.counts()["passages"] == 2
     later.close()
 
@@ -205,14 +205,14 @@ def test_an_unfinished_index_is_made_again(
         connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'passages_late'::regclass")
     later = Database(unmigrated_settings.database_url, migrations=later_steps)
     later.migrate()
-    assert is_whole("passages_late", unmigrated_settings)
+    assert is_index_usable("passages_late", unmigrated_settings)
     with psycopg.connect(unmigrated_settings.database_url) as connection:
         (definition,) = connection.execute("SELECT pg_get_indexdef('passages_late'::regclass)").fetchall()
         assert "(length)" in definition[0]
     later.close()
 
 
-def test_an_index_that_is_whole_is_not_made_twice(
+def test_a_finished_index_is_not_built_twice(
     archive: SqlArchive, unmigrated_settings: Settings, later_steps: Path
 ) -> None:
     """A finished index is not built again if the migration crashed before it recorded the step."""
@@ -380,7 +380,7 @@ def test_a_question_whose_response_never_comes_is_removed_a_day_after_it_expired
     assert archive.questions.find("m1") is None
 
 
-def test_a_connection_that_died_is_replaced(archive: SqlArchive, unmigrated_settings: Settings) -> None:
+def test_a_broken_connection_is_replaced(archive: SqlArchive, unmigrated_settings: Settings) -> None:
     """A broken connection is replaced, so that a service survives a restart of PostgreSQL."""
     archive.check()
     with psycopg.connect(unmigrated_settings.database_url, autocommit=True) as connection:

@@ -51,7 +51,7 @@ ODD = [
 ]
 
 
-FINDS = [
+SEARCHES = [
     ("red gerbils", "1003", "red gerbils"),
     ("OkapiError striped", "1006", "OkapiError"),
     ("zebrawood shelves bend", "1007", "zebrawood shelves"),
@@ -67,7 +67,7 @@ PATIENCE_S = 240.0
 
 
 @pytest.fixture
-def archived(settings: Settings) -> Iterator[Knowledge]:
+def stores(settings: Settings) -> Iterator[Knowledge]:
     """The stores of the processor, for inspection."""
     knowledge = open_knowledge(settings)
     yield knowledge
@@ -75,7 +75,7 @@ def archived(settings: Settings) -> Iterator[Knowledge]:
     knowledge.close()
 
 
-def answers(settings: Settings, contracts: Contracts, *questions: str) -> list[BotResponse]:
+def ask_all(settings: Settings, contracts: Contracts, *questions: str) -> list[BotResponse]:
     """Produce ``questions``, and return the processor's responses in the same order."""
     now = TimestampMillis(time.time_ns() // 1_000_000)
     queries = [
@@ -107,7 +107,7 @@ def with_model(settings: Settings, model_dir: Path) -> Settings:
 
 
 def test_odd_messages_and_questions_each_have_a_clear_outcome(
-    settings: Settings, archived: Knowledge, model_dir: Path
+    settings: Settings, stores: Knowledge, model_dir: Path
 ) -> None:
     """Odd messages make no dead letters, all their text is found, and answers contain no secret.
 
@@ -116,18 +116,18 @@ def test_odd_messages_and_questions_each_have_a_clear_outcome(
     odd = with_model(settings, model_dir)
     with processor(odd) as running, open_contracts_of(settings) as contracts:
         produce(settings, contracts, MESSAGES, *ODD)
-        eventually(lambda: archived.archive.counts()["messages"] == len(ODD), timeout_s=PATIENCE_S)
-        given = answers(settings, contracts, *(question for question, _, _ in FINDS), *ODD_QUESTIONS)
-        for answer, (question, message_id, said) in zip(given, FINDS, strict=False):
+        eventually(lambda: stores.archive.counts()["messages"] == len(ODD), timeout_s=PATIENCE_S)
+        given = ask_all(settings, contracts, *(question for question, _, _ in SEARCHES), *ODD_QUESTIONS)
+        for answer, (question, message_id, said) in zip(given, SEARCHES, strict=False):
             assert answer.outcome is Outcome.EXTRACTED, question
             assert said in answer.answer
             assert answer.citations[0].message_id == message_id
             assert SECRET not in str(answer)
             assert "ada@example" not in str(answer)
-        assert {answer.outcome for answer in given[len(FINDS) :]} <= {Outcome.EXTRACTED, Outcome.NOT_FOUND}
+        assert {answer.outcome for answer in given[len(SEARCHES) :]} <= {Outcome.EXTRACTED, Outcome.NOT_FOUND}
         assert dead_letters(settings, contracts) == []
         assert running.stop() == 0
-    with archived.archive.reading.view(GUILD, ["200", "300", "400", "500"]) as view:
+    with stores.archive.reading.view(GUILD, ["200", "300", "400", "500"]) as view:
         texts = str(view.candidates([f"1008#{number}" for number in range(1, 200)], []))
     assert "ERR-7741" in texts
     assert SECRET not in texts
@@ -141,7 +141,7 @@ def test_half_of_a_surrogate_pair_is_refused_where_it_is_produced(settings: Sett
             producer.send(MESSAGES, message(1, "a \ud800 tulip"))
 
 
-def test_a_chroma_that_fails_in_any_way_is_waited_for(settings: Settings, archived: Knowledge, model_dir: Path) -> None:
+def test_a_chroma_that_fails_in_any_way_is_waited_for(settings: Settings, stores: Knowledge, model_dir: Path) -> None:
     """The processor waits while Chroma answers 503 or garbage or refuses connections, and then stores each message."""
     with proxy(settings.chroma_url) as chroma, open_contracts_of(settings) as contracts:
         through = evolve(with_model(settings, model_dir), chroma_url=chroma.url)
@@ -154,12 +154,12 @@ def test_a_chroma_that_fails_in_any_way_is_waited_for(settings: Settings, archiv
                 produce(settings, contracts, MESSAGES, sent[-1])
                 eventually(lambda: len(running.logged("waiting")) >= len(sent), timeout_s=PATIENCE_S)
                 chroma.fail("up")
-                eventually(lambda: archived.archive.counts()["messages"] == len(sent), timeout_s=PATIENCE_S)
+                eventually(lambda: stores.archive.counts()["messages"] == len(sent), timeout_s=PATIENCE_S)
             assert dead_letters(settings, contracts) == []
             assert running.stop() == 0
-    entries = archived.archive.collections.entry_ids(GUILD)
+    entries = stores.archive.collections.entry_ids(GUILD)
     assert {f"m{one.message_id}" for one in sent} <= entries
-    assert archived.vectors.entry_ids(GUILD) == entries
+    assert stores.vectors.entry_ids(GUILD) == entries
 
 
 @pytest.mark.parametrize("mode", ["silent", "slow"])

@@ -252,7 +252,7 @@ def test_contracts_that_are_not_registered_end_the_service(bare_settings: Settin
     ],
     ids=["intent", "token"],
 )
-def test_what_the_gateway_refuses_ends_the_service(
+def test_a_refusal_by_the_gateway_ends_the_service(
     bot_settings: Settings, fake: FakeDiscord, make_it_so: Callable[[FakeDiscord], None], complaint: str
 ) -> None:
     """The bot ends if the gateway refuses a privileged intent or the token, and the error says what to do."""

@@ -106,7 +106,7 @@ def test_any_source_may_close_a_channel(knowledge: Knowledge, source: MessageSou
     assert found(knowledge, "tulips", "300") == ["1001", "1002"]
 
 
-def test_a_report_of_discord_closes_what_a_program_opened_ahead_of_time(knowledge: Knowledge) -> None:
+def test_a_report_of_discord_closes_a_channel_that_a_program_opened(knowledge: Knowledge) -> None:
     """A program's observation from the future opens a channel only until Discord reports the channel as closed.
 
     The report also closes the message that the program sent.
@@ -129,7 +129,7 @@ def test_a_batch_has_the_same_effect_as_single_events(knowledge: Knowledge) -> N
     assert found(knowledge, "tulips roses lilies", "300") == ["1001", "1002", "1003"]
 
 
-def test_two_workers_agree_on_the_newest_facts(knowledge: Knowledge) -> None:
+def test_two_processors_agree_on_the_newest_facts(knowledge: Knowledge) -> None:
     """If two processors write facts of one channel at once, the newest observation remains, whatever each had read."""
     ingest(knowledge, message(1, "tulips", **OPEN, **seen(1)))
     (channel,) = knowledge.archive.channels(GUILD)

@@ -25,7 +25,7 @@ def java() -> Iterator[JavaAvro]:
         yield running
 
 
-def test_verdicts_are_the_registrys_and_javas(bare_settings: Settings, java: JavaAvro) -> None:
+def test_verdicts_match_those_of_the_registry_and_java(bare_settings: Settings, java: JavaAvro) -> None:
     """R26: This project, the registry and Java agree on 204 pairs whether each schema reads the other's records."""
     registry = open_registry(bare_settings)
     for number in {number for number, *_ in PAIRS}:
@@ -47,7 +47,7 @@ def test_verdicts_are_the_registrys_and_javas(bare_settings: Settings, java: Jav
     assert len(PAIRS) * 2 * 0.3 < accepted < len(PAIRS) * 2 * 0.7  # both verdicts occur often
 
 
-def test_where_we_are_stricter_the_rule_has_a_name() -> None:
+def test_every_stricter_verdict_has_a_named_rule() -> None:
     """A change that Avro accepts in both directions and this project refuses breaks a rule of ``OURS_ALONE``."""
     stricter: dict[str, int] = {}
     for _, old, new, _ in PAIRS:

@@ -43,7 +43,9 @@ def refuse(records: Sequence[Record]) -> list[Output]:
     raise InvalidEvent("nothing is welcome")
 
 
-def test_a_letter_is_the_record_byte_for_byte_with_a_megabyte_too(settings: Settings, contracts: Contracts) -> None:
+def test_a_dead_letter_is_the_record_byte_for_byte_even_with_a_megabyte(
+    settings: Settings, contracts: Contracts
+) -> None:
     """R15: A dead letter keeps key, value and headers unchanged, even of the largest record that Kafka accepts."""
     large = b"\x00" * 1_047_000
     originals = [(b"\xfe\x00key", b"\xde\xad"), (None, None), (b"", b""), (b"200", large)]
@@ -84,7 +86,7 @@ def test_bad_input_stops_the_pipeline_at_the_limit_and_at_every_start_after_it(
         eventually(lambda: committed(settings) == 1000)
 
 
-def test_a_share_of_bad_records_above_the_limit_stops_it_too_and_a_fix_lets_it_go_on(
+def test_a_share_of_bad_records_stops_the_pipeline_until_the_handler_is_fixed(
     settings: Settings, contracts: Contracts
 ) -> None:
     """R17: The pipeline stops if two of three records are bad, and continues with a fixed handler, skipping nothing."""
@@ -120,9 +122,7 @@ def test_many_threads_stop_at_the_limit_as_one_does(settings: Settings, contract
     assert len(dead_letters(settings, contracts)) <= 300
 
 
-def test_without_its_topic_a_letter_holds_back_the_offset_until_it_can_be_written(
-    settings: Settings, contracts: Contracts
-) -> None:
+def test_the_offset_waits_until_the_dead_letter_can_be_written(settings: Settings, contracts: Contracts) -> None:
     """R16: If the topic of dead letters is missing, the pipeline waits, and commits nothing after the bad record.
 
     The pipeline reports that it waits, and continues when the topic exists.
@@ -133,18 +133,18 @@ def test_without_its_topic_a_letter_holds_back_the_offset_until_it_can_be_writte
     produce(settings, contracts, MESSAGES, build_message(1, channel="1"))
     produce_raw(settings, MESSAGES, b"bad", key=b"1")
     produce(settings, contracts, MESSAGES, build_message(3, channel="1"))
-    health, noting = Health(), RecordingHandler()
-    with running(settings, contracts, noting, health=health):
+    health, recorder = Health(), RecordingHandler()
+    with running(settings, contracts, recorder, health=health):
         eventually(lambda: health.readiness() == {GROUP: "waiting for kafka"})
         assert committed(settings) <= 1
         topics = TopicAdmin(settings, contracts.catalogue)
         topics.apply(topics.plan())
         eventually(lambda: committed(settings) == 3, timeout_s=60)
     assert [letter.value for letter in dead_letters(settings, contracts)] == [b"bad"]
-    assert noting.ids == ["1", "3"]
+    assert recorder.ids == ["1", "3"]
 
 
-def test_a_letter_that_is_too_large_for_its_topic_is_not_dropped(settings: Settings, contracts: Contracts) -> None:
+def test_a_dead_letter_that_is_too_large_for_its_topic_is_not_dropped(settings: Settings, contracts: Contracts) -> None:
     """R16: If a dead letter is too large for its topic, the pipeline waits until the topic accepts it."""
     limit_record_bytes(settings, "dead-letters", 5000)
     produce_raw(settings, MESSAGES, os.urandom(20_000), key=b"1")
@@ -157,7 +157,7 @@ def test_a_letter_that_is_too_large_for_its_topic_is_not_dropped(settings: Setti
     assert len(dead_letters(settings, contracts)) == 1
 
 
-def test_a_record_on_which_the_handler_breaks_at_every_start_is_one_letter(
+def test_a_record_that_breaks_the_handler_at_every_start_becomes_a_dead_letter(
     settings: Settings, contracts: Contracts
 ) -> None:
     """A record on which the handler has a defect ends the service, and the fourth time becomes a dead letter.
@@ -165,12 +165,12 @@ def test_a_record_on_which_the_handler_breaks_at_every_start_is_one_letter(
     No other record is skipped.
     """
     produce(settings, contracts, MESSAGES, *(build_message(n, channel="1") for n in range(6)))
-    noting = RecordingHandler()
+    recorder = RecordingHandler()
 
     def handler(batch: Sequence[Record]) -> list[Output]:
         if any(record.event.message_id == "3" for record in batch):
             raise ZeroDivisionError("a defect")
-        return noting(batch)
+        return recorder(batch)
 
     for _ in range(3):
         with pytest.raises(ZeroDivisionError), running(settings, contracts, handler, batch_size=500) as one:
@@ -185,4 +185,4 @@ def test_a_record_on_which_the_handler_breaks_at_every_start_is_one_letter(
     )
     assert "a defect" in value(letter, "__connect.errors.exception.stacktrace")
     assert contracts.decode(MESSAGES, letter.value or b"").message_id == "3"
-    assert set(noting.ids) == {"0", "1", "2", "4", "5"}
+    assert set(recorder.ids) == {"0", "1", "2", "4", "5"}

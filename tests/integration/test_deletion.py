@@ -49,7 +49,7 @@ def answering(knowledge: Knowledge, gemini: FakeGemini | None = None) -> Answeri
     return Answering(answerer=answerer(knowledge, gemini), archive=knowledge.archive)
 
 
-def handled(handler: Answering, query: object) -> BotResponse:
+def handle(handler: Answering, query: object) -> BotResponse:
     (output,) = handler([record(query)])
     assert isinstance(output.event, BotResponse)
     return output.event
@@ -61,13 +61,13 @@ def is_withdrawn(response: BotResponse) -> bool:
     return said == (Outcome.NOT_FOUND, OutcomeReason.SOURCE_REMOVED, "", [], [])
 
 
-def kept_rows(settings: Settings) -> str:
+def stored_answers(settings: Settings) -> str:
     with psycopg.connect(settings.database_url) as connection:
         return str(connection.execute("SELECT answers::text FROM answers").fetchall())
 
 
 @pytest.mark.parametrize("with_model", [True, False], ids=["model", "extract"])
-def test_a_deletion_withdraws_the_kept_answers_that_rest_on_the_message(
+def test_a_deletion_withdraws_the_stored_answers_that_rest_on_the_message(
     knowledge: Knowledge, gemini: FakeGemini, bare_settings: Settings, with_model: bool
 ) -> None:
     """A deletion withdraws the stored answers that rest on the message.
@@ -76,31 +76,31 @@ def test_a_deletion_withdraws_the_kept_answers_that_rest_on_the_message(
     """
     gemini.reply = lambda *_: fake.written(f"Run `{ADVICE} unlock --stale` [1].", [1])
     handler = answering(knowledge, gemini if with_model else None)
-    first = handled(handler, asked())
+    first = handle(handler, asked())
     assert ADVICE in first.answer
     add(knowledge, deletion(2))
-    assert ADVICE not in kept_rows(bare_settings)
-    again = handled(handler, asked())
+    assert ADVICE not in stored_answers(bare_settings)
+    again = handle(handler, asked())
     assert is_withdrawn(again)
     assert (again.query_id, again.asker_id, again.channel_id) == (first.query_id, first.asker_id, first.channel_id)
     assert handler([record(asked(), offset=1)]) == []
     assert len(gemini.requests) == with_model
 
 
-def test_a_deletion_leaves_other_kept_answers_alone(knowledge: Knowledge) -> None:
+def test_a_deletion_leaves_other_stored_answers_alone(knowledge: Knowledge) -> None:
     """A deletion withdraws neither answers from other messages nor those to other questions."""
     add(knowledge, message(20, "the scanner wants a driver called scanfix", author_id="4", channel_id="400"))
     handler = answering(knowledge)
     scanner = asked("which driver does the scanner want?", query_id="m50", visible_channel_ids=["400"])
-    first = handled(handler, scanner)
+    first = handle(handler, scanner)
     assert "scanfix" in first.answer
-    handled(handler, asked())
+    handle(handler, asked())
     add(knowledge, deletion(2))
-    assert handled(handler, scanner) == first
-    assert is_withdrawn(handled(handler, asked()))
+    assert handle(handler, scanner) == first
+    assert is_withdrawn(handle(handler, asked()))
 
 
-def test_words_that_nobody_says_any_more_are_no_statistics(knowledge: Knowledge, bare_settings: Settings) -> None:
+def test_words_of_deleted_messages_leave_the_statistics(knowledge: Knowledge, bare_settings: Settings) -> None:
     """A deletion removes words that no other message has from the statistics, because a rare word could reveal it.
 
     A word that other messages use stays, with its new count.
@@ -116,7 +116,7 @@ def test_words_that_nobody_says_any_more_are_no_statistics(knowledge: Knowledge,
     assert "scanfix" in str(dump(bare_settings))
 
 
-def test_what_the_model_read_and_did_not_cite_is_checked_too(knowledge: Knowledge, gemini: FakeGemini) -> None:
+def test_passages_that_the_model_read_without_citing_are_checked(knowledge: Knowledge, gemini: FakeGemini) -> None:
     """An answer is withdrawn if the model read a message that is deleted meanwhile, even if it cites another one."""
     other = message(30, "printer stale job: switch the printer off and on", author_id="5", channel_id="500")
     add(knowledge, other)
@@ -128,7 +128,7 @@ def test_what_the_model_read_and_did_not_cite_is_checked_too(knowledge: Knowledg
         return fake.written(f"Run `{ADVICE} unlock --stale` [{number}].", [number])
 
     gemini.reply = late
-    response = handled(answering(knowledge, gemini), asked(visible_channel_ids=["200", "500"]))
+    response = handle(answering(knowledge, gemini), asked(visible_channel_ids=["200", "500"]))
     assert ADVICE not in str(response)
     assert response.outcome is Outcome.EXTRACTED
     assert "1030" in str(response.retrieved)
@@ -147,13 +147,13 @@ def test_an_extract_after_a_failed_model_is_checked_too(knowledge: Knowledge, ge
     assert all("1002" not in passage.message_ids for passage in response.retrieved)
 
 
-def test_an_answer_is_checked_when_it_is_kept(knowledge: Knowledge, bare_settings: Settings) -> None:
+def test_an_answer_is_checked_when_it_is_stored(knowledge: Knowledge, bare_settings: Settings) -> None:
     """An answer whose source is deleted between the last check and storing the answer is stored as withdrawn."""
     response = answerer(knowledge).answer(asked())
     assert ADVICE in response.answer
     add(knowledge, deletion(2))
     assert is_withdrawn(knowledge.archive.answers.store(response, made_by="bot-queries-0-0").response)
-    assert ADVICE not in kept_rows(bare_settings)
+    assert ADVICE not in stored_answers(bare_settings)
 
 
 def test_no_answer_is_stored_during_a_deletion(knowledge: Knowledge, bare_settings: Settings) -> None:
@@ -184,7 +184,7 @@ def test_no_answer_is_stored_during_a_deletion(knowledge: Knowledge, bare_settin
             kept, deleted = pool.submit(keep, n), pool.submit(delete, n)
             kept.result(60)
             deleted.result(60)
-    assert "tulip" not in kept_rows(bare_settings)
+    assert "tulip" not in stored_answers(bare_settings)
     assert "tulip" not in str(dump(bare_settings))
 
 
@@ -224,7 +224,7 @@ def test_what_was_erased_is_not_found_and_withdraws_answers(
     """
     add(knowledge, message(20, "<@2> knows printers", author_id="6", channel_id="600"))
     handler = answering(knowledge)
-    assert ADVICE in handled(handler, asked()).answer
+    assert ADVICE in handle(handler, asked()).answer
     response = answerer(knowledge).answer(asked(query_id="m43"))
     erase(bare_settings, scope, known_as, guild_id=guild_id)
     found = knowledge.retriever.search(
@@ -233,7 +233,7 @@ def test_what_was_erased_is_not_found_and_withdraws_answers(
     assert ADVICE not in str(found.passages)
     assert knowledge.archive.answers.find_readable(["1002"]) == set()
     assert knowledge.archive.removals.find_removed(["1002", "unknown"]) == {"1002"}
-    assert is_withdrawn(handled(handler, asked()))
+    assert is_withdrawn(handle(handler, asked()))
     assert is_withdrawn(knowledge.archive.answers.store(response, made_by="").response)
     named = knowledge.retriever.search(
         "who knows printers", guild_id=GUILD, visible_channel_ids=["600"], limit=9
@@ -280,5 +280,5 @@ def test_a_question_of_an_erased_person_is_not_asked_again(
 ) -> None:
     """A question of an erased person whose record is still in Kafka gets an outcome, and no model reads it."""
     erase(bare_settings, scope, known_as)
-    assert is_withdrawn(handled(answering(knowledge, gemini), asked()))
+    assert is_withdrawn(handle(answering(knowledge, gemini), asked()))
     assert gemini.requests == []

@@ -57,9 +57,7 @@ def said_in(text: str, numbers: Sequence[int] | set[int]) -> list[str]:
     return [mark(number) for number in numbers if mark(number) in text]
 
 
-def test_what_was_deleted_is_nowhere_at_any_moment_of_a_running_system(
-    settings: Settings, contracts: Contracts
-) -> None:
+def test_deleted_text_is_nowhere_while_the_system_runs(settings: Settings, contracts: Contracts) -> None:
     """Once a deletion is committed, its message's text is in no table, not in Chroma and in no new response.
 
     A response is new if it was begun after that.

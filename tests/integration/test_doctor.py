@@ -30,7 +30,7 @@ def test_an_unprepared_system_gets_the_commands_that_prepare_it(unmigrated_setti
     assert findings["chroma"]["state"] == "ok"
 
 
-def test_nothing_that_answers_is_still_a_whole_report(bare_settings: Settings, cli: Cli) -> None:
+def test_the_report_is_complete_even_if_no_service_answers(bare_settings: Settings, cli: Cli) -> None:
     """If no service answers, every check still reports its result."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -61,7 +61,7 @@ def test_a_model_that_cannot_be_fetched_is_one_line_and_exit_3(bare_settings: Se
     assert done.stderr.startswith("Error: the embedding model cannot be fetched")
 
 
-def test_a_prepared_system_is_well(settings: Settings, cli: Cli) -> None:
+def test_a_prepared_system_has_no_problems(settings: Settings, cli: Cli) -> None:
     """A prepared system gets exit code 0; reduced function, like a missing key for a model, is only noted."""
     done = cli(settings, "doctor", "--json")
     report = json.loads(done.stdout)

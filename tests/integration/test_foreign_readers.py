@@ -102,7 +102,7 @@ def test_transactions_are_compressed_as_the_setting_says(settings: Settings) -> 
 KEYS = [str(1_286_754_213_907_726_336 + 7919 * number) for number in range(40)]
 
 
-def our_partitions(settings: Settings) -> dict[str, int]:
+def partitions_by_key(settings: Settings) -> dict[str, int]:
     """Return key → partition of records from this project's two kinds of producers."""
     contracts = open_contracts(settings)
     produce(
@@ -119,13 +119,13 @@ def our_partitions(settings: Settings) -> dict[str, int]:
     return found
 
 
-def given(settings: Settings, **more: Any) -> dict[str, Any]:
+def arguments_for(settings: Settings, **more: Any) -> dict[str, Any]:
     """Return the arguments that a program in another language needs."""
     addresses = {"broker": settings.kafka_bootstrap_servers, "registry": settings.schema_registry_url}
     return addresses | {"prefix": settings.kafka_topic_prefix} | more
 
 
-def a_query(query_id: str) -> dict[str, Any]:
+def plain_query(query_id: str) -> dict[str, Any]:
     """Return a question that finds nothing; fields with a default are left out."""
     now_ms = int(time.time() * 1000)
     return {
@@ -179,14 +179,14 @@ def test_kafkajs_writes_a_key_to_the_partition_that_we_do(settings: Settings, no
 
     Otherwise one program's DELETED could overtake another program's CREATED.
     """
-    ours = our_partitions(settings)
-    assert node("produce", **given(settings, topic=MESSAGES, keys=KEYS)) == ours
+    ours = partitions_by_key(settings)
+    assert node("produce", **arguments_for(settings, topic=MESSAGES, keys=KEYS)) == ours
 
 
 def test_java_writes_a_key_to_our_partition(settings: Settings) -> None:
     """Java's default partitioner, as Kafka Streams and Kafka Connect use it, chooses this project's partitions."""
-    ours = our_partitions(settings)
-    assert java_kafka.run("produce", **given(settings, topic=MESSAGES, keys=KEYS)) == ours
+    ours = partitions_by_key(settings)
+    assert java_kafka.run("produce", **arguments_for(settings, topic=MESSAGES, keys=KEYS)) == ours
 
 
 def test_records_without_a_key_go_to_any_partition(settings: Settings) -> None:
@@ -210,7 +210,7 @@ def test_kafkajs_reads_what_we_produce(settings: Settings, node: Callable[..., A
         MESSAGES,
         *(build_message(number, content=f"straße {number} " * 20) for number in range(20)),
     )
-    found = node("read", **given(settings, topic=MESSAGES, count=20))
+    found = node("read", **arguments_for(settings, topic=MESSAGES, count=20))
     assert [record["value"]["content"] for record in found] == [f"straße {number} " * 20 for number in range(20)]
     assert {record["key"] for record in found} == {"200"}
 
@@ -224,7 +224,7 @@ def test_java_reads_what_we_produce(settings: Settings) -> None:
         MESSAGES,
         *(build_message(number, content=f"straße {number} " * 20) for number in range(20)),
     )
-    found = java_kafka.run("read", **given(settings, topic=MESSAGES, count=20))
+    found = java_kafka.run("read", **arguments_for(settings, topic=MESSAGES, count=20))
     assert [record["value"]["content"] for record in found] == [f"straße {number} " * 20 for number in range(20)]
 
 
@@ -232,14 +232,14 @@ def test_java_reads_what_we_produce(settings: Settings) -> None:
 def test_kafkajs_asks_and_is_answered(settings: Settings, node: Callable[..., Any]) -> None:
     """kafkajs sends a query with the registered schema version, and reads the response."""
     with processor(settings, "--only", "answer"):
-        found = node("ask", **given(settings, query=a_query("cnode-1")))
+        found = node("ask", **arguments_for(settings, query=plain_query("cnode-1")))
     assert (found["key"], found["value"]["outcome"]) == ("cnode-1", "NOT_FOUND")
 
 
 def test_java_asks_and_is_answered(settings: Settings) -> None:
     """Java sends a query with the registered schema version, and reads the response."""
     with processor(settings, "--only", "answer"):
-        found = java_kafka.run("ask", **given(settings, query=a_query("cjava-1")))
+        found = java_kafka.run("ask", **arguments_for(settings, query=plain_query("cjava-1")))
     assert (found["key"], found["value"]["outcome"]) == ("cjava-1", "NOT_FOUND")
 
 

@@ -38,7 +38,7 @@ def knowledge(settings: Settings) -> Iterator[Knowledge]:
     opened.close()
 
 
-def written(contracts: Contracts, topic: str, event: Any) -> bytes:
+def encode_unchecked(contracts: Contracts, topic: str, event: Any) -> bytes:
     """Encode ``event`` like a program that knows the schema but not the rules."""
     codec = contracts.codec(topic)
     schema_id = contracts.registry.id_for(topic, codec.schema)
@@ -58,7 +58,7 @@ def test_400_careless_questions_are_refused_and_one_good_one_is_answered(
         asked(query_id=f"helpdesk-{number}", asker_id="ann smith", origin=QueryOrigin.SERVICE) for number in range(400)
     ]
     good = asked(query_id="helpdesk-good", asker_id="ann@example.org", origin=QueryOrigin.SERVICE)
-    values = [written(contracts, QUERIES, query) for query in (*queries, good)]
+    values = [encode_unchecked(contracts, QUERIES, query) for query in (*queries, good)]
     produce_raws(settings, QUERIES, values, key=b"one")
     handler = Answering(answerer=answerer(knowledge), archive=knowledge.archive)
     with running(settings, contracts, handler, topic=QUERIES, concurrency=4):
@@ -79,8 +79,8 @@ def test_a_refused_question_carries_the_time_of_its_record(
 
     A question whose ids no response could carry becomes a dead letter.
     """
-    micros = written(contracts, QUERIES, asked(query_id="q1", asked_at=TimestampMillis(NOW * 1000)))
-    nameless = written(contracts, QUERIES, asked(query_id="spaced out"))
+    micros = encode_unchecked(contracts, QUERIES, asked(query_id="q1", asked_at=TimestampMillis(NOW * 1000)))
+    nameless = encode_unchecked(contracts, QUERIES, asked(query_id="spaced out"))
     produce_raw(settings, QUERIES, micros)
     produce_raw(settings, QUERIES, nameless)
     handler = Answering(answerer=answerer(knowledge), archive=knowledge.archive)
@@ -114,7 +114,7 @@ def test_messages_that_break_a_rule_are_dead_letters_and_the_others_are_archived
     }
     events = [event for pair in zip(good, bad.values(), strict=True) for event in pair]
     # The known message comes before the record that would move it to another channel.
-    produce_raws(settings, MESSAGES, [written(contracts, MESSAGES, event) for event in [good[1], *events]])
+    produce_raws(settings, MESSAGES, [encode_unchecked(contracts, MESSAGES, event) for event in [good[1], *events]])
     ingest = Ingest(knowledge=knowledge)
 
     def handler(batch: Any) -> list[Any]:

@@ -25,8 +25,8 @@ from rtfm.streams.dead_letters.store import DeadLetterStore, LetterFilter
 from rtfm.streams.pipeline import Output, Record
 from tests.answering import answerer, asked
 from tests.conftest import environment_of
-from tests.integration.test_deletion import ADVICE, handled, is_withdrawn
-from tests.integration.test_dlq import bury
+from tests.integration.test_deletion import ADVICE, handle, is_withdrawn
+from tests.integration.test_dlq import dead_letter_records
 from tests.knowledge import GUILD, START, RecordOfEvent, WordEmbedding, knowledge_of, message
 from tests.streams import MESSAGES, eventually, produce, records, running
 
@@ -104,7 +104,7 @@ def test_a_person_is_forgotten_everywhere(
     quoting, own = asked(query_id="m90"), asked("tulips?", query_id="m91", asker_id="2")
     naming = asked("stale job gone thanks", query_id="m92", message_id="1001")
     for query in (quoting, own, naming):
-        handled(handler, query)
+        handle(handler, query)
     with running(settings, contracts, _ingesting(knowledge)):
         report = json.loads(cli(settings, "forget", "--user", "2", "--yes", "--json", "--no-wait").stdout)
         eventually(lambda: knowledge.archive.counts()["deleted"] == 2)
@@ -116,8 +116,8 @@ def test_a_person_is_forgotten_everywhere(
     assert ADVICE not in left
     assert "wilma" not in left
     assert '"asker_id": "2"' not in left
-    assert all(is_withdrawn(handled(handler, query)) for query in (quoting, own, naming))
-    assert is_withdrawn(handled(handler, asked(query_id="m93", asker_id="2", asked_at=START)))
+    assert all(is_withdrawn(handle(handler, query)) for query in (quoting, own, naming))
+    assert is_withdrawn(handle(handler, asked(query_id="m93", asker_id="2", asked_at=START)))
     Ingest(knowledge=knowledge)([RecordOfEvent(TALK[1]), RecordOfEvent(TALK[3])])
     assert ADVICE not in everything(settings)
 
@@ -172,7 +172,7 @@ def test_a_dead_letter_of_what_was_erased_is_not_replayed(
     The record would be in Kafka for another week.
     """
     produce(settings, contracts, MESSAGES, message(5, ADVICE, author_id="2"), message(6, "tulips"))
-    bury(settings, contracts, 2)
+    dead_letter_records(settings, contracts, 2)
     cli(settings, "forget", "--user", "2", "--yes", "--no-wait")
     erased = knowledge.archive.removals.erasures().covers_event
     for force in (False, True):

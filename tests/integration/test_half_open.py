@@ -20,7 +20,7 @@ from rtfm.knowledge.archive.database import Database
 from rtfm.knowledge.vectors import ChromaVectors, VectorEntry
 from rtfm.settings import Settings
 from tests.chaos.faults import through
-from tests.integration.test_processor import QUESTION, Cli, imported, processor
+from tests.integration.test_processor import QUESTION, Cli, import_guild, processor
 from tests.network import Link, Proxy
 from tests.streams import eventually
 
@@ -73,7 +73,7 @@ def test_a_statement_whose_answer_never_comes_is_given_up(settings: Settings, po
 
 
 @pytest.mark.timeout(60, func_only=True)
-def test_a_transaction_whose_client_is_gone_unseen_does_not_keep_its_locks(settings: Settings, postgres: Proxy) -> None:
+def test_a_transaction_of_a_vanished_client_releases_its_locks(settings: Settings, postgres: Proxy) -> None:
     """PostgreSQL ends the transaction of a client that vanished, so that its locks are released.
 
     By default PostgreSQL would wait two hours for the client.
@@ -165,7 +165,7 @@ def test_a_processor_whose_connections_die_unseen_names_the_service_and_goes_on_
     First the old connections are dead and new ones are silent. Then new connections work, and the old ones stay dead.
     """
     with behind_a_proxy(settings, service) as (proxy, ours), processor(ours) as running:
-        imported(settings, cli, tmp_path)
+        import_guild(settings, cli, tmp_path)
         eventually(lambda: running.get("/readyz")[0] == 200)
         proxy.abandon()
         proxy.cut()

@@ -241,7 +241,7 @@ def test_a_deletion_elsewhere_is_refused_and_one_without_a_guild_is_not(knowledg
     assert knowledge.archive.counts()["deleted"] == 2
 
 
-def test_two_workers_with_one_message_in_two_channels_store_it_once(knowledge: Knowledge) -> None:
+def test_two_processors_with_one_message_in_two_channels_store_it_once(knowledge: Knowledge) -> None:
     """If two processors store one message in two channels at once, the second write is refused."""
     first, second = message(1, "tulips"), message(1, "roses", channel_id="201")
     writing = knowledge.archive.writing
@@ -322,7 +322,7 @@ def test_an_outage_of_postgresql_is_no_failure_of_the_event(bare_settings: Setti
         ingest(knowledge, *TALK)
 
 
-def test_what_was_erased_is_not_taken_again(knowledge: Knowledge, bare_settings: Settings) -> None:
+def test_erased_messages_are_not_stored_again(knowledge: Knowledge, bare_settings: Settings) -> None:
     """Records of erased messages are ignored, and later messages of the same person are stored."""
     with psycopg.connect(bare_settings.database_url) as connection:
         connection.execute(f"INSERT INTO erasures VALUES ('user', '2', {START + 150_000})")  # noqa: S608 - a number
@@ -347,7 +347,7 @@ def test_chroma_holds_its_collection_under_the_prefix(knowledge: Knowledge, bare
     assert knowledge.vectors.counts() == {f"{bare_settings.kafka_topic_prefix}rtfm-{GUILD}": 5}
 
 
-def test_a_collection_that_was_removed_behind_our_back_is_an_outage_once(
+def test_a_collection_that_another_program_removed_is_created_again(
     knowledge: Knowledge, bare_settings: Settings
 ) -> None:
     """If another program removed a collection, one attempt raises Unavailable, and the next creates it again."""

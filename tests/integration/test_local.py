@@ -266,7 +266,7 @@ def test_a_home_that_cannot_be_made_is_a_config_error(tmp_path: Path) -> None:
         LocalStack(tmp_path / "home").up(["chroma"])
 
 
-def test_a_service_that_dies_at_its_start_says_why_and_where_its_log_is(home: Path) -> None:
+def test_a_service_that_ends_at_its_start_says_why_and_where_its_log_is(home: Path) -> None:
     """If PostgreSQL ends at its start, one line has PostgreSQL's own reason and the path of its log.
 
     Once its configuration is fixed, it starts.
@@ -330,7 +330,7 @@ def test_down_does_not_stop_a_process_that_reuses_a_services_pid(home: Path) -> 
         bystander.communicate(b"\n")
 
 
-def test_a_service_that_the_stack_lost_sight_of_is_not_started_a_second_time(home: Path) -> None:
+def test_a_running_service_without_a_state_file_is_not_started_twice(home: Path) -> None:
     """If run/ is lost while a service runs, the next start fails and names the running process.
 
     Two servers would corrupt the data folder.

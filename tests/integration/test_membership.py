@@ -51,7 +51,7 @@ def commits(settings: Settings, contracts: Contracts) -> Iterator[Commits]:
     made.close()
 
 
-def test_a_worker_without_a_place_in_the_group_waits_with_its_commit(settings: Settings, commits: Commits) -> None:
+def test_a_processor_outside_the_group_delays_its_commit(settings: Settings, commits: Commits) -> None:
     """A processor that is not a member of the group delays its commit.
 
     A commit would fail until the group has answered, and retrying at once would be a busy loop.
@@ -69,7 +69,7 @@ def test_a_worker_without_a_place_in_the_group_waits_with_its_commit(settings: S
     assert len(commits) == FULL_RECORDS
 
 
-def test_a_worker_that_joins_again_ends_if_its_name_was_taken(settings: Settings) -> None:
+def test_a_processor_that_rejoins_ends_if_its_name_was_taken(settings: Settings) -> None:
     """A processor that joins again ends if another process uses its name.
 
     It learns this from the commit on leaving the group. If it continued, both would fence each other forever.

@@ -11,7 +11,7 @@ from rtfm.events import Audience, BotQuery, BotResponse, Outcome, OutcomeReason,
 from rtfm.settings import Settings
 from tests.fakes import gemini as fake
 from tests.fakes.gemini import Behaviour, FakeGemini
-from tests.integration.test_processor import QUESTION, Cli, imported, processor
+from tests.integration.test_processor import QUESTION, Cli, import_guild, processor
 from tests.streams import dead_letters, eventually, produce, records
 
 PROBE_INTERVAL_S = 2.0
@@ -62,7 +62,7 @@ def test_a_model_that_is_down_costs_no_answer_and_gets_one_probe_an_interval(
             "BREAKER_PROBE_INTERVAL_S": str(PROBE_INTERVAL_S),
         }
         with processor(settings, **environment) as running:
-            imported(settings, cli, tmp_path)
+            import_guild(settings, cli, tmp_path)
             began = time.monotonic()
             for start in (0, 50, 100):
                 produce(settings, contracts, "bot-queries", *questions(20_000 + start, 50))

@@ -45,7 +45,7 @@ def header(record: Record, name: str) -> str:
     return (record.header(name) or b"").decode()
 
 
-def test_whatever_does_not_decode_is_one_dead_letter_and_the_next_record_is_handled(
+def test_a_record_that_does_not_decode_is_one_dead_letter_and_the_next_one_is_handled(
     settings: Settings, contracts: Contracts
 ) -> None:
     """A record that cannot be decoded becomes one dead letter, and the next record is handled.
@@ -67,10 +67,10 @@ def test_whatever_does_not_decode_is_one_dead_letter_and_the_next_record_is_hand
     for value in poison:
         produce_raw(settings, MESSAGES, value)
     produce(settings, contracts, MESSAGES, build_message(7))
-    noting = RecordingHandler()
-    with running(settings, contracts, noting):
+    recorder = RecordingHandler()
+    with running(settings, contracts, recorder):
         eventually(lambda: committed(settings) == len(poison) + 1)
-    assert noting.ids == ["7"]
+    assert recorder.ids == ["7"]
     letters = dead_letters(settings, contracts)
     assert [letter.value for letter in letters] == poison
     assert {header(letter, "__connect.errors.stage") for letter in letters} == {"DECODE"}
@@ -130,7 +130,7 @@ def test_a_defect_of_the_handler_ends_the_service_and_skips_nothing(settings: Se
     assert dead_letters(settings, contracts) == []
 
 
-def test_what_is_down_for_everyone_pauses_and_then_everything_is_handled_in_order(
+def test_an_outage_of_a_dependency_pauses_the_pipeline_and_skips_nothing(
     settings: Settings, contracts: Contracts
 ) -> None:
     """While a dependency is down the pipeline is not ready and names it, and then handles every record in order.
@@ -138,13 +138,13 @@ def test_what_is_down_for_everyone_pauses_and_then_everything_is_handled_in_orde
     No record becomes a dead letter or is skipped.
     """
     produce(settings, contracts, MESSAGES, *(build_message(n) for n in range(1, 4)))
-    back, health, noting, tries = threading.Event(), Health(), RecordingHandler(), []
+    back, health, recorder, tries = threading.Event(), Health(), RecordingHandler(), []
 
     def handler(batch: Sequence[Record]) -> list[Output]:
         tries.append(len(batch))
         if not back.is_set():
             raise Unavailable("archive", "the archive does not answer")
-        return noting(batch)
+        return recorder(batch)
 
     with running(settings, contracts, handler, batch_size=500, health=health):
         eventually(lambda: len(tries) > 2)
@@ -154,7 +154,7 @@ def test_what_is_down_for_everyone_pauses_and_then_everything_is_handled_in_orde
         back.set()
         eventually(lambda: committed(settings) == 4)
         assert eventually(lambda: health.readiness() == {})
-    assert noting.ids == ["1", "2", "3", "4"]
+    assert recorder.ids == ["1", "2", "3", "4"]
     assert dead_letters(settings, contracts) == []
 
 
@@ -185,13 +185,13 @@ def test_a_registry_that_is_down_makes_no_dead_letters(settings: Settings, contr
     produce(settings, contracts, MESSAGES, build_message(1), build_message(2))
     registry = _Registry(settings.schema_registry_url)
     elsewhere = evolve(settings, schema_registry_url=registry.url, home=settings.home / "other")
-    health, noting = Health(), RecordingHandler()
-    with running(elsewhere, open_contracts(elsewhere), noting, health=health):
+    health, recorder = Health(), RecordingHandler()
+    with running(elsewhere, open_contracts(elsewhere), recorder, health=health):
         eventually(lambda: health.readiness() == {GROUP: "waiting for schema registry"})
         registry.up.set()
         eventually(lambda: committed(settings) == 2)
     registry.server.shutdown()
-    assert noting.ids == ["1", "2"]
+    assert recorder.ids == ["1", "2"]
     assert dead_letters(settings, contracts) == []
 
 
@@ -202,9 +202,9 @@ def test_an_output_that_no_broker_takes_holds_back_its_offset(settings: Settings
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
     admin.delete_topics([name])[name].result(20)
     produce(settings, contracts, QUERIES, build_query(1))
-    noting = RecordingHandler(lambda record: [Output(topic=RESPONSES, event=build_response(record.event))])
+    recorder = RecordingHandler(lambda record: [Output(topic=RESPONSES, event=build_response(record.event))])
     health = Health()
-    with running(hasty, contracts, noting, topic=QUERIES, health=health):
+    with running(hasty, contracts, recorder, topic=QUERIES, health=health):
         eventually(lambda: health.readiness() == {GROUP: "waiting for kafka"})
         assert committed(settings, QUERIES) == 0
         topics = TopicAdmin(settings, contracts.catalogue)
@@ -240,7 +240,7 @@ def test_records_of_one_key_are_handled_one_after_another_and_of_others_meanwhil
 ) -> None:
     """A slow record delays only later records of its key, not other keys of its partition."""
     others = [build_query(n) for n in range(1, 30)]
-    slow_down, noting = threading.Event(), RecordingHandler()
+    slow_down, recorder = threading.Event(), RecordingHandler()
     produce(settings, contracts, QUERIES, build_query(0), build_query(0, "again"), *others)
     order: list[str] = []
 
@@ -250,16 +250,16 @@ def test_records_of_one_key_are_handled_one_after_another_and_of_others_meanwhil
             order.append(f"+{record.event.question}")
             assert slow_down.wait(60)
             order.append(f"-{record.event.question}")
-        return noting(batch)
+        return recorder(batch)
 
     with running(settings, contracts, handler, topic=QUERIES, concurrency=8):
-        eventually(lambda: len(noting.ids) == len(others))
+        eventually(lambda: len(recorder.ids) == len(others))
         slow_down.set()
         eventually(lambda: committed(settings, QUERIES) == len(others) + 2)
     assert order == ["+how?", "-how?", "+again", "-again"]
 
 
-def test_a_second_worker_takes_its_share_and_nothing_is_left_out(settings: Settings, contracts: Contracts) -> None:
+def test_a_second_processor_takes_its_share_and_nothing_is_left_out(settings: Settings, contracts: Contracts) -> None:
     """Partitions move to a second processor and back, no record is left out, and each channel stays in order."""
     first, second, numbers = RecordingHandler(), RecordingHandler(), count(1000)
 
@@ -291,10 +291,10 @@ def test_records_that_retention_removed_unread_are_counted(settings: Settings, c
     gone = TopicPartition(f"{settings.kafka_topic_prefix}{MESSAGES}", partition, 14)
     admin.delete_records([gone])[gone].result(20)
     before = LOST_RECORDS.labels(MESSAGES, GROUP)._value.get()
-    noting = RecordingHandler()
-    with running(settings, contracts, noting):
+    recorder = RecordingHandler()
+    with running(settings, contracts, recorder):
         eventually(lambda: committed(settings) == 20)
-    assert noting.ids == [str(n) for n in range(14, 20)]
+    assert recorder.ids == [str(n) for n in range(14, 20)]
     assert LOST_RECORDS.labels(MESSAGES, GROUP)._value.get() - before == 4
 
 
@@ -302,8 +302,8 @@ def test_an_output_continues_the_trace_of_its_record(settings: Settings, contrac
     """An output has the trace of the record that it comes from, so that a question and its answer share a trace."""
     trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
     produce(settings, contracts, QUERIES, build_query(1), headers={"traceparent": trace})
-    noting = RecordingHandler(lambda record: [Output(topic=RESPONSES, event=build_response(record.event))])
-    with running(settings, contracts, noting, topic=QUERIES, concurrency=2):
+    recorder = RecordingHandler(lambda record: [Output(topic=RESPONSES, event=build_response(record.event))])
+    with running(settings, contracts, recorder, topic=QUERIES, concurrency=2):
         eventually(lambda: committed(settings, QUERIES) == 1)
     (response,) = records(settings, contracts, RESPONSES)
     given = header(response, "traceparent").split("-")
@@ -311,7 +311,7 @@ def test_an_output_continues_the_trace_of_its_record(settings: Settings, contrac
     assert given[2] != "b" * 16
 
 
-def test_a_topic_that_is_not_there_is_the_operators_to_make(
+def test_a_missing_topic_ends_the_pipeline_with_the_fix(
     bare_settings: Settings, settings: Settings, contracts: Contracts
 ) -> None:
     """If a topic does not exist, the pipeline ends with an error that names the command to create it."""
@@ -320,7 +320,7 @@ def test_a_topic_that_is_not_there_is_the_operators_to_make(
         eventually(lambda: not thread.is_alive())
 
 
-def test_a_handler_that_is_still_loading_keeps_the_pipeline_out_of_the_group_but_not_from_its_name(
+def test_a_pipeline_whose_handler_still_loads_fences_its_predecessor_and_stays_out_of_the_group(
     settings: Settings, contracts: Contracts
 ) -> None:
     """A pipeline whose handler still loads stays outside its group, but already fences a predecessor of its name.
@@ -332,7 +332,7 @@ def test_a_handler_that_is_still_loading_keeps_the_pipeline_out_of_the_group_but
     predecessor: Any = Producer({**servers, "transactional.id": name, "transaction.timeout.ms": 600_000})
     predecessor.init_transactions(30)
     produce(settings, contracts, MESSAGES, build_message(1))
-    handler, noting = Future[Handler](), RecordingHandler()
+    handler, recorder = Future[Handler](), RecordingHandler()
 
     def is_ended() -> bool:
         try:
@@ -346,9 +346,9 @@ def test_a_handler_that_is_still_loading_keeps_the_pipeline_out_of_the_group_but
     with running(settings, contracts, handler):
         eventually(is_ended)
         assert GroupProgress(settings, GROUP).count_members() == 0
-        assert noting.batches == []
-        handler.set_result(noting)
-        eventually(lambda: noting.ids == ["1"])
+        assert recorder.batches == []
+        handler.set_result(recorder)
+        eventually(lambda: recorder.ids == ["1"])
     health = Health()
     with running(settings, contracts, Future[Handler](), health=health):
         eventually(lambda: health.find_stalled(-1))  # the pipeline's loop runs

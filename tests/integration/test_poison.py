@@ -57,10 +57,10 @@ def test_each_of_fourteen_poisons_is_one_dead_letter_and_the_next_record_is_hand
     for number, (value, headers) in enumerate(kinds.values()):
         produce_raw(settings, MESSAGES, value, headers=headers)
         produce_raw(settings, MESSAGES, contracts.encode(MESSAGES, build_message(number)))
-    noting = RecordingHandler()
-    with running(without_limits(settings), contracts, noting):
+    recorder = RecordingHandler()
+    with running(without_limits(settings), contracts, recorder):
         eventually(lambda: committed(settings) == 2 * len(kinds))
-    assert noting.ids == [str(number) for number in range(len(kinds))]
+    assert recorder.ids == [str(number) for number in range(len(kinds))]
     letters = dead_letters(settings, contracts)
     assert [letter.value for letter in letters] == [value for value, _ in kinds.values()]
 
@@ -72,9 +72,9 @@ def test_poison_among_a_megabyte_of_text_is_read_or_refused_whole(settings: Sett
     value = contracts.encode(MESSAGES, long)
     produce_raw(settings, MESSAGES, value[:-1])
     produce_raw(settings, MESSAGES, value)
-    noting = RecordingHandler()
-    with running(settings, contracts, noting):
+    recorder = RecordingHandler()
+    with running(settings, contracts, recorder):
         eventually(lambda: committed(settings) == 2)
-    (record,) = [record for batch in noting.batches for record in batch]
+    (record,) = [record for batch in recorder.batches for record in batch]
     assert record.event == long
     assert len(dead_letters(settings, contracts)) == 1

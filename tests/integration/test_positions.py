@@ -76,26 +76,26 @@ def test_a_partition_that_was_left_full_is_read_again(settings: Settings, contra
     produce(settings, contracts, MESSAGES, *(build_message(n) for n in range(count + 10)))
     left = range(0, count, 2)
     commit_position(settings, MESSAGES, partition_of(settings, contracts, MESSAGES), 0, encode_map(left, count))
-    noting = RecordingHandler()
-    with running(settings, contracts, noting):
+    recorder = RecordingHandler()
+    with running(settings, contracts, recorder):
         eventually(lambda: committed(settings) == count + 10)
-    assert noting.ids == [str(n) for n in [*left, *range(count, count + 10)]]
+    assert recorder.ids == [str(n) for n in [*left, *range(count, count + 10)]]
 
 
-def test_metadata_of_another_program_stops_the_worker(settings: Settings, contracts: Contracts) -> None:
+def test_metadata_of_another_program_stops_the_processor(settings: Settings, contracts: Contracts) -> None:
     """Metadata of another program in a position ends the processor.
 
     Ignoring it would repeat finished records or skip unfinished ones.
     """
     produce(settings, contracts, MESSAGES, build_message(1))
     commit_position(settings, MESSAGES, partition_of(settings, contracts, MESSAGES), 0, "somebody else's")
-    noting = RecordingHandler()
+    recorder = RecordingHandler()
     with (
         pytest.raises(ConfigError, match="another program or version"),
-        running(settings, contracts, noting) as thread,
+        running(settings, contracts, recorder) as thread,
     ):
         eventually(lambda: not thread.is_alive())
-    assert noting.ids == []
+    assert recorder.ids == []
 
 
 def test_a_recreated_topic_is_read_from_its_start(settings: Settings, contracts: Contracts) -> None:
@@ -109,10 +109,10 @@ def test_a_recreated_topic_is_read_from_its_start(settings: Settings, contracts:
     topics.apply(eventually(lambda: [step for step in topics.plan() if step.action == "create"]))
     produce(settings, contracts, MESSAGES, *(build_message(n) for n in range(100, 105)))
     commit_position(settings, MESSAGES, partition, 12, encode_map([12, 14], 18))
-    noting = RecordingHandler()
-    with running(settings, contracts, noting):
+    recorder = RecordingHandler()
+    with running(settings, contracts, recorder):
         eventually(lambda: committed(settings) == 5)
-    assert noting.ids == [str(n) for n in range(100, 105)]
+    assert recorder.ids == [str(n) for n in range(100, 105)]
 
 
 def test_a_stalled_handler_takes_in_no_more_than_is_allowed(settings: Settings, contracts: Contracts) -> None:
@@ -121,20 +121,20 @@ def test_a_stalled_handler_takes_in_no_more_than_is_allowed(settings: Settings, 
     A benchmark measures the memory.
     """
     produce(settings, contracts, QUERIES, *(build_query(n) for n in range(5000)))
-    go_on, noting = threading.Event(), RecordingHandler()
+    go_on, recorder = threading.Event(), RecordingHandler()
     INFLIGHT.labels(GROUP).set(0)
     PAUSED_PARTITIONS.labels(GROUP).set(0)
 
     def stalled(batch: Sequence[Record]) -> list[Output]:
         assert go_on.wait(60)
-        return noting(batch)
+        return recorder(batch)
 
     with running(settings, contracts, stalled, topic=QUERIES, concurrency=4):
         eventually(lambda: PAUSED_PARTITIONS.labels(GROUP)._value.get() == 3)  # all, so nothing more is fetched
         assert 0 < INFLIGHT.labels(GROUP)._value.get() <= 3 * (HIGH_WATER + POLL_RECORDS)
         go_on.set()
         eventually(lambda: committed(settings, QUERIES) == 5000)
-    assert len(noting.ids) == len(set(noting.ids)) == 5000
+    assert len(recorder.ids) == len(set(recorder.ids)) == 5000
 
 
 def test_a_normal_load_pauses_nothing(settings: Settings, contracts: Contracts) -> None:
@@ -149,16 +149,16 @@ def test_a_normal_load_pauses_nothing(settings: Settings, contracts: Contracts) 
         assert PAUSES.labels(GROUP)._value.get() == before
 
 
-def test_lag_and_counts_are_true(settings: Settings, contracts: Contracts) -> None:
+def test_lag_and_counts_are_correct(settings: Settings, contracts: Contracts) -> None:
     """R30: The lag of each partition is the end of its log minus the position, and the metrics count every record."""
-    go_on, noting, health = threading.Event(), RecordingHandler(), Health(max_gap_s=5)
+    go_on, recorder, health = threading.Event(), RecordingHandler(), Health(max_gap_s=5)
     consumed = CONSUMED.labels(QUERIES, GROUP)._value.get()
 
     def held(batch: Sequence[Record]) -> list[Output]:
         if batch[0].event.query_id != "c0":
-            return noting(batch)
+            return recorder(batch)
         assert go_on.wait(60)
-        return noting(batch)
+        return recorder(batch)
 
     def lag() -> dict[int, float]:
         return lag_of(settings, QUERIES)
@@ -176,7 +176,7 @@ def test_lag_and_counts_are_true(settings: Settings, contracts: Contracts) -> No
 
     produce(settings, contracts, QUERIES, *(build_query(n) for n in range(90)))
     with running(settings, contracts, held, topic=QUERIES, concurrency=4, health=health):
-        eventually(lambda: len(noting.ids) == 89)
+        eventually(lambda: len(recorder.ids) == 89)
         eventually(lambda: sum(tool_lag().values()) > 0 and lag() == tool_lag())
         assert health.liveness() == {}
         go_on.set()
@@ -185,12 +185,12 @@ def test_lag_and_counts_are_true(settings: Settings, contracts: Contracts) -> No
     assert lag() == {}
 
 
-def test_the_markers_of_transactions_are_no_lag(settings: Settings, contracts: Contracts) -> None:
+def test_the_markers_of_transactions_do_not_count_as_lag(settings: Settings, contracts: Contracts) -> None:
     """R30: Transaction markers count as lag neither in our metric nor in Kafka's tools.
 
     The group commits the end of the log.
     """
-    transactions, noting = Transactions(KafkaConfig.of(settings), "writer"), RecordingHandler()
+    transactions, recorder = Transactions(KafkaConfig.of(settings), "writer"), RecordingHandler()
     transactions.open()
     for number in range(3):
         event = build_query(number)
@@ -199,14 +199,14 @@ def test_the_markers_of_transactions_are_no_lag(settings: Settings, contracts: C
         )
     transactions.close()
     assert produced(settings, contracts, QUERIES) == 6
-    with running(settings, contracts, noting, topic=QUERIES):
+    with running(settings, contracts, recorder, topic=QUERIES):
         eventually(lambda: committed(settings, QUERIES) == 6)
         eventually(lambda: sum(lag_of(settings, QUERIES).values()) == 0 and lag_of(settings, QUERIES))
-    assert len(noting.ids) == 3
-    with running(settings, contracts, noting, topic=QUERIES):
+    assert len(recorder.ids) == 3
+    with running(settings, contracts, recorder, topic=QUERIES):
         produce(settings, contracts, QUERIES, build_query(3))
         eventually(lambda: committed(settings, QUERIES) == 7)
-    assert sorted(noting.ids) == ["c0", "c1", "c2", "c3"]
+    assert sorted(recorder.ids) == ["c0", "c1", "c2", "c3"]
 
 
 def test_a_spare_member_is_healthy_and_one_outside_the_group_is_not(settings: Settings, contracts: Contracts) -> None:
@@ -276,10 +276,10 @@ def test_a_member_that_joins_takes_its_share_in_both_protocols(
     ours = evolve(settings, kafka_group_protocol=protocol, kafka_static_membership=False)
     first, second = RecordingHandler(), RecordingHandler()
 
-    def slowly(noting: RecordingHandler) -> Any:
+    def slowly(recorder: RecordingHandler) -> Any:
         def handle(batch: Sequence[Record]) -> list[Output]:
             time.sleep(0.005)
-            noting(batch)
+            recorder(batch)
             return [Output(topic=RESPONSES, event=build_response(batch[0].event))]
 
         return handle

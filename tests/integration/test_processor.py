@@ -78,7 +78,7 @@ def processor(settings: Settings, *arguments: str, **environment: str) -> Iterat
         process.wait(30)
 
 
-def imported(settings: Settings, cli: Cli, folder: Path) -> None:
+def import_guild(settings: Settings, cli: Cli, folder: Path) -> None:
     """Import a guild with one answered question."""
     document = {
         "guild": {"id": "100", "name": "Guild"},
@@ -178,7 +178,7 @@ def test_a_second_signal_does_not_wait(settings: Settings, silent: socket.socket
 def test_a_question_goes_through_kafka_and_comes_back_answered(settings: Settings, cli: Cli, tmp_path: Path) -> None:
     """A question without a model goes through import, `ask`, `status`, metrics and a clean stop."""
     with processor(settings) as running:
-        imported(settings, cli, tmp_path)
+        import_guild(settings, cli, tmp_path)
         eventually(lambda: running.get("/readyz")[0] == 200)
         answer = json.loads(cli(settings, "ask", "--json", QUESTION).stdout)
         assert answer["outcome"] == "EXTRACTED"
@@ -224,7 +224,7 @@ def test_a_question_is_answered_by_the_model_where_there_is_a_key(settings: Sett
     with FakeGemini() as gemini:
         environment = {"GEMINI_API_KEY": fake.KEY, "GEMINI_API_ENDPOINT": gemini.address}
         with processor(settings, **environment) as running:
-            imported(settings, cli, tmp_path)
+            import_guild(settings, cli, tmp_path)
             answer = json.loads(cli(settings, "ask", "--json", QUESTION).stdout)
             assert running.stop() == 0
     assert answer["outcome"] == "ANSWERED"
@@ -244,7 +244,7 @@ def test_work_that_outlasts_the_time_for_stopping_is_done_at_the_next_start(
         gemini.faults = [fake.slow(60)]
         environment = {"GEMINI_API_KEY": fake.KEY, "GEMINI_API_ENDPOINT": gemini.address, "SHUTDOWN_GRACE_S": "1"}
         with processor(settings, GEMINI_TIMEOUT_S="60", **environment) as running:
-            imported(settings, cli, tmp_path)
+            import_guild(settings, cli, tmp_path)
             assert cli(settings, "ask", "--timeout", "3", QUESTION, check=False).returncode == 3
             eventually(lambda: gemini.requests)
             assert running.stop() == 1
@@ -271,7 +271,7 @@ def test_a_second_signal_drops_unfinished_records_and_none_is_visible(
             "SHUTDOWN_GRACE_S": "120",
         }
         with processor(settings, **environment) as running:
-            imported(settings, cli, tmp_path)
+            import_guild(settings, cli, tmp_path)
             assert cli(settings, "ask", "--timeout", "3", QUESTION, check=False).returncode == 3
             eventually(lambda: gemini.requests)
             running.process.send_signal(signal.SIGTERM)
@@ -294,7 +294,7 @@ def test_a_question_asked_before_the_processor_starts_is_answered_when_it_does(
     `ask` exits with 3, and says what to do.
     """
     with processor(settings, "--only", "ingest") as running:
-        imported(settings, cli, tmp_path)
+        import_guild(settings, cli, tmp_path)
         done = cli(settings, "ask", "--timeout", "2", QUESTION, check=False)
         assert done.returncode == 3
         assert "no answer within 2 s" in done.stderr
@@ -335,7 +335,7 @@ def test_an_invalid_question_is_a_usage_error(
     assert expected in done.stderr
 
 
-def test_commands_say_that_kafka_is_not_there(settings: Settings, cli: Cli) -> None:
+def test_commands_say_that_kafka_is_unreachable(settings: Settings, cli: Cli) -> None:
     """If Kafka is unreachable, commands exit with 3 within seconds, and `status` shows the other services."""
     away = evolve(settings, kafka_bootstrap_servers="127.0.0.1:9")
     asked = cli(away, "ask", QUESTION, check=False)

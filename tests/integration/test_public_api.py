@@ -74,7 +74,7 @@ def test_the_writer_of_the_docs_is_read_back(settings: Settings, tmp_path: Path)
     assert record.event.content == "tide tables are in the wiki"
 
 
-def test_a_record_that_could_not_be_read_for_want_of_the_registry_comes_again(settings: Settings) -> None:
+def test_a_record_that_could_not_be_decoded_is_returned_again(settings: Settings) -> None:
     """A record that could not be decoded while the registry was down is returned again.
 
     A program that catches Unavailable and continues loses nothing.

@@ -43,7 +43,7 @@ def test_a_worse_ranker_falls_below_the_baseline(bare_settings: Settings, ranker
     assert bool(fallen) == (ranker is Worse), fallen
 
 
-def test_a_point_is_forgiven_and_more_is_not() -> None:
+def test_a_drop_of_a_hundredth_is_tolerated_and_more_is_not() -> None:
     """A figure may be 0.01 below its baseline, but not more.
 
     Corpora and figures without a baseline cannot fall below it.

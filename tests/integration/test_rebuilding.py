@@ -65,18 +65,18 @@ def start_again(settings: Settings, knowledge: Knowledge) -> None:
     empty(settings)
 
 
-def rebuild_and_stay(settings: Settings, begun: Event) -> None:
+def rebuild_and_stop_halfway(settings: Settings, begun: Event) -> None:
     """Rebuild in a separate process that stops in the middle, until it is killed."""
 
-    def stay(what: str, done: int, total: int) -> None:
+    def stop_for_the_kill(what: str, done: int, total: int) -> None:
         begun.set()
         time.sleep(600)
 
     knowledge = knowledge_of(settings, WordEmbedding())
-    rebuild(knowledge, plan(knowledge, GUILD, force=True), progress=stay)
+    rebuild(knowledge, plan(knowledge, GUILD, force=True), progress=stop_for_the_kill)
 
 
-def patiently(work: Callable[[], object]) -> None:
+def retry_until_released(work: Callable[[], object]) -> None:
     """Call ``work`` again until PostgreSQL has noticed that the other process is gone."""
     while True:
         try:
@@ -86,7 +86,7 @@ def patiently(work: Callable[[], object]) -> None:
             time.sleep(0.05)
 
 
-def rebuilt(knowledge: Knowledge, **options: Any) -> RebuildPlan:
+def run_rebuild(knowledge: Knowledge, **options: Any) -> RebuildPlan:
     todo = plan(knowledge, GUILD, **options)
     rebuild(knowledge, todo)
     return todo
@@ -97,7 +97,7 @@ def entries_in_use(knowledge: Knowledge) -> set[str]:
     return knowledge.vectors.entry_ids(GUILD, generation=generation)
 
 
-def whole(knowledge: Knowledge) -> bool:
+def is_complete(knowledge: Knowledge) -> bool:
     """Return whether Chroma has exactly the archive's entries, in one collection."""
     held = knowledge.archive.collections.entry_ids(GUILD)
     return entries_in_use(knowledge) == held and len(knowledge.vectors.generations(GUILD)) == 1
@@ -115,7 +115,7 @@ def test_a_lost_collection_is_made_again_without_embedding(knowledge: Knowledge)
     assert knowledge.vectors.generations(GUILD) == []
     rebuild(knowledge, todo)
     assert knowledge.embedding.calls == []
-    assert whole(knowledge)
+    assert is_complete(knowledge)
     assert found(knowledge) == before
     assert plan(knowledge, GUILD).work == "nothing"
 
@@ -125,11 +125,11 @@ def test_a_rebuild_removes_stale_entries(knowledge: Knowledge) -> None:
     ingest(knowledge, *TALK)
     vector = WordEmbedding().embed(["stray"])[0]
     knowledge.vectors.upsert(GUILD, [VectorEntry(entry_id="m99", passage_id="99", vector=vector)])
-    assert rebuilt(knowledge).superfluous == 1
-    assert whole(knowledge)
+    assert run_rebuild(knowledge).superfluous == 1
+    assert is_complete(knowledge)
 
 
-def test_a_model_that_came_after_the_texts_gives_them_vectors(bare_settings: Settings, knowledge: Knowledge) -> None:
+def test_a_model_that_is_added_later_gives_old_texts_vectors(bare_settings: Settings, knowledge: Knowledge) -> None:
     """If a model is added later, search stays lexical and asks for a rebuild, which gives all texts vectors.
 
     The result is the same as if the model had been there from the start.
@@ -147,7 +147,7 @@ def test_a_model_that_came_after_the_texts_gives_them_vectors(bare_settings: Set
     assert (todo.work, todo.without_vectors) == ("embed", 6)
     ingest(knowledge, deletion(9))
     rebuild(knowledge, plan(knowledge, GUILD))
-    assert whole(knowledge)
+    assert is_complete(knowledge)
     assert found(knowledge) == expected
     assert [row for row in dump(bare_settings) if "1009" not in str(row)] == rows
 
@@ -169,7 +169,7 @@ def test_another_model_asks_for_a_rebuild_and_search_goes_by_words_meanwhile(kno
         assert todo.work == "embed"
         assert model.name in todo.why
         rebuild(changed, todo)
-        assert whole(changed)
+        assert is_complete(changed)
         assert plan(changed, GUILD).work == "nothing"
         assert found(changed)[1][0][0] == "1002"
         result = changed.retriever.search(
@@ -191,7 +191,7 @@ def test_other_rules_make_the_conversations_again(knowledge: Knowledge, bare_set
     todo = plan(knowledge, GUILD)
     assert (todo.work, "older" in todo.why) == ("link", True)
     rebuild(knowledge, todo)
-    assert whole(knowledge)
+    assert is_complete(knowledge)
     assert found(knowledge) == results
     assert [row for row in dump(bare_settings) if "1003" not in str(row)] == [
         row for row in expected if "1003" not in str(row)
@@ -228,7 +228,7 @@ def test_what_happens_during_a_rebuild_is_in_the_new_collection(knowledge: Knowl
 
     rebuild(knowledge, todo, progress=meanwhile)
     assert happened
-    assert whole(knowledge)
+    assert is_complete(knowledge)
     assert not {"p1002", "m1002"} & entries_in_use(knowledge)
     stored = knowledge.archive.writing.messages(["1011", "1002", "1004", "1012"])
     assert stored["1002"].deleted
@@ -284,7 +284,7 @@ def test_ingest_and_searches_at_full_speed_lose_nothing_to_rebuilds(knowledge: K
         thread.start()
     try:
         for _ in range(2):
-            rebuilt(knowledge, force=True)
+            run_rebuild(knowledge, force=True)
             until = len(said) + 4
             while len(said) < until and not errors:
                 stop.wait(0.01)
@@ -293,7 +293,7 @@ def test_ingest_and_searches_at_full_speed_lose_nothing_to_rebuilds(knowledge: K
         for thread in threads:
             thread.join()
     assert errors == []
-    assert whole(knowledge)
+    assert is_complete(knowledge)
     stored = knowledge.archive.writing.messages(said)
     assert all(stored[one].deleted or stored[one].passage_id for one in said)
 
@@ -309,7 +309,7 @@ def test_a_rebuild_that_is_killed_leaves_the_old_collection_in_use(
     before, rows = found(knowledge), dump(bare_settings)
     spawn = multiprocessing.get_context("spawn")
     begun = spawn.Event()
-    process = spawn.Process(target=rebuild_and_stay, args=(bare_settings, begun))
+    process = spawn.Process(target=rebuild_and_stop_halfway, args=(bare_settings, begun))
     process.start()
     assert begun.wait(120)
     with pytest.raises(ConfigError, match="being rebuilt already"):
@@ -320,8 +320,8 @@ def test_a_rebuild_that_is_killed_leaves_the_old_collection_in_use(
     assert found(knowledge) == before
     assert dump(bare_settings) == rows
     ingest(knowledge, message(30, "late tulips", author_id="9"), deletion(4))
-    patiently(lambda: rebuilt(knowledge, force=True))
-    assert whole(knowledge)
+    retry_until_released(lambda: run_rebuild(knowledge, force=True))
+    assert is_complete(knowledge)
     assert knowledge.vectors.generations(GUILD) == [1]
 
 
@@ -349,7 +349,7 @@ def test_only_the_holder_of_the_lock_switches_collections(
             " FOR EACH ROW EXECUTE FUNCTION only_alone()"
         )
     rebuild(knowledge, todo)
-    assert whole(knowledge)
+    assert is_complete(knowledge)
 
 
 def test_the_commands_say_what_is_due_and_do_it(knowledge: Knowledge, bare_settings: Settings, cli: Cli) -> None:
@@ -367,7 +367,7 @@ def test_the_commands_say_what_is_due_and_do_it(knowledge: Knowledge, bare_setti
     assert (done["changes"], done["items"][0]["work"]) == (entries, "copy")
     assert cli(bare_settings, "rebuild").stdout.endswith("0 changes\n")
     assert _vectors_as_doctor_sees_them(bare_settings, cli)["state"] == "ok"
-    assert whole(knowledge)
+    assert is_complete(knowledge)
 
 
 def _vectors_as_doctor_sees_them(settings: Settings, cli: Cli) -> dict[str, str]:
@@ -375,7 +375,7 @@ def _vectors_as_doctor_sees_them(settings: Settings, cli: Cli) -> dict[str, str]
     return next(finding for finding in findings if finding["check"] == "vectors")
 
 
-def test_no_order_and_no_replay_undoes_what_is_newer(knowledge: Knowledge) -> None:
+def test_neither_order_nor_replay_undoes_newer_changes(knowledge: Knowledge) -> None:
     """After changes of twelve messages in any order and with repetitions, the newest state stays."""
     rng = random.Random(11)
     events: list[DiscordMessage] = []

@@ -60,7 +60,7 @@ def thread(number: int, rng: random.Random) -> list[DiscordMessage]:
 
 
 @attrs.frozen
-class Kept:
+class ScannedPassage:
     """A passage as the full scan reads it."""
 
     channel_id: str
@@ -68,7 +68,7 @@ class Kept:
     vectors: PassageVectors
 
 
-def everything(settings: Settings) -> list[Kept]:
+def everything(settings: Settings) -> list[ScannedPassage]:
     """Return all passages of the archive, read without retrieval."""
     with psycopg.connect(settings.database_url) as connection, connection.cursor(binary=True) as cursor:
         passages = cursor.execute(
@@ -80,7 +80,7 @@ def everything(settings: Settings) -> list[Kept]:
         ):
             messages.setdefault(passage_id, []).append((author_id, vector))
     return [
-        Kept(
+        ScannedPassage(
             channel_id,
             Candidate(
                 passage_id=passage_id,
@@ -99,7 +99,7 @@ def everything(settings: Settings) -> list[Kept]:
     ]
 
 
-def scan(kept: Sequence[Kept], question: str, vector: Vectors | None, visible: set[str]) -> list[float]:
+def scan(kept: Sequence[ScannedPassage], question: str, vector: Vectors | None, visible: set[str]) -> list[float]:
     """Return the scores of the five best passages."""
     words = list(dict.fromkeys(terms(question)))
     frequencies = {word: sum(word in one.candidate.counts for one in kept) for word in words}
@@ -117,7 +117,7 @@ def scan(kept: Sequence[Kept], question: str, vector: Vectors | None, visible: s
     return best[:1] + [score for score in best[1:] if score >= best[0] * TAIL_SHARE]
 
 
-def test_what_is_found_is_what_a_full_scan_finds(knowledge: Knowledge, bare_settings: Settings) -> None:
+def test_search_finds_what_a_full_scan_finds(knowledge: Knowledge, bare_settings: Settings) -> None:
     """Search agrees with a full scan in at least 99 of 100 cases.
 
     The cases have between one and a thousand visible channels, and cover every search path.

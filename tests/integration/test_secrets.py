@@ -54,7 +54,7 @@ def dead_port() -> Iterator[int]:
 
 
 @contextmanager
-def answering(status: int) -> Iterator[int]:
+def server_with_status(status: int) -> Iterator[int]:
     """A server that gives ``status`` as the answer to every request."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -98,7 +98,7 @@ def secret_environment(settings: Settings, port: int) -> dict[str, str]:
     return environment
 
 
-def printed(environment: dict[str, str], commands: tuple[str, ...] = COMMANDS) -> str:
+def output_of(environment: dict[str, str], commands: tuple[str, ...] = COMMANDS) -> str:
     """Return the output of all ``commands``."""
     registry = environment["SCHEMA_REGISTRY_URL"]
     lines = [command.format(registry=registry) for command in commands]
@@ -121,7 +121,7 @@ def database_password(settings: Settings) -> str:
     return found[1] if found else MARK
 
 
-def holds_no_secret(text: str, settings: Settings) -> bool:
+def is_free_of_secrets(text: str, settings: Settings) -> bool:
     """Return whether ``text`` is not empty and contains no secret."""
     password = database_password(settings)
     assert text.strip()
@@ -145,19 +145,19 @@ def test_commands_show_no_secret_whatever_is_down(settings: Settings, down: str)
             scheme = "postgresql" if down == "DATABASE_URL" else "http"
             environment[down] = with_password(f"{scheme}://127.0.0.1:{port}/x", down)
         commands = COMMANDS if down != "KAFKA_BOOTSTRAP_SERVERS" else ("doctor --json", "status", "--debug dlq stats")
-        assert holds_no_secret(printed(environment, commands), settings)
+        assert is_free_of_secrets(output_of(environment, commands), settings)
 
 
 @pytest.mark.parametrize("status", [200, 401, 500])
 def test_commands_show_no_secret_whatever_answers(settings: Settings, status: int) -> None:
     """Commands print no secret if a server answers with a proxy's page, a refusal or an error."""
     settings.home.mkdir(exist_ok=True)
-    with answering(status) as port:
+    with server_with_status(status) as port:
         environment = secret_environment(settings, port)
         for name in ("SCHEMA_REGISTRY_URL", "CHROMA_URL"):
             environment[name] = with_password(f"http://127.0.0.1:{port}/x", name)
         environment["DATABASE_URL"] = with_password(settings.database_url, "DATABASE_URL")  # the password is wrong, too
-        assert holds_no_secret(printed(environment), settings)
+        assert is_free_of_secrets(output_of(environment), settings)
 
 
 def test_malformed_addresses_are_refused_without_their_password(settings: Settings) -> None:
@@ -167,10 +167,10 @@ def test_malformed_addresses_are_refused_without_their_password(settings: Settin
         given = secret_environment(settings, port)
         names = [name for name, value in given.items() if MARK in value and "://" in value]
         texts = [
-            printed(given | {name: "http://anna:geheim/7@host:x"}, ("doctor --json", "--debug status"))
+            output_of(given | {name: "http://anna:geheim/7@host:x"}, ("doctor --json", "--debug status"))
             for name in [*names, "DATABASE_URL"]
         ]
-    assert holds_no_secret("\n".join(texts), settings)
+    assert is_free_of_secrets("\n".join(texts), settings)
     assert "is not an address such as" in texts[0]
 
 
@@ -217,7 +217,7 @@ def test_a_processor_shows_no_secret_while_it_waits(settings: Settings, tmp_path
             eventually(lambda: "waiting to start" in (tmp_path / "log").read_text(), timeout_s=60)
             shown = pages((tmp_path / "log").read_text())
     assert "127.0.0.1" in shown
-    assert holds_no_secret(shown + (tmp_path / "log").read_text(), settings)
+    assert is_free_of_secrets(shown + (tmp_path / "log").read_text(), settings)
 
 
 @pytest.mark.parametrize("status", [None, 401, 500])
@@ -226,7 +226,7 @@ def test_a_bot_shows_no_secret_while_it_waits(settings: Settings, tmp_path: Path
 
     The server is missing, or refuses the bot.
     """
-    port_of = dead_port() if status is None else answering(status)
+    port_of = dead_port() if status is None else server_with_status(status)
     with port_of as port, (tmp_path / "log").open("wb") as log:
         environment = secret_environment(settings, port)
         shown = ""
@@ -237,7 +237,7 @@ def test_a_bot_shows_no_secret_while_it_waits(settings: Settings, tmp_path: Path
             )
             with contextlib.suppress(OSError):
                 shown = pages((tmp_path / "log").read_text())
-    assert holds_no_secret(shown + (tmp_path / "log").read_text(), settings)
+    assert is_free_of_secrets(shown + (tmp_path / "log").read_text(), settings)
 
 
 def test_local_status_shows_no_password(tmp_path: Path) -> None:
@@ -246,5 +246,5 @@ def test_local_status_shows_no_password(tmp_path: Path) -> None:
     entry = f'{{"address": "postgresql://rtfm:{MARK}@localhost:1/rtfm", "port": 1, "pid": {os.getpid()}, "started": 0}}'
     (tmp_path / "run" / "stack.json").write_text(f'{{"services": {{"postgres": {entry}}}}}')
     environment = inherited_environment() | {"RTFM_HOME": str(tmp_path), "SCHEMA_REGISTRY_URL": "http://localhost:1"}
-    text = printed(environment, ("local status", "local status --json"))
+    text = output_of(environment, ("local status", "local status --json"))
     assert MARK not in text

@@ -43,7 +43,7 @@ def contracts(settings: Settings) -> Contracts:
     return open_contracts(settings)
 
 
-def nothing_open(settings: Settings) -> bool:
+def has_no_open_transaction(settings: Settings) -> bool:
     """Return whether no transaction is open in bot-responses."""
     admin: Any = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
     latest: Any = OffsetSpec
@@ -60,7 +60,7 @@ def values(settings: Settings, contracts: Contracts) -> list[bytes | None]:
     return [found.value for found in records(settings, contracts, RESPONSES)]
 
 
-def test_a_transaction_that_timed_out_does_not_end_the_worker(
+def test_a_transaction_that_timed_out_does_not_end_the_processor(
     settings: Settings, contracts: Contracts, transactions: Callable[[], Transactions]
 ) -> None:
     """R3, R5: A transaction that exceeded its timeout, as after a freeze, leaves nothing visible.
@@ -71,8 +71,8 @@ def test_a_transaction_that_timed_out_does_not_end_the_worker(
 
     def slow() -> Iterator[ProducerRecord]:
         yield record(b"too late")
-        eventually(lambda: not nothing_open(settings))
-        eventually(lambda: nothing_open(settings))
+        eventually(lambda: not has_no_open_transaction(settings))
+        eventually(lambda: has_no_open_transaction(settings))
 
     with pytest.raises(OutcomeUnknown, match="longer than 10 s"):
         ours.commit(slow())
@@ -90,7 +90,7 @@ def test_the_older_of_two_producers_of_one_name_is_fenced(
 
     def overtaken() -> Iterator[ProducerRecord]:
         yield record(b"of the older")
-        eventually(lambda: not nothing_open(settings))
+        eventually(lambda: not has_no_open_transaction(settings))
         transactions().commit([record(b"of the younger")])
 
     with pytest.raises(Fenced, match="another process took the place"):

@@ -67,7 +67,7 @@ def test_installed_wheel_lists_the_contracts(wheel: Path, tmp_path: Path) -> Non
     assert "discord-messages-value" in done.stdout
 
 
-def required(wheel: Path) -> set[str]:
+def required_packages(wheel: Path) -> set[str]:
     """Return the packages that `pip install` of the wheel installs without an extra."""
     (entry,) = (name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".dist-info/METADATA"))
     text = zipfile.ZipFile(wheel).read(entry).decode()
@@ -83,13 +83,13 @@ def required(wheel: Path) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base_scripts(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of scripts of an environment that has only the wheel and its requirements."""
     environment = tmp_path_factory.mktemp("base") / "venv"
     venv.create(environment, with_pip=False)
     site_packages = Path(sysconfig.get_path("purelib", vars={"base": str(environment)}))
     here = Path(sysconfig.get_path("purelib"))
-    for name in required(wheel):
+    for name in required_packages(wheel):
         files = metadata.files(name) or []
         for top in {file.parts[0] for file in files if file.parts[0] not in ("..", "__pycache__")}:
             (site_packages / top).symlink_to(here / top)
@@ -98,15 +98,15 @@ def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return environment / "bin"
 
 
-def test_base_install_is_small(base: Path) -> None:
+def test_base_install_is_small(base_scripts: Path) -> None:
     """An installation without extras has contracts, codec and streams, and stays below its maximum size."""
-    site_packages = Path(sysconfig.get_path("purelib", vars={"base": str(base.parent)}))
+    site_packages = Path(sysconfig.get_path("purelib", vars={"base": str(base_scripts.parent)}))
     files = [path for top in site_packages.iterdir() for path in ([top] if top.is_file() else top.resolve().rglob("*"))]
     assert sum(path.stat().st_size for path in files if path.is_file()) <= MAX_BASE_BYTES
 
 
 def test_base_install_works_with_topics_contracts_and_dead_letters(
-    base: Path, settings: Settings, tmp_path: Path
+    base_scripts: Path, settings: Settings, tmp_path: Path
 ) -> None:
     """Commands for topics, contracts and dead letters work without extras; they need neither archive nor model."""
     for arguments in (
@@ -119,7 +119,7 @@ def test_base_install_works_with_topics_contracts_and_dead_letters(
         ["selftest"],
     ):
         done = subprocess.run(
-            [base / "rtfm-cli", *arguments],
+            [base_scripts / "rtfm-cli", *arguments],
             cwd=tmp_path,
             env=environment_of(settings),
             capture_output=True,
@@ -141,11 +141,11 @@ def test_base_install_works_with_topics_contracts_and_dead_letters(
     ],
 )
 def test_base_install_names_the_extra_that_a_command_needs(
-    base: Path, arguments: list[str], extra: str, tmp_path: Path
+    base_scripts: Path, arguments: list[str], extra: str, tmp_path: Path
 ) -> None:
     """A command that needs an extra names it in one line, and exits with 2."""
     done = subprocess.run(
-        [base / "rtfm-cli", *arguments],
+        [base_scripts / "rtfm-cli", *arguments],
         cwd=tmp_path,
         env={"RTFM_HOME": str(tmp_path), "DISCORD_TOKEN": "none"},
         capture_output=True,

@@ -105,13 +105,13 @@ def commits(broker: Broker) -> Commits:
     )
 
 
-def assigned(broker: Broker, number: int = 0) -> PartitionState:
+def assigned_partition(broker: Broker, number: int = 0) -> PartitionState:
     """Return an assigned partition whose position is 10."""
     broker.positions[number] = (10, "")
     return PartitionState.from_position(number, 10, "")
 
 
-def answered(part: PartitionState, offset: int) -> Finished:
+def finished_record(part: PartitionState, offset: int) -> Finished:
     """Return the finished record at ``offset``, with its answer."""
     assert part.admit(offset)
     message: Any = Message(offset)
@@ -123,12 +123,12 @@ def answered(part: PartitionState, offset: int) -> Finished:
 @pytest.mark.parametrize("fate", ["committed unheard", "lost"])
 def test_positions_resolve_an_unknown_outcome(commits: Commits, broker: Broker, fate: str) -> None:
     """If the outcome of a commit is unknown, its records are produced once, whether request or answer was lost."""
-    part, member = assigned(broker), member_of(broker)
+    part, member = assigned_partition(broker), member_of(broker)
     broker.fate = fate
-    commits.add_finished([answered(part, 10)])
+    commits.add_finished([finished_record(part, 10)])
     commits.commit(member)
     broker.fate = "committed"
-    commits.add_finished([answered(part, 11)])
+    commits.add_finished([finished_record(part, 11)])
     commits.commit(member)
     assert broker.produced == [b"answer 10", b"answer 11"]
     assert broker.positions == {0: (12, "")}
@@ -137,9 +137,9 @@ def test_positions_resolve_an_unknown_outcome(commits: Commits, broker: Broker, 
 
 def test_positions_of_another_process_are_no_reason_to_produce_again(commits: Commits, broker: Broker) -> None:
     """If a commit took effect unnoticed and another process went on from it, nothing is produced again."""
-    part, member = assigned(broker), member_of(broker)
+    part, member = assigned_partition(broker), member_of(broker)
     broker.fate = "committed unheard"
-    commits.add_finished([answered(part, 10)])
+    commits.add_finished([finished_record(part, 10)])
     commits.commit(member)
     broker.fate = "committed"
     broker.positions[0] = (40, "")
@@ -157,9 +157,9 @@ def test_a_missing_position_does_not_count_as_a_failed_commit(commits: Commits, 
 
     The coordinator lost the position, or answered too early. The new assignment asks again.
     """
-    part, member = assigned(broker), member_of(broker)
+    part, member = assigned_partition(broker), member_of(broker)
     broker.fate = "committed unheard"
-    commits.add_finished([answered(part, 10)])
+    commits.add_finished([finished_record(part, 10)])
     commits.commit(member)
     del broker.positions[0]
     with pytest.raises(PositionsChanged):
@@ -171,16 +171,16 @@ def test_an_assigned_partition_decides_for_the_whole_transaction(commits: Commit
 
     The other partition was revoked, and its new owner continues from what was committed.
     """
-    stays, gone = assigned(broker, 0), assigned(broker, 1)
+    stays, gone = assigned_partition(broker, 0), assigned_partition(broker, 1)
     member = member_of(broker)
     broker.fate = "committed unheard"
-    commits.add_finished([answered(stays, 10), answered(gone, 10)])
+    commits.add_finished([finished_record(stays, 10), finished_record(gone, 10)])
     commits.commit(member)
     broker.fate = "committed"
     broker.positions[1] = (90, "")
     gone.is_assigned = False
     commits.drop_unassigned()
-    commits.add_finished([answered(stays, 11)])
+    commits.add_finished([finished_record(stays, 11)])
     commits.commit(member)
     assert member.asked == [0]
     assert broker.produced == [b"answer 10", b"answer 10", b"answer 11"]
@@ -188,8 +188,8 @@ def test_an_assigned_partition_decides_for_the_whole_transaction(commits: Commit
 
 def test_a_position_is_never_moved_back(commits: Commits, broker: Broker) -> None:
     """A commit that would move a position back ends the processor, because records would be repeated."""
-    part, member = assigned(broker), member_of(broker)
-    commits.add_finished([answered(part, 10)])
+    part, member = assigned_partition(broker), member_of(broker)
+    commits.add_finished([finished_record(part, 10)])
     part.committed = 50
     with pytest.raises(RtfmError, match="11 is behind 50"):
         commits.commit(member)
@@ -201,8 +201,8 @@ def test_a_position_that_a_late_request_moved_back_is_committed_again(commits: C
 
     Otherwise the next owner would read from there.
     """
-    part, member = assigned(broker), member_of(broker)
-    commits.add_finished([answered(part, 10)])
+    part, member = assigned_partition(broker), member_of(broker)
+    commits.add_finished([finished_record(part, 10)])
     commits.commit(member)
     assert commits.due_in_s() is None
     broker.positions[0] = (10, "")
@@ -216,8 +216,8 @@ def test_a_position_that_a_late_request_moved_back_is_committed_again(commits: C
 
 def test_after_a_lost_connection_right_positions_stay_as_they_are(commits: Commits, broker: Broker) -> None:
     """After a lost connection, positions that have not changed are not committed again."""
-    part, member = assigned(broker), member_of(broker)
-    commits.add_finished([answered(part, 10)])
+    part, member = assigned_partition(broker), member_of(broker)
+    commits.add_finished([finished_record(part, 10)])
     commits.commit(member)
     broker.lose_connection()
     commits.commit(member)
@@ -230,8 +230,8 @@ def test_after_a_lost_connection_positions_of_another_process_are_left_alone(com
 
     The positions are ahead, because the partition has another owner. This process joins again.
     """
-    part, member = assigned(broker), member_of(broker)
-    commits.add_finished([answered(part, 10)])
+    part, member = assigned_partition(broker), member_of(broker)
+    commits.add_finished([finished_record(part, 10)])
     commits.commit(member)
     broker.positions[0] = (40, "")
     broker.lose_connection()

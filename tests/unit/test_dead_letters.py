@@ -78,7 +78,7 @@ class Message:
         return None
 
 
-def written(original: Record, error: Exception | None = None) -> Letter:
+def read_back(original: Record, error: Exception | None = None) -> Letter:
     """Return the dead letter of ``original`` as a reader gets it."""
     letter = parse_letter(
         Message(WRITER.build_letter(original, error or UndecodableRecord("cut short"), "DECODE").record)
@@ -87,7 +87,7 @@ def written(original: Record, error: Exception | None = None) -> Letter:
     return letter
 
 
-def raised(message: str) -> Exception:
+def error_with_traceback(message: str) -> Exception:
     """Return an error with a traceback."""
     try:
         raise InvalidEvent(message)
@@ -95,16 +95,16 @@ def raised(message: str) -> Exception:
         return exc
 
 
-def test_a_letter_has_the_ten_headers_of_kafka_connect_and_our_own_behind_the_original_ones() -> None:
+def test_a_dead_letter_has_kafka_connects_headers_and_ours_after_the_original_ones() -> None:
     """R15: A dead letter has the original headers unchanged and in order, then Kafka Connect's ten, then ours."""
     original = record()
-    headers = WRITER.build_letter(original, raised("no"), "HANDLE").record.headers
+    headers = WRITER.build_letter(original, error_with_traceback("no"), "HANDLE").record.headers
     assert headers[:3] == original.headers
     names = [name for name, _ in headers[3:]]
     assert names[:10] == [f"__connect.errors.{name}" for name in CONNECT]
     ours = {"attempt", "first_failure_ms", "consumer_group", "schema_id", "error_class", "original.timestamp_ms"}
     assert {f"rtfm.{name}" for name in ours} < set(names)
-    letter = written(original, raised("no"))
+    letter = read_back(original, error_with_traceback("no"))
     assert (letter.topic, letter.origin, letter.schema_id, letter.error_class) == (
         "discord-messages",
         (2, 17),
@@ -122,7 +122,7 @@ def test_the_original_comes_back_as_it_was_whatever_it_holds(
     headers: list[tuple[str, bytes]], key: bytes | None, value: bytes | None
 ) -> None:
     """R15: The original comes back unchanged from its dead letter, even if it has headers with names that we add."""
-    letter = written(record(headers=headers, key=key, value=value))
+    letter = read_back(record(headers=headers, key=key, value=value))
     assert (letter.headers, letter.key, letter.value) == (headers, key, value)
     assert letter.topic == "discord-messages"
 
@@ -133,34 +133,36 @@ def test_a_replay_that_fails_again_adds_an_attempt_and_no_headers() -> None:
     The number of headers does not grow with further replays.
     """
     original = record()
-    letter = written(original)
+    letter = read_back(original)
     for attempt in range(2, 30):
         again = record(headers=[*(letter.headers or []), *letter.to_replay().headers()], offset=100 + attempt)
-        later = parse_letter(Message(WRITER.build_letter(again, raised("no"), "HANDLE").record, at=attempt))
+        later = parse_letter(
+            Message(WRITER.build_letter(again, error_with_traceback("no"), "HANDLE").record, at=attempt)
+        )
         assert isinstance(later, Letter)
         assert (later.headers, later.value, later.attempt) == (original.headers, original.value, attempt)
         assert later.number("rtfm.original.timestamp_ms") == original.timestamp_ms
         assert later.first_failure_ms == letter.first_failure_ms
         assert later.facts["rtfm.replay_of"] == letter.id
         letter = later
-    assert len(letter.facts) == len(written(original).facts) + 1
+    assert len(letter.facts) == len(read_back(original).facts) + 1
 
 
 def test_headers_that_only_look_like_a_replay_are_the_originals() -> None:
     """Headers with the names of a replay's headers, but with values that do not parse, belong to the original."""
-    block = written(record()).to_replay().headers()
+    block = read_back(record()).to_replay().headers()
     forged = [*block[:1], ("rtfm.attempt", b"many"), *block[2:]]
-    assert written(record(headers=forged)).headers == forged
+    assert read_back(record(headers=forged)).headers == forged
 
 
 def test_the_stack_is_cut_to_its_end_and_long_messages_to_their_beginning() -> None:
     """The traceback is cut to the last 4 KB of UTF-8 and the message to the first 1 KB, without half a character."""
-    letter = written(record(), raised("ä" * 5000))
+    letter = read_back(record(), error_with_traceback("ä" * 5000))
     stack = letter.facts["__connect.errors.exception.stacktrace"]
     assert MAX_STACK_BYTES - 4 <= len(stack.encode()) <= MAX_STACK_BYTES
     assert len(letter.message.encode()) <= MAX_MESSAGE_BYTES
     assert set(letter.message) == {"ä"}
-    assert "raised" in written(record(), raised("short")).facts["__connect.errors.exception.stacktrace"]
+    assert "raised" in read_back(record(), error_with_traceback("short")).facts["__connect.errors.exception.stacktrace"]
 
 
 @pytest.mark.parametrize("secret", ["AIza" + "x" * 35, "ghp_" + "a" * 36, "someone@example.org", "hunter2-hunter2"])
@@ -171,7 +173,7 @@ def test_secrets_are_in_neither_message_nor_stack(secret: str) -> None:
     """
     writer = evolve(WRITER, secrets=("hunter2-hunter2",))
     for padding in ("", "x " * (MAX_STACK_BYTES // 2)):
-        error = raised(f"the model said {secret} {padding}")
+        error = error_with_traceback(f"the model said {secret} {padding}")
         headers = dict(writer.build_letter(record(), error, "HANDLE").record.headers)
         for name in ("exception.message", "exception.stacktrace"):
             assert secret.encode()[-12:] not in headers[f"__connect.errors.{name}"]
@@ -179,10 +181,10 @@ def test_secrets_are_in_neither_message_nor_stack(secret: str) -> None:
 
 def test_a_mark_is_read_as_a_mark_and_no_original_is_taken_for_one() -> None:
     """A mark is read as a mark, and a dead letter whose original has a mark's headers is read as a dead letter."""
-    letter = written(record())
+    letter = read_back(record())
     mark = parse_letter(Message(Mark.build_record(letter, DISCARDED)))
     assert mark == Mark(letter.id, DISCARDED, 1_700_000_600_000)
-    assert isinstance(written(record(headers=Mark.build_record(letter, DISCARDED).headers, value=None)), Letter)
+    assert isinstance(read_back(record(headers=Mark.build_record(letter, DISCARDED).headers, value=None)), Letter)
 
 
 def test_what_another_program_wrote_is_shown_by_its_connect_headers_and_has_no_known_original() -> None:

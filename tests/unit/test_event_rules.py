@@ -199,7 +199,7 @@ def test_the_encoder_writes_exactly_the_events_that_keep_the_rules(event: Any) -
 
 
 @pytest.mark.parametrize("event_class", EVENT_OF_TOPIC.values())
-def test_every_id_is_under_the_rule_but_those_of_passages(event_class: type[Any]) -> None:
+def test_every_id_except_those_of_passages_is_checked(event_class: type[Any]) -> None:
     """Every field with an id is checked, except the ids of passages, so that no added field is left out."""
     names = [attribute.name for attribute in attrs.fields(event_class)]
     assert [name for name in names if name.endswith(("_id", "_ids")) and not is_id_field(name)] == []

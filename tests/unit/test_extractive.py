@@ -82,7 +82,7 @@ def test_lines_said_in_one_go_are_quoted_together() -> None:
     assert quote.message.content == "remove the lock like this:"
 
 
-def test_one_who_talks_on_and_on_is_not_quoted_whole() -> None:
+def test_a_long_monologue_is_not_quoted_completely() -> None:
     """At most four consecutive messages of one person are quoted."""
     monologue = passage(
         [said("tallow", "remove the lock?")] + [said("ninefold", f"line {i}", minute=1) for i in range(9)]

@@ -82,7 +82,7 @@ def test_values_before_the_fault_are_shown() -> None:
 
 
 @given(st.data())
-def test_it_finds_a_fault_wherever_the_codec_does_and_nowhere_else(data: st.DataObject) -> None:
+def test_the_inspection_finds_exactly_the_faults_of_the_codec(data: st.DataObject) -> None:
     """The inspection finds a fault if and only if the codec does, for records with random changes of bytes."""
     at = data.draw(st.integers(5, len(GOOD)))
     broken = GOOD[:at] + data.draw(st.binary(max_size=3)) + GOOD[at + data.draw(st.integers(0, 3)) :]

@@ -66,10 +66,10 @@ def forge(run: KeptRun, *, letters: int = 1) -> None:
     """Add an unreadable record, and ``letters`` dead letters of it."""
     run.note("forged", topic=MESSAGES, key="forged-0")
     offset = run.logs[MESSAGES, 0].append("forged-0", b"poison", at_ms=run.now_ms)
-    bury(run, MESSAGES, offset, letters)
+    add_dead_letters(run, MESSAGES, offset, letters)
 
 
-def bury(run: KeptRun, topic: str, offset: int, times: int = 1) -> None:
+def add_dead_letters(run: KeptRun, topic: str, offset: int, times: int = 1) -> None:
     """Add ``times`` dead letters of one record of partition 0."""
     facts = {"topic": topic, "partition": "0", "offset": str(offset)}
     headers = [(f"__connect.errors.{name}", value.encode()) for name, value in facts.items()]

@@ -76,7 +76,7 @@ def remove(run: KeptRun, name: str) -> None:
     path.rmdir()
 
 
-def spoil(run: KeptRun) -> None:
+def flip_a_bit(run: KeptRun) -> None:
     """Change one bit in the middle of a segment."""
     path = run.folder / "kafka" / f"{QUERIES}-0" / f"{0:020}.log"
     data = bytearray(path.read_bytes())
@@ -103,12 +103,12 @@ def metadata(run: KeptRun, *values: bytes) -> None:
     path.write_bytes(b"".join(batch(n, [record(None, value)]) for n, value in enumerate(values)))
 
 
-def made(number: int) -> bytes:
+def topic_record(number: int) -> bytes:
     """Return a TopicRecord of bot-queries with the topic id ``number``."""
     return b"\x01\x02\x00" + bytes([len(QUERIES) + 1]) + QUERIES.encode() + bytes([number]) * 16 + b"\0"
 
 
-def removed(number: int) -> bytes:
+def remove_topic_record(number: int) -> bytes:
     """Return a RemoveTopicRecord of the topic id ``number``."""
     return b"\x01\x09\x00" + bytes([number]) * 16 + b"\0"
 
@@ -134,10 +134,10 @@ LINES: list[tuple[str, Break]] = [
     ("Kafka's data is missing", lambda run: (run.folder / "kafka").rename(run.folder / "other")),
     (f"{QUERIES}-1 is missing", lambda run: remove(run, f"{QUERIES}-1")),
     ("was deleted during the run", lambda run: (run.folder / "kafka" / f"{QUERIES}-0.{'0af3' * 8}-delete").mkdir()),
-    ("is unreadable at byte 0", spoil),
+    ("is unreadable at byte 0", flip_a_bit),
     ("created again", give_ids),
-    ("created again", lambda run: metadata(run, made(1), made(2))),
-    ("was deleted during the run", lambda run: metadata(run, made(1), removed(1))),
+    ("created again", lambda run: metadata(run, topic_record(1), topic_record(2))),
+    ("was deleted during the run", lambda run: metadata(run, topic_record(1), remove_topic_record(1))),
 ]
 
 
@@ -161,7 +161,7 @@ def test_the_deletion_of_another_topic_is_ignored(run: KeptRun) -> None:
     """The deletion of another topic is ignored, even if its name begins with that of a judged topic."""
     run.conclude()
     run.write()
-    metadata(run, made(1), b"\x01\x02\x00\x02x" + bytes([2]) * 16 + b"\0", removed(2))
+    metadata(run, topic_record(1), b"\x01\x02\x00\x02x" + bytes([2]) * 16 + b"\0", remove_topic_record(2))
     (run.folder / "kafka" / f"{QUERIES}-old-0").mkdir()
     assert judge(run.folder).word == "right"
 

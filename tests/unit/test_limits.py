@@ -82,7 +82,7 @@ def test_the_metadata_holds_the_finished_map_and_the_tally() -> None:
             assert again.tally.consecutive == dead
 
 
-def test_a_tally_of_another_form_stops_the_worker() -> None:
+def test_a_tally_of_another_form_stops_the_processor() -> None:
     """A tally of another form ends the processor, because it must not be treated as a missing one."""
     with pytest.raises(ConfigError):
         PartitionState.from_position(0, 5, "1.many")

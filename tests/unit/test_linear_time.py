@@ -34,7 +34,7 @@ from tests.passages import GUILD, passage, said
 
 ROOT = Path(__file__).parents[2]
 
-OURS = {
+TRUSTED_PATTERNS = {
     "rtfm.contracts.catalogue._TOPIC_NAME": "names in our own contracts.toml",
     "rtfm.local.services._STACK_TRACE": "logs of services that we start",
     "rtfm.local.services._ERROR_LINE": "logs of services that we start",
@@ -49,10 +49,10 @@ ARGUMENTS: dict[str, Any] = {
 }
 """Arguments for other required parameters of the functions, by parameter name."""
 
-TEXTS = frozenset({"answer", "content", "name", "question", "text", "word"})
+TEXT_PARAMETERS = frozenset({"answer", "content", "name", "question", "text", "word"})
 """Names of parameters that take text from outside."""
 
-NOT_TEXT = {
+SKIPPED_MODULES = {
     "rtfm.bot.commands": "asks Discord",
     "rtfm.knowledge.archive": "asks the database",
     "rtfm.answering.extractive": "takes passages, too, and is in OTHERS",
@@ -106,7 +106,7 @@ def _patterns_in(value: object, *, depth: int) -> Iterator[re.Pattern[str]]:
             yield from _patterns_in(one, depth=depth - 1)
 
 
-PATTERNS = {name: pattern for name, pattern in _patterns().items() if name not in OURS}
+PATTERNS = {name: pattern for name, pattern in _patterns().items() if name not in TRUSTED_PATTERNS}
 
 
 @pytest.mark.parametrize("name", PATTERNS)
@@ -129,7 +129,7 @@ def test_a_pattern_takes_time_by_the_length_of_the_text(name: str) -> None:
 def _functions() -> dict[str, Callable[[str], object]]:
     found: dict[str, Callable[[str], object]] = {}
     for module in MODULES:
-        if module.__name__.startswith("rtfm_cli.") or any(module.__name__.startswith(name) for name in NOT_TEXT):
+        if module.__name__.startswith("rtfm_cli.") or any(module.__name__.startswith(name) for name in SKIPPED_MODULES):
             continue
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if function.__module__ != module.__name__ or name.startswith("_") or inspect.iscoroutinefunction(function):
@@ -138,7 +138,7 @@ def _functions() -> dict[str, Callable[[str], object]]:
             if not parameters:
                 continue
             first, *others = parameters
-            if first.name not in TEXTS or first.annotation not in ("str", str):
+            if first.name not in TEXT_PARAMETERS or first.annotation not in ("str", str):
                 continue
             needed = [one.name for one in others if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
             if all(one in ARGUMENTS for one in needed):
@@ -254,7 +254,7 @@ def test_patterns_are_module_constants() -> None:
 
 def test_exceptions_name_existing_patterns() -> None:
     """The exceptions name only patterns that exist."""
-    assert set(OURS) <= set(_patterns())
+    assert set(TRUSTED_PATTERNS) <= set(_patterns())
 
 
 def test_the_measure_detects_slow_patterns() -> None:

@@ -70,7 +70,7 @@ def test_no_address_hides_behind_words(text: str) -> None:
     assert "skerry" not in remove_unknown_links(text)
 
 
-def test_words_and_address_of_a_known_link_stand_side_by_side() -> None:
+def test_words_and_address_of_a_known_link_are_both_shown() -> None:
     """A known link is shown as words and address; if the words are the address, it is shown once."""
     assert remove_unknown_links(f"see [the [old] docs]({DOCS}).", {DOCS}) == f"see the [old] docs {DOCS}."
     assert remove_unknown_links(f"[{DOCS}]({DOCS})", {DOCS}) == DOCS
@@ -79,7 +79,7 @@ def test_words_and_address_of_a_known_link_stand_side_by_side() -> None:
 
 
 @pytest.mark.parametrize("text", [f"{DOCS}.evil.example", f"{DOCS}@evil.example", f"{DOCS}\u200b.evil", f"x{DOCS}2"])
-def test_an_address_that_begins_like_a_known_one_is_another(text: str) -> None:
+def test_an_address_that_begins_like_a_known_one_is_unknown(text: str) -> None:
     """An address that only begins like a known one is not known."""
     assert DOCS not in remove_unknown_links(text, {DOCS})
 

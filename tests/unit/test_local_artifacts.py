@@ -126,13 +126,13 @@ def test_the_reason_is_found_in_a_programs_last_output(log: str, line: str) -> N
     assert services.find_reason(log) == line
 
 
-class BreakingOff:
+class InterruptedRepository:
     """A repository whose first ``breaks`` downloads stop after a part of the file."""
 
     def __init__(self, path: Path, breaks: int) -> None:
         self.path, self.breaks, self.asked = path, breaks, 0
 
-    def project(self, *_: str) -> BreakingOff:
+    def project(self, *_: str) -> InterruptedRepository:
         return self
 
     at_version = artifact = project
@@ -155,7 +155,7 @@ def test_an_interrupted_download_is_retried_twice(tmp_path: Path, breaks: int, w
     After the last attempt the error says that the network is needed.
     """
     artifact = artifacts.locked_artifacts("kafka")[0]
-    repository = BreakingOff(tmp_path / artifact.filename, breaks)
+    repository = InterruptedRepository(tmp_path / artifact.filename, breaks)
     with stamina.set_testing(True, attempts=3):
         if whole:
             fetched = artifacts._download(repository, artifact, tmp_path)

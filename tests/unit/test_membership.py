@@ -42,7 +42,7 @@ class Message:
 
 
 @define
-class Scripted:
+class ScriptedConsumer:
     """A consumer of one partition that follows a script of messages and callbacks."""
 
     polls: list[list[Message | Callback]]
@@ -101,12 +101,12 @@ class Scripted:
         self.closed = True
 
 
-def assign(consumer: Scripted, parts: list[TopicPartition]) -> None:
+def assign(consumer: ScriptedConsumer, parts: list[TopicPartition]) -> None:
     """Assign the partition."""
     consumer.on_assign(consumer, parts)
 
 
-def revoke(consumer: Scripted, parts: list[TopicPartition]) -> None:
+def revoke(consumer: ScriptedConsumer, parts: list[TopicPartition]) -> None:
     """Revoke the partition."""
     consumer.on_revoke(consumer, parts)
 
@@ -124,11 +124,11 @@ class Listener:
     def confirm_name(self) -> None: ...
 
 
-def membership(*consumers: Scripted) -> Membership:
+def membership(*consumers: ScriptedConsumer) -> Membership:
     """Return a member that uses ``consumers`` one after another."""
     left = list(consumers)
 
-    def connect(config: dict[str, Any]) -> Scripted:
+    def connect(config: dict[str, Any]) -> ScriptedConsumer:
         consumer = left.pop(0)
         consumer.config = config
         return consumer
@@ -157,11 +157,11 @@ def test_records_from_before_an_assignment_are_dropped() -> None:
     meanwhile. The earlier records would be handled again, and would move the group's position back.
     """
 
-    def moved_on(consumer: Scripted, _: list[TopicPartition]) -> None:
+    def moved_on(consumer: ScriptedConsumer, _: list[TopicPartition]) -> None:
         consumer.positions[0] = 900
 
     script: list[Message | Callback] = [assign, Message(500)]
-    consumer = Scripted([[*script, revoke, moved_on, assign, Message(900)], [Message(900)]], {0: 500})
+    consumer = ScriptedConsumer([[*script, revoke, moved_on, assign, Message(900)], [Message(900)]], {0: 500})
     members = membership(consumer)
     assert members.poll(0, 10) == []
     assert consumer.sought == [(0, 900)]
@@ -176,20 +176,20 @@ def test_an_end_of_log_from_before_an_assignment_skips_nothing() -> None:
     It is above the start of the assignment, so the records in between would count as finished.
     """
 
-    def behind(consumer: Scripted, _: list[TopicPartition]) -> None:
+    def behind(consumer: ScriptedConsumer, _: list[TopicPartition]) -> None:
         consumer.positions[0] = 450
 
     end = Message(500, KafkaError._PARTITION_EOF)
     first: list[Message | Callback] = [assign, Message(400), end, revoke, behind, assign]
-    members = membership(Scripted([first, [Message(450)]], {0: 400}))
+    members = membership(ScriptedConsumer([first, [Message(450)]], {0: 400}))
     assert members.poll(0, 10) == []
     assert offsets(members.poll(0, 10)) == [450]
 
 
 def test_a_consumer_resets_no_position_by_itself() -> None:
     """A consumer reports that a position is outside the log, and the group's committed position decides the start."""
-    broken = Scripted([[assign, Message(-1, KafkaError._AUTO_OFFSET_RESET)]], {0: 116})
-    again = Scripted([[assign, Message(116)]], {0: 116})
+    broken = ScriptedConsumer([[assign, Message(-1, KafkaError._AUTO_OFFSET_RESET)]], {0: 116})
+    again = ScriptedConsumer([[assign, Message(116)]], {0: 116})
     members = membership(broken, again)
     assert members.poll(0, 10) == []
     assert broken.closed
@@ -198,9 +198,9 @@ def test_a_consumer_resets_no_position_by_itself() -> None:
     assert [part.offset for part in again.fetched] == [116]
 
 
-def test_a_record_below_the_start_of_an_assignment_ends_the_worker() -> None:
+def test_a_record_below_the_start_of_an_assignment_ends_the_processor() -> None:
     """A record below the start of its assignment ends the processor, because finished records would be repeated."""
-    members = membership(Scripted([[assign, Message(0)]], {0: 116}))
+    members = membership(ScriptedConsumer([[assign, Message(0)]], {0: 116}))
     with pytest.raises(RtfmError, match="gave offset 0, but its assignment starts at 116"):
         members.poll(0, 10)
 
@@ -210,7 +210,7 @@ def test_a_partition_that_is_assigned_twice_has_one_state() -> None:
 
     Otherwise two states of the partition would be committed.
     """
-    members = membership(Scripted([[assign, assign, Message(5)]], {0: 5}))
+    members = membership(ScriptedConsumer([[assign, assign, Message(5)]], {0: 5}))
     ((part, _),) = members.poll(0, 10)
     assert members.partitions == [part]
     assert part.is_assigned
@@ -222,11 +222,11 @@ def test_a_member_that_was_removed_and_let_in_again_joins_again() -> None:
     Another process may have owned its partitions meanwhile, and librdkafka does not always report the loss.
     """
 
-    def let_in_again(consumer: Scripted, _: list[TopicPartition]) -> None:
+    def let_in_again(consumer: ScriptedConsumer, _: list[TopicPartition]) -> None:
         consumer.member = b"another"
 
-    gone = Scripted([[assign, Message(5)], [let_in_again, Message(6)]], {0: 5})
-    back = Scripted([[assign, Message(40)]], {0: 40}, member=b"another")
+    gone = ScriptedConsumer([[assign, Message(5)], [let_in_again, Message(6)]], {0: 5})
+    back = ScriptedConsumer([[assign, Message(40)]], {0: 40}, member=b"another")
     members = membership(gone, back)
     assert offsets(members.poll(0, 10)) == [5]
     assert members.poll(0, 10) == []

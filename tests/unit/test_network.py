@@ -75,10 +75,10 @@ def connected(proxy: Proxy) -> socket.socket:
 def exchange(connection: socket.socket, data: bytes) -> bytes:
     """Send ``data``, and return as many bytes as come back."""
     connection.sendall(data)
-    return heard(connection, len(data))
+    return receive(connection, len(data))
 
 
-def heard(connection: socket.socket, count: int) -> bytes:
+def receive(connection: socket.socket, count: int) -> bytes:
     """Return ``count`` bytes, or fewer if the connection is closed."""
     data = b""
     while len(data) < count and (piece := connection.recv(count - len(data))):
@@ -104,11 +104,11 @@ def test_data_and_the_end_of_a_stream_pass(echo: Echo, proxy: Proxy) -> None:
     with connected(proxy) as connection:
         sender = threading.Thread(target=connection.sendall, args=(data,))
         sender.start()
-        assert heard(connection, len(data)) == data
+        assert receive(connection, len(data)) == data
         sender.join()
         connection.sendall(b"last")
         connection.shutdown(socket.SHUT_WR)
-        assert heard(connection, 100) == b"last"
+        assert receive(connection, 100) == b"last"
     eventually(lambda: echo.ends == ["closed"])
     eventually(lambda: proxy.clients == [])
 
@@ -123,7 +123,7 @@ def test_latency_delays_each_piece_by_itself(proxy: Proxy, way: str) -> None:
         for number in range(100):
             connection.sendall(b"%02d" % number)
             time.sleep(0.001)
-        assert heard(connection, 200) == b"".join(b"%02d" % number for number in range(100))
+        assert receive(connection, 200) == b"".join(b"%02d" % number for number in range(100))
         assert 0.3 <= time.monotonic() - begun_s < 30  # the sum of the delays would be 30 s
         proxy.heal()
         assert exchange(connection, b"soon") == b"soon"
@@ -162,7 +162,7 @@ def test_a_held_direction_keeps_data_and_ends_until_it_heals(echo: Echo, proxy: 
         assert is_silent(connection)
         assert (b"during" in echo.heard) is (way == "down")
         proxy.heal()
-        assert heard(connection, 6) == b"during"
+        assert receive(connection, 6) == b"during"
 
 
 def test_data_of_a_closed_client_is_delivered_after_healing(echo: Echo, proxy: Proxy) -> None:
@@ -191,7 +191,7 @@ def test_a_cut_network_is_silent_for_old_and_new_connections(echo: Echo, proxy: 
             assert is_silent(old)
             assert is_silent(new)
             proxy.heal()
-            assert heard(old, 6) == b"during"
+            assert receive(old, 6) == b"during"
             with pytest.raises(ConnectionResetError):
                 new.recv(1)
     assert b"lost" not in echo.heard
@@ -279,7 +279,7 @@ def test_one_of_several_clients_is_cut_off(echo: Echo) -> None:
         assert exchange(two, data := request(3, 4, "w2")) == data
         assert is_silent(one)
         proxy.heal()
-        assert heard(one, len(data)) == request(3, 3, "w1")
+        assert receive(one, len(data)) == request(3, 3, "w1")
 
 
 def test_a_late_request_arrives_after_later_ones_of_its_client(echo: Echo) -> None:

@@ -8,7 +8,7 @@ from rtfm.knowledge.packing import pack, speaker_overlap
 from tests.passages import passage, said
 
 
-def test_neighbours_of_the_best_passage_come_forward() -> None:
+def test_passages_near_the_best_one_are_ranked_higher() -> None:
     """A passage next to the best one is ranked by its boosted score."""
     best = passage([said("ada", "one two", message_id="1")], 0.9)
     second = passage([said("bo", "three four", message_id="2")], 0.7)
@@ -24,7 +24,7 @@ def test_a_message_that_does_not_fit_makes_room_for_shorter_ones() -> None:
     assert [[message.message_id for message in one.messages] for one in packed] == [["2"], ["3"]]
 
 
-def test_company_is_the_share_of_people_in_common() -> None:
+def test_overlap_is_the_share_of_common_speakers() -> None:
     """The overlap of two passages is the share of common speakers in the passage that has fewer of them."""
     best = frozenset({"1", "2"})
     others = {"a": frozenset({"1"}), "b": frozenset({"1", "2", "3"}), "c": frozenset({"3"}), "d": frozenset({"2", "3"})}

@@ -13,13 +13,13 @@ from rtfm.streams.transactions import is_member, member_id
 
 
 @pytest.mark.parametrize("metadata", ["2AQE", "hello", "1***", "1gA", "1AQ"])
-def test_metadata_of_another_form_stops_the_worker(metadata: str) -> None:
+def test_metadata_of_another_form_stops_the_processor(metadata: str) -> None:
     """Metadata of another form ends the processor, because ignoring it would repeat or skip records."""
     with pytest.raises(ConfigError, match="another program or version"):
         decode_map(7, metadata)
 
 
-def test_records_out_of_order_stop_the_worker() -> None:
+def test_records_out_of_order_stop_the_processor() -> None:
     """A record out of order ends the processor, because those in between would count as finished."""
     part = PartitionState(number=0)
     assert part.admit(5)
@@ -78,7 +78,7 @@ def test_awaited_records_that_the_log_no_longer_has_are_dropped() -> None:
     assert part.position()[0] == 6
 
 
-def test_a_record_below_the_start_of_an_assignment_stops_the_worker() -> None:
+def test_a_record_below_the_start_of_an_assignment_stops_the_processor() -> None:
     """A record below the start of its assignment ends the processor.
 
     The record is committed already, so something other than the group moved the consumer back.
@@ -90,7 +90,7 @@ def test_a_record_below_the_start_of_an_assignment_stops_the_worker() -> None:
     assert part.position() == (100, encode_map([100], 105))
 
 
-def test_no_offset_is_no_position() -> None:
+def test_a_negative_offset_is_not_a_position() -> None:
     """A negative offset, by which a coordinator says "no offset", is an error and never becomes 0."""
     with pytest.raises(ConfigError, match="-1001 is not an offset"):
         PartitionState.from_position(0, -1001, "")
@@ -108,7 +108,7 @@ def test_a_position_says_what_is_unfinished(start: int, runs: list[tuple[int, in
 
 
 @given(st.sets(st.integers(0, 400)), st.sets(st.integers(0, 400)))
-def test_after_a_restart_exactly_the_unfinished_is_done(taken: set[int], finished: set[int]) -> None:
+def test_after_a_restart_exactly_the_unfinished_records_are_handled(taken: set[int], finished: set[int]) -> None:
     """After a restart, exactly the unfinished records are handled, even if the log has gaps, as after transactions."""
     part = PartitionState(number=0)
     for offset in sorted(taken):

@@ -23,7 +23,7 @@ def _is_safe(shown: str) -> bool:
 
 
 @given(st.text())
-def test_nothing_that_a_terminal_obeys_is_printed(text: str) -> None:
+def test_control_characters_are_escaped(text: str) -> None:
     """Control characters are printed as readable escapes, in one line."""
     shown = escape_unprintable(text)
     assert _is_safe(shown)
@@ -51,14 +51,14 @@ def test_echo_prints_no_control_characters(capsys: pytest.CaptureFixture[str]) -
 
 
 @given(st.recursive(st.text() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
-def test_json_for_scripts_means_the_same_and_obeys_nothing(value: object) -> None:
+def test_json_for_scripts_is_safe_and_has_the_same_value(value: object) -> None:
     """JSON for scripts has the same value and no control characters, so that it is safe on a terminal."""
     written = json_text(value)
     assert _is_safe(written)
     assert json.loads(written) == value
 
 
-def test_json_goes_out_whole(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_in_a_pipe_is_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     """In a pipe, JSON is printed without escapes, so that a script reads the original data."""
     echo_json({"key": HOSTILE, "more": "a\u200bb"})
     assert json.loads(capsys.readouterr().out) == {"key": HOSTILE, "more": "a\u200bb"}

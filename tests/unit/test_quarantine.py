@@ -22,7 +22,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "in-hand" / "processor@one"
 
 
-def begins(journal: CrashJournal, *handled: tuple[str, int, int, int]) -> None:
+def start_handling(journal: CrashJournal, *handled: tuple[str, int, int, int]) -> None:
     """Start handling the records, each in its own thread, and do not finish."""
     for place in handled:
         thread = threading.Thread(target=journal.begin, args=place)
@@ -30,7 +30,7 @@ def begins(journal: CrashJournal, *handled: tuple[str, int, int, int]) -> None:
         thread.join()
 
 
-def dies(
+def crash_while_handling(
     file: Path, *handled: tuple[str, int, int, int], then: Callable[[CrashJournal], object] = lambda _: None
 ) -> None:
     """Run a process that starts handling the records, calls ``then``, and crashes without running any except clause."""
@@ -39,7 +39,7 @@ def dies(
         try:
             journal = CrashJournal(file)
             journal.__enter__()
-            begins(journal, *handled)
+            start_handling(journal, *handled)
             then(journal)
         finally:
             os._exit(9)
@@ -52,7 +52,7 @@ def suspects(file: Path) -> dict[Suspect, int]:
         return dict(journal.suspects)
 
 
-def assigned(number: int, *unfinished: int, committed: int = 0) -> PartitionState:
+def assigned_partition(number: int, *unfinished: int, committed: int = 0) -> PartitionState:
     """Return a partition with ``unfinished`` records above the committed offset."""
     part = PartitionState(number, start=committed, committed=committed, end=committed)
     for offset in unfinished:
@@ -65,32 +65,32 @@ def test_all_that_was_being_handled_is_suspected_and_nothing_of_it_is_blamed(fil
 
     Each of them may be the cause, in the batch of a thread as well as in another pipeline.
     """
-    dies(file, ("g", 0, 5, 7), ("other group", 2, 40, 40))
+    crash_while_handling(file, ("g", 0, 5, 7), ("other group", 2, 40, 40))
     assert suspects(file) == {("g", 0, 5): 0, ("g", 0, 6): 0, ("g", 0, 7): 0, ("other group", 2, 40): 0}
 
 
 def test_crashes_while_other_records_were_handled_never_count(file: Path) -> None:
     """R20: Crashes count for no record if several records were being handled."""
     for offset in range(0, 50, 10):
-        dies(file, ("g", 0, offset, offset + 2), ("h", 1, 7, 7))
+        crash_while_handling(file, ("g", 0, offset, offset + 2), ("h", 1, 7, 7))
     assert set(suspects(file).values()) == {0}
     assert len(suspects(file)) == 16
 
 
 def test_only_crashes_while_one_suspect_was_handled_count(file: Path) -> None:
     """R20: Crashes count for a suspect if it alone was being handled."""
-    dies(file, ("g", 0, 5, 5), ("g", 0, 6, 6))
-    for deaths in range(1, FATAL_DEATHS + 1):
-        dies(file, ("g", 0, 5, 5))
-        assert suspects(file) == {("g", 0, 5): deaths, ("g", 0, 6): 0}
+    crash_while_handling(file, ("g", 0, 5, 5), ("g", 0, 6, 6))
+    for crashes in range(1, FATAL_DEATHS + 1):
+        crash_while_handling(file, ("g", 0, 5, 5))
+        assert suspects(file) == {("g", 0, 5): crashes, ("g", 0, 6): 0}
 
 
 def test_a_shutdown_blames_no_record(file: Path) -> None:
     """A shutdown makes no record a suspect, even if SIGKILL follows SIGTERM."""
-    dies(file, ("g", 0, 5, 9), then=lambda journal: journal.note_shutdown())
+    crash_while_handling(file, ("g", 0, 5, 9), then=lambda journal: journal.note_shutdown())
     assert suspects(file) == {}
     with CrashJournal(file) as journal:
-        begins(journal, ("g", 0, 5, 5))
+        start_handling(journal, ("g", 0, 5, 5))
     assert suspects(file) == {}
 
 
@@ -102,7 +102,7 @@ def test_records_finished_before_the_crash_are_not_suspects(file: Path) -> None:
             journal.begin("g", 0, offset, offset)
             journal.finish()
 
-    dies(file, then=work)
+    crash_while_handling(file, then=work)
     assert suspects(file) == {}
 
 
@@ -127,18 +127,18 @@ def test_a_crash_is_counted_once_even_if_the_next_start_crashes(file: Path) -> N
 
     The count, and that the crash was counted, are written together.
     """
-    dies(file, ("g", 0, 5, 5))
-    dies(file, ("g", 0, 5, 5))
-    dies(file)
+    crash_while_handling(file, ("g", 0, 5, 5))
+    crash_while_handling(file, ("g", 0, 5, 5))
+    crash_while_handling(file)
     assert suspects(file) == {("g", 0, 5): 1}
 
 
 def test_suspects_are_tried_one_by_one_until_they_are_finished(file: Path) -> None:
     """The quarantine lasts as long as this process has an unfinished suspect, and then ends."""
-    dies(file, ("g", 0, 5, 6), ("h", 1, 7, 7))
+    crash_while_handling(file, ("g", 0, 5, 6), ("h", 1, 7, 7))
     with CrashJournal(file) as journal:
         assert not journal.is_active  # no suspect is assigned
-        part = assigned(0, 5, 6)
+        part = assigned_partition(0, 5, 6)
         journal.review("g", [part])
         assert journal.is_active
         part.finish(5)
@@ -148,27 +148,27 @@ def test_suspects_are_tried_one_by_one_until_they_are_finished(file: Path) -> No
         assert journal.suspects == {("h", 1, 7): 0}
 
 
-def test_records_that_another_worker_finished_are_no_longer_suspects(file: Path) -> None:
+def test_records_that_another_processor_finished_are_no_longer_suspects(file: Path) -> None:
     """Records that another processor finished are no suspects any more.
 
     The partition comes back with its position.
     """
-    dies(file, ("g", 0, 5, 8), ("g", 1, 5, 5))
+    crash_while_handling(file, ("g", 0, 5, 8), ("g", 1, 5, 5))
     with CrashJournal(file) as journal:
-        journal.review("g", [assigned(0, committed=9), assigned(1, 5)])
+        journal.review("g", [assigned_partition(0, committed=9), assigned_partition(1, 5)])
         assert journal.suspects == {("g", 1, 5): 0}
     assert suspects(file) == {("g", 1, 5): 0}
 
 
-def test_a_deadly_record_stays_known_until_its_dead_letter_is_committed(file: Path) -> None:
+def test_a_fatal_record_stays_known_until_its_dead_letter_is_committed(file: Path) -> None:
     """A fatal record stays in the journal until its dead letter is committed.
 
     The process may crash before the commit, and would handle the record again.
     """
-    dies(file, ("g", 0, 5, 5))
+    crash_while_handling(file, ("g", 0, 5, 5))
     for _ in range(FATAL_DEATHS):
-        dies(file, ("g", 0, 5, 5))
-    part = assigned(0, 5)
+        crash_while_handling(file, ("g", 0, 5, 5))
+    part = assigned_partition(0, 5)
     part.finish(5)
     with CrashJournal(file) as journal:
         journal.review("g", [part])
@@ -180,9 +180,9 @@ def test_a_deadly_record_stays_known_until_its_dead_letter_is_committed(file: Pa
 
 def test_with_an_unfinished_suspect_the_process_handles_one_record_at_a_time(file: Path) -> None:
     """While a suspect is unfinished, the process handles one record at a time, over all its pipelines."""
-    dies(file, ("g", 0, 5, 5))
+    crash_while_handling(file, ("g", 0, 5, 5))
     with CrashJournal(file) as journal:
-        journal.review("g", [assigned(0, 5)])
+        journal.review("g", [assigned_partition(0, 5)])
         journal.begin("g", 0, 5, 5)
         began = threading.Event()
 
@@ -201,9 +201,9 @@ def test_with_an_unfinished_suspect_the_process_handles_one_record_at_a_time(fil
 
 def test_a_service_that_stops_waits_for_no_turn(file: Path) -> None:
     """A thread that waits for its turn gives up when the service stops; its record is read at the next start."""
-    dies(file, ("g", 0, 5, 5))
+    crash_while_handling(file, ("g", 0, 5, 5))
     with CrashJournal(file) as journal:
-        journal.review("g", [assigned(0, 5)])
+        journal.review("g", [assigned_partition(0, 5)])
         journal.begin("g", 0, 5, 5)
         answers: list[bool] = []
         other = threading.Thread(target=lambda: answers.append(journal.begin("h", 2, 1, 1)))
@@ -217,7 +217,7 @@ def test_more_threads_than_lines_in_the_file_work(file: Path) -> None:
     """The journal works with more threads than it has lines; the last line then has the newest entry."""
     with CrashJournal(file) as journal:
         for number in range(300):
-            begins(journal, ("g", 0, number, number))
+            start_handling(journal, ("g", 0, number, number))
 
 
 def test_records_are_handled_without_a_writable_folder(file: Path) -> None:

@@ -43,7 +43,7 @@ def broker(raw: bytes) -> Iterator[int]:
         server.shutdown(socket.SHUT_RDWR)
 
 
-def framed(raw: bytes) -> bytes:
+def with_length(raw: bytes) -> bytes:
     """Return ``raw`` after its length."""
     return struct.pack(">i", len(raw)) + raw
 
@@ -54,14 +54,14 @@ def test_releases_that_do_not_end_transactions_are_named(level: int, wrong: bool
 
     Other features may come before it in the response.
     """
-    with broker(framed(answer(level))) as port:
+    with broker(with_length(answer(level))) as port:
         assert read_metadata_level("127.0.0.1", port, 2) == level
         assert find_defect(f"127.0.0.1:{port}") == (DEFECT if wrong else None)
 
 
 def test_the_first_broker_that_answers_decides() -> None:
     """The first broker that answers decides; a broker that is down and an invalid address are skipped."""
-    with broker(framed(answer(30))) as port:
+    with broker(with_length(answer(30))) as port:
         assert find_defect(f"127.0.0.1:1,nonsense,127.0.0.1:{port}") == DEFECT
 
 
@@ -70,10 +70,10 @@ def test_the_first_broker_that_answers_decides() -> None:
     [
         b"",
         b"\0",
-        framed(b""),
-        framed(answer(30)[:-3]),
-        framed(answer(30, b"other")),
-        framed(b"\x80" * 60_000),
+        with_length(b""),
+        with_length(answer(30)[:-3]),
+        with_length(answer(30, b"other")),
+        with_length(b"\x80" * 60_000),
         b"HTTP/1.1 400 Bad Request\r\n",
     ],
     ids=["closed", "a byte", "empty", "cut off", "another feature", "endless number", "another protocol"],

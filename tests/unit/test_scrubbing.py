@@ -94,7 +94,7 @@ _SIGNS = {
 _ZERO_WIDTH = "\u200b\u200d\u2060\ufeff"
 
 
-def drawn(template: str, chance: random.Random) -> tuple[str, str]:
+def fill_template(template: str, chance: random.Random) -> tuple[str, str]:
     """Return a text made from ``template`` of the file of samples, and the secret in the text."""
 
     def draw(match: re.Match[str]) -> str:
@@ -116,14 +116,14 @@ def samples(seed: int, rounds: int) -> Iterator[tuple[str, str, str]]:
     chance = random.Random(seed)
     for kind, templates in SAMPLES.items():
         for template in templates * rounds:
-            text, secret = drawn(template, chance)
+            text, secret = fill_template(template, chance)
             frame = chance.choice(
                 ["{}", "why does this fail? {}", "```\n{}\n```", "{} thanks!", "look: `{}`", "**{}**"]
             )
             yield kind, text if text.startswith("_") else frame.format(text), secret
 
 
-def is_left(secret: str, text: str) -> bool:
+def contains_secret(secret: str, text: str) -> bool:
     """Return whether ``text`` has 12 consecutive characters of ``secret``, or all of a shorter one."""
     length = min(12, len(secret))
     return any(secret[start : start + length] in text for start in range(len(secret) - length + 1))
@@ -132,7 +132,7 @@ def is_left(secret: str, text: str) -> bool:
 def test_secrets_of_thirty_kinds_are_removed() -> None:
     """Secrets of thirty kinds are removed; the file has templates, and the values are random."""
     found = list(samples(seed=11, rounds=5))
-    missed = [(kind, text) for kind, text, secret in found if is_left(secret, scrub(text))]
+    missed = [(kind, text) for kind, text, secret in found if contains_secret(secret, scrub(text))]
     assert len(SAMPLES) >= 30
     assert sum(map(len, SAMPLES.values())) >= 180
     assert len(missed) <= 0.02 * len(found), missed[:20]
@@ -147,7 +147,7 @@ def test_a_zero_width_character_hides_no_secret() -> None:
             continue
         at = chance.randrange(3, len(secret) - 3)
         hidden = text.replace(secret, secret[:at] + chance.choice(_ZERO_WIDTH) + secret[at:])
-        if is_left(secret, re.sub(f"[{_ZERO_WIDTH}]", "", scrub(hidden))):
+        if contains_secret(secret, re.sub(f"[{_ZERO_WIDTH}]", "", scrub(hidden))):
             missed.append((kind, hidden))
     assert len(missed) <= 5, missed
 

@@ -14,7 +14,7 @@ from rtfm.errors import ConfigError, InvalidEvent, Unavailable
 from rtfm.knowledge.embedding import DIMENSION
 from rtfm.knowledge.vectors import ChromaVectors, WrongCollection, _check_model
 
-RIGHT = {
+CONNECTION_ANSWERS = {
     "heartbeat": b'{"nanosecond heartbeat": 1}',
     "identity": b'{"user_id": "", "tenant": "default_tenant", "databases": ["default_database"]}',
     "default_tenant": b'{"name": "default_tenant"}',
@@ -23,7 +23,7 @@ RIGHT = {
 """Chroma's answers while a client connects, by the end of the requested path."""
 
 
-class Confused(BaseHTTPRequestHandler):
+class WrongAnswers(BaseHTTPRequestHandler):
     """Answers paths that contain ``asked`` with ``status`` and ``answer``, and other paths like Chroma.
 
     An empty ``asked`` means all paths. The heartbeat is always right.
@@ -34,7 +34,7 @@ class Confused(BaseHTTPRequestHandler):
     asked = ""
 
     def do_GET(self) -> None:
-        right = next((said for end, said in RIGHT.items() if self.path.endswith(end)), b"{}")
+        right = next((said for end, said in CONNECTION_ANSWERS.items() if self.path.endswith(end)), b"{}")
         wrong = self.asked in self.path and not self.path.endswith("heartbeat")
         self.send_response(self.status if wrong else 200)
         self.end_headers()
@@ -47,9 +47,9 @@ class Confused(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def confused() -> Iterator[str]:
+def wrong_server() -> Iterator[str]:
     """Yield the address of a server that is not Chroma."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Confused)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), WrongAnswers)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -61,13 +61,13 @@ def confused() -> Iterator[str]:
     ("status", "answer"), [(200, b"{}"), (200, b"[]"), (200, b"<html>"), (200, b""), (500, b"oops"), (404, b"{}")]
 )
 def test_an_answer_that_is_not_from_chroma_is_an_outage(
-    confused: str, status: int, answer: bytes, monkeypatch: pytest.MonkeyPatch
+    wrong_server: str, status: int, answer: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An answer that is not Chroma's is Unavailable, so that the pipeline waits without dead letters."""
-    monkeypatch.setattr(Confused, "status", status)
-    monkeypatch.setattr(Confused, "answer", answer)
+    monkeypatch.setattr(WrongAnswers, "status", status)
+    monkeypatch.setattr(WrongAnswers, "answer", answer)
     with pytest.raises(Unavailable, match="Chroma"):
-        ChromaVectors(confused).nearest("1", np.zeros(DIMENSION, dtype=np.float32), 5)
+        ChromaVectors(wrong_server).nearest("1", np.zeros(DIMENSION, dtype=np.float32), 5)
 
 
 @pytest.mark.parametrize(
@@ -90,14 +90,14 @@ def test_an_answer_that_is_not_from_chroma_is_an_outage(
     ],
 )
 def test_the_status_distinguishes_a_refusal_from_an_outage(
-    confused: str, status: int, answer: bytes, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+    wrong_server: str, status: int, answer: bytes, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Content that can never be stored is InvalidEvent, a wrong dimension WrongCollection, and the rest Unavailable."""
-    monkeypatch.setattr(Confused, "status", status)
-    monkeypatch.setattr(Confused, "answer", answer)
-    monkeypatch.setattr(Confused, "asked", "/collections")
+    monkeypatch.setattr(WrongAnswers, "status", status)
+    monkeypatch.setattr(WrongAnswers, "answer", answer)
+    monkeypatch.setattr(WrongAnswers, "asked", "/collections")
     with pytest.raises(error, match="Chroma"):
-        ChromaVectors(confused).generations("1")
+        ChromaVectors(wrong_server).generations("1")
 
 
 def test_each_guild_has_a_collection_of_its_own() -> None:

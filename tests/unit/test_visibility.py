@@ -59,7 +59,7 @@ def test_only_a_newer_report_of_discord_widens_who_may_read(before: ChannelKind,
         assert believed == (seen if discord and at > 5 and not unchanged else known)
 
 
-def test_another_parent_is_another_readership() -> None:
+def test_an_export_cannot_change_the_parent() -> None:
     """An export cannot give a thread another parent, for instance #general in place of #staff."""
     known = facts(OPEN, "1", at=5, discord=True)
     assert merge_facts("9", known, facts(OPEN, "2", at=9)) == known
@@ -69,7 +69,7 @@ def test_another_parent_is_another_readership() -> None:
 
 
 @pytest.mark.parametrize("discord", [False, True])
-def test_the_newest_observation_wins_where_nobody_gains(discord: bool) -> None:
+def test_the_newest_observation_wins_if_nobody_gains_access(discord: bool) -> None:
     """If nobody gains access, the newest observation counts, from any source, and an older one changes nothing."""
     known = facts(OPEN, at=5, discord=True)
     for at in (5, 6):
@@ -87,7 +87,9 @@ def test_discord_corrects_what_others_said_however_old_it_is() -> None:
 
 
 @given(known=FACTS, seen=st.lists(FACTS, max_size=6), listed=st.sets(st.sampled_from(["1", "2", "9"])))
-def test_others_never_give_anybody_a_right(known: ChannelFacts, seen: list[ChannelFacts], listed: set[str]) -> None:
+def test_other_sources_never_give_anyone_access(
+    known: ChannelFacts, seen: list[ChannelFacts], listed: set[str]
+) -> None:
     """After any reports of exports and programs, nobody can read a channel who could not before."""
     believed = known
     for one in seen:
@@ -97,13 +99,15 @@ def test_others_never_give_anybody_a_right(known: ChannelFacts, seen: list[Chann
 
 
 @given(known=FACTS, at=st.integers(0, 9), discord=st.booleans())
-def test_an_unknown_kind_says_nothing(known: ChannelFacts, at: int, discord: bool) -> None:
+def test_an_unknown_kind_changes_nothing(known: ChannelFacts, at: int, discord: bool) -> None:
     """An observation of an unknown kind, as of a deletion, changes nothing."""
     assert merge_facts("9", known, facts(UNKNOWN, at=at, discord=discord)) == known
 
 
 @given(known=FACTS, seen=FACTS, listed=st.sets(st.sampled_from(["1", "2"])))
-def test_what_does_not_widen_gives_nobody_a_right(known: ChannelFacts, seen: ChannelFacts, listed: set[str]) -> None:
+def test_an_observation_that_is_not_wider_gives_nobody_access(
+    known: ChannelFacts, seen: ChannelFacts, listed: set[str]
+) -> None:
     """An observation that gives anyone access counts as one that widens it."""
     gains = is_readable("9", seen.parent_channel_id, seen.kind, listed) and not is_readable(
         "9", known.parent_channel_id, known.kind, listed
