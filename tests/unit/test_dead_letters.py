@@ -162,7 +162,10 @@ def test_the_stack_is_cut_to_its_end_and_long_messages_to_their_beginning() -> N
     assert MAX_STACK_BYTES - 4 <= len(stack.encode()) <= MAX_STACK_BYTES
     assert len(letter.message.encode()) <= MAX_MESSAGE_BYTES
     assert set(letter.message) == {"ä"}
-    assert "raised" in read_back(record(), error_with_traceback("short")).facts["__connect.errors.exception.stacktrace"]
+    assert (
+        "error_with_traceback"
+        in read_back(record(), error_with_traceback("short")).facts["__connect.errors.exception.stacktrace"]
+    )
 
 
 @pytest.mark.parametrize("secret", ["AIza" + "x" * 35, "ghp_" + "a" * 36, "someone@example.org", "hunter2-hunter2"])
