@@ -1,4 +1,4 @@
-"""What the archive stores about channels, and who may therefore read them, over real PostgreSQL and Chroma."""
+"""The facts that the archive stores about channels, which decide who may read them, on PostgreSQL and Chroma."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `rtfm-cli doctor` reports, and how it says to fix it."""
+"""The findings of `rtfm-cli doctor` and the fixes that it names."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def encode_unchecked(contracts: Contracts, topic: str, event: Any) -> bytes:
 
 
 def reasons(letters: list[Record]) -> list[str]:
-    """Return the reasons that ``letters`` give."""
+    """Return the reasons in the headers of dead letters."""
     return sorted((letter.header("__connect.errors.exception.message") or b"").decode() for letter in letters)
 
 

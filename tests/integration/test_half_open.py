@@ -160,7 +160,7 @@ def behind_a_proxy(settings: Settings, service: str) -> Iterator[tuple[Proxy, Se
 def test_a_processor_whose_connections_die_unseen_names_the_service_and_goes_on_by_itself(
     settings: Settings, cli: Cli, tmp_path: Path, service: str
 ) -> None:
-    """A processor whose connections die names the service that does not answer, and continues without a restart.
+    """A processor whose connections are dead names the silent service, and continues later without a restart.
 
     First the old connections are dead and new ones are silent. Then new connections work, and the old ones stay dead.
     """

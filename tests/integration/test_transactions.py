@@ -39,7 +39,7 @@ def transactions(settings: Settings) -> Iterator[Callable[[], Transactions]]:
 
 @pytest.fixture
 def contracts(settings: Settings) -> Contracts:
-    """The contracts."""
+    """The contracts of ``settings`` with their registry."""
     return open_contracts(settings)
 
 
