@@ -1,4 +1,8 @@
-"""Fixtures for tests of answering: a guild with an answered question and a secret, questions to it, an answerer."""
+"""Fixtures for tests of answering.
+
+They make a guild, questions to it, and an answerer. The guild has one answered question in an open channel and a secret
+in another channel.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +39,7 @@ SECRET = message(
 
 
 def asked(question: str = "printer locked by a stale job, how do I unlock it?", **fields: Any) -> BotQuery:
-    """Return a question about the printer, by a person who sees channel 200."""
+    """Return a question about the printer whose asker sees only channel 200."""
     values: dict[str, Any] = {
         "query_id": "m42",
         "guild_id": GUILD,
@@ -52,14 +56,14 @@ def asked(question: str = "printer locked by a stale job, how do I unlock it?", 
 
 
 def printer_guild(settings: Settings) -> Knowledge:
-    """Build a guild with one answered question in an open channel and a secret in another."""
+    """Write a guild with one answered question in an open channel and a secret in another channel."""
     opened = knowledge_of(settings, None)
     add(opened, *LOCK, SECRET)
     return opened
 
 
 def answerer(knowledge: Knowledge, gemini: FakeGemini | None = None, *, timeout_s: float = 30.0) -> Answerer:
-    """Build an answerer over ``knowledge``, with ``gemini`` as its model if given; its clock stands still."""
+    """Build an answerer over ``knowledge`` whose clock is stopped; ``gemini``, if given, is its model."""
     model = None
     if gemini is not None:
         model = GeminiModel(api_key=fake.KEY, model=fake.MODEL, endpoint=gemini.address)

@@ -1,7 +1,8 @@
-"""The real services of the integration tests, started once per run, and separate settings for each test.
+"""Fixtures of all tests: the real services, started once per run, and separate settings for each test.
 
-They are containers if a container engine has the images of docker-compose.yml and they work, else processes of this
-machine; ``RTFM_TEST_STACK=local`` or ``=docker`` demands one of them. The summary says which they were.
+The services are containers if a container engine has the images of docker-compose.yml and the containers answer.
+Otherwise they are processes of this machine. ``RTFM_TEST_STACK=local`` or ``=docker`` demands one of the two. The
+summary of the run says which were used.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from tests.shared_stack import SharedStack
 if TYPE_CHECKING:
     from rtfm.knowledge.archive import SqlArchive
 
-# Tests never assert timing.
+# A slow machine must not fail a test, so Hypothesis sets no deadline for an example.
 hypothesis_settings.register_profile("rtfm", deadline=None)
 hypothesis_settings.load_profile("rtfm")
 
@@ -44,7 +45,7 @@ CACHE_DIR = CHECKOUT / ".rtfm" / "cache"
 
 @frozen(kw_only=True)
 class StackAddresses:
-    """The address of each service for a client."""
+    """The address at which clients reach each service."""
 
     kafka: str
     schema_registry: str
@@ -53,7 +54,7 @@ class StackAddresses:
 
 
 TOGETHER = {
-    # These start services at the default ports.
+    # Tests in these files start services at the default ports.
     "tests/integration/test_demo.py": "local services",
     "tests/integration/test_local.py": "local services",
     # These have expensive fixtures.
@@ -61,17 +62,17 @@ TOGETHER = {
     "tests/integration/test_java_avro.py": "Java",
     "tests/integration/test_wheel.py": "wheel",
 }
-"""Files whose tests one worker runs in sequence; other tests go to any free worker."""
+"""Files whose tests one xdist worker runs in sequence; every other test goes to any free xdist worker."""
 
 STACK = pytest.StashKey[str]()
-"""Which services the run uses, for the summary."""
+"""Description of the services that the run uses; the summary prints it."""
 
 RUNNING = pytest.StashKey[SharedStack]()
 
 
 @pytest.fixture(autouse=True)
 def _logs() -> Iterator[None]:
-    """Restore the logging configuration that a command of this process changes."""
+    """Restore the logging configuration after each test, because commands that run in this process change it."""
     handlers, level = logging.root.handlers[:], logging.root.level
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
     yield
@@ -82,7 +83,7 @@ def _logs() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> StackAddresses:
-    """Kafka, registry, Chroma and PostgreSQL, running; shared by all workers of a run."""
+    """Return the addresses of the running services, which all xdist workers of a run share."""
     config, folder = request.config, tmp_path_factory.getbasetemp()
     if hasattr(config, "workerinput"):
         folder = folder.parent
@@ -92,7 +93,10 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Stop the services once no other worker uses them; not in a fixture, because it may take a while."""
+    """Stop the services once no other xdist worker uses them.
+
+    This is not the end of a fixture, because waiting for the other xdist workers may take a while.
+    """
     config = session.config
     if (shared := config.stash.get(RUNNING, None)) is not None:
         shared.leave()
@@ -102,7 +106,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run unit tests last: they are short, so that no worker is left alone with a long one at the end."""
+    """Run unit tests last.
+
+    They are short, so that no xdist worker is left alone with a long test at the end of the run.
+    """
     items.sort(key=lambda item: "tests/unit/" in item.nodeid)
 
 
@@ -114,7 +121,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Assign tests to workers.
+    """Assign tests to xdist workers: the files of ``TOGETHER`` as a whole, other tests one by one.
 
     xdist_group marks do not work: xdist 3.8 writes them into node ids that pytest 9.2 no longer reads.
     """
@@ -129,7 +136,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Tell the summary which services a worker's tests used."""
+    """Tell the summary which services the tests of an xdist worker used."""
     if what := getattr(node, "workeroutput", {}).get("stack"):
         node.config.stash[STACK] = what
 
@@ -137,7 +144,7 @@ def pytest_testnodedown(node: Any) -> None:
 def _start_stack(exits: ExitStack, wanted: str) -> tuple[dict[str, str], str]:
     addresses, what = _start_services(exits, wanted)
     with psycopg.connect(addresses["postgres"], autocommit=True) as connection:
-        # Each test has a database made for it, most of whose time is the disk's. None has to survive the machine.
+        # Making a database for each test takes mostly disk time, and no database has to survive a crash of the machine.
         connection.execute("ALTER SYSTEM SET fsync = off")
         connection.execute("SELECT pg_reload_conf()")
     return addresses, what
@@ -159,7 +166,7 @@ def _start_services(exits: ExitStack, wanted: str) -> tuple[dict[str, str], str]
 
     local = LocalStack(exits.enter_context(stack_home()), cache_dir=CACHE_DIR)
     exits.callback(local.down)
-    # The usual ports are for the tests that start services as people do.
+    # The default ports are left to the tests that start services as a user does.
     services = local.up(ports=free_ports(DEFAULT_PORTS))
     addresses = {service.name.replace("-", "_"): service.address for service in services}
     return addresses, f"processes of this machine{why}"
@@ -173,7 +180,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session")
 def migrated_database(stack: StackAddresses) -> str:
-    """Name of an empty, migrated archive that tests copy."""
+    """Return the name of an empty, migrated database that tests copy."""
     from rtfm.knowledge.archive import SqlArchive
 
     name = f"template_{uuid.uuid4().hex[:12]}"
@@ -187,14 +194,14 @@ def migrated_database(stack: StackAddresses) -> str:
 
 @pytest.fixture
 def unmigrated_settings(stack: StackAddresses, tmp_path: Path) -> Iterator[Settings]:
-    """Settings with their own topic prefix and database; without topics, schemas and tables."""
+    """Settings with their own topic prefix and database, without topics, schemas and tables."""
     with _settings(stack, tmp_path, template="template1") as settings:
         yield settings
 
 
 @pytest.fixture
 def archive(stack: StackAddresses, migrated_database: str, tmp_path: Path) -> Iterator[SqlArchive]:
-    """A separate archive, migrated and empty."""
+    """An empty, migrated archive for one test."""
     from rtfm.knowledge.archive import SqlArchive
 
     with (
@@ -206,14 +213,14 @@ def archive(stack: StackAddresses, migrated_database: str, tmp_path: Path) -> It
 
 @pytest.fixture
 def bare_settings(stack: StackAddresses, migrated_database: str, tmp_path: Path) -> Iterator[Settings]:
-    """Settings with the archive migrated; without topics and schemas."""
+    """Settings with a migrated archive, without topics and schemas."""
     with _settings(stack, tmp_path, template=migrated_database) as settings:
         yield settings
 
 
 @pytest.fixture
 def settings(stack: StackAddresses, migrated_database: str, tmp_path: Path) -> Iterator[Settings]:
-    """Settings with topics created, contracts registered and the archive migrated; deletes the topics afterwards."""
+    """Settings with topics, registered contracts and a migrated archive; the topics are deleted after the test."""
     from rtfm.contracts import catalogue as catalogues
     from rtfm.streams.topics import TopicAdmin
 
@@ -228,7 +235,10 @@ def settings(stack: StackAddresses, migrated_database: str, tmp_path: Path) -> I
 
 @pytest.fixture(scope="session")
 def model_dir(fetched_model: Callable[[], Path]) -> Path:
-    """Folder of the embedding model: RTFM_EMBEDDING_MODEL_DIR, the one next to the checkout, or the fetched one."""
+    """Return the folder of the embedding model.
+
+    It is RTFM_EMBEDDING_MODEL_DIR, or else the folder next to the checkout, or else the fetched model.
+    """
     given = os.environ.get("RTFM_EMBEDDING_MODEL_DIR")
     folder = Path(given) if given else CHECKOUT.parent / "shared" / "models" / "all-MiniLM-L6-v2"
     return folder if folder.is_dir() else fetched_model()
@@ -236,7 +246,10 @@ def model_dir(fetched_model: Callable[[], Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def fetched_model() -> Callable[[], Path]:
-    """Fetch the model as `rtfm-cli local up` does; it stays with the jars for the next run."""
+    """Return a function that fetches the model as `rtfm-cli local up` does.
+
+    The model stays next to the jars for the next run.
+    """
     from rtfm.local import model
 
     def fetch() -> Path:
@@ -250,7 +263,7 @@ def fetched_model() -> Callable[[], Path]:
 
 @pytest.fixture
 def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `rtfm-cli` like a user: ``cli(settings, "topics", "init")``."""
+    """Return a function that runs `rtfm-cli` like a user: ``cli(settings, "topics", "init")``."""
 
     def run(
         settings: Settings, *arguments: str, check: bool = True, **environment: str
@@ -272,7 +285,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
 
 
 def inherited_environment() -> dict[str, str]:
-    """Return what a child process needs to run and to download, without any RTFM setting."""
+    """Return the variables that a child process needs to run and to download, without any RTFM setting."""
     needed = re.compile(r"PATH|HOME|LANG|TMPDIR|.*_CA_BUNDLE|SSL_CERT_(FILE|DIR)|(HTTPS?|ALL|NO)_PROXY", re.IGNORECASE)
     return {name: value for name, value in os.environ.items() if needed.fullmatch(name)}
 
@@ -280,12 +293,12 @@ def inherited_environment() -> dict[str, str]:
 def run_cli(
     arguments: list[str], environment: dict[str, str], *, check: bool = True, timeout_s: float = 120
 ) -> subprocess.CompletedProcess[str]:
-    """Run the installed `rtfm-cli`; a failure shows what it printed."""
+    """Run the installed `rtfm-cli`; with ``check``, a failure raises AssertionError with the output."""
     done = subprocess.run(
         [Path(sys.executable).with_name("rtfm-cli"), *arguments],
-        # Not in a folder with a .env file.
+        # This folder has no .env file.
         cwd=tempfile.gettempdir(),
-        # Not the user's terminal, whose width would change tables and lines.
+        # The user's terminal is not inherited, because its width would change tables and lines.
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -297,7 +310,7 @@ def run_cli(
 
 
 def checked(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
-    """Return ``done`` if it succeeded; else raise AssertionError with what was printed."""
+    """Return ``done`` if it succeeded; otherwise raise AssertionError with its output."""
     assert done.returncode == 0, f"{done.args} exited with {done.returncode}:\n{done.stdout}{done.stderr}"
     return done
 
@@ -306,10 +319,10 @@ def checked(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProce
 def stack_home() -> Iterator[Path]:
     """Create a folder for the data of local services.
 
-    It is not below ``tmp_path``: PostgreSQL runs as another account under root, and any pytest that starts removes
-    access of other accounts to the folder of all runs.
+    The folder is not below ``tmp_path``. If the tests run as root, PostgreSQL runs as another account, and every pytest
+    that starts takes the access to the folder of all runs from other accounts.
     """
-    CACHE_DIR.mkdir(parents=True, exist_ok=True)  # for a link from that folder to it
+    CACHE_DIR.mkdir(parents=True, exist_ok=True)  # the stack links to it from its home
     home = Path(tempfile.mkdtemp(prefix="rtfm-test-"))
     try:
         yield home
@@ -337,7 +350,10 @@ def _settings(stack: StackAddresses, tmp_path: Path, *, template: str) -> Iterat
 
 
 def _register(catalogue: Catalogue, settings: Settings) -> None:
-    """Do what `schemas register` does, without its checks: nothing is registered under a new prefix."""
+    """Register the contracts as `schemas register` does, without its checks.
+
+    The checks have nothing to compare, because nothing is registered under a new prefix.
+    """
     from rtfm.contracts import COMMAND_TIMEOUT_S, open_registry
 
     registry = open_registry(settings, timeout_s=COMMAND_TIMEOUT_S)

@@ -1,7 +1,8 @@
 """The services of docker-compose.yml as containers of one test run, for machines that have their images.
 
-Nothing is pulled for a test. Every reason that the containers cannot serve raises ``Unusable``, so that a run can use
-local processes instead: no engine, a missing or wrong image, a container that ends or does not answer.
+No image is pulled for a test. If the containers cannot be used, ``Unusable`` is raised, so that the run can use local
+processes instead. The causes are a missing engine, a missing or wrong image, and a container that ends or does not
+answer.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from rtfm.local.services import BROKER_SETTINGS, free_ports
 
 COMPOSE_FILE = Path(__file__).parent.parent / "docker-compose.yml"
 SERVICES = {"kafka": 9092, "schema-registry": 8081, "chromadb": 8000, "postgres": 5432}
-"""Each service with its port in the container."""
+"""Each service with its port inside the container."""
 
 ENGINE_TIMEOUT_S = 20
 START_TIMEOUT_S = 90.0
@@ -29,7 +30,7 @@ PASSWORD = "rtfm"
 
 
 class Unusable(Exception):
-    """Why this machine's containers cannot serve, in one line."""
+    """The containers cannot be used on this machine; the text says why in one line."""
 
 
 def images() -> dict[str, str]:
@@ -47,9 +48,9 @@ def images() -> dict[str, str]:
 def running(
     image_of: dict[str, str] | None = None, *, start_timeout_s: float = START_TIMEOUT_S
 ) -> Iterator[dict[str, str]]:
-    """Start the four services, and yield the address of each, by the names of ``StackAddresses``.
+    """Start the four services, and yield the address of each by its name in ``StackAddresses``.
 
-    ``image_of`` replaces the compose file's images. Raises Unusable.
+    ``image_of`` replaces the images of the compose file. Raises Unusable.
     """
     from testcontainers.core.config import testcontainers_config
     from testcontainers.core.network import Network
@@ -65,7 +66,7 @@ def running(
             addresses = _start(stack, client.host(), network, image_of, time.monotonic() + start_timeout_s)
         except Unusable:
             raise
-        except Exception as exc:  # of testcontainers, docker, requests and the system
+        except Exception as exc:  # errors of testcontainers, docker, requests and the operating system
             raise Unusable(" ".join(str(exc).split())[:200]) from exc
         yield addresses
 
@@ -139,13 +140,13 @@ def _kafka_environment(host: str, port: int) -> dict[str, str]:
         "inter.broker.listener.name": "INTERNAL",
         **BROKER_SETTINGS,
     }
-    # The image's own convention for settings as variables.
+    # The image reads broker settings from variables of this form.
     variables = {f"KAFKA_{name.upper().replace('.', '_')}": value for name, value in settings.items()}
     return {**variables, "KAFKA_HEAP_OPTS": "-Xmx512m"}
 
 
 def _make_a_topic(address: str) -> None:
-    """Create a topic, which needs the broker's advertised address as well as the given one."""
+    """Create a topic, which fails unless the broker's advertised address works as well as ``address``."""
     admin = AdminClient({"bootstrap.servers": address, "log_level": 0})
     admin.create_topics([NewTopic("served", 1)], request_timeout=5)["served"].result(6)
 
@@ -154,7 +155,7 @@ def _until(name: str, check: Callable[[], object], containers: dict[str, Any], d
     while True:
         try:
             check()
-        except Exception as exc:  # any error of a service that is not up yet, or of another service
+        except Exception as exc:  # the service is not up yet, or another service failed
             for other, container in containers.items():
                 container.reload()
                 if container.status not in ("created", "running"):

@@ -1,7 +1,7 @@
-"""`rtfm-cli` in a separate process that is forked after its imports are done.
+"""`rtfm-cli` in a child process that is forked after all imports are done.
 
-A command spends most of its time on imports, and the tests run hundreds. Its behaviour, output and exit code are the
-same; the tests of the installed command cover a start from nothing.
+A command spends most of its time on imports, and the tests run hundreds of commands. Behaviour, output and exit code of
+a forked command are those of the installed command, which has tests of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FORKSERVER.set_forkserver_preload([module for module, _, _ in COMMANDS.values()
 def run_forked(
     arguments: list[str], environment: dict[str, str], *, timeout_s: float
 ) -> subprocess.CompletedProcess[str]:
-    """Run `rtfm-cli`, without a terminal and outside the checkout.
+    """Run `rtfm-cli` without a terminal and outside the checkout.
 
     Raises TimeoutExpired after killing the process.
     """
@@ -47,7 +47,7 @@ def _command(arguments: list[str], environment: dict[str, str], stdout: Path, st
 
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(tempfile.gettempdir())  # not in a folder with a .env file
+    os.chdir(tempfile.gettempdir())  # this folder has no .env file
     for path, number in ((stdout, 1), (stderr, 2)):
         with path.open("wb") as file:
             os.dup2(file.fileno(), number)

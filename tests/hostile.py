@@ -1,8 +1,8 @@
-"""Texts that make patterns and tokenizers slow, and a measure of it, to test that time is linear in the text's size.
+"""Texts that make patterns and tokenizers slow, and a test whether time is linear in the size of such a text.
 
-A pattern that backtracks over what it has read, or starts again inside it, takes quadratic time on some text; which
-text depends on the pattern. So each pattern gets many: runs of every class of characters, two classes in turn, its own
-words repeated with runs after them, brackets and code that open and never close.
+A pattern that backtracks over what it has read, or starts again inside it, takes quadratic time on some texts. Which
+texts these are depends on the pattern, so each pattern is tried with many: runs of every class of characters, two
+classes in turn, the pattern's own words repeated and followed by runs, and brackets and code that open and never close.
 """
 
 from __future__ import annotations
@@ -29,16 +29,19 @@ _LITERAL = re.compile(r"(?:[A-Za-z0-9 :/@#<`-]|\\[./+-]){2,}")
 
 MIN_SECONDS = 0.02
 MAX_RATIO = 6.0
-"""Limit for a text of four times the length: four times the duration, with room for a busy machine."""
+"""Largest allowed ratio of the durations for a text and a quarter of it.
+
+A linear pattern has a ratio of four; the rest allows for a busy machine.
+"""
 
 _FIRST_LENGTH = 1_024
-_LONGEST = 131_072  # twice the longest text that is read whole
+_LONGEST = 131_072  # twice the length of the longest text that is read completely
 _SLOWEST = 3
 
 
 @frozen
 class Shape:
-    """A kind of text: ``text(n)`` is about ``n`` characters of it."""
+    """A kind of text; ``text(n)`` returns a text of about ``n`` characters."""
 
     name: str
     text: Callable[[int], str]
@@ -46,7 +49,7 @@ class Shape:
 
 @frozen
 class Slow:
-    """A shape on which time grows faster than the text: seconds at ``length`` and at four times that."""
+    """A shape on which time grows faster than the text: seconds at ``length`` and at four times that length."""
 
     shape: str
     length: int
@@ -55,7 +58,10 @@ class Slow:
 
 
 def shapes(pattern: str = "") -> Iterator[Shape]:
-    """Return the kinds of texts: a ``pattern`` adds its own words and more; a function gets the plainer ones."""
+    """Return the shapes to try.
+
+    A ``pattern`` adds shapes of its own words and more ends; without one, fewer shapes are tried.
+    """
     own = list(dict.fromkeys(word.replace("\\", "") for word in _LITERAL.findall(pattern)))[:12]
     for character in CHARACTERS:
         for end in _ENDS if pattern else ("!",):
@@ -79,9 +85,10 @@ def shapes(pattern: str = "") -> Iterator[Shape]:
 
 
 def superlinear(read: Callable[[str], object], pattern: str = "") -> list[Slow]:
-    """Return the shape on which ``read`` takes more than six times as long for four times the text, or nothing.
+    """Return one shape for which ``read`` takes more than six times as long if the text is four times as long.
 
-    All shapes are tried once; the slowest are measured with a text long enough to take 20 ms, if there is one.
+    The list is empty if there is no such shape. Each shape is tried once. The three slowest are measured with a text
+    that is long enough to take 20 ms, if there is one.
     """
     tried = sorted(shapes(pattern), key=lambda shape: -_seconds(read, shape.text(_FIRST_LENGTH), times=1))
     slow = (slow_on(read, shape) for shape in tried[:_SLOWEST])
@@ -89,18 +96,18 @@ def superlinear(read: Callable[[str], object], pattern: str = "") -> list[Slow]:
 
 
 def repeated(part: str, end: str = "") -> Shape:
-    """Return ``part`` repeatedly, followed by ``end``."""
+    """Return the shape that repeats ``part`` and ends with ``end``."""
     return Shape(f"{part!r} again and again, {end!r}", lambda n: part * (n // len(part) + 1) + end)
 
 
 def slow_on(read: Callable[[str], object], shape: Shape) -> Slow | None:
-    """Return the measurements if ``read`` takes too long for four times the text of one shape."""
+    """Return the measurements if ``read`` takes too long for four times the text of ``shape``."""
     length = 1_024
     while (taken := _seconds(read, shape.text(length), times=1)) < MIN_SECONDS and length < _LONGEST:
         length *= 2
     if taken < MIN_SECONDS:
         return None
-    for times in (1, 5):  # the best of five only if one try is too slow
+    for times in (1, 5):  # one try is enough if it is fast; otherwise the best of five counts
         short = _seconds(read, shape.text(length), times=times)
         long = _seconds(read, shape.text(4 * length), times=times)
         if long <= MAX_RATIO * short:
@@ -109,7 +116,7 @@ def slow_on(read: Callable[[str], object], shape: Shape) -> Slow | None:
 
 
 def _seconds(read: Callable[[str], object], text: str, *, times: int) -> float:
-    """Return the best of ``times`` tries, in seconds of this process's CPU time."""
+    """Return this process's CPU time in seconds for reading ``text``, the best of ``times`` tries."""
     collects = gc.isenabled()
     gc.disable()
     try:

@@ -1,6 +1,6 @@
-"""Java's Avro from the registry's jars, in a separate process: the reference for bytes, values and verdicts.
+"""Java's Avro from the registry's jars in a separate process, as the reference for bytes, values and verdicts.
 
-Run as ``python -m tests.java_avro JARS``; reads one JSON request a line and answers each with one line.
+Run as ``python -m tests.java_avro JARS``. The process reads JSON requests, one a line, and answers each with one line.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from tests.conftest import CACHE_DIR
 
 
 class JavaAvro:
-    """A running Java Avro. Not thread-safe."""
+    """A process that runs Java's Avro. Not thread-safe."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
     def ask(self, **request: Any) -> Any:
-        """Return the answer to one request."""
+        """Send one request, and return its answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -35,7 +35,7 @@ class JavaAvro:
         return answer["result"]
 
     def read(self, data: bytes, writer: Any, reader: Any) -> Any:
-        """Return the datum in ``data`` as Java reads it, in Avro's JSON encoding."""
+        """Return the value in ``data`` as Java reads it, in Avro's JSON encoding."""
         return self.ask(what="read", data=data.hex(), writer=json.dumps(writer), reader=json.dumps(reader))
 
     def write(self, value: Any, schema: Any) -> bytes:
@@ -43,7 +43,7 @@ class JavaAvro:
         return bytes.fromhex(self.ask(what="write", value=json.dumps(value), schema=json.dumps(schema)))
 
     def can_read(self, reader: Any, writer: Any) -> bool:
-        """Return Java's verdict on two schemas."""
+        """Return whether Java reads records of ``writer`` with the schema ``reader``."""
         return bool(self.ask(what="can_read", reader=json.dumps(reader), writer=json.dumps(writer)))
 
 

@@ -1,7 +1,7 @@
-"""Java's Kafka client and Avro, without any code of this project, in a separate process.
+"""Java's Kafka client and Avro in a separate process, without any code of this project.
 
-Run as ``python -m tests.java_kafka JARS COMMAND JSON``; prints one JSON document. It reads and writes the frame by
-hand: a zero byte, the schema's id as four bytes, the Avro binary.
+Run as ``python -m tests.java_kafka JARS COMMAND JSON``. The process prints one JSON document. It reads and writes
+Confluent's wire format by hand: a zero byte, the schema id as four bytes, and the Avro binary.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _WANTED = ("kafka-clients-", "zstd-jni-", "lz4-java-", "snappy-java-", "slf4j-ap
 
 
 def run(command: str, **given: Any) -> Any:
-    """Return the result of ``command``."""
+    """Run ``command`` in a separate process, and return its result."""
     (registry,) = artifacts.locked_artifacts("registry")
     kafka = artifacts.locked_artifacts("kafka")
     artifacts.ensure(CACHE_DIR, [registry, *kafka])
@@ -41,7 +41,7 @@ def run(command: str, **given: Any) -> Any:
 
 
 class Client:
-    """What a Java program does with Kafka and Avro."""
+    """A Java program that uses Kafka and Avro; its public methods are the commands."""
 
     def __init__(self, jpype: Any, given: dict[str, Any]) -> None:
         self._jpype = jpype
@@ -51,7 +51,7 @@ class Client:
         self._schemas: dict[int, Any] = {}
 
     def produce(self) -> dict[str, int]:
-        """Produce keys, and return the partition that Java's default partitioner chose for each."""
+        """Produce a record for each key, and return the partition that Java's default partitioner chose for each."""
         return {key: self._send(self._given["topic"], key, b"x") for key in self._given["keys"]}
 
     def read(self) -> list[Any]:
@@ -66,7 +66,7 @@ class Client:
         return found
 
     def ask(self) -> Any:
-        """Return the response to ``query``."""
+        """Produce ``query``, and return its response."""
         query = self._given["query"]
         known = self._asked(f"/subjects/{self._given['prefix']}bot-queries-value/versions/1")
         schema = self._avro.Schema.Parser().parse(known["schema"])

@@ -1,6 +1,6 @@
-"""Kept runs made by hand for the tests of the judge: a right run, to break in one place.
+"""Chaos runs made by hand for the tests of the judge: a run without faults, which a test then changes in one place.
 
-It writes the history and Kafka's files itself, so that a test can write what Kafka never would.
+The module writes the history and Kafka's files itself, so that a test can write bytes that Kafka never would.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PRODUCER = 7
 Headers = Sequence[tuple[str, bytes]]
 
 Break = Callable[["KeptRun"], object]
-"""A change to a run that makes it wrong."""
+"""A change that makes a run wrong."""
 
 
 def varint(number: int) -> bytes:
@@ -44,12 +44,12 @@ def varint(number: int) -> bytes:
 
 
 def sized(data: bytes | None) -> bytes:
-    """Encode bytes after their length."""
+    """Encode ``data`` after its length; None is a null."""
     return varint(-1) if data is None else varint(len(data)) + data
 
 
 def record(key: bytes | None, value: bytes | None, headers: Headers = (), *, delta: int = 0) -> bytes:
-    """Encode one record of a batch, ``delta`` offsets after its base."""
+    """Encode one record of a batch, whose offset is ``delta`` above the offset of the batch."""
     body = b"\0" + varint(0) + varint(delta) + sized(key) + sized(value) + varint(len(headers))
     return sized(body + b"".join(sized(name.encode()) + sized(held) for name, held in headers))
 
@@ -63,9 +63,9 @@ def batch(
     producer: int = -1,
     epoch: int = 0,
 ) -> bytes:
-    """Encode a batch of version 2.
+    """Encode a record batch of version 2.
 
-    ``attributes`` are Kafka's: 16 for transactional, 48 for a marker.
+    ``attributes`` are those of Kafka's format: 16 for a transaction, 48 for a marker.
     """
     count, body = len(records), b"".join(records)
     checked = struct.pack(">hiqqqhii", attributes, count - 1, at_ms, at_ms, producer, epoch, 0, count) + body
@@ -73,7 +73,7 @@ def batch(
 
 
 def marker(offset: int, *, commit: bool, producer: int, at_ms: int = 0) -> bytes:
-    """Encode the control batch that ends a transaction."""
+    """Encode the control batch whose marker ends a transaction."""
     packed = record(struct.pack(">hh", 0, int(commit)), struct.pack(">hi", 0, 0))
     return batch(offset, [packed], at_ms=at_ms, attributes=0x30, producer=producer)
 
@@ -85,12 +85,12 @@ def text(value: str) -> bytes:
 
 @define
 class Log:
-    """A partition under construction."""
+    """The log of a partition under construction."""
 
     segment: bytes = b""
     end: int = 0
     visible: list[tuple[int, str | None]] = field(factory=list)
-    """Offset and key of the records that a reader of committed records gets."""
+    """(offset, key) of each record that a reader of committed records gets."""
 
     def append(
         self,
@@ -104,7 +104,8 @@ class Log:
     ) -> int:
         """Append a record and return its offset.
 
-        The record has its own transaction, which ``ends`` in commit, abort or open, or no transaction.
+        ``ends`` says how the record's own transaction ends: "commit", "abort" or "open". With None the record is in no
+        transaction.
         """
         offset = self.end
         packed = key.encode() if isinstance(key, str) else key
@@ -121,9 +122,10 @@ class Log:
 
 
 class KeptRun:
-    """A run under construction. ``conclude`` makes it right, ``write`` writes it to ``folder``.
+    """A run under construction.
 
-    Between the two a test changes ``lines``, ``logs`` or ``files``.
+    ``conclude`` completes the run, and ``write`` writes it to ``folder``. Between the two, a test changes ``lines``,
+    ``logs`` or ``files``.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -131,7 +133,7 @@ class KeptRun:
         self.lines: list[dict[str, Any]] = []
         self.logs: dict[tuple[str, int], Log] = defaultdict(Log)
         self.files: dict[str, bytes] = {}
-        """Additional files below kafka/."""
+        """Content of additional files by their path below kafka/."""
         self.schemas = {n: json.loads((SCHEMAS / f"{name}.avsc").read_text()) for n, name in NAMES.items()}
         self._parsed = {n: fastavro.parse_schema(schema) for n, schema in self.schemas.items()}
         self.now_ms = 1_700_000_000_000
@@ -169,7 +171,7 @@ class KeptRun:
         return struct.pack(">bI", 0, schema) + out.getvalue()
 
     def query(self, query_id: str, *, key: str | None = None, partition: int = 0, ends: str | None = None) -> int:
-        """Add the record of a question, and return its offset."""
+        """Append the record of a question, and return its offset."""
         value = self.value(
             1,
             query_id=query_id,
@@ -185,7 +187,7 @@ class KeptRun:
         return self.logs[QUERIES, partition].append(key or query_id, value, at_ms=self.now_ms, ends=ends)
 
     def ask(self, query_id: str, *, key: str | None = None, partition: int = 0) -> int:
-        """Add an acknowledged question, and return its offset."""
+        """Append the record of a question, note its acknowledgement, and return its offset."""
         self.note("asked", query_id=query_id, key=key or query_id, channel_id="10", visible_channel_ids=VISIBLE)
         offset = self.query(query_id, key=key, partition=partition)
         self.note("acknowledged", topic=QUERIES, partition=partition, offset=offset, query_id=query_id)
@@ -203,7 +205,7 @@ class KeptRun:
         answer: str = "so",
         elapsed_ms: int = 1,
     ) -> int:
-        """Add a response, and return its offset; ``retrieved`` are the channels of its passages."""
+        """Append a response, and return its offset; ``retrieved`` are the channels of its passages."""
         value = self.value(
             3,
             query_id=query_id,
@@ -228,7 +230,7 @@ class KeptRun:
         return log.append(query_id, value, at_ms=self.now_ms + 1, ends=ends, producer=producer)
 
     def say(self, message_id: str, content: str, change: str = "CREATED", *, channel: str = "10") -> int:
-        """Add an acknowledged change of a message, and return its offset."""
+        """Append a change of a message, note its acknowledgement, and return its offset."""
         self._versions[message_id] += 1
         version = self._versions[message_id]
         self.note("said", message_id=message_id, channel_id=channel, change=change, version=version, content=content)
@@ -264,7 +266,7 @@ class KeptRun:
         producer: int = PRODUCER,
         version: int = 3,
     ) -> None:
-        """Add a commit of a group's position; None is a tombstone."""
+        """Append a commit of a group's position; the offset None makes a tombstone."""
         self.now_ms += 10
         key = struct.pack(">h", 1) + text(group) + text(topic) + struct.pack(">i", partition)
         value = None
@@ -276,7 +278,11 @@ class KeptRun:
         self.logs[OFFSETS, 3].append(key, value, at_ms=self.now_ms, ends=ends, producer=producer)
 
     def conclude(self) -> None:
-        """Commit the ends of both topics, note what a reader gets and what the archive holds, and end the history."""
+        """Complete the run.
+
+        Commit the ends of both topics, note the records that a reader gets and the messages in the archive, and end the
+        history.
+        """
         for number in range(2):
             self.position(ANSWER, QUERIES, self.logs[QUERIES, number].end, partition=number)
             self.position(INGEST, MESSAGES, self.logs[MESSAGES, number].end, partition=number)
@@ -289,7 +295,7 @@ class KeptRun:
         self.note("end", ok=True)
 
     def line(self, event: str, matches: Callable[[dict[str, Any]], bool] = lambda _: True) -> dict[str, Any]:
-        """Return the first line of ``event`` that matches."""
+        """Return the first line of the history with ``event`` that matches."""
         return next(line for line in self.lines if line["event"] == event and matches(line))
 
     def write(self) -> Path:
@@ -309,7 +315,10 @@ class KeptRun:
 
 
 def right_run(folder: Path) -> KeptRun:
-    """Build a run in which everything was handled correctly, with an aborted and an open attempt; not concluded."""
+    """Build a run without faults, which is not concluded.
+
+    The run has an aborted and an open transaction of a response.
+    """
     run = KeptRun(folder)
     for number in range(4):
         run.ask(f"c{number}", partition=number % 2)
@@ -321,7 +330,7 @@ def right_run(folder: Path) -> KeptRun:
     run.respond("c0", citations=[{"channel_id": "10", "channel_kind": "TEXT"}, public], retrieved=["10", None])
     run.respond("c1", partition=1)
     run.position(ANSWER, QUERIES, 0, "")
-    run.position(ANSWER, QUERIES, 0, "1AQE")  # 0 unfinished, 1 finished
+    run.position(ANSWER, QUERIES, 0, "1AQE")  # offset 0 is unfinished, offset 1 finished
     run.position(INGEST, MESSAGES, 2)
     run.position(INGEST, MESSAGES, 0, ends="abort")
     run.respond("c2")
@@ -331,11 +340,11 @@ def right_run(folder: Path) -> KeptRun:
 
 
 def verdict(run: KeptRun) -> Verdict:
-    """Write ``run`` and judge it."""
+    """Write ``run``, and return the judge's verdict."""
     return judge(run.write())
 
 
 def broken(found: Verdict) -> dict[str, list[str]]:
-    """Return the descriptions of the shown violations, by rule."""
+    """Return the descriptions of the shown violations by their rule."""
     assert found.reason is None
     return {r.rule.name: [example.what for example in r.examples] for r in found.rulings if r.broken}

@@ -1,4 +1,4 @@
-"""Fixtures for tests of the knowledge: messages that read like a chat, and a small embedding instead of the model."""
+"""Helpers for tests of the knowledge: messages like those of a chat, and a small embedding in place of the model."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ START = TimestampMillis(1_700_000_000_000)
 
 @frozen
 class RecordOfEvent:
-    """A record as ingest sees it."""
+    """A record as ingest receives it."""
 
     event: object
 
 
 class WordEmbedding:
-    """Texts that share words are near: each word has its own direction. Counts its calls.
+    """An embedding in which texts that share words are near, because each word has a direction.
 
-    An embedding of another name gives words other directions.
+    ``WordEmbedding`` counts its calls. With another name, words have other directions.
     """
 
     def __init__(self, name: str = "words", dimension: int = DIMENSION) -> None:
@@ -64,7 +64,7 @@ def _direction(word: str, dimension: int) -> Vectors:
 
 
 def knowledge_of(settings: Settings, embedding: WordEmbedding | None) -> Knowledge:
-    """Return the knowledge over the real stores of ``settings``, migrated."""
+    """Return the knowledge over the real stores of ``settings``, with a migrated archive."""
     archive = SqlArchive(settings.database_url)
     archive.migrate()
     vectors = ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)
@@ -90,7 +90,7 @@ def message(number: int, content: str, **fields: Any) -> DiscordMessage:
 
 
 def deletion(number: int, **fields: Any) -> DiscordMessage:
-    """Return what Discord sends for a deletion: ids only."""
+    """Return the event that Discord's deletion of message ``number`` makes, which has only ids."""
     values: dict[str, Any] = {
         "message_id": str(1000 + number),
         "guild_id": GUILD,
@@ -127,11 +127,11 @@ _DERIVED = ("channels", "messages", "passages", "corpora", "document_frequencies
 
 
 def dump(settings: Settings) -> list[tuple[object, ...]]:
-    """Return everything that ingest writes, in order."""
+    """Return all rows that ingest writes, in order."""
     rows: list[tuple[object, ...]] = []
     with psycopg.connect(settings.database_url) as connection:
         for table in _DERIVED:
-            rows += connection.execute(f"SELECT '{table}', t::text FROM {table} AS t ORDER BY 2").fetchall()  # noqa: S608 - names from above
+            rows += connection.execute(f"SELECT '{table}', t::text FROM {table} AS t ORDER BY 2").fetchall()  # noqa: S608 - the names above
     return rows
 
 

@@ -1,8 +1,8 @@
 """A TCP proxy between a client and a server, with network faults that are switched while it runs.
 
-It keeps both sockets of every connection, so that it can do to a TCP stream what a network does: delay it, slow it,
-hold it back, and end a connection for one side or both. It cannot drop bytes, because TCP never shows a gap to a
-program; a lost packet is therefore the delay of its retransmission. It cannot leave a SYN unanswered either: a
+The proxy keeps both sockets of every connection, so that it can treat a TCP stream like a network: delay it, slow it,
+hold it back, and end the connection for one side or for both. The proxy cannot drop bytes, because TCP never shows a
+gap to a program; a lost packet is the delay until its retransmission. Nor can the proxy leave a SYN unanswered: a
 connection into a cut network is accepted and silent, and is reset once the network works again.
 """
 
@@ -23,29 +23,32 @@ RETRANSMISSION_S = 0.2
 """The shortest time that TCP waits before it retransmits a packet (Linux: TCP_RTO_MIN)."""
 
 _PIECE_BYTES = 65_536
-_PIECES = 256  # that a direction keeps before the sender has to wait
+_PIECES = 256  # pieces of one direction that the proxy keeps before the sender has to wait
 _LINGER_NONE = struct.pack("ii", 1, 0)  # closing sends RST
 
 Answer = TypeVar("Answer")
 Pieces = asyncio.Queue[tuple[float, bytes | None]]
-"""When each piece is due, and the piece: empty for the end of the stream, None for a reset."""
+"""(time when the piece is due, piece); an empty piece is the end of the stream, None a reset."""
 
 
 @frozen(kw_only=True)
 class Conditions:
-    """Conditions of one direction. ``loss`` is the share of pieces that arrive only after a retransmission."""
+    """The conditions of one direction.
+
+    ``loss`` is the share of pieces that arrive only after a retransmission.
+    """
 
     latency_s: float = 0.0
     jitter_s: float = 0.0
     loss: float = 0.0
     bytes_per_s: float | None = None
     held: bool = False
-    """Nothing passes, neither bytes nor the end of a connection, until the network heals."""
+    """While true, neither bytes nor the end of a connection pass, until the network heals."""
 
 
 CLEAR = Conditions()
 Clients = Callable[[str], bool]
-"""Selects clients by name."""
+"""Tells of a client's name whether the client is selected."""
 
 
 def _everybody(_: str) -> bool:
@@ -58,7 +61,7 @@ def _nobody(_: str) -> bool:
 
 @define(kw_only=True, eq=False)
 class Link:
-    """One connection of a client, and its connection to the server."""
+    """A client's connection to the proxy, with the proxy's connection to the server."""
 
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter | None = None
@@ -71,16 +74,16 @@ class Link:
         reset_socket(self.server)
 
     def close(self) -> None:
-        """Close both ends after sending what was written."""
+        """Close both connections after sending the data that was written to them."""
         for writer in (self.client, self.server):
             if writer is not None:
                 writer.close()
 
 
 class Proxy:
-    """Listens at ``port`` of 127.0.0.1 (0: any) and connects to ``target``, a port of the same host.
+    """A proxy that listens at ``port`` of 127.0.0.1 (0: any) and connects to the port ``target`` of the same host.
 
-    Its methods may be called from any thread.
+    The methods of a proxy may be called from any thread.
     """
 
     def __init__(self, target: int, *, port: int = 0, chance: random.Random | None = None) -> None:
@@ -106,18 +109,18 @@ class Proxy:
         self._thread.join()
         self._loop.close()
 
-    # The faults
+    # Faults
 
     def set_conditions(self, *, up: Conditions = CLEAR, down: Conditions = CLEAR) -> None:
         """Set the conditions towards the server (``up``) and back (``down``)."""
         self._on_loop(self._set(_conditions={"up": up, "down": down}))
 
     def cut(self, clients: Clients = _everybody) -> None:
-        """Block both directions for ``clients``, by name; neither end is told."""
+        """Block both directions of the ``clients`` that are selected; neither end is told."""
         self._on_loop(self._set(_is_cut=clients))
 
     def abandon(self) -> None:
-        """Keep the present connections open at both ends but dead; new ones work."""
+        """Leave the present connections open at both ends, but pass no more data; new connections work."""
         self._on_loop(self._each(lambda link: setattr(link, "abandoned", True)))
 
     def reset(self) -> None:
@@ -125,19 +128,22 @@ class Proxy:
         self._on_loop(self._each(Link.reset))
 
     def refuse(self) -> None:
-        """Stop listening, and reset the present connections."""
+        """Stop listening, and send RST to both ends of all connections."""
         self._on_loop(self._refuse())
 
     def heal(self) -> None:
-        """Work again. Held data is delivered; abandoned connections stay dead."""
+        """Work without faults again.
+
+        Held data is delivered, and abandoned connections stay dead.
+        """
         self._on_loop(self._heal())
 
     @property
     def clients(self) -> list[str]:
-        """The names of the connected clients."""
+        """Return the names of the connected clients."""
         return sorted(self._on_loop(self._each(lambda link: link.name)))
 
-    # In the loop's thread
+    # Methods that run in the loop's thread
 
     def _on_loop(self, work: Coroutine[Any, Any, Answer]) -> Answer:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
@@ -188,11 +194,11 @@ class Proxy:
             from_server, link.server = await asyncio.open_connection("127.0.0.1", self.target)
             async with asyncio.TaskGroup() as tasks:
                 for way, reader, writer in (("up", from_client, link.server), ("down", from_server, client)):
-                    # Two tasks for each: what is taken waits for its time without keeping the next from being taken.
+                    # Each direction has two tasks, so that the next piece is read while a piece waits until it is due.
                     pieces: Pieces = asyncio.Queue(_PIECES)
                     tasks.create_task(self._take(link, way, reader, pieces))
                     tasks.create_task(self._give(link, way, pieces, writer))
-        except* OSError:  # one end is gone
+        except* OSError:  # one end closed its connection
             link.reset()
         finally:
             self._links.discard(link)
@@ -211,15 +217,15 @@ class Proxy:
             now = self._conditions[way]
             lost_s = RETRANSMISSION_S if self._random.random() < now.loss else 0.0
             delay_s = now.latency_s + self._random.uniform(0, now.jitter_s) + lost_s
-            due_s = max(due_s, self._loop.time() + delay_s)  # nothing overtakes what was sent before it
+            due_s = max(due_s, self._loop.time() + delay_s)  # no piece overtakes an earlier one
             await pieces.put((due_s, piece))
 
     async def _read(self, reader: asyncio.StreamReader) -> bytes:
-        """Return the next piece; empty at the end."""
+        """Return the next piece, which is empty at the end of the stream."""
         return await reader.read(_PIECE_BYTES)
 
     def _name_of(self, first: bytes) -> str:
-        """Return the client's name, from the first piece of a connection."""
+        """Return the client's name, which a subclass reads from the first piece of a connection."""
         return ""
 
     async def _give(self, link: Link, way: str, pieces: Pieces, writer: asyncio.StreamWriter) -> None:
@@ -241,13 +247,13 @@ class Proxy:
         await writer.drain()
 
     async def _passage(self, link: Link, way: str) -> None:
-        """Wait until ``link`` may send."""
+        """Wait until the connection may pass data."""
         while link.abandoned or self._conditions[way].held or self._is_cut(link.name):
             await self._changed.wait()
 
 
 def reset_socket(writer: asyncio.StreamWriter | None) -> None:
-    """Close with RST; unsent data is lost."""
+    """Close the socket with RST, and lose unsent data."""
     if writer is not None and not writer.is_closing():
         with suppress(OSError):
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)

@@ -1,4 +1,4 @@
-"""Builds passages as retrieval returns them, for tests of answering."""
+"""Passages as retrieval returns them, for tests of answering."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def said(
     kind: ChannelKind = ChannelKind.TEXT,
     guild_id: str | None = GUILD,
 ) -> PassageMessage:
-    """Return a message, ``minute`` minutes after eight."""
+    """Return a message that was written ``minute`` minutes after eight in the morning."""
     return PassageMessage(
         message_id=message_id or f"7{minute:04}",
         guild_id=guild_id,

@@ -1,4 +1,4 @@
-"""A proxy before a registry or Chroma that fails on demand over real TCP."""
+"""An HTTP proxy between a client and the registry or Chroma, which fails over real TCP when a test says so."""
 
 from __future__ import annotations
 
@@ -14,16 +14,22 @@ from urllib.parse import urlsplit
 from attrs import define, field
 
 MODES = ("refused", "silent", "503", "slow")
-"""No listener; accepted and never answered; an error at once; an answer byte by byte."""
+"""Ways in which a registry is gone.
+
+"refused": nothing listens at the port. "silent": connections are accepted, and no request is answered. "503": every
+request gets that status at once. "slow": the answer comes one byte at a time. ``fail`` also takes "garbage", an answer
+with status 200 that is not JSON, and "up".
+"""
 
 
 @define
 class RegistryProxy:
-    """Forwards requests unless ``mode`` says otherwise; ``requests`` are the first lines of all requests.
+    """A running proxy, which forwards each request to ``target`` unless ``mode`` is a way to fail.
 
-    The answer to a request whose first line contains ``lose`` is lost once, after the registry has processed it; one
-    that contains ``refuse`` is dropped once. ``rebuilt`` maps ids to the ids that a registry rebuilt from nothing uses
-    for them.
+    ``requests`` has the first line of each request. If ``lose`` is set, the answer to the next request whose first line
+    contains it is dropped after ``target`` has processed the request. If ``refuse`` is set, the next request whose
+    first line contains it is dropped before. ``rebuilt`` maps schema ids to those that are requested from ``target``
+    instead, as if the registry had been rebuilt and gave ids other meanings.
     """
 
     target: str
@@ -38,11 +44,11 @@ class RegistryProxy:
 
     @property
     def url(self) -> str:
-        """The address for clients."""
+        """Return the address at which clients reach the proxy."""
         return f"http://127.0.0.1:{self.port}{urlsplit(self.target).path}"
 
     def fail(self, mode: str) -> None:
-        """Fail in this way from now on, or work again with ``up``; open connections are dropped."""
+        """Set ``mode``, and close all open connections; "up" forwards requests again."""
         self.mode = mode
         if mode == "refused":
             self._close()
@@ -53,7 +59,7 @@ class RegistryProxy:
         self._open.clear()
 
     def listen(self) -> None:
-        """Accept connections, on the same port as before."""
+        """Accept connections, always on the same port."""
         self._listener = socket.create_server(("127.0.0.1", self.port))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
@@ -128,7 +134,7 @@ def _shut(connection: socket.socket) -> None:
 
 @contextmanager
 def proxy(target: str) -> Iterator[RegistryProxy]:
-    """Run a proxy before the registry at ``target``."""
+    """Run a proxy before ``target`` while the context lasts."""
     made = RegistryProxy(target=target)
     made.listen()
     try:

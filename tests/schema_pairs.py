@@ -1,4 +1,4 @@
-"""Pairs of schemas, an old one and one with one or two changes, from a seed, for comparing verdicts."""
+"""Random pairs of schemas for comparing verdicts: an old schema, and the same with one or two changes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def base(chance: random.Random, number: int) -> Schema:
-    """Return a record with a field of every kind of type, in random order and with random primitives."""
+    """Return a record schema with a field of each kind of type, in random order and with random primitive types."""
     fields = [
         _field("plain", chance.choice(PRIMITIVES)),
         _field("number", chance.choice(("int", "long", "float"))),
@@ -96,7 +96,7 @@ def add_field_with_default(chance: random.Random, schema: Schema) -> None:
 
 
 def add_enum_field(chance: random.Random, schema: Schema) -> None:
-    """Add a field whose enum has a default, while the field has none."""
+    """Add a field without a default, whose enum has a default."""
     schema["fields"].append(_field("added_enum", _enum("Added", ["P", "Q"], default="P")))
 
 
@@ -189,7 +189,7 @@ def lose_enum_default(chance: random.Random, schema: Schema) -> None:
 
 
 def rename_record(chance: random.Random, schema: Schema) -> None:
-    """Rename a record, possibly one that nothing refers to."""
+    """Rename any record, even one that no field refers to."""
     if (entry := _find(schema, "inner")) and isinstance(entry["type"], dict):
         entry["type"]["name"] = "Renamed"
 
@@ -247,7 +247,7 @@ def change_doc(chance: random.Random, schema: Schema) -> None:
 
 
 def reorder_fields(chance: random.Random, schema: Schema) -> None:
-    """Move fields of plain types only: a name must stay defined before it is used."""
+    """Move fields of simple types only, because a type must stay defined before its name is used."""
     plain = [entry for entry in schema["fields"] if isinstance(entry["type"], str)]
     for entry in plain:
         schema["fields"].remove(entry)
@@ -255,7 +255,7 @@ def reorder_fields(chance: random.Random, schema: Schema) -> None:
 
 
 def change_inside_tree(chance: random.Random, schema: Schema) -> None:
-    """Change a type that contains itself."""
+    """Change a type inside a record that contains itself."""
     if (entry := _find(schema, "tree")) and isinstance(entry["type"], dict):
         entry["type"]["fields"][0]["type"] = chance.choice(("long", "string"))
 
@@ -272,7 +272,7 @@ CHANGES: list[Change] = [
 
 
 def pairs(count: int, bases: int, seed: int = 7) -> list[tuple[int, Schema, Schema, str]]:
-    """Yield ``count`` pairs: (number of the old schema, old, new, changes); every kind of change occurs."""
+    """Return ``count`` pairs as (number of the old schema, old, new, changes), with every kind of change."""
     chance = random.Random(seed)
     old = [base(chance, number) for number in range(bases)]
     made = []

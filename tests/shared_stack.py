@@ -1,7 +1,8 @@
-"""The services of a test run, which its worker processes share.
+"""The services of a test run, which its xdist workers share.
 
-The first worker that needs them starts them, and stops them when no other uses them. Their addresses are in a file of
-the run's folder; file locks show which workers are alive, so that a dead one is not waited for.
+The first xdist worker that needs the services starts them, and stops them when no other one uses them. The addresses
+are in a file of the run's folder. File locks show which xdist workers are alive, so that a crashed one is not waited
+for.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from pathlib import Path
 from typing import IO
 
 Start = Callable[[ExitStack, str], tuple[dict[str, str], str]]
-"""Starts the services; returns (addresses by name, description), and registers how to stop them in the ExitStack."""
+"""Starts the services: takes an ExitStack, to which it adds how to stop them, and the demanded kind of services.
+
+Returns (addresses by name, description).
+"""
 
 
 class SharedStack:
-    """This process's share of the services of the run whose files are in ``folder``."""
+    """One process's use of the services of a run, whose files are in ``folder``."""
 
     def __init__(self, folder: Path, start: Start) -> None:
         self._note = folder / "stack.json"
@@ -30,7 +34,7 @@ class SharedStack:
         self._presence: IO[str] | None = None
 
     def join(self, wanted: str) -> tuple[dict[str, str], str]:
-        """Return (addresses by name, description) of the services; start them if they do not run."""
+        """Return (addresses by name, description) of the services, and start them if they do not run."""
         with self._changes.open("w") as changes:
             fcntl.flock(changes, fcntl.LOCK_EX)
             if not self._note.exists():
@@ -43,7 +47,10 @@ class SharedStack:
         return addresses, what
 
     def leave(self) -> None:
-        """Release the services. The worker that started them waits for all others and stops them."""
+        """Release the services.
+
+        The process that started them waits until all others have released them, and stops them.
+        """
         if self._presence is None:
             return
         self._presence.close()

@@ -1,4 +1,4 @@
-"""Helpers for tests of the streams: a running pipeline, a recording handler, raw records, waiting."""
+"""Helpers for tests of streams: a running pipeline, a recording handler, raw records and waiting."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ QUERIES = "bot-queries"
 RESPONSES = "bot-responses"
 
 
-def said(number: int, *, channel: str = "200", content: str = "hello") -> DiscordMessage:
-    """Return a message; its id is its number."""
+def build_message(number: int, *, channel: str = "200", content: str = "hello") -> DiscordMessage:
+    """Return a message whose id is ``number``."""
     return DiscordMessage(
         message_id=str(number),
         guild_id="100",
@@ -58,8 +58,8 @@ def said(number: int, *, channel: str = "200", content: str = "hello") -> Discor
     )
 
 
-def asked(number: int, question: str = "how?") -> BotQuery:
-    """Return a query of the console."""
+def build_query(number: int, question: str = "how?") -> BotQuery:
+    """Return a query of the console whose id is c and ``number``."""
     return BotQuery(
         query_id=f"c{number}",
         channel_id="0",
@@ -72,7 +72,7 @@ def asked(number: int, question: str = "how?") -> BotQuery:
     )
 
 
-def answered(query: BotQuery, answer: str = "so") -> BotResponse:
+def build_response(query: BotQuery, answer: str = "so") -> BotResponse:
     """Return an answer to ``query``."""
     return BotResponse(
         query_id=query.query_id,
@@ -88,10 +88,10 @@ def answered(query: BotQuery, answer: str = "so") -> BotResponse:
 
 
 def eventually(check: Callable[[], Any], *, timeout_s: float = 40.0) -> Any:
-    """Return the first true value of ``check``; AssertionError if there is none in time.
+    """Return the first true value of ``check``, or raise AssertionError after ``timeout_s``.
 
-    If a service does not answer one check, as on a busy machine, the check is repeated. A slow check runs at most half
-    of the time, so that it does not delay what it waits for.
+    If a check raises Unavailable, as on a busy machine, the check is repeated. There is a pause as long as each check,
+    at most half a second, so that checks do not delay what they wait for.
     """
     deadline = time.monotonic() + timeout_s
     silent: Unavailable | None = None
@@ -106,8 +106,8 @@ def eventually(check: Callable[[], Any], *, timeout_s: float = 40.0) -> Any:
     raise AssertionError(f"not within {timeout_s:.0f} s: {asked}") from silent
 
 
-class Noting:
-    """A handler that keeps the records that it gets, and returns what ``outputs`` makes of each."""
+class RecordingHandler:
+    """A handler that keeps the records that it gets, and returns the outputs that ``outputs`` makes of each."""
 
     def __init__(self, outputs: Callable[[Record], Sequence[Output]] = lambda _: ()) -> None:
         self.batches: list[list[Record]] = []
@@ -121,7 +121,7 @@ class Noting:
 
     @property
     def ids(self) -> list[str]:
-        """Return ids of the messages or queries, in the order in which they were handled."""
+        """Return the ids of the handled messages or queries, in order."""
         with self._lock:
             records = [record for batch in self.batches for record in batch]
         return [getattr(r.event, "message_id" if isinstance(r.event, DiscordMessage) else "query_id") for r in records]
@@ -138,7 +138,7 @@ def running(
     stop: threading.Event | None = None,
     **options: Any,
 ) -> Iterator[threading.Thread]:
-    """Run a pipeline in a thread; stop it at the end, and raise its error."""
+    """Run a pipeline in a thread; at the end, stop the pipeline and raise its error."""
     stop = stop or threading.Event()
     journal = CrashJournal.of(settings, GROUP)
     pipeline = Pipeline(
@@ -176,7 +176,7 @@ def running(
 
 
 def produce(settings: Settings, contracts: Contracts, topic: str, *events: Any, headers: Any = None) -> None:
-    """Produce events and wait for the acknowledgements."""
+    """Produce events, and wait for their acknowledgements."""
     with EventProducer(settings, contracts) as producer:
         for event in events:
             producer.send(topic, event, headers=headers)
@@ -196,7 +196,7 @@ def produce_raw(
     headers: Sequence[tuple[str, bytes]] = (),
     timestamp_ms: int = 0,
 ) -> None:
-    """Produce bytes like another program, without this project's producer."""
+    """Produce bytes like another program, without the producer of this project."""
     failed: list[Any] = []
     producer: Any = Producer({**_servers(settings), "message.max.bytes": 2_000_000})
     producer.produce(
@@ -219,7 +219,7 @@ def produce_raws(
     key: bytes = b"200",
     headers: Sequence[tuple[str, bytes]] = (),
 ) -> None:
-    """Produce many records of one key, in order."""
+    """Produce many values under one key, in order."""
     producer: Any = Producer({**_servers(settings), "enable.idempotence": True})
     for value in values:
         producer.produce(f"{settings.kafka_topic_prefix}{topic}", value, key, headers=list(headers))
@@ -227,7 +227,7 @@ def produce_raws(
 
 
 def limit_record_bytes(settings: Settings, topic: str, limit: int) -> None:
-    """Limit the size of batches that ``topic`` accepts."""
+    """Set the largest size of a batch that ``topic`` accepts."""
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
     entry = ConfigEntry("max.message.bytes", str(limit), incremental_operation=AlterConfigOpType.SET)
     name = f"{settings.kafka_topic_prefix}{topic}"
@@ -247,7 +247,7 @@ def dead_letters(settings: Settings, contracts: Contracts) -> list[Record]:
 
 
 def committed(settings: Settings, topic: str = MESSAGES) -> int:
-    """Return how many records the group has committed."""
+    """Return the sum of the group's committed offsets, which is the number of committed records."""
     return sum(_progress(settings).committed_offsets(topic, range(3)).values())
 
 
@@ -257,6 +257,6 @@ def _progress(settings: Settings) -> GroupProgress:
 
 
 def produced(settings: Settings, contracts: Contracts, topic: str) -> int:
-    """Return how many offsets ``topic`` has."""
+    """Return the number of offsets of ``topic``."""
     states = TopicAdmin(settings, contracts.catalogue).states()
     return next(state.offsets for state in states if state.topic == topic)

@@ -20,7 +20,7 @@ from rtfm.events import DiscordMessage
 from rtfm.settings import Settings
 from rtfm.streams.producer import EventProducer
 from tests.conftest import CHECKOUT, environment_of
-from tests.streams import MESSAGES, RESPONSES, eventually, produce, records, said
+from tests.streams import MESSAGES, RESPONSES, build_message, eventually, produce, records
 
 CHANNELS = 60
 WORKER = (sys.executable, "-m", "tests.chaos.worker")
@@ -189,7 +189,7 @@ NOTHING_WRONG = AnswerAccount(missing=0, duplicated=0, out_of_order=0)
 
 def messages_for(settings: Settings, count: int, first: int = 0) -> list[DiscordMessage]:
     """Produce ``count`` messages over many channels, and return them."""
-    messages = [said(number, channel=str(number % CHANNELS)) for number in range(first, first + count)]
+    messages = [build_message(number, channel=str(number % CHANNELS)) for number in range(first, first + count)]
     produce(settings, open_contracts(settings), MESSAGES, *messages)
     return messages
 
@@ -238,7 +238,7 @@ def messages_all_the_time(settings: Settings) -> Iterator[list[DiscordMessage]]:
     messages: list[DiscordMessage] = []
 
     def send(producer: EventProducer, number: int) -> None:
-        messages.append(said(number, channel=str(number % CHANNELS)))
+        messages.append(build_message(number, channel=str(number % CHANNELS)))
         producer.send(MESSAGES, messages[-1])
 
     with Feed(settings, send):

@@ -17,7 +17,7 @@ from rtfm.streams.producer import EventProducer
 from tests.chaos.fleet import NOTHING_WRONG, Feed, Fleet, account, messages_all_the_time, messages_for
 from tests.chaos.transactions import OpenTransactions
 from tests.chaos.worker import KILLER
-from tests.streams import GROUP, MESSAGES, RESPONSES, committed, dead_letters, eventually, produce, said
+from tests.streams import GROUP, MESSAGES, RESPONSES, build_message, committed, dead_letters, eventually, produce
 
 DIED = 9
 
@@ -79,7 +79,7 @@ def test_a_record_that_kills_the_process_is_one_dead_letter_and_the_others_are_a
     """R20: it kills once among others and three times alone; of two such records neither is blamed for the other's."""
     contracts = open_contracts(settings)
     messages = messages_for(settings, 150)
-    killers = [said(900 + number, channel=str(number), content=KILLER) for number in range(deadly)]
+    killers = [build_message(900 + number, channel=str(number), content=KILLER) for number in range(deadly)]
     produce(settings, contracts, MESSAGES, *killers)
     messages += messages_for(settings, 150, first=150)
     fleets.append(fleet := Fleet(evolve(settings, kafka_static_membership=True), 5, 10, concurrency))
@@ -100,7 +100,7 @@ def test_a_deadly_record_is_found_by_the_next_worker_of_its_partition(settings: 
     """R20: the first victim never returns; the other worker counts its own crashes."""
     contracts = open_contracts(settings)
     messages = messages_for(settings, 100)
-    produce(settings, contracts, MESSAGES, said(900, channel="1", content=KILLER))
+    produce(settings, contracts, MESSAGES, build_message(900, channel="1", content=KILLER))
     messages += messages_for(settings, 100, first=100)
     static = evolve(settings, kafka_static_membership=True)
     fleets.append(first := Fleet(static, 5, 10, 8))

@@ -20,13 +20,13 @@ from tests.streams import (
     GROUP,
     MESSAGES,
     RESPONSES,
+    build_message,
     committed,
     dead_letters,
     eventually,
     produce,
     produce_raws,
     records,
-    said,
 )
 
 
@@ -83,7 +83,12 @@ def test_a_worker_that_hangs_ends_itself_and_another_takes_over(
     """R6: no thread of it runs, not even the watchdog's; the log shows where it hung."""
     ours = evolve(settings, kafka_group_protocol=protocol, kafka_static_membership=False)
     messages = messages_for(settings, 200)
-    produce(settings, open_contracts(settings), MESSAGES, hanger := said(200, channel="20", content=f"{HANGER} one"))
+    produce(
+        settings,
+        open_contracts(settings),
+        MESSAGES,
+        hanger := build_message(200, channel="20", content=f"{HANGER} one"),
+    )
     messages += [hanger, *messages_for(settings, 200, first=201)]
     fleets.append(one := Fleet(evolve(ours, watchdog_s=3.0), 5, 10, 8))
     fleets.append(two := Fleet(ours, 5, 10, 8))
@@ -177,9 +182,9 @@ def test_a_slow_key_holds_up_no_other_and_survives_a_kill(settings: Settings, fl
     """
     contracts = open_contracts(settings)
     impatient = evolve(settings, watchdog_s=4.0)  # polls may be 19 s apart, and the slow record takes 20
-    slow = said(0, channel="0", content=SLEEPER)
+    slow = build_message(0, channel="0", content=SLEEPER)
     produce(settings, contracts, MESSAGES, slow)
-    others = [said(number, channel=str(number % CHANNELS)) for number in range(1, 400) if number % CHANNELS]
+    others = [build_message(number, channel=str(number % CHANNELS)) for number in range(1, 400) if number % CHANNELS]
     produce(settings, contracts, MESSAGES, *others)
     fleets.append(fleet := Fleet(impatient, 1, 10, 8))
     fleet.start("one")

@@ -28,7 +28,7 @@ from rtfm.streams.dead_letters.limits import DeadLetterPolicy
 from rtfm.streams.pipeline import Output, Pipeline, Record
 from rtfm.streams.quarantine import CrashJournal
 from rtfm.telemetry import Health, configure_logging
-from tests.streams import GROUP, MESSAGES, RESPONSES, answered, asked
+from tests.streams import GROUP, MESSAGES, RESPONSES, build_query, build_response
 
 SLEEPER = "sleep"
 """Content of a message that takes 20 s to handle."""
@@ -63,7 +63,7 @@ def main(handler_ms: float, padding_bytes: int, concurrency: int) -> int:
 
     def _response(record: Record) -> BotResponse:
         answer = f"{record.event.message_id}|{secrets.token_hex(padding_bytes // 2)}"
-        return evolve(answered(asked(0), answer), query_id=record.event.channel_id)
+        return evolve(build_response(build_query(0), answer), query_id=record.event.channel_id)
 
     health, journal = Health(), CrashJournal.of(configured, "worker")
     pipeline = Pipeline(

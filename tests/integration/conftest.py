@@ -25,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def contracts(settings: Settings) -> Iterator[Contracts]:
-    """The contracts, with the registry of ``settings``."""
+    """The contracts of ``settings`` with their registry."""
     opened = open_contracts(settings)
     yield opened
     opened.registry.close()

@@ -1,4 +1,4 @@
-"""Each question's record has one answer, which is stored, over real PostgreSQL and a fake Gemini."""
+"""Each record of a question has one stored answer, over real PostgreSQL and a fake Gemini."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def record(query: object, *, partition: int = 0, offset: int = 0, timestamp_ms: 
     )
 
 
-def handled(handler: Answering, query: object) -> BotResponse:
+def handle(handler: Answering, query: object) -> BotResponse:
     (output,) = handler([record(query)])
     assert output.topic == "bot-responses"
     assert isinstance(output.event, BotResponse)
@@ -59,11 +59,11 @@ def handled(handler: Answering, query: object) -> BotResponse:
 
 
 def test_a_repeated_record_gets_its_stored_answer(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """R21: the second delivery asks no model and gives the same answer, whatever was written meanwhile."""
+    """R21: A record that is delivered twice gets the same answer, without another request to the model."""
     handler = Answering(answerer=answerer(knowledge, gemini), archive=knowledge.archive)
-    first = handled(handler, asked())
+    first = handle(handler, asked())
     add(knowledge, message(30, "printer stale job unlock: throw it away", author_id="9"))
-    assert handled(handler, asked()) == first
+    assert handle(handler, asked()) == first
     assert len(gemini.requests) == 1
 
 
@@ -71,25 +71,25 @@ def test_a_repeated_record_gets_its_stored_answer(knowledge: Knowledge, gemini: 
 def test_a_second_record_of_an_answered_question_produces_nothing(
     knowledge: Knowledge, gemini: FakeGemini, partition: int, offset: int
 ) -> None:
-    """R21: the stored answer names its record; another record gets no answer and asks no model."""
+    """R21: A second record of an answered question gets no answer and asks no model."""
     handler = Answering(answerer=answerer(knowledge, gemini), archive=knowledge.archive)
-    first = handled(handler, asked())
+    first = handle(handler, asked())
     kept = knowledge.archive.answers.find("m42")
     assert kept is not None
     assert (kept.made_by, kept.response) == ("bot-queries-0-0", first)
     assert handler([record(asked(), partition=partition, offset=offset)]) == []
     assert len(gemini.requests) == 1
-    assert handled(handler, asked()) == first
+    assert handle(handler, asked()) == first
 
 
 @pytest.mark.parametrize(("other", "responses"), [(0, 2), (1, 1)], ids=["the same record", "another record"])
-def test_two_workers_with_one_question_at_once_agree(
+def test_two_processors_with_one_question_store_one_answer(
     knowledge: Knowledge, gemini: FakeGemini, other: int, responses: int
 ) -> None:
-    """R21: one stored answer remains.
+    """R21: If two processors answer one question at once, one stored answer remains.
 
-    For the same record on two workers both get its answer, of which Kafka commits one. Of two records, the one that
-    made the stored answer gets it, and the other produces nothing.
+    If both have the same record, both return its answer, of which Kafka commits one. If they have different records,
+    the record whose answer was stored gets it, and the other record produces nothing.
     """
     together = threading.Barrier(2, timeout=30)
 
@@ -108,10 +108,10 @@ def test_two_workers_with_one_question_at_once_agree(
 
 
 @pytest.mark.parametrize("query", [asked(query_id=""), asked(query_id="m\x00"), asked(query_id="5" * 129), LOCK[0]])
-def test_a_question_that_no_response_could_name_is_invalid(knowledge: Knowledge, query: object) -> None:
-    """It becomes a dead letter, because no response could name it."""
+def test_a_question_without_usable_ids_is_invalid(knowledge: Knowledge, query: object) -> None:
+    """A question whose ids no response could carry becomes a dead letter."""
     with pytest.raises(InvalidEvent, match=r"query_id must match|is not a BotQuery"):
-        handled(Answering(answerer=answerer(knowledge), archive=knowledge.archive), query)
+        handle(Answering(answerer=answerer(knowledge), archive=knowledge.archive), query)
 
 
 ID_RULE = "must match [A-Za-z0-9._:@-]{1,128}"
@@ -141,7 +141,7 @@ TIME_RULE = "must lie in the years 1 to 9999"
 def test_a_question_that_breaks_a_rule_is_refused_with_the_rule(
     knowledge: Knowledge, gemini: FakeGemini, fields: dict[str, Any], answer: str, repaired: dict[str, Any]
 ) -> None:
-    """The answer names field and rule, not the value, and is itself valid."""
+    """The refusal of an invalid question names the field and the rule without the value, and is itself valid."""
     handler = Answering(answerer=answerer(knowledge, gemini), archive=knowledge.archive)
     query = asked(**fields)
     (output,) = handler([record(query, timestamp_ms=NOW - 5)])
@@ -161,21 +161,21 @@ def test_a_question_that_breaks_a_rule_is_refused_with_the_rule(
 def test_a_record_without_a_valid_time_is_refused_at_the_time_of_answering(
     knowledge: Knowledge, timestamp_ms: int
 ) -> None:
-    """A producer may write any number as a record's time."""
+    """A refusal has the time of answering if its record has no valid time, because producers may write any number."""
     handler = Answering(answerer=answerer(knowledge), archive=knowledge.archive)
     (output,) = handler([record(asked(asked_at=2**62), timestamp_ms=timestamp_ms)])
     assert output.event.asked_at == NOW
 
 
 def test_a_question_that_a_store_refuses_is_refused(knowledge: Knowledge) -> None:
-    """Its sender learns it, and the partition continues."""
+    """If a store refuses a question, the asker gets REFUSED, and the partition continues."""
 
     class Refusing:
         def search(self, question: str, **_: object) -> SearchResult:
             raise InvalidEvent("Chroma cannot store a value")
 
     handler = Answering(answerer=Answerer(Refusing(), None, clock=lambda: NOW), archive=knowledge.archive)
-    response = handled(handler, asked())
+    response = handle(handler, asked())
     assert (response.outcome, response.reason) == (Outcome.REFUSED, OutcomeReason.INVALID_FIELD)
     assert response.answer.startswith("question must")
 
@@ -183,10 +183,10 @@ def test_a_question_that_a_store_refuses_is_refused(knowledge: Knowledge) -> Non
 def test_a_message_of_an_impossible_year_is_cited_without_its_date(
     knowledge: Knowledge, bare_settings: Settings
 ) -> None:
-    """An earlier version stored such times."""
+    """A message with an impossible year, as an earlier version stored them, is cited without a date."""
     with psycopg.connect(bare_settings.database_url) as connection:
         connection.execute("UPDATE messages SET created_at = 2000000000000000 WHERE message_id = '1002'")
-    response = handled(Answering(answerer=answerer(knowledge), archive=knowledge.archive), asked())
+    response = handle(Answering(answerer=answerer(knowledge), archive=knowledge.archive), asked())
     assert response.outcome is Outcome.EXTRACTED
     assert {c.message_id: c.created_at for c in response.citations}["1002"] is None
     assert find_broken_rule(response, now=NOW) is None
@@ -194,18 +194,18 @@ def test_a_message_of_an_impossible_year_is_cited_without_its_date(
 
 @pytest.mark.parametrize("question", ["\x00\x07?", "x" * 20_000, "🙂", "ﷺ" * 100, "a", "%' OR 1=1; --", "<@1> <@2>"])
 def test_any_question_gets_an_outcome(knowledge: Knowledge, question: str) -> None:
-    """The cases are control characters, 20,000 characters, emoji and one letter."""
-    response = handled(
+    """Control characters, 20,000 characters, emoji and single letters all get an outcome."""
+    response = handle(
         Answering(answerer=answerer(knowledge), archive=knowledge.archive), asked(question, query_id="m1")
     )
     assert response.outcome in (Outcome.NOT_FOUND, Outcome.EXTRACTED)
 
 
 def test_a_database_that_is_gone_is_waited_for(knowledge: Knowledge, bare_settings: Settings) -> None:
-    """Without the archive no wrong answer is given."""
+    """While the database is down, Unavailable is raised, so that no wrong answer is given."""
     away = knowledge_of_nothing(bare_settings)
     with pytest.raises(Unavailable):
-        handled(Answering(answerer=answerer(away), archive=away.archive), asked())
+        handle(Answering(answerer=answerer(away), archive=away.archive), asked())
     away.close()
 
 

@@ -61,10 +61,8 @@ def replying(answer: str, cited: list[int], *, sufficient: bool = True) -> Calla
         fake.finished("STOP", "not the JSON that was asked for"),
     ],
 )
-def test_a_model_that_fails_costs_its_words_not_the_answer(
-    knowledge: Knowledge, gemini: FakeGemini, fault: Fault
-) -> None:
-    """If the model fails in any way, passages are quoted."""
+def test_if_the_model_fails_passages_are_quoted(knowledge: Knowledge, gemini: FakeGemini, fault: Fault) -> None:
+    """If the model fails in any way, the answer quotes passages."""
     gemini.faults = [fault]
     response = answerer(knowledge, gemini).answer(asked())
     assert response.outcome is Outcome.EXTRACTED
@@ -73,16 +71,16 @@ def test_a_model_that_fails_costs_its_words_not_the_answer(
 
 
 def test_a_model_that_is_late_is_not_waited_for(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """The timeout gives an extract."""
+    """If the model exceeds its time, the answer quotes passages."""
     gemini.faults = [fake.slow(30)]
     assert answerer(knowledge, gemini, timeout_s=0.3).answer(asked()).outcome is Outcome.EXTRACTED
 
 
 @pytest.mark.parametrize("cited", [[], [99], [0, -1]])
-def test_an_answer_that_rests_on_nothing_is_not_shown(
+def test_an_answer_without_a_valid_citation_is_not_shown(
     knowledge: Knowledge, gemini: FakeGemini, cited: list[int]
 ) -> None:
-    """Without a given source, the model's text is unfounded."""
+    """The text of a model that cites none of the given sources is not shown."""
     gemini.reply = replying("Just reboot [99].", cited)
     response = answerer(knowledge, gemini).answer(asked())
     assert response.outcome is Outcome.EXTRACTED
@@ -90,14 +88,14 @@ def test_an_answer_that_rests_on_nothing_is_not_shown(
 
 
 def test_a_question_past_its_time_is_not_answered(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """The outcome is EXPIRED, and the model is not called."""
+    """A question past its time gets EXPIRED, and the model is not called."""
     response = answerer(knowledge, gemini).answer(asked(expires_at=TimestampMillis(NOW - 1)))
     assert (response.outcome, response.answer, response.citations) == (Outcome.EXPIRED, "", [])
     assert gemini.requests == []
 
 
 def test_too_many_visible_channels_are_refused(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """The outcome is REFUSED, and the model is not called."""
+    """A question with too many visible channels gets REFUSED, and the model is not called."""
     response = answerer(knowledge, gemini).answer(asked(visible_channel_ids=[str(i) for i in range(20_001)]))
     assert response.outcome is Outcome.REFUSED
     assert gemini.requests == []
@@ -115,15 +113,17 @@ def test_too_many_visible_channels_are_refused(knowledge: Knowledge, gemini: Fak
     ],
     ids=["off topic", "nothing visible", "another channel", "another guild", "direct", "blank"],
 )
-def test_nothing_near_is_not_found(knowledge: Knowledge, gemini: FakeGemini, query: BotQuery) -> None:
-    """The outcome is NOT_FOUND without a link, and the model is not called."""
+def test_a_question_without_matching_passages_is_not_found(
+    knowledge: Knowledge, gemini: FakeGemini, query: BotQuery
+) -> None:
+    """A question without matching passages gets NOT_FOUND without a link, and the model is not called."""
     response = answerer(knowledge, gemini).answer(query)
     assert (response.outcome, response.answer, response.citations) == (Outcome.NOT_FOUND, "", [])
     assert gemini.requests == []
 
 
 def test_a_hidden_channel_reaches_neither_model_nor_answer(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """What readers may not see is not in the prompt either."""
+    """Neither the prompt nor the answer contains messages of channels that the readers may not see."""
     query = asked("what is the printer unlock code for staff?")
     response = answerer(knowledge, gemini).answer(query)
     assert "--master" not in json.dumps(gemini.requests)
@@ -133,8 +133,8 @@ def test_a_hidden_channel_reaches_neither_model_nor_answer(knowledge: Knowledge,
     assert {citation.channel_id for citation in open_to_staff.citations} == {"300"}
 
 
-def test_a_model_s_verdict_that_nothing_answers_is_kept(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """The verdict "insufficient" becomes NOT_FOUND, with its token costs."""
+def test_an_insufficient_verdict_becomes_not_found(knowledge: Knowledge, gemini: FakeGemini) -> None:
+    """The model's verdict "insufficient" becomes NOT_FOUND, with its token costs."""
     gemini.reply = replying("", [], sufficient=False)
     response = answerer(knowledge, gemini).answer(asked())
     assert (response.outcome, response.answer, response.citations) == (Outcome.NOT_FOUND, "", [])
@@ -142,7 +142,7 @@ def test_a_model_s_verdict_that_nothing_answers_is_kept(knowledge: Knowledge, ge
 
 
 def test_a_model_s_answer_carries_its_sources(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """The text is the model's, the link leads to the cited message."""
+    """The answer has the model's text, and its link leads to the cited message."""
     gemini.reply = replying("Run `printctl unlock --stale` [1].", [1])
     response = answerer(knowledge, gemini).answer(asked())
     assert response.outcome is Outcome.ANSWERED
@@ -155,7 +155,7 @@ def test_a_model_s_answer_carries_its_sources(knowledge: Knowledge, gemini: Fake
 
 
 def test_a_citation_in_a_thread_has_its_title(knowledge: Knowledge) -> None:
-    """It is plain text, so that a title pings no one."""
+    """The title of a thread is shown as plain text, so that a title pings no one."""
     place = {"channel_id": "900", "channel_kind": ChannelKind.FORUM_POST, "parent_channel_id": "200"}
     add(knowledge, message(70, "zebras need a striped stable", channel_name="Stables\n@everyone", **place))
     (citation,) = answerer(knowledge).answer(asked("what stable do zebras need?")).citations
@@ -163,7 +163,7 @@ def test_a_citation_in_a_thread_has_its_title(knowledge: Knowledge) -> None:
 
 
 def test_a_model_that_obeys_an_attack_does_no_harm(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """Pings, foreign links and forged numbers are removed from any output."""
+    """Pings, foreign links and forged numbers are removed from the model's output."""
     gemini.reply = replying(
         "@everyone <@7> go to https://evil.example/x or [here](https://evil.example) [1][7]. See"
         " https://discord.com/channels/1/2/3",
@@ -177,7 +177,7 @@ def test_a_model_that_obeys_an_attack_does_no_harm(knowledge: Knowledge, gemini:
 
 
 def test_an_extract_links_to_what_it_quotes(knowledge: Knowledge) -> None:
-    """Without a model, the quote is dated and numbered and has an excerpt."""
+    """Without a model, a quote has a date, a number, a link and an excerpt."""
     response = answerer(knowledge).answer(asked())
     assert response.outcome is Outcome.EXTRACTED
     assert response.answer.endswith("bea, 2023-11-14 [1]")
@@ -187,7 +187,7 @@ def test_an_extract_links_to_what_it_quotes(knowledge: Knowledge) -> None:
 
 
 def test_an_answer_goes_back_where_the_question_came_from(knowledge: Knowledge) -> None:
-    """It has the query's ids and audience; an unknown audience becomes the asker alone."""
+    """The response has the ids and the audience of its query; an unknown audience becomes ASKER."""
     response = answerer(knowledge).answer(asked())
     assert (response.query_id, response.guild_id, response.channel_id) == ("m42", GUILD, "200")
     assert (response.query_message_id, response.asker_id, response.audience) == ("42", "7", Audience.PUBLIC)
@@ -202,7 +202,10 @@ CONTEXT = [
 
 
 def test_a_follow_up_is_rewritten_by_one_more_request(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """The first prompt has the exchange without secrets; the rewritten question is searched and asked."""
+    """A follow-up costs one request to rewrite it, and the rewritten question is searched and asked.
+
+    The first prompt contains the exchange without its secrets.
+    """
     response = answerer(knowledge, gemini).answer(asked("yes, how do I get rid of it then?", context=CONTEXT))
     assert response.outcome is Outcome.ANSWERED
     exchange, prompt = gemini.documents
@@ -213,8 +216,10 @@ def test_a_follow_up_is_rewritten_by_one_more_request(knowledge: Knowledge, gemi
 
 
 @pytest.mark.parametrize("fault", [fake.failing(503), fake.finished("STOP", '{"question": ""}'), fake.slow(30)])
-def test_a_follow_up_that_is_not_rewritten_is_joined(knowledge: Knowledge, gemini: FakeGemini, fault: Fault) -> None:
-    """The asker's earlier message supplies the subject."""
+def test_a_follow_up_that_is_not_rewritten_is_joined_to_the_earlier_message(
+    knowledge: Knowledge, gemini: FakeGemini, fault: Fault
+) -> None:
+    """If a follow-up cannot be rewritten, it is joined to the asker's earlier message, which names the subject."""
     gemini.faults = [fault]
     question = asked("yes, how do I get rid of it then?", context=CONTEXT)
     response = answerer(knowledge, gemini, timeout_s=5.0).answer(question)
@@ -224,13 +229,13 @@ def test_a_follow_up_that_is_not_rewritten_is_joined(knowledge: Knowledge, gemin
 
 
 def test_a_question_without_context_costs_one_request(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """It needs no rewriting."""
+    """A question without context is not rewritten."""
     answerer(knowledge, gemini).answer(asked())
     assert len(gemini.requests) == 1
 
 
 def test_sources_that_disagree_are_dated(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """Dates are shown with the newest first, whatever the model writes about them."""
+    """If sources disagree, the answer shows their dates, the newest first, whatever the model writes about them."""
     newer = message(90_000, "printer locked by a stale job: unlock it with `printctl --force`", author_id="8")
     add(knowledge, attrs.evolve(newer, channel_id="201"))
     gemini.reply = lambda *_: fake.written("Use it [1]. Or else [2].", [1, 2], disagree=True)
@@ -245,7 +250,7 @@ def test_sources_that_disagree_are_dated(knowledge: Knowledge, gemini: FakeGemin
 def test_a_message_that_is_deleted_while_the_model_writes_is_not_in_the_answer(
     knowledge: Knowledge, gemini: FakeGemini
 ) -> None:
-    """A message that is deleted before the answer is given is neither cited nor repeated."""
+    """A message that is deleted while the model writes is neither cited nor repeated."""
 
     def meanwhile(document: dict[str, Any], instructions: str) -> str:
         add(knowledge, attrs.evolve(LOCK[1], change=MessageChange.DELETED, content="", author_id=None))
@@ -259,7 +264,7 @@ def test_a_message_that_is_deleted_while_the_model_writes_is_not_in_the_answer(
 
 
 def test_the_question_itself_is_no_source(knowledge: Knowledge) -> None:
-    """It may be in the archive before it is answered."""
+    """A question that is already in the archive as a message is not a source of its own answer."""
     add(knowledge, message(50, "printer locked by a stale job, how do I unlock it?", author_id="7"))
     response = answerer(knowledge).answer(asked(message_id="1050"))
     assert response.citations
@@ -267,7 +272,7 @@ def test_the_question_itself_is_no_source(knowledge: Knowledge) -> None:
 
 
 def test_secrets_reach_neither_model_nor_answer(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """Keys and addresses that people pasted stay in the archive."""
+    """Keys and e-mail addresses that people pasted appear neither in the prompt nor in the answer."""
     key = "AIza" + "x" * 35
     add(knowledge, message(20, f"scanner needs the key {key} from zoe@mail.example.org", author_id="9"))
     query = asked("which key does the scanner need?")

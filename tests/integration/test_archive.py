@@ -1,4 +1,4 @@
-"""The archive on real PostgreSQL: migrations, answers, sent parts, and clear errors."""
+"""The archive on real PostgreSQL: migrations, stored answers, sent parts, open questions and clear errors."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ LATER_STEPS = {
 
 @pytest.fixture
 def later_steps(tmp_path: Path) -> Path:
-    """Return the migrations of a later version: an index on a table in use, followed by a column."""
+    """Return the migrations of a later version: one builds an index on a table in use, the next adds a column."""
     folder = tmp_path / "migrations"
     shutil.copytree(MIGRATIONS, folder)
     for name, statement in LATER_STEPS.items():
@@ -81,7 +81,7 @@ def archive(unmigrated_settings: Settings) -> Iterator[SqlArchive]:
 
 
 def test_without_tables_the_error_says_what_makes_them(unmigrated_settings: Settings) -> None:
-    """A command before the processor's first start gets a configuration error, not a defect."""
+    """A command that runs before the first migration gets a configuration error that names the fix."""
     archive = SqlArchive(unmigrated_settings.database_url)
     with pytest.raises(ConfigError, match="does not have the tables") as caught:
         archive.check()
@@ -91,13 +91,13 @@ def test_without_tables_the_error_says_what_makes_them(unmigrated_settings: Sett
 
 @pytest.mark.parametrize("address", ["sqlite:///x", "localhost:5432", "postgresql://host:port/x"])
 def test_an_invalid_address_is_refused(address: str) -> None:
-    """It is refused before any connection."""
+    """An invalid address is refused before any connection is opened."""
     with pytest.raises(ConfigError, match="DATABASE_URL"):
         SqlArchive(address)
 
 
 def test_no_password_is_in_an_error() -> None:
-    """Errors end up in logs and chats."""
+    """Errors contain no password, because they end up in logs and chats."""
     archive = SqlArchive("postgresql://rtfm:tulip@127.0.0.1:9/rtfm")
     with pytest.raises(Unavailable) as caught:
         archive.check()
@@ -106,7 +106,7 @@ def test_no_password_is_in_an_error() -> None:
 
 
 def test_several_processes_may_migrate_at_once(unmigrated_settings: Settings) -> None:
-    """Scaled processors start together; a second run changes nothing."""
+    """Processors that start together may all migrate, and a second migration changes nothing."""
     errors: list[BaseException] = []
 
     def migrate() -> None:
@@ -131,13 +131,13 @@ def test_several_processes_may_migrate_at_once(unmigrated_settings: Settings) ->
 def test_a_migration_does_not_keep_others_from_a_table_that_is_in_use(
     archive: SqlArchive, unmigrated_settings: Settings, later_steps: Path
 ) -> None:
-    """A long read and later ones continue; the migration gives up and succeeds later.
+    """While a long read holds a table, a migration gives up, other reads continue, and a later migration succeeds.
 
-    Completed steps stay: a finished index is not dropped because a table is in use afterwards.
+    Completed steps stay: a finished index is not dropped because a later step waits for a table.
     """
     later = Database(unmigrated_settings.database_url, migrations=later_steps)
     with psycopg.connect(unmigrated_settings.database_url) as reader:
-        # Without a snapshot, because the index would wait for it.
+        # This transaction has no snapshot, because building the index would wait for one.
         reader.execute("LOCK TABLE passages IN ACCESS SHARE MODE")
         with pytest.raises(Unavailable, match="lock timeout"):
             later.migrate()
@@ -150,8 +150,8 @@ def test_a_migration_does_not_keep_others_from_a_table_that_is_in_use(
     later.close()
 
 
-def is_whole(index: str, settings: Settings) -> bool:
-    """Return whether searches use an index."""
+def is_index_usable(index: str, settings: Settings) -> bool:
+    """Return whether searches use ``index``."""
     with psycopg.connect(settings.database_url) as connection:
         row = connection.execute("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", [index])
         return row.fetchone() == (True,)
@@ -167,7 +167,7 @@ INSERTED = """
 def test_ingest_writes_while_a_migration_makes_an_index(
     archive: SqlArchive, unmigrated_settings: Settings, later_steps: Path
 ) -> None:
-    """One batch is open already; another begins and ends while the index waits for the first."""
+    """Ingest finishes a second batch while a migration that builds an index waits for the first batch."""
     later = Database(unmigrated_settings.database_url, migrations=later_steps)
     errors: list[BaseException] = []
 
@@ -185,13 +185,13 @@ def test_ingest_writes_while_a_migration_makes_an_index(
             waits = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
             while migration.is_alive() and late.execute(waits).fetchone() is None:
                 pass
-            # Instead of waiting forever.
+            # Fail instead of waiting forever.
             late.execute("SET lock_timeout = '30s'")
             late.execute(INSERTED, ["2"])
             assert migration.is_alive(), errors
     migration.join()
     assert errors == []
-    assert is_whole("passages_late", unmigrated_settings)
+    assert is_index_usable("passages_late", unmigrated_settings)
     assert archive.counts()["passages"] == 2
     later.close()
 
@@ -199,23 +199,23 @@ def test_ingest_writes_while_a_migration_makes_an_index(
 def test_an_unfinished_index_is_made_again(
     archive: SqlArchive, unmigrated_settings: Settings, later_steps: Path
 ) -> None:
-    """Searches do not use the index of a killed attempt."""
+    """An index that a killed migration left unfinished is built again, because searches do not use it."""
     with psycopg.connect(unmigrated_settings.database_url) as connection:
         connection.execute("CREATE INDEX passages_late ON passages (first_at)")
         connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'passages_late'::regclass")
     later = Database(unmigrated_settings.database_url, migrations=later_steps)
     later.migrate()
-    assert is_whole("passages_late", unmigrated_settings)
+    assert is_index_usable("passages_late", unmigrated_settings)
     with psycopg.connect(unmigrated_settings.database_url) as connection:
         (definition,) = connection.execute("SELECT pg_get_indexdef('passages_late'::regclass)").fetchall()
         assert "(length)" in definition[0]
     later.close()
 
 
-def test_an_index_that_is_whole_is_not_made_twice(
+def test_a_finished_index_is_not_built_twice(
     archive: SqlArchive, unmigrated_settings: Settings, later_steps: Path
 ) -> None:
-    """The process that made it may have died before it noted the step."""
+    """A finished index is not built again if the migration crashed before it recorded the step."""
     with psycopg.connect(unmigrated_settings.database_url) as connection:
         connection.execute("CREATE INDEX passages_late ON passages (length)")
         whole = connection.execute("SELECT 'passages_late'::regclass::oid").fetchone()
@@ -227,7 +227,7 @@ def test_an_index_that_is_whole_is_not_made_twice(
 
 
 def test_an_archive_of_a_later_version_is_left_alone(unmigrated_settings: Settings, later_steps: Path) -> None:
-    """An older processor reports that it cannot use these tables, and changes nothing."""
+    """An older processor reports that it cannot use the tables of a later version, and changes nothing."""
     later = Database(unmigrated_settings.database_url, migrations=later_steps)
     later.migrate()
     later.close()
@@ -240,7 +240,10 @@ def test_an_archive_of_a_later_version_is_left_alone(unmigrated_settings: Settin
 def test_a_migration_that_waits_for_another_names_it_and_gives_up(
     unmigrated_settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It waits between statements, which no statement timeout ends, and continues when the other one ends."""
+    """A migration that waits for another one names it, gives up in time, and succeeds after the other one ends.
+
+    The wait is between statements, where no statement timeout applies.
+    """
     database = Database(unmigrated_settings.database_url)
     with psycopg.connect(unmigrated_settings.database_url, autocommit=True) as other:
         other.execute("SELECT pg_advisory_lock(7305108171)")
@@ -267,7 +270,7 @@ def test_a_migration_that_waits_for_another_names_it_and_gives_up(
 
 
 def test_no_migration_makes_an_index_on_a_table_that_has_rows_inside_a_transaction() -> None:
-    """It would block ingest for the whole time."""
+    """No migration builds an index inside a transaction on a table that has rows, because that would block ingest."""
     from rtfm.knowledge.archive.migrations import versions
 
     for file in Path(versions.__path__[0]).glob("s*.py"):
@@ -278,7 +281,7 @@ def test_no_migration_makes_an_index_on_a_table_that_has_rows_inside_a_transacti
 
 
 def test_the_migrations_have_consecutive_numbers() -> None:
-    """Two steps with one number would keep every service from starting."""
+    """The numbers of migrations are consecutive, because two migrations of one number would stop every service."""
     from rtfm.knowledge.archive.migrations import versions
 
     steps = sorted(Path(versions.__path__[0]).glob("s[0-9]*.py"))
@@ -288,7 +291,7 @@ def test_the_migrations_have_consecutive_numbers() -> None:
 
 
 def test_the_tables_of_the_migrations_are_those_of_the_code(archive: SqlArchive, unmigrated_settings: Settings) -> None:
-    """A difference would only show at run time."""
+    """The migrated tables are those that the code declares, because a difference would only show at run time."""
     from rtfm.knowledge.archive import tables
 
     with psycopg.connect(unmigrated_settings.database_url) as connection:
@@ -306,7 +309,7 @@ def test_the_tables_of_the_migrations_are_those_of_the_code(archive: SqlArchive,
 
 
 def test_the_first_answer_to_a_question_stays(archive: SqlArchive) -> None:
-    """A replay gives the stored answer, whatever the model says now."""
+    """A second answer to a question is not stored, and the first is returned, so that replays do not change it."""
     assert archive.answers.find("m1") is None
     kept = StoredAnswer(response=RESPONSE, made_by="bot-queries-0-7")
     assert archive.answers.store(RESPONSE, made_by="bot-queries-0-7") == kept
@@ -316,7 +319,7 @@ def test_the_first_answer_to_a_question_stays(archive: SqlArchive) -> None:
 
 
 def test_the_first_record_of_a_sent_part_stays(archive: SqlArchive) -> None:
-    """It leads to the message that exists on Discord."""
+    """A second record of a sent part changes nothing, because the first leads to the message that exists on Discord."""
     assert archive.sent("m1", 0) is None
     archive.record_sent("m1", 0, channel_id="200", message_id="5", sent_at=TimestampMillis(1))
     archive.record_sent("m1", 0, channel_id="200", message_id="6", sent_at=TimestampMillis(2))
@@ -326,7 +329,7 @@ def test_the_first_record_of_a_sent_part_stays(archive: SqlArchive) -> None:
 
 
 def test_an_open_question_stays_as_it_was_asked_until_it_is_closed(archive: SqlArchive) -> None:
-    """A second row of the question changes nothing; a closed one is removed."""
+    """A second row of an open question changes nothing, and a closed question is removed."""
     query = BotQuery(
         query_id="m1",
         guild_id="100",
@@ -355,7 +358,10 @@ def test_an_open_question_stays_as_it_was_asked_until_it_is_closed(archive: SqlA
 
 
 def test_a_question_whose_response_never_comes_is_removed_a_day_after_it_expired(archive: SqlArchive) -> None:
-    """It is removed when the next one is opened; until then its asker can be told that it expired."""
+    """A question without a response is removed a day after it expired, when the next question is opened.
+
+    Until then the asker can be told that it expired.
+    """
     query = BotQuery(
         query_id="m1",
         channel_id="200",
@@ -374,8 +380,8 @@ def test_a_question_whose_response_never_comes_is_removed_a_day_after_it_expired
     assert archive.questions.find("m1") is None
 
 
-def test_a_connection_that_died_is_replaced(archive: SqlArchive, unmigrated_settings: Settings) -> None:
-    """PostgreSQL may restart during a service's life."""
+def test_a_broken_connection_is_replaced(archive: SqlArchive, unmigrated_settings: Settings) -> None:
+    """A broken connection is replaced, so that a service survives a restart of PostgreSQL."""
     archive.check()
     with psycopg.connect(unmigrated_settings.database_url, autocommit=True) as connection:
         connection.execute(

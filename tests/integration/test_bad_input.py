@@ -1,4 +1,4 @@
-"""Odd input of people and broken services through the real path: Kafka, processor, archive, Chroma, answer."""
+"""Odd messages and questions, and a Chroma that fails, through Kafka, a processor, the archive and Chroma."""
 
 from __future__ import annotations
 
@@ -51,32 +51,32 @@ ODD = [
 ]
 
 
-FINDS = [
+SEARCHES = [
     ("red gerbils", "1003", "red gerbils"),
     ("OkapiError striped", "1006", "OkapiError"),
     ("zebrawood shelves bend", "1007", "zebrawood shelves"),
     ("quokkas sleep late", "1007", "quokkas sleep"),
     ("fatal: frobnicator ERR-7741 refused", "1008", "frobnicator ERR-7741"),
 ]
-"""A question, the message that must be cited first, and the text that must be quoted of it."""
+"""For each search: the question, the id of the message that must be cited first, and the text that must be quoted."""
 
 ODD_QUESTIONS = ["?", "x", "quokkas " * 2_500, "\u202e\x00😀"]
 
 PATIENCE_S = 240.0
-"""Embedding is slow on a busy machine."""
+"""Timeout of waits for the processor, which embeds slowly on a busy machine."""
 
 
 @pytest.fixture
-def archived(settings: Settings) -> Iterator[Knowledge]:
-    """The stores, for inspection."""
+def stores(settings: Settings) -> Iterator[Knowledge]:
+    """The stores of the processor, for inspection."""
     knowledge = open_knowledge(settings)
     yield knowledge
     knowledge.vectors.forget_guild(GUILD)
     knowledge.close()
 
 
-def answers(settings: Settings, contracts: Contracts, *questions: str) -> list[BotResponse]:
-    """Return the processor's answers to ``questions``, in order."""
+def ask_all(settings: Settings, contracts: Contracts, *questions: str) -> list[BotResponse]:
+    """Produce ``questions``, and return the processor's responses in the same order."""
     now = TimestampMillis(time.time_ns() // 1_000_000)
     queries = [
         BotQuery(
@@ -107,24 +107,27 @@ def with_model(settings: Settings, model_dir: Path) -> Settings:
 
 
 def test_odd_messages_and_questions_each_have_a_clear_outcome(
-    settings: Settings, archived: Knowledge, model_dir: Path
+    settings: Settings, stores: Knowledge, model_dir: Path
 ) -> None:
-    """There are no dead letters: every part of long messages and log files is found and shown, secrets are not."""
+    """Odd messages make no dead letters, all their text is found, and answers contain no secret.
+
+    Text is found in every part of a long message and in attached log files. Odd questions get an extract or NOT_FOUND.
+    """
     odd = with_model(settings, model_dir)
     with processor(odd) as running, open_contracts_of(settings) as contracts:
         produce(settings, contracts, MESSAGES, *ODD)
-        eventually(lambda: archived.archive.counts()["messages"] == len(ODD), timeout_s=PATIENCE_S)
-        given = answers(settings, contracts, *(question for question, _, _ in FINDS), *ODD_QUESTIONS)
-        for answer, (question, message_id, said) in zip(given, FINDS, strict=False):
+        eventually(lambda: stores.archive.counts()["messages"] == len(ODD), timeout_s=PATIENCE_S)
+        given = ask_all(settings, contracts, *(question for question, _, _ in SEARCHES), *ODD_QUESTIONS)
+        for answer, (question, message_id, said) in zip(given, SEARCHES, strict=False):
             assert answer.outcome is Outcome.EXTRACTED, question
             assert said in answer.answer
             assert answer.citations[0].message_id == message_id
             assert SECRET not in str(answer)
             assert "ada@example" not in str(answer)
-        assert {answer.outcome for answer in given[len(FINDS) :]} <= {Outcome.EXTRACTED, Outcome.NOT_FOUND}
+        assert {answer.outcome for answer in given[len(SEARCHES) :]} <= {Outcome.EXTRACTED, Outcome.NOT_FOUND}
         assert dead_letters(settings, contracts) == []
         assert running.stop() == 0
-    with archived.archive.reading.view(GUILD, ["200", "300", "400", "500"]) as view:
+    with stores.archive.reading.view(GUILD, ["200", "300", "400", "500"]) as view:
         texts = str(view.candidates([f"1008#{number}" for number in range(1, 200)], []))
     assert "ERR-7741" in texts
     assert SECRET not in texts
@@ -132,14 +135,14 @@ def test_odd_messages_and_questions_each_have_a_clear_outcome(
 
 
 def test_half_of_a_surrogate_pair_is_refused_where_it_is_produced(settings: Settings) -> None:
-    """UTF-8 cannot encode it: the error names the field, and no unreadable record is produced."""
+    """The producer refuses half of a surrogate pair, which UTF-8 cannot encode, with an error that names the field."""
     with open_contracts_of(settings) as contracts, EventProducer(settings, contracts) as producer:
         with pytest.raises(InvalidEvent, match="content contains half of a surrogate pair"):
             producer.send(MESSAGES, message(1, "a \ud800 tulip"))
 
 
-def test_a_chroma_that_fails_in_any_way_is_waited_for(settings: Settings, archived: Knowledge, model_dir: Path) -> None:
-    """After refusals, errors and garbage, each message is archived and indexed once Chroma recovers."""
+def test_a_chroma_that_fails_in_any_way_is_waited_for(settings: Settings, stores: Knowledge, model_dir: Path) -> None:
+    """The processor waits while Chroma answers 503 or garbage or refuses connections, and then stores each message."""
     with proxy(settings.chroma_url) as chroma, open_contracts_of(settings) as contracts:
         through = evolve(with_model(settings, model_dir), chroma_url=chroma.url)
         with processor(through) as running:
@@ -151,17 +154,17 @@ def test_a_chroma_that_fails_in_any_way_is_waited_for(settings: Settings, archiv
                 produce(settings, contracts, MESSAGES, sent[-1])
                 eventually(lambda: len(running.logged("waiting")) >= len(sent), timeout_s=PATIENCE_S)
                 chroma.fail("up")
-                eventually(lambda: archived.archive.counts()["messages"] == len(sent), timeout_s=PATIENCE_S)
+                eventually(lambda: stores.archive.counts()["messages"] == len(sent), timeout_s=PATIENCE_S)
             assert dead_letters(settings, contracts) == []
             assert running.stop() == 0
-    entries = archived.archive.collections.entry_ids(GUILD)
+    entries = stores.archive.collections.entry_ids(GUILD)
     assert {f"m{one.message_id}" for one in sent} <= entries
-    assert archived.vectors.entry_ids(GUILD) == entries
+    assert stores.vectors.entry_ids(GUILD) == entries
 
 
 @pytest.mark.parametrize("mode", ["silent", "slow"])
 def test_a_chroma_that_does_not_answer_in_time_is_unavailable_and_asked_again(settings: Settings, mode: str) -> None:
-    """Silence and single bytes hit a timeout, and the next question gets its answer."""
+    """A request to a silent or very slow Chroma raises Unavailable, and succeeds once Chroma recovers."""
     vector = np.eye(1, 384, dtype=np.float32)[0]
     with proxy(settings.chroma_url) as between:
         direct = ChromaVectors(settings.chroma_url, settings.kafka_topic_prefix)

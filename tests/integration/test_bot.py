@@ -1,4 +1,4 @@
-"""The bot as a whole service between the fake Discord and real Kafka."""
+"""The bot as a whole service, between the fake Discord and real Kafka."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _on_discord(settings: Settings, fake: FakeDiscord) -> Settings:
 
 @contextlib.contextmanager
 def running_bot(settings: Settings, fake: FakeDiscord) -> Iterator[None]:
-    """Run the bot in a thread; stop and check it at the end."""
+    """Run the bot in a thread while the context lasts, and fail if it did not end cleanly."""
     stop = threading.Event()
     raised: list[BaseException] = []
 
@@ -198,7 +198,7 @@ def response_to(asked: FakeMessage, *, answer: str = "Use ntfs-3g.", ago_ms: int
 
 
 def open_question(settings: Settings, response: BotResponse) -> BotResponse:
-    """Store the question that ``response`` answers, as if the bot had asked it before."""
+    """Store the open question that ``response`` answers, as if the bot had asked it before."""
     now = TimestampMillis(time.time_ns() // 1_000_000)
     query = BotQuery(
         query_id=response.query_id,
@@ -218,13 +218,13 @@ def open_question(settings: Settings, response: BotResponse) -> BotResponse:
 
 
 def test_a_missing_token_is_named() -> None:
-    """The operator learns which setting it is, before anything starts."""
+    """Without a token, the bot ends before it starts anything, with an error that names the setting."""
     with pytest.raises(ConfigError, match="DISCORD_TOKEN"):
         run_bot(Settings())
 
 
 def test_a_metrics_port_that_is_taken_is_named() -> None:
-    """The usual cause is two services on one machine."""
+    """The error names a metrics port that is in use; the usual cause is two services on one machine."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"METRICS_PORT: 127.0.0.1:{port}"):
@@ -232,14 +232,14 @@ def test_a_metrics_port_that_is_taken_is_named() -> None:
 
 
 def test_a_refused_token_ends_the_service(bot_settings: Settings) -> None:
-    """Waiting would not help, and frequent attempts get a bot banned."""
+    """The bot ends if Discord refuses its token, because frequent attempts get a bot banned."""
     with pytest.raises(ConfigError, match="refused DISCORD_TOKEN") as caught:
         run_bot(evolve(bot_settings, discord_token="another-token"))
     assert "developers/applications" in str(caught.value.hint)
 
 
 def test_contracts_that_are_not_registered_end_the_service(bare_settings: Settings, fake: FakeDiscord) -> None:
-    """It could not produce anything that it receives."""
+    """The bot ends if its contracts are not registered, because it could not produce what it receives."""
     with pytest.raises(ConfigError, match="not registered"):
         run_bot(_on_discord(bare_settings, fake))
 
@@ -252,17 +252,17 @@ def test_contracts_that_are_not_registered_end_the_service(bare_settings: Settin
     ],
     ids=["intent", "token"],
 )
-def test_what_the_gateway_refuses_ends_the_service(
+def test_a_refusal_by_the_gateway_ends_the_service(
     bot_settings: Settings, fake: FakeDiscord, make_it_so: Callable[[FakeDiscord], None], complaint: str
 ) -> None:
-    """The error explains a disabled privileged intent or a reset token."""
+    """The bot ends if the gateway refuses a privileged intent or the token, and the error says what to do."""
     make_it_so(fake)
     with pytest.raises(ConfigError, match=complaint):
         run_bot(bot_settings)
 
 
 def test_messages_edits_and_deletions_reach_kafka(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
-    """Each channel stays in order, under its key."""
+    """Created, edited and deleted messages reach Kafka under the key of their channel, in order."""
     (general,), (ada,) = guild.channels, guild.members
     with running_bot(bot_settings, fake):
         message = fake.says(general, ada, "how do I mount NTFS?")
@@ -279,7 +279,7 @@ def test_messages_edits_and_deletions_reach_kafka(bot_settings: Settings, fake: 
 def test_a_mention_is_asked_and_its_answer_is_replied_once(
     bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild
 ) -> None:
-    """The test plays the processor; a copy of the answer changes nothing."""
+    """A mention becomes a query, and further copies of its response post nothing; the test produces the responses."""
     (general,), (ada,) = guild.channels, guild.members
     with running_bot(bot_settings, fake):
         asked = fake.says(general, ada, f"<@{fake.bot.id}> how do I mount NTFS?", mentions=(fake.bot,))
@@ -301,7 +301,10 @@ def test_a_mention_is_asked_and_its_answer_is_replied_once(
 def test_responses_to_the_questions_of_others_do_not_stop_the_bot(
     bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild
 ) -> None:
-    """400 of them, some with a real channel and person, are not posted or dead-lettered; the bot's own is answered."""
+    """The bot neither posts nor dead-letters 400 responses to the questions of others, and then posts its own.
+
+    Some of them name an existing channel and person.
+    """
     (general,), (ada,) = guild.channels, guild.members
     with running_bot(bot_settings, fake):
         asked = fake.says(general, ada, "!rtfm how?")
@@ -331,7 +334,7 @@ def test_responses_to_the_questions_of_others_do_not_stop_the_bot(
 
 
 def test_a_question_is_answered_from_what_was_said(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
-    """With a real processor, the answer quotes a message of this server, links to it, and pings no one."""
+    """With a real processor, the answer quotes a message of the guild, links to it, and pings no one."""
     (general,), (ada,) = guild.channels, guild.members
     staff = guild.hidden_channel("staff", shown_to=guild.role("staff"))
     with running_processor(bot_settings), running_bot(bot_settings, fake):
@@ -348,7 +351,7 @@ def test_a_question_is_answered_from_what_was_said(bot_settings: Settings, fake:
 
 
 def test_an_answer_is_not_repeated_by_the_next_bot(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
-    """Committed responses are not read again, and a later copy answers no open question."""
+    """The next bot reads no committed response again, and posts no later copy of an answer."""
     (general,), (ada,) = guild.channels, guild.members
     asked = fake.says(general, ada, "!rtfm how?", announce=False)
     response = open_question(bot_settings, response_to(asked))
@@ -365,7 +368,7 @@ def test_an_answer_is_not_repeated_by_the_next_bot(bot_settings: Settings, fake:
 
 
 def test_an_answer_waits_while_discord_is_down(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
-    """After an error of Discord it is retried, not dropped."""
+    """A response that Discord answers with an error is posted once Discord works again."""
     (general,), (ada,) = guild.channels, guild.members
     with running_bot(bot_settings, fake):
         asked = fake.says(general, ada, "!rtfm how?", announce=False)
@@ -376,7 +379,7 @@ def test_an_answer_waits_while_discord_is_down(bot_settings: Settings, fake: Fak
 
 
 def test_a_bot_that_starts_before_discord_waits(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
-    """It becomes ready later."""
+    """A bot that starts while Discord is down becomes ready when Discord is up."""
     fake.fails("GET", "/users/@me", 0)
     with running_bot(bot_settings, fake):
         assert fake.count("GET", "/users/@me") == 2
@@ -385,7 +388,10 @@ def test_a_bot_that_starts_before_discord_waits(bot_settings: Settings, fake: Fa
 def test_a_bot_killed_before_its_commit_makes_no_second_reply(
     bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild
 ) -> None:
-    """The offset is not committed and the nonce is forgotten, but the channel shows the reply."""
+    """A bot that is killed after posting a reply and before its commit does not post the reply again.
+
+    The offset is not committed and Discord has forgotten the nonce, so the next bot finds the reply in the channel.
+    """
     (general,), (ada,) = guild.channels, guild.members
     asked = fake.says(general, ada, "!rtfm how?", announce=False)
     last = fake.says(general, ada, "!rtfm and then?", announce=False)
@@ -404,12 +410,12 @@ def test_a_bot_killed_before_its_commit_makes_no_second_reply(
 
 
 def test_sigterm_flushes_the_outbox(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
-    """The process ends with 0, and none of its events is lost."""
+    """After SIGTERM the bot sends all events of its outbox to Kafka, and exits with 0."""
     (general,), (ada,) = guild.channels, guild.members
     with bot_process(bot_settings, fake) as process:
         for number in range(200):
             fake.says(general, ada, f"message {number}")
-        # Once this message has arrived all have; the test is about the way from there.
+        # The gateway delivers in order, so once this question has arrived, all messages before it have too.
         fake.says(general, ada, "!rtfm was that all?")
         fake.wait_until(lambda: fake.count("POST", "/typing") > 0, "the question was not heard", timeout_s=60)
         os.kill(process.pid, signal.SIGTERM)

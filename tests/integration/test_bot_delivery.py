@@ -1,4 +1,4 @@
-"""Answers on their way to the fake Discord: where they are posted, how often, and what happens when it fails."""
+"""Delivery of responses on the fake Discord: the channel, the number of posts, and failures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.fakes.discord.world import new_id
 async def test_a_response_for_the_asker_is_never_posted_in_a_channel(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """An audience of ASKER gets a direct message."""
+    """A response with the audience ASKER is sent as a direct message and never posted in a channel."""
     response = ask(archive, evolve(answer_to(asked), audience=Audience.ASKER))
     async with delivery_on(fake, archive) as delivery:
         await delivery.deliver(response)
@@ -31,7 +31,7 @@ async def test_a_response_for_the_asker_is_never_posted_in_a_channel(
 async def test_a_question_that_was_answered_is_closed(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """A second response to it has no open question."""
+    """A delivered response closes its question, so that a second response to the question is not posted."""
     response = ask(archive, answer_to(asked))
     async with delivery_on(fake, archive) as delivery:
         await delivery.deliver(response)
@@ -46,7 +46,10 @@ async def test_a_question_that_was_answered_is_closed(
 async def test_a_reply_that_is_recorded_is_not_posted_again(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """After a kill before the question was closed, the record prevents a repeat without nonce or channel history."""
+    """A reply whose message id is recorded is not posted again.
+
+    This covers a kill before the question was closed, without the nonce and without the channel's history.
+    """
     before = delivered("already_there")
     response = ask(archive, answer_to(asked))
     async with delivery_on(fake, archive) as delivery:
@@ -62,7 +65,7 @@ async def test_a_reply_that_is_recorded_is_not_posted_again(
 async def test_a_reply_refers_to_the_question_and_pings_nobody(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """Quoted mentions call nobody, and no link preview is shown."""
+    """A reply refers to the question, pings nobody even if it quotes mentions, and shows no link preview."""
     async with delivery_on(fake, archive) as delivery:
         await delivery.deliver(
             citing(ask(archive, answer_to(asked, f"<@{asked.author.id}> @everyone <@&5>")), asked.channel.id)
@@ -80,7 +83,7 @@ async def test_a_reply_refers_to_the_question_and_pings_nobody(
 async def test_a_delivery_that_is_repeated_later_makes_no_second_reply(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage, later_ms: int
 ) -> None:
-    """After a kill before the reply was recorded, without the nonce, the channel's history prevents a repeat."""
+    """If a delivery is repeated without record and nonce, the history of the channel prevents a second reply."""
     response = ask(archive, answer_to(asked))
     async with delivery_on(fake, archive) as delivery:
         fake.fails("POST", "/messages", 0, after_doing_it=True)
@@ -97,7 +100,7 @@ async def test_a_delivery_that_is_repeated_later_makes_no_second_reply(
 async def test_a_delivery_that_stopped_midway_is_continued(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """Only the missing parts are posted."""
+    """A delivery that stopped after some parts posts only the missing parts."""
     text = "\n".join(f"line {number} of a long answer" for number in range(200))
     response = ask(archive, answer_to(asked, text))
     parts = replies.compose(response)
@@ -120,7 +123,7 @@ async def test_a_delivery_that_stopped_midway_is_continued(
 async def test_a_direct_message_is_not_repeated_later(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage, later_ms: int
 ) -> None:
-    """In a direct channel the same text shows that it was sent."""
+    """A direct message is not sent again if its channel already has the same text from the bot."""
     response = ask(archive, evolve(answer_to(asked), audience=Audience.ASKER))
     async with delivery_on(fake, archive) as delivery:
         fake.fails("POST", "/messages", 0, after_doing_it=True)
@@ -135,7 +138,7 @@ async def test_a_direct_message_is_not_repeated_later(
 async def test_a_reply_whose_outcome_is_unknown_is_posted_once(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """The connection broke after Discord accepted it: the nonce prevents a repeat within a minute."""
+    """If the connection breaks after Discord accepted a reply, the nonce prevents a second one within a minute."""
     response = ask(archive, answer_to(asked))
     async with delivery_on(fake, archive) as delivery:
         fake.fails("POST", "/messages", 0, after_doing_it=True)
@@ -148,7 +151,7 @@ async def test_a_reply_whose_outcome_is_unknown_is_posted_once(
 
 
 async def test_a_rate_limit_is_waited_for(fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage) -> None:
-    """The reply is posted after the pause that Discord asks for."""
+    """If Discord limits the rate, the reply is posted after the pause that Discord demands."""
     async with delivery_on(fake, archive) as delivery:
         fake.fails("POST", "/messages", 429, times=2)
         await delivery.deliver(ask(archive, answer_to(asked)))
@@ -159,7 +162,7 @@ async def test_a_rate_limit_is_waited_for(fake: FakeDiscord, archive: SqlArchive
 async def test_a_reply_to_a_closed_channel_is_counted_and_dropped(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage, status: int, result: str
 ) -> None:
-    """A lost permission or a deleted channel affects only this reply."""
+    """A reply to a channel that is deleted or forbidden is counted and dropped, and affects no other reply."""
     before = delivered(result)
     async with delivery_on(fake, archive) as delivery:
         fake.fails("POST", "/messages", status)
@@ -170,7 +173,10 @@ async def test_a_reply_to_a_closed_channel_is_counted_and_dropped(
 async def test_a_reply_that_discord_refuses_forever_is_counted(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """It is not a dead letter, because anyone who can write to the topic could reach the bot's limit this way."""
+    """A reply that Discord always refuses is counted and is no dead letter.
+
+    Otherwise anyone who can write to the topic could make the bot reach its limit of dead letters.
+    """
     before = delivered("refused")
     response = ask(archive, answer_to(asked))
     async with delivery_on(fake, archive) as delivery:
@@ -183,7 +189,7 @@ async def test_a_reply_that_discord_refuses_forever_is_counted(
 async def test_an_asker_whom_discord_does_not_know_is_counted(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """Discord answers 400 with code 50033 for a direct channel with an unknown person."""
+    """A reply is counted and dropped if Discord does not know the asker, for which it answers 400 with code 50033."""
     before = delivered("refused")
     response = ask(archive, evolve(answer_to(asked), asker_id=new_id(), audience=Audience.ASKER))
     async with delivery_on(fake, archive) as delivery:
@@ -194,7 +200,7 @@ async def test_an_asker_whom_discord_does_not_know_is_counted(
 async def test_replies_to_unknown_guilds_and_channels_are_dropped(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """The bot was removed from the guild, or the channel was deleted."""
+    """Replies to a guild without the bot or to a deleted channel are dropped."""
     before = delivered("gone")
     async with delivery_on(fake, archive) as delivery:
         for number, place in enumerate(({"guild_id": new_id()}, {"channel_id": new_id()})):
@@ -206,7 +212,7 @@ async def test_replies_to_unknown_guilds_and_channels_are_dropped(
 async def test_a_question_that_was_deleted_still_gets_its_reply(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """The reply becomes an ordinary message."""
+    """A question that was deleted still gets its reply, as an ordinary message."""
     fake.deletes(asked)
     async with delivery_on(fake, archive) as delivery:
         await delivery.deliver(ask(archive, answer_to(asked)))

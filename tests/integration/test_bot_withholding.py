@@ -1,4 +1,4 @@
-"""Responses that the bot does not post, or withholds: to others, late, or from sources that readers cannot see."""
+"""Responses that the bot skips or withholds: other services' responses, late ones, and those with hidden sources."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.fakes.discord.world import VIEW_CHANNEL, ChannelType, new_id
 async def test_a_response_to_a_question_of_others_is_counted_and_skipped(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage, query_id: str
 ) -> None:
-    """The bot posts no response to another service's question, even if its channel, message and person exist."""
+    """A response to another service's question is counted and not posted, even in an existing channel."""
     ask(archive, answer_to(asked))
     before = skipped("no_open_question")
     async with delivery_on(fake, archive) as delivery:
@@ -63,7 +63,10 @@ async def test_a_response_to_a_question_of_others_is_counted_and_skipped(
 async def test_a_response_that_differs_from_its_question_is_skipped(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage, change: dict[str, object], reason: str
 ) -> None:
-    """It is counted by the differing field and not posted; the right response is still posted."""
+    """A response that differs from its open question is counted by the differing field and not posted.
+
+    The right response is still posted afterwards.
+    """
     response = ask(archive, answer_to(asked))
     before = skipped(reason)
     async with delivery_on(fake, archive) as delivery:
@@ -77,7 +80,7 @@ async def test_a_response_that_differs_from_its_question_is_skipped(
 async def test_a_response_with_an_impossible_time_does_not_end_the_bot(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """The asker gets one reply, and the question is closed."""
+    """A response with an impossible time gets one reply and closes its question."""
     response = citing(ask(archive, answer_to(asked)), asked.channel.id)
     beyond = evolve(
         response,
@@ -94,7 +97,7 @@ async def test_a_response_with_an_impossible_time_does_not_end_the_bot(
 async def test_an_answer_without_retrieved_passages_is_withheld(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage, outcome: Outcome
 ) -> None:
-    """Without its passages, nothing says who may read it."""
+    """An answer without its retrieved passages is withheld, because nothing says who may read it."""
     before = delivered("withheld")
     response = ask(archive, evolve(answer_to(asked, "The password is penguin."), outcome=outcome, retrieved=[]))
     async with delivery_on(fake, archive) as delivery:
@@ -104,7 +107,7 @@ async def test_an_answer_without_retrieved_passages_is_withheld(
 
 
 def archived(archive: SqlArchive, message_id: str, *, deleted: bool) -> None:
-    """Write a message, or its tombstone, as ingest does."""
+    """Write a message or its tombstone to the archive, as ingest does."""
     said = StoredMessage(
         message_id=message_id,
         guild_id="1",
@@ -128,7 +131,7 @@ def archived(archive: SqlArchive, message_id: str, *, deleted: bool) -> None:
 async def test_an_answer_whose_source_was_deleted_is_not_posted(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage, cites: bool
 ) -> None:
-    """Whether the source was cited or only read, the asker gets one line instead."""
+    """If a source of an answer was deleted, cited or not, the asker gets one line instead of the answer."""
     response = ask(archive, answer_to(asked))
     if cites:
         response = citing(response, asked.channel.id)
@@ -145,7 +148,7 @@ async def test_an_answer_whose_source_was_deleted_is_not_posted(
 async def test_a_part_is_not_posted_when_a_source_is_deleted_after_the_part_before(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """Each part is checked, and the rest of a long answer is left out."""
+    """If a source is deleted between two parts of an answer, the remaining parts are not posted."""
     archived(archive, "5", deleted=False)
     response = ask(archive, answer_to(asked, "Use ntfs-3g. " * 250))
     assert len(replies.compose(response)) == 2
@@ -155,7 +158,7 @@ async def test_a_part_is_not_posted_when_a_source_is_deleted_after_the_part_befo
         posted(*args, **fields)
         archived(archive, "5", deleted=True)
 
-    archive.record_sent = deleting  # type: ignore[method-assign]  # the moment between two parts
+    archive.record_sent = deleting  # type: ignore[method-assign]  # called between two parts
     async with delivery_on(fake, archive) as delivery:
         await delivery.deliver(response)
     assert len(fake.replies_to(asked)) == 1
@@ -164,7 +167,10 @@ async def test_a_part_is_not_posted_when_a_source_is_deleted_after_the_part_befo
 async def test_nothing_is_posted_while_the_gateway_is_down(
     fake: FakeDiscord, guild: FakeGuild, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """REST alone would use outdated permissions; after the gateway is back the new ones apply."""
+    """While the gateway is down, nothing is posted, because the known permissions may be outdated.
+
+    Once the gateway is back, the new permissions apply.
+    """
     wiki = guild.channel("wiki")
     response = citing(ask(archive, answer_to(asked, "The wiki says penguin.")), wiki.id)
     async with client_on(fake) as client:
@@ -188,7 +194,7 @@ async def test_nothing_is_posted_while_the_gateway_is_down(
 async def test_an_answer_that_comes_too_late_is_not_shown(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """The asker gets the EXPIRED line instead, once."""
+    """The asker of a question that has expired gets the EXPIRED line once, instead of the answer."""
     before = delivered("late")
     response = ask(archive, answer_to(asked), expires_in_ms=-1)
     async with delivery_on(fake, archive) as delivery:
@@ -201,7 +207,7 @@ async def test_an_answer_that_comes_too_late_is_not_shown(
 async def test_sources_that_readers_cannot_see_are_withheld(
     fake: FakeDiscord, guild: FakeGuild, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """A channel may have been hidden since the question was asked."""
+    """An answer is withheld if one of its channels was hidden after the question was asked."""
     staff = guild.hidden_channel("staff", shown_to=guild.role("staff"))
     response = ask(archive, answer_to(asked, "The password is penguin."))
     async with delivery_on(fake, archive) as delivery:
@@ -214,7 +220,7 @@ async def test_sources_that_readers_cannot_see_are_withheld(
 async def test_a_citation_is_not_trusted_about_its_channel(
     fake: FakeDiscord, archive: SqlArchive, guild: FakeGuild, asked: FakeMessage, real: str, archived: bool
 ) -> None:
-    """What Discord says of the channel counts, not what the citation says."""
+    """Discord's own kind and parent of a channel decide who may read a citation, not those that the citation states."""
     staff = guild.hidden_channel("staff", shown_to=guild.role("staff"))
     cited = {
         "private thread": lambda: guild.thread(asked.channel, "incident", private=True, archived=archived),
@@ -233,7 +239,7 @@ async def test_a_citation_is_not_trusted_about_its_channel(
 async def test_a_source_that_discord_does_not_know_is_withheld(
     fake: FakeDiscord, archive: SqlArchive, guild: FakeGuild, asked: FakeMessage, what: str
 ) -> None:
-    """A channel that was deleted, or belongs to another guild or program, has no readers here."""
+    """A source in a channel that Discord does not know, or of another guild, is withheld."""
     response = citing(ask(archive, answer_to(asked, "The password is penguin.")), asked.channel.id)
     (citation,) = response.citations
     if what == "another guild":
@@ -254,7 +260,10 @@ async def test_a_source_that_discord_does_not_know_is_withheld(
 async def test_threads_and_posts_are_shown_by_what_discord_says(
     fake: FakeDiscord, archive: SqlArchive, guild: FakeGuild, asked: FakeMessage
 ) -> None:
-    """Archived ones are requested once each, and an outdated kind in the archive hides nothing."""
+    """Archived threads and posts are requested from Discord once each.
+
+    An outdated kind in the archive withholds nothing.
+    """
     forum = guild.channel("forum", kind=ChannelType.FORUM)
     places = [
         guild.thread(asked.channel, "open"),
@@ -277,7 +286,7 @@ async def test_threads_and_posts_are_shown_by_what_discord_says(
 async def test_nothing_is_posted_while_discord_does_not_describe_a_channel(
     fake: FakeDiscord, archive: SqlArchive, guild: FakeGuild, asked: FakeMessage
 ) -> None:
-    """The response is delivered when Discord answers again."""
+    """While Discord does not describe the channel of a source, nothing is posted; the response is delivered later."""
     old = guild.thread(asked.channel, "old", archived=True)
     response = citing(ask(archive, answer_to(asked)), old.id, kind=ChannelKind.PUBLIC_THREAD, parent=asked.channel.id)
     async with delivery_on(fake, archive) as delivery:
@@ -291,7 +300,7 @@ async def test_nothing_is_posted_while_discord_does_not_describe_a_channel(
 
 
 async def test_unknown_outcomes_are_not_posted(fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage) -> None:
-    """They come from a later version."""
+    """A response with an unknown outcome, which a later version wrote, is not posted."""
     response = ask(archive, answer_to(asked))
     async with delivery_on(fake, archive) as delivery:
         await delivery.deliver(evolve(response, outcome=Outcome.UNKNOWN))

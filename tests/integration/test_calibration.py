@@ -1,4 +1,4 @@
-"""Floors that are calibrated alongside ingest, on real PostgreSQL and Chroma."""
+"""Calibration of the floors of guilds while ingest runs, on real PostgreSQL and Chroma."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def grow(knowledge: Knowledge, calibration: Calibration, first: int, count: int)
 
 
 def calibrated_on(settings: Settings) -> int:
-    """Return the number of passages at the guild's last calibration; 0 before the first."""
+    """Return how many passages the guild had at its last calibration; 0 before the first."""
     with psycopg.connect(settings.database_url) as connection:
         row = connection.execute("SELECT passages FROM floors WHERE guild_id = %s", [GUILD]).fetchone()
     return row[0] if row else 0
@@ -61,7 +61,10 @@ def wait_until(settings: Settings, passages: int) -> None:
 def test_a_guild_is_calibrated_when_it_is_large_enough_and_again_when_it_has_grown_by_half(
     knowledge: Knowledge, bare_settings: Settings
 ) -> None:
-    """Smaller growth hardly changes its floor, and sixty searches have a cost."""
+    """A guild is calibrated at its minimum size and after growing by half, but not after smaller growth.
+
+    Smaller growth hardly changes the floor, and a calibration costs sixty searches.
+    """
     with Calibration(knowledge) as calibration:
         grow(knowledge, calibration, 0, MIN_PASSAGES - 1)
         grow(knowledge, calibration, MIN_PASSAGES - 1, 1)
@@ -76,7 +79,7 @@ def test_a_guild_is_calibrated_when_it_is_large_enough_and_again_when_it_has_gro
 
 
 def test_only_one_processor_at_a_time_calibrates_a_guild(knowledge: Knowledge) -> None:
-    """The others continue with free guilds."""
+    """A processor calibrates no guild that another processor is calibrating, and continues with others."""
     floors = knowledge.archive.floors
     with floors.try_lock(GUILD) as is_ours:
         assert is_ours

@@ -1,4 +1,4 @@
-"""The facts about channels and who may read them, over real PostgreSQL and Chroma."""
+"""The facts that the archive stores about channels, which decide who may read them, on PostgreSQL and Chroma."""
 
 from __future__ import annotations
 
@@ -44,13 +44,16 @@ def found(knowledge: Knowledge, question: str, *visible: str, guild_id: str = GU
 
 
 def seen(at: int, source: MessageSource = MessageSource.GATEWAY) -> dict[str, Any]:
-    """Return when and by whom an event was observed, in minutes after the start."""
+    """Return the fields of an event that ``source`` observed ``at`` minutes after the start."""
     return {"observed_at": TimestampMillis(START + at * 60_000), "source": source}
 
 
 @pytest.mark.parametrize("source", OTHERS)
 def test_exports_and_programs_never_open_a_channel_that_is_known(knowledge: Knowledge, source: MessageSource) -> None:
-    """Neither a known message, a new one, an edit or a deletion opens it, however new it claims to be."""
+    """A known channel is not opened by an export or another program, whatever the event and its time of observation.
+
+    The events are a known message, a new message, an edit and a deletion.
+    """
     ingest(knowledge, message(1, "the incident with tulips", **CLOSED, **seen(1)))
     for number, event in enumerate(
         (
@@ -69,7 +72,7 @@ def test_exports_and_programs_never_open_a_channel_that_is_known(knowledge: Know
 
 @pytest.mark.parametrize("source", OTHERS)
 def test_a_thread_keeps_its_parent_whatever_an_export_says(knowledge: Knowledge, source: MessageSource) -> None:
-    """A thread of #staff is not shown to readers of #general."""
+    """An export that gives a thread of #staff another parent does not show the thread to readers of #general."""
     staff = {**OPEN, "parent_channel_id": "900"}
     ingest(knowledge, message(1, "tulips of the staff", **staff, **seen(1)))
     ingest(knowledge, message(2, "tulips", **OPEN, **seen(9, source)))
@@ -81,7 +84,7 @@ def test_a_thread_keeps_its_parent_whatever_an_export_says(knowledge: Knowledge,
 def test_a_newer_report_of_discord_opens_a_channel_and_an_older_one_does_not(
     knowledge: Knowledge, source: MessageSource
 ) -> None:
-    """The newest observation counts, in any order of arrival."""
+    """Of Discord's reports about a channel, the newest observation decides, in any order of arrival."""
     ingest(knowledge, message(1, "the tulips incident", **CLOSED, **seen(5)))
     ingest(knowledge, message(2, "more tulips", **OPEN, **seen(4, source)))
     assert found(knowledge, "tulips incident") == []
@@ -95,7 +98,7 @@ def test_a_newer_report_of_discord_opens_a_channel_and_an_older_one_does_not(
 
 @pytest.mark.parametrize("source", [*OTHERS, *DISCORDS])
 def test_any_source_may_close_a_channel(knowledge: Knowledge, source: MessageSource) -> None:
-    """Earlier messages are closed too, including the archive's passages."""
+    """An event of any source may close a channel, which also closes its earlier messages."""
     ingest(knowledge, message(1, "open tulips", **OPEN, **seen(1)))
     assert found(knowledge, "tulips") == ["1001"]
     ingest(knowledge, message(2, "closed tulips", **CLOSED, **seen(2, source)))
@@ -103,8 +106,11 @@ def test_any_source_may_close_a_channel(knowledge: Knowledge, source: MessageSou
     assert found(knowledge, "tulips", "300") == ["1001", "1002"]
 
 
-def test_a_report_of_discord_closes_what_a_program_opened_ahead_of_time(knowledge: Knowledge) -> None:
-    """This includes a message that the program sent before."""
+def test_a_report_of_discord_closes_a_channel_that_a_program_opened(knowledge: Knowledge) -> None:
+    """A program's observation from the future opens a channel only until Discord reports the channel as closed.
+
+    The report also closes the message that the program sent.
+    """
     ingest(knowledge, message(1, "forged tulips", **OPEN, **seen(9, MessageSource.OTHER)))
     assert found(knowledge, "tulips") == ["1001"]
     ingest(knowledge, message(1, "forged tulips", **CLOSED, **seen(3)))
@@ -112,7 +118,7 @@ def test_a_report_of_discord_closes_what_a_program_opened_ahead_of_time(knowledg
 
 
 def test_a_batch_has_the_same_effect_as_single_events(knowledge: Knowledge) -> None:
-    """The order within a batch counts like the order of batches."""
+    """Events in one batch have the same effect as the same events in single batches."""
     ingest(
         knowledge,
         message(1, "tulips", **CLOSED, **seen(1)),
@@ -123,8 +129,8 @@ def test_a_batch_has_the_same_effect_as_single_events(knowledge: Knowledge) -> N
     assert found(knowledge, "tulips roses lilies", "300") == ["1001", "1002", "1003"]
 
 
-def test_two_workers_agree_on_the_newest_facts(knowledge: Knowledge) -> None:
-    """Each decides by what it read; the write is decided by the stored facts."""
+def test_two_processors_agree_on_the_newest_facts(knowledge: Knowledge) -> None:
+    """If two processors write facts of one channel at once, the newest observation remains, whatever each had read."""
     ingest(knowledge, message(1, "tulips", **OPEN, **seen(1)))
     (channel,) = knowledge.archive.channels(GUILD)
     closed = ChannelFacts(
@@ -141,14 +147,14 @@ def test_two_workers_agree_on_the_newest_facts(knowledge: Knowledge) -> None:
 
 
 def test_a_deletion_that_knows_no_channel_leaves_its_facts_open(knowledge: Knowledge) -> None:
-    """A later import supplies them."""
+    """A deletion of an unknown channel leaves the channel's facts unknown, so that a later import can set them."""
     ingest(knowledge, deletion(9, channel_id="300", **seen(1)))
     ingest(knowledge, message(1, "tulips", **OPEN, **seen(0, MessageSource.IMPORT)))
     assert found(knowledge, "tulips") == ["1001"]
 
 
 def test_the_name_of_a_channel_is_the_newest(knowledge: Knowledge) -> None:
-    """Names give no access, so any source may set them."""
+    """A channel has the newest name from any source, because a name gives nobody access."""
     ingest(knowledge, message(1, "tulips", channel_name="help", **seen(5)))
     ingest(knowledge, message(2, "roses", channel_name="old", **seen(4, MessageSource.IMPORT)))
     assert [one.name for one in knowledge.archive.channels(GUILD)] == ["help"]
@@ -160,7 +166,10 @@ def test_the_name_of_a_channel_is_the_newest(knowledge: Knowledge) -> None:
 def test_one_channel_id_in_two_guilds_is_two_channels(
     knowledge: Knowledge, bare_settings: Settings, kind: ChannelKind
 ) -> None:
-    """Nothing of one guild is found, linked or changed in the other, and either can be rebuilt."""
+    """Two guilds may have the same channel id, and no message of one is found, linked or changed in the other.
+
+    Either guild can be rebuilt by itself.
+    """
     said = {"channel_kind": kind, "channel_id": "300", "parent_channel_id": "200"}
     talk = [
         message(1, "how do tulips grow?", **said, **seen(1)),
@@ -190,7 +199,7 @@ def test_one_channel_id_in_two_guilds_is_two_channels(
 def test_an_id_that_looks_like_one_of_the_archive_changes_no_other_conversation(
     knowledge: Knowledge, forged: str
 ) -> None:
-    """The archive derives its ids from other ids; none can equal a message's id."""
+    """A message whose id has the form of an id that the archive derives changes no other conversation."""
     long = "tulips grow in spring " * 150
     private = {**CLOSED, **seen(1)}
     ingest(knowledge, message(1, long), message(2, "secret lilies", **private), message(3, "secret roses", **private))

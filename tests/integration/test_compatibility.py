@@ -1,4 +1,4 @@
-"""Our verdicts compared with those of the real registry and of Java's Avro, on generated schema pairs, both ways."""
+"""Verdicts of this project on schema pairs, compared with those of the real registry and of Java's Avro."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def java() -> Iterator[JavaAvro]:
         yield running
 
 
-def test_verdicts_are_the_registrys_and_javas(bare_settings: Settings, java: JavaAvro) -> None:
-    """R26: for 204 pairs, whether each schema reads the other's records."""
+def test_verdicts_match_those_of_the_registry_and_java(bare_settings: Settings, java: JavaAvro) -> None:
+    """R26: This project, the registry and Java agree on 204 pairs whether each schema reads the other's records."""
     registry = open_registry(bare_settings)
     for number in {number for number, *_ in PAIRS}:
         old = next(old for n, old, *_ in PAIRS if n == number)
@@ -47,8 +47,8 @@ def test_verdicts_are_the_registrys_and_javas(bare_settings: Settings, java: Jav
     assert len(PAIRS) * 2 * 0.3 < accepted < len(PAIRS) * 2 * 0.7  # both verdicts occur often
 
 
-def test_where_we_are_stricter_the_rule_has_a_name() -> None:
-    """The cases are what Avro accepts both ways and this project refuses."""
+def test_every_stricter_verdict_has_a_named_rule() -> None:
+    """A change that Avro accepts in both directions and this project refuses breaks a rule of ``OURS_ALONE``."""
     stricter: dict[str, int] = {}
     for _, old, new, _ in PAIRS:
         if can_read(new, old) and can_read(old, new):

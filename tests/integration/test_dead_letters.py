@@ -1,4 +1,4 @@
-"""Dead letters on real Kafka: their content, the limit, and failures to write them."""
+"""Dead letters on real Kafka: their content, the limits, and failures to write them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from rtfm.telemetry import Health
 from tests.streams import (
     GROUP,
     MESSAGES,
-    Noting,
+    RecordingHandler,
+    build_message,
     committed,
     dead_letters,
     eventually,
@@ -28,7 +29,6 @@ from tests.streams import (
     produce_raw,
     produce_raws,
     running,
-    said,
 )
 
 ODD_HEADERS = [("odd", b"\xff\x00"), ("odd", b""), ("none", None), ("rtfm.original.header_count", b"1"), ("ä", b"x")]
@@ -39,17 +39,19 @@ def value(letter: Record, name: str) -> str:
 
 
 def refuse(records: Sequence[Record]) -> list[Output]:
-    """A handler that finds everything invalid."""
+    """Refuse every record as invalid."""
     raise InvalidEvent("nothing is welcome")
 
 
-def test_a_letter_is_the_record_byte_for_byte_with_a_megabyte_too(settings: Settings, contracts: Contracts) -> None:
-    """R15: key, value and headers are unchanged, even in the largest record that Kafka accepts by default."""
+def test_a_dead_letter_is_the_record_byte_for_byte_even_with_a_megabyte(
+    settings: Settings, contracts: Contracts
+) -> None:
+    """R15: A dead letter keeps key, value and headers unchanged, even of the largest record that Kafka accepts."""
     large = b"\x00" * 1_047_000
     originals = [(b"\xfe\x00key", b"\xde\xad"), (None, None), (b"", b""), (b"200", large)]
     for key, content in originals:
         produce_raw(settings, MESSAGES, content, key=key, headers=ODD_HEADERS)  # type: ignore[arg-type]  # None is a value
-    with running(settings, contracts, Noting()):
+    with running(settings, contracts, RecordingHandler()):
         eventually(lambda: committed(settings) == len(originals))
     letters = dead_letters(settings, contracts)
     assert sorted(((r.key, r.value) for r in letters), key=repr) == sorted(originals, key=repr)
@@ -62,28 +64,34 @@ def test_a_letter_is_the_record_byte_for_byte_with_a_megabyte_too(settings: Sett
 def test_bad_input_stops_the_pipeline_at_the_limit_and_at_every_start_after_it(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """R17: after 100 dead letters the rest stays unread, restarts add none, and a valid record lets it continue."""
+    """R17: After 100 dead letters in a row the pipeline stops, and restarts add no dead letter.
+
+    The rest of the topic stays unread. A valid record lets the pipeline continue.
+    """
     produce_raws(settings, MESSAGES, [b"bad %d" % n for n in range(1000)])
     for _ in range(3):
-        with pytest.raises(TooManyDeadLetters, match="all dead letters"), running(settings, contracts, Noting()) as one:
+        with (
+            pytest.raises(TooManyDeadLetters, match="all dead letters"),
+            running(settings, contracts, RecordingHandler()) as one,
+        ):
             eventually(lambda: not one.is_alive())
         assert len(dead_letters(settings, contracts)) == 100
         assert committed(settings) == 100
     other = evolve(settings, instance_id="another-host", home=settings.home / "other")
-    with pytest.raises(TooManyDeadLetters), running(other, contracts, Noting()) as one:
+    with pytest.raises(TooManyDeadLetters), running(other, contracts, RecordingHandler()) as one:
         eventually(lambda: not one.is_alive())
     assert len(dead_letters(settings, contracts)) == 100
     unlimited = evolve(settings, dlq_max_consecutive=0, dlq_max_share=0)
-    with running(unlimited, contracts, Noting()):
+    with running(unlimited, contracts, RecordingHandler()):
         eventually(lambda: committed(settings) == 1000)
 
 
-def test_a_share_of_bad_records_above_the_limit_stops_it_too_and_a_fix_lets_it_go_on(
+def test_a_share_of_bad_records_stops_the_pipeline_until_the_handler_is_fixed(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """R17: two of three are bad; records that the fixed handler accepts are not skipped."""
-    produce(settings, contracts, MESSAGES, *(said(n, channel="1") for n in range(900)))
-    strict = Noting()
+    """R17: The pipeline stops if two of three records are bad, and continues with a fixed handler, skipping nothing."""
+    produce(settings, contracts, MESSAGES, *(build_message(n, channel="1") for n in range(900)))
+    strict = RecordingHandler()
 
     def handler(batch: Sequence[Record]) -> list[Output]:
         if any(int(record.event.message_id) % 3 for record in batch):
@@ -94,7 +102,7 @@ def test_a_share_of_bad_records_above_the_limit_stops_it_too_and_a_fix_lets_it_g
         eventually(lambda: not one.is_alive())
     letters = len(dead_letters(settings, contracts))
     assert 100 < letters < 200
-    fixed = Noting()
+    fixed = RecordingHandler()
     with running(settings, contracts, fixed):
         eventually(lambda: committed(settings) == 900)
     assert len(dead_letters(settings, contracts)) == letters
@@ -103,44 +111,45 @@ def test_a_share_of_bad_records_above_the_limit_stops_it_too_and_a_fix_lets_it_g
 
 
 def test_many_threads_stop_at_the_limit_as_one_does(settings: Settings, contracts: Contracts) -> None:
-    """R17: no dead letter is written past the limit, even out of order."""
-    produce(settings, contracts, MESSAGES, *(said(n, channel=str(n)) for n in range(1500)))
+    """R17: With several threads, no dead letter is written beyond the limit, even if records finish out of order."""
+    produce(settings, contracts, MESSAGES, *(build_message(n, channel=str(n)) for n in range(1500)))
     with pytest.raises(TooManyDeadLetters), running(settings, contracts, refuse, concurrency=8) as one:
         eventually(lambda: not one.is_alive())
     letters = len(dead_letters(settings, contracts))
-    assert 100 <= letters <= 300  # each of three partitions may come close to it
+    assert 100 <= letters <= 300  # each of the three partitions may come close to the limit
     with pytest.raises(TooManyDeadLetters), running(settings, contracts, refuse, concurrency=8) as one:
         eventually(lambda: not one.is_alive())
     assert len(dead_letters(settings, contracts)) <= 300
 
 
-def test_without_its_topic_a_letter_holds_back_the_offset_until_it_can_be_written(
-    settings: Settings, contracts: Contracts
-) -> None:
-    """R16: nothing after the record is committed or dropped, and the pipeline reports that it waits."""
+def test_the_offset_waits_until_the_dead_letter_can_be_written(settings: Settings, contracts: Contracts) -> None:
+    """R16: If the topic of dead letters is missing, the pipeline waits, and commits nothing after the bad record.
+
+    The pipeline reports that it waits, and continues when the topic exists.
+    """
     name = f"{settings.kafka_topic_prefix}dead-letters"
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
     admin.delete_topics([name])[name].result(20)
-    produce(settings, contracts, MESSAGES, said(1, channel="1"))
+    produce(settings, contracts, MESSAGES, build_message(1, channel="1"))
     produce_raw(settings, MESSAGES, b"bad", key=b"1")
-    produce(settings, contracts, MESSAGES, said(3, channel="1"))
-    health, noting = Health(), Noting()
-    with running(settings, contracts, noting, health=health):
+    produce(settings, contracts, MESSAGES, build_message(3, channel="1"))
+    health, recorder = Health(), RecordingHandler()
+    with running(settings, contracts, recorder, health=health):
         eventually(lambda: health.readiness() == {GROUP: "waiting for kafka"})
         assert committed(settings) <= 1
         topics = TopicAdmin(settings, contracts.catalogue)
         topics.apply(topics.plan())
         eventually(lambda: committed(settings) == 3, timeout_s=60)
     assert [letter.value for letter in dead_letters(settings, contracts)] == [b"bad"]
-    assert noting.ids == ["1", "3"]
+    assert recorder.ids == ["1", "3"]
 
 
-def test_a_letter_that_is_too_large_for_its_topic_is_not_dropped(settings: Settings, contracts: Contracts) -> None:
-    """R16: the pipeline waits at this offset until the topic accepts it."""
+def test_a_dead_letter_that_is_too_large_for_its_topic_is_not_dropped(settings: Settings, contracts: Contracts) -> None:
+    """R16: If a dead letter is too large for its topic, the pipeline waits until the topic accepts it."""
     limit_record_bytes(settings, "dead-letters", 5000)
     produce_raw(settings, MESSAGES, os.urandom(20_000), key=b"1")
     health = Health()
-    with running(settings, contracts, Noting(), health=health):
+    with running(settings, contracts, RecordingHandler(), health=health):
         eventually(lambda: health.readiness() == {GROUP: "waiting for kafka"})
         assert committed(settings) == 0
         limit_record_bytes(settings, "dead-letters", 2_097_152)
@@ -148,17 +157,20 @@ def test_a_letter_that_is_too_large_for_its_topic_is_not_dropped(settings: Setti
     assert len(dead_letters(settings, contracts)) == 1
 
 
-def test_a_record_on_which_the_handler_breaks_at_every_start_is_one_letter(
+def test_a_record_that_breaks_the_handler_at_every_start_becomes_a_dead_letter(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """A defect ends the service and skips nothing; the fourth time only this record is dead-lettered."""
-    produce(settings, contracts, MESSAGES, *(said(n, channel="1") for n in range(6)))
-    noting = Noting()
+    """A record on which the handler has a defect ends the service, and the fourth time becomes a dead letter.
+
+    No other record is skipped.
+    """
+    produce(settings, contracts, MESSAGES, *(build_message(n, channel="1") for n in range(6)))
+    recorder = RecordingHandler()
 
     def handler(batch: Sequence[Record]) -> list[Output]:
         if any(record.event.message_id == "3" for record in batch):
             raise ZeroDivisionError("a defect")
-        return noting(batch)
+        return recorder(batch)
 
     for _ in range(3):
         with pytest.raises(ZeroDivisionError), running(settings, contracts, handler, batch_size=500) as one:
@@ -173,4 +185,4 @@ def test_a_record_on_which_the_handler_breaks_at_every_start_is_one_letter(
     )
     assert "a defect" in value(letter, "__connect.errors.exception.stacktrace")
     assert contracts.decode(MESSAGES, letter.value or b"").message_id == "3"
-    assert set(noting.ids) == {"0", "1", "2", "4", "5"}
+    assert set(recorder.ids) == {"0", "1", "2", "4", "5"}

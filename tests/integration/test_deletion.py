@@ -1,4 +1,4 @@
-"""The effects of a deletion, on real PostgreSQL and Chroma: stored answers, word statistics, answers in progress."""
+"""Effects of a deletion on stored answers, word statistics and answers in progress, on real PostgreSQL and Chroma."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.fakes.gemini import FakeGemini
 from tests.knowledge import GUILD, START, deletion, dump, knowledge_of, message
 
 ADVICE = "printctl"
-"""A word of the deleted message, and of no other."""
+"""A word that only the deleted message contains."""
 
 
 @pytest.fixture
@@ -49,56 +49,62 @@ def answering(knowledge: Knowledge, gemini: FakeGemini | None = None) -> Answeri
     return Answering(answerer=answerer(knowledge, gemini), archive=knowledge.archive)
 
 
-def handled(handler: Answering, query: object) -> BotResponse:
+def handle(handler: Answering, query: object) -> BotResponse:
     (output,) = handler([record(query)])
     assert isinstance(output.event, BotResponse)
     return output.event
 
 
 def is_withdrawn(response: BotResponse) -> bool:
-    """Return whether the response says only that its source was removed."""
+    """Return whether ``response`` says only that its source was removed."""
     said = (response.outcome, response.reason, response.answer, response.citations, response.retrieved)
     return said == (Outcome.NOT_FOUND, OutcomeReason.SOURCE_REMOVED, "", [], [])
 
 
-def kept_rows(settings: Settings) -> str:
+def stored_answers(settings: Settings) -> str:
     with psycopg.connect(settings.database_url) as connection:
         return str(connection.execute("SELECT answers::text FROM answers").fetchall())
 
 
 @pytest.mark.parametrize("with_model", [True, False], ids=["model", "extract"])
-def test_a_deletion_withdraws_the_kept_answers_that_rest_on_the_message(
+def test_a_deletion_withdraws_the_stored_answers_that_rest_on_the_message(
     knowledge: Knowledge, gemini: FakeGemini, bare_settings: Settings, with_model: bool
 ) -> None:
-    """A repeated record gets neither the old answer nor a new one, and no model is asked."""
+    """A deletion withdraws the stored answers that rest on the message.
+
+    A repeated record of the question gets neither the old answer nor a new one, and asks no model.
+    """
     gemini.reply = lambda *_: fake.written(f"Run `{ADVICE} unlock --stale` [1].", [1])
     handler = answering(knowledge, gemini if with_model else None)
-    first = handled(handler, asked())
+    first = handle(handler, asked())
     assert ADVICE in first.answer
     add(knowledge, deletion(2))
-    assert ADVICE not in kept_rows(bare_settings)
-    again = handled(handler, asked())
+    assert ADVICE not in stored_answers(bare_settings)
+    again = handle(handler, asked())
     assert is_withdrawn(again)
     assert (again.query_id, again.asker_id, again.channel_id) == (first.query_id, first.asker_id, first.channel_id)
     assert handler([record(asked(), offset=1)]) == []
     assert len(gemini.requests) == with_model
 
 
-def test_a_deletion_leaves_other_kept_answers_alone(knowledge: Knowledge) -> None:
-    """They are answers from other messages and those of another question."""
+def test_a_deletion_leaves_other_stored_answers_alone(knowledge: Knowledge) -> None:
+    """A deletion withdraws neither answers from other messages nor those to other questions."""
     add(knowledge, message(20, "the scanner wants a driver called scanfix", author_id="4", channel_id="400"))
     handler = answering(knowledge)
     scanner = asked("which driver does the scanner want?", query_id="m50", visible_channel_ids=["400"])
-    first = handled(handler, scanner)
+    first = handle(handler, scanner)
     assert "scanfix" in first.answer
-    handled(handler, asked())
+    handle(handler, asked())
     add(knowledge, deletion(2))
-    assert handled(handler, scanner) == first
-    assert is_withdrawn(handled(handler, asked()))
+    assert handle(handler, scanner) == first
+    assert is_withdrawn(handle(handler, asked()))
 
 
-def test_words_that_nobody_says_any_more_are_no_statistics(knowledge: Knowledge, bare_settings: Settings) -> None:
-    """A rare word could reveal the message; a word that others use stays, with its count."""
+def test_words_of_deleted_messages_leave_the_statistics(knowledge: Knowledge, bare_settings: Settings) -> None:
+    """A deletion removes words that no other message has from the statistics, because a rare word could reveal it.
+
+    A word that other messages use stays, with its new count.
+    """
     add(knowledge, message(20, "the scanner wants a stale scanfix", author_id="4", channel_id="400"))
     add(knowledge, deletion(20, channel_id="400"))
     assert "scanfix" not in str(dump(bare_settings))
@@ -110,8 +116,8 @@ def test_words_that_nobody_says_any_more_are_no_statistics(knowledge: Knowledge,
     assert "scanfix" in str(dump(bare_settings))
 
 
-def test_what_the_model_read_and_did_not_cite_is_checked_too(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """The model repeats a message that is deleted while it writes, and cites another source."""
+def test_passages_that_the_model_read_without_citing_are_checked(knowledge: Knowledge, gemini: FakeGemini) -> None:
+    """An answer is withdrawn if the model read a message that is deleted meanwhile, even if it cites another one."""
     other = message(30, "printer stale job: switch the printer off and on", author_id="5", channel_id="500")
     add(knowledge, other)
 
@@ -122,14 +128,14 @@ def test_what_the_model_read_and_did_not_cite_is_checked_too(knowledge: Knowledg
         return fake.written(f"Run `{ADVICE} unlock --stale` [{number}].", [number])
 
     gemini.reply = late
-    response = handled(answering(knowledge, gemini), asked(visible_channel_ids=["200", "500"]))
+    response = handle(answering(knowledge, gemini), asked(visible_channel_ids=["200", "500"]))
     assert ADVICE not in str(response)
     assert response.outcome is Outcome.EXTRACTED
     assert "1030" in str(response.retrieved)
 
 
 def test_an_extract_after_a_failed_model_is_checked_too(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """The message is deleted during the model's call, which then fails."""
+    """If the model fails and a message is deleted meanwhile, the extract that replaces the answer is checked too."""
 
     def failing(*_: object) -> str:
         add(knowledge, deletion(2))
@@ -141,17 +147,17 @@ def test_an_extract_after_a_failed_model_is_checked_too(knowledge: Knowledge, ge
     assert all("1002" not in passage.message_ids for passage in response.retrieved)
 
 
-def test_an_answer_is_checked_when_it_is_kept(knowledge: Knowledge, bare_settings: Settings) -> None:
-    """This covers a deletion between the last check and the transaction that stores the answer."""
+def test_an_answer_is_checked_when_it_is_stored(knowledge: Knowledge, bare_settings: Settings) -> None:
+    """An answer whose source is deleted between the last check and storing the answer is stored as withdrawn."""
     response = answerer(knowledge).answer(asked())
     assert ADVICE in response.answer
     add(knowledge, deletion(2))
     assert is_withdrawn(knowledge.archive.answers.store(response, made_by="bot-queries-0-0").response)
-    assert ADVICE not in kept_rows(bare_settings)
+    assert ADVICE not in stored_answers(bare_settings)
 
 
 def test_no_answer_is_stored_during_a_deletion(knowledge: Knowledge, bare_settings: Settings) -> None:
-    """After 40 answers stored alongside 40 deletions, no row holds the deleted text."""
+    """If 40 answers are stored while their 40 sources are deleted, no stored answer contains deleted text."""
     numbers = range(100, 140)
     add(
         knowledge,
@@ -178,12 +184,12 @@ def test_no_answer_is_stored_during_a_deletion(knowledge: Knowledge, bare_settin
             kept, deleted = pool.submit(keep, n), pool.submit(delete, n)
             kept.result(60)
             deleted.result(60)
-    assert "tulip" not in kept_rows(bare_settings)
+    assert "tulip" not in stored_answers(bare_settings)
     assert "tulip" not in str(dump(bare_settings))
 
 
 def erase(settings: Settings, scope: str, known_as: str, before: int = NOW, guild_id: str = "") -> None:
-    """Record an erasure, as `rtfm-cli forget` does."""
+    """Write a row of an erasure, as `rtfm-cli forget` does."""
     with psycopg.connect(settings.database_url) as connection:
         connection.execute(
             "INSERT INTO erasures (scope, id, before, guild_id) VALUES (%s, %s, %s, %s)",
@@ -198,7 +204,10 @@ SCOPES = [("user", "2", ""), ("user", "2", GUILD), ("channel", "200", ""), ("gui
 def test_a_deletion_is_never_skipped_whatever_was_erased(
     knowledge: Knowledge, bare_settings: Settings, scope: str, known_as: str, guild_id: str
 ) -> None:
-    """The erasure says that the message may not be stored, so its deletion must remove the text."""
+    """A deletion is applied even if an erasure covers the message.
+
+    The erasure only says that the message may not be stored, so the deletion must remove the text.
+    """
     erase(bare_settings, scope, known_as, guild_id=guild_id)
     add(knowledge, deletion(2), deletion(77))
     assert ADVICE not in str(dump(bare_settings))
@@ -209,10 +218,13 @@ def test_a_deletion_is_never_skipped_whatever_was_erased(
 def test_what_was_erased_is_not_found_and_withdraws_answers(
     knowledge: Knowledge, bare_settings: Settings, scope: str, known_as: str, guild_id: str
 ) -> None:
-    """It applies from the erasure's row on, before any deletion: to search, names, stored answers and checks."""
+    """A message is neither found nor named nor used in answers as soon as an erasure covers it, before its deletion.
+
+    Stored answers that rest on the message are withdrawn.
+    """
     add(knowledge, message(20, "<@2> knows printers", author_id="6", channel_id="600"))
     handler = answering(knowledge)
-    assert ADVICE in handled(handler, asked()).answer
+    assert ADVICE in handle(handler, asked()).answer
     response = answerer(knowledge).answer(asked(query_id="m43"))
     erase(bare_settings, scope, known_as, guild_id=guild_id)
     found = knowledge.retriever.search(
@@ -221,7 +233,7 @@ def test_what_was_erased_is_not_found_and_withdraws_answers(
     assert ADVICE not in str(found.passages)
     assert knowledge.archive.answers.find_readable(["1002"]) == set()
     assert knowledge.archive.removals.find_removed(["1002", "unknown"]) == {"1002"}
-    assert is_withdrawn(handled(handler, asked()))
+    assert is_withdrawn(handle(handler, asked()))
     assert is_withdrawn(knowledge.archive.answers.store(response, made_by="").response)
     named = knowledge.retriever.search(
         "who knows printers", guild_id=GUILD, visible_channel_ids=["600"], limit=9
@@ -234,7 +246,7 @@ def test_what_was_erased_is_not_found_and_withdraws_answers(
 def test_an_erasure_in_one_guild_leaves_the_person_alone_in_others(
     knowledge: Knowledge, bare_settings: Settings
 ) -> None:
-    """An erased channel does not affect other channels, and no erasure affects later messages."""
+    """An erasure affects only its own guild, its own channel, and messages that are not newer than the erasure."""
     erase(bare_settings, "user", "2", guild_id="999")
     erase(bare_settings, "channel", "201")
     erase(bare_settings, "guild", "101")
@@ -247,13 +259,13 @@ def test_an_erasure_in_one_guild_leaves_the_person_alone_in_others(
 
 @pytest.mark.parametrize("created_at", [-1, 0, -62_135_596_800_000])
 def test_an_odd_time_does_not_count_as_erased(knowledge: Knowledge, created_at: int) -> None:
-    """Without an erasure everything is kept."""
+    """A message with an impossible time is not taken for erased if there is no erasure."""
     add(knowledge, message(40, "tulips grow in spring", created_at=TimestampMillis(created_at)))
     assert not knowledge.archive.writing.messages(["1040"])["1040"].deleted
 
 
 def test_an_edit_of_what_was_erased_does_not_bring_it_back(knowledge: Knowledge, bare_settings: Settings) -> None:
-    """Only a deletion of it is taken."""
+    """An edit of an erased message does not restore its text."""
     erase(bare_settings, "user", "2")
     edit = attrs.evolve(
         LOCK[1], content="tulip", change=MessageChange.EDITED, edited_at=TimestampMillis(START + 900_000)
@@ -266,7 +278,7 @@ def test_an_edit_of_what_was_erased_does_not_bring_it_back(knowledge: Knowledge,
 def test_a_question_of_an_erased_person_is_not_asked_again(
     knowledge: Knowledge, gemini: FakeGemini, bare_settings: Settings, scope: str, known_as: str
 ) -> None:
-    """Its record may still be in Kafka; it gets an outcome, and no model reads it."""
+    """A question of an erased person whose record is still in Kafka gets an outcome, and no model reads it."""
     erase(bare_settings, scope, known_as)
-    assert is_withdrawn(handled(answering(knowledge, gemini), asked()))
+    assert is_withdrawn(handle(answering(knowledge, gemini), asked()))
     assert gemini.requests == []

@@ -1,4 +1,4 @@
-"""A running processor with questions and deletions at once: after a deletion is ingested, its text is nowhere."""
+"""A running processor gets questions and deletions at once, and no deleted text is left after its deletion."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHANNELS = 5
 
 
 def mark(number: int) -> str:
-    """Return a word that only one message has."""
+    """Return a word that only message ``number`` has."""
     return f"zq{number:03}"
 
 
@@ -34,7 +34,7 @@ def channel(number: int) -> str:
 
 
 def question(number: int, query_id: str) -> BotQuery:
-    """Return a question that would find the message."""
+    """Return a question that would find message ``number``."""
     now = now_ms()
     return asked(
         f"which part repairs the pump {mark(number)}?",
@@ -48,7 +48,7 @@ def question(number: int, query_id: str) -> BotQuery:
 
 
 def deleted_by_now(settings: Settings) -> set[int]:
-    """Return the numbers of the messages whose deletion is committed."""
+    """Return the numbers of the messages whose deletion has been committed."""
     with psycopg.connect(settings.database_url) as connection:
         return {int(row[0]) - 1000 for row in connection.execute("SELECT message_id FROM messages WHERE deleted")}
 
@@ -57,10 +57,11 @@ def said_in(text: str, numbers: Sequence[int] | set[int]) -> list[str]:
     return [mark(number) for number in numbers if mark(number) in text]
 
 
-def test_what_was_deleted_is_nowhere_at_any_moment_of_a_running_system(
-    settings: Settings, contracts: Contracts
-) -> None:
-    """Checked are all tables, Chroma, and each response that was begun after the deletion was committed."""
+def test_deleted_text_is_nowhere_while_the_system_runs(settings: Settings, contracts: Contracts) -> None:
+    """Once a deletion is committed, its message's text is in no table, not in Chroma and in no new response.
+
+    A response is new if it was begun after that.
+    """
     chance = random.Random(11)
     said = [
         message(n, f"the part that repairs the pump {mark(n)} is a seal", author_id=str(n), channel_id=channel(n))
@@ -72,7 +73,7 @@ def test_what_was_deleted_is_nowhere_at_any_moment_of_a_running_system(
     with processor(settings, PROCESSOR_CONCURRENCY="4") as running, closing(knowledge_of(settings, None)) as knowledge:
 
         def look() -> None:
-            """Check that the deleted messages are in no table and not in Chroma."""
+            """Check that no table and no entry in Chroma has the text of the deleted messages."""
             deleted = deleted_by_now(settings)
             for number in deleted:
                 gone_at.setdefault(number, now_ms())

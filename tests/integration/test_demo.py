@@ -1,4 +1,4 @@
-"""The demo, from nothing to five answers, and what it leaves behind."""
+"""`rtfm-cli demo` on a machine without services: its five answers, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TIMEOUT_S = 240.0
 
 @pytest.fixture(scope="module")
 def home() -> Iterator[Path]:
-    """A home that shares downloaded files; nothing runs in it at the end."""
+    """A home that shares downloaded files, and in which nothing runs at the end."""
     with stack_home() as folder:
         (folder / "cache").symlink_to(CACHE_DIR)
         yield folder
@@ -25,27 +25,28 @@ def home() -> Iterator[Path]:
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """The environment of a user whose own settings point elsewhere."""
+    """Return the environment of a user whose own settings point to other services."""
     elsewhere = {"KAFKA_BOOTSTRAP_SERVERS": "localhost:1", "DATABASE_URL": "postgresql://nobody@localhost:1/none"}
     return inherited_environment() | elsewhere | {"RTFM_HOME": str(home)} | more
 
 
 def states(home: Path) -> dict[str, str]:
-    """Service → state."""
+    """Return the state of each service by its name."""
     done = run_cli(["local", "status", "--json"], environment(home), check=False)
     return {service["name"]: service["state"] for service in json.loads(done.stdout)["services"]}
 
 
 def summary(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """Return the last line of the demo's output."""
+    """Return the last line of the demo's output, parsed."""
     parsed: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return parsed
 
 
 def test_demo_answers_from_nothing_and_again(home: Path) -> None:
-    """With lexical search if the model is unavailable, then with the fetched model, four of five answers are right.
+    """The demo answers at least four of five questions correctly, first with lexical search, then with the model.
 
-    The second run uses the services that the first one keeps, and leaves them running.
+    The first run finds no model and keeps its services. The second run uses them, fetches the model, and leaves them
+    running.
     """
     nowhere = {"RTFM_EMBEDDING_MODEL_URL": "http://127.0.0.1:9/onnx.tar.gz"}
     first = run_cli(["demo", "--json", "--keep"], environment(home, **nowhere), timeout_s=TIMEOUT_S)
@@ -64,7 +65,7 @@ def test_demo_answers_from_nothing_and_again(home: Path) -> None:
 
 
 def test_demo_says_why_the_processor_ended(home: Path) -> None:
-    """A folder without a model ends the processor; the demo names its log and leaves nothing running."""
+    """If the processor ends for want of a model, the demo names its log, and leaves nothing running."""
     folder = home / "no-model-here"
     folder.mkdir()
     done = run_cli(

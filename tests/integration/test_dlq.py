@@ -1,4 +1,4 @@
-"""`rtfm-cli dlq` on real dead letters: list, show, replay once, discard."""
+"""`rtfm-cli dlq` on real dead letters: list, show, replay and discard."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ from tests.knowledge import knowledge_of, message
 from tests.streams import (
     MESSAGES,
     QUERIES,
-    Noting,
+    RecordingHandler,
+    build_message,
     committed,
     dead_letters,
     eventually,
@@ -41,7 +42,6 @@ from tests.streams import (
     produced,
     records,
     running,
-    said,
 )
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -49,12 +49,12 @@ ANY = LetterFilter()
 
 
 def refuse(batch: Sequence[Record]) -> list[Output]:
-    """A handler that finds everything invalid."""
+    """Refuse every record as invalid."""
     raise InvalidEvent("nothing is welcome")
 
 
-def bury(settings: Settings, contracts: Contracts, count: int, handler: Any = refuse) -> None:
-    """Run a pipeline until ``count`` records of discord-messages are committed."""
+def dead_letter_records(settings: Settings, contracts: Contracts, count: int, handler: Any = refuse) -> None:
+    """Run a pipeline with ``handler`` until ``count`` records of discord-messages are committed."""
     with running(settings, contracts, handler):
         eventually(lambda: committed(settings) == count)
 
@@ -65,7 +65,7 @@ def open_letters(settings: Settings, wanted: LetterFilter = ANY) -> list[FiledLe
 
 
 def replay(settings: Settings, contracts: Contracts, wanted: LetterFilter = ANY, **rules: Any) -> list[str | None]:
-    """Return the refusals; None for a replayed letter."""
+    """Replay dead letters, and return for each the reason why it was refused, or None."""
     with DeadLetterStore(settings) as store:
         decisions = list(store.replay(wanted, ReplayRules(contracts=contracts, **rules)))
     return [decision.refusal for decision in decisions]
@@ -74,11 +74,11 @@ def replay(settings: Settings, contracts: Contracts, wanted: LetterFilter = ANY,
 def test_dead_letters_are_listed_by_filter_counted_and_discarded(
     settings: Settings, contracts: Contracts, cli: Cli
 ) -> None:
-    """Each filter selects some letters; discarded ones are listed only on request."""
-    produce(settings, contracts, MESSAGES, said(1, channel="200"))
+    """Each filter of `dlq list` selects its dead letters, and discarded ones are listed only on request."""
+    produce(settings, contracts, MESSAGES, build_message(1, channel="200"))
     produce_raw(settings, MESSAGES, b"\x00\x7f\xff\xff\xffx", key=b"201")
     produce_raw(settings, MESSAGES, None, key=b"202")
-    bury(settings, contracts, 3)
+    dead_letter_records(settings, contracts, 3)
 
     def ids(**wanted: Any) -> list[str]:
         return [found.letter.id for found in open_letters(settings, LetterFilter(**wanted))]
@@ -109,12 +109,15 @@ def test_dead_letters_are_listed_by_filter_counted_and_discarded(
 
 
 def test_a_key_and_headers_of_a_stranger_are_shown_as_text(settings: Settings, contracts: Contracts, cli: Cli) -> None:
-    """A key like ``[/nope]`` once made `dlq list` fail, and headers could control the terminal."""
+    """Keys and headers of other programs are shown as text.
+
+    A key like ``[/nope]`` once made `dlq list` fail, and headers could control the terminal.
+    """
     key = "[/nope]\x1b[2J\u202e"
     produce_raw(
         settings, MESSAGES, b"\x00\x7f\xff\xff\xffx", key=key.encode(), headers=[("\x1b]0;x\x07", b"\x9b31m\n")]
     )
-    bury(settings, contracts, 1)
+    dead_letter_records(settings, contracts, 1)
     (letter,) = open_letters(settings)
     listed = cli(settings, "dlq", "list").stdout
     assert r"[/nope]\x1b[2J\u202e" in listed
@@ -125,14 +128,12 @@ def test_a_key_and_headers_of_a_stranger_are_shown_as_text(settings: Settings, c
     assert "\u202e" not in as_json
 
 
-def test_show_decodes_as_far_as_it_goes_and_points_at_the_byte_that_does_not(
-    settings: Settings, contracts: Contracts, cli: Cli
-) -> None:
-    """The values before an invalid UTF-8 byte in a text are shown."""
-    good = contracts.encode(MESSAGES, said(1, content="hello there"))
+def test_show_decodes_up_to_the_bad_byte_and_points_at_it(settings: Settings, contracts: Contracts, cli: Cli) -> None:
+    """`dlq show` prints the values before an undecodable byte, and points at that byte."""
+    good = contracts.encode(MESSAGES, build_message(1, content="hello there"))
     at = good.index(b"hello") + 3
     produce_raw(settings, MESSAGES, good[:at] + b"\xff" + good[at + 1 :], key=b"200", headers=[("odd", b"\xfe")])
-    bury(settings, contracts, 1)
+    dead_letter_records(settings, contracts, 1)
     (found,) = open_letters(settings)
     shown = json.loads(cli(settings, "dlq", "show", found.letter.id, "--json").stdout)
     assert shown["fault"] == {"position": at, "path": "DiscordMessage.content", "reason": "not UTF-8"}
@@ -147,14 +148,15 @@ def test_show_decodes_as_far_as_it_goes_and_points_at_the_byte_that_does_not(
     assert lines[pointer - 1][column : column + 2] == "ff"
 
 
-def test_a_replay_is_the_original_where_it_was_and_happens_once(
-    settings: Settings, contracts: Contracts, cli: Cli
-) -> None:
-    """A dry run does nothing; then the fixed handler gets the record; a second replay has nothing to do."""
+def test_a_replay_produces_the_original_once(settings: Settings, contracts: Contracts, cli: Cli) -> None:
+    """A replay produces the original record once.
+
+    A dry run does nothing, the fixed handler gets the record, and a second replay finds nothing to do.
+    """
     headers = [("traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"), ("odd", b"\xff"), ("none", None)]
-    value = contracts.encode(MESSAGES, said(1))
+    value = contracts.encode(MESSAGES, build_message(1))
     produce_raw(settings, MESSAGES, value, key=b"any", headers=headers)  # type: ignore[arg-type]  # None is a value
-    bury(settings, contracts, 1)
+    dead_letter_records(settings, contracts, 1)
     assert "would be replayed" in cli(settings, "dlq", "replay", "--all").stdout
     assert len(records(settings, contracts, MESSAGES)) == 1
     done = json.loads(cli(settings, "dlq", "replay", "--all", "--yes", "--json").stdout)
@@ -166,15 +168,18 @@ def test_a_replay_is_the_original_where_it_was_and_happens_once(
     named = cli(settings, "dlq", "replay", done["items"][0]["id"], "--yes", check=False)
     assert named.returncode == 1
     assert "replayed at" in named.stdout
-    fixed = Noting()
+    fixed = RecordingHandler()
     with running(settings, contracts, fixed):
         eventually(lambda: fixed.ids == ["1"])
     assert open_letters(settings) == []
 
 
 def test_a_record_that_keeps_failing_is_not_replayed_forever(settings: Settings, contracts: Contracts) -> None:
-    """Its headers do not grow, its first failure stays, and after three replays only --force replays it."""
-    produce_raw(settings, MESSAGES, contracts.encode(MESSAGES, said(1)), headers=[("odd", b"\xff")])
+    """A record that fails after every replay is replayed at most three times without --force.
+
+    Its headers do not grow, and its first failure stays recorded.
+    """
+    produce_raw(settings, MESSAGES, contracts.encode(MESSAGES, build_message(1)), headers=[("odd", b"\xff")])
     with running(settings, contracts, refuse):
         eventually(lambda: len(open_letters(settings)) == 1)
         (first,) = (found.letter for found in open_letters(settings))
@@ -189,15 +194,17 @@ def test_a_record_that_keeps_failing_is_not_replayed_forever(settings: Settings,
         assert replay(settings, contracts, force=True) == [None]
 
 
-def test_what_still_cannot_succeed_is_refused_and_the_rest_replayed(settings: Settings, contracts: Contracts) -> None:
-    """Undecodable bytes, another program's record and one that crashed the processor are refused."""
-    produce(settings, contracts, MESSAGES, said(1))
+def test_a_replay_refuses_records_that_cannot_succeed(settings: Settings, contracts: Contracts) -> None:
+    """A replay leaves out undecodable bytes, records of other programs, and records that crashed the processor."""
+    produce(settings, contracts, MESSAGES, build_message(1))
     produce_raw(settings, MESSAGES, b"never")
     produce_raw(settings, MESSAGES, None)
-    bury(settings, contracts, 3)
+    dead_letter_records(settings, contracts, 3)
     letter = next(found.letter for found in open_letters(settings) if found.letter.value == b"never")
     produce_raw(settings, "dead-letters", b"x", headers=[("__connect.errors.topic", MESSAGES.encode())])
-    crashed = [(n, b"CRASH" if n == "__connect.errors.stage" else v) for n, v in whole(settings, contracts, letter.id)]
+    crashed = [
+        (n, b"CRASH" if n == "__connect.errors.stage" else v) for n, v in read_headers(settings, contracts, letter.id)
+    ]
     produce_raw(settings, "dead-letters", b"x", headers=crashed)
     refusals = replay(settings, contracts)
     assert refusals.count(None) == 1
@@ -207,17 +214,20 @@ def test_what_still_cannot_succeed_is_refused_and_the_rest_replayed(settings: Se
     assert len(records(settings, contracts, MESSAGES)) == 4
 
 
-def whole(settings: Settings, contracts: Contracts, letter_id: str) -> list[tuple[str, bytes]]:
-    """Return all headers of a dead letter."""
+def read_headers(settings: Settings, contracts: Contracts, letter_id: str) -> list[tuple[str, bytes]]:
+    """Return all headers of the dead letter with ``letter_id``."""
     found = dead_letters(settings, contracts)
     return next(record.headers for record in found if f"{record.partition}-{record.offset}" == letter_id)
 
 
-def test_one_that_kafka_does_not_take_holds_up_no_other(settings: Settings, contracts: Contracts) -> None:
-    """Its topic now has a smaller size limit; the others of its transaction are sent in another one."""
-    produce(settings, contracts, MESSAGES, *(said(n, channel=str(n)) for n in range(2, 6)))
-    produce(settings, contracts, MESSAGES, said(1, content=secrets.token_hex(20_000)))
-    bury(settings, contracts, 5)
+def test_a_refused_replay_does_not_block_the_others(settings: Settings, contracts: Contracts) -> None:
+    """A dead letter that Kafka refuses to replay does not keep the others from being replayed.
+
+    Its topic now has a smaller limit, so the others of its transaction are sent in another transaction.
+    """
+    produce(settings, contracts, MESSAGES, *(build_message(n, channel=str(n)) for n in range(2, 6)))
+    produce(settings, contracts, MESSAGES, build_message(1, content=secrets.token_hex(20_000)))
+    dead_letter_records(settings, contracts, 5)
     limit_record_bytes(settings, MESSAGES, 5000)
     refusals = replay(settings, contracts)
     assert refusals.count(None) == 4
@@ -225,19 +235,22 @@ def test_one_that_kafka_does_not_take_holds_up_no_other(settings: Settings, cont
     assert [found.letter.key for found in open_letters(settings)] == [b"200"]
 
 
-def test_killed_at_any_moment_and_begun_again_each_letter_is_replayed_once(
+def test_replays_that_are_killed_and_started_again_replay_each_dead_letter_once(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """A replay and its mark are atomic."""
+    """If replays are killed at random moments and started again, each dead letter is replayed once.
+
+    The replayed record and the mark are in one transaction.
+    """
     count = 3000
-    values = [contracts.encode(MESSAGES, said(n)) for n in range(count)]
+    values = [contracts.encode(MESSAGES, build_message(n)) for n in range(count)]
     produce_raws(settings, "dead-letters", values, headers=template(settings, contracts))
     program = Path(sys.executable).with_name("rtfm-cli")
     for wait_s in (0.0, 0.15, 0.05):
         before = produced(settings, contracts, MESSAGES)
         run = subprocess.Popen(
             [program, "dlq", "replay", "--all", "--yes", "--json"],
-            cwd=tempfile.gettempdir(),  # not in a folder with a .env file
+            cwd=tempfile.gettempdir(),  # this folder has no .env file
             env=environment_of(settings),
             stdout=subprocess.DEVNULL,
         )
@@ -254,10 +267,10 @@ def test_killed_at_any_moment_and_begun_again_each_letter_is_replayed_once(
 
 def template(settings: Settings, contracts: Contracts) -> list[tuple[str, bytes]]:
     """Return the headers of a real dead letter, which is then discarded."""
-    produce(settings, contracts, MESSAGES, said(999_999))
-    bury(settings, contracts, 1)
+    produce(settings, contracts, MESSAGES, build_message(999_999))
+    dead_letter_records(settings, contracts, 1)
     (found,) = open_letters(settings)
-    headers = whole(settings, contracts, found.letter.id)
+    headers = read_headers(settings, contracts, found.letter.id)
     count = len(found.letter.headers or [])
     with DeadLetterStore(settings) as store:
         assert len(list(store.discard(ANY, lambda _: None))) == 1
@@ -265,9 +278,9 @@ def template(settings: Settings, contracts: Contracts) -> list[tuple[str, bytes]
 
 
 def test_a_later_replay_fences_an_earlier_one(settings: Settings, contracts: Contracts) -> None:
-    """Both have seen an open letter; one of them replays it."""
-    produce(settings, contracts, MESSAGES, said(1))
-    bury(settings, contracts, 1)
+    """If two replays see one open dead letter, the later one fences the earlier one, and one of them replays it."""
+    produce(settings, contracts, MESSAGES, build_message(1))
+    dead_letter_records(settings, contracts, 1)
     rules = ReplayRules(contracts=contracts)
     with DeadLetterStore(settings) as slow, DeadLetterStore(settings) as quick:
 
@@ -280,8 +293,8 @@ def test_a_later_replay_fences_an_earlier_one(settings: Settings, contracts: Con
     assert len(records(settings, contracts, MESSAGES)) == 2
 
 
-def test_letters_of_a_transaction_that_is_not_committed_are_not_seen(settings: Settings, contracts: Contracts) -> None:
-    """The transaction may still be aborted."""
+def test_dead_letters_of_an_uncommitted_transaction_are_not_listed(settings: Settings, contracts: Contracts) -> None:
+    """A dead letter whose transaction is not committed is not listed, because the transaction may still be aborted."""
     producer: Any = Producer(
         {"bootstrap.servers": settings.kafka_bootstrap_servers, "transactional.id": f"{settings.instance_id}-open"}
     )
@@ -295,10 +308,10 @@ def test_letters_of_a_transaction_that_is_not_committed_are_not_seen(settings: S
 
 
 def test_an_erased_message_does_not_come_back_by_a_replay(settings: Settings, contracts: Contracts) -> None:
-    """Ingest checks the erasures: it takes the other letter and not the erased one."""
+    """A replay of two dead letters brings back the message that was not erased, because ingest checks the erasures."""
     kept, erased = message(1, "keep the tulips dry"), message(2, "my secret hobby", author_id="77")
     produce(settings, contracts, MESSAGES, kept, erased)
-    bury(settings, contracts, 2)
+    dead_letter_records(settings, contracts, 2)
     with psycopg.connect(settings.database_url) as connection:
         connection.execute(
             "INSERT INTO erasures (scope, id, before) VALUES ('user', '77', %s)", [erased.created_at + 1_000_000]
@@ -321,8 +334,8 @@ def test_an_erased_message_does_not_come_back_by_a_replay(settings: Settings, co
     knowledge.close()
 
 
-def test_missing_and_unknown_arguments_are_exit_code_2(settings: Settings, bare_settings: Settings, cli: Cli) -> None:
-    """A missing or unknown id, time or topic gives one line, before anything is done."""
+def test_missing_and_unknown_arguments_give_exit_code_2(settings: Settings, bare_settings: Settings, cli: Cli) -> None:
+    """A missing or unknown id, time or topic gives one line and exit code 2, before anything is done."""
     for arguments, line in (
         (("replay",), "Name dead letters by ID"),
         (("replay", "--all", "0-1", "--yes"), "Give either IDs or --all"),

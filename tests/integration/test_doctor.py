@@ -1,4 +1,4 @@
-"""`rtfm-cli doctor` finds what is wrong and how to fix it."""
+"""The findings of `rtfm-cli doctor` and the fixes that it names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _findings(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, str
 
 
 def test_an_unprepared_system_gets_the_commands_that_prepare_it(unmigrated_settings: Settings, cli: Cli) -> None:
-    """Topics, contracts and tables are missing: the exit code is 1, and each finding has its fix."""
+    """If topics, contracts and tables are missing, the exit code is 1, and each finding has its fix."""
     done = cli(unmigrated_settings, "doctor", "--json", check=False)
     assert done.returncode == 1
     findings = _findings(done)
@@ -30,8 +30,8 @@ def test_an_unprepared_system_gets_the_commands_that_prepare_it(unmigrated_setti
     assert findings["chroma"]["state"] == "ok"
 
 
-def test_nothing_that_answers_is_still_a_whole_report(bare_settings: Settings, cli: Cli) -> None:
-    """If every address is dead, each check reports it; the first does not end the report."""
+def test_the_report_is_complete_even_if_no_service_answers(bare_settings: Settings, cli: Cli) -> None:
+    """If no service answers, every check still reports its result."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         dead = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -52,7 +52,7 @@ def test_nothing_that_answers_is_still_a_whole_report(bare_settings: Settings, c
 
 
 def test_a_model_that_cannot_be_fetched_is_one_line_and_exit_3(bare_settings: Settings, cli: Cli) -> None:
-    """`--fetch-model` was requested, so its failure counts."""
+    """If the model that --fetch-model requests cannot be fetched, one line says so, and the exit code is 3."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}/onnx.tar.gz"
@@ -61,8 +61,8 @@ def test_a_model_that_cannot_be_fetched_is_one_line_and_exit_3(bare_settings: Se
     assert done.stderr.startswith("Error: the embedding model cannot be fetched")
 
 
-def test_a_prepared_system_is_well(settings: Settings, cli: Cli) -> None:
-    """The exit code is 0; reduced function, as without a key, is a note."""
+def test_a_prepared_system_has_no_problems(settings: Settings, cli: Cli) -> None:
+    """A prepared system gets exit code 0; reduced function, like a missing key for a model, is only noted."""
     done = cli(settings, "doctor", "--json")
     report = json.loads(done.stdout)
     assert report["ok"] is True

@@ -1,4 +1,4 @@
-"""Other programs on the topics: kcat, kafkajs, Java; the bytes on the wire; retention."""
+"""Other programs on the topics: kcat, kafkajs and Java, the compression on the wire, and retention."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from tests import java_kafka
 from tests.conftest import inherited_environment
 from tests.integration.conftest import NODE
 from tests.integration.test_processor import processor
-from tests.streams import MESSAGES, eventually, produce, produce_raw, records, said
+from tests.streams import MESSAGES, build_message, eventually, produce, produce_raw, records
 
 IN_2004_MS = 1_100_000_000_000
-# https://kafka.apache.org/documentation/#recordbatch, the lowest three bits of a batch's attributes
+# https://kafka.apache.org/documentation/#recordbatch: the lowest three bits of a batch's attributes name its codec.
 CODECS = {
     "none": 0,
     "gzip": 1,
@@ -39,9 +39,9 @@ CODECS = {
 
 @pytest.mark.debian
 def test_kcat_reads_what_was_produced(settings: Settings) -> None:
-    """The schema id is where Confluent's tools look for it."""
+    """Kcat finds the schema id where Confluent's tools expect it, and reads the value."""
     contracts = open_contracts(settings)
-    produce(settings, contracts, MESSAGES, said(7, channel="42", content="straße"))
+    produce(settings, contracts, MESSAGES, build_message(7, channel="42", content="straße"))
     topic = f"{settings.kafka_topic_prefix}{MESSAGES}"
     command = ["kcat", "-C", "-b", settings.kafka_bootstrap_servers, "-t", topic, "-e", "-q", "-f", "%k %S %h %s"]
     done = subprocess.run(command, capture_output=True, check=True, timeout=60)
@@ -49,12 +49,12 @@ def test_kcat_reads_what_was_produced(settings: Settings) -> None:
     assert key == b"42"
     assert int(size) == len(value)
     assert b"content-type=application/vnd.confluent.avro" in headers
-    assert contracts.decode(MESSAGES, value) == said(7, channel="42", content="straße")
+    assert contracts.decode(MESSAGES, value) == build_message(7, channel="42", content="straße")
 
 
 @pytest.mark.debian
 def test_kcat_sees_the_topics_as_the_catalogue_has_them(settings: Settings) -> None:
-    """Partitions are those of the catalogue."""
+    """Kcat reports the partitions that the catalogue defines."""
     command = ["kcat", "-L", "-J", "-b", settings.kafka_bootstrap_servers]
     listing = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
     found = {topic["topic"]: len(topic["partitions"]) for topic in listing["topics"]}
@@ -65,11 +65,14 @@ def test_kcat_sees_the_topics_as_the_catalogue_has_them(settings: Settings) -> N
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_batches_are_compressed_on_the_wire_as_the_setting_says(settings: Settings, codec: str) -> None:
-    """The test reads the broker's batches in Kafka's protocol, because clients hide them; zstd is the default."""
+    """Batches are compressed with the configured codec, by default zstd.
+
+    The test reads the batches in Kafka's protocol, because clients do not show their compression.
+    """
     assert settings.kafka_compression == "zstd"
     settings = evolve(settings, kafka_compression=codec)
     contracts = open_contracts(settings)
-    produce(settings, contracts, MESSAGES, *(said(n, content="the same again " * 20) for n in range(50)))
+    produce(settings, contracts, MESSAGES, *(build_message(n, content="the same again " * 20) for n in range(50)))
     partition = records(settings, contracts, MESSAGES)[0].partition
     batch = _fetch(settings.kafka_bootstrap_servers, f"{settings.kafka_topic_prefix}{MESSAGES}", partition)
     (attributes,) = struct.unpack_from(">h", batch, 8 + 4 + 4 + 1 + 4)
@@ -78,11 +81,13 @@ def test_batches_are_compressed_on_the_wire_as_the_setting_says(settings: Settin
 
 
 def test_transactions_are_compressed_as_the_setting_says(settings: Settings) -> None:
-    """Answers and dead letters have a transactional producer of their own."""
+    """The transactional producer of answers and dead letters compresses with the configured codec too."""
     contracts, settings = open_contracts(settings), evolve(settings, kafka_compression="gzip")
     transactions = Transactions(KafkaConfig.of(settings), "foreign")
     transactions.open()
-    transactions.commit([ProducerRecord(MESSAGES, b"42", contracts.encode(MESSAGES, said(7, content="so " * 500)), [])])
+    transactions.commit(
+        [ProducerRecord(MESSAGES, b"42", contracts.encode(MESSAGES, build_message(7, content="so " * 500)), [])]
+    )
     transactions.close()
     (record,) = records(settings, contracts, MESSAGES)
     batch = _fetch(settings.kafka_bootstrap_servers, f"{settings.kafka_topic_prefix}{MESSAGES}", record.partition)
@@ -90,18 +95,20 @@ def test_transactions_are_compressed_as_the_setting_says(settings: Settings) -> 
     assert attributes & 0b111 == CODECS["gzip"]
 
 
-# Clients of other makes
+# Clients in other languages
 
 KEYS = [str(1_286_754_213_907_726_336 + 7919 * number) for number in range(40)]
 
 
-def our_partitions(settings: Settings) -> dict[str, int]:
-    """Return key → partition of records of this project's producers, one of them transactional."""
+def partitions_by_key(settings: Settings) -> dict[str, int]:
+    """Return key → partition of records from this project's two kinds of producers."""
     contracts = open_contracts(settings)
-    produce(settings, contracts, MESSAGES, *(said(number, channel=key) for number, key in enumerate(KEYS[::2])))
+    produce(
+        settings, contracts, MESSAGES, *(build_message(number, channel=key) for number, key in enumerate(KEYS[::2]))
+    )
     transactions = Transactions(KafkaConfig.of(settings), "foreign")
     transactions.open()
-    value = contracts.encode(MESSAGES, said(7))
+    value = contracts.encode(MESSAGES, build_message(7))
     transactions.commit([ProducerRecord(MESSAGES, key.encode(), value, []) for key in KEYS[1::2]])
     transactions.close()
     found = {(record.key or b"").decode(): record.partition for record in records(settings, contracts, MESSAGES)}
@@ -110,13 +117,13 @@ def our_partitions(settings: Settings) -> dict[str, int]:
     return found
 
 
-def given(settings: Settings, **more: Any) -> dict[str, Any]:
-    """Return the arguments for another program."""
+def arguments_for(settings: Settings, **more: Any) -> dict[str, Any]:
+    """Return the arguments that a program in another language needs."""
     addresses = {"broker": settings.kafka_bootstrap_servers, "registry": settings.schema_registry_url}
     return addresses | {"prefix": settings.kafka_topic_prefix} | more
 
 
-def a_query(query_id: str) -> dict[str, Any]:
+def plain_query(query_id: str) -> dict[str, Any]:
     """Return a question that finds nothing; fields with a default are left out."""
     now_ms = int(time.time() * 1000)
     return {
@@ -136,7 +143,7 @@ def a_query(query_id: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def node(node_modules: Callable[[], Path]) -> Callable[..., Any]:
-    """Run tests/node/client.js, with the packages of its lock."""
+    """Return a function that runs tests/node/client.js with the packages of its lock file."""
     packages = node_modules()
 
     def run(command: str, **told: Any) -> Any:
@@ -154,21 +161,24 @@ def node(node_modules: Callable[[], Path]) -> Callable[..., Any]:
 
 @pytest.mark.debian
 def test_kafkajs_writes_a_key_to_the_partition_that_we_do(settings: Settings, node: Callable[..., Any]) -> None:
-    """Otherwise one program's DELETED could overtake another's CREATED."""
-    ours = our_partitions(settings)
-    assert node("produce", **given(settings, topic=MESSAGES, keys=KEYS)) == ours
+    """Kafkajs chooses the same partition for a key as this project.
+
+    Otherwise one program's DELETED could overtake another program's CREATED.
+    """
+    ours = partitions_by_key(settings)
+    assert node("produce", **arguments_for(settings, topic=MESSAGES, keys=KEYS)) == ours
 
 
 def test_java_writes_a_key_to_our_partition(settings: Settings) -> None:
-    """It uses the default partitioner, as Kafka Streams and Kafka Connect do."""
-    ours = our_partitions(settings)
-    assert java_kafka.run("produce", **given(settings, topic=MESSAGES, keys=KEYS)) == ours
+    """Java's default partitioner, as Kafka Streams and Kafka Connect use it, chooses this project's partitions."""
+    ours = partitions_by_key(settings)
+    assert java_kafka.run("produce", **arguments_for(settings, topic=MESSAGES, keys=KEYS)) == ours
 
 
 def test_records_without_a_key_go_to_any_partition(settings: Settings) -> None:
-    """Hashing a missing key would put all of them in one partition."""
+    """Records without a key are spread over the partitions, because a hash would put all of them in one."""
     found = set()
-    for _ in range(30):  # records that are sent at the same moment stay together
+    for _ in range(30):  # a producer keeps records that are sent at the same moment in one partition
         produce_raw(settings, MESSAGES, b"x", key=None)
         found = {record.partition for record in records(settings, open_contracts(settings), MESSAGES)}
         if len(found) > 1:
@@ -178,39 +188,49 @@ def test_records_without_a_key_go_to_any_partition(settings: Settings) -> None:
 
 @pytest.mark.debian
 def test_kafkajs_reads_what_we_produce(settings: Settings, node: Callable[..., Any]) -> None:
-    """Its zstd needs a codec of three lines."""
+    """Kafkajs reads this project's records, with a zstd codec of three lines."""
     contracts = open_contracts(settings)
-    produce(settings, contracts, MESSAGES, *(said(number, content=f"straße {number} " * 20) for number in range(20)))
-    found = node("read", **given(settings, topic=MESSAGES, count=20))
+    produce(
+        settings,
+        contracts,
+        MESSAGES,
+        *(build_message(number, content=f"straße {number} " * 20) for number in range(20)),
+    )
+    found = node("read", **arguments_for(settings, topic=MESSAGES, count=20))
     assert [record["value"]["content"] for record in found] == [f"straße {number} " * 20 for number in range(20)]
     assert {record["key"] for record in found} == {"200"}
 
 
 def test_java_reads_what_we_produce(settings: Settings) -> None:
-    """Its client supports zstd; the frame is parsed by hand."""
+    """Java's client reads this project's records; the test parses the frame by hand."""
     contracts = open_contracts(settings)
-    produce(settings, contracts, MESSAGES, *(said(number, content=f"straße {number} " * 20) for number in range(20)))
-    found = java_kafka.run("read", **given(settings, topic=MESSAGES, count=20))
+    produce(
+        settings,
+        contracts,
+        MESSAGES,
+        *(build_message(number, content=f"straße {number} " * 20) for number in range(20)),
+    )
+    found = java_kafka.run("read", **arguments_for(settings, topic=MESSAGES, count=20))
     assert [record["value"]["content"] for record in found] == [f"straße {number} " * 20 for number in range(20)]
 
 
 @pytest.mark.debian
 def test_kafkajs_asks_and_is_answered(settings: Settings, node: Callable[..., Any]) -> None:
-    """It sends a query with the registered schema version and reads the response."""
+    """Kafkajs sends a query with the registered schema version, and reads the response."""
     with processor(settings, "--only", "answer"):
-        found = node("ask", **given(settings, query=a_query("cnode-1")))
+        found = node("ask", **arguments_for(settings, query=plain_query("cnode-1")))
     assert (found["key"], found["value"]["outcome"]) == ("cnode-1", "NOT_FOUND")
 
 
 def test_java_asks_and_is_answered(settings: Settings) -> None:
-    """It sends a query with the registered schema version and reads the response."""
+    """Java sends a query with the registered schema version, and reads the response."""
     with processor(settings, "--only", "answer"):
-        found = java_kafka.run("ask", **given(settings, query=a_query("cjava-1")))
+        found = java_kafka.run("ask", **arguments_for(settings, query=plain_query("cjava-1")))
     assert (found["key"], found["value"]["outcome"]) == ("cjava-1", "NOT_FOUND")
 
 
 def _fetch(address: str, topic: str, partition: int) -> bytes:
-    """Return the stored record batches of a partition from its start (Fetch, version 10)."""
+    """Return the stored record batches of a partition from its start, by a Fetch request of version 10."""
     host, _, port = address.rpartition(":")
     name = topic.encode()
     body = struct.pack(">iiiibii", -1, 1000, 1, 10_000_000, 0, 0, -1) + struct.pack(">i", 1)
@@ -222,7 +242,7 @@ def _fetch(address: str, topic: str, partition: int) -> bytes:
         stream = connection.makefile("rb")
         (size,) = struct.unpack(">i", stream.read(4))
         answer = stream.read(size)
-    # correlation, throttle, error, session, topics=1, name, partitions=1, then the partition's own head
+    # The response has correlation id, throttle time, error, session id, one topic with its name, and one partition.
     at = 4 + 4 + 2 + 4 + 4 + 2 + len(name) + 4
     _, error, _, _, _, aborted = struct.unpack_from(">ihqqqi", answer, at)
     assert error == 0
@@ -232,7 +252,10 @@ def _fetch(address: str, topic: str, partition: int) -> bytes:
 
 
 def test_a_record_from_2004_survives_a_retention_pass_that_removes_others_of_that_date(settings: Settings) -> None:
-    """An import of old messages must not expire at once, even from a producer that sets old timestamps."""
+    """Retention does not remove a record that was just imported with a date of 2004.
+
+    The topics ignore the producer's timestamp. In a topic that uses it, retention removes such a record.
+    """
     contracts = open_contracts(settings)
     dated = f"{settings.kafka_topic_prefix}dated"
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
@@ -240,15 +263,15 @@ def test_a_record_from_2004_survives_a_retention_pass_that_removes_others_of_tha
     admin.create_topics([NewTopic(dated, 1, 1, config=config)])[dated].result(20)
     consumer: Any = Consumer({"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": dated})
     try:
-        produce_raw(settings, MESSAGES, contracts.encode(MESSAGES, said(1)), timestamp_ms=IN_2004_MS)
+        produce_raw(settings, MESSAGES, contracts.encode(MESSAGES, build_message(1)), timestamp_ms=IN_2004_MS)
         produce_raw(settings, "dated", b"x", timestamp_ms=IN_2004_MS)
-        # The tests' brokers look for expired segments every 5 s: when the other record is gone,
-        # it has looked at ours as well, or does so in the same pass.
+        # The tests' brokers look for expired segments every 5 s. When the other record is gone,
+        # the broker has looked at ours as well, or does so in the same pass.
         eventually(lambda: consumer.get_watermark_offsets(TopicPartition(dated, 0))[0] == 1, timeout_s=90)
         time.sleep(1)
         (kept,) = records(settings, contracts, MESSAGES)
     finally:
         consumer.close()
         admin.delete_topics([dated])[dated].result(20)
-    assert kept.event == said(1)
+    assert kept.event == build_message(1)
     assert abs(kept.timestamp_ms - time.time() * 1000) < 600_000

@@ -1,4 +1,4 @@
-"""Invalid records of other programs through the real pipelines: each has one outcome and blocks no other."""
+"""Invalid records of other programs through the real pipelines: each has one outcome and blocks no other record."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ def knowledge(settings: Settings) -> Iterator[Knowledge]:
     opened.close()
 
 
-def written(contracts: Contracts, topic: str, event: Any) -> bytes:
-    """Return the bytes of ``event`` from a program that knows the schema but not the rules."""
+def encode_unchecked(contracts: Contracts, topic: str, event: Any) -> bytes:
+    """Encode ``event`` like a program that knows the schema but not the rules."""
     codec = contracts.codec(topic)
     schema_id = contracts.registry.id_for(topic, codec.schema)
     return reference.encoder(codec.schema)(event, b"\x00" + schema_id.to_bytes(4, "big"))
 
 
 def reasons(letters: list[Record]) -> list[str]:
-    """Return the reasons in dead letters."""
+    """Return the reasons in the headers of dead letters."""
     return sorted((letter.header("__connect.errors.exception.message") or b"").decode() for letter in letters)
 
 
 def test_400_careless_questions_are_refused_and_one_good_one_is_answered(
     settings: Settings, contracts: Contracts, knowledge: Knowledge
 ) -> None:
-    """A program with invalid ids learns it from each answer, and stops no one."""
+    """400 questions with invalid ids each get a refusal that names the rule, and a valid question is answered."""
     queries = [
         asked(query_id=f"helpdesk-{number}", asker_id="ann smith", origin=QueryOrigin.SERVICE) for number in range(400)
     ]
     good = asked(query_id="helpdesk-good", asker_id="ann@example.org", origin=QueryOrigin.SERVICE)
-    values = [written(contracts, QUERIES, query) for query in (*queries, good)]
+    values = [encode_unchecked(contracts, QUERIES, query) for query in (*queries, good)]
     produce_raws(settings, QUERIES, values, key=b"one")
     handler = Answering(answerer=answerer(knowledge), archive=knowledge.archive)
     with running(settings, contracts, handler, topic=QUERIES, concurrency=4):
@@ -75,9 +75,12 @@ def test_400_careless_questions_are_refused_and_one_good_one_is_answered(
 def test_a_refused_question_carries_the_time_of_its_record(
     settings: Settings, contracts: Contracts, knowledge: Knowledge
 ) -> None:
-    """Microseconds in asked_at are named and not passed on; a question that no response could name is a dead letter."""
-    micros = written(contracts, QUERIES, asked(query_id="q1", asked_at=TimestampMillis(NOW * 1000)))
-    nameless = written(contracts, QUERIES, asked(query_id="spaced out"))
+    """A refused question with microseconds in asked_at gets the time of its record instead.
+
+    A question whose ids no response could carry becomes a dead letter.
+    """
+    micros = encode_unchecked(contracts, QUERIES, asked(query_id="q1", asked_at=TimestampMillis(NOW * 1000)))
+    nameless = encode_unchecked(contracts, QUERIES, asked(query_id="spaced out"))
     produce_raw(settings, QUERIES, micros)
     produce_raw(settings, QUERIES, nameless)
     handler = Answering(answerer=answerer(knowledge), archive=knowledge.archive)
@@ -94,7 +97,10 @@ def test_a_refused_question_carries_the_time_of_its_record(
 def test_messages_that_break_a_rule_are_dead_letters_and_the_others_are_archived(
     settings: Settings, contracts: Contracts, knowledge: Knowledge
 ) -> None:
-    """They share a batch with good ones; nothing waits, and no dead letter repeats the value."""
+    """Messages that break a rule become dead letters, and valid messages of the same batch are archived.
+
+    Nothing waits, and no dead letter repeats the invalid value.
+    """
     good = [message(number, f"tulips {number}", author_id=str(number)) for number in range(6)]
     bad = {
         "guild_id must match [A-Za-z0-9._:@-]{1,128}": message(11, "x", guild_id="a b"),
@@ -107,8 +113,8 @@ def test_messages_that_break_a_rule_are_dead_letters_and_the_others_are_archived
         ),
     }
     events = [event for pair in zip(good, bad.values(), strict=True) for event in pair]
-    # The first of them comes before the one that would move it.
-    produce_raws(settings, MESSAGES, [written(contracts, MESSAGES, event) for event in [good[1], *events]])
+    # The known message comes before the record that would move it to another channel.
+    produce_raws(settings, MESSAGES, [encode_unchecked(contracts, MESSAGES, event) for event in [good[1], *events]])
     ingest = Ingest(knowledge=knowledge)
 
     def handler(batch: Any) -> list[Any]:

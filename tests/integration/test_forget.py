@@ -1,4 +1,4 @@
-"""`rtfm-cli forget` on real services: nothing of a person, a channel or a guild remains."""
+"""`rtfm-cli forget` on real services: nothing of a person, a channel or a guild is left."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from rtfm.streams.dead_letters.store import DeadLetterStore, LetterFilter
 from rtfm.streams.pipeline import Output, Record
 from tests.answering import answerer, asked
 from tests.conftest import environment_of
-from tests.integration.test_deletion import ADVICE, handled, is_withdrawn
-from tests.integration.test_dlq import bury
+from tests.integration.test_deletion import ADVICE, handle, is_withdrawn
+from tests.integration.test_dlq import dead_letter_records
 from tests.knowledge import GUILD, START, RecordOfEvent, WordEmbedding, knowledge_of, message
 from tests.streams import MESSAGES, eventually, produce, records, running
 
@@ -59,7 +59,7 @@ def _ingesting(knowledge: Knowledge) -> Callable[[Sequence[Record]], list[Output
 
 
 def everything(settings: Settings) -> str:
-    """Return every column of every table, and the vectors."""
+    """Return the text of every row of every table, and the vectors."""
     with psycopg.connect(settings.database_url) as connection:
         tables = [
             name
@@ -73,7 +73,7 @@ def everything(settings: Settings) -> str:
 
 
 def deletions(settings: Settings, contracts: Contracts) -> Counter[str]:
-    """Return the number of DELETED records of each message."""
+    """Return how many DELETED records each message has."""
     events = [record.event for record in records(settings, contracts, MESSAGES)]
     return Counter(event.message_id for event in events if getattr(event, "change", None) is MessageChange.DELETED)
 
@@ -81,7 +81,7 @@ def deletions(settings: Settings, contracts: Contracts) -> Counter[str]:
 def test_a_dry_run_counts_and_changes_nothing(
     settings: Settings, contracts: Contracts, knowledge: Knowledge, cli: Cli
 ) -> None:
-    """It prints a table for people and JSON for scripts."""
+    """A dry run changes nothing, and prints counts as a table for people and as JSON for scripts."""
     before = everything(settings)
     found = json.loads(cli(settings, "forget", "--user", "2", "--dry-run", "--json").stdout)
     assert (found["dry_run"], found["scope"], found["id"], found["guild_id"]) == (True, "user", "2", None)
@@ -96,12 +96,15 @@ def test_a_dry_run_counts_and_changes_nothing(
 def test_a_person_is_forgotten_everywhere(
     settings: Settings, contracts: Contracts, knowledge: Knowledge, cli: Cli
 ) -> None:
-    """Messages, name, questions and answers are gone; each message has one DELETED record."""
+    """After a person is forgotten, their messages, name, questions and answers are gone.
+
+    Each message has one DELETED record.
+    """
     handler = Answering(answerer=answerer(knowledge), archive=knowledge.archive)
     quoting, own = asked(query_id="m90"), asked("tulips?", query_id="m91", asker_id="2")
     naming = asked("stale job gone thanks", query_id="m92", message_id="1001")
     for query in (quoting, own, naming):
-        handled(handler, query)
+        handle(handler, query)
     with running(settings, contracts, _ingesting(knowledge)):
         report = json.loads(cli(settings, "forget", "--user", "2", "--yes", "--json", "--no-wait").stdout)
         eventually(lambda: knowledge.archive.counts()["deleted"] == 2)
@@ -113,8 +116,8 @@ def test_a_person_is_forgotten_everywhere(
     assert ADVICE not in left
     assert "wilma" not in left
     assert '"asker_id": "2"' not in left
-    assert all(is_withdrawn(handled(handler, query)) for query in (quoting, own, naming))
-    assert is_withdrawn(handled(handler, asked(query_id="m93", asker_id="2", asked_at=START)))
+    assert all(is_withdrawn(handle(handler, query)) for query in (quoting, own, naming))
+    assert is_withdrawn(handle(handler, asked(query_id="m93", asker_id="2", asked_at=START)))
     Ingest(knowledge=knowledge)([RecordOfEvent(TALK[1]), RecordOfEvent(TALK[3])])
     assert ADVICE not in everything(settings)
 
@@ -125,7 +128,7 @@ def test_a_person_is_forgotten_everywhere(
 def test_a_channel_and_a_guild_are_forgotten(
     settings: Settings, contracts: Contracts, knowledge: Knowledge, cli: Cli, given: tuple[str, str], gone: set[str]
 ) -> None:
-    """Other channels and guilds stay."""
+    """Forgetting a channel or a guild leaves other channels and guilds unchanged."""
     with running(settings, contracts, _ingesting(knowledge)):
         cli(settings, "forget", *given, "--yes", "--no-wait")
         eventually(lambda: knowledge.archive.counts()["deleted"] == len(gone))
@@ -137,7 +140,7 @@ def test_a_channel_and_a_guild_are_forgotten(
 def test_after_a_kill_the_next_run_continues(
     settings: Settings, contracts: Contracts, knowledge: Knowledge, cli: Cli
 ) -> None:
-    """Deletions are neither repeated nor left out, even if no processor has handled them."""
+    """A run after a killed one neither repeats nor leaves out a deletion, even if no processor has handled any."""
     many = [message(n, f"tulip {n}", author_id="66", channel_id=str(n % 7 + 1)) for n in range(100, 650)]
     Ingest(knowledge=knowledge)([RecordOfEvent(event) for event in many])
     program = str(Path(sys.executable).with_name("rtfm-cli"))
@@ -164,9 +167,12 @@ def test_after_a_kill_the_next_run_continues(
 def test_a_dead_letter_of_what_was_erased_is_not_replayed(
     settings: Settings, contracts: Contracts, knowledge: Knowledge, cli: Cli
 ) -> None:
-    """--force does not either: the record would be in Kafka for another week."""
+    """A dead letter of an erased message is not replayed, not even with --force.
+
+    The record would be in Kafka for another week.
+    """
     produce(settings, contracts, MESSAGES, message(5, ADVICE, author_id="2"), message(6, "tulips"))
-    bury(settings, contracts, 2)
+    dead_letter_records(settings, contracts, 2)
     cli(settings, "forget", "--user", "2", "--yes", "--no-wait")
     erased = knowledge.archive.removals.erasures().covers_event
     for force in (False, True):
@@ -182,12 +188,12 @@ def test_a_dead_letter_of_what_was_erased_is_not_replayed(
     [(), ("--channel", "1", "--guild", "2"), ("--user", ""), ("--user", "a b"), ("--user", "1", "--json")],
 )
 def test_an_unclear_target_is_refused(settings: Settings, cli: Cli, arguments: tuple[str, ...]) -> None:
-    """The exit code is 2, and nothing changes."""
+    """An unclear target gets exit code 2, and nothing changes."""
     assert cli(settings, "forget", *arguments, check=False).returncode == 2
 
 
 def test_without_an_answer_nothing_is_forgotten(settings: Settings, knowledge: Knowledge, cli: Cli) -> None:
-    """A missing answer to the prompt means no."""
+    """Without an answer to the prompt, nothing is forgotten."""
     before = everything(settings)
     done = cli(settings, "forget", "--user", "2", check=False)
     assert done.returncode == 130

@@ -1,4 +1,4 @@
-"""Half-open connections: both ends believe that they are open, and nothing passes."""
+"""Half-open connections: both ends treat them as open, and no data passes."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from rtfm.knowledge.archive.database import Database
 from rtfm.knowledge.vectors import ChromaVectors, VectorEntry
 from rtfm.settings import Settings
 from tests.chaos.faults import through
-from tests.integration.test_processor import QUESTION, Cli, imported, processor
+from tests.integration.test_processor import QUESTION, Cli, import_guild, processor
 from tests.network import Link, Proxy
 from tests.streams import eventually
 
 
 @pytest.fixture
 def postgres(settings: Settings) -> Iterator[Proxy]:
-    """A proxy before PostgreSQL."""
+    """A proxy between the client and PostgreSQL."""
     with Proxy(urlsplit(settings.database_url).port or 0) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def chroma(settings: Settings) -> Iterator[Proxy]:
-    """A proxy before Chroma."""
+    """A proxy between the client and Chroma."""
     with Proxy(urlsplit(settings.chroma_url).port or 0) as proxy:
         yield proxy
 
 
 @pytest.mark.timeout(60, func_only=True)
 def test_a_half_open_connection_to_postgresql_is_replaced(settings: Settings, postgres: Proxy) -> None:
-    """The first use of one replaces all of the pool's."""
+    """The first use of a half-open connection to PostgreSQL replaces all connections of the pool."""
     database = Database(through(settings.database_url, postgres))
     with database.begin(), database.begin(), database.begin():
         pass
@@ -53,7 +53,10 @@ def test_a_half_open_connection_to_postgresql_is_replaced(settings: Settings, po
 
 @pytest.mark.timeout(60, func_only=True)
 def test_a_statement_whose_answer_never_comes_is_given_up(settings: Settings, postgres: Proxy) -> None:
-    """PostgreSQL's own limit does not help a client that never hears of it."""
+    """A statement whose answer never comes ends after a timeout of the client.
+
+    PostgreSQL's own limit does not reach the client.
+    """
     database = Database(through(settings.database_url, postgres), statement_timeout_s=1)
 
     def die_meanwhile() -> None:
@@ -70,8 +73,11 @@ def test_a_statement_whose_answer_never_comes_is_given_up(settings: Settings, po
 
 
 @pytest.mark.timeout(60, func_only=True)
-def test_a_transaction_whose_client_is_gone_unseen_does_not_keep_its_locks(settings: Settings, postgres: Proxy) -> None:
-    """By default PostgreSQL would wait two hours for a client that sent its last statement and no end."""
+def test_a_transaction_of_a_vanished_client_releases_its_locks(settings: Settings, postgres: Proxy) -> None:
+    """PostgreSQL ends the transaction of a client that vanished, so that its locks are released.
+
+    By default PostgreSQL would wait two hours for the client.
+    """
     with psycopg.connect(settings.database_url, autocommit=True) as direct:
         direct.execute("CREATE TABLE held (id int PRIMARY KEY, value int)")
         direct.execute("INSERT INTO held VALUES (1, 0)")
@@ -91,7 +97,7 @@ def test_a_transaction_whose_client_is_gone_unseen_does_not_keep_its_locks(setti
 
 
 def entry(number: int) -> VectorEntry:
-    """Return a vector."""
+    """Return an entry whose vector is that of ``number``."""
     import numpy
 
     vector = numpy.zeros(4, dtype=numpy.float32)
@@ -103,7 +109,7 @@ def entry(number: int) -> VectorEntry:
 def test_a_request_to_chroma_on_a_dead_connection_is_given_up_and_the_next_one_works(
     settings: Settings, chroma: Proxy
 ) -> None:
-    """The next request uses new connections, because pooled ones may be dead too."""
+    """A request to Chroma on a dead connection times out, and the next request opens a new connection."""
     vectors = ChromaVectors(through(settings.chroma_url, chroma), settings.kafka_topic_prefix, request_timeout_s=2)
     vectors.upsert("1", [entry(0)])
     chroma.abandon()
@@ -115,7 +121,7 @@ def test_a_request_to_chroma_on_a_dead_connection_is_given_up_and_the_next_one_w
 
 
 class OnlyFirst(Proxy):
-    """Forwards its first connection; later ones are dead."""
+    """A proxy that forwards its first connection only; later connections are dead."""
 
     _first: Link | None = None
 
@@ -128,7 +134,10 @@ class OnlyFirst(Proxy):
 
 @pytest.mark.timeout(60, func_only=True)
 def test_connecting_to_chroma_is_bounded(settings: Settings) -> None:
-    """The client's constructor sends requests without a timeout, on another connection than the check before."""
+    """Connecting to Chroma has a time limit, although the client's constructor sends requests without a timeout.
+
+    These requests use another connection than the check before.
+    """
     with OnlyFirst(urlsplit(settings.chroma_url).port or 0) as proxy:
         vectors = ChromaVectors(through(settings.chroma_url, proxy), settings.kafka_topic_prefix, request_timeout_s=2)
         with pytest.raises(Unavailable):
@@ -140,7 +149,7 @@ SETTINGS = {"PostgreSQL": "database_url", "Chroma": "chroma_url", "schema regist
 
 @contextmanager
 def behind_a_proxy(settings: Settings, service: str) -> Iterator[tuple[Proxy, Settings]]:
-    """A proxy before ``service``, and the settings that use it."""
+    """Yield a proxy before ``service``, and the settings of a client that uses the proxy."""
     address: str = getattr(settings, SETTINGS[service])
     with Proxy(urlsplit(address).port or 0) as proxy:
         changed: dict[str, Any] = {SETTINGS[service]: through(address, proxy)}
@@ -151,9 +160,12 @@ def behind_a_proxy(settings: Settings, service: str) -> Iterator[tuple[Proxy, Se
 def test_a_processor_whose_connections_die_unseen_names_the_service_and_goes_on_by_itself(
     settings: Settings, cli: Cli, tmp_path: Path, service: str
 ) -> None:
-    """First old connections are dead and new ones silent; later new ones work, and old ones never do."""
+    """A processor whose connections are dead names the silent service, and continues later without a restart.
+
+    First the old connections are dead and new ones are silent. Then new connections work, and the old ones stay dead.
+    """
     with behind_a_proxy(settings, service) as (proxy, ours), processor(ours) as running:
-        imported(settings, cli, tmp_path)
+        import_guild(settings, cli, tmp_path)
         eventually(lambda: running.get("/readyz")[0] == 200)
         proxy.abandon()
         proxy.cut()
@@ -168,7 +180,7 @@ def test_a_processor_whose_connections_die_unseen_names_the_service_and_goes_on_
 def test_a_processor_that_starts_while_the_registry_is_silent_names_it_and_goes_on_by_itself(
     settings: Settings, cli: Cli
 ) -> None:
-    """Connections are accepted, and nothing answers."""
+    """A processor that starts while the registry accepts connections and is silent names it, and continues later."""
     service = "schema registry"
     with behind_a_proxy(settings, service) as (proxy, ours):
         proxy.cut()

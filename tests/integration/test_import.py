@@ -1,4 +1,4 @@
-"""`rtfm-cli import` from file to search, over real Kafka, registry, PostgreSQL and Chroma."""
+"""`rtfm-cli import` from a file to search, over real Kafka, registry, PostgreSQL and Chroma."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def entry(number: int, content: str, author: str = "1", **fields: Any) -> dict[s
     }
 
 
-def written(folder: Path, name: str, messages: list[Any], channel: str = "200") -> Path:
+def write_export(folder: Path, name: str, messages: list[Any], channel: str = "200") -> Path:
     file = folder / name
     document = {
         "guild": {"id": "100", "name": "Guild"},
@@ -49,11 +49,11 @@ TALK = [
 
 @contextmanager
 def processor(settings: Settings) -> Iterator[None]:
-    """A processor that ingests, as a separate process, stopped with SIGTERM."""
+    """Run a processor that ingests in a separate process, and stop it with SIGTERM."""
     program = shutil.which("rtfm-cli", path=str(CHECKOUT / ".venv" / "bin")) or "rtfm-cli"
     running = subprocess.Popen(
         [program, "run", "processor", "--only", "ingest"],
-        cwd=tempfile.gettempdir(),  # not in a folder with a .env file
+        cwd=tempfile.gettempdir(),  # this folder has no .env file
         env=environment_of(settings),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -76,8 +76,8 @@ def messages_in_kafka(settings: Settings) -> int:
 def test_one_foreign_file_stops_the_import_before_anything_is_sent(
     settings: Settings, cli: Cli, tmp_path: Path
 ) -> None:
-    """The exit code is 2, and the error names the file and the place in it."""
-    good = written(tmp_path, "good.json", TALK)
+    """If one of several files is not an export, nothing is sent, and the error names that file and the place in it."""
+    good = write_export(tmp_path, "good.json", TALK)
     foreign = tmp_path / "foreign.json"
     foreign.write_text('{"guild": \n oops}', encoding="utf-8")
     done = cli(settings, "import", str(good), str(foreign), check=False)
@@ -88,8 +88,8 @@ def test_one_foreign_file_stops_the_import_before_anything_is_sent(
 
 
 def test_an_unreachable_kafka_is_exit_3(settings: Settings, cli: Cli, tmp_path: Path) -> None:
-    """A script can distinguish it from a wrong file."""
-    file = written(tmp_path, "good.json", TALK)
+    """If Kafka is unreachable, the exit code is 3, so that a script can distinguish this from a wrong file."""
+    file = write_export(tmp_path, "good.json", TALK)
     done = cli(
         settings, "import", str(file), check=False, KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:9", KAFKA_DELIVERY_TIMEOUT_S="2"
     )
@@ -98,19 +98,22 @@ def test_an_unreachable_kafka_is_exit_3(settings: Settings, cli: Cli, tmp_path: 
 
 
 def test_without_a_processor_the_messages_wait_and_import_says_so(settings: Settings, cli: Cli, tmp_path: Path) -> None:
-    """Nothing is lost, so it is not a failure."""
-    done = cli(settings, "import", str(written(tmp_path, "talk.json", TALK)))
+    """Without a processor, import succeeds and says that the messages wait in Kafka."""
+    done = cli(settings, "import", str(write_export(tmp_path, "talk.json", TALK)))
     assert "No processor is running" in done.stderr
     assert done.stdout.strip().splitlines()[-1] == "1 file: 3 messages sent, 0 left out"
     assert messages_in_kafka(settings) == 3
 
 
 def test_what_was_imported_can_be_found_when_import_returns(settings: Settings, cli: Cli, tmp_path: Path) -> None:
-    """The last line counts the broken messages that were left out; a second import changes nothing."""
+    """When import returns, its messages can be found.
+
+    The last line counts the broken messages that were left out, and a second import changes nothing.
+    """
     broken = [*TALK, {"id": "1004"}, entry(5, "x", type="GuildMemberJoin")]
     files = [
-        str(written(tmp_path, "one.json", broken)),
-        str(written(tmp_path, "two.json", [entry(9, "roses need compost")], channel="300")),
+        str(write_export(tmp_path, "one.json", broken)),
+        str(write_export(tmp_path, "two.json", [entry(9, "roses need compost")], channel="300")),
     ]
     with processor(settings):
         done = cli(settings, "import", *files)
@@ -134,8 +137,8 @@ def test_what_was_imported_can_be_found_when_import_returns(settings: Settings, 
 
 
 def test_a_message_that_no_record_can_hold_is_left_out(settings: Settings, cli: Cli, tmp_path: Path) -> None:
-    """The rest is imported, and the reason is printed."""
-    file = written(tmp_path, "talk.json", [TALK[0], entry(7, "é" * 600_000), TALK[2]])
+    """A message that is too large for a record is left out with a printed reason, and the rest is imported."""
+    file = write_export(tmp_path, "talk.json", [TALK[0], entry(7, "é" * 600_000), TALK[2]])
     done = cli(settings, "import", "--no-wait", str(file))
     assert done.stdout.startswith("1 file: 2 messages sent, 1 left out (1 × more than the 990000 bytes")
     assert "message 1007" in done.stderr
@@ -143,7 +146,7 @@ def test_a_message_that_no_record_can_hold_is_left_out(settings: Settings, cli: 
 
 
 def test_search_and_eval_say_what_is_wrong_in_one_line(settings: Settings, cli: Cli, tmp_path: Path) -> None:
-    """The cases are an unknown guild, an invalid file of questions and a database that does not answer."""
+    """`search` and `eval` print one line for an unknown guild, an invalid file of questions and a missing database."""
     questions = tmp_path / "questions.jsonl"
     questions.write_text('{"question": "x"}\n', encoding="utf-8")
     for arguments, code, text in (
@@ -161,7 +164,7 @@ def test_search_and_eval_say_what_is_wrong_in_one_line(settings: Settings, cli: 
 
 
 def test_eval_measures_what_is_found(settings: Settings, cli: Cli, tmp_path: Path) -> None:
-    """--out gets one line for each question, standard output the figures."""
+    """`eval` writes one line for each question to --out, and prints the figures."""
     questions = tmp_path / "questions.jsonl"
     rows = [
         {"question": "mount ntfs disk", "message_id": "1", "guild_id": "100", "relevant_message_ids": ["1002", "1001"]},
@@ -170,7 +173,7 @@ def test_eval_measures_what_is_found(settings: Settings, cli: Cli, tmp_path: Pat
     questions.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     out = tmp_path / "out.jsonl"
     with processor(settings):
-        cli(settings, "import", str(written(tmp_path, "talk.json", TALK)))
+        cli(settings, "import", str(write_export(tmp_path, "talk.json", TALK)))
         done = cli(settings, "eval", str(questions), "--out", str(out), "--json")
     assert json.loads(done.stdout) == {
         "mode": "lexical",

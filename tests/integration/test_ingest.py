@@ -1,4 +1,4 @@
-"""From changes of messages to search, on real PostgreSQL and Chroma."""
+"""Ingest of created, edited and deleted messages up to their search, on real PostgreSQL and Chroma."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ TALK = (
 
 
 def test_a_late_creation_never_undoes_a_deletion(knowledge: Knowledge) -> None:
-    """A backfill may contain a message that was deleted meanwhile."""
+    """A creation that arrives after its message's deletion, as from a backfill, does not restore the message."""
     ingest(knowledge, deletion(1))
     ingest(knowledge, message(1, "the secret word is tulip"))
     assert found(knowledge, "secret word tulip") == []
@@ -59,7 +59,7 @@ def test_a_late_creation_never_undoes_a_deletion(knowledge: Knowledge) -> None:
 
 
 def test_a_late_creation_or_edit_never_undoes_a_newer_edit(knowledge: Knowledge) -> None:
-    """The newest version stays in any order of arrival."""
+    """The newest version of a message stays, in any order of arrival."""
     newest = message(1, "use exfat", change=MessageChange.EDITED, edited_at=TimestampMillis(START + 900_000))
     older = message(1, "use vfat", change=MessageChange.EDITED, edited_at=TimestampMillis(START + 800_000))
     ingest(knowledge, newest)
@@ -69,7 +69,7 @@ def test_a_late_creation_or_edit_never_undoes_a_newer_edit(knowledge: Knowledge)
 
 
 def test_an_edit_within_the_millisecond_of_an_import_that_holds_it_changes_nothing(knowledge: Knowledge) -> None:
-    """An export has the edited text while the edit is still in Kafka."""
+    """An edit changes nothing if an import of the same millisecond already has the edited text."""
     at = TimestampMillis(START + 900_000)
     ingest(knowledge, message(1, "use exfat", edited_at=at))
     ingest(knowledge, message(1, "use exfat", change=MessageChange.EDITED, edited_at=at), message(1, "use ext2"))
@@ -79,7 +79,7 @@ def test_an_edit_within_the_millisecond_of_an_import_that_holds_it_changes_nothi
 def test_deleting_removes_text_and_vectors_and_leaves_a_tombstone(
     knowledge: Knowledge, bare_settings: Settings
 ) -> None:
-    """Archive, term index and Chroma keep nothing of the text."""
+    """A deletion removes the text from archive, term index and Chroma, and leaves a tombstone."""
     ingest(knowledge, *TALK)
     ingest(knowledge, deletion(1), deletion(2), deletion(3))
     assert found(knowledge, "mount ntfs disk printer") == []
@@ -98,7 +98,7 @@ def test_deleting_removes_text_and_vectors_and_leaves_a_tombstone(
 
 
 def test_deleting_one_message_leaves_the_rest_of_its_conversation(knowledge: Knowledge) -> None:
-    """The passage is made again from the rest, with its old id."""
+    """A deletion of one message builds the passage of its conversation again from the rest, with the old id."""
     ingest(knowledge, *TALK)
     ingest(knowledge, deletion(1))
     result = knowledge.retriever.search("ntfs-3g mount", guild_id=GUILD, visible_channel_ids=["200"], limit=1)
@@ -109,7 +109,7 @@ def test_deleting_one_message_leaves_the_rest_of_its_conversation(knowledge: Kno
 def test_a_replay_leaves_everything_as_it_was(
     knowledge: Knowledge, bare_settings: Settings, embedding: WordEmbedding
 ) -> None:
-    """This holds for any batches, and nothing is embedded again."""
+    """A replay in any batches changes nothing, and embeds nothing again."""
     history = [
         *TALK,
         message(2, "use ntfs-3g", author_id="2", change=MessageChange.EDITED, edited_at=START),
@@ -126,13 +126,13 @@ def test_a_replay_leaves_everything_as_it_was(
 
 
 def test_one_batch_is_one_embedding_call(knowledge: Knowledge, embedding: WordEmbedding) -> None:
-    """Three messages and two conversations are five texts."""
+    """One batch embeds its five texts, three messages and two conversations, in one call."""
     ingest(knowledge, *TALK)
     assert embedding.calls == [5]
 
 
 def test_batches_of_one_give_what_one_batch_gives(bare_settings: Settings, knowledge: Knowledge) -> None:
-    """The grouping of records has no effect."""
+    """Batches of one record have the same result as one batch of all records."""
     ingest(knowledge, *TALK)
     at_once = dump(bare_settings)
     empty(bare_settings)
@@ -142,7 +142,7 @@ def test_batches_of_one_give_what_one_batch_gives(bare_settings: Settings, knowl
 
 
 def test_a_change_that_is_not_known_is_ignored(knowledge: Knowledge) -> None:
-    """A later version of the contract may add kinds of changes."""
+    """A change of an unknown kind, which a later version of the contract may have, is ignored."""
     ingest(knowledge, message(1, "hello tulip", change=MessageChange.UNKNOWN))
     assert knowledge.archive.counts()["messages"] == 0
 
@@ -173,7 +173,10 @@ FAR = TimestampMillis(253_402_300_800_000)
     ids=range(13),
 )
 def test_a_message_that_breaks_a_rule_is_refused(knowledge: Knowledge, fields: dict[str, Any], said: str) -> None:
-    """The reason names field and rule, and the partition does not wait for a store."""
+    """A message that breaks a rule is refused, and the reason names the field and the rule.
+
+    The partition does not wait, as it would for a store.
+    """
     with pytest.raises(InvalidEvent, match=rf"^DiscordMessage\.{said}"):
         ingest(knowledge, message(1, "x", **fields))
     assert knowledge.archive.counts()["messages"] == 0
@@ -181,7 +184,7 @@ def test_a_message_that_breaks_a_rule_is_refused(knowledge: Knowledge, fields: d
 
 @pytest.mark.parametrize("guild_id", ["team:a@example.org", "x" * 128, "-", "direct", "9.._"])
 def test_any_guild_that_keeps_the_rule_is_kept_and_found(knowledge: Knowledge, guild_id: str) -> None:
-    """Chroma's collection names allow fewer characters than an id."""
+    """Messages of a guild with any valid id are found, although Chroma's names allow fewer characters than ids."""
     try:
         ingest(knowledge, message(1, "tulips grow here", guild_id=guild_id))
         result = knowledge.retriever.search("tulips", guild_id=guild_id, visible_channel_ids=["200"], limit=1)
@@ -204,7 +207,10 @@ def test_any_guild_that_keeps_the_rule_is_kept_and_found(knowledge: Knowledge, g
 def test_a_known_message_stays_in_its_channel_and_guild(
     knowledge: Knowledge, bare_settings: Settings, fields: dict[str, Any], said: str
 ) -> None:
-    """A newer record with another channel is refused, alone or in a batch, and damages nothing."""
+    """A newer record that moves a known message to another channel or guild is refused, and changes nothing.
+
+    This holds if the record is alone and if it is in a batch.
+    """
     ingest(knowledge, *TALK)
     before = dump(bare_settings)
     newer = {"change": MessageChange.EDITED, "edited_at": TimestampMillis(START + 900_000), **fields}
@@ -221,7 +227,10 @@ def test_a_known_message_stays_in_its_channel_and_guild(
 
 
 def test_a_deletion_elsewhere_is_refused_and_one_without_a_guild_is_not(knowledge: Knowledge) -> None:
-    """Discord names the channel of each deletion; a program that knows no guild can still delete."""
+    """A deletion with a wrong channel is refused, and a deletion without a guild is applied.
+
+    Discord names the channel of each deletion, and a program may not know the guild.
+    """
     ingest(knowledge, *TALK)
     for fields in ({"channel_id": "201"}, {"guild_id": "101"}):
         with pytest.raises(InvalidEvent, match="must be that of the message"):
@@ -232,8 +241,8 @@ def test_a_deletion_elsewhere_is_refused_and_one_without_a_guild_is_not(knowledg
     assert knowledge.archive.counts()["deleted"] == 2
 
 
-def test_two_workers_with_one_message_in_two_channels_store_it_once(knowledge: Knowledge) -> None:
-    """Neither knew it when its batch began; the second write is refused."""
+def test_two_processors_with_one_message_in_two_channels_store_it_once(knowledge: Knowledge) -> None:
+    """If two processors store one message in two channels at once, the second write is refused."""
     first, second = message(1, "tulips"), message(1, "roses", channel_id="201")
     writing = knowledge.archive.writing
     ingest(knowledge, first)
@@ -246,7 +255,7 @@ def test_two_workers_with_one_message_in_two_channels_store_it_once(knowledge: K
 
 
 def test_text_that_postgresql_cannot_hold_is_kept_without_the_character(knowledge: Knowledge) -> None:
-    """A NUL in a message must not stop a channel."""
+    """A NUL in a message, which PostgreSQL cannot store, is left out, and the rest of the text is stored."""
     ingest(
         knowledge, message(1, "a\x00b tulip bulbs", attachments=[Attachment(filename="\x00", url="u", size_bytes=1)])
     )
@@ -257,7 +266,7 @@ def test_text_that_postgresql_cannot_hold_is_kept_without_the_character(knowledg
     "text", ["", " ", "😀", "\u202eabc", "```py\nprint(1)\n```", "word " * 10_000, "'; \\ : | & !"]
 )
 def test_odd_messages_are_kept(knowledge: Knowledge, text: str) -> None:
-    """They are empty, only emoji, right-to-left, code, very long, or full of tsquery operators."""
+    """Messages that are empty, only emoji, right-to-left, code, very long or full of tsquery operators are stored."""
     ingest(knowledge, message(1, text), message(2, "a tulip"))
     assert knowledge.archive.counts()["messages"] == 2
     found(knowledge, text or "tulip")
@@ -266,7 +275,10 @@ def test_odd_messages_are_kept(knowledge: Knowledge, text: str) -> None:
 def test_secrets_and_addresses_are_taken_out_before_embedding(
     knowledge: Knowledge, embedding: WordEmbedding, bare_settings: Settings
 ) -> None:
-    """Text and files are cleaned before they are split, because half of a secret would not be recognised."""
+    """Secrets and addresses are removed from text and files before these are split and embedded.
+
+    Half of a secret would not be recognised.
+    """
     token, where = "ghp_" + "y" * 36, "ada@mail.example.org"
     file = "tulip words " * 90 + f"{token} {where} " + "tulip words " * 90
     ingest(
@@ -283,14 +295,14 @@ def test_secrets_and_addresses_are_taken_out_before_embedding(
 
 
 def test_what_a_bot_says_is_kept_but_not_found(knowledge: Knowledge) -> None:
-    """The bot's own answer must never become a source."""
+    """Messages of bots are stored but not found, so that the bot's own answer never becomes a source."""
     ingest(knowledge, message(1, "tulips grow in spring", author_is_bot=True))
     assert knowledge.archive.counts()["messages"] == 1
     assert found(knowledge, "tulips spring") == []
 
 
 def test_an_outage_of_chroma_loses_nothing(bare_settings: Settings, knowledge: Knowledge) -> None:
-    """The whole batch fails, and is complete after a retry."""
+    """If Chroma fails, the whole batch fails, and a retry stores it completely."""
     unplugged = evolve(
         knowledge, vectors=knowledge_of(evolve(bare_settings, chroma_url="http://127.0.0.1:9"), None).vectors
     )
@@ -303,15 +315,15 @@ def test_an_outage_of_chroma_loses_nothing(bare_settings: Settings, knowledge: K
 
 
 def test_an_outage_of_postgresql_is_no_failure_of_the_event(bare_settings: Settings) -> None:
-    """The pipeline waits, without dead letters."""
+    """If PostgreSQL fails, Unavailable is raised, so that the pipeline waits without dead letters."""
     away = evolve(bare_settings, database_url="postgresql://rtfm@127.0.0.1:9/rtfm")
     knowledge = evolve(knowledge_of(bare_settings, None), archive=_archive(away))
     with pytest.raises(Unavailable, match=r"PostgreSQL at 127\.0\.0\.1:9"):
         ingest(knowledge, *TALK)
 
 
-def test_what_was_erased_is_not_taken_again(knowledge: Knowledge, bare_settings: Settings) -> None:
-    """Its records may still be in Kafka. Later messages are taken."""
+def test_erased_messages_are_not_stored_again(knowledge: Knowledge, bare_settings: Settings) -> None:
+    """Records of erased messages are ignored, and later messages of the same person are stored."""
     with psycopg.connect(bare_settings.database_url) as connection:
         connection.execute(f"INSERT INTO erasures VALUES ('user', '2', {START + 150_000})")  # noqa: S608 - a number
     ingest(knowledge, *TALK, message(4, "tulips", author_id="2"))
@@ -320,7 +332,7 @@ def test_what_was_erased_is_not_taken_again(knowledge: Knowledge, bare_settings:
 
 
 def test_a_thread_is_read_by_the_readers_of_its_parent(knowledge: Knowledge) -> None:
-    """This holds even if Discord reports its kind after its first message."""
+    """Messages of a thread are readable by the readers of its parent, even if the first message had no kind."""
     late: dict[str, Any] = {"channel_id": "201", "parent_channel_id": "200", "source": MessageSource.GATEWAY}
     ingest(knowledge, message(1, "tulips grow here", channel_kind=ChannelKind.UNKNOWN, **late))
     assert found(knowledge, "tulips") == []
@@ -330,15 +342,15 @@ def test_a_thread_is_read_by_the_readers_of_its_parent(knowledge: Knowledge) -> 
 
 
 def test_chroma_holds_its_collection_under_the_prefix(knowledge: Knowledge, bare_settings: Settings) -> None:
-    """Several installations can share a server."""
+    """Names of Chroma's collections begin with the topic prefix, so that installations can share a server."""
     ingest(knowledge, *TALK)
     assert knowledge.vectors.counts() == {f"{bare_settings.kafka_topic_prefix}rtfm-{GUILD}": 5}
 
 
-def test_a_collection_that_was_removed_behind_our_back_is_an_outage_once(
+def test_a_collection_that_another_program_removed_is_created_again(
     knowledge: Knowledge, bare_settings: Settings
 ) -> None:
-    """The next attempt creates it again."""
+    """If another program removed a collection, one attempt raises Unavailable, and the next creates it again."""
     ingest(knowledge, TALK[0])
     name = f"{bare_settings.kafka_topic_prefix}rtfm-{GUILD}"
     address = f"{bare_settings.chroma_url}/api/v2/tenants/default_tenant/databases/default_database/collections/{name}"

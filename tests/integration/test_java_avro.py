@@ -1,4 +1,4 @@
-"""Bytes and values compared with Java's Avro, which other services use."""
+"""Encoded bytes and decoded values, compared with those of Java's Avro, which other services use."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def in_json(node: Node, value: Any) -> Any:
 
 
 def some_value(chance: random.Random, shape: shapes.Shape, name: str = "") -> Any:
-    """Return a value of ``shape`` for the field ``name``, often at a limit of its type or of a rule."""
+    """Return a random value of ``shape`` for the field ``name``, often at a limit of its type or of a rule."""
     match shape:
         case shapes.RecordShape(event_class=event_class, slots=slots):
             return event_class(**{slot.name: some_value(chance, slot.shape, slot.name) for slot in slots})
@@ -90,14 +90,14 @@ def some_primitive(chance: random.Random, kind: str, logical: str | None, name: 
 
 
 def some_event(chance: random.Random, shape: shapes.RecordShape) -> Any:
-    """Return an event of a program other than the bot, whose ids need not be Discord's."""
+    """Return a random event of a program other than the bot, whose ids need not be Discord's."""
     event = some_value(chance, shape)
     others = {"source": MessageSource.OTHER, "origin": QueryOrigin.SERVICE, "observed_at": None}
     return attrs.evolve(event, **{name: value for name, value in others.items() if hasattr(event, name)})
 
 
 def agree(java: JavaAvro, codec: EventCodec[Any], event: Any) -> None:
-    """Check that Java reads our bytes as the same value, and writes the same bytes, which we read as the same event."""
+    """Check that Java and ``codec`` write the same bytes for ``event``, and read these as the same event."""
     expected = in_json(parse(codec.schema), reference.to_plain(event))
     encoded = codec.encode(event, 7)
     assert java.read(encoded[FRAME_BYTES:], codec.schema, codec.schema) == expected
@@ -108,14 +108,14 @@ def agree(java: JavaAvro, codec: EventCodec[Any], event: Any) -> None:
 
 @pytest.mark.parametrize("topic_name", EVENT_OF_TOPIC)
 def test_events_are_the_same_in_java(java: JavaAvro, topic_name: str) -> None:
-    """R25: bytes and values of 60 events of each contract are the same, both ways."""
+    """R25: Bytes and values of 60 events of each contract are the same in Java."""
     codec: EventCodec[Any] = EventCodec(EVENT_OF_TOPIC[topic_name], catalogue.load().topic(topic_name).schema or {})
     for event in [*events(topic_name, 30), *(some_event(random.Random(n), codec.shape) for n in range(30))]:
         agree(java, codec, event)
 
 
 def test_values_of_generated_schemas_are_the_same_in_java(java: JavaAvro) -> None:
-    """R25: bytes and values of 100 schemas with two values each, at the limits of their types, are the same."""
+    """R25: Bytes and values of 100 schemas, with two values each at the limits of their types, are the same in Java."""
     for seed in range(100):
         schema, event_class = generated_record(random.Random(seed), NamesState())
         codec: EventCodec[Any] = EventCodec(event_class, schema)
@@ -125,7 +125,7 @@ def test_values_of_generated_schemas_are_the_same_in_java(java: JavaAvro) -> Non
 
 @pytest.mark.parametrize("topic_name", EVENT_OF_TOPIC)
 def test_records_of_another_version_read_as_java_reads_them(java: JavaAvro, topic_name: str) -> None:
-    """R26: fields are added, removed and reordered, with unknown symbols."""
+    """R26: Records with added, removed and reordered fields and unknown symbols are read as Java reads them."""
     schema = catalogue.load().topic(topic_name).schema or {}
     codec: EventCodec[Any] = EventCodec(EVENT_OF_TOPIC[topic_name], schema)
     other = another_version(schema)
@@ -142,7 +142,10 @@ def test_records_of_another_version_read_as_java_reads_them(java: JavaAvro, topi
 
 
 def another_version(schema: Any) -> Any:
-    """Return a possible later version: fields with a default are removed or moved, one is new, enums have grown."""
+    """Return a possible later version of ``schema``.
+
+    Fields with a default are removed or moved, a field is added, and enums have more symbols.
+    """
     other = copy.deepcopy(schema)
     with_default = [entry for entry in other["fields"] if "default" in entry]
     for entry in with_default:
@@ -152,7 +155,7 @@ def another_version(schema: Any) -> Any:
     for entry in other["fields"]:
         if entry["name"] in ("change", "outcome", "origin"):
             entry["type"]["symbols"].append("NEWER")
-    # A name is defined at its first occurrence, which may have been removed.
+    # Avro defines a type where its name occurs first, and that occurrence may have been removed.
     return _defined(other, _named(schema), set())
 
 

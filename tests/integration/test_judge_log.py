@@ -1,4 +1,4 @@
-"""The judge's parser on the files of a real Kafka: it finds what consumers get, and all transaction outcomes."""
+"""The judge's parser on files of a real Kafka: the records that consumers get, and the outcomes of transactions."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
 
 
 class Broker:
-    """A Kafka for this module, with a known data folder."""
+    """A running Kafka whose data folder is known."""
 
     def __init__(self, address: str, data: Path) -> None:
         self.address = address
         self.data = data
 
     def new_topic(self) -> str:
-        """Create a topic of one partition and small segments."""
+        """Create a topic with one partition and small segments, and return its name."""
         name = f"t{uuid.uuid4().hex[:8]}"
         topic = NewTopic(name, 1, 1, config={"segment.bytes": str(1024 * 1024)})
         admin = AdminClient({"bootstrap.servers": self.address})
@@ -38,7 +38,7 @@ class Broker:
         return name
 
     def producer(self, codec: str = "zstd", name: str | None = None) -> Any:
-        """Return a producer, transactional if it has a ``name``."""
+        """Return a producer, which is transactional if it has a ``name``."""
         config: dict[str, Any] = {
             "bootstrap.servers": self.address,
             "log_level": 0,
@@ -51,21 +51,21 @@ class Broker:
         return made
 
     def log(self, topic: str) -> PartitionLog:
-        """Return the parsed log."""
+        """Return the parsed log of partition 0."""
         return read_partition(partitions(self.data, topic)[0])
 
     def log_with(self, topic: str, *, markers: int) -> PartitionLog | None:
-        """Return the parsed log once it has so many markers."""
+        """Return the parsed log once it has ``markers`` markers; None before."""
         log = self.log(topic)
         return log if len(log.markers) == markers else None
 
     def positions(self, group: str, topic: str, *, ended: int) -> list[PositionCommit] | None:
-        """Return the group's commits for partition 0 once so many are in no open transaction."""
+        """Return the group's commits for partition 0 once ``ended`` of them are in no open transaction; None before."""
         found = read_positions(self.data).get((group, topic, 0), [])
         return found if sum(p.written.batch.outcome is not TransactionOutcome.OPEN for p in found) == ended else None
 
     def given(self, topic: str, isolation: str, count: int) -> list[tuple[Any, ...]]:
-        """Return what a consumer gets: offset, time, key, value and headers of ``count`` records, and no more."""
+        """Return (offset, time, key, value, headers) of the ``count`` records that a consumer gets, and of no more."""
         consumer: Any = Consumer(
             {
                 "bootstrap.servers": self.address,
@@ -95,7 +95,7 @@ class Broker:
 
 @pytest.fixture(scope="module")
 def broker() -> Iterator[Broker]:
-    """A Kafka for this module."""
+    """Run a Kafka for the tests of this module."""
     with stack_home() as home:
         stack = LocalStack(home, cache_dir=CACHE_DIR)
         try:
@@ -107,7 +107,7 @@ def broker() -> Iterator[Broker]:
 
 
 def parsed(log: PartitionLog, *, visible: bool) -> list[tuple[Any, ...]]:
-    """Return what the parser says a consumer gets."""
+    """Return the records that a consumer gets according to the parser."""
     return [
         (record.offset, record.timestamp_ms, record.key, record.value, record.headers)
         for record in log.records
@@ -129,7 +129,10 @@ def produce(producer: Any, topic: str, what: str, count: int) -> None:
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_committed_aborted_and_open_transactions_are_told_apart(broker: Broker, codec: str) -> None:
-    """For each compression, an open transaction hides later commits, as it does for a consumer."""
+    """For each compression, the parser tells committed, aborted and open transactions apart.
+
+    An open transaction hides later commits, as it does for a consumer.
+    """
     topic = broker.new_topic()
     plain = broker.producer(codec)
     produce(plain, topic, "plain", 60)
@@ -143,10 +146,10 @@ def test_committed_aborted_and_open_transactions_are_told_apart(broker: Broker, 
     for producer, what in ((one, "first"), (two, "second"), (one, "first again"), (two, "second again")):
         produce(producer, topic, what, 30)
     two.commit_transaction(30)
-    # Markers are written after the producer has its answer.
+    # The broker may write markers after the producer has got its answer.
     log = eventually(lambda: broker.log_with(topic, markers=5))
     assert {record.batch.outcome for record in log.records} == set(TransactionOutcome)
-    # A producer does not compress a batch if that would enlarge it, as with a single record.
+    # A producer sends a batch uncompressed if compression would enlarge it, as with a single record.
     assert {codec} <= {record.batch.compression for record in log.records} <= {codec, "none"}
     assert len(parsed(log, visible=True)) == 60 * 3
     assert parsed(log, visible=True) == broker.given(topic, "read_committed", 60 * 3)
@@ -159,7 +162,7 @@ def test_committed_aborted_and_open_transactions_are_told_apart(broker: Broker, 
 
 
 def test_a_log_of_several_segments_is_read_whole(broker: Broker) -> None:
-    """Offsets continue from one segment to the next."""
+    """The parser reads a log of several segments completely and in order."""
     topic = broker.new_topic()
     producer = broker.producer("none")
     for number in range(40):
@@ -170,7 +173,10 @@ def test_a_log_of_several_segments_is_read_whole(broker: Broker) -> None:
 
 
 def test_positions_take_effect_when_their_transaction_is_committed(broker: Broker) -> None:
-    """The cases are plain commits, committed and aborted transactions, and what the group's members get at the end."""
+    """A position takes effect when its transaction is committed, and members get the one that took effect last.
+
+    The cases are plain commits, committed transactions and aborted transactions.
+    """
     topic, group = broker.new_topic(), f"g{uuid.uuid4().hex[:8]}"
     config: Any = {"bootstrap.servers": broker.address, "log_level": 0, "group.id": group, "enable.auto.commit": False}
     consumer: Any = Consumer(config)
@@ -185,18 +191,18 @@ def test_positions_take_effect_when_their_transaction_is_committed(broker: Broke
         producers[0].begin_transaction()
         send(producers[0], offset, ends)
         producers[0].commit_transaction(30) if ends == "commit" else producers[0].abort_transaction(30)
-    # The marker counts, not the record: the first record is committed last, and it is older.
+    # The record of offset 11 is older and is committed last, so the coordinator ignores its position.
     for producer, offset in zip(producers, (11, 13), strict=True):
         producer.begin_transaction()
         send(producer, offset, "crossed")
     for ended, producer in enumerate(reversed(producers), start=5):
         producer.commit_transaction(30)
-        # Markers are written after the producer has its answer, and this test depends on their order.
+        # The broker may write a marker after the producer has got its answer, and this test depends on their order.
         eventually(partial(broker.positions, group, topic, ended=ended))
     producers[0].begin_transaction()
     send(producers[0], 15, "open")
     found = eventually(lambda: broker.positions(group, topic, ended=6))
-    # confluent-kafka sends the metadata's C string terminator, and removes it when reading.
+    # confluent-kafka sends the terminator of the metadata's C string, and removes it when reading.
     assert [(p.offset, p.metadata.removesuffix("\0"), p.is_applied) for p in found] == [
         (3, "plain", True),
         (5, "commit", True),

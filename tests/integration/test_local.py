@@ -1,4 +1,4 @@
-"""The local services: after a kill they restart with their data, and other programs' processes are not touched."""
+"""The local services: a killed service restarts with its data, and processes of other programs are not touched."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LOST = signal.SIGKILL
 
 
 class _Healthy(BaseHTTPRequestHandler):
-    """Answers 200 to every request."""
+    """A server that answers 200 to every request."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -42,12 +42,12 @@ class _Healthy(BaseHTTPRequestHandler):
         self.wfile.write(b"[]")
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[LocalStack]:
-    """A stack whose services tests may kill. The first attempt to start it was killed."""
+    """A stack whose services tests may kill; its first start was killed halfway."""
     with stack_home() as home:
         (home / "cache").symlink_to(CACHE_DIR)
         _kill_a_start(home)
@@ -61,7 +61,7 @@ def running() -> Iterator[LocalStack]:
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A home in which nothing runs; everything that a test starts there is stopped."""
+    """A home in which nothing runs at first, and in which everything that a test starts is stopped at the end."""
     with stack_home() as folder:
         (folder / "cache").symlink_to(CACHE_DIR)
         try:
@@ -83,7 +83,7 @@ def _environment(home: Path) -> dict[str, str]:
 
 
 def _kill_a_start(home: Path) -> None:
-    """Start all services, and kill the command when it has noted the first."""
+    """Start all services, and kill the command once it has recorded the first of them."""
     program = Path(sys.executable).with_name("rtfm-cli")
     with subprocess.Popen([program, "local", "up"], env=_environment(home), stderr=subprocess.DEVNULL) as start:
         while not (home / "run" / "stack.json").is_file():
@@ -101,12 +101,12 @@ def _kill(stack: LocalStack, name: str) -> None:
 
 
 def test_an_up_that_was_killed_is_finished_by_the_next(running: LocalStack) -> None:
-    """The second `up` ends with four services that answer, whatever the first had started."""
+    """After an `up` that was killed, the next `up` ends with four services that answer."""
     assert [service.state for service in running.status()] == ["running"] * 4
 
 
 def test_a_registry_that_is_killed_right_after_a_registration_keeps_its_ids(running: LocalStack) -> None:
-    """Schemas keep their ids, and a new schema gets an unused id."""
+    """A registry that is killed after a registration keeps its ids, and gives a new schema an unused id."""
     url = _address(running, "schema-registry")
 
     def register(name: str) -> int:
@@ -126,7 +126,7 @@ def test_a_registry_that_is_killed_right_after_a_registration_keeps_its_ids(runn
 
 
 def test_kafka_that_is_killed_keeps_every_acknowledged_record(running: LocalStack) -> None:
-    """Acknowledged records are on disk, and the address stays the same."""
+    """A killed Kafka has every acknowledged record on disk, and restarts at the same address."""
     address = _address(running, "kafka")
     admin = AdminClient({"bootstrap.servers": address})
     admin.create_topics([NewTopic("kept", 1)])["kept"].result(30)
@@ -150,7 +150,10 @@ def test_kafka_that_is_killed_keeps_every_acknowledged_record(running: LocalStac
 
 
 def test_postgresql_that_is_killed_amid_its_clients_keeps_committed_rows(running: LocalStack) -> None:
-    """It starts at once despite a stale postmaster.pid and backends that still serve a client."""
+    """A killed PostgreSQL restarts at once with its committed rows.
+
+    It starts despite a stale postmaster.pid, and although backends still serve a client.
+    """
     url = _address(running, "postgres")
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("CREATE TABLE kept (x int)")
@@ -162,7 +165,10 @@ def test_postgresql_that_is_killed_amid_its_clients_keeps_committed_rows(running
 
 
 def test_postgresql_lets_nobody_in_without_the_password(running: LocalStack) -> None:
-    """Every user of the machine can reach the port; only this one can read the password."""
+    """PostgreSQL requires a password, because every user of the machine can reach the port.
+
+    Only the user who started the services can read the password.
+    """
     url = _address(running, "postgres")
     password = psycopg.conninfo.conninfo_to_dict(url)["password"]
     with pytest.raises(psycopg.OperationalError, match="password"):
@@ -177,7 +183,10 @@ def test_postgresql_lets_nobody_in_without_the_password(running: LocalStack) -> 
 
 
 def test_home_is_closed_to_other_users_while_the_services_run(running: LocalStack) -> None:
-    """This holds under root too, whose PostgreSQL runs as another account, without opening a folder above."""
+    """While the services run, other users have no access to the home, and no folder above the home is opened.
+
+    This holds under root too, where PostgreSQL runs as another account.
+    """
     assert running.home.stat().st_mode & 0o777 == 0o700
     _kill(running, "postgres")
     running.up()
@@ -187,7 +196,7 @@ def test_home_is_closed_to_other_users_while_the_services_run(running: LocalStac
 
 
 def test_a_folder_that_is_opened_for_another_account_is_named(tmp_path: Path) -> None:
-    """The line has the folder and its mode before and after."""
+    """If a folder is opened for another account, one line has its name and its mode before and after."""
     closed = tmp_path / "closed"
     (closed / "programs").mkdir(parents=True)
     closed.chmod(0o700)
@@ -198,7 +207,7 @@ def test_a_folder_that_is_opened_for_another_account_is_named(tmp_path: Path) ->
 
 
 def test_chroma_that_is_killed_keeps_added_vectors(running: LocalStack) -> None:
-    """They are found again, nearest first."""
+    """A killed Chroma still finds the added vectors, the nearest first."""
     port = int(_address(running, "chroma").rpartition(":")[2])
     vectors = [[1.0, 0.0], [0.0, 1.0], [0.7, 0.7]]
     client = chromadb.HttpClient("localhost", port)
@@ -210,20 +219,20 @@ def test_chroma_that_is_killed_keeps_added_vectors(running: LocalStack) -> None:
 
 
 def test_a_second_up_changes_nothing(running: LocalStack) -> None:
-    """Processes and addresses stay the same."""
+    """A second `up` leaves processes and addresses unchanged."""
     before = running.status()
     assert running.up() == before
     assert [service.state for service in before] == ["running"] * 4
 
 
 def test_another_port_for_a_running_service_is_refused(running: LocalStack) -> None:
-    """A flag that cannot be applied is not ignored."""
+    """A requested port that differs from that of a running service is an error, because it could not be applied."""
     with pytest.raises(ConfigError, match="chroma runs at port"):
         running.up(ports={"chroma": 1})
 
 
 def test_services_listen_on_the_loopback_address_only(running: LocalStack) -> None:
-    """No port of the stack is reachable from another machine, including management ports."""
+    """All ports of the stack, including those for management, listen on the loopback address only."""
     hosts = {
         connection.laddr.ip.removeprefix("::ffff:")
         for pid in _pids(running).values()
@@ -234,7 +243,7 @@ def test_services_listen_on_the_loopback_address_only(running: LocalStack) -> No
 
 
 def test_a_taken_port_is_named_before_anything_starts(home: Path) -> None:
-    """One line names the port and the service."""
+    """If a port is in use, one line names the port and the service, and nothing is started."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -245,20 +254,23 @@ def test_a_taken_port_is_named_before_anything_starts(home: Path) -> None:
 
 
 def test_a_full_disk_is_named_before_anything_starts(home: Path) -> None:
-    """The line has the free and the needed space."""
+    """If the disk is full, one line says how much space is free and how much is needed, and nothing is started."""
     with pytest.raises(ConfigError, match="has 1 MB free, the services need 200 MB"):
         LocalStack(home, free_bytes=lambda _: 1_000_000).up(["chroma"])
 
 
 def test_a_home_that_cannot_be_made_is_a_config_error(tmp_path: Path) -> None:
-    """A file in place of the folder is named."""
+    """If the home cannot be created, because a file is in its place, the error names the path."""
     (tmp_path / "home").write_text("", encoding="utf-8")
     with pytest.raises(ConfigError, match="home"):
         LocalStack(tmp_path / "home").up(["chroma"])
 
 
-def test_a_service_that_dies_at_its_start_says_why_and_where_its_log_is(home: Path) -> None:
-    """One line has PostgreSQL's own reason for a broken configuration; once fixed, it starts."""
+def test_a_service_that_ends_at_its_start_says_why_and_where_its_log_is(home: Path) -> None:
+    """If PostgreSQL ends at its start, one line has PostgreSQL's own reason and the path of its log.
+
+    Once its configuration is fixed, it starts.
+    """
     stack = LocalStack(home)
     stack.up(["postgres"])
     stack.down()
@@ -275,9 +287,9 @@ def test_a_service_that_dies_at_its_start_says_why_and_where_its_log_is(home: Pa
 
 @pytest.mark.parametrize("given", [False, True])
 def test_a_port_that_another_program_takes_meanwhile_is_left_to_it(home: Path, given: bool) -> None:
-    """The program answers like the service, but is not mistaken for it.
+    """If another program takes a service's port during the start, the program is not mistaken for the service.
 
-    The service gets another port, or an error if the port was requested; the next start finds another one.
+    The service gets another port. If the port was requested, the start fails, and the next start gets another one.
     """
     taken: list[ThreadingHTTPServer] = []
 
@@ -286,7 +298,7 @@ def test_a_port_that_another_program_takes_meanwhile_is_left_to_it(home: Path, g
             port = json.loads((home / "run" / "ports.json").read_text(encoding="utf-8"))["chroma"]
             taken.append(ThreadingHTTPServer(("127.0.0.1", port), _Healthy))
             threading.Thread(target=taken[0].serve_forever, daemon=True).start()
-        time.sleep(seconds)  # as the stack would
+        time.sleep(seconds)  # like the original sleep
 
     hasty = LocalStack(home, sleep=take)
     try:
@@ -303,7 +315,7 @@ def test_a_port_that_another_program_takes_meanwhile_is_left_to_it(home: Path, g
 
 
 def test_down_does_not_stop_a_process_that_reuses_a_services_pid(home: Path) -> None:
-    """A reused process id is neither stopped nor mistaken for the service."""
+    """`down` does not stop a process that has got the process id of a service that ended."""
     stack = LocalStack(home)
     stack.up(["chroma"])
     _kill(stack, "chroma")
@@ -318,8 +330,11 @@ def test_down_does_not_stop_a_process_that_reuses_a_services_pid(home: Path) -> 
         bystander.communicate(b"\n")
 
 
-def test_a_service_that_the_stack_lost_sight_of_is_not_started_a_second_time(home: Path) -> None:
-    """Two servers would corrupt the data folder: without run/, the error names the running process."""
+def test_a_running_service_without_a_state_file_is_not_started_twice(home: Path) -> None:
+    """If run/ is lost while a service runs, the next start fails and names the running process.
+
+    Two servers would corrupt the data folder.
+    """
     stack = LocalStack(home)
     stack.up(["chroma"])
     state = home / "run" / "stack.json"
@@ -335,7 +350,10 @@ def test_a_service_that_the_stack_lost_sight_of_is_not_started_a_second_time(hom
 def test_the_command_line_shows_the_addresses_and_every_other_command_finds_them(
     running: LocalStack, home: Path
 ) -> None:
-    """`local status --json` has its documented format and exits with 1 unless all run; `down` keeps the data."""
+    """`local status` and other commands find the running services.
+
+    `local status --json` has its documented form, and exits with 1 unless all services run. `down` keeps the data.
+    """
     done = run_cli(["local", "status", "--json"], _environment(home), check=False)
     assert done.returncode == 1
     assert [service["state"] for service in json.loads(done.stdout)["services"]] == ["stopped"] * 4
@@ -347,7 +365,7 @@ def test_the_command_line_shows_the_addresses_and_every_other_command_finds_them
     run_cli(["topics", "init"], environment)
     run_cli(["schemas", "register"], environment)
     assert "kafka" in run_cli(["local", "logs", "-n", "3"], environment).stdout
-    # This process started them and has not reaped them; zombies are nothing to wait for.
+    # This process is the parent of the killed services and has not reaped them; `down` does not wait for zombies.
     assert run_cli(["local", "down"], environment).stdout.startswith("Stopped kafka")
 
     run_cli(["local", "up", "--json"], environment)

@@ -1,4 +1,4 @@
-"""A worker and its membership of the group on a real broker."""
+"""A processor's membership of its group on a real broker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.streams import GROUP, MESSAGES, eventually
 
 @pytest.fixture
 def commits(settings: Settings, contracts: Contracts) -> Iterator[Commits]:
-    """Commits of a worker whose clock stands still, so that only delayed commits are not due."""
+    """Commits whose clock is stopped, so that every commit is due unless it is delayed."""
     stop, waiting = threading.Event(), WaitingState(GROUP)
     handling = Handling(
         contracts,
@@ -51,8 +51,11 @@ def commits(settings: Settings, contracts: Contracts) -> Iterator[Commits]:
     made.close()
 
 
-def test_a_worker_without_a_place_in_the_group_waits_with_its_commit(settings: Settings, commits: Commits) -> None:
-    """Until the group answers, a commit could only fail, and retrying at once would be a busy loop."""
+def test_a_processor_outside_the_group_delays_its_commit(settings: Settings, commits: Commits) -> None:
+    """A processor that is not a member of the group delays its commit.
+
+    A commit would fail until the group has answered, and retrying at once would be a busy loop.
+    """
     outsider = Consumer(
         {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": KafkaConfig.of(settings).group(GROUP)}
     )
@@ -66,8 +69,11 @@ def test_a_worker_without_a_place_in_the_group_waits_with_its_commit(settings: S
     assert len(commits) == BUSY_RECORDS
 
 
-def test_a_worker_that_joins_again_ends_if_its_name_was_taken(settings: Settings) -> None:
-    """Leaving the group commits, which reveals it; continuing would take the name back, in turn forever."""
+def test_a_processor_that_rejoins_ends_if_its_name_was_taken(settings: Settings) -> None:
+    """A processor that joins again ends if another process uses its name.
+
+    It learns this from the commit on leaving the group. If it continued, both would fence each other forever.
+    """
 
     class Listener:
         def read_positions(self, *_: object) -> list[TopicPartition]:

@@ -1,4 +1,4 @@
-"""R21 through Kafka: the model is down for a while, and every question has exactly one answer."""
+"""R21 through Kafka: the model is down for a while, and every question gets exactly one answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rtfm.events import Audience, BotQuery, BotResponse, Outcome, OutcomeReason,
 from rtfm.settings import Settings
 from tests.fakes import gemini as fake
 from tests.fakes.gemini import Behaviour, FakeGemini
-from tests.integration.test_processor import QUESTION, Cli, imported, processor
+from tests.integration.test_processor import QUESTION, Cli, import_guild, processor
 from tests.streams import dead_letters, eventually, produce, records
 
 PROBE_INTERVAL_S = 2.0
@@ -48,7 +48,10 @@ def answered(settings: Settings, contracts: Contracts, count: int) -> bool:
 def test_a_model_that_is_down_costs_no_answer_and_gets_one_probe_an_interval(
     settings: Settings, contracts: Contracts, cli: Cli, tmp_path: Path
 ) -> None:
-    """R21: meanwhile there are extracts, at most one request an interval and no dead letter; later it answers."""
+    """R21: While the model is down, questions get extracts, and later they get the model's answers.
+
+    Meanwhile the model gets at most one request for each probe interval, and there are no dead letters.
+    """
     with FakeGemini(behaviour=Behaviour(fail_share=1.0, status=503)) as gemini:
         environment = {
             "GEMINI_API_KEY": fake.KEY,
@@ -59,14 +62,14 @@ def test_a_model_that_is_down_costs_no_answer_and_gets_one_probe_an_interval(
             "BREAKER_PROBE_INTERVAL_S": str(PROBE_INTERVAL_S),
         }
         with processor(settings, **environment) as running:
-            imported(settings, cli, tmp_path)
+            import_guild(settings, cli, tmp_path)
             began = time.monotonic()
             for start in (0, 50, 100):
                 produce(settings, contracts, "bot-queries", *questions(20_000 + start, 50))
                 eventually(partial(answered, settings, contracts, start + 50))
             down = responses(settings, contracts)
             probes = gemini.counts["requests"] - MIN_REQUESTS
-            # One at the end of each interval, so at most as many as intervals.
+            # There is one probe at the end of each interval, so at most as many probes as intervals.
             assert 0 <= probes <= (time.monotonic() - began) / PROBE_INTERVAL_S
             assert {response.outcome for response in down} == {Outcome.EXTRACTED}
             assert {response.reason for response in down} == {OutcomeReason.MODEL_UNAVAILABLE}

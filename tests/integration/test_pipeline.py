@@ -1,4 +1,4 @@
-"""The pipeline on real Kafka: failing records, outages, and offsets."""
+"""The pipeline on real Kafka: failing records, outages and offsets."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ from tests.streams import (
     MESSAGES,
     QUERIES,
     RESPONSES,
-    Noting,
-    answered,
-    asked,
+    RecordingHandler,
+    build_message,
+    build_query,
+    build_response,
     committed,
     dead_letters,
     eventually,
@@ -37,7 +38,6 @@ from tests.streams import (
     produce_raw,
     records,
     running,
-    said,
 )
 
 
@@ -45,12 +45,15 @@ def header(record: Record, name: str) -> str:
     return (record.header(name) or b"").decode()
 
 
-def test_whatever_does_not_decode_is_one_dead_letter_and_the_next_record_is_handled(
+def test_a_record_that_does_not_decode_is_one_dead_letter_and_the_next_one_is_handled(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """It is empty, a tombstone, too short, too long, or of another format, an unknown schema or another topic."""
-    good = contracts.encode(MESSAGES, said(1))
-    query = contracts.encode(QUERIES, asked(1))
+    """A record that cannot be decoded becomes one dead letter, and the next record is handled.
+
+    Such values are empty, missing, too short, too long, or of another format, an unknown schema or another topic.
+    """
+    good = contracts.encode(MESSAGES, build_message(1))
+    query = contracts.encode(QUERIES, build_query(1))
     poison = [
         None,
         b"",
@@ -63,11 +66,11 @@ def test_whatever_does_not_decode_is_one_dead_letter_and_the_next_record_is_hand
     ]
     for value in poison:
         produce_raw(settings, MESSAGES, value)
-    produce(settings, contracts, MESSAGES, said(7))
-    noting = Noting()
-    with running(settings, contracts, noting):
+    produce(settings, contracts, MESSAGES, build_message(7))
+    recorder = RecordingHandler()
+    with running(settings, contracts, recorder):
         eventually(lambda: committed(settings) == len(poison) + 1)
-    assert noting.ids == ["7"]
+    assert recorder.ids == ["7"]
     letters = dead_letters(settings, contracts)
     assert [letter.value for letter in letters] == poison
     assert {header(letter, "__connect.errors.stage") for letter in letters} == {"DECODE"}
@@ -78,10 +81,10 @@ def test_whatever_does_not_decode_is_one_dead_letter_and_the_next_record_is_hand
 def test_a_dead_letter_is_the_original_byte_for_byte_and_says_where_and_why(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """Key, value and headers come in order, followed by Kafka Connect's ten headers."""
+    """A dead letter keeps key, value and headers in order, followed by Kafka Connect's ten headers."""
     original = [("traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"), ("odd", b"\xff\x00"), ("odd", b"")]
     produce_raw(settings, MESSAGES, b"\xde\xad", key=b"\xfe\x00key", headers=original)
-    with running(settings, contracts, Noting()):
+    with running(settings, contracts, RecordingHandler()):
         eventually(lambda: committed(settings) == 1)
     (letter,) = dead_letters(settings, contracts)
     assert (letter.key, letter.value) == (b"\xfe\x00key", b"\xde\xad")
@@ -95,8 +98,8 @@ def test_a_dead_letter_is_the_original_byte_for_byte_and_says_where_and_why(
 
 
 def test_one_invalid_event_does_not_take_its_batch_with_it(settings: Settings, contracts: Contracts) -> None:
-    """The batch is tried record by record, and only the failing one is dead-lettered."""
-    produce(settings, contracts, MESSAGES, *(said(n) for n in range(1, 6)))
+    """If a batch fails, its records are handled one by one, and only the invalid one becomes a dead letter."""
+    produce(settings, contracts, MESSAGES, *(build_message(n) for n in range(1, 6)))
     done: list[str] = []
 
     def handler(batch: Sequence[Record]) -> list[Output]:
@@ -115,8 +118,8 @@ def test_one_invalid_event_does_not_take_its_batch_with_it(settings: Settings, c
 
 
 def test_a_defect_of_the_handler_ends_the_service_and_skips_nothing(settings: Settings, contracts: Contracts) -> None:
-    """An unexpected error is no reason to drop the record."""
-    produce(settings, contracts, MESSAGES, said(1))
+    """A defect of the handler ends the pipeline, and the record stays unfinished."""
+    produce(settings, contracts, MESSAGES, build_message(1))
 
     def handler(_: Sequence[Record]) -> list[Output]:
         raise ZeroDivisionError("a defect")
@@ -127,33 +130,36 @@ def test_a_defect_of_the_handler_ends_the_service_and_skips_nothing(settings: Se
     assert dead_letters(settings, contracts) == []
 
 
-def test_what_is_down_for_everyone_pauses_and_then_everything_is_handled_in_order(
+def test_an_outage_of_a_dependency_pauses_the_pipeline_and_skips_nothing(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """While it waits it is not ready and names the dependency; nothing is dead-lettered or skipped."""
-    produce(settings, contracts, MESSAGES, *(said(n) for n in range(1, 4)))
-    back, health, noting, tries = threading.Event(), Health(), Noting(), []
+    """While a dependency is down the pipeline is not ready and names it, and then handles every record in order.
+
+    No record becomes a dead letter or is skipped.
+    """
+    produce(settings, contracts, MESSAGES, *(build_message(n) for n in range(1, 4)))
+    back, health, recorder, tries = threading.Event(), Health(), RecordingHandler(), []
 
     def handler(batch: Sequence[Record]) -> list[Output]:
         tries.append(len(batch))
         if not back.is_set():
             raise Unavailable("archive", "the archive does not answer")
-        return noting(batch)
+        return recorder(batch)
 
     with running(settings, contracts, handler, batch_size=500, health=health):
         eventually(lambda: len(tries) > 2)
         assert health.readiness() == {GROUP: "waiting for archive"}
         assert committed(settings) == 0
-        produce(settings, contracts, MESSAGES, said(4))
+        produce(settings, contracts, MESSAGES, build_message(4))
         back.set()
         eventually(lambda: committed(settings) == 4)
         assert eventually(lambda: health.readiness() == {})
-    assert noting.ids == ["1", "2", "3", "4"]
+    assert recorder.ids == ["1", "2", "3", "4"]
     assert dead_letters(settings, contracts) == []
 
 
 class _Registry:
-    """A registry that answers 503 until it is switched to the real one's answers."""
+    """A registry that answers 503 until it is switched to the answers of the real one."""
 
     def __init__(self, real: str) -> None:
         self.up = threading.Event()
@@ -175,30 +181,30 @@ class _Registry:
 
 
 def test_a_registry_that_is_down_makes_no_dead_letters(settings: Settings, contracts: Contracts) -> None:
-    """A record that cannot be decoded during an outage waits."""
-    produce(settings, contracts, MESSAGES, said(1), said(2))
+    """A record that cannot be decoded while the registry is down waits, and becomes no dead letter."""
+    produce(settings, contracts, MESSAGES, build_message(1), build_message(2))
     registry = _Registry(settings.schema_registry_url)
     elsewhere = evolve(settings, schema_registry_url=registry.url, home=settings.home / "other")
-    health, noting = Health(), Noting()
-    with running(elsewhere, open_contracts(elsewhere), noting, health=health):
+    health, recorder = Health(), RecordingHandler()
+    with running(elsewhere, open_contracts(elsewhere), recorder, health=health):
         eventually(lambda: health.readiness() == {GROUP: "waiting for schema registry"})
         registry.up.set()
         eventually(lambda: committed(settings) == 2)
     registry.server.shutdown()
-    assert noting.ids == ["1", "2"]
+    assert recorder.ids == ["1", "2"]
     assert dead_letters(settings, contracts) == []
 
 
 def test_an_output_that_no_broker_takes_holds_back_its_offset(settings: Settings, contracts: Contracts) -> None:
-    """While the answers' topic is missing, the question is not lost."""
+    """While the topic of answers is missing, the offset of the question is not committed."""
     hasty = evolve(settings, kafka_delivery_timeout_s=1.0)
     name = f"{settings.kafka_topic_prefix}{RESPONSES}"
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
     admin.delete_topics([name])[name].result(20)
-    produce(settings, contracts, QUERIES, asked(1))
-    noting = Noting(lambda record: [Output(topic=RESPONSES, event=answered(record.event))])
+    produce(settings, contracts, QUERIES, build_query(1))
+    recorder = RecordingHandler(lambda record: [Output(topic=RESPONSES, event=build_response(record.event))])
     health = Health()
-    with running(hasty, contracts, noting, topic=QUERIES, health=health):
+    with running(hasty, contracts, recorder, topic=QUERIES, health=health):
         eventually(lambda: health.readiness() == {GROUP: "waiting for kafka"})
         assert committed(settings, QUERIES) == 0
         topics = TopicAdmin(settings, contracts.catalogue)
@@ -210,10 +216,10 @@ def test_an_output_that_no_broker_takes_holds_back_its_offset(settings: Settings
 def test_stopping_finishes_and_commits_started_records_and_repeats_none(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """Records that were handled before the stop are not handled again."""
-    produce(settings, contracts, QUERIES, *(asked(n) for n in range(20)))
+    """A stop finishes and commits the records that were started, and the next start repeats none of them."""
+    produce(settings, contracts, QUERIES, *(build_query(n) for n in range(20)))
     begun, stop = threading.Event(), threading.Event()
-    first = Noting()
+    first = RecordingHandler()
 
     def slow(batch: Sequence[Record]) -> list[Output]:
         begun.set()
@@ -222,7 +228,7 @@ def test_stopping_finishes_and_commits_started_records_and_repeats_none(
 
     with running(settings, contracts, slow, topic=QUERIES, concurrency=2, stop=stop):
         assert begun.wait(40)
-    second = Noting()
+    second = RecordingHandler()
     with running(settings, contracts, second, topic=QUERIES):
         eventually(lambda: committed(settings, QUERIES) == 20)
     assert 1 <= len(first.ids) <= 2
@@ -232,10 +238,10 @@ def test_stopping_finishes_and_commits_started_records_and_repeats_none(
 def test_records_of_one_key_are_handled_one_after_another_and_of_others_meanwhile(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """A slow key does not block the others of its partition."""
-    others = [asked(n) for n in range(1, 30)]
-    slow_down, noting = threading.Event(), Noting()
-    produce(settings, contracts, QUERIES, asked(0), asked(0, "again"), *others)
+    """A slow record delays only later records of its key, not other keys of its partition."""
+    others = [build_query(n) for n in range(1, 30)]
+    slow_down, recorder = threading.Event(), RecordingHandler()
+    produce(settings, contracts, QUERIES, build_query(0), build_query(0, "again"), *others)
     order: list[str] = []
 
     def handler(batch: Sequence[Record]) -> list[Output]:
@@ -244,28 +250,28 @@ def test_records_of_one_key_are_handled_one_after_another_and_of_others_meanwhil
             order.append(f"+{record.event.question}")
             assert slow_down.wait(60)
             order.append(f"-{record.event.question}")
-        return noting(batch)
+        return recorder(batch)
 
     with running(settings, contracts, handler, topic=QUERIES, concurrency=8):
-        eventually(lambda: len(noting.ids) == len(others))
+        eventually(lambda: len(recorder.ids) == len(others))
         slow_down.set()
         eventually(lambda: committed(settings, QUERIES) == len(others) + 2)
     assert order == ["+how?", "-how?", "+again", "-again"]
 
 
-def test_a_second_worker_takes_its_share_and_nothing_is_left_out(settings: Settings, contracts: Contracts) -> None:
-    """Partitions move to a new worker and back, and each channel stays in order."""
-    first, second, numbers = Noting(), Noting(), count(1000)
+def test_a_second_processor_takes_its_share_and_nothing_is_left_out(settings: Settings, contracts: Contracts) -> None:
+    """Partitions move to a second processor and back, no record is left out, and each channel stays in order."""
+    first, second, numbers = RecordingHandler(), RecordingHandler(), count(1000)
 
     def second_has_work() -> bool:
-        produce(settings, contracts, MESSAGES, *(said(next(numbers), channel=str(n)) for n in range(12)))
+        produce(settings, contracts, MESSAGES, *(build_message(next(numbers), channel=str(n)) for n in range(12)))
         return bool(second.ids)
 
     with running(settings, contracts, first):
-        produce(settings, contracts, MESSAGES, *(said(n, channel=str(n % 30)) for n in range(300)))
+        produce(settings, contracts, MESSAGES, *(build_message(n, channel=str(n % 30)) for n in range(300)))
         with running(evolve(settings, instance_id="second"), contracts, second):
             eventually(second_has_work)
-        produce(settings, contracts, MESSAGES, *(said(n, channel=str(n % 30)) for n in range(9000, 9100)))
+        produce(settings, contracts, MESSAGES, *(build_message(n, channel=str(n % 30)) for n in range(9000, 9100)))
         eventually(lambda: set(map(str, range(9000, 9100))) <= set(first.ids))
         total = sum(1 for _ in records(settings, contracts, MESSAGES))
         eventually(lambda: committed(settings) == total)
@@ -275,29 +281,29 @@ def test_a_second_worker_takes_its_share_and_nothing_is_left_out(settings: Setti
 
 
 def test_records_that_retention_removed_unread_are_counted(settings: Settings, contracts: Contracts) -> None:
-    """A committed offset below the start of the log raises a metric."""
-    produce(settings, contracts, MESSAGES, *(said(n) for n in range(10)))
-    with running(settings, contracts, Noting()):
+    """If the committed offset is below the start of the log, a metric counts the records that were lost."""
+    produce(settings, contracts, MESSAGES, *(build_message(n) for n in range(10)))
+    with running(settings, contracts, RecordingHandler()):
         eventually(lambda: committed(settings) == 10)
-    produce(settings, contracts, MESSAGES, *(said(n) for n in range(10, 20)))
+    produce(settings, contracts, MESSAGES, *(build_message(n) for n in range(10, 20)))
     partition = next(r.partition for r in records(settings, contracts, MESSAGES))
     admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
     gone = TopicPartition(f"{settings.kafka_topic_prefix}{MESSAGES}", partition, 14)
     admin.delete_records([gone])[gone].result(20)
     before = LOST_RECORDS.labels(MESSAGES, GROUP)._value.get()
-    noting = Noting()
-    with running(settings, contracts, noting):
+    recorder = RecordingHandler()
+    with running(settings, contracts, recorder):
         eventually(lambda: committed(settings) == 20)
-    assert noting.ids == [str(n) for n in range(14, 20)]
+    assert recorder.ids == [str(n) for n in range(14, 20)]
     assert LOST_RECORDS.labels(MESSAGES, GROUP)._value.get() - before == 4
 
 
 def test_an_output_continues_the_trace_of_its_record(settings: Settings, contracts: Contracts) -> None:
-    """A question and its answer share one trace."""
+    """An output has the trace of the record that it comes from, so that a question and its answer share a trace."""
     trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
-    produce(settings, contracts, QUERIES, asked(1), headers={"traceparent": trace})
-    noting = Noting(lambda record: [Output(topic=RESPONSES, event=answered(record.event))])
-    with running(settings, contracts, noting, topic=QUERIES, concurrency=2):
+    produce(settings, contracts, QUERIES, build_query(1), headers={"traceparent": trace})
+    recorder = RecordingHandler(lambda record: [Output(topic=RESPONSES, event=build_response(record.event))])
+    with running(settings, contracts, recorder, topic=QUERIES, concurrency=2):
         eventually(lambda: committed(settings, QUERIES) == 1)
     (response,) = records(settings, contracts, RESPONSES)
     given = header(response, "traceparent").split("-")
@@ -305,25 +311,28 @@ def test_an_output_continues_the_trace_of_its_record(settings: Settings, contrac
     assert given[2] != "b" * 16
 
 
-def test_a_topic_that_is_not_there_is_the_operators_to_make(
+def test_a_missing_topic_ends_the_pipeline_with_the_fix(
     bare_settings: Settings, settings: Settings, contracts: Contracts
 ) -> None:
-    """The error names the command; the worker does not wait forever."""
+    """If a topic does not exist, the pipeline ends with an error that names the command to create it."""
     lost = evolve(settings, kafka_topic_prefix="nowhere.")
-    with pytest.raises(ConfigError, match="does not exist"), running(lost, contracts, Noting()) as thread:
+    with pytest.raises(ConfigError, match="does not exist"), running(lost, contracts, RecordingHandler()) as thread:
         eventually(lambda: not thread.is_alive())
 
 
-def test_a_handler_that_is_still_loading_keeps_the_pipeline_out_of_the_group_but_not_from_its_name(
+def test_a_pipeline_whose_handler_still_loads_fences_its_predecessor_and_stays_out_of_the_group(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """Open transactions of a dead predecessor are ended meanwhile; records are taken once the handler is ready."""
+    """A pipeline whose handler still loads stays outside its group, but already fences a predecessor of its name.
+
+    Open transactions of a crashed predecessor are ended meanwhile. Records are taken once the handler is ready.
+    """
     name = f"{settings.kafka_topic_prefix}{GROUP}-{settings.instance_id}"
     servers = {"bootstrap.servers": settings.kafka_bootstrap_servers}
     predecessor: Any = Producer({**servers, "transactional.id": name, "transaction.timeout.ms": 600_000})
     predecessor.init_transactions(30)
-    produce(settings, contracts, MESSAGES, said(1))
-    handler, noting = Future[Handler](), Noting()
+    produce(settings, contracts, MESSAGES, build_message(1))
+    handler, recorder = Future[Handler](), RecordingHandler()
 
     def is_ended() -> bool:
         try:
@@ -331,17 +340,17 @@ def test_a_handler_that_is_still_loading_keeps_the_pipeline_out_of_the_group_but
             predecessor.produce(f"{settings.kafka_topic_prefix}{RESPONSES}", b"x")
             predecessor.commit_transaction(10)
         except KafkaException:
-            return True  # fenced, which a broker reports as UNKNOWN during a commit
+            return True  # the producer is fenced, which a broker reports as UNKNOWN during a commit
         return False
 
     with running(settings, contracts, handler):
         eventually(is_ended)
         assert GroupProgress(settings, GROUP).count_members() == 0
-        assert noting.batches == []
-        handler.set_result(noting)
-        eventually(lambda: noting.ids == ["1"])
+        assert recorder.batches == []
+        handler.set_result(recorder)
+        eventually(lambda: recorder.ids == ["1"])
     health = Health()
     with running(settings, contracts, Future[Handler](), health=health):
-        eventually(lambda: health.find_stalled(-1))  # at work
-    # Stopping does not wait for handlers, and leaves no open transaction.
+        eventually(lambda: health.find_stalled(-1))  # the pipeline's loop runs
+    # A stop does not wait for the handler, and leaves no open transaction.
     assert health.find_stalled(-1) == {}

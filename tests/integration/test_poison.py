@@ -12,25 +12,25 @@ from tests.integration.test_registry import without_limits
 from tests.streams import (
     MESSAGES,
     QUERIES,
-    Noting,
-    asked,
+    RecordingHandler,
+    build_message,
+    build_query,
     committed,
     dead_letters,
     eventually,
     produce_raw,
     running,
-    said,
 )
 
 GUID_HEADER = ("__value_schema_id", b"\x01" + b"\xee" * 16)
-"""Confluent's other way to name a schema; these bytes name none."""
+"""Confluent's header that names a schema by a GUID; no schema has this GUID."""
 
 
 def poisons(contracts: Contracts) -> dict[str, tuple[bytes | None, list[tuple[str, bytes]]]]:
-    """Return R13's kinds: name → (value, headers)."""
-    good = contracts.encode(MESSAGES, said(1))
+    """Return the kinds of R13 as name → (value, headers)."""
+    good = contracts.encode(MESSAGES, build_message(1))
     frame, record = good[:5], good[5:]
-    text_at = record.index(b"\x0ahello")  # the length and the text of the content
+    text_at = record.index(b"\x0ahello")  # the position of the content's length and text
     kinds: dict[str, bytes | None] = {
         "empty": b"",
         "tombstone": None,
@@ -39,7 +39,7 @@ def poisons(contracts: Contracts) -> dict[str, tuple[bytes | None, list[tuple[st
         "truncated": good[:-3],
         "trailing": good + b"\x00",
         "garbage": bytes(range(256)),
-        "another schema": contracts.encode(QUERIES, asked(1)),
+        "another schema": contracts.encode(QUERIES, build_query(1)),
         "a text of a megabyte that is not there": frame + b"\x80\x80\x80\x01" + b"x" * 100,
         "negative length": frame + b"\x01" + record[1:],
         "not UTF-8": frame + record[: text_at + 1] + b"\xff\xfe\xff\xfe\xff" + record[text_at + 6 :],
@@ -50,31 +50,31 @@ def poisons(contracts: Contracts) -> dict[str, tuple[bytes | None, list[tuple[st
 
 
 def test_each_of_fourteen_poisons_is_one_dead_letter_and_the_next_record_is_handled(settings: Settings) -> None:
-    """R13: nothing crashes, is skipped or is dead-lettered twice."""
+    """R13: Each of the fourteen records becomes exactly one dead letter; none crashes the pipeline or is skipped."""
     contracts = open_contracts(settings)
     kinds = poisons(contracts)
     assert len(kinds) == 14
     for number, (value, headers) in enumerate(kinds.values()):
         produce_raw(settings, MESSAGES, value, headers=headers)
-        produce_raw(settings, MESSAGES, contracts.encode(MESSAGES, said(number)))
-    noting = Noting()
-    with running(without_limits(settings), contracts, noting):
+        produce_raw(settings, MESSAGES, contracts.encode(MESSAGES, build_message(number)))
+    recorder = RecordingHandler()
+    with running(without_limits(settings), contracts, recorder):
         eventually(lambda: committed(settings) == 2 * len(kinds))
-    assert noting.ids == [str(number) for number in range(len(kinds))]
+    assert recorder.ids == [str(number) for number in range(len(kinds))]
     letters = dead_letters(settings, contracts)
     assert [letter.value for letter in letters] == [value for value, _ in kinds.values()]
 
 
 def test_poison_among_a_megabyte_of_text_is_read_or_refused_whole(settings: Settings) -> None:
-    """A text of Kafka's maximum size is an event; with one byte missing it is a dead letter."""
+    """A text of Kafka's maximum size is handled, and becomes a dead letter if one of its bytes is missing."""
     contracts = open_contracts(settings)
-    long: Any = evolve(said(1), content="é" * 400_000)
+    long: Any = evolve(build_message(1), content="é" * 400_000)
     value = contracts.encode(MESSAGES, long)
     produce_raw(settings, MESSAGES, value[:-1])
     produce_raw(settings, MESSAGES, value)
-    noting = Noting()
-    with running(settings, contracts, noting):
+    recorder = RecordingHandler()
+    with running(settings, contracts, recorder):
         eventually(lambda: committed(settings) == 2)
-    (record,) = [record for batch in noting.batches for record in batch]
+    (record,) = [record for batch in recorder.batches for record in batch]
     assert record.event == long
     assert len(dead_letters(settings, contracts)) == 1

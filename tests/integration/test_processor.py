@@ -1,4 +1,4 @@
-"""The processor as a process, and asking it through Kafka: start, outage, answers, signals."""
+"""The processor as a process, and questions to it through Kafka: start, outages, answers and signals."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Running:
         return [line for line in self.lines if line["event"] == event]
 
     def get(self, path: str) -> tuple[int, str]:
-        """Return status and body of the metrics port; waits until it is open."""
+        """Return status and body of a page of the metrics port, once that port is open."""
         (line, *_) = eventually(lambda: self.logged("metrics and health"))
         response = httpx.get(line["address"] + path, timeout=60)
         return response.status_code, response.text
@@ -58,14 +58,14 @@ class Running:
 
 @contextmanager
 def processor(settings: Settings, *arguments: str, **environment: str) -> Iterator[Running]:
-    """`rtfm-cli run processor`, killed at the end if it still runs."""
+    """Run `rtfm-cli run processor`, and kill it at the end if it still runs."""
     program = Path(sys.executable).with_name("rtfm-cli")
     settings.home.mkdir(parents=True, exist_ok=True)
     log = settings.home / f"processor-{time.monotonic_ns()}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             [program, "run", "processor", *arguments],
-            cwd=settings.home,  # not in a folder with a .env file
+            cwd=settings.home,  # this folder has no .env file
             env=environment_of(settings) | {"LOG_FORMAT": "json"} | environment,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -78,8 +78,8 @@ def processor(settings: Settings, *arguments: str, **environment: str) -> Iterat
         process.wait(30)
 
 
-def imported(settings: Settings, cli: Cli, folder: Path) -> None:
-    """A guild with one answered question."""
+def import_guild(settings: Settings, cli: Cli, folder: Path) -> None:
+    """Import a guild with one answered question."""
     document = {
         "guild": {"id": "100", "name": "Guild"},
         "channel": {"id": "200", "type": "GuildTextChat", "name": "help"},
@@ -125,7 +125,7 @@ def silent() -> Iterator[socket.socket]:
 
 
 def test_contracts_that_are_not_registered_end_it_with_the_fix(bare_settings: Settings, cli: Cli) -> None:
-    """The output is one line and one hint, the exit code 2."""
+    """If contracts are not registered, the processor prints one line and one hint, and exits with 2."""
     done = cli(bare_settings, "run", "processor", check=False)
     assert done.returncode == 2
     assert "Error: " in done.stderr
@@ -133,7 +133,7 @@ def test_contracts_that_are_not_registered_end_it_with_the_fix(bare_settings: Se
 
 
 def test_a_metrics_port_that_is_taken_is_named(bare_settings: Settings, cli: Cli, silent: socket.socket) -> None:
-    """The error names the variable and the address; the exit code is 2."""
+    """If the metrics port is in use, the error names the variable and the address, and the exit code is 2."""
     port = silent.getsockname()[1]
     done = cli(evolve(bare_settings, metrics_port=port), "run", "processor", check=False)
     assert done.returncode == 2
@@ -141,7 +141,7 @@ def test_a_metrics_port_that_is_taken_is_named(bare_settings: Settings, cli: Cli
 
 
 def test_a_database_that_is_down_is_waited_for(settings: Settings, silent: socket.socket) -> None:
-    """The processor is alive but not ready, logs it once for all attempts, and stops cleanly."""
+    """While the database is down, the processor is alive and not ready, logs that once, and stops cleanly."""
     address = f"127.0.0.1:{silent.getsockname()[1]}"
     database = (
         f"postgresql://nobody@{address}/nothing?sslmode=disable&gssencmode=disable"  # one connection for each attempt
@@ -160,25 +160,25 @@ def test_a_database_that_is_down_is_waited_for(settings: Settings, silent: socke
 
 
 def test_a_second_signal_does_not_wait(settings: Settings, silent: socket.socket) -> None:
-    """A silent dependency cannot delay it."""
+    """A second signal ends the processor at once, even if a silent dependency delays the stop."""
     database = f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/nothing"
     with processor(settings, DATABASE_URL=database) as running:
-        connection, _ = silent.accept()  # it is waiting for an answer now
+        connection, _ = silent.accept()  # the processor waits for an answer now
 
         def ended_by_another() -> bool:
             running.process.send_signal(signal.SIGTERM)
             return running.process.poll() is not None
 
-        # The kernel merges two signals that arrive at once, and nothing shows that the first has arrived.
+        # The kernel merges two signals that arrive at once, and nothing shows that the first one has arrived.
         eventually(ended_by_another)
         assert running.process.returncode == 1
         connection.close()
 
 
 def test_a_question_goes_through_kafka_and_comes_back_answered(settings: Settings, cli: Cli, tmp_path: Path) -> None:
-    """The main job without a model: import, ask, status, metrics and a drained stop."""
+    """A question without a model goes through import, `ask`, `status`, metrics and a clean stop."""
     with processor(settings) as running:
-        imported(settings, cli, tmp_path)
+        import_guild(settings, cli, tmp_path)
         eventually(lambda: running.get("/readyz")[0] == 200)
         answer = json.loads(cli(settings, "ask", "--json", QUESTION).stdout)
         assert answer["outcome"] == "EXTRACTED"
@@ -199,7 +199,7 @@ def test_a_question_goes_through_kafka_and_comes_back_answered(settings: Setting
         found = json.loads(cli(settings, "status", "--json").stdout)
         assert found["wrong"] == {}
         topics = {topic["topic"]: topic for topic in found["topics"]}
-        # Transaction markers have offsets too.
+        # transaction markers have offsets too
         assert (topics["bot-responses"]["records"], topics["bot-responses"]["offsets"] > 2) == (2, True)
         assert topics["bot-queries"]["groups"] == [
             {"group": "discord-message-processor-answer", "members": 1, "lag": 0}
@@ -209,7 +209,7 @@ def test_a_question_goes_through_kafka_and_comes_back_answered(settings: Setting
         assert running.stop() == 0
     assert running.logged("stopped")
     assert not running.logged("a rebuild is due")
-    # The log contains no message text.
+    # No text of a message is logged.
     assert "ntfs" not in running.log.read_text(encoding="utf-8")
 
     with psycopg.connect(settings.database_url) as connection:
@@ -220,11 +220,11 @@ def test_a_question_goes_through_kafka_and_comes_back_answered(settings: Setting
 
 
 def test_a_question_is_answered_by_the_model_where_there_is_a_key(settings: Settings, cli: Cli, tmp_path: Path) -> None:
-    """Key, model and address come from the environment; the key is not logged."""
+    """With a key, the model from the environment answers the question, and the key is not logged."""
     with FakeGemini() as gemini:
         environment = {"GEMINI_API_KEY": fake.KEY, "GEMINI_API_ENDPOINT": gemini.address}
         with processor(settings, **environment) as running:
-            imported(settings, cli, tmp_path)
+            import_guild(settings, cli, tmp_path)
             answer = json.loads(cli(settings, "ask", "--json", QUESTION).stdout)
             assert running.stop() == 0
     assert answer["outcome"] == "ANSWERED"
@@ -236,12 +236,15 @@ def test_a_question_is_answered_by_the_model_where_there_is_a_key(settings: Sett
 def test_work_that_outlasts_the_time_for_stopping_is_done_at_the_next_start(
     settings: Settings, cli: Cli, tmp_path: Path
 ) -> None:
-    """A log line says so, the exit code is 1, and the next process answers the question."""
+    """If the time for stopping runs out, the exit code is 1 and the log says so.
+
+    The next process answers the unfinished question.
+    """
     with FakeGemini() as gemini:
         gemini.faults = [fake.slow(60)]
         environment = {"GEMINI_API_KEY": fake.KEY, "GEMINI_API_ENDPOINT": gemini.address, "SHUTDOWN_GRACE_S": "1"}
         with processor(settings, GEMINI_TIMEOUT_S="60", **environment) as running:
-            imported(settings, cli, tmp_path)
+            import_guild(settings, cli, tmp_path)
             assert cli(settings, "ask", "--timeout", "3", QUESTION, check=False).returncode == 3
             eventually(lambda: gemini.requests)
             assert running.stop() == 1
@@ -255,7 +258,10 @@ def test_work_that_outlasts_the_time_for_stopping_is_done_at_the_next_start(
 def test_a_second_signal_drops_unfinished_records_and_none_is_visible(
     settings: Settings, cli: Cli, tmp_path: Path
 ) -> None:
-    """R12: the exit code is 1 at once; the next process answers the question once."""
+    """R12: A second signal ends the processor at once with exit code 1, and its unfinished answer is not visible.
+
+    The next process answers the question once.
+    """
     with FakeGemini() as gemini:
         gemini.faults = [fake.slow(60)]
         environment = {
@@ -265,7 +271,7 @@ def test_a_second_signal_drops_unfinished_records_and_none_is_visible(
             "SHUTDOWN_GRACE_S": "120",
         }
         with processor(settings, **environment) as running:
-            imported(settings, cli, tmp_path)
+            import_guild(settings, cli, tmp_path)
             assert cli(settings, "ask", "--timeout", "3", QUESTION, check=False).returncode == 3
             eventually(lambda: gemini.requests)
             running.process.send_signal(signal.SIGTERM)
@@ -283,9 +289,12 @@ def test_a_second_signal_drops_unfinished_records_and_none_is_visible(
 def test_a_question_asked_before_the_processor_starts_is_answered_when_it_does(
     settings: Settings, cli: Cli, tmp_path: Path
 ) -> None:
-    """Meanwhile `ask` ends with 3 and says what to do; the question waits in Kafka."""
+    """A question that is asked while no processor runs waits in Kafka and is answered later.
+
+    `ask` exits with 3, and says what to do.
+    """
     with processor(settings, "--only", "ingest") as running:
-        imported(settings, cli, tmp_path)
+        import_guild(settings, cli, tmp_path)
         done = cli(settings, "ask", "--timeout", "2", QUESTION, check=False)
         assert done.returncode == 3
         assert "no answer within 2 s" in done.stderr
@@ -298,7 +307,7 @@ def test_a_question_asked_before_the_processor_starts_is_answered_when_it_does(
 
 
 def test_a_question_past_its_time_comes_back_expired(settings: Settings, cli: Cli) -> None:
-    """The outcome is shown, and is not a failure."""
+    """A question past its time gets EXPIRED, which `ask` shows without failing."""
     with processor(settings, "--only", "answer") as running:
         eventually(lambda: running.logged("assigned"))
         done = cli(settings, "ask", "--json", QUESTION, QUERY_EXPIRY_S="0.001")
@@ -320,14 +329,14 @@ def test_a_question_past_its_time_comes_back_expired(settings: Settings, cli: Cl
 def test_an_invalid_question_is_a_usage_error(
     bare_settings: Settings, cli: Cli, arguments: list[str], expected: str
 ) -> None:
-    """The exit code is 2, and nothing is sent."""
+    """An invalid question gets exit code 2, and nothing is sent."""
     done = cli(bare_settings, *arguments, check=False)
     assert done.returncode == 2
     assert expected in done.stderr
 
 
-def test_commands_say_that_kafka_is_not_there(settings: Settings, cli: Cli) -> None:
-    """The exit code is 3 within seconds; `status` shows the rest."""
+def test_commands_say_that_kafka_is_unreachable(settings: Settings, cli: Cli) -> None:
+    """If Kafka is unreachable, commands exit with 3 within seconds, and `status` shows the other services."""
     away = evolve(settings, kafka_bootstrap_servers="127.0.0.1:9")
     asked = cli(away, "ask", QUESTION, check=False)
     assert asked.returncode == 3

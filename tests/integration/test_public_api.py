@@ -18,7 +18,7 @@ from rtfm.settings import Settings
 from rtfm.streams import open_producer, open_reader
 from tests.conftest import CHECKOUT, environment_of
 from tests.registry_proxy import proxy
-from tests.streams import MESSAGES, produce, produce_raw, said
+from tests.streams import MESSAGES, build_message, produce, produce_raw
 
 EXAMPLES = CHECKOUT / "examples"
 
@@ -33,7 +33,7 @@ FOREIGN_READERS: dict[str, tuple[pytest.MarkDecorator, ...]] = {
 def program(settings: Settings, name: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
     """Run an example in ``folder``, with an environment that only says where the services are."""
     variables = environment_of(settings) | environment
-    del variables["RTFM_HOME"]  # as another program has it
+    del variables["RTFM_HOME"]  # other programs do not set it
     return subprocess.Popen(
         [sys.executable if name.endswith(".py") else "node", EXAMPLES / name],
         cwd=folder,
@@ -63,31 +63,31 @@ def test_every_example_is_run() -> None:
 def test_the_reader_of_the_docs_prints_what_is_said_and_goes_on_where_it_stopped(
     settings: Settings, tmp_path: Path
 ) -> None:
-    """It has about ten lines, and unreadable bytes do not stop it."""
+    """The reader in the documentation prints messages, passes unreadable bytes, and continues where it stopped."""
     source = (EXAMPLES / "read_messages.py").read_text(encoding="utf-8")
     assert len([line for line in source.splitlines() if line.strip()]) <= 14
     produce_raw(settings, MESSAGES, b"\xde\xad")
-    produce(settings, open_contracts(settings), MESSAGES, said(1, content="tide tables"))
+    produce(settings, open_contracts(settings), MESSAGES, build_message(1, content="tide tables"))
     with program(settings, "read_messages.py", tmp_path) as reader:
         assert reader.stdout is not None
         lines = [reader.stdout.readline() for _ in range(2)]
-        produce(settings, open_contracts(settings), MESSAGES, said(2, content="and maps"))
+        produce(settings, open_contracts(settings), MESSAGES, build_message(2, content="and maps"))
         lines.append(reader.stdout.readline())
         reader.send_signal(signal.SIGINT)
     assert lines[0].startswith("skipped")
     assert [line.partition(" said ")[2] for line in lines[1:]] == ["tide tables\n", "and maps\n"]
-    produce(settings, open_contracts(settings), MESSAGES, said(3, content="later"))
+    produce(settings, open_contracts(settings), MESSAGES, build_message(3, content="later"))
     with program(settings, "read_messages.py", tmp_path) as reader:
         assert reader.stdout is not None
         again = reader.stdout.readline()
-        while again.endswith("and maps\n"):  # it ended between printing and committing
+        while again.endswith("and maps\n"):  # the program ended between printing and committing
             again = reader.stdout.readline()
         reader.send_signal(signal.SIGINT)
     assert again.endswith("said later\n")
 
 
 def test_the_writer_of_the_docs_is_read_back(settings: Settings, tmp_path: Path) -> None:
-    """Another service's event is like ours."""
+    """An event that the writer in the documentation produces is read like our own."""
     with program(settings, "write_message.py", tmp_path) as writer:
         assert writer.wait(60) == 0
     assert [path.name for path in tmp_path.iterdir() if path.name != settings.home.name] == []
@@ -101,7 +101,7 @@ def test_readers_without_rtfm_print_what_is_said(
     settings: Settings, contracts: Contracts, node_modules: Callable[[], Path], tmp_path: Path, name: str
 ) -> None:
     """Messages in two alphabets, and a deletion."""
-    first, second = said(1, content="tide tables"), said(2, content="карты")
+    first, second = build_message(1, content="tide tables"), build_message(2, content="карты")
     produce(settings, contracts, MESSAGES, first, second, evolve(first, change=MessageChange.DELETED))
     more = {"NODE_PATH": str(node_modules()), "KAFKAJS_NO_PARTITIONER_WARNING": "1"} if name.endswith(".js") else {}
     assert printed_by(settings, name, tmp_path, 3, **more) == [
@@ -111,11 +111,14 @@ def test_readers_without_rtfm_print_what_is_said(
     ]
 
 
-def test_a_record_that_could_not_be_read_for_want_of_the_registry_comes_again(settings: Settings) -> None:
-    """A program that catches Unavailable and continues loses nothing."""
+def test_a_record_that_could_not_be_decoded_is_returned_again(settings: Settings) -> None:
+    """A record that could not be decoded while the registry was down is returned again.
+
+    A program that catches Unavailable and continues loses nothing.
+    """
     with open_producer(settings) as producer:
-        producer.send(MESSAGES, said(1))
-        producer.send(MESSAGES, said(2))
+        producer.send(MESSAGES, build_message(1))
+        producer.send(MESSAGES, build_message(2))
         producer.flush()
     with proxy(settings.schema_registry_url) as between:
         between.fail("503")
@@ -129,20 +132,20 @@ def test_a_record_that_could_not_be_read_for_want_of_the_registry_comes_again(se
                 try:
                     record = reader.poll(1.0)
                 except Unavailable:
-                    continue  # the pause after a failure has not ended
+                    continue  # the pause after a failed request has not ended
                 if record is not None:
                     seen.append(record.event.message_id)
     assert seen == ["1", "2"]
 
 
 def test_a_reader_from_the_end_gets_what_comes_from_then_on(settings: Settings, tmp_path: Path) -> None:
-    """A dashboard does not need older records; another program's folder is not changed."""
+    """A reader that starts at the end gets only later records, and changes nothing in its program's folder."""
     own = evolve(settings, home=tmp_path / "home")
     with open_producer(own) as producer:
-        producer.send(MESSAGES, said(1))
+        producer.send(MESSAGES, build_message(1))
         producer.flush()
         with open_reader(MESSAGES, from_end=True, settings=own) as reader:
-            producer.send(MESSAGES, said(2))
+            producer.send(MESSAGES, build_message(2))
             producer.flush()
             assert next(iter(reader)).event.message_id == "2"
     assert not own.home.exists()

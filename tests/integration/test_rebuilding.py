@@ -1,4 +1,4 @@
-"""Rebuilding Chroma from the archive, if it is lost, damaged or fine."""
+"""Rebuilding Chroma from the archive when it is lost, damaged or up to date."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def ingest(knowledge: Knowledge, *events: DiscordMessage) -> None:
 
 
 def found(knowledge: Knowledge) -> list[list[tuple[str, float]]]:
-    # Without the exact comparison, so that Chroma is searched.
+    # A limit of 0 avoids the exact comparison, so that Chroma is searched.
     retriever = Retriever(knowledge.archive, knowledge.vectors, knowledge.embedding, exact_limit=0)
     results = [
         retriever.search(question, guild_id=GUILD, visible_channel_ids=["200"], limit=5)
@@ -66,19 +66,19 @@ def start_again(settings: Settings, knowledge: Knowledge) -> None:
     empty(settings)
 
 
-def rebuild_and_stay(settings: Settings, begun: Event) -> None:
-    """Rebuild in a separate process, and stop in the middle."""
+def rebuild_and_stop_halfway(settings: Settings, begun: Event) -> None:
+    """Rebuild in a separate process that stops in the middle, until it is killed."""
 
-    def stay(what: str, done: int, total: int) -> None:
+    def stop_for_the_kill(what: str, done: int, total: int) -> None:
         begun.set()
         time.sleep(600)
 
     knowledge = knowledge_of(settings, WordEmbedding())
-    rebuild(knowledge, plan(knowledge, GUILD, force=True), progress=stay)
+    rebuild(knowledge, plan(knowledge, GUILD, force=True), progress=stop_for_the_kill)
 
 
-def patiently(work: Callable[[], object]) -> None:
-    """Wait until PostgreSQL has noticed that the other process is gone."""
+def retry_until_released(work: Callable[[], object]) -> None:
+    """Call ``work`` again until PostgreSQL has noticed that the other process is gone."""
     while True:
         try:
             work()
@@ -88,7 +88,7 @@ def patiently(work: Callable[[], object]) -> None:
             return
 
 
-def rebuilt(knowledge: Knowledge, **options: Any) -> RebuildPlan:
+def run_rebuild(knowledge: Knowledge, **options: Any) -> RebuildPlan:
     todo = plan(knowledge, GUILD, **options)
     rebuild(knowledge, todo)
     return todo
@@ -99,14 +99,14 @@ def entries_in_use(knowledge: Knowledge) -> set[str]:
     return knowledge.vectors.entry_ids(GUILD, generation=generation)
 
 
-def whole(knowledge: Knowledge) -> bool:
-    """Return whether Chroma holds exactly what the archive holds, in one collection."""
+def is_complete(knowledge: Knowledge) -> bool:
+    """Return whether Chroma has exactly the archive's entries, in one collection."""
     held = knowledge.archive.collections.entry_ids(GUILD)
     return entries_in_use(knowledge) == held and len(knowledge.vectors.generations(GUILD)) == 1
 
 
 def test_a_lost_collection_is_made_again_without_embedding(knowledge: Knowledge) -> None:
-    """Search finds the same as before."""
+    """A lost collection is rebuilt without embedding again, and search finds the same as before."""
     ingest(knowledge, *TALK)
     before, entries = found(knowledge), knowledge.vectors.count(GUILD)
     knowledge.vectors.forget_guild(GUILD)
@@ -117,22 +117,25 @@ def test_a_lost_collection_is_made_again_without_embedding(knowledge: Knowledge)
     assert knowledge.vectors.generations(GUILD) == []
     rebuild(knowledge, todo)
     assert knowledge.embedding.calls == []
-    assert whole(knowledge)
+    assert is_complete(knowledge)
     assert found(knowledge) == before
     assert plan(knowledge, GUILD).work == "nothing"
 
 
 def test_a_rebuild_removes_stale_entries(knowledge: Knowledge) -> None:
-    """Chroma missed a deletion."""
+    """A rebuild removes the entry of a deleted message whose deletion Chroma missed."""
     ingest(knowledge, *TALK)
     vector = WordEmbedding().embed(["stray"])[0]
     knowledge.vectors.upsert(GUILD, [VectorEntry(entry_id="m99", passage_id="99", vector=vector)])
-    assert rebuilt(knowledge).superfluous == 1
-    assert whole(knowledge)
+    assert run_rebuild(knowledge).superfluous == 1
+    assert is_complete(knowledge)
 
 
-def test_a_model_that_came_after_the_texts_gives_them_vectors(bare_settings: Settings, knowledge: Knowledge) -> None:
-    """Lexical search reports that a rebuild is due; afterwards all is as if the model had been there from the start."""
+def test_a_model_that_is_added_later_gives_old_texts_vectors(bare_settings: Settings, knowledge: Knowledge) -> None:
+    """If a model is added later, search stays lexical and asks for a rebuild, which gives all texts vectors.
+
+    The result is the same as if the model had been there from the start.
+    """
     ingest(knowledge, *TALK)
     expected = found(knowledge)
     rows = dump(bare_settings)
@@ -146,13 +149,17 @@ def test_a_model_that_came_after_the_texts_gives_them_vectors(bare_settings: Set
     assert (todo.work, todo.without_vectors) == ("embed", 6)
     ingest(knowledge, deletion(9))
     rebuild(knowledge, plan(knowledge, GUILD))
-    assert whole(knowledge)
+    assert is_complete(knowledge)
     assert found(knowledge) == expected
     assert [row for row in dump(bare_settings) if "1009" not in str(row)] == rows
 
 
 def test_another_model_asks_for_a_rebuild_and_search_goes_by_words_meanwhile(knowledge: Knowledge) -> None:
-    """Its name or dimension differs; messages written meanwhile are found, and get their vectors afterwards."""
+    """With another model, search is lexical and asks for a rebuild.
+
+    The model has another name or dimension. Messages that are written meanwhile are found, and get their vectors in the
+    rebuild.
+    """
     ingest(knowledge, *TALK)
     for model in (WordEmbedding(name="other words"), WordEmbedding(name="long words", dimension=512)):
         changed = evolve(knowledge, embedding=model, retriever=Retriever(knowledge.archive, knowledge.vectors, model))
@@ -164,7 +171,7 @@ def test_another_model_asks_for_a_rebuild_and_search_goes_by_words_meanwhile(kno
         assert todo.work == "embed"
         assert model.name in todo.why
         rebuild(changed, todo)
-        assert whole(changed)
+        assert is_complete(changed)
         assert plan(changed, GUILD).work == "nothing"
         assert found(changed)[1][0][0] == "1002"
         result = changed.retriever.search(
@@ -175,7 +182,7 @@ def test_another_model_asks_for_a_rebuild_and_search_goes_by_words_meanwhile(kno
 
 
 def test_other_rules_make_the_conversations_again(knowledge: Knowledge, bare_settings: Settings) -> None:
-    """An archive of an older version ends as if this version had made it."""
+    """After a rebuild, an archive of an older version is the same as one that this version made."""
     history = [*TALK, message(6, "<@1> kernel panics after the update", author_id="2", mentioned_user_ids=["1"])]
     ingest(knowledge, *history, deletion(3))
     expected, results = dump(bare_settings), found(knowledge)
@@ -186,7 +193,7 @@ def test_other_rules_make_the_conversations_again(knowledge: Knowledge, bare_set
     todo = plan(knowledge, GUILD)
     assert (todo.work, "older" in todo.why) == ("link", True)
     rebuild(knowledge, todo)
-    assert whole(knowledge)
+    assert is_complete(knowledge)
     assert found(knowledge) == results
     assert [row for row in dump(bare_settings) if "1003" not in str(row)] == [
         row for row in expected if "1003" not in str(row)
@@ -196,7 +203,10 @@ def test_other_rules_make_the_conversations_again(knowledge: Knowledge, bare_set
 
 @pytest.mark.parametrize("work", ["copy", "link"])
 def test_what_happens_during_a_rebuild_is_in_the_new_collection(knowledge: Knowledge, work: str) -> None:
-    """It has new messages and edits but no deleted ones, and searches continue."""
+    """The new collection has the messages and edits that were written during the rebuild, and no deleted ones.
+
+    Searches continue meanwhile.
+    """
     ingest(knowledge, *TALK)
     if work == "copy":
         knowledge.vectors.delete(GUILD, ["p1000"])
@@ -220,7 +230,7 @@ def test_what_happens_during_a_rebuild_is_in_the_new_collection(knowledge: Knowl
 
     rebuild(knowledge, todo, progress=meanwhile)
     assert happened
-    assert whole(knowledge)
+    assert is_complete(knowledge)
     assert not {"p1002", "m1002"} & entries_in_use(knowledge)
     stored = knowledge.archive.writing.messages(["1011", "1002", "1004", "1012"])
     assert stored["1002"].deleted
@@ -265,7 +275,7 @@ def in_threads(stop: threading.Event, *works: Callable[[], None]) -> Iterator[li
 
 
 def test_ingest_and_searches_at_full_speed_lose_nothing_to_rebuilds(knowledge: Knowledge) -> None:
-    """After batches in two channels, two rebuilds and searches at once, Chroma holds what the archive holds."""
+    """After ingest in two channels, two rebuilds and searches at once, Chroma has exactly the archive's entries."""
     ingest(knowledge, *TALK)
     stop = threading.Event()
     said: list[str] = []
@@ -287,12 +297,12 @@ def test_ingest_and_searches_at_full_speed_lose_nothing_to_rebuilds(knowledge: K
 
     with in_threads(stop, partial(speak, "300"), partial(speak, "400"), ask) as errors:
         for _ in range(2):
-            rebuilt(knowledge, force=True)
+            run_rebuild(knowledge, force=True)
             until = len(said) + 4
             while len(said) < until and not errors:
                 stop.wait(0.01)
     assert errors == []
-    assert whole(knowledge)
+    assert is_complete(knowledge)
     stored = knowledge.archive.writing.messages(said)
     assert all(stored[one].deleted or stored[one].passage_id for one in said)
 
@@ -301,14 +311,14 @@ def test_ingest_and_searches_at_full_speed_lose_nothing_to_rebuilds(knowledge: K
 def test_a_rebuild_that_is_killed_leaves_the_old_collection_in_use(
     knowledge: Knowledge, bare_settings: Settings, work: str
 ) -> None:
-    """The next rebuild removes its remains."""
+    """After a killed rebuild, the old collection stays in use until the next rebuild, which removes what was left."""
     ingest(knowledge, *TALK)
     if work == "copy":
         knowledge.vectors.delete(GUILD, ["m1000"])
     before, rows = found(knowledge), dump(bare_settings)
     spawn = multiprocessing.get_context("spawn")
     begun = spawn.Event()
-    process = spawn.Process(target=rebuild_and_stay, args=(bare_settings, begun))
+    process = spawn.Process(target=rebuild_and_stop_halfway, args=(bare_settings, begun))
     process.start()
     assert begun.wait(120)
     with pytest.raises(ConfigError, match="being rebuilt already"):
@@ -319,8 +329,8 @@ def test_a_rebuild_that_is_killed_leaves_the_old_collection_in_use(
     assert found(knowledge) == before
     assert dump(bare_settings) == rows
     ingest(knowledge, message(30, "late tulips", author_id="9"), deletion(4))
-    patiently(lambda: rebuilt(knowledge, force=True))
-    assert whole(knowledge)
+    retry_until_released(lambda: run_rebuild(knowledge, force=True))
+    assert is_complete(knowledge)
     assert knowledge.vectors.generations(GUILD) == [1]
 
 
@@ -328,7 +338,7 @@ def test_a_rebuild_that_is_killed_leaves_the_old_collection_in_use(
 def test_only_the_holder_of_the_lock_switches_collections(
     knowledge: Knowledge, bare_settings: Settings, work: str
 ) -> None:
-    """Without the lock, a switch could overwrite what ingest wrote since."""
+    """Only the holder of the lock switches collections, because a switch could lose what ingest wrote since."""
     ingest(knowledge, *TALK)
     if work == "copy":
         knowledge.vectors.delete(GUILD, ["p1000"])
@@ -348,11 +358,11 @@ def test_only_the_holder_of_the_lock_switches_collections(
             " FOR EACH ROW EXECUTE FUNCTION only_alone()"
         )
     rebuild(knowledge, todo)
-    assert whole(knowledge)
+    assert is_complete(knowledge)
 
 
 def test_the_commands_say_what_is_due_and_do_it(knowledge: Knowledge, bare_settings: Settings, cli: Cli) -> None:
-    """`status`, `doctor` and `rebuild --dry-run` name guild, cause and fix; a second rebuild has nothing to do."""
+    """`status`, `doctor` and `rebuild --dry-run` name guild, cause and fix, and a second rebuild has nothing to do."""
     ingest(knowledge, *TALK)
     knowledge.vectors.forget_guild(GUILD)
     entries = len(knowledge.archive.collections.entry_ids(GUILD))
@@ -366,7 +376,7 @@ def test_the_commands_say_what_is_due_and_do_it(knowledge: Knowledge, bare_setti
     assert (done["changes"], done["items"][0]["work"]) == (entries, "copy")
     assert cli(bare_settings, "rebuild").stdout.endswith("0 changes\n")
     assert _vectors_as_doctor_sees_them(bare_settings, cli)["state"] == "ok"
-    assert whole(knowledge)
+    assert is_complete(knowledge)
 
 
 def _vectors_as_doctor_sees_them(settings: Settings, cli: Cli) -> dict[str, str]:
@@ -374,8 +384,8 @@ def _vectors_as_doctor_sees_them(settings: Settings, cli: Cli) -> dict[str, str]
     return next(finding for finding in findings if finding["check"] == "vectors")
 
 
-def test_no_order_and_no_replay_undoes_what_is_newer(knowledge: Knowledge) -> None:
-    """After shuffled and repeated changes of twelve messages, the newest state stays."""
+def test_neither_order_nor_replay_undoes_newer_changes(knowledge: Knowledge) -> None:
+    """After changes of twelve messages in any order and with repetitions, the newest state stays."""
     rng = random.Random(11)
     events: list[DiscordMessage] = []
     gone, text = set(), {}

@@ -1,4 +1,4 @@
-"""What search finds and for whom, on real PostgreSQL and Chroma."""
+"""The passages that search finds, and for whom, on real PostgreSQL and Chroma."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FLOWERS = ["tulip", "rose", "lily", "daisy", "iris", "poppy", "peony", "aster"]
 
 @pytest.fixture(params=["hybrid", "lexical"])
 def knowledge(bare_settings: Settings, request: pytest.FixtureRequest) -> Iterator[Knowledge]:
-    """The knowledge with and without an embedding model."""
+    """The knowledge, once with and once without an embedding model."""
     opened = knowledge_of(bare_settings, WordEmbedding() if request.param == "hybrid" else None)
     yield opened
     opened.vectors.forget_guild(GUILD)
@@ -64,13 +64,16 @@ ROOMS = (
     ],
 )
 def test_only_what_may_be_seen_is_found(knowledge: Knowledge, visible: list[str], expected: set[str]) -> None:
-    """The channel is listed, or it is a public thread or post with a listed parent; an empty list means none."""
+    """Search finds channels that are listed, and public threads and posts with a listed parent.
+
+    An empty list makes no channel visible.
+    """
     ingest(knowledge, *ROOMS)
     assert found(knowledge, "tulip bulbs", visible) == expected
 
 
 def test_another_guild_finds_nothing_even_with_the_right_channels(knowledge: Knowledge) -> None:
-    """Neither channel ids nor direct messages cross guilds."""
+    """Search in a guild finds no message of another guild or of a direct message, even with its channel ids."""
     ingest(
         knowledge,
         *ROOMS,
@@ -82,20 +85,20 @@ def test_another_guild_finds_nothing_even_with_the_right_channels(knowledge: Kno
 
 
 def test_more_channels_than_a_guild_can_have_are_refused(knowledge: Knowledge) -> None:
-    """Such a query must not become a huge statement."""
+    """A search with more channels than a guild can have is refused, because its statement would be huge."""
     with pytest.raises(InvalidEvent, match="20000"):
         found(knowledge, "tulip", [str(number) for number in range(20_001)])
 
 
 @pytest.mark.parametrize("question", ["", "  ", "?", "\x00", "the of and", "<@1>", "x" * 20_000, "'|&!:*\\"])
 def test_a_question_without_words_is_no_error(knowledge: Knowledge, question: str) -> None:
-    """People type anything."""
+    """A question without words finds nothing, and raises no error."""
     ingest(knowledge, *ROOMS)
     found(knowledge, question, ["200"])
 
 
 def test_a_question_about_something_else_finds_nothing(knowledge: Knowledge) -> None:
-    """No answer is better than an unrelated one."""
+    """A question without a related passage finds nothing, because no answer is better than an unrelated one."""
     ingest(knowledge, *ROOMS)
     result = knowledge.retriever.search(
         "which gearbox oil suits a tractor", guild_id=GUILD, visible_channel_ids=["200"], limit=5
@@ -104,7 +107,7 @@ def test_a_question_about_something_else_finds_nothing(knowledge: Knowledge) -> 
 
 
 def test_random_channels_leak_nothing_and_lose_nothing(knowledge: Knowledge) -> None:
-    """For 60 random readers, search finds what a full scan by the contract's rule finds."""
+    """For 60 random readers, search finds exactly the passages that a full scan by the contract's rule finds."""
     rng = random.Random(7)
     kinds = [*ChannelKind]
     rooms = []
@@ -140,7 +143,10 @@ def test_random_channels_leak_nothing_and_lose_nothing(knowledge: Knowledge) -> 
 
 
 def test_mentions_are_shown_by_name(knowledge: Knowledge) -> None:
-    """An id means nothing to a reader, a live mention would ping, and another guild's names stay private."""
+    """Mentions are shown with the names of the guild's members.
+
+    An id means nothing to a reader, a live mention would ping, and names of another guild stay private.
+    """
     ingest(
         knowledge,
         message(3, "tulips are my secret", author_id="9", author_name="eve", guild_id="77", channel_id="770"),
@@ -152,7 +158,7 @@ def test_mentions_are_shown_by_name(knowledge: Knowledge) -> None:
 
 
 def test_a_large_guild_is_searched_through_chroma(bare_settings: Settings) -> None:
-    """Passages that may not be seen are skipped, however many are nearer."""
+    """In a large guild, which is searched in Chroma, hidden passages do not displace visible ones."""
     knowledge = knowledge_of(bare_settings, WordEmbedding())
     narrow = Retriever(knowledge.archive, knowledge.vectors, knowledge.embedding, exact_limit=0)
     crowd = [
@@ -166,7 +172,10 @@ def test_a_large_guild_is_searched_through_chroma(bare_settings: Settings) -> No
 
 
 def test_the_console_sees_the_only_guild_but_no_private_places(knowledge: Knowledge) -> None:
-    """Private threads, unknown kinds and direct messages are searched only if they are listed."""
+    """The console searches the only guild, without private threads, unknown kinds and direct messages.
+
+    These are searched only if they are listed.
+    """
     ingest(knowledge, *ROOMS, message(8, "tulip", guild_id=None, channel_id="500", channel_kind=ChannelKind.DIRECT))
     guild_id, visible = console_scope(knowledge.archive)
     assert guild_id == GUILD
@@ -176,7 +185,7 @@ def test_the_console_sees_the_only_guild_but_no_private_places(knowledge: Knowle
 
 
 def test_the_console_asks_which_guild_when_there_are_several(knowledge: Knowledge) -> None:
-    """A guess would mix communities."""
+    """If there are several guilds, the console must say which one, because a guess would mix communities."""
     assert console_scope(knowledge.archive) == (None, [])
     ingest(knowledge, *ROOMS, message(9, "tulip", guild_id="101", channel_id="600"))
     with pytest.raises(ConfigError, match="several guilds") as caught:

@@ -1,4 +1,4 @@
-"""Properties of every search: it is complete, leaks nothing, and finds exact words."""
+"""Properties of every search: search misses nothing, leaks nothing, and finds exact words."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ PUBLIC = (ChannelKind.PUBLIC_THREAD, ChannelKind.FORUM_POST)
 THREADS = 1_000
 VOCABULARY = [f"word{number}" for number in range(400)]
 ODDS = [1 / (number + 5) for number in range(400)]
-"""Word frequencies as uneven as in a language: some words occur in a third of all passages."""
+"""Frequencies of words as uneven as in a language: some words occur in a third of all passages."""
 
 
 @pytest.fixture(params=["hybrid", "lexical"])
 def knowledge(bare_settings: Settings, request: pytest.FixtureRequest) -> Iterator[Knowledge]:
-    """The knowledge with and without an embedding model; no passage is too far away to be found."""
+    """The knowledge with and without an embedding model, with floors so low that every passage is found."""
     opened = knowledge_of(bare_settings, WordEmbedding() if request.param == "hybrid" else None)
-    # The floor of a guild that is never calibrated.
+    # A calibration at so many passages is never repeated.
     opened.archive.floors.put(GUILD, request.param, -1.0, 10**9)
     yield opened
     opened.vectors.forget_guild(GUILD)
@@ -45,7 +45,7 @@ def ingest(knowledge: Knowledge, events: Sequence[DiscordMessage]) -> None:
 
 
 def thread(number: int, rng: random.Random) -> list[DiscordMessage]:
-    """Add a conversation of two or three messages, in its own thread or in one of 20 channels."""
+    """Return a conversation of two or three messages, in its own thread or in one of 20 channels."""
     kind = ChannelKind.PUBLIC_THREAD if number >= 20 else ChannelKind.TEXT
     return [
         message(
@@ -60,16 +60,16 @@ def thread(number: int, rng: random.Random) -> list[DiscordMessage]:
 
 
 @attrs.frozen
-class Kept:
-    """A passage for the full scan."""
+class ScannedPassage:
+    """A passage as the full scan reads it."""
 
     channel_id: str
     candidate: Candidate
     vectors: PassageVectors
 
 
-def everything(settings: Settings) -> list[Kept]:
-    """Return all passages, without retrieval."""
+def everything(settings: Settings) -> list[ScannedPassage]:
+    """Return all passages of the archive, read without retrieval."""
     with psycopg.connect(settings.database_url) as connection, connection.cursor(binary=True) as cursor:
         passages = cursor.execute(
             "SELECT passage_id, channel_id, text, length, last_at, vector FROM passages"
@@ -80,7 +80,7 @@ def everything(settings: Settings) -> list[Kept]:
         ):
             messages.setdefault(passage_id, []).append((author_id, vector))
     return [
-        Kept(
+        ScannedPassage(
             channel_id,
             Candidate(
                 passage_id=passage_id,
@@ -99,7 +99,7 @@ def everything(settings: Settings) -> list[Kept]:
     ]
 
 
-def scan(kept: Sequence[Kept], question: str, vector: Vectors | None, visible: set[str]) -> list[float]:
+def scan(kept: Sequence[ScannedPassage], question: str, vector: Vectors | None, visible: set[str]) -> list[float]:
     """Return the scores of the five best passages."""
     words = list(dict.fromkeys(terms(question)))
     frequencies = {word: sum(word in one.candidate.counts for one in kept) for word in words}
@@ -111,14 +111,17 @@ def scan(kept: Sequence[Kept], question: str, vector: Vectors | None, visible: s
         if one.channel_id in visible and (vector is not None or counts):
             candidate = attrs.evolve(one.candidate, counts=counts)
             near = nearness(candidate, one.vectors, vector, lexical)
-            # All messages are from a few days, so all are fresh.
+            # All messages are a few days old, so every passage gets the weight of fresh ones.
             scores.append(near.score + FRESH_WEIGHT)
     best = sorted(scores, reverse=True)[:5]
     return best[:1] + [score for score in best[1:] if score >= best[0] * TAIL_SHARE]
 
 
-def test_what_is_found_is_what_a_full_scan_finds(knowledge: Knowledge, bare_settings: Settings) -> None:
-    """At least 99 of 100 searches agree, for one visible channel or a thousand, and on every search path."""
+def test_search_finds_what_a_full_scan_finds(knowledge: Knowledge, bare_settings: Settings) -> None:
+    """Search agrees with a full scan in at least 99 of 100 cases.
+
+    The cases have between one and a thousand visible channels, and cover every search path.
+    """
     rng = random.Random(3)
     ingest(knowledge, [event for number in range(THREADS) for event in thread(number, rng)])
     kept = everything(bare_settings)
@@ -145,7 +148,7 @@ def test_what_is_found_is_what_a_full_scan_finds(knowledge: Knowledge, bare_sett
 
 
 def places(rng: random.Random) -> list[tuple[str, ChannelKind, str | None]]:
-    """Return channels, threads and posts of all kinds: id, kind, parent."""
+    """Return (id, kind, parent) of channels, threads and posts of all kinds."""
     rooms: list[tuple[str, ChannelKind, str | None]] = [
         (str(200 + number), ChannelKind.TEXT, None) for number in range(6)
     ]
@@ -156,7 +159,10 @@ def places(rng: random.Random) -> list[tuple[str, ChannelKind, str | None]]:
 
 
 def test_nothing_that_may_not_be_seen_shows_anywhere(knowledge: Knowledge) -> None:
-    """Passages, explanations, answers, citations and excerpts leak nothing, even after a reader who sees all."""
+    """Passages, explanations, answers, citations and excerpts contain nothing that the reader may not see.
+
+    This holds even after a search of a reader who sees everything.
+    """
     rng = random.Random(5)
     rooms = places(rng)
     said = []
@@ -234,7 +240,7 @@ CODES = (
 
 
 def test_codes_versions_and_symbols_are_found_by_the_letter(knowledge: Knowledge) -> None:
-    """Each finds its own message first, although others differ in one character."""
+    """Search for a code, version or symbol finds its message first, although other messages differ in one character."""
     said = [
         message(number, f"the update stops and prints {code} every time", channel_id=str(200 + number))
         for number, code in enumerate(CODES)

@@ -1,4 +1,4 @@
-"""Commands and services print no password and no key, whatever is down, malformed or refusing."""
+"""Commands and services print no password and no key, even if services are down or settings are malformed."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ _PROGRAM = "import shlex, sys; from rtfm_cli.main import run\nfor line in sys.ar
 
 @contextmanager
 def dead_port() -> Iterator[int]:
-    """A port without a listener."""
+    """A port at which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         yield probe.getsockname()[1]
 
 
 @contextmanager
-def answering(status: int) -> Iterator[int]:
-    """A server that gives the same answer to every request."""
+def server_with_status(status: int) -> Iterator[int]:
+    """A server that gives ``status`` as the answer to every request."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def _answer(self) -> None:
@@ -80,13 +80,13 @@ def answering(status: int) -> Iterator[int]:
 
 
 def with_password(url: str, name: str) -> str:
-    """Return ``url`` with a user and a password that is named after its setting."""
+    """Return ``url`` with a user and a password that contains the name of its setting."""
     scheme, _, rest = url.partition("://")
     return f"{scheme}://anna:{MARK}-{name}-x@{rest.rpartition('@')[2]}"
 
 
 def secret_environment(settings: Settings, port: int) -> dict[str, str]:
-    """Return the environment of ``settings`` with other addresses at ``port`` and secrets in all of them."""
+    """Return the environment of ``settings`` with all other addresses at ``port``, and with a secret in each."""
     environment = environment_of(settings)
     for name in ("SCHEMA_REGISTRY_URL", "CHROMA_URL"):
         environment[name] = with_password(environment[name], name)
@@ -98,8 +98,8 @@ def secret_environment(settings: Settings, port: int) -> dict[str, str]:
     return environment
 
 
-def printed(environment: dict[str, str], commands: tuple[str, ...] = COMMANDS) -> str:
-    """Return all output of ``commands``, one after another."""
+def output_of(environment: dict[str, str], commands: tuple[str, ...] = COMMANDS) -> str:
+    """Return the output of all ``commands``."""
     registry = environment["SCHEMA_REGISTRY_URL"]
     lines = [command.format(registry=registry) for command in commands]
     done = subprocess.run(
@@ -116,13 +116,13 @@ def printed(environment: dict[str, str], commands: tuple[str, ...] = COMMANDS) -
 
 
 def database_password(settings: Settings) -> str:
-    """The password of the tests' PostgreSQL."""
+    """Return the password of the tests' PostgreSQL."""
     found = re.search(r":([^:@]*)@", settings.database_url)
     return found[1] if found else MARK
 
 
-def holds_no_secret(text: str, settings: Settings) -> bool:
-    """Return whether ``text`` is not empty and has no secret."""
+def is_free_of_secrets(text: str, settings: Settings) -> bool:
+    """Return whether ``text`` is not empty and contains no secret."""
     password = database_password(settings)
     assert text.strip()
     assert [line for line in text.splitlines() if MARK in line] == []
@@ -135,7 +135,7 @@ STATES = ["up", "SCHEMA_REGISTRY_URL", "CHROMA_URL", "DATABASE_URL", "KAFKA_BOOT
 
 @pytest.mark.parametrize("down", STATES)
 def test_commands_show_no_secret_whatever_is_down(settings: Settings, down: str) -> None:
-    """Either everything answers, or one of the four does not."""
+    """Commands print no secret, whether all four services answer or one of them is down."""
     settings.home.mkdir(exist_ok=True)
     with dead_port() as port:
         environment = secret_environment(settings, port)
@@ -145,38 +145,38 @@ def test_commands_show_no_secret_whatever_is_down(settings: Settings, down: str)
             scheme = "postgresql" if down == "DATABASE_URL" else "http"
             environment[down] = with_password(f"{scheme}://127.0.0.1:{port}/x", down)
         commands = COMMANDS if down != "KAFKA_BOOTSTRAP_SERVERS" else ("doctor --json", "status", "--debug dlq stats")
-        assert holds_no_secret(printed(environment, commands), settings)
+        assert is_free_of_secrets(output_of(environment, commands), settings)
 
 
 @pytest.mark.parametrize("status", [200, 401, 500])
 def test_commands_show_no_secret_whatever_answers(settings: Settings, status: int) -> None:
-    """Messages about a proxy's page, a refusal or an error contain the address."""
+    """Commands print no secret if a server answers with a proxy's page, a refusal or an error."""
     settings.home.mkdir(exist_ok=True)
-    with answering(status) as port:
+    with server_with_status(status) as port:
         environment = secret_environment(settings, port)
         for name in ("SCHEMA_REGISTRY_URL", "CHROMA_URL"):
             environment[name] = with_password(f"http://127.0.0.1:{port}/x", name)
-        environment["DATABASE_URL"] = with_password(settings.database_url, "DATABASE_URL")  # and a wrong password
-        assert holds_no_secret(printed(environment), settings)
+        environment["DATABASE_URL"] = with_password(settings.database_url, "DATABASE_URL")  # the password is wrong, too
+        assert is_free_of_secrets(output_of(environment), settings)
 
 
 def test_malformed_addresses_are_refused_without_their_password(settings: Settings) -> None:
-    """Each address is tried; unit tests cover more misspellings."""
+    """A malformed address is refused without printing its password; unit tests cover more misspellings."""
     settings.home.mkdir(exist_ok=True)
     with dead_port() as port:
         given = secret_environment(settings, port)
         names = [name for name, value in given.items() if MARK in value and "://" in value]
         texts = [
-            printed(given | {name: "http://anna:geheim/7@host:x"}, ("doctor --json", "--debug status"))
+            output_of(given | {name: "http://anna:geheim/7@host:x"}, ("doctor --json", "--debug status"))
             for name in [*names, "DATABASE_URL"]
         ]
-    assert holds_no_secret("\n".join(texts), settings)
+    assert is_free_of_secrets("\n".join(texts), settings)
     assert "is not an address such as" in texts[0]
 
 
 @contextmanager
 def service(name: str, environment: dict[str, str], log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """`rtfm-cli run NAME` in a separate process, which is stopped at the end."""
+    """Run `rtfm-cli run NAME` in a separate process, and stop it at the end."""
     program = Path(sys.executable).with_name("rtfm-cli")
     command = [str(program), "--debug", "run", name]
     process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -192,7 +192,7 @@ def service(name: str, environment: dict[str, str], log: IO[bytes]) -> Iterator[
 
 
 def pages(log: str) -> str:
-    """Return the pages of the metrics port, whatever the status; the service logs the port."""
+    """Return all pages of the metrics port, whose number the service logs."""
     port = re.findall(r"http://127\.0\.0\.1:(\d+)", log)[0]
     text = ""
     for path in ("readyz", "healthz", "metrics"):
@@ -206,7 +206,7 @@ def pages(log: str) -> str:
 
 @pytest.mark.parametrize("down", ["CHROMA_URL", "DATABASE_URL", "all of them"])
 def test_a_processor_shows_no_secret_while_it_waits(settings: Settings, tmp_path: Path, down: str) -> None:
-    """Neither the log nor /readyz, which names the dependency, has one."""
+    """While the processor waits for a dependency, neither its log nor /readyz contains a secret."""
     with dead_port() as port, (tmp_path / "log").open("wb") as log:
         environment = secret_environment(settings, port) | {"LOG_FORMAT": "console"}
         for name in ("SCHEMA_REGISTRY_URL", "CHROMA_URL", "DATABASE_URL"):
@@ -217,13 +217,16 @@ def test_a_processor_shows_no_secret_while_it_waits(settings: Settings, tmp_path
             eventually(lambda: "waiting to start" in (tmp_path / "log").read_text(), timeout_s=60)
             shown = pages((tmp_path / "log").read_text())
     assert "127.0.0.1" in shown
-    assert holds_no_secret(shown + (tmp_path / "log").read_text(), settings)
+    assert is_free_of_secrets(shown + (tmp_path / "log").read_text(), settings)
 
 
 @pytest.mark.parametrize("status", [None, 401, 500])
 def test_a_bot_shows_no_secret_while_it_waits(settings: Settings, tmp_path: Path, status: int | None) -> None:
-    """Discord's server is missing or refuses; its address and the token are secrets."""
-    port_of = dead_port() if status is None else answering(status)
+    """While the bot waits for Discord, it prints neither the token nor the secrets in Discord's address.
+
+    The server is missing, or refuses the bot.
+    """
+    port_of = dead_port() if status is None else server_with_status(status)
     with port_of as port, (tmp_path / "log").open("wb") as log:
         environment = secret_environment(settings, port)
         shown = ""
@@ -234,14 +237,14 @@ def test_a_bot_shows_no_secret_while_it_waits(settings: Settings, tmp_path: Path
             )
             with contextlib.suppress(OSError):
                 shown = pages((tmp_path / "log").read_text())
-    assert holds_no_secret(shown + (tmp_path / "log").read_text(), settings)
+    assert is_free_of_secrets(shown + (tmp_path / "log").read_text(), settings)
 
 
 def test_local_status_shows_no_password(tmp_path: Path) -> None:
-    """It is in run/stack.json, which only its owner can read and other commands use."""
+    """`local status` does not print the password, which is in run/stack.json for other commands of its owner."""
     (tmp_path / "run").mkdir()
     entry = f'{{"address": "postgresql://rtfm:{MARK}@localhost:1/rtfm", "port": 1, "pid": {os.getpid()}, "started": 0}}'
     (tmp_path / "run" / "stack.json").write_text(f'{{"services": {{"postgres": {entry}}}}}')
     environment = inherited_environment() | {"RTFM_HOME": str(tmp_path), "SCHEMA_REGISTRY_URL": "http://localhost:1"}
-    text = printed(environment, ("local status", "local status --json"))
+    text = output_of(environment, ("local status", "local status --json"))
     assert MARK not in text

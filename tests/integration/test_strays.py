@@ -1,4 +1,4 @@
-"""Schema versions that other programs registered under our subjects are named, checked and removed."""
+"""Strays, schema versions that other programs registered under our subjects, are named, checked and removed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from confluent_kafka.schema_registry.avro import AvroSerializer
 
 from rtfm.contracts import catalogue, open_contracts, open_registry
 from rtfm.settings import Settings
-from tests.streams import QUERIES, asked
+from tests.streams import QUERIES, build_query
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def registered_by_another(settings: Settings, change: Callable[[dict[str, Any]], None]) -> bytes:
-    """Produce a query with Confluent's default serializer and a changed schema; return the record's bytes."""
+    """Produce a query with Confluent's default serializer and a changed schema, and return the record's value."""
     schema = json.loads(json.dumps(catalogue.load().topic(QUERIES).schema))
     change(schema)
     registry = SchemaRegistryClient({"url": settings.schema_registry_url})
@@ -37,7 +37,7 @@ def registered_by_another(settings: Settings, change: Callable[[dict[str, Any]],
         {"bootstrap.servers": settings.kafka_bootstrap_servers, "value.serializer": serialized}
     )
     codec = open_contracts(settings).codec(QUERIES)
-    query = asked(1)
+    query = build_query(1)
     value = {field["name"]: getattr(query, field["name"], None) for field in schema["fields"]}
     value |= {"audience": "ASKER", "origin": "CONSOLE", "context": [], "attachments": []}
     producer.produce(f"{settings.kafka_topic_prefix}{QUERIES}", key="c1", value=value)
@@ -60,7 +60,10 @@ def add_tenant(schema: dict[str, Any]) -> None:
 def test_a_stray_version_is_named_with_the_command_that_removes_it(
     settings: Settings, cli: Cli, change: Callable[[dict[str, Any]], None], rule: str | None
 ) -> None:
-    """Three commands name it; after its removal the record that was written with it still decodes."""
+    """Three commands name a stray and how to remove it.
+
+    After its removal, the record that was written with it still decodes.
+    """
     url = settings.schema_registry_url
     assert cli(settings, "schemas", "check", "--registry", url).stdout.endswith("0 findings\n")
     record = registered_by_another(settings, change)
@@ -95,7 +98,7 @@ def test_a_stray_version_is_named_with_the_command_that_removes_it(
 
 
 def test_a_released_version_is_not_removed(settings: Settings, cli: Cli) -> None:
-    """The exit code is 2, and the version stays."""
+    """A released version is not removed, and the exit code is 2."""
     done = cli(settings, "schemas", "remove", QUERIES, "1", "--yes", check=False)
     assert done.returncode == 2
     assert "released" in done.stderr
@@ -105,6 +108,6 @@ def test_a_released_version_is_not_removed(settings: Settings, cli: Cli) -> None
 
 
 def test_the_local_registry_checks_subjects_of_others(settings: Settings) -> None:
-    """As in docker-compose.yml, a subject without its own level is checked by FULL_TRANSITIVE."""
+    """The local registry checks subjects without an own level by FULL_TRANSITIVE, as in docker-compose.yml."""
     answer = httpx.get(f"{settings.schema_registry_url}/config", timeout=20).json()
     assert answer["compatibilityLevel"] == "FULL_TRANSITIVE"

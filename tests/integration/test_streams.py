@@ -1,4 +1,4 @@
-"""Events through a real Kafka: topics, producing, reading, the pipeline, dead letters."""
+"""Events through a real Kafka: topics, producer, consumer, pipeline and dead letters."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
 
 
 def test_a_broker_that_is_not_there_is_one_line_and_exit_code_3(bare_settings: Settings, cli: Cli) -> None:
-    """Nothing is retried for minutes or printed twice."""
+    """If no broker answers, a command prints one line once, and exits with 3 without long retries."""
     done = cli(bare_settings, "topics", "init", check=False, KAFKA_BOOTSTRAP_SERVERS="localhost:1")
     assert done.returncode == 3
     assert "Kafka at localhost:1 does not answer" in done.stderr
@@ -119,14 +119,14 @@ def test_a_broker_that_is_not_there_is_one_line_and_exit_code_3(bare_settings: S
 
 
 def test_a_topic_that_does_not_exist_is_a_configuration_error(bare_settings: Settings) -> None:
-    """The error names the command that creates it."""
+    """If a topic does not exist, the error names the command that creates it."""
     with pytest.raises(ConfigError) as caught:
         EventReader(bare_settings, open_contracts(bare_settings), "bot-queries")
     assert "topics init" in (caught.value.hint or "")
 
 
 def test_a_dry_run_changes_nothing_and_a_second_run_has_nothing_to_do(bare_settings: Settings, cli: Cli) -> None:
-    """The plan stays the same until it is applied."""
+    """A dry run has the same plan until the plan is applied, and then the plan is empty."""
     for _ in range(2):
         assert "4 changes (dry run)" in cli(bare_settings, "topics", "init", "--dry-run").stdout
     assert cli(bare_settings, "topics", "init").stdout.endswith("4 changes\n")
@@ -134,7 +134,7 @@ def test_a_dry_run_changes_nothing_and_a_second_run_has_nothing_to_do(bare_setti
 
 
 def test_drifted_settings_are_fixed_and_extra_partitions_are_kept(settings: Settings, contracts: Contracts) -> None:
-    """Removing partitions would lose records."""
+    """Changed settings of a topic are restored, and additional partitions stay, because their records would be lost."""
     name = f"{settings.kafka_topic_prefix}bot-queries"
     client = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
     entry = ConfigEntry("retention.ms", "1000", incremental_operation=AlterConfigOpType.SET)
@@ -153,16 +153,16 @@ def test_drifted_settings_are_fixed_and_extra_partitions_are_kept(settings: Sett
 def test_an_event_that_the_schema_does_not_allow_is_refused_before_it_is_sent(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """The caller gets the error, not the consumer."""
+    """An event that does not fit its schema is refused before sending, so that the caller gets the error."""
     with EventProducer(settings, contracts) as producer, pytest.raises(InvalidEvent):
-        producer.send("discord-messages", evolve(message(1), content=5))  # type: ignore[arg-type]  # that is the point
+        producer.send("discord-messages", evolve(message(1), content=5))  # type: ignore[arg-type]  # intended
     assert read_all(settings, contracts, "discord-messages") == []
 
 
 def test_a_record_comes_back_as_it_was_sent_with_trace_and_content_type(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """Its key is the channel, so that a channel stays in order."""
+    """A record has the event, a trace, a content type, and the channel as key, so that a channel stays in order."""
     produce(settings, contracts, [message(1, channel="42")])
     (record,) = read_all(settings, contracts, "discord-messages")
     assert record.event == message(1, channel="42")
@@ -171,7 +171,7 @@ def test_a_record_comes_back_as_it_was_sent_with_trace_and_content_type(
 
 
 def test_confluents_own_deserializer_reads_our_records(settings: Settings, contracts: Contracts) -> None:
-    """Any Confluent client can read them."""
+    """Confluent's deserializer reads our records, so any of its clients can."""
     produce(settings, contracts, [message(1)])
     (record,) = read_all(settings, contracts, "discord-messages")
     deserializer = AvroDeserializer(SchemaRegistryClient({"url": settings.schema_registry_url}))
@@ -190,7 +190,7 @@ def test_confluents_own_deserializer_reads_our_records(settings: Settings, contr
 def test_bytes_that_do_not_decode_become_one_dead_letter_and_the_next_record_is_handled(
     settings: Settings, contracts: Contracts, value: bytes | None
 ) -> None:
-    """Key, value and headers are kept byte for byte."""
+    """Bytes that cannot be decoded become one dead letter that keeps them, and the next record is handled."""
     produce_raw(settings, contracts, b"7", value)
     produce(settings, contracts, [message(1)])
     handled: list[str] = []
@@ -213,7 +213,7 @@ def test_bytes_that_do_not_decode_become_one_dead_letter_and_the_next_record_is_
 def test_a_batch_with_one_record_that_can_never_succeed_loses_only_that_one(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """The other records of the batch are handled."""
+    """If one record of a batch is invalid, only that record becomes a dead letter."""
     produce(settings, contracts, [message(number) for number in range(10)])
     handled: set[str] = set()
 
@@ -230,7 +230,7 @@ def test_a_batch_with_one_record_that_can_never_succeed_loses_only_that_one(
 
 
 def test_what_is_down_pauses_the_pipeline_and_nothing_is_skipped(settings: Settings, contracts: Contracts) -> None:
-    """No record is dead-lettered or lost, and readiness names the dependency."""
+    """If a dependency is down, the pipeline waits, names it in readiness, and then handles every record."""
     produce(settings, contracts, [message(number) for number in range(5)])
     back = threading.Event()
     handled: list[str] = []
@@ -250,7 +250,7 @@ def test_what_is_down_pauses_the_pipeline_and_nothing_is_skipped(settings: Setti
 
 
 def test_after_a_stop_work_goes_on_where_it_was_committed(settings: Settings, contracts: Contracts) -> None:
-    """Records that were finished before the stop are not repeated."""
+    """After a restart, records that were finished before are not handled again."""
     handled: list[str] = []
 
     def handler(records: Sequence[Record]) -> Sequence[Output]:
@@ -269,7 +269,7 @@ def test_after_a_stop_work_goes_on_where_it_was_committed(settings: Settings, co
 def test_records_of_one_key_stay_in_order_when_several_are_handled_at_once(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """Only different keys are handled concurrently."""
+    """With several threads, records of one key stay in order, and different keys are handled at the same time."""
     produce(settings, contracts, [message(number, channel=str(number % 4)) for number in range(40)])
     handled: dict[str, list[int]] = {}
 
@@ -285,7 +285,7 @@ def test_records_of_one_key_stay_in_order_when_several_are_handled_at_once(
 
 
 def test_outputs_are_in_kafka_and_carry_the_trace_of_their_record(settings: Settings, contracts: Contracts) -> None:
-    """A question and its answer share one trace."""
+    """Outputs have the trace of their record, so that a question and its answer share a trace."""
     with EventProducer(settings, contracts) as producer:
         trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
         producer.send("discord-messages", message(1), headers={"traceparent": trace})
@@ -304,7 +304,7 @@ def test_outputs_are_in_kafka_and_carry_the_trace_of_their_record(settings: Sett
 def test_committed_offsets_below_the_start_of_the_log_are_counted_as_lost(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """Retention that overtook a stopped service must be visible."""
+    """If retention removed records that were not handled, a metric counts them."""
     from confluent_kafka import TopicPartition
 
     from rtfm.telemetry import LOST_RECORDS
@@ -333,21 +333,21 @@ def test_committed_offsets_below_the_start_of_the_log_are_counted_as_lost(
 
 
 def test_selftest_passes_on_a_prepared_system_and_says_which_check_it_left_out(settings: Settings, cli: Cli) -> None:
-    """Without a processor the question is not asked, which is not a failure."""
+    """`selftest` passes without a processor, and says that it asked no question."""
     done = cli(settings, "selftest", "--test", "all")
     assert "skipped" in done.stdout
     assert "failed" not in done.stdout
 
 
 def test_selftest_fails_where_topics_are_missing(bare_settings: Settings, cli: Cli) -> None:
-    """The exit code is 1, and the output has the fix."""
+    """If topics are missing, `selftest` exits with 1 and prints the fix."""
     done = cli(bare_settings, "selftest", "--test", "topics", "--json", check=False)
     assert done.returncode == 1
     assert "topics init" in done.stdout
 
 
 def test_dead_letters_are_listed_and_shown(settings: Settings, contracts: Contracts, cli: Cli) -> None:
-    """Their origin and bytes are shown."""
+    """`dlq` lists dead letters, and shows their origin and bytes."""
     produce_raw(settings, contracts, b"7", b"no avro")
     handled: list[str] = []
 
@@ -367,6 +367,6 @@ def test_dead_letters_are_listed_and_shown(settings: Settings, contracts: Contra
 
 
 def test_an_event_of_another_topic_is_refused(settings: Settings, contracts: Contracts) -> None:
-    """A mistake in code shows at once, whatever the contract."""
+    """An event of another topic is refused, even if the schema would fit."""
     with EventProducer(settings, contracts) as producer, pytest.raises(RtfmError):
         producer.send("bot-responses", message(1))

@@ -1,4 +1,4 @@
-"""Transactions on a real broker: what ends them, and how it is reported."""
+"""Transactions on a real broker: how they can end, and which errors are raised."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.streams import RESPONSES, eventually, limit_record_bytes, records
 
 
 def record(value: bytes) -> ProducerRecord:
-    """Return a record of one key, so that all are in one partition."""
+    """Return a record; all of these have one key, so that they are in one partition."""
     return ProducerRecord(RESPONSES, b"key", value, [])
 
 
 @pytest.fixture
 def transactions(settings: Settings) -> Iterator[Callable[[], Transactions]]:
-    """Opened producers that share a name; closed at the end."""
+    """Return a function that opens producers of one name; all are closed at the end."""
     made: list[Transactions] = []
 
     def make() -> Transactions:
@@ -39,11 +39,11 @@ def transactions(settings: Settings) -> Iterator[Callable[[], Transactions]]:
 
 @pytest.fixture
 def contracts(settings: Settings) -> Contracts:
-    """The contracts."""
+    """The contracts of ``settings`` with their registry."""
     return open_contracts(settings)
 
 
-def nothing_open(settings: Settings) -> bool:
+def has_no_open_transaction(settings: Settings) -> bool:
     """Return whether no transaction is open in bot-responses."""
     admin: Any = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
     latest: Any = OffsetSpec
@@ -56,20 +56,23 @@ def nothing_open(settings: Settings) -> bool:
 
 
 def values(settings: Settings, contracts: Contracts) -> list[bytes | None]:
-    """Return what a reader of committed records gets."""
+    """Return the values that a reader of committed records gets."""
     return [found.value for found in records(settings, contracts, RESPONSES)]
 
 
-def test_a_transaction_that_timed_out_does_not_end_the_worker(
+def test_a_transaction_that_timed_out_does_not_end_the_processor(
     settings: Settings, contracts: Contracts, transactions: Callable[[], Transactions]
 ) -> None:
-    """R3, R5: after an outage or a freeze longer than the transaction timeout, none of it is visible."""
+    """R3, R5: A transaction that exceeded its timeout, as after a freeze, leaves nothing visible.
+
+    The next transaction of the same producer works.
+    """
     ours = transactions()
 
     def slow() -> Iterator[ProducerRecord]:
         yield record(b"too late")
-        eventually(lambda: not nothing_open(settings))
-        eventually(lambda: nothing_open(settings))
+        eventually(lambda: not has_no_open_transaction(settings))
+        eventually(lambda: has_no_open_transaction(settings))
 
     with pytest.raises(OutcomeUnknown, match="longer than 10 s"):
         ours.commit(slow())
@@ -82,12 +85,12 @@ def test_a_transaction_that_timed_out_does_not_end_the_worker(
 def test_the_older_of_two_producers_of_one_name_is_fenced(
     settings: Settings, contracts: Contracts, transactions: Callable[[], Transactions]
 ) -> None:
-    """R4: this works within a transaction too, of which nothing is visible."""
+    """R4: Opening a producer fences the older one of its name, and an open transaction of that one is never visible."""
     older = transactions()
 
     def overtaken() -> Iterator[ProducerRecord]:
         yield record(b"of the older")
-        eventually(lambda: not nothing_open(settings))
+        eventually(lambda: not has_no_open_transaction(settings))
         transactions().commit([record(b"of the younger")])
 
     with pytest.raises(Fenced, match="another process took the place"):
@@ -98,7 +101,10 @@ def test_the_older_of_two_producers_of_one_name_is_fenced(
 def test_a_refused_transaction_says_why_and_does_not_affect_the_next(
     settings: Settings, contracts: Contracts, transactions: Callable[[], Transactions]
 ) -> None:
-    """Aborted records are reported late, which must not fail the next transaction."""
+    """A refused transaction raises its reason, and the next one works.
+
+    Aborted records are reported late, and these reports must not fail the next transaction.
+    """
     limit_record_bytes(settings, RESPONSES, 20_000)
     ours = transactions()
     large = [record(random.Random(number).randbytes(15_000)) for number in range(200)]

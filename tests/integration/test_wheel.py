@@ -1,4 +1,4 @@
-"""The wheel works without a checkout."""
+"""The built wheel works without a checkout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rtfm.settings import Settings
 from tests.conftest import environment_of
 
 MAX_BASE_BYTES = 80_000_000
-"""Size of site-packages without pip, including compiled code."""
+"""Largest allowed size of site-packages without pip, including compiled code."""
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -34,7 +34,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_carries_contracts_migrations_and_the_sample(wheel: Path) -> None:
-    """Files other than Python are included, tests are not."""
+    """The wheel has the contracts, migrations and sample, which are not Python files, and no tests."""
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {
         "rtfm/schemas/contracts.toml",
@@ -48,12 +48,12 @@ def test_wheel_carries_contracts_migrations_and_the_sample(wheel: Path) -> None:
 
 
 def test_installed_wheel_lists_the_contracts(wheel: Path, tmp_path: Path) -> None:
-    """In a fresh environment outside the checkout, the command finds the schemas in its package."""
+    """In a new environment outside the checkout, `schemas list` finds the schemas in its package."""
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=False)
     install = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python"), "install", "--quiet"]
     subprocess.run([*install, "--no-index", "--no-deps", str(wheel)], check=True)
-    # The dependencies come from here; a path in a .pth file does not include this project's editable install.
+    # Dependencies come from this environment. A path in a .pth file does not add this project's editable install.
     site_packages = Path(sysconfig.get_path("purelib", vars={"base": str(environment)}))
     (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     done = subprocess.run(
@@ -67,7 +67,7 @@ def test_installed_wheel_lists_the_contracts(wheel: Path, tmp_path: Path) -> Non
     assert "discord-messages-value" in done.stdout
 
 
-def required(wheel: Path) -> set[str]:
+def required_packages(wheel: Path) -> set[str]:
     """Return the packages that `pip install` of the wheel installs without an extra."""
     (entry,) = (name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".dist-info/METADATA"))
     text = zipfile.ZipFile(wheel).read(entry).decode()
@@ -83,13 +83,13 @@ def required(wheel: Path) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The script folder of an environment with only the wheel and its requirements."""
+def base_scripts(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of scripts of an environment that has only the wheel and its requirements."""
     environment = tmp_path_factory.mktemp("base") / "venv"
     venv.create(environment, with_pip=False)
     site_packages = Path(sysconfig.get_path("purelib", vars={"base": str(environment)}))
     here = Path(sysconfig.get_path("purelib"))
-    for name in required(wheel):
+    for name in required_packages(wheel):
         files = metadata.files(name) or []
         for top in {file.parts[0] for file in files if file.parts[0] not in ("..", "__pycache__")}:
             (site_packages / top).symlink_to(here / top)
@@ -98,17 +98,17 @@ def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return environment / "bin"
 
 
-def test_base_install_is_small(base: Path) -> None:
-    """It has contracts, codec and streams without the services' dependencies."""
-    site_packages = Path(sysconfig.get_path("purelib", vars={"base": str(base.parent)}))
+def test_base_install_is_small(base_scripts: Path) -> None:
+    """An installation without extras has contracts, codec and streams, and stays below its maximum size."""
+    site_packages = Path(sysconfig.get_path("purelib", vars={"base": str(base_scripts.parent)}))
     files = [path for top in site_packages.iterdir() for path in ([top] if top.is_file() else top.resolve().rglob("*"))]
     assert sum(path.stat().st_size for path in files if path.is_file()) <= MAX_BASE_BYTES
 
 
 def test_base_install_works_with_topics_contracts_and_dead_letters(
-    base: Path, settings: Settings, tmp_path: Path
+    base_scripts: Path, settings: Settings, tmp_path: Path
 ) -> None:
-    """These commands need neither the archive nor a model."""
+    """Commands for topics, contracts and dead letters work without extras; they need neither archive nor model."""
     for arguments in (
         ["--help"],
         ["topics", "list"],
@@ -119,7 +119,7 @@ def test_base_install_works_with_topics_contracts_and_dead_letters(
         ["selftest"],
     ):
         done = subprocess.run(
-            [base / "rtfm-cli", *arguments],
+            [base_scripts / "rtfm-cli", *arguments],
             cwd=tmp_path,
             env=environment_of(settings),
             capture_output=True,
@@ -141,11 +141,11 @@ def test_base_install_works_with_topics_contracts_and_dead_letters(
     ],
 )
 def test_base_install_names_the_extra_that_a_command_needs(
-    base: Path, arguments: list[str], extra: str, tmp_path: Path
+    base_scripts: Path, arguments: list[str], extra: str, tmp_path: Path
 ) -> None:
-    """The output is one line, the exit code 2."""
+    """A command that needs an extra names it in one line, and exits with 2."""
     done = subprocess.run(
-        [base / "rtfm-cli", *arguments],
+        [base_scripts / "rtfm-cli", *arguments],
         cwd=tmp_path,
         env={"RTFM_HOME": str(tmp_path), "DISCORD_TOKEN": "none"},
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Which parts of an address are shown, and which are secret."""
+"""The parts of an address that are shown, and those that are secret."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ PASSWORDS = ["hunter2", "pa/ss", "pa@ss", "pa:ss", "pa?ss", "pa#ss", "12/ss", "p
 @pytest.mark.parametrize("password", PASSWORDS)
 @pytest.mark.parametrize("scheme", ["http", "postgresql", "wss"])
 def test_no_part_of_a_password_is_shown(scheme: str, password: str) -> None:
-    """This includes passwords with characters that should have been escaped."""
+    """An address is shown without any part of its password, even if the password has unescaped special characters."""
     text = redact_address(f"{scheme}://anna:{password}@db.example:5432/archive?token=hunter2")
     assert text in (f"{scheme}://db.example:5432/archive", f"{scheme}://{NOT_SHOWN}")
 
 
 def test_host_port_and_path_are_shown() -> None:
-    """An operator needs them to find the fault."""
+    """Host, port and path of an address are shown, because an operator needs them to find a fault."""
     assert redact_address("https://key:secret@registry:8081/apis/ccompat/v7") == "https://registry:8081/apis/ccompat/v7"
     assert redact_address("http://token-alone@[::1]:8000") == "http://[::1]:8000"
     assert redact_address("localhost:29092") == "localhost:29092"
@@ -30,13 +30,13 @@ def test_host_port_and_path_are_shown() -> None:
 
 @pytest.mark.parametrize("text", ["http://anna:hunter2", "anna:hunter2@host", "host?password=x", "http://h:80a/"])
 def test_a_malformed_address_that_may_hold_a_password_is_recognised(text: str) -> None:
-    """The error does not repeat such an address."""
+    """A malformed address that may contain a password is recognised, so that errors do not repeat it."""
     assert may_hold_secret(text)
     assert "hunter2" not in redact_address(text)
 
 
 def test_a_malformed_address_without_a_password_is_repeated() -> None:
-    """The error shows it, so that a reader finds the mistake."""
+    """A malformed address without a password is repeated in the error, so that a reader finds the mistake."""
     assert not may_hold_secret("localhost:8081")
     assert not may_hold_secret("htp://localhost:8081/path")
 
@@ -53,7 +53,7 @@ def test_a_malformed_address_without_a_password_is_repeated() -> None:
     ],
 )
 def test_secrets_of_an_address_are_its_password_and_tokens(address: str, secrets: set[str]) -> None:
-    """Both the written and the decoded form are secret."""
+    """The secrets of an address are its password and its tokens, both as written and decoded."""
     assert set(secrets_in(address)) == secrets
 
 
@@ -68,7 +68,7 @@ URLS += ["RTFM_DISCORD_API", "RTFM_DISCORD_GATEWAY", "DATABASE_URL", "KAFKA_BOOT
      "ws://anna:1/geheim77@host:x", "http://anna:[geheim77@host:1", "https://anna@host:geheim77"],
 )  # fmt: skip
 def test_a_malformed_address_is_refused_without_its_password(name: str, value: str, tmp_path: Path) -> None:
-    """The error names the variable; neither it nor its traceback repeats the password."""
+    """The error for a malformed address names the variable, and neither error nor traceback has the password."""
     with pytest.raises(ConfigError) as caught:
         settings.load({"RTFM_HOME": str(tmp_path), name: value}, dotenv=None)
     assert name in str(caught.value)
@@ -78,7 +78,7 @@ def test_a_malformed_address_is_refused_without_its_password(name: str, value: s
 
 
 def test_passwords_of_all_addresses_are_secrets_and_left_out_of_repr(tmp_path: Path) -> None:
-    """Other libraries' log lines are searched for them."""
+    """Passwords of all addresses are secrets, which are removed from log lines of libraries and left out of repr."""
     given = {name: f"{'wss' if 'GATEWAY' in name else 'http'}://anna:geheim-{name}@host:1" for name in URLS[:-2]}
     given |= {"DATABASE_URL": "postgresql://anna:geheim-db@host/x", "GEMINI_API_KEY": "geheim-key"}
     loaded = settings.load({"RTFM_HOME": str(tmp_path), **given}, dotenv=None)

@@ -1,4 +1,4 @@
-"""Which text of a question's attached files is read."""
+"""The text that is read from the attached files of a question."""
 
 from __future__ import annotations
 
@@ -11,30 +11,33 @@ def file(text: str | None, name: str = "boot.log") -> Attachment:
 
 
 def test_files_without_text_are_left_out() -> None:
-    """Pictures and files that the bot did not read are left out."""
+    """Files without text, as pictures and files that the bot did not read, are left out."""
     assert select_text_files([file(None, "shot.png"), file("", "empty.txt"), file(" \n")]) == []
 
 
 def test_the_end_of_a_long_log_is_kept() -> None:
-    """The error is usually at the end of a log."""
+    """The end of a long log is kept, because the error is usually there."""
     (found,) = select_text_files([file("start\n" + "x" * 70_000 + "\nend")])
     assert len(found.text) == MAX_FILE_CHARACTERS
     assert found.text.endswith("\nend")
 
 
 def test_at_most_four_files_are_read() -> None:
-    """Further files are ignored."""
+    """Four files of a question are read, and further files are ignored."""
     assert len(select_text_files([file(f"text {i}") for i in range(9)])) == 4
 
 
 def test_secrets_in_files_are_removed() -> None:
-    """Logs often contain tokens."""
+    """Secrets in files are removed, because logs often contain tokens."""
     (found,) = select_text_files([file("login as zoe@mail.example.org")])
     assert "zoe" not in found.text
 
 
 def test_the_error_lines_of_a_file_are_part_of_the_search() -> None:
-    """The last three are used, each once and shortened, because a whole log would drown the question."""
+    """The last three error lines of a file are searched, each once and shortened.
+
+    A whole log would leave the question's own words without weight.
+    """
     log = "\n".join(
         [
             "booting",

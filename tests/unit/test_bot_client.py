@@ -1,4 +1,4 @@
-"""The client on the fake Discord: what it receives over real sockets becomes events."""
+"""The client on the fake Discord: messages that it receives over real sockets become events."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.fakes.discord.world import ChannelType
 
 @define
 class Published:
-    """Collects what a client publishes."""
+    """Collects the events that a client publishes."""
 
     messages: list[DiscordMessage] = field(factory=list)
     queries: list[BotQuery] = field(factory=list)
@@ -58,7 +58,7 @@ def guild(fake: FakeDiscord) -> FakeGuild:
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
-    """Let the client work until ``condition`` is true."""
+    """Let the client work until ``condition`` is true, and fail with ``what`` after a while."""
     for _ in range(6_000):
         if condition():
             return
@@ -68,7 +68,7 @@ async def until(condition: Callable[[], bool], what: str) -> None:
 
 @contextlib.asynccontextmanager
 async def connected(fake: FakeDiscord, *, ask_for_gateway: bool = False) -> AsyncIterator[tuple[RtfmClient, Published]]:
-    """A client that knows its guilds."""
+    """Yield a client that knows its guilds, with the events that it publishes."""
     published = Published()
     client = RtfmClient(published, query_expiry_s=600, api=fake.api, gateway=None if ask_for_gateway else fake.gateway)
     async with client:
@@ -80,7 +80,7 @@ async def connected(fake: FakeDiscord, *, ask_for_gateway: bool = False) -> Asyn
 
 
 async def test_a_refused_token_is_reported_at_login(fake: FakeDiscord) -> None:
-    """A wrong token fails at login, before the gateway connects."""
+    """A refused token fails at login, before the gateway is connected."""
     client = RtfmClient(Published(), query_expiry_s=600, api=fake.api, gateway=fake.gateway)
     async with client:
         with pytest.raises(discord.LoginFailure):
@@ -88,7 +88,7 @@ async def test_a_refused_token_is_reported_at_login(fake: FakeDiscord) -> None:
 
 
 async def test_messages_that_no_person_wrote_give_no_event(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """Messages of bots and webhooks, joins, voice channels and direct messages are not archived."""
+    """Messages of bots and webhooks, joins, voice channels and direct messages make no event."""
     general, voice = guild.channel("general"), guild.channel("talk", kind=ChannelType.VOICE)
     person, robot = fake.person("ada", guild), fake.person("robot", bot=True)
     async with connected(fake) as (_, published):
@@ -104,7 +104,7 @@ async def test_messages_that_no_person_wrote_give_no_event(fake: FakeDiscord, gu
 
 
 async def test_a_message_becomes_an_event(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """Every field of the contract comes from the message."""
+    """A message becomes an event, with every field of the contract."""
     general, person, friend = guild.channel("general"), fake.person("ada", guild), fake.person("bob", guild)
     log_file = {"id": "1", "filename": "a.log", "url": "https://cdn.invalid/a.log", "proxy_url": "", "size": 12}
     async with connected(fake) as (_, published):
@@ -132,7 +132,7 @@ async def test_a_message_becomes_an_event(fake: FakeDiscord, guild: FakeGuild) -
 
 
 async def test_threads_and_posts_name_their_parent(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """The kind of channel later decides who may read it."""
+    """Events of threads and posts have the kind of channel and the parent, which later decide who may read them."""
     general, forum = guild.channel("general"), guild.channel("forum", kind=ChannelType.FORUM)
     person = fake.person("ada", guild)
     places = {
@@ -149,7 +149,10 @@ async def test_threads_and_posts_name_their_parent(fake: FakeDiscord, guild: Fak
 
 
 async def test_edits_and_deletions_become_events_in_order(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """They need no cache of ours, and a link preview is not an edit."""
+    """Edits and deletions become events in order, even of messages that the client has not seen.
+
+    A link preview that Discord adds is not an edit.
+    """
     general, person = guild.channel("general"), fake.person("ada", guild)
     older = [fake.says(general, person, f"before the bot came {n}", announce=False) for n in range(3)]
     async with connected(fake) as (_, published):
@@ -166,7 +169,10 @@ async def test_edits_and_deletions_become_events_in_order(fake: FakeDiscord, gui
 
 
 async def test_a_mention_becomes_a_query_and_no_message(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """The query carries its visible channels; as a message it would be found as its own answer."""
+    """A mention becomes a query with its visible channels, and no message.
+
+    As a message, the question would be found as its own answer.
+    """
     general, person = guild.channel("general"), fake.person("ada", guild)
     guild.hidden_channel("staff", shown_to=guild.role("staff"))
     async with connected(fake) as (_, published):
@@ -182,7 +188,7 @@ async def test_a_mention_becomes_a_query_and_no_message(fake: FakeDiscord, guild
             asker_id=person.id,
             question="how do I mount NTFS?",
             asked_at=moment,
-            expires_at=moment + 600_000,  # type: ignore[arg-type]  # a sum of the NewType is a plain int
+            expires_at=moment + 600_000,  # type: ignore[arg-type]  # the sum of two TimestampMillis is a plain int
             audience=Audience.PUBLIC,
             visible_channel_ids=[general.id],
             origin=QueryOrigin.MENTION,
@@ -192,7 +198,10 @@ async def test_a_mention_becomes_a_query_and_no_message(fake: FakeDiscord, guild
 
 
 async def test_the_prefix_and_the_bots_role_ask_too(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """People often pick the bot's role instead of the bot from Discord's list."""
+    """Messages with the prefix or with a mention of the bot's role become queries.
+
+    People often pick the role instead of the bot from Discord's list.
+    """
     general, person = guild.channel("general"), fake.person("ada", guild)
     role = guild.role("rtfm", of_bot=fake.bot)
     async with connected(fake) as (_, published):
@@ -203,7 +212,7 @@ async def test_the_prefix_and_the_bots_role_ask_too(fake: FakeDiscord, guild: Fa
 
 
 async def test_a_reply_to_the_bot_carries_what_it_replies_to(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """A follow-up needs the answer before it as context."""
+    """A reply to the bot becomes a query that contains the bot's message, which a follow-up needs as context."""
     general, person = guild.channel("general"), fake.person("ada", guild)
     answer = fake.says(general, fake.bot, "Use ntfs-3g.", announce=False)
     async with connected(fake) as (_, published):
@@ -216,7 +225,7 @@ async def test_a_reply_to_the_bot_carries_what_it_replies_to(fake: FakeDiscord, 
 
 
 async def test_a_name_alone_is_told_how_to_ask(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """An empty question gets a hint, which pings nobody, and no query is sent."""
+    """A mention without a question gets a hint that pings nobody, and makes no query."""
     general, person = guild.channel("general"), fake.person("ada", guild)
     async with connected(fake) as (_, published):
         asked = fake.says(general, person, "!rtfm")
@@ -226,7 +235,7 @@ async def test_a_name_alone_is_told_how_to_ask(fake: FakeDiscord, guild: FakeGui
 
 
 async def test_a_member_may_ask_directly(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """The answer is for the asker, from channels that every member can read."""
+    """A member may ask in a direct message, and the answer uses channels that every member can read."""
     general, person = guild.channel("general"), fake.person("ada", guild)
     guild.hidden_channel("staff", shown_to=guild.role("staff"))
     async with connected(fake) as (_, published):
@@ -238,7 +247,7 @@ async def test_a_member_may_ask_directly(fake: FakeDiscord, guild: FakeGuild) ->
 
 
 async def test_a_stranger_asking_directly_is_told_nothing(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """A person who is not a member of a guild gets no answer from it."""
+    """A person who is in no guild of the bot gets no answer to a direct message."""
     guild.channel("general")
     stranger = fake.person("eve")
     async with connected(fake) as (_, published):
@@ -249,7 +258,7 @@ async def test_a_stranger_asking_directly_is_told_nothing(fake: FakeDiscord, gui
 
 
 async def test_what_was_missed_is_replayed_after_a_lost_connection(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """A dropped connection is resumed with every event exactly once."""
+    """After a lost connection, the session is resumed, and each event comes exactly once."""
     general, person = guild.channel("general"), fake.person("ada", guild)
     async with connected(fake) as (client, published):
         fake.asks_to_reconnect()
@@ -261,7 +270,7 @@ async def test_what_was_missed_is_replayed_after_a_lost_connection(fake: FakeDis
 
 
 async def test_another_server_is_asked_for_its_gateway(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """With only a REST address configured, the token goes to no other gateway than that server's."""
+    """If only a REST address is configured, the token goes to the gateway that this server names, and to no other."""
     general, person = guild.channel("general"), fake.person("ada", guild)
     async with connected(fake, ask_for_gateway=True) as (_, published):
         fake.says(general, person, "hello there")
@@ -273,7 +282,7 @@ async def test_another_server_is_asked_for_its_gateway(fake: FakeDiscord, guild:
 async def test_an_unreachable_gateway_is_one_line_in_the_log(
     fake: FakeDiscord, caplog: pytest.LogCaptureFixture, debug: bool
 ) -> None:
-    """The log has a warning with the cause; the traceback is logged at debug level."""
+    """An unreachable gateway makes one warning with the cause, and a traceback at debug level only."""
     caplog.set_level(logging.DEBUG if debug else logging.INFO, logger="rtfm")
 
     def said() -> list[logging.LogRecord]:

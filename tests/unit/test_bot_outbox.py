@@ -1,4 +1,4 @@
-"""The outbox before the producer, with senders that fail on demand."""
+"""The outbox in front of the producer, with senders that fail when a test says so."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rtfm.knowledge.archive import SqlArchive
 
 @frozen
 class Ack:
-    """The result of sending a record."""
+    """The acknowledgement of a record."""
 
     error: str | None = None
 
@@ -30,7 +30,7 @@ def event(number: int) -> DiscordMessage:
 
 @define
 class FlakySender:
-    """Acknowledges at once, unless a test makes it fail."""
+    """A sender that acknowledges each event at once, unless a test makes it fail."""
 
     raises: list[Exception] = field(factory=list)
     refuses: list[str] = field(factory=list)
@@ -71,7 +71,7 @@ def outbox(sender: FlakySender) -> Iterator[Outbox]:
 
 
 def test_a_full_outbox_drops_events_and_reports_it(outbox: Outbox, sender: FlakySender) -> None:
-    """A full outbox drops events, never blocks the event loop, and shows in readiness."""
+    """A full outbox drops new events without blocking the event loop, and shows in readiness."""
     sender.open_gate.clear()
     taken = [outbox.offer("discord-messages", event(number)) for number in range(7)]
     assert taken == [True] * 5 + [False] * 2
@@ -82,7 +82,7 @@ def test_a_full_outbox_drops_events_and_reports_it(outbox: Outbox, sender: Flaky
 
 
 def test_an_event_that_no_broker_took_is_sent_again(outbox: Outbox, sender: FlakySender) -> None:
-    """A failed delivery loses nothing."""
+    """An event whose delivery failed is sent again."""
     sender.refuses = ["0", "0", "2"]
     for number in range(4):
         outbox.offer("discord-messages", event(number))
@@ -92,7 +92,7 @@ def test_an_event_that_no_broker_took_is_sent_again(outbox: Outbox, sender: Flak
 
 
 def test_a_producer_that_is_down_is_waited_for_in_order(outbox: Outbox, sender: FlakySender) -> None:
-    """No later event overtakes one that could not be sent."""
+    """While the producer fails, no later event overtakes the one that failed."""
     sender.raises = [Unavailable("Kafka", "down"), Unavailable("Kafka", "down")]
     for number in range(3):
         outbox.offer("discord-messages", event(number))
@@ -101,7 +101,7 @@ def test_a_producer_that_is_down_is_waited_for_in_order(outbox: Outbox, sender: 
 
 
 def test_an_event_that_fits_no_contract_blocks_no_other(outbox: Outbox, sender: FlakySender) -> None:
-    """It can never be sent, so it is dropped and the rest follows."""
+    """An event that fits no contract is dropped, because it can never be sent, and later events follow."""
     sender.raises = [PermanentError("does not fit")]
     for number in range(2):
         outbox.offer("discord-messages", event(number))
@@ -110,7 +110,7 @@ def test_an_event_that_fits_no_contract_blocks_no_other(outbox: Outbox, sender: 
 
 
 def test_closing_reports_unsent_events(outbox: Outbox, sender: FlakySender) -> None:
-    """An operator learns which events are lost with the process."""
+    """Closing the outbox returns the number of events that were not sent and are lost."""
     sender.open_gate.clear()
     outbox.offer("discord-messages", event(0))
     outbox.offer("discord-messages", event(1))
@@ -118,7 +118,7 @@ def test_closing_reports_unsent_events(outbox: Outbox, sender: FlakySender) -> N
 
 
 def test_the_gauge_counts_the_events_of_all_outboxes(outbox: Outbox, sender: FlakySender) -> None:
-    """The bot has one for messages and one for questions."""
+    """The gauge has the sum of both outboxes of the bot, for messages and for questions."""
     sender.open_gate.clear()
     before = REGISTRY.get_sample_value("rtfm_outbox_events") or 0.0
     other = Outbox(sender, limit=5)
@@ -146,7 +146,7 @@ QUESTION = BotQuery(
 
 
 def test_a_question_that_cannot_be_stored_is_not_asked(sender: FlakySender) -> None:
-    """Its answer could not be posted, so it waits in the outbox until the archive is back."""
+    """A question that the archive cannot store waits in the outbox, because its answer could not be posted."""
     nowhere = SqlArchive("postgresql://127.0.0.1:9/rtfm")
     asking = OpenQuestionSender(sender, nowhere, clock_ms=lambda: TimestampMillis(0))
     with pytest.raises(Unavailable):

@@ -1,4 +1,4 @@
-"""The wording of answers, and how long ones are split."""
+"""The wording of answers, and how long answers are split into parts."""
 
 from __future__ import annotations
 
@@ -52,45 +52,45 @@ def units(text: str) -> int:
 
 
 def test_an_unknown_outcome_is_not_posted() -> None:
-    """It comes from a later version."""
+    """A response with an unknown outcome, which a later version wrote, is not posted."""
     assert compose(response(Outcome.UNKNOWN, "an answer")) == []
 
 
 @pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome is not Outcome.UNKNOWN])
 def test_every_outcome_has_a_text(outcome: Outcome) -> None:
-    """Discord rejects an empty message, and the asker must learn something."""
+    """Every known outcome has a text, because Discord rejects an empty message."""
     (part,) = compose(response(outcome, " \n"))
     assert part.strip()
 
 
 def test_sources_are_numbered_jump_links() -> None:
-    """Each source is listed under the answer with number, link, author and day."""
+    """The answer is followed by its sources, each with number, jump link, author and day."""
     (part,) = compose(response(Outcome.ANSWERED, "Use ntfs-3g [1].", sources=2))
     assert part.splitlines()[0] == "Use ntfs-3g [1]."
     assert "[2] https://discord.com/channels/1/2/2 · penguin, 2023-11-14" in part
 
 
 def test_a_direct_channel_has_its_own_kind_of_link() -> None:
-    """Discord uses @me instead of a guild id."""
+    """A jump link to a direct channel has @me in place of a guild id."""
     (part,) = compose(response(Outcome.ANSWERED, "Yes.", sources=1, guild_id=None))
     assert "https://discord.com/channels/@me/2/1" in part
 
 
 def test_a_name_cannot_write_markdown() -> None:
-    """A name that looks like a masked link stays text."""
+    """An author's name that looks like a masked link is shown as text."""
     (part,) = compose(response(Outcome.ANSWERED, "Yes.", sources=1, author_name="[free](x) **y** `z`"))
     assert r"\[free\]\(x\) \*\*y\*\* \`z\`" in part
 
 
 def test_nonces_are_stable_and_differ() -> None:
-    """A redelivered part has the same nonce; other parts and answers have other ones."""
+    """A part that is delivered again has the same nonce, and other parts and answers have other nonces."""
     assert nonce("m5", 0) == nonce("m5", 0)
     assert len({nonce("m5", 0), nonce("m5", 1), nonce("m6", 0), nonce("m50", 0)}) == 4
     assert len(nonce("m5", 0)) == 24
 
 
 def test_a_long_answer_keeps_its_words_in_order() -> None:
-    """Nothing is lost between parts."""
+    """The parts of a long answer have all its words in order."""
     words = [f"word{number}" for number in range(2_000)]
     parts = split(" ".join(words))
     assert len(parts) > 5
@@ -98,7 +98,7 @@ def test_a_long_answer_keeps_its_words_in_order() -> None:
 
 
 def test_a_fence_is_closed_and_opened_again_in_its_language() -> None:
-    """Code stays code in every part."""
+    """A code block that is cut is closed in one part, and opened again in its language in the next."""
     parts = split("Try:\n```python\n" + "\n".join(f"line_{n} = {n}" for n in range(300)) + "\n```\nDone.")
     assert len(parts) > 1
     assert all(part.count("```") % 2 == 0 for part in parts)
@@ -107,14 +107,14 @@ def test_a_fence_is_closed_and_opened_again_in_its_language() -> None:
 
 
 def test_a_masked_link_is_not_cut() -> None:
-    """Text and address of a link stay together."""
+    """A masked link is not cut, so that text and address stay together."""
     link = "[the long manual page](<https://example.org/manual>)"
     parts = split("x" * 1_940 + " " + link + " " + "y" * 100)
     assert any(link in part for part in parts)
 
 
 def test_wide_characters_count_twice() -> None:
-    """Discord counts an emoji as two units."""
+    """An emoji counts as two units, as Discord counts it."""
     assert all(units(part) <= PART_LIMIT for part in split("🐧" * 3_000))
 
 
@@ -130,7 +130,7 @@ _LINES = st.lists(
 
 @given(_LINES)
 def test_any_text_is_cut_into_parts_that_can_be_sent(lines: list[str]) -> None:
-    """Every part fits and has text, fences are balanced, and links are whole."""
+    """Any text is cut into parts that fit and are not empty, with closed code blocks and whole links."""
     text = "\n".join(lines)
     parts = split(text, limit=200)
     assert all(0 < units(part) <= 200 and part.strip() for part in parts)
@@ -139,7 +139,10 @@ def test_any_text_is_cut_into_parts_that_can_be_sent(lines: list[str]) -> None:
 
 
 def test_a_line_of_a_quote_stays_in_the_quote() -> None:
-    """Line separators that Discord ignores would otherwise let a quoted person write in the bot's name."""
+    """A line separator that Discord ignores does not end a quote.
+
+    Otherwise a quoted person could write in the bot's name.
+    """
     quote = "> install apt\u2028# Official notice\u2029**Sources**\x85x\x0by\x0cz\x1c\x1d\x1e"
     (part,) = compose(response(Outcome.EXTRACTED, f"This was said about it:\n\n{quote}\na, 2026-01-01 [1]"))
     said = [line for line in re.split("[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]", part) if "Official" in line]
@@ -147,7 +150,7 @@ def test_a_line_of_a_quote_stays_in_the_quote() -> None:
 
 
 def test_a_name_under_an_answer_is_no_link() -> None:
-    """A name does not ping or start a line either."""
+    """An author's name under an answer makes no link, pings no one and starts no line."""
     (part,) = compose(response(Outcome.ANSWERED, "Yes.", sources=1, author_name="https://evil.gg\u2028@everyone"))
     assert "evil" not in part
     assert "@everyone" not in part

@@ -1,4 +1,4 @@
-"""What the bot treats as a question."""
+"""Which messages the bot takes as questions."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def ask(content: str, *, replies_to_bot: bool = False, direct: bool = False) -> 
     ],
 )
 def test_talk_is_no_question(content: str) -> None:
-    """Only messages to the bot are questions."""
+    """A message that is not addressed to the bot is no question."""
     assert ask(content) is None
 
 
 @pytest.mark.parametrize("content", ["thanks", "thanks a lot", "👍", ""])
 def test_courtesy_in_reply_to_the_bot_is_no_question(content: str) -> None:
-    """A thank-you needs no answer."""
+    """Thanks and similar words in reply to the bot are no question."""
     assert ask(content, replies_to_bot=True) is None
 
 
@@ -62,23 +62,23 @@ def test_courtesy_in_reply_to_the_bot_is_no_question(content: str) -> None:
     ],
 )
 def test_a_message_to_the_bot_is_a_question(content: str, text: str, origin: QueryOrigin) -> None:
-    """The bot's name and the prefix are removed, the other words stay."""
+    """The text of a question is the message without the bot's name and without the prefix."""
     assert ask(content) == FoundQuestion(text=text, origin=origin)
 
 
 @pytest.mark.parametrize("content", ["and on Windows?", "it does not work for me"])
 def test_a_reply_to_the_bot_is_a_question(content: str) -> None:
-    """A follow-up needs no mention."""
+    """A reply to the bot is a question without a mention."""
     assert ask(content, replies_to_bot=True) == FoundQuestion(text=content, origin=QueryOrigin.REPLY)
 
 
 def test_a_direct_message_is_a_question() -> None:
-    """In a direct channel the bot is the only recipient."""
+    """A direct message is a question without a mention."""
     assert ask("mount NTFS", direct=True) == FoundQuestion(text="mount NTFS", origin=QueryOrigin.DIRECT)
 
 
 def test_a_mention_below_a_quoted_line_is_a_question() -> None:
-    """A one-line quote ends with its line."""
+    """A mention below a quoted line is a question, because a one-line quote ends with its line."""
     found = find_question(IncomingMessage(content="> what he said\n<@9> how do I mount it?", bot_id="9"))
     assert found is not None
     assert found.origin is QueryOrigin.MENTION

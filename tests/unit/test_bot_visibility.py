@@ -1,4 +1,4 @@
-"""Which channels an answer may use, for real discord.py objects made from payloads."""
+"""The channels that an answer may use, with discord.py objects made from Discord's payloads."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def guild() -> FakeGuild:
 
 
 def test_a_hidden_channel_is_not_visible_in_an_open_one(guild: FakeGuild) -> None:
-    """A channel of one role is not quoted to everyone."""
+    """An answer in an open channel does not use a channel that only one role can read."""
     general = guild.channel("general")
     guild.hidden_channel("staff", shown_to=guild.role("staff"))
     assert visible(guild, general) == {general.id}
 
 
 def test_a_channel_that_hides_from_one_role_is_not_visible(guild: FakeGuild) -> None:
-    """A denial for any role or person counts."""
+    """An answer in an open channel does not use a channel that is denied to any role or person."""
     general = guild.channel("general")
     guild.channel("no-guests", overwrites={guild.role("guest"): (0, VIEW_CHANNEL)})
     guild.channel("not-you", overwrites={new_id(): (0, VIEW_CHANNEL)})
@@ -57,7 +57,7 @@ def test_a_channel_that_hides_from_one_role_is_not_visible(guild: FakeGuild) -> 
 
 
 def test_channels_without_history_for_all_are_not_visible() -> None:
-    """A person who cannot read back must not learn what was said or where."""
+    """An answer does not use channels whose history its readers may not read, because it would show a part of it."""
     guild = FakeGuild("penguins", everyone=VIEW_CHANNEL | SEND_MESSAGES)
     general = guild.channel("general")
     archive = guild.channel("archive", overwrites={guild.id: (READ_MESSAGE_HISTORY, 0)})
@@ -65,14 +65,14 @@ def test_channels_without_history_for_all_are_not_visible() -> None:
 
 
 def test_another_hidden_channel_is_not_visible_in_a_hidden_one(guild: FakeGuild) -> None:
-    """Two roles are two audiences."""
+    """An answer in a hidden channel does not use another hidden channel, because two roles have two audiences."""
     staff = guild.hidden_channel("staff", shown_to=guild.role("staff"))
     guild.hidden_channel("owners", shown_to=guild.role("owner"))
     assert visible(guild, staff) == {staff.id}
 
 
 def test_age_restricted_channels_stay_among_themselves(guild: FakeGuild) -> None:
-    """They are cited only in channels whose readers accepted the age restriction."""
+    """An answer uses age-restricted channels only in channels whose readers accepted the restriction."""
     general = guild.channel("general")
     adult = guild.channel("adult", nsfw=True)
     assert visible(guild, general) == {general.id}
@@ -80,14 +80,14 @@ def test_age_restricted_channels_stay_among_themselves(guild: FakeGuild) -> None
 
 
 def test_voice_channels_are_not_visible(guild: FakeGuild) -> None:
-    """Reading them requires another permission."""
+    """An answer does not use voice channels, because reading them requires another permission."""
     general = guild.channel("general")
     guild.channel("talk", kind=ChannelType.VOICE)
     assert visible(guild, general) == {general.id}
 
 
 def test_channels_shown_to_the_same_people_are_visible_to_each_other(guild: FakeGuild) -> None:
-    """Staff may get answers from staff channels and from open ones."""
+    """An answer in a staff channel may use channels of the same readers and open channels."""
     staff = guild.role("staff")
     one, other = guild.hidden_channel("one", shown_to=staff), guild.hidden_channel("other", shown_to=staff)
     general = guild.channel("general")
@@ -95,7 +95,7 @@ def test_channels_shown_to_the_same_people_are_visible_to_each_other(guild: Fake
 
 
 def test_a_thread_sees_what_its_channel_sees(guild: FakeGuild) -> None:
-    """A thread has the readers of its channel."""
+    """An answer in a thread uses the channels that an answer in its parent may use."""
     general, forum = guild.channel("general"), guild.channel("forum", kind=ChannelType.FORUM)
     thread = guild.thread(general, "how to mount")
     post = guild.thread(forum, "mounting")
@@ -103,7 +103,10 @@ def test_a_thread_sees_what_its_channel_sees(guild: FakeGuild) -> None:
 
 
 def test_a_private_thread_sees_itself_and_no_other(guild: FakeGuild) -> None:
-    """Membership is known only for the thread in which the question was asked."""
+    """An answer in a private thread uses that thread and no other.
+
+    Membership is known only for the thread in which the question was asked.
+    """
     general = guild.channel("general")
     private = guild.thread(general, "incident", private=True)
     guild.thread(general, "other incident", private=True)
@@ -112,7 +115,7 @@ def test_a_private_thread_sees_itself_and_no_other(guild: FakeGuild) -> None:
 
 
 def test_all_members_read_the_open_channels_only(guild: FakeGuild) -> None:
-    """A direct message is answered from what every member can read."""
+    """An answer in a direct message uses the channels that every member can read."""
     general = guild.channel("general")
     guild.channel("adult", nsfw=True)
     guild.hidden_channel("staff", shown_to=guild.role("staff"))
@@ -149,7 +152,10 @@ def citation(kind: ChannelKind, channel_id: str, parent_channel_id: str | None =
     ],
 )
 def test_only_what_readers_see_may_be_cited(cited: Citation, allowed: bool) -> None:
-    """Public threads and posts follow their parent; private threads and unknown kinds do not."""
+    """A citation of a public thread or post is allowed by its parent.
+
+    A citation of a private thread or of an unknown kind is allowed only by its own channel.
+    """
     assert can_show([cited], [], ["1"]) is allowed
 
 
@@ -165,7 +171,10 @@ def test_only_what_readers_see_may_be_cited(cited: Citation, allowed: bool) -> N
 def test_retrieved_passages_count_even_if_they_are_not_cited(
     kind: SourceKind, acl_channel_id: str | None, allowed: bool
 ) -> None:
-    """A model may repeat a passage without citing it."""
+    """A retrieved passage in a hidden channel withholds the answer even if the answer does not cite it.
+
+    A model may repeat a passage without a citation.
+    """
     passage = RetrievedPassage(passage_id="p", kind=kind, acl_channel_id=acl_channel_id, score=1.0)
     assert can_show([citation(ChannelKind.TEXT, "1")], [passage], ["1"]) is allowed
 

@@ -1,4 +1,4 @@
-"""The queue of guilds whose floors are calibrated alongside ingest."""
+"""The queue of guilds whose floors are calibrated while ingest runs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rtfm.processor.calibration import Calibration
 WAIT_S = 30.0
 
 
-class Floors:
-    """The archive's floors while another processor calibrates: no guild is free. Fails the first ``failures`` times."""
+class BusyFloors:
+    """The archive's floors while another processor holds every guild's lock; the first ``failures`` calls fail."""
 
     def __init__(self, failures: int = 0) -> None:
         self.failures = failures
@@ -33,14 +33,14 @@ class Floors:
         yield False
 
 
-def calibration_of(floors: Floors) -> Calibration:
+def calibration_of(floors: BusyFloors) -> Calibration:
     knowledge = SimpleNamespace(archive=SimpleNamespace(floors=floors), retriever=None)
     return Calibration(cast("Any", knowledge), retry_s=0.01)
 
 
 def test_ingest_does_not_wait_for_a_calibration() -> None:
-    """Guilds that are noted during one are calibrated afterwards."""
-    floors = Floors()
+    """Ingest does not wait for a calibration, and guilds that it notes meanwhile are calibrated afterwards."""
+    floors = BusyFloors()
     with calibration_of(floors) as calibration:
         calibration.enqueue(["1"])
         assert floors.done.acquire(timeout=WAIT_S)
@@ -51,8 +51,8 @@ def test_ingest_does_not_wait_for_a_calibration() -> None:
 
 
 def test_a_guild_is_kept_while_a_store_does_not_answer() -> None:
-    """It is tried again, and the thread continues."""
-    floors = Floors(failures=2)
+    """A guild stays in the queue while a store does not answer, and the thread continues."""
+    floors = BusyFloors(failures=2)
     floors.free.set()
     with calibration_of(floors) as calibration:
         calibration.enqueue(["1"])
@@ -61,8 +61,8 @@ def test_a_guild_is_kept_while_a_store_does_not_answer() -> None:
 
 
 def test_the_end_of_the_service_ends_the_thread() -> None:
-    """It ends when idle, and with a guild waiting."""
-    floors = Floors(failures=1_000_000)
+    """The thread ends with the service, both when it is idle and with a guild in the queue."""
+    floors = BusyFloors(failures=1_000_000)
     floors.free.set()
     with calibration_of(floors):
         pass

@@ -1,4 +1,4 @@
-"""The explanation of a question that was answered twice, from a run made by hand."""
+"""The explanation of a question that was answered twice, for a run made by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAME = f"{ANSWER}-w1"
 
 
 def story_of(run: KeptRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *more: str) -> str:
-    """Return what is printed for a run; fails unless the exit code is 0."""
+    """Return the explanation that is printed for ``run``; fails unless the exit code is 0."""
     run.write()
     monkeypatch.setattr("sys.argv", ["explain", str(run.folder), *more])
     assert explain.main() == 0
@@ -24,7 +24,7 @@ def story_of(run: KeptRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 @pytest.fixture
 def run(tmp_path: Path) -> KeptRun:
-    """A run in which w1 is killed, its partition's position is lost, and c1 is answered again."""
+    """A run in which worker w1 is killed, the position of its partition is lost, and c1 is answered again."""
     run = right_run(tmp_path / "run")
     run.logs["__transaction_state", 0].append(
         struct.pack(">h", 0) + text(NAME), struct.pack(">hqh", 0, PRODUCER, 0), at_ms=run.now_ms
@@ -46,7 +46,10 @@ def run(tmp_path: Path) -> KeptRun:
 def test_the_story_of_a_duplicate_shows_both_responses_and_their_workers(
     run: KeptRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It shows place, time, producer id and epoch, and the transactional id, which names the worker."""
+    """The explanation shows both responses with place, time, producer id, epoch and transactional id.
+
+    The transactional id names the worker.
+    """
     told = story_of(run, monkeypatch, capsys)
     assert "c1: 2 committed responses" in told
     responses = [line for line in told.splitlines() if line.startswith(f"  {RESPONSES}-1@")]
@@ -57,7 +60,7 @@ def test_the_story_of_a_duplicate_shows_both_responses_and_their_workers(
 def test_the_story_of_a_duplicate_shows_when_its_question_became_unfinished_again(
     run: KeptRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The timeline has the kill and the worker's end before it, and the worker's log line is shown."""
+    """The explanation shows when the position was lost, after the kill and the end of the worker, with its log line."""
     told = story_of(run, monkeypatch, capsys)
     happened = told.partition("Timeline")[2]
     order = [happened.index(what) for what in ("name kill", "code -9", "UNFINISHED AGAIN")]
@@ -68,7 +71,7 @@ def test_the_story_of_a_duplicate_shows_when_its_question_became_unfinished_agai
 def test_a_question_without_an_answer_is_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If no question has two answers, one without an answer is explained."""
+    """If no question has two answers, a question without an answer is explained."""
     run = right_run(tmp_path / "run")
     run.ask("c9")
     run.conclude()
@@ -80,7 +83,7 @@ def test_a_question_without_an_answer_is_explained(
 def test_any_question_of_a_right_run_can_be_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """``--id`` explains a question that was answered once, including its aborted attempt."""
+    """``--id`` explains a question that was answered once, including its aborted transaction."""
     run = right_run(tmp_path / "run")
     run.conclude()
     assert "Every question was answered once" in story_of(run, monkeypatch, capsys)
@@ -94,7 +97,7 @@ def test_any_question_of_a_right_run_can_be_explained(
 def test_a_folder_without_a_run_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The error is one line."""
+    """A folder without a run is refused in one line."""
     monkeypatch.setattr("sys.argv", ["explain", str(tmp_path)])
     assert explain.main() == 2
     assert capsys.readouterr().err.startswith("Error: there is no history.jsonl")

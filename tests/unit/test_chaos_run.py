@@ -1,4 +1,4 @@
-"""The pace, verdict and history of a chaos run, and the reports about it."""
+"""Pace, verdict and history of a chaos run, and the reports on a run."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from tests.chaos.samples import Sample, Use, growth
 
 
 def reading(backlog: int, per_s: float) -> BacklogReading:
-    """Return a reading with a backlog of so many records."""
+    """Return a reading with ``backlog`` records that are not committed."""
     return BacklogReading(produced=1000 + backlog, committed=1000, per_s=per_s)
 
 
 def test_a_backlog_slows_the_load_and_never_stops_it() -> None:
-    """The load is full up to a backlog of ten seconds and has its smallest share beyond forty."""
+    """The load is full up to a backlog of ten seconds, and has its smallest share beyond forty seconds."""
     assert share_for(0) == share_for(EASY_S) == 1
     assert LEAST_SHARE < share_for((EASY_S + FULL_S) / 2) < 1
     assert share_for(FULL_S) == share_for(1000) == LEAST_SHARE
 
 
 def test_a_backlog_is_measured_in_seconds_of_commits() -> None:
-    """A backlog is measured in seconds; it counts as full if nothing is committed."""
+    """A backlog is measured in the seconds that commits need for it, and counts as full if nothing is committed."""
     assert reading(100, 20).backlog_s == 5
     assert reading(0, 0).backlog_s == 0
     assert reading(5, 0).backlog_s == FULL_S
 
 
 def test_settling_may_take_as_long_as_the_backlog_needs() -> None:
-    """The limit is three times the backlog plus a minute for restarts, up to a maximum."""
+    """A run may take three times its backlog to settle, plus a minute for restarts, up to a maximum."""
     assert settle_limit_s({}) == SETTLE_S
     assert settle_limit_s({"a": reading(100, 10), "b": reading(0, 10)}) == SETTLE_S + 30
     assert settle_limit_s({"a": reading(10_000, 10)}) == SETTLE_MOST_S
@@ -66,14 +66,14 @@ def test_settling_may_take_as_long_as_the_backlog_needs() -> None:
     ],
 )
 def test_a_slow_run_is_not_a_wrong_run(wrong: bool, settled: bool, judged: int | None, expected: str) -> None:
-    """Unsettled results may only be late; what the judge or the account finds wrong is wrong."""
+    """A run that did not settle is not wrong unless the judge or the account finds an error."""
     found = verdict(wrong=wrong, settled=settled, judged=judged)
     assert found == expected
     assert EXIT_CODES[found] == {"right": 0, "not judged": 2}.get(expected, 1)
 
 
 def test_a_history_is_json_lines_with_times_and_has_a_folder_of_its_own(tmp_path: Path) -> None:
-    """A second run in the same folder is refused before it writes anything."""
+    """A history has lines of JSON with times, and a second run in the same folder is refused before it writes."""
     history = History(tmp_path / "run")
     history.write("asked", query_id="c1")
     history.close()
@@ -87,7 +87,7 @@ def test_a_history_is_json_lines_with_times_and_has_a_folder_of_its_own(tmp_path
 
 
 def test_a_recorded_run_is_a_row_of_the_table(tmp_path: Path) -> None:
-    """Its columns are those of docs/chaos-runs.md; restarts of workers do not count as actions."""
+    """The row of a run has the columns of docs/chaos-runs.md, and does not count restarts of workers as actions."""
     page = tmp_path / "runs.md"
     page.write_text(table.TABLE.read_text())
     line = {"commit": "abc", "seed": 7, "seconds": 120.0, "load": 8, "asked": 900, "verdict": "right", "slow": True}
@@ -97,7 +97,11 @@ def test_a_recorded_run_is_a_row_of_the_table(tmp_path: Path) -> None:
 
 
 def samples(pid_changes_at: int = 10_000) -> list[Sample]:
-    """Return two hours of a worker that grows by 10 MB, 2 threads and 4 handles an hour after five minutes of start."""
+    """Return samples of two hours of a worker.
+
+    After its start, which takes five minutes, the worker grows by 10 MB, 2 threads and 4 handles an hour. The process
+    id changes at sample ``pid_changes_at``.
+    """
     found = []
     for number in range(1441):
         at_s = number * 5.0
@@ -122,7 +126,10 @@ def samples(pid_changes_at: int = 10_000) -> list[Sample]:
 
 
 def test_growth_is_by_the_hour_over_the_longest_life_without_its_start() -> None:
-    """A restarted process does not look as if it had freed its memory."""
+    """Growth is measured by the hour over the longest life of a process, without its start.
+
+    A restart would look like freed memory.
+    """
     grown = growth(samples())["w1"]
     assert grown.memory_mb_per_h == pytest.approx(10, abs=0.2)
     assert grown.threads_per_h == pytest.approx(2, abs=0.2)
@@ -131,7 +138,7 @@ def test_growth_is_by_the_hour_over_the_longest_life_without_its_start() -> None
 
 
 def test_a_report_is_one_self_contained_page() -> None:
-    """It has a chart of everything that was sampled, and the account; all text is escaped."""
+    """A report is one page without other files, with the account and charts of all samples, and its text is escaped."""
     found = samples(pid_changes_at=1000)
     told = page("Soak <run>", {"verdict": "right", "asked": 5}, found, growth(found))
     assert told.count("<svg") == 7
@@ -141,12 +148,12 @@ def test_a_report_is_one_self_contained_page() -> None:
 
 
 def test_a_report_of_a_run_that_ended_at_once_says_so() -> None:
-    """Each chart says that there are no samples."""
+    """The report of a run without samples says so in each chart."""
     assert "no samples" in page("Soak", {"verdict": "failed"}, [], {})
 
 
 def test_a_thinned_line_keeps_its_peaks() -> None:
-    """A peak of one sample in five thousand is kept."""
+    """A line with fewer points keeps a peak that is one sample in five thousand."""
     points = [(float(number), 1.0 if number == 2345 else 0.0) for number in range(5000)]
     assert len(thinned(points)) == MOST_POINTS
     assert (2345.0, 1.0) in thinned(points)
@@ -154,5 +161,5 @@ def test_a_thinned_line_keeps_its_peaks() -> None:
 
 @pytest.mark.parametrize(("least", "step"), [(0, 0.1), (0.15, 0.2), (3, 5), (70, 100), (101, 200)])
 def test_axes_have_round_steps(least: float, step: float) -> None:
-    """Steps are 1, 2 or 5 times a power of ten."""
+    """The steps of an axis are 1, 2 or 5 times a power of ten."""
     assert round_step(least) == pytest.approx(step)

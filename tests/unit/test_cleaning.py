@@ -1,4 +1,4 @@
-"""What is removed from answers by code, whatever wrote them."""
+"""What code removes from the text of answers, whoever wrote them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ EVIL = "https://evil.example/login"
     ],
 )
 def test_a_link_that_no_source_has_is_removed(text: str) -> None:
-    """It may be masked, in angle brackets or code, without a scheme, or begin like a known link."""
+    """A link that no source has is removed.
+
+    The link may be masked, in angle brackets or code, without a scheme, or begin like a link of a source.
+    """
     cleaned = remove_unknown_links(text, {DOCS})
     assert "evil" not in cleaned.lower()
 
@@ -53,12 +56,12 @@ def test_a_link_that_no_source_has_is_removed(text: str) -> None:
     ],
 )
 def test_a_link_of_a_source_is_kept(text: str, expected: str) -> None:
-    """Known links are kept, with their address shown."""
+    """A link of a source is kept, and its address is shown."""
     assert remove_unknown_links(text, {DOCS}) == expected
 
 
 def test_the_sentence_around_a_removed_link_stays() -> None:
-    """A note replaces the link, and the full stop after it stays."""
+    """A note replaces a removed link, and the sentence around it stays with its full stop."""
     assert remove_unknown_links(f"Go to {EVIL}.", set()) == f"Go to {LINK_REMOVED}."
 
 
@@ -67,7 +70,7 @@ def test_the_sentence_around_a_removed_link_stays() -> None:
     ["<@123>", "<@!123>", "<@&123>", "@everyone", "@here", "`@everyone`", "@EVERYONE", "<@12<@3>4>", "@\x00here"],
 )
 def test_nothing_pings(text: str) -> None:
-    """People, roles and everyone are not pinged, in code or outside, nested or hidden by control characters."""
+    """No text pings people, roles or everyone, in code or outside, nested or hidden by control characters."""
     cleaned = remove_pings(f"hi {text} there").lower()
     assert not re.search(r"<@[!&]?\d+>", cleaned)
     assert "@everyone" not in cleaned
@@ -75,13 +78,13 @@ def test_nothing_pings(text: str) -> None:
 
 
 def test_bidirectional_controls_are_removed() -> None:
-    """A right-to-left override would show a command reversed."""
+    """Bidirectional control characters are removed, because a command could be shown reversed."""
     assert remove_pings("run \u202egnp.exe\u202c now\x07") == "run gnp.exe now"
 
 
 @given(st.text(alphabet=st.sampled_from("<@!&>0123everyone here[]()` \n"), max_size=60))
 def test_cleaning_twice_changes_nothing_more(text: str) -> None:
-    """The result of cleaning contains nothing to remove."""
+    """Cleaning a text twice gives the same result as cleaning it once."""
     once = remove_pings(text)
     assert remove_pings(once) == once
 
@@ -91,7 +94,7 @@ def test_cleaning_twice_changes_nothing_more(text: str) -> None:
     ["<@[9]123>", "@[9]everyone", "https:[9]//evil.example", "htt\x00ps://evil.example", "[ 9 ](https://evil.example)"],
 )
 def test_removed_text_does_not_leave_a_ping_or_a_link(text: str) -> None:
-    """A citation or control character inside a ping or link does not hide it."""
+    """A ping or link with a citation or control character inside it is removed, too."""
     shown = clean(f"so {text} it is", {1: 1}, {DOCS})
     assert not re.search(r"<@\d|@everyone|://|\[\s*9", shown)
 
@@ -126,7 +129,7 @@ def test_removed_text_does_not_leave_a_ping_or_a_link(text: str) -> None:
     )
 )
 def test_whatever_a_model_writes_nothing_unwanted_is_left(pieces: list[str]) -> None:
-    """No ping, no link except the source's and no number except the given one is left."""
+    """Of any text, no ping is left, no link but the source's, and no number but the given one."""
     shown = clean("".join(pieces), {1: 1}, {DOCS})
     assert not re.search(r"<@[!&]?\d+>|@everyone|@here", shown)
     assert find_links(shown) <= {DOCS}
@@ -134,28 +137,28 @@ def test_whatever_a_model_writes_nothing_unwanted_is_left(pieces: list[str]) -> 
 
 
 def test_a_citation_right_after_a_link_stays() -> None:
-    """Models often leave no space before it."""
+    """A citation that follows a link without a space stays."""
     assert clean(f"See {DOCS}[3] and `a[0]`.", {3: 1}, {DOCS}) == f"See {DOCS}[1] and `a[0]`."
 
 
 def test_citations_are_read_outside_code_only() -> None:
-    """`list[0]` is code, not a source."""
+    """A number in brackets inside code, as in `list[0]`, is no citation."""
     assert cited_numbers("first [2], then [1, 3] and `a[7]`\n```\nb[8]\n``` [2][4]") == [2, 1, 3, 4]
 
 
 def test_citations_get_their_new_numbers_and_unknown_ones_go() -> None:
-    """Lists are split; a bracket with only unknown numbers is removed with the space before it."""
+    """Citations get new numbers, lists are split, and brackets with only unknown numbers are removed."""
     text = "Set it [3]. Restart [9]. Both [1, 3; 9] in `a[3]`"
     assert renumber_citations(text, {3: 1, 1: 2}) == "Set it [1]. Restart. Both [1][2] in `a[3]`"
 
 
 def test_links_are_compared_without_trailing_punctuation() -> None:
-    """A full stop or bracket after an address is not part of it."""
+    """Links are compared without a full stop or bracket at their end."""
     assert find_links(f"({DOCS}), {DOCS}/. {EVIL}!") == {DOCS, EVIL}
 
 
 def test_a_name_does_not_format() -> None:
-    """Author names must not format the extract around them."""
+    """An author's name cannot format the text around it."""
     assert (
         escape_markup(to_plain_name("_**x**_ @everyone [a](b)")) == "\\_\\*\\*x\\*\\*\\_ @\u200beveryone \\[a\\]\\(b\\)"
     )
@@ -163,7 +166,7 @@ def test_a_name_does_not_format() -> None:
 
 @given(st.text(max_size=1000))
 def test_an_excerpt_is_one_short_line(text: str) -> None:
-    """It has at most 300 characters, as the contract says."""
+    """An excerpt is one line of at most 300 characters, as the contract says."""
     shown = excerpt(text)
     assert len(shown) <= 300
     assert "\n" not in shown

@@ -1,4 +1,4 @@
-"""Encoding and decoding events: what is refused, and what comes back."""
+"""Encoding and decoding of events: what is refused, and what comes back."""
 
 import ast
 import contextlib
@@ -43,13 +43,13 @@ def codec() -> EventCodec[DiscordMessage]:
 
 @pytest.mark.parametrize("data", [b"", b"\x00\x00\x00\x00", b"\x01\x00\x00\x00\x07abc"])
 def test_bytes_without_a_schema_id_are_undecodable(data: bytes) -> None:
-    """They are too short, or have another magic byte."""
+    """Bytes that are too short for a schema id, or have another magic byte, are undecodable."""
     with pytest.raises(UndecodableRecord):
         schema_id_of(data)
 
 
 def test_a_byte_too_few_or_too_many_is_undecodable() -> None:
-    """A record must end exactly with its last field."""
+    """A record with a byte too few or too many is undecodable, because its last field must end it."""
     data = codec().encode(MESSAGE, 7)
     for broken in (data[:-1], data + b"\x00", data[:5]):
         with pytest.raises(UndecodableRecord):
@@ -57,14 +57,14 @@ def test_a_byte_too_few_or_too_many_is_undecodable() -> None:
 
 
 def test_a_value_of_the_wrong_type_is_refused_with_its_field() -> None:
-    """The error names the field."""
+    """A value of the wrong type is refused with an error that names the field."""
     wrong: Any = 5
     with pytest.raises(InvalidEvent, match="author_name"):
         codec().encode(evolve(MESSAGE, author_name=wrong), 7)
 
 
 def test_a_class_that_drifted_from_its_schema_is_refused_with_the_field() -> None:
-    """The codec cannot be built, so that no service starts with it."""
+    """The codec of a class that does not match its schema cannot be built, so that no service starts with it."""
     schema = catalogue.load().topics["discord-messages"].schema
     assert schema is not None
     fields = [entry for entry in schema["fields"] if entry["name"] != "content"]
@@ -74,7 +74,7 @@ def test_a_class_that_drifted_from_its_schema_is_refused_with_the_field() -> Non
 
 
 def test_an_event_comes_back_as_it_was() -> None:
-    """It goes through Confluent's frame with the schema id."""
+    """An event that is encoded with its schema id and decoded again is the same."""
     data = codec().encode(MESSAGE, 70_000)
     assert data[:5] == b"\x00" + struct.pack(">I", 70_000)
     assert schema_id_of(data) == 70_000
@@ -82,7 +82,10 @@ def test_an_event_comes_back_as_it_was() -> None:
 
 
 def test_generated_code_names_its_variables_for_the_fields() -> None:
-    """A reader of `schemas show --codec` finds all fields by name, including nested ones."""
+    """The variables of generated code have the names of the fields, including nested ones.
+
+    A reader of `schemas show --codec` finds them by name.
+    """
     made = codec()
     for source in (made.encoder_source, made.decoder_source):
         variables = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
@@ -93,7 +96,7 @@ def test_generated_code_names_its_variables_for_the_fields() -> None:
 
 @pytest.mark.parametrize("topic_name", EVENT_OF_TOPIC)
 def test_every_event_class_matches_its_schema(topic_name: str) -> None:
-    """Building the codec compares them field by field."""
+    """The codec of every event class can be built, which compares class and schema field by field."""
     schema = catalogue.load().topics[topic_name].schema
     assert schema is not None
     EventCodec(EVENT_OF_TOPIC[topic_name], schema)
@@ -106,13 +109,13 @@ class Word(str, Enum):  # noqa: UP042 - its str() differs from its value, unlike
 
 
 def test_a_subclass_of_str_is_encoded_by_its_value() -> None:
-    """The text's value is encoded, not the result of str()."""
+    """A member of a string class is encoded by its value, not by its str()."""
     data = codec().encode(evolve(MESSAGE, content=Word.HELLO), 7)
     assert data == codec().encode(evolve(MESSAGE, content="hello"), 7)
 
 
 def test_a_record_of_another_name_is_undecodable_though_its_fields_fit() -> None:
-    """Avro distinguishes records by name."""
+    """A record whose name differs from the schema's is undecodable even if its fields fit, as Avro demands."""
     data = codec().encode(MESSAGE, 7)
     with pytest.raises(UndecodableRecord, match="OtherMessage"):
         codec().decode(data, {**codec().schema, "name": "OtherMessage"})
@@ -123,7 +126,10 @@ def test_a_record_of_another_name_is_undecodable_though_its_fields_fit() -> None
     [["a", "bb"], ["7" * 18, "7" * 19] * 20, ["7" * 19] * 40, ["7"], ["7" * 20], ["x" * 128, "7"], ["7" * 18] * 9000],
 )
 def test_ids_of_any_mixture_of_lengths_come_back(ids: list[str]) -> None:
-    """One length, several, long ones, other characters than digits, and many ids take different code paths."""
+    """Ids come back unchanged, whether they have one length or several, are long, many or not decimal.
+
+    Each of these cases has another code path.
+    """
     schema = catalogue.load().topics["discord-messages"].schema or {}
     for channel_id in ("200", "a" * 128):
         event = evolve(MESSAGE, mentioned_user_ids=ids, guild_id="7" * 20, channel_id=channel_id)
@@ -134,7 +140,10 @@ def test_ids_of_any_mixture_of_lengths_come_back(ids: list[str]) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_texts_that_look_like_the_lengths_of_ids_come_back(seed: int) -> None:
-    """The characters that stand for lengths of 17 to 19 can be texts too, and ids may have other lengths."""
+    """Texts that look like encoded lengths of ids come back unchanged.
+
+    The encoding uses characters for the lengths 17 to 19, and these characters can also be texts.
+    """
     chance = random.Random(seed)
     signs = chance.choice(["0123456789", '0123456789&$"', "07&\x00é€"])
     for count in range(80):
@@ -144,7 +153,7 @@ def test_texts_that_look_like_the_lengths_of_ids_come_back(seed: int) -> None:
 
 
 def test_a_count_that_no_record_could_hold_allocates_nothing() -> None:
-    """Memory stays within a small multiple of the input's size, whatever it says."""
+    """A record that claims a huge count allocates at most a small multiple of its own size."""
     frame, record = codec().encode(evolve(MESSAGE, attachments=[]), 7)[:5], codec().encode(MESSAGE, 7)[5:]
     codec_once = codec()
     tracemalloc.start()
@@ -176,9 +185,12 @@ def test_a_count_that_no_record_could_hold_allocates_nothing() -> None:
     ],
 )
 def test_schemas_with_unbounded_items_are_not_read(field_type: Any, what: str) -> None:
-    """A count of billions takes five bytes, and nesting as deep as the record is long overflows fastavro's stack."""
+    """A schema whose items take no bytes, or which contains itself without bound, is refused.
+
+    A count of billions takes five bytes, and nesting as deep as the record is long overflows fastavro's stack.
+    """
     own = codec()
-    # A union of so many types is left to fastavro.
+    # fastavro handles a union of so many types
     many = ["string", *({"type": "fixed", "name": f"Hash{number}", "size": 1} for number in range(70))]
     fields = [{**entry, "type": many} if entry["name"] == "content" else entry for entry in own.schema["fields"]]
     hostile = {**own.schema, "fields": [*fields, {"name": "extra", "type": field_type}]}
@@ -188,9 +200,9 @@ def test_schemas_with_unbounded_items_are_not_read(field_type: Any, what: str) -
 
 
 def hostile(field_type: Any, *, by_fastavro: bool) -> Any:
-    """Return DiscordMessage's schema with a field of this type before all others."""
+    """Return DiscordMessage's schema with a field of ``field_type`` before all others."""
     own = codec().schema
-    # A union of so many types is left to fastavro.
+    # fastavro handles a union of so many types
     many = ["string", *({"type": "fixed", "name": f"Hash{number}", "size": 1} for number in range(70))]
     fields = [
         {**entry, "type": many} if by_fastavro and entry["name"] == "content" else entry for entry in own["fields"]
@@ -201,7 +213,7 @@ def hostile(field_type: Any, *, by_fastavro: bool) -> Any:
 @pytest.mark.parametrize("by_fastavro", [False, True])
 @pytest.mark.parametrize("size", [-1, True, "5", 1.5])
 def test_a_fixed_of_an_impossible_size_is_undecodable(size: Any, by_fastavro: bool) -> None:
-    """An array of such values would be skipped backwards forever."""
+    """A schema with a fixed type of an impossible size is refused, because skipping its values would never end."""
     fixed = {"type": "array", "items": {"type": "fixed", "name": "F", "size": size}}
     with pytest.raises(UndecodableRecord, match="has the size"):
         codec().decode(struct.pack(">bI", 0, 7) + b"\x02" * 60, hostile(fixed, by_fastavro=by_fastavro))
@@ -209,7 +221,10 @@ def test_a_fixed_of_an_impossible_size_is_undecodable(size: Any, by_fastavro: bo
 
 @pytest.mark.parametrize("by_fastavro", [False, True])
 def test_records_without_bytes_take_no_time_however_they_are_nested(by_fastavro: bool) -> None:
-    """Sixty levels of two fields each are more fields than could ever be skipped."""
+    """Records that take no bytes are skipped at once, even if they are nested sixty levels deep.
+
+    With two fields each, such records have more fields than could ever be skipped one by one.
+    """
     nest: Any = {"type": "record", "name": "R0", "fields": []}
     for level in range(1, 61):
         fields = [{"name": "a", "type": nest}, {"name": "b", "type": f"R{level - 1}"}]
@@ -219,7 +234,10 @@ def test_records_without_bytes_take_no_time_however_they_are_nested(by_fastavro:
 
 
 def test_items_without_bytes_take_no_time_however_many_they_are() -> None:
-    """A block of three bytes can claim as many items as the record has bytes, and a record has room for many blocks."""
+    """Items that take no bytes are skipped at once.
+
+    A block of three bytes can claim as many items as the record has bytes, and a record can have many blocks.
+    """
     block = varints.encode_long(150_000).encode("latin-1")
     data = struct.pack(">bI", 0, 7) + block * 100_000 + b"\x00" * 150_000
     with pytest.raises(UndecodableRecord):
@@ -227,7 +245,7 @@ def test_items_without_bytes_take_no_time_however_many_they_are() -> None:
 
 
 def test_a_schema_that_is_nested_too_deeply_is_undecodable() -> None:
-    """Walking it would exhaust the stack."""
+    """A schema that is nested too deeply is refused before it exhausts the stack."""
     nest: Any = "string"
     for level in range(2_000):
         nest = {"type": "record", "name": f"D{level}", "fields": [{"name": "x", "type": nest}]}

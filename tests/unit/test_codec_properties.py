@@ -1,4 +1,4 @@
-"""The compiled codec against fastavro, over generated schemas, classes and values."""
+"""The compiled codec compared with fastavro, over generated schemas, classes and values."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ FIELD_NAMES = [
     *("event", "frame", "data", "text", "position", "length", "number", "byte", "unsure", "usual"),
     *("join", "check", "LENGTH", "Misfit", "len", "list", "decode_long", "Thing1"),
 ]
-"""Names of fields, among them those that generated code has for itself."""
+"""Names of fields, among them names that generated code uses itself."""
 
 
 @attrs.define
 class NamesState:
-    """Unused names, so that no two types of a schema share one."""
+    """The names that were used, so that no two types of a schema share one."""
 
     count: int = 0
 
@@ -48,7 +48,7 @@ class NamesState:
 
 
 def generated_type(chance: random.Random, names: NamesState, depth: int) -> tuple[Any, Any]:
-    """Return an Avro type and its annotation."""
+    """Return an Avro type and the annotation of its field."""
     kinds = [*PYTHON_TYPES, "timestamp", "enum", "string", "string"] + ["array", "nullable", "record"] * (depth < 3)
     kind = chance.choice(kinds)
     if kind in PYTHON_TYPES:
@@ -126,7 +126,7 @@ def values(shape: shapes.Shape) -> st.SearchStrategy[Any]:
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32), data=st.data())
 def test_bytes_are_fastavros_and_values_come_back(seed: int, data: st.DataObject) -> None:
-    """In 10,000 cases, 400 schemas with 25 values each, bytes and values equal fastavro's in both directions."""
+    """The codec's bytes and values equal fastavro's in both directions, for 400 schemas with 25 values each."""
     schema, event_class = generated_record(random.Random(seed), NamesState())
     codec: EventCodec[Any] = EventCodec(event_class, schema)
     assert codec.encoder_source, "the compiled codec covers every generated schema"
@@ -141,7 +141,7 @@ def test_bytes_are_fastavros_and_values_come_back(seed: int, data: st.DataObject
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32), data=st.data())
 def test_a_damaged_record_is_undecodable_or_an_event_and_nothing_else(seed: int, data: st.DataObject) -> None:
-    """Random changes of bytes give one typed error, or a value that fits the schema."""
+    """A record with random changes of its bytes is undecodable, or gives a value that fits the schema."""
     schema, event_class = generated_record(random.Random(seed), NamesState())
     codec: EventCodec[Any] = EventCodec(event_class, schema)
     encoded = codec.encode(data.draw(values(codec.shape)), 7)
@@ -155,7 +155,7 @@ def test_a_damaged_record_is_undecodable_or_an_event_and_nothing_else(seed: int,
 
 
 def without_some_fields(chance: random.Random, schema: Any) -> Any:
-    """Return another version of ``schema``: some fields removed, some added, the rest reordered."""
+    """Return another version of ``schema``, with some fields removed, some added and the rest reordered."""
     changed = json.loads(json.dumps(schema))
     kept = [entry for entry in changed["fields"] if chance.random() < 0.8]
     names = NamesState(count=1000)
@@ -170,7 +170,10 @@ def without_some_fields(chance: random.Random, schema: Any) -> Any:
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32), data=st.data())
 def test_a_record_of_another_version_reads_as_fastavro_reads_it(seed: int, data: st.DataObject) -> None:
-    """Fields unknown to the reader are skipped; fields unknown to the writer get their defaults."""
+    """A record of another version is read as fastavro reads it.
+
+    Fields that the reader does not know are skipped, and fields that the writer does not know get their defaults.
+    """
     chance = random.Random(seed)
     schema, event_class = generated_record(chance, NamesState())
     for entry in schema["fields"]:
@@ -202,7 +205,7 @@ def _by_name(schema: Any) -> dict[str, Any]:
 
 
 def _plain_shape(schema: Any) -> shapes.Shape:
-    """Return a shape whose values fastavro writes directly: records become dictionaries, enum members symbols."""
+    """Return a shape whose values fastavro writes directly: records become dictionaries and enum members symbols."""
     if isinstance(schema, list):
         null_first = schema[0] == "null"
         return shapes.Nullable(_plain_shape(schema[1 if null_first else 0]), null_first)
@@ -228,7 +231,7 @@ def _write(schema: Any, plain: dict[str, Any]) -> bytes:
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32), data=st.data())
 def test_a_value_that_does_not_fit_is_refused_with_its_field(seed: int, data: st.DataObject) -> None:
-    """If one field has a value of another type, the error names it."""
+    """If one field has a value of another type, encoding fails with an error that names the field."""
     schema, event_class = generated_record(random.Random(seed), NamesState())
     codec: EventCodec[Any] = EventCodec(event_class, schema)
     event = data.draw(values(codec.shape))

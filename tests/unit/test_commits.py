@@ -1,4 +1,4 @@
-"""Which transaction contains what, and how an unknown outcome is resolved."""
+"""The content of each transaction, and how an unknown outcome is resolved."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Message:
 
 
 class Broker(Transactions):
-    """Commits what it gets, and may then report an unknown outcome."""
+    """Transactions that keep what is committed with them, and may then report an unknown outcome."""
 
     def __init__(self) -> None:
         self._producer = None
@@ -79,7 +79,7 @@ class Handling:
 
 @define
 class Member:
-    """A group member that reads the broker's positions."""
+    """A group member that reads the positions of ``broker``."""
 
     broker: Broker
     asked: list[int] = field(factory=list)
@@ -94,7 +94,7 @@ class Member:
 
 
 def member_of(broker: Broker) -> Any:
-    """Return the part of a consumer that commits use."""
+    """Return the part of a consumer that commits use, reading the positions of ``broker``."""
     return Member(broker)
 
 
@@ -106,7 +106,7 @@ def broker() -> Broker:
 
 @pytest.fixture
 def commits(broker: Broker) -> Commits:
-    """Commits whose clock makes everything due."""
+    """Commits whose clock makes every commit due."""
     now_s = iter(range(1000, 1_000_000, 1000))
     handling: Any = Handling()
     return Commits(
@@ -121,14 +121,14 @@ def commits(broker: Broker) -> Commits:
     )
 
 
-def assigned(broker: Broker, number: int = 0) -> PartitionState:
-    """Return a partition whose first ten records are committed."""
+def assigned_partition(broker: Broker, number: int = 0) -> PartitionState:
+    """Return an assigned partition whose position is 10."""
     broker.positions[number] = (10, "")
     return PartitionState.from_position(number, 10, "")
 
 
-def answered(part: PartitionState, offset: int) -> Finished:
-    """Return the answered record at ``offset``."""
+def finished_record(part: PartitionState, offset: int) -> Finished:
+    """Return the finished record at ``offset``, with its answer."""
     assert part.admit(offset)
     message: Any = Message(offset)
     return Finished(
@@ -138,13 +138,13 @@ def answered(part: PartitionState, offset: int) -> Finished:
 
 @pytest.mark.parametrize("fate", ["committed unheard", "lost"])
 def test_positions_resolve_an_unknown_outcome(commits: Commits, broker: Broker, fate: str) -> None:
-    """The transaction is done once, whether the request or the answer was lost."""
-    part, member = assigned(broker), member_of(broker)
+    """If the outcome of a commit is unknown, its records are produced once, whether request or answer was lost."""
+    part, member = assigned_partition(broker), member_of(broker)
     broker.fate = fate
-    commits.add_finished([answered(part, 10)])
+    commits.add_finished([finished_record(part, 10)])
     commits.commit(member)
     broker.fate = "committed"
-    commits.add_finished([answered(part, 11)])
+    commits.add_finished([finished_record(part, 11)])
     commits.commit(member)
     assert broker.produced == [b"answer 10", b"answer 11"]
     assert broker.positions == {0: (12, "")}
@@ -152,16 +152,16 @@ def test_positions_resolve_an_unknown_outcome(commits: Commits, broker: Broker, 
 
 
 def test_positions_of_another_process_are_no_reason_to_produce_again(commits: Commits, broker: Broker) -> None:
-    """The commit succeeded unnoticed and another process continued from it: nothing is repeated."""
-    part, member = assigned(broker), member_of(broker)
+    """If a commit took effect unnoticed and another process went on from it, nothing is produced again."""
+    part, member = assigned_partition(broker), member_of(broker)
     broker.fate = "committed unheard"
-    commits.add_finished([answered(part, 10)])
+    commits.add_finished([finished_record(part, 10)])
     commits.commit(member)
     broker.fate = "committed"
     broker.positions[0] = (40, "")
     with pytest.raises(PositionsChanged):
         commits.commit(member)
-    part.is_assigned = False  # like the pipeline, which joins again
+    part.is_assigned = False  # as the pipeline does when it joins again
     commits.drop_unassigned()
     commits.commit(member)
     assert broker.produced == [b"answer 10"]
@@ -169,10 +169,13 @@ def test_positions_of_another_process_are_no_reason_to_produce_again(commits: Co
 
 
 def test_a_missing_position_does_not_count_as_a_failed_commit(commits: Commits, broker: Broker) -> None:
-    """The coordinator lost it or answered too early: the partition is assigned again, which asks again."""
-    part, member = assigned(broker), member_of(broker)
+    """If the coordinator returns no position, PositionsChanged is raised, so that the partition is assigned again.
+
+    The coordinator lost the position, or answered too early. The new assignment asks again.
+    """
+    part, member = assigned_partition(broker), member_of(broker)
     broker.fate = "committed unheard"
-    commits.add_finished([answered(part, 10)])
+    commits.add_finished([finished_record(part, 10)])
     commits.commit(member)
     del broker.positions[0]
     with pytest.raises(PositionsChanged):
@@ -180,26 +183,29 @@ def test_a_missing_position_does_not_count_as_a_failed_commit(commits: Commits, 
 
 
 def test_an_assigned_partition_decides_for_the_whole_transaction(commits: Commits, broker: Broker) -> None:
-    """The other partition moved away, and its new owner continues from what was committed."""
-    stays, gone = assigned(broker, 0), assigned(broker, 1)
+    """The position of a partition that is still assigned decides the outcome of the whole transaction.
+
+    The other partition was revoked, and its new owner continues from what was committed.
+    """
+    stays, gone = assigned_partition(broker, 0), assigned_partition(broker, 1)
     member = member_of(broker)
     broker.fate = "committed unheard"
-    commits.add_finished([answered(stays, 10), answered(gone, 10)])
+    commits.add_finished([finished_record(stays, 10), finished_record(gone, 10)])
     commits.commit(member)
     broker.fate = "committed"
     broker.positions[1] = (90, "")
     gone.is_assigned = False
     commits.drop_unassigned()
-    commits.add_finished([answered(stays, 11)])
+    commits.add_finished([finished_record(stays, 11)])
     commits.commit(member)
     assert member.asked == [0]
     assert broker.produced == [b"answer 10", b"answer 10", b"answer 11"]
 
 
 def test_a_position_is_never_moved_back(commits: Commits, broker: Broker) -> None:
-    """A defect that would move one back ends the worker instead of repeating records."""
-    part, member = assigned(broker), member_of(broker)
-    commits.add_finished([answered(part, 10)])
+    """A commit that would move a position back ends the processor, because records would be repeated."""
+    part, member = assigned_partition(broker), member_of(broker)
+    commits.add_finished([finished_record(part, 10)])
     part.committed = 50
     with pytest.raises(RtfmError, match="refusing to commit offset 11, because 50"):
         commits.commit(member)
@@ -207,9 +213,12 @@ def test_a_position_is_never_moved_back(commits: Commits, broker: Broker) -> Non
 
 
 def test_a_position_that_a_late_request_moved_back_is_committed_again(commits: Commits, broker: Broker) -> None:
-    """This happens even without other commits: the next owner would read from there."""
-    part, member = assigned(broker), member_of(broker)
-    commits.add_finished([answered(part, 10)])
+    """A position that a late request moved back is committed again, even if nothing else is to be committed.
+
+    Otherwise the next owner would read from there.
+    """
+    part, member = assigned_partition(broker), member_of(broker)
+    commits.add_finished([finished_record(part, 10)])
     commits.commit(member)
     assert commits.due_in_s() is None
     broker.positions[0] = (10, "")
@@ -222,9 +231,9 @@ def test_a_position_that_a_late_request_moved_back_is_committed_again(commits: C
 
 
 def test_after_a_lost_connection_right_positions_stay_as_they_are(commits: Commits, broker: Broker) -> None:
-    """Most lost connections have not changed the positions."""
-    part, member = assigned(broker), member_of(broker)
-    commits.add_finished([answered(part, 10)])
+    """After a lost connection, positions that have not changed are not committed again."""
+    part, member = assigned_partition(broker), member_of(broker)
+    commits.add_finished([finished_record(part, 10)])
     commits.commit(member)
     broker.lose_connection()
     commits.commit(member)
@@ -233,9 +242,12 @@ def test_after_a_lost_connection_right_positions_stay_as_they_are(commits: Commi
 
 
 def test_after_a_lost_connection_positions_of_another_process_are_left_alone(commits: Commits, broker: Broker) -> None:
-    """They are ahead: the partition has another owner, and this process joins again."""
-    part, member = assigned(broker), member_of(broker)
-    commits.add_finished([answered(part, 10)])
+    """If positions of another process are found after a lost connection, PositionsChanged is raised.
+
+    The positions are ahead, because the partition has another owner. This process joins again.
+    """
+    part, member = assigned_partition(broker), member_of(broker)
+    commits.add_finished([finished_record(part, 10)])
     commits.commit(member)
     broker.positions[0] = (40, "")
     broker.lose_connection()
@@ -255,22 +267,22 @@ def commit_all(commits: Commits, member: Any) -> None:
 
 def test_outputs_that_brokers_refuse_count_towards_the_limit(commits: Commits, broker: Broker) -> None:
     """Each record is handled before its output is refused, and the limit is reached all the same."""
-    part, member = assigned(broker), member_of(broker)
+    part, member = assigned_partition(broker), member_of(broker)
     broker.max_size = 1
     for offset in range(10, 109):
-        commits.add_finished([answered(part, offset)])
+        commits.add_finished([finished_record(part, offset)])
         commit_all(commits, member)
     assert (commits.limit_error, part.tally.consecutive) == (None, 99)
-    commits.add_finished([answered(part, 109)])
+    commits.add_finished([finished_record(part, 109)])
     commit_all(commits, member)
     assert "the last 100 records were all dead letters" in str(commits.limit_error)
 
 
 def test_no_refused_output_becomes_a_dead_letter_beyond_the_limit(commits: Commits, broker: Broker) -> None:
     """The record stays unfinished, and what else is in the transaction is committed."""
-    part, member = assigned(broker), member_of(broker)
+    part, member = assigned_partition(broker), member_of(broker)
     broker.max_size = 1
-    commits.add_finished([answered(part, offset) for offset in range(10, 130)])
+    commits.add_finished([finished_record(part, offset) for offset in range(10, 130)])
     commit_all(commits, member)
     assert broker.produced == [b"dead letter"] * 100
     assert part.tally.consecutive == 100
@@ -279,6 +291,6 @@ def test_no_refused_output_becomes_a_dead_letter_beyond_the_limit(commits: Commi
     restored = PartitionState.from_position(0, offset, metadata)
     assert sorted(restored.unfinished) == sorted(part.unfinished)
     broker.max_size = None
-    commits.add_finished([answered(part, 130)])
+    commits.add_finished([finished_record(part, 130)])
     commit_all(commits, member)
     assert broker.produced[-1] == b"answer 130"

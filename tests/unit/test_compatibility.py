@@ -1,4 +1,4 @@
-"""Which changes of a schema are incompatible: by Avro's rules, by ours, and faults of a single schema."""
+"""Incompatible changes of a schema, by Avro's rules and by this project's, and faults of a single schema."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def rules(old: Any, new: Any, level: str = "FULL_TRANSITIVE") -> set[tuple[str |
 
 
 def test_a_new_field_without_default_is_named_with_its_fix_and_whom_it_breaks() -> None:
-    """The violation names subject, version, field, rule, fix, producers and consumers."""
+    """A violation names subject, version, field, rule, fix, producers and consumers."""
     topic = Topic(
         name="bot-queries",
         doc="Questions.",
@@ -86,7 +86,7 @@ MICROS = {"type": "long", "logicalType": "timestamp-micros"}
     ],
 )
 def test_a_breaking_change_is_found_by_its_rule(old: Any, new: Any, rule: tuple[str, str]) -> None:
-    """One field changes in one way, and the violation names direction and rule."""
+    """A breaking change of one field is found, with its direction and its rule."""
     assert rule in rules(record(field("a"), old), record(field("a"), *([new] if new else [])))
 
 
@@ -106,7 +106,7 @@ def test_a_compatible_change_passes(old: Any, new: Any) -> None:
     assert rules(versions[0], versions[1]) == set()
 
 
-# Breaks only readers of old records, or only readers of new ones.
+# Each pair breaks readers of old records only, or readers of new records only.
 BACKWARD_BREAK = (record(field("a")), record(field("a"), field("x")))
 FORWARD_BREAK = (record(field("a"), field("x")), record(field("a")))
 
@@ -121,21 +121,24 @@ FORWARD_BREAK = (record(field("a"), field("x")), record(field("a")))
     ],
 )
 def test_each_level_checks_its_own_directions(level: str, backward: int, forward: int) -> None:
-    """All seven of Confluent's levels are covered."""
+    """Each of Confluent's seven levels checks its own directions."""
     assert len(rules(*BACKWARD_BREAK, level)) == backward
     assert len(rules(*FORWARD_BREAK, level)) == forward
 
 
 @pytest.mark.parametrize(("level", "count"), [("BACKWARD", 0), ("BACKWARD_TRANSITIVE", 1), ("FULL_TRANSITIVE", 1)])
 def test_only_a_transitive_level_compares_with_versions_before_the_newest(level: str, count: int) -> None:
-    """A field loses the default that it had in version 2, and version 1 had no such field."""
+    """Only a transitive level compares a schema with versions before the newest.
+
+    The field has no default any more, had one in version 2, and did not exist in version 1.
+    """
     released = {1: record(field("a")), 2: record(field("a"), field("x", default=""))}
     found = find_violations(SUBJECT, record(field("a"), field("x")), released, level)
     assert [entry.version for entry in found] == [1] * count
 
 
 def test_a_violation_deep_inside_has_its_whole_path() -> None:
-    """The path goes through an array, a union and a record."""
+    """A violation inside an array, a union and a record has its whole path."""
 
     def nested(*more: Any) -> Any:
         inner = record(field("a"), *more, name="Inner")
@@ -146,7 +149,7 @@ def test_a_violation_deep_inside_has_its_whole_path() -> None:
 
 
 def test_a_recursive_schema_is_compared_to_its_end() -> None:
-    """A type that contains itself neither hangs nor hides a difference."""
+    """A schema that contains itself is compared completely and without endless recursion."""
 
     def tree(kind: str) -> Any:
         return record(field("value", kind), field("next", ["null", "Thing"], default=None))
@@ -156,7 +159,10 @@ def test_a_recursive_schema_is_compared_to_its_end() -> None:
 
 
 def test_fields_without_default_can_never_be_removed() -> None:
-    """This holds for all released versions under a level that includes forward compatibility."""
+    """Fields without a default in any released version can never be removed.
+
+    This holds under levels that include forward compatibility.
+    """
     released = {1: record(field("a"), field("b", default="")), 2: record(field("a"), field("c"))}
     assert unremovable_fields(released, "FULL_TRANSITIVE") == ["a", "c"]
     assert unremovable_fields(released, "BACKWARD_TRANSITIVE") == []
@@ -176,18 +182,18 @@ def test_fields_without_default_can_never_be_removed() -> None:
     ],
 )
 def test_what_libraries_disagree_on_is_a_fault_of_the_schema(schema: Any, rule: str) -> None:
-    """Such faults concern defaults, enums, logical types and docs."""
+    """Defaults, enums, logical types and docs that libraries treat differently are faults of a schema."""
     assert [fault.rule for fault in lint.find_breaches(schema)] == [rule]
 
 
 def test_the_contracts_have_no_faults() -> None:
-    """The three schemas of the project."""
+    """The three schemas of the project have no faults."""
     for topic in catalogue.load().topics_with_schema():
         assert lint.find_breaches(topic.schema or {}) == []
 
 
 def test_a_difference_is_described_in_words() -> None:
-    """Added, removed and changed fields and enum symbols are described."""
+    """The description of a difference names added, removed and changed fields and enum symbols."""
     old = record(field("a"), field("gone"), field("kind", enum("A", default="A")))
     new = json.loads(
         json.dumps(record(field("a", "long"), field("kind", enum("A", "B", default="A")), field("x", default="")))

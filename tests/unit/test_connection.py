@@ -1,4 +1,4 @@
-"""How librdkafka's errors map to the project's errors."""
+"""The errors of this project that librdkafka's errors become."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rtfm.streams.connection import KafkaConfig
     ],
 )
 def test_temporary_errors_are_unavailable(code: int) -> None:
-    """A changed partition leader must not end a processor that asks where the log begins."""
+    """A temporary error is Unavailable, so that no processor ends because a partition's leader changes."""
     assert isinstance(
         KafkaConfig.of(Settings()).translate_error(KafkaException(KafkaError(code)), "reading"), Unavailable
     )
@@ -29,7 +29,7 @@ def test_temporary_errors_are_unavailable(code: int) -> None:
 
 @pytest.mark.parametrize("code", [KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.UNKNOWN_TOPIC_OR_PART])
 def test_errors_that_need_a_fix_are_not_unavailable(code: int) -> None:
-    """The error names the request that failed."""
+    """An error that an operator must fix is not Unavailable, and names the request that failed."""
     error = KafkaConfig.of(Settings()).translate_error(KafkaException(KafkaError(code)), "reading")
     assert isinstance(error, ConfigError)
     assert "reading" in str(error)

@@ -1,4 +1,4 @@
-"""Containers serve the tests only on machines that can run them; otherwise one line says why, and the run continues."""
+"""Containers for the tests: if a machine cannot run them, one line says why, and the run continues without them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests import containers
 
 
 class EngineWithoutImages(BaseHTTPRequestHandler):
-    """The two answers of the Docker Engine API that a client needs before it starts anything."""
+    """A server with the two answers of the Docker Engine API that a client needs before it starts anything."""
 
     def do_GET(self) -> None:
         found = self.path.endswith("/version")
@@ -24,7 +24,7 @@ class EngineWithoutImages(BaseHTTPRequestHandler):
         self.wfile.write(json.dumps(body).encode())
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def engine() -> Iterator[str]:
 
 
 def test_a_machine_without_an_engine_cannot_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is detected at once, because most machines have none."""
+    """A machine without a container engine is recognised at once, because most machines have none."""
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
     with pytest.raises(containers.Unusable, match="no engine answers"), containers.running():
         pass
@@ -46,12 +46,12 @@ def test_a_machine_without_an_engine_cannot_serve(monkeypatch: pytest.MonkeyPatc
 def test_an_engine_without_the_images_cannot_serve_and_is_not_asked_to_pull_them(
     monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
-    """The line names the first missing image."""
+    """An engine without the images is recognised without pulling one, and the line names the first missing image."""
     monkeypatch.setenv("DOCKER_HOST", engine)
     with pytest.raises(containers.Unusable, match="does not have apache/kafka:"), containers.running():
         pass
 
 
 def test_the_images_are_those_of_the_compose_file() -> None:
-    """Tests use the images that people run."""
+    """The containers of the tests use the images of docker-compose.yml."""
     assert set(containers.images()) == {"kafka", "schema-registry", "chromadb", "postgres"}

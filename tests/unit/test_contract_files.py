@@ -1,4 +1,4 @@
-"""The catalogue's files: malformed ones, released ones, and the commands that maintain them."""
+"""The files of the catalogue: malformed files, released schemas, and the commands that maintain them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUERY = "bot-query.avsc"
 
 @pytest.fixture
 def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the project's schemas for the command line."""
+    """A copy of the project's schemas, which the commands use."""
     directory = tmp_path / "schemas"
     shutil.copytree(catalogue.load().directory, directory)
     monkeypatch.setenv("RTFM_SCHEMAS_DIR", str(directory))
@@ -57,7 +57,7 @@ def add_field(path: Path, **more: Any) -> None:
     ],
 )
 def test_a_malformed_catalogue_is_named_with_its_place(copy: Path, text: str, said: str) -> None:
-    """The error is one line with file and key."""
+    """The error for a malformed catalogue is one line with file and key."""
     (copy / "contracts.toml").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=said):
         catalogue.load(copy)
@@ -73,14 +73,14 @@ def test_a_malformed_catalogue_is_named_with_its_place(copy: Path, text: str, sa
     ],
 )
 def test_a_schema_that_does_not_parse_is_named(copy: Path, text: str) -> None:
-    """The file is not JSON, not a record, or not Avro."""
+    """The error for a schema that is not JSON, not a record or not Avro names its file."""
     (copy / QUERY).write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=f"{QUERY}.*{'there is no type text' if 'text' in text else ''}"):
         catalogue.load(copy)
 
 
 def test_check_names_field_rule_and_consumers(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A field without a default gives exit code 1."""
+    """A field without a default fails `schemas check` with exit code 1, naming field, rule and consumers."""
     add_field(copy / QUERY)
     assert run(["schemas", "check"]) == 1
     said = capsys.readouterr().out
@@ -91,7 +91,7 @@ def test_check_names_field_rule_and_consumers(copy: Path, capsys: pytest.Capture
 
 @pytest.mark.parametrize("damage", ["removed", "changed", "added"])
 def test_a_changed_released_file_fails_the_check(copy: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Released versions are immutable, and the lock has their digests."""
+    """A changed released file fails `schemas check`, because the lock has the digest of each released version."""
     released = copy / "released" / "bot-queries-value" / "1.avsc"
     match damage:
         case "removed":
@@ -105,7 +105,7 @@ def test_a_changed_released_file_fails_the_check(copy: Path, damage: str, capsys
 
 
 def test_check_prints_json_and_github_annotations(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It prints JSON for scripts and annotations for pull requests."""
+    """`schemas check` prints JSON for scripts, and annotations for pull requests on GitHub."""
     add_field(copy / QUERY)
     assert run(["schemas", "check", "--format", "json"]) == 1
     found = json.loads(capsys.readouterr().out)["findings"]
@@ -117,7 +117,7 @@ def test_check_prints_json_and_github_annotations(copy: Path, capsys: pytest.Cap
 
 
 def test_release_refuses_what_is_incompatible_or_unchanged(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The exit code is 1, and nothing is written."""
+    """`schemas release` of an incompatible or unchanged schema exits with 1, and writes nothing."""
     assert run(["schemas", "release"]) == 1
     assert "Nothing to release" in capsys.readouterr().err
     add_field(copy / QUERY)
@@ -128,7 +128,10 @@ def test_release_refuses_what_is_incompatible_or_unchanged(copy: Path, capsys: p
 def test_release_freezes_the_next_version_and_lists_permanent_fields(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Afterwards the check passes, and the lock has both versions."""
+    """`schemas release` writes the next version and its digest, and lists the fields that can never be removed.
+
+    Afterwards `schemas check` passes.
+    """
     add_field(copy / QUERY, default="")
     assert run(["schemas", "release"]) == 0
     said = capsys.readouterr().out
@@ -139,7 +142,7 @@ def test_release_freezes_the_next_version_and_lists_permanent_fields(
 
 
 def test_diff_describes_what_changed(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It describes the changes since the newest release."""
+    """`schemas diff` describes the changes since the newest release."""
     add_field(copy / QUERY, default="")
     assert run(["schemas", "diff", "bot-queries"]) == 0
     assert "field locale is added: string, default ''" in capsys.readouterr().out
@@ -158,7 +161,7 @@ def test_diff_describes_what_changed(copy: Path, capsys: pytest.CaptureFixture[s
 def test_a_missing_version_or_schema_is_named(
     capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
-    """The exit code is 2; version 0 does not mean the newest."""
+    """A missing version or schema is named, and the exit code is 2; version 0 does not mean the newest."""
     assert run(["schemas", *arguments]) == 2
     assert said in capsys.readouterr().err
 
@@ -166,7 +169,7 @@ def test_a_missing_version_or_schema_is_named(
 def test_a_logical_type_on_the_wrong_base_is_a_finding_and_no_warning_of_a_library(
     copy: Path, recwarn: pytest.WarningsRecorder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The terminal shows our finding, not a library's warning."""
+    """A logical type on a wrong base type is a finding of the check, and no warning of a library is printed."""
 
     def narrow(schema: dict[str, Any]) -> None:
         (asked,) = (entry for entry in schema["fields"] if entry["name"] == "asked_at")
@@ -175,12 +178,12 @@ def test_a_logical_type_on_the_wrong_base_is_a_finding_and_no_warning_of_a_libra
     change(copy / QUERY, narrow)
     assert run(["schemas", "check"]) == 1
     assert "`asked_at` has timestamp-millis on int; put it on long" in capsys.readouterr().out
-    # Other warnings, as of a socket of an earlier test, may appear at any time.
+    # Other warnings may appear at any time, for instance for a socket of an earlier test.
     assert not [warning for warning in recwarn.list if warning.category is IgnoredLogicalType]
 
 
 def test_show_prints_the_source_of_a_codec(capsys: pytest.CaptureFixture[str]) -> None:
-    """The generated code can be read."""
+    """`schemas show --codec` prints the generated code."""
     assert run(["schemas", "show", "bot-queries", "--codec"]) == 0
     said = capsys.readouterr().out
     assert "def encode(event, frame):" in said
@@ -189,7 +192,7 @@ def test_show_prints_the_source_of_a_codec(capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize("topic_name", EVENT_OF_TOPIC)
 def test_every_released_example_is_read_by_every_later_schema(topic_name: str) -> None:
-    """The examples' bytes of each version are read with each later version and the event class."""
+    """The examples of each released version can be decoded with each later version and the event class."""
     known = catalogue.load()
     topic = known.topic(topic_name)
     codec: EventCodec[Any] = EventCodec(EVENT_OF_TOPIC[topic_name], topic.schema or {})
@@ -215,7 +218,7 @@ def test_every_released_example_is_read_by_every_later_schema(topic_name: str) -
 
 
 def test_names_of_topics_and_groups_are_defined_once() -> None:
-    """rtfm/names.py has the topics of contracts.toml; groups are in contracts.toml only."""
+    """The topics of contracts.toml are defined in rtfm/names.py, and the groups in contracts.toml only."""
     known = catalogue.load()
     topics = {value for name, value in vars(names).items() if name.isupper()}
     assert topics == set(known.topics)
@@ -232,7 +235,7 @@ def test_names_of_topics_and_groups_are_defined_once() -> None:
 
 
 def test_a_topic_without_a_group_is_an_error_that_names_the_file(copy: Path) -> None:
-    """A service that must read such a topic stops with exit code 2."""
+    """If a topic that a service must read has no group, the error names the file, and the exit code is 2."""
     text = (copy / "contracts.toml").read_text(encoding="utf-8")
     (copy / "contracts.toml").write_text(text.replace('group = "rtfm-bot-responses"\n', ""), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"\[topics.bot-responses\]: group is missing"):

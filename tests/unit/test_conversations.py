@@ -1,4 +1,4 @@
-"""The content of a passage."""
+"""The passages that are made of a conversation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ def line(number: int, text: str) -> ConversationLine:
 
 
 def test_a_long_conversation_goes_on_in_another_passage_between_messages() -> None:
-    """No message is cut, and the first passage keeps its id when messages are added."""
+    """A long conversation continues in another passage at the end of a message.
+
+    The first passage keeps its id when messages are added.
+    """
     lines = [line(number, "word " * (PASSAGE_WORDS * 3 // 8)) for number in range(5)]
     made, passage_of = build_passages("c", lines, CHANNEL)
     assert [passage.passage_id for passage in made] == ["c", "c/1", "c/2"]
@@ -21,7 +24,10 @@ def test_a_long_conversation_goes_on_in_another_passage_between_messages() -> No
 
 
 def test_a_long_message_has_passages_of_its_own() -> None:
-    """The messages around it stay together, and its parts keep their ids when messages are added."""
+    """A long message gets its own passages, and the messages around it stay together.
+
+    The passages keep their ids when messages are added.
+    """
     long = "word " * 10_000
     made, passage_of = build_passages("c", [line(1, "short"), line(2, long), line(3, "short too")], CHANNEL)
     assert passage_of == {"1": "c", "3": "c", "2": "2#1"}
@@ -33,7 +39,10 @@ def test_a_long_message_has_passages_of_its_own() -> None:
 
 
 def test_a_file_is_cut_like_a_long_message() -> None:
-    """Its message stays in the conversation; without text it is only in the file's passages."""
+    """A long file gets its own passages, like a long message.
+
+    The message stays in its conversation. If the message has no text, it is found by the file's passages only.
+    """
     log = "kern.log\n" + "\n".join(f"line {number}" for number in range(500))
     said = ConversationLine(message_id="1", text="see the log", created_at=TimestampMillis(1), files=(log,))
     (whole, *parts), passage_of = build_passages("1", [said], CHANNEL)
@@ -47,12 +56,12 @@ def test_a_file_is_cut_like_a_long_message() -> None:
 
 
 def test_messages_without_text_are_in_no_passage() -> None:
-    """Search could find nothing in them."""
+    """Messages without text are in no passage, because search could find nothing in them."""
     assert build_passages("c", [line(1, ""), line(2, "")], CHANNEL) == ([], {})
 
 
 def test_names_are_not_part_of_a_passage() -> None:
-    """Names would make unrelated conversations of the same people similar."""
+    """Names are not part of a passage, because they would make unrelated conversations of the same people similar."""
     assert spoken_text("<@12>, use ntfs-3g") == "use ntfs-3g"
     assert spoken_text("Ada: use ntfs-3g", ["ada"]) == "use ntfs-3g"
     assert spoken_text("error: no such device", ["ada"]) == "error: no such device"

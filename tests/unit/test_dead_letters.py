@@ -1,4 +1,4 @@
-"""The format of a dead letter: the unchanged original, and the headers after its own."""
+"""The format of a dead letter: the unchanged original record, and the headers that are added after its own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONNECT = (
 
 
 def record(**fields: Any) -> Record:
-    """Return a record that cannot be handled."""
+    """Return a record that cannot be decoded."""
     values: dict[str, Any] = {
         "topic": "discord-messages",
         "partition": 2,
@@ -48,7 +48,7 @@ BUILDER = DeadLetterBuilder(group="test-group", clock_s=lambda: 1_700_000_500.0)
 
 @frozen
 class Message:
-    """A produced record as confluent_kafka returns it."""
+    """A produced dead letter as confluent_kafka returns it."""
 
     record: ProducerRecord
     at: int = 5
@@ -78,8 +78,8 @@ class Message:
         return None
 
 
-def written(original: Record, error: Exception | None = None) -> Letter:
-    """Return the dead letter of ``original`` as a reader sees it."""
+def read_back(original: Record, error: Exception | None = None) -> Letter:
+    """Return the dead letter of ``original`` as a reader gets it."""
     letter = parse_letter(
         Message(BUILDER.build_letter(original, error or UndecodableRecord("cut short"), "DECODE").record)
     )
@@ -87,23 +87,23 @@ def written(original: Record, error: Exception | None = None) -> Letter:
     return letter
 
 
-def raised(message: str) -> Exception:
-    """Return an error with a stack."""
+def error_with_traceback(message: str) -> Exception:
+    """Return an error with a traceback."""
     with pytest.raises(InvalidEvent) as caught:
         raise InvalidEvent(message)
     return caught.value
 
 
-def test_a_letter_has_the_ten_headers_of_kafka_connect_and_our_own_behind_the_original_ones() -> None:
-    """R15: the original headers come first, in order and unchanged, whatever their names."""
+def test_a_dead_letter_has_kafka_connects_headers_and_ours_after_the_original_ones() -> None:
+    """R15: A dead letter has the original headers unchanged and in order, then Kafka Connect's ten, then ours."""
     original = record()
-    headers = BUILDER.build_letter(original, raised("no"), "HANDLE").record.headers
+    headers = BUILDER.build_letter(original, error_with_traceback("no"), "HANDLE").record.headers
     assert headers[:3] == original.headers
     names = [name for name, _ in headers[3:]]
     assert names[:10] == [f"__connect.errors.{name}" for name in CONNECT]
     ours = {"attempt", "first_failure_ms", "consumer_group", "schema_id", "error_class", "original.timestamp_ms"}
     assert {f"rtfm.{name}" for name in ours} < set(names)
-    letter = written(original, raised("no"))
+    letter = read_back(original, error_with_traceback("no"))
     assert (letter.topic, letter.origin, letter.schema_id, letter.error_class) == (
         "discord-messages",
         (2, 17),
@@ -120,66 +120,77 @@ names = st.sampled_from(["odd", "rtfm.attempt", "rtfm.original.header_count", "r
 def test_the_original_comes_back_as_it_was_whatever_it_holds(
     headers: list[tuple[str, bytes]], key: bytes | None, value: bytes | None
 ) -> None:
-    """R15: this includes headers with the names that we add."""
-    letter = written(record(headers=headers, key=key, value=value))
+    """R15: The original comes back unchanged from its dead letter, even if it has headers with names that we add."""
+    letter = read_back(record(headers=headers, key=key, value=value))
     assert (letter.headers, letter.key, letter.value) == (headers, key, value)
     assert letter.topic == "discord-messages"
 
 
 def test_a_replay_that_fails_again_adds_an_attempt_and_no_headers() -> None:
-    """The original and the first failure's time stay, after any number of replays."""
+    """A replay that fails again keeps the original and the time of the first failure, and counts one more attempt.
+
+    The number of headers does not grow with further replays.
+    """
     original = record()
-    letter = written(original)
+    letter = read_back(original)
     for attempt in range(2, 30):
         again = record(headers=[*(letter.headers or []), *letter.to_replay().headers()], offset=100 + attempt)
-        later = parse_letter(Message(BUILDER.build_letter(again, raised("no"), "HANDLE").record, at=attempt))
+        later = parse_letter(
+            Message(BUILDER.build_letter(again, error_with_traceback("no"), "HANDLE").record, at=attempt)
+        )
         assert isinstance(later, Letter)
         assert (later.headers, later.value, later.attempt) == (original.headers, original.value, attempt)
         assert later.number("rtfm.original.timestamp_ms") == original.timestamp_ms
         assert later.first_failure_ms == letter.first_failure_ms
         assert later.facts["rtfm.replay_of"] == letter.id
         letter = later
-    assert len(letter.facts) == len(written(original).facts) + 1
+    assert len(letter.facts) == len(read_back(original).facts) + 1
 
 
 def test_headers_that_only_look_like_a_replay_are_the_originals() -> None:
-    """Headers that do not parse are not ours."""
-    block = written(record()).to_replay().headers()
+    """Headers with the names of a replay's headers, but with values that do not parse, belong to the original."""
+    block = read_back(record()).to_replay().headers()
     forged = [*block[:1], ("rtfm.attempt", b"many"), *block[2:]]
-    assert written(record(headers=forged)).headers == forged
+    assert read_back(record(headers=forged)).headers == forged
 
 
 def test_the_stack_is_cut_to_its_end_and_long_messages_to_their_beginning() -> None:
-    """The limits are 4 KB and 1 KB of UTF-8, and no character is cut in half."""
-    letter = written(record(), raised("ä" * 5000))
+    """The traceback is cut to the last 4 KB of UTF-8 and the message to the first 1 KB, without half a character."""
+    letter = read_back(record(), error_with_traceback("ä" * 5000))
     stack = letter.facts["__connect.errors.exception.stacktrace"]
     assert MAX_STACK_BYTES - 4 <= len(stack.encode()) <= MAX_STACK_BYTES
     assert len(letter.message.encode()) <= MAX_MESSAGE_BYTES
     assert set(letter.message) == {"ä"}
-    assert "raised" in written(record(), raised("short")).facts["__connect.errors.exception.stacktrace"]
+    assert (
+        "error_with_traceback"
+        in read_back(record(), error_with_traceback("short")).facts["__connect.errors.exception.stacktrace"]
+    )
 
 
 @pytest.mark.parametrize("secret", ["AIza" + "x" * 35, "ghp_" + "a" * 36, "someone@example.org", "hunter2-hunter2"])
 def test_secrets_are_in_neither_message_nor_stack(secret: str) -> None:
-    """Texts that look like secrets and those of this installation are removed, even if half of one was cut off."""
+    """Neither message nor traceback contains a secret, even if a cut removed half of it.
+
+    Secrets are texts that look like one, and those of this installation.
+    """
     writer = evolve(BUILDER, secrets=("hunter2-hunter2",))
     for padding in ("", "x " * (MAX_STACK_BYTES // 2)):
-        error = raised(f"the model said {secret} {padding}")
+        error = error_with_traceback(f"the model said {secret} {padding}")
         headers = dict(writer.build_letter(record(), error, "HANDLE").record.headers)
         for name in ("exception.message", "exception.stacktrace"):
             assert secret.encode()[-12:] not in headers[f"__connect.errors.{name}"]
 
 
 def test_a_mark_is_read_as_a_mark_and_no_original_is_taken_for_one() -> None:
-    """A dead letter whose original has the headers of a mark is still a dead letter."""
-    letter = written(record())
+    """A mark is read as a mark, and a dead letter whose original has a mark's headers is read as a dead letter."""
+    letter = read_back(record())
     mark = parse_letter(Message(Mark.build_record(letter, DISCARDED)))
     assert mark == Mark(letter.id, DISCARDED, 1_700_000_600_000)
-    assert isinstance(written(record(headers=Mark.build_record(letter, DISCARDED).headers, value=None)), Letter)
+    assert isinstance(read_back(record(headers=Mark.build_record(letter, DISCARDED).headers, value=None)), Letter)
 
 
 def test_what_another_program_wrote_is_shown_by_its_connect_headers_and_has_no_known_original() -> None:
-    """Kafka Connect may be configured to write to the same topic."""
+    """A dead letter of Kafka Connect, which may use the same topic, is shown by its headers, without an original."""
     foreign = ProducerRecord("dead-letters", b"k", b"v", [("__connect.errors.topic", b"t"), ("x", b"y")])
     letter = parse_letter(Message(foreign))
     assert isinstance(letter, Letter)

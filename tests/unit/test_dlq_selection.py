@@ -1,4 +1,4 @@
-"""Which dead letters `rtfm-cli dlq` selects."""
+"""The dead letters that `rtfm-cli dlq` selects."""
 
 from typing import Any
 
@@ -17,20 +17,23 @@ NOTHING: dict[str, Any] = {
 
 
 def test_a_key_stays_given_after_the_filter_was_made() -> None:
-    """Otherwise an empty result would say that there are no dead letters at all."""
+    """Building a filter leaves the options unchanged, so that a key still counts as given afterwards.
+
+    Otherwise an empty result would say that there are no dead letters at all.
+    """
     given = NOTHING | {"key": "200"}
     assert build_filter(given, (), state="open").key == b"200"
     assert has_filter(given)
 
 
 def test_letters_named_by_id_are_found_in_every_state() -> None:
-    """Other filters find only letters in the requested state."""
+    """A filter by id finds dead letters in every state, and other filters only those in the requested state."""
     assert build_filter(NOTHING, ("0-1",), state="open").states == {"OPEN", "REPLAYED", "DISCARDED"}
     assert build_filter(NOTHING, (), state="open").states == {"OPEN"}
 
 
 @pytest.mark.parametrize(("ids", "all_"), [((), False), (("0-1",), True)])
 def test_a_change_needs_exactly_one_filter(ids: tuple[str, ...], all_: bool) -> None:
-    """A missing filter or two of them change nothing."""
+    """A change needs ids or --all, and not both."""
     with pytest.raises(click.UsageError):
         build_change_filter(NOTHING, ids, all_)

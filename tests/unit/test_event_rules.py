@@ -1,4 +1,4 @@
-"""The rules for ids and times, and that no encoder writes an event that breaks one."""
+"""The rules for ids and times, and that no encoder writes an event that breaks a rule."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ NO_SNOWFLAKES = ["helpdesk-7", "ann@example.org", str(2**64), "5" * 21, "-5", "5
 
 @pytest.mark.parametrize("value", NO_IDS)
 def test_text_of_another_format_is_not_an_id(value: str) -> None:
-    """Every id has a bounded format that each store accepts; the error does not repeat the value."""
+    """An id must have a short format that each store accepts, and the error does not repeat an invalid id."""
     for source, origin in itertools.product(MessageSource, QueryOrigin):
         for event, name in (
             (evolve(MESSAGE, source=source, guild_id=value), "guild_id"),
@@ -75,7 +75,10 @@ def test_text_of_another_format_is_not_an_id(value: str) -> None:
 
 @pytest.mark.parametrize("value", NO_SNOWFLAKES)
 def test_other_programs_have_ids_of_their_own_and_discord_has_decimals_of_64_bits(value: str) -> None:
-    """The source of a message and the origin of a question decide which format applies."""
+    """Other programs may have ids of their own, and ids of Discord are decimals of at most 64 bits.
+
+    The source of a message and the origin of a question decide which rule applies.
+    """
     for source in MessageSource:
         broken = find_broken_rule(evolve(MESSAGE, source=source, author_id=value), now=NOW)
         if source in (MessageSource.GATEWAY, MessageSource.HISTORY):
@@ -91,13 +94,13 @@ def test_other_programs_have_ids_of_their_own_and_discord_has_decimals_of_64_bit
 
 
 def test_the_largest_snowflake_and_the_id_of_a_question_keep_the_rule() -> None:
-    """Snowflakes have 64 bits; the id of a question is never only Discord's."""
+    """The largest snowflake is valid, and so is a query id, which is never an id of Discord alone."""
     assert find_broken_rule(evolve(MESSAGE, message_id=str(2**64 - 1)), now=NOW) is None
     assert find_broken_rule(evolve(QUERY, query_id="i1-a:b@c._"), now=NOW) is None
 
 
 def test_a_field_inside_a_list_is_named_with_its_place() -> None:
-    """The error tells the writer where it is."""
+    """The error for an invalid id in a list names the field and the position in the list."""
     turns = [ContextMessage(speaker=Speaker.BOT, content="", message_id=value) for value in ("5", None, "x y")]
     broken = find_broken_rule(evolve(QUERY, context=turns), now=NOW)
     assert broken is not None
@@ -106,7 +109,7 @@ def test_a_field_inside_a_list_is_named_with_its_place() -> None:
 
 @pytest.mark.parametrize("value", [MIN_TIMESTAMP - 1, MAX_TIMESTAMP + 1, -(2**63), 2**63 - 1, 1_700_000_000_000_000])
 def test_a_time_outside_the_years_1_to_9999_breaks_the_rule(value: int) -> None:
-    """The usual mistake is microseconds instead of milliseconds."""
+    """A time outside the years 1 to 9999 breaks the rule; the usual mistake is microseconds."""
     wrong = TimestampMillis(value)
     for topic, name in (
         ("discord-messages", "created_at"),
@@ -130,20 +133,20 @@ def test_a_time_outside_the_years_1_to_9999_breaks_the_rule(value: int) -> None:
 
 @pytest.mark.parametrize("value", [MIN_TIMESTAMP, MAX_TIMESTAMP, 0, -1])
 def test_any_time_of_the_calendar_is_written(value: int) -> None:
-    """A question may expire as late as the year 9999."""
+    """Any time in the years 1 to 9999 is written; a question may expire as late as 9999."""
     event = evolve(QUERY, expires_at=TimestampMillis(value))
     assert CODECS["bot-queries"].decode(CODECS["bot-queries"].encode(event, 7)) == event
 
 
 def test_an_observation_of_the_future_breaks_the_rule() -> None:
-    """It would override all that Discord reports until then."""
+    """A time of observation in the future breaks the rule, because it would override Discord's reports until then."""
     ahead = evolve(MESSAGE, observed_at=TimestampMillis(NOW + 60_001))
     assert str(find_broken_rule(ahead, now=NOW)) == "observed_at must not lie more than a minute ahead"
     assert find_broken_rule(ahead, now=TimestampMillis(NOW + 1)) is None
 
 
 def test_the_encoder_compares_observations_with_the_clock() -> None:
-    """It does so before and after it has seen a valid time."""
+    """The encoder compares times of observation with the clock, before and after it has seen a valid one."""
     codec = CODECS["discord-messages"]
     for _ in range(2):
         now = time.time_ns() // 1_000_000
@@ -153,7 +156,7 @@ def test_the_encoder_compares_observations_with_the_clock() -> None:
 
 
 def test_stored_times_of_any_size_make_a_date() -> None:
-    """Times stored by an earlier version do not break whatever shows them."""
+    """A stored time of any size is shown as a date, because earlier versions stored such times."""
     assert to_datetime(TimestampMillis(2**63 - 1)) == datetime(9999, 12, 31, 23, 59, 59, 999_000, UTC)
     assert to_datetime(TimestampMillis(-(2**63))) == datetime(1, 1, 1, tzinfo=UTC)
     assert to_datetime(TimestampMillis(1_726_854_000_123)) == datetime(2024, 9, 20, 17, 40, 0, 123_000, UTC)
@@ -166,7 +169,7 @@ IDS = st.one_of(
 
 
 def with_ids(event: Any) -> st.SearchStrategy[Any]:
-    """Return ``event`` with other ids, including nested ones; most stay as they are."""
+    """Return ``event`` with other ids, including nested ones; most ids stay as they are."""
     changed: dict[str, st.SearchStrategy[Any]] = {}
     for attribute in attrs.fields(type(event)):
         value = getattr(event, attribute.name)
@@ -184,7 +187,7 @@ def with_ids(event: Any) -> st.SearchStrategy[Any]:
 @settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
 @given(event=st.sampled_from(list(OF_TOPIC)).flatmap(lambda topic: with_ids(OF_TOPIC[topic])))
 def test_the_encoder_writes_exactly_the_events_that_keep_the_rules(event: Any) -> None:
-    """The compiled shortcuts refuse exactly what the rules forbid."""
+    """The encoder refuses exactly the events that break a rule, although its compiled code checks differently."""
     (codec,) = (codec for codec in CODECS.values() if codec.event_class is type(event))
     broken = find_broken_rule(event, now=NOW)
     if broken is None:
@@ -196,15 +199,15 @@ def test_the_encoder_writes_exactly_the_events_that_keep_the_rules(event: Any) -
 
 
 @pytest.mark.parametrize("event_class", EVENT_OF_TOPIC.values())
-def test_every_id_is_under_the_rule_but_those_of_passages(event_class: type[Any]) -> None:
-    """A field that is added later is checked by its name."""
+def test_every_id_except_those_of_passages_is_checked(event_class: type[Any]) -> None:
+    """Every field with an id is checked, except the ids of passages, so that no added field is left out."""
     names = [attribute.name for attribute in attrs.fields(event_class)]
     assert [name for name in names if name.endswith(("_id", "_ids")) and not is_id_field(name)] == []
     assert not is_id_field("passage_id")
 
 
 def test_a_query_of_another_program_may_have_ids_of_its_own() -> None:
-    """An e-mail address is a valid id."""
+    """A query of another program may have an e-mail address as an id."""
     asked = BotQuery(
         query_id="helpdesk-5e1c",
         channel_id="0",

@@ -1,4 +1,4 @@
-"""Files are written completely or not at all."""
+"""A file is written completely, or not at all."""
 
 import stat
 from pathlib import Path
@@ -9,7 +9,7 @@ from rtfm.files import write_atomically
 
 
 def test_a_file_is_replaced_and_leaves_no_temporary_file(tmp_path: Path) -> None:
-    """The folder is created if it is missing."""
+    """Writing replaces a file, leaves no temporary file, and creates a missing folder."""
     path = tmp_path / "folder" / "state.json"
     write_atomically(path, "first")
     write_atomically(path, "zwölf")
@@ -18,7 +18,7 @@ def test_a_file_is_replaced_and_leaves_no_temporary_file(tmp_path: Path) -> None
 
 
 def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
-    """No part of the new file remains."""
+    """A write that fails leaves the old file unchanged, and no part of the new one."""
     path = tmp_path / "state.json"
     write_atomically(path, "first")
     with pytest.raises(UnicodeEncodeError):
@@ -28,7 +28,7 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_private_file_is_private_from_the_first_byte(tmp_path: Path) -> None:
-    """Its mode does not depend on the umask."""
+    """A private file has its mode from the first byte, whatever the umask."""
     path = tmp_path / "password"
     write_atomically(path, "secret", mode=0o600)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -14,7 +14,7 @@ def levels(seed: int) -> list[float]:
 
 
 def test_nearly_all_unrelated_questions_are_below_the_floor() -> None:
-    """This includes questions that did not set it."""
+    """Nearly all unrelated questions are below the floor, even if they were not used to compute it."""
     for seed in range(10):
         floor = compute_floor(levels(seed))
         others = levels(seed + 100)
@@ -22,11 +22,11 @@ def test_nearly_all_unrelated_questions_are_below_the_floor() -> None:
 
 
 def test_a_guild_that_knows_a_topic_of_the_probes_is_not_misled() -> None:
-    """Five probes that a cooking guild can answer do not shut out its own questions."""
+    """Five probes that a guild about cooking can answer do not raise its floor above its own questions."""
     known = [*levels(1)[:-5], 0.9, 0.9, 0.9, 0.9, 0.9]
     assert compute_floor(known) < 0.6
 
 
 def test_the_sixty_probes_are_distinct() -> None:
-    """Each probe has the same weight."""
+    """The sixty probes are different, so that all have the same weight."""
     assert len(PROBES) == len(set(PROBES)) == 60

@@ -1,4 +1,4 @@
-"""The guards around a model: retries, circuit breaker, budgets. R21 of docs/requirements.md is shown here."""
+"""The guards around a model: retries, circuit breaker and budgets. This is the test of R21 in docs/requirements.md."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DOWN = Unavailable("Gemini", "Gemini answers 503")
 
 @define
 class Script:
-    """A model that follows a script; the last instruction repeats."""
+    """A model that follows a script, whose last step is repeated."""
 
     steps: list[Exception | Completion | Callable[[], Completion]]
     asked: int = 0
@@ -49,7 +49,7 @@ class Script:
 
 @define
 class Time:
-    """A clock that advances on request."""
+    """A clock that a test moves."""
 
     now_s: float = 1_000.0
 
@@ -59,7 +59,7 @@ class Time:
 
 @pytest.fixture
 def no_waiting() -> Iterator[None]:
-    """Make retries not sleep, so that the test controls the time."""
+    """Let retries not sleep, so that the test controls the time."""
     stamina.set_testing(True, attempts=3)
     yield
     stamina.set_testing(False)
@@ -79,7 +79,7 @@ def guarded(
 
 
 def outcomes(model: GuardedModel, count: int) -> list[str]:
-    """Return the results of ``count`` questions in a row."""
+    """Return the results of ``count`` questions, one after another."""
     found = []
     for _ in range(count):
         try:
@@ -95,7 +95,7 @@ def outcomes(model: GuardedModel, count: int) -> list[str]:
 @pytest.mark.usefixtures("no_waiting")
 @pytest.mark.parametrize("error", [DOWN, Throttled("busy", retry_after_s=1.0)])
 def test_temporary_failures_are_retried(error: Exception) -> None:
-    """After 429 and 5xx, the third attempt's answer is used."""
+    """After 429 or 5xx, the request is repeated, and the third attempt's answer is returned."""
     script = Script([error, error, DONE])
     assert guarded(script, policy=GuardPolicy(attempts=3)).complete(PROMPT, timeout_s=20) == DONE
     assert script.asked == 3
@@ -112,7 +112,7 @@ def test_permanent_failures_are_not_retried(error: Exception) -> None:
 
 
 def test_retry_after_that_exceeds_the_time_left_is_not_waited_for() -> None:
-    """The asker gets quotes at once rather than an answer in a minute."""
+    """A Retry-After beyond the time of the question is not waited for, so that the asker gets quotes at once."""
     script = Script([Throttled("busy", retry_after_s=60.0), DONE])
     with pytest.raises(Throttled):
         guarded(script, policy=GuardPolicy(attempts=3)).complete(PROMPT, timeout_s=20)
@@ -120,7 +120,7 @@ def test_retry_after_that_exceeds_the_time_left_is_not_waited_for() -> None:
 
 
 def test_retry_after_and_jitter_make_the_wait() -> None:
-    """The wait is the Retry-After plus jitter, so that clients do not all return at once."""
+    """A wait is the Retry-After plus jitter, so that clients do not all return at the same moment."""
     model = GuardedModel(
         Script([DONE]),
         name="gemini",
@@ -137,7 +137,7 @@ def test_retry_after_and_jitter_make_the_wait() -> None:
 
 @pytest.mark.usefixtures("no_waiting")
 def test_all_attempts_share_the_time() -> None:
-    """The second attempt gets the time that the first left; without time left there is none."""
+    """Each attempt has the time that earlier attempts left."""
     time = Time()
 
     def hang() -> Completion:
@@ -151,7 +151,7 @@ def test_all_attempts_share_the_time() -> None:
 
 
 def test_no_time_left_is_no_request() -> None:
-    """A question that expires now is not sent."""
+    """A question without time left is not sent to the model."""
     script = Script([DONE])
     with pytest.raises(ModelNotAsked) as caught:
         guarded(script).complete(PROMPT, timeout_s=0)
@@ -159,7 +159,7 @@ def test_no_time_left_is_no_request() -> None:
 
 
 def test_an_open_circuit_lets_one_probe_through_an_interval() -> None:
-    """R21: while it is down it gets at most one request an interval, and recovers as soon as a probe succeeds."""
+    """R21: An open circuit lets one request through each interval, and closes after the first one that succeeds."""
     time, script = Time(), Script([DOWN])
     model = guarded(script, policy=GuardPolicy(attempts=1, min_requests=4, probe_interval_s=10), time=time)
     assert outcomes(model, 6) == ["Unavailable"] * 4 + ["circuit_open"] * 2
@@ -173,7 +173,7 @@ def test_an_open_circuit_lets_one_probe_through_an_interval() -> None:
 
 
 def test_a_probe_that_hangs_is_the_only_one() -> None:
-    """R21: half open with 16 threads, one request is sent, and the other threads fail at once."""
+    """R21: While one of 16 threads waits for a probe, the requests of the others fail at once."""
     time, entered, release = Time(), threading.Event(), threading.Event()
 
     def hang() -> Completion:
@@ -197,7 +197,7 @@ def test_a_probe_that_hangs_is_the_only_one() -> None:
 
 
 def test_a_circuit_opens_after_a_share_of_failures() -> None:
-    """One failure in three leaves it closed, one in two opens it, and old ones do not count."""
+    """One failure in two opens the circuit, one in three does not, and old failures do not count."""
     time = Time()
     script = Script([DONE, DONE, DOWN] * 10)
     model = guarded(script, policy=GuardPolicy(attempts=1, failure_share=0.5, min_requests=4), time=time)
@@ -208,7 +208,7 @@ def test_a_circuit_opens_after_a_share_of_failures() -> None:
 
 
 def test_questions_that_are_blocked_do_not_open_the_circuit() -> None:
-    """They are not failures of the service; a proxy's pages and refused keys are."""
+    """Blocked questions do not open the circuit, because the service works; a proxy's pages and refused keys do."""
     policy = GuardPolicy(attempts=1, min_requests=3)
     for reason in ("blocked", "cut_off", "empty", "refused"):
         assert "circuit_open" not in outcomes(guarded(Script([UnusableAnswer(reason, "no")]), policy=policy), 20)
@@ -217,7 +217,7 @@ def test_questions_that_are_blocked_do_not_open_the_circuit() -> None:
 
 
 def test_calls_do_not_wait_for_one_another() -> None:
-    """16 questions at a time make 16 concurrent requests."""
+    """16 questions at a time make 16 requests at the same time."""
     together = threading.Barrier(16, timeout=30)
 
     def meet() -> Completion:
@@ -230,7 +230,7 @@ def test_calls_do_not_wait_for_one_another() -> None:
 
 
 def test_the_circuit_s_state_is_a_metric() -> None:
-    """0 is closed, 2 is open."""
+    """The metric of the circuit is 0 if closed and 2 if open."""
     model = guarded(Script([DOWN]), policy=GuardPolicy(attempts=1, min_requests=2))
     assert REGISTRY.get_sample_value("rtfm_circuit_state", {"dependency": "gemini"}) == 0
     outcomes(model, 2)
@@ -243,7 +243,7 @@ def per_day(kind: str, amount: int) -> Limit:
 
 
 def test_a_used_up_budget_of_requests_spares_the_model() -> None:
-    """A budget of three a day allows three requests, retries included."""
+    """A budget of three requests a day allows three requests, including retries."""
     script = Script([DONE])
     model = guarded(script, budget=Budget([per_day("requests", 3)]))
     assert outcomes(model, 5) == ["answered"] * 3 + ["over_budget"] * 2
@@ -251,19 +251,19 @@ def test_a_used_up_budget_of_requests_spares_the_model() -> None:
 
 
 def test_tokens_are_counted_as_the_model_counts_them() -> None:
-    """At 100 tokens a question, the third would exceed 250."""
+    """Tokens are counted as the model reports them: at 100 for each question, a budget of 250 ends before the third."""
     model = guarded(Script([DONE]), budget=Budget([per_day("tokens", 250)]))
     assert outcomes(model, 4) == ["answered"] * 3 + ["over_budget"]
 
 
 def test_a_failed_request_costs_no_tokens() -> None:
-    """It still counts as a request."""
+    """A failed request costs no tokens, but counts as a request."""
     model = guarded(Script([DOWN]), budget=Budget([per_day("requests", 3), per_day("tokens", 20)]))
     assert outcomes(model, 5) == ["Unavailable"] * 3 + ["over_budget"] * 2
 
 
 def test_an_open_circuit_costs_nothing() -> None:
-    """It uses neither requests nor tokens of the budget."""
+    """An open circuit uses neither requests nor tokens of the budget."""
     time, script = Time(), Script([DOWN])
     policy = GuardPolicy(attempts=1, min_requests=2, probe_interval_s=10)
     model = guarded(script, policy=policy, budget=Budget([per_day("requests", 4)]), time=time)
@@ -274,7 +274,7 @@ def test_an_open_circuit_costs_nothing() -> None:
 
 
 def test_questions_under_way_count_against_the_budget() -> None:
-    """16 at once together do not exceed a budget of 5."""
+    """Requests that have not ended count against the budget, so that 16 at once do not exceed a budget of 5."""
     release = threading.Event()
 
     def wait() -> Completion:
@@ -291,7 +291,7 @@ def test_questions_under_way_count_against_the_budget() -> None:
 
 
 def test_a_budget_is_restored_in_the_next_window() -> None:
-    """A budget a second is restored after a second."""
+    """A budget for a second is full again after a second."""
     budget = Budget([Limit("requests", RateLimitItemPerSecond(1))])
     model = guarded(Script([DONE]), budget=budget)
     assert outcomes(model, 2) == ["answered", "over_budget"]
@@ -300,7 +300,7 @@ def test_a_budget_is_restored_in_the_next_window() -> None:
 
 
 def test_a_refusal_by_the_budget_is_counted() -> None:
-    """The counter's label is the exceeded limit."""
+    """A refusal by the budget is counted under the name of its limit."""
     labels = {"budget": "requests_per_day"}
     before = REGISTRY.get_sample_value("rtfm_model_budget_refusals_total", labels) or 0
     outcomes(guarded(Script([DONE]), budget=Budget([per_day("requests", 1)])), 3)
@@ -308,7 +308,7 @@ def test_a_refusal_by_the_budget_is_counted() -> None:
 
 
 def test_budgets_come_from_the_settings() -> None:
-    """Each of the four settings is a limit; without it there is none."""
+    """Each of the four settings sets a limit, and a missing setting sets none."""
     with open_budget(Settings()).reserve(10**9):
         pass
     for name in ("model_requests_per_minute", "model_requests_per_day"):
@@ -336,7 +336,7 @@ def test_the_model_of_the_settings_retries_against_the_real_form_of_the_api(sdk:
 
 
 def test_a_service_that_is_down_is_left_alone() -> None:
-    """R21 over HTTP: of 50 questions, only the first few reach the server."""
+    """R21 over HTTP: Of 50 questions, only the first few reach a server that is down."""
     with FakeGemini(behaviour=Behaviour(fail_share=1.0, status=503)) as server:
         settings = evolve(Settings(), gemini_api_key=fake.KEY, gemini_api_endpoint=server.address, model_attempts=1)
         model = open_model(settings)
@@ -346,7 +346,7 @@ def test_a_service_that_is_down_is_left_alone() -> None:
 
 
 def test_an_openai_server_goes_before_gemini() -> None:
-    """A configured OpenAI server takes precedence."""
+    """If an OpenAI server and a Gemini key are configured, the OpenAI server is used."""
     with FakeGemini() as server:
         settings = evolve(
             Settings(),
@@ -361,5 +361,5 @@ def test_an_openai_server_goes_before_gemini() -> None:
 
 
 def test_without_a_key_there_is_no_model() -> None:
-    """Answers are then extracts."""
+    """Without a key there is no model, and answers are extracts."""
     assert open_model(Settings()) is None

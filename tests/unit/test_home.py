@@ -1,4 +1,4 @@
-"""RTFM_HOME is closed to other users, and folders that are not ours are not changed."""
+"""RTFM_HOME is closed to other users, and folders of others are not changed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def mode(path: Path) -> int:
 
 
 def test_a_new_home_is_closed_whatever_the_umask(tmp_path: Path) -> None:
-    """Its parents are created like any folder."""
+    """A new home is closed whatever the umask, and its parents get the usual mode."""
     before = os.umask(0)
     try:
         make_private(tmp_path / "a" / "home")
@@ -30,7 +30,10 @@ def test_a_new_home_is_closed_whatever_the_umask(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("was", [0o755, 0o701, 0o750, 0o777])
 def test_a_wider_home_is_closed_with_a_line_that_says_so(tmp_path: Path, was: int) -> None:
-    """The line names the folder and both modes; a second call prints nothing."""
+    """A home that is open is closed, and one line names the folder and both modes.
+
+    A second call prints nothing.
+    """
     tmp_path.chmod(was)
     with capture_logs() as lines:
         restrict_to_owner(tmp_path)
@@ -41,7 +44,7 @@ def test_a_wider_home_is_closed_with_a_line_that_says_so(tmp_path: Path, was: in
 
 
 def test_a_folder_shared_by_all_is_named_and_left_as_it_is(tmp_path: Path) -> None:
-    """RTFM_HOME=/tmp must not close /tmp."""
+    """A folder that all users share, as in RTFM_HOME=/tmp, is named and not closed."""
     tmp_path.chmod(0o1777)
     with capture_logs() as lines:
         restrict_to_owner(tmp_path)
@@ -52,7 +55,7 @@ def test_a_folder_shared_by_all_is_named_and_left_as_it_is(tmp_path: Path) -> No
 def test_any_command_closes_a_home_that_is_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """This includes commands that do not use it."""
+    """Every command closes an open home, even if the command does not use it."""
     home = tmp_path / "home"
     home.mkdir(mode=0o755)
     monkeypatch.setenv("RTFM_HOME", str(home))

@@ -1,4 +1,4 @@
-"""What a chat export becomes, and the errors for a file that is not one."""
+"""The events that a chat export becomes, and the errors for a file that is not an export."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def entry(number: int, **fields: Any) -> dict[str, Any]:
     }
 
 
-def written(path: Path, document: Any) -> Path:
+def write_export(path: Path, document: Any) -> Path:
     file = path / "export.json"
     file.write_text(document if isinstance(document, str) else json.dumps(document), encoding="utf-8")
     return file
@@ -59,8 +59,8 @@ def written(path: Path, document: Any) -> Path:
     ],
 )
 def test_a_foreign_file_is_named_with_the_place_in_it(document: Any, place: str, tmp_path: Path) -> None:
-    """The error names the file and the place in it."""
-    file = written(tmp_path, document)
+    """The error for a file that is not an export names the file and the position in it."""
+    file = write_export(tmp_path, document)
     with pytest.raises(ConfigError) as caught:
         read_export(file)
     assert str(file) in str(caught.value)
@@ -68,7 +68,7 @@ def test_a_foreign_file_is_named_with_the_place_in_it(document: Any, place: str,
 
 
 def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
-    """The caller has to fix both."""
+    """A missing file, and a file that is not text, are named in the error."""
     with pytest.raises(ConfigError, match=r"none\.json cannot be read"):
         read_export(tmp_path / "none.json")
     picture = tmp_path / "picture.json"
@@ -98,8 +98,8 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_a_broken_message_is_left_out_and_the_rest_is_read(broken: Any, why: str, tmp_path: Path) -> None:
-    """The report has its place and the reason."""
-    read = read_export(written(tmp_path, export([entry(1), broken, entry(3)])))
+    """A broken message is left out with its position and the reason, and the other messages are read."""
+    read = read_export(write_export(tmp_path, export([entry(1), broken, entry(3)])))
     assert [message.message_id for message in read.messages()] == ["1001", "1003"]
     (left_out,) = read.left_out.first
     assert left_out.where.startswith("messages[1]")
@@ -107,7 +107,10 @@ def test_a_broken_message_is_left_out_and_the_rest_is_read(broken: Any, why: str
 
 
 def test_a_message_keeps_everything_that_the_event_has_room_for(tmp_path: Path) -> None:
-    """This includes milliseconds, nickname, reply, mentions in Discord's format and attachments."""
+    """An event has everything that a message has: milliseconds, nickname, reply, mentions and attachments.
+
+    Mentions are in Discord's format.
+    """
     document = export(
         [
             entry(
@@ -121,7 +124,7 @@ def test_a_message_keeps_everything_that_the_event_has_room_for(tmp_path: Path) 
             )
         ]
     )
-    (message,) = read_export(written(tmp_path, document)).messages()
+    (message,) = read_export(write_export(tmp_path, document)).messages()
     assert message.created_at == 1_714_564_800_250
     assert message.edited_at == 1_714_564_800_000
     assert message.author_name == "Ada L"
@@ -135,10 +138,13 @@ def test_a_message_keeps_everything_that_the_event_has_room_for(tmp_path: Path) 
 
 
 def test_the_longest_matching_name_is_the_mentioned_one(tmp_path: Path) -> None:
-    """There is no pattern of all names, whose time would be names times content."""
+    """A mention is the longest name that matches.
+
+    No pattern has all names, because its time would be the number of names times the length of the content.
+    """
     people = [{"id": str(i), "name": "x" * i} for i in range(1, 20)] + [{"id": "77", "name": "a@x"}]
     document = export([entry(1, content="@xxx @a@x @xxxy, @x @@xx @", mentions=people)])
-    (message,) = read_export(written(tmp_path, document)).messages()
+    (message,) = read_export(write_export(tmp_path, document)).messages()
     assert message.content == "<@3> <@77> @xxxy, <@1> @<@2> @"
 
 
@@ -154,29 +160,29 @@ def test_the_longest_matching_name_is_the_mentioned_one(tmp_path: Path) -> None:
 def test_the_kind_of_channel_decides_who_may_read_it(
     kind: str, expected: ChannelKind, parent: str | None, tmp_path: Path
 ) -> None:
-    """An unknown kind is private, and only a thread has a parent."""
-    (message,) = read_export(written(tmp_path, export([entry(1)], type=kind))).messages()
+    """An unknown kind of channel is private, and only threads have a parent."""
+    (message,) = read_export(write_export(tmp_path, export([entry(1)], type=kind))).messages()
     assert (message.channel_kind, message.parent_channel_id) == (expected, parent)
 
 
 def test_direct_messages_are_of_no_guild(tmp_path: Path) -> None:
-    """The exporter gives them the guild id 0."""
+    """Direct messages, which have the guild id 0 in an export, are events without a guild."""
     document = export([entry(1)], type="DirectTextChat")
     document["guild"]["id"] = "0"
-    (message,) = read_export(written(tmp_path, document)).messages()
+    (message,) = read_export(write_export(tmp_path, document)).messages()
     assert message.guild_id is None
 
 
 def test_half_a_surrogate_pair_becomes_a_character_that_can_be_sent(tmp_path: Path) -> None:
-    """UTF-8 cannot encode it, and one message must not stop an import."""
-    file = written(tmp_path, export([entry(1, content="a\ud800b")]))
+    """Half of a surrogate pair, which UTF-8 cannot encode, is replaced, so that one message does not stop an import."""
+    file = write_export(tmp_path, export([entry(1, content="a\ud800b")]))
     (message,) = read_export(file).messages()
     assert message.content == "a\N{REPLACEMENT CHARACTER}b"
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    """This holds for messages and for everything skipped, because the file may be hostile."""
-    file = written(tmp_path, export([entry(number) if number % 2 else {} for number in range(36_000)]))
+    """Memory does not grow with the file, not even with parts that are skipped, because the file may be hostile."""
+    file = write_export(tmp_path, export([entry(number) if number % 2 else {} for number in range(36_000)]))
     assert file.stat().st_size > 4_000_000
     tracemalloc.start()
     read = read_export(file)
@@ -199,9 +205,12 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     ],
 )
 def test_a_number_of_5000_digits_affects_only_its_message(place: str, why: str | None, tmp_path: Path) -> None:
-    """Python refuses to parse such a number; in a field that is not read it does no harm."""
+    """A number of 5,000 digits, which Python refuses to parse, leaves out its message only.
+
+    In a field that is not read, such a number does no harm.
+    """
     document = json.dumps(export([entry(1), entry(2, **{place: "NUMBER"})])).replace('"NUMBER"', "7" * 5_000)
-    read = read_export(written(tmp_path, document))
+    read = read_export(write_export(tmp_path, document))
     assert [message.message_id for message in read.messages()] == ["1001"] + ["1002"] * (why is None)
     assert [left_out.why for left_out in read.left_out.first if why and why in left_out.why] == [
         left_out.why for left_out in read.left_out.first
@@ -209,24 +218,24 @@ def test_a_number_of_5000_digits_affects_only_its_message(place: str, why: str |
 
 
 def test_messages_may_come_before_their_channel(tmp_path: Path) -> None:
-    """JSON members have no order."""
+    """Messages may come before their channel, because members of a JSON object have no order."""
     document = export([entry(1)])
-    read = read_export(written(tmp_path, dict(reversed(document.items()))))
+    read = read_export(write_export(tmp_path, dict(reversed(document.items()))))
     (message,) = read.messages()
     assert (message.guild_id, message.channel_id) == ("100", "200")
 
 
 def test_a_repeated_list_of_messages_is_refused(tmp_path: Path) -> None:
-    """JSON parsers disagree on which of two members counts."""
+    """A second list of messages is refused, because JSON parsers disagree which of two equal members counts."""
     document = json.dumps(export([entry(1)]))[:-1] + ', "messages": []}'
     with pytest.raises(ConfigError, match="messages twice"):
-        read_export(written(tmp_path, document))
+        read_export(write_export(tmp_path, document))
 
 
 def test_many_names_in_a_long_message_take_no_time(tmp_path: Path) -> None:
-    """Names are searched only where Discord could have placed a mention."""
+    """Many names in a long message take little time, because names are searched only where a mention can be."""
     people = [{"id": str(number), "name": f"{'a' * 20}{number}"} for number in range(20_000)]
-    read = read_export(written(tmp_path, export([entry(1, content="@" * 500_000, mentions=people)])))
+    read = read_export(write_export(tmp_path, export([entry(1, content="@" * 500_000, mentions=people)])))
     (message,) = read.messages()
     assert message.content == "@" * 500_000
 
@@ -244,14 +253,19 @@ def test_many_names_in_a_long_message_take_no_time(tmp_path: Path) -> None:
 def test_an_export_was_observed_when_it_was_written(
     exported_at: dict[str, Any], observed_at: int | None, tmp_path: Path
 ) -> None:
-    """Thus an old export does not override newer reports of Discord; one without a date is older than all."""
-    (message,) = read_export(written(tmp_path, export([entry(1)]) | exported_at)).messages()
+    """The messages of an export were observed at its time, so that it does not override newer reports of Discord.
+
+    An export without a time is older than all of them.
+    """
+    (message,) = read_export(write_export(tmp_path, export([entry(1)]) | exported_at)).messages()
     assert (message.observed_at, message.source) == (observed_at, MessageSource.IMPORT)
     assert find_broken_rule(message, now=TimestampMillis(1_800_000_000_000)) is None
 
 
 def test_an_exporter_whose_clock_is_ahead_observed_nothing_of_the_future(tmp_path: Path) -> None:
-    """Its messages are still valid."""
-    (message,) = read_export(written(tmp_path, export([entry(1)]) | {"exportedAt": "9000-01-01T00:00:00Z"})).messages()
+    """If the exporter's clock is ahead, the messages are valid, and were not observed in the future."""
+    (message,) = read_export(
+        write_export(tmp_path, export([entry(1)]) | {"exportedAt": "9000-01-01T00:00:00Z"})
+    ).messages()
     assert message.observed_at is not None
     assert find_broken_rule(message, now=now_ms()) is None

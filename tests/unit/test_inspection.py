@@ -1,4 +1,4 @@
-"""How much of a broken record can be read, and at which byte it breaks."""
+"""The values of a damaged record up to its fault, and the byte of the fault."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rtfm.contracts import EVENT_OF_TOPIC, EventCodec
 from rtfm.contracts import catalogue as catalogues
 from rtfm.contracts.inspection import DecodingFault, frame_fault, inspect
 from rtfm.errors import UndecodableRecord
-from tests.streams import MESSAGES, said
+from tests.streams import MESSAGES, build_message
 
 SCHEMA = catalogues.load().topic(MESSAGES).schema
 assert SCHEMA is not None
 CODEC = EventCodec(EVENT_OF_TOPIC[MESSAGES], SCHEMA)
-GOOD = CODEC.encode(said(1, content="hello"), 7)
+GOOD = CODEC.encode(build_message(1, content="hello"), 7)
 
 RECORD: dict[str, Any] = {
     "type": "record",
@@ -37,7 +37,7 @@ ODD = b"\x00\x00\x00\x00\x01" + b"\x01\x02\x00" + b"\x02\x02k\x08\x00" + b"\x04\
 
 
 def test_a_whole_record_is_read_whole() -> None:
-    """The result has no fault, and the values are those of its JSON."""
+    """A valid record has no fault, and its values are those of its JSON."""
     found = inspect(GOOD, SCHEMA or {})
     assert found.fault is None
     assert (found.fields["message_id"], found.fields["content"], found.fields["change"]) == ("1", "hello", "CREATED")
@@ -69,12 +69,12 @@ def test_a_whole_record_is_read_whole() -> None:
     ],
 )
 def test_the_fault_is_located_to_the_byte(data: bytes, fault: DecodingFault) -> None:
-    """Bytes are counted from the first byte of the frame."""
+    """The fault is found at its byte, counted from the first byte of the frame."""
     assert inspect(data, RECORD).fault == fault
 
 
 def test_values_before_the_fault_are_shown() -> None:
-    """This includes the beginning of a list."""
+    """The values before the fault are returned, including the beginning of a list."""
     found = inspect(ODD[:17] + b"\xfe" + ODD[18:], RECORD)
     assert found.fields["texts"] == ["x"]
     assert "mark" not in found.fields
@@ -82,8 +82,8 @@ def test_values_before_the_fault_are_shown() -> None:
 
 
 @given(st.data())
-def test_it_finds_a_fault_wherever_the_codec_does_and_nowhere_else(data: st.DataObject) -> None:
-    """Bytes are changed, cut out or inserted at random."""
+def test_the_inspection_finds_exactly_the_faults_of_the_codec(data: st.DataObject) -> None:
+    """The inspection finds a fault if and only if the codec does, for records with random changes of bytes."""
     at = data.draw(st.integers(5, len(GOOD)))
     broken = GOOD[:at] + data.draw(st.binary(max_size=3)) + GOOD[at + data.draw(st.integers(0, 3)) :]
     found = inspect(broken, SCHEMA or {})
@@ -97,7 +97,10 @@ def test_it_finds_a_fault_wherever_the_codec_does_and_nowhere_else(data: st.Data
 
 
 def test_the_dump_shows_the_bytes_around_the_fault_and_points_at_it() -> None:
-    """If a record is cut short, it points after the last byte."""
+    """The dump shows the bytes around the fault, and points at it.
+
+    If the record is cut short, it points after the last byte.
+    """
     lines = hex_dump(bytes(range(200)), 100)
     assert lines[0].startswith("  000030  30 31")
     pointer = lines.index(next(line for line in lines if line.strip() == "^^"))

@@ -1,4 +1,4 @@
-"""Reading a JSON file in pieces gives the same values and error positions as Python's parser."""
+"""A JSON file that is read in pieces has the same values and the same errors as with Python's parser."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIGNS = ["a", "\\", '"', "é", "日", "😀", "\n", " ", "{", "]", ",", "0", "\u
 
 
 def values(chance: random.Random, depth: int = 3) -> Any:
-    """Generate a JSON value."""
+    """Return a random JSON value."""
     match chance.randrange(8 if depth else 6):
         case 0:
             return chance.choice([None, True, False])
@@ -31,8 +31,8 @@ def values(chance: random.Random, depth: int = 3) -> Any:
             return {f"k{number}": values(chance, depth - 1) for number in range(chance.randrange(6))}
 
 
-def whole(path: Path) -> tuple[dict[str, Any], list[Any]]:
-    """Return (members, items of the array), read in one piece."""
+def read_whole(path: Path) -> tuple[dict[str, Any], list[Any]]:
+    """Return (members, items of the array) of a file that is read in one piece."""
     entries = list(read(path, array="items"))
     items = [entry.value for entry in entries if isinstance(entry, JsonItem)]
     assert [entry.number for entry in entries if isinstance(entry, JsonItem)] == list(range(len(items)))
@@ -41,7 +41,7 @@ def whole(path: Path) -> tuple[dict[str, Any], list[Any]]:
 
 @pytest.mark.parametrize("seed", range(25))
 def test_wherever_the_pieces_are_cut_the_values_are_the_same(seed: int, tmp_path: Path) -> None:
-    """Cuts may be inside a number, an escape, a multi-byte character or a literal."""
+    """The values do not depend on the pieces, even if a number, escape, multi-byte character or literal is cut."""
     chance = random.Random(seed)
     document = {
         "pad": "x" * (65_000 + chance.randrange(600)),
@@ -55,7 +55,7 @@ def test_wherever_the_pieces_are_cut_the_values_are_the_same(seed: int, tmp_path
         text = text.replace(b"\xed\xa0\x80", b"?")
         document = json.loads(text)
     file.write_bytes((b"\xef\xbb\xbf" if seed % 3 == 0 else b"") + text)
-    members, items = whole(file)
+    members, items = read_whole(file)
     assert items == document["items"]
     assert members == {**document, "items": []}
 
@@ -78,30 +78,30 @@ def test_wherever_the_pieces_are_cut_the_values_are_the_same(seed: int, tmp_path
     ],
 )
 def test_an_error_has_the_place_that_it_has_in_the_file(text: str, why: str, tmp_path: Path) -> None:
-    """This holds far beyond the first piece."""
+    """An error has its position in the file, even far beyond the first piece."""
     file = tmp_path / "file.json"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(NotJson) as caught:
-        whole(file)
+        read_whole(file)
     assert str(caught.value).startswith(why)
     if text.startswith("{") and "line 1" not in why:
         file.write_text('{"pad": "' + "x" * 200_000 + '",\n' + text[1:], encoding="utf-8")
         line = int(why.split()[1].rstrip(","))
         with pytest.raises(NotJson) as caught:
-            whole(file)
+            read_whole(file)
         assert str(caught.value).startswith(why.replace(f"line {line}", f"line {line + 1}"))
 
 
 def test_bytes_that_are_no_text_are_named_by_their_place(tmp_path: Path) -> None:
-    """They may be beyond the first piece, or a multi-byte character that is cut."""
+    """Bytes that are not UTF-8 are named by their position, beyond the first piece and in a cut character too."""
     file = tmp_path / "file.json"
     file.write_bytes(b'{"pad": "' + b"x" * 65_526 + "é".encode() + b"y" * 100 + b'\xff"}')
     with pytest.raises(NotJson, match=f"byte {9 + 65_526 + 2 + 100}: not UTF-8"):
-        whole(file)
+        read_whole(file)
 
 
 def test_a_value_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
-    """Memory is bounded by the longest useful value."""
+    """A value without an end is an error after the length of the longest useful value, so that memory is bounded."""
     file = tmp_path / "file.json"
     with file.open("w", encoding="utf-8") as writing:
         writing.write('{"items": ["')
@@ -109,4 +109,4 @@ def test_a_value_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
             writing.write("x" * 1_000_000)
         writing.write('"]}')
     with pytest.raises(NotJson, match=f"a value of more than {MAX_VALUE} characters"):
-        whole(file)
+        read_whole(file)

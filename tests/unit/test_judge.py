@@ -1,4 +1,4 @@
-"""The judge's rules: a right run breaks none, and each rule finds what breaks it."""
+"""The rules of the judge: a run without faults breaks none, and each rule finds the faults that it is for."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tests.judging import (
 
 @pytest.fixture
 def run(tmp_path: Path) -> KeptRun:
-    """A right run that is not concluded."""
+    """A run without faults that is not concluded."""
     return right_run(tmp_path / "run")
 
 
 def test_a_right_run_is_right(run: KeptRun) -> None:
-    """Aborted and open attempts do not count."""
+    """A run without faults breaks no rule, although it has an aborted and an open transaction."""
     run.conclude()
     found = verdict(run)
     assert (found.word, found.exit_code, broken(found), found.torn) == ("right", 0, {}, ())
@@ -38,7 +38,7 @@ def test_a_right_run_is_right(run: KeptRun) -> None:
 
 
 def cite(run: KeptRun, **citation: str) -> None:
-    """Ask and answer one more question, with a citation."""
+    """Ask and answer one more question, with a citation in the answer."""
     run.ask("c9")
     run.respond("c9", citations=[citation])
 
@@ -52,7 +52,7 @@ def swap(run: KeptRun) -> None:
 
 
 def move_back(run: KeptRun) -> None:
-    """Commit three positions, each below the one before."""
+    """Commit three positions, each lower than the one before."""
     for offset in (3, 2, 1):
         run.position(INGEST, MESSAGES, offset)
 
@@ -63,14 +63,14 @@ def undecodable(run: KeptRun) -> None:
 
 
 def forge(run: KeptRun, *, letters: int = 1) -> None:
-    """Add an unreadable record and its dead letters."""
+    """Add an unreadable record, and ``letters`` dead letters of it."""
     run.note("forged", topic=MESSAGES, key="forged-0")
     offset = run.logs[MESSAGES, 0].append("forged-0", b"poison", at_ms=run.now_ms)
-    bury(run, MESSAGES, offset, letters)
+    add_dead_letters(run, MESSAGES, offset, letters)
 
 
-def bury(run: KeptRun, topic: str, offset: int, times: int = 1) -> None:
-    """Add dead letters of one record of partition 0."""
+def add_dead_letters(run: KeptRun, topic: str, offset: int, times: int = 1) -> None:
+    """Add ``times`` dead letters of one record of partition 0."""
     facts = {"topic": topic, "partition": "0", "offset": str(offset)}
     headers = [(f"__connect.errors.{name}", value.encode()) for name, value in facts.items()]
     for _ in range(times):
@@ -78,7 +78,7 @@ def bury(run: KeptRun, topic: str, offset: int, times: int = 1) -> None:
 
 
 def answer_after_deletion(run: KeptRun, *, elapsed_ms: int = 1, **said: Any) -> None:
-    """Delete a message, commit that, and answer one more question."""
+    """Delete a message, commit the deletion, and answer one more question."""
     run.say("109", "the tulips stand behind the shed")
     run.say("109", "", "DELETED")
     run.position(INGEST, MESSAGES, run.logs[MESSAGES, 0].end)
@@ -140,7 +140,7 @@ BEFORE: list[tuple[str, str, Break]] = [
 
 @pytest.mark.parametrize(("rule", "what", "change"), BEFORE)
 def test_each_rule_finds_a_fault_of_the_run(run: KeptRun, rule: str, what: str, change: Break) -> None:
-    """Each rule finds the fault that it exists for."""
+    """Each rule finds a fault in what Kafka's files hold."""
     change(run)
     run.conclude()
     found = verdict(run)
@@ -149,7 +149,7 @@ def test_each_rule_finds_a_fault_of_the_run(run: KeptRun, rule: str, what: str, 
 
 
 def archive(run: KeptRun, number: str, **fields: object) -> None:
-    """Change a row of the archive."""
+    """Change the row of a message in the archive."""
     run.line("archived", lambda line: line["message_id"] == number).update(fields)
 
 
@@ -159,12 +159,12 @@ def invent(run: KeptRun) -> None:
 
 
 def read_nothing(run: KeptRun) -> None:
-    """Remove everything that a reader got."""
+    """Remove all records that a reader got."""
     run.lines = [line for line in run.lines if line["event"] != "seen"]
 
 
 def forget(run: KeptRun, event: str) -> None:
-    """Remove the first line of ``event``."""
+    """Remove the first line of ``event`` from the history."""
     run.lines.remove(run.line(event))
 
 
@@ -192,7 +192,7 @@ AFTER: list[tuple[str, str, Break]] = [
 
 @pytest.mark.parametrize(("rule", "what", "change"), AFTER)
 def test_each_rule_finds_a_fault_in_the_results(run: KeptRun, rule: str, what: str, change: Break) -> None:
-    """What a reader got and what the archive holds is compared with the files."""
+    """Each rule finds a difference between Kafka's files and what a reader got or the archive holds."""
     run.conclude()
     change(run)
     found = verdict(run)
@@ -201,14 +201,17 @@ def test_each_rule_finds_a_fault_in_the_results(run: KeptRun, rule: str, what: s
 
 
 def test_an_answer_that_was_begun_before_the_deletion_was_committed_may_quote_it(run: KeptRun) -> None:
-    """The processor could not have known of the deletion."""
+    """An answer that was begun before a deletion was committed may quote the message.
+
+    The processor could not have known of the deletion.
+    """
     answer_after_deletion(run, answer=QUOTE, elapsed_ms=60)
     run.conclude()
     assert broken(verdict(run)) == {}
 
 
 def test_a_response_older_than_its_question_is_found(run: KeptRun) -> None:
-    """It cannot be its answer."""
+    """A response that is older than its question breaks a rule."""
     run.ask("c9")
     run.now_ms -= 1000
     run.respond("c9")
@@ -218,7 +221,10 @@ def test_a_response_older_than_its_question_is_found(run: KeptRun) -> None:
 
 
 def test_an_example_names_the_records_of_a_duplicate(run: KeptRun) -> None:
-    """JSON and text name the question and both responses with place, time, producer and transaction."""
+    """An example of a duplicate names the question and both responses, in JSON and in text.
+
+    Each has its place, time, producer and transaction.
+    """
     run.respond("c0", producer=12)
     run.conclude()
     found = verdict(run)
@@ -237,7 +243,7 @@ def test_an_example_names_the_records_of_a_duplicate(run: KeptRun) -> None:
 
 
 def test_only_five_examples_of_a_rule_are_shown(run: KeptRun) -> None:
-    """Their total number is shown too."""
+    """Of many violations of a rule, five examples and the total number are shown."""
     for number in range(8):
         run.respond(f"x{number}")
     run.conclude()
@@ -247,21 +253,24 @@ def test_only_five_examples_of_a_rule_are_shown(run: KeptRun) -> None:
 
 
 def test_an_acknowledgement_may_come_without_an_offset(run: KeptRun) -> None:
-    """A producer does not learn the offset of a record that the broker already had from it."""
+    """An acknowledgement may have no offset.
+
+    A producer that sends a record again does not learn the offset of the copy that the broker already had.
+    """
     run.line("acknowledged").update(offset=-1)
     run.conclude()
     assert broken(verdict(run)) == {}
 
 
 def test_two_records_of_one_question_count_once(run: KeptRun) -> None:
-    """A producer that sends again after a lost acknowledgement asks one question."""
+    """Two records of one question count as one, because producers send again after a lost acknowledgement."""
     run.query("c0")
     run.conclude()
     assert broken(verdict(run)) == {}
 
 
 def test_a_tool_may_move_positions_back(run: KeptRun) -> None:
-    """Positions move back, and each question is answered once more for each time it is read again."""
+    """A tool may move positions back, and then each question may be answered once more each time."""
     run.position(ANSWER, QUERIES, 2)
     run.note("tool", what="reset-offsets", group=ANSWER)
     run.position(ANSWER, QUERIES, 1, ends=None)
@@ -271,7 +280,7 @@ def test_a_tool_may_move_positions_back(run: KeptRun) -> None:
 
 
 def test_a_tool_allows_no_more_than_it_did(run: KeptRun) -> None:
-    """Other groups, later times and additional responses still break rules."""
+    """After a tool moved positions, other groups, later times and further responses still break rules."""
     run.position(ANSWER, QUERIES, 2)
     run.position(INGEST, MESSAGES, 3)
     run.note("tool", what="reset-offsets", group=ANSWER)
@@ -289,7 +298,10 @@ def test_a_tool_allows_no_more_than_it_did(run: KeptRun) -> None:
 
 
 def test_a_forged_record_has_one_dead_letter(run: KeptRun) -> None:
-    """It may be unreadable and counts as neither message nor question; while unfinished it has no dead letter."""
+    """An invalid record that a run adds on purpose has one dead letter.
+
+    The record counts as neither message nor question. While the record is unfinished, it has no dead letter.
+    """
     forge(run)
     run.conclude()
     run.note("forged", topic=MESSAGES, key="forged-1")
@@ -299,7 +311,7 @@ def test_a_forged_record_has_one_dead_letter(run: KeptRun) -> None:
 
 
 def test_unfinished_records_break_no_rule_unless_the_run_settled(tmp_path: Path) -> None:
-    """A slow run is not a wrong run."""
+    """Unfinished records break a rule only if the run settled, because a slow run is not a wrong run."""
     for is_settled in (False, True):
         run = right_run(tmp_path / str(is_settled))
         run.conclude()

@@ -1,4 +1,4 @@
-"""What the judge can judge: a run with incomplete or mixed files is not judged. Also the judge as a program."""
+"""The files that the judge needs: a run with incomplete or mixed files is not judged. Also the judge's command."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ PACKAGE = CHECKOUT / "tests" / "judge"
 
 @pytest.fixture
 def run(tmp_path: Path) -> KeptRun:
-    """A right run that is not concluded."""
+    """A run without faults that is not concluded."""
     return right_run(tmp_path / "run")
 
 
 def test_records_after_an_open_transaction_are_not_expected(run: KeptRun) -> None:
-    """A reader of committed records does not get them yet."""
+    """A reader need not have got records after an open transaction, because they are not visible yet."""
     run.conclude()
     run.logs[RESPONSES, 0].append("x", b"", at_ms=0, ends="open", producer=9)
     run.ask("c9")
@@ -50,7 +50,10 @@ def test_records_after_an_open_transaction_are_not_expected(run: KeptRun) -> Non
 
 
 def test_a_torn_tail_is_reported_and_breaks_no_rule(run: KeptRun) -> None:
-    """A killed broker leaves one, and truncates it when it starts."""
+    """A torn end of a segment is reported and breaks no rule.
+
+    A killed broker leaves it, and cuts it off when it starts again.
+    """
     run.conclude()
     log = run.logs[LETTERS, 1]
     log.segment = batch(0, [record(b"k", b"v")])[:-1]
@@ -60,7 +63,7 @@ def test_a_torn_tail_is_reported_and_breaks_no_rule(run: KeptRun) -> None:
 
 
 def without_newline(run: KeptRun) -> None:
-    """Cut the last line in half."""
+    """Cut the last line of the history in half."""
     path = run.folder / "history.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
 
@@ -73,8 +76,8 @@ def remove(run: KeptRun, name: str) -> None:
     path.rmdir()
 
 
-def spoil(run: KeptRun) -> None:
-    """Flip a bit in the middle of a segment."""
+def flip_a_bit(run: KeptRun) -> None:
+    """Change one bit in the middle of a segment."""
     path = run.folder / "kafka" / f"{QUERIES}-0" / f"{0:020}.log"
     data = bytearray(path.read_bytes())
     data[80] ^= 1
@@ -88,25 +91,25 @@ def topic_id(run: KeptRun, number: int, name: str) -> None:
 
 
 def give_ids(run: KeptRun) -> None:
-    """Give two partitions of one topic different ids."""
+    """Give two partitions of one topic different topic ids."""
     topic_id(run, 0, "one")
     topic_id(run, 1, "two")
 
 
 def metadata(run: KeptRun, *values: bytes) -> None:
-    """Write Kafka's metadata log."""
+    """Write Kafka's metadata log with ``values``."""
     path = run.folder / "kafka" / "__cluster_metadata-0" / f"{0:020}.log"
     path.parent.mkdir()
     path.write_bytes(b"".join(batch(n, [record(None, value)]) for n, value in enumerate(values)))
 
 
-def made(number: int) -> bytes:
-    """Return a TopicRecord of bot-queries."""
+def topic_record(number: int) -> bytes:
+    """Return a TopicRecord of bot-queries with the topic id ``number``."""
     return b"\x01\x02\x00" + bytes([len(QUERIES) + 1]) + QUERIES.encode() + bytes([number]) * 16 + b"\0"
 
 
-def removed(number: int) -> bytes:
-    """Return a RemoveTopicRecord."""
+def remove_topic_record(number: int) -> bytes:
+    """Return a RemoveTopicRecord of the topic id ``number``."""
     return b"\x01\x09\x00" + bytes([number]) * 16 + b"\0"
 
 
@@ -131,16 +134,16 @@ LINES: list[tuple[str, Break]] = [
     ("Kafka's data is missing", lambda run: (run.folder / "kafka").rename(run.folder / "other")),
     (f"{QUERIES}-1 is missing", lambda run: remove(run, f"{QUERIES}-1")),
     ("was deleted during the run", lambda run: (run.folder / "kafka" / f"{QUERIES}-0.{'0af3' * 8}-delete").mkdir()),
-    ("is unreadable at byte 0", spoil),
+    ("is unreadable at byte 0", flip_a_bit),
     ("created again", give_ids),
-    ("created again", lambda run: metadata(run, made(1), made(2))),
-    ("was deleted during the run", lambda run: metadata(run, made(1), removed(1))),
+    ("created again", lambda run: metadata(run, topic_record(1), topic_record(2))),
+    ("was deleted during the run", lambda run: metadata(run, topic_record(1), remove_topic_record(1))),
 ]
 
 
 @pytest.mark.parametrize(("reason", "change"), LINES)
 def test_an_incomplete_run_is_not_judged(run: KeptRun, reason: str, change: Break) -> None:
-    """One line says why, and no rule is checked."""
+    """A run with incomplete files is not judged: one line gives the reason, and no rule is checked."""
     run.conclude()
     if LINES.index((reason, change)) < 13:
         change(run)
@@ -155,10 +158,10 @@ def test_an_incomplete_run_is_not_judged(run: KeptRun, reason: str, change: Brea
 
 
 def test_the_deletion_of_another_topic_is_ignored(run: KeptRun) -> None:
-    """This includes a topic whose name begins with that of a judged topic."""
+    """The deletion of another topic is ignored, even if its name begins with that of a judged topic."""
     run.conclude()
     run.write()
-    metadata(run, made(1), b"\x01\x02\x00\x02x" + bytes([2]) * 16 + b"\0", removed(2))
+    metadata(run, topic_record(1), b"\x01\x02\x00\x02x" + bytes([2]) * 16 + b"\0", remove_topic_record(2))
     (run.folder / "kafka" / f"{QUERIES}-old-0").mkdir()
     assert judge(run.folder).word == "right"
 
@@ -167,7 +170,10 @@ def test_the_deletion_of_another_topic_is_ignored(run: KeptRun) -> None:
 def test_the_program_writes_and_prints_the_verdict(
     run: KeptRun, capsys: pytest.CaptureFixture[str], change: Break, code: int
 ) -> None:
-    """The exit code is 0 for a right run and 1 for a wrong one; --json prints the content of verdict.json."""
+    """The command writes verdict.json, and exits with 0 for a right run and 1 for a wrong one.
+
+    --json prints the content of verdict.json.
+    """
     change(run)
     run.conclude()
     folder = run.write()
@@ -180,7 +186,7 @@ def test_the_program_writes_and_prints_the_verdict(
 
 
 def test_the_program_does_not_judge_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    """The exit code is 2, and the output is one line."""
+    """For a missing folder, the command prints one line and exits with 2."""
     command = [sys.executable, "-m", "tests.judge", str(tmp_path / "none")]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -189,7 +195,7 @@ def test_the_program_does_not_judge_a_folder_that_is_not_there(tmp_path: Path) -
 
 
 def test_the_judge_shares_no_code_with_what_it_judges() -> None:
-    """Its files import nothing of rtfm, cli or other tests, and running it loads none of them."""
+    """No file of the judge imports rtfm, the command line or other tests, and running the judge loads none of them."""
     allowed = {"tests", "cramjam", "numpy", "attrs", "fastavro", *sys.stdlib_module_names}
     for path in PACKAGE.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

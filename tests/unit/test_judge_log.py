@@ -1,4 +1,4 @@
-"""The judge's parser on bytes made by hand, which a healthy Kafka does not write."""
+"""The judge's parser on bytes made by hand, as a healthy Kafka does not write them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.judging import batch, marker, record
 
 
 def log(folder: Path, *segments: bytes, starts: tuple[int, ...] = (0,)) -> PartitionLog:
-    """Return the log of a partition with these segments."""
+    """Return the log of a partition with ``segments``, which begin at the offsets ``starts``."""
     path = folder / "some-topic-4"
     path.mkdir()
     for start, data in zip(starts, segments, strict=True):
@@ -36,13 +36,13 @@ def single(offset: int, value: bytes = b"v", **options: int) -> bytes:
     [(b"123456789", 0xE3069283), (b"\0" * 32, 0x8A9136AA), (b"\xff" * 32, 0x62A8AB43), (bytes(range(32)), 0x46DD794E)],
 )
 def test_the_checksum_is_that_of_rfc_3720(data: bytes, checksum: int) -> None:
-    """The cases are the examples of its appendix B.4."""
+    """The checksum is that of the examples in RFC 3720, appendix B.4."""
     assert crc32c(memoryview(data)) == checksum
 
 
 @given(st.binary(min_size=4, max_size=2000))
 def test_the_checksum_of_any_length_is_that_of_one_bit_after_another(data: bytes) -> None:
-    """The tables give the same result as the bitwise definition."""
+    """The checksum, which uses tables, equals that of the bitwise definition for any bytes."""
     remainder = 0xFFFFFFFF
     for byte in data:
         remainder ^= byte
@@ -59,7 +59,7 @@ def test_the_checksum_of_any_length_is_that_of_one_bit_after_another(data: bytes
 def test_any_record_is_read_as_it_was_written(
     records: list[tuple[bytes | None, bytes | None, dict[str, bytes]]],
 ) -> None:
-    """This includes missing and empty keys, values and headers."""
+    """Any record is read as it was written, with missing and empty keys, values and headers."""
     packed = [record(key, value, [*headers.items()], delta=n) for n, (key, value, headers) in enumerate(records)]
     with tempfile.TemporaryDirectory() as folder:
         found = log(Path(folder), batch(0, packed, at_ms=5) if packed else b"")
@@ -69,7 +69,7 @@ def test_any_record_is_read_as_it_was_written(
 
 
 def test_the_markers_of_a_producer_end_its_own_transaction_only(tmp_path: Path) -> None:
-    """Transactions of several producers are interleaved in a partition."""
+    """A marker ends only the transaction of its own producer, even if transactions are interleaved in the partition."""
     data = (
         single(0, attributes=16, producer=1) + single(1, attributes=16, producer=2) + single(2) + single(3, producer=3)
     )
@@ -95,7 +95,7 @@ def test_the_markers_of_a_producer_end_its_own_transaction_only(tmp_path: Path) 
 
 
 def test_a_transaction_continues_in_the_next_segment(tmp_path: Path) -> None:
-    """Its marker may be in another file."""
+    """A transaction may continue in the next segment, and its marker may be there."""
     found = log(
         tmp_path, single(0, attributes=16, producer=1), marker(1, commit=True, producer=1) + single(2), starts=(0, 1)
     )
@@ -104,50 +104,56 @@ def test_a_transaction_continues_in_the_next_segment(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("left", [1, 20, 60, 61, 69])
 def test_a_last_batch_that_is_not_whole_is_left_out_and_reported(tmp_path: Path, left: int) -> None:
-    """A broker that is killed during a write leaves one."""
+    """An incomplete last batch, as a broker leaves it that is killed during a write, is left out and reported."""
     found = log(tmp_path, single(0) + single(1)[:left])
     assert [r.offset for r in found.records] == [0]
     assert found.torn == f"some-topic-4/{0:020}.log ends in an incomplete batch: {left} bytes from byte 70"
 
 
 def test_zeros_at_the_end_are_left_out_and_reported(tmp_path: Path) -> None:
-    """A file system may leave them after a loss of power."""
+    """Zeros at the end, as some file systems leave them after a loss of power, are left out and reported."""
     found = log(tmp_path, single(0) + bytes(500))
     assert ([r.offset for r in found.records], "500 bytes" in (found.torn or "")) == ([0], True)
 
 
 def flipped(data: bytes, at: int) -> bytes:
-    """Return ``data`` with one bit changed."""
+    """Return ``data`` with one bit changed at ``at``."""
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
 @pytest.mark.parametrize("at", [9, 16, 18, 30, 65])
 def test_a_bad_batch_before_a_whole_one_is_unreadable(tmp_path: Path, at: int) -> None:
-    """The fault is in its length, version, checksum, header or records."""
+    """A bad batch before a valid one makes the log unreadable.
+
+    The fault is in the length, version, checksum, header or records of the batch.
+    """
     with pytest.raises(Unreadable, match="is unreadable at byte 0, but a complete batch follows at byte 70"):
         log(tmp_path, flipped(single(0), at) + single(1))
 
 
 def test_a_torn_batch_in_a_segment_that_is_not_the_last_is_unreadable(tmp_path: Path) -> None:
-    """A broker starts a new segment only after a complete batch."""
+    """An incomplete batch in an earlier segment makes the log unreadable.
+
+    A broker starts a new segment only after a complete batch.
+    """
     with pytest.raises(Unreadable, match="is unreadable at byte 0"):
         log(tmp_path, single(0)[:-1], single(1), starts=(0, 1))
 
 
 def test_missing_offsets_are_reported_as_gaps(tmp_path: Path) -> None:
-    """The gaps are within a segment, between two, and before the first."""
+    """Missing offsets are reported as gaps, within a segment, between segments, and before the first one."""
     found = log(tmp_path, single(3) + single(5), single(9), starts=(3, 8))
     assert (found.start, found.end, found.gaps) == (3, 10, ((4, 5), (6, 9)))
 
 
 def test_an_offset_that_comes_again_is_unreadable(tmp_path: Path) -> None:
-    """A log holds each offset once."""
+    """An offset that occurs twice makes the log unreadable."""
     with pytest.raises(Unreadable, match="has offset 0 again after 0"):
         log(tmp_path, single(0) + single(0))
 
 
 def test_records_that_are_not_what_the_batch_says_are_unreadable(tmp_path: Path) -> None:
-    """Their checksum is valid."""
+    """Records that contradict their batch make the log unreadable, even with a valid checksum."""
     for number, data in enumerate(
         (single(0, attributes=4), single(0, attributes=1), batch(0, [b"\x40"]), batch(0, [b""]))
     ):
@@ -158,7 +164,7 @@ def test_records_that_are_not_what_the_batch_says_are_unreadable(tmp_path: Path)
 
 
 def test_an_unknown_compression_and_an_unknown_marker_are_unreadable(tmp_path: Path) -> None:
-    """Later versions of Kafka may add types."""
+    """An unknown compression or kind of marker, as later versions of Kafka may have, makes the log unreadable."""
     with pytest.raises(Unreadable, match="an unknown compression type"):
         log(tmp_path, single(0, attributes=7))
     (tmp_path / "some-topic-4").rename(tmp_path / "other")
@@ -168,25 +174,28 @@ def test_an_unknown_compression_and_an_unknown_marker_are_unreadable(tmp_path: P
 
 
 def test_a_control_batch_without_a_transaction_is_no_marker(tmp_path: Path) -> None:
-    """Kafka's metadata log has control batches for leaders and snapshots."""
+    """A control batch that is in no transaction is not a marker.
+
+    Kafka's metadata log has such batches for leaders and snapshots.
+    """
     found = log(tmp_path, batch(0, [record(struct.pack(">hh", 0, 2), b"")], attributes=0x20) + single(1))
     assert ([r.offset for r in found.records], found.markers) == ([1], ())
 
 
 def test_log_append_time_is_the_time_of_all_records(tmp_path: Path) -> None:
-    """With message.timestamp.type=LogAppendTime a batch has one time."""
+    """With message.timestamp.type=LogAppendTime, all records of a batch have the time of the batch."""
     found = log(tmp_path, single(0, attributes=8, at_ms=123))
     assert [r.timestamp_ms for r in found.records] == [123]
 
 
 def test_a_folder_without_segments_is_unreadable(tmp_path: Path) -> None:
-    """A partition has at least an empty segment."""
+    """A folder without segments is unreadable, because a partition has at least an empty segment."""
     with pytest.raises(Unreadable, match="some-topic-4 has no segment"):
         log(tmp_path, starts=())
 
 
 def test_snappy_of_the_java_client_is_read(tmp_path: Path) -> None:
-    """It writes blocks after magic bytes; librdkafka writes one raw block."""
+    """Snappy of the Java client, which writes blocks after magic bytes, is read like librdkafka's single raw block."""
     blocks = [bytes(cramjam.snappy.compress_raw(part)) for part in (b"hello ", b"world")]
     data = b"\x82SNAPPY\x00" + struct.pack(">ii", 1, 1) + b"".join(struct.pack(">i", len(b)) + b for b in blocks)
     assert decompress("snappy", data) == b"hello world"

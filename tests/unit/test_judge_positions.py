@@ -1,4 +1,4 @@
-"""What the judge reads from __consumer_offsets: positions in order of effect, and finished maps."""
+"""The positions that the judge reads from __consumer_offsets, in order of effect, and their finished maps."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def positions(run: KeptRun) -> list[PositionCommit]:
 
 
 def effects(found: list[PositionCommit]) -> list[tuple[int | None, bool]]:
-    """Return offsets, and whether they took effect."""
+    """Return (offset, whether it took effect) of each position."""
     return [(position.offset, position.is_applied) for position in found]
 
 
 def end(run: KeptRun, producer: int, *, commit: bool = True) -> None:
-    """End the transaction of a producer."""
+    """End the transaction of ``producer``."""
     log = run.logs[OFFSETS, 3]
     log.segment += marker(log.end, commit=commit, producer=producer)
     log.end += 1
@@ -43,7 +43,7 @@ def end(run: KeptRun, producer: int, *, commit: bool = True) -> None:
 
 @pytest.mark.parametrize("version", [0, 1, 2, 3, 4])
 def test_values_of_each_version_are_read(run: KeptRun, version: int) -> None:
-    """Offset, metadata, time and producer are read."""
+    """Offset, metadata, time and producer of a position are read from each version of the format."""
     run.position(ANSWER, QUERIES, 5, "1AQE", version=version, producer=9)
     (found,) = positions(run)
     assert (found.group, found.topic, found.partition, found.offset, found.metadata) == (*WHERE, 5, "1AQE")
@@ -52,20 +52,23 @@ def test_values_of_each_version_are_read(run: KeptRun, version: int) -> None:
 
 
 def test_keys_of_other_versions_are_no_positions(run: KeptRun) -> None:
-    """The topic also holds groups and their members."""
+    """Keys of other versions, which are those of groups and members, are not positions."""
     run.logs[OFFSETS, 3].append(b"\0\2\0\3abc", b"\0\3", at_ms=1)
     assert positions(run) == []
 
 
 def test_a_key_that_is_cut_off_is_unreadable(run: KeptRun) -> None:
-    """It is not skipped."""
+    """A key that is cut off makes the topic unreadable, and is not skipped."""
     run.logs[OFFSETS, 3].append(b"\0\1\0\x09abc", b"\0\3", at_ms=1)
     with pytest.raises(Unreadable, match="offset 0 is not a position"):
         positions(run)
 
 
 def test_a_transaction_takes_effect_at_its_marker(run: KeptRun) -> None:
-    """The last committed position counts, wherever its record is; within a transaction the later record counts."""
+    """A position in a transaction takes effect at the transaction's marker.
+
+    Of two positions in one transaction, the later record counts.
+    """
     run.position(ANSWER, QUERIES, 1, ends="open", producer=1)
     run.position(ANSWER, QUERIES, 2, ends="open", producer=1)
     run.position(QUERIES, "other", 9)
@@ -79,7 +82,10 @@ def test_a_transaction_takes_effect_at_its_marker(run: KeptRun) -> None:
 
 
 def test_a_newer_position_is_not_replaced_by_an_older_record(run: KeptRun) -> None:
-    """The coordinator ignores a committed position whose record is older than the current one's."""
+    """A position does not replace the position of a newer record.
+
+    The coordinator ignores a committed position whose record is older than that of the current position.
+    """
     run.position(ANSWER, QUERIES, 1, ends="open", producer=1)
     run.position(ANSWER, QUERIES, 2, ends=None)
     end(run, 1)
@@ -87,7 +93,7 @@ def test_a_newer_position_is_not_replaced_by_an_older_record(run: KeptRun) -> No
 
 
 def test_a_tombstone_removes_the_position_and_pending_ones(run: KeptRun) -> None:
-    """Later commits set the position again."""
+    """A tombstone removes the position and those in open transactions, and later commits set it again."""
     run.position(ANSWER, QUERIES, 1)
     run.position(ANSWER, QUERIES, 2, ends="open", producer=1)
     run.position(ANSWER, QUERIES, None, ends=None)
@@ -98,7 +104,10 @@ def test_a_tombstone_removes_the_position_and_pending_ones(run: KeptRun) -> None
 
 @given(st.sets(st.integers(0, 400)), st.integers(0, 2**40))
 def test_the_map_of_a_position_is_read_as_the_processor_writes_it(finished: set[int], offset: int) -> None:
-    """The two programs share a documented format, but no code."""
+    """The judge reads a finished map as the processor writes it.
+
+    The two programs share a documented format and no code.
+    """
     done = {offset + number for number in finished if number}
     end = max(done, default=offset) + 1
     metadata = encode_map([n for n in range(offset, end) if n not in done], end) if done else ""
@@ -112,7 +121,7 @@ def test_the_map_of_a_position_is_read_as_the_processor_writes_it(finished: set[
 
 @pytest.mark.parametrize("metadata", ["2AQE", "other", "1AQ", "1A", "1!!!!", "1gA"])
 def test_metadata_of_another_form_is_refused(metadata: str) -> None:
-    """The cases are another version, half a pair of runs, invalid base64 and a varint that is cut off."""
+    """Metadata with another version, half a pair of runs, invalid base64 or a varint that is cut off is refused."""
     with pytest.raises(ValueError, match="metadata"):
         FinishedOffsets.decode(5, metadata)
 
@@ -124,7 +133,10 @@ _SETS = st.tuples(st.integers(0, 8), st.sets(st.integers(1, 24)))
 def test_the_first_lost_offset_is_the_lowest_that_is_unfinished_again(
     before: tuple[int, set[int]], after: tuple[int, set[int]]
 ) -> None:
-    """The result is compared with sets of offsets."""
+    """The first lost offset is the lowest one that was finished before and is unfinished after.
+
+    The result is compared with sets of offsets.
+    """
     found, offsets = [], []
     for position, ahead in (before, after):
         done = {position + number for number in ahead}

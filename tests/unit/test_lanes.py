@@ -1,4 +1,4 @@
-"""Lanes: what goes to the pool, in which order, and how much."""
+"""Lanes: the records that go to the pool, in which order, and how many."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Message:
 
 
 class Handling:
-    """Records what it gets, and behaves as a test tells it to."""
+    """A handling that notes the records that it gets, and calls ``act`` for each."""
 
     def __init__(self, act: Callable[[Message], object] = lambda _: None) -> None:
         self.calls: list[list[int]] = []
@@ -55,7 +55,7 @@ def pool(
 ) -> Iterator[Lanes]:
     stop = threading.Event()
     lanes = Lanes(
-        handling,  # type: ignore[arg-type]  # as much of it as lanes use
+        handling,  # type: ignore[arg-type]  # only the part that lanes use
         name="g",
         concurrency=concurrency,
         batch_size=batch_size,
@@ -71,11 +71,11 @@ def pool(
         lanes.close()
 
 
-def taken(part: PartitionState, keys: Sequence[bytes | None]) -> list[tuple[PartitionState, Any]]:
+def records_of(part: PartitionState, keys: Sequence[bytes | None]) -> list[tuple[PartitionState, Any]]:
     return [(part, Message(number, key)) for number, key in enumerate(keys)]
 
 
-def settled(lanes: Lanes, count: int) -> list[Finished]:
+def collect_results(lanes: Lanes, count: int) -> list[Finished]:
     found: list[Finished] = []
 
     def enough() -> bool:
@@ -87,58 +87,58 @@ def settled(lanes: Lanes, count: int) -> list[Finished]:
 
 
 def test_records_of_a_key_go_one_after_another_and_hold_up_no_other() -> None:
-    """The first record of the first key waits until all other keys are done."""
+    """A record waits for earlier records of its key, and delays no other key."""
     part, others_done = PartitionState(0), threading.Event()
     handling = Handling(lambda message: message.number or others_done.wait(30))
     with pool(handling) as lanes:
-        lanes.put(taken(part, [b"slow", b"b", b"slow", None, b"b", None]))
-        assert sorted(message.offset() for one in settled(lanes, 4) for message in one.records) == [1, 3, 4, 5]
+        lanes.put(records_of(part, [b"slow", b"b", b"slow", None, b"b", None]))
+        assert sorted(message.offset() for one in collect_results(lanes, 4) for message in one.records) == [1, 3, 4, 5]
         assert len(lanes) == 1
         others_done.set()
-        assert [one.records[0].offset() for one in settled(lanes, 2)] == [0, 2]
+        assert [one.records[0].offset() for one in collect_results(lanes, 2)] == [0, 2]
         assert len(lanes) == 0
 
 
 def test_batches_are_of_one_assignment_and_in_order() -> None:
-    """Records of a new assignment wait for the batch of the old one."""
+    """A batch has records of one assignment only, and records of a new assignment wait for the batch of the old one."""
     old, new = PartitionState(0), PartitionState(0)
     with pool(handling := Handling(), batch_size=3) as lanes:
-        lanes.put([*taken(old, [b"a"] * 4), *taken(new, [b"a"])])
-        assert len(settled(lanes, 3)) == 3
+        lanes.put([*records_of(old, [b"a"] * 4), *records_of(new, [b"a"])])
+        assert len(collect_results(lanes, 3)) == 3
     assert handling.calls == [[0, 1, 2], [3], [0]]
 
 
 def test_a_suspect_makes_batches_of_one_record() -> None:
-    """A crash then identifies the record."""
+    """While there is a suspect, batches have one record, so that a crash identifies the record."""
     careful = Quarantine()
     careful.is_active = True
     with pool(handling := Handling(), batch_size=3, quarantine=careful) as lanes:
-        lanes.put(taken(PartitionState(0), [b"a"] * 3))
-        assert len(settled(lanes, 3)) == 3
+        lanes.put(records_of(PartitionState(0), [b"a"] * 3))
+        assert len(collect_results(lanes, 3)) == 3
     assert handling.calls == [[0], [1], [2]]
 
 
 def test_records_of_a_lost_partition_are_not_handled() -> None:
-    """Its records leave the lanes."""
+    """Records of a partition that was lost leave the lanes without being handled."""
     gone = PartitionState(0, is_assigned=False)
     with pool(handling := Handling()) as lanes:
-        lanes.put(taken(gone, [b"a", b"b"]))
+        lanes.put(records_of(gone, [b"a", b"b"]))
         eventually(lambda: not lanes.collect(0.01) and not len(lanes))
     assert handling.calls == []
 
 
 def test_a_fast_pool_gets_more_tasks_than_a_slow_one() -> None:
-    """Slow handlers need two tasks a thread; a fast pool needs more, or a transaction would leave it idle."""
+    """A slow pool gets two tasks for each thread, and a fast pool more, so that no transaction leaves it idle."""
     part, now_s, hold = PartitionState(0), [0.0], threading.Event()
     hold.set()
     handling = Handling(lambda _: hold.wait(30))
     with pool(handling, clock=lambda: now_s[0]) as lanes:
-        lanes.put(taken(part, [None] * 100))
-        settled(lanes, 100)
+        lanes.put(records_of(part, [None] * 100))
+        collect_results(lanes, 100)
         now_s[0] += SPEED_INTERVAL_S
         assert lanes.depth == int(100 / SPEED_INTERVAL_S * LOOKAHEAD_S)
         hold.clear()
-        lanes.put(taken(part, [None] * 100))
+        lanes.put(records_of(part, [None] * 100))
         assert not lanes.is_crowded
         now_s[0] += SPEED_INTERVAL_S
         assert lanes.depth == 0
@@ -147,12 +147,12 @@ def test_a_fast_pool_gets_more_tasks_than_a_slow_one() -> None:
 
 
 def test_a_defect_of_a_handler_is_raised_where_results_are_taken() -> None:
-    """It ends the pipeline."""
+    """A defect of a handler is raised when its result is collected, which ends the pipeline."""
 
     def broken(_: Message) -> None:
         raise ZeroDivisionError("a defect")
 
     with pool(Handling(broken)) as lanes:
-        lanes.put(taken(PartitionState(0), [b"a"]))
+        lanes.put(records_of(PartitionState(0), [b"a"]))
         with pytest.raises(ZeroDivisionError):
-            settled(lanes, 1)
+            collect_results(lanes, 1)

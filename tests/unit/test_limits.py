@@ -14,7 +14,7 @@ LIMIT = DeadLetterPolicy(max_consecutive=100, max_share=0.5)
 
 
 def tally(*runs: int) -> TallyState:
-    """Build a tally of alternating runs of good and dead records, good ones first."""
+    """Return a tally of ``runs``: numbers of good records and dead letters in turn, good records first."""
     made = TallyState()
     for place, count in enumerate(runs):
         if place % 2:
@@ -26,15 +26,18 @@ def tally(*runs: int) -> TallyState:
 
 
 def test_a_hundred_dead_letters_in_a_row_are_too_many() -> None:
-    """The hundredth reaches the limit."""
+    """The hundredth dead letter in a row reaches the limit."""
     assert LIMIT.limit_reason(tally(0, 99)) is None
     assert LIMIT.limit_reason(tally(0, 100)) is not None
     assert LIMIT.limit_reason(tally(50, 60, 1, 60)) is None
 
 
 def test_more_than_half_of_the_last_thousand_are_too_many_once_two_hundred_were_seen() -> None:
-    """A few at the start do not count, and old results are forgotten."""
-    pattern = [0, 2, 1] + [2, 1] * 65  # two of three, never many in a row
+    """More than half of the last thousand records reach the limit, after at least two hundred records.
+
+    Dead letters among the first records do not count yet, and old results are dropped.
+    """
+    pattern = [0, 2, 1] + [2, 1] * 65  # two of three records are dead letters, and never many in a row
     assert LIMIT.limit_reason(tally(*pattern)) is None
     assert LIMIT.limit_reason(tally(*pattern, 3)) is not None
     assert tally(*pattern, 3).seen >= MIN_SHARE_RECORDS
@@ -54,7 +57,7 @@ def test_a_refused_record_no_longer_counts_as_handled(before: tuple[int, ...], a
 
 
 def test_zero_is_no_limit() -> None:
-    """Each of the two limits can be switched off."""
+    """A limit of zero is no limit, for each of the two limits."""
     bad = tally(0, 1000)
     assert DeadLetterPolicy(max_consecutive=0, max_share=0).limit_reason(bad) is None
     assert DeadLetterPolicy(max_consecutive=0).limit_reason(bad) is not None
@@ -63,7 +66,7 @@ def test_zero_is_no_limit() -> None:
 
 @given(st.lists(st.integers(0, 300), max_size=20))
 def test_a_committed_tally_is_restored(runs: list[int]) -> None:
-    """The tally is in the position's metadata, for the next owner, and stays short."""
+    """A tally is restored from its encoded form, which is short enough for the metadata of a position."""
     made = tally(*runs)
     assert len(made.encode()) <= 270
     back = TallyState.decode(made.encode())
@@ -71,7 +74,7 @@ def test_a_committed_tally_is_restored(runs: list[int]) -> None:
 
 
 def test_the_metadata_holds_the_finished_map_and_the_tally() -> None:
-    """Either may be missing."""
+    """The metadata of a position holds the finished map and the tally, and either may be missing."""
     for unfinished in ([], [3, 5]):
         for dead in (0, 4):
             part = PartitionState.from_position(1, 0, "")
@@ -87,7 +90,7 @@ def test_the_metadata_holds_the_finished_map_and_the_tally() -> None:
             assert again.tally.consecutive == dead
 
 
-def test_a_tally_of_another_form_stops_the_worker() -> None:
-    """It must not be treated as missing."""
+def test_a_tally_of_another_form_stops_the_processor() -> None:
+    """A tally of another form ends the processor, because it must not be treated as a missing one."""
     with pytest.raises(ConfigError):
         PartitionState.from_position(0, 5, "1.many")

@@ -1,7 +1,7 @@
 """No text from outside takes more time than its length explains.
 
-The tests find every pattern of the packages and every pure function that takes a text, so that a new one is tested
-without being listed. This is the only test in which time counts: CPU time of four times the text, best of five.
+The tests find every pattern of the packages, and every pure function that takes a text, so that new ones are tested
+without being listed. Only here does time count: the CPU time for four times the text, the best of five tries.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from tests.passages import GUILD, passage, said
 
 ROOT = Path(__file__).parents[2]
 
-OURS = {
+TRUSTED_PATTERNS = {
     "rtfm.contracts.catalogue._TOPIC_NAME": "names in our own contracts.toml",
     "rtfm.local.services._STACK_TRACE": "logs of services that we start",
     "rtfm.local.services._ERROR_LINE": "logs of services that we start",
 }
-"""Patterns that read nothing from outside, and what they read."""
+"""Patterns that read no text from outside, and what they read."""
 
 ARGUMENTS: dict[str, Any] = {
     "numbers": {1: 1},
@@ -47,12 +47,12 @@ ARGUMENTS: dict[str, Any] = {
     "names": ["ada", "bob"],
     "max_tokens": 220,
 }
-"""Arguments for further parameters of the functions, by name."""
+"""Arguments for other required parameters of the functions, by parameter name."""
 
-TEXTS = frozenset({"answer", "content", "name", "question", "text", "word"})
+TEXT_PARAMETERS = frozenset({"answer", "content", "name", "question", "text", "word"})
 """Names of parameters that take text from outside."""
 
-NOT_TEXT = {
+SKIPPED_MODULES = {
     "rtfm.bot.commands": "asks Discord",
     "rtfm.knowledge.archive": "asks the database",
     "rtfm.answering.extractive": "takes passages, too, and is in OTHERS",
@@ -61,7 +61,7 @@ NOT_TEXT = {
     "rtfm.local": "names of our own",
     "rtfm.telemetry": "names of our own",
 }
-"""Modules whose parameters of these names are something else, or whose functions have side effects."""
+"""Modules whose functions are not tested by parameter name, and why."""
 
 
 def _modules() -> Iterator[ModuleType]:
@@ -79,7 +79,7 @@ def _patterns() -> dict[str, re.Pattern[str]]:
     for module in MODULES:
         for name, value in vars(module).items():
             for number, pattern in enumerate(_patterns_in(value, depth=3)):
-                # An imported pattern is the same object.
+                # an imported pattern is the same object and is tested once
                 found.setdefault(
                     id(pattern), (f"{module.__name__}.{name}" + (f"[{number}]" if number else ""), pattern)
                 )
@@ -87,7 +87,7 @@ def _patterns() -> dict[str, re.Pattern[str]]:
 
 
 def _patterns_in(value: object, *, depth: int) -> Iterator[re.Pattern[str]]:
-    """Return patterns, including those in collections and in instances of our classes."""
+    """Yield the patterns in ``value``, including those in collections and in instances of this project's classes."""
     if isinstance(value, re.Pattern):
         if isinstance(value.pattern, str):
             yield value
@@ -106,12 +106,15 @@ def _patterns_in(value: object, *, depth: int) -> Iterator[re.Pattern[str]]:
             yield from _patterns_in(one, depth=depth - 1)
 
 
-PATTERNS = {name: pattern for name, pattern in _patterns().items() if name not in OURS}
+PATTERNS = {name: pattern for name, pattern in _patterns().items() if name not in TRUSTED_PATTERNS}
 
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_a_pattern_takes_time_by_the_length_of_the_text(name: str) -> None:
-    """A run of line feeds or dashes in one message once stopped a processor."""
+    """The time of each pattern grows with the length of the text.
+
+    A run of line feeds or dashes in one message once stopped a processor.
+    """
     pattern = PATTERNS[name]
 
     def read(text: str) -> None:
@@ -126,7 +129,7 @@ def test_a_pattern_takes_time_by_the_length_of_the_text(name: str) -> None:
 def _functions() -> dict[str, Callable[[str], object]]:
     found: dict[str, Callable[[str], object]] = {}
     for module in MODULES:
-        if module.__name__.startswith("rtfm_cli.") or any(module.__name__.startswith(name) for name in NOT_TEXT):
+        if module.__name__.startswith("rtfm_cli.") or any(module.__name__.startswith(name) for name in SKIPPED_MODULES):
             continue
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if function.__module__ != module.__name__ or name.startswith("_") or inspect.iscoroutinefunction(function):
@@ -135,7 +138,7 @@ def _functions() -> dict[str, Callable[[str], object]]:
             if not parameters:
                 continue
             first, *others = parameters
-            if first.name not in TEXTS or first.annotation not in ("str", str):
+            if first.name not in TEXT_PARAMETERS or first.annotation not in ("str", str):
                 continue
             needed = [one.name for one in others if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
             if all(one in ARGUMENTS for one in needed):
@@ -211,19 +214,19 @@ OTHERS: dict[str, Callable[[str], object]] = {
     "sources.select_usable": lambda text: sources.select_usable([passage([said("ada", text)])], _query(text)),
     "attachments": _file,
 }
-"""Functions that read text in other ways, with adapters that pass it to them."""
+"""Functions that take a text in other ways, as functions of the text alone."""
 
 FUNCTIONS = {**_functions(), **OTHERS}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_takes_time_by_the_length_of_the_text(name: str) -> None:
-    """This covers everything that reads a message, a question, a name or a model's answer."""
+    """The time of each function that reads a message, question, name or answer grows with the length of the text."""
     assert superlinear(FUNCTIONS[name]) == []
 
 
 def test_patterns_are_module_constants() -> None:
-    """A pattern inside a function would not be tested, so patterns are module constants."""
+    """All patterns are module constants, because a pattern inside a function would not be tested."""
     inside: list[str] = []
     for path in sorted([*(ROOT / "rtfm").rglob("*.py"), *(ROOT / "cli").rglob("*.py")]):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -243,7 +246,7 @@ def test_patterns_are_module_constants() -> None:
             and node.func.attr != "escape"
             and not (
                 path.name == "secret_forms.py" and node.func.attr == "compile"
-            )  # FORMS holds the patterns that it compiles
+            )  # FORMS has the patterns that its module compiles
             and node not in top
         ]
     assert inside == []
@@ -251,11 +254,11 @@ def test_patterns_are_module_constants() -> None:
 
 def test_exceptions_name_existing_patterns() -> None:
     """The exceptions name only patterns that exist."""
-    assert set(OURS) <= set(_patterns())
+    assert set(TRUSTED_PATTERNS) <= set(_patterns())
 
 
 def test_the_measure_detects_slow_patterns() -> None:
-    """It detects the patterns that stopped the processor, and accepts a plain one."""
+    """The measure finds the patterns that once stopped a processor, and accepts a plain one."""
     for pattern in (
         re.compile(r"^\W*#{2,}\s*x:", re.MULTILINE),
         re.compile(r"[\w.-]*[\w+~]"),

@@ -1,4 +1,4 @@
-"""Which conversation a message belongs to."""
+"""The conversation to which a message belongs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def said(number: int, author: str, content: str, **fields: object) -> StoredMess
 
 
 def test_two_talks_at_once_are_two_conversations() -> None:
-    """The addressee decides, not the next message."""
+    """Of two simultaneous conversations, a message joins that of its addressee, not that of the message before."""
     linked = link(
         [
             said(1, "1", "how do I mount an ntfs disk?"),
@@ -43,7 +43,7 @@ def test_two_talks_at_once_are_two_conversations() -> None:
 
 
 def test_a_reply_is_certain_whatever_else_speaks_against_it() -> None:
-    """Discord's own reference outweighs every score."""
+    """A reply joins the conversation of the message that it refers to, whatever the scores of others are."""
     linked = link(
         [
             said(1, "1", "how do I mount an ntfs disk?"),
@@ -55,13 +55,13 @@ def test_a_reply_is_certain_whatever_else_speaks_against_it() -> None:
 
 
 def test_a_reply_reaches_beyond_the_window() -> None:
-    """A person may answer after a day and a thousand messages."""
+    """A reply may refer to a message of the day before and a thousand messages earlier."""
     linked = link([said(9, "1", "solved", reply_to_message_id="5")], replied={"5": "4"})
     assert linked == {"9": "4"}
 
 
 def test_a_name_written_at_the_start_counts_as_a_mention() -> None:
-    """Many people write a name instead of a mention."""
+    """A name at the start of a message counts as a mention."""
     linked = link(
         [
             said(1, "1", "which file system for a usb stick?"),
@@ -73,7 +73,7 @@ def test_a_name_written_at_the_start_counts_as_a_mention() -> None:
 
 
 def test_linked_messages_keep_their_conversation() -> None:
-    """A decision is never revised."""
+    """A message that was linked once keeps its conversation."""
     linked = link([said(1, "1", "hello", conversation_id="7"), said(2, "1", "hello again")])
     assert linked == {"2": "7"}
 
@@ -97,7 +97,7 @@ def test_it_does_not_matter_how_messages_are_cut_into_batches(talk: list[tuple[s
 
 
 def test_threads_and_posts_are_one_conversation_each() -> None:
-    """A thread has the id of the message that started it."""
+    """Each thread and each post is one conversation; a thread has the id of the message that started it."""
     assert [kind for kind in ChannelKind if is_one_conversation(kind)] == [
         ChannelKind.FORUM_POST,
         ChannelKind.PUBLIC_THREAD,
@@ -108,7 +108,10 @@ def test_threads_and_posts_are_one_conversation_each() -> None:
 
 
 def test_long_talks_are_linked_alike_however_they_are_cut() -> None:
-    """The last 200 messages are enough context, including names in their text."""
+    """Batches do not change the links of long conversations, because the last 200 messages are enough context.
+
+    The messages also have names in their text.
+    """
     rng = random.Random(5)
     words = ["ntfs", "disk", "sound", "card", "apt", "kernel", "try", "no", "why?"]
     messages = []
@@ -123,7 +126,7 @@ def test_long_talks_are_linked_alike_however_they_are_cut() -> None:
 
 
 def test_a_name_that_is_also_a_word_does_not_address() -> None:
-    """A member's name may be a common word."""
+    """A member's name that is a common word does not address the member."""
     talk = [said(n, "1", "the kernel panics, which kernel is it?") for n in range(1, 6)]
     named = attrs.evolve(said(6, "2", "sound is silent"), author_name="kernel")
     linked = link([*talk, named, said(7, "1", "kernel five it is")])
@@ -131,7 +134,7 @@ def test_a_name_that_is_also_a_word_does_not_address() -> None:
 
 
 def test_each_weight_is_that_of_a_feature() -> None:
-    """A misspelled name would have no effect."""
+    """Each weight has the name of a feature, because a misspelled one would have no effect."""
     rng = random.Random(6)
     window = Window()
     computed: set[str] = set()

@@ -37,7 +37,10 @@ EVIL = "https://evil.example/login"
     ],
 )
 def test_a_link_is_found_wherever_discord_finds_it(text: str) -> None:
-    """It may follow a letter of any script, a digit or a mark; invites need no scheme, addresses no slashes."""
+    """A link is found after a letter of any script, a digit or a mark, as Discord finds it.
+
+    Invites need no scheme, and addresses no slashes.
+    """
     assert "evil" not in remove_unknown_links(f"see {text} there")
 
 
@@ -59,7 +62,7 @@ def test_a_link_is_found_wherever_discord_finds_it(text: str) -> None:
     ],
 )
 def test_no_address_hides_behind_words(text: str) -> None:
-    """This includes a cited message's address, whatever is in the brackets."""
+    """No address is hidden behind other words, not even the address of a cited message."""
     shown = remove_unknown_links(text, {DOCS})
     assert "](" not in shown
     assert remove_unknown_links(shown, {DOCS}) == shown
@@ -67,8 +70,8 @@ def test_no_address_hides_behind_words(text: str) -> None:
     assert "skerry" not in remove_unknown_links(text)
 
 
-def test_words_and_address_of_a_known_link_stand_side_by_side() -> None:
-    """A reader sees where it leads; a link whose text is its address is shown once."""
+def test_words_and_address_of_a_known_link_are_both_shown() -> None:
+    """A known link is shown as words and address; if the words are the address, it is shown once."""
     assert remove_unknown_links(f"see [the [old] docs]({DOCS}).", {DOCS}) == f"see the [old] docs {DOCS}."
     assert remove_unknown_links(f"[{DOCS}]({DOCS})", {DOCS}) == DOCS
     assert remove_unknown_links(f"[a]({DOCS}).evil.example", {DOCS}) == f"a {DOCS} .evil.example"
@@ -76,8 +79,8 @@ def test_words_and_address_of_a_known_link_stand_side_by_side() -> None:
 
 
 @pytest.mark.parametrize("text", [f"{DOCS}.evil.example", f"{DOCS}@evil.example", f"{DOCS}\u200b.evil", f"x{DOCS}2"])
-def test_an_address_that_begins_like_a_known_one_is_another(text: str) -> None:
-    """Known addresses are compared whole."""
+def test_an_address_that_begins_like_a_known_one_is_unknown(text: str) -> None:
+    """An address that only begins like a known one is not known."""
     assert DOCS not in remove_unknown_links(text, {DOCS})
 
 
@@ -85,7 +88,7 @@ def test_an_address_that_begins_like_a_known_one_is_another(text: str) -> None:
     "text", ["use https: it is safer", "a[0](b)", "x ? y : z", "10:30", "std::vector", "call(a)[1](b)", "awww... nice"]
 )
 def test_what_is_no_link_stays(text: str) -> None:
-    """Code and prose have colons and brackets."""
+    """Code and prose with colons and brackets stay."""
     assert remove_unknown_links(text) == text
 
 
@@ -94,7 +97,10 @@ _PIECES = st.sampled_from([*"[]()<>`1a\\ \n", '"', "https://", "https:", "evil.e
 
 @given(st.lists(_PIECES, max_size=25).map("".join))
 def test_only_known_links_are_left_and_none_is_hidden(text: str) -> None:
-    """The text around links is random; the check uses another rule than the code."""
+    """Of any text, only known links are left, and all of them are visible.
+
+    The test finds links with another pattern than the code.
+    """
     shown = remove_unknown_links(text, {DOCS})
     assert addresses(shown) <= {DOCS}
     assert find_links(shown) <= {DOCS}
@@ -103,12 +109,12 @@ def test_only_known_links_are_left_and_none_is_hidden(text: str) -> None:
 
 @pytest.mark.parametrize("name", [EVIL, f"x{EVIL}", "discord.gg/evil", f"[a]({EVIL})", f"_{EVIL}_", "www.evil.example"])
 def test_a_name_is_no_link(name: str) -> None:
-    """Nicknames appear under answers and before quotes."""
+    """A nickname, which is shown under answers and before quotes, makes no link."""
     assert "evil" not in to_plain_name(name)
 
 
 def test_a_name_is_one_short_line() -> None:
-    """Unicode line ends become spaces, and Markdown does not format."""
+    """A nickname is one short line without formatting; Unicode line ends become spaces."""
     assert to_plain_name("a\u2028b\n# c") == "a b # c"
     assert escape_markup(to_plain_name("*a* <#5> @here")) == "\\*a\\* \\#channel @\u200bhere"
     assert len(to_plain_name("x" * 5_000)) == 100
@@ -116,6 +122,6 @@ def test_a_name_is_one_short_line() -> None:
 
 @pytest.mark.parametrize("text", [f"https://docs.skerry.example@{EVIL[8:]}", "http:\\\\ada:pw@evil.example/x"])
 def test_an_address_with_an_account_is_not_shown(text: str) -> None:
-    """The part before the @ looks like the host and misleads people."""
+    """An address with an account is removed, because the part before the @ looks like the host."""
     assert "evil" not in remove_unknown_links(f"see {text} there", find_links(text))
     assert remove_unknown_links(f"{DOCS}/@ada?to=a@b", find_links(f"{DOCS}/@ada?to=a@b")) == f"{DOCS}/@ada?to=a@b"

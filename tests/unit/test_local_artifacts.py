@@ -1,4 +1,4 @@
-"""Fetched files are complete, or not used."""
+"""Downloaded files are complete, or not used."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _archive(files: dict[str, bytes]) -> bytes:
 
 
 def test_a_corrupted_jar_is_named_with_what_to_do(tmp_path: Path) -> None:
-    """One line names the file, and the hint the fix; it is not silently fetched again."""
+    """A corrupted jar is named in one line with a hint, and is not silently downloaded again."""
     (tmp_path / "thing-1.0.jar").write_bytes(b"not what was locked")
     with pytest.raises(ConfigError, match=r"thing-1\.0\.jar is corrupted") as caught:
         artifacts.ensure(tmp_path, [_artifact(b"content")])
@@ -39,7 +39,7 @@ def test_a_corrupted_jar_is_named_with_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_jar_that_changes_after_it_was_checked_is_found_corrupted(tmp_path: Path) -> None:
-    """A change of the same length is detected too."""
+    """A jar that changes after it was checked is found corrupted, even if its length stays the same."""
     jar = tmp_path / "thing-1.0.jar"
     jar.write_bytes(b"content")
     artifacts.ensure(tmp_path, [_artifact(b"content")])
@@ -49,7 +49,7 @@ def test_a_jar_that_changes_after_it_was_checked_is_found_corrupted(tmp_path: Pa
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
-    """The error says how much space is free and how much is needed."""
+    """If the disk has not enough space, nothing is downloaded, and the error says how much is free and needed."""
     with pytest.raises(ConfigError, match=r"MB free, the services need 3000000000 MB"):
         artifacts.ensure(tmp_path, [_artifact(b"content", size_bytes=10**15)])
     assert not (tmp_path / "partial").exists()
@@ -65,7 +65,7 @@ def test_complete_files_are_not_fetched_again(tmp_path: Path) -> None:
 
 
 def test_an_unpacked_folder_that_was_damaged_is_unpacked_again(tmp_path: Path) -> None:
-    """A changed and a missing file are restored from the archive, whose SHA-256 is known."""
+    """A changed or missing file of an unpacked folder is restored from the archive, whose SHA-256 is known."""
     content = _archive({"lib/a.jar": b"first", "lib/b.jar": b"second"})
     artifact = _artifact(content, "tar.gz")
     (tmp_path / artifact.filename).write_bytes(content)
@@ -78,7 +78,7 @@ def test_an_unpacked_folder_that_was_damaged_is_unpacked_again(tmp_path: Path) -
 
 
 def test_unpacking_that_was_killed_halfway_is_begun_again(tmp_path: Path) -> None:
-    """A folder without its listing is incomplete."""
+    """A folder whose unpacking was killed has no listing, and is unpacked again."""
     content = _archive({"lib/a.jar": b"first"})
     artifact = _artifact(content, "tar.gz")
     (tmp_path / artifact.filename).write_bytes(content)
@@ -91,7 +91,7 @@ def test_unpacking_that_was_killed_halfway_is_begun_again(tmp_path: Path) -> Non
 
 
 def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path) -> None:
-    """A member with a path outside is refused."""
+    """An archive with a path outside its folder is refused."""
     content = _archive({"../climbed": b""})
     artifact = _artifact(content, "tar.gz")
     cache = tmp_path / "cache"
@@ -104,7 +104,7 @@ def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("service", ["kafka", "schema-registry"])
 def test_the_lock_names_every_file_with_size_and_digest(service: str) -> None:
-    """Each line is complete, and no two files of a service have the same name."""
+    """The lock has name, size and digest of every file, and a service has no two files of one name."""
     locked = services.artifacts_of(service)
     assert locked
     assert all(len(artifact.sha256) == 64 and artifact.size_bytes > 0 for artifact in locked)
@@ -122,17 +122,17 @@ def test_the_lock_names_every_file_with_size_and_digest(service: str) -> None:
     ],
 )  # fmt: skip
 def test_the_reason_is_found_in_a_programs_last_output(log: str, line: str) -> None:
-    """A stack trace or a last message does not hide the reason."""
+    """The reason is found in the last lines of a program's log, between stack traces and other messages."""
     assert services.find_reason(log) == line
 
 
-class BreakingOff:
-    """A repository whose first downloads stop early, each after a part of the file."""
+class InterruptedRepository:
+    """A repository whose first ``breaks`` downloads stop after a part of the file."""
 
     def __init__(self, path: Path, breaks: int) -> None:
         self.path, self.breaks, self.asked = path, breaks, 0
 
-    def project(self, *_: str) -> BreakingOff:
+    def project(self, *_: str) -> InterruptedRepository:
         return self
 
     at_version = artifact = project
@@ -150,9 +150,12 @@ class BreakingOff:
 
 @pytest.mark.parametrize(("breaks", "whole"), [(2, True), (3, False)])
 def test_an_interrupted_download_is_retried_twice(tmp_path: Path, breaks: int, whole: bool) -> None:
-    """A partial file is not continued, and after the last attempt the error says that the network is needed."""
+    """A download that stops early is repeated twice from its beginning.
+
+    After the last attempt the error says that the network is needed.
+    """
     artifact = artifacts.locked_artifacts("kafka")[0]
-    repository = BreakingOff(tmp_path / artifact.filename, breaks)
+    repository = InterruptedRepository(tmp_path / artifact.filename, breaks)
     with stamina.set_testing(True, attempts=3):
         if whole:
             fetched = artifacts._download(repository, artifact, tmp_path)

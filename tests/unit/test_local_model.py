@@ -1,4 +1,4 @@
-"""The embedding model is fetched completely or not at all, from a server on the loopback address."""
+"""The download of the embedding model, complete or not at all, from a server on the loopback address."""
 
 from __future__ import annotations
 
@@ -59,27 +59,27 @@ def _server(body: bytes, *, status: int = 200, length: int | None = None) -> Ite
 
 
 def test_a_file_that_is_not_the_model_is_refused(tmp_path: Path) -> None:
-    """A captive portal's page is not unpacked, and nothing of it remains."""
+    """A file that is not the model, as a captive portal's page, is not unpacked, and is removed."""
     with _server(b"<html>please log in</html>") as (url, _), pytest.raises(RtfmError, match="not the expected one"):
         model.fetch(tmp_path, url=url, sha256=SHA256)
     assert list(model.model_dir(tmp_path).parent.iterdir()) == []
 
 
 def test_a_download_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
-    """A partial model is removed."""
+    """A download that stops early leaves no part of the model."""
     with _server(ARCHIVE[:50], length=len(ARCHIVE)) as (url, _), pytest.raises(Unavailable):
         model.fetch(tmp_path, url=url, sha256=SHA256)
     assert not model.is_fetched(tmp_path)
 
 
 def test_a_server_that_refuses_is_named_with_its_answer(tmp_path: Path) -> None:
-    """The error has the address and the status."""
+    """If a server refuses the download, the error has the address and the status."""
     with _server(b"", status=503) as (url, _), pytest.raises(Unavailable, match=r"onnx\.tar\.gz answers 503"):
         model.fetch(tmp_path, url=url, sha256=SHA256)
 
 
 def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
-    """A silent port does not block a start."""
+    """A server that never answers is given up after a timeout, so that it does not block a start."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -89,7 +89,7 @@ def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
 
 
 def test_a_port_where_nobody_listens_is_unavailable(tmp_path: Path) -> None:
-    """An offline machine gets one line."""
+    """If nothing listens at the port, as on an offline machine, the error is one line."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}/onnx.tar.gz"
@@ -99,14 +99,14 @@ def test_a_port_where_nobody_listens_is_unavailable(tmp_path: Path) -> None:
 
 
 def test_a_home_that_cannot_be_written_is_a_config_error(tmp_path: Path) -> None:
-    """The error names the folder."""
+    """If the home cannot be written, the error names the folder."""
     (tmp_path / "models").write_text("a file where a folder should be", encoding="utf-8")
     with _server(ARCHIVE) as (url, _), pytest.raises(ConfigError, match="models"):
         model.fetch(tmp_path, url=url, sha256=SHA256)
 
 
 def test_the_model_is_fetched_once_to_where_the_services_look(tmp_path: Path) -> None:
-    """The second call needs no server; progress ends at the full size."""
+    """The model is downloaded once to the folder where the services look for it, and progress ends at its full size."""
     reports: list[tuple[str, int, int]] = []
     with _server(ARCHIVE) as (url, requests):
         for _ in range(2):
@@ -118,7 +118,7 @@ def test_the_model_is_fetched_once_to_where_the_services_look(tmp_path: Path) ->
 
 
 def test_maven_central_has_the_model_as_it_is_pinned(fetched_model: Callable[[], Path]) -> None:
-    """The jar and the model in it have the pinned SHA-256s; both files are where the services look."""
+    """The jar on Maven Central and the model in it have the pinned SHA-256s, and both files are where services look."""
     folder = model_folder(fetched_model())
     assert folder is not None
     assert hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest() == model.ONNX_SHA256
@@ -128,7 +128,7 @@ def test_maven_central_has_the_model_as_it_is_pinned(fetched_model: Callable[[],
 
 
 def test_an_address_that_is_given_is_the_only_source(tmp_path: Path) -> None:
-    """With a configured mirror, no other source is used, even if one would answer."""
+    """A configured address is the only source, even if another one would answer."""
     with _server(b"", status=404) as (url, requests), pytest.raises(Unavailable):
         model.fetch(tmp_path, url=url, sha256=SHA256)
     assert requests == ["/onnx.tar.gz"]

@@ -1,4 +1,4 @@
-"""The command line's frame: exit codes, one-line errors, help without heavy imports."""
+"""The frame of the command line: exit codes, one-line errors, and help without heavy imports."""
 
 import importlib
 import subprocess
@@ -21,12 +21,12 @@ from rtfm import errors
     ],
 )
 def test_the_exit_code_says_who_must_act(error: errors.RtfmError, code: int) -> None:
-    """2 means the operator, 3 a dependency, 1 anything else."""
+    """The exit code is 2 if the operator must act, 3 for a dependency, and 1 for anything else."""
     assert exit_codes.of(error) == code
 
 
 def test_an_error_is_one_line_and_a_hint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """There is no traceback without --debug."""
+    """An error is one line with a hint, without a traceback unless --debug is given."""
 
     @click.command()
     def broken() -> None:
@@ -39,14 +39,14 @@ def test_an_error_is_one_line_and_a_hint(monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_an_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    """The error names the command."""
+    """The error for an unknown command names the command, with the exit code of a usage error."""
     assert main.run(["explode"]) == 2
     assert "explode" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", list(main.COMMANDS))
 def test_every_listed_command_exists_and_helps(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The table of commands and the modules agree."""
+    """Every command in the table has a module and a help text."""
     module, attribute, _ = main.COMMANDS[name]
     assert isinstance(getattr(importlib.import_module(module), attribute), click.Command)
     assert main.run([name, "--help"]) == 0
@@ -54,7 +54,7 @@ def test_every_listed_command_exists_and_helps(name: str, capsys: pytest.Capture
 
 
 def test_help_imports_no_third_party_client() -> None:
-    """Help must be fast."""
+    """Help imports no client of another package, so that it is fast."""
     script = (
         "import sys; from rtfm_cli.main import run; run(['--help']);"
         "print([m for m in ('confluent_kafka', 'chromadb', 'sqlalchemy', 'discord', 'google.generativeai', 'numpy',"

@@ -1,4 +1,4 @@
-"""Which records are taken while partitions move: a record belongs to the assignment with which it came."""
+"""The records that are taken while partitions move: each belongs to the assignment in which it was fetched."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Callback = Callable[[Any, list[TopicPartition]], None]
 
 @define
 class Message:
-    """A message of confluent_kafka of partition 0."""
+    """A message of confluent_kafka from partition 0."""
 
     number: int
     code: int | None = None
@@ -42,7 +42,7 @@ class Message:
 
 
 @define
-class Scripted:
+class ScriptedConsumer:
     """A consumer of one partition that follows a script of messages and callbacks."""
 
     polls: list[list[Message | Callback]]
@@ -101,18 +101,18 @@ class Scripted:
         self.closed = True
 
 
-def assign(consumer: Scripted, parts: list[TopicPartition]) -> None:
+def assign(consumer: ScriptedConsumer, parts: list[TopicPartition]) -> None:
     """Assign the partition."""
     consumer.on_assign(consumer, parts)
 
 
-def revoke(consumer: Scripted, parts: list[TopicPartition]) -> None:
+def revoke(consumer: ScriptedConsumer, parts: list[TopicPartition]) -> None:
     """Revoke the partition."""
     consumer.on_revoke(consumer, parts)
 
 
 class Listener:
-    """Knows the consumer's positions."""
+    """A listener that returns the positions of its consumer."""
 
     def read_positions(self, consumer: Any, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
         return [TopicPartition(TOPIC, number, consumer.positions[number]) for number in numbers]
@@ -124,11 +124,11 @@ class Listener:
     def confirm_name(self) -> None: ...
 
 
-def membership(*consumers: Scripted) -> Membership:
+def membership(*consumers: ScriptedConsumer) -> Membership:
     """Return a member that uses ``consumers`` one after another."""
     left = list(consumers)
 
-    def connect(config: dict[str, Any]) -> Scripted:
+    def connect(config: dict[str, Any]) -> ScriptedConsumer:
         consumer = left.pop(0)
         consumer.config = config
         return consumer
@@ -139,7 +139,7 @@ def membership(*consumers: Scripted) -> Membership:
         group="members",
         waiting=WaitingState("members"),
         listener=Listener(),
-        connect=connect,  # type: ignore[arg-type]  # as much of a consumer as a member uses
+        connect=connect,  # type: ignore[arg-type]  # only the part of a consumer that a member uses
     )
     members.open()
     return members
@@ -151,16 +151,17 @@ def offsets(taken: Sequence[tuple[PartitionState, Any]]) -> list[int]:
 
 
 def test_records_from_before_an_assignment_are_dropped() -> None:
-    """The partition went and came back within one batch, and another process had continued it meanwhile.
+    """Records that were fetched before the current assignment are dropped.
 
-    The earlier records would be handled again, and would move the group's position back.
+    In the test, the partition was revoked and assigned again within one batch, and another process had continued it
+    meanwhile. The earlier records would be handled again, and would move the group's position back.
     """
 
-    def moved_on(consumer: Scripted, _: list[TopicPartition]) -> None:
+    def moved_on(consumer: ScriptedConsumer, _: list[TopicPartition]) -> None:
         consumer.positions[0] = 900
 
     script: list[Message | Callback] = [assign, Message(500)]
-    consumer = Scripted([[*script, revoke, moved_on, assign, Message(900)], [Message(900)]], {0: 500})
+    consumer = ScriptedConsumer([[*script, revoke, moved_on, assign, Message(900)], [Message(900)]], {0: 500})
     members = membership(consumer)
     assert members.poll(0, 10) == []
     assert consumer.sought == [(0, 900)]
@@ -170,22 +171,25 @@ def test_records_from_before_an_assignment_are_dropped() -> None:
 
 
 def test_an_end_of_log_from_before_an_assignment_skips_nothing() -> None:
-    """It is above the start of the new assignment, so the records in between would count as finished."""
+    """An end of the log from before the current assignment is ignored.
 
-    def behind(consumer: Scripted, _: list[TopicPartition]) -> None:
+    It is above the start of the assignment, so the records in between would count as finished.
+    """
+
+    def behind(consumer: ScriptedConsumer, _: list[TopicPartition]) -> None:
         consumer.positions[0] = 450
 
     end = Message(500, KafkaError._PARTITION_EOF)
     first: list[Message | Callback] = [assign, Message(400), end, revoke, behind, assign]
-    members = membership(Scripted([first, [Message(450)]], {0: 400}))
+    members = membership(ScriptedConsumer([first, [Message(450)]], {0: 400}))
     assert members.poll(0, 10) == []
     assert offsets(members.poll(0, 10)) == [450]
 
 
 def test_a_consumer_resets_no_position_by_itself() -> None:
-    """It reports that a position is outside the log; the group's committed position then decides."""
-    broken = Scripted([[assign, Message(-1, KafkaError._AUTO_OFFSET_RESET)]], {0: 116})
-    again = Scripted([[assign, Message(116)]], {0: 116})
+    """A consumer reports that a position is outside the log, and the group's committed position decides the start."""
+    broken = ScriptedConsumer([[assign, Message(-1, KafkaError._AUTO_OFFSET_RESET)]], {0: 116})
+    again = ScriptedConsumer([[assign, Message(116)]], {0: 116})
     members = membership(broken, again)
     assert members.poll(0, 10) == []
     assert broken.closed
@@ -194,29 +198,35 @@ def test_a_consumer_resets_no_position_by_itself() -> None:
     assert [part.offset for part in again.fetched] == [116]
 
 
-def test_a_record_below_the_start_of_an_assignment_ends_the_worker() -> None:
-    """Whatever moved the consumer back, finished records are not silently repeated."""
-    members = membership(Scripted([[assign, Message(0)]], {0: 116}))
+def test_a_record_below_the_start_of_an_assignment_ends_the_processor() -> None:
+    """A record below the start of its assignment ends the processor, because finished records would be repeated."""
+    members = membership(ScriptedConsumer([[assign, Message(0)]], {0: 116}))
     with pytest.raises(RtfmError, match="polled offset 0, but reading started at 116"):
         members.poll(0, 10)
 
 
 def test_a_partition_that_is_assigned_twice_has_one_state() -> None:
-    """Two states would both be committed; the finished records of the older one are dropped."""
-    members = membership(Scripted([[assign, assign, Message(5)]], {0: 5}))
+    """A partition that is assigned twice has one state, and finished records of the older assignment are dropped.
+
+    Otherwise two states of the partition would be committed.
+    """
+    members = membership(ScriptedConsumer([[assign, assign, Message(5)]], {0: 5}))
     ((part, _),) = members.poll(0, 10)
     assert members.partitions == [part]
     assert part.is_assigned
 
 
 def test_a_member_that_was_removed_and_let_in_again_joins_again() -> None:
-    """Another process may have owned its partitions meanwhile, and librdkafka does not always report the loss."""
+    """A member that was removed from its group and let in again joins the group again.
 
-    def let_in_again(consumer: Scripted, _: list[TopicPartition]) -> None:
+    Another process may have owned its partitions meanwhile, and librdkafka does not always report the loss.
+    """
+
+    def let_in_again(consumer: ScriptedConsumer, _: list[TopicPartition]) -> None:
         consumer.member = b"another"
 
-    gone = Scripted([[assign, Message(5)], [let_in_again, Message(6)]], {0: 5})
-    back = Scripted([[assign, Message(40)]], {0: 40}, member=b"another")
+    gone = ScriptedConsumer([[assign, Message(5)], [let_in_again, Message(6)]], {0: 5})
+    back = ScriptedConsumer([[assign, Message(40)]], {0: 40}, member=b"another")
     members = membership(gone, back)
     assert offsets(members.poll(0, 10)) == [5]
     assert members.poll(0, 10) == []

@@ -1,4 +1,4 @@
-"""Each adapter of a model against the fake servers: its requests, and the result of each failure."""
+"""Each adapter of a model with the fake servers: its requests, and the errors for failures."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def ask(model: LanguageModel, timeout_s: float = 5.0) -> str:
     ],
 )
 def test_an_answer_that_cannot_be_used_says_why(server: FakeGemini, make: Maker, fault: Fault, reason: str) -> None:
-    """Blocked, empty, cut-off and malformed answers are distinguished, each after one request."""
+    """Blocked, empty, cut-off and malformed answers have different reasons, each after one request."""
     server.faults = [fault]
     with pytest.raises(UnusableAnswer) as caught:
         ask(make(server.address))
@@ -86,7 +86,7 @@ def test_an_answer_that_cannot_be_used_says_why(server: FakeGemini, make: Maker,
     ],
 )
 def test_an_openai_answer_that_cannot_be_used_says_why(server: FakeGemini, body: object, reason: str) -> None:
-    """The same causes have the same names."""
+    """The reasons for unusable answers of an OpenAI server have the same names as those of Gemini."""
     server.faults = [Fault(body=json.dumps(body))]
     with pytest.raises(UnusableAnswer) as caught:
         ask(by_openai(server.address))
@@ -96,7 +96,10 @@ def test_an_openai_answer_that_cannot_be_used_says_why(server: FakeGemini, body:
 @every
 @pytest.mark.parametrize("status", [408, 500, 502, 503, 504])
 def test_a_failing_server_is_unavailable_after_one_request(server: FakeGemini, make: Maker, status: int) -> None:
-    """Google's packages would retry for minutes; here the caller decides."""
+    """A server error is Unavailable after one request, because the caller decides on retries.
+
+    Google's packages would retry for minutes.
+    """
     server.faults = [fake.failing(status)]
     with pytest.raises(Unavailable):
         ask(make(server.address))
@@ -105,7 +108,7 @@ def test_a_failing_server_is_unavailable_after_one_request(server: FakeGemini, m
 
 @every
 def test_a_server_that_answers_late_is_unavailable(server: FakeGemini, make: Maker) -> None:
-    """The caller's timeout applies."""
+    """A server that does not answer within the caller's timeout is Unavailable."""
     server.faults = [fake.slow(30)]
     with pytest.raises(Unavailable):
         ask(make(server.address), timeout_s=0.3)
@@ -113,7 +116,7 @@ def test_a_server_that_answers_late_is_unavailable(server: FakeGemini, make: Mak
 
 @every
 def test_a_server_that_is_gone_is_unavailable(make: Maker) -> None:
-    """A refused connection does not raise a vendor's exception."""
+    """A refused connection is Unavailable, and no exception of a package is raised."""
     with pytest.raises(Unavailable):
         ask(make(GONE), timeout_s=1.0)
 
@@ -123,7 +126,7 @@ def test_a_server_that_is_gone_is_unavailable(make: Maker) -> None:
 def test_a_quota_that_is_used_up_says_when_to_come_back(
     server: FakeGemini, make: Maker, header: str | None, expected_s: float
 ) -> None:
-    """Retry-After is used; a missing or invalid one means five seconds."""
+    """The error for a used-up quota has the time of Retry-After, or five seconds if it is missing or invalid."""
     server.faults = [fake.throttled(header)]
     with pytest.raises(Throttled) as caught:
         ask(make(server.address))
@@ -132,7 +135,7 @@ def test_a_quota_that_is_used_up_says_when_to_come_back(
 
 @every
 def test_a_failure_that_says_when_to_come_back_is_waited_for(server: FakeGemini, make: Maker) -> None:
-    """A 503 may have a Retry-After too."""
+    """The error for a 503 has the time of its Retry-After."""
     server.faults = [Fault(status=503, body=fake.failing(503).body, headers={"Retry-After": "3"})]
     with pytest.raises(Throttled) as caught:
         ask(make(server.address))
@@ -141,7 +144,7 @@ def test_a_failure_that_says_when_to_come_back_is_waited_for(server: FakeGemini,
 
 @every
 def test_a_wrong_key_is_for_the_operator_and_not_shown(server: FakeGemini, make: Maker) -> None:
-    """The error names the variable, not its value."""
+    """The error for a wrong key names the variable, not the key."""
     with pytest.raises(ConfigError, match="_API_KEY") as caught:
         ask(make(server.address, key="another-key"))
     assert "another-key" not in f"{caught.value} {caught.value.hint}"
@@ -150,15 +153,15 @@ def test_a_wrong_key_is_for_the_operator_and_not_shown(server: FakeGemini, make:
 @every
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_forbidden_key_is_for_the_operator(server: FakeGemini, make: Maker, status: int) -> None:
-    """It may be a key of a project without the API."""
-    server.faults = [fake.failing(status)] * 3  # google-auth repeats a 401 twice
+    """A key that is refused, for instance because its project does not have the API, is a configuration error."""
+    server.faults = [fake.failing(status)] * 3  # google-auth repeats the request twice after a 401
     with pytest.raises(ConfigError, match="_API_KEY"):
         ask(make(server.address))
 
 
 @gemini_only
 def test_an_unknown_model_is_for_the_operator(server: FakeGemini, make: Maker) -> None:
-    """The error names the model and the variable."""
+    """The error for an unknown model names the model and the variable."""
     with pytest.raises(ConfigError, match="gemini-of-yore") as caught:
         ask(make(server.address, name="gemini-of-yore"))
     assert "GEMINI_MODEL" in str(caught.value.hint)
@@ -166,7 +169,7 @@ def test_an_unknown_model_is_for_the_operator(server: FakeGemini, make: Maker) -
 
 @gemini_only
 def test_a_prompt_arrives_with_its_instructions_apart_and_the_reply_s_form(server: FakeGemini, make: Maker) -> None:
-    """Instructions are the system instruction, data the content, and the schema part of the configuration."""
+    """A prompt is sent as system instruction, content, and the schema of the reply in the configuration."""
     completion = make(server.address).complete(PROMPT, timeout_s=5)
     (request,) = server.requests
     assert request["systemInstruction"]["parts"][0]["text"] == PROMPT.instructions
@@ -179,7 +182,7 @@ def test_a_prompt_arrives_with_its_instructions_apart_and_the_reply_s_form(serve
 
 
 def test_an_openai_server_gets_the_same_prompt(server: FakeGemini) -> None:
-    """It gets a system and a user message, and the reply's format as a JSON schema."""
+    """An OpenAI server gets a system message, a user message, and the schema of the reply."""
     completion = by_openai(server.address).complete(PROMPT, timeout_s=5)
     (request,) = server.requests
     assert [message["content"] for message in request["messages"]] == [PROMPT.instructions, DOCUMENT]
@@ -189,7 +192,7 @@ def test_an_openai_server_gets_the_same_prompt(server: FakeGemini) -> None:
 
 @every
 def test_a_model_goes_on_after_a_failure(server: FakeGemini, make: Maker) -> None:
-    """A failure leaves no state behind."""
+    """After a failure, the same model answers the next request."""
     server.faults = [fake.failing(503)]
     model = make(server.address)
     with pytest.raises(Unavailable):

@@ -17,12 +17,12 @@ from tests.network import CLEAR, RETRANSMISSION_S, Conditions, Proxy
 from tests.streams import eventually
 
 SILENT_S = 0.3
-"""How long nothing must arrive to count as silence."""
+"""Seconds without any data that count as silence."""
 
 
 @frozen
 class Echo:
-    """Echoes and keeps what it receives; ``ends`` shows how connections ended."""
+    """A server that sends back what it receives, and keeps it; ``ends`` tells how its connections ended."""
 
     listener: socket.socket = field(factory=lambda: socket.create_server(("127.0.0.1", 0)))
     heard: list[bytes] = field(factory=list)
@@ -62,24 +62,24 @@ def echo() -> Iterator[Echo]:
 
 @pytest.fixture
 def proxy(echo: Echo) -> Iterator[Proxy]:
-    """A proxy before the echo server."""
+    """A proxy in front of the echo server."""
     with Proxy(echo.port) as made:
         yield made
 
 
 def connected(proxy: Proxy) -> socket.socket:
-    """Open a client's connection."""
+    """Open a client's connection to the proxy."""
     return socket.create_connection(("127.0.0.1", proxy.port), timeout=20)
 
 
 def exchange(connection: socket.socket, data: bytes) -> bytes:
-    """Return what comes back."""
+    """Send ``data``, and return as many bytes as come back."""
     connection.sendall(data)
-    return heard(connection, len(data))
+    return receive(connection, len(data))
 
 
-def heard(connection: socket.socket, count: int) -> bytes:
-    """Return so many bytes, or fewer if the connection is closed."""
+def receive(connection: socket.socket, count: int) -> bytes:
+    """Return ``count`` bytes, or fewer if the connection is closed."""
     data = b""
     while len(data) < count and (piece := connection.recv(count - len(data))):
         data += piece
@@ -99,23 +99,23 @@ def is_silent(connection: socket.socket) -> bool:
 
 
 def test_data_and_the_end_of_a_stream_pass(echo: Echo, proxy: Proxy) -> None:
-    """Any amount passes in both directions; an end of one direction leaves the other open."""
+    """Any amount of data passes in both directions, and the end of one direction leaves the other open."""
     data = bytes(range(256)) * 4000
     with connected(proxy) as connection:
         sender = threading.Thread(target=connection.sendall, args=(data,))
         sender.start()
-        assert heard(connection, len(data)) == data
+        assert receive(connection, len(data)) == data
         sender.join()
         connection.sendall(b"last")
         connection.shutdown(socket.SHUT_WR)
-        assert heard(connection, 100) == b"last"
+        assert receive(connection, 100) == b"last"
     eventually(lambda: echo.ends == ["closed"])
     eventually(lambda: proxy.clients == [])
 
 
 @pytest.mark.parametrize("way", ["up", "down"])
 def test_latency_delays_each_piece_by_itself(proxy: Proxy, way: str) -> None:
-    """Successive pieces all have the same delay, and none overtakes another."""
+    """Each piece has the same delay, however many there are, and no piece overtakes another."""
     proxy.set_conditions(**{way: Conditions(latency_s=0.3, jitter_s=0.1)})
     with connected(proxy) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -123,14 +123,14 @@ def test_latency_delays_each_piece_by_itself(proxy: Proxy, way: str) -> None:
         for number in range(100):
             connection.sendall(b"%02d" % number)
             time.sleep(0.001)
-        assert heard(connection, 200) == b"".join(b"%02d" % number for number in range(100))
-        assert 0.3 <= time.monotonic() - begun_s < 30  # added up it would be 30 s
+        assert receive(connection, 200) == b"".join(b"%02d" % number for number in range(100))
+        assert 0.3 <= time.monotonic() - begun_s < 30  # the sum of the delays would be 30 s
         proxy.heal()
         assert exchange(connection, b"soon") == b"soon"
 
 
 def test_lost_pieces_arrive_after_a_retransmission(proxy: Proxy) -> None:
-    """A stream has no gaps: loss is a delay."""
+    """A lost piece arrives after a retransmission, because a stream has no gaps."""
     proxy.set_conditions(up=Conditions(loss=1.0))
     with connected(proxy) as connection:
         begun_s = time.monotonic()
@@ -139,7 +139,7 @@ def test_lost_pieces_arrive_after_a_retransmission(proxy: Proxy) -> None:
 
 
 def test_bandwidth_limits_the_throughput(proxy: Proxy) -> None:
-    """The case is 40,000 bytes at 100,000 a second."""
+    """With a bandwidth of 100,000 bytes a second, 40,000 bytes take the time for them."""
     proxy.set_conditions(down=Conditions(bytes_per_s=100_000))
     with connected(proxy) as connection:
         begun_s = time.monotonic()
@@ -151,7 +151,10 @@ def test_bandwidth_limits_the_throughput(proxy: Proxy) -> None:
 
 @pytest.mark.parametrize("way", ["up", "down"])
 def test_a_held_direction_keeps_data_and_ends_until_it_heals(echo: Echo, proxy: Proxy, way: str) -> None:
-    """Both sockets stay open; with answers held the request has arrived, with requests held it has not."""
+    """A held direction keeps data and the end of the stream until it heals, and both sockets stay open.
+
+    If answers are held, the request has arrived. If requests are held, it has not.
+    """
     with connected(proxy) as connection:
         assert exchange(connection, b"before") == b"before"
         proxy.set_conditions(**{way: Conditions(held=True)})
@@ -159,11 +162,11 @@ def test_a_held_direction_keeps_data_and_ends_until_it_heals(echo: Echo, proxy: 
         assert is_silent(connection)
         assert (b"during" in echo.heard) is (way == "down")
         proxy.heal()
-        assert heard(connection, 6) == b"during"
+        assert receive(connection, 6) == b"during"
 
 
 def test_data_of_a_closed_client_is_delivered_after_healing(echo: Echo, proxy: Proxy) -> None:
-    """The server gets the bytes before it learns of the end."""
+    """Held data of a client that closed its connection reaches the server after healing, followed by the end."""
     with connected(proxy) as connection:
         assert exchange(connection, b"before") == b"before"
         proxy.set_conditions(up=Conditions(held=True))
@@ -175,7 +178,10 @@ def test_data_of_a_closed_client_is_delivered_after_healing(echo: Echo, proxy: P
 
 
 def test_a_cut_network_is_silent_for_old_and_new_connections(echo: Echo, proxy: Proxy) -> None:
-    """Healing restores an old connection; one that was opened meanwhile is reset and never reaches the server."""
+    """In a cut network, old and new connections are silent.
+
+    Healing restores the old connection. The new one is reset, and never reaches the server.
+    """
     with connected(proxy) as old:
         assert exchange(old, b"before") == b"before"
         proxy.cut()
@@ -185,14 +191,17 @@ def test_a_cut_network_is_silent_for_old_and_new_connections(echo: Echo, proxy: 
             assert is_silent(old)
             assert is_silent(new)
             proxy.heal()
-            assert heard(old, 6) == b"during"
+            assert receive(old, 6) == b"during"
             with pytest.raises(ConnectionResetError):
                 new.recv(1)
     assert b"lost" not in echo.heard
 
 
 def test_abandoned_connections_stay_open_and_dead_while_new_ones_work(echo: Echo, proxy: Proxy) -> None:
-    """They are like connections that a firewall forgot: neither end learns it, even after healing."""
+    """Abandoned connections stay open without data, even after healing, while new ones work.
+
+    A firewall that forgot a connection has the same effect.
+    """
     with connected(proxy) as old:
         assert exchange(old, b"before") == b"before"
         proxy.abandon()
@@ -207,7 +216,7 @@ def test_abandoned_connections_stay_open_and_dead_while_new_ones_work(echo: Echo
 
 
 def test_a_reset_ends_both_sides_at_once(echo: Echo, proxy: Proxy) -> None:
-    """Both get an RST, and the next connection works."""
+    """A reset sends RST to both sides, and the next connection works."""
     with connected(proxy) as connection:
         assert exchange(connection, b"before") == b"before"
         proxy.reset()
@@ -219,7 +228,7 @@ def test_a_reset_ends_both_sides_at_once(echo: Echo, proxy: Proxy) -> None:
 
 
 def test_a_refusing_proxy_listens_again_at_the_same_port(proxy: Proxy) -> None:
-    """Open connections are reset, and new ones find no listener."""
+    """A proxy that refuses resets open connections and does not listen; after healing it listens at the same port."""
     with connected(proxy) as connection:
         assert exchange(connection, b"before") == b"before"
         proxy.refuse()
@@ -233,16 +242,16 @@ def test_a_refusing_proxy_listens_again_at_the_same_port(proxy: Proxy) -> None:
 
 
 def test_a_missing_server_resets_the_clients_connection() -> None:
-    """The client's connection is reset."""
+    """If the server is missing, the client's connection is reset."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    # The proxy may be so fast that the connect call fails already.
+    # If the proxy is fast, the connect call itself fails.
     with Proxy(port) as proxy, pytest.raises(ConnectionResetError), connected(proxy) as connection:
         connection.recv(1)
 
 
 def test_conditions_have_no_fault_by_default() -> None:
-    """Setting one direction leaves the other unchanged."""
+    """Conditions without arguments have no fault."""
     assert Conditions() == CLEAR
 
 
@@ -254,13 +263,13 @@ def request(api: int, number: int, client: str, body: bytes = b"") -> bytes:
 
 
 def test_the_kind_and_the_client_of_a_request_are_told_from_its_first_bytes() -> None:
-    """Kafka's protocol defines them; a client may have no id."""
+    """Kind and client of a request of Kafka's protocol are read from its first bytes; a client may have no id."""
     assert (api_of(request(28, 7, "rtfm-w1")), client_of(request(28, 7, "rtfm-w1"))) == (28, "rtfm-w1")
     assert client_of(struct.pack(">ihhih", 10, 3, 0, 1, -1)) == ""
 
 
 def test_one_of_several_clients_is_cut_off(echo: Echo) -> None:
-    """It is selected by name, in both directions; the others are not affected."""
+    """A client that is selected by name is cut off in both directions, and other clients are not."""
     with KafkaProxy(echo.port) as proxy, connected(proxy) as one, connected(proxy) as two:
         for number, connection in ((1, one), (2, two)):
             assert exchange(connection, data := request(3, number, f"w{number}")) == data
@@ -270,17 +279,20 @@ def test_one_of_several_clients_is_cut_off(echo: Echo) -> None:
         assert exchange(two, data := request(3, 4, "w2")) == data
         assert is_silent(one)
         proxy.heal()
-        assert heard(one, len(data)) == request(3, 3, "w1")
+        assert receive(one, len(data)) == request(3, 3, "w1")
 
 
 def test_a_late_request_arrives_after_later_ones_of_its_client(echo: Echo) -> None:
-    """Its client is reset and reconnects; its further requests, up to the awaited one, arrive first."""
+    """A late request arrives after later requests of its client.
+
+    The client is reset and connects again. Its further requests up to the awaited one arrive first.
+    """
     with KafkaProxy(echo.port) as proxy, connected(proxy) as other:
         late = LateRequest(picks=lambda r: api_of(r) == 28, until=lambda r: api_of(r) == 26, overtaken=2)
         proxy.make_late(late)
         with connected(proxy) as old:
             assert exchange(old, first := request(24, 1, "w1")) == first
-            # A broker's answer has its correlation id where this echo has API key and version.
+            # The echo has API key and version where a broker's answer has the correlation id.
             old.sendall(kept := request(28, 28 << 16, "w1", b"kept"))
             with pytest.raises(ConnectionResetError):
                 old.recv(1)
@@ -297,7 +309,7 @@ def test_a_late_request_arrives_after_later_ones_of_its_client(echo: Echo) -> No
 
 
 def test_a_late_request_whose_client_stays_away_is_delivered_all_the_same(echo: Echo) -> None:
-    """It is delivered after its maximum delay."""
+    """A late request whose client does not come back is delivered after its longest delay."""
     with KafkaProxy(echo.port) as proxy, connected(proxy) as old:
         late = LateRequest(picks=lambda r: api_of(r) == 28, until=lambda r: api_of(r) == 26, at_most_s=0.1)
         proxy.make_late(late)

@@ -1,4 +1,4 @@
-"""The files around the code agree with it: generated pages, locks, compose file, documented commands."""
+"""The files around the code agree with it: generated pages, locks, the compose file and documented commands."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAGES = [
 
 
 def pins(name: str) -> dict[str, str]:
-    """Return package → version and marker, from a lock."""
+    """Return package → version and marker of a lock."""
     text = (CHECKOUT / name).read_text(encoding="utf-8")
     return dict(re.findall(r"^([a-z0-9._-]+)==(\S+(?: ; [^\\\n]+)?)", text, re.MULTILINE))
 
@@ -36,7 +36,7 @@ def compose() -> dict[str, Any]:
 
 
 def test_generated_pages_are_fresh() -> None:
-    """docs/configuration.md, .env.example and docs/contracts/ match the settings and the contracts."""
+    """docs/configuration.md, .env.example and docs/contracts/ are up to date with the settings and the contracts."""
     done = subprocess.run(
         [sys.executable, "docs/generate.py", "--check"], cwd=CHECKOUT, capture_output=True, text=True, check=False
     )
@@ -52,9 +52,10 @@ def test_example_environment_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_image_lock_is_a_part_of_the_lock() -> None:
-    """The image gets the versions that the tests used."""
+    """The lock of the image has the versions of the lock with which the tests run."""
     everything, part = pins("requirements.lock"), pins("requirements-services.lock")
-    # Chroma's client-only package of the same release: both own the folder chromadb, so an environment has one of them.
+    # The image has chromadb-client, which is Chroma's client of the same release. Both packages own the folder
+    # chromadb.
     everything["chromadb-client"] = everything["chromadb"]
     differing = {name for name, pin in part.items() if everything.get(name, "").split()[:1] != pin.split()[:1]}
     assert part
@@ -63,7 +64,7 @@ def test_image_lock_is_a_part_of_the_lock() -> None:
 
 @pytest.mark.parametrize("name", ["requirements.lock", "requirements-services.lock"])
 def test_locks_pin_hashes_and_name_no_index(name: str) -> None:
-    """Every package has an exact version with hashes, and the lock works with any mirror."""
+    """A lock pins the exact version and the hashes of every package, and names no index, so that any mirror works."""
     text = (CHECKOUT / name).read_text(encoding="utf-8")
     blocks = re.split(r"^(?=[a-z0-9])", text, flags=re.MULTILINE)[1:]
     without = [block.split("==")[0] for block in blocks if "--hash=sha256:" not in block]
@@ -72,7 +73,7 @@ def test_locks_pin_hashes_and_name_no_index(name: str) -> None:
 
 
 def test_compose_images_are_pinned_and_ports_local() -> None:
-    """Nothing uses `latest`, and no port is open to the network."""
+    """No image of the compose file is `latest`, and no port is open to other machines."""
     services = compose()["services"]
     for name, service in services.items():
         if "build" not in service:
@@ -82,20 +83,20 @@ def test_compose_images_are_pinned_and_ports_local() -> None:
 
 
 def test_compose_runs_the_chroma_that_the_client_was_tested_with() -> None:
-    """Chroma's server and client have the same version."""
+    """The compose file runs the version of Chroma that the client has."""
     assert compose()["services"]["chromadb"]["image"] == f"chromadb/chroma:{pins('requirements.lock')['chromadb']}"
 
 
 def test_compose_gives_only_settings_that_exist() -> None:
-    """A misspelled variable would be silently ignored."""
+    """The compose file sets only variables that exist, because a misspelled one would be silently ignored."""
     known = {variable for _, variable, _, _, _ in settings.describe()}
     for name in ("init", "message-processor", "bot"):
         assert set(compose()["services"][name]["environment"]) <= known
 
 
 def test_compose_passes_every_setting_to_the_service_that_reads_it() -> None:
-    """A line of .env without effect would be silently ignored."""
-    # Settings of a single replica, or of the image: its folders and its port.
+    """The compose file passes each setting of .env to the service that reads it."""
+    # Settings that belong to one replica or to the image: its folders and its port.
     own = {"RTFM_HOME", "RTFM_INSTANCE_ID", "RTFM_SCHEMAS_DIR", "RTFM_EMBEDDING_MODEL_DIR"}
     own |= {"METRICS_HOST", "METRICS_PORT"}
     services = compose()["services"]
@@ -105,7 +106,10 @@ def test_compose_passes_every_setting_to_the_service_that_reads_it() -> None:
 
 
 def test_compose_gives_each_secret_only_to_the_service_that_needs_it() -> None:
-    """The processor cannot post as the bot, and the bot cannot use the Gemini key."""
+    """The compose file gives each secret only to the service that needs it.
+
+    The processor cannot post as the bot, and the bot cannot use the Gemini key.
+    """
     services = compose()["services"]
     holders = {
         secret: {name for name, service in services.items() if secret in service.get("environment", {})}
@@ -117,7 +121,7 @@ def test_compose_gives_each_secret_only_to_the_service_that_needs_it() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CHECKOUT)))
 def test_documented_commands_exist(page: Path) -> None:
-    """Each `rtfm-cli …` and `make …` in the documentation exists."""
+    """Each `rtfm-cli …` and each `make …` in the documentation exists."""
     text = page.read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z%-]+):", (CHECKOUT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE):

@@ -26,7 +26,7 @@ def generate() -> ModuleType:
 
 @pytest.mark.parametrize("topic_name", [topic.name for topic in catalogue.load().topics_with_schema()])
 def test_a_page_names_every_field_symbol_reader_and_writer(topic_name: str, generate: ModuleType) -> None:
-    """The schema alone gives a developer of another service what they need."""
+    """A contract's page names every field, symbol, reader and writer, as developers of other services need."""
     known = catalogue.load()
     topic = known.topic(topic_name)
     page = generate.contract_page(known, topic)
@@ -40,7 +40,7 @@ def test_a_page_names_every_field_symbol_reader_and_writer(topic_name: str, gene
 
 
 def test_a_page_that_is_stale_missing_or_left_over_is_named(generate: ModuleType, tmp_path: Path) -> None:
-    """`make lint` fails on each of them."""
+    """`make lint` names each page that is out of date, missing or no longer generated."""
     for name in generate.PAGES:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(CHECKOUT / name, tmp_path / name)

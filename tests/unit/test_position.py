@@ -1,4 +1,4 @@
-"""A group's position if records finish out of order."""
+"""A group's position when records finish out of order."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rtfm.streams.transactions import is_member, member_id
 
 
 @pytest.mark.parametrize("metadata", ["2AQE", "hello", "1***", "1gA", "1AQ"])
-def test_metadata_of_another_form_stops_the_worker(metadata: str) -> None:
-    """Ignoring it would repeat finished records or skip unfinished ones."""
+def test_metadata_of_another_form_stops_the_processor(metadata: str) -> None:
+    """Metadata of another form ends the processor, because ignoring it would repeat or skip records."""
     with pytest.raises(ConfigError, match="another program or version"):
         decode_map(7, metadata)
 
 
-def test_records_out_of_order_stop_the_worker() -> None:
-    """One stale record would mark those in between as finished."""
+def test_records_out_of_order_stop_the_processor() -> None:
+    """A record out of order ends the processor, because those in between would count as finished."""
     part = PartitionState(number=0)
     assert part.admit(5)
     with pytest.raises(RtfmError, match="offset 5 after 5"):
@@ -28,14 +28,20 @@ def test_records_out_of_order_stop_the_worker() -> None:
 
 
 def test_a_consumer_that_is_in_no_group_is_no_member() -> None:
-    """A broker accepts its offsets unchecked, so the test covers the format of librdkafka's bytes."""
+    """A consumer outside the group is not a member, because a broker accepts its offsets unchecked.
+
+    The test fixes the format of librdkafka's bytes.
+    """
     consumer = Consumer({"bootstrap.servers": "localhost:1", "group.id": "none", "log_level": 0})
     assert not is_member(consumer.consumer_group_metadata())
     assert is_member(b"CGMDv2:" + (3).to_bytes(4, "little") + b"rest")
 
 
 def test_the_id_of_a_member_is_read_from_what_librdkafka_says_of_it() -> None:
-    """It is after the group's name and before the instance's; a consumer in no group has none."""
+    """The member id is between the group's name and the instance id in librdkafka's bytes.
+
+    A consumer outside a group has none.
+    """
     consumer = Consumer({"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "log_level": 0})
     assert member_id(consumer.consumer_group_metadata()) == b""
     assert member_id(b"CGMDv2:" + (3).to_bytes(4, "little") + b"group\0member-1\0instance\0") == b"member-1"
@@ -43,7 +49,7 @@ def test_the_id_of_a_member_is_read_from_what_librdkafka_says_of_it() -> None:
 
 
 def test_without_gaps_there_is_no_map() -> None:
-    """Kafka's own reset tools write the same empty metadata."""
+    """A position without gaps has no map, as with Kafka's own tools for resetting offsets."""
     part = PartitionState(number=0)
     for offset in range(10):
         part.admit(offset)
@@ -53,7 +59,7 @@ def test_without_gaps_there_is_no_map() -> None:
 
 
 def test_the_position_is_the_lowest_unfinished_record_and_the_rest_is_not_done_again() -> None:
-    """A new assignment handles unfinished records and skips finished ones."""
+    """The position is the lowest unfinished offset, and a new assignment skips the finished records above it."""
     part = PartitionState(number=0)
     for offset in range(10):
         part.admit(offset)
@@ -66,14 +72,17 @@ def test_the_position_is_the_lowest_unfinished_record_and_the_rest_is_not_done_a
 
 
 def test_awaited_records_that_the_log_no_longer_has_are_dropped() -> None:
-    """Retention or compaction removed them, and the position must not wait for them."""
+    """Awaited records that retention or compaction removed are dropped, so that the position does not wait for them."""
     part = PartitionState.from_position(0, 2, encode_map([2, 5, 6], 9))
     assert [offset for offset in (6, 9) if part.admit(offset)] == [6, 9]
     assert part.position()[0] == 6
 
 
-def test_a_record_below_the_start_of_an_assignment_stops_the_worker() -> None:
-    """It is already committed: something other than the group moved the consumer back."""
+def test_a_record_below_the_start_of_an_assignment_stops_the_processor() -> None:
+    """A record below the start of its assignment ends the processor.
+
+    The record is committed already, so something other than the group moved the consumer back.
+    """
     part = PartitionState.from_position(0, 100, encode_map([100], 105))
     with pytest.raises(RtfmError, match="polled offset 0, but reading started at 100"):
         part.admit(0)
@@ -81,15 +90,15 @@ def test_a_record_below_the_start_of_an_assignment_stops_the_worker() -> None:
     assert part.position() == (100, encode_map([100], 105))
 
 
-def test_no_offset_is_no_position() -> None:
-    """A coordinator's "no offset" is a negative number, which must never become 0 implicitly."""
+def test_a_negative_offset_is_not_a_position() -> None:
+    """A negative offset, by which a coordinator says "no offset", is an error and never becomes 0."""
     with pytest.raises(ConfigError, match="-1001 is not an offset"):
         PartitionState.from_position(0, -1001, "")
 
 
 @given(st.integers(0, 2**40), st.lists(st.tuples(st.integers(1, 300), st.integers(1, 20_000)), max_size=50))
 def test_a_position_says_what_is_unfinished(start: int, runs: list[tuple[int, int]]) -> None:
-    """For any runs, the decoded map equals the encoded one."""
+    """A map that is encoded and decoded has the same unfinished offsets, for any runs."""
     unfinished: list[int] = []
     end = start
     for undone, done in runs:
@@ -99,8 +108,8 @@ def test_a_position_says_what_is_unfinished(start: int, runs: list[tuple[int, in
 
 
 @given(st.sets(st.integers(0, 400)), st.sets(st.integers(0, 400)))
-def test_after_a_restart_exactly_the_unfinished_is_done(taken: set[int], finished: set[int]) -> None:
-    """The log may have gaps, as transactions leave them."""
+def test_after_a_restart_exactly_the_unfinished_records_are_handled(taken: set[int], finished: set[int]) -> None:
+    """After a restart, exactly the unfinished records are handled, even if the log has gaps, as after transactions."""
     part = PartitionState(number=0)
     for offset in sorted(taken):
         assert part.admit(offset)
@@ -112,12 +121,15 @@ def test_after_a_restart_exactly_the_unfinished_is_done(taken: set[int], finishe
 
 
 def test_the_map_stays_within_what_a_broker_takes() -> None:
-    """The limit is 4,096 bytes of metadata; the worst case is every other record finished."""
+    """The map fits into a broker's 4,096 bytes of metadata, even if every other record is finished."""
     assert len(encode_map(range(0, 1400, 2), 1401)) < 4096
 
 
 def test_awaited_records_do_not_fill_a_partition() -> None:
-    """Counting it would make a partition that was left full wait forever."""
+    """Awaited records do not count towards the limit of a partition.
+
+    Otherwise a partition that was full at a stop would wait forever.
+    """
     part = PartitionState.from_position(0, 0, encode_map(range(0, 1400, 2), 1401))
     assert part.unfinished_count == 0
     assert part.admit(0)
@@ -125,7 +137,7 @@ def test_awaited_records_do_not_fill_a_partition() -> None:
 
 
 def test_a_position_that_moves_on_during_a_replay_is_no_new_topic() -> None:
-    """Finished records above it are skipped, although they are below the later commits."""
+    """After a restart, a position that moves on still skips the finished records above it."""
     part = PartitionState.from_position(0, 10, encode_map([10, 15], 20))
     assert part.admit(10)
     part.finish(10)
@@ -134,14 +146,17 @@ def test_a_position_that_moves_on_during_a_replay_is_no_new_topic() -> None:
 
 
 def test_what_retention_removed_is_counted_without_what_was_finished() -> None:
-    """Of twelve offsets below the start of the log, two were unfinished and two never taken."""
+    """The number of records that retention removed does not include finished ones.
+
+    Of twelve offsets below the start of the log, two were unfinished and two never taken.
+    """
     part = PartitionState.from_position(0, 10, encode_map([10, 15], 20))
     assert part.count_unfinished_below(22) == 4
     assert part.count_unfinished_below(10) == 0
 
 
 def test_the_window_spans_the_finished_map() -> None:
-    """It spans from the lowest unfinished offset to the highest taken one; it is empty if all are finished."""
+    """The window spans the lowest unfinished offset to the highest taken one, and is empty if all are finished."""
     part = PartitionState.from_position(0, 10, "")
     for offset in range(10, 20):
         assert part.admit(offset)

@@ -1,4 +1,4 @@
-"""Commands print data as text: the terminal gets no escape sequences and no markup from it."""
+"""Commands print data as text, so that it cannot control the terminal or format the output."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def _is_safe(shown: str) -> bool:
 
 
 @given(st.text())
-def test_nothing_that_a_terminal_obeys_is_printed(text: str) -> None:
-    """Control characters become readable escapes on one line."""
+def test_control_characters_are_escaped(text: str) -> None:
+    """Control characters are printed as readable escapes, in one line."""
     shown = escape_unprintable(text)
     assert _is_safe(shown)
     assert "\n" not in shown
@@ -32,18 +32,18 @@ def test_nothing_that_a_terminal_obeys_is_printed(text: str) -> None:
 
 
 def test_plain_text_is_unchanged() -> None:
-    """Other scripts, composed emoji and combining marks are plain text."""
+    """Text in other scripts, composed emoji and combining marks are printed unchanged."""
     for text in ("Überraschung 日本語 e\u0301", "👩\u200d💻 🏳️", "naïve, [1] (a) <b>"):
         assert escape_unprintable(text) == text
 
 
 def test_an_escape_shows_what_was_there() -> None:
-    """A reader of a dead letter needs to see its bytes."""
+    """An escape shows the character that it replaces, because a reader of a dead letter needs to see its bytes."""
     assert escape_unprintable("a\x1b\x9b\u202e\n") == r"a\x1b\x9b\u202e\n"
 
 
 def test_echo_prints_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
-    """This holds for every command."""
+    """`echo` prints no control characters, so no command does."""
     echo(f"name: {HOSTILE}\nnext")
     out = capsys.readouterr().out
     assert _is_safe(out)
@@ -51,21 +51,21 @@ def test_echo_prints_no_control_characters(capsys: pytest.CaptureFixture[str]) -
 
 
 @given(st.recursive(st.text() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
-def test_json_for_scripts_means_the_same_and_obeys_nothing(value: object) -> None:
-    """--json on a terminal is safe and has the same value."""
+def test_json_for_scripts_is_safe_and_has_the_same_value(value: object) -> None:
+    """JSON for scripts has the same value and no control characters, so that it is safe on a terminal."""
     written = json_text(value)
     assert _is_safe(written)
     assert json.loads(written) == value
 
 
-def test_json_goes_out_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    """A script reads the original data."""
+def test_json_in_a_pipe_is_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
+    """In a pipe, JSON is printed without escapes, so that a script reads the original data."""
     echo_json({"key": HOSTILE, "more": "a\u200bb"})
     assert json.loads(capsys.readouterr().out) == {"key": HOSTILE, "more": "a\u200bb"}
 
 
 def test_a_cell_is_text_and_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    """A key like ``[/nope]`` once made `dlq list` fail."""
+    """A cell of a table is text without markup; a key like ``[/nope]`` once made `dlq list` fail."""
     table = Table("key", box=None)
     table.add_row(HOSTILE)
     table.add_row(styled("[/nope]", "red"))
@@ -77,7 +77,7 @@ def test_a_cell_is_text_and_no_markup(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_an_error_is_one_line_without_control_characters(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """An export may have any file name."""
+    """An error is one line without control characters, even if it names a file with any name."""
     assert main.run(["import", str(tmp_path / f"a{HOSTILE.replace(chr(0), '').replace('/', '')}.json")]) == 2
     err = capsys.readouterr().err
     assert _is_safe(err)
@@ -85,7 +85,7 @@ def test_an_error_is_one_line_without_control_characters(capsys: pytest.CaptureF
 
 
 def test_every_command_prints_through_these_functions() -> None:
-    """Nothing else in the package writes to the terminal or builds table cells."""
+    """Commands print and build table cells only through the modules printing and tables."""
     found = []
     for path in sorted(CLI.glob("*.py")):
         if path.name in ("printing.py", "tables.py"):

@@ -1,4 +1,4 @@
-"""R29: the producer with a broker that never answers waits, reports it, and keeps track of every record."""
+"""R29: With a broker that never answers, the producer waits, says so, and reports on every record."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEADERS = [("traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"), ("co
 
 @pytest.fixture
 def stalled() -> Iterator[Settings]:
-    """Settings with a listening socket that never speaks Kafka."""
+    """Settings whose broker is a listening socket that never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
         yield evolve(
             Settings(),
@@ -38,7 +38,7 @@ def contracts(stalled: Settings) -> Contracts:
 
 
 class Reports:
-    """Counts the reports of each record."""
+    """Counts how often each record was reported."""
 
     def __init__(self) -> None:
         self.of: Counter[int] = Counter()
@@ -62,7 +62,7 @@ def send(producer: EventProducer, reports: Reports, number: int) -> None:
 def test_a_full_queue_holds_the_caller_up_to_the_deadline_and_then_is_unavailable(
     stalled: Settings, contracts: Contracts
 ) -> None:
-    """The queue has its configured size; a further caller waits for the deadline and gets an error."""
+    """If the queue is full, a caller waits until the deadline and then gets Unavailable."""
     now_s = itertools.count(step=7)
     producer = EventProducer(stalled, contracts, clock=lambda: float(next(now_s)))
     reports = Reports()
@@ -79,7 +79,7 @@ def test_a_full_queue_holds_the_caller_up_to_the_deadline_and_then_is_unavailabl
 def test_every_record_that_was_taken_is_reported_once_when_the_producer_closes(
     stalled: Settings, contracts: Contracts
 ) -> None:
-    """An unsent record is a failed delivery; a refused one is not reported."""
+    """When the producer closes, each record that it took is reported once as failed, and a refused record is not."""
     reports = Reports()
     producer = EventProducer(evolve(stalled, kafka_delivery_timeout_s=0.2), contracts)
     taken = 0
@@ -97,7 +97,7 @@ def test_every_record_that_was_taken_is_reported_once_when_the_producer_closes(
 def test_a_flush_that_leaves_records_over_is_an_error_with_their_number(
     stalled: Settings, contracts: Contracts
 ) -> None:
-    """A command that ends with unsent records must not exit with 0."""
+    """A flush that leaves records unsent raises an error with their number, so that no command exits with 0."""
     producer = EventProducer(stalled, contracts)
     for number in range(3):
         send(producer, Reports(), number)
@@ -107,7 +107,7 @@ def test_a_flush_that_leaves_records_over_is_an_error_with_their_number(
 
 
 def test_an_error_in_the_block_is_not_followed_by_a_wait_for_kafka(stalled: Settings, contracts: Contracts) -> None:
-    """Unsent records are reported as failed at once, not after the delivery timeout."""
+    """After an error in its block, the producer reports unsent records as failed without waiting for Kafka."""
     reports = Reports()
 
     def fail_halfway() -> None:
@@ -122,7 +122,7 @@ def test_an_error_in_the_block_is_not_followed_by_a_wait_for_kafka(stalled: Sett
 
 
 def test_a_closed_producer_takes_nothing(stalled: Settings, contracts: Contracts) -> None:
-    """It refuses records, because it would never send them."""
+    """A closed producer refuses records, because it would never send them."""
     producer = EventProducer(stalled, contracts)
     producer.close(timeout_s=0)
     producer.close()
@@ -131,7 +131,7 @@ def test_a_closed_producer_takes_nothing(stalled: Settings, contracts: Contracts
 
 
 def grown_bytes(action: Callable[[int], None], count: int) -> int:
-    """Return the growth of the process's memory over ``count`` calls, after a warm-up of the allocator's pools."""
+    """Return by how much memory grows in ``count`` calls, after a warm-up that fills the allocator's pools."""
     action(20_000)
     before: int = psutil.Process().memory_info().rss
     action(count)
@@ -140,13 +140,16 @@ def grown_bytes(action: Callable[[int], None], count: int) -> int:
 
 
 def test_failed_deliveries_that_nobody_asks_about_take_no_memory(stalled: Settings, contracts: Contracts) -> None:
-    """A service never flushes; 100 bytes kept for each of the 80,000 failures would be 8 MB."""
+    """Failed deliveries that nobody asks about take no memory, because a service never flushes.
+
+    Each of the 80,000 failures with 100 bytes would add up to 8 MB.
+    """
     settings = evolve(stalled, kafka_delivery_timeout_s=0.1, kafka_queue_max_messages=20_000)
     producer = EventProducer(settings, contracts)
 
     def fail(count: int) -> None:
         while count:
-            with suppress(Unavailable):  # the queue is full: retry the same record
+            with suppress(Unavailable):  # the queue is full, so the same record is tried again
                 producer.send_raw("discord-messages", b"7", b"value", HEADERS)
                 count -= 1
 
@@ -155,7 +158,7 @@ def test_failed_deliveries_that_nobody_asks_about_take_no_memory(stalled: Settin
 
 
 def test_refused_records_take_no_memory(stalled: Settings, contracts: Contracts) -> None:
-    """This includes records refused by the full queue, whose headers were already encoded."""
+    """Records that the full queue refuses take no memory, although their headers were already encoded."""
     now_s = itertools.count(step=100)
     producer = EventProducer(stalled, contracts, clock=lambda: float(next(now_s)))
     for number in range(1000):

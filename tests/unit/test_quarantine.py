@@ -1,4 +1,4 @@
-"""Which record is blamed for a crash. The crashes are real, of forked processes."""
+"""The record that is blamed for a crash. The tests fork processes that really crash."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "in-hand" / "processor@one"
 
 
-def begins(journal: CrashJournal, *handled: tuple[str, int, int, int]) -> None:
-    """Start handling each record in its own thread, and do not finish."""
+def start_handling(journal: CrashJournal, *handled: tuple[str, int, int, int]) -> None:
+    """Start handling the records, each in its own thread, and do not finish."""
     for place in handled:
         thread = threading.Thread(target=journal.begin, args=place)
         thread.start()
         thread.join()
 
 
-def dies(
+def crash_while_handling(
     file: Path, *handled: tuple[str, int, int, int], then: Callable[[CrashJournal], object] = lambda _: None
 ) -> None:
-    """Run a process that handles these records and crashes before any except clause runs."""
+    """Run a process that starts handling the records, calls ``then``, and crashes without running any except clause."""
     pid = os.fork()
     if pid == 0:
         try:
             journal = CrashJournal(file)
             journal.__enter__()
-            begins(journal, *handled)
+            start_handling(journal, *handled)
             then(journal)
         finally:
             os._exit(9)
@@ -52,8 +52,8 @@ def suspects(file: Path) -> dict[Suspect, int]:
         return dict(journal.suspects)
 
 
-def assigned(number: int, *unfinished: int, committed: int = 0) -> PartitionState:
-    """Return a partition with these unfinished records."""
+def assigned_partition(number: int, *unfinished: int, committed: int = 0) -> PartitionState:
+    """Return a partition with ``unfinished`` records above the committed offset."""
     part = PartitionState(number, start=committed, committed=committed, end=committed)
     for offset in unfinished:
         part.admit(offset)
@@ -61,50 +61,56 @@ def assigned(number: int, *unfinished: int, committed: int = 0) -> PartitionStat
 
 
 def test_all_that_was_being_handled_is_suspected_and_nothing_of_it_is_blamed(file: Path) -> None:
-    """Any of them may be the cause: those in one thread's batch, or the record of another pipeline."""
-    dies(file, ("g", 0, 5, 7), ("other group", 2, 40, 40))
+    """All records that were being handled in a crash are suspects, and none is blamed.
+
+    Each of them may be the cause, in the batch of a thread as well as in another pipeline.
+    """
+    crash_while_handling(file, ("g", 0, 5, 7), ("other group", 2, 40, 40))
     assert suspects(file) == {("g", 0, 5): 0, ("g", 0, 6): 0, ("g", 0, 7): 0, ("other group", 2, 40): 0}
 
 
 def test_crashes_while_other_records_were_handled_never_count(file: Path) -> None:
-    """R20: a record is not blamed for crashes while others were handled too."""
+    """R20: Crashes count for no record if several records were being handled."""
     for offset in range(0, 50, 10):
-        dies(file, ("g", 0, offset, offset + 2), ("h", 1, 7, 7))
+        crash_while_handling(file, ("g", 0, offset, offset + 2), ("h", 1, 7, 7))
     assert set(suspects(file).values()) == {0}
     assert len(suspects(file)) == 16
 
 
 def test_only_crashes_while_one_suspect_was_handled_count(file: Path) -> None:
-    """R20: a record is blamed for repeated crashes while it alone was handled."""
-    dies(file, ("g", 0, 5, 5), ("g", 0, 6, 6))
+    """R20: Crashes count for a suspect if it alone was being handled."""
+    crash_while_handling(file, ("g", 0, 5, 5), ("g", 0, 6, 6))
     for crashes in range(1, FATAL_CRASHES + 1):
-        dies(file, ("g", 0, 5, 5))
+        crash_while_handling(file, ("g", 0, 5, 5))
         assert suspects(file) == {("g", 0, 5): crashes, ("g", 0, 6): 0}
 
 
 def test_a_shutdown_blames_no_record(file: Path) -> None:
-    """SIGTERM, followed by SIGKILL after the grace, is not caused by a record."""
-    dies(file, ("g", 0, 5, 9), then=lambda journal: journal.note_shutdown())
+    """A shutdown makes no record a suspect, even if SIGKILL follows SIGTERM."""
+    crash_while_handling(file, ("g", 0, 5, 9), then=lambda journal: journal.note_shutdown())
     assert suspects(file) == {}
     with CrashJournal(file) as journal:
-        begins(journal, ("g", 0, 5, 5))
+        start_handling(journal, ("g", 0, 5, 5))
     assert suspects(file) == {}
 
 
 def test_records_finished_before_the_crash_are_not_suspects(file: Path) -> None:
-    """Only records that were being handled are suspects."""
+    """Records that were finished before a crash are not suspects."""
 
     def work(journal: CrashJournal) -> None:
         for offset in range(100):
             journal.begin("g", 0, offset, offset)
             journal.finish()
 
-    dies(file, then=work)
+    crash_while_handling(file, then=work)
     assert suspects(file) == {}
 
 
 def test_an_unhandled_exception_counts_as_a_crash_of_its_record(file: Path) -> None:
-    """For a batch, the next run finds the record; after the fourth time it is dead-lettered."""
+    """An unhandled exception of a handler counts as a crash of its record, and the fourth one makes a dead letter.
+
+    After an exception in a batch, the records are handled one by one, which finds the record.
+    """
     with CrashJournal(file) as journal:
         assert journal.count_defect("g", 0, 5, 6) is False
     for _ in range(FATAL_CRASHES - 1):
@@ -117,19 +123,22 @@ def test_an_unhandled_exception_counts_as_a_crash_of_its_record(file: Path) -> N
 
 
 def test_a_crash_is_counted_once_even_if_the_next_start_crashes(file: Path) -> None:
-    """The count and the fact that it was counted are written together."""
-    dies(file, ("g", 0, 5, 5))
-    dies(file, ("g", 0, 5, 5))
-    dies(file)
+    """A crash is counted once, even if the next process crashes at its start.
+
+    The count, and that the crash was counted, are written together.
+    """
+    crash_while_handling(file, ("g", 0, 5, 5))
+    crash_while_handling(file, ("g", 0, 5, 5))
+    crash_while_handling(file)
     assert suspects(file) == {("g", 0, 5): 1}
 
 
 def test_suspects_are_tried_one_by_one_until_they_are_finished(file: Path) -> None:
-    """This lasts as long as this process has an unfinished suspect."""
-    dies(file, ("g", 0, 5, 6), ("h", 1, 7, 7))
+    """The quarantine lasts as long as this process has an unfinished suspect, and then ends."""
+    crash_while_handling(file, ("g", 0, 5, 6), ("h", 1, 7, 7))
     with CrashJournal(file) as journal:
-        assert not journal.is_active  # nothing of them is assigned
-        part = assigned(0, 5, 6)
+        assert not journal.is_active  # no suspect is assigned
+        part = assigned_partition(0, 5, 6)
         journal.review("g", [part])
         assert journal.is_active
         part.finish(5)
@@ -139,21 +148,27 @@ def test_suspects_are_tried_one_by_one_until_they_are_finished(file: Path) -> No
         assert journal.suspects == {("h", 1, 7): 0}
 
 
-def test_records_that_another_worker_finished_are_no_longer_suspects(file: Path) -> None:
-    """The partition was elsewhere and returns with its position."""
-    dies(file, ("g", 0, 5, 8), ("g", 1, 5, 5))
+def test_records_that_another_processor_finished_are_no_longer_suspects(file: Path) -> None:
+    """Records that another processor finished are no suspects any more.
+
+    The partition comes back with its position.
+    """
+    crash_while_handling(file, ("g", 0, 5, 8), ("g", 1, 5, 5))
     with CrashJournal(file) as journal:
-        journal.review("g", [assigned(0, committed=9), assigned(1, 5)])
+        journal.review("g", [assigned_partition(0, committed=9), assigned_partition(1, 5)])
         assert journal.suspects == {("g", 1, 5): 0}
     assert suspects(file) == {("g", 1, 5): 0}
 
 
-def test_a_deadly_record_stays_known_until_its_dead_letter_is_committed(file: Path) -> None:
-    """The process may crash before that, and would try it again."""
-    dies(file, ("g", 0, 5, 5))
+def test_a_fatal_record_stays_known_until_its_dead_letter_is_committed(file: Path) -> None:
+    """A fatal record stays in the journal until its dead letter is committed.
+
+    The process may crash before the commit, and would handle the record again.
+    """
+    crash_while_handling(file, ("g", 0, 5, 5))
     for _ in range(FATAL_CRASHES):
-        dies(file, ("g", 0, 5, 5))
-    part = assigned(0, 5)
+        crash_while_handling(file, ("g", 0, 5, 5))
+    part = assigned_partition(0, 5)
     part.finish(5)
     with CrashJournal(file) as journal:
         journal.review("g", [part])
@@ -164,10 +179,10 @@ def test_a_deadly_record_stays_known_until_its_dead_letter_is_committed(file: Pa
 
 
 def test_with_an_unfinished_suspect_the_process_handles_one_record_at_a_time(file: Path) -> None:
-    """Records of other pipelines wait too."""
-    dies(file, ("g", 0, 5, 5))
+    """While a suspect is unfinished, the process handles one record at a time, over all its pipelines."""
+    crash_while_handling(file, ("g", 0, 5, 5))
     with CrashJournal(file) as journal:
-        journal.review("g", [assigned(0, 5)])
+        journal.review("g", [assigned_partition(0, 5)])
         journal.begin("g", 0, 5, 5)
         began = threading.Event()
 
@@ -185,10 +200,10 @@ def test_with_an_unfinished_suspect_the_process_handles_one_record_at_a_time(fil
 
 
 def test_a_service_that_stops_waits_for_no_turn(file: Path) -> None:
-    """Records that have not started are read again at the next start."""
-    dies(file, ("g", 0, 5, 5))
+    """A thread that waits for its turn gives up when the service stops; its record is read at the next start."""
+    crash_while_handling(file, ("g", 0, 5, 5))
     with CrashJournal(file) as journal:
-        journal.review("g", [assigned(0, 5)])
+        journal.review("g", [assigned_partition(0, 5)])
         journal.begin("g", 0, 5, 5)
         answers: list[bool] = []
         other = threading.Thread(target=lambda: answers.append(journal.begin("h", 2, 1, 1)))
@@ -199,14 +214,14 @@ def test_a_service_that_stops_waits_for_no_turn(file: Path) -> None:
 
 
 def test_more_threads_than_lines_in_the_file_work(file: Path) -> None:
-    """The last line then has the newest entry."""
+    """The journal works with more threads than it has lines; the last line then has the newest entry."""
     with CrashJournal(file) as journal:
         for number in range(300):
-            begins(journal, ("g", 0, number, number))
+            start_handling(journal, ("g", 0, number, number))
 
 
 def test_records_are_handled_without_a_writable_folder(file: Path) -> None:
-    """A read-only file system disables the protection, not the service."""
+    """If the folder cannot be written, the journal does nothing, and records are handled."""
     file.parent.write_text("a file is in the way")
     with CrashJournal(file) as journal:
         assert journal.begin("g", 0, 1, 1) is True
@@ -215,14 +230,14 @@ def test_records_are_handled_without_a_writable_folder(file: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"R", b"R" + b"g 0 1 1\n" * 5000, b"\xff" * 50_000])
 def test_a_damaged_file_is_ignored(file: Path, content: bytes) -> None:
-    """A crash of the machine may leave any content."""
+    """A damaged journal, as a crash of the machine may leave it, is ignored."""
     assert suspects(file) == {}
     file.write_bytes(content)
     assert suspects(file) == {}
 
 
 def test_each_service_and_instance_has_a_file_of_its_own(tmp_path: Path) -> None:
-    """No instance name leads out of the folder."""
+    """Each service and instance has its own journal, and no instance id leads out of the folder."""
     journal = CrashJournal.of(Settings(home=tmp_path, instance_id="pod/../1"), "bot")
     with journal:
         pass

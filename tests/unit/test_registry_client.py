@@ -1,4 +1,4 @@
-"""The registry's client against a server that answers as no registry should."""
+"""The registry's client with a server that answers as no registry should."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Write = Callable[[bytes], object]
 
 @contextmanager
 def registry(answer: Callable[[Write], object], **headers: str) -> Iterator[RegistryClient]:
-    """A client of a server that returns ``answer`` to every request."""
+    """Yield a client of a server that returns ``answer`` to every request."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -46,7 +46,7 @@ def registry(answer: Callable[[Write], object], **headers: str) -> Iterator[Regi
 
 
 def test_a_schema_without_end_is_not_read() -> None:
-    """Reading stops after a megabyte, and records of that id are dead letters."""
+    """Reading a schema without an end stops after a megabyte, and records of its id are dead letters."""
     sent = 0
     over = threading.Event()
 
@@ -63,18 +63,18 @@ def test_a_schema_without_end_is_not_read() -> None:
         with pytest.raises(UnknownSchema, match=f"more than {MAX_ANSWER_BYTES} bytes"):
             client.fetch_schema(7)
         assert over.wait(60)
-    assert sent < 20 * MAX_ANSWER_BYTES  # the rest was buffered in the sockets
+    assert sent < 20 * MAX_ANSWER_BYTES  # the sockets buffered the rest
 
 
 def test_a_list_of_versions_without_end_is_a_named_error() -> None:
-    """Commands that look at all versions report it instead of failing."""
+    """A list of versions without an end is an error that commands report."""
     with registry(lambda write: write(b"1," * MAX_ANSWER_BYTES)) as client:
         with pytest.raises(PermanentError, match="/versions"):
             client.versions("discord-messages")
 
 
 def test_a_small_answer_that_unpacks_to_a_large_one_is_not_unpacked_whole() -> None:
-    """A kilobyte may decompress to a megabyte."""
+    """A small answer that decompresses to a large one is not decompressed completely."""
     packed = gzip.compress(b"x" * 50 * MAX_ANSWER_BYTES)
     with registry(lambda write: write(packed), Content_Encoding="gzip") as client:
         with pytest.raises(UnknownSchema, match="more than"):
@@ -82,7 +82,7 @@ def test_a_small_answer_that_unpacks_to_a_large_one_is_not_unpacked_whole() -> N
 
 
 def test_an_answer_of_a_usual_length_is_read_whole() -> None:
-    """The limit is far above every schema here."""
+    """An answer of the usual length is read completely, because the limit is far above every schema here."""
     schema = {"type": "record", "name": "A", "fields": [{"name": "x", "type": "string", "doc": "d" * 200_000}]}
     body = json.dumps({"schema": json.dumps(schema)}).encode()
     with registry(lambda write: write(body)) as client:

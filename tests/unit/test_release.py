@@ -1,4 +1,4 @@
-"""What a broker reveals of its release, over a real socket."""
+"""How the release of a broker is recognised, over a real socket."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rtfm.streams.release import DEFECT, find_defect, read_metadata_level
 
 
 def answer(level: int, name: bytes = b"metadata.version") -> bytes:
-    """Return a version 3 ApiVersions response of a broker that supports ``name`` from 7 to ``level``."""
+    """Return an ApiVersions response, version 3, of a broker that supports the feature ``name`` from 7 to ``level``."""
     requests = bytes([2]) + struct.pack(">hhh", 18, 0, 4) + b"\0"
     features = bytes([3, 4]) + b"abc" + struct.pack(">hh", 0, 1) + b"\0"
     features += bytes([len(name) + 1]) + name + struct.pack(">hh", 7, level) + b"\0"
@@ -43,22 +43,25 @@ def broker(raw: bytes) -> Iterator[int]:
         server.shutdown(socket.SHUT_RDWR)
 
 
-def framed(raw: bytes) -> bytes:
+def with_length(raw: bytes) -> bytes:
     """Return ``raw`` after its length."""
     return struct.pack(">i", len(raw)) + raw
 
 
 @pytest.mark.parametrize(("level", "wrong"), [(25, False), (29, False), (30, True), (33, True), (34, False)])
 def test_releases_that_do_not_end_transactions_are_named(level: int, wrong: bool) -> None:
-    """They are 4.3 and 4.4, whatever precedes the feature that identifies them."""
-    with broker(framed(answer(level))) as port:
+    """Brokers of 4.3 and 4.4, which may leave transactions open, are named by the level of a feature.
+
+    Other features may come before it in the response.
+    """
+    with broker(with_length(answer(level))) as port:
         assert read_metadata_level("127.0.0.1", port, 2) == level
         assert find_defect(f"127.0.0.1:{port}") == (DEFECT if wrong else None)
 
 
 def test_the_first_broker_that_answers_decides() -> None:
-    """A broker that is down and an invalid address are skipped."""
-    with broker(framed(answer(30))) as port:
+    """The first broker that answers decides; a broker that is down and an invalid address are skipped."""
+    with broker(with_length(answer(30))) as port:
         assert find_defect(f"127.0.0.1:1,nonsense,127.0.0.1:{port}") == DEFECT
 
 
@@ -67,16 +70,16 @@ def test_the_first_broker_that_answers_decides() -> None:
     [
         b"",
         b"\0",
-        framed(b""),
-        framed(answer(30)[:-3]),
-        framed(answer(30, b"other")),
-        framed(b"\x80" * 60_000),
+        with_length(b""),
+        with_length(answer(30)[:-3]),
+        with_length(answer(30, b"other")),
+        with_length(b"\x80" * 60_000),
         b"HTTP/1.1 400 Bad Request\r\n",
     ],
     ids=["closed", "a byte", "empty", "cut off", "another feature", "endless number", "another protocol"],
 )
 def test_an_unknown_answer_is_not_a_defect(raw: bytes) -> None:
-    """Other checks find servers that are not brokers."""
+    """An unknown answer is ignored, because other checks find servers that are not brokers."""
     with broker(raw) as port:
         with pytest.raises((ValueError, OSError)):
             read_metadata_level("127.0.0.1", port, 2)

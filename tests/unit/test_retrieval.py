@@ -1,4 +1,4 @@
-"""A search that a store's failure interrupts."""
+"""A search that the failure of a store interrupts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from rtfm.knowledge.retrieval import Retriever
 
 
 def test_a_search_that_fails_before_it_knows_the_collection_says_so() -> None:
-    """Only a replaced collection is searched again, and nothing shows that it was replaced."""
+    """A search that fails before it knows the collection raises the error, and is not repeated.
+
+    Only a search in a collection that was replaced is repeated.
+    """
     failures = iter([Unavailable("PostgreSQL", "no answer")])
 
     def view(*_: object) -> Any:

@@ -1,4 +1,4 @@
-"""The sample chat is realistic, and its questions have answers in it."""
+"""The sample chat has a realistic form, and its questions have their answers in it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def documents() -> list[dict[str, Any]]:
 
 
 def test_every_message_is_imported() -> None:
-    """The sample is one guild of a few hundred messages, and none is left out."""
+    """Every message of the sample is imported: one guild of a few hundred messages."""
     exports = [read_export(path) for path in demo.exports()]
     assert [export.left_out.count for export in exports] == [0] * len(exports)
     assert sum(export.count for export in exports) >= 200
@@ -29,7 +29,7 @@ def test_every_message_is_imported() -> None:
 
 
 def test_ids_hold_their_times() -> None:
-    """Each id is a snowflake of its message's time, and ids are unique."""
+    """Each id is unique, and is a snowflake of its message's time."""
     messages = [message for document in documents() for message in document["messages"]]
     for message in messages:
         written_ms = round(datetime.fromisoformat(message["timestamp"]).timestamp() * 1000)
@@ -51,7 +51,7 @@ def test_replies_lead_to_messages_of_their_channel() -> None:
 
 
 def test_questions_have_their_answers_in_the_sample() -> None:
-    """Each of five questions is answered by messages of one channel and copies none of them."""
+    """Each of the five questions is answered by messages of one channel, and repeats none of them."""
     channel_of = {
         message["id"]: (d["channel"]["id"], message["content"]) for d in documents() for message in d["messages"]
     }
@@ -63,7 +63,7 @@ def test_questions_have_their_answers_in_the_sample() -> None:
 
 
 def test_an_answer_is_right_only_with_a_link_to_its_conversation() -> None:
-    """Both the outcome and the right citation are needed."""
+    """An answer is right if it has the expected outcome and cites the right conversation."""
     question = LabelledQuestion(message_id="0", question="?", guild_id="1", relevant=frozenset({"1"}))
 
     def reply(outcome: str, *cited: str) -> demo.Reply:

@@ -15,14 +15,14 @@ def found(lexical: LexicalScorer, *words: str) -> Nearness:
 
 
 def test_a_symbol_alone_counts_as_much_as_two_words_that_agree() -> None:
-    """A question that is only an error code or a name in one message must find it."""
+    """The only word of a question counts double, so that an error code or name in one message is enough."""
     lexical = LexicalScorer.of(["okapix"], {"okapix": 1}, CORPUS)
     only = found(lexical, "okapix")
     assert evidence([only], lexical) == 2 * only.points
 
 
 def test_one_word_of_many_counts_once_and_two_count_double() -> None:
-    """A single common word also matches unrelated questions."""
+    """Of several words, one counts once and two count double, because one common word matches unrelated questions."""
     lexical = LexicalScorer.of(["bread", "knead", "oven"], {"bread": 3, "knead": 3, "oven": 3}, CORPUS)
     one, two = found(lexical, "bread"), found(lexical, "bread", "oven")
     assert evidence([one], lexical) == one.points

@@ -1,4 +1,4 @@
-"""Removing secrets and addresses from text."""
+"""Removal of secrets and addresses from text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from rtfm.scrubbing import EMAIL_REMOVED, SECRET_REMOVED, scrub
 from tests.hostile import repeated, slow_on
 
-# Concatenated here, so that secret scanners do not report them.
+# The parts are joined here, so that secret scanners do not report them.
 SECRETS = [
     "M" + "a" * 23 + "." + "b" * 6 + "." + "c" * 38,
     "AIza" + "x" * 35,
@@ -39,25 +39,25 @@ SECRETS = [
 
 @pytest.mark.parametrize("secret", SECRETS)
 def test_a_secret_of_a_known_form_is_removed(secret: str) -> None:
-    """The text around it stays."""
+    """A secret of a known form is removed, and the text around it stays."""
     assert scrub(f"my key: {secret}").startswith(f"my key: {SECRET_REMOVED}")
     assert secret not in scrub(f"my key: {secret}")
 
 
 def test_a_password_in_an_address_is_removed() -> None:
-    """Host and path stay, because they help."""
+    """A password in an address is removed, and host and path stay."""
     assert scrub("postgresql://anna:hunter2@db:5432/x") == f"postgresql://{SECRET_REMOVED}@db:5432/x"
 
 
 def test_the_rest_of_a_line_with_a_token_stays() -> None:
-    """The header's name and the webhook's address stay."""
+    """The name of a header with a token and the address of a webhook stay."""
     assert scrub("Authorization: Bearer " + "b" * 40) == f"Authorization: Bearer {SECRET_REMOVED}"
     hook = "https://discord.com/api/webhooks/"
     assert scrub(hook + "123456789012345678/" + "w" * 68) == f"{hook}{SECRET_REMOVED}"
 
 
 def test_an_e_mail_address_is_removed() -> None:
-    """Similar texts stay."""
+    """An e-mail address is removed, and similar texts stay."""
     assert scrub("write to a.b+c@mail.example.org now") == f"write to {EMAIL_REMOVED} now"
     assert scrub("user@host and git@host:repo") == "user@host and git@host:repo"
 
@@ -94,13 +94,13 @@ _SIGNS = {
 _ZERO_WIDTH = "\u200b\u200d\u2060\ufeff"
 
 
-def drawn(template: str, chance: random.Random) -> tuple[str, str]:
-    """Return a text made from a template of the samples' file, and the secret in it."""
+def fill_template(template: str, chance: random.Random) -> tuple[str, str]:
+    """Return a text made from ``template`` of the file of samples, and the secret in the text."""
 
     def draw(match: re.Match[str]) -> str:
         signs = _SIGNS[match[1]]
         text = "".join(chance.choices(signs, k=int(match[2])))
-        # Fewer than one such secret in a thousand lacks a letter, a digit or upper case; no token ends with - or _.
+        # Fewer than one such secret in a thousand has no letter, digit or upper case, and no token ends with - or _.
         inner = re.sub(r"^[-_+/]|[-_+/]$", "x", text)
         return inner if len(inner) < 8 or match[1] in "dhU" else f"{inner[:-3]}7qK"
 
@@ -112,34 +112,34 @@ def drawn(template: str, chance: random.Random) -> tuple[str, str]:
 
 
 def samples(seed: int, rounds: int) -> Iterator[tuple[str, str, str]]:
-    """Yield (kind, text, secret), each template ``rounds`` times, in sentences and chat markup."""
+    """Yield (kind, text, secret) for ``rounds`` texts of each template, in sentences and in chat markup."""
     chance = random.Random(seed)
     for kind, templates in SAMPLES.items():
         for template in templates * rounds:
-            text, secret = drawn(template, chance)
+            text, secret = fill_template(template, chance)
             frame = chance.choice(
                 ["{}", "why does this fail? {}", "```\n{}\n```", "{} thanks!", "look: `{}`", "**{}**"]
             )
             yield kind, text if text.startswith("_") else frame.format(text), secret
 
 
-def is_left(secret: str, text: str) -> bool:
-    """Return whether ``text`` has 12 characters in a row of ``secret``, or all of a shorter one."""
+def contains_secret(secret: str, text: str) -> bool:
+    """Return whether ``text`` has 12 consecutive characters of ``secret``, or all of a shorter one."""
     length = min(12, len(secret))
     return any(secret[start : start + length] in text for start in range(len(secret) - length + 1))
 
 
 def test_secrets_of_thirty_kinds_are_removed() -> None:
-    """The file has only templates; the values are random."""
+    """Secrets of thirty kinds are removed; the file has templates, and the values are random."""
     found = list(samples(seed=11, rounds=5))
-    missed = [(kind, text) for kind, text, secret in found if is_left(secret, scrub(text))]
+    missed = [(kind, text) for kind, text, secret in found if contains_secret(secret, scrub(text))]
     assert len(SAMPLES) >= 30
     assert sum(map(len, SAMPLES.values())) >= 180
     assert len(missed) <= 0.02 * len(found), missed[:20]
 
 
 def test_a_zero_width_character_hides_no_secret() -> None:
-    """A person would copy the token with that character or without it."""
+    """A secret with a zero-width character is removed, because a person could copy the token without it."""
     chance = random.Random(12)
     missed = []
     for kind, text, secret in samples(seed=12, rounds=1):
@@ -147,7 +147,7 @@ def test_a_zero_width_character_hides_no_secret() -> None:
             continue
         at = chance.randrange(3, len(secret) - 3)
         hidden = text.replace(secret, secret[:at] + chance.choice(_ZERO_WIDTH) + secret[at:])
-        if is_left(secret, re.sub(f"[{_ZERO_WIDTH}]", "", scrub(hidden))):
+        if contains_secret(secret, re.sub(f"[{_ZERO_WIDTH}]", "", scrub(hidden))):
             missed.append((kind, hidden))
     assert len(missed) <= 5, missed
 
@@ -177,7 +177,7 @@ def test_a_zero_width_character_hides_no_secret() -> None:
     ],
 )
 def test_text_about_secrets_stays(text: str) -> None:
-    """Questions about passwords and tokens are common."""
+    """Text about passwords and tokens stays, because questions about them are common."""
     assert scrub(text) == text
 
 

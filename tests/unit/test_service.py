@@ -1,4 +1,4 @@
-"""What both services share: the watchdog, signals, and waiting for dependencies at the start."""
+"""The parts that both services share: the watchdog, signals, and waiting for dependencies at the start."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("hangs", ["waits", "holds_the_interpreter"])
 def test_a_loop_that_hangs_ends_the_process_and_shows_where(hangs: str) -> None:
-    """R6: this works even if no Python code can run."""
+    """R6: The watchdog ends a process whose loop hangs and prints where, even if no Python code can run."""
     done = run(THREADS.replace("HANGS", hangs).replace("LIMIT", "40"))
     assert done.returncode == 1
     assert f"in {hangs}" in done.stderr
@@ -82,14 +82,17 @@ def test_a_loop_that_hangs_ends_the_process_and_shows_where(hangs: str) -> None:
 
 
 def test_a_loop_that_has_ended_is_not_missed() -> None:
-    """The watchdog watches only loops that are running."""
+    """The watchdog ignores a loop that has ended."""
     done = run(THREADS.replace("HANGS", "(lambda: health.end('loop'))").replace("LIMIT", "2"))
     assert done.returncode == 0, done.stderr
     assert "ended by itself" in done.stdout
 
 
 def test_an_event_loop_of_the_bot_that_hangs_ends_its_process() -> None:
-    """R6: it would post and hear nothing, while its partitions wait for it."""
+    """R6: The watchdog ends the bot if its event loop hangs.
+
+    The bot would neither post nor receive, and would keep its partitions.
+    """
     done = run(EVENT_LOOP)
     assert "passed for longer than the limit" in done.stdout
     assert done.returncode == 1
@@ -97,13 +100,13 @@ def test_an_event_loop_of_the_bot_that_hangs_ends_its_process() -> None:
 
 
 def test_the_metrics_port_shows_the_version_that_runs() -> None:
-    """An operator sees the release of each process."""
+    """The metrics show the version of the process."""
     with open_monitoring(Settings(), {}):
         assert REGISTRY.get_sample_value("rtfm_build_info", {"version": __version__}) == 1
 
 
 def test_a_service_that_has_just_begun_is_not_ready() -> None:
-    """Its port answers before it has checked its dependencies."""
+    """A service that has just started is not ready until its dependencies have been checked."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with open_monitoring(evolve(Settings(), metrics_port=port), {"start": lambda: "the service is starting"}):
@@ -112,7 +115,7 @@ def test_a_service_that_has_just_begun_is_not_ready() -> None:
 
 
 def test_a_dependency_that_is_down_at_the_start_is_named_and_waited_for() -> None:
-    """It waits for outages; configuration errors are raised at once."""
+    """A dependency that is down at the start is named and waited for; a configuration error is raised at once."""
     answers: list[Callable[[], str]] = [lambda: raised(Unavailable("archive", "no answer")), lambda: "there"]
     noted: list[str] = []
     assert retry_until_available(lambda: answers.pop(0)(), Stop(), lambda error: noted.append(str(error))) == "there"
@@ -122,7 +125,7 @@ def test_a_dependency_that_is_down_at_the_start_is_named_and_waited_for() -> Non
 
 
 def test_a_service_that_is_asked_to_end_waits_for_nothing() -> None:
-    """It ends even while a dependency is down."""
+    """A service that is asked to stop ends even while it waits for a dependency."""
     stop = Stop(threading.Event())
     waiting = threading.Thread(
         target=retry_until_available, args=(lambda: raised(Unavailable("kafka", "no answer")), stop)

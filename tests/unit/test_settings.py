@@ -1,4 +1,4 @@
-"""Where a setting comes from, and the errors for wrong ones."""
+"""Where the values of settings come from, and the errors for invalid ones."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def load(environ: dict[str, str], home: Path, dotenv: Path | None = None) -> set
 def test_a_malformed_variable_is_named_with_its_value_and_what_it_should_be(
     name: str, value: str, wanted: str, tmp_path: Path
 ) -> None:
-    """One line has all three."""
+    """The error for an invalid variable is one line with name, value and expected form."""
     with pytest.raises(ConfigError) as caught:
         load({name: value}, tmp_path)
     assert name in str(caught.value)
@@ -42,7 +42,7 @@ def test_a_malformed_variable_is_named_with_its_value_and_what_it_should_be(
 
 
 def test_a_malformed_secret_is_not_repeated(tmp_path: Path) -> None:
-    """A database address may contain a password."""
+    """The error for an invalid secret does not repeat it; a database address may contain a password."""
     with pytest.raises(ConfigError) as caught:
         load({"DATABASE_URL": "mysql://user:hunter2@host/db"}, tmp_path)
     assert "hunter2" not in str(caught.value)
@@ -50,26 +50,26 @@ def test_a_malformed_secret_is_not_repeated(tmp_path: Path) -> None:
 
 
 def test_secrets_are_left_out_of_repr(tmp_path: Path) -> None:
-    """Settings may be logged."""
+    """Secrets are left out of repr, because settings may be logged."""
     loaded = load({"DISCORD_TOKEN": "t0ken", "DATABASE_URL": "postgresql://u:hunter2@h/d"}, tmp_path)
     assert "t0ken" not in repr(loaded)
     assert "hunter2" not in repr(loaded)
 
 
 def test_a_secret_can_be_read_from_a_file(tmp_path: Path) -> None:
-    """NAME_FILE is the path; the final line break is not part of the secret."""
+    """NAME_FILE is the path of a file with the secret, whose final line break is removed."""
     (tmp_path / "token").write_text("t0ken\n")
     assert load({"DISCORD_TOKEN_FILE": str(tmp_path / "token")}, tmp_path).discord_token == "t0ken"
 
 
 def test_a_secret_file_that_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:
-    """A missing secret must not look like an empty one."""
+    """The error for a missing file of a secret names the file, because a missing secret must not look empty."""
     with pytest.raises(ConfigError, match="DISCORD_TOKEN_FILE"):
         load({"DISCORD_TOKEN_FILE": str(tmp_path / "nothing")}, tmp_path)
 
 
 def test_the_environment_wins_over_dotenv_and_dotenv_over_the_default(tmp_path: Path) -> None:
-    """This is the documented order."""
+    """The environment overrides .env, and .env overrides the default."""
     dotenv = tmp_path / ".env"
     dotenv.write_text("GEMINI_MODEL=from-dotenv\nLOG_LEVEL=ERROR\n")
     loaded = load({"LOG_LEVEL": "DEBUG"}, tmp_path, dotenv)
@@ -77,7 +77,7 @@ def test_the_environment_wins_over_dotenv_and_dotenv_over_the_default(tmp_path: 
 
 
 def test_addresses_come_from_the_local_stack_while_it_runs(tmp_path: Path) -> None:
-    """A running stack needs no configuration; a service whose process has ended does not count."""
+    """Addresses come from the local stack while it runs; a service whose process has ended does not count."""
     (tmp_path / "run").mkdir()
     services = {
         "kafka": {"address": "localhost:12345", "pid": os.getpid()},
@@ -90,7 +90,7 @@ def test_addresses_come_from_the_local_stack_while_it_runs(tmp_path: Path) -> No
 
 
 def test_the_environment_wins_over_the_local_stack(tmp_path: Path) -> None:
-    """A configured broker takes precedence."""
+    """An address in the environment overrides that of the local stack."""
     (tmp_path / "run").mkdir()
     services = {"kafka": {"address": "localhost:12345", "pid": os.getpid()}}
     (tmp_path / settings.LOCAL_STACK_FILE).write_text(json.dumps({"services": services}))
@@ -98,26 +98,26 @@ def test_the_environment_wins_over_the_local_stack(tmp_path: Path) -> None:
 
 
 def test_a_broken_state_file_of_the_local_stack_is_ignored(tmp_path: Path) -> None:
-    """A partial file must not stop every command."""
+    """A broken state file of the local stack is ignored, because it must not stop every command."""
     (tmp_path / "run").mkdir()
     (tmp_path / settings.LOCAL_STACK_FILE).write_text("{")
     assert load({}, tmp_path).kafka_bootstrap_servers == "localhost:29092"
 
 
 def test_a_flag_is_parsed_like_its_variable(tmp_path: Path) -> None:
-    """The error names the flag."""
+    """A flag is parsed like its variable, and the error names the flag."""
     with pytest.raises(ConfigError, match="--kafka-bootstrap-servers"):
         load({}, tmp_path).with_flags(kafka_bootstrap_servers="nowhere")
 
 
 def test_a_flag_that_was_not_given_changes_nothing(tmp_path: Path) -> None:
-    """Without a flag click passes None."""
+    """A flag that was not given, for which click passes None, changes nothing."""
     loaded = load({}, tmp_path)
     assert loaded.with_flags(kafka_bootstrap_servers=None) == loaded
 
 
 def test_every_setting_has_a_meaning_and_a_variable_of_its_own() -> None:
-    """The documentation is generated from these."""
+    """Every setting has a description and its own variable, from which the documentation is generated."""
     described = list(settings.describe())
     assert all(doc.endswith(".") for _, _, _, doc, _ in described)
     assert len({env for _, env, _, _, _ in described}) == len(described)

@@ -1,4 +1,4 @@
-"""Output for people: nothing is cut off in a pipe, and Discord's escapes are removed."""
+"""Output for people: a pipe gets complete text, and Discord's escapes are removed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rtfm_cli.tables import table_console
 
 
 def test_a_table_in_a_pipe_is_as_wide_as_what_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
-    """`rtfm-cli status | grep …` finds complete names."""
+    """A table in a pipe is as wide as its content, so that `rtfm-cli status | grep …` finds complete names."""
     name = "discord-message-processor-answer " * 10
     table = Table("group", "lag", box=None)
     table.add_row(name, "3")
@@ -18,11 +18,11 @@ def test_a_table_in_a_pipe_is_as_wide_as_what_is_in_it(capsys: pytest.CaptureFix
 
 
 def test_an_answer_on_a_terminal_has_no_escapes() -> None:
-    """Only Discord needs them in names."""
+    """An answer on a terminal has no escapes in names, which only Discord needs."""
     assert unescape_markdown(r"> use \*all\* of it, dfx\_harrow [1]") == "> use *all* of it, dfx_harrow [1]"
 
 
 def test_backslashes_of_code_stay() -> None:
-    """They are part of the quoted command."""
+    """Backslashes in code stay, because they are part of a quoted command."""
     answer = "run `find . -exec rm {} \\;` or\n```\nC:\\_x\n```"
     assert unescape_markdown(answer) == answer

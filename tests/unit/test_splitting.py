@@ -1,4 +1,4 @@
-"""Splitting a long text into parts that the embedding model reads completely."""
+"""Splitting of a long text into parts that the embedding model reads completely."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LONG = {
 
 @pytest.mark.parametrize("kind", LONG)
 def test_the_model_reads_every_part_whole(kind: str, model_dir: Path) -> None:
-    """The model's tokenizer, which reads at most 256 tokens, counts them."""
+    """Each part has at most the 256 tokens that the model reads, as its tokenizer counts them."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(model_dir / "onnx" / "tokenizer.json"))
@@ -46,13 +46,13 @@ def test_the_model_reads_every_part_whole(kind: str, model_dir: Path) -> None:
 
 @pytest.mark.parametrize("kind", LONG)
 def test_nothing_is_lost_between_parts(kind: str) -> None:
-    """All text except white space is there, in order."""
+    """The parts have all text except white space, in order."""
     assert re.sub(r"\s", "", "".join(split(LONG[kind]))) == re.sub(r"\s", "", LONG[kind])
 
 
 @given(st.text(alphabet=st.sampled_from("ab1 .\n`é/"), max_size=400), st.integers(30, 80))
 def test_any_text_is_cut_without_loss(text: str, limit: int) -> None:
-    """For any lines, marks and unclosed code blocks, only fences are added, so that parts stay code."""
+    """Any text is split without loss: parts of code blocks get fences, and nothing else is added."""
     parts = split(text, limit)
     kept = re.sub(r"[\s`]", "", "".join(parts))
     assert kept == re.sub(r"[\s`]", "", text)
@@ -60,14 +60,14 @@ def test_any_text_is_cut_without_loss(text: str, limit: int) -> None:
 
 
 def test_a_code_block_that_fits_is_not_cut() -> None:
-    """It moves to the next part instead."""
+    """A code block that fits into a part is not cut, but moved to the next part."""
     block = "```sh\n" + "sudo mount /dev/sdb1 /mnt\n" * 12 + "```"
     parts = split("word " * 180 + "\n" + block + "\nand so on " * 60)
     assert sum(block in part for part in parts) == 1
 
 
 def test_a_longer_code_block_stays_code_in_each_part() -> None:
-    """It is cut between lines, in fences of its language."""
+    """A longer code block is cut between lines, and each part has fences of its language."""
     lines = [f"sudo mount /dev/sdb{number} /mnt/{number}" for number in range(60)]
     parts = split("Do this:\n```sh\n" + "\n".join(lines) + "\n```\nThen reboot.")
     code = [part for part in parts if "sudo" in part]
@@ -78,7 +78,10 @@ def test_a_longer_code_block_stays_code_in_each_part() -> None:
 
 @pytest.mark.parametrize("letters", [105, 106, 400])
 def test_a_code_block_whose_first_line_could_name_a_language_keeps_it_as_code(letters: int) -> None:
-    """Repeating a long line in each part's fence would leave no room for the rest."""
+    """A long first line of a code block that could name a language stays code.
+
+    If each part's fence repeated the line, no room would be left for the rest.
+    """
     first = "a+" * letters
     parts = split(f"```{first}\n" + "sudo mount /dev/sdb1 /mnt\n" * 60 + "```")
     assert "".join(parts).count("sudo mount") == 60

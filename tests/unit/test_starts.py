@@ -1,4 +1,4 @@
-"""Where an assignment starts, from the group's position and the log's range."""
+"""The start of an assignment, from the group's position and the range of the log."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GROUP = "starts"
 
 @define
 class Log:
-    """A consumer with the beginning and end of each partition's log; each call uses the next answer."""
+    """A consumer that returns the beginning and the end of the log; each call uses the next range."""
 
     ranges: Iterator[tuple[int, int] | KafkaError]
 
@@ -37,7 +37,7 @@ class Log:
 
 @define
 class Coordinator:
-    """Returns offsets with metadata in order; the last one repeats."""
+    """A coordinator that returns offsets with metadata in order; the last one is repeated."""
 
     answers: Sequence[tuple[int, str]]
     asked: int = 0
@@ -50,7 +50,7 @@ class Coordinator:
 
 @define
 class Clock:
-    """A clock that advances only by sleeping."""
+    """A clock that only sleeping moves."""
 
     now_s: float = 0.0
     slept: list[float] = field(factory=list)
@@ -61,14 +61,14 @@ class Clock:
 
 
 def consumer_of(ranges: Iterator[tuple[int, int] | KafkaError]) -> Any:
-    """Return the part of a consumer that finding a start uses."""
+    """Return the part of a consumer that is used to find a start."""
     return Log(ranges)
 
 
 def start_of(
     coordinator: Coordinator, *log: tuple[int, int] | KafkaError, clock: Clock | None = None
 ) -> PartitionState:
-    """Return where partition 0 starts; the log's last range repeats."""
+    """Return where partition 0 starts; the last range of ``log`` is repeated."""
     clock = clock or Clock()
 
     def ranges() -> Iterator[tuple[int, int] | KafkaError]:
@@ -87,13 +87,19 @@ def lost() -> float:
 
 
 def test_a_coordinator_that_says_no_offset_at_first_is_asked_again() -> None:
-    """It may still be loading the group: its position is then used, and nothing is read from the start."""
+    """A coordinator that first answers "no offset" is asked again, because it may still be loading the group.
+
+    The position that it returns later is the start.
+    """
     start = start_of(Coordinator([(NO_OFFSET, ""), (116, "")]), (0, 130))
     assert (start.start, start.stored) == (116, (116, ""))
 
 
 def test_a_new_group_starts_at_the_beginning_of_the_log_and_has_lost_nothing() -> None:
-    """This includes an added partition and a recreated topic, whose positions Kafka removes."""
+    """A new group starts at the beginning of the log and has lost nothing.
+
+    The same holds for an added partition and a recreated topic, whose positions Kafka removes.
+    """
     before, coordinator = lost(), Coordinator([(NO_OFFSET, "")])
     start = start_of(coordinator, (0, 130))
     assert (start.start, start.stored) == (0, None)
@@ -102,7 +108,7 @@ def test_a_new_group_starts_at_the_beginning_of_the_log_and_has_lost_nothing() -
 
 
 def test_without_a_position_the_records_before_the_log_count_as_lost() -> None:
-    """The positions have expired, or Kafka was restored without them."""
+    """If the positions have expired, or Kafka was restored without them, records before the log's start are lost."""
     before = lost()
     start = start_of(Coordinator([(NO_OFFSET, "")]), (40, 130))
     assert start.start == 40
@@ -110,7 +116,10 @@ def test_without_a_position_the_records_before_the_log_count_as_lost() -> None:
 
 
 def test_a_position_below_the_log_starts_at_the_log_and_the_difference_is_lost() -> None:
-    """Retention overtook the group; records finished above the position are not lost."""
+    """If retention overtook the position, the start is that of the log, and unfinished records below it are lost.
+
+    Records that were finished above the position are not lost.
+    """
     before = lost()
     start = start_of(Coordinator([(10, encode_map([10, 15], 20))]), (30, 130))
     assert start.start == 30
@@ -119,15 +128,16 @@ def test_a_position_below_the_log_starts_at_the_log_and_the_difference_is_lost()
 
 
 def test_a_log_that_ends_before_the_position_is_waited_for() -> None:
-    """A broker that has just become the leader learns the log's end a moment later."""
+    """If the log ends before the position, the end is read again, because a new leader learns it a moment later."""
     start = start_of(Coordinator([(116, "")]), (0, 100), (0, 110), (0, 116))
     assert start.start == 116
 
 
 def test_a_log_that_stays_shorter_than_the_position_is_another_log() -> None:
-    """The topic was recreated or lost records: it is read from its beginning, and an error is logged.
+    """If the log stays shorter than the position, the topic was recreated or lost records.
 
-    The group's position is kept, so that an unknown outcome of a commit is resolved.
+    The log is read from its beginning, and an error is logged. The group's position is kept, so that an unknown outcome
+    of a commit is resolved.
     """
     start = start_of(Coordinator([(116, "")]), (0, 5))
     assert (start.start, start.stored) == (0, (116, ""))
@@ -136,13 +146,16 @@ def test_a_log_that_stays_shorter_than_the_position_is_another_log() -> None:
 
 @pytest.mark.parametrize("answer", [(-1, 5), KafkaError(KafkaError._TIMED_OUT)])
 def test_a_log_whose_beginning_is_not_known_is_not_read(answer: tuple[int, int] | KafkaError) -> None:
-    """It would be unknown whether records were lost; the worker joins again."""
+    """If the beginning of the log is unknown, the partition is not read, because lost records could not be counted.
+
+    The processor joins the group again.
+    """
     with pytest.raises(Unavailable):
         start_of(Coordinator([(5, "")]), answer)
 
 
 def test_a_position_behind_what_this_process_committed_is_asked_for_again() -> None:
-    """The coordinator returned an older state than it had confirmed."""
+    """A position behind that of this process's last commit is read again; the coordinator may be out of date."""
     clock, coordinator = Clock(), Coordinator([(40, ""), (116, "")])
     starts = Starts(KafkaConfig.of(Settings()), topic=TOPIC, group=GROUP, clock=lambda: clock.now_s, sleep=clock.sleep)
     starts.remember(PartitionState.from_position(0, 116, ""))
@@ -151,7 +164,7 @@ def test_a_position_behind_what_this_process_committed_is_asked_for_again() -> N
 
 
 def test_a_position_that_stays_behind_is_used_and_named() -> None:
-    """Only Kafka's own tools should have moved it back."""
+    """A position that stays behind is the start, and is logged; only Kafka's own tools should have moved it back."""
     clock, coordinator = Clock(), Coordinator([(40, "")])
     starts = Starts(KafkaConfig.of(Settings()), topic=TOPIC, group=GROUP, clock=lambda: clock.now_s, sleep=clock.sleep)
     starts.remember(PartitionState.from_position(0, 116, ""))

@@ -15,7 +15,7 @@ from rtfm import telemetry
 
 
 class Clock:
-    """A clock that advances on request."""
+    """A clock that a test moves."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -53,7 +53,7 @@ def get(server: telemetry.MetricsServer, path: str) -> tuple[int, str]:
 def test_a_loop_that_does_not_pass_makes_the_service_unhealthy_and_says_which(
     server: telemetry.MetricsServer, health: telemetry.Health, clock: Clock
 ) -> None:
-    """The body names the loop and for how long it has hung."""
+    """If a loop does not pass, the service is unhealthy, and the body names the loop and how long it has hung."""
     health.beat("ingest")
     clock.now_s = 11
     status, body = get(server, "/healthz")
@@ -64,7 +64,7 @@ def test_a_loop_that_does_not_pass_makes_the_service_unhealthy_and_says_which(
 def test_a_loop_that_passes_again_is_healthy_again(
     server: telemetry.MetricsServer, health: telemetry.Health, clock: Clock
 ) -> None:
-    """The state recovers."""
+    """A loop that passes again is healthy again."""
     health.beat("ingest")
     clock.now_s = 11
     health.beat("ingest")
@@ -74,7 +74,7 @@ def test_a_loop_that_passes_again_is_healthy_again(
 def test_a_condition_that_fails_makes_the_service_not_ready_but_alive(
     server: telemetry.MetricsServer, health: telemetry.Health
 ) -> None:
-    """A service that waits for its database must not be restarted."""
+    """If a condition fails, the service is not ready but alive, because waiting for a database needs no restart."""
     health.ready_when("database", lambda: "localhost:5432 does not answer")
     assert get(server, "/readyz") == (
         503,
@@ -84,7 +84,7 @@ def test_a_condition_that_fails_makes_the_service_not_ready_but_alive(
 
 
 def test_metrics_are_served_with_their_help(server: telemetry.MetricsServer) -> None:
-    """The format is Prometheus's text format."""
+    """Metrics are served with their help in Prometheus's text format."""
     telemetry.ANSWERS.labels("NOT_FOUND").inc()
     status, body = get(server, "/metrics")
     assert status == 200
@@ -93,12 +93,12 @@ def test_metrics_are_served_with_their_help(server: telemetry.MetricsServer) -> 
 
 
 def test_an_unknown_path_is_not_found(server: telemetry.MetricsServer) -> None:
-    """The response has no stack trace and no listing."""
+    """The response for an unknown path is 404, without stack trace and listing."""
     assert get(server, "/etc/passwd")[0] == 404
 
 
 def test_idle_connections_take_few_threads_and_keep_nobody_from_asking(server: telemetry.MetricsServer) -> None:
-    """The oldest connection is closed for a new one, so that a supervisor's probe is answered."""
+    """The oldest idle connection is closed for a new one, so that a supervisor's probe is answered by few threads."""
     before = threading.active_count()
     with contextlib.ExitStack() as connections:
         for _ in range(100):
@@ -111,14 +111,14 @@ def test_idle_connections_take_few_threads_and_keep_nobody_from_asking(server: t
 
 
 def test_a_silent_connection_is_closed(server: telemetry.MetricsServer) -> None:
-    """Its thread ends too."""
+    """A connection that stops in the middle of a request is closed."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(b"GET /heal")
         assert connection.recv(1) == b""
 
 
 def test_a_child_stays_in_its_parents_trace_with_a_span_of_its_own() -> None:
-    """W3C trace context, version 00."""
+    """A child has the trace of its parent and its own span, in W3C trace context, version 00."""
     parent = telemetry.new_traceparent()
     child = telemetry.child_traceparent(parent)
     assert child.split("-")[1] == parent.split("-")[1]
@@ -127,6 +127,6 @@ def test_a_child_stays_in_its_parents_trace_with_a_span_of_its_own() -> None:
 
 @pytest.mark.parametrize("broken", [None, "", "00-short-x-01", "garbage"])
 def test_a_broken_parent_begins_a_new_trace(broken: str | None) -> None:
-    """Another program's header must not stop a record."""
+    """An invalid parent starts a new trace, because another program's header must not stop a record."""
     version, trace_id, span_id, flags = telemetry.child_traceparent(broken).split("-")
     assert (version, len(trace_id), len(span_id), flags) == ("00", 32, 16, "01")

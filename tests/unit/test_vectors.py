@@ -1,4 +1,4 @@
-"""How errors, invalid answers and another model's vectors in Chroma are handled."""
+"""How errors, invalid answers and vectors of another model in Chroma are handled."""
 
 from __future__ import annotations
 
@@ -14,39 +14,42 @@ from rtfm.errors import ConfigError, InvalidEvent, Unavailable
 from rtfm.knowledge.embedding import DIMENSION
 from rtfm.knowledge.vectors import ChromaVectors, WrongCollection, _check_model
 
-RIGHT = {
+CONNECTION_ANSWERS = {
     "heartbeat": b'{"nanosecond heartbeat": 1}',
     "identity": b'{"user_id": "", "tenant": "default_tenant", "databases": ["default_database"]}',
     "default_tenant": b'{"name": "default_tenant"}',
     "default_database": b'{"id": "4b1a3c7e-0000-4000-8000-000000000000", "name": "default_database", "tenant": ""}',
 }
-"""What Chroma says while a client connects, by the end of what it is asked."""
+"""Chroma's answers while a client connects, by the end of the requested path."""
 
 
-class Confused(BaseHTTPRequestHandler):
-    """Returns what a test wants for ``asked``, by default for everything; only the heartbeat is right."""
+class WrongAnswers(BaseHTTPRequestHandler):
+    """Answers paths that contain ``asked`` with ``status`` and ``answer``, and other paths like Chroma.
+
+    An empty ``asked`` means all paths. The heartbeat is always right.
+    """
 
     answer = b""
     status = 200
     asked = ""
 
     def do_GET(self) -> None:
-        right = next((said for end, said in RIGHT.items() if self.path.endswith(end)), b"{}")
+        right = next((said for end, said in CONNECTION_ANSWERS.items() if self.path.endswith(end)), b"{}")
         wrong = self.asked in self.path and not self.path.endswith("heartbeat")
         self.send_response(self.status if wrong else 200)
         self.end_headers()
         self.wfile.write(self.answer if wrong else right)
 
-    do_POST = do_GET  # noqa: N815 - as above
+    do_POST = do_GET  # noqa: N815 - the name is the base class's
 
     def log_message(self, *args: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
-def confused() -> Iterator[str]:
+def wrong_server() -> Iterator[str]:
     """Yield the address of a server that is not Chroma."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Confused)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), WrongAnswers)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -58,13 +61,13 @@ def confused() -> Iterator[str]:
     ("status", "answer"), [(200, b"{}"), (200, b"[]"), (200, b"<html>"), (200, b""), (500, b"oops"), (404, b"{}")]
 )
 def test_an_answer_that_is_not_from_chroma_is_an_outage(
-    confused: str, status: int, answer: bytes, monkeypatch: pytest.MonkeyPatch
+    wrong_server: str, status: int, answer: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pipeline waits until it is fixed, without dead letters."""
-    monkeypatch.setattr(Confused, "status", status)
-    monkeypatch.setattr(Confused, "answer", answer)
+    """An answer that is not Chroma's is Unavailable, so that the pipeline waits without dead letters."""
+    monkeypatch.setattr(WrongAnswers, "status", status)
+    monkeypatch.setattr(WrongAnswers, "answer", answer)
     with pytest.raises(Unavailable, match="Chroma"):
-        ChromaVectors(confused).nearest("1", np.zeros(DIMENSION, dtype=np.float32), 5)
+        ChromaVectors(wrong_server).nearest("1", np.zeros(DIMENSION, dtype=np.float32), 5)
 
 
 @pytest.mark.parametrize(
@@ -87,18 +90,18 @@ def test_an_answer_that_is_not_from_chroma_is_an_outage(
     ],
 )
 def test_the_status_distinguishes_a_refusal_from_an_outage(
-    confused: str, status: int, answer: bytes, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+    wrong_server: str, status: int, answer: bytes, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What can never be stored is a dead letter; other errors may pass later, or after a rebuild."""
-    monkeypatch.setattr(Confused, "status", status)
-    monkeypatch.setattr(Confused, "answer", answer)
-    monkeypatch.setattr(Confused, "asked", "/collections")
+    """Content that can never be stored is InvalidEvent, a wrong dimension WrongCollection, and the rest Unavailable."""
+    monkeypatch.setattr(WrongAnswers, "status", status)
+    monkeypatch.setattr(WrongAnswers, "answer", answer)
+    monkeypatch.setattr(WrongAnswers, "asked", "/collections")
     with pytest.raises(error, match="Chroma"):
-        ChromaVectors(confused).generations("1")
+        ChromaVectors(wrong_server).generations("1")
 
 
 def test_each_guild_has_a_collection_of_its_own() -> None:
-    """Ids of any format give distinct names that Chroma accepts, in any generation."""
+    """Guilds with ids of any format have distinct collections, whose names Chroma accepts, in each generation."""
     guilds = ["", "direct", "Direct", "5", "5-1", "5.1", "5.2d1", "a:b", "a@b", "a_b", "a.b", "-", "x" * 128, ":" * 128]
     names = [ChromaVectors("http://x")._name(guild, generation) for guild in guilds for generation in (0, 1, 12)]
     assert len(set(names)) == len(names)
@@ -107,7 +110,7 @@ def test_each_guild_has_a_collection_of_its_own() -> None:
 
 
 def test_vectors_of_another_model_ask_for_a_rebuild() -> None:
-    """Vectors of two models cannot be compared."""
+    """The error for vectors of another model asks for a rebuild, because vectors of two models cannot be compared."""
     with pytest.raises(ConfigError, match="768 dimensions") as caught:
         _check_model("rtfm-1", {"model": "another", "dimension": 768}, "this", 384)
     assert "rebuild" in str(caught.value.hint)

@@ -1,4 +1,4 @@
-"""Who may read what: the pure rule, and which observations of a channel change it."""
+"""Who may read a message, and which observations of a channel change that."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def facts(kind: ChannelKind, parent: str | None = "1", at: int = 0, *, discord: 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_parent_decides_for_public_threads_and_posts_alone(kind: ChannelKind) -> None:
-    """Other channels are readable by their own id only."""
+    """The parent decides who may read a public thread or post; any other channel decides by its own id."""
     assert is_readable("5", "1", kind, ["5"])
     assert is_readable("5", "1", kind, ["1"]) == (kind in PARENT_DECIDES) == (acl_channel_id("5", "1", kind) == "1")
     assert not is_readable("5", None, kind, ["1"])
@@ -48,7 +48,10 @@ def test_the_parent_decides_for_public_threads_and_posts_alone(kind: ChannelKind
     [(CLOSED, OPEN), (CLOSED, TEXT), (UNKNOWN, OPEN), (UNKNOWN, POST), (DIRECT, TEXT), (TEXT, OPEN), (OPEN, TEXT)],
 )
 def test_only_a_newer_report_of_discord_widens_who_may_read(before: ChannelKind, after: ChannelKind) -> None:
-    """An export, another program, an old report or a known message does not."""
+    """Only a newer report of Discord lets more people read a channel.
+
+    An export, another program, an old report and a known message do not.
+    """
     known = facts(before, at=5, discord=True)
     for at, discord, unchanged in itertools.product((0, 4, 5, 6, 9), (False, True), (False, True)):
         seen = facts(after, at=at, discord=discord)
@@ -56,8 +59,8 @@ def test_only_a_newer_report_of_discord_widens_who_may_read(before: ChannelKind,
         assert believed == (seen if discord and at > 5 and not unchanged else known)
 
 
-def test_another_parent_is_another_readership() -> None:
-    """An export cannot move a thread of #staff to #general."""
+def test_an_export_cannot_change_the_parent() -> None:
+    """An export cannot give a thread another parent, for instance #general in place of #staff."""
     known = facts(OPEN, "1", at=5, discord=True)
     assert merge_facts("9", known, facts(OPEN, "2", at=9)) == known
     assert merge_facts("9", known, facts(POST, "1", at=9)) == facts(POST, "1", at=9)
@@ -66,8 +69,8 @@ def test_another_parent_is_another_readership() -> None:
 
 
 @pytest.mark.parametrize("discord", [False, True])
-def test_the_newest_observation_wins_where_nobody_gains(discord: bool) -> None:
-    """Closing a channel needs no proof, but an old report closes nothing."""
+def test_the_newest_observation_wins_if_nobody_gains_access(discord: bool) -> None:
+    """If nobody gains access, the newest observation counts, from any source, and an older one changes nothing."""
     known = facts(OPEN, at=5, discord=True)
     for at in (5, 6):
         closed = facts(CLOSED, at=at, discord=discord)
@@ -76,7 +79,7 @@ def test_the_newest_observation_wins_where_nobody_gains(discord: bool) -> None:
 
 
 def test_discord_corrects_what_others_said_however_old_it_is() -> None:
-    """A first observation with a time in the future cannot keep a private thread open."""
+    """An older report of Discord replaces what other sources said, even if they claim to be from the future."""
     closed = facts(CLOSED, at=1, discord=True)
     assert merge_facts("9", facts(OPEN, at=9), closed) == closed
     assert merge_facts("9", facts(OPEN, at=9), closed, unchanged=True) == closed
@@ -84,8 +87,10 @@ def test_discord_corrects_what_others_said_however_old_it_is() -> None:
 
 
 @given(known=FACTS, seen=st.lists(FACTS, max_size=6), listed=st.sets(st.sampled_from(["1", "2", "9"])))
-def test_others_never_give_anybody_a_right(known: ChannelFacts, seen: list[ChannelFacts], listed: set[str]) -> None:
-    """After any reports of exports and programs, every reader of the channel could read it before."""
+def test_other_sources_never_give_anyone_access(
+    known: ChannelFacts, seen: list[ChannelFacts], listed: set[str]
+) -> None:
+    """After any reports of exports and programs, nobody can read a channel who could not before."""
     believed = known
     for one in seen:
         believed = merge_facts("9", believed, facts(one.kind, one.parent_channel_id, one.observed_at))
@@ -94,13 +99,15 @@ def test_others_never_give_anybody_a_right(known: ChannelFacts, seen: list[Chann
 
 
 @given(known=FACTS, at=st.integers(0, 9), discord=st.booleans())
-def test_an_unknown_kind_says_nothing(known: ChannelFacts, at: int, discord: bool) -> None:
-    """A deletion need not know the kind of its channel."""
+def test_an_unknown_kind_changes_nothing(known: ChannelFacts, at: int, discord: bool) -> None:
+    """An observation of an unknown kind, as of a deletion, changes nothing."""
     assert merge_facts("9", known, facts(UNKNOWN, at=at, discord=discord)) == known
 
 
 @given(known=FACTS, seen=FACTS, listed=st.sets(st.sampled_from(["1", "2"])))
-def test_what_does_not_widen_gives_nobody_a_right(known: ChannelFacts, seen: ChannelFacts, listed: set[str]) -> None:
+def test_an_observation_that_is_not_wider_gives_nobody_access(
+    known: ChannelFacts, seen: ChannelFacts, listed: set[str]
+) -> None:
     """An observation that gives anyone access counts as one that widens it."""
     gains = is_readable("9", seen.parent_channel_id, seen.kind, listed) and not is_readable(
         "9", known.parent_channel_id, known.kind, listed

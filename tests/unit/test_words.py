@@ -1,35 +1,35 @@
-"""Which parts of a chat message are terms."""
+"""The parts of a chat message that are terms."""
 
 from rtfm.knowledge.words import MAX_TERM_LENGTH, terms
 
 
 def test_a_blob_is_no_word() -> None:
-    """No one types a key of a thousand characters again."""
+    """A text of a thousand characters without a space is not a term, because nobody types it again."""
     assert terms("x" * (MAX_TERM_LENGTH + 1)) == []
 
 
 def test_mentions_and_custom_emoji_are_no_words() -> None:
-    """No one searches for the ids in Discord's markup."""
+    """Ids in Discord's mentions and custom emoji are not terms."""
     assert terms("<@123> <@!4> <#5> <:party:6> kernel") == ["kernel"]
 
 
 def test_chat_words_and_stop_words_are_left_out() -> None:
-    """They occur in every question."""
+    """Chat words and stop words are not terms, because they are in every question."""
     assert terms("hi, does anyone know how to do this? thanks") == []
 
 
 def test_paths_versions_and_error_codes_stay_whole_and_give_their_parts() -> None:
-    """A question may contain the whole or a part."""
+    """Paths, versions and error codes are terms as a whole and in parts, because a question may have either."""
     found = terms("see /etc/fstab: E1234, v2.10.3 and apt-get.")
     assert {"/etc/fstab", "etc", "fstab", "e1234", "v2.10.3", "apt-get", "apt"} <= set(found)
 
 
 def test_forms_of_a_word_are_one_term() -> None:
-    """A question about mounting finds a message with mount."""
+    """All forms of a word are one term, so that a question about mounting finds a message with mount."""
     assert len({terms(word)[0] for word in ("mount", "mounts", "mounting", "mounted")}) == 1
     assert terms("drives") == terms("drive")
 
 
 def test_other_scripts_are_words_too() -> None:
-    """Communities write in their own language."""
+    """Words in other scripts are terms."""
     assert terms("Überraschung здравствуйте 日本語") == ["überraschung", "здравствуйте", "日本語"]
