@@ -150,7 +150,7 @@ class Outbox:
         with self._changed:
             self._in_flight.pop(queued.number, None)
             if self._problem is not None:
-                log.info("events are sent again")
+                log.info("sending events works again")
                 self._problem = None
             self._notify_change()
 
