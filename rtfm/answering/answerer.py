@@ -1,8 +1,8 @@
 """``Answerer`` turns a question into an answer.
 
-Owns the order of the steps: expiry, visibility, retrieval, the model, the extract. Promises an answer for every
-question while the stores are available: if the model fails, the answer is an extract, and a defect fails one question,
-not the service.
+It decides the order of the steps: expiry, visibility, retrieval, model or extract, check for deletions. While
+PostgreSQL and Chroma are available, every question gets an answer. If the model fails, the answer is an extract. If
+answering has a defect, that one question gets the outcome FAILED, and the service continues.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Clock = Callable[[], TimestampMillis]
 
 
 class PassageSearch(Protocol):
-    """Finds passages; see ``Retriever``."""
+    """The part of ``Retriever`` that the answerer uses."""
 
     def search(
         self, question: str, *, guild_id: str | None, visible_channel_ids: Collection[str], limit: int
@@ -53,17 +53,17 @@ class PassageSearch(Protocol):
 
 
 StillReadable = Callable[[Collection[str]], Collection[str]]
-"""Returns the given message ids without those of deleted or erased messages."""
+"""Takes message ids and returns those whose messages are neither deleted nor erased."""
 
 MODEL_TIMEOUT_S = 20.0
 MAX_SOURCE_WORDS = 1_200
-"""Words of the found passages that an answer is made from, with eight sources."""
+"""An answer is written from at most this many words of the found passages. Eight sources fit in."""
 
 _REWRITING_TIME_SHARE = 0.4
-"""Share of the model's time for rewriting a follow-up; the answer needs the larger part."""
+"""Share of the time for the model that rewriting a follow-up may use. Answering needs the larger part."""
 
 _MAX_NAMED_RULES = 5
-"""Broken rules that a REFUSED answer names."""
+"""A REFUSED answer names at most this many of the rules that its question breaks."""
 
 _OUTCOMES_WITH_ANSWER = (Outcome.ANSWERED, Outcome.EXTRACTED)
 
@@ -72,9 +72,10 @@ _log = get_logger(__name__)
 
 @frozen(kw_only=True)
 class _Draft:
-    """The content of an answer, without the fields that repeat its question.
+    """The content of a response, without the fields that repeat the question.
 
-    ``model`` is the model that wrote it. ``completions`` are all that the question used, for counting tokens.
+    ``model`` is the name of the model that wrote the answer. ``completions`` are the replies to all requests that were
+    sent to the model for the question; their tokens are added up.
     """
 
     outcome: Outcome
@@ -88,7 +89,11 @@ class _Draft:
 
 @frozen(kw_only=True)
 class _PreparedQuestion:
-    """A question as retrieval and the model get it: understandable on its own, and without secrets."""
+    """A question in the form that retrieval and the model get.
+
+    ``text`` can be understood without the earlier messages, and contains no secrets. ``listed`` are the ids of the
+    query's visible channels. ``deadline`` is when the model must have answered.
+    """
 
     text: str
     query: BotQuery
@@ -111,10 +116,11 @@ class Answerer:
         model_timeout_s: float = MODEL_TIMEOUT_S,
         still_readable: StillReadable | None = None,
     ) -> None:
-        """Answer by extract if ``model`` is None, and use at most ``passages_per_answer`` passages.
+        """Create an answerer that uses at most ``passages_per_answer`` passages for each answer.
 
-        All requests to the model for one question take at most ``model_timeout_s`` together. ``still_readable`` checks
-        the found messages after the answer is written, because some may have been deleted since.
+        If ``model`` is None, all answers are extracts. All requests to the model for one question together take at most
+        ``model_timeout_s``. ``still_readable`` is called after an answer is written, because messages that the answer
+        uses may have been deleted in the meantime. Without it, this check is skipped.
         """
         self._retriever = retriever
         self._model = model
@@ -126,16 +132,17 @@ class Answerer:
     def answer(self, query: BotQuery) -> BotResponse:
         """Return the answer to ``query``.
 
-        Raises TransientError if a store does not answer, PermanentError if a store rejects the question, and
-        ConfigError if an operator must act. Any other failure gives a FAILED answer, and the log has its traceback.
+        Raises TransientError if PostgreSQL or Chroma does not answer, PermanentError if one of them rejects the
+        question, and ConfigError if an operator must act. After any other error, the answer has the outcome FAILED, and
+        the traceback is logged.
         """
         read_at = self._clock()
         try:
             draft = self._draft_answer(query, read_at)
         except (TransientError, PermanentError, ConfigError):
             raise
-        except Exception as exc:  # any defect must give the asker an answer
-            # The error's message is left out because it may quote a member.
+        except Exception as exc:  # the asker must get an answer despite any defect
+            # The error's message is not logged because it may quote what a person wrote.
             where = "".join(traceback.format_tb(exc.__traceback__))
             _log.error("answering failed", query_id=query.query_id, error=type(exc).__name__, where=where)
             draft = _Draft(outcome=Outcome.FAILED)
@@ -144,14 +151,15 @@ class Answerer:
         return response
 
     def refuse(self, query: BotQuery, broken: Sequence[BrokenRule], *, record_at: TimestampMillis) -> BotResponse:
-        """Return a REFUSED answer to a ``query`` that breaks rules: it names the fields and the rules, not the values.
+        """Return a REFUSED answer to a ``query`` that breaks the rules ``broken``.
 
-        The answer must keep the rules itself. So invalid ids become "0", and an invalid ``asked_at`` becomes
-        ``record_at``.
+        The answer names the fields and their rules, but not the values. The response must keep the rules itself.
+        Therefore an invalid id becomes "0" in it, and an invalid ``asked_at`` becomes ``record_at``, the time of the
+        query's record.
         """
         now = self._clock()
         fields = {rule.field for rule in broken}
-        # The time of a record without one is -1 or 0.
+        # librdkafka reports -1 or 0 for a record without a timestamp.
         at = record_at if 0 < record_at <= MAX_TIMESTAMP else now
         valid: dict[str, Any] = dict.fromkeys(("guild_id", "channel_id", "message_id", "asker_id"), "0")
         valid["asked_at"] = at
@@ -161,12 +169,12 @@ class Answerer:
         return self._build_response(query, draft, read_at=now)
 
     def withdraw(self, query: BotQuery) -> BotResponse:
-        """Return the answer to a ``query`` whose asker was erased since, without a search and without a model."""
+        """Return the answer to a ``query`` whose asker was erased after asking. No store and no model is asked."""
         draft = _Draft(outcome=Outcome.NOT_FOUND, reason=OutcomeReason.SOURCE_REMOVED)
         return self._build_response(query, draft, read_at=self._clock())
 
     def _build_response(self, query: BotQuery, draft: _Draft, *, read_at: TimestampMillis) -> BotResponse:
-        """Build the response to ``query`` from ``draft``, and count it."""
+        """Build the response to ``query`` from ``draft``, and count its outcome in a metric."""
         ANSWERS.labels(outcome=draft.outcome.value).inc()
         answered_at = self._clock()
         completions = draft.completions
@@ -241,12 +249,12 @@ class Answerer:
             return self._ask_model(self._model, question, passages)
         except RtfmError as exc:
             MODEL_FAILURES.labels(reason=reason_of(exc)).inc()
-            if not isinstance(exc, ModelNotAsked):  # its causes are logged once, when they begin
+            if not isinstance(exc, ModelNotAsked):  # budget and circuit are logged where they change, once
                 _log.warning("the model gave no usable answer, quoting instead", reason=reason_of(exc), error=str(exc))
             return _quote_passages(question, passages, _outcome_reason(exc))
 
     def _ask_model(self, model: LanguageModel, question: _PreparedQuestion, passages: Sequence[Passage]) -> _Draft:
-        """Return the model's answer. Raises RtfmError if there is no usable one."""
+        """Return the model's answer. Raises RtfmError if the model gives no usable answer."""
         request = prompt.build(question.text, passages, files=question.files, language=question.query.language)
         completion = model.complete(request, timeout_s=(question.deadline - self._clock()) / 1000)
         completions = [*question.completions, completion]
@@ -268,16 +276,17 @@ class Answerer:
         )
 
     def _recheck_sources(self, question: _PreparedQuestion, passages: Sequence[Passage], draft: _Draft) -> _Draft:
-        """Return ``draft`` with ``passages``, or an extract of the rest if one of their messages was removed.
+        """Return ``draft`` with ``passages``, after checking that none of their messages was removed.
 
-        All found messages count, not only the cited ones, because the model has read them all.
+        If a message was removed, an answer is replaced by an extract of the remaining messages. This also applies to a
+        message that the answer does not cite, because the model has read it.
         """
         if self._still_readable is not None:
             ids = {message.message_id for passage in passages for message in passage.messages}
             removed = frozenset(ids - set(self._still_readable(ids)))
             if removed:
                 _log.info(
-                    "messages were removed while the answer was written, quoting the rest",
+                    "messages were removed while the answer was written, quoting the remaining ones",
                     query_id=question.query.query_id,
                 )
                 passages = sources.without_messages(passages, removed)
@@ -313,7 +322,7 @@ def _to_retrieved_passage(passage: Passage) -> RetrievedPassage:
         kind=SourceKind.MESSAGE,
         acl_channel_id=acl_channel_id(first.channel_id, first.parent_channel_id, first.channel_kind),
         message_ids=[message.message_id for message in passage.messages],
-        score=passage.boosted_score,  # the order of passages
+        score=passage.boosted_score,  # the score by which passages are ordered
     )
 
 

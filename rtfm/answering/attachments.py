@@ -1,4 +1,4 @@
-"""Selects what retrieval and the model get of the text files attached to a question. Pure."""
+"""Selects the parts of attached text files that retrieval and the model get. No I/O."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rtfm.scrubbing import scrub
 
 MAX_FILES = 4
 MAX_FILE_CHARACTERS = 6_000
-"""Characters of a file that the model gets: its end, where a log says what went wrong."""
+"""The model gets at most this many characters from the end of a file, because the end of a log reports the failure."""
 
 MAX_LINES = 3
 MAX_LINE_CHARACTERS = 200
@@ -26,20 +26,23 @@ _ERROR_SIGN = re.compile(
 
 @frozen(kw_only=True)
 class TextFile:
-    """A text file: its name, and the end of its text without secrets."""
+    """An attached text file. ``text`` is the end of its content, with secrets replaced."""
 
     filename: str
     text: str
 
 
 def select_text_files(files: Sequence[Attachment]) -> list[TextFile]:
-    """Return the first ``MAX_FILES`` files whose text was read and is not blank."""
+    """Return the first ``MAX_FILES`` files that come with a text that is not blank."""
     read = [(file.filename, file.text) for file in files if file.text and file.text.strip()]
     return [TextFile(filename=name[:100], text=scrub(text)[-MAX_FILE_CHARACTERS:]) for name, text in read[:MAX_FILES]]
 
 
 def find_error_lines(files: Sequence[TextFile]) -> list[str]:
-    """Return the last ``MAX_LINES`` lines that report an error; a whole log would outweigh the question in a search."""
+    """Return the last ``MAX_LINES`` lines of ``files`` that report an error.
+
+    They are searched for together with the question. A whole log would outweigh the question.
+    """
     lines = dict.fromkeys(
         line.strip()[:MAX_LINE_CHARACTERS]
         for file in files

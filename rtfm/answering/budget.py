@@ -1,7 +1,8 @@
 """``Budget`` limits how many requests and tokens the model may use in a minute and in a day.
 
-Counts in fixed windows of the ``limits`` library, by default in this process's memory. Requests in flight count with an
-estimate, so that concurrent questions do not exceed a budget together. Does not count money.
+It counts in fixed windows of the ``limits`` library, by default in this process's memory. A request in flight counts
+with an estimate of its tokens, so that concurrent requests stay within the budget together. Cost in money is not
+counted.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _log = get_logger(__name__)
 
 @frozen
 class Limit:
-    """At most ``window.amount`` requests or tokens in a window."""
+    """A limit of ``window.amount`` requests or tokens in each window of time."""
 
     kind: Kind
     window: RateLimitItem
@@ -39,7 +40,7 @@ class Limit:
 
 @define
 class RequestCost:
-    """What one request uses: an estimate before it, the actual numbers after it."""
+    """The requests and tokens that one request costs: an estimate before the request, the actual counts after it."""
 
     tokens: int
     requests: int = 1
@@ -50,10 +51,10 @@ class RequestCost:
 
 
 class Budget:
-    """Limits on requests and tokens. Thread-safe."""
+    """A set of limits on requests and tokens. Thread-safe."""
 
     def __init__(self, limits: Sequence[Limit], storage: Storage | None = None) -> None:
-        """Empty ``limits`` allow everything; ``storage`` None counts in memory."""
+        """Create a budget. Without ``limits`` everything is allowed; without ``storage`` it counts in memory."""
         self._limits = list(limits)
         self._counter = FixedWindowRateLimiter(storage or MemoryStorage())
         self._reserved: Counter[Kind] = Counter()
@@ -62,10 +63,11 @@ class Budget:
 
     @contextmanager
     def reserve(self, tokens: int) -> Iterator[RequestCost]:
-        """Reserve one request of about ``tokens`` tokens; the block corrects the yielded cost afterwards.
+        """Reserve one request of about ``tokens`` tokens while the ``with`` block runs.
 
-        A block that raises counts as one request without tokens, unless it cancelled the cost. Raises ModelNotAsked
-        ("over_budget") if a limit has no room. A used-up limit is logged once and counted every time.
+        The block gets the cost, and sets its tokens to the actual number. If the block raises, one request without
+        tokens is counted, or nothing if the block cancelled the cost. Raises ModelNotAsked ("over_budget") if a limit
+        is used up. The log reports a used-up limit once; the metric counts every refusal.
         """
         self._add_reservation(tokens)
         cost = RequestCost(tokens=tokens)
@@ -104,7 +106,7 @@ class Budget:
 
 
 def open_budget(settings: Settings) -> Budget:
-    """Return the budget of the settings, counted in memory."""
+    """Return a budget with the limits in ``settings`` that counts in memory."""
     configured: list[tuple[Kind, type[RateLimitItem], int | None]] = [
         ("requests", RateLimitItemPerMinute, settings.model_requests_per_minute),
         ("requests", RateLimitItemPerDay, settings.model_requests_per_day),

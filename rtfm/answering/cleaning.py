@@ -1,7 +1,7 @@
-"""Removes pings, unknown links and unknown citations from text before people read it. Pure.
+"""Removes pings, unknown links and unknown citations from text before people read it. No I/O.
 
-Promises that cleaned text pings nobody, and links and cites only what it was given. Does not judge whether an answer is
-true.
+Cleaned text pings nobody, contains only the links that the caller allows, and cites only existing sources. Whether an
+answer is true is not checked.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rtfm.links import CLOSE, LINK_REMOVED, OPEN, find_links, remove_unknown_lin
 from rtfm.markup import remove_channel_mentions, remove_pings
 
 MAX_EXCERPT_CHARACTERS = 300
-_MAX_EXCERPT_INPUT = 2_000  # characters of a text from which its excerpt is made
+_MAX_EXCERPT_INPUT = 2_000  # an excerpt is made from at most this many characters of the text
 FENCE = "```"
 
 _CODE = re.compile(r"(```.*?(?:```|\Z)|(?<!\\)`[^`\n]+`)", re.DOTALL)
@@ -23,8 +23,8 @@ _CITATION = re.compile(r"(?<![ \t])[ \t]*\[\s*+(\d++(?:\s*+[,;]\s*+\d++)*+)\s*+\
 _NUMBER = re.compile(r"(?<!\d)\d{1,9}(?!\d)")  # no source number has more digits
 _WORD = re.compile(r"\w")
 _HEADING = re.compile(r"^[\s*_#:>~|-]{0,20}sources?[\s*_#:>~|-]{0,20}$", re.IGNORECASE)
-# Marks replace the brackets of known citations while the text is cleaned. A parenthesis directly after such a citation
-# would make it a link.
+# While text is cleaned, marks replace the brackets of known citations. ``_LINKED_MARK`` finds a citation that a
+# parenthesis follows directly: with its brackets back, Discord would show both as a link.
 _MARKS = re.compile(f"[{OPEN}{CLOSE}]")
 _MARKED = re.compile(f"{OPEN}(\\d+){CLOSE}")
 _LINKED_MARK = re.compile(f"{CLOSE}(?=\\()")
@@ -34,13 +34,14 @@ _MAX_ROUNDS = 10
 def clean(
     text: str, numbers: Mapping[int, int], known_links: Collection[str], known_channels: Collection[str] = ()
 ) -> str:
-    """Return a model's ``text`` with citations in their new ``numbers``, only links of ``known_links``, and no pings.
+    """Return a model's ``text`` without pings, unknown links and unknown citations.
 
-    Mentions of channels outside ``known_channels`` become plain words. A line that reads like the heading of a list of
-    sources is removed, because only the bot adds such a list.
+    ``numbers`` maps the numbers of known citations to their new numbers. Links that are not in ``known_links`` are
+    replaced by a note. Mentions of channels that are not in ``known_channels`` become plain words. A line that reads
+    like the heading of a list of sources is removed, because only the bot adds such a list.
 
-    Removing one thing can join its neighbours to another, so the steps repeat until nothing changes. If that takes more
-    than ``_MAX_ROUNDS`` rounds, the result is empty.
+    Removing a part of the text can join the parts around it to a new ping, link or citation. Therefore the steps repeat
+    until nothing changes. If that takes more than ``_MAX_ROUNDS`` rounds, the result is empty.
     """
     text = renumber_citations(_MARKS.sub("", remove_pings(text)), numbers, form=f"{OPEN}{{}}{CLOSE}")
     for _ in range(_MAX_ROUNDS):
@@ -53,16 +54,16 @@ def clean(
 
 
 def cited_numbers(text: str) -> list[int]:
-    """Return the numbers that ``text`` cites outside code, each once, in order."""
+    """Return the numbers that ``text`` cites outside code, without duplicates, in the order of their first use."""
     prose = [part for part in _CODE.split(text) if not _CODE.fullmatch(part)]
     cited = [match[1] for part in prose for match in _CITATION.finditer(part)]
     return list(dict.fromkeys(int(number) for numbers in cited for number in _NUMBER.findall(numbers)))
 
 
 def renumber_citations(text: str, numbers: Mapping[int, int], *, form: str = "[{}]") -> str:
-    """Return ``text`` with citations in their new ``numbers``; unknown ones are removed, code is unchanged.
+    """Return ``text`` with its citations renumbered by ``numbers``, which maps old numbers to new numbers.
 
-    ``form`` is the format of a citation.
+    Citations of other numbers are removed. Code is unchanged. ``form`` is the format string of a new citation.
     """
 
     def replace(match: re.Match[str]) -> str:
@@ -74,7 +75,10 @@ def renumber_citations(text: str, numbers: Mapping[int, int], *, form: str = "[{
 
 
 def without_citations(text: str) -> str:
-    """Return a quote's ``text`` with parentheses around numbers that read like citations. Code is unchanged."""
+    """Return a quote's ``text`` with parentheses in place of the brackets around numbers. Code is unchanged.
+
+    Otherwise a reader would take such a number for a citation of the answer.
+    """
 
     def replace(match: re.Match[str]) -> str:
         return f"{match.group()[: match.group().index('[')]}({match[1]})"
@@ -83,7 +87,7 @@ def without_citations(text: str) -> str:
 
 
 def has_words(text: str) -> bool:
-    """Whether ``text`` has words other than citations and notes of removed links."""
+    """Return whether ``text`` contains any word besides citations and notes of removed links."""
     return _WORD.search(_CITATION.sub("", text.replace(LINK_REMOVED, ""))) is not None
 
 
@@ -93,7 +97,10 @@ def close_code_block(text: str) -> str:
 
 
 def excerpt(text: str) -> str:
-    """Return ``text`` on one line of at most 300 characters, without pings and channels, with visible addresses."""
+    """Return the beginning of ``text`` as one line of at most ``MAX_EXCERPT_CHARACTERS``.
+
+    Pings and mentions of channels become plain words, and no link hides its address.
+    """
     begin = remove_channel_mentions(remove_pings(text.strip()[:_MAX_EXCERPT_INPUT]))
     line = to_one_line(remove_unknown_links(begin, find_links(begin)))
     return line if len(line) <= MAX_EXCERPT_CHARACTERS else line[: MAX_EXCERPT_CHARACTERS - 1].rstrip() + "…"

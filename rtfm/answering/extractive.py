@@ -1,7 +1,8 @@
-"""Answers without a model: quotes the best matching messages with date and number. Pure.
+"""Builds an extract: an answer without a model that quotes the best matching messages. No I/O.
 
-Owns the choice of messages within passages. The best match of a question is usually the same question, and its answer
-follows it. So a message scores for its own words and for those of earlier messages that it may answer.
+Consecutive messages of one author form a turn, and an extract quotes turns. The turn that matches a question best is
+usually the same question, asked before; its answer is in a later turn. Therefore a turn's score counts its own words
+and also the words of earlier turns that it may answer.
 """
 
 from __future__ import annotations
@@ -24,37 +25,43 @@ from rtfm.markup import escape_markup, remove_channel_mentions, remove_pings, to
 MAX_QUOTES = 3
 MAX_QUOTE_CHARACTERS = 450
 MAX_CODE_CHARACTERS = 900
-"""The limit for a quote with a code block, because half of a block is useless."""
+"""The limit for a quote with a code block. It is higher, because half of a code block is useless."""
 
 MAX_EXTRACT_CHARACTERS = 1_500
-"""With its sources, an extract fits into one Discord message of 2,000 characters."""
+"""An extract of this length and the list of its sources fit into one Discord message of 2,000 characters."""
 
 MIN_SHARE_OF_BEST = 0.7
-"""A passage, or a second turn of a passage, is quoted from this share of the best one's score."""
+"""A passage may be quoted if it has at least this share of the first passage's score.
+
+In the same way, a second turn of a passage may be quoted if it has at least this share of the passage's best score.
+"""
 
 MIN_SHARE_OTHER_PASSAGE = 0.2
-"""A turn of another passage is quoted from this share of the best turn's score; below, it is chatter."""
+"""A turn of a passage other than the first may be quoted if it has at least this share of the best turn's score.
+
+With a lower score, it is usually chatter.
+"""
 
 MIN_SHARE_THIRD_QUOTE = 0.5
-"""A third quote is added from this share of the best quote's score.
+"""A third quote is added if it has at least this share of the best quote's score.
 
-Below it, five of six third quotes contain no part of the answer.
+Of the third quotes with a lower score, five of six contain no part of the answer.
 """
 
 INTRODUCTION = "This was said about it:"
 
 _MAX_TURN_GAP_MS = 120_000
 _MAX_TURN_MESSAGES = 4  # an author who writes more has usually moved to another subject
-_MAX_CARRY_TURNS = 6  # a turn can answer one of this many turns before it
-_MAX_PIECES = 4  # sentences and code blocks of a long message that are quoted
+_MAX_CARRY_TURNS = 6  # a turn is taken to answer one of at most this many turns directly before it
+_MAX_PIECES = 4  # of a long turn, at most this many sentences and code blocks are quoted
 _CODE_NOTE_CHARACTERS = 25  # length of a note that replaces a code block
 _QUOTE_OVERHEAD_CHARACTERS = 60  # quotation marks, name, date and number of a quote
 # Factors for a turn's score, set by eye on the sample chat and on public help channels.
-_CARRY_FACTOR = 0.6  # for the terms of an earlier turn that this one may answer
-_OPENER_FACTOR = 0.5  # the first author of a conversation describes the problem, the others the solution
-_QUESTION_FACTOR = 0.5
-_BRIEF_FACTOR = 0.5
-_COMMAND_FACTOR = 1.25
+_CARRY_FACTOR = 0.6  # for the terms of an earlier turn that the turn may answer
+_OPENER_FACTOR = 0.5  # for turns of the first author, who describes the problem; the others describe the solution
+_QUESTION_FACTOR = 0.5  # for a turn that asks a question
+_BRIEF_FACTOR = 0.5  # for a turn of fewer than three terms
+_COMMAND_FACTOR = 1.25  # for a turn that contains a command, a path or a link
 
 _QUESTION = re.compile(
     r"\?\s*$|^\s*(?:hi\W+|hello\W+)?"
@@ -63,14 +70,14 @@ _QUESTION = re.compile(
 )
 _COMMAND = re.compile(r"`|https?://|(?:^|\s)(?:sudo|\./|/[\w.]+/|--?\w)|\w\.\w{2,4}\b|[\w-]=\S")
 _BLOCK = re.compile(r"```.*?```", re.DOTALL)
-# A sentence ends at its mark or at the end of the line, but not inside inline code.
+# A sentence ends at a punctuation mark or at the end of a line, but not inside inline code.
 _CODE_OR_END = re.compile(r"`[^`\n]+`|[.!?](?=\s)|\n")
-_SAME_TERMS_SHARE = 0.85  # two turns with this share of common terms say the same
+_SAME_TERMS_SHARE = 0.85  # two turns with at least this share of common terms count as the same
 
 
 @frozen(kw_only=True)
 class Quote:
-    """A quote: its text, and the message at which it begins."""
+    """A quoted turn: the text that is shown, and the first message of the turn."""
 
     passage: Passage
     message: PassageMessage
@@ -79,7 +86,7 @@ class Quote:
 
 @frozen(kw_only=True)
 class _Turn:
-    """Consecutive messages of one author. ``links`` are the addresses in its text, as ``rtfm.links`` returns them."""
+    """Consecutive messages of one author. ``links`` are the addresses in ``text``, as ``find_links`` returns them."""
 
     first: PassageMessage
     text: str
@@ -89,7 +96,10 @@ class _Turn:
 
 @frozen(kw_only=True)
 class _QuotableTurn:
-    """A turn that may be quoted: number ``place`` of the passage at ``rank``."""
+    """A turn that may be quoted.
+
+    ``rank`` is the index of its passage among the passages, and ``place`` the index of the turn in the passage.
+    """
 
     rank: int
     place: int
@@ -101,8 +111,9 @@ class _QuotableTurn:
 def quotes(question: str, passages: Sequence[Passage], *, channels: Collection[str] = ()) -> list[Quote]:
     """Return at most three quotes, in the order of the passages and of the turns within a passage.
 
-    A passage gives at most two quotes. No two quotes say the same, and all fit into one Discord message with their
-    sources. Quotes mention only ``channels`` by id.
+    At most two quotes are from the same passage, and no two quotes say the same. All quotes fit into one Discord
+    message, together with the list of their sources. Mentions of channels that are not in ``channels`` become plain
+    words.
     """
     if not passages:
         return []
@@ -127,7 +138,7 @@ def quotes(question: str, passages: Sequence[Passage], *, channels: Collection[s
 
 
 def _rank_turns(rarity: Mapping[str, float], passages: Sequence[Passage]) -> list[_QuotableTurn]:
-    """Return the best turn of each passage, then second-best turns with nearly the same score."""
+    """Return the best turn of each passage, followed by the second-best turns that score nearly as high."""
     firsts: list[_QuotableTurn] = []
     seconds: list[_QuotableTurn] = []
     for rank, passage in enumerate(passages):
@@ -153,9 +164,9 @@ def _is_same(turn: _Turn, other: _Turn) -> bool:
 
 
 def best_message(question: str, answer: str, passage: Passage) -> PassageMessage:
-    """Return the message of ``passage`` that ``answer`` most likely rests on.
+    """Return the message of ``passage`` from which ``answer`` was most likely written.
 
-    If none shares a term with ``answer``, return the message that an extract would quote.
+    If no message shares a term with ``answer``, return the message that an extract would quote.
     """
     rarity = _rarity_of_terms(answer, [passage])
     overlaps = [_overlap(rarity, terms(message.content)) for message in passage.messages]
@@ -199,12 +210,12 @@ def _group_turns(passage: Passage) -> list[_Turn]:
 
 
 def _author(message: PassageMessage) -> str:
-    """Return what identifies the author; two people can have the same name."""
+    """Return the author's id, because two people can have the same name. Without an id, return the name."""
     return message.author_id or message.author_name
 
 
 def _without_addressee(content: str, names: tuple[str, ...]) -> str:
-    """Return ``content`` without pings and without the name at its start that it addresses."""
+    """Return ``content`` without pings, and without the name of an addressed person at its start."""
     text = remove_pings(content).strip()
     if text.startswith(names):
         name, _, rest = text.partition(" ")
@@ -213,9 +224,10 @@ def _without_addressee(content: str, names: tuple[str, ...]) -> str:
 
 
 def _clean_quote(text: str, known: Collection[str], channels: Collection[str]) -> str:
-    """Return ``text`` for a quote: with closed code blocks and visible addresses, without numbers like citations.
+    """Return ``text`` so that it is harmless as a quote.
 
-    Links that are not ``known`` are removed: they come from cutting a text or joining two, and nobody wrote them.
+    Pings become plain words, code blocks are closed, no link hides its address, and no number looks like a citation.
+    Links that are not in ``known`` are removed: nobody wrote them, they result from cutting or joining texts.
     """
     text = remove_unknown_links(remove_channel_mentions(remove_pings(text), channels), known)
     return close_code_block(without_citations(text))
@@ -249,9 +261,9 @@ def _score_turns(rarity: Mapping[str, float], turns: Sequence[_Turn]) -> list[fl
 
 
 def _shorten(rarity: Mapping[str, float], text: str) -> str:
-    """Return ``text``, or the best matching sentences of a long one in their order.
+    """Return ``text`` if it is short enough, otherwise its best matching sentences in their order.
 
-    Code blocks are kept whole or replaced by a note.
+    A code block is either kept whole or replaced by a note.
     """
     limit = MAX_CODE_CHARACTERS if _BLOCK.search(text) else MAX_QUOTE_CHARACTERS
     if len(text) <= limit:
@@ -259,7 +271,7 @@ def _shorten(rarity: Mapping[str, float], text: str) -> str:
     pieces = _pieces(text)
     scores = [_overlap(rarity, terms(piece)) for piece in pieces]
     for i in range(1, len(pieces)):
-        if _BLOCK.fullmatch(pieces[i]):  # the sentence before a block explains it
+        if _BLOCK.fullmatch(pieces[i]):  # usually the sentence before a code block explains it
             scores[i] = max(scores[i], scores[i - 1])
     chosen: set[int] = set()
     left = limit
@@ -305,14 +317,14 @@ def _sentences(text: str) -> Iterator[str]:
 
 
 def _wrap_long(piece: str) -> list[str]:
-    """Return ``piece``, or shorter runs of its words if it is too long for a quote."""
+    """Return ``piece`` alone, or split into runs of words if it is too long for a quote."""
     if len(piece) <= MAX_QUOTE_CHARACTERS or _BLOCK.fullmatch(piece):
         return [piece]
     return textwrap.wrap(" ".join(piece.split()), MAX_QUOTE_CHARACTERS // 3, break_on_hyphens=False)
 
 
 def _rarity_of_terms(text: str, passages: Sequence[Passage]) -> dict[str, float]:
-    """Return a weight for each term of ``text``, higher for a rarer one in ``passages``; they add up to 1."""
+    """Return a weight for each term of ``text``. Terms that are rarer in ``passages`` weigh more; the sum is 1."""
     message_counts: Counter[str] = Counter()
     for passage in passages:
         for message in passage.messages:
@@ -323,6 +335,6 @@ def _rarity_of_terms(text: str, passages: Sequence[Passage]) -> dict[str, float]
 
 
 def _overlap(rarity: Mapping[str, float], words: Collection[str]) -> float:
-    """Return the summed weight of the terms in ``words``, from 0 to 1."""
-    # fsum is exact: the order of a set differs between processes, and a plain sum of floats depends on the order.
+    """Return the sum of the weights of the terms that are in ``words``, from 0 to 1."""
+    # A set has another order in each process, and a plain sum of floats depends on the order. fsum does not.
     return math.fsum(rarity[word] for word in rarity.keys() & set(words))

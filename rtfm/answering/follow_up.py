@@ -1,6 +1,7 @@
 """Turns a follow-up into a question that can be understood on its own.
 
-The model rewrites it with one extra request; without a model, the question is joined to the asker's previous message.
+The model rewrites the question with one additional request. Without a model, or if the request fails, the asker's
+previous message is appended to the question.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from rtfm.telemetry import MODEL_FAILURES
 def rewrite(
     question: str, context: Sequence[ContextMessage], model: LanguageModel, *, timeout_s: float
 ) -> tuple[str, Completion | None]:
-    """Return the rewritten question and its completion, or ``join_context`` and None if the model fails."""
+    """Return the question rewritten by the model, and the completion.
+
+    If the model fails, return the result of ``join_context``, and None.
+    """
     scrubbed = [attrs.evolve(message, content=scrub(message.content)) for message in context]
     try:
         completion = model.complete(prompt.build_standalone(question, scrubbed), timeout_s=timeout_s)
@@ -32,6 +36,6 @@ def rewrite(
 
 
 def join_context(question: str, context: Sequence[ContextMessage]) -> str:
-    """Return the question with the asker's previous message, which usually names the subject."""
+    """Return the question followed by the asker's previous message, which usually names the subject."""
     before = [message.content for message in context if message.speaker is Speaker.ASKER and message.content.strip()]
     return f"{question}\n{scrub(before[-1])}" if before else question

@@ -1,7 +1,7 @@
 """``GeminiModel``: Google's Gemini over REST, through google-generativeai.
 
-The package is no longer maintained (last release in December 2025), so only this module uses it. Does not retry and
-records no metrics.
+The package is no longer maintained (last release in December 2025), so only this module uses it. The model does not
+retry and does not record metrics; ``GuardedModel`` does both.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from rtfm.answering.prompt import Prompt
 from rtfm.errors import RtfmError
 
 with warnings.catch_warnings():
-    # The package warns at import that it is no longer maintained; docs/decisions/ has the reason for using it.
+    # The package warns at import that it is no longer maintained. docs/decisions/ gives the reason for using it.
     warnings.simplefilter("ignore", FutureWarning)
     from google.generativeai.client import configure
     from google.generativeai.generative_models import GenerativeModel
 
 
 class GeminiModel:
-    """A Gemini model. Thread-safe. Only one per process: the package keeps its key and address globally."""
+    """A Gemini model. Thread-safe. A process can use only one, because the package has one key and address for all."""
 
     def __init__(self, *, api_key: str, model: str, endpoint: str | None = None) -> None:
-        """``endpoint`` replaces the address of Google's API, for a proxy or a stub; it includes the scheme."""
+        """Configure the package. ``endpoint``, an address with its scheme, replaces Google's, for a proxy or a stub."""
         options = {"api_endpoint": endpoint} if endpoint else None
         configure(api_key=api_key, transport="rest", client_options=options)
         self._service = ModelService(
@@ -49,10 +49,10 @@ class GeminiModel:
                     # The package modifies its argument.
                     "response_schema": copy.deepcopy(dict(prompt.schema)),
                 },
-                # Without retry=None the package retries on 503 for ten minutes, whatever the timeout.
+                # Without retry=None the package retries for ten minutes after status 503, despite the timeout.
                 request_options={"timeout": timeout_s, "retry": None},
             )
-        # The package sends with requests, whose errors are OSErrors.
+        # The package uses the library requests, whose errors are OSErrors.
         except (api_errors.GoogleAPIError, GoogleAuthError, ParseError, OSError, ValueError) as exc:
             raise self._to_rtfm_error(exc, timeout_s) from exc
         usage = response.usage_metadata
@@ -82,5 +82,5 @@ class GeminiModel:
             raise self._service.no_candidate_error(reason.name if reason else None)
         candidate = response.candidates[0]
         text = "".join(part.text for part in candidate.content.parts if not getattr(part, "thought", False))
-        # A reason newer than the package is a plain number without a name.
+        # A finish reason that the package does not know is a plain number without a name.
         return self._service.require_text(text, getattr(candidate.finish_reason, "name", ""))

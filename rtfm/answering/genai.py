@@ -1,6 +1,6 @@
 """``GenaiModel``: Google's Gemini over REST, through google-genai, the successor of google-generativeai.
 
-Only this module uses the package. Does not retry and records no metrics.
+Only this module uses the package. The model does not retry and does not record metrics; ``GuardedModel`` does both.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class GenaiModel:
     """A Gemini model. Thread-safe."""
 
     def __init__(self, *, api_key: str, model: str, endpoint: str | None = None) -> None:
-        """``endpoint`` replaces the address of Google's API, for a proxy or a stub; it includes the scheme."""
+        """Create a client. ``endpoint``, an address with its scheme, replaces Google's, for a proxy or a stub."""
         self._service = ModelService(
             name="Gemini", model=model, key_setting="GEMINI_API_KEY", model_setting="GEMINI_MODEL"
         )
-        # All options are set, because the package reads environment variables for missing ones.
+        # Options that are not set here would be read from environment variables.
         self._client = genai.Client(
             enterprise=False,
             api_key=api_key,

@@ -1,8 +1,8 @@
-"""``GuardedModel``: a model behind retries, a budget and a circuit breaker.
+"""``GuardedModel``: a model whose requests are retried, limited by a budget, and stopped by a circuit breaker.
 
-Owns the order of these guards around one request. Transient failures are retried after a backoff with jitter, or after
-the Retry-After of the service, while time is left. If too large a share of requests fails, the circuit opens: only one
-probe per interval is sent. Does not read prompts or replies.
+After a transient failure, a request is retried while time is left: after a backoff with jitter, or after the time that
+the service asks for in a Retry-After header. If too large a share of the requests fails, the circuit opens. While it is
+open, one request per interval is sent as a probe, and all others are refused without being sent.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from rtfm.errors import ConfigError, Throttled, TransientError, Unavailable
 from rtfm.telemetry import CIRCUIT_STATE, MODEL_REQUESTS, MODEL_SECONDS, MODEL_TOKENS, get_logger
 
 CHARACTERS_PER_TOKEN = 4
-"""Characters of a Gemini token in English, about (https://ai.google.dev/gemini-api/docs/tokens); only for estimates."""
+"""Approximate length of a Gemini token in English (https://ai.google.dev/gemini-api/docs/tokens), for estimates."""
 
 SHORTEST_ATTEMPT_S = 0.5
-"""No retry starts with less time left than this."""
+"""A retry is not started if less time than this would be left for it."""
 
 _STATE_VALUES = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
 
@@ -35,7 +35,11 @@ _log = get_logger(__name__)
 
 @frozen(kw_only=True)
 class GuardPolicy:
-    """When to retry a request, and when to open the circuit."""
+    """The settings of retries and of the circuit breaker.
+
+    The circuit opens if at least ``min_requests`` requests were sent within ``window_s`` and at least
+    ``failure_share`` of them failed.
+    """
 
     attempts: int = 3
     first_wait_s: float = 0.5
@@ -48,13 +52,13 @@ class GuardPolicy:
 
 @frozen
 class _BreakerClock:
-    """A clock in the form that the breaker's library takes."""
+    """A clock in the form that the circuit breaker's library requires."""
 
     monotonic: Callable[[], float]
 
 
 class GuardedModel:
-    """A ``LanguageModel`` with guards around its requests. Thread-safe."""
+    """A ``LanguageModel`` that adds retries, a budget and a circuit breaker to another. Thread-safe."""
 
     def __init__(
         self,
@@ -66,7 +70,10 @@ class GuardedModel:
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """``clock`` returns seconds, ``jitter`` a number between 0 and 1. ``name`` appears in metrics and logs."""
+        """Guard ``model``, which metrics and logs call ``name``.
+
+        ``clock`` returns seconds, and ``jitter`` a random number from 0 to 1.
+        """
         self.name = name
         self.adapter = model
         self._policy = policy
@@ -82,7 +89,7 @@ class GuardedModel:
                 window_size=max(1, round(policy.window_s)),
                 wait_duration_in_open=policy.probe_interval_s,
                 permitted_calls_in_half_open=1,
-                # Slow requests end by their timeout.
+                # A slow request is not a failure of its own; the timeout ends it.
                 slow_call_duration_threshold=float("inf"),
             ),
             clock=_BreakerClock(clock),
@@ -92,7 +99,7 @@ class GuardedModel:
         CIRCUIT_STATE.labels(dependency=name).set(_STATE_VALUES[State.CLOSED])
 
     def complete(self, prompt: Prompt, *, timeout_s: float) -> Completion:
-        """See ``LanguageModel.complete``; ``timeout_s`` covers all attempts together.
+        """Like ``LanguageModel.complete``; ``timeout_s`` is the limit for all attempts together.
 
         Raises ModelNotAsked ("circuit_open", "over_budget" or "out_of_time") if no request was sent.
         """
@@ -112,7 +119,10 @@ class GuardedModel:
         raise AssertionError("retry_context ends with a result or an error")
 
     def wait_s(self, error: Exception, deadline_s: float) -> float | bool:
-        """Return the seconds until the next attempt, True for the usual backoff, or False for no further attempt."""
+        """Decide whether and when to retry after ``error``.
+
+        Return the seconds until the next attempt, True to wait for the usual backoff, or False to give up.
+        """
         left_s = deadline_s - self._clock() - SHORTEST_ATTEMPT_S
         if not isinstance(error, TransientError) or left_s <= 0:
             return False
@@ -151,10 +161,11 @@ class GuardedModel:
 
 
 class _FailureClassifier:
-    """Decides what the breaker counts as a failure of the service.
+    """Decides which results the circuit breaker counts as failures of the service.
 
-    No answer, a refusal that every request would get, and a reply that is not of the service's API, such as a proxy's
-    page, count. A blocked or cut-off answer depends on the question and does not count.
+    These are errors that another request would probably get, too: no answer, throttling, a refused key or model name,
+    and a reply that is not in the form of the API, for example a proxy's page. Errors that depend on the question, for
+    example a blocked or cut-off answer, do not count.
     """
 
     def is_failure(self, *, result: object, exception: Exception | None) -> bool:
@@ -164,7 +175,7 @@ class _FailureClassifier:
 
 
 class _BreakerListener(CoreEventListener):
-    """Logs and counts the changes of the circuit's state."""
+    """Logs each change of the circuit's state, and sets the metric to the new state."""
 
     def on_state_change(self, *, name: str, old: State, new: State) -> None:
         CIRCUIT_STATE.labels(dependency=name).set(_STATE_VALUES.get(new, 2))
@@ -177,7 +188,7 @@ class _BreakerListener(CoreEventListener):
 
 
 def reason_of(error: Exception) -> str:
-    """Return one word for why a model gave no answer, as a metric label."""
+    """Return the value of the metric label that says why a model gave no usable answer."""
     match error:
         case UnusableAnswer() | ModelNotAsked():
             return error.reason

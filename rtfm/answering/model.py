@@ -1,6 +1,6 @@
-"""The interface of a language model, and the errors that a provider's replies mean.
+"""The interface of a language model, and the translation of a provider's failures into errors. No I/O.
 
-Owns the mapping from HTTP statuses and finish reasons to errors, which the adapters share. No I/O.
+All providers' clients use the same translation of HTTP statuses and finish reasons.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from rtfm.answering.prompt import Prompt, UnusableAnswer
 from rtfm.errors import ConfigError, RtfmError, Throttled, Unavailable
 
 MAX_OUTPUT_TOKENS = 8_192
-"""Enough for an answer of a few hundred words and for the model's thinking, which counts as output."""
+"""This is enough for an answer of a few hundred words and for the model's thinking, which counts as output."""
 
 TEMPERATURE = 0.2
 DEFAULT_RETRY_AFTER_S = 5.0
+"""Seconds until a retry if the service throttles requests and does not say how long to wait."""
 
-# Names in Gemini's v1beta API (https://ai.google.dev/api/generate-content#FinishReason) and in OpenAI's.
+# Finish reasons of Gemini's v1beta API (https://ai.google.dev/api/generate-content#FinishReason) and of OpenAI's API.
 _BLOCKED = {"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "CONTENT_FILTER"}
 _CUT_OFF = {"MAX_TOKENS", "LENGTH"}
 
 
 @frozen(kw_only=True)
 class Completion:
-    """What a model wrote. Token counts are the model's own, or None if it reported none."""
+    """The reply of a model. The token counts are those that the service reported; None if it reported none."""
 
     text: str
     model: str
@@ -34,19 +35,20 @@ class Completion:
 
 
 class LanguageModel(Protocol):
-    """A model that writes JSON. Thread-safe."""
+    """A model that replies in JSON. Thread-safe."""
 
     def complete(self, prompt: Prompt, *, timeout_s: float) -> Completion:
-        """Return the reply to ``prompt`` as JSON of its ``schema``, within ``timeout_s``.
+        """Return the reply to ``prompt``, which should be JSON in the form of the prompt's ``schema``.
 
-        Raises Unavailable or Throttled if a retry can help, ConfigError if the operator must act, ModelNotAsked if no
-        request was sent, and UnusableAnswer if the reply cannot be used.
+        The form is not checked. Raises Unavailable or Throttled if a retry can help, also after ``timeout_s`` seconds
+        without a reply. Raises ConfigError if the operator must act, ModelNotAsked if no request was sent, and
+        UnusableAnswer if the reply cannot be used.
         """
         ...
 
 
 class ModelNotAsked(RtfmError):
-    """No request was sent. ``reason`` is a metric label: circuit_open, over_budget or out_of_time."""
+    """No request was sent to the model. ``reason`` is circuit_open, over_budget or out_of_time, as in metrics."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -55,9 +57,9 @@ class ModelNotAsked(RtfmError):
 
 @frozen(kw_only=True)
 class ModelService:
-    """A provider's name and model, and the settings that an operator changes to fix errors.
+    """Translates a provider's failures into errors that name the settings to change.
 
-    Its methods translate the provider's replies to errors.
+    ``key_setting`` and ``model_setting`` are the names of the settings that hold the key and the model's name.
     """
 
     name: str
@@ -89,15 +91,15 @@ class ModelService:
         return Unavailable(self.name, f"{self.name} answered with HTTP status {status}")
 
     def unreachable_error(self, error: Exception, timeout_s: float) -> Unavailable:
-        """Return the error for a request without a reply."""
+        """Return the error for a request that got no reply."""
         return Unavailable(self.name, f"{self.name} did not answer within {timeout_s:.1f} s: {type(error).__name__}")
 
     def malformed_error(self) -> UnusableAnswer:
-        """Return the error for a reply that is not in the form of the API, such as a proxy's page."""
+        """Return the error for a reply that is not in the form of the API, for example a proxy's page."""
         return UnusableAnswer("malformed", f"{self.name}'s reply is not in the form of its API")
 
     def require_text(self, text: str | None, finish_reason: str) -> str:
-        """Return ``text``; raise UnusableAnswer if it is cut off, blocked or blank."""
+        """Return ``text``. Raises UnusableAnswer if the model was cut off or blocked, or if ``text`` is blank."""
         reason = finish_reason.upper()
         if reason in _CUT_OFF:
             raise UnusableAnswer("cut_off", f"{self.name}'s reply was cut off at {MAX_OUTPUT_TOKENS} tokens")
@@ -108,14 +110,14 @@ class ModelService:
         return text
 
     def no_candidate_error(self, block_reason: str | None) -> UnusableAnswer:
-        """Return the error for a reply without a candidate."""
+        """Return the error for a reply that contains no answer (in Gemini's terms, no candidate)."""
         if block_reason:
             return UnusableAnswer("blocked", f"{self.name} blocked the question: {block_reason.lower()}")
         return UnusableAnswer("empty", f"{self.name} returned no candidate")
 
 
 def _retry_after_s(header: str | None) -> float:
-    """Parse the seconds of a Retry-After header; a date or an invalid value gives the default."""
+    """Return the seconds in a Retry-After header, or the default if it is a date, invalid, or a day or more."""
     try:
         seconds = float(header) if header else DEFAULT_RETRY_AFTER_S
     except ValueError:

@@ -1,7 +1,7 @@
 """``OpenAiModel``: any server with OpenAI's chat completions, such as Ollama, vLLM or a gateway.
 
-Uses https://platform.openai.com/docs/api-reference/chat/create with structured output. Does not retry and records no
-metrics.
+The API is https://platform.openai.com/docs/api-reference/chat/create, used with structured output. The model does not
+retry and does not record metrics; ``GuardedModel`` does both.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class OpenAiModel:
     """A model behind an OpenAI-compatible endpoint. Thread-safe."""
 
     def __init__(self, *, base_url: str, model: str, api_key: str | None = None) -> None:
-        """``base_url`` includes the version, for example http://localhost:11434/v1."""
+        """Create a client. ``base_url`` includes the version of the API, for example http://localhost:11434/v1."""
         self._service = ModelService(
             name="The model's server", model=model, key_setting="OPENAI_API_KEY", model_setting="OPENAI_MODEL"
         )

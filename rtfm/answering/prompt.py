@@ -1,7 +1,7 @@
 """Builds the prompts and parses the model's replies. No I/O.
 
-Owns the instructions, the form of the sources and the form of the replies. Sources are numbered JSON data, so that no
-message can end its own quotation.
+The sources are part of one JSON document, each with a number. Because JSON escapes their text, no message can end its
+own quotation and continue as instructions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_CONTEXT_MESSAGES = 10
 MAX_CONTEXT_CHARACTERS = 1_000
 MAX_MESSAGE_CHARACTERS = 1_500
 MAX_SOURCE_CHARACTERS = 4_000
-"""Together, these limits keep a prompt with eight sources under about 12,000 tokens."""
+"""With these five limits, a prompt with eight sources has fewer than about 12,000 tokens."""
 
 INSTRUCTIONS = """\
 You answer questions in a Discord community from what its members said earlier. You get one JSON document with
@@ -74,13 +74,13 @@ STANDALONE_SCHEMA: Mapping[str, Any] = {
 """The form of a rewritten question."""
 
 _LEAK_RUN_WORDS = 8
-"""An answer with this many consecutive words of the instructions counts as a leak; none has so many by chance."""
+"""An answer that repeats this many consecutive words of the instructions is a leak. That does not happen by chance."""
 
 _WORD = re.compile(r"\w+")
 
 
 class UnusableAnswer(RtfmError):
-    """The model's reply cannot be used. ``reason`` is one word, as a metric label."""
+    """The model's reply cannot be used. ``reason`` says why in one word, which is also the metric label."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -89,7 +89,7 @@ class UnusableAnswer(RtfmError):
 
 @frozen(kw_only=True)
 class Prompt:
-    """What a model gets: its instructions, one JSON document of data, and the form of its reply."""
+    """A request to a model: the instructions, the data as one JSON document, and the schema of the reply."""
 
     instructions: str
     document: str
@@ -98,7 +98,7 @@ class Prompt:
 
 @frozen(kw_only=True)
 class ModelAnswer:
-    """A model's parsed answer, not yet checked against its sources."""
+    """An answer as the model wrote it; its citations and its text are not checked yet."""
 
     answer: str
     cited: Sequence[int]
@@ -109,9 +109,10 @@ class ModelAnswer:
 def build(
     question: str, sources: Sequence[Passage], *, files: Sequence[TextFile] = (), language: str | None = None
 ) -> Prompt:
-    """Build the prompt for an answer to ``question``; texts longer than the limits are cut.
+    """Build the prompt for an answer to ``question``. Texts that exceed the limits above are cut.
 
-    ``sources`` are numbered from 1, ``files`` came with the question, and ``language`` is the asker's IETF BCP 47 tag.
+    ``sources`` are numbered from 1. ``files`` were attached to the question. ``language`` is the asker's language as an
+    IETF BCP 47 tag.
     """
     document: dict[str, Any] = {"question": question[:MAX_QUESTION_CHARACTERS]}
     if language:
@@ -123,7 +124,7 @@ def build(
 
 
 def build_standalone(question: str, context: Sequence[ContextMessage]) -> Prompt:
-    """Build the prompt that rewrites a follow-up to a question that can be understood on its own."""
+    """Build the prompt that asks a model to rewrite a follow-up as a question that can be understood on its own."""
     document = {
         "question": question[:MAX_QUESTION_CHARACTERS],
         "context": [
@@ -153,7 +154,7 @@ def parse(text: str) -> ModelAnswer:
 
 
 def parse_standalone(text: str) -> str:
-    """Parse a rewritten question. Raises UnusableAnswer ("malformed") if it does not have the form of its schema."""
+    """Parse a rewritten question. Raises UnusableAnswer ("malformed") if ``text`` is not of ``STANDALONE_SCHEMA``."""
     question = _parse_object(text).get("question")
     if not isinstance(question, str) or not question.strip():
         raise UnusableAnswer("malformed", "the model's reply has no question")
@@ -191,7 +192,7 @@ def _parse_object(text: str) -> dict[str, Any]:
 
 
 def _to_json(document: dict[str, Any]) -> str:
-    # UTF-8 cannot encode half of a surrogate pair.
+    # The round trip replaces unpaired surrogates, which UTF-8 cannot encode.
     return json.dumps(document, ensure_ascii=False).encode("utf-8", "replace").decode("utf-8")
 
 

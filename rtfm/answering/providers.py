@@ -1,4 +1,4 @@
-"""The model providers, the choice of one by the settings, and how to open it.
+"""The providers of language models, and the choice of one of them by the settings.
 
 To add a provider, write an adapter like ``gemini`` and add an entry to ``PROVIDERS``.
 """
@@ -18,21 +18,21 @@ from rtfm.settings import Settings
 
 @frozen(kw_only=True)
 class Provider:
-    """A provider of models. ``name`` appears in metrics and logs."""
+    """A provider of models. ``name`` appears in metrics and logs. The functions take the settings."""
 
     name: str
     is_chosen: Callable[[Settings], bool]
     open: Callable[[Settings], LanguageModel]
-    describe: Callable[[Settings], str]  # for operators; holds no secret
+    describe: Callable[[Settings], str]  # text for operators, without secrets
 
 
 def chosen_provider(settings: Settings) -> Provider | None:
-    """Return the first configured provider; None means that answers are extracts."""
+    """Return the first configured provider, or None if none is configured and all answers are extracts."""
     return next((provider for provider in PROVIDERS if provider.is_chosen(settings)), None)
 
 
 def open_model(settings: Settings) -> GuardedModel | None:
-    """Open the chosen provider's model with its guards; return None if no provider is configured."""
+    """Return the configured provider's model, wrapped in ``GuardedModel``; None if no provider is configured."""
     provider = chosen_provider(settings)
     if provider is None:
         return None
@@ -46,7 +46,7 @@ def open_model(settings: Settings) -> GuardedModel | None:
     return GuardedModel(provider.open(settings), name=provider.name, policy=policy, budget=open_budget(settings))
 
 
-# Adapters are imported when they are opened: Google's packages take more than half a second to import and are optional.
+# Each module is imported only if its provider is used: Google's packages are optional and take over 0.5 s to import.
 
 
 def _open_openai(settings: Settings) -> LanguageModel:

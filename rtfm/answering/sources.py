@@ -1,7 +1,7 @@
-"""Selects the found messages that the model and the readers may see. Pure.
+"""Selects the found messages that the model and the readers may see. No I/O.
 
-Checks each message against the query again, independently of retrieval: this is the last check before the model reads
-the messages.
+Retrieval has already searched only in the visible channels. Here each message is checked again, independently, before
+the model reads it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from rtfm.visibility import is_readable
 
 
 def select_usable(passages: Sequence[Passage], query: BotQuery) -> list[Passage]:
-    """Return the parts of ``passages`` that an answer to ``query`` may use, in their order, without secrets.
+    """Return the parts of ``passages`` that an answer to ``query`` may use, in the same order.
 
-    Removes messages that the answer's readers may not read, the question itself, blank messages, messages that an
-    earlier passage contains, and passages without a remaining message.
+    These messages are left out: those that the readers of the answer may not read, the question itself, blank messages,
+    and messages that an earlier passage contains. A passage without a remaining message is left out, too. Secrets in
+    the messages are replaced by a note.
     """
     listed = frozenset(query.visible_channel_ids)
     seen: set[tuple[str, str]] = set()
     kept = []
     for passage in passages:
-        # Parts of a long message share its id.
+        # A long message is split into parts with the same id, so the content is compared, too.
         messages = [
             m for m in passage.messages if (m.message_id, m.content) not in seen and _is_usable(m, query, listed)
         ]
@@ -38,14 +39,14 @@ def select_usable(passages: Sequence[Passage], query: BotQuery) -> list[Passage]
 
 
 def is_visible(message: PassageMessage | Citation, guild_id: str | None, listed: frozenset[str]) -> bool:
-    """Whether everyone who can read the ``listed`` channels of ``guild_id`` can read ``message``."""
+    """Return whether everyone who can read all ``listed`` channels of guild ``guild_id`` can read ``message``."""
     return message.guild_id == guild_id and is_readable(
         message.channel_id, message.parent_channel_id, message.channel_kind, listed
     )
 
 
 def without_messages(passages: Sequence[Passage], removed: frozenset[str]) -> list[Passage]:
-    """Return ``passages`` without the messages whose ids are in ``removed``, and without passages that become empty."""
+    """Return ``passages`` without messages whose ids are in ``removed``, and without passages that are then empty."""
     left = [attrs.evolve(p, messages=[m for m in p.messages if m.message_id not in removed]) for p in passages]
     return [passage for passage in left if passage.messages]
 

@@ -1,6 +1,7 @@
-"""Turns a model's reply into an answer: cleans its text, checks its citations and builds the sources. Pure.
+"""Turns a model's reply into an answer: cleans the text, checks the citations and builds the list of sources. No I/O.
 
-Promises that, whatever the model wrote, the answer cites and links only what the model was given, and pings nobody.
+Whatever the model wrote, the answer cites only passages that the model was given, contains only links from the cited
+passages, and pings nobody.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from rtfm.markup import to_plain_name
 from rtfm.scrubbing import scrub
 
 MAX_ANSWER_CHARACTERS = 3_500
-"""About two Discord messages; the prompt asks for short answers."""
+"""A longer answer is cut. This is about two Discord messages, and the prompt asks for short answers."""
 
 MAX_MODEL_CHARACTERS = 4 * MAX_ANSWER_CHARACTERS
-"""Characters of a model's reply that are read; the rest is ignored."""
+"""Only this many characters of a model's answer are read; the rest is ignored."""
 
 
 @frozen(kw_only=True)
 class WrittenAnswer:
-    """An answer's text and the sources that it cites."""
+    """The text of an answer and its citations."""
 
     text: str
     citations: Sequence[Citation]
@@ -35,10 +36,10 @@ class WrittenAnswer:
 def write_answer(
     reply: ModelAnswer, passages: Sequence[Passage], *, question: str, channels: frozenset[str]
 ) -> WrittenAnswer:
-    """Return the answer of ``reply``, which cites ``passages`` by their numbers from 1.
+    """Return the cleaned answer of ``reply``, in which number n cites the n-th passage, counted from 1.
 
-    The answer may mention only ``channels`` by id. Raises UnusableAnswer for a reply that cites none of ``passages``
-    ("uncited"), repeats the instructions ("leak"), or has no words left after cleaning ("empty").
+    Mentions of channels that are not in ``channels`` become plain words. Raises UnusableAnswer for a reply that cites
+    none of ``passages`` ("uncited"), repeats the instructions ("leak"), or has no words left after cleaning ("empty").
     """
     if leaks_instructions(reply.answer):
         raise UnusableAnswer("leak", "the model's answer repeats its instructions")
@@ -49,7 +50,7 @@ def write_answer(
     numbers = {old: new for new, old in enumerate(used, start=1)}
     known = set().union(*(find_links(m.content) for number in used for m in passages[number - 1].messages))
     text = cleaning.clean(scrub(reply.answer[:MAX_MODEL_CHARACTERS]), numbers, known, channels)
-    text = cleaning.close_code_block(remove_unknown_links(_truncate(text), known))  # cutting a link makes another link
+    text = cleaning.close_code_block(remove_unknown_links(_truncate(text), known))  # a cut link is another link
     if not cleaning.has_words(text):
         raise UnusableAnswer("empty", "the model's answer has no words left after cleaning")
     citations = [
@@ -82,7 +83,7 @@ def build_citation(number: int, passage: Passage, message: PassageMessage) -> Ci
 
 
 def _with_dates(text: str, citations: Sequence[Citation]) -> str:
-    """Return ``text`` with the dates of its sources, the newest first, unless it gives them itself."""
+    """Return ``text`` followed by the dates of its sources, the newest first, unless it contains all these dates."""
     dated = sorted((c for c in citations if c.created_at is not None), key=lambda c: -(c.created_at or 0))
     dates = [(c.number, f"{to_datetime(c.created_at):%Y-%m-%d}") for c in dated if c.created_at is not None]
     if len(dates) < 2 or all(date in text for _, date in dates):

@@ -1,6 +1,7 @@
-"""Sends questions to ``bot-queries``: first the row in the archive, then the record.
+"""Sends questions to ``bot-queries`` after storing them in the archive as open questions.
 
-Promises that every query of the bot in Kafka has a row, with which its response is compared.
+Therefore every query in Kafka that the bot sent has a row in the archive. The bot compares responses with that row, and
+posts only those that match.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from rtfm.knowledge.archive import SqlArchive
 
 
 class OpenQuestionSender:
-    """A sender that opens a question in the archive before it sends the query."""
+    """A sender that stores a query as an open question in the archive before sending it."""
 
     def __init__(self, sender: Sender, archive: SqlArchive, *, clock_ms: Callable[[], TimestampMillis]) -> None:
         self._sender = sender
@@ -23,7 +24,7 @@ class OpenQuestionSender:
     def send(
         self, topic: str, event: DiscordMessage | BotQuery, *, on_delivery: Callable[[Acknowledgement], None]
     ) -> None:
-        """Send one event; may wait for the archive, and raises Unavailable if the archive does not answer."""
+        """Send one event. Can block while the archive is written. Raises Unavailable if the archive does not answer."""
         if isinstance(event, BotQuery):
             self._archive.questions.open(event, now=self._clock_ms())
         self._sender.send(topic, event, on_delivery=on_delivery)

@@ -1,8 +1,8 @@
 """The Discord client: listens to the gateway and publishes messages and questions as events.
 
-Owns the connection, its addresses and its intents. Promises that events keep Discord's order: handlers publish before
-their first ``await``. A question to the bot is not published as a message, because a search would find the question
-itself first.
+The client has the connection to Discord, its addresses and its intents. Messages are published in the order in which
+Discord sends them, because their handlers do not ``await`` anything. A question to the bot is not published as a
+message, because a search would find the question itself before any answer.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ _ASK_IN_A_CHANNEL = "Please ask me in a channel of the server that you mean."
 
 
 class _ShortReconnectLogs(logging.Filter):
-    """Shortens discord.py's log of a lost connection to a warning of one line: discord.py reconnects by itself."""
+    """Shortens discord.py's traceback of a lost connection to a one-line warning.
+
+    A warning is enough because discord.py reconnects by itself. With debug logs, the traceback stays.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and record.msg.startswith("Attempting a reconnect") and not _is_debugging():
@@ -63,7 +66,7 @@ def _is_debugging() -> bool:
 
 
 class Publish(Protocol):
-    """Accepts an event for a topic without blocking; returns False if the event was dropped."""
+    """A function that accepts an event for a topic without blocking. It returns False if it dropped the event."""
 
     def __call__(self, topic: str, event: DiscordMessage | BotQuery) -> bool:
         """Publish ``event``, or drop it."""
@@ -81,10 +84,11 @@ class RtfmClient(discord.Client):
         api: str | None = None,
         gateway: str | None = None,
     ) -> None:
-        """Connect to Discord, or to another compatible server at ``api`` and ``gateway``.
+        """Create a client of Discord, or of a compatible server at the addresses ``api`` and ``gateway``.
 
-        The addresses apply to the whole process, because discord.py keeps them in class attributes. With ``api`` alone,
-        that server tells its gateway. ``query_expiry_s`` is the time that a question may take.
+        The addresses apply to the whole process, because discord.py keeps them in class attributes. If only ``api`` is
+        given, the client asks that server for the address of its gateway. A question expires ``query_expiry_s`` seconds
+        after it was asked.
         """
         super().__init__(
             intents=discord.Intents(guilds=True, guild_messages=True, dm_messages=True, message_content=True),
@@ -106,29 +110,29 @@ class RtfmClient(discord.Client):
         return None if self._connected else "not connected to Discord's gateway"
 
     async def setup_hook(self) -> None:
-        """Look up the gateway's address if only the API's was given."""
+        """Ask the server for the address of its gateway if only the address of its API was given."""
         if self._looks_up_gateway:
             _, address, _ = await self.http.get_bot_gateway()
             DiscordWebSocket.DEFAULT_GATEWAY = yarl.URL(address)
 
     async def on_connect(self) -> None:
-        """Note a new session with the gateway."""
+        """Note that a new session with the gateway began."""
         self._connected = True
         log.info("connected to Discord", bot_id=self._own_id())
 
     async def on_resumed(self) -> None:
-        """Note a resumed session: the gateway has replayed the missed events."""
+        """Note that the session was resumed and the gateway has sent the missed events."""
         self._connected = True
         log.info("resumed the session with Discord")
 
     async def on_disconnect(self) -> None:
-        """Note a lost connection; discord.py reconnects."""
+        """Note that the connection was lost. discord.py reconnects by itself."""
         if self._connected and not self.is_closed():
             log.warning("disconnected from Discord, reconnecting")
         self._connected = False
 
     async def on_message(self, message: discord.Message) -> None:
-        """Publish a new message, or its question if it asks the bot."""
+        """Publish a new message. If it is a question to the bot, publish it as a query instead."""
         if not messages.is_from_person(message):
             return
         question = self._find_question(message)
@@ -140,7 +144,10 @@ class RtfmClient(discord.Client):
             await self._ask_in_channel(message, question)
 
     async def on_raw_message_edit(self, payload: discord.RawMessageUpdateEvent) -> None:
-        """Publish an edit, but not the update that Discord sends when it has fetched a link's preview."""
+        """Publish a person's edit of a message.
+
+        Discord also sends an update when it adds the preview of a link. Such an update is not published.
+        """
         message = payload.message
         if message.edited_at is not None and self._find_question(message) is None:
             self._publish_message(message, MessageChange.EDITED)
@@ -150,11 +157,11 @@ class RtfmClient(discord.Client):
         self._publish_deletions([payload.message_id], payload.channel_id, payload.guild_id)
 
     async def on_raw_bulk_message_delete(self, payload: discord.RawBulkMessageDeleteEvent) -> None:
-        """Publish the deletions of a moderator who removed many messages at once."""
+        """Publish one deletion for each of several messages that were deleted at once."""
         self._publish_deletions(sorted(payload.message_ids), payload.channel_id, payload.guild_id)
 
     async def on_error(self, event_method: str, /, *args: Any, **kwargs: Any) -> None:
-        """Log a failed handler, without the event, because it contains what people wrote."""
+        """Log that a handler failed. The event is not logged because it contains what people wrote."""
         error = sys.exc_info()[1]
         log.error("handling an event from Discord failed", handler=event_method, error=f"{type(error).__name__}")
         log.debug("traceback", exc_info=True)
@@ -187,7 +194,7 @@ class RtfmClient(discord.Client):
         )
 
     def _find_replied_message(self, message: discord.Message) -> discord.Message | None:
-        """Return the bot's message that ``message`` replies to."""
+        """Return the message of the bot to which ``message`` replies, or None."""
         resolved = message.reference.resolved if message.reference else None
         if isinstance(resolved, discord.Message) and resolved.author.id == self._own_id():
             return resolved
@@ -219,9 +226,10 @@ class RtfmClient(discord.Client):
             )
 
     async def _find_only_guild(self, person: discord.abc.User) -> discord.Guild | None:
-        """Return the bot's guild if it has only one and ``person`` is a member.
+        """Return the guild about which ``person`` asks in a direct message, or None if it is unclear.
 
-        Someone who left the guild can no longer read its messages.
+        It is the bot's only guild, if ``person`` is a member. People who left a guild can no longer read its messages
+        and must not get them from the bot.
         """
         if len(self.guilds) != 1:
             return None

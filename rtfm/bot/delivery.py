@@ -1,10 +1,17 @@
-"""Posts a ``BotResponse`` as one reply on Discord.
+"""Posts a ``BotResponse`` as one reply on Discord. A long reply has several parts.
 
-Posts a response only if it matches an open question of this bot in the archive; all others are counted and skipped.
-Promises one reply per question while the channel's history can be read. Each posted part is recorded, and has a nonce
-that Discord checks for some minutes; after that, the channel is searched for parts that were posted already. The
-question is closed last. A response for the asker alone is sent by direct message. Before each part, the archive is
-checked for removed messages on which the answer rests. The caller commits after ``deliver`` returns.
+A response is posted only if it matches an open question of this bot in the archive. All other responses are counted and
+skipped. A response to the asker alone is sent by direct message. Before each part is posted, the archive is asked
+whether a message that the answer uses was removed.
+
+Each question gets one reply, even if its response is delivered again after a crash:
+
+- Each posted part is recorded in the archive, and the question is closed after the last part.
+- Each part has a nonce. For some minutes, Discord does not post a second part with the same nonce.
+- After that time, the channel's history is searched for parts that were posted. This requires the permission to read
+  the history; without it, a part can be posted twice.
+
+The caller must commit the response after ``deliver`` returns.
 """
 
 from __future__ import annotations
@@ -30,16 +37,16 @@ from rtfm.telemetry import IGNORED_EVENTS, RESPONSES_DELIVERED, get_logger
 log = get_logger(__name__)
 
 NONCE_VALID_MS = 60_000
-"""Within this time, a second send cannot make a second reply: Discord knows a nonce for "the past few minutes"."""
+"""For this long, Discord is trusted to drop a repeated part. Discord checks nonces for "the past few minutes"."""
 
 _MAX_SEARCHED_MESSAGES = 1_000
-_TIMEOUT_S = 15.0  # less than the grace period of a shutdown, which waits for replies in progress
+_TIMEOUT_S = 15.0  # of a whole reply; a shutdown waits for unfinished replies, and its grace period is longer
 _CLOCK_SKEW_MS = 60_000
 _OUTCOMES_WITH_ANSWER = (Outcome.ANSWERED, Outcome.EXTRACTED)
 
 
 class _ReplyRefused(Exception):
-    """Discord will never accept the reply."""
+    """Discord rejected the reply and would reject it again."""
 
 
 class ReplyDelivery:
@@ -53,16 +60,16 @@ class ReplyDelivery:
     async def deliver(self, response: BotResponse) -> None:
         """Post ``response`` as a reply, or count why it was skipped.
 
-        Raises Unavailable if Discord or the archive does not answer, or if the gateway is not connected: permissions
-        would then be checked against an outdated state. No response makes it raise anything else, because anyone who
-        can write to the topic could then stop the bot.
+        Raises Unavailable if Discord or the archive does not answer. Also raises Unavailable if the gateway is not
+        connected, because the permissions that the client knows may then be outdated. No content of a response causes
+        another error, because otherwise anyone who can write to the topic could stop the bot.
         """
         if response.outcome is Outcome.UNKNOWN:
             IGNORED_EVENTS.labels(RESPONSES, "unknown_outcome").inc()
             return
         question = await asyncio.to_thread(self._archive.questions.find, response.query_id)
         if question is None:
-            # The question is another service's, the console's, or answered already, or the response is forged.
+            # Another service or `rtfm-cli ask` asked the question, it is answered already, or the response is forged.
             IGNORED_EVENTS.labels(RESPONSES, "no_open_question").inc()
             return
         if (field := _find_differing_field(question, response)) is not None:
@@ -127,7 +134,7 @@ class ReplyDelivery:
             return "already_there"
         for number, part in enumerate(parts[done:], start=done):
             self._check_gateway()
-            # Checked before each part: searching for earlier parts and waiting for rate limits take seconds.
+            # Before each part, because searching for posted parts and waiting for rate limits can take seconds.
             if result == "posted" and await self._has_removed_source(response):
                 result = "removed"
                 if number:
@@ -146,11 +153,11 @@ class ReplyDelivery:
         return result
 
     async def _has_removed_source(self, response: BotResponse) -> bool:
-        """Whether a message on which the answer rests was deleted or erased."""
+        """Return whether a message that the answer uses was deleted or erased."""
         try:
             return bool(await asyncio.to_thread(self._archive.removals.find_removed, source_message_ids(response)))
         except InvalidEvent:
-            return True  # text that PostgreSQL cannot store is not the id of a message
+            return True  # PostgreSQL cannot store one of the ids, so it is not the id of an archived message
 
     async def _record_part(self, response: BotResponse, part: int, posted: discord.Message) -> None:
         await asyncio.to_thread(
@@ -178,9 +185,10 @@ class ReplyDelivery:
         reference: discord.MessageReference | None,
         versions: Sequence[Sequence[str]],
     ) -> int:
-        """Return how many parts an earlier delivery posted, of any of ``versions``.
+        """Return how many parts of the reply were posted by an earlier delivery.
 
-        The channel is searched if that delivery may be longer ago than Discord knows nonces.
+        ``versions`` are the forms in which the reply may have been posted, each as a list of parts. If the earlier
+        delivery may be too long ago for Discord to know its nonces, the channel's history is searched, too.
         """
         recorded = await asyncio.to_thread(self._count_recorded_parts, response.query_id)
         if self._clock_ms() - response.answered_at < NONCE_VALID_MS:
@@ -211,7 +219,7 @@ class ReplyDelivery:
 
 
 def _find_differing_field(question: OpenQuestion, response: BotResponse) -> str | None:
-    """Return one word for what differs between ``response`` and ``question``, or None if they match."""
+    """Return the name of a field that differs between ``response`` and ``question``, or None if they match."""
     pairs = {
         "guild": (question.guild_id, response.guild_id),
         "channel": (question.channel_id, response.channel_id),
@@ -224,7 +232,7 @@ def _find_differing_field(question: OpenQuestion, response: BotResponse) -> str 
 
 def _can_show(response: BotResponse, visible: list[str]) -> bool:
     if response.outcome in _OUTCOMES_WITH_ANSWER and not response.retrieved:
-        return False  # the messages on which it rests are unknown
+        return False  # it is unknown which messages the answer uses
     return visibility.can_show(response.citations, response.retrieved, visible)
 
 
@@ -236,7 +244,7 @@ def _is_part(message: discord.Message, reference: discord.MessageReference | Non
 
 @contextlib.asynccontextmanager
 async def _translated_errors(question: OpenQuestion) -> AsyncIterator[None]:
-    """Translate Discord's errors, except 403 and 404, which are final answers."""
+    """Translate Discord's errors. The statuses 403 and 404 are final and are raised unchanged."""
     try:
         yield
     except (discord.Forbidden, discord.NotFound):

@@ -1,7 +1,7 @@
 """Turns Discord's messages into the events of ``discord-messages``.
 
-Only what people wrote becomes an event: default messages and replies in text channels, threads and forum posts of
-guilds. Messages of bots and webhooks, joins, pins, voice channels and direct messages do not.
+Only messages that people wrote in text channels, threads and forum posts of guilds become events. Left out are messages
+of bots and webhooks, Discord's own notices about joins or pins, messages in voice channels, and direct messages.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from rtfm.discord_ids import created_at
 from rtfm.events import Attachment, ChannelKind, DiscordMessage, MessageChange, MessageSource, TimestampMillis
 
 PERSON_MESSAGE_TYPES = frozenset({discord.MessageType.default, discord.MessageType.reply})
-"""Types of messages that people write. Most answers are replies."""
+"""Types of messages that people write. Replies are included because most answers are replies."""
 
 _UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def is_from_person(message: discord.Message) -> bool:
-    """Whether a person wrote ``message``."""
+    """Return whether a person wrote ``message``."""
     return message.type in PERSON_MESSAGE_TYPES and not message.author.bot and message.webhook_id is None
 
 
 def to_message_event(message: discord.Message, change: MessageChange) -> DiscordMessage | None:
-    """Return the event for a new or edited message, or None for one that is not published."""
+    """Return the event for a new or edited message, or None if the message is not published."""
     kind, parent_channel_id = classify_channel(message.channel)
     if message.guild is None or kind is ChannelKind.UNKNOWN or not is_from_person(message):
         return None
@@ -61,7 +61,7 @@ def to_message_event(message: discord.Message, change: MessageChange) -> Discord
 
 
 def to_deletion_event(message_id: int, channel_id: int, guild_id: int, channel: object | None) -> DiscordMessage:
-    """Return the event for a deleted message, of which Discord reports only the ids.
+    """Return the event for a deleted message. Discord reports only the ids of a deleted message.
 
     ``channel`` is the client's channel object, or None if the client does not know the channel.
     """
@@ -80,7 +80,7 @@ def to_deletion_event(message_id: int, channel_id: int, guild_id: int, channel: 
 
 
 def classify_channel(channel: object | None) -> tuple[ChannelKind, str | None]:
-    """Return the kind of ``channel``, and the parent's id if it is a thread."""
+    """Return the kind of ``channel``, and the id of its parent if it is a thread."""
     match channel:
         case discord.TextChannel():
             return ChannelKind.TEXT, None

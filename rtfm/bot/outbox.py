@@ -1,8 +1,9 @@
 """Queues events between Discord's event loop and Kafka.
 
-``offer`` never blocks. One thread sends the events in order and keeps each until a broker acknowledged it. While Kafka
-or the registry is down, the outbox fills; once it is full, new events are dropped, counted and reported by readiness.
-Failed events are sent again in their order, after all events in flight were acknowledged or failed.
+``offer`` never blocks. One thread sends the events in order, and keeps each event until a broker has acknowledged it.
+Events that failed are sent again in their order, once every other sent event was acknowledged or has failed. While
+Kafka or the registry is down, the outbox fills. When the outbox is full, new events are dropped and counted, and the
+bot is not ready.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ log = get_logger(__name__)
 
 
 class Acknowledgement(Protocol):
-    """The outcome of sending a record, from the producer."""
+    """The producer's report about a record that was sent."""
 
     @property
     def error(self) -> str | None:
-        """One line if no broker has the record, else None."""
+        """Return why no broker acknowledged the record, in one line, or None if a broker did."""
 
 
 class Sender(Protocol):
@@ -40,7 +41,7 @@ class Sender(Protocol):
     def send(
         self, topic: str, event: DiscordMessage | BotQuery, *, on_delivery: Callable[[Acknowledgement], None]
     ) -> None:
-        """Send one event; may wait for room."""
+        """Send one event. Can block until the producer has room for it."""
 
 
 @frozen
@@ -73,7 +74,7 @@ class Outbox:
         self._thread.start()
 
     def offer(self, topic: str, event: DiscordMessage | BotQuery) -> bool:
-        """Queue ``event`` without blocking; return False if the outbox is full and the event was dropped."""
+        """Queue ``event`` without blocking. Return False if the outbox is full, so that ``event`` was dropped."""
         with self._changed:
             if self._size() >= self._limit:
                 IGNORED_EVENTS.labels(topic, "outbox_full").inc()
@@ -88,14 +89,14 @@ class Outbox:
             return True
 
     def not_ready_reason(self) -> str | None:
-        """Return why events are not sent, or None if they are."""
+        """Return why events cannot be sent, or None if they can."""
         with self._changed:
             if self._dropping:
                 return f"the outbox is full ({self._size()} events): {self._problem or 'Kafka is too slow'}"
             return self._problem
 
     def close(self, timeout_s: float) -> int:
-        """Wait up to ``timeout_s`` until all events are sent, then stop; return the number of unsent events."""
+        """Wait up to ``timeout_s`` until all events are acknowledged, then stop. Return how many are not."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
             self._changed.wait_for(lambda: not self._size(), timeout=max(0.0, deadline - time.monotonic()))
@@ -107,7 +108,7 @@ class Outbox:
         return len(self._waiting) + len(self._in_flight) + len(self._failed)
 
     def _notify_change(self) -> None:
-        # The gauge is the sum of all outboxes of the process.
+        # The gauge counts the events of all outboxes of the process, so this outbox adds only its own change.
         OUTBOX_EVENTS.inc(self._size() - self._gauge_value)
         self._gauge_value = self._size()
         self._changed.notify_all()
@@ -132,7 +133,7 @@ class Outbox:
         with self._changed:
             while not self._closed:
                 if self._failed and not self._in_flight:
-                    # In the queue while waiting, so that `close` and readiness count them.
+                    # Failed events go back to the queue before the pause, so that they are counted as unsent.
                     self._waiting.extendleft(sorted(self._failed, key=lambda queued: queued.number, reverse=True))
                     self._failed.clear()
                     self._changed.wait_for(lambda: self._closed, timeout=self._retry_s)
@@ -151,7 +152,7 @@ class Outbox:
         with self._changed:
             self._in_flight.pop(queued.number, None)
             if self._problem is not None:
-                log.info("events are sent again")
+                log.info("sending events works again")
                 self._problem = None
             self._notify_change()
 

@@ -1,7 +1,8 @@
-"""Formats a response as Discord messages: its text, its sources, its parts. No I/O.
+"""Formats a response as the text of one or more Discord messages, called parts. No I/O.
 
-Promises that every part is under 2,000 characters, that a code block across two parts is closed in the first and opened
-again in the second, and that no link is cut. Does not decide who may read the answer.
+Each part has fewer than 2,000 characters. If a code block continues in the next part, it is closed in the first part
+and opened again in the second. A link is cut only if it is longer than a part. Who may read the answer is decided
+elsewhere.
 """
 
 from __future__ import annotations
@@ -17,15 +18,19 @@ from rtfm.events import BotResponse, Citation, Outcome, OutcomeReason, to_dateti
 from rtfm.markup import escape_markup, to_plain_name
 
 PART_LIMIT = 1_999
-"""UTF-16 units of a part. Discord's limit is 2,000 characters; it does not say how it counts, and this is strictest."""
+"""The limit for a part, in UTF-16 units.
+
+Discord's limit is 2,000 characters. Discord does not document how it counts characters; no way of counting gives more
+than UTF-16 units.
+"""
 
 NONCE_LENGTH = 24
-"""Characters of a nonce; Discord accepts up to 25."""
+"""The number of characters of a nonce. Discord accepts up to 25."""
 
 _FENCE = "```"
 _LANGUAGE = re.compile(r"```([\w+#.-]{1,20})\s*$")
-_FENCE_OVERHEAD = 2 * len(_FENCE) + 20 + 2  # an opening fence with its language and a closing one, each on its own line
-# Atoms are not cut: a link with its text, an address, a mention or emoji, a word.
+_FENCE_OVERHEAD = 2 * len(_FENCE) + 20 + 2  # an opening fence with its language, a closing fence, and two line ends
+# An atom is a link with its text, an address, a mention, an emoji or a word. Atoms that fit into a part are not cut.
 _ATOM = re.compile(r"\[[^\]\n]{1,200}\]\(<?[^)\s]+>?\)|<[^<>\s]+>|\S+|\s+")
 
 _OUTCOME_TEXTS = {
@@ -40,7 +45,7 @@ NO_LONGER_SHOWN = "My answer rests on messages that may not be shown here. Pleas
 
 
 def compose(response: BotResponse) -> list[str]:
-    """Return the parts of ``response`` in order; none for an outcome that this version does not know."""
+    """Return the parts of ``response`` in order. There are none if this version does not know the outcome."""
     if response.outcome is Outcome.UNKNOWN:
         return []
     answer = response.answer.strip() or (
@@ -51,26 +56,30 @@ def compose(response: BotResponse) -> list[str]:
 
 
 def outcome_text(outcome: Outcome) -> str:
-    """Return the text for an outcome without an answer."""
+    """Return the text that is shown for an outcome without an answer."""
     return _OUTCOME_TEXTS.get(outcome, _OUTCOME_TEXTS[Outcome.NOT_FOUND])
 
 
 def nonce(query_id: str, part: int) -> str:
-    """Return the nonce of a part, always the same, so that Discord drops a second send within minutes."""
+    """Return the nonce of a part.
+
+    The nonce follows from the arguments alone. If a part is sent a second time within minutes, Discord recognises it.
+    """
     digest = hashlib.sha256(f"{query_id}/{part}".encode()).digest()
     return base64.b32encode(digest).decode("ascii")[:NONCE_LENGTH]
 
 
 def split(text: str, limit: int = PART_LIMIT) -> list[str]:
-    """Split ``text`` at lines, then at words, into parts of at most ``limit`` UTF-16 units, none of them blank.
+    """Split ``text`` into parts of at most ``limit`` UTF-16 units. No part is blank.
 
-    ``limit`` must be 100 or more. A word or an address that is longer than a part is cut.
+    The text is split between lines where possible, otherwise between words. A word or an address that is longer than a
+    part is cut. ``limit`` must be 100 or more.
     """
     parts: list[str] = []
     lines: list[str] = []
-    size = 0  # units of the lines, with what ends them
-    fence = ""  # the line that opened the current code block, to open it again in the next part
-    for line in strip_invisible(text).split("\n"):  # Discord does not know the other line ends of str.splitlines
+    size = 0  # units of the lines, including line ends
+    fence = ""  # the line that opened the current code block; the next part opens it again
+    for line in strip_invisible(text).split("\n"):  # for Discord, the other line ends of str.splitlines are characters
         for piece in _pieces(line, limit - _FENCE_OVERHEAD):
             after = _open_fence_after(fence, piece)
             closing = len(_FENCE) + 1 if after else 0
@@ -96,7 +105,7 @@ def _source_line(citation: Citation) -> str:
 
 
 def _pieces(line: str, limit: int) -> Iterator[str]:
-    """Split ``line`` between atoms into pieces of at most ``limit`` units."""
+    """Split ``line`` between atoms into pieces of at most ``limit`` UTF-16 units. An atom that is longer is cut."""
     if _utf16_units(line) <= limit:
         yield line
         return

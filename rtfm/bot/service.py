@@ -1,8 +1,9 @@
-"""Runs the bot as a service: client, outboxes and delivery, from login to drained shutdown.
+"""Runs the bot as a service, from the login to the end of the shutdown.
 
-On SIGTERM or SIGINT it posts and commits unfinished responses, leaves the gateway, and sends its outboxes to Kafka, all
-within ``SHUTDOWN_GRACE_S``. While Discord or Kafka is down it waits, logs this once and is not ready. It ends by itself
-only for errors that an operator must fix.
+The service consists of the Discord client, two outboxes that send events to Kafka, and a pipeline that posts responses.
+On SIGTERM or SIGINT it first posts and commits unfinished responses, then leaves the gateway, and then sends the events
+in the outboxes. Posting and sending can each take up to ``SHUTDOWN_GRACE_S``. While Discord or Kafka is down, the bot
+waits, is not ready, and logs the reason once. It ends by itself only after errors that an operator must fix.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from rtfm.telemetry import Health, get_logger
 
 log = get_logger(__name__)
 
-_CONCURRENT_REPLIES = 8  # so that the rate limit of one channel does not block the others
+_CONCURRENT_REPLIES = 8  # with one, the rate limit of a channel would also delay replies in other channels
 _AUTHENTICATION_FAILED = 4004  # one of Discord's close event codes
 _REFUSED_LOGIN_HINT = (
     "Create a new token at https://discord.com/developers/applications under Bot, and set DISCORD_TOKEN."
@@ -51,8 +52,8 @@ _INTENT_HINT = (
 def run_bot(settings: Settings, stop: threading.Event | None = None) -> None:
     """Run the bot until SIGTERM, SIGINT or ``stop``.
 
-    Raises ConfigError if the token is missing or refused, the intent is off, or the contracts are invalid or not
-    registered, and Unavailable if Discord closes the connection permanently.
+    Raises ConfigError if the token is missing or refused, if the Message Content Intent is off, or if the contracts are
+    invalid or not registered. Raises Unavailable if Discord closes the connection permanently.
     """
     if not settings.discord_token:
         raise ConfigError(
@@ -73,7 +74,7 @@ async def _serve(settings: Settings, token: str, stop: Stop) -> None:
         contracts = open_contracts(settings)
         with contextlib.closing(SqlArchive(settings.database_url)) as archive:
             with EventProducer(settings, contracts) as producer:
-                # Two outboxes, because only questions need the archive: messages do not wait while it is down.
+                # Only questions need the archive. Messages have their own outbox, so they are sent while it is down.
                 messages = Outbox(producer)
                 questions = Outbox(OpenQuestionSender(producer, archive, clock_ms=now_ms))
                 health.ready_when("outbox", messages.not_ready_reason)
@@ -90,7 +91,7 @@ async def _serve(settings: Settings, token: str, stop: Stop) -> None:
                             for outbox in (messages, questions)
                         )
                     )
-                    # The outboxes have used the time for waiting; the producer does not wait again.
+                    # Closing the outboxes has already waited for the producer, so it need not wait again.
                     await asyncio.to_thread(producer.close, 0)
                     if sum(left):
                         log.error("events lost at shutdown, not sent to Kafka in time", events=sum(left))
@@ -99,7 +100,7 @@ async def _serve(settings: Settings, token: str, stop: Stop) -> None:
 
 
 async def beat(health: Health) -> None:
-    """Report to the watchdog that the event loop runs; the bot neither listens nor posts while it hangs."""
+    """Report to the watchdog that the event loop runs. If it hangs, the bot neither listens nor posts."""
     while True:
         health.beat("event loop")
         await asyncio.sleep(POLL_S)
@@ -119,7 +120,7 @@ async def _run(
     quarantine: Quarantine,
     stop: Stop,
 ) -> None:
-    """Run gateway and responses side by side until ``stop``, or until one of them ends with an error."""
+    """Listen to the gateway and post responses until ``stop``, or until one of the two ends with an error."""
     stopped = asyncio.create_task(_wait_for_stop(stop))
     for step in (partial(_check_schemas, contracts), partial(archive.migrate, wait_s=0)):
         await asyncio.to_thread(retry_until_available, step, stop)
@@ -148,7 +149,7 @@ async def _run(
         finally:
             draining.set()
             stop.set()
-            # Unfinished replies need the client, so it is closed after them.
+            # Unfinished replies need the client, so it is closed only after the pipeline has ended.
             await asyncio.wait({responses})
     for task in (gateway, responses):
         if task.done():
@@ -161,7 +162,7 @@ async def _wait_for_stop(stop: Stop) -> None:
 
 
 def _check_schemas(contracts: Contracts) -> None:
-    """Raise ConfigError if a schema with which the bot writes is not registered."""
+    """Raise ConfigError if a schema that the bot writes with is not registered."""
     for topic in (MESSAGES, QUERIES):
         contracts.registry.id_for(topic, contracts.codec(topic).schema)
 
@@ -169,7 +170,7 @@ def _check_schemas(contracts: Contracts) -> None:
 async def _log_in_when_available(
     settings: Settings, token: str, publish: Publish, health: Health, stop: Stop
 ) -> RtfmClient | None:
-    """Return a client that is logged in, waiting while Discord is down; None if ``stop`` came first."""
+    """Wait until Discord answers, and return a client that is logged in, or None if ``stop`` was set first."""
     loop = asyncio.get_running_loop()
 
     def log_in() -> RtfmClient:
@@ -179,7 +180,7 @@ async def _log_in_when_available(
 
 
 async def _log_in(settings: Settings, token: str, publish: Publish, health: Health) -> RtfmClient:
-    """Log in with a new client and return it; a client of discord.py cannot log in twice."""
+    """Return a new client that is logged in. Each attempt needs a new one: a client cannot log in twice."""
     client = RtfmClient(
         publish,
         query_expiry_s=settings.query_expiry_s,
@@ -199,7 +200,7 @@ async def _log_in(settings: Settings, token: str, publish: Publish, health: Heal
 
 
 async def _run_gateway(client: RtfmClient) -> None:
-    """Listen to the gateway until the client is closed; discord.py reconnects by itself."""
+    """Listen to the gateway until the client is closed. discord.py reconnects by itself."""
     try:
         await client.connect()
     except discord.PrivilegedIntentsRequired as exc:
@@ -213,7 +214,7 @@ async def _run_gateway(client: RtfmClient) -> None:
 
 
 async def _run_responses(client: RtfmClient, pipeline: Pipeline, draining: threading.Event) -> None:
-    """Post responses once the client knows its guilds, until ``draining``."""
+    """Wait until the client knows its guilds, then post responses until ``draining`` is set."""
     while not client.is_ready():
         if draining.is_set():
             return
@@ -222,7 +223,7 @@ async def _run_responses(client: RtfmClient, pipeline: Pipeline, draining: threa
 
 
 def _build_handler(delivery: ReplyDelivery, loop: asyncio.AbstractEventLoop) -> Handler:
-    """Build the handler for the pipeline's threads; replies are posted on Discord's event loop."""
+    """Return a handler that runs in the pipeline's threads and posts replies on Discord's event ``loop``."""
 
     def handle(records: Sequence[Record]) -> Sequence[Output]:
         for record in records:

@@ -1,6 +1,6 @@
-"""Decides whether a message is a question to the bot, from plain values: no Discord objects, no I/O.
+"""Decides whether a message is a question to the bot. Uses no objects of discord.py, and no I/O.
 
-A message is a question if it starts with ``!rtfm``, mentions the bot (or the role that Discord makes for the bot),
+A message is a question if it starts with ``!rtfm``, mentions the bot or the role that Discord creates for the bot,
 replies to the bot, or is a direct message. Mentions inside code or quoted lines do not count.
 """
 
@@ -35,7 +35,7 @@ class IncomingMessage:
 
 @frozen(kw_only=True)
 class FoundQuestion:
-    """A question to the bot; ``text`` is empty if the message only names the bot."""
+    """A question to the bot. ``text`` is empty if the message contains nothing but the trigger."""
 
     text: str
     origin: QueryOrigin
@@ -44,7 +44,7 @@ class FoundQuestion:
 def find_question(message: IncomingMessage) -> FoundQuestion | None:
     """Return the question that ``message`` asks the bot, or None.
 
-    A reply to the bot of at most three words without a question mark ("thanks a lot") is not a question.
+    A reply to the bot is not a question if it has at most three words and no question mark, like "thanks a lot".
     """
     if prefix := _PREFIX.match(message.content):
         return FoundQuestion(text=_tidy(message.content[prefix.end() :]), origin=QueryOrigin.COMMAND)

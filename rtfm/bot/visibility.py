@@ -1,9 +1,15 @@
-"""Decides which channels an answer may use, when the question is asked and again before the answer is posted.
+"""Decides which channels an answer may use.
 
-The bot does not know members' roles, because it does not use the members intent. So a reply in a channel uses only
-channels that certainly everyone who sees that channel can read: channels that every member reads, and channels that are
-visible to the same roles and members as the destination. If unclear, a channel counts as hidden. All ids are ids of
-access channels: a channel or forum stands for its public threads and posts, a private thread only for itself.
+The bot decides this when a question is asked, and again before the answer is posted. The channel in which the answer is
+posted is called the destination.
+
+The bot does not know the roles of members, because it does not use the members intent. Therefore a reply uses only
+channels that certainly everyone who sees the destination can read. These are the channels that all members can read,
+and the channels that are visible to the same roles and members as the destination. A channel counts as hidden if this
+is unclear.
+
+All ids are ids of access channels. The id of a channel or forum also covers its public threads and posts. A private
+thread has an id of its own.
 """
 
 from __future__ import annotations
@@ -17,17 +23,17 @@ from rtfm.bot import messages
 from rtfm.events import Citation, RetrievedPassage, SourceKind, is_snowflake
 from rtfm.visibility import is_readable
 
-# Reading voice and stage channels needs another permission; their messages are not published either.
+# Voice and stage channels are left out. Reading them needs another permission, and their messages are not published.
 ReadableChannel = discord.TextChannel | discord.ForumChannel
 
 _NO_CHANNEL_STATUSES = (400, 403, 404)  # HTTP statuses for a channel that does not exist or that the bot cannot see
 
 
 def channels_visible_to_readers(destination: discord.TextChannel | discord.Thread) -> list[str]:
-    """Return the sorted ids of the channels that everyone who can read ``destination`` can read.
+    """Return the sorted ids of the channels that everyone who can read ``destination`` can also read.
 
-    Age-restricted channels are left out unless the destination is one. The list is empty if the destination is a thread
-    whose parent is unknown.
+    Age-restricted channels are included only if the destination is age-restricted. The list is empty if the destination
+    is a thread whose parent is unknown.
     """
     channel = destination.parent if isinstance(destination, discord.Thread) else destination
     if channel is None:
@@ -41,13 +47,13 @@ def channels_visible_to_readers(destination: discord.TextChannel | discord.Threa
         and (_is_visible_to_everyone(other) or _view_rules(other) == rules)
     }
     if isinstance(destination, discord.Thread) and destination.is_private():
-        # Its readers are its members, and moderators who can read every thread.
+        # A private thread is read by its members, and by moderators, who can read every thread.
         found.add(str(destination.id))
     return sorted(found)
 
 
 def channels_visible_to_everyone(guild: discord.Guild) -> list[str]:
-    """Return the sorted ids of the channels that every member of ``guild`` can read, without age-restricted ones."""
+    """Return the sorted ids of the channels that all members of ``guild`` can read and that are not age-restricted."""
     return sorted(
         str(channel.id)
         for channel in _readable_channels(guild)
@@ -58,9 +64,10 @@ def channels_visible_to_everyone(guild: discord.Guild) -> list[str]:
 def can_show(
     citations: Iterable[Citation], retrieved: Iterable[RetrievedPassage], visible_channel_ids: Iterable[str]
 ) -> bool:
-    """Whether the readers of an answer can read all its cited messages and retrieved passages.
+    """Return whether the readers of an answer can read all messages that it cites and all retrieved passages.
 
-    ``citations`` must come from ``refresh_citation_channels``.
+    ``citations`` must come from ``refresh_citation_channels``. ``visible_channel_ids`` are the channels that the
+    readers can read.
     """
     visible = set(visible_channel_ids)
     return all(
@@ -71,10 +78,10 @@ def can_show(
 
 
 async def refresh_citation_channels(guild: discord.Guild | None, citations: Iterable[Citation]) -> list[Citation]:
-    """Return ``citations`` with the kinds and parents of their channels as Discord reports them now.
+    """Return ``citations`` with the current kind and parent of each cited message's channel.
 
-    A citation becomes one of UNKNOWN kind, which is never shown, if the bot cannot see its channel in ``guild``. Raises
-    discord.py's errors if Discord does not answer.
+    If the bot cannot see that channel in ``guild``, the citation gets the kind UNKNOWN, so that it is never shown.
+    Raises discord.py's errors if Discord does not answer.
     """
     channels: dict[str | None, object | None] = {}
     refreshed = []
@@ -102,7 +109,7 @@ async def _find_channel(guild: discord.Guild, channel_id: str | None) -> object 
     if channel := guild.get_channel_or_thread(int(channel_id)):
         return channel
     try:
-        # An archived thread, or one that the gateway has not reported.
+        # The channel can be an archived thread, which the gateway does not report.
         return await guild.fetch_channel(int(channel_id))
     except discord.InvalidData:  # the channel is in another guild
         return None
@@ -117,18 +124,18 @@ def _readable_channels(guild: discord.Guild) -> list[ReadableChannel]:
 
 
 def _is_visible_to_everyone(channel: ReadableChannel) -> bool:
-    """Whether every member sees ``channel``."""
+    """Return whether every member sees ``channel``."""
     rules = _view_rules(channel)
     everyone = channel.guild.default_role
     return rules.get(everyone.id, everyone.permissions.view_channel) and all(rules.values())
 
 
 def _view_rules(channel: ReadableChannel) -> dict[int, bool]:
-    """Return the view permissions that ``channel`` sets itself: id of a role or member → whether it sees the channel.
+    """Return whether each role or member, by id, may view ``channel``, for those with an overwrite in ``channel``.
 
-    Two channels with the same rules have the same viewers. The default permission of @everyone is left out on purpose:
-    a channel that denies @everyone is also hidden from a role that can view channels in general; a channel without such
-    a rule is not.
+    Two channels with the same result have the same viewers. The general permission of @everyone is not included,
+    because an overwrite has another effect: an overwrite that denies @everyone also hides the channel from roles that
+    can view channels in general. Without the overwrite, these roles see the channel even if @everyone does not.
     """
     return {
         target.id: overwrite.view_channel
@@ -138,7 +145,7 @@ def _view_rules(channel: ReadableChannel) -> dict[int, bool]:
 
 
 def _has_open_history(channel: ReadableChannel) -> bool:
-    """Whether everyone who sees ``channel`` can read its earlier messages."""
+    """Return whether everyone who sees ``channel`` can also read its earlier messages."""
     everyone = channel.guild.default_role
     allowed = channel.overwrites_for(everyone).read_message_history
     if allowed is None:

@@ -1,10 +1,16 @@
 """``make chaos SECONDS=… SEED=…``: prove that nothing is lost and nothing is done twice.
 
-Real processors answer real questions and archive real messages on services of this machine; only Gemini is a fake. The
-run kills the processors, some of them inside open transactions, and freezes them; it kills and restarts the broker, the
-registry, PostgreSQL and Chroma; it adds and removes processors. At the end every record is accounted for: the last line
-is the account as JSON. The exit code is 0 if the run is right, 1 if it is wrong or did not finish in time, and 2 if it
-cannot be judged.
+Processors answer questions and archive messages, with real services on this machine. Only Gemini is a fake. Meanwhile
+the run
+
+- kills processors, also inside open transactions, and freezes them
+- adds and removes processors
+- kills and restarts Kafka, the registry, PostgreSQL and Chroma
+- disturbs the network between the processors and each service.
+
+At the end, the run accounts for every record. Its last line of output is the account as JSON. The exit code is 0 if the
+run is right, 1 if it is wrong, failed or did not finish in time, and 2 if it cannot be judged or cannot start. After a
+signal it is 128 plus the number of the signal.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ from tests.chaos.run import Plan, run
 
 
 def main() -> int:
-    """Run, and return the exit code."""
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=60.0)
     add_options(parser)

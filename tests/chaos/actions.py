@@ -1,4 +1,7 @@
-"""The actions of a run against its processors and services, drawn from a shuffled deck."""
+"""The actions of a chaos run: faults of its workers and services, in random order.
+
+Each kind of action is done once before any kind is repeated.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +28,26 @@ from tests.streams import QUERIES, RESPONSES
 
 MAX_WORKERS = 4
 STARTS = 3
+"""Attempts to restart a service that was killed."""
+
 SERVICES = ("kafka", "schema-registry", "postgres", "chroma")
 
 
 @frozen
 class Action:
-    """One action: ``target`` chooses what it acts on, or None if it is impossible now; ``do`` returns what it did."""
+    """A kind of action.
+
+    ``target`` chooses the worker or service to act on; it returns None if the action is impossible now, and an empty
+    text if the action chooses by itself. ``do`` acts on the target and returns a description of what it did, or None if
+    it did nothing.
+    """
 
     target: Callable[[], str | None]
     do: Callable[[str], str | None]
 
 
 class Chaos:
-    """One run's actions. The history records the begin and the end of each."""
+    """Performs the actions of one run. The history records when each action began and ended."""
 
     def __init__(
         self,
@@ -53,8 +63,8 @@ class Chaos:
     ) -> None:
         """Configure the actions.
 
-        ``pause_s`` is the shortest and the longest pause between two actions. ``spared`` are workers that no action
-        touches. ``faults`` are additional actions.
+        ``pause_s`` is the shortest and the longest pause between two actions, in seconds. ``spared`` are the names of
+        workers that no action touches. ``faults`` are additional actions.
         """
         self._settings = settings
         self._stack = stack
@@ -77,14 +87,14 @@ class Chaos:
         self.done: Counter[str] = Counter(dict.fromkeys(self.actions, 0))
 
     def begin(self, workers: int) -> None:
-        """Start the first workers."""
+        """Start this number of workers."""
         for _ in range(workers):
             self.print_progress(self._add(self._newcomer() or ""))
 
     def run(self, seconds: float, *, latest_s: float) -> None:
-        """Act for ``seconds`` in random order, and until each action has been done once.
+        """Perform actions for ``seconds``, and longer if some kind of action has not been done yet.
 
-        Ends at ``latest_s`` of the monotonic clock even if some actions have not been done.
+        Stop at the time ``latest_s`` of the monotonic clock even then.
         """
         deck = self._random.sample(sorted(self.actions), len(self.actions))
         until_s = time.monotonic() + seconds
@@ -99,17 +109,17 @@ class Chaos:
             time.sleep(max(0.0, min(pause_s, latest_s - time.monotonic())))
 
     def revive(self) -> None:
-        """Restart every worker that ended by itself."""
+        """Restart the workers that ended by themselves."""
         for name in self._fleet.revive():
             self.done["revived"] += 1
             self.print_progress(f"{name} ended with exit code {self._fleet.codes[-1]}, restarted")
 
     def print_progress(self, text: str) -> None:
-        """Print a line of progress."""
+        """Print a line of progress with the time since the start."""
         print(f"{time.monotonic() - self._started_s:6.1f} s  {text}", flush=True)  # noqa: T201 - for people
 
     def _do(self, name: str) -> bool:
-        """Return whether the action was possible."""
+        """Perform the action ``name``. Return False if it was impossible or did nothing."""
         target = self.actions[name].target()
         if target is None:
             return False
@@ -151,11 +161,11 @@ class Chaos:
     def _freeze_in_transaction(self, peek: OpenTransactions) -> str:
         name = peek.freeze_one(self._fleet, timeout_s=15)
         if name in self._spared:
-            raise AssertionError(f"only {name} was inside an open transaction, and it is spared")
+            raise AssertionError(f"only the spared worker {name} was inside an open transaction")
         return name
 
     def _freeze(self, name: str) -> str:
-        seconds = self._random.uniform(2, 13)  # some freezes outlast the transaction timeout
+        seconds = self._random.uniform(2, 13)  # some freezes are longer than the transaction timeout
         self._fleet.send(name, signal.SIGSTOP)
         time.sleep(seconds)
         self._fleet.send(name, signal.SIGCONT)
@@ -171,10 +181,10 @@ class Chaos:
             try:
                 self._stack.up([service])
                 break
-            except Unavailable as exc:  # on a slow machine; without the service the run proves nothing
+            except Unavailable as exc:  # the machine is slow; without the service the run would prove nothing
                 self.print_progress(f"start {service}, attempt {attempt} of {STARTS}: {exc}")
         else:
-            return f"killed {service}, and it did not start in {STARTS} attempts"
+            return f"killed {service}; it did not start again in {STARTS} attempts"
         return f"killed {service}, restarted after {seconds:.1f} s"
 
     def _newcomer(self) -> str | None:

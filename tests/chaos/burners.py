@@ -1,4 +1,4 @@
-"""Busy processes alongside a run, which make the machine as slow as one with other work."""
+"""Busy processes that run alongside a chaos run, so that it runs on a machine with other work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Ends when its standard input is closed, which happens however its parent ends.
+# A busy process ends when its standard input is closed. This happens when its parent ends, even by kill -9.
 _BURN = """
 import os, sys, threading
 threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
@@ -19,7 +19,7 @@ while True:
 
 @contextmanager
 def burning(count: int, folder: Path) -> Iterator[None]:
-    """Run ``count`` busy processes with ``folder`` as their working folder."""
+    """Run ``count`` busy processes in the working folder ``folder`` until the block ends."""
     burners = [subprocess.Popen([sys.executable, "-c", _BURN], stdin=subprocess.PIPE, cwd=folder) for _ in range(count)]
     try:
         yield

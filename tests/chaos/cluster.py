@@ -1,6 +1,6 @@
-"""Three brokers as processes of this machine, each of which can be killed, restarted and cut off.
+"""A Kafka cluster of three local brokers, each of which can be killed, restarted and cut off.
 
-All traffic to a broker, from clients and from other brokers, goes through its proxies.
+Clients and other brokers reach a broker only through its proxies, which can block the traffic.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _REPLICATED = {
 
 
 class Cluster:
-    """Brokers by number, 1 to 3; each is a controller as well."""
+    """Three brokers with the numbers 1 to 3. Each is also a controller."""
 
     def __init__(self, home: Path, proxies: ExitStack) -> None:
-        """Prepare the brokers below ``home``; their proxies close with the stack ``proxies``."""
+        """Open the proxies on the stack ``proxies``, and prepare brokers with data below ``home``."""
         kinds = ("kafka", "kafka-controller")
         numbers = range(1, BROKERS + 1)
         ports = services.free_ports(f"{kind} {number} {end}" for kind in kinds for number in numbers for end in "io")
@@ -54,19 +54,19 @@ class Cluster:
 
     @property
     def address(self) -> str:
-        """The bootstrap servers."""
+        """The bootstrap servers: the proxies of all brokers."""
         return self._address_of(self._proxies)
 
     @property
     def reachable(self) -> str:
-        """The bootstrap servers that are not cut off, for a client that must not ask one that is."""
+        """The bootstrap servers without the brokers that are cut off."""
         return self._address_of(self._proxies.keys() - self._cut_off)
 
     def _address_of(self, numbers: Iterable[int]) -> str:
         return ",".join(f"127.0.0.1:{self._proxies[number]['kafka'].port}" for number in numbers)
 
     def cut_off(self, number: int) -> None:
-        """Block all traffic between a broker and the other brokers, and between it and clients."""
+        """Block all traffic between broker ``number`` and clients, and between it and the other brokers."""
         for other, proxies in self._proxies.items():
             for proxy in proxies.values():
                 if other == number:
@@ -88,7 +88,7 @@ class Cluster:
         return int(admin.describe_consumer_groups([group])[group].result(20).coordinator.id)
 
     def start(self, number: int) -> None:
-        """Start a broker, with the data that it had if it ran before."""
+        """Start a broker. If it ran before, it keeps its data."""
         folder = self._home / f"kafka-{number}"
         proxies = self._proxies[number]
         own = {
@@ -101,7 +101,7 @@ class Cluster:
         }
         ports = {kind: proxy.target for kind, proxy in proxies.items()}
         launch = services.prepare("kafka", folder, CACHE_DIR, ports, own)
-        # services.prepare formats the folder for node 1.
+        # services.prepare always formats the folder for node 1.
         meta = folder / "log" / "meta.properties"
         meta.write_text(meta.read_text().replace("node.id=1", f"node.id={number}"))
         with (folder / "broker.log").open("ab") as log:
@@ -116,11 +116,11 @@ class Cluster:
         process.wait(20)
 
     def wait(self) -> None:
-        """Wait until all brokers are in the cluster and every partition is in sync on all of them."""
+        """Wait until all brokers are in the cluster and have in-sync replicas of all partitions."""
         eventually(lambda: self._check_state(lambda brokers, short: brokers == BROKERS and not short), timeout_s=180)
 
     def wait_missed(self, number: int) -> None:
-        """Wait until the cluster has noticed that broker ``number`` is gone."""
+        """Wait until the other brokers have removed broker ``number`` from the cluster."""
 
         def missed(brokers: int, short: list[str]) -> bool:
             return (
@@ -132,14 +132,14 @@ class Cluster:
         eventually(lambda: self._check_state(missed), timeout_s=180)
 
     def _check_state(self, check: Callable[[int, list[str]], bool]) -> bool:
-        """Return what ``check`` says of the number of brokers and the partitions that are not on all of them."""
+        """Return the result of ``check``, called with the number of brokers and the under-replicated partitions."""
         try:
             return check(*self._state())
         except KafkaException:  # no broker answers
             return False
 
     def _state(self) -> tuple[int, list[str]]:
-        # A new client asks its bootstrap server.
+        # A new client, because an old one could ask a broker that is cut off.
         found = AdminClient({"bootstrap.servers": self.reachable, "log_level": 0}).list_topics(timeout=5)
         parts = [(name, part) for name, topic in found.topics.items() for part in topic.partitions.values()]
         return len(found.brokers), [
@@ -150,7 +150,7 @@ class Cluster:
 
     @property
     def state(self) -> str:
-        """The number of brokers and the under-replicated partitions, for people."""
+        """The number of brokers and the under-replicated partitions, as text for a failed test."""
         try:
             brokers, short = self._state()
         except KafkaException as exc:
@@ -164,13 +164,13 @@ class Cluster:
 
 
 def _is_of_broker(client: str, number: int) -> bool:
-    """Return whether a broker uses this client id: ``broker-1-fetcher-0``, ``raft-client-1``, or its number alone."""
+    """Return whether ``client`` is an id of broker ``number``: ``broker-1-fetcher-0``, ``raft-client-1`` or ``1``."""
     return re.fullmatch(rf"(broker-|raft-client-|AddPartitionsManager-client-)?{number}(-.*)?", client) is not None
 
 
 @contextmanager
 def three_brokers(settings: Settings) -> Iterator[tuple[Cluster, Settings]]:
-    """Run a cluster; yields it and ``settings`` for it with every topic on all three brokers."""
+    """Run a cluster. Yield it, and ``settings`` for it that replicate every topic to all three brokers."""
     with stack_home() as home, ExitStack() as proxies:
         cluster = Cluster(home, proxies)
         try:

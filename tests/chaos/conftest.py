@@ -1,4 +1,4 @@
-"""Fleets for the tests of this folder; the report of a failed test contains their logs."""
+"""Fleets for the tests in this folder. The report of a failed test contains the logs of its fleets."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import pytest
 from tests.chaos.fleet import Fleet
 
 LOG_CHARACTERS = 20_000
-"""How much of the end of each fleet's log a report contains."""
+"""A report contains this many characters from the end of each fleet's log."""
 
 _FLEETS = pytest.StashKey[list[Fleet]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "long: takes over a minute; runs only with -m long")
+    config.addinivalue_line("markers", "long: takes over a minute, runs only with -m long")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the long tests unless -m is given."""
+    """Leave out the tests marked long, unless -m selects tests."""
     if not config.option.markexpr:
         items[:] = [item for item in items if item.get_closest_marker("long") is None]
 
 
 @pytest.fixture
 def fleets(request: pytest.FixtureRequest) -> Iterator[list[Fleet]]:
-    """Fleets that are closed at the end, whatever happens."""
+    """A list to which a test adds its fleets. They are closed at the end, even if the test fails."""
     started = request.node.stash[_FLEETS] = list[Fleet]()
     yield started
     for fleet in started:
@@ -35,7 +35,7 @@ def fleets(request: pytest.FixtureRequest) -> Iterator[list[Fleet]]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add each fleet's log, and the state of its workers, to the report of a failed test."""
+    """Add each fleet's log and the state of its workers to the report of a failed test."""
     report = yield
     if report.failed and report.when == "call":
         started = item.stash.get(_FLEETS, list[Fleet]())

@@ -1,4 +1,4 @@
-"""Why a run does not settle, from its groups and logs: lines for people, collected while the services run."""
+"""Collects facts about a run that does not settle: the state of its groups, and the last warnings in its logs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _TAIL_BYTES = 2_000_000
 def diagnosis(
     servers: str, groups: Mapping[str, str], partitions: int, logs: Iterable[Path], *, wait_s: float = 3.0
 ) -> list[str]:
-    """Return the state and the positions of each group, and the last warnings of each log.
+    """Return lines with the state and the positions of each group, and the last warnings in each log.
 
-    ``groups`` are group names by the topic that each reads. ``servers`` are Kafka's addresses, not those of a proxy.
-    ``wait_s`` is the timeout of each of the three requests.
+    The services must still run. ``servers`` are Kafka's own addresses, not those of a proxy. ``groups`` maps each topic
+    to the group that reads it. ``wait_s`` is the timeout of each request.
     """
 
     def of_group(topic: str) -> str:
@@ -43,7 +43,7 @@ def diagnosis(
 
 
 def last_warnings(log: Path) -> list[str]:
-    """Return the last warnings and errors in ``log``, each shortened."""
+    """Return the last warnings and errors in ``log``. Long lines are cut."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
         lines = file.read().decode(errors="replace").splitlines()

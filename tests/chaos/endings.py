@@ -1,4 +1,4 @@
-"""How a run may end early: by a signal or by its time limit. Both become exceptions in the main thread."""
+"""Ends a run early after a signal or at its time limit. Both raise an exception in the main thread."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class OutOfTime(BaseException):
 
 @contextmanager
 def endings(folder: Path, limit_s: float) -> Iterator[None]:
-    """Raise Interrupted at the first signal and OutOfTime after ``limit_s``.
+    """Raise Interrupted at the first signal, and OutOfTime after ``limit_s``, while the block runs.
 
-    Kills every process below ``folder`` first, so that nothing waits for one. Later signals are ignored, because `make`
-    and `timeout` signal both a process and its group.
+    Before that, every process whose working folder is below ``folder`` is killed, so that the run does not wait for it.
+    Later signals are ignored, because `make` and `timeout` signal both a process and its group.
     """
     received: list[int] = []
 

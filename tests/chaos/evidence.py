@@ -1,4 +1,7 @@
-"""What a run leaves behind: what a plain consumer reads at the end, the archive's rows, Kafka's data, the verdict."""
+"""Collects the evidence of a run when it ends, and gets the verdict on it.
+
+The evidence consists of the records that a plain consumer reads, the rows of the archive, Kafka's data and the logs.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,11 @@ from tests.conftest import CHECKOUT
 JUDGE = "tests.judge"
 READER = "plain"
 _POLL_S = 10.0
-"""A broker that sends nothing for this long counts as down."""
+"""If a broker sends nothing for this long, it counts as down."""
 
 
 def write_seen(settings: Settings, history: History, topics: Sequence[str]) -> None:
-    """Read the committed records of ``topics`` with a plain consumer, and note each in the history, in order."""
+    """Read the committed records of ``topics`` with a plain consumer, and write each to the history, in order."""
     consumer: Any = Consumer(
         {
             "bootstrap.servers": settings.kafka_bootstrap_servers,
@@ -66,7 +69,7 @@ def write_archived(settings: Settings, history: History) -> None:
 
 
 def keep_services(home: Path, history: History) -> None:
-    """Move Kafka's data and the services' logs from ``home`` to the run's folder, after the services have ended."""
+    """Move Kafka's data and the services' logs from ``home`` to the run's folder. The services must have ended."""
     with suppress(FileNotFoundError):
         shutil.move(home / "data" / "kafka" / "log", history.kafka)
     for path in sorted((home / "log").glob("*.log*")):
@@ -74,7 +77,7 @@ def keep_services(home: Path, history: History) -> None:
 
 
 def judge(folder: Path, timeout_s: float) -> int | None:
-    """Return the judge's exit code: 0 right, 1 wrong, 2 not judged; None if there is no judge."""
+    """Run the judge and return its exit code: 0 right, 1 wrong, 2 not judged. Return None if there is no judge."""
     try:
         importlib.import_module(JUDGE)
     except ImportError:
@@ -88,7 +91,10 @@ def judge(folder: Path, timeout_s: float) -> int | None:
 
 
 def verdict(*, wrong: bool, settled: bool, judged: int | None) -> str:
-    """Return the verdict on a run: ``wrong`` is the result of its account, ``judged`` the judge's exit code."""
+    """Return the verdict on a run.
+
+    ``wrong`` says whether the run's own account found an error. ``judged`` is the judge's exit code, or None.
+    """
     if wrong or judged == 1:
         return "wrong"
     if not settled:

@@ -1,8 +1,12 @@
 """``make chaos-explain DIR=…``: explain why a question of a kept run has two answers, or none.
 
-Prints the question's record, every response with its transaction, the positions that the group committed for the
-question's partition and the worker that committed each, the actions and worker starts around those times, and the
-workers' log lines.
+The output consists of
+
+- the question's record
+- every response, with its transaction
+- the positions that the group committed for the question's partition, and which worker committed each
+- the actions and the starts of workers around these times
+- the log lines of the workers at these times.
 """
 
 from __future__ import annotations
@@ -27,10 +31,10 @@ from tests.judge.segments import Record, partitions, read_partition
 
 TRANSACTIONS = "__transaction_state"
 POSITIONS_SHOWN = 3
-"""Positions before and after each entry of the timeline."""
+"""This many positions before and after each entry of the timeline are shown."""
 
 AROUND_MS = 5_000
-"""How long before the first and after the last entry of the timeline actions are shown."""
+"""Actions are shown from this long before the first entry of the timeline until this long after the last."""
 
 LOG_AROUND_MS, LOG_LINES = 2_000, 60
 _WARNING_LEVELS = ("warning", "error", "critical")
@@ -39,14 +43,14 @@ _KEYWORDS = ("assign", "revok", "fenc", "rejoin", "abort", "transaction", "posit
 
 @frozen(order=True)
 class TimelineEntry:
-    """Something that happened, with its time."""
+    """An event of the run, with its time."""
 
     at_ms: int
     what: str
 
 
 class Story:
-    """Everything that a kept run says about one question."""
+    """The explanation of what happened to one question of a kept run."""
 
     def __init__(self, folder: Path, run: LoadedRun, query_id: str) -> None:
         self._folder = folder
@@ -102,7 +106,7 @@ class Story:
         )
 
     def _producer(self, record: Record) -> str:
-        """Return a record's producer id and epoch, and the transactional id if it is known."""
+        """Return the producer of a record as text: its id and epoch, and its transactional id if that is known."""
         number, epoch = record.batch.producer_id, record.batch.producer_epoch
         name = self._names.get(number)
         return f"producer {number} epoch {epoch}" + (f" ({name})" if name else "")
@@ -113,7 +117,7 @@ class Story:
         return self._run.positions.get((self._run.begin.groups["answer"], batch.topic, batch.partition), [])
 
     def _state_changes(self) -> Iterator[TimelineEntry]:
-        """Yield when the question became finished, and when it became unfinished again."""
+        """Yield an entry for each position that made the question finished, or unfinished again."""
         assert self._query is not None
         was = False
         for position in self._committed():
@@ -131,7 +135,7 @@ class Story:
         return f"position {offset}{metadata}  by {self._producer(position.written)}{applied}"
 
     def _positions(self, entries: list[TimelineEntry]) -> Iterator[str]:
-        """Yield the positions around each of ``entries``, and how many are left out between them."""
+        """Yield the positions around each of ``entries``. Where positions are left out, yield their number."""
         committed = self._committed()
         shown: set[int] = set()
         for entry in entries:
@@ -184,7 +188,7 @@ class Story:
 
 
 def producer_names(data: Path) -> dict[int, str]:
-    """Return transactional ids by producer id, from Kafka's data folder.
+    """Return the transactional id of each producer id, from Kafka's data folder.
 
     Source of the format: ``TransactionLogKey.json`` and ``TransactionLogValue.json`` of Kafka's transaction
     coordinator. Only the beginning of a value is read.
@@ -200,7 +204,7 @@ def producer_names(data: Path) -> dict[int, str]:
 
 
 def find_wrong_question(run: LoadedRun) -> str | None:
-    """Return a question with two answers; if there is none, a question without an answer."""
+    """Return the id of a question with several answers, or else of one without an answer, or else None."""
     twice = (query_id for query_id, events in run.responses.items() if len(events) > 1)
     missing = (query_id for query_id in run.history.asked if query_id not in run.responses)
     return next(twice, None) or next(missing, None)
@@ -222,7 +226,7 @@ def _history(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _log_lines(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Yield time, level and text of each line; one that is not JSON has the time of the line before."""
+    """Yield time, level and text of each line. A line that is not JSON gets the time of the line before it."""
     at_ms = 0
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         level = "error"
@@ -249,7 +253,7 @@ def _time(at_ms: int) -> str:
 
 
 def main() -> int:
-    """Print the explanation. The exit code is 2 if there is nothing to explain."""
+    """Print the explanation and return the exit code: 2 if the run cannot be read or has no such question."""
     parser = argparse.ArgumentParser(
         prog="make chaos-explain", description="Explain what happened to one question of a kept run."
     )

@@ -1,6 +1,6 @@
-"""Network faults between a run's processors and each service, and a frozen Kafka, as actions.
+"""The actions of a run that disturb the network between its workers and a service, or freeze Kafka.
 
-The processors connect through a proxy for each service; the load and the observers of the run connect directly.
+The workers connect to each service through a proxy. The load and the observers of the run connect directly.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from tests.chaos.kafka_proxy import Api, KafkaProxy, LateRequest, api_of, proxie
 from tests.network import Conditions, Proxy
 
 LATE_PATIENCE_S = 8.0
+"""The action "late request" gives up after this time."""
+
 _DELAYED_APIS = (Api.PRODUCE, Api.ADD_OFFSETS_TO_TXN, Api.TXN_OFFSET_COMMIT, Api.END_TXN)
 
 
 @frozen
 class Network:
-    """A proxy for each service, and the ports that the services must use."""
+    """A proxy for each service. ``ports`` are the ports at which the services must listen."""
 
     ports: Mapping[str, int]
     proxies: Mapping[str, Proxy]
@@ -37,9 +39,9 @@ class Network:
 
     @classmethod
     def plan(cls) -> Self:
-        """Choose ports for the services and their proxies.
+        """Choose free ports for the services and their proxies.
 
-        The proxies listen once the network is entered; the services need not run before that.
+        The proxies listen while the network is entered as a context manager. The services can be started later.
         """
         ports = free_ports([*DEFAULT_PORTS, "proxied", *(f"{service} proxy" for service in SERVICES)])
         proxies: dict[str, Proxy] = {
@@ -58,18 +60,18 @@ class Network:
 
     @property
     def broker_settings(self) -> dict[str, str]:
-        """Broker settings that keep each client on the listener it connected to."""
+        """Settings of the broker that give it an additional listener for the proxy."""
         return proxied_listener(self.proxies["kafka"], self.ports)
 
     @property
     def kafka(self) -> KafkaProxy:
-        """The proxy before Kafka."""
+        """The proxy of Kafka."""
         proxy = self.proxies["kafka"]
         assert isinstance(proxy, KafkaProxy)
         return proxy
 
     def through(self, settings: Settings) -> Settings:
-        """Return ``settings`` that point to the proxies."""
+        """Return ``settings`` with the addresses of the proxies."""
         return evolve(
             settings,
             kafka_bootstrap_servers=f"127.0.0.1:{self.kafka.port}",
@@ -79,20 +81,20 @@ class Network:
         )
 
     def heal(self, services: Iterable[str] = SERVICES) -> None:
-        """Remove all faults of ``services``."""
+        """Remove all network faults of ``services``."""
         for service in services:
             self.proxies[service].heal()
 
 
 def through(address: str, proxy: Proxy) -> str:
-    """Return the address of the same service behind ``proxy``."""
+    """Return ``address`` with the host and port of ``proxy``."""
     parts = urlsplit(address)
     account, at, _ = parts.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=f"{account}{at}127.0.0.1:{proxy.port}"))
 
 
 class Faults:
-    """The fault actions. Each ends with the network healed, or with Kafka running again."""
+    """The actions in this module. After each action, the network works and Kafka runs again."""
 
     def __init__(self, network: Network, stack: LocalStack, chance: random.Random) -> None:
         self._network = network
@@ -110,7 +112,7 @@ class Faults:
         }
 
     def _next(self, action: str) -> str:
-        """Return the next service for ``action``: each service once in random order, then again."""
+        """Return the next service for ``action``. All services are used in random order before one is used again."""
         turns = self._turns.setdefault(action, [])
         if not turns:
             turns += self._random.sample(SERVICES, len(SERVICES))
@@ -141,7 +143,7 @@ class Faults:
         return f"left the connections to {service} half-open"
 
     def _cut(self, service: str) -> str:
-        seconds = self._random.uniform(2, 12)  # some cuts outlast the group's session and the transaction timeout
+        seconds = self._random.uniform(2, 12)  # some cuts exceed the group's session and the transaction timeout
         self._network.proxies[service].cut()
         self._wait_and_heal(service, seconds)
         return f"cut {service} off for {seconds:.1f} s"

@@ -1,4 +1,4 @@
-"""A fleet of worker processes to kill, and the account of the messages that they were given."""
+"""Runs and kills worker processes, and accounts for the messages that they should have answered."""
 
 from __future__ import annotations
 
@@ -27,22 +27,23 @@ WORKER = (sys.executable, "-m", "tests.chaos.worker")
 
 
 Note = Callable[[str, int, int | None], None]
-"""Called with a worker's name, its process id and its exit code, which is None when it has started."""
+"""A function that is called with a worker's name and process id, and its exit code, or None when it starts."""
 
 
 @frozen
 class _RunningWorker:
-    """A worker process, and the thread that waits for its end."""
+    """A worker process, and the thread that waits until it ends."""
 
     process: subprocess.Popen[bytes]
     waiting: threading.Thread
 
 
 class Fleet:
-    """Worker processes by name, which is their RTFM_INSTANCE_ID.
+    """A set of worker processes. The name of a worker is its RTFM_INSTANCE_ID.
 
-    The command is tests.chaos.worker with ``arguments``, or ``command``, started in ``folder``. Standard error goes to
-    ``log``; if ``logs`` is given, each start has its own file there. ``note`` is called at each start and end.
+    A worker is started in ``folder`` with ``command``, by default tests.chaos.worker, and ``arguments``. Its standard
+    error is appended to the file ``log``. If ``logs`` is given, each start of a worker has its own file in that folder.
+    ``note`` is called at each start and end of a worker.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Fleet:
         self._workers[name] = _RunningWorker(process, waiting)
 
     def send(self, name: str, number: signal.Signals) -> None:
-        """Send a signal."""
+        """Send a signal to a worker."""
         self._workers[name].process.send_signal(number)
 
     @property
@@ -109,7 +110,10 @@ class Fleet:
         worker.waiting.join()
 
     def end(self, name: str) -> int:
-        """Send SIGTERM once the worker handles it, and return the exit code."""
+        """End a worker with SIGTERM and return its exit code.
+
+        A worker that was just started first gets time to install its handler of SIGTERM.
+        """
         if self._is_worker:
             eventually(lambda: self.has_ended(name) or self._count_listening(name) > self._listening_before[name])
         worker = self._workers[name]
@@ -124,7 +128,7 @@ class Fleet:
         return self._workers[name].process.poll() is not None
 
     def revive(self) -> list[str]:
-        """Restart the workers that ended by themselves, as a supervisor would, and return their names."""
+        """Restart the workers that ended by themselves, like a supervisor, and return their names."""
         ended = [name for name in self._workers if self.has_ended(name)]
         for name in ended:
             self.codes.append(self._workers[name].process.returncode)
@@ -132,7 +136,7 @@ class Fleet:
         return ended
 
     def _count_listening(self, name: str) -> int:
-        """Count how often a worker of this name has logged that it handles signals."""
+        """Return how often workers of this name have logged that they handle signals."""
         return self.log.read_text(encoding="utf-8", errors="replace").count(f"{name}: listening\n")
 
     def close(self) -> None:
@@ -143,12 +147,12 @@ class Fleet:
 
     @property
     def names(self) -> list[str]:
-        """Workers that run or have ended by themselves."""
+        """The names of the workers that run or have ended by themselves."""
         return list(self._workers)
 
     @property
     def status(self) -> str:
-        """Which workers run, and the exit codes of those that ended, for people."""
+        """Which workers run, and the exit codes of those that ended, as text for a failed test."""
         now = ", ".join(
             f"{name} {'runs' if (code := worker.process.poll()) is None else f'ended by itself with exit code {code}'}"
             for name, worker in self._workers.items()
@@ -158,7 +162,10 @@ class Fleet:
 
 @frozen(kw_only=True)
 class AnswerAccount:
-    """What the responses to a test's messages show: all fields are zero if nothing is wrong."""
+    """The numbers of missing, duplicated and out-of-order answers to a test's messages.
+
+    All are zero if nothing is wrong.
+    """
 
     missing: int
     duplicated: int
@@ -188,17 +195,18 @@ NOTHING_WRONG = AnswerAccount(missing=0, duplicated=0, out_of_order=0)
 
 
 def messages_for(settings: Settings, count: int, first: int = 0) -> list[DiscordMessage]:
-    """Produce ``count`` messages over many channels, and return them."""
+    """Produce ``count`` messages in many channels and return them. ``first`` is the number of the first message."""
     messages = [build_message(number, channel=str(number % CHANNELS)) for number in range(first, first + count)]
     produce(settings, open_contracts(settings), MESSAGES, *messages)
     return messages
 
 
 class Feed:
-    """Sends records to discord-messages while it is entered, so that a test can wait for the state it needs.
+    """Sends records continuously, in its own thread, while it is entered as a context manager.
 
-    ``send`` sends the record with a number, counted from 0; ``count`` is how many were sent. It sends a few hundred a
-    second, less than a worker can handle, so that no long backlog builds up while a test waits.
+    A test can then wait for a state that only occurs while records are processed. ``send`` is called with the number of
+    each record, counted from 0. ``count`` is how many records were sent. The feed sends a few hundred records a second.
+    This is less than a worker can handle, so no backlog builds up.
     """
 
     def __init__(self, settings: Settings, send: Callable[[EventProducer, int], None]) -> None:
@@ -234,7 +242,7 @@ class Feed:
 
 @contextmanager
 def messages_all_the_time(settings: Settings) -> Iterator[list[DiscordMessage]]:
-    """Produce messages over many channels while entered; the list that it yields grows, and is complete at the end."""
+    """Produce messages in many channels until the block ends. Each one is added to the list that is yielded."""
     messages: list[DiscordMessage] = []
 
     def send(producer: EventProducer, number: int) -> None:

@@ -1,7 +1,8 @@
-"""Invalid records that a stranger with write access produces among the load; each must get exactly one outcome.
+"""Produces invalid records, as a stranger with write access to the topics could.
 
-An unreadable record, or a message that breaks a rule, becomes a dead letter; a question that breaks a rule is refused
-with a response. The history names each record before it is sent: dead letters by their key, questions as asked.
+A record that cannot be decoded, or a message that breaks a rule, must become exactly one dead letter. A question that
+breaks a rule must get exactly one response, which refuses it. Before a record is sent, the history names it: a question
+by a line "asked", any other record by a line "forged" with its key.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from tests.streams import MESSAGES, QUERIES
 _UNKNOWN_SCHEMA = 999_999
 _HOUR_MS = 3_600_000
 _QUESTIONS = 0.3
-"""Share of readable questions that break a rule."""
+"""Share of the records that are questions which can be decoded and break a rule."""
 
 
 class Forger:
-    """Produces without our encoder, which would refuse these events."""
+    """Produces invalid records. It does not use RTFM's encoder, which would refuse them."""
 
     def __init__(self, settings: Settings, contracts: Contracts, history: History, chance: random.Random) -> None:
         self._prefix = KafkaConfig.of(settings).topic("")
@@ -53,10 +54,10 @@ class Forger:
         )
         self._questions = 0
         self.keys: list[str] = []
-        """Keys of the records that must become dead letters."""
+        """The keys of the records that must become dead letters."""
 
     def forge(self) -> tuple[str, str | None]:
-        """Produce one record, and return its topic and, for a question that must be refused, its id; else None."""
+        """Produce one record. Return its topic, and the id if it is a question that must be refused, otherwise None."""
         if self._chance.random() < _QUESTIONS:
             query_id = f"r{self._questions}"
             self._questions += 1
@@ -71,13 +72,13 @@ class Forger:
         return topic, None
 
     def flush(self, timeout_s: float) -> None:
-        """Wait until the brokers have acknowledged everything."""
+        """Wait up to ``timeout_s`` until the brokers have acknowledged all records."""
         until_s = time.monotonic() + timeout_s
         while len(self._producer) and time.monotonic() < until_s:
-            self._producer.poll(0.1)  # in short waits: librdkafka blocks signal handling
+            self._producer.poll(0.1)  # a short wait, because Python handles no signals during a call of librdkafka
 
     def close(self) -> None:
-        """Drop unsent records."""
+        """Drop the records that are not sent yet."""
         self._producer.purge()
 
     def _send(self, topic: str, key: str, value: bytes) -> None:

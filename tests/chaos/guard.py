@@ -1,8 +1,8 @@
-"""Ends the processes of a run and removes its folder if the run itself can no longer do so.
+"""Ends the processes of a run and removes its folder, even if the run was killed and cannot do this itself.
 
-``python -m tests.chaos.guard FOLDER`` waits until its standard input is closed, which happens when the run has ended,
-even by ``kill -9``. It then kills every process whose working folder is below FOLDER, as that of every service, worker
-and burner is. It has its own session, so that a signal to the run's process group does not reach it.
+``python -m tests.chaos.guard FOLDER`` waits until its standard input is closed. This happens when the run ends, even by
+``kill -9``. Then it kills every process whose working folder is FOLDER or below: all services, workers and busy
+processes of the run. The guard has its own session, so that a signal to the run's process group does not reach it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from pathlib import Path
 
 import psutil
 
-CHECKOUT = Path(__file__).parents[2]  # as in tests.conftest, which imports too much for here
+CHECKOUT = Path(__file__).parents[2]  # not imported from tests.conftest, because importing that takes long
 
 CLEAR_S = 1.0
-"""How long no process must have been found before the folder is removed: one that starts may start another."""
+"""The folder is removed when no process was found for this long. A killed process may just have started another."""
 
 LIMIT_S = 30.0
+"""The folder is removed after this time in any case."""
 
 
 def processes_below(folder: Path) -> list[psutil.Process]:
-    """Return running processes whose working folder is ``folder`` or below, except this one."""
+    """Return all running processes whose working folder is ``folder`` or below, except this process."""
     found = []
     for process in psutil.process_iter(["cwd", "status"]):
         cwd = process.info["cwd"]
@@ -46,7 +47,7 @@ def kill_below(folder: Path) -> None:
 
 @contextmanager
 def guard_folder(folder: Path) -> Iterator[None]:
-    """Remove ``folder`` and its processes even if this process is killed."""
+    """When the block or this process ends, kill the processes below ``folder`` and remove it."""
     guard = subprocess.Popen(
         [sys.executable, "-m", "tests.chaos.guard", str(folder)],
         stdin=subprocess.PIPE,
@@ -60,7 +61,7 @@ def guard_folder(folder: Path) -> Iterator[None]:
 
 
 def main(folder: Path) -> None:
-    """Wait for the end of the run, then kill its processes and remove its folder."""
+    """Wait until the run ends, then kill its processes and remove its folder."""
     sys.stdin.buffer.read()
     until_s = time.monotonic() + LIMIT_S
     clear_at_s = time.monotonic() + CLEAR_S

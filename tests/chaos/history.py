@@ -1,7 +1,8 @@
-"""The history of a run: what was asked, said, acknowledged, done and seen, as JSON lines with times.
+"""The history of a run: a file of JSON lines, each with a time and an event.
 
-Owns the folder of a run: ``history.jsonl`` and ``logs/`` while it runs, and ``kafka/`` once it has ended. One folder
-holds one run. ``tests.judge`` and ``tests.chaos.explain`` read these files.
+Events are, for example, a question that was asked, an acknowledgement, an action, or a record that a reader got. The
+history is in the run's folder as ``history.jsonl``. The folder also has ``logs/`` and, after the run, ``kafka/``. One
+folder holds one run. ``tests.judge`` and ``tests.chaos.explain`` read these files.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ HISTORY_FILE = "history.jsonl"
 
 
 def now_ms() -> int:
-    """Return milliseconds since the epoch."""
+    """Return the current time in milliseconds since the Unix epoch."""
     return time.time_ns() // 1_000_000
 
 
@@ -33,7 +34,7 @@ def _open_new(folder: Path) -> TextIO:
 
 
 class History:
-    """Writes one run's history. Thread-safe; each line is flushed to the file before the next is written."""
+    """Writes the history of one run. Each line is flushed to the file at once. Thread-safe."""
 
     def __init__(self, folder: Path) -> None:
         """Create ``folder``. Raises ConfigError if it is not empty."""
@@ -49,28 +50,28 @@ class History:
 
     @property
     def logs(self) -> Path:
-        """Folder of the logs: one file for each worker start and each service."""
+        """The folder of the logs. It has one file for each start of a worker and for each service."""
         return self.folder / "logs"
 
     @property
     def kafka(self) -> Path:
-        """Folder of Kafka's data once the run has ended."""
+        """The folder of Kafka's data after the run."""
         return self.folder / "kafka"
 
     def write(self, event: str, **fields: object) -> None:
-        """Add a line, unless the history is closed."""
+        """Add a line with the current time. A line that is written after ``close`` is dropped."""
         with self._lock:
             if not self._file.closed:
                 line = {"at_ms": now_ms(), "event": event, **fields}
                 self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
-        """Close the file; lines that other threads write later are dropped."""
+        """Close the file."""
         with self._lock:
             self._file.close()
 
     def move_to(self, folder: Path) -> None:
-        """Move the whole run to ``folder``, which must not exist yet."""
+        """Move the run's folder to ``folder``, which must not exist."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(self.folder, folder)
         self.folder = folder

@@ -1,7 +1,7 @@
-"""A proxy before a broker that reads each request's boundaries, client and kind.
+"""A proxy of a broker that recognises each request, its kind and its client.
 
-Clients go through it if the broker has a listener that is advertised under the proxy's port (``proxied_listener``);
-tools that use the first listener bypass it.
+Clients of the proxy keep using it if the broker advertises an additional listener under the proxy's port; see
+``proxied_listener``. Clients of the broker's first listener bypass the proxy.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from attrs import define, field
 
 from tests.network import Link, Proxy, reset_socket
 
-_LATE_ANSWER_S = 5.0
+_LATE_ANSWER_S = 5.0  # how long to wait for the broker's answer to a late request
 
 
 class Api(IntEnum):
-    """Kinds of requests (https://kafka.apache.org/protocol, API keys)."""
+    """Kinds of requests, by their API key (https://kafka.apache.org/protocol)."""
 
     PRODUCE = 0
     OFFSET_COMMIT = 8
@@ -33,21 +33,22 @@ class Api(IntEnum):
 
 
 def api_of(request: bytes) -> int:
-    """Return the kind of a request: four bytes of length, then the API key."""
+    """Return the API key of a request, which follows the length in the first four bytes."""
     return int.from_bytes(request[4:6])
 
 
 def client_of(request: bytes) -> str:
-    """Return the client id of a request.
+    """Return the client id of a request, or an empty text if it has none.
 
-    It follows length, API key, version and correlation id, after a length of its own, which is -1 for none.
+    The client id follows the length, API key, version and correlation id. Its own length precedes it, or -1 if there is
+    no client id.
     """
     length = int.from_bytes(request[12:14], signed=True)
     return request[14 : 14 + max(0, length)].decode(errors="replace")
 
 
 def proxied_listener(proxy: Proxy, ports: Mapping[str, int]) -> dict[str, str]:
-    """Return settings for a broker at ``ports``: an extra listener for ``proxy``, advertised under the proxy's port."""
+    """Return settings for a broker at ``ports`` with an additional listener, advertised under the port of ``proxy``."""
     own = f"PLAINTEXT://127.0.0.1:{ports['kafka']}"
     return {
         "listeners": f"{own},CONTROLLER://127.0.0.1:{ports['kafka-controller']},PROXIED://127.0.0.1:{proxy.target}",
@@ -58,12 +59,12 @@ def proxied_listener(proxy: Proxy, ports: Mapping[str, int]) -> dict[str, str]:
 
 @define(kw_only=True, eq=False)
 class LateRequest:
-    """A request that the broker receives after later requests of the same client.
+    """A request that the broker receives later than requests that the same client sent after it.
 
-    The first request that ``picks`` accepts is held back. Its client's connection is reset, and the broker's stays
-    open. The request is delivered before number ``overtaken`` of the requests that the client sends on other
-    connections and ``until`` accepts, at the latest after ``at_most_s``. ``delivered`` is set when the broker has
-    answered it.
+    The proxy holds back the first request that ``picks`` accepts. It resets the connection to the client, so that the
+    client continues on other connections. The connection to the broker stays open. Among the client's later requests,
+    the proxy counts those that ``until`` accepts. It delivers the late request just before number ``overtaken`` of
+    them, but at the latest after ``at_most_s``. ``delivered`` is set when the broker has answered the late request.
     """
 
     picks: Callable[[bytes], bool]
@@ -71,7 +72,7 @@ class LateRequest:
     overtaken: int = 1
     at_most_s: float = 30.0
     client: str | None = field(default=None, init=False)
-    """The client whose request is held back, once there is one."""
+    """The client id of the late request, once a request is held back."""
     answer: bytes = field(default=b"", init=False)
     """The broker's answer to the late request."""
     delivered: threading.Event = field(factory=threading.Event, init=False)
@@ -82,16 +83,16 @@ class LateRequest:
 
 
 class KafkaProxy(Proxy):
-    """Identifies clients by their client id, which is ``rtfm-`` and the instance for those of this project."""
+    """A proxy that names clients by their client id. RTFM's clients use ``rtfm-`` followed by the instance."""
 
     _late: LateRequest | None = None
 
     def make_late(self, request: LateRequest | None) -> None:
-        """Hold back the next request that ``request`` picks; None stops that."""
+        """Hold back the next request that ``request`` picks. With None, hold back no further request."""
         self._on_loop(self._set(_late=request))
 
     async def _read(self, reader: asyncio.StreamReader) -> bytes:
-        """Read a whole request or answer."""
+        """Read a whole request or answer. Return nothing if the connection was closed."""
         try:
             length = await reader.readexactly(4)
             return length + await reader.readexactly(int.from_bytes(length))

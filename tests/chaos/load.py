@@ -1,7 +1,7 @@
-"""Real questions and messages for ``make chaos``, and the comparison of the results with them.
+"""Produces questions and messages for ``make chaos``, and compares the results with them at the end of the run.
 
-Everything follows from a seed. Messages are created, edited and deleted in a few channels of one guild; questions ask
-about their content. The load remembers what it produced, so that the end of the run can be compared with it.
+The content of questions and messages follows from a seed. Messages are created, edited and deleted in a few channels of
+one guild. Questions ask about the content of messages. The load keeps a list of everything that it produced.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ THINGS = ["disk", "printer", "mirror", "kernel", "screen", "router", "keyboard",
 
 @frozen
 class Place:
-    """A channel or thread in which messages are sent."""
+    """A channel or thread in which messages are written."""
 
     channel_id: str
     kind: ChannelKind = ChannelKind.TEXT
@@ -46,24 +46,24 @@ PLACES = [
     PRIVATE_THREAD,
 ]
 LISTED = [*CHANNELS, PRIVATE_THREAD.channel_id]
-"""Channels that a question may list as visible: public threads and posts are not listed, their parents are."""
+"""The channels that a question may list as visible. The parents of public threads and posts are listed instead."""
 
 SOME_LISTED = (0, 1, 2, 4, 6, 8, 8, 9, 9, 9)
-"""How many of LISTED a question lists."""
+"""A question lists this many of LISTED, chosen at random from these numbers."""
 
 FORGED = "forged"
 FORGED_PER_S = 0.5
-"""Rate of a stranger's invalid records, whatever the load's rate; some in a hundred at the usual one."""
+"""The rate of invalid records does not depend on the load's rates. At the usual rates, it is about 2 in 100 records."""
 
 FIRST_MESSAGES = 120
-"""Messages sent before the first worker starts; how fast they are archived measures the machine."""
+"""This many messages are sent before the first worker starts. How fast they are archived measures the machine."""
 
 
 class Load:
-    """Produces in its own thread until ``stop``.
+    """Produces questions, messages and invalid records in its own thread until ``stop`` is called.
 
-    Questions and messages have separate random generators, so the n-th of each depends only on the seed, whatever the
-    rates.
+    Questions and messages have separate random generators. Therefore the content of the n-th question or message
+    depends only on the seed, and not on the rates.
     """
 
     def __init__(
@@ -91,18 +91,18 @@ class Load:
         self._versions: Counter[str] = Counter()
         self.asked: list[str] = []
         self.sent: Counter[str] = Counter()
-        """Number of records sent to each topic."""
+        """The number of records that were sent to each topic."""
         self.messages: dict[str, DiscordMessage] = {}
         """The last change of each message."""
         self._refused = 0
 
     @property
     def forged(self) -> list[str]:
-        """Keys of the records that must become one dead letter each."""
+        """The keys of the invalid records that must become one dead letter each."""
         return self._forger.keys
 
     def say(self, count: int) -> None:
-        """Send ``count`` messages at once, before ``start``, and wait until the brokers have them."""
+        """Send ``count`` messages and wait until the brokers have them. Call this before ``start``."""
         for _ in range(count):
             self._say()
         self._producer.flush()
@@ -112,24 +112,24 @@ class Load:
         self._thread.start()
 
     def set_share(self, topic: str, share: float) -> None:
-        """Send at ``share`` of the topic's rate from now on."""
+        """From now on, send to ``topic`` at this share of its rate."""
         self._shares[topic] = share
 
     def stop(self, timeout_s: float) -> None:
-        """Stop sending, and wait until the brokers have everything. Raises Unavailable if they do not."""
+        """Stop sending and wait until the brokers have all records. Raises Unavailable if they do not in time."""
         self._done.set()
         self._thread.join()
         if self._failure is not None:
             raise self._failure
         until_s = time.monotonic() + timeout_s
-        # In short waits: librdkafka blocks signal handling.
+        # In short waits, because Python handles no signals during a call of librdkafka.
         while len(self._producer) and time.monotonic() < until_s:
             time.sleep(0.1)
         self._producer.flush(1)
         self._forger.flush(max(1.0, until_s - time.monotonic()))
 
     def close(self) -> None:
-        """Disconnect, and drop unsent records."""
+        """Disconnect and drop the records that are not sent yet."""
         self._done.set()
         self._producer.close(0)
         self._forger.close()
@@ -251,11 +251,11 @@ class Load:
 
 @frozen(kw_only=True)
 class LoadAccount:
-    """The results of a load.
+    """The account of a run: its results, compared with what the load produced.
 
-    If nothing is wrong, ``answered`` equals ``asked``, ``archived`` equals ``messages``, ``buried`` equals ``forged``,
-    and the other counts are zero. ``buried`` counts the forged records that became dead letters, ``dead_letters`` those
-    of all other records.
+    ``forged`` counts the invalid records that must become dead letters, and ``buried`` those that did. ``dead_letters``
+    counts all other dead letters. If nothing is wrong, ``answered`` equals ``asked``, ``archived`` equals ``messages``,
+    ``buried`` equals ``forged``, and the other counts are zero. See docs/delivery.md.
     """
 
     asked: int
@@ -278,14 +278,14 @@ class LoadAccount:
         return done and not wrong
 
     def as_dict(self) -> dict[str, object]:
-        """Return the fields for the accounting line."""
+        """Return the fields for the JSON line of the account."""
         return asdict(self)
 
 
 def account(settings: Settings, contracts: Contracts, load: Load) -> LoadAccount:
-    """Compare the committed bot-responses, the dead letters and the archive with what was produced.
+    """Compare the committed responses, the dead letters and the archive with what ``load`` produced.
 
-    A message counts as out of order if the archive does not hold its last produced change.
+    A message counts as out of order if its state in the archive is not that of the last change that was produced.
     """
     responses = [record.event for record in records(settings, contracts, RESPONSES)]
     counts = Counter(response.query_id for response in responses)

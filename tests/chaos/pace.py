@@ -1,7 +1,7 @@
-"""How fast a run may go: its load follows what the machine can do, so that a slow machine does not fail a run.
+"""Adapts the rates of a run's load, and its time limit for settling, to the speed of the machine.
 
-Owns the rates of questions and messages, and the time limit for settling. Both follow the positions that the two groups
-commit: records that are produced and not yet committed are the backlog.
+Without this, a run would fail on a slow machine. Both follow from the backlog of each group: the number of records that
+are produced and not committed.
 """
 
 from __future__ import annotations
@@ -23,27 +23,35 @@ from tests.chaos.ticker import Ticker
 PARTITIONS = 3
 
 WINDOW_S = 30.0
-"""The rate of commits is an average over this long."""
+"""The rate of commits is the average over this time."""
 
 EASY_S, FULL_S = 10.0, 40.0
-"""A backlog of up to EASY_S leaves the rates unchanged; one of FULL_S reduces them to the least."""
+"""Up to a backlog of EASY_S, the load has its full rates. From FULL_S on, it has the least ones."""
 
 LEAST_SHARE = 0.05
-"""Smallest share of its rate that the load keeps: an idle run proves nothing."""
+"""The load never has less than this share of its full rates, because an idle run proves nothing."""
 
 SETTLE_S = 60.0
-"""Restarts, rebalances and transactions of dead workers take this long on a slow machine, whatever the backlog."""
+"""The time limit for settling without a backlog.
+
+On a slow machine, restarts, rebalances and the timeouts of killed workers' transactions can take this long.
+"""
 
 NOTE_EVERY_S = 10.0
+"""The history gets a line with the rates and the lag after each interval of this length."""
+
 SETTLE_FACTOR = 3.0
+"""The time limit for settling grows by this factor times the backlog."""
+
 SETTLE_MOST_S = 240.0
+"""The longest time limit for settling."""
 
 
 @frozen(kw_only=True)
 class BacklogReading:
-    """One topic at one moment: records ``produced`` and ``committed``, and the recent commits a second.
+    """A measurement of one topic: how many records are produced and committed, and the recent rate of commits.
 
-    The rate is 0 if the group has committed nothing yet, or nothing during the window.
+    The rate ``per_s`` is 0 if the group has committed nothing yet, or nothing during ``WINDOW_S``.
     """
 
     produced: int
@@ -52,13 +60,13 @@ class BacklogReading:
 
     @property
     def backlog_s(self) -> float:
-        """Seconds that the backlog takes at the current rate of commits."""
+        """Seconds until the backlog is committed, at the recent rate of commits."""
         left = self.produced - self.committed
         return left / self.per_s if left > 0 and self.per_s > 0 else float(left > 0) * FULL_S
 
 
 class Follower:
-    """Measures what a group has committed of a topic, and how fast."""
+    """Measures how many records of a topic a group has committed, and how fast."""
 
     def __init__(self, settings: Settings, topic: str, group: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._progress = GroupProgress(settings, group)
@@ -67,14 +75,14 @@ class Follower:
         self._seen: deque[tuple[float, int]] = deque()
 
     def committed(self) -> int:
-        """Return how many records are committed. Raises RtfmError if Kafka does not answer."""
+        """Return how many records the group has committed. Raises RtfmError if Kafka does not answer."""
         return sum(self._progress.committed_offsets(self.topic, range(PARTITIONS)).values())
 
     def read(self, produced: int) -> BacklogReading:
-        """Measure now. Raises RtfmError if Kafka does not answer."""
+        """Measure the topic, of which ``produced`` records were sent. Raises RtfmError if Kafka does not answer."""
         committed, now_s = self.committed(), self._clock()
         if not committed:
-            self._seen.clear()  # do not count the time that workers take to start
+            self._seen.clear()  # the time until the workers have started does not count
         self._seen.append((now_s, committed))
         while len(self._seen) > 2 and self._seen[0][0] < now_s - WINDOW_S:
             self._seen.popleft()
@@ -84,18 +92,18 @@ class Follower:
 
 
 def share_for(backlog_s: float) -> float:
-    """Return the share of its rate that the load keeps with a backlog of ``backlog_s``."""
+    """Return the share of its full rate at which the load is sent, with a backlog of ``backlog_s``."""
     return max(LEAST_SHARE, min(1.0, 1 - (backlog_s - EASY_S) / (FULL_S - EASY_S)))
 
 
 def settle_limit_s(readings: Mapping[str, BacklogReading]) -> float:
-    """Return the time limit for finishing the backlog in ``readings``."""
+    """Return the time limit for settling, with the backlogs in ``readings``."""
     longest_s = max((reading.backlog_s for reading in readings.values()), default=0.0)
     return min(SETTLE_MOST_S, SETTLE_S + SETTLE_FACTOR * longest_s)
 
 
 class Pace:
-    """Sets the load's rates once a second in its own thread, until ``stop``."""
+    """Sets the load's rates once a second, in its own thread, until ``stop`` is called."""
 
     def __init__(self, load: Load, ingest: Follower, answer: Follower, history: History) -> None:
         self._load = load
@@ -109,19 +117,19 @@ class Pace:
         self.readings: dict[str, BacklogReading] = {}
         """The last reading of each topic."""
         self.measured_per_s: float | None = None
-        """How many of the first messages were archived a second; None until all of them are."""
+        """How many of the first messages were archived per second. None until all of them are archived."""
 
     def start(self) -> None:
-        """Start following."""
+        """Start the thread."""
         self._ticker.start()
 
     @property
     def share(self) -> float:
-        """Average share of its full rate that the slower of questions and messages had."""
+        """The average share of the full rate. Each time, the smaller share of questions and messages counts."""
         return sum(self._shares) / len(self._shares) if self._shares else 1.0
 
     def stop(self) -> None:
-        """Stop, and take a last reading if Kafka answers."""
+        """Stop the thread, and take a last reading if Kafka answers."""
         self._ticker.stop()
         with suppress(RtfmError):
             self._read()
@@ -133,7 +141,7 @@ class Pace:
     def _set_rates(self) -> None:
         try:
             self._read()
-        except RtfmError:  # Kafka is down; what is sent now arrives all at once later
+        except RtfmError:  # Kafka is down, and all records that are sent now would arrive at once later
             shares = {follower.topic: LEAST_SHARE for follower in self.followers}
         else:
             self._measure(self.readings[self._ingest.topic].committed)
@@ -148,7 +156,7 @@ class Pace:
             self._history.write("measured", share=round(min(shares.values()), 2), **rates, **lag)
 
     def _measure(self, committed: int) -> None:
-        """Note how fast the first messages were archived, once all of them are."""
+        """Once all of the first messages are archived, note how fast that was."""
         if self.measured_per_s is not None or not committed:
             return
         now_s = time.monotonic()

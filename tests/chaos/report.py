@@ -1,4 +1,4 @@
-"""The report of a soak: one self-contained HTML page, with charts as inline SVG."""
+"""The report of a soak: one self-contained HTML page with charts as inline SVG."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLOURS = ("#3366cc", "#dc3912", "#ff9900", "#109618", "#990099", "#0099c6", "#d
 WIDTH, HEIGHT = 960, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 8, 10, 26
 MOST_POINTS = 600
-"""More points than this are not visible, and make the page large."""
+"""The most points of a line in a chart. More would not be visible and would make the page larger."""
 
 Point = tuple[float, float]
 
@@ -30,14 +30,17 @@ svg { width: 100%; height: auto; } svg text { font: 11px system-ui, sans-serif; 
 
 @frozen
 class Series:
-    """A line of a chart, in pieces: a restarted process begins another piece."""
+    """A line of a chart. It consists of pieces, because the line is interrupted where a process was restarted."""
 
     name: str
     pieces: list[list[Point]]
 
 
 def page(title: str, line: Mapping[str, object], samples: Sequence[Sample], grown: Mapping[str, Growth]) -> str:
-    """Return the page."""
+    """Return the HTML page for a soak.
+
+    ``line`` is its account. ``grown`` is the growth of each process.
+    """
     verdict = str(line["verdict"])
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -134,7 +137,7 @@ def _chart(title: str, series: Sequence[Series]) -> str:
 
 
 def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """Return at most ``most`` points: the highest of each stretch, so that no peak is lost."""
+    """Return at most ``most`` of ``points``. Of each group of neighbours, the highest is kept, so no peak is lost."""
     if len(points) <= most:
         return list(points)
     edges = [round(number * len(points) / most) for number in range(most + 1)]

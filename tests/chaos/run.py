@@ -1,7 +1,7 @@
-"""One run: services, load and chaos from the start to the verdict.
+"""One run of ``make chaos``, from the start of the services to the verdict.
 
-Owns the order of the phases, the time limit of each, and the run's folder. A run always ends within ``limit_s``. An
-interrupted run leaves no process and no folder behind, except the folder that it was told to keep.
+The module decides the order of the phases and the time limit of each. A run always ends within ``Plan.limit_s``. An
+interrupted run leaves no process and no folder behind, except a folder given by ``Plan.keep``.
 """
 
 from __future__ import annotations
@@ -49,24 +49,28 @@ from tests.streams import MESSAGES, QUERIES, RESPONSES
 INGEST_GROUP, ANSWER_GROUP = catalogues.load().group(MESSAGES), catalogues.load().group(QUERIES)
 
 ENDING_S = 35.0
-"""Reserved for the phases after settling: ending the workers, accounting, stopping the services, judging."""
+"""Time that is reserved for the phases after settling: end the workers, account, stop the services, judge."""
 
 TEARDOWN_S = 15.0
-"""Reserved for removing everything once the limit has passed."""
+"""Time that is reserved for removing everything after the time limit."""
 
 SETTLE_SHARE, SETTLE_KEPT_S = 0.4, 90.0
-"""A run reserves this share of its limit for settling, at most this many seconds.
+"""The share of its time limit that a run reserves for settling, and the most seconds that it reserves.
 
-An action that is still running may use some of it.
+An action that is still running at that time can use a part of it.
 """
 
 SLOW_SHARE = 0.5
-"""A run is slow if its load had on average less than this share of its rates."""
+"""A run is slow if its load had on average less than this share of its full rates."""
 
 
 @frozen(kw_only=True)
 class Plan:
-    """What a run does. A wrong run is kept below ``kept_in``; with ``keep``, any run is kept in that folder."""
+    """The parameters of a run.
+
+    With ``keep``, the run is kept in that folder. Otherwise it is kept below ``kept_in`` unless its verdict is right.
+    ``load`` is the number of busy processes. ``pause_s`` and ``spared`` are those of ``Chaos``.
+    """
 
     seed: int
     seconds: float
@@ -82,18 +86,18 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """Name of the folder in which the run is kept."""
+        """The name of the run's folder below ``kept_in``."""
         return f"{self.run[:8]}-seed-{self.seed}"
 
     @property
     def limit_s(self) -> float:
-        """Seconds within which the run ends."""
+        """The number of seconds within which the run ends."""
         return self.seconds * 2 + 120
 
 
 @frozen(kw_only=True)
 class Scene:
-    """The running parts, for observers alongside the run."""
+    """The parts of a run that an observer can use while the run lasts."""
 
     home: Path
     settings: Settings
@@ -104,11 +108,11 @@ class Scene:
 
 
 Beside = Callable[[Scene], Ticker]
-"""Builds an observer that runs from the start of the run to the end of settling."""
+"""A function that builds an observer, which runs from the start of the load to the end of settling."""
 
 
 def commit() -> str:
-    """Return the checked-out commit, with ``-dirty`` if files differ from it."""
+    """Return the checked-out commit, followed by ``-dirty`` if tracked files differ from it."""
     described = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"],
         cwd=CHECKOUT,
@@ -120,9 +124,10 @@ def commit() -> str:
 
 
 def run(plan: Plan, beside: Beside | None = None) -> dict[str, object]:
-    """Run ``plan``, and return the accounting line, whose ``verdict`` is a key of ``evidence.EXIT_CODES``.
+    """Run ``plan`` and return its account, as the fields of a JSON line.
 
-    Raises Interrupted, and ConfigError if ``plan.keep`` is not empty.
+    The field ``verdict`` is a key of ``evidence.EXIT_CODES``. ``beside`` builds an observer. Raises Interrupted after a
+    signal, and ConfigError if the folder ``plan.keep`` is not empty.
     """
     began_s = time.monotonic()
     configure_logging("WARNING")
@@ -164,7 +169,7 @@ def run(plan: Plan, beside: Beside | None = None) -> dict[str, object]:
 
 
 class _ChaosRun:
-    """A run's parts while it lasts."""
+    """A run in progress: its parts, and what is known about it so far."""
 
     def __init__(self, plan: Plan, home: Path, history: History, *, until_s: float) -> None:
         self._plan = plan
@@ -187,22 +192,22 @@ class _ChaosRun:
 
     @property
     def left_s(self) -> float:
-        """Seconds until the time limit."""
+        """The number of seconds until the time limit."""
         return self._until_s - time.monotonic()
 
     def verdict(self, judged: int | None) -> str:
-        """Return the verdict from the account and the judge's exit code."""
+        """Return the verdict that follows from the account and from the judge's exit code."""
         return evidence.verdict(wrong=self._wrong, settled=self._settled, judged=judged)
 
     def close(self) -> None:
-        """End everything that runs."""
+        """End all processes and connections of the run."""
         self._open.close()
 
     def do(self, beside: Beside | None) -> None:
-        """Run all phases; the account is in ``line``."""
+        """Run all phases, up to the account in ``line``."""
         plan = self._plan
         gemini = self._open.enter_context(FakeGemini(keep_requests=False))
-        # Slow answers of the model, so that some kills happen during a call.
+        # Some answers of the model are slow, so that some workers are killed while they wait for one.
         late, prompt = fakes.slow(3), fakes.Fault()
         calls = round(plan.questions_per_s * plan.limit_s)
         gemini.faults = [late if number % 20 == 0 else prompt for number in range(calls)]
@@ -249,7 +254,7 @@ class _ChaosRun:
         self._account(scene, contracts, load, chaos)
 
     def _act(self, scene: Scene, load: Load, chaos: Chaos) -> None:
-        """Run load and chaos, until everything is sent and all services run again."""
+        """Send the load and perform the actions. At the end, all records are sent and all services run."""
         load.say(FIRST_MESSAGES)
         chaos.begin(self._plan.workers)
         load.start()
@@ -268,7 +273,7 @@ class _ChaosRun:
         evidence.write_seen(scene.settings, self._history, [RESPONSES, DEAD_LETTERS])
         evidence.write_archived(scene.settings, self._history)
         self.right = found.right and self._settled
-        # In a run that did not settle, missing results may only be late.
+        # If the run did not settle, missing results may only be late.
         self._wrong = bool(found.duplicated or found.dead_letters or (self._settled and not found.right))
         share = scene.pace.share
         self.line = {
@@ -289,7 +294,7 @@ class _ChaosRun:
         self._history.write("load", average=round(average, 2))
 
     def _prepare(self, addresses: dict[str, str]) -> Settings:
-        """Create topics, contracts and archive."""
+        """Create the topics, register the schemas, migrate the archive, and return the settings."""
         given = os.environ.get("RTFM_EMBEDDING_MODEL_DIR")
         model = Path(given) if given else CHECKOUT.parent / "shared" / "models" / "all-MiniLM-L6-v2"
         settings = evolve(
@@ -354,7 +359,7 @@ class _ChaosRun:
         )
 
     def _settle(self, scene: Scene, chaos: Chaos, limit_s: float) -> None:
-        """Wait until both groups have committed everything, and note whether they have."""
+        """Wait until both groups have committed all records, and note whether they did within ``limit_s``."""
         began_s = time.monotonic()
         limit_s = min(limit_s, self.left_s - ENDING_S)
         self._settled = _settled(scene, chaos, limit_s)

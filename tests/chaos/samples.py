@@ -1,4 +1,4 @@
-"""What processes and folders use over time, and how fast that grows."""
+"""Measures the resources that a run's processes and folders use, and how fast this grows."""
 
 from __future__ import annotations
 
@@ -17,15 +17,22 @@ from tests.chaos.run import Scene
 
 PERIOD_S = 5.0
 DISK_PERIOD_S = 30.0
+"""Disk space is measured less often, because that takes longer."""
+
 WARM_UP_S = 300.0
-"""A process grows while it starts: growth ignores this much of its life, or a quarter of it if that is less."""
+"""The beginning of a process's life, or the first quarter if that is shorter, which its growth does not include."""
 
 LEAST_SAMPLES = 5
+"""The growth of a process with fewer samples is not reported."""
 
 
 @frozen(kw_only=True)
 class Use:
-    """Resources of a process and its children. ``memory_mb`` is resident memory; shared memory counts once."""
+    """The resources that a process and its children use.
+
+    ``memory_mb`` is resident memory. Memory that the children share counts only for the parent. ``handles`` are open
+    file handles.
+    """
 
     pid: int
     memory_mb: float
@@ -35,7 +42,10 @@ class Use:
 
 @frozen(kw_only=True)
 class Sample:
-    """One measurement of everything."""
+    """One measurement of a run.
+
+    Its fields contain values by the name of a process, topic or folder.
+    """
 
     at_s: float
     """Seconds since the first sample."""
@@ -44,23 +54,26 @@ class Sample:
     disk_mb: dict[str, float]
     load_average: float
     share: float
-    """Of the load's full rates."""
+    """The average share of the load's full rates so far."""
 
 
 @frozen(kw_only=True)
 class Growth:
-    """How one process grew an hour, over its longest life after its warm-up."""
+    """The growth of one process per hour, without its warm-up.
+
+    If the process was restarted, its longest life counts.
+    """
 
     lived_s: float
     memory_mb: float
-    """At the end."""
+    """The memory at the end of that life."""
     memory_mb_per_h: float
     threads_per_h: float
     handles_per_h: float
 
 
 class Sampler:
-    """Measures a run's processes and folders, and keeps the samples."""
+    """Measures the processes and folders of a run, and keeps the samples."""
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
@@ -70,7 +83,7 @@ class Sampler:
         self.samples: list[Sample] = []
 
     def sample(self) -> None:
-        """Take one sample."""
+        """Take one sample and write it to the history."""
         now_s = time.monotonic()
         if now_s - self._disk_at_s >= DISK_PERIOD_S:
             self._disk_at_s = now_s
@@ -90,13 +103,13 @@ class Sampler:
         self._scene.history.write("sample", **asdict(sample))
 
     def _services(self) -> dict[str, int]:
-        # Not LocalStack.status(), which sends a request to each service.
+        # LocalStack.status() is not used, because it sends a request to each service.
         noted = json.loads((self._scene.home / LOCAL_STACK_FILE).read_text(encoding="utf-8"))["services"]
         return {name: entry["pid"] for name, entry in noted.items() if "pid" in entry}
 
 
 def used_by(pid: int) -> Use | None:
-    """Return what process ``pid`` and its children use now; None if it has ended."""
+    """Return what process ``pid`` and its children use now, or None if the process has ended."""
     try:
         process = psutil.Process(pid)
         with process.oneshot():
@@ -116,7 +129,7 @@ def used_by(pid: int) -> Use | None:
 
 
 def folder_mb(folder: Path) -> float:
-    """Return the disk space of the files below ``folder``, in MB; files may be removed meanwhile."""
+    """Return the disk space of the files below ``folder`` in MB. Files that are removed meanwhile are ignored."""
     blocks = 0
     for path, _, names in os.walk(folder):
         for name in names:
@@ -126,7 +139,7 @@ def folder_mb(folder: Path) -> float:
 
 
 def slope_per_h(points: Iterable[tuple[float, float]]) -> float:
-    """Return the slope per hour of (seconds, value) by least squares."""
+    """Return how much a value grows per hour, by least squares. ``points`` are pairs (seconds, value)."""
     found = list(points)
     mean_s = sum(at_s for at_s, _ in found) / len(found)
     mean = sum(value for _, value in found) / len(found)
@@ -135,7 +148,7 @@ def slope_per_h(points: Iterable[tuple[float, float]]) -> float:
 
 
 def growth(samples: Sequence[Sample]) -> dict[str, Growth]:
-    """Return the growth of each process by name, except those with too few samples after their warm-up."""
+    """Return the growth of each process by name. Processes with too few samples after their warm-up are left out."""
     lives: dict[str, dict[int, list[tuple[float, Use]]]] = {}
     for sample in samples:
         for name, use in sample.processes.items():

@@ -1,7 +1,8 @@
-"""``make soak HOURS=2``: a long run with fewer faults that records what everything uses.
+"""``make soak HOURS=2``: a long run with fewer faults that records the resources that its processes use.
 
-No action touches the first worker, so that its growth is visible. The report is a page,
-``.rtfm/soak/<run>/report.html``; the last line is the account as JSON, with ``growth`` and ``report``.
+No action touches the first worker, so that its growth is visible. The report is the page
+``.rtfm/soak/<run>/report.html``. The last line of output is the account as JSON, with the additional fields ``growth``
+and ``report``.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ SPARED = "w1"
 
 
 def main() -> int:
-    """Run, and return the exit code, which is that of `make chaos`."""
+    """Run the command and return its exit code, which has the same meaning as that of `make chaos`."""
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--hours", type=float, default=2.0)
-    parser.add_argument("--seconds", type=float, help="length of the run in seconds, instead of hours")
+    parser.add_argument("--hours", type=float, default=2.0, help="length of the run in hours")
+    parser.add_argument("--seconds", type=float, help="length of the run in seconds; replaces --hours")
     add_options(parser)
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)  # noqa: T201 - for people

@@ -1,4 +1,4 @@
-"""Dead letters under kill -9, and records that kill the process."""
+"""Dead letters of workers that are killed with kill -9, and of records that crash the process."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from tests.chaos.transactions import OpenTransactions
 from tests.chaos.worker import KILLER
 from tests.streams import GROUP, MESSAGES, RESPONSES, build_message, committed, dead_letters, eventually, produce
 
-DIED = 9
+CRASHED = 9
+"""The exit code of a worker that handled KILLER."""
 
 
-def has_more_letters(settings: Settings, than: int) -> bool:
-    """Return whether there are more than ``than`` dead letters."""
+def has_more_dead_letters(settings: Settings, than: int) -> bool:
+    """Return whether there are now more than ``than`` dead letters."""
     return len(dead_letters(settings, open_contracts(settings))) > than
 
 
-def test_killed_while_letters_are_written_each_poison_record_is_one_letter(
+def test_killed_while_dead_letters_are_written_each_poison_record_is_one_dead_letter(
     settings: Settings, fleets: list[Fleet]
 ) -> None:
-    """R14: all records are poison, and the worker dies inside open transactions and at random moments."""
+    """R14: no record can be decoded, and the worker is killed inside open transactions and at random moments."""
     contracts = open_contracts(settings)
     unlimited = evolve(settings, dlq_max_consecutive=0, dlq_max_share=0, kafka_static_membership=True)
     fleets.append(fleet := Fleet(unlimited, 0, 10, 8))
@@ -48,7 +49,7 @@ def test_killed_while_letters_are_written_each_poison_record_is_one_letter(
             transactions.kill_one(fleet)
             fleet.start("one")
             there = len(dead_letters(settings, contracts))
-            eventually(partial(has_more_letters, settings, there))  # the worker is back
+            eventually(partial(has_more_dead_letters, settings, there))  # the worker is back
             time.sleep(seed.uniform(0, 0.1))
             fleet.kill("one")
             fleet.start("one")
@@ -61,10 +62,10 @@ def test_killed_while_letters_are_written_each_poison_record_is_one_letter(
 
 
 def supervise(settings: Settings, fleet: Fleet, messages: Sequence[DiscordMessage], letters: int) -> None:
-    """Restart workers that die, until all messages are answered and the dead letters are there."""
+    """Restart workers that crash, until all messages are answered and there are ``letters`` dead letters."""
 
     def done() -> bool:
-        # Not the group's offsets: they wait for the open transaction of a dead worker that is not restarted.
+        # The group's positions are not used: they are unknown while the open transaction of a crashed worker lasts.
         fleet.revive()
         there = len(dead_letters(settings, open_contracts(settings)))
         return there >= letters and not account(settings, messages).missing
@@ -76,7 +77,10 @@ def supervise(settings: Settings, fleet: Fleet, messages: Sequence[DiscordMessag
 def test_a_record_that_kills_the_process_is_one_dead_letter_and_the_others_are_answered(
     settings: Settings, fleets: list[Fleet], concurrency: int, deadly: int
 ) -> None:
-    """R20: it kills once among others and three times alone; of two such records neither is blamed for the other's."""
+    """R20: the record crashes the process once while others are handled too, and three times while it is alone.
+
+    If there are two such records, neither is blamed for the crashes of the other.
+    """
     contracts = open_contracts(settings)
     messages = messages_for(settings, 150)
     killers = [build_message(900 + number, channel=str(number), content=KILLER) for number in range(deadly)]
@@ -92,12 +96,12 @@ def test_a_record_that_kills_the_process_is_one_dead_letter_and_the_others_are_a
     dead = sorted(contracts.decode(MESSAGES, letter.value or b"").message_id for letter in letters)
     assert dead == [killer.message_id for killer in killers]
     assert {letter.header("__connect.errors.stage") for letter in letters} == {b"CRASH"}
-    deaths = fleet.codes.count(DIED)
-    assert 3 * len(killers) < deaths <= 4 * len(killers)
+    crashes = fleet.codes.count(CRASHED)
+    assert 3 * len(killers) < crashes <= 4 * len(killers)
 
 
 def test_a_deadly_record_is_found_by_the_next_worker_of_its_partition(settings: Settings, fleets: list[Fleet]) -> None:
-    """R20: the first victim never returns; the other worker counts its own crashes."""
+    """R20: the worker that crashed first is not restarted. The other worker counts its own crashes."""
     contracts = open_contracts(settings)
     messages = messages_for(settings, 100)
     produce(settings, contracts, MESSAGES, build_message(900, channel="1", content=KILLER))
@@ -120,12 +124,12 @@ def test_a_deadly_record_is_found_by_the_next_worker_of_its_partition(settings: 
 def test_records_that_are_unfinished_at_every_crash_are_never_dead_letters(
     settings: Settings, fleets: list[Fleet]
 ) -> None:
-    """Repeated kills of a process never turn its unfinished records into dead letters."""
+    """Repeated kills of a process do not turn its unfinished records into dead letters."""
     fleets.append(fleet := Fleet(evolve(settings, kafka_static_membership=True), 20, 10, 8))
     fleet.start("one")
     transactions = OpenTransactions(settings, group=GROUP, read=MESSAGES, written=RESPONSES)
     with messages_all_the_time(settings) as messages:
-        for _ in range(3):  # a fourth kill might be the third one of a record that is tried alone
+        for _ in range(3):  # a fourth kill could be the third crash of a record that is handled alone
             transactions.kill_one(fleet)
             fleet.start("one")
     transactions.close()

@@ -1,4 +1,4 @@
-"""Runs of `make chaos` that end early leave nothing behind."""
+"""A run of `make chaos` that ends early leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.conftest import CHECKOUT
 from tests.streams import eventually
 
 LIMIT_S = 240.0
-"""A run's services and workers start within seconds, on a busy machine within minutes."""
+"""A run's services and workers start within seconds, but on a busy machine only within minutes."""
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder for temporary files, not below pytest's own, because PostgreSQL may run as another account."""
+    """A folder for temporary files. PostgreSQL may run as another account, which cannot use pytest's folders."""
     made = Path(tempfile.mkdtemp(prefix="rtfm-test-"))
     made.chmod(0o755)
     yield made
@@ -47,7 +47,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def await_line(run: subprocess.Popen[str], words: str) -> None:
-    """Wait until ``run`` prints ``words``; a thread reads the rest of its output."""
+    """Wait until ``run`` prints ``words``. A thread reads the rest of the output, so that the run is not blocked."""
     assert run.stdout is not None
     said = []
     for line in run.stdout:
@@ -61,7 +61,7 @@ def await_line(run: subprocess.Popen[str], words: str) -> None:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_is_ended_by_a_signal_leaves_no_process_and_no_folder(folder: Path, number: signal.Signals) -> None:
-    """All services, workers and busy processes end, even if the run is killed."""
+    """All services, workers and busy processes end, even if the run is killed with SIGKILL."""
     run = start(folder, "--load", "1")
     await_line(run, "added w2")
     children = psutil.Process(run.pid).children(recursive=True)
@@ -79,7 +79,7 @@ def test_a_run_that_is_ended_by_a_signal_leaves_no_process_and_no_folder(folder:
 
 
 def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path) -> None:
-    """Two runs in one folder could not be told apart."""
+    """Otherwise the files of two runs would be mixed."""
     (tmp_path / "history.jsonl").touch()
     run = subprocess.run(
         [sys.executable, "-m", "tests.chaos", "--keep", str(tmp_path)],

@@ -1,4 +1,4 @@
-"""Exactly once on real Kafka: workers are killed, frozen, added and removed, and every message is accounted for."""
+"""Exactly once on real Kafka: workers are killed, frozen, added and removed, and each message is answered once."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from tests.streams import (
 def test_killed_inside_open_transactions_everything_is_answered_once(
     settings: Settings, fleets: list[Fleet], protocol: str
 ) -> None:
-    """R1, R2: the worker dies between writing its output and committing it, which random kills hardly ever meet.
+    """R1, R2: the worker is killed between writing its output and committing it.
 
-    With the classic protocol it is a static member, so it is back in its place at once.
+    With the classic protocol it is a static member, so it gets its partitions back at once when it restarts.
     """
     fleets.append(fleet := Fleet(evolve(settings, kafka_group_protocol=protocol), 5, 2000, 8))
     fleet.start("one")
@@ -80,7 +80,7 @@ def test_killed_at_random_with_many_unfinished_keys_everything_is_answered_once_
 def test_a_worker_that_hangs_ends_itself_and_another_takes_over(
     settings: Settings, fleets: list[Fleet], protocol: str
 ) -> None:
-    """R6: no thread of it runs, not even the watchdog's; the log shows where it hung."""
+    """R6: none of its threads can run, not even the watchdog's. The log shows where it hung."""
     ours = evolve(settings, kafka_group_protocol=protocol, kafka_static_membership=False)
     messages = messages_for(settings, 200)
     produce(
@@ -104,7 +104,7 @@ def test_a_worker_that_hangs_ends_itself_and_another_takes_over(
 def test_a_worker_frozen_until_its_transaction_expired_adds_nothing_twice_and_goes_on(
     settings: Settings, fleets: list[Fleet]
 ) -> None:
-    """R5: its partitions moved while it was frozen, and the broker aborted its transaction."""
+    """R5: while it was frozen, the other worker got its partitions, and the broker aborted its transaction."""
     fleets.append(fleet := Fleet(settings, 5, 2000, 8))
     for name in ("one", "two"):
         fleet.start(name)
@@ -124,7 +124,7 @@ def test_a_worker_frozen_until_its_transaction_expired_adds_nothing_twice_and_go
 
 
 def test_two_processes_of_one_name_do_not_both_work(settings: Settings, fleets: list[Fleet]) -> None:
-    """R4: the older one is fenced and logs it; none of its output is visible twice."""
+    """R4: the older one is fenced and logs this. No output is visible twice."""
     messages = messages_for(settings, 2000)
     fleets.append(older := Fleet(settings, 50, 10, 2))
     fleets.append(younger := Fleet(settings, 5, 10, 8))
@@ -137,7 +137,7 @@ def test_two_processes_of_one_name_do_not_both_work(settings: Settings, fleets: 
 
 
 def test_of_two_idle_processes_of_one_name_the_older_ends(settings: Settings, fleets: list[Fleet]) -> None:
-    """R4: it commits nothing that could reveal the younger one."""
+    """R4: the older one notices the younger one even though it has nothing to commit."""
     fleets.append(older := Fleet(settings, 5, 10, 8))
     fleets.append(younger := Fleet(settings, 5, 10, 8))
     older.start("same")
@@ -152,7 +152,7 @@ def test_of_two_idle_processes_of_one_name_the_older_ends(settings: Settings, fl
 
 
 def test_a_worker_that_the_coordinator_fenced_joins_again(settings: Settings, fleets: list[Fleet]) -> None:
-    """R3: a broker that takes over a group may fence a member whose name no other process has."""
+    """R3: a broker that becomes the group's coordinator may fence a member although no other process has its name."""
     fleets.append(fleet := Fleet(settings, 5, 10, 8))
     fleet.start("one")
     with messages_all_the_time(settings) as messages:
@@ -176,9 +176,9 @@ def test_a_worker_that_the_coordinator_fenced_joins_again(settings: Settings, fl
 
 
 def test_a_slow_key_holds_up_no_other_and_survives_a_kill(settings: Settings, fleets: list[Fleet]) -> None:
-    """R7: handling takes longer than the group's poll limit, and nothing is lost.
+    """R7: handling one record takes longer than the group's poll limit, and nothing is lost.
 
-    What is finished above the record is committed in the offset's metadata and not done again.
+    Meanwhile, later records are finished. The metadata of the committed offset lists them, so they are not done again.
     """
     contracts = open_contracts(settings)
     impatient = evolve(settings, watchdog_s=4.0)  # polls may be 19 s apart, and the slow record takes 20
@@ -204,7 +204,7 @@ def test_a_slow_key_holds_up_no_other_and_survives_a_kill(settings: Settings, fl
 
 @pytest.mark.parametrize("rounds", [8, pytest.param(30, marks=pytest.mark.long)])
 def test_workers_that_come_and_go_lose_nothing(settings: Settings, fleets: list[Fleet], rounds: int) -> None:
-    """R10, R11: every two seconds a worker starts or ends, within its grace, with exit code 0 and nothing repeated."""
+    """R10, R11: every two seconds a worker starts or ends. Each ends in time with exit code 0; nothing is repeated."""
     seed = random.Random(5)
     fleets.append(fleet := Fleet(evolve(settings, kafka_static_membership=False), 10, 10, 8))
     fleet.start("w0")
@@ -217,7 +217,7 @@ def test_workers_that_come_and_go_lose_nothing(settings: Settings, fleets: list[
             time.sleep(2)
     eventually(lambda: committed(settings) == len(messages), timeout_s=120)
     assert {fleet.end(name) for name in fleet.names} == {0}
-    # A revocation waits for the pending transaction, never for a handler.
+    # A revocation waits for the transaction in progress, but not for handlers.
     revocations = [int(ms) for ms in re.findall(r"revoked .*elapsed_ms=(\d+)", fleet.log.read_text())]
     assert revocations
     assert max(revocations) <= 5000

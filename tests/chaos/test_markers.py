@@ -1,8 +1,9 @@
-"""Whether the broker that this project runs ends a transaction in every partition, shown with plain clients.
+"""Tests, without RTFM's own clients, that the broker ends a transaction in every partition.
 
-When a transaction ends, Kafka 4.3.0 to 4.4.0 treat a partition without a leader as deleted and write no marker to it
-(KAFKA-20734). The producer's next transaction then also commits what was aborted: an answer that must never be visible
-is visible next to its replacement. ``rtfm.local`` runs a release without this defect.
+Kafka 4.3.0 to 4.4.0 have a defect (KAFKA-20734): if a partition has no leader when a transaction ends, they treat the
+partition as deleted and write no marker to it. Then the producer's next transaction also commits the records of an
+aborted transaction. An answer that must never be visible is then visible, in addition to the answer that replaces it.
+``rtfm.local`` runs a release without this defect.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from tests.chaos.cluster import Cluster, three_brokers
 from tests.streams import eventually
 
 AWAY = 2
-"""The broker that leads the partition and is down when its transaction ends; another one coordinates."""
+"""The broker that leads the partition and is down when the transaction ends. Another broker is the coordinator."""
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Three brokers: transactions have a coordinator whichever one is down."""
+    """Three brokers. If one is down, another is the coordinator of transactions."""
     with three_brokers(Settings()) as (cluster, _):
         yield cluster
 
@@ -35,13 +36,13 @@ def config(cluster: Cluster, **more: Any) -> dict[str, Any]:
 
 
 def leader(cluster: Cluster, topic: str) -> int:
-    """Return the broker that leads the topic's only partition, -1 for none."""
+    """Return the broker that leads the topic's only partition, or -1 if none does."""
     found = AdminClient(config(cluster)).list_topics(timeout=10).topics[topic]
     return int(found.partitions[0].leader) if found.partitions else -1
 
 
 def read_committed(cluster: Cluster, topic: str) -> list[bytes]:
-    """Return what a reader of committed records gets."""
+    """Return the values of the records that a reader of committed records gets."""
     consumer = Consumer(
         config(
             cluster,
@@ -73,7 +74,7 @@ def read_committed(cluster: Cluster, topic: str) -> list[bytes]:
 def test_a_transaction_ends_in_a_partition_whose_leader_is_down(
     cluster: Cluster, end: Callable[[Producer, float], None], expected: list[bytes], request: pytest.FixtureRequest
 ) -> None:
-    """What was aborted never appears, and what was committed appears without another transaction."""
+    """Aborted records never become visible. Committed records become visible without another transaction."""
     topic = request.node.callspec.id
     admin = AdminClient(config(cluster))
     admin.create_topics([NewTopic(topic, 1, replica_assignment=[[AWAY]])])[topic].result(20)

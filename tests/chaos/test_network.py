@@ -1,4 +1,4 @@
-"""Network faults between workers and Kafka: nothing is lost or done twice, and the workers continue."""
+"""Network faults between workers and Kafka. Nothing is lost or done twice, and the workers continue by themselves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.streams import MESSAGES, committed, eventually
 
 @frozen
 class ProxiedBroker:
-    """A broker: ``direct`` is its own address, ``proxied`` the proxy's."""
+    """A broker behind a proxy. ``direct`` is the broker's own address, and ``proxied`` the address of the proxy."""
 
     proxy: KafkaProxy
     direct: str
@@ -37,7 +37,7 @@ class ProxiedBroker:
 
 @pytest.fixture(scope="module")
 def broker() -> Iterator[ProxiedBroker]:
-    """A broker for this file, with a listener that is advertised under the proxy's port."""
+    """The broker of this file. It advertises an additional listener under the proxy's port."""
     ports = free_ports([*DEFAULT_PORTS, "proxied", "proxy"])
     with stack_home() as home, KafkaProxy(ports["proxied"], port=ports["proxy"]) as proxy:
         stack = LocalStack(home, cache_dir=CACHE_DIR, broker_settings=proxied_listener(proxy, ports))
@@ -50,7 +50,7 @@ def broker() -> Iterator[ProxiedBroker]:
 
 @pytest.fixture
 def direct(settings: Settings, broker: ProxiedBroker) -> Iterator[Settings]:
-    """Settings for clients that bypass the proxy, with the topics created."""
+    """Settings for clients that bypass the proxy. The topics are created."""
     direct = evolve(settings, kafka_bootstrap_servers=broker.direct)
     topics = TopicAdmin(direct, catalogues.load())
     topics.apply(topics.plan())
@@ -62,9 +62,9 @@ def direct(settings: Settings, broker: ProxiedBroker) -> Iterator[Settings]:
 def workers(
     direct: Settings, broker: ProxiedBroker, fleets: list[Fleet], *names: str, **changes: Any
 ) -> Iterator[Fleet]:
-    """Run workers that reach Kafka through the proxy, and produce messages all the time.
+    """Run workers that reach Kafka through the proxy, and produce messages while the block runs.
 
-    When the block is left, the network heals, and the workers must finish everything by themselves.
+    At the end of the block, all network faults are removed. Then the workers must finish everything by themselves.
     """
     fleets.append(fleet := Fleet(evolve(direct, kafka_bootstrap_servers=broker.proxied, **changes), 10, 10, 16))
     for name in names:
@@ -82,7 +82,7 @@ def workers(
 
 
 def test_a_slow_network_is_only_slow(direct: Settings, broker: ProxiedBroker, fleets: list[Fleet]) -> None:
-    """Latency and jitter, lost packets, low bandwidth, and acknowledgements three seconds late lose nothing."""
+    """Nothing is lost with latency and jitter, lost packets, low bandwidth, or answers that are three seconds late."""
     with workers(direct, broker, fleets, "one", "two"):
         for way in (
             Conditions(latency_s=0.1, jitter_s=0.3),
@@ -98,7 +98,7 @@ def test_a_slow_network_is_only_slow(direct: Settings, broker: ProxiedBroker, fl
 def test_connections_that_are_reset_or_refused_are_restored(
     direct: Settings, broker: ProxiedBroker, fleets: list[Fleet]
 ) -> None:
-    """It also works if a librdkafka call does not return within its timeout."""
+    """This also holds if a call of librdkafka does not return within its timeout."""
     with workers(direct, broker, fleets, "one", "two"):
         for _ in range(10):
             broker.proxy.reset()
@@ -111,17 +111,17 @@ def test_connections_that_are_reset_or_refused_are_restored(
 def test_requests_or_answers_that_are_held_back_longer_than_a_transaction_are_survived(
     direct: Settings, broker: ProxiedBroker, fleets: list[Fleet], way: str
 ) -> None:
-    """They arrive all at once when group and transactions have moved on without this worker."""
+    """They arrive all at once, when the group has removed the worker and its transaction has expired."""
     with workers(direct, broker, fleets, "one", "two"):
         broker.proxy.set_conditions(**{way: Conditions(held=True)})
         time.sleep(11)
 
 
 def test_half_open_connections_are_given_up(direct: Settings, broker: ProxiedBroker, fleets: list[Fleet]) -> None:
-    """Nothing tells a client that a connection is dead, and its requests are never answered."""
+    """The client is not told that the connection is closed. It sends requests that are never answered."""
     with workers(direct, broker, fleets, "one", "two"):
         broker.proxy.abandon()
-        # The broker returns no positions of an orphaned transaction until it times out.
+        # While an abandoned transaction with positions is open, the broker returns no positions.
         (before,) = eventually(lambda: (committed(direct),))
         eventually(lambda: committed(direct) > before + 200)
 
@@ -129,9 +129,10 @@ def test_half_open_connections_are_given_up(direct: Settings, broker: ProxiedBro
 def test_a_member_that_missed_a_rebalance_drops_its_old_partitions(
     direct: Settings, broker: ProxiedBroker, fleets: list[Fleet]
 ) -> None:
-    """It is cut off while it gives up a partition, for longer than its session; the other worker gets all partitions.
+    """A worker is cut off while it gives up a partition, for longer than its session. The other gets all partitions.
 
-    librdkafka does not report its partitions as lost, and the group accepts commits of the returned member.
+    When the first worker is back, librdkafka does not report its old partitions as lost, and the group would accept its
+    commits.
     """
     requests: Counter[int] = Counter()
 
@@ -142,7 +143,7 @@ def test_a_member_that_missed_a_rebalance_drops_its_old_partitions(
 
     broker.proxy.make_late(LateRequest(picks=counted, until=counted))
     with workers(direct, broker, fleets, "one") as fleet:
-        # Slow enough to act between two requests of a commit.
+        # With this latency, the worker can be cut off between two requests of a commit.
         broker.proxy.set_conditions(up=Conditions(latency_s=0.2))
         synced = requests[Api.SYNC_GROUP]
         fleet.start("two")
@@ -153,11 +154,11 @@ def test_a_member_that_missed_a_rebalance_drops_its_old_partitions(
 
 @contextmanager
 def late_positions(broker: ProxiedBroker) -> Iterator[None]:
-    """Deliver the next positions that are sent inside their sender's next transaction."""
+    """Hold back the next positions that a worker sends, and deliver them inside the worker's next transaction."""
     late = LateRequest(
         picks=lambda request: api_of(request) == Api.TXN_OFFSET_COMMIT,
         until=lambda request: api_of(request) == Api.END_TXN,
-        overtaken=2,  # the first END_TXN is that of their own transaction
+        overtaken=2,  # the first END_TXN ends the transaction to which the positions belong
     )
     broker.proxy.make_late(late)
     yield
@@ -169,7 +170,11 @@ def late_positions(broker: ProxiedBroker) -> Iterator[None]:
 def test_positions_that_arrive_in_a_later_transaction_do_not_stay(
     direct: Settings, broker: ProxiedBroker, what: str
 ) -> None:
-    """The broker checks only the producer's epoch, and librdkafka meanwhile sends the positions again by itself."""
+    """Positions that arrive late are replaced soon.
+
+    The broker accepts them because it checks only the producer's epoch. Meanwhile librdkafka has sent them again by
+    itself, so their own transaction was committed, too.
+    """
     group = f"late-{what}"
     outsider = Consumer({"bootstrap.servers": broker.direct, "group.id": group, "isolation.level": "read_committed"})
     member = outsider.consumer_group_metadata()
@@ -178,12 +183,12 @@ def test_positions_that_arrive_in_a_later_transaction_do_not_stay(
     topic = KafkaConfig.of(direct).topic(MESSAGES)
 
     def commit(**offsets: int) -> None:
-        """Commit like the pipeline: replace a producer in doubt first."""
+        """Commit like the pipeline, which first opens a new producer if it needs a new epoch."""
         if transactions.needs_open:
             transactions.open()
         positions = [TopicPartition(topic, int(number[1:]), offset) for number, offset in offsets.items()]
         transactions.commit([], positions, member)
-        # Longer than it takes to notice a lost connection.
+        # Within this time, the client notices that its connection was lost.
         until_s = time.monotonic() + 1
         while time.monotonic() < until_s and not transactions.needs_open:
             time.sleep(0.05)
@@ -210,14 +215,17 @@ def test_positions_that_arrive_in_a_later_transaction_do_not_stay(
 def test_workers_that_die_after_a_late_request_resume_at_their_positions(
     direct: Settings, broker: ProxiedBroker, fleets: list[Fleet]
 ) -> None:
-    """A position that a late request moved back is committed again within a third of a second, before the kill."""
+    """If a late request moves a position back, the worker commits it again within a third of a second.
+
+    The workers are killed after that time.
+    """
     with workers(direct, broker, fleets, "one") as fleet:
         for _ in range(3):
             with late_positions(broker):
                 pass
-            time.sleep(1.5)  # until the positions are committed again; docs/delivery.md describes the time before
+            time.sleep(1.5)  # until the positions are committed again; docs/delivery.md describes an earlier kill
             fleet.kill("one")
             fleet.start("one")
             before = committed(direct)
             eventually(lambda: committed(direct) > before, timeout_s=60)  # noqa: B023 - called in this iteration
-        fleet.codes.clear()  # exit codes of the kills
+        fleet.codes.clear()  # they are of workers that this test killed

@@ -1,4 +1,4 @@
-"""Something that is done repeatedly alongside a run."""
+"""Calls a function repeatedly while a run lasts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class Ticker:
-    """Calls ``do`` every ``period_s`` in its own thread until ``stop``. An error in ``do`` is only printed."""
+    """Calls ``do`` every ``period_s`` in its own thread until ``stop``. Errors of ``do`` are printed and ignored."""
 
     def __init__(self, period_s: float, do: Callable[[], None]) -> None:
         self._period_s = period_s
@@ -17,11 +17,11 @@ class Ticker:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
-        """Start; the first call is after one period."""
+        """Start the thread. The first call comes after one period."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop, once a running call has returned."""
+        """Stop the thread. If a call is running, wait until it has returned."""
         self._done.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -30,5 +30,5 @@ class Ticker:
         while not self._done.wait(self._period_s):
             try:
                 self._do()
-            except Exception:  # the next call may succeed, and the run goes on
+            except Exception:  # the next call may succeed, and the run must continue
                 traceback.print_exc()

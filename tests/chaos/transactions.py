@@ -1,7 +1,7 @@
-"""Kills a worker inside an open transaction, which random moments hardly ever meet.
+"""Kills a worker while its transaction is open. Kills at random moments hardly ever do that.
 
-Under a light load a transaction is open for a few milliseconds. As soon as an uncommitted record appears, all workers
-are therefore frozen; the broker then says whether the transaction is still open.
+Under a light load, a transaction is open for only a few milliseconds. Therefore all workers are frozen as soon as an
+uncommitted record appears. Then the broker is asked whether the transaction is still open.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ PARTITIONS = 3
 
 
 class OpenTransactions:
-    """Sees what is written to topic ``written`` before it is committed, and which member of ``group`` writes it.
+    """Finds the members of ``group`` that have an open transaction.
 
-    Records of ``read`` and ``written`` have the same keys and so the same partitions: the owner of a partition of
-    ``read`` writes to that partition of ``written``.
+    The members read the topic ``read`` and write to the topic ``written``. The records of both topics have the same
+    keys, and therefore the same partitions. So if a transaction is open in a partition of ``written``, it is a
+    transaction of the member that owns the same partition of ``read``.
     """
 
     def __init__(self, settings: Settings, *, group: str, read: str, written: str) -> None:
@@ -44,16 +45,17 @@ class OpenTransactions:
         )
 
     def kill_one(self, fleet: Fleet, timeout_s: float = 120.0) -> str:
-        """Kill a process of ``fleet`` inside an open transaction, and return its name.
+        """Kill a worker of ``fleet`` inside an open transaction and return its name.
 
-        Something must be written all the time. Raises AssertionError if no open transaction was found in time.
+        Meanwhile, the workers must have records to process. Raises AssertionError if no open transaction is found
+        within ``timeout_s``.
         """
         name = self.freeze_one(fleet, timeout_s)
         fleet.kill(name)
         return name
 
     def owners(self) -> dict[str, set[int]]:
-        """Return the partitions of ``read`` by the name of the group member that has them."""
+        """Return the name of each group member with the partitions of ``read`` that it owns."""
         description = self._admin.describe_consumer_groups([self._group])[self._group].result(10)
         found = {
             member.client_id.removeprefix("rtfm-"): {
@@ -64,16 +66,16 @@ class OpenTransactions:
         return {name: numbers for name, numbers in found.items() if numbers}
 
     def end_offsets(self) -> dict[int, int]:
-        """Return the end of each partition, including uncommitted records."""
+        """Return the end offset of each partition of ``written``, including uncommitted records."""
         return self._ends(IsolationLevel.READ_UNCOMMITTED)
 
     def have_ended_below(self, ends: dict[int, int]) -> bool:
-        """Return whether every transaction that was open below the offsets ``ends`` has ended, ignoring later ones."""
+        """Return whether all transactions below the offsets ``ends`` have ended. Later transactions are ignored."""
         stable = self._ends(IsolationLevel.READ_COMMITTED)
         return all(stable[number] >= end for number, end in ends.items())
 
     def freeze_one(self, fleet: Fleet, timeout_s: float = 120.0) -> str:
-        """Freeze a worker inside an open transaction, and return its name, as ``kill_one`` does."""
+        """Freeze a worker inside an open transaction and return its name. Like ``kill_one``, but without the kill."""
         deadline_s = time.monotonic() + timeout_s
         self._looks = self._unknown = 0
         ends = self.end_offsets()
@@ -91,10 +93,10 @@ class OpenTransactions:
                     fleet.send(name, signal.SIGCONT)
             if victim is not None:
                 return victim
-            self._consumer.consume(10_000, 0)  # the next look sees only what is written from now on
+            self._consumer.consume(10_000, 0)  # skips the records written so far
         raise AssertionError(
-            f"no open transaction was found in {timeout_s:.0f} s: {self._looks} looks, {self._unknown} of them at"
-            f" one without an owner in {self._group}; {fleet.status}"
+            f"no worker was found inside an open transaction in {timeout_s:.0f} s: looked {self._looks} times,"
+            f" {self._unknown} times the transaction was of no member of {self._group}; {fleet.status}"
         )
 
     def close(self) -> None:
@@ -102,7 +104,7 @@ class OpenTransactions:
         self._consumer.close()
 
     def _victim(self, fleet: Fleet) -> str | None:
-        time.sleep(0.02)  # lets a commit that is on its way arrive
+        time.sleep(0.02)  # a commit that was already sent arrives in this time
         stable, ends = self._ends(IsolationLevel.READ_COMMITTED), self.end_offsets()
         open_in = [number for number in range(PARTITIONS) if stable[number] < ends[number]]
         if not open_in:

@@ -1,8 +1,8 @@
-"""A worker of the chaos tests: answers every message with one response, keyed by channel, until SIGTERM.
+"""A worker of the tests in this folder. It answers every message with one response until SIGTERM.
 
-``python -m tests.chaos.worker HANDLER_MS PADDING_BYTES CONCURRENCY``; a concurrency of 0 means batches. Settings come
-from the environment. The answer is the message's id, so that a reader of bot-responses can account for every message
-and its order in the channel.
+The command is ``python -m tests.chaos.worker HANDLER_MS PADDING_BYTES CONCURRENCY``. With a concurrency of 0, the
+worker handles batches. Settings come from the environment. A response has the message's channel as key and the
+message's id as answer. So a test can account for every message, and check the order in each channel.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from rtfm.telemetry import Health, configure_logging
 from tests.streams import GROUP, MESSAGES, RESPONSES, build_query, build_response
 
 SLEEPER = "sleep"
-"""Content of a message that takes 20 s to handle."""
+"""The content of a message that takes 20 s to handle."""
 
 HANGER = "hang"
-"""Content, followed by an instance's name, of a message that makes this instance hang completely."""
+"""The content of a message that makes a worker hang completely, followed by a space and the worker's name."""
 
 KILLER = "die"
-"""Content of a message that ends the process."""
+"""The content of a message that makes the process crash."""
 
 
 def hang() -> None:
-    """Hold the interpreter's lock practically forever, so that no other thread runs."""
+    """Hold the interpreter's lock practically forever, so that no other thread can run."""
     re.match(r"(a+)+$", "a" * 64 + "b")
 
 
 def main(handler_ms: float, padding_bytes: int, concurrency: int) -> int:
-    """Run until SIGTERM; return 1 if the pipeline ended with an error."""
+    """Run until SIGTERM. Return 1 if the pipeline ended with an error, otherwise 0."""
     configured = settings.load(dotenv=None)
     configure_logging("INFO", "console")
     stop = threading.Event()
@@ -91,4 +91,4 @@ def main(handler_ms: float, padding_bytes: int, concurrency: int) -> int:
 
 if __name__ == "__main__":
     code = main(float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
-    os._exit(code)  # does not wait for handlers that still sleep
+    os._exit(code)  # without waiting for handlers that still sleep

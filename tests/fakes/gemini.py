@@ -1,12 +1,13 @@
-"""A fake of Gemini's REST API: a real HTTP server with the same format, and faults on demand.
+"""A fake of Gemini's REST API: a real HTTP server with the same format that can be told to fail.
 
 It serves ``POST /v1beta/models/<model>:generateContent`` for one key and one model, and ``POST /v1/chat/completions``
-in OpenAI's format. It keeps every request. By default it repeats its sources: the answer is the text of the first one.
-``faults`` are used up in the order in which they were given; ``behaviour`` stays until it is changed.
+in OpenAI's format. It keeps every request. By default, its answer is the text of the first source in the prompt. Each
+of ``faults`` replaces one response, in their order. When all are used, ``behaviour`` decides.
 
 ``python -m tests.fakes.gemini --port 8099 --delay-s 0.2 --fail-share 0.5 --status 503`` runs it as a separate process.
-Its first line on standard output is ``{"address": …}``. ``GET /control`` returns the requests so far; ``POST /control``
-with ``{"delay_s": …, "status": …, "fail_share": …, "hang": …, "retry_after": …, "reply": …}`` changes its behaviour.
+Its first line on standard output is ``{"address": …}``. ``GET /control`` returns how many requests it got. ``POST
+/control`` with ``{"delay_s": …, "status": …, "fail_share": …, "hang": …, "retry_after": …, "reply": …}`` changes its
+behaviour.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ MODEL = "gemini-flash-latest"
 STATUS = {400: "INVALID_ARGUMENT", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 429: "RESOURCE_EXHAUSTED"}
 
 Reply = Callable[[dict[str, Any], str], str]
-"""Maps the prompt's document and instructions to the text that the model writes."""
+"""A function that takes the document and the instructions of a prompt, and returns the text that the model writes."""
 
 
 @frozen(kw_only=True)
 class Fault:
-    """One response that replaces the real one. ``delay_s`` comes before it."""
+    """A response that replaces the usual one, sent after ``delay_s``. Without ``body``, it is the usual one, late."""
 
     status: int = 200
     body: str | None = None
@@ -44,7 +45,10 @@ class Fault:
 
 @frozen(kw_only=True)
 class Behaviour:
-    """How the server treats requests: a share of ``fail_share`` (0..1) gets ``status``, or hangs for a minute."""
+    """How the server responds to requests for which no fault was given.
+
+    Of these requests, the share ``fail_share`` (0 to 1) gets ``status`` or, with ``hang``, no response for a minute.
+    """
 
     delay_s: float = 0.0
     status: int = 503
@@ -54,7 +58,7 @@ class Behaviour:
     reply: str = "first_source"
 
     def fault(self, chance: float) -> Fault:
-        """Return the fault of a request that drew ``chance`` (0..1)."""
+        """Return the fault for a request; the random number ``chance`` (0 to 1) decides whether the request fails."""
         if chance >= self.fail_share:
             return Fault(delay_s=self.delay_s)
         if self.hang:
@@ -66,43 +70,43 @@ class Behaviour:
 
 
 def throttled(retry_after: str | None = "7") -> Fault:
-    """Return a 429, as for a used-up quota."""
+    """Return the response to a request beyond the quota: status 429."""
     headers = {} if retry_after is None else {"Retry-After": retry_after}
     return Fault(status=429, body=_error(429, "Resource has been exhausted"), headers=headers)
 
 
 def failing(status: int = 500) -> Fault:
-    """Return a failure of the server."""
+    """Return a response with an error ``status``."""
     return Fault(status=status, body=_error(status, "An internal error has occurred"))
 
 
 def slow(delay_s: float) -> Fault:
-    """Return the right answer, late."""
+    """Return the usual answer, delayed by ``delay_s``."""
     return Fault(delay_s=delay_s)
 
 
 def not_json() -> Fault:
-    """Return a proxy's page instead of the API's answer."""
+    """Return the HTML page of a proxy."""
     return Fault(body="<html>sign in</html>")
 
 
 def no_candidates() -> Fault:
-    """Return an answer without a candidate."""
+    """Return a response without a candidate."""
     return Fault(body=json.dumps({"candidates": [], "usageMetadata": _USAGE}))
 
 
 def blocked_prompt() -> Fault:
-    """Return the answer to a question that the safety filter blocked."""
+    """Return the response to a prompt that the safety filter blocked."""
     return Fault(body=json.dumps({"promptFeedback": {"blockReason": "SAFETY"}, "usageMetadata": _USAGE}))
 
 
 def finished(reason: str, text: str = "") -> Fault:
-    """Return a candidate that ended with ``reason``: SAFETY, RECITATION, MAX_TOKENS."""
+    """Return a response whose candidate has the finish reason ``reason``: SAFETY, RECITATION or MAX_TOKENS."""
     return Fault(body=json.dumps(_response(text, reason)))
 
 
 def first_source(document: dict[str, Any], instructions: str = "") -> str:
-    """Return the first source's text, cited; without sources, the rewritten question."""
+    """Answer with the text of the first source and cite it. If the prompt is for rewriting, return the question."""
     if "sources" not in document:
         return standalone(document)
     if not document["sources"]:
@@ -118,7 +122,7 @@ def insufficient(document: dict[str, Any], instructions: str = "") -> str:
 
 
 def standalone(document: dict[str, Any]) -> str:
-    """Return the question, after the asker's earlier message."""
+    """Rewrite a question by appending the asker's previous message."""
     before = [message["text"] for message in document["context"] if message["speaker"] == "asker"]
     return json.dumps({"question": " ".join([document["question"], *before[-1:]])}, ensure_ascii=False)
 
@@ -130,7 +134,7 @@ def written(answer: str, cited: list[int], *, sufficient: bool = True, disagree:
 
 
 def replies() -> dict[str, Reply]:
-    """Return the replies that can be chosen by name."""
+    """Return the functions that can be chosen by name for ``reply``."""
     from tests.fakes.obedient import obedient
 
     return {"first_source": first_source, "insufficient": insufficient, "obedient": obedient}
@@ -138,7 +142,7 @@ def replies() -> dict[str, Reply]:
 
 @define
 class FakeGemini:
-    """The server. ``with FakeGemini() as gemini: … gemini.address``."""
+    """The server, which runs while it is entered as a context manager."""
 
     reply: Reply = first_source
     faults: list[Fault] = field(factory=list)
@@ -155,13 +159,13 @@ class FakeGemini:
 
     @property
     def address(self) -> str:
-        """Value of GEMINI_API_ENDPOINT."""
+        """The server's address, for GEMINI_API_ENDPOINT."""
         assert self._server is not None
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     @property
     def documents(self) -> list[dict[str, Any]]:
-        """The data of each prompt, as the model received it."""
+        """The document of each prompt that the server got."""
         return [_document(request) for request in self.requests]
 
     def answer(self, path: str, key: str | None, request: dict[str, Any]) -> tuple[int, dict[str, str], str]:
@@ -187,7 +191,7 @@ class FakeGemini:
         return 200, {}, json.dumps(_completion(text, "stop") if as_openai else _response(text, "STOP"))
 
     def control(self, changes: dict[str, Any]) -> dict[str, Any]:
-        """Change the behaviour, and return it with the requests so far."""
+        """Change the behaviour. Return the new behaviour and the numbers of requests so far."""
         with self._lock:
             self.behaviour = attrs.evolve(self.behaviour, **changes)
             self.reply = replies()[self.behaviour.reply] if "reply" in changes else self.reply
@@ -257,7 +261,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore clients that were killed."""
+        """Ignore errors of connections, because tests kill clients."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -265,7 +269,7 @@ class _Server(ThreadingHTTPServer):
 def _handler(gemini: FakeGemini) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        wbufsize = -1  # one packet an answer
+        wbufsize = -1  # a buffer, so that each answer is sent as one packet
         disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
@@ -300,19 +304,19 @@ def _handler(gemini: FakeGemini) -> type[BaseHTTPRequestHandler]:
 
 
 def main() -> None:
-    """Serve until the process is ended."""
-    parser = argparse.ArgumentParser(description="A stand-in for Gemini's REST API.")
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    """Serve until the process ends."""
+    parser = argparse.ArgumentParser(description="A fake of Gemini's REST API.")
+    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 chooses a free port")
     parser.add_argument("--delay-s", type=float, default=0.0, help="seconds before each answer")
-    parser.add_argument("--fail-share", type=float, default=0.0, help="share of requests that fail, 0..1")
-    parser.add_argument("--status", type=int, default=503, help="status of those that fail")
-    parser.add_argument("--retry-after", help="their Retry-After header")
-    parser.add_argument("--hang", action="store_true", help="those that fail get no answer for a minute")
+    parser.add_argument("--fail-share", type=float, default=0.0, help="share of requests that fail, from 0 to 1")
+    parser.add_argument("--status", type=int, default=503, help="HTTP status of the requests that fail")
+    parser.add_argument("--retry-after", help="Retry-After header of the requests that fail")
+    parser.add_argument("--hang", action="store_true", help="requests that fail get no answer for a minute")
     parser.add_argument("--reply", choices=["first_source", "insufficient", "obedient"], default="first_source")
     given = vars(parser.parse_args())
     with FakeGemini(port=given.pop("port"), keep_requests=False) as gemini:
         gemini.control(given)
-        print(json.dumps({"address": gemini.address}), flush=True)  # noqa: T201 - for whoever started it
+        print(json.dumps({"address": gemini.address}), flush=True)  # noqa: T201 - for the caller
         threading.Event().wait()
 
 

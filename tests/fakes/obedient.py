@@ -1,4 +1,4 @@
-"""A model that obeys everything it reads: the worst that a real one could do with an attack in its sources."""
+"""A fake model that obeys everything that it reads. With an attack in its sources, no real model could do worse."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _ABOUT_ITSELF = re.compile(
 
 
 def obedient(document: dict[str, Any], instructions: str = "") -> str:
-    """Repeat every source word for word, with every number in it, and the instructions if a source asks for them.
+    """Repeat every source word for word, cite every number in it, and add the instructions if a source mentions them.
 
-    It writes everything that an attack can make a model write: pings, links, forged numbers, its own instructions,
-    another reply's JSON, a claim that nothing was found.
+    The answer therefore contains everything that an attack can make a model write: pings, links, numbers of sources
+    that do not exist, the model's instructions, JSON that imitates another reply, or a claim that nothing was found.
     """
     if "sources" not in document:
         return json.dumps({"question": f"{document['question']} {_said(document['context'])}"}, ensure_ascii=False)

@@ -1,5 +1,5 @@
-"""Judges the kept folder of a run from its history and Kafka's data files alone.
+"""Judges a run of ``make chaos`` from the files in its folder: its history and Kafka's data.
 
-Imports nothing of what it judges: its only sources are the files, the format of Kafka's log and the pages in docs/. Run
-it as ``python -m tests.judge DIR``; docs/delivery.md lists its rules.
+The judge imports nothing of ``rtfm``. It knows only the files, the format of Kafka's log, and the pages in docs/. Run
+it with ``python -m tests.judge DIR``. docs/delivery.md lists its rules.
 """

@@ -1,7 +1,7 @@
-"""``python -m tests.judge DIR``: judge the kept run in DIR.
+"""``python -m tests.judge DIR``: judge the kept run in the folder DIR.
 
-Writes DIR/verdict.json and prints the verdict. The exit code is 0 if the run is right, 1 if it is wrong, and 2 if it
-cannot be judged.
+The verdict is printed and written to DIR/verdict.json. The exit code is 0 if the run is right, 1 if it is wrong, and 2
+if it cannot be judged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ VERDICT = "verdict.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Judge a folder; ``arguments`` replace those of the command line."""
+    """Judge a run and return the exit code. ``arguments`` are by default those of the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.judge", description="Judge the kept run in a folder.")
     parser.add_argument("folder", type=Path, metavar="DIR", help="the folder that `make chaos` kept")
     parser.add_argument("--json", action="store_true", help="print the content of verdict.json")
@@ -35,6 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # All loaded objects live until the end; the garbage collector took a quarter of the time.
+    # The garbage collector would take a quarter of the time, although all loaded objects are needed until the end.
     gc.disable()
     sys.exit(main())

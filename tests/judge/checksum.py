@@ -1,7 +1,8 @@
-"""CRC-32C (Castagnoli, RFC 3720), which Kafka's record batches carry, with numpy: about 50 MB a second.
+"""Computes CRC-32C (Castagnoli, RFC 3720), the checksum of Kafka's record batches, with numpy: about 50 MB per second.
 
-The checksum is linear: the contribution of each byte is in a table, by its value and its distance to the end of its
-block. The remainder of the blocks before contributes like four bytes at the start of the block.
+The data is divided into blocks. Because the checksum is linear, each byte of a block contributes to the remainder
+independently of the others. A table has the contribution of each value of a byte at each place in a block. The
+remainder of the preceding blocks contributes like four bytes at the start of the block.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ _Words = NDArray[np.uint32]
 
 @cache
 def _tables() -> tuple[_Words, list[list[int]]]:
-    """Return the contributions by place in a block and value, flat, and those of the first four places, as lists."""
+    """Return two tables of contributions.
+
+    The first has one flat array, ordered by the byte's place in a block and then by its value. The second has a list
+    for each of the first four places.
+    """
     words: _Words = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         words = (words >> 1 ^ (words & 1) * _POLYNOMIAL).astype(np.uint32)
@@ -37,7 +42,7 @@ def crc32c(data: memoryview) -> int:
     """Return the checksum of ``data``, which must have at least four bytes."""
     contributions, (first, second, third, fourth) = _tables()
     blocks = -(-len(data) // _BLOCK)
-    padded = np.zeros(blocks * _BLOCK, dtype=np.uint8)  # leading zeros do not change a remainder of zero
+    padded = np.zeros(blocks * _BLOCK, dtype=np.uint8)  # leading zeros leave the remainder at zero
     padded[len(padded) - len(data) :] = np.frombuffer(data, dtype=np.uint8)
     padded[len(padded) - len(data) :][:4] ^= 255  # the initial remainder is all ones
     parts = np.bitwise_xor.reduce(contributions[padded.reshape(blocks, _BLOCK) + _PLACES], axis=1)

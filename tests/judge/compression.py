@@ -1,7 +1,8 @@
 """Decompresses the records of a batch, for every compression type of Kafka's protocol.
 
-The types and their numbers: https://kafka.apache.org/documentation/#recordbatch. Snappy comes in two framings: one raw
-block (librdkafka), and the blocks of the Java library snappy-java after its magic bytes.
+The types and their numbers are documented at https://kafka.apache.org/documentation/#recordbatch. Data that is
+compressed with Snappy has one of two formats: librdkafka writes one raw block, and the Java library snappy-java writes
+several blocks after a header with magic bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def _snappy(data: bytes) -> bytes:
 
 
 NAMES = ("none", "gzip", "snappy", "lz4", "zstd")
-"""Compression types by their number in a batch's attributes."""
+"""The compression types. The index is the number of the type in a batch's attributes."""
 
 _DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "none": lambda data: data,
@@ -39,9 +40,9 @@ _DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 FAILURES = (OSError, EOFError, struct.error, cramjam.DecompressionError)
-"""Errors that ``decompress`` raises for data that is not of its type."""
+"""The errors that ``decompress`` raises for data that is not compressed with the given type."""
 
 
 def decompress(compression: str, data: bytes) -> bytes:
-    """Return ``data`` decompressed. Raises one of FAILURES."""
+    """Return ``data`` decompressed. Raises one of FAILURES if it cannot be decompressed."""
     return _DECOMPRESS[compression](data)

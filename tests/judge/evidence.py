@@ -1,7 +1,7 @@
-"""A kept run, loaded: its history, the decoded records of its topics, and the positions of its groups.
+"""Loads a kept run: its history, the decoded records of its topics, and the positions of its groups.
 
-Raises NotJudged if the files are not those of one complete run: a topic was deleted or created again, offsets are
-missing, or a segment is unreadable.
+Loading raises NotJudged if the files are not those of one complete run, for example if a topic was deleted or created
+again, offsets are missing, or a segment is unreadable.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from tests.judge.positions import TOPIC as OFFSETS
 from tests.judge.positions import PositionCommit, Where, positions_of
 from tests.judge.segments import PartitionLog, Record, Unreadable, partitions, read_partition
 
-_FRAME = struct.Struct(">bI")  # Confluent's wire format: a zero, then the schema id
+_FRAME = struct.Struct(">bI")  # Confluent's wire format begins with a zero byte and the schema id
 _METADATA_LOG = "__cluster_metadata-0"
-_TOPIC_RECORD, _REMOVE_TOPIC_RECORD = 2, 9  # TopicRecord.json, RemoveTopicRecord.json of Kafka's metadata
+_TOPIC_RECORD, _REMOVE_TOPIC_RECORD = 2, 9  # from TopicRecord.json and RemoveTopicRecord.json of Kafka
 
 _TOOL_WINDOW_MS = 30_000
-"""A tool may move a position back only within this time before or after its line in the history."""
+"""A position may move back only within this time before or after a line in the history that a tool moved it."""
 
 
 @frozen
@@ -41,13 +41,13 @@ class Event:
 
     @property
     def place(self) -> tuple[int, int]:
-        """Partition and offset."""
+        """The partition and offset of the record."""
         return self.record.batch.partition, self.record.offset
 
 
 @frozen(kw_only=True)
 class Setback:
-    """A commit after which a group's position lacks offsets that were finished before."""
+    """A commit by which finished offsets of a group became unfinished again."""
 
     before: PositionCommit
     after: PositionCommit
@@ -55,58 +55,58 @@ class Setback:
     end: int
     """One more than the highest offset that had been finished."""
     is_allowed: bool
-    """Whether a tool did it on purpose."""
+    """Whether a tool moved the position on purpose."""
 
 
 @define(kw_only=True)
 class LoadedRun:
-    """Everything that the rules look at."""
+    """All data about a run that the rules use."""
 
     history: History
     logs: dict[str, dict[int, PartitionLog]]
     positions: dict[Where, list[PositionCommit]]
     queries: dict[str, list[Event]] = field(factory=dict)
-    """Committed records of each question, by time."""
+    """The committed records of each question, ordered by time."""
     messages: dict[str, list[Event]] = field(factory=dict)
-    """Committed changes of each message, in order."""
+    """The committed changes of each message, ordered by offset."""
     responses: dict[str, list[Event]] = field(factory=dict)
     dead_letters: list[Record] = field(factory=list)
     forged: list[Record] = field(factory=list)
-    """Committed records that the run made invalid on purpose; they are in none of the fields above."""
+    """The committed records that are invalid on purpose. The fields above do not contain them."""
     undecodable: list[tuple[Record, str]] = field(factory=list)
     setbacks: list[Setback] = field(factory=list)
     undecodable_positions: list[tuple[PositionCommit, str]] = field(factory=list)
-    """Positions whose metadata cannot be decoded, and why."""
+    """The positions whose metadata cannot be decoded, each with the reason."""
     finished: dict[Where, FinishedOffsets] = field(factory=dict)
-    """The offsets that each group's last position says are finished."""
+    """The offsets that are finished according to the last position of each group."""
 
     @property
     def begin(self) -> Begin:
-        """The facts of the run."""
+        """The first line of the history, with the facts about the run."""
         return self.history.begin
 
     def topic(self, role: str) -> str:
-        """Return the name of the topic of ``role`` on the cluster."""
+        """Return the name that the topic with this role has on the cluster."""
         return self.begin.topics[role]
 
     def committed(self, role: str) -> Iterator[Record]:
-        """Yield the records that a reader of committed records gets, partition by partition."""
+        """Yield the committed records of the topic with this role, partition by partition."""
         for _, log in sorted(self.logs[self.topic(role)].items()):
             yield from (record for record in log.records if record.is_visible)
 
     def is_forged(self, record: Record) -> bool:
-        """Return whether the history announces the record as invalid on purpose."""
+        """Return whether the history says that the record is invalid on purpose."""
         return (record.batch.topic, (record.key or b"").decode(errors="replace")) in self.history.forged
 
     def is_finished(self, group: str, event: Event) -> bool:
-        """Return whether the last position of ``group`` (answer, ingest) says that the record is finished."""
+        """Return whether a record is finished according to the last position of ``group``, "answer" or "ingest"."""
         batch = event.record.batch
         found = self.finished.get((self.begin.groups[group], batch.topic, batch.partition))
         return found is not None and found.is_finished(event.record.offset)
 
 
 def load(folder: Path) -> LoadedRun:
-    """Load the run in ``folder``. Raises NotJudged."""
+    """Load the run in ``folder``. Raises NotJudged if it is not one complete run."""
     history = read_history(folder / FILE)
     begin, data = history.begin, folder / "kafka"
     if not data.is_dir():
@@ -155,7 +155,10 @@ def _whole(log: PartitionLog) -> PartitionLog:
 
 
 def _refuse_made_again(data: Path, logs: dict[str, dict[int, PartitionLog]], begin: Begin) -> None:
-    """Refuse a topic with several ids in its folders, the run's begin line and the metadata log."""
+    """Raise NotJudged if a topic was deleted or created again.
+
+    Then the topic's folders, the first line of the history and Kafka's metadata log contain several ids of the topic.
+    """
     known: dict[str, set[str]] = {topic: set() for topic in logs}
     for topic, parts in logs.items():
         known[topic] |= {log.topic_id for log in parts.values() if log.topic_id is not None}
@@ -177,14 +180,14 @@ def _refuse_made_again(data: Path, logs: dict[str, dict[int, PartitionLog]], beg
 
 
 def _topic_records(records: Iterable[Record]) -> Iterator[tuple[int, str, str]]:
-    """Yield type, name and topic id of the metadata log's records that create or remove a topic.
+    """Yield the type, topic name and topic id of each record of the metadata log that creates or removes a topic.
 
-    A record begins with a frame version, its type and its version, one byte each for these records (KIP-631).
+    These records begin with a frame version, the type and its version, each in one byte (KIP-631).
     """
     for record in records:
         value = record.value or b""
         if value[1:2] == bytes([_TOPIC_RECORD]):
-            # The length of the name, plus one, is a varint of one or two bytes.
+            # A varint of one or two bytes contains the length of the name plus one.
             size, at = (value[3] - 1, 4) if value[3] < 128 else ((value[3] & 127 | value[4] << 7) - 1, 5)
             yield _TOPIC_RECORD, value[at : at + size].decode(), _topic_id(value[at + size : at + size + 16])
         elif value[1:2] == bytes([_REMOVE_TOPIC_RECORD]):
@@ -192,7 +195,7 @@ def _topic_records(records: Iterable[Record]) -> Iterator[tuple[int, str, str]]:
 
 
 def _topic_id(packed: bytes) -> str:
-    """Return a topic id as Kafka writes it: URL-safe base64 without padding."""
+    """Return a topic id as Kafka displays it: URL-safe base64 without padding."""
     return base64.urlsafe_b64encode(packed).decode().rstrip("=")
 
 
@@ -237,7 +240,7 @@ def _decode_value(value: bytes | None, schemas: dict[int, Any]) -> dict[str, Any
 
 
 def _follow_positions(run: LoadedRun) -> None:
-    """Find the setbacks of each group's positions, and the finished offsets of its last one."""
+    """Find all setbacks, and the finished offsets of each group's last position."""
     groups = set(run.begin.groups.values())
     for where, positions in run.positions.items():
         if where[0] not in groups:

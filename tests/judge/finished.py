@@ -1,8 +1,9 @@
-"""The finished offsets of a committed position: all offsets below it, and those of the finished map in its metadata.
+"""Decodes which offsets are finished according to a committed position.
 
-The metadata is ``1``, followed by base64 without padding of varints, seven bits a byte, the lowest first. They are the
-lengths of alternating runs of unfinished and finished offsets, from the position on. A tally of dead letters may follow
-after a dot. Without metadata there are no such runs. docs/delivery.md describes the format.
+Finished are all offsets below the position, and those in the finished map in its metadata. The metadata is ``1``,
+followed by varints in base64 without padding. A varint has seven bits in each byte, the lowest bits first. The numbers
+are the lengths of alternating runs of unfinished and finished offsets, which begin at the position. After a dot, a
+tally of dead letters may follow. docs/delivery.md describes the format.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _TALLY = "."
 
 @frozen
 class FinishedOffsets:
-    """Finished offsets, as runs (from, to) in order; the first run begins at 0."""
+    """A set of finished offsets, as ordered runs (first offset, end). The first run begins at 0."""
 
     runs: tuple[tuple[int, int], ...] = field()
 
@@ -55,7 +56,7 @@ class FinishedOffsets:
         return number >= 0 and offset < self.runs[number][1]
 
     def first_lost(self, later: FinishedOffsets) -> int | None:
-        """Return the lowest offset that is finished here and not in ``later``; None if there is none."""
+        """Return the lowest offset that is finished here and not in ``later``, or None if there is none."""
         if self.runs == later.runs or self.end <= later.position:
             return None
         mine = iter(later.runs)

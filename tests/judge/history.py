@@ -1,7 +1,7 @@
-"""Reads a run's history: what was asked, said, acknowledged, seen and archived, and the facts of the run.
+"""Reads the history of a run: the facts about the run, and what was asked, said, acknowledged, seen and archived.
 
-Keeps only the lines that the rules need; it accepts lines of other events. Raises NotJudged if the history is not that
-of one complete run, or a line has missing or wrong fields.
+Events that no rule needs are skipped. Reading raises NotJudged if the history is not that of one complete run, or if a
+line has missing or wrong fields.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ ROLES = ("queries", "messages", "responses", "dead_letters")
 
 
 class NotJudged(Exception):
-    """The run cannot be judged; the message says why, in one line."""
+    """The run cannot be judged. The message says why in one line."""
 
 
 @frozen(kw_only=True)
 class Begin:
-    """The facts of a run."""
+    """The facts about a run, from the first line of its history."""
 
     run: str
     commit: str
     seed: str
     topics: Mapping[str, str]
-    """Names on the cluster, by role."""
+    """The names of the topics on the cluster, by role."""
     topic_ids: Mapping[str, str]
-    """Kafka's ids of the topics at the beginning, by name; empty if the history does not contain them."""
+    """The ids that the topics had at the beginning, by name. Empty if the history does not contain them."""
     groups: Mapping[str, str]
     partitions: int
     ordered_by_key: tuple[str, ...]
@@ -42,7 +42,7 @@ class Begin:
 
 @frozen(kw_only=True)
 class Said:
-    """One change of a message."""
+    """One change of a message, as the run produced it."""
 
     message_id: str
     version: int
@@ -52,7 +52,7 @@ class Said:
 
 @frozen(kw_only=True)
 class Acknowledged:
-    """A record that the brokers acknowledged to its producer."""
+    """An acknowledgement that a producer of the run got for a record."""
 
     topic: str
     partition: int
@@ -64,7 +64,7 @@ class Acknowledged:
 
 @frozen(kw_only=True)
 class Archived:
-    """A message in the archive at the end of the run."""
+    """A row of the archive at the end of the run."""
 
     message_id: str
     channel_id: str | None
@@ -74,7 +74,7 @@ class Archived:
 
 @frozen(kw_only=True)
 class Tool:
-    """A tool that moved a group's positions on purpose."""
+    """The use of a tool that moves a group's positions on purpose."""
 
     group: str
     at_ms: int
@@ -83,25 +83,25 @@ class Tool:
 
 @define(kw_only=True)
 class History:
-    """A complete history."""
+    """The history of one complete run."""
 
     begin: Begin
     asked: dict[str, frozenset[str]] = field(factory=dict)
-    """The visible channels of each question, by its id."""
+    """The visible channels of each question, by the id of the question."""
     forged: set[tuple[str, str]] = field(factory=set)
-    """Topic and key of each record that the run made invalid on purpose."""
+    """The topic and key of each record that the run made invalid on purpose."""
     said: dict[tuple[str, int], Said] = field(factory=dict)
     acknowledged: list[Acknowledged] = field(factory=list)
     seen: dict[tuple[str, str, int], list[tuple[int, str | None]]] = field(factory=dict)
-    """Offset and key of each record that a reader got, in order, by reader, topic and partition."""
+    """The offset and key of each record that a reader got, in order, by reader, topic and partition."""
     archived: list[Archived] = field(factory=list)
     tools: list[Tool] = field(factory=list)
     is_settled: bool = False
-    """Whether the run says that everything was finished when it ended."""
+    """Whether the history says that the run settled."""
 
 
 class _HistoryLine:
-    """The fields of one line; missing fields and fields of another type raise NotJudged."""
+    """One line of the history. Methods raise NotJudged if a field is missing or has another type."""
 
     def __init__(self, number: int, fields: Mapping[str, object]) -> None:
         self._number = number
@@ -109,44 +109,44 @@ class _HistoryLine:
         self.event = self.text("event")
 
     def text(self, name: str) -> str:
-        """Return a string."""
+        """Return the string in field ``name``."""
         return self._take(name, str)
 
     def number(self, name: str) -> int:
-        """Return an integer."""
+        """Return the integer in field ``name``."""
         return self._take(name, int)
 
     def flag(self, name: str) -> bool:
-        """Return a boolean."""
+        """Return the boolean in field ``name``."""
         return self._take(name, bool)
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """Return a list of strings."""
+        """Return the list of strings in field ``name``."""
         found = self._take(name, list)
-        if not all(isinstance(one, str) for one in found):
+        if not all(isinstance(value, str) for value in found):
             raise self.wrong(f"{name} is not a list of strings")
         return tuple(found)
 
     def names(self, name: str) -> dict[str, str]:
-        """Return an object of strings."""
+        """Return the object of strings in field ``name``."""
         found = self._take(name, dict)
         if not all(isinstance(value, str) for value in found.values()):
             raise self.wrong(f"{name} is not an object of strings")
         return found
 
     def schemas(self, name: str) -> dict[int, Any]:
-        """Return an object of schemas by their ids."""
+        """Return the object in field ``name``, which has schemas by their ids."""
         try:
             return {int(number): schema for number, schema in self._take(name, dict).items()}
         except ValueError as exc:
             raise self.wrong(f"{name} has a key that is not a schema id") from exc
 
     def has(self, name: str) -> bool:
-        """Return whether the field exists and is not null."""
+        """Return whether the field ``name`` exists and is not null."""
         return self._fields.get(name) is not None
 
     def fact(self, name: str) -> str:
-        """Return any value as text; empty if it is missing."""
+        """Return any value in field ``name`` as text. The text is empty if the field is missing."""
         return str(self._fields[name]) if self.has(name) else ""
 
     def wrong(self, why: str) -> NotJudged:
@@ -161,7 +161,7 @@ class _HistoryLine:
 
 
 def read(path: Path) -> History:
-    """Read the history in the file ``path``. Raises NotJudged."""
+    """Read the history in the file ``path``. Raises NotJudged if it is not that of one complete run."""
     history: History | None = None
     is_ended = False
     for line in _lines(path):

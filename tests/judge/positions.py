@@ -1,11 +1,12 @@
-"""Reads what groups committed, from __consumer_offsets, in the order in which it took effect.
+"""Reads the positions that groups committed, from __consumer_offsets, in the order in which they took effect.
 
-A position that is sent in a transaction takes effect at the marker that commits it, unless a later record has set the
-same position meanwhile. A tombstone removes the position, and any that wait for their marker. Kafka's
-``OffsetMetadataManager.replay`` and ``replayEndTransactionMarker`` do the same.
+A position that is committed in a transaction takes effect at the marker that commits the transaction. If a later record
+sets the position of the same partition before that marker, the earlier one never takes effect. A tombstone removes the
+position, including positions that wait for their marker. Kafka's ``OffsetMetadataManager.replay`` and
+``replayEndTransactionMarker`` do the same.
 
-Source of the format: ``OffsetCommitKey.json`` and ``OffsetCommitValue.json`` of Kafka's group coordinator (keys of
-versions 0 and 1, values of versions 0 to 4); keys of other versions are not positions.
+The format is defined by ``OffsetCommitKey.json`` and ``OffsetCommitValue.json`` of Kafka's group coordinator. Keys have
+versions 0 and 1, and values have versions 0 to 4. Records with keys of other versions are not positions.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _KEYS = (0, 1)
 _NO_METADATA_LENGTH = -1
 
 Where = tuple[str, str, int]
-"""Group, topic, partition."""
+"""The group, topic and partition to which a position belongs."""
 
 
 @frozen(kw_only=True)
@@ -43,21 +44,23 @@ class PositionCommit:
     topic: str
     partition: int
     offset: int | None
-    """The next offset to read; None for a tombstone, which removes the position."""
+    """The next offset to read. None for a tombstone, which removes the position."""
     metadata: str
     leader_epoch: int
     committed_at_ms: int
     written: Record
-    """The record in __consumer_offsets: its offset, time, producer id and epoch, and how its transaction ended."""
+    """The record of the commit in __consumer_offsets."""
     is_applied: bool
     """Whether it became the group's position."""
     applied_at_ms: int | None = None
-    """When it took effect: the time of the marker that ended its transaction, else of the record; None if it did
-    not."""
+    """When the commit took effect, or None if it did not.
+
+    It is the time of the marker that ended the transaction, or of the record if there was no transaction.
+    """
 
 
 def read_positions(data: Path) -> dict[Where, list[PositionCommit]]:
-    """Read all commits in the data folder ``data``, each list in order of effect. Raises Unreadable, OSError."""
+    """Read all commits in Kafka's data folder, in the order in which they took effect. Raises Unreadable, OSError."""
     found: dict[Where, list[PositionCommit]] = {}
     for folder in partitions(data, TOPIC).values():
         for where, positions in positions_of(read_partition(folder)).items():
@@ -66,10 +69,10 @@ def read_positions(data: Path) -> dict[Where, list[PositionCommit]]:
 
 
 def positions_of(log: PartitionLog) -> dict[Where, list[PositionCommit]]:
-    """Return the commits in one partition of __consumer_offsets.
+    """Return the commits in one partition of __consumer_offsets, in the order in which they took effect.
 
-    A commit without effect has its place where that was decided: at its marker, a tombstone, a later commit in its
-    transaction, or the end.
+    A commit without effect is listed where that was decided: at its marker, at a tombstone, at a later commit in the
+    same transaction, or at the end of the partition.
     """
     replay = _ReplayState()
     events: Iterable[Record | Marker] = merge(log.records, log.markers, key=lambda event: event.offset)
@@ -134,7 +137,7 @@ class _ReplayState:
 
 
 def _position(record: Record) -> PositionCommit | None:
-    """Return the commit that a record holds, or None. Raises Unreadable."""
+    """Return the commit in a record, or None if the record is not a position. Raises Unreadable."""
     try:
         key = _Fields(record.key or b"")
         if key.take(">h") not in _KEYS:
@@ -173,17 +176,17 @@ class _Fields:
         self._at = 0
 
     def take(self, form: str) -> int:
-        """Read a number, in ``struct``'s notation."""
+        """Read a number. ``form`` is its format in the notation of ``struct``."""
         (number,) = struct.unpack_from(form, self._data, self._at)
         self._at += struct.calcsize(form)
         return int(number)
 
     def text(self) -> str:
-        """Read a string after its length in two bytes; null is empty."""
+        """Read a string that follows its length in two bytes. Return an empty string for null."""
         return self._text(self.take(">h"))
 
     def compact_text(self) -> str:
-        """Read a string after its length plus one as an unsigned varint; null is empty."""
+        """Read a string that follows its length plus one as an unsigned varint. Return an empty string for null."""
         number = shift = 0
         while True:
             byte = self.take(">B")

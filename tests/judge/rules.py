@@ -1,6 +1,6 @@
-"""The rules that a run is judged by. They are pure: each takes a loaded run and yields its violations.
+"""The rules by which a run is judged. The function of a rule takes a loaded run and yields its violations. No I/O.
 
-A violation names its records, so that a reader of the verdict needs no other tool.
+A violation names the records that show it, so that a reader of the verdict needs no other tool.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from tests.judge.finished import FinishedOffsets
 from tests.judge.positions import PositionCommit
 from tests.judge.segments import PartitionLog, Record
 
-_SOURCE = "__connect.errors."  # Kafka Connect's header names for a dead letter's origin (KIP-298)
+_SOURCE = "__connect.errors."  # the prefix of Kafka Connect's headers with the origin of a dead letter (KIP-298)
 
 
 @frozen(kw_only=True)
 class Violation:
-    """A violation of a rule, with the id of the question or message and the records that show it."""
+    """A violation of a rule. ``id`` is that of the question or message, or the key of the record."""
 
     what: str
     id: str | None = None
@@ -34,7 +34,7 @@ Check = Callable[[LoadedRun], Iterator[Violation]]
 
 @frozen
 class Rule:
-    """A rule, with its statement in one sentence."""
+    """A rule of the judge. ``statement`` says in one sentence what must hold."""
 
     name: str
     statement: str
@@ -42,11 +42,15 @@ class Rule:
 
 
 def check_answered_once(run: LoadedRun) -> Iterator[Violation]:
-    """Count committed records, identified by partition and offset; several records of one question are one question."""
+    """Check that each acknowledged question has exactly one committed response.
+
+    Responses are counted as committed records, identified by partition and offset. If a question was produced several
+    times, it still needs only one response.
+    """
     given_up, rewinds = _dead_lettered_questions(run), _rewinds(run)
     for query_id, responses in run.responses.items():
         asked = run.queries.get(query_id, [])
-        # If a tool moved the position back over the question, it is answered again.
+        # If a tool moved the position back before the question, another response is allowed.
         again = max((_times_read_again(event, rewinds) for event in asked), default=0)
         shown = tuple(event.record for event in (*asked, *responses))
         if query_id not in run.history.asked:
@@ -59,14 +63,14 @@ def check_answered_once(run: LoadedRun) -> Iterator[Violation]:
             continue
         if any(run.is_finished("answer", event) for event in asked):
             yield Violation(
-                what="the group's position is past the question, but it has no response",
+                what="the group has finished the question, but it has no response",
                 id=query_id,
                 records=tuple(event.record for event in asked),
             )
 
 
 def unfinished_questions(run: LoadedRun) -> Iterator[Violation]:
-    """Yield acknowledged questions that the group had not finished when the run ended."""
+    """Yield a violation for each acknowledged question that was unfinished when the run ended."""
     for query_id in _acknowledged_questions(run):
         asked = run.queries.get(query_id, [])
         if asked and query_id not in run.responses and not any(run.is_finished("answer", event) for event in asked):
@@ -75,7 +79,7 @@ def unfinished_questions(run: LoadedRun) -> Iterator[Violation]:
 
 
 def unfinished_messages(run: LoadedRun) -> Iterator[Violation]:
-    """Yield committed changes of messages that the group had not finished when the run ended."""
+    """Yield a violation for each committed change of a message that was unfinished when the run ended."""
     for message_id, changes in run.messages.items():
         for event in changes:
             if not run.is_finished("ingest", event):
@@ -84,14 +88,20 @@ def unfinished_messages(run: LoadedRun) -> Iterator[Violation]:
 
 
 def check_finished(run: LoadedRun) -> Iterator[Violation]:
-    """Check only runs that say that they settled; in other runs unfinished records are counted and break no rule."""
+    """Check that nothing was unfinished when the run ended, if the history says that the run settled.
+
+    In other runs, unfinished records break no rule. The verdict counts them.
+    """
     if run.history.is_settled:
         yield from unfinished_questions(run)
         yield from unfinished_messages(run)
 
 
 def check_order(run: LoadedRun) -> Iterator[Violation]:
-    """Compare places in the input; only the first response to a question counts."""
+    """Check that the outputs of one key are in the order of their inputs.
+
+    If a question has several responses, only the first one counts.
+    """
     for topic in run.begin.ordered_by_key:
         outputs = _responses(run) if topic == run.topic("responses") else _dead_letters(run)
         last: dict[tuple[int, str, int, bytes | None], tuple[int, Record]] = {}
@@ -105,7 +115,10 @@ def check_order(run: LoadedRun) -> Iterator[Violation]:
 
 
 def check_archive(run: LoadedRun) -> Iterator[Violation]:
-    """Compare the archive with the topic; it may lack changes that were unfinished when the run ended."""
+    """Check that the archive has the last change of every message in the topic, and no other message.
+
+    Changes that were unfinished when the run ended may be missing.
+    """
     rows = {row.message_id: row for row in run.history.archived}
     for message_id, changes in run.messages.items():
         row = rows.pop(message_id, None)
@@ -126,49 +139,53 @@ def check_archive(run: LoadedRun) -> Iterator[Violation]:
 
 
 def check_visibility(run: LoadedRun) -> Iterator[Violation]:
-    """Check citations and passages; a passage without a channel is readable by everyone, like a document."""
+    """Check that all citations and passages are from channels that the question lists as visible.
+
+    A passage without a channel, for example of a document, is visible to everyone.
+    """
     for query_id, responses in run.responses.items():
         visible = run.history.asked.get(query_id)
         if visible is None:
             continue
         for event in responses:
-            shown = tuple(one.record for one in (*run.queries.get(query_id, ()), event))
+            shown = tuple(found.record for found in (*run.queries.get(query_id, ()), event))
             for citation in event.fields.get("citations", ()):
                 if not _is_visible(citation, visible):
                     channel = citation["channel_id"]
-                    what = f"citation {citation['number']} is from channel {channel}, which the question does not list"
+                    what = f"citation {citation['number']} is from channel {channel}, which is not visible"
                     yield Violation(what=what, id=query_id, records=shown)
             for passage in event.fields.get("retrieved", ()):
                 if (channel := passage["acl_channel_id"]) is not None and channel not in visible:
-                    what = (
-                        f"passage {passage['passage_id']} is from channel {channel}, which the question does not list"
-                    )
+                    what = f"passage {passage['passage_id']} is from channel {channel}, which is not visible"
                     yield Violation(what=what, id=query_id, records=shown)
 
 
 def check_deletions(run: LoadedRun) -> Iterator[Violation]:
-    """Compare when the group's position passed each deletion with when the handling of each response began."""
+    """Check that no response quotes or uses a message that was deleted before the question was handled.
+
+    A deletion counts from the time at which ingest committed it. Handling began ``elapsed_ms`` before ``answered_at``.
+    """
     removed_at = _deletions(run)
     texts = _texts_of(run, removed_at)
     for query_id, responses in run.responses.items():
         for event in responses:
             fields = event.fields
             began_ms = fields["answered_at"].timestamp() * 1000 - fields["elapsed_ms"]
-            said = " ".join([fields["answer"], *(str(one["excerpt"]) for one in fields["citations"])])
-            named = {one["message_id"] for one in fields["citations"]}
-            named = named.union(*(one["message_ids"] for one in fields["retrieved"]))
+            said = " ".join([fields["answer"], *(str(citation["excerpt"]) for citation in fields["citations"])])
+            named = {citation["message_id"] for citation in fields["citations"]}
+            named = named.union(*(passage["message_ids"] for passage in fields["retrieved"]))
             for message_id, (at_ms, deletion) in removed_at.items():
                 if began_ms <= at_ms:
                     continue
                 quoted = any(text in said for text in texts[message_id])
                 if quoted or message_id in named:
-                    shown = tuple(one.record for one in (deletion, *run.queries.get(query_id, ()), event))
+                    shown = tuple(found.record for found in (deletion, *run.queries.get(query_id, ()), event))
                     what = f"the response {'quotes' if quoted else 'uses'} message {message_id}, which was deleted"
                     yield Violation(what=what, id=query_id, records=shown)
 
 
 def check_positions(run: LoadedRun) -> Iterator[Violation]:
-    """Check every position that took effect."""
+    """Check that no position lost finished offsets, except by a tool, and that all metadata can be decoded."""
     for position, why in run.undecodable_positions:
         yield Violation(what=why, positions=(position,))
     for setback in run.setbacks:
@@ -184,11 +201,14 @@ def check_positions(run: LoadedRun) -> Iterator[Violation]:
 
 
 def check_readers(run: LoadedRun) -> Iterator[Violation]:
-    """Check that each reader got all partitions of each topic that it read, up to the last stable offset."""
+    """Check that each reader got every committed record of the topics that it read, once, in order, and no others.
+
+    Records after the last stable offset cannot be read by a reader of committed records.
+    """
     topics = {(reader, topic) for reader, topic, _ in run.history.seen}
     responses = run.topic("responses")
     if run.responses and all(topic != responses for _, topic in topics):
-        yield Violation(what=f"no reader got any record of {responses}, which has committed records")
+        yield Violation(what=f"no reader read {responses}, which has committed records")
     for reader, topic in sorted(topics):
         for number, log in sorted(run.logs[topic].items()):
             given = run.history.seen.get((reader, topic, number), ())
@@ -225,7 +245,10 @@ def _check_given(
 
 
 def check_dead_letters(run: LoadedRun) -> Iterator[Violation]:
-    """Match dead letters with forged records by topic, partition and offset; an unfinished record has none yet."""
+    """Check that each record that was invalid on purpose has one dead letter, and no other record has one.
+
+    An invalid record that was unfinished when the run ended needs no dead letter yet.
+    """
     letters: dict[tuple[str, int, int], list[Record]] = {}
     for letter in run.dead_letters:
         letters.setdefault(_source(letter), []).append(letter)
@@ -244,7 +267,10 @@ def check_dead_letters(run: LoadedRun) -> Iterator[Violation]:
 
 
 def check_order_of_questions(run: LoadedRun) -> Iterator[Violation]:
-    """Compare the timestamps of the producers, which run on one machine."""
+    """Check that no response is older than its question.
+
+    The timestamps of the two producers can be compared, because both run on one machine.
+    """
     for query_id, responses in run.responses.items():
         asked = run.queries.get(query_id, [])
         shown = tuple(event.record for event in (*asked, *responses))
@@ -257,7 +283,10 @@ def check_order_of_questions(run: LoadedRun) -> Iterator[Violation]:
 
 
 def check_acknowledgements(run: LoadedRun) -> Iterator[Violation]:
-    """Check each acknowledgement; that of a record that was sent twice may lack an offset."""
+    """Check that each acknowledged record is at the offset in its acknowledgement, with the content that was sent.
+
+    The acknowledgement of a record that was sent twice may have no offset.
+    """
     held = {
         (record.batch.topic, *event.place): (known_as, event)
         for found in (run.queries, run.messages)
@@ -285,7 +314,7 @@ def check_acknowledgements(run: LoadedRun) -> Iterator[Violation]:
 
 
 def check_decodable(run: LoadedRun) -> Iterator[Violation]:
-    """Check all records except those that were invalid on purpose."""
+    """Check that all committed records can be decoded, except those that were invalid on purpose."""
     for record, why in run.undecodable:
         yield Violation(what=f"the record cannot be decoded: {why}", id=_text(record.key), records=(record,))
 
@@ -296,7 +325,7 @@ RULES = (
         "Every acknowledged question has exactly one committed response, and no other question has one.",
         check_answered_once,
     ),
-    Rule("in-order", "Outputs of one key are in the order of their inputs.", check_order),
+    Rule("in-order", "The outputs of one key are in the order of their inputs.", check_order),
     Rule("archived", "The archive holds the last change of every message, and nothing else.", check_archive),
     Rule(
         "visible-only",
@@ -333,12 +362,13 @@ def _acknowledged_questions(run: LoadedRun) -> Iterator[str]:
 
 
 def _rewinds(run: LoadedRun) -> list[Setback]:
-    """Return where a tool moved the answer group's positions back."""
-    return [one for one in run.setbacks if one.is_allowed and one.after.group == run.begin.groups["answer"]]
+    """Return the setbacks by which a tool moved the answer group's positions back."""
+    group = run.begin.groups["answer"]
+    return [setback for setback in run.setbacks if setback.is_allowed and setback.after.group == group]
 
 
 def _times_read_again(event: Event, rewinds: list[Setback]) -> int:
-    """Return how often the position was moved back over a question."""
+    """Return how many of ``rewinds`` made the finished question ``event`` unfinished again."""
     batch = event.record.batch
     return sum(
         (rewind.after.topic, rewind.after.partition) == (batch.topic, batch.partition)
@@ -348,20 +378,20 @@ def _times_read_again(event: Event, rewinds: list[Setback]) -> int:
 
 
 def _dead_lettered_questions(run: LoadedRun) -> set[tuple[int, int]]:
-    """Return partition and offset of the questions that became dead letters."""
+    """Return the partition and offset of each question that became a dead letter."""
     sources = (_source(record) for record in run.dead_letters)
     return {(partition, offset) for topic, partition, offset in sources if topic == run.topic("queries")}
 
 
 _SHORTEST_QUOTE = 12
-"""In characters; a shorter text may occur in other texts by chance."""
+"""The fewest characters of a text that counts as a quote. A shorter text can occur in an answer by chance."""
 
 
 def _deletions(run: LoadedRun) -> dict[str, tuple[int, Event]]:
-    """Return when ingest's position first covered the deletion of each message, and that deletion."""
+    """Return the first committed deletion of each message, and the time at which ingest committed it."""
     found: dict[str, tuple[int, Event]] = {}
     waiting: dict[int, list[Event]] = {}
-    for event in (one for changes in run.messages.values() for one in changes):
+    for event in (change for changes in run.messages.values() for change in changes):
         if event.fields["change"] == "DELETED":
             waiting.setdefault(event.record.batch.partition, []).append(event)
     for partition, events in waiting.items():
@@ -384,14 +414,14 @@ def _deletions(run: LoadedRun) -> dict[str, tuple[int, Event]]:
 
 
 def _texts_of(run: LoadedRun, removed: Iterable[str]) -> dict[str, set[str]]:
-    """Return the texts that each removed message ever had and no other message had."""
+    """Return all texts of each removed message, without those that another message had, too."""
     texts = {name: {event.fields["content"] for event in run.messages[name]} for name in run.messages}
     by = Counter(text for said in texts.values() for text in said)
     return {name: {text for text in texts[name] if len(text) >= _SHORTEST_QUOTE and by[text] == 1} for name in removed}
 
 
 _Output = tuple[Record, tuple[str, int, int], bytes | None, tuple[Record, ...]]
-"""A record, the place of its input, the input's key, and the input's record if it is known."""
+"""An output, the topic, partition and offset of its input, the key, and the record of the input if it is known."""
 
 
 def _responses(run: LoadedRun) -> Iterator[_Output]:
@@ -413,7 +443,10 @@ def _dead_letters(run: LoadedRun) -> Iterator[_Output]:
 
 
 def _source(letter: Record) -> tuple[str, int, int]:
-    """Return topic, partition and offset of a dead letter's record; an empty topic if the headers do not say."""
+    """Return the topic, partition and offset of a dead letter's original record.
+
+    If the headers do not name them, the topic is empty.
+    """
     facts = {name.removeprefix(_SOURCE): value for name, value in letter.headers if name.startswith(_SOURCE)}
     try:
         return (
@@ -431,7 +464,7 @@ def _origin(letter: Record) -> str:
 
 
 def _states(changes: list[Event]) -> list[tuple[str, bool, Any]]:
-    """Return content, deleted and channel of a message after each change; a deleted message stays deleted."""
+    """Return the content, deletion and channel of a message after each change. Once deleted, it stays deleted."""
     states = []
     is_deleted = False
     for event in changes:
@@ -441,7 +474,10 @@ def _states(changes: list[Event]) -> list[tuple[str, bool, Any]]:
 
 
 def _is_visible(citation: dict[str, Any], visible: frozenset[str]) -> bool:
-    """Return whether the channel is listed, or the parent of a public thread or post; a document has no channel."""
+    """Return whether a cited message is visible: by its channel, or by the parent of a public thread or post.
+
+    A document has no channel and is visible to everyone.
+    """
     channel, parent = citation["channel_id"], citation["parent_channel_id"]
     is_public_below = citation["channel_kind"] in ("PUBLIC_THREAD", "FORUM_POST")
     return channel is None or channel in visible or (is_public_below and parent in visible)

@@ -1,11 +1,11 @@
-"""Parses the log segments of Kafka's data folder: record batches of version 2, and the outcome of each transaction.
+"""Parses the log segments in Kafka's data folder: record batches of version 2, and the outcome of each transaction.
 
-Determines for each record whether a reader of committed records gets it, from the control batches of the same
-partition. An incomplete last batch is left out and reported; anything else that is unreadable raises Unreadable.
-Batches of versions 0 and 1, which Kafka 4 does not write, are unreadable.
+Whether a transaction was committed follows from the control batches in the same partition. An incomplete batch at the
+end of the log is left out and reported. Other data that cannot be read raises Unreadable. This includes batches of
+versions 0 and 1, which Kafka 4 does not write.
 
-Source of the format: https://kafka.apache.org/documentation/#recordbatch (batches, records and control records; the
-checksum is CRC-32C of everything after it) and KIP-98 (a transaction ends with a marker of its producer id).
+The format is described at https://kafka.apache.org/documentation/#recordbatch (batches, records and control records;
+the checksum is the CRC-32C of all bytes after it) and in KIP-98 (a transaction ends with a marker of its producer id).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from attrs import field, frozen
 from tests.judge import compression
 from tests.judge.checksum import crc32c
 
-# Base offset, length of what follows, leader epoch, version, checksum, attributes, last offset delta, base timestamp,
+# Base offset, length of the rest, leader epoch, version, checksum, attributes, last offset delta, base timestamp,
 # largest timestamp, producer id, producer epoch, base sequence, number of records.
 _HEADER = struct.Struct(">qiibIhiqqqhii")
 _LENGTH_COUNTS_FROM = 12
@@ -34,11 +34,11 @@ _CONTROL_KEY = struct.Struct(">hh")  # version, type
 
 
 class Unreadable(Exception):
-    """The files are not a complete, readable log."""
+    """The files of a partition are not a complete, readable log."""
 
 
 class TransactionOutcome(Enum):
-    """How the transaction of a batch ended."""
+    """The outcome of the transaction to which a batch belongs."""
 
     NONE = "not transactional"
     COMMITTED = "committed"
@@ -56,7 +56,7 @@ _MARKERS = {0: TransactionOutcome.ABORTED, 1: TransactionOutcome.COMMITTED}
 
 @frozen(kw_only=True)
 class Batch:
-    """The header of a batch, and how its transaction ended."""
+    """The header of a batch, and the outcome of its transaction."""
 
     topic: str
     partition: int
@@ -70,12 +70,12 @@ class Batch:
     base_sequence: int
     outcome: TransactionOutcome
     marker: int | None
-    """Offset of the marker that ended its transaction."""
+    """The offset of the marker that ended the transaction, or None."""
 
 
 @frozen
 class Record:
-    """One record; the topic and partition of its ``batch`` and its ``offset`` identify it."""
+    """One record. The topic and partition are those of its ``batch``."""
 
     offset: int
     timestamp_ms: int
@@ -86,7 +86,7 @@ class Record:
 
     @property
     def headers(self) -> list[tuple[str, bytes | None]]:
-        """Names and values, in order."""
+        """The names and values of the headers, in order."""
         packed = self.packed_headers
         count, at = _varint(packed, 0)
         found: list[tuple[str, bytes | None]] = []
@@ -101,13 +101,13 @@ class Record:
 
     @property
     def is_visible(self) -> bool:
-        """Whether a reader of committed records gets it."""
+        """Whether a reader of committed records gets the record."""
         return self.batch.outcome.is_visible
 
 
 @frozen(kw_only=True)
 class Marker:
-    """A control record that ends the transaction of its producer."""
+    """A control record that ends a transaction of its producer."""
 
     offset: int
     timestamp_ms: int
@@ -118,38 +118,38 @@ class Marker:
 
 @frozen(kw_only=True)
 class PartitionLog:
-    """A partition: all records of producers, including aborted and open ones, and the markers."""
+    """The log of one partition: all records, including those of aborted and open transactions, and the markers."""
 
     topic: str
     partition: int
     topic_id: str | None
     start: int
-    """Offset of the first batch."""
+    """The offset of the first batch."""
     end: int
     """One more than the last offset of the last batch."""
     records: tuple[Record, ...] = field(repr=False)
     markers: tuple[Marker, ...] = field(repr=False)
     torn: str | None
-    """Where the last segment ends in an incomplete batch, and how many bytes are left out; None if it does not."""
+    """A description of the incomplete batch at the end of the log, or None if there is none."""
     gaps: tuple[tuple[int, int], ...]
-    """Offsets (from, to) that no batch contains, as in a compacted topic."""
+    """Ranges (first offset, end) that no batch contains. A compacted topic has such gaps."""
 
     @property
     def stable_end(self) -> int:
-        """The last stable offset: a reader of committed records gets nothing from here on."""
+        """The last stable offset. A reader of committed records gets only records before it."""
         return next(
             (record.offset for record in self.records if record.batch.outcome is TransactionOutcome.OPEN), self.end
         )
 
 
 def partitions(data: Path, topic: str) -> dict[int, Path]:
-    """Return the folders of ``topic`` in the data folder ``data``, by partition."""
+    """Return the folder of each partition of ``topic`` in Kafka's data folder."""
     name = re.compile(re.escape(topic) + r"-(\d+)")
     return {int(found[1]): path for path in data.iterdir() if path.is_dir() and (found := name.fullmatch(path.name))}
 
 
 def read_partition(folder: Path) -> PartitionLog:
-    """Read the log in ``folder``, which is named TOPIC-PARTITION. Raises Unreadable, OSError."""
+    """Read the log in ``folder``, whose name is TOPIC-PARTITION. Raises Unreadable, OSError."""
     topic, _, number = folder.name.rpartition("-")
     segments = sorted(folder.glob("*.log"))
     if not segments:
@@ -196,7 +196,7 @@ def _topic_id(folder: Path) -> str | None:
 
 @frozen
 class _PackedBatch:
-    """A batch in a segment, with its records still packed."""
+    """A batch as it is in a segment: its header, and its records before they are unpacked."""
 
     where: str
     packed: bytes
@@ -216,7 +216,7 @@ class _PackedBatch:
 
 
 def _marker(raw: _PackedBatch) -> Marker | None:
-    """Return the marker that a batch holds, or None. Raises Unreadable."""
+    """Return the marker in a batch, or None if the batch has none. Raises Unreadable."""
     if not raw.attributes & _CONTROL or not raw.attributes & _TRANSACTIONAL:
         return None
     (_, timestamp_ms, key, _, _) = next(_unpack(raw))
@@ -234,7 +234,10 @@ def _marker(raw: _PackedBatch) -> Marker | None:
 
 
 def _scan(path: Path, found: list[_PackedBatch], *, is_last: bool) -> str | None:
-    """Add the batches of a segment to ``found``; return how it is torn at its end, or None. Raises Unreadable."""
+    """Add the batches of a segment to ``found``.
+
+    If the last segment ends in an incomplete batch, return a description of it, otherwise None. Raises Unreadable.
+    """
     data = path.read_bytes()
     view = memoryview(data)
     where = f"{path.parent.name}/{path.name}"
@@ -252,7 +255,7 @@ def _scan(path: Path, found: list[_PackedBatch], *, is_last: bool) -> str | None
 
 
 def _complete_batch_size(view: memoryview, at: int) -> int | None:
-    """Return the size in bytes of the batch at ``at``; None if there is no complete batch."""
+    """Return the size in bytes of the batch at ``at``, or None if there is no complete batch."""
     if at + _HEADER.size > len(view):
         return None
     _, length, _, version, checksum, *_ = _HEADER.unpack_from(view, at)
@@ -263,7 +266,7 @@ def _complete_batch_size(view: memoryview, at: int) -> int | None:
 
 
 def _next_complete_batch(data: bytes, view: memoryview, start: int) -> int | None:
-    """Return where the first complete batch from ``start`` on begins."""
+    """Return where the first complete batch at or after ``start`` begins, or None if there is none."""
     at = data.find(_VERSION, start + _VERSION_AT)
     while at >= 0:
         if _complete_batch_size(view, at - _VERSION_AT) is not None:
@@ -273,7 +276,7 @@ def _next_complete_batch(data: bytes, view: memoryview, start: int) -> int | Non
 
 
 def _outcomes(found: list[_PackedBatch], markers: dict[int, Marker]) -> list[tuple[TransactionOutcome, int | None]]:
-    """Return for each batch how its transaction ended, and the offset of the marker that ended it."""
+    """Return for each batch the outcome of its transaction, and the offset of the marker that ended it."""
     outcomes: list[tuple[TransactionOutcome, int | None]] = []
     running: dict[int, list[int]] = {}
     for number, raw in enumerate(found):
@@ -311,11 +314,11 @@ def _compression(raw: _PackedBatch) -> str:
 
 
 _RecordFields = tuple[int, int, bytes | None, bytes | None, bytes]
-"""Of a record: offset, timestamp, key, value, packed headers."""
+"""The offset, timestamp, key, value and packed headers of a record."""
 
 
 def _unpack(raw: _PackedBatch) -> Iterator[_RecordFields]:
-    """Yield the records of a batch. Raises Unreadable."""
+    """Yield the fields of each record of a batch. Raises Unreadable."""
     appended_ms = raw.max_timestamp if raw.attributes & _APPEND_TIME else None
     try:
         data = compression.decompress(_compression(raw), raw.packed)
@@ -341,7 +344,7 @@ def _unpack(raw: _PackedBatch) -> Iterator[_RecordFields]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return the zigzag varint at ``at``, and where it ends."""
+    """Return the zigzag varint at ``at``, and the place after it."""
     byte = data[at]
     at += 1
     if byte < 128:

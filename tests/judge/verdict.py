@@ -1,4 +1,4 @@
-"""The verdict on a kept run, as JSON and as text."""
+"""Judges a kept run, and presents the verdict as JSON and as text."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from tests.judge.rules import RULES, Rule, Violation, unfinished_messages, unfin
 from tests.judge.segments import Record
 
 EXAMPLES = 5
+"""The verdict shows at most this many violations of each rule."""
 
 
 @frozen(kw_only=True)
 class Ruling:
-    """The violations of one rule."""
+    """The result of one rule: the number of its violations, and the first of them."""
 
     rule: Rule
     broken: int
@@ -30,25 +31,25 @@ class Ruling:
 
 @frozen(kw_only=True)
 class Verdict:
-    """The verdict on a run. If the run is not judged, only ``reason`` is set."""
+    """The verdict on a run. If the run cannot be judged, only ``reason`` is set."""
 
     reason: str | None = None
     facts: dict[str, object] = field(factory=dict)
     unfinished: dict[str, int] = field(factory=dict)
-    """Counts of what was unfinished at the end of a run that does not say that it settled."""
+    """The numbers of unfinished questions and messages, if the run did not settle."""
     torn: tuple[str, ...] = ()
     rulings: tuple[Ruling, ...] = ()
 
     @property
     def word(self) -> str:
-        """Right, wrong or not judged."""
+        """The verdict in words: right, wrong or not judged."""
         if self.reason is not None:
             return "not judged"
         return "wrong" if any(ruling.broken for ruling in self.rulings) else "right"
 
     @property
     def exit_code(self) -> int:
-        """The program's exit code."""
+        """The exit code of the judge's command."""
         return {"right": 0, "wrong": 1, "not judged": 2}[self.word]
 
     def as_json(self) -> dict[str, object]:
@@ -71,7 +72,7 @@ class Verdict:
         }
 
     def as_text(self) -> str:
-        """Return the verdict for people."""
+        """Return the verdict as text for people."""
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
@@ -162,7 +163,7 @@ def _position(position: PositionCommit) -> dict[str, Any]:
 
 
 def _line(fields: dict[str, Any]) -> str:
-    """Return a record, or a position and its record, as one line."""
+    """Return one line of text for a record, or for a position with its record."""
     text = (
         f"{fields['topic']}-{fields['partition']}@{fields['offset']}  {fields['time']}"
         f"  producer {fields['producer_id']} epoch {fields['producer_epoch']}  {fields['transaction']}"

@@ -90,7 +90,7 @@ QUOTE = "They said: the tulips stand behind the shed [1]"
 
 BEFORE: list[tuple[str, str, Break]] = [
     ("answered-once", "has 2 responses", lambda run: run.respond("c0")),
-    ("answered-once", "position is past the question", lambda run: run.ask("c9")),
+    ("answered-once", "has finished the question, but it has no response", lambda run: run.ask("c9")),
     ("answered-once", "was not asked", lambda run: (run.query("c9"), run.respond("c9"))),
     ("in-order", f"{QUERIES}-0@2 comes after that of offset 3", swap),
     ("visible-only", "citation 1", lambda run: cite(run, channel_id="66", channel_kind="TEXT")),
@@ -185,7 +185,7 @@ AFTER: list[tuple[str, str, Break]] = [
     ("read-right", "which is aborted", lambda run: run.line("seen").update(offset=0)),
     ("read-right", "which does not exist", lambda run: run.line("seen").update(offset=1)),
     ("read-right", "with the key 'c7'", lambda run: run.line("seen").update(key="c7")),
-    ("read-right", "no reader got any record", read_nothing),
+    ("read-right", "no reader read", read_nothing),
     ("read-right", "after 4", lambda run: run.lines.insert(-1, run.lines.pop(run.lines.index(run.line("seen"))))),
 ]
 

@@ -1,4 +1,4 @@
-"""A fake Discord for the unmodified discord.py client: REST and gateway over real sockets."""
+"""A fake of Discord for the unmodified discord.py: it serves the REST API and the gateway over real sockets."""
 
 from tests.fakes.discord.server import FakeDiscord
 from tests.fakes.discord.world import FakeChannel, FakeGuild, FakeMessage, FakePerson

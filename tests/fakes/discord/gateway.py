@@ -1,4 +1,4 @@
-"""The fake's gateway: sessions that clients identify, lose and resume."""
+"""The gateway of the fake Discord. Clients open sessions (identify), and resume them after a lost connection."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MESSAGE_CONTENT = 1 << 15
 
 @define(eq=False)
 class Session:
-    """One identified client; it keeps the events that it was sent, for a resume."""
+    """The session of one client. It keeps all sent events, so that the client can get missed ones when it resumes."""
 
     intents: int
     id: str = field(factory=new_id)
@@ -27,7 +27,7 @@ class Session:
     socket: web.WebSocketResponse | None = None
 
     async def dispatch(self, event: str, data: Payload) -> None:
-        """Send an event, or keep it until the client resumes."""
+        """Send an event. If the client is not connected, it gets the event when it resumes the session."""
         frame = {"op": DISPATCH, "t": event, "s": len(self.sent) + 1, "d": data}
         self.sent.append(frame)
         if self.socket is not None and not self.socket.closed:
@@ -57,19 +57,19 @@ class Gateway:
             await session.dispatch(event, data | hidden)
 
     async def close(self, code: int) -> None:
-        """Close every connection with ``code``; sessions can be resumed."""
+        """Close every connection with ``code``. The sessions stay, so clients can resume them."""
         for session in list(self.sessions.values()):
             if session.socket is not None:
                 await session.socket.close(code=code)
 
     async def ask_to_reconnect(self) -> None:
-        """Tell every client to connect again and resume."""
+        """Tell every client to connect again and resume its session."""
         for session in list(self.sessions.values()):
             if session.socket is not None and not session.socket.closed:
                 await session.socket.send_str(json.dumps({"op": RECONNECT, "d": None}))
 
     async def serve(self, request: web.Request) -> web.WebSocketResponse:
-        """Serve one connection."""
+        """Serve one connection of a client until it is closed."""
         if self.away:
             raise web.HTTPServiceUnavailable
         socket = web.WebSocketResponse()

@@ -1,6 +1,7 @@
-"""The fake Discord's server: REST over HTTP, the gateway, and the methods that tests use.
+"""The server of the fake Discord: the REST API, the gateway, and the methods that tests call.
 
-Everything runs in one thread with its own event loop; the methods for tests run there and wait for the result.
+The server runs in its own thread with its own event loop. The methods for tests run their work on that event loop, and
+wait for its result.
 """
 
 from __future__ import annotations
@@ -23,12 +24,16 @@ from tests.fakes.discord.world import ChannelType, FakeChannel, FakeGuild, FakeM
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _ROOT = "/api/v10"
-_NEVER = -1  # in place of a status
+_NEVER = -1  # as a status: the request is never answered
 
 
 @define
 class Fault:
-    """Responses that the next matching requests get instead of the real ones; status 0 closes the connection."""
+    """A failure of the next ``times`` requests of ``method`` to ``path``.
+
+    They get ``status`` and ``body``. Status 0 closes the connection instead. With ``after_doing_it``, the request takes
+    effect before it fails.
+    """
 
     method: str
     path: re.Pattern[str]
@@ -39,12 +44,12 @@ class Fault:
 
 
 def _json(body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    # Without a charset, as discord.py reads only exactly "application/json" as JSON.
+    # discord.py parses a body as JSON only if the content type is exactly "application/json", without a charset.
     return web.Response(body=json.dumps(body).encode(), status=status, headers=headers, content_type="application/json")
 
 
 class FakeDiscord:
-    """A Discord on a loopback port, as a context manager."""
+    """A fake Discord that listens on a loopback port while it is entered as a context manager."""
 
     def __init__(self) -> None:
         self.token = "made-up-token"
@@ -74,18 +79,18 @@ class FakeDiscord:
 
     @property
     def api(self) -> str:
-        """Value of RTFM_DISCORD_API."""
+        """The address of the REST API, for RTFM_DISCORD_API."""
         return f"http://127.0.0.1:{self._port}{_ROOT}"
 
     @property
     def gateway(self) -> str:
-        """Value of RTFM_DISCORD_GATEWAY."""
+        """The address of the gateway, for RTFM_DISCORD_GATEWAY."""
         return f"ws://127.0.0.1:{self._port}/gateway"
 
     # The world
 
     def guild(self, name: str = "penguins", **values: Any) -> FakeGuild:
-        """Create a guild, before the bot connects."""
+        """Create a guild. Call this before the bot connects."""
         guild = FakeGuild(name=name, **values)
         self._guilds.append(guild)
         return guild
@@ -98,7 +103,7 @@ class FakeDiscord:
         return person
 
     def direct_channel(self, person: FakePerson) -> FakeChannel:
-        """The direct channel between the bot and ``person``."""
+        """Return the direct channel between the bot and ``person``, and create it if necessary."""
         for channel in self._channels.values():
             if channel.recipient is person:
                 return channel
@@ -121,7 +126,7 @@ class FakeDiscord:
         message_type: int | None = None,
         announce: bool = True,
     ) -> FakeMessage:
-        """Post a message; without ``announce`` the gateway does not send it."""
+        """Post a message of ``author``. Without ``announce``, the gateway does not report it to the bot."""
         message = FakeMessage(
             channel=channel,
             author=author,
@@ -136,17 +141,17 @@ class FakeDiscord:
         return message
 
     def edits(self, message: FakeMessage, content: str) -> None:
-        """Change a message's content."""
+        """Edit a message: change its content and report the edit."""
         message.content = content
         message.edited_timestamp = "2026-01-02T03:04:05.678000+00:00"
         self._do(self._gateway.broadcast("MESSAGE_UPDATE", message.event()))
 
     def unfurls(self, message: FakeMessage) -> None:
-        """Send an update of a message that nobody edited, as for a link preview."""
+        """Send an update of a message that nobody edited, like Discord when it adds a link's preview."""
         self._do(self._gateway.broadcast("MESSAGE_UPDATE", message.event()))
 
     def deletes(self, *messages: FakeMessage) -> None:
-        """Delete messages of one channel; several are a bulk deletion."""
+        """Delete messages of one channel. Several messages are reported as one bulk deletion."""
         channel = messages[0].channel
         place = {"channel_id": channel.id} | ({"guild_id": channel.guild.id} if channel.guild else {})
         for message in messages:
@@ -172,20 +177,20 @@ class FakeDiscord:
         retry_after_s: float = 0.05,
         code: int = 0,
     ) -> None:
-        """Make the next ``times`` requests fail whose path ends in the pattern ``path``.
+        """Let the next ``times`` requests fail with ``status`` if their path ends in the pattern ``path``.
 
-        Status 0 closes the connection; ``after_doing_it`` performs the request first, so that its outcome is unknown to
-        the client.
+        Status 0 closes the connection without a response. With ``after_doing_it``, the request takes effect before it
+        fails, so the client does not know whether it took effect.
         """
         body = {"code": code, "message": "made to fail", "retry_after": retry_after_s, "global": False}
         self._faults.append(Fault(method, re.compile(rf".*{path}$"), status, times, after_doing_it, body))
 
     def stalls(self, method: str, path: str) -> None:
-        """Perform the next matching request, and never answer it."""
+        """Let the next request take effect without ever being answered, if its path ends in the pattern ``path``."""
         self._faults.append(Fault(method, re.compile(rf".*{path}$"), _NEVER, 1, True, {}))
 
     def heals(self) -> None:
-        """Remove all faults."""
+        """Remove all faults of the REST API."""
         self._faults.clear()
 
     def forgets_nonces(self) -> None:
@@ -193,15 +198,15 @@ class FakeDiscord:
         self._nonces.clear()
 
     def refuses_message_content(self) -> None:
-        """Switch the privileged intent off."""
+        """Turn off the bot's Message Content Intent, so that the gateway refuses clients that request it."""
         self._gateway.allows_message_content = False
 
     def closes_gateway(self, code: int) -> None:
-        """Close every connection to the gateway."""
+        """Close every connection to the gateway with ``code``."""
         self._do(self._gateway.close(code))
 
     def loses_gateway(self) -> None:
-        """Close every connection to the gateway, forget the sessions and refuse connections; REST keeps working."""
+        """Close every connection to the gateway, forget all sessions and refuse new connections. REST still works."""
         self._gateway.away = True
         self.closes_gateway(1001)
         self.forgets_sessions()
@@ -211,27 +216,27 @@ class FakeDiscord:
         self._gateway.away = False
 
     def closes_every_gateway(self, code: int) -> None:
-        """Close every future connection to the gateway when it identifies."""
+        """From now on, close each connection to the gateway with ``code`` when its client identifies."""
         self._gateway.refuses_with = code
 
     def asks_to_reconnect(self) -> None:
-        """Send every client a RECONNECT."""
+        """Send a RECONNECT to every client."""
         self._do(self._gateway.ask_to_reconnect())
 
     def forgets_sessions(self) -> None:
-        """Make every resume fail."""
+        """Forget all sessions of the gateway, so that clients cannot resume them."""
         self._gateway.sessions.clear()
 
     # Actions of the bot
 
     @property
     def identified(self) -> int:
-        """How often a client has identified."""
+        """How many sessions clients have opened (identify)."""
         return self._gateway.identified
 
     @property
     def resumed(self) -> int:
-        """How often a client has resumed."""
+        """How many times clients have resumed a session."""
         return self._gateway.resumed
 
     def posted_in(self, channel: FakeChannel) -> list[FakeMessage]:
@@ -239,7 +244,7 @@ class FakeDiscord:
         return [message for message in list(channel.messages) if message.author is self.bot]
 
     def replies_to(self, message: FakeMessage) -> list[FakeMessage]:
-        """Return the bot's messages that refer to ``message``, in order."""
+        """Return the bot's messages that reply to ``message``, in order."""
         return [
             posted
             for posted in self.posted_in(message.channel)
@@ -247,11 +252,11 @@ class FakeDiscord:
         ]
 
     def count(self, method: str, path: str) -> int:
-        """Count the requests with this method and a path that ends in the pattern ``path``."""
+        """Return how many requests used ``method`` and had a path that ends in the pattern ``path``."""
         return sum(1 for done, where in self.requests if done == method and re.fullmatch(rf".*{path}", where))
 
     def wait_until(self, condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
-        """Wait until ``condition`` is true; AssertionError that names ``what`` after ``timeout_s``."""
+        """Wait until ``condition`` is true. Raises AssertionError with the text ``what`` after ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < deadline, f"after {timeout_s} s: {what}"

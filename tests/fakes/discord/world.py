@@ -1,6 +1,6 @@
 """The objects of the fake Discord: people, guilds, channels and messages, with Discord's payload for each.
 
-Only the server's thread changes them; tests use them as references.
+Only the server's thread changes these objects. Tests read them and pass them to methods of the server.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Payload = dict[str, Any]
 
 
 def new_id(at_ms: int | None = None) -> str:
-    """Return a snowflake of now, or of ``at_ms``; later ones are greater, even within a millisecond."""
+    """Return a new snowflake with the time ``at_ms``, or now. Of two with the same time, the later one is greater."""
     now_ms = time.time_ns() // 1_000_000 if at_ms is None else at_ms
     return str(((now_ms - _EPOCH_MS) << 22) | (next(_count) & 0x3FFFFF))
 
 
 def iso_time(snowflake: str) -> str:
-    """Return the time in a snowflake, in Discord's format."""
+    """Return the time that a snowflake contains, as text in Discord's format."""
     return datetime.fromtimestamp(((int(snowflake) >> 22) + _EPOCH_MS) / 1000, UTC).isoformat()
 
 
@@ -48,7 +48,7 @@ class ChannelType(IntEnum):
 
 @define(eq=False)
 class FakePerson:
-    """An account: a person, or a bot."""
+    """An account of a person or a bot."""
 
     name: str
     bot: bool = False
@@ -60,7 +60,7 @@ class FakePerson:
 
 @define(eq=False)
 class FakeMessage:
-    """A message; ``sent`` is the request that posted it, for the bot's own messages."""
+    """A message. For messages of the bot, ``sent`` is the body of the request that posted it."""
 
     channel: FakeChannel
     author: FakePerson
@@ -106,7 +106,7 @@ class FakeMessage:
         return payload
 
     def event(self) -> Payload:
-        """The payload as the gateway sends it."""
+        """Return the message as the gateway sends it."""
         guild = self.channel.guild
         if guild is None:
             return self.payload()
@@ -114,7 +114,7 @@ class FakeMessage:
         return self.payload() | {"guild_id": guild.id} | ({} if self.webhook else {"member": member})
 
     def pings(self) -> list[str]:
-        """Return whom this message of the bot notifies: person ids, role ids and ``everyone``."""
+        """Return whom this message of the bot notifies: ids of people and roles, ``everyone`` and ``here``."""
         allowed = self.sent.get("allowed_mentions", {"parse": ["users", "roles", "everyone"], "replied_user": True})
         parse = allowed.get("parse", [])
         named = [
@@ -129,7 +129,10 @@ class FakeMessage:
 
 @define(eq=False)
 class FakeChannel:
-    """A channel, a thread, or a direct channel. ``overwrites`` maps a role's or person's id to (allow, deny)."""
+    """A channel, thread or direct channel.
+
+    ``overwrites`` maps the id of a role or person to permission bits (allow, deny).
+    """
 
     name: str
     type: ChannelType
@@ -181,7 +184,7 @@ class FakeChannel:
 
 @define(eq=False)
 class FakeGuild:
-    """A guild. The role of everyone has the guild's id."""
+    """A guild. ``everyone`` are the permissions of the role @everyone, whose id is the guild's id."""
 
     name: str
     everyone: int = READ_AND_WRITE
@@ -194,7 +197,7 @@ class FakeGuild:
         self.roles = [_role(self.id, "@everyone", self.everyone)]
 
     def role(self, name: str, permissions: int = 0, *, of_bot: FakePerson | None = None) -> str:
-        """Add a role, and return its id. ``of_bot`` makes it the role that Discord manages for a bot."""
+        """Add a role and return its id. With ``of_bot``, it is the role that Discord creates for that bot."""
         role = _role(new_id(), name, permissions)
         if of_bot is not None:
             role |= {"managed": True, "tags": {"bot_id": of_bot.id}}
@@ -209,7 +212,7 @@ class FakeGuild:
         overwrites: dict[str, tuple[int, int]] | None = None,
         nsfw: bool = False,
     ) -> FakeChannel:
-        """Add a channel, before the bot connects, because the fake announces no new ones."""
+        """Add a channel. Call this before the bot connects, because the fake does not report new channels."""
         channel = FakeChannel(name=name, type=kind, guild=self, overwrites=overwrites or {}, nsfw=nsfw)
         self.channels.append(channel)
         return channel
@@ -219,7 +222,7 @@ class FakeGuild:
         return self.channel(name, overwrites={self.id: (0, VIEW_CHANNEL), shown_to: (VIEW_CHANNEL, 0)})
 
     def thread(self, parent: FakeChannel, name: str, *, private: bool = False, archived: bool = False) -> FakeChannel:
-        """Add a thread, or a post if ``parent`` is a forum. The gateway does not announce an archived one."""
+        """Add a thread, or a post if ``parent`` is a forum. The gateway does not report archived threads."""
         kind = ChannelType.PRIVATE_THREAD if private else ChannelType.PUBLIC_THREAD
         thread = FakeChannel(name=name, type=kind, guild=self, parent=parent, archived=archived)
         self.channels.append(thread)
