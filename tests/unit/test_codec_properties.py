@@ -30,7 +30,7 @@ PYTHON_TYPES: dict[str, Any] = {
 }
 FIELD_NAMES = [
     *("plain_name", "things", "thing", "things_item", "thing_length", "things_parts", "thing_byte_1", "s"),
-    *("event", "frame", "data", "text", "position", "length", "number", "byte", "unsure", "usual"),
+    *("event", "frame", "data", "text", "position", "length", "number", "byte", "must_check", "all_numeric"),
     *("join", "check", "LENGTH", "Misfit", "len", "list", "decode_long", "Thing1"),
 ]
 """Names of fields, among them those that generated code has for itself."""

@@ -17,7 +17,7 @@ from benchmarks.events import events
 from rtfm.contracts import EVENT_OF_TOPIC, EventCodec, catalogue
 from rtfm.errors import InvalidEvent
 from rtfm.events import (
-    DISCORDS_OWN_ORIGINS,
+    DISCORD_ORIGINS,
     MAX_TIMESTAMP,
     MIN_TIMESTAMP,
     BotQuery,
@@ -84,7 +84,7 @@ def test_other_programs_have_ids_of_their_own_and_discord_has_decimals_of_64_bit
             assert broken is None
     for origin in QueryOrigin:
         broken = find_broken_rule(evolve(QUERY, origin=origin, asker_id=value), now=NOW)
-        if origin in DISCORDS_OWN_ORIGINS:
+        if origin in DISCORD_ORIGINS:
             assert str(broken) == f"asker_id must be a decimal of at most 64 bits, since origin is {origin.value}"
         else:
             assert broken is None
