@@ -25,7 +25,8 @@ _QUERY_SEPARATOR = re.compile(r"[&\0]")
 def redact_address(address: str) -> str:
     """Return ``address`` without user, password, query and fragment.
 
-    If it is unclear where these parts begin and end, ``(not shown)`` replaces everything after the scheme.
+    If it is unclear where these parts begin and end, ``(not shown)`` replaces everything after the scheme, or the whole
+    address if it has no scheme.
     """
     scheme, separator, rest = address.partition("://")
     if not separator:

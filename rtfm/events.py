@@ -169,7 +169,7 @@ class SourceKind(StrEnum):
 
 @frozen(kw_only=True)
 class Attachment:
-    """A file that is attached to a message. ``text`` is the part of its content that the bot read; None if none."""
+    """A file that is attached to a message. ``text`` is the content that the bot read; None if it read nothing."""
 
     filename: str
     url: str
@@ -180,7 +180,7 @@ class Attachment:
 
 @frozen(kw_only=True)
 class DiscordMessage:
-    """One change to one Discord message. A deletion has no content: it carries little more than ids and times."""
+    """One change to one Discord message. A deletion has no author and no content."""
 
     message_id: str
     guild_id: str | None = None
@@ -356,9 +356,7 @@ def _check_part(part: object, path: str, snowflake_reason: str) -> Iterator[Brok
         elif not all(map(is_id, items)):
             yield BrokenRule(field=where, rule=f"must match {ID.pattern}")
         elif snowflake_reason and name != "query_id" and not all(map(is_snowflake, items)):
-            yield BrokenRule(
-                field=where, rule=f"must be a Discord id (an integer below 2**64), {snowflake_reason}"
-            )
+            yield BrokenRule(field=where, rule=f"must be a Discord id (an integer below 2**64), {snowflake_reason}")
 
 
 class _FieldCheck(StrEnum):
