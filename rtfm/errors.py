@@ -49,7 +49,7 @@ class Unavailable(TransientError):
 
 
 class Throttled(TransientError):
-    """A dependency refuses requests because there were too many. A retry can succeed after ``retry_after_s`` seconds."""
+    """A dependency refuses requests because there were too many; retry after ``retry_after_s`` seconds."""
 
     def __init__(self, message: str, *, retry_after_s: float, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)

@@ -58,8 +58,8 @@ LOST_RECORDS = Counter(
 )
 IGNORED_EVENTS = Counter(
     "rtfm_ignored_events_total",
-    "Events that a service skipped. If the reason begins with `another_`, check who writes to bot-responses. If it is"
-    " `outbox_full` or `unsendable`, check why Kafka does not accept the bot's events. Other reasons are normal.",
+    "Events that a service skipped, by reason. `another_…`: check who writes to bot-responses. `outbox_full`: check why"
+    " Kafka does not accept events. `unsendable`: report the log line `event cannot be sent`. Others are normal.",
     ["topic", "reason"],
 )
 ANSWERS = Counter(

@@ -99,7 +99,7 @@ def is_size(size: Any) -> bool:
 
 
 def takes_no_bytes(node: Node, known: dict[int, bool]) -> bool:
-    """Return whether the encoding of every value of ``node`` is empty. ``known`` caches results by the node's ``id``."""
+    """Return whether every value of ``node`` is encoded as no bytes. ``known`` caches results by the node's ``id``."""
     match node.kind:
         case "null":
             return True

@@ -48,8 +48,8 @@ LENGTH = tuple(TAIL[length << 1] for length in range(LIMIT))
 NULLABLE_LENGTH = {index: tuple(chr(index << 1) + text for text in LENGTH) for index in (0, 1)}
 
 # These tables have the encoded length of an id. They end at 19 characters for numeric ids, all of which satisfy every
-# rule for ids, and at 128 characters for any id. Longer ids raise IndexError. An empty id is invalid: its entry is None,
-# and joining None raises TypeError.
+# rule for ids, and at 128 characters for any id. A longer id raises IndexError. An empty id is invalid. Its entry is
+# None, and joining None raises TypeError.
 ID_LENGTH: tuple[Any, ...] = (None, *LENGTH[1:20])
 ANY_ID_LENGTH: tuple[Any, ...] = (None, *LENGTH[1:129])
 NULLABLE_ID_LENGTH: dict[int, tuple[Any, ...]] = {i: (None, *lengths[1:20]) for i, lengths in NULLABLE_LENGTH.items()}
@@ -220,8 +220,8 @@ def decode_count(data: bytes, position: int) -> tuple[int, int, int]:
     return count, size, position
 
 
-# _ID_LENGTHS has the encoded lengths 17 to 19, which are the characters ", $ and &. In a block of Discord's ids they are
-# the only bytes that are not digits. _HALF decodes them.
+# _ID_LENGTHS has the encoded lengths 17 to 19, which are the characters ", $ and &. In a block of Discord's ids they
+# are the only bytes that are not digits. _HALF decodes them.
 _ID_LENGTHS = bytes(length << 1 for length in (17, 18, 19))
 _DIGITS = b"0123456789"
 _HALF = bytes(byte >> 1 for byte in range(256))
