@@ -52,7 +52,10 @@ def add_field(path: Path, **more: Any) -> None:
         ("topics = {}", "namespace is missing"),
         ('namespace = "a"\n[topics.t]\ndoc = "d"\nkey = "k"\npartitions = 0', "partitions: 0"),
         ('namespace = "a"\n[topics.t]\nretention = 1', "unknown key retention"),
-        ('namespace = "a"\n[topics.t]\nschema = "bot-query.avsc"\ncompatibility = "ALL"', "'ALL' is not a compatibility level"),
+        (
+            'namespace = "a"\n[topics.t]\nschema = "bot-query.avsc"\ncompatibility = "ALL"',
+            "'ALL' is not a compatibility level",
+        ),
         ('namespace = "a"\n[topics.t]\nschema = "gone.avsc"', "gone.avsc cannot be read"),
     ],
 )
@@ -174,7 +177,9 @@ def test_a_logical_type_on_the_wrong_base_is_a_finding_and_no_warning_of_a_libra
 
     change(copy / QUERY, narrow)
     assert run(["schemas", "check"]) == 1
-    assert "`asked_at` has the logicalType timestamp-millis on the type int; use it with long" in capsys.readouterr().out
+    assert (
+        "`asked_at` has the logicalType timestamp-millis on the type int; use it with long" in capsys.readouterr().out
+    )
     # Other warnings, as of a socket of an earlier test, may appear at any time.
     assert not [warning for warning in recwarn.list if warning.category is IgnoredLogicalType]
 
