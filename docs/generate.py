@@ -150,7 +150,7 @@ def find_stale(root: Path = ROOT) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the pages, or check them. Return the exit code, which is 1 if the check finds a page that is out of date."""
+    """Write the pages or check them, and return the exit code: 1 if the check finds a page that is out of date."""
     wrong = find_stale()
     if arguments == ["--check"]:
         for name in wrong:
