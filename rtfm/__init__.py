@@ -1,8 +1,8 @@
-"""RTFM answers questions in Discord communities from their earlier messages, over an event platform."""
+"""RTFM answers questions in Discord communities from their earlier messages. Its services communicate through Kafka."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 try:
     __version__ = version("rtfm-events")
-except PackageNotFoundError:  # a source tree that was never installed
+except PackageNotFoundError:  # the source tree is used without being installed
     __version__ = "0+unknown"

@@ -1,7 +1,7 @@
 """Redaction of addresses. Pure.
 
-Owns the rule for every URL that this project prints, logs or answers with: no user, no password, no query. Malformed
-addresses are accepted, because a misspelled one may contain a password too.
+No URL that this project prints, logs or puts into a response may contain a user, a password or a query. The functions
+accept malformed addresses too, because a misspelled address may contain a password.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ _QUERY_SEPARATOR = re.compile(r"[&\0]")
 
 
 def redact_address(address: str) -> str:
-    """Return ``address`` without user, password, query and fragment; ``(not shown)`` if its parts are ambiguous."""
+    """Return ``address`` without user, password, query and fragment.
+
+    If it is unclear where these parts begin and end, ``(not shown)`` replaces everything after the scheme, or the whole
+    address if it has no scheme.
+    """
     scheme, separator, rest = address.partition("://")
     if not separator:
         return NOT_SHOWN if may_hold_secret(address) else address
@@ -45,10 +49,11 @@ def may_hold_secret(text: str) -> bool:
 
 
 def secrets_in(address: str) -> Iterator[str]:
-    """Yield the secrets in ``address``, each as written and percent-decoded.
+    """Yield the secrets in ``address``, each as it is written and also percent-decoded.
 
-    These are its password, and the values of query parameters named like a password, token or key. A user without a
-    password counts as a token, except in PostgreSQL's addresses, where it is only a name.
+    The secrets are the password, and the values of query parameters whose names suggest a password, token or key. A
+    user without a password counts as a secret too, because it may be a token. In PostgreSQL's addresses it is only a
+    name.
     """
     scheme, separator, rest = address.partition("://")
     if not separator:

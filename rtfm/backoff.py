@@ -1,7 +1,7 @@
-"""Exponential backoff with jitter. Pure: callers do the waiting.
+"""Exponential backoff with jitter. Pure: this module computes waits, and its callers wait.
 
-Waits double up to a limit. Each is multiplied by a random factor between 0.5 and 1, so that processes that lost the
-same service do not all return to it at the same moment.
+Each wait is twice as long as the one before, up to a limit. Each is then multiplied by a random factor between 0.5 and
+1. Without this jitter, all processes that lost the same service would connect to it again at the same moment.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ class Backoff:
     """The waits between attempts of one operation. Not thread-safe."""
 
     def __init__(self, first_s: float, longest_s: float, *, chance: Callable[[], float] = random.random) -> None:
-        """Take the first and the longest wait in seconds, before jitter; ``chance`` returns 0.0 to 1.0."""
+        """Set the first and the longest wait, in seconds before jitter.
+
+        ``chance`` returns a random number between 0.0 and 1.0.
+        """
         self._first_s, self._longest_s, self._chance = first_s, longest_s, chance
         self._wait_s = first_s
 
     def next_s(self) -> float:
-        """Return the seconds to wait before the next attempt, and double the wait after it."""
+        """Return the seconds to wait before the next attempt, and double the next wait."""
         wait_s = self._wait_s * (0.5 + 0.5 * self._chance())
         self._wait_s = min(self._longest_s, self._wait_s * 2)
         return wait_s
 
     def reset(self) -> None:
-        """Return to the first wait, after a success."""
+        """Begin again with the first wait. Call this after a success."""
         self._wait_s = self._first_s

@@ -1,8 +1,8 @@
-"""Characters that are safe to show, on Discord and on a terminal. Pure.
+"""Removal of characters that are not safe to show on Discord or on a terminal. Pure.
 
-Control characters, marks that change the direction of text and lone surrogates are never shown. Unicode line ends that
-Python and editors recognise but Discord does not (U+2028, U+2029, U+0085, …) become spaces, so that one line on Discord
-stays one line.
+These are control characters, marks that change the direction of text, and lone surrogates. Python and editors also
+recognise Unicode line ends that Discord does not (U+2028, U+2029, U+0085, …). They become spaces, so that one line on
+Discord stays one line.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _JOINERS = frozenset("\u200b\u200c\u200d")  # needed by several scripts and emoj
 
 
 def strip_invisible(text: str) -> str:
-    """Return ``text`` without invisible characters, its lines separated by line feeds alone."""
+    """Return ``text`` without invisible characters. Line feeds replace all other line ends that Discord recognises."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return _INVISIBLE.sub("", _FOREIGN_LINE_ENDS.sub(" ", text))
 
@@ -26,9 +26,10 @@ def to_one_line(text: str) -> str:
 
 
 def escape_unprintable(text: str, *, newlines: bool = False) -> str:
-    r"""Return ``text`` with everything that a terminal would obey or hide as an escape, such as ``\x1b``.
+    r"""Return ``text`` with an escape, such as ``\x1b``, for each character that a terminal would obey or not show.
 
-    Line feeds and tabs stay only with ``newlines``, because data must not start a line of its own in our output.
+    Line feeds and tabs are escaped too, unless ``newlines`` is true. Otherwise a value could begin a line in the output
+    that looks like a line of the program itself.
     """
     if text.isprintable():
         return text

@@ -1,4 +1,4 @@
-"""The machine's clock in the unit of events."""
+"""The machine's clock, in the unit that events use."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""A bound on the whole of a request, for clients whose own timeouts bound only its parts.
+"""A time limit for a whole request.
 
-httpx's timeouts bound each read, and none bounds the look-up of a host name. Without this, a trickling response or an
-unreachable name server would block the caller far beyond its timeout.
+httpx limits the time of each read but not of all reads together, and does not limit the look-up of a host name. A
+response that arrives slowly, or an unreachable name server, would therefore block the caller for much longer than the
+timeout. ``run_within`` prevents that.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ Answer = TypeVar("Answer")
 
 
 def run_within(bound_s: float, request: Callable[[], Answer]) -> Answer:
-    """Return or raise the outcome of ``request``; raise TimeoutError after ``bound_s`` seconds in all.
+    """Call ``request`` in a daemon thread, and return what it returns or raise what it raises.
 
-    ``request`` runs in its own daemon thread. A late outcome is discarded.
+    Raises TimeoutError if ``request`` takes longer than ``bound_s`` seconds. Its thread then continues, and its result
+    is discarded.
     """
     answer: Future[Answer] = Future()
 
@@ -33,4 +35,4 @@ def run_within(bound_s: float, request: Callable[[], Answer]) -> Answer:
     except TimeoutError:
         if answer.done():
             raise
-        raise TimeoutError(f"no answer within {bound_s:g} s") from None
+        raise TimeoutError(f"no response within {bound_s:g} s") from None

@@ -1,6 +1,7 @@
 """Creation times and message links from Discord's ids. Pure.
 
-An id is a snowflake: milliseconds since Discord's epoch in the upper 42 bits (Discord's API reference, "Snowflakes").
+An id is a snowflake: its upper 42 bits are the milliseconds from Discord's epoch to its creation (Discord's API
+reference, "Snowflakes").
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ def created_at(snowflake: int) -> TimestampMillis:
 
 
 def snowflake_at(timestamp: TimestampMillis) -> int:
-    """Return the lowest id that could be created at ``timestamp``; 0 before Discord's epoch."""
+    """Return the lowest id that can be created at ``timestamp``; 0 for a time before Discord's epoch."""
     return max(0, timestamp - _EPOCH_MS) << _TIME_SHIFT
 
 
 def jump_link(guild_id: str | None, channel_id: str, message_id: str) -> str:
-    """Return the address that opens a message in Discord's client; without a guild, in a direct conversation."""
+    """Return the address that opens a message in Discord's client. A direct message has no ``guild_id``."""
     return f"https://discord.com/channels/{guild_id or '@me'}/{channel_id}/{message_id}"

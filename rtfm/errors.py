@@ -1,7 +1,8 @@
-"""The errors that cross package boundaries. Their class says who must act and whether a retry can help.
+"""The errors that one package raises and another handles. Their class says who must act and whether a retry can help.
 
-Adapters translate a vendor's exception with ``raise … from exc``; code above them names no vendor's exception. The
-first argument of each error is one line for the person who must act: what, where. ``hint`` says what to do.
+A module that uses a library translates the library's exceptions to these with ``raise … from exc``, so that its callers
+need not know the library. The message of each error is one line for the person who must act. It says what is wrong and
+where, and ``hint`` says what to do.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ class RtfmError(Exception):
 
 
 class ConfigError(RtfmError):
-    """The operator must change something; the command line exits with 2."""
+    """Something is wrong that the operator must change. A command that fails with this error exits with 2."""
 
 
 class PermanentError(RtfmError):
-    """This record can never be handled; it belongs in dead-letters."""
+    """The record can never be handled, and becomes a dead letter."""
 
 
 class UndecodableRecord(PermanentError):
@@ -28,19 +29,19 @@ class UndecodableRecord(PermanentError):
 
 
 class UnknownSchema(PermanentError):
-    """The registry has no usable schema of this id."""
+    """The registry has no usable schema with the id that the record carries."""
 
 
 class InvalidEvent(PermanentError):
-    """The event breaks a rule that the schema cannot express, or does not fit its schema."""
+    """The event does not fit its schema, or breaks a rule that a schema cannot express."""
 
 
 class TransientError(RtfmError):
-    """A later retry can succeed: pause and back off."""
+    """The operation failed, but a retry can succeed. The caller should wait before it retries."""
 
 
 class Unavailable(TransientError):
-    """A dependency does not respond; the command line exits with 3."""
+    """A dependency does not respond. A command that fails with this error exits with 3."""
 
     def __init__(self, dependency: str, message: str, *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -48,7 +49,7 @@ class Unavailable(TransientError):
 
 
 class Throttled(TransientError):
-    """A dependency limits the rate of requests; retry after ``retry_after_s`` seconds."""
+    """A dependency refuses requests because there were too many; retry after ``retry_after_s`` seconds."""
 
     def __init__(self, message: str, *, retry_after_s: float, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)

@@ -1,8 +1,15 @@
 """The events as Python values: frozen attrs classes that mirror the Avro schemas in ``schemas/``.
 
-Owns the two rules that a schema cannot express, for ids and for times: ``find_broken_rule``. Names, order and defaults
-of fields must equal the schemas'; the codec checks that when it is built and names the field that differs. Times are
-whole milliseconds since the Unix epoch, UTC (Avro's ``timestamp-millis``).
+The names, the order and the defaults of the fields must be the same as in the schemas. The codec checks this when it is
+built, and its error names the field that differs. Times are whole milliseconds since the Unix epoch, UTC (Avro's
+``timestamp-millis``).
+
+``find_broken_rule`` checks four rules that a schema cannot express:
+
+- Every id has the form of ``ID``, except the archive's own ids.
+- Ids that come from Discord are snowflakes.
+- Every time is in the years 1 to 9999.
+- ``observed_at`` is not in the future.
 """
 
 from __future__ import annotations
@@ -20,10 +27,10 @@ from attrs import field, frozen
 TimestampMillis = NewType("TimestampMillis", int)
 
 ID = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
-"""The form of every id; use ``fullmatch``."""
+"""The form of an id. Use ``fullmatch``."""
 
 _ARCHIVE_ID_FIELDS = frozenset({"passage_id"})
-"""Fields with the archive's own ids, which have no form."""
+"""Fields with ids that the archive creates. The rules for ids do not apply to them."""
 
 MAX_SNOWFLAKE = 2**64 - 1
 
@@ -32,7 +39,7 @@ MAX_TIMESTAMP = TimestampMillis(253_402_300_799_999)
 """The first and the last millisecond of the years 1 to 9999, the range of Python's and SQL's calendars."""
 
 MAX_AHEAD_MS = 60_000
-"""Milliseconds that ``observed_at`` may be ahead of the clock that checks it."""
+"""Milliseconds by which ``observed_at`` may be later than the clock of the process that checks it."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -43,7 +50,7 @@ def to_datetime(timestamp: TimestampMillis) -> datetime:
 
 
 def is_id_field(field_name: str) -> bool:
-    """Return whether the rule for ids applies to a field of this name; it does not apply to the archive's own ids."""
+    """Return whether the rules for ids apply to a field of this name. They do not apply to the archive's own ids."""
     return field_name.endswith(("_id", "_ids")) and field_name not in _ARCHIVE_ID_FIELDS
 
 
@@ -53,7 +60,7 @@ def is_id(value: str) -> bool:
 
 
 def is_snowflake(value: str) -> bool:
-    """Return whether ``value`` can be a Discord id: a decimal of at most 64 bits."""
+    """Return whether ``value`` can be a Discord id: the decimal digits of an integer below 2**64."""
     return value.isascii() and value.isdigit() and len(value) <= 20 and int(value) <= MAX_SNOWFLAKE
 
 
@@ -63,7 +70,7 @@ def is_time(value: int) -> bool:
 
 
 class ChannelKind(StrEnum):
-    """The kind of a message's channel; UNKNOWN counts as private."""
+    """The kind of a message's channel. Readers treat UNKNOWN as a private channel."""
 
     UNKNOWN = "UNKNOWN"
     TEXT = "TEXT"
@@ -74,7 +81,7 @@ class ChannelKind(StrEnum):
 
 
 class MessageChange(StrEnum):
-    """What happened to a message; a reader ignores UNKNOWN and counts it."""
+    """What happened to a message. Readers skip an event with UNKNOWN and count it in a metric."""
 
     UNKNOWN = "UNKNOWN"
     CREATED = "CREATED"
@@ -83,7 +90,7 @@ class MessageChange(StrEnum):
 
 
 class MessageSource(StrEnum):
-    """The origin of a message event; UNKNOWN counts as OTHER."""
+    """Where a message event comes from. Readers treat UNKNOWN like OTHER."""
 
     UNKNOWN = "UNKNOWN"
     GATEWAY = "GATEWAY"
@@ -93,7 +100,7 @@ class MessageSource(StrEnum):
 
 
 class Audience(StrEnum):
-    """Who may read an answer; UNKNOWN counts as ASKER."""
+    """Who may read an answer. Readers treat UNKNOWN like ASKER."""
 
     UNKNOWN = "UNKNOWN"
     PUBLIC = "PUBLIC"
@@ -101,7 +108,7 @@ class Audience(StrEnum):
 
 
 class Speaker(StrEnum):
-    """The author of a context message; UNKNOWN counts as OTHER."""
+    """The author of a context message. Readers treat UNKNOWN like OTHER."""
 
     UNKNOWN = "UNKNOWN"
     ASKER = "ASKER"
@@ -110,7 +117,7 @@ class Speaker(StrEnum):
 
 
 class QueryOrigin(StrEnum):
-    """How a question reached the bot; SERVICE means that another program asks."""
+    """How a question was asked. SERVICE means that another program asked it."""
 
     UNKNOWN = "UNKNOWN"
     MENTION = "MENTION"
@@ -124,7 +131,7 @@ class QueryOrigin(StrEnum):
 
 
 class Outcome(StrEnum):
-    """The result of answering; a reader ignores UNKNOWN and counts it."""
+    """The result of answering. Readers skip an event with UNKNOWN and count it in a metric."""
 
     UNKNOWN = "UNKNOWN"
     ANSWERED = "ANSWERED"
@@ -162,7 +169,7 @@ class SourceKind(StrEnum):
 
 @frozen(kw_only=True)
 class Attachment:
-    """A file attached to a message; ``text`` is what the bot read of it."""
+    """A file that is attached to a message. ``text`` is the content that the bot read; None if it read nothing."""
 
     filename: str
     url: str
@@ -173,7 +180,7 @@ class Attachment:
 
 @frozen(kw_only=True)
 class DiscordMessage:
-    """One change to one Discord message. A deletion carries ids and ``created_at`` only."""
+    """One change to one Discord message. A deletion has no author and no content."""
 
     message_id: str
     guild_id: str | None = None
@@ -206,7 +213,7 @@ class ContextMessage:
 
 @frozen(kw_only=True)
 class BotQuery:
-    """One question, with what its answer may use and who may read it."""
+    """One question. It says which channels the answer may use, and who may read the answer."""
 
     query_id: str
     guild_id: str | None = None
@@ -226,7 +233,7 @@ class BotQuery:
 
 @frozen(kw_only=True)
 class Citation:
-    """A source that an answer cites: a message by its ids, any other source by ``url``."""
+    """A source that an answer cites. Ids identify a message, and ``url`` identifies any other source."""
 
     number: int
     kind: SourceKind
@@ -246,7 +253,10 @@ class Citation:
 
 @frozen(kw_only=True)
 class RetrievedPassage:
-    """A passage that answering used, cited or not; everyone in the guild may read it if ``acl_channel_id`` is None."""
+    """A passage that was used for an answer, whether the answer cites it or not.
+
+    Everyone in the guild may read the passage if ``acl_channel_id`` is None.
+    """
 
     passage_id: str
     kind: SourceKind
@@ -279,16 +289,19 @@ class BotResponse:
     elapsed_ms: int
 
 
-DISCORDS_OWN_SOURCES = frozenset({MessageSource.GATEWAY, MessageSource.HISTORY})
-"""Sources of messages that Discord itself reported; their ids are snowflakes."""
+DISCORD_SOURCES = frozenset({MessageSource.GATEWAY, MessageSource.HISTORY})
+"""Sources of messages that Discord itself reported. The ids of these messages are snowflakes."""
 
-DISCORDS_OWN_ORIGINS = frozenset(QueryOrigin) - {QueryOrigin.UNKNOWN, QueryOrigin.CONSOLE, QueryOrigin.SERVICE}
-"""Origins of questions that were asked on Discord; their ids, except ``query_id``, are snowflakes."""
+DISCORD_ORIGINS = frozenset(QueryOrigin) - {QueryOrigin.UNKNOWN, QueryOrigin.CONSOLE, QueryOrigin.SERVICE}
+"""Origins of questions that were asked on Discord. The ids of these questions, except ``query_id``, are snowflakes."""
 
 
 @frozen(kw_only=True)
 class BrokenRule:
-    """A field that breaks a rule, and the rule; without the value, which may be secret or harmful."""
+    """A field that breaks a rule, and the rule.
+
+    The value is not included, because it may be secret, or harmful to a program that shows it.
+    """
 
     field: str
     rule: str
@@ -298,52 +311,56 @@ class BrokenRule:
 
 
 def find_broken_rule(event: Any, *, now: TimestampMillis) -> BrokenRule | None:
-    """Return the first field of ``event`` that breaks the rule for ids or times; None if there is none.
+    """Return the first field of ``event`` that breaks a rule for ids or times; None if no field does.
 
-    ``event`` is an event or a part of one, with values of the right types. ``observed_at`` is compared with ``now``.
+    ``event`` is an event or a part of an event, and all its values have the right types. ``observed_at`` is compared
+    with ``now``.
     """
     return next(find_broken_rules(event, now=now), None)
 
 
 def find_broken_rules(event: Any, *, now: TimestampMillis) -> Iterator[BrokenRule]:
-    """Yield every field of ``event`` that breaks a rule, as for ``find_broken_rule``; a list is reported once."""
-    why = _snowflake_reason(event)
-    yield from _check_part(event, "", why)
+    """Yield every field of ``event`` that breaks a rule, with the same arguments as ``find_broken_rule``.
+
+    A list of ids or times is yielded once, even if several of its items break the rule.
+    """
+    yield from _check_part(event, "", _snowflake_reason(event))
     observed_at = getattr(event, "observed_at", None)
     if observed_at is not None and now + MAX_AHEAD_MS < observed_at <= MAX_TIMESTAMP:
-        yield BrokenRule(field="observed_at", rule="must not lie more than a minute ahead")
+        yield BrokenRule(field="observed_at", rule="must not be more than a minute after the present time")
 
 
 def _snowflake_reason(event: object) -> str:
-    """Return why the ids of ``event`` must be snowflakes; empty if they need not be."""
-    if isinstance(event, DiscordMessage) and event.source in DISCORDS_OWN_SOURCES:
-        return f"since source is {event.source.value}"
-    if isinstance(event, BotQuery) and event.origin in DISCORDS_OWN_ORIGINS:
-        return f"since origin is {event.origin.value}"
+    """Return why the ids of ``event`` must be snowflakes; an empty text if they need not be."""
+    if isinstance(event, DiscordMessage) and event.source in DISCORD_SOURCES:
+        return f"because source is {event.source.value}"
+    if isinstance(event, BotQuery) and event.origin in DISCORD_ORIGINS:
+        return f"because origin is {event.origin.value}"
     return ""
 
 
-def _check_part(part: object, path: str, why: str) -> Iterator[BrokenRule]:
-    for name, form in _checked_fields(type(part)):
+def _check_part(part: object, path: str, snowflake_reason: str) -> Iterator[BrokenRule]:
+    for name, check in _checked_fields(type(part)):
         value = getattr(part, name)
         if value is None:
             continue
         where = f"{path}{name}"
         items = value if isinstance(value, list) else (value,)
-        if form is _FieldCheck.RECORD:
-            for place, item in enumerate(items):
-                yield from _check_part(item, f"{where}[{place}]." if items is value else f"{where}.", why)
-        elif form is _FieldCheck.TIME:
+        if check is _FieldCheck.RECORD:
+            for index, item in enumerate(items):
+                item_path = f"{where}[{index}]." if items is value else f"{where}."
+                yield from _check_part(item, item_path, snowflake_reason)
+        elif check is _FieldCheck.TIME:
             if not all(map(is_time, items)):
-                yield BrokenRule(field=where, rule="must lie in the years 1 to 9999")
+                yield BrokenRule(field=where, rule="must be in the years 1 to 9999")
         elif not all(map(is_id, items)):
             yield BrokenRule(field=where, rule=f"must match {ID.pattern}")
-        elif why and name != "query_id" and not all(map(is_snowflake, items)):
-            yield BrokenRule(field=where, rule=f"must be a decimal of at most 64 bits, {why}")
+        elif snowflake_reason and name != "query_id" and not all(map(is_snowflake, items)):
+            yield BrokenRule(field=where, rule=f"must be a Discord id (an integer below 2**64), {snowflake_reason}")
 
 
 class _FieldCheck(StrEnum):
-    """How a field is checked, or each item of a list."""
+    """How a field is checked. For a list, each item is checked in this way."""
 
     ID = "id"
     TIME = "time"
@@ -354,7 +371,7 @@ _CHECKED_FIELDS: dict[type[Any], list[tuple[str, _FieldCheck]]] = {}
 
 
 def _checked_fields(event_class: type[Any]) -> list[tuple[str, _FieldCheck]]:
-    """Return the fields of ``event_class`` that are checked, in their order; computed once per class."""
+    """Return the fields of ``event_class`` that need a check, in their order. The result is cached."""
     if event_class in _CHECKED_FIELDS:
         return _CHECKED_FIELDS[event_class]
     hints = typing.get_type_hints(event_class)

@@ -1,4 +1,4 @@
-"""Atomic writes, for files that others may read at any moment."""
+"""Atomic writes, for files that other processes may read at any moment."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, text: str, *, mode: int = 0o666) -> None:
-    """Write ``path`` in UTF-8, whole or not at all, even if the process is killed.
+    """Write ``text`` to ``path`` in UTF-8. Readers see the old content or the whole new content.
 
-    A missing folder is created. ``mode`` applies to a new file, before the umask. Raises OSError.
+    This is so even if the process is killed. A missing folder is created. The file gets the access rights ``mode``,
+    reduced by the umask. Raises OSError if the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")

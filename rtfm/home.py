@@ -1,6 +1,7 @@
-"""The access rights of ``RTFM_HOME``, which holds passwords, Kafka's logs and people's messages.
+"""The access rights of ``RTFM_HOME``. The folder contains passwords, Kafka's logs and people's messages.
 
-Owns the folder's mode, 0700. A wider mode is narrowed, with a line in the log. The files in it are left alone.
+Only the folder's owner may use it: its mode is 0700. If its mode gives rights to others, they are removed and a line is
+logged. The modes of the files in the folder are not changed.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ PRIVATE_MODE = 0o700
 
 
 def make_private(home: Path) -> None:
-    """Create the folder if it is missing, and restrict it to its owner.
+    """Create the folder ``home`` if it is missing, and restrict it to its owner.
 
-    A folder that belongs to another user, is a home folder or is shared by all users stays as it is. Raises OSError
-    if it cannot be created.
+    The mode of a folder stays as it is if the folder belongs to another user, is the user's home folder, or is shared
+    by all users, like ``/tmp``. Raises OSError if the folder cannot be created.
     """
     home = home.absolute()
     if not home.exists():
@@ -32,7 +33,11 @@ def make_private(home: Path) -> None:
 
 
 def restrict_to_owner(home: Path) -> None:
-    """Remove other users' rights from the folder ``home``, if it exists and is our own."""
+    """Remove the rights of other users from the folder ``home``.
+
+    Does nothing if the folder does not exist or belongs to another user. If it is the user's home folder or is shared
+    by all users, only logs a warning.
+    """
     try:
         status = home.stat()
     except OSError:
@@ -42,12 +47,14 @@ def restrict_to_owner(home: Path) -> None:
         return
     path = home.resolve()
     if mode & stat.S_ISVTX or path == Path(path.anchor) or path == Path.home().resolve():
-        _log.warning("RTFM_HOME can be read by other users", folder=str(path), mode=f"{mode:04o}")
+        _log.warning(
+            "RTFM_HOME is open to other users; set it to a folder of its own", folder=str(path), mode=f"{mode:04o}"
+        )
         return
     with suppress(OSError):
         path.chmod(mode & ~0o077)
         _log.warning(
-            "RTFM_HOME was open to other users; its mode is restricted now",
+            "RTFM_HOME was open to other users; their rights are removed",
             folder=str(path),
             mode=f"{mode & ~0o077:04o}",
             was=f"{mode:04o}",

@@ -1,8 +1,14 @@
 """Links in untrusted text: finding them, and removing those that are not known. Pure.
 
-Owns what counts as a link. Discord renders these as links: ``https://`` anywhere, even after a letter or a digit; a
-masked link, ``[words](address)``, even if the words contain brackets or line breaks; ``<scheme:/…>``; and an invite
-without a scheme. Time is linear in the text.
+Everything counts as a link that Discord shows as a link:
+
+- ``https://`` and what follows, even right after a letter or a digit
+- a masked link ``[words](address)``, even if the words contain brackets or line breaks
+- ``<scheme:/…>``
+- an invite without a scheme
+
+Addresses that other programs show as links, such as ``www.…`` and ``mailto:…``, count too. The time is proportional to
+the length of the text.
 """
 
 from __future__ import annotations
@@ -15,20 +21,20 @@ from attrs import frozen
 LINK_REMOVED = "(link removed)"
 
 OPEN, CLOSE = "\ue000", "\ue001"
-"""Private-use characters that callers may put around text; they end an address."""
+"""Private-use characters that callers may put around a part of a text. An address ends before either of them."""
 
 _LINK_START = re.compile(
     r"https?\\?:\\?[/\\]"
     r"|(?<=\]\()[\s<]*+https?:"  # a browser also accepts an address without slashes
     r"|(?<=<)[a-z][a-z0-9+.-]{0,60}:/"
     r"|(?<=<)(?:tel|sms):"
-    r"|:\\?/\\?/"  # another scheme, which is then searched for before the colon
+    r"|:\\?/\\?/"  # another scheme; _find_start finds its beginning, before the colon
     r"|mailto:(?=\S)"
     r"|(?<![a-z0-9])www\.(?=\w)"
     r"|discord(?:app)?\.(?:gg|gift|new|com\\?/(?:invite|gifts|template))\\?/",
     re.IGNORECASE,
 )
-# A quotation mark may be part of a host name; it ends an address only after the host.
+# A quotation mark in or before the host name is part of the address. After the host name it ends the address.
 _ADDRESS_REST = re.compile(f'[^\\s<>\\[\\]|/?#{OPEN}{CLOSE}]*+[^\\s<>\\[\\]|"`{OPEN}{CLOSE}]*+')
 _HOST_END = re.compile(r"[/\\?#]")
 _SCHEME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+.-")
@@ -42,28 +48,31 @@ _MAX_ROUNDS = 5
 
 @frozen
 class _Address:
-    """The position of an address; ``close`` is the closing bracket of a masked link's words, or -1."""
+    """The position of an address in a text, from ``start`` to ``end``.
+
+    ``close`` is the position of the bracket that closes the words of a masked link; -1 if the link is not masked.
+    """
 
     start: int
     end: int
     close: int
     after: int
-    """The position after the link, including a masked link's last parenthesis."""
+    """The position after the whole link, which for a masked link includes its last parenthesis."""
 
 
 def find_links(text: str) -> set[str]:
-    """Return the addresses in ``text``, normalised for comparison."""
+    """Return the addresses in ``text``, without the punctuation and slashes at their ends."""
     return {_normalise(text[address.start : address.end]) for address in _find_addresses(text)}
 
 
 def remove_unknown_links(text: str, known: Collection[str] = ()) -> str:
-    """Return ``text`` with a note in place of each address that is not in ``known``, in code blocks too.
+    """Return ``text`` with each address that is not in ``known`` replaced by a note, also in code blocks.
 
-    ``known`` holds addresses as returned by ``find_links``. An address with an account before its host is removed even
-    if it is known, because ``https://docs.example@evil.example`` leads to the second name. A masked link is unmasked:
-    if its address is known, it follows the words.
+    ``known`` contains addresses as ``find_links`` returns them. An address with an account before its host is removed
+    even if it is known, because ``https://docs.example@evil.example`` leads to the second host name. A masked link is
+    replaced by its words, followed by its address if the address is known.
     """
-    for _ in range(_MAX_ROUNDS):  # removing a link may join the text around it to a new one
+    for _ in range(_MAX_ROUNDS):  # when a link is removed, the text before and after it may form a new link
         before = text
         text = _remove_once(text, known)
         if text == before:
@@ -130,7 +139,7 @@ def _find_start(text: str, match: re.Match[str], place: int) -> int:
 
 
 def _find_closing_bracket(text: str, start: int, place: int) -> int:
-    """Return the position of the bracket in ``](`` right before an address, or -1."""
+    """Return the position of the bracket if ``](`` is right before the address at ``start``; otherwise -1."""
     at = start
     while at > place and (text[at - 1].isspace() or text[at - 1] in "<\\"):
         at -= 1
@@ -147,7 +156,7 @@ def _find_target_end(text: str, start: int, end: int) -> int:
 
 
 def _match_brackets(text: str) -> dict[int, int]:
-    """Return closing bracket → opening bracket, by position."""
+    """Return the position of the opening bracket for each closing bracket, by the latter's position."""
     opened: list[int] = []
     found: dict[int, int] = {}
     for match in _BRACKET.finditer(text):
@@ -159,7 +168,7 @@ def _match_brackets(text: str) -> dict[int, int]:
 
 
 def _separator_after(text: str, at: int) -> str:
-    """Return a space if the text after an address would be read as part of it."""
+    """Return a space if the text at ``at`` would otherwise become part of the address before it."""
     following = text[at : at + 2]
     ends = (
         not following
@@ -173,7 +182,7 @@ def _apply_edits(text: str, edits: list[tuple[int, int, str]]) -> str:
     parts: list[str] = []
     place = 0
     for start, end, replacement in sorted(edits):
-        if start < place:  # inside a part that is replaced already
+        if start < place:  # an earlier edit replaces this part
             continue
         parts += (text[place:start], replacement)
         place = end
@@ -181,7 +190,7 @@ def _apply_edits(text: str, edits: list[tuple[int, int, str]]) -> str:
 
 
 def _has_account(address: str) -> bool:
-    """Return whether the address has an account before its host, which a reader would mistake for the host."""
+    """Return whether the address has an account before its host. A reader would mistake the account for the host."""
     scheme, _, rest = address.partition(":")
     return scheme.lower() in ("http", "https") and "@" in _HOST_END.split(rest.lstrip("/\\"), maxsplit=1)[0]
 

@@ -1,6 +1,6 @@
-"""Discord's markup in text that is shown to people: pings, clickable commands, names. Pure.
+"""Removal of Discord's markup from text that is shown to people. Pure.
 
-Promises that text from ``remove_pings`` notifies nobody, and that a name contains no link and no ping.
+Text that ``remove_pings`` returns notifies nobody. A name that ``to_plain_name`` returns contains no link and no ping.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from rtfm.characters import strip_invisible, to_one_line
 from rtfm.links import remove_unknown_links
 
 MAX_NAME_CHARACTERS = 100
-"""Length of a person's or thread's name; Discord allows 32 and 100."""
+"""The most characters of a name that are shown. Discord allows 32 for a person's name and 100 for a thread's."""
 
 _PING = re.compile(r"<@([!&]?)\d{1,25}>")
 _COMMAND = re.compile(r"</([\w -]{1,100}):\d{1,25}>")
@@ -30,12 +30,12 @@ def remove_pings(text: str) -> str:
 
 
 def remove_channel_mentions(text: str, known: Collection[str] = ()) -> str:
-    """Return ``text`` with each channel mention whose id is not in ``known`` replaced by ``#channel``."""
+    """Return ``text`` with ``#channel`` in place of each channel mention whose id is not in ``known``."""
     return _CHANNEL.sub(lambda match: match.group() if match[1] in known else "#channel", text)
 
 
 def to_plain_name(name: str) -> str:
-    """Return ``name`` on one line, without pings and links. It may still contain markup; see ``escape_markup``."""
+    """Return ``name`` on one line, shortened, without pings and links. Other markup stays; see ``escape_markup``."""
     shown = to_one_line(remove_unknown_links(remove_channel_mentions(remove_pings(name[: 2 * MAX_NAME_CHARACTERS]))))
     return shown if len(shown) <= MAX_NAME_CHARACTERS else shown[: MAX_NAME_CHARACTERS - 1] + "…"
 

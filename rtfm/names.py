@@ -1,4 +1,7 @@
-"""The topic names of contracts.toml, without a prefix. The catalogue owns everything else about topics. Pure."""
+"""The names of the topics in contracts.toml, without a prefix. Pure.
+
+Everything else about topics is in ``rtfm.contracts.catalogue``.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Redaction of the secrets in this process's settings.
+"""Redaction of secrets that are in this process's settings.
 
-The second line of defence, behind ``addresses.redact_address``. Logs, readiness and all output of commands go through
-it. It knows only the secrets that ``hide`` was given.
+``redact`` is applied to logs, to the metrics port's health reports and to all output of commands. It removes only
+secrets that were passed to ``hide``. It is a second defence for addresses, whose secrets ``addresses.redact_address``
+removes in the first place.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from collections.abc import Iterable
 SECRET_REMOVED = "(secret removed)"  # noqa: S105 - not a secret, but the text in its place
 
 _secrets: dict[str, None] = {}
-"""What ``redact`` removes, longest first; a dict for its order."""
+"""The texts that ``redact`` removes, longest first. It is a dict because a dict keeps its order."""
 
 
 def hide(secrets: Iterable[str]) -> None:
-    """Remove ``secrets`` from everything that this process writes from now on: logs, readiness, command output."""
+    """Make ``redact`` remove ``secrets`` from now on, also where they are escaped as in JSON or in ``repr``."""
     found = {form for secret in secrets for form in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1])}
     known = sorted(found | _secrets.keys(), key=lambda text: (-len(text), text))
     _secrets.clear()
@@ -24,7 +25,7 @@ def hide(secrets: Iterable[str]) -> None:
 
 
 def redact(text: str) -> str:
-    """Return ``text`` with every secret given to ``hide`` replaced."""
+    """Return ``text`` with every secret that was passed to ``hide`` replaced by a note."""
     for secret in list(_secrets):
         text = text.replace(secret, SECRET_REMOVED)
     return text

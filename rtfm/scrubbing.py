@@ -1,8 +1,9 @@
-"""Removal of secrets and e-mail addresses from text that leaves the archive: to the model, answers and logs. Pure.
+"""Removal of secrets and e-mail addresses from text that leaves the archive: for the model, answers and logs. Pure.
 
-Owns the rule of what is replaced; ``secret_forms`` owns the forms of secrets. Secrets without a recognisable form are
-not found. Time is linear in the text: a repetition before something that may fail is bounded, and a pattern is tried
-only if one of its form's literals occurs.
+``secret_forms`` defines the forms by which secrets are recognised. A secret without such a form is not found.
+
+The time is proportional to the length of the text, because in each pattern a repetition is bounded if what follows it
+may fail to match. A pattern is tried only if one of its form's literals occurs in the text.
 """
 
 from __future__ import annotations
@@ -17,24 +18,26 @@ __all__ = ["EMAIL_REMOVED", "SECRET_REMOVED", "scrub"]
 
 EMAIL_REMOVED = "(e-mail removed)"
 
-# After // an @ ends the account of a URL; that is not an e-mail address.
+# In a URL, a name and an @ right after // are an account and not an e-mail address.
 _EMAIL = re.compile(
     r"(?<![\w.+-])(?<!//)(?!git@)(?:mailto:)?[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b"
 )
 
-# Zero-width characters. A token with one inside works again when pasted into a terminal that drops them.
+# Zero-width characters. Secrets are searched for without them, because a token with such a character inside is valid
+# again when it is pasted into a terminal that drops the character.
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
 )
 
-# No secret is shorter than this. Nearly all messages have no match and are not searched further.
+# Every secret that the forms recognise is in a text that matches this pattern. Nearly all messages do not match, and
+# are not searched further.
 _SECRET_HINT = re.compile(
     r"\S{15}|://|pass|pwd|secret|token|key|basic|bearer|auth|credential|-u |--user", re.IGNORECASE
 )
 
 
 def scrub(text: str, known: Iterable[str] = ()) -> str:
-    """Return ``text`` with a note in place of each secret form, e-mail address and ``known`` secret."""
+    """Return ``text`` with a note in place of each ``known`` secret, each recognised secret and each e-mail address."""
     for secret in known:
         text = text.replace(secret, SECRET_REMOVED)
     if spans := _find_secret_spans(text):
@@ -47,7 +50,7 @@ def scrub(text: str, known: Iterable[str] = ()) -> str:
 
 
 def _find_secret_spans(text: str) -> list[tuple[int, int]]:
-    """Return the (start, end) of each secret in ``text``, ascending and without overlaps."""
+    """Return the (start, end) of each recognised secret in ``text``, ascending and without overlaps."""
     visible, places = text, None
     if not text.isascii() and _INVISIBLE.search(text):
         places = [place for place, sign in enumerate(text) if not _INVISIBLE.match(sign)]

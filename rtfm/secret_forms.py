@@ -1,7 +1,7 @@
 """The published forms of tokens, keys and passwords that people paste into help channels. Pure.
 
-A form's pattern is tried only if one of its literals occurs in the text. Every repetition before something that may
-fail is bounded, so that time is linear in the text.
+A form's pattern is tried only if one of its literals occurs in the text. In each pattern a repetition is bounded if
+what follows it may fail to match. The time is therefore proportional to the length of the text.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from attrs import frozen
 class SecretForm:
     """One form of a secret.
 
-    ``hints`` are the literals, in lower case. The secret is the group ``secret`` of ``pattern``, or its whole
-    match if it has no such group. ``accepts`` may reject a secret that was found.
+    ``hints`` are literals in lower case, one of which occurs in every text with such a secret. The secret is the group
+    ``secret`` of ``pattern``, or the whole match if there is no such group. ``accepts`` returns whether a match is
+    really a secret; None accepts every match.
     """
 
     hints: tuple[str, ...]
@@ -40,24 +41,25 @@ _DIGIT, _RUN = re.compile(r"\d"), re.compile(r"[A-Za-z0-9]{32}")
 
 
 def _is_mixed(text: str) -> bool:
-    """Return whether ``text`` has upper case, lower case and digits, unlike words, hashes and paths."""
+    """Return whether ``text`` has upper case, lower case and digits. Words, hashes and paths rarely have all three."""
     return bool(_UPPER.search(text) and _LOWER.search(text) and _DIGIT.search(text))
 
 
 def _is_random(text: str) -> bool:
-    """Return whether ``text`` looks randomly generated: all kinds of characters, in frequent alternation.
+    """Return whether ``text`` looks randomly generated.
 
-    Joined names alternate rarely, and hashes have one case.
+    It has upper case, lower case and digits, and often changes between them. Names that are joined to one word change
+    rarely, and hashes have only one case.
     """
     kinds = "".join(
         "0" if sign.isdigit() else "a" if sign.islower() else "A" if sign.isupper() else "-" for sign in text
     )
-    changes = sum(one != other for one, other in pairwise(kinds))
+    changes = sum(kind != following for kind, following in pairwise(kinds))
     return all(kinds.count(kind) >= 3 for kind in "0aA") and 5 * changes >= 2 * len(text)
 
 
 def _is_token(text: str) -> bool:
-    """Return whether ``text`` is not a word of a sentence: it has a letter and a digit, or is very long."""
+    """Return whether ``text`` is more than a word of a sentence: it has a letter and a digit, or a run of 32."""
     return bool(_DIGIT.search(text) and _LETTER.search(text)) or bool(_RUN.search(text))
 
 
@@ -77,7 +79,7 @@ _PLACEHOLDER = re.compile(
     re.IGNORECASE,
 )
 _CODE = re.compile(r"[A-Za-z_$][\w$]{0,63}(?:[.(\[]|->|::|=>)|[A-Z][A-Z_]{3,63}$")
-"""An expression, or the name of a constant."""
+"""The beginning of an expression in a program, or the name of a constant."""
 
 
 def _is_assigned_secret(text: str) -> bool:
@@ -90,7 +92,7 @@ def _is_quoted_secret(text: str) -> bool:
 
 
 def _is_prose_secret(text: str) -> bool:
-    """Return whether the text after ``password:`` in prose is a password: words contain no digits."""
+    """Return whether the text after ``password:`` in prose is a password and not an ordinary word."""
     return _is_assigned_secret(text) and _is_token(text)
 
 
@@ -120,7 +122,10 @@ def _form(
 
 
 def _token(prefixes: str, body: str, accepts: Callable[[str], bool] | None = None) -> SecretForm:
-    """Build the form of tokens with one of the ``prefixes``; Markdown's ``_`` may precede them."""
+    """Build the form of tokens that begin with one of the ``prefixes``, which are separated by spaces.
+
+    The character before a token must not be a letter or a digit. It may be ``_``, which is markup for italics.
+    """
     literals = prefixes.split(" ")
     pattern = rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, literals))}){body}"
     return SecretForm(tuple(literal.lower() for literal in literals), re.compile(pattern), accepts)
@@ -129,7 +134,7 @@ def _token(prefixes: str, body: str, accepts: Callable[[str], bool] | None = Non
 _END = r"(?![A-Za-z0-9])"
 
 FORMS = (
-    # Blocks. A truncated one ends with the text.
+    # Blocks of several lines. A block without its last line ends at the end of the text.
     _form(
         ("private key",),
         r"-{4,5} ?BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)? ?-{4,5}"
@@ -142,7 +147,7 @@ FORMS = (
     # Addresses
     _form(
         ("://",),
-        # // ends a password, otherwise a text full of :// would be searched to its end from each of them.
+        # A password ends before //. Otherwise a text full of :// would be searched to its end from each of them.
         r"(?<=://)(?P<secret>[^\s/?#:@<>\"'`]{0,128}:(?!\d{1,5}/)(?:(?!//)[^\s@<>\"'`]){1,1024}"
         r"(?:@[^\s@/<>\"'`]{1,128})?)(?=@)",
     ),
@@ -167,7 +172,7 @@ FORMS = (
     _form(("-u ", "--user "), r"(?:-u|--user)[ =][\"']?(?P<secret>[\w.@+-]{1,64}:[^\s\"':]{4,128})", _is_token),
     # Platforms
     _form((".",), r"(?<![A-Za-z0-9])(?:mfa\.[\w-]{60,}|[MNO][\w-]{22,29}\.[\w-]{5,7}\.[\w-]{25,})"),  # Discord
-    _token("AIza", rf"[\w-]{{35}}{_END}"),  # Google, up to the refresh token
+    _token("AIza", rf"[\w-]{{35}}{_END}"),  # Google, and the next two
     _token("GOCSPX- ya29.", r"[\w-]{20,}"),
     _form(("1//0",), r"(?<![\w/])1//0[\w-]{30,}"),
     _token("ghp_ gho_ ghu_ ghs_ ghr_", r"[A-Za-z0-9]{30,}"),
@@ -225,8 +230,8 @@ FORMS = (
     _form(("eyj",), r"(?<![A-Za-z0-9])eyJ[\w-]{8,600}\.eyJ[\w-]{8,}(?:\.[\w-]*){0,3}"),  # a JSON web token
     _form(
         ("eyj",), r"(?<![A-Za-z0-9])eyJ[\w-]{8,600}\.[\w-]{0,800}\.[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}"
-    ),  # an encrypted one
-    # A standalone random word that is not a public key
+    ),  # an encrypted JSON web token
+    # A standalone random word that is not a public SSH key
     _form(
         ("",),
         r"(?<![^\s\"'`*(\[])(?!AAAA[BCE]3Nza)[A-Za-z0-9][A-Za-z0-9+/_-]{30,254}[A-Za-z0-9=](?![^\s\"'`*)\],.;!?])",

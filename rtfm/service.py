@@ -1,4 +1,4 @@
-"""What both services share: signals, the metrics port, the watchdog, and waiting for dependencies at the start."""
+"""Code that the processor and the bot share: signals, the metrics port, the watchdog, and waiting for dependencies."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from rtfm.settings import Settings
 from rtfm.telemetry import BUILD_INFO, Health, MetricsServer, get_logger
 
 EXIT_CODE = 1
+"""Exit code after a second signal, or if a loop hangs."""
+
 POLL_S = 0.1
-"""Seconds until a service notices that it was asked to stop."""
+"""Seconds between two checks whether the service was asked to stop."""
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 15.0
 
@@ -30,7 +32,7 @@ T = TypeVar("T")
 
 
 class Stop:
-    """The request to stop a service: by SIGTERM, SIGINT or ``event``."""
+    """The request to stop a service. It is made by SIGTERM, by SIGINT or by setting ``event``."""
 
     def __init__(self, event: threading.Event | None = None) -> None:
         self.event = event or threading.Event()
@@ -38,7 +40,8 @@ class Stop:
 
     def is_set(self) -> bool:
         """Return whether the service was asked to stop."""
-        # A signal handler may interrupt the holder of the event's lock, so it only counts.
+        # The signal handler only counts. It must not set the event, because it may interrupt this thread while the
+        # thread holds the event's lock.
         if self._signals:
             self.event.set()
         return self.event.is_set()
@@ -49,7 +52,10 @@ class Stop:
 
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
-        """Stop on the first signal, exit at once on the second. Does nothing outside the main thread."""
+        """Handle signals: the first asks the service to stop, and the second ends the process at once.
+
+        Does nothing outside the main thread.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -63,7 +69,7 @@ class Stop:
         try:
             yield
         finally:
-            # After the first signal the handler stays, so that a second one still ends the process.
+            # After a first signal the handler stays installed, so that a second signal still ends the process.
             if not self._signals:
                 for number, handler in before.items():
                     signal.signal(number, handler)
@@ -71,10 +77,10 @@ class Stop:
 
 @contextmanager
 def open_monitoring(settings: Settings, ready: Mapping[str, Callable[[], str | None]]) -> Iterator[Health]:
-    """Open the metrics port and start the watchdog; yield the health that both report on.
+    """Open the metrics port and start the watchdog. Yield the ``Health`` that both of them read.
 
-    ``ready`` holds the first conditions of readiness. Without one, a service that has only begun to start would be
-    reported as ready. Raises ConfigError if the port cannot be opened.
+    ``ready`` has the first conditions of readiness, by name. Without a condition, a service would be reported as ready
+    while it is still starting. Raises ConfigError if the port cannot be opened.
     """
     health = Health(max_gap_s=settings.watchdog_s * 2 / 3)
     for name, check in ready.items():
@@ -84,7 +90,7 @@ def open_monitoring(settings: Settings, ready: Mapping[str, Callable[[], str | N
     except OSError as exc:
         raise ConfigError(
             f"METRICS_PORT: {settings.metrics_host}:{settings.metrics_port} cannot be opened: {exc.strerror}",
-            hint="Choose another METRICS_PORT; 0 takes a free one.",
+            hint="Choose another METRICS_PORT, or 0 for any free port.",
         ) from exc
     BUILD_INFO.labels(__version__).set(1)
     server.start()
@@ -99,9 +105,9 @@ def open_monitoring(settings: Settings, ready: Mapping[str, Callable[[], str | N
 def retry_until_available(
     step: Callable[[], T], stop: Stop, note: Callable[[TransientError], object] = lambda _: None
 ) -> T | None:
-    """Retry ``step`` while it raises TransientError and return its result; None if ``stop`` is set first.
+    """Call ``step`` until it does not raise TransientError, and return its result; None if ``stop`` is set first.
 
-    The first failure is logged; ``note`` is called with each.
+    The first failure is logged. ``note`` is called with every failure.
     """
     backoff, logged = Backoff(_FIRST_WAIT_S, _LONGEST_WAIT_S), False
     while not stop.is_set():
@@ -119,12 +125,17 @@ def retry_until_available(
 
 
 class Watchdog:
-    """Ends the process ``limit_s`` after the last pass of any loop that reports to ``health``.
+    """A thread that ends the process if a loop hangs.
 
-    A hung process keeps its partitions until the group removes it. A thread watches the loops. A timer of the
-    interpreter, which does not need the GIL, watches that thread, for code that never releases the GIL (a backtracking
-    regular expression, a C extension). The stacks of all threads go to standard error first. Use as
-    ``with Watchdog(health, 45): …``, once per process.
+    A loop hangs if it has reported no pass to ``health`` for ``limit_s`` seconds. Without the watchdog, a process with
+    a hung loop would keep its partitions, and nobody would handle their records. Before the process ends, the stacks of
+    all threads are written to standard error.
+
+    The watchdog's thread cannot run while other code holds the GIL, such as a backtracking regular expression or a C
+    extension. Therefore a timer of the interpreter, which does not need the GIL, ends the process if the thread does
+    not run for ``limit_s`` seconds.
+
+    Use it as ``with Watchdog(health, 45): …``, once per process.
     """
 
     def __init__(self, health: Health, limit_s: float) -> None:
@@ -152,7 +163,7 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
 
     def _rearm_timer(self) -> None:
-        # It fires if not even the watchdog's thread can rearm it.
+        # The timer ends the process unless it is armed again within ``limit_s`` seconds.
         faulthandler.dump_traceback_later(self._limit_s, exit=True, file=sys.stderr)
 
     def _end_process(self, stalled: dict[str, str]) -> None:

@@ -1,7 +1,7 @@
-"""The fields of Settings: each has a variable, a meaning and a parser. Pure.
+"""The parsers for the values of settings, and ``setting``, which builds a field of Settings. Pure.
 
-Owns the forms of values. A parser takes the text and returns the value, or raises ValueError whose message names the
-expected form.
+A parser takes the text of a value and returns the value. If the text is not valid, it raises ValueError; the message is
+a phrase that describes a valid text.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Number = TypeVar("Number", int, float)
 
 
 def text(value: str) -> str:
-    """Return any text as it is."""
+    """Return the text as it is. This is the parser of settings whose value may be any text."""
     return value
 
 
 def _number(
     read: Callable[[str], Number], is_allowed: Callable[[Number], bool], expected: str
 ) -> Callable[[str], Number]:
-    """Build a parser of numbers; ``expected`` describes the allowed ones."""
+    """Build a parser of numbers. ``expected`` describes the numbers that are allowed."""
 
     def parse(value: str) -> Number:
         number = read(value)
@@ -39,12 +39,12 @@ def _number(
 seconds = _number(float, lambda number: 0 < number < 1e9, "a positive number of seconds")
 count = _number(int, lambda number: number >= 1, "a whole number of at least 1")
 limit = _number(int, lambda number: number >= 0, "a whole number of at least 0")
-"""An upper limit; 0 usually means no limit."""
+"""A parser of upper limits. For most settings 0 means that there is no limit."""
 
 share = _number(float, lambda number: 0 <= number <= 1, "a share between 0 and 1")
 positive_share = _number(float, lambda number: 0 < number <= 1, "a share above 0, up to 1")
 port = _number(int, lambda number: 0 <= number <= 65535, "a port between 0 and 65535")
-"""A TCP port; 0 picks a free one."""
+"""A parser of TCP ports. 0 means any free port."""
 
 
 def boolean(value: str) -> bool:
@@ -58,18 +58,18 @@ def boolean(value: str) -> bool:
 
 
 def url(*schemes: str) -> Callable[[str], str]:
-    """Build a parser of addresses with one of ``schemes``; it removes a trailing slash."""
+    """Build a parser of addresses that have one of ``schemes``. The parser removes trailing slashes."""
 
     def parse(value: str) -> str:
         expected = f"an address such as {schemes[0]}://host:port"
         try:
             parts = urlsplit(value)
             _ = parts.port
-        except ValueError:  # its message repeats the text in the place of the port, perhaps a password
+        except ValueError:  # urlsplit's message would repeat a part of the address, which may be a password
             raise ValueError(expected) from None
         if parts.scheme not in schemes or not (parts.hostname or parts.scheme.startswith("postgresql")):
             raise ValueError(expected)
-        if "@" in parts.path + parts.query + parts.fragment:  # the host would be a part of the password
+        if "@" in parts.path + parts.query + parts.fragment:  # urlsplit took a part of the password for the host
             raise ValueError(f"{expected}; in a password write / as %2F, ? as %3F, # as %23 and @ as %40")
         return value.rstrip("/")
 
@@ -77,7 +77,7 @@ def url(*schemes: str) -> Callable[[str], str]:
 
 
 def one_of(*values: str) -> Callable[[str], str]:
-    """Build a parser that accepts exactly one of ``values``."""
+    """Build a parser that accepts only ``values``."""
 
     def parse(value: str) -> str:
         if value not in values:
@@ -88,7 +88,7 @@ def one_of(*values: str) -> Callable[[str], str]:
 
 
 def bootstrap_servers(value: str) -> str:
-    """Parse Kafka's own form: host:port, several separated by commas."""
+    """Check a list of brokers in Kafka's own form: host:port, several separated by commas."""
     for server in value.split(","):
         host, separator, port = server.strip().rpartition(":")
         if "@" in host or not (host and separator and port.isdigit() and 0 < int(port) < 65536):
@@ -97,7 +97,7 @@ def bootstrap_servers(value: str) -> str:
 
 
 def topic_prefix(value: str) -> str:
-    """Parse a prefix of valid characters, at most 100, because a topic's name has at most 249."""
+    """Check a prefix of topic names. It may have 100 characters, because a topic's name may have 249."""
     if not all(c.isascii() and (c.isalnum() or c in "._-") for c in value) or len(value) > 100:
         raise ValueError("at most 100 letters, digits, dots, dashes and underscores")
     return value
@@ -112,7 +112,10 @@ def setting(
     secret: bool = False,
     group: str,
 ) -> Any:
-    """Build a field of Settings; ``doc`` and ``group`` are its meaning and heading in docs/configuration.md."""
+    """Build a field of Settings.
+
+    ``env`` is its environment variable, ``doc`` is its meaning, and ``group`` is its heading in docs/configuration.md.
+    """
     return field(
         default=default,
         repr=False if secret else _safe_repr,

@@ -1,6 +1,7 @@
 """Observability of a service: logs, metrics, health, and the trace context in Kafka headers.
 
-Owns every metric's name and help. No message content and no secret is logged at INFO or above.
+Every metric of the project is defined here. At the levels INFO and above, no module logs the content of a message or a
+secret.
 """
 
 from __future__ import annotations
@@ -24,152 +25,169 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, His
 from rtfm.characters import escape_unprintable
 from rtfm.redaction import redact
 
-# Names follow OpenTelemetry's messaging conventions where they exist. Each help text says what is counted and what to
-# do when it is wrong; ops/runbook.md says more.
+# If OpenTelemetry's conventions for messaging define a name for a metric, the metric has that name. Each help text says
+# what is counted, and what to do if the value is unusual. ops/runbook.md says more.
 CONSUMED = Counter(
     "messaging_client_consumed_messages_total",
-    "Records taken from Kafka. If it stops while kafka_consumergroup_lag grows, see /readyz and the log.",
+    "Records polled from Kafka. If it does not grow while kafka_consumergroup_lag grows, see /readyz and the log.",
     ["messaging_destination_name", "messaging_consumer_group_name"],
 )
 SENT = Counter(
     "messaging_client_sent_messages_total",
-    "Records that a broker acknowledged, or refused with error_type. If refusals grow, check the brokers.",
+    "Records that were sent. error_type is empty if a broker acknowledged the record. If records with an error_type"
+    " grow, check the brokers.",
     ["messaging_destination_name", "error_type"],
 )
 PROCESS_SECONDS = Histogram(
     "messaging_process_duration_seconds",
-    "Seconds to handle one batch of records. If it grows, check PostgreSQL, Chroma and the model; then add processors.",
+    "Seconds to handle one batch of records. If it grows, check PostgreSQL, Chroma and the language model. If they are"
+    " not the cause, add processors.",
     ["messaging_destination_name"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10),
 )
 DEAD_LETTERS = Counter(
     "rtfm_dlq_messages_total",
-    "Records sent to dead-letters. If it grows, run `rtfm-cli dlq stats`, then `rtfm-cli dlq show ID`.",
+    "Records that became dead letters. If it grows, run `rtfm-cli dlq stats`, then `rtfm-cli dlq show ID`.",
     ["topic", "reason"],
 )
 LOST_RECORDS = Counter(
     "rtfm_lost_records_total",
-    "Records that retention removed before they were read. If it grows, raise retention or add processors; import the"
-    " missing messages from an export.",
+    "Records that retention removed before they were read. If it grows, raise the topic's retention or add processors."
+    " Import the missing messages from an export.",
     ["topic", "group"],
 )
 IGNORED_EVENTS = Counter(
     "rtfm_ignored_events_total",
-    "Events that a reader or the bot's outbox skipped. Reasons another_…, outbox_full and unsendable mean trouble:"
-    " check who writes to bot-responses, or why Kafka does not accept events.",
+    "Events that a service skipped, by reason. `another_…`: check who writes to bot-responses. `outbox_full`: check why"
+    " Kafka does not accept events. `unsendable`: report the log line `event cannot be sent`. Others are normal.",
     ["topic", "reason"],
 )
 ANSWERS = Counter(
     "rtfm_answers_total",
-    "Answers by outcome. FAILED is a defect: report the log lines `answering failed`. If EXTRACTED grows, see"
+    "Answers by outcome. FAILED is a defect in RTFM: report the log lines `answering failed`. If EXTRACTED grows, see"
     " rtfm_model_failures_total.",
     ["outcome"],
 )
 ANSWER_SECONDS = Histogram(
     "rtfm_answer_duration_seconds",
-    "Seconds from reading a question to its answer. If it grows, compare rtfm_model_request_duration_seconds.",
+    "Seconds from reading a question to its answer. If it grows, see whether rtfm_model_request_duration_seconds grows"
+    " too.",
 )
 MODEL_FAILURES = Counter(
     "rtfm_model_failures_total",
-    "Questions that the model did not answer, by reason. Check key and model for `configuration`, the budget for"
-    " `over_budget`, the address for `malformed`; other reasons pass, or call for another model.",
+    "Questions that the language model did not answer, by reason. Check the key and the model's name if the reason is"
+    " `configuration`, the budget if it is `over_budget`, and the address if it is `malformed`. If another reason does"
+    " not disappear by itself, choose another model.",
     ["reason"],
 )
 MODEL_REQUESTS = Counter(
     "rtfm_model_requests_total",
-    "Requests to the model's service, retries included. If other results than `answered` grow, see"
+    "Requests to the language model's service, including retries. If results other than `answered` grow, see"
     " rtfm_model_failures_total.",
     ["result"],
 )
 MODEL_SECONDS = Histogram(
     "rtfm_model_request_duration_seconds",
-    "Seconds of one request to the model's service. If it nears GEMINI_TIMEOUT_S, choose a faster model.",
+    "Seconds of one request to the language model's service. If it comes close to GEMINI_TIMEOUT_S, choose a faster"
+    " model.",
     buckets=(0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 60),
 )
 MODEL_TOKENS = Counter(
     "rtfm_model_tokens_total",
-    "Tokens that the model's service counted. If they cost too much, set MODEL_TOKENS_PER_DAY.",
+    "Tokens that the language model's service reported. If they cost too much, set MODEL_TOKENS_PER_DAY.",
     ["kind"],
 )
 MODEL_BUDGET_REFUSALS = Counter(
     "rtfm_model_budget_refusals_total",
-    "Requests withheld from the model because a budget was used up. Raise that budget if its answers are missed.",
+    "Requests that were not made to the language model because a budget was used up. If too many answers are extracts"
+    " for this reason, raise the budget.",
     ["budget"],
 )
 CIRCUIT_STATE = Gauge(
     "rtfm_circuit_state",
-    "Circuit breaker: 0 closed, 1 half open (one probe), 2 open. If it stays 2, check the model's service.",
+    "State of the circuit breaker: 0 closed, 1 half open (it lets one request through as a test), 2 open. If it stays"
+    " 2, check the language model's service.",
     ["dependency"],
 )
 ARCHIVED = Counter(
     "rtfm_archived_messages_total",
-    "Messages written to the archive. If it stops while people write, check the bot and the lag of ingest.",
+    "Messages written to the archive. If it does not grow while people write, check the bot and the lag of the ingest"
+    " pipeline.",
     ["change"],
 )
 EMBEDDED = Counter(
     "rtfm_embedded_texts_total",
-    "Texts turned into vectors. If it stays 0 while messages are archived, run `rtfm-cli doctor --fetch-model`.",
+    "Texts that the embedding model turned into vectors. If it stays 0 while messages are archived, run `rtfm-cli"
+    " doctor --fetch-model`.",
 )
 RESPONSES_DELIVERED = Counter(
     "rtfm_responses_delivered_total",
-    "Responses to open questions, by result. Check the bot's permissions for `forbidden`, the lag for `late`.",
+    "Responses to open questions, by result. If `forbidden` grows, check the bot's permissions on Discord. If `late`"
+    " grows, check kafka_consumergroup_lag.",
     ["result"],
 )
 OUTBOX_EVENTS = Gauge(
     "rtfm_outbox_events",
-    "Events that the bot received and no broker acknowledged yet. If it grows, check Kafka; a full outbox drops them.",
+    "Events that the bot received from Discord and that no broker has acknowledged yet. If it grows, check Kafka. When"
+    " the outbox is full, further events are lost.",
 )
 PIPELINE_PAUSED = Gauge(
     "rtfm_pipeline_paused",
-    "1 while a pipeline waits for a dependency. Start the dependency; the pipeline resumes by itself.",
+    "1 while a pipeline waits for a dependency. Start the dependency; the pipeline then resumes by itself.",
     ["group", "dependency"],
 )
 POLL_GAP_SECONDS = Gauge(
     "rtfm_poll_gap_seconds",
-    "Seconds since the last pass of a pipeline's loop. Above WATCHDOG_S the process ends: report the stacks it logs.",
+    "Seconds since the last pass of a pipeline's loop. If it exceeds WATCHDOG_S, the process ends: report the stacks"
+    " that it writes to standard error.",
     ["group"],
 )
 LAG = Gauge(
     "kafka_consumergroup_lag",
-    "Records between a group's committed position and the end of a partition. If it grows, add processors, up to the"
-    " number of partitions.",
+    "Records between a group's committed position and the end of a partition. If it grows, add processors, but not more"
+    " than there are partitions.",
     ["consumergroup", "topic", "partition"],
 )
 INFLIGHT = Gauge(
     "rtfm_inflight_records",
-    "Unfinished records. If it stays high without commits, see rtfm_pipeline_paused and rtfm_txn_aborts_total.",
+    "Records that were polled and are not finished. If it stays high and nothing is committed, see"
+    " rtfm_pipeline_paused and rtfm_txn_aborts_total.",
     ["group"],
 )
 PAUSED_PARTITIONS = Gauge(
     "rtfm_paused_partitions",
-    "Partitions that are not read because they are full. If it stays above 0, handling is too slow: add processors.",
+    "Partitions that are paused because too many of their records are unfinished. If it stays above 0, records are"
+    " handled too slowly: add processors.",
     ["group"],
 )
 PAUSES = Counter(
     "rtfm_partition_pauses_total",
-    "Pauses of partitions because they were full. If it grows steadily, handling is too slow: add processors.",
+    "Times that a partition was paused because too many of its records were unfinished. If it grows steadily, records"
+    " are handled too slowly: add processors.",
     ["group"],
 )
 REBALANCES = Counter(
     "rtfm_rebalances_total",
-    "Changes of a pipeline's assignment: assigned, revoked or lost. If they recur without restarts, check the log for"
-    " members that leave, and the network to Kafka.",
+    "Times that partitions were assigned to a pipeline, revoked or lost. If it grows although nothing restarts, check"
+    " the log for processes that end, and the network to Kafka.",
     ["group", "kind"],
 )
 TRANSACTION_SECONDS = Histogram(
     "rtfm_txn_commit_seconds",
-    "Seconds from begin to end of a committed transaction. If it grows, check the brokers' load and disks.",
+    "Seconds from the beginning to the end of a committed transaction. If it grows, check the brokers' load and disks.",
     ["group"],
     buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 TRANSACTION_FAILURES = Counter(
     "rtfm_txn_aborts_total",
-    "Failed transactions: rebalancing (expected while partitions move), refused by a broker, or of unknown outcome."
-    " All are repeated; if the last two grow, check the brokers.",
+    "Failed transactions, by reason: `rebalancing`, `refused` by a broker, or of `unknown` outcome. Their work is"
+    " repeated. `rebalancing` is normal while partitions move. If another reason grows, check the brokers.",
     ["group", "reason"],
 )
 BUILD_INFO = Gauge(
-    "rtfm_build_info", "Always 1; the label holds the version. Compare it after an upgrade.", ["version"]
+    "rtfm_build_info",
+    "Always 1. The label is the running version: after an upgrade, check that every process has the new one.",
+    ["version"],
 )
 
 
@@ -179,7 +197,11 @@ class _RedactingFormatter(structlog.stdlib.ProcessorFormatter):
 
 
 def configure_logging(level: str, output: str = "auto") -> None:
-    """Send all logs to standard error; ``output`` is ``console``, ``json`` or ``auto`` (console on a terminal)."""
+    """Send all logs to standard error.
+
+    ``level`` is the lowest level at which this project's modules log; other packages log only warnings and errors.
+    ``output`` is ``console``, ``json``, or ``auto`` for console on a terminal and JSON elsewhere.
+    """
     as_json = output == "json" or (output == "auto" and not sys.stderr.isatty())
     shared: list[Any] = [
         structlog.stdlib.add_logger_name,
@@ -191,7 +213,7 @@ def configure_logging(level: str, output: str = "auto") -> None:
         if as_json
         else [
             _escape_values,
-            # The default formatter shows local variables, which may be settings.
+            # structlog's default formatter shows local variables, which may contain settings.
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
             ),
@@ -221,7 +243,10 @@ def configure_logging(level: str, output: str = "auto") -> None:
 
 
 def _escape_values(_logger: object, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Escape control characters in values, because ids and errors may come from outside; JSON does so by itself."""
+    """Escape control characters in values, because ids and errors may come from outside.
+
+    This is for the console format. The JSON format escapes them anyway.
+    """
     for name, value in event.items():
         if isinstance(value, str):
             event[name] = escape_unprintable(value, newlines=True)
@@ -229,19 +254,22 @@ def _escape_values(_logger: object, _name: str, event: MutableMapping[str, Any])
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
-    """Return the logger of a module; events are short sentences, facts are key-value pairs."""
+    """Return the logger of a module. Log a short phrase that is always the same, and pass facts as key-value pairs."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
     return logger
 
 
 def new_traceparent() -> str:
     """Return a W3C ``traceparent`` header value that begins a trace (https://www.w3.org/TR/trace-context/)."""
-    # The ids are not secret and every record needs one, so no system call for randomness.
+    # The ids need not be secret. ``random`` makes no system call, which matters because every record gets an id.
     return f"00-{random.getrandbits(128) or 1:032x}-{random.getrandbits(64) or 1:016x}-01"
 
 
 def child_traceparent(parent: str | None) -> str:
-    """Return a ``traceparent`` in the trace of ``parent``; in a new trace if that is missing or malformed."""
+    """Return a ``traceparent`` that continues the trace of ``parent``.
+
+    If ``parent`` is missing or malformed, a new trace begins.
+    """
     parts = (parent or "").split("-")
     if len(parts) != 4 or len(parts[1]) != 32:
         return new_traceparent()
@@ -250,10 +278,13 @@ def child_traceparent(parent: str | None) -> str:
 
 @define
 class Health:
-    """The liveness and readiness of a service. Loops report to it; the metrics port and the watchdog read it.
+    """The liveness and readiness of a service. Loops report to it, and the metrics port and the watchdog read it.
 
-    A loop calls ``beat(name)`` on every pass and ``end(name)`` at its end. ``alive_when`` and ``ready_when`` add
-    conditions; a check returns None if all is well, otherwise one line that says what is wrong.
+    A loop calls ``beat(name)`` on every pass and ``end(name)`` when it ends normally. ``alive_when`` and ``ready_when``
+    add conditions. The check of a condition returns None if it is met, and otherwise one line that says what is wrong.
+
+    A service is not alive if a loop has reported no pass for ``max_gap_s`` seconds, or if a condition of liveness is
+    not met.
     """
 
     max_gap_s: float = 60.0
@@ -271,7 +302,7 @@ class Health:
         self._beats.pop(name, None)
 
     def gap_s(self, name: str) -> float:
-        """Return the seconds since the last pass of the loop ``name``; 0 if it does not run."""
+        """Return the seconds since the last pass of the loop ``name``; 0 if the loop is not watched."""
         at = self._beats.get(name)
         return 0.0 if at is None else self.clock() - at
 
@@ -284,17 +315,17 @@ class Health:
         self._ready[name] = check
 
     def find_stalled(self, limit_s: float) -> dict[str, str]:
-        """Return the loops without a pass for ``limit_s``: loop → line."""
+        """Return a line for each loop that has reported no pass for ``limit_s`` seconds, by the loop's name."""
         return {
             name: f"no pass for {gap_s:.0f} s" for name in list(self._beats) if (gap_s := self.gap_s(name)) > limit_s
         }
 
     def liveness(self) -> dict[str, str]:
-        """Return what keeps the service from being alive: loop or condition → line. Empty if all is well."""
+        """Return a line for each reason why the service is not alive, by the name of the loop or condition."""
         return self.find_stalled(self.max_gap_s) | _run_checks(self._alive)
 
     def readiness(self) -> dict[str, str]:
-        """Return what keeps the service from being ready: condition → line. Empty if all is well."""
+        """Return a line for each reason why the service is not ready, which includes that it is not alive."""
         return self.liveness() | _run_checks(self._ready)
 
 
@@ -304,24 +335,27 @@ def _run_checks(checks: dict[str, Callable[[], str | None]]) -> dict[str, str]:
 
 
 MAX_CONNECTIONS = 16
-"""Open connections to the metrics port; one more closes the oldest. Prometheus, a supervisor and a person use three."""
+"""The most connections to the metrics port. A further connection closes the oldest one.
+
+Prometheus, a supervisor and a person need three.
+"""
 
 IDLE_S = 5.0
 """Seconds without a byte after which a connection to the metrics port is closed."""
 
 
 class MetricsServer(ThreadingHTTPServer):
-    """A small HTTP port with /metrics, /healthz and /readyz.
+    """A small HTTP server for /metrics, /healthz and /readyz.
 
-    Each connection has a thread. Their number is limited by closing the oldest, so that a client that holds connections
-    open cannot lock out newer ones.
+    Each connection has a thread. There are at most ``MAX_CONNECTIONS``. A further connection is accepted and the oldest
+    one closed, so that a client that keeps connections open cannot lock out others.
     """
 
     daemon_threads = True
     request_queue_size = 64
 
     def __init__(self, health: Health, host: str, port: int) -> None:
-        """Open the port; 0 picks a free one. Raises OSError if it cannot be opened."""
+        """Open the port, or any free port if ``port`` is 0. Raises OSError if it cannot be opened."""
         self._open: dict[Any, None] = {}  # in the order of arrival
         self._open_lock = threading.Lock()
         super().__init__((host, port), _build_request_handler(health))
@@ -345,7 +379,7 @@ class MetricsServer(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log at DEBUG only: usually the client has disconnected."""
+        """Log the error at DEBUG only, because its usual reason is that the client disconnected."""
         get_logger(__name__).debug("a request to the metrics port failed", exc_info=True)
 
     def start(self) -> None:

@@ -1,9 +1,11 @@
-"""Who may read a message. Retrieval, answering, the bot and the archive's SQL all follow this rule. Pure.
+"""The rule that decides who may read a message. Retrieval, answering, the bot and the archive's SQL follow it. Pure.
 
-A reader's rights are a list of channel ids: the channels and forums that the reader can read, without their threads,
-and the private threads whose membership is proven. A message is readable if its own channel is listed, or if it is in a
-public thread or forum post whose parent is listed, because archived threads cannot be enumerated. A channel of unknown
-kind counts as private.
+The rights of a reader are a list of channel ids. The list contains the channels and forums that the reader can read. It
+also contains the private threads of which the reader is known to be a member. It does not contain public threads and
+forum posts, because Discord cannot list all archived threads.
+
+A reader may read a message if the list contains the message's own channel. A message in a public thread or forum post
+may also be read if the list contains the parent channel. A channel of unknown kind counts as private.
 """
 
 from __future__ import annotations
@@ -15,23 +17,26 @@ from attrs import frozen
 from rtfm.events import ChannelKind
 
 MAX_VISIBLE_CHANNELS = 20_000
-"""The limit on a reader's list, above any guild's channels (Discord allows 500, and 1,000 active threads)."""
+"""The most channels in a reader's list. No guild reaches it: Discord allows 500 channels and 1,000 active threads."""
 
 PARENT_DECIDES = frozenset({ChannelKind.PUBLIC_THREAD, ChannelKind.FORUM_POST})
-"""Kinds of channels whose readers are the readers of their parent."""
+"""Kinds of channels that everyone may read who may read their parent channel."""
 
 _PRIVATE = frozenset({ChannelKind.UNKNOWN, ChannelKind.PRIVATE_THREAD, ChannelKind.DIRECT})
 
 
 def acl_channel_id(channel_id: str, parent_channel_id: str | None, kind: ChannelKind) -> str:
-    """Return the access channel: the parent of a public thread or forum post, otherwise the channel itself."""
+    """Return the id of the access channel, whose permissions decide who may read the channel ``channel_id``.
+
+    It is the parent of a public thread or forum post, and otherwise the channel itself.
+    """
     return parent_channel_id if kind in PARENT_DECIDES and parent_channel_id else channel_id
 
 
 def is_readable(
     channel_id: str | None, parent_channel_id: str | None, kind: ChannelKind, listed: Collection[str]
 ) -> bool:
-    """Return whether everyone who can read the ``listed`` channels can read this one, which must be of their guild."""
+    """Return whether a reader with the list ``listed`` may read the channel. All channels must be in the same guild."""
     if channel_id is None:
         return False
     return channel_id in listed or acl_channel_id(channel_id, parent_channel_id, kind) in listed
@@ -41,7 +46,8 @@ def is_readable(
 class ChannelFacts:
     """The facts that decide who can read a channel.
 
-    ``observed_at`` is in milliseconds, 0 if unknown. ``from_discord`` is false for exports and other programs.
+    ``observed_at`` is the time at which they were observed, in milliseconds since the Unix epoch; 0 if it is unknown.
+    ``from_discord`` is false if the facts come from an export or another program.
     """
 
     kind: ChannelKind
@@ -51,7 +57,7 @@ class ChannelFacts:
 
 
 def is_wider(channel_id: str, known: ChannelFacts, seen: ChannelFacts) -> bool:
-    """Return whether ``seen`` would let people read the channel who cannot read it by ``known``."""
+    """Return whether by the facts ``seen`` people may read the channel who may not read it by the facts ``known``."""
     if seen.kind in _PRIVATE:
         return False
     before = acl_channel_id(channel_id, known.parent_channel_id, known.kind)
@@ -60,11 +66,15 @@ def is_wider(channel_id: str, known: ChannelFacts, seen: ChannelFacts) -> bool:
 
 
 def merge_facts(channel_id: str, known: ChannelFacts, seen: ChannelFacts, *, unchanged: bool = False) -> ChannelFacts:
-    """Return the facts to keep of a channel: ``known`` or ``seen``.
+    """Decide whether the facts ``seen``, which came with an event, replace the ``known`` facts. Return those to keep.
 
-    The newest observation wins, with two exceptions. Exports and other programs never widen who can read a channel, and
-    Discord's report replaces theirs, however old it is. An UNKNOWN kind is ignored. ``unchanged`` marks
-    an event that brought nothing new: it never widens access either, and counts only if it is from Discord.
+    ``unchanged`` says that the event did not change its message.
+
+    - Facts with an UNKNOWN kind are ignored. Facts with ``unchanged`` are ignored unless they are from Discord.
+    - Facts that let more people read the channel are accepted only if they are from Discord, newer than the known facts
+      and not ``unchanged``.
+    - Other facts are accepted if they are not older than the known facts. Facts from Discord are also accepted if the
+      known facts are not from Discord, however old they are.
     """
     if seen.kind is ChannelKind.UNKNOWN or (unchanged and not seen.from_discord):
         return known

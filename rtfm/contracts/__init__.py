@@ -1,7 +1,7 @@
 """The contracts of Kafka's topics, and the conversion between events and bytes.
 
-Owns schemas, codecs and the registry client. It does not talk to Kafka: ``rtfm.streams`` does, with one ``Contracts``
-per process.
+This package contains the schemas' catalogue, the codecs and the registry client. It does not talk to Kafka.
+``rtfm.streams`` does, and uses one ``Contracts`` per process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ __all__ = [
 ]
 
 COMMAND_TIMEOUT_S = 15.0
-"""Timeout of a command's registry requests. It does not retry, and a registry that just started takes seconds."""
+"""Timeout, in seconds, of each registry request that a command makes.
+
+It is longer than the timeout of services. A command does not retry, and a registry that has just started takes seconds
+to respond.
+"""
 
 EVENT_OF_TOPIC: dict[str, type[Any]] = {
     names.MESSAGES: DiscordMessage,
@@ -46,10 +50,16 @@ EVENT_OF_TOPIC: dict[str, type[Any]] = {
 
 
 class Contracts:
-    """Encodes and decodes the events of every topic. Built once per process, safe to share between threads."""
+    """The encoder and decoder for the events of every topic.
+
+    A process builds one instance and may share it between threads.
+    """
 
     def __init__(self, catalogue: Catalogue, registry: SchemaRegistry) -> None:
-        """Build the codecs; raises ConfigError that names the topic or field on which class and schema disagree."""
+        """Build a codec for each topic of ``EVENT_OF_TOPIC``.
+
+        Raises ConfigError if an event class differs from its schema; the message names the topic or the field.
+        """
         self.catalogue = catalogue
         self.registry = registry
         self._codecs: dict[str, EventCodec[Any]] = {}
@@ -58,24 +68,25 @@ class Contracts:
             if topic.schema is None:
                 raise ConfigError(f"the topic {name} has no schema in {catalogue.directory / CATALOGUE_FILE}")
             self._codecs[name] = EventCodec(event_class, topic.schema)
-        # Topic → the five bytes of a frame → the decoder of its schema.
+        # Topic → the first five bytes of a value (the frame, with the schema id) → the decoder for that schema.
         self._decoders: dict[str, dict[bytes, Callable[[bytes], Any]]] = {name: {} for name in self._codecs}
         registry.on_conflict(self._forget_decoders)
 
     def encode(self, topic_name: str, event: Any) -> bytes:
         """Encode ``event`` in Confluent's wire format, as the value of a record.
 
-        Raises InvalidEvent if it does not fit the schema or breaks a rule, ConfigError if the schema is not registered,
-        and Unavailable if the registry does not respond.
+        Raises InvalidEvent if the event does not fit the schema or breaks a rule, ConfigError if the schema is not
+        registered, and Unavailable if the registry does not respond.
         """
         codec = self.codec(topic_name)
         return codec.encode(event, self.registry.id_for(topic_name, codec.schema))
 
     def decode(self, topic_name: str, data: bytes) -> Any:
-        """Decode the value of a record, written with any version of the schema.
+        """Decode the value of a record that was written with any version of the schema.
 
-        Raises UndecodableRecord, UnknownSchema, Unavailable if the registry is needed and does not respond, and
-        ConfigError if the registry now has another schema under a known id.
+        Raises UndecodableRecord if the bytes do not fit the schema that they name, UnknownSchema if the registry does
+        not have that schema, Unavailable if the schema must be looked up and the registry does not respond, and
+        ConfigError if the registry has replaced the schema of an id that this process used.
         """
         try:
             decode = self._decoders[topic_name][data[:FRAME_BYTES]]
@@ -88,7 +99,8 @@ class Contracts:
         schema_id = schema_id_of(data)
         decode = codec.decoder(self.registry.schema(schema_id))
         self._decoders[topic_name][data[:FRAME_BYTES]] = decode
-        self.registry.schema(schema_id)  # raises if a conflict of ids was found meanwhile
+        # A conflict of ids may have been found since the look-up above. Then this raises.
+        self.registry.schema(schema_id)
         return decode
 
     def _forget_decoders(self) -> None:
@@ -96,11 +108,11 @@ class Contracts:
             known.clear()
 
     def key(self, topic_name: str, event: Any) -> bytes:
-        """Return the key of a record: the field of ``event`` that the catalogue names, as UTF-8."""
+        """Return the record key for ``event``: the value of the field that the catalogue names, as UTF-8."""
         return str(getattr(event, self.catalogue.topic(topic_name).key)).encode()
 
     def codec(self, topic_name: str) -> EventCodec[Any]:
-        """Return the codec of a topic; raises ConfigError if it has none."""
+        """Return the codec of a topic. Raises ConfigError if the topic carries no events."""
         try:
             return self._codecs[topic_name]
         except KeyError:
@@ -108,11 +120,11 @@ class Contracts:
 
 
 def open_registry(settings: Settings, *, timeout_s: float = 2.0) -> SchemaRegistry:
-    """Build the registry client of this process; ``timeout_s`` bounds each request.
+    """Build the registry client of this process. ``timeout_s`` is the limit for each request.
 
-    Services retry, so the default is short. Commands that write use ``COMMAND_TIMEOUT_S``.
+    The default is short, because services retry. Commands that write use ``COMMAND_TIMEOUT_S``.
     """
-    with suppress(OSError):  # without the folder nothing is cached
+    with suppress(OSError):  # if the folder cannot be created, the client works without a disk cache
         make_private(settings.home)
     return SchemaRegistry(
         settings.schema_registry_url,

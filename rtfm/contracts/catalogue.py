@@ -1,7 +1,7 @@
 """The catalogue of contracts: the topics with their schema, key, retention and readers.
 
-Owns the reading of ``contracts.toml``, of its schemas and their released versions. Errors name the file and the place.
-It does not use Kafka or a registry, and writes nothing.
+This module reads ``contracts.toml``, the schemas that it names, and their released versions. Its errors name the file
+and the place in the file. It does not use Kafka or a registry, and it writes nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ COMPATIBILITY_LEVELS = (
 )
 
 PARTITIONER = "murmur2_random"
-"""librdkafka's name of the partitioner that every producer uses, so that a key has one partition."""
+"""librdkafka's name for the partitioner that every producer must use.
+
+Two producers with different partitioners would write records of the same key to different partitions.
+"""
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _VERSION = re.compile("[1-9][0-9]*")
@@ -45,9 +48,10 @@ _TOPIC_KEYS = ("doc", "schema", "key", "partitions", "retention_h", "compatibili
 
 @frozen(kw_only=True)
 class Topic:
-    """One topic of the catalogue; ``schema`` and ``compatibility`` are None if its values have no schema.
+    """One topic of the catalogue.
 
-    ``group`` is the consumer group of the service that reads it, without a prefix; None if no service does.
+    ``schema``, ``schema_file`` and ``compatibility`` are None if the topic's values have no schema. ``group`` is the
+    consumer group of the service that reads the topic, without a prefix; it is None if no service reads the topic.
     """
 
     name: str
@@ -70,14 +74,14 @@ class Topic:
 
 @frozen
 class Catalogue:
-    """All topics by name without a prefix, in the order of the file."""
+    """The content of ``contracts.toml``; ``topics`` maps names without a prefix, in the order of the file."""
 
     directory: Path
     namespace: str
     topics: dict[str, Topic]
 
     def topic(self, name: str) -> Topic:
-        """Return the topic ``name``; raises ConfigError if the catalogue does not have it."""
+        """Return the topic ``name``. Raises ConfigError if the catalogue does not have it."""
         try:
             return self.topics[name]
         except KeyError:
@@ -87,10 +91,10 @@ class Catalogue:
             ) from None
 
     def group(self, topic_name: str) -> str:
-        """Return the consumer group of the service that reads the topic; raises ConfigError if there is none."""
+        """Return the consumer group of the service that reads the topic. Raises ConfigError if there is none."""
         group = self.topic(topic_name).group
         if group is None:
-            raise ConfigError(f"{self.directory / CATALOGUE_FILE}: [topics.{topic_name}]: group is missing")
+            raise ConfigError(f"{self.directory / CATALOGUE_FILE}: [topics.{topic_name}]: the key group is missing")
         return group
 
     def topics_with_schema(self) -> list[Topic]:
@@ -98,7 +102,7 @@ class Catalogue:
         return [topic for topic in self.topics.values() if topic.schema is not None]
 
     def released_schemas(self, topic_name: str) -> dict[int, Schema]:
-        """Read the released versions of the topic: version → schema, ascending.
+        """Read the topic's released schemas, as a dict from version to schema in ascending order.
 
         Raises ConfigError for a file that is not a schema or whose name is not a version.
         """
@@ -106,19 +110,19 @@ class Catalogue:
         found = {}
         for path in sorted(directory.glob("*.avsc")) if directory.is_dir() else ():
             if not _VERSION.fullmatch(path.stem):
-                raise ConfigError(f"{path}: a released schema is named <version>.avsc, such as 1.avsc")
+                raise ConfigError(f"{path}: the name of a released schema must be <version>.avsc, such as 1.avsc")
             found[int(path.stem)] = read_schema(path)
         return dict(sorted(found.items()))
 
     def released_directory(self, topic_name: str) -> Path:
-        """Return the folder of the released versions of the topic's subject."""
+        """Return the folder that contains the released versions of the topic's schema."""
         return self.directory / RELEASED_DIRECTORY / self.topic(topic_name).subject
 
 
 def load(schemas_dir: Path | None = None) -> Catalogue:
-    """Read the catalogue in ``schemas_dir``, by default the project's own.
+    """Read the catalogue in ``schemas_dir``; the default is the project's own catalogue.
 
-    Raises ConfigError that names the file and the place of what is missing or malformed.
+    Raises ConfigError if something is missing or malformed; the message names the file and the place.
     """
     directory = schemas_dir or _find_packaged_directory()
     path = directory / CATALOGUE_FILE
@@ -128,19 +132,22 @@ def load(schemas_dir: Path | None = None) -> Catalogue:
         raise ConfigError(f"{path}: {exc}") from exc
     namespace = _read_value(document, "namespace", str, str(path))
     if document.get("partitioner", PARTITIONER) != PARTITIONER:
-        raise ConfigError(f"{path} partitioner: must be {PARTITIONER}, which clients of every language support")
+        raise ConfigError(f"{path}: partitioner must be {PARTITIONER}, which clients of every language support")
     topics = _read_value(document, "topics", dict, str(path))
     return Catalogue(directory, namespace, {name: _build_topic(directory, path, name, topics[name]) for name in topics})
 
 
 def read_schema(path: Path) -> Schema:
-    """Read the Avro record schema in ``path``; raises ConfigError that names file and place if it is invalid."""
+    """Read the Avro record schema in ``path``.
+
+    Raises ConfigError if the file is not valid; the message names the file and the place.
+    """
     try:
         schema = json.loads(_read_text(path))
     except json.JSONDecodeError as exc:
         raise ConfigError(f"{path}:{exc.lineno}:{exc.colno}: not JSON: {exc.msg}") from exc
     if not isinstance(schema, dict) or schema.get("type") != "record":
-        raise ConfigError(f"{path}: not an Avro record")
+        raise ConfigError(f"{path}: the schema is not an Avro record")
     if not isinstance(schema.get("fields"), list):
         raise ConfigError(f"{path}: the record has no list of fields")
     try:
@@ -148,15 +155,15 @@ def read_schema(path: Path) -> Schema:
     except Exception as exc:  # fastavro raises its own errors, KeyError and TypeError for malformed schemas
         what = f"the key {exc} is missing" if isinstance(exc, KeyError) else str(exc)
         if isinstance(exc, fastavro.schema.UnknownType):
-            what = f"there is no type {exc.name}"
-        raise ConfigError(f"{path}: not an Avro schema: {what}") from exc
+            what = f"the type {exc.name} is not defined"
+        raise ConfigError(f"{path}: not a valid Avro schema: {what}") from exc
     return cast("Schema", schema)
 
 
 def _find_packaged_directory() -> Path:
     in_checkout = _PACKAGE.parent / "schemas"
     if (_PACKAGE.parent / "pyproject.toml").is_file() and in_checkout.is_dir():
-        return in_checkout  # a checkout; an editable install may contain a stale copy
+        return in_checkout  # in a checkout, the package may contain an outdated copy of the schemas
     return _PACKAGE / "schemas"
 
 
@@ -165,7 +172,7 @@ def _build_topic(directory: Path, path: Path, name: str, table: object) -> Topic
     if not isinstance(table, dict):
         raise ConfigError(f"{where} is not a table")
     if not _TOPIC_NAME.fullmatch(name):
-        raise ConfigError(f"{where}: a topic is named with at most 200 letters, digits, dots, dashes and underscores")
+        raise ConfigError(f"{where}: a topic's name has 1 to 200 letters, digits, dots, dashes and underscores")
     if unknown := sorted(set(table) - set(_TOPIC_KEYS)):
         raise ConfigError(f"{where}: unknown key {unknown[0]}", hint="Keys are " + ", ".join(_TOPIC_KEYS) + ".")
     schema_file = _read_value(table, "schema", str, where) if "schema" in table else None
@@ -173,12 +180,12 @@ def _build_topic(directory: Path, path: Path, name: str, table: object) -> Topic
     level = _read_value(table, "compatibility", str, where) if schema else None
     if level is not None and level not in COMPATIBILITY_LEVELS:
         raise ConfigError(
-            f"{where} compatibility: {level!r} is not a level",
-            hint="Levels are " + ", ".join(COMPATIBILITY_LEVELS) + ".",
+            f"{where} compatibility: {level!r} is not a compatibility level",
+            hint="The levels are " + ", ".join(COMPATIBILITY_LEVELS) + ".",
         )
     key = _read_value(table, "key", str, where)
     if schema and key not in {entry["name"] for entry in schema["fields"] if entry["type"] == "string"}:
-        raise ConfigError(f"{where} key: {key!r} is not a string field of {schema_file}")
+        raise ConfigError(f"{where} key: {key!r} is not a field of type string in {schema_file}")
     return Topic(
         name=name,
         doc=_read_value(table, "doc", str, where),
@@ -196,7 +203,7 @@ def _build_topic(directory: Path, path: Path, name: str, table: object) -> Topic
 
 def _read_value(table: dict[str, Any], key: str, kind: type, where: str) -> Any:
     if key not in table:
-        raise ConfigError(f"{where}: {key} is missing")
+        raise ConfigError(f"{where}: the key {key} is missing")
     if type(table[key]) is not kind:
         expected = {str: "a text", int: "a whole number", list: "a list", dict: "a table"}[kind]
         raise ConfigError(f"{where} {key}: {table[key]!r} is not {expected}")
@@ -206,7 +213,7 @@ def _read_value(table: dict[str, Any], key: str, kind: type, where: str) -> Any:
 def _read_positive(table: dict[str, Any], key: str, where: str) -> int:
     number: int = _read_value(table, key, int, where)
     if number < 1:
-        raise ConfigError(f"{where} {key}: {number} is not at least 1")
+        raise ConfigError(f"{where} {key}: {number} is less than 1")
     return number
 
 

@@ -1,9 +1,15 @@
-"""The codec of events, in Confluent's wire format: 0x00, the schema id as 4 big-endian bytes, the Avro value.
+"""The codec that encodes and decodes events in Confluent's wire format.
 
-Promises that decoded bytes are a value of the schema that they name, to the last byte; that an event which does not fit
-its schema or breaks a rule of ``rtfm.events`` is refused with the field's name; and that no input makes it allocate
-more than a small multiple of its size. Decoding does not check the rules of ``rtfm.events``: handlers do. It does not
-use a registry: callers pass the schema id and, unless it is the codec's own, the writer's schema.
+In this format a value begins with a frame of five bytes: 0x00, then the schema id as 4 big-endian bytes. The Avro value
+follows. The codec guarantees three things:
+
+- It decodes bytes only if all of them, to the last one, are a value of the schema whose id they carry.
+- It refuses to encode an event that does not fit its schema or breaks a rule of ``rtfm.events``. The error names the
+  field.
+- For no input does it allocate more than a small multiple of the input's size.
+
+Decoding does not check the rules of ``rtfm.events``, because handlers check them. The codec does not use a registry.
+Callers pass the schema id for encoding, and the writer's schema for decoding if it differs from the codec's own.
 """
 
 from __future__ import annotations
@@ -26,9 +32,9 @@ _FRAME = struct.Struct(">bI")
 
 
 def schema_id_of(data: bytes) -> int:
-    """Return the id of the schema that ``data`` was written with; raises UndecodableRecord if it has none."""
+    """Return the id of the schema that ``data`` was written with. Raises UndecodableRecord if there is no id."""
     if len(data) < FRAME_BYTES:
-        raise UndecodableRecord(f"{len(data)} bytes are too short for a record with a schema id")
+        raise UndecodableRecord(f"{len(data)} bytes are too few for a value with a schema id")
     magic, schema_id = _FRAME.unpack_from(data)
     if magic != MAGIC:
         raise UndecodableRecord(f"the first byte is {data[0]:#04x}, not 0x00 as in Confluent's wire format")
@@ -36,10 +42,13 @@ def schema_id_of(data: bytes) -> int:
 
 
 class EventCodec(Generic[Event]):
-    """The codec of one event class and its schema. Built once, safe to share between threads."""
+    """The codec of one event class and its schema. Threads may share an instance."""
 
     def __init__(self, event_class: type[Event], schema: Schema) -> None:
-        """Match the class with the schema and build the codec; raises ConfigError that names a field that differs."""
+        """Match the class with the schema and build the codec.
+
+        Raises ConfigError if the two differ; the message names the field.
+        """
         self.event_class = event_class
         self.schema = schema
         self.shape = shapes.match(event_class, schema)
@@ -53,7 +62,7 @@ class EventCodec(Generic[Event]):
         self._encoders: dict[int, Callable[[Event], bytes]] = {}
 
     def encode(self, event: Event, schema_id: int) -> bytes:
-        """Encode ``event`` with its frame; raises InvalidEvent that names the field at fault."""
+        """Encode ``event``, with its frame. Raises InvalidEvent that names the invalid field."""
         try:
             return self._encoders[schema_id](event)
         except KeyError:
@@ -62,30 +71,31 @@ class EventCodec(Generic[Event]):
     def decode(self, data: bytes, writer_schema: Schema | None = None) -> Event:
         """Decode the framed bytes ``data``.
 
-        ``writer_schema`` is the schema of their id; None if it is the codec's own. Raises UndecodableRecord if the
-        bytes are not exactly one record of that schema.
+        ``writer_schema`` is the schema whose id the frame carries, or None if that is the codec's own schema. Raises
+        UndecodableRecord if the bytes are not exactly one record of that schema.
         """
         schema_id_of(data)
         return self.decoder(writer_schema)(data)
 
     def encoder(self, schema_id: int) -> Callable[[Event], bytes]:
-        """Build a faster ``encode`` for one schema id."""
+        """Build a function that encodes an event with one schema id, faster than ``encode``."""
         encode = self._encoder_for(_FRAME.pack(MAGIC, schema_id).decode("latin-1"))
         self._encoders[schema_id] = encode
         return encode
 
     def decoder(self, writer_schema: Schema | None = None) -> Callable[[bytes], Event]:
-        """Build a ``decode`` for one writer's schema, without the check of the frame."""
+        """Build a function that decodes records of one writer's schema; it does not check the frame."""
         try:
             return self._build_decoder(writer_schema or self.schema)
         except RecursionError:
-            why = f"{self.event_class.__name__} cannot be read from records of a schema that is nested too deeply"
+            why = f"{self.event_class.__name__} cannot be decoded: the writer's schema is nested too deeply"
             return lambda _: _raise_undecodable(why)
 
     def source_for(self, writer_schema: Schema) -> str:
-        """Return the source of the decoder for records of ``writer_schema``.
+        """Return the source of the compiled decoder for records of ``writer_schema``.
 
-        Raises compiled.Unresolvable if they cannot be read as the event, compiled.NotCovered if fastavro reads them.
+        Raises compiled.Unresolvable if these records cannot be read as the event, and compiled.NotCovered if they have
+        no compiled decoder because fastavro reads them.
         """
         return compiled.decoder(self.shape, writer_schema)[1]
 
@@ -99,7 +109,7 @@ class EventCodec(Generic[Event]):
         except compiled.NotCovered:
             return self._fastavro_decoder(writer_schema)
         except compiled.Unresolvable as exc:
-            why = f"{self.event_class.__name__} cannot be read from records of its schema: {exc}"
+            why = f"{self.event_class.__name__} cannot be decoded from the writer's schema: {exc}"
             return lambda _: _raise_undecodable(why)
 
     def _fastavro_encoder(self, frame: str) -> Callable[[Any], bytes]:
@@ -119,7 +129,7 @@ class EventCodec(Generic[Event]):
     def _fastavro_decoder(self, writer_schema: Schema) -> Callable[[bytes], Event]:
         name = self.event_class.__name__
         if found := reference.find_hazard(writer_schema):
-            why = f"{name} cannot be read from records of a schema in which {found}"
+            why = f"{name} cannot be decoded, because in the writer's schema {found}"
             return lambda _: _raise_undecodable(why)
         read = reference.decoder(self.shape, self.schema, writer_schema, FRAME_BYTES)
 

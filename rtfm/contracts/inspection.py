@@ -1,6 +1,8 @@
-"""Diagnosis of a record's bytes, for people: the fields up to the first byte that cannot be decoded. Pure.
+"""Diagnosis of a record's bytes, for people. Pure.
 
-Reads by the writer's schema, slowly. The codec refuses everything that this reports as a fault.
+``inspect`` decodes the fields of a record with the writer's schema, up to the first byte that cannot be decoded, and
+says what is wrong with that byte. It is slower than the codec. Every record for which it reports a fault is also
+refused by the codec.
 """
 
 from __future__ import annotations
@@ -23,7 +25,11 @@ _DECODING_ERRORS = (IndexError, struct.error, UnicodeDecodeError, varints.Misfit
 
 @frozen
 class DecodingFault:
-    """The byte at which ``path`` cannot be decoded, and why; ``position`` 0 is the first byte of the frame."""
+    """The place at which a record cannot be decoded.
+
+    ``position`` is the index of the byte, counted from 0 at the first byte of the frame. ``path`` is the field, and
+    ``reason`` says what is wrong.
+    """
 
     position: int
     path: str
@@ -32,7 +38,10 @@ class DecodingFault:
 
 @frozen
 class Inspection:
-    """The fields that were decoded, as JSON values in order, and the fault that stopped decoding, if any."""
+    """The result of decoding a record.
+
+    ``fields`` are the decoded fields in their order, as JSON values. ``fault`` is what stopped decoding, or None.
+    """
 
     fields: dict[str, Any]
     fault: DecodingFault | None
@@ -51,7 +60,7 @@ Put = Callable[[Any], object]
 
 
 def frame_fault(data: bytes) -> DecodingFault | None:
-    """Return the fault in the five bytes before the value, if any."""
+    """Return the fault in the frame, which is the five bytes before the Avro value; None if it is valid."""
     try:
         schema_id_of(data)
     except UndecodableRecord as exc:
@@ -68,7 +77,7 @@ def inspect(data: bytes, schema: Schema) -> Inspection:
     try:
         _read(state, node, node.short_name or node.kind, partial(found.__setitem__, "value"))
     except _DECODING_ERRORS as exc:
-        fault = DecodingFault(_find_position(state, exc), state.path, varints.reason(exc))
+        fault = DecodingFault(_find_position(state, exc), state.path, varints.describe_error(exc))
     else:
         fault = None
         if (left := len(data) - state.position) > 0:
@@ -78,7 +87,10 @@ def inspect(data: bytes, schema: Schema) -> Inspection:
 
 
 def _read(state: _ReadState, node: Node, path: str, put: Put) -> None:
-    """Read a ``node`` and pass it to ``put``; a container is passed before its parts are read."""
+    """Read a value of the type ``node`` and pass it to ``put``.
+
+    A record, array or map is passed to ``put`` before its parts are read, so that they are kept if reading fails.
+    """
     state.path, state.start = path, state.position
     match node.kind:
         case "record":
@@ -91,7 +103,7 @@ def _read(state: _ReadState, node: Node, path: str, put: Put) -> None:
         case "union":
             index = _read_long(state)
             if not 0 <= index < len(node.branches):
-                raise varints.Misfit(f"the union has {len(node.branches)} branches, none is number {index}")
+                raise varints.Misfit(f"the union has {len(node.branches)} branches, and {index} is not one of them")
             _read(state, node.branches[index], path, put)
         case _:
             put(_read_plain(state, node))
@@ -123,7 +135,7 @@ def _read_plain(state: _ReadState, node: Node) -> Any:
         case "boolean":
             byte = state.data[state.position]
             if byte > 1:
-                raise varints.Misfit("neither true nor false")
+                raise varints.Misfit("the byte of a boolean is neither 0 nor 1")
             state.position += 1
             return bool(byte)
         case "int" | "long":
@@ -142,7 +154,7 @@ def _read_plain(state: _ReadState, node: Node) -> Any:
         case _:
             index = _read_long(state)
             if not 0 <= index < len(node.symbols):
-                raise varints.Misfit(f"the enum has {len(node.symbols)} symbols, none is number {index}")
+                raise varints.Misfit(f"the enum has {len(node.symbols)} symbols, and {index} is not one of them")
             return node.symbols[index]
 
 

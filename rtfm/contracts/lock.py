@@ -1,7 +1,7 @@
-"""``contracts.lock``: the checksums of released versions, which never change.
+"""``contracts.lock``: the checksums of the released versions, by which a change to a released file is found.
 
-Owns the fingerprint of a schema, which is the same for two texts that differ only in layout and docs. Reads and writes
-files, does not use a registry.
+This module also defines the fingerprint of a schema. Two schemas that differ only in layout and docs have the same
+fingerprint. The module reads and writes files, and does not use a registry.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ LOCK_FILE = "contracts.lock"
 
 @frozen(kw_only=True)
 class LockedVersion:
-    """One released version: the fingerprint of its schema, and the SHA-256 of its file and of its examples' file.
+    """The checksums of one released version, in hexadecimal.
 
-    All are hexadecimal; ``examples_sha256`` is None without examples.
+    ``fingerprint`` is the fingerprint of the schema, ``sha256`` the SHA-256 of the schema's file, and
+    ``examples_sha256`` the SHA-256 of the file with the examples, or None if that file does not exist.
     """
 
     fingerprint: str
@@ -40,7 +41,10 @@ def fingerprint(schema: Schema) -> str:
 
 
 def read(catalogue: Catalogue) -> dict[str, dict[int, LockedVersion]]:
-    """Read the lock file: subject → version → entry; empty without a file. Raises ConfigError if it is malformed."""
+    """Read the lock file, as a dict from subject to version to checksums; empty if there is no file.
+
+    Raises ConfigError if the file is malformed.
+    """
     path = catalogue.directory / LOCK_FILE
     if not path.is_file():
         return {}
@@ -52,12 +56,13 @@ def read(catalogue: Catalogue) -> dict[str, dict[int, LockedVersion]]:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise ConfigError(
-            f"{path} is malformed: {exc}", hint="It is written by `rtfm-cli schemas release`; take it from git."
+            f"{path} is malformed: {exc}",
+            hint="`rtfm-cli schemas release` writes this file. Restore it from git.",
         ) from exc
 
 
 def write(catalogue: Catalogue) -> None:
-    """Lock every released version in its present form. Raises OSError if the file cannot be written."""
+    """Write the current checksums of every released version. Raises OSError if the file cannot be written."""
     subjects = {
         topic.subject: {str(version): asdict(locked) for version, locked in _read_released(catalogue, topic).items()}
         for topic in catalogue.topics_with_schema()
@@ -74,16 +79,17 @@ def find_breaches(catalogue: Catalogue) -> list[tuple[str, str]]:
         for version in sorted(known.keys() | there.keys()):
             where = f"released/{topic.subject}/{version}.avsc"
             if version not in there:
-                found.append((topic.subject, f"{where} is missing, but it was released; restore it from git"))
+                found.append((topic.subject, f"{where} was released, but the file is missing; restore it from git"))
             elif version not in known:
-                found.append((topic.subject, f"{where} is not in {LOCK_FILE}; only `schemas release` creates versions"))
+                what = f"{where} is not in {LOCK_FILE}; only `rtfm-cli schemas release` may create versions"
+                found.append((topic.subject, what))
             elif known[version] != there[version]:
                 same = known[version].sha256 == there[version].sha256
                 what = f"the examples of {where} were" if same else f"{where} was"
                 found.append((topic.subject, f"{what} changed or removed after the release; restore them from git"))
     removed = locked.keys() - {topic.subject for topic in catalogue.topics_with_schema()}
     return found + [
-        (subject, f"{subject} was released, but the catalogue has no such topic") for subject in sorted(removed)
+        (subject, f"{subject} was released, but its topic is not in the catalogue") for subject in sorted(removed)
     ]
 
 

@@ -1,7 +1,7 @@
-"""The codec by fastavro: slower than the compiled codec, but complete.
+"""A codec that uses fastavro. It is slower than the compiled codec, but supports every Avro type.
 
-Used for types that the compiled codec does not support, and as the reference that tests and benchmarks compare it with.
-Timestamps are plain numbers here too.
+It encodes and decodes types that the compiled codec does not support. Tests and benchmarks compare the compiled codec
+with it. Like the compiled codec, it treats timestamps as plain numbers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def parse_for_fastavro(schema: Schema) -> Any:
 
 
 def encoder(schema: Schema) -> Callable[[Any, bytes], bytes]:
-    """Return a function from (event, frame) to bytes; it raises fastavro's errors."""
+    """Return a function that encodes an event, given the event and its frame; it raises fastavro's errors."""
     own = parse_for_fastavro(schema)
 
     def encode(event: Any, frame: bytes) -> bytes:
@@ -41,9 +41,9 @@ def encoder(schema: Schema) -> Callable[[Any, bytes], bytes]:
 
 
 def decoder(shape: shapes.RecordShape, schema: Schema, writer_schema: Schema, skip: int) -> Callable[[bytes], Any]:
-    """Return a function from bytes, of which the first ``skip`` are the frame, to the event.
+    """Return a function that decodes an event from bytes whose first ``skip`` bytes are the frame.
 
-    It raises fastavro's errors, and EOFError if the record is not exactly as long as the bytes.
+    The function raises fastavro's errors, and EOFError if the record ends before the bytes end or after that.
     """
     writer, own = parse_for_fastavro(writer_schema), parse_for_fastavro(schema)
     same = writer_schema == schema
@@ -59,9 +59,10 @@ def decoder(shape: shapes.RecordShape, schema: Schema, writer_schema: Schema, sk
 
 
 def find_hazard(schema: Schema) -> str | None:
-    """Return what in a writer's schema lets a few bytes cost fastavro unlimited time, memory or stack; None if nothing.
+    """Describe the first danger in a writer's schema; None if there is no danger.
 
-    Raises RecursionError for a schema that is nested too deeply.
+    A schema is dangerous if a record of a few bytes can make fastavro use unlimited time, memory or stack. Raises
+    RecursionError for a schema that is nested too deeply.
     """
     return _find_hazard(parse(schema), (), {}, set())
 
@@ -77,8 +78,8 @@ def _find_hazard(node: Node, inside: tuple[Node, ...], no_bytes: dict[int, bool]
             return found
     seen.add(id(node))
     if node.kind == "fixed" and not is_size(node.size):
-        return f"{node.name} has the size {node.size!r}"
-    # Only after the items, which by now are known not to contain themselves.
+        return f"{node.name} has the invalid size {node.size!r}"
+    # This check comes after the loop, which has ruled out items that contain themselves.
     if node.kind == "array" and node.items is not None and takes_no_bytes(node.items, no_bytes):
         return "the items of an array take no bytes"
     if node.kind == "record" and any(part.kind == "record" and takes_no_bytes(part, no_bytes) for part in parts):
@@ -87,7 +88,7 @@ def _find_hazard(node: Node, inside: tuple[Node, ...], no_bytes: dict[int, bool]
 
 
 def to_plain(event: Any) -> Any:
-    """Return an event as dictionaries, lists and symbols."""
+    """Return ``event`` with its records as dictionaries and its enums as their symbols."""
     return attrs.asdict(event, value_serializer=lambda _, __, value: value.value if isinstance(value, Enum) else value)
 
 
@@ -107,7 +108,10 @@ def build_event(shape: shapes.Shape, value: Any) -> Any:
 
 
 class _BoundedReader:
-    """A file that refuses to read past its end or a negative count; fastavro would accept fewer bytes."""
+    """A file in memory that raises EOFError for a read past its end or of a negative size.
+
+    An ordinary file would return fewer bytes, and fastavro would accept them.
+    """
 
     def __init__(self, data: bytes, position: int) -> None:
         self._data = data
@@ -116,7 +120,7 @@ class _BoundedReader:
     def read(self, size: int) -> bytes:
         end = self.position + size
         if size < 0 or end > len(self._data):
-            raise EOFError("the record is cut short, or contains an invalid length")
+            raise EOFError("the record ends too early, or contains an invalid length")
         start, self.position = self.position, end
         return self._data[start:end]
 

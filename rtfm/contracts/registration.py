@@ -1,7 +1,7 @@
-"""Registration of the contracts in a registry, all or nothing.
+"""Registration of the contracts in a registry: all of them or none.
 
-A plan is made and checked before the first write. If a write fails, the earlier ones are rolled back. Versions that a
-registry has already are never changed.
+``plan`` checks everything before ``apply`` writes. If a write fails, ``apply`` rolls back the earlier writes. Versions
+that are already in the registry are never changed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from rtfm.errors import ConfigError, RtfmError, Unavailable
 
 @frozen(kw_only=True)
 class Registration:
-    """The changes that one subject needs: schemas to register, oldest first, and whether to set its level.
+    """The changes that one subject needs.
 
-    ``schema_id`` and ``version`` are the registry's for the current schema; None while it is not registered.
+    ``missing`` are the schemas to register, oldest first. ``sets_level`` tells whether the compatibility level must be
+    set to ``level``. ``schema_id`` and ``version`` are the current schema's in the registry, None until it is
+    registered.
     """
 
     topic: str
@@ -36,22 +38,22 @@ class Registration:
 
     @property
     def has_changes(self) -> bool:
-        """Return whether anything has to be written."""
+        """Whether anything has to be written."""
         return bool(self.missing) or self.sets_level
 
     @property
     def change(self) -> str:
-        """Return the change in words."""
+        """The change in words, such as "register, set level"."""
         register = "register" if len(self.missing) == 1 else f"register {len(self.missing)} versions"
         parts = [text for is_needed, text in ((self.missing, register), (self.sets_level, "set level")) if is_needed]
         return ", ".join(parts) or "none"
 
 
 def plan(catalogue: Catalogue, registry: SchemaRegistry) -> list[Registration]:
-    """Plan the changes of each subject, without writing.
+    """Plan the changes for each subject, without writing.
 
     Raises ConfigError if the contracts break a rule or are incompatible with a version in the registry, and Unavailable
-    if it does not respond.
+    if the registry does not respond.
     """
     if found := release.findings(catalogue):
         raise ConfigError(
@@ -64,8 +66,8 @@ def plan(catalogue: Catalogue, registry: SchemaRegistry) -> list[Registration]:
 def apply(catalogue: Catalogue, registry: SchemaRegistry, planned: list[Registration]) -> list[Registration]:
     """Carry out ``planned``, and return it with the registry's ids and versions.
 
-    Raises ConfigError if the registry refuses something, Unavailable if it stops responding. In both cases earlier
-    writes are rolled back as far as the registry can be reached.
+    Raises ConfigError if the registry refuses a write, and Unavailable if it stops responding. In both cases the
+    earlier writes are rolled back, as far as the registry responds.
     """
     undo_steps: list[Callable[[], None]] = []
     result = []
@@ -76,7 +78,7 @@ def apply(catalogue: Catalogue, registry: SchemaRegistry, planned: list[Registra
                 undo_steps.append(partial(registry.set_compatibility, name, registry.compatibility(name)))
                 registry.set_compatibility(name, item.level)
             for schema in item.missing:
-                # Noted before the attempt: it may succeed although its response is lost.
+                # The undo step is added first, because the request may succeed although its response is lost.
                 undo_steps.append(partial(_unregister, registry, name, schema))
                 registry.register(name, schema)
             result.append(_look_up(item, current, registry))
@@ -97,7 +99,7 @@ def apply(catalogue: Catalogue, registry: SchemaRegistry, planned: list[Registra
 def _look_up(item: Registration, schema: Schema, registry: SchemaRegistry) -> Registration:
     """Return ``item`` with the id and version that the registry has given it."""
     if (found := registry.lookup(item.topic, schema)) is None:
-        raise ConfigError(f"{item.subject} was registered at {registry.url}, but the registry does not find it")
+        raise ConfigError(f"the registry at {registry.url} accepted the schema of {item.subject}, but does not find it")
     return evolve(item, schema_id=found[0], version=found[1])
 
 
@@ -107,7 +109,7 @@ def _plan_topic(catalogue: Catalogue, topic: Topic, registry: SchemaRegistry) ->
     history = [*released.values()] + ([] if schema in released.values() else [schema])
     found = registry.lookup(topic.name, schema)
     in_registry = {number: known for number, (_, known) in registry.versions(topic.name).items()}
-    # A registry with the current schema has its earlier versions too, or they were removed on purpose.
+    # If the registry has the current schema, earlier versions are missing only if somebody removed them on purpose.
     missing = () if found else tuple(version for version in history if registry.lookup(topic.name, version) is None)
     for version in missing:
         for number, known in versions_to_compare(in_registry, level).items():
@@ -134,7 +136,7 @@ def _unregister(registry: SchemaRegistry, topic_name: str, schema: Schema) -> No
 
 
 def _roll_back(undo_steps: list[Callable[[], None]]) -> RtfmError | None:
-    """Run all steps, the last first, and return the error of one that failed."""
+    """Run all steps in reverse order. Return the last error, or None if every step succeeded."""
     failed = None
     for step in reversed(undo_steps):
         try:

@@ -1,10 +1,13 @@
-"""The schema registry as services use it: look-ups only. ``rtfm-cli schemas register`` registers.
+"""The schema registry as services use it: cached look-ups. Services never register; ``rtfm-cli schemas register`` does.
 
-The two look-ups, ``id_for`` and ``schema``, make one request at a time, none longer than the timeout. After a failure
-they raise Unavailable at once until a growing, jittered pause is over. An id that the registry does not know is not
-requested again for half a minute. Responses are cached on disk, so that a service can start without the registry. A
-thread confirms ids from the cache as soon as it can; if the registry has another schema under one of them, every later
-look-up raises ConfigError.
+There are two look-ups: ``id_for`` finds the id of a schema, and ``schema`` finds the schema of an id.
+
+- All look-ups together make one request at a time, and no request takes longer than the timeout.
+- After a failed request, look-ups raise Unavailable at once until a pause is over. The pause grows with each failure
+  and has jitter.
+- If the registry does not know an id, that id is not requested again for half a minute.
+- Responses are cached on disk, so that a service can start without the registry. A thread confirms cached ids when the
+  registry responds. If the registry has another schema under a cached id, every later look-up raises ConfigError.
 """
 
 from __future__ import annotations
@@ -28,19 +31,22 @@ UNKNOWN_ID_TTL_S = 30.0
 """Seconds before an id that the registry does not know is requested again."""
 
 MAX_UNKNOWN_IDS = 10_000
-"""Ids that are remembered as unknown, so that a producer of random ids cannot fill the memory."""
+"""The most ids that are remembered as unknown, so that records with random ids cannot fill the memory."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 15.0
-"""Pause between requests after a failure, before jitter."""
+"""The first and the longest pause after a failed request, in seconds, before jitter."""
 
 CONFIRM_TIMEOUT_S = 0.5
-"""Seconds that a starting service waits for the registry to confirm its cached ids."""
+"""Seconds that the first look-up of a cached id waits for the registry to confirm it.
+
+After that the id is used, and a thread confirms it in the background.
+"""
 
 _REGISTER_HINT = "Run `rtfm-cli schemas register`."
 
 
 class SchemaRegistry(RegistryClient):
-    """A registry at ``url``, cached. Safe to share between threads."""
+    """A client of the registry at ``url``, with a cache. Threads may share an instance."""
 
     def __init__(
         self,
@@ -51,7 +57,11 @@ class SchemaRegistry(RegistryClient):
         prefix: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``timeout_s`` bounds each request, ``prefix`` precedes every subject; without ``cache_dir`` no disk cache."""
+        """Build the client, without a request.
+
+        ``timeout_s`` is the limit for each request. ``prefix`` is put before every subject. If ``cache_dir`` is None,
+        nothing is cached on disk.
+        """
         super().__init__(url, timeout_s=timeout_s, prefix=prefix)
         self._clock = clock
         self._cache = RegistryCache(cache_dir, self.url, prefix)
@@ -91,7 +101,7 @@ class SchemaRegistry(RegistryClient):
         return known if known is not None else self._find_schema(schema_id)
 
     def on_conflict(self, forget: Callable[[], None]) -> None:
-        """Call ``forget``, from any thread, when an id is found to have another schema than before."""
+        """Register a function to call, on any thread, when an id turns out to have another schema than before."""
         self._on_conflict.append(forget)
 
     def cache_id(self, topic_name: str, schema: Schema, schema_id: int) -> None:
@@ -100,9 +110,9 @@ class SchemaRegistry(RegistryClient):
         self._cache.keep_schema(schema_id, schema)
 
     def check_cache(self) -> None:
-        """Clear the disk cache if the registry has another schema under any cached id, for example after a rebuild.
+        """Clear the disk cache if the registry has another schema under any cached id.
 
-        Raises Unavailable if the registry does not respond.
+        This is the case if the registry was rebuilt. Raises Unavailable if the registry does not respond.
         """
         for schema_id, schema in self._cache.schemas().items():
             if not self._is_unchanged(schema_id, fingerprint(schema)):
@@ -110,7 +120,7 @@ class SchemaRegistry(RegistryClient):
                 return
 
     def close(self) -> None:
-        """Close the connections and stop confirming."""
+        """Close the connections and stop the thread that confirms cached ids."""
         self._closed.set()
         super().close()
 
@@ -165,7 +175,10 @@ class SchemaRegistry(RegistryClient):
         return found
 
     def _request_with_backoff(self, request: Callable[[], Answer]) -> Answer:
-        """Return the response to ``request``; raises Unavailable without a request during the pause after a failure."""
+        """Call ``request`` and return its result.
+
+        Raises Unavailable if it fails. During the pause after a failure, raises Unavailable without calling it.
+        """
         if self._last_failure is not None and self._clock() < self._not_before:
             raise Unavailable(self._last_failure.dependency, str(self._last_failure), hint=self._last_failure.hint)
         try:
@@ -181,7 +194,7 @@ class SchemaRegistry(RegistryClient):
     # Confirming cached ids
 
     def _use_cached(self, schema_id: int, expected: str) -> None:
-        """Accept a cached id, and have it confirmed now or in the background. Call with the lock held."""
+        """Accept a cached id, and confirm it now or in the background. The caller must hold ``_lock``."""
         with self._trust_lock:
             self._unconfirmed[schema_id] = expected
             if self._confirming:
@@ -198,9 +211,10 @@ class SchemaRegistry(RegistryClient):
         for schema_id, expected in list(self._unconfirmed.items()):
             if not self._is_unchanged(schema_id, expected, timeout_s):
                 self._conflict = ConfigError(
-                    f"schema id {schema_id} is another schema at {self.url} than when this service last used it",
-                    hint="If the registry was rebuilt, run `rtfm-cli schemas register` on this machine, which clears"
-                    " the cached ids, and start the service again.",
+                    f"the registry at {self.url} has another schema under the id {schema_id} than when this service"
+                    " last used it",
+                    hint="If the registry was rebuilt, run `rtfm-cli schemas register` on this machine. It clears the"
+                    " cached ids. Then start the service again.",
                 )
                 for forget in self._on_conflict:
                     forget()
@@ -220,7 +234,7 @@ class SchemaRegistry(RegistryClient):
             try:
                 self._confirm(self._timeout_s)
             except RtfmError:
-                continue  # unreachable, or it refuses the credentials: the ids stay unconfirmed
+                continue  # the registry is unreachable or refuses the credentials; try again after the pause
             with self._trust_lock:
                 if not self._unconfirmed or self._conflict is not None:
                     self._confirming = False

@@ -1,8 +1,9 @@
-"""A disk cache of a registry's ids and schemas, by registry address and prefix.
+"""A disk cache of a registry's ids and schemas. Each pair of registry address and prefix has its own folder.
 
-Entries do not expire, because a registry never gives an id to another schema. Only a rebuilt registry breaks that, so
-``registry`` confirms cached ids. Each entry is a file, so that services that share a folder do not overwrite each
-other's. A cache that cannot be read or written is ignored, without an error.
+Entries do not expire, because a registry never gives the id of one schema to another schema. Only a registry that was
+rebuilt may do that, and therefore the module ``registry`` confirms cached ids. Each entry is a file, so that services
+that share a folder do not overwrite each other's entries. If the cache cannot be read or written, it is ignored without
+an error.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from rtfm.files import write_atomically
 
 
 class RegistryCache:
-    """The cache of one registry, in a folder below ``directory``; empty if that is None. Thread-safe."""
+    """The cache of one registry, in a folder below ``directory``. Thread-safe.
+
+    If ``directory`` is None, the cache is always empty.
+    """
 
     def __init__(self, directory: Path | None, url: str, prefix: str) -> None:
         name = hashlib.sha256(f"{url} {prefix}".encode()).hexdigest()[:24]
@@ -28,12 +32,12 @@ class RegistryCache:
         self._url = url
 
     def id_of(self, subject: str, fingerprint: str) -> int | None:
-        """Return the cached id of the schema with ``fingerprint`` under ``subject``."""
+        """Return the cached id of the schema with ``fingerprint`` under ``subject``; None if it is not cached."""
         known = self._read(_id_file(subject, fingerprint)).get("id")
         return known if type(known) is int else None
 
     def schema(self, schema_id: int) -> Schema | None:
-        """Return the cached schema of ``schema_id``."""
+        """Return the cached schema of ``schema_id``; None if it is not cached."""
         known = self._read(_schema_file(schema_id)).get("schema")
         return known if isinstance(known, dict) and known.get("type") == "record" else None
 
@@ -57,7 +61,7 @@ class RegistryCache:
             self._write(_schema_file(schema_id), {"url": self._url, "id": schema_id, "schema": schema})
 
     def forget(self) -> None:
-        """Delete everything cached of this registry."""
+        """Delete all entries of this registry."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 

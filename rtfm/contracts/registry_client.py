@@ -1,8 +1,9 @@
-"""A client of Confluent's schema registry API: one method per request, no state except connections.
+"""A client of Confluent's schema registry API. It has one method for each kind of request, and no cache.
 
-Promises that no request takes longer than its timeout, however slowly the response or the host name's address arrives.
-Plain httpx instead of Confluent's client, which waits without limit by default, raises two families of errors, requests
-an unknown id again for every record, and cannot start from a cache.
+No request takes longer than its timeout, even if the response or the look-up of the host name is slow.
+
+The module uses httpx and not Confluent's client for four reasons: Confluent's client waits without limit by default,
+raises two families of errors, requests an unknown id again for every record, and cannot start from a cache.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ from rtfm.contracts.catalogue import Schema
 from rtfm.deadline import run_within
 from rtfm.errors import ConfigError, PermanentError, Unavailable, UnknownSchema
 
-# Confluent's error codes for "not found"; a 404 without one of them means a wrong address.
+# Confluent's error codes for "not found". A response with status 404 but without one of these codes means that the
+# address is wrong.
 _NOT_FOUND = (40401, 40402, 40403, 40408)
 
 MAX_ANSWER_BYTES = 1_000_000
-"""Limit on a response; the rest is not read. This project's schemas have about ten thousand bytes."""
+"""Bytes of a response after which reading stops. This project's schemas have about ten thousand bytes."""
 
 
 class SchemaRefused(PermanentError):
-    """The registry refuses a schema: it is invalid, or incompatible with a registered version."""
+    """The registry refuses a schema because it is invalid or incompatible with a registered version."""
 
 
 class _AnswerTooLong(PermanentError):
@@ -36,10 +38,13 @@ class _AnswerTooLong(PermanentError):
 
 
 class RegistryClient:
-    """A registry at ``url``, path and ``user:password@`` included. Safe to share between threads."""
+    """A client of the registry at ``url``. Threads may share an instance.
+
+    ``url`` contains the path of the API, and may contain ``user:password@``.
+    """
 
     def __init__(self, url: str, *, timeout_s: float = 2.0, prefix: str = "") -> None:
-        """``timeout_s`` bounds each request; ``prefix`` precedes every subject."""
+        """Build the client; ``timeout_s`` is the limit for each request, ``prefix`` is put before every subject."""
         parts = urlsplit(url)
         self.url = redact_address(url).rstrip("/")
         self._prefix = prefix
@@ -51,18 +56,19 @@ class RegistryClient:
         )
 
     def subject(self, topic_name: str) -> str:
-        """Return the subject of the topic's values (TopicNameStrategy, with the prefix)."""
+        """Return the subject of the topic's values: the prefix, the topic's name and ``-value`` (TopicNameStrategy)."""
         return f"{self._prefix}{topic_name}-value"
 
     def fetch_schema(self, schema_id: int, timeout_s: float | None = None) -> Schema | None:
         """Fetch the schema of ``schema_id``; None if the registry does not have it.
 
-        Raises UnknownSchema if it is not an Avro record schema without references.
+        Raises UnknownSchema if the schema is not an Avro record, or refers to other schemas of the registry.
         """
         try:
             answer = self._request("GET", f"/schemas/ids/{schema_id}", timeout_s=timeout_s)
         except _AnswerTooLong as exc:
-            # Not ConfigError: a client that can register schemas must not be able to stop a service with one.
+            # UnknownSchema makes a dead letter of the record. ConfigError would end the service, and anyone who can
+            # register a schema could stop it with a long one.
             raise UnknownSchema(f"schema id {schema_id}: {exc}") from exc
         if answer is None:
             return None
@@ -72,56 +78,57 @@ class RegistryClient:
             tree.parse(schema)
         except Exception as exc:  # not JSON, such as Protobuf; fastavro raises its own errors, KeyError and TypeError
             raise UnknownSchema(
-                f"schema id {schema_id} at {self.url} is not an Avro schema, or needs references"
+                f"schema id {schema_id} at {self.url} is not an Avro schema, or refers to other schemas"
             ) from exc
         if not isinstance(schema, dict) or schema.get("type") != "record":
             raise UnknownSchema(f"schema id {schema_id} at {self.url} is not an Avro record")
         return cast("Schema", schema)
 
     def lookup(self, topic_name: str, schema: Schema) -> tuple[int, int] | None:
-        """Look up the (id, version) of ``schema`` under the topic's subject; None if it is not registered there."""
+        """Return the (id, version) of ``schema`` under the topic's subject; None if it is not registered there."""
         answer = self._request("POST", f"/subjects/{self._quoted_subject(topic_name)}", _body(schema))
         return None if answer is None else (int(answer["id"]), int(answer["version"]))
 
     def versions(self, topic_name: str) -> dict[int, tuple[int, Schema]]:
-        """Fetch version → (id, schema) of the topic's subject, ascending; empty if it has none."""
+        """Fetch all versions of the topic's subject, as a dict from version to (id, schema) in ascending order."""
         path = f"/subjects/{self._quoted_subject(topic_name)}/versions"
         found = {}
         for number in sorted(self._request("GET", path) or ()):
             answer = self._request("GET", f"{path}/{number}")
             if answer is None:
-                continue  # removed meanwhile
+                continue  # the version was removed after the list was fetched
             try:
                 schema = json.loads(answer["schema"])
             except ValueError as exc:
                 raise ConfigError(
                     f"{self.subject(topic_name)} version {number} at {self.url} is not an Avro schema",
-                    hint=f"Remove it: curl -X DELETE {self.url}{path}/{number}",
+                    hint=f"Remove this version with: curl -X DELETE {self.url}{path}/{number}",
                 ) from exc
             found[int(number)] = (int(answer["id"]), cast("Schema", schema))
         return found
 
     def register(self, topic_name: str, schema: Schema) -> int:
-        """Register ``schema`` as the next version and return its id; its present id if it is registered already.
+        """Register ``schema`` as the next version and return its id.
 
-        Raises SchemaRefused if the registry finds it invalid or incompatible.
+        If the schema is already registered, nothing changes and its existing id is returned. Raises SchemaRefused if
+        the registry finds the schema invalid or incompatible.
         """
         answer = self._request("POST", f"/subjects/{self._quoted_subject(topic_name)}/versions", _body(schema))
         return int(answer["id"])
 
     def is_compatible(self, topic_name: str, schema: Schema, version: int) -> bool:
-        """Return the registry's verdict on ``schema`` against ``version``, under the subject's level."""
+        """Return whether the registry finds ``schema`` compatible with ``version``, under the subject's level."""
         path = f"/compatibility/subjects/{self._quoted_subject(topic_name)}/versions/{version}"
         answer = self._request("POST", path, _body(schema))
         return bool(answer["is_compatible"])
 
     def compatibility(self, topic_name: str) -> str | None:
-        """Fetch the subject's own compatibility level; None if it follows the registry's default."""
+        """Fetch the compatibility level that is set for the subject; None if the registry's default applies."""
         answer = self._request("GET", f"/config/{self._quoted_subject(topic_name)}")
         return None if answer is None else str(answer.get("compatibilityLevel") or answer.get("compatibility"))
 
     def set_compatibility(self, topic_name: str, level: str | None) -> None:
-        """Set the compatibility level of the subject; None restores the registry's default."""
+        """Set the compatibility level of the subject; with None, the registry's default applies again."""
         path = f"/config/{self._quoted_subject(topic_name)}"
         if level is None:
             self._request("DELETE", path)
@@ -129,12 +136,15 @@ class RegistryClient:
             self._request("PUT", path, {"compatibility": level})
 
     def unregister(self, topic_name: str, version: int) -> None:
-        """Delete a version permanently that was registered by mistake. Its id stays in use."""
+        """Delete a version permanently, to undo its registration. The registry does not reuse its id."""
         self.remove(topic_name, version)
         self._request("DELETE", f"/subjects/{self._quoted_subject(topic_name)}/versions/{version}?permanent=true")
 
     def remove(self, topic_name: str, version: int) -> None:
-        """Remove a version from its subject. Its id keeps the schema, so that records with it stay readable."""
+        """Remove a version from its subject.
+
+        The schema can still be fetched by its id, and therefore records that were written with it stay readable.
+        """
         self._request("DELETE", f"/subjects/{self._quoted_subject(topic_name)}/versions/{version}")
 
     def close(self) -> None:
@@ -147,7 +157,7 @@ class RegistryClient:
     def _request(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout_s: float | None = None
     ) -> Any:
-        """Return the response as JSON; None if the registry reports that the resource does not exist."""
+        """Make a request and return the parsed response; None if the registry does not have what was requested."""
         bound_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
 
         def ask() -> tuple[int, bytes]:
@@ -162,12 +172,12 @@ class RegistryClient:
         try:
             status, content = run_within(bound_s, ask)
         except TimeoutError as exc:
-            raise self._unavailable(f"no answer within {bound_s:g} s") from exc
+            raise self._unavailable(f"no response within {bound_s:g} s") from exc
         except (httpx.HTTPError, RuntimeError) as exc:  # RuntimeError: the client was closed during the request
-            late = isinstance(exc, httpx.TimeoutException)
-            raise self._unavailable(f"no answer within {bound_s:g} s" if late else str(exc)) from exc
+            is_late = isinstance(exc, httpx.TimeoutException)
+            raise self._unavailable(f"no response within {bound_s:g} s" if is_late else str(exc)) from exc
         if len(content) > MAX_ANSWER_BYTES:
-            raise _AnswerTooLong(f"{self.url} answers with more than {MAX_ANSWER_BYTES} bytes to {method} {path}")
+            raise _AnswerTooLong(f"{self.url} responds with more than {MAX_ANSWER_BYTES} bytes to {method} {path}")
         return self._read_answer(status, content, f"{method} {path}")
 
     def _read_answer(self, status: int, content: bytes, request: str) -> Any:
@@ -178,7 +188,7 @@ class RegistryClient:
         if status in (401, 403):
             raise ConfigError(
                 f"the schema registry at {self.url} refuses the credentials ({status})",
-                hint="Put them into SCHEMA_REGISTRY_URL: https://user:password@host.",
+                hint="SCHEMA_REGISTRY_URL must contain valid credentials, as in https://user:password@host.",
             )
         if status in (409, 422):
             reason = answer.get("message") if isinstance(answer, dict) else None

@@ -1,7 +1,7 @@
 """Checks of all contracts, and their release as frozen versions.
 
-A release writes ``released/<subject>/<n>.avsc``, examples with their bytes, and ``contracts.lock``. It writes nothing
-if a check fails.
+For each subject whose schema changed, a release writes ``released/<subject>/<n>.avsc`` and the examples with their
+bytes, ``<n>.examples.json``. Then it writes ``contracts.lock``. If a check fails, it writes nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TIME_MS = 1_726_854_000_123
 
 
 def findings(catalogue: Catalogue) -> list[Finding]:
-    """Check the catalogue by its files alone. Raises ConfigError for malformed files."""
+    """Check all contracts, using only the files in the catalogue's folder. Raises ConfigError for malformed files."""
     found = [
         Finding(
             kind="lock", subject=subject, rule="released", path="", message=f"{subject}: {what}", file=lock.LOCK_FILE
@@ -44,7 +44,7 @@ def findings(catalogue: Catalogue) -> list[Finding]:
 
 
 def topic_findings(topic: Topic, released: Mapping[int, Schema]) -> list[Finding]:
-    """Check the schema of one topic: by itself, and against its released versions."""
+    """Check the schema of one topic, both by itself and against its ``released`` versions."""
     schema = topic.schema or {}
     by_itself = [
         Finding(
@@ -67,9 +67,10 @@ def topic_findings(topic: Topic, released: Mapping[int, Schema]) -> list[Finding
 
 
 def disagreements(catalogue: Catalogue, registry: SchemaRegistry) -> list[Finding]:
-    """Find where the registry's verdict on a schema against a registered version differs from ours, by Avro's rules.
+    """Find the registered versions on which the registry and this project's check disagree.
 
-    Raises Unavailable if the registry does not respond.
+    For each registered version, both decide by Avro's rules whether the current schema is compatible with it. Raises
+    Unavailable if the registry does not respond.
     """
     found = []
     for topic in catalogue.topics_with_schema():
@@ -79,14 +80,14 @@ def disagreements(catalogue: Catalogue, registry: SchemaRegistry) -> list[Findin
             ours = is_accepted(schema, registered, level)
             if theirs is not ours:
                 verb = "accepts" if theirs else "refuses"
-                verdict = f"the registry at {registry.url} {verb} it after its version {version}"
+                verdict = f"the registry at {registry.url} {verb} the schema after version {version}"
                 found.append(
                     Finding(
                         kind="registry",
                         subject=topic.subject,
                         rule="registry-disagrees",
                         path="",
-                        message=f"{topic.subject}: {verdict}, this check {'accepts' if ours else 'refuses'} it",
+                        message=f"{topic.subject}: {verdict}, but this check {'accepts' if ours else 'refuses'} it",
                         version=version,
                         file=topic.schema_file,
                     )
@@ -95,7 +96,7 @@ def disagreements(catalogue: Catalogue, registry: SchemaRegistry) -> list[Findin
 
 
 def plan(catalogue: Catalogue) -> dict[str, int]:
-    """Return topic → next version, for the topics whose schema changed since the last release."""
+    """Return the next version of each topic whose schema changed since its last release, by topic name."""
     changed = {}
     for topic in catalogue.topics_with_schema():
         released = catalogue.released_schemas(topic.name)
@@ -105,7 +106,10 @@ def plan(catalogue: Catalogue) -> dict[str, int]:
 
 
 def release(catalogue: Catalogue, planned: dict[str, int]) -> None:
-    """Freeze the schemas as planned; raises ConfigError, and writes nothing, if a check fails."""
+    """Write the released files of each topic in ``planned``, and the lock.
+
+    If a check of any contract fails, raises ConfigError and writes nothing.
+    """
     if found := findings(catalogue):
         raise ConfigError(
             f"nothing was released: {found[0].message}", hint="`rtfm-cli schemas check` shows everything that is wrong."
@@ -116,7 +120,7 @@ def release(catalogue: Catalogue, planned: dict[str, int]) -> None:
 
 
 def reset(catalogue: Catalogue) -> None:
-    """Delete all released versions and make the present schemas version 1 of each subject.
+    """Delete all released versions, and release the current schemas as version 1 of each subject.
 
     Raises ConfigError if a schema breaks a rule by itself. The caller decides whether a reset is still allowed.
     """
@@ -139,7 +143,10 @@ def _freeze(catalogue: Catalogue, topic: Topic, version: int) -> None:
 
 
 def examples(schema: Schema) -> list[dict[str, Any]]:
-    """Build a full and a minimal record of ``schema``, as JSON and as hexadecimal Avro bytes."""
+    """Build two example records of ``schema``, each as JSON and as hexadecimal Avro bytes.
+
+    The first has a value in every field. The second has the smallest value in every field.
+    """
     node = parse(schema)
     return [
         {"value": value, "avro": _encode(schema, value)}
@@ -148,7 +155,7 @@ def examples(schema: Schema) -> list[dict[str, Any]]:
 
 
 def examples_path(catalogue: Catalogue, topic: Topic, version: int) -> Path:
-    """Return the path of the examples of a released version."""
+    """Return the path of the file with the examples of a released version."""
     return catalogue.released_directory(topic.name) / f"{version}.examples.json"
 
 

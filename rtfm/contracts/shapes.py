@@ -1,7 +1,8 @@
-"""Shapes of events: an attrs class and an Avro schema, matched field by field.
+"""Shapes of events. A shape is the result of matching an attrs class with an Avro schema, field by field.
 
-Owns the rules of that match; errors name the field that differs, or the value that does not fit. A codec builds its
-shape once. ``Other`` marks the types that the contracts do not use, which only fastavro reads and writes.
+This module defines when the two match. If they do not, the error names the field that differs. ``find_misfit`` names
+the field of an event that does not fit its shape. ``Other`` marks a type that the contracts do not use, and that only
+fastavro encodes and decodes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ RANGES = {"int": (-(2**31), 2**31 - 1), "long": (-(2**63), 2**63 - 1)}
 
 @frozen
 class Primitive:
-    """A value of one of Avro's primitive types; a timestamp in milliseconds is a ``long``."""
+    """A value of a primitive type of Avro, named by ``kind``. ``logical`` is its logical type, if it has one.
+
+    A timestamp is a ``long`` with the logical type ``timestamp-millis``.
+    """
 
     kind: str
     logical: str | None
@@ -41,7 +45,10 @@ class Primitive:
 
 @frozen
 class Enumeration:
-    """One of ``symbols``, as the member of ``enum_class`` whose value is the symbol."""
+    """A member of ``enum_class``, whose value is the encoded symbol.
+
+    ``default`` is the symbol that replaces an unknown one, or None if the schema has no default.
+    """
 
     enum_class: type[Enum]
     symbols: tuple[str, ...]
@@ -57,7 +64,10 @@ class Sequence:
 
 @frozen
 class Nullable:
-    """None or ``value``; ``null_first`` tells whether null is the first of the two union branches."""
+    """None, or a value of the shape ``value``.
+
+    ``null_first`` tells whether null is the first of the two branches of the union.
+    """
 
     value: Shape
     null_first: bool
@@ -65,7 +75,7 @@ class Nullable:
 
 @frozen
 class Slot:
-    """One field of a record: its shape, and its default as JSON (attrs.NOTHING if it has none)."""
+    """One field of a record, with its shape. ``default`` is its default as JSON, or attrs.NOTHING if there is none."""
 
     name: str
     shape: Shape
@@ -74,7 +84,7 @@ class Slot:
 
 @frozen
 class RecordShape:
-    """An attrs class, with its fields in the order of the schema."""
+    """An instance of ``event_class``. ``slots`` are its fields, in the order of the schema."""
 
     event_class: type[Any]
     name: str
@@ -83,7 +93,11 @@ class RecordShape:
 
 @frozen
 class Other:
-    """A type that the contracts do not use: aliases, maps, fixed, unions of several; the value is fastavro's own."""
+    """A type that the contracts do not use.
+
+    These are maps, fixed types, unions other than null and one type, and fields with aliases. The value is the one that
+    fastavro uses.
+    """
 
 
 Shape = Primitive | Enumeration | Sequence | Nullable | RecordShape | Other
@@ -92,7 +106,7 @@ Shape = Primitive | Enumeration | Sequence | Nullable | RecordShape | Other
 def match(event_class: type[Any], schema: Schema) -> RecordShape:
     """Match ``event_class`` with the record ``schema`` and return the shape.
 
-    Raises ConfigError that names the class, the field and the difference.
+    Raises ConfigError if the two differ; the message names the class, the field and the difference.
     """
     node = parse(schema)
     hint = f"Change the class in {event_class.__module__} together with its schema."
@@ -119,7 +133,10 @@ def is_covered(shape: Shape) -> bool:
 
 
 def find_misfit(shape: Shape, value: Any, path: str) -> str | None:
-    """Return the path in ``value`` that does not fit ``shape``, and why, never its content; None if all fits."""
+    """Return the path of the first field of ``value`` that does not fit ``shape``, and why; None if everything fits.
+
+    The text never contains the content of the field. ``path`` is the path of ``value`` itself.
+    """
     match shape:
         case RecordShape(event_class=event_class, slots=slots):
             if type(value) is not event_class:
@@ -151,12 +168,12 @@ def _find_primitive_misfit(kind: str, value: Any, path: str) -> str | None:
     if not fits:
         return _type_mismatch(value, kind, path)
     if kind in RANGES and not RANGES[kind][0] <= value <= RANGES[kind][1]:
-        return f"{path} is out of the range of {kind}"
+        return f"{path} is outside the range of {kind}"
     if kind == "string":
         try:
             value.encode()
         except UnicodeEncodeError:
-            return f"{path} contains half of a surrogate pair, which UTF-8 cannot encode"
+            return f"{path} contains half of a surrogate pair, which cannot be encoded as UTF-8"
     return None
 
 
@@ -166,7 +183,7 @@ def _type_mismatch(value: Any, expected: str, path: str) -> str:
 
 def _match_record(event_class: Any, node: Node, path: str, above: tuple[str, ...]) -> RecordShape:
     if node.name in above:
-        raise ConfigError(f"{path}: {node.name} contains itself, which is not supported in events")
+        raise ConfigError(f"{path}: the record {node.name} contains itself, which is not supported in events")
     if not (isinstance(event_class, type) and attrs.has(event_class)):
         raise _drift_error(path, event_class, f"the record {node.name}")
     hints = typing.get_type_hints(event_class)
@@ -178,7 +195,7 @@ def _match_record(event_class: Any, node: Node, path: str, above: tuple[str, ...
         raise ConfigError(f"{path}.{extra[0]} is in the class, but not in the schema {node.name}")
     if list(of_class) != of_schema:
         first = next(name for name, other in zip(of_class, of_schema, strict=True) if name != other)
-        raise ConfigError(f"{path}.{first} is in another position than in the schema {node.name}")
+        raise ConfigError(f"{path}.{first} has another position in the class than in the schema {node.name}")
     slots = []
     for entry in node.fields:
         where = f"{path}.{entry.name}"
@@ -193,7 +210,7 @@ def _match_type(hint: Any, node: Node, path: str, above: tuple[str, ...]) -> Sha
         options = [option for option in typing.get_args(hint) if option is not type(None)]
         is_union = typing.get_origin(hint) in (Union, types.UnionType)
         if not is_union or len(typing.get_args(hint)) != 2 or len(options) != 1:
-            raise _drift_error(path, hint, "a union with null, which is … | None")
+            raise _drift_error(path, hint, "a union with null, which needs … | None")
         null_first = node.branches[0].kind == "null"
         return Nullable(_match_type(options[0], node.branches[1 if null_first else 0], path, above), null_first)
     if node.kind == "record":
@@ -202,12 +219,12 @@ def _match_type(hint: Any, node: Node, path: str, above: tuple[str, ...]) -> Sha
         return _match_enumeration(hint, node, path)
     if node.kind == "array" and node.items is not None:
         if typing.get_origin(hint) is not list:
-            raise _drift_error(path, hint, "an array, which is list[…]")
+            raise _drift_error(path, hint, "an array, which needs list[…]")
         return Sequence(_match_type(typing.get_args(hint)[0], node.items, f"{path}[]", above))
     if node.kind in PRIMITIVES:
         expected: Any = TimestampMillis if node.logical == "timestamp-millis" else PRIMITIVES[node.kind]
         if hint is not expected:
-            raise _drift_error(path, hint, f"{node.logical or node.kind}, which is {expected.__name__}")
+            raise _drift_error(path, hint, f"{node.logical or node.kind}, which needs {expected.__name__}")
         return Primitive(node.kind, node.logical)
     return Other()
 
@@ -217,7 +234,10 @@ def _match_enumeration(hint: Any, node: Node, path: str) -> Enumeration:
         raise _drift_error(path, hint, f"the enum {node.name}")
     members = tuple(str(member.value) for member in hint)
     if members != node.symbols:
-        raise ConfigError(f"{path}: {hint.__name__} is {', '.join(members)}; the schema has {', '.join(node.symbols)}")
+        raise ConfigError(
+            f"{path}: the class {hint.__name__} has the members {', '.join(members)}, but the schema has"
+            f" {', '.join(node.symbols)}"
+        )
     return Enumeration(hint, node.symbols, node.default)
 
 
@@ -226,11 +246,11 @@ def _check_default(attribute: attrs.Attribute[Any], entry: Field, path: str) -> 
     if hasattr(default, "factory"):
         default = default.factory()
     if (default is attrs.NOTHING) == entry.has_default:
-        raise ConfigError(f"{path}: the class and the schema disagree on whether there is a default")
+        raise ConfigError(f"{path}: the class and the schema disagree on whether the field has a default")
     if entry.has_default and default != entry.default:
         raise ConfigError(f"{path}: the default is {default!r} in the class and {entry.default!r} in the schema")
 
 
 def _drift_error(path: str, hint: Any, expected: str) -> ConfigError:
     shown = hint.__name__ if isinstance(hint, type) else str(hint)
-    return ConfigError(f"{path} is {shown} in the class; the schema has {expected}")
+    return ConfigError(f"{path} has the type {shown} in the class, but the schema has {expected}")

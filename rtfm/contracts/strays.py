@@ -1,7 +1,7 @@
-"""Strays: unreleased versions that other programs registered under our subjects.
+"""Strays: unreleased versions that other programs registered under this project's subjects.
 
-Tells for each whether it breaks a rule, and whether it may be removed. A removed version's id keeps its schema, so that
-records that were written with it stay readable.
+``find`` lists them and the rules that each breaks, and ``find_removable`` finds one by its version. After a stray was
+removed, its schema can still be fetched by its id, and records that were written with it stay readable.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REGISTERED_BY = (
 
 @frozen(kw_only=True)
 class Stray:
-    """One unreleased version; ``breaks`` are the rules that it breaks, in words."""
+    """One unreleased version. ``breaks`` are descriptions of the rules that it breaks."""
 
     topic: str
     subject: str
@@ -30,21 +30,24 @@ class Stray:
 
     @property
     def message(self) -> str:
-        """Describe in one line which version it is, what is wrong with it and who may have registered it."""
-        verdict = f"it breaks rules of ours ({'; '.join(self.breaks)})" if self.breaks else "it breaks no rule of ours"
+        """One line that says which version it is, what is wrong with it and who may have registered it."""
+        verdict = f"it breaks rules ({'; '.join(self.breaks)})" if self.breaks else "it breaks no rule"
         return (
             f"{self.subject} version {self.version} (id {self.schema_id}) was never released; {verdict}; it was"
             f" {REGISTERED_BY}"
         )
 
     def command(self, registry_url: str | None = None) -> str:
-        """Return the command that removes it; with ``registry_url`` if that differs from the settings."""
+        """Return the command that removes this version.
+
+        Pass ``registry_url`` if it differs from the one in the settings; it becomes an option of the command.
+        """
         where = f" --registry {registry_url}" if registry_url else ""
         return f"rtfm-cli schemas remove {self.subject} {self.version}{where} --yes"
 
 
 def find(catalogue: Catalogue, registry: SchemaRegistry) -> list[Stray]:
-    """Find every version under our subjects that is neither released nor the present schema.
+    """Find every version under this project's subjects that is neither released nor the current schema.
 
     Raises Unavailable if the registry does not respond.
     """
@@ -52,7 +55,8 @@ def find(catalogue: Catalogue, registry: SchemaRegistry) -> list[Stray]:
     for topic in catalogue.topics_with_schema():
         versions = registry.versions(topic.name)
         known = [*catalogue.released_schemas(topic.name).values(), topic.schema or {}]
-        # A registry may store a schema in another notation, so its look-up decides too.
+        # A registry may store a released schema in another notation, so that comparing schemas does not recognise it.
+        # The registry's own look-up does.
         own = {registered[1] for schema in known if versions and (registered := registry.lookup(topic.name, schema))}
         for version, (schema_id, schema) in versions.items():
             if version not in own and schema not in known:
@@ -69,13 +73,13 @@ def find(catalogue: Catalogue, registry: SchemaRegistry) -> list[Stray]:
 
 
 def topic_of(catalogue: Catalogue, registry: SchemaRegistry, subject: str) -> Topic:
-    """Return the topic of ``subject``, written with or without prefix. Raises ConfigError for an unknown one."""
+    """Return the topic of ``subject``, which may lack the prefix or ``-value``. Raises ConfigError if there is none."""
     for topic in catalogue.topics_with_schema():
         if subject in (registry.subject(topic.name), topic.subject, topic.name):
             return topic
     raise ConfigError(
-        f"{subject} is not a subject of ours",
-        hint="Subjects are "
+        f"{subject} is not a subject of this project",
+        hint="The subjects are "
         + ", ".join(registry.subject(topic.name) for topic in catalogue.topics_with_schema())
         + ".",
     )
@@ -88,12 +92,18 @@ def find_removable(catalogue: Catalogue, registry: SchemaRegistry, topic: Topic,
             return stray
     subject = registry.subject(topic.name)
     if version in registry.versions(topic.name):
-        raise ConfigError(f"{subject} version {version} is released and cannot be removed", hint="Readers need it.")
-    raise ConfigError(f"{subject} has no version {version}", hint="`rtfm-cli schemas register --dry-run` lists strays.")
+        raise ConfigError(
+            f"{subject} version {version} is a released version or the current schema, and cannot be removed",
+            hint="Readers need it.",
+        )
+    raise ConfigError(
+        f"{subject} has no version {version}",
+        hint="`rtfm-cli schemas register --dry-run` lists the versions that can be removed.",
+    )
 
 
 def _find_broken_rules(catalogue: Catalogue, topic: Topic, schema: Schema) -> tuple[str, ...]:
-    """Return the rules that ``schema`` would break as the next version."""
+    """Return descriptions of the rules that ``schema`` would break as the next version of ``topic``."""
     released = catalogue.released_schemas(topic.name) or {1: topic.schema or {}}
     try:
         found = release.topic_findings(evolve(topic, schema=schema), released)

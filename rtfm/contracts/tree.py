@@ -1,7 +1,7 @@
-"""An Avro schema as a tree, with names resolved and namespaces spelled out. Pure.
+"""An Avro schema as a tree, in which every name is resolved and has its namespace. Pure.
 
-It expects a valid schema, as from ``catalogue.read_schema``, and checks nothing. The codec and the rules interpret the
-tree.
+``parse`` expects a valid schema, such as one from ``catalogue.read_schema``, and checks nothing. The codec and the
+rules use the tree.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ PRIMITIVES = ("null", "boolean", "int", "long", "float", "double", "bytes", "str
 
 @define(eq=False)
 class Node:
-    """One type of a schema. ``kind`` is a primitive's name, or record, enum, fixed, array, map or union.
+    """One type of a schema. ``kind`` is the name of a primitive type, or record, enum, fixed, array, map or union.
 
-    A named type is one node wherever it occurs, so a recursive type contains itself.
+    Every use of a named type refers to the same node. The node of a recursive type therefore contains itself.
     """
 
     kind: str
@@ -40,13 +40,13 @@ class Node:
 
     @property
     def is_nullable(self) -> bool:
-        """Return whether this is a union of null and one other type."""
+        """Whether this is a union of null and one other type."""
         return len(self.branches) == 2 and any(branch.kind == "null" for branch in self.branches)
 
 
 @frozen(eq=False)
 class Field:
-    """One field of a record; ``default`` is attrs.NOTHING if it has none."""
+    """One field of a record. ``default`` is attrs.NOTHING if the field has no default."""
 
     name: str
     node: Node
@@ -56,7 +56,7 @@ class Field:
 
     @property
     def has_default(self) -> bool:
-        """Return whether the field has a default."""
+        """Whether the field has a default."""
         return self.default is not NOTHING
 
 
@@ -66,7 +66,10 @@ def parse(schema: Any) -> Node:
 
 
 def walk(node: Node, path: str = "", seen: frozenset[str] = frozenset()) -> Iterator[tuple[str, Node]]:
-    """Yield (path, type) for ``node`` and every type below it; a recursive type is entered once."""
+    """Yield (path, type) for ``node`` and for every type below it.
+
+    A recursive type is yielded again inside itself, but the walk does not enter it a second time.
+    """
     yield path, node
     if node.name:
         if node.name in seen:
@@ -91,12 +94,12 @@ def items_path(path: str, node: Node) -> str:
 
 
 def is_size(size: Any) -> bool:
-    """Return whether ``size`` is valid for a fixed; fastavro accepts anything in a schema."""
+    """Return whether ``size`` is a valid size of a fixed type. fastavro does not check this when it parses a schema."""
     return type(size) is int and size >= 0
 
 
 def takes_no_bytes(node: Node, known: dict[int, bool]) -> bool:
-    """Return whether every value of ``node`` is encoded as no bytes; ``known`` caches the results by node."""
+    """Return whether every value of ``node`` is encoded as no bytes. ``known`` caches results by the node's ``id``."""
     match node.kind:
         case "null":
             return True
@@ -104,7 +107,7 @@ def takes_no_bytes(node: Node, known: dict[int, bool]) -> bool:
             return node.size == 0
         case "record":
             if id(node) not in known:
-                known[id(node)] = True  # for a record that contains itself, of which no value can be encoded
+                known[id(node)] = True  # in case the record contains itself; such a record has no finite value
                 known[id(node)] = all(takes_no_bytes(entry.node, known) for entry in node.fields)
             return known[id(node)]
         case _:

@@ -15,7 +15,7 @@ from attrs import frozen
 
 from rtfm.clock import now_ms
 from rtfm.errors import InvalidEvent
-from rtfm.events import DISCORDS_OWN_SOURCES, ChannelKind, DiscordMessage, MessageChange, find_broken_rule
+from rtfm.events import DISCORD_SOURCES, ChannelKind, DiscordMessage, MessageChange, find_broken_rule
 from rtfm.knowledge import Knowledge
 from rtfm.knowledge.archive import Channel, CollectionChanged, Erasures, StoredMessage, guild_key
 from rtfm.knowledge.indexing import BatchState, Indexer
@@ -137,7 +137,7 @@ def _channel(event: DiscordMessage, guild_id: str, known: Channel | None, *, unc
             kind=event.channel_kind,
             parent_channel_id=event.parent_channel_id,
             observed_at=event.observed_at or 0,
-            from_discord=event.source in DISCORDS_OWN_SOURCES,
+            from_discord=event.source in DISCORD_SOURCES,
         ),
         name=_storable(event.channel_name) if event.channel_name else None,
     )

@@ -115,8 +115,8 @@ def test_a_question_without_usable_ids_is_invalid(knowledge: Knowledge, query: o
 
 
 ID_RULE = "must match [A-Za-z0-9._:@-]{1,128}"
-SNOWFLAKE_RULE = "must be a decimal of at most 64 bits, since origin is MENTION"
-TIME_RULE = "must lie in the years 1 to 9999"
+SNOWFLAKE_RULE = "must be a Discord id (an integer below 2**64), because origin is MENTION"
+TIME_RULE = "must be in the years 1 to 9999"
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_a_refused_question_carries_the_time_of_its_record(
         (record,) = eventually(lambda: records(settings, contracts, RESPONSES))
     (of_query,) = (one for one in records(settings, contracts, QUERIES) if one.value == micros)
     assert (record.event.query_id, record.event.asked_at) == ("q1", of_query.timestamp_ms)
-    assert record.event.answer == "asked_at must lie in the years 1 to 9999"
+    assert record.event.answer == "asked_at must be in the years 1 to 9999"
     assert letter.value == nameless
     assert reasons([letter]) == ["BotQuery.query_id must match [A-Za-z0-9._:@-]{1,128}"]
 
@@ -105,9 +105,11 @@ def test_messages_that_break_a_rule_are_dead_letters_and_the_others_are_archived
     bad = {
         "guild_id must match [A-Za-z0-9._:@-]{1,128}": message(11, "x", guild_id="a b"),
         "message_id must match [A-Za-z0-9._:@-]{1,128}": evolve(message(12, "x"), message_id="f" * 400_000),
-        "created_at must lie in the years 1 to 9999": message(13, "x", created_at=TimestampMillis(NOW * 1000)),
-        "edited_at must lie in the years 1 to 9999": message(14, "x", edited_at=TimestampMillis(-(2**63))),
-        "observed_at must not lie more than a minute ahead": message(15, "x", observed_at=TimestampMillis(2**47)),
+        "created_at must be in the years 1 to 9999": message(13, "x", created_at=TimestampMillis(NOW * 1000)),
+        "edited_at must be in the years 1 to 9999": message(14, "x", edited_at=TimestampMillis(-(2**63))),
+        "observed_at must not be more than a minute after the present time": message(
+            15, "x", observed_at=TimestampMillis(2**47)
+        ),
         "channel_id differs from the known channel of the message": message(
             1, "moved", channel_id="201", edited_at=NOW
         ),

@@ -161,8 +161,8 @@ FAR = TimestampMillis(253_402_300_800_000)
         ({"mentioned_user_ids": ["5", "<5>"]}, "mentioned_user_ids must match"),
         ({"author_id": "helpdesk-7", "source": MessageSource.GATEWAY}, "author_id must be a decimal"),
         ({"parent_channel_id": str(2**64), "source": MessageSource.HISTORY}, "parent_channel_id must be a decimal"),
-        ({"created_at": FAR}, "created_at must lie in the years 1 to 9999"),
-        ({"edited_at": TimestampMillis(-(2**63))}, "edited_at must lie in the years 1 to 9999"),
+        ({"created_at": FAR}, "created_at must be in the years 1 to 9999"),
+        ({"edited_at": TimestampMillis(-(2**63))}, "edited_at must be in the years 1 to 9999"),
         (
             {"observed_at": TimestampMillis(now_ms() + 86_400_000)},
             "observed_at must not lie more than a minute",

@@ -164,10 +164,10 @@ def test_a_rebuilt_registry_stops_a_service_that_starts(
     send(proxied_settings, open_at_start(proxied_settings))
     rebuild_registry(settings, registry_proxy)
     contracts = open_at_start(proxied_settings)
-    with EventProducer(proxied_settings, contracts) as producer, pytest.raises(ConfigError, match="is another schema"):
+    with EventProducer(proxied_settings, contracts) as producer, pytest.raises(ConfigError, match="has another schema"):
         producer.send(MESSAGES, build_message(2))
     with (
-        pytest.raises(ConfigError, match="is another schema"),
+        pytest.raises(ConfigError, match="has another schema"),
         running(proxied_settings, contracts, RecordingHandler()) as thread,
     ):
         thread.join(40)
@@ -190,11 +190,11 @@ def test_a_registry_that_comes_back_rebuilt_stops_a_service_that_runs(
         try:
             contracts.encode(MESSAGES, build_message(1))
         except ConfigError as exc:
-            return "is another schema" in str(exc)
+            return "has another schema" in str(exc)
         return False
 
     eventually(is_refused)
-    with pytest.raises(ConfigError, match="is another schema"):
+    with pytest.raises(ConfigError, match="has another schema"):
         contracts.decode(MESSAGES, value)
 
 

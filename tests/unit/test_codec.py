@@ -215,7 +215,7 @@ def hostile(field_type: Any, *, by_fastavro: bool) -> Any:
 def test_a_fixed_of_an_impossible_size_is_undecodable(size: Any, by_fastavro: bool) -> None:
     """A schema with a fixed type of an impossible size is refused, because skipping its values would never end."""
     fixed = {"type": "array", "items": {"type": "fixed", "name": "F", "size": size}}
-    with pytest.raises(UndecodableRecord, match="has the size"):
+    with pytest.raises(UndecodableRecord, match="has the invalid size"):
         codec().decode(struct.pack(">bI", 0, 7) + b"\x02" * 60, hostile(fixed, by_fastavro=by_fastavro))
 
 

@@ -48,7 +48,7 @@ def test_a_new_field_without_default_is_named_with_its_fix_and_whom_it_breaks() 
     )
     found = topic_findings(topic, {1: record(field("a"))})
     assert [entry.message for entry in found] == [
-        "bot-queries-value v2: new field `locale` has no default, so readers of v2 cannot read v1; add a default"
+        "bot-queries-value v2: the new field `locale` has no default, so readers of v2 cannot read v1; add a default"
     ]
     assert (found[0].path, found[0].rule) == ("locale", "default")
     assert (found[0].producers, found[0].consumers) == (("bot",), ("processor: answer",))

@@ -52,7 +52,10 @@ def add_field(path: Path, **more: Any) -> None:
         ("topics = {}", "namespace is missing"),
         ('namespace = "a"\n[topics.t]\ndoc = "d"\nkey = "k"\npartitions = 0', "partitions: 0"),
         ('namespace = "a"\n[topics.t]\nretention = 1', "unknown key retention"),
-        ('namespace = "a"\n[topics.t]\nschema = "bot-query.avsc"\ncompatibility = "ALL"', "'ALL' is not a level"),
+        (
+            'namespace = "a"\n[topics.t]\nschema = "bot-query.avsc"\ncompatibility = "ALL"',
+            "'ALL' is not a compatibility level",
+        ),
         ('namespace = "a"\n[topics.t]\nschema = "gone.avsc"', "gone.avsc cannot be read"),
     ],
 )
@@ -75,7 +78,7 @@ def test_a_malformed_catalogue_is_named_with_its_place(copy: Path, text: str, sa
 def test_a_schema_that_does_not_parse_is_named(copy: Path, text: str) -> None:
     """The error for a schema that is not JSON, not a record or not Avro names its file."""
     (copy / QUERY).write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match=f"{QUERY}.*{'there is no type text' if 'text' in text else ''}"):
+    with pytest.raises(ConfigError, match=f"{QUERY}.*{'the type text is not defined' if 'text' in text else ''}"):
         catalogue.load(copy)
 
 
@@ -84,7 +87,7 @@ def test_check_names_field_rule_and_consumers(copy: Path, capsys: pytest.Capture
     add_field(copy / QUERY)
     assert run(["schemas", "check"]) == 1
     said = capsys.readouterr().out
-    assert "new field `locale` has no default, so readers of v2 cannot read v1; add a default" in said
+    assert "the new field `locale` has no default, so readers of v2 cannot read v1; add a default" in said
     assert "processor: answer" in said
     assert "rule: default" in said
 
@@ -177,7 +180,9 @@ def test_a_logical_type_on_the_wrong_base_is_a_finding_and_no_warning_of_a_libra
 
     change(copy / QUERY, narrow)
     assert run(["schemas", "check"]) == 1
-    assert "`asked_at` has timestamp-millis on int; put it on long" in capsys.readouterr().out
+    assert (
+        "`asked_at` has the logicalType timestamp-millis on the type int; use it with long" in capsys.readouterr().out
+    )
     # Other warnings may appear at any time, for instance for a socket of an earlier test.
     assert not [warning for warning in recwarn.list if warning.category is IgnoredLogicalType]
 
@@ -238,5 +243,5 @@ def test_a_topic_without_a_group_is_an_error_that_names_the_file(copy: Path) -> 
     """If a topic that a service must read has no group, the error names the file, and the exit code is 2."""
     text = (copy / "contracts.toml").read_text(encoding="utf-8")
     (copy / "contracts.toml").write_text(text.replace('group = "rtfm-bot-responses"\n', ""), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"\[topics.bot-responses\]: group is missing"):
+    with pytest.raises(ConfigError, match=r"\[topics.bot-responses\]: the key group is missing"):
         catalogue.load(copy).group(names.RESPONSES)

@@ -17,7 +17,7 @@ from benchmarks.events import events
 from rtfm.contracts import EVENT_OF_TOPIC, EventCodec, catalogue
 from rtfm.errors import InvalidEvent
 from rtfm.events import (
-    DISCORDS_OWN_ORIGINS,
+    DISCORD_ORIGINS,
     MAX_TIMESTAMP,
     MIN_TIMESTAMP,
     BotQuery,
@@ -82,13 +82,19 @@ def test_other_programs_have_ids_of_their_own_and_discord_has_decimals_of_64_bit
     for source in MessageSource:
         broken = find_broken_rule(evolve(MESSAGE, source=source, author_id=value), now=NOW)
         if source in (MessageSource.GATEWAY, MessageSource.HISTORY):
-            assert str(broken) == f"author_id must be a decimal of at most 64 bits, since source is {source.value}"
+            assert (
+                str(broken)
+                == f"author_id must be a Discord id (an integer below 2**64), because source is {source.value}"
+            )
         else:
             assert broken is None
     for origin in QueryOrigin:
         broken = find_broken_rule(evolve(QUERY, origin=origin, asker_id=value), now=NOW)
-        if origin in DISCORDS_OWN_ORIGINS:
-            assert str(broken) == f"asker_id must be a decimal of at most 64 bits, since origin is {origin.value}"
+        if origin in DISCORD_ORIGINS:
+            assert (
+                str(broken)
+                == f"asker_id must be a Discord id (an integer below 2**64), because origin is {origin.value}"
+            )
         else:
             assert broken is None
 
@@ -122,12 +128,12 @@ def test_a_time_outside_the_years_1_to_9999_breaks_the_rule(value: int) -> None:
     ):
         event = evolve(OF_TOPIC[topic], **{name: wrong})
         assert [str(broken) for broken in find_broken_rules(event, now=NOW)] == [
-            f"{name} must lie in the years 1 to 9999"
+            f"{name} must be in the years 1 to 9999"
         ]
-        with pytest.raises(InvalidEvent, match=rf"\.{name} must lie in the years 1 to 9999$"):
+        with pytest.raises(InvalidEvent, match=rf"\.{name} must be in the years 1 to 9999$"):
             CODECS[topic].encode(event, 7)
     citation = evolve(RESPONSE.citations[0], created_at=wrong)
-    with pytest.raises(InvalidEvent, match=r"BotResponse\.citations\[0\]\.created_at must lie"):
+    with pytest.raises(InvalidEvent, match=r"BotResponse\.citations\[0\]\.created_at must be"):
         CODECS["bot-responses"].encode(evolve(RESPONSE, citations=[citation]), 7)
 
 
@@ -141,7 +147,7 @@ def test_any_time_of_the_calendar_is_written(value: int) -> None:
 def test_an_observation_of_the_future_breaks_the_rule() -> None:
     """A time of observation in the future breaks the rule, because it would override Discord's reports until then."""
     ahead = evolve(MESSAGE, observed_at=TimestampMillis(NOW + 60_001))
-    assert str(find_broken_rule(ahead, now=NOW)) == "observed_at must not lie more than a minute ahead"
+    assert str(find_broken_rule(ahead, now=NOW)) == "observed_at must not be more than a minute after the present time"
     assert find_broken_rule(ahead, now=TimestampMillis(NOW + 1)) is None
 
 
@@ -150,7 +156,7 @@ def test_the_encoder_compares_observations_with_the_clock() -> None:
     codec = CODECS["discord-messages"]
     for _ in range(2):
         now = time.time_ns() // 1_000_000
-        with pytest.raises(InvalidEvent, match=r"observed_at must not lie more than a minute ahead"):
+        with pytest.raises(InvalidEvent, match=r"observed_at must not be more than a minute after the present time"):
             codec.encode(evolve(MESSAGE, observed_at=TimestampMillis(now + 120_000)), 7)
         codec.encode(evolve(MESSAGE, observed_at=TimestampMillis(now + 30_000)), 7)
 

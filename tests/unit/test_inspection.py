@@ -57,14 +57,20 @@ def test_a_whole_record_is_read_whole() -> None:
 @pytest.mark.parametrize(
     ("data", "fault"),
     [
-        (b"", DecodingFault(0, "the frame", "0 bytes are too short for a record with a schema id")),
-        (b"\x00\x00", DecodingFault(2, "the frame", "2 bytes are too short for a record with a schema id")),
-        (ODD[:5] + b"\x02" + ODD[6:], DecodingFault(5, "Odd.flag", "neither true nor false")),
-        (ODD[:6] + b"\x08" + ODD[7:], DecodingFault(6, "Odd.kind", "the enum has 2 symbols, none is number 4")),
-        (ODD[:7] + b"\x04" + ODD[8:], DecodingFault(7, "Odd.maybe", "the union has 2 branches, none is number 2")),
-        (ODD[:14] + b"\x7f" + ODD[15:], DecodingFault(14, "Odd.texts[0]", "a length beyond the end of the record")),
-        (ODD[:15] + b"\xff" + ODD[16:], DecodingFault(15, "Odd.texts[0]", "not UTF-8")),
-        (ODD[:-1], DecodingFault(len(ODD) - 1, "Odd.mark", "the record is cut short")),
+        (b"", DecodingFault(0, "the frame", "0 bytes are too few for a value with a schema id")),
+        (b"\x00\x00", DecodingFault(2, "the frame", "2 bytes are too few for a value with a schema id")),
+        (ODD[:5] + b"\x02" + ODD[6:], DecodingFault(5, "Odd.flag", "the byte of a boolean is neither 0 nor 1")),
+        (ODD[:6] + b"\x08" + ODD[7:], DecodingFault(6, "Odd.kind", "the enum has 2 symbols, and 4 is not one of them")),
+        (
+            ODD[:7] + b"\x04" + ODD[8:],
+            DecodingFault(7, "Odd.maybe", "the union has 2 branches, and 2 is not one of them"),
+        ),
+        (
+            ODD[:14] + b"\x7f" + ODD[15:],
+            DecodingFault(14, "Odd.texts[0]", "a length is negative, or goes beyond the end of the record"),
+        ),
+        (ODD[:15] + b"\xff" + ODD[16:], DecodingFault(15, "Odd.texts[0]", "the text is not UTF-8")),
+        (ODD[:-1], DecodingFault(len(ODD) - 1, "Odd.mark", "the record ends too early")),
         (ODD + b"zz", DecodingFault(len(ODD), "the end", "2 more bytes follow the record")),
     ],
 )

@@ -1,7 +1,7 @@
-"""The compiled codec: generated source of an event's encoder and decoders, compiled to functions once.
+"""The compiled codec: Python functions that are generated for one event class and its schemas, and compiled once.
 
-Keeps the promises of ``codec`` for the shapes that it covers, at several times the speed of an interpreted codec.
-``rtfm-cli schemas show --codec`` prints the source.
+It gives the same guarantees as ``codec`` for the shapes that it supports, and is several times as fast as a codec that
+interprets the schema for each record. ``rtfm-cli schemas show --codec`` prints the generated source.
 """
 
 from __future__ import annotations
@@ -34,16 +34,18 @@ DECODING_ERRORS = (
     RecursionError,
     AttributeError,
 )
-"""What the generated code raises for a value or bytes that do not fit."""
+"""The exceptions that a generated decoder raises for bytes that are not a record of its schema."""
 
 
 def encoder(shape: shapes.RecordShape) -> tuple[Callable[[str], Callable[[Any], bytes]], str]:
-    """Return (function from a frame to its encoder, source). The frame is text of the code points 0 to 255.
+    """Return (a function that builds the encoder for a frame, the encoder's source).
 
-    The encoder raises InvalidEvent that names the field that does not fit or breaks a rule of ``rtfm.events``.
+    The frame is a text in which each character is one byte, with the code points 0 to 255. The encoder raises
+    InvalidEvent if a field does not fit or breaks a rule of ``rtfm.events``; the message names the field.
     """
     text, names = encoding.source(shape)
-    # ``observed_at`` is valid up to here: the clock of an earlier check only goes forward.
+    # Every ``observed_at`` up to this time is valid. An earlier check computed it from the clock, which has only moved
+    # forward since, so that later limits are higher.
     checked_until = [MIN_TIMESTAMP]
 
     def check(event: Any) -> None:
@@ -55,12 +57,12 @@ def encoder(shape: shapes.RecordShape) -> tuple[Callable[[str], Callable[[Any], 
     names |= {"check": check, "checked_until": checked_until}
     names["build_refusal"] = lambda event, exc: build_refusal(shape, event, exc)
     template: FunctionType = _compile(text, names, "encode", f"<encoder of {shape.name}>")
-    # The frame is a default argument, which saves a call between the caller and the encoder.
+    # The frame becomes the default of the function's second parameter. A wrapper would cost one more call per event.
     return lambda frame: FunctionType(template.__code__, template.__globals__, "encode", (frame,)), text
 
 
 def build_refusal(shape: shapes.RecordShape, event: Any, exc: Exception) -> InvalidEvent:
-    """Build the error that says why ``event`` does not fit ``shape``, after encoding it raised ``exc``."""
+    """Build the error that says why ``event`` cannot be encoded with ``shape``. ``exc`` is what the encoder raised."""
     name = shape.event_class.__name__
     if found := shapes.find_misfit(shape, event, name):
         return InvalidEvent(found)
@@ -70,9 +72,11 @@ def build_refusal(shape: shapes.RecordShape, event: Any, exc: Exception) -> Inva
 
 
 def decoder(shape: shapes.RecordShape, writer_schema: Schema) -> tuple[Callable[[bytes], Any], str]:
-    """Return (function from framed bytes to event, its source) for records of ``writer_schema``.
+    """Return (a function that decodes records of ``writer_schema`` to events, its source).
 
-    The function raises UndecodableRecord that names the field. Raises Unresolvable or NotCovered.
+    The function takes bytes with their frame. It raises UndecodableRecord if they are not a record of
+    ``writer_schema``; the message names the field. ``decoder`` itself raises Unresolvable if no record of
+    ``writer_schema`` can be read as the event, and NotCovered if only fastavro supports a type.
     """
     text, names, paths = decoding.source(shape, parse(writer_schema))
     where = f"<decoder of {shape.name}>"
@@ -84,7 +88,7 @@ def decoder(shape: shapes.RecordShape, writer_schema: Schema) -> tuple[Callable[
             return inner(data)
         except DECODING_ERRORS as exc:
             path = _find_path(exc.__traceback__, where, paths) or shape.name
-            raise UndecodableRecord(f"{path}: {varints.reason(exc)}") from exc
+            raise UndecodableRecord(f"{path}: {varints.describe_error(exc)}") from exc
 
     return decode, text
 

@@ -1,9 +1,11 @@
-"""Generator of decoders: from a writer's schema and the reader's shape to the source of a Python function.
+"""The generator of decoders. It turns a writer's schema and the reader's shape into the source of a Python function.
 
-The writer's schema may be the reader's own or another version. Fields that the reader lacks are skipped, fields that
-the writer lacks get their defaults, and numbers are widened; all of that is decided here and not for each record. A
-record is decoded as Latin-1 once and texts are slices of it, which costs less than decoding each as UTF-8. Slices that
-are not ASCII are then decoded as UTF-8.
+The writer's schema may be the reader's own or another version. The generated function skips fields that the reader does
+not have, uses the defaults of fields that the writer does not have, and converts numbers to wider types. The generator
+decides all of this once, so that the function does not decide it again for each record.
+
+The function decodes the whole record as Latin-1 once, and each text is a slice of the result. This is faster than
+decoding each text as UTF-8. Only slices that are not ASCII are decoded as UTF-8, from the original bytes.
 """
 
 from __future__ import annotations
@@ -25,13 +27,15 @@ _WIDER = {"long": ("int",), "float": ("int", "long"), "double": ("int", "long", 
 
 
 class NotCovered(Exception):
-    """The schemas have a type that only fastavro supports."""
+    """The compiled codec does not support a type of the schemas; fastavro does."""
 
 
 def source(shape: shapes.RecordShape, writer: Node) -> tuple[str, dict[str, Any], dict[int, str]]:
-    """Generate ``decode(data) -> event``: (source, names that it uses, line number → path).
+    """Generate the function ``decode(data) -> event``.
 
-    Raises Unresolvable if the writer's records cannot be read as the event, NotCovered if fastavro must decide that.
+    Return its source, the objects that it uses by name, and the path of the field that each of its lines reads, by line
+    number. Raises Unresolvable if the writer's records cannot be read as the event, and NotCovered if only fastavro
+    supports a type.
     """
     state = SourceState(names={name: getattr(varints, name) for name in _RUNTIME})
     state.names.update(read_float=varints.float_codec("f")[1], read_double=varints.float_codec("d")[1])
@@ -52,7 +56,10 @@ _RUNTIME = [
 
 
 def _read(state: SourceState, node: Node, shape: shapes.Shape, target: str, path: str, depth: int) -> None:
-    """Add the lines that read a ``node`` at ``position`` into ``target`` and move ``position`` past it."""
+    """Add the lines that read a value of the type ``node`` into the variable ``target``.
+
+    The generated lines read the value at ``position``, and move ``position`` to the byte after the value.
+    """
     if node.kind == "union":
         _union(state, node, shape, target, path, depth)
         return
@@ -112,7 +119,7 @@ def _primitive(
         line("position = end")
     elif kind == "boolean":
         line("byte = data[position]; position += 1")
-        line('if byte > 1: raise Misfit("neither true nor false")')
+        line('if byte > 1: raise Misfit("the byte of a boolean is neither 0 nor 1")')
         line(f"{target} = byte == 1")
     elif written in ("float", "double"):
         line(f"{target} = read_{written}(data, position)[0]; position += {4 if written == 'float' else 8}")
@@ -148,7 +155,7 @@ def _union(state: SourceState, node: Node, shape: shapes.Shape, target: str, pat
     if len(node.branches) > 63:
         raise NotCovered(path)
     state.line(depth, "byte = data[position]; position += 1", path)
-    # Null last, because most nullable fields are not null.
+    # Null is tested last, because most nullable fields are not null.
     order = sorted(range(len(node.branches)), key=lambda index: node.branches[index].kind == "null")
     for place, index in enumerate(order):
         state.line(depth, f"{'elif' if place else 'if'} byte == {index << 1}:", path)
@@ -159,7 +166,7 @@ def _union(state: SourceState, node: Node, shape: shapes.Shape, target: str, pat
                 raise
             state.line(depth + 1, f"raise Misfit({str(exc)!r})", path)
     state.line(depth, "else:", path)
-    state.line(depth + 1, 'raise Misfit("no such branch of the union")', path)
+    state.line(depth + 1, 'raise Misfit("the union has no such branch")', path)
 
 
 def _is_resolvable(node: Node, shape: shapes.Shape) -> bool:
@@ -171,7 +178,10 @@ def _is_resolvable(node: Node, shape: shapes.Shape) -> bool:
 
 
 def _begin_blocks(state: SourceState, target: str, path: str, depth: int) -> None:
-    """Open the loop over the items of an array; the caller adds the lines for an item and for the next block."""
+    """Add the beginning of the loop over the items of an array.
+
+    The caller must add the lines that read one item, and then the line that reads the first byte of the next block.
+    """
     state.line(depth, f"{target} = []; {state.part(target, 'append')} = {target}.append", path)
     state.line(depth, "byte = data[position]; position += 1", path)
     state.line(depth, "while byte:", path)
@@ -196,7 +206,9 @@ def _record(
     for slot in shape.slots:
         if slot.name not in written:
             if slot.default is NOTHING:
-                raise Unresolvable(f"{path}.{slot.name}: the writer has no such field and the reader has no default")
+                raise Unresolvable(
+                    f"{path}.{slot.name}: the writer's schema does not have this field, and it has no default"
+                )
             made = _default(state, slot)
             state.line(depth, f"{variables[slot.name]} = {made}", f"{path}.{slot.name}")
     blank = build_blank(shape.event_class)
@@ -205,7 +217,8 @@ def _record(
         arguments = ", ".join(f"{name}={variable}" for name, variable in variables.items())
         state.line(depth, f"{target} = {known_class}({arguments})", path)
         return
-    # Fill an instance of an unfrozen subclass, then freeze it: a tenth of the cost of the constructor.
+    # The function fills an instance of a subclass that is not frozen, and then changes its class to the frozen one.
+    # This takes a tenth of the time that the frozen class's constructor takes.
     state.line(depth, f"{target} = {state.constant(blank.__name__, blank)}()", path)
     for name, variable in variables.items():
         state.line(depth, f"{target}.{name} = {variable}", path)
@@ -227,9 +240,10 @@ def _skip_field(state: SourceState, entry: Field, path: str, depth: int) -> None
 
 
 def build_blank(event_class: type[Any]) -> type[Any] | None:
-    """Build a subclass of a frozen attrs class whose instances are filled field by field, then change to that class.
+    """Build a subclass of a frozen attrs class whose instances can be filled field by field.
 
-    None if the constructor does more than set fields, or if ``__class__`` cannot be assigned.
+    A filled instance becomes one of ``event_class`` by an assignment to its ``__class__``. Return None if this is
+    impossible: if the constructor of ``event_class`` does more than set fields, or if ``__class__`` cannot be assigned.
     """
     constructor = vars(event_class).get("__init__")
     only_sets = inspect.isfunction(constructor) and constructor.__code__.co_filename.startswith("<attrs generated")

@@ -1,12 +1,13 @@
-"""Generator of encoders: from the shape of an event to the source of a Python function.
+"""The generator of encoders. It turns the shape of an event into the source of a Python function.
 
-The function takes the event and the frame, runs straight through the fields, and joins all parts once. Short ASCII
-texts take the fast path, other texts a slower one; the ids of a record are checked together. Any error is replaced by
-the one that ``build_refusal`` builds.
+The function takes the event and the frame. It prepares the parts of each field in order, without calls where possible,
+and joins all parts once. It has a fast path for short ASCII texts, and checks the ids of a record together. If it
+raises anything, the caller gets the error that ``build_refusal`` builds.
 
-The rules of ``rtfm.events`` cost little. Ids of 1 to 19 digits satisfy the rule for ids in any case, and an
-``observed_at`` that an earlier check covers needs no clock. For anything else the rule itself is checked, once per
-event.
+The function also makes sure that the event breaks no rule of ``rtfm.events``. Two tests show for nearly all events,
+at little cost, that ids and ``observed_at`` are valid: an id of 1 to 19 digits satisfies every rule for ids, and an
+``observed_at`` is valid if an earlier check allowed a time as late. Only if one of these tests fails, the function
+calls ``check``, which applies all rules to the event.
 """
 
 from __future__ import annotations
@@ -20,18 +21,21 @@ from rtfm.events import ID, is_id_field
 
 
 def source(shape: shapes.RecordShape) -> tuple[str, dict[str, Any]]:
-    """Generate ``encode(event, frame) -> bytes`` for ``shape``, which must be covered: (source, names that it uses)."""
+    """Generate the function ``encode(event, frame) -> bytes``.
+
+    Return its source and the objects that it uses, by name. ``shapes.is_covered`` must be true of ``shape``.
+    """
     state = SourceState(names={name: getattr(varints, name) for name in _RUNTIME})
     state.names.update(join="".join, write_float=varints.float_codec("f")[0], write_double=varints.float_codec("d")[0])
     state.names["matches_id"] = ID.fullmatch
     state.line(0, "def encode(event, frame):")
     state.line(1, "try:")
-    state.line(2, "unsure = False")
+    state.line(2, "must_check = False")
     parts = _record(state, shape, "event", "", 2)
-    state.line(2, "if unsure:")
+    state.line(2, "if must_check:")
     state.line(3, "check(event)")
     state.line(2, f'return {_join(["frame", *parts])}.encode("latin-1")')
-    # Whatever an invalid value raises, ``build_refusal`` finds the field and says what is wrong.
+    # An invalid value may raise any exception. ``build_refusal`` finds the field and says what is wrong.
     state.line(1, "except Exception as exc:")
     state.line(2, "raise build_refusal(event, exc) from exc")
     return state.text(), state.names
@@ -45,11 +49,14 @@ _RUNTIME = [
 
 
 def _record(state: SourceState, shape: shapes.RecordShape, var: str, prefix: str, depth: int) -> list[str]:
-    """Add the lines that prepare the record in ``var``; its fields' variables are named ``prefix`` and the field."""
+    """Add the lines that prepare the record in the variable ``var``, and return the variables with its parts.
+
+    The variable of a field is named ``prefix`` followed by the field's name.
+    """
     known_class = state.constant(shape.event_class.__name__, shape.event_class)
     state.line(depth, f"if {var}.__class__ is not {known_class}:")
     state.line(depth + 1, f"raise Misfit({var})")
-    # All first, so that the CPU fetches them in parallel.
+    # All fields are read before the first is used, so that the CPU fetches them in parallel.
     variables = {slot.name: state.variable(prefix + slot.name) for slot in shape.slots}
     for name, variable in variables.items():
         state.line(depth, f"{variable} = {var}.{name}")
@@ -62,7 +69,10 @@ def _record(state: SourceState, shape: shapes.RecordShape, var: str, prefix: str
 
 
 FREE_FORM_IDS = frozenset({"query_id"})
-"""Ids that usually contain more than digits, and are therefore matched one by one."""
+"""Names of id fields whose values usually contain more than digits.
+
+They are not part of the common test for numeric ids, which would nearly always fail, and are matched one by one.
+"""
 
 _TEXT = shapes.Primitive("string", None)
 
@@ -73,15 +83,15 @@ def _is_id(slot: shapes.Slot) -> bool:
 
 
 def _slot(state: SourceState, slot: shapes.Slot, var: str, depth: int) -> list[str]:
-    """Add the lines that prepare a field, including the checks for its name; see ``_value``."""
+    """Add the lines that prepare a field, as ``_value`` does, and the checks that the rule for its name requires."""
     if slot.name == "observed_at":
-        # The comparison raises for anything but a number; None needs no check.
+        # The comparison raises for a value that is not a number. None is valid.
         state.line(depth, f"if {var} is not None and {var} > checked_until[0]:")
-        state.line(depth + 1, "unsure = True")
+        state.line(depth + 1, "must_check = True")
     if slot.shape == shapes.Sequence(_TEXT) and is_id_field(slot.name):
         state.line(depth, f"if {var}:")
-        state.line(depth + 1, f"{var}, plain = encode_ids({var})")
-        state.line(depth + 1, "unsure = unsure or not plain")
+        state.line(depth + 1, f"{var}, is_numeric = encode_ids({var})")
+        state.line(depth + 1, "must_check = must_check or not is_numeric")
         _end_list(state, var, depth)
         return [var]
     if slot.shape == _TEXT and is_id_field(slot.name):
@@ -94,7 +104,11 @@ def _slot(state: SourceState, slot: shapes.Slot, var: str, depth: int) -> list[s
 def _ids(
     state: SourceState, slots: list[shapes.Slot], variables: dict[str, str], record: str, depth: int
 ) -> dict[str, list[str]]:
-    """Add the lines for ids that are usually short and numeric; one test finds any that are not."""
+    """Add the lines that prepare the id fields of a record, whose values are usually numeric and short.
+
+    The generated lines join all ids and test once whether the result is numeric. If it is not, or if an id is longer
+    than 19 characters, they prepare each id like any other text, and set ``must_check``.
+    """
     prepared = {}
     state.line(depth, "try:")
     for slot in slots:
@@ -106,17 +120,17 @@ def _ids(
             state.line(depth + 1, f"if {var} is None:")
             state.line(depth + 2, f'{length} = "{none}"; {var} = ""')
             state.line(depth + 1, "else:")
-            lengths = state.constant("SOME_ID_LENGTH", varints.SOME_ID_LENGTH[index])
+            lengths = state.constant("NULLABLE_ID_LENGTH", varints.NULLABLE_ID_LENGTH[index])
             state.line(depth + 2, f"{length} = {lengths}[len({var})]")
         else:
             state.line(depth + 1, f"{length} = ID_LENGTH[len({var})]")
     # bytes.isdigit is several times as fast as str.isdigit.
     texts = [var for _, var in prepared.values()]
-    state.line(depth + 1, f"usual = {_join(texts) if len(texts) > 1 else texts[0]}.encode().isdigit()")
+    state.line(depth + 1, f"all_numeric = {_join(texts) if len(texts) > 1 else texts[0]}.encode().isdigit()")
     state.line(depth, "except IndexError:")
-    state.line(depth + 1, "usual = False")
-    state.line(depth, "if not usual:")
-    state.line(depth + 1, "unsure = True")
+    state.line(depth + 1, "all_numeric = False")
+    state.line(depth, "if not all_numeric:")
+    state.line(depth + 1, "must_check = True")
     for slot in slots:
         var = variables[slot.name]
         state.line(depth + 1, f"{var} = {record}.{slot.name}")
@@ -125,15 +139,18 @@ def _ids(
 
 
 def _join(parts: list[str]) -> str:
-    """Return the expression that joins ``parts``.
+    """Return the source of an expression that joins the variables ``parts``.
 
-    It is not an f-string, which is slower and would call ``__format__`` of subclasses of str, such as enums.
+    It does not use an f-string, which is slower and calls ``__format__`` of subclasses of str, such as enums.
     """
     return f"join(({', '.join(parts)}{',' * (len(parts) == 1)}))"
 
 
 def _value(state: SourceState, shape: shapes.Shape, var: str, depth: int) -> list[str]:
-    """Add the lines that prepare the value of the variable ``var``; return the variables that then hold its bytes."""
+    """Add the lines that encode the value in the variable ``var``.
+
+    Return the variables that contain the encoded parts after these lines.
+    """
     match shape:
         case shapes.Primitive(kind="string"):
             return _text(state, "LENGTH", "", "if", var, depth)
@@ -141,7 +158,7 @@ def _value(state: SourceState, shape: shapes.Shape, var: str, depth: int) -> lis
             index, none = (1, "\\x00") if null_first else (0, "\\x02")
             state.line(depth, f"if {var} is None:")
             state.line(depth + 1, f'{state.part(var, "length")} = "{none}"; {var} = ""')
-            lengths = state.constant("SOME_LENGTH", varints.SOME_LENGTH[index])
+            lengths = state.constant("NULLABLE_LENGTH", varints.NULLABLE_LENGTH[index])
             return _text(state, lengths, f'"\\x{index << 1:02x}" + ', "elif", var, depth)
         case shapes.Nullable(value=inner, null_first=null_first):
             some, none = ("\\x02", "\\x00") if null_first else ("\\x00", "\\x02")
@@ -201,7 +218,8 @@ def _primitive(state: SourceState, kind: str, var: str, depth: int) -> None:
 
 
 def _time(state: SourceState, var: str, depth: int) -> list[str]:
-    # Byte by byte, because times scatter over a table of 14 bits, which then does not stay in a CPU cache.
+    # The first three bytes are looked up one by one. A table for two bytes has 16,384 entries, and times are spread
+    # over all of them, so that it would not stay in the CPU's cache.
     first, second, third, rest = (state.part(var, what) for what in ("byte_1", "byte_2", "byte_3", "bytes_4_5"))
     state.line(depth, f"if {var}.__class__ is int and TIME_MIN <= {var} < TIME_MAX:")
     state.line(depth + 1, f"number = {var} & 0xFFFFF")
@@ -215,7 +233,8 @@ def _time(state: SourceState, var: str, depth: int) -> list[str]:
 
 
 def _enumeration(state: SourceState, enum_class: Any, symbols: tuple[str, ...], var: str, depth: int) -> None:
-    # By identity, because hashing a member runs Python code. UNKNOWN is first in the schema, but rarest in practice.
+    # Members are compared by identity, because hashing a member for a look-up runs Python code. UNKNOWN, the first
+    # symbol of the schema, is compared last, because it is the rarest.
     order = [*range(1, len(symbols)), 0]
     for place, index in enumerate(order):
         member = state.constant(f"{enum_class.__name__}_{symbols[index]}", enum_class(symbols[index]))

@@ -1,4 +1,4 @@
-"""Functions that skip a field which the reader's schema does not have."""
+"""Functions that skip a field of a record, for fields that the reader's schema does not have."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from rtfm.contracts.tree import Node, is_size, takes_no_bytes
 
 
 class Unresolvable(Exception):
-    """Records of the writer's schema cannot be read as the event; the message says where and why."""
+    """No record of the writer's schema can be read as the event; the message names the field and the reason."""
 
 
 Skip = Callable[[bytes, int], int]
 
 
 def build_skipper(node: Node, skippers: dict[int, Skip], empty: dict[int, bool]) -> Skip:
-    """Return a function from (data, position of a ``node``) to the position after it.
+    """Return a function that skips a value of the type ``node``.
 
-    It raises IndexError or Misfit for data that are cut short. ``skippers`` holds the functions of enclosing records,
-    so that a recursive record finds its own; ``empty`` caches which records take no bytes. Raises Unresolvable for an
-    impossible type.
+    The function takes the data and the position of the value, and returns the position after the value. It raises
+    IndexError or Misfit if the data end too early. ``skippers`` contains the functions for the records that contain
+    ``node``, so that a recursive record finds its own function. ``empty`` caches which records take no bytes. Raises
+    Unresolvable for a fixed type of an invalid size.
     """
     if id(node) in skippers:
         return skippers[id(node)]
     if takes_no_bytes(node, empty):
-        # At once, because nested records without bytes can have an exponential number of fields.
+        # The parts of such a record are not visited. Nested records without bytes can have an exponential number of
+        # parts.
         return lambda _, position: position
     if node.kind == "fixed" and not is_size(node.size):
-        raise Unresolvable(f"{node.name} has the size {node.size!r}")
+        raise Unresolvable(f"{node.name} has the invalid size {node.size!r}")
     match node.kind:
         case "null" | "boolean" | "float" | "double" | "fixed":
             width = {"null": 0, "boolean": 1, "float": 4, "double": 8}.get(node.kind, node.size)
@@ -56,7 +58,7 @@ def build_skipper(node: Node, skippers: dict[int, Skip], empty: dict[int, bool])
 def _skip_union(branches: list[Skip], data: bytes, position: int) -> int:
     index, position = varints.decode_long(data, position)
     if not 0 <= index < len(branches):
-        raise varints.Misfit("no such branch of the union")
+        raise varints.Misfit("the union has no such branch")
     return branches[index](data, position)
 
 
@@ -76,5 +78,7 @@ def _skip_blocks(inner: list[Skip], data: bytes, position: int) -> int:
                 before = position
                 position = _skip_all(inner, data, position)
                 if position == before:
-                    break  # items that take no bytes; each block may claim as many as the record has bytes
+                    # The items take no bytes. The loop ends at the first of them, because a block may claim as many of
+                    # them as the record has bytes.
+                    break
     return position + 1

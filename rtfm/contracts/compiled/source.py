@@ -1,4 +1,4 @@
-"""The source of a generated function while it is built: its lines, variables and constants."""
+"""The state of a generator: the lines, variables and constants of the function that it has generated so far."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from attrs import define, field
 OWN_NAMES = frozenset(
     [
         *keyword.kwlist,
-        *("event", "frame", "unsure", "plain", "usual", "exc", "length", "number"),
+        *("event", "frame", "must_check", "is_numeric", "all_numeric", "exc", "length", "number"),
         *("data", "text", "position", "end", "byte", "low", "middle", "high"),
         *("len", "int", "float", "list", "range", "Exception"),
     ]
 )
-"""Names that the generated code itself uses, which no field's variable may have."""
+"""Names that the generated code uses for itself. The variable of a field gets another name."""
 
 
 @define
 class SourceState:
-    """The lines, each with the path of its field, and the names in use."""
+    """The lines generated so far, each with the path of its field, and the names that they use."""
 
     names: dict[str, Any]
-    """Name → object, for the constants of the source."""
+    """The constants that the source uses: from name to object."""
     lines: list[tuple[str, str]] = field(factory=list)
     _variables: set[str] = field(factory=set)
     _parts: dict[tuple[str, str], str] = field(factory=dict)
@@ -33,22 +33,25 @@ class SourceState:
         self.lines.append(("    " * depth + text, path))
 
     def constant(self, preferred: str, value: Any) -> str:
-        """Return a name for the constant ``value``: ``preferred`` if it is free."""
+        """Return the name of the constant ``value``, and add it if it is new. ``preferred`` is used if it is free."""
         for known, other in self.names.items():
             if other is value:
                 return known
-        name = self._free(preferred)
+        name = self._find_free_name(preferred)
         self.names[name] = value
         return name
 
     def variable(self, preferred: str) -> str:
-        """Return a new variable: ``preferred`` if it is free."""
-        name = self._free(preferred)
+        """Return the name of a new variable. ``preferred`` is used if it is free."""
+        name = self._find_free_name(preferred)
         self._variables.add(name)
         return name
 
     def part(self, variable: str, what: str) -> str:
-        """Return the variable for ``what`` of ``variable``, such as its length; the same one each time."""
+        """Return the name of the variable for a part of ``variable``; ``what`` is for example ``length``.
+
+        Calls with the same arguments return the same name.
+        """
         if (variable, what) not in self._parts:
             self._parts[variable, what] = self.variable(f"{variable}_{what}")
         return self._parts[variable, what]
@@ -58,10 +61,10 @@ class SourceState:
         return "\n".join(line for line, _ in self.lines) + "\n"
 
     def paths(self) -> dict[int, str]:
-        """Return line number → path of its field."""
+        """Return the path of the field that each line reads, by line number."""
         return {number: path for number, (_, path) in enumerate(self.lines, 1) if path}
 
-    def _free(self, preferred: str) -> str:
+    def _find_free_name(self, preferred: str) -> str:
         name, number = preferred, 1
         while name in OWN_NAMES or name in self.names or name in self._variables:
             number += 1
@@ -70,5 +73,5 @@ class SourceState:
 
 
 def item_of(variable: str) -> str:
-    """Return the name of one item of the list ``variable``: ``citation`` for ``citations``."""
+    """Return the name for an item of the list ``variable``, such as ``citation`` for ``citations``."""
     return variable.removesuffix("s") if variable.endswith("s") and len(variable) > 1 else f"{variable}_item"

@@ -1,8 +1,10 @@
-"""Avro's numbers for the generated codecs: tables for the short ones, functions for the rest.
+"""Numbers, texts and lists in Avro's encoding, for the generated codecs.
 
-Encoders build text of the code points 0 to 255 and encode it to bytes once, at the end; here ``str`` means such text.
-Avro's int and long are zigzag varints of at most 32 and 64 bits
-(https://avro.apache.org/docs/1.12.0/specification/#binary-encoding).
+Short numbers are looked up in tables, and functions encode and decode the others. Avro's int and long are zigzag
+varints of at most 32 and 64 bits (https://avro.apache.org/docs/1.12.0/specification/#binary-encoding).
+
+The functions and tables for encoding return text in which each character is one byte, with the code points 0 to 255. A
+generated encoder joins these texts and converts the result to bytes once.
 """
 
 from __future__ import annotations
@@ -14,49 +16,53 @@ from typing import Any
 from rtfm.events import MAX_TIMESTAMP, MIN_TIMESTAMP
 
 LIMIT = 8192
-"""Lengths and counts below this come from a table."""
+"""Lengths and counts below this number are looked up in a table."""
 
 
 class Misfit(ValueError):
-    """A value does not fit its type, or bytes are not a value of it."""
+    """A value does not fit its type and cannot be encoded, or bytes are not a value of a type and cannot be decoded."""
 
 
-def reason(exc: Exception) -> str:
+def describe_error(exc: Exception) -> str:
     """Return what is wrong with the bytes whose decoding raised ``exc``."""
     match exc:
         case IndexError() | struct.error():
-            return "the record is cut short"
+            return "the record ends too early"
         case UnicodeDecodeError():
-            return "not UTF-8"
+            return "the text is not UTF-8"
         case KeyError():
-            return "no such symbol"
+            return "the enum has no such symbol"
         case RecursionError():
-            return "nested too deeply"
+            return "the record is nested too deeply"
         case _:
             return str(exc)
 
 
-# By 14 bits: two bytes with the continuation bit, and the one or two bytes that end a number.
+# Both tables are indexed by 14 bits of a number. PAIR has the two bytes, with continuation bits, of a number that goes
+# on. TAIL has the last one or two bytes of a number.
 PAIR = tuple(chr(number & 127 | 128) + chr(number >> 7 | 128) for number in range(1 << 14))
 TAIL = tuple(chr(number) if number < 128 else PAIR[number][0] + chr(number >> 7) for number in range(1 << 14))
-# By length: the encoded length; and that after the index of a union's branch.
+# Both are indexed by a length. LENGTH has the encoded length. NULLABLE_LENGTH has the encoded length after the index of
+# the branch of a union with null, and is first indexed by that index.
 LENGTH = tuple(TAIL[length << 1] for length in range(LIMIT))
-SOME_LENGTH = {index: tuple(chr(index << 1) + text for text in LENGTH) for index in (0, 1)}
+NULLABLE_LENGTH = {index: tuple(chr(index << 1) + text for text in LENGTH) for index in (0, 1)}
 
-# By length: the encoded length of an id, up to 19 characters if it is numeric (then it satisfies the rule for ids), up
-# to 128 for any id. An empty id is invalid: None cannot be joined.
+# These tables have the encoded length of an id. They end at 19 characters for numeric ids, all of which satisfy every
+# rule for ids, and at 128 characters for any id. A longer id raises IndexError. An empty id is invalid. Its entry is
+# None, and joining None raises TypeError.
 ID_LENGTH: tuple[Any, ...] = (None, *LENGTH[1:20])
 ANY_ID_LENGTH: tuple[Any, ...] = (None, *LENGTH[1:129])
-SOME_ID_LENGTH: dict[int, tuple[Any, ...]] = {i: (None, *lengths[1:20]) for i, lengths in SOME_LENGTH.items()}
+NULLABLE_ID_LENGTH: dict[int, tuple[Any, ...]] = {i: (None, *lengths[1:20]) for i, lengths in NULLABLE_LENGTH.items()}
 
-# Times in milliseconds from July 1970 to 2039 take six bytes: the first holds six bits, the others seven.
+# Times in milliseconds from July 1970 to 2039 take six bytes. The first byte has six bits of the time, because its
+# lowest bit is zigzag's sign. Each of the others has seven bits.
 FIRST_BYTE = tuple(chr(number << 1 | 128) for number in range(1 << 6))
 MIDDLE_BYTE = tuple(chr(number | 128) for number in range(1 << 7))
 TIME_MIN, TIME_MAX = 1 << 34, 1 << 41
 
 
 def encode_long(number: int) -> str:
-    """Encode a number of 64 bits; raises Misfit for anything else."""
+    """Encode a whole number of at most 64 bits. Raises Misfit for any other value."""
     if type(number) is not int or not -0x8000000000000000 <= number <= 0x7FFFFFFFFFFFFFFF:
         raise Misfit(number)
     number = number << 1 if number >= 0 else ~(number << 1)
@@ -68,21 +74,21 @@ def encode_long(number: int) -> str:
 
 
 def encode_time(number: int) -> str:
-    """Encode a time in milliseconds; raises Misfit for anything else, or outside the years 1 to 9999."""
+    """Encode a time in milliseconds. Raises Misfit for a value that is not a whole number in the years 1 to 9999."""
     if type(number) is not int or not MIN_TIMESTAMP <= number <= MAX_TIMESTAMP:
         raise Misfit(number)
     return encode_long(number)
 
 
 def encode_int(number: int) -> str:
-    """Encode a number of 32 bits; raises Misfit for anything else."""
+    """Encode a whole number of at most 32 bits. Raises Misfit for any other value."""
     if type(number) is not int or not -0x80000000 <= number <= 0x7FFFFFFF:
         raise Misfit(number)
     return encode_long(number)
 
 
 def encode_texts(texts: list[str]) -> str:
-    """Encode a list of texts as one block."""
+    """Encode a list of texts as one block. Raises Misfit for a value that is not a list."""
     if type(texts) is not list:
         raise Misfit(texts)
     if not texts:
@@ -95,7 +101,11 @@ def encode_texts(texts: list[str]) -> str:
 
 
 def encode_ids(ids: list[str]) -> tuple[str, bool]:
-    """Return (a list of ids encoded as one block, whether all are known to satisfy the rules for ids)."""
+    """Encode a list of ids as one block.
+
+    Return (the encoded list, whether all ids are known to satisfy the rules for ids). The second is False for a valid
+    list too, if an id is not numeric.
+    """
     if type(ids) is not list or not ids:
         return encode_texts(ids), True
     count, lengths = len(ids), ID_LENGTH
@@ -108,7 +118,8 @@ def encode_ids(ids: list[str]) -> tuple[str, bool]:
             if count == 1:
                 return f"\x02{length}{digits}\x00", True
             if len(digits) == size * count:
-                # An encoded length is not a digit: if one is at each place for ids of equal length, all have it.
+                # The ids have the same length on average. ``items`` is right if each one has that length. Then the
+                # encoded length, which is not a digit, is at every place where an id would end.
                 items = length + length.join(ids)
                 if items[:: size + 1] != length * count:
                     items = ""
@@ -119,19 +130,19 @@ def encode_ids(ids: list[str]) -> tuple[str, bool]:
                 items = "".join(parts)
             return f"{LENGTH[count]}{items}\x00", True
     except (IndexError, TypeError, AttributeError):
-        pass  # an id is empty or long, or there are too many
+        pass  # an id is empty, too long or not a text, or there are too many ids
     return encode_texts(ids), False
 
 
 def encode_bytes(content: bytes) -> str:
-    """Encode the length and the content."""
+    """Encode ``content`` with its length. Raises Misfit for a value that is not of type bytes."""
     if type(content) is not bytes:
         raise Misfit(content)
     return encode_long(len(content)) + content.decode("latin-1")
 
 
 def float_codec(code: str) -> tuple[Callable[[float], str], Callable[[bytes, int], tuple[float]]]:
-    """Return the encoder and the decoder of ``f`` (4 bytes) or ``d`` (8 bytes)."""
+    """Return (encoder, decoder) of Avro's float for the ``code`` ``f``, of its double for ``d``."""
     layout = struct.Struct("<" + code)
     pack = layout.pack
 
@@ -143,10 +154,11 @@ def float_codec(code: str) -> tuple[Callable[[float], str], Callable[[bytes, int
     return encode, layout.unpack_from
 
 
-# By first byte: the length that it encodes; -1 if more bytes follow or the length is negative.
+# Indexed by the first byte of an encoded length: the length, or -1 if more bytes follow or the length is negative.
 SHORT_LENGTH = tuple(-1 if byte & 1 or byte > 127 else byte >> 1 for byte in range(256))
 
-# By two little-endian bytes: their part of a time. KeyError if it is not in the tables, as for negative times.
+# Each of these tables maps two of a time's six bytes, as a little-endian number, to their part of the time. Times that
+# do not have six bytes, and negative times, are not in the tables and raise KeyError.
 read_three_pairs = struct.Struct("<HHH").unpack_from
 TIME_LOW = {low | 128 | (high | 128) << 8: (low >> 1) + (high << 6) for low in range(0, 128, 2) for high in range(128)}
 TIME_MIDDLE = {low | 128 | (high | 128) << 8: (low + (high << 7)) << 13 for low in range(128) for high in range(128)}
@@ -154,7 +166,10 @@ TIME_HIGH = {low | 128 | high << 8: (low + (high << 7)) << 27 for low in range(1
 
 
 def decode_long(data: bytes, position: int) -> tuple[int, int]:
-    """Return (number, position after it); raises Misfit above 64 bits, IndexError at the end of the data."""
+    """Return (number, position after it).
+
+    Raises Misfit if the number has more than 64 bits, and IndexError if the data end too early.
+    """
     byte = data[position]
     position += 1
     number = byte & 127
@@ -172,7 +187,7 @@ def decode_long(data: bytes, position: int) -> tuple[int, int]:
 
 
 def decode_int(data: bytes, position: int) -> tuple[int, int]:
-    """Return (number, position after it); raises Misfit above 32 bits."""
+    """Return (number, position after it). Raises Misfit if the number has more than 32 bits."""
     number, position = decode_long(data, position)
     if not -0x80000000 <= number <= 0x7FFFFFFF:
         raise Misfit("a number of more than 32 bits")
@@ -180,36 +195,44 @@ def decode_int(data: bytes, position: int) -> tuple[int, int]:
 
 
 def decode_length(data: bytes, position: int) -> tuple[int, int]:
-    """Return (length, position after it); raises Misfit if it is negative or longer than the data."""
+    """Return (length, position after it).
+
+    Raises Misfit if the length is negative or greater than the number of bytes that follow.
+    """
     length, position = decode_long(data, position)
     if length < 0 or length > len(data) - position:
-        raise Misfit("a length beyond the end of the record")
+        raise Misfit("a length is negative, or goes beyond the end of the record")
     return length, position
 
 
 def decode_count(data: bytes, position: int) -> tuple[int, int, int]:
-    """Return (items of a block, its size in bytes or -1, position after both); raises Misfit for too many items."""
+    """Return (number of items in a block, its size in bytes or -1 if it is not given, position after both).
+
+    Raises Misfit if the block claims more items than bytes follow.
+    """
     count, position = decode_long(data, position)
     size = -1
     if count < 0:
         count = -count
         size, position = decode_length(data, position)
     if not 0 < count <= len(data) - position:
-        raise Misfit("a count of more items than there are bytes")
+        raise Misfit("a block claims more items than there are bytes")
     return count, size, position
 
 
-# The bytes of lengths 17 to 19, which are the only non-digits in a block of ids, and the table that decodes them.
+# _ID_LENGTHS has the encoded lengths 17 to 19, which are the characters ", $ and &. In a block of Discord's ids they
+# are the only bytes that are not digits. _HALF decodes them.
 _ID_LENGTHS = bytes(length << 1 for length in (17, 18, 19))
 _DIGITS = b"0123456789"
 _HALF = bytes(byte >> 1 for byte in range(256))
 
 
 def decode_texts(data: bytes, text: str, position: int) -> tuple[list[str], int]:
-    """Return (the texts of an array, position after it); ``text`` is ``data`` as Latin-1.
+    """Return (the texts of an array, position after it). ``text`` is ``data`` decoded as Latin-1.
 
-    Ids of one length, or of 17 to 19 digits like Discord's, are split at once. This is tried only for the first block
-    of an array, which usually is the last, so that a failed attempt costs less than reading the array.
+    Two fast ways split a whole block at once: one for texts of the same length, and one for ids of 17 to 19 digits,
+    like Discord's. They are tried only for the first block of an array, which usually is its only one. If they fail,
+    the texts are read one by one.
     """
     count, start = SHORT_LENGTH[data[position]], position + 1
     if not count:
@@ -217,7 +240,9 @@ def decode_texts(data: bytes, text: str, position: int) -> tuple[list[str], int]
     if count < 0:
         count, _, start = decode_count(data, position)
     first = data[start]
-    step = SHORT_LENGTH[first] + 1  # 0 for a longer length: then ``end`` is this byte, which is not 0
+    # If the length has more than one byte, ``step`` is 0. Then ``end`` is at the first byte of the length, which is not
+    # 0, and the first way is not taken.
+    step = SHORT_LENGTH[first] + 1
     end = start + step * count
     if end < len(data) and not data[end]:
         items = text[start:end]

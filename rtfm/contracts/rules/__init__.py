@@ -1,1 +1,5 @@
-"""The rules for schemas, by themselves and against released versions, and descriptions of changes. Pure."""
+"""The rules for schemas. Pure.
+
+``lint`` checks a schema by itself. ``compatibility`` and ``history`` compare it with its released versions.
+``difference`` describes what changed between two versions.
+"""

@@ -1,10 +1,17 @@
-"""Whether a schema is compatible with its released versions. Pure: no files, no network.
+"""The check that a schema is compatible with its released versions. Pure.
 
-BACKWARD means that the new schema reads records of an old one, FORWARD that the old one reads records of the new one,
-FULL both. The transitive levels compare with every released version, the others with the newest
-(https://docs.confluent.io/platform/current/schema-registry/fundamentals/schema-evolution.html). Resolution follows
-Java's Avro, which registries run. Avro's Python checker is a second opinion for anything that this module misses. The
-project's own rules apply at every level except NONE: see ``history``.
+Each level says which schema must be able to read which records
+(https://docs.confluent.io/platform/current/schema-registry/fundamentals/schema-evolution.html):
+
+- BACKWARD: the new schema must be able to read records of the old schema.
+- FORWARD: the old schema must be able to read records of the new schema.
+- FULL: both.
+
+The transitive levels compare the new schema with every released version, the others only with the newest version.
+
+Whether a schema can read a record is decided as in Java's Avro, which registries use. Avro's Python checker then looks
+for incompatibilities that this module missed. At every level except NONE, the project's own rules in ``history`` apply
+too.
 """
 
 from __future__ import annotations
@@ -33,7 +40,11 @@ _WIDENS_TO = {
 
 @frozen
 class Gap:
-    """A place where a reader cannot read a writer's records: the path, the rule's name and the details."""
+    """A place where a reader's schema cannot read records of a writer's schema.
+
+    ``path`` is the place and ``rule`` the name of the broken rule. ``written`` and ``expected`` are the writer's and
+    the reader's type or size, for the rules that compare these. ``detail`` is for the other rules.
+    """
 
     path: str
     rule: str
@@ -45,7 +56,7 @@ class Gap:
 def find_violations(subject: str, schema: Schema, released: Mapping[int, Schema], level: str) -> list[Finding]:
     """Return the rules that ``schema`` breaks as the next version of ``subject``, under the compatibility ``level``.
 
-    A schema that equals the newest released version is compared as that version.
+    Messages give ``schema`` the number of the next version, or that of the newest version if the two are equal.
     """
     newest = max(released, default=0)
     number = newest if schema == released.get(newest) else newest + 1
@@ -88,18 +99,18 @@ def versions_to_compare(released: Mapping[int, Schema], level: str) -> dict[int,
 
 
 def is_accepted(schema: Schema, old: Schema, level: str) -> bool:
-    """Return whether ``schema`` may follow ``old`` under ``level``, by Avro's rules alone."""
+    """Return whether ``schema`` may follow ``old`` under ``level``, without the project's own rules."""
     backward = can_read(schema, old) if level.startswith(("BACKWARD", "FULL")) else True
     return backward and (can_read(old, schema) if level.startswith(("FORWARD", "FULL")) else True)
 
 
 def can_read(reader: Schema, writer: Schema) -> bool:
-    """Return whether ``reader`` can read every record of ``writer``, by Avro's rules alone."""
+    """Return whether ``reader`` can read every record of ``writer``, without the project's own rules."""
     return not find_gaps(reader, writer)
 
 
 def find_gaps(reader: Schema, writer: Schema) -> list[Gap]:
-    """Return every place where ``reader`` cannot read records of ``writer``; empty if it can."""
+    """Return every place where ``reader`` cannot read records of ``writer``; empty if it can read them all."""
     found = list(dict.fromkeys(_find_gaps(parse(reader), parse(writer), "", set())))
     if not found and (why := _check_with_avro(reader, writer)):
         found.append(Gap("", "avro", why))
@@ -107,7 +118,10 @@ def find_gaps(reader: Schema, writer: Schema) -> list[Gap]:
 
 
 def unremovable_fields(released: Mapping[int, Schema], level: str) -> list[str]:
-    """Return the paths of fields that no later version may omit, because readers of a released one need them."""
+    """Return the paths of the fields that no later version may omit.
+
+    These are fields without a default in a released version, whose readers could not read a record without them.
+    """
     versions = versions_to_compare(released, level) if level.startswith(("FORWARD", "FULL")) else {}
     types = (part for version in versions.values() for part in walk(parse(version)))
     paths = (field_path(path, entry.name) for path, node in types for entry in node.fields if not entry.has_default)
@@ -172,14 +186,15 @@ def _to_breach(gap: Gap, *, backward: bool) -> Breach:
     old, new = (gap.written, gap.expected) if backward else (gap.expected, gap.written)
     match gap.rule, backward:
         case "default", True:
-            what, fix = f"new field {at} has no default", "add a default"
+            what, fix = f"the new field {at} has no default", "add a default"
         case "default", False:
-            what, fix = f"field {at} is removed and had no default", "keep the field"
+            what, fix = f"the field {at} is removed, but it had no default", "keep the field"
         case "enum-symbol", True:
-            what, fix = f"symbol {gap.detail} of {at} is removed from an enum without a default", "keep the symbol"
+            what = f"the symbol {gap.detail} is removed from {at}, whose enum has no default"
+            fix = "keep the symbol"
         case "enum-symbol", False:
-            what = f"symbol {gap.detail} is added to {at}, whose enum had no default"
-            fix = "keep to the old symbols, or add a new field for the new ones"
+            what = f"the symbol {gap.detail} is added to {at}, whose enum had no default"
+            fix = "use only the old symbols, or add a new field for the new symbols"
         case (("type" | "union-branch"), _):
             what, fix = f"{at} changes from {old} to {new}", f"keep {old}, or add a new field with a default"
         case "name", _:
@@ -203,26 +218,31 @@ def _name(node: Node) -> str:
 
 
 def _check_with_avro(reader: Schema, writer: Schema) -> str | None:
-    """Return why Avro's own checker finds the schemas incompatible; None if it does not."""
+    """Return why Avro's Python checker finds the schemas incompatible; None if it finds them compatible."""
     import avro.compatibility
     import avro.errors
     import avro.schema
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", avro.errors.IgnoredLogicalType)  # reported by our lint, with the place
-            ours, theirs = (avro.schema.parse(json.dumps(_qualify_aliases(schema, ""))) for schema in (reader, writer))
+            warnings.simplefilter("ignore", avro.errors.IgnoredLogicalType)  # ``lint`` reports these, with the place
+            reading, written = (
+                avro.schema.parse(json.dumps(_qualify_aliases(schema, ""))) for schema in (reader, writer)
+            )
     except avro.errors.AvroException:
-        return None  # malformed in a way that the lint reports
+        return None  # the schema is malformed, and ``lint`` reports how
     checker: Any = avro.compatibility.ReaderWriterCompatibilityChecker
-    result = checker().get_compatibility(ours, theirs)
+    result = checker().get_compatibility(reading, written)
     if result.compatibility is avro.compatibility.SchemaCompatibilityType.compatible:
         return None
     return "; ".join(sorted(result.messages)) or "the schemas do not resolve"
 
 
 def _qualify_aliases(schema: Any, namespace: str) -> Any:
-    """Return ``schema`` with namespaces in all aliases, which Avro's Python checker does not add."""
+    """Return ``schema`` with the namespace added to every alias that has none.
+
+    Avro's specification says that such an alias is in the namespace of its type, but Avro's Python checker ignores it.
+    """
     if isinstance(schema, list):
         return [_qualify_aliases(branch, namespace) for branch in schema]
     if not isinstance(schema, dict):

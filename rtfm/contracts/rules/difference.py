@@ -7,7 +7,7 @@ from rtfm.contracts.tree import Field, Node, field_path, parse, walk
 
 
 def describe_changes(old: Schema, new: Schema) -> list[str]:
-    """Return one line for each change from ``old`` to ``new``, in the order of the fields."""
+    """Return one line for each change from ``old`` to ``new``, for people."""
     before, after = _fields(parse(old)), _fields(parse(new))
     removed, added = before.keys() - after.keys(), after.keys() - before.keys()
     # Fields inside an added or removed record are not listed again.

@@ -1,4 +1,4 @@
-"""The results of checking rules. Pure."""
+"""The results of checking the rules for schemas. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from attrs import field, frozen
 
 @frozen
 class Breach:
-    """A place at which a schema breaks a rule, what is wrong and the ``fix``."""
+    """A place at which a schema breaks a rule.
+
+    ``path`` is the place, ``what`` says what is wrong, and ``fix`` says what to do.
+    """
 
     path: str
     rule: str
@@ -17,11 +20,13 @@ class Breach:
 
 @frozen(kw_only=True)
 class Finding:
-    """One error in the contracts. ``kind`` is lock, lint, compatibility or registry.
+    """One error in the contracts.
 
-    ``version`` is the released version that the schema was compared with. ``direction`` is "backward" (the new schema
-    cannot read the old one's records), "forward" (the old one cannot read the new one's) or "history". ``what`` is the
-    message without its context, ``fix`` what to do.
+    ``kind`` is lock, lint, compatibility or registry. ``version`` is the version that the schema was compared with.
+    ``message`` is a complete line. ``what`` is the part of it that says what is wrong, and ``fix`` says what to do.
+
+    ``direction`` is "backward" if the new schema cannot read records of the old one, "forward" if the old schema cannot
+    read records of the new one, and "history" if the change breaks one of the project's own rules.
     """
 
     kind: str

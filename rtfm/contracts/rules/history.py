@@ -1,7 +1,7 @@
-"""Changes between versions that Avro allows and this project does not. Pure.
+"""The project's own rules for changes between versions. Pure.
 
-Each would make a reader go on without an error and be wrong: a time in another unit, a symbol with another meaning, a
-reversed order.
+Avro allows the changes that these rules forbid. After such a change a reader would not fail, but misinterpret a value:
+for example read a time in another unit, or a symbol with another meaning.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from rtfm.contracts.tree import Node, field_path, items_path
 def find_breaches(
     old: Node, new: Node, path: str = "", seen: frozenset[tuple[int, int]] = frozenset()
 ) -> Iterator[Breach]:
-    """Yield every change from ``old`` to ``new`` that breaks a rule of this project."""
+    """Yield every change from ``old`` to ``new`` that breaks one of these rules."""
     if (id(old), id(new)) in seen or old.kind != new.kind:
-        return  # recursive, or a change of type, which Avro's own rules cover
+        return  # a recursive type that is being compared already, or a change of type, which Avro's rules cover
     seen |= {(id(old), id(new))}
     at = f"`{path}`" if path else "the record"
     if old.logical != new.logical:
@@ -43,7 +43,10 @@ def _find_enum_breaches(old: Node, new: Node, path: str, at: str) -> Iterator[Br
     for symbol in old.symbols:
         if symbol not in new.symbols:
             yield Breach(
-                path, "enum-symbol-removed", f"{at} loses the symbol {symbol}", "keep it, and stop writing it instead"
+                path,
+                "enum-symbol-removed",
+                f"{at} loses the symbol {symbol}",
+                "keep the symbol, but stop writing it",
             )
     if old.default != new.default:
         what = f"{at} changes its enum default from {old.default or 'none'} to {new.default or 'none'}"
@@ -52,8 +55,13 @@ def _find_enum_breaches(old: Node, new: Node, path: str, at: str) -> Iterator[Br
         )
     kept = [symbol for symbol in new.symbols if symbol in old.symbols]
     if kept != [symbol for symbol in old.symbols if symbol in new.symbols] or list(new.symbols[: len(kept)]) != kept:
-        what = f"{at} puts its symbols in another order"
-        yield Breach(path, "enum-order", what, "add symbols at the end; code made from the schema numbers them")
+        what = f"{at} has its symbols in another order"
+        yield Breach(
+            path,
+            "enum-order",
+            what,
+            "keep the order and add symbols at the end, because code that is generated from the schema numbers them",
+        )
 
 
 def _find_union_breaches(
@@ -68,8 +76,8 @@ def _find_union_breaches(
         yield Breach(
             path,
             "union-order",
-            f"{at} puts its branches in another order",
-            "keep the order; a default belongs to the first branch",
+            f"{at} has its branches in another order",
+            "keep the order, because a default belongs to the first branch",
         )
     for branch in old.branches:
         if key(branch) in of_new:
