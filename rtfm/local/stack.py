@@ -36,6 +36,9 @@ from rtfm.settings import LOCAL_STACK_FILE
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 20.0
 ORPHANS_TIMEOUT_S = 10.0
+
+PORT_RELEASE_TIMEOUT_S = 5.0
+"""A killed process counts as ended when its first thread has ended, but keeps its ports until its last one has."""
 """Seconds to wait for the child processes of a killed PostgreSQL. They end by themselves, some only after a query."""
 
 MIN_FREE_BYTES = 200_000_000
@@ -112,7 +115,7 @@ class LocalStack:
             tries = 0
             while missing:
                 tries += 1
-                missing = self._start_all(missing, ports or {}, last=tries == _PORT_TRIES)
+                missing = self._start_all(missing, ports or {}, tries)
             if "schema-registry" in names:
                 services.set_global_level(self._read_state()["schema-registry"]["address"])
             if "postgres" in names:
@@ -146,13 +149,13 @@ class LocalStack:
         state = "running" if services.is_answering(name, entry["port"]) else "not answering"
         return ServiceStatus(name=name, state=state, address=entry["address"], pid=entry["pid"])
 
-    def _start_all(self, names: Sequence[str], given: Mapping[str, int], *, last: bool) -> list[str]:
+    def _start_all(self, names: Sequence[str], given: Mapping[str, int], tries: int) -> list[str]:
         """Start the services ``names`` in parallel; return those whose port another program took before they started.
 
         Raises the error of a service that cannot start. A taken port is also raised as an error if the port was
-        ``given``, or if this is the ``last`` try.
+        ``given``, or if this is the last of _PORT_TRIES ``tries``.
         """
-        chosen = self._choose_ports(names, given)
+        chosen = self._choose_ports(names, given, PORT_RELEASE_TIMEOUT_S if tries == 1 else 0)
         with ThreadPoolExecutor(len(SERVICES)) as pool:
             starts = {name: pool.submit(self._start, name, chosen) for name in names}
         without_port = []
@@ -160,7 +163,7 @@ class LocalStack:
             try:
                 start.result()
             except _PortTaken:
-                if last or name in given:
+                if tries == _PORT_TRIES or name in given:
                     raise
                 without_port.append(name)
         return without_port
@@ -303,7 +306,7 @@ class LocalStack:
                     hint="stop it first: rtfm-cli local down",
                 )
 
-    def _choose_ports(self, names: Sequence[str], given: Mapping[str, int]) -> dict[str, int]:
+    def _choose_ports(self, names: Sequence[str], given: Mapping[str, int], wait_s: float) -> dict[str, int]:
         remembered = self._read_json("run/ports.json")
         chosen = dict(remembered)
         for name in (*names, *(["kafka-controller"] if "kafka" in names else [])):
@@ -316,13 +319,22 @@ class LocalStack:
                     )
                 chosen[name] = given[name]
                 continue
-            candidates = [remembered.get(name), DEFAULT_PORTS[name], *services.free_ports(DEFAULT_PORTS).values()]
-            chosen[name] = next(
-                port for port in candidates if port and port not in others and services.is_port_free(port)
-            )
+            # Clients know the port that the service had, so it keeps that one unless another program uses it.
+            previous = remembered.get(name)
+            if previous is not None and previous not in others and self._wait_until_free(previous, wait_s):
+                continue
+            candidates = [DEFAULT_PORTS[name], *services.free_ports(DEFAULT_PORTS).values()]
+            chosen[name] = next(port for port in candidates if port not in others and services.is_port_free(port))
         if chosen != remembered:
             self._write_json("run/ports.json", chosen)
         return chosen
+
+    def _wait_until_free(self, port: int, wait_s: float) -> bool:
+        """Return whether ``port`` is free, at the latest after ``wait_s``."""
+        deadline = self._clock() + wait_s
+        while not (is_free := services.is_port_free(port)) and self._clock() < deadline:
+            self._sleep(_POLL_S)
+        return is_free
 
     @contextmanager
     def _lock_home(self) -> Iterator[None]:

@@ -285,6 +285,33 @@ def test_a_service_that_ends_at_its_start_says_why_and_where_its_log_is(home: Pa
     stack.up(["postgres"])
 
 
+def test_a_killed_service_keeps_its_port_although_its_process_releases_it_late(home: Path) -> None:
+    """A killed process may hold its port for a moment. Clients know that port, so the next start waits for it."""
+    holders: list[socket.socket] = []
+
+    def release(_: float) -> None:
+        while holders:
+            holders.pop().close()
+        time.sleep(0.05)
+
+    stack = LocalStack(home, sleep=release)
+    stack.up(["chroma"])
+    address = _address(stack, "chroma")
+    (pid,) = (status.pid for status in stack.status() if status.name == "chroma")
+    assert pid is not None
+    process = psutil.Process(pid)
+    process.kill()
+    process.wait(20)
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", int(address.rpartition(":")[2])))
+    holder.listen()
+    holders.append(holder)
+    stack.up(["chroma"])
+    assert _address(stack, "chroma") == address
+    assert not holders
+
+
 @pytest.mark.parametrize("given", [False, True])
 def test_a_port_that_another_program_takes_meanwhile_is_left_to_it(home: Path, given: bool) -> None:
     """If another program takes a service's port during the start, the program is not mistaken for the service.
