@@ -213,4 +213,4 @@ def _run_while_progressing(
         if outcome.done():
             return outcome.result()
         limit_s = timeout_factor * _STALL_TIMEOUT_S
-    raise _fetch_error(f"no answer within {limit_s:.0f} s")
+    raise _fetch_error(f"no response within {limit_s:.0f} s")

@@ -220,7 +220,7 @@ def _run_pipelines(settings: Settings, pipelines: Sequence[Pipeline], stop: Stop
         raise failures[0]
     if any(thread.is_alive() for thread in threads):
         raise Unfinished(
-            f"the remaining work was not finished within {settings.shutdown_grace_s:g} s",
+            f"records were still unfinished after {settings.shutdown_grace_s:g} s",
             hint="Nothing is lost: unfinished records are read again at the next start. SHUTDOWN_GRACE_S is the limit.",
         )
 

@@ -136,11 +136,11 @@ def test_show_decodes_up_to_the_bad_byte_and_points_at_it(settings: Settings, co
     dead_letter_records(settings, contracts, 1)
     (found,) = open_letters(settings)
     shown = json.loads(cli(settings, "dlq", "show", found.letter.id, "--json").stdout)
-    assert shown["fault"] == {"position": at, "path": "DiscordMessage.content", "reason": "not UTF-8"}
+    assert shown["fault"] == {"position": at, "path": "DiscordMessage.content", "reason": "the text is not UTF-8"}
     assert shown["fields"]["message_id"] == "1"
     assert "content" not in shown["fields"]
     assert shown["headers"] == [["odd", "\\xfe"]]
-    assert shown["now"].startswith("still cannot be decoded: DiscordMessage.content: not UTF-8")
+    assert shown["now"].startswith("still cannot be decoded: DiscordMessage.content: the text is not UTF-8")
     assert len(shown["facts"]["__connect.errors.exception.stacktrace"].encode()) <= MAX_STACK_BYTES
     lines = cli(settings, "dlq", "show", found.letter.id).stdout.splitlines()
     pointer = next(number for number, line in enumerate(lines) if line.strip() == "^^")

@@ -84,7 +84,7 @@ def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/onnx.tar.gz"
-        with pytest.raises(Unavailable, match="no answer within"):
+        with pytest.raises(Unavailable, match="no response within"):
             model.fetch(tmp_path, url=url, sha256=SHA256, connect_timeout_s=0.2)
 
 

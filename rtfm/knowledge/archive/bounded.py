@@ -39,7 +39,7 @@ class BoundedConnection(psycopg.Connection[Any]):
             if timeout is not None or bound_s is None or time.monotonic() - started_s < bound_s:
                 raise
             self.pgconn.finish()
-            raise psycopg.OperationalError(f"no answer within {bound_s:g} s") from exc
+            raise psycopg.OperationalError(f"no response within {bound_s:g} s") from exc
 
     @contextmanager
     def limit_answer_time(self, bound_s: float | None) -> Iterator[None]:
