@@ -9,7 +9,7 @@ dead letters, before a dead letter is produced.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from attrs import frozen
 from confluent_kafka import Consumer, KafkaException, TopicPartition
@@ -101,6 +101,8 @@ class Commits:
         """The positions in the last transaction, until its outcome is known."""
         self._committed_partitions: dict[int, PartitionState] = {}
         """By partition number, the current assignments for which this process has committed a position."""
+        self._must_check_positions = False
+        """Whether a new producer was opened since the positions were last checked for late requests."""
         self._uncommitted_count = 0
         self._last_attempt_s = self._last_commit_s = self._not_before_s = 0.0
         self._backoff = Backoff(FIRST_BACKOFF_S, MAX_BACKOFF_S)
@@ -170,7 +172,7 @@ class Commits:
 
     def due_in_s(self) -> float | None:
         """Return the seconds until ``commit`` should be called, or None if there is nothing to do."""
-        if self._transactions.needs_open and self._committed_partitions:
+        if (self._transactions.needs_open or self._must_check_positions) and self._committed_partitions:
             return max(0.0, self._not_before_s - self._clock())
         if not self._uncommitted_count:
             return None
@@ -190,6 +192,8 @@ class Commits:
             number: partition for number, partition in self._committed_partitions.items() if partition.is_assigned
         }
         self._uncommitted_count = _count_records(self._pending) + _count_records(self._sent)
+        if not self._uncommitted_count:
+            self._end_wait()
 
     def commit(self, consumer: Consumer) -> None:
         """Commit the pending records in one transaction. If that is not possible now, postpone it.
@@ -202,8 +206,11 @@ class Commits:
             return
         self._last_attempt_s = now_s
         try:
-            if self._sent or self._transactions.needs_open:
+            if self._sent or self._transactions.needs_open or self._must_check_positions:
                 self._resolve_outcome(consumer)
+                if not self._pending:
+                    self._end_wait()
+                    return
             # Read again for each commit, because the group's generation can change at any time.
             member = consumer.consumer_group_metadata()
             partitions = dict.fromkeys(finished.partition for finished in self._pending)
@@ -261,6 +268,7 @@ class Commits:
         if self._transactions.needs_open:
             # This ends the last transaction. Positions in an open transaction cannot be read.
             self._transactions.open()
+            self._must_check_positions = True
         return self._fetch_positions(consumer, numbers, timeout_s)
 
     def _fetch_positions(self, consumer: Consumer, numbers: list[int], timeout_s: float) -> list[TopicPartition]:
@@ -283,11 +291,21 @@ class Commits:
         partitions that are still assigned tell the outcome for all of it. If a position is neither, another process
         has written it. This process then has lost its partitions and does not know it yet.
         """
-        self._transactions.open()  # Afterwards the last transaction is either committed or aborted.
+        if self._transactions.needs_open:
+            self._transactions.open()  # Afterwards the last transaction is either committed or aborted.
+            self._must_check_positions = True
         sent = self._positions
-        if not sent:
-            self._restore_positions(consumer)
-            return
+        if sent:
+            self._compare_with_sent(consumer, sent)
+        # A late request may have moved back the positions of the other partitions.
+        compared = {position.partition.number for position in sent}
+        self._restore_positions(
+            consumer, {number: item for number, item in self._committed_partitions.items() if number not in compared}
+        )
+        self._must_check_positions = False
+
+    def _compare_with_sent(self, consumer: Consumer, sent: Sequence[_Position]) -> None:
+        """Compare the group's positions with those of the last transaction, and note whether it was committed."""
         found = self._fetch_positions(consumer, [position.partition.number for position in sent], RESOLVE_TIMEOUT_S)
         stored = {item.partition: (item.offset, item.metadata or "") if item.offset >= 0 else None for item in found}
         if all(stored[position.partition.number] == (position.offset, position.metadata) for position in sent):
@@ -297,13 +315,12 @@ class Commits:
         else:
             raise PositionsChanged("kafka", f"another process changed the positions of {self._group} during a commit")
 
-    def _restore_positions(self, consumer: Consumer) -> None:
-        """Add positions that a late request moved back to the next transaction. Raises Unavailable, PositionsChanged.
+    def _restore_positions(self, consumer: Consumer, partitions: Mapping[int, PartitionState]) -> None:
+        """Commit the positions of ``partitions`` again that a late request moved back, with the next transaction.
 
-        A late request is one that was sent before its connection broke, and that reached the broker after the client
+        Raises Unavailable, and PositionsChanged if another process has committed a position. A late request is one that was sent before its connection broke, and that reached the broker after the client
         had repeated it on another connection. Further late requests are refused, because the producer has a new epoch.
         """
-        partitions = self._committed_partitions
         if not partitions:
             return
         for found in self._fetch_positions(consumer, list(partitions), RESOLVE_TIMEOUT_S):
@@ -329,11 +346,23 @@ class Commits:
         for finished in self._sent:
             for letter in finished.result.dead_letters:
                 DEAD_LETTERS.labels(self._topic, letter.reason).inc()
+                _log.warning(
+                    "dead letter",
+                    topic=self._topic,
+                    partition=finished.partition.number,
+                    offset=letter.offset,
+                    reason=letter.reason,
+                )
         for position in self._positions:
             position.partition.committed = position.offset
             position.partition.stored = (position.offset, position.metadata)
             self._committed_partitions[position.partition.number] = position.partition
-        self._sent, self._positions, self._not_before_s = [], [], 0.0
+        self._sent, self._positions = [], []
+        self._end_wait()
+
+    def _end_wait(self) -> None:
+        """Note that no commit waits for Kafka."""
+        self._not_before_s = 0.0
         self._backoff.reset()
         self._waiting.clear(self)
 

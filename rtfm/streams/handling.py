@@ -99,17 +99,23 @@ class WaitingState:
             if dependency not in self._dependencies.values():
                 _log.warning("waiting", group=self.group, dependency=dependency, reason=str(error))
                 PIPELINE_PAUSED.labels(self.group, dependency).set(1)
+            previous = self._dependencies.get(waiter)
             self._dependencies[waiter] = dependency
+            if previous is not None:
+                self._end_if_unused(previous)
 
     def clear(self, waiter: object) -> None:
         """Note that ``waiter`` no longer waits."""
         if waiter not in self._dependencies:  # Read without the lock, because only ``waiter`` adds its own key.
             return
         with self._lock:
-            dependency = self._dependencies.pop(waiter)
-            if dependency not in self._dependencies.values():
-                _log.info("no longer waiting", group=self.group, dependency=dependency)
-                PIPELINE_PAUSED.labels(self.group, dependency).set(0)
+            self._end_if_unused(self._dependencies.pop(waiter))
+
+    def _end_if_unused(self, dependency: str) -> None:
+        """Note that the pipeline no longer waits for ``dependency``, unless a waiter still does."""
+        if dependency not in self._dependencies.values():
+            _log.info("no longer waiting", group=self.group, dependency=dependency)
+            PIPELINE_PAUSED.labels(self.group, dependency).set(0)
 
     @property
     def dependency(self) -> str | None:
@@ -248,15 +254,7 @@ class Handling:
         return produced
 
     def _dead_letter(self, record: Record, error: Exception, stage: str) -> HandlingResult:
-        letter = self._builder.build_letter(record, error, stage)
-        _log.warning(
-            "dead letter",
-            topic=self._topic,
-            partition=record.partition,
-            offset=record.offset,
-            reason=letter.reason,
-        )
-        return HandlingResult(dead_letters=(letter,))
+        return HandlingResult(dead_letters=(self._builder.build_letter(record, error, stage),))
 
     def _dead_letter_if_fatal(self, raw_records: Sequence[RawRecord]) -> HandlingResult | None:
         """Return a dead letter of a record that crashed the process too often, otherwise None. Decodes nothing."""

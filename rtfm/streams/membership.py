@@ -235,15 +235,18 @@ class Membership:
 
     def report_lag(self) -> None:
         """Set the lag metric of each partition: the end of its log minus the committed offset."""
+        is_answering = True
         for partition in self._partitions.values():
             try:
-                # The cached values come from fetching, and a paused partition is not fetched.
+                # The cached values come from fetching, and a paused partition is not fetched. If brokers do not answer
+                # for one partition, the loop must not wait for them once for each.
                 low, high = self.consumer.get_watermark_offsets(
                     TopicPartition(self._full_topic, partition.number),
                     timeout=WATERMARK_TIMEOUT_S,
-                    cached=not partition.is_paused,
+                    cached=not (partition.is_paused and is_answering),
                 )
             except KafkaException:
+                is_answering = False
                 continue
             if high >= 0:
                 lag = LAG.labels(self._kafka.group(self._group), self._full_topic, partition.number)
@@ -329,7 +332,8 @@ class Membership:
         return call
 
     def _on_assign(self, consumer: Consumer, topic_partitions: Sequence[TopicPartition]) -> None:
-        if not topic_partitions:  # The new generation changes nothing for this member.
+        if not topic_partitions:  # The new generation gives this member no further partition.
+            self._waiting.clear(self)
             return
         numbers = [item.partition for item in topic_partitions]
         # An old state of the same partition must go, because otherwise both states would be committed.

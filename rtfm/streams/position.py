@@ -10,7 +10,6 @@ handled again. This module uses neither Kafka nor a clock.
 from __future__ import annotations
 
 import base64
-import binascii
 from collections import deque
 from collections.abc import Iterable
 
@@ -67,7 +66,7 @@ def decode_map(offset: int, metadata: str) -> tuple[list[int], int]:
         raise error
     try:
         packed = base64.b64decode(metadata[1:] + "=" * (-(len(metadata) - 1) % 4), validate=True)
-    except binascii.Error as exc:
+    except ValueError as exc:
         raise error from exc
     runs, number, shift = [], 0, 0
     for byte in packed:

@@ -9,7 +9,7 @@ import pytest
 from attrs import define, field
 from confluent_kafka import TopicPartition
 
-from rtfm.errors import InvalidEvent, RtfmError
+from rtfm.errors import InvalidEvent, RtfmError, Unavailable
 from rtfm.settings import Settings
 from rtfm.streams.commits import Commits, PositionsChanged
 from rtfm.streams.connection import KafkaConfig
@@ -39,6 +39,7 @@ class Broker(Transactions):
 
     def __init__(self) -> None:
         self._producer = None
+        self.is_down = False
         self.open()
         self.positions: dict[int, tuple[int, str]] = {}
         self.produced: list[bytes | None] = []
@@ -46,6 +47,8 @@ class Broker(Transactions):
         self.max_size: int | None = None
 
     def open(self) -> None:
+        if self.is_down:
+            raise Unavailable("kafka", "no broker answers")
         self._needs_open = self._has_lost_connection = False
 
     def lose_connection(self) -> None:
@@ -104,9 +107,8 @@ def broker() -> Broker:
     return Broker()
 
 
-@pytest.fixture
-def commits(broker: Broker) -> Commits:
-    """Commits whose clock makes every commit due."""
+def new_commits(broker: Broker, waiting: WaitingState) -> Commits:
+    """Return commits whose clock makes every commit due."""
     now_s = iter(range(1000, 1_000_000, 1000))
     handling: Any = Handling()
     return Commits(
@@ -114,11 +116,17 @@ def commits(broker: Broker) -> Commits:
         topic=TOPIC,
         group=GROUP,
         policy=DeadLetterPolicy(),
-        waiting=WaitingState(GROUP),
+        waiting=waiting,
         handling=handling,
         transactions=broker,
         clock=lambda: float(next(now_s)),
     )
+
+
+@pytest.fixture
+def commits(broker: Broker) -> Commits:
+    """Commits of a group that waits for nothing."""
+    return new_commits(broker, WaitingState(GROUP))
 
 
 def assigned_partition(broker: Broker, number: int = 0) -> PartitionState:
@@ -228,6 +236,68 @@ def test_a_position_that_a_late_request_moved_back_is_committed_again(commits: C
     assert broker.positions == {0: (11, "")}
     assert broker.produced == [b"answer 10"]
     assert commits.due_in_s() is None
+
+
+def test_a_rebalance_after_a_lost_connection_does_not_hide_a_position_that_moved_back(
+    commits: Commits, broker: Broker
+) -> None:
+    """Reading positions for a new partition opens a new producer. The partitions that stay are checked all the same."""
+    part, member = assigned_partition(broker), member_of(broker)
+    commits.add_finished([finished_record(part, 10)])
+    commits.commit(member)
+    broker.positions[0] = (10, "")
+    broker.lose_connection()
+    commits.read_positions(member, [1], 1.0)
+    assert commits.due_in_s() == 0
+    commits.commit(member)
+    assert broker.positions == {0: (11, "")}
+    assert commits.due_in_s() is None
+
+
+def test_an_unknown_outcome_does_not_hide_another_position_that_moved_back(commits: Commits, broker: Broker) -> None:
+    """The positions of the last transaction tell its outcome. Those of the other partitions are restored."""
+    first, second = assigned_partition(broker, 0), assigned_partition(broker, 1)
+    member = member_of(broker)
+    commits.add_finished([finished_record(first, 10)])
+    commits.commit(member)
+    broker.fate = "lost"
+    commits.add_finished([finished_record(second, 10)])
+    commits.commit(member)
+    broker.fate = "committed"
+    broker.positions[0] = (10, "")
+    commits.commit(member)
+    assert broker.positions == {0: (11, ""), 1: (11, "")}
+
+
+def test_an_idle_pipeline_is_ready_again_after_an_outage(broker: Broker) -> None:
+    """It waits for Kafka while no producer can be opened, and no longer than that."""
+    waiting = WaitingState(GROUP)
+    commits = new_commits(broker, waiting)
+    part, member = assigned_partition(broker), member_of(broker)
+    commits.add_finished([finished_record(part, 10)])
+    commits.commit(member)
+    broker.lose_connection()
+    broker.is_down = True
+    commits.commit(member)
+    assert waiting.dependency == "kafka"
+    broker.is_down = False
+    commits.commit(member)
+    assert waiting.dependency is None
+    assert commits.due_in_s() is None
+
+
+def test_a_pipeline_whose_records_went_elsewhere_no_longer_waits(broker: Broker) -> None:
+    """The records that could not be committed belong to another processor now."""
+    waiting = WaitingState(GROUP)
+    commits = new_commits(broker, waiting)
+    part, member = assigned_partition(broker), member_of(broker)
+    broker.fate = "lost"
+    commits.add_finished([finished_record(part, 10)])
+    commits.commit(member)
+    assert waiting.dependency == "kafka"
+    part.is_assigned = False
+    commits.drop_unassigned()
+    assert waiting.dependency is None
 
 
 def test_after_a_lost_connection_right_positions_stay_as_they_are(commits: Commits, broker: Broker) -> None:

@@ -265,7 +265,7 @@ def parse_letter(raw_record: RawRecord) -> Letter | Mark:
     if last == _MARK and raw_record.value() is None:
         return Mark(_text(dict(headers).get(_MARK_OF)), _text(value), raw_record.timestamp()[1])
     count = -1
-    if last == _HEADER_COUNT and _text(value).isdigit():
+    if last == _HEADER_COUNT and _text(value).isdecimal():
         count = int(_text(value))
     known = 0 <= count < len(headers)
     return Letter(
