@@ -214,7 +214,7 @@ class Commits:
             # Read again for each commit, because the group's generation can change at any time.
             member = consumer.consumer_group_metadata()
             partitions = dict.fromkeys(finished.partition for finished in self._pending)
-            if not is_member(member) or any(partition.member_id != member_id(member) for partition in partitions):
+            if not _is_member_of_all(member, partitions):
                 # The group must accept this member before it may commit. The consumer joins only while it is polled,
                 # so return and let the loop poll.
                 self._not_before_s = now_s + COMMIT_INTERVAL_S
@@ -318,8 +318,9 @@ class Commits:
     def _restore_positions(self, consumer: Consumer, partitions: Mapping[int, PartitionState]) -> None:
         """Commit the positions of ``partitions`` again that a late request moved back, with the next transaction.
 
-        Raises Unavailable, and PositionsChanged if another process has committed a position. A late request is one that was sent before its connection broke, and that reached the broker after the client
-        had repeated it on another connection. Further late requests are refused, because the producer has a new epoch.
+        Raises Unavailable, and PositionsChanged if another process has committed a position. A late request is one that
+        was sent before its connection broke, and that reached the broker after the client had repeated it on another
+        connection. Further late requests are refused, because the producer has a new epoch.
         """
         if not partitions:
             return
@@ -406,6 +407,11 @@ class Commits:
         """Report that the pipeline waits for Kafka, and set the time of the next attempt."""
         self._waiting.note(self, Unavailable("kafka", str(error)))
         self._not_before_s = self._clock() + self._backoff.next_s()
+
+
+def _is_member_of_all(metadata: bytes, partitions: Iterable[PartitionState]) -> bool:
+    """Return whether group ``metadata`` is of a member, and of the one to which all ``partitions`` were assigned."""
+    return is_member(metadata) and all(partition.member_id == member_id(metadata) for partition in partitions)
 
 
 def _position_to_commit(partition: PartitionState) -> _Position:
