@@ -206,28 +206,7 @@ class Commits:
             return
         self._last_attempt_s = now_s
         try:
-            if self._sent or self._transactions.needs_open or self._must_check_positions:
-                self._resolve_outcome(consumer)
-                if not self._pending:
-                    self._end_wait()
-                    return
-            # Read again for each commit, because the group's generation can change at any time.
-            member = consumer.consumer_group_metadata()
-            partitions = dict.fromkeys(finished.partition for finished in self._pending)
-            if not _is_member_of_all(member, partitions):
-                # The group must accept this member before it may commit. The consumer joins only while it is polled,
-                # so return and let the loop poll.
-                self._not_before_s = now_s + COMMIT_INTERVAL_S
-                return
-            if not self._pending:
-                return
-            self._sent, self._pending = self._pending, []
-            self._positions = [_position_to_commit(partition) for partition in partitions]
-            self._transactions.commit(
-                _records_to_produce(self._sent),
-                [TopicPartition(self._full_topic, p.partition.number, p.offset, p.metadata) for p in self._positions],
-                member,
-            )
+            is_committed = self._commit_pending(consumer, now_s)
         except NotCommitted as exc:
             self._handle_not_committed(exc, now_s)
         except OutcomeUnknown as exc:
@@ -238,9 +217,35 @@ class Commits:
         except Unavailable as exc:
             self._postpone(exc)
         else:
-            self._last_commit_s = self._clock()
-            TRANSACTION_SECONDS.labels(self._group).observe(self._last_commit_s - now_s)
-            self._mark_committed()
+            if is_committed:
+                self._last_commit_s = self._clock()
+                TRANSACTION_SECONDS.labels(self._group).observe(self._last_commit_s - now_s)
+                self._mark_committed()
+
+    def _commit_pending(self, consumer: Consumer, now_s: float) -> bool:
+        """Resolve the last transaction, then commit the pending records. Return whether anything was committed."""
+        if self._sent or self._transactions.needs_open or self._must_check_positions:
+            self._resolve_outcome(consumer)
+            if not self._pending:
+                self._end_wait()
+        if not self._pending:
+            return False
+        # Read again for each commit, because the group's generation can change at any time.
+        member = consumer.consumer_group_metadata()
+        partitions = dict.fromkeys(finished.partition for finished in self._pending)
+        if not _is_member_of_all(member, partitions):
+            # The group must accept this member before it may commit. The consumer joins only while it is polled, so
+            # return and let the loop poll.
+            self._not_before_s = now_s + COMMIT_INTERVAL_S
+            return False
+        self._sent, self._pending = self._pending, []
+        self._positions = [_position_to_commit(partition) for partition in partitions]
+        self._transactions.commit(
+            _records_to_produce(self._sent),
+            [TopicPartition(self._full_topic, p.partition.number, p.offset, p.metadata) for p in self._positions],
+            member,
+        )
+        return True
 
     def _handle_not_committed(self, error: NotCommitted, now_s: float) -> None:
         """Keep the records of a failed transaction for the next one, and set the time of that."""
