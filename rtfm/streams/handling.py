@@ -153,7 +153,7 @@ class Handling:
         """Handle ``raw_records`` of one partition as one batch, and try again while a dependency is down.
 
         Raises HandlingCancelled if the service stops or the partition is no longer assigned while this thread waits.
-        Errors of the handler that are neither permanent nor transient are raised as they are.
+        A defect of the handler is raised as it is, unless it makes the record a dead letter (``count_defect``).
         """
         if self._quarantine.is_active and (result := self._dead_letter_if_fatal(raw_records)) is not None:
             return result

@@ -106,7 +106,7 @@ class Lanes:
 
     @property
     def depth(self) -> int:
-        """The number of records that the pool handles in LOOKAHEAD_S at its latest speed."""
+        """The number of tasks, each a record or a batch, that the pool handles in LOOKAHEAD_S at its latest speed."""
         now_s = self._clock()
         if (elapsed_s := now_s - self._speed_since_s) >= SPEED_INTERVAL_S:
             self._depth = int(self._handled_count / elapsed_s * LOOKAHEAD_S)

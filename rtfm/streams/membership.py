@@ -101,7 +101,7 @@ class Membership:
         self._starts = Starts(kafka, topic=topic, group=group)
         self._partitions: dict[int, PartitionState] = {}
         self._just_assigned: dict[int, int] = {}
-        """The partitions that were assigned since the last poll that returned a record, and their start offsets."""
+        """The partitions that were assigned since ``poll`` last began to return records, and their start offsets."""
         self._failure: BaseException | None = None
         self._missing_since_s: float | None = None
         self._leaving = False

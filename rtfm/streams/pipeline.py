@@ -18,7 +18,8 @@ Start reading here. A record passes these steps from poll to commit:
 7. If a transaction fails, its records are committed with the next one. If its outcome is unknown, ``commits`` finds out
    by comparing the group's positions with the positions that it sent.
 
-One thread does all of this except step 4. A defect of the handler ends the pipeline, which then commits nothing more.
+One thread does all of this except step 4. A defect of the handler ends the pipeline, which then commits nothing more;
+with a crash journal, the fourth defect of one record makes it a dead letter instead.
 In Kafka, the outputs or the dead letter of each record are committed exactly once. The handler itself may run again for
 a record, for example after a crash. docs/delivery.md lists the promises and their limits.
 """
@@ -175,7 +176,7 @@ class Pipeline:
 
         Raises ConfigError if the topic does not exist, Fenced if another process uses this instance's name,
         TooManyDeadLetters at the limit on dead letters, and Unfinished if work is left when the time for stopping is
-        over. An error of the handler that is neither permanent nor transient is raised as it is. After an error nothing
+        over. A defect of the handler is raised as it is, unless it makes its record a dead letter. After an error nothing
         more is committed, except that TooManyDeadLetters is raised after the last commit.
         """
         self._health.ready_when(self._group, self._waiting_reason)

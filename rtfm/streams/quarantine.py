@@ -29,7 +29,7 @@ from rtfm.telemetry import get_logger
 FATAL_CRASHES = 3
 """Crashes while only the suspect was being handled, after which the suspect becomes a dead letter."""
 
-FOLDER = "in-hand"
+FOLDER = "crash-journals"
 """The folder of the journals in RTFM_HOME."""
 
 _RUNNING, _ENDED = b"R", b"E"
@@ -56,7 +56,7 @@ _Suspect = tuple[str, int, int]
 
 
 class KilledProcess(PermanentError):
-    """The record crashed the process repeatedly while no other record was being handled."""
+    """The record crashed the process, or met a defect, repeatedly while no other record was being handled."""
 
 
 class Quarantine:
@@ -71,7 +71,7 @@ class Quarantine:
     def begin(self, group: str, partition: int, first: int, last: int) -> bool:
         """Note that this thread is handling the records from offset ``first`` to ``last``.
 
-        While ``is_active``, the thread first waits until no other thread handles a record. Return False if the records
+        While ``is_active``, the thread first waits for its turn; only one thread at a time has it. Return False if the records
         must not be handled, because the process is stopping.
         """
         return True

@@ -58,7 +58,10 @@ class TallyState:
         self.bits = (self.bits << 1 | 1) & _MASK
 
     def undo_handled(self) -> None:
-        """Forget the newest handled record, because its outputs were refused after it had been counted."""
+        """Take back the count of one handled record, because brokers refused its outputs.
+
+        The newest handled record is taken back. The refused one may be older, which makes no difference to the limit.
+        """
         newer = _count_trailing_ones(self.bits)
         self.bits = self.bits >> newer + 1 << newer | self.bits & (1 << newer) - 1
         self.seen = max(0, self.seen - 1)
