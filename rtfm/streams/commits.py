@@ -291,10 +291,10 @@ class Commits:
     def _resolve_outcome(self, consumer: Consumer) -> None:
         """Find out whether the last transaction was committed. Raises Unavailable, PositionsChanged.
 
-        Every commit of a finished record changes the offset or the metadata of a position. So the group now has either the positions that
-        were sent, or the positions from before. A transaction is committed as a whole, so the positions of the
-        partitions that are still assigned tell the outcome for all of it. If a position is neither, another process
-        has written it. This process then has lost its partitions and does not know it yet.
+        Every commit of a finished record changes the offset or the metadata of a position. So the group now has either
+        the positions that were sent, or the positions from before. A transaction is committed as a whole, so the
+        positions of the partitions that are still assigned tell the outcome for all of it. If a position is neither,
+        another process has written it. This process then has lost its partitions and does not know it yet.
         """
         if self._transactions.needs_open:
             self._transactions.open()  # Afterwards the last transaction is either committed or aborted.

@@ -176,8 +176,8 @@ class Pipeline:
 
         Raises ConfigError if the topic does not exist, Fenced if another process uses this instance's name,
         TooManyDeadLetters at the limit on dead letters, and Unfinished if work is left when the time for stopping is
-        over. A defect of the handler is raised as it is, unless it makes its record a dead letter. After an error nothing
-        more is committed, except that TooManyDeadLetters is raised after the last commit.
+        over. A defect of the handler is raised as it is, unless it makes its record a dead letter. After an error
+        nothing more is committed, except that TooManyDeadLetters is raised after the last commit.
         """
         self._health.ready_when(self._group, self._waiting_reason)
         self._health.alive_when(f"{self._group} membership", self._outside_reason)

@@ -71,8 +71,8 @@ class Quarantine:
     def begin(self, group: str, partition: int, first: int, last: int) -> bool:
         """Note that this thread is handling the records from offset ``first`` to ``last``.
 
-        While ``is_active``, the thread first waits for its turn; only one thread at a time has it. Return False if the records
-        must not be handled, because the process is stopping.
+        While ``is_active``, the thread first waits for its turn; only one thread at a time has it. Return False if the
+        records must not be handled, because the process is stopping.
         """
         return True
 

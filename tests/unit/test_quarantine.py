@@ -19,7 +19,7 @@ Suspect = tuple[str, int, int]
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    return tmp_path / "in-hand" / "processor@one"
+    return tmp_path / "crash-journals" / "processor@one"
 
 
 def start_handling(journal: CrashJournal, *handled: tuple[str, int, int, int]) -> None:
@@ -241,4 +241,4 @@ def test_each_service_and_instance_has_a_file_of_its_own(tmp_path: Path) -> None
     journal = CrashJournal.of(Settings(home=tmp_path, instance_id="pod/../1"), "bot")
     with journal:
         pass
-    assert [path.name for path in (tmp_path / "in-hand").iterdir()] == ["bot%40pod%2F..%2F1"]
+    assert [path.name for path in (tmp_path / "crash-journals").iterdir()] == ["bot%40pod%2F..%2F1"]
