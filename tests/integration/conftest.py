@@ -44,7 +44,7 @@ def guild(fake: FakeDiscord) -> FakeGuild:
 
 @pytest.fixture
 def asked(fake: FakeDiscord, guild: FakeGuild) -> FakeMessage:
-    """A question in an open channel, asked before the bot came."""
+    """A question in an open channel, posted before the bot connects to Discord."""
     return fake.says(guild.channel("general"), fake.person("ada", guild), "!rtfm how?", announce=False)
 
 

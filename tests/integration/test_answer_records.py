@@ -26,7 +26,7 @@ from tests.knowledge import GUILD, message
 
 @pytest.fixture
 def knowledge(bare_settings: Settings) -> Iterator[Knowledge]:
-    """A guild with one answered question in an open channel and a secret in another."""
+    """A guild that has one answered question in an open channel, and a secret in another channel."""
     opened = printer_guild(bare_settings)
     yield opened
     opened.close()
@@ -88,8 +88,8 @@ def test_two_processors_with_one_question_store_one_answer(
 ) -> None:
     """R21: If two processors answer one question at once, one stored answer remains.
 
-    If both have the same record, both return its answer, of which Kafka commits one. If they have different records,
-    the record whose answer was stored gets it, and the other record produces nothing.
+    If both handle the same record, both return the stored answer, and Kafka commits one of the two responses. If they
+    handle different records, the handler whose answer was stored returns it, and the other handler returns nothing.
     """
     together = threading.Barrier(2, timeout=30)
 
@@ -183,7 +183,7 @@ def test_a_question_that_a_store_refuses_is_refused(knowledge: Knowledge) -> Non
 def test_a_message_of_an_impossible_year_is_cited_without_its_date(
     knowledge: Knowledge, bare_settings: Settings
 ) -> None:
-    """A message with an impossible year, as an earlier version stored them, is cited without a date."""
+    """A message with an impossible year, which an earlier version could store, is cited without a date."""
     with psycopg.connect(bare_settings.database_url) as connection:
         connection.execute("UPDATE messages SET created_at = 2000000000000000 WHERE message_id = '1002'")
     response = handle(Answering(answerer=answerer(knowledge), archive=knowledge.archive), asked())

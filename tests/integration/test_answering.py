@@ -31,7 +31,7 @@ from tests.knowledge import GUILD, message
 
 @pytest.fixture
 def knowledge(bare_settings: Settings) -> Iterator[Knowledge]:
-    """A guild with one answered question in an open channel and a secret in another."""
+    """A guild that has one answered question in an open channel, and a secret in another channel."""
     opened = printer_guild(bare_settings)
     yield opened
     opened.close()
@@ -134,7 +134,7 @@ def test_a_hidden_channel_reaches_neither_model_nor_answer(knowledge: Knowledge,
 
 
 def test_an_insufficient_verdict_becomes_not_found(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """The model's verdict "insufficient" becomes NOT_FOUND, with its token costs."""
+    """If the model's verdict is "insufficient", the response is NOT_FOUND and reports the tokens of the request."""
     gemini.reply = replying("", [], sufficient=False)
     response = answerer(knowledge, gemini).answer(asked())
     assert (response.outcome, response.answer, response.citations) == (Outcome.NOT_FOUND, "", [])
@@ -163,7 +163,7 @@ def test_a_citation_in_a_thread_has_its_title(knowledge: Knowledge) -> None:
 
 
 def test_a_model_that_obeys_an_attack_does_no_harm(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """Pings, foreign links and forged numbers are removed from the model's output."""
+    """Pings, links, and citation numbers without a source are removed from the model's output."""
     gemini.reply = replying(
         "@everyone <@7> go to https://evil.example/x or [here](https://evil.example) [1][7]. See"
         " https://discord.com/channels/1/2/3",
@@ -202,9 +202,9 @@ CONTEXT = [
 
 
 def test_a_follow_up_is_rewritten_by_one_more_request(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """A follow-up costs one request to rewrite it, and the rewritten question is searched and asked.
+    """A first request to the model rewrites a follow-up, and a second one answers the rewritten question.
 
-    The first prompt contains the exchange without its secrets.
+    The first request contains the earlier messages of the exchange, and neither request contains their secrets.
     """
     response = answerer(knowledge, gemini).answer(asked("yes, how do I get rid of it then?", context=CONTEXT))
     assert response.outcome is Outcome.ANSWERED
@@ -235,7 +235,7 @@ def test_a_question_without_context_costs_one_request(knowledge: Knowledge, gemi
 
 
 def test_sources_that_disagree_are_dated(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """If sources disagree, the answer shows their dates, the newest first, whatever the model writes about them."""
+    """If sources disagree, the answer ends with their dates, the newest first, even if the model mentions no date."""
     newer = message(90_000, "printer locked by a stale job: unlock it with `printctl --force`", author_id="8")
     add(knowledge, attrs.evolve(newer, channel_id="201"))
     gemini.reply = lambda *_: fake.written("Use it [1]. Or else [2].", [1, 2], disagree=True)

@@ -131,7 +131,7 @@ def test_several_processes_may_migrate_at_once(unmigrated_settings: Settings) ->
 def test_a_migration_does_not_keep_others_from_a_table_that_is_in_use(
     archive: SqlArchive, unmigrated_settings: Settings, later_steps: Path
 ) -> None:
-    """While a long read holds a table, a migration gives up, other reads continue, and a later migration succeeds.
+    """If a long read uses a table, a migration of the table gives up, reads continue, and a later migration succeeds.
 
     Completed steps stay: a finished index is not dropped because a later step waits for a table.
     """
@@ -309,7 +309,7 @@ def test_the_tables_of_the_migrations_are_those_of_the_code(archive: SqlArchive,
 
 
 def test_the_first_answer_to_a_question_stays(archive: SqlArchive) -> None:
-    """A second answer to a question is not stored, and the first is returned, so that replays do not change it."""
+    """Storing a second answer to a question changes nothing and returns the first answer."""
     assert archive.answers.find("m1") is None
     kept = StoredAnswer(response=RESPONSE, made_by="bot-queries-0-7")
     assert archive.answers.store(RESPONSE, made_by="bot-queries-0-7") == kept
@@ -319,7 +319,7 @@ def test_the_first_answer_to_a_question_stays(archive: SqlArchive) -> None:
 
 
 def test_the_first_record_of_a_sent_part_stays(archive: SqlArchive) -> None:
-    """A second record of a sent part changes nothing, because the first leads to the message that exists on Discord."""
+    """If a part is recorded as sent twice, the message id of the first time stays."""
     assert archive.sent("m1", 0) is None
     archive.record_sent("m1", 0, channel_id="200", message_id="5", sent_at=TimestampMillis(1))
     archive.record_sent("m1", 0, channel_id="200", message_id="6", sent_at=TimestampMillis(2))
@@ -329,7 +329,7 @@ def test_the_first_record_of_a_sent_part_stays(archive: SqlArchive) -> None:
 
 
 def test_an_open_question_stays_as_it_was_asked_until_it_is_closed(archive: SqlArchive) -> None:
-    """A second row of an open question changes nothing, and a closed question is removed."""
+    """Opening an open question again changes nothing, and closing a question removes it."""
     query = BotQuery(
         query_id="m1",
         guild_id="100",

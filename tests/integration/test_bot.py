@@ -198,7 +198,7 @@ def response_to(asked: FakeMessage, *, answer: str = "Use ntfs-3g.", ago_ms: int
 
 
 def open_question(settings: Settings, response: BotResponse) -> BotResponse:
-    """Store the open question that ``response`` answers, as if the bot had asked it before."""
+    """Store the open question that ``response`` answers, as if the bot had already sent its query."""
     now = TimestampMillis(time.time_ns() // 1_000_000)
     query = BotQuery(
         query_id=response.query_id,
@@ -279,7 +279,7 @@ def test_messages_edits_and_deletions_reach_kafka(bot_settings: Settings, fake: 
 def test_a_mention_is_asked_and_its_answer_is_replied_once(
     bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild
 ) -> None:
-    """A mention becomes a query, and further copies of its response post nothing; the test produces the responses."""
+    """A mention becomes a query, and if the test produces its response several times, the bot replies once."""
     (general,), (ada,) = guild.channels, guild.members
     with running_bot(bot_settings, fake):
         asked = fake.says(general, ada, f"<@{fake.bot.id}> how do I mount NTFS?", mentions=(fake.bot,))
@@ -301,9 +301,9 @@ def test_a_mention_is_asked_and_its_answer_is_replied_once(
 def test_responses_to_the_questions_of_others_do_not_stop_the_bot(
     bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild
 ) -> None:
-    """The bot neither posts nor dead-letters 400 responses to the questions of others, and then posts its own.
+    """The bot neither posts nor dead-letters 400 responses to other programs' questions, and then posts its own.
 
-    Some of them name an existing channel and person.
+    All of the 400 responses name an existing channel, and some of them also name an existing person.
     """
     (general,), (ada,) = guild.channels, guild.members
     with running_bot(bot_settings, fake):
@@ -351,7 +351,7 @@ def test_a_question_is_answered_from_what_was_said(bot_settings: Settings, fake:
 
 
 def test_an_answer_is_not_repeated_by_the_next_bot(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
-    """The next bot reads no committed response again, and posts no later copy of an answer."""
+    """After a restart, the bot does not post an answer again, even if another copy of its response arrives."""
     (general,), (ada,) = guild.channels, guild.members
     asked = fake.says(general, ada, "!rtfm how?", announce=False)
     response = open_question(bot_settings, response_to(asked))
@@ -368,7 +368,7 @@ def test_an_answer_is_not_repeated_by_the_next_bot(bot_settings: Settings, fake:
 
 
 def test_an_answer_waits_while_discord_is_down(bot_settings: Settings, fake: FakeDiscord, guild: FakeGuild) -> None:
-    """A response that Discord answers with an error is posted once Discord works again."""
+    """If Discord reports errors when a response is posted, the response is posted once Discord works again."""
     (general,), (ada,) = guild.channels, guild.members
     with running_bot(bot_settings, fake):
         asked = fake.says(general, ada, "!rtfm how?", announce=False)
@@ -390,7 +390,8 @@ def test_a_bot_killed_before_its_commit_makes_no_second_reply(
 ) -> None:
     """A bot that is killed after posting a reply and before its commit does not post the reply again.
 
-    The offset is not committed and Discord has forgotten the nonce, so the next bot finds the reply in the channel.
+    The offset is not committed and Discord has forgotten the nonce, so the next bot must look for the reply in the
+    history of the channel.
     """
     (general,), (ada,) = guild.channels, guild.members
     asked = fake.says(general, ada, "!rtfm how?", announce=False)
@@ -415,7 +416,7 @@ def test_sigterm_flushes_the_outbox(bot_settings: Settings, fake: FakeDiscord, g
     with bot_process(bot_settings, fake) as process:
         for number in range(200):
             fake.says(general, ada, f"message {number}")
-        # The gateway delivers in order, so once this question has arrived, all messages before it have too.
+        # The gateway delivers in order, so once this question has arrived, all 200 messages have arrived.
         fake.says(general, ada, "!rtfm was that all?")
         fake.wait_until(lambda: fake.count("POST", "/typing") > 0, "the question was not heard", timeout_s=60)
         os.kill(process.pid, signal.SIGTERM)

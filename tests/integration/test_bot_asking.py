@@ -14,14 +14,14 @@ from rtfm.knowledge.archive import SqlArchive
 
 @frozen
 class Ack:
-    """The report of a record that was delivered."""
+    """Kafka's delivery report for a record."""
 
     error: str | None = None
 
 
 @define
 class Kafka:
-    """Notes which questions were open when their queries came."""
+    """A producer that notes for each event whether it is a query whose question is open already."""
 
     archive: SqlArchive
     open: list[bool] = field(factory=list)
@@ -34,7 +34,7 @@ class Kafka:
 
 
 def test_a_question_is_open_before_its_query_is_in_kafka(archive: SqlArchive) -> None:
-    """Its response may arrive at once."""
+    """A question is stored as open before its query is sent, so that a response that arrives at once finds it."""
     kafka = Kafka(archive)
     box = Outbox(OpenQuestionSender(kafka, archive, clock_ms=lambda: TimestampMillis(0)))
     box.start()

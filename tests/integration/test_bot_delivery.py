@@ -48,7 +48,8 @@ async def test_a_reply_that_is_recorded_is_not_posted_again(
 ) -> None:
     """A reply whose message id is recorded is not posted again.
 
-    This covers a kill before the question was closed, without the nonce and without the channel's history.
+    In this test the question is open again, as after a kill, and Discord has forgotten the nonce. The bot does not
+    request the channel's history.
     """
     before = delivered("already_there")
     response = ask(archive, answer_to(asked))
@@ -83,7 +84,7 @@ async def test_a_reply_refers_to_the_question_and_pings_nobody(
 async def test_a_delivery_that_is_repeated_later_makes_no_second_reply(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage, later_ms: int
 ) -> None:
-    """If a delivery is repeated without record and nonce, the history of the channel prevents a second reply."""
+    """If the reply was not recorded and its nonce is forgotten, the channel's history prevents a second reply."""
     response = ask(archive, answer_to(asked))
     async with delivery_on(fake, archive) as delivery:
         fake.fails("POST", "/messages", 0, after_doing_it=True)
@@ -189,7 +190,7 @@ async def test_a_reply_that_discord_refuses_forever_is_counted(
 async def test_an_asker_whom_discord_does_not_know_is_counted(
     fake: FakeDiscord, archive: SqlArchive, asked: FakeMessage
 ) -> None:
-    """A reply is counted and dropped if Discord does not know the asker, for which it answers 400 with code 50033."""
+    """If Discord does not know the asker, which it reports as 400 with code 50033, the reply is counted and dropped."""
     before = delivered("refused")
     response = ask(archive, evolve(answer_to(asked), asker_id=new_id(), audience=Audience.ASKER))
     async with delivery_on(fake, archive) as delivery:

@@ -1,4 +1,4 @@
-"""Responses that the bot skips or withholds: other services' responses, late ones, and those with hidden sources."""
+"""Responses that the bot skips or withholds: those of other services, late ones, and those with hidden sources."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ async def test_sources_that_readers_cannot_see_are_withheld(
 async def test_a_citation_is_not_trusted_about_its_channel(
     fake: FakeDiscord, archive: SqlArchive, guild: FakeGuild, asked: FakeMessage, real: str, archived: bool
 ) -> None:
-    """Discord's own kind and parent of a channel decide who may read a citation, not those that the citation states."""
+    """Who may read a source is decided by the channel's kind and parent on Discord, not by those in the citation."""
     staff = guild.hidden_channel("staff", shown_to=guild.role("staff"))
     cited = {
         "private thread": lambda: guild.thread(asked.channel, "incident", private=True, archived=archived),
@@ -260,9 +260,9 @@ async def test_a_source_that_discord_does_not_know_is_withheld(
 async def test_threads_and_posts_are_shown_by_what_discord_says(
     fake: FakeDiscord, archive: SqlArchive, guild: FakeGuild, asked: FakeMessage
 ) -> None:
-    """Archived threads and posts are requested from Discord once each.
+    """An answer that cites threads and posts is posted, although its citations state UNKNOWN as channel kind.
 
-    An outdated kind in the archive withholds nothing.
+    The bot requests each archived thread or post from Discord once, although the answer cites it twice.
     """
     forum = guild.channel("forum", kind=ChannelType.FORUM)
     places = [
@@ -286,7 +286,7 @@ async def test_threads_and_posts_are_shown_by_what_discord_says(
 async def test_nothing_is_posted_while_discord_does_not_describe_a_channel(
     fake: FakeDiscord, archive: SqlArchive, guild: FakeGuild, asked: FakeMessage
 ) -> None:
-    """While Discord does not describe the channel of a source, nothing is posted; the response is delivered later."""
+    """While Discord reports an error for a source's channel, nothing is posted; the response is delivered later."""
     old = guild.thread(asked.channel, "old", archived=True)
     response = citing(ask(archive, answer_to(asked)), old.id, kind=ChannelKind.PUBLIC_THREAD, parent=asked.channel.id)
     async with delivery_on(fake, archive) as delivery:

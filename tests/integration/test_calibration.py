@@ -79,7 +79,7 @@ def test_a_guild_is_calibrated_when_it_is_large_enough_and_again_when_it_has_gro
 
 
 def test_only_one_processor_at_a_time_calibrates_a_guild(knowledge: Knowledge) -> None:
-    """A processor calibrates no guild that another processor is calibrating, and continues with others."""
+    """While one processor holds the lock of a guild, another can lock only other guilds."""
     floors = knowledge.archive.floors
     with floors.try_lock(GUILD) as is_ours:
         assert is_ours

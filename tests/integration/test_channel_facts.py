@@ -118,7 +118,7 @@ def test_a_report_of_discord_closes_a_channel_that_a_program_opened(knowledge: K
 
 
 def test_a_batch_has_the_same_effect_as_single_events(knowledge: Knowledge) -> None:
-    """Events in one batch have the same effect as the same events in single batches."""
+    """In one batch, neither an import nor an older report opens a channel that Discord's newest report closes."""
     ingest(
         knowledge,
         message(1, "tulips", **CLOSED, **seen(1)),
@@ -130,7 +130,7 @@ def test_a_batch_has_the_same_effect_as_single_events(knowledge: Knowledge) -> N
 
 
 def test_two_processors_agree_on_the_newest_facts(knowledge: Knowledge) -> None:
-    """If two processors write facts of one channel at once, the newest observation remains, whatever each had read."""
+    """If a processor writes outdated facts and a passage based on them, the newest observation still applies."""
     ingest(knowledge, message(1, "tulips", **OPEN, **seen(1)))
     (channel,) = knowledge.archive.channels(GUILD)
     closed = ChannelFacts(
@@ -199,7 +199,7 @@ def test_one_channel_id_in_two_guilds_is_two_channels(
 def test_an_id_that_looks_like_one_of_the_archive_changes_no_other_conversation(
     knowledge: Knowledge, forged: str
 ) -> None:
-    """A message whose id has the form of an id that the archive derives changes no other conversation."""
+    """A message whose id looks like the id of a conversation, passage or entry changes no other conversation."""
     long = "tulips grow in spring " * 150
     private = {**CLOSED, **seen(1)}
     ingest(knowledge, message(1, long), message(2, "secret lilies", **private), message(3, "secret roses", **private))

@@ -26,7 +26,7 @@ def java() -> Iterator[JavaAvro]:
 
 
 def test_verdicts_match_those_of_the_registry_and_java(bare_settings: Settings, java: JavaAvro) -> None:
-    """R26: This project, the registry and Java agree on 204 pairs whether each schema reads the other's records."""
+    """R26: On 204 pairs, this project, the registry and Java agree which schema reads the records of the other."""
     registry = open_registry(bare_settings)
     for number in {number for number, *_ in PAIRS}:
         old = next(old for n, old, *_ in PAIRS if n == number)

@@ -160,7 +160,7 @@ def test_a_dead_letter_that_is_too_large_for_its_topic_is_not_dropped(settings: 
 def test_a_record_that_breaks_the_handler_at_every_start_becomes_a_dead_letter(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """A record on which the handler has a defect ends the service, and the fourth time becomes a dead letter.
+    """A record that triggers a defect of the handler ends the service three times, and then becomes a dead letter.
 
     No other record is skipped.
     """

@@ -88,7 +88,7 @@ def test_a_deletion_withdraws_the_stored_answers_that_rest_on_the_message(
 
 
 def test_a_deletion_leaves_other_stored_answers_alone(knowledge: Knowledge) -> None:
-    """A deletion withdraws neither answers from other messages nor those to other questions."""
+    """A deletion does not withdraw stored answers that rest on other messages."""
     add(knowledge, message(20, "the scanner wants a driver called scanfix", author_id="4", channel_id="400"))
     handler = answering(knowledge)
     scanner = asked("which driver does the scanner want?", query_id="m50", visible_channel_ids=["400"])
@@ -101,7 +101,7 @@ def test_a_deletion_leaves_other_stored_answers_alone(knowledge: Knowledge) -> N
 
 
 def test_words_of_deleted_messages_leave_the_statistics(knowledge: Knowledge, bare_settings: Settings) -> None:
-    """A deletion removes words that no other message has from the statistics, because a rare word could reveal it.
+    """If no other message contains a word of a deleted message, the deletion removes the word from the statistics.
 
     A word that other messages use stays, with its new count.
     """
@@ -117,7 +117,7 @@ def test_words_of_deleted_messages_leave_the_statistics(knowledge: Knowledge, ba
 
 
 def test_passages_that_the_model_read_without_citing_are_checked(knowledge: Knowledge, gemini: FakeGemini) -> None:
-    """An answer is withdrawn if the model read a message that is deleted meanwhile, even if it cites another one."""
+    """If a message that the model reads is deleted meanwhile, the model's text is not used, whatever it cites."""
     other = message(30, "printer stale job: switch the printer off and on", author_id="5", channel_id="500")
     add(knowledge, other)
 
@@ -218,9 +218,9 @@ def test_a_deletion_is_never_skipped_whatever_was_erased(
 def test_what_was_erased_is_not_found_and_withdraws_answers(
     knowledge: Knowledge, bare_settings: Settings, scope: str, known_as: str, guild_id: str
 ) -> None:
-    """A message is neither found nor named nor used in answers as soon as an erasure covers it, before its deletion.
+    """Once an erasure covers a message, search does not find it, and stored answers that rest on it are withdrawn.
 
-    Stored answers that rest on the message are withdrawn.
+    The message's DELETED record has not arrived yet. The name of an erased person is not shown either.
     """
     add(knowledge, message(20, "<@2> knows printers", author_id="6", channel_id="600"))
     handler = answering(knowledge)
@@ -278,7 +278,7 @@ def test_an_edit_of_what_was_erased_does_not_bring_it_back(knowledge: Knowledge,
 def test_a_question_of_an_erased_person_is_not_asked_again(
     knowledge: Knowledge, gemini: FakeGemini, bare_settings: Settings, scope: str, known_as: str
 ) -> None:
-    """A question of an erased person whose record is still in Kafka gets an outcome, and no model reads it."""
+    """If the record of an erased person's question is still in Kafka, it gets an outcome, and no model reads it."""
     erase(bare_settings, scope, known_as)
     assert is_withdrawn(handle(answering(knowledge, gemini), asked()))
     assert gemini.requests == []

@@ -60,7 +60,7 @@ def said_in(text: str, numbers: Sequence[int] | set[int]) -> list[str]:
 def test_deleted_text_is_nowhere_while_the_system_runs(settings: Settings, contracts: Contracts) -> None:
     """Once a deletion is committed, its message's text is in no table, not in Chroma and in no new response.
 
-    A response is new if it was begun after that.
+    A response is new if the processor began it after the deletion was committed.
     """
     chance = random.Random(11)
     said = [

@@ -45,8 +45,8 @@ def summary(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 def test_demo_answers_from_nothing_and_again(home: Path) -> None:
     """The demo answers at least four of five questions correctly, first with lexical search, then with the model.
 
-    The first run finds no model and keeps its services. The second run uses them, fetches the model, and leaves them
-    running.
+    The first run cannot download the model, and its services keep running. The second run uses these services and
+    downloads the model. It does not stop the services.
     """
     nowhere = {"RTFM_EMBEDDING_MODEL_URL": "http://127.0.0.1:9/onnx.tar.gz"}
     first = run_cli(["demo", "--json", "--keep"], environment(home, **nowhere), timeout_s=TIMEOUT_S)
@@ -65,7 +65,7 @@ def test_demo_answers_from_nothing_and_again(home: Path) -> None:
 
 
 def test_demo_says_why_the_processor_ended(home: Path) -> None:
-    """If the processor ends for want of a model, the demo names its log, and leaves nothing running."""
+    """If the processor ends because it has no model, the demo names the processor's log, and stops all services."""
     folder = home / "no-model-here"
     folder.mkdir()
     done = run_cli(

@@ -221,9 +221,10 @@ def read_headers(settings: Settings, contracts: Contracts, letter_id: str) -> li
 
 
 def test_a_refused_replay_does_not_block_the_others(settings: Settings, contracts: Contracts) -> None:
-    """A dead letter that Kafka refuses to replay does not keep the others from being replayed.
+    """A dead letter whose replay Kafka refuses does not keep other dead letters from being replayed.
 
-    Its topic now has a smaller limit, so the others of its transaction are sent in another transaction.
+    The original is larger than the topic now allows. The transaction fails, and the other originals are sent again
+    in another transaction.
     """
     produce(settings, contracts, MESSAGES, *(build_message(n, channel=str(n)) for n in range(2, 6)))
     produce(settings, contracts, MESSAGES, build_message(1, content=secrets.token_hex(20_000)))

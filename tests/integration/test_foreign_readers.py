@@ -188,7 +188,7 @@ def test_records_without_a_key_go_to_any_partition(settings: Settings) -> None:
 
 @pytest.mark.debian
 def test_kafkajs_reads_what_we_produce(settings: Settings, node: Callable[..., Any]) -> None:
-    """Kafkajs reads this project's records, with a zstd codec of three lines."""
+    """Kafkajs reads this project's records if its program adds a zstd codec, which takes three lines."""
     contracts = open_contracts(settings)
     produce(
         settings,

@@ -140,7 +140,7 @@ def test_a_channel_and_a_guild_are_forgotten(
 def test_after_a_kill_the_next_run_continues(
     settings: Settings, contracts: Contracts, knowledge: Knowledge, cli: Cli
 ) -> None:
-    """A run after a killed one neither repeats nor leaves out a deletion, even if no processor has handled any."""
+    """The run after a killed one repeats and omits no deletion, even if no processor has handled a deletion yet."""
     many = [message(n, f"tulip {n}", author_id="66", channel_id=str(n % 7 + 1)) for n in range(100, 650)]
     Ingest(knowledge=knowledge)([RecordOfEvent(event) for event in many])
     program = str(Path(sys.executable).with_name("rtfm-cli"))
@@ -169,7 +169,7 @@ def test_a_dead_letter_of_what_was_erased_is_not_replayed(
 ) -> None:
     """A dead letter of an erased message is not replayed, not even with --force.
 
-    The record would be in Kafka for another week.
+    A replay would keep the erased text in Kafka for another week.
     """
     produce(settings, contracts, MESSAGES, message(5, ADVICE, author_id="2"), message(6, "tulips"))
     dead_letter_records(settings, contracts, 2)

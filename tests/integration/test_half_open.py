@@ -55,7 +55,7 @@ def test_a_half_open_connection_to_postgresql_is_replaced(settings: Settings, po
 def test_a_statement_whose_answer_never_comes_is_given_up(settings: Settings, postgres: Proxy) -> None:
     """A statement whose answer never comes ends after a timeout of the client.
 
-    PostgreSQL's own limit does not reach the client.
+    PostgreSQL has a limit for statements too, but the client cannot receive its error.
     """
     database = Database(through(settings.database_url, postgres), statement_timeout_s=1)
 
@@ -136,7 +136,7 @@ class OnlyFirst(Proxy):
 def test_connecting_to_chroma_is_bounded(settings: Settings) -> None:
     """Connecting to Chroma has a time limit, although the client's constructor sends requests without a timeout.
 
-    These requests use another connection than the check before.
+    These requests use another connection than the check that precedes them.
     """
     with OnlyFirst(urlsplit(settings.chroma_url).port or 0) as proxy:
         vectors = ChromaVectors(through(settings.chroma_url, proxy), settings.kafka_topic_prefix, request_timeout_s=2)

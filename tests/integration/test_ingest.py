@@ -69,7 +69,7 @@ def test_a_late_creation_or_edit_never_undoes_a_newer_edit(knowledge: Knowledge)
 
 
 def test_an_edit_within_the_millisecond_of_an_import_that_holds_it_changes_nothing(knowledge: Knowledge) -> None:
-    """An edit changes nothing if an import of the same millisecond already has the edited text."""
+    """An edit changes nothing if an import of the same millisecond already contains the edited text."""
     at = TimestampMillis(START + 900_000)
     ingest(knowledge, message(1, "use exfat", edited_at=at))
     ingest(knowledge, message(1, "use exfat", change=MessageChange.EDITED, edited_at=at), message(1, "use ext2"))
@@ -98,7 +98,7 @@ def test_deleting_removes_text_and_vectors_and_leaves_a_tombstone(
 
 
 def test_deleting_one_message_leaves_the_rest_of_its_conversation(knowledge: Knowledge) -> None:
-    """A deletion of one message builds the passage of its conversation again from the rest, with the old id."""
+    """After a deletion, the passage of the conversation is built from the other messages, and keeps its id."""
     ingest(knowledge, *TALK)
     ingest(knowledge, deletion(1))
     result = knowledge.retriever.search("ntfs-3g mount", guild_id=GUILD, visible_channel_ids=["200"], limit=1)
@@ -109,7 +109,7 @@ def test_deleting_one_message_leaves_the_rest_of_its_conversation(knowledge: Kno
 def test_a_replay_leaves_everything_as_it_was(
     knowledge: Knowledge, bare_settings: Settings, embedding: WordEmbedding
 ) -> None:
-    """A replay in any batches changes nothing, and embeds nothing again."""
+    """Ingesting the same events again, in one batch or one by one, changes nothing and embeds nothing."""
     history = [
         *TALK,
         message(2, "use ntfs-3g", author_id="2", change=MessageChange.EDITED, edited_at=START),
@@ -175,7 +175,7 @@ FAR = TimestampMillis(253_402_300_800_000)
 def test_a_message_that_breaks_a_rule_is_refused(knowledge: Knowledge, fields: dict[str, Any], said: str) -> None:
     """A message that breaks a rule is refused, and the reason names the field and the rule.
 
-    The partition does not wait, as it would for a store.
+    The partition does not wait, as it would if a store were down.
     """
     with pytest.raises(InvalidEvent, match=rf"^DiscordMessage\.{said}"):
         ingest(knowledge, message(1, "x", **fields))
@@ -229,7 +229,7 @@ def test_a_known_message_stays_in_its_channel_and_guild(
 def test_a_deletion_elsewhere_is_refused_and_one_without_a_guild_is_not(knowledge: Knowledge) -> None:
     """A deletion with a wrong channel is refused, and a deletion without a guild is applied.
 
-    Discord names the channel of each deletion, and a program may not know the guild.
+    Discord names the channel of each deletion, but a program that reports a deletion need not know the guild.
     """
     ingest(knowledge, *TALK)
     for fields in ({"channel_id": "201"}, {"guild_id": "101"}):

@@ -32,7 +32,7 @@ def java() -> Iterator[JavaAvro]:
 
 
 def in_json(node: Node, value: Any) -> Any:
-    """Return ``value``, from ``reference.to_plain``, in Avro's JSON encoding, in which unions name their branch."""
+    """Return ``value``, a result of ``reference.to_plain``, in Avro's JSON encoding, which names a union's branch."""
     match node.kind:
         case "record":
             return {entry.name: in_json(entry.node, value[entry.name]) for entry in node.fields}

@@ -196,7 +196,7 @@ def test_home_is_closed_to_other_users_while_the_services_run(running: LocalStac
 
 
 def test_a_folder_that_is_opened_for_another_account_is_named(tmp_path: Path) -> None:
-    """If a folder is opened for another account, one line has its name and its mode before and after."""
+    """If a folder is opened for another account, a line of the log names the folder and its old and new mode."""
     closed = tmp_path / "closed"
     (closed / "programs").mkdir(parents=True)
     closed.chmod(0o700)
@@ -286,7 +286,7 @@ def test_a_service_that_ends_at_its_start_says_why_and_where_its_log_is(home: Pa
 
 
 def test_a_killed_service_keeps_its_port_although_its_process_releases_it_late(home: Path) -> None:
-    """A killed process may hold its port for a moment. Clients know that port, so the next start waits for it."""
+    """If a killed process releases its port late, the next start waits for that port, because clients know it."""
     holders: list[socket.socket] = []
 
     def release(_: float) -> None:

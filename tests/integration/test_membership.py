@@ -54,7 +54,7 @@ def commits(settings: Settings, contracts: Contracts) -> Iterator[Commits]:
 def test_a_processor_outside_the_group_delays_its_commit(settings: Settings, commits: Commits) -> None:
     """A processor that is not a member of the group delays its commit.
 
-    A commit would fail until the group has answered, and retrying at once would be a busy loop.
+    The commit would fail until the processor is a member again, and retrying at once would be a busy loop.
     """
     outsider = Consumer(
         {"bootstrap.servers": settings.kafka_bootstrap_servers, "group.id": KafkaConfig.of(settings).group(GROUP)}

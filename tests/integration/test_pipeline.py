@@ -133,7 +133,7 @@ def test_a_defect_of_the_handler_ends_the_service_and_skips_nothing(settings: Se
 def test_an_outage_of_a_dependency_pauses_the_pipeline_and_skips_nothing(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """While a dependency is down the pipeline is not ready and names it, and then handles every record in order.
+    """While a dependency is down, readiness names it, and after the outage every record is handled in order.
 
     No record becomes a dead letter or is skipped.
     """
@@ -325,7 +325,7 @@ def test_a_pipeline_whose_handler_still_loads_fences_its_predecessor_and_stays_o
 ) -> None:
     """A pipeline whose handler still loads stays outside its group, but already fences a predecessor of its name.
 
-    Open transactions of a crashed predecessor are ended meanwhile. Records are taken once the handler is ready.
+    So open transactions of a crashed predecessor end early. Records are polled once the handler is ready.
     """
     name = f"{settings.kafka_topic_prefix}{GROUP}-{settings.instance_id}"
     servers = {"bootstrap.servers": settings.kafka_bootstrap_servers}

@@ -27,7 +27,7 @@ GUID_HEADER = ("__value_schema_id", b"\x01" + b"\xee" * 16)
 
 
 def poisons(contracts: Contracts) -> dict[str, tuple[bytes | None, list[tuple[str, bytes]]]]:
-    """Return the kinds of R13 as name → (value, headers)."""
+    """Return the poison records, one of each kind in requirement R13, as name of the kind → (value, headers)."""
     good = contracts.encode(MESSAGES, build_message(1))
     frame, record = good[:5], good[5:]
     text_at = record.index(b"\x0ahello")  # the position of the content's length and text

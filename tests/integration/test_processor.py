@@ -176,7 +176,7 @@ def test_a_second_signal_does_not_wait(settings: Settings, silent: socket.socket
 
 
 def test_a_question_goes_through_kafka_and_comes_back_answered(settings: Settings, cli: Cli, tmp_path: Path) -> None:
-    """A question without a model goes through import, `ask`, `status`, metrics and a clean stop."""
+    """Without a model, `ask` quotes an imported message, `status` and the metrics count it, and the processor stops."""
     with processor(settings) as running:
         import_guild(settings, cli, tmp_path)
         eventually(lambda: running.get("/readyz")[0] == 200)
@@ -199,7 +199,7 @@ def test_a_question_goes_through_kafka_and_comes_back_answered(settings: Setting
         found = json.loads(cli(settings, "status", "--json").stdout)
         assert found["wrong"] == {}
         topics = {topic["topic"]: topic for topic in found["topics"]}
-        # transaction markers have offsets too
+        # The offsets include those of transaction markers.
         assert (topics["bot-responses"]["records"], topics["bot-responses"]["offsets"] > 2) == (2, True)
         assert topics["bot-queries"]["groups"] == [
             {"group": "discord-message-processor-answer", "members": 1, "lag": 0}

@@ -27,7 +27,7 @@ FOREIGN_READERS: dict[str, tuple[pytest.MarkDecorator, ...]] = {
     "read_with_fastavro.py": (),
     "read_messages.js": (pytest.mark.debian,),
 }
-"""Examples that use nothing of this project, with the marks of what they need."""
+"""Examples that do not import rtfm, each with the pytest marks that say what it needs."""
 
 
 def program(settings: Settings, name: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
@@ -55,7 +55,7 @@ def printed_by(settings: Settings, name: str, folder: Path, lines: int, **enviro
 
 
 def test_every_example_is_run() -> None:
-    """An example that no test runs is soon wrong."""
+    """The folder examples/ contains no program that the tests of this module do not run."""
     names = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".js")}
     assert names == {"read_messages.py", "write_message.py", *FOREIGN_READERS}
 
@@ -100,7 +100,7 @@ def test_the_writer_of_the_docs_is_read_back(settings: Settings, tmp_path: Path)
 def test_readers_without_rtfm_print_what_is_said(
     settings: Settings, contracts: Contracts, node_modules: Callable[[], Path], tmp_path: Path, name: str
 ) -> None:
-    """Messages in two alphabets, and a deletion."""
+    """The examples that do not import rtfm print messages in two alphabets and a deletion."""
     first, second = build_message(1, content="tide tables"), build_message(2, content="карты")
     produce(settings, contracts, MESSAGES, first, second, evolve(first, change=MessageChange.DELETED))
     more = {"NODE_PATH": str(node_modules()), "KAFKAJS_NO_PARTITIONER_WARNING": "1"} if name.endswith(".js") else {}
@@ -139,7 +139,7 @@ def test_a_record_that_could_not_be_decoded_is_returned_again(settings: Settings
 
 
 def test_a_reader_from_the_end_gets_what_comes_from_then_on(settings: Settings, tmp_path: Path) -> None:
-    """A reader that starts at the end gets only later records, and changes nothing in its program's folder."""
+    """A reader that starts at the end gets only later records, and does not create its home folder."""
     own = evolve(settings, home=tmp_path / "home")
     with open_producer(own) as producer:
         producer.send(MESSAGES, build_message(1))

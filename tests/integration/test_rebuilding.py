@@ -1,4 +1,4 @@
-"""Rebuilding Chroma from the archive when it is lost, damaged or up to date."""
+"""Rebuilding Chroma from the archive, when Chroma's entries are lost, damaged or up to date."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_rebuild_removes_stale_entries(knowledge: Knowledge) -> None:
 
 
 def test_a_model_that_is_added_later_gives_old_texts_vectors(bare_settings: Settings, knowledge: Knowledge) -> None:
-    """If a model is added later, search stays lexical and asks for a rebuild, which gives all texts vectors.
+    """If an embedding model is added later, search is lexical until a rebuild, which gives all texts vectors.
 
     The result is the same as if the model had been there from the start.
     """
@@ -155,10 +155,9 @@ def test_a_model_that_is_added_later_gives_old_texts_vectors(bare_settings: Sett
 
 
 def test_another_model_asks_for_a_rebuild_and_search_goes_by_words_meanwhile(knowledge: Knowledge) -> None:
-    """With another model, search is lexical and asks for a rebuild.
+    """If the embedding model has another name or dimension than before, search is lexical and asks for a rebuild.
 
-    The model has another name or dimension. Messages that are written meanwhile are found, and get their vectors in the
-    rebuild.
+    Messages that are written before the rebuild are found, and get their vectors in the rebuild.
     """
     ingest(knowledge, *TALK)
     for model in (WordEmbedding(name="other words"), WordEmbedding(name="long words", dimension=512)):
@@ -311,7 +310,7 @@ def test_ingest_and_searches_at_full_speed_lose_nothing_to_rebuilds(knowledge: K
 def test_a_rebuild_that_is_killed_leaves_the_old_collection_in_use(
     knowledge: Knowledge, bare_settings: Settings, work: str
 ) -> None:
-    """After a killed rebuild, the old collection stays in use until the next rebuild, which removes what was left."""
+    """After a killed rebuild, the old collection stays in use. The next rebuild removes the killed one's entries."""
     ingest(knowledge, *TALK)
     if work == "copy":
         knowledge.vectors.delete(GUILD, ["m1000"])
@@ -338,7 +337,7 @@ def test_a_rebuild_that_is_killed_leaves_the_old_collection_in_use(
 def test_only_the_holder_of_the_lock_switches_collections(
     knowledge: Knowledge, bare_settings: Settings, work: str
 ) -> None:
-    """Only the holder of the lock switches collections, because a switch could lose what ingest wrote since."""
+    """A rebuild switches collections on a connection that holds an exclusive advisory lock."""
     ingest(knowledge, *TALK)
     if work == "copy":
         knowledge.vectors.delete(GUILD, ["p1000"])

@@ -78,7 +78,7 @@ def test_a_service_that_started_before_starts_and_produces_with_the_registry_gon
 def test_without_a_cache_the_registry_that_is_gone_is_named_at_once(
     proxied_settings: Settings, registry_proxy: RegistryProxy, mode: str
 ) -> None:
-    """Without a cache, the first look-up waits for its timeout and names the registry; the next ones do not ask."""
+    """Without a cache, each look-up raises an error that names the registry, and only the first may send a request."""
     registry_proxy.fail(mode)
     contracts = open_at_start(proxied_settings)
     for _ in range(50):

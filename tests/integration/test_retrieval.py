@@ -73,7 +73,7 @@ def test_only_what_may_be_seen_is_found(knowledge: Knowledge, visible: list[str]
 
 
 def test_another_guild_finds_nothing_even_with_the_right_channels(knowledge: Knowledge) -> None:
-    """Search in a guild finds no message of another guild or of a direct message, even with its channel ids."""
+    """Search in a guild finds no message of another guild and no direct message, even if it lists their channels."""
     ingest(
         knowledge,
         *ROOMS,
@@ -98,7 +98,7 @@ def test_a_question_without_words_is_no_error(knowledge: Knowledge, question: st
 
 
 def test_a_question_about_something_else_finds_nothing(knowledge: Knowledge) -> None:
-    """A question without a related passage finds nothing, because no answer is better than an unrelated one."""
+    """A question without a related passage finds nothing, because an unrelated answer is worse than none."""
     ingest(knowledge, *ROOMS)
     result = knowledge.retriever.search(
         "which gearbox oil suits a tractor", guild_id=GUILD, visible_channel_ids=["200"], limit=5
@@ -174,7 +174,7 @@ def test_a_large_guild_is_searched_through_chroma(bare_settings: Settings) -> No
 def test_the_console_sees_the_only_guild_but_no_private_places(knowledge: Knowledge) -> None:
     """The console searches the only guild, without private threads, unknown kinds and direct messages.
 
-    These are searched only if they are listed.
+    Such channels are searched only if the search lists them.
     """
     ingest(knowledge, *ROOMS, message(8, "tulip", guild_id=None, channel_id="500", channel_kind=ChannelKind.DIRECT))
     guild_id, visible = console_scope(knowledge.archive)

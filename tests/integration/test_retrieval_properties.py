@@ -32,7 +32,7 @@ ODDS = [1 / (number + 5) for number in range(400)]
 def knowledge(bare_settings: Settings, request: pytest.FixtureRequest) -> Iterator[Knowledge]:
     """The knowledge with and without an embedding model, with floors so low that every passage is found."""
     opened = knowledge_of(bare_settings, WordEmbedding() if request.param == "hybrid" else None)
-    # A calibration at so many passages is never repeated.
+    # A guild that was calibrated with so many passages is not calibrated again.
     opened.archive.floors.put(GUILD, request.param, -1.0, 10**9)
     yield opened
     opened.vectors.forget_guild(GUILD)
@@ -240,7 +240,7 @@ CODES = (
 
 
 def test_codes_versions_and_symbols_are_found_by_the_letter(knowledge: Knowledge) -> None:
-    """Search for a code, version or symbol finds its message first, although other messages differ in one character."""
+    """Search for a code, version or symbol finds its message first, before messages that differ in one character."""
     said = [
         message(number, f"the update stops and prints {code} every time", channel_id=str(200 + number))
         for number, code in enumerate(CODES)

@@ -86,7 +86,10 @@ def with_password(url: str, name: str) -> str:
 
 
 def secret_environment(settings: Settings, port: int) -> dict[str, str]:
-    """Return the environment of ``settings`` with all other addresses at ``port``, and with a secret in each."""
+    """Return the environment of ``settings``, with a secret in each key and each HTTP or gateway address.
+
+    The addresses of the models and of Discord point at ``port``.
+    """
     environment = environment_of(settings)
     for name in ("SCHEMA_REGISTRY_URL", "CHROMA_URL"):
         environment[name] = with_password(environment[name], name)
@@ -156,7 +159,7 @@ def test_commands_show_no_secret_whatever_answers(settings: Settings, status: in
         environment = secret_environment(settings, port)
         for name in ("SCHEMA_REGISTRY_URL", "CHROMA_URL"):
             environment[name] = with_password(f"http://127.0.0.1:{port}/x", name)
-        environment["DATABASE_URL"] = with_password(settings.database_url, "DATABASE_URL")  # the password is wrong, too
+        environment["DATABASE_URL"] = with_password(settings.database_url, "DATABASE_URL")  # a wrong password
         assert is_free_of_secrets(output_of(environment), settings)
 
 

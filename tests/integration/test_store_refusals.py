@@ -49,7 +49,7 @@ STORED = StoredMessage(
     ids=["long key", "nul", "surrogate", "nul in JSON", "surrogate in JSON", "number", "nul in a list", "missing"],
 )
 def test_what_postgresql_refuses_for_its_content_is_invalid(bare_settings: Settings, fields: dict[str, Any]) -> None:
-    """Content that PostgreSQL refuses, by the class of its SQLSTATE, or that the driver refuses is InvalidEvent."""
+    """If PostgreSQL or its driver refuses content, InvalidEvent is raised, and the next write works."""
     archive = SqlArchive(bare_settings.database_url)
     archive.migrate()
     with pytest.raises(InvalidEvent, match="the archive cannot store a value") as caught:
@@ -60,7 +60,7 @@ def test_what_postgresql_refuses_for_its_content_is_invalid(bare_settings: Setti
 
 
 def test_a_lexeme_and_a_tsvector_that_are_too_long_are_invalid(bare_settings: Settings) -> None:
-    """A lexeme or a tsvector beyond PostgreSQL's limits is InvalidEvent, also in searches with the driver's cursor."""
+    """In a search, a lexeme beyond PostgreSQL's limit or a NUL raises InvalidEvent."""
     archive = SqlArchive(bare_settings.database_url)
     archive.migrate()
     with pytest.raises(InvalidEvent, match="too long"), archive.reading.view("100", ["200"]) as view:
@@ -71,7 +71,7 @@ def test_a_lexeme_and_a_tsvector_that_are_too_long_are_invalid(bare_settings: Se
 
 
 def test_an_outage_and_a_defect_are_not_taken_for_content(bare_settings: Settings) -> None:
-    """An outage is Unavailable, and a wrong statement is a defect; neither is taken for invalid content."""
+    """A deadlock raises Unavailable, and a wrong statement a plain RtfmError; neither is taken for invalid content."""
     archive = SqlArchive(bare_settings.database_url)
     archive.migrate()
     with pytest.raises(Unavailable, match="deadlock"), archive.database.begin() as connection:
@@ -84,7 +84,7 @@ def test_an_outage_and_a_defect_are_not_taken_for_content(bare_settings: Setting
 
 
 def test_what_chroma_refuses_for_its_content_is_invalid(bare_settings: Settings) -> None:
-    """A collection name or a vector that Chroma refuses is InvalidEvent, and the next request works."""
+    """A collection name or a vector that Chroma refuses raises InvalidEvent, and the next request works."""
     vectors = ChromaVectors(bare_settings.chroma_url, f"{bare_settings.kafka_topic_prefix} a b/")
     vector = np.full(4, 0.5, dtype=np.float32)
     with pytest.raises(InvalidEvent, match="Chroma cannot store a value"):

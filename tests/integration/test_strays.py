@@ -60,7 +60,7 @@ def add_tenant(schema: dict[str, Any]) -> None:
 def test_a_stray_version_is_named_with_the_command_that_removes_it(
     settings: Settings, cli: Cli, change: Callable[[dict[str, Any]], None], rule: str | None
 ) -> None:
-    """Three commands name a stray and how to remove it.
+    """Three commands name a stray and the command that removes it.
 
     After its removal, the record that was written with it still decodes.
     """

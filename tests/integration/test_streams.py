@@ -126,7 +126,7 @@ def test_a_topic_that_does_not_exist_is_a_configuration_error(bare_settings: Set
 
 
 def test_a_dry_run_changes_nothing_and_a_second_run_has_nothing_to_do(bare_settings: Settings, cli: Cli) -> None:
-    """A dry run has the same plan until the plan is applied, and then the plan is empty."""
+    """Each dry run prints the same plan until the plan is applied, and then nothing is left to do."""
     for _ in range(2):
         assert "4 changes (dry run)" in cli(bare_settings, "topics", "init", "--dry-run").stdout
     assert cli(bare_settings, "topics", "init").stdout.endswith("4 changes\n")
@@ -134,7 +134,7 @@ def test_a_dry_run_changes_nothing_and_a_second_run_has_nothing_to_do(bare_setti
 
 
 def test_drifted_settings_are_fixed_and_extra_partitions_are_kept(settings: Settings, contracts: Contracts) -> None:
-    """Changed settings of a topic are restored, and additional partitions stay, because their records would be lost."""
+    """Changed settings of a topic are restored, and additional partitions stay, because they may have records."""
     name = f"{settings.kafka_topic_prefix}bot-queries"
     client = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
     entry = ConfigEntry("retention.ms", "1000", incremental_operation=AlterConfigOpType.SET)
@@ -162,7 +162,7 @@ def test_an_event_that_the_schema_does_not_allow_is_refused_before_it_is_sent(
 def test_a_record_comes_back_as_it_was_sent_with_trace_and_content_type(
     settings: Settings, contracts: Contracts
 ) -> None:
-    """A record has the event, a trace, a content type, and the channel as key, so that a channel stays in order."""
+    """A record that is read has the event that was sent, its channel as key, a trace and a content type."""
     produce(settings, contracts, [message(1, channel="42")])
     (record,) = read_all(settings, contracts, "discord-messages")
     assert record.event == message(1, channel="42")
@@ -171,7 +171,7 @@ def test_a_record_comes_back_as_it_was_sent_with_trace_and_content_type(
 
 
 def test_confluents_own_deserializer_reads_our_records(settings: Settings, contracts: Contracts) -> None:
-    """Confluent's deserializer reads our records, so any of its clients can."""
+    """Confluent's deserializer reads our records, so programs that use it can read them."""
     produce(settings, contracts, [message(1)])
     (record,) = read_all(settings, contracts, "discord-messages")
     deserializer = AvroDeserializer(SchemaRegistryClient({"url": settings.schema_registry_url}))

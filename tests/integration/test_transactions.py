@@ -85,7 +85,7 @@ def test_a_transaction_that_timed_out_does_not_end_the_processor(
 def test_the_older_of_two_producers_of_one_name_is_fenced(
     settings: Settings, contracts: Contracts, transactions: Callable[[], Transactions]
 ) -> None:
-    """R4: Opening a producer fences the older one of its name, and an open transaction of that one is never visible."""
+    """R4: Opening a producer fences the older one of its name, whose open transaction never becomes visible."""
     older = transactions()
 
     def overtaken() -> Iterator[ProducerRecord]:
