@@ -1,7 +1,7 @@
 """Removal of characters that are not safe to show on Discord or on a terminal. Pure.
 
 These are control characters, marks that change the direction of text, and lone surrogates. Python and editors also
-recognise Unicode line ends that Discord does not (U+2028, U+2029, U+0085, …). They become spaces, so that one line on
+recognise Unicode line ends that Discord does not (U+2028, U+2029, U+0085, …). These become spaces, so that one line on
 Discord stays one line.
 """
 

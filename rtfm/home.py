@@ -1,7 +1,7 @@
 """The access rights of ``RTFM_HOME``. The folder contains passwords, Kafka's logs and people's messages.
 
-Only the folder's owner may use it: its mode is 0700. If its mode gives rights to others, they are removed and a line is
-logged. The modes of the files in the folder are not changed.
+Only the folder's owner may use it: its mode is 0700. If other users have rights to the folder, these rights are removed
+and a line is logged. The modes of the files in the folder are not changed.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def make_private(home: Path) -> None:
 def restrict_to_owner(home: Path) -> None:
     """Remove the rights of other users from the folder ``home``.
 
-    Does nothing if the folder does not exist or belongs to another user. If it is the user's home folder or is shared
-    by all users, only logs a warning.
+    Does nothing if the folder does not exist or belongs to another user. Only logs a warning if the folder is the
+    user's home folder or is shared by all users.
     """
     try:
         status = home.stat()

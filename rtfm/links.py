@@ -156,7 +156,7 @@ def _find_target_end(text: str, start: int, end: int) -> int:
 
 
 def _match_brackets(text: str) -> dict[int, int]:
-    """Return the position of the opening bracket for each closing bracket, by the latter's position."""
+    """Return a dict from the position of each closing bracket to the position of its opening bracket."""
     opened: list[int] = []
     found: dict[int, int] = {}
     for match in _BRACKET.finditer(text):

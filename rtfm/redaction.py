@@ -1,8 +1,8 @@
 """Redaction of secrets that are in this process's settings.
 
 ``redact`` is applied to logs, to the metrics port's health reports and to all output of commands. It removes only
-secrets that were passed to ``hide``. It is a second defence for addresses, whose secrets ``addresses.redact_address``
-removes in the first place.
+secrets that were passed to ``hide``. For the secrets in addresses it is a second defence, after
+``addresses.redact_address``.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def _is_random(text: str) -> bool:
 
 
 def _is_token(text: str) -> bool:
-    """Return whether ``text`` is more than a word of a sentence: it has a letter and a digit, or a run of 32."""
+    """Return whether ``text`` is not an ordinary word: it has letters and digits, or 32 of one kind in a row."""
     return bool(_DIGIT.search(text) and _LETTER.search(text)) or bool(_RUN.search(text))
 
 

@@ -79,8 +79,8 @@ class Stop:
 def open_monitoring(settings: Settings, ready: Mapping[str, Callable[[], str | None]]) -> Iterator[Health]:
     """Open the metrics port and start the watchdog. Yield the ``Health`` that both of them read.
 
-    ``ready`` has the first conditions of readiness, by name. Without a condition, a service would be reported as ready
-    while it is still starting. Raises ConfigError if the port cannot be opened.
+    ``ready`` contains the first conditions of readiness, by name. Without a condition, a service would be reported as
+    ready while it is still starting. Raises ConfigError if the port cannot be opened.
     """
     health = Health(max_gap_s=settings.watchdog_s * 2 / 3)
     for name, check in ready.items():

@@ -1,8 +1,8 @@
 """Configuration. This module defines every setting, and no other module reads ``os.environ``.
 
 The first value found in this order is used: the command's flag, the environment, ``.env`` in the working directory, the
-address of a running local service in ``RTFM_HOME``, the default. A secret may also be in a file, whose path is in the
-variable ``NAME_FILE`` instead of ``NAME``.
+address of a running local service in ``RTFM_HOME``, the default. The value of a secret setting ``NAME`` may also be in
+a file; then the variable ``NAME_FILE`` contains the file's path.
 """
 
 from __future__ import annotations

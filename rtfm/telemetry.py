@@ -281,7 +281,8 @@ class Health:
     """The liveness and readiness of a service. Loops report to it, and the metrics port and the watchdog read it.
 
     A loop calls ``beat(name)`` on every pass and ``end(name)`` when it ends normally. ``alive_when`` and ``ready_when``
-    add conditions. The check of a condition returns None if it is met, and otherwise one line that says what is wrong.
+    add conditions. The check of a condition returns None if the condition is met, and otherwise one line that says what
+    is wrong.
 
     A service is not alive if a loop has reported no pass for ``max_gap_s`` seconds, or if a condition of liveness is
     not met.
@@ -325,7 +326,7 @@ class Health:
         return self.find_stalled(self.max_gap_s) | _run_checks(self._alive)
 
     def readiness(self) -> dict[str, str]:
-        """Return a line for each reason why the service is not ready, which includes that it is not alive."""
+        """Return a line for each reason why the service is not ready. A service that is not alive is not ready."""
         return self.liveness() | _run_checks(self._ready)
 
 

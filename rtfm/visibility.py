@@ -20,7 +20,7 @@ MAX_VISIBLE_CHANNELS = 20_000
 """The most channels in a reader's list. No guild reaches it: Discord allows 500 channels and 1,000 active threads."""
 
 PARENT_DECIDES = frozenset({ChannelKind.PUBLIC_THREAD, ChannelKind.FORUM_POST})
-"""Kinds of channels that everyone may read who may read their parent channel."""
+"""The kinds of channels whose parent channel decides who may read them."""
 
 _PRIVATE = frozenset({ChannelKind.UNKNOWN, ChannelKind.PRIVATE_THREAD, ChannelKind.DIRECT})
 
@@ -57,7 +57,7 @@ class ChannelFacts:
 
 
 def is_wider(channel_id: str, known: ChannelFacts, seen: ChannelFacts) -> bool:
-    """Return whether by the facts ``seen`` people may read the channel who may not read it by the facts ``known``."""
+    """Return whether the facts ``seen`` may allow readers of the channel that the facts ``known`` do not allow."""
     if seen.kind in _PRIVATE:
         return False
     before = acl_channel_id(channel_id, known.parent_channel_id, known.kind)

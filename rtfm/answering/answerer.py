@@ -72,7 +72,7 @@ _log = get_logger(__name__)
 
 @frozen(kw_only=True)
 class _Draft:
-    """The content of a response, without the fields that repeat the question.
+    """The content of a response, without the fields that are copied from the query.
 
     ``model`` is the name of the model that wrote the answer. ``completions`` are the replies to all requests that were
     sent to the model for the question; their tokens are added up.
@@ -153,9 +153,9 @@ class Answerer:
     def refuse(self, query: BotQuery, broken: Sequence[BrokenRule], *, record_at: TimestampMillis) -> BotResponse:
         """Return a REFUSED answer to a ``query`` that breaks the rules ``broken``.
 
-        The answer names the fields and their rules, but not the values. The response must keep the rules itself.
-        Therefore an invalid id becomes "0" in it, and an invalid ``asked_at`` becomes ``record_at``, the time of the
-        query's record.
+        The answer names the fields and their rules, but not the values. The response itself must satisfy the rules.
+        Therefore it has "0" in place of an invalid id. In place of an invalid ``asked_at`` it has ``record_at``, the
+        time of the query's record, or the present time if the record has no valid time.
         """
         now = self._clock()
         fields = {rule.field for rule in broken}
@@ -249,7 +249,7 @@ class Answerer:
             return self._ask_model(self._model, question, passages)
         except RtfmError as exc:
             MODEL_FAILURES.labels(reason=reason_of(exc)).inc()
-            if not isinstance(exc, ModelNotAsked):  # budget and circuit are logged where they change, once
+            if not isinstance(exc, ModelNotAsked):  # the budget and the circuit breaker log the cause, once
                 _log.warning("the model gave no usable answer, quoting instead", reason=reason_of(exc), error=str(exc))
             return _quote_passages(question, passages, _outcome_reason(exc))
 
@@ -278,8 +278,8 @@ class Answerer:
     def _recheck_sources(self, question: _PreparedQuestion, passages: Sequence[Passage], draft: _Draft) -> _Draft:
         """Return ``draft`` with ``passages``, after checking that none of their messages was removed.
 
-        If a message was removed, an answer is replaced by an extract of the remaining messages. This also applies to a
-        message that the answer does not cite, because the model has read it.
+        If a message was removed, an extract of the remaining messages replaces the answer. This also applies to a
+        removed message that the answer does not cite, because the model has read it.
         """
         if self._still_readable is not None:
             ids = {message.message_id for passage in passages for message in passage.messages}

@@ -65,9 +65,9 @@ class Budget:
     def reserve(self, tokens: int) -> Iterator[RequestCost]:
         """Reserve one request of about ``tokens`` tokens while the ``with`` block runs.
 
-        The block gets the cost, and sets its tokens to the actual number. If the block raises, one request without
-        tokens is counted, or nothing if the block cancelled the cost. Raises ModelNotAsked ("over_budget") if a limit
-        is used up. The log reports a used-up limit once; the metric counts every refusal.
+        The block gets a RequestCost, and sets its ``tokens`` to the actual number. If the block raises, one request
+        without tokens is counted, or nothing if the block cancelled the cost. Raises ModelNotAsked ("over_budget") if a
+        limit is used up. The log reports a used-up limit once; the metric counts every refusal.
         """
         self._add_reservation(tokens)
         cost = RequestCost(tokens=tokens)

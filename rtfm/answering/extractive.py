@@ -58,7 +58,7 @@ _CODE_NOTE_CHARACTERS = 25  # length of a note that replaces a code block
 _QUOTE_OVERHEAD_CHARACTERS = 60  # quotation marks, name, date and number of a quote
 # Factors for a turn's score, set by eye on the sample chat and on public help channels.
 _CARRY_FACTOR = 0.6  # for the terms of an earlier turn that the turn may answer
-_OPENER_FACTOR = 0.5  # for turns of the first author, who describes the problem; the others describe the solution
+_OPENER_FACTOR = 0.5  # for turns of the first author, who describes the problem; other authors describe the solution
 _QUESTION_FACTOR = 0.5  # for a turn that asks a question
 _BRIEF_FACTOR = 0.5  # for a turn of fewer than three terms
 _COMMAND_FACTOR = 1.25  # for a turn that contains a command, a path or a link
@@ -224,7 +224,7 @@ def _without_addressee(content: str, names: tuple[str, ...]) -> str:
 
 
 def _clean_quote(text: str, known: Collection[str], channels: Collection[str]) -> str:
-    """Return ``text`` so that it is harmless as a quote.
+    """Return ``text`` in a form that is harmless as a quote.
 
     Pings become plain words, code blocks are closed, no link hides its address, and no number looks like a citation.
     Links that are not in ``known`` are removed: nobody wrote them, they result from cutting or joining texts.

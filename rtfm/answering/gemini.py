@@ -26,7 +26,7 @@ with warnings.catch_warnings():
 
 
 class GeminiModel:
-    """A Gemini model. Thread-safe. A process can use only one, because the package has one key and address for all."""
+    """A Gemini model. Thread-safe. A process can use only one, because the package stores one key and one address."""
 
     def __init__(self, *, api_key: str, model: str, endpoint: str | None = None) -> None:
         """Configure the package. ``endpoint``, an address with its scheme, replaces Google's, for a proxy or a stub."""

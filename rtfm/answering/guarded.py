@@ -2,7 +2,7 @@
 
 After a transient failure, a request is retried while time is left: after a backoff with jitter, or after the time that
 the service asks for in a Retry-After header. If too large a share of the requests fails, the circuit opens. While it is
-open, one request per interval is sent as a probe, and all others are refused without being sent.
+open, one request per interval is sent as a probe, and all other requests are refused without being sent.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _BreakerClock:
 
 
 class GuardedModel:
-    """A ``LanguageModel`` that adds retries, a budget and a circuit breaker to another. Thread-safe."""
+    """A ``LanguageModel`` that adds retries, a budget and a circuit breaker to another model. Thread-safe."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class GuardedModel:
                 window_size=max(1, round(policy.window_s)),
                 wait_duration_in_open=policy.probe_interval_s,
                 permitted_calls_in_half_open=1,
-                # A slow request is not a failure of its own; the timeout ends it.
+                # A slow request does not count as a failure, unless the timeout ends it.
                 slow_call_duration_threshold=float("inf"),
             ),
             clock=_BreakerClock(clock),

@@ -154,7 +154,10 @@ def parse(text: str) -> ModelAnswer:
 
 
 def parse_standalone(text: str) -> str:
-    """Parse a rewritten question. Raises UnusableAnswer ("malformed") if ``text`` is not of ``STANDALONE_SCHEMA``."""
+    """Parse a rewritten question.
+
+    Raises UnusableAnswer ("malformed") if ``text`` does not have the form of ``STANDALONE_SCHEMA``.
+    """
     question = _parse_object(text).get("question")
     if not isinstance(question, str) or not question.strip():
         raise UnusableAnswer("malformed", "the model's reply has no question")
@@ -162,7 +165,7 @@ def parse_standalone(text: str) -> str:
 
 
 def leaks_instructions(answer: str) -> bool:
-    """Whether ``answer`` contains ``_LEAK_RUN_WORDS`` consecutive words of the instructions."""
+    """Return whether ``answer`` contains ``_LEAK_RUN_WORDS`` consecutive words of the instructions."""
     words = " ".join(_WORD.findall(answer.lower()))
     return any(run in words for run in _INSTRUCTION_RUNS)
 

@@ -50,7 +50,7 @@ def write_answer(
     numbers = {old: new for new, old in enumerate(used, start=1)}
     known = set().union(*(find_links(m.content) for number in used for m in passages[number - 1].messages))
     text = cleaning.clean(scrub(reply.answer[:MAX_MODEL_CHARACTERS]), numbers, known, channels)
-    text = cleaning.close_code_block(remove_unknown_links(_truncate(text), known))  # a cut link is another link
+    text = cleaning.close_code_block(remove_unknown_links(_truncate(text), known))  # a link that was cut is unknown
     if not cleaning.has_words(text):
         raise UnusableAnswer("empty", "the model's answer has no words left after cleaning")
     citations = [

@@ -24,7 +24,10 @@ class OpenQuestionSender:
     def send(
         self, topic: str, event: DiscordMessage | BotQuery, *, on_delivery: Callable[[Acknowledgement], None]
     ) -> None:
-        """Send one event. Can block while the archive is written. Raises Unavailable if the archive does not answer."""
+        """Store ``event`` if it is a query, then send it. Raises Unavailable if the archive does not answer.
+
+        Can block while the archive is written, or until the sender has room for the event.
+        """
         if isinstance(event, BotQuery):
             self._archive.questions.open(event, now=self._clock_ms())
         self._sender.send(topic, event, on_delivery=on_delivery)

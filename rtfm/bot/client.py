@@ -1,8 +1,8 @@
 """The Discord client: listens to the gateway and publishes messages and questions as events.
 
-The client has the connection to Discord, its addresses and its intents. Messages are published in the order in which
-Discord sends them, because their handlers do not ``await`` anything. A question to the bot is not published as a
-message, because a search would find the question itself before any answer.
+Messages, edits and deletions are published in the order in which Discord sends them, because no handler awaits anything
+before it publishes one of them. A question to the bot is published as a query and not as a message. If it were in the
+archive, searches for its answer would rank the question itself above the answer.
 """
 
 from __future__ import annotations
@@ -146,7 +146,8 @@ class RtfmClient(discord.Client):
     async def on_raw_message_edit(self, payload: discord.RawMessageUpdateEvent) -> None:
         """Publish a person's edit of a message.
 
-        Discord also sends an update when it adds the preview of a link. Such an update is not published.
+        Discord also sends an update when it adds the preview of a link. Such an update is not published. An edited
+        message that is a question to the bot is not published either.
         """
         message = payload.message
         if message.edited_at is not None and self._find_question(message) is None:
@@ -228,8 +229,8 @@ class RtfmClient(discord.Client):
     async def _find_only_guild(self, person: discord.abc.User) -> discord.Guild | None:
         """Return the guild about which ``person`` asks in a direct message, or None if it is unclear.
 
-        It is the bot's only guild, if ``person`` is a member. People who left a guild can no longer read its messages
-        and must not get them from the bot.
+        It is clear only if the bot is in exactly one guild and ``person`` is a member of that guild. People who left a
+        guild can no longer read its messages and must not get them from the bot.
         """
         if len(self.guilds) != 1:
             return None

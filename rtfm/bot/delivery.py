@@ -61,8 +61,8 @@ class ReplyDelivery:
         """Post ``response`` as a reply, or count why it was skipped.
 
         Raises Unavailable if Discord or the archive does not answer. Also raises Unavailable if the gateway is not
-        connected, because the permissions that the client knows may then be outdated. No content of a response causes
-        another error, because otherwise anyone who can write to the topic could stop the bot.
+        connected, because the permissions that the client knows may then be outdated. Whatever a response contains, it
+        causes no other error. Otherwise anyone who can write to the topic could stop the bot.
         """
         if response.outcome is Outcome.UNKNOWN:
             IGNORED_EVENTS.labels(RESPONSES, "unknown_outcome").inc()
@@ -134,7 +134,7 @@ class ReplyDelivery:
             return "already_there"
         for number, part in enumerate(parts[done:], start=done):
             self._check_gateway()
-            # Before each part, because searching for posted parts and waiting for rate limits can take seconds.
+            # A message may have been removed while posted parts were searched for or a rate limit was waited for.
             if result == "posted" and await self._has_removed_source(response):
                 result = "removed"
                 if number:
@@ -157,7 +157,7 @@ class ReplyDelivery:
         try:
             return bool(await asyncio.to_thread(self._archive.removals.find_removed, source_message_ids(response)))
         except InvalidEvent:
-            return True  # PostgreSQL cannot store one of the ids, so it is not the id of an archived message
+            return True  # PostgreSQL cannot store one of the ids, so no archived message has that id
 
     async def _record_part(self, response: BotResponse, part: int, posted: discord.Message) -> None:
         await asyncio.to_thread(

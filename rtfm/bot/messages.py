@@ -1,7 +1,8 @@
 """Turns Discord's messages into the events of ``discord-messages``.
 
 Only messages that people wrote in text channels, threads and forum posts of guilds become events. Left out are messages
-of bots and webhooks, Discord's own notices about joins or pins, messages in voice channels, and direct messages.
+of bots and webhooks, Discord's own notices about joins or pins, messages in voice channels, and direct messages. The
+deletion of any message in a guild becomes an event, because Discord does not report who wrote a deleted message.
 """
 
 from __future__ import annotations

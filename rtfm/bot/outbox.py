@@ -96,7 +96,7 @@ class Outbox:
             return self._problem
 
     def close(self, timeout_s: float) -> int:
-        """Wait up to ``timeout_s`` until all events are acknowledged, then stop. Return how many are not."""
+        """Wait up to ``timeout_s`` for all acknowledgements, then stop. Return how many events are unacknowledged."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
             self._changed.wait_for(lambda: not self._size(), timeout=max(0.0, deadline - time.monotonic()))
@@ -133,7 +133,7 @@ class Outbox:
         with self._changed:
             while not self._closed:
                 if self._failed and not self._in_flight:
-                    # Failed events go back to the queue before the pause, so that they are counted as unsent.
+                    # Failed events go back to the front of the queue, and are sent again after a pause.
                     self._waiting.extendleft(sorted(self._failed, key=lambda queued: queued.number, reverse=True))
                     self._failed.clear()
                     self._changed.wait_for(lambda: self._closed, timeout=self._retry_s)

@@ -45,7 +45,7 @@ NO_LONGER_SHOWN = "My answer rests on messages that may not be shown here. Pleas
 
 
 def compose(response: BotResponse) -> list[str]:
-    """Return the parts of ``response`` in order. There are none if this version does not know the outcome."""
+    """Return the parts of ``response`` in order. The list is empty if the outcome is UNKNOWN."""
     if response.outcome is Outcome.UNKNOWN:
         return []
     answer = response.answer.strip() or (
@@ -79,7 +79,7 @@ def split(text: str, limit: int = PART_LIMIT) -> list[str]:
     lines: list[str] = []
     size = 0  # units of the lines, including line ends
     fence = ""  # the line that opened the current code block; the next part opens it again
-    for line in strip_invisible(text).split("\n"):  # for Discord, the other line ends of str.splitlines are characters
+    for line in strip_invisible(text).split("\n"):  # str.splitlines would also split where Discord does not
         for piece in _pieces(line, limit - _FENCE_OVERHEAD):
             after = _open_fence_after(fence, piece)
             closing = len(_FENCE) + 1 if after else 0

@@ -74,7 +74,8 @@ async def _serve(settings: Settings, token: str, stop: Stop) -> None:
         contracts = open_contracts(settings)
         with contextlib.closing(SqlArchive(settings.database_url)) as archive:
             with EventProducer(settings, contracts) as producer:
-                # Only questions need the archive. Messages have their own outbox, so they are sent while it is down.
+                # Only questions need the archive. Messages have their own outbox, so that they are sent even while the
+                # archive is down.
                 messages = Outbox(producer)
                 questions = Outbox(OpenQuestionSender(producer, archive, clock_ms=now_ms))
                 health.ready_when("outbox", messages.not_ready_reason)
@@ -91,7 +92,7 @@ async def _serve(settings: Settings, token: str, stop: Stop) -> None:
                             for outbox in (messages, questions)
                         )
                     )
-                    # Closing the outboxes has already waited for the producer, so it need not wait again.
+                    # The outboxes have already waited for the acknowledgements, so the producer need not wait.
                     await asyncio.to_thread(producer.close, 0)
                     if sum(left):
                         log.error("events lost at shutdown, not sent to Kafka in time", events=sum(left))
@@ -162,7 +163,7 @@ async def _wait_for_stop(stop: Stop) -> None:
 
 
 def _check_schemas(contracts: Contracts) -> None:
-    """Raise ConfigError if a schema that the bot writes with is not registered."""
+    """Raise ConfigError if the schema of an event that the bot produces is not registered."""
     for topic in (MESSAGES, QUERIES):
         contracts.registry.id_for(topic, contracts.codec(topic).schema)
 

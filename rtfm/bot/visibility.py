@@ -80,7 +80,7 @@ def can_show(
 async def refresh_citation_channels(guild: discord.Guild | None, citations: Iterable[Citation]) -> list[Citation]:
     """Return ``citations`` with the current kind and parent of each cited message's channel.
 
-    If the bot cannot see that channel in ``guild``, the citation gets the kind UNKNOWN, so that it is never shown.
+    If the bot cannot see that channel in ``guild``, the citation gets the kind UNKNOWN, so that ``can_show`` is false.
     Raises discord.py's errors if Discord does not answer.
     """
     channels: dict[str | None, object | None] = {}
@@ -131,11 +131,12 @@ def _is_visible_to_everyone(channel: ReadableChannel) -> bool:
 
 
 def _view_rules(channel: ReadableChannel) -> dict[int, bool]:
-    """Return whether each role or member, by id, may view ``channel``, for those with an overwrite in ``channel``.
+    """Return, for each role or member with an overwrite in ``channel``, whether the overwrite allows viewing it.
 
     Two channels with the same result have the same viewers. The general permission of @everyone is not included,
-    because an overwrite has another effect: an overwrite that denies @everyone also hides the channel from roles that
-    can view channels in general. Without the overwrite, these roles see the channel even if @everyone does not.
+    because denying it has another effect than an overwrite that denies @everyone. The overwrite also hides the channel
+    from roles that can view channels in general. Without the overwrite, these roles see the channel even if @everyone
+    does not.
     """
     return {
         target.id: overwrite.view_channel

@@ -74,7 +74,7 @@ class Topic:
 
 @frozen
 class Catalogue:
-    """The content of ``contracts.toml``; ``topics`` maps names without a prefix, in the order of the file."""
+    """The content of ``contracts.toml``. ``topics`` maps names without a prefix to topics, in the order of the file."""
 
     directory: Path
     namespace: str

@@ -62,7 +62,7 @@ class EventCodec(Generic[Event]):
         self._encoders: dict[int, Callable[[Event], bytes]] = {}
 
     def encode(self, event: Event, schema_id: int) -> bytes:
-        """Encode ``event``, with its frame. Raises InvalidEvent that names the invalid field."""
+        """Encode ``event``, with its frame. Raises InvalidEvent; the message names the invalid field."""
         try:
             return self._encoders[schema_id](event)
         except KeyError:

@@ -43,7 +43,7 @@ def encoder(schema: Schema) -> Callable[[Any, bytes], bytes]:
 def decoder(shape: shapes.RecordShape, schema: Schema, writer_schema: Schema, skip: int) -> Callable[[bytes], Any]:
     """Return a function that decodes an event from bytes whose first ``skip`` bytes are the frame.
 
-    The function raises fastavro's errors, and EOFError if the record ends before the bytes end or after that.
+    The function raises fastavro's errors, and EOFError if the record does not end exactly at the last byte.
     """
     writer, own = parse_for_fastavro(writer_schema), parse_for_fastavro(schema)
     same = writer_schema == schema

@@ -24,8 +24,8 @@ class Registration:
     """The changes that one subject needs.
 
     ``missing`` are the schemas to register, oldest first. ``sets_level`` tells whether the compatibility level must be
-    set to ``level``. ``schema_id`` and ``version`` are the current schema's in the registry, None until it is
-    registered.
+    set to ``level``. ``schema_id`` and ``version`` are the id and version of the current schema in the registry; None
+    until it is registered.
     """
 
     topic: str

@@ -92,8 +92,8 @@ class SchemaRegistry(RegistryClient):
     def schema(self, schema_id: int) -> Schema:
         """Return the schema of ``schema_id``.
 
-        Raises UnknownSchema if the registry does not have it or it is not an Avro record, and Unavailable if the
-        registry does not respond.
+        Raises UnknownSchema if the registry does not have the schema or if the schema is not an Avro record, and
+        Unavailable if the registry does not respond.
         """
         if self._conflict is not None:
             raise self._conflict

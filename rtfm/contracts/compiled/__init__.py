@@ -44,8 +44,8 @@ def encoder(shape: shapes.RecordShape) -> tuple[Callable[[str], Callable[[Any], 
     InvalidEvent if a field does not fit or breaks a rule of ``rtfm.events``; the message names the field.
     """
     text, names = encoding.source(shape)
-    # Every ``observed_at`` up to this time is valid. An earlier check computed it from the clock, which has only moved
-    # forward since, so that later limits are higher.
+    # The latest ``observed_at`` that was valid at the last check. While the clock moves forward, every ``observed_at``
+    # up to this time stays valid.
     checked_until = [MIN_TIMESTAMP]
 
     def check(event: Any) -> None:

@@ -6,8 +6,8 @@ raises anything, the caller gets the error that ``build_refusal`` builds.
 
 The function also makes sure that the event breaks no rule of ``rtfm.events``. Two tests show for nearly all events,
 at little cost, that ids and ``observed_at`` are valid: an id of 1 to 19 digits satisfies every rule for ids, and an
-``observed_at`` is valid if an earlier check allowed a time as late. Only if one of these tests fails, the function
-calls ``check``, which applies all rules to the event.
+``observed_at`` is valid if it is not later than the limit of the last check. Only if one of these tests fails does the
+function call ``check``, which applies all rules to the event.
 """
 
 from __future__ import annotations

@@ -18,10 +18,10 @@ Skip = Callable[[bytes, int], int]
 def build_skipper(node: Node, skippers: dict[int, Skip], empty: dict[int, bool]) -> Skip:
     """Return a function that skips a value of the type ``node``.
 
-    The function takes the data and the position of the value, and returns the position after the value. It raises
-    IndexError or Misfit if the data end too early. ``skippers`` contains the functions for the records that contain
-    ``node``, so that a recursive record finds its own function. ``empty`` caches which records take no bytes. Raises
-    Unresolvable for a fixed type of an invalid size.
+    The function takes the data and the position of the value, and returns the position after the value. If the data end
+    too early, it raises IndexError or Misfit, or returns a position after the end of the data. ``skippers`` contains
+    the functions for the records that contain ``node``, so that a recursive record finds its own function. ``empty``
+    caches which records take no bytes. Raises Unresolvable for a fixed type of an invalid size.
     """
     if id(node) in skippers:
         return skippers[id(node)]

@@ -1,6 +1,6 @@
 """Numbers, texts and lists in Avro's encoding, for the generated codecs.
 
-Short numbers are looked up in tables, and functions encode and decode the others. Avro's int and long are zigzag
+Short numbers are looked up in tables, and functions encode and decode longer ones. Avro's int and long are zigzag
 varints of at most 32 and 64 bits (https://avro.apache.org/docs/1.12.0/specification/#binary-encoding).
 
 The functions and tables for encoding return text in which each character is one byte, with the code points 0 to 255. A
@@ -38,18 +38,18 @@ def describe_error(exc: Exception) -> str:
             return str(exc)
 
 
-# Both tables are indexed by 14 bits of a number. PAIR has the two bytes, with continuation bits, of a number that goes
-# on. TAIL has the last one or two bytes of a number.
+# Both tables are indexed by 14 bits of a number. PAIR contains their two bytes if more bytes of the number follow; both
+# bytes have the continuation bit. TAIL contains their one or two bytes if they are the last bits of the number.
 PAIR = tuple(chr(number & 127 | 128) + chr(number >> 7 | 128) for number in range(1 << 14))
 TAIL = tuple(chr(number) if number < 128 else PAIR[number][0] + chr(number >> 7) for number in range(1 << 14))
-# Both are indexed by a length. LENGTH has the encoded length. NULLABLE_LENGTH has the encoded length after the index of
-# the branch of a union with null, and is first indexed by that index.
+# LENGTH contains each encoded length, by length. NULLABLE_LENGTH is for a union with null: by the index of the branch
+# and then by length, it contains the encoded index followed by the encoded length.
 LENGTH = tuple(TAIL[length << 1] for length in range(LIMIT))
 NULLABLE_LENGTH = {index: tuple(chr(index << 1) + text for text in LENGTH) for index in (0, 1)}
 
-# These tables have the encoded length of an id. They end at 19 characters for numeric ids, all of which satisfy every
-# rule for ids, and at 128 characters for any id. A longer id raises IndexError. An empty id is invalid. Its entry is
-# None, and joining None raises TypeError.
+# These tables contain the encoded length of an id. ANY_ID_LENGTH ends at 128 characters. The other two are for numeric
+# ids and end at 19 characters, because every id of at most 19 digits satisfies all rules for ids. A longer id raises
+# IndexError. An empty id is invalid. Its entry is None, and joining None raises TypeError.
 ID_LENGTH: tuple[Any, ...] = (None, *LENGTH[1:20])
 ANY_ID_LENGTH: tuple[Any, ...] = (None, *LENGTH[1:129])
 NULLABLE_ID_LENGTH: dict[int, tuple[Any, ...]] = {i: (None, *lengths[1:20]) for i, lengths in NULLABLE_LENGTH.items()}
@@ -103,8 +103,8 @@ def encode_texts(texts: list[str]) -> str:
 def encode_ids(ids: list[str]) -> tuple[str, bool]:
     """Encode a list of ids as one block.
 
-    Return (the encoded list, whether all ids are known to satisfy the rules for ids). The second is False for a valid
-    list too, if an id is not numeric.
+    Return (the encoded list, whether all ids are known to satisfy the rules for ids). If an id is not numeric, the
+    second value is False, even if all ids are valid.
     """
     if type(ids) is not list or not ids:
         return encode_texts(ids), True
@@ -118,8 +118,8 @@ def encode_ids(ids: list[str]) -> tuple[str, bool]:
             if count == 1:
                 return f"\x02{length}{digits}\x00", True
             if len(digits) == size * count:
-                # The ids have the same length on average. ``items`` is right if each one has that length. Then the
-                # encoded length, which is not a digit, is at every place where an id would end.
+                # The ids are on average as long as the first one. ``items`` is right only if each id is as long. Then
+                # every character at a multiple of ``size + 1`` is the encoded length, which is not a digit.
                 items = length + length.join(ids)
                 if items[:: size + 1] != length * count:
                     items = ""
@@ -142,7 +142,7 @@ def encode_bytes(content: bytes) -> str:
 
 
 def float_codec(code: str) -> tuple[Callable[[float], str], Callable[[bytes, int], tuple[float]]]:
-    """Return (encoder, decoder) of Avro's float for the ``code`` ``f``, of its double for ``d``."""
+    """Return (encoder, decoder) for Avro's float if ``code`` is ``f``, or for its double if ``code`` is ``d``."""
     layout = struct.Struct("<" + code)
     pack = layout.pack
 

@@ -7,7 +7,7 @@ Each level says which schema must be able to read which records
 - FORWARD: the old schema must be able to read records of the new schema.
 - FULL: both.
 
-The transitive levels compare the new schema with every released version, the others only with the newest version.
+The transitive levels compare the new schema with every released version, the other levels only with the newest one.
 
 Whether a schema can read a record is decided as in Java's Avro, which registries use. Avro's Python checker then looks
 for incompatibilities that this module missed. At every level except NONE, the project's own rules in ``history`` apply

@@ -15,7 +15,7 @@ from rtfm.contracts.tree import Node, field_path, items_path
 def find_breaches(
     old: Node, new: Node, path: str = "", seen: frozenset[tuple[int, int]] = frozenset()
 ) -> Iterator[Breach]:
-    """Yield every change from ``old`` to ``new`` that breaks one of these rules."""
+    """Yield every change from ``old`` to ``new`` that breaks one of the project's own rules."""
     if (id(old), id(new)) in seen or old.kind != new.kind:
         return  # a recursive type that is being compared already, or a change of type, which Avro's rules cover
     seen |= {(id(old), id(new))}
