@@ -40,7 +40,7 @@ _MIN_EXACT_LIMIT = 1_000
 """Number of visible passages whose comparison one by one takes about as long as Chroma's fastest query."""
 
 _ENTRIES_PER_PASSAGE = 2.5
-"""Average number of entries near a question for each passage near it: its own entry and those of its messages."""
+"""Average number of entries near a question for each near passage: the passage's entry and those of its messages."""
 
 _MIN_ENTRIES, _MAX_ENTRIES = 120, 12_800
 """Minimum and maximum number of entries that a query asks Chroma for."""
@@ -203,8 +203,8 @@ def _to_visible_passages(view: View, entries: Sequence[str]) -> list[str]:
 def _group_rarest_terms(scorer: LexicalScorer, total: int, max_postings: int) -> list[WordGroup]:
     """Return the groups of terms to search for: the rarest terms singly, and pairs of the next terms.
 
-    The single terms have at most ``max_postings`` matches in all, and so do the pairs, by estimate. ``total`` is the
-    number of the guild's passages.
+    The single terms have at most ``max_postings`` matches in all, and so do the pairs, by estimate. If this allows no
+    group, the rarest term is the only group. ``total`` is the number of the guild's passages.
     """
     frequencies = scorer.frequencies
     rarest = sorted(frequencies, key=lambda term: (frequencies[term], term))

@@ -53,7 +53,7 @@ class QuestionResult:
 
 @frozen(kw_only=True)
 class Summary:
-    """The metrics over all questions: ``questions`` and ``nothing_found`` are counts, the others are shares, 0..1."""
+    """The metrics over all questions. ``questions`` and ``nothing_found`` are counts; the rest are means, 0..1."""
 
     questions: int
     nothing_found: int

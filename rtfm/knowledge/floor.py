@@ -1,6 +1,7 @@
 """The relevance floor of a guild: the evidence below which a question gets no answer.
 
-The calibration searches the guild for off-topic questions, and sets the floor above the evidence that they reach.
+The calibration makes a search in the guild for each of several off-topic questions, and sets the floor above the
+evidence that they reach.
 Because scores rise with the size of the corpus, a floor is calibrated again whenever the corpus has grown by half.
 """
 
@@ -46,7 +47,8 @@ def calibrate(
 ) -> None:
     """Calibrate the floor of a guild if it is due (see ``count_if_outgrown``), or always with ``force``.
 
-    Stops without a change once ``is_stopped`` returns True. Raises Unavailable when a store does not answer.
+    A guild with fewer than ``MIN_PASSAGES`` passages is never calibrated, not even with ``force``. Stops without a
+    change once ``is_stopped`` returns True. Raises Unavailable when a store does not answer.
     """
     mode = retriever.mode_in(guild_id)
     passages = archive.floors.count_if_outgrown(guild_id, mode, growth=0.0 if force else GROWTH)

@@ -34,7 +34,7 @@ from rtfm.knowledge import json_items
 from rtfm.knowledge.json_items import JsonItem, JsonMember, NotJson
 
 MAX_PLACES = 1_000
-"""Left-out messages of a file whose places are recorded. Further left-out messages are only counted."""
+"""Maximum number of left-out messages of a file whose places are recorded. Further ones are only counted."""
 
 MAX_EVENT_BYTES = 990_000
 """Size of an encoded event above which it is left out.
@@ -61,7 +61,7 @@ _KINDS = {
 _THREADS = (ChannelKind.PUBLIC_THREAD, ChannelKind.PRIVATE_THREAD, ChannelKind.FORUM_POST)
 
 _MESSAGE_TYPES = ("Default", "Reply")
-"""The types of messages that people write. Discord itself writes the others: joins, pins, calls, boosts and so on."""
+"""The types of messages that people write. Discord itself writes messages of the other types: joins, pins and so on."""
 
 _DIRECT_GUILD = "0"
 """The guild id that the exporter writes for direct messages."""

@@ -209,7 +209,7 @@ class Indexer:
         if collection.model is None:
             return
         try:
-            # First, so that a removed message's vector goes even where the collection takes no new ones.
+            # Deleted first, so that the vector of a removed message is deleted even if writing the new vectors fails.
             self._vectors.delete(collection.guild_id, removed, generation=collection.generation)
             self._vectors.upsert(collection.guild_id, entries, generation=collection.generation, model=collection.model)
         except WrongCollection as exc:

@@ -21,7 +21,9 @@ MAX_VALUE = 16_000_000
 _CHUNK = 65_536
 _SPACE = re.compile(r"[ \t\n\r]*")
 _NEAR_END = 20
-"""Characters at the end of the text read so far in which a literal, number or escape may be incomplete."""
+"""Number of characters before the end of the text read so far.
+
+A JSON error within them may only mean that a literal, number or escape is incomplete and continues in the file."""
 
 _MAX_NUMBER_DIGITS = 4_000
 """Digits from which a number is read as a float.

@@ -33,7 +33,8 @@ WINDOW = 100
 CONTEXT = 2 * WINDOW
 """Messages before the first message to link that must be known.
 
-These are the window of that message, and another window before it, whose names show whom its messages address."""
+These are the window of that message, and another 100 messages before the window. The names of their authors show whom
+the messages of the window address."""
 
 MAX_CANDIDATES = 30
 """Maximum number of existing conversations that get a score for a message. The most recent ones are chosen."""
@@ -52,7 +53,7 @@ _AGREEMENT = re.compile(
 )
 
 _COMMON_NAME = 4
-"""Occurrences in the window, without addressing anyone, from which a name counts as an ordinary word."""
+"""Number of times that a name must occur in the window without addressing anyone to count as an ordinary word."""
 
 _SCARCITY_WINDOW = 60
 """Latest messages that are examined for how often people of the channel address each other."""
@@ -148,7 +149,7 @@ class _ConversationState:
     """The facts about a conversation from which its features are computed. Only messages in the window count.
 
     ``starter`` is the author of the conversation's first message. ``last`` is the place of its last message, and
-    ``asks`` is true if that is a question. ``recent_size`` is the number of its messages among the channel's last 10.
+    ``asks`` is true if it is a question. ``recent_size`` is the number of its messages among the channel's last 10.
     ``last_by`` and ``addressed_at`` give, for each person, the place where they last spoke or were last addressed.
     ``pairs`` are (author, addressee). ``words`` gives the last place of each word that the message to link also has.
     """

@@ -39,7 +39,8 @@ def speaker_overlap(best: frozenset[str], others: Mapping[str, frozenset[str]]) 
 def pack(passages: Sequence[Passage], max_words: int) -> list[Passage]:
     """Return the passages by ``boosted_score``, highest first, with the messages that fit into ``max_words`` in all.
 
-    If a message does not fit, it is left out and shorter messages may follow; they answer a question as often.
+    If a message does not fit, it is left out, and shorter messages after it are still kept if they fit. Shorter
+    messages answer a question as often as longer ones.
     """
     packed: list[Passage] = []
     seen: set[tuple[str, str]] = set()

@@ -3,14 +3,14 @@
 This module decides how much work a guild needs:
 
 - If Chroma lost vectors, it copies the vectors that the archive stores.
-- If the model changed, or there was no model before, it embeds all texts again.
+- If the embedding model changed, or there was none before, it embeds all texts again.
 - If the rules of linking and splitting changed, it also links all messages again.
 
 Searches and ingest use the old collection until the switch. The rebuild then catches up with the messages that ingest
 has written in the meantime. While it catches up for the last time and switches, ingest waits.
 
-If a rebuild is killed before the switch, the old collection stays in use and the archive is unchanged. Whenever it is
-killed, Chroma may keep a collection that is not in use. The next rebuild removes it.
+If a rebuild is killed before the switch, the old collection stays in use and the archive is unchanged. A rebuild that
+is killed before or after the switch may leave a collection in Chroma that is not in use. The next rebuild removes it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BATCH = 500
 """Messages or vectors that are read and written together in one batch."""
 
 _MAX_CATCH_UPS = 5
-"""Maximum number of attempts to catch up with ingest, before ingest has to wait for the last one."""
+"""Maximum number of times that a rebuild catches up while ingest continues. For the last catch-up, ingest waits."""
 
 Work = Literal["nothing", "clean", "copy", "embed", "link"]
 """The work of a rebuild.
@@ -81,7 +81,7 @@ class RebuildPlan:
 def plan(knowledge: Knowledge, guild_id: str, *, force: bool = False) -> RebuildPlan:
     """Plan the rebuild of a guild. With ``force``, a guild that is up to date is linked and embedded again.
 
-    Raises Unavailable when a store does not answer, and ConfigError when a model is needed and there is none.
+    Raises Unavailable when a store does not answer, and ConfigError when an embedding model is needed and missing.
     """
     archive, embedding = knowledge.archive, knowledge.embedding
     known = archive.collections.find([guild_id]).get(guild_id)
@@ -146,7 +146,7 @@ def find_due(archive: SqlArchive, vectors: ChromaVectors, model: str | None) -> 
 def find_outdated(archive: SqlArchive, model: str | None) -> dict[str, str]:
     """Do the same as ``find_due``, but compare only the recorded model and rules.
 
-    The time does not depend on the size of the archive.
+    The time does not depend on the number of messages in the archive.
     """
     recorded = archive.collections.find([*archive.guilds(), ""])
     return {
@@ -157,7 +157,7 @@ def find_outdated(archive: SqlArchive, model: str | None) -> dict[str, str]:
 
 
 def find_due_for(settings: Settings) -> dict[str, str]:
-    """Call ``find_due`` with the stores and the model of the settings. The model is not loaded.
+    """Call ``find_due`` with the stores and the embedding model of the settings. The model is not loaded.
 
     Raises Unavailable when a store does not answer, and ConfigError for an archive of another version.
     """

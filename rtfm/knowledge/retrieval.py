@@ -56,7 +56,8 @@ _USER_MENTION = re.compile(r"<@!?(\d+)>")
 class Ranks:
     """A passage's ranks by meaning and by terms, from 1, and the values that they are based on, 0..1.
 
-    ``meaning_rank`` and ``meaning`` are None without vectors, and ``words_rank`` is None without common terms.
+    ``meaning_rank`` and ``meaning`` are None without vectors. ``words_rank`` is None if the passage contains no term of
+    the question.
     """
 
     meaning_rank: int | None
@@ -117,7 +118,7 @@ class _ScoredPassage:
 
 
 class Retriever:
-    """Searches guilds, one at a time, within the visible channels. Thread-safe."""
+    """Makes searches, each in the visible channels of one guild. Thread-safe."""
 
     def __init__(
         self,
@@ -127,10 +128,11 @@ class Retriever:
         *,
         exact_limit: int | None = None,
     ) -> None:
-        """Prepare. If ``embedding`` is None, search is lexical.
+        """Prepare for searches. If ``embedding`` is None, they use terms alone.
 
         If at most ``exact_limit`` passages are visible, all their vectors are compared. Otherwise Chroma finds the
-        nearest. By default, the limit is about the number from which comparing all vectors takes longer.
+        nearest vectors. By default, the limit is about the number from which comparing all vectors takes longer than a
+        query to Chroma.
         """
         self._archive = archive
         self._embedding = embedding
@@ -159,7 +161,7 @@ class Retriever:
 
     @property
     def mode(self) -> Mode:
-        """The mode of search in a guild whose vectors are of this model: hybrid, or lexical without a model."""
+        """The mode of search in a guild with vectors of the current embedding model; lexical if there is no model."""
         return "lexical" if self._embedding is None else "hybrid"
 
     def mode_in(self, guild_id: str) -> Mode:

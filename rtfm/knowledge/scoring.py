@@ -24,19 +24,19 @@ LEXICAL_WEIGHT = 0.5
 ANSWERED_WEIGHT, ANSWERED_WEIGHT_LEXICAL = 0.06, 0.03
 """The weights of the combined score. Other values near them give about the same quality (docs/decisions/0011).
 
-The last two, for hybrid and lexical search, apply to passages with at least two speakers. A message that nobody replied
+The last two, for hybrid and keyword search, apply to passages with at least two speakers. A message that nobody replied
 to rarely contains an answer."""
 
 KNOWN_WEIGHT = 0.2
 MEANING_FLOOR = 0.49
 POINTS_FLOOR = 10.0
 POINTS_FLOOR_GROWTH = 1.5
-"""The constants of ``evidence`` and of the default floors; see there and ``default_floor``."""
+"""``evidence`` uses the first of these constants, and ``default_floor`` uses the other three."""
 
 _K1, _B = 1.2, 0.75  # BM25's usual parameters; other values near them give about the same quality
 
 _MIN_CORPUS = 1000
-"""Minimum number of passages with which the rarity of terms is computed, even if the corpus is smaller.
+"""The rarity of terms is computed as if the corpus had at least this many passages.
 
 In a corpus of a few passages, a term may occur in most of them although it is rare in the language."""
 

@@ -57,7 +57,7 @@ class VectorEntry:
 
 
 class WrongCollection(ConfigError):
-    """A collection has vectors of another model or dimension than the vectors to write or to search for."""
+    """The vectors to write or to search for are of another model or dimension than the vectors of the collection."""
 
 
 class ChromaVectors:
@@ -265,7 +265,7 @@ class ChromaVectors:
             self.close()
             raise self._unavailable(exc) from exc
         except (ChromaError, httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as exc:
-            # The client raises the last three errors for an answer that is not from Chroma.
+            # The client raises KeyError, IndexError and TypeError for a response that is not from Chroma.
             raise self._unavailable(exc) from exc
 
     def _raise_refusal(self, reply: httpx.Response) -> None:
@@ -281,7 +281,7 @@ class ChromaVectors:
         except (ValueError, KeyError, TypeError):
             kind, message = "", reply.text
         line = _first_line(message) or f"status {reply.status_code}"
-        # An error of the dimension is about the collection, and an error of the quota about the server. Neither is
+        # An error that names the dimension is about the collection, and a QuotaError is about the server. Neither is
         # about the content.
         if reply.status_code in _REFUSES_CONTENT and kind != "QuotaError" and "dimension" not in message.lower():
             raise InvalidEvent(f"Chroma cannot store a value: {line}")

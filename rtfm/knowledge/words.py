@@ -1,4 +1,4 @@
-"""Terms: the stemmed words of a text that lexical search and linking use. Pure.
+"""Terms: the stemmed words of a text that search and linking use. Pure.
 
 This module owns the tokenizer, the stop words and the stemming. The archive stores the terms of each passage. So after
 a change here, raise the number in ``indexing.RULES``, which makes a rebuild due.
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 MAX_TERM_LENGTH = 64
-"""Characters of the longest term. Longer runs of characters are left out, because nobody searches for them."""
+"""Maximum number of characters of a term. A longer run of characters is left out."""
 
 _MENTION = re.compile(r"<(?:@[!&]?|#|a?:\w+:)\d+>")
 _RUN = re.compile(r"[\w./+\-~']+")

@@ -30,8 +30,8 @@ class Calibration:
     def __init__(self, knowledge: Knowledge, *, retry_s: float = RETRY_S) -> None:
         self._knowledge = knowledge
         self._retry_s = retry_s
-        # None ends the thread. A guild may be in the queue more than once: the first time calibrates its floor, and the
-        # other times change nothing.
+        # None ends the thread. A guild may be in the queue more than once. Its floor is calibrated the first time, and
+        # is not due any more the next time.
         self._guild_ids: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="calibration", daemon=True)

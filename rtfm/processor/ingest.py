@@ -117,8 +117,8 @@ def _apply_event(state: BatchState, event: DiscordMessage, erasures: Erasures) -
         return False
     after = _tombstone(event, before) if event.change is MessageChange.DELETED else _newer_version(event, before)
     channel = _channel(event, guild_id, known, unchanged=after is None)
-    # The DELETED event of an erased message must not store the facts of an erased channel again. If the archive has no
-    # facts of a channel, it has no messages of it either, so nothing is lost.
+    # The DELETED event of an erased message must not store the facts of an erased channel again. A channel without
+    # facts in the archive has no messages there either, so nothing is lost.
     if not erased and channel is not None and channel != known:
         state.channels[channel.place] = channel
         state.touched_channels[channel.place] = channel

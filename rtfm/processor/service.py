@@ -67,7 +67,7 @@ def run_processor(settings: Settings, only: Part | None = None, stop: threading.
         contracts = open_contracts(settings)
         handlers = Handlers()
         pipelines = _build_pipelines(settings, contracts, only, handlers, health, stopping.event, quarantine)
-        # The pipelines join their groups while the handlers load. ``closing`` closes the stores after the pipelines.
+        # The pipelines join their groups while the handlers load. They end before ``closing`` closes the stores.
         with ExitStack() as closing, _run_pipelines(settings, pipelines, stopping):
             if _prepare_handlers(settings, contracts, only, stopping, starting, handlers, health, closing):
                 starting.clear()

@@ -1,7 +1,7 @@
 """The archive: every message, passage, stored answer and setting, in PostgreSQL.
 
-An event that arrives late never overwrites a newer version of its message. Every write is idempotent. Embedding
-texts, linking messages and ranking passages are done outside of this package.
+An event that arrives late never overwrites a newer version of its message. Every write is idempotent. This package
+does not embed texts and does not link messages, and it ranks passages by terms only.
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ class ArchiveAnswers:
             if row is None:
                 return None
             stored = StoredAnswer(response=_to_response(row.response), made_by=row.made_by)
-            # A deletion withdraws the answers that use the message. An erased message may not be deleted yet, so an
-            # answer that uses it may not be withdrawn in the table.
+            # A deletion withdraws the answers that use the message. If a message is erased and not deleted yet, the row
+            # of an answer that uses it is possibly not withdrawn.
             return attrs.evolve(stored, response=_withdraw_if_removed(connection, stored.response))
 
     def store(self, response: BotResponse, *, made_by: str) -> StoredAnswer:

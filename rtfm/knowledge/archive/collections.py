@@ -1,10 +1,10 @@
-"""The archive's record of the Chroma collection that each guild uses.
+"""The rows that say which collection in Chroma each guild uses.
 
-The record includes the model and the version of the rules with which the guild's vectors and passages were made.
+A row also names the embedding model and the version of the rules with which the guild's vectors and passages were made.
 
-This module also owns the *fence*, a lock of each guild between ingest and rebuilds. A batch of ingest holds it in
-shared mode during its transaction. A rebuild holds it exclusively while it switches the guild to a new collection.
-Therefore a batch commits only if its guilds still use the collections that the batch wrote to.
+This module also owns the *fence*, a lock for each guild that keeps ingest and rebuilds apart. A batch of ingest holds
+it in shared mode during its transaction. A rebuild holds it exclusively while it switches the guild to a new
+collection. Therefore a batch commits only if its guilds still use the collections that the batch wrote to.
 """
 
 from __future__ import annotations

@@ -74,9 +74,9 @@ class Database:
     ) -> None:
         """Prepare the connections, which are made at their first use.
 
-        A ``temporary`` database has one connection, whose table names mean its temporary tables, and no time limits.
-        ``migrations`` is the folder with the steps of ``migrate``. Raises ConfigError if ``database_url`` is not a
-        PostgreSQL address.
+        A ``temporary`` database has a single connection without time limits. In its statements, the names of tables
+        mean the temporary tables of this connection. ``migrations`` is the folder with the steps of ``migrate``.
+        Raises ConfigError if ``database_url`` is not a PostgreSQL address.
         """
         scheme, separator, rest = database_url.partition("://")
         if not separator or scheme.split("+")[0] not in ("postgresql", "postgres"):
@@ -106,7 +106,7 @@ class Database:
             )
         except (exc.ArgumentError, ValueError):
             raise ConfigError("DATABASE_URL cannot be parsed") from None
-        # It uses the same pool, but sends no BEGIN and COMMIT around statements.
+        # The reader uses the same pool, but sends no BEGIN and COMMIT around statements.
         self._reader = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         self._migrations = migrations
         self._migrating = threading.Lock()
@@ -158,7 +158,7 @@ class Database:
                 self._take_migration_lock(connection, wait_s, sleep)
                 connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'"))
                 connection.execute(text("SET statement_timeout = 0"))
-                # An index may take any time.
+                # Creating an index may take any time.
                 _driver_connection(connection).answer_timeout_s = None
                 connection.commit()
                 config.attributes["connection"] = connection
@@ -204,7 +204,7 @@ class Database:
         return found is not None and newest.startswith(f"s{found}_")
 
     def check(self) -> None:
-        """Raise Unavailable or ConfigError if the archive does not answer or has no tables."""
+        """Raise Unavailable if the archive does not answer, and ConfigError if it has no tables."""
         with self.begin() as connection:
             connection.execute(text("SELECT 1 FROM messages LIMIT 1"))
 
@@ -247,7 +247,7 @@ def _to_printable_address(database_url: str) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """Return the first line of the driver's error. The statement and its parameters may contain people's messages."""
+    """Return the first line of the driver's error, without the statement, whose parameters may contain messages."""
     cause = getattr(error, "orig", None) or error
     if isinstance(cause, UnicodeEncodeError):
         return "not valid UTF-8"  # str(cause) would contain the text

@@ -32,7 +32,7 @@ _ASKED_BY_TARGET: Mapping[Scope, str] = {
     "channel": "response ->> 'channel_id' = :id",
     "guild": "response ->> 'guild_id' = :id",
 }
-"""SQL conditions, by scope: a stored answer is to a question of the person, or asked in the channel or guild."""
+"""SQL conditions, by scope: the question of a stored answer was asked by the person, or in the channel or guild."""
 
 _HAS_SOURCE_THAT_MENTIONS = f"""{SOURCE_MESSAGE_IDS} ?| ARRAY(
     SELECT message_id FROM messages AS m WHERE :guild IN ('', m.guild_id) AND (:id = ANY(mentioned_user_ids)
@@ -113,7 +113,7 @@ class ArchiveErasing:
             )
 
     def begin(self, target: Target, *, before: TimestampMillis) -> list[ErasurePass]:
-        """Store the erasure of everything of ``target`` before ``before``, and withdraw the affected answers.
+        """Store that everything of ``target`` from before the time ``before`` is erased, and withdraw affected answers.
 
         Returns passes over the messages that need DELETED events. If an earlier erasure of the target was interrupted,
         the first pass resumes it, and a second pass covers the messages that were written since.

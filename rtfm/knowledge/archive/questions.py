@@ -17,7 +17,9 @@ from rtfm.knowledge.archive.rows import guild_key
 from rtfm.knowledge.archive.tables import open_questions
 
 KEPT_AFTER_EXPIRY_MS = 24 * 3600 * 1000
-"""The retention of bot-responses: a response to an expired question may be read this late after its expiry."""
+"""Milliseconds that a row is kept after its question has expired.
+
+This is the retention of ``bot-responses``: a response may be read as late as this."""
 
 
 @frozen(kw_only=True)

@@ -248,9 +248,9 @@ class View:
     def speakers_around(self, passage_id: str, *, messages: int) -> dict[str, frozenset[str]]:
         """Return the author ids of a passage and of the passages near it, by passage id.
 
-        A passage is near if it contains one of the ``messages`` messages before the given passage or after it, or a
-        message between its first and its last one. All these passages are in the same channel and have the same
-        visibility.
+        A passage is near if it contains one of the ``messages`` messages before the given passage, one of the
+        ``messages`` messages after it, or a message between the first and the last message of the given passage. All
+        these passages are in the same channel and have the same visibility.
         """
         rows = self._select(
             """

@@ -17,7 +17,7 @@ def guild_key(guild_id: str | None) -> str:
 
 
 Place = tuple[str, str]
-"""(guild id, channel id). Messages of other programs may use the same channel id in several guilds."""
+"""(guild id, channel id). Programs other than the bot may use the same channel id in several guilds."""
 
 
 @frozen(kw_only=True)
@@ -50,9 +50,10 @@ class Channel:
         return acl_channel_id(self.channel_id, self.parent_channel_id, self.kind)
 
     def merge(self, seen: Channel, *, unchanged: bool = False) -> Channel:
-        """Return the channel with the facts and the name of ``seen``, if they are to replace the known ones.
+        """Return the channel with the facts and the name of ``seen`` where these replace the known ones.
 
-        ``merge_facts`` says when they do, and what ``unchanged`` means.
+        ``merge_facts`` decides about the facts, and says what ``unchanged`` means. The name is replaced if ``seen`` has
+        a name and was not observed earlier, and ``unchanged`` is False.
         """
         is_newer = seen.facts.observed_at >= self.facts.observed_at and not unchanged
         return attrs.evolve(
@@ -134,7 +135,8 @@ class StoredPassage:
 class GuildCollection:
     """The collection that a guild uses, and the model and rules with which its vectors and passages were made.
 
-    ``generation`` is increased by each rebuild. ``model`` and ``dimension`` are None if the passages have no vectors.
+    ``generation`` is increased by each rebuild. ``model`` is the name of the embedding model, and ``dimension`` the
+    length of its vectors; both are None if the passages have no vectors.
     ``rules`` is the version of linking, splitting, scrubbing and terms; see ``indexing.RULES``.
     """
 
@@ -147,7 +149,7 @@ class GuildCollection:
 
 @frozen(kw_only=True)
 class StoredVector:
-    """The vector of a passage or message ``id``. Search returns the passage ``passage_id`` if the vector is near."""
+    """The vector of the passage or message ``id``. A search that finds it returns the passage ``passage_id``."""
 
     id: str
     passage_id: str

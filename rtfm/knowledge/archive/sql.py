@@ -52,7 +52,7 @@ class SqlArchive:
         self.database.migrate(wait_s=wait_s)
 
     def check(self) -> None:
-        """Raise Unavailable or ConfigError if the archive does not answer or has no tables."""
+        """Raise Unavailable if the archive does not answer, and ConfigError if it has no tables."""
         self.database.check()
 
     def close(self) -> None:
@@ -60,7 +60,7 @@ class SqlArchive:
         self.database.close()
 
     def guilds(self) -> list[str]:
-        """Return the ids of the guilds that have messages, without direct messages."""
+        """Return the ids of the guilds that have messages. Direct messages, whose guild id is '', are left out."""
         statement = select(channels.c.guild_id).where(channels.c.guild_id != "").distinct()
         with self.database.begin() as connection:
             return sorted(connection.execute(statement).scalars())
@@ -75,7 +75,7 @@ class SqlArchive:
         """Return the guild ids ('' for direct messages) of each channel that is in the archive, by channel id.
 
         A channel that the archive knows only as the parent of a thread is included. On Discord a channel has one guild,
-        but messages of other programs may use the same channel id in several guilds.
+        but programs other than the bot may use the same channel id in several guilds.
         """
         statement = select(channels.c.channel_id, channels.c.acl_channel_id, channels.c.guild_id).where(
             channels.c.channel_id.in_(channel_ids) | channels.c.acl_channel_id.in_(channel_ids)

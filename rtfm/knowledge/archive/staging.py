@@ -21,7 +21,7 @@ from rtfm.knowledge.entries import PREFIX
 # The staged table ``answers`` stays empty. It must exist, because writing a deletion updates ``answers``.
 _TABLES = ("channels", "messages", "passages", "document_frequencies", "corpora", "floors", "collections", "answers")
 
-# The entries that Chroma should hold. The mark of an entry changes when its vector or its passage changes.
+# The entries that Chroma should hold. ``mark`` changes when the vector or the passage of an entry changes.
 _ENTRIES = f"""
     SELECT '{PREFIX["passages"]}' || passage_id AS entry_id, md5(vector) || passage_id AS mark
     FROM {{real}}.passages WHERE guild_id = :guild AND vector IS NOT NULL
@@ -71,7 +71,7 @@ class Staging:
         )
 
     def drop_obsolete(self) -> list[str]:
-        """Remove the records of copied entries that the archive no longer has, and return the ids of these entries."""
+        """Forget the copied entries that the archive no longer has, and return their ids."""
         return self._ids(
             f"DELETE FROM copied WHERE entry_id NOT IN (SELECT entry_id FROM ({_ENTRIES}) AS now)"  # noqa: S608 - constants
             " RETURNING entry_id"

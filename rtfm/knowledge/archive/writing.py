@@ -1,7 +1,7 @@
 """The reads and writes of ingest.
 
-This module owns the transaction that writes a batch, and the counts of passages for each term, which lexical search
-needs. The caller decides what the batch changes.
+This module owns the transaction that writes a batch, and the number of passages with each term, which the search by
+terms needs. The caller decides what the batch changes.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ class ArchiveWriting:
     def write(self, change: Change) -> None:
         """Write a batch in one transaction. Writing it again changes nothing.
 
-        A stored message is kept if it is deleted, or newer than the message in the batch. Answers that have a message
-        as a source that the batch deletes are withdrawn. Raises CollectionChanged if a rebuild has switched a guild to
-        another collection since the batch began.
+        A stored message is replaced only if it is not deleted, and the message in the batch is newer or deleted. A
+        stored answer is withdrawn if the batch deletes one of its sources. Raises CollectionChanged if a rebuild has
+        switched a guild to another collection since the batch began.
         """
         with self._database.begin() as connection:
             lock_collections(connection, change.collections)

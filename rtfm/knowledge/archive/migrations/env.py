@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from alembic import context
 
-# Each step has its own transaction, which a step can end: CREATE INDEX CONCURRENTLY cannot run in a transaction.
+# Each step has its own transaction. A step that creates an index ends this transaction first, because CREATE INDEX
+# CONCURRENTLY cannot run inside one.
 context.configure(
     connection=context.config.attributes["connection"], target_metadata=None, transaction_per_migration=True
 )

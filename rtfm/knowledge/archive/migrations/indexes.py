@@ -1,4 +1,4 @@
-"""Creates indexes while others read and write.
+"""Creates indexes while other connections read and write.
 
 PostgreSQL cannot do that inside a transaction. Therefore a step that creates an index must do nothing else, so that it
 can be repeated after a failure.
