@@ -59,7 +59,7 @@ class Reply:
 
     @property
     def is_right(self) -> bool:
-        """Whether the answer links to the conversation that holds it."""
+        """Whether the answer cites one of the messages that are relevant to the question."""
         cited = {str(citation["message_id"]) for citation in self.citations}
         return self.is_answered and bool(cited & self.question.relevant)
 

@@ -28,10 +28,10 @@ from attrs import frozen
 from rtfm.errors import ConfigError, Unavailable
 
 Progress = Callable[[str, int, int], None]
-"""Called with (name of the file, bytes fetched so far, bytes in all), from several threads but one at a time."""
+"""Called with (name of the file, bytes fetched so far, bytes in all), by several threads, but never by two at once."""
 
 Meter = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""The progress callback of jgo, which downloads.
+"""The progress callback of jgo, the library that downloads the archives.
 
 jgo calls it with a file's name and size. In the context that it returns, jgo calls a function with the number of bytes
 of each chunk.

@@ -3,8 +3,8 @@
 The model is in ``RTFM_HOME/models``; a fetch that fails leaves nothing there. The model is optional: without it search
 is by keywords only. So a caller may catch Unavailable and continue.
 
-Both sources have all-MiniLM-L6-v2 in fp32, but in different exports, whose vectors cannot be compared. The archive
-records a digest of the model's files with the vectors. If the digest is another one, the archive needs a rebuild.
+Both sources offer all-MiniLM-L6-v2 in fp32, but in different exports, whose vectors cannot be compared. The archive
+stores a digest of the model's files with the vectors. If the fetched model has another digest, a rebuild is needed.
 """
 
 from __future__ import annotations

@@ -91,8 +91,8 @@ _UNPRIVILEGED_USER = "nobody"
 class Launch:
     """How to start one service.
 
-    ``folder`` is the working directory; the default is the data folder. ``account`` has Popen's arguments for the user
-    and group of the process; empty for the present user.
+    ``folder`` is the working directory; the default is the data folder. ``account`` contains Popen's arguments for the
+    user and group of the process; it is empty for the present user.
     """
 
     command: list[str]
@@ -310,7 +310,7 @@ def _lend_password(data_dir: Path, account: Mapping[str, Any]) -> Iterator[Path]
     """Yield a temporary file from which ``account`` can read the database's password.
 
     Generates the password if there is none. The database needs a password, because every user of the machine can reach
-    its port, and its owner can run programs.
+    its port, and whoever logs in as its owner can run programs through it.
     """
     password = _password_file(data_dir)
     if not password.is_file():

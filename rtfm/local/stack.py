@@ -36,10 +36,10 @@ from rtfm.settings import LOCAL_STACK_FILE
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 20.0
 ORPHANS_TIMEOUT_S = 10.0
+"""Seconds to wait for the child processes of a killed PostgreSQL. They end by themselves, some only after a query."""
 
 PORT_RELEASE_TIMEOUT_S = 5.0
 """A killed process counts as ended when its first thread has ended, but keeps its ports until its last one has."""
-"""Seconds to wait for the child processes of a killed PostgreSQL. They end by themselves, some only after a query."""
 
 MIN_FREE_BYTES = 200_000_000
 """Free disk space that the services need to start: 60 MB for PostgreSQL, the rest for Kafka's segments and for logs."""
@@ -97,10 +97,10 @@ class LocalStack:
     ) -> list[ServiceStatus]:
         """Start the services that do not run and wait until all answer; a second call changes nothing.
 
-        ``ports`` maps services to ports that they must use. Another service gets its port of the last time, its default
-        port or any free port, whichever is free first. If another program takes the port before the service does, the
-        service gets another one. Raises ConfigError if a given port is taken, a download is corrupted or the disk is
-        full, and Unavailable if a service ends or does not answer within 90 s.
+        ``ports`` maps services to ports that they must use. A service that is not in ``ports`` gets the first of these
+        that is free: the port that it had before, its default port, or any other port. If another program takes the
+        chosen port before the service does, the service gets a new one. Raises ConfigError if a given port is taken, a
+        download is corrupted or the disk is full, and Unavailable if a service ends or does not answer within 90 s.
         """
         with self._lock_home():
             running = {name: entry for name in names if (entry := self._running_entry(name))}

@@ -94,7 +94,7 @@ class Chaos:
     def run(self, seconds: float, *, latest_s: float) -> None:
         """Perform actions for ``seconds``, and longer if some kind of action has not been done yet.
 
-        Stop at the time ``latest_s`` of the monotonic clock even then.
+        At the time ``latest_s`` of the monotonic clock, stop in any case.
         """
         deck = self._random.sample(sorted(self.actions), len(self.actions))
         until_s = time.monotonic() + seconds
@@ -181,7 +181,7 @@ class Chaos:
             try:
                 self._stack.up([service])
                 break
-            except Unavailable as exc:  # the machine is slow; without the service the run would prove nothing
+            except Unavailable as exc:  # a slow machine may need more than one attempt
                 self.print_progress(f"start {service}, attempt {attempt} of {STARTS}: {exc}")
         else:
             return f"killed {service}; it did not start again in {STARTS} attempts"

@@ -1,4 +1,4 @@
-"""Busy processes that run alongside a chaos run, so that it runs on a machine with other work."""
+"""Busy processes that run alongside a chaos run and compete with it for the machine's processors."""
 
 from __future__ import annotations
 

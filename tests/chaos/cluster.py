@@ -164,13 +164,13 @@ class Cluster:
 
 
 def _is_of_broker(client: str, number: int) -> bool:
-    """Return whether ``client`` is an id of broker ``number``: ``broker-1-fetcher-0``, ``raft-client-1`` or ``1``."""
+    """Return whether broker ``number`` uses the client id ``client``, such as ``raft-client-1`` or ``1``."""
     return re.fullmatch(rf"(broker-|raft-client-|AddPartitionsManager-client-)?{number}(-.*)?", client) is not None
 
 
 @contextmanager
 def three_brokers(settings: Settings) -> Iterator[tuple[Cluster, Settings]]:
-    """Run a cluster. Yield it, and ``settings`` for it that replicate every topic to all three brokers."""
+    """Run a cluster. Yield the cluster, and ``settings`` with its address and with three replicas of every topic."""
     with stack_home() as home, ExitStack() as proxies:
         cluster = Cluster(home, proxies)
         try:

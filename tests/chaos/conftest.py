@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def fleets(request: pytest.FixtureRequest) -> Iterator[list[Fleet]]:
-    """A list to which a test adds its fleets. They are closed at the end, even if the test fails."""
+    """A list to which a test adds its fleets. When the test ends, the fleets are closed, even if the test failed."""
     started = request.node.stash[_FLEETS] = list[Fleet]()
     yield started
     for fleet in started:

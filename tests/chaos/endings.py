@@ -1,4 +1,4 @@
-"""Ends a run early after a signal or at its time limit. Both raise an exception in the main thread."""
+"""Ends a run early, after a signal or at its time limit, by an exception in the main thread."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ class OutOfTime(BaseException):
 def endings(folder: Path, limit_s: float) -> Iterator[None]:
     """Raise Interrupted at the first signal, and OutOfTime after ``limit_s``, while the block runs.
 
-    Before that, every process whose working folder is below ``folder`` is killed, so that the run does not wait for it.
-    Later signals are ignored, because `make` and `timeout` signal both a process and its group.
+    Before the exception, every process whose working folder is below ``folder`` is killed, so that the run does not
+    wait for it. Later signals are ignored: `make` and `timeout` send a signal to a process and to its group, so the
+    process gets it twice.
     """
     received: list[int] = []
 

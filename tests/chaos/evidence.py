@@ -77,7 +77,7 @@ def keep_services(home: Path, history: History) -> None:
 
 
 def judge(folder: Path, timeout_s: float) -> int | None:
-    """Run the judge and return its exit code: 0 right, 1 wrong, 2 not judged. Return None if there is no judge."""
+    """Run the judge and return its exit code: 0 right, 1 wrong, 2 not judged. Return None if JUDGE does not exist."""
     try:
         importlib.import_module(JUDGE)
     except ImportError:

@@ -204,7 +204,7 @@ def producer_names(data: Path) -> dict[int, str]:
 
 
 def find_wrong_question(run: LoadedRun) -> str | None:
-    """Return the id of a question with several answers, or else of one without an answer, or else None."""
+    """Return the id of a question with several responses, or of a question without a response, or None."""
     twice = (query_id for query_id, events in run.responses.items() if len(events) > 1)
     missing = (query_id for query_id in run.history.asked if query_id not in run.responses)
     return next(twice, None) or next(missing, None)
@@ -253,7 +253,7 @@ def _time(at_ms: int) -> str:
 
 
 def main() -> int:
-    """Print the explanation and return the exit code: 2 if the run cannot be read or has no such question."""
+    """Print the explanation. Return the exit code: 2 if the run cannot be read or has no such question, otherwise 0."""
     parser = argparse.ArgumentParser(
         prog="make chaos-explain", description="Explain what happened to one question of a kept run."
     )

@@ -143,7 +143,7 @@ class Faults:
         return f"left the connections to {service} half-open"
 
     def _cut(self, service: str) -> str:
-        seconds = self._random.uniform(2, 12)  # some cuts exceed the group's session and the transaction timeout
+        seconds = self._random.uniform(2, 12)  # some cuts exceed the session timeout and the transaction timeout
         self._network.proxies[service].cut()
         self._wait_and_heal(service, seconds)
         return f"cut {service} off for {seconds:.1f} s"

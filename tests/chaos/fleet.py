@@ -1,4 +1,4 @@
-"""Runs and kills worker processes, and accounts for the messages that they should have answered."""
+"""Runs and kills worker processes, and counts missing, duplicated and out-of-order answers to a test's messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WORKER = (sys.executable, "-m", "tests.chaos.worker")
 
 
 Note = Callable[[str, int, int | None], None]
-"""A function that is called with a worker's name and process id, and its exit code, or None when it starts."""
+"""A function that is called when a worker starts or ends, with its name, process id and exit code (None at a start)."""
 
 
 @frozen
@@ -242,7 +242,7 @@ class Feed:
 
 @contextmanager
 def messages_all_the_time(settings: Settings) -> Iterator[list[DiscordMessage]]:
-    """Produce messages in many channels until the block ends. Each one is added to the list that is yielded."""
+    """Produce messages in many channels until the block ends. The yielded list contains the messages sent so far."""
     messages: list[DiscordMessage] = []
 
     def send(producer: EventProducer, number: int) -> None:

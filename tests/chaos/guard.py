@@ -21,7 +21,7 @@ import psutil
 CHECKOUT = Path(__file__).parents[2]  # not imported from tests.conftest, because importing that takes long
 
 CLEAR_S = 1.0
-"""The folder is removed when no process was found for this long. A killed process may just have started another."""
+"""The folder is removed when no process was found for this long. A process may start another just before its end."""
 
 LIMIT_S = 30.0
 """The folder is removed after this time in any case."""

@@ -1,7 +1,8 @@
-"""A proxy of a broker that recognises each request, its kind and its client.
+"""A proxy of a broker. It recognises the kind and the client of each request.
 
-Clients of the proxy keep using it if the broker advertises an additional listener under the proxy's port; see
-``proxied_listener``. Clients of the broker's first listener bypass the proxy.
+A broker tells its clients to which address they must connect. Therefore clients keep using the proxy only if the broker
+advertises an additional listener under the proxy's port; see ``proxied_listener``. Clients of the broker's first
+listener bypass the proxy.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class LateRequest:
 
 
 class KafkaProxy(Proxy):
-    """A proxy that names clients by their client id. RTFM's clients use ``rtfm-`` followed by the instance."""
+    """A proxy that names clients by their client id. RTFM's clients have the id ``rtfm-`` followed by the instance."""
 
     _late: LateRequest | None = None
 

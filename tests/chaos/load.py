@@ -1,4 +1,4 @@
-"""Produces questions and messages for ``make chaos``, and compares the results with them at the end of the run.
+"""Produces questions and messages for ``make chaos``, and checks at the end of the run what became of them.
 
 The content of questions and messages follows from a seed. Messages are created, edited and deleted in a few channels of
 one guild. Questions ask about the content of messages. The load keeps a list of everything that it produced.
@@ -46,17 +46,17 @@ PLACES = [
     PRIVATE_THREAD,
 ]
 LISTED = [*CHANNELS, PRIVATE_THREAD.channel_id]
-"""The channels that a question may list as visible. The parents of public threads and posts are listed instead."""
+"""The channels that a question may list as visible. Public threads and posts are visible through their parents."""
 
 SOME_LISTED = (0, 1, 2, 4, 6, 8, 8, 9, 9, 9)
-"""A question lists this many of LISTED, chosen at random from these numbers."""
+"""One of these numbers, chosen at random, is how many channels of LISTED a question lists."""
 
 FORGED = "forged"
 FORGED_PER_S = 0.5
 """The rate of invalid records does not depend on the load's rates. At the usual rates, it is about 2 in 100 records."""
 
 FIRST_MESSAGES = 120
-"""This many messages are sent before the first worker starts. How fast they are archived measures the machine."""
+"""About this many messages are sent before the first worker starts. Their archiving shows how fast the machine is."""
 
 
 class Load:
@@ -102,7 +102,7 @@ class Load:
         return self._forger.keys
 
     def say(self, count: int) -> None:
-        """Send ``count`` messages and wait until the brokers have them. Call this before ``start``."""
+        """Send up to ``count`` changes of messages and wait until the brokers have them. Call this before ``start``."""
         for _ in range(count):
             self._say()
         self._producer.flush()
@@ -116,7 +116,10 @@ class Load:
         self._shares[topic] = share
 
     def stop(self, timeout_s: float) -> None:
-        """Stop sending and wait until the brokers have all records. Raises Unavailable if they do not in time."""
+        """Stop sending and wait until the brokers have all records.
+
+        Raises Unavailable if they do not have all valid records after ``timeout_s``.
+        """
         self._done.set()
         self._thread.join()
         if self._failure is not None:

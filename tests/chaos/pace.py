@@ -1,7 +1,7 @@
 """Adapts the rates of a run's load, and its time limit for settling, to the speed of the machine.
 
-Without this, a run would fail on a slow machine. Both follow from the backlog of each group: the number of records that
-are produced and not committed.
+Without this, a run would fail on a slow machine. The rates and the time limit follow from the backlog of each group:
+the number of records that are produced and not committed.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ WINDOW_S = 30.0
 """The rate of commits is the average over this time."""
 
 EASY_S, FULL_S = 10.0, 40.0
-"""Up to a backlog of EASY_S, the load has its full rates. From FULL_S on, it has the least ones."""
+"""Up to a backlog of EASY_S, the load has its full rates. From a backlog of FULL_S on, it has its lowest rates."""
 
 LEAST_SHARE = 0.05
-"""The load never has less than this share of its full rates, because an idle run proves nothing."""
+"""The load never has less than this share of its full rates."""
 
 SETTLE_S = 60.0
 """The time limit for settling without a backlog.
@@ -125,7 +125,7 @@ class Pace:
 
     @property
     def share(self) -> float:
-        """The average share of the full rate. Each time, the smaller share of questions and messages counts."""
+        """The average share of the full rates so far. Of the shares of questions and messages, the lower one counts."""
         return sum(self._shares) / len(self._shares) if self._shares else 1.0
 
     def stop(self) -> None:
@@ -141,7 +141,7 @@ class Pace:
     def _set_rates(self) -> None:
         try:
             self._read()
-        except RtfmError:  # Kafka is down, and all records that are sent now would arrive at once later
+        except RtfmError:  # Kafka is down; all records that are sent now would arrive at once when it is back
             shares = {follower.topic: LEAST_SHARE for follower in self.followers}
         else:
             self._measure(self.readings[self._ingest.topic].committed)

@@ -57,7 +57,7 @@ TEARDOWN_S = 15.0
 SETTLE_SHARE, SETTLE_KEPT_S = 0.4, 90.0
 """The share of its time limit that a run reserves for settling, and the most seconds that it reserves.
 
-An action that is still running at that time can use a part of it.
+An action that is still running when this time begins takes away a part of it.
 """
 
 SLOW_SHARE = 0.5

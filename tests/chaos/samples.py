@@ -17,13 +17,13 @@ from tests.chaos.run import Scene
 
 PERIOD_S = 5.0
 DISK_PERIOD_S = 30.0
-"""Disk space is measured less often, because that takes longer."""
+"""Disk space is measured less often than the rest, because its measurement takes longer."""
 
 WARM_UP_S = 300.0
-"""The beginning of a process's life, or the first quarter if that is shorter, which its growth does not include."""
+"""The growth of a process is measured from this time after its start, or from a quarter of its life if that is less."""
 
 LEAST_SAMPLES = 5
-"""The growth of a process with fewer samples is not reported."""
+"""The growth of a process with fewer samples after its warm-up is not reported."""
 
 
 @frozen(kw_only=True)
@@ -44,7 +44,7 @@ class Use:
 class Sample:
     """One measurement of a run.
 
-    Its fields contain values by the name of a process, topic or folder.
+    The dictionaries map the name of a process, topic or folder to its value.
     """
 
     at_s: float
@@ -61,12 +61,12 @@ class Sample:
 class Growth:
     """The growth of one process per hour, without its warm-up.
 
-    If the process was restarted, its longest life counts.
+    If the process was restarted, only the longest time between two starts counts.
     """
 
     lived_s: float
     memory_mb: float
-    """The memory at the end of that life."""
+    """The memory at the end of that time."""
     memory_mb_per_h: float
     threads_per_h: float
     handles_per_h: float

@@ -1,4 +1,4 @@
-"""``make soak HOURS=2``: a long run with fewer faults that records the resources that its processes use.
+"""``make soak HOURS=2``: a long run with fewer faults, which measures the resources of its processes.
 
 No action touches the first worker, so that its growth is visible. The report is the page
 ``.rtfm/soak/<run>/report.html``. The last line of output is the account as JSON, with the additional fields ``growth``

@@ -77,7 +77,7 @@ def supervise(settings: Settings, fleet: Fleet, messages: Sequence[DiscordMessag
 def test_a_record_that_kills_the_process_is_one_dead_letter_and_the_others_are_answered(
     settings: Settings, fleets: list[Fleet], concurrency: int, deadly: int
 ) -> None:
-    """R20: the record crashes the process once while others are handled too, and three times while it is alone.
+    """R20: a record crashes the process at most once among other records, and three times while handled alone.
 
     If there are two such records, neither is blamed for the crashes of the other.
     """
@@ -101,7 +101,7 @@ def test_a_record_that_kills_the_process_is_one_dead_letter_and_the_others_are_a
 
 
 def test_a_deadly_record_is_found_by_the_next_worker_of_its_partition(settings: Settings, fleets: list[Fleet]) -> None:
-    """R20: the worker that crashed first is not restarted. The other worker counts its own crashes."""
+    """R20: the worker that crashed first is not restarted. The next worker of its partition finds the record."""
     contracts = open_contracts(settings)
     messages = messages_for(settings, 100)
     produce(settings, contracts, MESSAGES, build_message(900, channel="1", content=KILLER))

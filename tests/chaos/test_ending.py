@@ -20,7 +20,7 @@ from tests.conftest import CHECKOUT
 from tests.streams import eventually
 
 LIMIT_S = 240.0
-"""A run's services and workers start within seconds, but on a busy machine only within minutes."""
+"""The time within which a run must end after a signal. It is long enough for a busy machine."""
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def await_line(run: subprocess.Popen[str], words: str) -> None:
-    """Wait until ``run`` prints ``words``. A thread reads the rest of the output, so that the run is not blocked."""
+    """Wait until ``run`` prints ``words``. A thread reads the rest, so that a full pipe does not block the run."""
     assert run.stdout is not None
     said = []
     for line in run.stdout:
@@ -79,7 +79,7 @@ def test_a_run_that_is_ended_by_a_signal_leaves_no_process_and_no_folder(folder:
 
 
 def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path) -> None:
-    """Otherwise the files of two runs would be mixed."""
+    """The run ends with exit code 2, an error that names the reason, and an unchanged folder."""
     (tmp_path / "history.jsonl").touch()
     run = subprocess.run(
         [sys.executable, "-m", "tests.chaos", "--keep", str(tmp_path)],

@@ -80,7 +80,7 @@ def test_killed_at_random_with_many_unfinished_keys_everything_is_answered_once_
 def test_a_worker_that_hangs_ends_itself_and_another_takes_over(
     settings: Settings, fleets: list[Fleet], protocol: str
 ) -> None:
-    """R6: none of its threads can run, not even the watchdog's. The log shows where it hung."""
+    """R6: no thread of the worker can run, not even the watchdog's. The log shows where the worker hung."""
     ours = evolve(settings, kafka_group_protocol=protocol, kafka_static_membership=False)
     messages = messages_for(settings, 200)
     produce(
@@ -104,7 +104,7 @@ def test_a_worker_that_hangs_ends_itself_and_another_takes_over(
 def test_a_worker_frozen_until_its_transaction_expired_adds_nothing_twice_and_goes_on(
     settings: Settings, fleets: list[Fleet]
 ) -> None:
-    """R5: while it was frozen, the other worker got its partitions, and the broker aborted its transaction."""
+    """R5: a worker is frozen until its transaction has ended. Then both workers continue, and nothing is repeated."""
     fleets.append(fleet := Fleet(settings, 5, 2000, 8))
     for name in ("one", "two"):
         fleet.start(name)
@@ -124,7 +124,7 @@ def test_a_worker_frozen_until_its_transaction_expired_adds_nothing_twice_and_go
 
 
 def test_two_processes_of_one_name_do_not_both_work(settings: Settings, fleets: list[Fleet]) -> None:
-    """R4: the older one is fenced and logs this. No output is visible twice."""
+    """R4: the older process is fenced and logs this. No output is visible twice."""
     messages = messages_for(settings, 2000)
     fleets.append(older := Fleet(settings, 50, 10, 2))
     fleets.append(younger := Fleet(settings, 5, 10, 8))
@@ -137,7 +137,7 @@ def test_two_processes_of_one_name_do_not_both_work(settings: Settings, fleets: 
 
 
 def test_of_two_idle_processes_of_one_name_the_older_ends(settings: Settings, fleets: list[Fleet]) -> None:
-    """R4: the older one notices the younger one even though it has nothing to commit."""
+    """R4: the older process ends as soon as it notices the younger one, although it has nothing to commit."""
     fleets.append(older := Fleet(settings, 5, 10, 8))
     fleets.append(younger := Fleet(settings, 5, 10, 8))
     older.start("same")
@@ -152,7 +152,7 @@ def test_of_two_idle_processes_of_one_name_the_older_ends(settings: Settings, fl
 
 
 def test_a_worker_that_the_coordinator_fenced_joins_again(settings: Settings, fleets: list[Fleet]) -> None:
-    """R3: a broker that becomes the group's coordinator may fence a member although no other process has its name."""
+    """R3: a new coordinator may fence a member by mistake. The test causes this with a consumer of the same name."""
     fleets.append(fleet := Fleet(settings, 5, 10, 8))
     fleet.start("one")
     with messages_all_the_time(settings) as messages:
@@ -178,7 +178,8 @@ def test_a_worker_that_the_coordinator_fenced_joins_again(settings: Settings, fl
 def test_a_slow_key_holds_up_no_other_and_survives_a_kill(settings: Settings, fleets: list[Fleet]) -> None:
     """R7: handling one record takes longer than the group's poll limit, and nothing is lost.
 
-    Meanwhile, later records are finished. The metadata of the committed offset lists them, so they are not done again.
+    Meanwhile, later records are finished. The metadata of the position lists them, so they are not handled again after
+    the kill.
     """
     contracts = open_contracts(settings)
     impatient = evolve(settings, watchdog_s=4.0)  # polls may be 19 s apart, and the slow record takes 20

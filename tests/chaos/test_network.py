@@ -98,7 +98,7 @@ def test_a_slow_network_is_only_slow(direct: Settings, broker: ProxiedBroker, fl
 def test_connections_that_are_reset_or_refused_are_restored(
     direct: Settings, broker: ProxiedBroker, fleets: list[Fleet]
 ) -> None:
-    """This also holds if a call of librdkafka does not return within its timeout."""
+    """The workers continue after ten resets and after four seconds in which connections are refused."""
     with workers(direct, broker, fleets, "one", "two"):
         for _ in range(10):
             broker.proxy.reset()
@@ -111,7 +111,7 @@ def test_connections_that_are_reset_or_refused_are_restored(
 def test_requests_or_answers_that_are_held_back_longer_than_a_transaction_are_survived(
     direct: Settings, broker: ProxiedBroker, fleets: list[Fleet], way: str
 ) -> None:
-    """They arrive all at once, when the group has removed the worker and its transaction has expired."""
+    """The requests or answers are held back for 11 s, longer than the session and the transaction may last."""
     with workers(direct, broker, fleets, "one", "two"):
         broker.proxy.set_conditions(**{way: Conditions(held=True)})
         time.sleep(11)
@@ -129,7 +129,7 @@ def test_half_open_connections_are_given_up(direct: Settings, broker: ProxiedBro
 def test_a_member_that_missed_a_rebalance_drops_its_old_partitions(
     direct: Settings, broker: ProxiedBroker, fleets: list[Fleet]
 ) -> None:
-    """A worker is cut off while it gives up a partition, for longer than its session. The other gets all partitions.
+    """A worker that gives up a partition is cut off longer than its session may last. The other gets all partitions.
 
     When the first worker is back, librdkafka does not report its old partitions as lost, and the group would accept its
     commits.
@@ -215,9 +215,9 @@ def test_positions_that_arrive_in_a_later_transaction_do_not_stay(
 def test_workers_that_die_after_a_late_request_resume_at_their_positions(
     direct: Settings, broker: ProxiedBroker, fleets: list[Fleet]
 ) -> None:
-    """If a late request moves a position back, the worker commits it again within a third of a second.
+    """A late request may move a position back. Within a third of a second, the worker commits the right position again.
 
-    The workers are killed after that time.
+    The test kills the worker after that time.
     """
     with workers(direct, broker, fleets, "one") as fleet:
         for _ in range(3):

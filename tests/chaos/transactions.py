@@ -1,7 +1,7 @@
-"""Kills a worker while its transaction is open. Kills at random moments hardly ever do that.
+"""Kills a worker while its transaction is open. A kill at a random moment hardly ever hits an open transaction.
 
-Under a light load, a transaction is open for only a few milliseconds. Therefore all workers are frozen as soon as an
-uncommitted record appears. Then the broker is asked whether the transaction is still open.
+Under a light load, a transaction is open for only a few milliseconds. Therefore all workers are frozen as soon as a
+new record appears. Then the broker is asked whether the record's transaction is still open.
 """
 
 from __future__ import annotations

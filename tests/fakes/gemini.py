@@ -1,4 +1,4 @@
-"""A fake of Gemini's REST API: a real HTTP server with the same format that can be told to fail.
+"""A fake of Gemini's REST API: a real HTTP server that uses the same format and can be told to fail.
 
 It serves ``POST /v1beta/models/<model>:generateContent`` for one key and one model, and ``POST /v1/chat/completions``
 in OpenAI's format. It keeps every request. By default, its answer is the text of the first source in the prompt. Each
@@ -35,7 +35,7 @@ Reply = Callable[[dict[str, Any], str], str]
 
 @frozen(kw_only=True)
 class Fault:
-    """A response that replaces the usual one, sent after ``delay_s``. Without ``body``, it is the usual one, late."""
+    """A response that is sent after ``delay_s`` instead of the usual one. Without ``body``, the usual one is sent."""
 
     status: int = 200
     body: str | None = None
@@ -86,7 +86,7 @@ def slow(delay_s: float) -> Fault:
 
 
 def not_json() -> Fault:
-    """Return the HTML page of a proxy."""
+    """Return a response that contains the HTML page of a proxy, with status 200."""
     return Fault(body="<html>sign in</html>")
 
 
@@ -106,7 +106,7 @@ def finished(reason: str, text: str = "") -> Fault:
 
 
 def first_source(document: dict[str, Any], instructions: str = "") -> str:
-    """Answer with the text of the first source and cite it. If the prompt is for rewriting, return the question."""
+    """Answer with the text of the first source and cite it. For a prompt that asks to rewrite a question, do that."""
     if "sources" not in document:
         return standalone(document)
     if not document["sources"]:

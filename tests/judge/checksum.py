@@ -1,8 +1,8 @@
 """Computes CRC-32C (Castagnoli, RFC 3720), the checksum of Kafka's record batches, with numpy: about 50 MB per second.
 
 The data is divided into blocks. Because the checksum is linear, each byte of a block contributes to the remainder
-independently of the others. A table has the contribution of each value of a byte at each place in a block. The
-remainder of the preceding blocks contributes like four bytes at the start of the block.
+independently of the other bytes. A table contains the contribution of each value of a byte at each place in a block.
+The remainder of the preceding blocks contributes like four bytes at the start of the block.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _Words = NDArray[np.uint32]
 def _tables() -> tuple[_Words, list[list[int]]]:
     """Return two tables of contributions.
 
-    The first has one flat array, ordered by the byte's place in a block and then by its value. The second has a list
-    for each of the first four places.
+    The first is one flat array, ordered by the byte's place in a block and then by its value. The second consists of a
+    list for each of the first four places.
     """
     words: _Words = np.arange(256, dtype=np.uint32)
     for _ in range(8):

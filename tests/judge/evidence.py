@@ -29,7 +29,7 @@ _METADATA_LOG = "__cluster_metadata-0"
 _TOPIC_RECORD, _REMOVE_TOPIC_RECORD = 2, 9  # from TopicRecord.json and RemoveTopicRecord.json of Kafka
 
 _TOOL_WINDOW_MS = 30_000
-"""A position may move back only within this time before or after a line in the history that a tool moved it."""
+"""If the history says that a tool moved a group's positions, they may move back this long before or after that line."""
 
 
 @frozen

@@ -135,7 +135,7 @@ class _HistoryLine:
         return found
 
     def schemas(self, name: str) -> dict[int, Any]:
-        """Return the object in field ``name``, which has schemas by their ids."""
+        """Return the object in field ``name``, which maps ids to schemas."""
         try:
             return {int(number): schema for number, schema in self._take(name, dict).items()}
         except ValueError as exc:
@@ -146,7 +146,7 @@ class _HistoryLine:
         return self._fields.get(name) is not None
 
     def fact(self, name: str) -> str:
-        """Return any value in field ``name`` as text. The text is empty if the field is missing."""
+        """Return the value in field ``name`` as text, whatever its type, or an empty text if it is missing or null."""
         return str(self._fields[name]) if self.has(name) else ""
 
     def wrong(self, why: str) -> NotJudged:

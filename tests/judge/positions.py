@@ -1,9 +1,9 @@
 """Reads the positions that groups committed, from __consumer_offsets, in the order in which they took effect.
 
 A position that is committed in a transaction takes effect at the marker that commits the transaction. If a later record
-sets the position of the same partition before that marker, the earlier one never takes effect. A tombstone removes the
-position, including positions that wait for their marker. Kafka's ``OffsetMetadataManager.replay`` and
-``replayEndTransactionMarker`` do the same.
+sets the position of the same partition before that marker, the earlier position never takes effect. A tombstone removes
+the position, and all positions of the partition that wait for their marker. Kafka's ``OffsetMetadataManager.replay``
+and ``replayEndTransactionMarker`` do the same.
 
 The format is defined by ``OffsetCommitKey.json`` and ``OffsetCommitValue.json`` of Kafka's group coordinator. Keys have
 versions 0 and 1, and values have versions 0 to 4. Records with keys of other versions are not positions.

@@ -50,7 +50,7 @@ def check_answered_once(run: LoadedRun) -> Iterator[Violation]:
     given_up, rewinds = _dead_lettered_questions(run), _rewinds(run)
     for query_id, responses in run.responses.items():
         asked = run.queries.get(query_id, [])
-        # If a tool moved the position back before the question, another response is allowed.
+        # If a tool made the finished question unfinished again, another response is allowed.
         again = max((_times_read_again(event, rewinds) for event in asked), default=0)
         shown = tuple(event.record for event in (*asked, *responses))
         if query_id not in run.history.asked:
@@ -201,7 +201,7 @@ def check_positions(run: LoadedRun) -> Iterator[Violation]:
 
 
 def check_readers(run: LoadedRun) -> Iterator[Violation]:
-    """Check that each reader got every committed record of the topics that it read, once, in order, and no others.
+    """Check that each reader got every committed record of its topics once and in order, and no other record.
 
     Records after the last stable offset cannot be read by a reader of committed records.
     """
@@ -267,7 +267,7 @@ def check_dead_letters(run: LoadedRun) -> Iterator[Violation]:
 
 
 def check_order_of_questions(run: LoadedRun) -> Iterator[Violation]:
-    """Check that no response is older than its question.
+    """Check that the question of each response is in the topic, and that the response is not older.
 
     The timestamps of the two producers can be compared, because both run on one machine.
     """
@@ -414,7 +414,7 @@ def _deletions(run: LoadedRun) -> dict[str, tuple[int, Event]]:
 
 
 def _texts_of(run: LoadedRun, removed: Iterable[str]) -> dict[str, set[str]]:
-    """Return all texts of each removed message, without those that another message had, too."""
+    """Return the texts of each removed message that are long enough for a quote and occur in no other message."""
     texts = {name: {event.fields["content"] for event in run.messages[name]} for name in run.messages}
     by = Counter(text for said in texts.values() for text in said)
     return {name: {text for text in texts[name] if len(text) >= _SHORTEST_QUOTE and by[text] == 1} for name in removed}
@@ -464,7 +464,7 @@ def _origin(letter: Record) -> str:
 
 
 def _states(changes: list[Event]) -> list[tuple[str, bool, Any]]:
-    """Return the content, deletion and channel of a message after each change. Once deleted, it stays deleted."""
+    """Return content, deletion and channel of a message after each change. A deleted message stays deleted."""
     states = []
     is_deleted = False
     for event in changes:

@@ -79,7 +79,10 @@ def build_filter(given: Mapping[str, Any], ids: Collection[str], *, state: str) 
 
 
 def build_change_filter(given: Mapping[str, Any], ids: Collection[str], all_: bool) -> LetterFilter:
-    """Build the filter of a command that changes dead letters. Raises UsageError if it selects none, or in two ways."""
+    """Build the filter of a command that changes dead letters.
+
+    Raises UsageError if nothing is selected, or if both IDs and --all are given.
+    """
     if not (all_ or ids or has_filter(given)):
         raise click.UsageError("Name dead letters by ID, by an option such as --topic, or with --all.")
     if all_ and ids:

@@ -19,7 +19,7 @@ MESSAGE_CONTENT = 1 << 15
 
 @define(eq=False)
 class Session:
-    """The session of one client. It keeps all sent events, so that the client can get missed ones when it resumes."""
+    """The session of one client. It keeps all events, so that a client that resumes gets those that it missed."""
 
     intents: int
     id: str = field(factory=new_id)

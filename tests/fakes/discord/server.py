@@ -31,8 +31,8 @@ _NEVER = -1  # as a status: the request is never answered
 class Fault:
     """A failure of the next ``times`` requests of ``method`` to ``path``.
 
-    They get ``status`` and ``body``. Status 0 closes the connection instead. With ``after_doing_it``, the request takes
-    effect before it fails.
+    These requests get ``status`` and ``body``. Status 0 closes the connection instead. With ``after_doing_it``, a
+    request takes effect before it fails.
     """
 
     method: str
