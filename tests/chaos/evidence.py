@@ -5,7 +5,6 @@ The evidence consists of the records that a plain consumer reads, the rows of th
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import subprocess
 import sys
@@ -23,6 +22,8 @@ from tests.chaos.history import History
 from tests.conftest import CHECKOUT
 
 JUDGE = "tests.judge"
+VERDICT = "verdict.json"
+"""The file that the judge writes into the folder of the run."""
 READER = "plain"
 _POLL_S = 10.0
 """If a broker sends nothing for this long, it counts as down."""
@@ -76,30 +77,30 @@ def keep_services(home: Path, history: History) -> None:
         shutil.move(path, history.logs / path.name)
 
 
-def judge(folder: Path, timeout_s: float) -> int | None:
-    """Run the judge and return its exit code: 0 right, 1 wrong, 2 not judged. Return None if JUDGE does not exist."""
-    try:
-        importlib.import_module(JUDGE)
-    except ImportError:
-        return None
+def judge(folder: Path, timeout_s: float) -> int:
+    """Run the judge and return its exit code: 0 right, 1 wrong, 2 not judged.
+
+    A judge that ends without a verdict, for example because of a missing package, has not judged the run.
+    """
     command = [sys.executable, "-m", JUDGE, str(folder.absolute())]
     try:
         done = subprocess.run(command, cwd=CHECKOUT, stdout=sys.stderr, check=False, timeout=timeout_s)
     except subprocess.TimeoutExpired:
         return 2
-    return done.returncode if done.returncode in (0, 1) else 2
+    has_verdict = (folder / VERDICT).is_file()
+    return done.returncode if has_verdict and done.returncode in (0, 1) else 2
 
 
-def verdict(*, wrong: bool, settled: bool, judged: int | None) -> str:
+def verdict(*, wrong: bool, settled: bool, judged: int) -> str:
     """Return the verdict on a run.
 
-    ``wrong`` says whether the run's own account found an error. ``judged`` is the judge's exit code, or None.
+    ``wrong`` says whether the run's own account found an error. ``judged`` is the judge's exit code.
     """
     if wrong or judged == 1:
         return "wrong"
     if not settled:
         return "not settled"
-    return "not judged" if judged == 2 else "right"
+    return "right" if judged == 0 else "not judged"
 
 
 EXIT_CODES: Mapping[str, int] = {

@@ -157,7 +157,7 @@ def run(plan: Plan, beside: Beside | None = None) -> dict[str, object]:
         judged = None if failure else evidence.judge(history.folder, max(10.0, chaos_run.left_s))
         for words in chaos_run.diagnosis:
             print(words, flush=True)  # noqa: T201 - for people
-        verdict = verdict if failure else chaos_run.verdict(judged)
+        verdict = verdict if judged is None else chaos_run.verdict(judged)
         if plan.keep is None and verdict != "right":
             history.move_to(plan.kept_in / plan.name)
         kept = str(history.folder) if plan.keep is not None or verdict != "right" else None
@@ -195,7 +195,7 @@ class _ChaosRun:
         """The number of seconds until the time limit."""
         return self._until_s - time.monotonic()
 
-    def verdict(self, judged: int | None) -> str:
+    def verdict(self, judged: int) -> str:
         """Return the verdict that follows from the account and from the judge's exit code."""
         return evidence.verdict(wrong=self._wrong, settled=self._settled, judged=judged)
 

@@ -228,4 +228,3 @@ def test_workers_that_die_after_a_late_request_resume_at_their_positions(
             fleet.start("one")
             before = committed(direct)
             eventually(lambda: committed(direct) > before, timeout_s=60)  # noqa: B023 - called in this iteration
-        fleet.codes.clear()  # they are of workers that this test killed

@@ -55,7 +55,6 @@ def test_settling_may_take_as_long_as_the_backlog_needs() -> None:
 @pytest.mark.parametrize(
     ("wrong", "settled", "judged", "expected"),
     [
-        (False, True, None, "right"),
         (False, True, 0, "right"),
         (False, True, 2, "not judged"),
         (False, True, 1, "wrong"),
@@ -65,7 +64,7 @@ def test_settling_may_take_as_long_as_the_backlog_needs() -> None:
         (False, False, 1, "wrong"),
     ],
 )
-def test_a_slow_run_is_not_a_wrong_run(wrong: bool, settled: bool, judged: int | None, expected: str) -> None:
+def test_a_slow_run_is_not_a_wrong_run(wrong: bool, settled: bool, judged: int, expected: str) -> None:
     """A run that did not settle is not wrong unless the judge or the account finds an error."""
     found = verdict(wrong=wrong, settled=settled, judged=judged)
     assert found == expected
