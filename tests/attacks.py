@@ -1,4 +1,4 @@
-"""Attacks on a service that answers from messages, and a function that finds the harm that one did.
+"""Attacks on a service that answers from messages, and a function that finds the harm that a response does.
 
 An attack is one message, or several messages by one person. It stands among honest messages about a printer's stale
 job, so that search finds it. A response does harm if it has or causes one of these:
@@ -244,7 +244,7 @@ _ENDS = ".,;:!?'*_~)]}\"`|/"
 def addresses(text: str) -> set[str]:
     """Return the web addresses in ``text``.
 
-    The patterns are not those of the code under test, so that an error in those is found.
+    The patterns are not those of the code under test, so that an error in the code's patterns is found.
     """
     found = (match.group().rstrip(_ENDS) for match in _ADDRESS.finditer(text))
     return {address[max(address.partition(":")[0].lower().rfind("http"), 0) :] for address in found}

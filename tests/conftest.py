@@ -95,7 +95,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Stop the services once no other xdist worker uses them.
 
-    This is not the end of a fixture, because waiting for the other xdist workers may take a while.
+    This is a hook and not the teardown of a fixture, because waiting for the other xdist workers may take a while.
     """
     config = session.config
     if (shared := config.stash.get(RUNNING, None)) is not None:
@@ -246,9 +246,9 @@ def model_dir(fetched_model: Callable[[], Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def fetched_model() -> Callable[[], Path]:
-    """Return a function that fetches the model as `rtfm-cli local up` does.
+    """Return a function that fetches the embedding model as `rtfm-cli local up` does.
 
-    The model stays next to the jars for the next run.
+    The model stays in the cache, next to Kafka's jars, for the next run.
     """
     from rtfm.local import model
 
@@ -319,8 +319,8 @@ def checked(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProce
 def stack_home() -> Iterator[Path]:
     """Create a folder for the data of local services.
 
-    The folder is not below ``tmp_path``. If the tests run as root, PostgreSQL runs as another account, and every pytest
-    that starts takes the access to the folder of all runs from other accounts.
+    The folder is not below ``tmp_path``, because pytest denies other accounts access to the folder of all runs. If the
+    tests run as root, PostgreSQL runs under another account.
     """
     CACHE_DIR.mkdir(parents=True, exist_ok=True)  # the stack links to it from its home
     home = Path(tempfile.mkdtemp(prefix="rtfm-test-"))

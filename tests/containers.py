@@ -146,7 +146,7 @@ def _kafka_environment(host: str, port: int) -> dict[str, str]:
 
 
 def _make_a_topic(address: str) -> None:
-    """Create a topic, which fails unless the broker's advertised address works as well as ``address``."""
+    """Create a topic; this fails unless both ``address`` and the address that the broker advertises work."""
     admin = AdminClient({"bootstrap.servers": address, "log_level": 0})
     admin.create_topics([NewTopic("served", 1)], request_timeout=5)["served"].result(6)
 

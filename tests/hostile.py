@@ -1,4 +1,4 @@
-"""Texts that make patterns and tokenizers slow, and a test whether time is linear in the size of such a text.
+"""Texts that make patterns and tokenizers slow, and a function that measures whether the time is linear in their size.
 
 A pattern that backtracks over what it has read, or starts again inside it, takes quadratic time on some texts. Which
 texts these are depends on the pattern, so each pattern is tried with many: runs of every class of characters, two

@@ -1,4 +1,4 @@
-"""Java's Kafka client and Avro in a separate process, without any code of this project.
+"""Java's Kafka client and Avro in a separate process, which reads and writes records without this project's code.
 
 Run as ``python -m tests.java_kafka JARS COMMAND JSON``. The process prints one JSON document. It reads and writes
 Confluent's wire format by hand: a zero byte, the schema id as four bytes, and the Avro binary.

@@ -1,4 +1,4 @@
-"""Chaos runs made by hand for the tests of the judge: a run without faults, which a test then changes in one place.
+"""Chaos runs made by hand for the tests of the judge: a run without violations, which a test then changes in one place.
 
 The module writes the history and Kafka's files itself, so that a test can write bytes that Kafka never would.
 """
@@ -315,7 +315,7 @@ class KeptRun:
 
 
 def right_run(folder: Path) -> KeptRun:
-    """Build a run without faults, which is not concluded.
+    """Build a run that is without violations once a test has concluded it.
 
     The run has an aborted and an open transaction of a response.
     """

@@ -1,4 +1,4 @@
-"""Helpers for tests of the knowledge: messages like those of a chat, and a small embedding in place of the model."""
+"""Helpers for tests of the knowledge: messages like those of a chat, and a small substitute for the embedding model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RecordOfEvent:
 class WordEmbedding:
     """An embedding in which texts that share words are near, because each word has a direction.
 
-    ``WordEmbedding`` counts its calls. With another name, words have other directions.
+    ``calls`` keeps the number of texts of each call. With another ``name``, each word has another direction.
     """
 
     def __init__(self, name: str = "words", dimension: int = DIMENSION) -> None:
@@ -90,7 +90,7 @@ def message(number: int, content: str, **fields: Any) -> DiscordMessage:
 
 
 def deletion(number: int, **fields: Any) -> DiscordMessage:
-    """Return the event that Discord's deletion of message ``number`` makes, which has only ids."""
+    """Return the event for Discord's deletion of message ``number``, without author and text."""
     values: dict[str, Any] = {
         "message_id": str(1000 + number),
         "guild_id": GUILD,

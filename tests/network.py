@@ -48,7 +48,7 @@ class Conditions:
 
 CLEAR = Conditions()
 Clients = Callable[[str], bool]
-"""Tells of a client's name whether the client is selected."""
+"""Takes the name of a client, and says whether this client is selected."""
 
 
 def _everybody(_: str) -> bool:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from attrs import define, field
 
 MODES = ("refused", "silent", "503", "slow")
-"""Ways in which a registry is gone.
+"""Ways in which a registry fails.
 
 "refused": nothing listens at the port. "silent": connections are accepted, and no request is answered. "503": every
 request gets that status at once. "slow": the answer comes one byte at a time. ``fail`` also takes "garbage", an answer
@@ -28,8 +28,8 @@ class RegistryProxy:
 
     ``requests`` has the first line of each request. If ``lose`` is set, the answer to the next request whose first line
     contains it is dropped after ``target`` has processed the request. If ``refuse`` is set, the next request whose
-    first line contains it is dropped before. ``rebuilt`` maps schema ids to those that are requested from ``target``
-    instead, as if the registry had been rebuilt and gave ids other meanings.
+    first line contains it is dropped and never sent. ``rebuilt`` maps schema ids to those that are requested from
+    ``target`` instead, as if the registry had been rebuilt and gave ids other meanings.
     """
 
     target: str
@@ -134,7 +134,7 @@ def _shut(connection: socket.socket) -> None:
 
 @contextmanager
 def proxy(target: str) -> Iterator[RegistryProxy]:
-    """Run a proxy before ``target`` while the context lasts."""
+    """Run a proxy in front of ``target`` while the context lasts."""
     made = RegistryProxy(target=target)
     made.listen()
     try:

@@ -73,7 +73,7 @@ def build_query(number: int, question: str = "how?") -> BotQuery:
 
 
 def build_response(query: BotQuery, answer: str = "so") -> BotResponse:
-    """Return an answer to ``query``."""
+    """Return a response to ``query``."""
     return BotResponse(
         query_id=query.query_id,
         channel_id=query.channel_id,
@@ -90,8 +90,8 @@ def build_response(query: BotQuery, answer: str = "so") -> BotResponse:
 def eventually(check: Callable[[], Any], *, timeout_s: float = 40.0) -> Any:
     """Return the first true value of ``check``, or raise AssertionError after ``timeout_s``.
 
-    If a check raises Unavailable, as on a busy machine, the check is repeated. There is a pause as long as each check,
-    at most half a second, so that checks do not delay what they wait for.
+    If a check raises Unavailable, as on a busy machine, the check is repeated. After each check, the function sleeps as
+    long as the check took, but at most half a second, so that checks do not slow down what they wait for.
     """
     deadline = time.monotonic() + timeout_s
     silent: Unavailable | None = None

@@ -1,4 +1,4 @@
-"""The frame of the command line: exit codes, one-line errors, and help without heavy imports."""
+"""What all commands have in common: exit codes, one-line errors, and help without heavy imports."""
 
 import importlib
 import subprocess
@@ -21,12 +21,12 @@ from rtfm import errors
     ],
 )
 def test_the_exit_code_says_who_must_act(error: errors.RtfmError, code: int) -> None:
-    """The exit code is 2 if the operator must act, 3 for a dependency, and 1 for anything else."""
+    """The exit code is 2 if the operator must act, 3 if a dependency cannot serve, and 1 for any other error."""
     assert exit_codes.of(error) == code
 
 
 def test_an_error_is_one_line_and_a_hint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """An error is one line with a hint, without a traceback unless --debug is given."""
+    """An error is printed as one line, and its hint as a second one, without a traceback."""
 
     @click.command()
     def broken() -> None:
@@ -54,7 +54,7 @@ def test_every_listed_command_exists_and_helps(name: str, capsys: pytest.Capture
 
 
 def test_help_imports_no_third_party_client() -> None:
-    """Help imports no client of another package, so that it is fast."""
+    """Help imports no package that takes long to import, such as confluent_kafka or numpy."""
     script = (
         "import sys; from rtfm_cli.main import run; run(['--help']);"
         "print([m for m in ('confluent_kafka', 'chromadb', 'sqlalchemy', 'discord', 'google.generativeai', 'numpy',"

@@ -1,4 +1,4 @@
-"""The records that are taken while partitions move: each belongs to the assignment in which it was fetched."""
+"""The records that are polled while partitions move: each belongs to the assignment in which it was fetched."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Callback = Callable[[Any, list[TopicPartition]], None]
 
 @define
 class Message:
-    """A message of confluent_kafka from partition 0."""
+    """What a consumer of confluent_kafka returns for partition 0: a raw record or an error."""
 
     number: int
     code: int | None = None
@@ -43,7 +43,7 @@ class Message:
 
 @define
 class ScriptedConsumer:
-    """A consumer of one partition that follows a script of messages and callbacks."""
+    """A consumer of one partition that follows a script of raw records, errors and callbacks."""
 
     polls: list[list[Message | Callback]]
     positions: dict[int, int]
@@ -146,15 +146,15 @@ def membership(*consumers: ScriptedConsumer) -> Membership:
 
 
 def offsets(taken: Sequence[tuple[PartitionState, Any]]) -> list[int]:
-    """Return the offsets of the taken messages."""
+    """Return the offsets of the polled records."""
     return [message.offset() for _, message in taken]
 
 
 def test_records_from_before_an_assignment_are_dropped() -> None:
     """Records that were fetched before the current assignment are dropped.
 
-    In the test, the partition was revoked and assigned again within one batch, and another process had continued it
-    meanwhile. The earlier records would be handled again, and would move the group's position back.
+    In the test, the partition is revoked and assigned again during one poll, and meanwhile another process commits
+    offset 900. Record 500 would be handled a second time, and would move the group's position back.
     """
 
     def moved_on(consumer: ScriptedConsumer, _: list[TopicPartition]) -> None:
@@ -173,7 +173,7 @@ def test_records_from_before_an_assignment_are_dropped() -> None:
 def test_an_end_of_log_from_before_an_assignment_skips_nothing() -> None:
     """An end of the log from before the current assignment is ignored.
 
-    It is above the start of the assignment, so the records in between would count as finished.
+    In the test, this end is above the start of the new assignment. The records between the two would count as finished.
     """
 
     def behind(consumer: ScriptedConsumer, _: list[TopicPartition]) -> None:
@@ -187,7 +187,7 @@ def test_an_end_of_log_from_before_an_assignment_skips_nothing() -> None:
 
 
 def test_a_consumer_resets_no_position_by_itself() -> None:
-    """A consumer reports that a position is outside the log, and the group's committed position decides the start."""
+    """If a position is outside the log, the consumer reports it, and a new consumer starts at the group's position."""
     broken = ScriptedConsumer([[assign, Message(-1, KafkaError._AUTO_OFFSET_RESET)]], {0: 116})
     again = ScriptedConsumer([[assign, Message(116)]], {0: 116})
     members = membership(broken, again)
@@ -206,9 +206,9 @@ def test_a_record_below_the_start_of_an_assignment_ends_the_processor() -> None:
 
 
 def test_a_partition_that_is_assigned_twice_has_one_state() -> None:
-    """A partition that is assigned twice has one state, and finished records of the older assignment are dropped.
+    """A partition that is assigned twice has only the state of the newer assignment.
 
-    Otherwise two states of the partition would be committed.
+    With two states, the positions of both would be committed.
     """
     members = membership(ScriptedConsumer([[assign, assign, Message(5)]], {0: 5}))
     ((part, _),) = members.poll(0, 10)
@@ -217,7 +217,7 @@ def test_a_partition_that_is_assigned_twice_has_one_state() -> None:
 
 
 def test_a_member_that_was_removed_and_let_in_again_joins_again() -> None:
-    """A member that was removed from its group and let in again joins the group again.
+    """A member that its group removed and readmitted rejoins with a new consumer.
 
     Another process may have owned its partitions meanwhile, and librdkafka does not always report the loss.
     """

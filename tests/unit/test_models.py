@@ -65,7 +65,7 @@ def ask(model: LanguageModel, timeout_s: float = 5.0) -> str:
     ],
 )
 def test_an_answer_that_cannot_be_used_says_why(server: FakeGemini, make: Maker, fault: Fault, reason: str) -> None:
-    """Blocked, empty, cut-off and malformed answers have different reasons, each after one request."""
+    """Blocked, empty, cut-off, malformed and refused answers have different reasons; no request is repeated."""
     server.faults = [fault]
     with pytest.raises(UnusableAnswer) as caught:
         ask(make(server.address))
@@ -96,9 +96,9 @@ def test_an_openai_answer_that_cannot_be_used_says_why(server: FakeGemini, body:
 @every
 @pytest.mark.parametrize("status", [408, 500, 502, 503, 504])
 def test_a_failing_server_is_unavailable_after_one_request(server: FakeGemini, make: Maker, status: int) -> None:
-    """A server error is Unavailable after one request, because the caller decides on retries.
+    """A server error raises Unavailable after one request, because only the caller retries.
 
-    Google's packages would retry for minutes.
+    By themselves, Google's packages would retry for minutes.
     """
     server.faults = [fake.failing(status)]
     with pytest.raises(Unavailable):
@@ -126,7 +126,7 @@ def test_a_server_that_is_gone_is_unavailable(make: Maker) -> None:
 def test_a_quota_that_is_used_up_says_when_to_come_back(
     server: FakeGemini, make: Maker, header: str | None, expected_s: float
 ) -> None:
-    """The error for a used-up quota has the time of Retry-After, or five seconds if it is missing or invalid."""
+    """The error for a used-up quota gives the wait of Retry-After, or 5 s if this header is missing or invalid."""
     server.faults = [fake.throttled(header)]
     with pytest.raises(Throttled) as caught:
         ask(make(server.address))
@@ -135,7 +135,7 @@ def test_a_quota_that_is_used_up_says_when_to_come_back(
 
 @every
 def test_a_failure_that_says_when_to_come_back_is_waited_for(server: FakeGemini, make: Maker) -> None:
-    """The error for a 503 has the time of its Retry-After."""
+    """A 503 with the header Retry-After raises Throttled with the time in the header."""
     server.faults = [Fault(status=503, body=fake.failing(503).body, headers={"Retry-After": "3"})]
     with pytest.raises(Throttled) as caught:
         ask(make(server.address))
@@ -153,7 +153,7 @@ def test_a_wrong_key_is_for_the_operator_and_not_shown(server: FakeGemini, make:
 @every
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_forbidden_key_is_for_the_operator(server: FakeGemini, make: Maker, status: int) -> None:
-    """A key that is refused, for instance because its project does not have the API, is a configuration error."""
+    """A key that is refused, for instance because its project has not enabled the API, is a configuration error."""
     server.faults = [fake.failing(status)] * 3  # google-auth repeats the request twice after a 401
     with pytest.raises(ConfigError, match="_API_KEY"):
         ask(make(server.address))

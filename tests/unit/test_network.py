@@ -22,7 +22,7 @@ SILENT_S = 0.3
 
 @frozen
 class Echo:
-    """A server that sends back what it receives, and keeps it; ``ends`` tells how its connections ended."""
+    """A server that sends back what it receives, and keeps it in ``heard``; ``ends`` says how connections ended."""
 
     listener: socket.socket = field(factory=lambda: socket.create_server(("127.0.0.1", 0)))
     heard: list[bytes] = field(factory=list)
@@ -73,7 +73,7 @@ def connected(proxy: Proxy) -> socket.socket:
 
 
 def exchange(connection: socket.socket, data: bytes) -> bytes:
-    """Send ``data``, and return as many bytes as come back."""
+    """Send ``data``, and return the echo, or less of it if the connection is closed."""
     connection.sendall(data)
     return receive(connection, len(data))
 
@@ -139,7 +139,7 @@ def test_lost_pieces_arrive_after_a_retransmission(proxy: Proxy) -> None:
 
 
 def test_bandwidth_limits_the_throughput(proxy: Proxy) -> None:
-    """With a bandwidth of 100,000 bytes a second, 40,000 bytes take the time for them."""
+    """With a bandwidth of 100,000 bytes a second, 40,000 bytes take at least 0.4 s."""
     proxy.set_conditions(down=Conditions(bytes_per_s=100_000))
     with connected(proxy) as connection:
         begun_s = time.monotonic()
@@ -151,9 +151,9 @@ def test_bandwidth_limits_the_throughput(proxy: Proxy) -> None:
 
 @pytest.mark.parametrize("way", ["up", "down"])
 def test_a_held_direction_keeps_data_and_ends_until_it_heals(echo: Echo, proxy: Proxy, way: str) -> None:
-    """A held direction keeps data and the end of the stream until it heals, and both sockets stay open.
+    """A held direction delivers nothing until the network heals, and the connection stays open.
 
-    If answers are held, the request has arrived. If requests are held, it has not.
+    If only the direction to the client is held, the data still reaches the server.
     """
     with connected(proxy) as connection:
         assert exchange(connection, b"before") == b"before"
@@ -178,9 +178,9 @@ def test_data_of_a_closed_client_is_delivered_after_healing(echo: Echo, proxy: P
 
 
 def test_a_cut_network_is_silent_for_old_and_new_connections(echo: Echo, proxy: Proxy) -> None:
-    """In a cut network, old and new connections are silent.
+    """While the network is cut, connections from before the cut and new ones are silent.
 
-    Healing restores the old connection. The new one is reset, and never reaches the server.
+    Healing restores the old connection. The new one is reset, and its data never reaches the server.
     """
     with connected(proxy) as old:
         assert exchange(old, b"before") == b"before"
@@ -285,14 +285,16 @@ def test_one_of_several_clients_is_cut_off(echo: Echo) -> None:
 def test_a_late_request_arrives_after_later_ones_of_its_client(echo: Echo) -> None:
     """A late request arrives after later requests of its client.
 
-    The client is reset and connects again. Its further requests up to the awaited one arrive first.
+    The client's connection is reset, and the client connects again. In the test, the late request (API 28) arrives just
+    before the client's second request of API 26.
     """
     with KafkaProxy(echo.port) as proxy, connected(proxy) as other:
         late = LateRequest(picks=lambda r: api_of(r) == 28, until=lambda r: api_of(r) == 26, overtaken=2)
         proxy.make_late(late)
         with connected(proxy) as old:
             assert exchange(old, first := request(24, 1, "w1")) == first
-            # The echo has API key and version where a broker's answer has the correlation id.
+            # The proxy reads the correlation id of a response from bytes 4 to 8. In an echo these are the API key and
+            # the version, so the request's own correlation id consists of these.
             old.sendall(kept := request(28, 28 << 16, "w1", b"kept"))
             with pytest.raises(ConnectionResetError):
                 old.recv(1)

@@ -24,7 +24,7 @@ PAGES = [
 
 
 def pins(name: str) -> dict[str, str]:
-    """Return package → version and marker of a lock."""
+    """Return the version and the marker of each package in the lock ``name``."""
     text = (CHECKOUT / name).read_text(encoding="utf-8")
     return dict(re.findall(r"^([a-z0-9._-]+)==(\S+(?: ; [^\\\n]+)?)", text, re.MULTILINE))
 
@@ -52,10 +52,10 @@ def test_example_environment_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_image_lock_is_a_part_of_the_lock() -> None:
-    """The lock of the image has the versions of the lock with which the tests run."""
+    """Each package in the image's lock has the same version as in the lock with which the tests run."""
     everything, part = pins("requirements.lock"), pins("requirements-services.lock")
-    # The image has chromadb-client, which is Chroma's client of the same release. Both packages own the folder
-    # chromadb.
+    # Instead of chromadb, the image has chromadb-client of the same release. Both packages install the folder chromadb,
+    # so they cannot be installed together.
     everything["chromadb-client"] = everything["chromadb"]
     differing = {name for name, pin in part.items() if everything.get(name, "").split()[:1] != pin.split()[:1]}
     assert part
@@ -64,7 +64,7 @@ def test_image_lock_is_a_part_of_the_lock() -> None:
 
 @pytest.mark.parametrize("name", ["requirements.lock", "requirements-services.lock"])
 def test_locks_pin_hashes_and_name_no_index(name: str) -> None:
-    """A lock pins the exact version and the hashes of every package, and names no index, so that any mirror works."""
+    """A lock contains a hash of every package, and names no index, so that any mirror works."""
     text = (CHECKOUT / name).read_text(encoding="utf-8")
     blocks = re.split(r"^(?=[a-z0-9])", text, flags=re.MULTILINE)[1:]
     without = [block.split("==")[0] for block in blocks if "--hash=sha256:" not in block]
@@ -83,7 +83,7 @@ def test_compose_images_are_pinned_and_ports_local() -> None:
 
 
 def test_compose_runs_the_chroma_that_the_client_was_tested_with() -> None:
-    """The compose file runs the version of Chroma that the client has."""
+    """The compose file runs the version of Chroma that requirements.lock pins for the client."""
     assert compose()["services"]["chromadb"]["image"] == f"chromadb/chroma:{pins('requirements.lock')['chromadb']}"
 
 
@@ -137,6 +137,6 @@ def test_documented_commands_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CHECKOUT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    """Every relative link of a page has its file."""
+    """Every relative link of a page leads to a file that exists."""
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []

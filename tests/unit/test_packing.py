@@ -25,7 +25,7 @@ def test_a_message_that_does_not_fit_makes_room_for_shorter_ones() -> None:
 
 
 def test_overlap_is_the_share_of_common_speakers() -> None:
-    """The overlap of two passages is the share of common speakers in the passage that has fewer of them."""
+    """The overlap of two passages is the share of common speakers in the passage with fewer speakers."""
     best = frozenset({"1", "2"})
     others = {"a": frozenset({"1"}), "b": frozenset({"1", "2", "3"}), "c": frozenset({"3"}), "d": frozenset({"2", "3"})}
     assert speaker_overlap(best, others) == {"a": 1.0, "b": 1.0, "d": 0.5}

@@ -26,7 +26,7 @@ def generate() -> ModuleType:
 
 @pytest.mark.parametrize("topic_name", [topic.name for topic in catalogue.load().topics_with_schema()])
 def test_a_page_names_every_field_symbol_reader_and_writer(topic_name: str, generate: ModuleType) -> None:
-    """A contract's page names every field, symbol, reader and writer, as developers of other services need."""
+    """A contract's page names every field, symbol, reader and writer."""
     known = catalogue.load()
     topic = known.topic(topic_name)
     page = generate.contract_page(known, topic)
@@ -40,7 +40,7 @@ def test_a_page_names_every_field_symbol_reader_and_writer(topic_name: str, gene
 
 
 def test_a_page_that_is_stale_missing_or_left_over_is_named(generate: ModuleType, tmp_path: Path) -> None:
-    """`make lint` names each page that is out of date, missing or no longer generated."""
+    """The check in `make lint` names each page that is out of date, missing or no longer generated."""
     for name in generate.PAGES:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(CHECKOUT / name, tmp_path / name)
@@ -55,7 +55,7 @@ def test_a_page_that_is_stale_missing_or_left_over_is_named(generate: ModuleType
 
 
 def test_pages_show_the_examples_as_their_files_have_them(generate: ModuleType) -> None:
-    """Without the docstring, because the page introduces the example."""
+    """docs/contracts.md shows its example as in the file, but without the docstring, which the page's text replaces."""
     page = generate.page_with_examples("docs/contracts.md")
     _, _, source = (CHECKOUT / "examples" / "write_message.py").read_text(encoding="utf-8").split('"""', 2)
     assert f"```python\n{source.lstrip()}```\n" in page

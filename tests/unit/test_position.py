@@ -14,13 +14,13 @@ from rtfm.streams.transactions import is_member, member_id
 
 @pytest.mark.parametrize("metadata", ["2AQE", "hello", "1***", "1gA", "1AQ"])
 def test_metadata_of_another_form_stops_the_processor(metadata: str) -> None:
-    """Metadata of another form ends the processor, because ignoring it would repeat or skip records."""
+    """Metadata in an unknown format ends the processor, because ignoring it would repeat or skip records."""
     with pytest.raises(ConfigError, match="another program or version"):
         decode_map(7, metadata)
 
 
 def test_records_out_of_order_stop_the_processor() -> None:
-    """A record out of order ends the processor, because those in between would count as finished."""
+    """A record whose offset is not above that of the previously polled record ends the processor."""
     part = PartitionState(number=0)
     assert part.admit(5)
     with pytest.raises(RtfmError, match="offset 5 after 5"):
@@ -28,9 +28,9 @@ def test_records_out_of_order_stop_the_processor() -> None:
 
 
 def test_a_consumer_that_is_in_no_group_is_no_member() -> None:
-    """A consumer outside the group is not a member, because a broker accepts its offsets unchecked.
+    """A consumer outside a group is recognised, because a broker would accept its offsets unchecked.
 
-    The test fixes the format of librdkafka's bytes.
+    The test fails if librdkafka changes the format of these bytes.
     """
     consumer = Consumer({"bootstrap.servers": "localhost:1", "group.id": "none", "log_level": 0})
     assert not is_member(consumer.consumer_group_metadata())
@@ -40,7 +40,7 @@ def test_a_consumer_that_is_in_no_group_is_no_member() -> None:
 def test_the_id_of_a_member_is_read_from_what_librdkafka_says_of_it() -> None:
     """The member id is between the group's name and the instance id in librdkafka's bytes.
 
-    A consumer outside a group has none.
+    A consumer outside a group has no member id.
     """
     consumer = Consumer({"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "log_level": 0})
     assert member_id(consumer.consumer_group_metadata()) == b""
@@ -49,7 +49,7 @@ def test_the_id_of_a_member_is_read_from_what_librdkafka_says_of_it() -> None:
 
 
 def test_without_gaps_there_is_no_map() -> None:
-    """A position without gaps has no map, as with Kafka's own tools for resetting offsets."""
+    """A position without gaps has empty metadata, like a position that Kafka's own tools set."""
     part = PartitionState(number=0)
     for offset in range(10):
         part.admit(offset)
@@ -137,7 +137,7 @@ def test_awaited_records_do_not_fill_a_partition() -> None:
 
 
 def test_a_position_that_moves_on_during_a_replay_is_no_new_topic() -> None:
-    """After a restart, a position that moves on still skips the finished records above it."""
+    """After a restart, the restored finished records are skipped even when the position has moved on."""
     part = PartitionState.from_position(0, 10, encode_map([10, 15], 20))
     assert part.admit(10)
     part.finish(10)
@@ -148,7 +148,7 @@ def test_a_position_that_moves_on_during_a_replay_is_no_new_topic() -> None:
 def test_what_retention_removed_is_counted_without_what_was_finished() -> None:
     """The number of records that retention removed does not include finished ones.
 
-    Of twelve offsets below the start of the log, two were unfinished and two never taken.
+    In the test, twelve offsets from the position are removed. Of these, two were unfinished and two never polled.
     """
     part = PartitionState.from_position(0, 10, encode_map([10, 15], 20))
     assert part.count_unfinished_below(22) == 4
@@ -156,7 +156,7 @@ def test_what_retention_removed_is_counted_without_what_was_finished() -> None:
 
 
 def test_the_window_spans_the_finished_map() -> None:
-    """The window spans the lowest unfinished offset to the highest taken one, and is empty if all are finished."""
+    """The window goes from the lowest unfinished offset to the highest polled one; it is empty if all are finished."""
     part = PartitionState.from_position(0, 10, "")
     for offset in range(10, 20):
         assert part.admit(offset)

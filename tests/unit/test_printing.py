@@ -43,7 +43,7 @@ def test_an_escape_shows_what_was_there() -> None:
 
 
 def test_echo_prints_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
-    """`echo` prints no control characters, so no command does."""
+    """`echo`, through which all commands print text, prints no control characters."""
     echo(f"name: {HOSTILE}\nnext")
     out = capsys.readouterr().out
     assert _is_safe(out)
@@ -59,7 +59,7 @@ def test_json_for_scripts_is_safe_and_has_the_same_value(value: object) -> None:
 
 
 def test_json_in_a_pipe_is_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
-    """In a pipe, JSON is printed without escapes, so that a script reads the original data."""
+    """A script that reads JSON from a pipe gets the original data."""
     echo_json({"key": HOSTILE, "more": "a\u200bb"})
     assert json.loads(capsys.readouterr().out) == {"key": HOSTILE, "more": "a\u200bb"}
 
@@ -77,7 +77,7 @@ def test_a_cell_is_text_and_no_markup(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_an_error_is_one_line_without_control_characters(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """An error is one line without control characters, even if it names a file with any name."""
+    """An error is one line without control characters, even if it names a file whose name contains them."""
     assert main.run(["import", str(tmp_path / f"a{HOSTILE.replace(chr(0), '').replace('/', '')}.json")]) == 2
     err = capsys.readouterr().err
     assert _is_safe(err)

@@ -1,4 +1,4 @@
-"""R29: With a broker that never answers, the producer waits, says so, and reports on every record."""
+"""R29: With a broker that never answers, the producer waits up to a deadline, and reports every record as failed."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_full_queue_holds_the_caller_up_to_the_deadline_and_then_is_unavailabl
 def test_every_record_that_was_taken_is_reported_once_when_the_producer_closes(
     stalled: Settings, contracts: Contracts
 ) -> None:
-    """When the producer closes, each record that it took is reported once as failed, and a refused record is not."""
+    """When the producer closes, each record that it took is reported once as failed, and no refused record is."""
     reports = Reports()
     producer = EventProducer(evolve(stalled, kafka_delivery_timeout_s=0.2), contracts)
     taken = 0
@@ -97,7 +97,7 @@ def test_every_record_that_was_taken_is_reported_once_when_the_producer_closes(
 def test_a_flush_that_leaves_records_over_is_an_error_with_their_number(
     stalled: Settings, contracts: Contracts
 ) -> None:
-    """A flush that leaves records unsent raises an error with their number, so that no command exits with 0."""
+    """A flush that leaves records unsent raises an error with their number, so that no command reports success."""
     producer = EventProducer(stalled, contracts)
     for number in range(3):
         send(producer, Reports(), number)
@@ -107,7 +107,7 @@ def test_a_flush_that_leaves_records_over_is_an_error_with_their_number(
 
 
 def test_an_error_in_the_block_is_not_followed_by_a_wait_for_kafka(stalled: Settings, contracts: Contracts) -> None:
-    """After an error in its block, the producer reports unsent records as failed without waiting for Kafka."""
+    """After an error in its ``with`` block, the producer reports unsent records as failed without waiting for Kafka."""
     reports = Reports()
 
     def fail_halfway() -> None:
@@ -140,9 +140,9 @@ def grown_bytes(action: Callable[[int], None], count: int) -> int:
 
 
 def test_failed_deliveries_that_nobody_asks_about_take_no_memory(stalled: Settings, contracts: Contracts) -> None:
-    """Failed deliveries that nobody asks about take no memory, because a service never flushes.
+    """Failed deliveries that nobody asks about are not kept, because a service never flushes and would keep them all.
 
-    Each of the 80,000 failures with 100 bytes would add up to 8 MB.
+    80,000 failures of 100 bytes each would take 8 MB.
     """
     settings = evolve(stalled, kafka_delivery_timeout_s=0.1, kafka_queue_max_messages=20_000)
     producer = EventProducer(settings, contracts)

@@ -47,7 +47,7 @@ def crash_while_handling(
 
 
 def suspects(file: Path) -> dict[Suspect, int]:
-    """Return the suspects of the next process."""
+    """Return the suspects that the next process reads from ``file``, each with the crashes that count for it."""
     with CrashJournal(file) as journal:
         return dict(journal.suspects)
 
@@ -61,9 +61,9 @@ def assigned_partition(number: int, *unfinished: int, committed: int = 0) -> Par
 
 
 def test_all_that_was_being_handled_is_suspected_and_nothing_of_it_is_blamed(file: Path) -> None:
-    """All records that were being handled in a crash are suspects, and none is blamed.
+    """All records that were being handled in a crash are suspects, and the crash counts for none of them.
 
-    Each of them may be the cause, in the batch of a thread as well as in another pipeline.
+    Any of them may be the cause, whether it was in a batch with others or alone in another pipeline.
     """
     crash_while_handling(file, ("g", 0, 5, 7), ("other group", 2, 40, 40))
     assert suspects(file) == {("g", 0, 5): 0, ("g", 0, 6): 0, ("g", 0, 7): 0, ("other group", 2, 40): 0}
@@ -109,7 +109,7 @@ def test_records_finished_before_the_crash_are_not_suspects(file: Path) -> None:
 def test_an_unhandled_exception_counts_as_a_crash_of_its_record(file: Path) -> None:
     """An unhandled exception of a handler counts as a crash of its record, and the fourth one makes a dead letter.
 
-    After an exception in a batch, the records are handled one by one, which finds the record.
+    An exception in a batch makes all its records suspects, and counts for none of them.
     """
     with CrashJournal(file) as journal:
         assert journal.count_defect("g", 0, 5, 6) is False
@@ -125,7 +125,7 @@ def test_an_unhandled_exception_counts_as_a_crash_of_its_record(file: Path) -> N
 def test_a_crash_is_counted_once_even_if_the_next_start_crashes(file: Path) -> None:
     """A crash is counted once, even if the next process crashes at its start.
 
-    The count, and that the crash was counted, are written together.
+    The new count and the note that the crash was counted are written together.
     """
     crash_while_handling(file, ("g", 0, 5, 5))
     crash_while_handling(file, ("g", 0, 5, 5))
@@ -151,7 +151,7 @@ def test_suspects_are_tried_one_by_one_until_they_are_finished(file: Path) -> No
 def test_records_that_another_processor_finished_are_no_longer_suspects(file: Path) -> None:
     """Records that another processor finished are no suspects any more.
 
-    The partition comes back with its position.
+    The group's position shows this when the partition is assigned to this process again.
     """
     crash_while_handling(file, ("g", 0, 5, 8), ("g", 1, 5, 5))
     with CrashJournal(file) as journal:
@@ -163,7 +163,7 @@ def test_records_that_another_processor_finished_are_no_longer_suspects(file: Pa
 def test_a_fatal_record_stays_known_until_its_dead_letter_is_committed(file: Path) -> None:
     """A fatal record stays in the journal until its dead letter is committed.
 
-    The process may crash before the commit, and would handle the record again.
+    If the process crashed before the commit, the next one would otherwise handle the record again.
     """
     crash_while_handling(file, ("g", 0, 5, 5))
     for _ in range(FATAL_CRASHES):
@@ -214,7 +214,7 @@ def test_a_service_that_stops_waits_for_no_turn(file: Path) -> None:
 
 
 def test_more_threads_than_lines_in_the_file_work(file: Path) -> None:
-    """The journal works with more threads than it has lines; the last line then has the newest entry."""
+    """The journal works with more threads than it has lines."""
     with CrashJournal(file) as journal:
         for number in range(300):
             start_handling(journal, ("g", 0, number, number))

@@ -50,9 +50,9 @@ def with_length(raw: bytes) -> bytes:
 
 @pytest.mark.parametrize(("level", "wrong"), [(25, False), (29, False), (30, True), (33, True), (34, False)])
 def test_releases_that_do_not_end_transactions_are_named(level: int, wrong: bool) -> None:
-    """Brokers of 4.3 and 4.4, which may leave transactions open, are named by the level of a feature.
+    """Brokers of Kafka 4.3 and 4.4, which may leave transactions open, are recognised by the level of a feature.
 
-    Other features may come before it in the response.
+    The response may list other features first.
     """
     with broker(with_length(answer(level))) as port:
         assert read_metadata_level("127.0.0.1", port, 2) == level

@@ -15,7 +15,7 @@ from rtfm.knowledge.retrieval import Retriever
 def test_a_search_that_fails_before_it_knows_the_collection_says_so() -> None:
     """A search that fails before it knows the collection raises the error, and is not repeated.
 
-    Only a search in a collection that was replaced is repeated.
+    Only a search whose collection was replaced meanwhile is repeated.
     """
     failures = iter([Unavailable("PostgreSQL", "no answer")])
 

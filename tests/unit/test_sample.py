@@ -1,4 +1,4 @@
-"""The sample chat has a realistic form, and its questions have their answers in it."""
+"""The sample chat has a realistic form, and contains the answers to the sample's questions."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_replies_lead_to_messages_of_their_channel() -> None:
 
 
 def test_questions_have_their_answers_in_the_sample() -> None:
-    """Each of the five questions is answered by messages of one channel, and repeats none of them."""
+    """Each of the five questions is answered by messages of one channel, and is not itself the text of a message."""
     channel_of = {
         message["id"]: (d["channel"]["id"], message["content"]) for d in documents() for message in d["messages"]
     }

@@ -1,4 +1,4 @@
-"""The evidence that an answer needs in lexical search."""
+"""The evidence that keyword search computes from the passages that it finds."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def found(lexical: LexicalScorer, *words: str) -> Nearness:
 
 
 def test_a_symbol_alone_counts_as_much_as_two_words_that_agree() -> None:
-    """The only word of a question counts double, so that an error code or name in one message is enough."""
+    """The points of a question's only word count double, so that an error code or name in one message is enough."""
     lexical = LexicalScorer.of(["okapix"], {"okapix": 1}, CORPUS)
     only = found(lexical, "okapix")
     assert evidence([only], lexical) == 2 * only.points
 
 
 def test_one_word_of_many_counts_once_and_two_count_double() -> None:
-    """Of several words, one counts once and two count double, because one common word matches unrelated questions."""
+    """If a question has several words, a passage with one of them counts once, and a passage with two counts double."""
     lexical = LexicalScorer.of(["bread", "knead", "oven"], {"bread": 3, "knead": 3, "oven": 3}, CORPUS)
     one, two = found(lexical, "bread"), found(lexical, "bread", "oven")
     assert evidence([one], lexical) == one.points

@@ -50,7 +50,7 @@ def test_a_password_in_an_address_is_removed() -> None:
 
 
 def test_the_rest_of_a_line_with_a_token_stays() -> None:
-    """The name of a header with a token and the address of a webhook stay."""
+    """Of a header or a webhook's address, only the token is removed."""
     assert scrub("Authorization: Bearer " + "b" * 40) == f"Authorization: Bearer {SECRET_REMOVED}"
     hook = "https://discord.com/api/webhooks/"
     assert scrub(hook + "123456789012345678/" + "w" * 68) == f"{hook}{SECRET_REMOVED}"
@@ -100,7 +100,8 @@ def fill_template(template: str, chance: random.Random) -> tuple[str, str]:
     def draw(match: re.Match[str]) -> str:
         signs = _SIGNS[match[1]]
         text = "".join(chance.choices(signs, k=int(match[2])))
-        # Fewer than one such secret in a thousand has no letter, digit or upper case, and no token ends with - or _.
+        # Fewer than one such secret in a thousand lacks a digit, a lower-case or an upper-case letter. No token ends
+        # with - or _.
         inner = re.sub(r"^[-_+/]|[-_+/]$", "x", text)
         return inner if len(inner) < 8 or match[1] in "dhU" else f"{inner[:-3]}7qK"
 
@@ -130,7 +131,7 @@ def contains_secret(secret: str, text: str) -> bool:
 
 
 def test_secrets_of_thirty_kinds_are_removed() -> None:
-    """Secrets of thirty kinds are removed; the file has templates, and the values are random."""
+    """At least 98 % of the secrets of thirty kinds are removed; they are made at random from the file's templates."""
     found = list(samples(seed=11, rounds=5))
     missed = [(kind, text) for kind, text, secret in found if contains_secret(secret, scrub(text))]
     assert len(SAMPLES) >= 30
@@ -139,7 +140,10 @@ def test_secrets_of_thirty_kinds_are_removed() -> None:
 
 
 def test_a_zero_width_character_hides_no_secret() -> None:
-    """A secret with a zero-width character is removed, because a person could copy the token without it."""
+    """A secret with a zero-width character in it is removed, except for at most five of the samples.
+
+    A person could remove the character and use the secret.
+    """
     chance = random.Random(12)
     missed = []
     for kind, text, secret in samples(seed=12, rounds=1):

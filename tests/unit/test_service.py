@@ -91,7 +91,7 @@ def test_a_loop_that_has_ended_is_not_missed() -> None:
 def test_an_event_loop_of_the_bot_that_hangs_ends_its_process() -> None:
     """R6: The watchdog ends the bot if its event loop hangs.
 
-    The bot would neither post nor receive, and would keep its partitions.
+    Otherwise the bot would neither post nor receive, and would keep its partitions.
     """
     done = run(EVENT_LOOP)
     assert "passed for longer than the limit" in done.stdout

@@ -33,7 +33,7 @@ def load(environ: dict[str, str], home: Path, dotenv: Path | None = None) -> set
 def test_a_malformed_variable_is_named_with_its_value_and_what_it_should_be(
     name: str, value: str, wanted: str, tmp_path: Path
 ) -> None:
-    """The error for an invalid variable is one line with name, value and expected form."""
+    """The error for an invalid variable contains the variable's name, its value and the expected form."""
     with pytest.raises(ConfigError) as caught:
         load({name: value}, tmp_path)
     assert name in str(caught.value)
@@ -63,7 +63,7 @@ def test_a_secret_can_be_read_from_a_file(tmp_path: Path) -> None:
 
 
 def test_a_secret_file_that_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:
-    """The error for a missing file of a secret names the file, because a missing secret must not look empty."""
+    """If the file of a secret is missing, an error names the variable; the secret does not count as empty."""
     with pytest.raises(ConfigError, match="DISCORD_TOKEN_FILE"):
         load({"DISCORD_TOKEN_FILE": str(tmp_path / "nothing")}, tmp_path)
 

@@ -18,7 +18,7 @@ def test_a_table_in_a_pipe_is_as_wide_as_what_is_in_it(capsys: pytest.CaptureFix
 
 
 def test_an_answer_on_a_terminal_has_no_escapes() -> None:
-    """An answer on a terminal has no escapes in names, which only Discord needs."""
+    """An answer on a terminal has no backslashes before Markdown characters, which only Discord needs."""
     assert unescape_markdown(r"> use \*all\* of it, dfx\_harrow [1]") == "> use *all* of it, dfx_harrow [1]"
 
 

@@ -33,7 +33,7 @@ LONG = {
 
 @pytest.mark.parametrize("kind", LONG)
 def test_the_model_reads_every_part_whole(kind: str, model_dir: Path) -> None:
-    """Each part has at most the 256 tokens that the model reads, as its tokenizer counts them."""
+    """Each part has at most the 256 tokens that the embedding model reads, counted with that model's tokenizer."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(model_dir / "onnx" / "tokenizer.json"))
@@ -46,7 +46,7 @@ def test_the_model_reads_every_part_whole(kind: str, model_dir: Path) -> None:
 
 @pytest.mark.parametrize("kind", LONG)
 def test_nothing_is_lost_between_parts(kind: str) -> None:
-    """The parts have all text except white space, in order."""
+    """The parts together contain all text in order; only white space may differ."""
     assert re.sub(r"\s", "", "".join(split(LONG[kind]))) == re.sub(r"\s", "", LONG[kind])
 
 
@@ -78,9 +78,9 @@ def test_a_longer_code_block_stays_code_in_each_part() -> None:
 
 @pytest.mark.parametrize("letters", [105, 106, 400])
 def test_a_code_block_whose_first_line_could_name_a_language_keeps_it_as_code(letters: int) -> None:
-    """A long first line of a code block that could name a language stays code.
+    """If the first line of a code block could name a language, but is long, no text of the block is lost.
 
-    If each part's fence repeated the line, no room would be left for the rest.
+    If each part's fence repeated the line, no room would be left for the rest of the block.
     """
     first = "a+" * letters
     parts = split(f"```{first}\n" + "sudo mount /dev/sdb1 /mnt\n" * 60 + "```")

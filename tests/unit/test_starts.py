@@ -50,7 +50,7 @@ class Coordinator:
 
 @define
 class Clock:
-    """A clock that only sleeping moves."""
+    """A clock that advances only by calls of ``sleep``."""
 
     now_s: float = 0.0
     slept: list[float] = field(factory=list)
@@ -108,7 +108,7 @@ def test_a_new_group_starts_at_the_beginning_of_the_log_and_has_lost_nothing() -
 
 
 def test_without_a_position_the_records_before_the_log_count_as_lost() -> None:
-    """If the positions have expired, or Kafka was restored without them, records before the log's start are lost."""
+    """Without a position, because it expired or Kafka was restored without it, records below the log count as lost."""
     before = lost()
     start = start_of(Coordinator([(NO_OFFSET, "")]), (40, 130))
     assert start.start == 40
@@ -116,9 +116,9 @@ def test_without_a_position_the_records_before_the_log_count_as_lost() -> None:
 
 
 def test_a_position_below_the_log_starts_at_the_log_and_the_difference_is_lost() -> None:
-    """If retention overtook the position, the start is that of the log, and unfinished records below it are lost.
+    """If retention removed records above the position, the log is read from its beginning.
 
-    Records that were finished above the position are not lost.
+    The removed records count as lost, except those that were finished.
     """
     before = lost()
     start = start_of(Coordinator([(10, encode_map([10, 15], 20))]), (30, 130))
@@ -128,7 +128,7 @@ def test_a_position_below_the_log_starts_at_the_log_and_the_difference_is_lost()
 
 
 def test_a_log_that_ends_before_the_position_is_waited_for() -> None:
-    """If the log ends before the position, the end is read again, because a new leader learns it a moment later."""
+    """If the log ends below the position, its end is read again, because a new leader learns it only a moment later."""
     start = start_of(Coordinator([(116, "")]), (0, 100), (0, 110), (0, 116))
     assert start.start == 116
 
@@ -136,8 +136,8 @@ def test_a_log_that_ends_before_the_position_is_waited_for() -> None:
 def test_a_log_that_stays_shorter_than_the_position_is_another_log() -> None:
     """If the log stays shorter than the position, the topic was recreated or lost records.
 
-    The log is read from its beginning, and an error is logged. The group's position is kept, so that an unknown outcome
-    of a commit is resolved.
+    The log is read from its beginning. The group's position is kept in ``stored``, so that the unknown outcome of a
+    commit can be resolved.
     """
     start = start_of(Coordinator([(116, "")]), (0, 5))
     assert (start.start, start.stored) == (0, (116, ""))
@@ -155,7 +155,7 @@ def test_a_log_whose_beginning_is_not_known_is_not_read(answer: tuple[int, int] 
 
 
 def test_a_position_behind_what_this_process_committed_is_asked_for_again() -> None:
-    """A position behind that of this process's last commit is read again; the coordinator may be out of date."""
+    """If the position is behind this process's last commit, it is read again; the coordinator may be out of date."""
     clock, coordinator = Clock(), Coordinator([(40, ""), (116, "")])
     starts = Starts(KafkaConfig.of(Settings()), topic=TOPIC, group=GROUP, clock=lambda: clock.now_s, sleep=clock.sleep)
     starts.remember(PartitionState.from_position(0, 116, ""))
@@ -164,7 +164,7 @@ def test_a_position_behind_what_this_process_committed_is_asked_for_again() -> N
 
 
 def test_a_position_that_stays_behind_is_used_and_named() -> None:
-    """A position that stays behind is the start, and is logged; only Kafka's own tools should have moved it back."""
+    """A position that stays behind the last commit is used as the start, and is logged."""
     clock, coordinator = Clock(), Coordinator([(40, "")])
     starts = Starts(KafkaConfig.of(Settings()), topic=TOPIC, group=GROUP, clock=lambda: clock.now_s, sleep=clock.sleep)
     starts.remember(PartitionState.from_position(0, 116, ""))

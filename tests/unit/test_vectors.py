@@ -1,4 +1,4 @@
-"""How errors, invalid answers and vectors of another model in Chroma are handled."""
+"""What Chroma's client does with errors, invalid responses, and vectors of another embedding model."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def wrong_server() -> Iterator[str]:
 def test_an_answer_that_is_not_from_chroma_is_an_outage(
     wrong_server: str, status: int, answer: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An answer that is not Chroma's is Unavailable, so that the pipeline waits without dead letters."""
+    """A response that is not Chroma's raises Unavailable, so that the pipeline waits and makes no dead letters."""
     monkeypatch.setattr(WrongAnswers, "status", status)
     monkeypatch.setattr(WrongAnswers, "answer", answer)
     with pytest.raises(Unavailable, match="Chroma"):
@@ -92,7 +92,7 @@ def test_an_answer_that_is_not_from_chroma_is_an_outage(
 def test_the_status_distinguishes_a_refusal_from_an_outage(
     wrong_server: str, status: int, answer: bytes, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Content that can never be stored is InvalidEvent, a wrong dimension WrongCollection, and the rest Unavailable."""
+    """Content that can never be stored raises InvalidEvent, a wrong dimension WrongCollection, the rest Unavailable."""
     monkeypatch.setattr(WrongAnswers, "status", status)
     monkeypatch.setattr(WrongAnswers, "answer", answer)
     monkeypatch.setattr(WrongAnswers, "asked", "/collections")
@@ -110,7 +110,7 @@ def test_each_guild_has_a_collection_of_its_own() -> None:
 
 
 def test_vectors_of_another_model_ask_for_a_rebuild() -> None:
-    """The error for vectors of another model asks for a rebuild, because vectors of two models cannot be compared."""
+    """The error for vectors of another embedding model asks for a rebuild."""
     with pytest.raises(ConfigError, match="768 dimensions") as caught:
         _check_model("rtfm-1", {"model": "another", "dimension": 768}, "this", 384)
     assert "rebuild" in str(caught.value.hint)

@@ -35,7 +35,7 @@ def facts(kind: ChannelKind, parent: str | None = "1", at: int = 0, *, discord: 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_parent_decides_for_public_threads_and_posts_alone(kind: ChannelKind) -> None:
-    """The parent decides who may read a public thread or post; any other channel decides by its own id."""
+    """The parent decides who may read a public thread or post; for any other channel its own id decides."""
     assert is_readable("5", "1", kind, ["5"])
     assert is_readable("5", "1", kind, ["1"]) == (kind in PARENT_DECIDES) == (acl_channel_id("5", "1", kind) == "1")
     assert not is_readable("5", None, kind, ["1"])
@@ -50,7 +50,7 @@ def test_the_parent_decides_for_public_threads_and_posts_alone(kind: ChannelKind
 def test_only_a_newer_report_of_discord_widens_who_may_read(before: ChannelKind, after: ChannelKind) -> None:
     """Only a newer report of Discord lets more people read a channel.
 
-    An export, another program, an old report and a known message do not.
+    An export, another program, an old report, and an event that did not change its message do not.
     """
     known = facts(before, at=5, discord=True)
     for at, discord, unchanged in itertools.product((0, 4, 5, 6, 9), (False, True), (False, True)):
@@ -79,7 +79,7 @@ def test_the_newest_observation_wins_if_nobody_gains_access(discord: bool) -> No
 
 
 def test_discord_corrects_what_others_said_however_old_it_is() -> None:
-    """An older report of Discord replaces what other sources said, even if they claim to be from the future."""
+    """A report of Discord replaces what an export or a program said, even if the report is older."""
     closed = facts(CLOSED, at=1, discord=True)
     assert merge_facts("9", facts(OPEN, at=9), closed) == closed
     assert merge_facts("9", facts(OPEN, at=9), closed, unchanged=True) == closed
@@ -90,7 +90,7 @@ def test_discord_corrects_what_others_said_however_old_it_is() -> None:
 def test_other_sources_never_give_anyone_access(
     known: ChannelFacts, seen: list[ChannelFacts], listed: set[str]
 ) -> None:
-    """After any reports of exports and programs, nobody can read a channel who could not before."""
+    """Exports and programs never make a channel readable for people who could not read it already."""
     believed = known
     for one in seen:
         believed = merge_facts("9", believed, facts(one.kind, one.parent_channel_id, one.observed_at))
@@ -108,7 +108,7 @@ def test_an_unknown_kind_changes_nothing(known: ChannelFacts, at: int, discord: 
 def test_an_observation_that_is_not_wider_gives_nobody_access(
     known: ChannelFacts, seen: ChannelFacts, listed: set[str]
 ) -> None:
-    """An observation that gives anyone access counts as one that widens it."""
+    """``is_wider`` is true for every observation that gives anyone access."""
     gains = is_readable("9", seen.parent_channel_id, seen.kind, listed) and not is_readable(
         "9", known.parent_channel_id, known.kind, listed
     )

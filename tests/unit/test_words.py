@@ -4,7 +4,7 @@ from rtfm.knowledge.words import MAX_TERM_LENGTH, terms
 
 
 def test_a_blob_is_no_word() -> None:
-    """A text of a thousand characters without a space is not a term, because nobody types it again."""
+    """A text without a space that is longer than MAX_TERM_LENGTH is not a term, because nobody types it again."""
     assert terms("x" * (MAX_TERM_LENGTH + 1)) == []
 
 
