@@ -30,13 +30,13 @@ def test_host_port_and_path_are_shown() -> None:
 
 @pytest.mark.parametrize("text", ["http://anna:hunter2", "anna:hunter2@host", "host?password=x", "http://h:80a/"])
 def test_a_malformed_address_that_may_hold_a_password_is_recognised(text: str) -> None:
-    """A malformed address that may contain a password is recognised, so that errors do not repeat it."""
+    """A malformed address that may contain a password is recognised, so that no error repeats the password."""
     assert may_hold_secret(text)
     assert "hunter2" not in redact_address(text)
 
 
 def test_a_malformed_address_without_a_password_is_repeated() -> None:
-    """A malformed address without a password is repeated in the error, so that a reader finds the mistake."""
+    """A malformed address without a password does not count as secret, so that an error may repeat the address."""
     assert not may_hold_secret("localhost:8081")
     assert not may_hold_secret("htp://localhost:8081/path")
 
@@ -68,7 +68,7 @@ URLS += ["RTFM_DISCORD_API", "RTFM_DISCORD_GATEWAY", "DATABASE_URL", "KAFKA_BOOT
      "ws://anna:1/geheim77@host:x", "http://anna:[geheim77@host:1", "https://anna@host:geheim77"],
 )  # fmt: skip
 def test_a_malformed_address_is_refused_without_its_password(name: str, value: str, tmp_path: Path) -> None:
-    """The error for a malformed address names the variable, and neither error nor traceback has the password."""
+    """The error for a malformed address names the variable. Neither error nor traceback contains the password."""
     with pytest.raises(ConfigError) as caught:
         settings.load({"RTFM_HOME": str(tmp_path), name: value}, dotenv=None)
     assert name in str(caught.value)
@@ -78,7 +78,7 @@ def test_a_malformed_address_is_refused_without_its_password(name: str, value: s
 
 
 def test_passwords_of_all_addresses_are_secrets_and_left_out_of_repr(tmp_path: Path) -> None:
-    """Passwords of all addresses are secrets, which are removed from log lines of libraries and left out of repr."""
+    """The list of secrets contains the passwords of all addresses, and the repr of the settings contains none."""
     given = {name: f"{'wss' if 'GATEWAY' in name else 'http'}://anna:geheim-{name}@host:1" for name in URLS[:-2]}
     given |= {"DATABASE_URL": "postgresql://anna:geheim-db@host/x", "GEMINI_API_KEY": "geheim-key"}
     loaded = settings.load({"RTFM_HOME": str(tmp_path), **given}, dotenv=None)

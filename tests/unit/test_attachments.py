@@ -11,7 +11,7 @@ def file(text: str | None, name: str = "boot.log") -> Attachment:
 
 
 def test_files_without_text_are_left_out() -> None:
-    """Files without text, as pictures and files that the bot did not read, are left out."""
+    """Files without text, such as pictures and files that the bot did not read, are left out."""
     assert select_text_files([file(None, "shot.png"), file("", "empty.txt"), file(" \n")]) == []
 
 

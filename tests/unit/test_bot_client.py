@@ -68,7 +68,7 @@ async def until(condition: Callable[[], bool], what: str) -> None:
 
 @contextlib.asynccontextmanager
 async def connected(fake: FakeDiscord, *, ask_for_gateway: bool = False) -> AsyncIterator[tuple[RtfmClient, Published]]:
-    """Yield a client that knows its guilds, with the events that it publishes."""
+    """Yield (client, its published events) as soon as the client knows its guilds."""
     published = Published()
     client = RtfmClient(published, query_expiry_s=600, api=fake.api, gateway=None if ask_for_gateway else fake.gateway)
     async with client:
@@ -88,7 +88,7 @@ async def test_a_refused_token_is_reported_at_login(fake: FakeDiscord) -> None:
 
 
 async def test_messages_that_no_person_wrote_give_no_event(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """Messages of bots and webhooks, joins, voice channels and direct messages make no event."""
+    """Messages of bots and webhooks, messages in voice channels and notices that somebody joined make no event."""
     general, voice = guild.channel("general"), guild.channel("talk", kind=ChannelType.VOICE)
     person, robot = fake.person("ada", guild), fake.person("robot", bot=True)
     async with connected(fake) as (_, published):
@@ -149,7 +149,7 @@ async def test_threads_and_posts_name_their_parent(fake: FakeDiscord, guild: Fak
 
 
 async def test_edits_and_deletions_become_events_in_order(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """Edits and deletions become events in order, even of messages that the client has not seen.
+    """Edits and deletions become events in order, even if the client has not seen the original messages.
 
     A link preview that Discord adds is not an edit.
     """
@@ -169,9 +169,9 @@ async def test_edits_and_deletions_become_events_in_order(fake: FakeDiscord, gui
 
 
 async def test_a_mention_becomes_a_query_and_no_message(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """A mention becomes a query with its visible channels, and no message.
+    """A mention becomes a query with the visible channels, and no DiscordMessage.
 
-    As a message, the question would be found as its own answer.
+    If the question were archived as a message, search would find it as its own answer.
     """
     general, person = guild.channel("general"), fake.person("ada", guild)
     guild.hidden_channel("staff", shown_to=guild.role("staff"))
@@ -247,7 +247,7 @@ async def test_a_member_may_ask_directly(fake: FakeDiscord, guild: FakeGuild) ->
 
 
 async def test_a_stranger_asking_directly_is_told_nothing(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """A person who is in no guild of the bot gets no answer to a direct message."""
+    """A direct message from a person who is in no guild of the bot gets a reply, but makes no query."""
     guild.channel("general")
     stranger = fake.person("eve")
     async with connected(fake) as (_, published):
@@ -258,7 +258,7 @@ async def test_a_stranger_asking_directly_is_told_nothing(fake: FakeDiscord, gui
 
 
 async def test_what_was_missed_is_replayed_after_a_lost_connection(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """After a lost connection, the session is resumed, and each event comes exactly once."""
+    """When Discord asks the client to reconnect, the session is resumed, and a later message comes exactly once."""
     general, person = guild.channel("general"), fake.person("ada", guild)
     async with connected(fake) as (client, published):
         fake.asks_to_reconnect()
@@ -270,7 +270,7 @@ async def test_what_was_missed_is_replayed_after_a_lost_connection(fake: FakeDis
 
 
 async def test_another_server_is_asked_for_its_gateway(fake: FakeDiscord, guild: FakeGuild) -> None:
-    """If only a REST address is configured, the token goes to the gateway that this server names, and to no other."""
+    """If only a REST address is configured, the client asks this server for the gateway, and connects to it."""
     general, person = guild.channel("general"), fake.person("ada", guild)
     async with connected(fake, ask_for_gateway=True) as (_, published):
         fake.says(general, person, "hello there")

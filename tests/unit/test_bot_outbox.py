@@ -71,7 +71,7 @@ def outbox(sender: FlakySender) -> Iterator[Outbox]:
 
 
 def test_a_full_outbox_drops_events_and_reports_it(outbox: Outbox, sender: FlakySender) -> None:
-    """A full outbox drops new events without blocking the event loop, and shows in readiness."""
+    """A full outbox drops new events without blocking the event loop, and makes the bot not ready."""
     sender.open_gate.clear()
     taken = [outbox.offer("discord-messages", event(number)) for number in range(7)]
     assert taken == [True] * 5 + [False] * 2
@@ -118,7 +118,7 @@ def test_closing_reports_unsent_events(outbox: Outbox, sender: FlakySender) -> N
 
 
 def test_the_gauge_counts_the_events_of_all_outboxes(outbox: Outbox, sender: FlakySender) -> None:
-    """The gauge has the sum of both outboxes of the bot, for messages and for questions."""
+    """The gauge shows how many events all outboxes of the bot contain together."""
     sender.open_gate.clear()
     before = REGISTRY.get_sample_value("rtfm_outbox_events") or 0.0
     other = Outbox(sender, limit=5)
@@ -146,7 +146,7 @@ QUESTION = BotQuery(
 
 
 def test_a_question_that_cannot_be_stored_is_not_asked(sender: FlakySender) -> None:
-    """A question that the archive cannot store waits in the outbox, because its answer could not be posted."""
+    """A question that the archive cannot store is not sent, because its answer could not be posted."""
     nowhere = SqlArchive("postgresql://127.0.0.1:9/rtfm")
     asking = OpenQuestionSender(sender, nowhere, clock_ms=lambda: TimestampMillis(0))
     with pytest.raises(Unavailable):

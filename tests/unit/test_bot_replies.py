@@ -1,4 +1,4 @@
-"""The wording of answers, and how long answers are split into parts."""
+"""The wording of replies, and how a long reply is split into parts."""
 
 from __future__ import annotations
 
@@ -83,14 +83,14 @@ def test_a_name_cannot_write_markdown() -> None:
 
 
 def test_nonces_are_stable_and_differ() -> None:
-    """A part that is delivered again has the same nonce, and other parts and answers have other nonces."""
+    """A part that is delivered again has the same nonce; no other part of this or another answer has that nonce."""
     assert nonce("m5", 0) == nonce("m5", 0)
     assert len({nonce("m5", 0), nonce("m5", 1), nonce("m6", 0), nonce("m50", 0)}) == 4
     assert len(nonce("m5", 0)) == 24
 
 
 def test_a_long_answer_keeps_its_words_in_order() -> None:
-    """The parts of a long answer have all its words in order."""
+    """The parts of a long answer contain all words of the answer in order."""
     words = [f"word{number}" for number in range(2_000)]
     parts = split(" ".join(words))
     assert len(parts) > 5

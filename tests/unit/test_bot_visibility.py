@@ -57,7 +57,7 @@ def test_a_channel_that_hides_from_one_role_is_not_visible(guild: FakeGuild) -> 
 
 
 def test_channels_without_history_for_all_are_not_visible() -> None:
-    """An answer does not use channels whose history its readers may not read, because it would show a part of it."""
+    """An answer does not use channels whose history its readers may not read."""
     guild = FakeGuild("penguins", everyone=VIEW_CHANNEL | SEND_MESSAGES)
     general = guild.channel("general")
     archive = guild.channel("archive", overwrites={guild.id: (READ_MESSAGE_HISTORY, 0)})
@@ -65,14 +65,14 @@ def test_channels_without_history_for_all_are_not_visible() -> None:
 
 
 def test_another_hidden_channel_is_not_visible_in_a_hidden_one(guild: FakeGuild) -> None:
-    """An answer in a hidden channel does not use another hidden channel, because two roles have two audiences."""
+    """An answer in a hidden channel does not use a hidden channel of another role, which other people read."""
     staff = guild.hidden_channel("staff", shown_to=guild.role("staff"))
     guild.hidden_channel("owners", shown_to=guild.role("owner"))
     assert visible(guild, staff) == {staff.id}
 
 
 def test_age_restricted_channels_stay_among_themselves(guild: FakeGuild) -> None:
-    """An answer uses age-restricted channels only in channels whose readers accepted the restriction."""
+    """An answer uses age-restricted channels only if it is posted in an age-restricted channel."""
     general = guild.channel("general")
     adult = guild.channel("adult", nsfw=True)
     assert visible(guild, general) == {general.id}
@@ -87,7 +87,7 @@ def test_voice_channels_are_not_visible(guild: FakeGuild) -> None:
 
 
 def test_channels_shown_to_the_same_people_are_visible_to_each_other(guild: FakeGuild) -> None:
-    """An answer in a staff channel may use channels of the same readers and open channels."""
+    """An answer in a staff channel may use channels with the same readers and open channels."""
     staff = guild.role("staff")
     one, other = guild.hidden_channel("one", shown_to=staff), guild.hidden_channel("other", shown_to=staff)
     general = guild.channel("general")
@@ -103,7 +103,7 @@ def test_a_thread_sees_what_its_channel_sees(guild: FakeGuild) -> None:
 
 
 def test_a_private_thread_sees_itself_and_no_other(guild: FakeGuild) -> None:
-    """An answer in a private thread uses that thread and no other.
+    """An answer in a private thread uses that thread and no other private thread.
 
     Membership is known only for the thread in which the question was asked.
     """
@@ -152,9 +152,9 @@ def citation(kind: ChannelKind, channel_id: str, parent_channel_id: str | None =
     ],
 )
 def test_only_what_readers_see_may_be_cited(cited: Citation, allowed: bool) -> None:
-    """A citation of a public thread or post is allowed by its parent.
+    """A citation from a public thread or a forum post is allowed if the parent channel is visible.
 
-    A citation of a private thread or of an unknown kind is allowed only by its own channel.
+    A citation from a private thread or a channel of unknown kind is allowed only if that channel itself is visible.
     """
     assert can_show([cited], [], ["1"]) is allowed
 
@@ -171,7 +171,7 @@ def test_only_what_readers_see_may_be_cited(cited: Citation, allowed: bool) -> N
 def test_retrieved_passages_count_even_if_they_are_not_cited(
     kind: SourceKind, acl_channel_id: str | None, allowed: bool
 ) -> None:
-    """A retrieved passage in a hidden channel withholds the answer even if the answer does not cite it.
+    """An answer is withheld if a passage from a hidden channel was retrieved for it, even if no citation names it.
 
     A model may repeat a passage without a citation.
     """

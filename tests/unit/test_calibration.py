@@ -39,7 +39,7 @@ def calibration_of(floors: BusyFloors) -> Calibration:
 
 
 def test_ingest_does_not_wait_for_a_calibration() -> None:
-    """Ingest does not wait for a calibration, and guilds that it notes meanwhile are calibrated afterwards."""
+    """Ingest does not wait for a calibration, and guilds that are queued meanwhile are calibrated afterwards."""
     floors = BusyFloors()
     with calibration_of(floors) as calibration:
         calibration.enqueue(["1"])

@@ -8,7 +8,7 @@ from tests.chaos.diagnosis import diagnosis, last_warnings
 
 
 def test_only_the_last_warnings_are_shown(tmp_path: Path) -> None:
-    """A diagnosis shows the last warnings of each log of a service or worker, each shortened."""
+    """The last warnings and errors of a log are found, and each is shortened."""
     log = tmp_path / "kafka.log"
     lines = [f"2026-01-01 {level} Log: line {n}" for n in range(9) for level in ("INFO", "WARN")]
     log.write_text("\n".join([*lines, '{"event": "waiting", "level": "error", "reason": "' + "x" * 999 + '"}', "{}"]))

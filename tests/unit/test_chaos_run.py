@@ -39,7 +39,7 @@ def test_a_backlog_slows_the_load_and_never_stops_it() -> None:
 
 
 def test_a_backlog_is_measured_in_seconds_of_commits() -> None:
-    """A backlog is measured in the seconds that commits need for it, and counts as full if nothing is committed."""
+    """A backlog is measured as the time that committing it takes, and as forty seconds if nothing is committed."""
     assert reading(100, 20).backlog_s == 5
     assert reading(0, 0).backlog_s == 0
     assert reading(5, 0).backlog_s == FULL_S
@@ -65,14 +65,14 @@ def test_settling_may_take_as_long_as_the_backlog_needs() -> None:
     ],
 )
 def test_a_slow_run_is_not_a_wrong_run(wrong: bool, settled: bool, judged: int, expected: str) -> None:
-    """A run that did not settle is not wrong unless the judge or the account finds an error."""
+    """A run that did not settle is not wrong unless the judge or the run itself finds an error."""
     found = verdict(wrong=wrong, settled=settled, judged=judged)
     assert found == expected
     assert EXIT_CODES[found] == {"right": 0, "not judged": 2}.get(expected, 1)
 
 
 def test_a_history_is_json_lines_with_times_and_has_a_folder_of_its_own(tmp_path: Path) -> None:
-    """A history has lines of JSON with times, and a second run in the same folder is refused before it writes."""
+    """A history consists of JSON lines with times, and a second run in the same folder is refused before it writes."""
     history = History(tmp_path / "run")
     history.write("asked", query_id="c1")
     history.close()
@@ -125,7 +125,7 @@ def samples(pid_changes_at: int = 10_000) -> list[Sample]:
 
 
 def test_growth_is_by_the_hour_over_the_longest_life_without_its_start() -> None:
-    """Growth is measured by the hour over the longest life of a process, without its start.
+    """Growth is measured by the hour over the longest life of a process, without the minutes in which it starts.
 
     A restart would look like freed memory.
     """
@@ -137,7 +137,7 @@ def test_growth_is_by_the_hour_over_the_longest_life_without_its_start() -> None
 
 
 def test_a_report_is_one_self_contained_page() -> None:
-    """A report is one page without other files, with the account and charts of all samples, and its text is escaped."""
+    """A report is one page that needs no other files and charts all samples. Its text is escaped."""
     found = samples(pid_changes_at=1000)
     told = page("Soak <run>", {"verdict": "right", "asked": 5}, found, growth(found))
     assert told.count("<svg") == 7
@@ -152,7 +152,7 @@ def test_a_report_of_a_run_that_ended_at_once_says_so() -> None:
 
 
 def test_a_thinned_line_keeps_its_peaks() -> None:
-    """A line with fewer points keeps a peak that is one sample in five thousand."""
+    """A line that is reduced to fewer points keeps a peak of a single sample in five thousand."""
     points = [(float(number), 1.0 if number == 2345 else 0.0) for number in range(5000)]
     assert len(thinned(points)) == MOST_POINTS
     assert (2345.0, 1.0) in thinned(points)

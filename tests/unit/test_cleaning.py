@@ -1,4 +1,4 @@
-"""What code removes from the text of answers, whoever wrote them."""
+"""What is removed from the text of answers, whether a model wrote it or people."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_cleaning_twice_changes_nothing_more(text: str) -> None:
     ["<@[9]123>", "@[9]everyone", "https:[9]//evil.example", "htt\x00ps://evil.example", "[ 9 ](https://evil.example)"],
 )
 def test_removed_text_does_not_leave_a_ping_or_a_link(text: str) -> None:
-    """A ping or link with a citation or control character inside it is removed, too."""
+    """A ping or a link is removed even if a citation or a control character is inside it."""
     shown = clean(f"so {text} it is", {1: 1}, {DOCS})
     assert not re.search(r"<@\d|@everyone|://|\[\s*9", shown)
 
@@ -129,7 +129,7 @@ def test_removed_text_does_not_leave_a_ping_or_a_link(text: str) -> None:
     )
 )
 def test_whatever_a_model_writes_nothing_unwanted_is_left(pieces: list[str]) -> None:
-    """Of any text, no ping is left, no link but the source's, and no number but the given one."""
+    """A cleaned text contains no ping, no link except the source's, and no citation except the known one."""
     shown = clean("".join(pieces), {1: 1}, {DOCS})
     assert not re.search(r"<@[!&]?\d+>|@everyone|@here", shown)
     assert find_links(shown) <= {DOCS}

@@ -49,7 +49,7 @@ def test_bytes_without_a_schema_id_are_undecodable(data: bytes) -> None:
 
 
 def test_a_byte_too_few_or_too_many_is_undecodable() -> None:
-    """A record with a byte too few or too many is undecodable, because its last field must end it."""
+    """A record with a byte too few or too many is undecodable, because its last field must end at its last byte."""
     data = codec().encode(MESSAGE, 7)
     for broken in (data[:-1], data + b"\x00", data[:5]):
         with pytest.raises(UndecodableRecord):
@@ -128,7 +128,7 @@ def test_a_record_of_another_name_is_undecodable_though_its_fields_fit() -> None
 def test_ids_of_any_mixture_of_lengths_come_back(ids: list[str]) -> None:
     """Ids come back unchanged, whether they have one length or several, are long, many or not decimal.
 
-    Each of these cases has another code path.
+    Each of these cases takes its own path through the code.
     """
     schema = catalogue.load().topics["discord-messages"].schema or {}
     for channel_id in ("200", "a" * 128):
@@ -142,7 +142,7 @@ def test_ids_of_any_mixture_of_lengths_come_back(ids: list[str]) -> None:
 def test_texts_that_look_like_the_lengths_of_ids_come_back(seed: int) -> None:
     """Texts that look like encoded lengths of ids come back unchanged.
 
-    The encoding uses characters for the lengths 17 to 19, and these characters can also be texts.
+    The encoding uses characters for the lengths 17 to 19, and these characters can also occur in texts.
     """
     chance = random.Random(seed)
     signs = chance.choice(["0123456789", '0123456789&$"', "07&\x00é€"])
@@ -153,7 +153,7 @@ def test_texts_that_look_like_the_lengths_of_ids_come_back(seed: int) -> None:
 
 
 def test_a_count_that_no_record_could_hold_allocates_nothing() -> None:
-    """A record that claims a huge count allocates at most a small multiple of its own size."""
+    """Decoding a record that claims to contain a huge number of items allocates little memory."""
     frame, record = codec().encode(evolve(MESSAGE, attachments=[]), 7)[:5], codec().encode(MESSAGE, 7)[5:]
     codec_once = codec()
     tracemalloc.start()
@@ -190,7 +190,7 @@ def test_schemas_with_unbounded_items_are_not_read(field_type: Any, what: str) -
     A count of billions takes five bytes, and nesting as deep as the record is long overflows fastavro's stack.
     """
     own = codec()
-    # fastavro handles a union of so many types
+    # the compiled codec leaves a union of so many types to fastavro
     many = ["string", *({"type": "fixed", "name": f"Hash{number}", "size": 1} for number in range(70))]
     fields = [{**entry, "type": many} if entry["name"] == "content" else entry for entry in own.schema["fields"]]
     hostile = {**own.schema, "fields": [*fields, {"name": "extra", "type": field_type}]}
@@ -202,7 +202,7 @@ def test_schemas_with_unbounded_items_are_not_read(field_type: Any, what: str) -
 def hostile(field_type: Any, *, by_fastavro: bool) -> Any:
     """Return DiscordMessage's schema with a field of ``field_type`` before all others."""
     own = codec().schema
-    # fastavro handles a union of so many types
+    # the compiled codec leaves a union of so many types to fastavro
     many = ["string", *({"type": "fixed", "name": f"Hash{number}", "size": 1} for number in range(70))]
     fields = [
         {**entry, "type": many} if by_fastavro and entry["name"] == "content" else entry for entry in own["fields"]

@@ -35,7 +35,7 @@ class Message:
 
 
 class Broker(Transactions):
-    """Transactions that keep what is committed with them, and may then report an unknown outcome."""
+    """Fake transactions that keep what they commit, and that can lose a commit or report an unknown outcome."""
 
     def __init__(self) -> None:
         self._producer = None
@@ -146,7 +146,7 @@ def finished_record(part: PartitionState, offset: int) -> Finished:
 
 @pytest.mark.parametrize("fate", ["committed unheard", "lost"])
 def test_positions_resolve_an_unknown_outcome(commits: Commits, broker: Broker, fate: str) -> None:
-    """If the outcome of a commit is unknown, its records are produced once, whether request or answer was lost."""
+    """If a commit's outcome is unknown, its records are produced once, whether its request or its response was lost."""
     part, member = assigned_partition(broker), member_of(broker)
     broker.fate = fate
     commits.add_finished([finished_record(part, 10)])
@@ -160,7 +160,7 @@ def test_positions_resolve_an_unknown_outcome(commits: Commits, broker: Broker, 
 
 
 def test_positions_of_another_process_are_no_reason_to_produce_again(commits: Commits, broker: Broker) -> None:
-    """If a commit took effect unnoticed and another process went on from it, nothing is produced again."""
+    """If a commit took effect unnoticed and another process continued from its position, nothing is produced again."""
     part, member = assigned_partition(broker), member_of(broker)
     broker.fate = "committed unheard"
     commits.add_finished([finished_record(part, 10)])
@@ -193,7 +193,7 @@ def test_a_missing_position_does_not_count_as_a_failed_commit(commits: Commits, 
 def test_an_assigned_partition_decides_for_the_whole_transaction(commits: Commits, broker: Broker) -> None:
     """The position of a partition that is still assigned decides the outcome of the whole transaction.
 
-    The other partition was revoked, and its new owner continues from what was committed.
+    The second partition of the transaction was revoked, and its new owner continues from what was committed.
     """
     stays, gone = assigned_partition(broker, 0), assigned_partition(broker, 1)
     member = member_of(broker)
@@ -223,7 +223,7 @@ def test_a_position_is_never_moved_back(commits: Commits, broker: Broker) -> Non
 def test_a_position_that_a_late_request_moved_back_is_committed_again(commits: Commits, broker: Broker) -> None:
     """A position that a late request moved back is committed again, even if nothing else is to be committed.
 
-    Otherwise the next owner would read from there.
+    Otherwise the next owner of the partition would read records again.
     """
     part, member = assigned_partition(broker), member_of(broker)
     commits.add_finished([finished_record(part, 10)])
@@ -327,7 +327,7 @@ def test_after_a_lost_connection_positions_of_another_process_are_left_alone(com
 
 
 def commit_all(commits: Commits, member: Any) -> None:
-    """Commit until nothing is left; each refusal replaces one output."""
+    """Commit until no record is uncommitted; each commit deals with at most one refused output."""
     for _ in range(1000):
         if not len(commits):
             return
@@ -336,7 +336,7 @@ def commit_all(commits: Commits, member: Any) -> None:
 
 
 def test_outputs_that_brokers_refuse_count_towards_the_limit(commits: Commits, broker: Broker) -> None:
-    """Each record is handled before its output is refused, and the limit is reached all the same."""
+    """Records whose outputs brokers refuse count towards the limit, although they were handled."""
     part, member = assigned_partition(broker), member_of(broker)
     broker.max_size = 1
     for offset in range(10, 109):
@@ -349,7 +349,7 @@ def test_outputs_that_brokers_refuse_count_towards_the_limit(commits: Commits, b
 
 
 def test_no_refused_output_becomes_a_dead_letter_beyond_the_limit(commits: Commits, broker: Broker) -> None:
-    """The record stays unfinished, and what else is in the transaction is committed."""
+    """Beyond the limit, a record whose output is refused stays unfinished, and the other records are committed."""
     part, member = assigned_partition(broker), member_of(broker)
     broker.max_size = 1
     commits.add_finished([finished_record(part, offset) for offset in range(10, 130)])

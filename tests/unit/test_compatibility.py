@@ -106,7 +106,7 @@ def test_a_compatible_change_passes(old: Any, new: Any) -> None:
     assert rules(versions[0], versions[1]) == set()
 
 
-# Each pair breaks readers of old records only, or readers of new records only.
+# The first pair breaks only new readers of old records, the second only old readers of new records.
 BACKWARD_BREAK = (record(field("a")), record(field("a"), field("x")))
 FORWARD_BREAK = (record(field("a"), field("x")), record(field("a")))
 
@@ -159,7 +159,7 @@ def test_a_recursive_schema_is_compared_to_its_end() -> None:
 
 
 def test_fields_without_default_can_never_be_removed() -> None:
-    """Fields without a default in any released version can never be removed.
+    """A field that has no default in some released version can never be removed.
 
     This holds under levels that include forward compatibility.
     """
@@ -182,7 +182,7 @@ def test_fields_without_default_can_never_be_removed() -> None:
     ],
 )
 def test_what_libraries_disagree_on_is_a_fault_of_the_schema(schema: Any, rule: str) -> None:
-    """Defaults, enums, logical types and docs that libraries treat differently are faults of a schema."""
+    """A schema is faulty if libraries treat its defaults, enums or logical types differently, or a doc is missing."""
     assert [fault.rule for fault in lint.find_breaches(schema)] == [rule]
 
 

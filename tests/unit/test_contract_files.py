@@ -223,7 +223,7 @@ def test_every_released_example_is_read_by_every_later_schema(topic_name: str) -
 
 
 def test_names_of_topics_and_groups_are_defined_once() -> None:
-    """The topics of contracts.toml are defined in rtfm/names.py, and the groups in contracts.toml only."""
+    """The code contains names of topics in rtfm/names.py only, and no names of groups, which are in contracts.toml."""
     known = catalogue.load()
     topics = {value for name, value in vars(names).items() if name.isupper()}
     assert topics == set(known.topics)
@@ -240,7 +240,7 @@ def test_names_of_topics_and_groups_are_defined_once() -> None:
 
 
 def test_a_topic_without_a_group_is_an_error_that_names_the_file(copy: Path) -> None:
-    """If a topic that a service must read has no group, the error names the file, and the exit code is 2."""
+    """If a topic that a service must read has no group, the error names the topic and the missing key."""
     text = (copy / "contracts.toml").read_text(encoding="utf-8")
     (copy / "contracts.toml").write_text(text.replace('group = "rtfm-bot-responses"\n', ""), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"\[topics.bot-responses\]: the key group is missing"):

@@ -95,7 +95,7 @@ def error_with_traceback(message: str) -> Exception:
 
 
 def test_a_dead_letter_has_kafka_connects_headers_and_ours_after_the_original_ones() -> None:
-    """R15: A dead letter has the original headers unchanged and in order, then Kafka Connect's ten, then ours."""
+    """R15: A dead letter has the original headers unchanged and in order, then ten of Kafka Connect, then rtfm's."""
     original = record()
     headers = BUILDER.build_letter(original, error_with_traceback("no"), "HANDLE").record.headers
     assert headers[:3] == original.headers
@@ -171,7 +171,7 @@ def test_the_stack_is_cut_to_its_end_and_long_messages_to_their_beginning() -> N
 def test_secrets_are_in_neither_message_nor_stack(secret: str) -> None:
     """Neither message nor traceback contains a secret, even if a cut removed half of it.
 
-    Secrets are texts that look like one, and those of this installation.
+    Secrets are texts with the form of a known kind of secret, and the configured secrets of the installation.
     """
     writer = evolve(BUILDER, secrets=("hunter2-hunter2",))
     for padding in ("", "x " * (MAX_STACK_BYTES // 2)):

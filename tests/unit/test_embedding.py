@@ -77,7 +77,7 @@ def test_vectors_come_back_from_the_archive_as_they_were() -> None:
 
 
 def test_the_real_model_gives_the_same_vector_in_any_batch(model_dir: Path) -> None:
-    """The real model gives a text the same vector in any batch, and texts of similar meaning near vectors.
+    """The real model gives a text the same vector in any batch, and gives texts of similar meaning similar vectors.
 
     Texts are padded to the longest one of a batch.
     """

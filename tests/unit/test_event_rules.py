@@ -60,7 +60,7 @@ NO_SNOWFLAKES = ["helpdesk-7", "ann@example.org", str(2**64), "5" * 21, "-5", "5
 
 @pytest.mark.parametrize("value", NO_IDS)
 def test_text_of_another_format_is_not_an_id(value: str) -> None:
-    """An id must have a short format that each store accepts, and the error does not repeat an invalid id."""
+    """An id must be short and of a format that each store accepts. The error for an invalid id does not repeat it."""
     for source, origin in itertools.product(MessageSource, QueryOrigin):
         for event, name in (
             (evolve(MESSAGE, source=source, guild_id=value), "guild_id"),
@@ -100,7 +100,7 @@ def test_other_programs_have_ids_of_their_own_and_discord_has_decimals_of_64_bit
 
 
 def test_the_largest_snowflake_and_the_id_of_a_question_keep_the_rule() -> None:
-    """The largest snowflake is valid, and so is a query id, which is never an id of Discord alone."""
+    """The largest snowflake is valid, and so is a query id with letters and punctuation."""
     assert find_broken_rule(evolve(MESSAGE, message_id=str(2**64 - 1)), now=NOW) is None
     assert find_broken_rule(evolve(QUERY, query_id="i1-a:b@c._"), now=NOW) is None
 
@@ -139,13 +139,13 @@ def test_a_time_outside_the_years_1_to_9999_breaks_the_rule(value: int) -> None:
 
 @pytest.mark.parametrize("value", [MIN_TIMESTAMP, MAX_TIMESTAMP, 0, -1])
 def test_any_time_of_the_calendar_is_written(value: int) -> None:
-    """Any time in the years 1 to 9999 is written; a question may expire as late as 9999."""
+    """Any time in the years 1 to 9999 can be written, for example as the time at which a question expires."""
     event = evolve(QUERY, expires_at=TimestampMillis(value))
     assert CODECS["bot-queries"].decode(CODECS["bot-queries"].encode(event, 7)) == event
 
 
 def test_an_observation_of_the_future_breaks_the_rule() -> None:
-    """A time of observation in the future breaks the rule, because it would override Discord's reports until then."""
+    """A time of observation in the future breaks the rule, because it would override all reports until that time."""
     ahead = evolve(MESSAGE, observed_at=TimestampMillis(NOW + 60_001))
     assert str(find_broken_rule(ahead, now=NOW)) == "observed_at must not be more than a minute after the present time"
     assert find_broken_rule(ahead, now=TimestampMillis(NOW + 1)) is None
@@ -162,7 +162,7 @@ def test_the_encoder_compares_observations_with_the_clock() -> None:
 
 
 def test_stored_times_of_any_size_make_a_date() -> None:
-    """A stored time of any size is shown as a date, because earlier versions stored such times."""
+    """A stored time of any size is shown as a date, because earlier versions stored times beyond the calendar."""
     assert to_datetime(TimestampMillis(2**63 - 1)) == datetime(9999, 12, 31, 23, 59, 59, 999_000, UTC)
     assert to_datetime(TimestampMillis(-(2**63))) == datetime(1, 1, 1, tzinfo=UTC)
     assert to_datetime(TimestampMillis(1_726_854_000_123)) == datetime(2024, 9, 20, 17, 40, 0, 123_000, UTC)
@@ -175,7 +175,7 @@ IDS = st.one_of(
 
 
 def with_ids(event: Any) -> st.SearchStrategy[Any]:
-    """Return ``event`` with other ids, including nested ones; most ids stay as they are."""
+    """Return ``event`` with some ids changed, including nested ones, and with any source or origin."""
     changed: dict[str, st.SearchStrategy[Any]] = {}
     for attribute in attrs.fields(type(event)):
         value = getattr(event, attribute.name)

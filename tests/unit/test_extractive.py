@@ -41,7 +41,7 @@ def test_a_text_without_any_break_is_quoted_quickly() -> None:
 
 
 def test_a_long_text_without_sentences_is_quoted_where_it_matches() -> None:
-    """A long text without sentences, as a log line or a list, is quoted around the matching words."""
+    """A long text without sentences, such as a log line or a list, is quoted around the matching words."""
     text = " ".join(["disk file boot"] * 100 + ["the zebrawood shelves bend"] + ["disk file boot"] * 100)
     (quote,) = quotes("zebrawood shelves", [passage([said("ada", text)])])
     assert "zebrawood shelves bend" in quote.text
@@ -56,7 +56,7 @@ def test_no_passages_give_no_quotes() -> None:
 def test_the_one_who_answers_is_quoted_rather_than_the_one_who_asks() -> None:
     """The message that answers is quoted, not the message that asks.
 
-    A question in the channel shares more words with the asker's question than its answer does.
+    An earlier question often shares more words with the new question than the answer to the earlier one does.
     """
     assert quotes(QUESTION, [LOCK])[0].message.author_name == "ninefold"
     assert "unlock --stale" in quotes(QUESTION, [LOCK])[0].text
@@ -166,7 +166,7 @@ def test_what_was_said_twice_is_quoted_once() -> None:
 
 
 def test_an_extract_fits_into_one_message() -> None:
-    """Of three long quotes, the third is left out, so that the extract fits into one message."""
+    """Of three long quotes, at least one is left out, so that the extract fits into one message."""
     code = "```\n" + "y = 2\n" * 120 + "```"
     many = [passage([said(f"p{i}", f"remove lock {i} like this number{i} {code}", minute=i)]) for i in range(3)]
     found = quotes(QUESTION, many)
@@ -195,7 +195,7 @@ def test_an_extract_is_the_same_in_every_process() -> None:
 
 
 def test_an_answer_quotes_names_dates_and_numbers() -> None:
-    """A quote has the author's name, the date and the number in Discord's format."""
+    """A quote is followed by the author's name, the date and the number of its citation."""
     alone = passage([said("a_b", "first\nsecond")])
     assert compose(quotes("first?", [alone])) == "This was said about it:\n\n> first\n> second\na\\_b, 2026-03-02 [1]"
 
@@ -234,9 +234,9 @@ def test_a_quote_cannot_start_a_line_outside_itself() -> None:
 
 
 def test_a_quote_hides_no_address_and_forges_no_number() -> None:
-    """A quote shows every address, and numbers in brackets belong to the answer only.
+    """A quote shows every address, and numbers in square brackets, which look like citations, get round ones.
 
-    This includes a link that two messages form together.
+    The address of a link that two messages form together is shown, too.
     """
     two = passage([said("eve", "unlock [the driver"), said("eve", "here](https://elsewhere.example/x) as [7] says")])
     (quote,) = quotes("unlock driver?", [two])
@@ -244,7 +244,7 @@ def test_a_quote_hides_no_address_and_forges_no_number() -> None:
 
 
 def test_a_quote_names_no_channel_that_is_not_readable() -> None:
-    """A quote does not mention a channel, because Discord shows its name even to people who may not read it."""
+    """A quote mentions no channel that its readers may not read, because Discord would show the channel's name."""
     spoken = passage([said("eve", "unlock it as in <#300> and <#200>")])
     assert quotes("unlock?", [spoken], channels=["200"])[0].text == "unlock it as in #channel and <#200>"
 
@@ -257,7 +257,7 @@ def test_a_link_that_was_cut_is_not_shown() -> None:
 
 
 def test_many_code_blocks_leave_room_for_words() -> None:
-    """Thousands of code blocks leave room for words, because not every block is replaced by a note."""
+    """The quote of a message with thousands of code blocks is not too long."""
     text = "unlock it. " + "```a```" * 5_000
     (quote,) = quotes("unlock?", [passage([said("eve", text)])])
     assert len(quote.text) <= MAX_CODE_CHARACTERS + 20

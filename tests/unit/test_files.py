@@ -28,7 +28,7 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_private_file_is_private_from_the_first_byte(tmp_path: Path) -> None:
-    """A private file has its mode from the first byte, whatever the umask."""
+    """A private file has the requested mode."""
     path = tmp_path / "password"
     write_atomically(path, "secret", mode=0o600)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -22,7 +22,7 @@ def test_nearly_all_unrelated_questions_are_below_the_floor() -> None:
 
 
 def test_a_guild_that_knows_a_topic_of_the_probes_is_not_misled() -> None:
-    """Five probes that a guild about cooking can answer do not raise its floor above its own questions."""
+    """If a guild can answer five of the probes, its floor stays below the evidence of questions that it can answer."""
     known = [*levels(1)[:-5], 0.9, 0.9, 0.9, 0.9, 0.9]
     assert compute_floor(known) < 0.6
 

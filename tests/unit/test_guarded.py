@@ -112,7 +112,7 @@ def test_permanent_failures_are_not_retried(error: Exception) -> None:
 
 
 def test_retry_after_that_exceeds_the_time_left_is_not_waited_for() -> None:
-    """A Retry-After beyond the time of the question is not waited for, so that the asker gets quotes at once."""
+    """A Retry-After beyond the time of the question is not waited for, so that the asker gets an extract at once."""
     script = Script([Throttled("busy", retry_after_s=60.0), DONE])
     with pytest.raises(Throttled):
         guarded(script, policy=GuardPolicy(attempts=3)).complete(PROMPT, timeout_s=20)
@@ -173,7 +173,7 @@ def test_an_open_circuit_lets_one_probe_through_an_interval() -> None:
 
 
 def test_a_probe_that_hangs_is_the_only_one() -> None:
-    """R21: While one of 16 threads waits for a probe, the requests of the others fail at once."""
+    """R21: While one of 16 threads waits for the model's response, the requests of the other threads fail at once."""
     time, entered, release = Time(), threading.Event(), threading.Event()
 
     def hang() -> Completion:
@@ -208,7 +208,7 @@ def test_a_circuit_opens_after_a_share_of_failures() -> None:
 
 
 def test_questions_that_are_blocked_do_not_open_the_circuit() -> None:
-    """Blocked questions do not open the circuit, because the service works; a proxy's pages and refused keys do."""
+    """Blocked questions do not open the circuit, because the model works; pages of a proxy and refused keys open it."""
     policy = GuardPolicy(attempts=1, min_requests=3)
     for reason in ("blocked", "cut_off", "empty", "refused"):
         assert "circuit_open" not in outcomes(guarded(Script([UnusableAnswer(reason, "no")]), policy=policy), 20)
@@ -251,7 +251,7 @@ def test_a_used_up_budget_of_requests_spares_the_model() -> None:
 
 
 def test_tokens_are_counted_as_the_model_counts_them() -> None:
-    """Tokens are counted as the model reports them: at 100 for each question, a budget of 250 ends before the third."""
+    """Tokens are counted as the model reports them: with 100 a question, a budget of 250 is used up after the third."""
     model = guarded(Script([DONE]), budget=Budget([per_day("tokens", 250)]))
     assert outcomes(model, 4) == ["answered"] * 3 + ["over_budget"]
 
@@ -263,7 +263,7 @@ def test_a_failed_request_costs_no_tokens() -> None:
 
 
 def test_an_open_circuit_costs_nothing() -> None:
-    """An open circuit uses neither requests nor tokens of the budget."""
+    """Questions that an open circuit refuses use neither requests nor tokens of the budget."""
     time, script = Time(), Script([DOWN])
     policy = GuardPolicy(attempts=1, min_requests=2, probe_interval_s=10)
     model = guarded(script, policy=policy, budget=Budget([per_day("requests", 4)]), time=time)
@@ -322,7 +322,7 @@ def test_budgets_come_from_the_settings() -> None:
 
 @pytest.mark.parametrize("sdk", ["google-generativeai", "google-genai"])
 def test_the_model_of_the_settings_retries_against_the_real_form_of_the_api(sdk: str) -> None:
-    """With each package of GEMINI_SDK, a 429 with Retry-After and a 503 are retried."""
+    """With each value of GEMINI_SDK, a 429 with Retry-After and a 503 are retried."""
     with FakeGemini() as server:
         server.faults = [fake.throttled("0"), fake.failing(503)]
         settings = evolve(

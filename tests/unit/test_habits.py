@@ -1,4 +1,4 @@
-"""What contributors run is one thing: workflows, commit hooks, .ci/run and the Makefile agree."""
+"""Workflows, commit hooks and .ci/run call the same targets of the Makefile."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ CHECKOUT = Path(__file__).parents[2]
 WORKFLOWS = sorted((CHECKOUT / ".github" / "workflows").glob("*.yml"))
 
 APT = "sudo apt-get update -q && sudo apt-get install "
-"""What a step may run beside one make target: the Debian packages that its tests need."""
+"""The beginning of a step that installs Debian packages, which a job may have beside its make target."""
 
 IN_ONE_RUN = {"test": {"test-unit", "test-integration"}}
-"""Targets that do in one run of pytest, which is quicker, what other targets do in one each."""
+"""Targets that do the work of several other targets in one run of pytest."""
 
 
 def targets() -> dict[str, set[str]]:
@@ -67,7 +67,7 @@ def hooks() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", jobs())
 def test_a_job_runs_one_make_target(name: str) -> None:
-    """What fails in CI can be run with the same command on any machine."""
+    """A job runs one make target, so that what fails in CI can be run with the same command on any machine."""
     commands = [command for command in commands_of(jobs()[name]) if not command.startswith(APT)]
     assert len(commands) == 1
     assert commands[0].startswith("make ")
@@ -77,7 +77,7 @@ def test_a_job_runs_one_make_target(name: str) -> None:
 
 @pytest.mark.parametrize("name", jobs())
 def test_a_job_has_a_limit_and_pinned_actions(name: str) -> None:
-    """A job that hangs ends soon, and nobody changes an action under its tag."""
+    """A job has a time limit of at most an hour, and its actions are pinned to commits."""
     job = jobs()[name]
     assert 0 < job["timeout-minutes"] <= 60
     for step in job["steps"]:
@@ -86,7 +86,7 @@ def test_a_job_has_a_limit_and_pinned_actions(name: str) -> None:
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_workflows_may_only_read(path: Path) -> None:
-    """Code of a pull request runs with a token that cannot write."""
+    """A workflow's token can only read, so that the code of a pull request cannot write to the repository."""
     workflow = document(path)
     assert workflow["permissions"] == {"contents": "read"}
     assert not any("permissions" in job for job in workflow["jobs"].values())
@@ -94,14 +94,14 @@ def test_workflows_may_only_read(path: Path) -> None:
 
 
 def test_hooks_call_make() -> None:
-    """A hook checks what CI checks."""
+    """Commit hooks only call targets of the Makefile."""
     for hook in hooks():
         assert hook["language"] == "system"
         assert called(hook["entry"]) <= set(targets())
 
 
 def test_ci_run_calls_every_target_of_the_workflows() -> None:
-    """A change that passes .ci/run passes the workflows."""
+    """.ci/run calls every make target that the workflows call."""
     ours = covered(set().union(*map(called, ci_commands())))
     theirs = set().union(*(called(command) for job in jobs().values() for command in commands_of(job)[-1:]))
     assert ours <= set(targets())
@@ -109,7 +109,7 @@ def test_ci_run_calls_every_target_of_the_workflows() -> None:
 
 
 def test_every_test_says_what_it_is_about() -> None:
-    """Helpers of a test are read beside it; the test itself has a docstring."""
+    """Every test has a docstring."""
     silent = [
         f"{path.relative_to(CHECKOUT)}: {node.name}"
         for path in (CHECKOUT / "tests").rglob("test_*.py")

@@ -1,4 +1,4 @@
-"""RTFM_HOME is closed to other users, and folders of others are not changed."""
+"""RTFM_HOME is closed to other users, unless it is a folder that all users share."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_wider_home_is_closed_with_a_line_that_says_so(tmp_path: Path, was: in
 
 
 def test_a_folder_shared_by_all_is_named_and_left_as_it_is(tmp_path: Path) -> None:
-    """A folder that all users share, as in RTFM_HOME=/tmp, is named and not closed."""
+    """A folder that all users share, as in RTFM_HOME=/tmp, is named in the log and not closed."""
     tmp_path.chmod(0o1777)
     with capture_logs() as lines:
         restrict_to_owner(tmp_path)

@@ -140,7 +140,7 @@ def test_a_message_keeps_everything_that_the_event_has_room_for(tmp_path: Path) 
 def test_the_longest_matching_name_is_the_mentioned_one(tmp_path: Path) -> None:
     """A mention is the longest name that matches.
 
-    No pattern has all names, because its time would be the number of names times the length of the content.
+    The names are not joined in one pattern, whose time would be their number times the length of the content.
     """
     people = [{"id": str(i), "name": "x" * i} for i in range(1, 20)] + [{"id": "77", "name": "a@x"}]
     document = export([entry(1, content="@xxx @a@x @xxxy, @x @@xx @", mentions=people)])
@@ -160,7 +160,7 @@ def test_the_longest_matching_name_is_the_mentioned_one(tmp_path: Path) -> None:
 def test_the_kind_of_channel_decides_who_may_read_it(
     kind: str, expected: ChannelKind, parent: str | None, tmp_path: Path
 ) -> None:
-    """An unknown kind of channel is private, and only threads have a parent."""
+    """A channel of an unknown type gets the kind UNKNOWN, and only threads have a parent."""
     (message,) = read_export(write_export(tmp_path, export([entry(1)], type=kind))).messages()
     assert (message.channel_kind, message.parent_channel_id) == (expected, parent)
 
@@ -205,7 +205,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     ],
 )
 def test_a_number_of_5000_digits_affects_only_its_message(place: str, why: str | None, tmp_path: Path) -> None:
-    """A number of 5,000 digits, which Python refuses to parse, leaves out its message only.
+    """Only the message with a number of 5,000 digits, which Python refuses to parse, is left out.
 
     In a field that is not read, such a number does no harm.
     """
@@ -253,9 +253,9 @@ def test_many_names_in_a_long_message_take_no_time(tmp_path: Path) -> None:
 def test_an_export_was_observed_when_it_was_written(
     exported_at: dict[str, Any], observed_at: int | None, tmp_path: Path
 ) -> None:
-    """The messages of an export were observed at its time, so that it does not override newer reports of Discord.
+    """The messages of an export count as observed when it was written, so that newer reports of Discord prevail.
 
-    An export without a time is older than all of them.
+    If an export has no valid time, its messages have no time of observation.
     """
     (message,) = read_export(write_export(tmp_path, export([entry(1)]) | exported_at)).messages()
     assert (message.observed_at, message.source) == (observed_at, MessageSource.IMPORT)
@@ -263,7 +263,7 @@ def test_an_export_was_observed_when_it_was_written(
 
 
 def test_an_exporter_whose_clock_is_ahead_observed_nothing_of_the_future(tmp_path: Path) -> None:
-    """If the exporter's clock is ahead, the messages are valid, and were not observed in the future."""
+    """If the exporter's clock is ahead, the messages are valid, and their time of observation is not in the future."""
     (message,) = read_export(
         write_export(tmp_path, export([entry(1)]) | {"exportedAt": "9000-01-01T00:00:00Z"})
     ).messages()

@@ -1,4 +1,4 @@
-"""A JSON file that is read in pieces has the same values and the same errors as with Python's parser."""
+"""Reading a JSON file in pieces gives the same values and the same errors as Python's parser."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def values(chance: random.Random, depth: int = 3) -> Any:
 
 
 def read_whole(path: Path) -> tuple[dict[str, Any], list[Any]]:
-    """Return (members, items of the array) of a file that is read in one piece."""
+    """Return (members, items of the array) of a file that is read to its end."""
     entries = list(read(path, array="items"))
     items = [entry.value for entry in entries if isinstance(entry, JsonItem)]
     assert [entry.number for entry in entries if isinstance(entry, JsonItem)] == list(range(len(items)))
@@ -93,7 +93,7 @@ def test_an_error_has_the_place_that_it_has_in_the_file(text: str, why: str, tmp
 
 
 def test_bytes_that_are_no_text_are_named_by_their_place(tmp_path: Path) -> None:
-    """Bytes that are not UTF-8 are named by their position, beyond the first piece and in a cut character too."""
+    """Bytes that are not UTF-8 are named by their position, even after a piece that ends inside a character."""
     file = tmp_path / "file.json"
     file.write_bytes(b'{"pad": "' + b"x" * 65_526 + "é".encode() + b"y" * 100 + b'\xff"}')
     with pytest.raises(NotJson, match=f"byte {9 + 65_526 + 2 + 100}: not UTF-8"):
@@ -101,7 +101,7 @@ def test_bytes_that_are_no_text_are_named_by_their_place(tmp_path: Path) -> None
 
 
 def test_a_value_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
-    """A value without an end is an error after the length of the longest useful value, so that memory is bounded."""
+    """A value that is longer than any useful one is an error, so that memory is bounded."""
     file = tmp_path / "file.json"
     with file.open("w", encoding="utf-8") as writing:
         writing.write('{"items": ["')

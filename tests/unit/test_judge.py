@@ -25,7 +25,7 @@ from tests.judging import (
 
 @pytest.fixture
 def run(tmp_path: Path) -> KeptRun:
-    """A run without faults that is not concluded."""
+    """A run without faults, which a test changes and then completes."""
     return right_run(tmp_path / "run")
 
 
@@ -223,7 +223,7 @@ def test_a_response_older_than_its_question_is_found(run: KeptRun) -> None:
 def test_an_example_names_the_records_of_a_duplicate(run: KeptRun) -> None:
     """An example of a duplicate names the question and both responses, in JSON and in text.
 
-    Each has its place, time, producer and transaction.
+    Each of these records is given with its place, time, producer and transaction.
     """
     run.respond("c0", producer=12)
     run.conclude()
@@ -270,7 +270,7 @@ def test_two_records_of_one_question_count_once(run: KeptRun) -> None:
 
 
 def test_a_tool_may_move_positions_back(run: KeptRun) -> None:
-    """A tool may move positions back, and then each question may be answered once more each time."""
+    """A tool may move positions back, and each time a question may be answered once more."""
     run.position(ANSWER, QUERIES, 2)
     run.note("tool", what="reset-offsets", group=ANSWER)
     run.position(ANSWER, QUERIES, 1, ends=None)
@@ -280,7 +280,7 @@ def test_a_tool_may_move_positions_back(run: KeptRun) -> None:
 
 
 def test_a_tool_allows_no_more_than_it_did(run: KeptRun) -> None:
-    """After a tool moved positions, other groups, later times and further responses still break rules."""
+    """After a tool moved positions, faults of other groups, at later times and in other questions still break rules."""
     run.position(ANSWER, QUERIES, 2)
     run.position(INGEST, MESSAGES, 3)
     run.note("tool", what="reset-offsets", group=ANSWER)

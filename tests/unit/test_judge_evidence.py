@@ -34,7 +34,7 @@ PACKAGE = CHECKOUT / "tests" / "judge"
 
 @pytest.fixture
 def run(tmp_path: Path) -> KeptRun:
-    """A run without faults that is not concluded."""
+    """A run without faults, which a test changes and completes."""
     return right_run(tmp_path / "run")
 
 
@@ -52,7 +52,7 @@ def test_records_after_an_open_transaction_are_not_expected(run: KeptRun) -> Non
 def test_a_torn_tail_is_reported_and_breaks_no_rule(run: KeptRun) -> None:
     """A torn end of a segment is reported and breaks no rule.
 
-    A killed broker leaves it, and cuts it off when it starts again.
+    A killed broker leaves such an end, and cuts it off when the broker starts again.
     """
     run.conclude()
     log = run.logs[LETTERS, 1]

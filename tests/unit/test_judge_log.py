@@ -104,7 +104,7 @@ def test_a_transaction_continues_in_the_next_segment(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("left", [1, 20, 60, 61, 69])
 def test_a_last_batch_that_is_not_whole_is_left_out_and_reported(tmp_path: Path, left: int) -> None:
-    """An incomplete last batch, as a broker leaves it that is killed during a write, is left out and reported."""
+    """An incomplete last batch, left by a broker that was killed during a write, is left out and reported."""
     found = log(tmp_path, single(0) + single(1)[:left])
     assert [r.offset for r in found.records] == [0]
     assert found.torn == f"some-topic-4/{0:020}.log ends in an incomplete batch: {left} bytes from byte 70"
@@ -141,7 +141,7 @@ def test_a_torn_batch_in_a_segment_that_is_not_the_last_is_unreadable(tmp_path: 
 
 
 def test_missing_offsets_are_reported_as_gaps(tmp_path: Path) -> None:
-    """Missing offsets are reported as gaps, within a segment, between segments, and before the first one."""
+    """Missing offsets are reported as gaps, within a segment, between segments, and at the start of a segment."""
     found = log(tmp_path, single(3) + single(5), single(9), starts=(3, 8))
     assert (found.start, found.end, found.gaps) == (3, 10, ((4, 5), (6, 9)))
 
@@ -195,7 +195,7 @@ def test_a_folder_without_segments_is_unreadable(tmp_path: Path) -> None:
 
 
 def test_snappy_of_the_java_client_is_read(tmp_path: Path) -> None:
-    """Snappy of the Java client, which writes blocks after magic bytes, is read like librdkafka's single raw block."""
+    """Snappy data of the Java client, which writes several blocks after magic bytes, can be read."""
     blocks = [bytes(cramjam.snappy.compress_raw(part)) for part in (b"hello ", b"world")]
     data = b"\x82SNAPPY\x00" + struct.pack(">ii", 1, 1) + b"".join(struct.pack(">i", len(b)) + b for b in blocks)
     assert decompress("snappy", data) == b"hello world"

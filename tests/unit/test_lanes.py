@@ -1,4 +1,4 @@
-"""Lanes: the records that go to the pool, in which order, and how many."""
+"""Lanes: which records go to the pool, in which order, and how many at once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Message:
 
 
 class Handling:
-    """A handling that notes the records that it gets, and calls ``act`` for each."""
+    """A handling that notes the records of each call, and calls ``act`` with the first of them."""
 
     def __init__(self, act: Callable[[Message], object] = lambda _: None) -> None:
         self.calls: list[list[int]] = []

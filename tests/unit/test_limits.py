@@ -50,7 +50,7 @@ def test_more_than_half_of_the_last_thousand_are_too_many_once_two_hundred_were_
 
 @pytest.mark.parametrize(("before", "after"), [((0, 3, 1), (0, 3)), ((0, 3, 1, 2), (0, 5)), ((5, 1, 2), (5, 1, 1))])
 def test_a_refused_record_no_longer_counts_as_handled(before: tuple[int, ...], after: tuple[int, ...]) -> None:
-    """The dead letters around it are in a row again."""
+    """When a record no longer counts as handled, the dead letters before and after it are in a row again."""
     made = tally(*before)
     made.undo_handled()
     assert made == tally(*after)

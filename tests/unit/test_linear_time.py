@@ -1,7 +1,7 @@
-"""No text from outside takes more time than its length explains.
+"""The time that a text from outside takes grows no faster than the length of the text.
 
 The tests find every pattern of the packages, and every pure function that takes a text, so that new ones are tested
-without being listed. Only here does time count: the CPU time for four times the text, the best of five tries.
+without being listed. They compare the CPU times of texts of different lengths, and take the best of five tries.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def _functions() -> dict[str, Callable[[str], object]]:
 
 def _unknown(name: str, needed: list[str]) -> Callable[[str], object]:
     def read(text: str) -> object:
-        raise AssertionError(f"{name} takes {needed}: say in ARGUMENTS what it gets, or in NOT_TEXT why it is none")
+        raise AssertionError(f"{name} takes {needed}: add them to ARGUMENTS, or its module to SKIPPED_MODULES")
 
     return read
 
@@ -214,7 +214,7 @@ OTHERS: dict[str, Callable[[str], object]] = {
     "sources.select_usable": lambda text: sources.select_usable([passage([said("ada", text)])], _query(text)),
     "attachments": _file,
 }
-"""Functions that take a text in other ways, as functions of the text alone."""
+"""Functions that are not found by parameter name, each wrapped so that it takes a text alone."""
 
 FUNCTIONS = {**_functions(), **OTHERS}
 
@@ -246,7 +246,7 @@ def test_patterns_are_module_constants() -> None:
             and node.func.attr != "escape"
             and not (
                 path.name == "secret_forms.py" and node.func.attr == "compile"
-            )  # FORMS has the patterns that its module compiles
+            )  # the patterns that this file compiles are in its constant FORMS
             and node not in top
         ]
     assert inside == []

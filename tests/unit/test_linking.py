@@ -27,7 +27,7 @@ def said(number: int, author: str, content: str, **fields: object) -> StoredMess
 
 
 def test_two_talks_at_once_are_two_conversations() -> None:
-    """Of two simultaneous conversations, a message joins that of its addressee, not that of the message before."""
+    """Of two simultaneous conversations, a message joins that of its addressee, not that of the previous message."""
     linked = link(
         [
             said(1, "1", "how do I mount an ntfs disk?"),
@@ -43,7 +43,7 @@ def test_two_talks_at_once_are_two_conversations() -> None:
 
 
 def test_a_reply_is_certain_whatever_else_speaks_against_it() -> None:
-    """A reply joins the conversation of the message that it refers to, whatever the scores of others are."""
+    """A reply joins the conversation of the message that it refers to, even if another conversation scores higher."""
     linked = link(
         [
             said(1, "1", "how do I mount an ntfs disk?"),
@@ -55,7 +55,7 @@ def test_a_reply_is_certain_whatever_else_speaks_against_it() -> None:
 
 
 def test_a_reply_reaches_beyond_the_window() -> None:
-    """A reply may refer to a message of the day before and a thousand messages earlier."""
+    """A reply may refer to a message that is no longer in the window."""
     linked = link([said(9, "1", "solved", reply_to_message_id="5")], replied={"5": "4"})
     assert linked == {"9": "4"}
 
@@ -88,7 +88,7 @@ def test_linked_messages_keep_their_conversation() -> None:
     st.integers(min_value=0, max_value=WINDOW),
 )
 def test_it_does_not_matter_how_messages_are_cut_into_batches(talk: list[tuple[str, str]], cut: int) -> None:
-    """A replay in other batches gives the same conversations."""
+    """The same messages in other batches give the same conversations."""
     messages = [said(number, author, text) for number, (author, text) in enumerate(talk, start=1)]
     at_once = link(messages)
     first = link(messages[:cut])
@@ -97,7 +97,7 @@ def test_it_does_not_matter_how_messages_are_cut_into_batches(talk: list[tuple[s
 
 
 def test_threads_and_posts_are_one_conversation_each() -> None:
-    """Each thread and each post is one conversation; a thread has the id of the message that started it."""
+    """Each thread and each post is one conversation, whose id differs from the ids of messages and other threads."""
     assert [kind for kind in ChannelKind if is_one_conversation(kind)] == [
         ChannelKind.FORUM_POST,
         ChannelKind.PUBLIC_THREAD,

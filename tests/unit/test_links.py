@@ -39,7 +39,7 @@ EVIL = "https://evil.example/login"
 def test_a_link_is_found_wherever_discord_finds_it(text: str) -> None:
     """A link is found after a letter of any script, a digit or a mark, as Discord finds it.
 
-    Invites need no scheme, and addresses no slashes.
+    Invites are found without a scheme, and addresses without slashes.
     """
     assert "evil" not in remove_unknown_links(f"see {text} there")
 
@@ -122,6 +122,6 @@ def test_a_name_is_one_short_line() -> None:
 
 @pytest.mark.parametrize("text", [f"https://docs.skerry.example@{EVIL[8:]}", "http:\\\\ada:pw@evil.example/x"])
 def test_an_address_with_an_account_is_not_shown(text: str) -> None:
-    """An address with an account is removed, because the part before the @ looks like the host."""
+    """An address with a user name is removed, because the part before the @ looks like the host."""
     assert "evil" not in remove_unknown_links(f"see {text} there", find_links(text))
     assert remove_unknown_links(f"{DOCS}/@ada?to=a@b", find_links(f"{DOCS}/@ada?to=a@b")) == f"{DOCS}/@ada?to=a@b"

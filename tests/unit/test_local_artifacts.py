@@ -78,7 +78,7 @@ def test_an_unpacked_folder_that_was_damaged_is_unpacked_again(tmp_path: Path) -
 
 
 def test_unpacking_that_was_killed_halfway_is_begun_again(tmp_path: Path) -> None:
-    """A folder whose unpacking was killed has no listing, and is unpacked again."""
+    """A folder whose unpacking was killed has no list of its files, and is unpacked again."""
     content = _archive({"lib/a.jar": b"first"})
     artifact = _artifact(content, "tar.gz")
     (tmp_path / artifact.filename).write_bytes(content)
@@ -150,9 +150,9 @@ class InterruptedRepository:
 
 @pytest.mark.parametrize(("breaks", "whole"), [(2, True), (3, False)])
 def test_an_interrupted_download_is_retried_twice(tmp_path: Path, breaks: int, whole: bool) -> None:
-    """A download that stops early is repeated twice from its beginning.
+    """A download that stops early is repeated from its beginning, twice at most.
 
-    After the last attempt the error says that the network is needed.
+    After the last attempt, the error says that the file cannot be fetched.
     """
     artifact = artifacts.locked_artifacts("kafka")[0]
     repository = InterruptedRepository(tmp_path / artifact.filename, breaks)

@@ -59,14 +59,14 @@ def _server(body: bytes, *, status: int = 200, length: int | None = None) -> Ite
 
 
 def test_a_file_that_is_not_the_model_is_refused(tmp_path: Path) -> None:
-    """A file that is not the model, as a captive portal's page, is not unpacked, and is removed."""
+    """A file that is not the model, such as the page of a captive portal, is not unpacked, and is removed."""
     with _server(b"<html>please log in</html>") as (url, _), pytest.raises(RtfmError, match="not the expected one"):
         model.fetch(tmp_path, url=url, sha256=SHA256)
     assert list(model.model_dir(tmp_path).parent.iterdir()) == []
 
 
 def test_a_download_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
-    """A download that stops early leaves no part of the model."""
+    """After a download that stops early, the model does not count as fetched."""
     with _server(ARCHIVE[:50], length=len(ARCHIVE)) as (url, _), pytest.raises(Unavailable):
         model.fetch(tmp_path, url=url, sha256=SHA256)
     assert not model.is_fetched(tmp_path)
@@ -89,7 +89,7 @@ def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
 
 
 def test_a_port_where_nobody_listens_is_unavailable(tmp_path: Path) -> None:
-    """If nothing listens at the port, as on an offline machine, the error is one line."""
+    """If nothing listens at the port, as on an offline machine, the error says so and mentions keyword search."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}/onnx.tar.gz"
