@@ -24,14 +24,14 @@ from rtfm_cli.progress import Progress
 from rtfm_cli.tables import print_table
 
 _PAGE = 200
-"""Deletions after which the progress is saved in the archive."""
+"""The progress is saved in the archive after this many deletions."""
 
 _REACH_LABELS = {
     "messages": "messages, and their words in the statistics of search",
-    "passages": "passages that contain these messages; they are formed again without them",
+    "passages": "passages that contain these messages; each is formed again without the messages",
     "vectors": "vectors of these passages, in the archive and in Chroma",
     "answers_that_quote": "stored answers that use one of these messages",
-    "answers_to_own_questions": "stored answers to this person's questions",
+    "answers_to_own_questions": "stored answers to questions of this person, or asked in this channel or guild",
     "answers_that_name": "stored answers that may name this person",
 }
 
@@ -48,7 +48,9 @@ rtfm-cli forget --channel 1163874448331511
 @click.option("--guild", metavar="ID", help="Erase a guild; with --user, erase the person in this guild only.")
 @click.option("--dry-run", is_flag=True, help="Show what would be erased and change nothing.")
 @click.option("--yes", is_flag=True, help="Erase without asking for confirmation.")
-@click.option("--rate", default=500, show_default=True, type=click.IntRange(1), help="Deletions produced per second.")
+@click.option(
+    "--rate", default=500, show_default=True, type=click.IntRange(1), help="Deletions produced per second, on average."
+)
 @click.option("--no-wait", is_flag=True, help="Do not wait until the processor has removed everything.")
 @kafka_and_registry_settings
 @json_option
@@ -68,8 +70,8 @@ def forget(
     From the moment of the confirmation, search does not find what is erased, answers do not use it, and ingest does not
     archive it again. Then the command produces one DELETED event for each archived message, so that the processor and
     every other reader of discord-messages removes the message. If the command is interrupted, run it again to continue.
-    docs/privacy.md says how long copies stay in Kafka and in backups. Exits with 1 if messages are left, because no
-    processor has removed them yet.
+    docs/privacy.md says how long copies stay in Kafka and in backups. Exits with 1 if the processor has not removed all of
+    these messages yet. With --no-wait, the command does not wait for the processor and exits with 0.
     """
     target = _parse_target(user, channel, guild)
     with closing(SqlArchive(settings.database_url)) as archive:
@@ -85,12 +87,13 @@ def forget(
             if as_json:
                 raise click.UsageError("--json cannot ask for confirmation: add --yes or --dry-run.")
             click.confirm("Erase this? It cannot be undone", abort=True)
-        passes = archive.erasing.begin(target, before=now_ms())
+        before = now_ms()
+        passes = archive.erasing.begin(target, before=before)
         told, ends = _produce_deletions(
             settings, archive.erasing, target, passes, reach.messages, rate=rate, quiet=as_json
         )
         ingested = not ends or (not no_wait and wait_until_ingested(settings, ends, quiet=as_json))
-        left = archive.erasing.count(target).messages
+        left = archive.erasing.count_left(target, before=before)
     if as_json:
         done = {"told": told, "ingested": ingested, "messages_left": left}
         echo_json({"dry_run": False, **named, "reach": attrs.asdict(reach), **done})
@@ -106,7 +109,7 @@ def _parse_target(user: str | None, channel: str | None, guild: str | None) -> T
             "Name what to erase: --user, --channel or --guild. Only --user and --guild can be combined."
         )
     if not all(is_id(name) for name in given):
-        raise click.UsageError("An id may have only letters, digits and . _ : @ - and at most 128 characters.")
+        raise click.UsageError("An id has 1 to 128 characters: only letters, digits and the signs ._:@-")
     if user is not None:
         return Target(scope="user", id=user, guild_id=guild or "")
     return Target(scope="channel", id=channel) if channel is not None else Target(scope="guild", id=given[0])
@@ -122,7 +125,7 @@ def _produce_deletions(
     rate: int,
     quiet: bool,
 ) -> tuple[int, dict[int, int]]:
-    """Produce the deletions, at most ``rate`` per second, and save the progress in the archive.
+    """Produce the deletions, on average ``rate`` per second, and save the progress in the archive.
 
     Returns the number of deletions, and for each partition the offset after the last one. Raises Unavailable if Kafka
     does not accept a deletion.

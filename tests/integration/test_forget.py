@@ -14,9 +14,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from rtfm.clock import now_ms
 from rtfm.contracts import Contracts
 from rtfm.events import MessageChange
 from rtfm.knowledge import Knowledge
+from rtfm.knowledge.archive.erasing import Target
 from rtfm.processor.answer import Answering
 from rtfm.processor.ingest import Ingest
 from rtfm.settings import Settings
@@ -120,6 +122,14 @@ def test_a_person_is_forgotten_everywhere(
     assert is_withdrawn(handle(handler, asked(query_id="m93", asker_id="2", asked_at=START)))
     Ingest(knowledge=knowledge)([RecordOfEvent(TALK[1]), RecordOfEvent(TALK[3])])
     assert ADVICE not in everything(settings)
+
+
+def test_messages_that_are_written_after_an_erasure_are_not_left_of_it(knowledge: Knowledge) -> None:
+    """They are not erased, so the command must not wait for their removal, nor report them."""
+    erasing, target = knowledge.archive.erasing, Target(scope="user", id="2")
+    assert erasing.count(target).messages == 2
+    assert erasing.count_left(target, before=START) == 0
+    assert erasing.count_left(target, before=now_ms()) == 2
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,13 @@ class ArchiveErasing:
                 **{name: connection.execute(*_to_statement(sql, target)).scalar_one() for name, sql in counts.items()}
             )
 
+    def count_left(self, target: Target, *, before: TimestampMillis) -> int:
+        """Return how many messages of ``target`` from before the time ``before`` are not removed yet."""
+        sql = f"""SELECT count(*) FROM messages AS m
+            WHERE NOT m.deleted AND {_OF_TARGET[target.scope]} AND created_at < :before"""
+        with self._database.begin() as connection:
+            return int(connection.execute(*_to_statement(sql, target, before=before)).scalar_one())
+
     def begin(self, target: Target, *, before: TimestampMillis) -> list[ErasurePass]:
         """Store that everything of ``target`` from before the time ``before`` is erased, and withdraw affected answers.
 
