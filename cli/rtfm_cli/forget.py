@@ -70,8 +70,8 @@ def forget(
     From the moment of the confirmation, search does not find what is erased, answers do not use it, and ingest does not
     archive it again. Then the command produces one DELETED event for each archived message, so that the processor and
     every other reader of discord-messages removes the message. If the command is interrupted, run it again to continue.
-    docs/privacy.md says how long copies stay in Kafka and in backups. Exits with 1 if the processor has not removed all of
-    these messages yet. With --no-wait, the command does not wait for the processor and exits with 0.
+    docs/privacy.md says how long copies stay in Kafka and in backups. Exits with 1 if the processor has not removed all
+    of these messages yet. With --no-wait, the command does not wait for the processor and exits with 0.
     """
     target = _parse_target(user, channel, guild)
     with closing(SqlArchive(settings.database_url)) as archive:

@@ -114,8 +114,8 @@ class ArchiveErasing:
 
     def count_left(self, target: Target, *, before: TimestampMillis) -> int:
         """Return how many messages of ``target`` from before the time ``before`` are not removed yet."""
-        sql = f"""SELECT count(*) FROM messages AS m
-            WHERE NOT m.deleted AND {_OF_TARGET[target.scope]} AND created_at < :before"""
+        sql = f"SELECT count(*) FROM messages AS m WHERE NOT m.deleted AND {_OF_TARGET[target.scope]}"  # noqa: S608 - a constant of this module
+        sql += " AND m.created_at < :before"
         with self._database.begin() as connection:
             return int(connection.execute(*_to_statement(sql, target, before=before)).scalar_one())
 
