@@ -1,1 +1,1 @@
-"""`rtfm-cli`: one file per group of commands, each a thin layer over a package of ``rtfm``."""
+"""`rtfm-cli`: most commands have a module of their own, which is a thin layer over packages of ``rtfm``."""

@@ -106,7 +106,10 @@ def _build_query(settings: Settings, question: str, guild: str | None, channels:
 
 
 def _send_and_wait(settings: Settings, query: BotQuery, timeout_s: float) -> tuple[BotResponse, int]:
-    """Return the response to ``query`` and the milliseconds that it took. Raises Unavailable if none comes in time."""
+    """Return the response to ``query``, and the milliseconds until it came.
+
+    Raises Unavailable if no response comes in time.
+    """
     answer = round_trip(
         settings, QUERIES, query, RESPONSES, lambda response: response.query_id == query.query_id, timeout_s
     )

@@ -1,7 +1,8 @@
 """`rtfm-cli demo`: shows the whole journey on this machine, with a sample chat.
 
-Every step is a command that a person could type, run in its own process against the local services. The demo has its
-own topic prefix, ``demo.``, and its own database, so it changes no other topic, contract, collection or archive.
+After the start of Kafka, the registry, Chroma and PostgreSQL, each step is a command that a person could type. The demo
+runs each command in its own process. The demo has its own topic prefix, ``demo.``, and its own database. So the demo
+changes no other topic, contract, collection or archive.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ SAMPLE = Path(__file__).parent / "sample"
 PREFIX = "demo."
 DATABASE = "rtfm_demo"
 MIN_RIGHT_ANSWERS = 4
-"""How many of the five answers must be right, with or without the embedding model."""
+"""At least this many of the five answers must be right, with or without the embedding model."""
 
 STOP_TIMEOUT_S = 20.0
 
@@ -54,7 +55,7 @@ class Reply:
 
     @property
     def is_answered(self) -> bool:
-        """Whether there is an answer."""
+        """Whether the outcome is one with an answer."""
         return self.outcome in ("ANSWERED", "EXTRACTED")
 
     @property
@@ -125,7 +126,7 @@ def questions() -> list[LabelledQuestion]:
 
 @contextmanager
 def _running_services(console: Console, stack: LocalStack, *, keep: bool) -> Iterator[None]:
-    """Run the local services during the block; then stop those that did not run before, unless ``keep``."""
+    """Run the local dependencies during the block; then stop those that did not run before, unless ``keep``."""
     before = {service.name for service in stack.status() if service.state == "running"}
     started = [service.name for service in stack.status() if service.name not in before]
     try:
@@ -139,7 +140,7 @@ def _running_services(console: Console, stack: LocalStack, *, keep: bool) -> Ite
 
 
 def _build_environment(stack: LocalStack) -> dict[str, str]:
-    """Return the environment of every command: that of this process, with the addresses and names of the demo."""
+    """Return the environment of every command: this process's variables, with the addresses and names of the demo."""
     address = {service.name: service.address for service in stack.status()}
     server = address["postgres"].rpartition("/")[0]
     create_database(server, DATABASE)
@@ -230,7 +231,7 @@ def _ask_question(console: Console, environment: Mapping[str, str], question: La
 
 def _fetch_reply(environment: Mapping[str, str], question: LabelledQuestion) -> Reply:
     try:
-        # Exit code 1 means the outcome FAILED; its answer is printed like that of any other outcome.
+        # With the outcomes FAILED and UNKNOWN, the command exits with 1 and prints its JSON as for other outcomes.
         printed = json.loads(
             _run_command(
                 environment, "ask", "--json", question.question, allowed=(exit_codes.DONE, exit_codes.CHECK_FAILED)
@@ -247,12 +248,15 @@ def _fetch_reply(environment: Mapping[str, str], question: LabelledQuestion) -> 
     )
 
 
-# The same interpreter and installation, wherever the rtfm-cli script is.
+# Runs `rtfm-cli` with the interpreter and installation of this process, wherever the rtfm-cli script is.
 _PROGRAM = (sys.executable, "-c", "from rtfm_cli.main import main; main()")
 
 
 def _run_command(environment: Mapping[str, str], *arguments: str, allowed: tuple[int, ...] = (0,)) -> str:
-    """Run a command and return its standard output. For an exit code not in ``allowed``, raise the error it means."""
+    """Run a command and return its standard output.
+
+    Raises the error that the exit code stands for if the code is not in ``allowed`` or if nothing was printed.
+    """
     done = subprocess.run(
         [*_PROGRAM, *arguments],
         env=dict(environment),

@@ -33,12 +33,13 @@ from rtfm_cli.options import echo_json, examples, json_option, load_settings
 from rtfm_cli.printing import echo, escape_unprintable
 
 MIN_FREE_BYTES = 1_000_000_000
-"""Free disk space that RTFM needs: 0.5 GB for downloads, and as much for an archive of 100,000 messages."""
+"""Free disk space that RTFM needs, in bytes: 0.5 GB for downloads, and 0.5 GB for an archive of 100,000 messages."""
 
 MAX_CLOCK_DIFFERENCE_S = 5.0
-"""How much this clock may differ from the registry's: questions expire by the clock.
+"""This machine's clock may differ from the registry's clock by this many seconds.
 
-The limit is well above the resolution of the Date header, which is a second.
+The clocks must agree, because questions expire by the clock. The limit is well above the resolution of the Date header,
+which is a second.
 """
 
 
@@ -63,10 +64,10 @@ rtfm-cli doctor --json
 @click.option("--fetch-model", is_flag=True, help="Fetch the embedding model first (80 MB).")
 @json_option
 def doctor(fetch_model: bool, as_json: bool) -> int:
-    """Check the configuration and the services, and name a fix for each problem.
+    """Check the configuration and the dependencies, and name fixes.
 
-    Changes nothing, apart from --fetch-model. (Like every command, doctor removes the rights of other users from
-    RTFM_HOME.) Exits with 1 if something is wrong, also if a service does not answer.
+    Without --fetch-model, changes nothing. (Like every command, doctor removes the rights of other users from
+    RTFM_HOME.) Exits with 1 if something is wrong, for example if a dependency does not answer.
     """
     settings = load_settings()
     if fetch_model:
@@ -171,7 +172,7 @@ def _check_model(settings: Settings) -> CheckResult:
 
 
 def _check_vectors(settings: Settings) -> CheckResult:
-    """Check that the vectors are of the present model; with vectors of another model RTFM uses keyword search."""
+    """Check that the present embedding model made the vectors. Otherwise RTFM uses keyword search."""
     try:
         due = rebuilding.find_due_for(settings)
     except RtfmError:

@@ -28,8 +28,8 @@ rtfm-cli eval questions.jsonl --out results.jsonl --json
 def eval_(questions: Path, out: Path | None, as_json: bool) -> None:
     """Measure search with QUESTIONS, a file with one JSON object per line.
 
-    Each object has question, message_id, guild_id and relevant_message_ids. Prints hit@5, MRR@10 and
-    cover@300w: the share of the relevant messages that is in the first 300 words of the passages found.
+    Each object has question, message_id, guild_id and relevant_message_ids. Prints hit@5, MRR@10 and cover@300w.
+    cover@300w is the share of the relevant messages that is in the first 300 words of the passages found.
     """
     asked = read_questions(questions)
     with open_console_knowledge() as knowledge:

@@ -23,7 +23,7 @@ from rtfm_cli.printing import echo, escape_unprintable
 from rtfm_cli.progress import Progress
 
 NO_PROCESSOR_TIMEOUT_S = 10.0
-"""Seconds without a running processor after which a command stops waiting for ingest."""
+"""If no processor has been running for this many seconds, a command stops waiting for ingest."""
 
 _PLACES_SHOWN = 10
 
@@ -69,7 +69,7 @@ class ProducedEnds:
 
 
 def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) -> tuple[dict[int, int], int]:
-    """Send all messages; return for each partition the offset after the last one, and the number of messages.
+    """Send all messages; return for each partition the offset after its last message, and the number of messages.
 
     Raises RtfmError if a message was not delivered.
     """
@@ -98,7 +98,10 @@ def _produce(settings: Settings, exports: Sequence[ChatExport], *, quiet: bool) 
 
 
 def wait_until_ingested(settings: Settings, ends: dict[int, int], *, quiet: bool) -> bool:
-    """Wait until ingest has committed the offsets ``ends`` and return True, or False if no processor is running."""
+    """Wait until ingest has committed the offsets ``ends`` and return True.
+
+    Returns False if no processor has been running for ``NO_PROCESSOR_TIMEOUT_S``.
+    """
     group = GroupProgress(settings, catalogue.load(settings.schemas_dir).group(MESSAGES))
     committed = group.committed_offsets(MESSAGES, ends)
     started = {partition: committed.get(partition, 0) for partition in ends}

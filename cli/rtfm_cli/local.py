@@ -28,8 +28,8 @@ from rtfm_cli.tables import print_table
 def local() -> None:
     """Run Kafka, the registry, Chroma and PostgreSQL on this machine, without Docker.
 
-    Their data and logs are in RTFM_HOME (default .rtfm/). While they run, every other command finds their addresses
-    there.
+    Their data and logs are in RTFM_HOME (default .rtfm/). While Kafka, the registry, Chroma and PostgreSQL run, every
+    other command finds their addresses in RTFM_HOME.
     """
 
 
@@ -58,10 +58,10 @@ rtfm-cli local up --kafka-port 19092
 )
 @json_option
 def up(as_json: bool, **ports: int | None) -> None:
-    """Start the services that do not run yet.
+    """Start Kafka, the registry, Chroma and PostgreSQL, unless they run already.
 
-    The first start fetches Kafka and the registry (200 MB); later starts need no network. It also tries to fetch the
-    embedding model (80 MB). Without the model RTFM uses keyword search.
+    The first start fetches Kafka and the registry (200 MB); later starts need no network. A start also tries to fetch
+    the embedding model (80 MB) if it is missing. Without the embedding model RTFM uses keyword search.
     """
     given = {name.replace("_", "-"): port for name, port in ports.items() if port is not None}
     stack = open_stack()
@@ -79,7 +79,7 @@ rtfm-cli local down
 @local.command()
 @json_option
 def down(as_json: bool) -> None:
-    """Stop the services that `local up` started. Their data stays."""
+    """Stop what `local up` started. The data stays."""
     stack = open_stack()
     stopped = stack.down()
     if as_json:
@@ -95,7 +95,7 @@ rtfm-cli local status --json
 @local.command()
 @json_option
 def status(as_json: bool) -> int:
-    """Show each service with its address. Exits with 1 unless all are running."""
+    """Show whether Kafka, the registry, Chroma and PostgreSQL run. Exits with 1 unless all four are running."""
     statuses = open_stack().status()
     _print(statuses, as_json)
     running = all(service.state == "running" for service in statuses)
@@ -112,7 +112,7 @@ rtfm-cli local logs postgres --follow
 @click.option("-f", "--follow", is_flag=True, help="Print new lines until Ctrl-C.")
 @click.option("-n", "--lines", default=50, show_default=True, type=click.IntRange(1), help="Number of lines to show.")
 def logs(service: str | None, follow: bool, lines: int) -> None:
-    """Show the log of SERVICE, or of all four services."""
+    """Show the log of SERVICE, or all four logs."""
     stack = open_stack()
     paths = [path for name in ([service] if service else SERVICES) if (path := stack.log_path(name)).is_file()]
     if not paths:

@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "forget": ("rtfm_cli.forget", "forget", "Erase a person, a channel or a guild."),
     "selftest": ("rtfm_cli.selftest", "selftest", "Send a message and a question through the running system."),
     "status": ("rtfm_cli.status", "status", "Show topics, consumer groups with their lag, contracts and stores."),
-    "doctor": ("rtfm_cli.doctor", "doctor", "Check the configuration and the services, and name fixes."),
+    "doctor": ("rtfm_cli.doctor", "doctor", "Check the configuration and the dependencies, and name fixes."),
     "demo": ("rtfm_cli.demo", "demo", "Show the whole journey on this machine, with sample data."),
 }
 
@@ -45,7 +45,7 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command; None for an unknown name."""
+        """Import and return the command. Return None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
         module, attribute, _ = COMMANDS[cmd_name]
@@ -96,7 +96,7 @@ def run(args: list[str] | None = None) -> int:
     try:
         result: Any = cli.main(args=arguments, prog_name="rtfm-cli", standalone_mode=False)
     except click.ClickException as exc:
-        shown = io.StringIO()  # the message may contain a file's name, so echo prints it
+        shown = io.StringIO()  # the message may contain a file's name, from which echo removes escape sequences
         exc.show(shown)
         echo(shown.getvalue(), err=True, nl=False)
         return exc.exit_code

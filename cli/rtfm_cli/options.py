@@ -22,7 +22,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 
 
 def kafka_settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Pass ``settings`` to ``command``, with an option for the address of Kafka."""
+    """Add an option for the address of Kafka to ``command``, and call ``command`` with the ``settings``."""
 
     @click.option(
         "--bootstrap-servers",
@@ -43,7 +43,7 @@ def kafka_settings(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def kafka_and_registry_settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Pass ``settings`` to ``command``, with options for the addresses of Kafka and the schema registry."""
+    """Add options for Kafka and the schema registry to ``command``, and call ``command`` with the ``settings``."""
     return kafka_settings(registry_option(command))
 
 

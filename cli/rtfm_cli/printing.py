@@ -1,7 +1,7 @@
 """Prints lines for people, and JSON.
 
-Everything but tables is printed by this module. It removes escape sequences from text that comes from outside
-(messages, names, keys, files, errors of other services), and it removes the secrets of the settings. Tables are in
+This module prints plain lines and JSON. It removes escape sequences from text that comes from outside (messages, names,
+keys, files, errors of dependencies), and it removes the secrets of the settings. Tables and styled lines are in
 ``rtfm_cli.tables``, so that rich is imported only for them.
 """
 
@@ -21,7 +21,7 @@ __all__ = ["echo", "escape_unprintable", "json_text"]
 def echo(text: str = "", *, err: bool = False, nl: bool = True, fg: str | None = None, bold: bool = False) -> None:
     """Print lines, to stderr with ``err``.
 
-    Line feeds are printed. Use ``escape_unprintable`` first for data that must stay on one line.
+    Line feeds in ``text`` are printed. If data must stay on one line, call ``escape_unprintable`` for it first.
     """
     shown = redact(escape_unprintable(text, newlines=True))
     click.secho(shown, err=err, nl=nl, fg=fg, bold=bold or None)

@@ -10,7 +10,7 @@ from rtfm_cli.printing import echo
 
 
 class Progress:
-    """A progress bar on a terminal; elsewhere a plain line now and then; nothing if ``quiet``."""
+    """Shows a progress bar on a terminal, and elsewhere a plain line now and then. Shows nothing if ``quiet``."""
 
     def __init__(self, what: str, total: int, quiet: bool) -> None:
         console = Console(stderr=True)
@@ -28,7 +28,7 @@ class Progress:
         self._task = self._bar.add_task(what, total=total)
 
     def advance(self, count: int) -> None:
-        """Add ``count`` to the number done."""
+        """Add ``count`` to the number of finished items."""
         self._done += count
         self._bar.advance(self._task, count)
         if self._plain and self._done < self._total and self._done - self._shown >= max(self._total // 5, 1000):
@@ -43,7 +43,7 @@ class Progress:
         self._bar.stop()
 
     def reach(self, what: str, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` are done, with the label ``what``."""
+        """Show that ``done`` of ``total`` items are finished, with the label ``what``."""
         if what != self._what or total != self._total:
             self._what, self._total = what, total
             self._bar.update(self._task, description=what, total=total)

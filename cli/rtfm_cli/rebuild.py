@@ -39,7 +39,7 @@ def rebuild(dry_run: bool, force: bool, only: str | None, as_json: bool) -> None
     If Chroma lost vectors, copies them from the archive. If the embedding model changed or was missing, or if a new
     version forms conversations by other rules, computes all vectors again. Search and ingest continue meanwhile; ingest
     waits only while the new collection replaces the old one. If the command is interrupted, the old collection stays in
-    use, and the next rebuild removes the unfinished one.
+    use, and the next rebuild removes the unfinished collection.
     """
     with open_console_knowledge() as knowledge:
         guilds = [*knowledge.archive.guilds(), *([""] if knowledge.archive.channels(None) else [])]
@@ -62,7 +62,7 @@ def rebuild(dry_run: bool, force: bool, only: str | None, as_json: bool) -> None
     else:
         echo(f"{changes} changes")
         if not dry_run and any(plan.work == "embed" for plan in plans):
-            echo("A processor loads the model when it starts: restart processors that started without it.", err=True)
+            echo("Restart the processors that started before the embedding model was fetched.", err=True)
 
 
 def _format_plan(plan: RebuildPlan, *, dry_run: bool) -> str:

@@ -1,4 +1,4 @@
-"""Produces an event and waits for another event, such as a question and its answer."""
+"""Produces an event and waits for an event in return, such as the response to a question."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def round_trip(
 ) -> tuple[Any, int] | None:
     """Produce ``event`` to ``sent_to`` and wait for the event of ``topic`` that ``is_wanted`` accepts.
 
-    Returns the accepted event and the milliseconds that it took, or None if ``timeout_s`` passes.
+    Returns the accepted event and the milliseconds until it came, or None if no such event comes within ``timeout_s``.
     """
     contracts = open_contracts(settings)
-    # The reader is at the end of the topic before the event is sent, so that it reads every later event.
+    # The reader goes to the end of the topic before the event is sent, so that the reader misses no event after it.
     with EventReader(settings, contracts, topic, from_end=True) as reader:
         began = time.monotonic()
         with EventProducer(settings, contracts) as producer:

@@ -1,6 +1,6 @@
 """`rtfm-cli run`: runs one of the two services.
 
-A service is imported only in its own command, because the packages of the other one need not be installed.
+A service is imported only in its own command, because the packages of the other service need not be installed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ METRICS_PORT=9100 rtfm-cli run processor --only answer
 @click.option(
     "--only",
     type=click.Choice(["ingest", "answer"]),
-    help="Run only one of the two pipelines: archive messages, or answer questions.",
+    help="Run only one of the two pipelines: ingest archives messages, answer answers questions.",
 )
 @kafka_and_registry_settings
 def processor(only: Part | None, settings: Settings) -> None:
@@ -46,7 +46,7 @@ def processor(only: Part | None, settings: Settings) -> None:
         run_processor(settings, only)
     except Unfinished as exc:
         echo(f"Error: {exc}\nHint: {exc.hint}", err=True)
-        # A thread that still runs would keep the interpreter from ending, so end the process directly.
+        # A thread that still runs would keep the interpreter from ending, so the process is ended directly.
         sys.stderr.flush()
         os._exit(exit_codes.CHECK_FAILED)
 
@@ -60,8 +60,8 @@ DISCORD_TOKEN=… METRICS_PORT=9101 rtfm-cli run bot
 def bot(settings: Settings) -> None:
     """Run the Discord bot.
 
-    It connects with DISCORD_TOKEN, publishes messages and questions to Kafka, and posts the answers. Answers need a
-    running processor, too.
+    The bot connects with DISCORD_TOKEN, publishes messages and questions to Kafka, and posts the answers. A running
+    processor is needed for the answers.
     """
     require_packages("discord", "sqlalchemy")
     from rtfm.bot.service import run_bot

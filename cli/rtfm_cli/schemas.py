@@ -71,14 +71,14 @@ rtfm-cli schemas register --registry http://localhost:8081
 def register(schema_registry_url: str | None, dry_run: bool, as_json: bool) -> None:
     """Register the contracts and their compatibility levels, all or nothing.
 
-    A second run changes nothing. Also names versions in the registry that were never released.
+    A second run changes nothing. The command also names versions in the registry that were never released.
     """
     settings = load_settings(schema_registry_url=schema_registry_url)
     catalogue = catalogues.load(settings.schemas_dir)
     if not (catalogue.directory / lock.LOCK_FILE).is_file() and not dry_run:
         lock.write(catalogue)
     registry = contracts.open_registry(settings, timeout_s=contracts.COMMAND_TIMEOUT_S)
-    contracts.Contracts(catalogue, registry)  # raises if a class does not fit its schema, before anything is written
+    contracts.Contracts(catalogue, registry)  # raises before anything is registered if a class does not fit its schema
     items = registration.plan(catalogue, registry)
     if not dry_run:
         items = registration.apply(catalogue, registry, items)
@@ -110,8 +110,8 @@ def check(output: str, url: str | None) -> int:
     """Compare the schemas with every released version, offline.
 
     Also checks each schema by itself, and looks for released files that were changed or removed. With --registry, also
-    compares the result with the registry's, and names versions that were never released. Exits with 1 if there is a
-    finding.
+    asks the registry whether it accepts the schemas, and names versions in the registry that were never released. Exits
+    with 1 if there is a finding.
     """
     catalogue = _load_catalogue()
     found = releases.findings(catalogue)
@@ -157,7 +157,7 @@ rtfm-cli schemas remove bot-queries-value 7 --yes
 @click.option("--yes", is_flag=True, help="Remove the version; without --yes only show what would be removed.")
 @json_option
 def remove(subject: str, version: int, schema_registry_url: str | None, yes: bool, as_json: bool) -> None:
-    """Remove a version that was never released from the registry.
+    """Remove from the registry a version that was never released.
 
     Records that were written with this version stay readable. The command refuses to remove a released version. First
     turn off auto.register.schemas in the client that registered the version; otherwise the client registers it again.
@@ -227,7 +227,7 @@ rtfm-cli schemas release
 def release(dry_run: bool, reset_v1: bool) -> int:
     """Release the changed schemas as their next version.
 
-    Exits with 1 and releases nothing if a schema is incompatible or none has changed.
+    Exits with 1 and releases nothing if a schema is incompatible or if no schema has changed.
     """
     catalogue = _load_catalogue()
     if reset_v1:

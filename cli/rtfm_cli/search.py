@@ -23,7 +23,7 @@ rtfm-cli search --guild 1163874448331508 --limit 3 --json "mount an NTFS disk"
 @click.option("--guild", metavar="ID", help="Search this guild; default: the only guild in the archive.")
 @click.option("--channel", "channels", multiple=True, metavar="ID", help="Search this channel only; may be repeated.")
 @click.option("--limit", type=click.IntRange(1, 100), default=10, show_default=True, help="Maximum number of passages.")
-@click.option("--explain", is_flag=True, help="Show both ranks, the scores, the floor and the filters.")
+@click.option("--explain", is_flag=True, help="Also show the ranks by meaning and by words, the floor and the filters.")
 @json_option
 def search(query: str, guild: str | None, channels: tuple[str, ...], limit: int, explain: bool, as_json: bool) -> None:
     """Show the passages that QUERY finds, best first, with scores.
@@ -72,7 +72,7 @@ def search(query: str, guild: str | None, channels: tuple[str, ...], limit: int,
 
 
 _READ_CHARACTERS = 2_000
-"""Characters of a message that are read to print its line of at most 160 characters."""
+"""The printed line of a message is made from at most this many characters at the beginning of the message."""
 
 
 def _to_line(text: str) -> str:
@@ -97,7 +97,7 @@ def _print_explanation(result: SearchResult) -> None:
     table = Table(header_style="bold", title_justify="left")
     for name in ("", "first message", "score", "shown by", "meaning", "words", "speakers"):
         table.add_column(name, justify="left" if name == "first message" else "right", no_wrap=True)
-    # The order in which the model gets the passages.
+    # The rows have the order in which the model gets the passages.
     for passage in sorted([*result.passages, *result.nearby], key=lambda passage: -passage.boosted_score):
         ranks = details.ranks.get(passage.passage_id)
         table.add_row(
@@ -112,7 +112,7 @@ def _print_explanation(result: SearchResult) -> None:
     table_console().print(table)
     echo(
         "meaning, words: the rank by meaning or words, and the value from 0 to 1 that gives this rank.\n"
-        "shown by: the score that decides the order; it is raised for passages near the best one.\n"
+        "shown by: the score that decides the order; it is higher for passages near the best passage.\n"
     )
 
 

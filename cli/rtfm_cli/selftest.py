@@ -39,7 +39,7 @@ _ANSWER_TIMEOUT_S = 15.0
 
 
 class SkippedTest(Exception):
-    """Raised by a test that cannot run; the text says why, and what to do."""
+    """A test cannot run. The text says why, and what to do."""
 
 
 @examples("""
@@ -56,8 +56,8 @@ rtfm-cli selftest --test queries --json
 def selftest(which: str, settings: Settings, as_json: bool) -> int:
     """Send a message and a question through the running system, and check what comes back.
 
-    Also checks the topics and the contracts, and counts dead letters. The archive stays unchanged. Exits with 1 if a
-    test fails, with 3 if Kafka or the registry does not answer.
+    Also checks the topics and the contracts, and counts dead letters. The message is not archived; the answer to the
+    question is stored. Exits with 1 if a test fails, with 3 if Kafka or the registry does not answer.
     """
     checks: dict[str, Callable[[Settings], str]] = {
         "connection": _test_connection,
@@ -111,7 +111,7 @@ def _test_schemas(settings: Settings) -> str:
 
 def _test_messages(settings: Settings) -> str:
     now = now_ms()
-    # Ingest ignores a message whose change is UNKNOWN, so nothing is archived.
+    # Ingest ignores a message whose change is UNKNOWN, so this message is not archived.
     message = DiscordMessage(
         message_id="0",
         channel_id=f"selftest-{uuid.uuid4()}",

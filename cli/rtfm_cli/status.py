@@ -33,8 +33,8 @@ rtfm-cli status --bootstrap-servers localhost:29092 --json
 def status(settings: Settings, as_json: bool) -> int:
     """Show topics, consumer groups with their lag, the registry, the archive and Chroma.
 
-    A part that does not answer is named, and the others are shown. Exits with 3 if a part does not answer, with 2 if a
-    part is not set up.
+    If one of these parts does not answer, its error is shown, and the other parts are shown as usual. Exits with 3 if a
+    part does not answer, with 2 if a part is not set up.
     """
     contracts = catalogue.load(settings.schemas_dir)
     parts: dict[str, Callable[[], Any]] = {
@@ -53,7 +53,7 @@ def status(settings: Settings, as_json: bool) -> int:
             found[name] = None
             wrong[name] = exc
     if len(wrong) > 1:
-        wrong.pop("rebuild_due", None)  # reads the same stores as other parts, so it fails for the same reason
+        wrong.pop("rebuild_due", None)  # this part reads the same stores as other parts, and would repeat their error
     if as_json:
         echo_json({**found, "wrong": {name: str(error) for name, error in wrong.items()}})
     else:
@@ -100,7 +100,7 @@ def _count_chroma(settings: Settings) -> dict[str, int]:
 
 
 def _format_counts(name: str, found: dict[str, int]) -> str:
-    if name == "chroma":  # Chroma's counts are named by collection; such a name has no plural
+    if name == "chroma":  # the counts have the names of collections, which have no plural
         return ", ".join(f"{count} {what}" for what, count in found.items())
     return ", ".join(pluralize(count, what) for what, count in found.items())
 

@@ -32,7 +32,7 @@ class Table(table.Table):
 
 
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, pad_edge: bool = True) -> None:
-    """Print ``rows`` below the names of their columns; a cell too wide for the terminal continues on more lines."""
+    """Print ``rows`` below the names of the columns. If a cell is too wide for the terminal, it gets more lines."""
     shown = Table(box=None, pad_edge=pad_edge)
     for column in columns:
         shown.add_column(column, overflow="fold")

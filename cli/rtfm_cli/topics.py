@@ -59,7 +59,7 @@ rtfm-cli topics list --json
 def list_(settings: Settings, as_json: bool) -> None:
     """List the topics with records and lag.
 
-    Lag is the number of records that a consumer group has not committed yet.
+    Lag is the number of offsets between a consumer group's position and the end of the log.
     """
     admin = TopicAdmin(settings, catalogue.load(settings.schemas_dir))
     states = admin.states()

@@ -1,8 +1,9 @@
 """``Answerer`` turns a question into an answer.
 
-It decides the order of the steps: expiry, visibility, retrieval, model or extract, check for deletions. While
-PostgreSQL and Chroma are available, every question gets an answer. If the model fails, the answer is an extract. If
-answering has a defect, that one question gets the outcome FAILED, and the service continues.
+``Answerer`` decides the order of the steps: expiry, visibility, retrieval, model or extract, check for deletions. If
+the model fails, the answer is an extract. If a defect stops the answering of a question, this question gets the outcome
+FAILED, and the service continues. A question gets no answer if PostgreSQL or Chroma is unavailable or rejects the
+question, or if an operator must act.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from rtfm.telemetry import ANSWER_SECONDS, ANSWERS, MODEL_FAILURES, get_logger
 from rtfm.visibility import MAX_VISIBLE_CHANNELS, acl_channel_id
 
 Clock = Callable[[], TimestampMillis]
-"""Milliseconds since the Unix epoch, UTC."""
+"""A function that returns the present time in milliseconds since the Unix epoch, UTC."""
 
 
 class PassageSearch(Protocol):
@@ -53,14 +54,14 @@ class PassageSearch(Protocol):
 
 
 StillReadable = Callable[[Collection[str]], Collection[str]]
-"""Takes message ids and returns those whose messages are neither deleted nor erased."""
+"""A function that takes message ids and returns the ids of the messages that are neither deleted nor erased."""
 
 MODEL_TIMEOUT_S = 20.0
 MAX_SOURCE_WORDS = 1_200
-"""An answer is written from at most this many words of the found passages. Eight sources fit in."""
+"""An answer is written from at most this many words of the found passages."""
 
 _REWRITING_TIME_SHARE = 0.4
-"""Share of the time for the model that rewriting a follow-up may use. Answering needs the larger part."""
+"""Rewriting a follow-up may use this share of the time for the model. Answering needs the larger share."""
 
 _MAX_NAMED_RULES = 5
 """A REFUSED answer names at most this many of the rules that its question breaks."""
@@ -74,8 +75,8 @@ _log = get_logger(__name__)
 class _Draft:
     """The content of a response, without the fields that are copied from the query.
 
-    ``model`` is the name of the model that wrote the answer. ``completions`` are the replies to all requests that were
-    sent to the model for the question; their tokens are added up.
+    ``model`` is the name of the model that wrote the answer. ``completions`` are the replies that the model gave for
+    the question; the response reports the sum of their tokens.
     """
 
     outcome: Outcome
@@ -91,8 +92,8 @@ class _Draft:
 class _PreparedQuestion:
     """A question in the form that retrieval and the model get.
 
-    ``text`` can be understood without the earlier messages, and contains no secrets. ``listed`` are the ids of the
-    query's visible channels. ``deadline`` is when the model must have answered.
+    ``text`` includes what the question needs from earlier messages; its secrets are replaced. ``listed`` are the ids of
+    the query's visible channels. ``deadline`` is when the model must have answered.
     """
 
     text: str
@@ -120,7 +121,7 @@ class Answerer:
 
         If ``model`` is None, all answers are extracts. All requests to the model for one question together take at most
         ``model_timeout_s``. ``still_readable`` is called after an answer is written, because messages that the answer
-        uses may have been deleted in the meantime. Without it, this check is skipped.
+        uses may have been deleted in the meantime. If ``still_readable`` is None, deletions are not checked.
         """
         self._retriever = retriever
         self._model = model
@@ -154,8 +155,8 @@ class Answerer:
         """Return a REFUSED answer to a ``query`` that breaks the rules ``broken``.
 
         The answer names the fields and their rules, but not the values. The response itself must satisfy the rules.
-        Therefore it has "0" in place of an invalid id. In place of an invalid ``asked_at`` it has ``record_at``, the
-        time of the query's record, or the present time if the record has no valid time.
+        Therefore "0" replaces an invalid id. An invalid ``asked_at`` is replaced by ``record_at``, the time of the
+        query's record, or by the present time if the record has no valid time.
         """
         now = self._clock()
         fields = {rule.field for rule in broken}
@@ -249,7 +250,7 @@ class Answerer:
             return self._ask_model(self._model, question, passages)
         except RtfmError as exc:
             MODEL_FAILURES.labels(reason=reason_of(exc)).inc()
-            if not isinstance(exc, ModelNotAsked):  # the budget and the circuit breaker log the cause, once
+            if not isinstance(exc, ModelNotAsked):  # a used-up budget and an open circuit are already in the log
                 _log.warning("the model gave no usable answer, quoting instead", reason=reason_of(exc), error=str(exc))
             return _quote_passages(question, passages, _outcome_reason(exc))
 

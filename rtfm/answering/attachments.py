@@ -12,7 +12,7 @@ from rtfm.scrubbing import scrub
 
 MAX_FILES = 4
 MAX_FILE_CHARACTERS = 6_000
-"""The model gets at most this many characters from the end of a file, because the end of a log reports the failure."""
+"""The model gets at most this many characters from the end of a file. A failure is usually at the end of a log."""
 
 MAX_LINES = 3
 MAX_LINE_CHARACTERS = 200
@@ -33,15 +33,15 @@ class TextFile:
 
 
 def select_text_files(files: Sequence[Attachment]) -> list[TextFile]:
-    """Return the first ``MAX_FILES`` files that come with a text that is not blank."""
+    """Return the first ``MAX_FILES`` of the files whose text is neither missing nor blank."""
     read = [(file.filename, file.text) for file in files if file.text and file.text.strip()]
     return [TextFile(filename=name[:100], text=scrub(text)[-MAX_FILE_CHARACTERS:]) for name, text in read[:MAX_FILES]]
 
 
 def find_error_lines(files: Sequence[TextFile]) -> list[str]:
-    """Return the last ``MAX_LINES`` lines of ``files`` that report an error.
+    """Return the last ``MAX_LINES`` of the lines in ``files`` that look like the report of an error.
 
-    They are searched for together with the question. A whole log would outweigh the question.
+    Search gets these lines together with the question. If it got a whole log, the log would outweigh the question.
     """
     lines = dict.fromkeys(
         line.strip()[:MAX_LINE_CHARACTERS]

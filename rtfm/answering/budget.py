@@ -1,8 +1,8 @@
 """``Budget`` limits how many requests and tokens the model may use in a minute and in a day.
 
-It counts in fixed windows of the ``limits`` library, by default in this process's memory. A request in flight counts
-with an estimate of its tokens, so that concurrent requests stay within the budget together. Cost in money is not
-counted.
+``Budget`` counts in fixed windows of the ``limits`` library, by default in this process's memory. While a request is in
+flight, an estimate of its tokens is counted, because concurrent requests must not exceed the budget together. Cost in
+money is not counted.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Budget:
     """A set of limits on requests and tokens. Thread-safe."""
 
     def __init__(self, limits: Sequence[Limit], storage: Storage | None = None) -> None:
-        """Create a budget. Without ``limits`` everything is allowed; without ``storage`` it counts in memory."""
+        """Create a budget. Without ``limits`` it refuses no request; without ``storage`` it counts in memory."""
         self._limits = list(limits)
         self._counter = FixedWindowRateLimiter(storage or MemoryStorage())
         self._reserved: Counter[Kind] = Counter()
@@ -66,8 +66,9 @@ class Budget:
         """Reserve one request of about ``tokens`` tokens while the ``with`` block runs.
 
         The block gets a RequestCost, and sets its ``tokens`` to the actual number. If the block raises, one request
-        without tokens is counted, or nothing if the block cancelled the cost. Raises ModelNotAsked ("over_budget") if a
-        limit is used up. The log reports a used-up limit once; the metric counts every refusal.
+        without tokens is counted, or no request if the block cancelled the cost. Raises ModelNotAsked ("over_budget")
+        if a limit is used up. If the same limit refuses several requests in a row, only the first refusal is logged;
+        the metric counts every refusal.
         """
         self._add_reservation(tokens)
         cost = RequestCost(tokens=tokens)

@@ -18,13 +18,13 @@ _MAX_EXCERPT_INPUT = 2_000  # an excerpt is made from at most this many characte
 FENCE = "```"
 
 _CODE = re.compile(r"(```.*?(?:```|\Z)|(?<!\\)`[^`\n]+`)", re.DOTALL)
-# Without the lookbehind, a run of spaces would be read again from each of its spaces.
+# Without the lookbehind, the search would read a run of spaces again from each of the spaces in the run.
 _CITATION = re.compile(r"(?<![ \t])[ \t]*\[\s*+(\d++(?:\s*+[,;]\s*+\d++)*+)\s*+\]")
 _NUMBER = re.compile(r"(?<!\d)\d{1,9}(?!\d)")  # no source number has more digits
 _WORD = re.compile(r"\w")
 _HEADING = re.compile(r"^[\s*_#:>~|-]{0,20}sources?[\s*_#:>~|-]{0,20}$", re.IGNORECASE)
-# While text is cleaned, marks replace the brackets of known citations. ``_LINKED_MARK`` finds a citation that a
-# parenthesis follows directly: with its brackets back, Discord would show both as a link.
+# While text is cleaned, marks replace the brackets of known citations. ``_LINKED_MARK`` finds a citation that stands
+# directly before a parenthesis. A space is put between the two, because Discord would show "[1](…)" as a link.
 _MARKS = re.compile(f"[{OPEN}{CLOSE}]")
 _MARKED = re.compile(f"{OPEN}(\\d+){CLOSE}")
 _LINKED_MARK = re.compile(f"{CLOSE}(?=\\()")
@@ -40,8 +40,9 @@ def clean(
     replaced by a note. Mentions of channels that are not in ``known_channels`` become plain words. A line that reads
     like the heading of a list of sources is removed, because only the bot adds such a list.
 
-    Removing a part of the text can join the parts around it to a new ping, link or citation. Therefore the steps repeat
-    until nothing changes. If that takes more than ``_MAX_ROUNDS`` rounds, the result is empty.
+    If a part of the text is removed, the text before it and after it can form a new ping, link or citation. Therefore
+    the steps repeat until they change nothing. If they still change the text in round ``_MAX_ROUNDS``, the result is
+    empty.
     """
     text = renumber_citations(_MARKS.sub("", remove_pings(text)), numbers, form=f"{OPEN}{{}}{CLOSE}")
     for _ in range(_MAX_ROUNDS):
@@ -63,7 +64,8 @@ def cited_numbers(text: str) -> list[int]:
 def renumber_citations(text: str, numbers: Mapping[int, int], *, form: str = "[{}]") -> str:
     """Return ``text`` with its citations renumbered by ``numbers``, which maps old numbers to new numbers.
 
-    Citations of other numbers are removed. Code is unchanged. ``form`` is the format string of a new citation.
+    Citations of numbers that are not in ``numbers`` are removed. Code is unchanged. ``form`` is the format string of a
+    new citation.
     """
 
     def replace(match: re.Match[str]) -> str:
@@ -77,7 +79,7 @@ def renumber_citations(text: str, numbers: Mapping[int, int], *, form: str = "[{
 def without_citations(text: str) -> str:
     """Return a quote's ``text`` with parentheses in place of the brackets around numbers. Code is unchanged.
 
-    Otherwise a reader would take such a number for a citation of the answer.
+    A reader would take a number in brackets for a citation of the answer.
     """
 
     def replace(match: re.Match[str]) -> str:

@@ -1,8 +1,8 @@
 """Builds an extract: an answer without a model that quotes the best matching messages. No I/O.
 
 Consecutive messages of one author form a turn, and an extract quotes turns. The turn that matches a question best is
-usually the same question, asked before; its answer is in a later turn. Therefore a turn's score counts its own words
-and also the words of earlier turns that it may answer.
+usually the same question, asked before; the answer is in a later turn. Therefore the score of a turn counts the terms
+of this turn, and also the terms of an earlier turn that this turn may answer.
 """
 
 from __future__ import annotations
@@ -25,25 +25,31 @@ from rtfm.markup import escape_markup, remove_channel_mentions, remove_pings, to
 MAX_QUOTES = 3
 MAX_QUOTE_CHARACTERS = 450
 MAX_CODE_CHARACTERS = 900
-"""The limit for a quote with a code block. It is higher, because half of a code block is useless."""
+"""Largest allowed length of a quote with a code block, in characters.
+
+It is larger than for a quote without code, because half of a code block is useless.
+"""
 
 MAX_EXTRACT_CHARACTERS = 1_500
-"""An extract of this length and the list of its sources fit into one Discord message of 2,000 characters."""
+"""Largest allowed length of an extract, in characters.
+
+An extract of this length and the list of its sources fit into one Discord message of 2,000 characters.
+"""
 
 MIN_SHARE_OF_BEST = 0.7
 """A passage may be quoted if it has at least this share of the first passage's score.
 
-In the same way, a second turn of a passage may be quoted if it has at least this share of the passage's best score.
+A second turn of a passage may be quoted if it has at least this share of the score of the passage's best turn.
 """
 
 MIN_SHARE_OTHER_PASSAGE = 0.2
-"""A turn of a passage other than the first may be quoted if it has at least this share of the best turn's score.
+"""A turn of the second or third passage may be quoted if it has at least this share of the highest score of a turn.
 
-With a lower score, it is usually chatter.
+A turn with a lower score is usually chatter.
 """
 
 MIN_SHARE_THIRD_QUOTE = 0.5
-"""A third quote is added if it has at least this share of the best quote's score.
+"""A third quote is added if its score is at least this share of the higher score of the other two quotes.
 
 Of the third quotes with a lower score, five of six contain no part of the answer.
 """
@@ -53,12 +59,12 @@ INTRODUCTION = "This was said about it:"
 _MAX_TURN_GAP_MS = 120_000
 _MAX_TURN_MESSAGES = 4  # an author who writes more has usually moved to another subject
 _MAX_CARRY_TURNS = 6  # a turn is taken to answer one of at most this many turns directly before it
-_MAX_PIECES = 4  # of a long turn, at most this many sentences and code blocks are quoted
-_CODE_NOTE_CHARACTERS = 25  # length of a note that replaces a code block
-_QUOTE_OVERHEAD_CHARACTERS = 60  # quotation marks, name, date and number of a quote
+_MAX_PIECES = 4  # at most this many sentences and code blocks of a long turn are quoted
+_CODE_NOTE_CHARACTERS = 25  # approximate length of a note that replaces a code block
+_QUOTE_OVERHEAD_CHARACTERS = 60  # approximate length of the quotation marks, name, date and number of a quote
 # Factors for a turn's score, set by eye on the sample chat and on public help channels.
 _CARRY_FACTOR = 0.6  # for the terms of an earlier turn that the turn may answer
-_OPENER_FACTOR = 0.5  # for turns of the first author, who describes the problem; other authors describe the solution
+_OPENER_FACTOR = 0.5  # for turns of the first author, who usually describes the problem and not the solution
 _QUESTION_FACTOR = 0.5  # for a turn that asks a question
 _BRIEF_FACTOR = 0.5  # for a turn of fewer than three terms
 _COMMAND_FACTOR = 1.25  # for a turn that contains a command, a path or a link
@@ -111,9 +117,9 @@ class _QuotableTurn:
 def quotes(question: str, passages: Sequence[Passage], *, channels: Collection[str] = ()) -> list[Quote]:
     """Return at most three quotes, in the order of the passages and of the turns within a passage.
 
-    At most two quotes are from the same passage, and no two quotes say the same. All quotes fit into one Discord
-    message, together with the list of their sources. Mentions of channels that are not in ``channels`` become plain
-    words.
+    At most two quotes are from the same passage. Of two turns with nearly the same terms, only one is quoted. The
+    quotes and the list of their sources fit into one Discord message. Mentions of channels that are not in ``channels``
+    become plain words.
     """
     if not passages:
         return []
@@ -138,7 +144,10 @@ def quotes(question: str, passages: Sequence[Passage], *, channels: Collection[s
 
 
 def _rank_turns(rarity: Mapping[str, float], passages: Sequence[Passage]) -> list[_QuotableTurn]:
-    """Return the best turn of each passage, followed by the second-best turns that score nearly as high."""
+    """Return the best turn of each passage, followed by the second-best turns that may be quoted.
+
+    Turns whose score is too low for a quote are left out.
+    """
     firsts: list[_QuotableTurn] = []
     seconds: list[_QuotableTurn] = []
     for rank, passage in enumerate(passages):
@@ -227,7 +236,7 @@ def _clean_quote(text: str, known: Collection[str], channels: Collection[str]) -
     """Return ``text`` in a form that is harmless as a quote.
 
     Pings become plain words, code blocks are closed, no link hides its address, and no number looks like a citation.
-    Links that are not in ``known`` are removed: nobody wrote them, they result from cutting or joining texts.
+    Links that are not in ``known`` are removed. Nobody wrote these links: they result from cutting or joining texts.
     """
     text = remove_unknown_links(remove_channel_mentions(remove_pings(text), channels), known)
     return close_code_block(without_citations(text))
@@ -261,9 +270,9 @@ def _score_turns(rarity: Mapping[str, float], turns: Sequence[_Turn]) -> list[fl
 
 
 def _shorten(rarity: Mapping[str, float], text: str) -> str:
-    """Return ``text`` if it is short enough, otherwise its best matching sentences in their order.
+    """Return ``text`` if it is short enough, otherwise its best matching sentences in their original order.
 
-    A code block is either kept whole or replaced by a note.
+    Each code block is kept whole, replaced by a note, or left out.
     """
     limit = MAX_CODE_CHARACTERS if _BLOCK.search(text) else MAX_QUOTE_CHARACTERS
     if len(text) <= limit:
@@ -336,5 +345,5 @@ def _rarity_of_terms(text: str, passages: Sequence[Passage]) -> dict[str, float]
 
 def _overlap(rarity: Mapping[str, float], words: Collection[str]) -> float:
     """Return the sum of the weights of the terms that are in ``words``, from 0 to 1."""
-    # A set has another order in each process, and a plain sum of floats depends on the order. fsum does not.
+    # The order of a set differs between processes. A plain sum of floats depends on the order; fsum does not.
     return math.fsum(rarity[word] for word in rarity.keys() & set(words))

@@ -1,7 +1,7 @@
 """``GeminiModel``: Google's Gemini over REST, through google-generativeai.
 
-The package is no longer maintained (last release in December 2025), so only this module uses it. The model does not
-retry and does not record metrics; ``GuardedModel`` does both.
+The package is no longer maintained (last release in December 2025), so only this module uses it. ``GeminiModel``
+neither retries requests nor records metrics; ``GuardedModel`` does both.
 """
 
 from __future__ import annotations
@@ -26,10 +26,13 @@ with warnings.catch_warnings():
 
 
 class GeminiModel:
-    """A Gemini model. Thread-safe. A process can use only one, because the package stores one key and one address."""
+    """A Gemini model. Thread-safe.
+
+    A process can use only one ``GeminiModel``, because the package stores one key and one address for the process.
+    """
 
     def __init__(self, *, api_key: str, model: str, endpoint: str | None = None) -> None:
-        """Configure the package. ``endpoint``, an address with its scheme, replaces Google's, for a proxy or a stub."""
+        """Configure the package. ``endpoint`` is the address of a proxy or stub, with its scheme; default: Google's."""
         options = {"api_endpoint": endpoint} if endpoint else None
         configure(api_key=api_key, transport="rest", client_options=options)
         self._service = ModelService(

@@ -1,6 +1,7 @@
 """``GenaiModel``: Google's Gemini over REST, through google-genai, the successor of google-generativeai.
 
-Only this module uses the package. The model does not retry and does not record metrics; ``GuardedModel`` does both.
+Only this module uses the package. ``GenaiModel`` neither retries requests nor records metrics; ``GuardedModel`` does
+both.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ class GenaiModel:
     """A Gemini model. Thread-safe."""
 
     def __init__(self, *, api_key: str, model: str, endpoint: str | None = None) -> None:
-        """Create a client. ``endpoint``, an address with its scheme, replaces Google's, for a proxy or a stub."""
+        """Create a client. ``endpoint`` is the address of a proxy or stub, with its scheme; default: Google's."""
         self._service = ModelService(
             name="Gemini", model=model, key_setting="GEMINI_API_KEY", model_setting="GEMINI_MODEL"
         )
-        # Options that are not set here would be read from environment variables.
+        # The package would read options that are not set here from environment variables.
         self._client = genai.Client(
             enterprise=False,
             api_key=api_key,

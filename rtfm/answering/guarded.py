@@ -1,8 +1,9 @@
 """``GuardedModel``: a model whose requests are retried, limited by a budget, and stopped by a circuit breaker.
 
-After a transient failure, a request is retried while time is left: after a backoff with jitter, or after the time that
-the service asks for in a Retry-After header. If too large a share of the requests fails, the circuit opens. While it is
-open, one request per interval is sent as a probe, and all other requests are refused without being sent.
+If a request fails transiently, it is retried while time and attempts are left. The wait before a retry is a backoff
+with jitter, or the time in the Retry-After header of the provider's reply. If too large a share of the requests fails,
+the circuit opens. While the circuit is open, one request per interval is sent as a probe, and all other requests are
+refused without being sent.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from rtfm.errors import ConfigError, Throttled, TransientError, Unavailable
 from rtfm.telemetry import CIRCUIT_STATE, MODEL_REQUESTS, MODEL_SECONDS, MODEL_TOKENS, get_logger
 
 CHARACTERS_PER_TOKEN = 4
-"""Approximate length of a Gemini token in English (https://ai.google.dev/gemini-api/docs/tokens), for estimates."""
+"""Number of English characters in a Gemini token, for estimates (https://ai.google.dev/gemini-api/docs/tokens)."""
 
 SHORTEST_ATTEMPT_S = 0.5
-"""A retry is not started if less time than this would be left for it."""
+"""No retry is planned if this many seconds or less are left until the deadline."""
 
 _STATE_VALUES = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
 
@@ -161,11 +162,11 @@ class GuardedModel:
 
 
 class _FailureClassifier:
-    """Decides which results the circuit breaker counts as failures of the service.
+    """Decides which results the circuit breaker counts as failures of the provider.
 
-    These are errors that another request would probably get, too: no answer, throttling, a refused key or model name,
+    It counts errors that another request would probably get, too: no reply, throttling, a refused key or model name,
     and a reply that is not in the form of the API, for example a proxy's page. Errors that depend on the question, for
-    example a blocked or cut-off answer, do not count.
+    example a blocked or cut-off answer, are not counted.
     """
 
     def is_failure(self, *, result: object, exception: Exception | None) -> bool:

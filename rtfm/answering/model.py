@@ -13,11 +13,14 @@ from rtfm.answering.prompt import Prompt, UnusableAnswer
 from rtfm.errors import ConfigError, RtfmError, Throttled, Unavailable
 
 MAX_OUTPUT_TOKENS = 8_192
-"""This is enough for an answer of a few hundred words and for the model's thinking, which counts as output."""
+"""Largest allowed length of a reply, in tokens.
+
+It is enough for an answer of a few hundred words and for the model's thinking, which counts as output.
+"""
 
 TEMPERATURE = 0.2
 DEFAULT_RETRY_AFTER_S = 5.0
-"""Seconds until a retry if the service throttles requests and does not say how long to wait."""
+"""Seconds until a retry if the provider throttles requests and does not say how long to wait."""
 
 # Finish reasons of Gemini's v1beta API (https://ai.google.dev/api/generate-content#FinishReason) and of OpenAI's API.
 _BLOCKED = {"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "CONTENT_FILTER"}
@@ -26,7 +29,7 @@ _CUT_OFF = {"MAX_TOKENS", "LENGTH"}
 
 @frozen(kw_only=True)
 class Completion:
-    """The reply of a model. The token counts are those that the service reported; None if it reported none."""
+    """The reply of a model. The token counts are those that the provider reported, or None if it reported none."""
 
     text: str
     model: str
@@ -40,9 +43,9 @@ class LanguageModel(Protocol):
     def complete(self, prompt: Prompt, *, timeout_s: float) -> Completion:
         """Return the reply to ``prompt``, which should be JSON in the form of the prompt's ``schema``.
 
-        The form is not checked. Raises Unavailable or Throttled if a retry can help, also after ``timeout_s`` seconds
-        without a reply. Raises ConfigError if the operator must act, ModelNotAsked if no request was sent, and
-        UnusableAnswer if the reply cannot be used.
+        The form is not checked. Raises Unavailable or Throttled if a retry can help, for example if there is no reply
+        within ``timeout_s`` seconds. Raises ConfigError if the operator must act, ModelNotAsked if no request was sent,
+        and UnusableAnswer if the reply cannot be used.
         """
         ...
 
@@ -99,7 +102,7 @@ class ModelService:
         return UnusableAnswer("malformed", f"{self.name}'s reply is not in the form of its API")
 
     def require_text(self, text: str | None, finish_reason: str) -> str:
-        """Return ``text``. Raises UnusableAnswer if the model was cut off or blocked, or if ``text`` is blank."""
+        """Return ``text``. Raises UnusableAnswer if the reply was cut off or blocked, or if ``text`` is blank."""
         reason = finish_reason.upper()
         if reason in _CUT_OFF:
             raise UnusableAnswer("cut_off", f"{self.name}'s reply was cut off at {MAX_OUTPUT_TOKENS} tokens")
@@ -117,7 +120,7 @@ class ModelService:
 
 
 def _retry_after_s(header: str | None) -> float:
-    """Return the seconds in a Retry-After header, or the default if it is a date, invalid, or a day or more."""
+    """Return the seconds in a Retry-After header, or the default if the header has no number from 0 up to a day."""
     try:
         seconds = float(header) if header else DEFAULT_RETRY_AFTER_S
     except ValueError:

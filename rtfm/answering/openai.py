@@ -1,7 +1,7 @@
-"""``OpenAiModel``: any server with OpenAI's chat completions, such as Ollama, vLLM or a gateway.
+"""``OpenAiModel``: a model of any server with OpenAI's chat completions, such as Ollama, vLLM or a gateway.
 
-The API is https://platform.openai.com/docs/api-reference/chat/create, used with structured output. The model does not
-retry and does not record metrics; ``GuardedModel`` does both.
+The API is https://platform.openai.com/docs/api-reference/chat/create, used with structured output. ``OpenAiModel``
+neither retries requests nor records metrics; ``GuardedModel`` does both.
 """
 
 from __future__ import annotations

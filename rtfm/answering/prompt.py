@@ -1,7 +1,7 @@
 """Builds the prompts and parses the model's replies. No I/O.
 
-The sources are part of one JSON document, each with a number. Because JSON escapes their text, no message can end its
-own quotation and continue as instructions.
+The sources are part of one JSON document, each with a number. JSON escapes the text of the messages. Therefore no
+message can end its own quotation and continue as instructions.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ STANDALONE_SCHEMA: Mapping[str, Any] = {
 """The form of a rewritten question."""
 
 _LEAK_RUN_WORDS = 8
-"""An answer that repeats this many consecutive words of the instructions is a leak. That does not happen by chance."""
+"""An answer that repeats this many consecutive words of the instructions is a leak. Chance hardly repeats so many."""
 
 _WORD = re.compile(r"\w+")
 
 
 class UnusableAnswer(RtfmError):
-    """The model's reply cannot be used. ``reason`` says why in one word, which is also the metric label."""
+    """The model's reply cannot be used. ``reason`` is the cause in one word, as in the metric's label."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -98,7 +98,7 @@ class Prompt:
 
 @frozen(kw_only=True)
 class ModelAnswer:
-    """An answer as the model wrote it; its citations and its text are not checked yet."""
+    """An answer as the model wrote it. The text and the citations are not checked yet."""
 
     answer: str
     cited: Sequence[int]
@@ -109,7 +109,7 @@ class ModelAnswer:
 def build(
     question: str, sources: Sequence[Passage], *, files: Sequence[TextFile] = (), language: str | None = None
 ) -> Prompt:
-    """Build the prompt for an answer to ``question``. Texts that exceed the limits above are cut.
+    """Build the prompt for an answer to ``question``. Texts that exceed the limits of this module are cut.
 
     ``sources`` are numbered from 1. ``files`` were attached to the question. ``language`` is the asker's language as an
     IETF BCP 47 tag.
@@ -195,7 +195,7 @@ def _parse_object(text: str) -> dict[str, Any]:
 
 
 def _to_json(document: dict[str, Any]) -> str:
-    # The round trip replaces unpaired surrogates, which UTF-8 cannot encode.
+    # Encoding and decoding the text replaces unpaired surrogates, which UTF-8 cannot encode.
     return json.dumps(document, ensure_ascii=False).encode("utf-8", "replace").decode("utf-8")
 
 

@@ -27,7 +27,7 @@ class Provider:
 
 
 def chosen_provider(settings: Settings) -> Provider | None:
-    """Return the first configured provider, or None if none is configured and all answers are extracts."""
+    """Return the first configured provider. If none is configured, return None; then all answers are extracts."""
     return next((provider for provider in PROVIDERS if provider.is_chosen(settings)), None)
 
 
@@ -46,7 +46,7 @@ def open_model(settings: Settings) -> GuardedModel | None:
     return GuardedModel(provider.open(settings), name=provider.name, policy=policy, budget=open_budget(settings))
 
 
-# Each module is imported only if its provider is used: Google's packages are optional and take over 0.5 s to import.
+# An adapter is imported only if its provider is used: Google's packages are optional and take over 0.5 s to import.
 
 
 def _open_openai(settings: Settings) -> LanguageModel:

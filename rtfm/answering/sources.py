@@ -1,7 +1,7 @@
 """Selects the found messages that the model and the readers may see. No I/O.
 
-Retrieval has already searched only in the visible channels. Here each message is checked again, independently, before
-the model reads it.
+Retrieval has already searched only in the visible channels. This module checks each message again, independently of
+retrieval, before the model reads the message.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def select_usable(passages: Sequence[Passage], query: BotQuery) -> list[Passage]
     seen: set[tuple[str, str]] = set()
     kept = []
     for passage in passages:
-        # A long message is split into parts with the same id, so the content is compared, too.
+        # Retrieval splits a long message into parts with the same id, so the content is compared as well as the id.
         messages = [
             m for m in passage.messages if (m.message_id, m.content) not in seen and _is_usable(m, query, listed)
         ]
@@ -46,7 +46,7 @@ def is_visible(message: PassageMessage | Citation, guild_id: str | None, listed:
 
 
 def without_messages(passages: Sequence[Passage], removed: frozenset[str]) -> list[Passage]:
-    """Return ``passages`` without messages whose ids are in ``removed``, and without passages that are then empty."""
+    """Return ``passages`` without the messages whose ids are in ``removed``. Passages without messages are left out."""
     left = [attrs.evolve(p, messages=[m for m in p.messages if m.message_id not in removed]) for p in passages]
     return [passage for passage in left if passage.messages]
 

@@ -19,10 +19,10 @@ from rtfm.markup import to_plain_name
 from rtfm.scrubbing import scrub
 
 MAX_ANSWER_CHARACTERS = 3_500
-"""A longer answer is cut. This is about two Discord messages, and the prompt asks for short answers."""
+"""Largest allowed length of an answer, in characters: about two Discord messages. A longer answer is cut."""
 
 MAX_MODEL_CHARACTERS = 4 * MAX_ANSWER_CHARACTERS
-"""Only this many characters of a model's answer are read; the rest is ignored."""
+"""Only the first characters of a model's answer, up to this number, are cleaned and shown."""
 
 
 @frozen(kw_only=True)
@@ -36,10 +36,11 @@ class WrittenAnswer:
 def write_answer(
     reply: ModelAnswer, passages: Sequence[Passage], *, question: str, channels: frozenset[str]
 ) -> WrittenAnswer:
-    """Return the cleaned answer of ``reply``, in which number n cites the n-th passage, counted from 1.
+    """Return the cleaned answer of ``reply``. In ``reply``, number n cites the n-th of ``passages``, counted from 1.
 
-    Mentions of channels that are not in ``channels`` become plain words. Raises UnusableAnswer for a reply that cites
-    none of ``passages`` ("uncited"), repeats the instructions ("leak"), or has no words left after cleaning ("empty").
+    In the result, only the cited passages have numbers, again from 1. Mentions of channels that are not in ``channels``
+    become plain words. Raises UnusableAnswer for a reply that cites none of ``passages`` ("uncited"), repeats the
+    instructions ("leak"), or has no words left after cleaning ("empty").
     """
     if leaks_instructions(reply.answer):
         raise UnusableAnswer("leak", "the model's answer repeats its instructions")
@@ -50,7 +51,7 @@ def write_answer(
     numbers = {old: new for new, old in enumerate(used, start=1)}
     known = set().union(*(find_links(m.content) for number in used for m in passages[number - 1].messages))
     text = cleaning.clean(scrub(reply.answer[:MAX_MODEL_CHARACTERS]), numbers, known, channels)
-    text = cleaning.close_code_block(remove_unknown_links(_truncate(text), known))  # a link that was cut is unknown
+    text = cleaning.close_code_block(remove_unknown_links(_truncate(text), known))  # a cut link is not in known
     if not cleaning.has_words(text):
         raise UnusableAnswer("empty", "the model's answer has no words left after cleaning")
     citations = [
@@ -83,7 +84,10 @@ def build_citation(number: int, passage: Passage, message: PassageMessage) -> Ci
 
 
 def _with_dates(text: str, citations: Sequence[Citation]) -> str:
-    """Return ``text`` followed by the dates of its sources, the newest first, unless it contains all these dates."""
+    """Return ``text`` followed by the dates of its sources, the newest first.
+
+    If only one source has a date, or if ``text`` contains all the dates, nothing is added.
+    """
     dated = sorted((c for c in citations if c.created_at is not None), key=lambda c: -(c.created_at or 0))
     dates = [(c.number, f"{to_datetime(c.created_at):%Y-%m-%d}") for c in dated if c.created_at is not None]
     if len(dates) < 2 or all(date in text for _, date in dates):

@@ -1,7 +1,7 @@
 """Sends questions to ``bot-queries`` after storing them in the archive as open questions.
 
-Therefore every query in Kafka that the bot sent has a row in the archive. The bot compares responses with that row, and
-posts only those that match.
+Therefore the archive has a row for every query that the bot sent to Kafka. The bot compares each response with the row
+of its query, and posts only responses that match.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class OpenQuestionSender:
     ) -> None:
         """Store ``event`` if it is a query, then send it. Raises Unavailable if the archive does not answer.
 
-        Can block while the archive is written, or until the sender has room for the event.
+        Can block while the query is written to the archive, or until the sender has room for the event.
         """
         if isinstance(event, BotQuery):
             self._archive.questions.open(event, now=self._clock_ms())

@@ -1,8 +1,8 @@
 """The Discord client: listens to the gateway and publishes messages and questions as events.
 
-Messages, edits and deletions are published in the order in which Discord sends them, because no handler awaits anything
-before it publishes one of them. A question to the bot is published as a query and not as a message. If it were in the
-archive, searches for its answer would rank the question itself above the answer.
+Messages, edits and deletions are published in the order in which Discord sends them. For this order, the client awaits
+nothing between receiving one of them and publishing it. A question to the bot is published as a query and not as a
+message. If a question were in the archive, a search for its answer would rank the question itself above the answer.
 """
 
 from __future__ import annotations
@@ -162,7 +162,10 @@ class RtfmClient(discord.Client):
         self._publish_deletions(sorted(payload.message_ids), payload.channel_id, payload.guild_id)
 
     async def on_error(self, event_method: str, /, *args: Any, **kwargs: Any) -> None:
-        """Log that a handler failed. The event is not logged because it contains what people wrote."""
+        """Log that a method for an event of Discord failed.
+
+        The event contains what people wrote, so it is not logged.
+        """
         error = sys.exc_info()[1]
         log.error("handling an event from Discord failed", handler=event_method, error=f"{type(error).__name__}")
         log.debug("traceback", exc_info=True)
@@ -227,10 +230,10 @@ class RtfmClient(discord.Client):
             )
 
     async def _find_only_guild(self, person: discord.abc.User) -> discord.Guild | None:
-        """Return the guild about which ``person`` asks in a direct message, or None if it is unclear.
+        """Return the guild about which ``person`` asks in a direct message, or None if that is unclear.
 
-        It is clear only if the bot is in exactly one guild and ``person`` is a member of that guild. People who left a
-        guild can no longer read its messages and must not get them from the bot.
+        The guild is clear only if the bot is in exactly one guild and ``person`` is a member of this guild. People who
+        left a guild can no longer read its messages and must not get them from the bot.
         """
         if len(self.guilds) != 1:
             return None

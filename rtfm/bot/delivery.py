@@ -1,15 +1,15 @@
 """Posts a ``BotResponse`` as one reply on Discord. A long reply has several parts.
 
 A response is posted only if it matches an open question of this bot in the archive. All other responses are counted and
-skipped. A response to the asker alone is sent by direct message. Before each part is posted, the archive is asked
-whether a message that the answer uses was removed.
+skipped. A response to the asker alone is sent by direct message. Before each part of an answer is posted, the archive
+is asked whether a message that the answer uses was removed.
 
-Each question gets one reply, even if its response is delivered again after a crash:
+A question gets one reply, even if its response is delivered again after a crash:
 
 - Each posted part is recorded in the archive, and the question is closed after the last part.
 - Each part has a nonce. For some minutes, Discord does not post a second part with the same nonce.
-- After that time, the channel's history is searched for parts that were posted. This requires the permission to read
-  the history; without it, a part can be posted twice.
+- After these minutes, the channel's history is searched for parts that were posted. If the bot lacks the permission to
+  read the history, a part can be posted twice.
 
 The caller must commit the response after ``deliver`` returns.
 """
@@ -37,10 +37,10 @@ from rtfm.telemetry import IGNORED_EVENTS, RESPONSES_DELIVERED, get_logger
 log = get_logger(__name__)
 
 NONCE_VALID_MS = 60_000
-"""For this long, Discord is trusted to drop a repeated part. Discord checks nonces for "the past few minutes"."""
+"""Discord is trusted to drop a repeated part for this many milliseconds. It checks nonces of "the past few minutes"."""
 
 _MAX_SEARCHED_MESSAGES = 1_000
-_TIMEOUT_S = 15.0  # of a whole reply; a shutdown waits for unfinished replies, and its grace period is longer
+_TIMEOUT_S = 15.0  # for a whole reply; less than the time for which a shutdown waits for unfinished replies
 _CLOCK_SKEW_MS = 60_000
 _OUTCOMES_WITH_ANSWER = (Outcome.ANSWERED, Outcome.EXTRACTED)
 
@@ -61,15 +61,15 @@ class ReplyDelivery:
         """Post ``response`` as a reply, or count why it was skipped.
 
         Raises Unavailable if Discord or the archive does not answer. Also raises Unavailable if the gateway is not
-        connected, because the permissions that the client knows may then be outdated. Whatever a response contains, it
-        causes no other error. Otherwise anyone who can write to the topic could stop the bot.
+        connected, because the permissions that the client knows may then be outdated. No content of a response may
+        cause another error. Otherwise anyone who can write to the topic could stop the bot.
         """
         if response.outcome is Outcome.UNKNOWN:
             IGNORED_EVENTS.labels(RESPONSES, "unknown_outcome").inc()
             return
         question = await asyncio.to_thread(self._archive.questions.find, response.query_id)
         if question is None:
-            # Another service or `rtfm-cli ask` asked the question, it is answered already, or the response is forged.
+            # `rtfm-cli ask` or another program asked, the question is answered already, or the response is forged.
             IGNORED_EVENTS.labels(RESPONSES, "no_open_question").inc()
             return
         if (field := _find_differing_field(question, response)) is not None:
@@ -134,7 +134,7 @@ class ReplyDelivery:
             return "already_there"
         for number, part in enumerate(parts[done:], start=done):
             self._check_gateway()
-            # A message may have been removed while posted parts were searched for or a rate limit was waited for.
+            # A message may have been removed during the search for posted parts or the wait for a rate limit.
             if result == "posted" and await self._has_removed_source(response):
                 result = "removed"
                 if number:
@@ -157,7 +157,7 @@ class ReplyDelivery:
         try:
             return bool(await asyncio.to_thread(self._archive.removals.find_removed, source_message_ids(response)))
         except InvalidEvent:
-            return True  # PostgreSQL cannot store one of the ids, so no archived message has that id
+            return True  # PostgreSQL cannot store one of the ids, so the archive has no message with this id
 
     async def _record_part(self, response: BotResponse, part: int, posted: discord.Message) -> None:
         await asyncio.to_thread(

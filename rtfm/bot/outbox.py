@@ -1,9 +1,9 @@
 """Queues events between Discord's event loop and Kafka.
 
-``offer`` never blocks. One thread sends the events in order, and keeps each event until a broker has acknowledged it.
-Events that failed are sent again in their order, once every other sent event was acknowledged or has failed. While
-Kafka or the registry is down, the outbox fills. When the outbox is full, new events are dropped and counted, and the
-bot is not ready.
+``offer`` does not wait for Kafka. One thread sends the events in order. It keeps each event until a broker has
+acknowledged it, or drops an event that cannot be sent at all. When no sent event awaits its acknowledgement, the events
+that failed are sent again in their order. While Kafka or the registry is down, the outbox fills. When the outbox is
+full, new events are dropped and counted, and the bot is not ready.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Outbox:
         self._thread.start()
 
     def offer(self, topic: str, event: DiscordMessage | BotQuery) -> bool:
-        """Queue ``event`` without blocking. Return False if the outbox is full, so that ``event`` was dropped."""
+        """Queue ``event`` without waiting for Kafka. Return False if the outbox is full and ``event`` was dropped."""
         with self._changed:
             if self._size() >= self._limit:
                 IGNORED_EVENTS.labels(topic, "outbox_full").inc()
@@ -96,7 +96,7 @@ class Outbox:
             return self._problem
 
     def close(self, timeout_s: float) -> int:
-        """Wait up to ``timeout_s`` for all acknowledgements, then stop. Return how many events are unacknowledged."""
+        """Wait up to ``timeout_s`` for all acknowledgements, then stop. Return how many events have none."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
             self._changed.wait_for(lambda: not self._size(), timeout=max(0.0, deadline - time.monotonic()))
@@ -118,8 +118,8 @@ class Outbox:
             try:
                 self._sender.send(queued.topic, queued.event, on_delivery=partial(self._on_delivery, queued))
             except PermanentError as exc:
-                # Another attempt would fail in the same way.
-                log.error(  # noqa: TRY400 - the error's text says everything; a traceback adds nothing
+                # Another attempt would fail in the same way, so the event is dropped.
+                log.error(  # noqa: TRY400 - a traceback would add nothing to the error's text
                     "event cannot be sent, dropped", topic=queued.topic, error=str(exc)
                 )
                 IGNORED_EVENTS.labels(queued.topic, "unsendable").inc()

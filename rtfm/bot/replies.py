@@ -1,8 +1,8 @@
 """Formats a response as the text of one or more Discord messages, called parts. No I/O.
 
-Each part has fewer than 2,000 characters. If a code block continues in the next part, it is closed in the first part
-and opened again in the second. A link is cut only if it is longer than a part. Who may read the answer is decided
-elsewhere.
+Each part has fewer than 2,000 characters. If a code block does not fit into a part, it is closed at the end of the part
+and opened again in the next part. A link is cut only if it is longer than a part. Who may read the answer is decided in
+``visibility``.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from rtfm.events import BotResponse, Citation, Outcome, OutcomeReason, to_dateti
 from rtfm.markup import escape_markup, to_plain_name
 
 PART_LIMIT = 1_999
-"""The limit for a part, in UTF-16 units.
+"""Largest allowed length of a part, in UTF-16 units.
 
-Discord's limit is 2,000 characters. Discord does not document how it counts characters; no way of counting gives more
-than UTF-16 units.
+Discord's limit is 2,000 characters. Discord does not document whether it counts code points or UTF-16 units; a text has
+at least as many UTF-16 units as code points.
 """
 
 NONCE_LENGTH = 24
@@ -29,7 +29,8 @@ NONCE_LENGTH = 24
 
 _FENCE = "```"
 _LANGUAGE = re.compile(r"```([\w+#.-]{1,20})\s*$")
-_FENCE_OVERHEAD = 2 * len(_FENCE) + 20 + 2  # an opening fence with its language, a closing fence, and two line ends
+# Length of an opening fence with its language, a closing fence, and two line ends.
+_FENCE_OVERHEAD = 2 * len(_FENCE) + 20 + 2
 # An atom is a link with its text, an address, a mention, an emoji or a word. Atoms that fit into a part are not cut.
 _ATOM = re.compile(r"\[[^\]\n]{1,200}\]\(<?[^)\s]+>?\)|<[^<>\s]+>|\S+|\s+")
 
@@ -63,7 +64,7 @@ def outcome_text(outcome: Outcome) -> str:
 def nonce(query_id: str, part: int) -> str:
     """Return the nonce of a part.
 
-    The nonce follows from the arguments alone. If a part is sent a second time within minutes, Discord recognises it.
+    The nonce depends on the arguments alone. Therefore Discord recognises a part that is sent again within minutes.
     """
     digest = hashlib.sha256(f"{query_id}/{part}".encode()).digest()
     return base64.b32encode(digest).decode("ascii")[:NONCE_LENGTH]
@@ -78,7 +79,7 @@ def split(text: str, limit: int = PART_LIMIT) -> list[str]:
     parts: list[str] = []
     lines: list[str] = []
     size = 0  # units of the lines, including line ends
-    fence = ""  # the line that opened the current code block; the next part opens it again
+    fence = ""  # the line that opens the current code block; the next part begins with this line
     for line in strip_invisible(text).split("\n"):  # str.splitlines would also split where Discord does not
         for piece in _pieces(line, limit - _FENCE_OVERHEAD):
             after = _open_fence_after(fence, piece)
@@ -105,7 +106,7 @@ def _source_line(citation: Citation) -> str:
 
 
 def _pieces(line: str, limit: int) -> Iterator[str]:
-    """Split ``line`` between atoms into pieces of at most ``limit`` UTF-16 units. An atom that is longer is cut."""
+    """Split ``line`` between atoms into pieces of at most ``limit`` UTF-16 units. A longer atom is cut."""
     if _utf16_units(line) <= limit:
         yield line
         return

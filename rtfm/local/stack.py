@@ -1,8 +1,9 @@
 """Runs Kafka, a schema registry, Chroma and PostgreSQL as processes of this machine, without Docker.
 
-In ``RTFM_HOME``, this module owns ``data/`` with a folder for each service, ``log/``, ``cache/`` for downloads, and
-``run/`` with the addresses, ports and process ids. It stops only processes that it started, which it recognises by
-process id and start time. If a service was killed, ``up`` starts it again with its data.
+In ``RTFM_HOME``, this module owns ``data/`` with a folder for each of these dependencies, ``log/``, ``cache/`` for
+downloads, and ``run/`` with the addresses, ports and process ids. It stops only processes that it started. It
+recognises these processes by process id and start time. If a dependency was killed, ``up`` starts it again with its
+data.
 """
 
 from __future__ import annotations
@@ -39,23 +40,26 @@ ORPHANS_TIMEOUT_S = 10.0
 """Seconds to wait for the child processes of a killed PostgreSQL. They end by themselves, some only after a query."""
 
 PORT_RELEASE_TIMEOUT_S = 5.0
-"""A killed process counts as ended when its first thread has ended, but keeps its ports until its last one has."""
+"""Seconds to wait until a killed process has released its ports.
+
+The process counts as ended when its first thread has ended, but it keeps its ports until its last thread has ended.
+"""
 
 MIN_FREE_BYTES = 200_000_000
-"""Free disk space that the services need to start: 60 MB for PostgreSQL, the rest for Kafka's segments and for logs."""
+"""Free disk space that a start needs, in bytes: 60 MB for PostgreSQL, the rest for Kafka's segments and for logs."""
 
 MAX_LOG_BYTES = 10_000_000
-"""If the log of a service is longer, it is renamed to ``.log.1`` when the service starts."""
+"""If a log is larger than this many bytes when its dependency starts, the log is renamed to ``.log.1``."""
 
 _PORT_TRIES = 3
-"""Attempts to find free ports. If two stacks choose the same ports at the same moment, the slower one tries again."""
+"""Number of attempts to find free ports. If two stacks choose the same port at once, the slower stack tries again."""
 
 _POLL_S = 0.05
 
 
 @frozen(kw_only=True)
 class ServiceStatus:
-    """The status of one service: ``state`` is ``running``, ``not answering`` or ``stopped``."""
+    """The status of one dependency: ``state`` is ``running``, ``not answering`` or ``stopped``."""
 
     name: str
     state: str
@@ -64,11 +68,15 @@ class ServiceStatus:
 
 
 class _PortTaken(Unavailable):
-    """Another program took a service's port after it was chosen and before the service started."""
+    """Another program took a port after it was chosen for a dependency and before the dependency used it."""
 
 
 class LocalStack:
-    """The four services of one home folder. Stacks in several threads or processes with the same folder take turns."""
+    """The four dependencies, with their data in one home folder.
+
+    If several threads or processes have a stack with the same home folder, their calls of ``up`` and ``down`` take
+    turns.
+    """
 
     def __init__(
         self,
@@ -95,18 +103,18 @@ class LocalStack:
         ports: Mapping[str, int] | None = None,
         progress: artifacts.Progress | None = None,
     ) -> list[ServiceStatus]:
-        """Start the services that do not run and wait until all answer; a second call changes nothing.
+        """Start the dependencies ``names`` that do not run, and wait until all of ``names`` answer.
 
-        ``ports`` maps services to ports that they must use. A service that is not in ``ports`` gets the first of these
-        that is free: the port that it had before, its default port, or any other port. If another program takes the
-        chosen port before the service does, the service gets a new one. Raises ConfigError if a given port is taken, a
-        download is corrupted or the disk is full, and Unavailable if a service ends or does not answer within 90 s.
+        ``ports`` maps dependencies to ports that they must use. A dependency that is not in ``ports`` gets the first
+        free port of these: the port that it had before, its default port, any other port. If another program takes the
+        chosen port first, the dependency gets a new port. Raises ConfigError if a given port is taken, a download is
+        corrupted or the disk is full, and Unavailable if a dependency ends or does not answer within 90 s.
         """
         with self._lock_home():
             running = {name: entry for name in names if (entry := self._running_entry(name))}
             self._check_ports_unchanged(running, ports or {})
             with ThreadPoolExecutor(len(SERVICES)) as pool:
-                # A service that was killed a moment ago may still be listed as running.
+                # A process that was killed a moment ago may still be listed as running, so all of them must answer.
                 answering = list(pool.map(self._wait_until_answering, running, running.values()))
             missing = [name for name in names if not dict(zip(running, answering, strict=True)).get(name)]
             if missing:
@@ -123,23 +131,23 @@ class LocalStack:
         return self.status()
 
     def down(self, names: Sequence[str] = SERVICES) -> list[str]:
-        """Stop the services that this folder's stack started and return their names. The data stays."""
+        """Stop the dependencies that this home folder's stack started, and return their names. The data stays."""
         with self._lock_home():
             running = [name for name in names if self._running_entry(name)]
             with ThreadPoolExecutor(len(SERVICES)) as pool:
                 list(pool.map(self._stop, running))
-            with suppress(OSError):  # the disk may be full; without this change an ended process is recognised, too
+            with suppress(OSError):  # if the disk is full, the entries stay; an ended process is recognised anyway
                 for name in names:
                     self._save_entry(name, None)
             return running
 
     def status(self) -> list[ServiceStatus]:
-        """Return the status of each of the four services, after checking whether it answers."""
+        """Return the status of each of the four dependencies, after checking whether it answers."""
         with ThreadPoolExecutor(len(SERVICES)) as pool:
             return list(pool.map(self._status, SERVICES))
 
     def log_path(self, name: str) -> Path:
-        """Return the log file of the service ``name``."""
+        """Return the log file of the dependency ``name``."""
         return self.home / "log" / f"{name}.log"
 
     def _status(self, name: str) -> ServiceStatus:
@@ -150,10 +158,10 @@ class LocalStack:
         return ServiceStatus(name=name, state=state, address=entry["address"], pid=entry["pid"])
 
     def _start_all(self, names: Sequence[str], given: Mapping[str, int], tries: int) -> list[str]:
-        """Start the services ``names`` in parallel; return those whose port another program took before they started.
+        """Start the dependencies ``names`` in parallel, and return those whose port another program took.
 
-        Raises the error of a service that cannot start. A taken port is also raised as an error if the port was
-        ``given``, or if this is the last of _PORT_TRIES ``tries``.
+        Raises the error of a dependency that cannot start. Raises ``_PortTaken`` if the taken port was ``given``, or if
+        this is the last of _PORT_TRIES ``tries``.
         """
         chosen = self._choose_ports(names, given, PORT_RELEASE_TIMEOUT_S if tries == 1 else 0)
         with ThreadPoolExecutor(len(SERVICES)) as pool:
@@ -216,9 +224,9 @@ class LocalStack:
         )
 
     def _wait_until_answering(self, name: str, entry: dict[str, Any]) -> bool:
-        """Wait until the service answers and return True, or False if its process ends.
+        """Wait until the dependency ``name`` answers and return True, or False if its process ends.
 
-        If neither happens within 90 s, stops the service and raises Unavailable.
+        If neither happens within 90 s, stops the process and raises Unavailable.
         """
         deadline = self._clock() + START_TIMEOUT_S
         while not (services.is_answering(name, entry["port"]) and _is_listening(entry)):
@@ -240,7 +248,10 @@ class LocalStack:
             return services.find_reason(log.read().decode("utf-8", errors="replace"))
 
     def _end_orphans(self, name: str, data_dir: Path) -> None:
-        """Wait until the child processes of a killed service end. If ``up`` was killed during a start, kill them."""
+        """Wait until the child processes of a killed process end.
+
+        If ``up`` was killed while it started the dependency, its processes are killed.
+        """
         was_starting = "begun" in self._read_state().get(name, {})
         deadline = self._clock() + ORPHANS_TIMEOUT_S
         while orphans := _find_processes_in(data_dir):
@@ -319,7 +330,7 @@ class LocalStack:
                     )
                 chosen[name] = given[name]
                 continue
-            # Clients know the port that the service had, so it keeps that one unless another program uses it.
+            # Clients know the previous port, so the dependency keeps it unless another program uses it.
             previous = remembered.get(name)
             if previous is not None and previous not in others and self._wait_until_free(previous, wait_s):
                 continue
@@ -330,7 +341,7 @@ class LocalStack:
         return chosen
 
     def _wait_until_free(self, port: int, wait_s: float) -> bool:
-        """Return whether ``port`` is free, at the latest after ``wait_s``."""
+        """Wait up to ``wait_s`` until ``port`` is free, and return whether it is free."""
         deadline = self._clock() + wait_s
         while not (is_free := services.is_port_free(port)) and self._clock() < deadline:
             self._sleep(_POLL_S)
@@ -377,7 +388,10 @@ class LocalStack:
 
 
 def _find_process(entry: dict[str, Any] | None) -> psutil.Process | None:
-    """Return the running process of a state entry, or None if it ended or another program has its process id now."""
+    """Return the running process of a state entry, or None if the process has ended.
+
+    Another process may have the same process id since then; it is recognised by its start time.
+    """
     if not entry:
         return None
     try:
@@ -389,13 +403,14 @@ def _find_process(entry: dict[str, Any] | None) -> psutil.Process | None:
 
 
 def _is_listening(entry: dict[str, Any]) -> bool:
-    """Return whether the service itself listens on its port, because another program may answer there."""
+    """Return whether the dependency itself listens on its port, and not another program."""
     try:
         process = psutil.Process(entry["pid"])
         try:
             connections = process.net_connections("tcp")
         except psutil.AccessDenied:
-            # Not root: this is a process of another user, or one of ours that has ended and so has no command line.
+            # This user may not read the connections. Either the process runs as another user, and is taken to listen,
+            # or it is a process of this user that has ended. A process that has ended has no command line.
             return bool(process.cmdline())
     except psutil.NoSuchProcess:
         return False
@@ -403,7 +418,7 @@ def _is_listening(entry: dict[str, Any]) -> bool:
 
 
 def _find_processes_in(data_dir: Path) -> list[psutil.Process]:
-    """Return the processes of the services' programs that have their working folder in ``data_dir``."""
+    """Return the processes whose working folder is in ``data_dir`` and that run a program of a dependency."""
     return [
         process
         for process in psutil.process_iter(["cwd", "name", "status"])

@@ -152,9 +152,9 @@ def replay(
     Each record goes back to its topic and partition. Replay dead letters once their cause is fixed.
 
     Refuses dead letters that still cannot be decoded, were replayed or discarded before, failed more than three times,
-    or crashed the processor; --force replays them. Always refuses dead letters that were erased with `rtfm-cli forget`
-    or written by another program. Each dead letter is marked as replayed in the transaction of its replay. Exits with
-    1 if an ID that you named was refused.
+    or crashed the processor; --force replays these, too. Even with --force, refuses dead letters that were erased with
+    `rtfm-cli forget` or written by another program. Each dead letter is marked as replayed in the transaction of its
+    replay. Exits with 1 if an ID that you named was refused.
     """
     selected = build_change_filter(given, ids, all_)
     rules = ReplayRules(contracts=open_contracts(settings), force=force, is_erased=_build_erasure_check(settings))
@@ -188,7 +188,10 @@ def discard(ids: tuple[str, ...], all_: bool, yes: bool, settings: Settings, as_
 
 
 def _read_erasures(settings: Settings) -> Erasures:
-    """Return the erasures of the archive; none if there is no archive yet. Raises Unavailable if PostgreSQL is down."""
+    """Return the erasures that the archive lists, or none if there is no archive yet.
+
+    Raises Unavailable if PostgreSQL does not answer.
+    """
     from rtfm.knowledge.archive import Erasures, SqlArchive  # the base install lacks these packages
 
     with closing(SqlArchive(settings.database_url)) as archive:
@@ -253,7 +256,7 @@ def _print_decisions(
             items.append({"id": letter.id, "topic": letter.topic, "action": action, "reason": decision.refusal})
             if yes and not as_json and len(items) % 1000 == 0:
                 echo(f"{len(items)} dead letters", err=True)
-    except Unavailable as exc:  # raised again after the report on what was done before
+    except Unavailable as exc:  # raised again after the report on the dead letters that were already changed
         broken = exc
     refusals = sum(item["action"] == "refused" for item in items)
     if as_json:

@@ -1,4 +1,4 @@
-"""Converts a dead letter for display: to a row of `dlq list --json`, bytes to text, times to text."""
+"""Converts dead letters for display: a dead letter to a row of `dlq list --json`, and bytes and times to text."""
 
 from __future__ import annotations
 

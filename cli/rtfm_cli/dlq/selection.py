@@ -45,13 +45,13 @@ def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--until",
             "until_ms",
             type=time_param,
-            help="Only dead letters written before this time, or longer ago: 2026-11-24T10:00 or 1d.",
+            help="Only dead letters written before this time: 2026-11-24T10:00, or 1d for one day ago.",
         ),
         click.option(
             "--since",
             "since_ms",
             type=time_param,
-            help="Only dead letters written since this time, or this long ago: 2026-11-24T10:00 or 2h.",
+            help="Only dead letters written since this time: 2026-11-24T10:00, or 2h for two hours ago.",
         ),
         click.option("--key", help="Only records with this key."),
         click.option("--stage", type=click.Choice(_STAGES, case_sensitive=False), help="Only failures of this stage."),
@@ -63,12 +63,12 @@ def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def has_filter(given: Mapping[str, Any]) -> bool:
-    """Whether one of the filter options was given."""
+    """Return whether at least one of the filter options was given."""
     return any(value is not None for value in given.values())
 
 
 def build_filter(given: Mapping[str, Any], ids: Collection[str], *, state: str) -> LetterFilter:
-    """Build the filter of the options. A dead letter that is named by its ID is selected in every state."""
+    """Build the filter that the options ask for. If IDs are given, dead letters in every state are selected."""
     states = STATES if state == "all" or ids else (state.upper(),)
     key = given.get("key")
     return LetterFilter(
@@ -79,7 +79,7 @@ def build_filter(given: Mapping[str, Any], ids: Collection[str], *, state: str) 
 
 
 def build_change_filter(given: Mapping[str, Any], ids: Collection[str], all_: bool) -> LetterFilter:
-    """Build the filter of a command that changes dead letters.
+    """Build the filter for a command that changes dead letters.
 
     Raises UsageError if nothing is selected, or if both IDs and --all are given.
     """

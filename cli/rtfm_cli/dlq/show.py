@@ -133,7 +133,10 @@ def decode_letter(letter: Letter, contracts: Contracts) -> DecodedValue:
 
 
 def hex_dump(value: bytes, position: int | None) -> list[str]:
-    """Return lines of sixteen bytes: around ``position``, with a pointer to it, or from the start if it is None."""
+    """Return lines of sixteen bytes each, around ``position`` and with a pointer to it.
+
+    If ``position`` is None, return the first lines.
+    """
     at = 0 if position is None else position
     first = max(0, at // _ROW - _ROWS_AROUND) if position is not None else 0
     last = (at // _ROW if position is not None else 2 * _ROWS_AROUND) + _ROWS_AROUND
