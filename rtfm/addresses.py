@@ -31,7 +31,7 @@ def redact_address(address: str) -> str:
     scheme, separator, rest = address.partition("://")
     if not separator:
         return NOT_SHOWN if may_hold_secret(address) else address
-    # A password may itself contain an @, so split at the last one.
+    # A password may itself contain an @, so the text is split at the last @.
     user, _, place = rest.rpartition("@")
     place, _, _ = _QUERY_START.sub("\0", place).partition("\0")
     authority, slash, path = place.partition("/")
@@ -52,8 +52,8 @@ def secrets_in(address: str) -> Iterator[str]:
     """Yield the secrets in ``address``, each as it is written and also percent-decoded.
 
     The secrets are the password, and the values of query parameters whose names suggest a password, token or key. A
-    user without a password counts as a secret too, because it may be a token. In PostgreSQL's addresses it is only a
-    name.
+    user without a password counts as a secret too, because it may be a token. In an address of PostgreSQL, the user is
+    only a name and never counts as a secret.
     """
     scheme, separator, rest = address.partition("://")
     if not separator:

@@ -1,8 +1,9 @@
 """Removal of characters that are not safe to show on Discord or on a terminal. Pure.
 
-These are control characters, marks that change the direction of text, and lone surrogates. Python and editors also
-recognise Unicode line ends that Discord does not (U+2028, U+2029, U+0085, …). These become spaces, so that one line on
-Discord stays one line.
+The removed characters are control characters, marks that change the direction of text, and lone surrogates.
+
+Python and editors also recognise Unicode line ends that Discord does not recognise (U+2028, U+2029, U+0085, …). Such a
+line end becomes a space, so that one line on Discord stays one line.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ def to_one_line(text: str) -> str:
 def escape_unprintable(text: str, *, newlines: bool = False) -> str:
     r"""Return ``text`` with an escape, such as ``\x1b``, for each character that a terminal would obey or not show.
 
-    Line feeds and tabs are escaped too, unless ``newlines`` is true. Otherwise a value could begin a line in the output
-    that looks like a line of the program itself.
+    Line feeds and tabs are escaped too, unless ``newlines`` is true. A value with an unescaped line feed could begin a
+    line in the output that looks like a line of the program itself.
     """
     if text.isprintable():
         return text

@@ -18,8 +18,8 @@ Answer = TypeVar("Answer")
 def run_within(bound_s: float, request: Callable[[], Answer]) -> Answer:
     """Call ``request`` in a daemon thread, and return what it returns or raise what it raises.
 
-    Raises TimeoutError if ``request`` takes longer than ``bound_s`` seconds. Its thread then continues, and its result
-    is discarded.
+    Raises TimeoutError if ``request`` takes longer than ``bound_s`` seconds. The daemon thread then continues, and the
+    result of ``request`` is discarded.
     """
     answer: Future[Answer] = Future()
 

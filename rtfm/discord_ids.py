@@ -1,7 +1,7 @@
 """Creation times and message links from Discord's ids. Pure.
 
-An id is a snowflake: its upper 42 bits are the milliseconds from Discord's epoch to its creation (Discord's API
-reference, "Snowflakes").
+An id is a snowflake: its upper 42 bits are the milliseconds from Discord's epoch to the creation of the id (Discord's
+API reference, "Snowflakes").
 """
 
 from __future__ import annotations

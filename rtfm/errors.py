@@ -1,4 +1,4 @@
-"""The errors that one package raises and another handles. Their class says who must act and whether a retry can help.
+"""Errors that one package raises and another handles. An error's class says who must act and if a retry can help.
 
 A module that uses a library translates the library's exceptions to these with ``raise … from exc``, so that its callers
 need not know the library. The message of each error is one line for the person who must act. It says what is wrong and

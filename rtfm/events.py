@@ -39,7 +39,7 @@ MAX_TIMESTAMP = TimestampMillis(253_402_300_799_999)
 """The first and the last millisecond of the years 1 to 9999, the range of Python's and SQL's calendars."""
 
 MAX_AHEAD_MS = 60_000
-"""Milliseconds by which ``observed_at`` may be later than the clock of the process that checks it."""
+"""``observed_at`` may be at most this many milliseconds later than the present time of the process that checks it."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -90,7 +90,7 @@ class MessageChange(StrEnum):
 
 
 class MessageSource(StrEnum):
-    """Where a message event comes from. Readers treat UNKNOWN like OTHER."""
+    """Where a DiscordMessage comes from. Readers treat UNKNOWN like OTHER."""
 
     UNKNOWN = "UNKNOWN"
     GATEWAY = "GATEWAY"
@@ -320,9 +320,10 @@ def find_broken_rule(event: Any, *, now: TimestampMillis) -> BrokenRule | None:
 
 
 def find_broken_rules(event: Any, *, now: TimestampMillis) -> Iterator[BrokenRule]:
-    """Yield every field of ``event`` that breaks a rule, with the same arguments as ``find_broken_rule``.
+    """Yield every field of ``event`` that breaks a rule for ids or times.
 
-    A list of ids or times is yielded once, even if several of its items break the rule.
+    The arguments are those of ``find_broken_rule``. A list of ids or times is yielded once, even if several of its
+    items break the rule.
     """
     yield from _check_part(event, "", _snowflake_reason(event))
     observed_at = getattr(event, "observed_at", None)

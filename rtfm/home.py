@@ -1,7 +1,8 @@
 """The access rights of ``RTFM_HOME``. The folder contains passwords, Kafka's logs and people's messages.
 
-Only the folder's owner may use it: its mode is 0700. If other users have rights to the folder, these rights are removed
-and a line is logged. The modes of the files in the folder are not changed.
+Only the folder's owner may use it: its mode should be 0700. If other users have rights to the folder, these rights are
+removed and a line is logged, with the exceptions that ``restrict_to_owner`` lists. The modes of the files in the folder
+are not changed.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def restrict_to_owner(home: Path) -> None:
     path = home.resolve()
     if mode & stat.S_ISVTX or path == Path(path.anchor) or path == Path.home().resolve():
         _log.warning(
-            "RTFM_HOME is open to other users; set it to a folder of its own", folder=str(path), mode=f"{mode:04o}"
+            "RTFM_HOME is open to other users; set it to a separate folder",
+            folder=str(path),
+            mode=f"{mode:04o}",
         )
         return
     with suppress(OSError):

@@ -1,14 +1,15 @@
 """Links in untrusted text: finding them, and removing those that are not known. Pure.
 
-Everything counts as a link that Discord shows as a link:
+These texts count as links, because Discord shows them as links:
 
-- ``https://`` and what follows, even right after a letter or a digit
+- ``http://`` or ``https://`` and the text after it, even right after a letter or a digit
 - a masked link ``[words](address)``, even if the words contain brackets or line breaks
-- ``<scheme:/…>``
-- an invite without a scheme
+- ``<scheme:/…>``, with any scheme
+- an invite without a scheme, such as ``discord.gg/…``
 
-Addresses that other programs show as links, such as ``www.…`` and ``mailto:…``, count too. The time is proportional to
-the length of the text.
+Addresses that other programs show as links, such as ``www.…`` and ``mailto:…``, count too.
+
+The time is proportional to the length of the text.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ _LINK_START = re.compile(
     r"|discord(?:app)?\.(?:gg|gift|new|com\\?/(?:invite|gifts|template))\\?/",
     re.IGNORECASE,
 )
-# A quotation mark in or before the host name is part of the address. After the host name it ends the address.
+# A quotation mark before the first /, ? or # of this text is part of the address. A later quotation mark ends the
+# address.
 _ADDRESS_REST = re.compile(f'[^\\s<>\\[\\]|/?#{OPEN}{CLOSE}]*+[^\\s<>\\[\\]|"`{OPEN}{CLOSE}]*+')
 _HOST_END = re.compile(r"[/\\?#]")
 _SCHEME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+.-")
@@ -57,7 +59,7 @@ class _Address:
     end: int
     close: int
     after: int
-    """The position after the whole link, which for a masked link includes its last parenthesis."""
+    """The position after the whole link. A masked link ends with its closing parenthesis."""
 
 
 def find_links(text: str) -> set[str]:
@@ -66,11 +68,18 @@ def find_links(text: str) -> set[str]:
 
 
 def remove_unknown_links(text: str, known: Collection[str] = ()) -> str:
-    """Return ``text`` with each address that is not in ``known`` replaced by a note, also in code blocks.
+    """Return ``text`` with a note in place of each address that is not in ``known``, also in code blocks.
 
     ``known`` contains addresses as ``find_links`` returns them. An address with an account before its host is removed
-    even if it is known, because ``https://docs.example@evil.example`` leads to the second host name. A masked link is
-    replaced by its words, followed by its address if the address is known.
+    even if it is known, because ``https://docs.example@evil.example`` leads to the second host name.
+
+    A masked link gets no note. It is replaced by its words, and by its address after them if the address is known. If
+    the words are a number, the link is a citation: the number stays in its brackets, and the address is removed even if
+    it is known.
+
+    If a link is removed, the text before and after it may form a new link. Removal is therefore repeated. If links are
+    still found after ``_MAX_ROUNDS`` rounds, a space is added after every ``:`` and before and after every ``/`` of the
+    text, even in known addresses.
     """
     for _ in range(_MAX_ROUNDS):  # when a link is removed, the text before and after it may form a new link
         before = text

@@ -12,7 +12,7 @@ from rtfm.characters import strip_invisible, to_one_line
 from rtfm.links import remove_unknown_links
 
 MAX_NAME_CHARACTERS = 100
-"""The most characters of a name that are shown. Discord allows 32 for a person's name and 100 for a thread's."""
+"""Largest number of characters of a name that are shown. Discord allows 32 for a person and 100 for a thread."""
 
 _PING = re.compile(r"<@([!&]?)\d{1,25}>")
 _COMMAND = re.compile(r"</([\w -]{1,100}):\d{1,25}>")

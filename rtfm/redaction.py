@@ -1,8 +1,8 @@
 """Redaction of secrets that are in this process's settings.
 
-``redact`` is applied to logs, to the metrics port's health reports and to all output of commands. It removes only
-secrets that were passed to ``hide``. For the secrets in addresses it is a second defence, after
-``addresses.redact_address``.
+``redact`` is applied to logs, to the metrics port's health reports and to the output of commands. It removes only
+secrets that were passed to ``hide``. The secrets in addresses are removed by ``addresses.redact_address``; for them,
+``redact`` is a second defence.
 """
 
 from __future__ import annotations

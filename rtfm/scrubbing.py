@@ -29,8 +29,8 @@ _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
 )
 
-# Every secret that the forms recognise is in a text that matches this pattern. Nearly all messages do not match, and
-# are not searched further.
+# A text without a match for this pattern contains no secret that the forms recognise. Nearly all messages have no
+# match, and are not searched further.
 _SECRET_HINT = re.compile(
     r"\S{15}|://|pass|pwd|secret|token|key|basic|bearer|auth|credential|-u |--user", re.IGNORECASE
 )

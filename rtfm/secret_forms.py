@@ -19,9 +19,9 @@ from attrs import frozen
 class SecretForm:
     """One form of a secret.
 
-    ``hints`` are literals in lower case, one of which occurs in every text with such a secret. The secret is the group
-    ``secret`` of ``pattern``, or the whole match if there is no such group. ``accepts`` returns whether a match is
-    really a secret; None accepts every match.
+    ``hints`` are literals in lower case. Every text with such a secret, in lower case, contains at least one of them.
+    The secret is the group ``secret`` of ``pattern``, or the whole match if there is no such group. ``accepts`` returns
+    whether a match is really a secret. If ``accepts`` is None, every match is a secret.
     """
 
     hints: tuple[str, ...]
@@ -48,8 +48,8 @@ def _is_mixed(text: str) -> bool:
 def _is_random(text: str) -> bool:
     """Return whether ``text`` looks randomly generated.
 
-    It has upper case, lower case and digits, and often changes between them. Names that are joined to one word change
-    rarely, and hashes have only one case.
+    Such a text has upper case, lower case and digits, and often changes between these three kinds. In names that are
+    joined to one word the kind changes rarely, and hashes have only one case.
     """
     kinds = "".join(
         "0" if sign.isdigit() else "a" if sign.islower() else "A" if sign.isupper() else "-" for sign in text
@@ -59,12 +59,12 @@ def _is_random(text: str) -> bool:
 
 
 def _is_token(text: str) -> bool:
-    """Return whether ``text`` is not an ordinary word: it has letters and digits, or 32 of one kind in a row."""
+    """Return whether ``text`` is no ordinary word: it has letters and digits, or 32 letters or digits in a row."""
     return bool(_DIGIT.search(text) and _LETTER.search(text)) or bool(_RUN.search(text))
 
 
 def _is_login(text: str) -> bool:
-    """Return whether ``text`` is user:password in base64."""
+    """Return whether ``text`` is base64 of a text with a colon, such as user:password."""
     try:
         return b":" in base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except binascii.Error:
@@ -147,7 +147,7 @@ FORMS = (
     # Addresses
     _form(
         ("://",),
-        # A password ends before //. Otherwise a text full of :// would be searched to its end from each of them.
+        # A password ends before //. Otherwise a text full of :// would be searched to its end from each ://.
         r"(?<=://)(?P<secret>[^\s/?#:@<>\"'`]{0,128}:(?!\d{1,5}/)(?:(?!//)[^\s@<>\"'`]){1,1024}"
         r"(?:@[^\s@/<>\"'`]{1,128})?)(?=@)",
     ),
@@ -172,14 +172,14 @@ FORMS = (
     _form(("-u ", "--user "), r"(?:-u|--user)[ =][\"']?(?P<secret>[\w.@+-]{1,64}:[^\s\"':]{4,128})", _is_token),
     # Platforms
     _form((".",), r"(?<![A-Za-z0-9])(?:mfa\.[\w-]{60,}|[MNO][\w-]{22,29}\.[\w-]{5,7}\.[\w-]{25,})"),  # Discord
-    _token("AIza", rf"[\w-]{{35}}{_END}"),  # Google, and the next two
+    _token("AIza", rf"[\w-]{{35}}{_END}"),  # Google; also the next two forms
     _token("GOCSPX- ya29.", r"[\w-]{20,}"),
     _form(("1//0",), r"(?<![\w/])1//0[\w-]{30,}"),
     _token("ghp_ gho_ ghu_ ghs_ ghr_", r"[A-Za-z0-9]{30,}"),
     _token("github_pat_", r"\w{30,}"),
     _token("glpat- gldt- glft- glsoat- glrt- glcbt- glimt- glptt- glagent- gloas- glffct- glwt-", r"[\w.-]{18,}"),
     _token("GR1348941", r"[\w-]{18,}"),
-    _token("sk- pk-lf- sess-", r"[\w-]{20,}", _is_token),  # providers of models, and the next two
+    _token("sk- pk-lf- sess-", r"[\w-]{20,}", _is_token),  # model providers; also the next two forms
     _token("gsk_ pplx- xai- r8_ tgp_v1_ csk- nvapi- fw_ jina_ tvly-", r"[\w-]{24,}", _is_token),
     _token("hf_ api_org_", r"[A-Za-z0-9]{28,}"),
     _token("A3T AKIA ASIA ABIA ACCA", rf"[0-9A-Z]{{13,17}}{_END}", lambda text: len(text) == 20),  # AWS
@@ -202,7 +202,7 @@ FORMS = (
     _form((":aa", ":"), rf"(?<!\d)\d{{8,10}}:A[A-Za-z0-9_-]{{34}}{_END}"),  # Telegram
     _token("SG.", r"[\w-]{16,32}\.[\w-]{32,64}"),  # SendGrid
     _form(("sk", "ac"), rf"(?<![A-Za-z0-9])(?:SK|AC)[0-9a-f]{{32}}{_END}"),  # Twilio
-    _form(("8q~", "7q~"), r"(?<![A-Za-z0-9])[\w~.-]{3}[78]Q~[\w~.-]{31,34}"),  # Azure, and the next two
+    _form(("8q~", "7q~"), r"(?<![A-Za-z0-9])[\w~.-]{3}[78]Q~[\w~.-]{31,34}"),  # Azure; also the next two forms
     _form(
         ("jqqj99", "azdo", "aios", "asta"), r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{32,76}(?:JQQJ99|AZDO)[A-Za-z0-9+/=]{4,60}"
     ),

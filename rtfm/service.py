@@ -19,10 +19,10 @@ from rtfm.settings import Settings
 from rtfm.telemetry import BUILD_INFO, Health, MetricsServer, get_logger
 
 EXIT_CODE = 1
-"""Exit code after a second signal, or if a loop hangs."""
+"""Exit code of a service that ends because of a second signal, or because a loop hangs."""
 
 POLL_S = 0.1
-"""Seconds between two checks whether the service was asked to stop."""
+"""While a service waits, it checks at intervals of this many seconds whether it was asked to stop."""
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 15.0
 
@@ -40,8 +40,8 @@ class Stop:
 
     def is_set(self) -> bool:
         """Return whether the service was asked to stop."""
-        # The signal handler only counts. It must not set the event, because it may interrupt this thread while the
-        # thread holds the event's lock.
+        # The signal handler only counts signals. If it set the event itself, it could interrupt this thread while the
+        # thread holds the event's lock, and the thread would then wait for itself forever.
         if self._signals:
             self.event.set()
         return self.event.is_set()
@@ -69,7 +69,7 @@ class Stop:
         try:
             yield
         finally:
-            # After a first signal the handler stays installed, so that a second signal still ends the process.
+            # After a first signal, the signal handler stays installed, so that a second signal still ends the process.
             if not self._signals:
                 for number, handler in before.items():
                     signal.signal(number, handler)
@@ -79,8 +79,8 @@ class Stop:
 def open_monitoring(settings: Settings, ready: Mapping[str, Callable[[], str | None]]) -> Iterator[Health]:
     """Open the metrics port and start the watchdog. Yield the ``Health`` that both of them read.
 
-    ``ready`` contains the first conditions of readiness, by name. Without a condition, a service would be reported as
-    ready while it is still starting. Raises ConfigError if the port cannot be opened.
+    ``ready`` contains the first conditions of readiness, by name. Without them, a service would be reported as ready
+    while it is still starting. Raises ConfigError if the port cannot be opened.
     """
     health = Health(max_gap_s=settings.watchdog_s * 2 / 3)
     for name, check in ready.items():
@@ -131,9 +131,9 @@ class Watchdog:
     a hung loop would keep its partitions, and nobody would handle their records. Before the process ends, the stacks of
     all threads are written to standard error.
 
-    The watchdog's thread cannot run while other code holds the GIL, such as a backtracking regular expression or a C
-    extension. Therefore a timer of the interpreter, which does not need the GIL, ends the process if the thread does
-    not run for ``limit_s`` seconds.
+    While other code holds the GIL, such as a backtracking regular expression or a C extension, the watchdog's thread
+    cannot run. Therefore the thread arms a timer of the interpreter again and again. If the thread does not run for
+    ``limit_s`` seconds, the timer ends the process. The timer does not need the GIL.
 
     Use it as ``with Watchdog(health, 45): …``, once per process.
     """

@@ -97,7 +97,7 @@ def bootstrap_servers(value: str) -> str:
 
 
 def topic_prefix(value: str) -> str:
-    """Check a prefix of topic names. It may have 100 characters, because a topic's name may have 249."""
+    """Check a prefix of topic names. It may have 100 characters; Kafka allows 249 for the whole name of a topic."""
     if not all(c.isascii() and (c.isalnum() or c in "._-") for c in value) or len(value) > 100:
         raise ValueError("at most 100 letters, digits, dots, dashes and underscores")
     return value
@@ -114,7 +114,8 @@ def setting(
 ) -> Any:
     """Build a field of Settings.
 
-    ``env`` is its environment variable, ``doc`` is its meaning, and ``group`` is its heading in docs/configuration.md.
+    ``env`` is the setting's environment variable, ``doc`` is its meaning, and ``group`` is its heading in
+    docs/configuration.md. ``repr`` omits a value that is ``secret``.
     """
     return field(
         default=default,

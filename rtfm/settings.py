@@ -38,7 +38,7 @@ LOCAL_STACK_FILE = "run/stack.json"
 """Path, in ``RTFM_HOME``, of the file that describes the running local services."""
 
 MIN_SECRET_LENGTH = 6
-"""The fewest characters of a secret that is redacted.
+"""A secret is redacted only if it has at least this many characters.
 
 A shorter secret is probably a word, and logs would become unreadable if the word were removed everywhere.
 """

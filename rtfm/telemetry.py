@@ -34,8 +34,8 @@ CONSUMED = Counter(
 )
 SENT = Counter(
     "messaging_client_sent_messages_total",
-    "Records that were sent. error_type is empty if a broker acknowledged the record. If records with an error_type"
-    " grow, check the brokers.",
+    "Records that were sent. error_type is empty if a broker acknowledged the record. If the number of records with an"
+    " error_type grows, check the brokers.",
     ["messaging_destination_name", "error_type"],
 )
 PROCESS_SECONDS = Histogram(
@@ -59,7 +59,7 @@ LOST_RECORDS = Counter(
 IGNORED_EVENTS = Counter(
     "rtfm_ignored_events_total",
     "Events that a service skipped, by reason. `another_…`: check who writes to bot-responses. `outbox_full`: check why"
-    " Kafka does not accept events. `unsendable`: report the log line `event cannot be sent`. Others are normal.",
+    " Kafka does not accept events. `unsendable`: report the log line `event cannot be sent`. All others are normal.",
     ["topic", "reason"],
 )
 ANSWERS = Counter(
@@ -213,7 +213,8 @@ def configure_logging(level: str, output: str = "auto") -> None:
         if as_json
         else [
             _escape_values,
-            # structlog's default formatter shows local variables, which may contain settings.
+            # ``plain_traceback`` does not show local variables, which may contain settings. structlog's default
+            # formatter of exceptions shows them.
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
             ),
@@ -245,7 +246,7 @@ def configure_logging(level: str, output: str = "auto") -> None:
 def _escape_values(_logger: object, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Escape control characters in values, because ids and errors may come from outside.
 
-    This is for the console format. The JSON format escapes them anyway.
+    The console format needs this. The JSON format escapes control characters anyway.
     """
     for name, value in event.items():
         if isinstance(value, str):
@@ -336,20 +337,20 @@ def _run_checks(checks: dict[str, Callable[[], str | None]]) -> dict[str, str]:
 
 
 MAX_CONNECTIONS = 16
-"""The most connections to the metrics port. A further connection closes the oldest one.
+"""Largest number of connections to the metrics port. If one more arrives, the oldest connection is closed.
 
-Prometheus, a supervisor and a person need three.
+Prometheus, a supervisor and a person need three connections.
 """
 
 IDLE_S = 5.0
-"""Seconds without a byte after which a connection to the metrics port is closed."""
+"""A connection to the metrics port is closed after this many seconds without a byte."""
 
 
 class MetricsServer(ThreadingHTTPServer):
     """A small HTTP server for /metrics, /healthz and /readyz.
 
-    Each connection has a thread. There are at most ``MAX_CONNECTIONS``. A further connection is accepted and the oldest
-    one closed, so that a client that keeps connections open cannot lock out others.
+    Each connection has a thread. If more than ``MAX_CONNECTIONS`` are open, the oldest connection is closed. A client
+    that keeps connections open therefore cannot lock out other clients.
     """
 
     daemon_threads = True

@@ -17,7 +17,7 @@ from attrs import frozen
 from rtfm.events import ChannelKind
 
 MAX_VISIBLE_CHANNELS = 20_000
-"""The most channels in a reader's list. No guild reaches it: Discord allows 500 channels and 1,000 active threads."""
+"""Largest allowed length of a reader's list. Discord's limits for a guild are 500 channels and 1,000 active threads."""
 
 PARENT_DECIDES = frozenset({ChannelKind.PUBLIC_THREAD, ChannelKind.FORUM_POST})
 """The kinds of channels whose parent channel decides who may read them."""
@@ -66,11 +66,11 @@ def is_wider(channel_id: str, known: ChannelFacts, seen: ChannelFacts) -> bool:
 
 
 def merge_facts(channel_id: str, known: ChannelFacts, seen: ChannelFacts, *, unchanged: bool = False) -> ChannelFacts:
-    """Decide whether the facts ``seen``, which came with an event, replace the ``known`` facts. Return those to keep.
+    """Decide whether the facts ``seen``, from an event, replace the facts ``known``. Return the facts to keep.
 
     ``unchanged`` says that the event did not change its message.
 
-    - Facts with an UNKNOWN kind are ignored. Facts with ``unchanged`` are ignored unless they are from Discord.
+    - Facts with an UNKNOWN kind are ignored. With ``unchanged``, facts are ignored unless they are from Discord.
     - Facts that let more people read the channel are accepted only if they are from Discord, newer than the known facts
       and not ``unchanged``.
     - Other facts are accepted if they are not older than the known facts. Facts from Discord are also accepted if the

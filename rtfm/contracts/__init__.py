@@ -1,7 +1,7 @@
 """The contracts of Kafka's topics, and the conversion between events and bytes.
 
-This package contains the schemas' catalogue, the codecs and the registry client. It does not talk to Kafka.
-``rtfm.streams`` does, and uses one ``Contracts`` per process.
+This package contains the catalogue, the codecs, the rules for schemas and the registry client. It does not talk to
+Kafka. The package ``rtfm.streams`` talks to Kafka, and uses one ``Contracts`` per process.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ __all__ = [
 COMMAND_TIMEOUT_S = 15.0
 """Timeout, in seconds, of each registry request that a command makes.
 
-It is longer than the timeout of services. A command does not retry, and a registry that has just started takes seconds
-to respond.
+It is longer than the timeout of services, because a command does not retry, and a registry that has just started takes
+seconds to respond.
 """
 
 EVENT_OF_TOPIC: dict[str, type[Any]] = {
@@ -84,9 +84,10 @@ class Contracts:
     def decode(self, topic_name: str, data: bytes) -> Any:
         """Decode the value of a record that was written with any version of the schema.
 
-        Raises UndecodableRecord if the bytes do not fit the schema that they name, UnknownSchema if the registry does
-        not have that schema, Unavailable if the schema must be looked up and the registry does not respond, and
-        ConfigError if the registry has replaced the schema of an id that this process used.
+        Raises UndecodableRecord if the bytes are not a value of the schema whose id they carry, and UnknownSchema if
+        the registry has no usable schema with that id. Raises Unavailable if the schema must be looked up and the
+        registry does not respond, and ConfigError if the registry has another schema under an id that this process
+        used.
         """
         try:
             decode = self._decoders[topic_name][data[:FRAME_BYTES]]
@@ -99,7 +100,7 @@ class Contracts:
         schema_id = schema_id_of(data)
         decode = codec.decoder(self.registry.schema(schema_id))
         self._decoders[topic_name][data[:FRAME_BYTES]] = decode
-        # A conflict of ids may have been found since the look-up above. Then this raises.
+        # If a conflict of ids was found after the look-up above, this second look-up raises ConfigError.
         self.registry.schema(schema_id)
         return decode
 
@@ -120,7 +121,7 @@ class Contracts:
 
 
 def open_registry(settings: Settings, *, timeout_s: float = 2.0) -> SchemaRegistry:
-    """Build the registry client of this process. ``timeout_s`` is the limit for each request.
+    """Build the registry client of this process. ``timeout_s`` is the time limit of each request, in seconds.
 
     The default is short, because services retry. Commands that write use ``COMMAND_TIMEOUT_S``.
     """
@@ -135,5 +136,8 @@ def open_registry(settings: Settings, *, timeout_s: float = 2.0) -> SchemaRegist
 
 
 def open_contracts(settings: Settings) -> Contracts:
-    """Build the contracts from the settings, without a request to the registry. Raises ConfigError."""
+    """Build the contracts from the settings, without a request to the registry.
+
+    Raises ConfigError if the catalogue is malformed, or if an event class differs from its schema.
+    """
     return Contracts(catalogues.load(settings.schemas_dir), open_registry(settings))

@@ -91,7 +91,7 @@ class Catalogue:
             ) from None
 
     def group(self, topic_name: str) -> str:
-        """Return the consumer group of the service that reads the topic. Raises ConfigError if there is none."""
+        """Return the consumer group of the service that reads the topic. Raises ConfigError if the topic has none."""
         group = self.topic(topic_name).group
         if group is None:
             raise ConfigError(f"{self.directory / CATALOGUE_FILE}: [topics.{topic_name}]: the key group is missing")
@@ -172,7 +172,7 @@ def _build_topic(directory: Path, path: Path, name: str, table: object) -> Topic
     if not isinstance(table, dict):
         raise ConfigError(f"{where} is not a table")
     if not _TOPIC_NAME.fullmatch(name):
-        raise ConfigError(f"{where}: a topic's name has 1 to 200 letters, digits, dots, dashes and underscores")
+        raise ConfigError(f"{where}: a topic's name must have 1 to 200 letters, digits, dots, dashes and underscores")
     if unknown := sorted(set(table) - set(_TOPIC_KEYS)):
         raise ConfigError(f"{where}: unknown key {unknown[0]}", hint="Keys are " + ", ".join(_TOPIC_KEYS) + ".")
     schema_file = _read_value(table, "schema", str, where) if "schema" in table else None

@@ -3,7 +3,7 @@
 In this format a value begins with a frame of five bytes: 0x00, then the schema id as 4 big-endian bytes. The Avro value
 follows. The codec guarantees three things:
 
-- It decodes bytes only if all of them, to the last one, are a value of the schema whose id they carry.
+- It decodes bytes only if the frame is followed by exactly one value of the schema whose id the frame carries.
 - It refuses to encode an event that does not fit its schema or breaks a rule of ``rtfm.events``. The error names the
   field.
 - For no input does it allocate more than a small multiple of the input's size.
@@ -62,7 +62,10 @@ class EventCodec(Generic[Event]):
         self._encoders: dict[int, Callable[[Event], bytes]] = {}
 
     def encode(self, event: Event, schema_id: int) -> bytes:
-        """Encode ``event``, with its frame. Raises InvalidEvent; the message names the invalid field."""
+        """Encode ``event`` and put the frame before it.
+
+        Raises InvalidEvent if the event is invalid; the message names the field.
+        """
         try:
             return self._encoders[schema_id](event)
         except KeyError:
@@ -78,13 +81,13 @@ class EventCodec(Generic[Event]):
         return self.decoder(writer_schema)(data)
 
     def encoder(self, schema_id: int) -> Callable[[Event], bytes]:
-        """Build a function that encodes an event with one schema id, faster than ``encode``."""
+        """Build a function that encodes events with ``schema_id``. The function is faster than ``encode``."""
         encode = self._encoder_for(_FRAME.pack(MAGIC, schema_id).decode("latin-1"))
         self._encoders[schema_id] = encode
         return encode
 
     def decoder(self, writer_schema: Schema | None = None) -> Callable[[bytes], Event]:
-        """Build a function that decodes records of one writer's schema; it does not check the frame."""
+        """Build a function that decodes records of ``writer_schema``. The function does not check their frames."""
         try:
             return self._build_decoder(writer_schema or self.schema)
         except RecursionError:
@@ -94,8 +97,8 @@ class EventCodec(Generic[Event]):
     def source_for(self, writer_schema: Schema) -> str:
         """Return the source of the compiled decoder for records of ``writer_schema``.
 
-        Raises compiled.Unresolvable if these records cannot be read as the event, and compiled.NotCovered if they have
-        no compiled decoder because fastavro reads them.
+        Raises compiled.Unresolvable if these records cannot be read as the event, and compiled.NotCovered if the
+        compiled codec does not support them, so that fastavro decodes them.
         """
         return compiled.decoder(self.shape, writer_schema)[1]
 

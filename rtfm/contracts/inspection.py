@@ -1,8 +1,8 @@
 """Diagnosis of a record's bytes, for people. Pure.
 
-``inspect`` decodes the fields of a record with the writer's schema, up to the first byte that cannot be decoded, and
-says what is wrong with that byte. It is slower than the codec. Every record for which it reports a fault is also
-refused by the codec.
+``inspect`` decodes the fields of a record with the writer's schema, up to the first fault, and says where the fault is
+and what is wrong. It is slower than the codec. If ``inspect`` reports a fault in a record, the codec refuses the record
+too.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class DecodingFault:
 class Inspection:
     """The result of decoding a record.
 
-    ``fields`` are the decoded fields in their order, as JSON values. ``fault`` is what stopped decoding, or None.
+    ``fields`` are the decoded fields in their order, as JSON values. ``fault`` is the first fault, or None.
     """
 
     fields: dict[str, Any]
@@ -60,7 +60,7 @@ Put = Callable[[Any], object]
 
 
 def frame_fault(data: bytes) -> DecodingFault | None:
-    """Return the fault in the frame, which is the five bytes before the Avro value; None if it is valid."""
+    """Return the fault in the frame, which is the five bytes before the Avro value; None if the frame is valid."""
     try:
         schema_id_of(data)
     except UndecodableRecord as exc:
@@ -89,7 +89,8 @@ def inspect(data: bytes, schema: Schema) -> Inspection:
 def _read(state: _ReadState, node: Node, path: str, put: Put) -> None:
     """Read a value of the type ``node`` and pass it to ``put``.
 
-    A record, array or map is passed to ``put`` before its parts are read, so that they are kept if reading fails.
+    A record, array or map is passed to ``put`` before its parts are read. If a part cannot be read, the earlier parts
+    are kept.
     """
     state.path, state.start = path, state.position
     match node.kind:

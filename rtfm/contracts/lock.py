@@ -1,4 +1,4 @@
-"""``contracts.lock``: the checksums of the released versions, by which a change to a released file is found.
+"""The file ``contracts.lock``. It contains the checksums of the released versions, which reveal a changed file.
 
 This module also defines the fingerprint of a schema. Two schemas that differ only in layout and docs have the same
 fingerprint. The module reads and writes files, and does not use a registry.
@@ -25,8 +25,8 @@ LOCK_FILE = "contracts.lock"
 class LockedVersion:
     """The checksums of one released version, in hexadecimal.
 
-    ``fingerprint`` is the fingerprint of the schema, ``sha256`` the SHA-256 of the schema's file, and
-    ``examples_sha256`` the SHA-256 of the file with the examples, or None if that file does not exist.
+    ``fingerprint`` is the fingerprint of the schema. ``sha256`` is the SHA-256 of the schema's file.
+    ``examples_sha256`` is the SHA-256 of the file with the examples, or None if that file does not exist.
     """
 
     fingerprint: str
@@ -41,7 +41,7 @@ def fingerprint(schema: Schema) -> str:
 
 
 def read(catalogue: Catalogue) -> dict[str, dict[int, LockedVersion]]:
-    """Read the lock file, as a dict from subject to version to checksums; empty if there is no file.
+    """Read the lock file. Return the checksums by subject and then by version; without a file, return an empty dict.
 
     Raises ConfigError if the file is malformed.
     """
@@ -71,7 +71,11 @@ def write(catalogue: Catalogue) -> None:
 
 
 def find_breaches(catalogue: Catalogue) -> list[tuple[str, str]]:
-    """Return (subject, error) for every released version that is missing, changed or not in the lock."""
+    """Return (subject, error) for each difference between the released files and the lock.
+
+    A difference is a released version that is missing, changed or not in the lock, or a subject in the lock whose topic
+    is not in the catalogue.
+    """
     locked = read(catalogue)
     found = []
     for topic in catalogue.topics_with_schema():
@@ -86,7 +90,7 @@ def find_breaches(catalogue: Catalogue) -> list[tuple[str, str]]:
             elif known[version] != there[version]:
                 same = known[version].sha256 == there[version].sha256
                 what = f"the examples of {where} were" if same else f"{where} was"
-                found.append((topic.subject, f"{what} changed or removed after the release; restore them from git"))
+                found.append((topic.subject, f"{what} changed or removed after the release; restore the file from git"))
     removed = locked.keys() - {topic.subject for topic in catalogue.topics_with_schema()}
     return found + [
         (subject, f"{subject} was released, but its topic is not in the catalogue") for subject in sorted(removed)

@@ -1,7 +1,7 @@
 """A codec that uses fastavro. It is slower than the compiled codec, but supports every Avro type.
 
-It encodes and decodes types that the compiled codec does not support. Tests and benchmarks compare the compiled codec
-with it. Like the compiled codec, it treats timestamps as plain numbers.
+It is used for types that the compiled codec does not support. Tests and benchmarks compare the two codecs. Like the
+compiled codec, the codec in this module treats timestamps as plain numbers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ def parse_for_fastavro(schema: Schema) -> Any:
 
 
 def encoder(schema: Schema) -> Callable[[Any, bytes], bytes]:
-    """Return a function that encodes an event, given the event and its frame; it raises fastavro's errors."""
+    """Return a function that encodes an event.
+
+    The function takes the event and the frame, and raises fastavro's errors.
+    """
     own = parse_for_fastavro(schema)
 
     def encode(event: Any, frame: bytes) -> bytes:
@@ -79,7 +82,7 @@ def _find_hazard(node: Node, inside: tuple[Node, ...], no_bytes: dict[int, bool]
     seen.add(id(node))
     if node.kind == "fixed" and not is_size(node.size):
         return f"{node.name} has the invalid size {node.size!r}"
-    # This check comes after the loop, which has ruled out items that contain themselves.
+    # Here it is known that the items do not contain themselves. The loop above has returned if they do.
     if node.kind == "array" and node.items is not None and takes_no_bytes(node.items, no_bytes):
         return "the items of an array take no bytes"
     if node.kind == "record" and any(part.kind == "record" and takes_no_bytes(part, no_bytes) for part in parts):
@@ -93,7 +96,7 @@ def to_plain(event: Any) -> Any:
 
 
 def build_event(shape: shapes.Shape, value: Any) -> Any:
-    """Build the event from ``value``, the inverse of ``to_plain``."""
+    """Build an event from ``value``, which has the form that ``to_plain`` returns."""
     match shape:
         case shapes.RecordShape(event_class=event_class, slots=slots):
             return event_class(**{slot.name: build_event(slot.shape, value[slot.name]) for slot in slots})
@@ -110,7 +113,7 @@ def build_event(shape: shapes.Shape, value: Any) -> Any:
 class _BoundedReader:
     """A file in memory that raises EOFError for a read past its end or of a negative size.
 
-    An ordinary file would return fewer bytes, and fastavro would accept them.
+    For such a read, an ordinary file would return the bytes that are left, and fastavro would accept them.
     """
 
     def __init__(self, data: bytes, position: int) -> None:

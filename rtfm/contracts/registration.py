@@ -1,7 +1,7 @@
-"""Registration of the contracts in a registry: all of them or none.
+"""Registration of all contracts in a registry.
 
-``plan`` checks everything before ``apply`` writes. If a write fails, ``apply`` rolls back the earlier writes. Versions
-that are already in the registry are never changed.
+``plan`` checks the contracts before ``apply`` writes. If a write fails, ``apply`` rolls back the earlier writes, as far
+as the registry responds. Neither function changes a version that is already in the registry.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Registration:
     """The changes that one subject needs.
 
     ``missing`` are the schemas to register, oldest first. ``sets_level`` tells whether the compatibility level must be
-    set to ``level``. ``schema_id`` and ``version`` are the id and version of the current schema in the registry; None
-    until it is registered.
+    set to ``level``. ``schema_id`` and ``version`` are the id and version of the current schema in the registry. Both
+    are None until that schema is registered.
     """
 
     topic: str
@@ -38,7 +38,7 @@ class Registration:
 
     @property
     def has_changes(self) -> bool:
-        """Whether anything has to be written."""
+        """Whether the subject needs a change."""
         return bool(self.missing) or self.sets_level
 
     @property
@@ -64,10 +64,13 @@ def plan(catalogue: Catalogue, registry: SchemaRegistry) -> list[Registration]:
 
 
 def apply(catalogue: Catalogue, registry: SchemaRegistry, planned: list[Registration]) -> list[Registration]:
-    """Carry out ``planned``, and return it with the registry's ids and versions.
+    """Make the changes in ``planned``, and return them with the registry's ids and versions.
 
-    Raises ConfigError if the registry refuses a write, and Unavailable if it stops responding. In both cases the
-    earlier writes are rolled back, as far as the registry responds.
+    Raises ConfigError if the registry refuses a write, and Unavailable if the registry stops responding. If a write or
+    a look-up fails, the earlier writes are rolled back, as far as the registry responds.
+
+    After the last write, the ids that are cached on this machine are compared with the registry. If the registry does
+    not respond to this comparison, Unavailable is raised, but the schemas stay registered and nothing is rolled back.
     """
     undo_steps: list[Callable[[], None]] = []
     result = []
@@ -97,9 +100,12 @@ def apply(catalogue: Catalogue, registry: SchemaRegistry, planned: list[Registra
 
 
 def _look_up(item: Registration, schema: Schema, registry: SchemaRegistry) -> Registration:
-    """Return ``item`` with the id and version that the registry has given it."""
+    """Return ``item`` with the id and version of ``schema`` in the registry."""
     if (found := registry.lookup(item.topic, schema)) is None:
-        raise ConfigError(f"the registry at {registry.url} accepted the schema of {item.subject}, but does not find it")
+        raise ConfigError(
+            f"the registry at {registry.url} accepted the schema of {item.subject}, but a look-up does not find this"
+            " schema"
+        )
     return evolve(item, schema_id=found[0], version=found[1])
 
 
@@ -109,7 +115,8 @@ def _plan_topic(catalogue: Catalogue, topic: Topic, registry: SchemaRegistry) ->
     history = [*released.values()] + ([] if schema in released.values() else [schema])
     found = registry.lookup(topic.name, schema)
     in_registry = {number: known for number, (_, known) in registry.versions(topic.name).items()}
-    # If the registry has the current schema, earlier versions are missing only if somebody removed them on purpose.
+    # If the current schema is registered, nothing counts as missing: an earlier version that is not in the registry
+    # was removed on purpose, and is not registered again.
     missing = () if found else tuple(version for version in history if registry.lookup(topic.name, version) is None)
     for version in missing:
         for number, known in versions_to_compare(in_registry, level).items():
@@ -117,7 +124,7 @@ def _plan_topic(catalogue: Catalogue, topic: Topic, registry: SchemaRegistry) ->
                 raise ConfigError(
                     f"{registry.subject(topic.name)}: the schema is incompatible with version {number} at"
                     f" {registry.url}; nothing was registered",
-                    hint=f"`rtfm-cli schemas check --registry {registry.url}` compares the two.",
+                    hint=f"`rtfm-cli schemas check --registry {registry.url}` compares the schema with that version.",
                 )
     return Registration(
         topic=topic.name,
@@ -136,7 +143,7 @@ def _unregister(registry: SchemaRegistry, topic_name: str, schema: Schema) -> No
 
 
 def _roll_back(undo_steps: list[Callable[[], None]]) -> RtfmError | None:
-    """Run all steps in reverse order. Return the last error, or None if every step succeeded."""
+    """Run the undo steps in reverse order. Return the last error, or None if every step succeeded."""
     failed = None
     for step in reversed(undo_steps):
         try:

@@ -1,13 +1,14 @@
-"""The schema registry as services use it: cached look-ups. Services never register; ``rtfm-cli schemas register`` does.
+"""Cached look-ups in the schema registry. Only ``rtfm-cli schemas register`` registers schemas; services do not.
 
 There are two look-ups: ``id_for`` finds the id of a schema, and ``schema`` finds the schema of an id.
 
-- All look-ups together make one request at a time, and no request takes longer than the timeout.
-- After a failed request, look-ups raise Unavailable at once until a pause is over. The pause grows with each failure
-  and has jitter.
+- If several threads look something up, they make one request at a time. No request takes longer than the timeout.
+- If the registry does not respond, further look-ups that need a request raise Unavailable at once until a pause is
+  over. The pause grows with each failure and has jitter.
 - If the registry does not know an id, that id is not requested again for half a minute.
-- Responses are cached on disk, so that a service can start without the registry. A thread confirms cached ids when the
-  registry responds. If the registry has another schema under a cached id, every later look-up raises ConfigError.
+- Responses are cached on disk, so that a service can start without the registry. The first look-up of a cached id asks
+  the registry to confirm the id. If the registry does not respond, a thread asks again later. If the registry has
+  another schema, or none, under a cached id, all later look-ups raise ConfigError.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from rtfm.errors import ConfigError, RtfmError, Unavailable, UnknownSchema
 Answer = TypeVar("Answer")
 
 UNKNOWN_ID_TTL_S = 30.0
-"""Seconds before an id that the registry does not know is requested again."""
+"""If the registry does not know an id, the id is not requested again for this many seconds."""
 
 MAX_UNKNOWN_IDS = 10_000
-"""The most ids that are remembered as unknown, so that records with random ids cannot fill the memory."""
+"""Largest number of ids that are remembered as unknown. Without a limit, records with random ids could fill memory."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 15.0
 """The first and the longest pause after a failed request, in seconds, before jitter."""
 
 CONFIRM_TIMEOUT_S = 0.5
-"""Seconds that the first look-up of a cached id waits for the registry to confirm it.
+"""Longest time, in seconds, that the first look-up of a cached id waits until the registry confirms the id.
 
-After that the id is used, and a thread confirms it in the background.
+If the registry has not responded by then, the look-up returns the id, and a thread confirms the id in the background.
 """
 
 _REGISTER_HINT = "Run `rtfm-cli schemas register`."
@@ -65,7 +66,7 @@ class SchemaRegistry(RegistryClient):
         super().__init__(url, timeout_s=timeout_s, prefix=prefix)
         self._clock = clock
         self._cache = RegistryCache(cache_dir, self.url, prefix)
-        self._lock = threading.Lock()  # held during a request, so that there is one at a time
+        self._lock = threading.Lock()  # held during a look-up, so that look-ups make one request at a time
         self._ids: dict[str, int] = {}
         self._schemas: dict[int, Schema] = {}
         self._unknown: dict[int, tuple[float, str]] = {}
@@ -82,7 +83,8 @@ class SchemaRegistry(RegistryClient):
     def id_for(self, topic_name: str, schema: Schema) -> int:
         """Return the id of ``schema`` under the topic's subject, without registering it.
 
-        Raises ConfigError if it is not registered, Unavailable if the registry does not respond.
+        Raises ConfigError if the schema is not registered or the registry has another schema under a cached id, and
+        Unavailable if the registry does not respond.
         """
         if self._conflict is not None:
             raise self._conflict
@@ -92,8 +94,9 @@ class SchemaRegistry(RegistryClient):
     def schema(self, schema_id: int) -> Schema:
         """Return the schema of ``schema_id``.
 
-        Raises UnknownSchema if the registry does not have the schema or if the schema is not an Avro record, and
-        Unavailable if the registry does not respond.
+        Raises UnknownSchema if the registry does not have the schema or the schema is not an Avro record, Unavailable
+        if the registry does not respond, and ConfigError if the registry has another schema under a cached id than
+        before.
         """
         if self._conflict is not None:
             raise self._conflict
@@ -101,7 +104,7 @@ class SchemaRegistry(RegistryClient):
         return known if known is not None else self._find_schema(schema_id)
 
     def on_conflict(self, forget: Callable[[], None]) -> None:
-        """Register a function to call, on any thread, when an id turns out to have another schema than before."""
+        """Call ``forget``, on any thread, as soon as the registry is found to have another schema under a cached id."""
         self._on_conflict.append(forget)
 
     def cache_id(self, topic_name: str, schema: Schema, schema_id: int) -> None:
@@ -110,9 +113,10 @@ class SchemaRegistry(RegistryClient):
         self._cache.keep_schema(schema_id, schema)
 
     def check_cache(self) -> None:
-        """Clear the disk cache if the registry has another schema under any cached id.
+        """Clear the disk cache if, for any cached id, the registry has another schema or no schema.
 
-        This is the case if the registry was rebuilt. Raises Unavailable if the registry does not respond.
+        This happens if the registry was rebuilt. Raises Unavailable if the registry does not respond; the cache is then
+        kept.
         """
         for schema_id, schema in self._cache.schemas().items():
             if not self._is_unchanged(schema_id, fingerprint(schema)):
@@ -177,7 +181,8 @@ class SchemaRegistry(RegistryClient):
     def _request_with_backoff(self, request: Callable[[], Answer]) -> Answer:
         """Call ``request`` and return its result.
 
-        Raises Unavailable if it fails. During the pause after a failure, raises Unavailable without calling it.
+        Raises Unavailable if the registry does not respond. During the pause after such a failure, raises Unavailable
+        without calling ``request``.
         """
         if self._last_failure is not None and self._clock() < self._not_before:
             raise Unavailable(self._last_failure.dependency, str(self._last_failure), hint=self._last_failure.hint)

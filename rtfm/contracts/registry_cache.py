@@ -1,9 +1,10 @@
 """A disk cache of a registry's ids and schemas. Each pair of registry address and prefix has its own folder.
 
-Entries do not expire, because a registry never gives the id of one schema to another schema. Only a registry that was
-rebuilt may do that, and therefore the module ``registry`` confirms cached ids. Each entry is a file, so that services
-that share a folder do not overwrite each other's entries. If the cache cannot be read or written, it is ignored without
-an error.
+Entries do not expire, because a registry does not give the id of one schema to another schema unless the registry is
+rebuilt. In case it was rebuilt, the module ``registry`` confirms cached ids.
+
+Each entry is a file. Services can therefore share a folder without overwriting each other's entries. If the cache
+cannot be read or written, it is ignored without an error.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class RegistryCache:
         self._url = url
 
     def id_of(self, subject: str, fingerprint: str) -> int | None:
-        """Return the cached id of the schema with ``fingerprint`` under ``subject``; None if it is not cached."""
+        """Return the cached id of the schema with ``fingerprint`` under ``subject``; None if no id is cached."""
         known = self._read(_id_file(subject, fingerprint)).get("id")
         return known if type(known) is int else None
 

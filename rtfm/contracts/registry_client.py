@@ -1,4 +1,4 @@
-"""A client of Confluent's schema registry API. It has one method for each kind of request, and no cache.
+"""A client of Confluent's schema registry API. It has one method for each operation, and no cache.
 
 No request takes longer than its timeout, even if the response or the look-up of the host name is slow.
 
@@ -26,7 +26,7 @@ from rtfm.errors import ConfigError, PermanentError, Unavailable, UnknownSchema
 _NOT_FOUND = (40401, 40402, 40403, 40408)
 
 MAX_ANSWER_BYTES = 1_000_000
-"""Bytes of a response after which reading stops. This project's schemas have about ten thousand bytes."""
+"""Largest allowed size of a response, in bytes. The largest schema of this project has about 12,000 bytes."""
 
 
 class SchemaRefused(PermanentError):
@@ -34,7 +34,7 @@ class SchemaRefused(PermanentError):
 
 
 class _AnswerTooLong(PermanentError):
-    """A response has more than MAX_ANSWER_BYTES."""
+    """A response is longer than MAX_ANSWER_BYTES."""
 
 
 class RegistryClient:
@@ -44,7 +44,10 @@ class RegistryClient:
     """
 
     def __init__(self, url: str, *, timeout_s: float = 2.0, prefix: str = "") -> None:
-        """Build the client; ``timeout_s`` is the limit for each request, ``prefix`` is put before every subject."""
+        """Build the client.
+
+        ``timeout_s`` is the time limit of each request, in seconds. ``prefix`` is put before every subject.
+        """
         parts = urlsplit(url)
         self.url = redact_address(url).rstrip("/")
         self._prefix = prefix
@@ -62,13 +65,13 @@ class RegistryClient:
     def fetch_schema(self, schema_id: int, timeout_s: float | None = None) -> Schema | None:
         """Fetch the schema of ``schema_id``; None if the registry does not have it.
 
-        Raises UnknownSchema if the schema is not an Avro record, or refers to other schemas of the registry.
+        Raises UnknownSchema if the schema is too long, is not an Avro record, or refers to other registered schemas.
         """
         try:
             answer = self._request("GET", f"/schemas/ids/{schema_id}", timeout_s=timeout_s)
         except _AnswerTooLong as exc:
-            # UnknownSchema makes a dead letter of the record. ConfigError would end the service, and anyone who can
-            # register a schema could stop it with a long one.
+            # With UnknownSchema, the record becomes a dead letter. With ConfigError, the service would end, and anyone
+            # who can register a schema could stop the service with a long schema.
             raise UnknownSchema(f"schema id {schema_id}: {exc}") from exc
         if answer is None:
             return None
@@ -136,14 +139,14 @@ class RegistryClient:
             self._request("PUT", path, {"compatibility": level})
 
     def unregister(self, topic_name: str, version: int) -> None:
-        """Delete a version permanently, to undo its registration. The registry does not reuse its id."""
+        """Delete a version permanently, to undo its registration. The registry does not use the schema's id again."""
         self.remove(topic_name, version)
         self._request("DELETE", f"/subjects/{self._quoted_subject(topic_name)}/versions/{version}?permanent=true")
 
     def remove(self, topic_name: str, version: int) -> None:
         """Remove a version from its subject.
 
-        The schema can still be fetched by its id, and therefore records that were written with it stay readable.
+        The schema can still be fetched by its id. Records that were written with the schema therefore stay readable.
         """
         self._request("DELETE", f"/subjects/{self._quoted_subject(topic_name)}/versions/{version}")
 
@@ -181,7 +184,10 @@ class RegistryClient:
         return self._read_answer(status, content, f"{method} {path}")
 
     def _read_answer(self, status: int, content: bytes, request: str) -> Any:
-        """Return the response as JSON, None for a missing resource; raise the error that another status means."""
+        """Return the parsed response, or None if the registry does not have what was requested.
+
+        For any other status of failure, raise the error that the status means.
+        """
         answer = _parse_json(content)
         if status == 404 and isinstance(answer, dict) and answer.get("error_code") in _NOT_FOUND:
             return None

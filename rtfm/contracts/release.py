@@ -1,7 +1,8 @@
-"""Checks of all contracts, and their release as frozen versions.
+"""Checks of all contracts, and the release of their schemas.
 
-For each subject whose schema changed, a release writes ``released/<subject>/<n>.avsc`` and the examples with their
-bytes, ``<n>.examples.json``. Then it writes ``contracts.lock``. If a check fails, it writes nothing.
+For each subject whose schema changed, a release writes the schema to ``released/<subject>/<n>.avsc``, and examples of
+records with their bytes to ``<n>.examples.json`` in the same folder. After that it writes ``contracts.lock``. If a
+check fails, a release writes nothing.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def topic_findings(topic: Topic, released: Mapping[int, Schema]) -> list[Finding
 def disagreements(catalogue: Catalogue, registry: SchemaRegistry) -> list[Finding]:
     """Find the registered versions on which the registry and this project's check disagree.
 
-    For each registered version, both decide by Avro's rules whether the current schema is compatible with it. Raises
-    Unavailable if the registry does not respond.
+    For each registered version, both decide by Avro's rules whether the current schema is compatible with that version.
+    Raises Unavailable if the registry does not respond.
     """
     found = []
     for topic in catalogue.topics_with_schema():
@@ -87,7 +88,7 @@ def disagreements(catalogue: Catalogue, registry: SchemaRegistry) -> list[Findin
                         subject=topic.subject,
                         rule="registry-disagrees",
                         path="",
-                        message=f"{topic.subject}: {verdict}, but this check {'accepts' if ours else 'refuses'} it",
+                        message=f"{topic.subject}: {verdict}, but this project {'accepts' if ours else 'refuses'} it",
                         version=version,
                         file=topic.schema_file,
                     )
@@ -108,7 +109,7 @@ def plan(catalogue: Catalogue) -> dict[str, int]:
 def release(catalogue: Catalogue, planned: dict[str, int]) -> None:
     """Write the released files of each topic in ``planned``, and the lock.
 
-    If a check of any contract fails, raises ConfigError and writes nothing.
+    Raises ConfigError if a check of any contract fails. In that case nothing is written.
     """
     if found := findings(catalogue):
         raise ConfigError(
@@ -122,7 +123,8 @@ def release(catalogue: Catalogue, planned: dict[str, int]) -> None:
 def reset(catalogue: Catalogue) -> None:
     """Delete all released versions, and release the current schemas as version 1 of each subject.
 
-    Raises ConfigError if a schema breaks a rule by itself. The caller decides whether a reset is still allowed.
+    Raises ConfigError if a schema breaks a rule that does not depend on earlier versions. This function does not check
+    whether a reset is still allowed; its caller must decide that.
     """
     for topic in catalogue.topics_with_schema():
         if found := topic_findings(topic, {}):
@@ -145,7 +147,8 @@ def _freeze(catalogue: Catalogue, topic: Topic, version: int) -> None:
 def examples(schema: Schema) -> list[dict[str, Any]]:
     """Build two example records of ``schema``, each as JSON and as hexadecimal Avro bytes.
 
-    The first has a value in every field. The second has the smallest value in every field.
+    The first record has a value in every field, even if null is allowed. In the second record, texts, arrays and maps
+    are empty, numbers are 0, and a field is null if null is allowed.
     """
     node = parse(schema)
     return [

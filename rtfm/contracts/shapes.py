@@ -1,8 +1,8 @@
 """Shapes of events. A shape is the result of matching an attrs class with an Avro schema, field by field.
 
-This module defines when the two match. If they do not, the error names the field that differs. ``find_misfit`` names
-the field of an event that does not fit its shape. ``Other`` marks a type that the contracts do not use, and that only
-fastavro encodes and decodes.
+This module defines when a class and a schema match. If they differ, the error names the field. If an event does not fit
+its shape, ``find_misfit`` names the field. ``Other`` marks a type that the contracts do not use. Only fastavro encodes
+and decodes such a type.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RANGES = {"int": (-(2**31), 2**31 - 1), "long": (-(2**63), 2**63 - 1)}
 
 @frozen
 class Primitive:
-    """A value of a primitive type of Avro, named by ``kind``. ``logical`` is its logical type, if it has one.
+    """A value of Avro's primitive type ``kind``. ``logical`` is the logical type, or None if there is none.
 
     A timestamp is a ``long`` with the logical type ``timestamp-millis``.
     """
@@ -45,7 +45,7 @@ class Primitive:
 
 @frozen
 class Enumeration:
-    """A member of ``enum_class``, whose value is the encoded symbol.
+    """A member of ``enum_class``. The member's value is the symbol that is encoded.
 
     ``default`` is the symbol that replaces an unknown one, or None if the schema has no default.
     """
@@ -57,7 +57,7 @@ class Enumeration:
 
 @frozen
 class Sequence:
-    """A list of ``items``."""
+    """A list whose items have the shape ``items``."""
 
     items: Shape
 
@@ -75,7 +75,7 @@ class Nullable:
 
 @frozen
 class Slot:
-    """One field of a record, with its shape. ``default`` is its default as JSON, or attrs.NOTHING if there is none."""
+    """One field of a record. ``default`` is the field's default as JSON, or attrs.NOTHING if there is none."""
 
     name: str
     shape: Shape
@@ -95,8 +95,8 @@ class RecordShape:
 class Other:
     """A type that the contracts do not use.
 
-    These are maps, fixed types, unions other than null and one type, and fields with aliases. The value is the one that
-    fastavro uses.
+    Such types are maps, fixed types, and unions other than a union of null and one type. Fields with aliases also get
+    this shape. In an event, a value of this shape is the Python value that fastavro uses.
     """
 
 

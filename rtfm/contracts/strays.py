@@ -1,7 +1,8 @@
 """Strays: unreleased versions that other programs registered under this project's subjects.
 
-``find`` lists them and the rules that each breaks, and ``find_removable`` finds one by its version. After a stray was
-removed, its schema can still be fetched by its id, and records that were written with it stay readable.
+``find`` returns all strays with the rules that they break, and ``find_removable`` returns the stray with a given
+version. If a stray is removed, its schema can still be fetched by the schema id. Records that were written with that
+schema therefore stay readable.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ REGISTERED_BY = (
 
 @frozen(kw_only=True)
 class Stray:
-    """One unreleased version. ``breaks`` are descriptions of the rules that it breaks."""
+    """One unreleased version. ``breaks`` contains a description of each rule that the version breaks."""
 
     topic: str
     subject: str
@@ -40,7 +41,8 @@ class Stray:
     def command(self, registry_url: str | None = None) -> str:
         """Return the command that removes this version.
 
-        Pass ``registry_url`` if it differs from the one in the settings; it becomes an option of the command.
+        If the registry is not the one in the settings, pass its address as ``registry_url``. The command then contains
+        this address as an option.
         """
         where = f" --registry {registry_url}" if registry_url else ""
         return f"rtfm-cli schemas remove {self.subject} {self.version}{where} --yes"
@@ -55,8 +57,8 @@ def find(catalogue: Catalogue, registry: SchemaRegistry) -> list[Stray]:
     for topic in catalogue.topics_with_schema():
         versions = registry.versions(topic.name)
         known = [*catalogue.released_schemas(topic.name).values(), topic.schema or {}]
-        # A registry may store a released schema in another notation, so that comparing schemas does not recognise it.
-        # The registry's own look-up does.
+        # A registry may store a released schema in another notation. A comparison of schemas does not recognise such a
+        # schema, but the registry's own look-up does.
         own = {registered[1] for schema in known if versions and (registered := registry.lookup(topic.name, schema))}
         for version, (schema_id, schema) in versions.items():
             if version not in own and schema not in known:
@@ -73,7 +75,10 @@ def find(catalogue: Catalogue, registry: SchemaRegistry) -> list[Stray]:
 
 
 def topic_of(catalogue: Catalogue, registry: SchemaRegistry, subject: str) -> Topic:
-    """Return the topic of ``subject``, which may lack the prefix or ``-value``. Raises ConfigError if there is none."""
+    """Return the topic of ``subject``. Raises ConfigError if ``subject`` is not a subject of this project.
+
+    ``subject`` may also be written without the prefix, or without both the prefix and ``-value``.
+    """
     for topic in catalogue.topics_with_schema():
         if subject in (registry.subject(topic.name), topic.subject, topic.name):
             return topic
@@ -86,7 +91,11 @@ def topic_of(catalogue: Catalogue, registry: SchemaRegistry, subject: str) -> To
 
 
 def find_removable(catalogue: Catalogue, registry: SchemaRegistry, topic: Topic, version: int) -> Stray:
-    """Return the stray ``version`` of ``topic``. Raises ConfigError if it does not exist or is a released version."""
+    """Return the stray of ``topic`` that has the number ``version``.
+
+    Raises ConfigError if the registry has no such version, or if the version is a released version or the current
+    schema.
+    """
     for stray in find(catalogue, registry):
         if (stray.topic, stray.version) == (topic.name, version):
             return stray
@@ -108,5 +117,5 @@ def _find_broken_rules(catalogue: Catalogue, topic: Topic, schema: Schema) -> tu
     try:
         found = release.topic_findings(evolve(topic, schema=schema), released)
         return tuple(dict.fromkeys(f"{finding.rule}, {finding.what}" for finding in found))
-    except Exception as exc:  # a schema from outside may raise anything in the checks
+    except Exception as exc:  # a schema from outside may make the checks raise any exception
         return (f"it cannot be read as a contract ({type(exc).__name__})",)

@@ -18,7 +18,7 @@ PRIMITIVES = ("null", "boolean", "int", "long", "float", "double", "bytes", "str
 class Node:
     """One type of a schema. ``kind`` is the name of a primitive type, or record, enum, fixed, array, map or union.
 
-    Every use of a named type refers to the same node. The node of a recursive type therefore contains itself.
+    All uses of a named type refer to one node. The node of a recursive type therefore contains itself.
     """
 
     kind: str
@@ -99,7 +99,7 @@ def is_size(size: Any) -> bool:
 
 
 def takes_no_bytes(node: Node, known: dict[int, bool]) -> bool:
-    """Return whether every value of ``node`` is encoded as no bytes. ``known`` caches results by the node's ``id``."""
+    """Return whether every value of ``node`` is encoded as no bytes. ``known`` caches the results by ``id(node)``."""
     match node.kind:
         case "null":
             return True
@@ -107,7 +107,9 @@ def takes_no_bytes(node: Node, known: dict[int, bool]) -> bool:
             return node.size == 0
         case "record":
             if id(node) not in known:
-                known[id(node)] = True  # in case the record contains itself; such a record has no finite value
+                # A record that contains itself is assumed to take no bytes while its fields are checked. This does no
+                # harm, because such a record has no finite value.
+                known[id(node)] = True
                 known[id(node)] = all(takes_no_bytes(entry.node, known) for entry in node.fields)
             return known[id(node)]
         case _:

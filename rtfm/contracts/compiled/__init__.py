@@ -1,7 +1,7 @@
 """The compiled codec: Python functions that are generated for one event class and its schemas, and compiled once.
 
-It gives the same guarantees as ``codec`` for the shapes that it supports, and is several times as fast as a codec that
-interprets the schema for each record. ``rtfm-cli schemas show --codec`` prints the generated source.
+For the shapes that it supports, it gives the guarantees that the module ``codec`` lists. It is several times as fast as
+a codec that interprets the schema for each record. ``rtfm-cli schemas show --codec`` prints the generated source.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ DECODING_ERRORS = (
 def encoder(shape: shapes.RecordShape) -> tuple[Callable[[str], Callable[[Any], bytes]], str]:
     """Return (a function that builds the encoder for a frame, the encoder's source).
 
-    The frame is a text in which each character is one byte, with the code points 0 to 255. The encoder raises
-    InvalidEvent if a field does not fit or breaks a rule of ``rtfm.events``; the message names the field.
+    The frame is a text in which each character stands for one byte and has a code point of 0 to 255. The encoder
+    raises InvalidEvent if a field does not fit or breaks a rule of ``rtfm.events``; the message names the field.
     """
     text, names = encoding.source(shape)
     # The latest ``observed_at`` that was valid at the last check. While the clock moves forward, every ``observed_at``
@@ -74,9 +74,9 @@ def build_refusal(shape: shapes.RecordShape, event: Any, exc: Exception) -> Inva
 def decoder(shape: shapes.RecordShape, writer_schema: Schema) -> tuple[Callable[[bytes], Any], str]:
     """Return (a function that decodes records of ``writer_schema`` to events, its source).
 
-    The function takes bytes with their frame. It raises UndecodableRecord if they are not a record of
-    ``writer_schema``; the message names the field. ``decoder`` itself raises Unresolvable if no record of
-    ``writer_schema`` can be read as the event, and NotCovered if only fastavro supports a type.
+    The function takes bytes with their frame. It raises UndecodableRecord if the bytes are not a record of
+    ``writer_schema`` that can be read as the event; the message names the field. ``decoder`` itself raises Unresolvable
+    if no record of ``writer_schema`` can be read as the event, and NotCovered if only fastavro supports a type.
     """
     text, names, paths = decoding.source(shape, parse(writer_schema))
     where = f"<decoder of {shape.name}>"

@@ -2,7 +2,7 @@
 
 The writer's schema may be the reader's own or another version. The generated function skips fields that the reader does
 not have, uses the defaults of fields that the writer does not have, and converts numbers to wider types. The generator
-decides all of this once, so that the function does not decide it again for each record.
+decides once which of these steps a field needs, so that the function need not decide this for each record.
 
 The function decodes the whole record as Latin-1 once, and each text is a slice of the result. This is faster than
 decoding each text as UTF-8. Only slices that are not ASCII are decoded as UTF-8, from the original bytes.
@@ -217,8 +217,8 @@ def _record(
         arguments = ", ".join(f"{name}={variable}" for name, variable in variables.items())
         state.line(depth, f"{target} = {known_class}({arguments})", path)
         return
-    # The function fills an instance of a subclass that is not frozen, and then changes its class to the frozen one.
-    # This takes a tenth of the time that the frozen class's constructor takes.
+    # The function fills an instance of a subclass that is not frozen, and then changes the class of this instance to
+    # the frozen class. This takes a tenth of the time that the frozen class's constructor takes.
     state.line(depth, f"{target} = {state.constant(blank.__name__, blank)}()", path)
     for name, variable in variables.items():
         state.line(depth, f"{target}.{name} = {variable}", path)
@@ -242,8 +242,9 @@ def _skip_field(state: SourceState, entry: Field, path: str, depth: int) -> None
 def build_blank(event_class: type[Any]) -> type[Any] | None:
     """Build a subclass of a frozen attrs class whose instances can be filled field by field.
 
-    A filled instance becomes one of ``event_class`` by an assignment to its ``__class__``. Return None if this is
-    impossible: if the constructor of ``event_class`` does more than set fields, or if ``__class__`` cannot be assigned.
+    A filled instance becomes an instance of ``event_class`` by an assignment to its ``__class__``. Return None if this
+    is impossible: if the constructor of ``event_class`` does more than set fields, or if ``__class__`` cannot be
+    assigned.
     """
     constructor = vars(event_class).get("__init__")
     only_sets = inspect.isfunction(constructor) and constructor.__code__.co_filename.startswith("<attrs generated")

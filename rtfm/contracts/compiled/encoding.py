@@ -2,12 +2,12 @@
 
 The function takes the event and the frame. It prepares the parts of each field in order, without calls where possible,
 and joins all parts once. It has a fast path for short ASCII texts, and checks the ids of a record together. If it
-raises anything, the caller gets the error that ``build_refusal`` builds.
+raises an exception, the caller gets the error that ``build_refusal`` builds.
 
-The function also makes sure that the event breaks no rule of ``rtfm.events``. Two tests show for nearly all events,
-at little cost, that ids and ``observed_at`` are valid: an id of 1 to 19 digits satisfies every rule for ids, and an
-``observed_at`` is valid if it is not later than the limit of the last check. Only if one of these tests fails does the
-function call ``check``, which applies all rules to the event.
+The function also makes sure that the event breaks no rule of ``rtfm.events``. For nearly all events, two fast tests are
+enough: an id of 1 to 19 digits satisfies every rule for ids, and an ``observed_at`` is valid if it is not later than
+the latest time that the last full check allowed. If one of these tests fails, the function calls ``check``, which
+applies all rules to the event.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ _RUNTIME = [
 
 
 def _record(state: SourceState, shape: shapes.RecordShape, var: str, prefix: str, depth: int) -> list[str]:
-    """Add the lines that prepare the record in the variable ``var``, and return the variables with its parts.
+    """Add the lines that prepare the record in the variable ``var``, and return the variables with the record's parts.
 
     The variable of a field is named ``prefix`` followed by the field's name.
     """
     known_class = state.constant(shape.event_class.__name__, shape.event_class)
     state.line(depth, f"if {var}.__class__ is not {known_class}:")
     state.line(depth + 1, f"raise Misfit({var})")
-    # All fields are read before the first is used, so that the CPU fetches them in parallel.
+    # All fields are read before the first field is used, so that the CPU fetches them in parallel.
     variables = {slot.name: state.variable(prefix + slot.name) for slot in shape.slots}
     for name, variable in variables.items():
         state.line(depth, f"{variable} = {var}.{name}")
@@ -71,7 +71,7 @@ def _record(state: SourceState, shape: shapes.RecordShape, var: str, prefix: str
 FREE_FORM_IDS = frozenset({"query_id"})
 """Names of id fields whose values usually contain more than digits.
 
-They are not part of the common test for numeric ids, which would nearly always fail, and are matched one by one.
+With these fields, the common test for numeric ids would nearly always fail. They are therefore matched one by one.
 """
 
 _TEXT = shapes.Primitive("string", None)
@@ -83,9 +83,9 @@ def _is_id(slot: shapes.Slot) -> bool:
 
 
 def _slot(state: SourceState, slot: shapes.Slot, var: str, depth: int) -> list[str]:
-    """Add the lines that prepare a field, as ``_value`` does, and the checks that the rule for its name requires."""
+    """Add the lines that prepare a field, as ``_value`` does, and the checks that the field's name requires."""
     if slot.name == "observed_at":
-        # The comparison raises for a value that is not a number. None is valid.
+        # None is valid. For any other value that is not a number, the comparison raises an exception.
         state.line(depth, f"if {var} is not None and {var} > checked_until[0]:")
         state.line(depth + 1, "must_check = True")
     if slot.shape == shapes.Sequence(_TEXT) and is_id_field(slot.name):
@@ -106,8 +106,9 @@ def _ids(
 ) -> dict[str, list[str]]:
     """Add the lines that prepare the id fields of a record, whose values are usually numeric and short.
 
-    The generated lines join all ids and test once whether the result is numeric. If it is not, or if an id is longer
-    than 19 characters, they prepare each id like any other text, and set ``must_check``.
+    The generated lines join all ids and test once whether the joined text is numeric. If this text is not numeric, or
+    if an id is longer than 19 characters, the lines prepare each id like any other text, and set ``must_check`` to
+    True.
     """
     prepared = {}
     state.line(depth, "try:")
@@ -141,7 +142,8 @@ def _ids(
 def _join(parts: list[str]) -> str:
     """Return the source of an expression that joins the variables ``parts``.
 
-    It does not use an f-string, which is slower and calls ``__format__`` of subclasses of str, such as enums.
+    The expression is not an f-string, because an f-string is slower and calls ``__format__`` of subclasses of str, such
+    as enums.
     """
     return f"join(({', '.join(parts)}{',' * (len(parts) == 1)}))"
 
@@ -218,8 +220,8 @@ def _primitive(state: SourceState, kind: str, var: str, depth: int) -> None:
 
 
 def _time(state: SourceState, var: str, depth: int) -> list[str]:
-    # The first three bytes are looked up one by one. A table for two bytes has 16,384 entries, and times are spread
-    # over all of them, so that it would not stay in the CPU's cache.
+    # The first three bytes are looked up one by one. A table for two bytes has 16,384 entries, and the low bits of
+    # times are spread over all entries, so that such a table would not stay in the CPU's cache.
     first, second, third, rest = (state.part(var, what) for what in ("byte_1", "byte_2", "byte_3", "bytes_4_5"))
     state.line(depth, f"if {var}.__class__ is int and TIME_MIN <= {var} < TIME_MAX:")
     state.line(depth + 1, f"number = {var} & 0xFFFFF")

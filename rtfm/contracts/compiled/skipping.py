@@ -19,15 +19,15 @@ def build_skipper(node: Node, skippers: dict[int, Skip], empty: dict[int, bool])
     """Return a function that skips a value of the type ``node``.
 
     The function takes the data and the position of the value, and returns the position after the value. If the data end
-    too early, it raises IndexError or Misfit, or returns a position after the end of the data. ``skippers`` contains
-    the functions for the records that contain ``node``, so that a recursive record finds its own function. ``empty``
-    caches which records take no bytes. Raises Unresolvable for a fixed type of an invalid size.
+    too early, the function raises IndexError or Misfit, or returns a position after the end of the data. ``skippers``
+    contains the functions for the records that contain ``node``, so that a recursive record finds its own function.
+    ``empty`` caches which records take no bytes. Raises Unresolvable for a fixed type of an invalid size.
     """
     if id(node) in skippers:
         return skippers[id(node)]
     if takes_no_bytes(node, empty):
-        # The parts of such a record are not visited. Nested records without bytes can have an exponential number of
-        # parts.
+        # The parts of a record without bytes are not visited, because nested records without bytes can have an
+        # exponential number of parts.
         return lambda _, position: position
     if node.kind == "fixed" and not is_size(node.size):
         raise Unresolvable(f"{node.name} has the invalid size {node.size!r}")
@@ -78,7 +78,7 @@ def _skip_blocks(inner: list[Skip], data: bytes, position: int) -> int:
                 before = position
                 position = _skip_all(inner, data, position)
                 if position == before:
-                    # The items take no bytes. The loop ends at the first of them, because a block may claim as many of
-                    # them as the record has bytes.
+                    # The items take no bytes, and the position would not change any more. The loop ends here, because
+                    # a block may claim as many such items as the record has bytes.
                     break
     return position + 1

@@ -20,10 +20,10 @@ OWN_NAMES = frozenset(
 
 @define
 class SourceState:
-    """The lines generated so far, each with the path of its field, and the names that they use."""
+    """The lines generated so far, each with the path of its field, and the names that the lines use."""
 
     names: dict[str, Any]
-    """The constants that the source uses: from name to object."""
+    """The constants that the source uses: a dict from name to object."""
     lines: list[tuple[str, str]] = field(factory=list)
     _variables: set[str] = field(factory=set)
     _parts: dict[tuple[str, str], str] = field(factory=dict)
@@ -33,7 +33,10 @@ class SourceState:
         self.lines.append(("    " * depth + text, path))
 
     def constant(self, preferred: str, value: Any) -> str:
-        """Return the name of the constant ``value``, and add it if it is new. ``preferred`` is used if it is free."""
+        """Return the name of the constant ``value``.
+
+        A new constant is added. Its name is ``preferred`` if no other constant or variable has this name.
+        """
         for known, other in self.names.items():
             if other is value:
                 return known
@@ -42,15 +45,15 @@ class SourceState:
         return name
 
     def variable(self, preferred: str) -> str:
-        """Return the name of a new variable. ``preferred`` is used if it is free."""
+        """Return the name of a new variable. It is ``preferred`` if no constant or other variable has this name."""
         name = self._find_free_name(preferred)
         self._variables.add(name)
         return name
 
     def part(self, variable: str, what: str) -> str:
-        """Return the name of the variable for a part of ``variable``; ``what`` is for example ``length``.
+        """Return the name of the variable for one part of the value in ``variable``.
 
-        Calls with the same arguments return the same name.
+        ``what`` names the part, such as ``length``. Calls with the same arguments return the same name.
         """
         if (variable, what) not in self._parts:
             self._parts[variable, what] = self.variable(f"{variable}_{what}")

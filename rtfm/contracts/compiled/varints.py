@@ -3,8 +3,8 @@
 Short numbers are looked up in tables, and functions encode and decode longer ones. Avro's int and long are zigzag
 varints of at most 32 and 64 bits (https://avro.apache.org/docs/1.12.0/specification/#binary-encoding).
 
-The functions and tables for encoding return text in which each character is one byte, with the code points 0 to 255. A
-generated encoder joins these texts and converts the result to bytes once.
+The functions and tables for encoding return text in which each character stands for one byte and has a code point of 0
+to 255. A generated encoder joins these texts and converts the result to bytes once.
 """
 
 from __future__ import annotations
@@ -38,24 +38,26 @@ def describe_error(exc: Exception) -> str:
             return str(exc)
 
 
-# Both tables are indexed by 14 bits of a number. PAIR contains their two bytes if more bytes of the number follow; both
-# bytes have the continuation bit. TAIL contains their one or two bytes if they are the last bits of the number.
+# PAIR and TAIL are indexed by 14 bits of a number and contain the bytes that encode these bits. PAIR is for bits after
+# which more bits of the number follow: it has two bytes, both with the continuation bit. TAIL is for the last bits of
+# the number: it has one or two bytes.
 PAIR = tuple(chr(number & 127 | 128) + chr(number >> 7 | 128) for number in range(1 << 14))
 TAIL = tuple(chr(number) if number < 128 else PAIR[number][0] + chr(number >> 7) for number in range(1 << 14))
-# LENGTH contains each encoded length, by length. NULLABLE_LENGTH is for a union with null: by the index of the branch
-# and then by length, it contains the encoded index followed by the encoded length.
+# LENGTH contains each encoded length, by length. NULLABLE_LENGTH is for a text in a union with null. It contains the
+# encoded index of the text's branch followed by the encoded length, by index and then by length.
 LENGTH = tuple(TAIL[length << 1] for length in range(LIMIT))
 NULLABLE_LENGTH = {index: tuple(chr(index << 1) + text for text in LENGTH) for index in (0, 1)}
 
-# These tables contain the encoded length of an id. ANY_ID_LENGTH ends at 128 characters. The other two are for numeric
-# ids and end at 19 characters, because every id of at most 19 digits satisfies all rules for ids. A longer id raises
-# IndexError. An empty id is invalid. Its entry is None, and joining None raises TypeError.
+# The next three tables contain the encoded length of an id, by length. ANY_ID_LENGTH ends at 128 characters. ID_LENGTH
+# and NULLABLE_ID_LENGTH are for numeric ids. They end at 19 characters, because every id of 1 to 19 digits satisfies
+# all rules for ids. For a longer id, the look-up raises IndexError. An empty id is invalid: the entry for its length is
+# None, and joining None raises TypeError.
 ID_LENGTH: tuple[Any, ...] = (None, *LENGTH[1:20])
 ANY_ID_LENGTH: tuple[Any, ...] = (None, *LENGTH[1:129])
 NULLABLE_ID_LENGTH: dict[int, tuple[Any, ...]] = {i: (None, *lengths[1:20]) for i, lengths in NULLABLE_LENGTH.items()}
 
-# Times in milliseconds from July 1970 to 2039 take six bytes. The first byte has six bits of the time, because its
-# lowest bit is zigzag's sign. Each of the others has seven bits.
+# Times in milliseconds from July 1970 to 2039 take six bytes. The first byte contains six bits of the time, because its
+# lowest bit is zigzag's sign. Each of the other five bytes contains seven bits of the time.
 FIRST_BYTE = tuple(chr(number << 1 | 128) for number in range(1 << 6))
 MIDDLE_BYTE = tuple(chr(number | 128) for number in range(1 << 7))
 TIME_MIN, TIME_MAX = 1 << 34, 1 << 41
@@ -103,8 +105,8 @@ def encode_texts(texts: list[str]) -> str:
 def encode_ids(ids: list[str]) -> tuple[str, bool]:
     """Encode a list of ids as one block.
 
-    Return (the encoded list, whether all ids are known to satisfy the rules for ids). If an id is not numeric, the
-    second value is False, even if all ids are valid.
+    Return (the encoded list, whether all ids are known to satisfy the rules for ids). If an id is not numeric or is
+    longer than 19 digits, the second value is False, even if all ids are valid.
     """
     if type(ids) is not list or not ids:
         return encode_texts(ids), True
@@ -118,8 +120,9 @@ def encode_ids(ids: list[str]) -> tuple[str, bool]:
             if count == 1:
                 return f"\x02{length}{digits}\x00", True
             if len(digits) == size * count:
-                # The ids are on average as long as the first one. ``items`` is right only if each id is as long. Then
-                # every character at a multiple of ``size + 1`` is the encoded length, which is not a digit.
+                # The ids are on average as long as the first id. ``items`` is right only if each id has this length. In
+                # that case every character at a multiple of ``size + 1`` is the encoded length. Otherwise one of these
+                # characters is a digit, and an encoded length is never a digit.
                 items = length + length.join(ids)
                 if items[:: size + 1] != length * count:
                     items = ""
@@ -154,11 +157,13 @@ def float_codec(code: str) -> tuple[Callable[[float], str], Callable[[bytes, int
     return encode, layout.unpack_from
 
 
-# Indexed by the first byte of an encoded length: the length, or -1 if more bytes follow or the length is negative.
+# SHORT_LENGTH contains the length by the first byte of the encoded length. The entry is -1 if more bytes follow or the
+# length is negative.
 SHORT_LENGTH = tuple(-1 if byte & 1 or byte > 127 else byte >> 1 for byte in range(256))
 
-# Each of these tables maps two of a time's six bytes, as a little-endian number, to their part of the time. Times that
-# do not have six bytes, and negative times, are not in the tables and raise KeyError.
+# TIME_LOW, TIME_MIDDLE and TIME_HIGH are for times of six bytes that are not negative. Each table maps two of the six
+# bytes, read as a little-endian number, to their part of the time. For any other time, one of the look-ups raises
+# KeyError.
 read_three_pairs = struct.Struct("<HHH").unpack_from
 TIME_LOW = {low | 128 | (high | 128) << 8: (low >> 1) + (high << 6) for low in range(0, 128, 2) for high in range(128)}
 TIME_MIDDLE = {low | 128 | (high | 128) << 8: (low + (high << 7)) << 13 for low in range(128) for high in range(128)}
@@ -220,8 +225,8 @@ def decode_count(data: bytes, position: int) -> tuple[int, int, int]:
     return count, size, position
 
 
-# _ID_LENGTHS has the encoded lengths 17 to 19, which are the characters ", $ and &. In a block of Discord's ids they
-# are the only bytes that are not digits. _HALF decodes them.
+# _ID_LENGTHS contains the lengths 17 to 19 in encoded form. They are the characters ", $ and &. In a block of Discord's
+# ids, these characters are the only bytes that are not digits. _HALF decodes these lengths.
 _ID_LENGTHS = bytes(length << 1 for length in (17, 18, 19))
 _DIGITS = b"0123456789"
 _HALF = bytes(byte >> 1 for byte in range(256))
@@ -230,9 +235,9 @@ _HALF = bytes(byte >> 1 for byte in range(256))
 def decode_texts(data: bytes, text: str, position: int) -> tuple[list[str], int]:
     """Return (the texts of an array, position after it). ``text`` is ``data`` decoded as Latin-1.
 
-    Two fast ways split a whole block at once: one for texts of the same length, and one for ids of 17 to 19 digits,
-    like Discord's. They are tried only for the first block of an array, which usually is its only one. If they fail,
-    the texts are read one by one.
+    Two fast ways split a whole block at once: the first is for ASCII texts of the same length, and the second is for
+    ids of 17 to 19 digits, like Discord's. They are tried only for the first block of an array. Most arrays have only
+    one block. If the fast ways fail, the texts are read one by one.
     """
     count, start = SHORT_LENGTH[data[position]], position + 1
     if not count:
@@ -240,8 +245,8 @@ def decode_texts(data: bytes, text: str, position: int) -> tuple[list[str], int]
     if count < 0:
         count, _, start = decode_count(data, position)
     first = data[start]
-    # If the length has more than one byte, ``step`` is 0. Then ``end`` is at the first byte of the length, which is not
-    # 0, and the first way is not taken.
+    # If the length of the first text takes more than one byte, ``step`` is 0. In that case ``end`` is the position of
+    # that length's first byte, which is not 0, and the first way is not taken.
     step = SHORT_LENGTH[first] + 1
     end = start + step * count
     if end < len(data) and not data[end]:

@@ -7,7 +7,8 @@ Each level says which schema must be able to read which records
 - FORWARD: the old schema must be able to read records of the new schema.
 - FULL: both.
 
-The transitive levels compare the new schema with every released version, the other levels only with the newest one.
+A transitive level compares the new schema with every released version. Any other level, except NONE, compares the new
+schema with the newest released version only. NONE compares nothing.
 
 Whether a schema can read a record is decided as in Java's Avro, which registries use. Avro's Python checker then looks
 for incompatibilities that this module missed. At every level except NONE, the project's own rules in ``history`` apply
@@ -42,8 +43,8 @@ _WIDENS_TO = {
 class Gap:
     """A place where a reader's schema cannot read records of a writer's schema.
 
-    ``path`` is the place and ``rule`` the name of the broken rule. ``written`` and ``expected`` are the writer's and
-    the reader's type or size, for the rules that compare these. ``detail`` is for the other rules.
+    ``path`` is the place and ``rule`` the name of the broken rule. For rules that compare types, names or sizes,
+    ``written`` is the writer's and ``expected`` the reader's. For other rules, ``detail`` says what is wrong.
     """
 
     path: str
@@ -56,7 +57,8 @@ class Gap:
 def find_violations(subject: str, schema: Schema, released: Mapping[int, Schema], level: str) -> list[Finding]:
     """Return the rules that ``schema`` breaks as the next version of ``subject``, under the compatibility ``level``.
 
-    Messages give ``schema`` the number of the next version, or that of the newest version if the two are equal.
+    In messages, ``schema`` has the number of the next version. If ``schema`` equals the newest version, it has the
+    number of the newest version.
     """
     newest = max(released, default=0)
     number = newest if schema == released.get(newest) else newest + 1
@@ -120,7 +122,8 @@ def find_gaps(reader: Schema, writer: Schema) -> list[Gap]:
 def unremovable_fields(released: Mapping[int, Schema], level: str) -> list[str]:
     """Return the paths of the fields that no later version may omit.
 
-    These are fields without a default in a released version, whose readers could not read a record without them.
+    These are the fields that have no default in a released version. A reader with that version could not read a record
+    without such a field.
     """
     versions = versions_to_compare(released, level) if level.startswith(("FORWARD", "FULL")) else {}
     types = (part for version in versions.values() for part in walk(parse(version)))
@@ -241,7 +244,8 @@ def _check_with_avro(reader: Schema, writer: Schema) -> str | None:
 def _qualify_aliases(schema: Any, namespace: str) -> Any:
     """Return ``schema`` with the namespace added to every alias that has none.
 
-    Avro's specification says that such an alias is in the namespace of its type, but Avro's Python checker ignores it.
+    Avro's specification says that such an alias is in the namespace of its type. Avro's Python checker does not apply
+    this rule.
     """
     if isinstance(schema, list):
         return [_qualify_aliases(branch, namespace) for branch in schema]

@@ -23,7 +23,8 @@ class Finding:
     """One error in the contracts.
 
     ``kind`` is lock, lint, compatibility or registry. ``version`` is the version that the schema was compared with.
-    ``message`` is a complete line. ``what`` is the part of it that says what is wrong, and ``fix`` says what to do.
+    ``message`` is a complete line. ``what`` is the part of the message that says what is wrong, and ``fix`` says what
+    to do.
 
     ``direction`` is "backward" if the new schema cannot read records of the old one, "forward" if the old schema cannot
     read records of the new one, and "history" if the change breaks one of the project's own rules.

@@ -1,7 +1,7 @@
 """The project's own rules for changes between versions. Pure.
 
-Avro allows the changes that these rules forbid. After such a change a reader would not fail, but misinterpret a value:
-for example read a time in another unit, or a symbol with another meaning.
+Avro allows the changes that these rules forbid. After such a change, a reader could misinterpret a value without an
+error: for example, it could read a time in another unit, or a symbol with another meaning.
 """
 
 from __future__ import annotations

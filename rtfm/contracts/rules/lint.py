@@ -1,8 +1,8 @@
 """Checks of a schema by itself, without its earlier versions. Pure.
 
 Avro's libraries treat invalid defaults and logical types differently: one library accepts a schema that another cannot
-parse. These checks make sure that every library accepts the schema. They also require that every record, enum and field
-has a doc, and that every enum has a default.
+parse. These checks therefore refuse invalid defaults and logical types. They also require that every record, enum and
+field has a doc, and that every enum has a default.
 """
 
 from __future__ import annotations
